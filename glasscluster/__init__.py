@@ -1,0 +1,37 @@
+"""GlassCluster: a GPU cluster you can see through.
+
+    from glasscluster import Cluster
+    run = Cluster("classroom", gpus=4).run(program)
+
+Names are imported when first used, so `import glasscluster` is quick and brings no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glasscluster.sim.cluster import Cluster, Run
+    from glasscluster.sim.graph import ExecutionGraph
+    from glasscluster.sim.replay import replay
+    from glasscluster.sim.timeline import Timeline
+    from glasscluster.strategies.plan import Plan
+
+__version__ = "0.1.0"
+__all__ = ["Cluster", "ExecutionGraph", "Plan", "Run", "Timeline", "__version__", "replay"]
+
+_HOME = {
+    "Cluster": "glasscluster.sim.cluster",
+    "Run": "glasscluster.sim.cluster",
+    "ExecutionGraph": "glasscluster.sim.graph",
+    "Timeline": "glasscluster.sim.timeline",
+    "Plan": "glasscluster.strategies.plan",
+    "replay": "glasscluster.sim.replay",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"glasscluster has no {name!r}; it has {', '.join(sorted(_HOME))}")
+    return getattr(import_module(_HOME[name]), name)

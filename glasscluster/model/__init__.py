@@ -1,0 +1,1 @@
+"""A small GPT and what trains it: torch only, nothing of clusters."""

@@ -1,0 +1,157 @@
+"""A small GPT: learned positions, pre-LayerNorm, GELU, tied or untied head (GPT-2's shape).
+
+Dims in shape suffixes: B sequences, S tokens, H hidden, A local heads, D head size, F local ffn, V local vocabulary.
+A model is cut into stages of consecutive layers; the first has the embedding, the last the final norm and the head.
+A whole model is the stage that has everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glasscluster.model.attention import ATTENTION
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.parallel import Shard, Unsharded, local_parameter
+
+
+class Module(nn.Module):
+    """Parameters by full name, cut for this rank. `shards` says how each one is cut (None: whole on every rank)."""
+
+    def __init__(self, prefix: str, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
+        super().__init__()
+        self.prefix, self.config, self.parallel, self.seed, self.like = prefix, config, parallel, seed, like
+        self.shards: dict[str, Shard | None] = {}
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def weight(self, name: str, *shape: int, std: float, mean: float = 0.0, shard: Shard | None = None) -> None:
+        """Create parameter `name`. Biases start small and random, not zero: a zero hides mistakes."""
+        full_name = f"{self.prefix}{name}"
+        self.register_parameter(name, local_parameter(full_name, shape, std, mean, shard, self.parallel, self.seed, self.like))
+        self.shards[full_name] = shard
+
+
+class Block(Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). Heads and ffn columns are shared out over tensor ranks."""
+
+    def __init__(self, index: int, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
+        super().__init__(f"layers.{index}.", config, parallel, seed, like)
+        h, f, std = config.hidden, config.width, config.init_std
+        out_std = std / (2 * config.layers) ** 0.5  # GPT-2: residual outputs are scaled by depth
+        self.index = index
+        self.weight("norm1_weight", h, std=std, mean=1.0)
+        self.weight("norm1_bias", h, std=std)
+        self.weight("qkv_weight", 3 * h, h, std=std, shard=Shard(0, 3))  # column parallel
+        self.weight("qkv_bias", 3 * h, std=std, shard=Shard(0, 3))
+        self.weight("out_weight", h, h, std=out_std, shard=Shard(1))  # row parallel
+        self.weight("out_bias", h, std=std)
+        self.weight("norm2_weight", h, std=std, mean=1.0)
+        self.weight("norm2_bias", h, std=std)
+        self.weight("up_weight", f, h, std=std, shard=Shard(0))
+        self.weight("up_bias", f, std=std, shard=Shard(0))
+        self.weight("down_weight", h, f, std=out_std, shard=Shard(1))
+        self.weight("down_bias", h, std=std)
+
+    def forward(self, x_BSH: Tensor) -> Tensor:
+        """[B, S, H] -> [B, S, H]."""
+        f, g, eps, h = self.parallel.f, self.parallel.g, self.config.norm_eps, self.config.hidden
+        y = f(F.layer_norm(x_BSH, (h,), self.norm1_weight, self.norm1_bias, eps))
+        x_BSH = x_BSH + (g(F.linear(self.attend(y), self.out_weight)) + self.out_bias)
+        y = f(F.layer_norm(x_BSH, (h,), self.norm2_weight, self.norm2_bias, eps))
+        y = F.gelu(F.linear(y, self.up_weight, self.up_bias))
+        return x_BSH + (g(F.linear(y, self.down_weight)) + self.down_bias)
+
+    def attend(self, x_BSH: Tensor) -> Tensor:
+        """Local heads of multi-head attention: [B, S, H] -> [B, S, A·D]."""
+        b, s, _ = x_BSH.shape
+        qkv = F.linear(x_BSH, self.qkv_weight, self.qkv_bias)
+        q, k, v = qkv.view(b, s, 3, -1, self.config.head_dim).permute(2, 0, 3, 1, 4)  # 3 x [B, A, S, D]
+        return ATTENTION[self.config.attention](q, k, v).transpose(1, 2).reshape(b, s, -1)
+
+
+class Embedding(Module):
+    """Token rows plus position rows."""
+
+    def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
+        super().__init__("embedding.", config, parallel, seed, like)
+        self.weight("token", config.vocab, config.hidden, std=config.init_std, shard=Shard(0))
+        self.weight("position", config.seq, config.hidden, std=config.init_std)
+
+    def forward(self, tokens_BS: Tensor) -> Tensor:
+        """[B, S] -> [B, S, H]."""
+        return self.parallel.embed(tokens_BS, self.token) + self.position[: tokens_BS.shape[1]]
+
+
+class Head(Module):
+    """Final norm, logits, loss summed over tokens. `table` is the embedding's when tied and on this stage."""
+
+    def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor, tied_to: nn.Parameter | None) -> None:
+        super().__init__("head.", config, parallel, seed, like)
+        self.weight("norm_weight", config.hidden, std=config.init_std, mean=1.0)
+        self.weight("norm_bias", config.hidden, std=config.init_std)
+        if tied_to is not None:
+            self.table = tied_to
+        else:
+            # the last stage's own copy of a tied embedding starts equal to the first stage's: same name, same values
+            self.prefix = "embedding." if config.tied else "head."
+            self.weight("token" if config.tied else "table", config.vocab, config.hidden, std=config.init_std, shard=Shard(0))
+            self.table = self.token if config.tied else self.table
+
+    def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
+        """Loss: a scalar, summed over tokens."""
+        x = F.layer_norm(x_BSH, (self.config.hidden,), self.norm_weight, self.norm_bias, self.config.norm_eps)
+        logits_BSV = F.linear(self.parallel.f(x), self.table)
+        return self.parallel.cross_entropy(logits_BSV, targets_BS)
+
+
+class GPTStage(nn.Module):
+    """Consecutive layers of a GPT, with the embedding if `first` and the head if `last`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: Sequence[int] | None = None,
+        first: bool = True,
+        last: bool = True,
+        parallel: Unsharded | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        parallel = parallel or Unsharded()
+        self.layers: Any
+        like = torch.empty(0, dtype=dtype, device=device)
+        self.config, self.first, self.last, self.dtype = config, first, last, dtype
+        self.embedding = Embedding(config, parallel, seed, like) if first else None
+        indices = range(config.layers) if layers is None else layers
+        self.layers = nn.ModuleDict({str(i): Block(i, config, parallel, seed, like) for i in indices})
+        tied_to = self.embedding.token if self.embedding is not None and config.tied else None
+        self.head = Head(config, parallel, seed, like, tied_to) if last else None
+
+    def forward(self, x: Tensor, targets_BS: Tensor | None = None) -> Tensor:
+        """First stage: tokens [B, S]; others: activations [B, S, H]. Returns activations, or on the last stage the loss."""
+        if self.embedding is not None:
+            x = self.embedding(x)
+        for block in self.layers.values():
+            x = block(x)
+        if self.head is not None:
+            assert targets_BS is not None
+            x = self.head(x, targets_BS)
+        return x
+
+    def parts(self) -> list[Any]:
+        """Embedding, blocks, head: in the order they run."""
+        ends = (self.embedding, *self.layers.values(), self.head)
+        return [p for p in ends if p is not None]
+
+    def full_names(self) -> dict[str, tuple[nn.Parameter, Shard | None]]:
+        """Full name -> (parameter, how it is cut). The tied table appears once, as embedding.token."""
+        return {name: (getattr(part, name.split(".")[-1]), shard) for part in self.parts() for name, shard in part.shards.items()}

@@ -1,0 +1,73 @@
+"""What a block asks of tensor parallelism, and the answer of one device.
+
+The model knows nothing of clusters: each block calls `f` before and `g` after its matrices (the names of
+Megatron-LM, 1909.08053 section 3) and takes its share of the rows or columns. On one device both are the
+identity. `strategies/tensor_parallel.py` has the version that talks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # a target that carries no loss
+
+
+@dataclass(frozen=True)
+class Shard:
+    """How a parameter is cut over tensor-parallel ranks: along `dim`, which holds `groups` equal blocks (QKV: 3)."""
+
+    dim: int
+    groups: int = 1
+
+    def take(self, full: Tensor, rank: int, size: int) -> Tensor:
+        """This rank's part of a full parameter."""
+        blocks = full.unflatten(self.dim, (self.groups, size, -1)).select(self.dim + 1, rank)
+        return blocks.flatten(self.dim, self.dim + 1)
+
+    def shape(self, full: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """Shape of a rank's part."""
+        return tuple(n // size if i == self.dim else n for i, n in enumerate(full))
+
+
+class Unsharded:
+    """One device: everything is whole."""
+
+    size, rank = 1, 0
+
+    def f(self, x: Tensor) -> Tensor:
+        """Into the parallel region."""
+        return x
+
+    def g(self, x: Tensor) -> Tensor:
+        """Out of the parallel region."""
+        return x
+
+    def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
+        """Rows of the table: [b, s] -> [b, s, h]."""
+        return F.embedding(tokens, table)
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Sum over tokens of -log p(target); logits [b, s, V], targets [b, s]; IGNORE counts nothing."""
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE)
+
+
+def local_parameter(
+    name: str, shape: tuple[int, ...], std: float, mean: float, shard: Shard | None, parallel: Unsharded, seed: int, like: Tensor
+) -> torch.nn.Parameter:
+    """A parameter's local part. The full tensor depends on (seed, name) alone, so every layout starts equal.
+
+    `like` gives dtype and device. Values are drawn in float64 and rounded, so precisions start equal too.
+    """
+    import zlib
+
+    local = shard.shape(shape, parallel.size) if shard else shape
+    if like.device.type == "meta":
+        return torch.nn.Parameter(torch.empty(local, dtype=like.dtype, device="meta"))
+    generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+    full = torch.randn(shape, generator=generator, dtype=torch.float64) * std + mean
+    part = shard.take(full, parallel.rank, parallel.size) if shard else full
+    return torch.nn.Parameter(part.to(like.dtype, copy=True).to(like.device).contiguous())

@@ -1,0 +1,1 @@
+"""Scenarios: a question, a run, pictures, checks."""

@@ -1,0 +1,1 @@
+"""Backends: each only moves messages and starts ranks."""

@@ -1,0 +1,289 @@
+"""The `threads` backend: a rank is a thread of this process; a seeded scheduler hands a baton around.
+
+One rank runs at a time, until it blocks. Who runs next is drawn from a seeded generator among the ranks that
+can run, so a run repeats exactly. When nobody can run and somebody has not finished, that is a deadlock: it is
+known at once, without a timeout, with the cycle and the source lines.
+
+A send completes when its receive is posted (rendezvous): what passes here passes on a network without buffers.
+Messages of one (sender, receiver, tag) keep their order; the copy is made by whichever rank comes second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from glasscluster.sim.communicator import Ticket
+from glasscluster.sim.errors import CollectiveMismatch, Deadlock, GlassError, MessageLost, ScenarioError
+from glasscluster.sim.gpu import Outcome, run_rank
+
+RUNNABLE, BLOCKED, FINISHED = "runnable", "blocked", "finished"
+
+
+class _Abandoned(BaseException):
+    """Unwinds a rank after another one failed; never seen outside."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a blocked rank waits for."""
+
+    rank: int
+    kind: str
+    peer: int
+    what: str
+    nbytes: int
+    line: str
+
+    def __str__(self) -> str:
+        way = "to" if self.kind == "send" else "from"
+        inside = "" if self.what in ("send", "recv") else f" inside {self.what}"
+        return f"rank {self.rank} waits in {self.kind} {way} rank {self.peer} ({self.nbytes:,} bytes){inside} at {self.line}"
+
+
+class Scheduler:
+    """The baton, and every message that has been posted but not met."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.draw = size, random.Random(seed)
+        self.turn = [threading.Semaphore(0) for _ in range(size)]
+        self.state = [RUNNABLE] * size
+        self.waiting: list[Sequence[Ticket]] = [()] * size
+        self.threads: list[threading.Thread] = []
+        self.sends: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
+        self.receives: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
+        self.failure: GlassError | None = None
+        self.all_done = threading.Event()
+
+    # ---- messages ----------------------------------------------------------------------------------------------
+    def post(self, me: int, ticket: Ticket) -> Ticket:
+        """Post a send or receive; meets its partner if that is already there."""
+        sending = ticket.kind == "send"
+        key = (me, ticket.peer, ticket.tag) if sending else (ticket.peer, me, ticket.tag)
+        mine, theirs = (self.sends, self.receives) if sending else (self.receives, self.sends)
+        if not theirs[key]:
+            mine[key].append(ticket)
+            return ticket
+        partner = theirs[key].popleft()
+        send, receive = (ticket, partner) if sending else (partner, ticket)
+        self._deliver(key[0], key[1], send, receive)
+        other = ticket.peer
+        if self.state[other] == BLOCKED and any(t is partner for t in self.waiting[other]):
+            self.state[other] = RUNNABLE
+        return ticket
+
+    def _deliver(self, src: int, dst: int, send: Ticket, receive: Ticket) -> None:
+        x, out = send.tensor, receive.tensor
+        assert x is not None and out is not None
+        if send.what != receive.what and {send.what, receive.what} != {"send", "recv"}:
+            self._mismatch(src, dst, f"rank {src} is in {send.what}, rank {dst} in {receive.what}")
+        if x.numel() != out.numel() or x.dtype != out.dtype:
+            sizes = f"{x.numel()} x {x.dtype} sent, {out.numel()} x {out.dtype} expected"
+            self._mismatch(src, dst, f"rank {src} sends to rank {dst} in {send.what}: {sizes}")
+        with torch.no_grad(), torch._C._DisableTorchDispatch():
+            out.view(-1).copy_(x.view(-1))
+        send.done = receive.done = True
+        send.tensor = receive.tensor = None
+
+    def _mismatch(self, src: int, dst: int, message: str) -> None:
+        raise CollectiveMismatch(message, rank=dst, operation="recv", peer=src)
+
+    # ---- the baton ---------------------------------------------------------------------------------------------
+    def block(self, me: int, tickets: Sequence[Ticket]) -> None:
+        """Give the baton away until one of `tickets` is done."""
+        if any(t.done for t in tickets):
+            return
+        self.waiting[me], self.state[me] = tickets, BLOCKED
+        self._hand_over()
+        self._take(me)
+        self.waiting[me] = ()
+
+    def _take(self, me: int) -> None:
+        self.turn[me].acquire()
+        if self.failure is not None:
+            raise _Abandoned
+        self.state[me] = RUNNABLE
+
+    def _hand_over(self) -> None:
+        if self.failure is None:
+            ready = [r for r in range(self.size) if self.state[r] == RUNNABLE]
+            if ready:
+                self.turn[self.draw.choice(ready)].release()
+                return
+            if any(s == BLOCKED for s in self.state):
+                self.fail(self._deadlock())
+                return
+        if all(s == FINISHED for s in self.state):
+            self.all_done.set()
+
+    def finish(self, me: int) -> None:
+        """A rank's program has ended."""
+        self.state[me] = FINISHED
+        self._hand_over()
+
+    def fail(self, error: GlassError) -> None:
+        """Keep the first failure and unwind every blocked rank."""
+        if self.failure is None:
+            self.failure = error
+        for rank in range(self.size):
+            self.turn[rank].release()
+
+    # ---- naming what went wrong --------------------------------------------------------------------------------
+    def _deadlock(self) -> Deadlock:
+        frames = sys._current_frames()
+        waits = []
+        for rank in range(self.size):
+            if self.state[rank] == BLOCKED:
+                ticket = next(t for t in self.waiting[rank] if not t.done)
+                size = ticket.tensor.numel() * ticket.tensor.element_size() if ticket.tensor is not None else 0
+                line = source_line(frames.get(self.threads[rank].ident or -1))
+                waits.append(Wait(rank, ticket.kind, ticket.peer, ticket.what, size, line))
+        return describe_deadlock(waits, [r for r in range(self.size) if self.state[r] == FINISHED])
+
+    def leftovers(self) -> MessageLost | None:
+        """A message that was posted and never met, after everybody finished."""
+        for kind, queues in (("send", self.sends), ("recv", self.receives)):
+            for (src, dst, tag), queue in queues.items():
+                if queue:
+                    me, peer = (src, dst) if kind == "send" else (dst, src)
+                    other = "received it" if kind == "send" else "sent it"
+                    return MessageLost(
+                        f"rank {me} posted a {kind} with rank {peer} (wire tag {tag}) and rank {peer} never {other}",
+                        rank=me,
+                        operation=kind,
+                        peer=peer,
+                    )
+        return None
+
+
+def describe_deadlock(waits: list[Wait], finished: Sequence[int]) -> Deadlock:
+    """The wait-for graph in words: a cycle, or a chain that ends at a finished rank."""
+    by_rank = {w.rank: w for w in waits}
+    lines = [str(w) for w in waits]
+    for start in by_rank:
+        path, at = [], start
+        while at in by_rank and at not in path:
+            path.append(at)
+            at = by_rank[at].peer
+        if at in path:
+            cycle = path[path.index(at) :]
+            arrows = " → ".join(map(str, [*cycle, cycle[0]]))
+            everyone = "; every rank is sending and nobody is receiving" if all(by_rank[r].kind == "send" for r in cycle) else ""
+            first = by_rank[cycle[0]]
+            names = {"rank": first.rank, "operation": first.what, "peer": first.peer}
+            return Deadlock("\n  ".join([f"deadlock: cycle {arrows}{everyone}", *lines]), waits=waits, cycle=cycle, **names)
+    end = next((w for w in waits if w.peer in finished), waits[0])
+    missing = "receives what" if end.kind == "send" else "sends what"
+    text = f"deadlock: the chain ends at finished rank {end.peer}: it never {missing} rank {end.rank} waits for"
+    return Deadlock("\n  ".join([text, *lines]), waits=waits, rank=end.rank, operation=end.what, peer=end.peer)
+
+
+def source_line(frame: Any) -> str:
+    """file:line of the innermost frame outside this package (else of the strategy that called)."""
+    package = __name__.split(".")[0]
+    inside = "unknown line"
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+        if not module.startswith((package + ".", "torch", "threading", "contextlib")):
+            return where
+        if inside == "unknown line" and not module.startswith((package + ".sim", "torch", "threading", "contextlib")):
+            inside = where
+        frame = frame.f_back
+    return inside
+
+
+class ThreadWire:
+    """A rank's end of the scheduler."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank: int, scheduler: Scheduler) -> None:
+        self.rank, self.size, self.scheduler = rank, scheduler.size, scheduler
+
+    def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
+        """Post a send."""
+        return self.scheduler.post(self.rank, Ticket("send", dst, tag, tensor, what))
+
+    def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
+        """Post a receive."""
+        return self.scheduler.post(self.rank, Ticket("recv", src, tag, out, what))
+
+    def block(self, tickets: Sequence[Ticket]) -> None:
+        """Hand the baton over until a ticket is done."""
+        self.scheduler.block(self.rank, tickets)
+
+    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int) -> None:
+        """There is no library underneath."""
+        raise ScenarioError("algorithm", "native", "the threads backend has no library to hand a collective to", ["ring"])
+
+
+class ThreadsBackend:
+    """Runs ranks as threads. Nothing to set up, nothing left behind."""
+
+    name = "threads"
+
+    def __init__(self, gpus: int, *, seed: int = 0, **_: Any) -> None:
+        self.gpus, self.seed = gpus, seed
+
+    def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
+        """One outcome a rank; the first failure is raised."""
+        scheduler = Scheduler(self.gpus, self.seed)
+        outcomes: list[Outcome | None] = [None] * self.gpus
+        cpu = _one_cpu()
+
+        def rank_main(rank: int) -> None:
+            if cpu is not None:
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(0, {cpu})  # this thread only: a handover on one core is 8 times faster
+            torch.set_num_threads(1)  # one OpenMP thread a rank, or sums differ in bits
+            try:
+                scheduler._take(rank)
+                outcome = run_rank(ThreadWire(rank, scheduler), program, args, record, capacity, abandoned=_Abandoned)
+                outcomes[rank] = outcome
+                if outcome.error is not None:
+                    scheduler.fail(outcome.error)
+            except _Abandoned:
+                pass
+            finally:
+                scheduler.finish(rank)
+
+        threads_before = torch.get_num_threads()
+        scheduler.threads = [threading.Thread(target=rank_main, args=(r,), name=f"rank-{r}", daemon=True) for r in range(self.gpus)]
+        try:
+            for thread in scheduler.threads:
+                thread.start()
+            scheduler._hand_over()
+            for thread in scheduler.threads:
+                thread.join()
+        except KeyboardInterrupt:
+            scheduler.fail(GlassError("interrupted"))
+            raise
+        finally:
+            torch.set_num_threads(threads_before)
+        if scheduler.failure is not None:
+            scheduler.failure.__dict__["outcomes"] = [o for o in outcomes if o is not None]
+            raise scheduler.failure
+        lost = scheduler.leftovers()
+        if lost is not None:
+            raise lost
+        return [o for o in outcomes if o is not None]
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def _one_cpu() -> int | None:
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus[os.getpid() % len(cpus)]

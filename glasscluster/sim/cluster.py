@@ -1,0 +1,159 @@
+"""The cluster: run one program on every rank, get a Run back.
+
+    run = Cluster("dgx-h100", gpus=8, backend="threads").run(program)
+
+A backend only moves messages and starts ranks; everything else about a run is the same on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from glasscluster.sim.display import renderer
+from glasscluster.sim.errors import GlassError, ScenarioError
+from glasscluster.sim.gpu import Outcome
+from glasscluster.sim.graph import ExecutionGraph
+from glasscluster.sim.hardware import Hardware, hardware
+from glasscluster.sim.memory import peak
+from glasscluster.sim.replay import replay
+from glasscluster.sim.timeline import Timeline
+
+BACKENDS = ("ray", "threads", "torchrun", "dry")
+
+
+class Backend(Protocol):
+    """Moves messages and starts ranks."""
+
+    name: str
+
+    def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
+        """One outcome a rank, in rank order; a failure is raised as a GlassError."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+def make_backend(name: str, gpus: int, **options: Any) -> Backend:
+    """A backend by name; each is imported when first used."""
+    if name == "threads":
+        from glasscluster.sim.backends.threads import ThreadsBackend
+
+        return ThreadsBackend(gpus, **options)
+    if name == "ray":
+        from glasscluster.sim.backends.ray_actors import RayBackend
+
+        return RayBackend(gpus, **options)
+    if name == "torchrun":
+        from glasscluster.sim.backends.torchrun import TorchrunBackend
+
+        return TorchrunBackend(gpus, **options)
+    if name == "dry":
+        from glasscluster.sim.backends.dry import DryBackend
+
+        return DryBackend(gpus, **options)
+    raise ScenarioError("backend", name, "unknown backend", BACKENDS)
+
+
+class Cluster:
+    """`gpus` ranks on `hardware` (the virtual clock), run by `backend`. A context manager: actors live until it closes.
+
+    Options: seed (order in which threads run), device ("cpu" or "cuda"), timeout_s (of one operation, where a
+    backend needs one), memory_bytes (capacity of a virtual GPU; default: the hardware's; None: unlimited).
+    """
+
+    def __init__(
+        self,
+        hardware_name: str | Hardware = "classroom",
+        gpus: int = 4,
+        backend: str = "threads",
+        *,
+        memory_bytes: float | str | None = "hardware",
+        **options: Any,
+    ) -> None:
+        self.hardware = hardware(hardware_name)
+        if gpus < 1:
+            raise ScenarioError("gpus", gpus, "must be at least 1")
+        self.gpus, self.backend_name, self.options = gpus, backend, options
+        self.capacity: float | None = self.hardware.gpu.memory_bytes if isinstance(memory_bytes, str) else memory_bytes
+        self._backend: Backend | None = None
+        self._kept = False
+        if backend not in BACKENDS:
+            raise ScenarioError("backend", backend, "unknown backend", BACKENDS)
+
+    def __enter__(self) -> Cluster:
+        self._kept = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop actors and processes, if any."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    def run(self, program: Callable[..., Any], *args: Any, record: bool = True, info: dict | None = None) -> Run:
+        """Run `program(gpu, *args)` on every rank. Raises the named error of the first rank that failed.
+
+        What had been recorded by then is kept on the error as `error.run`.
+        """
+        if self._backend is None:
+            self._backend = make_backend(self.backend_name, self.gpus, **self.options)
+        try:
+            outcomes = self._backend.run(program, args, record, self.capacity)
+        except GlassError as error:
+            error.__dict__["run"] = self._partial(error)
+            raise
+        finally:
+            if not self._kept:
+                self.close()
+        return Run(self, outcomes, info or {})
+
+    def _partial(self, error: GlassError) -> Run | None:
+        outcomes = error.__dict__.pop("outcomes", [])
+        return Run(self, outcomes, {"partial": True}) if outcomes else None
+
+
+class Run:
+    """What came of a run: `results` (one a rank), `graph`, `timeline`, `checks`; `replay`, `report`."""
+
+    def __init__(self, cluster: Cluster, outcomes: list[Outcome], info: dict) -> None:
+        self.hardware, self.backend, self.gpus = cluster.hardware, cluster.backend_name, cluster.gpus
+        self.outcomes, self.info = outcomes, info
+        self.results = [o.result for o in outcomes]
+        self.checks: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        return f"Run({self.gpus} ranks on {self.backend}, {self.hardware.name})"
+
+    @cached_property
+    def graph(self) -> ExecutionGraph:
+        """What every rank did."""
+        recordings = [o.recording for o in self.outcomes if o.recording is not None]
+        if len(recordings) != self.gpus:
+            raise ScenarioError("run", "graph", "this run was not recorded on every rank")
+        return ExecutionGraph.build(recordings, {"backend": self.backend, **self.info})
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """The graph on the cluster's hardware."""
+        return replay(self.graph, self.hardware)
+
+    def replay(self, hw: str | Hardware, **options: Any) -> Timeline:
+        """The same graph on other hardware."""
+        return replay(self.graph, hw, **options)
+
+    def peak_memory(self) -> list[tuple[int, dict[str, int]]]:
+        """Per rank: peak bytes and their split by category at that instant."""
+        return [peak(m["base"], m["log"].tolist()) for _, m in sorted(self.graph.memory.items())]
+
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page about this run."""
+        return renderer("report")(self, Path(path))
+
+    def _repr_html_(self) -> str:
+        return self.timeline._repr_html_()

@@ -1,0 +1,94 @@
+"""Ring collectives.
+
+Follows Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (2009).
+Symbols: N ranks, S bytes of the full buffer, chunk i the i-th of N nearly equal pieces.
+
+    reduce-scatter, N = 4: each chunk walks once round the ring and is added to at every stop
+
+        step 0   rank r sends chunk r-1 to r+1, receives chunk r-2 from r-1 and adds it
+        step 1   rank r sends chunk r-2 ...
+        step 2   ... after N-1 steps rank r holds chunk r, summed over all ranks
+
+    all-gather walks the finished chunks round once more; all-reduce is the one after the other.
+
+Every rank sends all chunks but one in each half: 2(N-1)/N · S in all when N divides the element count, and
+2(N-1)·S over all ranks for any size (F9). Additions happen in ring order, so the bits do not depend on timing.
+But: no bidirectional rings, and the receive of a step is not pipelined with the addition of the step before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from glasscluster.sim.communicator import CollectiveWork, Ticket
+
+
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Chunk `rank` ends summed over ranks."""
+    chunks = torch.tensor_split(x, work.size)
+    return _reduce_scatter(work, chunks, work.stage(chunks[0].numel(), x), op)
+
+
+def all_gather(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
+    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    return _all_gather(work, torch.tensor_split(x, work.size))
+
+
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Ends summed over ranks."""
+    chunks = torch.tensor_split(x, work.size)
+    staging = work.stage(chunks[0].numel(), x)
+
+    def steps() -> Iterator[list[Ticket]]:
+        yield from _reduce_scatter(work, chunks, staging, op)
+        yield from _all_gather(work, chunks)
+
+    return steps()
+
+
+def _reduce_scatter(work, chunks, staging, op) -> Iterator[list[Ticket]]:
+    n, r = work.size, work.rank
+    for step in range(n - 1):
+        outgoing, incoming = chunks[(r - step - 1) % n], chunks[(r - step - 2) % n]
+        arrived = staging[: incoming.numel()]
+        yield work.recv(arrived, (r - 1) % n) + work.send(outgoing, (r + 1) % n)
+        work.reduce(incoming, arrived, op)
+
+
+def _all_gather(work, chunks) -> Iterator[list[Ticket]]:
+    n, r = work.size, work.rank
+    for step in range(n - 1):
+        outgoing, incoming = chunks[(r - step) % n], chunks[(r - step - 1) % n]
+        yield work.recv(incoming, (r - 1) % n) + work.send(outgoing, (r + 1) % n)
+
+
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Pieces travel down the chain src, src+1, ..., each forwarded while the next arrives (F10)."""
+    n = work.size
+    place = (work.rank - src) % n
+    sends: list[Ticket] = []
+    for piece in torch.tensor_split(x, pieces or n):
+        if place > 0:
+            yield work.recv(piece, (work.rank - 1) % n)
+        if place < n - 1:
+            sends += work.send(piece, (work.rank + 1) % n)
+    yield sends
+
+
+# ---- theory ------------------------------------------------------------------------------------------------------
+
+
+def predict(operation: str, size: int, nbytes: int, alpha: float = 0.0, beta: float = float("inf")) -> dict[str, float]:
+    """Total bytes sent over all ranks, steps, and α–β time (F8, F9, F10; β in bytes/s, equal chunks).
+
+    all_reduce: 2(N-1)S bytes, 2(N-1)(α + S/(Nβ)); reduce_scatter and all_gather: half of both;
+    broadcast in N pieces: (N-1)S bytes (α here is all overhead: see F10 for its split).
+    """
+    n, half = size, (size - 1) * nbytes
+    steps = {"all_reduce": 2 * (n - 1), "reduce_scatter": n - 1, "all_gather": n - 1, "broadcast": 2 * n - 2}[operation]
+    total = 2 * half if operation == "all_reduce" else half
+    return {"bytes_total": total, "steps": steps, "time_s": steps * (alpha + nbytes / n / beta)}

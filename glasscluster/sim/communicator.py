@@ -1,0 +1,422 @@
+"""The communicator: what a program talks through. Everything here is written once, above two primitives.
+
+A backend gives each rank a `Wire` with `isend`, `irecv` and `block`. On top of it stand groups, collectives,
+checks and recording. A collective is a generator of steps behind a `Work`; each communicator runs its
+collectives in one queue, in launch order (as NCCL does on a stream). Nothing progresses by itself: every
+blocking point of a rank drives all of its outstanding Works as far as messages allow while it waits, so a
+data-parallel ring in flight cannot deadlock against a pipeline receive, and a send is always posted before
+anything is waited for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from glasscluster.sim.errors import ScenarioError
+from glasscluster.sim.memory import Ledger
+from glasscluster.sim.recorder import Recorder, group_lane
+from glasscluster.sim.vocabulary import BEGIN, COLLECTIVE, PURPOSES, RECV, REDUCE, SEND
+
+TAGS_PER_GROUP = 1 << 16
+
+
+class Ticket:
+    """One message under way on a wire. `done` becomes True when its buffer may be used again."""
+
+    __slots__ = ("done", "handle", "kind", "peer", "row", "tag", "tensor", "what")
+
+    def __init__(self, kind: str, peer: int, tag: int, tensor: torch.Tensor | None, what: str) -> None:
+        self.done = False
+        self.kind, self.peer, self.tag, self.tensor, self.what = kind, peer, tag, tensor, what
+        self.handle: object = None
+        self.row = -1
+
+
+class Wire(Protocol):
+    """What a backend implements, per rank. Ranks and tags are the cluster's own."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
+        """Post a send; returns at once."""
+
+    def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
+        """Post a receive; returns at once."""
+
+    def block(self, tickets: Sequence[Ticket]) -> None:
+        """Return when at least one of the tickets is done; a wait that cannot end raises a named error."""
+
+    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int) -> None:
+        """Hand a whole collective to the library underneath (gloo, NCCL)."""
+
+
+class Progress:
+    """Drives one rank's outstanding collectives. One object a rank, shared by its communicators."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.queues: list[deque[CollectiveWork]] = []
+        self.communicators: list[Communicator] = []
+        self._driving = False
+
+    def drive(self) -> list[Ticket]:
+        """Advance every queue as far as it goes without blocking; returns what the heads wait for."""
+        if self._driving:  # a step of a collective never waits; a nested call would run a generator twice
+            return []
+        self._driving = True
+        try:
+            pending: list[Ticket] = []
+            for queue in self.queues:
+                while queue and queue[0].advance():
+                    queue.popleft()
+                if queue:
+                    pending.extend(t for t in queue[0].pending if not t.done)
+            return pending
+        finally:
+            self._driving = False
+
+    def wait(self, done: Callable[[], bool], own: Sequence[Ticket] = ()) -> None:
+        """Block until `done()`, driving everything outstanding meanwhile."""
+        while True:
+            pending = self.drive()
+            if done():
+                return
+            tickets = [t for t in own if not t.done] + pending
+            assert tickets, "a wait with nothing under way can never end"
+            self.wire.block(tickets)
+
+    def drain(self) -> None:
+        """Finish every outstanding collective (the end of a program)."""
+        self.wait(lambda: not any(self.queues))
+
+
+class Work:
+    """Something launched. `wait()` returns when its buffers may be used."""
+
+    def wait(self) -> None:
+        """Block until finished; may be called more than once."""
+
+
+class Done(Work):
+    """The Work of an operation that had nothing to do (a group of one)."""
+
+
+class MessageWork(Work):
+    """A point-to-point message under way."""
+
+    def __init__(self, comm: Communicator, ticket: Ticket, x: torch.Tensor, finish: Callable[[], object] | None = None) -> None:
+        self.comm, self.ticket, self.finish = comm, ticket, finish
+        self.tensor: torch.Tensor | None = x  # the buffer belongs to the message until somebody waits
+
+    def wait(self) -> None:
+        """Block until the message left (send) or arrived (receive)."""
+        if not self.ticket.done:
+            self.comm.progress.wait(lambda: self.ticket.done, [self.ticket])
+        if self.finish is not None:
+            self.finish()
+            self.finish = None
+        self.tensor = None
+        if self.ticket.row >= 0:
+            self.comm.recorder.waited(self.ticket.row)
+
+
+class CollectiveWork(Work):
+    """A collective under way: a generator of steps, its staging memory, and where its rows hang on the graph.
+
+    Labels are taken at launch, so the recording does not depend on when the CPU runs the steps.
+    """
+
+    def __init__(self, comm: Communicator, operation: str, algorithm: str, purpose: str, label: str, nbytes: int) -> None:
+        self.comm, self.operation, self.algorithm, self.nbytes = comm, operation, algorithm, nbytes
+        self.sequence = comm.next_sequence()
+        self.pending: list[Ticket] = []
+        self.staging: torch.Tensor | None = None
+        self.steps: Iterator[list[Ticket]] = iter(())
+        self.finished = False
+        recorder = comm.recorder
+        self.recorded = not recorder.paused
+        self.cursor: tuple[int, ...] = recorder.frontier
+        self.row = -1
+        self.labels = {
+            "phase": recorder.phase,
+            "layer": recorder.current_layer(),
+            "micro_batch": recorder.micro_batch,
+            "purpose": PURPOSES.index(purpose),
+            "label": label,
+            "sequence": self.sequence,
+        }
+        self.launch = self._row(BEGIN, operation, 0, -1, comm.lane(3))
+        if self.recorded:
+            self.cursor = (self.launch,)
+
+    # ---- what an algorithm calls -------------------------------------------------------------------------------
+    @property
+    def rank(self) -> int:
+        """This rank's index in the group."""
+        return self.comm.rank
+
+    @property
+    def size(self) -> int:
+        """Ranks in the group."""
+        return self.comm.size
+
+    def stage(self, numel: int, like: torch.Tensor) -> torch.Tensor:
+        """Scratch memory, owned by the communicator from launch to wait."""
+        self.staging = like.new_empty(numel) if self.recorder_off() else _quiet_empty(self.comm.recorder, numel, like)
+        if self.recorded:
+            self.comm.ledger.register(self.staging, "buffers", f"{self.operation} staging")
+        return self.staging
+
+    def recorder_off(self) -> bool:
+        """True when nothing is being recorded."""
+        return not self.recorded
+
+    def send(self, x: torch.Tensor, dst: int) -> list[Ticket]:
+        """Post a send to a group rank; empty tensors send nothing."""
+        return self._post(SEND, x, dst)
+
+    def recv(self, out: torch.Tensor, src: int) -> list[Ticket]:
+        """Post a receive from a group rank; empty tensors receive nothing."""
+        return self._post(RECV, out, src)
+
+    def reduce(self, into: torch.Tensor, other: torch.Tensor, op: str) -> None:
+        """`into = into op other`, on this rank."""
+        if into.numel() == 0:
+            return
+        _REDUCTIONS[op](into, other)
+        self._row(REDUCE, op, into.numel() * into.element_size(), -1, self.comm.lane(0), advance=True)
+
+    # ---- what the progress engine calls --------------------------------------------------------------------------
+    def advance(self) -> bool:
+        """Run steps until one must wait; True when the collective is finished."""
+        if self.finished:
+            return True
+        recorder = self.comm.recorder
+        was_paused, recorder.paused = recorder.paused, True
+        try:
+            while all(t.done for t in self.pending):
+                if self.recorded and self.pending:
+                    self.cursor = tuple(t.row for t in self.pending)
+                step = next(self.steps, None)
+                self.pending = step or []
+                if step is None:
+                    self.finished = True
+                    if self.recorded:
+                        self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
+                    self.row = self._row(COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0))
+                    return True
+            return False
+        finally:
+            recorder.paused = was_paused
+
+    def wait(self) -> None:
+        """Block until the collective has finished on this rank; frees its staging."""
+        if not self.finished:
+            self.comm.progress.wait(lambda: self.finished)
+        self.staging = None
+        if self.recorded:
+            self.comm.recorder.waited(self.row)
+
+    # ---- inside -------------------------------------------------------------------------------------------------
+    def _post(self, kind: int, x: torch.Tensor, peer: int) -> list[Ticket]:
+        if x.numel() == 0:
+            return []
+        comm, world = self.comm, self.comm.ranks[peer]
+        what = f"{self.operation}({self.algorithm}) #{self.sequence} on {comm.axis}"
+        post = comm.wire.isend if kind == SEND else comm.wire.irecv
+        ticket = post(x, world, comm.tag_base, what)
+        lane = comm.lane(1 if kind == SEND else 2)
+        ticket.row = self._row(kind, self.operation, x.numel() * x.element_size(), world, lane)
+        return [ticket]
+
+    def _row(self, kind: int, op: str, nbytes: int, peer: int, lane: int, advance: bool = False) -> int:
+        if not self.recorded:
+            return -1
+        row = self.comm.recorder.row(lane, kind, op, 0, nbytes, self.cursor, peer=peer, **self.labels)
+        if advance:
+            self.cursor = (row,)
+        return row
+
+
+_REDUCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "sum": lambda a, b: a.add_(b),
+    "max": lambda a, b: torch.maximum(a, b, out=a),
+    "min": lambda a, b: torch.minimum(a, b, out=a),
+}
+
+
+def _quiet_empty(recorder: Recorder, numel: int, like: torch.Tensor) -> torch.Tensor:
+    with recorder.unrecorded():
+        return like.new_empty(numel)
+
+
+class Communicator:
+    """A group of ranks that talk to each other. `ranks` are the cluster's; `rank` is the index among them."""
+
+    def __init__(
+        self, wire: Wire, progress: Progress, recorder: Recorder, ledger: Ledger, ranks: Sequence[int], axis: str, group: int
+    ) -> None:
+        self.wire, self.progress, self.recorder, self.ledger = wire, progress, recorder, ledger
+        self.ranks, self.axis, self.group = tuple(ranks), axis, group
+        self.size, self.rank = len(self.ranks), self.ranks.index(wire.rank)
+        self.tag_base = group * TAGS_PER_GROUP
+        self._queue: deque[CollectiveWork] = deque()
+        progress.queues.append(self._queue)
+        progress.communicators.append(self)
+        recorder.groups[group] = (axis, self.ranks)
+        self._launched = 0
+        self._next_split = (group + 1) * 64
+
+    def __repr__(self) -> str:
+        return f"Communicator({self.axis}, rank {self.rank} of {self.size}, ranks {list(self.ranks)})"
+
+    # ---- point to point --------------------------------------------------------------------------------------
+    def isend(self, x: torch.Tensor, dst: int, tag: int = 0, *, purpose: str = "data", label: str = "") -> Work:
+        """Launch a send of `x` to group rank `dst`. `x` must not change before `wait()` returns."""
+        return self._message(SEND, x.contiguous(), dst, tag, purpose, label, None)
+
+    def irecv(self, out: torch.Tensor, src: int, tag: int = 0, *, purpose: str = "data", label: str = "") -> Work:
+        """Launch a receive into `out` from group rank `src`; `out` is filled when `wait()` returns."""
+        if out.is_contiguous():
+            return self._message(RECV, out, src, tag, purpose, label, None)
+        buffer = torch.empty_like(out, memory_format=torch.contiguous_format)
+        return self._message(RECV, buffer, src, tag, purpose, label, lambda: out.copy_(buffer))
+
+    def send(self, x: torch.Tensor, dst: int, tag: int = 0, **labels: str) -> None:
+        """`isend` and wait. Two ranks that both send first wait for each other forever."""
+        self.isend(x, dst, tag, **labels).wait()
+
+    def recv(self, out: torch.Tensor, src: int, tag: int = 0, **labels: str) -> torch.Tensor:
+        """`irecv` and wait; returns `out`."""
+        self.irecv(out, src, tag, **labels).wait()
+        return out
+
+    def sendrecv(self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int, tag: int = 0, **labels: str) -> torch.Tensor:
+        """Send and receive at once; cannot deadlock in a ring."""
+        works = [self.irecv(out, src, tag, **labels), self.isend(x, dst, tag, **labels)]
+        for work in works:
+            work.wait()
+        return out
+
+    def _message(
+        self, kind: int, x: torch.Tensor, peer: int, tag: int, purpose: str, label: str, finish: Callable[[], object] | None
+    ) -> Work:
+        name = "send" if kind == SEND else "recv"
+        if not 0 <= peer < self.size:
+            raise ScenarioError(f"{name} peer", peer, f"the {self.axis} group has ranks 0..{self.size - 1}", range(self.size))
+        if not 0 <= tag < TAGS_PER_GROUP - 1:
+            raise ScenarioError("tag", tag, f"a tag lies in 0..{TAGS_PER_GROUP - 2}")
+        world, recorder = self.ranks[peer], self.recorder
+        post = self.wire.isend if kind == SEND else self.wire.irecv
+        ticket = post(x.detach(), world, self.tag_base + 1 + tag, name)
+        if not recorder.paused:
+            lane = self.lane(1 if kind == SEND else 2)
+            nbytes = x.numel() * x.element_size()
+            more = {"peer": world, "tag": 1 + tag, "purpose": PURPOSES.index(purpose), "label": label}
+            ticket.row = recorder.row(lane, kind, name, 0, nbytes, recorder.frontier, **more)
+        return MessageWork(self, ticket, x, finish)
+
+    # ---- collectives -----------------------------------------------------------------------------------------
+    def all_reduce(self, x: torch.Tensor, op: str = "sum", algorithm: str = "ring", async_op: bool = False, **labels) -> Work:
+        """Every rank ends with the elementwise `op` over ranks, in place. op: sum, max, min, avg."""
+        return self._collective("all_reduce", algorithm, x, async_op, labels, op=op)
+
+    def reduce_scatter(self, x: torch.Tensor, op: str = "sum", algorithm: str = "ring", async_op: bool = False, **labels) -> Work:
+        """Chunk `rank` of `x` (see `chunk`) ends with the `op` over ranks; the other chunks are scratch afterwards."""
+        return self._collective("reduce_scatter", algorithm, x, async_op, labels, op=op)
+
+    def all_gather(self, x: torch.Tensor, algorithm: str = "ring", async_op: bool = False, **labels) -> Work:
+        """`x` is the full buffer and holds this rank's chunk; it ends holding every rank's chunk."""
+        return self._collective("all_gather", algorithm, x, async_op, labels)
+
+    def broadcast(self, x: torch.Tensor, src: int = 0, algorithm: str = "ring", async_op: bool = False, **labels) -> Work:
+        """Every rank ends with group rank `src`'s tensor, in place."""
+        if not 0 <= src < self.size:
+            raise ScenarioError("broadcast src", src, f"the group has ranks 0..{self.size - 1}", range(self.size))
+        return self._collective("broadcast", algorithm, x, async_op, labels, src=src)
+
+    def barrier(self) -> None:
+        """Return when every rank of the group has arrived."""
+        self.all_reduce(torch.zeros(1, device=self.wire.device), purpose="scalars", label="barrier")
+
+    def chunks(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The contiguous pieces of flat `x`, one a rank; a remainder makes the first ones an element longer."""
+        return list(torch.tensor_split(x.view(-1), self.size))
+
+    def chunk(self, x: torch.Tensor) -> torch.Tensor:
+        """This rank's piece of `x` (a view)."""
+        return self.chunks(x)[self.rank]
+
+    def split(self, color: int, axis: str | None = None) -> Communicator:
+        """Ranks that give the same colour form a new group (all ranks of this one must call it, in the same order)."""
+        colors = torch.zeros(self.size, dtype=torch.int64, device=self.wire.device)
+        colors[self.rank] = color
+        with self.recorder.unrecorded():
+            self.all_gather(colors)
+        if colors.device.type == "meta":
+            raise ScenarioError("backend", "dry", "split() needs to hear from other ranks; use a mesh axis instead")
+        members = [r for r, c in zip(self.ranks, colors.tolist(), strict=True) if c == color]
+        self._next_split += 1
+        return self.subgroup(members, axis or f"{self.axis}.{color}", self._next_split)
+
+    def subgroup(self, ranks: Sequence[int], axis: str, group: int) -> Communicator:
+        """A communicator over some of the cluster's ranks, this one among them. `group` numbers its lanes and tags."""
+        return Communicator(self.wire, self.progress, self.recorder, self.ledger, ranks, axis, group)
+
+    def _collective(self, operation: str, algorithm: str, x: torch.Tensor, async_op: bool, labels: dict, **options) -> Work:
+        from glasscluster.sim import collectives  # the algorithms import nothing of ours but are chosen by name here
+
+        purpose, label = labels.pop("purpose", "data"), labels.pop("label", "")
+        if labels:
+            raise TypeError(f"{operation}() got unexpected arguments {sorted(labels)}")
+        if not x.is_contiguous():
+            raise ScenarioError(f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first")
+        steps = collectives.find(operation, algorithm)
+        average = options.get("op") == "avg"
+        if average:
+            options["op"] = "sum"
+        if options.get("op", "sum") not in _REDUCTIONS:
+            raise ScenarioError("op", options["op"], "unknown reduction", [*_REDUCTIONS, "avg"])
+        if self.size == 1:
+            return Done()
+        x = x.detach()
+        work = CollectiveWork(self, operation, algorithm, purpose, label, x.numel() * x.element_size())
+        work.steps = self._native(work, operation, x, options) if steps is None else steps(work, x.view(-1), **options)
+        if average:
+            work.steps = _then(work.steps, lambda: (self.chunk(x) if operation == "reduce_scatter" else x).div_(self.size))
+        self._queue.append(work)
+        self.progress.drive()
+        if not async_op:
+            work.wait()
+        return work
+
+    def _native(self, work: CollectiveWork, operation: str, x: torch.Tensor, options: dict) -> Iterator[list[Ticket]]:
+        if options.get("op", "sum") != "sum":
+            raise ScenarioError("op", options["op"], "a native collective sums", ["sum", "avg"])
+        self.wire.native(operation, x, self.ranks, options.get("src", 0))
+        yield []
+
+    # ---- for the recorder ------------------------------------------------------------------------------------
+    def lane(self, which: int) -> int:
+        """Lane number: 0 stream, 1 sends, 2 receives, 3 launches (their order is the program's, whenever steps run)."""
+        return group_lane(self.group, which)
+
+    def next_sequence(self) -> int:
+        """Collectives launched on this communicator so far."""
+        self._launched += 1
+        return self._launched - 1
+
+    def restart_numbering(self) -> None:
+        """Number collectives from 0 again (a new recording starts)."""
+        self._launched = 0
+
+
+def _then(steps: Iterator[list[Ticket]], last: Callable[[], object]) -> Iterator[list[Ticket]]:
+    yield from steps
+    last()

@@ -1,0 +1,100 @@
+"""Replay: an execution graph on some hardware becomes a timeline of virtual seconds.
+
+Without contention this is a longest path over the graph: an event starts when everything it depends on has
+ended (a receive: when its message has arrived), and a lane runs one event after the other. Rows are already
+sorted, so one pass in a compiled loop is enough.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from glasscluster.sim.cost import costs
+from glasscluster.sim.graph import ExecutionGraph, _csr, topological_order
+from glasscluster.sim.hardware import Hardware, hardware
+from glasscluster.sim.timeline import Timeline
+from glasscluster.sim.vocabulary import RECV
+
+
+def replay(
+    graph: ExecutionGraph,
+    hw: str | Hardware,
+    *,
+    precision: str | None = None,
+    slow_ranks: dict[int, float] | None = None,
+    rendezvous: bool = False,
+) -> Timeline:
+    """Time every event. With `rendezvous` a message starts only when its receive has been posted."""
+    hw = hardware(hw)
+    precision = precision or graph.info.get("precision", "fp32")
+    cost = costs(graph, hw, precision, slow_ranks)
+    if rendezvous:
+        start, end = _replay_rendezvous(graph, cost.duration, cost.latency)
+    else:
+        start, end = longest_path(graph.dep_ptr, graph.dep_idx, graph.match, cost.duration, cost.latency)
+    return Timeline(graph, start, end, hw, precision)
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def longest_path(dep_ptr, dep_idx, match, duration, latency):
+    """Start and end of every event; rows must be topologically sorted."""
+    n = duration.shape[0]
+    start, end = np.empty(n), np.empty(n)
+    first = dep_ptr[0]
+    for i in range(n):
+        last = dep_ptr[i + 1]
+        t = 0.0
+        for k in range(first, last):
+            e = end[dep_idx[k]]
+            if e > t:
+                t = e
+        m = match[i]
+        if m >= 0:
+            arrival = end[m] + latency[i]
+            if arrival > t:
+                t = arrival
+        start[i] = t
+        end[i] = t + duration[i]
+        first = last
+    return start, end
+
+
+@njit(cache=True, nogil=True)
+def kahn(n, out_ptr, out_idx, missing, first):
+    """Topological order, first in first out; shorter than n when there is a cycle."""
+    order = np.empty(n, dtype=np.int64)
+    filled = 0
+    for i in first:
+        if missing[i] == 0:
+            order[filled] = i
+            filled += 1
+    done = 0
+    while done < filled:
+        row = order[done]
+        done += 1
+        for k in range(out_ptr[row], out_ptr[row + 1]):
+            follower = out_idx[k]
+            missing[follower] -= 1
+            if missing[follower] == 0:
+                order[filled] = follower
+                filled += 1
+    return order[:filled]
+
+
+def _replay_rendezvous(graph: ExecutionGraph, duration: np.ndarray, latency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every send also follows what its receive's posting follows; this changes the order, so sort again."""
+    n = len(graph)
+    target = np.repeat(np.arange(n), np.diff(graph.dep_ptr))
+    source = graph.dep_idx
+    receives = np.flatnonzero(graph.kind == RECV)
+    posted = np.isin(target, receives)
+    source, target = np.concatenate([source, source[posted]]), np.concatenate([target, graph.match[target[posted]]])
+    received = np.flatnonzero(graph.match >= 0)
+    order = topological_order(n, np.concatenate([source, graph.match[received]]), np.concatenate([target, received]), np.arange(n))
+    place = np.empty_like(order)
+    place[order] = np.arange(n)
+    pointer, index = _csr(n, place[source], place[target])
+    match = np.where(graph.match[order] >= 0, place[graph.match[order]], -1)
+    start, end = longest_path(pointer, index, match, duration[order], latency[order])
+    return start[place], end[place]

@@ -1,0 +1,301 @@
+"""The timeline: when everything happened, and questions of it.
+
+A predicted and a measured timeline are the same type: a graph with a start and an end for every event. Bubble,
+exposed communication, idle causes, the critical path and MFU are all computed from these arrays, never drawn by
+rules of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glasscluster.sim.display import renderer
+from glasscluster.sim.graph import ExecutionGraph, compute_rows
+from glasscluster.sim.hardware import Hardware
+from glasscluster.sim.vocabulary import (
+    BACKWARD,
+    BEGIN,
+    COLLECTIVE,
+    COMPUTE,
+    FORWARD,
+    OPTIMIZER,
+    RECOMPUTE,
+    RECV,
+    SEND,
+    WEIGHT,
+)
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+USEFUL = (FORWARD, BACKWARD, WEIGHT, RECOMPUTE)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Idle time of a rank's compute lane, `comm` seconds of it with the awaited message on the wire.
+
+    `cause`: communication (mostly on the wire) | dependency (the partner had not got there yet) | warm-up | drain.
+    `row` is the event that ended the gap's wait, -1 when there is none.
+    """
+
+    rank: int
+    start: float
+    end: float
+    cause: str
+    axis: str
+    comm: float
+    row: int
+
+    @property
+    def length(self) -> float:
+        """Seconds."""
+        return self.end - self.start
+
+
+class Timeline:
+    """`start` and `end` (seconds) of every row of `graph`, on `hardware` at `precision`."""
+
+    def __init__(self, graph: ExecutionGraph, start: np.ndarray, end: np.ndarray, hardware: Hardware, precision: str) -> None:
+        self.graph, self.start, self.end, self.hardware, self.precision = graph, start, end, hardware, precision
+        self.measured = False
+
+    def __repr__(self) -> str:
+        kind = "measured" if self.measured else "virtual"
+        return f"Timeline({self.graph.ranks} ranks, {self.makespan * 1e3:.4g} ms {kind}, {self.hardware.name})"
+
+    @property
+    def makespan(self) -> float:
+        """Seconds from the first start to the last end."""
+        return float(self.end.max(initial=0.0))
+
+    # ---- busy time and bubbles -----------------------------------------------------------------------------------
+    @cached_property
+    def _useful(self) -> np.ndarray:
+        return (self.graph.kind == COMPUTE) & np.isin(self.graph.phase, USEFUL)
+
+    @cached_property
+    def window(self) -> tuple[float, float]:
+        """From the first forward to the last backward; the whole run when nothing is labelled so."""
+        rows = self._useful if self._useful.any() else self.graph.kind == COMPUTE
+        if not rows.any():
+            return 0.0, self.makespan
+        return float(self.start[rows].min()), float(self.end[rows].max())
+
+    def useful(self) -> np.ndarray:
+        """Seconds of forward and backward compute of each rank."""
+        rows = self._useful if self._useful.any() else self.graph.kind == COMPUTE
+        spent = np.zeros(self.graph.ranks)
+        # in event order, exactly: a sum of equal pieces must not depend on how numpy pairs them
+        np.add.at(spent, self.graph.rank[rows], (self.end - self.start)[rows])
+        return spent
+
+    def bubble(self) -> dict[str, float]:
+        """The three bubble figures of CONTRACT.md: of the makespan, over ideal, and of the largest stage's span."""
+        first, last = self.window
+        useful, span = self.useful(), last - first
+        idle = float(self.graph.ranks * span - useful.sum())
+        rows = self._useful if self._useful.any() else self.graph.kind == COMPUTE
+        spans = []
+        for rank in range(self.graph.ranks):
+            own = rows & (self.graph.rank == rank)
+            spans.append(float(self.end[own].max() - self.start[own].min()) if own.any() else 0.0)
+        largest = int(np.argmax(spans)) if spans else 0
+        return {
+            "bubble_fraction": idle / (self.graph.ranks * span) if span else 0.0,
+            "bubble_over_ideal": idle / float(useful.sum()) if useful.sum() else 0.0,
+            "stage_span_bubble_fraction": 1 - float(useful[largest]) / spans[largest] if spans and spans[largest] else 0.0,
+        }
+
+    # ---- idle time -----------------------------------------------------------------------------------------------
+    @cached_property
+    def _launched(self) -> dict[tuple[int, int, int], float]:
+        g, rows = self.graph, np.flatnonzero(self.graph.kind == BEGIN)
+        keys = zip(g.rank[rows].tolist(), g.group[rows].tolist(), g.sequence[rows].tolist(), strict=True)
+        return dict(zip(keys, self.start[rows].tolist(), strict=True))
+
+    def _on_the_wire(self, row: int) -> tuple[float, float, str]:
+        """When what `row` stands for was really under way, and on which axis."""
+        g, rank, group = self.graph, int(self.graph.rank[row]), int(self.graph.group[row])
+        axis, members = g.groups[rank][group]
+        if g.kind[row] == RECV:
+            return float(self.start[g.match[row]]), float(self.end[row]), axis
+        if g.kind[row] == SEND:
+            return float(self.start[row]), float(self.end[row]), axis
+        everyone = max(self._launched.get((m, group, int(g.sequence[row])), 0.0) for m in members)
+        return everyone, float(self.end[row]), axis
+
+    def _blocker(self, row: int) -> int:
+        """The communication event whose end let `row` start (the latest one it depends on)."""
+        g = self.graph
+        deps = g.dep_idx[g.dep_ptr[row] : g.dep_ptr[row + 1]]
+        deps = deps[g.kind[deps] != COMPUTE]
+        return int(deps[np.argmax(self.end[deps])]) if len(deps) else -1
+
+    def gaps(self, rank: int) -> list[Gap]:
+        """Every idle stretch of a rank's compute lane, from 0 to the makespan, with its cause."""
+        rows, found, clock = compute_rows(self.graph, rank), [], 0.0
+        for number, row in enumerate(rows.tolist()):
+            if self.start[row] > clock:
+                found.append(self._gap(rank, clock, float(self.start[row]), self._blocker(row), first=number == 0))
+            clock = float(self.end[row])
+        if self.makespan > clock:
+            mine = np.flatnonzero((self.graph.rank == rank) & (self.graph.kind != COMPUTE) & (self.end > clock))
+            if len(mine):
+                last = int(mine[np.argmax(self.end[mine])])
+                found.append(self._gap(rank, clock, float(self.end[last]), last))
+                clock = float(self.end[last])
+            if self.makespan > clock:
+                found.append(Gap(rank, clock, self.makespan, "drain", "", 0.0, -1))
+        return found
+
+    def _gap(self, rank: int, start: float, end: float, row: int, first: bool = False) -> Gap:
+        if row < 0:
+            return Gap(rank, start, end, "warm-up" if first else "dependency", "", 0.0, -1)
+        begun, finished, axis = self._on_the_wire(row)
+        comm = max(0.0, min(end, finished) - max(start, begun))
+        cause = "communication" if comm >= (end - start) / 2 else "warm-up" if first else "dependency"
+        return Gap(rank, start, end, cause, axis, comm, row)
+
+    @cached_property
+    def all_gaps(self) -> list[Gap]:
+        """Idle stretches of every rank."""
+        return [g for rank in range(self.graph.ranks) for g in self.gaps(rank)]
+
+    def exposed_comm(self) -> list[float]:
+        """Seconds each rank's compute lane stood still with the awaited message on the wire."""
+        exposed = [0.0] * self.graph.ranks
+        for gap in self.all_gaps:
+            exposed[gap.rank] += gap.comm
+        return exposed
+
+    def breakdown(self, rank: int | None = None) -> dict[str, float]:
+        """Where a rank's seconds went; sums to the makespan. Default: the rank that finishes last (lowest on ties)."""
+        rank = self.last_rank() if rank is None else rank
+        rows = compute_rows(self.graph, rank)
+        spent = self.end[rows] - self.start[rows]
+        optimizer = self.graph.phase[rows] == OPTIMIZER
+        out = {"compute": float(spent[~optimizer].sum())}
+        out |= {f"exposed_{axis}": 0.0 for axis in ("tp", "pp", "dp", "cp", "ep")}
+        out |= {"bubble": 0.0, "optimizer": float(spent[optimizer].sum())}
+        for gap in self.gaps(rank):
+            key = f"exposed_{gap.axis}"
+            out[key] = out.get(key, 0.0) + gap.comm
+            out["bubble"] += gap.length - gap.comm
+        out.pop("exposed_", None)
+        return out
+
+    def last_rank(self) -> int:
+        """The rank that finishes last (lowest on ties)."""
+        if not len(self.graph):
+            return 0
+        ends = np.zeros(self.graph.ranks)
+        np.maximum.at(ends, self.graph.rank, self.end)
+        return int(np.argmax(ends))
+
+    # ---- the critical path ---------------------------------------------------------------------------------------
+    @cached_property
+    def critical_path(self) -> list[int]:
+        """Rows, first to last, that hand the makespan on to each other across ranks."""
+        if not len(self.graph):
+            return []
+        g, row, path = self.graph, int(np.argmax(self.end)), []
+        while True:
+            path.append(row)
+            if self.start[row] <= 0:
+                break
+            deps = g.dep_idx[g.dep_ptr[row] : g.dep_ptr[row + 1]]
+            best = int(deps[np.argmax(self.end[deps])]) if len(deps) else -1
+            if g.match[row] >= 0 and (best < 0 or self.end[best] < self.start[row]):
+                best = int(g.match[row])
+            if best < 0:
+                break
+            row = best
+        return path[::-1]
+
+    # ---- efficiency ----------------------------------------------------------------------------------------------
+    def mfu(self, model_flops: float) -> float:
+        """Model FLOPs of the step over what all GPUs could do in the makespan."""
+        if not self.makespan:
+            return 0.0
+        return model_flops / (self.makespan * self.graph.ranks * self.hardware.gpu.peak(self.precision))
+
+    def summary(self, model_flops: float = 0.0) -> dict[str, Any]:
+        """The timeline keys of `glass train` and `glass replay`."""
+        exposed = self.exposed_comm()
+        return {
+            "makespan_s": self.makespan,
+            **self.bubble(),
+            "exposed_comm_s": float(np.mean(exposed)) if exposed else 0.0,
+            "exposed_comm_per_rank_s": exposed,
+            "breakdown_s": self.breakdown(),
+            "mfu": self.mfu(model_flops),
+        }
+
+    # ---- for pictures --------------------------------------------------------------------------------------------
+    def blocks(self) -> list[dict[str, Any]]:
+        """Compute events joined into what a person sees: one block per (phase, micro-batch) without a gap inside."""
+        g, on_path, found = self.graph, set(self.critical_path), []
+        for rank in range(g.ranks):
+            current: dict[str, Any] | None = None
+            for row in compute_rows(g, rank).tolist():
+                if self.end[row] <= self.start[row]:
+                    continue
+                key = (int(g.phase[row]), int(g.micro_batch[row]))
+                if current and current["key"] == key and self.start[row] - current["end"] <= 1e-12:
+                    current["end"], current["events"] = float(self.end[row]), current["events"] + 1
+                    current["flops"] += int(g.flops[row])
+                else:
+                    current = {
+                        "rank": rank,
+                        "key": key,
+                        "phase": key[0],
+                        "micro_batch": key[1],
+                        "start": float(self.start[row]),
+                        "end": float(self.end[row]),
+                        "events": 1,
+                        "flops": int(g.flops[row]),
+                        "critical": False,
+                    }
+                    found.append(current)
+                current["critical"] |= row in on_path
+        return found
+
+    def communications(self) -> list[dict[str, Any]]:
+        """Whole collectives and point-to-point sends with when they were on the wire."""
+        g, on_path, found = self.graph, set(self.critical_path), []
+        whole = (g.kind == COLLECTIVE) | ((g.kind == SEND) & (g.sequence < 0))
+        path_works = {(int(g.rank[r]), int(g.group[r]), int(g.sequence[r])) for r in on_path if g.sequence[r] >= 0}
+        for row in np.flatnonzero(whole).tolist():
+            rank, group, sequence = int(g.rank[row]), int(g.group[row]), int(g.sequence[row])
+            begun = self.start[row] if g.kind[row] == SEND else self._launched[rank, group, sequence]
+            found.append(
+                {
+                    "rank": rank,
+                    "start": float(begun),
+                    "end": float(self.end[row]),
+                    "op": g.names[g.op[row]],
+                    "axis": g.groups[rank][group][0],
+                    "bytes": int(g.bytes[row]),
+                    "peer": int(g.peer[row]),
+                    "collective": g.kind[row] == COLLECTIVE,
+                    "label": g.names[g.label[row]],
+                    "critical": row in on_path or (sequence >= 0 and (rank, group, sequence) in path_works),
+                }
+            )
+        return found
+
+    def figure(self, **options: Any) -> Figure:
+        """The plotly figure."""
+        return renderer("timeline")(self, **options)
+
+    def show(self, **options: Any) -> None:
+        """Open the figure (in a notebook: draw it here)."""
+        self.figure(**options).show()
+
+    def _repr_html_(self) -> str:
+        return self.figure().to_html(full_html=False, include_plotlyjs="cdn")

@@ -1,0 +1,1 @@
+"""Training strategies, one a file, composed by `trainer.py`."""

@@ -1,0 +1,172 @@
+"""The Plan: a parallel layout, validated. Its fields are the options of `train`, `predict` and `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from glasscluster.model.config import PRESETS, ModelConfig
+from glasscluster.sim.errors import ScenarioError
+
+MIB = 1024**2
+Precision = Literal["fp64", "fp32", "bf16", "fp16", "fp8"]
+ScheduleName = Literal[
+    "gpipe",
+    "1f1b",
+    "eager-1f1b",
+    "interleaved",
+    "looped-bfs",
+    "zb-h1",
+    "zb-h2",
+    "interleaved-zb",
+    "zb-v",
+    "dualpipe-v",
+]
+
+# What the contract names and this version does not run yet: field -> the values that do run.
+AVAILABLE: dict[str, tuple[Any, ...]] = {
+    "cp": (1,),
+    "ep": (1,),
+    "offload": ("none",),
+    "sequence_parallel": (False,),
+    "schedule": ("gpipe", "1f1b"),
+    "virtual_stages": (1,),
+    "recompute": ("none",),
+    "precision": ("fp64", "fp32", "bf16"),
+    "grad_dtype": ("same",),
+}
+
+
+class Plan(BaseModel):
+    """gpus = dp·tp·pp·cp; micro_batches = global_batch / (micro_batch·dp)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dp: int = Field(1, ge=1)
+    tp: int = Field(1, ge=1)
+    pp: int = Field(1, ge=1)
+    cp: int = Field(1, ge=1)
+    ep: int = Field(1, ge=1)
+    zero: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "optimizer"] = "none"
+    sequence_parallel: bool = False
+    schedule: ScheduleName = "1f1b"
+    virtual_stages: int = Field(1, ge=1)
+    layers_per_stage: tuple[int, ...] | None = None
+    context: Literal["ring", "zigzag", "ulysses"] = "ring"
+    micro_batch: int = Field(1, ge=1)
+    global_batch: int = Field(0, ge=0)
+    recompute: Literal["none", "selective", "full"] = "none"
+    precision: Precision = "fp32"
+    grad_dtype: Literal["same", "fp32"] = "same"
+    master_weights: Literal["auto", "none", "fp32"] = "auto"
+    bucket: int = Field(25 * MIB, ge=1)
+    overlap: bool = True
+    prefetch: int = Field(1, ge=0)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    clip: float = Field(1.0, ge=0)
+    algorithm: Literal["ring", "native"] = "ring"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_batch(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("global_batch"):
+            dp, pp = values.get("dp", 1), values.get("pp", 1)
+            if isinstance(dp, int) and isinstance(pp, int):
+                values = {**values, "global_batch": 2 * dp * pp * values.get("micro_batch", 1)}
+        return values
+
+    @property
+    def gpus(self) -> int:
+        """World size."""
+        return self.dp * self.tp * self.pp * self.cp
+
+    @property
+    def micro_batches(self) -> int:
+        """m, per data-parallel rank."""
+        return self.global_batch // (self.micro_batch * self.dp)
+
+    @property
+    def mesh(self) -> dict[str, int]:
+        """Axis sizes for `gpu.make_mesh`."""
+        return {"pp": self.pp, "dp": self.dp, "cp": self.cp, "tp": self.tp}
+
+    @property
+    def has_master(self) -> bool:
+        """True when fp32 copies of the weights are kept by the optimizer."""
+        narrow = self.precision in ("bf16", "fp16", "fp8")
+        return narrow if self.master_weights == "auto" else self.master_weights == "fp32" and narrow
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise ScenarioError for a combination that cannot run: field, value, rule, nearest valid choice."""
+        for field, values in AVAILABLE.items():
+            value = getattr(self, field)
+            if value not in values:
+                raise ScenarioError(field, value, "is not available in this version", values)
+        step = self.micro_batch * self.dp
+        if self.global_batch % step:
+            near = [n for n in (self.global_batch // step * step, (self.global_batch // step + 1) * step) if n]
+            raise ScenarioError("global_batch", self.global_batch, f"must be a multiple of micro-batch x dp = {step}", near)
+        for field, size in (("heads", model.heads), ("ffn", model.width), ("vocab", model.vocab)):
+            if size % self.tp:
+                fits = [t for t in range(1, size + 1) if all(n % t == 0 for n in (model.heads, model.width, model.vocab))]
+                raise ScenarioError("tp", self.tp, f"must divide {field} = {size}", fits)
+        if self.pp > model.layers:
+            raise ScenarioError("pp", self.pp, f"every stage needs at least one of the {model.layers} layers", range(1, model.layers + 1))
+        if self.layers_per_stage is not None:
+            given = list(self.layers_per_stage)
+            if len(given) != self.pp or sum(given) != model.layers or min(given) < 1:
+                near = ",".join(map(str, split_layers(model.layers, self.pp)))
+                rule = f"must be {self.pp} positive numbers that add up to {model.layers} layers"
+                raise ScenarioError("layers_per_stage", ",".join(map(str, given)), rule, [near])
+
+    def stage_layers(self, model: ModelConfig) -> list[list[int]]:
+        """Layer numbers of each pipeline stage."""
+        counts = list(self.layers_per_stage) if self.layers_per_stage else split_layers(model.layers, self.pp)
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        return [list(range(a, a + n)) for a, n in zip(starts, counts, strict=True)]
+
+
+def split_layers(layers: int, chunks: int) -> list[int]:
+    """Layers shared out evenly; a remainder leaves the first and last chunks short first (126 on 128: 0,1,...,1,0)."""
+    base, extra = divmod(layers, chunks)
+    inward = [i // 2 if i % 2 == 0 else chunks - 1 - i // 2 for i in range(chunks)]  # first, last, second, ...
+    short = set(inward[: chunks - extra])
+    return [base + (0 if i in short or not extra else 1) for i in range(chunks)]
+
+
+def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
+    """A pydantic object, or ScenarioError naming the first bad field."""
+    try:
+        return cls(**values)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        message = str(first["msg"])
+        if "|" in message:  # our own rules: field|value|rule|nearest
+            field, value, rule, near = message.removeprefix("Value error, ").split("|")
+            raise ScenarioError(field, value, rule, [near]) from None
+        field = ".".join(map(str, first["loc"])) or "options"
+        choices: Sequence[Any] | None = None
+        if first["type"] == "literal_error":
+            choices = get_args(cls.model_fields[field].annotation)
+        elif first["type"] == "extra_forbidden":
+            choices, message = list(cls.model_fields), "unknown option"
+        elif "greater_than" in first["type"]:
+            choices = [first.get("ctx", {}).get("ge", first.get("ctx", {}).get("gt"))]
+        raise ScenarioError(field, first.get("input"), message, choices) from None
+
+
+def make_plan(**values: Any) -> Plan:
+    """A validated Plan from option names."""
+    return build(Plan, values)
+
+
+def make_model(preset: str = "tiny", **overrides: Any) -> ModelConfig:
+    """A preset with overrides; None means "as the preset has it"."""
+    if preset not in PRESETS:
+        raise ScenarioError("model", preset, "unknown preset", list(PRESETS))
+    given = {k: v for k, v in overrides.items() if v is not None}
+    return build(ModelConfig, {**PRESETS[preset], **given})

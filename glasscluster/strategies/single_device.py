@@ -1,0 +1,56 @@
+"""One device: the reference every run is checked against. Nothing distributed, nothing flat, nothing clever.
+
+Losses are summed over tokens and divided once by their count; the gradient norm is clipped; the optimizer steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glasscluster.model.adamw import Optimizer
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.parallel import IGNORE
+
+
+@dataclass
+class Reference:
+    """Per step: mean loss, averaged unclipped gradients, weights after the step; by full parameter name."""
+
+    losses: list[float]
+    gradients: list[dict[str, Tensor]]
+    weights: list[dict[str, Tensor]]
+    shards: dict
+
+
+def train_one_device(
+    config: ModelConfig,
+    batches: list[tuple[Tensor, Tensor]],
+    optimizer: Optimizer,
+    clip: float,
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+) -> Reference:
+    """Train on whole batches [G, s] in one piece each."""
+    model = GPTStage(config, seed=seed, dtype=dtype)
+    named = model.full_names()
+    state = {n: [torch.zeros_like(p) for _ in range(optimizer.moments)] for n, (p, _) in named.items()}
+    out = Reference([], [], [], {n: s for n, (_, s) in named.items()})
+    for number, (tokens, targets) in enumerate(batches, start=1):
+        model.zero_grad()
+        loss = model(tokens, targets)
+        loss.backward()
+        count = int((targets != IGNORE).sum())
+        gradients = {n: p.grad / count for n, (p, _) in named.items() if p.grad is not None}
+        norm = torch.sqrt(sum(((g * g).sum() for g in gradients.values()), torch.zeros((), dtype=dtype)))
+        factor = min(1.0, clip / (float(norm) + 1e-6)) if clip else 1.0
+        with torch.no_grad():
+            for name, (p, _) in named.items():
+                optimizer.update(p, gradients[name] * factor, state[name], number)
+        out.losses.append(float(loss.detach()) / count)
+        out.gradients.append({n: g.clone() for n, g in gradients.items()})
+        out.weights.append({n: p.detach().clone() for n, (p, _) in named.items()})
+    return out

@@ -1,0 +1,115 @@
+"""Units: parameters laid end to end in one flat buffer, which is what data parallelism reduces, shards and gathers.
+
+A unit is a bucket (DDP, ZeRO-1, ZeRO-2) or a module (ZeRO-3). Its parameters and gradients are views of flat
+tensors, so a collective moves one contiguous piece and an elementwise optimizer works on any slice of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.parallel import Shard
+
+
+@dataclass
+class Member:
+    """One parameter of a unit and where it lies. `counts`: this rank adds it to the gradient norm."""
+
+    name: str
+    parameter: nn.Parameter
+    shard: Shard | None
+    start: int
+    stop: int
+    counts: bool = True
+
+
+@dataclass(eq=False)
+class Unit:
+    """`flat` [padded] holds the parameters; `grad` [padded] their gradients while they are whole."""
+
+    name: str
+    members: list[Member]
+    numel: int
+    padded: int
+    flat: Tensor
+    layer: int = -1
+    grad: Tensor | None = None
+    waiting: int = 0
+    gradient_shard: Tensor | None = None  # ZeRO-2 and 3
+    parameter_shard: Tensor | None = None  # ZeRO-3
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole flat buffer."""
+        return self.padded * self.flat.element_size()
+
+    def slice_of(self, rank: int, size: int) -> slice:
+        """Elements that `rank` owns of `size` equal shards."""
+        each = self.padded // size
+        return slice(rank * each, (rank + 1) * each)
+
+    def counted(self, owned: slice) -> list[slice]:
+        """Where, inside the owned slice, gradients count towards the norm (contiguous pieces, relative to it)."""
+        pieces: list[slice] = []
+        for m in self.members:
+            a, b = max(m.start, owned.start), min(m.stop, owned.stop)
+            if m.counts and a < b:
+                if pieces and pieces[-1].stop == a - owned.start:
+                    pieces[-1] = slice(pieces[-1].start, b - owned.start)
+                else:
+                    pieces.append(slice(a - owned.start, b - owned.start))
+        return pieces
+
+
+def make_unit(name: str, named: Iterable[tuple[str, nn.Parameter, Shard | None]], pad_to: int, layer: int = -1) -> Unit:
+    """Lay parameters end to end, padded to a multiple of `pad_to`; the parameters become views."""
+    entries = list(named)
+    numel = sum(p.numel() for _, p, _ in entries)
+    padded = -(-numel // pad_to) * pad_to
+    flat = torch.zeros(padded, dtype=entries[0][1].dtype, device=entries[0][1].device)
+    members, at = [], 0
+    for full_name, p, shard in entries:
+        members.append(Member(full_name, p, shard, at, at + p.numel()))
+        flat[at : at + p.numel()].copy_(p.detach().view(-1))
+        p.data = flat[at : at + p.numel()].view(p.shape)
+        at += p.numel()
+    return Unit(name, members, numel, padded, flat, layer)
+
+
+def by_bucket(stage: GPTStage, bucket_bytes: int, pad_to: int, apart: set[str]) -> list[Unit]:
+    """Units in the order gradients become ready (last layer first), each closed when it reaches `bucket_bytes`.
+
+    Parameters named in `apart` (a tied table with copies on two stages) get a unit of their own.
+    """
+    units: list[Unit] = []
+    current: list[tuple[str, nn.Parameter, Shard | None]] = []
+    size = 0
+    for name, (p, shard) in reversed(stage.full_names().items()):
+        if name in apart:
+            continue
+        current.append((name, p, shard))
+        size += p.numel() * p.element_size()
+        if size >= bucket_bytes:
+            units.append(make_unit(f"bucket {len(units)}", current, pad_to))
+            current, size = [], 0
+    if current:
+        units.append(make_unit(f"bucket {len(units)}", current, pad_to))
+    names = stage.full_names()
+    return units + [make_unit(name, [(name, *names[name])], pad_to) for name in sorted(apart)]
+
+
+def by_module(stage: GPTStage, pad_to: int, apart: set[str]) -> list[Unit]:
+    """One unit a block, and one root unit for everything that is not a block (embedding, final norm, head)."""
+    names = stage.full_names()
+    root = [(n, p, s) for n, (p, s) in names.items() if not n.startswith("layers.") and n not in apart]
+    units = [make_unit("root", root, pad_to)] if root else []
+    units += [make_unit(n, [(n, *names[n])], pad_to) for n in sorted(apart)]
+    for block in stage.layers.values():
+        inside = [(n, *names[n]) for n in names if n.startswith(f"layers.{block.index}.")]
+        units.append(make_unit(f"layer {block.index}", inside, pad_to, block.index))
+    return units

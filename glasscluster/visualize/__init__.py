@@ -1,0 +1,1 @@
+"""Timeline and graph in, plotly figure and report out. Knows no strategy."""

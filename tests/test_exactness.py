@@ -1,0 +1,1 @@
+"""Every plan gives the gradients and weights of one device."""
