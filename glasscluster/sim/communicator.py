@@ -10,9 +10,10 @@ anything is waited for.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -36,24 +37,43 @@ class Ticket:
         self.row = -1
 
 
-class Wire(Protocol):
+class Wire(ABC):
     """What a backend implements, per rank. Ranks and tags are the cluster's own."""
 
     rank: int
     size: int
     device: torch.device
 
+    @abstractmethod
     def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
         """Post a send; returns at once."""
 
+    @abstractmethod
     def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
         """Post a receive; returns at once."""
 
-    def block(self, tickets: Sequence[Ticket]) -> None:
-        """Return when at least one of the tickets is done; a wait that cannot end raises a named error."""
+    @abstractmethod
+    def block(self, tickets: Sequence[Ticket], together: bool) -> None:
+        """Return when at least one of the tickets is done; a wait that cannot end raises a named error.
 
+        `together`: all of them are needed before anything else can go on, so they may be waited for in turn.
+        """
+
+    @abstractmethod
     def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int) -> None:
         """Hand a whole collective to the library underneath (gloo, NCCL)."""
+
+    # ---- only a device with streams overrides these --------------------------------------------------------------
+    def group(self) -> AbstractContextManager[object]:
+        """What is posted inside starts as one (NCCL deadlocks otherwise)."""
+        return nullcontext()
+
+    def lane(self, group: int) -> AbstractContextManager[object]:
+        """Work inside belongs to a communicator's own stream."""
+        return nullcontext()
+
+    def join(self, group: int) -> None:  # noqa: B027
+        """The program's stream waits for a communicator's."""
 
 
 class Progress:
@@ -87,9 +107,10 @@ class Progress:
             pending = self.drive()
             if done():
                 return
-            tickets = [t for t in own if not t.done] + pending
-            assert tickets, "a wait with nothing under way can never end"
-            self.wire.block(tickets)
+            mine = [t for t in own if not t.done]
+            sources = bool(mine) + sum(bool(q) for q in self.queues)
+            assert mine or pending, "a wait with nothing under way can never end"
+            self.wire.block(mine + pending, together=sources == 1)
 
     def drain(self) -> None:
         """Finish every outstanding collective (the end of a program)."""
@@ -185,6 +206,11 @@ class CollectiveWork(Work):
         """Post a receive from a group rank; empty tensors receive nothing."""
         return self._post(RECV, out, src)
 
+    def exchange(self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int) -> list[Ticket]:
+        """Post a send and a receive as one."""
+        with self.comm.wire.group():
+            return self.recv(out, src) + self.send(x, dst)
+
     def reduce(self, into: torch.Tensor, other: torch.Tensor, op: str) -> None:
         """`into = into op other`, on this rank."""
         if into.numel() == 0:
@@ -200,25 +226,30 @@ class CollectiveWork(Work):
         recorder = self.comm.recorder
         was_paused, recorder.paused = recorder.paused, True
         try:
-            while all(t.done for t in self.pending):
-                if self.recorded and self.pending:
-                    self.cursor = tuple(t.row for t in self.pending)
-                step = next(self.steps, None)
-                self.pending = step or []
-                if step is None:
-                    self.finished = True
-                    if self.recorded:
-                        self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
-                    self.row = self._row(COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0))
-                    return True
-            return False
+            with self.comm.wire.lane(self.comm.group):
+                return self._run_steps()
         finally:
             recorder.paused = was_paused
+
+    def _run_steps(self) -> bool:
+        while all(t.done for t in self.pending):
+            if self.recorded and self.pending:
+                self.cursor = tuple(t.row for t in self.pending)
+            step = next(self.steps, None)
+            self.pending = step or []
+            if step is None:
+                self.finished = True
+                if self.recorded:
+                    self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
+                self.row = self._row(COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0))
+                return True
+        return False
 
     def wait(self) -> None:
         """Block until the collective has finished on this rank; frees its staging."""
         if not self.finished:
             self.comm.progress.wait(lambda: self.finished)
+        self.comm.wire.join(self.comm.group)
         self.staging = None
         if self.recorded:
             self.comm.recorder.waited(self.row)

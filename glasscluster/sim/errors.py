@@ -118,8 +118,9 @@ def nearest(value: object, choices: Iterable[object]) -> object | None:
     options = list(choices)
     if not options:
         return None
-    if isinstance(value, (int, float)) and all(isinstance(o, (int, float)) for o in options):
-        return min(options, key=lambda o: (abs(o - value), o))
+    numbers = [o for o in options if isinstance(o, (int, float))]
+    if isinstance(value, (int, float)) and len(numbers) == len(options):
+        return min(numbers, key=lambda o: (abs(o - value), o))
     words = [str(o) for o in options]
     close = difflib.get_close_matches(str(value), words, n=1, cutoff=0.0)
     return close[0] if close else words[0]

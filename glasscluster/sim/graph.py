@@ -21,7 +21,21 @@ import numpy as np
 from glasscluster.sim.errors import MessageLost, ScenarioError
 from glasscluster.sim.vocabulary import BEGIN, COLLECTIVE, COMPUTE, KINDS, LANES_PER_GROUP, PURPOSES, RECV, SEND
 
-COLUMNS = ("rank", "lane", "order", "kind", "phase", "layer", "micro_batch", "op", "flops", "bytes", "peer", "tag", "purpose")
+COLUMNS: tuple[str, ...] = (
+    "rank",
+    "lane",
+    "order",
+    "kind",
+    "phase",
+    "layer",
+    "micro_batch",
+    "op",
+    "flops",
+    "bytes",
+    "peer",
+    "tag",
+    "purpose",
+)
 COLUMNS += ("label", "sequence")
 FORMAT = 1
 
@@ -83,7 +97,8 @@ class ExecutionGraph:
             sources.append(r["deps"] + offset)
             offset += len(table)
         columns = {c: np.concatenate(v) if v else np.empty(0, np.int64) for c, v in parts.items()}
-        source, target = np.concatenate(sources or [[]]).astype(np.int64), np.concatenate(targets or [[]]).astype(np.int64)
+        none = [np.empty(0, np.int64)]
+        source, target = np.concatenate(none + sources), np.concatenate(none + targets)
         meta = {
             "names": names,
             "groups": {r["rank"]: {g: (a, list(m)) for g, (a, m) in r["groups"].items()} for r in recordings},

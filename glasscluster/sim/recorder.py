@@ -53,8 +53,9 @@ class OpRule:
         writes = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
         self.mutated = tuple(writes)
-        self.event = not (view or base in _SILENT)
-        self.allocates = not view and not writes
+        wire = schema.name.startswith("c10d::")  # torch.distributed's own operators: the communicator records messages
+        self.event = not (view or wire or base in _SILENT)
+        self.allocates = not (view or wire or writes)
         # zero_, fill_ and *_like overwrite without reading; copy_ does not read its destination
         reads_nothing = base.endswith("_like") or base in _WRITE_ONLY
         self.write_only = tuple(range(len(schema.arguments))) if reads_nothing else ((0,) if base == "copy_" else ())

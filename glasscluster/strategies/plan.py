@@ -119,9 +119,9 @@ class Plan(BaseModel):
         if self.layers_per_stage is not None:
             given = list(self.layers_per_stage)
             if len(given) != self.pp or sum(given) != model.layers or min(given) < 1:
-                near = ",".join(map(str, split_layers(model.layers, self.pp)))
+                nearest_split = ",".join(map(str, split_layers(model.layers, self.pp)))
                 rule = f"must be {self.pp} positive numbers that add up to {model.layers} layers"
-                raise ScenarioError("layers_per_stage", ",".join(map(str, given)), rule, [near])
+                raise ScenarioError("layers_per_stage", ",".join(map(str, given)), rule, [nearest_split])
 
     def stage_layers(self, model: ModelConfig) -> list[list[int]]:
         """Layer numbers of each pipeline stage."""

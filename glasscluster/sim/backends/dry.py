@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from glasscluster.sim.communicator import Ticket
+from glasscluster.sim.communicator import Ticket, Wire
 from glasscluster.sim.gpu import Outcome, run_rank
 
 
-class DryWire:
+class DryWire(Wire):
     """A wire with nobody at the other end."""
 
     device = torch.device("meta")
@@ -36,7 +36,7 @@ class DryWire:
         ticket.done = True
         return ticket
 
-    def block(self, tickets: Sequence[Ticket]) -> None:
+    def block(self, tickets: Sequence[Ticket], together: bool) -> None:
         """Never needed: everything is done at once."""
 
     def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int) -> None:

@@ -55,7 +55,7 @@ def _reduce_scatter(work, chunks, staging, op) -> Iterator[list[Ticket]]:
     for step in range(n - 1):
         outgoing, incoming = chunks[(r - step - 1) % n], chunks[(r - step - 2) % n]
         arrived = staging[: incoming.numel()]
-        yield work.recv(arrived, (r - 1) % n) + work.send(outgoing, (r + 1) % n)
+        yield work.exchange(outgoing, (r + 1) % n, arrived, (r - 1) % n)
         work.reduce(incoming, arrived, op)
 
 
@@ -63,7 +63,7 @@ def _all_gather(work, chunks) -> Iterator[list[Ticket]]:
     n, r = work.size, work.rank
     for step in range(n - 1):
         outgoing, incoming = chunks[(r - step) % n], chunks[(r - step - 1) % n]
-        yield work.recv(incoming, (r - 1) % n) + work.send(outgoing, (r + 1) % n)
+        yield work.exchange(outgoing, (r + 1) % n, incoming, (r - 1) % n)
 
 
 def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
