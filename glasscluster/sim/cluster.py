@@ -96,6 +96,11 @@ class Cluster:
             self._backend.close()
             self._backend = None
 
+    @property
+    def leader(self) -> bool:
+        """False only in the other processes of a torchrun job: checks and reports are rank 0's."""
+        return getattr(self._backend, "rank", 0) == 0
+
     def run(self, program: Callable[..., Any], *args: Any, record: bool = True, info: dict | None = None) -> Run:
         """Run `program(gpu, *args)` on every rank. Raises the named error of the first rank that failed.
 

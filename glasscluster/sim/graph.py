@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from glasscluster.sim.errors import MessageLost, ScenarioError
-from glasscluster.sim.vocabulary import BEGIN, COLLECTIVE, COMPUTE, KINDS, LANES_PER_GROUP, PURPOSES, RECV, SEND
+from glasscluster.sim.vocabulary import BACKWARD, BEGIN, COLLECTIVE, COMPUTE, FORWARD, KINDS, LANES_PER_GROUP, PURPOSES, RECV, SEND
 
 COLUMNS: tuple[str, ...] = (
     "rank",
@@ -209,6 +209,17 @@ class ExecutionGraph:
     def has_native(self) -> bool:
         """True when a collective was handed to gloo or NCCL, whose bytes nobody counted."""
         return any(n.endswith("/native") and (self.op[self.kind == COLLECTIVE] == i).any() for i, n in enumerate(self.names))
+
+    def in_flight(self, rank: int) -> int:
+        """Most micro-batches whose forward has begun and whose backward has not, over a rank's program order."""
+        rows, live, best = compute_rows(self, rank), set[int](), 0
+        for phase, micro_batch in zip(self.phase[rows].tolist(), self.micro_batch[rows].tolist(), strict=True):
+            if phase == FORWARD:
+                live.add(micro_batch)
+                best = max(best, len(live))
+            elif phase == BACKWARD:
+                live.discard(micro_batch)
+        return best
 
     def count(self, kind: str) -> int:
         """Events of a kind."""

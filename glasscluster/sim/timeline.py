@@ -23,6 +23,7 @@ from glasscluster.sim.vocabulary import (
     COMPUTE,
     FORWARD,
     OPTIMIZER,
+    PHASES,
     RECOMPUTE,
     RECV,
     SEND,
@@ -92,6 +93,14 @@ class Timeline:
         spent = np.zeros(self.graph.ranks)
         # in event order, exactly: a sum of equal pieces must not depend on how numpy pairs them
         np.add.at(spent, self.graph.rank[rows], (self.end - self.start)[rows])
+        return spent
+
+    def phase_seconds(self, rank: int) -> dict[tuple[str, int], float]:
+        """Busy seconds of a rank by (phase, micro-batch)."""
+        spent: dict[tuple[str, int], float] = {}
+        for row in compute_rows(self.graph, rank).tolist():
+            key = PHASES[self.graph.phase[row]], int(self.graph.micro_batch[row])
+            spent[key] = spent.get(key, 0.0) + float(self.end[row] - self.start[row])
         return spent
 
     def bubble(self) -> dict[str, float]:

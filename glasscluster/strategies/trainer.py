@@ -126,6 +126,7 @@ class Trainer:
             elif recording:
                 self.gpu.recorder.paused = True
             result.losses.append(self.train_step(step))
+        result.losses = [loss.cpu() if loss.device.type != "meta" else loss for loss in result.losses]
         result.units = [(u.name, u.numel, u.padded) for u in self.manager.units]
         return result
 

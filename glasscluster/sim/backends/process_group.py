@@ -156,6 +156,7 @@ class NcclWire(GroupWire):
         return self._enqueue(Ticket("recv", src, tag, out, what), dist.irecv)
 
     def _enqueue(self, ticket: Ticket, post: Any) -> Ticket:
+        assert ticket.tensor is not None
         entry = (ticket, dist.P2POp(post, ticket.tensor, ticket.peer))
         if self._batch is not None:
             self._batch.append(entry)

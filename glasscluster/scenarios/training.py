@@ -1,0 +1,224 @@
+"""One training run from plan to verdict: run it, check it against one device, count it, time it, write it down."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glasscluster.sim.cluster import Cluster, Run
+from glasscluster.sim.errors import ScenarioError
+from glasscluster.sim.timeline import Timeline
+from glasscluster.strategies import accounts, check
+from glasscluster.strategies.plan import Plan
+from glasscluster.strategies.trainer import Job, job_info, train_rank
+
+Say = Callable[[str], None]
+
+
+def silent(_text: str) -> None:
+    """No progress."""
+
+
+@dataclass
+class Trained:
+    """A finished training run with everything that `glass train` prints."""
+
+    job: Job
+    run: Run
+    comparison: dict[str, Any] | None
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    wall_s: dict[str, float] = field(default_factory=dict)
+    report: Path | None = None
+
+    @property
+    def timeline(self) -> Timeline:
+        """On the cluster's hardware."""
+        return self.run.timeline
+
+    @property
+    def ok(self) -> bool:
+        """Every check held."""
+        return all(c["ok"] for c in self.checks)
+
+    def memory(self) -> dict[str, Any]:
+        """Peak, its split, and state bytes, one entry a rank."""
+        peaks = self.run.peak_memory()
+        return {
+            "peak_memory_bytes": [total for total, _ in peaks],
+            "memory_bytes": {c: [split[c] for _, split in peaks] for c in peaks[0][1]},
+            "state_bytes": {k: [r.state_bytes[k] for r in self.run.results] for k in self.run.results[0].state_bytes},
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The `glass.train/1` object."""
+        job, compared = self.job, self.comparison or {}
+        return {
+            "schema": "glass.train/1",
+            "plan": job.plan.model_dump(mode="json"),
+            "model": job.model.model_dump(mode="json"),
+            "backend": self.run.backend,
+            "hardware": self.run.hardware.name,
+            "gpus": job.plan.gpus,
+            "steps": job.steps,
+            "seed": job.seed,
+            "losses": [float(loss) for loss in self.run.results[-1].losses],
+            "checked_steps": compared.get("checked_steps", 0),
+            "reference_losses": compared.get("reference_losses", []),
+            "max_rel_loss_diff": compared.get("max_rel_loss_diff"),
+            "max_rel_grad_diff": compared.get("max_rel_grad_diff"),
+            "max_rel_weight_diff": compared.get("max_rel_weight_diff"),
+            "bytes_sent": self.run.graph.traffic() if not self.run.graph.has_native else None,
+            **self.memory(),
+            **self.timeline.summary(self.run.graph.info["model_flops"]),
+            "checks": self.checks,
+            "report": str(self.report) if self.report else None,
+        }
+
+
+def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent) -> Trained:
+    """Run a job on a cluster: the float64 check first, then the recorded run in the plan's precision."""
+    wall: dict[str, float] = {}
+    compared = None
+    if checked:
+        small = check.check_job(job)
+        say(f"checking {small.steps} steps in float64 on {job.plan.gpus} {cluster.backend_name} ranks")
+        begun = time.perf_counter()
+        results = cluster.run(train_rank, small, record=False).results
+        wall["check"] = time.perf_counter() - begun
+    say(f"training {job.steps} steps in {job.plan.precision}, recording the last")
+    begun = time.perf_counter()
+    run = cluster.run(train_rank, job, info=job_info(job, seed=job.seed))
+    wall["run"] = time.perf_counter() - begun
+    if not cluster.leader:
+        return Trained(job, run, None)
+    if checked:
+        begun = time.perf_counter()
+        say("training one device in float64 to compare with")
+        compared = check.compare(results, check.reference_for(small), job.plan)
+        wall["reference"] = time.perf_counter() - begun
+    trained = Trained(job, run, compared, wall_s=wall)
+    trained.checks = equivalence_rows(compared) + counted_rows(trained)
+    run.checks = trained.checks
+    return trained
+
+
+def equivalence_rows(compared: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Gradients and weights within 1e-10 of one device."""
+    if compared is None:
+        return []
+    return [
+        accounts.row(
+            f"largest {what} difference from one device, float64, {compared['checked_steps']} steps",
+            0.0,
+            compared[f"max_rel_{key}_diff"],
+            "one device, same seed",
+            unit="relative",
+            tolerance=check.TOLERANCE,
+        )
+        for what, key in (("gradient", "grad"), ("weight", "weight"), ("loss", "loss"))
+    ]
+
+
+def counted_rows(trained: Trained) -> list[dict[str, Any]]:
+    """Traffic, model states and schedule against the papers."""
+    plan, model, run = trained.job.plan, trained.job.model, trained.run
+    return [
+        *accounts.traffic_rows(plan, model, run.graph),
+        *accounts.state_rows(plan, model, run.results),
+        *accounts.schedule_rows(plan, trained.timeline),
+    ]
+
+
+def check_data(path: str | None, seq: int) -> None:
+    """The data file can be read and holds at least one sequence; ScenarioError otherwise."""
+    if path is None:
+        return
+    try:
+        size = len(Path(path).read_bytes())
+    except OSError as problem:
+        raise ScenarioError("data", path, f"cannot be read: {problem.strerror}") from None
+    if size < seq + 2:
+        rule = "is empty" if size == 0 else f"has {size} bytes, one sequence needs seq + 2 = {seq + 2}"
+        raise ScenarioError("data", path, f"{rule}; give a text of at least {seq + 2} bytes, or leave --data out for the built-in corpus")
+
+
+def output_folder(out: str | None, name: str) -> Path:
+    """The folder to write to; the default is the first free runs/NAME-N."""
+    if out is None:
+        number = 1
+        while Path(f"runs/{name}-{number}").exists():
+            number += 1
+        out = f"runs/{name}-{number}"
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ScenarioError("out", out, f"cannot be made: {problem.strerror}") from None
+    return folder
+
+
+def write_files(folder: Path, trained: Trained, title: str) -> None:
+    """report.html, graph.npz, ledger.csv, trace.json and run.json."""
+    from glasscluster.visualize.trace import write_chrome_trace
+
+    trained.run.graph.save(folder / "graph.npz")
+    write_chrome_trace(trained.timeline, folder / "trace.json")
+    write_ledger(folder / "ledger.csv", trained.checks)
+    trained.report = trained.run.report(folder / "report.html")
+    write_run_json(folder, {**trained.as_json(), "wall_s": trained.wall_s, "title": title})
+
+
+def write_ledger(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The checks as CSV."""
+    columns = ["name", "predicted", "counted", "simulated", "measured", "unit", "match", "tolerance", "ok", "source"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_run_json(folder: Path, content: dict[str, Any]) -> None:
+    """Everything that differs from machine to machine lives here, not in the report."""
+    import torch
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    (folder / "run.json").write_text(json.dumps({**content, "versions": versions}, indent=1, default=str))
+
+
+def predict(plan: Plan, job: Job, hardware_name: str, *, rank: str = "max", slow: dict[int, float] | None = None) -> dict[str, Any]:
+    """`glass.predict/1`: record the plan dry (shapes only) with the strategies' own code, and replay it."""
+    begun = time.perf_counter()
+    cluster = Cluster(hardware_name, plan.gpus, "dry", memory_bytes=None)
+    cluster.hardware.gpu.peak(plan.precision)
+    run = cluster.run(train_rank, job, info=job_info(job, seed=job.seed))
+    timeline = run.replay(cluster.hardware, slow_ranks=slow)
+    peaks = run.peak_memory()
+    chosen = max(range(len(peaks)), key=lambda r: peaks[r][0]) if rank == "max" else len(peaks) - 1 if rank == "last" else int(rank)
+    peak, split = peaks[chosen]
+    gib, seconds = 1024**3, timeline.makespan
+    done = timeline.graph.info["model_flops"]
+    ran = float(timeline.graph.flops.sum())
+    return {
+        "schema": "glass.predict/1",
+        "hardware": cluster.hardware.name,
+        "gpus": plan.gpus,
+        "iteration_time_s": seconds,
+        "tokens_per_s_per_gpu": timeline.graph.info["tokens"] / seconds / plan.gpus,
+        "tflops_per_gpu": done / seconds / plan.gpus / 1e12,
+        "mfu": timeline.mfu(done),
+        "hfu": timeline.mfu(ran),
+        **timeline.bubble(),
+        "breakdown_s": timeline.breakdown(),
+        "peak_memory_gib": peak / gib,
+        "memory_gib": {**{k: v / gib for k, v in split.items()}, "context": 0.0},
+        "fits": peak <= cluster.hardware.gpu.memory_bytes,
+        "wall_s": time.perf_counter() - begun,
+        "simulated_gpus": plan.gpus,
+        "events": len(timeline.graph),
+    }

@@ -1,0 +1,196 @@
+"""The accounts: what the papers' formulas say beside what was counted, row by row.
+
+The predicted side is computed here from plan and shapes; the counted side comes from the graph and the memory
+ledger, which know no formula. Where theory is exact the two must be equal, not close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.parallel import Unsharded
+from glasscluster.sim.graph import ExecutionGraph
+from glasscluster.sim.timeline import Timeline
+from glasscluster.sim.vocabulary import SEND
+from glasscluster.strategies import data_parallel, pipeline_parallel, tensor_parallel, zero
+from glasscluster.strategies.plan import Plan
+from glasscluster.strategies.schedules import gpipe, one_f_one_b
+from glasscluster.strategies.trainer import DTYPES, TIED, RankResult
+from glasscluster.strategies.units import Unit, by_bucket, by_module
+
+WIDTH = {"fp64": 8, "fp32": 4, "bf16": 2}
+
+
+def row(
+    name: str,
+    predicted: float | None,
+    counted: float | None,
+    source: str,
+    *,
+    simulated: float | None = None,
+    unit: str = "bytes",
+    match: str = "exact",
+    tolerance: float = 0.0,
+) -> dict[str, Any]:
+    """One ledger row; it holds when predicted and the other side differ by at most `tolerance` (relative, if virtual)."""
+    other = simulated if match == "virtual" else counted
+    if predicted is None or other is None:
+        ok = True
+    elif match == "virtual":
+        ok = abs(predicted - other) <= tolerance * abs(predicted)
+    else:
+        ok = abs(predicted - other) <= tolerance
+    return {
+        "name": name,
+        "ok": bool(ok),
+        "predicted": predicted,
+        "counted": counted,
+        "simulated": simulated,
+        "measured": None,
+        "unit": unit,
+        "match": match,
+        "tolerance": tolerance,
+        "source": source,
+    }
+
+
+class _Place(Unsharded):
+    """Stands where tensor parallelism would, for shapes."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.rank = size, 0
+
+
+def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
+    """The units of a pipeline stage, from shapes alone (meta tensors)."""
+    first, last = stage == 0, stage == plan.pp - 1
+    shape = GPTStage(
+        model, plan.stage_layers(model)[stage], first, last, _Place(plan.tp), dtype=DTYPES[plan.precision], device=torch.device("meta")
+    )
+    apart = {TIED} if model.tied and plan.pp > 1 and (first or last) else set()
+    if plan.zero == 3:
+        return by_module(shape, plan.dp, apart)
+    return by_bucket(shape, plan.bucket, plan.dp if plan.zero else 1, apart)
+
+
+def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[dict[str, Any]]:
+    """Bytes sent, summed over ranks, by axis and purpose (F9, F16, F18, F19)."""
+    if graph.has_native:
+        return []
+    width, tokens = WIDTH[plan.precision], plan.micro_batch * model.seq
+    m, rows = plan.micro_batches, []
+    stages = [units_of(plan, model, s) for s in range(plan.pp)]
+    padded = sum(u.padded for units in stages for u in units)
+    if plan.dp > 1:
+        if plan.zero:
+            theory: dict[str, float] = dict(zero.predict_traffic(plan.zero, padded, plan.dp, m, width))
+            source = "ZeRO 1910.02054 section 7 (F16)"
+        else:
+            whole = data_parallel.predict(padded, plan.dp, width)
+            theory = {"gradients": whole["gradients_bytes_total"], "parameters": whole["parameters_bytes_total"]}
+            source = "Patarasuk-Yuan 2009 (F9); ZeRO section 7.1"
+        for purpose, expected in theory.items():
+            counted = sum(graph.bytes_sent(axis="dp", purpose=purpose))
+            rows.append(row(f"dp {purpose} sent, all ranks", expected * plan.tp, counted, source))
+    if plan.tp > 1:
+        rows += _tensor_rows(plan, model, graph, m, tokens, width)
+    if plan.pp > 1:
+        expected_pp = pipeline_parallel.predict_traffic(plan.pp, m, tokens, model.hidden, width) * plan.dp * plan.tp
+        counted_pp = sum(graph.bytes_sent(axis="pp", purpose="activations"))
+        rows.append(row("pp activations and their gradients sent, all ranks", expected_pp, counted_pp, "GPipe 1811.06965: 2(p-1)m·bsh"))
+        if model.tied:
+            table = next(u for u in stages[0] if u.name == TIED)
+            shares = 1 if plan.zero else plan.dp  # every dp rank sums the whole table, or with ZeRO its shard of it
+            expected_tied = 2 * table.padded * width * plan.tp * shares
+            rows.append(
+                row("tied embedding gradients sent, all ranks", expected_tied, sum(graph.bytes_sent(label="tied embedding")), "F9 with N = 2")
+            )
+    return rows
+
+
+def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, tokens: int, width: int) -> list[dict[str, Any]]:
+    totals = {"layer": 0, "embedding": 0, "head": 0, "loss": 0}
+    for s, layers in enumerate(plan.stage_layers(model)):
+        part = tensor_parallel.predict(len(layers), m, tokens, model.hidden, plan.tp, width, s == 0, s == plan.pp - 1)
+        totals = {k: v + part[k] * plan.dp for k, v in totals.items()}
+    tp = (graph.kind == SEND) & (graph.axis == "tp")
+    label = np.array([*graph.names, ""])[graph.label]
+    in_layer = graph.layer >= 0
+    chosen = {
+        "layer": tp & in_layer,
+        "embedding": tp & ~in_layer & (label == "g forward"),
+        "head": tp & ~in_layer & (label == "f backward"),
+        "loss": tp & np.char.startswith(label, "cross_entropy"),
+    }
+    names = {"layer": "4 per layer", "embedding": "embedding, once", "head": "head input, once", "loss": "loss, 3 scalars a token"}
+    source = "Megatron-LM 1909.08053 section 3 (F18, F19)"
+    return [row(f"tp all-reduces sent, {names[k]}", totals[k], int(graph.bytes[chosen[k]].sum()), source) for k in totals]
+
+
+def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) -> list[dict[str, Any]]:
+    """Model states per rank before the optimizer step, summed over ranks (F15)."""
+    width = WIDTH[plan.precision]
+    moments = 2 if plan.optimizer == "adamw" else 0
+    state_width = moments * (4 if plan.has_master else width) + (4 if plan.has_master else 0)
+    expected = {"parameters": 0.0, "gradients": 0.0, "optimizer": 0.0}
+    for s in range(plan.pp):
+        padded = sum(u.padded for u in units_of(plan, model, s))
+        part = zero.predict_state(plan.zero, padded, plan.dp, width, state_width)
+        expected = {k: v + part[k] * plan.dp * plan.tp for k, v in expected.items()}
+    source = "ZeRO 1910.02054 section 3.1 (F15)"
+    return [row(f"{k} held, all ranks", v, sum(r.state_bytes[k] for r in results), source) for k, v in expected.items()]
+
+
+def schedule_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
+    """Micro-batches in flight (F22), and GPipe's makespan from the stages' own times (F20) where its terms hold."""
+    if plan.pp == 1:
+        return []
+    rows, m = [], plan.micro_batches
+    formula = gpipe.predict_in_flight if plan.schedule == "gpipe" else one_f_one_b.predict_in_flight
+    replicas = plan.dp * plan.tp
+    for s in range(plan.pp):
+        counted = max(timeline.graph.in_flight(s * replicas + i) for i in range(replicas))
+        rows.append(row(f"micro-batches in flight, stage {s}", formula(plan.pp, m, s), counted, "F22", unit="micro-batches"))
+    predicted = gpipe_makespan(plan, timeline) if plan.schedule == "gpipe" else None
+    if predicted is not None:
+        first, last = timeline.window
+        rows.append(
+            row(
+                "GPipe makespan, first F to last B",
+                predicted,
+                None,
+                "F20: sum(f+b) + (m-1)(max f + max b) + 2(p-1)c",
+                simulated=last - first,
+                unit="s",
+                match="virtual",
+                tolerance=1e-9,
+            )
+        )
+    return rows
+
+
+def gpipe_makespan(plan: Plan, timeline: Timeline) -> float | None:
+    """F20 with f_s, b_s read from the replay; None off its domain (a stage's time varies, or its port is the bottleneck)."""
+    if plan.tp > 1 or plan.zero == 3:
+        return None
+    graph, forward, backward = timeline.graph, [], []
+    for s in range(plan.pp):
+        spans = timeline.phase_seconds(s * plan.dp)
+        f = [spans["forward", i] for i in range(plan.micro_batches)]
+        b = [spans["backward", i] for i in range(plan.micro_batches)]
+        if np.ptp(f) > 1e-12 * max(f) or np.ptp(b) > 1e-12 * max(b):
+            return None
+        forward.append(f[0])
+        backward.append(b[0])
+    sends = (graph.kind == SEND) & (graph.axis == "pp") & (graph.sequence < 0)
+    port = timeline.end[sends] - timeline.start[sends]
+    links = {timeline.hardware.link(int(r), int(p)) for r, p in zip(graph.rank[sends], graph.peer[sends], strict=True)}
+    if len(links) != 1 or port.max() > min(forward + backward):
+        return None
+    return gpipe.predict_makespan(forward, backward, plan.micro_batches, float(port.max()) + links.pop().latency_s)
