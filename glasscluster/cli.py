@@ -1,0 +1,434 @@
+"""The `glass` command: options in, one call below, words or JSON out. No logic of its own.
+
+Heavy imports happen inside the commands, after the first line of progress.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from glasscluster import __version__
+from glasscluster.model.config import ModelConfig
+from glasscluster.sim.errors import GlassError, ScenarioError
+from glasscluster.sim.quantities import parse_size, parse_time
+from glasscluster.strategies.plan import Plan
+
+app = typer.Typer(
+    name="glass",
+    help="A GPU cluster you can see through: real training strategies on simulated GPUs, exact, counted and drawn.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
+Hardware = Annotated[str, typer.Option(help="virtual clock: a name from `glass list`, or a profile file")]
+Backend = Annotated[str | None, typer.Option(help="ray | threads | torchrun")]
+Device = Annotated[str, typer.Option(help="cpu | cuda")]
+Seed = Annotated[int, typer.Option(help="of weights, data and thread order")]
+Out = Annotated[str | None, typer.Option(help="folder to write to [default: runs/NAME-N]")]
+Timeout = Annotated[str | None, typer.Option(help="of one operation, as 30s")]
+
+
+# ---- options made from pydantic fields ---------------------------------------------------------------------------
+def _parameter(name: str, cls: type[Plan] | type[ModelConfig]) -> inspect.Parameter:
+    """A typer option for one field: words stay words here, pydantic judges them and names the nearest."""
+    field = cls.model_fields[name]
+    inside = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+    kind: Any = next(k for k in inside if k is not type(None))
+    flag = "--" + name.replace("_", "-")
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    written: Any = kind if kind in (int, float, bool) else type(choices[0]) if choices else str
+    if name == "bucket":
+        written = str
+    if kind is bool:
+        flag += "/--untied" if name == "tied" else f"/--no-{name.replace('_', '-')}"
+    default = "25MiB" if name == "bucket" else field.default
+    shown = f" [{' | '.join(map(str, choices))}]" if choices else ""
+    where = "Plan" if cls is Plan else "Model"
+    option = typer.Option(flag, help=f"{field.description}{shown}", show_default=str(default), rich_help_panel=where)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[written | None, option])
+
+
+def planned(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command every option of Plan and ModelConfig; it receives those that were given as `given`."""
+    fields = [(n, Plan) for n in Plan.model_fields] + [(n, ModelConfig) for n in ModelConfig.model_fields]
+    made = [_parameter(name, cls) for name, cls in fields]
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    names = {p.name for p in made}
+
+    def wrapper(**values: Any) -> Any:
+        given = {k: v for k, v in values.items() if k in names and v is not None}
+        return command(given=given, **{k: v for k, v in values.items() if k not in names})
+
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+    wrapper.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in [*own, *made]}
+    return wrapper
+
+
+def plan_and_model(given: dict[str, Any], preset: str) -> tuple[Plan, ModelConfig]:
+    """What was asked for, validated; ScenarioError otherwise."""
+    from glasscluster.strategies.plan import make_model, make_plan
+
+    values = dict(given)
+    if "bucket" in values:
+        values["bucket"] = parse_size("bucket", str(values["bucket"]))
+    if "layers_per_stage" in values:
+        text = str(values["layers_per_stage"])
+        try:
+            values["layers_per_stage"] = tuple(int(n) for n in text.split(","))
+        except ValueError:
+            raise ScenarioError("layers_per_stage", text, "must be whole numbers with commas between, as 1,1,1,1") from None
+    model = make_model(preset, **{k: v for k, v in values.items() if k in ModelConfig.model_fields})
+    plan = make_plan(**{k: v for k, v in values.items() if k in Plan.model_fields})
+    plan.check(model)
+    return plan, model
+
+
+# ---- saying things -----------------------------------------------------------------------------------------------
+def is_leader() -> bool:
+    """Only rank 0 of a torchrun job speaks."""
+    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
+
+
+def default_backend() -> str:
+    """Under torchrun it is torchrun, elsewhere ray."""
+    return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ or ("WORLD_SIZE" in os.environ and "RANK" in os.environ) else "ray"
+
+
+@contextmanager
+def progress():
+    """A spinner with the latest line on a terminal, plain lines elsewhere; always on standard error."""
+    if not is_leader():
+        yield lambda _text: None
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        with console.status("starting", spinner="dots") as status:
+
+            def show(text: str) -> None:
+                console.print(f"[dim]·[/dim] {text}")
+                status.update(text)
+
+            yield show
+    else:
+        yield lambda text: print(text, file=sys.stderr, flush=True)
+
+
+def emit(content: dict[str, Any]) -> None:
+    """The one JSON object. Not-a-number and infinity are not JSON: they become null."""
+    if is_leader():
+        print(json.dumps(_plain(content), allow_nan=False), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def show_checks(rows: list[dict[str, Any]]) -> None:
+    """The ledger as a table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="predicted | counted | simulated", title_justify="left", box=None, pad_edge=False)
+    for heading in ("", "quantity", "predicted", "counted", "simulated", "unit"):
+        table.add_column(
+            heading, justify="right" if heading in ("predicted", "counted", "simulated") else "left", no_wrap=heading != "quantity"
+        )
+    for row in rows:
+        cells = ["" if row[k] is None else f"{row[k]:,.10g}" for k in ("predicted", "counted", "simulated")]
+        table.add_row("ok" if row["ok"] else "FAIL", row["name"], *cells, row["unit"])
+    Console(highlight=False).print(table)
+
+
+def verdict(rows: list[dict[str, Any]], report: Any, wall: float | None = None) -> int:
+    """The last lines a person sees, and the exit code."""
+    failed = [r["name"] for r in rows if not r["ok"]]
+    print(f"{len(rows) - len(failed)} of {len(rows)} checks held" + (f" in {wall:.1f} s" if wall else ""))
+    for name in failed:
+        print(f"FAILED: {name}")
+    if report:
+        print(f"report: {report}")
+    return 1 if failed else 0
+
+
+# ---- commands ----------------------------------------------------------------------------------------------------
+@app.command()
+@planned
+def train(
+    given: dict,
+    model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
+    steps: Annotated[int, typer.Option(min=1, help="optimizer steps; figures are of the last")] = 3,
+    data: Annotated[str | None, typer.Option(help="any text file [default: the standard library's source]")] = None,
+    check: Annotated[bool, typer.Option(help="compare with one device in float64")] = True,
+    backend: Backend = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    hardware: Hardware = "classroom",
+    timeout: Timeout = None,
+    memory: Annotated[str | None, typer.Option(help="capacity of a virtual GPU, as 16GB [default: the hardware's]")] = None,
+    out: Out = None,
+    json_: Json = False,
+) -> int:
+    """Train a GPT with a plan, check it against one device, count it, draw it."""
+    plan, shape = plan_and_model(given, model)
+    with progress() as say:
+        say(f"glass train: {plan.gpus} GPUs, {shape.parameters():,} parameters")
+        from glasscluster.scenarios import training
+
+        trained = training.train_command(
+            plan,
+            shape,
+            steps=steps,
+            data=data,
+            checked=check,
+            backend=backend or default_backend(),
+            device=device,
+            seed=seed,
+            hardware=hardware,
+            timeout_s=parse_time("timeout", timeout) if timeout else None,
+            memory_bytes=parse_size("memory", memory) if memory else "hardware",
+            out=out,
+            say=say,
+        )
+    if not is_leader():
+        return 0
+    if json_:
+        emit(trained.as_json())
+        return 0 if trained.ok else 1
+    losses = ", ".join(f"{float(x):.4f}" for x in trained.run.results[-1].losses[-5:])
+    t = trained.timeline
+    print(f"loss {losses}")
+    print(f"{t.makespan * 1e3:.3f} ms a step on {t.hardware.name} (virtual), bubble {t.bubble()['bubble_fraction']:.1%}")
+    show_checks(trained.checks)
+    return verdict(trained.checks, trained.report)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def run(
+    context: typer.Context,
+    scenario: Annotated[str, typer.Argument(help="a name from `glass list`, or FILE.py")],
+    backend: Backend = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    hardware: Annotated[str | None, typer.Option(help="virtual clock [default: the scenario's]")] = None,
+    timeout: Timeout = None,
+    out: Out = None,
+    json_: Json = False,
+) -> int:
+    """Run a scenario: `glass run tour`, `glass run my_lesson.py`. Its own options: `glass run NAME --help`."""
+    from glasscluster.scenarios import play
+
+    asked_for_help = scenario in ("--help", "-h") or any(a in ("--help", "-h") for a in context.args)
+    if asked_for_help:
+        print(context.get_help() if scenario.startswith("-") else play.help_text(scenario))
+        return 0
+    with progress() as say:
+        say(f"glass run {scenario}")
+        lab, report, wall = play.play(
+            scenario,
+            context.args,
+            backend=backend or ("torchrun" if default_backend() == "torchrun" else None),
+            device=device,
+            seed=seed,
+            hardware=hardware,
+            timeout_s=parse_time("timeout", timeout) if timeout else None,
+            out=out,
+            say=say,
+        )
+    if not is_leader():
+        return 0
+    if json_:
+        emit(lab.as_json(report))
+        return 0 if lab.ok else 1
+    for (english, chinese), _ in lab.story:
+        print(f"- {english}\n  {chinese}")
+    print("\n" + "\n".join(lab.finding))
+    return verdict(lab.all_checks, report, wall)
+
+
+@app.command("list")
+def list_(json_: Json = False) -> int:
+    """Scenarios, model presets, hardware, schedules and backends."""
+    from glasscluster.scenarios import play
+
+    found = play.inventory()
+    if json_:
+        emit(found)
+        return 0
+    for heading, names in found.items():
+        if isinstance(names, dict):
+            print(f"{heading}:")
+            for name, text in names.items():
+                print(f"  {name:16} {text}")
+    return 0
+
+
+@app.command()
+def doctor(json_: Json = False) -> int:
+    """What this machine has: Python, torch, Ray, GPUs, a browser; and what to do where something is missing."""
+    with progress() as say:
+        say("glass doctor: looking at this machine")
+        from glasscluster.scenarios import checkup
+
+        rows: list[dict[str, Any]] = checkup.examine()
+    ok = all(r["ok"] for r in rows if r["needed"])
+    if json_:
+        emit({"schema": "glass.doctor/1", "version": __version__, "ok": ok, "items": rows})
+    else:
+        for r in rows:
+            print(
+                f"{'ok     ' if r['ok'] else 'MISSING' if r['needed'] else 'without'} {r['name']:16} {r['found']}"
+                + (f"\n        {r['advice']}" if r["advice"] else "")
+            )
+    return 0 if ok else 3
+
+
+@app.command()
+def replay(
+    run: Annotated[str, typer.Argument(help="a run folder or a graph.npz")],
+    hardware: Hardware = "classroom",
+    slow_rank: Annotated[list[str] | None, typer.Option(help="R:FACTOR, a straggler; may be repeated")] = None,
+    rendezvous: Annotated[bool, typer.Option("--rendezvous", help="a message starts when its receiver is there")] = False,
+    out: Out = None,
+    json_: Json = False,
+) -> int:
+    """Put a recorded run on other hardware: no torch, no ranks, milliseconds."""
+    from glasscluster.scenarios import stored
+
+    content = stored.replay_stored(run, hardware, stored.slow_ranks(slow_rank or []), rendezvous, out)
+    if json_:
+        emit(content)
+    else:
+        print(f"{content['makespan_s'] * 1e3:.4f} ms on {content['hardware']} (virtual); bubble {content['bubble_fraction']:.1%}, "
+              f"exposed communication {content['exposed_comm_s'] * 1e3:.4f} ms")  # fmt: skip
+        if content["report"]:
+            print(f"report: {content['report']}")
+    return 0
+
+
+@app.command()
+@planned
+def predict(
+    given: dict,
+    model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
+    hardware: Hardware = "classroom",
+    rank: Annotated[str, typer.Option(help="whose memory: max | last | a rank")] = "max",
+    slow_rank: Annotated[list[str] | None, typer.Option(help="R:FACTOR, a straggler; may be repeated")] = None,
+    csv: Annotated[str | None, typer.Option(help="a file of rows, option names with _ as header")] = None,
+    out: Annotated[str | None, typer.Option(help="with --csv: the file to write")] = None,
+    json_: Json = False,
+) -> int:
+    """What a plan will cost on some hardware, recorded dry: shapes only, no partners, the strategies' own code."""
+    if csv is not None:
+        with progress() as say:
+            say(f"glass predict: rows of {csv}")
+            from glasscluster.scenarios import prediction
+
+            done, bad, path = prediction.predict_csv(csv, out, {"model": model, "hardware": hardware, **given}, plan_and_model, say)
+        if json_:
+            emit({"schema": "glass.predict-csv/1", "rows": done, "errors": bad, "out": str(path)})
+        else:
+            print(f"{done} rows, {bad} with an error: {path}")
+        return 0
+    plan, shape = plan_and_model(given, model)
+    with progress() as say:
+        say(f"glass predict: {plan.gpus} GPUs, {shape.parameters():,} parameters")
+        from glasscluster.scenarios import prediction, stored
+
+        content = prediction.predict(plan, shape, hardware, rank=rank, slow=stored.slow_ranks(slow_rank or []))
+    if json_:
+        emit(content)
+        return 0
+    print(f"{content['iteration_time_s'] * 1e3:.4g} ms a step on {content['hardware']} (virtual), MFU {content['mfu']:.1%}, "
+          f"bubble {content['bubble_fraction']:.1%}, peak memory {content['peak_memory_gib']:.3f} GiB"
+          + ("" if content["fits"] else ": DOES NOT FIT"))  # fmt: skip
+    return 0
+
+
+@app.command()
+def schedule(
+    name: Annotated[str, typer.Argument(help="gpipe | 1f1b")],
+    pp: Annotated[int, typer.Option(min=1, help="pipeline stages")],
+    micro_batches: Annotated[int, typer.Option(min=1, help="micro-batches")],
+    costs: Annotated[str, typer.Option(help="of a chunk: f=1,b=2,c=0")] = "f=1,b=2,w=1,c=0",
+    validate: Annotated[str | None, typer.Option(help="a schedule file to judge instead: one line a rank")] = None,
+    json_: Json = False,
+) -> int:
+    """A pipeline schedule as data: its actions, makespan, bubbles and live micro-batches."""
+    from glasscluster.scenarios import stored
+
+    content = stored.schedule_content(name, pp, micro_batches, costs, validate)
+    if json_:
+        emit(content)
+        return 0
+    for number, actions in enumerate(content["ranks"]):
+        print(f"rank {number}: {' '.join(actions)}")
+    share, over = content["bubble_fraction"], content["bubble_over_ideal"]
+    print(f"makespan {content['makespan']:g}, bubble {share:.1%} of total, {over:.1%} over ideal, live {content['peak_live']}")
+    return 0
+
+
+# ---- the way out -------------------------------------------------------------------------------------------------
+_UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")  # typer brings click along, or within
+_Aborts: Any = (typer.Abort, KeyboardInterrupt)
+
+
+def fail(error: Any, arguments: list[str]) -> int:
+    """Name the error on standard error (and as JSON on standard output when asked); no traceback."""
+    named = error if isinstance(error, GlassError) else _usage(error, arguments)
+    content, code = named.as_dict(), named.exit_code
+    if "--json" in arguments:
+        emit({"schema": "glass.error/1", **content, "exit_code": code})
+    if is_leader() or code == 3:
+        print(f"{content['error']}: {content['message']}", file=sys.stderr, flush=True)
+    return code
+
+
+def _usage(error: Any, arguments: list[str]) -> ScenarioError:
+    """What the option parser found, in our words: field, value, rule, nearest."""
+    text = str(getattr(error, "message", "") or error)
+    parameter = getattr(error, "param", None)
+    spelled = list(getattr(parameter, "opts", None) or [getattr(error, "option_name", None) or "command"])
+    field = spelled[0].lstrip("-").replace("-", "_")
+    value = next((v for o, v in zip(arguments, [*arguments[1:], ""], strict=False) if o in spelled), "")
+    value = value or next((a.partition("=")[2] for a in arguments if a.partition("=")[0] in spelled), "")
+    if field == "command" and arguments:
+        value = arguments[0]
+    return ScenarioError(field, value, text.rstrip("."), getattr(error, "possibilities", None))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: exit code 0 done, 1 a check failed, 2 bad input, 3 the run failed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="glass", standalone_mode=False)
+    except _Aborts:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except (GlassError, _UsageError) as problem:
+        code = fail(problem, arguments)
+    except typer.Exit as done:
+        code = done.exit_code
+    sys.stdout.flush()
+    sys.exit(code if isinstance(code, int) else 0)

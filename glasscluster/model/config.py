@@ -12,16 +12,16 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layers: int = Field(4, ge=1)
-    hidden: int = Field(64, ge=1)
-    heads: int = Field(4, ge=1)
-    ffn: int | None = Field(None, ge=1)
-    vocab: int = Field(256, ge=2)
-    seq: int = Field(64, ge=1)
-    tied: bool = True
-    attention: Literal["flash", "unfused"] = "flash"
-    norm_eps: float = Field(1e-5, gt=0)
-    init_std: float = Field(0.02, ge=0)
+    layers: int = Field(4, ge=1, description="transformer blocks")
+    hidden: int = Field(64, ge=1, description="width of the residual stream")
+    heads: int = Field(4, ge=1, description="attention heads")
+    ffn: int | None = Field(None, ge=1, description="inner width of the MLP (4 x hidden)")
+    vocab: int = Field(256, ge=2, description="tokens in the vocabulary")
+    seq: int = Field(64, ge=1, description="tokens in a sequence")
+    tied: bool = Field(True, description="the head is the embedding table")
+    attention: Literal["flash", "unfused"] = Field("flash", description="attention kernel")
+    norm_eps: float = Field(1e-5, gt=0, description="epsilon of the norms")
+    init_std: float = Field(0.02, ge=0, description="standard deviation of the initial weights")
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glasscluster.model.config import ModelConfig
 from glasscluster.sim.cluster import Cluster, Run
-from glasscluster.sim.errors import ScenarioError
+from glasscluster.sim.errors import GlassError, ScenarioError
 from glasscluster.sim.timeline import Timeline
 from glasscluster.strategies import accounts, check
 from glasscluster.strategies.plan import Plan
@@ -148,6 +150,48 @@ def check_data(path: str | None, seq: int) -> None:
         raise ScenarioError("data", path, f"{rule}; give a text of at least {seq + 2} bytes, or leave --data out for the built-in corpus")
 
 
+def train_command(
+    plan: Plan,
+    model: ModelConfig,
+    *,
+    steps: int,
+    data: str | None,
+    checked: bool,
+    backend: str,
+    device: str,
+    seed: int,
+    hardware: str,
+    timeout_s: float | None,
+    memory_bytes: float | str,
+    out: str | None,
+    say: Say = silent,
+) -> Trained:
+    """`glass train`: a cluster, a job, its folder. On failure what was recorded is written before the error goes on."""
+    check_data(data, model.seq)
+    options: dict[str, Any] = {"timeout_s": timeout_s} if timeout_s else {}
+    cluster = Cluster(hardware, plan.gpus, backend, memory_bytes=memory_bytes, seed=seed, device=device, **options)
+    cluster.hardware.gpu.peak(plan.precision)
+    job = Job(plan, model, steps, data, seed)
+    if not leads():
+        with cluster:
+            return train(cluster, job, checked=checked, say=say)
+    folder = output_folder(out, "train")
+    try:
+        with cluster:
+            trained = train(cluster, job, checked=checked, say=say)
+    except GlassError as error:
+        say(f"what was recorded is in {write_partial(folder, error, job_info(job, seed=seed, backend=backend))}")
+        raise
+    say(f"writing {folder}/report.html")
+    write_files(folder, trained, f"train on {plan.gpus} GPUs")
+    return trained
+
+
+def leads() -> bool:
+    """False in the processes of a torchrun job that are not rank 0."""
+    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
+
+
 def output_folder(out: str | None, name: str) -> Path:
     """The folder to write to; the default is the first free runs/NAME-N."""
     if out is None:
@@ -191,34 +235,25 @@ def write_run_json(folder: Path, content: dict[str, Any]) -> None:
     (folder / "run.json").write_text(json.dumps({**content, "versions": versions}, indent=1, default=str))
 
 
-def predict(plan: Plan, job: Job, hardware_name: str, *, rank: str = "max", slow: dict[int, float] | None = None) -> dict[str, Any]:
-    """`glass.predict/1`: record the plan dry (shapes only) with the strategies' own code, and replay it."""
-    begun = time.perf_counter()
-    cluster = Cluster(hardware_name, plan.gpus, "dry", memory_bytes=None)
-    cluster.hardware.gpu.peak(plan.precision)
-    run = cluster.run(train_rank, job, info=job_info(job, seed=job.seed))
-    timeline = run.replay(cluster.hardware, slow_ranks=slow)
-    peaks = run.peak_memory()
-    chosen = max(range(len(peaks)), key=lambda r: peaks[r][0]) if rank == "max" else len(peaks) - 1 if rank == "last" else int(rank)
-    peak, split = peaks[chosen]
-    gib, seconds = 1024**3, timeline.makespan
-    done = timeline.graph.info["model_flops"]
-    ran = float(timeline.graph.flops.sum())
-    return {
-        "schema": "glass.predict/1",
-        "hardware": cluster.hardware.name,
-        "gpus": plan.gpus,
-        "iteration_time_s": seconds,
-        "tokens_per_s_per_gpu": timeline.graph.info["tokens"] / seconds / plan.gpus,
-        "tflops_per_gpu": done / seconds / plan.gpus / 1e12,
-        "mfu": timeline.mfu(done),
-        "hfu": timeline.mfu(ran),
-        **timeline.bubble(),
-        "breakdown_s": timeline.breakdown(),
-        "peak_memory_gib": peak / gib,
-        "memory_gib": {**{k: v / gib for k, v in split.items()}, "context": 0.0},
-        "fits": peak <= cluster.hardware.gpu.memory_bytes,
-        "wall_s": time.perf_counter() - begun,
-        "simulated_gpus": plan.gpus,
-        "events": len(timeline.graph),
-    }
+def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path:
+    """What a failed run leaves: each rank's events so far (npz, no pickle) and its last operations with the error."""
+    import numpy as np
+
+    from glasscluster.sim.recorder import FIELDS
+    from glasscluster.sim.vocabulary import KINDS
+
+    run, ranks = error.__dict__.get("run"), []
+    for outcome in run.outcomes if run is not None else []:
+        recording = outcome.recording
+        if recording is None:
+            continue
+        table, names = recording["table"], recording["names"]
+        np.savez_compressed(
+            folder / f"partial-rank{outcome.rank}.npz", table=table, fields=np.array(FIELDS), names=np.array(names, dtype=str)
+        )
+        kind, op = FIELDS.index("kind"), FIELDS.index("op")
+        last = [f"{KINDS[int(e[kind])]} {names[int(e[op])]}" for e in table[-64:]]
+        said = outcome.error.as_dict() if outcome.error is not None else None
+        ranks.append({"rank": outcome.rank, "events": len(table), "error": said, "last_operations": last})
+    write_run_json(folder, {"schema": "glass.partial/1", **error.as_dict(), "info": info, "ranks": ranks})
+    return folder

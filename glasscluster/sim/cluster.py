@@ -21,6 +21,7 @@ from glasscluster.sim.memory import peak
 from glasscluster.sim.replay import replay
 from glasscluster.sim.timeline import Timeline
 
+DEVICES = ("cpu", "cuda")
 BACKENDS = ("ray", "threads", "torchrun", "dry")
 
 
@@ -78,6 +79,8 @@ class Cluster:
             raise ScenarioError("gpus", gpus, "must be at least 1")
         self.gpus, self.backend_name, self.options = gpus, backend, options
         self.capacity: float | None = self.hardware.gpu.memory_bytes if isinstance(memory_bytes, str) else memory_bytes
+        if options.get("device", "cpu") not in DEVICES:
+            raise ScenarioError("device", options["device"], "unknown device", DEVICES)
         self._backend: Backend | None = None
         self._kept = False
         if backend not in BACKENDS:
@@ -131,6 +134,17 @@ class Run:
         self.outcomes, self.info = outcomes, info
         self.results = [o.result for o in outcomes]
         self.checks: list[dict[str, Any]] = []
+
+    @classmethod
+    def stored(cls, timeline: Timeline) -> Run:
+        """A Run around a stored graph and its timeline: to be looked at again, without results."""
+        run = cls.__new__(cls)
+        run.hardware, run.gpus = timeline.hardware, timeline.graph.ranks
+        run.info = dict(timeline.graph.info)
+        run.backend = str(run.info.pop("backend", "stored"))
+        run.outcomes, run.results, run.checks = [], [], []
+        run.__dict__["graph"], run.__dict__["timeline"] = timeline.graph, timeline
+        return run
 
     def __repr__(self) -> str:
         return f"Run({self.gpus} ranks on {self.backend}, {self.hardware.name})"

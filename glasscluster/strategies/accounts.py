@@ -109,7 +109,12 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[
             shares = 1 if plan.zero else plan.dp  # every dp rank sums the whole table, or with ZeRO its shard of it
             expected_tied = 2 * table.padded * width * plan.tp * shares
             rows.append(
-                row("tied embedding gradients sent, all ranks", expected_tied, sum(graph.bytes_sent(label="tied embedding")), "F9 with N = 2")
+                row(
+                    "tied embedding gradients sent, all ranks",
+                    expected_tied,
+                    sum(graph.bytes_sent(label="tied embedding")),
+                    "F9 with N = 2",
+                )
             )
     return rows
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from glasscluster.strategies.plan import Plan
+from glasscluster.model.adamw import Optimizer
+from glasscluster.model.config import ModelConfig
+from glasscluster.strategies.plan import Plan, make_plan
 from glasscluster.strategies.single_device import Reference, train_one_device
 from glasscluster.strategies.trainer import Job, RankResult
 
@@ -28,12 +31,20 @@ def check_job(job: Job) -> Job:
 
 
 def reference_for(job: Job) -> Reference:
-    """One device's training of a (check) job."""
+    """One device's training of a (check) job. Plans that differ only in layout share it."""
+    plan = job.plan
+    return _reference(job.model, plan.global_batch, job.steps, job.data, job.seed, job.optimizer, plan.clip)
+
+
+@lru_cache(maxsize=2)
+def _reference(
+    model: ModelConfig, global_batch: int, steps: int, data: str | None, seed: int, optimizer: Optimizer, clip: float
+) -> Reference:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        batches = [job.batch(step) for step in range(job.steps)]
-        return train_one_device(job.model, batches, job.optimizer, job.plan.clip, job.seed)
+        alone = Job(make_plan(global_batch=global_batch), model, steps, data, seed)
+        return train_one_device(model, [alone.batch(step) for step in range(steps)], optimizer, clip, seed)
     finally:
         torch.set_num_threads(threads)
 

@@ -44,31 +44,31 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dp: int = Field(1, ge=1)
-    tp: int = Field(1, ge=1)
-    pp: int = Field(1, ge=1)
-    cp: int = Field(1, ge=1)
-    ep: int = Field(1, ge=1)
-    zero: Literal[0, 1, 2, 3] = 0
-    offload: Literal["none", "optimizer"] = "none"
-    sequence_parallel: bool = False
-    schedule: ScheduleName = "1f1b"
-    virtual_stages: int = Field(1, ge=1)
-    layers_per_stage: tuple[int, ...] | None = None
-    context: Literal["ring", "zigzag", "ulysses"] = "ring"
-    micro_batch: int = Field(1, ge=1)
-    global_batch: int = Field(0, ge=0)
-    recompute: Literal["none", "selective", "full"] = "none"
-    precision: Precision = "fp32"
-    grad_dtype: Literal["same", "fp32"] = "same"
-    master_weights: Literal["auto", "none", "fp32"] = "auto"
-    bucket: int = Field(25 * MIB, ge=1)
-    overlap: bool = True
-    prefetch: int = Field(1, ge=0)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    clip: float = Field(1.0, ge=0)
-    algorithm: Literal["ring", "native"] = "ring"
+    dp: int = Field(1, ge=1, description="data-parallel replicas")
+    tp: int = Field(1, ge=1, description="tensor-parallel GPUs a layer is cut over")
+    pp: int = Field(1, ge=1, description="pipeline stages")
+    cp: int = Field(1, ge=1, description="context-parallel GPUs a sequence is cut over")
+    ep: int = Field(1, ge=1, description="GPUs the experts are spread over")
+    zero: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage")
+    offload: Literal["none", "optimizer"] = Field("none", description="states kept in host memory")
+    sequence_parallel: bool = Field(False, description="norms and residuals cut along the sequence")
+    schedule: ScheduleName = Field("1f1b", description="order of forwards and backwards in the pipeline")
+    virtual_stages: int = Field(1, ge=1, description="chunks of the model on each pipeline rank")
+    layers_per_stage: tuple[int, ...] | None = Field(None, description="layers of each stage, as 2,3,3,2")
+    context: Literal["ring", "zigzag", "ulysses"] = Field("ring", description="how context parallelism cuts a sequence")
+    micro_batch: int = Field(1, ge=1, description="sequences in a micro-batch")
+    global_batch: int = Field(0, ge=0, description="sequences in an optimizer step over all GPUs; 0 means 2 x dp x pp")
+    recompute: Literal["none", "selective", "full"] = Field("none", description="activations computed again in backward")
+    precision: Precision = Field("fp32", description="number format of weights and activations")
+    grad_dtype: Literal["same", "fp32"] = Field("same", description="number format of gradients")
+    master_weights: Literal["auto", "none", "fp32"] = Field("auto", description="fp32 copies of narrow weights")
+    bucket: int = Field(25 * MIB, ge=1, description="size of a gradient bucket, as 25MiB")
+    overlap: bool = Field(True, description="launch the data-parallel reduction during backward")
+    prefetch: int = Field(1, ge=0, description="units ZeRO-3 gathers ahead of use")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 means no clipping")
+    algorithm: Literal["ring", "native"] = Field("ring", description="our rings, or the collectives of gloo or NCCL")
 
     @model_validator(mode="before")
     @classmethod
@@ -76,7 +76,7 @@ class Plan(BaseModel):
         if isinstance(values, dict) and not values.get("global_batch"):
             dp, pp = values.get("dp", 1), values.get("pp", 1)
             if isinstance(dp, int) and isinstance(pp, int):
-                values = {**values, "global_batch": 2 * dp * pp * values.get("micro_batch", 1)}
+                values = {**values, "global_batch": 2 * dp * pp}
         return values
 
     @property

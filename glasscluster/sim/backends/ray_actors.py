@@ -134,7 +134,7 @@ class RayBackend:
         outcomes: dict[int, Outcome] = {}
         failure: GlassError | None = None
         stalls: list[GlassError] = []
-        give_up = None
+        give_up: float | None = None
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.5)
             for future in ready:
@@ -145,7 +145,8 @@ class RayBackend:
                     give_up = give_up or time.monotonic() + GRACE_S
                 elif error is not None:
                     failure = failure or error
-            if failure is not None or (give_up is not None and time.monotonic() > give_up):
+                    give_up = min(give_up or float("inf"), time.monotonic() + GRACE_S / 2)  # the others may yet tell what they did
+            if give_up is not None and time.monotonic() > give_up:
                 break
         if failure is None and stalls:
             failure = self._stalled(stalls, outcomes)

@@ -25,11 +25,12 @@ class Action(NamedTuple):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What `validate` finds: makespan for given costs, both bubbles, micro-batches in flight per rank."""
+    """What `validate` finds: makespan for given costs, the three bubble figures, micro-batches in flight per rank."""
 
     makespan: float
     bubble_fraction: float
     bubble_over_ideal: float
+    stage_span_bubble_fraction: float
     peak_live: list[int]
 
 
@@ -49,6 +50,7 @@ class Schedule:
         """Complete, in order and free of deadlock, or a named error; then its figures under costs f, b and hop."""
         self._complete()
         end: dict[Action, float] = {}
+        begun = [float("inf")] * len(self.ranks)
         clock, place = [0.0] * len(self.ranks), [0] * len(self.ranks)
         moved = True
         while moved:
@@ -60,6 +62,7 @@ class Schedule:
                     if need is not None and need not in end:
                         break
                     ready = 0.0 if need is None else end[need] + (hop if need.stage != action.stage else 0.0)
+                    begun[rank] = min(begun[rank], max(clock[rank], ready))
                     clock[rank] = max(clock[rank], ready) + (f if action.kind == "F" else b)
                     end[action] = clock[rank]
                     place[rank] += 1
@@ -70,7 +73,11 @@ class Schedule:
             raise Deadlock(f"schedule {self.name} deadlocks: {waits}", rank=min(stuck), operation=str(stuck[min(stuck)]))
         makespan, useful = max(clock), (f + b) * self.micro_batches * self.stages
         idle = makespan * len(self.ranks) - useful
-        return Judgement(makespan, idle / (makespan * len(self.ranks)), idle / useful, [_peak(a) for a in self.ranks])
+        spans = [c - a for a, c in zip(begun, clock, strict=True)]
+        share = useful / len(self.ranks) / max(spans) if max(spans) else 1.0
+        total = makespan * len(self.ranks)
+        peaks = [_peak(a) for a in self.ranks]
+        return Judgement(makespan, idle / total if total else 0.0, idle / useful if useful else 0.0, 1 - share, peaks)
 
     def _needs(self, action: Action) -> Action | None:
         stage, kind, micro_batch = action

@@ -1,0 +1,295 @@
+"""The lab: what a scenario works with. It runs plans and programs, replays them, keeps checks, and tells the story.
+
+    @scenario("two-rings")
+    def two_rings(lab, gpus: int = 4):
+        '''What the docstring says is the story's first paragraph.'''
+        run = lab.run("ring", ("A ring", "一个环"), program, gpus=gpus)
+        lab.check("bytes sent", 2 * (gpus - 1) * SIZE, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (F9)")
+
+`glass run two-rings --gpus 8`, or `glass run my_file.py` for a file that holds one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glasscluster.sim.errors import ScenarioError
+
+Text = tuple[str, str]  # English, 中文
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A decorated function: its signature is its options, its docstring the story."""
+
+    name: str
+    function: Callable[..., None]
+    title: Text
+    backend: str = "threads"
+    hardware: str = "classroom"
+
+    @property
+    def story(self) -> str:
+        """The docstring."""
+        return inspect.getdoc(self.function) or ""
+
+    @property
+    def options(self) -> dict[str, inspect.Parameter]:
+        """Name -> parameter, the lab left out."""
+        return dict(list(inspect.signature(self.function, eval_str=True).parameters.items())[1:])
+
+
+REGISTRY: dict[str, Scenario] = {}
+BUILT_IN = ("tour",)  # modules of this package, each holding one scenario of its name
+
+
+def scenario(name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
+    """Make a function a scenario."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        REGISTRY[name] = Scenario(name, function, title or (name, name), backend, hardware)
+        return function
+
+    return register
+
+
+def find(name: str) -> Scenario:
+    """A built-in scenario by name, or the one in a file."""
+    if name.endswith(".py"):
+        return _from_file(Path(name))
+    if name in BUILT_IN:
+        importlib.import_module(f"glasscluster.scenarios.{name}")
+        return REGISTRY[name]
+    raise ScenarioError("scenario", name, "unknown scenario, and not a .py file", BUILT_IN)
+
+
+def _from_file(path: Path) -> Scenario:
+    if not path.is_file():
+        raise ScenarioError("scenario", str(path), "there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # so that pickling a program of this file finds it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        raise ScenarioError("scenario", str(path), f"the file fails on import: {type(problem).__name__}: {problem}") from None
+    new = [name for name, play in REGISTRY.items() if play.function.__globals__ is module.__dict__]
+    if len(new) != 1:
+        raise ScenarioError("scenario", str(path), f"the file must hold one function decorated with @scenario(...), it has {len(new)}")
+    return REGISTRY[new[0]]
+
+
+@dataclass
+class Entry:
+    """One run in a scenario: what it was, and what it looks like on each hardware."""
+
+    key: str
+    title: Text
+    run: Any
+    timelines: dict[str, Any]
+    checks: list[dict[str, Any]]
+    note: Text | None = None
+    trained: Any = None
+    compared: bool = True
+
+
+@dataclass
+class Lab:
+    """Handed to a scenario. One cluster a number of GPUs is kept open, so actors start once."""
+
+    scenario: Scenario
+    backend: str
+    hardware: str
+    device: str = "cpu"
+    seed: int = 0
+    timeout_s: float | None = None
+    say: Say = lambda _text: None
+    entries: list[Entry] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    story: list[tuple[Text, str]] = field(default_factory=list)
+    finding: Text = ("", "")
+    _open: ExitStack = field(default_factory=ExitStack)
+    _clusters: dict[int, Any] = field(default_factory=dict)
+
+    # ---- run -----------------------------------------------------------------------------------------------------
+    def cluster(self, gpus: int) -> Any:
+        """The cluster of this many GPUs (started at the first run on it)."""
+        from glasscluster.sim.cluster import Cluster
+
+        if gpus not in self._clusters:
+            options = {"timeout_s": self.timeout_s} if self.timeout_s else {}
+            made = Cluster(self.hardware, gpus, self.backend, seed=self.seed, device=self.device, **options)
+            self._clusters[gpus] = self._open.enter_context(made)
+        return self._clusters[gpus]
+
+    def train(
+        self,
+        key: str,
+        title: Text,
+        *,
+        model: Any = "tiny",
+        steps: int = 3,
+        data: str | None = None,
+        checked: bool = True,
+        also_on: Sequence[str] = (),
+        note: Text | None = None,
+        compared: bool = True,
+        **plan: Any,
+    ) -> Any:
+        """Train with a plan, check it against one device, count it; returns a Trained."""
+        from glasscluster.scenarios.training import check_data, train
+        from glasscluster.strategies.plan import make_model, make_plan
+        from glasscluster.strategies.trainer import Job
+
+        layout, shape = make_plan(**plan), make_model(model) if isinstance(model, str) else model
+        layout.check(shape)
+        check_data(data, shape.seq)
+        self.say(f"{title[0]}: {layout.gpus} {self.backend} ranks")
+        trained = train(self.cluster(layout.gpus), Job(layout, shape, steps, data, self.seed), checked=checked, say=self.say)
+        if self.leader:
+            entry = Entry(key, title, trained.run, {}, trained.checks, note, trained, compared)
+            self._keep(entry, also_on)
+        return trained
+
+    def run(
+        self, key: str, title: Text, program: Callable[..., Any], *args: Any, gpus: int = 4, also_on: Sequence[str] = (), **info: Any
+    ) -> Any:
+        """Run `program(gpu, *args)` on every rank; returns a Run."""
+        self.say(f"{title[0]}: {gpus} {self.backend} ranks")
+        run = self.cluster(gpus).run(program, *args, info=info)
+        if self.leader:
+            self._keep(Entry(key, title, run, {}, run.checks), also_on)
+        return run
+
+    def _keep(self, entry: Entry, also_on: Sequence[str]) -> None:
+        entry.timelines[self.hardware] = entry.run.timeline
+        for name in also_on:
+            if name != self.hardware:
+                entry.timelines[name] = entry.run.replay(name)
+        self.entries.append(entry)
+
+    @property
+    def leader(self) -> bool:
+        """False only in the other processes of a torchrun job."""
+        return all(c.leader for c in self._clusters.values())
+
+    # ---- tell ----------------------------------------------------------------------------------------------------
+    def check(self, name: str, predicted: float | None, counted: float | None, source: str, **options: Any) -> dict[str, Any]:
+        """A ledger row of the scenario itself; see strategies.accounts.row for the options."""
+        from glasscluster.strategies.accounts import row
+
+        made = row(name, predicted, counted, source, **options)
+        self.checks.append(made)
+        return made
+
+    def tell(self, en: str, zh: str, view: str = "") -> None:
+        """A sentence of the story, linked to a view of the report (a URL hash such as `tab=timeline&run=ddp`)."""
+        self.story.append(((en, zh), view))
+
+    def conclude(self, en: str, zh: str) -> None:
+        """The one-sentence finding."""
+        self.finding = (en, zh)
+
+    def close(self) -> None:
+        """Stop the clusters."""
+        self._open.close()
+
+    # ---- write down ----------------------------------------------------------------------------------------------
+    @property
+    def all_checks(self) -> list[dict[str, Any]]:
+        """Every run's rows, named by run when there are several, then the scenario's own."""
+        several = len(self.entries) > 1
+        rows = [{**r, "name": f"{e.key}: {r['name']}" if several else r["name"]} for e in self.entries for r in e.checks]
+        return rows + self.checks
+
+    @property
+    def ok(self) -> bool:
+        """Every check held."""
+        return all(r["ok"] for r in self.all_checks)
+
+    def as_json(self, report: Path | None) -> dict[str, Any]:
+        """The `glass.run/1` object."""
+        return {
+            "schema": "glass.run/1",
+            "name": self.scenario.name,
+            "backend": self.backend,
+            "hardware": self.hardware,
+            "seed": self.seed,
+            "runs": [_run_json(e) for e in self.entries],
+            "checks": self.all_checks,
+            "figures": [{"kind": "timeline", "run": e.key, "hardware": h, "title": e.title[0]} for e in self.entries for h in e.timelines],
+            "report": str(report) if report else None,
+        }
+
+    def write(self, folder: Path) -> Path:
+        """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
+        from glasscluster.scenarios.training import write_ledger, write_run_json
+        from glasscluster.visualize.report import Chapter, Report, StoryStep, write_report
+        from glasscluster.visualize.trace import write_chrome_trace
+        from glasscluster.visualize.words import Said
+
+        for entry in self.entries:
+            home = folder if len(self.entries) == 1 else folder / entry.key
+            home.mkdir(exist_ok=True)
+            entry.run.graph.save(home / "graph.npz")
+            write_chrome_trace(entry.timelines[self.hardware], home / "trace.json")
+        write_ledger(folder / "ledger.csv", self.all_checks)
+        chapters = [
+            Chapter(e.key, Said(*e.title), e.run, e.timelines, e.checks, note=Said(*e.note) if e.note else None, compared=e.compared)
+            for e in self.entries
+        ]
+        page = Report(
+            name=self.scenario.name,
+            title=Said(*self.scenario.title),
+            finding=Said(*self.finding),
+            chapters=chapters,
+            story=[StoryStep(Said(*text), view) for text, view in self.story],
+            seed=self.seed,
+            checks=self.checks,
+        )
+        report = write_report(page, folder / "report.html")
+        wall = {e.key: e.trained.wall_s for e in self.entries if e.trained is not None}
+        write_run_json(folder, {**self.as_json(report), "wall_s": wall})
+        return report
+
+
+def _run_json(entry: Entry) -> dict[str, Any]:
+    graph = entry.run.graph
+    if entry.trained is not None:
+        content = entry.trained.as_json()
+    else:
+        peaks = entry.run.peak_memory()
+        content = {
+            "backend": entry.run.backend,
+            "gpus": entry.run.gpus,
+            "bytes_sent": None if graph.has_native else graph.traffic(),
+            "peak_memory_bytes": [total for total, _ in peaks],
+            "memory_bytes": {c: [split[c] for _, split in peaks] for c in peaks[0][1]},
+            **entry.run.timeline.summary(graph.info.get("model_flops", 0.0)),
+            "checks": entry.checks,
+        }
+    replays = {name: timeline.summary(graph.info.get("model_flops", 0.0)) for name, timeline in entry.timelines.items()}
+    return {"name": entry.key, **content, "replays": replays}
+
+
+def perform(play: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
+    """Call the scenario with its options, then stop its clusters whatever happened."""
+    known = play.options
+    for name in options:
+        if name not in known:
+            raise ScenarioError(name, options[name], f"{play.name} has no such option", list(known))
+    try:
+        play.function(lab, **options)
+    finally:
+        lab.close()
+    return lab

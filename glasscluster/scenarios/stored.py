@@ -1,0 +1,119 @@
+"""What can be asked without running anything: a stored graph on other hardware, a schedule as data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from glasscluster.sim.errors import ScenarioError
+from glasscluster.sim.graph import ExecutionGraph
+from glasscluster.sim.replay import replay
+
+
+def find_graph(run: str) -> Path:
+    """The graph.npz of a run folder (or the file itself)."""
+    path = Path(run)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ScenarioError("run", run, "there is no such folder or file", _nearby(path))
+    if (path / "graph.npz").is_file():
+        return path / "graph.npz"
+    inside = sorted(str(p.parent) for p in path.glob("*/graph.npz"))
+    if inside:
+        raise ScenarioError("run", run, f"holds {len(inside)} runs, name one: {', '.join(inside)}", inside)
+    raise ScenarioError("run", run, "holds no graph.npz")
+
+
+def _nearby(path: Path) -> list[str] | None:
+    parent = path.parent
+    return sorted(str(p) for p in parent.iterdir()) if parent.is_dir() else None
+
+
+def slow_ranks(given: list[str]) -> dict[int, float]:
+    """`R:FACTOR` options as rank -> factor."""
+    slow = {}
+    for text in given:
+        match = re.fullmatch(r"(\d+):([0-9.]+)", text)
+        if match is None or float(match[2]) <= 0:
+            raise ScenarioError("slow_rank", text, "must be RANK:FACTOR, such as 3:1.5")
+        slow[int(match[1])] = float(match[2])
+    return slow
+
+
+def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: bool, out: str | None) -> dict[str, Any]:
+    """`glass replay`: the timeline keys of train; with `out` also a report."""
+    graph = ExecutionGraph.load(find_graph(run))
+    for rank in slow:
+        if rank >= graph.ranks:
+            raise ScenarioError("slow_rank", rank, f"the run has ranks 0 to {graph.ranks - 1}", range(graph.ranks))
+    timeline = replay(graph, hardware, slow_ranks=slow, rendezvous=rendezvous)
+    content = {
+        "schema": "glass.replay/1",
+        "hardware": timeline.hardware.name,
+        "gpus": graph.ranks,
+        "events": len(graph),
+        **timeline.summary(graph.info.get("model_flops", 0.0)),
+        "report": None,
+    }
+    if out is not None:
+        from glasscluster.scenarios.training import output_folder
+        from glasscluster.sim.cluster import Run
+
+        content["report"] = str(Run.stored(timeline).report(output_folder(out, "replay") / "report.html"))
+    return content
+
+
+def schedule_content(name: str, stages: int, micro_batches: int, costs: str, validate: str | None) -> dict[str, Any]:
+    """The `glass.schedule/1` object of a schedule by name, or of one in a file."""
+    from glasscluster.strategies.schedules import make_schedule
+    from glasscluster.strategies.schedules.base import Schedule
+
+    spent = _costs(costs)
+    plan = make_schedule(name, stages, micro_batches) if validate is None else Schedule(name, stages, micro_batches, _read(validate))
+    judged = plan.validate(spent["f"], spent["b"], spent["c"])
+    return {
+        "schema": "glass.schedule/1",
+        "name": name,
+        "ranks": [[str(a) for a in actions] for actions in plan.ranks],
+        "makespan": judged.makespan,
+        "bubble_fraction": judged.bubble_fraction,
+        "bubble_over_ideal": judged.bubble_over_ideal,
+        "stage_span_bubble_fraction": judged.stage_span_bubble_fraction,
+        "peak_live": judged.peak_live,
+    }
+
+
+def _costs(text: str) -> dict[str, float]:
+    spent = {"f": 1.0, "b": 2.0, "w": 1.0, "c": 0.0}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if key not in spent or number < 0:
+            raise ScenarioError("costs", part, "must be f=, b=, w= or c= and a number that is not negative", ["f=1", "b=2", "w=1", "c=0"])
+        spent[key] = number
+    return spent
+
+
+def _read(path: str) -> list[list[Any]]:
+    """A schedule file: one line a rank, actions as PyTorch writes them."""
+    from glasscluster.strategies.schedules.base import Action
+
+    try:
+        lines = [line.split("#")[0].replace(",", " ").split() for line in Path(path).read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ScenarioError("validate", path, f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+    ranks = []
+    for words in (w for w in lines if w):
+        actions = []
+        for word in words:
+            match = re.fullmatch(r"(\d+)([FB])(\d+)", word)
+            if match is None:
+                raise ScenarioError("validate", word, "must be stage, F or B, micro-batch, such as 2F5")
+            actions.append(Action(int(match[1]), match[2], int(match[3])))
+        ranks.append(actions)
+    return ranks
