@@ -82,7 +82,7 @@ def play(
     say: Say,
 ) -> tuple[Lab, Path | None, float]:
     """Perform a scenario and write its folder; returns the lab, the report's path and the wall seconds."""
-    from glasscluster.scenarios.training import leads, output_folder, write_partial
+    from glasscluster.scenarios.training import keep_partial, leads, output_folder
     from glasscluster.sim.hardware import hardware as look_up
 
     begun = time.perf_counter()
@@ -102,8 +102,8 @@ def play(
     try:
         perform(chosen, lab, options)
     except GlassError as error:
-        if folder is not None and error.exit_code == 3:
-            say(f"what was recorded is in {write_partial(folder, error, {'scenario': chosen.name, 'backend': lab.backend, 'seed': seed})}")
+        if folder is not None:
+            keep_partial(folder, error, {"scenario": chosen.name, "backend": lab.backend, "seed": seed}, say)
         raise
     if folder is None:
         return lab, None, time.perf_counter() - begun

@@ -75,6 +75,7 @@ class Trained:
             "max_rel_loss_diff": compared.get("max_rel_loss_diff"),
             "max_rel_grad_diff": compared.get("max_rel_grad_diff"),
             "max_rel_weight_diff": compared.get("max_rel_weight_diff"),
+            "weights_sha256": compared.get("weights_sha256"),
             "bytes_sent": self.run.graph.traffic() if not self.run.graph.has_native else None,
             **self.memory(),
             **self.timeline.summary(self.run.graph.info["model_flops"]),
@@ -180,7 +181,7 @@ def train_command(
         with cluster:
             trained = train(cluster, job, checked=checked, say=say)
     except GlassError as error:
-        say(f"what was recorded is in {write_partial(folder, error, job_info(job, seed=seed, backend=backend))}")
+        keep_partial(folder, error, job_info(job, seed=seed, backend=backend), say)
         raise
     say(f"writing {folder}/report.html")
     write_files(folder, trained, f"train on {plan.gpus} GPUs")
@@ -233,6 +234,14 @@ def write_run_json(folder: Path, content: dict[str, Any]) -> None:
 
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     (folder / "run.json").write_text(json.dumps({**content, "versions": versions}, indent=1, default=str))
+
+
+def keep_partial(folder: Path, error: GlassError, info: dict[str, Any], say: Say) -> None:
+    """After a failed run its folder holds what was recorded; after a usage error there is no folder."""
+    if error.exit_code == 3:
+        say(f"what was recorded is in {write_partial(folder, error, info)}")
+    elif not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -60,6 +61,16 @@ def difference(a: Tensor, b: Tensor, floor: float) -> float:
     return worst if worst == worst else float("inf")
 
 
+def digest(results: Sequence[RankResult]) -> str:
+    """sha256 over every rank's weights after the last checked step: equal on two backends means equal in every bit."""
+    sha = sha256()
+    for result in results:
+        for name, tensor in sorted(result.weights[-1].items()):
+            sha.update(name.encode())
+            sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
 def compare(results: Sequence[RankResult], reference: Reference, plan: Plan) -> dict[str, Any]:
     """Largest differences over ranks, steps and tensors, and which tensor was worst."""
     worst = {"grad": 0.0, "weight": 0.0, "loss": 0.0}
@@ -88,6 +99,7 @@ def compare(results: Sequence[RankResult], reference: Reference, plan: Plan) -> 
         "max_rel_loss_diff": worst["loss"],
         "max_rel_grad_diff": worst["grad"],
         "max_rel_weight_diff": worst["weight"],
+        "weights_sha256": digest(results),
         "worst_gradient": where["grad"],
         "worst_weight": where["weight"],
         "reference_losses": reference.losses,

@@ -1,0 +1,23 @@
+"""Run the benchmarks and print what they found, each goal beside its figure."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from benchmarks import recorder, replay, ring
+
+ALL = {"replay": replay.measure, "recorder": recorder.measure, "ring": ring.measure}
+
+
+def main(names: list[str]) -> None:
+    """Print one JSON object a benchmark."""
+    for name in names or list(ALL):
+        if name not in ALL:
+            sys.exit(f"no benchmark {name!r}; there are {', '.join(ALL)}")
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        print(json.dumps({name: ALL[name]()}, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

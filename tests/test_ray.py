@@ -1,0 +1,146 @@
+"""Ray actors run the same programs, to the bit, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from programs import OUTSTANDING, all_send_first, expected, one_is_killed, one_raises
+
+from glasscluster.sim.cluster import Cluster
+from glasscluster.sim.errors import Deadlock, RankDied
+from glasscluster.strategies import check
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.trainer import Job, job_info, train_rank
+
+pytestmark = pytest.mark.ray
+RAY_NAMES = ("raylet", "gcs_server", "ray::")
+
+
+def processes() -> set[int]:
+    """Process ids that belong to some Ray."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace")
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if state != "Z" and any(name in words.split("\0")[0] for name in RAY_NAMES):
+                found.add(int(entry.name))
+    return found
+
+
+def gone(pids: set[int], grace_s: float = 90.0) -> set[int]:
+    """Those of `pids` that are still there after the grace."""
+    end = time.monotonic() + grace_s
+    while (left := {p for p in pids if Path(f"/proc/{p}").exists()} & processes()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return left
+
+
+@pytest.fixture(scope="module")
+def shared_ray():
+    """One Ray for the module; clusters use it and leave it alone."""
+    import ray
+
+    before = dict(os.environ)
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    yield ray
+    ray.shutdown()
+    for key in set(os.environ) - set(before):
+        del os.environ[key]
+    os.environ.update(before)
+
+
+def same_bits(ours, theirs) -> bool:
+    return all(
+        a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+        for x, y in zip(ours, theirs, strict=True)
+        for kind in ("gradients", "weights")
+        for a, b in zip(getattr(x, kind), getattr(y, kind), strict=True)
+    )
+
+
+def test_eight_actors_train_the_issue_s_plan_bit_equal_to_threads_and_exact(shared_ray):
+    plan = make_plan(dp=2, tp=2, pp=2, zero=1, schedule="gpipe", micro_batch=1, global_batch=8, precision="fp64")
+    job = Job(plan, make_model("tiny", seq=32), steps=3, capture=True)
+    runs = [Cluster("classroom", 8, backend).run(train_rank, job, info=job_info(job)) for backend in ("threads", "ray")]
+    threads, ray = runs
+    assert same_bits(threads.results, ray.results)
+    assert [float(x) for x in threads.results[-1].losses] == [float(x) for x in ray.results[-1].losses]
+    assert check.digest(threads.results) == check.digest(ray.results)
+    assert threads.graph.difference(ray.graph) is None
+    compared = check.compare(ray.results, check.reference_for(job), plan)
+    assert compared["checked_steps"] == 3
+    assert max(compared["max_rel_grad_diff"], compared["max_rel_weight_diff"], compared["max_rel_loss_diff"]) <= 1e-10
+
+
+def test_the_tour_s_other_plans_are_bit_equal_to_threads_and_outstanding_works_do_not_swap(shared_ray):
+    model = make_model("tiny", seq=32)
+    with Cluster("classroom", 4, "ray") as cluster:
+        for options in ({"dp": 4, "bucket": 40_000}, {"dp": 4, "zero": 3}, {"tp": 4}, {"pp": 4, "schedule": "1f1b"}):
+            job = Job(make_plan(**options), model, steps=2, capture=True)
+            ours, theirs = Cluster("classroom", 4, "threads").run(train_rank, job), cluster.run(train_rank, job)
+            assert same_bits(ours.results, theirs.results), options
+            assert ours.graph.difference(theirs.graph) is None, options
+        for program in OUTSTANDING:
+            assert cluster.run(program).results == [expected(program, r, 4) for r in range(4)], program.__name__
+
+
+def test_all_ranks_sending_first_is_a_named_deadlock_within_the_operation_timeout(shared_ray):
+    with pytest.raises(Deadlock) as caught:
+        Cluster("classroom", 4, "ray", timeout_s=3).run(all_send_first)
+    assert sorted(caught.value.cycle) == [0, 1, 2, 3]
+    assert "programs.py" in caught.value.message
+    assert "send" in caught.value.message
+
+
+def test_a_rank_that_raises_is_named_with_its_line(shared_ray):
+    with pytest.raises(RankDied) as caught:
+        Cluster("classroom", 4, "ray", timeout_s=60).run(one_raises)
+    assert caught.value.rank == 1
+    assert "planted" in caught.value.message
+    assert "programs.py" in caught.value.message
+
+
+@pytest.mark.timeout(55)  # shorter than the operation timeout: only the death itself can have ended the run
+def test_a_killed_actor_is_named_though_its_peers_fail_too(shared_ray):
+    with pytest.raises(RankDied) as caught:
+        Cluster("classroom", 4, "ray", timeout_s=60).run(one_is_killed)
+    assert caught.value.rank == 2
+
+
+def test_a_ray_of_our_own_leaves_no_process_and_no_variable_behind(tmp_path):
+    """In a process of its own: this one may hold the shared Ray."""
+    import subprocess
+    import sys
+
+    script = tmp_path / "alone.py"
+    script.write_text(
+        "import os, sys, json\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from programs import one_is_killed\n"
+        "from test_ray import processes\n"
+        "from glasscluster import Cluster\n"
+        "from glasscluster.sim.errors import RankDied\n"
+        "before, there = dict(os.environ), processes()\n"
+        "cluster = Cluster('classroom', 3, 'ray')\n"
+        "try:\n"
+        "    cluster.run(one_is_killed)\n"
+        "except RankDied as error:\n"
+        "    named = error.rank\n"
+        "print(json.dumps({'rank': named, 'environment': before == dict(os.environ), 'left': sorted(processes() - there)}))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    import json
+
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    assert said["rank"] == 2
+    assert said["environment"]
+    assert gone(set(said["left"])) == set()
