@@ -86,10 +86,10 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
         "tab=checks",
     )
     lab.tell(
-        f"DDP keeps everything on every GPU ({peak['ddp']:.1f} MB) and sends {sent['ddp']:.2f} MB a rank, most of it while backward is "
-        f"still computing: only {exposed['ddp']:.2f} ms of it is waited for.",
-        f"DDP 在每张卡上保存全部状态（{peak['ddp']:.1f} MB），每个 rank 发送 {sent['ddp']:.2f} MB，大部分与反向计算重叠："
-        f"真正等待通信的只有 {exposed['ddp']:.2f} ms。",
+        f"DDP keeps everything on every GPU ({peak['ddp']:.1f} MB) and sends {sent['ddp']:.2f} MB a rank, launched while backward is "
+        f"still computing: {exposed['ddp']:.2f} ms of it is waited for.",
+        f"DDP 在每张卡上保存全部状态（{peak['ddp']:.1f} MB），每个 rank 发送 {sent['ddp']:.2f} MB，在反向计算期间就已发起："
+        f"真正等待通信的有 {exposed['ddp']:.2f} ms。",
         "tab=timeline&run=ddp",
     )
     lab.tell(
@@ -106,9 +106,9 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
     )
     m = runs["gpipe"].job.plan.micro_batches
     lab.tell(
-        f"GPipe sends least ({sent['gpipe']:.2f} MB) and idles most: the bubble is {bubble['bubble_fraction']:.1%} of the time; "
+        f"GPipe sends {sent['gpipe']:.2f} MB a rank, and its bubble is {bubble['bubble_fraction']:.1%} of the time; "
         f"equal stages and free messages would give (p-1)/(m+p-1) = {(GPUS - 1) / (m + GPUS - 1):.1%}.",
-        f"GPipe 发送最少（{sent['gpipe']:.2f} MB），空闲最多：气泡占 {bubble['bubble_fraction']:.1%}；若各级相等且通信免费，应为 "
+        f"GPipe 每个 rank 发送 {sent['gpipe']:.2f} MB，气泡占 {bubble['bubble_fraction']:.1%}；若各级相等且通信免费，应为 "
         f"(p-1)/(m+p-1) = {(GPUS - 1) / (m + GPUS - 1):.1%}。",
         "tab=timeline&run=gpipe",
     )

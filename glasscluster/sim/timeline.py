@@ -275,17 +275,23 @@ class Timeline:
         return found
 
     def communications(self) -> list[dict[str, Any]]:
-        """Whole collectives and point-to-point sends with when they were on the wire."""
+        """Whole collectives and point-to-point sends: when launched, and when everybody had come to them."""
         g, on_path, found = self.graph, set(self.critical_path), []
         whole = (g.kind == COLLECTIVE) | ((g.kind == SEND) & (g.sequence < 0))
         path_works = {(int(g.rank[r]), int(g.group[r]), int(g.sequence[r])) for r in on_path if g.sequence[r] >= 0}
+        last_end: dict[tuple[int, int], float] = {}  # collectives of one communicator run one after the other
         for row in np.flatnonzero(whole).tolist():
             rank, group, sequence = int(g.rank[row]), int(g.group[row]), int(g.sequence[row])
-            begun = self.start[row] if g.kind[row] == SEND else self._launched[rank, group, sequence]
+            launched = begun = float(self.start[row])
+            if g.kind[row] == COLLECTIVE:
+                launched = float(self._launched[rank, group, sequence])
+                begun = max(self._on_the_wire(row)[0], last_end.get((rank, group), 0.0))
+                last_end[rank, group] = float(self.end[row])
             found.append(
                 {
                     "rank": rank,
-                    "start": float(begun),
+                    "launched": launched,
+                    "start": begun,
                     "end": float(self.end[row]),
                     "op": g.names[g.op[row]],
                     "axis": g.groups[rank][group][0],

@@ -1,0 +1,57 @@
+"""Colours and their second channels: Okabe-Ito, plus lane, digit and hatch, because no palette survives grey printing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Look:
+    """A fill, the hatch over it (plotly pattern shape), the hatch's colour, and the colour of text on it."""
+
+    fill: str
+    text: str = "#000000"
+    hatch: str = ""
+    ink: str = "#ffffff"
+
+
+KINDS: dict[str, Look] = {
+    "forward": Look("#0072B2", "#ffffff"),
+    "backward": Look("#E69F00"),
+    "weight": Look("#009E73", "#000000", "-", "#00664a"),
+    "recompute": Look("#56B4E9", "#000000", "."),
+    "optimizer": Look("#F0E442"),
+    "other": Look("#bdbdbd"),
+    "collective": Look("#D55E00", "#000000", "/"),
+    "p2p": Look("#CC79A7", "#000000", "x"),
+    "bubble": Look("#f2f2f2", "#404040", "/", "#cfcfcf"),
+}
+CRITICAL = "#000000"
+
+MEMORY: dict[str, Look] = {
+    "parameters": Look("#4ea5b7"),
+    "gradients": Look("#e889ab", "#000000", "/"),
+    "optimizer": Look("#cec0fa", "#000000", "x"),
+    "activations": Look("#e38a42", "#000000", "."),
+    "buffers": Look("#9aa0a6", "#000000", "-"),
+}
+
+TIME: dict[str, Look] = {  # where a step's seconds go
+    "compute": KINDS["forward"],
+    "exposed": KINDS["collective"],
+    "bubble": Look("#d9d9d9", "#000000", "/", "#9a9a9a"),
+    "optimizer": KINDS["optimizer"],
+}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of #rrggbb (WCAG 2.2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours, 1 to 21 (WCAG 2.2)."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)

@@ -1,0 +1,317 @@
+"""The report: one self-contained page about one or several runs. No server, no network, the same bytes each time."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glasscluster.visualize import ledger, network
+from glasscluster.visualize.compare import comparison_figure, contender
+from glasscluster.visualize.memory import memory_bars, memory_over_time
+from glasscluster.visualize.timeline import size_text, time_unit, timeline_figure
+from glasscluster.visualize.words import CATALOGUE, LANGUAGES, Said, row_name, word
+
+if TYPE_CHECKING:
+    from glasscluster.sim.cluster import Run
+    from glasscluster.sim.timeline import Timeline
+
+PLOTLY = "plotly-basic-4.1.1.min.js"
+TABS = ("story", "timeline", "memory", "network", "ledger", "checks")
+MEMORY_CURVES = 4  # ranks whose memory over time is drawn: the fullest first
+
+
+@dataclass
+class Chapter:
+    """One run in a report: its timelines by hardware (the first is shown first), its ledger rows, a remark."""
+
+    key: str
+    title: Said
+    run: Run
+    timelines: dict[str, Timeline]
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    note: Said | None = None
+    compared: bool = True
+
+
+@dataclass(frozen=True)
+class StoryStep:
+    """A sentence and the view it speaks of, as a URL hash such as `tab=timeline&run=ddp`."""
+
+    text: Said
+    view: str = ""
+
+
+@dataclass
+class Report:
+    """Everything on the page. `status` (pass, fail or partial) follows from the checks when it is None."""
+
+    name: str
+    title: Said
+    finding: Said
+    chapters: list[Chapter]
+    story: list[StoryStep] = field(default_factory=list)
+    seed: int | None = None
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    status: str | None = None
+
+    def all_checks(self) -> list[dict[str, Any]]:
+        """Every row, the chapters' first."""
+        return [r for c in self.chapters for r in c.checks] + self.checks
+
+    def verdict(self) -> str:
+        """pass, fail or partial."""
+        return self.status or ("pass" if all(r["ok"] for r in self.all_checks()) else "fail")
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------
+def _plain(figure: Any) -> dict[str, Any]:
+    from plotly.io import to_json
+
+    content = json.loads(to_json(figure, engine="json"))
+    return {"data": content["data"], "layout": content["layout"]}
+
+
+def _changed(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in other.items() if base.get(k) != v}
+
+
+def bilingual(make: Any) -> dict[str, Any] | None:
+    """A figure in English and, as `zh`, only what is different in Chinese."""
+    english = make("en")
+    if english is None:
+        return None
+    base, other = _plain(english), _plain(make("zh"))
+    patch = {
+        "data": [_changed(a, b) for a, b in zip(base["data"], other["data"], strict=True)],
+        "layout": _changed(base["layout"], other["layout"]),
+    }
+    return {**base, "zh": patch}
+
+
+def _figures(report: Report) -> dict[str, Any]:
+    """Every figure of the page by its id."""
+    found: dict[str, Any] = {}
+    for number, chapter in enumerate(report.chapters):
+        for place, timeline in enumerate(chapter.timelines.values()):
+            found[f"tl-{number}-{place}"] = bilingual(lambda lang, t=timeline: timeline_figure(t, lang))
+        peaks = chapter.run.peak_memory()
+        found[f"mem-{number}"] = bilingual(lambda lang, p=peaks: memory_bars(p, lang))
+        first = next(iter(chapter.timelines.values()))
+        for rank in _curves(peaks):
+            found[f"curve-{number}-{rank}"] = bilingual(lambda lang, t=first, r=rank: memory_over_time(t, r, lang))
+        found[f"net-{number}"] = bilingual(lambda lang, g=chapter.run.graph: network.sent_figure(g, lang))
+    compared = [c for c in report.chapters if c.compared]
+    if len(compared) > 1:
+        runs = [contender({"en": c.title.en, "zh": c.title.zh}, next(iter(c.timelines.values())), c.run.peak_memory()) for c in compared]
+        found["compare"] = bilingual(lambda lang: comparison_figure(runs, lang))
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def _curves(peaks: list[tuple[int, dict[str, int]]]) -> list[int]:
+    """The fullest ranks, one for each distinct peak."""
+    order = sorted(range(len(peaks)), key=lambda r: (-peaks[r][0], r))
+    distinct: dict[int, int] = {}
+    for rank in order:
+        distinct.setdefault(peaks[rank][0], rank)
+    return list(distinct.values())[:MEMORY_CURVES]
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+def _summary(timeline: Timeline, model_flops: float) -> list[tuple[str, str]]:
+    """Word key and value of the line under a timeline."""
+    factor, unit = time_unit(timeline.makespan)
+    said = timeline.summary(model_flops)
+    rows = [
+        ("table_step", f"{said['makespan_s'] * factor:.4g} {unit}"),
+        ("table_bubble", f"{said['bubble_fraction']:.1%}"),
+        ("over_ideal", f"{said['bubble_over_ideal']:.1%}"),
+        ("table_exposed", f"{said['exposed_comm_s'] * factor:.4g} {unit}"),
+    ]
+    return rows + ([("table_mfu", f"{said['mfu']:.2%}")] if model_flops else [])
+
+
+def _chapters(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for number, chapter in enumerate(report.chapters):
+        graph = chapter.run.graph
+        sent = network.matrix(graph)
+        largest = int(sent.max(initial=0))
+        cells = [[{"text": size_text(v) if v else "", "share": v / largest if largest else 0.0} for v in row] for row in sent.tolist()]
+        flops = float(graph.info.get("model_flops", 0.0))
+        yield {
+            "key": chapter.key,
+            "title": chapter.title,
+            "note": chapter.note,
+            "timelines": [
+                {"hardware": name, "figure": f"tl-{number}-{place}", "summary": _summary(t, flops)}
+                for place, (name, t) in enumerate(chapter.timelines.items())
+            ],
+            "memory": [k for k in figures if k == f"mem-{number}" or k.startswith(f"curve-{number}-")],
+            "network": f"net-{number}" if f"net-{number}" in figures else None,
+            "matrix": cells if largest and graph.ranks <= 32 else None,
+            "ledger": ledger.lines(chapter.checks),
+            "same": [r for r in ledger.lines(chapter.checks) if r["unit"] == "relative"],
+            "held": sum(r["ok"] for r in chapter.checks),
+            "all": len(chapter.checks),
+        }
+
+
+def _versions() -> str:
+    found = []
+    for name in ("glasscluster", "torch"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return " · ".join(found)
+
+
+def ledger_csv(report: Report) -> str:
+    """The ledger as CSV text, as the download button gives it."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "quantity", "predicted", "counted", "simulated", "measured", "unit", "ok", "source"])
+    sections = [(c.key, c.checks) for c in report.chapters] + [("", report.checks)]
+    for key, rows in sections:
+        for r in rows:
+            writer.writerow([key, r["name"], r["predicted"], r["counted"], r["simulated"], r["measured"], r["unit"], r["ok"], r["source"]])
+    return out.getvalue()
+
+
+@lru_cache(maxsize=1)
+def plotly_source() -> str:
+    """The vendored plotly.js, refused when its hash is not the one on record."""
+    folder = files("glasscluster.visualize") / "vendor"
+    source = (folder / PLOTLY).read_bytes()
+    expected = {name: digest for digest, name in (line.split() for line in (folder / "SHA256SUMS").read_text().splitlines())}
+    if hashlib.sha256(source).hexdigest() != expected[PLOTLY]:
+        raise RuntimeError(f"{PLOTLY} is not the file whose hash is in SHA256SUMS")
+    return source.decode()
+
+
+def _hash(script: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
+
+
+def _json(content: Any) -> str:
+    """JSON that may stand inside a script element."""
+    text = json.dumps(content, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def render(report: Report) -> str:
+    """The whole page as text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("glasscluster.visualize", "templates"),
+        autoescape=jinja2.select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    templates = files("glasscluster.visualize") / "templates"
+    script, style = (templates / "report.js").read_text(encoding="utf-8"), (templates / "report.css").read_text(encoding="utf-8")
+    figures = _figures(report)
+    plotly = plotly_source()
+    data = {"figures": figures, "ledger": ledger_csv(report), "name": report.name, "words": _page_words()}
+    hardware = list(dict.fromkeys(h for c in report.chapters for h in c.timelines))
+    first = report.chapters[0].run if report.chapters else None
+    checks = report.all_checks()
+    return environment.get_template("report.html").render(
+        report=report,
+        chapters=list(_chapters(report, figures)),
+        own=ledger.lines(report.checks),
+        held=sum(r["ok"] for r in checks),
+        total=len(checks),
+        tabs=TABS,
+        verdict=report.verdict(),
+        hardware=hardware,
+        backend=first.backend if first else "",
+        versions=_versions(),
+        compare="compare" in figures,
+        W=CATALOGUE,
+        say=lambda key, **values: Said(*(word(key, lang, **values) for lang in LANGUAGES)),
+        plotly=plotly,
+        script=script,
+        style=style,
+        data=_json(data),
+        policy=f"default-src 'none'; script-src {_hash(plotly)} {_hash(script)}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'",
+    )
+
+
+def _page_words() -> dict[str, dict[str, str]]:
+    return {k: {"en": CATALOGUE[k].en, "zh": CATALOGUE[k].zh} for k in ("show_table", "hide_table")}
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Write the page."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(report), encoding="utf-8")
+    return path
+
+
+# ---- one run by itself -------------------------------------------------------------------------------------------
+def write_run_report(run: Run, path: Path) -> Path:
+    """The page of a single run, with a story made from its numbers."""
+    plan, model = run.info.get("plan"), run.info.get("model")
+    timeline = run.timeline
+    chapter = Chapter("run", _run_title(plan, run.gpus), run, {timeline.hardware.name: timeline}, run.checks, _run_note(model))
+    story = list(_told(run, timeline))
+    finding = story[1].text if len(story) > 1 and story[1].view == "tab=timeline" else story[0].text
+    page = Report(str(run.info.get("name", "run")), chapter.title, finding, [chapter], story, run.info.get("seed"))
+    return write_report(page, path)
+
+
+def _run_title(plan: dict[str, Any] | None, gpus: int) -> Said:
+    if not plan:
+        return Said(f"A program on {gpus} GPUs", f"{gpus} 块 GPU 上的程序")
+    axes = " · ".join(f"{a} {plan[a]}" for a in ("dp", "tp", "pp") if plan[a] > 1) or "one GPU"
+    more = (f" · ZeRO-{plan['zero']}" if plan["zero"] else "") + (f" · {plan['schedule']}" if plan["pp"] > 1 else "")
+    return Said(f"Training on {gpus} GPUs: {axes}{more}", f"{gpus} 块 GPU 上的训练：{axes}{more}")
+
+
+def _run_note(model: dict[str, Any] | None) -> Said | None:
+    if not model:
+        return None
+    shape = f"{model['layers']} × {model['hidden']}, {model['heads']} heads, seq {model['seq']}, vocab {model['vocab']}"
+    return Said(f"Model: {shape}", f"模型：{shape}")
+
+
+def _told(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
+    def step(key: str, view: str, **values: Any) -> StoryStep:
+        return StoryStep(Said(*(word(key, lang, **values) for lang in LANGUAGES)), view)
+
+    losses = [float(x) for x in getattr(run.results[-1], "losses", [])] if run.results else []
+    if losses:
+        yield step("told_loss", "tab=checks", first=losses[0], last=losses[-1], steps=len(losses), gpus=run.gpus)
+    said = timeline.summary()
+    yield step(
+        "told_time",
+        "tab=timeline",
+        step=said["makespan_s"] * 1e3,
+        hardware=timeline.hardware.name,
+        bubble=said["bubble_fraction"],
+        exposed=said["exposed_comm_s"] * 1e3,
+    )
+    peaks = [total for total, _ in run.peak_memory()]
+    yield step("told_memory", "tab=memory", peak=max(peaks) / 1e6)
+    sent = run.graph.bytes_sent()
+    if sum(sent):
+        yield step("told_bytes", "tab=network", sent=max(sent) / 1e6)
+    if run.checks:
+        yield step("told_checks", "tab=ledger", held=sum(c["ok"] for c in run.checks), all=len(run.checks))
+
+
+__all__ = ["Chapter", "Report", "StoryStep", "render", "row_name", "write_report", "write_run_report"]

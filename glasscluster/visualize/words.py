@@ -1,0 +1,183 @@
+"""Every word that figures and reports say, once, in English and 中文."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+LANGUAGES = ("en", "zh")
+
+
+@dataclass(frozen=True)
+class Said:
+    """A text in two languages."""
+
+    en: str
+    zh: str
+
+    def in_(self, lang: str) -> str:
+        """The text in a language."""
+        return self.zh if lang == "zh" else self.en
+
+
+CATALOGUE: dict[str, Said] = {
+    # kinds of event
+    "forward": Said("Forward", "前向"),
+    "backward": Said("Backward", "反向"),
+    "weight": Said("Weight gradient", "权重梯度"),
+    "recompute": Said("Recompute", "重计算"),
+    "optimizer": Said("Optimizer", "优化器"),
+    "other": Said("Other compute", "其他计算"),
+    "collective": Said("Collective", "集合通信"),
+    "p2p": Said("Point-to-point send", "点对点发送"),
+    "bubble": Said("Bubble (idle)", "气泡（空闲）"),
+    "critical": Said("Critical path", "关键路径"),
+    "opt": Said("opt", "优化"),
+    # memory
+    "parameters": Said("Parameters", "参数"),
+    "gradients": Said("Gradients", "梯度"),
+    "optimizer_state": Said("Optimizer state", "优化器状态"),
+    "activations": Said("Activations", "激活"),
+    "buffers": Said("Buffers", "缓冲区"),
+    # time
+    "compute": Said("Forward and backward", "前向与反向计算"),
+    "exposed": Said("Exposed communication", "暴露的通信"),
+    # axes and titles
+    "virtual_time": Said("virtual time", "虚拟时间"),
+    "measured_time": Said("measured time", "实测时间"),
+    "rank": Said("rank", "rank"),
+    "lane_compute": Said("compute", "计算"),
+    "lane_comm": Said("comm", "通信"),
+    "peak_memory": Said("Peak memory by category", "峰值显存（按类别）"),
+    "memory_over_time": Said("Memory over the step, rank {rank}", "一步之内的显存，rank {rank}"),
+    "sent": Said("Bytes sent per rank", "各 rank 发送的字节数"),
+    "step_time": Said("One step on {hardware}", "一步的时间（{hardware}）"),
+    "sent_gpu": Said("Sent per GPU", "每卡发送"),
+    "memory_gpu": Said("Peak memory per GPU", "每卡峰值显存"),
+    "comparison": Said("The same model, the same batch, side by side", "同一模型、同一批数据的并排比较"),
+    "binned": Said(
+        "{events} events; {drawn} blocks drawn one by one, {binned} shorter ones joined at {pixel} a pixel",
+        "共 {events} 个事件；逐个绘出 {drawn} 块，其余 {binned} 个较短的按每像素 {pixel} 合并",
+    ),
+    # hover
+    "from_to": Said("start", "开始"),
+    "launched": Said("launched", "发起"),
+    "length": Said("length", "时长"),
+    "events": Said("operations", "算子数"),
+    "micro_batch": Said("micro-batch", "微批次"),
+    "cause": Said("cause", "原因"),
+    "bytes": Said("bytes", "字节"),
+    "axis": Said("axis", "并行维"),
+    "communication": Said("communication", "通信"),
+    "dependency": Said("waiting for another rank", "等待其他 rank"),
+    "warm-up": Said("warm-up", "预热"),
+    "drain": Said("drain", "排空"),
+    "to_rank": Said("to rank", "发往 rank"),
+    # the page
+    "pass": Said("PASS", "通过"),
+    "fail": Said("FAIL", "未通过"),
+    "partial": Said("PARTIAL", "部分完成"),
+    "simulated": Said("simulated: {hardware}", "模拟：{hardware}"),
+    "tab_story": Said("Story", "概要"),
+    "tab_timeline": Said("Timeline", "时间线"),
+    "tab_memory": Said("Memory", "显存"),
+    "tab_network": Said("Network", "通信"),
+    "tab_ledger": Said("Ledger", "账本"),
+    "tab_checks": Said("Checks", "检查"),
+    "show_table": Said("show table", "显示数据表"),
+    "hide_table": Said("hide table", "收起数据表"),
+    "run": Said("Run", "运行"),
+    "hardware": Said("Hardware", "硬件"),
+    "backend": Said("backend", "后端"),
+    "seed": Said("seed", "随机种子"),
+    "see": Said("see it", "查看"),
+    "download_ledger": Said("ledger.csv", "ledger.csv"),
+    "keys": Said(
+        "Keys: ← → pan, + − zoom, 0 all, j k next and previous event",
+        "键盘：← → 平移，+ − 缩放，0 全览，j k 下一个与上一个事件",
+    ),
+    "quantity": Said("quantity", "量"),
+    "predicted": Said("predicted", "公式预测"),
+    "counted": Said("counted", "实际计数"),
+    "simulated_column": Said("simulated", "模拟"),
+    "measured_column": Said("measured", "实测"),
+    "unit": Said("unit", "单位"),
+    "source": Said("source", "出处"),
+    "holds": Said("holds", "成立"),
+    "fails": Said("fails", "不成立"),
+    "all_hold": Said("{held} of {all} checks held", "{all} 项检查中 {held} 项成立"),
+    "no_checks": Said(
+        "This run states no checks. `glass train` states them; in a scenario use lab.check(...).",
+        "本次运行没有检查项。`glass train` 会给出检查；在 scenario 中请用 lab.check(...)。",
+    ),
+    "no_story": Said(
+        "This run tells no story. A scenario tells one with lab.tell(...).",
+        "本次运行没有故事。scenario 可用 lab.tell(...) 讲述。",
+    ),
+    "no_traffic": Said(
+        "No bytes were counted: nothing was sent, or the collectives were native (then use --algorithm ring).",
+        "没有计到字节：没有发送任何数据，或用了原生集合通信（可改用 --algorithm ring）。",
+    ),
+    "matrix": Said("Who sends to whom (row: sender, column: receiver)", "谁发给谁（行：发送方，列：接收方）"),
+    "table_bubble": Said("bubble", "气泡"),
+    "table_exposed": Said("exposed communication", "暴露的通信"),
+    "table_step": Said("step", "一步"),
+    "table_mfu": Said("MFU", "MFU"),
+    "definitions": Said(
+        "Bubble: idle share of ranks × (first forward to last backward); over ideal: idle over useful time.",
+        "气泡：rank 数 ×（首个前向到最后一个反向）中的空闲占比；相对理想：空闲时间除以有效时间。",
+    ),
+    "over_ideal": Said("over ideal", "相对理想"),
+    "same_training": Said(
+        "Is it the same training? Every tensor against one device, float64",
+        "训练结果一样吗？逐个张量与单卡 float64 对比",
+    ),
+    # a run's own story
+    "told_loss": Said(
+        "The loss went from {first:.4f} to {last:.4f} in {steps} steps on {gpus} ranks.",
+        "{gpus} 个 rank 训练 {steps} 步，损失从 {first:.4f} 到 {last:.4f}。",
+    ),
+    "told_time": Said(
+        "A step takes {step:.4g} ms on {hardware}; {bubble:.1%} of it is bubble and {exposed:.4g} ms of communication is waited for.",
+        "在 {hardware} 上一步需 {step:.4g} ms，气泡占 {bubble:.1%}，等待通信 {exposed:.4g} ms。",
+    ),
+    "told_memory": Said("The fullest rank holds {peak:.4g} MB at its peak.", "占用最多的 rank 峰值为 {peak:.4g} MB。"),
+    "told_bytes": Said("The busiest rank sends {sent:.4g} MB.", "发送最多的 rank 发出 {sent:.4g} MB。"),
+    "told_checks": Said("{held} of {all} checks held.", "{all} 项检查中 {held} 项成立。"),
+}
+
+# Names of ledger rows: what is said in English is matched, what stands in () is carried over.
+ROWS: tuple[tuple[str, str], ...] = (
+    (r"largest (gradient|weight|loss) difference from one device, float64, (\d+) steps", "与单卡（float64，{1} 步）的最大{0}差异"),
+    (r"(dp|pp|tp) (gradients|parameters) sent, all ranks", "{0} 方向发送的{1}，全部 rank"),
+    (r"pp activations and their gradients sent, all ranks", "pp 方向发送的激活及其梯度，全部 rank"),
+    (r"tied embedding gradients sent, all ranks", "共享词嵌入的梯度发送量，全部 rank"),
+    (r"tp all-reduces sent, 4 per layer", "tp all-reduce 发送量，每层 4 次"),
+    (r"tp all-reduces sent, embedding, once", "tp all-reduce 发送量，词嵌入（一次）"),
+    (r"tp all-reduces sent, head input, once", "tp all-reduce 发送量，输出头的输入（一次）"),
+    (r"tp all-reduces sent, loss, 3 scalars a token", "tp all-reduce 发送量，损失（每 token 3 个标量）"),
+    (r"(parameters|gradients|optimizer) held, all ranks", "持有的{0}，全部 rank"),
+    (r"micro-batches in flight, stage (\d+)", "第 {0} 级在途的微批次"),
+    (r"GPipe makespan, first F to last B", "GPipe 总时长，首个 F 到最后一个 B"),
+    (r"ZeRO-3 losses with and without prefetch, steps that differ", "ZeRO-3 预取与不预取，损失不同的步数"),
+    (r"ZeRO-3 bytes without prefetch, as with it", "ZeRO-3 不预取时的字节数，应与预取相同"),
+)
+_PARTS = {"gradient": "梯度", "gradients": "梯度", "weight": "权重", "loss": "损失", "parameters": "参数", "optimizer": "优化器状态"}
+
+
+def word(key: str, lang: str = "en", **values: object) -> str:
+    """A catalogue entry in a language, with its blanks filled."""
+    text = CATALOGUE[key].in_(lang)
+    return text.format(**values) if values else text
+
+
+def row_name(name: str, lang: str = "en") -> str:
+    """A ledger row's name in a language; a name that the catalogue does not know stays as it is."""
+    if lang != "zh":
+        return name
+    prefix, separator, rest = name.rpartition(": ")
+    for pattern, chinese in ROWS:
+        match = re.fullmatch(pattern, rest)
+        if match:
+            return prefix + separator + chinese.format(*(_PARTS.get(g, g) for g in match.groups()))
+    return name
