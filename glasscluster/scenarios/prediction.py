@@ -96,7 +96,7 @@ def _predict_row(row: dict[Any, Any], defaults: dict[str, Any], build: Callable[
     try:
         if None in row:
             raise ScenarioError("row", row.get(None), "has more cells than the header")
-        given = {**defaults, **{k: TRUTH.get(v.lower(), v) for k, v in row.items() if v}}
+        given = {**defaults, **{k: _value(v) for k, v in row.items() if v}}
         preset, hardware, rank = (str(given.pop(k, d)) for k, d in (("model", "tiny"), ("hardware", "classroom"), ("rank", "max")))
         unknown = sorted(set(given) - set(Plan.model_fields) - set(ModelConfig.model_fields))
         if unknown:
@@ -105,6 +105,18 @@ def _predict_row(row: dict[Any, Any], defaults: dict[str, Any], build: Callable[
         return flat(predict(plan, model, hardware, rank=rank))
     except GlassError as problem:
         return {"error": problem.message}
+
+
+def _value(text: str) -> Any:
+    """A cell: truth values, whole numbers and numbers as such, everything else as it is written."""
+    if text.lower() in TRUTH:
+        return TRUTH[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def flat(content: dict[str, Any]) -> dict[str, Any]:

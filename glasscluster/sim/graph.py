@@ -298,15 +298,15 @@ def _native_joins(columns: dict[str, np.ndarray], meta: dict) -> tuple[np.ndarra
     ends = np.flatnonzero((columns["kind"] == COLLECTIVE) & np.isin(columns["op"], native))
     if not len(ends):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    begins = {}
+    begins, group_of = {}, (columns["lane"] - 1) // LANES_PER_GROUP  # a launch and its end are on two lanes of one group
     for row in np.flatnonzero(columns["kind"] == BEGIN).tolist():
-        begins[columns["rank"][row], columns["lane"][row], columns["sequence"][row]] = row
+        begins[columns["rank"][row], group_of[row], columns["sequence"][row]] = row
     source, target = [], []
     for row in ends.tolist():
-        lane, sequence = columns["lane"][row], columns["sequence"][row]
-        _, members = meta["groups"][int(columns["rank"][row])][int((lane - 1) // LANES_PER_GROUP)]
+        group, sequence = group_of[row], columns["sequence"][row]
+        _, members = meta["groups"][int(columns["rank"][row])][int(group)]
         for member in members:
-            source.append(begins[member, lane, sequence])
+            source.append(begins[member, group, sequence])
             target.append(row)
     return np.array(source), np.array(target)
 

@@ -117,14 +117,10 @@ class Trainer:
 
     # ---- training --------------------------------------------------------------------------------------------
     def run(self) -> RankResult:
-        """All steps; the last one is what the graph shows."""
-        result, recording = self.result, not self.gpu.recorder.paused
+        """All steps. Each is recorded over the one before, so a failure shows its own step and a finished run the last."""
+        result = self.result
         for step in range(self.job.steps):
-            if recording and step == self.job.steps - 1:
-                self.gpu.recorder.paused = False
-                self.gpu.start_step()
-            elif recording:
-                self.gpu.recorder.paused = True
+            self.gpu.start_step()
             result.losses.append(self.train_step(step))
         result.losses = [loss.cpu() if loss.device.type != "meta" else loss for loss in result.losses]
         result.units = [(u.name, u.numel, u.padded) for u in self.manager.units]

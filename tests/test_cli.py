@@ -1,0 +1,257 @@
+"""The command line, as a script and as a person meet it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glasscluster.cli import main
+
+LAYOUT = "--dp 2 --zero 2 --layers 2 --hidden 32 --heads 2 --seq 16 --steps 2 --backend threads".split()
+
+
+def glass(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    said = capsys.readouterr()
+    return int(end.value.code or 0), said.out, said.err
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_train_prints_one_json_object_with_every_key_of_the_contract_and_writes_the_folder(capsys, tmp_path):
+    code, out, err = glass(capsys, "train", *LAYOUT, "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert "checking" in err
+    wanted = (
+        "schema plan model backend hardware gpus losses checked_steps reference_losses max_rel_loss_diff max_rel_grad_diff "
+        "max_rel_weight_diff bytes_sent peak_memory_bytes memory_bytes state_bytes makespan_s bubble_fraction bubble_over_ideal "
+        "stage_span_bubble_fraction exposed_comm_s mfu checks report"
+    ).split()
+    assert set(wanted) <= set(said)
+    assert said["schema"] == "glass.train/1"
+    assert said["checked_steps"] == 2
+    assert set(said["bytes_sent"]) == {"by_axis", "by_purpose"}
+    assert {"parameters", "gradients", "optimizer", "activations", "buffers"} == set(said["memory_bytes"])
+    total = [sum(values) for values in zip(*said["memory_bytes"].values(), strict=True)]
+    assert total == said["peak_memory_bytes"]
+    check_keys = {"name", "ok", "predicted", "counted", "simulated", "measured", "unit", "match", "tolerance", "source"}
+    assert all(check_keys <= set(row) and row["ok"] for row in said["checks"])
+    folder = Path(said["report"]).parent
+    assert {p.name for p in folder.iterdir()} == {"report.html", "graph.npz", "ledger.csv", "trace.json", "run.json"}
+
+
+def test_the_same_seed_gives_the_same_report_bytes_and_wall_time_stays_in_run_json(capsys, tmp_path):
+    for name in ("a", "b"):
+        assert glass(capsys, "train", *LAYOUT, "--out", name)[0] == 0
+    a, b = (tmp_path / n for n in ("a", "b"))
+    assert (a / "report.html").read_bytes() == (b / "report.html").read_bytes()
+    assert (a / "trace.json").read_bytes() == (b / "trace.json").read_bytes()
+    assert json.loads((a / "run.json").read_text())["wall_s"]
+    assert str(Path.home()) not in (a / "report.html").read_text()
+
+
+def test_replay_gives_the_timeline_keys_on_other_hardware_and_slow_ranks_slow_it(capsys):
+    glass(capsys, "train", *LAYOUT, "--out", "run", "--no-check")
+    seconds = {}
+    for name, more in (("classroom", []), ("dgx-h100", []), ("slow", ["--slow-rank", "1:3"])):
+        hardware = "classroom" if name == "slow" else name
+        code, out, _ = glass(capsys, "replay", "run", "--hardware", hardware, *more, "--json")
+        assert code == 0
+        seconds[name] = json.loads(out)["makespan_s"]
+    assert seconds["slow"] > seconds["classroom"] != seconds["dgx-h100"]
+    code, out, _ = glass(capsys, "replay", "run", "--out", "again", "--json")
+    assert Path(json.loads(out)["report"]).is_file()
+
+
+def test_replay_needs_no_torch():
+    script = "import sys; import glasscluster.sim.replay, glasscluster.scenarios.stored; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_importing_the_package_brings_no_torch_ray_or_plotly():
+    script = "import sys; import glasscluster; print(sorted({'torch', 'ray', 'plotly', 'numpy', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_predict_answers_with_the_contract_s_keys_and_its_breakdown_is_the_step(capsys):
+    code, out, _ = glass(capsys, "predict", "--dp", "2", "--pp", "2", "--hardware", "dgx-a100-80gb", "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert sum(said["breakdown_s"].values()) == pytest.approx(said["iteration_time_s"], rel=1e-9)
+    assert sum(said["memory_gib"].values()) == pytest.approx(said["peak_memory_gib"], rel=1e-12)
+    assert said["fits"] is True
+    assert said["simulated_gpus"] == 4
+    _, last, _ = glass(capsys, "predict", "--dp", "2", "--pp", "2", "--rank", "last", "--json")
+    assert json.loads(last)["peak_memory_gib"] <= said["peak_memory_gib"]
+
+
+def test_predict_takes_a_csv_and_one_bad_row_stops_nothing(capsys, tmp_path):
+    Path("rows.csv").write_text("dp,tp,zero,overlap,hardware\n2,1,1,true,dgx-h100\n1,3,,,\n2,2,3,false,\n")
+    code, out, _ = glass(capsys, "predict", "--csv", "rows.csv", "--out", "done.csv", "--json")
+    assert code == 0
+    assert json.loads(out)["errors"] == 1
+    rows = list(csv.DictReader(Path("done.csv").read_text().splitlines()))
+    assert [bool(r["error"]) for r in rows] == [False, True, False]
+    assert "tp" in rows[1]["error"]
+    assert float(rows[0]["iteration_time_s"]) > 0
+
+
+def test_schedule_prints_pytorch_s_notation_and_both_bubbles(capsys):
+    code, out, _ = glass(capsys, *"schedule gpipe --pp 4 --micro-batches 8 --json".split())
+    said = json.loads(out)
+    assert code == 0
+    assert said["ranks"][2][:2] == ["2F0", "2F1"]
+    assert said["makespan"] == 33
+    assert said["bubble_fraction"] == pytest.approx(3 / 11)
+    assert said["bubble_over_ideal"] == pytest.approx(3 / 8)
+    assert said["peak_live"] == [8, 8, 8, 8]
+
+
+def test_a_schedule_file_that_deadlocks_is_named(capsys):
+    Path("bad.txt").write_text("0F0 0B0 0F1 0B1\n1F1 1B1 1F0 1B0\n")
+    code, _, err = glass(capsys, *"schedule mine --pp 2 --micro-batches 2 --validate bad.txt".split())
+    assert code == 3
+    assert "deadlocks" in err
+    assert "rank 0 waits in 0B0 for 1B0" in err
+
+
+BAD = [
+    ("train --dp 3 --global-batch 8", "global_batch", "9"),
+    ("train --tp 3", "tp", "2"),
+    ("train --pp 5", "pp", "4"),
+    ("train --heads 5", "heads", "4"),
+    ("train --zero 4", "zero", "3"),
+    ("train --schedule 1f1c", "schedule", "1f1b"),
+    ("train --model tinny", "model", "tiny"),
+    ("train --hardware dgx-h10", "hardware", "dgx-h100"),
+    ("train --backend rya", "backend", "ray"),
+    ("train --device gpu", "device", "cpu"),
+    ("train --attention flush", "attention", "flash"),
+    ("train --bucket 3MiBB", "bucket", "3MiB"),
+    ("train --layers-per-stage 1,2 --pp 2", "layers_per_stage", "2,2"),
+    ("train --modle tiny", "modle", "--model"),
+    ("trian", "command", "train"),
+    ("train --dp two", "dp", None),
+    ("train --data nowhere.txt", "data", None),
+    ("train --data empty.txt", "data", None),
+    ("train --data short.txt", "data", None),
+    ("train --data .", "data", None),
+    ("train --timeout soon", "timeout", None),
+    ("run tuor", "scenario", "tour"),
+    ("run nowhere.py", "scenario", None),
+    ("run tour --stepps 3", "--stepps", "--steps"),
+    ("run tour --steps many", "steps", None),
+    ("replay runs/none", "run", None),
+    ("replay empty.txt", "graph", None),
+    ("predict --rank 7", "rank", None),
+    ("predict --slow-rank x", "slow_rank", None),
+    ("predict --csv nowhere.csv", "csv", None),
+    ("predict --hardware dgx-v100 --precision bf16", "precision", None),
+    ("schedule zigzag --pp 2 --micro-batches 2", "schedule", None),
+    ("schedule gpipe --pp 2 --micro-batches 2 --costs f=x", "f=x", None),
+]
+
+
+@pytest.mark.parametrize(("line", "field", "nearest"), BAD)
+def test_bad_input_is_exit_2_with_field_value_rule_and_nearest_and_no_traceback(line, field, nearest, capsys):
+    Path("empty.txt").write_text("")
+    Path("short.txt").write_text("too short")
+    code, out, err = glass(capsys, *line.split(), "--json")
+    said = json.loads(out)
+    assert code == 2
+    assert field in (said["field"], said["value"])
+    assert said["rule"]
+    if nearest is not None:
+        assert str(said["nearest"]) == nearest or nearest in said["rule"]
+    assert said["message"] in err
+    assert "Traceback" not in err
+    assert not list(Path("runs").glob("*")) if Path("runs").exists() else True
+
+
+def test_a_failed_run_is_exit_3_and_leaves_what_was_recorded(capsys):
+    code, out, err = glass(capsys, "train", *LAYOUT, "--no-check", "--memory", "400KB", "--out", "full", "--json")
+    said = json.loads(out)
+    assert code == 3
+    assert said["error"] == "OutOfMemory"
+    assert "Resident" in err
+    kept = json.loads(Path("full/run.json").read_text())
+    assert kept["schema"] == "glass.partial/1"
+    assert kept["error"] == "OutOfMemory"
+    assert any(rank["last_operations"] for rank in kept["ranks"])
+    assert list(Path("full").glob("partial-rank*.npz"))
+
+
+def test_a_failed_check_is_exit_1(capsys, monkeypatch):
+    from glasscluster.strategies import check
+
+    monkeypatch.setattr(check, "TOLERANCE", -1.0)
+    code, out, _ = glass(capsys, "train", *LAYOUT, "--json")
+    assert code == 1
+    assert any(not row["ok"] for row in json.loads(out)["checks"])
+
+
+LESSON = '''
+from glasscluster.scenarios.lab import scenario
+
+@scenario("my-ring", title=("My ring", "我的环"))
+def my_ring(lab, gpus: int = 3, size: int = 100):
+    """A ring of my own."""
+    run = lab.run("ring", ("A ring", "一个环"), program, size, gpus=gpus)
+    lab.check("bytes sent", 2 * (gpus - 1) * size * 4, sum(run.graph.bytes_sent()), "F9")
+
+def program(gpu, size):
+    import torch
+    x = torch.ones(size)
+    gpu.comm.all_reduce(x)
+    return float(x[0])
+'''
+
+
+def test_a_file_with_ten_lines_of_scenario_runs_with_options_from_its_signature(capsys):
+    Path("my_lesson.py").write_text(LESSON)
+    code, out, _ = glass(capsys, *"run my_lesson.py --gpus 5 --size 7 --json".split())
+    said = json.loads(out)
+    assert code == 0
+    assert said["schema"] == "glass.run/1"
+    assert said["runs"][0]["gpus"] == 5
+    assert said["checks"][0]["counted"] == 2 * 4 * 7 * 4
+    assert Path(said["report"]).is_file()
+    code, out, _ = glass(capsys, *"run my_lesson.py --help".split())
+    assert code == 0
+    assert "--size" in out
+    assert "A ring of my own" in out
+
+
+def test_list_and_doctor_answer(capsys):
+    code, out, _ = glass(capsys, "list", "--json")
+    assert code == 0
+    assert {"scenarios", "models", "hardware", "schedules", "backends"} <= set(json.loads(out))
+    code, out, _ = glass(capsys, "doctor", "--json")
+    items = {r["name"]: r for r in json.loads(out)["items"]}
+    assert code == 0
+    assert items["torch"]["ok"]
+
+
+def test_the_tour_holds_every_check_and_its_report_has_four_compared_runs(capsys):
+    code, out, _ = glass(capsys, *"run tour --backend threads --steps 2 --hidden 64 --seq 32 --json".split())
+    said = json.loads(out)
+    assert code == 0
+    assert [r["name"] for r in said["runs"]] == ["ddp", "zero3", "tp", "gpipe", "zero3-no-prefetch"]
+    assert all(row["ok"] for row in said["checks"])
+    for run in said["runs"][:4]:
+        assert max(run["max_rel_grad_diff"], run["max_rel_weight_diff"]) <= 1e-10
+    exposed = {r["name"]: r["exposed_comm_s"] for r in said["runs"]}
+    assert exposed["zero3"] < exposed["zero3-no-prefetch"]
