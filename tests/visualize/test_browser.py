@@ -1,0 +1,131 @@
+"""The report in a real browser: no error, no request, every tab, two widths, two languages, hostile text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from glasscluster.scenarios.lab import Lab, find, perform
+from glasscluster.visualize import report
+from glasscluster.visualize.words import CATALOGUE, Said
+
+pytestmark = pytest.mark.browser
+HOSTILE = '</script><img src=x onerror="window.stolen=1">\'"{{7*7}}'
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def lab():
+    play = find("tour")
+    return perform(play, Lab(play, "threads", "classroom"), {"steps": 1, "hidden": 32, "seq": 16})
+
+
+@pytest.fixture(scope="module")
+def page_file(lab, tmp_path_factory):
+    return lab.write(tmp_path_factory.mktemp("tour"))
+
+
+def visit(browser, path: Path, width: int, fragment: str = ""):
+    """An open page that collects what went wrong on it."""
+    page = browser.new_page(viewport={"width": width, "height": 760}, reduced_motion="reduce")
+    page.problems = []
+    page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: page.problems.append(str(e)))
+    page.on("request", lambda r: page.problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+    page.goto(path.as_uri() + fragment)
+    return page
+
+
+@pytest.mark.parametrize("width", [1360, 390])
+def test_every_tab_opens_without_an_error_or_a_request_in_both_languages(browser, page_file, width):
+    page = visit(browser, page_file, width)
+    for language in ("en", "zh"):
+        for tab in report.TABS:
+            page.click(f"#tab-{tab}")
+            assert page.is_visible(f"#panel-{tab}")
+            word = CATALOGUE[f"tab_{tab}"].in_(language)
+            assert page.inner_text(f"#tab-{tab}") == word
+            for plot in page.query_selector_all(f"#panel-{tab} .plot"):
+                if plot.is_visible():
+                    assert plot.query_selector(".main-svg"), tab
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # only figures scroll sideways
+        page.click("#language")
+    assert page.problems == []
+    page.close()
+
+
+def test_a_link_shows_what_its_sender_saw(browser, page_file):
+    page = visit(browser, page_file, 1360, "#tab=timeline&run=gpipe&hw=dgx-h100&lang=zh")
+    assert page.inner_text("#panel-timeline .view:not([hidden]) h2").startswith("流水线并行")
+    assert "dgx-h100" in page.text_content("#panel-timeline .view:not([hidden]) .xtitle")
+    page.select_option('#panel-timeline select[data-pick="run"]', "tp")
+    assert "run=tp" in page.url
+    assert page.problems == []
+    page.close()
+
+
+def test_keys_pan_zoom_and_walk_and_every_figure_is_also_a_table(browser, page_file):
+    page = visit(browser, page_file, 1360, "#tab=timeline&run=gpipe&lang=en")
+    look = "document.querySelector('#panel-timeline .view:not([hidden]) .plot').layout.xaxis.range.slice()"
+    full = page.evaluate(look)
+    page.keyboard.press("+")
+    near = page.evaluate(look)
+    assert near[1] - near[0] < full[1] - full[0]
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(look)[0] > near[0]
+    page.keyboard.press("0")
+    assert page.evaluate(look) == full
+    page.keyboard.press("j")
+    assert "rank 0" in page.inner_text("#selected")
+    page.click("#panel-timeline .view:not([hidden]) .table-toggle")
+    rows = page.query_selector_all("#panel-timeline .view:not([hidden]) .table-box tr")
+    drawn = page.evaluate(
+        "document.querySelector('#panel-timeline .view:not([hidden]) .plot').data.filter(t => t.hoverinfo !== 'skip')"
+        ".reduce((n, t) => n + t.x.length, 0)"
+    )
+    assert len(rows) == drawn
+    assert page.problems == []
+    page.close()
+
+
+def test_hostile_text_in_every_field_is_shown_and_never_run(browser, lab, tmp_path):
+    bad = Said(HOSTILE, HOSTILE)
+    entry = lab.entries[0]
+    rows = [{**entry.checks[0], "name": HOSTILE, "source": HOSTILE, "unit": HOSTILE}]
+    chapter = report.Chapter(HOSTILE, bad, entry.run, {HOSTILE: entry.run.timeline}, rows, bad)
+    steps = [report.StoryStep(bad, HOSTILE)]
+    path = report.write_report(report.Report(HOSTILE, bad, bad, [chapter], steps, 0, rows), tmp_path / "hostile.html")
+    page = visit(browser, path, 1360)
+    for tab in report.TABS:
+        page.click(f"#tab-{tab}")
+    assert page.evaluate("window.stolen") is None
+    assert HOSTILE in page.inner_text("h1")
+    assert page.problems == []
+    page.close()
+
+
+def test_the_ledger_can_be_downloaded_as_csv(browser, page_file, lab):
+    page = visit(browser, page_file, 1360, "#tab=ledger")
+    with page.expect_download() as started:
+        page.click("#download")
+    text = Path(started.value.path()).read_text()
+    assert len(text.splitlines()) == 1 + len(lab.all_checks)
+    page.close()
+
+
+def test_the_data_block_is_plain_json(page_file):
+    page = page_file.read_text()
+    block = page.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    assert json.loads(block)["figures"]
