@@ -1,1 +1,191 @@
-"""Every plan gives the gradients and weights of one device."""
+"""Every plan gives the gradients, weights and losses of one device; break anything and it shows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import differences, run_plan, worst
+from hypothesis import HealthCheck, given, settings
+from plans import all_pairs, build, choices, name, pairs_of, stratified
+
+from glasscluster.model import gpt
+from glasscluster.model.parallel import IGNORE
+from glasscluster.strategies import check, data_parallel, tensor_parallel, trainer, zero
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.single_device import train_one_device
+from glasscluster.strategies.trainer import Job
+
+TOLERANCE = 1e-10
+
+
+def test_the_plan_list_covers_every_pair_of_option_values():
+    covered = set().union(*(pairs_of(c) for c in stratified()))
+    assert covered >= all_pairs()
+
+
+@pytest.mark.parametrize("choice", stratified(), ids=name)
+def test_a_plan_equals_one_device_in_float64_over_three_steps(choice):
+    compared = differences(*build(choice))
+    assert compared["checked_steps"] == 3
+    assert worst(compared) <= TOLERANCE, compared
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(choices)
+def test_any_plan_equals_one_device(choice):
+    assert worst(differences(*build(choice), steps=2)) <= TOLERANCE
+
+
+@pytest.mark.soak
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(choices)
+def test_any_plan_equals_one_device_at_length(choice):
+    assert worst(differences(*build(choice))) <= TOLERANCE
+
+
+def fp32_error(results, reference, plan) -> float:
+    return check.compare(results, reference, plan)["max_rel_grad_diff"]
+
+
+@pytest.mark.parametrize("choice", stratified(1)[::2], ids=name)
+def test_in_fp32_the_first_gradients_are_within_three_times_one_device_s_own_error(choice):
+    plan, model = build(choice, "fp32")
+    results = run_plan(plan, model, capture=True).results
+    job = Job(plan, model, steps=1)
+    batches = [job.batch(0)]
+    exact = train_one_device(model, batches, job.optimizer, plan.clip, job.seed)
+    alone = train_one_device(model, batches, job.optimizer, plan.clip, job.seed, dtype=torch.float32)
+    floor = 1e-3 * max(float(g.abs().max()) for g in exact.gradients[0].values())
+    own = max(check.difference(g.double(), exact.gradients[0][n], floor) for n, g in alone.gradients[0].items())
+    assert fp32_error(results, exact, plan) <= 3 * own
+
+
+def test_losses_are_summed_over_tokens_and_divided_once_when_ranks_count_different_tokens(monkeypatch):
+    mask_some(monkeypatch)
+    for options in ({"dp": 4}, {"dp": 2, "pp": 2, "schedule": "gpipe"}, {"dp": 2, "tp": 2, "zero": 3}):
+        plan = make_plan(global_batch=8, **options)
+        assert worst(differences(plan, make_model("tiny", layers=2, hidden=16, seq=6, vocab=64))) <= TOLERANCE
+
+
+def mask_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets without loss, unequally many in each sequence."""
+    honest = trainer.batch
+
+    def masked(*args):
+        tokens, targets = honest(*args)
+        for row in range(len(targets)):
+            targets[row, : row % 5] = IGNORE
+        return tokens, targets
+
+    monkeypatch.setattr(trainer, "batch", masked)
+    check._reference.cache_clear()
+
+
+# ---- mutations: the check can fail -------------------------------------------------------------------------------
+MODEL = {"layers": 2, "hidden": 16, "heads": 4, "seq": 6, "vocab": 64}
+
+
+def judge(**options) -> float:
+    return worst(differences(make_plan(**{"global_batch": 8, "bucket": 4000, "clip": 0.01, **options}), make_model("tiny", **MODEL)))
+
+
+@pytest.fixture(autouse=True)
+def fresh_reference():
+    check._reference.cache_clear()
+    yield
+    check._reference.cache_clear()
+
+
+def test_one_bucket_left_out_of_the_reduction_is_caught(monkeypatch):
+    honest = data_parallel.DataParallel.launch
+    monkeypatch.setattr(data_parallel.DataParallel, "launch", lambda self, unit: None if unit is self.units[1] else honest(self, unit))
+    assert judge(dp=2) > TOLERANCE
+
+
+def test_average_for_sum_is_caught(monkeypatch):
+    honest = data_parallel.DataParallel.finish
+
+    def halved(self):
+        honest(self)
+        for unit in self.units:
+            unit.grad.div_(self.comm.size)
+
+    monkeypatch.setattr(data_parallel.DataParallel, "finish", halved)
+    assert judge(dp=2) > TOLERANCE
+
+
+def test_a_mean_of_means_is_caught_when_token_counts_differ(monkeypatch):
+    mask_some(monkeypatch)
+    honest = trainer.Trainer.load
+
+    def normalised(self, step):
+        inputs, targets, count = honest(self, step)
+        return inputs, targets, torch.full_like(count, 20)  # every rank believes the average count
+
+    monkeypatch.setattr(trainer.Trainer, "load", normalised)
+    assert judge(dp=4) > TOLERANCE
+
+
+@pytest.mark.parametrize("direction", ["f", "g"])
+def test_a_missing_tensor_parallel_all_reduce_is_caught(monkeypatch, direction):
+    monkeypatch.setattr(tensor_parallel.TensorParallel, direction, lambda self, x: x)
+    assert judge(tp=2) > TOLERANCE
+
+
+def test_a_vocabulary_slice_that_is_off_by_one_is_caught(monkeypatch):
+    honest = tensor_parallel.TensorParallel.embed
+    monkeypatch.setattr(tensor_parallel.TensorParallel, "embed", lambda self, t, table: honest(self, t, table.roll(1, 0)))
+    assert judge(tp=2) > TOLERANCE
+
+
+def test_a_tied_embedding_that_is_not_summed_over_stages_is_caught(monkeypatch):
+    monkeypatch.setattr(trainer.Trainer, "sum_tied", lambda self: None)
+    assert judge(pp=2) > TOLERANCE
+
+
+def test_a_norm_that_counts_replicated_parameters_twice_is_caught(monkeypatch):
+    monkeypatch.setattr(trainer.Trainer, "counts", lambda self, name, cut: True)
+    assert judge(tp=2) > TOLERANCE
+
+
+def test_a_zero_1_shard_that_is_not_gathered_back_is_caught(monkeypatch):
+    monkeypatch.setattr(zero.Zero1, "step_ends", data_parallel.DataParallel.step_ends)
+    monkeypatch.setattr(zero.Zero1, "updated", lambda self, unit: None)
+    assert judge(dp=2, zero=1) > TOLERANCE
+
+
+def test_a_zero_2_shard_that_forgets_the_micro_batches_before_is_caught(monkeypatch):
+    honest = zero.Zero2.finish
+
+    def forgetful(self):
+        for unit, work in self.in_flight:
+            work.wait()
+            if unit.grad is not None:
+                self.gradient_slice(unit).zero_()
+        honest(self)
+
+    monkeypatch.setattr(zero.Zero2, "finish", forgetful)
+    assert judge(dp=2, zero=2) > TOLERANCE
+
+
+def test_one_bias_off_by_a_millionth_is_caught(monkeypatch):
+    honest = gpt.Block.__init__
+
+    def shifted(self, index, *args):
+        honest(self, index, *args)
+        if args[1].size > 1:
+            self.up_bias.data.add_(1e-6)
+
+    monkeypatch.setattr(gpt.Block, "__init__", shifted)
+    assert judge(tp=2) > TOLERANCE
+
+
+def test_a_tensor_that_no_rank_brings_back_is_caught():
+    plan, model = make_plan(dp=2, precision="fp64"), make_model("tiny", **MODEL)
+    job = Job(plan, model, steps=1, capture=True)
+    results = run_plan(plan, model, capture=True).results
+    for result in results:
+        result.gradients[0].pop("layers.0.up_bias")
+        result.weights[0].pop("layers.0.up_bias")
+    with pytest.raises(AssertionError, match="up_bias"):
+        check.compare(results, check.reference_for(job), plan)

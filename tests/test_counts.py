@@ -1,0 +1,187 @@
+"""Counted bytes are the papers' formulas, written out here once more in their symbols. Change one size and it shows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import run_plan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plans import build, name, stratified
+
+from glasscluster.sim.cluster import Cluster
+from glasscluster.sim.vocabulary import COMPUTE, SEND
+from glasscluster.strategies import accounts
+from glasscluster.strategies.plan import make_model, make_plan
+
+RANKS = range(2, 9)
+
+
+# ---- F9, F10: collectives of any size ----------------------------------------------------------------------------
+def collectives(gpu, n: int, src: int):
+    """Every collective on n integers; returns what this rank ended with."""
+    base = torch.arange(n, dtype=torch.float64)
+    reduced, scattered, gathered, cast = base * (gpu.rank + 1), base * (gpu.rank + 1), torch.zeros(n, dtype=torch.float64), base * gpu.rank
+    gpu.comm.all_reduce(reduced, label="all_reduce")
+    gpu.comm.reduce_scatter(scattered, label="reduce_scatter")
+    gpu.comm.chunk(gathered).copy_(gpu.comm.chunk(base))
+    gpu.comm.all_gather(gathered, label="all_gather")
+    gpu.comm.broadcast(cast, src=src, label="broadcast")
+    return reduced, gpu.comm.chunk(scattered).clone(), gathered, cast
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 8), st.integers(0, 41), st.data())
+def test_rings_of_any_size_also_empty_give_the_right_values_and_send_2_n_minus_1_s(size, n, data):
+    src = data.draw(st.integers(0, size - 1))
+    run = Cluster("classroom", size, "threads").run(collectives, n, src)
+    base, s = torch.arange(n, dtype=torch.float64), 8 * n
+    for rank, (reduced, mine, gathered, cast) in enumerate(run.results):
+        assert torch.equal(reduced, base * (size * (size + 1) // 2))
+        assert torch.equal(mine, torch.tensor_split(base * (size * (size + 1) // 2), size)[rank])
+        assert torch.equal(gathered, base)
+        assert torch.equal(cast, base * src)
+    for label, halves in (("all_reduce", 2), ("reduce_scatter", 1), ("all_gather", 1), ("broadcast", 1)):
+        assert sum(run.graph.bytes_sent(label=label)) == halves * (size - 1) * s, label
+
+
+@pytest.mark.parametrize("n", RANKS)
+def test_every_rank_of_a_ring_sends_2_n_minus_1_over_n_when_n_divides(n):
+    run = Cluster("classroom", n, "threads").run(collectives, 7 * n, 0)
+    assert run.graph.bytes_sent(label="all_reduce") == [2 * (n - 1) * 7 * 8] * n
+
+
+# ---- F16, F15: data parallel and ZeRO ----------------------------------------------------------------------------
+SHAPE = {"layers": 3, "hidden": 12, "heads": 2, "seq": 5, "vocab": 37}
+
+
+def sizes() -> tuple[int, int]:
+    """Ψ of a block (12h²+13h) and of everything else (tied table, positions, final norm)."""
+    h = SHAPE["hidden"]
+    return 12 * h * h + 13 * h, (SHAPE["vocab"] + SHAPE["seq"]) * h + 2 * h
+
+
+def padded(n: int, to: int) -> int:
+    return math.ceil(n / to) * to
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("n", RANKS)
+def test_dp_and_zero_send_what_f16_says_and_hold_what_f15_says(n, zero):
+    m, w = 2, 4
+    layer, rest = sizes()
+    whole = SHAPE["layers"] * layer + rest
+    plan = make_plan(dp=n, zero=zero, global_batch=m * n)
+    run = run_plan(plan, make_model("tiny", **SHAPE))
+    unit = {0: whole, 1: padded(whole, n), 2: padded(whole, n), 3: SHAPE["layers"] * padded(layer, n) + padded(rest, n)}[zero]
+    gradients = {0: 2, 1: 1, 2: m, 3: m}[zero] * (n - 1) * unit * w
+    parameters = {0: 0, 1: 1, 2: 1, 3: 2 * m}[zero] * (n - 1) * unit * w
+    assert sum(run.graph.bytes_sent(axis="dp", purpose="gradients")) == gradients
+    assert sum(run.graph.bytes_sent(axis="dp", purpose="parameters")) == parameters
+    if zero:
+        assert run.graph.bytes_sent(axis="dp", purpose="gradients") == [gradients // n] * n
+    held = {
+        "parameters": w * unit // (n if zero == 3 else 1),
+        "gradients": w * unit // (n if zero >= 2 else 1),
+        "optimizer": 2 * w * unit // (n if zero >= 1 else 1),
+    }
+    for result in run.results:
+        assert result.state_bytes == held
+
+
+@pytest.mark.parametrize(("zero", "each"), [(0, 16.0), (1, 4 + 12 / 4), (2, 2 + 14 / 4), (3, 16 / 4)])
+def test_mixed_precision_adam_holds_16_bytes_a_parameter_before_sharding(zero, each):
+    layer, rest = sizes()
+    run = run_plan(make_plan(dp=4, zero=zero, precision="bf16"), make_model("tiny", **{**SHAPE, "vocab": 39, "seq": 9}))
+    whole = SHAPE["layers"] * layer + rest + (2 + 4) * SHAPE["hidden"]
+    assert whole % 4 == 0
+    assert layer % 4 == 0
+    for result in run.results:
+        assert sum(result.state_bytes.values()) == each * whole
+
+
+# ---- F18, F19: tensor parallel -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("t", RANKS)
+def test_tensor_parallelism_sends_four_all_reduces_a_layer_and_the_once_per_model_ones(t):
+    b, s, layers, m, w = 2, 5, 2, 3, 8
+    h = 2 * t
+    model = make_model("tiny", layers=layers, hidden=h, heads=t, seq=s, vocab=3 * t)
+    plan = make_plan(tp=t, micro_batch=b, global_batch=b * m, precision="fp64")
+    graph = run_plan(plan, model).graph
+    one = 2 * (t - 1) * b * s * h * w  # an all-reduce of bsh elements, over all ranks (F9)
+    tp = (graph.kind == SEND) & (graph.axis == "tp")
+    label = np.array([*graph.names, ""])[graph.label]
+    assert graph.bytes[tp & (graph.layer >= 0)].sum() == 4 * layers * m * one
+    for layer in range(layers):
+        for micro in range(m):
+            assert graph.bytes[tp & (graph.layer == layer) & (graph.micro_batch == micro)].sum() == 4 * one
+    outside = tp & (graph.layer < 0)
+    assert graph.bytes[outside & (label == "g forward")].sum() == m * one
+    assert graph.bytes[outside & (label == "f backward")].sum() == m * one
+    assert graph.bytes[outside & np.char.startswith(label, "cross_entropy")].sum() == 3 * m * 2 * (t - 1) * b * s * w
+    known = np.isin(label, ["g forward", "f backward", "gradient norm"]) | np.char.startswith(label, "cross_entropy")
+    assert not (outside & ~known).any()
+    if (b * s * h) % t == 0 and (b * s) % t == 0:
+        big = tp & (label != "gradient norm")
+        assert len(set(np.bincount(graph.rank[big], graph.bytes[big]).tolist())) == 1
+
+
+def test_a_tensor_parallel_rank_computes_one_t_th_of_the_matrices_flops():
+    model = make_model("tiny", layers=2, hidden=32, heads=4, seq=16, vocab=64)
+    counted = []
+    for t in (1, 2, 4):
+        graph = run_plan(make_plan(tp=t, global_batch=2), model).graph
+        chosen = (graph.kind == COMPUTE) & (graph.rank == 0) & (graph.phase <= 2)
+        counted.append(int(graph.flops[chosen].sum()))
+    assert counted[0] == 2 * counted[1] == 4 * counted[2]
+
+
+# ---- the ledger: every row holds, and each can fail --------------------------------------------------------------
+@pytest.mark.parametrize("choice", stratified(3)[::2], ids=name)
+def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
+    plan, model = build(choice, "fp32")
+    run = run_plan(plan, model)
+    rows = accounts.traffic_rows(plan, model, run.graph) + accounts.state_rows(plan, model, run.results)
+    rows += accounts.schedule_rows(plan, run.timeline)
+    assert [r for r in rows if not r["ok"]] == []
+    counted = sum(r["counted"] for r in rows if "sent" in r["name"])
+    scalars = sum(sum(run.graph.bytes_sent(axis=a, purpose="scalars")) for a in ("dp", "pp", "tp"))
+    assert counted + scalars == sum(run.graph.bytes_sent())  # no byte is outside the rows
+
+
+PLANS = {
+    "dp": {"dp": 3},
+    "zero1": {"dp": 2, "zero": 1},
+    "zero3": {"dp": 2, "zero": 3},
+    "tp": {"tp": 2},
+    "pp": {"pp": 2, "schedule": "gpipe"},
+}
+
+
+@pytest.mark.parametrize("what", ["one byte more", "one event fewer"])
+@pytest.mark.parametrize("options", PLANS.values(), ids=PLANS)
+def test_any_changed_or_dropped_message_fails_exactly_the_row_that_counts_it(options, what):
+    plan, model = make_plan(global_batch=6, **options), make_model("tiny", layers=2, hidden=16, seq=6)
+    graph = run_plan(plan, model).graph
+    names = np.array([*graph.names, ""])
+    sends = np.flatnonzero(graph.kind == SEND)
+    scalar = np.isin(names[graph.label[sends]], ["loss and token count", "gradient norm"])
+    for row in sends[~scalar][:: max(1, len(sends) // 40)].tolist():
+        kept = int(graph.bytes[row]), int(graph.kind[row])
+        graph.bytes[row], graph.kind[row] = (kept[0] + 1, SEND) if "more" in what else (kept[0], COMPUTE)
+        failed = [r["name"] for r in accounts.traffic_rows(plan, model, graph) if not r["ok"]]
+        graph.bytes[row], graph.kind[row] = kept
+        assert len(failed) == 1, (names[graph.label[row]], failed)
+    assert all(r["ok"] for r in accounts.traffic_rows(plan, model, graph))
+
+
+@pytest.mark.parametrize("key", ["parameters", "gradients", "optimizer"])
+def test_one_byte_of_state_more_on_one_rank_fails_its_row(key):
+    plan, model = make_plan(dp=2, zero=2), make_model("tiny", layers=2, hidden=16, seq=6)
+    results = run_plan(plan, model).results
+    assert all(r["ok"] for r in accounts.state_rows(plan, model, results))
+    results[1].state_bytes[key] += 1
+    assert [r["name"].split()[0] for r in accounts.state_rows(plan, model, results) if not r["ok"]] == [key]
