@@ -196,6 +196,7 @@ def gpipe_makespan(plan: Plan, timeline: Timeline) -> float | None:
     sends = (graph.kind == SEND) & (graph.axis == "pp") & (graph.sequence < 0)
     port = timeline.end[sends] - timeline.start[sends]
     links = {timeline.hardware.link(int(r), int(p)) for r, p in zip(graph.rank[sends], graph.peer[sends], strict=True)}
-    if len(links) != 1 or port.max() > min(forward + backward):
+    # identical jobs in a flow shop take the sum of all machines plus (m-1) times the slowest: a port must not be that one
+    if len(links) != 1 or port.max() > min(max(forward), max(backward)):
         return None
     return gpipe.predict_makespan(forward, backward, plan.micro_batches, float(port.max()) + links.pop().latency_s)

@@ -1,0 +1,215 @@
+"""Schedules as data, and what they cost when the real GPT or equal stages run them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import run_plan
+from torch import nn
+
+from glasscluster.sim.cluster import Cluster
+from glasscluster.sim.errors import Deadlock, ScenarioError
+from glasscluster.sim.hardware import CATALOGUE
+from glasscluster.sim.vocabulary import COMPUTE, PHASES
+from glasscluster.strategies import accounts
+from glasscluster.strategies.pipeline_parallel import PipelineExecutor
+from glasscluster.strategies.plan import make_model, make_plan, split_layers
+from glasscluster.strategies.schedules import make_schedule
+from glasscluster.strategies.schedules.base import Action, Schedule
+
+SHAPES = [(1, 1), (1, 4), (2, 1), (2, 2), (3, 5), (4, 4), (4, 8), (4, 3), (8, 16)]
+
+
+# ---- as data -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("p", "m"), [(2, 2), (2, 5), (4, 4), (4, 8), (5, 9), (8, 8)])
+@pytest.mark.parametrize(("name", "theirs"), [("gpipe", "ScheduleGPipe"), ("1f1b", "Schedule1F1B")])
+def test_the_action_lists_are_pytorch_s(name, theirs, p, m):
+    import torch.distributed.pipelining.schedules as pytorch
+
+    kind = getattr(pytorch, theirs)
+    if not hasattr(kind, "_get_pipeline_order"):
+        pytest.skip(f"torch {torch.__version__} prints no list for {theirs}")
+    schedule = object.__new__(kind)
+    schedule._num_stages, schedule._n_microbatches = p, m
+    order = schedule._get_pipeline_order()
+    for rank, actions in enumerate(make_schedule(name, p, m).ranks):
+        listed = [str(a) for a in order[rank] if a is not None and "REDUCE" not in str(a)]
+        if name == "1f1b" and rank == p - 1:
+            # PyTorch's list of the last stage counts its forwards from 1 (2.13); its runtime does not
+            listed = [f"{rank}F{int(a.split('F')[1]) - 1}" if "F" in a and "1F1" not in a[:0] else a for a in listed]
+        assert [str(a) for a in actions] == listed, rank
+
+
+@pytest.mark.parametrize(("p", "m"), SHAPES)
+@pytest.mark.parametrize("name", ["gpipe", "1f1b"])
+def test_equal_stages_have_both_bubbles_of_f20_and_the_live_micro_batches_of_f22(name, p, m):
+    judged = make_schedule(name, p, m).validate(f=1, b=2)
+    assert judged.makespan == (m + p - 1) * 3
+    assert judged.bubble_fraction == pytest.approx((p - 1) / (m + p - 1), abs=1e-12)
+    assert judged.bubble_over_ideal == pytest.approx((p - 1) / m, abs=1e-12)
+    assert judged.peak_live == [m if name == "gpipe" else min(m, p - s) for s in range(p)]
+
+
+def test_a_planted_deadlock_is_named_before_anything_runs():
+    ranks = [[Action(0, "F", 0), Action(0, "B", 0), Action(0, "F", 1), Action(0, "B", 1)],
+             [Action(1, "F", 1), Action(1, "B", 1), Action(1, "F", 0), Action(1, "B", 0)]]  # fmt: skip
+    with pytest.raises(Deadlock, match="rank 0 waits in 0B0 for 1B0; rank 1 waits in 1F1 for 0F1"):
+        Schedule("planted", 2, 2, ranks).validate()
+
+
+@pytest.mark.parametrize("spoil", ["drop", "twice", "backward first"])
+def test_an_incomplete_or_doubled_schedule_is_refused(spoil):
+    ranks = [list(r) for r in make_schedule("1f1b", 2, 2).ranks]
+    if spoil == "drop":
+        ranks[1].pop()
+    elif spoil == "twice":
+        ranks[0].append(ranks[0][0])
+    else:
+        ranks[1][0], ranks[1][1] = ranks[1][1], ranks[1][0]
+    with pytest.raises(ScenarioError, match="planted"):
+        Schedule("planted", 2, 2, ranks).validate()
+
+
+def test_layers_are_split_as_the_contract_says():
+    assert split_layers(8, 4) == [2, 2, 2, 2]
+    assert split_layers(126, 128) == [0, *[1] * 126, 0]
+    assert split_layers(7, 4) == [1, 2, 2, 2]
+    assert split_layers(6, 4) == [1, 2, 2, 1]
+
+
+# ---- the real GPT ------------------------------------------------------------------------------------------------
+MODEL = {"layers": 5, "hidden": 32, "heads": 4, "seq": 16}
+
+
+@pytest.mark.parametrize("hardware", ["classroom", "dgx-a100-80gb"])
+@pytest.mark.parametrize(("p", "m", "dp"), [(2, 1, 1), (2, 4, 1), (3, 5, 1), (4, 8, 1), (5, 3, 1), (2, 3, 2)])
+def test_gpipe_on_the_real_gpt_takes_what_f20_says(p, m, dp, hardware):
+    plan = make_plan(pp=p, dp=dp, schedule="gpipe", global_batch=m * dp)
+    line = run_plan(plan, make_model("tiny", **MODEL)).replay(hardware)
+    forward, backward = [], []
+    for stage in range(p):
+        spent = line.phase_seconds(stage * dp)
+        for times, phase in ((forward, "forward"), (backward, "backward")):
+            each = [spent[phase, i] for i in range(m)]
+            assert each == pytest.approx([each[0]] * m, rel=1e-9)
+            times.append(each[0])
+    link = line.hardware.link(0, 1)
+    hop = link.overhead_s + plan.micro_batch * MODEL["seq"] * MODEL["hidden"] * 4 / link.bandwidth + link.latency_s
+    predicted = sum(forward) + sum(backward) + (m - 1) * (max(forward) + max(backward)) + 2 * (p - 1) * hop
+    first, last = line.window
+    assert last - first == pytest.approx(predicted, rel=1e-9)
+    assert accounts.gpipe_makespan(plan, line) == pytest.approx(predicted, rel=1e-12)
+
+
+def test_an_operation_that_takes_a_millionth_longer_fails_the_makespan_row():
+    plan = make_plan(pp=3, schedule="gpipe", global_batch=4)
+    line = run_plan(plan, make_model("tiny", **MODEL)).timeline
+    rows = [r for r in accounts.schedule_rows(plan, line) if r["match"] == "virtual"]
+    assert [r["ok"] for r in rows] == [True]
+    backward = PHASES.index("backward")
+    last = max((line.graph.kind == COMPUTE).nonzero()[0], key=lambda row: (line.graph.phase[row] == backward, line.end[row]))
+    line.end[last] += 1e-6 * line.makespan
+    rows = [r for r in accounts.schedule_rows(plan, line) if r["match"] == "virtual"]
+    assert all(not r["ok"] for r in rows) or not rows
+    assert accounts.gpipe_makespan(plan, line) is None or not rows[0]["ok"]
+
+
+@pytest.mark.parametrize(("p", "m"), [(2, 4), (4, 2), (4, 8), (5, 3)])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_micro_batches_in_flight_are_counted_from_what_ran(schedule, p, m):
+    graph = run_plan(make_plan(pp=p, schedule=schedule, global_batch=m), make_model("tiny", **MODEL)).graph
+    assert [graph.in_flight(s) for s in range(p)] == [m if schedule == "gpipe" else min(m, p - s) for s in range(p)]
+
+
+def test_1f1b_holds_less_memory_than_gpipe_and_takes_no_longer_on_free_links():
+    model = make_model("tiny", **MODEL)
+    peaks = {s: run_plan(make_plan(pp=4, schedule=s, global_batch=12), model, "dry").peak_memory()[-1][0] for s in ("gpipe", "1f1b")}
+    assert peaks["1f1b"] < peaks["gpipe"]
+
+
+# ---- equal stages ------------------------------------------------------------------------------------------------
+class Square(nn.Module):
+    """y = x w: one matmul forward, two backward. The last stage's loss is the sum of y times a constant matrix of ones."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(n, n))
+        self.w.grad = torch.zeros(n, n)
+
+    def forward(self, x, _target=None):
+        return _Matmul.apply(x, self.w)
+
+
+class _Matmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w = ctx.saved_tensors
+        return dy @ w.t(), x.t() @ dy
+
+
+class Quiet:
+    """Nobody reduces gradients."""
+
+    def backward_begins(self, last):
+        pass
+
+    def backward_ends(self):
+        pass
+
+
+def equal_stages(gpu, name: str, m: int, n: int):
+    """Each stage one matmul; the executor is the one that trains the GPT."""
+    mesh = gpu.make_mesh({"pp": gpu.size})
+    with gpu.unrecorded():
+        stage = Square(n)
+        inputs = [torch.ones(n, n, requires_grad=True) for _ in range(m)]
+        loss = torch.zeros(n, n)
+        seed = torch.ones(n, n)
+    executor = PipelineExecutor(gpu, mesh["pp"], stage, (n, n), torch.float32, Quiet())
+    if executor.last:
+        honest = executor.backward
+
+        def from_ones(i, last):  # the loss is sum(y): its gradient is a matrix of ones
+            x, y = executor.kept[i]
+            executor.kept[i] = (x, _Seeded.apply(y, seed))
+            honest(i, last)
+
+        executor.backward = from_ones
+    executor.run(make_schedule(name, gpu.size, m).ranks[gpu.rank], inputs, [None] * m, loss)
+
+
+class _Seeded(torch.autograd.Function):
+    """A scalar whose gradient is `seed`, at no cost."""
+
+    @staticmethod
+    def forward(ctx, y, seed):
+        ctx.save_for_backward(seed)
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx, _grad):
+        return ctx.saved_tensors[0], None
+
+
+@pytest.mark.parametrize(("p", "m"), [(2, 1), (2, 4), (4, 4), (4, 8), (3, 7)])
+@pytest.mark.parametrize("name", ["gpipe", "1f1b"])
+def test_equal_stages_that_really_run_take_m_plus_p_minus_1_times_f_plus_b(name, p, m):
+    n = 32
+    room = CATALOGUE["classroom"]
+    free = replace(room.intra, name="free", bandwidth=float("inf"), latency_s=0.0, overhead_s=0.0)
+    # no memory cost: a matmul is its FLOPs, an accumulation into .grad nothing
+    gpu = replace(room.gpu, memory_bandwidth=float("inf"))
+    hardware = replace(room, name="free", gpu=gpu, intra=free, inter=free)
+    line = Cluster("classroom", p, "threads").run(equal_stages, name, m, n).replay(hardware)
+    f, b = 2 * n**3 / 1e12, 4 * n**3 / 1e12
+    assert line.makespan == pytest.approx((m + p - 1) * (f + b), rel=1e-9)
+    bubble = line.bubble()
+    assert bubble["bubble_fraction"] == pytest.approx((p - 1) / (m + p - 1), rel=1e-9)
+    assert bubble["bubble_over_ideal"] == pytest.approx((p - 1) / m, rel=1e-9)
