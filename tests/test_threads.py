@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -34,8 +37,7 @@ def test_all_ranks_sending_first_is_an_immediate_error_with_the_cycle_and_the_so
     assert len(error.waits) == 4
     for rank in range(4):
         assert f"rank {rank}" in error.message
-    assert "programs.py" in error.message
-    assert "all_send_first" in error.message or "gpu.comm.send" in error.message
+    assert len(re.findall(r"programs\.py:\d+", error.message)) == 4
 
 
 def waits_for_nobody(gpu):
@@ -202,7 +204,7 @@ def test_replay_gives_the_same_seconds_each_time_and_a_straggler_only_adds(run):
     one, two = run.replay("classroom"), run.replay("classroom")
     assert np.array_equal(one.start, two.start)
     assert np.array_equal(one.end, two.end)
-    slow = run.replay("classroom", slow_ranks={0: 2.0})
+    slow = run.replay("classroom", slow_ranks={0: 50.0})
     assert (slow.end >= one.end - 1e-15).all()
     assert slow.makespan > one.makespan
     assert run.replay("classroom", rendezvous=True).makespan >= one.makespan - 1e-15
@@ -218,7 +220,7 @@ def test_every_rank_s_seconds_add_up_and_the_critical_path_is_the_makespan(run, 
     path = line.critical_path
     assert line.start[path[0]] == 0
     assert line.end[path[-1]] == line.makespan
-    for before, after in zip(path, path[1:], strict=False):
+    for before, after in pairwise(path):
         deps = set(line.graph.dep_idx[line.graph.dep_ptr[after] : line.graph.dep_ptr[after + 1]].tolist()) | {int(line.graph.match[after])}
         assert before in deps
         assert line.start[after] == pytest.approx(line.end[before], abs=1e-4 * line.makespan) or before == line.graph.match[after]
@@ -233,8 +235,6 @@ def test_overlap_is_a_property_of_the_program():
 
 def test_zero_3_with_prefetch_overlaps_its_gathers_and_without_it_the_exposure_is_seen():
     model = make_model("tiny", hidden=128, seq=128)
-    exposed = [
-        np.mean(run_plan(make_plan(dp=4, zero=3, micro_batch=2, global_batch=8, prefetch=k), model, "dry").timeline.exposed_comm())
-        for k in (1, 0)
-    ]
+    plans = [make_plan(dp=4, zero=3, micro_batch=2, global_batch=8, prefetch=k) for k in (1, 0)]
+    exposed = [np.mean(run_plan(plan, model, "dry").timeline.exposed_comm()) for plan in plans]
     assert exposed[0] < exposed[1] / 2

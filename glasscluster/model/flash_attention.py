@@ -40,24 +40,41 @@ def _mask(scores: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> Tenso
     return scores.masked_fill(j > i, float("-inf"))
 
 
-def _ignore(_what: str, _elements: int) -> None:
+def _ignore(_what: str, _bytes: int) -> None:
     return None
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What a kernel accumulates in: float32 for 16-bit types, as on a GPU; otherwise the type itself."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _load(x: Tensor, span: tuple[int, int], meter: Meter) -> Tensor:
+    """A tile from slow memory, in the type of the accumulators."""
+    tile = x[:, :, span[0] : span[1]]
+    meter("read", tile.numel() * tile.element_size())
+    return tile.to(wide(x.dtype))
+
+
+def _store(into: Tensor, span: tuple[int, int], value: Tensor, meter: Meter) -> None:
+    """A tile to slow memory."""
+    tile = into[:, :, span[0] : span[1]]
+    tile.copy_(value)
+    meter("write", tile.numel() * tile.element_size())
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, tile: int = TILE, meter: Meter = _ignore) -> tuple[Tensor, Tensor]:
-    """Output [b, a, N, d] and log-sum-exp L [b, a, N]. `meter("read" | "write", elements)` hears slow-memory traffic."""
+    """Output [b, a, N, d] and log-sum-exp L [b, a, N]. `meter("read" | "write", bytes)` hears slow-memory traffic."""
     n, scale = q.shape[2], q.shape[3] ** -0.5
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
+    out, lse = _forward_like(q)
     for rows in _tiles(n, tile):
-        q_t = q[:, :, rows[0] : rows[1]] * scale
-        meter("read", q_t.numel())
-        m = q.new_full((*q_t.shape[:3], 1), float("-inf"))
+        q_t = _load(q, rows, meter) * scale
+        m = q_t.new_full((*q_t.shape[:3], 1), float("-inf"))
         total, acc = torch.zeros_like(m), torch.zeros_like(q_t)
         for cols in _tiles(n, tile):
             if causal and cols[0] >= rows[1]:
                 break
-            k_t, v_t = k[:, :, cols[0] : cols[1]], v[:, :, cols[0] : cols[1]]
-            meter("read", k_t.numel() + v_t.numel())
+            k_t, v_t = _load(k, cols, meter), _load(v, cols, meter)
             scores = q_t @ k_t.transpose(-1, -2)
             if causal and cols[1] > rows[0] + 1:
                 scores = _mask(scores, rows, cols)
@@ -67,9 +84,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, tile: int = TILE, met
             total = total.mul_(shrink).add_(p.sum(-1, keepdim=True))
             acc = acc.mul_(shrink).add_(p @ v_t)
             m = m_new
-        out[:, :, rows[0] : rows[1]] = acc / total
-        lse[:, :, rows[0] : rows[1]] = (m + total.log()).squeeze(-1)
-        meter("write", acc.numel() + total.numel())
+        _store(out, rows, acc / total, meter)
+        _store(lse, rows, (m + total.log()).squeeze(-1), meter)
     return out, lse
 
 
@@ -77,32 +93,32 @@ def backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, tile: int = TILE, meter: Meter = _ignore
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v; P is recomputed tile by tile from L."""
-    n, scale = q.shape[2], q.shape[3] ** -0.5
-    dq, dk, dv = torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v)
-    delta = (d_out * out).sum(-1, keepdim=True)
-    meter("read", d_out.numel() + out.numel())
-    meter("write", delta.numel() + dq.numel())
+    n, scale, whole = q.shape[2], q.shape[3] ** -0.5, (0, q.shape[2])
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    delta = torch.empty_like(lse)
+    _store(delta, whole, (_load(d_out, whole, meter) * _load(out, whole, meter)).sum(-1), meter)
+    dq_acc = torch.empty_like(q, dtype=lse.dtype)  # a row of dQ is added to by every tile of keys
+    _store(dq_acc, whole, torch.zeros_like(dq_acc), meter)
     for cols in _tiles(n, tile):
-        k_t, v_t = k[:, :, cols[0] : cols[1]], v[:, :, cols[0] : cols[1]]
-        meter("read", k_t.numel() + v_t.numel())
+        k_t, v_t = _load(k, cols, meter), _load(v, cols, meter)
         dk_t, dv_t = torch.zeros_like(k_t), torch.zeros_like(v_t)
         for rows in _tiles(n, tile):
             if causal and rows[1] <= cols[0]:
                 continue
-            here = slice(*rows)
-            q_t, do_t = q[:, :, here], d_out[:, :, here]
-            meter("read", q_t.numel() + do_t.numel() + 2 * do_t[..., 0].numel() + q_t.numel())
+            q_t, do_t = _load(q, rows, meter), _load(d_out, rows, meter)
             scores = (q_t * scale) @ k_t.transpose(-1, -2)
             if causal and cols[1] > rows[0] + 1:
                 scores = _mask(scores, rows, cols)
-            p = torch.exp(scores.sub_(lse[:, :, here, None]))
+            p = torch.exp(scores.sub_(_load(lse, rows, meter)[..., None]))
             dv_t += p.transpose(-1, -2) @ do_t
-            ds = (do_t @ v_t.transpose(-1, -2)).sub_(delta[:, :, here]).mul_(p).mul_(scale)
-            dq[:, :, here] += ds @ k_t
-            meter("write", q_t.numel())
+            ds = (do_t @ v_t.transpose(-1, -2)).sub_(_load(delta, rows, meter)[..., None]).mul_(p).mul_(scale)
+            _store(dq_acc, rows, _load(dq_acc, rows, meter) + ds @ k_t, meter)
             dk_t += ds.transpose(-1, -2) @ q_t
-        dk[:, :, cols[0] : cols[1]], dv[:, :, cols[0] : cols[1]] = dk_t, dv_t
-        meter("write", dk_t.numel() + dv_t.numel())
+        _store(dk, cols, dk_t, meter)
+        _store(dv, cols, dv_t, meter)
+    if dq_acc.dtype == dq.dtype:
+        return dq_acc, dk, dv
+    _store(dq, whole, _load(dq_acc, whole, meter), meter)
     return dq, dk, dv
 
 
@@ -115,8 +131,13 @@ _library.define(
 )
 
 
+def _forward_like(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for the output and for L, which is kept in the accumulators' type."""
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
+
+
 def _meta_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), q.new_empty(q.shape[:3])
+    return _forward_like(q)
 
 
 def _meta_backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool):
@@ -158,16 +179,18 @@ def tile_pairs(n: int, causal: bool, tile: int = TILE) -> int:
     return sum((r1 - r0) * (c1 - c0) for r0, r1 in _tiles(n, tile) for c0, c1 in _tiles(n, tile) if not causal or c0 < r1)
 
 
-def forward_elements(n: int, d: int, causal: bool, tile: int = TILE) -> int:
-    """Slow-memory elements of one head, forward (F7: 2Nd + 2 ceil(N/B) Nd + N when not causal)."""
+def forward_traffic(n: int, d: int, causal: bool, size: int = 1, accumulator: int = 1, tile: int = TILE) -> int:
+    """Slow-memory bytes of one head, forward; elements when both sizes are 1 (F7: 2Nd + 2 ceil(N/B) Nd + N, not causal)."""
     keys = sum(c1 - c0 for r0, r1 in _tiles(n, tile) for c0, c1 in _tiles(n, tile) if not causal or c0 < r1)
-    return 2 * n * d + 2 * keys * d + n
+    return (2 * n * d + 2 * keys * d) * size + n * accumulator
 
 
-def backward_elements(n: int, d: int, causal: bool, tile: int = TILE) -> int:
-    """Slow-memory elements of one head, backward: Q, dO, dQ (read and written), L and D once per tile of keys."""
+def backward_traffic(n: int, d: int, causal: bool, size: int = 1, accumulator: int = 1, tile: int = TILE) -> int:
+    """Slow-memory bytes of one head, backward: Q, dO, L, D and dQ (read and written) once for every tile of keys."""
     queries = sum(r1 - r0 for c0, c1 in _tiles(n, tile) for r0, r1 in _tiles(n, tile) if not causal or r1 > c0)
-    return (2 * n * d + n + n * d) + 4 * n * d + queries * (4 * d + 2)
+    before = 2 * n * d * size + (n + n * d) * accumulator
+    rounded = n * d * (size + accumulator) if size != accumulator else 0
+    return before + 4 * n * d * size + queries * (2 * d * size + (2 * d + 2) * accumulator) + rounded
 
 
 def _forward_flops(args, out) -> int:
@@ -177,7 +200,7 @@ def _forward_flops(args, out) -> int:
 
 def _forward_bytes(args, out) -> int:
     b, a, n, d = args[0].shape
-    return b * a * forward_elements(n, d, args[3]) * args[0].element_size()
+    return b * a * forward_traffic(n, d, args[3], args[0].element_size(), wide(args[0].dtype).itemsize)
 
 
 def _backward_flops(args, out) -> int:
@@ -187,7 +210,7 @@ def _backward_flops(args, out) -> int:
 
 def _backward_bytes(args, out) -> int:
     b, a, n, d = args[1].shape
-    return b * a * backward_elements(n, d, args[6]) * args[1].element_size()
+    return b * a * backward_traffic(n, d, args[6], args[1].element_size(), wide(args[1].dtype).itemsize)
 
 
 COSTS = {

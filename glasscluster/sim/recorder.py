@@ -12,8 +12,9 @@ on when the CPU happened to run a collective's steps. `graph.py` joins the ranks
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class OpRule:
         # zero_, fill_ and *_like overwrite without reading; copy_ does not read its destination
         reads_nothing = base.endswith("_like") or base in _WRITE_ONLY
         self.write_only = tuple(range(len(schema.arguments))) if reads_nothing else ((0,) if base == "copy_" else ())
-        self.flops, self.bytes = KERNELS.get(schema.name, (None, None))
+        self.flops, self.bytes = cost_of(schema.name)
 
 
 _SILENT = frozenset(
@@ -98,10 +99,16 @@ KERNELS: dict[str, tuple[Callable | None, Callable | None]] = {
 }
 
 
-def register_kernels(costs: Mapping[str, tuple[Callable | None, Callable | None]]) -> None:
-    """Add kernels whose cost is a formula (flash attention); they stand beside the kernel they describe."""
-    KERNELS.update(costs)
-    _RULES.clear()
+BOOKS = {"glasscluster": "glasscluster.model.flash_attention:COSTS"}  # operator namespace -> formulas beside its kernels
+
+
+def cost_of(operator: str) -> tuple[Callable | None, Callable | None]:
+    """FLOPs and bytes formulas of an operator, from the table here or from the book that stands beside its kernel."""
+    namespace = operator.split("::")[0]
+    if operator not in KERNELS and namespace in BOOKS:
+        module, name = BOOKS[namespace].split(":")
+        KERNELS.update(getattr(import_module(module), name))
+    return KERNELS.get(operator, (None, None))
 
 
 _RULES: dict[Any, OpRule] = {}

@@ -16,20 +16,16 @@ from torch import Tensor
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.data import batch, corpus
-from glasscluster.model.flash_attention import COSTS
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.sim.communicator import Communicator
 from glasscluster.sim.gpu import GPU
-from glasscluster.sim.recorder import register_kernels
 from glasscluster.strategies.data_parallel import DataParallel
 from glasscluster.strategies.pipeline_parallel import PipelineExecutor
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.schedules import make_schedule
 from glasscluster.strategies.tensor_parallel import TensorParallel
 from glasscluster.strategies.zero import LADDER
-
-register_kernels(COSTS)
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 TIED = "embedding.token"
