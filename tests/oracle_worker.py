@@ -1,0 +1,125 @@
+"""One rank of torch's own strategies on the same GPT and batch; rank 0 saves mean gradients by full name. See test_oracles.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
+
+from glasscluster.model.gpt import GPTStage
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.trainer import Job
+
+SHAPE = {"layers": 4, "hidden": 32, "heads": 4, "seq": 16, "vocab": 64}
+
+
+def model_and_batch(tied: bool):
+    """The GPT, and the global batch of four sequences."""
+    config = make_model("tiny", tied=tied, **SHAPE)
+    job = Job(make_plan(global_batch=4, precision="fp64"), config)
+    return config, *job.batch(0)
+
+
+def ddp() -> dict[str, torch.Tensor]:
+    """DistributedDataParallel: averages over ranks, so a sum is that times their number."""
+    config, tokens, targets = model_and_batch(True)
+    whole = GPTStage(config, dtype=torch.float64)
+    model = nn.parallel.DistributedDataParallel(whole)
+    mine = slice(dist.get_rank() * 2, dist.get_rank() * 2 + 2)
+    model(tokens[mine], targets[mine]).backward()
+    return {n: p.grad * dist.get_world_size() / targets.numel() for n, (p, _) in whole.full_names().items()}
+
+
+def fsdp() -> dict[str, torch.Tensor]:
+    """FSDP2: every block and the root fully sharded."""
+    from torch.distributed.fsdp import fully_shard
+
+    config, tokens, targets = model_and_batch(True)
+    model = GPTStage(config, dtype=torch.float64)
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    for block in model.layers.values():
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    mine = slice(dist.get_rank() * 2, dist.get_rank() * 2 + 2)
+    model(tokens[mine], targets[mine]).backward()
+    found = {n: p.grad.full_tensor() for n, (p, _) in model.full_names().items()}
+    return {n: g * dist.get_world_size() / targets.numel() for n, g in found.items()}
+
+
+class Body(nn.Module):
+    """A stage without its loss: torch's schedule computes that apart."""
+
+    def __init__(self, stage: GPTStage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.stage.embedding is not None:
+            x = self.stage.embedding(x)
+        for block in self.stage.layers.values():
+            x = block(x)
+        return x
+
+
+def gpipe() -> dict[str, torch.Tensor]:
+    """torch.distributed.pipelining's GPipe over two stages and four micro-batches."""
+    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+
+    config, tokens, targets = model_and_batch(False)
+    rank, last = dist.get_rank(), dist.get_rank() == 1
+    stage = GPTStage(config, [2 * rank, 2 * rank + 1], not last, last, dtype=torch.float64)
+    piece = PipelineStage(Body(stage), rank, 2, torch.device("cpu"))
+    schedule = ScheduleGPipe(piece, 4, loss_fn=(lambda x, target: stage.head(x, target)), scale_grads=False)
+    if last:
+        schedule.step(target=targets)
+    else:
+        schedule.step(tokens)
+    mine = {n: p.grad / targets.numel() for n, (p, _) in stage.full_names().items()}
+    gathered: list = [None, None]
+    dist.all_gather_object(gathered, mine)
+    return gathered[0] | gathered[1]
+
+
+def dtensor_mlp() -> dict[str, torch.Tensor]:
+    """A column-parallel then row-parallel MLP by DTensor, on block 0's weights: output and gradients."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    config, _, _ = model_and_batch(True)
+    block = GPTStage(config, [0], False, False, dtype=torch.float64).layers["0"]
+    up, down = nn.Linear(config.hidden, config.width).double(), nn.Linear(config.width, config.hidden).double()
+    for linear, name in ((up, "up"), (down, "down")):
+        linear.weight.data.copy_(getattr(block, f"{name}_weight"))
+        linear.bias.data.copy_(getattr(block, f"{name}_bias"))
+    mlp = nn.Sequential(up, nn.GELU(), down)
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    parallelize_module(mlp, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    x = mlp_input(config.hidden).requires_grad_()
+    out = mlp(x)
+    out.backward(mlp_input(config.hidden, 1))
+    return {"out": out.detach(), "x": x.grad, "up": mlp[0].weight.grad.full_tensor(), "down": mlp[2].weight.grad.full_tensor()}
+
+
+def mlp_input(hidden: int, seed: int = 0) -> torch.Tensor:
+    """Some input, and with another seed some output gradient."""
+    return torch.randn(3, 5, hidden, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def plain(x: torch.Tensor) -> torch.Tensor:
+    """Arrived, whole and contiguous."""
+    x = x.detach()
+    x = x.wait() if hasattr(x, "wait") else x
+    return (x.full_tensor() if hasattr(x, "full_tensor") else x).contiguous().clone()
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    for name in sys.argv[2:]:
+        result = {n: plain(t) for n, t in globals()[name]().items()}
+        if dist.get_rank() == 0:
+            save_file(result, str(Path(sys.argv[1]) / f"{name}.safetensors"))
+    dist.barrier()
+    dist.destroy_process_group()

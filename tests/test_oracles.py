@@ -1,0 +1,115 @@
+"""torch's own DDP, FSDP2, pipelining and DTensor give the same gradients; gloo's collectives give the same sums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import run_plan
+from oracle_worker import SHAPE, mlp_input
+from safetensors.torch import load_file
+from test_torchrun import torchrun
+
+from glasscluster.model.gpt import GPTStage
+from glasscluster.sim.cluster import Cluster
+from glasscluster.strategies.check import difference
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.tensor_parallel import TensorParallel
+
+pytestmark = pytest.mark.torchrun
+WORKER = str(Path(__file__).parent / "oracle_worker.py")
+ORACLES = ("ddp", "fsdp", "gpipe", "dtensor_mlp")
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """Gradients by oracle: two gloo processes run all of them."""
+    folder = tmp_path_factory.mktemp("oracles")
+    done = torchrun(2, WORKER, str(folder), *ORACLES, cwd=folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {name: load_file(folder / f"{name}.safetensors") for name in ORACLES}
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    floor = 1e-3 * max(float(g.abs().max()) for g in theirs.values())
+    for name in theirs:
+        assert difference(ours[name], theirs[name], floor) <= 1e-10, name
+
+
+@pytest.mark.parametrize(
+    ("oracle", "options"),
+    [
+        ("ddp", {"dp": 2}),
+        ("ddp", {"dp": 4, "bucket": 5000}),
+        ("ddp", {"dp": 2, "zero": 1}),
+        ("ddp", {"dp": 2, "zero": 2}),
+        ("fsdp", {"dp": 2, "zero": 3}),
+        ("fsdp", {"dp": 4, "zero": 3}),
+        ("gpipe", {"pp": 2, "schedule": "gpipe"}),
+        ("gpipe", {"pp": 4, "schedule": "1f1b"}),
+        ("gpipe", {"pp": 2, "dp": 2, "zero": 1, "schedule": "gpipe"}),
+    ],
+)
+def test_torch_s_own_strategy_gives_our_gradients(theirs, oracle, options):
+    model = make_model("tiny", tied=oracle != "gpipe", **SHAPE)
+    results = run_plan(make_plan(global_batch=4, precision="fp64", **options), model, capture=True).results
+    ours: dict[str, torch.Tensor] = {}
+    for result in results:
+        ours |= result.gradients[0]
+    assert set(ours) == set(theirs[oracle])
+    same(ours, theirs[oracle])
+
+
+def mlp(gpu, config):
+    """The MLP half of our block, cut over two ranks."""
+    parallel = TensorParallel(gpu.make_mesh({"tp": 2})["tp"])
+    block = GPTStage(config, [0], False, False, parallel, dtype=torch.float64).layers["0"]
+    x = mlp_input(config.hidden).requires_grad_()
+    hidden = F.gelu(F.linear(parallel.f(x), block.up_weight, block.up_bias))
+    out = parallel.g(F.linear(hidden, block.down_weight)) + block.down_bias
+    out.backward(mlp_input(config.hidden, 1))
+    return {"out": out.detach(), "x": x.grad, "up": block.up_weight.grad, "down": block.down_weight.grad}
+
+
+def test_dtensor_s_column_and_row_parallel_mlp_is_ours(theirs):
+    config = make_model("tiny", **SHAPE)
+    a, b = Cluster("classroom", 2, "threads").run(mlp, config).results
+    ours = {"out": a["out"], "x": a["x"], "up": torch.cat([a["up"], b["up"]], 0), "down": torch.cat([a["down"], b["down"]], 1)}
+    same(ours, theirs["dtensor_mlp"])
+
+
+NATIVE = """
+import torch
+from glasscluster import Cluster
+
+def program(gpu):
+    worst = 0.0
+    for n in (0, 1, 5, 12, 1001):
+        for seed in range(3):
+            torch.manual_seed(100 * gpu.rank + seed)
+            x = torch.randn(n, dtype=torch.float64)
+            for name, options in (("all_reduce", {}), ("reduce_scatter", {}), ("all_gather", {}), ("broadcast", {"src": 2})):
+                ours, theirs = x.clone(), x.clone()
+                getattr(gpu.comm, name)(ours, algorithm="ring", **options)
+                getattr(gpu.comm, name)(theirs, algorithm="native", **options)
+                if name == "reduce_scatter":
+                    ours, theirs = gpu.comm.chunk(ours), gpu.comm.chunk(theirs)
+                worst = max(worst, float((ours - theirs).abs().max()) if ours.numel() else 0.0)
+    return worst
+
+with Cluster("classroom", 3, "torchrun") as cluster:
+    run = cluster.run(program)
+    if cluster.leader:
+        assert max(run.results) <= 1e-14, run.results
+        print("agreed", run.results)
+"""
+
+
+def test_gloo_s_own_collectives_agree_with_our_rings(tmp_path):
+    script = tmp_path / "native.py"
+    script.write_text(NATIVE)
+    done = torchrun(3, str(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "agreed" in done.stdout
