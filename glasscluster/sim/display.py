@@ -1,6 +1,6 @@
 """Where a Timeline or a Run finds its pictures: names of things above `sim`, looked up when somebody asks to see.
 
-`sim` imports nothing of `visualize`; it only knows these two names, as an entry point would.
+`sim` imports nothing of `visualize`; it only knows these names, as an entry point would.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from importlib import import_module
 
 RENDERERS = {
     "timeline": "glasscluster.visualize.timeline:timeline_figure",
+    "notebook": "glasscluster.visualize.report:notebook_html",
     "report": "glasscluster.visualize.report:write_run_report",
 }
 

@@ -313,4 +313,4 @@ class Timeline:
         self.figure(**options).show()
 
     def _repr_html_(self) -> str:
-        return self.figure().to_html(full_html=False, include_plotlyjs="cdn")
+        return renderer("notebook")(self.figure())

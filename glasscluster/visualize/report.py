@@ -262,6 +262,17 @@ def write_report(report: Report, path: Path) -> Path:
     return path
 
 
+def notebook_html(figure: Any) -> str:
+    """A figure for a notebook's output cell: a frame that holds everything it needs, also without a network."""
+    from html import escape
+
+    content = _json(_plain(figure))
+    page = f"""<!doctype html><meta charset="utf-8"><div id="figure"></div><script>{plotly_source()}</script>
+<script>const f = {content}; moduleName.newPlot("figure", f.data, f.layout, {{responsive: true, displaylogo: false}});</script>"""
+    height = int(figure.layout.height or 450) + 24
+    return f'<iframe srcdoc="{escape(page, quote=True)}" style="width:100%;height:{height}px;border:0"></iframe>'
+
+
 # ---- one run by itself -------------------------------------------------------------------------------------------
 def write_run_report(run: Run, path: Path) -> Path:
     """The page of a single run, with a story made from its numbers."""

@@ -129,3 +129,14 @@ def test_the_data_block_is_plain_json(page_file):
     page = page_file.read_text()
     block = page.split('<script type="application/json" id="data">')[1].split("</script>")[0]
     assert json.loads(block)["figures"]
+
+
+def test_a_run_shows_itself_in_a_notebook_without_a_network(browser, lab, tmp_path):
+    path = tmp_path / "cell.html"
+    path.write_text("<!doctype html><body>" + lab.entries[0].run._repr_html_())
+    page = visit(browser, path, 1000)
+    frame = page.frames[1]
+    frame.wait_for_selector(".main-svg")
+    assert "virtual time" in frame.text_content(".xtitle")
+    assert page.problems == []
+    page.close()
