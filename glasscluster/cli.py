@@ -110,7 +110,7 @@ def default_backend() -> str:
 
 @contextmanager
 def progress():
-    """A spinner with the latest line on a terminal, plain lines elsewhere; always on standard error."""
+    """A moving bar with the latest line and the seconds on a terminal, plain lines elsewhere; always on standard error."""
     if not is_leader():
         yield lambda _text: None
         return
@@ -118,11 +118,15 @@ def progress():
 
     console = Console(stderr=True, highlight=False)
     if console.is_terminal:
-        with console.status("starting", spinner="dots") as status:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (BarColumn(bar_width=24), TimeElapsedColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("starting", total=None)
 
             def show(text: str) -> None:
                 console.print(f"[dim]·[/dim] {text}")
-                status.update(text)
+                bar.update(task, description=text)
 
             yield show
     else:
@@ -335,6 +339,7 @@ def predict(
     hardware: Hardware = "classroom",
     rank: Annotated[str, typer.Option(help="whose memory: max | last | a rank")] = "max",
     slow_rank: Annotated[list[str] | None, typer.Option(help="R:FACTOR, a straggler; may be repeated")] = None,
+    expand: Annotated[bool, typer.Option("--expand", help="replay every GPU (this version always does)")] = False,
     csv: Annotated[str | None, typer.Option(help="a file of rows, option names with _ as header")] = None,
     out: Annotated[str | None, typer.Option(help="with --csv: the file to write")] = None,
     json_: Json = False,
