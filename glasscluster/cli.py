@@ -133,10 +133,13 @@ def progress():
         yield lambda text: print(text, file=sys.stderr, flush=True)
 
 
+_answers: Any = None  # with --json: the real standard output, while everybody else's prints go to standard error
+
+
 def emit(content: dict[str, Any]) -> None:
     """The one JSON object. Not-a-number and infinity are not JSON: they become null."""
     if is_leader():
-        print(json.dumps(_plain(content), allow_nan=False), flush=True)
+        print(json.dumps(_plain(content), allow_nan=False), file=_answers or sys.stdout, flush=True)
 
 
 def _plain(value: Any) -> Any:
@@ -425,7 +428,11 @@ def _usage(error: Any, arguments: list[str]) -> ScenarioError:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit code 0 done, 1 a check failed, 2 bad input, 3 the run failed."""
+    global _answers
     arguments = sys.argv[1:] if arguments is None else arguments
+    out = sys.stdout
+    if "--json" in arguments:  # Ray's own helpers print to standard output, too
+        _answers, sys.stdout = out, sys.stderr
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="glass", standalone_mode=False)
     except _Aborts:
@@ -435,5 +442,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = fail(problem, arguments)
     except typer.Exit as done:
         code = done.exit_code
-    sys.stdout.flush()
+    finally:
+        _answers, sys.stdout = None, out
+    out.flush()
     sys.exit(code if isinstance(code, int) else 0)

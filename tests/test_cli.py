@@ -235,6 +235,27 @@ def test_a_file_with_ten_lines_of_scenario_runs_with_options_from_its_signature(
     assert "A ring of my own" in out
 
 
+NOISY = """
+from glasscluster.scenarios.lab import scenario
+
+@scenario("noisy")
+def noisy(lab):
+    print("a program that prints")
+    lab.run("x", ("x", "x"), program, gpus=2)
+
+def program(gpu):
+    print("and a rank that prints")
+"""
+
+
+def test_with_json_nothing_but_the_object_is_on_standard_output(capsys):
+    Path("noisy.py").write_text(NOISY)
+    code, out, err = glass(capsys, "run", "noisy.py", "--json")
+    assert code == 0
+    assert json.loads(out)["name"] == "noisy"
+    assert "a program that prints" in err
+
+
 def test_list_and_doctor_answer(capsys):
     code, out, _ = glass(capsys, "list", "--json")
     assert code == 0

@@ -62,13 +62,17 @@ def scenario(name: str, *, title: Text | None = None, backend: str = "threads", 
 
 
 def find(name: str) -> Scenario:
-    """A built-in scenario by name, or the one in a file."""
+    """A built-in scenario or lesson by name, or the one in a file."""
+    from glasscluster.scenarios.lesson import LESSONS, find_lesson
+
     if name.endswith(".py"):
         return _from_file(Path(name))
+    if name.upper() in LESSONS:
+        return find_lesson(name.upper())
     if name in BUILT_IN:
         importlib.import_module(f"glasscluster.scenarios.{name}")
         return REGISTRY[name]
-    raise ScenarioError("scenario", name, "unknown scenario, and not a .py file", BUILT_IN)
+    raise ScenarioError("scenario", name, "unknown scenario, and not a .py file", [*BUILT_IN, *LESSONS])
 
 
 def _from_file(path: Path) -> Scenario:
@@ -118,6 +122,10 @@ class Lab:
     checks: list[dict[str, Any]] = field(default_factory=list)
     story: list[tuple[Text, str]] = field(default_factory=list)
     finding: Text = ("", "")
+    prompt: tuple[Text, float, str] | None = None  # what to predict, the answer, its unit
+    explanation: Text | None = None
+    own: Text | None = None
+    figures: list[tuple[Text, Callable[[str], Any]]] = field(default_factory=list)
     _open: ExitStack = field(default_factory=ExitStack)
     _clusters: dict[int, Any] = field(default_factory=dict)
 
@@ -171,6 +179,17 @@ class Lab:
             self._keep(Entry(key, title, run, {}, run.checks), also_on)
         return run
 
+    def dry(self, *, model: Any, **plan: Any) -> Any:
+        """A plan recorded dry (shapes only) on this lab's hardware: for sweeps beside what really ran."""
+        from glasscluster.sim.cluster import Cluster
+        from glasscluster.strategies.plan import make_plan
+        from glasscluster.strategies.trainer import Job, job_info, train_rank
+
+        layout = make_plan(**plan)
+        layout.check(model)
+        job = Job(layout, model, steps=1)
+        return Cluster(self.hardware, layout.gpus, "dry", memory_bytes=None).run(train_rank, job, info=job_info(job))
+
     def _keep(self, entry: Entry, also_on: Sequence[str]) -> None:
         entry.timelines[self.hardware] = entry.run.timeline
         for name in also_on:
@@ -195,6 +214,22 @@ class Lab:
     def tell(self, en: str, zh: str, view: str = "") -> None:
         """A sentence of the story, linked to a view of the report (a URL hash such as `tab=timeline&run=ddp`)."""
         self.story.append(((en, zh), view))
+
+    def ask(self, en: str, zh: str, answer: float, unit: str) -> None:
+        """The number to predict; the report shows nothing else until one is entered."""
+        self.prompt = ((en, zh), float(answer), unit)
+
+    def explain(self, en: str, zh: str) -> None:
+        """Why it came out so."""
+        self.explanation = (en, zh)
+
+    def own_number(self, en: str, zh: str) -> None:
+        """For the interview card: the number this run gave."""
+        self.own = (en, zh)
+
+    def figure(self, title: Text, make: Callable[[str], Any]) -> None:
+        """A figure of the lesson's own; `make(lang)` returns a plotly figure."""
+        self.figures.append((title, make))
 
     def conclude(self, en: str, zh: str) -> None:
         """The one-sentence finding."""
@@ -231,6 +266,32 @@ class Lab:
             "report": str(report) if report else None,
         }
 
+    def _lesson_page(self) -> Any:
+        """The beats of a lesson for the page; None for a plain scenario."""
+        from glasscluster.scenarios.lesson import Lesson
+        from glasscluster.visualize.report import LessonPage
+        from glasscluster.visualize.words import Said
+
+        taught = self.scenario
+        if not isinstance(taught, Lesson) or self.prompt is None:
+            return None
+        (prompt, answer, unit), card, formula = self.prompt, taught.card, taught.formula
+        return LessonPage(
+            id=taught.id,
+            question=Said(*taught.question),
+            prompt=Said(*prompt),
+            answer=answer,
+            unit=unit,
+            formula=f"{formula.id} · {formula.text} · {formula.match} · {formula.source}",
+            kills=Said(*taught.kills),
+            explanation=Said(*(self.explanation or ("", ""))),
+            card_question=Said(*card.question),
+            card_short=Said(*card.short),
+            card_long=Said(*card.long),
+            follow_ups=[Said(*f) for f in card.follow_ups],
+            own=Said(*self.own) if self.own else None,
+        )
+
     def write(self, folder: Path) -> Path:
         """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
         from glasscluster.scenarios.training import write_ledger, write_run_json
@@ -256,6 +317,8 @@ class Lab:
             story=[StoryStep(Said(*text), view) for text, view in self.story],
             seed=self.seed,
             checks=self.checks,
+            figures=[(Said(*title), make) for title, make in self.figures],
+            lesson=self._lesson_page(),
         )
         report = write_report(page, folder / "report.html")
         wall = {e.key: e.trained.wall_s for e in self.entries if e.trained is not None}

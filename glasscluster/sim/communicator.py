@@ -159,7 +159,7 @@ class CollectiveWork(Work):
         self.pending: list[Ticket] = []
         self.staging: torch.Tensor | None = None
         self.steps: Iterator[list[Ticket]] = iter(())
-        self.finished = False
+        self.finished, self.started = False, False
         recorder = comm.recorder
         self.recorded = not recorder.paused
         self.cursor: tuple[int, ...] = recorder.frontier
@@ -232,6 +232,10 @@ class CollectiveWork(Work):
             recorder.paused = was_paused
 
     def _run_steps(self) -> bool:
+        if not self.started:
+            self.started = True
+            if self.recorded and self.comm.last_collective >= 0:  # one after the other on a communicator, as on a stream
+                self.cursor = (*self.cursor, self.comm.last_collective)
         while all(t.done for t in self.pending):
             if self.recorded and self.pending:
                 self.cursor = tuple(t.row for t in self.pending)
@@ -242,6 +246,7 @@ class CollectiveWork(Work):
                 if self.recorded:
                     self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
                 self.row = self._row(COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0))
+                self.comm.last_collective = self.row
                 return True
         return False
 
@@ -302,6 +307,7 @@ class Communicator:
         progress.communicators.append(self)
         recorder.groups[group] = (axis, self.ranks)
         self._launched = 0
+        self.last_collective = -1  # row of the one that finished last
         self._next_split = (group + 1) * 64
 
     def __repr__(self) -> str:
@@ -445,7 +451,7 @@ class Communicator:
 
     def restart_numbering(self) -> None:
         """Number collectives from 0 again (a new recording starts)."""
-        self._launched = 0
+        self._launched, self.last_collective = 0, -1
 
 
 def _then(steps: Iterator[list[Ticket]], last: Callable[[], object]) -> Iterator[list[Ticket]]:

@@ -55,3 +55,6 @@ def contrast(one: str, other: str) -> float:
     """Contrast ratio of two colours, 1 to 21 (WCAG 2.2)."""
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+SERIES = ("#0072B2", "#D55E00", "#00795a", "#8a5a7f", "#7a5c00", "#3d6f8e")  # lines and bars of lessons: white text stays readable

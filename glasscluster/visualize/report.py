@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -51,6 +51,25 @@ class StoryStep:
     view: str = ""
 
 
+@dataclass(frozen=True)
+class LessonPage:
+    """The beats of a lesson around its run: question, prediction, formula, misconception, explanation, interview card."""
+
+    id: str
+    question: Said
+    prompt: Said
+    answer: float
+    unit: str
+    formula: str
+    kills: Said
+    explanation: Said
+    card_question: Said
+    card_short: Said
+    card_long: Said
+    follow_ups: list[Said]
+    own: Said | None
+
+
 @dataclass
 class Report:
     """Everything on the page. `status` (pass, fail or partial) follows from the checks when it is None."""
@@ -63,6 +82,8 @@ class Report:
     seed: int | None = None
     checks: list[dict[str, Any]] = field(default_factory=list)
     status: str | None = None
+    figures: list[tuple[Said, Callable[[str], Any]]] = field(default_factory=list)
+    lesson: LessonPage | None = None
 
     def all_checks(self) -> list[dict[str, Any]]:
         """Every row, the chapters' first."""
@@ -114,6 +135,8 @@ def _figures(report: Report) -> dict[str, Any]:
     if len(compared) > 1:
         runs = [contender({"en": c.title.en, "zh": c.title.zh}, next(iter(c.timelines.values())), c.run.peak_memory()) for c in compared]
         found["compare"] = bilingual(lambda lang: comparison_figure(runs, lang))
+    for number, (_, make) in enumerate(report.figures):
+        found[f"own-{number}"] = bilingual(make)
     return {k: v for k, v in found.items() if v is not None}
 
 
@@ -223,7 +246,7 @@ def render(report: Report) -> str:
     script, style = (templates / "report.js").read_text(encoding="utf-8"), (templates / "report.css").read_text(encoding="utf-8")
     figures = _figures(report)
     plotly = plotly_source()
-    data = {"figures": figures, "ledger": ledger_csv(report), "name": report.name, "words": _page_words()}
+    data = {"figures": figures, "ledger": ledger_csv(report), "name": report.name, "words": _page_words(), "lesson": _answer(report.lesson)}
     hardware = list(dict.fromkeys(h for c in report.chapters for h in c.timelines))
     first = report.chapters[0].run if report.chapters else None
     checks = report.all_checks()
@@ -250,8 +273,12 @@ def render(report: Report) -> str:
     )
 
 
+def _answer(lesson: LessonPage | None) -> dict[str, Any] | None:
+    return None if lesson is None else {"answer": lesson.answer, "unit": lesson.unit}
+
+
 def _page_words() -> dict[str, dict[str, str]]:
-    return {k: {"en": CATALOGUE[k].en, "zh": CATALOGUE[k].zh} for k in ("show_table", "hide_table")}
+    return {k: {"en": CATALOGUE[k].en, "zh": CATALOGUE[k].zh} for k in ("show_table", "hide_table", "you_said", "not_a_number")}
 
 
 def write_report(report: Report, path: Path) -> Path:

@@ -90,6 +90,26 @@ CATALOGUE: dict[str, Said] = {
     "hardware": Said("Hardware", "硬件"),
     "backend": Said("backend", "后端"),
     "seed": Said("seed", "随机种子"),
+    "question": Said("Question", "问题"),
+    "predict": Said("Predict", "预测"),
+    "enter": Said("Show me what happened", "看看结果"),
+    "locked": Said(
+        "Write down a number first: the answer stays closed until you do.",
+        "先写下一个数字：在此之前答案不会打开。",
+    ),
+    "you_said": Said(
+        "You said {guess} {unit}; it was {answer} {unit} ({ratio}).", "你的预测 {guess} {unit}；实际 {answer} {unit}（{ratio}）。"
+    ),
+    "not_a_number": Said("That is not a number.", "这不是一个数字。"),
+    "what_ran": Said("Run and see", "运行与观察"),
+    "check": Said("Check", "核对"),
+    "explain": Said("Explain", "解释"),
+    "misconception": Said("The misconception this kills", "破除的误解"),
+    "card": Said("Interview card", "面试卡"),
+    "short_answer": Said("In 30 seconds", "30 秒回答"),
+    "long_answer": Said("In 2 minutes", "2 分钟回答"),
+    "follow_ups": Said("They will ask next", "追问"),
+    "own_number": Said("Your own number", "你自己的数字"),
     "see": Said("see it", "查看"),
     "download_ledger": Said("ledger.csv", "ledger.csv"),
     "keys": Said(

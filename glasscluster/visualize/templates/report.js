@@ -22,6 +22,7 @@
     if (["en", "zh"].includes(asked.get("lang"))) state.lang = asked.get("lang");
     if (runs.includes(asked.get("run"))) state.run = asked.get("run");
     if (hardware.includes(asked.get("hw"))) state.hw = asked.get("hw");
+    if (asked.get("guess")) state.guess = asked.get("guess");
   }
 
   function go(change) {
@@ -160,6 +161,26 @@
   window.addEventListener("hashchange", () => { read(); show(); if (!calm) scrollTo({ top: 0, behavior: "smooth" }); });
   window.addEventListener("beforeprint", () => all("figure[data-fig]").forEach((f) => { if (f.offsetParent !== null) draw(f.dataset.fig); }));
 
+  // ---- a lesson keeps its answer closed until a number is written down
+  const form = document.getElementById("predict");
+  function reveal(text) {
+    const guess = Number(String(text).replace(",", "."));
+    const says = (key) => data.words[key][state.lang];
+    const verdict = document.getElementById("verdict");
+    if (String(text).trim() === "" || !Number.isFinite(guess)) { verdict.textContent = says("not_a_number"); return; }
+    const answer = data.lesson.answer;
+    const ratio = answer === 0 || guess === 0 ? (guess - answer).toPrecision(3) : "× " + (guess / answer).toPrecision(3);
+    const values = { guess: guess, unit: data.lesson.unit, answer: Number(answer.toPrecision(6)), ratio: ratio };
+    verdict.textContent = says("you_said").replace(/{(\w+)}/g, (_, k) => values[k]);
+    delete root.dataset.locked;
+    if (state.guess !== String(guess)) go({ guess: String(guess) });
+  }
+  if (form) {
+    root.dataset.locked = "";
+    form.addEventListener("submit", (event) => { event.preventDefault(); reveal(document.getElementById("guess").value); });
+  }
+
   read();
+  if (form && state.guess) { document.getElementById("guess").value = state.guess; reveal(state.guess); }
   show();
 })();

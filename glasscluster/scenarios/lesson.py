@@ -1,0 +1,109 @@
+"""A lesson: a scenario with six beats. Question, predict, run, see, check, explain.
+
+The decorator holds what does not depend on the run: the question, the formula and its match class, the misconception
+it kills, the interview card. The function runs real programs or plans, asks for a prediction (`lab.ask`), points at
+what to see (`lab.tell`, `lab.figure`), states its checks (`lab.check`, at least one) and explains (`lab.explain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+from glasscluster.scenarios.lab import REGISTRY, Scenario, Text
+
+# id -> module in scenarios/lessons/, in the order of the curriculum
+LESSONS: dict[str, str] = {
+    "L0": "l0_first_run",
+    "B2": "b2_online_softmax",
+    "B3": "b3_flash_attention_io",
+    "C1": "c1_alpha_beta",
+    "C3": "c3_ring_all_reduce",
+    "D1": "d1_dp_equals_one_gpu",
+    "D2": "d2_buckets_and_overlap",
+    "D3": "d3_zero_memory",
+    "D4": "d4_zero_traffic",
+    "E1": "e1_column_then_row",
+    "E4": "e4_gpipe_bubble",
+}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A row of the formula contract: id, the formula as text, its match class and its source."""
+
+    id: str
+    text: str
+    match: Literal["X", "V", "T"]
+    source: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """The interview card; `lab.own_number` adds the number of your own run."""
+
+    question: Text
+    short: Text  # the 30-second answer
+    long: Text  # the 2-minute answer
+    follow_ups: tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class Lesson(Scenario):
+    """A scenario with the six beats."""
+
+    id: str = ""
+    topic: Text = ("", "")
+    question: Text = ("", "")
+    kills: Text = ("", "")
+    formula: Formula = field(default_factory=lambda: Formula("", "", "X", ""))
+    card: Card = field(default_factory=lambda: Card(("", ""), ("", ""), ("", ""), ()))
+
+
+def lesson(
+    id_: str,
+    *,
+    title: Text,
+    topic: Text,
+    question: Text,
+    formula: Formula,
+    kills: Text,
+    card: Card,
+    backend: str = "threads",
+    hardware: str = "classroom",
+) -> Callable[..., Any]:
+    """Make a function a lesson, registered under its id."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        REGISTRY[id_] = Lesson(id_, function, title, backend, hardware, id_, topic, question, kills, formula, card)
+        return function
+
+    return register
+
+
+def find_lesson(id_: str) -> Lesson:
+    """A built-in lesson by id."""
+    import_module(f"glasscluster.scenarios.lessons.{LESSONS[id_]}")
+    found = REGISTRY[id_]
+    assert isinstance(found, Lesson)
+    return found
+
+
+def teaching_plan(taught: Lesson) -> list[tuple[str, Text]]:
+    """Fifty minutes: (minutes, what happens)."""
+    (en, zh), formula, run = taught.question, taught.formula.text, f"glass run {taught.id}"
+    see = (
+        "Timeline and figures: find where the time or the bytes went; change one option.",
+        "看时间线与图：找出时间或字节去了哪里；改一个选项。",
+    )
+    return [
+        ("0-5", (f"Ask: {en} Nobody answers aloud.", f"提问：{zh} 先不要说出答案。")),
+        ("5-10", ("Everyone writes a number and opens the report with it.", "每人写下一个数字，带着它打开报告。")),
+        ("10-15", (f"Run it in front of the class: {run}", f"当堂运行：{run}")),
+        ("15-28", see),
+        ("28-36", (f"Ledger: derive {formula} and find the row.", f"账本：推导 {formula}，找到对应的一行。")),
+        ("36-42", (f"Kill the misconception: {taught.kills[0]}", f"破除误解：{taught.kills[1]}")),
+        ("42-50", (f"In pairs, the interview card: {taught.card.question[0]}", f"两人一组练习面试卡：{taught.card.question[1]}")),
+    ]

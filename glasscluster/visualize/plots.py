@@ -1,0 +1,129 @@
+"""Plain figures for lessons: lines, grouped bars, and every message of a collective. They know axes and colours, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glasscluster.sim.vocabulary import SEND
+from glasscluster.visualize.palette import SERIES
+from glasscluster.visualize.timeline import FONT, size_text, time_unit
+from glasscluster.visualize.words import word
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from glasscluster.sim.timeline import Timeline
+
+DASH = ("solid", "dash", "dot", "dashdot", "longdash")
+MARK = ("circle", "square", "diamond", "cross", "triangle-up")
+HATCH = ("", "/", "x", ".", "-")
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, *, log_x: bool = False, log_y: bool = False
+) -> Figure:
+    """One line a series, told apart by colour, dash and mark. x and y are axis titles with units."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for number, (name, (xs, ys)) in enumerate(series.items()):
+        figure.add_trace(
+            go.Scatter(
+                name=name,
+                x=_clean(xs),
+                y=_clean(ys),
+                mode="lines+markers",
+                line={"color": SERIES[number % len(SERIES)], "dash": DASH[number % len(DASH)], "width": 3},
+                marker={"symbol": MARK[number % len(MARK)], "size": 9},
+                hovertemplate=f"{name}<br>{x} %{{x:.4g}}<br>{y} %{{y:.4g}}<extra></extra>",
+            )
+        )
+    figure.update_layout(**_layout(x, y))
+    figure.update_xaxes(type="log" if log_x else "linear")
+    figure.update_yaxes(type="log" if log_y else "linear", rangemode="normal" if log_y else "tozero")
+    return figure
+
+
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], y: str, *, stack: bool = False) -> Figure:
+    """Bars over named groups, side by side or stacked, with their values written on them when side by side."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for number, (name, values) in enumerate(series.items()):
+        figure.add_trace(
+            go.Bar(
+                name=name,
+                x=list(groups),
+                y=_clean(values),
+                text=None if stack else [f"{v:.3g}" for v in values],
+                textposition=None if stack else "outside",
+                cliponaxis=False,
+                marker={
+                    "color": SERIES[number % len(SERIES)],
+                    "pattern": {"shape": HATCH[number % len(HATCH)], "fgcolor": "#ffffff", "size": 7, "solidity": 0.2},
+                    "line": {"color": "#ffffff", "width": 1},
+                },
+                hovertemplate=f"%{{x}}<br>{name}: %{{y:.5g}}<extra></extra>",
+            )
+        )
+    figure.update_layout(**_layout("", y), barmode="stack" if stack else "group", bargap=0.3)
+    return figure
+
+
+def messages(timeline: Timeline, lang: str = "en") -> Figure:
+    """Every message, rank by rank: from leaving the sender to arriving, numbered in the order it was sent."""
+    import plotly.graph_objects as go
+
+    graph = timeline.graph
+    factor, unit = time_unit(timeline.makespan)
+    arrival = np.array(timeline.end)
+    received = np.flatnonzero(graph.match >= 0)
+    arrival[graph.match[received]] = timeline.end[received]
+    figure = go.Figure()
+    for rank in range(graph.ranks):
+        rows = np.flatnonzero((graph.kind == SEND) & (graph.rank == rank))
+        rows = rows[np.argsort(timeline.start[rows], kind="stable")]
+        figure.add_trace(
+            go.Bar(
+                name=f"{word('rank', lang)} {rank}",
+                orientation="h",
+                base=_clean(timeline.start[rows] * factor),
+                x=_clean((arrival[rows] - timeline.start[rows]) * factor),
+                y=[f"{word('rank', lang)} {rank}"] * len(rows),
+                text=[str(i) for i in range(len(rows))],
+                textposition="inside",
+                insidetextanchor="middle",
+                textangle=0,
+                customdata=[f"{word('rank', lang)} {rank} → {graph.peer[r]}<br>{size_text(int(graph.bytes[r]))}" for r in rows.tolist()],
+                hovertemplate="%{customdata}<extra></extra>",
+                marker={"color": SERIES[rank % len(SERIES)], "line": {"color": "#ffffff", "width": 1}},
+                textfont={"color": "#ffffff", "size": 14},
+                showlegend=False,
+            )
+        )
+    title = f"{word('virtual_time', lang)} ({unit}) · {timeline.hardware.name}"
+    figure.update_layout(**_layout(title, ""), barmode="overlay", bargap=0.25)
+    figure.update_layout(height=140 + 44 * graph.ranks)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure
+
+
+def _clean(values: Any) -> list[float]:
+    return [float(f"{float(v):.7g}") for v in values]
+
+
+def _layout(x: str, y: str) -> dict[str, Any]:
+    return {
+        "template": {},
+        "height": 400,
+        "font": {"family": FONT, "size": 15, "color": "#1f2933"},
+        "margin": {"l": 76, "r": 24, "t": 20, "b": 96},
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
+        "xaxis": {"title": {"text": x}, "gridcolor": "#e4e7eb", "zeroline": False},
+        "yaxis": {"title": {"text": y}, "gridcolor": "#e4e7eb", "zeroline": False},
+        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+    }
