@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test soak lint bench clean
+.PHONY: install demo gallery test soak lint bench clean
 
 install: $(READY)
 
@@ -28,6 +28,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+gallery: $(READY)
+	$(BIN)/glass gallery --out site
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

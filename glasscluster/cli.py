@@ -292,6 +292,46 @@ def list_(json_: Json = False) -> int:
 
 
 @app.command()
+def lessons(
+    plan: Annotated[str | None, typer.Option("--plan", help="the 50-minute plan of a lesson, for a teacher")] = None, json_: Json = False
+) -> int:
+    """The lessons in order; `glass run LESSON` runs one, `--plan LESSON` says how to teach it."""
+    from glasscluster.scenarios import play
+
+    content = play.lesson_plan(plan) if plan is not None else play.lesson_list()
+    if json_:
+        emit(content)
+        return 0
+    for row in content["plan"] if plan is not None else content["lessons"]:
+        print(
+            f"{row['minutes']:6} {row['en']}\n       {row['zh']}"
+            if plan is not None
+            else f"{row['id']:3} {row['title']} · {row['title_zh']}"
+        )
+    return 0
+
+
+@app.command()
+def gallery(
+    out: Annotated[str, typer.Option(help="folder to write to")] = "site",
+    backend: Backend = None,
+    only: Annotated[str | None, typer.Option(help="lessons, as L0,E4 [default: all]")] = None,
+    json_: Json = False,
+) -> int:
+    """Run every lesson and write an index of their reports that opens from disk."""
+    with progress() as say:
+        say("glass gallery: running the lessons")
+        from glasscluster.scenarios.gallery import build
+
+        index, rows = build(out, backend or "threads", only.split(",") if only else None, say)
+    if json_:
+        emit({"schema": "glass.gallery/1", "index": str(index), "cards": rows})
+    else:
+        print(f"{len(rows)} lessons: {index}")
+    return 0 if all(r["ok"] for r in rows) else 1
+
+
+@app.command()
 def doctor(json_: Json = False) -> int:
     """What this machine has: Python, torch, Ray, GPUs, a browser; and what to do where something is missing."""
     with progress() as say:

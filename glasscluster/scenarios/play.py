@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from glasscluster.scenarios.lab import BUILT_IN, Lab, Say, Scenario, find, perform
+from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
 from glasscluster.sim.errors import GlassError, ScenarioError
 
 TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
@@ -111,6 +112,21 @@ def play(
     return lab, lab.write(folder), time.perf_counter() - begun
 
 
+def lesson_list() -> dict[str, Any]:
+    """The `glass.lessons/1` object."""
+    rows = [find_lesson(i) for i in LESSONS]
+    found = [{"id": x.id, "title": x.title[0], "title_zh": x.title[1], "topic": x.topic[0], "question": x.question[0]} for x in rows]
+    return {"schema": "glass.lessons/1", "lessons": found}
+
+
+def lesson_plan(id_: str) -> dict[str, Any]:
+    """Fifty minutes with a class."""
+    if id_.upper() not in LESSONS:
+        raise ScenarioError("plan", id_, "unknown lesson", list(LESSONS))
+    plan = [{"minutes": m, "en": en, "zh": zh} for m, (en, zh) in teaching_plan(find_lesson(id_.upper()))]
+    return {"schema": "glass.lesson-plan/1", "lesson": id_.upper(), "plan": plan}
+
+
 def inventory() -> dict[str, Any]:
     """The `glass.list/1` object."""
     from glasscluster.model.config import PRESETS
@@ -128,6 +144,7 @@ def inventory() -> dict[str, Any]:
     return {
         "schema": "glass.list/1",
         "scenarios": {name: find(name).title[0] for name in BUILT_IN},
+        "lessons": {i: find_lesson(i).title[0] for i in LESSONS},
         "models": {k: ", ".join(f"{a} {b}" for a, b in v.items()) for k, v in PRESETS.items()},
         "hardware": {
             h.name: f"{h.gpu.name}, {h.node_size} a node by {h.intra.name}; between nodes {h.inter.name}" for h in CATALOGUE.values()

@@ -152,6 +152,13 @@ CATALOGUE: dict[str, Said] = {
         "Is it the same training? Every tensor against one device, float64",
         "训练结果一样吗？逐个张量与单卡 float64 对比",
     ),
+    "gallery": Said("GlassCluster: the lessons", "GlassCluster：课程"),
+    "gallery_about": Said(
+        "Each card is a run of real strategies on simulated GPUs, checked and counted. Predict first.",
+        "每张卡片都是在模拟 GPU 上真实运行、核对并计数的一次实验。先预测，再看答案。",
+    ),
+    "all_topics": Said("all", "全部"),
+    "glossary": Said("Glossary", "术语表"),
     # a run's own story
     "told_loss": Said(
         "The loss went from {first:.4f} to {last:.4f} in {steps} steps on {gpus} ranks.",
@@ -201,3 +208,23 @@ def row_name(name: str, lang: str = "en") -> str:
         if match:
             return prefix + separator + chinese.format(*(_PARTS.get(g, g) for g in match.groups()))
     return name
+
+
+# symbol, term, meaning: the symbols that lessons and ledgers use
+GLOSSARY: tuple[tuple[str, Said, Said], ...] = (
+    ("N", Said("ranks", "rank 数"), Said("GPUs that take part in a collective", "参与一次集合通信的 GPU 数")),
+    ("S", Said("size", "大小"), Said("bytes of the full buffer on a rank", "一个 rank 上完整缓冲区的字节数")),
+    ("Ψ", Said("parameters", "参数量"), Said("number of parameters of the model", "模型的参数个数")),
+    ("α", Said("latency", "延迟"), Said("fixed cost of a message: overhead o plus time in flight L", "一条消息的固定代价：开销 o 加飞行时间 L")),
+    ("β", Said("bandwidth", "带宽"), Said("bytes per second of a link", "链路每秒传输的字节数")),
+    ("p", Said("stages", "级数"), Said("pieces the layers are cut into, one after the other", "层被切成的前后相接的段数")),
+    ("m", Said("micro-batches", "微批次数"), Said("pieces of a rank's batch that pass the pipeline", "一个 rank 的批被切成的份数")),
+    ("t", Said("tensor-parallel size", "张量并行度"), Said("GPUs a matrix is cut over", "切分一个矩阵的 GPU 数")),
+    ("f, b", Said("forward, backward", "前向、反向"), Said("time of one micro-batch on one stage", "一个微批次在一级上的时间")),
+    ("", Said("bubble", "气泡"), Said("idle time of ranks between the first forward and the last backward", "首个前向与最后一个反向之间 rank 的空闲")),
+    ("", Said("exposed communication", "暴露的通信"), Said("communication that compute waits for", "计算必须等待的那部分通信")),
+    ("", Said("all-reduce", "全归约"), Said("every rank ends with the sum over ranks", "每个 rank 都得到所有 rank 的和")),
+    ("", Said("reduce-scatter", "归约散发"), Said("every rank ends with its chunk of the sum", "每个 rank 得到和的一块")),
+    ("", Said("all-gather", "全聚集"), Said("every rank ends with every rank's chunk", "每个 rank 得到所有 rank 的块")),
+    ("", Said("MFU", "MFU"), Said("model FLOPs over what the GPUs could do in that time", "模型 FLOPs 与同一时间内峰值算力之比")),
+)  # fmt: skip

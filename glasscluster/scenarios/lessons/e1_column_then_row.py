@@ -65,10 +65,7 @@ def program(gpu: Any, tokens: int, hidden: int) -> dict[str, float]:
             "A 按列切：每个 rank 得到 XA 的完整列，GELU 在本地；B 按行切：各 rank 得到部分和，一次 all-reduce（g）相加。反向镜像：f 前向恒等、反向 all-reduce。"
             "注意力相同，头就是列。每次 all-reduce 每个 rank 传 2(t−1)/t·bsh 个元素且在关键路径上，所以张量并行应留在节点内。",
         ),
-        (
-            ("What changes with sequence parallelism?", "序列并行改变了什么？"),
-            ("Where are the dropout and the bias added?", "dropout 和偏置加在哪里？"),
-        ),
+        (("What does sequence parallelism change?", "序列并行改变了什么？"), ("Where is the bias added?", "偏置加在哪里？")),
     ),
 )
 def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
@@ -83,31 +80,18 @@ def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     trained = lab.train("tp", ("A GPT, tensor parallel", "张量并行的 GPT"), model=model, steps=1, tp=t, micro_batch=2, global_batch=2)
     graph = trained.run.graph
     reduces = int(((graph.kind == COLLECTIVE) & (graph.rank == 0) & (graph.layer >= 0)).sum())
-    lab.ask(
-        "How many all-reduces per layer, forward and backward together?",
-        "每层（前向加反向）共多少次 all-reduce？",
-        reduces / layers,
-        "all-reduces",
-    )
+    lab.ask("How many all-reduces a layer, forward and backward?", "每层前向加反向共多少次 all-reduce？", reduces / layers, "all-reduces")
     lab.check("all-reduces inside the layers, one rank", 4 * layers, reduces, "F18", unit="all-reduces")
     row = next(r for r in trained.checks if "4 per layer" in r["name"])
     lab.check("bytes of them, all ranks", 8 * 2 * 64 * hidden * (t - 1) * layers * 4, row["counted"], "F18")
     sent = {k: sum(both.graph.bytes_sent(label=k)) for k in ("column then row", "row then column")}
     one = tokens * hidden * 8
     lab.check("column then row: one all-reduce of tokens × h", 2 * (t - 1) * one, sent["column then row"], "F9")
-    lab.check(
-        "row then column: all-reduce of tokens × 4h, all-gather of tokens × h",
-        (2 * 4 + 1) * (t - 1) * one,
-        sent["row then column"],
-        "F9, F10",
-    )
+    lab.check("row then column: all-reduce 4 × as wide, all-gather", (2 * 4 + 1) * (t - 1) * one, sent["row then column"], "F9, F10")
     worst = {k: max(r[k] for r in both.results) for k in ("column", "row", "wrong")}
     lab.check("largest error of column then row", 0, worst["column"], "one device", unit="relative", tolerance=1e-12)
     lab.check("largest error of row then column", 0, worst["row"], "one device", unit="relative", tolerance=1e-12)
-    names = {
-        "en": ("column → row", "row → column", "bytes sent by all ranks (forward)"),
-        "zh": ("先列后行", "先行后列", "全部 rank 发送的字节（前向）"),
-    }
+    names = {"en": ("column → row", "row → column", "bytes sent, forward"), "zh": ("先列后行", "先行后列", "前向发送字节")}
     lab.figure(
         ("What each order sends in forward", "两种切法前向的通信量"),
         lambda lang: bars([names[lang][0], names[lang][1]], {names[lang][2]: list(sent.values())}, names[lang][2]),
@@ -120,10 +104,7 @@ def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
         f"Adding after GELU instead of before is wrong by {worst['wrong']:.0%} of the largest output.",
         f"若在 GELU 之后才相加，误差达最大输出的 {worst['wrong']:.0%}。",
     )
-    lab.conclude(
-        "Column then row needs one all-reduce; row first needs a larger one and a gather.",
-        "先列后行只需一次 all-reduce；先行后列要更大的一次再加一次聚集。",
-    )
+    lab.conclude("Column then row needs one all-reduce; row first a larger one and a gather.", "先列后行只需一次 all-reduce。")
     lab.explain(
         "GELU must see whole sums. Columns of the first matrix are whole sums; rows are not, so they must be added, four times as wide, before it.",
         "GELU 必须作用在完整的和上。第一个矩阵按列切得到完整的和；按行切则不是，必须先把四倍宽的部分和相加。",

@@ -1,0 +1,44 @@
+"""`glass gallery`: run the lessons, write their reports and an index of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from glasscluster.scenarios.lab import Lab, Say, perform
+from glasscluster.scenarios.lesson import LESSONS, find_lesson
+from glasscluster.scenarios.training import output_folder
+from glasscluster.sim.errors import ScenarioError
+
+
+def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Path, list[dict[str, Any]]]:
+    """Returns the index and one row a lesson."""
+    from glasscluster.visualize.gallery import GalleryCard, write_gallery
+    from glasscluster.visualize.thumbnail import timeline_svg
+    from glasscluster.visualize.words import Said
+
+    for name in only or []:
+        if name.upper() not in LESSONS:
+            raise ScenarioError("only", name, "unknown lesson", list(LESSONS))
+    folder, cards, rows = output_folder(out, "gallery"), [], []
+    wanted = [n.upper() for n in only] if only else list(LESSONS)
+    for number, id_ in enumerate(wanted, start=1):
+        taught = find_lesson(id_)
+        say(f"{id_} {taught.title[0]} ({number} of {len(wanted)})")
+        lab = perform(taught, Lab(taught, backend, taught.hardware), {})
+        home = folder / id_
+        home.mkdir(exist_ok=True)
+        lab.write(home)
+        line = max((e.run.timeline for e in lab.entries), key=lambda t: len(t.graph))
+        card = GalleryCard(
+            id_,
+            Said(*taught.title),
+            Said(*taught.topic),
+            Said(*lab.finding),
+            lab.ok,
+            timeline_svg(line, taught.title[0]),
+            f"{id_}/report.html",
+        )
+        cards.append(card)
+        rows.append({"id": id_, "ok": lab.ok, "checks": len(lab.all_checks), "report": str(home / "report.html")})
+    return write_gallery(cards, folder), rows
