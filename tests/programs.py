@@ -88,3 +88,33 @@ def one_is_killed(gpu: Any) -> None:
     if gpu.rank == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     gpu.comm.all_reduce(x)
+
+
+def pipeline_of_spans(gpu: Any, m: int, schedule: str = "gpipe") -> None:
+    """A pipeline whose forward and backward are one planted event each: as many spans as a picture needs, cheaply."""
+    p, s = gpu.size, gpu.rank
+    x = torch.ones(1024)
+    forward = [("F", i) for i in range(m)]
+    backward = [("B", i) for i in range(m)]
+    warm = m if schedule == "gpipe" else min(m, p - s)
+    order = forward[:warm]
+    for i in range(m - warm):
+        order += [backward[i], forward[warm + i]]
+    order += backward[m - warm :]
+    for kind, i in order:
+        step, phase = (1, "forward") if kind == "F" else (-1, "backward")
+        if 0 <= s - step < p:
+            gpu.comm.recv(x, s - step, tag=2 * i + (kind == "B"))
+        with gpu.region(phase, micro_batch=i):
+            gpu.recorder.compute("work", 10**6 * (2 if kind == "B" else 1) * (1 + s % 3), 100)
+        if 0 <= s + step < p:
+            gpu.comm.isend(x, s + step, tag=2 * i + (kind == "B"))
+
+
+def library_sums(gpu: Any) -> None:
+    """Unequal work, then a collective handed to the library, then one of ours."""
+    x = torch.ones(64, 64)
+    for _ in range(1 + gpu.rank):
+        x = x @ x
+    gpu.comm.all_reduce(x, algorithm="native")
+    gpu.comm.all_reduce(x)

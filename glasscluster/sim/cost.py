@@ -17,7 +17,7 @@ import numpy as np
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.hardware import Hardware
-from glasscluster.sim.vocabulary import COLLECTIVE, COMPUTE, RECV, REDUCE, SEND
+from glasscluster.sim.vocabulary import COLLECTIVE, COMPUTE, PHASES, RECV, REDUCE, SEND
 
 
 @dataclass
@@ -28,8 +28,18 @@ class Costs:
     latency: np.ndarray
 
 
-def costs(graph: ExecutionGraph, hw: Hardware, precision: str, slow_ranks: dict[int, float] | None = None) -> Costs:
-    """Cost every event of a graph on a cluster. `slow_ranks` maps a rank to the factor its compute takes longer."""
+def costs(
+    graph: ExecutionGraph,
+    hw: Hardware,
+    precision: str,
+    slow_ranks: dict[int, float] | None = None,
+    faster: dict[str, float] | None = None,
+) -> Costs:
+    """Cost every event of a graph on a cluster.
+
+    `slow_ranks` maps a rank to the factor its compute takes longer; `faster` maps a phase of compute (`backward`) or
+    the axis of a communicator (`dp`) to the factor by which everything of that kind is quicker.
+    """
     duration, latency = np.zeros(len(graph)), np.zeros(len(graph))
     compute = graph.kind == COMPUTE
     duration[compute] = hw.gpu.launch_s + np.maximum(
@@ -51,7 +61,27 @@ def costs(graph: ExecutionGraph, hw: Hardware, precision: str, slow_ranks: dict[
         if name.endswith("/native"):
             for row in np.flatnonzero((graph.kind == COLLECTIVE) & (graph.op == number)):
                 duration[row] = _native(graph, int(row), name, hw)
+    for kind, factor in (faster or {}).items():
+        chosen = of_kind(graph, kind)
+        duration[chosen] /= factor
+        latency[chosen] /= factor
     return Costs(duration, latency)
+
+
+def kinds_of_work(graph: ExecutionGraph) -> list[str]:
+    """What `faster` may name in this graph: the phases it computed and the axes it communicated on."""
+    phases = [PHASES[p] for p in np.unique(graph.phase[graph.kind == COMPUTE])]
+    return phases + sorted(set(graph.axis[graph.kind != COMPUTE].tolist()) - {""})
+
+
+def of_kind(graph: ExecutionGraph, kind: str) -> np.ndarray:
+    """A mask of the events of one kind of work."""
+    known = kinds_of_work(graph)
+    if kind not in known:
+        raise ScenarioError("faster", kind, "this run did no such work", known)
+    if kind in PHASES:
+        return (graph.kind == COMPUTE) & (graph.phase == PHASES.index(kind))
+    return (graph.kind != COMPUTE) & (graph.axis == kind)
 
 
 def _native(graph: ExecutionGraph, row: int, name: str, hw: Hardware) -> float:

@@ -130,11 +130,20 @@ class ExecutionGraph:
         """Row numbers in canonical order: by rank, lane, order within the lane."""
         return np.lexsort((self.order, self.lane, self.rank))
 
+    @cached_property
+    def place(self) -> np.ndarray:
+        """Each row's place in canonical order."""
+        place = np.empty_like(self.canonical)
+        place[self.canonical] = np.arange(len(self))
+        return place
+
+    def dependencies(self, row: int) -> np.ndarray:
+        """The rows that a row follows (messages apart: see `match`)."""
+        return self.dep_idx[self.dep_ptr[row] : self.dep_ptr[row + 1]]
+
     def canonical_rows(self) -> dict[str, np.ndarray]:
         """Every column, the dependencies and the matched sends, in canonical order and with spelled-out names."""
-        order = self.canonical
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
+        order, place = self.canonical, self.place
         rows = {c: getattr(self, c)[order] for c in COLUMNS}
         names = np.array([*self.names, ""])
         rows["op"], rows["label"] = names[rows["op"]], names[rows["label"]]

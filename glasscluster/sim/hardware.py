@@ -8,7 +8,7 @@ Units: FLOP/s, bytes, bytes/s, seconds.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from glasscluster.sim.errors import ScenarioError
@@ -67,6 +67,15 @@ class Hardware:
     def link(self, src: int, dst: int) -> Link:
         """The wire between two ranks: consecutive ranks share a node."""
         return self.intra if src // self.node_size == dst // self.node_size else self.inter
+
+    def scaled(self, *, bandwidth: float = 1.0, latency: float = 1.0, flops: float = 1.0) -> Hardware:
+        """The same cluster with links `bandwidth` times as wide, α `latency` times as long, GPUs `flops` times as fast."""
+        gpu = replace(self.gpu, peak_flops={k: v * flops for k, v in self.gpu.peak_flops.items()})
+        intra, inter = (
+            replace(x, bandwidth=x.bandwidth * bandwidth, latency_s=x.latency_s * latency, overhead_s=x.overhead_s * latency)
+            for x in (self.intra, self.inter)
+        )
+        return replace(self, gpu=gpu, intra=intra, inter=inter)
 
     def save(self, path: str | Path) -> None:
         """Write a profile file that `--hardware FILE` reads back."""

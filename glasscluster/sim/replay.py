@@ -23,12 +23,13 @@ def replay(
     *,
     precision: str | None = None,
     slow_ranks: dict[int, float] | None = None,
+    faster: dict[str, float] | None = None,
     rendezvous: bool = False,
 ) -> Timeline:
-    """Time every event. With `rendezvous` a message starts only when its receive has been posted."""
+    """Time every event. `slow_ranks` and `faster` as in `costs`; with `rendezvous` a message starts when its receive is posted."""
     hw = hardware(hw)
     precision = precision or graph.info.get("precision", "fp32")
-    cost = costs(graph, hw, precision, slow_ranks)
+    cost = costs(graph, hw, precision, slow_ranks, faster)
     if rendezvous:
         start, end = _replay_rendezvous(graph, cost.duration, cost.latency)
     else:

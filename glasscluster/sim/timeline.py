@@ -140,10 +140,16 @@ class Timeline:
 
     def _blocker(self, row: int) -> int:
         """The communication event whose end let `row` start (the latest one it depends on)."""
-        g = self.graph
-        deps = g.dep_idx[g.dep_ptr[row] : g.dep_ptr[row + 1]]
-        deps = deps[g.kind[deps] != COMPUTE]
-        return int(deps[np.argmax(self.end[deps])]) if len(deps) else -1
+        deps = self.graph.dependencies(row)
+        return self._latest(deps[self.graph.kind[deps] != COMPUTE])
+
+    def _latest(self, rows: np.ndarray) -> int:
+        """The row that ends last, of equal ones the first in canonical order (so that no build order shows); -1 of none."""
+        if not len(rows):
+            return -1
+        ends = self.end[rows]
+        ties = rows[ends == ends.max()]
+        return int(ties[np.argmin(self.graph.place[ties])])
 
     def gaps(self, rank: int) -> list[Gap]:
         """Every idle stretch of a rank's compute lane, from 0 to the makespan, with its cause."""
@@ -155,7 +161,7 @@ class Timeline:
         if self.makespan > clock:
             mine = np.flatnonzero((self.graph.rank == rank) & (self.graph.kind != COMPUTE) & (self.end > clock))
             if len(mine):
-                last = int(mine[np.argmax(self.end[mine])])
+                last = self._latest(mine)
                 found.append(self._gap(rank, clock, float(self.end[last]), last))
                 clock = float(self.end[last])
             if self.makespan > clock:
@@ -212,13 +218,12 @@ class Timeline:
         """Rows, first to last, that hand the makespan on to each other across ranks."""
         if not len(self.graph):
             return []
-        g, row, path = self.graph, int(np.argmax(self.end)), []
+        g, row, path = self.graph, self._latest(np.arange(len(self.graph))), []
         while True:
             path.append(row)
             if self.start[row] <= 0:
                 break
-            deps = g.dep_idx[g.dep_ptr[row] : g.dep_ptr[row + 1]]
-            best = int(deps[np.argmax(self.end[deps])]) if len(deps) else -1
+            best = self._latest(g.dependencies(row))
             if g.match[row] >= 0 and (best < 0 or self.end[best] < self.start[row]):
                 best = int(g.match[row])
             if best < 0:

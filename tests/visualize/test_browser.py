@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,6 @@ from glasscluster.visualize.words import CATALOGUE, Said
 
 pytestmark = pytest.mark.browser
 HOSTILE = '</script><img src=x onerror="window.stolen=1">\'"{{7*7}}'
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +26,9 @@ def page_file(lab, tmp_path_factory):
     return lab.write(tmp_path_factory.mktemp("tour"))
 
 
-def visit(browser, path: Path, width: int, fragment: str = ""):
-    """An open page that collects what went wrong on it."""
-    page = browser.new_page(viewport={"width": width, "height": 760}, reduced_motion="reduce")
-    page.problems = []
-    page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda e: page.problems.append(str(e)))
-    page.on("request", lambda r: page.problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
-    page.goto(path.as_uri() + fragment)
-    return page
-
-
 @pytest.mark.parametrize("width", [1360, 390])
-def test_every_tab_opens_without_an_error_or_a_request_in_both_languages(browser, page_file, width):
-    page = visit(browser, page_file, width)
+def test_every_tab_opens_without_an_error_or_a_request_in_both_languages(visit, page_file, width):
+    page = visit(page_file, width)
     for language in ("en", "zh"):
         for tab in report.TABS:
             page.click(f"#tab-{tab}")
@@ -63,21 +41,19 @@ def test_every_tab_opens_without_an_error_or_a_request_in_both_languages(browser
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # only figures scroll sideways
         page.click("#language")
     assert page.problems == []
-    page.close()
 
 
-def test_a_link_shows_what_its_sender_saw(browser, page_file):
-    page = visit(browser, page_file, 1360, "#tab=timeline&run=gpipe&hw=dgx-h100&lang=zh")
+def test_a_link_shows_what_its_sender_saw(visit, page_file):
+    page = visit(page_file, 1360, "#tab=timeline&run=gpipe&hw=dgx-h100&lang=zh")
     assert page.inner_text("#panel-timeline .view:not([hidden]) h2").startswith("流水线并行")
     assert "dgx-h100" in page.text_content("#panel-timeline .view:not([hidden]) .xtitle")
     page.select_option('#panel-timeline select[data-pick="run"]', "tp")
     assert "run=tp" in page.url
     assert page.problems == []
-    page.close()
 
 
-def test_keys_pan_zoom_and_walk_and_every_figure_is_also_a_table(browser, page_file):
-    page = visit(browser, page_file, 1360, "#tab=timeline&run=gpipe&lang=en")
+def test_keys_pan_zoom_and_walk_and_every_figure_is_also_a_table(visit, page_file):
+    page = visit(page_file, 1360, "#tab=timeline&run=gpipe&lang=en")
     look = "document.querySelector('#panel-timeline .view:not([hidden]) .plot').layout.xaxis.range.slice()"
     full = page.evaluate(look)
     page.keyboard.press("+")
@@ -97,32 +73,29 @@ def test_keys_pan_zoom_and_walk_and_every_figure_is_also_a_table(browser, page_f
     )
     assert len(rows) == drawn
     assert page.problems == []
-    page.close()
 
 
-def test_hostile_text_in_every_field_is_shown_and_never_run(browser, lab, tmp_path):
+def test_hostile_text_in_every_field_is_shown_and_never_run(visit, lab, tmp_path):
     bad = Said(HOSTILE, HOSTILE)
     entry = lab.entries[0]
     rows = [{**entry.checks[0], "name": HOSTILE, "source": HOSTILE, "unit": HOSTILE}]
     chapter = report.Chapter(HOSTILE, bad, entry.run, {HOSTILE: entry.run.timeline}, rows, bad)
     steps = [report.StoryStep(bad, HOSTILE)]
     path = report.write_report(report.Report(HOSTILE, bad, bad, [chapter], steps, 0, rows), tmp_path / "hostile.html")
-    page = visit(browser, path, 1360)
+    page = visit(path, 1360)
     for tab in report.TABS:
         page.click(f"#tab-{tab}")
     assert page.evaluate("window.stolen") is None
     assert HOSTILE in page.inner_text("h1")
     assert page.problems == []
-    page.close()
 
 
-def test_the_ledger_can_be_downloaded_as_csv(browser, page_file, lab):
-    page = visit(browser, page_file, 1360, "#tab=ledger")
+def test_the_ledger_can_be_downloaded_as_csv(visit, page_file, lab):
+    page = visit(page_file, 1360, "#tab=ledger")
     with page.expect_download() as started:
         page.click("#download")
     text = Path(started.value.path()).read_text()
     assert len(text.splitlines()) == 1 + len(lab.all_checks)
-    page.close()
 
 
 def test_the_data_block_is_plain_json(page_file):
@@ -131,12 +104,11 @@ def test_the_data_block_is_plain_json(page_file):
     assert json.loads(block)["figures"]
 
 
-def test_a_run_shows_itself_in_a_notebook_without_a_network(browser, lab, tmp_path):
+def test_a_run_shows_itself_in_a_notebook_without_a_network(visit, lab, tmp_path):
     path = tmp_path / "cell.html"
     path.write_text("<!doctype html><body>" + lab.entries[0].run._repr_html_())
-    page = visit(browser, path, 1000)
+    page = visit(path, 1000)
     frame = page.frames[1]
     frame.wait_for_selector(".main-svg")
     assert "virtual time" in frame.text_content(".xtitle")
     assert page.problems == []
-    page.close()

@@ -1,0 +1,39 @@
+"""One headless Chromium for all page tests, and a page that remembers what went wrong on it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """`visit(path, width, fragment)` opens a page; errors, warnings and requests land in `page.problems`."""
+    opened = []
+
+    def open_page(path: Path, width: int = 1360, fragment: str = ""):
+        page = browser.new_page(viewport={"width": width, "height": 760}, reduced_motion="reduce")
+        opened.append(page)
+        page.problems = []
+        page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: page.problems.append(str(e)))
+        page.on("request", lambda r: page.problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+        page.goto(path.as_uri() + fragment)
+        return page
+
+    yield open_page
+    for page in opened:
+        page.close()
