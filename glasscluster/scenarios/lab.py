@@ -124,6 +124,7 @@ class Lab:
     finding: Text = ("", "")
     prompt: tuple[Text, float, str] | None = None  # what to predict, the answer, its unit
     explanation: Text | None = None
+    points: list[Text] = field(default_factory=list)
     own: Text | None = None
     figures: list[tuple[Text, Callable[[str], Any]]] = field(default_factory=list)
     _open: ExitStack = field(default_factory=ExitStack)
@@ -219,9 +220,9 @@ class Lab:
         """The number to predict; the report shows nothing else until one is entered."""
         self.prompt = ((en, zh), float(answer), unit)
 
-    def explain(self, en: str, zh: str) -> None:
-        """Why it came out so."""
-        self.explanation = (en, zh)
+    def explain(self, en: str, zh: str, *points: Text) -> None:
+        """Why it came out so; `points` are what a good explanation says, for the reader to tick off."""
+        self.explanation, self.points = (en, zh), list(points)
 
     def own_number(self, en: str, zh: str) -> None:
         """For the interview card: the number this run gave."""
@@ -285,6 +286,7 @@ class Lab:
             formula=f"{formula.id} · {formula.text} · {formula.match} · {formula.source}",
             kills=Said(*taught.kills),
             explanation=Said(*(self.explanation or ("", ""))),
+            points=[Said(*p) for p in self.points],
             card_question=Said(*card.question),
             card_short=Said(*card.short),
             card_long=Said(*card.long),
@@ -306,7 +308,16 @@ class Lab:
             write_chrome_trace(entry.timelines[self.hardware], home / "trace.json")
         write_ledger(folder / "ledger.csv", self.all_checks)
         chapters = [
-            Chapter(e.key, Said(*e.title), e.run, e.timelines, e.checks, note=Said(*e.note) if e.note else None, compared=e.compared)
+            Chapter(
+                e.key,
+                Said(*e.title),
+                e.run,
+                e.timelines,
+                e.checks,
+                note=Said(*e.note) if e.note else None,
+                compared=e.compared,
+                equivalence=e.trained.comparison if e.trained is not None else None,
+            )
             for e in self.entries
         ]
         page = Report(

@@ -8,6 +8,7 @@ from typing import Any
 
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import ExecutionGraph
+from glasscluster.sim.pack import load_packed
 from glasscluster.sim.replay import replay
 
 
@@ -44,7 +45,8 @@ def slow_ranks(given: list[str]) -> dict[int, float]:
 
 def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: bool, out: str | None) -> dict[str, Any]:
     """`glass replay`: the timeline keys of train; with `out` also a report."""
-    graph = ExecutionGraph.load(find_graph(run))
+    found = find_graph(run)
+    graph = load_packed(found) if found.suffix == ".json" else ExecutionGraph.load(found)
     for rank in slow:
         if rank >= graph.ranks:
             raise ScenarioError("slow_rank", rank, f"the run has ranks 0 to {graph.ranks - 1}", range(graph.ranks))

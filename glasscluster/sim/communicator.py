@@ -153,8 +153,9 @@ class CollectiveWork(Work):
     Labels are taken at launch, so the recording does not depend on when the CPU runs the steps.
     """
 
-    def __init__(self, comm: Communicator, operation: str, algorithm: str, purpose: str, label: str, nbytes: int) -> None:
-        self.comm, self.operation, self.algorithm, self.nbytes = comm, operation, algorithm, nbytes
+    def __init__(self, comm: Communicator, operation: str, algorithm: str, purpose: str, label: str, buffer: torch.Tensor) -> None:
+        self.comm, self.operation, self.algorithm = comm, operation, algorithm
+        self.buffer, self.nbytes = buffer, buffer.numel() * buffer.element_size()
         self.sequence = comm.next_sequence()
         self.pending: list[Ticket] = []
         self.staging: torch.Tensor | None = None
@@ -216,7 +217,7 @@ class CollectiveWork(Work):
         if into.numel() == 0:
             return
         _REDUCTIONS[op](into, other)
-        self._row(REDUCE, op, into.numel() * into.element_size(), -1, self.comm.lane(0), advance=True)
+        self._row(REDUCE, op, into.numel() * into.element_size(), -1, self.comm.lane(0), self._offset(into), advance=True)
 
     # ---- what the progress engine calls --------------------------------------------------------------------------
     def advance(self) -> bool:
@@ -243,6 +244,7 @@ class CollectiveWork(Work):
             self.pending = step or []
             if step is None:
                 self.finished = True
+                del self.buffer
                 if self.recorded:
                     self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
                 self.row = self._row(COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0))
@@ -268,13 +270,19 @@ class CollectiveWork(Work):
         post = comm.wire.isend if kind == SEND else comm.wire.irecv
         ticket = post(x, world, comm.tag_base, what)
         lane = comm.lane(1 if kind == SEND else 2)
-        ticket.row = self._row(kind, self.operation, x.numel() * x.element_size(), world, lane)
+        ticket.row = self._row(kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x))
         return [ticket]
 
-    def _row(self, kind: int, op: str, nbytes: int, peer: int, lane: int, advance: bool = False) -> int:
+    def _offset(self, part: torch.Tensor) -> int:
+        """The first byte of a part of the buffer, within the buffer; -1 for what is elsewhere (staging)."""
+        if not self.recorded or part.untyped_storage()._cdata != self.buffer.untyped_storage()._cdata:
+            return -1
+        return int(part.storage_offset() - self.buffer.storage_offset()) * part.element_size()
+
+    def _row(self, kind: int, op: str, nbytes: int, peer: int, lane: int, offset: int = -1, advance: bool = False) -> int:
         if not self.recorded:
             return -1
-        row = self.comm.recorder.row(lane, kind, op, 0, nbytes, self.cursor, peer=peer, **self.labels)
+        row = self.comm.recorder.row(lane, kind, op, 0, nbytes, self.cursor, peer=peer, offset=offset, **self.labels)
         if advance:
             self.cursor = (row,)
         return row
@@ -423,7 +431,7 @@ class Communicator:
         if self.size == 1:
             return Done()
         x = x.detach()
-        work = CollectiveWork(self, operation, algorithm, purpose, label, x.numel() * x.element_size())
+        work = CollectiveWork(self, operation, algorithm, purpose, label, x)
         work.steps = self._native(work, operation, x, options) if steps is None else steps(work, x.view(-1), **options)
         if average:
             work.steps = _then(work.steps, lambda: (self.chunk(x) if operation == "reduce_scatter" else x).div_(self.size))

@@ -36,8 +36,8 @@ COLUMNS: tuple[str, ...] = (
     "tag",
     "purpose",
 )
-COLUMNS += ("label", "sequence")
-FORMAT = 1
+COLUMNS += ("label", "sequence", "offset")
+FORMAT = 2
 
 
 class ExecutionGraph:
@@ -58,6 +58,7 @@ class ExecutionGraph:
     purpose: np.ndarray
     label: np.ndarray
     sequence: np.ndarray
+    offset: np.ndarray  # of a message or addition of a collective: first byte within the collective's buffer, -1 in staging
 
     def __init__(self, columns: dict[str, np.ndarray], dep_ptr: np.ndarray, dep_idx: np.ndarray, match: np.ndarray, meta: dict) -> None:
         for name in COLUMNS:

@@ -39,6 +39,7 @@ FIELDS = [
     "purpose",
     "label",
     "sequence",
+    "offset",
 ]  # then the local ids of the rows it depends on
 
 
@@ -163,6 +164,7 @@ class Recorder:
                 more.get("purpose", 0),
                 self.name_id(more.get("label", "")),
                 more.get("sequence", -1),
+                more.get("offset", -1),
                 deps,
             )
         )

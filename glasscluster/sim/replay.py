@@ -34,7 +34,9 @@ def replay(
         start, end = _replay_rendezvous(graph, cost.duration, cost.latency)
     else:
         start, end = longest_path(graph.dep_ptr, graph.dep_idx, graph.match, cost.duration, cost.latency)
-    return Timeline(graph, start, end, hw, precision)
+    timeline = Timeline(graph, start, end, hw, precision)
+    timeline.asked = {"slow_ranks": slow_ranks or {}, "faster": faster or {}, "rendezvous": rendezvous}
+    return timeline
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
@@ -83,14 +85,17 @@ def kahn(n, out_ptr, out_idx, missing, first):
     return order[:filled]
 
 
+def rendezvous_edges(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray]:
+    """Source and target rows of all dependencies when a send also follows what its receive's posting follows."""
+    source, target = graph.dep_idx, np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr))
+    posted = graph.kind[target] == RECV
+    return np.concatenate([source, source[posted]]), np.concatenate([target, graph.match[target[posted]]])
+
+
 def _replay_rendezvous(graph: ExecutionGraph, duration: np.ndarray, latency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every send also follows what its receive's posting follows; this changes the order, so sort again."""
     n = len(graph)
-    target = np.repeat(np.arange(n), np.diff(graph.dep_ptr))
-    source = graph.dep_idx
-    receives = np.flatnonzero(graph.kind == RECV)
-    posted = np.isin(target, receives)
-    source, target = np.concatenate([source, source[posted]]), np.concatenate([target, graph.match[target[posted]]])
+    source, target = rendezvous_edges(graph)
     received = np.flatnonzero(graph.match >= 0)
     order = topological_order(n, np.concatenate([source, graph.match[received]]), np.concatenate([target, received]), np.arange(n))
     place = np.empty_like(order)

@@ -33,7 +33,30 @@ from glasscluster.sim.vocabulary import (
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+IDLE_CAUSES = ("communication", "dependency", "warm-up", "drain")
 USEFUL = (FORWARD, BACKWARD, WEIGHT, RECOMPUTE)
+
+
+def _covered(start: np.ndarray, end: np.ndarray, spans: list[tuple[float, float]]) -> float:
+    """Seconds of the intervals [start, end) that lie inside the union of `spans`."""
+    if not len(start) or not spans:
+        return 0.0
+    joined: list[list[float]] = []
+    for a, b in sorted(spans):
+        if joined and a <= joined[-1][1]:
+            joined[-1][1] = max(joined[-1][1], b)
+        else:
+            joined.append([a, b])
+    edges = np.array(joined)
+    total = np.concatenate([[0.0], np.cumsum(edges[:, 1] - edges[:, 0])])
+
+    def until(t: np.ndarray) -> np.ndarray:
+        """Covered seconds before t."""
+        at = np.searchsorted(edges[:, 0], t, side="right")
+        over = np.where(at > 0, np.maximum(0.0, edges[np.maximum(at - 1, 0), 1] - t), 0.0)
+        return total[at] - over
+
+    return float((until(end) - until(start)).sum())
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,7 @@ class Timeline:
     def __init__(self, graph: ExecutionGraph, start: np.ndarray, end: np.ndarray, hardware: Hardware, precision: str) -> None:
         self.graph, self.start, self.end, self.hardware, self.precision = graph, start, end, hardware, precision
         self.measured = False
+        self.asked: dict[str, Any] = {}  # slow_ranks, faster, rendezvous: how `replay` was asked for it
 
     def __repr__(self) -> str:
         kind = "measured" if self.measured else "virtual"
@@ -203,6 +227,43 @@ class Timeline:
             out["bubble"] += gap.length - gap.comm
         out.pop("exposed_", None)
         return out
+
+    def split(self) -> list[dict[str, float]]:
+        """Each rank's makespan in parts that add up to it: compute with and without communication under way, the rest.
+
+        `alone` and `overlapped` are forward, backward and other compute; `exposed` is waiting with the awaited message
+        on the wire, `bubble` any other waiting.
+        """
+        moving: list[list[tuple[float, float]]] = [[] for _ in range(self.graph.ranks)]
+        for work in self.communications():
+            moving[work["rank"]].append((work["start"], work["end"]))
+        found = []
+        for rank in range(self.graph.ranks):
+            rows = compute_rows(self.graph, rank)
+            optimizer = self.graph.phase[rows] == OPTIMIZER
+            spent = self.end[rows] - self.start[rows]
+            gaps = self.gaps(rank)
+            exposed = sum(g.comm for g in gaps)
+            covered = _covered(self.start[rows][~optimizer], self.end[rows][~optimizer], moving[rank])
+            found.append(
+                {
+                    "alone": float(spent[~optimizer].sum()) - covered,
+                    "overlapped": covered,
+                    "optimizer": float(spent[optimizer].sum()),
+                    "exposed": exposed,
+                    "bubble": sum(g.length for g in gaps) - exposed,
+                }
+            )
+        return found
+
+    def idle_causes(self) -> list[dict[str, float]]:
+        """Each rank's idle seconds by cause; the part of a gap with its message on the wire is `communication`."""
+        found = [dict.fromkeys(IDLE_CAUSES, 0.0) for _ in range(self.graph.ranks)]
+        for gap in self.all_gaps:
+            rest = "dependency" if gap.cause == "communication" else gap.cause
+            found[gap.rank]["communication"] += gap.comm
+            found[gap.rank][rest] += gap.length - gap.comm
+        return found
 
     def last_rank(self) -> int:
         """The rank that finishes last (lowest on ties)."""

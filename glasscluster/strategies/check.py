@@ -74,6 +74,7 @@ def digest(results: Sequence[RankResult]) -> str:
 def compare(results: Sequence[RankResult], reference: Reference, plan: Plan) -> dict[str, Any]:
     """Largest differences over ranks, steps and tensors, and which tensor was worst."""
     worst = {"grad": 0.0, "weight": 0.0, "loss": 0.0}
+    by_step: dict[str, list[dict[str, float]]] = {k: [{} for _ in reference.losses] for k in ("grad", "weight")}
     where = {"grad": "", "weight": ""}
     stages: dict[int, set[str]] = {}
     for rank, result in enumerate(results):
@@ -87,6 +88,7 @@ def compare(results: Sequence[RankResult], reference: Reference, plan: Plan) -> 
                     shard = reference.shards[name]
                     expected = whole[name] if shard is None else shard.take(whole[name], tp_rank, plan.tp)
                     d = difference(tensor.double().cpu(), expected, floor)
+                    by_step[kind][step][name] = max(d, by_step[kind][step].get(name, 0.0))
                     if d > worst[kind]:
                         worst[kind], where[kind] = d, f"{name}, rank {rank}, step {step}"
                 stages.setdefault(stage, set()).update(tensors)
@@ -104,4 +106,6 @@ def compare(results: Sequence[RankResult], reference: Reference, plan: Plan) -> 
         "worst_weight": where["weight"],
         "reference_losses": reference.losses,
         "checked_steps": len(reference.losses),
+        "losses": [float(x) for x in results[-1].losses],
+        "by_step": by_step,  # kind -> one {tensor: largest difference over ranks} a step
     }

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.sim.vocabulary import CATEGORIES
+from glasscluster.visualize.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.memory import byte_unit, category_word
 from glasscluster.visualize.palette import MEMORY, TIME
-from glasscluster.visualize.timeline import FONT, time_unit
+from glasscluster.visualize.timeline import time_unit
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
@@ -46,19 +47,10 @@ def comparison_figure(runs: Sequence[Contender], lang: str = "en") -> Figure:
     sent_name = _sent_panel(figure, runs, names, lang)
     memory_name = _memory_panel(figure, runs, names, lang)
     for column, unit in enumerate((time_name, sent_name, memory_name), start=1):
-        figure.update_xaxes(title_text=unit, rangemode="tozero", gridcolor="#e4e7eb", zeroline=False, row=1, col=column)
+        figure.update_xaxes(title_text=unit, rangemode="tozero", **QUIET_AXIS, row=1, col=column)
     figure.update_yaxes(autorange="reversed", tickfont={"size": 15}, automargin=True)
-    figure.update_layout(
-        template={},
-        barmode="stack",
-        bargap=0.38,
-        height=190 + 58 * len(runs),
-        margin={"l": 20, "r": 44, "t": 34, "b": 96},
-        font={"family": FONT, "size": 14, "color": "#1f2933"},
-        paper_bgcolor="#ffffff",
-        plot_bgcolor="#ffffff",
-        legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom", "traceorder": "normal"},
-    )
+    figure.update_layout(**plain_layout(190 + 58 * len(runs), right=44, bottom=96), barmode="stack", bargap=0.38)
+    figure.update_layout(legend_traceorder="normal")
     return figure
 
 

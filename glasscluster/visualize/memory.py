@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from glasscluster.sim.graph import compute_rows
 from glasscluster.sim.vocabulary import CATEGORIES
+from glasscluster.visualize.layout import LEGEND, QUIET_AXIS, plain_layout
 from glasscluster.visualize.palette import MEMORY
-from glasscluster.visualize.timeline import FONT, time_unit
+from glasscluster.visualize.timeline import time_unit
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from glasscluster.sim.timeline import Timeline
+POINTS = 2400  # moments drawn in a curve
 
 
 def category_word(category: str, lang: str) -> str:
@@ -72,11 +75,49 @@ def _totals(totals: list[float], unit: str) -> list[dict[str, Any]]:
     ]
 
 
+@dataclass(frozen=True)
+class StateBook:
+    """Bytes of states a GPU holds (mean over ranks), counted and by the formula, for one strategy."""
+
+    name: str
+    counted: dict[str, float]
+    predicted: dict[str, float]
+
+
+def memory_by_strategy(books: Sequence[StateBook], lang: str = "en") -> Figure:
+    """Stacked bars of what was counted, one a strategy; the formula's total as a mark on each."""
+    import plotly.graph_objects as go
+
+    totals = [sum(b.predicted.values()) for b in books]
+    divisor, unit = byte_unit(max([*totals, *(sum(b.counted.values()) for b in books)], default=0.0))
+    names = [b.name for b in books]
+    figure = go.Figure()
+    for category in ("parameters", "gradients", "optimizer"):
+        values = [b.counted[category] / divisor for b in books]
+        figure.add_trace(_bar(go, category, names, values, unit, lang))
+    theory = [float(f"{t / divisor:.6g}") for t in totals]
+    figure.add_trace(
+        go.Scatter(
+            name=word("by_formula", lang),
+            x=names,
+            y=theory,
+            mode="markers+text",
+            text=[f"{t:.3g} {unit}" for t in theory],
+            textposition="top center",
+            marker={"symbol": "line-ew", "size": 56, "line": {"width": 4, "color": "#000000"}},
+            hovertemplate=f"%{{x}}<br>{word('by_formula', lang)}: %{{y:.4g}} {unit}<extra></extra>",
+        )
+    )
+    figure.update_layout(**_layout(word("states_by_strategy", lang), unit, 380))
+    figure.update_layout(barmode="stack", yaxis_range=[0, max(theory, default=1.0) * 1.16])
+    return figure
+
+
 def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str | None = None) -> Figure:
     """Live bytes of a rank by category, against the virtual time of the operation that changed them."""
     import plotly.graph_objects as go
 
-    times, levels = _levels(timeline, rank)
+    times, levels = _thinned(*_levels(timeline, rank))
     factor, time_name = time_unit(timeline.makespan)
     divisor, unit = byte_unit(float(levels.sum(axis=1).max(initial=0.0)))
     figure = go.Figure()
@@ -96,6 +137,17 @@ def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str
     figure.update_layout(**_layout(heading, unit, 380), hovermode="x unified")
     figure.update_xaxes(title_text=f"{word('virtual_time', lang)} ({time_name}) · {timeline.hardware.name}")
     return figure
+
+
+def _thinned(times: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most POINTS moments: of each stretch of time its fullest and its last, so that no peak is lost."""
+    if len(times) <= POINTS:
+        return times, levels
+    stretch = np.minimum((times / max(float(times[-1]), 1e-300) * (POINTS // 2)).astype(int), POINTS // 2 - 1)
+    total, keep = levels.sum(axis=1), []
+    for part in np.split(np.arange(len(times)), np.flatnonzero(np.diff(stretch)) + 1):
+        keep += sorted({int(part[np.argmax(total[part])]), int(part[-1])})
+    return times[keep], levels[keep]
 
 
 def _levels(timeline: Timeline, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,15 +172,10 @@ def _levels(timeline: Timeline, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _layout(title: str, unit: str, height: int) -> dict[str, Any]:
     return {
-        "template": {},
-        "height": height,
+        **plain_layout(height, left=72, right=16, top=48, bottom=84),
         "title": {"text": title, "x": 0, "xref": "paper", "font": {"size": 18}},
-        "font": {"family": FONT, "size": 14, "color": "#1f2933"},
-        "margin": {"l": 72, "r": 16, "t": 48, "b": 84},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
-        "yaxis": {"title": {"text": unit}, "gridcolor": "#e4e7eb", "zeroline": False, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": unit}, "rangemode": "tozero", **QUIET_AXIS},
         "xaxis": {"zeroline": False},
-        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom", "traceorder": "normal"},
+        "legend": {**LEGEND, "traceorder": "normal"},
         "bargap": 0.35,
     }

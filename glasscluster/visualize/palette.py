@@ -43,6 +43,20 @@ TIME: dict[str, Look] = {  # where a step's seconds go
     "optimizer": KINDS["optimizer"],
 }
 
+SPLIT: dict[str, Look] = {  # one rank's makespan (Timeline.split), in the order it is stacked
+    "alone": KINDS["forward"],
+    "overlapped": Look("#56B4E9", "#000000", "/", "#2a7fb0"),
+    "optimizer": KINDS["optimizer"],
+    "exposed": KINDS["collective"],
+    "bubble": Look("#d9d9d9", "#000000", "x", "#b0b0b0"),
+}
+IDLE: dict[str, Look] = {  # why a rank stood still
+    "communication": KINDS["collective"],
+    "dependency": Look("#9aa0a6", "#000000", ".", "#5f6368"),
+    "warm-up": Look("#56B4E9", "#000000", "-", "#2a7fb0"),
+    "drain": Look("#d9d9d9", "#000000", "x", "#a0a0a0"),
+}
+
 
 def luminance(colour: str) -> float:
     """Relative luminance of #rrggbb (WCAG 2.2)."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glasscluster.sim.vocabulary import SEND
+from glasscluster.visualize.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.palette import SERIES
-from glasscluster.visualize.timeline import FONT, size_text, time_unit
+from glasscluster.visualize.timeline import size_text, time_unit
 from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def lines(
         )
     figure.update_layout(**_layout(x, y))
     figure.update_xaxes(type="log" if log_x else "linear")
+    marked = sorted({float(v) for xs, _ in series.values() for v in xs})
+    if log_x and len(marked) <= 10:
+        figure.update_xaxes(tickvals=marked, ticktext=[f"{v:g}" for v in marked])
     figure.update_yaxes(type="log" if log_y else "linear", rangemode="normal" if log_y else "tozero")
     return figure
 
@@ -117,13 +121,7 @@ def _clean(values: Any) -> list[float]:
 
 def _layout(x: str, y: str) -> dict[str, Any]:
     return {
-        "template": {},
-        "height": 400,
-        "font": {"family": FONT, "size": 15, "color": "#1f2933"},
-        "margin": {"l": 76, "r": 24, "t": 20, "b": 96},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
-        "xaxis": {"title": {"text": x}, "gridcolor": "#e4e7eb", "zeroline": False},
-        "yaxis": {"title": {"text": y}, "gridcolor": "#e4e7eb", "zeroline": False},
-        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+        **plain_layout(400, left=76, right=24, top=20, bottom=96, size=15),
+        "xaxis": {"title": {"text": x}, **QUIET_AXIS},
+        "yaxis": {"title": {"text": y}, **QUIET_AXIS},
     }

@@ -8,17 +8,23 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.sim.pack import pack_graph, pack_timeline
 from glasscluster.visualize import ledger, network
+from glasscluster.visualize.breakdown import critical_figure, idle_figure, split_figure
 from glasscluster.visualize.compare import comparison_figure, contender
-from glasscluster.visualize.memory import memory_bars, memory_over_time
-from glasscluster.visualize.timeline import size_text, time_unit, timeline_figure
+from glasscluster.visualize.equivalence import equivalence_figure
+from glasscluster.visualize.memory import StateBook, memory_bars, memory_by_strategy, memory_over_time
+from glasscluster.visualize.palette import KINDS
+from glasscluster.visualize.side_by_side import side_by_side_figure
+from glasscluster.visualize.stepper import stepper_figure
+from glasscluster.visualize.timeline import DRAWN_SINGLY, bar_count, time_unit, timeline_axes, timeline_figure
 from glasscluster.visualize.words import CATALOGUE, LANGUAGES, Said, row_name, word
 
 if TYPE_CHECKING:
@@ -26,6 +32,21 @@ if TYPE_CHECKING:
     from glasscluster.sim.timeline import Timeline
 
 PLOTLY = "plotly-basic-4.1.1.min.js"
+SCRIPTS = ("engine.js", "canvas.js", "timeline.js", "report.js")
+PAGE_WORDS: tuple[str, ...] = (
+    "show_table",
+    "hide_table",
+    "table_cut",
+    "you_said",
+    "not_a_number",
+    "drawn",
+    "follows",
+    "whatif_idle",
+    "whatif_says",
+)
+PAGE_WORDS += ("rank", "opt", "to_rank", "launched", "from_to", "length", "axis", "cause", "events", "messages_of")
+PAGE_WORDS += ("forward", "backward", "weight", "recompute", "optimizer", "other", "collective", "p2p", "bubble")
+PAGE_WORDS += ("communication", "dependency", "warm-up", "drain")
 TABS = ("story", "timeline", "memory", "network", "ledger", "checks")
 MEMORY_CURVES = 4  # ranks whose memory over time is drawn: the fullest first
 
@@ -41,6 +62,12 @@ class Chapter:
     checks: list[dict[str, Any]] = field(default_factory=list)
     note: Said | None = None
     compared: bool = True
+    equivalence: dict[str, Any] | None = None  # what strategies.check.compare returned
+
+    @property
+    def first(self) -> Timeline:
+        """The timeline that is shown first."""
+        return next(iter(self.timelines.values()))
 
 
 @dataclass(frozen=True)
@@ -63,6 +90,7 @@ class LessonPage:
     formula: str
     kills: Said
     explanation: Said
+    points: list[Said]  # what a good explanation says; shown beside the reader's own sentence
     card_question: Said
     card_short: Said
     card_long: Said
@@ -121,23 +149,52 @@ def bilingual(make: Any) -> dict[str, Any] | None:
 
 def _figures(report: Report) -> dict[str, Any]:
     """Every figure of the page by its id."""
-    found: dict[str, Any] = {}
+    made: dict[str, Callable[[str], Any]] = {}
     for number, chapter in enumerate(report.chapters):
-        for place, timeline in enumerate(chapter.timelines.values()):
-            found[f"tl-{number}-{place}"] = bilingual(lambda lang, t=timeline: timeline_figure(t, lang))
-        peaks = chapter.run.peak_memory()
-        found[f"mem-{number}"] = bilingual(lambda lang, p=peaks: memory_bars(p, lang))
-        first = next(iter(chapter.timelines.values()))
-        for rank in _curves(peaks):
-            found[f"curve-{number}-{rank}"] = bilingual(lambda lang, t=first, r=rank: memory_over_time(t, r, lang))
-        found[f"net-{number}"] = bilingual(lambda lang, g=chapter.run.graph: network.sent_figure(g, lang))
+        made |= dict(_chapter_figures(number, chapter))
     compared = [c for c in report.chapters if c.compared]
     if len(compared) > 1:
-        runs = [contender({"en": c.title.en, "zh": c.title.zh}, next(iter(c.timelines.values())), c.run.peak_memory()) for c in compared]
-        found["compare"] = bilingual(lambda lang: comparison_figure(runs, lang))
+        runs = [contender({"en": c.title.en, "zh": c.title.zh}, c.first, c.run.peak_memory()) for c in compared]
+        made["compare"] = lambda lang: comparison_figure(runs, lang)
+        if sum(bar_count(c.first) for c in compared) <= DRAWN_SINGLY:
+            made["sides"] = lambda lang: side_by_side_figure([(c.title.in_(lang), c.first) for c in compared], lang)
+    books = [(c, state_book(c)) for c in report.chapters if c.compared]
+    if any(book for _, book in books):
+        made["states"] = lambda lang: memory_by_strategy([replace(b, name=c.title.in_(lang)) for c, b in books if b], lang)
+    made["rows"] = lambda lang: ledger.ledger_figure(report.all_checks(), lang)
     for number, (_, make) in enumerate(report.figures):
-        found[f"own-{number}"] = bilingual(make)
+        made[f"own-{number}"] = make
+    found = {key: bilingual(make) for key, make in made.items()}
     return {k: v for k, v in found.items() if v is not None}
+
+
+def _chapter_figures(number: int, chapter: Chapter) -> Iterator[tuple[str, Callable[[str], Any]]]:
+    """The figures of one run."""
+    for place, t in enumerate(chapter.timelines.values()):
+        here = f"{number}-{place}"
+        yield f"tl-{here}", partial(timeline_axes if bar_count(t) > DRAWN_SINGLY else timeline_figure, t)
+        yield f"split-{here}", partial(split_figure, t)
+        yield f"idle-{here}", partial(idle_figure, t)
+        yield f"path-{here}", partial(critical_figure, t)
+    peaks, graph = chapter.run.peak_memory(), chapter.run.graph
+    if any(total for total, _ in peaks):
+        yield f"mem-{number}", partial(memory_bars, peaks)
+        for rank in _curves(peaks):
+            yield f"curve-{number}-{rank}", partial(memory_over_time, chapter.first, rank)
+    yield f"net-{number}", partial(network.sent_figure, graph)
+    yield f"matrix-{number}", partial(network.traffic_figure, graph)
+    yield f"ring-{number}", partial(stepper_figure, graph)
+    if chapter.equivalence:
+        yield f"same-{number}", partial(equivalence_figure, chapter.equivalence)
+
+
+def state_book(chapter: Chapter) -> StateBook | None:
+    """Model states per GPU, counted and by the formula, from the rows that say so; None when the run has none."""
+    rows = {r["name"].split(" held")[0]: r for r in chapter.checks if r["name"].endswith(" held, all ranks")}
+    if len(rows) != 3:
+        return None
+    ranks = chapter.run.graph.ranks
+    return StateBook("", *({k: r[side] / ranks for k, r in rows.items()} for side in ("counted", "predicted")))
 
 
 def _curves(peaks: list[tuple[int, dict[str, int]]]) -> list[int]:
@@ -165,22 +222,24 @@ def _summary(timeline: Timeline, model_flops: float) -> list[tuple[str, str]]:
 
 def _chapters(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for number, chapter in enumerate(report.chapters):
-        graph = chapter.run.graph
-        sent = network.matrix(graph)
-        largest = int(sent.max(initial=0))
-        cells = [[{"text": size_text(v) if v else "", "share": v / largest if largest else 0.0} for v in row] for row in sent.tolist()]
-        flops = float(graph.info.get("model_flops", 0.0))
+        flops = float(chapter.run.graph.info.get("model_flops", 0.0))
+        known = [f for f in (f"net-{number}", f"matrix-{number}", f"ring-{number}") if f in figures]
         yield {
             "key": chapter.key,
             "title": chapter.title,
             "note": chapter.note,
             "timelines": [
-                {"hardware": name, "figure": f"tl-{number}-{place}", "summary": _summary(t, flops)}
+                {
+                    "hardware": name,
+                    "figure": f"tl-{number}-{place}",
+                    "more": [(key, f"{key}-{number}-{place}") for key in ("split", "idle", "path")],
+                    "summary": _summary(t, flops),
+                }
                 for place, (name, t) in enumerate(chapter.timelines.items())
             ],
             "memory": [k for k in figures if k == f"mem-{number}" or k.startswith(f"curve-{number}-")],
-            "network": f"net-{number}" if f"net-{number}" in figures else None,
-            "matrix": cells if largest and graph.ranks <= 32 else None,
+            "network": known,
+            "equivalence": f"same-{number}" if f"same-{number}" in figures else None,
             "ledger": ledger.lines(chapter.checks),
             "same": [r for r in ledger.lines(chapter.checks) if r["unit"] == "relative"],
             "held": sum(r["ok"] for r in chapter.checks),
@@ -243,10 +302,18 @@ def render(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
     )
     templates = files("glasscluster.visualize") / "templates"
-    script, style = (templates / "report.js").read_text(encoding="utf-8"), (templates / "report.css").read_text(encoding="utf-8")
+    style = (templates / "report.css").read_text(encoding="utf-8")
     figures = _figures(report)
-    plotly = plotly_source()
-    data = {"figures": figures, "ledger": ledger_csv(report), "name": report.name, "words": _page_words(), "lesson": _answer(report.lesson)}
+    scripts = [plotly_source(), "\n".join((templates / name).read_text(encoding="utf-8") for name in SCRIPTS)]
+    data = {
+        "figures": figures,
+        "graphs": [_packed(c) for c in report.chapters],
+        "views": dict(_views(report)),
+        "palette": {k: vars(look) for k, look in KINDS.items()},
+        "ledger": ledger_csv(report),
+        "words": {k: {"en": CATALOGUE[k].en, "zh": CATALOGUE[k].zh} for k in PAGE_WORDS},
+        "lesson": None if report.lesson is None else {"answer": report.lesson.answer, "unit": report.lesson.unit},
+    }
     hardware = list(dict.fromkeys(h for c in report.chapters for h in c.timelines))
     first = report.chapters[0].run if report.chapters else None
     checks = report.all_checks()
@@ -261,24 +328,29 @@ def render(report: Report) -> str:
         hardware=hardware,
         backend=first.backend if first else "",
         versions=_versions(),
-        compare="compare" in figures,
+        figures=figures,
         W=CATALOGUE,
         say=lambda key, **values: Said(*(word(key, lang, **values) for lang in LANGUAGES)),
-        plotly=plotly,
-        script=script,
+        scripts=scripts,
         style=style,
         data=_json(data),
-        policy=f"default-src 'none'; script-src {_hash(plotly)} {_hash(script)}; style-src 'unsafe-inline'; img-src data: blob:; "
+        policy=f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'",
     )
 
 
-def _answer(lesson: LessonPage | None) -> dict[str, Any] | None:
-    return None if lesson is None else {"answer": lesson.answer, "unit": lesson.unit}
+def _packed(chapter: Chapter) -> dict[str, Any]:
+    """The chapter's recording, for the page's engine. A rendezvous replay has more edges."""
+    return pack_graph(chapter.run.graph, bool(chapter.first.asked.get("rendezvous")))
 
 
-def _page_words() -> dict[str, dict[str, str]]:
-    return {k: {"en": CATALOGUE[k].en, "zh": CATALOGUE[k].zh} for k in ("show_table", "hide_table", "you_said", "not_a_number")}
+def _views(report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the page needs to replay each timeline: which graph, on what, in which unit, and whether on a canvas."""
+    for number, chapter in enumerate(report.chapters):
+        for place, timeline in enumerate(chapter.timelines.values()):
+            factor, unit = time_unit(timeline.makespan)
+            about = {"graph": number, "hardware": pack_timeline(timeline), "factor": factor, "unit": unit}
+            yield f"tl-{number}-{place}", {**about, "canvas": bar_count(timeline) > DRAWN_SINGLY}
 
 
 def write_report(report: Report, path: Path) -> Path:

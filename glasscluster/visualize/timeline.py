@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from glasscluster.sim.vocabulary import PHASES
+import numpy as np
+
+from glasscluster.sim.vocabulary import COLLECTIVE, COMPUTE, PHASES, SEND
+from glasscluster.visualize.layout import FONT
 from glasscluster.visualize.palette import CRITICAL, KINDS
 from glasscluster.visualize.words import word
 
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
 DRAWN_SINGLY = 2000  # above this many bars, those narrower than a pixel are joined
 PIXELS = 1200
 COMPUTE_HEIGHT, COMM_TOP, COMM_HEIGHT = 0.52, 0.60, 0.30
-FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans CJK SC', 'Noto Sans SC', sans-serif"
 
 
 @dataclass
@@ -57,7 +59,7 @@ def timeline_figure(timeline: Timeline, lang: str = "en", title: str | None = No
     import plotly.graph_objects as go
 
     factor, unit = time_unit(timeline.makespan)
-    bars = [*_compute(timeline, lang, factor, unit), *_communication(timeline, lang, factor, unit)]
+    bars = [*compute_bars(timeline, lang, factor, unit), *communication_bars(timeline, lang, factor, unit)]
     idle = _idle(timeline, lang, factor, unit)
     shown, note = _legible(bars, timeline, lang, factor, unit)
     idle, _unused = _legible(idle, timeline, lang, factor, unit)
@@ -74,13 +76,35 @@ def timeline_figure(timeline: Timeline, lang: str = "en", title: str | None = No
     return figure
 
 
+def bar_count(timeline: Timeline) -> int:
+    """How many bars the figure would draw one by one, idle ones not counted."""
+    return len(timeline.blocks()) + len(timeline.communications())
+
+
+def timeline_axes(timeline: Timeline, lang: str = "en") -> Figure:
+    """Axes and legend alone: what a page puts under its canvas when there are more than DRAWN_SINGLY bars."""
+    import plotly.graph_objects as go
+
+    factor, unit = time_unit(timeline.makespan)
+    graph = timeline.graph
+    used = {PHASES[p] for p in np.unique(graph.phase[graph.kind == COMPUTE])}
+    used |= {"collective"} if (graph.kind == COLLECTIVE).any() else set()
+    used |= {"p2p"} if ((graph.kind == SEND) & (graph.sequence < 0)).any() else set()
+    figure = go.Figure()
+    for kind in ("bubble", *(k for k in KINDS if k in used)):
+        figure.add_trace(_trace(go, [], kind, lang, factor))
+    figure.add_trace(_outline(go, [], lang, factor))
+    figure.update_layout(**_layout(timeline, lang, None, unit, factor, ""))
+    return figure
+
+
 # ---- what there is to draw ---------------------------------------------------------------------------------------
 def _span(bar_start: float, bar_end: float, lang: str, factor: float, unit: str) -> list[str]:
     begun, length = bar_start * factor, (bar_end - bar_start) * factor
     return [f"{word('from_to', lang)} {begun:.5g} {unit}", f"{word('length', lang)} {length:.5g} {unit}"]
 
 
-def _compute(timeline: Timeline, lang: str, factor: float, unit: str) -> Iterable[Bar]:
+def compute_bars(timeline: Timeline, lang: str, factor: float, unit: str) -> Iterable[Bar]:
     for block in timeline.blocks():
         kind = PHASES[block["phase"]]
         micro = block["micro_batch"]
@@ -96,7 +120,7 @@ def _compute(timeline: Timeline, lang: str, factor: float, unit: str) -> Iterabl
         yield Bar(kind, centre, COMPUTE_HEIGHT, block["start"], block["end"], text, hover, block["critical"])
 
 
-def _communication(timeline: Timeline, lang: str, factor: float, unit: str) -> Iterable[Bar]:
+def communication_bars(timeline: Timeline, lang: str, factor: float, unit: str) -> Iterable[Bar]:
     """Sub-lanes of the communication lane: one a parallel axis that sent anything."""
     works = timeline.communications()
     axes = sorted({w["axis"] for w in works})
@@ -157,6 +181,7 @@ def _trace(go: Any, bars: list[Bar], kind: str, lang: str, factor: float) -> Any
     lanes = kind in ("collective", "p2p")
     return go.Bar(
         name=word(kind, lang),
+        meta=kind,
         orientation="h",
         base=_numbers(b.start * factor for b in bars),
         x=_numbers((b.end - b.start) * factor for b in bars),
@@ -181,6 +206,7 @@ def _trace(go: Any, bars: list[Bar], kind: str, lang: str, factor: float) -> Any
 def _outline(go: Any, bars: list[Bar], lang: str, factor: float) -> Any:
     return go.Bar(
         name=word("critical", lang),
+        meta="critical",
         orientation="h",
         base=_numbers(b.start * factor for b in bars),
         x=_numbers((b.end - b.start) * factor for b in bars),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from programs import library_sums, pipeline_of_spans
 import glasscluster.visualize as package
 from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.cost import kinds_of_work
+from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.hardware import hardware
+from glasscluster.sim.pack import load_packed, pack, pack_graph, pack_hardware, pack_timeline, unpack
 from glasscluster.sim.replay import replay
 from glasscluster.sim.vocabulary import COMPUTE, PHASES
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.visualize.pack import pack, pack_graph, pack_hardware, unpack
 from glasscluster.visualize.trace import chrome_trace
 
 TEMPLATES = Path(package.__file__).parent / "templates"
@@ -150,3 +152,26 @@ def test_what_is_packed_is_unpacked_whole_even_large_and_negative():
     assert list(back) == list(columns)
     for name, values in columns.items():
         assert back[name].tolist() == values.tolist()
+
+
+@pytest.mark.browser
+def test_a_replay_with_slow_ranks_and_rendezvous_is_the_same_on_the_page(engine, graphs):
+    graph = graphs["pipeline"]
+    for asked in ({"slow_ranks": {1: 1.5, 2: 3.0}, "faster": {"backward": 2.0, "pp": 3.0}}, {"rendezvous": True}):
+        line = replay(graph, "classroom", **asked)
+        theirs = engine.evaluate(PLAY, [pack_graph(graph, line.asked["rendezvous"]), pack_timeline(line), {}])
+        assert np.abs(line.start[graph.canonical] - theirs["start"]).max() <= 1e-9 * line.makespan
+
+
+def test_a_downloaded_graph_is_the_recorded_one(graphs, tmp_path):
+    for name, graph in graphs.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"format": "glasscluster.graph/1", **pack_graph(graph)}))
+        back = load_packed(path)
+        assert graph.difference(back) is None
+        assert back.groups == {r: {g: (a, list(m)) for g, (a, m) in gs.items()} for r, gs in graph.groups.items()}
+        for rank, memory in graph.memory.items():
+            assert np.array_equal(back.memory[rank]["log"], np.asarray(memory["log"]).reshape(-1, 3))
+    (tmp_path / "bad.json").write_text('{"format": "glasscluster.graph/1", "columns": 3}')
+    with pytest.raises(ScenarioError, match=r"is not a report's graph\.json"):
+        load_packed(tmp_path / "bad.json")

@@ -131,12 +131,17 @@ const GlassEngine = (function () {
     const node = (rank) => Math.floor(rank / hw.node_size);
     const phase = g.phases.indexOf(knobs.kind);
     const axis = g.axes.indexOf(knobs.kind);
+    const slow = hw.slow || {}; // how the run was replayed before anybody asked "what if"
+    const faster = Object.entries(hw.faster || {});
+    const quicker = (i, factor) => { duration[i] /= factor; latency[i] /= factor; };
     for (let i = 0; i < g.n; i++) {
       const kind = g.kind[i];
       if (kind === K.compute) {
         duration[i] = hw.launch_s + Math.max(g.flops[i] / peak, g.bytes[i] / hw.memory_bandwidth);
+        if (slow[g.rank[i]]) duration[i] *= slow[g.rank[i]];
         if (g.rank[i] === knobs.slowRank) duration[i] *= knobs.slowFactor;
-        if (g.phase[i] === phase) duration[i] /= knobs.factor;
+        faster.forEach(([kind, factor]) => { if (g.phases[g.phase[i]] === kind) quicker(i, factor); });
+        if (g.phase[i] === phase) quicker(i, knobs.factor);
         continue;
       }
       if (kind === K.send || kind === K.recv) {
@@ -145,7 +150,8 @@ const GlassEngine = (function () {
         else latency[i] = link.latency;
       } else if (kind === K.reduce) duration[i] = hw.reduce_rate === null ? 0 : g.bytes[i] / hw.reduce_rate;
       else if (kind === K.collective && g.native[g.op[i]]) duration[i] = native(g, i, links, node);
-      if (axis >= 0 && g.axis[i] === axis) { duration[i] /= knobs.factor; latency[i] /= knobs.factor; }
+      faster.forEach(([kind, factor]) => { if (g.axes[g.axis[i]] === kind) quicker(i, factor); });
+      if (axis >= 0 && g.axis[i] === axis) quicker(i, knobs.factor);
     }
     return { duration, latency };
   }
@@ -307,17 +313,42 @@ const GlassEngine = (function () {
     return Object.assign(sorted(g, b), { idle, launched: w.launched });
   }
 
+  /* Bars by lane, each lane by start. Bars of a lane were found in order but for the gaps after its blocks: sort what is not. */
   function sorted(g, b) {
     const n = b.kind.length;
     const lanes = 1 + g.axes.length;
-    const lane = Int32Array.from(b.rank, (r, i) => r * lanes + 1 + b.axis[i]);
-    const order = Int32Array.from({ length: n }, (_, i) => i).sort((x, y) => lane[x] - lane[y] || b.start[x] - b.start[y] || x - y);
-    const out = { n, lanes, lanePtr: new Int32Array(g.ranks * lanes + 1), lane: new Int32Array(n) };
-    for (const name of ["start", "end"]) out[name] = Float64Array.from(order, (i) => b[name][i]);
-    for (const name of ["kind", "rank", "axis", "first", "last", "critical", "micro", "cause"]) out[name] = Int32Array.from(order, (i) => b[name][i]);
-    order.forEach((i, at) => { out.lane[at] = lane[i]; out.lanePtr[lane[i] + 1]++; });
-    for (let i = 0; i < g.ranks * lanes; i++) out.lanePtr[i + 1] += out.lanePtr[i];
+    const ptr = new Int32Array(g.ranks * lanes + 1);
+    const lane = new Int32Array(n);
+    for (let i = 0; i < n; i++) { lane[i] = b.rank[i] * lanes + 1 + b.axis[i]; ptr[lane[i] + 1]++; }
+    for (let i = 0; i < g.ranks * lanes; i++) ptr[i + 1] += ptr[i];
+    const order = new Int32Array(n);
+    const filled = ptr.slice(0, g.ranks * lanes);
+    for (let i = 0; i < n; i++) order[filled[lane[i]]++] = i;
+    for (let l = 0; l < g.ranks * lanes; l++) inOrder(order, ptr[l], ptr[l + 1], b.start);
+    const out = { n, lanes, lanePtr: ptr, lane: take(lane, order, Int32Array) };
+    for (const name of ["start", "end"]) out[name] = take(b[name], order, Float64Array);
+    for (const name of ["kind", "rank", "axis", "first", "last", "critical", "micro", "cause"]) out[name] = take(b[name], order, Int32Array);
     return out;
+  }
+
+  function take(values, order, Kind) {
+    const out = new Kind(order.length);
+    for (let i = 0; i < order.length; i++) out[i] = values[order[i]];
+    return out;
+  }
+
+  /* Two runs that are each in order become one; anything else is sorted. */
+  function inOrder(order, from, to, start) {
+    let turn = to;
+    for (let i = from + 1; i < to; i++) if (start[order[i]] < start[order[i - 1]]) { turn = i; break; }
+    if (turn === to) return;
+    for (let i = turn + 1; i < to; i++) {
+      if (start[order[i]] < start[order[i - 1]]) { order.subarray(from, to).sort((x, y) => start[x] - start[y] || x - y); return; }
+    }
+    const first = order.slice(from, turn);
+    for (let a = 0, b = turn, at = from; a < first.length; at++) {
+      order[at] = b < to && start[order[b]] < start[first[a]] ? order[b++] : first[a++];
+    }
   }
 
   /* One call for the page: knobs in, everything that is drawn or printed out. */

@@ -7,20 +7,25 @@ the page unpacks is the whole recording, so that its times, its downloads and it
 from __future__ import annotations
 
 import base64
+import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glasscluster.sim.graph import COLUMNS
+from glasscluster.sim.errors import ScenarioError
+from glasscluster.sim.graph import COLUMNS, ExecutionGraph, _csr, topological_order
+from glasscluster.sim.replay import rendezvous_edges
 from glasscluster.sim.vocabulary import KINDS, LANES_PER_GROUP, PHASES, PURPOSES
 
 if TYPE_CHECKING:
-    from glasscluster.sim.graph import ExecutionGraph
     from glasscluster.sim.hardware import Hardware
+    from glasscluster.sim.timeline import Timeline
 
+FORMAT = "glasscluster.graph/1"
 WIDTHS = (np.int8, np.int16, np.int32, np.int64)
 
 
@@ -55,11 +60,12 @@ def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return columns
 
 
-def pack_graph(graph: ExecutionGraph) -> dict[str, Any]:
-    """Everything that `ExecutionGraph` knows, for templates/engine.js and for `ExecutionGraph.load("graph.json")`."""
+def pack_graph(graph: ExecutionGraph, rendezvous: bool = False) -> dict[str, Any]:
+    """Everything that `ExecutionGraph` knows, for visualize/templates/engine.js and for `load_packed`."""
     order, place = graph.canonical, graph.place
     columns = {c: getattr(graph, c)[order] for c in COLUMNS}
-    target, source = place[np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr))], place[graph.dep_idx]
+    edges = rendezvous_edges(graph) if rendezvous else (graph.dep_idx, np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr)))
+    source, target = (place[e] for e in edges)
     by_target = np.lexsort((source, target))
     columns["dep_count"] = np.bincount(target, minlength=len(order))
     columns["dep_back"] = (target - source)[by_target]  # how many rows back (forward, when negative) a dependency is
@@ -79,6 +85,46 @@ def pack_graph(graph: ExecutionGraph) -> dict[str, Any]:
         "lanes_per_group": LANES_PER_GROUP,
         **pack(columns),
     }
+
+
+def load_packed(path: str | Path) -> ExecutionGraph:
+    """The graph of a `graph.json` that a report's download button wrote."""
+    try:
+        packed = json.loads(Path(path).read_text())
+        if packed["format"] != FORMAT:
+            raise ScenarioError("graph", str(path), f"has format {packed['format']}, this version reads {FORMAT}")
+        columns = unpack(packed)
+        n = len(columns["rank"])
+        target = np.repeat(np.arange(n), columns["dep_count"])
+        source, match = target - columns["dep_back"], columns["match"]
+        received = np.flatnonzero(match >= 0)
+        order = topological_order(n, np.concatenate([source, match[received]]), np.concatenate([target, received]), np.arange(n))
+        place = np.empty_like(order)
+        place[order] = np.arange(n)
+        dep_ptr, dep_idx = _csr(n, place[source], place[target])
+        meta = {
+            "names": packed["names"],
+            "ranks": packed["ranks"],
+            "info": packed["info"],
+            "groups": {int(r): {int(g): (a, m) for g, (a, m) in groups.items()} for r, groups in packed["groups"].items()},
+            "memory": {int(r): {"base": b, "log": columns[f"memory_{r}"].reshape(-1, 3)} for r, b in packed["memory_base"].items()},
+        }
+        match = np.where(match[order] >= 0, place[match[order]], -1)
+        return ExecutionGraph({c: columns[c][order] for c in COLUMNS}, dep_ptr, dep_idx, match, meta)
+    except ScenarioError:
+        raise
+    except OSError as problem:
+        raise ScenarioError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
+    except Exception as problem:  # a damaged or foreign file fails in many ways
+        raise ScenarioError("graph", str(path), f"is not a report's graph.json ({type(problem).__name__})") from None
+
+
+def pack_timeline(timeline: Timeline) -> dict[str, Any]:
+    """Its hardware, and the slow ranks and quicker kinds it was replayed with: from these the page makes its times."""
+    packed = pack_hardware(timeline.hardware, timeline.precision)
+    asked = timeline.asked
+    slow = {str(r): f for r, f in asked.get("slow_ranks", {}).items()}
+    return {**packed, "slow": slow, "faster": asked.get("faster", {})}
 
 
 def pack_hardware(hw: Hardware, precision: str) -> dict[str, Any]:

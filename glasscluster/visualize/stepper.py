@@ -1,0 +1,232 @@
+"""A collective, step by step: what every rank's chunks hold, by whose contributions, and what is about to move.
+
+Replayed from the recorded messages and additions (their offsets say which chunk), so any algorithm can be stepped
+through, and one that loses a contribution shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glasscluster.sim.vocabulary import COLLECTIVE, RECV, REDUCE, SEND
+from glasscluster.visualize.layout import CELL_AXIS, grid_cells, plain_layout
+from glasscluster.visualize.palette import KINDS
+from glasscluster.visualize.timeline import size_text
+from glasscluster.visualize.words import word
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from glasscluster.sim.graph import ExecutionGraph
+
+MOST_RANKS = 16
+ARROW: dict[str, Any] = {"xref": "x", "yref": "y", "axref": "x", "ayref": "y", "text": "", "showarrow": True, "arrowhead": 2}
+ARROW |= {"arrowsize": 1.1, "arrowwidth": 2.5, "arrowcolor": KINDS["collective"].fill, "startstandoff": 14, "standoff": 14}
+Holding = list[list[frozenset[int]]]  # [rank in the group][chunk] -> who has contributed
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One message of a step: from and to (ranks in the group), the chunk, its bytes."""
+
+    src: int
+    dst: int
+    chunk: int
+    bytes: int
+
+
+@dataclass
+class Steps:
+    """`holding[s]` before step s (one more than there are steps), `moves[s]` the messages of step s."""
+
+    operation: str
+    members: list[int]
+    chunks: list[int]  # byte offset of every chunk
+    nbytes: int
+    holding: list[Holding]
+    moves: list[list[Moved]]
+
+
+def collectives(graph: ExecutionGraph) -> list[tuple[int, int]]:
+    """(rank, row) of each whole collective that recorded its messages, one a group and sequence: most ranks, then most bytes, first."""
+    rows = np.flatnonzero((graph.kind == COLLECTIVE) & (graph.sequence >= 0))
+    native = np.array([n.endswith("/native") for n in graph.names], dtype=bool)
+    found, seen = [], set()
+    size = np.array([len(graph.groups[r][g][1]) for r, g in zip(graph.rank[rows].tolist(), graph.group[rows].tolist(), strict=True)])
+    for row in rows[np.lexsort((graph.place[rows], -graph.bytes[rows], -size.astype(int)))].tolist():
+        rank, group = int(graph.rank[row]), int(graph.group[row])
+        key = (group, graph.groups[rank][group][1][0], int(graph.sequence[row]))
+        if key not in seen and not native[graph.op[row]]:
+            seen.add(key)
+            found.append((rank, row))
+    return found
+
+
+def steps_of(graph: ExecutionGraph, row: int) -> Steps:
+    """Replay the collective that `row` ends."""
+    group, sequence = int(graph.group[row]), int(graph.sequence[row])
+    members = list(graph.groups[int(graph.rank[row])][group][1])
+    place = {rank: i for i, rank in enumerate(members)}
+    mine = (graph.group == group) & (graph.sequence == sequence) & np.isin(graph.rank, members)
+    rows = np.flatnonzero(mine & np.isin(graph.kind, (SEND, RECV, REDUCE))).tolist()  # topological order
+    offsets = sorted({int(graph.offset[r]) for r in rows if graph.offset[r] >= 0})
+    column = {offset: i for i, offset in enumerate(offsets)}
+    depth = _depths(graph, rows)
+    holding = _at_first(graph, rows, place, column)
+    captured: dict[int, frozenset[int]] = {}
+    staged: dict[int, frozenset[int]] = {}
+    changes: dict[int, list[tuple[int, int, frozenset[int]]]] = {}
+    moves: dict[int, list[Moved]] = {}
+    now = [list(chunks) for chunks in holding]
+    for r in rows:
+        rank, kind = place[int(graph.rank[r])], graph.kind[r]
+        chunk = column.get(int(graph.offset[r]), -1)
+        if kind == SEND:
+            captured[r] = now[rank][chunk]
+            moves.setdefault(depth[r], []).append(Moved(rank, place[int(graph.peer[r])], chunk, int(graph.bytes[r])))
+            continue
+        if kind == RECV and chunk < 0:
+            staged[rank] = captured[int(graph.match[r])]
+            continue
+        now[rank][chunk] = captured[int(graph.match[r])] if kind == RECV else now[rank][chunk] | staged[rank]
+        changes.setdefault(depth[r], []).append((rank, chunk, now[rank][chunk]))
+    states = [holding]
+    for step in range(1, max(depth.values(), default=0) + 1):
+        state = [list(chunks) for chunks in states[-1]]
+        for rank, chunk, who in changes.get(step, []):
+            state[rank][chunk] = who
+        states.append(state)
+    operation = graph.names[graph.op[row]]
+    return Steps(operation, members, offsets, int(graph.bytes[row]), states, [sorted(moves[s], key=lambda m: m.src) for s in sorted(moves)])
+
+
+def _depths(graph: ExecutionGraph, rows: list[int]) -> dict[int, int]:
+    """How many messages, one after the other, lead to each row: the step it belongs to, from 1."""
+    depth: dict[int, int] = {}
+    for r in rows:
+        before = [depth[d] for d in graph.dependencies(r).tolist() if d in depth]
+        if graph.kind[r] == RECV:
+            before.append(depth[int(graph.match[r])])
+        depth[r] = max(before, default=0) + (1 if graph.kind[r] == SEND else 0)
+    return depth
+
+
+def _at_first(graph: ExecutionGraph, rows: list[int], place: dict[int, int], column: dict[int, int]) -> Holding:
+    """With additions every rank brings its own share of every chunk; else a rank holds what it sends before it receives."""
+    holding: Holding = [[frozenset()] * len(column) for _ in place]
+    if any(graph.kind[r] == REDUCE for r in rows):
+        return [[frozenset({rank})] * len(column) for rank in range(len(place))]
+    received: set[tuple[int, int]] = set()
+    for r in rows:
+        rank, chunk = place[int(graph.rank[r])], column.get(int(graph.offset[r]), -1)
+        if graph.kind[r] == SEND and (rank, chunk) not in received:
+            holding[rank][chunk] = frozenset({rank})
+        elif graph.kind[r] == RECV:
+            received.add((rank, chunk))
+    return holding
+
+
+def stepper_figure(graph: ExecutionGraph, lang: str = "en", row: int | None = None) -> Figure | None:
+    """Ranks down, chunks across, a slider over the steps. None when no collective of at most 16 ranks recorded messages."""
+    import plotly.graph_objects as go
+
+    if row is None:
+        fitting = [r for rank, r in collectives(graph) if len(graph.groups[rank][int(graph.group[r])][1]) <= MOST_RANKS]
+        if not fitting:
+            return None
+        row = fitting[0]
+    steps = steps_of(graph, row)
+    n, k = len(steps.members), len(steps.chunks)
+    views = [_view(steps, s, lang) for s in range(len(steps.holding))]
+    first = views[0]
+    figure = go.Figure(
+        go.Bar(
+            **grid_cells(n, k, inset=0.1),
+            marker={"color": first["colour"], "line": {"color": first["line"], "width": first["width"]}},
+            text=first["text"],
+            textfont={"color": first["ink"], "size": 14},
+            customdata=first["hover"],
+        )
+    )
+    listed = [
+        {
+            "label": str(s),
+            "method": "update",
+            "args": [
+                {
+                    "marker.color": [v["colour"]],
+                    "marker.line.color": [v["line"]],
+                    "marker.line.width": [v["width"]],
+                    "text": [v["text"]],
+                    "textfont.color": [v["ink"]],
+                    "customdata": [v["hover"]],
+                },
+                {"annotations": v["notes"]},
+            ],
+        }
+        for s, v in enumerate(views)
+    ]
+    figure.update_layout(**plain_layout(190 + 46 * n, left=80, top=62))
+    names = [f"{word('rank', lang)} {m}" for m in steps.members]
+    across = {"title": {"text": word("chunk_axis", lang, size=size_text(steps.nbytes / max(k, 1)))}, "tickvals": list(range(k))}
+    slider = {
+        "active": 0,
+        "steps": listed,
+        "currentvalue": {"prefix": word("steps_done", lang) + " ", "font": {"size": 15}},
+        "pad": {"t": 46},
+        "len": 1.0,
+    }
+    figure.update_layout(
+        uniformtext={"minsize": 9, "mode": "show"},
+        xaxis={**across, "range": [-0.6, k - 0.4], **CELL_AXIS},
+        yaxis={"tickvals": list(range(n)), "ticktext": names, "range": [n - 0.4, -0.6], **CELL_AXIS},
+        annotations=first["notes"],
+        sliders=[slider],
+    )
+    return figure
+
+
+def _view(steps: Steps, s: int, lang: str) -> dict[str, Any]:
+    """Colours, texts and arrows before step s."""
+    n, k = len(steps.members), len(steps.chunks)
+    cells = [(r, c) for r in range(n) for c in range(k)]
+    held = [steps.holding[s][r][c] for r, c in cells]
+    before = [steps.holding[max(s - 1, 0)][r][c] for r, c in cells]
+    full = max(len(h) for h in (x for row in steps.holding[-1] for x in row))
+    shares = [len(h) / full if full else 0.0 for h in held]
+    changed = [a != b for a, b in zip(held, before, strict=True)]
+    next_moves = steps.moves[s] if s < len(steps.moves) else []
+    done = word("step_over", lang) if not next_moves else word("step_next", lang, step=s + 1, messages=len(next_moves))
+    heading = {"text": f"<b>{steps.operation}</b> · {done}", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left", "yshift": 8}
+    notes = [{**heading, "xref": "paper", "yref": "paper", "showarrow": False, "font": {"size": 16}}]
+    notes += [{"x": m.chunk, "y": m.dst, "ax": m.chunk, "ay": m.src, **ARROW} for m in next_moves]
+    who = [",".join(str(steps.members[i]) for i in sorted(h)) for h in held]
+    return {
+        "colour": [_shade(x) for x in shares],
+        "ink": ["#ffffff" if x > 0.55 else "#000000" for x in shares],
+        "line": [KINDS["collective"].fill if x else "#ffffff" for x in changed],
+        "width": [4 if x else 1 for x in changed],
+        "text": [_short(h, full, steps.members, lang) for h in held],
+        "hover": [
+            f"{word('rank', lang)} {steps.members[r]}, {word('chunk', lang)} {c}<br>{word('sum_of', lang)} {w or '—'}"
+            for (r, c), w in zip(cells, who, strict=True)
+        ],
+        "notes": notes,
+    }
+
+
+def _short(held: frozenset[int], full: int, members: list[int], lang: str) -> str:
+    if len(held) == full and full > 2:
+        return word("all_ranks", lang)
+    if len(held) > 5:
+        return f"{len(held)}/{full}"
+    return "+".join(str(members[i]) for i in sorted(held))
+
+
+def _shade(share: float) -> str:
+    """White to blue, in the steps that the eye tells apart."""
+    low, high = (238, 243, 248), (0, 114, 178)
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True)) if share else "#ffffff"
