@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from glasscluster.model.config import ModelConfig
@@ -27,3 +28,37 @@ def differences(plan: Plan, model: ModelConfig, steps: int = 3) -> dict[str, Any
 def worst(compared: dict[str, Any]) -> float:
     """The largest of gradient, weight and loss difference."""
     return max(compared[f"max_rel_{k}_diff"] for k in ("grad", "weight", "loss"))
+
+
+def until(page: Any, expression: str, seconds: float = 15.0) -> None:
+    """Wait for a JavaScript expression to hold (playwright's own wait would need eval, which our pages forbid)."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        if time.monotonic() > end:
+            raise AssertionError(f"never came true: {expression}; selected: {page.inner_text('#selected')!r}")
+        page.wait_for_timeout(20)
+
+
+def walk_through(page: Any) -> None:
+    """Enter a prediction where one is asked, then open every tab in both languages, and see every figure drawn."""
+    from glasscluster.visualize import report
+    from glasscluster.visualize.words import CATALOGUE
+
+    if page.query_selector("#predict"):
+        assert not page.is_visible("#panel-story ol.story"), "the answer is open before anybody predicted"
+        page.fill("#guess", "12")
+        page.press("#guess", "Enter")
+        assert page.is_visible("#panel-story ol.story")
+    start = page.evaluate("document.documentElement.lang")
+    for language in (start, "zh" if start == "en" else "en"):
+        for tab in report.TABS:
+            page.click(f"#tab-{tab}")
+            assert page.is_visible(f"#panel-{tab}")
+            assert page.inner_text(f"#tab-{tab}") == CATALOGUE[f"tab_{tab}"].in_(language)
+            until(page, "document.documentElement.dataset.drawing === 'no'")
+            for plot in page.query_selector_all(f"#panel-{tab} .plot"):
+                if plot.is_visible():
+                    assert plot.query_selector(".main-svg"), tab
+            wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+            assert wide <= 0, f"{tab} scrolls sideways by {wide} px"  # only figures may, inside their own frame
+        page.click("#language")
