@@ -136,6 +136,9 @@ class Lab:
         from glasscluster.sim.cluster import Cluster
 
         if gpus not in self._clusters:
+            if self.backend == "ray":  # actors are processes: keep those of one size at a time
+                self.close()
+                self._clusters.clear()
             options = {"timeout_s": self.timeout_s} if self.timeout_s else {}
             made = Cluster(self.hardware, gpus, self.backend, seed=self.seed, device=self.device, **options)
             self._clusters[gpus] = self._open.enter_context(made)
@@ -239,6 +242,7 @@ class Lab:
     def close(self) -> None:
         """Stop the clusters."""
         self._open.close()
+        self._open = ExitStack()
 
     # ---- write down ----------------------------------------------------------------------------------------------
     @property

@@ -259,11 +259,43 @@ ROWS: tuple[tuple[str, str], ...] = (
     (r"tp all-reduces sent, loss, 3 scalars a token", "tp all-reduce 发送量，损失（每 token 3 个标量）"),
     (r"(parameters|gradients|optimizer) held, all ranks", "持有的{0}，全部 rank"),
     (r"micro-batches in flight, stage (\d+)", "第 {0} 级在途的微批次"),
+    (r"largest (gradient) difference from one device", "与单卡的最大{0}差异"),
+    (r"largest difference from torch's softmax, any order", "与 torch softmax 的最大差异（任意顺序）"),
+    (r"final maximum, difference between orders", "最终最大值在不同顺序之间的差异"),
+    (r"tiled, N = (\d+)", "分块，N = {0}"),
+    (r"textbook, N = (\d+)", "教科书写法，N = {0}"),
+    (r"sizes at which both give the same output", "两种写法输出相同的大小个数"),
+    (r"time of (\d+) bytes, one way", "{0} 字节单程时间"),
+    (r"([αβ]) fitted from two sizes", "由两个大小拟合的 {0}"),
+    (r"sent by every rank", "每个 rank 发送量"),
+    (r"ranks that sent something else", "发送量不同的 rank 数"),
+    (r"ranks with a wrong sum", "和不正确的 rank 数"),
+    (r"time on (\S+)", "在 {0} 上的时间"),
+    (r"sum over all tokens", "对所有 token 求和"),
+    (r"tokens over all ranks", "所有 rank 的 token 数"),
+    (r"largest gradient difference of the GPT from one device", "GPT 与单卡的最大梯度差异"),
+    (r"end of the last bucket", "最后一个桶的结束时间"),
+    (r"stage (\d): bytes of model states on a rank", "第 {0} 级：每个 rank 的模型状态字节数"),
+    (r"stage (\d): bytes sent by all ranks", "第 {0} 级：所有 rank 发送的字节数"),
+    (r"all-reduces inside the layers, one rank", "层内 all-reduce 次数（一个 rank）"),
+    (r"bytes of them, all ranks", "这些 all-reduce 的字节数（全部 rank）"),
+    (r"column then row: one all-reduce of tokens × h", "先列后行：一次 tokens × h 的 all-reduce"),
+    (r"row then column: all-reduce 4 × as wide, all-gather", "先行后列：四倍宽的 all-reduce，再加 all-gather"),
+    (r"largest error of (column then row|row then column)", "{0}的最大误差"),
     (r"GPipe makespan, first F to last B", "GPipe 总时长，首个 F 到最后一个 B"),
     (r"ZeRO-3 losses with and without prefetch, steps that differ", "ZeRO-3 预取与不预取，损失不同的步数"),
     (r"ZeRO-3 bytes without prefetch, as with it", "ZeRO-3 不预取时的字节数，应与预取相同"),
 )
-_PARTS = {"gradient": "梯度", "gradients": "梯度", "weight": "权重", "loss": "损失", "parameters": "参数", "optimizer": "优化器状态"}
+_PARTS = {
+    "gradient": "梯度",
+    "gradients": "梯度",
+    "weight": "权重",
+    "loss": "损失",
+    "parameters": "参数",
+    "optimizer": "优化器状态",
+    "column then row": "先列后行",
+    "row then column": "先行后列",
+}
 
 
 def word(key: str, lang: str = "en", **values: object) -> str:
@@ -276,11 +308,12 @@ def row_name(name: str, lang: str = "en") -> str:
     """A ledger row's name in a language; a name that the catalogue does not know stays as it is."""
     if lang != "zh":
         return name
-    prefix, separator, rest = name.rpartition(": ")
-    for pattern, chinese in ROWS:
-        match = re.fullmatch(pattern, rest)
-        if match:
-            return prefix + separator + chinese.format(*(_PARTS.get(g, g) for g in match.groups()))
+    run, separator, rest = name.rpartition(": ")  # rows of several runs are named after theirs
+    for prefix, text in (("", name), (run + separator, rest)):
+        for pattern, chinese in ROWS:
+            match = re.fullmatch(pattern, text)
+            if match:
+                return prefix + chinese.format(*(_PARTS.get(g, g) for g in match.groups()))
     return name
 
 

@@ -90,5 +90,10 @@ def online_softmax(lab: Lab, n: int = 4096, blocks: int = 16, scale: float = 1e4
         "Whenever a block raises the maximum, the old sum is worth e^(m−m') of its value: one multiplication repairs it. No exponential is ever "
         "taken of a positive number, so nothing overflows.",
         "每当某块提高了最大值，旧的和就只值原来的 e^(m−m')：乘一次即可修正。指数的自变量从不为正，因此不会溢出。",
+        (
+            "A new maximum rescales the old sum by e^(m−m'); nothing is read twice.",
+            "出现新的最大值时，旧的和乘以 e^(m−m')；数据不必读第二遍。",
+        ),
+        ("The result is exact, whatever the order of the blocks: it is no approximation.", "无论块的顺序如何结果都精确：不是近似。"),
     )
     lab.own_number(f"{worst:.1e} after {blocks} blocks.", f"{blocks} 块之后差异 {worst:.1e}。")

@@ -103,5 +103,7 @@ def flash_attention_io(lab: Lab, n: int = 2048, d: int = 64) -> None:
     lab.explain(
         "The N² terms are gone: keys and values are read once for every tile of queries, and the scores live and die in fast memory.",
         "N² 项消失了：每块查询只把键和值读一遍，分数在片上产生并消失。",
+        ("The N × N scores never reach slow memory.", "N × N 的分数从不写入慢速显存。"),
+        ("FLOPs do not shrink (backward even recomputes); bytes do.", "FLOPs 没有减少（反向还要重算）；减少的是字节。"),
     )
     lab.own_number(f"{ratio:.2f}× at N = {n}, d = {d}.", f"N = {n}，d = {d} 时 {ratio:.2f} 倍。")

@@ -87,5 +87,7 @@ def alpha_beta(lab: Lab, small: int = 1000) -> None:
     lab.explain(
         "The lines are flat while α dominates and rise with slope one when S/β does; links differ in where they bend.",
         "α 占主导时曲线是平的，S/β 占主导时斜率为一；不同链路的区别在于拐点的位置。",
+        ("α is paid per message, S/β per byte; they are equal at S = αβ.", "α 按消息付，S/β 按字节付；两者在 S = αβ 处相等。"),
+        ("Below that size a faster wire hardly helps.", "小于该大小时，换更快的线几乎没用。"),
     )
     lab.own_number(f"α·β = {knee:,.0f} bytes on {lab.hardware}.", f"{lab.hardware}：α·β = {knee:,.0f} 字节。")

@@ -8,12 +8,14 @@ from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import Card, Formula, lesson
 
 
-def program(gpu: Any, elements: int) -> float:
-    """Sum a vector over all ranks with our ring."""
+def program(gpu: Any, elements: int, members: int) -> float:
+    """Sum a vector over the first `members` ranks with our ring."""
     import torch
 
+    group = gpu.comm if members == gpu.size else gpu.comm.split(int(gpu.rank < members))
     x = torch.full((elements,), float(gpu.rank))
-    gpu.comm.all_reduce(x, algorithm="ring")
+    if gpu.rank < members:
+        group.all_reduce(x, algorithm="ring")
     return float(x[0])
 
 
@@ -50,7 +52,7 @@ def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
     from glasscluster.visualize.plots import lines, messages
 
     elements -= elements % gpus
-    run = lab.run("ring", ("Ring all-reduce", "环形 all-reduce"), program, elements, gpus=gpus)
+    run = lab.run("ring", ("Ring all-reduce", "环形 all-reduce"), program, elements, gpus, gpus=gpus)
     size, link = 4 * elements, hardware(lab.hardware).link(0, 1)
     sent = run.graph.bytes_sent()
     lab.ask(
@@ -67,10 +69,10 @@ def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
     lab.figure(
         ("Every message, numbered in the order its rank sent it", "每条消息，按发送顺序编号"), lambda lang: messages(run.timeline, lang)
     )
-    counts = [2, 3, 4, 6, 8]
+    counts = [n for n in (2, 3, 4, 6, 8) if n <= gpus]
     volumes, latencies = [], []
     for n in counts:
-        other = lab.cluster(n).run(program, 24 * 10_000)
+        other = lab.cluster(gpus).run(program, 24 * 10_000, n)
         volumes.append(max(other.graph.bytes_sent()) / (4 * 24 * 10_000))
         latencies.append(2 * (n - 1))
     names = {"en": ("sent per GPU, in S", "steps / 10", "GPUs N", ""), "zh": ("每卡发送量（以 S 计）", "步数 / 10", "GPU 数 N", "")}
@@ -87,6 +89,11 @@ def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
     lab.explain(
         "Each chunk travels once round the ring to be summed and once more to be known: 2(N−1) hops of S/N bytes for every rank.",
         "每一块绕环一圈完成求和，再绕一圈让所有人知道：每个 rank 发送 2(N−1) 次、每次 S/N 字节。",
+        (
+            "Two halves: reduce-scatter and all-gather, N−1 chunks of S/N each.",
+            "分两半：reduce-scatter 与 all-gather，各 N−1 块，每块 S/N。",
+        ),
+        ("Bytes stay below 2S for any N; steps, and so latency, grow with N.", "字节数对任何 N 都小于 2S；步数（即延迟）随 N 增长。"),
     )
     lab.own_number(f"{sent[0] / size:.4g} S at N = {gpus}.", f"N = {gpus} 时 {sent[0] / size:.4g} S。")
 

@@ -90,5 +90,10 @@ def dp_equals_one_gpu(lab: Lab) -> None:
     lab.explain(
         "The rank with two tokens counts as much as the one with sixteen. Whole numbers make it visible: the right sum is equal to the last bit.",
         "只有两个 token 的 rank 与有十六个的权重相同。用整数可以看得很清楚：正确的和一位不差。",
+        (
+            "Sum over all tokens of all ranks, divided once by the global token count.",
+            "对所有 rank 的所有 token 求和，再除一次全局 token 数。",
+        ),
+        ("The mean of means is right only when every rank has equally many tokens.", "只有各 rank 的 token 数相同时，均值的均值才正确。"),
     )
     lab.own_number(f"{100 * (means / true - 1):.1f} % off.", f"偏差 {100 * (means / true - 1):.1f}%。")

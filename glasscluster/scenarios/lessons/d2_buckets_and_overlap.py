@@ -84,5 +84,7 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     lab.explain(
         "Left, latency: a ring pays 2(N−1)α however little it carries. Right, no overlap: the only bucket is full when backward is over.",
         "左边是延迟：环无论携带多少都要付 2(N−1)α。右边没有重叠：唯一的桶要等反向结束才满。",
+        ("Small buckets pay latency many times; one big bucket starts when backward ends.", "小桶多次付延迟；一个大桶要等反向结束才开始。"),
+        ("Only what ends after backward is exposed.", "只有反向结束之后才完成的部分是暴露的。"),
     )
     lab.own_number(f"{best} KiB on {gpus} GPUs of {lab.hardware}.", f"{lab.hardware} 的 {gpus} 块 GPU：{best} KiB。")

@@ -89,5 +89,10 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
     lab.explain(
         "The same formula with your N: 7.5 × (2 + 14/64) = 16.6 GB. What was counted here is that formula with four GPUs, padding included.",
         "把 N 代入同一公式：7.5 × (2 + 14/64) = 16.6 GB。这里计得的就是四块 GPU 时的公式（含填充）。",
+        (
+            "Stage 1 shards the optimizer, 2 also the gradients, 3 also the parameters.",
+            "第 1 级切分优化器状态，第 2 级再切分梯度，第 3 级再切分参数。",
+        ),
+        ("Activations are not sharded by any stage.", "任何一级都不切分激活。"),
     )
     lab.own_number(f"{totals[2]:.3g} bytes a parameter at stage 2 on {gpus} GPUs.", f"{gpus} 块 GPU、阶段 2：每参数 {totals[2]:.3g} 字节。")

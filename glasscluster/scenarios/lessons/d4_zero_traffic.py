@@ -80,6 +80,11 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
     lab.explain(
         "Freed parameters must come back for backward: one more all-gather of Ψ. A gather that was launched one unit ahead is done when it is needed.",
         "释放掉的参数在反向时必须取回：多一次 Ψ 的 all-gather。提前一个单元发起的聚集，用到时已经完成。",
+        ("Stages 1 and 2 send what data parallelism sends: 2Ψ.", "第 1、2 级与数据并行发送同样多：2Ψ。"),
+        (
+            "Stage 3 gathers parameters once more: 3Ψ, hidden when they are asked for early.",
+            "第 3 级多聚集一次参数：3Ψ，提前发起就能隐藏。",
+        ),
     )
     lab.own_number(f"{sent[3] / sent[0]:.3g}×, {without / exposed[3]:.2g} times more waiting without prefetch.",
                    f"{sent[3] / sent[0]:.3g} 倍；不预取时等待多 {without / exposed[3]:.2g} 倍。")  # fmt: skip

@@ -108,5 +108,10 @@ def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     lab.explain(
         "GELU must see whole sums. Columns of the first matrix are whole sums; rows are not, so they must be added, four times as wide, before it.",
         "GELU 必须作用在完整的和上。第一个矩阵按列切得到完整的和；按行切则不是，必须先把四倍宽的部分和相加。",
+        ("A nonlinearity needs whole sums: GELU(X+Y) ≠ GELU(X)+GELU(Y).", "非线性需要完整的和：GELU(X+Y) ≠ GELU(X)+GELU(Y)。"),
+        (
+            "Column then row leaves one all-reduce of tokens × h per block and direction.",
+            "先列后行，每块每个方向只剩一次 tokens × h 的 all-reduce。",
+        ),
     )
     lab.own_number(f"{reduces / layers:.0f} all-reduces a layer at t = {t}.", f"t = {t} 时每层 {reduces / layers:.0f} 次 all-reduce。")

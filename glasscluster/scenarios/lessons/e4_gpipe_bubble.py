@@ -44,7 +44,8 @@ def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
 
     model = make_model("tiny", layers=p, hidden=hidden, seq=64)
     trained = lab.train("gpipe", ("GPipe", "GPipe"), model=model, steps=1, pp=p, schedule="gpipe", global_batch=m)
-    bubble = trained.timeline.bubble()
+    other = lab.train("1f1b", ("1F1B", "1F1B"), model=model, steps=1, pp=p, schedule="1f1b", global_batch=m)
+    bubble, peaks = trained.timeline.bubble(), [max(b for b, _ in t.run.peak_memory()) / 1e6 for t in (trained, other)]
     ideal = (p - 1) / (m + p - 1)
     lab.ask(
         f"{p} stages, {m} micro-batches, a real GPT: what percentage of all GPU time is idle between first forward and last backward?",
@@ -74,6 +75,12 @@ def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
         f"若各级相等且通信免费，应为 {ideal:.1%}。",
         "tab=timeline&run=gpipe",
     )
+    lab.tell(
+        f"1F1B on the same stages: bubble {other.timeline.bubble()['bubble_fraction']:.1%}; what it saves is memory, {peaks[1]:.2f} MB at the "
+        f"fullest rank instead of {peaks[0]:.2f} MB.",
+        f"同样的各级换成 1F1B：气泡 {other.timeline.bubble()['bubble_fraction']:.1%}；省下的是显存，最满的 rank 从 {peaks[0]:.2f} MB 降到 {peaks[1]:.2f} MB。",
+        "tab=memory&run=1f1b",
+    )
     lab.conclude(
         f"{bubble['bubble_fraction']:.1%} of the GPUs' time is bubble; the ideal pipeline has {ideal:.1%}.",
         f"GPU 时间的 {bubble['bubble_fraction']:.1%} 是气泡；理想流水线为 {ideal:.1%}。",
@@ -82,6 +89,8 @@ def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
         "The last stage also computes the head and the loss, so it is slowest and sets the pace: everybody else waits for it once per "
         "micro-batch. The rest of the bubble is filling and draining.",
         "最后一级还要计算输出头和损失，因此最慢并决定节奏：其他级在每个微批次都要等它。其余的气泡来自填充与排空。",
+        ("Filling and draining cost p−1 slots, however many micro-batches there are.", "填充与排空总要 p−1 个时隙，与微批次数无关。"),
+        ("The slowest stage sets the pace; unequal stages add to the bubble.", "最慢的一级决定节奏；各级不等会增加气泡。"),
     )
     lab.own_number(
         f"p = {p}, m = {m}: {bubble['bubble_fraction']:.1%} of the total.", f"p = {p}，m = {m}：占总时间 {bubble['bubble_fraction']:.1%}。"

@@ -62,5 +62,10 @@ def first_run(lab: Lab, gpus: int = 4, steps: int = 3) -> None:
         "This model is tiny, so a message's latency weighs as much as a layer. Hover over a hatched gap to see what it waited for; press j to "
         "walk through the events.",
         "这个模型很小，一条消息的延迟与一层的计算相当。把鼠标放在阴影上看它在等什么；按 j 逐个查看事件。",
+        (
+            "Messages are waited for: their latency is as long as a layer of so small a model.",
+            "消息要等：模型这么小，一条消息的延迟与一层计算一样长。",
+        ),
+        ("Idle time has a cause that can be named: another rank, or the wire.", "每段空闲都有可指明的原因：另一个 rank，或者线路。"),
     )
     lab.own_number(f"{busy:.1%} busy on {gpus} GPUs.", f"{gpus} 块 GPU，忙碌 {busy:.1%}。")

@@ -1,0 +1,212 @@
+"""Every lesson in every beat: it runs, its checks hold in the class it claims, it is said in two languages, it is short."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from helpers import walk_through
+from typer.testing import CliRunner
+
+import glasscluster.scenarios.lessons as package
+from glasscluster.cli import app
+from glasscluster.scenarios.lab import Lab, perform
+from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
+from glasscluster.sim.errors import ScenarioError
+from glasscluster.visualize.words import row_name
+
+FIRST = ("L0", "B2", "B3", "C1", "C3", "D1", "D2", "D3", "D4", "E1", "E4")
+CLASS = {"X": "exact", "V": "virtual", "T": "statistical"}
+
+
+@pytest.fixture(scope="module")
+def labs():
+    """Each lesson, performed once on its default backend."""
+    made: dict[str, Lab] = {}
+
+    def perform_once(id_: str) -> Lab:
+        if id_ not in made:
+            taught = find_lesson(id_)
+            made[id_] = perform(taught, Lab(taught, taught.backend, taught.hardware), {})
+        return made[id_]
+
+    return perform_once
+
+
+@pytest.fixture(scope="module")
+def reports(labs, tmp_path_factory):
+    """A lesson's report, written once."""
+    home, made = tmp_path_factory.mktemp("lessons"), {}
+
+    def write_once(id_: str) -> Path:
+        if id_ not in made:
+            folder = home / id_
+            folder.mkdir()
+            made[id_] = labs(id_).write(folder)
+        return made[id_]
+
+    return write_once
+
+
+def chinese(text: str) -> bool:
+    return bool(re.search(r"[\u4e00-\u9fff]", text))
+
+
+def test_the_first_eleven_are_there_and_every_lesson_of_the_list_is_a_file():
+    assert set(FIRST) <= set(LESSONS)
+    files = {p.stem for p in Path(package.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(LESSONS.values())
+
+
+@pytest.mark.parametrize("id_", list(LESSONS))
+def test_a_lesson_s_checks_hold_in_its_match_class_and_nothing_is_missing_in_either_language(id_, labs):
+    taught, lab = find_lesson(id_), labs(id_)
+    assert lab.ok, [r["name"] for r in lab.all_checks if not r["ok"]]
+    assert CLASS[taught.formula.match] in {r["match"] for r in lab.checks}
+    for row in lab.all_checks:
+        assert row["source"], row["name"]
+        if not row.get("name_zh"):
+            assert row_name(row["name"], "zh") != row["name"], row["name"]
+    card = taught.card
+    prompt, answer, unit = lab.prompt
+    assert unit
+    assert answer == answer
+    pairs = [taught.title, taught.topic, taught.question, taught.kills, prompt, lab.finding, lab.explanation, lab.own]
+    pairs += [card.question, card.short, card.long, *card.follow_ups, *lab.points, *(text for text, _ in lab.story)]
+    for english, other in pairs:
+        assert english.strip()
+        assert not chinese(english), english
+        assert chinese(other) or other in ("GPipe", "1F1B", "ZeRO-3"), other
+        numbers = [sorted(re.findall(r"\d+\.\d+", text)) for text in (english, other)]
+        assert numbers[0] == numbers[1] or "亿" in other, (english, other)
+    assert len(card.follow_ups) >= 2
+    assert len(lab.points) >= 2
+    assert lab.story
+    assert lab.figures or any("tab=timeline" in view for _, view in lab.story)
+
+
+@pytest.mark.parametrize("id_", list(LESSONS))
+def test_a_lesson_file_is_short_and_its_docstring_is_a_story(id_):
+    taught = find_lesson(id_)
+    assert len(Path(inspect.getfile(taught.function)).read_text().splitlines()) < 120
+    assert len(taught.story) > 40
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1360, 390])
+@pytest.mark.parametrize("id_", list(LESSONS))
+def test_a_lesson_s_report_opens_without_an_error_or_a_request(id_, width, reports, visit):
+    page = visit(reports(id_), width)
+    walk_through(page)
+    page.click("#tab-timeline")
+    page.click("details.whatif summary")
+    page.evaluate("""() => { const s = document.getElementById("whatif-lat"); s.value = "2"; s.dispatchEvent(new Event("input")); }""")
+    page.wait_for_timeout(100)
+    assert "→" in page.inner_text("#whatif-says")
+    page.click("#tab-story")
+    page.fill("#why", "because of what was recorded")
+    page.click("#compare")
+    assert page.is_visible("#explanation")
+    assert page.problems == []
+
+
+def test_a_report_names_no_machine_no_user_and_no_path(reports):
+    import getpass
+    import socket
+
+    text = re.sub(r"<script>.*?</script>", "", reports("D4").read_text(), flags=re.DOTALL)  # our code; what was recorded stays
+    text = re.sub(r'"data":"[A-Za-z0-9+/=]+"', "", text)
+    assert '"words"' in text
+    for secret in (str(Path.home()), str(Path.cwd())):
+        assert secret not in text
+    for name in (socket.gethostname(), getpass.getuser()):
+        assert not re.search(rf"\b{re.escape(name)}\b", text), name
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    taught = find_lesson("D4")
+    pages = []
+    for name in ("a", "b"):
+        lab = perform(taught, Lab(taught, "threads", "classroom"), {})
+        (tmp_path / name).mkdir()
+        pages.append(lab.write(tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("id_", ["C3", "E1"])
+def test_a_lesson_runs_the_same_on_ray_actors(id_, labs):
+    taught = find_lesson(id_)
+    on_ray = perform(taught, Lab(taught, "ray", taught.hardware, timeout_s=60), {})
+    assert on_ray.ok
+    assert [(r["name"], r["predicted"], r["counted"]) for r in on_ray.all_checks if r["unit"] != "relative"] == [
+        (r["name"], r["predicted"], r["counted"]) for r in labs(id_).all_checks if r["unit"] != "relative"
+    ]
+
+
+def test_lessons_are_listed_and_planned_for_fifty_minutes():
+    listed = json.loads(CliRunner().invoke(app, ["lessons", "--json"]).stdout)
+    assert [x["id"] for x in listed["lessons"]] == list(LESSONS)
+    plan = json.loads(CliRunner().invoke(app, ["lessons", "--plan", "E4", "--json"]).stdout)
+    minutes = [[int(m) for m in x["minutes"].split("-")] for x in plan["plan"]]
+    assert minutes[0][0] == 0
+    assert minutes[-1][1] == 50
+    assert all(a[1] == b[0] for a, b in pairwise(minutes))
+    for id_ in LESSONS:
+        assert len(teaching_plan(find_lesson(id_))) == len(plan["plan"])
+    wrong = CliRunner().invoke(app, ["lessons", "--plan", "E44"])
+    assert isinstance(wrong.exception, ScenarioError)
+    assert "nearest valid choice is E4" in str(wrong.exception)
+
+
+@pytest.mark.browser
+def test_the_gallery_opens_from_disk_filters_and_speaks_both_languages(tmp_path, visit):
+    done = CliRunner().invoke(app, ["gallery", "--out", str(tmp_path / "site"), "--only", "C3,B2,E1", "--json"])
+    assert done.exit_code == 0, done.output
+    for width in (1360, 390):
+        page = visit(tmp_path / "site" / "index.html", width)
+        tiles = page.query_selector_all(".tile")
+        assert len(tiles) == 3
+        assert all(t.query_selector("svg rect") for t in tiles)
+        page.click("[data-topic]:nth-of-type(2)")
+        assert 0 < sum(t.is_visible() for t in tiles) < 3
+        page.click("[data-topic]:nth-of-type(1)")
+        page.click("#language")
+        assert chinese(page.inner_text(".tile h2")) or chinese(page.inner_text("h1"))
+        assert page.is_visible("table.glossary, .glossary")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        page.click(".tile")
+        page.wait_for_selector("#predict")
+        assert page.problems == []
+
+
+MINE = '''
+from glasscluster.scenarios.lab import scenario
+
+def program(gpu):
+    import torch
+    x = torch.ones(4 * gpu.size); gpu.comm.all_reduce(x); return float(x[0])
+
+@scenario("my-lesson")
+def mine(lab, gpus: int = 3):
+    """My own story."""
+    run = lab.run("ring", ("My ring", "我的环"), program, gpus=gpus)
+    lab.check("sum", gpus, run.results[0], "definition", unit="")
+'''
+
+
+def test_ten_lines_of_one_s_own_make_a_scenario_with_options(tmp_path):
+    path = tmp_path / "my_lesson.py"
+    path.write_text(MINE)
+    said = CliRunner().invoke(app, ["run", str(path), "--help"])
+    assert "My own story" in said.output
+    assert "--gpus" in said.output
+    done = CliRunner().invoke(app, ["run", str(path), "--gpus", "5", "--json", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    content = json.loads(done.stdout)
+    assert content["checks"][-1]["counted"] == 5
+    assert (tmp_path / "out" / "report.html").is_file()
