@@ -101,17 +101,21 @@ const GlassCanvas = (function () {
         const from = Math.max(0, Math.floor(a)), to = Math.min(W - 1, Math.floor(b));
         for (let c = from; c <= to; c++) share[bars.kind[i] * W + c] += Math.max(0, Math.min(b, c + 1) - Math.max(a, c));
       }
+      ctx.globalCompositeOperation = "lighter"; // where two bars share a pixel, each adds the part of it that it covers
       if (small) {
         columns(share, colours, image.data, W);
         pen.putImageData(image, 0, 0);
         ctx.drawImage(strip, 0, top, W, height);
       }
+      const left = (i) => Math.max(-4, (bars.start[i] - view.x0) * scale), right = (i) => Math.min(W + 4, (bars.end[i] - view.x0) * scale);
       for (const i of wide) {
-        const a = Math.max(-4, (bars.start[i] - view.x0) * scale), b = Math.min(W + 4, (bars.end[i] - view.x0) * scale);
-        const kind = bars.kind[i];
-        single++;
-        ctx.fillStyle = looks[kind].fill;
-        ctx.fillRect(a, top, b - a, height);
+        ctx.fillStyle = looks[bars.kind[i]].fill;
+        ctx.fillRect(left(i), top, right(i) - left(i), height);
+      }
+      single += wide.length;
+      ctx.globalCompositeOperation = "source-over";
+      for (const i of wide) {
+        const a = left(i), b = right(i), kind = bars.kind[i];
         if (patterns[kind] && b - a >= 4) { ctx.fillStyle = patterns[kind]; ctx.fillRect(a, top, b - a, height); }
         if (b - a >= 5 && bars.axis[i] < 0 && kinds[kind] !== "bubble") { ctx.fillStyle = "rgba(255,255,255,0.85)"; ctx.fillRect(a, top, 1, height); }
         const text = height >= 13 && b - a >= 14 ? label(i) : "";
