@@ -102,6 +102,9 @@ def test_a_lesson_file_is_short_and_its_docstring_is_a_story(id_):
 def test_a_lesson_s_report_opens_without_an_error_or_a_request(id_, width, reports, visit):
     page = visit(reports(id_), width)
     walk_through(page)
+    sentences = page.query_selector_all("#panel-story ol.story li")
+    assert 3 <= len(sentences) <= 7
+    assert all(s.query_selector("a") for s in sentences)
     page.click("#tab-timeline")
     page.click("details.whatif summary")
     page.evaluate("""() => { const s = document.getElementById("whatif-lat"); s.value = "2"; s.dispatchEvent(new Event("input")); }""")
@@ -171,7 +174,7 @@ def test_the_gallery_opens_from_disk_filters_and_speaks_both_languages(tmp_path,
         page = visit(tmp_path / "site" / "index.html", width)
         tiles = page.query_selector_all(".tile")
         assert len(tiles) == 3
-        assert all(t.query_selector("svg rect") for t in tiles)
+        assert all(len(t.query_selector_all("svg rect, svg polyline")) >= 2 for t in tiles)
         page.click("[data-topic]:nth-of-type(2)")
         assert 0 < sum(t.is_visible() for t in tiles) < 3
         page.click("[data-topic]:nth-of-type(1)")

@@ -14,7 +14,6 @@ from glasscluster.sim.errors import ScenarioError
 def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Path, list[dict[str, Any]]]:
     """Returns the index and one row a lesson."""
     from glasscluster.visualize.gallery import GalleryCard, write_gallery
-    from glasscluster.visualize.thumbnail import timeline_svg
     from glasscluster.visualize.words import Said
 
     for name in only or []:
@@ -29,16 +28,26 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
         home = folder / id_
         home.mkdir(exist_ok=True)
         lab.write(home)
-        line = max((e.run.timeline for e in lab.entries), key=lambda t: len(t.graph))
         card = GalleryCard(
             id_,
             Said(*taught.title),
             Said(*taught.topic),
             Said(*lab.finding),
             lab.ok,
-            timeline_svg(line, taught.title[0]),
+            _thumbnail(lab, taught.title[0]),
             f"{id_}/report.html",
         )
         cards.append(card)
         rows.append({"id": id_, "ok": lab.ok, "checks": len(lab.all_checks), "report": str(home / "report.html")})
     return write_gallery(cards, folder), rows
+
+
+def _thumbnail(lab: Lab, title: str) -> str:
+    """The timeline of the largest run that trained; of a lesson that trains nothing, its own first figure."""
+    from glasscluster.sim.vocabulary import FORWARD
+    from glasscluster.visualize.thumbnail import figure_svg, timeline_svg
+
+    trained = [e.run.timeline for e in lab.entries if (e.run.graph.phase == FORWARD).any()]
+    if trained or not lab.figures:
+        return timeline_svg(max(trained or [e.run.timeline for e in lab.entries], key=lambda t: len(t.graph)), title)
+    return figure_svg(lab.figures[0][1]("en"), title)

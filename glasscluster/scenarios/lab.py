@@ -47,6 +47,7 @@ class Scenario:
         return dict(list(inspect.signature(self.function, eval_str=True).parameters.items())[1:])
 
 
+FEWEST_SENTENCES = 4  # of a story
 REGISTRY: dict[str, Scenario] = {}
 BUILT_IN = ("tour",)  # modules of this package, each holding one scenario of its name
 
@@ -298,10 +299,23 @@ class Lab:
             own=Said(*self.own) if self.own else None,
         )
 
+    def _told(self) -> list[Any]:
+        """The scenario's own sentences; when they are few, what can be said of any run is added, from its numbers."""
+        from glasscluster.visualize.report import StoryStep, told
+        from glasscluster.visualize.words import Said
+
+        steps = [StoryStep(Said(*text), view or "tab=ledger") for text, view in self.story]
+        if self.entries and len(steps) < FEWEST_SENTENCES:
+            entry = self.entries[-1]
+            here = f"&run={entry.key}" if len(self.entries) > 1 else ""
+            said = [StoryStep(s.text, s.view + here) for s in told(entry.run, entry.run.timeline) if not s.view.startswith("tab=checks")]
+            steps += said[: FEWEST_SENTENCES - len(steps)]
+        return steps
+
     def write(self, folder: Path) -> Path:
         """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
         from glasscluster.scenarios.training import write_ledger, write_run_json
-        from glasscluster.visualize.report import Chapter, Report, StoryStep, write_report
+        from glasscluster.visualize.report import Chapter, Report, write_report
         from glasscluster.visualize.trace import write_chrome_trace
         from glasscluster.visualize.words import Said
 
@@ -329,7 +343,7 @@ class Lab:
             title=Said(*self.scenario.title),
             finding=Said(*self.finding),
             chapters=chapters,
-            story=[StoryStep(Said(*text), view) for text, view in self.story],
+            story=self._told(),
             seed=self.seed,
             checks=self.checks,
             figures=[(Said(*title), make) for title, make in self.figures],

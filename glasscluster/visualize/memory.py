@@ -70,7 +70,7 @@ def _totals(totals: list[float], unit: str) -> list[dict[str, Any]]:
     if len(totals) > 16:
         return []
     return [
-        {"x": i, "y": t, "text": f"{t:.3g} {unit}", "showarrow": False, "yanchor": "bottom", "font": {"size": 14}}
+        {"x": i, "y": t, "text": f"{t:.3g} {unit}", "showarrow": False, "yanchor": "bottom", "yshift": 3, "font": {"size": 14}}
         for i, t in enumerate(totals)
     ]
 
@@ -101,15 +101,13 @@ def memory_by_strategy(books: Sequence[StateBook], lang: str = "en") -> Figure:
             name=word("by_formula", lang),
             x=names,
             y=theory,
-            mode="markers+text",
-            text=[f"{t:.3g} {unit}" for t in theory],
-            textposition="top center",
+            mode="markers",
             marker={"symbol": "line-ew", "size": 56, "line": {"width": 4, "color": "#000000"}},
             hovertemplate=f"%{{x}}<br>{word('by_formula', lang)}: %{{y:.4g}} {unit}<extra></extra>",
         )
     )
     figure.update_layout(**_layout(word("states_by_strategy", lang), unit, 380))
-    figure.update_layout(barmode="stack", yaxis_range=[0, max(theory, default=1.0) * 1.16])
+    figure.update_layout(barmode="stack", annotations=_totals(theory, unit), yaxis_range=[0, max(theory, default=1.0) * 1.16])
     return figure
 
 

@@ -378,7 +378,7 @@ def write_run_report(run: Run, path: Path) -> Path:
     plan, model = run.info.get("plan"), run.info.get("model")
     timeline = run.timeline
     chapter = Chapter("run", _run_title(plan, run.gpus), run, {timeline.hardware.name: timeline}, run.checks, _run_note(model))
-    story = list(_told(run, timeline))
+    story = list(told(run, timeline))
     finding = story[1].text if len(story) > 1 and story[1].view == "tab=timeline" else story[0].text
     page = Report(str(run.info.get("name", "run")), chapter.title, finding, [chapter], story, run.info.get("seed"))
     return write_report(page, path)
@@ -399,7 +399,9 @@ def _run_note(model: dict[str, Any] | None) -> Said | None:
     return Said(f"Model: {shape}", f"模型：{shape}")
 
 
-def _told(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
+def told(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
+    """What can be said of any run, each sentence with the view it speaks of."""
+
     def step(key: str, view: str, **values: Any) -> StoryStep:
         return StoryStep(Said(*(word(key, lang, **values) for lang in LANGUAGES)), view)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from glasscluster.sim.vocabulary import COLLECTIVE, RECV, REDUCE, SEND
 from glasscluster.visualize.layout import CELL_AXIS, grid_cells, plain_layout
-from glasscluster.visualize.palette import KINDS
+from glasscluster.visualize.palette import KINDS, contrast
 from glasscluster.visualize.timeline import size_text
 from glasscluster.visualize.words import word
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MOST_RANKS = 16
 ARROW: dict[str, Any] = {"xref": "x", "yref": "y", "axref": "x", "ayref": "y", "text": "", "showarrow": True, "arrowhead": 2}
-ARROW |= {"arrowsize": 1.1, "arrowwidth": 2.5, "arrowcolor": KINDS["collective"].fill, "startstandoff": 14, "standoff": 14}
+ARROW |= {"arrowsize": 1.1, "arrowwidth": 2.5, "arrowcolor": KINDS["collective"].fill, "startstandoff": 7, "standoff": 7}
 Holding = list[list[frozenset[int]]]  # [rank in the group][chunk] -> who has contributed
 
 
@@ -206,7 +206,7 @@ def _view(steps: Steps, s: int, lang: str) -> dict[str, Any]:
     who = [",".join(str(steps.members[i]) for i in sorted(h)) for h in held]
     return {
         "colour": [_shade(x) for x in shares],
-        "ink": ["#ffffff" if x > 0.55 else "#000000" for x in shares],
+        "ink": ["#ffffff" if contrast(_shade(x), "#ffffff") >= 4.5 else "#000000" for x in shares],
         "line": [KINDS["collective"].fill if x else "#ffffff" for x in changed],
         "width": [4 if x else 1 for x in changed],
         "text": [_short(h, full, steps.members, lang) for h in held],

@@ -96,7 +96,8 @@ class _Axis:
 
     def pixel(self, value: float) -> float:
         """Where a number stands, in the SVG."""
-        low, high = self.fixed or (self.low, self.high)
+        room = 0.04 * (self.high - self.low)  # marks at the ends stay whole
+        low, high = self.fixed or (self.low - room, self.high + room)
         share = (value - low) / ((high - low) or 1.0)
         share = 1 - share if self.reverse else share
         share = self.domain[0] + share * (self.domain[1] - self.domain[0])

@@ -131,17 +131,19 @@ const GlassCanvas = (function () {
     return { single, binned, pixel: 1 / scale };
   }
 
-  /* A pixel column takes the colour of the kind that filled most of it, as opaque as it is busy. */
+  /* A pixel column takes the colour of the kind that was busy for most of it, as strong as its busy share; idle time is
+     the ground it stands on, never a kind of its own. */
   function columns(share, colours, pixels, W) {
+    const idle = colours.length - 1;
     for (let c = 0; c < W; c++) {
-      let best = 0, total = 0;
-      for (let k = 0; k < colours.length; k++) {
+      let best = 0, busy = 0;
+      for (let k = 0; k < idle; k++) {
         const s = share[k * W + c];
-        total += s;
+        busy += s;
         if (s > share[best * W + c]) best = k;
       }
-      const [r, g, b] = colours[best];
-      pixels[4 * c] = r; pixels[4 * c + 1] = g; pixels[4 * c + 2] = b;
+      const total = busy + share[idle * W + c];
+      for (let p = 0; p < 3; p++) pixels[4 * c + p] = total ? (colours[best][p] * busy + colours[idle][p] * (total - busy)) / total : 0;
       pixels[4 * c + 3] = Math.round(255 * Math.min(1, total));
     }
     share.fill(0);

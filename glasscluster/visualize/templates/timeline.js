@@ -42,9 +42,8 @@ const GlassTimeline = function (page) {
     const mode = V.about.canvas || V.now !== V.base ? "canvas" : "bars";
     if (V.mode !== mode || V.lang !== page.state().lang) outline(V, mode);
     reach(V);
-    paint(V);
     tell(V);
-    choose(V, find(V, page.state().sel));
+    choose(V, find(V, page.state().sel)); // and paints
     window.glassReady = window.glassReady || performance.now();
   }
 

@@ -1,0 +1,67 @@
+"""Draw the pictures of this folder anew: `python docs/pictures.py` (headless Chromium, about two minutes)."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from glasscluster.scenarios import gallery
+from glasscluster.scenarios.lab import Lab, find, perform
+from glasscluster.visualize.report import write_run_report
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+SLOWER = """() => { document.querySelector("details.whatif").open = true; const s = document.getElementById("whatif-bw"); s.value = "-3";
+  s.dispatchEvent(new Event("input")); }"""
+
+
+def shoot(
+    browser: Any, page_file: Path, view: str, name: str, *, what: str = "", height: int = 820, width: int = 1360, steps: int = 0
+) -> None:
+    """One picture of a view: the whole page, or the element that `what` selects."""
+    page = browser.new_page(viewport={"width": 1360, "height": height}, reduced_motion="reduce")
+    page.goto(page_file.as_uri() + "#" + view)
+    page.wait_for_timeout(2500)
+    if name == "what-if":
+        page.evaluate(SLOWER)
+        page.wait_for_timeout(1000)
+    for _ in range(steps):
+        page.click('.view:not([hidden]) [data-step="1"]')
+    if what:
+        page.locator(what).first.screenshot(path=str(HERE / f"{name}.png"))
+    else:
+        page.screenshot(path=str(HERE / f"{name}.png"))
+    page.close()
+
+
+def main() -> None:
+    """Everything that README and architecture.md show."""
+    from playwright.sync_api import sync_playwright
+
+    from benchmarks.report import recorded
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
+        home = Path(folder)
+        site, _ = gallery.build(str(home / "site"), "threads", None, print)
+        tour = find("tour")
+        page = perform(tour, Lab(tour, "threads", "classroom", say=print), {}).write(home)
+        large = write_run_report(recorded(32, 800), home / "large.html")
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        shoot(browser, site, "lang=en", "gallery", height=1240)
+        shoot(browser, home / "site" / "E4" / "report.html", "lang=en", "lesson-locked", height=520)
+        shoot(browser, home / "site" / "E4" / "report.html", "lang=zh&guess=27", "lesson-zh", height=1180)
+        shoot(browser, home / "site" / "E4" / "report.html", "tab=timeline&lang=en&guess=27", "what-if", height=1100)
+        shoot(
+            browser, home / "site" / "C3" / "report.html", "tab=network&lang=en&guess=2", "ring-stepper", what='[data-fig^="ring"]', steps=4
+        )
+        shoot(browser, large, "tab=timeline&lang=en", "hundred-thousand", height=1290)
+        shoot(browser, page, "tab=timeline&run=gpipe&lang=en", "gpipe-timeline", what='.view:not([hidden]) figure[data-fig^="tl"]')
+        shoot(browser, page, "tab=story&lang=en", "comparison", what='figure[data-fig="compare"]')
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
