@@ -382,13 +382,39 @@ class Communicator:
 
     def broadcast(self, x: torch.Tensor, src: int = 0, algorithm: str = "ring", async_op: bool = False, **labels) -> Work:
         """Every rank ends with group rank `src`'s tensor, in place."""
-        if not 0 <= src < self.size:
-            raise ScenarioError("broadcast src", src, f"the group has ranks 0..{self.size - 1}", range(self.size))
-        return self._collective("broadcast", algorithm, x, async_op, labels, src=src)
+        return self._collective("broadcast", algorithm, x, async_op, labels, src=self._member("broadcast src", src))
 
-    def barrier(self) -> None:
+    def reduce(
+        self, x: torch.Tensor, op: str = "sum", dst: int = 0, algorithm: str = "tree", async_op: bool = False, **labels: str
+    ) -> Work:
+        """Group rank `dst` ends with the elementwise `op` over ranks, in place; on the others `x` is scratch afterwards."""
+        return self._collective("reduce", algorithm, x, async_op, labels, op=op, dst=self._member("reduce dst", dst))
+
+    def scatter(self, x: torch.Tensor, src: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str) -> Work:
+        """Chunk `rank` of `x` ends as group rank `src`'s; the other chunks are scratch afterwards."""
+        return self._collective("scatter", algorithm, x, async_op, labels, src=self._member("scatter src", src))
+
+    def gather(self, x: torch.Tensor, dst: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str) -> Work:
+        """`x` is the full buffer and holds this rank's chunk; on group rank `dst` it ends holding every rank's chunk."""
+        return self._collective("gather", algorithm, x, async_op, labels, dst=self._member("gather dst", dst))
+
+    def all_to_all(self, x: torch.Tensor, out: torch.Tensor, algorithm: str = "direct", async_op: bool = False, **labels: str) -> Work:
+        """Chunk j of `x` goes to rank j; piece i of `out` (each as long as chunk `rank`) comes from rank i."""
+        expected = self.size * self.chunk(x).numel()
+        if out.numel() != expected or not out.is_contiguous():
+            raise ScenarioError("all_to_all out", tuple(out.shape), f"must be contiguous and hold {expected} elements")
+        if self.size == 1:
+            out.view(-1).copy_(x.view(-1))
+        return self._collective("all_to_all", algorithm, x, async_op, labels, out=out.detach().view(-1))
+
+    def _member(self, what: str, rank: int) -> int:
+        if not 0 <= rank < self.size:
+            raise ScenarioError(what, rank, f"the group has ranks 0..{self.size - 1}", range(self.size))
+        return rank
+
+    def barrier(self, algorithm: str = "ring") -> None:
         """Return when every rank of the group has arrived."""
-        self.all_reduce(torch.zeros(1, device=self.wire.device), purpose="scalars", label="barrier")
+        self.all_reduce(torch.zeros(1, device=self.wire.device), algorithm=algorithm, purpose="scalars", label="barrier")
 
     def chunks(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The contiguous pieces of flat `x`, one a rank; a remainder makes the first ones an element longer."""
@@ -434,7 +460,7 @@ class Communicator:
         work = CollectiveWork(self, operation, algorithm, purpose, label, x)
         work.steps = self._native(work, operation, x, options) if steps is None else steps(work, x.view(-1), **options)
         if average:
-            work.steps = _then(work.steps, lambda: (self.chunk(x) if operation == "reduce_scatter" else x).div_(self.size))
+            work.steps = _then(work.steps, lambda: _average(self.chunk(x) if operation == "reduce_scatter" else x, self.size))
         self._queue.append(work)
         self.progress.drive()
         if not async_op:
@@ -460,6 +486,11 @@ class Communicator:
     def restart_numbering(self) -> None:
         """Number collectives from 0 again (a new recording starts)."""
         self._launched, self.last_collective = 0, -1
+
+
+def _average(x: torch.Tensor, n: int) -> None:
+    """Divide in place; whole numbers are rounded towards zero."""
+    x.div_(n) if x.is_floating_point() else x.copy_(torch.div(x, n, rounding_mode="trunc"))
 
 
 def _then(steps: Iterator[list[Ticket]], last: Callable[[], object]) -> Iterator[list[Ticket]]:

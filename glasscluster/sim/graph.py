@@ -231,6 +231,19 @@ class ExecutionGraph:
                 live.discard(micro_batch)
         return best
 
+    def message_chain(self) -> int:
+        """The longest chain of messages of which each waits for the one before. Sharing a port is not waiting for it."""
+        depth = np.zeros(len(self), dtype=np.int64)
+        for row in range(len(self)):
+            before = self.dependencies(row)
+            if self.kind[row] in (SEND, RECV):
+                before = before[(self.rank[before] != self.rank[row]) | (self.lane[before] != self.lane[row])]
+            longest = int(depth[before].max(initial=0))
+            if self.match[row] >= 0:
+                longest = max(longest, int(depth[self.match[row]]))
+            depth[row] = longest + (self.kind[row] == SEND)
+        return int(depth.max(initial=0))
+
     def count(self, kind: str) -> int:
         """Events of a kind."""
         return int((self.kind == KINDS.index(kind)).sum())

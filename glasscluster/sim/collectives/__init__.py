@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from glasscluster.sim.collectives import ring
+from glasscluster.sim.collectives import direct, halving_doubling, hierarchical, parameter_server, recursive_doubling, ring, tree
 from glasscluster.sim.errors import ScenarioError
 
-ALGORITHMS: dict[str, dict[str, Callable | None]] = {
-    "all_reduce": {"ring": ring.all_reduce, "native": None},
-    "reduce_scatter": {"ring": ring.reduce_scatter, "native": None},
-    "all_gather": {"ring": ring.all_gather, "native": None},
-    "broadcast": {"ring": ring.broadcast, "native": None},
+OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "scatter", "gather", "all_to_all")
+MODULES = {
+    "ring": ring,
+    "tree": tree,
+    "recursive-doubling": recursive_doubling,
+    "halving-doubling": halving_doubling,
+    "hierarchical": hierarchical,
+    "direct": direct,
+    "parameter-server": parameter_server,
 }
+ALGORITHMS: dict[str, dict[str, Callable | None]] = {
+    operation: {name: getattr(module, operation) for name, module in MODULES.items() if hasattr(module, operation)}
+    for operation in OPERATIONS
+}
+for _operation in ("all_reduce", "reduce_scatter", "all_gather", "broadcast"):
+    ALGORITHMS[_operation]["native"] = None
 
 
 def find(operation: str, algorithm: str) -> Callable | None:

@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from glasscluster.sim.collectives.theory import Theory, one_after_another
+
 if TYPE_CHECKING:
     from glasscluster.sim.communicator import CollectiveWork, Ticket
+    from glasscluster.sim.hardware import Link
 
 
 def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
@@ -50,20 +53,22 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterat
     return steps()
 
 
-def _reduce_scatter(work, chunks, staging, op) -> Iterator[list[Ticket]]:
-    n, r = work.size, work.rank
+def _reduce_scatter(work, chunks, staging, op, members=None) -> Iterator[list[Ticket]]:
+    ring = members or range(work.size)
+    n, r = len(ring), ring.index(work.rank)
     for step in range(n - 1):
         outgoing, incoming = chunks[(r - step - 1) % n], chunks[(r - step - 2) % n]
         arrived = staging[: incoming.numel()]
-        yield work.exchange(outgoing, (r + 1) % n, arrived, (r - 1) % n)
+        yield work.exchange(outgoing, ring[(r + 1) % n], arrived, ring[(r - 1) % n])
         work.reduce(incoming, arrived, op)
 
 
-def _all_gather(work, chunks) -> Iterator[list[Ticket]]:
-    n, r = work.size, work.rank
+def _all_gather(work, chunks, members=None) -> Iterator[list[Ticket]]:
+    ring = members or range(work.size)
+    n, r = len(ring), ring.index(work.rank)
     for step in range(n - 1):
         outgoing, incoming = chunks[(r - step) % n], chunks[(r - step - 1) % n]
-        yield work.exchange(outgoing, (r + 1) % n, incoming, (r - 1) % n)
+        yield work.exchange(outgoing, ring[(r + 1) % n], incoming, ring[(r - 1) % n])
 
 
 def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
@@ -79,16 +84,39 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
     yield sends
 
 
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Pieces travel up the chain ..., dst+2, dst+1, dst and are added to at every stop."""
+    n = work.size
+    place = (work.rank - dst) % n
+    parts = torch.tensor_split(x, pieces or n)
+    staging = work.stage(parts[0].numel() if place < n - 1 else 0, x)
+
+    def steps() -> Iterator[list[Ticket]]:
+        sends: list[Ticket] = []
+        for piece in parts:
+            if place < n - 1:
+                arrived = staging[: piece.numel()]
+                yield work.recv(arrived, (work.rank + 1) % n)
+                work.reduce(piece, arrived, op)
+            if place > 0:
+                sends += work.send(piece, (work.rank - 1) % n)
+        yield sends
+
+    return steps()
+
+
 # ---- theory ------------------------------------------------------------------------------------------------------
 
 
-def predict(operation: str, size: int, nbytes: int, alpha: float = 0.0, beta: float = float("inf")) -> dict[str, float]:
-    """Total bytes sent over all ranks, steps, and α–β time (F8, F9, F10; β in bytes/s, equal chunks).
+def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
+    """Bytes for any size; time for equal chunks (F8, F9, F10).
 
-    all_reduce: 2(N-1)S bytes, 2(N-1)(α + S/(Nβ)); reduce_scatter and all_gather: half of both;
-    broadcast in N pieces: (N-1)S bytes (α here is all overhead: see F10 for its split).
+    all_reduce: 2(N-1)S bytes, 2(N-1) steps of α + S/(Nβ); reduce_scatter and all_gather: half of both. broadcast and
+    reduce in k = N pieces: (N-1)S bytes, chain N-1, time (N-1)L + (N-2+k)(o + S/(kβ)).
     """
-    n, half = size, (size - 1) * nbytes
-    steps = {"all_reduce": 2 * (n - 1), "reduce_scatter": n - 1, "all_gather": n - 1, "broadcast": 2 * n - 2}[operation]
-    total = 2 * half if operation == "all_reduce" else half
-    return {"bytes_total": total, "steps": steps, "time_s": steps * (alpha + nbytes / n / beta)}
+    n, whole = size, (size - 1) * nbytes
+    if operation in ("broadcast", "reduce"):
+        time = None if link is None else (n - 1) * link.latency_s + (2 * n - 2) * (link.overhead_s + nbytes / n / link.bandwidth)
+        return Theory(whole, n - 1, time)
+    halves = 2 if operation == "all_reduce" else 1
+    return Theory(halves * whole, halves * (n - 1), one_after_another(link, halves * (n - 1), nbytes / n))
