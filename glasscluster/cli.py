@@ -415,6 +415,49 @@ def predict(
 
 
 @app.command()
+def collective(
+    operation: Annotated[str, typer.Argument(help="all-reduce | reduce-scatter | all-gather | broadcast | reduce | all-to-all")],
+    gpus: Annotated[int, typer.Option(help="ranks")],
+    size: Annotated[str, typer.Option(help="the full buffer of a rank, such as 64MiB")],
+    algorithm: Annotated[
+        str, typer.Option(help="ring | tree | recursive-doubling | halving-doubling | hierarchical | direct | parameter-server")
+    ] = "ring",
+    hardware: Annotated[str, typer.Option(help="whose links")] = "classroom",
+    nodes: Annotated[int | None, typer.Option(help="spread the GPUs over this many nodes")] = None,
+    topology: Annotated[str | None, typer.Option(help="instead of hardware: fully-connected")] = None,
+    bandwidth: Annotated[str | None, typer.Option(help="of every link of the topology, such as 25GB/s")] = None,
+    latency: Annotated[str | None, typer.Option(help="in flight, such as 2us")] = None,
+    overhead: Annotated[str, typer.Option(help="on the sender's port, such as 1us")] = "0s",
+    servers: Annotated[int | None, typer.Option(help="shards of a parameter server [default: one a GPU]")] = None,
+    sweep: Annotated[str | None, typer.Option(help="also time sizes LOW:HIGH, each four times the one before")] = None,
+    out: Annotated[str | None, typer.Option(help="write a report with the stepper here")] = None,
+    json_: Json = False,
+) -> int:
+    """One collective on some wires: time, bytes, steps, bus bandwidth, busiest link. Recorded dry: no data moves."""
+    with progress() as say:
+        say(f"glass collective: {operation} by {algorithm} on {gpus} GPUs")
+        from glasscluster.scenarios import collective as lab
+
+        wires = lab.wires(gpus, hardware, nodes, topology, bandwidth, latency, overhead)
+        content, run = lab.collective(operation, algorithm, gpus, size, wires, servers, sweep)
+        if out is not None:
+            from glasscluster.scenarios.training import output_folder
+
+            content["report"] = str(run.report(output_folder(out, "collective") / "report.html"))
+    if json_:
+        emit(content)
+        return 0
+    link = content["busiest_link"]
+    bus, most = content["bus_bandwidth_bytes_per_s"] / 1e9, max(content["bytes_sent_per_gpu"])
+    print(f"{content['time_s'] * 1e3:.5g} ms (virtual, {content['hardware']}), {content['steps']} steps, {content['messages']} messages")
+    print(f"busiest GPU sends {most:,} bytes; bus bandwidth {bus:.4g} GB/s; "
+          f"busiest link {link['from']} → {link['to']}, {link['utilisation_fraction']:.0%}")  # fmt: skip
+    for row in content.get("sweep", []):
+        print(f"{row['size_bytes']:>16,} B  {row['time_s'] * 1e6:12.5g} µs  {row['bus_bandwidth_bytes_per_s'] / 1e9:10.4g} GB/s bus")
+    return 0
+
+
+@app.command()
 def schedule(
     name: Annotated[str, typer.Argument(help="gpipe | 1f1b")],
     pp: Annotated[int, typer.Option(min=1, help="pipeline stages")],

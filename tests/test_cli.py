@@ -161,6 +161,16 @@ BAD = [
     ("predict --csv nowhere.csv", "csv", None),
     ("predict --hardware dgx-v100 --precision bf16", "precision", None),
     ("schedule zigzag --pp 2 --micro-batches 2", "schedule", None),
+    ("collective all-redcue --gpus 4 --size 1MB", "operation", "all-reduce"),
+    ("collective all-to-all --algorithm tree --gpus 4 --size 1MB", "algorithm", "direct"),
+    ("collective all-reduce --gpus 1 --size 1MB", "gpus", None),
+    ("collective all-reduce --gpus 4 --size 1MX", "size", None),
+    ("collective all-reduce --gpus 4 --size 1MB --topology torus2d --bandwidth 1GB/s --latency 1us", "topology", None),
+    ("collective all-reduce --gpus 4 --size 1MB --topology fully-connected --latency 1us", "bandwidth", None),
+    ("collective all-reduce --gpus 4 --size 1MB --topology fully-connected --bandwidth -1GB/s --latency 1us", "bandwidth", None),
+    ("collective all-reduce --gpus 4 --size 1MB --nodes 3", "nodes", None),
+    ("collective all-reduce --gpus 4 --size 1MB --servers 2", "servers", None),
+    ("collective all-reduce --gpus 4 --size 1MB --sweep 1MB", "sweep", None),
     ("schedule gpipe --pp 2 --micro-batches 2 --costs f=x", "f=x", None),
 ]
 
@@ -276,3 +286,31 @@ def test_the_tour_holds_every_check_and_its_report_has_four_compared_runs(capsys
         assert max(run["max_rel_grad_diff"], run["max_rel_weight_diff"]) <= 1e-10
     exposed = {r["name"]: r["exposed_comm_s"] for r in said["runs"]}
     assert exposed["zero3"] < exposed["zero3-no-prefetch"]
+
+
+def test_a_collective_is_timed_counted_and_held_against_its_closed_form(capsys, tmp_path):
+    words = "collective all-reduce --algorithm ring --gpus 8 --size 8MB --json --sweep 1KiB:64KiB --out"
+    code, out, _ = glass(capsys, *words.split(), str(tmp_path / "c"))
+    found = json.loads(out)
+    assert code == 0
+    assert found["schema"] == "glass.collective/1"
+    assert found["bytes_sent_per_gpu"] == [14_000_000] * 8
+    assert found["steps"] == 14
+    assert found["messages"] == 14 * 8
+    assert found["time_s"] == pytest.approx(14 * (10e-6 + 1e6 / 10e9), rel=1e-9) == pytest.approx(found["predicted_time_s"], rel=1e-9)
+    assert found["bus_bandwidth_bytes_per_s"] == pytest.approx(found["algorithm_bandwidth_bytes_per_s"] * 14 / 8)
+    assert found["busiest_link"]["utilisation_fraction"] == pytest.approx(14 * (2e-6 + 1e-4) / found["time_s"])
+    assert [s["size_bytes"] for s in found["sweep"]] == [1024, 4096, 16384, 65536]
+    assert (tmp_path / "c" / "report.html").is_file()
+
+
+def test_servers_topology_and_nodes_of_a_collective(capsys):
+    base = "collective all-reduce --gpus 4 --size 4MB --json"
+    one = json.loads(glass(capsys, *f"{base} --algorithm parameter-server --servers 1".split())[1])
+    assert one["bytes_sent_per_gpu"] == [12_000_000, 4_000_000, 4_000_000, 4_000_000]
+    wire = "--topology fully-connected --bandwidth 1GB/s --latency 3us --overhead 1us"
+    direct = json.loads(glass(capsys, *f"{base} --algorithm direct {wire}".split())[1])
+    assert direct["time_s"] == pytest.approx(2 * (3 * (1e-6 + 1e-3) + 3e-6), rel=1e-9)
+    two = json.loads(glass(capsys, *f"{base} --algorithm hierarchical --nodes 2".split())[1])
+    assert two["time_s"] == pytest.approx(two["predicted_time_s"], rel=1e-9)
+    assert two["steps"] == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +152,36 @@ def test_dry_records_what_threads_record_for_every_algorithm():
     for operation, algorithm in CASES:
         real, dry = (Cluster("classroom", 6, b, memory_bytes=None).run(once, operation, algorithm, 50).graph for b in ("threads", "dry"))
         assert real.difference(dry) is None, (operation, algorithm)
+
+
+def every_pair(gpu) -> list[str]:
+    """All algorithms in turn, in one program."""
+    return [f"{op} {name}: {wrong}" for op, name in CASES for wrong in all_sizes(gpu, op, name)]
+
+
+@pytest.mark.ray
+def test_ray_actors_agree_on_every_algorithm():
+    with Cluster("classroom", 3, "ray", timeout_s=60) as cluster:
+        assert cluster.run(every_pair, record=False).results == [[], [], []]
+
+
+@pytest.mark.torchrun
+def test_torchrun_agrees_on_every_algorithm(tmp_path):
+    from test_torchrun import torchrun
+
+    script = tmp_path / "pairs.py"
+    tests = Path(__file__).resolve().parent
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(tests)!r})\n"
+        "from test_collectives import every_pair\n"
+        "from glasscluster.sim.cluster import Cluster\n"
+        'with Cluster("classroom", 3, "torchrun") as cluster:\n'
+        "    results = cluster.run(every_pair, record=False).results\n"
+        "    print('RESULT', cluster.leader, results)\n"
+    )
+    done = torchrun(3, str(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "RESULT True [[], [], []]" in done.stdout
 
 
 def test_what_an_algorithm_cannot_do_is_an_input_error_that_names_what_can():

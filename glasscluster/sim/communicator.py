@@ -368,9 +368,29 @@ class Communicator:
         return MessageWork(self, ticket, x, finish)
 
     # ---- collectives -----------------------------------------------------------------------------------------
-    def all_reduce(self, x: torch.Tensor, op: str = "sum", algorithm: str = "ring", async_op: bool = False, **labels) -> Work:
-        """Every rank ends with the elementwise `op` over ranks, in place. op: sum, max, min, avg."""
-        return self._collective("all_reduce", algorithm, x, async_op, labels, op=op)
+    def all_reduce(
+        self,
+        x: torch.Tensor,
+        op: str = "sum",
+        algorithm: str = "ring",
+        async_op: bool = False,
+        *,
+        servers: int | None = None,
+        node_size: int | None = None,
+        **labels,
+    ) -> Work:
+        """Every rank ends with the elementwise `op` over ranks, in place. op: sum, max, min, avg.
+
+        `servers` (parameter-server): shards, one a rank by default. `node_size` (hierarchical): ranks that share a node, 8 by default.
+        """
+        options: dict = {"op": op}
+        for name, value, owner in (("servers", servers, "parameter-server"), ("node_size", node_size, "hierarchical")):
+            if value is None:
+                continue
+            if algorithm != owner or value < 1:
+                raise ScenarioError(name, value, f"is a number from 1, of the algorithm {owner}", [owner])
+            options[name] = value
+        return self._collective("all_reduce", algorithm, x, async_op, labels, **options)
 
     def reduce_scatter(self, x: torch.Tensor, op: str = "sum", algorithm: str = "ring", async_op: bool = False, **labels) -> Work:
         """Chunk `rank` of `x` (see `chunk`) ends with the `op` over ranks; the other chunks are scratch afterwards."""
