@@ -6,6 +6,7 @@ through, and one that loses a contribution shows it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +31,24 @@ Holding = list[list[frozenset[int]]]  # [rank in the group][chunk] -> who has co
 
 @dataclass(frozen=True)
 class Moved:
-    """One message of a step: from and to (ranks in the group), the chunk, its bytes."""
+    """One message of a step: from and to (ranks in the group), the chunks it carries, its bytes."""
 
     src: int
     dst: int
-    chunk: int
+    chunks: range
     bytes: int
 
 
 @dataclass
 class Steps:
-    """`holding[s]` before step s (one more than there are steps), `moves[s]` the messages of step s."""
+    """`holding[s]` before step s (one more than there are steps), `moves[s]` the messages of step s.
+
+    The chunks are the finest pieces that any message or addition begins or ends at: `chunks` holds their first bytes.
+    """
 
     operation: str
     members: list[int]
-    chunks: list[int]  # byte offset of every chunk
+    chunks: list[int]
     nbytes: int
     holding: list[Holding]
     moves: list[list[Moved]]
@@ -72,35 +76,48 @@ def steps_of(graph: ExecutionGraph, row: int) -> Steps:
     place = {rank: i for i, rank in enumerate(members)}
     mine = (graph.group == group) & (graph.sequence == sequence) & np.isin(graph.rank, members)
     rows = np.flatnonzero(mine & np.isin(graph.kind, (SEND, RECV, REDUCE))).tolist()  # topological order
-    offsets = sorted({int(graph.offset[r]) for r in rows if graph.offset[r] >= 0})
-    column = {offset: i for i, offset in enumerate(offsets)}
+    nbytes, operation = int(graph.bytes[row]), graph.names[graph.op[row]]
+    touched = [r for r in rows if graph.offset[r] >= 0]
+    edges = sorted({0, nbytes, *(int(graph.offset[r] + size) for r in touched for size in (0, graph.bytes[r]))})
+    column = {edge: i for i, edge in enumerate(edges)}
+
+    def chunks_of(r: int) -> range:
+        """The chunks that a row covers; none when it lies in staging."""
+        first = int(graph.offset[r])
+        return range(column[first], column[first + int(graph.bytes[r])]) if first >= 0 else range(0)
+
     depth = _depths(graph, rows)
-    holding = _at_first(graph, rows, place, column)
-    captured: dict[int, frozenset[int]] = {}
-    staged: dict[int, frozenset[int]] = {}
+    holding = _at_first(graph, rows, place, chunks_of, len(edges) - 1, operation)
+    captured: dict[int, list[frozenset[int]]] = {}
+    staged: list[list[int]] = [[] for _ in members]  # sends that have arrived in staging and wait to be added, in order
     changes: dict[int, list[tuple[int, int, frozenset[int]]]] = {}
     moves: dict[int, list[Moved]] = {}
     now = [list(chunks) for chunks in holding]
     for r in rows:
-        rank, kind = place[int(graph.rank[r])], graph.kind[r]
-        chunk = column.get(int(graph.offset[r]), -1)
+        rank, kind, chunks = place[int(graph.rank[r])], graph.kind[r], chunks_of(r)
         if kind == SEND:
-            captured[r] = now[rank][chunk]
-            moves.setdefault(depth[r], []).append(Moved(rank, place[int(graph.peer[r])], chunk, int(graph.bytes[r])))
+            captured[r] = [now[rank][c] for c in chunks]
+            moves.setdefault(depth[r], []).append(Moved(rank, place[int(graph.peer[r])], chunks, int(graph.bytes[r])))
             continue
-        if kind == RECV and chunk < 0:
-            staged[rank] = captured[int(graph.match[r])]
+        if kind == RECV and not chunks:
+            staged[rank].append(int(graph.match[r]))
             continue
-        now[rank][chunk] = captured[int(graph.match[r])] if kind == RECV else now[rank][chunk] | staged[rank]
-        changes.setdefault(depth[r], []).append((rank, chunk, now[rank][chunk]))
+        brought = captured[int(graph.match[r])] if kind == RECV else captured[staged[rank].pop(0)]
+        for c, who in zip(chunks, brought, strict=True):
+            now[rank][c] = who if kind == RECV else now[rank][c] | who
+            changes.setdefault(depth[r], []).append((rank, c, now[rank][c]))
     states = [holding]
     for step in range(1, max(depth.values(), default=0) + 1):
         state = [list(chunks) for chunks in states[-1]]
         for rank, chunk, who in changes.get(step, []):
             state[rank][chunk] = who
         states.append(state)
-    operation = graph.names[graph.op[row]]
-    return Steps(operation, members, offsets, int(graph.bytes[row]), states, [sorted(moves[s], key=lambda m: m.src) for s in sorted(moves)])
+    return Steps(operation, members, edges[:-1], nbytes, states, [sorted(moves[s], key=lambda m: m.src) for s in sorted(moves)])
+
+
+def _fits(graph: ExecutionGraph, rank: int, row: int) -> bool:
+    """Few enough ranks to read, and one buffer: an all-to-all has two."""
+    return len(graph.groups[rank][int(graph.group[row])][1]) <= MOST_RANKS and not graph.names[graph.op[row]].startswith("all_to_all")
 
 
 def _depths(graph: ExecutionGraph, rows: list[int]) -> dict[int, int]:
@@ -114,18 +131,32 @@ def _depths(graph: ExecutionGraph, rows: list[int]) -> dict[int, int]:
     return depth
 
 
-def _at_first(graph: ExecutionGraph, rows: list[int], place: dict[int, int], column: dict[int, int]) -> Holding:
-    """With additions every rank brings its own share of every chunk; else a rank holds what it sends before it receives."""
-    holding: Holding = [[frozenset()] * len(column) for _ in place]
+def _at_first(
+    graph: ExecutionGraph, rows: list[int], place: dict[int, int], chunks_of: Callable[[int], range], chunks: int, operation: str
+) -> Holding:
+    """Who holds what before anything moves.
+
+    With additions every rank brings its own share of every chunk. Else a rank holds what it sends before it has received
+    it; beside that, a scatter's root holds everything, and whoever gathers holds the chunk that nobody sends it.
+    """
     if any(graph.kind[r] == REDUCE for r in rows):
-        return [[frozenset({rank})] * len(column) for rank in range(len(place))]
-    received: set[tuple[int, int]] = set()
+        return [[frozenset({rank})] * chunks for rank in range(len(place))]
+    holding: Holding = [[frozenset()] * chunks for _ in place]
+    received: list[set[int]] = [set() for _ in place]
+    sends: list[bool] = [False] * len(place)
     for r in rows:
-        rank, chunk = place[int(graph.rank[r])], column.get(int(graph.offset[r]), -1)
-        if graph.kind[r] == SEND and (rank, chunk) not in received:
-            holding[rank][chunk] = frozenset({rank})
-        elif graph.kind[r] == RECV:
-            received.add((rank, chunk))
+        rank = place[int(graph.rank[r])]
+        if graph.kind[r] == RECV:
+            received[rank].update(chunks_of(r))
+            continue
+        sends[rank] = True
+        for c in chunks_of(r):
+            if c not in received[rank]:
+                holding[rank][c] = frozenset({rank})
+    for rank, got in enumerate(received):
+        root = operation.startswith("scatter") and not got
+        if root or (operation.startswith("gather") and not sends[rank]):
+            holding[rank] = [cell if c in got else frozenset({rank}) for c, cell in enumerate(holding[rank])]
     return holding
 
 
@@ -134,7 +165,7 @@ def stepper_figure(graph: ExecutionGraph, lang: str = "en", row: int | None = No
     import plotly.graph_objects as go
 
     if row is None:
-        fitting = [r for rank, r in collectives(graph) if len(graph.groups[rank][int(graph.group[r])][1]) <= MOST_RANKS]
+        fitting = [r for rank, r in collectives(graph) if _fits(graph, rank, r)]
         if not fitting:
             return None
         row = fitting[0]
@@ -202,7 +233,8 @@ def _view(steps: Steps, s: int, lang: str) -> dict[str, Any]:
     done = word("step_over", lang) if not next_moves else word("step_next", lang, step=s + 1, messages=len(next_moves))
     heading = {"text": f"<b>{steps.operation}</b> · {done}", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left", "yshift": 8}
     notes = [{**heading, "xref": "paper", "yref": "paper", "showarrow": False, "font": {"size": 16}}]
-    notes += [{"x": m.chunk, "y": m.dst, "ax": m.chunk, "ay": m.src, **ARROW} for m in next_moves]
+    middle = {m: (m.chunks.start + m.chunks.stop - 1) / 2 for m in next_moves}
+    notes += [{"x": middle[m], "y": m.dst, "ax": middle[m], "ay": m.src, **ARROW} for m in next_moves]
     who = [",".join(str(steps.members[i]) for i in sorted(h)) for h in held]
     return {
         "colour": [_shade(x) for x in shares],

@@ -11,6 +11,7 @@ from helpers import run_plan
 
 from glasscluster.scenarios.training import train
 from glasscluster.sim.cluster import Cluster
+from glasscluster.sim.collectives import ALGORITHMS
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.replay import replay
 from glasscluster.sim.vocabulary import REDUCE, SEND
@@ -113,11 +114,11 @@ def test_timelines_side_by_side_share_an_axis_and_keep_every_bar(lines):
 
 
 # ---- what moves --------------------------------------------------------------------------------------------------
-def ring(gpu, operation, elements=24):
+def ring(gpu, operation, elements=24, algorithm="ring"):
     import torch
 
     x = torch.arange(float(elements)) + gpu.rank
-    getattr(gpu.comm, operation)(x)
+    getattr(gpu.comm, operation)(x, algorithm=algorithm)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,30 @@ def test_every_recorded_message_and_byte_of_the_collective_is_a_move(rings):
         for move in (m for moves in steps.moves for m in moves):
             moved[move.src] += move.bytes
         assert moved.tolist() == graph.bytes_sent()
+
+
+EVERY = [(op, name) for op, algorithms in ALGORITHMS.items() for name in algorithms if name != "native" and op != "all_to_all"]
+
+
+@pytest.mark.parametrize("n", [4, 6])
+@pytest.mark.parametrize(("operation", "algorithm"), EVERY)
+def test_any_algorithm_can_be_stepped_through_to_its_end(operation, algorithm, n):
+    graph = Cluster("classroom", n, "threads").run(ring, operation, 24, algorithm).graph
+    steps = held(graph)
+    everyone, ends = frozenset(range(n)), [*steps.chunks[1:], steps.nbytes]
+    width = steps.nbytes // n
+    owner = [first // width if end <= (first // width + 1) * width else None for first, end in zip(steps.chunks, ends, strict=True)]
+    for rank, row in enumerate(steps.holding[-1]):
+        for c, cell in enumerate(row):
+            if operation == "all_reduce" or (operation == "reduce" and rank == 0) or (operation == "reduce_scatter" and owner[c] == rank):
+                assert cell == everyone
+            elif operation == "broadcast" or (operation == "scatter" and owner[c] == rank):
+                assert cell == frozenset({0})
+            elif (operation == "all_gather" or (operation == "gather" and rank == 0)) and owner[c] is not None:
+                assert cell == frozenset({owner[c]})
+    moved = sum(m.bytes for moves in steps.moves for m in moves)
+    assert moved == sum(graph.bytes_sent())
+    assert stepper.stepper_figure(graph) is not None
 
 
 def test_an_addition_that_was_dropped_is_seen(rings):
