@@ -29,6 +29,8 @@ class GPU:
     launch_s: float = 0.0
     reduce_rate: float = float("inf")
     source: str = ""
+    sm: int = 0  # CUDA compute capability times ten; 0 where it is no NVIDIA GPU
+    nvlinks: int = 0  # NVLink connections of one GPU
 
     def peak(self, precision: str) -> float:
         """Dense FLOP/s at a precision; a precision that is not listed is a usage error."""
@@ -63,6 +65,8 @@ class Hardware:
     inter: Link
     node_size: int = 8
     note: str = field(default="", compare=False)
+    nics: int = 0  # network ports of a node, each shared by node_size / nics GPUs; 0: one a GPU
+    cpu: str = "intel"  # intel | amd: NCCL's constants of the network differ
 
     def link(self, src: int, dst: int) -> Link:
         """The wire between two ranks: consecutive ranks share a node."""
@@ -109,6 +113,8 @@ V100 = GPU(
     5 * US,
     400 * GB,
     "hmc-tech.com (15.67 / 125 TFLOP/s), sysrqmts.com (897 GB/s); " + _LAUNCH,
+    sm=70,
+    nvlinks=6,
 )
 A100_40 = GPU(
     "A100 SXM 40GB",
@@ -118,6 +124,8 @@ A100_40 = GPU(
     5 * US,
     700 * GB,
     "NVIDIA A100 page (recalled); " + _LAUNCH,
+    sm=80,
+    nvlinks=12,
 )
 A100_80 = GPU(
     "A100 SXM 80GB",
@@ -127,6 +135,8 @@ A100_80 = GPU(
     5 * US,
     900 * GB,
     _ML_ENG + "; " + _LAUNCH,
+    sm=80,
+    nvlinks=12,
 )
 A100_PCIE = GPU(
     "A100 PCIe 80GB",
@@ -136,6 +146,8 @@ A100_PCIE = GPU(
     5 * US,
     900 * GB,
     _ML_ENG + "; " + _LAUNCH,
+    sm=80,
+    nvlinks=0,
 )
 H100 = GPU(
     "H100 SXM 80GB",
@@ -145,6 +157,8 @@ H100 = GPU(
     5 * US,
     1500 * GB,
     _ML_ENG + "; " + _LAUNCH,
+    sm=90,
+    nvlinks=18,
 )
 H200 = GPU(
     "H200 SXM",
@@ -154,6 +168,8 @@ H200 = GPU(
     5 * US,
     2100 * GB,
     _ML_ENG + "; " + _LAUNCH,
+    sm=90,
+    nvlinks=18,
 )
 B200 = GPU(
     "B200 SXM",
@@ -163,6 +179,8 @@ B200 = GPU(
     5 * US,
     3500 * GB,
     _ML_ENG + "; fp64 recalled; " + _LAUNCH,
+    sm=100,
+    nvlinks=18,
 )
 RTX_4090 = GPU(
     "RTX 4090 24GB",
@@ -172,6 +190,8 @@ RTX_4090 = GPU(
     5 * US,
     450 * GB,
     "NVIDIA Ada whitepaper, fp16 with fp32 accumulate, dense (recalled); " + _LAUNCH,
+    sm=89,
+    nvlinks=0,
 )
 
 
@@ -193,15 +213,15 @@ CATALOGUE: dict[str, Hardware] = {
     h.name: h
     for h in (
         Hardware("classroom", CLASSROOM_GPU, _CLASS_LINK, _CLASS_LINK),
-        Hardware("laptop", LAPTOP_GPU, _pcie(4, 31), _nic("1 Gb/s Ethernet", 0.125), 1),
-        Hardware("dgx-v100", V100, _nvlink(2, 150), _nic("4x EDR 100 Gb/s per node", 6.25)),
-        Hardware("dgx-a100-40gb", A100_40, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25)),
-        Hardware("dgx-a100-80gb", A100_80, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25)),
+        Hardware("laptop", LAPTOP_GPU, _pcie(4, 31), _nic("1 Gb/s Ethernet", 0.125), 1, nics=1),
+        Hardware("dgx-v100", V100, _nvlink(2, 150), _nic("4x EDR 100 Gb/s per node", 6.25), nics=4),
+        Hardware("dgx-a100-40gb", A100_40, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25), cpu="amd"),
+        Hardware("dgx-a100-80gb", A100_80, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25), cpu="amd"),
         Hardware("dgx-h100", H100, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50)),
         Hardware("dgx-h200", H200, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50)),
         Hardware("dgx-b200", B200, _nvlink(5, 900), _nic("EFAv4 / NDR 400 Gb/s per GPU", 50)),
-        Hardware("pcie-a100", A100_PCIE, _pcie(4, 31), _nic("HDR 200 Gb/s per 8 GPUs", 3.125)),
-        Hardware("pcie-4090", RTX_4090, _pcie(4, 31), _nic("100 Gb/s per 8 GPUs", 1.5625)),
+        Hardware("pcie-a100", A100_PCIE, _pcie(4, 31), _nic("HDR 200 Gb/s per 8 GPUs", 3.125), nics=1, cpu="amd"),
+        Hardware("pcie-4090", RTX_4090, _pcie(4, 31), _nic("100 Gb/s per 8 GPUs", 1.5625), nics=1),
     )
 }
 
@@ -228,6 +248,8 @@ def _read_profile(path: Path) -> Hardware:
             Link(**raw["inter"]),
             int(raw.get("node_size", 8)),
             raw.get("note", ""),
+            int(raw.get("nics", 0)),
+            raw.get("cpu", "intel"),
         )
     except OSError as problem:
         raise ScenarioError("hardware", str(path), f"cannot be read: {problem.strerror}") from None
