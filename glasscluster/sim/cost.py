@@ -10,22 +10,27 @@ The constants belong to a GPU or a link (hardware.py). Peaks are data-sheet peak
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import ExecutionGraph
-from glasscluster.sim.hardware import Hardware
+from glasscluster.sim.hardware import Hardware, Link
 from glasscluster.sim.vocabulary import COLLECTIVE, COMPUTE, PHASES, RECV, REDUCE, SEND
 
 
 @dataclass
 class Costs:
-    """Per event: `duration` occupies its lane; `latency` is added to a receive's message while in flight."""
+    """Per event: `duration` occupies its lane; `latency` is added to a receive's message while in flight.
+
+    `quicker`: the factor by which an event was asked to be faster (already in the other two).
+    """
 
     duration: np.ndarray
     latency: np.ndarray
+    quicker: np.ndarray
 
 
 def costs(
@@ -49,23 +54,27 @@ def costs(
         if not 0 <= rank < graph.ranks:
             raise ScenarioError("slow-rank", rank, f"the run has ranks 0..{graph.ranks - 1}", range(graph.ranks))
         duration[compute & (graph.rank == rank)] *= factor
-    messages = (graph.kind == SEND) | (graph.kind == RECV)
-    inside = graph.rank // hw.node_size == graph.peer // hw.node_size
-    for link, chosen in ((hw.intra, messages & inside), (hw.inter, messages & ~inside)):
-        sends = chosen & (graph.kind == SEND)
-        duration[sends] = link.overhead_s + graph.bytes[sends] / link.bandwidth
-        latency[chosen & (graph.kind == RECV)] = link.latency_s
+    sends, receives = np.flatnonzero(graph.kind == SEND), np.flatnonzero(graph.kind == RECV)
+    for rows, src, dst in ((sends, graph.rank, graph.peer), (receives, graph.peer, graph.rank)):
+        for link, chosen in _by_wire(hw, src[rows], dst[rows]):
+            here = rows[chosen]
+            if rows is sends:
+                duration[here] = link.overhead_s + graph.bytes[here] / link.bandwidth
+            else:
+                latency[here] = link.latency_s
     additions = graph.kind == REDUCE
     duration[additions] = graph.bytes[additions] / hw.gpu.reduce_rate
     for number, name in enumerate(graph.names):
         if name.endswith("/native"):
             for row in np.flatnonzero((graph.kind == COLLECTIVE) & (graph.op == number)):
                 duration[row] = _native(graph, int(row), name, hw)
+    quicker = np.ones(len(graph))
     for kind, factor in (faster or {}).items():
         chosen = of_kind(graph, kind)
         duration[chosen] /= factor
         latency[chosen] /= factor
-    return Costs(duration, latency)
+        quicker[chosen] *= factor
+    return Costs(duration, latency, quicker)
 
 
 def kinds_of_work(graph: ExecutionGraph) -> list[str]:
@@ -84,10 +93,24 @@ def of_kind(graph: ExecutionGraph, kind: str) -> np.ndarray:
     return (graph.kind != COMPUTE) & (graph.axis == kind)
 
 
+def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[Link, np.ndarray]]:
+    """Each kind of wire, and a mask of the messages that go over it."""
+    if hw.topology is None:
+        inside = src // hw.node_size == dst // hw.node_size
+        yield from ((hw.intra, inside), (hw.inter, ~inside))
+        return
+    pairs, place = np.unique(np.stack([src, dst]), axis=1, return_inverse=True)
+    links: dict[Link, list[int]] = {}
+    for number, (a, b) in enumerate(pairs.T.tolist()):
+        links.setdefault(hw.topology.link(a, b), []).append(number)
+    for link, numbers in links.items():
+        yield link, np.isin(place.reshape(-1), numbers)
+
+
 def _native(graph: ExecutionGraph, row: int, name: str, hw: Hardware) -> float:
+    """A library's collective: as a ring in rank order, each step as long as its slowest wire takes."""
     _, members = graph.groups[int(graph.rank[row])][int(graph.group[row])]
     n = len(members)
-    crosses = len({m // hw.node_size for m in members}) > 1
-    link = hw.inter if crosses else hw.intra
+    wires = {hw.link(a, b) for a, b in zip(members, [*members[1:], members[0]], strict=True)}
     steps = (2 if name.startswith("all_reduce") else 1) * (n - 1)
-    return steps * (link.alpha + graph.bytes[row] / n / link.bandwidth)
+    return steps * max(link.alpha + graph.bytes[row] / n / link.bandwidth for link in wires)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -292,26 +291,26 @@ def _match_messages(columns: dict[str, np.ndarray], names: list[str]) -> np.ndar
     """For each receive the row of its send: messages of one (sender, receiver, group, tag) keep their order."""
     match = np.full(len(columns["rank"]), -1, dtype=np.int64)
     group = (columns["lane"] - 1) // LANES_PER_GROUP
-    sides: dict[int, dict[tuple, list[int]]] = {SEND: defaultdict(list), RECV: defaultdict(list)}
-    for kind, queue in sides.items():
+    sides = []
+    for kind, source, target in ((SEND, "rank", "peer"), (RECV, "peer", "rank")):
         rows = np.flatnonzero(columns["kind"] == kind)
-        rows = rows[np.argsort(columns["order"][rows], kind="stable")]
-        me, peer = columns["rank"][rows].tolist(), columns["peer"][rows].tolist()
-        pairs = zip(me, peer, strict=True) if kind == SEND else zip(peer, me, strict=True)
-        keys = zip(pairs, group[rows].tolist(), columns["tag"][rows].tolist(), strict=True)
-        for row, ((src, dst), g, tag) in zip(rows.tolist(), keys, strict=True):
-            queue[src, dst, g, tag].append(row)
-    for key in sides[SEND].keys() | sides[RECV].keys():
-        sends, receives = sides[SEND].get(key, []), sides[RECV].get(key, [])
-        if len(sends) != len(receives):
-            src, dst, _, tag = key
-            raise MessageLost(
-                f"rank {src} recorded {len(sends)} sends to rank {dst} (tag {tag - 1}), rank {dst} {len(receives)} receives",
-                rank=src,
-                operation="send",
-                peer=dst,
-            )
-        match[receives] = sends
+        keys = np.stack([columns[source][rows], columns[target][rows], group[rows], columns["tag"][rows]])
+        order = np.lexsort((columns["order"][rows], *keys[::-1]))
+        sides.append((rows[order], keys[:, order]))
+    (sends, sent), (receives, received) = sides
+    if sent.shape != received.shape or not np.array_equal(sent, received):
+        every, place = np.unique(np.concatenate([sent, received], axis=1), axis=1, return_inverse=True)
+        side = np.repeat([1, -1], [sent.shape[1], received.shape[1]])
+        at = int(np.flatnonzero(np.bincount(place.reshape(-1), side))[0])
+        src, dst, _, tag = every[:, at].tolist()
+        counts = [int((s == every[:, at, None]).all(axis=0).sum()) for s in (sent, received)]
+        raise MessageLost(
+            f"rank {src} recorded {counts[0]} sends to rank {dst} (tag {tag - 1}), rank {dst} {counts[1]} receives",
+            rank=src,
+            operation="send",
+            peer=dst,
+        )
+    match[receives] = sends
     return match
 
 
@@ -335,14 +334,15 @@ def _native_joins(columns: dict[str, np.ndarray], meta: dict) -> tuple[np.ndarra
 
 
 def _csr(n: int, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predecessors of every row, without repeats."""
+    """Predecessors of every row, without repeats. Narrow numbers: replay is bound by the memory it reads."""
     if not len(source):
-        return np.zeros(n + 1, np.int64), np.empty(0, np.int64)
+        return np.zeros(n + 1, np.int32), np.empty(0, np.int32)
     edges = np.unique(target * n + source)
     target, source = edges // n, edges % n
-    pointer = np.zeros(n + 1, dtype=np.int64)
+    narrow = np.int32 if len(edges) < np.iinfo(np.int32).max else np.int64
+    pointer = np.zeros(n + 1, dtype=narrow)
     np.cumsum(np.bincount(target, minlength=n), out=pointer[1:])
-    return pointer, source
+    return pointer, source.astype(narrow)
 
 
 def topological_order(n: int, source: np.ndarray, target: np.ndarray, first: np.ndarray) -> np.ndarray:

@@ -10,8 +10,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glasscluster.sim.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from glasscluster.sim.topology import Topology
 
 GB = 1e9
 GIB = 1024**3
@@ -67,9 +71,12 @@ class Hardware:
     note: str = field(default="", compare=False)
     nics: int = 0  # network ports of a node, each shared by node_size / nics GPUs; 0: one a GPU
     cpu: str = "intel"  # intel | amd: NCCL's constants of the network differ
+    topology: Topology | None = field(default=None, compare=False)  # in place of `intra` and `inter`: a network of its own
 
     def link(self, src: int, dst: int) -> Link:
-        """The wire between two ranks: consecutive ranks share a node."""
+        """The wire between two ranks: consecutive ranks share a node. Of a topology, the route as one wire."""
+        if self.topology is not None:
+            return self.topology.link(src, dst)
         return self.intra if src // self.node_size == dst // self.node_size else self.inter
 
     def scaled(self, *, bandwidth: float = 1.0, latency: float = 1.0, flops: float = 1.0) -> Hardware:
@@ -79,11 +86,12 @@ class Hardware:
             replace(x, bandwidth=x.bandwidth * bandwidth, latency_s=x.latency_s * latency, overhead_s=x.overhead_s * latency)
             for x in (self.intra, self.inter)
         )
-        return replace(self, gpu=gpu, intra=intra, inter=inter)
+        network = self.topology and self.topology.scaled(bandwidth=bandwidth, latency=latency)
+        return replace(self, gpu=gpu, intra=intra, inter=inter, topology=network)
 
     def save(self, path: str | Path) -> None:
         """Write a profile file that `--hardware FILE` reads back."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1).replace("Infinity", "1e999"))
+        Path(path).write_text(json.dumps(asdict(replace(self, topology=None)), indent=1).replace("Infinity", "1e999"))
 
 
 _ML_ENG = "stas00/ml-engineering, compute/accelerator and network READMEs"

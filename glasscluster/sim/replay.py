@@ -2,7 +2,7 @@
 
 Without contention this is a longest path over the graph: an event starts when everything it depends on has
 ended (a receive: when its message has arrived), and a lane runs one event after the other. Rows are already
-sorted, so one pass in a compiled loop is enough.
+sorted, so one pass in a compiled loop is enough. With contention messages share links: contention.py.
 """
 
 from __future__ import annotations
@@ -25,17 +25,29 @@ def replay(
     slow_ranks: dict[int, float] | None = None,
     faster: dict[str, float] | None = None,
     rendezvous: bool = False,
+    contention: bool = False,
 ) -> Timeline:
-    """Time every event. `slow_ranks` and `faster` as in `costs`; with `rendezvous` a message starts when its receive is posted."""
+    """Time every event. `slow_ranks` and `faster` as in `costs`; with `rendezvous` a message starts when its receive is posted.
+
+    With `contention` messages share the links of the hardware's topology (nodes × network ports where it has none of its own).
+    """
     hw = hardware(hw)
     precision = precision or graph.info.get("precision", "fp32")
     cost = costs(graph, hw, precision, slow_ranks, faster)
-    if rendezvous:
-        start, end = _replay_rendezvous(graph, cost.duration, cost.latency)
+    dependencies = rendezvous_dependencies(graph) if rendezvous else (graph.dep_ptr, graph.dep_idx, None)
+    shared = None
+    if contention:
+        from glasscluster.sim.contention import replay_shared
+        from glasscluster.sim.topology import of_hardware
+
+        topology = hw.topology or of_hardware(hw, graph.ranks)
+        shared = replay_shared(graph, topology, cost.duration, cost.quicker, dependencies)
+        start, end = shared.start, shared.end
     else:
-        start, end = longest_path(graph.dep_ptr, graph.dep_idx, graph.match, cost.duration, cost.latency)
+        start, end = _in_order(graph, cost.duration, cost.latency, *dependencies)
     timeline = Timeline(graph, start, end, hw, precision)
-    timeline.asked = {"slow_ranks": slow_ranks or {}, "faster": faster or {}, "rendezvous": rendezvous}
+    timeline.shared = shared
+    timeline.asked = {"slow_ranks": slow_ranks or {}, "faster": faster or {}, "rendezvous": rendezvous, "contention": contention}
     return timeline
 
 
@@ -92,15 +104,24 @@ def rendezvous_edges(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([source, source[posted]]), np.concatenate([target, graph.match[target[posted]]])
 
 
-def _replay_rendezvous(graph: ExecutionGraph, duration: np.ndarray, latency: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every send also follows what its receive's posting follows; this changes the order, so sort again."""
+def rendezvous_dependencies(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dep_ptr, dep_idx, and an order in which the rows can be timed: every send also follows what its receive's posting follows."""
     n = len(graph)
     source, target = rendezvous_edges(graph)
     received = np.flatnonzero(graph.match >= 0)
     order = topological_order(n, np.concatenate([source, graph.match[received]]), np.concatenate([target, received]), np.arange(n))
-    place = np.empty_like(order)
+    return *_csr(n, source, target), order
+
+
+def _in_order(
+    graph: ExecutionGraph, duration: np.ndarray, latency: np.ndarray, dep_ptr: np.ndarray, dep_idx: np.ndarray, order: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The longest path, over rows in an order of their own (None: as they stand)."""
+    if order is None:
+        return longest_path(dep_ptr, dep_idx, graph.match, duration, latency)
+    n, place = len(graph), np.empty_like(order)
     place[order] = np.arange(n)
-    pointer, index = _csr(n, place[source], place[target])
+    pointer, index = _csr(n, place[dep_idx], place[np.repeat(np.arange(n), np.diff(dep_ptr))])
     match = np.where(graph.match[order] >= 0, place[graph.match[order]], -1)
     start, end = longest_path(pointer, index, match, duration[order], latency[order])
     return start[place], end[place]

@@ -33,6 +33,8 @@ from glasscluster.sim.vocabulary import (
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+    from glasscluster.sim.contention import Shared
+
 IDLE_CAUSES = ("communication", "dependency", "warm-up", "drain")
 USEFUL = (FORWARD, BACKWARD, WEIGHT, RECOMPUTE)
 
@@ -87,7 +89,8 @@ class Timeline:
     def __init__(self, graph: ExecutionGraph, start: np.ndarray, end: np.ndarray, hardware: Hardware, precision: str) -> None:
         self.graph, self.start, self.end, self.hardware, self.precision = graph, start, end, hardware, precision
         self.measured = False
-        self.asked: dict[str, Any] = {}  # slow_ranks, faster, rendezvous: how `replay` was asked for it
+        self.asked: dict[str, Any] = {}  # slow_ranks, faster, rendezvous, contention: how `replay` was asked for it
+        self.shared: Shared | None = None  # with contention: routes, and the history of rates on them
 
     def __repr__(self) -> str:
         kind = "measured" if self.measured else "virtual"

@@ -1,0 +1,445 @@
+"""Replay with contention: messages under way share the links of their routes max-min fairly, event by event.
+
+A message occupies its sender's lane for its overhead, then all links of its route at once (it cuts through) until its
+bytes have passed, then it is latency in flight. Where a link stores and forwards, the route is cut into stretches, and
+the message is on one stretch after the other. Max-min fair: no message can be given more bandwidth without taking
+some from one that has no more (Bertsekas and Gallager, "Data Networks", 1992, section 6.5.2); found by progressive filling.
+
+    now ◄── the earliest of: a message that may start, a message that ends
+    all of the same moment, then the rates of the messages that share a link, directly or over others, are set anew;
+    whatever depended on a message that ended is timed at once, as in the longest path, up to the next message
+
+A message alone on its links costs a few queue operations; others cost what the messages that share with them cost.
+Everything below is compiled. Nothing here knows what a collective is.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from glasscluster.sim.errors import ScenarioError
+from glasscluster.sim.graph import ExecutionGraph
+from glasscluster.sim.topology import Topology
+from glasscluster.sim.vocabulary import SEND
+
+TOGETHER = 1e-12  # bottlenecks whose fair shares differ by less are filled at once
+
+
+@dataclass
+class Routes:
+    """Routes of a graph's messages as arrays: message -> route -> stretches -> links."""
+
+    of: np.ndarray  # a message's route; messages in the order of their rows
+    stretch_ptr: np.ndarray  # route -> its stretches
+    link_ptr: np.ndarray  # stretch -> its links
+    links: np.ndarray
+    latency: np.ndarray  # of a stretch, in flight
+    overhead: np.ndarray  # of a route, on the sender's port
+
+
+@dataclass
+class Shared:
+    """Times of every row, and the history of rates: at `time`, `message` is on `stretch` at `rate` bytes/s (0: it left it)."""
+
+    start: np.ndarray
+    end: np.ndarray  # of a message: its sender's lane is free
+    arrival: np.ndarray  # of every message, at its receiver
+    rows: np.ndarray  # the row of every message
+    routes: Routes
+    time: np.ndarray
+    message: np.ndarray
+    stretch: np.ndarray
+    rate: np.ndarray
+
+
+def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
+    """Every distinct (sender, receiver) of the graph has one route."""
+    if graph.ranks > len(topology.place):
+        rule = f"has {len(topology.place)} GPUs, the run {graph.ranks} ranks"
+        raise ScenarioError("topology", topology.name, rule)
+    sends = graph.kind == SEND
+    pairs, number = _distinct(graph.rank[sends] * graph.ranks + graph.peer[sends], graph.ranks**2)
+    stretch_ptr, link_ptr, links, latency, overhead = [0], [0], [], [], []
+    for pair in pairs.tolist():
+        stretches = topology.stretches(*divmod(pair, graph.ranks))
+        for stretch in stretches:
+            links += stretch
+            link_ptr.append(len(links))
+            latency.append(topology.latency_s[stretch].sum())
+        stretch_ptr.append(len(link_ptr) - 1)
+        overhead.append(topology.overhead_s[stretches[0][0]] if stretches else 0.0)
+    a, b, c = (np.array(x, dtype=np.int64) for x in (stretch_ptr, link_ptr, links))
+    return Routes(number, a, b, c, np.array(latency, dtype=np.float64), np.array(overhead, dtype=np.float64))
+
+
+def _distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys (below `bound`) in order, and the place of each key among them; without sorting while tables are small."""
+    if bound > 8 * len(keys) + 1_000_000:
+        found, place = np.unique(keys, return_inverse=True)
+        return found, place.reshape(-1)
+    there = np.zeros(bound, dtype=bool)
+    there[keys] = True
+    return np.flatnonzero(there), (np.cumsum(there) - 1)[keys]
+
+
+def replay_shared(
+    graph: ExecutionGraph,
+    topology: Topology,
+    duration: np.ndarray,
+    quicker: np.ndarray | None = None,
+    dependencies: tuple[np.ndarray, np.ndarray, np.ndarray | None] | None = None,
+    history: bool = True,
+) -> Shared:
+    """Time a graph over shared links.
+
+    `duration`: seconds of the rows that are no messages. `quicker`: divides a row's bytes, overhead and latency (what-if).
+    `dependencies`: (dep_ptr, dep_idx, order) in place of the graph's own; the order does not matter here.
+    """
+    routes = routes_of(graph, topology)
+    rows = np.flatnonzero(graph.kind == SEND)
+    message = np.full(len(graph), -1, dtype=np.int32)
+    message[rows] = np.arange(len(rows))
+    factor = np.ones(len(rows)) if quicker is None else quicker[rows]
+    # a lane sends one message at a time; where links store and forward, earlier ones may still be on later stretches
+    lanes = int(graph.lane.max(initial=0)) + 1
+    senders, _ = _distinct(graph.rank[rows] * lanes + graph.lane[rows], graph.ranks * lanes)
+    room = len(rows) if topology.forwards_whole.any() else len(senders)
+    mail = Mail(rows, routes.of, graph.bytes[rows] / factor, factor, np.full(len(rows), -1.0))
+    ways = Ways(routes.stretch_ptr, routes.link_ptr, routes.links, routes.latency, routes.overhead)
+    table = Rows(*(dependencies or (graph.dep_ptr, graph.dep_idx))[:2], graph.match, duration, message)
+    start, end, notes = _share(table, mail, ways, topology.bandwidth, max(1, room), history)
+    if len(graph) and end.min() < 0:
+        raise AssertionError("the recorded events depend on each other in a circle")
+    return Shared(
+        start, end, mail.arrival, rows, routes, notes[:, 0], notes[:, 1].astype(np.int64), notes[:, 2].astype(np.int64), notes[:, 3]
+    )
+
+
+# ---- what the loop works on: unpacked at the top of a function, because reaching into a tuple costs in compiled code ---
+Rows = namedtuple("Rows", "dep_ptr dep_idx match duration message")  # what a row follows, and which message it is (-1: none)
+Mail = namedtuple("Mail", "row route size factor arrival")  # of every message; size and all its times are divided by factor
+Ways = namedtuple("Ways", "stretch_ptr link_ptr links latency overhead")  # Routes, without whose they are
+Links = namedtuple("Links", "capacity head count left open seen found")
+Slots = namedtuple("Slots", "first hops wanted seen fixed found following")
+# A slot holds a message from when it may start until its last byte has left. Its entries, slot * most + k for the k-th link
+# of its stretch, stand in the lists (head, following, before) of messages on each link.
+
+
+# ---- the queue: a binary heap of (time, slot) that knows where each slot is ---------------------------------------
+@njit(cache=True)
+def _up(keys, slots, where, i):
+    key, slot = keys[i], slots[i]
+    while i > 0:
+        parent = (i - 1) >> 1
+        if not key < keys[parent]:
+            break
+        keys[i], slots[i] = keys[parent], slots[parent]
+        where[slots[i]] = i
+        i = parent
+    keys[i], slots[i] = key, slot
+    where[slot] = i
+
+
+@njit(cache=True)
+def _down(keys, slots, where, n, i):
+    key, slot = keys[i], slots[i]
+    while True:
+        child = 2 * i + 1
+        if child >= n:
+            break
+        if child + 1 < n and keys[child + 1] < keys[child]:
+            child += 1
+        if not keys[child] < key:
+            break
+        keys[i], slots[i] = keys[child], slots[child]
+        where[slots[i]] = i
+        i = child
+    keys[i], slots[i] = key, slot
+    where[slot] = i
+
+
+@njit(cache=True)
+def _push(keys, slots, where, n, key, slot):
+    keys[n], slots[n] = key, slot
+    _up(keys, slots, where, n)
+
+
+@njit(cache=True)
+def _pop(keys, slots, where, n):
+    """Take the earliest slot off a queue of n."""
+    slot = slots[0]
+    if n > 1:
+        keys[0], slots[0] = keys[n - 1], slots[n - 1]
+        _down(keys, slots, where, n - 1, 0)
+    where[slot] = -1
+    return slot
+
+
+# ---- rates -------------------------------------------------------------------------------------------------------
+@njit(cache=True)
+def _alone(slot, first, hops, route_links, count, capacity):
+    """The rate of a message that has all its links to itself, the narrowest link's; -1 when it shares one."""
+    narrowest = np.inf
+    for k in range(first[slot], first[slot] + hops[slot]):
+        link = route_links[k]
+        if count[link] != 1:
+            return -1.0
+        narrowest = min(narrowest, capacity[link])
+    return narrowest
+
+
+@njit(cache=True)
+def _sharing(start, slots, links, route_links, most, epoch):
+    """All messages that share a link with those on link `start`, directly or over others: how many links and messages."""
+    head, seen_link, found_links = links.head, links.seen, links.found
+    first, hops, seen_slot, found_slots, following = slots.first, slots.hops, slots.seen, slots.found, slots.following
+    n_links, n_slots, at = 1, 0, 0
+    found_links[0] = start
+    seen_link[start] = epoch
+    while at < n_links:
+        entry = head[found_links[at]]
+        at += 1
+        while entry >= 0:
+            slot = entry // most
+            if seen_slot[slot] != epoch:
+                seen_slot[slot] = epoch
+                found_slots[n_slots] = slot
+                n_slots += 1
+                for k in range(first[slot], first[slot] + hops[slot]):
+                    link = route_links[k]
+                    if seen_link[link] != epoch:
+                        seen_link[link] = epoch
+                        found_links[n_links] = link
+                        n_links += 1
+            entry = following[entry]
+    return n_links, n_slots
+
+
+@njit(cache=True)
+def _fill(n_links, n_slots, slots, links, route_links, most, epoch):
+    """Progressive filling: the link with least for each of its messages fixes their rate; then again without them."""
+    capacity, head, count, left, unfixed, found = links.capacity, links.head, links.count, links.left, links.open, links.found
+    first, hops, wanted, fixed, following = slots.first, slots.hops, slots.wanted, slots.fixed, slots.following
+    for i in range(n_links):
+        link = found[i]
+        left[link], unfixed[link] = capacity[link], count[link]
+    while n_slots > 0:
+        least, kept = np.inf, 0
+        for i in range(n_links):
+            link = found[i]
+            if unfixed[link] > 0:
+                found[kept] = link
+                kept += 1
+                least = min(least, left[link] / unfixed[link])
+        n_links, bottlenecks = kept, 0
+        for i in range(n_links):  # all bottlenecks to the front first: filling one changes what others have left
+            link = found[i]
+            if left[link] / unfixed[link] <= least * (1.0 + TOGETHER):
+                found[i], found[bottlenecks] = found[bottlenecks], link
+                bottlenecks += 1
+        for i in range(bottlenecks):
+            entry = head[found[i]]
+            while entry >= 0:
+                slot = entry // most
+                if fixed[slot] != epoch:
+                    fixed[slot] = epoch
+                    wanted[slot] = least
+                    n_slots -= 1
+                    for k in range(first[slot], first[slot] + hops[slot]):
+                        link = route_links[k]
+                        left[link] = max(0.0, left[link] - least)
+                        unfixed[link] -= 1
+                entry = following[entry]
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------------
+@njit(cache=True, nogil=True, boundscheck=False)
+def _share(rows, mail, ways, capacity, room, keep_history):
+    """Start and end (the sender's lane is free) of every row, and the history of rates; fills `mail.arrival`.
+
+    `room`: the most messages that can be under way at once.
+    """
+    dep_ptr, dep_idx, match, duration, message = rows
+    row_of, route_of, size, factor, arrival = mail
+    stretch_ptr, link_ptr, route_links, latency, overhead = ways
+    n, n_links, most = len(duration), len(capacity), 1
+    for s in range(len(link_ptr) - 1):
+        most = max(most, link_ptr[s + 1] - link_ptr[s])
+    start, end = np.empty(n), np.full(n, -1.0)
+    waiting, behind = np.full(n, -1, np.int32), np.empty(n, np.int32)  # the rows that wait for a row, as a linked list
+    stack, pending, todo = np.empty(n + 1, np.int32), 0, 0
+    head, count, dirty = np.full(n_links, -1, np.int32), np.zeros(n_links, np.int32), np.zeros(n_links, np.int32)
+    is_dirty, seen_link = np.zeros(n_links, np.bool_), np.zeros(n_links, np.int64)
+    links = Links(capacity, head, count, np.zeros(n_links), np.zeros(n_links, np.int32), seen_link, np.zeros(n_links, np.int32))
+    slot_message, slot_stretch, first, hops = (
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+    )
+    remaining, rate, wanted, since = np.zeros(room), np.zeros(room), np.zeros(room), np.zeros(room)
+    seen_slot, found, free = np.zeros(room, np.int64), np.zeros(room, np.int32), np.arange(room)[::-1].astype(np.int32)
+    following, before = np.zeros(room * most, np.int32), np.zeros(room * most, np.int32)
+    slots = Slots(first, hops, wanted, seen_slot, np.zeros(room, np.int64), found, following)
+    start_keys, start_slots, start_where, n_starts = np.zeros(room), np.zeros(room, np.int32), np.zeros(room, np.int32), 0
+    end_keys, end_slots, end_where, n_ends = np.zeros(room), np.zeros(room, np.int32), np.full(room, -1, np.int32), 0
+    n_free, epoch, noted = room, 0, 0
+    notes = np.empty((1024 if keep_history else 1, 4))
+
+    while True:
+        # whatever no longer waits: the rows in order, the first time, then those that something woke
+        while pending > 0 or todo < n:
+            if pending > 0:
+                pending -= 1
+                i = stack[pending]
+            else:
+                i = todo
+                todo += 1
+            t, blocker = 0.0, -1
+            for k in range(dep_ptr[i], dep_ptr[i + 1]):
+                e = end[dep_idx[k]]
+                if e < 0.0:
+                    blocker = dep_idx[k]
+                    break
+                t = max(t, e)
+            if blocker < 0 and match[i] >= 0:
+                e = arrival[message[match[i]]]
+                t = max(t, e)
+                if e < 0.0:
+                    blocker = match[i]
+            if blocker >= 0:
+                behind[i] = waiting[blocker]
+                waiting[blocker] = i
+                continue
+            start[i] = t
+            m = message[i]
+            if m >= 0 and stretch_ptr[route_of[m] + 1] > stretch_ptr[route_of[m]]:
+                n_free -= 1
+                slot = free[n_free]
+                slot_message[slot], slot_stretch[slot] = m, stretch_ptr[route_of[m]]
+                _push(start_keys, start_slots, start_where, n_starts, t + overhead[route_of[m]] / factor[m], slot)
+                n_starts += 1
+                continue
+            end[i] = t + duration[i]
+            if m >= 0:
+                arrival[m] = end[i]
+            waiter = waiting[i]
+            while waiter >= 0:
+                stack[pending] = waiter
+                pending += 1
+                waiter = behind[waiter]
+
+        # the next moment: messages that leave their links, messages that enter theirs
+        if n_starts == 0 and n_ends == 0:
+            break
+        now, n_dirty = np.inf, 0
+        if n_starts > 0:
+            now = start_keys[0]
+        if n_ends > 0:
+            now = min(now, end_keys[0])
+        while n_ends > 0 and end_keys[0] <= now:
+            slot = _pop(end_keys, end_slots, end_where, n_ends)
+            n_ends -= 1
+            for k in range(hops[slot]):
+                link, entry = route_links[first[slot] + k], slot * most + k
+                ahead, after = before[entry], following[entry]
+                if ahead >= 0:
+                    following[ahead] = after
+                else:
+                    head[link] = after
+                if after >= 0:
+                    before[after] = ahead
+                count[link] -= 1
+                if not is_dirty[link]:
+                    is_dirty[link] = True
+                    dirty[n_dirty] = link
+                    n_dirty += 1
+            m, stretch = slot_message[slot], slot_stretch[slot]
+            i, route = row_of[m], route_of[m]
+            if keep_history:
+                notes = _note(notes, noted, now, m, stretch, 0.0)
+                noted += 1
+            if stretch == stretch_ptr[route]:
+                end[i] = now
+            there = now + latency[stretch] / factor[m]
+            if stretch + 1 < stretch_ptr[route + 1]:
+                slot_stretch[slot] = stretch + 1
+                _push(start_keys, start_slots, start_where, n_starts, there, slot)
+                n_starts += 1
+            else:
+                arrival[m] = there
+                free[n_free] = slot
+                n_free += 1
+            waiter = waiting[i]
+            waiting[i] = -1
+            while waiter >= 0:
+                stack[pending] = waiter
+                pending += 1
+                waiter = behind[waiter]
+        while n_starts > 0 and start_keys[0] <= now:
+            slot = _pop(start_keys, start_slots, start_where, n_starts)
+            n_starts -= 1
+            stretch = slot_stretch[slot]
+            first[slot], hops[slot] = link_ptr[stretch], link_ptr[stretch + 1] - link_ptr[stretch]
+            remaining[slot], rate[slot], since[slot] = size[slot_message[slot]], 0.0, now
+            for k in range(hops[slot]):
+                link, entry = route_links[first[slot] + k], slot * most + k
+                before[entry], following[entry] = -1, head[link]
+                if head[link] >= 0:
+                    before[head[link]] = entry
+                head[link] = entry
+                count[link] += 1
+                if not is_dirty[link]:
+                    is_dirty[link] = True
+                    dirty[n_dirty] = link
+                    n_dirty += 1
+
+        # new rates, where something changed
+        epoch += 1
+        for d in range(n_dirty):
+            link = dirty[d]
+            is_dirty[link] = False
+            if count[link] == 0 or seen_link[link] == epoch:
+                continue
+            slot = head[link] // most
+            lone = _alone(slot, first, hops, route_links, count, capacity) if count[link] == 1 else -1.0
+            if lone >= 0.0:
+                found[0], wanted[slot], n_found = slot, lone, 1
+            else:
+                n_joined, n_found = _sharing(link, slots, links, route_links, most, epoch)
+                _fill(n_joined, n_found, slots, links, route_links, most, epoch)
+            for f in range(n_found):
+                slot = found[f]
+                if wanted[slot] == rate[slot]:
+                    continue
+                remaining[slot] = max(0.0, remaining[slot] - rate[slot] * (now - since[slot]))
+                rate[slot], since[slot] = wanted[slot], now
+                key, at = now + remaining[slot] / rate[slot], end_where[slot]
+                if at < 0:
+                    _push(end_keys, end_slots, end_where, n_ends, key, slot)
+                    n_ends += 1
+                else:
+                    later = key > end_keys[at]
+                    end_keys[at] = key
+                    if later:
+                        _down(end_keys, end_slots, end_where, n_ends, at)
+                    else:
+                        _up(end_keys, end_slots, end_where, at)
+                if keep_history:
+                    notes = _note(notes, noted, now, slot_message[slot], slot_stretch[slot], rate[slot])
+                    noted += 1
+    return start, end, notes[:noted]
+
+
+@njit(cache=True)
+def _note(notes, n, time, message, stretch, rate):
+    if n == len(notes):
+        wider = np.empty((2 * n, 4))
+        wider[:n] = notes
+        notes = wider
+    notes[n, 0], notes[n, 1], notes[n, 2], notes[n, 3] = time, message, stretch, rate
+    return notes
