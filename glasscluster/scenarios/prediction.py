@@ -19,13 +19,15 @@ TRUTH = {"true": True, "false": False}
 
 
 def predict(plan: Plan, model: ModelConfig, hardware: str, *, rank: str = "max", slow: dict[int, float] | None = None) -> dict[str, Any]:
-    """The `glass.predict/1` object: shapes only, no partners, nothing computed."""
+    """The `glass.predict/1` object: shapes only, no partners, nothing computed. On NVIDIA GPUs collectives are NCCL's own."""
     begun = time.perf_counter()
     cluster = Cluster(hardware, plan.gpus, "dry", memory_bytes=None)
     cluster.hardware.gpu.peak(plan.precision)
     for number in slow or {}:
         if number >= plan.gpus:
             raise ScenarioError("slow_rank", number, f"the plan has ranks 0 to {plan.gpus - 1}", range(plan.gpus))
+    if cluster.hardware.gpu.sm and "algorithm" not in plan.model_fields_set:
+        plan = plan.model_copy(update={"algorithm": "native"})
     job = Job(plan, model, steps=1)
     run = cluster.run(train_rank, job, info=job_info(job))
     timeline = run.replay(cluster.hardware, slow_ranks=slow)
@@ -36,6 +38,7 @@ def predict(plan: Plan, model: ModelConfig, hardware: str, *, rank: str = "max",
         "schema": "glass.predict/1",
         "hardware": cluster.hardware.name,
         "gpus": plan.gpus,
+        "collectives": "nccl" if plan.algorithm == "native" and cluster.hardware.gpu.sm else plan.algorithm,
         "iteration_time_s": seconds,
         "tokens_per_s_per_gpu": timeline.graph.info["tokens"] / seconds / plan.gpus,
         "tflops_per_gpu": done / seconds / plan.gpus / 1e12,

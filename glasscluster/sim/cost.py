@@ -3,7 +3,7 @@
     operation   launch + max(FLOPs / peak, bytes / memory bandwidth)
     message     overhead + bytes / bandwidth on the sender's port, then latency in flight
     addition    bytes / γ (the local sum inside a reduction; infinite on `classroom`)
-    native      a collective handed to a library is re-costed whole, as a ring (F8)
+    native      a collective handed to a library is re-costed whole: on NVIDIA GPUs as NCCL would do it (nccl.py), else as a ring (F8)
 
 The constants belong to a GPU or a link (hardware.py). Peaks are data-sheet peaks: no efficiency is guessed here.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glasscluster.sim import nccl
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.hardware import Hardware, Link
@@ -67,7 +68,7 @@ def costs(
     for number, name in enumerate(graph.names):
         if name.endswith("/native"):
             for row in np.flatnonzero((graph.kind == COLLECTIVE) & (graph.op == number)):
-                duration[row] = _native(graph, int(row), name, hw)
+                duration[row] = sum(native_cost(graph, int(row), hw))
     quicker = np.ones(len(graph))
     for kind, factor in (faster or {}).items():
         chosen = of_kind(graph, kind)
@@ -107,10 +108,20 @@ def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[L
         yield link, np.isin(place.reshape(-1), numbers)
 
 
-def _native(graph: ExecutionGraph, row: int, name: str, hw: Hardware) -> float:
-    """A library's collective: as a ring in rank order, each step as long as its slowest wire takes."""
-    _, members = graph.groups[int(graph.rank[row])][int(graph.group[row])]
-    n = len(members)
+def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, float]:
+    """A library's collective, in seconds of latency and seconds of moving bytes.
+
+    NCCL's own choice where it runs (its figures belong to the links as they are: `scaled` stretches the result); elsewhere a
+    ring in rank order, each step as long as its slowest wire takes.
+    """
+    operation, _, members = graph.names[graph.op[row]].removesuffix("/native"), *graph.groups[int(graph.rank[row])][int(graph.group[row])]
+    n, nbytes = len(members), int(graph.bytes[row])
+    if hw.gpu.sm and hw.topology is None:
+        nodes = len({m // hw.node_size for m in members})
+        as_built = hw.scaled(bandwidth=1 / hw.wider, latency=1 / hw.longer)
+        chosen = nccl.choose(operation, nbytes, as_built, n, node_size=-(-n // nodes))
+        return chosen.latency_s * hw.longer, (chosen.time_s - chosen.latency_s) / hw.wider
     wires = {hw.link(a, b) for a, b in zip(members, [*members[1:], members[0]], strict=True)}
-    steps = (2 if name.startswith("all_reduce") else 1) * (n - 1)
-    return steps * max(link.alpha + graph.bytes[row] / n / link.bandwidth for link in wires)
+    slowest = max(wires, key=lambda link: link.alpha + nbytes / n / link.bandwidth)
+    steps = (2 if operation == "all_reduce" else 1) * (n - 1)
+    return steps * slowest.alpha, steps * (nbytes / n / slowest.bandwidth)

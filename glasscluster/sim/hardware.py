@@ -72,6 +72,8 @@ class Hardware:
     nics: int = 0  # network ports of a node, each shared by node_size / nics GPUs; 0: one a GPU
     cpu: str = "intel"  # intel | amd: NCCL's constants of the network differ
     topology: Topology | None = field(default=None, compare=False)  # in place of `intra` and `inter`: a network of its own
+    wider: float = 1.0  # what `scaled` made of the links, for a library's own figures (nccl.py)
+    longer: float = 1.0
 
     def link(self, src: int, dst: int) -> Link:
         """The wire between two ranks: consecutive ranks share a node. Of a topology, the route as one wire."""
@@ -87,7 +89,8 @@ class Hardware:
             for x in (self.intra, self.inter)
         )
         network = self.topology and self.topology.scaled(bandwidth=bandwidth, latency=latency)
-        return replace(self, gpu=gpu, intra=intra, inter=inter, topology=network)
+        wider, longer = self.wider * bandwidth, self.longer * latency
+        return replace(self, gpu=gpu, intra=intra, inter=inter, topology=network, wider=wider, longer=longer)
 
     def save(self, path: str | Path) -> None:
         """Write a profile file that `--hardware FILE` reads back."""

@@ -319,7 +319,7 @@ def _timed(
     return Choice(algorithm, protocol, channels, lat, bw, estimate, copy, estimate + copy, nbytes * share / (estimate + copy))
 
 
-def candidates(operation: str, nbytes: int, hw: str | Hardware, ranks: int) -> list[Choice]:
+def candidates(operation: str, nbytes: int, hw: str | Hardware, ranks: int, node_size: int | None = None) -> list[Choice]:
     """Every (algorithm, protocol) NCCL may choose from. `nbytes` is the full buffer of a rank (of all_gather: the gathered one).
 
     all_to_all: each GPU sends (n-1)/n of its buffer, inside and between nodes at once; the slower of the two counts.
@@ -328,7 +328,7 @@ def candidates(operation: str, nbytes: int, hw: str | Hardware, ranks: int) -> l
         raise ScenarioError("operation", operation, "NCCL has no such collective", list(ALGORITHMS))
     if nbytes < 0:
         raise ScenarioError("bytes", nbytes, "a buffer has no negative size", [0])
-    s = setup(hw, ranks)
+    s = setup(hw, ranks, node_size)
     if operation == "all_to_all":
         near = min(s.ppn, s.ranks) - 1
         seconds_per_byte = max(near / s.wire, (s.ranks - s.ppn) / s.port) / s.ranks / GB
@@ -342,9 +342,11 @@ def candidates(operation: str, nbytes: int, hw: str | Hardware, ranks: int) -> l
     ]
 
 
-def choose(operation: str, nbytes: int, hw: str | Hardware, ranks: int, allowed: Collection[str] | None = None) -> Choice:
+def choose(
+    operation: str, nbytes: int, hw: str | Hardware, ranks: int, allowed: Collection[str] | None = None, node_size: int | None = None
+) -> Choice:
     """The choice NCCL makes: the least estimate. `allowed` names the algorithms it may use, like NCCL_ALGO."""
-    options = candidates(operation, nbytes, hw, ranks)
+    options = candidates(operation, nbytes, hw, ranks, node_size)
     chosen = [c for c in options if allowed is None or c.algorithm in allowed]
     if not chosen:
         names = sorted({c.algorithm for c in options})

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from glasscluster.sim.cost import native_cost
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import COLUMNS, ExecutionGraph, _csr, topological_order
 from glasscluster.sim.replay import rendezvous_edges
-from glasscluster.sim.vocabulary import KINDS, LANES_PER_GROUP, PHASES, PURPOSES
+from glasscluster.sim.vocabulary import COLLECTIVE, KINDS, LANES_PER_GROUP, PHASES, PURPOSES
 
 if TYPE_CHECKING:
     from glasscluster.sim.hardware import Hardware
@@ -120,11 +121,30 @@ def load_packed(path: str | Path) -> ExecutionGraph:
 
 
 def pack_timeline(timeline: Timeline) -> dict[str, Any]:
-    """Its hardware, and the slow ranks and quicker kinds it was replayed with: from these the page makes its times."""
-    packed = pack_hardware(timeline.hardware, timeline.precision)
-    asked = timeline.asked
+    """Its hardware, and how it was replayed: from these the page makes its times.
+
+    What only Python can cost is given: a library's collectives (seconds of latency, seconds of moving bytes), and, where
+    messages shared links, how long each held its lane and how long it was in flight.
+    """
+    graph, packed, asked = timeline.graph, pack_hardware(timeline.hardware, timeline.precision), timeline.asked
     slow = {str(r): f for r, f in asked.get("slow_ranks", {}).items()}
-    return {**packed, "slow": slow, "faster": asked.get("faster", {})}
+    packed |= {"slow": slow, "faster": asked.get("faster", {})}
+    whole = [r for r in graph.canonical.tolist() if graph.kind[r] == COLLECTIVE and graph.names[graph.op[r]].endswith("/native")]
+    if whole:
+        packed["native"] = [_reals(column) for column in zip(*(native_cost(graph, r, timeline.hardware) for r in whole), strict=True)]
+    if timeline.shared is not None:
+        seconds = timeline.end - timeline.start
+        received = np.flatnonzero(graph.match >= 0)
+        arrival = np.zeros(len(graph))
+        arrival[timeline.shared.rows] = timeline.shared.arrival
+        seconds[received] = arrival[graph.match[received]] - timeline.end[graph.match[received]]  # of a receive: in flight
+        packed["shared"] = _reals(seconds[graph.canonical])
+    return packed
+
+
+def _reals(values: Any) -> str:
+    """Numbers as base64 of little-endian float64."""
+    return base64.b64encode(np.asarray(values, dtype="<f8").tobytes()).decode()
 
 
 def pack_hardware(hw: Hardware, precision: str) -> dict[str, Any]:

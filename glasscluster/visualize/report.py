@@ -43,6 +43,7 @@ PAGE_WORDS: tuple[str, ...] = (
     "follows",
     "whatif_idle",
     "whatif_says",
+    "whatif_shared",
 )
 PAGE_WORDS += ("rank", "opt", "to_rank", "launched", "from_to", "length", "axis", "cause", "events", "messages_of")
 PAGE_WORDS += ("forward", "backward", "weight", "recompute", "optimizer", "other", "collective", "p2p", "bubble")

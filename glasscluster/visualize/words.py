@@ -77,6 +77,10 @@ CATALOGUE: dict[str, Said] = {
     "whatif_idle": Said(
         "The recorded graph takes {before}: move a slider and it is replayed here.", "记录的图需要 {before}：移动滑块，页面会当场重放。"
     ),
+    "whatif_shared": Said(
+        "{before}, with messages that share links: for other links run `glass replay --contention`.",
+        "{before}，消息共享链路：换其他链路请运行 `glass replay --contention`。",
+    ),
     "whatif_says": Said(
         "{before} → {after} ({change}); bubble {bubble}, exposed communication {exposed} a rank.",
         "{before} → {after}（{change}）；气泡 {bubble}，每个 rank 暴露的通信 {exposed}。",

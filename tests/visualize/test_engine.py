@@ -18,6 +18,7 @@ from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.hardware import hardware
 from glasscluster.sim.pack import load_packed, pack, pack_graph, pack_hardware, pack_timeline, unpack
 from glasscluster.sim.replay import replay
+from glasscluster.sim.topology import Cable, build
 from glasscluster.sim.vocabulary import COMPUTE, PHASES
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.visualize.trace import chrome_trace
@@ -80,7 +81,7 @@ def test_start_times_gaps_and_paths_equal_python_s_under_every_knob(engine, grap
     graph = graphs[name]
     packed = pack_graph(graph)
     for hw in (hardware("classroom"), replace(hardware("dgx-a100-80gb"), node_size=2)):
-        told = pack_hardware(hw, graph.info.get("precision", "fp32"))
+        told = pack_timeline(replay(graph, hw))
         for knobs in KNOBS:
             theirs = engine.evaluate(PLAY, [packed, told, knobs])
             line = in_python(graph, hw, knobs)
@@ -152,6 +153,18 @@ def test_what_is_packed_is_unpacked_whole_even_large_and_negative():
     assert list(back) == list(columns)
     for name, values in columns.items():
         assert back[name].tolist() == values.tolist()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["buckets", "pipeline", "zero-3"])
+def test_a_replay_in_which_messages_shared_links_is_the_same_on_the_page(engine, graphs, name):
+    graph = graphs[name]
+    cable = Cable(1e9, 1e-6, 2e-7)
+    hw = replace(hardware("classroom"), topology=build("line", graph.ranks, cable))
+    line = replay(graph, hw, contention=True)
+    theirs = engine.evaluate(PLAY, [pack_graph(graph), pack_timeline(line), {}])
+    for mine, other in ((line.start, theirs["start"]), (line.end, theirs["end"])):
+        assert np.abs(mine[graph.canonical] - other).max() <= 1e-9 * line.makespan
 
 
 @pytest.mark.browser

@@ -134,6 +134,8 @@ const GlassEngine = (function () {
     const slow = hw.slow || {}; // how the run was replayed before anybody asked "what if"
     const faster = Object.entries(hw.faster || {});
     const quicker = (i, factor) => { duration[i] /= factor; latency[i] /= factor; };
+    const library = (hw.native || []).map(reals); // seconds of latency, seconds of moving bytes, of each native collective
+    let natives = 0;
     for (let i = 0; i < g.n; i++) {
       const kind = g.kind[i];
       if (kind === K.compute) {
@@ -149,11 +151,24 @@ const GlassEngine = (function () {
         if (kind === K.send) duration[i] = link.overhead + g.bytes[i] / link.bandwidth;
         else latency[i] = link.latency;
       } else if (kind === K.reduce) duration[i] = hw.reduce_rate === null ? 0 : g.bytes[i] / hw.reduce_rate;
-      else if (kind === K.collective && g.native[g.op[i]]) duration[i] = native(g, i, links, node);
+      else if (kind === K.collective && g.native[g.op[i]]) {
+        duration[i] = library.length ? library[0][natives] * knobs.latency + library[1][natives++] / knobs.bandwidth : native(g, i, links, node);
+      }
       faster.forEach(([kind, factor]) => { if (g.axes[g.axis[i]] === kind) quicker(i, factor); });
       if (axis >= 0 && g.axis[i] === axis) quicker(i, knobs.factor);
     }
+    if (hw.shared) { // messages that shared links: as Python replayed them
+      const seconds = reals(hw.shared);
+      for (let i = 0; i < g.n; i++) {
+        if (g.kind[i] === K.send) duration[i] = seconds[i];
+        else if (g.kind[i] === K.recv) latency[i] = seconds[i];
+      }
+    }
     return { duration, latency };
+  }
+
+  function reals(base64) {
+    return new Float64Array(Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)).buffer);
   }
 
   function native(g, i, links, node) {

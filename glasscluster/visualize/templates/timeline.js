@@ -36,7 +36,8 @@ const GlassTimeline = function (page) {
   // ---- draw
   async function show(id) {
     const V = await load(id);
-    const k = knobs();
+    const shared = Boolean(V.about.hardware.shared); // links were shared: the page cannot say what else would have happened
+    const k = Object.assign({}, knobs(), shared ? { bandwidth: 1, latency: 1, flops: 1, slowFactor: 1, kind: "", factor: 1 } : {});
     V.knobs = k;
     V.now = asked(k) ? GlassEngine.play(V.g, V.about.hardware, k) : V.base;
     const mode = V.about.canvas || V.now !== V.base ? "canvas" : "bars";
@@ -284,7 +285,9 @@ const GlassTimeline = function (page) {
     const says = document.getElementById("whatif-says");
     const change = after.makespan / before.makespan - 1;
     const values = { before: time(V, before.makespan, 4), after: time(V, after.makespan, 4), change: (change >= 0 ? "+" : "−") + Math.abs(100 * change).toFixed(1) + " %", bubble: (100 * after.bubble).toFixed(1) + " %", exposed: time(V, after.exposed, 3) };
-    says.textContent = V.now === V.base ? say("whatif_idle", values) : say("whatif_says", values);
+    const shared = Boolean(V.about.hardware.shared);
+    document.querySelectorAll(".whatif input, .whatif select").forEach((control) => { control.disabled = shared; });
+    says.textContent = shared ? say("whatif_shared", values) : V.now === V.base ? say("whatif_idle", values) : say("whatif_says", values);
     const kinds = GlassEngine.kindsOfWork(V.g);
     fillSelect("whatif-kind", ["", ...kinds].map((k) => [k, k === "" ? "—" : V.g.phases.includes(k) ? say(k) : say("messages_of", { axis: k })]), V.knobs.kind);
     fillSelect("whatif-rank", Array.from({ length: V.g.ranks }, (_, r) => [String(r), say("rank") + " " + r]), String(V.knobs.slowRank));
