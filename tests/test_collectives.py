@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.collectives import ALGORITHMS, MODULES, hierarchical
+from glasscluster.sim.collectives import ALGORITHMS, MODULES, binary_tree, double_tree, hierarchical
 from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.hardware import hardware
-from glasscluster.sim.vocabulary import BEGIN, SEND
+from glasscluster.sim.graph import compute_rows
+from glasscluster.sim.hardware import Link, hardware
+from glasscluster.sim.vocabulary import BEGIN, COLLECTIVE, SEND
 
-CASES = [(op, name) for op, algorithms in ALGORITHMS.items() for name in algorithms if name != "native"]
+CASES = [(op, name) for op, algorithms in ALGORITHMS.items() for name in algorithms if name != "native" and op != "barrier"]
+BARRIERS = [name for name in ALGORITHMS["barrier"] if name != "native"]
+PIPELINED = [(op, name) for name in ("binary-tree", "double-tree") for op in ("all_reduce", "broadcast", "reduce")]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool)
 OPS = ("sum", "max", "min", "avg")
 REDUCING = ("all_reduce", "reduce_scatter", "reduce")
@@ -56,19 +60,19 @@ def expected(operation: str, op: str, root: int, n: int, rank: int, elements: in
     return whole, every[:, mine].reshape(-1)
 
 
-def call(gpu, operation: str, algorithm: str, op: str, root: int, x: torch.Tensor) -> torch.Tensor:
+def call(gpu, operation: str, algorithm: str, op: str, root: int, x: torch.Tensor, **more: int) -> torch.Tensor:
     """Run one collective; returns the buffer that it ends in."""
     if operation == "all_to_all":
         out = torch.zeros(gpu.size * gpu.comm.chunk(x).numel(), dtype=x.dtype)
         gpu.comm.all_to_all(x, out, algorithm=algorithm)
         return out
-    options = {"op": op} if operation in REDUCING else {}
+    options: dict = more | ({"op": op} if operation in REDUCING else {})
     options |= {"src": root} if operation in ("broadcast", "scatter") else {"dst": root} if operation in ("reduce", "gather") else {}
     getattr(gpu.comm, operation)(x, algorithm=algorithm, **options)
     return x
 
 
-def all_sizes(gpu, operation: str, algorithm: str) -> list[str]:
+def all_sizes(gpu, operation: str, algorithm: str, more: dict[str, int] | None = None) -> list[str]:
     """Every size, dtype and reduction of one algorithm; what went wrong."""
     n, wrong = gpu.size, []
     for elements in (0, 1, n - 1, n, n + 1, 1000):
@@ -77,7 +81,7 @@ def all_sizes(gpu, operation: str, algorithm: str) -> list[str]:
             for op in OPS if operation in REDUCING and elements in (n + 1, 1000) else ("sum",):
                 if dtype == torch.bool and op == "avg":
                     continue
-                x = call(gpu, operation, algorithm, op, root, given(gpu.rank, elements, dtype))
+                x = call(gpu, operation, algorithm, op, root, given(gpu.rank, elements, dtype), **(more or {}))
                 where, right = expected(operation, op, root, n, gpu.rank, elements, dtype)
                 if not torch.equal(x[where], right):
                     wrong.append(f"rank {gpu.rank}: {elements} {dtype} {op} root {root}")
@@ -91,8 +95,8 @@ def test_every_algorithm_gives_what_torch_gives(operation, algorithm, n):
     assert [w for wrong in results for w in wrong] == []
 
 
-def once(gpu, operation: str, algorithm: str, elements: int) -> None:
-    call(gpu, operation, algorithm, "sum", 0, torch.ones(elements))
+def once(gpu, operation: str, algorithm: str, elements: int, more: dict[str, int] | None = None) -> None:
+    call(gpu, operation, algorithm, "sum", 0, torch.ones(elements), **(more or {}))
 
 
 def moving(run) -> float:
@@ -116,19 +120,166 @@ def test_counted_bytes_steps_and_virtual_time_are_the_predicted_ones(operation, 
         assert launched.max() == launched.min()
         assert moving(run) == pytest.approx(theory.time_s, rel=1e-9)
     else:
-        assert algorithm in ("tree", "recursive-doubling", "halving-doubling")
+        assert algorithm in ("tree", "recursive-doubling", "halving-doubling", "double-tree")
         assert n & (n - 1) or operation == "all_gather"
+        assert algorithm != "double-tree" or (n % 2 == 0 and operation != "broadcast")
 
 
-def test_dropping_or_resizing_one_message_breaks_the_count():
-    run = Cluster("classroom", 4, "threads").run(once, "all_reduce", "halving-doubling", 96)
-    theory = MODULES["halving-doubling"].predict("all_reduce", 4, 384)
+@pytest.mark.parametrize(("operation", "algorithm"), CASES)
+def test_dropping_or_resizing_one_message_breaks_the_count(operation, algorithm):
+    run = Cluster("classroom", 4, "threads").run(once, operation, algorithm, 96)
+    theory = MODULES[algorithm].predict(operation, 4, 384, hardware("classroom").intra)
     graph = run.graph
     first = int(np.flatnonzero(graph.kind == SEND)[0])
     graph.bytes[first] += 4
     assert sum(graph.bytes_sent()) != theory.bytes_total
     graph.bytes[first] -= 4
     graph.kind[first] = -1
+    assert sum(graph.bytes_sent()) != theory.bytes_total
+
+
+@pytest.mark.parametrize(("operation", "algorithm"), CASES)
+def test_a_longer_message_breaks_the_time_and_one_message_more_the_steps(operation, algorithm):
+    run = Cluster("classroom", 4, "threads").run(once, operation, algorithm, 96)
+    theory, graph = MODULES[algorithm].predict(operation, 4, 384, hardware("classroom").intra), run.graph
+    sends = np.flatnonzero(graph.kind == SEND)
+    graph.bytes[sends[-1]] += 4000
+    if theory.time_s is not None:
+        assert moving(SimpleNamespace(timeline=run.replay("classroom"))) != pytest.approx(theory.time_s, rel=1e-9)
+    chains = []
+    for begin in np.flatnonzero(graph.kind == BEGIN):  # one message more before one rank begins
+        graph.kind[begin] = SEND
+        chains.append(graph.message_chain())
+        graph.kind[begin] = BEGIN
+    assert max(chains) == theory.steps + 1
+
+
+# ---- trees that are pipelined --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("n", range(2, 18))
+@pytest.mark.parametrize(("operation", "algorithm"), PIPELINED)
+def test_any_number_of_pieces_gives_what_torch_gives(operation, algorithm, n):
+    cluster = Cluster("classroom", n, "threads")
+    for pieces in (3, 7):
+        results = cluster.run(all_sizes, operation, algorithm, {"pieces": pieces}, record=False).results
+        assert [w for wrong in results for w in wrong] == []
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 8, 12, 13, 15, 16, 32, 33])
+@pytest.mark.parametrize(("operation", "algorithm"), [*PIPELINED, ("broadcast", "ring"), ("reduce", "ring")])
+def test_bytes_steps_and_time_of_any_number_of_pieces_on_any_link(operation, algorithm, n):
+    fast, slow = replace(hardware("classroom"), node_size=64), Link("slow", 1e9, 1e-3, 2e-7)
+    for pieces in (1, 2, 5, 16):
+        nbytes = 4 * 2 * pieces * 50
+        run = Cluster(fast, n, "dry", memory_bytes=None).run(once, operation, algorithm, nbytes // 4, {"pieces": pieces})
+        for hw in (fast, replace(fast, intra=slow), replace(fast, intra=replace(slow, latency_s=0.0))):
+            theory = MODULES[algorithm].predict(operation, n, nbytes, hw.intra, pieces=pieces)
+            assert sum(run.graph.bytes_sent()) == theory.bytes_total
+            assert run.graph.message_chain() == theory.steps
+            if theory.time_s is not None:
+                assert moving(SimpleNamespace(timeline=run.replay(hw))) == pytest.approx(theory.time_s, rel=1e-9)
+            else:
+                assert algorithm == "double-tree"
+                assert operation != "broadcast"
+                assert n % 2 == 0
+                assert n & (n - 1)
+
+
+def test_pieces_really_follow_each_other_through_both_trees():
+    n, nbytes, link = 16, 64 << 20, replace(hardware("classroom").intra, latency_s=0.0, overhead_s=0.0)
+    times = {k: double_tree.predict("all_reduce", n, nbytes, link, pieces=k).time_s for k in (1, 16, 256)}
+    wire = nbytes / link.bandwidth
+    assert times[1] > times[16] > times[256]
+    assert times[256] == pytest.approx(2 * wire, rel=0.03)  # 2S/β, the bandwidth of the ring
+    one = binary_tree.predict("all_reduce", n, nbytes, link, pieces=256).time_s
+    assert one == pytest.approx(3 * wire, rel=0.03)  # one tree: S up, twice S down
+
+
+@pytest.mark.parametrize("n", range(2, 34))
+def test_nobody_works_in_both_trees_and_nobody_sends_more_than_twice_the_buffer(n):
+    working = [double_tree.inner_trees(v, n) for v in range(n)]
+    assert working[0] == [0, 1]
+    assert all(len(w) <= 1 for w in working[1:])
+    for tree in (0, 1):
+        heard = sorted(c for v in range(n) for c in double_tree.children(v, n, tree))
+        assert heard == list(range(1, n))  # everybody hears from one parent
+        assert all(v in double_tree.children(double_tree.parent(v, n, tree), n, tree) for v in range(1, n))
+    elements = 24 * n
+    graph = Cluster("classroom", n, "dry", memory_bytes=None).run(once, "all_reduce", "double-tree", elements, {"pieces": 3}).graph
+    assert graph.bytes_sent() == double_tree.sent(n, 4 * elements)
+    assert sum(graph.bytes_sent()) == 2 * (n - 1) * 4 * elements
+    assert max(graph.bytes_sent()) == {2: 1, 3: 1.5}.get(n, 2) * 4 * elements
+
+
+def test_a_piece_is_64_kib_and_there_are_at_most_16():
+    assert [binary_tree.pieces_of(b) for b in (0, 1, 65536, 65537, 1 << 20, 1 << 30)] == [1, 1, 1, 2, 16, 16]
+    with pytest.raises(ScenarioError, match=r"pieces = 2: .*binary-tree or double-tree"):
+        Cluster("classroom", 2, "threads").run(once, "all_reduce", "ring", 4, {"pieces": 2})
+    with pytest.raises(ScenarioError, match="pieces = 0"):
+        Cluster("classroom", 2, "threads").run(once, "all_reduce", "double-tree", 4, {"pieces": 0})
+
+
+@pytest.mark.parametrize("n", [3, 4, 6, 7, 8, 10, 13])
+@pytest.mark.parametrize(("operation", "algorithm"), CASES)
+def test_every_algorithm_comes_to_its_end_when_messages_wait_for_their_receivers(operation, algorithm, n):
+    for more in ({}, {"pieces": 5}) if (operation, algorithm) in PIPELINED else ({},):
+        run = Cluster("classroom", n, "dry", memory_bytes=None).run(once, operation, algorithm, 24 * n, more)
+        assert run.replay("classroom", rendezvous=True).makespan >= run.timeline.makespan * (1 - 1e-9)
+
+
+def shuffled_sum(gpu, operation: str, algorithm: str) -> torch.Tensor:
+    x = torch.rand(1000, generator=torch.Generator().manual_seed(gpu.rank)) * 10.0 ** (gpu.rank - 6)
+    return call(gpu, operation, algorithm, "sum", 0, x)
+
+
+@pytest.mark.parametrize(("operation", "algorithm"), [c for c in CASES if c[0] in REDUCING])
+def test_the_bits_of_a_sum_do_not_depend_on_who_runs_first(operation, algorithm):
+    first, *others = (Cluster("classroom", 12, "threads", seed=s).run(shuffled_sum, operation, algorithm, record=False) for s in range(4))
+    for other in others:
+        for rank, (a, b) in enumerate(zip(first.results, other.results, strict=True)):
+            part = {"all_reduce": slice(None), "reduce": slice(None) if rank == 0 else slice(0)}.get(operation)
+            part = slice(*np.cumsum([0, *(len(c) for c in np.array_split(a, 12))])[rank : rank + 2]) if part is None else part
+            assert torch.equal(a[part], b[part])
+
+
+# ---- barriers ------------------------------------------------------------------------------------------------------
+def meet(gpu, algorithm: str, late: int) -> None:
+    """One rank computes longer before the barrier; everybody computes after it."""
+    a = torch.ones(64, 64)
+    for _ in range(20 if gpu.rank == late else 1):
+        a @ a
+    gpu.comm.barrier(algorithm=algorithm)
+    a + a
+
+
+@pytest.mark.parametrize("n", range(2, 18))
+@pytest.mark.parametrize("algorithm", BARRIERS)
+def test_nobody_leaves_a_barrier_before_everybody_has_arrived(algorithm, n):
+    for late in {0, n // 2, n - 1}:
+        run = Cluster("classroom", n, "dry", memory_bytes=None).run(meet, algorithm, late)
+        graph, line = run.graph, run.timeline
+        arrived = line.start[graph.kind == BEGIN]
+        after = [line.start[compute_rows(graph, r)[-1]] for r in range(n)]
+        others = [t for r, t in zip(graph.rank[graph.kind == BEGIN], arrived, strict=True) if r != late]
+        assert arrived.max() > max(others)
+        assert min(after) >= arrived.max()
+
+
+def cross(gpu, algorithm: str) -> None:
+    gpu.comm.barrier(algorithm=algorithm)
+
+
+@pytest.mark.parametrize("n", range(2, 18))
+def test_a_dissemination_barrier_is_counted_and_timed_as_predicted(n):
+    hw = replace(hardware("classroom"), node_size=64)
+    run = Cluster(hw, n, "threads").run(cross, "dissemination")
+    theory, graph = MODULES["dissemination"].predict("barrier", n, 1, hw.intra), run.graph
+    assert graph.bytes_sent() == graph.bytes_sent(purpose="scalars", label="barrier") == [(n - 1).bit_length()] * n
+    assert sum(graph.bytes_sent()) == theory.bytes_total
+    assert graph.message_chain() == theory.steps
+    assert moving(run) == pytest.approx(theory.time_s, rel=1e-9)
+    assert [graph.names[o] for o in graph.op[graph.kind == COLLECTIVE]] == ["barrier/dissemination"] * n
+    assert graph.difference(Cluster(hw, n, "dry", memory_bytes=None).run(cross, "dissemination").graph) is None
+    graph.kind[np.flatnonzero(graph.kind == SEND)[0]] = -1
     assert sum(graph.bytes_sent()) != theory.bytes_total
 
 
@@ -139,13 +290,29 @@ def test_the_bandwidth_optimal_ones_meet_the_lower_bound_on_every_rank(algorithm
     assert run.graph.bytes_sent() == [2 * (n - 1) * 24 * 4] * n
 
 
-def test_the_slow_wire_carries_a_node_s_share_of_a_hierarchical_all_reduce():
-    run = Cluster("classroom", 16, "threads").run(once, "all_reduce", "hierarchical", 160)
-    graph, (inside, across) = run.graph, hierarchical.traffic(16, 640)
+@pytest.mark.parametrize("operation", [op for op, name in CASES if name == "hierarchical"])
+@pytest.mark.parametrize("node_size", [4, 8])
+def test_the_slow_wire_carries_a_node_s_share_of_a_hierarchical_collective(operation, node_size):
+    hw = replace(hardware("classroom"), node_size=node_size, inter=Link("far", 1e9, 5e-5, 1e-6))
+    run = Cluster(hw, 16, "threads").run(once, operation, "hierarchical", 160, {"node_size": node_size})
+    graph, (inside, across) = run.graph, hierarchical.traffic(16, 640, node_size, operation)
     sends = graph.kind == SEND
-    between = sends & (graph.rank // 8 != graph.peer // 8)
-    assert int(graph.bytes[between].sum()) == across == 2 * 1 * 640
+    between = sends & (graph.rank // node_size != graph.peer // node_size)
+    assert int(graph.bytes[between].sum()) == across == (2 if operation == "all_reduce" else 1) * (16 // node_size - 1) * 640
     assert int(graph.bytes[sends & ~between].sum()) == inside
+    theory = hierarchical.predict(operation, 16, 640, hw.intra, hw.inter, node_size)
+    assert moving(run) == pytest.approx(theory.time_s, rel=1e-9)
+    assert graph.message_chain() == theory.steps
+
+
+@pytest.mark.parametrize("servers", [1, 3, 6])
+def test_workers_of_a_parameter_server_begin_with_different_servers(servers):
+    graph = Cluster("classroom", 6, "threads").run(once, "all_reduce", "parameter-server", 36, {"servers": servers}).graph
+    first = [int(graph.peer[np.flatnonzero((graph.kind == SEND) & (graph.rank == r) & (graph.order == 0))[0]]) for r in range(6)]
+    assert first[-1] == 0  # after the last comes the first
+    assert all(server in (r + 1, 0) for r, server in enumerate(first[:-1]) if r or servers > 1)
+    if servers == 6:
+        assert sorted(first) == list(range(6))
 
 
 def test_dry_records_what_threads_record_for_every_algorithm():
@@ -156,6 +323,8 @@ def test_dry_records_what_threads_record_for_every_algorithm():
 
 def every_pair(gpu) -> list[str]:
     """All algorithms in turn, in one program."""
+    for name in BARRIERS:
+        gpu.comm.barrier(algorithm=name)
     return [f"{op} {name}: {wrong}" for op, name in CASES for wrong in all_sizes(gpu, op, name)]
 
 

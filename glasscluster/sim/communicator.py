@@ -377,38 +377,61 @@ class Communicator:
         *,
         servers: int | None = None,
         node_size: int | None = None,
+        pieces: int | None = None,
         **labels,
     ) -> Work:
         """Every rank ends with the elementwise `op` over ranks, in place. op: sum, max, min, avg.
 
         `servers` (parameter-server): shards, one a rank by default. `node_size` (hierarchical): ranks that share a node, 8 by default.
+        `pieces` (binary-tree, double-tree): how many follow each other through a tree.
         """
-        options: dict = {"op": op}
-        for name, value, owner in (("servers", servers, "parameter-server"), ("node_size", node_size, "hierarchical")):
-            if value is None:
-                continue
-            if algorithm != owner or value < 1:
-                raise ScenarioError(name, value, f"is a number from 1, of the algorithm {owner}", [owner])
-            options[name] = value
-        return self._collective("all_reduce", algorithm, x, async_op, labels, **options)
+        options = self._options("all_reduce", algorithm, servers=servers, node_size=node_size, pieces=pieces)
+        return self._collective("all_reduce", algorithm, x, async_op, labels, op=op, **options)
 
-    def reduce_scatter(self, x: torch.Tensor, op: str = "sum", algorithm: str = "ring", async_op: bool = False, **labels) -> Work:
+    def reduce_scatter(
+        self, x: torch.Tensor, op: str = "sum", algorithm: str = "ring", async_op: bool = False, *, node_size: int | None = None, **labels
+    ) -> Work:
         """Chunk `rank` of `x` (see `chunk`) ends with the `op` over ranks; the other chunks are scratch afterwards."""
-        return self._collective("reduce_scatter", algorithm, x, async_op, labels, op=op)
+        options = self._options("reduce_scatter", algorithm, node_size=node_size)
+        return self._collective("reduce_scatter", algorithm, x, async_op, labels, op=op, **options)
 
-    def all_gather(self, x: torch.Tensor, algorithm: str = "ring", async_op: bool = False, **labels) -> Work:
+    def all_gather(
+        self, x: torch.Tensor, algorithm: str = "ring", async_op: bool = False, *, node_size: int | None = None, **labels
+    ) -> Work:
         """`x` is the full buffer and holds this rank's chunk; it ends holding every rank's chunk."""
-        return self._collective("all_gather", algorithm, x, async_op, labels)
+        options = self._options("all_gather", algorithm, node_size=node_size)
+        return self._collective("all_gather", algorithm, x, async_op, labels, **options)
 
-    def broadcast(self, x: torch.Tensor, src: int = 0, algorithm: str = "ring", async_op: bool = False, **labels) -> Work:
+    def broadcast(
+        self,
+        x: torch.Tensor,
+        src: int = 0,
+        algorithm: str = "ring",
+        async_op: bool = False,
+        *,
+        node_size: int | None = None,
+        pieces: int | None = None,
+        **labels,
+    ) -> Work:
         """Every rank ends with group rank `src`'s tensor, in place."""
-        return self._collective("broadcast", algorithm, x, async_op, labels, src=self._member("broadcast src", src))
+        options = self._options("broadcast", algorithm, node_size=node_size, pieces=pieces)
+        return self._collective("broadcast", algorithm, x, async_op, labels, src=self._member("broadcast src", src), **options)
 
     def reduce(
-        self, x: torch.Tensor, op: str = "sum", dst: int = 0, algorithm: str = "tree", async_op: bool = False, **labels: str
+        self,
+        x: torch.Tensor,
+        op: str = "sum",
+        dst: int = 0,
+        algorithm: str = "tree",
+        async_op: bool = False,
+        *,
+        node_size: int | None = None,
+        pieces: int | None = None,
+        **labels,
     ) -> Work:
         """Group rank `dst` ends with the elementwise `op` over ranks, in place; on the others `x` is scratch afterwards."""
-        return self._collective("reduce", algorithm, x, async_op, labels, op=op, dst=self._member("reduce dst", dst))
+        options = self._options("reduce", algorithm, node_size=node_size, pieces=pieces)
+        return self._collective("reduce", algorithm, x, async_op, labels, op=op, dst=self._member("reduce dst", dst), **options)
 
     def scatter(self, x: torch.Tensor, src: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str) -> Work:
         """Chunk `rank` of `x` ends as group rank `src`'s; the other chunks are scratch afterwards."""
@@ -427,14 +450,27 @@ class Communicator:
             out.view(-1).copy_(x.view(-1))
         return self._collective("all_to_all", algorithm, x, async_op, labels, out=out.detach().view(-1))
 
+    def _options(self, operation: str, algorithm: str, **asked: int | None) -> dict[str, int]:
+        """The options that were given: numbers from 1, of algorithms that have them."""
+        from glasscluster.sim.collectives import with_option
+
+        given = {name: value for name, value in asked.items() if value is not None}
+        for name, value in given.items():
+            owners = with_option(operation, name)
+            if algorithm not in owners or value < 1:
+                raise ScenarioError(name, value, f"is a number from 1, of the algorithm {' or '.join(owners)}", owners)
+        return given
+
     def _member(self, what: str, rank: int) -> int:
         if not 0 <= rank < self.size:
             raise ScenarioError(what, rank, f"the group has ranks 0..{self.size - 1}", range(self.size))
         return rank
 
-    def barrier(self, algorithm: str = "ring") -> None:
-        """Return when every rank of the group has arrived."""
-        self.all_reduce(torch.zeros(1, device=self.wire.device), algorithm=algorithm, purpose="scalars", label="barrier")
+    def barrier(self, algorithm: str = "dissemination") -> None:
+        """Return when every rank of the group has arrived. Any all-reduce will do as well: of one byte, as here."""
+        with self.recorder.unrecorded():
+            signal = torch.zeros(1, dtype=torch.uint8, device=self.wire.device)
+        self._collective("barrier", algorithm, signal, False, {"purpose": "scalars", "label": "barrier"})
 
     def chunks(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The contiguous pieces of flat `x`, one a rank; a remainder makes the first ones an element longer."""
@@ -490,7 +526,7 @@ class Communicator:
     def _native(self, work: CollectiveWork, operation: str, x: torch.Tensor, options: dict) -> Iterator[list[Ticket]]:
         if options.get("op", "sum") != "sum":
             raise ScenarioError("op", options["op"], "a native collective sums", ["sum", "avg"])
-        self.wire.native(operation, x, self.ranks, options.get("src", 0))
+        self.wire.native("all_reduce" if operation == "barrier" else operation, x, self.ranks, options.get("src", 0))
         yield []
 
     # ---- for the recorder ------------------------------------------------------------------------------------

@@ -33,6 +33,11 @@ def _others(work: CollectiveWork) -> list[int]:
     return [(work.rank + k) % work.size for k in range(1, work.size)]
 
 
+def _sources(work: CollectiveWork) -> list[int]:
+    """The other ranks in the order in which they are heard: nearest to the left first."""
+    return _others(work)[::-1]
+
+
 def _reduce_chunk(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str) -> Iterator[list[Ticket]]:
     chunks = torch.tensor_split(x, work.size)
     mine = chunks[work.rank]
@@ -53,7 +58,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> It
 def all_gather(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
     """`x`: flat [n], chunk `rank` filled. Ends complete."""
     chunks = torch.tensor_split(x, work.size)
-    incoming = [t for src in _others(work) for t in work.recv(chunks[src], src)]
+    incoming = [t for src in _sources(work) for t in work.recv(chunks[src], src)]
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[work.rank], dst)]
 
 
@@ -106,7 +111,7 @@ def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Iterator[list
     """`x`: flat [n], chunk `rank` filled. Ends complete on `dst`."""
     chunks = torch.tensor_split(x, work.size)
     if work.rank == dst:
-        yield [t for src in _others(work) for t in work.recv(chunks[src], src)]
+        yield [t for src in _sources(work) for t in work.recv(chunks[src], src)]
     else:
         yield work.send(chunks[work.rank], dst)
 
@@ -117,7 +122,7 @@ def all_to_all(work: CollectiveWork, x: torch.Tensor, out: torch.Tensor) -> Iter
     width = chunks[work.rank].numel()
     pieces = [out[i * width : (i + 1) * width] for i in range(work.size)]
     pieces[work.rank].copy_(chunks[work.rank])
-    incoming = [t for src in _others(work) for t in work.recv(pieces[src], src)]
+    incoming = [t for src in _sources(work) for t in work.recv(pieces[src], src)]
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[dst], dst)]
 
 

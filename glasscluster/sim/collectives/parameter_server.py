@@ -9,6 +9,7 @@ K shards, S bytes of the full buffer. Server k stands on rank k (servers on the 
         2 ─┼─► 0 ─► sum ─► back                           │  ╳  │      (the same messages as direct all-reduce)
         3 ─┘                                              3 ◄─► 2
 
+Worker r pushes to server r+1 first, then r+2, ...: if all began with server 0, its port would have everything at once.
 A server on a worker sends and receives (N-1)·S/K each way; balanced when K = N, when a rank sends 2S(N-1)/N (F11).
 """
 
@@ -35,14 +36,15 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", servers: 
     staging = work.stage((n - 1) * mine.numel(), x)
 
     def steps() -> Iterator[list[Ticket]]:
-        workers = [w for w in range(n) if w != r]
+        workers = [w for w in range(n) if w != r]  # additions are in this order
+        onwards = [(r + k) % n for k in range(1, n)]
         arrived = [staging[i * mine.numel() : (i + 1) * mine.numel()] for i in range(n - 1)]
-        pushed = [t for k, shard in enumerate(shards) if k != r for t in work.send(shard, k)]
+        pushed = [t for k in onwards if k < len(shards) for t in work.send(shards[k], k)]
         yield [t for w, part in zip(workers, arrived, strict=True) for t in work.recv(part, w)] + pushed
         for part in arrived:
             work.reduce(mine, part, op)
-        pulled = [t for k, shard in enumerate(shards) if k != r for t in work.recv(shard, k)]
-        yield pulled + [t for w in workers for t in work.send(mine, w)]
+        pulled = [t for k in reversed(onwards) if k < len(shards) for t in work.recv(shards[k], k)]
+        yield pulled + [t for w in onwards for t in work.send(mine, w)]
 
     return steps()
 

@@ -73,50 +73,57 @@ def _all_gather(work, chunks, members=None) -> Iterator[list[Ticket]]:
 
 def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
     """`x`: flat [n]. Pieces travel down the chain src, src+1, ..., each forwarded while the next arrives (F10)."""
-    n = work.size
-    place = (work.rank - src) % n
-    sends: list[Ticket] = []
-    for piece in torch.tensor_split(x, pieces or n):
-        if place > 0:
-            yield work.recv(piece, (work.rank - 1) % n)
-        if place < n - 1:
-            sends += work.send(piece, (work.rank + 1) % n)
-    yield sends
+    return _broadcast(work, torch.tensor_split(x, pieces or work.size), src)
 
 
 def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
     """`x`: flat [n]. Pieces travel up the chain ..., dst+2, dst+1, dst and are added to at every stop."""
-    n = work.size
-    place = (work.rank - dst) % n
-    parts = torch.tensor_split(x, pieces or n)
-    staging = work.stage(parts[0].numel() if place < n - 1 else 0, x)
+    parts = torch.tensor_split(x, pieces or work.size)
+    staging = work.stage(parts[0].numel() if (work.rank + 1) % work.size != dst else 0, x)
+    return _reduce(work, parts, staging, op, dst)
 
-    def steps() -> Iterator[list[Ticket]]:
-        sends: list[Ticket] = []
-        for piece in parts:
-            if place < n - 1:
-                arrived = staging[: piece.numel()]
-                yield work.recv(arrived, (work.rank + 1) % n)
-                work.reduce(piece, arrived, op)
-            if place > 0:
-                sends += work.send(piece, (work.rank - 1) % n)
-        yield sends
 
-    return steps()
+def _broadcast(work, parts, src, members=None) -> Iterator[list[Ticket]]:
+    ring = members or range(work.size)
+    n, r = len(ring), ring.index(work.rank)
+    place = (r - ring.index(src)) % n
+    sends: list[Ticket] = []
+    for piece in parts:
+        if place > 0:
+            yield work.recv(piece, ring[(r - 1) % n])
+        if place < n - 1:
+            sends += work.send(piece, ring[(r + 1) % n])
+    yield sends
+
+
+def _reduce(work, parts, staging, op, dst, members=None) -> Iterator[list[Ticket]]:
+    ring = members or range(work.size)
+    n, r = len(ring), ring.index(work.rank)
+    place = (r - ring.index(dst)) % n
+    sends: list[Ticket] = []
+    for piece in parts:
+        if place < n - 1:
+            arrived = staging[: piece.numel()]
+            yield work.recv(arrived, ring[(r + 1) % n])
+            work.reduce(piece, arrived, op)
+        if place > 0:
+            sends += work.send(piece, ring[(r - 1) % n])
+    yield sends
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
 
 
-def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
+def predict(operation: str, size: int, nbytes: float, link: Link | None = None, pieces: int | None = None) -> Theory:
     """Bytes for any size; time for equal chunks (F8, F9, F10).
 
     all_reduce: 2(N-1)S bytes, 2(N-1) steps of α + S/(Nβ); reduce_scatter and all_gather: half of both. broadcast and
-    reduce in k = N pieces: (N-1)S bytes, chain N-1, time (N-1)L + (N-2+k)(o + S/(kβ)).
+    reduce in k pieces (N by default): (N-1)S bytes, chain N-1, time (N-1)L + (N-2+k)(o + S/(kβ)).
     """
     n, whole = size, (size - 1) * nbytes
     if operation in ("broadcast", "reduce"):
-        time = None if link is None else (n - 1) * link.latency_s + (2 * n - 2) * (link.overhead_s + nbytes / n / link.bandwidth)
+        k = pieces or n
+        time = None if link is None else (n - 1) * link.latency_s + (n - 2 + k) * (link.overhead_s + nbytes / k / link.bandwidth)
         return Theory(whole, n - 1, time)
     halves = 2 if operation == "all_reduce" else 1
     return Theory(halves * whole, halves * (n - 1), one_after_another(link, halves * (n - 1), nbytes / n))

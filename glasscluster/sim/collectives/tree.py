@@ -13,7 +13,8 @@ Symbols: N ranks, S bytes of the full buffer, v = (rank - root) mod N.
 
 Reduce is the same tree upwards, with an addition at every stop; gather and scatter move a whole subtree's chunks at once.
 All-reduce is reduce and broadcast: 2⌈log2 N⌉ messages one after the other, each of S bytes (F8): few steps, many bytes.
-But: a single tree leaves leaves idle; the double tree of Sanders et al. (2009) is not here yet.
+But: leaves are idle and the root sends the whole buffer log2 N times. `binary_tree.py` cuts it in pieces, `double_tree.py` puts
+leaves to work.
 """
 
 from __future__ import annotations
