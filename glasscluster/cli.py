@@ -357,13 +357,14 @@ def replay(
     hardware: Hardware = "classroom",
     slow_rank: Annotated[list[str] | None, typer.Option(help="R:FACTOR, a straggler; may be repeated")] = None,
     rendezvous: Annotated[bool, typer.Option("--rendezvous", help="a message starts when its receiver is there")] = False,
+    contention: Annotated[bool, typer.Option("--contention/--no-contention", help="messages share ports and links")] = False,
     out: Out = None,
     json_: Json = False,
 ) -> int:
     """Put a recorded run on other hardware: no torch, no ranks, milliseconds."""
     from glasscluster.scenarios import stored
 
-    content = stored.replay_stored(run, hardware, stored.slow_ranks(slow_rank or []), rendezvous, out)
+    content = stored.replay_stored(run, hardware, stored.slow_ranks(slow_rank or []), rendezvous, contention, out)
     if json_:
         emit(content)
     else:
@@ -416,44 +417,75 @@ def predict(
 
 @app.command()
 def collective(
-    operation: Annotated[str, typer.Argument(help="all-reduce | reduce-scatter | all-gather | broadcast | reduce | all-to-all")],
+    operation: Annotated[
+        str, typer.Argument(help="all-reduce | reduce-scatter | all-gather | broadcast | reduce | scatter | gather | all-to-all | barrier")
+    ],
     gpus: Annotated[int, typer.Option(help="ranks")],
-    size: Annotated[str, typer.Option(help="the full buffer of a rank, such as 64MiB")],
+    size: Annotated[str, typer.Option(help="the full buffer of a rank, such as 64MiB (a barrier has none)")] = "",
     algorithm: Annotated[
-        str, typer.Option(help="ring | tree | recursive-doubling | halving-doubling | hierarchical | direct | parameter-server")
+        str,
+        typer.Option(
+            help="ring | tree | double-tree | recursive-doubling | halving-doubling | hierarchical | direct | parameter-server | nccl, ..."
+        ),
     ] = "ring",
     hardware: Annotated[str, typer.Option(help="whose links")] = "classroom",
     nodes: Annotated[int | None, typer.Option(help="spread the GPUs over this many nodes")] = None,
-    topology: Annotated[str | None, typer.Option(help="instead of hardware: fully-connected")] = None,
+    topology: Annotated[
+        str | None,
+        typer.Option(
+            help="instead of hardware: ring | switch | fully-connected | line | mesh2d | torus2d | torus3d | hypercube | fat-tree | rail | "
+            "nvlink-mesh | pcie-tree | FILE.json (networkx node-link, with bandwidth and latency on its edges)"
+        ),
+    ] = None,
     bandwidth: Annotated[str | None, typer.Option(help="of every link of the topology, such as 25GB/s")] = None,
-    latency: Annotated[str | None, typer.Option(help="in flight, such as 2us")] = None,
-    overhead: Annotated[str, typer.Option(help="on the sender's port, such as 1us")] = "0s",
+    latency: Annotated[str | None, typer.Option(help="of a cable between GPUs, or of passing one switch, such as 2us")] = None,
+    overhead: Annotated[str | None, typer.Option(help="on the sender's port, such as 1us")] = None,
+    dims: Annotated[str | None, typer.Option(help="of a mesh or torus, such as 4x8 [default: as square as can be]")] = None,
+    leaf: Annotated[int | None, typer.Option(help="GPUs under a leaf switch of a fat tree [default: about √N]")] = None,
+    oversubscription: Annotated[float | None, typer.Option(help="of a fat tree's uplinks: 2 = half the bandwidth up")] = None,
+    placement: Annotated[str | None, typer.Option(help="rank r stands on GPU ...: identity | reversed | random:SEED | 0,2,1,3")] = None,
+    contention: Annotated[
+        bool | None, typer.Option("--contention/--no-contention", help="messages share links [default: where links are shared]")
+    ] = None,
     servers: Annotated[int | None, typer.Option(help="shards of a parameter server [default: one a GPU]")] = None,
-    sweep: Annotated[str | None, typer.Option(help="also time sizes LOW:HIGH, each four times the one before")] = None,
-    out: Annotated[str | None, typer.Option(help="write a report with the stepper here")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="also time sizes LOW:HIGH, each four times the one before, or gpus=LOW:HIGH; may be repeated")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="other algorithms in the sweeps, as tree,nccl")] = None,
+    out: Annotated[str | None, typer.Option(help="write a report here: stepper, traffic, load of the links, sweeps")] = None,
     json_: Json = False,
 ) -> int:
     """One collective on some wires: time, bytes, steps, bus bandwidth, busiest link. Recorded dry: no data moves."""
     with progress() as say:
         say(f"glass collective: {operation} by {algorithm} on {gpus} GPUs")
         from glasscluster.scenarios import collective as lab
+        from glasscluster.scenarios.wires import wires
 
-        wires = lab.wires(gpus, hardware, nodes, topology, bandwidth, latency, overhead)
-        content, run = lab.collective(operation, algorithm, gpus, size, wires, servers, sweep)
-        if out is not None:
-            from glasscluster.scenarios.training import output_folder
+        def make(n: int) -> Any:
+            shape = {"dims": dims, "leaf": leaf, "oversubscription": oversubscription}
+            return wires(n, hardware, nodes, topology, bandwidth, latency, overhead, placement, **shape)
 
-            content["report"] = str(run.report(output_folder(out, "collective") / "report.html"))
+        asked = lab.Asked(operation, algorithm, gpus, lab.parse_buffer(operation, size), make(gpus), servers, contention)
+        others = [name for name in (against or "").split(",") if name]
+        content = lab.collective(asked, make, nodes=nodes, sweeps=sweep or [], against=others, out=out, say=say)
     if json_:
         emit(content)
         return 0
-    link = content["busiest_link"]
-    bus, most = content["bus_bandwidth_bytes_per_s"] / 1e9, max(content["bytes_sent_per_gpu"])
-    print(f"{content['time_s'] * 1e3:.5g} ms (virtual, {content['hardware']}), {content['steps']} steps, {content['messages']} messages")
-    print(f"busiest GPU sends {most:,} bytes; bus bandwidth {bus:.4g} GB/s; "
-          f"busiest link {link['from']} → {link['to']}, {link['utilisation_fraction']:.0%}")  # fmt: skip
+    print(f"{content['time_s'] * 1e3:.5g} ms (virtual, {content['hardware']}), "
+          f"bus bandwidth {content['bus_bandwidth_bytes_per_s'] / 1e9:.4g} GB/s")  # fmt: skip
+    if "nccl" in content:
+        chosen = content["nccl"]
+        print(f"NCCL would choose {chosen['algorithm']} with {chosen['protocol']} on {chosen['channels']} channels")
+    else:
+        link = content["busiest_link"]
+        shared = "messages share links" if content["contention"] else "no link is shared" if contention is None else "without contention"
+        print(f"{content['steps']} steps, {content['messages']} messages, busiest GPU sends {max(content['bytes_sent_per_gpu']):,} bytes; "
+              f"busiest link {link['from']} → {link['to']}, {link['utilisation_fraction']:.0%} ({shared})")  # fmt: skip
     for row in content.get("sweep", []):
-        print(f"{row['size_bytes']:>16,} B  {row['time_s'] * 1e6:12.5g} µs  {row['bus_bandwidth_bytes_per_s'] / 1e9:10.4g} GB/s bus")
+        print(f"{row['algorithm']:20} {row['gpus']:6} GPUs {row['size_bytes']:>16,} B  {row['time_s'] * 1e6:12.5g} µs  "
+              f"{row['bus_bandwidth_bytes_per_s'] / 1e9:10.4g} GB/s bus")  # fmt: skip
+    if "report" in content:
+        print(f"report: {content['report']}")
     return 0
 
 

@@ -165,7 +165,20 @@ BAD = [
     ("collective all-to-all --algorithm tree --gpus 4 --size 1MB", "algorithm", "direct"),
     ("collective all-reduce --gpus 1 --size 1MB", "gpus", None),
     ("collective all-reduce --gpus 4 --size 1MX", "size", None),
-    ("collective all-reduce --gpus 4 --size 1MB --topology torus2d --bandwidth 1GB/s --latency 1us", "topology", None),
+    ("collective all-reduce --gpus 4 --size 1MB --topology torus4d --bandwidth 1GB/s --latency 1us", "topology", "torus3d"),
+    ("collective all-reduce --gpus 6 --size 1MB --topology hypercube --bandwidth 1GB/s --latency 1us", "gpus", "4"),
+    ("collective all-reduce --gpus 6 --size 1MB --topology torus2d --dims 4x2 --bandwidth 1GB/s --latency 1us", "dims", None),
+    ("collective all-reduce --gpus 8 --size 1MB --topology fat-tree --leaf 3 --bandwidth 1GB/s --latency 1us", "leaf", "2"),
+    ("collective all-reduce --gpus 8 --size 1MB --topology ring --bandwidth 1GB/s --latency -1us", "latency", None),
+    ("collective all-reduce --gpus 8 --size 1MB --topology nowhere.json", "topology", None),
+    ("collective all-reduce --gpus 8 --size 1MB --oversubscription 2", "oversubscription", None),
+    ("collective all-reduce --gpus 4 --size 1MB --placement 0,1,2,2", "placement", None),
+    ("collective all-reduce --gpus 4 --size 1MB --placement upside", "placement", None),
+    ("collective all-reduce --gpus 4 --size 1MB --algorithm nccl", "algorithm", None),
+    ("collective scatter --gpus 4 --size 1MB --algorithm nccl --hardware dgx-h100", "algorithm", None),
+    ("collective all-reduce --gpus 4", "size", None),
+    ("collective all-reduce --gpus 4 --size 1MB --sweep gpus=a:8", "sweep", None),
+    ("collective all-reduce --gpus 4 --size 1MB --against trees --sweep 1KiB:4KiB", "algorithm", "tree"),
     ("collective all-reduce --gpus 4 --size 1MB --topology fully-connected --latency 1us", "bandwidth", None),
     ("collective all-reduce --gpus 4 --size 1MB --topology fully-connected --bandwidth -1GB/s --latency 1us", "bandwidth", None),
     ("collective all-reduce --gpus 4 --size 1MB --nodes 3", "nodes", None),
@@ -299,7 +312,8 @@ def test_a_collective_is_timed_counted_and_held_against_its_closed_form(capsys, 
     assert found["messages"] == 14 * 8
     assert found["time_s"] == pytest.approx(14 * (10e-6 + 1e6 / 10e9), rel=1e-9) == pytest.approx(found["predicted_time_s"], rel=1e-9)
     assert found["bus_bandwidth_bytes_per_s"] == pytest.approx(found["algorithm_bandwidth_bytes_per_s"] * 14 / 8)
-    assert found["busiest_link"]["utilisation_fraction"] == pytest.approx(14 * (2e-6 + 1e-4) / found["time_s"])
+    assert found["contention"] is False  # in a ring no link carries two messages
+    assert found["busiest_link"]["utilisation_fraction"] == pytest.approx(14 * 1e-4 / found["time_s"])
     assert [s["size_bytes"] for s in found["sweep"]] == [1024, 4096, 16384, 65536]
     assert (tmp_path / "c" / "report.html").is_file()
 
@@ -314,3 +328,48 @@ def test_servers_topology_and_nodes_of_a_collective(capsys):
     two = json.loads(glass(capsys, *f"{base} --algorithm hierarchical --nodes 2".split())[1])
     assert two["time_s"] == pytest.approx(two["predicted_time_s"], rel=1e-9)
     assert two["steps"] == 4
+
+
+def test_a_badly_placed_ring_on_an_oversubscribed_tree_shares_its_links(capsys):
+    base = "collective all-reduce --gpus 16 --size 16MB --json --bandwidth 1GB/s --latency 0s"
+    base += " --topology fat-tree --leaf 4 --oversubscription 4"
+    well = json.loads(glass(capsys, *base.split())[1])
+    across = ",".join(str(4 * (i % 4) + i // 4) for i in range(16))
+    badly = json.loads(glass(capsys, *f"{base} --placement {across}".split())[1])
+    assert well["time_s"] == pytest.approx(30 * 1e-3, rel=1e-9)
+    assert badly["contention"] is True
+    assert badly["time_s"] == pytest.approx(4 * well["time_s"], rel=1e-9)
+    assert badly["busiest_link"]["utilisation_fraction"] == pytest.approx(1.0)
+    assert {badly["busiest_link"][end].split()[0] for end in ("from", "to")} == {"leaf", "spine"}
+    free = json.loads(glass(capsys, *f"{base} --placement {across} --no-contention".split())[1])
+    assert free["time_s"] < badly["time_s"]
+    assert free["busiest_link"]["utilisation_fraction"] > 1  # what the links do not have
+
+
+def test_nccl_says_what_it_would_choose_and_counts_nothing(capsys, tmp_path):
+    words = "collective all-reduce --algorithm nccl --gpus 8 --size 1GiB --hardware dgx-a100-80gb --json --sweep 1KiB:1GiB --against ring"
+    found = json.loads(glass(capsys, *words.split(), "--out", str(tmp_path / "n"))[1])
+    assert found["nccl"]["algorithm"] == "Ring"
+    assert found["nccl"]["protocol"] == "Simple"
+    assert found["bytes_sent_per_gpu"] is None
+    assert 200e9 < found["bus_bandwidth_bytes_per_s"] < 300e9
+    assert {r["algorithm"] for r in found["sweep"]} == {"nccl", "ring"}
+    assert (tmp_path / "n" / "report.html").is_file()
+
+
+def test_a_sweep_over_gpus_and_a_network_from_a_file(capsys, tmp_path):
+    words = "collective all-reduce --gpus 4 --size 4MB --json --sweep gpus=2:16 --sweep 1KB:16KB --against tree"
+    rows = json.loads(glass(capsys, *words.split())[1])["sweep"]
+    assert [(r["algorithm"], r["gpus"]) for r in rows if r["size_bytes"] == 4_000_000] == [
+        (a, n) for a in ("ring", "tree") for n in (2, 4, 8, 16)
+    ]
+    edges = [{"source": i, "target": i + 1, "bandwidth": "1GB/s", "latency": "1us"} for i in range(3)]
+    net = tmp_path / "net.json"
+    net.write_text(json.dumps({"nodes": [{"id": i} for i in range(4)], "edges": edges}))
+    found = json.loads(glass(capsys, *f"collective broadcast --gpus 4 --size 4MB --topology {net} --json".split())[1])
+    assert found["hardware"] == "net"
+    assert found["time_s"] == pytest.approx(3 * 1e-6 + (4 + 2) * 1e-3)
+    (tmp_path / "net.json").write_text(json.dumps({"nodes": [{"id": i} for i in range(4)], "edges": edges[:2]}))
+    code, _, err = glass(capsys, *f"collective broadcast --gpus 4 --size 4MB --topology {net}".split())
+    assert code == 2
+    assert "no route from 0 to 3" in err

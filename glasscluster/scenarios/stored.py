@@ -43,14 +43,14 @@ def slow_ranks(given: list[str]) -> dict[int, float]:
     return slow
 
 
-def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: bool, out: str | None) -> dict[str, Any]:
+def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: bool, contention: bool, out: str | None) -> dict[str, Any]:
     """`glass replay`: the timeline keys of train; with `out` also a report."""
     found = find_graph(run)
     graph = load_packed(found) if found.suffix == ".json" else ExecutionGraph.load(found)
     for rank in slow:
         if rank >= graph.ranks:
             raise ScenarioError("slow_rank", rank, f"the run has ranks 0 to {graph.ranks - 1}", range(graph.ranks))
-    timeline = replay(graph, hardware, slow_ranks=slow, rendezvous=rendezvous)
+    timeline = replay(graph, hardware, slow_ranks=slow, rendezvous=rendezvous, contention=contention)
     content = {
         "schema": "glass.replay/1",
         "hardware": timeline.hardware.name,

@@ -119,9 +119,9 @@ def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, f
     if hw.gpu.sm and hw.topology is None:
         nodes = len({m // hw.node_size for m in members})
         as_built = hw.scaled(bandwidth=1 / hw.wider, latency=1 / hw.longer)
-        chosen = nccl.choose(operation, nbytes, as_built, n, node_size=-(-n // nodes))
+        chosen = nccl.choose("all_reduce" if operation == "barrier" else operation, nbytes, as_built, n, node_size=-(-n // nodes))
         return chosen.latency_s * hw.longer, (chosen.time_s - chosen.latency_s) / hw.wider
     wires = {hw.link(a, b) for a, b in zip(members, [*members[1:], members[0]], strict=True)}
     slowest = max(wires, key=lambda link: link.alpha + nbytes / n / link.bandwidth)
-    steps = (2 if operation == "all_reduce" else 1) * (n - 1)
+    steps = (2 if operation in ("all_reduce", "barrier") else 1) * (n - 1)
     return steps * slowest.alpha, steps * (nbytes / n / slowest.bandwidth)

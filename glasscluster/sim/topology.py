@@ -251,7 +251,11 @@ def _grid(name: str, dims: Sequence[int], cable: Cable, *, wraps: bool, where: A
         here = coordinates(i, dims)
         for axis, size in enumerate(dims):
             if size > 1 and (wraps or here[axis] + 1 < size):
-                _join(graph, gpu(i), gpu(_at({axis: (here[axis] + 1) % size}, here, dims)), cable)
+                after = gpu(_at({axis: (here[axis] + 1) % size}, here, dims))
+                _join(graph, gpu(i), after, cable)
+                if where is None and here[axis] + 1 == size > 2:  # drawn as going out of the picture and coming in again
+                    out = np.subtract(_flat([h + (a == axis) for a, h in enumerate(here)], dims), _flat(here, dims))
+                    graph.edges[gpu(i), after]["out"], graph.edges[after, gpu(i)]["out"] = tuple(out), tuple(-out)
 
     def rule(src: int, dst: int) -> list[Node]:
         here, there = coordinates(src, dims), coordinates(dst, dims)

@@ -25,6 +25,7 @@ from glasscluster.visualize.palette import KINDS
 from glasscluster.visualize.side_by_side import side_by_side_figure
 from glasscluster.visualize.stepper import stepper_figure
 from glasscluster.visualize.timeline import DRAWN_SINGLY, bar_count, time_unit, timeline_axes, timeline_figure
+from glasscluster.visualize.topology import load_figure
 from glasscluster.visualize.words import CATALOGUE, LANGUAGES, Said, row_name, word
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def _chapter_figures(number: int, chapter: Chapter) -> Iterator[tuple[str, Calla
             yield f"curve-{number}-{rank}", partial(memory_over_time, chapter.first, rank)
     yield f"net-{number}", partial(network.sent_figure, graph)
     yield f"matrix-{number}", partial(network.traffic_figure, graph)
+    yield f"load-{number}", partial(load_figure, chapter.first)
     yield f"ring-{number}", partial(stepper_figure, graph)
     if chapter.equivalence:
         yield f"same-{number}", partial(equivalence_figure, chapter.equivalence)
@@ -224,7 +226,7 @@ def _summary(timeline: Timeline, model_flops: float) -> list[tuple[str, str]]:
 def _chapters(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for number, chapter in enumerate(report.chapters):
         flops = float(chapter.run.graph.info.get("model_flops", 0.0))
-        known = [f for f in (f"net-{number}", f"matrix-{number}", f"ring-{number}") if f in figures]
+        known = [f for f in (f"net-{number}", f"matrix-{number}", f"load-{number}", f"ring-{number}") if f in figures]
         yield {
             "key": chapter.key,
             "title": chapter.title,

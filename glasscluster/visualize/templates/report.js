@@ -128,8 +128,8 @@
     const plot = b.closest("figure").querySelector(".plot");
     const slider = plot.layout.sliders[0];
     const next = Math.min(Math.max((plot._fullLayout.sliders[0].active || 0) + Number(b.dataset.step), 0), slider.steps.length - 1);
-    const [change, relayout] = slider.steps[next].args;
-    moduleName.update(plot, change, Object.assign({ "sliders[0].active": next }, relayout));
+    const [change, relayout, traces] = slider.steps[next].args;
+    moduleName.update(plot, change, Object.assign({ "sliders[0].active": next }, relayout), traces);
   }));
 
   // ---- clicks
