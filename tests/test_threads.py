@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from itertools import pairwise
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from helpers import run_plan
 from plans import build, name, stratified
-from programs import OUTSTANDING, all_send_first, expected, one_raises
+from programs import OUTSTANDING, all_send_first, expected, one_raises, ring_while_waiting, two_in_flight
 
 from glasscluster.sim.cluster import Cluster
+from glasscluster.sim.deadlock import standstill
 from glasscluster.sim.errors import CollectiveMismatch, Deadlock, GlassError, MessageLost, OutOfMemory, RankDied, ScenarioError
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.replay import replay
@@ -38,6 +40,99 @@ def test_all_ranks_sending_first_is_an_immediate_error_with_the_cycle_and_the_so
     for rank in range(4):
         assert f"rank {rank}" in error.message
     assert len(re.findall(r"programs\.py:\d+", error.message)) == 4
+
+
+# ---- sends that are buffered -------------------------------------------------------------------------------------
+KIB = 1024
+
+
+def send_right_then_receive(gpu, nbytes: int) -> int:
+    """Blocking send first; the buffer is overwritten as soon as the send returns."""
+    x, out = torch.full((nbytes,), gpu.rank + 1, dtype=torch.uint8), torch.zeros(nbytes, dtype=torch.uint8)
+    gpu.comm.send(x, (gpu.rank + 1) % gpu.size)
+    x.fill_(99)
+    gpu.comm.recv(out, (gpu.rank - 1) % gpu.size)
+    assert bool((out == out[:1]).all())
+    return int(out[0]) if nbytes else 0
+
+
+@pytest.mark.parametrize("nbytes", [1, 64, 64 * KIB])
+def test_small_sends_are_copied_away_and_return_at_once(nbytes):
+    assert threads(4, eager_bytes=64 * KIB).run(send_right_then_receive, nbytes).results == [4, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("eager", "nbytes"), [(0, 0), (0, 64), (63, 64), (64 * KIB, 64 * KIB + 1), (64 * KIB, 128 * KIB)])
+def test_a_send_above_the_threshold_waits_and_the_cycle_is_named_at_once(eager, nbytes):
+    with pytest.raises(Deadlock, match="passes only while sends are buffered") as caught:
+        threads(4, eager_bytes=eager).run(send_right_then_receive, nbytes)
+    assert sorted(caught.value.cycle) == [0, 1, 2, 3]
+    assert [(w.rank, w.kind, w.peer, w.nbytes) for w in caught.value.waits] == [(r, "send", (r + 1) % 4, nbytes) for r in range(4)]
+
+
+@pytest.mark.parametrize("program", [ring_while_waiting, two_in_flight], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("seed", range(3))
+def test_buffering_changes_neither_results_nor_rows_of_a_program_that_finishes(program, seed):
+    waits, buffered = (threads(4, seed=seed, eager_bytes=e).run(program) for e in (0, 1 << 20))
+    assert buffered.results == waits.results == [expected(program, r, 4) for r in range(4)]
+    assert waits.graph.difference(buffered.graph) is None
+    assert waits.peak_memory() == buffered.peak_memory()
+
+
+def test_buffering_is_an_option_of_threads_and_never_negative():
+    with pytest.raises(ScenarioError, match="eager_bytes = -1"):
+        threads(2, eager_bytes=-1).run(two_groups)
+    for backend in ("dry", "ray"):
+        with pytest.raises(ScenarioError, match=f"threads backend, not of {backend}"):
+            Cluster("classroom", 2, backend, eager_bytes=64)
+
+
+def test_a_buffered_message_that_nobody_receives_is_named_too():
+    with pytest.raises(MessageLost, match=r"rank 0 posted a send with rank 1.*never received it"):
+        threads(2, eager_bytes=64).run(sends_to_nobody)
+
+
+def follow(gpu, steps_of_ranks) -> None:
+    """Steps of ("send" | "recv", peer, tag): posted together, then awaited one by one."""
+    for step in steps_of_ranks[gpu.rank]:
+        post = {"send": gpu.comm.isend, "recv": gpu.comm.irecv}
+        works = [post[kind](torch.zeros(16), peer, tag) for kind, peer, tag in step]
+        for work in works:
+            work.wait()
+
+
+@pytest.mark.parametrize("eager", [0, 64])
+def test_a_receive_that_waits_beside_another_message_says_which_is_there(eager):
+    tag = [[[("send", 1, 2)]], [[("recv", 0, 3)]]]
+    with pytest.raises(Deadlock, match="rank 1 waits for tag 3; a message with tag 2 from the same sender is queued"):
+        threads(2, eager_bytes=eager).run(follow, tag)
+    source = [[[("send", 1, 0)]], [[("recv", 2, 0)]], []]
+    with pytest.raises(Deadlock, match="rank 1 waits for rank 2; a message from rank 0 is queued"):
+        threads(3, eager_bytes=eager).run(follow, source)
+
+
+@pytest.mark.parametrize("eager", [0, 64])
+@pytest.mark.parametrize("seed", range(40))
+def test_who_waits_for_whom_is_what_following_the_lists_by_hand_says(seed, eager):
+    draw = random.Random(seed)
+    lists = [[] for _ in range(4)]
+    for _ in range(draw.randint(2, 9)):  # messages that have both ends, in an order of each rank's own, and sometimes one end only
+        src, dst = draw.sample(range(4), 2)
+        tag = draw.randint(0, 1)
+        for rank, action in ((src, ("send", dst, tag)), (dst, ("recv", src, tag))):
+            if draw.random() < 0.95:
+                lists[rank].insert(draw.randint(0, len(lists[rank])), [action])
+    for steps in lists:
+        for i in range(len(steps) - 1, 0, -1):
+            if draw.random() < 0.3:
+                steps[i - 1 : i + 1] = [steps[i - 1] + steps[i]]
+    waits = {}
+    try:
+        threads(4, seed=seed, eager_bytes=eager).run(follow, lists, record=False)
+    except Deadlock as error:
+        waits = {w.rank: w.peer for w in error.waits}
+    except MessageLost:
+        pass
+    assert standstill(lists, 64, eager) == waits
 
 
 def waits_for_nobody(gpu):
@@ -118,6 +213,15 @@ def test_another_thread_order_changes_no_bit_and_no_event(choice):
         assert runs[0].graph.difference(other.graph) is None
         for a, b in zip(runs[0].results, other.results, strict=True):
             assert all(torch.equal(a.weights[-1][n], b.weights[-1][n]) for n in a.weights[-1])
+
+
+@pytest.mark.parametrize("program", OUTSTANDING)
+def test_rows_do_not_depend_on_when_a_collective_s_steps_ran_beside_messages_of_the_program(program):
+    graphs = [threads(4, seed=s).run(program).graph for s in range(6)]
+    for other in graphs[1:]:
+        assert graphs[0].difference(other) is None
+    dry = Cluster("classroom", 4, "dry", memory_bytes=None).run(program).graph
+    assert graphs[0].difference(dry) is None
 
 
 def two_groups(gpu):

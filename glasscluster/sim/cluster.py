@@ -62,7 +62,8 @@ class Cluster:
     """`gpus` ranks on `hardware` (the virtual clock), run by `backend`. A context manager: actors live until it closes.
 
     Options: seed (order in which threads run), device ("cpu" or "cuda"), timeout_s (of one operation, where a
-    backend needs one), memory_bytes (capacity of a virtual GPU; default: the hardware's; None: unlimited).
+    backend needs one), memory_bytes (capacity of a virtual GPU; default: the hardware's; None: unlimited), eager_bytes
+    (threads: a send of at most so many bytes does not wait for its receive; default 0: every send waits).
     """
 
     def __init__(
@@ -85,6 +86,10 @@ class Cluster:
         self._kept = False
         if backend not in BACKENDS:
             raise ScenarioError("backend", backend, "unknown backend", BACKENDS)
+        if "eager_bytes" in options and backend != "threads":
+            raise ScenarioError(
+                "eager_bytes", options["eager_bytes"], f"is an option of the threads backend, not of {backend}", ["threads"]
+            )
 
     def __enter__(self) -> Cluster:
         self._kept = True

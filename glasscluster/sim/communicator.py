@@ -361,7 +361,7 @@ class Communicator:
         post = self.wire.isend if kind == SEND else self.wire.irecv
         ticket = post(x.detach(), world, self.tag_base + 1 + tag, name)
         if not recorder.paused:
-            lane = self.lane(1 if kind == SEND else 2)
+            lane = self.lane(4 if kind == SEND else 5)  # not those of collectives: when their steps run is up to the CPU
             nbytes = x.numel() * x.element_size()
             more = {"peer": world, "tag": 1 + tag, "purpose": PURPOSES.index(purpose), "label": label}
             ticket.row = recorder.row(lane, kind, name, 0, nbytes, recorder.frontier, **more)
@@ -531,7 +531,7 @@ class Communicator:
 
     # ---- for the recorder ------------------------------------------------------------------------------------
     def lane(self, which: int) -> int:
-        """Lane number: 0 stream, 1 sends, 2 receives, 3 launches (their order is the program's, whenever steps run)."""
+        """Lane number: of collectives 0 stream, 1 sends, 2 receives, 3 launches; of the program 4 sends, 5 receives."""
         return group_lane(self.group, which)
 
     def next_sequence(self) -> int:

@@ -6,10 +6,12 @@ the message is on one stretch after the other. Max-min fair: no message can be g
 some from one that has no more (Bertsekas and Gallager, "Data Networks", 1992, section 6.5.2); found by progressive filling.
 
     now ◄── the earliest of: a message that may start, a message that ends
-    all of the same moment, then the rates of the messages that share a link, directly or over others, are set anew;
+    all of the same moment (within 1e-12 of it: rounding must not tear apart what ends at once), then new rates;
     whatever depended on a message that ended is timed at once, as in the longest path, up to the next message
 
-A message alone on its links costs a few queue operations; others cost what the messages that share with them cost.
+Every message remembers the link that holds it back. When something changes on a link, those that it held back and those that
+just came are filled anew into what the others leave; then whoever has more than is fair on a link that is full now, or is no longer held
+back by its link, joins them, until nobody does. A message alone on its links costs a few queue operations.
 Everything below is compiled. Nothing here knows what a collective is.
 """
 
@@ -22,11 +24,13 @@ import numpy as np
 from numba import njit
 
 from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.graph import ExecutionGraph
+from glasscluster.sim.graph import ExecutionGraph, distinct
 from glasscluster.sim.topology import Topology
 from glasscluster.sim.vocabulary import SEND
 
-TOGETHER = 1e-12  # bottlenecks whose fair shares differ by less are filled at once
+TOGETHER = 1e-12  # moments, and fair shares of bottlenecks, that differ by less are one
+STILL = 1e-13  # a rate that changes by less has only been rounded
+LOOSE = 1e-11  # a link with less left of its capacity is full; a rate above another by less is not above it
 
 
 @dataclass
@@ -62,7 +66,7 @@ def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
         rule = f"has {len(topology.place)} GPUs, the run {graph.ranks} ranks"
         raise ScenarioError("topology", topology.name, rule)
     sends = graph.kind == SEND
-    pairs, number = _distinct(graph.rank[sends] * graph.ranks + graph.peer[sends], graph.ranks**2)
+    pairs, number = distinct(graph.rank[sends] * graph.ranks + graph.peer[sends], graph.ranks**2)
     stretch_ptr, link_ptr, links, latency, overhead = [0], [0], [], [], []
     for pair in pairs.tolist():
         stretches = topology.stretches(*divmod(pair, graph.ranks))
@@ -74,16 +78,6 @@ def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
         overhead.append(topology.overhead_s[stretches[0][0]] if stretches else 0.0)
     a, b, c = (np.array(x, dtype=np.int64) for x in (stretch_ptr, link_ptr, links))
     return Routes(number, a, b, c, np.array(latency, dtype=np.float64), np.array(overhead, dtype=np.float64))
-
-
-def _distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct keys (below `bound`) in order, and the place of each key among them; without sorting while tables are small."""
-    if bound > 8 * len(keys) + 1_000_000:
-        found, place = np.unique(keys, return_inverse=True)
-        return found, place.reshape(-1)
-    there = np.zeros(bound, dtype=bool)
-    there[keys] = True
-    return np.flatnonzero(there), (np.cumsum(there) - 1)[keys]
 
 
 def replay_shared(
@@ -106,7 +100,7 @@ def replay_shared(
     factor = np.ones(len(rows)) if quicker is None else quicker[rows]
     # a lane sends one message at a time; where links store and forward, earlier ones may still be on later stretches
     lanes = int(graph.lane.max(initial=0)) + 1
-    senders, _ = _distinct(graph.rank[rows] * lanes + graph.lane[rows], graph.ranks * lanes)
+    senders, _ = distinct(graph.rank[rows] * lanes + graph.lane[rows], graph.ranks * lanes)
     room = len(rows) if topology.forwards_whole.any() else len(senders)
     mail = Mail(rows, routes.of, graph.bytes[rows] / factor, factor, np.full(len(rows), -1.0))
     ways = Ways(routes.stretch_ptr, routes.link_ptr, routes.links, routes.latency, routes.overhead)
@@ -114,17 +108,16 @@ def replay_shared(
     start, end, notes = _share(table, mail, ways, topology.bandwidth, max(1, room), history)
     if len(graph) and end.min() < 0:
         raise AssertionError("the recorded events depend on each other in a circle")
-    return Shared(
-        start, end, mail.arrival, rows, routes, notes[:, 0], notes[:, 1].astype(np.int64), notes[:, 2].astype(np.int64), notes[:, 3]
-    )
+    times, messages, stretches, rates = notes.T
+    return Shared(start, end, mail.arrival, rows, routes, times, messages.astype(np.int64), stretches.astype(np.int64), rates)
 
 
 # ---- what the loop works on: unpacked at the top of a function, because reaching into a tuple costs in compiled code ---
 Rows = namedtuple("Rows", "dep_ptr dep_idx match duration message")  # what a row follows, and which message it is (-1: none)
 Mail = namedtuple("Mail", "row route size factor arrival")  # of every message; size and all its times are divided by factor
 Ways = namedtuple("Ways", "stretch_ptr link_ptr links latency overhead")  # Routes, without whose they are
-Links = namedtuple("Links", "capacity head count left open seen found")
-Slots = namedtuple("Slots", "first hops wanted seen fixed found following")
+Links = namedtuple("Links", "capacity head left unfixed seen found active level top")
+Slots = namedtuple("Slots", "first hops wanted seen fixed found following held_by")
 # A slot holds a message from when it may start until its last byte has left. Its entries, slot * most + k for the k-th link
 # of its stretch, stand in the lists (head, following, before) of messages on each link.
 
@@ -182,78 +175,127 @@ def _pop(keys, slots, where, n):
 # ---- rates -------------------------------------------------------------------------------------------------------
 @njit(cache=True)
 def _alone(slot, first, hops, route_links, count, capacity):
-    """The rate of a message that has all its links to itself, the narrowest link's; -1 when it shares one."""
-    narrowest = np.inf
+    """The narrowest link of a message that has all its links to itself; -1 when it shares one."""
+    narrowest = route_links[first[slot]]
     for k in range(first[slot], first[slot] + hops[slot]):
         link = route_links[k]
         if count[link] != 1:
-            return -1.0
-        narrowest = min(narrowest, capacity[link])
+            return -1
+        if capacity[link] < capacity[narrowest]:
+            narrowest = link
     return narrowest
 
 
 @njit(cache=True)
-def _sharing(start, slots, links, route_links, most, epoch):
-    """All messages that share a link with those on link `start`, directly or over others: how many links and messages."""
-    head, seen_link, found_links = links.head, links.seen, links.found
-    first, hops, seen_slot, found_slots, following = slots.first, slots.hops, slots.seen, slots.found, slots.following
-    n_links, n_slots, at = 1, 0, 0
-    found_links[0] = start
-    seen_link[start] = epoch
-    while at < n_links:
-        entry = head[found_links[at]]
-        at += 1
+def _settle(changed, n_changed, slots, links, route_links, most, epoch):
+    """New rates (`wanted`) after something changed on some links; returns how many messages were concerned (`slots.found`)."""
+    head, following, held_by, seen, found = links.head, slots.following, slots.held_by, slots.seen, slots.found
+    n_slots, n_links, known = 0, 0, 0
+    for c in range(n_changed):
+        entry = head[changed[c]]
         while entry >= 0:
             slot = entry // most
-            if seen_slot[slot] != epoch:
-                seen_slot[slot] = epoch
-                found_slots[n_slots] = slot
+            if seen[slot] != epoch and (held_by[slot] == changed[c] or held_by[slot] < 0):
+                seen[slot] = epoch
+                found[n_slots] = slot
                 n_slots += 1
-                for k in range(first[slot], first[slot] + hops[slot]):
-                    link = route_links[k]
-                    if seen_link[link] != epoch:
-                        seen_link[link] = epoch
-                        found_links[n_links] = link
-                        n_links += 1
             entry = following[entry]
-    return n_links, n_slots
+    while known < n_slots:
+        n_links = _leave_room(known, n_slots, n_links, slots, links, route_links, most, epoch)
+        known = n_slots
+        _fill(n_slots, n_links, slots, links, route_links, most, epoch)
+        n_slots = _join(n_slots, n_links, slots, links, most, epoch)
+    return n_slots
 
 
 @njit(cache=True)
-def _fill(n_links, n_slots, slots, links, route_links, most, epoch):
-    """Progressive filling: the link with least for each of its messages fixes their rate; then again without them."""
-    capacity, head, count, left, unfixed, found = links.capacity, links.head, links.count, links.left, links.open, links.found
-    first, hops, wanted, fixed, following = slots.first, slots.hops, slots.wanted, slots.fixed, slots.following
+def _leave_room(known, n_slots, n_links, slots, links, route_links, most, epoch):
+    """What the messages that are not concerned leave on each link of those that are."""
+    capacity, head, left, unfixed, active = links.capacity, links.head, links.left, links.unfixed, links.active
+    seen_link, found_links, level, top = links.seen, links.found, links.level, links.top
+    first, hops, wanted, seen, found, following = slots.first, slots.hops, slots.wanted, slots.seen, slots.found, slots.following
+    for f in range(known, n_slots):
+        slot = found[f]
+        for k in range(first[slot], first[slot] + hops[slot]):
+            link = route_links[k]
+            if seen_link[link] != epoch:
+                seen_link[link] = epoch
+                found_links[n_links] = link
+                n_links += 1
     for i in range(n_links):
-        link = found[i]
-        left[link], unfixed[link] = capacity[link], count[link]
+        link = found_links[i]
+        room, concerned = capacity[link], 0
+        entry = head[link]
+        while entry >= 0:
+            slot = entry // most
+            if seen[slot] == epoch:
+                concerned += 1
+            else:
+                room -= wanted[slot]
+            entry = following[entry]
+        active[i], left[link], unfixed[link], level[link], top[link] = link, max(0.0, room), concerned, -1.0, 0.0
+    return n_links
+
+
+@njit(cache=True)
+def _fill(n_slots, n_links, slots, links, route_links, most, epoch):
+    """Progressive filling: the link with least for each of its messages fixes their rate (`level`); then again without them."""
+    head, left, unfixed, active, level, top = links.head, links.left, links.unfixed, links.active, links.level, links.top
+    first, hops, wanted, seen, following = slots.first, slots.hops, slots.wanted, slots.seen, slots.following
+    fixed, found, held_by = slots.fixed, slots.found, slots.held_by
+    for f in range(n_slots):
+        fixed[found[f]] = False
     while n_slots > 0:
         least, kept = np.inf, 0
         for i in range(n_links):
-            link = found[i]
+            link = active[i]
             if unfixed[link] > 0:
-                found[kept] = link
+                active[kept] = link
                 kept += 1
                 least = min(least, left[link] / unfixed[link])
         n_links, bottlenecks = kept, 0
         for i in range(n_links):  # all bottlenecks to the front first: filling one changes what others have left
-            link = found[i]
+            link = active[i]
             if left[link] / unfixed[link] <= least * (1.0 + TOGETHER):
-                found[i], found[bottlenecks] = found[bottlenecks], link
+                active[i], active[bottlenecks] = active[bottlenecks], link
+                level[link] = least
                 bottlenecks += 1
         for i in range(bottlenecks):
-            entry = head[found[i]]
+            entry = head[active[i]]
             while entry >= 0:
                 slot = entry // most
-                if fixed[slot] != epoch:
-                    fixed[slot] = epoch
-                    wanted[slot] = least
+                if seen[slot] == epoch and not fixed[slot]:
+                    fixed[slot] = True
+                    wanted[slot], held_by[slot] = least, active[i]
                     n_slots -= 1
                     for k in range(first[slot], first[slot] + hops[slot]):
                         link = route_links[k]
                         left[link] = max(0.0, left[link] - least)
                         unfixed[link] -= 1
+                        top[link] = least
                 entry = following[entry]
+
+
+@njit(cache=True)
+def _join(n_slots, n_links, slots, links, most, epoch):
+    """Add whoever has more than a full link's level, or whose own link no longer holds it back; returns how many are concerned now."""
+    capacity, head, left, found_links, level, top = links.capacity, links.head, links.left, links.found, links.level, links.top
+    wanted, seen, found, following, held_by = slots.wanted, slots.seen, slots.found, slots.following, slots.held_by
+    for i in range(n_links):
+        link = found_links[i]
+        full = level[link] >= 0.0 or left[link] <= capacity[link] * LOOSE
+        entry = head[link]
+        while entry >= 0:
+            slot = entry // most
+            if seen[slot] != epoch and held_by[slot] >= 0:
+                too_much = level[link] >= 0.0 and wanted[slot] > level[link] * (1.0 + LOOSE)
+                let_go = held_by[slot] == link and (not full or wanted[slot] < top[link] * (1.0 - LOOSE))
+                if too_much or let_go:
+                    seen[slot] = epoch
+                    found[n_slots] = slot
+                    n_slots += 1
+            entry = following[entry]
+    return n_slots
 
 
 # ---- the loop ----------------------------------------------------------------------------------------------------
@@ -273,18 +315,19 @@ def _share(rows, mail, ways, capacity, room, keep_history):
     waiting, behind = np.full(n, -1, np.int32), np.empty(n, np.int32)  # the rows that wait for a row, as a linked list
     stack, pending, todo = np.empty(n + 1, np.int32), 0, 0
     head, count, dirty = np.full(n_links, -1, np.int32), np.zeros(n_links, np.int32), np.zeros(n_links, np.int32)
-    is_dirty, seen_link = np.zeros(n_links, np.bool_), np.zeros(n_links, np.int64)
-    links = Links(capacity, head, count, np.zeros(n_links), np.zeros(n_links, np.int32), seen_link, np.zeros(n_links, np.int32))
-    slot_message, slot_stretch, first, hops = (
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-        np.zeros(room, np.int32),
-    )
+    is_dirty = np.zeros(n_links, np.bool_)
+    whole, real = np.zeros(n_links, np.int32), np.zeros(n_links)
+    links = Links(
+        capacity, head, real, whole, np.zeros(n_links, np.int64), whole.copy(), whole.copy(), real.copy(), real.copy()
+    )  # fmt: skip
+    slot_message, slot_stretch = np.zeros(room, np.int32), np.zeros(room, np.int32)
+    first, hops = np.zeros(room, np.int32), np.zeros(room, np.int32)
     remaining, rate, wanted, since = np.zeros(room), np.zeros(room), np.zeros(room), np.zeros(room)
     seen_slot, found, free = np.zeros(room, np.int64), np.zeros(room, np.int32), np.arange(room)[::-1].astype(np.int32)
     following, before = np.zeros(room * most, np.int32), np.zeros(room * most, np.int32)
-    slots = Slots(first, hops, wanted, seen_slot, np.zeros(room, np.int64), found, following)
+    held_by = np.full(room, -1, np.int32)
+    slots = Slots(first, hops, wanted, seen_slot, np.zeros(room, np.bool_), found, following, held_by)
+    changed, is_changed = np.zeros(room, np.int32), np.zeros(room, np.bool_)
     start_keys, start_slots, start_where, n_starts = np.zeros(room), np.zeros(room, np.int32), np.zeros(room, np.int32), 0
     end_keys, end_slots, end_where, n_ends = np.zeros(room), np.zeros(room, np.int32), np.full(room, -1, np.int32), 0
     n_free, epoch, noted = room, 0, 0
@@ -341,7 +384,7 @@ def _share(rows, mail, ways, capacity, room, keep_history):
             now = start_keys[0]
         if n_ends > 0:
             now = min(now, end_keys[0])
-        while n_ends > 0 and end_keys[0] <= now:
+        while n_ends > 0 and end_keys[0] <= now * (1.0 + TOGETHER):
             slot = _pop(end_keys, end_slots, end_where, n_ends)
             n_ends -= 1
             for k in range(hops[slot]):
@@ -380,12 +423,13 @@ def _share(rows, mail, ways, capacity, room, keep_history):
                 stack[pending] = waiter
                 pending += 1
                 waiter = behind[waiter]
-        while n_starts > 0 and start_keys[0] <= now:
+        while n_starts > 0 and start_keys[0] <= now * (1.0 + TOGETHER):
             slot = _pop(start_keys, start_slots, start_where, n_starts)
             n_starts -= 1
             stretch = slot_stretch[slot]
             first[slot], hops[slot] = link_ptr[stretch], link_ptr[stretch + 1] - link_ptr[stretch]
             remaining[slot], rate[slot], since[slot] = size[slot_message[slot]], 0.0, now
+            wanted[slot], held_by[slot] = 0.0, -1  # held back by no link yet: concerned as soon as rates are set
             for k in range(hops[slot]):
                 link, entry = route_links[first[slot] + k], slot * most + k
                 before[entry], following[entry] = -1, head[link]
@@ -399,39 +443,54 @@ def _share(rows, mail, ways, capacity, room, keep_history):
                     n_dirty += 1
 
         # new rates, where something changed
-        epoch += 1
+        n_changed, n_left = 0, 0
         for d in range(n_dirty):
             link = dirty[d]
             is_dirty[link] = False
-            if count[link] == 0 or seen_link[link] == epoch:
+            if count[link] == 0:
                 continue
             slot = head[link] // most
-            lone = _alone(slot, first, hops, route_links, count, capacity) if count[link] == 1 else -1.0
-            if lone >= 0.0:
-                found[0], wanted[slot], n_found = slot, lone, 1
+            lone = _alone(slot, first, hops, route_links, count, capacity) if count[link] == 1 else -1
+            if lone >= 0:
+                wanted[slot], held_by[slot] = capacity[lone], lone
+                if not is_changed[slot]:
+                    is_changed[slot] = True
+                    changed[n_changed] = slot
+                    n_changed += 1
             else:
-                n_joined, n_found = _sharing(link, slots, links, route_links, most, epoch)
-                _fill(n_joined, n_found, slots, links, route_links, most, epoch)
+                dirty[n_left] = link
+                n_left += 1
+        if n_left > 0:
+            epoch += 1
+            n_found = _settle(dirty, n_left, slots, links, route_links, most, epoch)
             for f in range(n_found):
                 slot = found[f]
-                if wanted[slot] == rate[slot]:
-                    continue
-                remaining[slot] = max(0.0, remaining[slot] - rate[slot] * (now - since[slot]))
-                rate[slot], since[slot] = wanted[slot], now
-                key, at = now + remaining[slot] / rate[slot], end_where[slot]
-                if at < 0:
-                    _push(end_keys, end_slots, end_where, n_ends, key, slot)
-                    n_ends += 1
+                if not is_changed[slot]:
+                    is_changed[slot] = True
+                    changed[n_changed] = slot
+                    n_changed += 1
+        for f in range(n_changed):
+            slot = changed[f]
+            is_changed[slot] = False
+            if abs(wanted[slot] - rate[slot]) <= rate[slot] * STILL:
+                wanted[slot] = rate[slot]
+                continue
+            remaining[slot] = max(0.0, remaining[slot] - rate[slot] * (now - since[slot]))
+            rate[slot], since[slot] = wanted[slot], now
+            key, at = now + remaining[slot] / rate[slot], end_where[slot]
+            if at < 0:
+                _push(end_keys, end_slots, end_where, n_ends, key, slot)
+                n_ends += 1
+            else:
+                later = key > end_keys[at]
+                end_keys[at] = key
+                if later:
+                    _down(end_keys, end_slots, end_where, n_ends, at)
                 else:
-                    later = key > end_keys[at]
-                    end_keys[at] = key
-                    if later:
-                        _down(end_keys, end_slots, end_where, n_ends, at)
-                    else:
-                        _up(end_keys, end_slots, end_where, at)
-                if keep_history:
-                    notes = _note(notes, noted, now, slot_message[slot], slot_stretch[slot], rate[slot])
-                    noted += 1
+                    _up(end_keys, end_slots, end_where, at)
+            if keep_history:
+                notes = _note(notes, noted, now, slot_message[slot], slot_stretch[slot], rate[slot])
+                noted += 1
     return start, end, notes[:noted]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from glasscluster.sim import nccl
 from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.graph import ExecutionGraph
+from glasscluster.sim.graph import ExecutionGraph, distinct
 from glasscluster.sim.hardware import Hardware, Link
 from glasscluster.sim.vocabulary import COLLECTIVE, COMPUTE, PHASES, RECV, REDUCE, SEND
 
@@ -40,8 +40,9 @@ def costs(
     precision: str,
     slow_ranks: dict[int, float] | None = None,
     faster: dict[str, float] | None = None,
+    messages: bool = True,
 ) -> Costs:
-    """Cost every event of a graph on a cluster.
+    """Cost every event of a graph on a cluster; its messages only with `messages` (contention.py times them itself).
 
     `slow_ranks` maps a rank to the factor its compute takes longer; `faster` maps a phase of compute (`backward`) or
     the axis of a communicator (`dp`) to the factor by which everything of that kind is quicker.
@@ -55,7 +56,7 @@ def costs(
         if not 0 <= rank < graph.ranks:
             raise ScenarioError("slow-rank", rank, f"the run has ranks 0..{graph.ranks - 1}", range(graph.ranks))
         duration[compute & (graph.rank == rank)] *= factor
-    sends, receives = np.flatnonzero(graph.kind == SEND), np.flatnonzero(graph.kind == RECV)
+    sends, receives = (np.flatnonzero(graph.kind == kind) if messages else np.empty(0, np.int64) for kind in (SEND, RECV))
     for rows, src, dst in ((sends, graph.rank, graph.peer), (receives, graph.peer, graph.rank)):
         for link, chosen in _by_wire(hw, src[rows], dst[rows]):
             here = rows[chosen]
@@ -100,12 +101,12 @@ def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[L
         inside = src // hw.node_size == dst // hw.node_size
         yield from ((hw.intra, inside), (hw.inter, ~inside))
         return
-    pairs, place = np.unique(np.stack([src, dst]), axis=1, return_inverse=True)
-    links: dict[Link, list[int]] = {}
-    for number, (a, b) in enumerate(pairs.T.tolist()):
-        links.setdefault(hw.topology.link(a, b), []).append(number)
-    for link, numbers in links.items():
-        yield link, np.isin(place.reshape(-1), numbers)
+    ranks = int(max(src.max(initial=0), dst.max(initial=0))) + 1
+    pairs, place = distinct(src * ranks + dst, ranks**2)
+    kinds: dict[Link, int] = {}
+    kind = np.array([kinds.setdefault(hw.topology.link(*divmod(p, ranks)), len(kinds)) for p in pairs.tolist()], dtype=np.int64)
+    for link, number in kinds.items():
+        yield link, kind[place] == number
 
 
 def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, float]:

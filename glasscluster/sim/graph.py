@@ -36,7 +36,7 @@ COLUMNS: tuple[str, ...] = (
     "purpose",
 )
 COLUMNS += ("label", "sequence", "offset")
-FORMAT = 2
+FORMAT = 3
 
 
 class ExecutionGraph:
@@ -362,3 +362,13 @@ def compute_rows(graph: ExecutionGraph, rank: int) -> np.ndarray:
     """Rows of a rank's compute lane in program order."""
     rows = np.flatnonzero((graph.rank == rank) & (graph.kind == COMPUTE))
     return rows[np.argsort(graph.order[rows])]
+
+
+def distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys (below `bound`) in order, and the place of each key among them; without sorting while tables are small."""
+    if bound > 8 * len(keys) + 1_000_000:
+        found, place = np.unique(keys, return_inverse=True)
+        return found, place.reshape(-1)
+    there = np.zeros(bound, dtype=bool)
+    there[keys] = True
+    return np.flatnonzero(there), (np.cumsum(there) - 1)[keys]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from glasscluster.sim.hardware import Hardware
     from glasscluster.sim.timeline import Timeline
 
-FORMAT = "glasscluster.graph/1"
+FORMAT = "glasscluster.graph/2"
 WIDTHS = (np.int8, np.int16, np.int32, np.int64)
 
 

@@ -304,5 +304,5 @@ class RecordingMode(TorchDispatchMode):
 
 
 def group_lane(group: int, which: int) -> int:
-    """Lane number of a communicator: which = 0 stream (additions, whole collectives), 1 sends, 2 receives, 3 launches."""
+    """Lane number of a communicator: collectives 0 stream (additions, wholes), 1 sends, 2 receives, 3 launches; messages 4 out, 5 in."""
     return 1 + group * LANES_PER_GROUP + which

@@ -33,7 +33,7 @@ def replay(
     """
     hw = hardware(hw)
     precision = precision or graph.info.get("precision", "fp32")
-    cost = costs(graph, hw, precision, slow_ranks, faster)
+    cost = costs(graph, hw, precision, slow_ranks, faster, messages=not contention)
     dependencies = rendezvous_dependencies(graph) if rendezvous else (graph.dep_ptr, graph.dep_idx, None)
     shared = None
     if contention:

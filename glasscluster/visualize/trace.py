@@ -11,7 +11,7 @@ from glasscluster.sim.vocabulary import BEGIN, COLLECTIVE, COMPUTE, KINDS, LANES
 if TYPE_CHECKING:
     from glasscluster.sim.timeline import Timeline
 
-LANES = ("collectives", "sends", "receives", "launches")
+LANES = ("collectives", "sends", "receives", "launches", "messages out", "messages in")
 
 
 def chrome_trace(timeline: Timeline) -> dict[str, Any]:

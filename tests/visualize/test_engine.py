@@ -179,12 +179,12 @@ def test_a_replay_with_slow_ranks_and_rendezvous_is_the_same_on_the_page(engine,
 def test_a_downloaded_graph_is_the_recorded_one(graphs, tmp_path):
     for name, graph in graphs.items():
         path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps({"format": "glasscluster.graph/1", **pack_graph(graph)}))
+        path.write_text(json.dumps({"format": "glasscluster.graph/2", **pack_graph(graph)}))
         back = load_packed(path)
         assert graph.difference(back) is None
         assert back.groups == {r: {g: (a, list(m)) for g, (a, m) in gs.items()} for r, gs in graph.groups.items()}
         for rank, memory in graph.memory.items():
             assert np.array_equal(back.memory[rank]["log"], np.asarray(memory["log"]).reshape(-1, 3))
-    (tmp_path / "bad.json").write_text('{"format": "glasscluster.graph/1", "columns": 3}')
+    (tmp_path / "bad.json").write_text('{"format": "glasscluster.graph/2", "columns": 3}')
     with pytest.raises(ScenarioError, match=r"is not a report's graph\.json"):
         load_packed(tmp_path / "bad.json")

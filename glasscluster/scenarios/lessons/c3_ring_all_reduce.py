@@ -53,7 +53,7 @@ def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
 
     elements -= elements % gpus
     run = lab.run("ring", ("Ring all-reduce", "环形 all-reduce"), program, elements, gpus, gpus=gpus)
-    size, link = 4 * elements, hardware(lab.hardware).link(0, 1)
+    size, link, added = 4 * elements, hardware(lab.hardware).link(0, 1), hardware(lab.hardware).gpu.reduce_rate
     sent = run.graph.bytes_sent()
     lab.ask(
         f"A buffer of S bytes on {gpus} GPUs: how many S does each GPU send?",
@@ -64,7 +64,7 @@ def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
     lab.check("sent by every rank", 2 * (gpus - 1) * size // gpus, sent[0], "F9")
     lab.check("ranks that sent something else", 0, sum(s != sent[0] for s in sent), "F9", unit="ranks")
     lab.check("ranks with a wrong sum", 0, sum(r != sum(range(gpus)) for r in run.results), "definition", unit="ranks")
-    predicted = 2 * (gpus - 1) * (link.alpha + size / gpus / link.bandwidth)
+    predicted = 2 * (gpus - 1) * (link.alpha + size / gpus / link.bandwidth) + (gpus - 1) * size / gpus / added
     lab.check("time on " + lab.hardware, predicted, None, "F8", simulated=_moving(run.timeline), unit="s", match="virtual", tolerance=1e-9)
     lab.figure(
         ("Every message, numbered in the order its rank sent it", "每条消息，按发送顺序编号"), lambda lang: messages(run.timeline, lang)

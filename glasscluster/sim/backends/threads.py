@@ -4,7 +4,8 @@ One rank runs at a time, until it blocks. Who runs next is drawn from a seeded g
 can run, so a run repeats exactly. When nobody can run and somebody has not finished, that is a deadlock: it is
 known at once, without a timeout, with the cycle and the source lines.
 
-A send completes when its receive is posted (rendezvous): what passes here passes on a network without buffers.
+A send completes when its receive is posted (rendezvous): what passes here passes on a network without buffers. With
+`eager_bytes` a send of at most so many bytes is copied away and completes at once, as MPI libraries do with small messages.
 Messages of one (sender, receiver, tag) keep their order; the copy is made by whichever rank comes second.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from glasscluster.sim.communicator import Ticket, Wire
+from glasscluster.sim.communicator import TAGS_PER_GROUP, Ticket, Wire
 from glasscluster.sim.deadlock import Wait, describe_deadlock, source_line
 from glasscluster.sim.errors import CollectiveMismatch, Deadlock, GlassError, MessageLost, ScenarioError
 from glasscluster.sim.gpu import Outcome, run_rank
@@ -36,8 +37,8 @@ class _Abandoned(BaseException):
 class Scheduler:
     """The baton, and every message that has been posted but not met."""
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.draw = size, random.Random(seed)
+    def __init__(self, size: int, seed: int, eager_bytes: int = 0) -> None:
+        self.size, self.draw, self.eager_bytes = size, random.Random(seed), eager_bytes
         self.turn = [threading.Semaphore(0) for _ in range(size)]
         self.state = [RUNNABLE] * size
         self.waiting: list[Sequence[Ticket]] = [()] * size
@@ -54,6 +55,8 @@ class Scheduler:
         key = (me, ticket.peer, ticket.tag) if sending else (ticket.peer, me, ticket.tag)
         mine, theirs = (self.sends, self.receives) if sending else (self.receives, self.sends)
         if not theirs[key]:
+            if sending and self.eager_bytes and _nbytes(ticket) <= self.eager_bytes:
+                self._buffer(ticket)
             mine[key].append(ticket)
             return ticket
         partner = theirs[key].popleft()
@@ -63,6 +66,13 @@ class Scheduler:
         if self.state[other] == BLOCKED and any(t is partner for t in self.waiting[other]):
             self.state[other] = RUNNABLE
         return ticket
+
+    def _buffer(self, send: Ticket) -> None:
+        """The payload is copied away: its sender goes on as if it had been received."""
+        assert send.tensor is not None
+        with torch.no_grad(), torch._C._DisableTorchDispatch():
+            send.tensor = send.tensor.clone()
+        send.done = True
 
     def _deliver(self, src: int, dst: int, send: Ticket, receive: Ticket) -> None:
         x, out = send.tensor, receive.tensor
@@ -128,10 +138,26 @@ class Scheduler:
         for rank in range(self.size):
             if self.state[rank] == BLOCKED:
                 ticket = next(t for t in self.waiting[rank] if not t.done)
-                size = ticket.tensor.numel() * ticket.tensor.element_size() if ticket.tensor is not None else 0
                 line = source_line(frames.get(self.threads[rank].ident or -1))
-                waits.append(Wait(rank, ticket.kind, ticket.peer, ticket.what, size, line))
+                waits.append(Wait(rank, ticket.kind, ticket.peer, ticket.what, _nbytes(ticket), line, self._near_miss(rank, ticket)))
         return describe_deadlock(waits, [r for r in range(self.size) if self.state[r] == FINISHED])
+
+    def _near_miss(self, rank: int, ticket: Ticket) -> str:
+        """What stands there in place of what a receive waits for: the right sender with another tag, or another sender."""
+        if ticket.kind != "recv" or ticket.what != "recv":
+            return ""
+        group, tag = divmod(ticket.tag, TAGS_PER_GROUP)
+        queued = [
+            (src, other % TAGS_PER_GROUP)
+            for (src, dst, other), queue in self.sends.items()
+            if queue and dst == rank and other // TAGS_PER_GROUP == group and other % TAGS_PER_GROUP
+        ]
+        for src, other in queued:
+            if src == ticket.peer:
+                return f"rank {rank} waits for tag {tag - 1}; a message with tag {other - 1} from the same sender is queued"
+        if queued:
+            return f"rank {rank} waits for rank {ticket.peer}; a message from rank {queued[0][0]} is queued"
+        return ""
 
     def leftovers(self) -> MessageLost | None:
         """A message that was posted and never met, after everybody finished."""
@@ -179,12 +205,14 @@ class ThreadsBackend:
 
     name = "threads"
 
-    def __init__(self, gpus: int, *, seed: int = 0, **_: Any) -> None:
-        self.gpus, self.seed = gpus, seed
+    def __init__(self, gpus: int, *, seed: int = 0, eager_bytes: int = 0, **_: Any) -> None:
+        if eager_bytes < 0:
+            raise ScenarioError("eager_bytes", eager_bytes, "must not be negative (0: every send waits for its receive)")
+        self.gpus, self.seed, self.eager_bytes = gpus, seed, eager_bytes
 
     def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
         """One outcome a rank; the first failure is raised."""
-        scheduler = Scheduler(self.gpus, self.seed)
+        scheduler = Scheduler(self.gpus, self.seed, self.eager_bytes)
         outcomes: list[Outcome | None] = [None] * self.gpus
         cpu = _one_cpu()
 
@@ -227,6 +255,10 @@ class ThreadsBackend:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+def _nbytes(ticket: Ticket) -> int:
+    return 0 if ticket.tensor is None else ticket.tensor.numel() * ticket.tensor.element_size()
 
 
 def _one_cpu() -> int | None:

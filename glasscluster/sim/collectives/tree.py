@@ -54,12 +54,12 @@ def subtree(v: int, n: int) -> range:
 
 def slices(x: torch.Tensor, chunks: range, size: int) -> list[torch.Tensor]:
     """The pieces of `x` that hold chunks `c mod size`: one, or two where they wrap round the end."""
-    parts = torch.tensor_split(x, size)
-    starts = [p.storage_offset() - x.storage_offset() for p in parts] + [x.numel()]
-    low, high = chunks.start % size, (chunks.stop - 1) % size + 1
     if len(chunks) == 0:
         return []
-    return [x[starts[low] : starts[high]]] if low < high else [x[starts[low] :], x[: starts[high]]]
+    each, longer = divmod(x.numel(), size)  # as torch.tensor_split cuts: the first ones are an element longer
+    low, high = chunks.start % size, (chunks.stop - 1) % size + 1
+    start, stop = (c * each + min(c, longer) for c in (low, high))
+    return [x[start:stop]] if low < high else [x[start:], x[:stop]]
 
 
 def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[list[Ticket]]:

@@ -378,7 +378,7 @@ const GlassEngine = (function () {
   function chromeTrace(g, t, hardware) {
     const events = [];
     const K = g.KIND;
-    const lanes = ["collectives", "sends", "receives", "launches"];
+    const lanes = ["collectives", "sends", "receives", "launches", "messages out", "messages in"];
     const us = (seconds) => Math.round(seconds * 1e12) / 1e6;
     for (let r = 0; r < g.ranks; r++) events.push({ ph: "M", name: "process_name", pid: r, args: { name: "rank " + r } });
     const seen = new Set();
