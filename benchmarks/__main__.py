@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks import recorder, replay, ring
+from benchmarks import network, recorder, replay, ring
 
-ALL = {"replay": replay.measure, "recorder": recorder.measure, "ring": ring.measure}
+ALL = {"replay": replay.measure, "recorder": recorder.measure, "ring": ring.measure, "network": network.measure}
 
 
 def main(names: list[str]) -> None:

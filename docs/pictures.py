@@ -29,12 +29,25 @@ def shoot(
         page.evaluate(SLOWER)
         page.wait_for_timeout(1000)
     for _ in range(steps):
-        page.click('.view:not([hidden]) [data-step="1"]')
+        (page.locator(what) if what else page.locator(".view:not([hidden])")).first.locator('[data-step="1"]').click()
     if what:
         page.locator(what).first.screenshot(path=str(HERE / f"{name}.png"))
     else:
         page.screenshot(path=str(HERE / f"{name}.png"))
     page.close()
+
+
+def collective_report(out: Path, algorithm: str, gpus: int = 16, **shape: Any) -> Path:
+    """`glass collective` on a fat tree, swept over sizes against two others."""
+    from glasscluster.scenarios.collective import Asked, collective
+    from glasscluster.scenarios.wires import wires
+
+    def make(n: int) -> Any:
+        return wires(n, topology="fat-tree", bandwidth="25GB/s", latency="2us", **shape)
+
+    asked = Asked("all-reduce", algorithm, gpus, 16 * 2**20, make(gpus))
+    others = ["tree", "halving-doubling"]
+    return Path(collective(asked, make, sweeps=["1KiB:256MiB"], against=others, out=str(out))["report"])
 
 
 def main() -> None:
@@ -49,6 +62,8 @@ def main() -> None:
         tour = find("tour")
         page = perform(tour, Lab(tour, "threads", "classroom", say=print), {}).write(home)
         large = write_run_report(recorded(32, 800), home / "large.html")
+        placed = collective_report(home / "placed", "ring", placement="random:1", oversubscription=4.0)
+        tree = collective_report(home / "tree", "double-tree", gpus=8)
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
         shoot(browser, site, "lang=en", "gallery", height=1240)
         shoot(browser, home / "site" / "E4" / "report.html", "lang=en", "lesson-locked", height=520)
@@ -58,6 +73,12 @@ def main() -> None:
             browser, home / "site" / "C3" / "report.html", "tab=network&lang=en&guess=2", "ring-stepper", what='[data-fig^="ring"]', steps=4
         )
         shoot(browser, large, "tab=timeline&lang=en", "hundred-thousand", height=1290)
+        shoot(browser, placed, "tab=network&lang=en", "link-load", what='figure[data-fig^="load"]', steps=9)
+        shoot(browser, placed, "tab=story&lang=en", "crossover", what='figure[data-fig="own-1"]')
+        shoot(browser, tree, "tab=network&lang=en", "double-tree-stepper", what='figure[data-fig^="ring"]', steps=3)
+        shoot(
+            browser, home / "site" / "C7" / "report.html", "tab=story&lang=en&guess=6", "deadlock-clinic", what='figure[data-fig="own-0"]'
+        )
         shoot(browser, page, "tab=timeline&run=gpipe&lang=en", "gpipe-timeline", what='.view:not([hidden]) figure[data-fig^="tl"]')
         shoot(browser, page, "tab=story&lang=en", "comparison", what='figure[data-fig="compare"]')
         browser.close()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from glasscluster.sim.graph import ExecutionGraph
 
 MOST_RANKS = 16
+LETTERS = 130  # that fit side by side across the chunks of a rank
 ARROW: dict[str, Any] = {"xref": "x", "yref": "y", "axref": "x", "ayref": "y", "text": "", "showarrow": True, "arrowhead": 2}
 ARROW |= {"arrowsize": 1.1, "arrowwidth": 2.5, "arrowcolor": KINDS["collective"].fill, "startstandoff": 7, "standoff": 7}
 Holding = list[list[frozenset[int]]]  # [rank in the group][chunk] -> who has contributed
@@ -241,7 +242,7 @@ def _view(steps: Steps, s: int, lang: str) -> dict[str, Any]:
         "ink": ["#ffffff" if contrast(_shade(x), "#ffffff") >= 4.5 else "#000000" for x in shares],
         "line": [KINDS["collective"].fill if x else "#ffffff" for x in changed],
         "width": [4 if x else 1 for x in changed],
-        "text": [_short(h, full, steps.members, lang) for h in held],
+        "text": [_short(h, full, steps.members, LETTERS // k, lang) for h in held],
         "hover": [
             f"{word('rank', lang)} {steps.members[r]}, {word('chunk', lang)} {c}<br>{word('sum_of', lang)} {w or '—'}"
             for (r, c), w in zip(cells, who, strict=True)
@@ -250,12 +251,12 @@ def _view(steps: Steps, s: int, lang: str) -> dict[str, Any]:
     }
 
 
-def _short(held: frozenset[int], full: int, members: list[int], lang: str) -> str:
-    if len(held) == full and full > 2:
+def _short(held: frozenset[int], full: int, members: list[int], room: int, lang: str) -> str:
+    """Whose contributions a cell holds, or how many of how many when that is wider than `room` letters."""
+    if len(held) == full and full > 2 and len(word("all_ranks", lang)) <= room:
         return word("all_ranks", lang)
-    if len(held) > 5:
-        return f"{len(held)}/{full}"
-    return "+".join(str(members[i]) for i in sorted(held))
+    named = "+".join(str(members[i]) for i in sorted(held))
+    return named if len(named) <= min(room, 9) else f"{len(held)}/{full}"
 
 
 def _shade(share: float) -> str:
