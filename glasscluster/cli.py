@@ -40,6 +40,9 @@ Out = Annotated[str | None, typer.Option(help="folder to write to [default: runs
 Timeout = Annotated[str | None, typer.Option(help="of one operation, as 30s")]
 
 
+SIZES = {"bucket": "25MiB", "first_bucket": "1MiB"}  # fields of Plan that are sizes, and how their defaults are written
+
+
 # ---- options made from pydantic fields ---------------------------------------------------------------------------
 def _parameter(name: str, cls: type[Plan] | type[ModelConfig]) -> inspect.Parameter:
     """A typer option for one field: words stay words here, pydantic judges them and names the nearest."""
@@ -49,11 +52,11 @@ def _parameter(name: str, cls: type[Plan] | type[ModelConfig]) -> inspect.Parame
     flag = "--" + name.replace("_", "-")
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     written: Any = kind if kind in (int, float, bool) else type(choices[0]) if choices else str
-    if name == "bucket":
+    if name in SIZES:
         written = str
     if kind is bool:
         flag += "/--untied" if name == "tied" else f"/--no-{name.replace('_', '-')}"
-    default = "25MiB" if name == "bucket" else field.default
+    default = SIZES.get(name, field.default)
     shown = f" [{' | '.join(map(str, choices))}]" if choices else ""
     where = "Plan" if cls is Plan else "Model"
     option = typer.Option(flag, help=f"{field.description}{shown}", show_default=str(default), rich_help_panel=where)
@@ -83,8 +86,8 @@ def plan_and_model(given: dict[str, Any], preset: str) -> tuple[Plan, ModelConfi
     from glasscluster.strategies.plan import make_model, make_plan
 
     values = dict(given)
-    if "bucket" in values:
-        values["bucket"] = parse_size("bucket", str(values["bucket"]))
+    for name in SIZES.keys() & values.keys():
+        values[name] = parse_size(name, str(values[name]))
     if "layers_per_stage" in values:
         text = str(values["layers_per_stage"])
         try:
@@ -405,13 +408,21 @@ def predict(
         say(f"glass predict: {plan.gpus} GPUs, {shape.parameters():,} parameters")
         from glasscluster.scenarios import prediction, stored
 
-        content = prediction.predict(plan, shape, hardware, rank=rank, slow=stored.slow_ranks(slow_rank or []))
+        slow = stored.slow_ranks(slow_rank or [])
+        content = prediction.predict(plan, shape, hardware, rank=rank, slow=slow, advised=True, say=say)
     if json_:
         emit(content)
         return 0
     print(f"{content['iteration_time_s'] * 1e3:.4g} ms a step on {content['hardware']} (virtual), MFU {content['mfu']:.1%}, "
           f"bubble {content['bubble_fraction']:.1%}, peak memory {content['peak_memory_gib']:.3f} GiB"
           + ("" if content["fits"] else ": DOES NOT FIT"))  # fmt: skip
+    if not content["fits"]:
+        for held in content["residents"]:
+            many = f" (x {held['count']})" if held["count"] > 1 else ""
+            print(f"  {held['bytes'] / 2**30:8.3f} GiB  {held['category']}, {held['called']}{many}")
+        for fit in content["would_fit"]:
+            gib, ms = fit["peak_memory_bytes"] / 2**30, fit["iteration_time_s"] * 1e3
+            print(f"would fit: {fit['options']}  ({gib:.3f} GiB, {ms:.4g} ms a step)")
     return 0
 
 

@@ -14,6 +14,7 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job
 
+BUCKET = 10_000  # bytes
 SHAPE = {"layers": 4, "hidden": 32, "heads": 4, "seq": 16, "vocab": 64}
 
 
@@ -48,6 +49,88 @@ def fsdp() -> dict[str, torch.Tensor]:
     model(tokens[mine], targets[mine]).backward()
     found = {n: p.grad.full_tensor() for n, (p, _) in model.full_names().items()}
     return {n: g * dist.get_world_size() / targets.numel() for n, g in found.items()}
+
+
+def adamw(named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's AdamW with our constants."""
+    return torch.optim.AdamW(named.values(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
+
+
+def ddp_buckets() -> dict[str, torch.Tensor]:
+    """DDP over two steps with small buckets that are views, two micro-batches a rank, the first without synchronisation.
+
+    Besides gradients and weights of the second step: `buckets`, the bucket of each parameter as torch rebuilt them after the first.
+    """
+    config, tokens, targets = model_and_batch(True)
+    whole = GPTStage(config, dtype=torch.float64)
+    model = nn.parallel.DistributedDataParallel(whole, bucket_cap_mb=BUCKET / 1024**2, gradient_as_bucket_view=True)
+    named = {n: p for n, (p, _) in whole.full_names().items()}
+    optimizer, first = adamw(named), dist.get_rank() * 2
+    job = Job(make_plan(global_batch=4, precision="fp64"), config)
+    for step in range(2):
+        tokens, targets = job.batch(step)
+        optimizer.zero_grad()
+        with model.no_sync():
+            model(tokens[first : first + 1], targets[first : first + 1]).backward()
+        model(tokens[first + 1 : first + 2], targets[first + 1 : first + 2]).backward()
+        for p in named.values():
+            p.grad.mul_(dist.get_world_size() / targets.numel())
+        optimizer.step()
+    listed = [n for n, _ in whole.named_parameters()]  # torch numbers parameters in this order
+    known = {id(p): n for n, p in named.items()}
+    full = [known[id(p)] for p in dict(whole.named_parameters()).values()]
+    assert len(full) == len(listed)
+    text = model._get_ddp_logging_data()["rebuilt_per_bucket_param_indices"]
+    order = [[list(named).index(full[int(i)]) for i in bucket.split()] for bucket in text.split(",") if bucket.strip()]
+    numbered = torch.tensor([[number, index] for number, bucket in enumerate(order) for index in bucket])
+    found = {f"gradient {n}": p.grad for n, p in named.items()} | {f"weight {n}": p.detach() for n, p in named.items()}
+    return found | {"buckets": numbered}
+
+
+def sharded(mesh_shape: tuple[int, ...], reshard: bool) -> dict[str, torch.Tensor]:
+    """FSDP2 over a mesh (two dimensions: replicated, then sharded): one AdamW step; and the elements each rank holds."""
+    from torch.distributed.fsdp import fully_shard
+
+    config, tokens, targets = model_and_batch(True)
+    model = GPTStage(config, dtype=torch.float64)
+    names = ("replicas", "shard")[-len(mesh_shape) :]
+    mesh = dist.init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
+    for part in (*model.layers.values(), model):
+        fully_shard(part, mesh=mesh, reshard_after_forward=reshard)
+    each = 4 // dist.get_world_size()
+    mine = slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
+    model(tokens[mine], targets[mine]).backward()
+    named = {n: p for n, (p, _) in model.full_names().items()}
+    optimizer = adamw(named)
+    for p in named.values():
+        p.grad.mul_(dist.get_world_size() / targets.numel())
+    optimizer.step()
+    held = torch.tensor(
+        [
+            sum(p.to_local().numel() for p in named.values()),
+            sum(p.grad.to_local().numel() for p in named.values()),
+            sum(s["exp_avg"].to_local().numel() + s["exp_avg_sq"].to_local().numel() for s in optimizer.state.values()),
+        ]
+    )
+    everyone = [torch.zeros_like(held) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, held)
+    found = {f"gradient {n}": p.grad.full_tensor() for n, p in named.items()}
+    return found | {f"weight {n}": p.full_tensor() for n, p in named.items()} | {"held": torch.stack(everyone)}
+
+
+def fsdp_resharded() -> dict[str, torch.Tensor]:
+    """Parameters are freed after forward."""
+    return sharded((dist.get_world_size(),), True)
+
+
+def fsdp_kept() -> dict[str, torch.Tensor]:
+    """Parameters are kept from forward to backward."""
+    return sharded((dist.get_world_size(),), False)
+
+
+def hsdp() -> dict[str, torch.Tensor]:
+    """Two replicas of two shards."""
+    return sharded((2, 2), True)
 
 
 class Body(nn.Module):

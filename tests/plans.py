@@ -22,6 +22,11 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "micro_batch": (1, 2),
     "micro_batches": (1, 2, 3, 5),
     "bucket": (900, 20_000, 25 * 1024**2),
+    "first_bucket": (300, 1024**2),
+    "accumulate": ("sharded", "whole"),
+    "reshard": (True, False),
+    "shard": (0, 1, 2),
+    "offload": ("none", "optimizer"),
     "overlap": (True, False),
     "prefetch": (0, 1, 3),
     "optimizer": ("adamw", "sgd"),
@@ -29,20 +34,25 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "layers": (4, 5),
     "tied": (True, False),
     "attention": ("flash", "unfused"),
+    "dropout": (0.0, 0.2),
+    "recompute": ("none", "selective", "full"),
+    "recompute_every": (1, 2, 3),
     "vocab": (40, 64),
 }
 Choice = dict[str, Any]
 
 
 def feasible(choice: Choice) -> bool:
-    """Fits in the test cluster."""
-    return choice.get("dp", 1) * choice.get("tp", 1) * choice.get("pp", 1) <= MAX_GPUS
+    """Fits in the test cluster, as far as it is chosen; and ZeRO shards over a divisor of dp, if at all."""
+    shard = choice.get("shard", 0)
+    fits = choice.get("dp", 1) * choice.get("tp", 1) * choice.get("pp", 1) <= MAX_GPUS
+    return fits and (not shard or (choice.get("dp", shard) % shard == 0 and choice.get("zero", 1) > 0))
 
 
 def build(choice: Choice, precision: str = "fp64") -> tuple[Plan, ModelConfig]:
     """The plan and the small model of a choice."""
     c = dict(choice)
-    model = make_model("tiny", hidden=16, heads=4, seq=6, **{k: c.pop(k) for k in ("layers", "tied", "attention", "vocab")})
+    model = make_model("tiny", hidden=16, heads=4, seq=6, **{k: c.pop(k) for k in ("layers", "tied", "attention", "vocab", "dropout")})
     m = c.pop("micro_batches")
     plan = make_plan(precision=precision, global_batch=c["dp"] * c["micro_batch"] * m, lr=1e-2, **c)
     plan.check(model)
@@ -68,8 +78,10 @@ def covering(seed: int = 0) -> tuple[tuple[tuple[str, Any], ...], ...]:
     draw, missing, chosen = random.Random(seed), all_pairs(), []
     while missing:
         target = dict(draw.choice(sorted(missing, key=repr)))
-        candidates = [{k: draw.choice(v) for k, v in OPTIONS.items()} | target for _ in range(40)]
-        candidates = [c for c in candidates if feasible(c)] or [{k: v[0] for k, v in OPTIONS.items()} | target]
+        candidates: list[Choice] = []
+        while not candidates:
+            tried = [{k: draw.choice(v) for k, v in OPTIONS.items()} | target for _ in range(40)]
+            candidates = [c for c in tried if feasible(c)]
         best = max(candidates, key=lambda c: len(pairs_of(c) & missing))
         missing -= pairs_of(best)
         chosen.append(tuple(best.items()))

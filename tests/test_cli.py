@@ -141,6 +141,11 @@ BAD = [
     ("train --device gpu", "device", "cpu"),
     ("train --attention flush", "attention", "flash"),
     ("train --bucket 3MiBB", "bucket", "3MiB"),
+    ("train --first-bucket 1MiX", "first_bucket", "1MiB"),
+    ("train --dp 3 --shard 2 --zero 1", "shard", "1"),
+    ("train --dp 4 --shard 2", "shard", "0"),
+    ("train --accumulate hole", "accumulate", "whole"),
+    ("train --offload everything", "offload", None),
     ("train --layers-per-stage 1,2 --pp 2", "layers_per_stage", "2,2"),
     ("train --modle tiny", "modle", "--model"),
     ("trian", "command", "train"),
@@ -204,7 +209,10 @@ def test_bad_input_is_exit_2_with_field_value_rule_and_nearest_and_no_traceback(
     assert not list(Path("runs").glob("*")) if Path("runs").exists() else True
 
 
-def test_a_failed_run_is_exit_3_and_leaves_what_was_recorded(capsys):
+def test_a_failed_run_is_exit_3_and_leaves_what_was_recorded(capsys, monkeypatch):
+    from glasscluster.scenarios import training
+
+    monkeypatch.setattr(training, "check_memory", lambda *_: None)  # it would refuse before anything runs: exit 2
     code, out, err = glass(capsys, "train", *LAYOUT, "--no-check", "--memory", "400KB", "--out", "full", "--json")
     said = json.loads(out)
     assert code == 3

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from plans import build, name, stratified
 
 from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.vocabulary import COMPUTE, SEND
-from glasscluster.strategies import accounts
+from glasscluster.sim.mesh import GROUP_IDS
+from glasscluster.sim.vocabulary import CATEGORIES, COMPUTE, HOST, PURPOSES, SEND
+from glasscluster.strategies import accounts, zero3
 from glasscluster.strategies.plan import make_model, make_plan
 
 RANKS = range(2, 9)
@@ -92,6 +93,79 @@ def test_dp_and_zero_send_what_f16_says_and_hold_what_f15_says(n, zero):
         assert result.state_bytes == held
 
 
+DIALS = [(1, "sharded", True), (2, "sharded", True), (2, "whole", True)]
+DIALS += [(3, accumulate, reshard) for accumulate in ("sharded", "whole") for reshard in (True, False)]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 6])
+@pytest.mark.parametrize(("zero", "accumulate", "reshard"), DIALS)
+def test_hybrid_sharding_and_both_dials_send_what_f16_says_inside_groups_and_across_them(zero, accumulate, reshard, k):
+    n, m, w, layers = 6, 3, 4, SHAPE["layers"]
+    layer, rest = sizes()
+    plan = make_plan(dp=n, zero=zero, shard=k, accumulate=accumulate, reshard=reshard, global_batch=m * n)
+    run = run_plan(plan, make_model("tiny", **SHAPE), "dry")
+    unit = layers * padded(layer, k) + padded(rest, k) if zero == 3 else padded(layers * layer + rest, k)
+    groups = n // k
+    reductions = m if zero >= 2 and accumulate == "sharded" else 1
+    gathers = {1: 1, 2: 1, 3: 2 * m if reshard else m}[zero]
+    across = sum(run.graph.bytes_sent(axis="dp", group=GROUP_IDS["replicas"])) if k < n else 0
+    assert across == 2 * (groups - 1) * unit * w
+    assert sum(run.graph.bytes_sent(axis="dp", purpose="gradients")) - across == reductions * groups * (k - 1) * unit * w
+    assert sum(run.graph.bytes_sent(axis="dp", purpose="parameters")) == gathers * groups * (k - 1) * unit * w
+    for result in run.results:
+        assert result.state_bytes == {
+            "parameters": w * unit // (k if zero == 3 else 1),
+            "gradients": w * unit // (k if zero >= 2 else 1),
+            "optimizer": 2 * w * unit // k,
+        }
+        assert result.most_layers == {True: 2, False: layers}[reshard] * (zero == 3)
+
+
+@pytest.mark.parametrize(("options", "reduced"), [
+    ({}, {2}), ({"zero": 1}, {2}), ({"zero": 2}, {0, 1, 2}), ({"zero": 2, "accumulate": "whole"}, {2}),
+    ({"zero": 3, "accumulate": "whole"}, {2}), ({"overlap": False}, {2}),
+])  # fmt: skip
+def test_only_sharded_gradients_are_reduced_before_the_last_micro_batch(options, reduced):
+    graph = run_plan(make_plan(dp=2, global_batch=6, bucket=2000, **options), make_model("tiny", **SHAPE), "dry").graph
+    sent = (graph.kind == SEND) & (graph.purpose == PURPOSES.index("gradients"))
+    assert set(graph.micro_batch[sent].tolist()) == reduced
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_gradients_added_up_whole_cost_the_memory_of_all_of_them(whole):
+    plan = make_plan(dp=4, zero=2, global_batch=8, bucket=1000, accumulate="whole" if whole else "sharded")
+    run = run_plan(plan, make_model("tiny", **SHAPE), "dry")
+    layer, rest = sizes()
+    units = run.results[0].units
+    assert sum(n for _, n, _ in units) == SHAPE["layers"] * layer + rest
+    total, largest = 4 * sum(p for _, _, p in units), 4 * max(p for _, _, p in units)
+    log = np.asarray(run.graph.memory[0]["log"])  # clock, category, change, ...
+    gradients, buffers = (np.cumsum(log[log[:, 1] == CATEGORIES.index(c), 2]) for c in ("gradients", "buffers"))
+    assert gradients.max(initial=0) == (total if whole else 0)
+    assert whole or largest <= buffers.max() < total
+
+
+OFFLOADED = [("fp32", "adamw", 4, 4, 2), ("fp64", "adamw", 8, 8, 2), ("bf16", "adamw", 2, 4, 2), ("fp32", "sgd", 4, 4, 0)]
+
+
+@pytest.mark.parametrize(("precision", "optimizer", "w", "s", "moments"), OFFLOADED)
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_an_offloaded_optimizer_holds_nothing_on_the_gpu_and_moves_its_share_once_each_way(zero, precision, optimizer, w, s, moments):
+    plan = make_plan(dp=2, zero=zero, offload="optimizer", precision=precision, optimizer=optimizer, bucket=3000)
+    run = run_plan(plan, make_model("tiny", **SHAPE), "dry")
+    mine = sum(p for _, _, p in run.results[0].units) // (2 if zero else 1)
+    for rank, result in enumerate(run.results):
+        assert result.state_bytes["optimizer"] == 0
+        assert result.host_bytes == (1 + moments) * s * mine
+        assert run.graph.host_bytes("down")[rank] == run.graph.host_bytes("up")[rank] == w * mine
+        assert run.graph.host_bytes("update")[rank] == (2 * w + 2 * (1 + moments) * s) * mine
+    there = run_plan(plan.model_copy(update={"offload": "none"}), make_model("tiny", **SHAPE), "dry")
+    kept = there.results[0].state_bytes["optimizer"]
+    assert kept == (moments * s + (s if precision == "bf16" else 0)) * mine
+    assert there.peak_memory()[0][0] - run.peak_memory()[0][0] >= kept  # the update's own temporaries are gone too
+    assert there.results[0].host_bytes == 0
+
+
 @pytest.mark.parametrize(("zero", "each"), [(0, 16.0), (1, 4 + 12 / 4), (2, 2 + 14 / 4), (3, 16 / 4)])
 def test_mixed_precision_adam_holds_16_bytes_a_parameter_before_sharding(zero, each):
     layer, rest = sizes()
@@ -145,7 +219,9 @@ def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
     plan, model = build(choice, "fp32")
     run = run_plan(plan, model)
     rows = accounts.traffic_rows(plan, model, run.graph) + accounts.state_rows(plan, model, run.results)
-    rows += accounts.schedule_rows(plan, run.timeline)
+    rows += accounts.schedule_rows(plan, run.timeline) + accounts.overlap_rows(plan, run.timeline)
+    rows += accounts.recompute_rows(plan, model, run.graph, run.results)
+    rows += accounts.host_rows(plan, model, run.graph, run.results)
     assert [r for r in rows if not r["ok"]] == []
     counted = sum(r["counted"] for r in rows if "sent" in r["name"])
     scalars = sum(sum(run.graph.bytes_sent(axis=a, purpose="scalars")) for a in ("dp", "pp", "tp"))
@@ -158,13 +234,16 @@ PLANS = {
     "zero3": {"dp": 2, "zero": 3},
     "tp": {"tp": 2},
     "pp": {"pp": 2, "schedule": "gpipe"},
+    "hybrid": {"dp": 4, "zero": 2, "shard": 2, "global_batch": 8},
+    "hybrid 3": {"dp": 4, "zero": 3, "shard": 2, "reshard": False, "global_batch": 8},
+    "whole": {"dp": 2, "zero": 2, "accumulate": "whole"},
 }
 
 
 @pytest.mark.parametrize("what", ["one byte more", "one event fewer"])
 @pytest.mark.parametrize("options", PLANS.values(), ids=PLANS)
 def test_any_changed_or_dropped_message_fails_exactly_the_row_that_counts_it(options, what):
-    plan, model = make_plan(global_batch=6, **options), make_model("tiny", layers=2, hidden=16, seq=6)
+    plan, model = make_plan(**{"global_batch": 6, **options}), make_model("tiny", layers=2, hidden=16, seq=6)
     graph = run_plan(plan, model).graph
     names = np.array([*graph.names, ""])
     sends = np.flatnonzero(graph.kind == SEND)
@@ -176,6 +255,41 @@ def test_any_changed_or_dropped_message_fails_exactly_the_row_that_counts_it(opt
         graph.bytes[row], graph.kind[row] = kept
         assert len(failed) == 1, (names[graph.label[row]], failed)
     assert all(r["ok"] for r in accounts.traffic_rows(plan, model, graph))
+
+
+@pytest.mark.parametrize("op", ["down", "up", "update"])
+@pytest.mark.parametrize("what", ["one byte more", "one event fewer"])
+def test_any_changed_or_dropped_errand_of_the_host_fails_exactly_its_row(op, what):
+    plan, model = make_plan(dp=2, zero=1, offload="optimizer", bucket=3000), make_model("tiny", layers=2, hidden=16, seq=6)
+    run = run_plan(plan, model)
+    rows = np.flatnonzero((run.graph.kind == HOST) & (run.graph.op == run.graph.names.index(op)))
+    assert len(rows) > 4
+    for row in rows.tolist():
+        kept = int(run.graph.bytes[row]), int(run.graph.kind[row])
+        run.graph.bytes[row], run.graph.kind[row] = (kept[0] + 1, HOST) if "more" in what else (kept[0], COMPUTE)
+        failed = [r["name"] for r in accounts.host_rows(plan, model, run.graph, run.results) if not r["ok"]]
+        run.graph.bytes[row], run.graph.kind[row] = kept
+        assert len(failed) == 1
+        assert {"down": "down to", "up": "up from", "update": "read and written"}[op] in failed[0]
+    run.results[0].host_bytes -= 1
+    failed = [r["name"] for r in accounts.host_rows(plan, model, run.graph, run.results) if not r["ok"]]
+    assert failed == ["optimizer held in host memory, all ranks"]
+
+
+def test_one_layer_gathered_too_early_fails_the_row_that_limits_them(monkeypatch):
+    plan, model = make_plan(dp=2, zero=3), make_model("tiny", layers=4, hidden=16, seq=6)
+    honest = zero3.Zero3.gather
+
+    def gather(self, unit, later):
+        honest(self, unit, later)
+        for another in later[1:2]:
+            self.launch_gather(another)
+
+    for eager in (False, True):
+        if eager:
+            monkeypatch.setattr(zero3.Zero3, "gather", gather)
+        rows = accounts.state_rows(plan, model, run_plan(plan, model, "dry").results)
+        assert [r["name"] for r in rows if not r["ok"]] == ["layers whole at once, most of any rank"] * eager
 
 
 @pytest.mark.parametrize("key", ["parameters", "gradients", "optimizer"])

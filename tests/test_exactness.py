@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from helpers import differences, run_plan, worst
@@ -10,7 +12,8 @@ from plans import all_pairs, build, choices, name, pairs_of, stratified
 
 from glasscluster.model import gpt
 from glasscluster.model.parallel import IGNORE
-from glasscluster.strategies import check, data_parallel, tensor_parallel, trainer, zero
+from glasscluster.sim.errors import CollectiveMismatch, GradientMissing
+from glasscluster.strategies import check, data_parallel, offload, tensor_parallel, trainer, zero, zero3
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.single_device import train_one_device
 from glasscluster.strategies.trainer import Job
@@ -155,7 +158,7 @@ def test_a_zero_1_shard_that_is_not_gathered_back_is_caught(monkeypatch):
 
 
 def test_a_zero_2_shard_that_forgets_the_micro_batches_before_is_caught(monkeypatch):
-    honest = zero.Zero2.finish
+    honest = zero.Zero2.settle
 
     def forgetful(self):
         for unit, work in self.in_flight:
@@ -164,8 +167,118 @@ def test_a_zero_2_shard_that_forgets_the_micro_batches_before_is_caught(monkeypa
                 self.gradient_slice(unit).zero_()
         honest(self)
 
-    monkeypatch.setattr(zero.Zero2, "finish", forgetful)
+    monkeypatch.setattr(zero.Zero2, "settle", forgetful)
     assert judge(dp=2, zero=2) > TOLERANCE
+
+
+HYBRIDS = [{"dp": 4, "zero": z, "shard": k} for z in (1, 2, 3) for k in (1, 2)]
+HYBRIDS += [{"dp": 4, "zero": 3, "shard": 2, "tp": 2}, {"dp": 4, "zero": 2, "shard": 2, "pp": 2, "accumulate": "whole"}]
+
+
+@pytest.mark.parametrize("options", HYBRIDS, ids=str)
+def test_hybrid_sharding_is_exact_at_every_stage_and_needs_its_second_hop(monkeypatch, options):
+    assert judge(**options) <= TOLERANCE
+    monkeypatch.setattr(zero.Zero1, "cross", lambda self, unit: None)
+    assert judge(**options) > TOLERANCE
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_gradients_added_up_whole_that_forget_a_micro_batch_are_caught(monkeypatch, stage):
+    options = {"dp": 2, "zero": stage, "accumulate": "whole"}
+    assert judge(**options) <= TOLERANCE
+    honest = zero.Zero2.backward_begins
+
+    def forgetful(self, last):
+        for unit in self.units if last else ():
+            if unit.grad is not None:
+                unit.grad.zero_()
+        honest(self, last)
+
+    monkeypatch.setattr(zero.Zero2, "backward_begins", forgetful)
+    assert judge(**options) > TOLERANCE
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_kept_parameters_that_are_not_let_go_after_backward_are_old_in_the_next_step(monkeypatch, schedule):
+    options = {"dp": 2, "pp": 2, "zero": 3, "reshard": False, "schedule": schedule}
+    assert judge(**options) <= TOLERANCE
+    monkeypatch.setattr(zero3.Zero3, "free", lambda self, unit: None)
+    assert judge(**options) > TOLERANCE
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_offloaded_update_that_does_not_come_up_again_is_caught(monkeypatch, stage):
+    options = {"dp": 2, "zero": stage, "offload": "optimizer"}
+    assert judge(**options) <= TOLERANCE
+    honest = offload.HostOptimizer.update
+
+    def lost(self, parameters, *rest):
+        return honest(self, parameters.clone(), *rest)
+
+    monkeypatch.setattr(offload.HostOptimizer, "update", lost)
+    assert judge(**options) > TOLERANCE
+
+
+def test_buckets_rebuilt_in_another_order_on_one_rank_are_caught(monkeypatch):
+    honest = data_parallel.DataParallel.rebuild
+    rebuilt = []
+
+    def turned(self, order):
+        rebuilt.append(order)
+        honest(self, order[::-1] if self.comm.rank == 1 else order)
+
+    assert judge(dp=2, first_bucket=500) <= TOLERANCE
+    monkeypatch.setattr(data_parallel.DataParallel, "rebuild", turned)
+    with pytest.raises(CollectiveMismatch, match="all_reduce"):
+        judge(dp=2, first_bucket=500)
+    assert len(rebuilt) >= 1
+    assert judge(dp=2, bucket=10**9, first_bucket=10**9) > TOLERANCE  # one bucket: sizes agree, and only the sums are wrong
+
+
+def test_every_rank_takes_the_order_of_rank_0_whatever_its_own_was(monkeypatch):
+    honest = data_parallel.DataParallel.step_begins
+
+    def surprised(self):
+        if self.comm.rank == 1 and self.arrived:
+            self.arrived.reverse()
+        honest(self)
+
+    monkeypatch.setattr(data_parallel.DataParallel, "step_begins", surprised)
+    assert judge(dp=2, first_bucket=500) <= TOLERANCE
+
+
+def skip_a_bias(monkeypatch: pytest.MonkeyPatch, times: float | None) -> None:
+    """On rank 1, layer 1 leaves its `up_bias` out (None), or adds so many times of it."""
+    honest = gpt.F.linear
+
+    def without(x, weight, bias=None):
+        mine = bias is not None and threading.current_thread().name == "rank-1" and getattr(weight, "planted", False)
+        return honest(x, weight, (None if times is None else bias * times) if mine else bias)
+
+    made = gpt.Block.__init__
+
+    def planted(self, index, *args):
+        made(self, index, *args)
+        self.up_weight.planted = index == 1
+
+    monkeypatch.setattr(gpt.Block, "__init__", planted)
+    monkeypatch.setattr(gpt.F, "linear", without)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_parameter_without_a_gradient_is_named_with_its_rank_or_counts_as_zero(monkeypatch, stage):
+    plan, model = make_plan(dp=2, zero=stage, bucket=900, global_batch=4, precision="fp64"), make_model("tiny", **MODEL)
+    skip_a_bias(monkeypatch, None)
+    with pytest.raises(GradientMissing, match=r"rank 1: no gradient for layers\.1\.up_bias\.") as caught:
+        run_plan(plan, model)
+    assert caught.value.rank == 1
+    without = run_plan(plan.model_copy(update={"unused": "zero"}), model, capture=True, steps=2).results
+    monkeypatch.undo()
+    skip_a_bias(monkeypatch, 0.0)
+    zeros = run_plan(plan, model, capture=True, steps=2).results
+    for one, other in zip(without, zeros, strict=True):
+        for tensor, weight in other.weights[-1].items():
+            assert torch.equal(one.weights[-1][tensor], weight), tensor
 
 
 def test_one_bias_off_by_a_millionth_is_caught(monkeypatch):

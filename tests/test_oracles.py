@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import run_plan
-from oracle_worker import SHAPE, mlp_input
+from oracle_worker import BUCKET, SHAPE, mlp_input
 from safetensors.torch import load_file
 from test_torchrun import torchrun
 
@@ -17,6 +17,8 @@ from glasscluster.sim.cluster import Cluster
 from glasscluster.strategies.check import difference
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.tensor_parallel import TensorParallel
+from glasscluster.strategies.trainer import Job, Trainer
+from glasscluster.strategies.units import by_bucket
 
 pytestmark = pytest.mark.torchrun
 WORKER = str(Path(__file__).parent / "oracle_worker.py")
@@ -60,6 +62,58 @@ def test_torch_s_own_strategy_gives_our_gradients(theirs, oracle, options):
         ours |= result.gradients[0]
     assert set(ours) == set(theirs[oracle])
     same(ours, theirs[oracle])
+
+
+STATEFUL = {
+    "ddp_buckets": {"dp": 2, "micro_batch": 1, "bucket": BUCKET, "first_bucket": BUCKET},
+    "fsdp_resharded": {"dp": 2, "zero": 3, "micro_batch": 2},
+    "fsdp_kept": {"dp": 2, "zero": 3, "micro_batch": 2, "reshard": False},
+    "hsdp": {"dp": 4, "zero": 3, "shard": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def stateful(tmp_path_factory):
+    """Gradients, weights after a step and what ranks hold, by oracle: two gloo processes, and four for two by two."""
+    folder = tmp_path_factory.mktemp("stateful")
+    for n, names in ((2, [n for n in STATEFUL if n != "hsdp"]), (4, ["hsdp"])):
+        done = torchrun(n, WORKER, str(folder), *names, cwd=folder)
+        assert done.returncode == 0, done.stderr[-4000:]
+    return {name: load_file(folder / f"{name}.safetensors") for name in STATEFUL}
+
+
+def training(gpu, job):
+    """A rank's result, and the names in each of its buckets."""
+    trainer = Trainer(gpu, job)
+    return trainer.run(), [[m.name for m in u.members] for u in trainer.manager.units]
+
+
+@pytest.mark.parametrize("oracle", STATEFUL)
+def test_torch_s_sharded_and_bucketed_training_holds_and_updates_what_ours_does(stateful, oracle):
+    theirs, model = stateful[oracle], make_model("tiny", **SHAPE)
+    plan = make_plan(global_batch=4, precision="fp64", clip=0, **STATEFUL[oracle])
+    job = Job(plan, model, steps=2 if oracle == "ddp_buckets" else 1, capture=True)
+    results, units = zip(*Cluster("classroom", plan.gpus, "threads").run(training, job).results, strict=True)
+    ours = {f"gradient {n}": g for n, g in results[0].gradients[-1].items()}
+    ours |= {f"weight {n}": w for n, w in results[0].weights[-1].items()}
+    same({k: v for k, v in ours.items() if k[0] == "g"}, {k: v for k, v in theirs.items() if k[0] == "g"})
+    for name in (n for n in theirs if n.startswith("weight")):
+        assert difference(ours[name], theirs[name], 1.0) <= 1e-10, name
+    if oracle == "ddp_buckets":
+        names = list(GPTStage(model).full_names())
+        rebuilt: dict[int, list[str]] = {}
+        for number, index in theirs["buckets"].tolist():
+            rebuilt.setdefault(number, []).append(names[index])
+        assert len(rebuilt) > 5
+        guessed = by_bucket(GPTStage(model, dtype=torch.float64), plan.bucket_limits, 1, set())
+        assert list(rebuilt.values()) != [[m.name for m in u.members] for u in guessed]
+        assert units == tuple([list(rebuilt.values())] * 2)
+    else:
+        for rank, (parameters, gradients, moments) in enumerate(theirs["held"].tolist()):
+            held = {k: v // 8 for k, v in results[rank].state_bytes.items()}
+            padding = sum(padded - n for _, n, padded in results[rank].units) // plan.shards
+            assert (held["parameters"] - padding, held["gradients"] - padding) == (parameters, gradients)
+            assert held["optimizer"] - 2 * padding == moments
 
 
 def mlp(gpu, config):

@@ -21,6 +21,7 @@ class ModelConfig(BaseModel):
     tied: bool = Field(True, description="the head is the embedding table")
     attention: Literal["flash", "unfused"] = Field("flash", description="attention kernel")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the norms")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share dropped of each branch's output, and of unfused attention's probabilities")
     init_std: float = Field(0.02, ge=0, description="standard deviation of the initial weights")
 
     @model_validator(mode="before")

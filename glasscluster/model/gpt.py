@@ -8,6 +8,7 @@ A whole model is the stage that has everything.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 
 from glasscluster.model.attention import ATTENTION
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.parallel import Shard, Unsharded, local_parameter
+from glasscluster.model.dropout import Draw, dropout
+from glasscluster.model.layer_norm import layer_norm
+from glasscluster.model.parallel import KeepAll, Shard, Unsharded, local_parameter
 
 
 class Module(nn.Module):
@@ -39,7 +42,13 @@ class Module(nn.Module):
 
 
 class Block(Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Heads and ffn columns are shared out over tensor ranks."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Heads and ffn columns are shared out over tensor ranks.
+
+    Each branch's output goes through dropout, and so do the attention probabilities (2205.05198, figure 2); `keep` says what
+    of the attention stays for backward.
+    """
+
+    keep = KeepAll()
 
     def __init__(self, index: int, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
         super().__init__(f"layers.{index}.", config, parallel, seed, like)
@@ -59,21 +68,29 @@ class Block(Module):
         self.weight("down_weight", h, f, std=out_std, shard=Shard(1))
         self.weight("down_bias", h, std=std)
 
-    def forward(self, x_BSH: Tensor) -> Tensor:
+    def forward(self, x_BSH: Tensor, draw: Draw | None = None) -> Tensor:
         """[B, S, H] -> [B, S, H]."""
-        f, g, eps, h = self.parallel.f, self.parallel.g, self.config.norm_eps, self.config.hidden
-        y = f(F.layer_norm(x_BSH, (h,), self.norm1_weight, self.norm1_bias, eps))
-        x_BSH = x_BSH + (g(F.linear(self.attend(y), self.out_weight)) + self.out_bias)
-        y = f(F.layer_norm(x_BSH, (h,), self.norm2_weight, self.norm2_bias, eps))
+        f, g, eps = self.parallel.f, self.parallel.g, self.config.norm_eps
+        drop = partial(dropout, p=self.config.dropout, draw=draw, layer=self.index)
+        y = f(layer_norm(x_BSH, self.norm1_weight, self.norm1_bias, eps))
+        y = g(F.linear(self.attend(y, draw), self.out_weight)) + self.out_bias
+        x_BSH = x_BSH + drop(y, place="attention output")
+        y = f(layer_norm(x_BSH, self.norm2_weight, self.norm2_bias, eps))
         y = F.gelu(F.linear(y, self.up_weight, self.up_bias))
-        return x_BSH + (g(F.linear(y, self.down_weight)) + self.down_bias)
+        y = g(F.linear(y, self.down_weight)) + self.down_bias
+        return x_BSH + drop(y, place="mlp output")
 
-    def attend(self, x_BSH: Tensor) -> Tensor:
+    def attend(self, x_BSH: Tensor, draw: Draw | None) -> Tensor:
         """Local heads of multi-head attention: [B, S, H] -> [B, S, A·D]."""
         b, s, _ = x_BSH.shape
         qkv = F.linear(x_BSH, self.qkv_weight, self.qkv_bias)
         q, k, v = qkv.view(b, s, 3, -1, self.config.head_dim).permute(2, 0, 3, 1, 4)  # 3 x [B, A, S, D]
-        return ATTENTION[self.config.attention](q, k, v).transpose(1, 2).reshape(b, s, -1)
+        attention: Any = ATTENTION[self.config.attention]
+        if self.config.dropout and self.config.attention == "unfused":
+            first = self.parallel.rank * q.shape[1] * s * s  # these heads' place in the mask of all heads
+            drop = partial(dropout, p=self.config.dropout, draw=draw, layer=self.index, place="attention probabilities", offset=first)
+            attention = partial(attention, drop=drop)
+        return self.keep.core(attention, q, k, v).transpose(1, 2).reshape(b, s, -1)
 
 
 class Embedding(Module):
@@ -106,7 +123,7 @@ class Head(Module):
 
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
         """Loss: a scalar, summed over tokens."""
-        x = F.layer_norm(x_BSH, (self.config.hidden,), self.norm_weight, self.norm_bias, self.config.norm_eps)
+        x = layer_norm(x_BSH, self.norm_weight, self.norm_bias, self.config.norm_eps)
         logits_BSV = F.linear(self.parallel.f(x), self.table)
         return self.parallel.cross_entropy(logits_BSV, targets_BS)
 
@@ -135,13 +152,20 @@ class GPTStage(nn.Module):
         self.layers = nn.ModuleDict({str(i): Block(i, config, parallel, seed, like) for i in indices})
         tied_to = self.embedding.token if self.embedding is not None and config.tied else None
         self.head = Head(config, parallel, seed, like, tied_to) if last else None
+        self.keep = KeepAll()
 
-    def forward(self, x: Tensor, targets_BS: Tensor | None = None) -> Tensor:
+    def keeping(self, keep: KeepAll) -> GPTStage:
+        """Let `keep` decide what stays for backward; returns the stage."""
+        self.keep = keep
+        for block in self.layers.values():
+            block.keep = keep
+        return self
+
+    def forward(self, x: Tensor, targets_BS: Tensor | None = None, draw: Draw | None = None) -> Tensor:
         """First stage: tokens [B, S]; others: activations [B, S, H]. Returns activations, or on the last stage the loss."""
         if self.embedding is not None:
             x = self.embedding(x)
-        for block in self.layers.values():
-            x = block(x)
+        x = self.keep.layers(list(self.layers.values()), x, draw)
         if self.head is not None:
             assert targets_BS is not None
             x = self.head(x, targets_BS)

@@ -7,11 +7,15 @@ identity. `strategies/tensor_parallel.py` has the version that talks.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from glasscluster.model.flash_attention import wide
 
 IGNORE = -100  # a target that carries no loss
 
@@ -51,8 +55,24 @@ class Unsharded:
         return F.embedding(tokens, table)
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Sum over tokens of -log p(target); logits [b, s, V], targets [b, s]; IGNORE counts nothing."""
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE)
+        """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s]; IGNORE counts nothing."""
+        return F.cross_entropy(logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten(), reduction="sum", ignore_index=IGNORE)
+
+
+class KeepAll:
+    """Everything that backward needs stays. `strategies/recompute.py` has the versions that let go and compute again."""
+
+    active = False  # computing again just now
+
+    def layers(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
+        """Consecutive blocks."""
+        for block in blocks:
+            x = block(x, draw)
+        return x
+
+    def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Scores, softmax, its dropout, and the sum over V."""
+        return attention(q, k, v)
 
 
 def local_parameter(

@@ -49,7 +49,7 @@ class Scenario:
 
 FEWEST_SENTENCES = 4  # of a story
 REGISTRY: dict[str, Scenario] = {}
-BUILT_IN = ("tour",)  # modules of this package, each holding one scenario of its name
+BUILT_IN = ("tour", "async_servers", "diloco")  # modules of this package, each holding one scenario of its name
 
 
 def scenario(name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
@@ -157,6 +157,7 @@ class Lab:
         also_on: Sequence[str] = (),
         note: Text | None = None,
         compared: bool = True,
+        loss_scale: Any = None,
         **plan: Any,
     ) -> Any:
         """Train with a plan, check it against one device, count it; returns a Trained."""
@@ -168,7 +169,8 @@ class Lab:
         layout.check(shape)
         check_data(data, shape.seq)
         self.say(f"{title[0]}: {layout.gpus} {self.backend} ranks")
-        trained = train(self.cluster(layout.gpus), Job(layout, shape, steps, data, self.seed), checked=checked, say=self.say)
+        job = Job(layout, shape, steps, data, self.seed, **({"loss_scale": loss_scale} if loss_scale else {}))
+        trained = train(self.cluster(layout.gpus), job, checked=checked, say=self.say)
         if self.leader:
             entry = Entry(key, title, trained.run, {}, trained.checks, note, trained, compared)
             self._keep(entry, also_on)

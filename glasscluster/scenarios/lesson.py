@@ -19,6 +19,9 @@ LESSONS: dict[str, str] = {
     "L0": "l0_first_run",
     "B2": "b2_online_softmax",
     "B3": "b3_flash_attention_io",
+    "B4": "b4_activation_memory",
+    "B5": "b5_recompute",
+    "B6": "b6_mixed_precision",
     "C1": "c1_alpha_beta",
     "C2": "c2_parameter_server",
     "C3": "c3_ring_all_reduce",
@@ -30,6 +33,8 @@ LESSONS: dict[str, str] = {
     "D2": "d2_buckets_and_overlap",
     "D3": "d3_zero_memory",
     "D4": "d4_zero_traffic",
+    "D5": "d5_critical_batch",
+    "D6": "d6_stragglers",
     "E1": "e1_column_then_row",
     "E4": "e4_gpipe_bubble",
 }

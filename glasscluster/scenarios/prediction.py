@@ -11,6 +11,8 @@ from typing import Any
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.errors import GlassError, ScenarioError
+from glasscluster.sim.history import MemoryHistory
+from glasscluster.strategies.advice import Advice, advise
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import Job, job_info, train_rank
 
@@ -18,8 +20,20 @@ GIB = 1024**3
 TRUTH = {"true": True, "false": False}
 
 
-def predict(plan: Plan, model: ModelConfig, hardware: str, *, rank: str = "max", slow: dict[int, float] | None = None) -> dict[str, Any]:
-    """The `glass.predict/1` object: shapes only, no partners, nothing computed. On NVIDIA GPUs collectives are NCCL's own."""
+def predict(
+    plan: Plan,
+    model: ModelConfig,
+    hardware: str,
+    *,
+    rank: str = "max",
+    slow: dict[int, float] | None = None,
+    advised: bool = False,
+    say: Callable[[str], None] = lambda _text: None,
+) -> dict[str, Any]:
+    """The `glass.predict/1` object: shapes only, no partners, nothing computed. On NVIDIA GPUs collectives are NCCL's own.
+
+    `advised`: of a plan that does not fit, also what holds the memory and which changes of the plan would fit.
+    """
     begun = time.perf_counter()
     cluster = Cluster(hardware, plan.gpus, "dry", memory_bytes=None)
     cluster.hardware.gpu.peak(plan.precision)
@@ -31,10 +45,12 @@ def predict(plan: Plan, model: ModelConfig, hardware: str, *, rank: str = "max",
     job = Job(plan, model, steps=1)
     run = cluster.run(train_rank, job, info=job_info(job))
     timeline = run.replay(cluster.hardware, slow_ranks=slow)
-    peaks = run.peak_memory()
+    peaks, held = run.peak_memory(), [result.host_bytes for result in run.results]
     peak, split = peaks[_chosen(rank, [total for total, _ in peaks])]
     seconds, done = timeline.makespan, timeline.graph.info["model_flops"]
-    return {
+    capacity = cluster.hardware.gpu.memory_bytes
+    fits = max(total for total, _ in peaks) <= capacity and max(held) <= cluster.hardware.host.memory_bytes
+    content = {
         "schema": "glass.predict/1",
         "hardware": cluster.hardware.name,
         "gpus": plan.gpus,
@@ -48,11 +64,18 @@ def predict(plan: Plan, model: ModelConfig, hardware: str, *, rank: str = "max",
         "breakdown_s": timeline.breakdown(),
         "peak_memory_gib": peak / GIB,
         "memory_gib": {**{k: v / GIB for k, v in split.items()}, "context": 0.0},
-        "fits": peak <= cluster.hardware.gpu.memory_bytes,
+        "host_gib": max(held) / GIB,
+        "fits": fits,
         "wall_s": time.perf_counter() - begun,
         "simulated_gpus": plan.gpus,
         "events": len(timeline.graph),
     }
+    if advised:
+        found = Advice() if fits else advise(plan, model, cluster.hardware, capacity, say=say)
+        fullest = MemoryHistory(timeline.graph, _chosen(rank, [total for total, _ in peaks]))
+        content["residents"] = [r.as_dict() for r in fullest.residents()]
+        content["would_fit"] = [fit.as_dict() for fit in found.best]
+    return content
 
 
 def _chosen(rank: str, peaks: list[int]) -> int:

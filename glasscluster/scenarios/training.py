@@ -14,9 +14,9 @@ from typing import Any
 
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.cluster import Cluster, Run
-from glasscluster.sim.errors import GlassError, ScenarioError
+from glasscluster.sim.errors import DoesNotFit, GlassError, OutOfMemory, ScenarioError
 from glasscluster.sim.timeline import Timeline
-from glasscluster.strategies import accounts, check
+from glasscluster.strategies import accounts, advice, check
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import Job, job_info, train_rank
 
@@ -55,11 +55,12 @@ class Trained:
             "peak_memory_bytes": [total for total, _ in peaks],
             "memory_bytes": {c: [split[c] for _, split in peaks] for c in peaks[0][1]},
             "state_bytes": {k: [r.state_bytes[k] for r in self.run.results] for k in self.run.results[0].state_bytes},
+            "host_bytes": [r.host_bytes for r in self.run.results],
         }
 
     def as_json(self) -> dict[str, Any]:
         """The `glass.train/1` object."""
-        job, compared = self.job, self.comparison or {}
+        job, compared, first = self.job, self.comparison or {}, self.run.results[0]
         return {
             "schema": "glass.train/1",
             "plan": job.plan.model_dump(mode="json"),
@@ -70,6 +71,7 @@ class Trained:
             "steps": job.steps,
             "seed": job.seed,
             "losses": [float(loss) for loss in self.run.results[-1].losses],
+            "reference": compared.get("reference", "one device"),
             "checked_steps": compared.get("checked_steps", 0),
             "reference_losses": compared.get("reference_losses", []),
             "max_rel_loss_diff": compared.get("max_rel_loss_diff"),
@@ -77,6 +79,7 @@ class Trained:
             "max_rel_weight_diff": compared.get("max_rel_weight_diff"),
             "weights_sha256": compared.get("weights_sha256"),
             "bytes_sent": self.run.graph.traffic() if not self.run.graph.has_native else None,
+            **({"loss_scales": first.loss_scales, "skipped_steps": [i for i, s in enumerate(first.skipped) if s]} if first.skipped else {}),
             **self.memory(),
             **self.timeline.summary(self.run.graph.info["model_flops"]),
             "checks": self.checks,
@@ -86,6 +89,10 @@ class Trained:
 
 def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent) -> Trained:
     """Run a job on a cluster: the float64 check first, then the recorded run in the plan's precision."""
+    if job.plan.exchange != "all-reduce":
+        from glasscluster.scenarios.exchange import train_with_servers
+
+        return train_with_servers(cluster, job, checked=checked, say=say)
     wall: dict[str, float] = {}
     compared = None
     if checked:
@@ -96,7 +103,14 @@ def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent
         wall["check"] = time.perf_counter() - begun
     say(f"training {job.steps} steps in {job.plan.precision}, recording the last")
     begun = time.perf_counter()
-    run = cluster.run(train_rank, job, info=job_info(job, seed=job.seed))
+    given = {} if cluster.capacity in (None, cluster.hardware.gpu.memory_bytes) else {"memory_bytes": cluster.capacity}
+    try:
+        run = cluster.run(train_rank, job, info=job_info(job, seed=job.seed, **given))
+    except OutOfMemory as error:
+        assert cluster.capacity is not None
+        found = advice.advise(job.plan, job.model, cluster.hardware, cluster.capacity, steps=job.steps, say=say)
+        error.advise(str(found), [fit.as_dict() for fit in found.best])
+        raise
     wall["run"] = time.perf_counter() - begun
     if not cluster.leader:
         return Trained(job, run, None)
@@ -132,10 +146,28 @@ def counted_rows(trained: Trained) -> list[dict[str, Any]]:
     """Traffic, model states and schedule against the papers."""
     plan, model, run = trained.job.plan, trained.job.model, trained.run
     return [
-        *accounts.traffic_rows(plan, model, run.graph),
+        *accounts.traffic_rows(plan, model, run.graph, skipped=run.results[0].skipped[-1:] == [True]),
         *accounts.state_rows(plan, model, run.results),
+        *accounts.host_rows(plan, model, run.graph, run.results),
+        *accounts.overlap_rows(plan, trained.timeline),
+        *accounts.recompute_rows(plan, model, run.graph, run.results),
         *accounts.schedule_rows(plan, trained.timeline),
     ]
+
+
+def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
+    """Refuse a plan that does not fit the virtual GPU before anything starts, and say what would fit.
+
+    One rank of each stage is recorded dry, unless the model is so small that it fits however it is cut.
+    """
+    plan, model, capacity = job.plan, job.model, cluster.capacity
+    if capacity is None or advice.surely_fits(plan, model, capacity):
+        return
+    say(f"recording one rank of each stage without data, to see whether {capacity / 1e9:.4g} GB are enough")
+    recorded = advice.stages(plan, model, capacity, job.steps, cluster.hardware.host.memory_bytes)
+    if isinstance(recorded, OutOfMemory):
+        found = advice.advise(plan, model, cluster.hardware, capacity, steps=job.steps, say=say)
+        raise DoesNotFit(capacity, recorded, str(found), [fit.as_dict() for fit in found.best])
 
 
 def check_data(path: str | None, seq: int) -> None:
@@ -173,6 +205,7 @@ def train_command(
     cluster = Cluster(hardware, plan.gpus, backend, memory_bytes=memory_bytes, seed=seed, device=device, **options)
     cluster.hardware.gpu.peak(plan.precision)
     job = Job(plan, model, steps, data, seed)
+    check_memory(cluster, job, say)
     if not leads():
         with cluster:
             return train(cluster, job, checked=checked, say=say)

@@ -17,7 +17,7 @@ from glasscluster.sim.errors import GlassError, ScenarioError
 from glasscluster.sim.gpu import Outcome
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.hardware import Hardware, hardware
-from glasscluster.sim.memory import peak
+from glasscluster.sim.history import MemoryHistory
 from glasscluster.sim.replay import replay
 from glasscluster.sim.timeline import Timeline
 
@@ -173,7 +173,7 @@ class Run:
 
     def peak_memory(self) -> list[tuple[int, dict[str, int]]]:
         """Per rank: peak bytes and their split by category at that instant."""
-        return [peak(m["base"], m["log"].tolist()) for _, m in sorted(self.graph.memory.items())]
+        return [MemoryHistory(self.graph, rank).peak() for rank in sorted(self.graph.memory)]
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML page about this run."""

@@ -142,9 +142,9 @@ class MessageWork(Work):
         if self.finish is not None:
             self.finish()
             self.finish = None
-        self.tensor = None
         if self.ticket.row >= 0:
             self.comm.recorder.waited(self.ticket.row)
+        self.tensor = None
 
 
 class CollectiveWork(Work):
@@ -257,9 +257,9 @@ class CollectiveWork(Work):
         if not self.finished:
             self.comm.progress.wait(lambda: self.finished)
         self.comm.wire.join(self.comm.group)
-        self.staging = None
         if self.recorded:
             self.comm.recorder.waited(self.row)
+        self.staging = None
 
     # ---- inside -------------------------------------------------------------------------------------------------
     def _post(self, kind: int, x: torch.Tensor, peer: int) -> list[Ticket]:
@@ -365,6 +365,8 @@ class Communicator:
             nbytes = x.numel() * x.element_size()
             more = {"peer": world, "tag": 1 + tag, "purpose": PURPOSES.index(purpose), "label": label}
             ticket.row = recorder.row(lane, kind, name, 0, nbytes, recorder.frontier, **more)
+            if kind == RECV:
+                self.ledger.call(x, f"{label or 'message'} received")
         return MessageWork(self, ticket, x, finish)
 
     # ---- collectives -----------------------------------------------------------------------------------------

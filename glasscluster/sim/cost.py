@@ -3,6 +3,7 @@
     operation   launch + max(FLOPs / peak, bytes / memory bandwidth)
     message     overhead + bytes / bandwidth on the sender's port, then latency in flight
     addition    bytes / γ (the local sum inside a reduction; infinite on `classroom`)
+    host        bytes over the host's link (α + bytes/β), or through its memory (an update on the CPU)
     native      a collective handed to a library is re-costed whole: on NVIDIA GPUs as NCCL would do it (nccl.py), else as a ring (F8)
 
 The constants belong to a GPU or a link (hardware.py). Peaks are data-sheet peaks: no efficiency is guessed here.
@@ -19,7 +20,7 @@ from glasscluster.sim import nccl
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import ExecutionGraph, distinct
 from glasscluster.sim.hardware import Hardware, Link
-from glasscluster.sim.vocabulary import COLLECTIVE, COMPUTE, PHASES, RECV, REDUCE, SEND
+from glasscluster.sim.vocabulary import COLLECTIVE, COMPUTE, HOST, PHASES, RECV, REDUCE, SEND
 
 
 @dataclass
@@ -66,7 +67,12 @@ def costs(
                 latency[here] = link.latency_s
     additions = graph.kind == REDUCE
     duration[additions] = graph.bytes[additions] / hw.gpu.reduce_rate
+    on_host = graph.kind == HOST
+    duration[on_host] = hw.host.link.alpha + graph.bytes[on_host] / hw.host.link.bandwidth
     for number, name in enumerate(graph.names):
+        if name == "update":
+            updates = on_host & (graph.op == number)
+            duration[updates] = graph.bytes[updates] / hw.host.memory_bandwidth
         if name.endswith("/native"):
             for row in np.flatnonzero((graph.kind == COLLECTIVE) & (graph.op == number)):
                 duration[row] = sum(native_cost(graph, int(row), hw))

@@ -78,8 +78,27 @@ class NonFinite(GlassError):
     """A loss or gradient became infinite or NaN."""
 
 
+class GradientMissing(GlassError):
+    """A parameter got no gradient, so its bucket can never be full."""
+
+
 class OutOfMemory(GlassError):
-    """The virtual GPU is full; the message lists what is resident."""
+    """The virtual GPU is full: where, what is resident (the largest first), and which changes of the plan would fit."""
+
+    def __init__(self, message: str, *, phase: str = "", layer: int = -1, residents: list[dict] | None = None, **names) -> None:
+        super().__init__(message, **names)
+        self.phase, self.layer, self.residents = phase, layer, residents or []
+        self.would_fit: list[dict] = []
+
+    def as_dict(self) -> dict:
+        """With phase, layer, residents and advice."""
+        more = {"phase": self.phase, "layer": self.layer, "residents": self.residents, "would_fit": self.would_fit}
+        return {**super().as_dict(), **more}
+
+    def advise(self, said: str, would_fit: list[dict]) -> None:
+        """Add which changes of the plan would fit."""
+        self.message, self.would_fit = f"{self.message}. {said}", would_fit
+        self.args = (self.message,)
 
 
 class BackendUnavailable(GlassError):
@@ -111,6 +130,20 @@ class ScenarioError(GlassError, ValueError):
             "rule": self.rule,
             "nearest": self.nearest,
         }
+
+
+class DoesNotFit(ScenarioError):
+    """A plan whose recording ran out of the virtual GPU before anything was started: bad input, with what would fit."""
+
+    def __init__(self, capacity: float, found: OutOfMemory, said: str, would_fit: list[dict]) -> None:
+        super().__init__("memory", int(capacity), f"the plan does not fit: {found.message}. {said}")
+        self.rank, self.found, self.would_fit = found.rank, found, would_fit
+        self.nearest = would_fit[0]["options"] if would_fit else None
+
+    def as_dict(self) -> dict:
+        """With rank, phase, layer, residents and advice."""
+        more = {k: v for k, v in self.found.as_dict().items() if k in ("rank", "phase", "layer", "residents")}
+        return {**super().as_dict(), **more, "would_fit": self.would_fit}
 
 
 def nearest(value: object, choices: Iterable[object]) -> object | None:

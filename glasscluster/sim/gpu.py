@@ -12,10 +12,10 @@ import torch
 
 from glasscluster.sim.communicator import Communicator, Progress, Wire
 from glasscluster.sim.errors import GlassError, NonFinite, RankDied
+from glasscluster.sim.host import Host
 from glasscluster.sim.memory import Ledger
 from glasscluster.sim.mesh import GROUP_IDS, Mesh
 from glasscluster.sim.recorder import Recorder, RecordingMode
-from glasscluster.sim.vocabulary import PHASES
 
 
 class GPU:
@@ -28,6 +28,7 @@ class GPU:
         ranks = range(wire.size)
         self.comm = Communicator(wire, self.progress, recorder, ledger, ranks, "world", GROUP_IDS["world"])
         self._mesh: Mesh | None = None
+        self._host: Host | None = None
 
     def __repr__(self) -> str:
         return f"GPU(rank {self.rank} of {self.size})"
@@ -43,6 +44,13 @@ class GPU:
         """Lay the ranks out: `gpu.make_mesh({"dp": 2, "tp": 4})`; tp is fastest."""
         self._mesh = Mesh(self.comm, sizes)
         return self._mesh
+
+    @property
+    def host(self) -> Host:
+        """The node's CPU and memory, over this GPU's link to them."""
+        if self._host is None:
+            self._host = Host(self.rank, self.recorder, self.memory, self.device)
+        return self._host
 
     def region(self, name: str | None = None, *, layer: int | None = None, micro_batch: int | None = None):
         """Label what runs inside, on the graph: a phase ("forward", "backward", ...), a layer, a micro-batch."""
@@ -88,8 +96,8 @@ def run_rank(
     ledger = Ledger(wire.rank, capacity if record else None)
     recorder = Recorder(wire.rank, ledger)
     recorder.paused = not record
-    ledger.clock = lambda: recorder.lane_length.get(0, 0)
-    ledger.where = lambda: f" in {PHASES[recorder.phase]}, layer {recorder.layer}"
+    ledger.clock = lambda: recorder.ticks
+    ledger.where, ledger.made_by = recorder.where, recorder.made_by
     gpu = GPU(wire, recorder, ledger)
     result, error = None, None
     try:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from glasscluster.sim.errors import MessageLost, ScenarioError
-from glasscluster.sim.vocabulary import BACKWARD, BEGIN, COLLECTIVE, COMPUTE, FORWARD, KINDS, LANES_PER_GROUP, PURPOSES, RECV, SEND
+from glasscluster.sim.history import as_columns, from_columns
+from glasscluster.sim.vocabulary import BACKWARD, BEGIN, COLLECTIVE, COMPUTE, FORWARD, HOST, KINDS, LANES_PER_GROUP, PURPOSES, RECV, SEND
 
 COLUMNS: tuple[str, ...] = (
     "rank",
@@ -36,7 +37,7 @@ COLUMNS: tuple[str, ...] = (
     "purpose",
 )
 COLUMNS += ("label", "sequence", "offset")
-FORMAT = 3
+FORMAT = 4
 
 
 class ExecutionGraph:
@@ -67,7 +68,7 @@ class ExecutionGraph:
         self.groups: dict[int, dict[int, tuple[str, list[int]]]] = meta["groups"]  # rank -> group -> (axis, ranks)
         self.ranks: int = meta["ranks"]
         self.info: dict[str, Any] = meta.get("info", {})
-        self.memory: dict[int, dict[str, Any]] = meta["memory"]  # rank -> {"base": [..], "log": [[clock, category, change], ..]}
+        self.memory: dict[int, dict[str, Any]] = meta["memory"]  # rank -> what the ledger wrote down: see history.py
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -103,7 +104,7 @@ class ExecutionGraph:
             "names": names,
             "groups": {r["rank"]: {g: (a, list(m)) for g, (a, m) in r["groups"].items()} for r in recordings},
             "ranks": len(recordings),
-            "memory": {r["rank"]: {"base": r["memory_base"], "log": np.asarray(r["memory_log"])} for r in recordings},
+            "memory": {r["rank"]: r["memory"] for r in recordings},
             "info": dict(info or {}),
         }
         # a lane is a stream: each event follows the one before it
@@ -194,8 +195,10 @@ class ExecutionGraph:
         names = np.array([self.axis_of(int(r), int(g)) if g >= 0 else "" for r, g in unique] or [""])
         return names[inverse.reshape(-1)] if len(pairs) else np.empty(0, dtype="U1")
 
-    def bytes_sent(self, *, axis: str | None = None, purpose: str | None = None, label: str | None = None) -> list[int]:
-        """Payload bytes that left each rank, optionally of one axis, purpose or label."""
+    def bytes_sent(
+        self, *, axis: str | None = None, purpose: str | None = None, label: str | None = None, group: int | None = None
+    ) -> list[int]:
+        """Payload bytes that left each rank, optionally of one axis, purpose, label or communicator (its number)."""
         chosen = self.kind == SEND
         if axis is not None:
             chosen &= self.axis == axis
@@ -203,6 +206,13 @@ class ExecutionGraph:
             chosen &= self.purpose == PURPOSES.index(purpose)
         if label is not None:
             chosen &= self.label == (self.names.index(label) if label in self.names else -1)
+        if group is not None:
+            chosen &= self.group == group
+        return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+
+    def host_bytes(self, op: str) -> list[int]:
+        """Bytes each rank moved `down` to the host or `up` from it, or that an `update` there read and wrote."""
+        chosen = (self.kind == HOST) & (self.op == (self.names.index(op) if op in self.names else -1))
         return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
 
     def traffic(self) -> dict[str, dict[str, list[int]]]:
@@ -250,16 +260,16 @@ class ExecutionGraph:
     # ---- files -----------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
         """Write a compressed .npz without pickle."""
+        memory, beside = as_columns(self.memory)
         meta = {
             "format": FORMAT,
             "names": self.names,
             "ranks": self.ranks,
             "info": self.info,
             "groups": {str(r): {str(g): v for g, v in gs.items()} for r, gs in self.groups.items()},
-            "memory_base": {str(r): m["base"] for r, m in self.memory.items()},
+            "memory": beside,
         }
-        arrays = {c: getattr(self, c) for c in COLUMNS}
-        arrays |= {f"memory_{r}": np.asarray(m["log"], dtype=np.int64).reshape(-1, 3) for r, m in self.memory.items()}
+        arrays = {c: getattr(self, c) for c in COLUMNS} | memory
         np.savez_compressed(path, meta=np.array(json.dumps(meta)), dep_ptr=self.dep_ptr, dep_idx=self.dep_idx, match=self.match, **arrays)
 
     @classmethod
@@ -276,7 +286,7 @@ class ExecutionGraph:
                     "ranks": meta["ranks"],
                     "info": meta["info"],
                     "groups": {int(r): {int(g): (a, m) for g, (a, m) in gs.items()} for r, gs in meta["groups"].items()},
-                    "memory": {int(r): {"base": b, "log": data[f"memory_{r}"]} for r, b in meta["memory_base"].items()},
+                    "memory": from_columns(data, meta["memory"]),
                 }
                 return cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
         except ScenarioError:

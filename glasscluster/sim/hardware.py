@@ -60,6 +60,20 @@ class Link:
 
 
 @dataclass(frozen=True)
+class HostShare:
+    """A GPU's share of its node's host: its own link to it, and memory's size and bandwidth divided by the node's GPUs."""
+
+    link: Link
+    memory_bytes: float
+    memory_bandwidth: float
+    source: str = ""
+
+
+_INVENTED = "invented: 10 GB/s and 10 us to the host, 64 GB of memory at 20 GB/s for each GPU"
+CLASSROOM_HOST = HostShare(Link("classroom host link", 10 * GB, 10 * US, 0.0, _INVENTED), 64e9, 20 * GB, _INVENTED)
+
+
+@dataclass(frozen=True)
 class Hardware:
     """A cluster of equal nodes: `node_size` GPUs joined by `intra`, nodes joined by `inter` (bandwidth per GPU)."""
 
@@ -71,6 +85,7 @@ class Hardware:
     note: str = field(default="", compare=False)
     nics: int = 0  # network ports of a node, each shared by node_size / nics GPUs; 0: one a GPU
     cpu: str = "intel"  # intel | amd: NCCL's constants of the network differ
+    host: HostShare = CLASSROOM_HOST
     topology: Topology | None = field(default=None, compare=False)  # in place of `intra` and `inter`: a network of its own
     wider: float = 1.0  # what `scaled` made of the links, for a library's own figures (nccl.py)
     longer: float = 1.0
@@ -218,21 +233,37 @@ def _pcie(generation: int, gbps: float) -> Link:
     return Link(f"PCIe {generation} x16", gbps * GB, 5.7 * US, 0.0, f"{_ML_ENG}; {_NCCL} over PCI 5.7 us")
 
 
+def _host(generation: int, gpus: int, memory_gb: float, channels: int, mega_transfers: int, cpus: str) -> HostShare:
+    """A GPU's own PCIe x16, and its share of memory: channels of all sockets x transfers x 8 bytes."""
+    rate = {3: 16, 4: 31, 5: 63}[generation] * GB
+    link = Link(f"PCIe {generation} x16 to the host", rate, 5.7 * US, 0.0, f"{_ML_ENG}; {_NCCL} over PCI 5.7 us")
+    source = f"{cpus}: data sheet (recalled), {channels} channels of {mega_transfers} MT/s x 8 bytes, shared by {gpus} GPUs"
+    return HostShare(link, memory_gb * GB / gpus, channels * mega_transfers * 1e6 * 8 / gpus, source)
+
+
+_V100_HOST = _host(3, 8, 512, 8, 2400, "DGX-1: 2 x Xeon E5-2698 v4")
+_A100_40_HOST = _host(4, 8, 1024, 16, 3200, "DGX A100: 2 x EPYC 7742")
+_A100_HOST = _host(4, 8, 2048, 16, 3200, "DGX A100: 2 x EPYC 7742")
+_H100_HOST = _host(5, 8, 2048, 16, 4800, "DGX H100, H200: 2 x Xeon 8480C")
+_B200_HOST = _host(5, 8, 2048, 16, 5600, "DGX B200: 2 x Xeon 8570")
+_SERVER_HOST = _host(4, 8, 1024, 16, 3200, "a server with 2 x EPYC 7742")
+_LAPTOP_HOST = _host(4, 1, 32, 2, 4800, "a laptop with two channels of DDR5")
+
 _CLASS_LINK = Link("classroom link", 10 * GB, 8 * US, 2 * US, "invented: 10 GB/s, 10 us = 2 us on the port + 8 us in flight")
 
 CATALOGUE: dict[str, Hardware] = {
     h.name: h
     for h in (
         Hardware("classroom", CLASSROOM_GPU, _CLASS_LINK, _CLASS_LINK),
-        Hardware("laptop", LAPTOP_GPU, _pcie(4, 31), _nic("1 Gb/s Ethernet", 0.125), 1, nics=1),
-        Hardware("dgx-v100", V100, _nvlink(2, 150), _nic("4x EDR 100 Gb/s per node", 6.25), nics=4),
-        Hardware("dgx-a100-40gb", A100_40, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25), cpu="amd"),
-        Hardware("dgx-a100-80gb", A100_80, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25), cpu="amd"),
-        Hardware("dgx-h100", H100, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50)),
-        Hardware("dgx-h200", H200, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50)),
-        Hardware("dgx-b200", B200, _nvlink(5, 900), _nic("EFAv4 / NDR 400 Gb/s per GPU", 50)),
-        Hardware("pcie-a100", A100_PCIE, _pcie(4, 31), _nic("HDR 200 Gb/s per 8 GPUs", 3.125), nics=1, cpu="amd"),
-        Hardware("pcie-4090", RTX_4090, _pcie(4, 31), _nic("100 Gb/s per 8 GPUs", 1.5625), nics=1),
+        Hardware("laptop", LAPTOP_GPU, _pcie(4, 31), _nic("1 Gb/s Ethernet", 0.125), 1, nics=1, host=_LAPTOP_HOST),
+        Hardware("dgx-v100", V100, _nvlink(2, 150), _nic("4x EDR 100 Gb/s per node", 6.25), nics=4, host=_V100_HOST),
+        Hardware("dgx-a100-40gb", A100_40, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25), cpu="amd", host=_A100_40_HOST),
+        Hardware("dgx-a100-80gb", A100_80, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25), cpu="amd", host=_A100_HOST),
+        Hardware("dgx-h100", H100, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50), host=_H100_HOST),
+        Hardware("dgx-h200", H200, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50), host=_H100_HOST),
+        Hardware("dgx-b200", B200, _nvlink(5, 900), _nic("EFAv4 / NDR 400 Gb/s per GPU", 50), host=_B200_HOST),
+        Hardware("pcie-a100", A100_PCIE, _pcie(4, 31), _nic("HDR 200 Gb/s per 8 GPUs", 3.125), nics=1, cpu="amd", host=_SERVER_HOST),
+        Hardware("pcie-4090", RTX_4090, _pcie(4, 31), _nic("100 Gb/s per 8 GPUs", 1.5625), nics=1, host=_SERVER_HOST),
     )
 }
 
@@ -261,6 +292,7 @@ def _read_profile(path: Path) -> Hardware:
             raw.get("note", ""),
             int(raw.get("nics", 0)),
             raw.get("cpu", "intel"),
+            HostShare(**{**raw["host"], "link": Link(**raw["host"]["link"])}) if "host" in raw else CLASSROOM_HOST,
         )
     except OSError as problem:
         raise ScenarioError("hardware", str(path), f"cannot be read: {problem.strerror}") from None

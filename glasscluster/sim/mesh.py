@@ -11,7 +11,7 @@ from glasscluster.sim.communicator import Communicator
 from glasscluster.sim.errors import ScenarioError
 
 ORDER = ("pp", "dp", "cp", "tp")  # slowest first
-GROUP_IDS = {"world": 0, "pp": 1, "dp": 2, "cp": 3, "tp": 4, "ep": 5, "tied": 6}
+GROUP_IDS = {"world": 0, "pp": 1, "dp": 2, "cp": 3, "tp": 4, "ep": 5, "tied": 6, "shard": 7, "replicas": 8, "host": 9}
 
 
 class Mesh:
@@ -50,6 +50,12 @@ class Mesh:
         """A communicator over some coordinates of an axis (first and last pipeline stage, say); recorded as `axis`."""
         ranks = [rank_of({**self.coordinates, axis: i}, self.sizes) for i in indices]
         return self.world.subgroup(ranks, axis, GROUP_IDS[name])
+
+    def cut(self, axis: str, size: int) -> tuple[Communicator, Communicator]:
+        """An axis in groups of `size` neighbours: this rank's group, and the ranks at its place in all groups. Both recorded as `axis`."""
+        start, place = divmod(self.coordinates[axis], size)
+        inside = range(start * size, (start + 1) * size)
+        return self.subset(axis, inside, "shard"), self.subset(axis, range(place, self.sizes[axis], size), "replicas")
 
 
 def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:

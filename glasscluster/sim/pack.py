@@ -19,6 +19,7 @@ import numpy as np
 from glasscluster.sim.cost import native_cost
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import COLUMNS, ExecutionGraph, _csr, topological_order
+from glasscluster.sim.history import as_columns, from_columns
 from glasscluster.sim.replay import rendezvous_edges
 from glasscluster.sim.vocabulary import COLLECTIVE, KINDS, LANES_PER_GROUP, PHASES, PURPOSES
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from glasscluster.sim.hardware import Hardware
     from glasscluster.sim.timeline import Timeline
 
-FORMAT = "glasscluster.graph/2"
+FORMAT = "glasscluster.graph/3"
 WIDTHS = (np.int8, np.int16, np.int32, np.int64)
 
 
@@ -72,13 +73,13 @@ def pack_graph(graph: ExecutionGraph, rendezvous: bool = False) -> dict[str, Any
     columns["dep_back"] = (target - source)[by_target]  # how many rows back (forward, when negative) a dependency is
     matched = graph.match[order]
     columns["match"] = np.where(matched >= 0, place[matched], -1)
-    for rank, memory in sorted(graph.memory.items()):
-        columns[f"memory_{rank}"] = np.asarray(memory["log"], dtype=np.int64).reshape(-1)
+    memory, beside = as_columns(graph.memory)
+    columns |= memory
     return {
         "ranks": graph.ranks,
         "names": graph.names,
         "groups": {str(r): {str(g): [a, list(m)] for g, (a, m) in groups.items()} for r, groups in sorted(graph.groups.items())},
-        "memory_base": {str(r): [int(x) for x in m["base"]] for r, m in sorted(graph.memory.items())},
+        "memory": beside,
         "info": {k: v for k, v in graph.info.items() if isinstance(v, (str, int, float, bool, dict, list)) or v is None},
         "kinds": list(KINDS),
         "phases": list(PHASES),
@@ -108,7 +109,7 @@ def load_packed(path: str | Path) -> ExecutionGraph:
             "ranks": packed["ranks"],
             "info": packed["info"],
             "groups": {int(r): {int(g): (a, m) for g, (a, m) in groups.items()} for r, groups in packed["groups"].items()},
-            "memory": {int(r): {"base": b, "log": columns[f"memory_{r}"].reshape(-1, 3)} for r, b in packed["memory_base"].items()},
+            "memory": from_columns(columns, packed["memory"]),
         }
         match = np.where(match[order] >= 0, place[match[order]], -1)
         return ExecutionGraph({c: columns[c][order] for c in COLUMNS}, dep_ptr, dep_idx, match, meta)
@@ -157,5 +158,6 @@ def pack_hardware(hw: Hardware, precision: str) -> dict[str, Any]:
         "launch_s": hw.gpu.launch_s,
         "reduce_rate": None if rate == float("inf") else rate,
         "node_size": hw.node_size,
+        "host": {"alpha": hw.host.link.alpha, "bandwidth": hw.host.link.bandwidth, "memory_bandwidth": hw.host.memory_bandwidth},
         "links": [{k: v for k, v in asdict(x).items() if k in ("bandwidth", "latency_s", "overhead_s")} for x in (hw.intra, hw.inter)],
     }

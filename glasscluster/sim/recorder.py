@@ -22,7 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glasscluster.sim.memory import Ledger
-from glasscluster.sim.vocabulary import COMPUTE, LANES_PER_GROUP, PHASES
+from glasscluster.sim.vocabulary import COMPUTE, LANES_PER_GROUP, PHASES, RECOMPUTE
 
 FIELDS = [
     "lane",
@@ -132,8 +132,11 @@ class Recorder:
         self.rows: list[tuple] = []
         self.lane_length: dict[int, int] = {}
         self.frontier: tuple[int, ...] = ()  # rows that the next event of the program must follow
+        self.ticks = 0  # operations and waits of the program so far: the memory ledger's clock
+        self.waits: list[tuple[int, int]] = []  # (clock, row waited for)
         self.paused = False
         self.phase, self.layer, self.micro_batch = 0, -1, -1
+        self.running = ""  # name of the operation that is being recorded
         self.names: dict[str, int] = {}
         self.groups: dict[int, tuple[str, tuple[int, ...]]] = {}  # group -> (axis, the cluster's ranks)
         self._layer_spans: list[tuple[int, int]] = []  # (first autograd sequence number, layer), forward order
@@ -148,6 +151,7 @@ class Recorder:
         """Append one row; returns its local id."""
         order = self.lane_length.get(lane, 0)
         self.lane_length[lane] = order + 1
+        self.ticks += lane == 0
         self.rows.append(
             (
                 lane,
@@ -178,6 +182,8 @@ class Recorder:
         """The program waited for `row` (a receive, a collective): what comes next follows it too."""
         if row not in self.frontier:
             self.frontier = (*self.frontier, row)
+            self.waits.append((self.ticks, row))
+            self.ticks += 1
 
     # ---- where we are ----------------------------------------------------------------------------------------
     @contextmanager
@@ -210,7 +216,7 @@ class Recorder:
     def current_layer(self) -> int:
         """The layer being computed: forward's, or in backward the one whose forward made the autograd node."""
         node = torch._C._current_autograd_node()
-        if node is None:
+        if node is None or self.phase == RECOMPUTE:  # recomputation is a forward inside a backward
             return self.layer
         number = node._sequence_nr()
         if number < _ACCUMULATE and self._layer_spans:  # AccumulateGrad has no number of its own: stay where we were
@@ -226,6 +232,7 @@ class Recorder:
             rule = _RULES[func] = OpRule(func)
         results = (out,) if isinstance(out, torch.Tensor) else tuple(_tensors(out)) if isinstance(out, (list, tuple)) else ()
         if rule.allocates:
+            self.running = rule.name
             self.ledger.allocated(results, self.phase)
         if not rule.event:
             return
@@ -250,7 +257,8 @@ class Recorder:
         self.rows.clear()
         self.lane_length.clear()
         self._layer_spans.clear()
-        self.frontier = ()
+        self.waits.clear()
+        self.frontier, self.ticks = (), 0
 
     def columns(self) -> dict[str, Any]:
         """The rows as arrays, with names, groups and the memory log: what travels from a rank to the graph."""
@@ -265,9 +273,39 @@ class Recorder:
             "deps": flat,
             "names": list(self.names),
             "groups": dict(self.groups),
-            "memory_log": np.array(self.ledger.log, dtype=np.int64).reshape(-1, 3),
-            "memory_base": list(self.ledger.base),
+            "memory": self._memory(),
         }
+
+    def _memory(self) -> dict[str, Any]:
+        """The ledger's step: base line, log, waits as (clock, lane, order), what lived before, and the names that were given.
+
+        Storages are numbered anew, in the order in which the step met them.
+        """
+        ledger = self.ledger
+        number: dict[int, int] = {}
+        for met in (*(b[0] for b in ledger.before), *(e[3] for e in ledger.log)):
+            number.setdefault(met, len(number))
+        return {
+            "base": list(ledger.base),
+            "log": np.array([(*e[:3], number[e[3]]) for e in ledger.log], dtype=np.int64).reshape(-1, 4),
+            "waits": np.array([(clock, *self.rows[row][:2]) for clock, row in self.waits], dtype=np.int64).reshape(-1, 3),
+            "before": np.array([(number[n], c, size) for n, c, size in ledger.before], dtype=np.int64).reshape(-1, 3),
+            "named": {number[n]: name for n, name in ledger.names.items() if n in number},
+        }
+
+    # ---- what the memory ledger asks -------------------------------------------------------------------------------
+    def where(self) -> tuple[int, int, int]:
+        """Phase, layer and micro-batch of now."""
+        return self.phase, self.current_layer(), self.micro_batch
+
+    def made_by(self, clock: int) -> tuple[int, int, str]:
+        """Phase, layer and name of the operation that ran at a clock (for an error message: it looks for it)."""
+        number = clock - sum(at < clock for at, _ in self.waits)
+        row = next((r for r in self.rows if r[0] == 0 and r[1] == number), None)
+        if row is None:  # the very operation that is being recorded
+            return self.phase, self.current_layer(), self.running
+        names = list(self.names)
+        return row[3], row[4], names[row[6]]
 
 
 def _bytes_of(a: Any) -> int:

@@ -16,12 +16,14 @@ import numpy as np
 from glasscluster.sim.display import renderer
 from glasscluster.sim.graph import ExecutionGraph, compute_rows
 from glasscluster.sim.hardware import Hardware
+from glasscluster.sim.history import MemoryCurve, MemoryHistory
 from glasscluster.sim.vocabulary import (
     BACKWARD,
     BEGIN,
     COLLECTIVE,
     COMPUTE,
     FORWARD,
+    HOST,
     OPTIMIZER,
     PHASES,
     RECOMPUTE,
@@ -149,10 +151,14 @@ class Timeline:
 
     # ---- idle time -----------------------------------------------------------------------------------------------
     @cached_property
-    def _launched(self) -> dict[tuple[int, int, int], float]:
+    def _launch_rows(self) -> dict[tuple[int, int, int], int]:
         g, rows = self.graph, np.flatnonzero(self.graph.kind == BEGIN)
         keys = zip(g.rank[rows].tolist(), g.group[rows].tolist(), g.sequence[rows].tolist(), strict=True)
-        return dict(zip(keys, self.start[rows].tolist(), strict=True))
+        return dict(zip(keys, rows.tolist(), strict=True))
+
+    @cached_property
+    def _launched(self) -> dict[tuple[int, int, int], float]:
+        return {key: float(self.start[row]) for key, row in self._launch_rows.items()}
 
     def _on_the_wire(self, row: int) -> tuple[float, float, str]:
         """When what `row` stands for was really under way, and on which axis."""
@@ -162,13 +168,15 @@ class Timeline:
             return float(self.start[g.match[row]]), float(self.end[row]), axis
         if g.kind[row] == SEND:
             return float(self.start[row]), float(self.end[row]), axis
+        if g.kind[row] == HOST:  # waiting for the host, whether its link or its CPU is busy
+            return 0.0, float(self.end[row]), axis
         everyone = max(self._launched.get((m, group, int(g.sequence[row])), 0.0) for m in members)
         return everyone, float(self.end[row]), axis
 
     def _blocker(self, row: int) -> int:
         """The communication event whose end let `row` start (the latest one it depends on)."""
         deps = self.graph.dependencies(row)
-        return self._latest(deps[self.graph.kind[deps] != COMPUTE])
+        return self._latest(deps[~np.isin(self.graph.kind[deps], (COMPUTE, BEGIN))])
 
     def _latest(self, rows: np.ndarray) -> int:
         """The row that ends last, of equal ones the first in canonical order (so that no build order shows); -1 of none."""
@@ -183,7 +191,7 @@ class Timeline:
         rows, found, clock = compute_rows(self.graph, rank), [], 0.0
         for number, row in enumerate(rows.tolist()):
             if self.start[row] > clock:
-                found.append(self._gap(rank, clock, float(self.start[row]), self._blocker(row), first=number == 0))
+                found += self._waits(rank, clock, float(self.start[row]), self._blocker(row), first=number == 0)
             clock = float(self.end[row])
         if self.makespan > clock:
             mine = np.flatnonzero((self.graph.rank == rank) & (self.graph.kind != COMPUTE) & (self.end > clock))
@@ -194,6 +202,17 @@ class Timeline:
             if self.makespan > clock:
                 found.append(Gap(rank, clock, self.makespan, "drain", "", 0.0, -1))
         return found
+
+    def _waits(self, rank: int, start: float, end: float, row: int, first: bool) -> list[Gap]:
+        """An idle stretch, cut where what ended it was launched: before that the program waited for something else."""
+        g, found = self.graph, list[Gap]()
+        while row >= 0 and g.kind[row] == COLLECTIVE:
+            launch = self._launch_rows[rank, int(g.group[row]), int(g.sequence[row])]
+            if self.start[launch] <= start:
+                break
+            found.append(self._gap(rank, float(self.start[launch]), end, row))
+            end, row = float(self.start[launch]), self._blocker(launch)
+        return [*found, self._gap(rank, start, end, row, first)][::-1]
 
     def _gap(self, rank: int, start: float, end: float, row: int, first: bool = False) -> Gap:
         if row < 0:
@@ -312,7 +331,13 @@ class Timeline:
             "exposed_comm_per_rank_s": exposed,
             "breakdown_s": self.breakdown(),
             "mfu": self.mfu(model_flops),
+            **({"order": "as recorded"} if self.graph.info.get("order_fixed") else {}),
         }
+
+    # ---- memory --------------------------------------------------------------------------------------------------
+    def memory(self, rank: int) -> MemoryCurve:
+        """Live bytes of a rank by category over virtual time, and what held them."""
+        return MemoryHistory(self.graph, rank).over(self)
 
     # ---- for pictures --------------------------------------------------------------------------------------------
     def blocks(self) -> list[dict[str, Any]]:
@@ -344,9 +369,9 @@ class Timeline:
         return found
 
     def communications(self) -> list[dict[str, Any]]:
-        """Whole collectives and point-to-point sends: when launched, and when everybody had come to them."""
+        """Whole collectives, point-to-point sends and what the host does: when launched, and when everybody had come to them."""
         g, on_path, found = self.graph, set(self.critical_path), []
-        whole = (g.kind == COLLECTIVE) | ((g.kind == SEND) & (g.sequence < 0))
+        whole = (g.kind == COLLECTIVE) | ((g.kind == SEND) & (g.sequence < 0)) | (g.kind == HOST)
         path_works = {(int(g.rank[r]), int(g.group[r]), int(g.sequence[r])) for r in on_path if g.sequence[r] >= 0}
         last_end: dict[tuple[int, int], float] = {}  # collectives of one communicator run one after the other
         for row in np.flatnonzero(whole).tolist():
@@ -367,6 +392,7 @@ class Timeline:
                     "bytes": int(g.bytes[row]),
                     "peer": int(g.peer[row]),
                     "collective": g.kind[row] == COLLECTIVE,
+                    "kind": {COLLECTIVE: "collective", HOST: "host"}.get(int(g.kind[row]), "p2p"),
                     "label": g.names[g.label[row]],
                     "critical": row in on_path or (sequence >= 0 and (rank, group, sequence) in path_works),
                 }

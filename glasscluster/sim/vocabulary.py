@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-COMPUTE, SEND, RECV, REDUCE, COLLECTIVE, BEGIN = range(6)
-KINDS = ("compute", "send", "recv", "reduce", "collective", "begin")
+COMPUTE, SEND, RECV, REDUCE, COLLECTIVE, BEGIN, HOST = range(7)
+KINDS = ("compute", "send", "recv", "reduce", "collective", "begin", "host")
 
 PHASES = ("other", "forward", "backward", "weight", "recompute", "optimizer")
 OTHER, FORWARD, BACKWARD, WEIGHT, RECOMPUTE, OPTIMIZER = range(6)

@@ -16,15 +16,16 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Unsharded
 from glasscluster.sim.graph import ExecutionGraph
+from glasscluster.sim.mesh import GROUP_IDS
 from glasscluster.sim.timeline import Timeline
-from glasscluster.sim.vocabulary import SEND
-from glasscluster.strategies import data_parallel, pipeline_parallel, tensor_parallel, zero
+from glasscluster.sim.vocabulary import RECOMPUTE, SEND
+from glasscluster.strategies import data_parallel, offload, overlap, pipeline_parallel, recompute, tensor_parallel, zero, zero3
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.schedules import gpipe, one_f_one_b
 from glasscluster.strategies.trainer import DTYPES, TIED, RankResult
 from glasscluster.strategies.units import Unit, by_bucket, by_module
 
-WIDTH = {"fp64": 8, "fp32": 4, "bf16": 2}
+WIDTH = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def row(
@@ -75,12 +76,12 @@ def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
     )
     apart = {TIED} if model.tied and plan.pp > 1 and (first or last) else set()
     if plan.zero == 3:
-        return by_module(shape, plan.dp, apart)
-    return by_bucket(shape, plan.bucket, plan.dp if plan.zero else 1, apart)
+        return by_module(shape, plan.shards, apart)
+    return by_bucket(shape, plan.bucket_limits, plan.shards if plan.zero else 1, apart)
 
 
-def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[dict[str, Any]]:
-    """Bytes sent, summed over ranks, by axis and purpose (F9, F16, F18, F19)."""
+def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped: bool = False) -> list[dict[str, Any]]:
+    """Bytes sent, summed over ranks, by axis and purpose (F9, F16, F18, F19). `skipped`: the loss scale vetoed the step."""
     if graph.has_native:
         return []
     width, tokens = WIDTH[plan.precision], plan.micro_batch * model.seq
@@ -88,16 +89,7 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[
     stages = [units_of(plan, model, s) for s in range(plan.pp)]
     padded = sum(u.padded for units in stages for u in units)
     if plan.dp > 1:
-        if plan.zero:
-            theory: dict[str, float] = dict(zero.predict_traffic(plan.zero, padded, plan.dp, m, width))
-            source = "ZeRO 1910.02054 section 7 (F16)"
-        else:
-            whole = data_parallel.predict(padded, plan.dp, width)
-            theory = {"gradients": whole["gradients_bytes_total"], "parameters": whole["parameters_bytes_total"]}
-            source = "Patarasuk-Yuan 2009 (F9); ZeRO section 7.1"
-        for purpose, expected in theory.items():
-            counted = sum(graph.bytes_sent(axis="dp", purpose=purpose))
-            rows.append(row(f"dp {purpose} sent, all ranks", expected * plan.tp, counted, source))
+        rows += _data_rows(plan, graph, padded, width, skipped)
     if plan.tp > 1:
         rows += _tensor_rows(plan, model, graph, m, tokens, width)
     if plan.pp > 1:
@@ -106,8 +98,8 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[
         rows.append(row("pp activations and their gradients sent, all ranks", expected_pp, counted_pp, "GPipe 1811.06965: 2(p-1)m·bsh"))
         if model.tied:
             table = next(u for u in stages[0] if u.name == TIED)
-            shares = 1 if plan.zero else plan.dp  # every dp rank sums the whole table, or with ZeRO its shard of it
-            expected_tied = 2 * table.padded * width * plan.tp * shares
+            shares = plan.dp // plan.shards if plan.zero else plan.dp  # every dp rank sums the whole table, or with ZeRO its shard of it
+            expected_tied = 2 * table.padded * plan.gradient_width * plan.tp * shares
             rows.append(
                 row(
                     "tied embedding gradients sent, all ranks",
@@ -119,10 +111,62 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[
     return rows
 
 
+def _data_rows(plan: Plan, graph: ExecutionGraph, padded: int, width: int, skipped: bool) -> list[dict[str, Any]]:
+    hybrid = plan.zero > 0 and plan.shards < plan.dp
+    if plan.zero:
+        theory: dict[str, float] = dict(zero.predict_traffic(plan, padded, width))
+        source = "ZeRO 1910.02054 section 7 (F16)"
+    else:
+        whole = data_parallel.predict(padded, plan.dp, plan.gradient_width)
+        theory = {"gradients": whole["gradients_bytes_total"], "parameters": whole["parameters_bytes_total"]}
+        source = "Patarasuk-Yuan 2009 (F9); ZeRO section 7.1"
+    if skipped and plan.zero < 3:
+        theory["parameters"] = 0
+    across = sum(graph.bytes_sent(purpose="gradients", group=GROUP_IDS["replicas"])) if hybrid else 0
+    counted = {p: sum(graph.bytes_sent(axis="dp", purpose=p)) for p in ("gradients", "parameters")}
+    counted["gradients"] -= across
+    inside = f" inside groups of {plan.shards}" if hybrid else ""
+    rows = [row(f"dp {p} sent{inside}, all ranks", theory[p] * plan.tp, counted[p], source) for p in counted]
+    if hybrid:
+        name = f"dp gradients sent across {plan.dp // plan.shards} groups, all ranks"
+        rows.append(row(name, theory["across"] * plan.tp, across, "MiCS 2205.00119, FSDP 2304.11277 section 3.2.2: F9 of every shard"))
+    return rows
+
+
+def host_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[dict[str, Any]]:
+    """What an optimizer in host memory moves, touches and holds, summed over ranks."""
+    if plan.offload == "none":
+        return []
+    width, moments = WIDTH[plan.precision], 2 if plan.optimizer == "adamw" else 0
+    padded = sum(u.padded for s in range(plan.pp) for u in units_of(plan, model, s))
+    owned = padded * plan.dp * plan.tp // (plan.shards if plan.zero else 1)
+    theory = offload.predict(owned, width, plan.gradient_width, 4 if plan.has_master else width, moments)
+    if results[0].skipped[-1:] == [True]:  # the loss scale vetoed the step
+        theory |= dict.fromkeys(("down", "up", "update"), 0)
+    counted = {op: sum(graph.host_bytes(op)) for op in ("down", "up", "update")} | {"held": sum(r.host_bytes for r in results)}
+    names = {
+        "down": "gradients moved down to the host",
+        "up": "parameters moved up from the host",
+        "update": "host memory read and written by the update",
+        "held": "optimizer held in host memory",
+    }
+    return [row(f"{names[k]}, all ranks", theory[k], counted[k], "ZeRO-Offload 2101.06840 sections 3, 4") for k in names]
+
+
+def overlap_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
+    """When the last bucket is reduced (F14), where the formula holds."""
+    found = overlap.predict(plan, timeline)
+    if found is None:
+        return []
+    name, source = "last bucket reduced", "F14, PyTorch DDP 2006.15704: max(ready, end before) + c along the buckets"
+    return [row(name, found[0], None, source, simulated=found[1], unit="s", match="virtual", tolerance=1e-9)]
+
+
 def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, tokens: int, width: int) -> list[dict[str, Any]]:
     totals = {"layer": 0, "embedding": 0, "head": 0, "loss": 0}
     for s, layers in enumerate(plan.stage_layers(model)):
-        part = tensor_parallel.predict(len(layers), m, tokens, model.hidden, plan.tp, width, s == 0, s == plan.pp - 1)
+        again = recompute.predict_all_reduces(plan.recompute, len(layers), plan.recompute_every, bool(model.dropout))
+        part = tensor_parallel.predict(len(layers), m, tokens, model.hidden, plan.tp, width, s == 0, s == plan.pp - 1, again)
         totals = {k: v + part[k] * plan.dp for k, v in totals.items()}
     tp = (graph.kind == SEND) & (graph.axis == "tp")
     label = np.array([*graph.names, ""])[graph.label]
@@ -133,7 +177,8 @@ def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, 
         "head": tp & ~in_layer & (label == "f backward"),
         "loss": tp & np.char.startswith(label, "cross_entropy"),
     }
-    names = {"layer": "4 per layer", "embedding": "embedding, once", "head": "head input, once", "loss": "loss, 3 scalars a token"}
+    layer = "4 per layer and what runs again" if plan.recompute == "full" else "4 per layer"
+    names = {"layer": layer, "embedding": "embedding, once", "head": "head input, once", "loss": "loss, 3 scalars a token"}
     source = "Megatron-LM 1909.08053 section 3 (F18, F19)"
     return [row(f"tp all-reduces sent, {names[k]}", totals[k], int(graph.bytes[chosen[k]].sum()), source) for k in totals]
 
@@ -146,10 +191,34 @@ def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) ->
     expected = {"parameters": 0.0, "gradients": 0.0, "optimizer": 0.0}
     for s in range(plan.pp):
         padded = sum(u.padded for u in units_of(plan, model, s))
-        part = zero.predict_state(plan.zero, padded, plan.dp, width, state_width)
+        on_gpu = 0 if plan.offload == "optimizer" else state_width
+        part = zero.predict_state(plan.zero, padded, plan.shards, width, plan.gradient_width, on_gpu)
         expected = {k: v + part[k] * plan.dp * plan.tp for k, v in expected.items()}
     source = "ZeRO 1910.02054 section 3.1 (F15)"
-    return [row(f"{k} held, all ranks", v, sum(r.state_bytes[k] for r in results), source) for k, v in expected.items()]
+    rows = [row(f"{k} held, all ranks", v, sum(r.state_bytes[k] for r in results), source) for k, v in expected.items()]
+    if plan.zero == 3:
+        most = max(zero3.predict_layers(plan, len(layers)) for layers in plan.stage_layers(model))
+        counted, source = max(r.most_layers for r in results), "FSDP 2304.11277 section 3.3: prefetch + 1"
+        rows.append(row("layers whole at once, most of any rank", most, counted, source, unit="layers"))
+    return rows
+
+
+def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[dict[str, Any]]:
+    """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (F29)."""
+    if plan.recompute == "none":
+        return []
+    in_flight = gpipe.predict_in_flight if plan.schedule == "gpipe" else one_f_one_b.predict_in_flight
+    flops = held = 0
+    for s, layers in enumerate(plan.stage_layers(model)):
+        stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch, plan.tp
+        flops += recompute.predict_flops(*stage) * plan.micro_batches * plan.dp * plan.tp
+        kept = recompute.predict_checkpoints(*stage, WIDTH[plan.precision])
+        held += kept * in_flight(plan.pp, plan.micro_batches, s) * plan.dp * plan.tp
+    ran, source = int(graph.flops[graph.phase == RECOMPUTE].sum()), "Korthikanti 2205.05198 section 5; Chen 1604.06174 (F29)"
+    return [
+        row("FLOPs computed again, all ranks", flops, ran, source, unit="FLOPs"),
+        row("activations kept to start again from, all ranks", held, sum(r.checkpoint_bytes for r in results), source),
+    ]
 
 
 def schedule_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:

@@ -2,13 +2,20 @@
 
 Follows PyTorch DDP (Li et al., 2006.15704). Symbols: Ψ parameters, N ranks, m micro-batches.
 
-    backward of the last micro-batch                     communication
-      gradients of a bucket are all ready (hook)   ──►     all-reduce(bucket), asynchronously
-      ...                                                  ... while earlier layers still compute
+    backward of the last micro-batch (the others only add up: `no_sync`)        communication
+      gradients of a bucket are all ready (hook), and those before it launched  ──►  all-reduce(bucket), asynchronously
+      ...                                                                       ... while earlier layers still compute
     finish: wait for all buckets; divide once by the global token count; every rank takes the same step
 
+    buckets     filled with the parameters from the last one back, the first bucket small, so that communication starts early
+    the order   is a guess until the first backward has shown in which order gradients really become ready: then the buckets
+                are filled anew, on all ranks in the order of rank 0 (torch's reducer does the same before its second forward)
+    launches    go strictly in bucket order: two ranks that launched in different orders would add up different buckets
+
+A parameter without a gradient leaves its bucket for ever incomplete: an error that names it, unless it counts as zero.
 Also the base of ZeRO (zero.py): the optimizer works on the slice of each unit that a rank owns, here all of it.
-But: buckets are by size from the last parameter on; torch's rebuilding of their order is not repeated.
+But: torch starts with one bucket of everything and fills it in the order of modules; its unused parameters are found by
+walking the graph before backward, ours are what is missing after it.
 """
 
 from __future__ import annotations
@@ -16,18 +23,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.gpt import GPTStage
 from glasscluster.sim.communicator import Communicator, Work
+from glasscluster.sim.errors import GradientMissing
 from glasscluster.sim.gpu import GPU
+from glasscluster.strategies.offload import HostOptimizer
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.units import Unit, by_bucket
+from glasscluster.strategies.units import Member, Unit, by_bucket
 
 
 class DataParallel:
-    """Owns parameters, gradients and optimizer state of one rank's stage. Stage 0 of the ZeRO ladder."""
+    """Owns parameters, gradients and optimizer state of one rank's stage. Stage 0 of the ZeRO ladder.
+
+    `comm` joins the ranks that share out what is sharded; with hybrid sharding `replicas` joins those that hold the same shard.
+    """
 
     zero = 0
 
@@ -40,23 +52,33 @@ class DataParallel:
         optimizer: Optimizer,
         apart: set[str],
         counts: Callable[[str, bool], bool],
+        replicas: Communicator | None = None,
     ) -> None:
         self.gpu, self.comm, self.stage, self.plan, self.optimizer = gpu, comm, stage, plan, optimizer
-        self.units = self.make_units(apart)
-        self.unit_of = {m.parameter: u for u in self.units for m in u.members}
-        for unit in self.units:
-            for member in unit.members:
-                member.counts = counts(member.name, member.shard is not None)
-        self.syncing = False
+        self.apart, self.counts, self.replicas = apart, counts, replicas
+        self.host = HostOptimizer(gpu, optimizer) if plan.offload == "optimizer" else None
+        self.syncing, self.last, self.launched = False, False, 0
+        rebuilds = not self.zero and plan.dp > 1 and plan.unused == "error"
+        self.arrived: list[str] | None = [] if rebuilds else None  # names, as their gradients became ready in the first step
+        self.missing: set[nn.Parameter] = set()
         self.in_flight: list[tuple[Unit, Work]] = []
+        self.own(self.make_units())
         self.place()
-        for parameter in self.unit_of:
+        for parameter in self.member_of:
             parameter.register_post_accumulate_grad_hook(self.gradient_ready)
 
     # ---- where things live -----------------------------------------------------------------------------------
-    def make_units(self, apart: set[str]) -> list[Unit]:
+    def make_units(self, order: list[str] | None = None) -> list[Unit]:
         """Buckets; unpadded, because an all-reduce needs no equal chunks."""
-        return by_bucket(self.stage, self.plan.bucket, 1, apart)
+        return by_bucket(self.stage, self.plan.bucket_limits, 1, self.apart, order)
+
+    def own(self, units: list[Unit]) -> None:
+        """These are the units from now on."""
+        self.units = units
+        self.unit_of: dict[nn.Parameter, Unit] = {m.parameter: u for u in units for m in u.members}
+        self.member_of: dict[nn.Parameter, Member] = {m.parameter: m for u in units for m in u.members}
+        for member in self.member_of.values():
+            member.counts = self.counts(member.name, member.shard is not None)
 
     def place(self) -> None:
         """Allocate gradients and optimizer state and tell the memory ledger what everything is."""
@@ -67,21 +89,27 @@ class DataParallel:
         self.state = [self.make_state(u) for u in self.units]
 
     def place_gradients(self, unit: Unit) -> None:
-        """A persistent flat gradient; every `p.grad` is a view of it."""
-        unit.grad = self.gpu.memory.register(torch.zeros_like(unit.flat), "gradients", unit.name)
-        for m in unit.members:
+        """A persistent flat gradient; every `p.grad` is a view of it, unless it is wider than the parameters."""
+        unit.grad = self.gpu.memory.register(self.zeros(unit, unit.padded), "gradients", unit.name)
+        for m in unit.members if not self.plan.wide_gradients else ():
             m.parameter.grad = unit.grad[m.start : m.stop].view(m.parameter.shape)
+
+    def zeros(self, unit: Unit, elements: int) -> Tensor:
+        """Room for gradients: like the parameters, or in fp32."""
+        return unit.flat.new_zeros(elements, dtype=torch.float32 if self.plan.wide_gradients else None)
 
     def make_state(self, unit: Unit) -> dict[str, Tensor | list[Tensor]]:
         """Adam's moments, and the fp32 master copy when parameters are narrower, of the owned slice."""
         mine = self.parameter_slice(unit)
         dtype = torch.float32 if self.plan.has_master else mine.dtype
+        if self.host is not None:
+            return self.host.make_state(mine, dtype, unit.name)
         moments = [torch.zeros_like(mine, dtype=dtype) for _ in range(self.optimizer.moments)]
         state: dict[str, Tensor | list[Tensor]] = {"moments": moments}
         if self.plan.has_master:
             state["master"] = mine.to(dtype, copy=True)
-        for tensor in [*moments, *([state["master"]] if "master" in state else [])]:
-            self.gpu.memory.register(tensor, "optimizer", unit.name)  # type: ignore[arg-type]
+        for tensor in _tensors(state):
+            self.gpu.memory.register(tensor, "optimizer", unit.name)
         return state
 
     def owned(self, unit: Unit) -> slice:
@@ -97,19 +125,57 @@ class DataParallel:
         assert unit.grad is not None
         return unit.grad[self.owned(unit)]
 
+    # ---- the order of the buckets ----------------------------------------------------------------------------
+    def step_begins(self) -> None:
+        """Before the second step: fill the buckets anew, in the order in which rank 0's gradients became ready."""
+        if not self.arrived:
+            return
+        names = list(self.stage.full_names())
+        order = torch.tensor([names.index(n) for n in self.arrived], device=self.gpu.device)
+        with self.gpu.unrecorded(), self.gpu.memory.rearranging():
+            self.comm.broadcast(order)
+            mine = self.arrived if order.device.type == "meta" else [names[i] for i in order.tolist()]
+            self.rebuild(mine)
+        self.arrived = None
+
+    def rebuild(self, order: list[str]) -> None:
+        """Parameters and optimizer state move to new buckets; gradients are zero at this point."""
+        kept: dict[str, list[Tensor]] = {}
+        for unit, state in zip(self.units, self.state, strict=True):
+            kept |= {m.name: [t[m.start : m.stop].clone() for t in _tensors(state)] for m in unit.members}
+        self.own(self.make_units(order))
+        self.place()
+        for unit, state in zip(self.units, self.state, strict=True):
+            for m in unit.members:
+                for tensor, values in zip(_tensors(state), kept[m.name], strict=True):
+                    tensor[m.start : m.stop] = values
+
     # ---- backward --------------------------------------------------------------------------------------------
     def backward_begins(self, last: bool) -> None:
         """Called before each micro-batch's backward; the last one's gradients are reduced as they become ready."""
-        self.syncing = last and self.comm.size > 1
+        self.last = self.syncing = last
+        self.launched, self.missing = 0, set(self.member_of)
         for unit in self.units:
             unit.waiting = len(unit.members)
 
-    def gradient_ready(self, parameter: Tensor) -> None:
-        """Hook: this parameter's gradient of the micro-batch has been added."""
-        unit = self.unit_of[parameter]  # type: ignore[index]
-        unit.waiting -= 1
-        if self.syncing and self.plan.overlap and unit.waiting == 0:
-            self.launch(unit)
+    def gradient_ready(self, parameter: nn.Parameter) -> None:
+        """Hook: this parameter's gradient of the micro-batch has been added; one of another type than ours is added here."""
+        if self.plan.wide_gradients and parameter.grad is not None:
+            unit, member = self.unit_of[parameter], self.member_of[parameter]
+            assert unit.grad is not None
+            unit.grad[member.start : member.stop].add_(parameter.grad.view(-1))
+            parameter.grad = None
+        self.unit_of[parameter].waiting -= 1
+        self.missing.discard(parameter)
+        if self.last and self.arrived is not None:
+            self.arrived.append(self.member_of[parameter].name)
+        while self.syncing and self.plan.overlap and self.launched < len(self.units) and not self.units[self.launched].waiting:
+            self.launch_next()
+
+    def launch_next(self) -> None:
+        """Reduce the next unit in order."""
+        self.launched += 1
+        self.launch(self.units[self.launched - 1])
 
     def launch(self, unit: Unit) -> None:
         """Start reducing a unit."""
@@ -118,10 +184,17 @@ class DataParallel:
         self.in_flight.append((unit, work))
 
     def backward_ends(self) -> None:
-        """Called after each micro-batch's backward."""
-        if self.syncing and not self.plan.overlap:
-            for unit in self.units:
-                self.launch(unit)
+        """Called after each micro-batch's backward: what is left to reduce."""
+        if self.syncing and self.missing and self.plan.dp > 1 and self.plan.unused == "error":
+            names = [m.name for p, m in self.member_of.items() if p in self.missing]
+            raise GradientMissing(
+                f"rank {self.gpu.rank}: no gradient for {', '.join(names)}. Was it used in forward? The other ranks would wait for its "
+                f"bucket; with `--unused zero` it counts as zero",
+                rank=self.gpu.rank,
+                operation=names[0],
+            )
+        while self.syncing and self.launched < len(self.units):
+            self.launch_next()
 
     def finish(self) -> None:
         """Every gradient is reduced when this returns."""
@@ -141,17 +214,35 @@ class DataParallel:
                 total.addcmul_(norm, norm)
         return total
 
+    def overflowed(self) -> Tensor:
+        """1.0 if one of the owned gradients is not finite, else 0.0, not yet agreed over ranks: a scalar."""
+        found = torch.zeros((), dtype=torch.float32, device=self.gpu.device)
+        for unit in self.units:
+            found += (~torch.isfinite(self.gradient_slice(unit)).all()).float()
+        return found.clamp_(max=1.0)
+
     def step(self, scale: Tensor, number: int) -> None:
-        """Scale the owned gradients, update the owned parameters, then bring parameters up to date everywhere."""
+        """Scale the owned gradients, update the owned parameters, then bring parameters up to date everywhere.
+
+        With master weights the scaling is done in fp32: a 16-bit gradient divided by the loss scale would vanish.
+        """
+        coming: list[tuple[Unit, Work]] = []
         for unit, state in zip(self.units, self.state, strict=True):
             parameters, gradients = self.parameter_slice(unit), self.gradient_slice(unit)
-            gradients.mul_(scale.to(gradients.dtype))
+            if self.host is not None:
+                coming.append((unit, self.host.update(parameters, gradients, scale, state, number, unit.name)))
+                continue
             master = state.get("master")
+            wide = gradients.to(master.dtype) if isinstance(master, Tensor) else gradients
+            wide.mul_(scale.to(wide.dtype))
             if isinstance(master, Tensor):
-                self.optimizer.update(master, gradients.to(master.dtype), state["moments"], number)  # type: ignore[arg-type]
+                self.optimizer.update(master, wide, state["moments"], number)  # type: ignore[arg-type]
                 parameters.copy_(master)
             else:
-                self.optimizer.update(parameters, gradients, state["moments"], number)  # type: ignore[arg-type]
+                self.optimizer.update(parameters, wide, state["moments"], number)  # type: ignore[arg-type]
+            self.updated(unit)
+        for unit, work in coming:
+            work.wait()
             self.updated(unit)
         self.step_ends()
 
@@ -186,11 +277,15 @@ class DataParallel:
         return out
 
 
+def _tensors(state: dict[str, Tensor | list[Tensor]]) -> list[Tensor]:
+    return [t for value in state.values() for t in (value if isinstance(value, list) else [value])]
+
+
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
 def predict(parameters: int, dp: int, width: int) -> dict[str, float]:
-    """Traffic of a step (F9, F16) and state bytes per rank (F15), without ZeRO.
+    """Traffic of a step (F9, F16) and state bytes per rank (F15), without ZeRO; its time is F14, in overlap.py.
 
     parameters: Ψ of one data-parallel rank; width: bytes of a gradient element.
     Returns gradient bytes sent by all dp ranks together: 2 (N-1) Ψ width.

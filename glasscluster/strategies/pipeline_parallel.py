@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from glasscluster.model.dropout import Draw
 from glasscluster.sim.communicator import Communicator, Work
 from glasscluster.sim.gpu import GPU
 from glasscluster.strategies.schedules.base import Action
@@ -45,9 +46,24 @@ class PipelineExecutor:
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.sent: dict[int, Work] = {}
         self.gradient_sent: Work | None = None
+        self.seed: Tensor | None = None
+        self.more: list[dict[str, Draw]] = []
 
-    def run(self, actions: Sequence[Action], inputs: Sequence[Tensor], targets: Sequence[Tensor], loss: Tensor) -> None:
-        """One step's actions; micro-batch i reads inputs[i], targets[i]; losses are added to `loss` on the last stage."""
+    def run(
+        self,
+        actions: Sequence[Action],
+        inputs: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        loss: Tensor,
+        seed: Tensor | None = None,
+        draws: Sequence[Draw] | None = None,
+    ) -> None:
+        """One step's actions; micro-batch i reads inputs[i], targets[i]; losses are added to `loss` on the last stage.
+
+        `seed` is the gradient that backward starts from there (1); draws[i] tells a stage with dropout what micro-batch i is.
+        """
+        self.seed = seed
+        self.more = [{"draw": d} for d in draws] if draws else [{}] * len(inputs)
         backwards = [a for a in actions if a.kind == "B"]
         for action in actions:
             with self.gpu.region("forward" if action.kind == "F" else "backward", layer=-1, micro_batch=action.micro_batch):
@@ -68,17 +84,17 @@ class PipelineExecutor:
             self.comm.recv(x, self.comm.rank - 1, tag=2 * i, purpose="activations", label="activation")
             x.requires_grad_()
         if self.last:
-            y = self.stage(x, targets[i])
+            y = self.stage(x, targets[i], **self.more[i])
             loss.add_(y.detach())
         else:
-            y = self.stage(x)
+            y = self.stage(x, **self.more[i])
             self.sent[i] = self.comm.isend(y.detach(), self.comm.rank + 1, tag=2 * i, purpose="activations", label="activation")
         self.kept[i] = (x, y)
 
     def backward(self, i: int, last: bool) -> None:
         """B i."""
         x, y = self.kept.pop(i)
-        grad = None
+        grad = self.seed
         if not self.last:
             grad = torch.empty(self.shape, dtype=self.dtype, device=self.gpu.device)
             self.comm.recv(grad, self.comm.rank + 1, tag=2 * i + 1, purpose="activations", label="activation gradient")

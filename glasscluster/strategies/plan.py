@@ -29,14 +29,14 @@ ScheduleName = Literal[
 AVAILABLE: dict[str, tuple[Any, ...]] = {
     "cp": (1,),
     "ep": (1,),
-    "offload": ("none",),
     "sequence_parallel": (False,),
     "schedule": ("gpipe", "1f1b"),
     "virtual_stages": (1,),
-    "recompute": ("none",),
-    "precision": ("fp64", "fp32", "bf16"),
-    "grad_dtype": ("same",),
+    "precision": ("fp64", "fp32", "bf16", "fp16"),
 }
+
+# What may be chosen where every worker holds a whole replica; everything else stays as it is.
+REPLICA_FIELDS = ("dp", "micro_batch", "global_batch", "precision", "optimizer", "lr", "exchange", "servers", "staleness", "jitter")
 
 
 class Plan(BaseModel):
@@ -50,6 +50,9 @@ class Plan(BaseModel):
     cp: int = Field(1, ge=1, description="context-parallel GPUs a sequence is cut over")
     ep: int = Field(1, ge=1, description="GPUs the experts are spread over")
     zero: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage")
+    shard: int = Field(0, ge=0, description="neighbours on dp that share out the ZeRO states; 0 means all of dp")
+    accumulate: Literal["sharded", "whole"] = Field("sharded", description="gradients of ZeRO-2 and 3 between micro-batches")
+    reshard: bool = Field(True, description="ZeRO-3 frees a unit's parameters between forward and backward")
     offload: Literal["none", "optimizer"] = Field("none", description="states kept in host memory")
     sequence_parallel: bool = Field(False, description="norms and residuals cut along the sequence")
     schedule: ScheduleName = Field("1f1b", description="order of forwards and backwards in the pipeline")
@@ -59,16 +62,23 @@ class Plan(BaseModel):
     micro_batch: int = Field(1, ge=1, description="sequences in a micro-batch")
     global_batch: int = Field(0, ge=0, description="sequences in an optimizer step over all GPUs; 0 means 2 x dp x pp")
     recompute: Literal["none", "selective", "full"] = Field("none", description="activations computed again in backward")
+    recompute_every: int = Field(1, ge=1, description="layers a segment of full recomputation")
     precision: Precision = Field("fp32", description="number format of weights and activations")
     grad_dtype: Literal["same", "fp32"] = Field("same", description="number format of gradients")
     master_weights: Literal["auto", "none", "fp32"] = Field("auto", description="fp32 copies of narrow weights")
     bucket: int = Field(25 * MIB, ge=1, description="size of a gradient bucket, as 25MiB")
+    first_bucket: int = Field(MIB, ge=1, description="size of the first bucket, if smaller than the others, as 1MiB")
+    unused: Literal["error", "zero"] = Field("error", description="a parameter that got no gradient")
     overlap: bool = Field(True, description="launch the data-parallel reduction during backward")
     prefetch: int = Field(1, ge=0, description="units ZeRO-3 gathers ahead of use")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
     lr: float = Field(1e-3, gt=0, description="learning rate")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 means no clipping")
     algorithm: Literal["ring", "native"] = Field("ring", description="our rings, or the collectives of gloo or NCCL")
+    exchange: Literal["all-reduce", "parameter-server", "async-server"] = Field("all-reduce", description="how ranks come to new weights")
+    servers: int = Field(0, ge=0, description="shards of the parameter server, on the first workers; 0 means one on every worker")
+    staleness: int = Field(0, ge=0, description="clocks a worker of the async-server may be ahead of the slowest")
+    jitter: float = Field(0.0, ge=0, description="async-server: a gradient takes 1 + jitter x Exp(1) times as long when the order is drawn")
 
     @model_validator(mode="before")
     @classmethod
@@ -77,6 +87,8 @@ class Plan(BaseModel):
             dp, pp = values.get("dp", 1), values.get("pp", 1)
             if isinstance(dp, int) and isinstance(pp, int):
                 values = {**values, "global_batch": 2 * dp * pp}
+        if isinstance(values, dict) and values.get("exchange", "all-reduce") != "all-reduce":
+            values = {"clip": 0.0, **values}  # no server sees the whole gradient
         return values
 
     @property
@@ -90,15 +102,39 @@ class Plan(BaseModel):
         return self.global_batch // (self.micro_batch * self.dp)
 
     @property
+    def shards(self) -> int:
+        """N of the ZeRO formulas: ranks that share out what a stage shards."""
+        return self.shard or self.dp
+
+    @property
+    def bucket_limits(self) -> tuple[int, int]:
+        """Bytes at which the first bucket and the others are full."""
+        return min(self.first_bucket, self.bucket), self.bucket
+
+    @property
     def mesh(self) -> dict[str, int]:
         """Axis sizes for `gpu.make_mesh`."""
         return {"pp": self.pp, "dp": self.dp, "cp": self.cp, "tp": self.tp}
 
     @property
+    def narrow(self) -> bool:
+        """True for 16 bits or fewer."""
+        return self.precision in ("bf16", "fp16", "fp8")
+
+    @property
     def has_master(self) -> bool:
         """True when fp32 copies of the weights are kept by the optimizer."""
-        narrow = self.precision in ("bf16", "fp16", "fp8")
-        return narrow if self.master_weights == "auto" else self.master_weights == "fp32" and narrow
+        return self.narrow and self.master_weights != "none"
+
+    @property
+    def wide_gradients(self) -> bool:
+        """True when 16-bit parameters have fp32 gradients, kept and reduced apart from autograd's."""
+        return self.narrow and self.grad_dtype == "fp32"
+
+    @property
+    def gradient_width(self) -> int:
+        """Bytes of a gradient as it is kept and reduced."""
+        return 4 if self.wide_gradients else {"fp64": 8, "fp32": 4}.get(self.precision, 2)
 
     def check(self, model: ModelConfig) -> None:
         """Raise ScenarioError for a combination that cannot run: field, value, rule, nearest valid choice."""
@@ -106,10 +142,23 @@ class Plan(BaseModel):
             value = getattr(self, field)
             if value not in values:
                 raise ScenarioError(field, value, "is not available in this version", values)
+        if self.precision == "fp16" and not self.has_master:
+            rule = "fp16 needs fp32 master weights: gradients divided by the loss scale in fp16 would vanish again"
+            raise ScenarioError("master_weights", self.master_weights, rule, ["auto", "fp32"])
         step = self.micro_batch * self.dp
         if self.global_batch % step:
             near = [n for n in (self.global_batch // step * step, (self.global_batch // step + 1) * step) if n]
             raise ScenarioError("global_batch", self.global_batch, f"must be a multiple of micro-batch x dp = {step}", near)
+        if self.shard and self.dp % self.shard:
+            divisors = [k for k in range(1, self.dp + 1) if self.dp % k == 0]
+            raise ScenarioError("shard", self.shard, f"must divide dp = {self.dp}", divisors)
+        if self.shard and not self.zero:
+            raise ScenarioError("shard", self.shard, "needs a ZeRO stage of 1, 2 or 3: stage 0 shards nothing", [0])
+        if self.exchange != "all-reduce":
+            self.check_exchange(model)
+        elif self.servers or self.staleness or self.jitter:
+            field = next(f for f in ("servers", "staleness", "jitter") if getattr(self, f))
+            raise ScenarioError(field, getattr(self, field), "needs --exchange parameter-server or async-server", [0])
         for field, size in (("heads", model.heads), ("ffn", model.width), ("vocab", model.vocab)):
             if size % self.tp:
                 fits = [t for t in range(1, size + 1) if all(n % t == 0 for n in (model.heads, model.width, model.vocab))]
@@ -122,6 +171,22 @@ class Plan(BaseModel):
                 nearest_split = ",".join(map(str, split_layers(model.layers, self.pp)))
                 rule = f"must be {self.pp} positive numbers that add up to {model.layers} layers"
                 raise ScenarioError("layers_per_stage", ",".join(map(str, given)), rule, [nearest_split])
+
+    def check_exchange(self, model: ModelConfig) -> None:
+        """What trains whole replicas (parameter servers, local SGD, backup workers) has no other option than these."""
+        for field, info in type(self).model_fields.items():
+            value, plain = getattr(self, field), 0.0 if field == "clip" else info.default
+            if field not in REPLICA_FIELDS and value != plain:
+                raise ScenarioError(field, value, "is not available where every worker holds a whole replica", [plain])
+        if self.precision not in ("fp64", "fp32"):
+            raise ScenarioError("precision", self.precision, "is not available where every worker holds a whole replica", ["fp32", "fp64"])
+        if model.dropout:
+            raise ScenarioError("dropout", model.dropout, "is not available where every worker holds a whole replica", [0])
+        if self.servers > self.dp:
+            raise ScenarioError("servers", self.servers, f"shards stand on the {self.dp} workers", range(self.dp + 1))
+        for field in ("staleness", "jitter"):
+            if self.exchange == "parameter-server" and getattr(self, field):
+                raise ScenarioError(field, getattr(self, field), "the synchronous server waits for everybody; ask for async-server", [0])
 
     def stage_layers(self, model: ModelConfig) -> list[list[int]]:
         """Layer numbers of each pipeline stage."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.dropout import Draw
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
 
@@ -41,7 +42,7 @@ def train_one_device(
     out = Reference([], [], [], {n: s for n, (_, s) in named.items()})
     for number, (tokens, targets) in enumerate(batches, start=1):
         model.zero_grad()
-        loss = model(tokens, targets)
+        loss = model(tokens, targets, Draw(seed, number - 1, tuple(range(len(tokens)))))
         loss.backward()
         count = int((targets != IGNORE).sum())
         gradients = {n: p.grad / count for n, (p, _) in named.items() if p.grad is not None}

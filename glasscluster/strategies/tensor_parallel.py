@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glasscluster.model.flash_attention import wide
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.sim.communicator import Communicator
 
@@ -46,7 +47,7 @@ class TensorParallel(Unsharded):
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Vocabulary-parallel: logits [b, s, V/t] never leave their rank."""
-        return _CrossEntropy.apply(logits, targets, self)
+        return _CrossEntropy.apply(logits.to(wide(logits.dtype)), targets, self)
 
     def all_reduce(self, x: Tensor, label: str, op: str = "sum") -> Tensor:
         """In place, over the tensor-parallel ranks."""
@@ -109,16 +110,19 @@ class _CrossEntropy(torch.autograd.Function):
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
-def predict(layers: int, micro_batches: int, tokens: int, hidden: int, tp: int, width: int, embedding: bool, head: bool) -> dict[str, int]:
+def predict(
+    layers: int, micro_batches: int, tokens: int, hidden: int, tp: int, width: int, embedding: bool, head: bool, again: int = 0
+) -> dict[str, int]:
     """F18 and F19: bytes sent by all t ranks together in a step, for a stage with `layers` layers.
 
-    tokens = b·s of a micro-batch; width = bytes of an element. `layer` is 4 all-reduces a layer and micro-batch;
-    `embedding` and `head` one each where the stage has them; `loss` three of one scalar a token.
+    tokens = b·s of a micro-batch; width = bytes of an element. `layer` is 4 all-reduces a layer and micro-batch, and the
+    `again` ones of a stage that recomputation repeats; `embedding` and `head` one each where the stage has them; `loss` three of
+    one scalar a token, which is in fp32 when elements are 16 bit.
     """
     one = 2 * (tp - 1) * tokens * width * micro_batches
     return {
-        "layer": 4 * layers * one * hidden,
+        "layer": (4 * layers + again) * one * hidden,
         "embedding": one * hidden if embedding else 0,
         "head": one * hidden if head else 0,
-        "loss": 3 * one if head else 0,
+        "loss": 3 * one * max(width, 4) // width if head else 0,
     }

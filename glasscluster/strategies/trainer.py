@@ -16,18 +16,22 @@ from torch import Tensor
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.data import batch, corpus
+from glasscluster.model.dropout import Draw
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.sim.communicator import Communicator
+from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.gpu import GPU
 from glasscluster.strategies.data_parallel import DataParallel
+from glasscluster.strategies.loss_scale import LossScaler, ScaleRule
 from glasscluster.strategies.pipeline_parallel import PipelineExecutor
 from glasscluster.strategies.plan import Plan
+from glasscluster.strategies.recompute import KINDS
 from glasscluster.strategies.schedules import make_schedule
 from glasscluster.strategies.tensor_parallel import TensorParallel
-from glasscluster.strategies.zero import LADDER
+from glasscluster.strategies.zero3 import LADDER
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TIED = "embedding.token"
 
 
@@ -41,6 +45,7 @@ class Job:
     data: str | None = None
     seed: int = 0
     capture: bool = False
+    loss_scale: ScaleRule = field(default_factory=ScaleRule)
 
     @property
     def optimizer(self) -> Optimizer:
@@ -62,10 +67,17 @@ class RankResult:
     units: list[tuple[str, int, int]] = field(default_factory=list)  # name, elements, padded elements
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     weights: list[dict[str, Tensor]] = field(default_factory=list)
+    host_bytes: int = 0  # optimizer state kept in host memory
+    most_layers: int = 0  # ZeRO-3: blocks that were whole at once
+    checkpoint_bytes: int = 0  # most that recomputation held to start from
+    loss_scales: list[float] = field(default_factory=list)  # fp16: the scale of each step, and whether it was skipped
+    skipped: list[bool] = field(default_factory=list)
 
 
 def train_rank(gpu: GPU, job: Job) -> RankResult:
     """The SPMD program: the same on every backend."""
+    if job.plan.exchange != "all-reduce":
+        raise ScenarioError("exchange", job.plan.exchange, "is another program: `glass train` runs it, this one reduces", ["all-reduce"])
     return Trainer(gpu, job).run()
 
 
@@ -77,11 +89,19 @@ class Trainer:
         self.plan, self.result = plan, RankResult()
         mesh = gpu.make_mesh(plan.mesh)
         self.dp, self.tp, self.pp = mesh["dp"], mesh["tp"], mesh["pp"]
+        hybrid = plan.shards < plan.dp and plan.zero > 0
+        self.shard: Communicator = self.dp  # ranks that share out what ZeRO shards
+        self.replicas: Communicator | None = None  # with hybrid sharding: those that hold the same shard
+        if hybrid:
+            self.shard, self.replicas = mesh.cut("dp", plan.shards)
         self.first, self.last = self.pp.rank == 0, self.pp.rank == plan.pp - 1
         self.tied = job.model.tied and plan.pp > 1 and (self.first or self.last)
         self.pair: Communicator | None = mesh.subset("pp", [0, plan.pp - 1], "tied") if self.tied else None
+        self.scaler = LossScaler(job.loss_scale) if plan.precision == "fp16" else None
+        self.updates = 0  # steps that were not skipped
+        self.keep = KINDS[plan.recompute](gpu, plan.recompute_every)
         with gpu.unrecorded():
-            self.stage = self.make_stage()
+            self.stage = self.make_stage().keeping(self.keep)
             self.manager = self.make_manager()
         self.schedule = make_schedule(plan.schedule, plan.pp, plan.micro_batches)
         shape = (plan.micro_batch, job.model.seq, job.model.hidden)
@@ -103,7 +123,7 @@ class Trainer:
         """Data parallelism at the plan's ZeRO stage."""
         kind = LADDER[self.plan.zero]
         apart = {TIED} if self.tied else set()
-        return kind(self.gpu, self.dp, self.stage, self.plan, self.job.optimizer, apart, self.counts)
+        return kind(self.gpu, self.shard, self.stage, self.plan, self.job.optimizer, apart, self.counts, self.replicas)
 
     def counts(self, name: str, cut: bool) -> bool:
         """Whether this rank adds a parameter to the gradient norm: each element exactly once over tp and pp."""
@@ -116,10 +136,17 @@ class Trainer:
         """All steps. Each is recorded over the one before, so a failure shows its own step and a finished run the last."""
         result = self.result
         for step in range(self.job.steps):
+            self.manager.step_begins()
             self.gpu.start_step()
-            result.losses.append(self.train_step(step))
+            loss = self.train_step(step)
+            with self.gpu.unrecorded():  # a number for the reader: it does not fill the GPU step by step
+                result.losses.append(loss.clone())
+            del loss
         result.losses = [loss.cpu() if loss.device.type != "meta" else loss for loss in result.losses]
+        result.checkpoint_bytes = getattr(self.keep, "held", 0)
         result.units = [(u.name, u.numel, u.padded) for u in self.manager.units]
+        result.host_bytes = self.gpu.memory.host_bytes
+        result.most_layers = getattr(self.manager, "most_layers", 0)
         return result
 
     def train_step(self, step: int) -> Tensor:
@@ -129,24 +156,29 @@ class Trainer:
             inputs, targets, count = self.load(step)
             wide = torch.float64 if plan.precision == "fp64" else torch.float32
             loss = torch.zeros((), dtype=wide, device=gpu.device)
-        self.executor.run(self.schedule.ranks[self.pp.rank], inputs, targets, loss)
+            seed = self.seed()
+        self.executor.run(self.schedule.ranks[self.pp.rank], inputs, targets, loss, seed, self.draws(step))
         with gpu.region("optimizer", layer=-1, micro_batch=-1):
             self.manager.finish()
             self.sum_tied()
             totals = torch.stack([loss, count.to(wide)])
             self.add_up(totals, (self.dp, self.pp), "loss and token count")
             self.result.state_bytes = {k: v for k, v in gpu.memory.snapshot().items() if k in ("parameters", "gradients", "optimizer")}
-            norm = self.manager.norm_squared()
-            self.add_up(norm, ((self.dp,) if plan.zero else ()) + (self.tp, self.pp), "gradient norm")
-            scale = 1.0 / totals[1]
+            norm, overflow = self.norm_and_overflow()
+            scale = 1.0 / (totals[1] if seed is None else totals[1] * seed)
             if plan.clip:
                 scale = scale * torch.clamp(plan.clip / (norm.sqrt() * scale + 1e-6), max=1.0)
             mean = totals[0] / totals[1]
         if self.job.capture:
             with gpu.unrecorded():
-                self.result.gradients.append({n: g / totals[1] for n, g in self.manager.gradients().items()})
+                weight = totals[1] if seed is None else totals[1] * seed
+                self.result.gradients.append({n: g.to(wide) / weight for n, g in self.manager.gradients().items()})
         with gpu.region("optimizer", layer=-1, micro_batch=-1), torch.no_grad():
-            self.manager.step(scale, step + 1)
+            if self.clean(overflow):
+                self.updates += 1
+                self.manager.step(scale, self.updates)
+            else:
+                self.manager.step_ends()  # parameters stay, gradients start at zero
         if self.job.capture:
             self.result.weights.append(self.manager.weights())
         gpu.check_finite(mean, "loss", step)
@@ -163,6 +195,39 @@ class Trainer:
         tokens, targets = tokens[mine].to(device), targets[mine].to(device)
         count = (targets != IGNORE).sum() if self.last else torch.zeros((), dtype=torch.int64, device=device)
         return list(tokens.split(plan.micro_batch)), list(targets.split(plan.micro_batch)), count
+
+    def draws(self, step: int) -> list[Draw]:
+        """For dropout: the numbers of each micro-batch's sequences in the global batch."""
+        b, m = self.plan.micro_batch, self.plan.micro_batches
+        first = self.dp.rank * m * b
+        return [Draw(self.job.seed, step, tuple(range(first + i * b, first + (i + 1) * b))) for i in range(m)]
+
+    # ---- fp16 ------------------------------------------------------------------------------------------------
+    def seed(self) -> Tensor | None:
+        """What fp16's backward starts from: the scale, over the tokens of the global batch, as if the loss were their mean."""
+        if self.scaler is None:
+            return None
+        tokens = self.plan.global_batch * self.job.model.seq
+        return torch.full((), self.scaler.scale / tokens, dtype=torch.float32, device=self.gpu.device)
+
+    def norm_and_overflow(self) -> tuple[Tensor, Tensor | None]:
+        """The squared gradient norm over all ranks, and with a loss scale how many ranks overflowed, in one message."""
+        norm = self.manager.norm_squared()
+        if self.scaler is not None:
+            norm = torch.stack([norm, self.manager.overflowed()])
+        self.add_up(norm, ((self.shard,) if self.plan.zero else ()) + (self.tp, self.pp), "gradient norm")
+        return (norm, None) if self.scaler is None else (norm[0], norm[1])
+
+    def clean(self, overflow: Tensor | None) -> bool:
+        """Whether this step is taken: all ranks read the same number, so all decide alike."""
+        if self.scaler is None or overflow is None:
+            return True
+        with self.gpu.unrecorded():
+            overflowed = overflow.device.type != "meta" and bool(overflow)
+        self.result.loss_scales.append(self.scaler.scale)
+        self.result.skipped.append(overflowed)
+        self.scaler.update(overflowed)
+        return not overflowed
 
     def sum_tied(self) -> None:
         """First and last stage add their gradients of the shared table."""

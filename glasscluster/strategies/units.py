@@ -6,7 +6,7 @@ tensors, so a collective moves one contiguous piece and an elementwise optimizer
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,26 +81,31 @@ def make_unit(name: str, named: Iterable[tuple[str, nn.Parameter, Shard | None]]
     return Unit(name, members, numel, padded, flat, layer)
 
 
-def by_bucket(stage: GPTStage, bucket_bytes: int, pad_to: int, apart: set[str]) -> list[Unit]:
-    """Units in the order gradients become ready (last layer first), each closed when it reaches `bucket_bytes`.
-
-    Parameters named in `apart` (a tied table with copies on two stages) get a unit of their own.
-    """
-    units: list[Unit] = []
-    current: list[tuple[str, nn.Parameter, Shard | None]] = []
+def cut(sizes: Sequence[int], first: int, others: int) -> list[list[int]]:
+    """Consecutive indices, a bucket closed when it has reached its size: `first` bytes the first one, `others` the rest."""
+    buckets: list[list[int]] = [[]]
     size = 0
-    for name, (p, shard) in reversed(stage.full_names().items()):
-        if name in apart:
-            continue
-        current.append((name, p, shard))
-        size += p.numel() * p.element_size()
-        if size >= bucket_bytes:
-            units.append(make_unit(f"bucket {len(units)}", current, pad_to))
-            current, size = [], 0
-    if current:
-        units.append(make_unit(f"bucket {len(units)}", current, pad_to))
+    for index, nbytes in enumerate(sizes):
+        if buckets[-1] and size >= (first if len(buckets) == 1 else others):
+            buckets.append([])
+            size = 0
+        buckets[-1].append(index)
+        size += nbytes
+    return [b for b in buckets if b]
+
+
+def by_bucket(stage: GPTStage, limits: tuple[int, int], pad_to: int, apart: set[str], order: Sequence[str] | None = None) -> list[Unit]:
+    """Units in the order gradients become ready; `limits`: bytes of the first bucket and of the others.
+
+    `order` is that order by name; without it, it is guessed: the parameters backwards. Parameters named in `apart` (a tied
+    table with copies on two stages) get a unit of their own.
+    """
     names = stage.full_names()
-    return units + [make_unit(name, [(name, *names[name])], pad_to) for name in sorted(apart)]
+    order = list(order or reversed(names))
+    together = [n for n in order if n not in apart]
+    buckets = cut([names[n][0].numel() * names[n][0].element_size() for n in together], *limits)
+    units = [make_unit(f"bucket {i}", [(n, *names[n]) for n in (together[j] for j in b)], pad_to) for i, b in enumerate(buckets)]
+    return as_they_complete(units + [make_unit(name, [(name, *names[name])], pad_to) for name in sorted(apart)], order)
 
 
 def by_module(stage: GPTStage, pad_to: int, apart: set[str]) -> list[Unit]:
@@ -112,4 +117,10 @@ def by_module(stage: GPTStage, pad_to: int, apart: set[str]) -> list[Unit]:
     for block in stage.layers.values():
         inside = [(n, *names[n]) for n in names if n.startswith(f"layers.{block.index}.")]
         units.append(make_unit(f"layer {block.index}", inside, pad_to, block.index))
-    return units
+    return as_they_complete(units, list(reversed(names)))
+
+
+def as_they_complete(units: list[Unit], order: Sequence[str]) -> list[Unit]:
+    """Sorted by when the last of a unit's gradients is ready: the order in which all ranks launch."""
+    place = {name: i for i, name in enumerate(order)}
+    return sorted(units, key=lambda u: max(place[m.name] for m in u.members))

@@ -24,6 +24,7 @@ KINDS: dict[str, Look] = {
     "other": Look("#bdbdbd"),
     "collective": Look("#D55E00", "#000000", "/"),
     "p2p": Look("#CC79A7", "#000000", "x"),
+    "host": Look("#a08c5b", "#000000", "-"),
     "bubble": Look("#f2f2f2", "#404040", "/", "#cfcfcf"),
 }
 CRITICAL = "#000000"

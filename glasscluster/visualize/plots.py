@@ -9,7 +9,7 @@ import numpy as np
 
 from glasscluster.sim.vocabulary import SEND
 from glasscluster.visualize.layout import QUIET_AXIS, plain_layout
-from glasscluster.visualize.palette import SERIES
+from glasscluster.visualize.palette import SERIES, Look
 from glasscluster.visualize.timeline import size_text, time_unit
 from glasscluster.visualize.words import word
 
@@ -74,6 +74,30 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], y: str, *
             )
         )
     figure.update_layout(**_layout("", y), barmode="stack" if stack else "group", bargap=0.3)
+    return figure
+
+
+def stack(groups: Sequence[str], parts: Mapping[str, tuple[Look, Sequence[float]]], x: str, y: str) -> Figure:
+    """Bars of parts that add up, each part in a look of its own (palette.py)."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for name, (look, values) in parts.items():
+        figure.add_trace(
+            go.Bar(
+                name=name,
+                x=list(groups),
+                y=_clean(values),
+                marker={
+                    "color": look.fill,
+                    "pattern": {"shape": look.hatch, "fgcolor": look.ink, "size": 7, "solidity": 0.2},
+                    "line": {"color": "#ffffff", "width": 1},
+                },
+                hovertemplate=f"{x} %{{x}}<br>{name}: %{{y:.5g}} {y}<extra></extra>",
+            )
+        )
+    figure.update_layout(**_layout(x, y), barmode="stack", bargap=0.25, legend_traceorder="normal")
+    figure.update_xaxes(type="category")
     return figure
 
 

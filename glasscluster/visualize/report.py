@@ -20,7 +20,7 @@ from glasscluster.visualize import ledger, network
 from glasscluster.visualize.breakdown import critical_figure, idle_figure, split_figure
 from glasscluster.visualize.compare import comparison_figure, contender
 from glasscluster.visualize.equivalence import equivalence_figure
-from glasscluster.visualize.memory import StateBook, memory_bars, memory_by_strategy, memory_over_time
+from glasscluster.visualize.memory import StateBook, capacity_of, memory_bars, memory_by_strategy, memory_over_time
 from glasscluster.visualize.palette import KINDS
 from glasscluster.visualize.side_by_side import side_by_side_figure
 from glasscluster.visualize.stepper import stepper_figure
@@ -47,7 +47,7 @@ PAGE_WORDS: tuple[str, ...] = (
     "whatif_shared",
 )
 PAGE_WORDS += ("rank", "opt", "to_rank", "launched", "from_to", "length", "axis", "cause", "events", "messages_of")
-PAGE_WORDS += ("forward", "backward", "weight", "recompute", "optimizer", "other", "collective", "p2p", "bubble")
+PAGE_WORDS += ("forward", "backward", "weight", "recompute", "optimizer", "other", "collective", "p2p", "host", "bubble")
 PAGE_WORDS += ("communication", "dependency", "warm-up", "drain")
 TABS = ("story", "timeline", "memory", "network", "ledger", "checks")
 MEMORY_CURVES = 4  # ranks whose memory over time is drawn: the fullest first
@@ -180,7 +180,7 @@ def _chapter_figures(number: int, chapter: Chapter) -> Iterator[tuple[str, Calla
         yield f"path-{here}", partial(critical_figure, t)
     peaks, graph = chapter.run.peak_memory(), chapter.run.graph
     if any(total for total, _ in peaks):
-        yield f"mem-{number}", partial(memory_bars, peaks)
+        yield f"mem-{number}", partial(memory_bars, peaks, capacity=capacity_of(chapter.first))
         for rank in _curves(peaks):
             yield f"curve-{number}-{rank}", partial(memory_over_time, chapter.first, rank)
     yield f"net-{number}", partial(network.sent_figure, graph)
@@ -196,8 +196,10 @@ def state_book(chapter: Chapter) -> StateBook | None:
     rows = {r["name"].split(" held")[0]: r for r in chapter.checks if r["name"].endswith(" held, all ranks")}
     if len(rows) != 3:
         return None
-    ranks = chapter.run.graph.ranks
-    return StateBook("", *({k: r[side] / ranks for k, r in rows.items()} for side in ("counted", "predicted")))
+    ranks, peaks = chapter.run.graph.ranks, chapter.run.peak_memory()
+    more = {k: sum(split[k] for _, split in peaks) / ranks for k in ("activations", "buffers")}
+    counted, predicted = ({k: r[side] / ranks for k, r in rows.items()} for side in ("counted", "predicted"))
+    return StateBook("", counted, predicted, more)
 
 
 def _curves(peaks: list[tuple[int, dict[str, int]]]) -> list[int]:
@@ -229,6 +231,7 @@ def _chapters(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any
         known = [f for f in (f"net-{number}", f"matrix-{number}", f"load-{number}", f"ring-{number}") if f in figures]
         yield {
             "key": chapter.key,
+            "order_fixed": bool(chapter.run.graph.info.get("order_fixed")),
             "title": chapter.title,
             "note": chapter.note,
             "timelines": [

@@ -31,7 +31,7 @@ def timeline_svg(timeline: Timeline, title: str = "") -> str:
             parts.append(_rect(x, block["rank"] * LANE, width, 12, KINDS[PHASES[block["phase"]]].fill))
     for work in timeline.communications():
         if work["rank"] < ranks:
-            kind = "collective" if work["collective"] else "p2p"
+            kind = work["kind"]
             parts.append(_rect(work["start"] * scale, work["rank"] * LANE + 13, (work["end"] - work["start"]) * scale, 6, KINDS[kind].fill))
     return _svg(parts, ranks * LANE, title)
 

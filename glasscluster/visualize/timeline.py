@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glasscluster.sim.vocabulary import COLLECTIVE, COMPUTE, PHASES, SEND
+from glasscluster.sim.vocabulary import COLLECTIVE, COMPUTE, HOST, PHASES, SEND
 from glasscluster.visualize.layout import FONT
 from glasscluster.visualize.palette import CRITICAL, KINDS
 from glasscluster.visualize.words import word
@@ -90,6 +90,7 @@ def timeline_axes(timeline: Timeline, lang: str = "en") -> Figure:
     used = {PHASES[p] for p in np.unique(graph.phase[graph.kind == COMPUTE])}
     used |= {"collective"} if (graph.kind == COLLECTIVE).any() else set()
     used |= {"p2p"} if ((graph.kind == SEND) & (graph.sequence < 0)).any() else set()
+    used |= {"host"} if (graph.kind == HOST).any() else set()
     figure = go.Figure()
     for kind in ("bubble", *(k for k in KINDS if k in used)):
         figure.add_trace(_trace(go, [], kind, lang, factor))
@@ -126,9 +127,9 @@ def communication_bars(timeline: Timeline, lang: str, factor: float, unit: str) 
     axes = sorted({w["axis"] for w in works})
     height = COMM_HEIGHT / max(len(axes), 1)
     for work in works:
-        kind = "collective" if work["collective"] else "p2p"
+        kind = work["kind"]
         hover = [f"<b>{word('rank', lang)} {work['rank']} · {work['op']}</b> {work['label']}"]
-        hover += [f"{word('to_rank', lang)} {work['peer']}"] if kind == "p2p" else []
+        hover += [f"{word('to_rank', lang)} {work['peer']}"] if work["peer"] >= 0 else []
         hover += [f"{word('launched', lang)} {work['launched'] * factor:.5g} {unit}"] if work["collective"] else []
         hover += _span(work["start"], work["end"], lang, factor, unit)
         hover.append(f"{size_text(work['bytes'])}, {word('axis', lang)} {work['axis']}")
@@ -178,7 +179,7 @@ def _numbers(values: Iterable[float]) -> list[float]:
 
 def _trace(go: Any, bars: list[Bar], kind: str, lang: str, factor: float) -> Any:
     look = KINDS[kind]
-    lanes = kind in ("collective", "p2p")
+    lanes = kind in ("collective", "p2p", "host")
     return go.Bar(
         name=word(kind, lang),
         meta=kind,

@@ -129,9 +129,9 @@ def test_the_stepper_goes_forward_and_back(visit, page_file):
     view = "#panel-network .view:not([hidden])"
     heading = f"() => document.querySelector('{view} .plot[id*=ring]').layout.annotations[0].text"
     assert "step 1: 4 messages" in page.evaluate(heading)
-    page.click(f'{view} [data-step="1"]')
+    page.click(f'{view} figure[data-fig^=ring] [data-step="1"]')
     assert "step 2" in page.evaluate(heading)
-    page.click(f'{view} [data-step="-1"]')
+    page.click(f'{view} figure[data-fig^=ring] [data-step="-1"]')
     assert "step 1" in page.evaluate(heading)
     assert page.problems == []
 

@@ -32,6 +32,8 @@ GRAPHS = {
     "zero-3": lambda: run_plan(make_plan(dp=3, zero=3, global_batch=6), MODEL).graph,
     "tensor": lambda: run_plan(make_plan(tp=2, dp=2, zero=1, global_batch=4), MODEL).graph,
     "pipeline": lambda: run_plan(make_plan(pp=3, tp=2, schedule="1f1b", global_batch=5), MODEL).graph,
+    "offload": lambda: run_plan(make_plan(dp=2, zero=1, offload="optimizer", bucket=2**13, global_batch=4), MODEL).graph,
+    "hybrid": lambda: run_plan(make_plan(dp=4, zero=2, shard=2, bucket=2**13, global_batch=8), MODEL).graph,
     "native": lambda: Cluster("classroom", 3, "dry").run(library_sums).graph,
     "one device": lambda: run_plan(make_plan(global_batch=2), MODEL).graph,
     "spans": lambda: Cluster("classroom", 4, "dry").run(pipeline_of_spans, 8, "1f1b").graph,
@@ -43,6 +45,7 @@ KNOBS = [
     {"kind": "backward", "factor": 2.0, "bandwidth": 1.5},
     {"kind": "dp", "factor": 4.0},
     {"kind": "pp", "factor": 10.0, "latency": 0.1},
+    {"kind": "host", "factor": 3.0},
 ]
 
 
@@ -106,7 +109,7 @@ def test_the_page_draws_the_blocks_and_communications_that_python_draws(engine, 
     line = replay(graph, hw)
     theirs = engine.evaluate(PLAY, [pack_graph(graph), pack_hardware(hw, line.precision), {}])["bars"]
     mine = [(PHASES[b["phase"]], b["rank"], b["start"], b["end"], b["critical"]) for b in line.blocks()]
-    mine += [("collective" if w["collective"] else "p2p", w["rank"], w["start"], w["end"], w["critical"]) for w in line.communications()]
+    mine += [(w["kind"], w["rank"], w["start"], w["end"], w["critical"]) for w in line.communications()]
     mine += [("bubble", g.rank, g.start, g.end, False) for g in line.all_gaps if g.length > 0]
     assert len(mine) == len(theirs)
     for a, b in zip(sorted(mine), sorted(map(tuple, theirs)), strict=True):
@@ -179,12 +182,15 @@ def test_a_replay_with_slow_ranks_and_rendezvous_is_the_same_on_the_page(engine,
 def test_a_downloaded_graph_is_the_recorded_one(graphs, tmp_path):
     for name, graph in graphs.items():
         path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps({"format": "glasscluster.graph/2", **pack_graph(graph)}))
+        path.write_text(json.dumps({"format": "glasscluster.graph/3", **pack_graph(graph)}))
         back = load_packed(path)
         assert graph.difference(back) is None
         assert back.groups == {r: {g: (a, list(m)) for g, (a, m) in gs.items()} for r, gs in graph.groups.items()}
         for rank, memory in graph.memory.items():
-            assert np.array_equal(back.memory[rank]["log"], np.asarray(memory["log"]).reshape(-1, 3))
-    (tmp_path / "bad.json").write_text('{"format": "glasscluster.graph/2", "columns": 3}')
+            for table in ("log", "waits", "before"):
+                assert np.array_equal(back.memory[rank][table], memory[table])
+            assert back.memory[rank]["named"] == memory["named"]
+            assert back.memory[rank]["base"] == memory["base"]
+    (tmp_path / "bad.json").write_text('{"format": "glasscluster.graph/3", "columns": 3}')
     with pytest.raises(ScenarioError, match=r"is not a report's graph\.json"):
         load_packed(tmp_path / "bad.json")

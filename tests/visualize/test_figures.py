@@ -220,7 +220,9 @@ def test_states_by_strategy_are_the_counted_bytes_with_the_formula_s_beside(trai
     assert sum(book.counted.values()) * 2 == sum(sum(v.values()) for v in (r.state_bytes for r in trained.run.results))
     figure = memory_by_strategy([replace(book, name="zero-1")])
     stacked = sum(float(trace.y[0]) for trace in figure.data[:3])
-    assert stacked == pytest.approx(float(figure.data[3].y[0]), rel=1e-5)
+    assert stacked == pytest.approx(float(figure.data[-1].y[0]), rel=1e-5)
+    rest = {"activations", "buffers"}
+    assert sum(float(trace.y[0]) for trace in figure.data[3:-1]) * 1e3 == pytest.approx(sum(book.more[k] for k in rest), rel=1e-5)
     assert state_book(replace(chapter, checks=trained.checks[:1])) is None
 
 

@@ -17,7 +17,7 @@ from glasscluster.sim.cluster import Cluster
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job
 from glasscluster.visualize import palette, report, timeline, trace, words
-from glasscluster.visualize.memory import _levels, memory_bars
+from glasscluster.visualize.memory import memory_bars
 from glasscluster.visualize.network import matrix
 from glasscluster.visualize.words import CATALOGUE, Said
 
@@ -108,8 +108,7 @@ def test_memory_bars_and_curve_reach_the_recorded_peak(trained):
         [total for total, _ in peaks], rel=1e-4
     )
     for rank, (total, _) in enumerate(peaks):
-        _, levels = _levels(trained.timeline, rank)
-        assert int(levels.sum(axis=1).max()) == total
+        assert int(trained.timeline.memory(rank).levels.sum(axis=1).max()) == total
 
 
 def test_the_traffic_matrix_has_every_byte_that_was_sent(trained):

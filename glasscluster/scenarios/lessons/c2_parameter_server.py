@@ -44,9 +44,9 @@ def port_load(graph: Any, topology: Any) -> dict[str, list[int]]:
     formula=Formula("F11", "server: sends (N−1)S/K for its shard, receives as much; worker: S out, S in; K = N: 2S(N−1)/N sent per rank", "X",
                     "Li et al., OSDI 2014; derivation for servers on the workers"),
     kills=("“The parameter server is obsolete, and asynchronous training is free.” With a shard on every worker it sends a ring's bytes in 2 steps. What runs here is "
-           "synchronous; without waiting for each other workers would use old weights, and that price is not measured here.",
+           "synchronous; without waiting for each other workers use old weights, and `glass run async_servers` measures that price.",
            "“参数服务器过时了，而且异步训练没有代价。”每个 worker 各放一个分片时，它与环形发送同样多字节，只需 2 步。这里运行的是同步方式；"
-           "若互不等待，worker 就会用旧权重，其代价这里没有测量。"),
+           "若互不等待，worker 就会用旧权重，其代价用 `glass run async_servers` 测量。"),
     card=Card(
         ("Where is the bottleneck of a parameter server?", "参数服务器的瓶颈在哪里？"),
         ("At the server's port: with one server all W workers push S into it and pull S out. K shards on K ports divide that by K.",

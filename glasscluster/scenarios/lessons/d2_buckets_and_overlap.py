@@ -41,50 +41,69 @@ KIB = 1024
 )
 def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     """A GPT trains with hooks that launch buckets during backward; other bucket sizes are recorded beside it."""
+    from glasscluster.scenarios.buckets import best, reductions, sweep
     from glasscluster.sim.hardware import hardware
-    from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.plots import lines
+    from glasscluster.strategies import overlap
+    from glasscluster.strategies.plan import make_model, make_plan
+    from glasscluster.visualize.palette import TIME
+    from glasscluster.visualize.plots import lines, stack
+    from glasscluster.visualize.words import word
 
     model = make_model("tiny", hidden=128, seq=128)
     plan: dict[str, Any] = {"model": model, "dp": gpus, "micro_batch": 2, "global_batch": 2 * gpus}
     trained = lab.train("buckets", (f"Buckets of {bucket_kib} KiB", f"{bucket_kib} KiB 的桶"), steps=1, bucket=bucket_kib * KIB, **plan)
     sizes = [16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
-    steps, exposed = [], []
-    for kib in sizes:
-        line = lab.dry(bucket=kib * KIB, **plan).timeline
-        steps.append(line.makespan * 1e3)
-        exposed.append(line.summary()["exposed_comm_s"] * 1e3)
+    here, layout = hardware(lab.hardware), make_plan(**{k: v for k, v in plan.items() if k != "model"})
+    wires = {"1": here, "1/8": here.scaled(bandwidth=1 / 8), "8": here.scaled(bandwidth=8)}  # links so many times as wide
+    swept = dict(zip(wires, sweep(layout, model, list(wires.values()), [kib * KIB for kib in sizes]), strict=True))
+    steps = [s.step_s * 1e3 for s in swept["1"]]
     late = lab.dry(bucket=bucket_kib * KIB, overlap=False, **plan).timeline
-    best = sizes[steps.index(min(steps))]
+    found = {wire: best(rows) for wire, rows in swept.items()}
+    best_kib = sizes[steps.index(min(steps))]
     lab.ask(
         f"Which bucket size (KiB, of {sizes[0]}…{sizes[-1]}) makes the shortest step?",
         f"哪种桶大小（KiB，{sizes[0]}…{sizes[-1]}）一步最短？",
-        best,
+        best_kib,
         "KiB",
     )
-    link = hardware(lab.hardware).link(0, 1)
-    works = [w for w in trained.timeline.communications() if w["rank"] == 0 and w["op"].startswith("all_reduce") and w["bytes"] > 64]
-    end = 0.0
-    for w in sorted(works, key=lambda w: w["launched"]):
-        end = max(w["launched"], end) + 2 * (gpus - 1) * (link.alpha + w["bytes"] / gpus / link.bandwidth)
-    lab.check("end of the last bucket", end, None, "F14", simulated=max(w["end"] for w in works), unit="s", match="virtual", tolerance=1e-9)
-    names = {"en": ("step", "exposed communication", "bucket (KiB)", "ms"), "zh": ("一步", "暴露的通信", "桶大小（KiB）", "ms")}
-    lab.figure(
-        ("Step time against bucket size", "一步的时间与桶大小"),
-        lambda lang: lines({names[lang][0]: (sizes, steps), names[lang][1]: (sizes, exposed)}, *names[lang][2:], log_x=True),
-    )
+    ready, done, nbytes = reductions(trained.timeline)
+    cost = [overlap.on_a_ring("all_reduce", gpus, here.link(0, 1), here.gpu.reduce_rate)(b) for b in nbytes.tolist()]
+    end = overlap.end_of_chain(ready.tolist(), cost)
+    lab.check("end of the last bucket", end, None, "F14", simulated=float(done.max()), unit="s", match="virtual", tolerance=1e-9)
+    axis = {"en": "bucket (KiB)", "zh": "桶大小（KiB）"}
+    parts = {"compute": "compute_s", "optimizer": "optimizer_s", "exposed": "exposed_s", "bubble": "bubble_s"}
+
+    def step_in_parts(lang: str) -> Any:
+        shown = {
+            word("waiting" if k == "bubble" else k, lang): (TIME[k], [getattr(s, f) * 1e3 for s in swept["1"]]) for k, f in parts.items()
+        }
+        return stack([str(kib) for kib in sizes], {k: v for k, v in shown.items() if any(v[1])}, axis[lang], "ms")
+
+    def on_three_wires(lang: str) -> Any:
+        said = {"en": "links × {}", "zh": "链路带宽 × {}"}[lang]
+        series = {said.format(wire): (sizes, [s.end_s * 1e3 for s in rows]) for wire, rows in swept.items()}
+        return lines(series, axis[lang], {"en": "last bucket reduced (ms)", "zh": "最后一个桶归约完成（ms）"}[lang], log_x=True, log_y=True)
+
+    lab.figure(("A step by bucket size: what is exposed", "不同桶大小的一步：暴露的部分"), step_in_parts)
+    lab.figure(("The best size depends on the link", "最佳大小取决于链路"), on_three_wires)
     own = trained.timeline
     lab.tell(
-        f"With {len(works)} buckets of up to {bucket_kib} KiB a step takes {own.makespan * 1e3:.4g} ms; launched only after backward, {late.makespan * 1e3:.4g} ms.",
-        f"用 {len(works)} 个至多 {bucket_kib} KiB 的桶，一步 {own.makespan * 1e3:.4g} ms；若反向结束后才发起则为 {late.makespan * 1e3:.4g} ms。",
+        f"With {len(done)} buckets of up to {bucket_kib} KiB a step takes {own.makespan * 1e3:.4g} ms; launched only after backward, {late.makespan * 1e3:.4g} ms.",
+        f"用 {len(done)} 个至多 {bucket_kib} KiB 的桶，一步 {own.makespan * 1e3:.4g} ms；若反向结束后才发起则为 {late.makespan * 1e3:.4g} ms。",
         "tab=timeline&run=buckets",
     )
-    lab.conclude(f"{best} KiB is best here: {min(steps):.4g} ms against {steps[0]:.4g} ms at {sizes[0]} KiB and {steps[-1]:.4g} ms at {sizes[-1]} KiB.",
-                 f"这里 {best} KiB 最好：{min(steps):.4g} ms；{sizes[0]} KiB 时 {steps[0]:.4g} ms，{sizes[-1]} KiB 时 {steps[-1]:.4g} ms。")  # fmt: skip
+    lab.tell(
+        f"On links an eighth as wide the last bucket is reduced soonest with {found['1/8'].size // KIB} KiB, on links eight times as wide with "
+        f"{found['8'].size // KIB} KiB, which leaves little for the last one.",
+        f"带宽为八分之一时，{found['1/8'].size // KIB} KiB 使最后一个桶最早完成；八倍时为 {found['8'].size // KIB} KiB：留给最后一个桶的很少。",
+        "tab=timeline&run=buckets",
+    )
+    lab.conclude(f"{best_kib} KiB is best here: {min(steps):.4g} ms against {steps[0]:.4g} ms at {sizes[0]} KiB and {steps[-1]:.4g} ms at {sizes[-1]} KiB.",
+                 f"这里 {best_kib} KiB 最好：{min(steps):.4g} ms；{sizes[0]} KiB 时 {steps[0]:.4g} ms，{sizes[-1]} KiB 时 {steps[-1]:.4g} ms。")  # fmt: skip
     lab.explain(
         "Left, latency: a ring pays 2(N−1)α however little it carries. Right, no overlap: the only bucket is full when backward is over.",
         "左边是延迟：环无论携带多少都要付 2(N−1)α。右边没有重叠：唯一的桶要等反向结束才满。",
         ("Small buckets pay latency many times; one big bucket starts when backward ends.", "小桶多次付延迟；一个大桶要等反向结束才开始。"),
         ("Only what ends after backward is exposed.", "只有反向结束之后才完成的部分是暴露的。"),
     )
-    lab.own_number(f"{best} KiB on {gpus} GPUs of {lab.hardware}.", f"{lab.hardware} 的 {gpus} 块 GPU：{best} KiB。")
+    lab.own_number(f"{best_kib} KiB on {gpus} GPUs of {lab.hardware}.", f"{lab.hardware} 的 {gpus} 块 GPU：{best_kib} KiB。")

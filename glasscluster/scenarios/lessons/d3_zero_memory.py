@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import Card, Formula, lesson
 
@@ -41,11 +44,29 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
     """The same bf16 training at stages 0 to 3; every rank's live tensors are counted before the optimizer step."""
     from glasscluster.strategies.plan import make_model
+    from glasscluster.strategies.zero import predict_state
+    from glasscluster.visualize.cells import Table, cells_figure, shade
+    from glasscluster.visualize.memory import memory_by_strategy
     from glasscluster.visualize.plots import bars
 
     model = make_model("tiny", hidden=hidden, seq=64)
     parameters = model.parameters()
     held = []
+    sizes = (1, 4, 16, 64, 256, 1024)
+    gb = {(stage, n): sum(predict_state(stage, 7_500_000_000, n, 2, 2, 12).values()) / 1e9 for stage in range(4) for n in sizes}
+    for stage, printed, digits in ((1, 31.4, 1), (2, 16.6, 1), (3, 1.88, 2)):
+        lab.check(f"Table 1 of the paper, stage {stage}: 7.5 B parameters on 64 GPUs", printed, round(gb[stage, 64], digits),
+                  "ZeRO 1910.02054 Table 1", unit="GB")  # fmt: skip
+    table = Table("", [f"ZeRO-{stage}" for stage in range(4)], [str(n) for n in sizes],
+                  [[f"{gb[stage, n]:.3g}" for n in sizes] for stage in range(4)],
+                  [[shade(gb[stage, n] / 120) for n in sizes] for stage in range(4)])  # fmt: skip
+    lab.figure(
+        (
+            "GB of model states on each GPU, 7.5 B parameters: Table 1 of the paper, from the formula",
+            "每卡模型状态（GB），75 亿参数：由公式得到论文表 1",
+        ),
+        lambda lang: cells_figure([replace(table, x={"en": "GPUs", "zh": "GPU 数"}[lang])]),
+    )
     for stage in range(4):
         name = (f"ZeRO-{stage}" if stage else "Data parallel", f"ZeRO-{stage}" if stage else "数据并行")
         run = lab.train(
@@ -76,6 +97,24 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
             stack=True,
         ),
     )
+    ways = {
+        "": {},
+        " + recompute": {"recompute": "full"},
+        " + offload": {"offload": "optimizer"},
+        " + both": {"recompute": "full", "offload": "optimizer"},
+    }
+    books = [
+        (stage, way, _book(lab, model, dp=gpus, zero=stage, precision="bf16", global_batch=2 * gpus, **more))
+        for stage in range(4)
+        for way, more in ways.items()
+    ]
+    spoken = {"": "", " + recompute": "<br>重计算", " + offload": "<br>卸载", " + both": "<br>两者"}
+    lab.figure(
+        ("The peak of a GPU: stages, recomputation, offload", "每卡峰值：阶段、重计算、卸载"),
+        lambda lang: memory_by_strategy(
+            [replace(b, name=f"ZeRO-{s}" + (spoken[w] if lang == "zh" else w.replace(" + ", "<br>"))) for s, w, b in books], lang
+        ),
+    )
     totals = [sum(e.values()) for e in each]
     lab.tell(
         f"Counted on a rank, bytes a parameter at stages 0 to 3: {', '.join(f'{t:.3g}' for t in totals)}.",
@@ -96,3 +135,17 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
         ("Activations are not sharded by any stage.", "任何一级都不切分激活。"),
     )
     lab.own_number(f"{totals[2]:.3g} bytes a parameter at stage 2 on {gpus} GPUs.", f"{gpus} 块 GPU、阶段 2：每参数 {totals[2]:.3g} 字节。")
+
+
+def _book(lab: Lab, model: Any, **plan: Any) -> Any:
+    """A plan recorded dry: its states counted and by the formula, and what else lived at the peak of the fullest rank."""
+    from glasscluster.strategies.accounts import state_rows
+    from glasscluster.strategies.plan import make_plan
+    from glasscluster.visualize.memory import StateBook
+
+    layout, run = make_plan(**plan), lab.dry(model=model, **plan)
+    rows = {r["name"].split(" held")[0]: r for r in state_rows(layout, model, run.results) if r["unit"] == "bytes"}
+    counted, predicted = ({k: r[side] / layout.gpus for k, r in rows.items()} for side in ("counted", "predicted"))
+    peaks = run.peak_memory()
+    more = {k: sum(split[k] for _, split in peaks) / layout.gpus for k in ("activations", "buffers")}
+    return StateBook("", counted, predicted, more)

@@ -57,6 +57,15 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
         lab.check(f"stage {stage}: bytes sent by all ranks", (3 if stage == 3 else 2) * (gpus - 1) * padded * 4, counted, "F16, m = 1")
         sent.append(counted / gpus / (padded * 4 * (gpus - 1) / gpus))
         exposed[stage] = run.timeline.summary()["exposed_comm_s"]
+    for name, options, times in (
+        ("stage 3, parameters kept until backward", {"zero": 3, "reshard": False}, 2),
+        ("stage 2, 3 micro-batches", {"zero": 2, "global_batch": 6 * gpus}, 4),
+        ("stage 2, 3 micro-batches added up whole", {"zero": 2, "global_batch": 6 * gpus, "accumulate": "whole"}, 2),
+    ):
+        other = lab.dry(**{k: v for k, v in common.items() if k != "steps"} | options)
+        counted = sum(sum(other.graph.bytes_sent(axis="dp", purpose=p)) for p in ("gradients", "parameters"))
+        padded = sum(size for _, _, size in other.results[0].units)
+        lab.check(f"{name}: bytes sent by all ranks", times * (gpus - 1) * padded * 4, counted, "F16")
     bare = lab.train("no-prefetch", ("ZeRO-3 without prefetch", "ZeRO-3（关闭预取）"), checked=False, zero=3, prefetch=0, **common)
     without = bare.timeline.summary()["exposed_comm_s"]
     lab.ask("How many times DP's traffic does ZeRO-3 send?", "ZeRO-3 的通信量是 DP 的多少倍？", sent[3] / sent[0], "×")

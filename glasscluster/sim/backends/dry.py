@@ -6,15 +6,19 @@ recorded is what a real run records: events, bytes, FLOPs, dependencies, memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from glasscluster.sim.communicator import Ticket, Wire
 from glasscluster.sim.gpu import Outcome, run_rank
+from glasscluster.sim.mesh import coordinates, rank_of
 from glasscluster.sim.recorder import FIELDS
+from glasscluster.sim.vocabulary import PURPOSES, RECV, REDUCE, SEND
 
 
 class DryWire(Wire):
@@ -55,6 +59,34 @@ def turned(recording: dict[str, Any], rank: int, size: int, nbytes: int) -> dict
     peer[peer >= 0] = (peer[peer >= 0] + rank) % size
     offset[offset >= 0] = (offset[offset >= 0] + rank * (nbytes // size)) % nbytes
     return {**recording, "rank": rank, "table": table}
+
+
+def record_rank(rank: int, size: int, program: Callable[..., Any], args: tuple, capacity: float | None) -> Outcome:
+    """One rank of a cluster of `size`, recorded by itself."""
+    return run_rank(DryWire(rank, size), program, args, True, capacity)
+
+
+def standing_in(recording: dict[str, Any], rank: int, sizes: Mapping[str, int], block: int) -> dict[str, Any]:
+    """A rank's recording as another rank of the same pipeline stage would have made it: peers and groups are turned along
+    dp (in blocks of `block` neighbours, and among the blocks) and along tp.
+
+    Bytes are exact up to the remainder of a division. Messages of scalars are left out: of a few numbers each rank of a ring sends
+    different ones. What a rank does for itself only is the stand-in's. So a replay of stand-ins bounds the step from below.
+    """
+    here, there = coordinates(recording["rank"], sizes), coordinates(rank, sizes)
+    turn = (there["dp"] // block - here["dp"] // block, there["dp"] % block - here["dp"] % block, there["tp"] - here["tp"])
+    moved = []
+    for other in range(math.prod(sizes.values())):
+        at = coordinates(other, sizes)
+        outer, inner = (at["dp"] // block + turn[0]) % (sizes["dp"] // block), (at["dp"] % block + turn[1]) % block
+        moved.append(rank_of({**at, "dp": outer * block + inner, "tp": (at["tp"] + turn[2]) % sizes["tp"]}, sizes))
+    table = recording["table"].copy()
+    kind, nbytes, peer, purpose = (table[:, FIELDS.index(name)] for name in ("kind", "bytes", "peer", "purpose"))
+    scalars = ((kind == SEND) | (kind == RECV)) & (purpose == PURPOSES.index("scalars"))
+    kind[scalars], nbytes[scalars], peer[scalars] = REDUCE, 0, -1
+    peer[peer >= 0] = np.array(moved)[peer[peer >= 0]]
+    groups = {g: (axis, tuple(sorted(moved[m] for m in members))) for g, (axis, members) in recording["groups"].items()}
+    return {**recording, "rank": rank, "table": table, "groups": groups}
 
 
 class DryBackend:

@@ -3,7 +3,7 @@
    No DOM here. The same operations in the same order, so start times equal Python's; tests/visualize/test_engine.py holds
    them to it. Rows stand in canonical order (rank, lane, order). */
 const GlassEngine = (function () {
-  const DRAWN = ["forward", "backward", "weight", "recompute", "optimizer", "other", "collective", "p2p", "bubble"];
+  const DRAWN = ["forward", "backward", "weight", "recompute", "optimizer", "other", "collective", "p2p", "host", "bubble"];
   const CAUSES = ["communication", "dependency", "warm-up", "drain"];
   const AS_RECORDED = { bandwidth: 1, latency: 1, flops: 1, slowRank: 0, slowFactor: 1, kind: "", factor: 1 };
 
@@ -37,7 +37,7 @@ const GlassEngine = (function () {
 
   async function unpack(packed) {
     const raw = await inflate(packed.data);
-    const g = { ranks: packed.ranks, names: packed.names, groups: packed.groups, info: packed.info, memoryBase: packed.memory_base };
+    const g = { ranks: packed.ranks, names: packed.names, groups: packed.groups, info: packed.info, memory: packed.memory };
     Object.assign(g, { kinds: packed.kinds, phases: packed.phases, purposes: packed.purposes, lanesPerGroup: packed.lanes_per_group });
     let at = 0;
     for (const [name, width, n] of packed.columns) {
@@ -151,6 +151,7 @@ const GlassEngine = (function () {
         if (kind === K.send) duration[i] = link.overhead + g.bytes[i] / link.bandwidth;
         else latency[i] = link.latency;
       } else if (kind === K.reduce) duration[i] = hw.reduce_rate === null ? 0 : g.bytes[i] / hw.reduce_rate;
+      else if (kind === K.host) duration[i] = g.names[g.op[i]] === "update" ? g.bytes[i] / hw.host.memory_bandwidth : hw.host.alpha + g.bytes[i] / hw.host.bandwidth;
       else if (kind === K.collective && g.native[g.op[i]]) {
         duration[i] = library.length ? library[0][natives] * knobs.latency + library[1][natives++] / knobs.bandwidth : native(g, i, links, node);
       }
@@ -199,16 +200,19 @@ const GlassEngine = (function () {
   function wire(g, t) {
     const everyone = new Float64Array(g.joins);
     const launched = new Map(); // join * ranks + rank -> when this rank launched it
+    const launchRow = new Map();
     for (let i = 0; i < g.n; i++) {
       if (g.kind[i] !== g.KIND.begin) continue;
       launched.set(g.join[i] * g.ranks + g.rank[i], t.start[i]);
+      launchRow.set(g.join[i] * g.ranks + g.rank[i], i);
       if (t.start[i] > everyone[g.join[i]]) everyone[g.join[i]] = t.start[i];
     }
-    return { everyone, launched };
+    return { everyone, launched, launchRow };
   }
 
   function underWay(g, t, w, i) {
     if (g.kind[i] === g.KIND.recv) return t.start[g.match[i]];
+    if (g.kind[i] === g.KIND.host) return 0; // waiting for the host, whether its link or its CPU is busy
     return g.kind[i] === g.KIND.send ? t.start[i] : w.everyone[g.join[i]];
   }
 
@@ -244,10 +248,24 @@ const GlassEngine = (function () {
       const cause = comm >= (end - start) / 2 ? "communication" : first ? "warm-up" : "dependency";
       found.push({ rank, start, end, cause, axis: g.axes[g.axis[row]], comm, row });
     };
+    const awaited = (d) => g.kind[d] !== g.KIND.compute && g.kind[d] !== g.KIND.begin;
+    /* An idle stretch, cut where what ended it was launched: before that the program waited for something else. */
+    const waits = (rank, start, end, row, first) => {
+      const parts = [];
+      while (row >= 0 && g.kind[row] === g.KIND.collective) {
+        const launch = w.launchRow.get(g.join[row] * g.ranks + rank);
+        if (t.start[launch] <= start) break;
+        parts.push([t.start[launch], end, row, false]);
+        end = t.start[launch];
+        row = latest(g, t, launch, awaited);
+      }
+      parts.push([start, end, row, first]);
+      parts.reverse().forEach((part) => add(rank, ...part));
+    };
     for (let rank = 0; rank < g.ranks; rank++) {
       let clock = 0;
       g.computeRows[rank].forEach((row, number) => {
-        if (t.start[row] > clock) add(rank, clock, t.start[row], latest(g, t, row, (d) => g.kind[d] !== g.KIND.compute), number === 0);
+        if (t.start[row] > clock) waits(rank, clock, t.start[row], latest(g, t, row, awaited), number === 0);
         clock = t.end[row];
       });
       if (t.makespan <= clock) continue;
@@ -312,7 +330,7 @@ const GlassEngine = (function () {
     const previous = new Map(); // collectives of one communicator run one after the other
     for (let i = 0; i < g.n; i++) {
       const whole = g.kind[i] === K.collective;
-      if (!whole && !(g.kind[i] === K.send && g.sequence[i] < 0)) continue;
+      if (!whole && g.kind[i] !== K.host && !(g.kind[i] === K.send && g.sequence[i] < 0)) continue;
       let begun = t.start[i];
       if (whole) {
         const key = g.rank[i] + "/" + g.group[i];
@@ -320,7 +338,7 @@ const GlassEngine = (function () {
         previous.set(key, t.end[i]);
       }
       const critical = onPath[i] || (g.join[i] >= 0 && joinOnPath.has(g.join[i] * g.ranks + g.rank[i]));
-      push(DRAWN.indexOf(whole ? "collective" : "p2p"), g.rank[i], g.axis[i], begun, t.end[i], i, i, critical, -1, -1);
+      push(DRAWN.indexOf(whole ? "collective" : g.kind[i] === K.host ? "host" : "p2p"), g.rank[i], g.axis[i], begun, t.end[i], i, i, critical, -1, -1);
     }
     for (const gap of idle) {
       if (gap.end > gap.start) push(DRAWN.indexOf("bubble"), gap.rank, -1, gap.start, gap.end, gap.row, gap.row, 0, -1, CAUSES.indexOf(gap.cause));

@@ -134,17 +134,17 @@ const GlassTimeline = function (page) {
   function title(V, i) {
     const { g } = V, b = V.now.bars, kind = kindOf(V, i), row = b.first[i];
     const head = say("rank") + " " + b.rank[i] + " · ";
-    if (kind === "collective" || kind === "p2p") return head + g.names[g.op[row]] + (g.label[row] >= 0 && g.names[g.label[row]] ? " " + g.names[g.label[row]] : "");
+    if (kind === "collective" || kind === "p2p" || kind === "host") return head + g.names[g.op[row]] + (g.label[row] >= 0 && g.names[g.label[row]] ? " " + g.names[g.label[row]] : "");
     return head + say(kind) + (kind !== "bubble" && kind !== "optimizer" && kind !== "other" && b.micro[i] >= 0 ? " " + b.micro[i] : "");
   }
 
   function describe(V, i) {
     const { g } = V, b = V.now.bars, kind = kindOf(V, i), row = b.first[i];
     const lines = [title(V, i)];
-    if (kind === "p2p" && g.peer[row] >= 0) lines.push(say("to_rank") + " " + g.peer[row]);
+    if (kind === "p2p") lines.push(say("to_rank") + " " + g.peer[row]);
     if (kind === "collective") lines.push(say("launched") + " " + time(V, b.launched.get(g.join[row] * g.ranks + b.rank[i])));
     lines.push(say("from_to") + " " + time(V, b.start[i]) + ", " + say("length") + " " + time(V, b.end[i] - b.start[i]));
-    if (kind === "collective" || kind === "p2p") lines.push(size(g.bytes[row]) + ", " + say("axis") + " " + g.axes[b.axis[i]]);
+    if (kind === "collective" || kind === "p2p" || kind === "host") lines.push(size(g.bytes[row]) + ", " + say("axis") + " " + g.axes[b.axis[i]]);
     else if (kind === "bubble") lines.push(say("cause") + ": " + say(GlassEngine.CAUSES[b.cause[i]]) + (row >= 0 && g.axis[row] >= 0 ? " (" + g.axes[g.axis[row]] + ")" : ""));
     else {
       let flops = 0;
@@ -340,7 +340,7 @@ const GlassTimeline = function (page) {
   async function download(id, what) {
     const V = await load(id);
     if (what === "trace.json") return JSON.stringify(GlassEngine.chromeTrace(V.g, V.base.times, V.about.hardware.name));
-    return JSON.stringify(Object.assign({ format: "glasscluster.graph/2" }, data.graphs[V.about.graph]));
+    return JSON.stringify(Object.assign({ format: "glasscluster.graph/3" }, data.graphs[V.about.graph]));
   }
 
   return { show, press, table, download, view: (id) => views.get(id), DEFAULTS };

@@ -1,0 +1,147 @@
+"""ZeRO stage 3: parameters sharded too; a unit is whole only while it is used.
+
+Follows Rajbhandari et al. (1910.02054), section 5.3, and PyTorch FSDP (Zhao et al., 2304.11277), section 3. Unit: a block;
+what is no block (embedding, final norm, head) is the root unit and stays through a pass.
+
+    forward     gather(1)  gather(2) ┐ block 1 │ free(1)  gather(3) ┐ block 2 │ free(2) ...      prefetch = 1
+    backward    ... gather(2)  gather(1) ┐ block 2 │ free(2), reduce-scatter(2)   block 1 │ free(1), reduce-scatter(1)
+
+Hooks do it: before and after a part's forward, when the gradient of its output arrives, and when a unit's last gradient is
+there. At most prefetch + 1 blocks are whole at once. `no-reshard` keeps all of them from forward to backward: one gather less.
+But: a prefetch is by number of units, not by bytes; what is computed again in backward gathers nothing ahead.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glasscluster.sim.communicator import Work
+from glasscluster.strategies.data_parallel import DataParallel
+from glasscluster.strategies.plan import Plan
+from glasscluster.strategies.units import Unit, by_module
+from glasscluster.strategies.zero import Zero1, Zero2
+
+
+class Zero3(Zero2):
+    """Parameters sharded too: a unit is gathered before it is used, forward and backward, and freed after."""
+
+    zero = 3
+
+    def make_units(self, order: list[str] | None = None) -> list[Unit]:
+        """One unit a block; embedding, final norm and head make the root unit, held through a pass."""
+        return by_module(self.stage, self.comm.size, self.apart)
+
+    def place(self) -> None:
+        """Keep the shard, let the whole go."""
+        for unit in self.units:
+            unit.parameter_shard = unit.flat[self.owned(unit)].clone()
+        self.gathered: dict[str, Work | None] = {}
+        self.most_layers = 0  # blocks whole at once
+        super().place()
+        for unit in self.units:
+            self.gpu.memory.register(unit.flat, "buffers", f"{unit.name} gathered")
+            self.gpu.memory.register(self.parameter_slice(unit), "parameters", unit.name)
+            self.gpu.memory.resize(unit.flat, 0)
+        self._install_hooks()
+
+    def parameter_slice(self, unit: Unit) -> Tensor:
+        """The shard."""
+        assert unit.parameter_shard is not None
+        return unit.parameter_shard
+
+    # ---- gather and free -------------------------------------------------------------------------------------
+    def launch_gather(self, unit: Unit) -> None:
+        """Start gathering a unit unless it is here or on its way."""
+        if unit.name in self.gathered:
+            return
+        self.gpu.memory.resize(unit.flat, unit.nbytes)
+        self.most_layers = max(self.most_layers, sum(n.startswith("layer ") for n in self.gathered) + (unit.layer >= 0))
+        with torch.no_grad():
+            unit.flat[self.owned(unit)].copy_(self.parameter_slice(unit))
+        self.gathered[unit.name] = self.comm.all_gather(
+            unit.flat, algorithm=self.plan.algorithm, async_op=True, purpose="parameters", label=unit.name
+        )
+
+    def gather(self, unit: Unit, later: list[Unit]) -> None:
+        """The unit is whole when this returns; the next `prefetch` units are on their way."""
+        self.launch_gather(unit)
+        for following in later[: self.plan.prefetch]:
+            self.launch_gather(following)
+        work = self.gathered[unit.name]
+        if work is not None:
+            work.wait()
+            self.gathered[unit.name] = None
+
+    def free(self, unit: Unit) -> None:
+        """Back to the shard."""
+        if self.gathered.pop(unit.name, "absent") != "absent":
+            self.gpu.memory.resize(unit.flat, 0)
+
+    # ---- when ------------------------------------------------------------------------------------------------
+    def _install_hooks(self) -> None:
+        parts = self.stage.parts()
+        of_part = [self._units_of(part) for part in parts]
+        for number, (part, units) in enumerate(zip(parts, of_part, strict=True)):
+            later, earlier = _flatten(of_part[number + 1 :]), _flatten(of_part[:number][::-1])
+            done = [u for u in units if u not in later]  # no later part of this pass needs them
+            part.register_forward_pre_hook(partial(self._before_forward, units, later))
+            part.register_forward_hook(partial(self._after_forward, units, done, earlier))
+
+    def _units_of(self, part: Any) -> list[Unit]:
+        inside = set(part.parameters(recurse=False))
+        return [u for u in self.units if any(m.parameter in inside for m in u.members)]
+
+    def _before_forward(self, units: list[Unit], later: list[Unit], _part: Any, _args: Any) -> None:
+        self._gather_all(units, [] if self.stage.keep.active else later)  # computing again: what comes next is backward
+
+    def _after_forward(self, units: list[Unit], done: list[Unit], earlier: list[Unit], _part: Any, _args: Any, out: Tensor) -> None:
+        if self.stage.keep.active:
+            return  # backward follows, and needs them
+        for unit in done if self.plan.reshard else ():
+            self.free(unit)
+        if out.requires_grad:
+            out.register_hook(lambda _grad: self._gather_all(units, earlier))
+
+    def _gather_all(self, units: list[Unit], following: list[Unit]) -> None:
+        for unit in units:
+            self.gather(unit, following)
+
+    def gradient_ready(self, parameter: nn.Parameter) -> None:
+        """After a unit's last gradient its parameters are not needed any more."""
+        super().gradient_ready(parameter)
+        unit = self.unit_of[parameter]
+        if unit.waiting == 0:
+            self.free(unit)
+
+    def backward_ends(self) -> None:
+        """What got no gradient was not freed."""
+        super().backward_ends()
+        for unit in self.units:
+            if unit.waiting:
+                self.free(unit)
+
+    def updated(self, unit: Unit) -> None:
+        """Forward will gather."""
+
+
+def _flatten(groups: list[list[Unit]]) -> list[Unit]:
+    return list(dict.fromkeys(u for units in groups for u in units))
+
+
+LADDER: dict[int, type[DataParallel]] = {0: DataParallel, 1: Zero1, 2: Zero2, 3: Zero3}
+
+
+# ---- theory --------------------------------------------------------------------------------------------------------
+
+
+def predict_layers(plan: Plan, layers: int) -> int:
+    """Blocks of a stage that are whole at once: the one in use and those prefetched, or all when they are kept for backward.
+
+    A segment that full recomputation runs again is whole until its backward has passed.
+    """
+    together = plan.recompute_every if plan.recompute == "full" else 1
+    return min(max(plan.prefetch + 1, together), layers) if plan.reshard else layers

@@ -1,0 +1,133 @@
+"""What a layer keeps for backward is the paper's list, tensor by tensor; nothing is kept that is not in it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from glasscluster.model.config import ModelConfig
+from glasscluster.sim.cluster import Cluster
+from glasscluster.sim.saved import Saved
+from glasscluster.strategies.activations import Line, account, kept_by_a_layer, predict, predict_layer
+from glasscluster.strategies.plan import make_model
+from glasscluster.strategies.trainer import DTYPES
+
+GIB = 1024**3
+KINDS_OF_KEEPING = ("none", "selective", "full")
+
+
+def count(
+    model: ModelConfig, b: int, t: int = 1, precision: str = "bf16", recompute: str = "none", backend: str = "dry"
+) -> list[list[Saved]]:
+    return Cluster("classroom", t, backend, memory_bytes=None).run(kept_by_a_layer, model, b, precision, recompute).results
+
+
+def judged(model: ModelConfig, b: int, t: int = 1, precision: str = "bf16", recompute: str = "none", backend: str = "dry") -> list[Line]:
+    w = DTYPES[precision].itemsize
+    ranks = [account(predict_layer(model, b, t, w, recompute), saved) for saved in count(model, b, t, precision, recompute, backend)]
+    assert all(r == ranks[0] for r in ranks)
+    return ranks[0]
+
+
+def in_the_sum(lines: list[Line]) -> int:
+    return sum(x.counted for x in lines if not x.apart)
+
+
+SHAPES = st.tuples(st.integers(1, 3), st.integers(2, 9), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 3]), st.integers(1, 5))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    SHAPES,
+    st.sampled_from(["unfused", "flash"]),
+    st.sampled_from([0.0, 0.1]),
+    st.sampled_from(list(DTYPES)),
+    st.sampled_from(KINDS_OF_KEEPING),
+)
+def test_any_layer_keeps_exactly_the_list_and_its_sum_is_the_closed_form(shape, attention, dropout, precision, recompute):
+    b, s, t, heads, d = shape
+    a, w = t * heads, DTYPES[precision].itemsize
+    h = a * d
+    model = make_model("tiny", hidden=h, heads=a, seq=s, vocab=4 * t, attention=attention, dropout=dropout)
+    lines = judged(model, b, t, precision, recompute)
+    assert [x for x in lines if not x.ok] == []
+    assert in_the_sum(lines) == predict(s, b, h, a, t, w, dropout=dropout > 0, flash=attention == "flash", recompute=recompute)
+
+
+@pytest.mark.parametrize("recompute", KINDS_OF_KEEPING)
+@pytest.mark.parametrize("attention", ["unfused", "flash"])
+@pytest.mark.parametrize("t", [1, 2])
+def test_real_tensors_on_real_ranks_are_kept_as_shapes_are(t, attention, recompute):
+    model = make_model("tiny", hidden=16, seq=6, attention=attention, dropout=0.1)
+    assert count(model, 2, t, "bf16", recompute, "threads") == count(model, 2, t, "bf16", recompute, "dry")
+
+
+def test_the_equations_of_the_paper_in_its_own_symbols():
+    s, b, h, a, t = 64, 3, 96, 6, 2
+    sbh = s * b * h
+    assert predict(s, b, h, a) == sbh * 34 + 5 * a * s * s * b  # eq. 1
+    assert predict(s, b, h, a, t) == sbh * 10 + sbh * 24 // t + 5 * a * s * s * b // t  # eq. 2
+    assert predict(s, b, h, a, t, sequence_parallel=True) == (sbh * 34 + 5 * a * s * s * b) // t  # eq. 4
+    assert predict(s, b, h, a, t, sequence_parallel=True, recompute="selective") == 34 * sbh // t  # eq. 6
+    assert predict(s, b, h, a, recompute="full") == 2 * sbh
+    assert predict(s, b, h, a, dropout=False, w=4) == 64 * sbh + 4 * a * s * s * b
+    assert predict(s, b, h, a, w=4) == sbh * (16 * 4 + 2) + a * s * s * b * (2 * 4 + 1)
+
+
+@pytest.mark.parametrize(
+    ("t", "recompute", "published"),
+    [(1, "none", 2.67), (8, "none", 0.54)],
+)
+def test_a_layer_of_gpt_3_keeps_the_published_gib_counted_on_its_real_shapes(t, recompute, published):
+    model = make_model("gpt3-175b", attention="unfused", dropout=0.1)
+    lines = judged(model, 1, t, "bf16", recompute)
+    assert all(x.ok for x in lines)
+    assert round(in_the_sum(lines) / GIB, 2) == published
+
+
+def test_with_sequence_parallelism_gpt_3_s_layer_would_keep_what_is_published():
+    shape = (2048, 1, 12288, 96, 8)
+    assert round(predict(*shape, sequence_parallel=True) / GIB, 2) == 0.33
+    assert round(predict(*shape, sequence_parallel=True, recompute="selective") / GIB, 2) == 0.10
+    terms = predict_layer(make_model("gpt3-175b", attention="unfused", dropout=0.1), 1, 8, 2, sequence_parallel=True)
+    assert sum(x.nbytes for x in terms if not x.apart) == predict(*shape, sequence_parallel=True)
+
+
+# ---- mutations -----------------------------------------------------------------------------------------------------
+MODEL = {"hidden": 16, "seq": 6, "attention": "unfused", "dropout": 0.1}
+
+
+def test_each_dropped_or_resized_tensor_shows_in_exactly_its_own_line():
+    model = make_model("tiny", **MODEL)
+    saved, terms = count(model, 2)[0], predict_layer(model, 2)
+    for at, kept in enumerate(saved):
+        owner = next(x.name for x in terms if kept.maker in x.makers)
+        for changed in ([], [dataclasses.replace(kept, nbytes=kept.nbytes + 1)]):
+            lines = account(terms, saved[:at] + changed + saved[at + 1 :])
+            assert [x.name for x in lines if not x.ok] == [owner]
+
+
+def test_a_layer_that_keeps_one_tensor_more_is_caught_by_name(monkeypatch):
+    honest = torch.nn.functional.gelu
+    monkeypatch.setattr(torch.nn.functional, "gelu", lambda x: honest(x * torch.ones_like(x)))
+    bad = [x for x in judged(make_model("tiny", **MODEL), 2) if not x.ok]
+    assert any("not in the list: ones_like" in x.name for x in bad)
+
+
+def test_a_mask_of_two_bytes_an_element_is_caught(monkeypatch):
+    from glasscluster.model import dropout
+
+    class Wide(dropout.Dropout):
+        @staticmethod
+        def forward(ctx, x, keys, p, offset):
+            out, mask = torch.ops.glasscluster.dropout_forward(x, keys, p, offset)
+            ctx.save_for_backward(mask.to(x.dtype))
+            return out
+
+    monkeypatch.setattr(dropout, "Dropout", Wide)
+    bad = [x.name for x in judged(make_model("tiny", **MODEL), 2) if not x.ok]
+    assert {"mask of the attention's dropout", "mask of the MLP's dropout", "mask of the softmax's dropout"} <= set(bad)

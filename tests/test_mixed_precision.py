@@ -1,0 +1,300 @@
+"""16-bit training: fp32 masters, fp32 gradients, and a loss scale that every rank agrees on. The oracle is torch's own.
+
+The oracle is one process with torch.amp.GradScaler and torch.optim.AdamW on fp32 copies of our model's parameters: it shares our
+model and our data, and neither our optimizer, nor our scale, nor anything distributed. Scales and skipped steps must be equal.
+Numbers cannot be: sums of 16-bit roundings depend on their order. So they are held against float64, where the run may be at most
+three times as far off as the oracle itself is, the rule that DESIGN.md has for fp32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from helpers import run_plan
+from torch import Tensor
+
+from glasscluster.model.dropout import Draw
+from glasscluster.model.gpt import GPTStage
+from glasscluster.scenarios.training import train
+from glasscluster.sim.cluster import Cluster
+from glasscluster.sim.errors import ScenarioError
+from glasscluster.strategies import accounts, trainer
+from glasscluster.strategies.check import check_job, compare, reference_for
+from glasscluster.strategies.loss_scale import SMALLEST, SMALLEST_NORMAL, LossScaler, ScaleRule, predict_rounded
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.single_device import Reference, train_one_device
+from glasscluster.strategies.trainer import DTYPES, Job, train_rank
+
+MODEL = {"layers": 3, "hidden": 16, "heads": 4, "seq": 6, "vocab": 40, "dropout": 0.1, "attention": "unfused"}
+STANDARD = ScaleRule()
+FALLING = ScaleRule(initial=2.0**20, interval=2)  # too high to begin with, and growing back into overflow every third step
+LAYOUTS = {
+    "one": {},
+    "dp": {"dp": 2},
+    "zero1": {"dp": 2, "zero": 1},
+    "zero2": {"dp": 4, "zero": 2},
+    "zero3": {"dp": 2, "zero": 3, "recompute": "full"},
+    "tp": {"tp": 2, "recompute": "selective"},
+    "pp": {"pp": 3, "schedule": "gpipe"},
+    "3d": {"dp": 2, "tp": 2, "pp": 2, "zero": 1},
+}
+
+
+@dataclass
+class Told:
+    """What the oracle did: per step its loss, scale, whether it skipped, and its weights; the first step's gradients."""
+
+    losses: list[float] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)
+    weights: list[dict[str, Tensor]] = field(default_factory=list)
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+def oracle(job: Job, bad: tuple[int, ...] = ()) -> Told:
+    """torch's recipe, in one process. Gradients overflow at the steps in `bad`."""
+    plan, told, rule = job.plan, Told(), job.loss_scale
+    model = GPTStage(job.model, seed=job.seed, dtype=DTYPES[plan.precision])
+    named = {n: p for n, (p, _) in model.full_names().items()}
+    masters = {n: p.detach().float().clone().requires_grad_() for n, p in named.items()}
+    adam = torch.optim.AdamW(masters.values(), lr=plan.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
+    scaler = torch.amp.GradScaler(
+        "cpu", init_scale=rule.initial, growth_interval=rule.interval, growth_factor=rule.growth, backoff_factor=rule.backoff,
+        enabled=plan.precision == "fp16",
+    )  # fmt: skip
+    for step in range(job.steps):
+        tokens, targets = job.batch(step)
+        model.zero_grad()
+        loss = model(tokens, targets, Draw(job.seed, step, tuple(range(len(tokens))))) / targets.numel()
+        scaler.scale(loss).backward()
+        told.scales.append(scaler.get_scale())
+        for name, p in named.items():
+            assert p.grad is not None
+            masters[name].grad = p.grad.float() * (float("inf") if step in bad else 1.0)
+        scaler.unscale_(adam)
+        told.gradients.append({n: m.grad.clone() for n, m in masters.items() if m.grad is not None})
+        torch.nn.utils.clip_grad_norm_(masters.values(), plan.clip)
+        before = {n: m.detach().clone() for n, m in masters.items()}
+        scaler.step(adam)
+        told.skipped.append(all(torch.equal(before[n], m) for n, m in masters.items()))
+        scaler.update()
+        with torch.no_grad():
+            for name, p in named.items():
+                p.copy_(masters[name])
+        told.losses.append(float(loss.detach()))
+        told.weights.append({n: p.detach().clone() for n, p in named.items()})
+    return told
+
+
+def job_of(precision: str, steps: int, rule: ScaleRule = STANDARD, **options) -> Job:
+    plan = make_plan(**{"global_batch": 12, "precision": precision, "lr": 3e-3, "clip": 0.5, **options})
+    return Job(plan, make_model("tiny", **MODEL), steps, loss_scale=rule)
+
+
+def ran(job: Job):
+    job = dataclasses.replace(job, capture=True)
+    return Cluster("classroom", job.plan.gpus, "threads", memory_bytes=None).run(train_rank, job, record=False).results
+
+
+def distance(found: dict[str, Tensor], reference: Reference, plan, rank: int, truth: dict[str, Tensor]) -> float:
+    """Squared Euclidean distance of one rank's tensors from the whole truth's slices."""
+    total = 0.0
+    for name, tensor in found.items():
+        shard = reference.shards[name]
+        expected = truth[name] if shard is None else shard.take(truth[name], rank % plan.tp, plan.tp)
+        total += float((tensor.double() - expected.double()).square().sum())
+    return total
+
+
+# ---- the trace -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_rank_of_every_layout_has_torch_s_scale_and_skips_torch_s_steps_as_it_overflows_by_itself(options):
+    job = job_of("fp16", 10, FALLING, **options)
+    told = oracle(job)
+    assert 2 <= sum(told.skipped) <= 8
+    for result in ran(job):
+        assert result.loss_scales == told.scales
+        assert result.skipped == told.skipped
+
+
+def overflow_on(monkeypatch: pytest.MonkeyPatch, rank: int, steps: tuple[int, ...], where: str) -> None:
+    """One rank's gradients overflow: before they are reduced (its backward starts from infinity), or only its own shard after."""
+    seed, tied = trainer.Trainer.seed, trainer.Trainer.sum_tied
+
+    def bad(self) -> bool:
+        return self.gpu.rank == rank and len(self.result.skipped) in steps
+
+    def infinite(self):
+        return seed(self) * float("inf") if bad(self) and where == "loss" else seed(self)
+
+    def spoiled(self):
+        if bad(self) and where == "shard":
+            self.manager.gradient_slice(self.manager.units[-1])[0] = float("nan")
+        tied(self)
+
+    monkeypatch.setattr(trainer.Trainer, "seed", infinite)
+    monkeypatch.setattr(trainer.Trainer, "sum_tied", spoiled)
+
+
+CASES = [("dp", 1, "loss"), ("zero1", 0, "shard"), ("zero2", 3, "shard"), ("zero3", 1, "shard"), ("zero3", 0, "loss"), ("tp", 1, "shard"),
+         ("pp", 0, "shard"), ("pp", 2, "loss"), ("3d", 1, "shard"), ("3d", 6, "loss"), ("3d", 7, "shard")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "rank", "where"), CASES, ids=lambda c: str(c))
+def test_one_rank_s_overflow_at_chosen_steps_stops_all_ranks_as_it_stops_torch(layout, rank, where, monkeypatch):
+    job = job_of("fp16", 7, ScaleRule(initial=256.0, interval=2), **LAYOUTS[layout])
+    told = oracle(job, bad=(1, 4, 5))
+    assert [i for i, s in enumerate(told.skipped) if s] == [1, 4, 5]
+    overflow_on(monkeypatch, rank, (1, 4, 5), where)
+    results = ran(job)
+    for result in results:
+        assert result.loss_scales == told.scales
+        assert result.skipped == told.skipped
+        for step in (1, 4, 5):  # a skipped step changes no weight
+            assert all(torch.equal(result.weights[step][n], w) for n, w in result.weights[step - 1].items())
+        assert not all(torch.equal(result.weights[3][n], w) for n, w in result.weights[2].items())
+    assert job.plan.gpus == len(results)
+
+
+def test_a_rank_that_decides_alone_is_caught(monkeypatch):
+    job = job_of("fp16", 6, ScaleRule(initial=256.0, interval=2), **LAYOUTS["tp"])
+    told = oracle(job, bad=(1, 4))
+    overflow_on(monkeypatch, 1, (1, 4), "shard")
+    honest = trainer.Trainer.add_up
+
+    def alone(self, x, comms, label):
+        before = x.clone()
+        honest(self, x, comms, label)
+        if label == "gradient norm":
+            x[1] = before[1]
+
+    monkeypatch.setattr(trainer.Trainer, "add_up", alone)
+    assert [r.skipped == told.skipped for r in ran(job)] == [False, True]
+
+
+def test_two_thousand_clean_steps_double_the_scale_and_one_overflow_halves_it_as_in_torch():
+    ours, theirs = LossScaler(), torch.amp.GradScaler("cpu")
+    weight = torch.zeros(1, requires_grad=True)
+    sgd = torch.optim.SGD([weight], lr=0.1)
+    draw = torch.Generator().manual_seed(5)
+    for _ in range(9000):
+        overflow = float(torch.rand((), generator=draw)) < 2e-4
+        weight.grad = torch.full((1,), float("inf") if overflow else 1.0)
+        theirs.scale(torch.ones(()))
+        theirs.step(sgd)
+        theirs.update()
+        ours.update(overflow)
+        assert ours.scale == theirs.get_scale()
+    assert ours.scale != 65536.0
+
+
+@pytest.mark.parametrize("exponent", range(-27, -11))
+def test_what_fp16_makes_of_a_small_gradient(exponent):
+    for factor in (1.0, 1.25, 1.5, 1.75, 1.999):
+        x = factor * 2.0**exponent
+        rounded = float(torch.tensor(x, dtype=torch.float64).half())
+        if x <= SMALLEST / 2:
+            assert rounded == 0.0
+        elif x <= SMALLEST:
+            assert rounded == SMALLEST
+        if x < SMALLEST_NORMAL:
+            assert rounded == predict_rounded(x)
+
+
+# ---- the numbers ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "options", [*LAYOUTS.values(), {"dp": 2, "zero": 1, "grad_dtype": "fp32"}, {"dp": 2, "pp": 2, "grad_dtype": "fp32"}]
+)
+def test_gradients_losses_and_weights_are_within_three_times_torch_s_own_error_of_float64(options, precision):
+    job = job_of(precision, 4, ScaleRule(initial=256.0), **options)
+    exact = train_one_device(job.model, [job.batch(i) for i in range(4)], job.optimizer, job.plan.clip, job.seed)
+    told, results, plan = oracle(job), ran(job), job.plan
+    assert not any(told.skipped)
+    whole = dict.fromkeys(exact.shards)
+    for what, found in (("gradients", told.gradients), ("weights", told.weights)):
+        for step in (0, 3) if what == "weights" else (0,):
+            truth = getattr(exact, what)[step]
+            own = sum(float((found[step][n].double() - truth[n]).square().sum()) for n in whole)
+            per_rank = [distance(getattr(r, what)[step], exact, plan, rank, truth) for rank, r in enumerate(results)]
+            assert max(per_rank) <= 9 * own, (what, step)
+            assert max(per_rank) > 0
+    for result in results:
+        for step, loss in enumerate(result.losses):
+            own = max(abs(told.losses[i] - exact.losses[i]) for i in range(step + 1))
+            assert abs(float(loss) - exact.losses[step]) <= 3 * own + 2**-11 * exact.losses[step]
+
+
+def test_fp32_gradients_of_16_bit_parameters_are_closer_to_the_truth_and_twice_as_long_on_the_wire():
+    sent, error, held = {}, {}, {}
+    for kind in ("same", "fp32"):
+        job = job_of("bf16", 1, dp=4, grad_dtype=kind)
+        exact = train_one_device(job.model, [job.batch(0)], job.optimizer, job.plan.clip, job.seed)
+        run = run_plan(job.plan, job.model, capture=True)
+        sent[kind] = sum(run.graph.bytes_sent(axis="dp", purpose="gradients"))
+        held[kind] = run.results[0].state_bytes["gradients"]
+        error[kind] = distance(run.results[0].gradients[0], exact, job.plan, 0, exact.gradients[0])
+    assert sent["fp32"] == 2 * sent["same"]
+    assert held["fp32"] == 2 * held["same"]
+    assert error["fp32"] < error["same"]
+
+
+def test_sixteen_bytes_a_parameter_become_eighteen_with_fp32_gradients_and_four_without_masters():
+    def bytes_each(**options) -> float:
+        job = job_of("bf16", 1, **options)
+        result = run_plan(job.plan, job.model).results[0]
+        return sum(result.state_bytes.values()) / sum(n for _, n, _ in result.units)
+
+    assert bytes_each() == 2 + 2 + 12
+    assert bytes_each(grad_dtype="fp32") == 2 + 4 + 12
+    assert bytes_each(master_weights="none") == 2 + 2 + 4
+
+
+def test_clipping_before_unscaling_is_caught(monkeypatch):
+    job = job_of("fp16", 3, ScaleRule(initial=256.0), optimizer="sgd", lr=0.5, dp=2)  # Adam would hide a wrong length of the gradient
+    exact = train_one_device(job.model, [job.batch(i) for i in range(3)], job.optimizer, job.plan.clip, job.seed)
+    right = distance(ran(job)[0].weights[2], exact, job.plan, 0, exact.weights[2])
+    honest = trainer.Trainer.norm_and_overflow
+
+    def still_scaled(self):
+        norm, overflow = honest(self)
+        return norm * 256.0**2, overflow
+
+    monkeypatch.setattr(trainer.Trainer, "norm_and_overflow", still_scaled)
+    assert distance(ran(job)[0].weights[2], exact, job.plan, 0, exact.weights[2]) > 9 * right
+
+
+# ---- around it -----------------------------------------------------------------------------------------------------
+def test_a_skipped_step_sends_no_new_parameters_and_its_ledger_says_so():
+    for zero in (0, 1, 2, 3):
+        job = job_of("fp16", 1, FALLING, dp=2, zero=zero)
+        run = run_plan(job.plan, job.model, loss_scale=FALLING)
+        assert run.results[0].skipped == [True]
+        rows = accounts.traffic_rows(job.plan, job.model, run.graph, skipped=True)
+        assert all(r["ok"] for r in rows)
+        if zero in (1, 2):
+            assert not all(r["ok"] for r in accounts.traffic_rows(job.plan, job.model, run.graph))
+
+
+def test_the_standard_check_of_an_fp16_run_is_in_float64_and_holds():
+    job = job_of("fp16", 3, ScaleRule(initial=2.0**30), dp=2, tp=2, grad_dtype="fp32", recompute="full")
+    trained = train(Cluster("classroom", 4, "threads", memory_bytes=None), job)
+    assert trained.ok, [c["name"] for c in trained.checks if not c["ok"]]
+    assert trained.comparison["max_rel_weight_diff"] <= 1e-10
+    assert trained.run.results[0].skipped == [True, True, True]
+    small = check_job(job)
+    assert small.plan.precision == "fp64"
+    results = run_plan(small.plan, small.model, steps=3, capture=True).results
+    assert results[0].loss_scales == []
+    assert compare(results, reference_for(small), small.plan)["max_rel_grad_diff"] <= 1e-10
+
+
+def test_fp16_without_masters_and_fp8_are_refused_with_a_reason():
+    model = make_model("tiny")
+    with pytest.raises(ScenarioError, match="master weights"):
+        make_plan(precision="fp16", master_weights="none").check(model)
+    with pytest.raises(ScenarioError, match="precision"):
+        make_plan(precision="fp8").check(model)
