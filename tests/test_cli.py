@@ -381,3 +381,14 @@ def test_a_sweep_over_gpus_and_a_network_from_a_file(capsys, tmp_path):
     code, _, err = glass(capsys, *f"collective broadcast --gpus 4 --size 4MB --topology {net}".split())
     assert code == 2
     assert "no route from 0 to 3" in err
+
+
+@pytest.mark.parametrize("plan", ["--tp 2", "--dp 4 --zero 3", "--tp 2 --pp 2 --dp 2 --zero 1", "--dp 16 --shard 8 --zero 2"])
+def test_a_prediction_on_nvidia_gpus_uses_nccl_s_collectives_on_every_axis(capsys, plan):
+    words = f"predict --hardware dgx-h100 --precision bf16 --hidden 128 {plan} --json"
+    found = json.loads(glass(capsys, *words.split())[1])
+    assert found["collectives"] == "nccl"
+    rings = json.loads(glass(capsys, *words.split(), "--algorithm", "ring")[1])
+    assert rings["collectives"] == "ring"
+    assert rings["iteration_time_s"] != found["iteration_time_s"]
+    assert rings["peak_memory_gib"] >= found["peak_memory_gib"]  # a library's staging is its own

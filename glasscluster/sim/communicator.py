@@ -60,7 +60,7 @@ class Wire(ABC):
         """
 
     @abstractmethod
-    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int) -> None:
+    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
         """Hand a whole collective to the library underneath (gloo, NCCL)."""
 
     # ---- only a device with streams overrides these --------------------------------------------------------------
@@ -526,9 +526,8 @@ class Communicator:
         return work
 
     def _native(self, work: CollectiveWork, operation: str, x: torch.Tensor, options: dict) -> Iterator[list[Ticket]]:
-        if options.get("op", "sum") != "sum":
-            raise ScenarioError("op", options["op"], "a native collective sums", ["sum", "avg"])
-        self.wire.native("all_reduce" if operation == "barrier" else operation, x, self.ranks, options.get("src", 0))
+        whole = "all_reduce" if operation == "barrier" else operation
+        self.wire.native(whole, x, self.ranks, options.get("src", 0), options.get("op", "sum"))
         yield []
 
     # ---- for the recorder ------------------------------------------------------------------------------------

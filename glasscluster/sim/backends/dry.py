@@ -45,7 +45,7 @@ class DryWire(Wire):
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
         """Never needed: everything is done at once."""
 
-    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int) -> None:
+    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
         """A native collective is one event."""
 
 

@@ -24,6 +24,8 @@ from glasscluster.sim.communicator import Ticket, Wire
 from glasscluster.sim.deadlock import Wait, source_line
 from glasscluster.sim.errors import GlassError, RankDied, RankStalled
 
+_LIBRARY_OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
 
 class GroupWire(Wire):
     """A rank's end of the default process group."""
@@ -114,7 +116,7 @@ class GroupWire(Wire):
         return error
 
     # ---- whole collectives ----------------------------------------------------------------------------------------
-    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int) -> None:
+    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
         """The library's own collective, in place on the full buffer."""
         ranks = tuple(group)
         if ranks not in self._library_groups:
@@ -124,7 +126,7 @@ class GroupWire(Wire):
         chunks = list(torch.tensor_split(tensor.view(-1), len(ranks)))
         mine = chunks[ranks.index(self.rank)]
         if operation in ("all_reduce", "reduce_scatter"):  # gloo reduces whole; our chunk is then right as well
-            dist.all_reduce(tensor, group=members)
+            dist.all_reduce(tensor, _LIBRARY_OPS[op], group=members)
         elif operation == "broadcast":
             dist.broadcast(tensor, ranks[root], group=members)
         elif len({c.numel() for c in chunks}) == 1:

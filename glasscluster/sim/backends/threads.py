@@ -195,7 +195,7 @@ class ThreadWire(Wire):
         """Hand the baton over until a ticket is done."""
         self.scheduler.block(self.rank, tickets)
 
-    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int) -> None:
+    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
         """There is no library underneath."""
         raise ScenarioError("algorithm", "native", "the threads backend has no library to hand a collective to", ["ring"])
 
