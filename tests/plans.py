@@ -16,6 +16,7 @@ MAX_GPUS = 8
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "dp": (1, 2, 3, 4),
     "tp": (1, 2, 4),
+    "sequence_parallel": (False, True),
     "pp": (1, 2, 3, 4),
     "zero": (0, 1, 2, 3),
     "schedule": ("gpipe", "1f1b"),
@@ -52,7 +53,7 @@ def feasible(choice: Choice) -> bool:
 def build(choice: Choice, precision: str = "fp64") -> tuple[Plan, ModelConfig]:
     """The plan and the small model of a choice."""
     c = dict(choice)
-    model = make_model("tiny", hidden=16, heads=4, seq=6, **{k: c.pop(k) for k in ("layers", "tied", "attention", "vocab", "dropout")})
+    model = make_model("tiny", hidden=16, heads=4, seq=8, **{k: c.pop(k) for k in ("layers", "tied", "attention", "vocab", "dropout")})
     m = c.pop("micro_batches")
     plan = make_plan(precision=precision, global_batch=c["dp"] * c["micro_batch"] * m, lr=1e-2, **c)
     plan.check(model)

@@ -21,14 +21,14 @@ KINDS_OF_KEEPING = ("none", "selective", "full")
 
 
 def count(
-    model: ModelConfig, b: int, t: int = 1, precision: str = "bf16", recompute: str = "none", backend: str = "dry"
+    model: ModelConfig, b: int, t: int = 1, precision: str = "bf16", recompute: str = "none", backend: str = "dry", cut: bool = False
 ) -> list[list[Saved]]:
-    return Cluster("classroom", t, backend, memory_bytes=None).run(kept_by_a_layer, model, b, precision, recompute).results
+    return Cluster("classroom", t, backend, memory_bytes=None).run(kept_by_a_layer, model, b, precision, recompute, cut).results
 
 
-def judged(model: ModelConfig, b: int, t: int = 1, precision: str = "bf16", recompute: str = "none", backend: str = "dry") -> list[Line]:
-    w = DTYPES[precision].itemsize
-    ranks = [account(predict_layer(model, b, t, w, recompute), saved) for saved in count(model, b, t, precision, recompute, backend)]
+def judged(model: ModelConfig, b: int, t: int = 1, precision: str = "bf16", recompute: str = "none", cut: bool = False) -> list[Line]:
+    terms = predict_layer(model, b, t, DTYPES[precision].itemsize, recompute, cut)
+    ranks = [account(terms, saved) for saved in count(model, b, t, precision, recompute, cut=cut)]
     assert all(r == ranks[0] for r in ranks)
     return ranks[0]
 
@@ -47,23 +47,26 @@ SHAPES = st.tuples(st.integers(1, 3), st.integers(2, 9), st.sampled_from([1, 2, 
     st.sampled_from([0.0, 0.1]),
     st.sampled_from(list(DTYPES)),
     st.sampled_from(KINDS_OF_KEEPING),
+    st.booleans(),
 )
-def test_any_layer_keeps_exactly_the_list_and_its_sum_is_the_closed_form(shape, attention, dropout, precision, recompute):
+def test_any_layer_keeps_exactly_the_list_and_its_sum_is_the_closed_form(shape, attention, dropout, precision, recompute, cut):
     b, s, t, heads, d = shape
+    s = s * t if cut else s  # t cuts every sequence
     a, w = t * heads, DTYPES[precision].itemsize
     h = a * d
     model = make_model("tiny", hidden=h, heads=a, seq=s, vocab=4 * t, attention=attention, dropout=dropout)
-    lines = judged(model, b, t, precision, recompute)
+    lines = judged(model, b, t, precision, recompute, cut)
     assert [x for x in lines if not x.ok] == []
-    assert in_the_sum(lines) == predict(s, b, h, a, t, w, dropout=dropout > 0, flash=attention == "flash", recompute=recompute)
+    more = {"flash": attention == "flash", "recompute": recompute, "sequence_parallel": cut}
+    assert in_the_sum(lines) == predict(s, b, h, a, t, w, dropout=dropout > 0, **more)
 
 
 @pytest.mark.parametrize("recompute", KINDS_OF_KEEPING)
 @pytest.mark.parametrize("attention", ["unfused", "flash"])
-@pytest.mark.parametrize("t", [1, 2])
-def test_real_tensors_on_real_ranks_are_kept_as_shapes_are(t, attention, recompute):
+@pytest.mark.parametrize(("t", "cut"), [(1, False), (2, False), (2, True)])
+def test_real_tensors_on_real_ranks_are_kept_as_shapes_are(t, cut, attention, recompute):
     model = make_model("tiny", hidden=16, seq=6, attention=attention, dropout=0.1)
-    assert count(model, 2, t, "bf16", recompute, "threads") == count(model, 2, t, "bf16", recompute, "dry")
+    assert count(model, 2, t, "bf16", recompute, "threads", cut) == count(model, 2, t, "bf16", recompute, "dry", cut)
 
 
 def test_the_equations_of_the_paper_in_its_own_symbols():
@@ -79,22 +82,14 @@ def test_the_equations_of_the_paper_in_its_own_symbols():
 
 
 @pytest.mark.parametrize(
-    ("t", "recompute", "published"),
-    [(1, "none", 2.67), (8, "none", 0.54)],
+    ("t", "recompute", "cut", "published"),
+    [(1, "none", False, 2.67), (8, "none", False, 0.54), (8, "none", True, 0.33), (8, "selective", True, 0.10)],
 )
-def test_a_layer_of_gpt_3_keeps_the_published_gib_counted_on_its_real_shapes(t, recompute, published):
+def test_a_layer_of_gpt_3_keeps_the_published_gib_counted_on_its_real_shapes(t, recompute, cut, published):
     model = make_model("gpt3-175b", attention="unfused", dropout=0.1)
-    lines = judged(model, 1, t, "bf16", recompute)
+    lines = judged(model, 1, t, "bf16", recompute, cut)
     assert all(x.ok for x in lines)
     assert round(in_the_sum(lines) / GIB, 2) == published
-
-
-def test_with_sequence_parallelism_gpt_3_s_layer_would_keep_what_is_published():
-    shape = (2048, 1, 12288, 96, 8)
-    assert round(predict(*shape, sequence_parallel=True) / GIB, 2) == 0.33
-    assert round(predict(*shape, sequence_parallel=True, recompute="selective") / GIB, 2) == 0.10
-    terms = predict_layer(make_model("gpt3-175b", attention="unfused", dropout=0.1), 1, 8, 2, sequence_parallel=True)
-    assert sum(x.nbytes for x in terms if not x.apart) == predict(*shape, sequence_parallel=True)
 
 
 # ---- mutations -----------------------------------------------------------------------------------------------------

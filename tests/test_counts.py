@@ -17,6 +17,7 @@ from glasscluster.sim.mesh import GROUP_IDS
 from glasscluster.sim.vocabulary import CATEGORIES, COMPUTE, HOST, PURPOSES, SEND
 from glasscluster.strategies import accounts, zero3
 from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize.words import row_name
 
 RANKS = range(2, 9)
 
@@ -223,6 +224,7 @@ def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
     rows += accounts.recompute_rows(plan, model, run.graph, run.results)
     rows += accounts.host_rows(plan, model, run.graph, run.results)
     assert [r for r in rows if not r["ok"]] == []
+    assert [r["name"] for r in rows if row_name(r["name"], "zh") == r["name"]] == []
     counted = sum(r["counted"] for r in rows if "sent" in r["name"])
     scalars = sum(sum(run.graph.bytes_sent(axis=a, purpose="scalars")) for a in ("dp", "pp", "tp"))
     assert counted + scalars == sum(run.graph.bytes_sent())  # no byte is outside the rows
@@ -233,6 +235,7 @@ PLANS = {
     "zero1": {"dp": 2, "zero": 1},
     "zero3": {"dp": 2, "zero": 3},
     "tp": {"tp": 2},
+    "sp": {"tp": 2, "dp": 2, "zero": 1, "sequence_parallel": True, "recompute": "full"},
     "pp": {"pp": 2, "schedule": "gpipe"},
     "hybrid": {"dp": 4, "zero": 2, "shard": 2, "global_batch": 8},
     "hybrid 3": {"dp": 4, "zero": 3, "shard": 2, "reshard": False, "global_batch": 8},

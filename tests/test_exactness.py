@@ -141,6 +141,20 @@ def test_a_vocabulary_slice_that_is_off_by_one_is_caught(monkeypatch):
     assert judge(tp=2) > TOLERANCE
 
 
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_norms_that_are_not_summed_over_tokens_under_sequence_parallelism_are_caught(monkeypatch, zero):
+    """The field's commonest mistake with sequence parallelism: every rank's norms see only its own tokens."""
+    monkeypatch.setattr(trainer, "sum_over_tokens", lambda parallel, manager: None)
+    assert judge(tp=2, dp=2, zero=zero, sequence_parallel=True) > TOLERANCE
+
+
+def test_a_piece_of_the_positions_off_by_one_rank_is_caught(monkeypatch):
+    from glasscluster.strategies.sequence_parallel import SequenceParallel
+
+    monkeypatch.setattr(SequenceParallel, "cut", lambda self, x: x.tensor_split(self.size)[self.rank - 1])
+    assert judge(tp=2, sequence_parallel=True) > TOLERANCE
+
+
 def test_a_tied_embedding_that_is_not_summed_over_stages_is_caught(monkeypatch):
     monkeypatch.setattr(trainer.Trainer, "sum_tied", lambda self: None)
     assert judge(pp=2) > TOLERANCE

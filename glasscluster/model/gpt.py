@@ -70,20 +70,21 @@ class Block(Module):
 
     def forward(self, x_BSH: Tensor, draw: Draw | None = None) -> Tensor:
         """[B, S, H] -> [B, S, H]."""
-        f, g, eps = self.parallel.f, self.parallel.g, self.config.norm_eps
-        drop = partial(dropout, p=self.config.dropout, draw=draw, layer=self.index)
-        y = f(layer_norm(x_BSH, self.norm1_weight, self.norm1_bias, eps))
+        column, g, eps = self.parallel.column, self.parallel.g, self.config.norm_eps
+        first = self.parallel.place * x_BSH.shape[1:].numel()  # these tokens' place in the mask of the whole sequence
+        drop = partial(dropout, p=self.config.dropout, draw=draw, layer=self.index, offset=first)
+        y = layer_norm(x_BSH, self.norm1_weight, self.norm1_bias, eps)
         y = g(F.linear(self.attend(y, draw), self.out_weight)) + self.out_bias
         x_BSH = x_BSH + drop(y, place="attention output")
-        y = f(layer_norm(x_BSH, self.norm2_weight, self.norm2_bias, eps))
-        y = F.gelu(F.linear(y, self.up_weight, self.up_bias))
+        y = layer_norm(x_BSH, self.norm2_weight, self.norm2_bias, eps)
+        y = F.gelu(column(y, self.up_weight, self.up_bias))
         y = g(F.linear(y, self.down_weight)) + self.down_bias
         return x_BSH + drop(y, place="mlp output")
 
     def attend(self, x_BSH: Tensor, draw: Draw | None) -> Tensor:
         """Local heads of multi-head attention: [B, S, H] -> [B, S, A·D]."""
-        b, s, _ = x_BSH.shape
-        qkv = F.linear(x_BSH, self.qkv_weight, self.qkv_bias)
+        qkv = self.parallel.column(x_BSH, self.qkv_weight, self.qkv_bias)
+        b, s, _ = qkv.shape
         q, k, v = qkv.view(b, s, 3, -1, self.config.head_dim).permute(2, 0, 3, 1, 4)  # 3 x [B, A, S, D]
         attention: Any = ATTENTION[self.config.attention]
         if self.config.dropout and self.config.attention == "unfused":
@@ -103,7 +104,7 @@ class Embedding(Module):
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """[B, S] -> [B, S, H]."""
-        return self.parallel.embed(tokens_BS, self.token) + self.position[: tokens_BS.shape[1]]
+        return self.parallel.embed(tokens_BS, self.token) + self.parallel.cut(self.position[: tokens_BS.shape[1]])
 
 
 class Head(Module):
@@ -124,7 +125,7 @@ class Head(Module):
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
         """Loss: a scalar, summed over tokens."""
         x = layer_norm(x_BSH, self.norm_weight, self.norm_bias, self.config.norm_eps)
-        logits_BSV = F.linear(self.parallel.f(x), self.table)
+        logits_BSV = self.parallel.column(x, self.table)
         return self.parallel.cross_entropy(logits_BSV, targets_BS)
 
 

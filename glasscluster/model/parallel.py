@@ -41,6 +41,15 @@ class Unsharded:
     """One device: everything is whole."""
 
     size, rank = 1, 0
+    place = 0  # which piece of every sequence this rank has outside the matrices: all of it
+
+    def cut(self, x: Tensor) -> Tensor:
+        """This rank's tokens of [s, ...]."""
+        return x
+
+    def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Into the parallel region and through its first matrix."""
+        return F.linear(self.f(x), weight, bias)
 
     def f(self, x: Tensor) -> Tensor:
         """Into the parallel region."""

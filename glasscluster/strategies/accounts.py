@@ -19,7 +19,17 @@ from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.mesh import GROUP_IDS
 from glasscluster.sim.timeline import Timeline
 from glasscluster.sim.vocabulary import RECOMPUTE, SEND
-from glasscluster.strategies import data_parallel, offload, overlap, pipeline_parallel, recompute, tensor_parallel, zero, zero3
+from glasscluster.strategies import (
+    data_parallel,
+    offload,
+    overlap,
+    pipeline_parallel,
+    recompute,
+    sequence_parallel,
+    tensor_parallel,
+    zero,
+    zero3,
+)
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.schedules import gpipe, one_f_one_b
 from glasscluster.strategies.trainer import DTYPES, TIED, RankResult
@@ -93,7 +103,8 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
     if plan.tp > 1:
         rows += _tensor_rows(plan, model, graph, m, tokens, width)
     if plan.pp > 1:
-        expected_pp = pipeline_parallel.predict_traffic(plan.pp, m, tokens, model.hidden, width) * plan.dp * plan.tp
+        copies = plan.dp * (1 if plan.sequence_parallel else plan.tp)  # of an activation: whole on every tp rank, or a piece on each
+        expected_pp = pipeline_parallel.predict_traffic(plan.pp, m, tokens, model.hidden, width) * copies
         counted_pp = sum(graph.bytes_sent(axis="pp", purpose="activations"))
         rows.append(row("pp activations and their gradients sent, all ranks", expected_pp, counted_pp, "GPipe 1811.06965: 2(p-1)m·bsh"))
         if model.tied:
@@ -163,24 +174,48 @@ def overlap_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
 
 
 def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, tokens: int, width: int) -> list[dict[str, Any]]:
+    theory = sequence_parallel if plan.sequence_parallel else tensor_parallel
     totals = {"layer": 0, "embedding": 0, "head": 0, "loss": 0}
     for s, layers in enumerate(plan.stage_layers(model)):
         again = recompute.predict_all_reduces(plan.recompute, len(layers), plan.recompute_every, bool(model.dropout))
-        part = tensor_parallel.predict(len(layers), m, tokens, model.hidden, plan.tp, width, s == 0, s == plan.pp - 1, again)
+        if plan.sequence_parallel and again:
+            again += 2 * len(layers)  # gathers before the matrices run again beside the reduce-scatters after them
+        part = theory.predict(len(layers), m, tokens, model.hidden, plan.tp, width, s == 0, s == plan.pp - 1, again)
         totals = {k: v + part[k] * plan.dp for k, v in totals.items()}
     tp = (graph.kind == SEND) & (graph.axis == "tp")
     label = np.array([*graph.names, ""])[graph.label]
     in_layer = graph.layer >= 0
     chosen = {
         "layer": tp & in_layer,
-        "embedding": tp & ~in_layer & (label == "g forward"),
-        "head": tp & ~in_layer & (label == "f backward"),
+        "embedding": tp & ~in_layer & np.char.startswith(label, "g "),
+        "head": tp & ~in_layer & np.char.startswith(label, "f "),
         "loss": tp & np.char.startswith(label, "cross_entropy"),
     }
-    layer = "4 per layer and what runs again" if plan.recompute == "full" else "4 per layer"
-    names = {"layer": layer, "embedding": "embedding, once", "head": "head input, once", "loss": "loss, 3 scalars a token"}
-    source = "Megatron-LM 1909.08053 section 3 (F18, F19)"
-    return [row(f"tp all-reduces sent, {names[k]}", totals[k], int(graph.bytes[chosen[k]].sum()), source) for k in totals]
+    runs_again = " and what runs again" if plan.recompute == "full" else ""
+    if plan.sequence_parallel:
+        names = {
+            "layer": f"10 per layer{runs_again}",
+            "embedding": "embedding, 2",
+            "head": "head input, 3",
+            "loss": "loss, 3 scalars a token",
+        }
+        what, source = "tp gathers and scatters sent", "Korthikanti 2205.05198 section 4.2.2 (F18)"
+    else:
+        names = {
+            "layer": f"4 per layer{runs_again}",
+            "embedding": "embedding, once",
+            "head": "head input, once",
+            "loss": "loss, 3 scalars a token",
+        }
+        what, source = "tp all-reduces sent", "Megatron-LM 1909.08053 section 3 (F18, F19)"
+    rows = [row(f"{what}, {names[k]}", totals[k], int(graph.bytes[chosen[k]].sum()), source) for k in totals]
+    if plan.sequence_parallel:
+        whole = sum(x.stop - x.start for s in range(plan.pp) for u in units_of(plan, model, s) for x in u.members if x.shard is None)
+        shares = plan.dp // plan.shards if plan.zero else plan.dp  # with ZeRO every dp rank sums what it owns
+        expected = 2 * (plan.tp - 1) * whole * plan.gradient_width * shares
+        counted = sum(graph.bytes_sent(axis="tp", label="norms, biases, positions"))
+        rows.append(row("tp gradients of norms, biases and positions sent", expected, counted, "Korthikanti 2205.05198 section 4.2.2"))
+    return rows
 
 
 def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) -> list[dict[str, Any]]:
@@ -212,7 +247,7 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
     for s, layers in enumerate(plan.stage_layers(model)):
         stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch, plan.tp
         flops += recompute.predict_flops(*stage) * plan.micro_batches * plan.dp * plan.tp
-        kept = recompute.predict_checkpoints(*stage, WIDTH[plan.precision])
+        kept = recompute.predict_checkpoints(*stage, WIDTH[plan.precision], plan.tp if plan.sequence_parallel else 1)
         held += kept * in_flight(plan.pp, plan.micro_batches, s) * plan.dp * plan.tp
     ran, source = int(graph.flops[graph.phase == RECOMPUTE].sum()), "Korthikanti 2205.05198 section 5; Chen 1604.06174 (F29)"
     return [

@@ -32,18 +32,23 @@ from glasscluster.model.gpt import Block
 from glasscluster.sim.gpu import GPU
 from glasscluster.sim.saved import Saved, saved_for_backward
 from glasscluster.strategies.recompute import KINDS
+from glasscluster.strategies.sequence_parallel import SequenceParallel
 from glasscluster.strategies.tensor_parallel import TensorParallel
 from glasscluster.strategies.trainer import DTYPES
 
 
-def kept_by_a_layer(gpu: GPU, model: ModelConfig, sequences: int, precision: str = "bf16", recompute: str = "none") -> list[Saved]:
+def kept_by_a_layer(
+    gpu: GPU, model: ModelConfig, sequences: int, precision: str = "bf16", recompute: str = "none", sequence_parallel: bool = False
+) -> list[Saved]:
     """The counting program: a real block on this rank's heads, its forward, and what autograd saved. Nothing of the below is used."""
     comm = gpu.make_mesh({"tp": gpu.size})["tp"]
     with gpu.unrecorded():
         keep, dtype = KINDS[recompute](gpu, 1), DTYPES[precision]
-        block = Block(0, model, TensorParallel(comm), 0, torch.empty(0, dtype=dtype, device=gpu.device))
+        parallel = (SequenceParallel if sequence_parallel else TensorParallel)(comm)
+        block = Block(0, model, parallel, 0, torch.empty(0, dtype=dtype, device=gpu.device))
         block.keep = keep
-        x = torch.zeros(sequences, model.seq, model.hidden, dtype=dtype, device=gpu.device).requires_grad_()
+        tokens = model.seq // (gpu.size if sequence_parallel else 1)
+        x = torch.zeros(sequences, tokens, model.hidden, dtype=dtype, device=gpu.device).requires_grad_()
         draw = Draw(0, 0, tuple(range(sequences)))
         return saved_for_backward(lambda x: keep.layers([block], x, draw), x, block.parameters())
 

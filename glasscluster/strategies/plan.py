@@ -29,7 +29,6 @@ ScheduleName = Literal[
 AVAILABLE: dict[str, tuple[Any, ...]] = {
     "cp": (1,),
     "ep": (1,),
-    "sequence_parallel": (False,),
     "schedule": ("gpipe", "1f1b"),
     "virtual_stages": (1,),
     "precision": ("fp64", "fp32", "bf16", "fp16"),
@@ -159,6 +158,9 @@ class Plan(BaseModel):
         elif self.servers or self.staleness or self.jitter:
             field = next(f for f in ("servers", "staleness", "jitter") if getattr(self, f))
             raise ScenarioError(field, getattr(self, field), "needs --exchange parameter-server or async-server", [0])
+        if self.sequence_parallel and model.seq % self.tp:
+            fits = [t for t in range(1, model.seq + 1) if model.seq % t == 0]
+            raise ScenarioError("tp", self.tp, f"must divide seq = {model.seq} when the sequence is cut", fits)
         for field, size in (("heads", model.heads), ("ffn", model.width), ("vocab", model.vocab)):
             if size % self.tp:
                 fits = [t for t in range(1, size + 1) if all(n % t == 0 for n in (model.heads, model.width, model.vocab))]

@@ -113,10 +113,15 @@ def predict_all_reduces(kind: str, layers: int, every: int, dropout: bool) -> in
     return 2 * layers - (0 if dropout else len(segments(layers, every)))
 
 
-def predict_checkpoints(kind: str, model: ModelConfig, layers: int, every: int, sequences: int, tp: int, width: int) -> int:
-    """Bytes kept to start from, of a stage and micro-batch: w·sbh a segment, or Q, K and V (3w·sbh/t) a layer."""
+def predict_checkpoints(
+    kind: str, model: ModelConfig, layers: int, every: int, sequences: int, tp: int, width: int, pieces: int = 1
+) -> int:
+    """Bytes kept to start from, of a stage and micro-batch: w·sbh a segment, or Q, K and V (3w·sbh/t) a layer.
+
+    `pieces`: t where sequence parallelism cuts a segment's input too.
+    """
     one = width * sequences * model.seq * model.hidden
-    return {"none": 0, "selective": 3 * one * layers // tp, "full": one * len(segments(layers, every))}[kind]
+    return {"none": 0, "selective": 3 * one * layers // tp, "full": one // pieces * len(segments(layers, every))}[kind]
 
 
 def predict_flops(kind: str, model: ModelConfig, layers: int, every: int, sequences: int, tp: int) -> int:

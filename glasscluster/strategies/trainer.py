@@ -28,6 +28,7 @@ from glasscluster.strategies.pipeline_parallel import PipelineExecutor
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.recompute import KINDS
 from glasscluster.strategies.schedules import make_schedule
+from glasscluster.strategies.sequence_parallel import SequenceParallel, sum_over_tokens
 from glasscluster.strategies.tensor_parallel import TensorParallel
 from glasscluster.strategies.zero3 import LADDER
 
@@ -104,13 +105,13 @@ class Trainer:
             self.stage = self.make_stage().keeping(self.keep)
             self.manager = self.make_manager()
         self.schedule = make_schedule(plan.schedule, plan.pp, plan.micro_batches)
-        shape = (plan.micro_batch, job.model.seq, job.model.hidden)
+        shape = (plan.micro_batch, job.model.seq // (plan.tp if plan.sequence_parallel else 1), job.model.hidden)
         self.executor = PipelineExecutor(gpu, self.pp, self.stage, shape, DTYPES[plan.precision], self.manager)
 
     # ---- assembly --------------------------------------------------------------------------------------------
     def make_stage(self) -> GPTStage:
         """This rank's layers, cut for tensor parallelism; hooks tell the recorder which layer runs."""
-        parallel = TensorParallel(self.tp, self.plan.algorithm) if self.tp.size > 1 else Unsharded()
+        parallel = self.parallel = self.make_parallel()
         layers = self.plan.stage_layers(self.job.model)[self.pp.rank]
         stage = GPTStage(
             self.job.model, layers, self.first, self.last, parallel, self.job.seed, DTYPES[self.plan.precision], self.gpu.device
@@ -118,6 +119,12 @@ class Trainer:
         for part in stage.parts():
             part.register_forward_pre_hook(lambda module, _args: self.gpu.recorder.enter_layer(getattr(module, "index", -1)))
         return stage
+
+    def make_parallel(self) -> Unsharded:
+        """What the blocks ask of tensor parallelism."""
+        if self.tp.size == 1:
+            return Unsharded()
+        return (SequenceParallel if self.plan.sequence_parallel else TensorParallel)(self.tp, self.plan.algorithm)
 
     def make_manager(self) -> DataParallel:
         """Data parallelism at the plan's ZeRO stage."""
@@ -160,6 +167,8 @@ class Trainer:
         self.executor.run(self.schedule.ranks[self.pp.rank], inputs, targets, loss, seed, self.draws(step))
         with gpu.region("optimizer", layer=-1, micro_batch=-1):
             self.manager.finish()
+            if isinstance(self.parallel, SequenceParallel):
+                sum_over_tokens(self.parallel, self.manager)
             self.sum_tied()
             totals = torch.stack([loss, count.to(wide)])
             self.add_up(totals, (self.dp, self.pp), "loss and token count")

@@ -65,9 +65,9 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
     from glasscluster.visualize.kept import waterfall
     from glasscluster.visualize.plots import bars
 
-    def count(model: Any, t: int, recompute: str, backend: str = "dry") -> list[Line]:
-        saved = Cluster("classroom", t, backend, memory_bytes=None).run(kept_by_a_layer, model, 1, "bf16", recompute).results[0]
-        return account(predict_layer(model, 1, t, 2, recompute), saved)
+    def count(model: Any, t: int, recompute: str, backend: str = "dry", cut: bool = False) -> list[Line]:
+        saved = Cluster("classroom", t, backend, memory_bytes=None).run(kept_by_a_layer, model, 1, "bf16", recompute, cut).results[0]
+        return account(predict_layer(model, 1, t, 2, recompute, cut), saved)
 
     def total(lines: list[Line]) -> int:
         return sum(x.counted for x in lines if not x.apart)
@@ -94,16 +94,18 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
     giant = make_model("gpt3-175b", attention="unfused", dropout=0.1)
     s, h, a = giant.seq, giant.hidden, giant.heads
     flash = giant.model_copy(update={"attention": "flash"})
-    runs = {"none": count(giant, 1, "none"), "tp8": count(giant, 8, "none"), "flash": count(flash, 1, "none"),
-            "selective": count(giant, 8, "selective"), "full": count(giant, 8, "full")}  # fmt: skip
-    theory = {"none": predict(s, 1, h, a), "tp8": predict(s, 1, h, a, 8), "flash": predict(s, 1, h, a, flash=True),
-              "selective": predict(s, 1, h, a, 8, recompute="selective"), "full": predict(s, 1, h, a, 8, recompute="full")}  # fmt: skip
-    words = {"none": ("whole", "完整"), "tp8": ("t = 8", "t = 8"), "flash": ("whole, flash", "完整，flash"),
-             "selective": ("t = 8, selective", "t = 8，选择性重算"), "full": ("t = 8, full", "t = 8，全部重算")}  # fmt: skip
+    runs = {"none": count(giant, 1, "none"), "flash": count(flash, 1, "none"), "tp8": count(giant, 8, "none"),
+            "sp": count(giant, 8, "none", cut=True), "selective": count(giant, 8, "selective", cut=True), "full": count(giant, 8, "full", cut=True)}  # fmt: skip
+    theory = {"none": predict(s, 1, h, a), "flash": predict(s, 1, h, a, flash=True), "tp8": predict(s, 1, h, a, 8)}
+    theory |= {
+        k: predict(s, 1, h, a, 8, sequence_parallel=True, recompute=r)
+        for k, r in (("sp", "none"), ("selective", "selective"), ("full", "full"))
+    }
+    words = {"none": ("whole", "完整"), "flash": ("whole, flash", "完整，flash"), "tp8": ("t = 8", "t = 8"), "sp": ("t = 8, SP", "t = 8，SP"),
+             "selective": ("SP, selective", "SP，选择性重算"), "full": ("SP, full", "SP，全部重算")}  # fmt: skip
     for key, lines in runs.items():
         lab.check(f"GPT-3's layer, {words[key][0]}", theory[key], total(lines), "F17")
     gib = {k: total(v) / GIB for k, v in runs.items()}
-    sp = {k: predict(s, 1, h, a, 8, sequence_parallel=True, recompute=k) / GIB for k in ("none", "selective")}
     lab.ask(
         "GPT-3's layer, s = 2048, one sequence, 16 bits, with dropout: how many GiB does it keep?",
         "GPT-3 的一层，s = 2048，一条序列，16 位，有 dropout：保留多少 GiB？",
@@ -135,8 +137,8 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
     held = int(np.cumsum(log[log[:, 1] == CATEGORIES.index("activations"), 2]).max())
     lab.tell(f"GPT-3's layer keeps {gib['none']:.2f} GiB for one sequence; softmax, its mask and its dropped copy are {sum(x.counted for x in runs['none'] if 's²' in x.term) / GIB:.2f} GiB of it.",
              f"GPT-3 的一层为一条序列保留 {gib['none']:.2f} GiB；其中 softmax、掩码和 dropout 后的副本占 {sum(x.counted for x in runs['none'] if 's²' in x.term) / GIB:.2f} GiB。")  # fmt: skip
-    lab.tell(f"Eight tensor-parallel ranks keep {gib['tp8']:.2f} GiB each, not an eighth: norms and outer masks stay whole. Sequence parallelism would leave {sp['none']:.2f}, with selective recomputation {sp['selective']:.2f} (by formula).",
-             f"八个张量并行 rank 各保留 {gib['tp8']:.2f} GiB，而不是八分之一：归一化和外侧掩码仍完整。加序列并行为 {sp['none']:.2f}，再加选择性重算为 {sp['selective']:.2f}（按公式）。")  # fmt: skip
+    lab.tell(f"Eight tensor-parallel ranks keep {gib['tp8']:.2f} GiB each, not an eighth: norms and outer masks stay whole. Sequence parallelism cuts those too: {gib['sp']:.2f}, with selective recomputation {gib['selective']:.2f}.",
+             f"八个张量并行 rank 各保留 {gib['tp8']:.2f} GiB，而不是八分之一：归一化和外侧掩码仍完整。序列并行把它们也切开：{gib['sp']:.2f}，再加选择性重算为 {gib['selective']:.2f}。")  # fmt: skip
     lab.tell(f"In the small GPT that was trained here, activations reach {held / 1e6:.2f} MB for four sequences of {seq} tokens; its 16-bit weights are {weights / 1e6:.2f} MB.",
              f"在此训练的小 GPT 中，四条 {seq} 个 token 的序列使激活达到 {held / 1e6:.2f} MB；16 位权重为 {weights / 1e6:.2f} MB。", "tab=memory")  # fmt: skip
     lab.conclude(

@@ -1,0 +1,135 @@
+"""Sequence parallelism: outside the matrices each tensor-parallel rank has a piece of every sequence.
+
+Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198), section 4.2.2.
+Symbols: t ranks, b sequences, s tokens, h hidden.
+
+        s/t tokens        all s tokens          s/t tokens           an all-reduce is a reduce-scatter and an all-gather:
+    norm ──► f ──► Y A_i ──► ... ──► Y_i B_i ──► g ──► dropout, +     the same bytes, and norms, dropouts and residuals hold 1/t
+
+    f   all-gather forward, reduce-scatter backward         g   reduce-scatter forward, all-gather backward
+
+Only the shard before f is kept: backward gathers it again, while the gradient of Y is computed, and scatters that while the
+gradient of A is computed. Per layer 2 all-gathers and 2 reduce-scatters forward, 4 and 2 backward.
+What every rank has whole (norms, biases, positions) sees only its tokens: those gradients are summed over the t ranks at the end.
+But: t must divide s; with several sequences a micro-batch, gathering moves each rank's piece to its place (one copy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glasscluster.strategies.data_parallel import DataParallel
+from glasscluster.strategies.tensor_parallel import TensorParallel
+
+
+class SequenceParallel(TensorParallel):
+    """Handed to the model's blocks in place of `TensorParallel`."""
+
+    @property
+    def place(self) -> int:
+        """Which piece of every sequence this rank has."""
+        return self.rank
+
+    def cut(self, x: Tensor) -> Tensor:
+        """This rank's tokens of [s, ...]."""
+        return x.tensor_split(self.size)[self.rank]
+
+    def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """f, then the matrix: [b, s/t, h] -> [b, s, n]."""
+        return _GatherLinear.apply(x, weight, bias, self)
+
+    def g(self, x: Tensor) -> Tensor:
+        """Out of the parallel region: partial sums [b, s, h] -> [b, s/t, h]."""
+        return _Scatter.apply(x, self)
+
+    # ---- the two collectives -------------------------------------------------------------------------------------
+    def gather(self, x: Tensor, label: str, meanwhile: Tensor | None = None, weight: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """All ranks' pieces [b, s/t, h] as [b, s, h]; meanwhile @ weight is computed while they are on their way."""
+        pieces = x.new_empty(self.size, *x.shape)
+        pieces[self.rank].copy_(x)
+        work = self.comm.all_gather(pieces, algorithm=self.algorithm, async_op=True, purpose="activations", label=label)
+        product = None if meanwhile is None or weight is None else meanwhile @ weight
+        work.wait()
+        t, b, s, h = pieces.shape
+        return (pieces.view(1, t * s, h) if b == 1 else pieces.transpose(0, 1).reshape(b, t * s, h)), product
+
+    def scatter(self, x: Tensor, label: str, meanwhile: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
+        """This rank's piece [b, s/t, h] of the sum of all ranks' [b, s, h] (scratch afterwards); a.T @ b is computed meanwhile."""
+        b, s, h = x.shape
+        pieces = x.view(b, self.size, s // self.size, h).transpose(0, 1).contiguous()
+        work = self.comm.reduce_scatter(pieces, algorithm=self.algorithm, async_op=True, purpose="activations", label=label)
+        product = None if meanwhile is None else meanwhile[0].flatten(0, 1).T @ meanwhile[1].flatten(0, 1)
+        work.wait()
+        return torch.empty_like(pieces[self.rank]).copy_(pieces[self.rank]), product
+
+
+class _GatherLinear(torch.autograd.Function):
+    """f and the matrix behind it: all-gather, x A forward; all-gather again, reduce-scatter backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parallel: SequenceParallel) -> Tensor:
+        ctx.parallel, ctx.bias = parallel, bias is not None
+        ctx.save_for_backward(x, weight)
+        return F.linear(parallel.gather(x, "f forward")[0], weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        whole, d_whole = ctx.parallel.gather(x, "f again", grad, weight)
+        d_x, d_weight = ctx.parallel.scatter(d_whole, "f backward", (grad, whole))
+        return d_x, d_weight, grad.sum((0, 1)) if ctx.bias else None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """g: reduce-scatter forward, all-gather backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, parallel: SequenceParallel) -> Tensor:
+        ctx.parallel = parallel
+        return parallel.scatter(x, "g forward")[0]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ctx.parallel.gather(grad, "g backward")[0], None
+
+
+def sum_over_tokens(parallel: SequenceParallel, manager: DataParallel) -> None:
+    """Add up the gradients of what every rank has whole, as far as this rank owns them: one message for all of them."""
+    pieces = [piece for unit in manager.units for piece in _whole_pieces(manager, unit)]
+    if pieces:
+        flat = torch.cat(pieces)
+        parallel.comm.all_reduce(flat, algorithm=parallel.algorithm, purpose="gradients", label="norms, biases, positions")
+        for piece, summed in zip(pieces, flat.split([p.numel() for p in pieces]), strict=True):
+            piece.copy_(summed)
+
+
+def _whole_pieces(manager: DataParallel, unit) -> Iterable[Tensor]:
+    gradient, owned = manager.gradient_slice(unit), manager.owned(unit)
+    for member in unit.members:
+        first, last = max(member.start, owned.start), min(member.stop, owned.stop)
+        if member.shard is None and first < last:
+            yield gradient[first - owned.start : last - owned.start]
+
+
+# ---- theory --------------------------------------------------------------------------------------------------------
+
+
+def predict(
+    layers: int, micro_batches: int, tokens: int, hidden: int, tp: int, width: int, embedding: bool, head: bool, again: int = 0
+) -> dict[str, int]:
+    """F18 with sequence parallelism, in the terms of tensor_parallel.predict: bytes sent by all t ranks together in a step.
+
+    Each all-gather and reduce-scatter sends (t-1) b·s·h elements; a layer has 10 (4 forward; 6 backward, 2 of them because only the
+    shard is kept) and the `again` ones of a stage that recomputation repeats, the embedding 2, the head's input 3.
+    """
+    one = (tp - 1) * tokens * width * micro_batches * hidden
+    return {
+        "layer": (10 * layers + again) * one,
+        "embedding": 2 * one if embedding else 0,
+        "head": 3 * one if head else 0,
+        "loss": 6 * one // hidden * max(width, 4) // width if head else 0,
+    }
