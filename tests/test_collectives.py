@@ -309,10 +309,11 @@ def test_the_slow_wire_carries_a_node_s_share_of_a_hierarchical_collective(opera
 def test_workers_of_a_parameter_server_begin_with_different_servers(servers):
     graph = Cluster("classroom", 6, "threads").run(once, "all_reduce", "parameter-server", 36, {"servers": servers}).graph
     first = [int(graph.peer[np.flatnonzero((graph.kind == SEND) & (graph.rank == r) & (graph.order == 0))[0]]) for r in range(6)]
-    assert first[-1] == 0  # after the last comes the first
-    assert all(server in (r + 1, 0) for r, server in enumerate(first[:-1]) if r or servers > 1)
-    if servers == 6:
-        assert sorted(first) == list(range(6))
+    for r, server in enumerate(first):
+        others = [k for k in ((r + 1 + i) % servers for i in range(servers)) if k != r]
+        assert server == (others or [1])[0]  # the only server pushes to nobody: it hands out the sum, to rank 1 first
+    if servers > 1:
+        assert max(first.count(k) for k in range(servers)) <= (1 if servers == 6 else 3)
 
 
 def test_dry_records_what_threads_record_for_every_algorithm():
@@ -346,11 +347,11 @@ def test_torchrun_agrees_on_every_algorithm(tmp_path):
         "from glasscluster.sim.cluster import Cluster\n"
         'with Cluster("classroom", 3, "torchrun") as cluster:\n'
         "    results = cluster.run(every_pair, record=False).results\n"
-        "    print('RESULT', cluster.leader, results)\n"
+        "    if cluster.leader: print('RESULT', results)\n"
     )
     done = torchrun(3, str(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "RESULT True [[], [], []]" in done.stdout
+    assert "RESULT [[], [], []]" in done.stdout
 
 
 def test_what_an_algorithm_cannot_do_is_an_input_error_that_names_what_can():
