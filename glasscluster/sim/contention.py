@@ -61,11 +61,14 @@ class Shared:
 
 
 def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
-    """Every distinct (sender, receiver) of the graph has one route."""
+    """Every distinct (sender, receiver) of the graph has one route. The last topology's are kept with the graph."""
+    sends = graph.kind == SEND
+    kept = graph.__dict__.get("_routes")
+    if kept is not None and kept[0] is topology and len(kept[1].of) == sends.sum():
+        return kept[1]
     if graph.ranks > len(topology.place):
         rule = f"has {len(topology.place)} GPUs, the run {graph.ranks} ranks"
         raise ScenarioError("topology", topology.name, rule)
-    sends = graph.kind == SEND
     pairs, number = distinct(graph.rank[sends] * graph.ranks + graph.peer[sends], graph.ranks**2)
     stretch_ptr, link_ptr, links, latency, overhead = [0], [0], [], [], []
     for pair in pairs.tolist():
@@ -77,7 +80,9 @@ def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
         stretch_ptr.append(len(link_ptr) - 1)
         overhead.append(topology.overhead_s[stretches[0][0]] if stretches else 0.0)
     a, b, c = (np.array(x, dtype=np.int64) for x in (stretch_ptr, link_ptr, links))
-    return Routes(number, a, b, c, np.array(latency, dtype=np.float64), np.array(overhead, dtype=np.float64))
+    found = Routes(number, a, b, c, np.array(latency, dtype=np.float64), np.array(overhead, dtype=np.float64))
+    graph.__dict__["_routes"] = (topology, found)
+    return found
 
 
 def replay_shared(
