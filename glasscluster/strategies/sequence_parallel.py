@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glasscluster.sim.communicator import Communicator
 from glasscluster.strategies.data_parallel import DataParallel
 from glasscluster.strategies.tensor_parallel import TensorParallel
 
@@ -29,10 +30,9 @@ from glasscluster.strategies.tensor_parallel import TensorParallel
 class SequenceParallel(TensorParallel):
     """Handed to the model's blocks in place of `TensorParallel`."""
 
-    @property
-    def place(self) -> int:
-        """Which piece of every sequence this rank has."""
-        return self.rank
+    def __init__(self, comm: Communicator, algorithm: str = "ring") -> None:
+        super().__init__(comm, algorithm)
+        self.place = self.rank
 
     def cut(self, x: Tensor) -> Tensor:
         """This rank's tokens of [s, ...]."""
