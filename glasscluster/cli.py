@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -81,8 +82,8 @@ def planned(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def plan_and_model(given: dict[str, Any], preset: str) -> tuple[Plan, ModelConfig]:
-    """What was asked for, validated; ScenarioError otherwise."""
+def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True) -> tuple[Plan, ModelConfig]:
+    """What was asked for, validated; ScenarioError otherwise. `runs` False: for a prediction."""
     from glasscluster.strategies.plan import make_model, make_plan
 
     values = dict(given)
@@ -96,7 +97,7 @@ def plan_and_model(given: dict[str, Any], preset: str) -> tuple[Plan, ModelConfi
             raise ScenarioError("layers_per_stage", text, "must be whole numbers with commas between, as 1,1,1,1") from None
     model = make_model(preset, **{k: v for k, v in values.items() if k in ModelConfig.model_fields})
     plan = make_plan(**{k: v for k, v in values.items() if k in Plan.model_fields})
-    plan.check(model)
+    plan.check(model, runs)
     return plan, model
 
 
@@ -397,13 +398,15 @@ def predict(
             say(f"glass predict: rows of {csv}")
             from glasscluster.scenarios import prediction
 
-            done, bad, path = prediction.predict_csv(csv, out, {"model": model, "hardware": hardware, **given}, plan_and_model, say)
+            done, bad, path = prediction.predict_csv(
+                csv, out, {"model": model, "hardware": hardware, **given}, partial(plan_and_model, runs=False), say
+            )
         if json_:
             emit({"schema": "glass.predict-csv/1", "rows": done, "errors": bad, "out": str(path)})
         else:
             print(f"{done} rows, {bad} with an error: {path}")
         return 0
-    plan, shape = plan_and_model(given, model)
+    plan, shape = plan_and_model(given, model, runs=False)
     with progress() as say:
         say(f"glass predict: {plan.gpus} GPUs, {shape.parameters():,} parameters")
         from glasscluster.scenarios import prediction, stored

@@ -392,3 +392,14 @@ def test_a_prediction_on_nvidia_gpus_uses_nccl_s_collectives_on_every_axis(capsy
     assert rings["collectives"] == "ring"
     assert rings["iteration_time_s"] != found["iteration_time_s"]
     assert rings["peak_memory_gib"] >= found["peak_memory_gib"]  # a library's staging is its own
+
+
+def test_fp8_has_a_cost_in_which_only_the_matrices_are_quicker_but_does_not_run(capsys):
+    words = "predict --hardware dgx-h100 --dp 2 --hidden 4096 --heads 32 --layers 2 --seq 1024 --micro-batch 4 --global-batch 8 --json --precision"
+    narrow, half = (json.loads(glass(capsys, *words.split(), p)[1]) for p in ("fp8", "bf16"))
+    assert narrow["peak_memory_gib"] == half["peak_memory_gib"]
+    assert 0.5 * half["breakdown_s"]["compute"] < narrow["breakdown_s"]["compute"] < half["breakdown_s"]["compute"]
+    assert glass(capsys, *"predict --hardware dgx-a100-80gb --precision fp8".split())[0] == 2  # no listed peak
+    code, _, err = glass(capsys, *"train --precision fp8 --hardware dgx-h100 --backend threads".split())
+    assert code == 2
+    assert "has a cost (glass predict) but does not run" in err

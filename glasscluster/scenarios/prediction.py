@@ -42,9 +42,12 @@ def predict(
             raise ScenarioError("slow_rank", number, f"the plan has ranks 0 to {plan.gpus - 1}", range(plan.gpus))
     if cluster.hardware.gpu.sm and "algorithm" not in plan.model_fields_set:
         plan = plan.model_copy(update={"algorithm": "native"})
+    precision = plan.precision
+    if precision == "fp8":  # weights, activations and gradients stay in bf16; the matrices' products are in fp8
+        plan = plan.model_copy(update={"precision": "bf16"})
     job = Job(plan, model, steps=1)
     run = cluster.run(train_rank, job, info=job_info(job))
-    timeline = run.replay(cluster.hardware, slow_ranks=slow)
+    timeline = run.replay(cluster.hardware, slow_ranks=slow, precision=precision)
     peaks, held = run.peak_memory(), [result.host_bytes for result in run.results]
     peak, split = peaks[_chosen(rank, [total for total, _ in peaks])]
     seconds, done = timeline.makespan, timeline.graph.info["model_flops"]

@@ -51,7 +51,7 @@ def costs(
     duration, latency = np.zeros(len(graph)), np.zeros(len(graph))
     compute = graph.kind == COMPUTE
     duration[compute] = hw.gpu.launch_s + np.maximum(
-        graph.flops[compute] / hw.gpu.peak(precision), graph.bytes[compute] / hw.gpu.memory_bandwidth
+        graph.flops[compute] / _peaks(graph, hw, precision)[compute], graph.bytes[compute] / hw.gpu.memory_bandwidth
     )
     for rank, factor in (slow_ranks or {}).items():
         if not 0 <= rank < graph.ranks:
@@ -83,6 +83,18 @@ def costs(
         latency[chosen] /= factor
         quicker[chosen] *= factor
     return Costs(duration, latency, quicker)
+
+
+FP8_KERNELS = ("mm", "addmm")  # what runs in fp8; all else stays in bf16, as in NVIDIA's Transformer Engine
+
+
+def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str) -> np.ndarray:
+    """FLOP/s that each event may reach. fp8 is a cost only: its casts and their scales are not counted."""
+    peak = np.full(len(graph), hw.gpu.peak(precision))
+    if precision == "fp8":
+        wide = [name not in FP8_KERNELS for name in graph.names]
+        peak[np.array(wide, dtype=bool)[graph.op]] = hw.gpu.peak("bf16")
+    return peak
 
 
 def kinds_of_work(graph: ExecutionGraph) -> list[str]:

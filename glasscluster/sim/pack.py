@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glasscluster.sim.cost import native_cost
+from glasscluster.sim.cost import FP8_KERNELS, native_cost
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import COLUMNS, ExecutionGraph, _csr, topological_order
 from glasscluster.sim.history import as_columns, from_columns
@@ -153,7 +153,8 @@ def pack_hardware(hw: Hardware, precision: str) -> dict[str, Any]:
     rate = hw.gpu.reduce_rate
     return {
         "name": hw.name,
-        "peak": hw.gpu.peak(precision),
+        "peak": hw.gpu.peak("bf16" if precision == "fp8" else precision),
+        "fp8": {"peak": hw.gpu.peak("fp8"), "kernels": list(FP8_KERNELS)} if precision == "fp8" else None,
         "memory_bandwidth": hw.gpu.memory_bandwidth,
         "launch_s": hw.gpu.launch_s,
         "reduce_rate": None if rate == float("inf") else rate,

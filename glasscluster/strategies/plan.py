@@ -135,10 +135,17 @@ class Plan(BaseModel):
         """Bytes of a gradient as it is kept and reduced."""
         return 4 if self.wide_gradients else {"fp64": 8, "fp32": 4}.get(self.precision, 2)
 
-    def check(self, model: ModelConfig) -> None:
-        """Raise ScenarioError for a combination that cannot run: field, value, rule, nearest valid choice."""
+    def check(self, model: ModelConfig, runs: bool = True) -> None:
+        """Raise ScenarioError for a combination that cannot run: field, value, rule, nearest valid choice.
+
+        `runs` False: it is only to be predicted, and may be in fp8, which has a cost (sim/cost.py) but does not run here.
+        """
         for field, values in AVAILABLE.items():
             value = getattr(self, field)
+            if value == "fp8" and not runs:
+                continue
+            if value == "fp8":
+                raise ScenarioError(field, value, "has a cost (glass predict) but does not run", values)
             if value not in values:
                 raise ScenarioError(field, value, "is not available in this version", values)
         if self.precision == "fp16" and not self.has_master:

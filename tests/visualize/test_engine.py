@@ -171,8 +171,11 @@ def test_a_replay_in_which_messages_shared_links_is_the_same_on_the_page(engine,
 
 
 @pytest.mark.browser
-def test_a_replay_with_slow_ranks_and_rendezvous_is_the_same_on_the_page(engine, graphs):
+def test_a_replay_with_slow_ranks_rendezvous_or_fp8_is_the_same_on_the_page(engine, graphs):
     graph = graphs["pipeline"]
+    line = replay(graph, "dgx-h100", precision="fp8")
+    theirs = engine.evaluate(PLAY, [pack_graph(graph), pack_timeline(line), {}])
+    assert np.abs(line.end[graph.canonical] - theirs["end"]).max() <= 1e-9 * line.makespan
     for asked in ({"slow_ranks": {1: 1.5, 2: 3.0}, "faster": {"backward": 2.0, "pp": 3.0}}, {"rendezvous": True}):
         line = replay(graph, "classroom", **asked)
         theirs = engine.evaluate(PLAY, [pack_graph(graph, line.asked["rendezvous"]), pack_timeline(line), {}])

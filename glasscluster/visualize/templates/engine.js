@@ -126,7 +126,7 @@ const GlassEngine = (function () {
     const duration = new Float64Array(g.n);
     const latency = new Float64Array(g.n);
     const K = g.KIND;
-    const peak = hw.peak * knobs.flops;
+    const peaks = g.names.map((name) => knobs.flops * (hw.fp8 && hw.fp8.kernels.includes(name) ? hw.fp8.peak : hw.peak));
     const links = hw.links.map((x) => ({ bandwidth: x.bandwidth * knobs.bandwidth, latency: x.latency_s * knobs.latency, overhead: x.overhead_s * knobs.latency }));
     const node = (rank) => Math.floor(rank / hw.node_size);
     const phase = g.phases.indexOf(knobs.kind);
@@ -139,7 +139,7 @@ const GlassEngine = (function () {
     for (let i = 0; i < g.n; i++) {
       const kind = g.kind[i];
       if (kind === K.compute) {
-        duration[i] = hw.launch_s + Math.max(g.flops[i] / peak, g.bytes[i] / hw.memory_bandwidth);
+        duration[i] = hw.launch_s + Math.max(g.flops[i] / peaks[g.op[i]], g.bytes[i] / hw.memory_bandwidth);
         if (slow[g.rank[i]]) duration[i] *= slow[g.rank[i]];
         if (g.rank[i] === knobs.slowRank) duration[i] *= knobs.slowFactor;
         faster.forEach(([kind, factor]) => { if (g.phases[g.phase[i]] === kind) quicker(i, factor); });
