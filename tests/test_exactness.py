@@ -40,7 +40,7 @@ def test_any_plan_equals_one_device(choice):
 
 
 @pytest.mark.soak
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(choices)
 def test_any_plan_equals_one_device_at_length(choice):
     assert worst(differences(*build(choice))) <= TOLERANCE
