@@ -395,7 +395,8 @@ def test_a_prediction_on_nvidia_gpus_uses_nccl_s_collectives_on_every_axis(capsy
 
 
 def test_fp8_has_a_cost_in_which_only_the_matrices_are_quicker_but_does_not_run(capsys):
-    words = "predict --hardware dgx-h100 --dp 2 --hidden 4096 --heads 32 --layers 2 --seq 1024 --micro-batch 4 --global-batch 8 --json --precision"
+    words = "predict --hardware dgx-h100 --dp 2 --hidden 4096 --heads 32 --layers 2 --seq 1024 --micro-batch 4 --global-batch 8"
+    words += " --json --precision"
     narrow, half = (json.loads(glass(capsys, *words.split(), p)[1]) for p in ("fp8", "bf16"))
     assert narrow["peak_memory_gib"] == half["peak_memory_gib"]
     assert 0.5 * half["breakdown_s"]["compute"] < narrow["breakdown_s"]["compute"] < half["breakdown_s"]["compute"]
