@@ -21,7 +21,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -q
 
 soak: $(READY)
-	$(BIN)/python -m pytest -q -m soak
+	$(BIN)/python -m pytest -q -m soak --timeout 0
 
 lint: $(READY)
 	$(BIN)/ruff check .
