@@ -191,6 +191,42 @@ def mlp_input(hidden: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(3, 5, hidden, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def ring_of_torch(balanced: bool) -> dict[str, torch.Tensor]:
+    """The ring inside torch's context_parallel, with the CPU's flash kernel: each rank's output and gradients, stacked."""
+    from test_context_parallel import B, D, S, whole_inputs
+    from torch.distributed.tensor.experimental._context_parallel import _attention as ring
+
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+    def kernel(query, key, value, out, logsumexp, is_causal, grad_out):
+        tensors = (x.contiguous() for x in (grad_out, query, key, value, out, logsumexp))
+        return backward(*tensors, 0.0, is_causal)
+
+    ring._cp_options.convert_to_f32, ring._cp_options.enable_load_balance = False, balanced
+    n, r = dist.get_world_size(), dist.get_rank()
+    chunks = [r, 2 * n - 1 - r] if balanced else [2 * r, 2 * r + 1]
+    q, k, v, d_out = (torch.cat([x.chunk(2 * n, 2)[c] for c in chunks], 2) for x in whole_inputs(B, 4, 4, S, D, torch.float64))
+    out, lse, *_ = ring._templated_ring_attention(dist.group.WORLD, 2, forward, q, k, v, is_causal=True)
+    found = ring._templated_ring_attention_backward(dist.group.WORLD, 2, kernel, d_out, "grad_out", q, k, v, out, lse, True)
+    stacked = {}
+    for name, mine in zip(("out", "q", "k", "v"), (out, *found), strict=True):
+        everyone = [torch.zeros_like(mine) for _ in range(n)]
+        dist.all_gather(everyone, mine.contiguous())
+        stacked[name] = torch.stack(everyone)
+    return stacked
+
+
+def torch_ring() -> dict[str, torch.Tensor]:
+    """Contiguous pieces."""
+    return ring_of_torch(False)
+
+
+def torch_zigzag() -> dict[str, torch.Tensor]:
+    """Chunks r and 2N-1-r, which torch calls load balancing."""
+    return ring_of_torch(True)
+
+
 def plain(x: torch.Tensor) -> torch.Tensor:
     """Arrived, whole and contiguous."""
     x = x.detach()

@@ -118,8 +118,8 @@ def test_a_mask_of_two_bytes_an_element_is_caught(monkeypatch):
 
     class Wide(dropout.Dropout):
         @staticmethod
-        def forward(ctx, x, keys, p, offset):
-            out, mask = torch.ops.glasscluster.dropout_forward(x, keys, p, offset)
+        def forward(ctx, x, keys, p, spans):
+            out, mask = torch.ops.glasscluster.dropout_forward(x, keys, p, spans)
             ctx.save_for_backward(mask.to(x.dtype))
             return out
 

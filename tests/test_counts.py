@@ -215,18 +215,18 @@ def test_a_tensor_parallel_rank_computes_one_t_th_of_the_matrices_flops():
 
 
 # ---- the ledger: every row holds, and each can fail --------------------------------------------------------------
-@pytest.mark.parametrize("choice", stratified(3)[::2], ids=name)
+@pytest.mark.parametrize("choice", stratified(3), ids=name)
 def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
     plan, model = build(choice, "fp32")
     run = run_plan(plan, model)
     rows = accounts.traffic_rows(plan, model, run.graph) + accounts.state_rows(plan, model, run.results)
     rows += accounts.schedule_rows(plan, run.timeline) + accounts.overlap_rows(plan, run.timeline)
     rows += accounts.recompute_rows(plan, model, run.graph, run.results)
-    rows += accounts.host_rows(plan, model, run.graph, run.results)
+    rows += accounts.host_rows(plan, model, run.graph, run.results) + accounts.expert_rows(plan, model, run.graph, run.results)
     assert [r for r in rows if not r["ok"]] == []
     assert [r["name"] for r in rows if row_name(r["name"], "zh") == r["name"]] == []
     counted = sum(r["counted"] for r in rows if "sent" in r["name"])
-    scalars = sum(sum(run.graph.bytes_sent(axis=a, purpose="scalars")) for a in ("dp", "pp", "tp"))
+    scalars = sum(sum(run.graph.bytes_sent(axis=a, purpose="scalars")) for a in ("dp", "pp", "tp", "cp", "ep"))
     assert counted + scalars == sum(run.graph.bytes_sent())  # no byte is outside the rows
 
 

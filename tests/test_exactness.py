@@ -34,14 +34,14 @@ def test_a_plan_equals_one_device_in_float64_over_three_steps(choice):
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(choices)
+@given(choices())
 def test_any_plan_equals_one_device(choice):
     assert worst(differences(*build(choice), steps=2)) <= TOLERANCE
 
 
 @pytest.mark.soak
 @settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
-@given(choices)
+@given(choices())
 def test_any_plan_equals_one_device_at_length(choice):
     assert worst(differences(*build(choice))) <= TOLERANCE
 

@@ -22,9 +22,19 @@ from glasscluster.sim.vocabulary import COMPUTE
 from glasscluster.strategies.plan import make_model, make_plan
 
 
-def tensors(b: int, a: int, n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0):
+def tensors(
+    b: int, a: int, n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0, group: int = 1, keys: int | None = None
+) -> list[torch.Tensor]:
+    """q, k, v and the output's gradient; a·group query heads and a key heads, n queries and as many keys unless said."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(b, a, n, d, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(4)]
+    shapes = [(b, a * group, n, d), *[(b, a, keys or n, d)] * 2, (b, a * group, n, d)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+
+
+def repeated(q, k, v, causal=True):
+    """torch's attention, of key heads that are really repeated."""
+    group = q.shape[1] // k.shape[1]
+    return F.scaled_dot_product_attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), is_causal=causal)
 
 
 def gradients(attend, q, k, v, d_out):
@@ -41,6 +51,30 @@ def test_tiles_of_any_size_give_the_textbook_s_output_and_gradients(b, a, n, d, 
     found = flash.backward(d_out.detach(), q.detach(), k.detach(), v.detach(), out, lse, causal, tile)
     for ours, theirs in zip((out, *found), expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 50), st.integers(1, 50), st.integers(1, 20), st.data()
+)
+def test_groups_of_heads_and_rectangles_give_torch_s_output_and_gradients(b, a, group, n, keys, tile, data):
+    causal = n == keys and data.draw(st.booleans())
+    q, k, v, d_out = tensors(b, a, n, 5, group=group, keys=keys)
+    expected = gradients(lambda *x: repeated(*x, causal), q, k, v, d_out)
+    out, lse = flash.forward(q.detach(), k.detach(), v.detach(), causal, tile)
+    found = flash.backward(d_out.detach(), q.detach(), k.detach(), v.detach(), out, lse, causal, tile)
+    textbook = gradients(lambda *x: unfused_attention(*x, causal=causal), q, k, v, d_out)
+    for ours, plain, theirs in zip((out, *found), textbook, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-11)
+        assert torch.allclose(plain, theirs, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize(("group", "keys", "causal"), [(1.5, 8, False), (1, 7, True)])
+def test_heads_that_are_no_groups_and_a_mask_over_a_rectangle_are_refused(group, keys, causal):
+    q, k, v = (torch.zeros(1, heads, n, 4) for heads, n in ((int(2 * group), 8), (2, keys), (2, keys)))
+    for attend in (flash.flash_attention, unfused_attention):
+        with pytest.raises(ValueError, match="whole groups"):
+            attend(q, k, v, causal)
 
 
 @pytest.mark.parametrize("n", [1, 64, 128, 129, 300])
@@ -63,9 +97,10 @@ def test_in_narrow_types_our_error_is_at_most_twice_plain_torch_s(dtype):
         assert (a.double() - true).abs().max().item() <= 2 * (b.double() - true).abs().max().item() + 1e-12
 
 
-def test_gradcheck_of_the_operator():
-    q, k, v, _ = tensors(1, 2, 7, 3)
-    assert torch.autograd.gradcheck(lambda *x: flash.flash_attention(*x, True), (q, k, v))
+@pytest.mark.parametrize(("group", "keys", "causal"), [(1, 7, True), (3, 7, True), (2, 4, False)])
+def test_gradcheck_of_the_operator(group, keys, causal):
+    q, k, v, _ = tensors(1, 2, 7, 3, group=group, keys=keys)
+    assert torch.autograd.gradcheck(lambda *x: flash.flash_attention(*x, causal), (q, k, v))
 
 
 class Largest(torch.utils._python_dispatch.TorchDispatchMode):
@@ -95,17 +130,19 @@ def test_no_tensor_of_n_by_n_is_ever_made():
     assert textbook.numel == n * n
 
 
-def flash_program(gpu, n: int, d: int, causal: bool, dtype: torch.dtype):
-    q, k, v, d_out = tensors(2, 3, n, d, dtype)
+def flash_program(gpu, n: int, d: int, causal: bool, dtype: torch.dtype, group: int, keys: int | None):
+    q, k, v, d_out = tensors(2, 3, n, d, dtype, group=group, keys=keys)
     out = flash.flash_attention(q, k, v, causal)
     out.backward(d_out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("group", "keys"), [(1, None), (2, None), (4, 100), (1, 500)], ids=["heads", "groups", "few keys", "many keys"])
 @pytest.mark.parametrize(("n", "d", "causal"), [(64, 8, True), (300, 16, True), (300, 16, False), (257, 4, True)])
-def test_the_recorder_sees_one_kernel_each_way_whose_costs_a_counting_run_confirms(n, d, causal, dtype):
-    graph = Cluster("classroom", 1, "threads").run(flash_program, n, d, causal, dtype).graph
-    q, k, v, d_out = (t.detach() for t in tensors(2, 3, n, d, dtype))
+def test_the_recorder_sees_one_kernel_each_way_whose_costs_a_counting_run_confirms(n, d, causal, dtype, group, keys):
+    causal = causal and keys is None
+    graph = Cluster("classroom", 1, "threads").run(flash_program, n, d, causal, dtype, group, keys).graph
+    q, k, v, d_out = (t.detach() for t in tensors(2, 3, n, d, dtype, group=group, keys=keys))
     for name, way in (("forward", flash.forward), ("backward", flash.backward)):
         rows = [r for r in range(len(graph)) if graph.kind[r] == COMPUTE and graph.names[graph.op[r]] == f"glasscluster.flash_{name}"]
         assert len(rows) == 1
@@ -141,6 +178,19 @@ class Matmuls(torch.utils._python_dispatch.TorchDispatchMode):
 def test_f7_a_non_causal_forward_moves_2nd_plus_2_ceil_n_over_b_nd_plus_n_elements():
     n, d, b = 4096, 64, 128
     assert flash.forward_traffic(n, d, False, tile=b) == 2 * n * d + 2 * math.ceil(n / b) * n * d + n
+
+
+def test_a_group_of_heads_reads_its_keys_once_and_in_tiles_of_one_only_visible_pairs_are_computed():
+    n, d, g = 384, 16, 4
+    alone, together = flash.forward_traffic(n, d, False), flash.forward_traffic(n, d, False, group=g)
+    assert g * alone - together == (g - 1) * 2 * 3 * n * d  # each of three tiles of queries read all K and V for every head
+    assert flash.tile_pairs(n, True, 1) == n * (n + 1) // 2
+    assert flash.tile_pairs(n, False, keys=100) == n * 100
+    for tile in (1, 7, 128):
+        grid = [(a, b) for a in range(0, n, tile) for b in range(0, n, tile)]
+        ends = [(min(a + tile, n), min(b + tile, n)) for a, b in grid]
+        visible = [(up - a) * (right - b) for (a, b), (up, right) in zip(grid, ends, strict=True) if b < up]
+        assert flash.tile_pairs(n, True, tile) == sum(visible)
 
 
 # ---- optimizers --------------------------------------------------------------------------------------------------

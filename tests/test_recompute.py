@@ -144,7 +144,7 @@ def test_hfu_counts_what_runs_again_and_mfu_does_not():
     for found in (plain, again):
         assert found["mfu"] * found["iteration_time_s"] == pytest.approx(plain["mfu"] * plain["iteration_time_s"])
     work = {k: found["hfu"] * found["iteration_time_s"] for k, found in (("none", plain), ("full", again))}
-    extra = recompute.predict_flops("full", model, 4, 1, 1, 1) * 2  # two micro-batches
+    extra = recompute.predict_flops("full", model, 4, 1, 1) * 2  # two micro-batches
     assert work["full"] - work["none"] == pytest.approx(extra / (hardware("dgx-h100").gpu.peak("fp32")))
     assert again["mfu"] < plain["mfu"]
 
@@ -208,7 +208,7 @@ def test_a_recomputation_that_is_not_the_forward_is_caught(mutation, monkeypatch
 def test_the_vectorised_hash_is_splitmix64():
     assert mix(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF  # the first output of splitmix64 seeded with 0 (Vigna's reference)
     keys = Draw(3, 1, (0, 5)).keys(2, "mlp output")
-    mask = keep_mask(keys, torch.Size([2, 7]), 0.3, 11, torch.device("cpu"))
+    mask = keep_mask(keys, torch.Size([2, 7]), 0.3, [11, 7], torch.device("cpu"))
     for row, key in enumerate(keys):
         for j in range(7):
             number = mix((key + (11 + j) * 0x9E3779B97F4A7C15) & ((1 << 64) - 1))
@@ -223,7 +223,7 @@ def test_the_share_that_stays_is_1_minus_p_and_differs_in_every_coordinate():
         c = base | change
         masks.append(
             keep_mask(
-                Draw(c["seed"], c["step"], c["sequences"]).keys(c["layer"], c["place"]), torch.Size([1, n]), p, 0, torch.device("cpu")
+                Draw(c["seed"], c["step"], c["sequences"]).keys(c["layer"], c["place"]), torch.Size([1, n]), p, [0, n], torch.device("cpu")
             )[0]
         )
     spread = 5 * (p * (1 - p) / n) ** 0.5
@@ -235,8 +235,8 @@ def test_the_share_that_stays_is_1_minus_p_and_differs_in_every_coordinate():
 
 def test_a_slice_of_the_mask_is_the_mask_of_the_slice():
     keys = Draw(0, 2, (4, 6)).keys(1, PLACES[0])
-    whole = keep_mask(keys, torch.Size([2, 4, 5, 5]), 0.4, 0, torch.device("cpu"))
-    assert torch.equal(whole[:, 2:], keep_mask(keys, torch.Size([2, 2, 5, 5]), 0.4, 2 * 25, torch.device("cpu")))
+    whole = keep_mask(keys, torch.Size([2, 4, 5, 5]), 0.4, [0, 100], torch.device("cpu"))
+    assert torch.equal(whole[:, 2:], keep_mask(keys, torch.Size([2, 2, 5, 5]), 0.4, [50, 50], torch.device("cpu")))
 
 
 def test_the_expected_value_is_kept_and_the_gradient_goes_where_the_value_went():
@@ -258,7 +258,8 @@ def test_masks_by_rank_by_micro_batch_or_without_the_heads_offset_are_caught(wro
 
     if wrong == "heads":
         honest = gpt.dropout
-        monkeypatch.setattr(gpt, "dropout", lambda *args, offset=0, **more: honest(*args, offset=0, **more))
+        first = lambda spans: (0, *spans[1:])  # noqa: E731  every rank draws the first heads' mask
+        monkeypatch.setattr(gpt, "dropout", lambda *args, spans, **more: honest(*args, spans=first(spans), **more))
     else:
         honest_draws = trainer.Trainer.draws
 

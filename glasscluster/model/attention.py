@@ -3,7 +3,8 @@
     S = Q K^T        P = softmax(S / sqrt(d), future hidden)        O = dropout(P) V
 
 What stays for backward is what Korthikanti et al. (2205.05198, section 4.1) list: Q, K, V, P, the dropout's mask and the
-dropped P. Scale, mask and softmax are one kernel that keeps only its output, as in Megatron-LM.
+dropped P. Scale, mask and softmax are one kernel that keeps only its output, as in Megatron-LM. The query heads that share a
+key head (grouped-query attention) stand below each other in one product, so K and V are never repeated.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from glasscluster.model.flash_attention import flash_attention, wide
+from glasscluster.model.flash_attention import check_shapes, flash_attention, wide
 
 _library = Library("glasscluster", "FRAGMENT")
 _library.define("softmax_forward(Tensor scores, float scale, bool causal) -> Tensor")
@@ -57,10 +58,14 @@ class Softmax(torch.autograd.Function):
 
 
 def unfused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, drop: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Attention over q, k, v [b, a, N, d]; materialises [b, a, N, N]. `drop` is dropout of the probabilities."""
+    """Attention over q [b, a, N, d] and k, v [b, a_kv, n, d]; materialises [b, a, N, n]. `drop` is dropout of the probabilities."""
+    check_shapes(q, k, causal)
+    (b, a, n, d), (heads, keys) = q.shape, k.shape[1:3]
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # three tensors, each of which backward needs
-    p = Softmax.apply(q @ k.transpose(-1, -2), q.shape[-1] ** -0.5, causal)
-    return (drop(p) if drop else p) @ v
+    scores = q.view(b, heads, -1, d) @ k.transpose(-1, -2)
+    p = Softmax.apply(scores.view(b, a, n, keys), d**-0.5, causal)
+    p = drop(p) if drop else p
+    return (p.view(b, heads, -1, keys) @ v).view(b, a, n, d)
 
 
 ATTENTION = {"flash": flash_attention, "unfused": unfused_attention}

@@ -8,14 +8,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ModelConfig(BaseModel):
-    """A GPT: L layers, hidden h, a heads, sequence s, vocabulary V. ffn defaults to 4h."""
+    """A GPT: L layers, hidden h, a heads, sequence s, vocabulary V. ffn defaults to 4h, kv_heads to heads."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: int = Field(4, ge=1, description="transformer blocks")
     hidden: int = Field(64, ge=1, description="width of the residual stream")
     heads: int = Field(4, ge=1, description="attention heads")
-    ffn: int | None = Field(None, ge=1, description="inner width of the MLP (4 x hidden)")
+    kv_heads: int | None = Field(None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)")
+    qkv: Literal["fused", "separate"] = Field("fused", description="queries, keys and values from one matrix or from three")
+    ffn: int | None = Field(None, ge=1, description="inner width of the MLP, or of each expert (4 x hidden)")
+    activation: Literal["gelu", "gelu-tanh", "relu", "swiglu"] = Field(
+        "gelu", description="of the MLP; swiglu has a gate of the same width"
+    )
+    experts: int = Field(0, ge=0, description="experts in the place of each MLP; 0: none")
+    top_k: int = Field(2, ge=1, description="experts that a token is sent to")
+    capacity_factor: float = Field(0.0, ge=0, description="an expert takes factor x k x seq / experts tokens of a sequence; 0: all")
+    aux_loss: float = Field(0.01, ge=0, description="weight of the load-balancing loss")
+    shared_ffn: int = Field(0, ge=0, description="inner width of the expert that every token passes; 0: none")
+    hot_expert: float = Field(0.0, description="added to the first expert's router logits")
     vocab: int = Field(256, ge=2, description="tokens in the vocabulary")
     seq: int = Field(64, ge=1, description="tokens in a sequence")
     tied: bool = Field(True, description="the head is the embedding table")
@@ -29,6 +40,8 @@ class ModelConfig(BaseModel):
     def _default_ffn(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("ffn") is None and isinstance(values.get("hidden", 64), int):
             values = {**values, "ffn": 4 * values.get("hidden", 64)}
+        if isinstance(values, dict) and values.get("kv_heads") is None:
+            values = {**values, "kv_heads": values.get("heads", 4)}
         return values
 
     @model_validator(mode="after")
@@ -37,6 +50,12 @@ class ModelConfig(BaseModel):
             divisors = [d for d in range(1, self.hidden + 1) if self.hidden % d == 0]
             best = min(divisors, key=lambda d: abs(d - self.heads))
             raise ValueError(f"heads|{self.heads}|hidden = {self.hidden} must be a multiple of heads|{best}")
+        if self.heads % self.key_heads:
+            divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
+            best = min(divisors, key=lambda d: abs(d - self.key_heads))
+            raise ValueError(f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}")
+        if self.experts and self.top_k > self.experts:
+            raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
         return self
 
     @property
@@ -49,16 +68,38 @@ class ModelConfig(BaseModel):
         """Inner size of the MLP."""
         return self.ffn or 4 * self.hidden
 
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values: a for multi-head, 1 for multi-query attention, between them for grouped-query."""
+        return self.kv_heads or self.heads
+
+    @property
+    def key_width(self) -> int:
+        """Columns of K, and of V: key heads x head size."""
+        return self.key_heads * self.head_dim
+
+    @property
+    def gates(self) -> int:
+        """Matrices into the MLP: with SwiGLU the gate and the value."""
+        return 2 if self.activation == "swiglu" else 1
+
     def parameters(self) -> int:
-        """Ψ, from the shapes (F1 is this for ffn = 4h)."""
-        h, f = self.hidden, self.width
-        layer = 2 * 2 * h + (3 * h * h + 3 * h) + (h * h + h) + (f * h + f) + (h * f + h)
+        """Ψ, from the shapes (F1 is this for ffn = 4h, as many key heads as heads, no gate)."""
+        h, f, k, u = self.hidden, self.width, self.key_width, self.gates
+        attention = (h + 2 * k) * (h + 1) + (h * h + h)
+
+        def mlp(f: int) -> int:
+            return u * (f * h + f) + (h * f + h)
+
+        inside = mlp(f) if not self.experts else self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
+        layer = 2 * 2 * h + attention + inside
         return self.layers * layer + (self.vocab + self.seq) * h + 2 * h + (0 if self.tied else self.vocab * h)
 
     def model_flops(self, tokens: int) -> int:
-        """3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not (CONTRACT.md)."""
-        h, f, s = self.hidden, self.width, self.seq
-        per_layer = 2 * (3 * h * h + h * h + 2 * h * f) + 4 * s * h
+        """3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not (CONTRACT.md); k experts a token."""
+        h, f, s, u = self.hidden, self.width, self.seq, self.gates
+        inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts if self.experts else 2 * (u + 1) * h * f
+        per_layer = 2 * ((h + 2 * self.key_width) * h + h * h) + inside + 4 * s * h
         return 3 * tokens * (self.layers * per_layer + 2 * h * self.vocab)
 
 

@@ -3,7 +3,7 @@
 Every element's random number is a hash of (seed, step, sequence, layer, place, index): a counter-based generator, as GPUs use
 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), here splitmix64 (Steele et al., OOPSLA 2014). So
   - any layout drops the same elements as one device: the key is the sequence's number in the global batch;
-  - a tensor-parallel rank draws its slice of the whole mask by starting at an offset, without drawing the rest;
+  - a rank that has some heads or some tokens draws its part of the whole mask, without drawing the rest;
   - recomputation in backward draws the same mask again; nobody stores the state of a generator.
 
     forward    y = x · mask / (1 - p)       kept: the mask, one byte an element (Srivastava et al., JMLR 2014)
@@ -14,6 +14,7 @@ But: no dropout on the embedding; with flash attention none on the attention pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,21 +64,21 @@ class Draw:
         return [_signed(mix((key + s * _GOLDEN) & _ALL)) for s in self.sequences]
 
 
-def keep_mask(keys: list[int], shape: torch.Size, p: float, offset: int, device: torch.device) -> Tensor:
-    """True where an element stays. shape [b, ...]; element j of sequence i has number offset + j of its whole mask."""
-    each = shape[1:].numel()
-    counter = torch.arange(offset, offset + each, device=device) * _signed(_GOLDEN)
+def keep_mask(keys: list[int], shape: torch.Size, p: float, spans: Sequence[int], device: torch.device) -> Tensor:
+    """True where an element stays. shape [b, ...]; spans say which elements of each sequence's whole mask these are."""
+    numbers = [torch.arange(first, first + many, device=device) for first, many in zip(spans[::2], spans[1::2], strict=True)]
+    counter = (torch.cat(numbers) if len(numbers) > 1 else numbers[0]) * _signed(_GOLDEN)
     bits = _mix(torch.tensor(keys, device=device)[:, None] + counter)
     return (_shift(bits, 11) >= int(p * 2**53)).view(shape)
 
 
 _library = Library("glasscluster", "FRAGMENT")
-_library.define("dropout_forward(Tensor x, int[] keys, float p, int offset) -> (Tensor, Tensor)")
+_library.define("dropout_forward(Tensor x, int[] keys, float p, int[] spans) -> (Tensor, Tensor)")
 _library.define("dropout_backward(Tensor d_out, Tensor mask, float p) -> Tensor")
 
 
-def _forward(x: Tensor, keys: list[int], p: float, offset: int) -> tuple[Tensor, Tensor]:
-    mask = keep_mask(keys, x.shape, p, offset, x.device)
+def _forward(x: Tensor, keys: list[int], p: float, spans: Sequence[int]) -> tuple[Tensor, Tensor]:
+    mask = keep_mask(keys, x.shape, p, spans, x.device)
     return _backward(x, mask, p), mask
 
 
@@ -85,7 +86,7 @@ def _backward(d_out: Tensor, mask: Tensor, p: float) -> Tensor:
     return (d_out * mask).mul_(1 / (1 - p))
 
 
-def _meta_forward(x: Tensor, keys: list[int], p: float, offset: int) -> tuple[Tensor, Tensor]:
+def _meta_forward(x: Tensor, keys: list[int], p: float, spans: Sequence[int]) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
 
 
@@ -100,8 +101,8 @@ class Dropout(torch.autograd.Function):
     """Forward and backward side by side."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, keys: list[int], p: float, offset: int) -> Tensor:
-        out, mask = torch.ops.glasscluster.dropout_forward(x, keys, p, offset)
+    def forward(ctx, x: Tensor, keys: list[int], p: float, spans: Sequence[int]) -> Tensor:
+        out, mask = torch.ops.glasscluster.dropout_forward(x, keys, p, spans)
         ctx.save_for_backward(mask)
         ctx.p = p
         return out
@@ -111,10 +112,13 @@ class Dropout(torch.autograd.Function):
         return torch.ops.glasscluster.dropout_backward(d_out, *ctx.saved_tensors, ctx.p), None, None, None
 
 
-def dropout(x: Tensor, p: float, draw: Draw | None, layer: int, place: str, offset: int = 0) -> Tensor:
-    """x [b, ...] with elements dropped; x itself when p is 0. `offset`: number of x's first element in each sequence's whole."""
+def dropout(x: Tensor, p: float, draw: Draw | None, layer: int, place: str, spans: Sequence[int] = ()) -> Tensor:
+    """x [b, ...] with elements dropped; x itself when p is 0.
+
+    spans: which elements of a sequence's whole x holds: first, how many, first, how many, ...; none: all.
+    """
     if not p:
         return x
     assert draw is not None, "dropout needs to know which sequences it sees"
     assert len(draw.sequences) == len(x), (draw, x.shape)
-    return Dropout.apply(x.contiguous(), draw.keys(layer, place), p, offset)
+    return Dropout.apply(x.contiguous(), draw.keys(layer, place), p, list(spans) or [0, x.shape[1:].numel()])

@@ -11,8 +11,14 @@ Follows FlashAttention-2 (Dao, 2307.08691, Algorithms 1 and 2). Symbols: N token
         O = exp(m - m') O + P V
       O = O / l;  L = m + log l            kept for backward: Q, K, V, O and L only
 
-Shapes: q, k, v [b, a, N, d]; L [b, a, N]. Registered as two low-level library operators, so that a recorder
-sees one kernel each way; `COSTS` has their FLOPs and slow-memory bytes, proven by a counting run in tests.
+Grouped-query heads (Ainslie et al., 2305.13245): a query heads in groups of g = a / a_kv, of which each reads one key head.
+
+    rows of a tile of queries = its B tokens in each of the g heads, one head after the other: [b, a_kv, g·B, d]
+
+so one product serves the group, K and V are loaded once for it and never repeated, and its sum over rows makes dK and dV.
+Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L [b, a, N]. N and n may differ where nothing is masked (a block of ring
+attention); the causal mask wants a square. Registered as two low-level library operators, so that a recorder sees one kernel each
+way; `COSTS` has their FLOPs and slow-memory bytes, proven by a counting run in tests.
 But: tiles above the causal diagonal are skipped, the ones on it are computed whole; no dropout.
 """
 
@@ -34,10 +40,11 @@ def _tiles(n: int, tile: int) -> list[tuple[int, int]]:
 
 
 def _mask(scores: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
-    """-inf above the diagonal, for a tile that the diagonal crosses."""
+    """-inf above the diagonal, for a tile that the diagonal crosses: the same mask in each head of a group."""
     i = torch.arange(*rows, device=scores.device)[:, None]
     j = torch.arange(*cols, device=scores.device)[None, :]
-    return scores.masked_fill(j > i, float("-inf"))
+    by_head = scores.view(len(scores), -1, len(i), scores.shape[3])
+    return by_head.masked_fill(j > i, float("-inf")).view(scores.shape)
 
 
 def _ignore(_what: str, _bytes: int) -> None:
@@ -49,32 +56,41 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def _load(x: Tensor, span: tuple[int, int], meter: Meter) -> Tensor:
-    """A tile from slow memory, in the type of the accumulators."""
+def _load(x: Tensor, span: tuple[int, int], meter: Meter, heads: int) -> Tensor:
+    """A tile from slow memory, in the type of the accumulators: [b, key heads, rows of the group, ...]."""
     tile = x[:, :, span[0] : span[1]]
     meter("read", tile.numel() * tile.element_size())
-    return tile.to(wide(x.dtype))
+    return tile.to(wide(x.dtype)).reshape(len(x), heads, -1, *x.shape[3:])
 
 
 def _store(into: Tensor, span: tuple[int, int], value: Tensor, meter: Meter) -> None:
-    """A tile to slow memory."""
+    """A tile to slow memory, each row back to its head."""
     tile = into[:, :, span[0] : span[1]]
-    tile.copy_(value)
+    tile.copy_(value.view(tile.shape))
     meter("write", tile.numel() * tile.element_size())
+
+
+def check_shapes(q: Tensor, k: Tensor, causal: bool) -> None:
+    """Heads come in whole groups, and a causal mask is over a square."""
+    if q.shape[1] % k.shape[1] or q.shape[3] != k.shape[3] or (causal and q.shape[2] != k.shape[2]):
+        raise ValueError(
+            f"attention of {tuple(q.shape)} to {tuple(k.shape)}, {causal = }: heads come in whole groups, a causal mask is over a square"
+        )
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, tile: int = TILE, meter: Meter = _ignore) -> tuple[Tensor, Tensor]:
     """Output [b, a, N, d] and log-sum-exp L [b, a, N]. `meter("read" | "write", bytes)` hears slow-memory traffic."""
-    n, scale = q.shape[2], q.shape[3] ** -0.5
+    check_shapes(q, k, causal)
+    scale, heads = q.shape[3] ** -0.5, k.shape[1]
     out, lse = _forward_like(q)
-    for rows in _tiles(n, tile):
-        q_t = _load(q, rows, meter) * scale
+    for rows in _tiles(q.shape[2], tile):
+        q_t = _load(q, rows, meter, heads) * scale
         m = q_t.new_full((*q_t.shape[:3], 1), float("-inf"))
         total, acc = torch.zeros_like(m), torch.zeros_like(q_t)
-        for cols in _tiles(n, tile):
+        for cols in _tiles(k.shape[2], tile):
             if causal and cols[0] >= rows[1]:
                 break
-            k_t, v_t = _load(k, cols, meter), _load(v, cols, meter)
+            k_t, v_t = _load(k, cols, meter, heads), _load(v, cols, meter, heads)
             scores = q_t @ k_t.transpose(-1, -2)
             if causal and cols[1] > rows[0] + 1:
                 scores = _mask(scores, rows, cols)
@@ -92,33 +108,38 @@ def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, tile: int = TILE, met
 def backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, tile: int = TILE, meter: Meter = _ignore
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v; P is recomputed tile by tile from L."""
-    n, scale, whole = q.shape[2], q.shape[3] ** -0.5, (0, q.shape[2])
+    """Gradients of q, k, v; P is recomputed tile by tile from L.
+
+    Of a block of keys the share of it: with O and L of all keys, dK and dV are the block's and dQ is its summand.
+    """
+    check_shapes(q, k, causal)
+    scale, heads, whole = q.shape[3] ** -0.5, k.shape[1], (0, q.shape[2])
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     delta = torch.empty_like(lse)
-    _store(delta, whole, (_load(d_out, whole, meter) * _load(out, whole, meter)).sum(-1), meter)
+    _store(delta, whole, (_load(d_out, whole, meter, heads) * _load(out, whole, meter, heads)).sum(-1), meter)
     dq_acc = torch.empty_like(q, dtype=lse.dtype)  # a row of dQ is added to by every tile of keys
-    _store(dq_acc, whole, torch.zeros_like(dq_acc), meter)
-    for cols in _tiles(n, tile):
-        k_t, v_t = _load(k, cols, meter), _load(v, cols, meter)
+    dq_acc.zero_()
+    meter("write", dq_acc.numel() * dq_acc.element_size())
+    for cols in _tiles(k.shape[2], tile):
+        k_t, v_t = _load(k, cols, meter, heads), _load(v, cols, meter, heads)
         dk_t, dv_t = torch.zeros_like(k_t), torch.zeros_like(v_t)
-        for rows in _tiles(n, tile):
+        for rows in _tiles(q.shape[2], tile):
             if causal and rows[1] <= cols[0]:
                 continue
-            q_t, do_t = _load(q, rows, meter), _load(d_out, rows, meter)
+            q_t, do_t = _load(q, rows, meter, heads), _load(d_out, rows, meter, heads)
             scores = (q_t * scale) @ k_t.transpose(-1, -2)
             if causal and cols[1] > rows[0] + 1:
                 scores = _mask(scores, rows, cols)
-            p = torch.exp(scores.sub_(_load(lse, rows, meter)[..., None]))
+            p = torch.exp(scores.sub_(_load(lse, rows, meter, heads)[..., None]))
             dv_t += p.transpose(-1, -2) @ do_t
-            ds = (do_t @ v_t.transpose(-1, -2)).sub_(_load(delta, rows, meter)[..., None]).mul_(p).mul_(scale)
-            _store(dq_acc, rows, _load(dq_acc, rows, meter) + ds @ k_t, meter)
+            ds = (do_t @ v_t.transpose(-1, -2)).sub_(_load(delta, rows, meter, heads)[..., None]).mul_(p).mul_(scale)
+            _store(dq_acc, rows, _load(dq_acc, rows, meter, heads) + ds @ k_t, meter)
             dk_t += ds.transpose(-1, -2) @ q_t
         _store(dk, cols, dk_t, meter)
         _store(dv, cols, dv_t, meter)
     if dq_acc.dtype == dq.dtype:
         return dq_acc, dk, dv
-    _store(dq, whole, _load(dq_acc, whole, meter), meter)
+    _store(dq, whole, _load(dq_acc, whole, meter, heads), meter)
     return dq, dk, dv
 
 
@@ -137,6 +158,7 @@ def _forward_like(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _meta_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    check_shapes(q, k, causal)
     return _forward_like(q)
 
 
@@ -167,50 +189,70 @@ class FlashAttention(torch.autograd.Function):
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
-    """Attention over q, k, v [b, a, N, d]."""
+    """Attention over q [b, a, N, d] and k, v [b, a_kv, n, d]."""
     return FlashAttention.apply(q, k, v, causal)
 
 
 # ---- what the kernels cost -----------------------------------------------------------------------------------------
 
 
-def tile_pairs(n: int, causal: bool, tile: int = TILE) -> int:
-    """Sum over computed tiles of rows x columns: N^2, or about half of it under a causal mask."""
-    return sum((r1 - r0) * (c1 - c0) for r0, r1 in _tiles(n, tile) for c0, c1 in _tiles(n, tile) if not causal or c0 < r1)
+def tile_pairs(n: int, causal: bool, tile: int = TILE, keys: int | None = None) -> int:
+    """Sum over computed tiles of rows x columns: n·keys (n^2), or about half of it under a causal mask; exactly n(n+1)/2 of 1 x 1."""
+    keys = n if keys is None else keys
+    return sum((r1 - r0) * (min(-(-r1 // tile) * tile, keys) if causal else keys) for r0, r1 in _tiles(n, tile))
 
 
-def forward_traffic(n: int, d: int, causal: bool, size: int = 1, accumulator: int = 1, tile: int = TILE) -> int:
-    """Slow-memory bytes of one head, forward; elements when both sizes are 1 (F7: 2Nd + 2 ceil(N/B) Nd + N, not causal)."""
-    keys = sum(c1 - c0 for r0, r1 in _tiles(n, tile) for c0, c1 in _tiles(n, tile) if not causal or c0 < r1)
-    return (2 * n * d + 2 * keys * d) * size + n * accumulator
+def forward_traffic(
+    n: int, d: int, causal: bool, size: int = 1, accumulator: int = 1, tile: int = TILE, keys: int | None = None, group: int = 1
+) -> int:
+    """Slow-memory bytes of one key head and its `group` of query heads, forward; elements when both sizes are 1.
+
+    F7: 2Nd + 2 ceil(N/B) Nd + N for one head of N keys, not causal. Q, O and L are every query head's; K and V the group reads once.
+    """
+    keys = n if keys is None else keys
+    read = sum(min(-(-r1 // tile) * tile, keys) if causal else keys for _, r1 in _tiles(n, tile))
+    return (2 * n * d * group + 2 * read * d) * size + n * group * accumulator
 
 
-def backward_traffic(n: int, d: int, causal: bool, size: int = 1, accumulator: int = 1, tile: int = TILE) -> int:
-    """Slow-memory bytes of one head, backward: Q, dO, L, D and dQ (read and written) once for every tile of keys."""
-    queries = sum(r1 - r0 for c0, c1 in _tiles(n, tile) for r0, r1 in _tiles(n, tile) if not causal or r1 > c0)
+def backward_traffic(
+    n: int, d: int, causal: bool, size: int = 1, accumulator: int = 1, tile: int = TILE, keys: int | None = None, group: int = 1
+) -> int:
+    """Slow-memory bytes of one key head and its `group` of query heads, backward.
+
+    Q, dO, L, D and dQ (read and written) of every query head once for each tile of keys; K, V, dK and dV once.
+    """
+    keys = n if keys is None else keys
+    queries = sum(n - c0 if causal else n for c0, _ in _tiles(keys, tile))
     before = 2 * n * d * size + (n + n * d) * accumulator
     rounded = n * d * (size + accumulator) if size != accumulator else 0
-    return before + 4 * n * d * size + queries * (2 * d * size + (2 * d + 2) * accumulator) + rounded
+    return group * (before + queries * (2 * d * size + (2 * d + 2) * accumulator) + rounded) + 4 * keys * d * size
+
+
+def _shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int, int]:
+    """Sequences, query heads and key heads, queries, keys, head size."""
+    return q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3]
 
 
 def _forward_flops(args, out) -> int:
-    b, a, n, d = args[0].shape
-    return b * a * 4 * tile_pairs(n, args[3]) * d
+    b, a, _, n, keys, d = _shape(*args[:2])
+    return b * a * 4 * tile_pairs(n, args[3], keys=keys) * d
 
 
 def _forward_bytes(args, out) -> int:
-    b, a, n, d = args[0].shape
-    return b * a * forward_traffic(n, d, args[3], args[0].element_size(), wide(args[0].dtype).itemsize)
+    b, a, heads, n, keys, d = _shape(*args[:2])
+    sizes = args[0].element_size(), wide(args[0].dtype).itemsize
+    return b * heads * forward_traffic(n, d, args[3], *sizes, keys=keys, group=a // heads)
 
 
 def _backward_flops(args, out) -> int:
-    b, a, n, d = args[1].shape
-    return b * a * 10 * tile_pairs(n, args[6]) * d
+    b, a, _, n, keys, d = _shape(*args[1:3])
+    return b * a * 10 * tile_pairs(n, args[6], keys=keys) * d
 
 
 def _backward_bytes(args, out) -> int:
-    b, a, n, d = args[1].shape
-    return b * a * backward_traffic(n, d, args[6], args[1].element_size(), wide(args[1].dtype).itemsize)
+    b, a, heads, n, keys, d = _shape(*args[1:3])
+    sizes = args[1].element_size(), wide(args[1].dtype).itemsize
+    return b * heads * backward_traffic(n, d, args[6], *sizes, keys=keys, group=a // heads)
 
 
 COSTS = {

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glasscluster.model import mlp, moe
 from glasscluster.model.attention import ATTENTION
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.dropout import Draw, dropout
@@ -45,53 +46,66 @@ class Block(Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). Heads and ffn columns are shared out over tensor ranks.
 
     Each branch's output goes through dropout, and so do the attention probabilities (2205.05198, figure 2); `keep` says what
-    of the attention stays for backward.
+    of the attention stays for backward. The second branch is an MLP (mlp.py) or a router and its experts (moe.py).
     """
 
     keep = KeepAll()
 
     def __init__(self, index: int, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
         super().__init__(f"layers.{index}.", config, parallel, seed, like)
-        h, f, std = config.hidden, config.width, config.init_std
-        out_std = std / (2 * config.layers) ** 0.5  # GPT-2: residual outputs are scaled by depth
+        h, kv, std = config.hidden, config.key_width, config.init_std
         self.index = index
         self.weight("norm1_weight", h, std=std, mean=1.0)
         self.weight("norm1_bias", h, std=std)
-        self.weight("qkv_weight", 3 * h, h, std=std, shard=Shard(0, 3))  # column parallel
-        self.weight("qkv_bias", 3 * h, std=std, shard=Shard(0, 3))
-        self.weight("out_weight", h, h, std=out_std, shard=Shard(1))  # row parallel
+        for name, blocks in {"qkv": (h, kv, kv)}.items() if config.qkv == "fused" else {"q": (h,), "k": (kv,), "v": (kv,)}.items():
+            self.weight(f"{name}_weight", sum(blocks), h, std=std, shard=Shard(0, blocks))  # column parallel
+            self.weight(f"{name}_bias", sum(blocks), std=std, shard=Shard(0, blocks))
+        self.weight("out_weight", h, h, std=self.out_std, shard=Shard(1))  # row parallel
         self.weight("out_bias", h, std=std)
         self.weight("norm2_weight", h, std=std, mean=1.0)
         self.weight("norm2_bias", h, std=std)
-        self.weight("up_weight", f, h, std=std, shard=Shard(0))
-        self.weight("up_bias", f, std=std, shard=Shard(0))
-        self.weight("down_weight", h, f, std=out_std, shard=Shard(1))
-        self.weight("down_bias", h, std=std)
+        self.mlp = moe.experts if config.experts else mlp.mlp
+        (moe if config.experts else mlp).declare(self)
+
+    @property
+    def out_std(self) -> float:
+        """GPT-2: residual outputs are scaled by depth."""
+        return self.config.init_std / (2 * self.config.layers) ** 0.5
 
     def forward(self, x_BSH: Tensor, draw: Draw | None = None) -> Tensor:
         """[B, S, H] -> [B, S, H]."""
-        column, g, eps = self.parallel.column, self.parallel.g, self.config.norm_eps
-        first = self.parallel.place * x_BSH.shape[1:].numel()  # these tokens' place in the mask of the whole sequence
-        drop = partial(dropout, p=self.config.dropout, draw=draw, layer=self.index, offset=first)
+        eps, tokens = self.config.norm_eps, x_BSH.shape[1] * self.parallel.pieces
+        drop = partial(dropout, p=self.config.dropout, draw=draw, layer=self.index, spans=self.parallel.spans(tokens, x_BSH.shape[2]))
         y = layer_norm(x_BSH, self.norm1_weight, self.norm1_bias, eps)
-        y = g(F.linear(self.attend(y, draw), self.out_weight)) + self.out_bias
+        y = self.parallel.row(self.attend(y, draw), self.out_weight) + self.out_bias
         x_BSH = x_BSH + drop(y, place="attention output")
-        y = layer_norm(x_BSH, self.norm2_weight, self.norm2_bias, eps)
-        y = F.gelu(column(y, self.up_weight, self.up_bias))
-        y = g(F.linear(y, self.down_weight)) + self.down_bias
+        y = self.mlp(self, layer_norm(x_BSH, self.norm2_weight, self.norm2_bias, eps))
         return x_BSH + drop(y, place="mlp output")
 
     def attend(self, x_BSH: Tensor, draw: Draw | None) -> Tensor:
         """Local heads of multi-head attention: [B, S, H] -> [B, S, A·D]."""
-        qkv = self.parallel.column(x_BSH, self.qkv_weight, self.qkv_bias)
-        b, s, _ = qkv.shape
-        q, k, v = qkv.view(b, s, 3, -1, self.config.head_dim).permute(2, 0, 3, 1, 4)  # 3 x [B, A, S, D]
+        parallel, context, d = self.parallel, self.parallel.context, self.config.head_dim
+        if self.config.qkv == "fused":
+            qkv = parallel.column(x_BSH, self.qkv_weight, self.qkv_bias)
+            columns = [n // parallel.size for n in (self.config.hidden, self.config.key_width, self.config.key_width)]
+            q, k, v = qkv.split(columns, -1)
+        else:
+            y = parallel.f(x_BSH)
+            q, k, v = (
+                F.linear(y, w, b) for w, b in ((self.q_weight, self.q_bias), (self.k_weight, self.k_bias), (self.v_weight, self.v_bias))
+            )
+        k, v = parallel.whole_heads(k, v)
+        q, k, v = (x.unflatten(-1, (-1, d)).transpose(1, 2) for x in (q, k, v))  # [B, A or key heads, S, D]
         attention: Any = ATTENTION[self.config.attention]
         if self.config.dropout and self.config.attention == "unfused":
-            first = self.parallel.rank * q.shape[1] * s * s  # these heads' place in the mask of all heads
-            drop = partial(dropout, p=self.config.dropout, draw=draw, layer=self.index, place="attention probabilities", offset=first)
+            s = q.shape[2] * context.size
+            local = q.shape[1] // context.heads_cut
+            first = (parallel.rank * context.heads_cut + context.heads_rank) * local  # these heads' place in the mask of all heads
+            spans = (first * s * s, local * s * s)
+            drop = partial(dropout, p=self.config.dropout, draw=draw, layer=self.index, place="attention probabilities", spans=spans)
             attention = partial(attention, drop=drop)
-        return self.keep.core(attention, q, k, v).transpose(1, 2).reshape(b, s, -1)
+        attention = partial(context.attend, attention) if context.size > 1 else attention
+        return self.keep.core(attention, q, k, v).transpose(1, 2).flatten(2)
 
 
 class Embedding(Module):
@@ -104,7 +118,9 @@ class Embedding(Module):
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """[B, S] -> [B, S, H]."""
-        return self.parallel.embed(tokens_BS, self.token) + self.parallel.cut(self.position[: tokens_BS.shape[1]])
+        return self.parallel.embed(tokens_BS, self.token) + self.parallel.cut(
+            self.position[: tokens_BS.shape[1] * self.parallel.context.size]
+        )
 
 
 class Head(Module):
@@ -126,7 +142,7 @@ class Head(Module):
         """Loss: a scalar, summed over tokens."""
         x = layer_norm(x_BSH, self.norm_weight, self.norm_bias, self.config.norm_eps)
         logits_BSV = self.parallel.column(x, self.table)
-        return self.parallel.cross_entropy(logits_BSV, targets_BS)
+        return self.parallel.cross_entropy(logits_BSV, targets_BS, self.config.vocab)
 
 
 class GPTStage(nn.Module):

@@ -1,14 +1,16 @@
-"""What a block asks of tensor parallelism, and the answer of one device.
+"""What a block asks of parallelism, and the answer of one device.
 
 The model knows nothing of clusters: each block calls `f` before and `g` after its matrices (the names of
-Megatron-LM, 1909.08053 section 3) and takes its share of the rows or columns. On one device both are the
-identity. `strategies/tensor_parallel.py` has the version that talks.
+Megatron-LM, 1909.08053 section 3), takes its share of the rows or columns, hands attention to `context` and sends
+tokens to `experts`. On one device all of these are the identity. Those that talk are in strategies/:
+tensor_parallel.py, sequence_parallel.py, context_parallel.py, expert_parallel.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,37 +24,125 @@ IGNORE = -100  # a target that carries no loss
 
 @dataclass(frozen=True)
 class Shard:
-    """How a parameter is cut over tensor-parallel ranks: along `dim`, which holds `groups` equal blocks (QKV: 3)."""
+    """How a parameter is cut over tensor-parallel ranks: along `dim`, in which lie blocks (Q, K and V) that are each cut.
+
+    A block that the ranks do not divide is padded with zeros at its end (the vocabulary). With `experts`, dim 0 counts experts
+    and is cut over the expert-parallel ranks as well.
+    """
 
     dim: int
-    groups: int = 1
+    blocks: tuple[int, ...] = ()  # their lengths; none: one block
+    experts: bool = False
 
-    def take(self, full: Tensor, rank: int, size: int) -> Tensor:
+    def take(self, full: Tensor, rank: int, size: int, expert_rank: int = 0, expert_size: int = 1) -> Tensor:
         """This rank's part of a full parameter."""
-        blocks = full.unflatten(self.dim, (self.groups, size, -1)).select(self.dim + 1, rank)
-        return blocks.flatten(self.dim, self.dim + 1)
+        if self.experts:
+            full = full.chunk(expert_size)[expert_rank]
+        if size == 1:
+            return full
+        pieces = []
+        for block in full.split(self.blocks or full.shape[self.dim], self.dim):
+            n = block.shape[self.dim]
+            each = -(-n // size)
+            piece = block.narrow(self.dim, min(rank * each, n), max(0, min(each, n - rank * each)))
+            missing = list(piece.shape)
+            missing[self.dim] = each - piece.shape[self.dim]
+            pieces.append(torch.cat([piece, piece.new_zeros(missing)], self.dim) if missing[self.dim] else piece)
+        return torch.cat(pieces, self.dim) if len(pieces) > 1 else pieces[0]
 
-    def shape(self, full: tuple[int, ...], size: int) -> tuple[int, ...]:
+    def shape(self, full: tuple[int, ...], size: int, expert_size: int = 1) -> tuple[int, ...]:
         """Shape of a rank's part."""
-        return tuple(n // size if i == self.dim else n for i, n in enumerate(full))
+        local = list(full)
+        local[self.dim] = sum(-(-n // size) for n in self.blocks or (full[self.dim],))
+        if self.experts:
+            local[0] //= expert_size
+        return tuple(local)
+
+
+class WholeSequence:
+    """How a sequence is cut over context-parallel ranks: not at all."""
+
+    size, rank = 1, 0
+    heads_cut, heads_rank = 1, 0  # ranks that share out the heads inside attention (Ulysses), and which of them this is
+
+    def positions(self, tokens: int) -> Sequence[int]:
+        """Which of a sequence's tokens this rank has, in its own order."""
+        return range(tokens)
+
+    def cut(self, x: Tensor, dim: int = 0) -> Tensor:
+        """This rank's tokens of a whole sequence along `dim`."""
+        return x
+
+    def whole(self, x: Tensor) -> Tensor:
+        """All tokens of [b, s local, ...], in the sequence's order. For what has no gradient."""
+        return x
+
+    def attend(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of local tokens to all: q [b, a, s local, d], k and v [b, a_kv, s local, d]; returns like q."""
+        return attention(q, k, v)
+
+
+class WholeExperts:
+    """Where the experts are: all here."""
+
+    size, rank = 1, 0
+
+    def dispatch(self, x: Tensor, counts: list[int]) -> tuple[Tensor, list[list[int]]]:
+        """Send tokens to their experts.
+
+        x [A, h]: assignments sorted by expert, counts[e] of them for expert e of all E. Returns what arrived [R, h], ordered by
+        source rank and then by local expert, and how many of each: arrived[source][local expert].
+        """
+        return x, [counts]
+
+    def combine(self, y: Tensor, counts: list[int], arrived: list[list[int]]) -> Tensor:
+        """Send results [R, h] back to where they came from: [A, h], in the order in which they were dispatched."""
+        return y
 
 
 class Unsharded:
     """One device: everything is whole."""
 
     size, rank = 1, 0
-    place = 0  # which piece of every sequence this rank has outside the matrices: all of it
+    context = WholeSequence()
+    experts: Any = WholeExperts()
+    seed: Tensor | None = None  # what backward starts from (fp16's loss scale); None: 1
+
+    @property
+    def pieces(self) -> int:
+        """Ranks that share out a sequence's tokens outside the matrices."""
+        return self.context.size
+
+    def positions(self, tokens: int) -> Sequence[int]:
+        """Which tokens of a sequence of `tokens` this rank has outside the matrices."""
+        return self.context.positions(tokens)
+
+    def spans(self, tokens: int, hidden: int) -> tuple[int, ...]:
+        """Which elements of [s, h] these are: first, how many, first, how many, ... (where dropout looks its mask up)."""
+        return runs(tuple(self.positions(tokens)), hidden)
 
     def cut(self, x: Tensor) -> Tensor:
         """This rank's tokens of [s, ...]."""
+        return self.context.cut(x)
+
+    def gather_tokens(self, x: Tensor) -> Tensor:
+        """[b, s outside the matrices, ...] -> [b, s inside]. For what has no gradient."""
         return x
 
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Into the parallel region and through its first matrix."""
         return F.linear(self.f(x), weight, bias)
 
-    def f(self, x: Tensor) -> Tensor:
-        """Into the parallel region."""
+    def row(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Through the region's last matrix and out of it."""
+        return self.g(F.linear(x, weight))
+
+    def whole_heads(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [b, s, columns] of whole heads, from this rank's columns."""
+        return k, v
+
+    def f(self, x: Tensor, label: str = "f") -> Tensor:
+        """Into the parallel region; `label` names its messages."""
         return x
 
     def g(self, x: Tensor) -> Tensor:
@@ -63,9 +153,17 @@ class Unsharded:
         """Rows of the table: [b, s] -> [b, s, h]."""
         return F.embedding(tokens, table)
 
-    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int) -> Tensor:
         """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s]; IGNORE counts nothing."""
         return F.cross_entropy(logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten(), reduction="sum", ignore_index=IGNORE)
+
+
+@lru_cache(maxsize=64)
+def runs(positions: tuple[int, ...], each: int) -> tuple[int, ...]:
+    """Positions as consecutive runs: first, how many, first, how many, ...; each position is `each` elements."""
+    starts = [i for i, p in enumerate(positions) if not i or p != positions[i - 1] + 1]
+    ends = [*starts[1:], len(positions)]
+    return tuple(x for a, b in zip(starts, ends, strict=True) for x in (positions[a] * each, (b - a) * each))
 
 
 class KeepAll:
@@ -93,10 +191,11 @@ def local_parameter(
     """
     import zlib
 
-    local = shard.shape(shape, parallel.size) if shard else shape
+    experts = parallel.experts
+    local = shard.shape(shape, parallel.size, experts.size) if shard else shape
     if like.device.type == "meta":
         return torch.nn.Parameter(torch.empty(local, dtype=like.dtype, device="meta"))
     generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
     full = torch.randn(shape, generator=generator, dtype=torch.float64) * std + mean
-    part = shard.take(full, parallel.rank, parallel.size) if shard else full
+    part = shard.take(full, parallel.rank, parallel.size, experts.rank, experts.size) if shard else full
     return torch.nn.Parameter(part.to(like.dtype, copy=True).to(like.device).contiguous())

@@ -149,6 +149,7 @@ def counted_rows(trained: Trained) -> list[dict[str, Any]]:
         *accounts.traffic_rows(plan, model, run.graph, skipped=run.results[0].skipped[-1:] == [True]),
         *accounts.state_rows(plan, model, run.results),
         *accounts.host_rows(plan, model, run.graph, run.results),
+        *accounts.expert_rows(plan, model, run.graph, run.results),
         *accounts.overlap_rows(plan, trained.timeline),
         *accounts.recompute_rows(plan, model, run.graph, run.results),
         *accounts.schedule_rows(plan, trained.timeline),

@@ -443,14 +443,42 @@ class Communicator:
         """`x` is the full buffer and holds this rank's chunk; on group rank `dst` it ends holding every rank's chunk."""
         return self._collective("gather", algorithm, x, async_op, labels, dst=self._member("gather dst", dst))
 
-    def all_to_all(self, x: torch.Tensor, out: torch.Tensor, algorithm: str = "direct", async_op: bool = False, **labels: str) -> Work:
-        """Chunk j of `x` goes to rank j; piece i of `out` (each as long as chunk `rank`) comes from rank i."""
-        expected = self.size * self.chunk(x).numel()
-        if out.numel() != expected or not out.is_contiguous():
-            raise ScenarioError("all_to_all out", tuple(out.shape), f"must be contiguous and hold {expected} elements")
+    def all_to_all(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        send_splits: Sequence[int] | None = None,
+        recv_splits: Sequence[int] | None = None,
+        *,
+        algorithm: str = "direct",
+        async_op: bool = False,
+        **labels: str,
+    ) -> Work:
+        """Chunk j of `x` goes to rank j; piece i of `out` (each as long as chunk `rank`) comes from rank i.
+
+        With splits: the first send_splits[0] elements of `x` go to rank 0, the next send_splits[1] to rank 1, and so on; `out` is
+        laid out by recv_splits. What is empty sends nothing.
+        """
+        if send_splits is None and recv_splits is None:
+            send_splits, recv_splits = [c.numel() for c in self.chunks(x)], [self.chunk(x).numel()] * self.size
+        sends, receives = self._splits("send_splits", send_splits, x.numel()), self._splits("recv_splits", recv_splits, None)
+        if out.numel() != sum(receives) or not out.is_contiguous():
+            raise ScenarioError("all_to_all out", tuple(out.shape), f"must be contiguous and hold {sum(receives)} elements")
+        if sends[self.rank] != receives[self.rank]:
+            raise ScenarioError("recv_splits", receives, f"rank {self.rank} keeps {sends[self.rank]} elements of its own")
         if self.size == 1:
             out.view(-1).copy_(x.view(-1))
-        return self._collective("all_to_all", algorithm, x, async_op, labels, out=out.detach().view(-1))
+        splits = {"sends": sends, "receives": receives}
+        return self._collective("all_to_all", algorithm, x, async_op, labels, out=out.detach().view(-1), **splits)
+
+    def _splits(self, name: str, splits: Sequence[int] | None, total: int | None) -> list[int]:
+        """One length a rank, which add up to the buffer."""
+        given = [] if splits is None else [int(n) for n in splits]
+        if len(given) != self.size or min(given) < 0:
+            raise ScenarioError(name, splits, f"all_to_all needs {self.size} lengths of 0 or more, one a rank")
+        if total is not None and sum(given) != total:
+            raise ScenarioError(name, splits, f"they add up to {sum(given)}, the buffer holds {total} elements")
+        return given
 
     def _options(self, operation: str, algorithm: str, **asked: int | None) -> dict[str, int]:
         """The options that were given: numbers from 1, of algorithms that have them."""

@@ -1,17 +1,22 @@
 """The mesh: named axes over ranks, each axis a communicator.
 
 rank = ((pp·DP + dp)·CP + cp)·TP + tp: tp is fastest, so tensor-parallel neighbours share a node; pp is slowest.
+Gradients are added up over dp and cp together (a `plane`); experts are spread over neighbours of that plane (`inside`), and
+the ranks that hold the same experts are `across` from one another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
+from math import prod
 
 from glasscluster.sim.communicator import Communicator
 from glasscluster.sim.errors import ScenarioError
 
 ORDER = ("pp", "dp", "cp", "tp")  # slowest first
 GROUP_IDS = {"world": 0, "pp": 1, "dp": 2, "cp": 3, "tp": 4, "ep": 5, "tied": 6, "shard": 7, "replicas": 8, "host": 9}
+GROUP_IDS |= {"heads": 10, "expert replicas": 11, "ulysses": 12, "rings": 13}
 
 
 class Mesh:
@@ -22,11 +27,9 @@ class Mesh:
         if unknown:
             raise ScenarioError("mesh axis", sorted(unknown)[0], "unknown axis", ORDER)
         self.sizes = {axis: int(sizes.get(axis, 1)) for axis in ORDER}
-        product = 1
-        for n in self.sizes.values():
-            product *= n
-        if product != world.size:
-            raise ScenarioError("mesh", dict(self.sizes), f"its axes multiply to {product}, the cluster has {world.size} ranks")
+        together = prod(self.sizes.values())
+        if together != world.size:
+            raise ScenarioError("mesh", dict(self.sizes), f"its axes multiply to {together}, the cluster has {world.size} ranks")
         self.world = world
         self.coordinates = coordinates(world.wire.rank, self.sizes)
         self._comms: dict[str, Communicator] = {}
@@ -51,11 +54,23 @@ class Mesh:
         ranks = [rank_of({**self.coordinates, axis: i}, self.sizes) for i in indices]
         return self.world.subgroup(ranks, axis, GROUP_IDS[name])
 
-    def cut(self, axis: str, size: int) -> tuple[Communicator, Communicator]:
-        """An axis in groups of `size` neighbours: this rank's group, and the ranks at its place in all groups. Both recorded as `axis`."""
-        start, place = divmod(self.coordinates[axis], size)
-        inside = range(start * size, (start + 1) * size)
-        return self.subset(axis, inside, "shard"), self.subset(axis, range(place, self.sizes[axis], size), "replicas")
+    def plane(self, axes: Sequence[str], name: str) -> Communicator:
+        """The ranks that differ from this one only along these axes, in rank order; recorded as `name`. One axis is that axis."""
+        long = [axis for axis in ORDER if axis in axes and self.sizes[axis] > 1]
+        if long in ([], [name]):
+            return self[name]
+        places = product(*(range(self.sizes[axis]) for axis in long))
+        ranks = [rank_of({**self.coordinates, **dict(zip(long, place, strict=True))}, self.sizes) for place in places]
+        return self.world.subgroup(ranks, name, GROUP_IDS[name])
+
+    def inside(self, comm: Communicator, size: int, name: str, axis: str | None = None) -> Communicator:
+        """A group cut into groups of `size` neighbours: the one with this rank."""
+        start = comm.rank // size * size
+        return self.world.subgroup(comm.ranks[start : start + size], axis or comm.axis, GROUP_IDS[name])
+
+    def across(self, comm: Communicator, size: int, name: str, axis: str | None = None) -> Communicator:
+        """A group cut into groups of `size` neighbours: the ranks at this rank's place in all of them."""
+        return self.world.subgroup(comm.ranks[comm.rank % size :: size], axis or comm.axis, GROUP_IDS[name])
 
 
 def coordinates(rank: int, sizes: Mapping[str, int]) -> dict[str, int]:

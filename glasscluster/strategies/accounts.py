@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.flash_attention import TILE
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.parallel import Unsharded
+from glasscluster.model.parallel import Unsharded, WholeExperts
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.mesh import GROUP_IDS
 from glasscluster.sim.timeline import Timeline
-from glasscluster.sim.vocabulary import RECOMPUTE, SEND
+from glasscluster.sim.vocabulary import PURPOSES, RECOMPUTE, SEND
 from glasscluster.strategies import (
     data_parallel,
     offload,
@@ -27,6 +28,7 @@ from glasscluster.strategies import (
     recompute,
     sequence_parallel,
     tensor_parallel,
+    ulysses,
     zero,
     zero3,
 )
@@ -74,20 +76,23 @@ def row(
 class _Place(Unsharded):
     """Stands where tensor parallelism would, for shapes."""
 
-    def __init__(self, size: int) -> None:
-        self.size, self.rank = size, 0
+    def __init__(self, plan: Plan) -> None:
+        self.size, self.rank = plan.tp, 0
+        if plan.ep > 1:
+            self.experts = WholeExperts()
+            self.experts.size = plan.ep
 
 
 def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
     """The units of a pipeline stage, from shapes alone (meta tensors)."""
     first, last = stage == 0, stage == plan.pp - 1
     shape = GPTStage(
-        model, plan.stage_layers(model)[stage], first, last, _Place(plan.tp), dtype=DTYPES[plan.precision], device=torch.device("meta")
+        model, plan.stage_layers(model)[stage], first, last, _Place(plan), dtype=DTYPES[plan.precision], device=torch.device("meta")
     )
     apart = {TIED} if model.tied and plan.pp > 1 and (first or last) else set()
     if plan.zero == 3:
-        return by_module(shape, plan.shards, apart)
-    return by_bucket(shape, plan.bucket_limits, plan.shards if plan.zero else 1, apart)
+        return by_module(shape, plan.padding, apart)
+    return by_bucket(shape, plan.bucket_limits, plan.padding, apart)
 
 
 def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped: bool = False) -> list[dict[str, Any]]:
@@ -97,11 +102,12 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
     width, tokens = WIDTH[plan.precision], plan.micro_batch * model.seq
     m, rows = plan.micro_batches, []
     stages = [units_of(plan, model, s) for s in range(plan.pp)]
-    padded = sum(u.padded for units in stages for u in units)
-    if plan.dp > 1:
-        rows += _data_rows(plan, graph, padded, width, skipped)
+    if plan.data_ranks > 1:
+        rows += _data_rows(plan, graph, stages, width, skipped)
     if plan.tp > 1:
         rows += _tensor_rows(plan, model, graph, m, tokens, width)
+    if plan.cp > 1:
+        rows += _context_rows(plan, model, graph, m, width)
     if plan.pp > 1:
         copies = plan.dp * (1 if plan.sequence_parallel else plan.tp)  # of an activation: whole on every tp rank, or a piece on each
         expected_pp = pipeline_parallel.predict_traffic(plan.pp, m, tokens, model.hidden, width) * copies
@@ -109,7 +115,9 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
         rows.append(row("pp activations and their gradients sent, all ranks", expected_pp, counted_pp, "GPipe 1811.06965: 2(p-1)m·bsh"))
         if model.tied:
             table = next(u for u in stages[0] if u.name == TIED)
-            shares = plan.dp // plan.shards if plan.zero else plan.dp  # every dp rank sums the whole table, or with ZeRO its shard of it
+            shares = plan.data_ranks // (
+                plan.shards if plan.zero else 1
+            )  # every dp rank sums the whole table, or with ZeRO its shard of it
             expected_tied = 2 * table.padded * plan.gradient_width * plan.tp * shares
             rows.append(
                 row(
@@ -122,15 +130,24 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
     return rows
 
 
-def _data_rows(plan: Plan, graph: ExecutionGraph, padded: int, width: int, skipped: bool) -> list[dict[str, Any]]:
-    hybrid = plan.zero > 0 and plan.shards < plan.dp
-    if plan.zero:
-        theory: dict[str, float] = dict(zero.predict_traffic(plan, padded, width))
-        source = "ZeRO 1910.02054 section 7 (F16)"
-    else:
-        whole = data_parallel.predict(padded, plan.dp, plan.gradient_width)
-        theory = {"gradients": whole["gradients_bytes_total"], "parameters": whole["parameters_bytes_total"]}
-        source = "Patarasuk-Yuan 2009 (F9); ZeRO section 7.1"
+def _padded(units: Sequence[Unit]) -> dict[bool, int]:
+    """Elements of a rank's units, padding included: of experts (True) and of everything else."""
+    return {experts: sum(u.padded for u in units if u.experts == experts) for experts in (False, True)}
+
+
+def _data_rows(plan: Plan, graph: ExecutionGraph, stages: Sequence[Sequence[Unit]], width: int, skipped: bool) -> list[dict[str, Any]]:
+    hybrid = plan.zero > 0 and plan.shards < plan.data_ranks
+    theory: dict[str, float] = dict.fromkeys(("gradients", "parameters", "across"), 0)
+    for experts, padded in _padded([u for units in stages for u in units]).items():
+        if plan.zero:
+            part: dict[str, float] = dict(zero.predict_traffic(plan, padded, width, experts))
+            source = "ZeRO 1910.02054 section 7 (F16)"
+        else:
+            ranks = plan.expert_replicas if experts else plan.data_ranks  # and there are as many such groups as do not hold the same
+            whole = data_parallel.predict(padded, ranks, plan.gradient_width)
+            part = {"gradients": whole["gradients_bytes_total"] * (plan.data_ranks // ranks)}
+            source = "Patarasuk-Yuan 2009 (F9); ZeRO section 7.1"
+        theory = {k: v + part.get(k, 0) for k, v in theory.items()}
     if skipped and plan.zero < 3:
         theory["parameters"] = 0
     across = sum(graph.bytes_sent(purpose="gradients", group=GROUP_IDS["replicas"])) if hybrid else 0
@@ -139,7 +156,7 @@ def _data_rows(plan: Plan, graph: ExecutionGraph, padded: int, width: int, skipp
     inside = f" inside groups of {plan.shards}" if hybrid else ""
     rows = [row(f"dp {p} sent{inside}, all ranks", theory[p] * plan.tp, counted[p], source) for p in counted]
     if hybrid:
-        name = f"dp gradients sent across {plan.dp // plan.shards} groups, all ranks"
+        name = f"dp gradients sent across {plan.data_ranks // plan.shards} groups, all ranks"
         rows.append(row(name, theory["across"] * plan.tp, across, "MiCS 2205.00119, FSDP 2304.11277 section 3.2.2: F9 of every shard"))
     return rows
 
@@ -149,8 +166,9 @@ def host_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Se
     if plan.offload == "none":
         return []
     width, moments = WIDTH[plan.precision], 2 if plan.optimizer == "adamw" else 0
-    padded = sum(u.padded for s in range(plan.pp) for u in units_of(plan, model, s))
-    owned = padded * plan.dp * plan.tp // (plan.shards if plan.zero else 1)
+    padded = _padded([u for s in range(plan.pp) for u in units_of(plan, model, s)])
+    share = {False: plan.shards, True: plan.expert_replicas} if plan.zero else {False: 1, True: 1}
+    owned = sum(n * plan.data_ranks * plan.tp // share[experts] for experts, n in padded.items())
     theory = offload.predict(owned, width, plan.gradient_width, 4 if plan.has_master else width, moments)
     if results[0].skipped[-1:] == [True]:  # the loss scale vetoed the step
         theory |= dict.fromkeys(("down", "up", "update"), 0)
@@ -173,28 +191,43 @@ def overlap_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
     return [row(name, found[0], None, source, simulated=found[1], unit="s", match="virtual", tolerance=1e-9)]
 
 
+def _regions(model: ModelConfig) -> int:
+    """Pairs of matrices in a layer: attention, MLP or experts, and the expert that every token passes."""
+    return 3 if model.experts and model.shared_ffn else 2
+
+
+def _spares(plan: Plan, model: ModelConfig) -> bool:
+    """Whether recomputation of a segment stops before its last matrix's collective. Overlapped, they are one operation."""
+    routed_last = bool(model.experts) and not model.shared_ffn
+    return not model.dropout and (plan.tp == 1 or not plan.tp_overlap or routed_last)
+
+
 def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, tokens: int, width: int) -> list[dict[str, Any]]:
     theory = sequence_parallel if plan.sequence_parallel else tensor_parallel
+    regions, spares, full = _regions(model), _spares(plan, model), plan.recompute == "full"
+    # a region that does not keep a piece to gather again (three matrices; a router and experts) has one gather less in backward
+    per_layer = 5 * regions - (model.qkv == "separate") - (model.experts > 0) if plan.sequence_parallel else 2 * regions
     totals = {"layer": 0, "embedding": 0, "head": 0, "loss": 0}
     for s, layers in enumerate(plan.stage_layers(model)):
-        again = recompute.predict_all_reduces(plan.recompute, len(layers), plan.recompute_every, bool(model.dropout))
-        if plan.sequence_parallel and again:
-            again += 2 * len(layers)  # gathers before the matrices run again beside the reduce-scatters after them
-        part = theory.predict(len(layers), m, tokens, model.hidden, plan.tp, width, s == 0, s == plan.pp - 1, again)
+        again = recompute.predict_again(
+            plan.recompute, len(layers), plan.recompute_every, regions, spares, 2 if plan.sequence_parallel else 1
+        )
+        part = theory.predict(len(layers), m, tokens, model.hidden, plan.tp, width, s == 0, s == plan.pp - 1, again, per_layer)
         totals = {k: v + part[k] * plan.dp for k, v in totals.items()}
-    tp = (graph.kind == SEND) & (graph.axis == "tp")
+    tp = (graph.kind == SEND) & (graph.axis == "tp") & (graph.purpose == PURPOSES.index("activations"))
     label = np.array([*graph.names, ""])[graph.label]
+    heads, router = np.char.startswith(label, "key-value head"), np.char.startswith(label, "router weights")
     in_layer = graph.layer >= 0
     chosen = {
-        "layer": tp & in_layer,
+        "layer": tp & in_layer & ~heads & ~router,
         "embedding": tp & ~in_layer & np.char.startswith(label, "g "),
         "head": tp & ~in_layer & np.char.startswith(label, "f "),
         "loss": tp & np.char.startswith(label, "cross_entropy"),
     }
-    runs_again = " and what runs again" if plan.recompute == "full" else ""
+    runs_again = " and what runs again" if full else ""
     if plan.sequence_parallel:
         names = {
-            "layer": f"10 per layer{runs_again}",
+            "layer": f"{per_layer} per layer{runs_again}",
             "embedding": "embedding, 2",
             "head": "head input, 3",
             "loss": "loss, 3 scalars a token",
@@ -202,20 +235,62 @@ def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, 
         what, source = "tp gathers and scatters sent", "Korthikanti 2205.05198 section 4.2.2 (F18)"
     else:
         names = {
-            "layer": f"4 per layer{runs_again}",
+            "layer": f"{per_layer} per layer{runs_again}",
             "embedding": "embedding, once",
             "head": "head input, once",
             "loss": "loss, 3 scalars a token",
         }
         what, source = "tp all-reduces sent", "Megatron-LM 1909.08053 section 3 (F18, F19)"
     rows = [row(f"{what}, {names[k]}", totals[k], int(graph.bytes[chosen[k]].sum()), source) for k in totals]
+    if plan.tp > model.key_heads:
+        one = tensor_parallel.predict_shared_heads(model.key_heads, model.key_width, plan.tp, tokens, width, 2 + full)
+        counted = int(graph.bytes[tp & heads].sum())
+        rows.append(
+            row(
+                "tp keys and values of shared heads sent",
+                one * m * model.layers * plan.dp,
+                counted,
+                "GQA 2305.13245; F10 over tp / kv-heads",
+            )
+        )
+    if model.experts:
+        one = (plan.tp - 1) * tokens * model.top_k * max(width, 4) * m * model.layers * plan.dp
+        runs = 2 + (full and plan.sequence_parallel)  # an all-reduce backward, or a gather and a scatter
+        counted = int(graph.bytes[tp & router].sum())
+        rows.append(row("tp weights of the router sent", runs * one, counted, "F9, F10: k numbers a token"))
     if plan.sequence_parallel:
         whole = sum(x.stop - x.start for s in range(plan.pp) for u in units_of(plan, model, s) for x in u.members if x.shard is None)
-        shares = plan.dp // plan.shards if plan.zero else plan.dp  # with ZeRO every dp rank sums what it owns
+        shares = plan.data_ranks // (plan.shards if plan.zero else 1)  # with ZeRO every dp rank sums what it owns
         expected = 2 * (plan.tp - 1) * whole * plan.gradient_width * shares
         counted = sum(graph.bytes_sent(axis="tp", label="norms, biases, positions"))
         rows.append(row("tp gradients of norms, biases and positions sent", expected, counted, "Korthikanti 2205.05198 section 4.2.2"))
     return rows
+
+
+def _context_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, width: int) -> list[dict[str, Any]]:
+    """F26: what attention sends along cp, summed over ranks."""
+    kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
+    heads, key_heads = model.heads // plan.tp, max(1, model.key_heads // plan.tp)
+    one = ulysses.predict(kind, plan.cp, plan.micro_batch, model.seq, heads, key_heads, model.head_dim, width, plan.heads_cut)
+    each = one["forward"] + one["backward"] + {"none": 0, "selective": one["again"], "full": one["forward"]}[plan.recompute]
+    counted = sum(graph.bytes_sent(axis="cp", purpose="activations"))
+    source = "Ring attention 2310.01889, Ulysses 2309.14509 (F26)"
+    return [row("cp keys, values and heads sent, all ranks", each * m * model.layers * plan.gpus // plan.pp, counted, source)]
+
+
+def expert_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[dict[str, Any]]:
+    """F27: rows that left for experts elsewhere, given what the routers chose; each goes out and back, forward and backward."""
+    if plan.ep == 1 or graph.has_native:
+        return []
+    each, left = model.experts // plan.ep, 0
+    for rank, result in enumerate(results):
+        here = rank // plan.tp % plan.ep
+        for counts in result.routing_counts("kept"):
+            left += sum(counts) - sum(counts[here * each : (here + 1) * each])
+    trips = 6 if plan.recompute == "full" else 4
+    expected = left * trips * model.hidden * WIDTH[plan.precision]
+    counted = sum(graph.bytes_sent(axis="ep", purpose="activations"))
+    return [row("ep tokens sent to experts and back, all ranks", expected, counted, "GShard 2006.16668 section 3 (F27), as routed")]
 
 
 def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) -> list[dict[str, Any]]:
@@ -225,10 +300,11 @@ def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) ->
     state_width = moments * (4 if plan.has_master else width) + (4 if plan.has_master else 0)
     expected = {"parameters": 0.0, "gradients": 0.0, "optimizer": 0.0}
     for s in range(plan.pp):
-        padded = sum(u.padded for u in units_of(plan, model, s))
         on_gpu = 0 if plan.offload == "optimizer" else state_width
-        part = zero.predict_state(plan.zero, padded, plan.shards, width, plan.gradient_width, on_gpu)
-        expected = {k: v + part[k] * plan.dp * plan.tp for k, v in expected.items()}
+        for experts, padded in _padded(units_of(plan, model, s)).items():
+            shards = plan.expert_replicas if experts else plan.shards
+            part = zero.predict_state(plan.zero, padded, shards, width, plan.gradient_width, on_gpu)
+            expected = {k: v + part[k] * plan.data_ranks * plan.tp for k, v in expected.items()}
     source = "ZeRO 1910.02054 section 3.1 (F15)"
     rows = [row(f"{k} held, all ranks", v, sum(r.state_bytes[k] for r in results), source) for k, v in expected.items()]
     if plan.zero == 3:
@@ -243,12 +319,19 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
     if plan.recompute == "none":
         return []
     in_flight = gpipe.predict_in_flight if plan.schedule == "gpipe" else one_f_one_b.predict_in_flight
+    kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
+    pairs = sum(ulysses.work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE))
+    spares = _spares(plan, model)
+    routers = 1 if plan.sequence_parallel else plan.tp
     flops = held = 0
     for s, layers in enumerate(plan.stage_layers(model)):
-        stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch, plan.tp
-        flops += recompute.predict_flops(*stage) * plan.micro_batches * plan.dp * plan.tp
-        kept = recompute.predict_checkpoints(*stage, WIDTH[plan.precision], plan.tp if plan.sequence_parallel else 1)
-        held += kept * in_flight(plan.pp, plan.micro_batches, s) * plan.dp * plan.tp
+        stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
+        flops += recompute.predict_flops(*stage, pairs=pairs, spares=spares, routers=routers) * plan.micro_batches * plan.dp
+        kept = recompute.predict_checkpoints(*stage, plan.tp, WIDTH[plan.precision], plan.pieces, plan.cp)
+        held += kept * in_flight(plan.pp, plan.micro_batches, s) * plan.data_ranks * plan.tp
+    if model.experts and plan.recompute == "full":  # tp ranks send the same rows to the same experts, each with its columns
+        assignments = sum(sum(counts) for result in results for counts in result.routing_counts("kept")) // plan.tp
+        flops += 2 * assignments * (model.gates + 1) * model.hidden * model.width
     ran, source = int(graph.flops[graph.phase == RECOMPUTE].sum()), "Korthikanti 2205.05198 section 5; Chen 1604.06174 (F29)"
     return [
         row("FLOPs computed again, all ranks", flops, ran, source, unit="FLOPs"),
@@ -262,7 +345,7 @@ def schedule_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
         return []
     rows, m = [], plan.micro_batches
     formula = gpipe.predict_in_flight if plan.schedule == "gpipe" else one_f_one_b.predict_in_flight
-    replicas = plan.dp * plan.tp
+    replicas = plan.data_ranks * plan.tp
     for s in range(plan.pp):
         counted = max(timeline.graph.in_flight(s * replicas + i) for i in range(replicas))
         rows.append(row(f"micro-batches in flight, stage {s}", formula(plan.pp, m, s), counted, "F22", unit="micro-batches"))
@@ -286,7 +369,7 @@ def schedule_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
 
 def gpipe_makespan(plan: Plan, timeline: Timeline) -> float | None:
     """F20 with f_s, b_s read from the replay; None off its domain (a stage's time varies, or its port is the bottleneck)."""
-    if plan.tp > 1 or plan.zero == 3:
+    if plan.gpus > plan.dp * plan.pp or plan.zero == 3 or plan.ep > 1:
         return None
     graph, forward, backward = timeline.graph, [], []
     for s in range(plan.pp):

@@ -156,7 +156,7 @@ def singles(plan: Plan, model: ModelConfig) -> list[list[Change]]:
 
 
 def layouts(plan: Plan, model: ModelConfig) -> Iterator[Change]:
-    """Other shares of dp, tp and pp in the same GPUs."""
+    """Other shares of dp, tp and pp in the same GPUs; cp stays."""
     gpus = plan.dp * plan.tp * plan.pp
     for pp in (p for p in range(1, min(gpus, model.layers) + 1) if gpus % p == 0):
         for tp in (t for t in range(1, gpus // pp + 1) if gpus // pp % t == 0):
@@ -212,7 +212,7 @@ def stages(
     """The dry recording of one rank of each pipeline stage, or what the first of them ran out of."""
     recorded = []
     for stage in range(plan.pp):
-        outcome = record_rank(stage * plan.dp * plan.tp, plan.gpus, train_rank, (_job(plan, model, steps),), capacity)
+        outcome = record_rank(stage * plan.data_ranks * plan.tp, plan.gpus, train_rank, (_job(plan, model, steps),), capacity)
         if isinstance(outcome.error, OutOfMemory):
             return outcome.error
         if outcome.error is not None:
@@ -226,11 +226,13 @@ def stages(
 
 def _job(plan: Plan, model: ModelConfig, steps: int) -> Job:
     """A step; two where buckets are filled anew after the first."""
-    return Job(plan, model, steps=min(steps, 2) if plan.dp > 1 and not plan.zero else 1)
+    return Job(plan, model, steps=min(steps, 2) if plan.data_ranks > 1 and not plan.zero else 1)
 
 
 def _at_least(plan: Plan, model: ModelConfig, hardware: Hardware, recorded: list[dict[str, Any]]) -> float:
-    """A step takes at least as long: each rank of a stage does what the recorded one did."""
+    """A step takes at least as long: each rank of a stage does what the recorded one did. With cp or ep it may not."""
+    if plan.cp > 1 or plan.ep > 1:
+        return 0.0
     each = plan.dp * plan.tp
     every = [standing_in(recorded[rank // each], rank, plan.mesh, plan.shards) for rank in range(plan.gpus)]
     try:

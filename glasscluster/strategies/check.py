@@ -78,7 +78,7 @@ def compare(results: Sequence[RankResult], reference: Reference, plan: Plan) -> 
     where = {"grad": "", "weight": ""}
     stages: dict[int, set[str]] = {}
     for rank, result in enumerate(results):
-        tp_rank, stage = rank % plan.tp, rank // (plan.dp * plan.cp * plan.tp)
+        tp_rank, stage, data_rank = rank % plan.tp, rank // (plan.data_ranks * plan.tp), rank // plan.tp % plan.data_ranks
         if not len(result.gradients) == len(result.weights) == len(reference.losses):
             raise AssertionError(f"rank {rank} brought back {len(result.weights)} steps of {len(reference.losses)}")
         for kind, mine, theirs in (("grad", result.gradients, reference.gradients), ("weight", result.weights, reference.weights)):
@@ -86,7 +86,7 @@ def compare(results: Sequence[RankResult], reference: Reference, plan: Plan) -> 
                 floor = 1e-3 * max(float(g.abs().max()) for g in whole.values()) if kind == "grad" else 1.0
                 for name, tensor in tensors.items():
                     shard = reference.shards[name]
-                    expected = whole[name] if shard is None else shard.take(whole[name], tp_rank, plan.tp)
+                    expected = whole[name] if shard is None else shard.take(whole[name], tp_rank, plan.tp, data_rank % plan.ep, plan.ep)
                     d = difference(tensor.double().cpu(), expected, floor)
                     by_step[kind][step][name] = max(d, by_step[kind][step].get(name, 0.0))
                     if d > worst[kind]:

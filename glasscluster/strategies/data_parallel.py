@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.parallel import Shard
 from glasscluster.sim.communicator import Communicator, Work
 from glasscluster.sim.errors import GradientMissing
 from glasscluster.sim.gpu import GPU
@@ -39,6 +40,7 @@ class DataParallel:
     """Owns parameters, gradients and optimizer state of one rank's stage. Stage 0 of the ZeRO ladder.
 
     `comm` joins the ranks that share out what is sharded; with hybrid sharding `replicas` joins those that hold the same shard.
+    `expert_comm` joins those that hold the same experts, where experts are spread over ranks.
     """
 
     zero = 0
@@ -51,14 +53,15 @@ class DataParallel:
         plan: Plan,
         optimizer: Optimizer,
         apart: set[str],
-        counts: Callable[[str, bool], bool],
+        counts: Callable[[str, Shard | None], bool],
         replicas: Communicator | None = None,
+        expert_comm: Communicator | None = None,
     ) -> None:
         self.gpu, self.comm, self.stage, self.plan, self.optimizer = gpu, comm, stage, plan, optimizer
-        self.apart, self.counts, self.replicas = apart, counts, replicas
+        self.apart, self.counts, self.replicas, self.expert_comm = apart, counts, replicas, expert_comm
         self.host = HostOptimizer(gpu, optimizer) if plan.offload == "optimizer" else None
         self.syncing, self.last, self.launched = False, False, 0
-        rebuilds = not self.zero and plan.dp > 1 and plan.unused == "error"
+        rebuilds = not self.zero and comm.size > 1 and plan.unused == "error"
         self.arrived: list[str] | None = [] if rebuilds else None  # names, as their gradients became ready in the first step
         self.missing: set[nn.Parameter] = set()
         self.in_flight: list[tuple[Unit, Work]] = []
@@ -70,7 +73,11 @@ class DataParallel:
     # ---- where things live -----------------------------------------------------------------------------------
     def make_units(self, order: list[str] | None = None) -> list[Unit]:
         """Buckets; unpadded, because an all-reduce needs no equal chunks."""
-        return by_bucket(self.stage, self.plan.bucket_limits, 1, self.apart, order)
+        return by_bucket(self.stage, self.plan.bucket_limits, self.plan.padding, self.apart, order)
+
+    def comm_of(self, unit: Unit) -> Communicator:
+        """The ranks that a unit is reduced over, and sharded over."""
+        return self.expert_comm if unit.experts and self.expert_comm is not None else self.comm
 
     def own(self, units: list[Unit]) -> None:
         """These are the units from now on."""
@@ -78,7 +85,7 @@ class DataParallel:
         self.unit_of: dict[nn.Parameter, Unit] = {m.parameter: u for u in units for m in u.members}
         self.member_of: dict[nn.Parameter, Member] = {m.parameter: m for u in units for m in u.members}
         for member in self.member_of.values():
-            member.counts = self.counts(member.name, member.shard is not None)
+            member.counts = self.counts(member.name, member.shard)
 
     def place(self) -> None:
         """Allocate gradients and optimizer state and tell the memory ledger what everything is."""
@@ -180,12 +187,12 @@ class DataParallel:
     def launch(self, unit: Unit) -> None:
         """Start reducing a unit."""
         assert unit.grad is not None
-        work = self.comm.all_reduce(unit.grad, algorithm=self.plan.algorithm, async_op=True, purpose="gradients", label=unit.name)
+        work = self.comm_of(unit).all_reduce(unit.grad, algorithm=self.plan.algorithm, async_op=True, purpose="gradients", label=unit.name)
         self.in_flight.append((unit, work))
 
     def backward_ends(self) -> None:
         """Called after each micro-batch's backward: what is left to reduce."""
-        if self.syncing and self.missing and self.plan.dp > 1 and self.plan.unused == "error":
+        if self.syncing and self.missing and self.plan.data_ranks > 1 and self.plan.unused == "error":
             names = [m.name for p, m in self.member_of.items() if p in self.missing]
             raise GradientMissing(
                 f"rank {self.gpu.rank}: no gradient for {', '.join(names)}. Was it used in forward? The other ranks would wait for its "

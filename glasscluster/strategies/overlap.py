@@ -80,7 +80,15 @@ def predict(plan: Plan, timeline: Timeline) -> tuple[float, float] | None:
     ranks that are not ready at once, links of several kinds, buckets that do not divide by N.
     """
     graph, hw, n = timeline.graph, timeline.hardware, plan.shards
-    if plan.dp == 1 or n != plan.dp or not plan.overlap or plan.zero > 1 or graph.has_native or timeline.shared is not None:
+    if (
+        plan.data_ranks == 1
+        or n != plan.data_ranks
+        or plan.ep > 1
+        or not plan.overlap
+        or plan.zero > 1
+        or graph.has_native
+        or timeline.shared is not None
+    ):
         return None
     if timeline.asked.get("rendezvous") or timeline.asked.get("faster"):
         return None

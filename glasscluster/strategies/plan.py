@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from glasscluster.model.config import PRESETS, ModelConfig
 from glasscluster.sim.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from glasscluster.model.parallel import Shard
 
 MIB = 1024**2
 Precision = Literal["fp64", "fp32", "bf16", "fp16", "fp8"]
@@ -27,8 +31,6 @@ ScheduleName = Literal[
 
 # What the contract names and this version does not run yet: field -> the values that do run.
 AVAILABLE: dict[str, tuple[Any, ...]] = {
-    "cp": (1,),
-    "ep": (1,),
     "schedule": ("gpipe", "1f1b"),
     "virtual_stages": (1,),
     "precision": ("fp64", "fp32", "bf16", "fp16"),
@@ -36,6 +38,18 @@ AVAILABLE: dict[str, tuple[Any, ...]] = {
 
 # What may be chosen where every worker holds a whole replica; everything else stays as it is.
 REPLICA_FIELDS = ("dp", "micro_batch", "global_batch", "precision", "optimizer", "lr", "exchange", "servers", "staleness", "jitter")
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Shards that a unit is padded to a multiple of; `experts` None: experts lie with everything else, on every rank."""
+
+    shards: int = 1
+    experts: int | None = None
+
+    def apart(self, shard: Shard | None) -> bool:
+        """True for what goes to a unit of experts."""
+        return self.experts is not None and shard is not None and shard.experts
 
 
 class Plan(BaseModel):
@@ -57,7 +71,9 @@ class Plan(BaseModel):
     schedule: ScheduleName = Field("1f1b", description="order of forwards and backwards in the pipeline")
     virtual_stages: int = Field(1, ge=1, description="chunks of the model on each pipeline rank")
     layers_per_stage: tuple[int, ...] | None = Field(None, description="layers of each stage, as 2,3,3,2")
-    context: Literal["ring", "zigzag", "ulysses"] = Field("ring", description="how context parallelism cuts a sequence")
+    tp_overlap: bool = Field(False, description="sequence parallelism's gathers and scatters in pieces, under the matrices' products")
+    context: Literal["ring", "striped", "zigzag", "ulysses"] = Field("ring", description="how context parallelism cuts a sequence")
+    ulysses: int = Field(0, ge=0, description="neighbours on cp that exchange heads, inside a ring of such groups; 0: none, or all")
     micro_batch: int = Field(1, ge=1, description="sequences in a micro-batch")
     global_batch: int = Field(0, ge=0, description="sequences in an optimizer step over all GPUs; 0 means 2 x dp x pp")
     recompute: Literal["none", "selective", "full"] = Field("none", description="activations computed again in backward")
@@ -101,9 +117,35 @@ class Plan(BaseModel):
         return self.global_batch // (self.micro_batch * self.dp)
 
     @property
+    def data_ranks(self) -> int:
+        """Ranks that see different tokens and add up their gradients: dp·cp."""
+        return self.dp * self.cp
+
+    @property
     def shards(self) -> int:
         """N of the ZeRO formulas: ranks that share out what a stage shards."""
-        return self.shard or self.dp
+        return self.shard or self.data_ranks
+
+    @property
+    def expert_replicas(self) -> int:
+        """Ranks that hold the same experts, add up their gradients and shard their states: dp·cp / ep."""
+        return self.data_ranks // self.ep
+
+    @property
+    def padding(self) -> Padding:
+        """What units are padded to."""
+        experts = None if self.ep == 1 else self.expert_replicas if self.zero else 1
+        return Padding(self.shards if self.zero else 1, experts)
+
+    @property
+    def heads_cut(self) -> int:
+        """cp ranks that share out the heads inside attention; the other factor of cp is a ring."""
+        return self.cp if self.context == "ulysses" else self.ulysses or 1
+
+    @property
+    def pieces(self) -> int:
+        """Ranks that a sequence is cut over between layers."""
+        return self.cp * (self.tp if self.sequence_parallel else 1)
 
     @property
     def bucket_limits(self) -> tuple[int, int]:
@@ -155,9 +197,10 @@ class Plan(BaseModel):
         if self.global_batch % step:
             near = [n for n in (self.global_batch // step * step, (self.global_batch // step + 1) * step) if n]
             raise ScenarioError("global_batch", self.global_batch, f"must be a multiple of micro-batch x dp = {step}", near)
-        if self.shard and self.dp % self.shard:
-            divisors = [k for k in range(1, self.dp + 1) if self.dp % k == 0]
-            raise ScenarioError("shard", self.shard, f"must divide dp = {self.dp}", divisors)
+        if self.shard and self.data_ranks % self.shard:
+            divisors = [k for k in range(1, self.data_ranks + 1) if self.data_ranks % k == 0]
+            axes = f"dp = {self.dp}" if self.cp == 1 else f"dp x cp = {self.data_ranks}"
+            raise ScenarioError("shard", self.shard, f"must divide {axes}", divisors)
         if self.shard and not self.zero:
             raise ScenarioError("shard", self.shard, "needs a ZeRO stage of 1, 2 or 3: stage 0 shards nothing", [0])
         if self.exchange != "all-reduce":
@@ -168,10 +211,20 @@ class Plan(BaseModel):
         if self.sequence_parallel and model.seq % self.tp:
             fits = [t for t in range(1, model.seq + 1) if model.seq % t == 0]
             raise ScenarioError("tp", self.tp, f"must divide seq = {model.seq} when the sequence is cut", fits)
-        for field, size in (("heads", model.heads), ("ffn", model.width), ("vocab", model.vocab)):
+        sizes = {"heads": model.heads, "ffn": model.width, **({"shared-ffn": model.shared_ffn} if model.shared_ffn else {})}
+        for field, size in sizes.items():
             if size % self.tp:
-                fits = [t for t in range(1, size + 1) if all(n % t == 0 for n in (model.heads, model.width, model.vocab))]
+                fits = [t for t in range(1, size + 1) if all(n % t == 0 for n in sizes.values())]
                 raise ScenarioError("tp", self.tp, f"must divide {field} = {size}", fits)
+        self.check_heads(model)
+        if self.tp_overlap and not self.sequence_parallel:
+            raise ScenarioError(
+                "tp_overlap", True, "cuts the gathers and scatters of --sequence-parallel in pieces", ["--sequence-parallel"]
+            )
+        if self.cp > 1 or self.ulysses:
+            self.check_context(model)
+        if self.ep > 1:
+            self.check_experts(model)
         if self.pp > model.layers:
             raise ScenarioError("pp", self.pp, f"every stage needs at least one of the {model.layers} layers", range(1, model.layers + 1))
         if self.layers_per_stage is not None:
@@ -180,6 +233,48 @@ class Plan(BaseModel):
                 nearest_split = ",".join(map(str, split_layers(model.layers, self.pp)))
                 rule = f"must be {self.pp} positive numbers that add up to {model.layers} layers"
                 raise ScenarioError("layers_per_stage", ",".join(map(str, given)), rule, [nearest_split])
+
+    def check_heads(self, model: ModelConfig) -> None:
+        """Tensor ranks have whole key-value heads, or as many of them share one."""
+        heads = model.key_heads
+        if heads % self.tp and (self.tp % heads or model.key_width % self.tp):
+            fits = [t for t in range(1, model.heads + 1) if model.heads % t == 0 and (heads % t == 0 or t % heads == 0)]
+            raise ScenarioError("tp", self.tp, f"must divide kv-heads = {heads}, or be a multiple of them", fits)
+
+    def check_context(self, model: ModelConfig) -> None:
+        """A sequence is cut into equal pieces; Ulysses needs heads to share out; a ring needs flash attention's log-sum-exp."""
+        if self.context == "ulysses" and self.ulysses not in (0, self.cp):
+            raise ScenarioError("ulysses", self.ulysses, "with --context ulysses every rank of cp exchanges heads", [0, self.cp])
+        if self.cp % self.heads_cut:
+            raise ScenarioError(
+                "ulysses", self.ulysses, f"must divide cp = {self.cp}", [k for k in range(1, self.cp + 1) if self.cp % k == 0]
+            )
+        rings, head_ranks = self.cp // self.heads_cut, self.heads_cut
+        chunks = rings * (2 if self.context == "zigzag" else 1)
+        if model.seq % chunks or model.seq // rings % (head_ranks * (self.tp if self.sequence_parallel else 1)):
+            fits = [n for n in range(model.seq, 2 * model.seq + 64) if n % (chunks * self.pieces) == 0][:1]
+            raise ScenarioError(
+                "seq", model.seq, f"must be a multiple of {chunks * self.pieces // rings} for cp = {self.cp} ({self.context})", fits
+            )
+        if rings > 1 and model.attention != "flash":
+            raise ScenarioError("attention", model.attention, "a ring merges blocks by flash attention's log-sum-exp", ["flash"])
+        heads = {"heads": model.heads // self.tp, "kv-heads": max(1, model.key_heads // self.tp)}
+        for field, local in heads.items():
+            if local % head_ranks:
+                fits = [k for k in range(1, self.cp + 1) if self.cp % k == 0 and all(n % k == 0 for n in heads.values())]
+                shared = "ulysses" if self.ulysses else "cp"
+                raise ScenarioError(shared, head_ranks, f"a tensor rank has {local} {field} to share out", fits)
+
+    def check_experts(self, model: ModelConfig) -> None:
+        """Experts are spread evenly over neighbours that see different tokens."""
+        if not model.experts:
+            raise ScenarioError("ep", self.ep, "needs a model with --experts", [1])
+        if self.data_ranks % self.ep:
+            divisors = [k for k in range(1, self.data_ranks + 1) if self.data_ranks % k == 0]
+            raise ScenarioError("ep", self.ep, f"must divide dp x cp = {self.data_ranks}", divisors)
+        if model.experts % self.ep:
+            divisors = [k for k in range(1, model.experts + 1) if model.experts % k == 0]
+            raise ScenarioError("ep", self.ep, f"must divide experts = {model.experts}", divisors)
 
     def check_exchange(self, model: ModelConfig) -> None:
         """What trains whole replicas (parameter servers, local SGD, backup workers) has no other option than these."""

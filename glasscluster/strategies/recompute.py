@@ -106,33 +106,58 @@ def best_every(layers: int, checkpoint_bytes: float, layer_bytes: float) -> floa
     return sqrt(layers * checkpoint_bytes / layer_bytes)
 
 
-def predict_all_reduces(kind: str, layers: int, every: int, dropout: bool) -> int:
-    """F18: all-reduces of a stage and micro-batch that run again. Dropout's mask comes after a layer's last one, so none is spared."""
-    if kind != "full":
-        return 0
-    return 2 * layers - (0 if dropout else len(segments(layers, every)))
+def predict_again(kind: str, layers: int, every: int, regions: int, spares: bool, each: int = 1) -> int:
+    """F18: collectives of tensor parallelism that run again, of a stage and micro-batch.
+
+    A layer has `regions` pairs of matrices (attention, MLP), and of each `each` collectives forward. `spares`: recomputation stops at
+    the last tensor that was kept, before a segment's last collective. It is not so with dropout, whose mask comes after it.
+    """
+    return each * regions * layers - (len(segments(layers, every)) if spares else 0) if kind == "full" else 0
 
 
 def predict_checkpoints(
-    kind: str, model: ModelConfig, layers: int, every: int, sequences: int, tp: int, width: int, pieces: int = 1
+    kind: str, model: ModelConfig, layers: int, every: int, sequences: int, tp: int, width: int, pieces: int = 1, cp: int = 1
 ) -> int:
-    """Bytes kept to start from, of a stage and micro-batch: w·sbh a segment, or Q, K and V (3w·sbh/t) a layer.
+    """Bytes kept to start from, of a stage and micro-batch: w·sbh a segment, or Q, K and V a layer (3w·sbh/t with a key head a query).
 
-    `pieces`: t where sequence parallelism cuts a segment's input too.
+    `pieces`: ranks that a segment's input is cut over (cp, and t with sequence parallelism). With fewer key heads than t, K and V of
+    a whole head beside what they were gathered from.
     """
-    one = width * sequences * model.seq * model.hidden
-    return {"none": 0, "selective": 3 * one * layers // tp, "full": one // pieces * len(segments(layers, every))}[kind]
+    tokens = sequences * model.seq
+    columns = (model.hidden + 2 * model.key_width) // tp
+    if tp > model.key_heads:
+        columns = (model.hidden // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
+    full = width * tokens * model.hidden // pieces * len(segments(layers, every))
+    return {"none": 0, "selective": width * tokens // cp * columns * layers, "full": full}[kind]
 
 
-def predict_flops(kind: str, model: ModelConfig, layers: int, every: int, sequences: int, tp: int) -> int:
-    """FLOPs that run again on one rank, of a stage and micro-batch."""
-    b, s, h, f, a = sequences, model.seq, model.hidden, model.width, model.heads
-    scores = 2 * b * s * s * h // tp
-    flash = 4 * b * a * tile_pairs(s, True) * model.head_dim // tp
+def predict_flops(
+    kind: str,
+    model: ModelConfig,
+    layers: int,
+    every: int,
+    sequences: int,
+    *,
+    pairs: int | None = None,
+    spares: bool | None = None,
+    routers: int = 1,
+    assignments: int = 0,
+) -> int:
+    """FLOPs that run again on the ranks of one replica together, of a stage and micro-batch.
+
+    pairs: query-key pairs of all heads and ranks, of a sequence (without context parallelism: those of flash attention's tiles);
+    spares: the last matrix of a segment is not run again; routers: ranks that do the same router; assignments: of all the layers'
+    tokens to experts.
+    """
+    b, s, h, f, a, u = sequences, model.seq, model.hidden, model.width, model.heads, model.gates
+    scores = 2 * b * s * s * h
+    flash = 4 * b * (a * tile_pairs(s, True) if pairs is None else pairs) * model.head_dim
     core = flash if model.attention == "flash" else 2 * scores
-    down = 2 * b * s * f * h // tp
-    layer = 2 * b * s * (4 * h * h + f * h) // tp + down + core
-    if kind == "full":
-        return layers * layer - (0 if model.dropout else len(segments(layers, every)) * down)
-    # the sum over V is not run again: what it keeps are its inputs, and there recomputation stops
-    return layers * (flash if model.attention == "flash" else scores) if kind == "selective" else 0
+    if kind != "full":
+        # the sum over V is not run again: what it keeps are its inputs, and there recomputation stops
+        return layers * (flash if model.attention == "flash" else scores) if kind == "selective" else 0
+    dense = model.shared_ffn if model.experts else f
+    last = 2 * b * s * dense * h
+    layer = 2 * b * s * h * (2 * h + 2 * model.key_width + u * dense) + last + core
+    experts = 2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f if model.experts else 0
+    return layers * layer + experts - (len(segments(layers, every)) * last if (not model.dropout if spares is None else spares) else 0)

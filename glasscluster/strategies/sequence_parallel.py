@@ -16,7 +16,7 @@ But: t must divide s; with several sequences a micro-batch, gathering moves each
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +30,28 @@ from glasscluster.strategies.tensor_parallel import TensorParallel
 class SequenceParallel(TensorParallel):
     """Handed to the model's blocks in place of `TensorParallel`."""
 
-    def __init__(self, comm: Communicator, algorithm: str = "ring") -> None:
-        super().__init__(comm, algorithm)
-        self.place = self.rank
+    @property
+    def pieces(self) -> int:
+        """Ranks that share out a sequence's tokens outside the matrices."""
+        return self.size * self.context.size
+
+    def positions(self, tokens: int) -> Sequence[int]:
+        """Which of a sequence's tokens this rank has outside the matrices."""
+        inside = self.context.positions(tokens)
+        each = len(inside) // self.size
+        return inside[self.rank * each : (self.rank + 1) * each]
 
     def cut(self, x: Tensor) -> Tensor:
         """This rank's tokens of [s, ...]."""
-        return x.tensor_split(self.size)[self.rank]
+        return self.context.cut(x).tensor_split(self.size)[self.rank]
+
+    def gather_tokens(self, x: Tensor) -> Tensor:
+        """[b, s/t, k] -> [b, s, k], of what has no gradient."""
+        return self.gather(x, "routing", purpose="scalars")[0]
+
+    def f(self, x: Tensor, label: str = "f") -> Tensor:
+        """Into the parallel region: [b, s/t, h] -> [b, s, h]."""
+        return _Gather.apply(x, self, label)
 
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """f, then the matrix: [b, s/t, h] -> [b, s, n]."""
@@ -47,11 +62,13 @@ class SequenceParallel(TensorParallel):
         return _Scatter.apply(x, self)
 
     # ---- the two collectives -------------------------------------------------------------------------------------
-    def gather(self, x: Tensor, label: str, meanwhile: Tensor | None = None, weight: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def gather(
+        self, x: Tensor, label: str, meanwhile: Tensor | None = None, weight: Tensor | None = None, purpose: str = "activations"
+    ) -> tuple[Tensor, Tensor | None]:
         """All ranks' pieces [b, s/t, h] as [b, s, h]; meanwhile @ weight is computed while they are on their way."""
         pieces = x.new_empty(self.size, *x.shape)
         pieces[self.rank].copy_(x)
-        work = self.comm.all_gather(pieces, algorithm=self.algorithm, async_op=True, purpose="activations", label=label)
+        work = self.comm.all_gather(pieces, algorithm=self.algorithm, async_op=True, purpose=purpose, label=label)
         product = None if meanwhile is None or weight is None else meanwhile @ weight
         work.wait()
         t, b, s, h = pieces.shape
@@ -65,6 +82,19 @@ class SequenceParallel(TensorParallel):
         product = None if meanwhile is None else meanwhile[0].flatten(0, 1).T @ meanwhile[1].flatten(0, 1)
         work.wait()
         return torch.empty_like(pieces[self.rank]).copy_(pieces[self.rank]), product
+
+
+class _Gather(torch.autograd.Function):
+    """f alone: all-gather forward, reduce-scatter backward. What stands behind it keeps the whole."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, parallel: SequenceParallel, label: str) -> Tensor:
+        ctx.parallel, ctx.label = parallel, label
+        return parallel.gather(x, f"{label} forward")[0]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ctx.parallel.scatter(grad, f"{ctx.label} backward")[0], None, None
 
 
 class _GatherLinear(torch.autograd.Function):
@@ -119,16 +149,25 @@ def _whole_pieces(manager: DataParallel, unit) -> Iterable[Tensor]:
 
 
 def predict(
-    layers: int, micro_batches: int, tokens: int, hidden: int, tp: int, width: int, embedding: bool, head: bool, again: int = 0
+    layers: int,
+    micro_batches: int,
+    tokens: int,
+    hidden: int,
+    tp: int,
+    width: int,
+    embedding: bool,
+    head: bool,
+    again: int = 0,
+    per_layer: int = 10,
 ) -> dict[str, int]:
     """F18 with sequence parallelism, in the terms of tensor_parallel.predict: bytes sent by all t ranks together in a step.
 
-    Each all-gather and reduce-scatter sends (t-1) b·s·h elements; a layer has 10 (4 forward; 6 backward, 2 of them because only the
-    shard is kept) and the `again` ones of a stage that recomputation repeats, the embedding 2, the head's input 3.
+    Each all-gather and reduce-scatter sends (t-1) b·s·h elements; a layer has `per_layer` = 10 (4 forward; 6 backward, 2 of them because only
+    the shard is kept) and the `again` ones of a stage that recomputation repeats, the embedding 2, the head's input 3.
     """
     one = (tp - 1) * tokens * width * micro_batches * hidden
     return {
-        "layer": (10 * layers + again) * one,
+        "layer": (per_layer * layers + again) * one,
         "embedding": 2 * one if embedding else 0,
         "head": 3 * one if head else 0,
         "loss": 6 * one // hidden * max(width, 4) // width if head else 0,

@@ -1,7 +1,7 @@
 """The one place where strategies are composed into a rank's program.
 
-tensor parallelism is a communicator handed to the blocks; data parallelism and ZeRO are one manager over units;
-the pipeline is an executor that owns the micro-batch loop. A tied embedding with copies on two stages is summed
+tensor, context and expert parallelism are communicators handed to the blocks; data parallelism and ZeRO are one manager over
+units, and its ranks are those of dp and cp, which all see different tokens; the pipeline is an executor that owns the micro-batch loop. A tied embedding with copies on two stages is summed
 over the two after the data-parallel reduction, on whatever part of it a rank owns.
 """
 
@@ -18,18 +18,21 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.data import batch, corpus
 from glasscluster.model.dropout import Draw
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.parallel import IGNORE, Unsharded
+from glasscluster.model.parallel import IGNORE, Shard, Unsharded
 from glasscluster.sim.communicator import Communicator
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.gpu import GPU
 from glasscluster.strategies.data_parallel import DataParallel
+from glasscluster.strategies.expert_parallel import ExpertParallel
 from glasscluster.strategies.loss_scale import LossScaler, ScaleRule
 from glasscluster.strategies.pipeline_parallel import PipelineExecutor
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.recompute import KINDS
 from glasscluster.strategies.schedules import make_schedule
 from glasscluster.strategies.sequence_parallel import SequenceParallel, sum_over_tokens
+from glasscluster.strategies.tensor_overlap import OverlappedSequenceParallel
 from glasscluster.strategies.tensor_parallel import TensorParallel
+from glasscluster.strategies.ulysses import make_context
 from glasscluster.strategies.zero3 import LADDER
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,8 +74,13 @@ class RankResult:
     host_bytes: int = 0  # optimizer state kept in host memory
     most_layers: int = 0  # ZeRO-3: blocks that were whole at once
     checkpoint_bytes: int = 0  # most that recomputation held to start from
+    routing: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # layer -> what its router did, a micro-batch of the last step
     loss_scales: list[float] = field(default_factory=list)  # fp16: the scale of each step, and whether it was skipped
     skipped: list[bool] = field(default_factory=list)
+
+    def routing_counts(self, what: str) -> list[list[int]]:
+        """Rows that were "wanted" by or "kept" for each expert, a layer and micro-batch."""
+        return [made[what] for layer in self.routing.values() for made in layer]
 
 
 def train_rank(gpu: GPU, job: Job) -> RankResult:
@@ -89,12 +97,14 @@ class Trainer:
         self.gpu, self.job, plan = gpu, job, job.plan
         self.plan, self.result = plan, RankResult()
         mesh = gpu.make_mesh(plan.mesh)
-        self.dp, self.tp, self.pp = mesh["dp"], mesh["tp"], mesh["pp"]
-        hybrid = plan.shards < plan.dp and plan.zero > 0
-        self.shard: Communicator = self.dp  # ranks that share out what ZeRO shards
+        self.mesh, self.dp_rank = mesh, mesh.index("dp")
+        self.data, self.tp, self.pp = mesh.plane(("dp", "cp"), "dp"), mesh["tp"], mesh["pp"]
+        self.shard: Communicator = self.data  # ranks that share out what ZeRO shards
         self.replicas: Communicator | None = None  # with hybrid sharding: those that hold the same shard
-        if hybrid:
-            self.shard, self.replicas = mesh.cut("dp", plan.shards)
+        if plan.shards < plan.data_ranks and plan.zero:
+            self.shard = mesh.inside(self.data, plan.shards, "shard")
+            self.replicas = mesh.across(self.data, plan.shards, "replicas")
+        self.expert_replicas = mesh.across(self.data, plan.ep, "expert replicas") if plan.ep > 1 else None
         self.first, self.last = self.pp.rank == 0, self.pp.rank == plan.pp - 1
         self.tied = job.model.tied and plan.pp > 1 and (self.first or self.last)
         self.pair: Communicator | None = mesh.subset("pp", [0, plan.pp - 1], "tied") if self.tied else None
@@ -105,7 +115,7 @@ class Trainer:
             self.stage = self.make_stage().keeping(self.keep)
             self.manager = self.make_manager()
         self.schedule = make_schedule(plan.schedule, plan.pp, plan.micro_batches)
-        shape = (plan.micro_batch, job.model.seq // (plan.tp if plan.sequence_parallel else 1), job.model.hidden)
+        shape = (plan.micro_batch, job.model.seq // plan.pieces, job.model.hidden)
         self.executor = PipelineExecutor(gpu, self.pp, self.stage, shape, DTYPES[plan.precision], self.manager)
 
     # ---- assembly --------------------------------------------------------------------------------------------
@@ -121,22 +131,47 @@ class Trainer:
         return stage
 
     def make_parallel(self) -> Unsharded:
-        """What the blocks ask of tensor parallelism."""
-        if self.tp.size == 1:
-            return Unsharded()
-        return (SequenceParallel if self.plan.sequence_parallel else TensorParallel)(self.tp, self.plan.algorithm)
+        """What the blocks ask of tensor, context and expert parallelism."""
+        plan, mesh, parallel = self.plan, self.mesh, Unsharded()
+        if plan.tp > 1:
+            sharing = plan.tp // self.job.model.key_heads  # ranks that have parts of the same key-value head
+            same_head = mesh.inside(self.tp, sharing, "heads") if sharing > 1 else None
+            made = (OverlappedSequenceParallel if plan.tp_overlap else SequenceParallel) if plan.sequence_parallel else TensorParallel
+            parallel = made(self.tp, plan.algorithm, same_head)
+        if plan.cp > 1:
+            cp, kind = mesh["cp"], "ulysses" if plan.heads_cut == plan.cp else plan.context
+            hybrid = 1 < plan.heads_cut < plan.cp
+            inner = mesh.inside(cp, plan.heads_cut, "ulysses") if hybrid else None
+            across = mesh.across(cp, plan.heads_cut, "rings") if hybrid else None
+            parallel.context = make_context(kind, cp, inner, across, plan.algorithm)
+        if plan.ep > 1:
+            parallel.experts = ExpertParallel(mesh.inside(self.data, plan.ep, "ep", axis="ep"), plan.algorithm)
+        return parallel
 
     def make_manager(self) -> DataParallel:
         """Data parallelism at the plan's ZeRO stage."""
         kind = LADDER[self.plan.zero]
         apart = {TIED} if self.tied else set()
-        return kind(self.gpu, self.shard, self.stage, self.plan, self.job.optimizer, apart, self.counts, self.replicas)
+        return kind(
+            self.gpu, self.shard, self.stage, self.plan, self.job.optimizer, apart, self.counts, self.replicas, self.expert_replicas
+        )
 
-    def counts(self, name: str, cut: bool) -> bool:
-        """Whether this rank adds a parameter to the gradient norm: each element exactly once over tp and pp."""
+    def counts(self, name: str, shard: Shard | None) -> bool:
+        """Whether this rank adds a parameter to the gradient norm: each element exactly once over the ranks of `norm_ranks`."""
         if self.tied and name == TIED and not self.first:
             return False
-        return cut or self.tp.rank == 0
+        if self.plan.ep > 1:  # experts differ along dp and cp: the sum goes over these ranks, and what they have in common counts once
+            same = self.expert_replicas if shard is not None and shard.experts else self.replicas or self.data
+            copies = None if self.plan.zero and same is not self.replicas else same
+            if copies is not None and copies.rank:
+                return False
+        return shard is not None or self.tp.rank == 0
+
+    @property
+    def norm_ranks(self) -> tuple[Communicator, ...]:
+        """Where the parts of the gradient norm are."""
+        data = (self.data,) if self.plan.ep > 1 else (self.shard,) if self.plan.zero else ()
+        return (*data, self.tp, self.pp)
 
     # ---- training --------------------------------------------------------------------------------------------
     def run(self) -> RankResult:
@@ -145,16 +180,23 @@ class Trainer:
         for step in range(self.job.steps):
             self.manager.step_begins()
             self.gpu.start_step()
+            self.clear_routing()
             loss = self.train_step(step)
             with self.gpu.unrecorded():  # a number for the reader: it does not fill the GPU step by step
                 result.losses.append(loss.clone())
             del loss
         result.losses = [loss.cpu() if loss.device.type != "meta" else loss for loss in result.losses]
         result.checkpoint_bytes = getattr(self.keep, "held", 0)
+        result.routing = {block.index: list(block.routing) for block in self.stage.layers.values() if self.job.model.experts}
         result.units = [(u.name, u.numel, u.padded) for u in self.manager.units]
         result.host_bytes = self.gpu.memory.host_bytes
         result.most_layers = getattr(self.manager, "most_layers", 0)
         return result
+
+    def clear_routing(self) -> None:
+        """Routers tell of a step what they did."""
+        for block in self.stage.layers.values() if self.job.model.experts else ():
+            block.routing.clear()
 
     def train_step(self, step: int) -> Tensor:
         """One optimizer step; returns the mean loss over the global batch."""
@@ -163,7 +205,7 @@ class Trainer:
             inputs, targets, count = self.load(step)
             wide = torch.float64 if plan.precision == "fp64" else torch.float32
             loss = torch.zeros((), dtype=wide, device=gpu.device)
-            seed = self.seed()
+            seed = self.parallel.seed = self.seed()
         self.executor.run(self.schedule.ranks[self.pp.rank], inputs, targets, loss, seed, self.draws(step))
         with gpu.region("optimizer", layer=-1, micro_batch=-1):
             self.manager.finish()
@@ -171,7 +213,7 @@ class Trainer:
                 sum_over_tokens(self.parallel, self.manager)
             self.sum_tied()
             totals = torch.stack([loss, count.to(wide)])
-            self.add_up(totals, (self.dp, self.pp), "loss and token count")
+            self.add_up(totals, (self.data, self.pp), "loss and token count")
             self.result.state_bytes = {k: v for k, v in gpu.memory.snapshot().items() if k in ("parameters", "gradients", "optimizer")}
             norm, overflow = self.norm_and_overflow()
             scale = 1.0 / (totals[1] if seed is None else totals[1] * seed)
@@ -194,21 +236,21 @@ class Trainer:
         return mean
 
     def load(self, step: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """This data-parallel rank's micro-batches, and how many of its targets count (on the last stage)."""
+        """This rank's sequences, or its tokens of them, as micro-batches, and how many of its targets count (on the last stage)."""
         plan, m, device = self.plan, self.plan.micro_batches, self.gpu.device
         if device.type == "meta":
-            one = torch.empty(plan.micro_batch, self.job.model.seq, dtype=torch.int64, device=device)
+            one = torch.empty(plan.micro_batch, self.job.model.seq // plan.cp, dtype=torch.int64, device=device)
             return [one] * m, [one] * m, torch.empty((), dtype=torch.int64, device=device)
         tokens, targets = self.job.batch(step)
-        mine = slice(self.dp.rank * m * plan.micro_batch, (self.dp.rank + 1) * m * plan.micro_batch)
-        tokens, targets = tokens[mine].to(device), targets[mine].to(device)
+        mine, cut = slice(self.dp_rank * m * plan.micro_batch, (self.dp_rank + 1) * m * plan.micro_batch), self.parallel.context.cut
+        tokens, targets = (cut(x[mine], 1).contiguous().to(device) for x in (tokens, targets))
         count = (targets != IGNORE).sum() if self.last else torch.zeros((), dtype=torch.int64, device=device)
         return list(tokens.split(plan.micro_batch)), list(targets.split(plan.micro_batch)), count
 
     def draws(self, step: int) -> list[Draw]:
         """For dropout: the numbers of each micro-batch's sequences in the global batch."""
         b, m = self.plan.micro_batch, self.plan.micro_batches
-        first = self.dp.rank * m * b
+        first = self.dp_rank * m * b
         return [Draw(self.job.seed, step, tuple(range(first + i * b, first + (i + 1) * b))) for i in range(m)]
 
     # ---- fp16 ------------------------------------------------------------------------------------------------
@@ -224,7 +266,7 @@ class Trainer:
         norm = self.manager.norm_squared()
         if self.scaler is not None:
             norm = torch.stack([norm, self.manager.overflowed()])
-        self.add_up(norm, ((self.shard,) if self.plan.zero else ()) + (self.tp, self.pp), "gradient norm")
+        self.add_up(norm, self.norm_ranks, "gradient norm")
         return (norm, None) if self.scaler is None else (norm[0], norm[1])
 
     def clean(self, overflow: Tensor | None) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Shard
+from glasscluster.strategies.plan import Padding
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Unit:
     padded: int
     flat: Tensor
     layer: int = -1
+    experts: bool = False  # reduced over fewer ranks than the rest: those that hold the same experts
     grad: Tensor | None = None
     waiting: int = 0
     gradient_shard: Tensor | None = None  # ZeRO-2 and 3
@@ -66,7 +68,9 @@ class Unit:
         return pieces
 
 
-def make_unit(name: str, named: Iterable[tuple[str, nn.Parameter, Shard | None]], pad_to: int, layer: int = -1) -> Unit:
+def make_unit(
+    name: str, named: Iterable[tuple[str, nn.Parameter, Shard | None]], pad_to: int, layer: int = -1, experts: bool = False
+) -> Unit:
     """Lay parameters end to end, padded to a multiple of `pad_to`; the parameters become views."""
     entries = list(named)
     numel = sum(p.numel() for _, p, _ in entries)
@@ -78,7 +82,7 @@ def make_unit(name: str, named: Iterable[tuple[str, nn.Parameter, Shard | None]]
         flat[at : at + p.numel()].copy_(p.detach().view(-1))
         p.data = flat[at : at + p.numel()].view(p.shape)
         at += p.numel()
-    return Unit(name, members, numel, padded, flat, layer)
+    return Unit(name, members, numel, padded, flat, layer, experts)
 
 
 def cut(sizes: Sequence[int], first: int, others: int) -> list[list[int]]:
@@ -94,29 +98,37 @@ def cut(sizes: Sequence[int], first: int, others: int) -> list[list[int]]:
     return [b for b in buckets if b]
 
 
-def by_bucket(stage: GPTStage, limits: tuple[int, int], pad_to: int, apart: set[str], order: Sequence[str] | None = None) -> list[Unit]:
+def by_bucket(
+    stage: GPTStage, limits: tuple[int, int], padding: Padding, apart: set[str], order: Sequence[str] | None = None
+) -> list[Unit]:
     """Units in the order gradients become ready; `limits`: bytes of the first bucket and of the others.
 
     `order` is that order by name; without it, it is guessed: the parameters backwards. Parameters named in `apart` (a tied
-    table with copies on two stages) get a unit of their own.
+    table with copies on two stages) get a unit of their own; experts never share a bucket with what is not spread over ranks.
     """
     names = stage.full_names()
     order = list(order or reversed(names))
-    together = [n for n in order if n not in apart]
-    buckets = cut([names[n][0].numel() * names[n][0].element_size() for n in together], *limits)
-    units = [make_unit(f"bucket {i}", [(n, *names[n]) for n in (together[j] for j in b)], pad_to) for i, b in enumerate(buckets)]
+    pad_to, units = padding.shards, []
+    for experts in (False, True):
+        together = [n for n in order if n not in apart and padding.apart(names[n][1]) == experts]
+        kind, pad = ("expert bucket", padding.experts or 1) if experts else ("bucket", pad_to)
+        for i, bucket in enumerate(cut([names[n][0].numel() * names[n][0].element_size() for n in together], *limits)):
+            units.append(make_unit(f"{kind} {i}", [(together[j], *names[together[j]]) for j in bucket], pad, experts=experts))
     return as_they_complete(units + [make_unit(name, [(name, *names[name])], pad_to) for name in sorted(apart)], order)
 
 
-def by_module(stage: GPTStage, pad_to: int, apart: set[str]) -> list[Unit]:
-    """One unit a block, and one root unit for everything that is not a block (embedding, final norm, head)."""
-    names = stage.full_names()
+def by_module(stage: GPTStage, padding: Padding, apart: set[str]) -> list[Unit]:
+    """One unit a block (and one for its experts), and one root unit for everything that is not a block (embedding, final norm, head)."""
+    names, pad_to = stage.full_names(), padding.shards
     root = [(n, p, s) for n, (p, s) in names.items() if not n.startswith("layers.") and n not in apart]
     units = [make_unit("root", root, pad_to)] if root else []
     units += [make_unit(n, [(n, *names[n])], pad_to) for n in sorted(apart)]
     for block in stage.layers.values():
         inside = [(n, *names[n]) for n in names if n.startswith(f"layers.{block.index}.")]
-        units.append(make_unit(f"layer {block.index}", inside, pad_to, block.index))
+        units.append(make_unit(f"layer {block.index}", [x for x in inside if not padding.apart(x[2])], pad_to, block.index))
+        experts = [x for x in inside if padding.apart(x[2])]
+        if experts:
+            units.append(make_unit(f"experts of layer {block.index}", experts, padding.experts or 1, experts=True))
     return as_they_complete(units, list(reversed(names)))
 
 

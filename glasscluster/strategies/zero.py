@@ -39,7 +39,7 @@ class Zero1(DataParallel):
 
     def make_units(self, order: list[str] | None = None) -> list[Unit]:
         """Buckets padded to N equal shards, in the guessed order: rebuilding them would move shards between ranks."""
-        return by_bucket(self.stage, self.plan.bucket_limits, self.comm.size, self.apart)
+        return by_bucket(self.stage, self.plan.bucket_limits, self.plan.padding, self.apart)
 
     def place(self) -> None:
         """Nothing is under way yet."""
@@ -49,7 +49,8 @@ class Zero1(DataParallel):
 
     def owned(self, unit: Unit) -> slice:
         """1/N of the unit."""
-        return unit.slice_of(self.comm.rank, self.comm.size)
+        comm = self.comm_of(unit)
+        return unit.slice_of(comm.rank, comm.size)
 
     def launch(self, unit: Unit) -> None:
         """Reduce-scatter instead of all-reduce."""
@@ -57,11 +58,12 @@ class Zero1(DataParallel):
 
     def _reduce_scatter(self, unit: Unit) -> Work:
         assert unit.grad is not None
-        return self.comm.reduce_scatter(unit.grad, algorithm=self.plan.algorithm, async_op=True, purpose="gradients", label=unit.name)
+        comm = self.comm_of(unit)
+        return comm.reduce_scatter(unit.grad, algorithm=self.plan.algorithm, async_op=True, purpose="gradients", label=unit.name)
 
     def cross(self, unit: Unit) -> None:
-        """The second hop of hybrid sharding: sum a finished shard over the groups."""
-        if self.replicas is not None:
+        """The second hop of hybrid sharding: sum a finished shard over the groups. Experts have one hop, over all that hold them."""
+        if self.replicas is not None and not unit.experts:
             shard = self.gradient_slice(unit)
             work = self.replicas.all_reduce(shard, algorithm=self.plan.algorithm, async_op=True, purpose="gradients", label=unit.name)
             self.crossing.append(work)
@@ -78,7 +80,8 @@ class Zero1(DataParallel):
 
     def updated(self, unit: Unit) -> None:
         """Send the new slice to everybody."""
-        work = self.comm.all_gather(unit.flat, algorithm=self.plan.algorithm, async_op=True, purpose="parameters", label=unit.name)
+        comm = self.comm_of(unit)
+        work = comm.all_gather(unit.flat, algorithm=self.plan.algorithm, async_op=True, purpose="parameters", label=unit.name)
         self.gathering.append(work)
 
     def wait_for_parameters(self) -> None:
@@ -96,7 +99,7 @@ class Zero1(DataParallel):
         """Gather the owned slices."""
         full = torch.empty_like(unit.flat, device=owned.device)
         full[self.owned(unit)] = owned
-        self.comm.all_gather(full)
+        self.comm_of(unit).all_gather(full)
         return full
 
 
@@ -110,7 +113,7 @@ class Zero2(Zero1):
 
     def place_gradients(self, unit: Unit) -> None:
         """Only the owned shard persists; autograd allocates each gradient and the hook moves it to the bucket."""
-        each = unit.padded // self.comm.size
+        each = unit.padded // self.comm_of(unit).size
         unit.gradient_shard = self.gpu.memory.register(self.zeros(unit, each), "gradients", unit.name)
         unit.grad = None
 
@@ -175,17 +178,19 @@ class Zero2(Zero1):
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
-def predict_traffic(plan: Plan, padded: int, width: int) -> dict[str, int]:
-    """F16: bytes sent by all dp ranks together; `padded` = Ψ with each unit's padding to N, `width` bytes of a parameter.
+def predict_traffic(plan: Plan, padded: int, width: int, experts: bool = False) -> dict[str, int]:
+    """F16: bytes sent by all dp·cp ranks together; `padded` = Ψ with each unit's padding to N, `width` bytes of a parameter.
+
+    `experts`: of a rank's experts, which dp·cp/ep ranks hold and shard.
 
     Inside the R groups of N: R(N-1)Ψ for each time Ψ is reduced or gathered. Across: N all-reduces of Ψ/N over R (F9).
     """
-    n, m = plan.shards, plan.micro_batches
-    groups = plan.dp // n
+    n, m = plan.expert_replicas if experts else plan.shards, plan.micro_batches
+    groups = plan.data_ranks // n
     once = groups * (n - 1) * padded
     reduced = m if plan.zero >= 2 and plan.accumulate == "sharded" else 1
     gathered = (2 * m if plan.reshard else m) if plan.zero == 3 else 1
-    across, w = 2 * (groups - 1) * padded, plan.gradient_width
+    across, w = 0 if experts else 2 * (groups - 1) * padded, plan.gradient_width
     return {"gradients": reduced * once * w, "parameters": gathered * once * width, "across": across * w}
 
 

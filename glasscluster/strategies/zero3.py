@@ -33,7 +33,7 @@ class Zero3(Zero2):
 
     def make_units(self, order: list[str] | None = None) -> list[Unit]:
         """One unit a block; embedding, final norm and head make the root unit, held through a pass."""
-        return by_module(self.stage, self.comm.size, self.apart)
+        return by_module(self.stage, self.plan.padding, self.apart)
 
     def place(self) -> None:
         """Keep the shard, let the whole go."""
@@ -62,14 +62,18 @@ class Zero3(Zero2):
         self.most_layers = max(self.most_layers, sum(n.startswith("layer ") for n in self.gathered) + (unit.layer >= 0))
         with torch.no_grad():
             unit.flat[self.owned(unit)].copy_(self.parameter_slice(unit))
-        self.gathered[unit.name] = self.comm.all_gather(
+        self.gathered[unit.name] = self.comm_of(unit).all_gather(
             unit.flat, algorithm=self.plan.algorithm, async_op=True, purpose="parameters", label=unit.name
         )
 
     def gather(self, unit: Unit, later: list[Unit]) -> None:
-        """The unit is whole when this returns; the next `prefetch` units are on their way."""
+        """The unit is whole when this returns; the next `prefetch` units, with their experts, are on their way."""
         self.launch_gather(unit)
-        for following in later[: self.plan.prefetch]:
+        ahead = 0
+        for following in later:
+            ahead += not following.experts
+            if ahead > self.plan.prefetch:
+                break
             self.launch_gather(following)
         work = self.gathered[unit.name]
         if work is not None:

@@ -16,7 +16,7 @@ But: N-1 messages meet at each receiver at once, and reduce-scatter needs room f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,11 +116,11 @@ def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Iterator[list
         yield work.send(chunks[work.rank], dst)
 
 
-def all_to_all(work: CollectiveWork, x: torch.Tensor, out: torch.Tensor) -> Iterator[list[Ticket]]:
-    """`x`: flat [n]; chunk j goes to rank j. `out`: flat [N·|chunk rank|]; piece i comes from rank i."""
-    chunks = torch.tensor_split(x, work.size)
-    width = chunks[work.rank].numel()
-    pieces = [out[i * width : (i + 1) * width] for i in range(work.size)]
+def all_to_all(
+    work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
+) -> Iterator[list[Ticket]]:
+    """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
+    chunks, pieces = x.split(list(sends)), out.split(list(receives))
     pieces[work.rank].copy_(chunks[work.rank])
     incoming = [t for src in _sources(work) for t in work.recv(pieces[src], src)]
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[dst], dst)]

@@ -14,7 +14,7 @@ chunk. But: N-1 steps of α each. Additions follow the steps, so the bits do not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,9 +34,11 @@ def partners(work: CollectiveWork) -> list[tuple[int, int]]:
     return [((r + k) % n, (r - k) % n) for k in range(1, n)]
 
 
-def all_to_all(work: CollectiveWork, x: torch.Tensor, out: torch.Tensor) -> Iterator[list[Ticket]]:
-    """`x`: flat [n]; chunk j goes to rank j. `out`: flat [N·|chunk rank|]; piece i comes from rank i."""
-    chunks, pieces = torch.tensor_split(x, work.size), torch.tensor_split(out, work.size)
+def all_to_all(
+    work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
+) -> Iterator[list[Ticket]]:
+    """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
+    chunks, pieces = x.split(list(sends)), out.split(list(receives))
     pieces[work.rank].copy_(chunks[work.rank])
     for dst, src in partners(work):
         yield work.exchange(chunks[dst], dst, pieces[src], src)
