@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from hypothesis import assume
@@ -67,7 +67,7 @@ def feasible(choice: Choice) -> bool:
     return _feasible(tuple((n, choice[n]) for n in BOUND if n in choice))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _feasible(chosen: tuple[tuple[str, Any], ...]) -> bool:
     c = dict(chosen)
 

@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasscluster.sim.communicator import Communicator
 from glasscluster.strategies.data_parallel import DataParallel
 from glasscluster.strategies.tensor_parallel import TensorParallel
 
@@ -162,8 +161,8 @@ def predict(
 ) -> dict[str, int]:
     """F18 with sequence parallelism, in the terms of tensor_parallel.predict: bytes sent by all t ranks together in a step.
 
-    Each all-gather and reduce-scatter sends (t-1) b·s·h elements; a layer has `per_layer` = 10 (4 forward; 6 backward, 2 of them because only
-    the shard is kept) and the `again` ones of a stage that recomputation repeats, the embedding 2, the head's input 3.
+    Each all-gather and reduce-scatter sends (t-1) b·s·h elements; a layer has `per_layer` = 10 (4 forward; 6 backward, 2 of
+    them because only the shard is kept) and the `again` ones of a stage that recomputation repeats, the embedding 2, the head's input 3.
     """
     one = (tp - 1) * tokens * width * micro_batches * hidden
     return {

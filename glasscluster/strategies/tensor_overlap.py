@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glasscluster.sim.communicator import Work
 from glasscluster.strategies.sequence_parallel import SequenceParallel
 
 _GATHER, _SCATTER = 0, 1  # tags
@@ -62,7 +63,8 @@ class OverlappedSequenceParallel(SequenceParallel):
     def scattered(self, part: Callable[[slice], Tensor], tokens: int, label: str) -> Tensor:
         """This rank's piece of the sum over ranks of part(tokens of a piece); a part is computed while a sum is under way."""
         comm, left, right = self.comm, (self.rank - 1) % self.size, (self.rank + 1) % self.size
-        each, works = tokens // self.size, []
+        each = tokens // self.size
+        works: list[Work] = []
         total = arrived = None
         for step in range(self.size):
             mine = part(self.tokens((self.rank - 1 - step) % self.size, each))

@@ -94,7 +94,9 @@ class _GatherHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, k: Tensor, v: Tensor, parallel: TensorParallel) -> tuple[Tensor, Tensor]:
-        comm = ctx.comm = parallel.same_head
+        comm = parallel.same_head
+        assert comm is not None
+        ctx.comm = comm
         ctx.algorithm = parallel.algorithm
         pieces = k.new_empty(comm.size, 2, *k.shape)
         pieces[comm.rank, 0].copy_(k)
@@ -158,8 +160,8 @@ def predict(
     """F18 and F19: bytes sent by all t ranks together in a step, for a stage with `layers` layers.
 
     tokens = b·s of a micro-batch; width = bytes of an element. `layer` is `per_layer` all-reduces a layer and micro-batch, two for
-    each pair of matrices, and the `again` ones of a stage that recomputation repeats; `embedding` and `head` one each where the stage has them; `loss` three of
-    one scalar a token, which is in fp32 when elements are 16 bit.
+    each pair of matrices, and the `again` ones of a stage that recomputation repeats; `embedding` and `head` one each
+    where the stage has them; `loss` three of one scalar a token, which is in fp32 when elements are 16 bit.
     """
     one = 2 * (tp - 1) * tokens * width * micro_batches
     return {

@@ -1,8 +1,9 @@
 """The one place where strategies are composed into a rank's program.
 
 tensor, context and expert parallelism are communicators handed to the blocks; data parallelism and ZeRO are one manager over
-units, and its ranks are those of dp and cp, which all see different tokens; the pipeline is an executor that owns the micro-batch loop. A tied embedding with copies on two stages is summed
-over the two after the data-parallel reduction, on whatever part of it a rank owns.
+units, and its ranks are those of dp and cp, which all see different tokens; the pipeline is an executor that owns the
+micro-batch loop. A tied embedding with copies on two stages is summed over the two after the data-parallel reduction, on
+whatever part of it a rank owns.
 """
 
 from __future__ import annotations
