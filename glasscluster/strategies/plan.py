@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -251,11 +252,14 @@ class Plan(BaseModel):
             )
         rings, head_ranks = self.cp // self.heads_cut, self.heads_cut
         chunks = rings * (2 if self.context == "zigzag" else 1)
-        if model.seq % chunks or model.seq // rings % (head_ranks * (self.tp if self.sequence_parallel else 1)):
-            fits = [n for n in range(model.seq, 2 * model.seq + 64) if n % (chunks * self.pieces) == 0][:1]
-            raise ScenarioError(
-                "seq", model.seq, f"must be a multiple of {chunks * self.pieces // rings} for cp = {self.cp} ({self.context})", fits
-            )
+
+        def divides(seq: int) -> bool:
+            return not (seq % chunks or seq // rings % (head_ranks * (self.tp if self.sequence_parallel else 1)))
+
+        if not divides(model.seq):
+            near = [next(n for n in numbers if divides(n)) for numbers in (range(model.seq, -1, -1), count(model.seq))]
+            cut = f"cp = {self.cp} ({self.context})" + (f" and tp = {self.tp} (sequence parallel)" if self.sequence_parallel else "")
+            raise ScenarioError("seq", model.seq, f"must be cut into equal pieces by {cut}", [n for n in near if n])
         if rings > 1 and model.attention != "flash":
             raise ScenarioError("attention", model.attention, "a ring merges blocks by flash attention's log-sum-exp", ["flash"])
         heads = {"heads": model.heads // self.tp, "kv-heads": max(1, model.key_heads // self.tp)}
