@@ -39,23 +39,27 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "recompute": ("none", "selective", "full"),
     "recompute_every": (1, 2, 3),
     "vocab": (40, 64),
+    "precision": ("fp64", "fp32", "bf16", "fp16"),
+    "grad_dtype": ("same", "fp32"),
+    "master_weights": ("auto", "none"),
 }
 Choice = dict[str, Any]
 
 
 def feasible(choice: Choice) -> bool:
-    """Fits in the test cluster, as far as it is chosen; and ZeRO shards over a divisor of dp, if at all."""
+    """Fits in the test cluster, as far as it is chosen; ZeRO shards over a divisor of dp, if at all; fp16 has master weights."""
     shard = choice.get("shard", 0)
     fits = choice.get("dp", 1) * choice.get("tp", 1) * choice.get("pp", 1) <= MAX_GPUS
-    return fits and (not shard or (choice.get("dp", shard) % shard == 0 and choice.get("zero", 1) > 0))
+    masters = choice.get("precision") != "fp16" or choice.get("master_weights") != "none"
+    return fits and masters and (not shard or (choice.get("dp", shard) % shard == 0 and choice.get("zero", 1) > 0))
 
 
-def build(choice: Choice, precision: str = "fp64") -> tuple[Plan, ModelConfig]:
-    """The plan and the small model of a choice."""
-    c = dict(choice)
+def build(choice: Choice, precision: str | None = None) -> tuple[Plan, ModelConfig]:
+    """The plan and the small model of a choice, in its own precision unless another is given."""
+    c = dict(choice) | ({"precision": precision} if precision else {})
     model = make_model("tiny", hidden=16, heads=4, seq=8, **{k: c.pop(k) for k in ("layers", "tied", "attention", "vocab", "dropout")})
     m = c.pop("micro_batches")
-    plan = make_plan(precision=precision, global_batch=c["dp"] * c["micro_batch"] * m, lr=1e-2, **c)
+    plan = make_plan(global_batch=c["dp"] * c["micro_batch"] * m, lr=1e-2, **c)
     plan.check(model)
     return plan, model
 
