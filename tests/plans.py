@@ -54,66 +54,58 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "recompute": ("none", "selective", "full"),
     "recompute_every": (1, 2, 3),
     "vocab": (40, 42, 64),
+    "precision": ("fp64", "fp32", "bf16", "fp16"),
+    "grad_dtype": ("same", "fp32"),
+    "master_weights": ("auto", "none"),
 }
 Choice = dict[str, Any]
 
 
 HEADS = 4
-BOUND = "dp tp pp cp shard zero tp_overlap sequence_parallel context ulysses kv_heads attention ep experts".split()  # that rules speak of
+
+
+def fits(*sizes: int) -> bool:
+    """In the test cluster."""
+    return math.prod(sizes) <= MAX_GPUS
+
+
+def context_fits(tp: int, cp: int, context: str, ulysses: int, kv: int, attention: str) -> bool:
+    """Heads can be shared out, and a ring has flash attention."""
+    cut = cp if context == "ulysses" else ulysses or 1
+    if (context == "ulysses" and ulysses not in (0, cp)) or cp % cut:
+        return False
+    return not (HEADS // tp % cut or max(1, kv // tp) % cut or (cp > cut and attention != "flash"))
+
+
+RULES: tuple[tuple[str, Callable[..., bool]], ...] = (
+    ("tp_overlap sequence_parallel", lambda overlap, cut: cut or not overlap),
+    ("shard zero dp cp tp pp", lambda shard, zero, *dims: fits(*dims) and (not shard or (zero > 0 and dims[0] * dims[1] % shard == 0))),
+    (
+        "ep experts precision dp cp tp pp",
+        # a router's choice jumps: where two experts are nearly equal, two right runs in 16 bits send a token to different ones
+        lambda ep, experts, precision, *dims: (
+            fits(*dims) and (not experts or precision in ("fp64", "fp32")) and (ep == 1 or (experts > 0 and dims[0] * dims[1] % ep == 0))
+        ),
+    ),
+    (
+        "dp pp tp cp context ulysses kv_heads attention",
+        lambda dp, pp, tp, cp, *more: fits(dp, tp, pp, cp) and context_fits(tp, cp, *more),
+    ),
+    ("precision master_weights", lambda precision, masters: precision != "fp16" or masters != "none"),
+)
+BOUND = tuple(dict.fromkeys(" ".join(names for names, _ in RULES).split()))  # options that rules speak of
 
 
 def feasible(choice: Choice) -> bool:
-    """Fits in the test cluster and breaks no rule of the Plan, as far as it is chosen: what is not may still become what it must."""
+    """Whether no rule forbids what is chosen: what is not chosen may still become what it must."""
     return _feasible(tuple((n, choice[n]) for n in BOUND if n in choice))
 
 
 @cache
 def _feasible(chosen: tuple[tuple[str, Any], ...]) -> bool:
     c = dict(chosen)
-
-    def some(rule: Callable[..., bool], *names: str) -> bool:
-        return any(rule(*values) for values in itertools.product(*((c[n],) if n in c else OPTIONS[n] for n in names)))
-
-    def fits(*sizes: int) -> bool:
-        return math.prod(sizes) <= MAX_GPUS
-
-    def context_fits(tp: int, cp: int, context: str, ulysses: int, kv: int, attention: str) -> bool:
-        cut = cp if context == "ulysses" else ulysses or 1
-        if (context == "ulysses" and ulysses not in (0, cp)) or cp % cut:
-            return False
-        return not (HEADS // tp % cut or max(1, kv // tp) % cut or (cp > cut and attention != "flash"))
-
-    return (
-        some(lambda overlap, cut: cut or not overlap, "tp_overlap", "sequence_parallel")
-        and some(
-            lambda shard, zero, dp, cp, tp, pp: fits(dp, tp, pp, cp) and (not shard or (zero > 0 and dp * cp % shard == 0)),
-            "shard",
-            "zero",
-            "dp",
-            "cp",
-            "tp",
-            "pp",
-        )
-        and some(
-            lambda ep, experts, dp, cp, tp, pp: fits(dp, tp, pp, cp) and (ep == 1 or (experts > 0 and dp * cp % ep == 0)),
-            "ep",
-            "experts",
-            "dp",
-            "cp",
-            "tp",
-            "pp",
-        )
-        and some(
-            lambda dp, pp, tp, cp, *more: fits(dp, tp, pp, cp) and context_fits(tp, cp, *more),
-            "dp",
-            "pp",
-            "tp",
-            "cp",
-            "context",
-            "ulysses",
-            "kv_heads",
-            "attention",
-        )
+    return all(
+        any(rule(*v) for v in itertools.product(*((c[n],) if n in c else OPTIONS[n] for n in names.split()))) for names, rule in RULES
     )
 
 
@@ -133,12 +125,12 @@ def completed(choice: Choice, draw: random.Random) -> Choice | None:
 MODEL_OPTIONS = "layers tied attention vocab dropout kv_heads qkv activation experts top_k capacity_factor shared_ffn".split()
 
 
-def build(choice: Choice, precision: str = "fp64") -> tuple[Plan, ModelConfig]:
-    """The plan and the small model of a choice."""
-    c = dict(choice)
+def build(choice: Choice, precision: str | None = None) -> tuple[Plan, ModelConfig]:
+    """The plan and the small model of a choice, in its own precision unless another is given."""
+    c = dict(choice) | ({"precision": precision} if precision else {})
     model = make_model("tiny", hidden=16, heads=HEADS, seq=8, **{k: c.pop(k) for k in MODEL_OPTIONS})
     m = c.pop("micro_batches")
-    plan = make_plan(precision=precision, global_batch=c["dp"] * c["micro_batch"] * m, lr=1e-2, **c)
+    plan = make_plan(global_batch=c["dp"] * c["micro_batch"] * m, lr=1e-2, **c)
     plan.check(model)
     return plan, model
 

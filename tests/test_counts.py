@@ -16,6 +16,7 @@ from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.mesh import GROUP_IDS
 from glasscluster.sim.vocabulary import CATEGORIES, COMPUTE, HOST, PURPOSES, SEND
 from glasscluster.strategies import accounts, zero3
+from glasscluster.strategies.loss_scale import ScaleRule
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.visualize.words import row_name
 
@@ -217,8 +218,8 @@ def test_a_tensor_parallel_rank_computes_one_t_th_of_the_matrices_flops():
 # ---- the ledger: every row holds, and each can fail --------------------------------------------------------------
 @pytest.mark.parametrize("choice", stratified(3), ids=name)
 def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
-    plan, model = build(choice, "fp32")
-    run = run_plan(plan, model)
+    plan, model = build(choice)
+    run = run_plan(plan, model, loss_scale=ScaleRule(initial=1.0))
     rows = accounts.traffic_rows(plan, model, run.graph) + accounts.state_rows(plan, model, run.results)
     rows += accounts.schedule_rows(plan, run.timeline) + accounts.overlap_rows(plan, run.timeline)
     rows += accounts.recompute_rows(plan, model, run.graph, run.results)
@@ -228,6 +229,12 @@ def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
     counted = sum(r["counted"] for r in rows if "sent" in r["name"])
     scalars = sum(sum(run.graph.bytes_sent(axis=a, purpose="scalars")) for a in ("dp", "pp", "tp", "cp", "ep"))
     assert counted + scalars == sum(run.graph.bytes_sent())  # no byte is outside the rows
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_gpipe_s_makespan_counts_recomputation_as_a_part_of_backward(recompute):
+    plan, model = make_plan(pp=4, schedule="gpipe", global_batch=8, recompute=recompute), make_model("tiny", attention="unfused")
+    assert [r["ok"] for r in accounts.schedule_rows(plan, run_plan(plan, model, "dry").timeline) if "makespan" in r["name"]] == [True]
 
 
 PLANS = {

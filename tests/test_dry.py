@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from helpers import run_plan
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from plans import build, choices, name, stratified
 
 from glasscluster.sim.graph import COLUMNS, ExecutionGraph
@@ -49,7 +48,7 @@ def dense(choice):
 
 @pytest.mark.parametrize("choice", stratified(2)[::3], ids=name)
 def test_a_plan_is_recorded_dry_as_it_runs(choice):
-    same(*build(dense(choice), "fp32"))
+    same(*build(dense(choice)))
 
 
 LATER = ({}, {"zero": 3, "shard": 2}, {"offload": "optimizer", "zero": 2}, {"pp": 2, "schedule": "gpipe"})
@@ -68,10 +67,9 @@ def test_a_later_step_with_its_rebuilt_buckets_is_recorded_dry_as_it_runs(option
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(choices(), st.sampled_from(["fp64", "fp32", "bf16", "fp16"]), st.sampled_from(["same", "fp32"]))
-def test_any_plan_is_recorded_dry_as_it_runs(choice, precision, gradients):
-    plan, model = build(dense(choice), precision)
-    same(plan.model_copy(update={"grad_dtype": gradients}), model)
+@given(choices)
+def test_any_plan_is_recorded_dry_as_it_runs(choice):
+    same(*build(dense(choice)))
 
 
 @pytest.fixture(scope="module")

@@ -181,7 +181,7 @@ def test_a_full_gpu_names_rank_phase_layer_and_what_holds_most():
 
 @pytest.mark.parametrize("choice", stratified()[::4], ids=name)
 def test_stand_ins_bound_the_step_from_below_and_the_generous_estimate_bounds_memory_from_above(choice):
-    plan, model = build(choice, "fp32")
+    plan, model = build(choice)
     peak, seconds = advice.on_every_rank(plan, model, hardware("classroom"), None)
     stages = advice.stages(plan, model, None)
     assert isinstance(stages, list)

@@ -204,7 +204,7 @@ def test_a_cluster_needs_a_gpu(gpus):
 
 @pytest.mark.parametrize("choice", stratified()[:4], ids=name)
 def test_another_thread_order_changes_no_bit_and_no_event(choice):
-    plan, model = build(choice, "fp32")
+    plan, model = build(choice)
     from glasscluster.strategies.trainer import Job, train_rank
 
     job = Job(plan, model, steps=2, capture=True)
@@ -256,7 +256,7 @@ def test_reductions_are_sum_max_min_and_avg_and_another_is_refused():
 # ---- what a graph and a timeline always are ----------------------------------------------------------------------
 @pytest.fixture(scope="module", params=[0, 5, 9])
 def run(request):
-    return run_plan(*build(stratified()[request.param], "fp32"))
+    return run_plan(*build(stratified()[request.param]))
 
 
 def test_a_graph_survives_its_file_which_holds_no_pickle(run, tmp_path):

@@ -34,6 +34,16 @@ LOOSE = 1e-11  # a link with less left of its capacity is full; a rate above ano
 
 
 @dataclass
+class Messages:
+    """Where a graph's messages are; no seconds, so they are the same on any hardware."""
+
+    rows: np.ndarray  # the row that sends a message; messages in the order of their rows
+    sent: np.ndarray  # of every row: the message that it sends, -1: none
+    received: np.ndarray  # of every row: the message that it waits for, -1: none
+    senders: int  # lanes that send
+
+
+@dataclass
 class Routes:
     """Routes of a graph's messages as arrays: message -> route -> stretches -> links."""
 
@@ -43,6 +53,8 @@ class Routes:
     links: np.ndarray
     latency: np.ndarray  # of a stretch, in flight
     overhead: np.ndarray  # of a route, on the sender's port
+    messages: Messages
+    moves: int  # of every message its stretches, together
 
 
 @dataclass
@@ -60,15 +72,31 @@ class Shared:
     rate: np.ndarray
 
 
+def messages_of(graph: ExecutionGraph) -> Messages:
+    """A graph's messages, kept with it."""
+    kept = graph.__dict__.get("_messages")
+    if kept is not None and len(kept.rows) == np.count_nonzero(graph.kind == SEND):
+        return kept
+    rows = np.flatnonzero(graph.kind == SEND)
+    sent, received = (np.full(len(graph), -1, dtype=np.int32) for _ in range(2))
+    sent[rows] = np.arange(len(rows))
+    waits = np.flatnonzero(graph.match >= 0)
+    received[waits] = sent[graph.match[waits]]
+    lanes = int(graph.lane.max(initial=0)) + 1
+    senders, _ = distinct(graph.rank[rows] * lanes + graph.lane[rows], graph.ranks * lanes)
+    graph.__dict__["_messages"] = found = Messages(rows, sent, received, len(senders))
+    return found
+
+
 def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
     """Every distinct (sender, receiver) of the graph has one route. The last topology's are kept with the graph."""
-    sends = graph.kind == SEND
-    kept = graph.__dict__.get("_routes")
-    if kept is not None and kept[0] is topology and len(kept[1].of) == sends.sum():
+    messages, kept = messages_of(graph), graph.__dict__.get("_routes")
+    if kept is not None and kept[0] is topology and kept[1].messages is messages:
         return kept[1]
     if graph.ranks > len(topology.place):
         rule = f"has {len(topology.place)} GPUs, the run {graph.ranks} ranks"
         raise ScenarioError("topology", topology.name, rule)
+    sends = messages.rows
     pairs, number = distinct(graph.rank[sends] * graph.ranks + graph.peer[sends], graph.ranks**2)
     stretch_ptr, link_ptr, links, latency, overhead = [0], [0], [], [], []
     for pair in pairs.tolist():
@@ -80,7 +108,8 @@ def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
         stretch_ptr.append(len(link_ptr) - 1)
         overhead.append(topology.overhead_s[stretches[0][0]] if stretches else 0.0)
     a, b, c = (np.array(x, dtype=np.int64) for x in (stretch_ptr, link_ptr, links))
-    found = Routes(number, a, b, c, np.array(latency, dtype=np.float64), np.array(overhead, dtype=np.float64))
+    long, busy = (np.array(x, dtype=np.float64) for x in (latency, overhead))
+    found = Routes(number, a, b, c, long, busy, messages, int(np.diff(a)[number].sum()))
     graph.__dict__["_routes"] = (topology, found)
     return found
 
@@ -98,37 +127,42 @@ def replay_shared(
     `duration`: seconds of the rows that are no messages. `quicker`: divides a row's bytes, overhead and latency (what-if).
     `dependencies`: (dep_ptr, dep_idx, order) in place of the graph's own; the order does not matter here.
     """
-    routes = routes_of(graph, topology)
-    rows = np.flatnonzero(graph.kind == SEND)
-    message = np.full(len(graph), -1, dtype=np.int32)
-    message[rows] = np.arange(len(rows))
-    factor = np.ones(len(rows)) if quicker is None else quicker[rows]
+    routes, n = routes_of(graph, topology), len(graph)
+    messages = routes.messages
     # a lane sends one message at a time; where links store and forward, earlier ones may still be on later stretches
-    lanes = int(graph.lane.max(initial=0)) + 1
-    senders, _ = distinct(graph.rank[rows] * lanes + graph.lane[rows], graph.ranks * lanes)
-    room = len(rows) if topology.forwards_whole.any() else len(senders)
-    mail = Mail(rows, routes.of, graph.bytes[rows] / factor, factor, np.full(len(rows), -1.0))
+    room = len(messages.rows) if topology.forwards_whole.any() else messages.senders
+    table = Rows(*(dependencies or (graph.dep_ptr, graph.dep_idx))[:2], duration, graph.bytes, messages.sent, messages.received)
+    mail = Mail(messages.rows, routes.of, np.empty(0) if quicker is None else quicker)
     ways = Ways(routes.stretch_ptr, routes.link_ptr, routes.links, routes.latency, routes.overhead)
-    table = Rows(*(dependencies or (graph.dep_ptr, graph.dep_idx))[:2], graph.match, duration, message)
-    start, end, notes = _share(table, mail, ways, topology.bandwidth, max(1, room), history)
-    if len(graph) and end.min() < 0:
+    # the long tables are made here, not in the loop: numpy asks for large pages, numba's own arrays come in small ones
+    times = Times(np.empty(n), np.full(n, -1.0), np.full(len(messages.rows), -1.0), np.full(n, -1, np.int32), np.empty(n, np.int32))
+    few = 2 * (routes.moves + room) if history else 0  # a message comes to each stretch and leaves it; its rate may change in between
+    notes = Notes(np.empty(few), np.empty(few, np.int32), np.empty(few, np.int32), np.empty(few))
+    notes = _share(table, mail, ways, times, notes, topology.bandwidth, max(1, room), history)
+    if n and times.end.min() < 0:
         raise AssertionError("the recorded events depend on each other in a circle")
-    times, messages, stretches, rates = notes.T
-    return Shared(start, end, mail.arrival, rows, routes, times, messages.astype(np.int64), stretches.astype(np.int64), rates)
+    return Shared(times.start, times.end, times.arrival, messages.rows, routes, *notes)
 
 
 # ---- what the loop works on: unpacked at the top of a function, because reaching into a tuple costs in compiled code ---
-Rows = namedtuple("Rows", "dep_ptr dep_idx match duration message")  # what a row follows, and which message it is (-1: none)
-Mail = namedtuple("Mail", "row route size factor arrival")  # of every message; size and all its times are divided by factor
+Rows = namedtuple("Rows", "dep_ptr dep_idx duration nbytes sent received")  # what a row follows, and which messages are its own
+Mail = namedtuple("Mail", "row route quicker")  # of every message; of every row what divides its bytes and times (empty: nothing does)
 Ways = namedtuple("Ways", "stretch_ptr link_ptr links latency overhead")  # Routes, without whose they are
+Times = namedtuple("Times", "start end arrival waiting behind")  # -1: not known yet; the rows that wait for a row, as a linked list
+Notes = namedtuple("Notes", "time message stretch rate")  # the history of rates
 Links = namedtuple("Links", "capacity head left unfixed seen found active level top")
 Slots = namedtuple("Slots", "first hops wanted seen fixed found following held_by")
 # A slot holds a message from when it may start until its last byte has left. Its entries, slot * most + k for the k-th link
 # of its stretch, stand in the lists (head, following, before) of messages on each link.
 
 
+# Without numba's reference counts (`_nrt`, which its type hints do not list): each call would count every array it is given up and
+# down, atomically, which took longer than all the rest. In return such a function may neither make nor return an array.
+compiled = njit(cache=True, boundscheck=False, _nrt=False)  # type: ignore[call-overload]
+
+
 # ---- the queue: a binary heap of (time, slot) that knows where each slot is ---------------------------------------
-@njit(cache=True)
+@compiled
 def _up(keys, slots, where, i):
     key, slot = keys[i], slots[i]
     while i > 0:
@@ -142,7 +176,7 @@ def _up(keys, slots, where, i):
     where[slot] = i
 
 
-@njit(cache=True)
+@compiled
 def _down(keys, slots, where, n, i):
     key, slot = keys[i], slots[i]
     while True:
@@ -160,13 +194,13 @@ def _down(keys, slots, where, n, i):
     where[slot] = i
 
 
-@njit(cache=True)
+@compiled
 def _push(keys, slots, where, n, key, slot):
     keys[n], slots[n] = key, slot
     _up(keys, slots, where, n)
 
 
-@njit(cache=True)
+@compiled
 def _pop(keys, slots, where, n):
     """Take the earliest slot off a queue of n."""
     slot = slots[0]
@@ -178,7 +212,7 @@ def _pop(keys, slots, where, n):
 
 
 # ---- rates -------------------------------------------------------------------------------------------------------
-@njit(cache=True)
+@compiled
 def _alone(slot, first, hops, route_links, count, capacity):
     """The narrowest link of a message that has all its links to itself; -1 when it shares one."""
     narrowest = route_links[first[slot]]
@@ -191,7 +225,7 @@ def _alone(slot, first, hops, route_links, count, capacity):
     return narrowest
 
 
-@njit(cache=True)
+@compiled
 def _settle(changed, n_changed, slots, links, route_links, most, epoch):
     """New rates (`wanted`) after something changed on some links; returns how many messages were concerned (`slots.found`)."""
     head, following, held_by, seen, found = links.head, slots.following, slots.held_by, slots.seen, slots.found
@@ -213,7 +247,7 @@ def _settle(changed, n_changed, slots, links, route_links, most, epoch):
     return n_slots
 
 
-@njit(cache=True)
+@compiled
 def _leave_room(known, n_slots, n_links, slots, links, route_links, most, epoch):
     """What the messages that are not concerned leave on each link of those that are."""
     capacity, head, left, unfixed, active = links.capacity, links.head, links.left, links.unfixed, links.active
@@ -242,7 +276,7 @@ def _leave_room(known, n_slots, n_links, slots, links, route_links, most, epoch)
     return n_links
 
 
-@njit(cache=True)
+@compiled
 def _fill(n_slots, n_links, slots, links, route_links, most, epoch):
     """Progressive filling: the link with least for each of its messages fixes their rate (`level`); then again without them."""
     head, left, unfixed, active, level, top = links.head, links.left, links.unfixed, links.active, links.level, links.top
@@ -281,7 +315,7 @@ def _fill(n_slots, n_links, slots, links, route_links, most, epoch):
                 entry = following[entry]
 
 
-@njit(cache=True)
+@compiled
 def _join(n_slots, n_links, slots, links, most, epoch):
     """Add whoever has more than a full link's level, or whose own link no longer holds it back; returns how many are concerned now."""
     capacity, head, left, found_links, level, top = links.capacity, links.head, links.left, links.found, links.level, links.top
@@ -305,19 +339,19 @@ def _join(n_slots, n_links, slots, links, most, epoch):
 
 # ---- the loop ----------------------------------------------------------------------------------------------------
 @njit(cache=True, nogil=True, boundscheck=False)
-def _share(rows, mail, ways, capacity, room, keep_history):
-    """Start and end (the sender's lane is free) of every row, and the history of rates; fills `mail.arrival`.
+def _share(rows, mail, ways, times, notes, capacity, room, keep_history):
+    """Fills `times` (start and end of every row: the sender's lane is free; arrival of every message); returns the history of rates.
 
     `room`: the most messages that can be under way at once.
     """
-    dep_ptr, dep_idx, match, duration, message = rows
-    row_of, route_of, size, factor, arrival = mail
+    dep_ptr, dep_idx, duration, nbytes, sent, received = rows
+    row_of, route_of, quicker = mail
+    start, end, arrival, waiting, behind = times
+    note_time, note_message, note_stretch, note_rate = notes
     stretch_ptr, link_ptr, route_links, latency, overhead = ways
     n, n_links, most = len(duration), len(capacity), 1
     for s in range(len(link_ptr) - 1):
         most = max(most, link_ptr[s + 1] - link_ptr[s])
-    start, end = np.empty(n), np.full(n, -1.0)
-    waiting, behind = np.full(n, -1, np.int32), np.empty(n, np.int32)  # the rows that wait for a row, as a linked list
     stack, pending, todo = np.empty(n + 1, np.int32), 0, 0
     head, count, dirty = np.full(n_links, -1, np.int32), np.zeros(n_links, np.int32), np.zeros(n_links, np.int32)
     is_dirty = np.zeros(n_links, np.bool_)
@@ -335,8 +369,7 @@ def _share(rows, mail, ways, capacity, room, keep_history):
     changed, is_changed = np.zeros(room, np.int32), np.zeros(room, np.bool_)
     start_keys, start_slots, start_where, n_starts = np.zeros(room), np.zeros(room, np.int32), np.zeros(room, np.int32), 0
     end_keys, end_slots, end_where, n_ends = np.zeros(room), np.zeros(room, np.int32), np.full(room, -1, np.int32), 0
-    n_free, epoch, noted = room, 0, 0
-    notes = np.empty((1024 if keep_history else 1, 4))
+    n_free, epoch, noted, hurried = room, 0, 0, len(quicker) > 0
 
     while True:
         # whatever no longer waits: the rows in order, the first time, then those that something woke
@@ -354,22 +387,22 @@ def _share(rows, mail, ways, capacity, room, keep_history):
                     blocker = dep_idx[k]
                     break
                 t = max(t, e)
-            if blocker < 0 and match[i] >= 0:
-                e = arrival[message[match[i]]]
+            if blocker < 0 and received[i] >= 0:
+                e = arrival[received[i]]
                 t = max(t, e)
                 if e < 0.0:
-                    blocker = match[i]
+                    blocker = row_of[received[i]]
             if blocker >= 0:
                 behind[i] = waiting[blocker]
                 waiting[blocker] = i
                 continue
             start[i] = t
-            m = message[i]
+            m = sent[i]
             if m >= 0 and stretch_ptr[route_of[m] + 1] > stretch_ptr[route_of[m]]:
                 n_free -= 1
                 slot = free[n_free]
-                slot_message[slot], slot_stretch[slot] = m, stretch_ptr[route_of[m]]
-                _push(start_keys, start_slots, start_where, n_starts, t + overhead[route_of[m]] / factor[m], slot)
+                slot_message[slot], slot_stretch[slot], factor = m, stretch_ptr[route_of[m]], quicker[i] if hurried else 1.0
+                _push(start_keys, start_slots, start_where, n_starts, t + overhead[route_of[m]] / factor, slot)
                 n_starts += 1
                 continue
             end[i] = t + duration[i]
@@ -382,6 +415,9 @@ def _share(rows, mail, ways, capacity, room, keep_history):
                 waiter = behind[waiter]
 
         # the next moment: messages that leave their links, messages that enter theirs
+        if keep_history and noted + 2 * room > len(note_time):  # each may leave, and each may get a new rate
+            note_time, note_rate = _wider(note_time, 2 * room), _wider(note_rate, 2 * room)
+            note_message, note_stretch = _wider(note_message, 2 * room), _wider(note_stretch, 2 * room)
         if n_starts == 0 and n_ends == 0:
             break
         now, n_dirty = np.inf, 0
@@ -409,11 +445,11 @@ def _share(rows, mail, ways, capacity, room, keep_history):
             m, stretch = slot_message[slot], slot_stretch[slot]
             i, route = row_of[m], route_of[m]
             if keep_history:
-                notes = _note(notes, noted, now, m, stretch, 0.0)
+                note_time[noted], note_message[noted], note_stretch[noted], note_rate[noted] = now, m, stretch, 0.0
                 noted += 1
             if stretch == stretch_ptr[route]:
                 end[i] = now
-            there = now + latency[stretch] / factor[m]
+            there = now + latency[stretch] / (quicker[i] if hurried else 1.0)
             if stretch + 1 < stretch_ptr[route + 1]:
                 slot_stretch[slot] = stretch + 1
                 _push(start_keys, start_slots, start_where, n_starts, there, slot)
@@ -433,7 +469,8 @@ def _share(rows, mail, ways, capacity, room, keep_history):
             n_starts -= 1
             stretch = slot_stretch[slot]
             first[slot], hops[slot] = link_ptr[stretch], link_ptr[stretch + 1] - link_ptr[stretch]
-            remaining[slot], rate[slot], since[slot] = size[slot_message[slot]], 0.0, now
+            i = row_of[slot_message[slot]]
+            remaining[slot], rate[slot], since[slot] = nbytes[i] / (quicker[i] if hurried else 1.0), 0.0, now
             wanted[slot], held_by[slot] = 0.0, -1  # held back by no link yet: concerned as soon as rates are set
             for k in range(hops[slot]):
                 link, entry = route_links[first[slot] + k], slot * most + k
@@ -494,16 +531,15 @@ def _share(rows, mail, ways, capacity, room, keep_history):
                 else:
                     _up(end_keys, end_slots, end_where, at)
             if keep_history:
-                notes = _note(notes, noted, now, slot_message[slot], slot_stretch[slot], rate[slot])
+                note_time[noted], note_rate[noted] = now, rate[slot]
+                note_message[noted], note_stretch[noted] = slot_message[slot], slot_stretch[slot]
                 noted += 1
-    return start, end, notes[:noted]
+    return Notes(note_time[:noted], note_message[:noted], note_stretch[:noted], note_rate[:noted])
 
 
 @njit(cache=True)
-def _note(notes, n, time, message, stretch, rate):
-    if n == len(notes):
-        wider = np.empty((2 * n, 4))
-        wider[:n] = notes
-        notes = wider
-    notes[n, 0], notes[n, 1], notes[n, 2], notes[n, 3] = time, message, stretch, rate
-    return notes
+def _wider(notes, more):
+    """The same, with room for at least `more`."""
+    wider = np.empty(2 * len(notes) + more, notes.dtype)
+    wider[: len(notes)] = notes
+    return wider

@@ -27,7 +27,7 @@ from glasscluster.sim.vocabulary import COLLECTIVE, COMPUTE, HOST, PHASES, RECV,
 class Costs:
     """Per event: `duration` occupies its lane; `latency` is added to a receive's message while in flight.
 
-    `quicker`: the factor by which an event was asked to be faster (already in the other two).
+    `quicker`: the factor by which an event was asked to be faster (already in the other two); empty where nothing was asked.
     """
 
     duration: np.ndarray
@@ -50,9 +50,8 @@ def costs(
     """
     duration, latency = np.zeros(len(graph)), np.zeros(len(graph))
     compute = graph.kind == COMPUTE
-    duration[compute] = hw.gpu.launch_s + np.maximum(
-        graph.flops[compute] / _peaks(graph, hw, precision)[compute], graph.bytes[compute] / hw.gpu.memory_bandwidth
-    )
+    peaks = _peaks(graph, hw, precision, compute)
+    duration[compute] = hw.gpu.launch_s + np.maximum(graph.flops[compute] / peaks, graph.bytes[compute] / hw.gpu.memory_bandwidth)
     for rank, factor in (slow_ranks or {}).items():
         if not 0 <= rank < graph.ranks:
             raise ScenarioError("slow-rank", rank, f"the run has ranks 0..{graph.ranks - 1}", range(graph.ranks))
@@ -76,7 +75,7 @@ def costs(
         if name.endswith("/native"):
             for row in np.flatnonzero((graph.kind == COLLECTIVE) & (graph.op == number)):
                 duration[row] = sum(native_cost(graph, int(row), hw))
-    quicker = np.ones(len(graph))
+    quicker = np.ones(len(graph) if faster else 0)
     for kind, factor in (faster or {}).items():
         chosen = of_kind(graph, kind)
         duration[chosen] /= factor
@@ -88,12 +87,13 @@ def costs(
 FP8_KERNELS = ("mm", "addmm")  # what runs in fp8; all else stays in bf16, as in NVIDIA's Transformer Engine
 
 
-def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str) -> np.ndarray:
-    """FLOP/s that each event may reach. fp8 is a cost only: its casts and their scales are not counted."""
-    peak = np.full(len(graph), hw.gpu.peak(precision))
+def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str, compute: np.ndarray) -> np.ndarray:
+    """FLOP/s that each computing event may reach. fp8 is a cost only: its casts and their scales are not counted."""
+    op = graph.op[compute]
+    peak = np.full(len(op), hw.gpu.peak(precision))
     if precision == "fp8":
         wide = [name not in FP8_KERNELS for name in graph.names]
-        peak[np.array(wide, dtype=bool)[graph.op]] = hw.gpu.peak("bf16")
+        peak[np.array(wide, dtype=bool)[op]] = hw.gpu.peak("bf16")
     return peak
 
 

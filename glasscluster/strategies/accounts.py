@@ -375,7 +375,7 @@ def gpipe_makespan(plan: Plan, timeline: Timeline) -> float | None:
     for s in range(plan.pp):
         spans = timeline.phase_seconds(s * plan.dp)
         f = [spans["forward", i] for i in range(plan.micro_batches)]
-        b = [spans["backward", i] for i in range(plan.micro_batches)]
+        b = [spans["backward", i] + spans.get(("recompute", i), 0.0) for i in range(plan.micro_batches)]
         if np.ptp(f) > 1e-12 * max(f) or np.ptp(b) > 1e-12 * max(b):
             return None
         forward.append(f[0])

@@ -1,0 +1,191 @@
+"""16-bit training by torch's own recipe, in one process, and the gate that holds any plan against float64 beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from glasscluster.model.dropout import Draw
+from glasscluster.model.gpt import GPTStage
+from glasscluster.sim.cluster import Cluster
+from glasscluster.strategies.loss_scale import ScaleRule
+from glasscluster.strategies.plan import Plan
+from glasscluster.strategies.trainer import DTYPES, Job, RankResult, train_rank
+
+GROWING = ScaleRule(initial=256.0, interval=1)  # another scale in every step, and no overflow
+Tensors = dict[str, Tensor]
+
+
+class Recipe:
+    """A job in one process: torch.amp.GradScaler and a torch.optim on master copies. Nothing of ours but model and data."""
+
+    def __init__(self, job: Job, parameters: torch.dtype, masters: torch.dtype, pieces: int = 1) -> None:
+        """The batch goes through in so many equal `pieces`, whose gradients are added up as torch does, or in fp32."""
+        self.job, self.pieces, plan, rule = job, pieces, job.plan, job.loss_scale
+        self.model = GPTStage(job.model, seed=job.seed, dtype=DTYPES[plan.precision]).to(parameters)
+        named = self.model.full_names()
+        self.named, self.shards = {n: p for n, (p, _) in named.items()}, {n: s for n, (_, s) in named.items()}
+        self.masters = {n: p.detach().to(masters, copy=True).requires_grad_() for n, p in self.named.items()}
+        if plan.optimizer == "sgd":
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.masters.values(), lr=plan.lr)
+        else:
+            self.optimizer = torch.optim.AdamW(self.masters.values(), lr=plan.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
+        self.scaler = torch.amp.GradScaler(
+            "cpu", init_scale=rule.initial, growth_interval=rule.interval, growth_factor=rule.growth, backoff_factor=rule.backoff,
+            enabled=parameters == torch.float16,
+        )  # fmt: skip
+
+    def backward(self, step: int, factor: float = 1.0) -> float:
+        """The loss; each master has its gradient then, unscaled (times a factor before that)."""
+        tokens, targets = self.job.batch(step)
+        wide = torch.promote_types(next(iter(self.masters.values())).dtype, torch.float32)
+        size, total, sums = len(tokens) // self.pieces, 0.0, {}
+        self.model.zero_grad()
+        for i in range(0, len(tokens), size):
+            draw = Draw(self.job.seed, step, tuple(range(i, i + size)))
+            loss = self.model(tokens[i : i + size], targets[i : i + size], draw) / targets.numel()
+            self.scaler.scale(loss).backward()
+            total += float(loss.detach())
+            if self.job.plan.wide_gradients:
+                sums = {n: p.grad.to(wide) + sums.get(n, 0.0) for n, p in self.named.items() if p.grad is not None}
+                self.model.zero_grad()
+        for name, p in self.named.items():
+            gradient = sums.get(name, p.grad)
+            assert gradient is not None, name
+            self.masters[name].grad = gradient.to(self.masters[name].dtype) * factor
+        self.scaler.unscale_(self.optimizer)
+        return total
+
+    def gradients(self) -> Tensors:
+        """As `backward` left them: not clipped yet."""
+        return {n: m.grad.clone() for n, m in self.masters.items() if m.grad is not None}
+
+    def weights(self) -> Tensors:
+        """The parameters now."""
+        return {n: p.detach().clone() for n, p in self.named.items()}
+
+    def update(self, gradients: Tensors | None = None) -> bool:
+        """Clip, step, round, with other gradients where they are given; whether the step was skipped."""
+        for name, gradient in (gradients or {}).items():
+            self.masters[name].grad = gradient.to(self.masters[name].dtype)
+        if self.job.plan.clip:
+            torch.nn.utils.clip_grad_norm_(self.masters.values(), self.job.plan.clip)
+        before = {n: m.detach().clone() for n, m in self.masters.items()}
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.begin(self.masters)
+        return all(torch.equal(before[n], m) for n, m in self.masters.items())
+
+    @torch.no_grad()
+    def begin(self, weights: Tensors) -> None:
+        """Parameters for the next `backward`; masters stay."""
+        for name, p in self.named.items():
+            p.copy_(weights[name])
+
+
+def in_its_format(job: Job, pieces: int = 1) -> Recipe:
+    """Parameters in the plan's format, masters as it has them."""
+    dtype = DTYPES[job.plan.precision]
+    return Recipe(job, dtype, torch.float32 if job.plan.has_master else dtype, pieces)
+
+
+@dataclass
+class Told:
+    """What the oracle did: per step its loss, scale, whether it skipped, its gradients, and its weights."""
+
+    losses: list[float] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)
+    gradients: list[Tensors] = field(default_factory=list)
+    weights: list[Tensors] = field(default_factory=list)
+
+
+def oracle(job: Job, bad: tuple[int, ...] = ()) -> Told:
+    """The whole job by torch's recipe. Gradients overflow at the steps in `bad`."""
+    told, recipe = Told(), in_its_format(job)
+    for step in range(job.steps):
+        told.losses.append(recipe.backward(step, float("inf") if step in bad else 1.0))
+        told.scales.append(recipe.scaler.get_scale())
+        told.gradients.append(recipe.gradients())
+        told.skipped.append(recipe.update())
+        told.weights.append(recipe.weights())
+    return told
+
+
+def ran(job: Job) -> list[RankResult]:
+    """Every rank's results, with gradients and weights, on threads."""
+    job = dataclasses.replace(job, capture=True)
+    return Cluster("classroom", job.plan.gpus, "threads", memory_bytes=None).run(train_rank, job, record=False).results
+
+
+# ---- the gate ------------------------------------------------------------------------------------------------------
+def put_together(pieces: list[Tensors], like: Recipe, plan: Plan) -> Tensors:
+    """Whole tensors in float64 from all ranks' pieces. Whoever holds the same piece holds the same bits; all is held by someone."""
+    whole = {n: torch.full_like(p, torch.nan, dtype=torch.float64, requires_grad=False) for n, p in like.named.items()}
+    for rank, tensors in enumerate(pieces):
+        for name, tensor in tensors.items():
+            shard, places = like.shards[name], torch.arange(1, whole[name].numel() + 1).view(whole[name].shape)
+            mine = places if shard is None else shard.take(places, rank % plan.tp, plan.tp)
+            assert mine.shape == tensor.shape, f"{name}: {tuple(tensor.shape)} on rank {rank}"
+            assert not bool(tensor[mine == 0].any()), f"{name}: padding is not zero on rank {rank}"
+            mine, tensor = mine[mine > 0] - 1, tensor[mine > 0]
+            assert bool(tensor.isfinite().all()), f"{name}: not finite on rank {rank}"
+            known = whole[name].view(-1)[mine]
+            assert bool((known.isnan() | (known == tensor)).all()), f"{name}: rank {rank} has other bits than a rank before it"
+            whole[name].view(-1)[mine] = tensor.double()
+    assert not [n for n, t in whole.items() if bool(t.isnan().any())], "no rank holds these"
+    return whole
+
+
+def ratios(found: Tensors, truth: Tensors, recipes: list[Tensors], floor: float) -> dict[str, float]:
+    """Euclidean distance from the truth over the recipes' largest: for every tensor, and for all of them together ("all")."""
+    far = [{n: float((t[n].detach().double() - truth[n].detach()).norm()) for n in truth} for t in (found, *recipes)]
+    out = {n: far[0][n] / max(*(own[n] for own in far[1:]), floor * float(truth[n].detach().norm()), 1e-30) for n in truth}
+    whole = [math.hypot(*own.values()) for own in far]
+    return out | {"all": whole[0] / max(whole[1:])}
+
+
+def furthest(job: Job, results: list[RankResult] | None = None) -> tuple[float, str]:
+    """How many times as far from float64 as torch's recipe a 16-bit run is, where it is furthest: at most 3 is right.
+
+    Every step is judged from where the run itself began it. (Two right runs part for good where a gradient is nearly zero: a
+    rounding turns its sign, and Adam makes of that two whole learning rates.) From the run's weights before a step, float64 and
+    torch compute loss and gradients; from the run's gradients, they update their own master weights. So by induction nothing
+    is left out: step 0 begins at the seed's weights, rounded.
+
+    Distances are Euclidean norms: of the whole gradient or model, and of every tensor. torch's is the larger of two: the batch in
+    one piece, and in the plan's micro-batches. Over all tensors together it stands alone. A norm's 16 numbers may be nearly right by
+    luck: one tensor of 16-bit gradients counts as at least one ulp off, of weights half an ulp, the rounding to the format itself.
+    (A plan rounds more often than torch: partial sums over tp, sums over dp and over tokens. In 140 random plans and two steps the
+    furthest of all tensors was at 1.8; without the ulp, norms at tp = 4 were at 3 to 4 in the first step.)
+    A token's loss counts as half an ulp off, their mean as that over √tokens.
+    """
+    plan, results = job.plan, results or ran(job)
+    exact = Recipe(job, torch.float64, torch.float64)
+    own = [in_its_format(job, pieces) for pieces in (1, plan.dp * plan.micro_batches)]
+    ulp, tokens, found = torch.finfo(DTYPES[plan.precision]).eps, plan.global_batch * job.model.seq, {}
+    for step in range(job.steps):
+        scale = own[0].scaler.get_scale()
+        loss, theirs = exact.backward(step), [recipe.backward(step) for recipe in own]
+        gradients = put_together([r.gradients[step] for r in results], exact, plan)
+        for name, x in ratios(gradients, exact.gradients(), [r.gradients() for r in own], ulp).items():
+            found[f"gradient of {name}, step {step}"] = x
+        for recipe in (exact, *own):
+            assert not recipe.update(gradients)
+        weights = put_together([r.weights[step] for r in results], exact, plan)
+        for name, x in ratios(weights, exact.masters, [own[0].named], ulp / 2).items():
+            found[f"weight {name}, step {step}"] = x
+        for recipe in (exact, *own):
+            recipe.begin(weights)
+        allowed = max(*(abs(x - loss) for x in theirs), ulp / 2 * loss / math.sqrt(tokens))
+        for rank, result in enumerate(results):
+            assert len(result.losses) == len(result.gradients) == len(result.weights) == job.steps
+            found[f"loss on rank {rank}, step {step}"] = abs(float(result.losses[step]) - loss) / allowed
+            if plan.precision == "fp16":
+                assert (result.loss_scales[step], result.skipped[step]) == (scale, False)
+    where = max(found, key=lambda k: found[k] if found[k] == found[k] else math.inf)
+    return found[where], where
