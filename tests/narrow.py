@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -142,9 +143,20 @@ def put_together(pieces: list[Tensors], like: Recipe, plan: Plan) -> Tensors:
 
 
 def ratios(found: Tensors, truth: Tensors, recipes: list[Tensors], floor: float) -> dict[str, float]:
-    """Euclidean distance from the truth over the recipes' largest: for every tensor, and for all of them together ("all")."""
-    far = [{n: float((t[n].detach().double() - truth[n].detach()).norm()) for n in truth} for t in (found, *recipes)]
-    out = {n: far[0][n] / max(*(own[n] for own in far[1:]), floor * float(truth[n].detach().norm()), 1e-30) for n in truth}
+    """Euclidean distance from the truth over the recipes' largest: for every tensor, and for all of them together ("all").
+
+    Three matrices for queries, keys and values are judged as the one that they are when fused: a key bias by itself has a gradient of
+    zero, and a key matrix one that cancels over a sequence, of which context parallelism rounds the parts.
+    """
+    far: list[dict[str, float]] = []
+    for tensors in (found, *recipes, {n: torch.zeros_like(t) for n, t in truth.items()}):
+        far.append({})
+        for n in truth:
+            together = re.sub(r"\.[qkv]_(weight|bias)$", r".qkv_\1", n)
+            off = float((tensors[n].detach().double() - truth[n].detach()).norm())
+            far[-1][together] = math.hypot(off, far[-1].get(together, 0.0))
+    size = far.pop()
+    out = {n: far[0][n] / max(*(own[n] for own in far[1:]), floor * size[n], 1e-30) for n in size}
     whole = [math.hypot(*own.values()) for own in far]
     return out | {"all": whole[0] / max(whole[1:])}
 

@@ -92,6 +92,8 @@ RULES: tuple[tuple[str, Callable[..., bool]], ...] = (
         lambda dp, pp, tp, cp, *more: fits(dp, tp, pp, cp) and context_fits(tp, cp, *more),
     ),
     ("precision master_weights", lambda precision, masters: precision != "fp16" or masters != "none"),
+    # its slope jumps at zero, where two right runs in 16 bits part, as at a router's choice
+    ("precision activation", lambda precision, activation: activation != "relu" or precision in ("fp64", "fp32")),
 )
 BOUND = tuple(dict.fromkeys(" ".join(names for names, _ in RULES).split()))  # options that rules speak of
 

@@ -67,7 +67,12 @@ def own_precision(plan, model, steps: int) -> tuple[float, str]:
     exact = train_one_device(model, [job.batch(0)], job.optimizer, plan.clip, job.seed)
     alone = train_one_device(model, [job.batch(0)], job.optimizer, plan.clip, job.seed, dtype=torch.float32)
     floor = 1e-3 * max(float(g.abs().max()) for g in exact.gradients[0].values())
-    own = max(check.difference(g.double(), exact.gradients[0][n], floor) for n, g in alone.gradients[0].items())
+    own = max(  # of what a rank has of each tensor: a piece may be smaller than the whole, and its error is not
+        check.difference(*(x if shard is None else shard.take(x, rank, plan.tp) for x in (g.double(), exact.gradients[0][n])), floor)
+        for n, g in alone.gradients[0].items()
+        for shard in (exact.shards[n],)
+        for rank in range(plan.tp)
+    )
     ulp = torch.finfo(torch.float32).eps  # one device's loss may be right by luck
     own_loss = max(abs(alone.losses[0] - exact.losses[0]) / exact.losses[0], ulp)
     found = check.compare(ran(job), exact, plan)
