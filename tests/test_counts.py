@@ -247,24 +247,39 @@ PLANS = {
     "hybrid": {"dp": 4, "zero": 2, "shard": 2, "global_batch": 8},
     "hybrid 3": {"dp": 4, "zero": 3, "shard": 2, "reshard": False, "global_batch": 8},
     "whole": {"dp": 2, "zero": 2, "accumulate": "whole"},
+    "tp overlapped": {"tp": 2, "sequence_parallel": True, "tp_overlap": True},
+    "shared heads": {"tp": 4, "kv_heads": 2, "qkv": "separate", "sequence_parallel": True, "seq": 8, "recompute": "full"},
+    "zigzag": {"cp": 2, "context": "zigzag", "zero": 1, "seq": 8},
+    "ulysses": {"cp": 2, "context": "ulysses", "recompute": "selective"},
+    "hybrid context": {"cp": 4, "ulysses": 2, "seq": 8},
+    "experts": {"dp": 2, "ep": 2, "experts": 4, "zero": 2},
+    "experts and tp": {"cp": 2, "ep": 2, "tp": 2, "experts": 4, "shared_ffn": 8, "capacity_factor": 1.0, "recompute": "full"},
 }
+MODEL_FIELDS = ("kv_heads", "qkv", "seq", "experts", "shared_ffn", "capacity_factor")
 
 
 @pytest.mark.parametrize("what", ["one byte more", "one event fewer"])
 @pytest.mark.parametrize("options", PLANS.values(), ids=PLANS)
 def test_any_changed_or_dropped_message_fails_exactly_the_row_that_counts_it(options, what):
-    plan, model = make_plan(**{"global_batch": 6, **options}), make_model("tiny", layers=2, hidden=16, seq=6)
-    graph = run_plan(plan, model).graph
+    shape = {"layers": 2, "hidden": 16, "seq": 6} | {k: v for k, v in options.items() if k in MODEL_FIELDS}
+    plan = make_plan(**{"global_batch": 6} | {k: v for k, v in options.items() if k not in MODEL_FIELDS})
+    model = make_model("tiny", **shape)
+    run = run_plan(plan, model)
+    graph = run.graph
+
+    def bad() -> list[str]:
+        rows = accounts.traffic_rows(plan, model, graph) + accounts.expert_rows(plan, model, graph, run.results)
+        return [r["name"] for r in rows if not r["ok"]]
+
     names = np.array([*graph.names, ""])
-    sends = np.flatnonzero(graph.kind == SEND)
-    scalar = np.isin(names[graph.label[sends]], ["loss and token count", "gradient norm"])
-    for row in sends[~scalar][:: max(1, len(sends) // 40)].tolist():
+    sends = np.flatnonzero((graph.kind == SEND) & (graph.purpose != PURPOSES.index("scalars")))
+    for row in sends[:: max(1, len(sends) // 40)].tolist():
         kept = int(graph.bytes[row]), int(graph.kind[row])
         graph.bytes[row], graph.kind[row] = (kept[0] + 1, SEND) if "more" in what else (kept[0], COMPUTE)
-        failed = [r["name"] for r in accounts.traffic_rows(plan, model, graph) if not r["ok"]]
+        failed = bad()
         graph.bytes[row], graph.kind[row] = kept
         assert len(failed) == 1, (names[graph.label[row]], failed)
-    assert all(r["ok"] for r in accounts.traffic_rows(plan, model, graph))
+    assert not bad()
 
 
 @pytest.mark.parametrize("op", ["down", "up", "update"])
