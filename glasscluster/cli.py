@@ -19,9 +19,10 @@ import typer
 
 from glasscluster import __version__
 from glasscluster.model.config import ModelConfig
-from glasscluster.sim.errors import GlassError, ScenarioError
+from glasscluster.sim.errors import Deadlock, GlassError, ScenarioError
 from glasscluster.sim.quantities import parse_size, parse_time
 from glasscluster.strategies.plan import Plan
+from glasscluster.strategies.schedules import SCHEDULES
 
 app = typer.Typer(
     name="glass",
@@ -505,24 +506,32 @@ def collective(
 
 @app.command()
 def schedule(
-    name: Annotated[str, typer.Argument(help="gpipe | 1f1b")],
-    pp: Annotated[int, typer.Option(min=1, help="pipeline stages")],
+    name: Annotated[str, typer.Argument(help=f"{' | '.join(SCHEDULES)}; with --validate any name")],
+    pp: Annotated[int, typer.Option(min=1, help="pipeline ranks")],
     micro_batches: Annotated[int, typer.Option(min=1, help="micro-batches")],
-    costs: Annotated[str, typer.Option(help="of a chunk: f=1,b=2,c=0")] = "f=1,b=2,w=1,c=0",
+    virtual_stages: Annotated[int | None, typer.Option(min=1, help="chunks of the model on a rank (1; 2 where folded)")] = None,
+    costs: Annotated[str, typer.Option(help="of a chunk: f forward, b whole backward, w its weight part; c a hop")] = "f=1,b=2,w=1,c=0",
     validate: Annotated[str | None, typer.Option(help="a schedule file to judge instead: one line a rank")] = None,
     json_: Json = False,
 ) -> int:
     """A pipeline schedule as data: its actions, makespan, bubbles and live micro-batches."""
     from glasscluster.scenarios import stored
 
-    content = stored.schedule_content(name, pp, micro_batches, costs, validate)
+    try:
+        content = stored.schedule_content(name, pp, micro_batches, costs, validate, virtual_stages)
+    except (Deadlock, ScenarioError) as problem:
+        if validate is not None and (isinstance(problem, Deadlock) or problem.field == "schedule"):
+            problem.exit_code = 1  # the file was read and judged, and did not pass
+        raise
     if json_:
         emit(content)
         return 0
     for number, actions in enumerate(content["ranks"]):
         print(f"rank {number}: {' '.join(actions)}")
     share, over = content["bubble_fraction"], content["bubble_over_ideal"]
-    print(f"makespan {content['makespan']:g}, bubble {share:.1%} of total, {over:.1%} over ideal, live {content['peak_live']}")
+    span = content["stage_span_bubble_fraction"]
+    print(f"makespan {content['makespan']:g}, bubble {share:.1%} of total, {over:.1%} over ideal, {span:.1%} of the largest stage's span")
+    print(f"chunks live at most {content['peak_live']}, messages {content['messages']}")
     return 0
 
 

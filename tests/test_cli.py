@@ -120,12 +120,64 @@ def test_schedule_prints_pytorch_s_notation_and_both_bubbles(capsys):
     assert said["peak_live"] == [8, 8, 8, 8]
 
 
-def test_a_schedule_file_that_deadlocks_is_named(capsys):
+SCHEDULES = {  # makespan of pp 4, 8 micro-batches, costs f=1,b=2,w=1,c=0 of a chunk; two chunks a rank where there are any
+    "gpipe": 33, "1f1b": 33, "eager-1f1b": 33, "interleaved": 57, "looped-bfs": 57,
+    "zb-h1": 27, "zb-h2": 27, "interleaved-zb": 51, "zb-v": 51, "dualpipe-v": 54,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_all_ten_schedules_are_printed_and_what_is_printed_is_a_schedule_file(name, capsys):
+    chunks = 1 if SCHEDULES[name] < 40 else 2
+    line = f"schedule {name} --pp 4 --micro-batches 8 --virtual-stages {chunks}"
+    code, out, _ = glass(capsys, *line.split(), "--json")
+    said = json.loads(out)
+    assert (code, said["schema"], said["makespan"]) == (0, "glass.schedule/1", SCHEDULES[name])
+    assert set(said) >= {"ranks", "bubble_fraction", "bubble_over_ideal", "stage_span_bubble_fraction", "peak_live"}
+    assert said["virtual_stages"] == chunks
+    Path("mine.txt").write_text("\n".join(" ".join(actions) for actions in said["ranks"]))
+    code, out, _ = glass(capsys, *f"schedule {name} --pp 4 --micro-batches 8 --validate mine.txt --json".split())
+    assert (code, json.loads(out)) == (0, said)
+    code, out, _ = glass(capsys, *line.split())
+    assert (code, out.splitlines()[2]) == (0, "rank 2: " + " ".join(said["ranks"][2]))
+
+
+def test_costs_of_a_schedule_are_of_a_chunk_b_whole_and_a_hop_in_flight(capsys):
+    def makespan(name, costs):
+        return json.loads(glass(capsys, *f"schedule {name} --pp 4 --micro-batches 8 --costs {costs} --json".split())[1])["makespan"]
+
+    assert [makespan(n, "c=0.25") for n in ("gpipe", "1f1b", "eager-1f1b")] == [34.5, 37.0, 34.5]
+    assert makespan("zb-h1", "f=1,b=2,w=0.5") == 8 * 3 + 3 * (1 + 2 - 2 * 0.5)
+
+
+def test_a_schedule_file_that_deadlocks_is_exit_1_with_ranks_actions_and_the_cycle(capsys):
     Path("bad.txt").write_text("0F0 0B0 0F1 0B1\n1F1 1B1 1F0 1B0\n")
-    code, _, err = glass(capsys, *"schedule mine --pp 2 --micro-batches 2 --validate bad.txt".split())
-    assert code == 3
-    assert "deadlocks" in err
-    assert "rank 0 waits in 0B0 for 1B0" in err
+    line = "schedule mine --pp 2 --micro-batches 2 --validate bad.txt"
+    code, out, err = glass(capsys, *line.split(), "--json")
+    assert (code, json.loads(out)["error"], json.loads(out)["exit_code"]) == (1, "Deadlock", 1)
+    assert "deadlocks: rank 0 waits in 0B0 for 1B0; rank 1 waits in 1F1 for 0F1" in err
+    assert "cycle rank 0 (0B0) → rank 1 (1F1) → rank 0 (0B0)" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("0F0 - 0BW0 0REDUCE_GRAD\n- 1F0 1I0 1W0", 0, ""),
+        ("0F0 0B0\n1F0", 1, "rank 1 misses 1B0"),
+        ("0F0 0B0\n1F0 1B0 1B0", 1, "rank 1 has 1B0 twice"),
+        ("0F0 0B0\n1B0 1F0", 1, "rank 1 runs 1B0 before 1F0"),
+        ("0F0 0B0\n1F0 1BW0 1W0", 1, "rank 1 has 1B0 and 1W0"),
+        ("0F0 0B0\n999999999F0 1F0 1B0", 1, "rank 1 has 999999999F0, which is out of range"),
+        ("", 2, "must be one line a rank"),
+        ("0F0 0B0 1F0 1B0", 2, "must be one line a rank, 2 in all"),
+        ("0F0 0X0\n1F0 1B0", 2, "must be stage, F, B, I or W, micro-batch"),
+    ],
+)
+def test_a_schedule_file_is_read_before_it_is_judged(text, code, said, capsys):
+    Path("mine.txt").write_text(text)
+    found, _, err = glass(capsys, *"schedule mine --pp 2 --micro-batches 1 --validate mine.txt".split())
+    assert (found, said in err) == (code, True)
+    assert "Traceback" not in err
 
 
 BAD = [
@@ -190,6 +242,9 @@ BAD = [
     ("collective all-reduce --gpus 4 --size 1MB --servers 2", "servers", None),
     ("collective all-reduce --gpus 4 --size 1MB --sweep 1MB", "sweep", None),
     ("schedule gpipe --pp 2 --micro-batches 2 --costs f=x", "f=x", None),
+    ("schedule zb-h1 --pp 2 --micro-batches 2 --costs w=3", "costs", None),
+    ("schedule zb-v --pp 2 --micro-batches 2 --virtual-stages 3", "virtual_stages", "2"),
+    ("schedule gpipe --pp 2 --micro-batches 2 --validate nowhere.txt", "validate", None),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Schedules as data, and what they cost when the real GPT or equal stages run them."""
+"""GPipe and 1F1B as data, and what they cost when the real GPT or equal stages run them. All ten as data: test_schedule_lists.py."""
 
 from __future__ import annotations
 
@@ -23,25 +23,6 @@ SHAPES = [(1, 1), (1, 4), (2, 1), (2, 2), (3, 5), (4, 4), (4, 8), (4, 3), (8, 16
 
 
 # ---- as data -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("p", "m"), [(2, 2), (2, 5), (4, 4), (4, 8), (5, 9), (8, 8)])
-@pytest.mark.parametrize(("name", "theirs"), [("gpipe", "ScheduleGPipe"), ("1f1b", "Schedule1F1B")])
-def test_the_action_lists_are_pytorch_s(name, theirs, p, m):
-    import torch.distributed.pipelining.schedules as pytorch
-
-    kind = getattr(pytorch, theirs)
-    if not hasattr(kind, "_get_pipeline_order"):
-        pytest.skip(f"torch {torch.__version__} prints no list for {theirs}")
-    schedule = object.__new__(kind)
-    schedule._num_stages, schedule._n_microbatches = p, m
-    order = schedule._get_pipeline_order()
-    for rank, actions in enumerate(make_schedule(name, p, m).ranks):
-        listed = [str(a) for a in order[rank] if a is not None and "REDUCE" not in str(a)]
-        if name == "1f1b" and rank == p - 1:
-            # PyTorch's list of the last stage counts its forwards from 1 (2.13); its runtime does not
-            listed = [f"{rank}F{int(a.split('F')[1]) - 1}" if "F" in a and "1F1" not in a[:0] else a for a in listed]
-        assert [str(a) for a in actions] == listed, rank
-
-
 @pytest.mark.parametrize(("p", "m"), SHAPES)
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
 def test_equal_stages_have_both_bubbles_of_f20_and_the_live_micro_batches_of_f22(name, p, m):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.pack import load_packed
 from glasscluster.sim.replay import replay
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.schedules.base import Schedule
 
 
 def find_graph(run: str) -> Path:
@@ -67,23 +70,34 @@ def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: b
     return content
 
 
-def schedule_content(name: str, stages: int, micro_batches: int, costs: str, validate: str | None) -> dict[str, Any]:
+def schedule_content(
+    name: str, ranks: int, micro_batches: int, costs: str, validate: str | None, virtual_stages: int | None = None
+) -> dict[str, Any]:
     """The `glass.schedule/1` object of a schedule by name, or of one in a file."""
     from glasscluster.strategies.schedules import make_schedule
-    from glasscluster.strategies.schedules.base import Schedule
 
     spent = _costs(costs)
-    plan = make_schedule(name, stages, micro_batches) if validate is None else Schedule(name, stages, micro_batches, _read(validate))
-    judged = plan.validate(spent["f"], spent["b"], spent["c"])
+    if validate is None:
+        plan = make_schedule(name, ranks, micro_batches, virtual_stages)
+    else:
+        plan = _read(name, validate, ranks, micro_batches, virtual_stages)
+    judged = plan.validate(spent["f"], spent["b"], spent["c"], spent["w"])
     return {
         "schema": "glass.schedule/1",
         "name": name,
-        "ranks": [[str(a) for a in actions] for actions in plan.ranks],
+        "pp": ranks,
+        "micro_batches": micro_batches,
+        "virtual_stages": plan.stages // ranks,
+        "placement": list(plan.placement),
+        "ranks": [plan.written(rank) for rank in range(ranks)],
         "makespan": judged.makespan,
         "bubble_fraction": judged.bubble_fraction,
         "bubble_over_ideal": judged.bubble_over_ideal,
         "stage_span_bubble_fraction": judged.stage_span_bubble_fraction,
         "peak_live": judged.peak_live,
+        "peak_postponed": judged.peak_postponed,
+        "weights_held": judged.weights_held,
+        "messages": plan.messages,
     }
 
 
@@ -101,21 +115,15 @@ def _costs(text: str) -> dict[str, float]:
     return spent
 
 
-def _read(path: str) -> list[list[Any]]:
-    """A schedule file: one line a rank, actions as PyTorch writes them."""
-    from glasscluster.strategies.schedules.base import Action
+def _read(name: str, path: str, ranks: int, micro_batches: int, virtual_stages: int | None) -> Schedule:
+    """A schedule file; the stages of a name that we know are ours, of any other they are counted."""
+    from glasscluster.strategies.schedules import LOOPED, SCHEDULES, chunks
+    from glasscluster.strategies.schedules.notation import read_schedule
 
     try:
-        lines = [line.split("#")[0].replace(",", " ").split() for line in Path(path).read_text().splitlines()]
+        text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as problem:
         raise ScenarioError("validate", path, f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
-    ranks = []
-    for words in (w for w in lines if w):
-        actions = []
-        for word in words:
-            match = re.fullmatch(r"(\d+)([FB])(\d+)", word)
-            if match is None:
-                raise ScenarioError("validate", word, "must be stage, F or B, micro-batch, such as 2F5")
-            actions.append(Action(int(match[1]), match[2], int(match[3])))
-        ranks.append(actions)
-    return ranks
+    known = name in SCHEDULES and (name not in LOOPED or virtual_stages is not None)
+    v = chunks(name, virtual_stages) if known else virtual_stages
+    return read_schedule(name, text, ranks, micro_batches, None if v is None else ranks * v)

@@ -1,8 +1,8 @@
 """GPipe: all forwards, then all backwards (Huang et al., 1811.06965, section 2.3).
 
-    p = 3, m = 4     0 1 2 3 . . . . 0 0 1 1 2 2 3 3
-                     . 0 1 2 3 . . 0 0 1 1 ...
-                     . . 0 1 2 3 0 0 1 1 ...
+    p = 3, m = 4     0 1 2 3 . . . . . . 0 0 1 1 2 2 3 3
+                     . 0 1 2 3 . . . 0 0 1 1 2 2 3 3 . .
+                     . . 0 1 2 3 0 0 1 1 2 2 3 3 . . . .
 
 Bubble (p-1)/(m+p-1) of the makespan; every stage holds m micro-batches.
 But: backwards run in the order 0..m-1, as PyTorch does, not reversed as in the paper's figure.
@@ -19,6 +19,9 @@ def schedule(p: int, m: int) -> Schedule:
     """p stages, m micro-batches."""
     ranks = [[Action(s, k, i) for k in "FB" for i in range(m)] for s in range(p)]
     return Schedule("gpipe", p, m, ranks)
+
+
+# ---- theory --------------------------------------------------------------------------------------------------------
 
 
 def predict_makespan(f: Sequence[float], b: Sequence[float], m: int, hop: float = 0.0) -> float:
