@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/glass run tour
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 soak: $(READY)
 	$(BIN)/python -m pytest -q -m soak --timeout 0
