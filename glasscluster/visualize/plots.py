@@ -101,6 +101,32 @@ def stack(groups: Sequence[str], parts: Mapping[str, tuple[Look, Sequence[float]
     return figure
 
 
+def dots(groups: Sequence[str], series: Mapping[str, Sequence[float]], x: str, *, least: float, limit: float | None = None) -> Figure:
+    """One row a group, one mark a series, on a logarithmic axis; what is below `least` is drawn there; a line at `limit`."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for number, (name, values) in enumerate(series.items()):
+        figure.add_trace(
+            go.Scatter(
+                name=name,
+                x=_clean([max(v, least) for v in values]),
+                y=list(groups),
+                mode="markers",
+                marker={"color": SERIES[number % len(SERIES)], "symbol": MARK[number % len(MARK)], "size": 12},
+                customdata=_clean(values),
+                hovertemplate=f"%{{y}}<br>{name}: %{{customdata:.3g}}<extra></extra>",
+            )
+        )
+    figure.update_layout(**_layout(x, ""))
+    figure.update_layout(height=180 + 34 * len(groups), margin={"l": 20})
+    figure.update_xaxes(type="log", exponentformat="power", dtick=2, showgrid=True)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=True)
+    if limit is not None:
+        figure.add_vline(x=limit, line={"color": "#000000", "width": 1.5, "dash": "dash"})
+    return figure
+
+
 def messages(timeline: Timeline, lang: str = "en") -> Figure:
     """Every message, rank by rank: from leaving the sender to arriving, numbered in the order it was sent."""
     import plotly.graph_objects as go
