@@ -77,8 +77,8 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], y: str, *
     return figure
 
 
-def stack(groups: Sequence[str], parts: Mapping[str, tuple[Look, Sequence[float]]], x: str, y: str) -> Figure:
-    """Bars of parts that add up, each part in a look of its own (palette.py)."""
+def stack(groups: Sequence[str], parts: Mapping[str, tuple[Look, Sequence[float]]], x: str, y: str, *, totals: bool = False) -> Figure:
+    """Bars of parts that add up, each part in a look of its own (palette.py); with `totals` their sums stand above."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -98,6 +98,8 @@ def stack(groups: Sequence[str], parts: Mapping[str, tuple[Look, Sequence[float]
         )
     figure.update_layout(**_layout(x, y), barmode="stack", bargap=0.25, legend_traceorder="normal")
     figure.update_xaxes(type="category")
+    for place, heights in enumerate(zip(*(values for _, values in parts.values()), strict=True) if totals else ()):
+        figure.add_annotation(x=place, y=sum(heights), text=f"<b>{sum(heights):.3g}</b>", yanchor="bottom", yshift=2, showarrow=False)
     return figure
 
 
