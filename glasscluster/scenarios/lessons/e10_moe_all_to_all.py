@@ -112,11 +112,11 @@ def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
     trained, after = {}, {}
     for key, weight, title in (("left", 0.0, ("Hot GPT, no auxiliary loss", "热门专家，训练时无辅助损失")), ("balanced", 0.3, ("Hot GPT, auxiliary loss", "热门专家，训练时有辅助损失"))):
         model = kinds["hot"][0].model_copy(update={"aux_loss": weight})
-        trained[key] = lab.train(key, title, model=model, steps=steps, checked=weight > 0, compared=False, dp=n, ep=n, micro_batch=1, global_batch=2 * n, lr=5e-3)
+        trained[key] = lab.train(key, title, model=model, steps=steps, checked=weight > 0, compared=False, dp=n, ep=n, micro_batch=1, global_batch=n, lr=5e-3)
         after[key] = [sum(c) for c in zip(*(c for r in trained[key].run.results for c in r.routing_counts("kept")), strict=True)]
     over = {key: max(x) / (sum(x) / n) for key, x in {**{key: x for key, (x, _) in loads.items()}, **after}.items()}
     dense, graph = plain.model_copy(update={"experts": 0, "ffn": k * plain.width}), trained["left"].run.graph
-    same, tokens = lab.dry(model=dense, dp=n, micro_batch=1, global_batch=2 * n).graph, 2 * n * s
+    same, tokens = lab.dry(model=dense, dp=n, micro_batch=1, global_batch=n).graph, n * s
     flops = [int(g.flops[g.phase == 1].sum()) for g in (same, graph)]
     lab.check("forward FLOPs: those of a dense model of width k·f and the routers'", flops[0] + 2 * h * n * tokens, flops[1], "2 h E a token for a router", unit="FLOPs")
     held = sum(size for r in trained["left"].run.results for name, size, _ in r.units if name.startswith("expert"))
