@@ -18,10 +18,10 @@ demo: $(READY)
 	$(BIN)/glass run tour
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 soak: $(READY)
-	$(BIN)/python -m pytest -q -m soak --timeout 0
+	$(BIN)/python -m pytest -q -m soak --timeout 0 -n auto
 
 lint: $(READY)
 	$(BIN)/ruff check .

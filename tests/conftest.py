@@ -14,8 +14,17 @@ import torch
 torch.set_num_threads(1)
 
 
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # one core each: thread-ranks share a core, and should not meet another worker's there
+if _worker and hasattr(os, "sched_setaffinity"):
+    _cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cpus[int(_worker.removeprefix("gw")) % len(_cpus)]})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        for alone in ("ray", "torchrun"):  # one cluster at a time
+            if item.get_closest_marker(alone):
+                item.add_marker(pytest.mark.xdist_group("processes"))
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU that torch sees on this machine"))
         if item.get_closest_marker("browser") and shutil.which("chromium") is None:

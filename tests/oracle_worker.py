@@ -227,6 +227,26 @@ def torch_zigzag() -> dict[str, torch.Tensor]:
     return ring_of_torch(True)
 
 
+# what `parallelize_module` cuts: (model, sequence parallelism)
+CUT = {
+    "gelu": ({"activation": "gelu"}, False),
+    "gelu_tokens": ({"activation": "gelu"}, True),
+    "swiglu": ({"activation": "swiglu", "kv_heads": 2}, False),
+    "swiglu_tokens": ({"activation": "swiglu", "kv_heads": 2}, True),
+}
+
+
+def parallelized(name: str) -> dict[str, torch.Tensor]:
+    """The whole GPT in torch's modules, its matrices, vocabulary and perhaps tokens cut by DTensor over both ranks."""
+    from plain_gpt import trained
+
+    more, tokens_too = CUT[name]
+    config = make_model("tiny", tied=False, qkv="separate", **SHAPE, **more)
+    tokens, targets = Job(make_plan(global_batch=4, precision="fp64"), config).batch(0)
+    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    return trained(config, tokens, targets, mesh, tokens_too)
+
+
 def plain(x: torch.Tensor) -> torch.Tensor:
     """Arrived, whole and contiguous."""
     x = x.detach()
@@ -237,7 +257,8 @@ def plain(x: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     for name in sys.argv[2:]:
-        result = {n: plain(t) for n, t in globals()[name]().items()}
+        made = parallelized(name) if name in CUT else globals()[name]()
+        result = {n: plain(t) for n, t in made.items()}
         if dist.get_rank() == 0:
             save_file(result, str(Path(sys.argv[1]) / f"{name}.safetensors"))
     dist.barrier()

@@ -34,7 +34,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "activation": ("gelu", "gelu-tanh", "relu", "swiglu"),
     "pp": (1, 2, 3, 4),
     "zero": (0, 1, 2, 3),
-    "schedule": ("gpipe", "1f1b"),
+    "schedule": ("gpipe", "1f1b", "eager-1f1b"),
     "micro_batch": (1, 2),
     "micro_batches": (1, 2, 3, 5),
     "bucket": (900, 20_000, 25 * 1024**2),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.saved import Saved
-from glasscluster.strategies.activations import Line, account, kept_by_a_layer, predict, predict_layer
+from glasscluster.strategies.activations import KEPT_OF_MLP, PARTS, Line, account, kept_by_a_layer, predict, predict_layer
 from glasscluster.strategies.plan import make_model
 from glasscluster.strategies.trainer import DTYPES
 
@@ -92,6 +92,84 @@ def test_a_layer_of_gpt_3_keeps_the_published_gib_counted_on_its_real_shapes(t, 
     assert round(in_the_sum(lines) / GIB, 2) == published
 
 
+# ---- beyond the paper's layer: grouped queries, gates, context parallelism ----------------------------------------------
+def judged_anywhere(
+    model: ModelConfig, b: int, t: int, cp: int, context: str, precision: str = "bf16", recompute: str = "none", cut: bool = False
+) -> list[Line]:
+    """Every rank's lines hold; those of rank 0. How many blocks a rank merges differs, what it keeps does not."""
+    cluster = Cluster("classroom", t * cp, "dry", memory_bytes=None)
+    ranks = cluster.run(kept_by_a_layer, model, b, precision, recompute, cut, cp, context).results
+    lines = [
+        account(predict_layer(model, b, t, DTYPES[precision].itemsize, recompute, cut, cp, context, rank // t), saved)
+        for rank, saved in enumerate(ranks)
+    ]
+    assert all(x == lines[0] for x in lines)
+    assert {x.part for x in lines[0]} <= set(PARTS)
+    return lines[0]
+
+
+ANYWHERE = ("ring", "striped", "zigzag", "ulysses")
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    st.tuples(st.integers(1, 2), st.integers(2, 4), st.sampled_from([1, 2]), st.sampled_from([1, 2, 3]), st.integers(2, 5)),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([(1, 1), (2, 1), (1, 2), (3, 2)]),
+    st.sampled_from(ANYWHERE),
+    st.sampled_from(["flash", "unfused"]),
+    st.sampled_from(["gelu", "relu", "swiglu", "gelu-tanh"]),
+    st.sampled_from([0.0, 0.1]),
+    st.sampled_from(list(DTYPES)),
+    st.sampled_from(KINDS_OF_KEEPING),
+    st.booleans(),
+)
+def test_any_layer_with_grouped_queries_gates_and_a_cut_sequence_keeps_the_list_and_the_closed_form(
+    shape, cp, groups, context, attention, activation, dropout, precision, recompute, cut
+):
+    b, each, t, key_heads, d = shape
+    queries, f = groups
+    if attention == "unfused":
+        context = "ulysses"  # a ring merges by log-sum-exp
+    kv = key_heads * t * (cp if context == "ulysses" else 1)  # on each rank at least one key head
+    a, h = kv * queries, kv * queries * d
+    s = each * cp * (2 if context == "zigzag" else 1) * (t if cut else 1)
+    model = make_model("tiny", hidden=h, heads=a, kv_heads=kv, ffn=f * t * 5, seq=s, vocab=4 * t, attention=attention,
+                       activation=activation, dropout=dropout)  # fmt: skip
+    lines = judged_anywhere(model, b, t, cp, context, precision, recompute, cut)
+    assert [x for x in lines if not x.ok] == []
+    more = {"flash": attention == "flash", "recompute": recompute, "sequence_parallel": cut, "key_width": kv * d, "cp": cp,
+            "mlp": KEPT_OF_MLP[activation] * f * t * 5, "exchange": cp > 1 and context == "ulysses"}  # fmt: skip
+    assert in_the_sum(lines) == predict(s, b, h, a, t, DTYPES[precision].itemsize, dropout=dropout > 0, **more)
+
+
+@pytest.mark.parametrize("context", ANYWHERE)
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_cut_sequence_is_kept_by_real_ranks_as_by_shapes(context, cut):
+    model = make_model("tiny", hidden=16, heads=4, seq=16, activation="swiglu", dropout=0.1)
+    real, dry = (
+        Cluster("classroom", 4, backend, memory_bytes=None).run(kept_by_a_layer, model, 2, "bf16", "none", cut, 2, context).results
+        for backend in ("threads", "dry")
+    )
+    assert real == dry
+
+
+@pytest.mark.parametrize("context", ANYWHERE)
+def test_context_parallelism_divides_what_a_rank_keeps_and_only_ulysses_keeps_the_output_twice(context):
+    model = make_model("tiny", hidden=64, heads=4, seq=64, dropout=0.1)
+    whole, parts = (in_the_sum(judged_anywhere(model, 1, 2, cp, context, cut=True)) for cp in (1, 2))
+    assert parts == whole // 2 + (2 * 64 * 64 // 4 if context == "ulysses" else 0)
+
+
+def test_grouped_queries_keep_fewer_keys_and_swiglu_two_tensors_more():
+    shape = {"hidden": 64, "heads": 8, "seq": 32, "attention": "unfused"}
+    mha = judged(make_model("tiny", **shape), 1, 2)
+    gqa = judged(make_model("tiny", **shape, kv_heads=2), 1, 2)
+    assert in_the_sum(mha) - in_the_sum(gqa) == 2 * 2 * 32 * (64 - 16) // 2  # of K and of V
+    gelu, swiglu = (judged(make_model("tiny", **shape, ffn=128, activation=act), 1, 2) for act in ("gelu", "swiglu"))
+    assert in_the_sum(swiglu) - in_the_sum(gelu) == 2 * 2 * 32 * 128 // 2
+
+
 # ---- mutations -----------------------------------------------------------------------------------------------------
 MODEL = {"hidden": 16, "seq": 6, "attention": "unfused", "dropout": 0.1}
 
@@ -126,3 +204,42 @@ def test_a_mask_of_two_bytes_an_element_is_caught(monkeypatch):
     monkeypatch.setattr(dropout, "Dropout", Wide)
     bad = [x.name for x in judged(make_model("tiny", **MODEL), 2) if not x.ok]
     assert {"mask of the attention's dropout", "mask of the MLP's dropout", "mask of the softmax's dropout"} <= set(bad)
+
+
+def test_ring_attention_that_keeps_a_neighbour_s_keys_is_caught_by_name(monkeypatch):
+    from glasscluster.strategies import context_parallel
+
+    honest = context_parallel.RingContext.attend
+
+    def hoard(self, attention, q, k, v):
+        out = honest(self, attention, q, k, v)
+        return out * (k * 1.0).sum().exp()  # backward needs another copy of the keys' sum
+
+    monkeypatch.setattr(context_parallel.RingContext, "attend", hoard)
+    bad = [x.name for x in judged_anywhere(make_model("tiny", **MODEL | {"attention": "flash", "seq": 8}), 2, 1, 2, "ring") if not x.ok]
+    assert any("not in the list" in name for name in bad)
+
+
+def test_swiglu_that_keeps_its_gate_by_itself_is_caught(monkeypatch):
+    from glasscluster.model import mlp
+
+    def copying(x, activation):
+        gate, value = x.chunk(2, -1)
+        return torch.nn.functional.silu(gate.contiguous()) * value
+
+    model = make_model("tiny", **MODEL, activation="swiglu")
+    assert all(x.ok for x in judged(model, 2))
+    monkeypatch.setattr(mlp, "activate", copying)
+    assert any("not in the list: clone" in x.name for x in judged(model, 2) if not x.ok)
+
+
+def test_a_sequence_that_is_not_cut_in_the_norms_shows_in_the_norms_lines(monkeypatch):
+    from glasscluster.strategies.sequence_parallel import SequenceParallel
+
+    model = make_model("tiny", **MODEL)
+    monkeypatch.setattr(SequenceParallel, "pieces", property(lambda self: 1))  # each rank is handed the whole sequence
+    monkeypatch.setattr(SequenceParallel, "gather", lambda self, x, *rest, **more: (x, None))
+    monkeypatch.setattr(SequenceParallel, "scatter", lambda self, x, *rest, **more: (x.clone(), None))
+    bad = [x for x in judged(model, 2, 2, cut=True) if not x.ok]
+    assert {"input of norm 1", "output of norm 1", "output of norm 2"} <= {x.name for x in bad}
+    assert all(x.counted == 2 * x.predicted for x in bad if x.predicted and x.part == "outside" and "norm" in x.name)

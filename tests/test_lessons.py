@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import walk_through
 from typer.testing import CliRunner
 
@@ -100,6 +101,9 @@ BYTES = {  # rows that four bytes more in every message must fail
     + [f"time behind one switch, K = {k}" for k in (1, 16)],
     "C4": [f"sent by each rank in {what}" for what in ("reduce-scatter", "all-gather", "all-to-all", "all-reduce", "a ZeRO step")]
     + ["sent by each rank in reduce-scatter and all-gather", "received by rank 0 on the detour", "time of a ring's reduce-scatter"],
+    "E2": [f"{key}: units of (t−1)/t·bsh sent a layer" for key in ("tp", "tp+sp", "overlapped")]
+    + ["tp+sp: units that gather an input again in backward", "tp+sp, Q, K and V apart keep attention's input whole: units"],
+    "E3": [f"V = {v}: {what}, all ranks" for v in (64, 1001, 8192, 50257) for what in ("three scalars a token", "logits gathered")],
     "C5": ["time of tree, N = 8", "time of ring, N = 16, 1024 bytes", "size at which ring and tree take the same time"],
     "C6": [f"sent to another node by each GPU, {m} x 8 GPUs" for m in (2, 8)]
     + [f"time in two levels, {m} x 8 GPUs" for m in (2, 8)]
@@ -139,6 +143,61 @@ def test_a_wrong_result_fails_the_row_that_compares_it(monkeypatch):
     taught = find_lesson("C4")
     failed = {r["name"] for r in perform(taught, Lab(taught, "threads", taught.hardware), {"block": 8}).checks if not r["ok"]}
     assert {"elements that differ: all-to-all and torch's transpose", "elements that differ: ZeRO step and full update"} <= failed
+
+
+def failed_rows(id_: str, **options) -> set[str]:
+    taught = find_lesson(id_)
+    return {r["name"] for r in perform(taught, Lab(taught, "threads", taught.hardware), options).checks if not r["ok"]}
+
+
+def test_masks_of_two_bytes_and_a_gather_too_many_fail_the_rows_of_sequence_parallelism(monkeypatch):
+    from glasscluster.model import dropout
+    from glasscluster.strategies.sequence_parallel import SequenceParallel
+
+    class Wide(dropout.Dropout):
+        @staticmethod
+        def forward(ctx, x, keys, p, spans):
+            out, mask = torch.ops.glasscluster.dropout_forward(x, keys, p, spans)
+            ctx.save_for_backward(mask.to(x.dtype))
+            ctx.p = p
+            return out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dropout, "Dropout", Wide)
+        kept = {f"GPT-3's layer, kept with {x}" for x in ("TP", "TP and SP", "TP, SP and cp = 2", "TP and SP, selective")}
+        assert failed_rows("E2") == kept | {"tensors of the small layer that the list does not name, or sizes wrongly, all ranks"}
+    honest = SequenceParallel.gather
+
+    def twice(self, x, label, *rest, **more):
+        if label == "g backward":
+            honest(self, x, label)
+        return honest(self, x, label, *rest, **more)
+
+    monkeypatch.setattr(SequenceParallel, "gather", twice)
+    failed = failed_rows("E2")
+    assert {"tp+sp: units of (t−1)/t·bsh sent a layer", "tp+sp: units without those, as an all-reduce sends"} <= failed
+    assert "tp: units of (t−1)/t·bsh sent a layer" not in failed
+
+
+def test_a_sum_that_is_left_out_and_padding_that_passes_for_tokens_fail_the_rows_of_the_cut_loss(monkeypatch):
+    from glasscluster.strategies.tensor_parallel import TensorParallel
+
+    same = {f"largest {what} difference of the cut vocabularies from torch's cross-entropy" for what in ("loss", "gradient")}
+    reduce, loss = TensorParallel.all_reduce, TensorParallel.cross_entropy
+
+    def left_out(self, x, label, op="sum"):
+        return x if label.endswith("sum") else reduce(self, x, label, op)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorParallel, "all_reduce", left_out)
+        assert same <= failed_rows("E3", tokens=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorParallel, "cross_entropy", lambda self, x, y, vocab: loss(self, x, y, x.shape[-1] * self.size))
+        assert failed_rows("E3", tokens=4) == same | {"padded logits with a gradient"}
+    e3 = importlib.import_module("glasscluster.scenarios.lessons.e3_vocab_parallel_loss")
+    honest = e3.program
+    monkeypatch.setattr(e3, "program", lambda *args: {k: v + 1 if k == "padded" else v for k, v in honest(*args).items()})
+    assert failed_rows("E3", tokens=4) == {"rows of padding, all vocabularies"}
 
 
 def test_a_scheduler_that_buffers_nothing_or_a_rule_that_forgets_tags_fails_the_clinic(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import run_plan
-from oracle_worker import BUCKET, SHAPE, mlp_input
+from oracle_worker import BUCKET, CUT, SHAPE, mlp_input
 from safetensors.torch import load_file
 from test_torchrun import torchrun
 
@@ -105,7 +105,7 @@ def test_torch_s_sharded_and_bucketed_training_holds_and_updates_what_ours_does(
         for number, index in theirs["buckets"].tolist():
             rebuilt.setdefault(number, []).append(names[index])
         assert len(rebuilt) > 5
-        guessed = by_bucket(GPTStage(model, dtype=torch.float64), plan.bucket_limits, 1, set())
+        guessed = by_bucket(GPTStage(model, dtype=torch.float64), plan.bucket_limits, plan.padding, set())
         assert list(rebuilt.values()) != [[m.name for m in u.members] for u in guessed]
         assert units == tuple([list(rebuilt.values())] * 2)
     else:
@@ -132,6 +132,51 @@ def test_dtensor_s_column_and_row_parallel_mlp_is_ours(theirs):
     a, b = Cluster("classroom", 2, "threads").run(mlp, config).results
     ours = {"out": a["out"], "x": a["x"], "up": torch.cat([a["up"], b["up"]], 0), "down": torch.cat([a["down"], b["down"]], 1)}
     same(ours, theirs["dtensor_mlp"])
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """The whole GPT in torch's modules, cut by DTensor's `parallelize_module` over two gloo processes: loss and gradients, by case."""
+    folder = tmp_path_factory.mktemp("cut")
+    done = torchrun(2, WORKER, str(folder), *CUT, cwd=folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {name: load_file(folder / f"{name}.safetensors") for name in CUT}
+
+
+def ours_cut(case: str, **options) -> dict[str, torch.Tensor]:
+    """Whole gradients of our tensor parallelism, pieced together from both ranks, and the loss."""
+    more, tokens_too = CUT[case]
+    model = make_model("tiny", tied=False, qkv="separate", **SHAPE, **more)
+    plan = make_plan(global_batch=4, micro_batch=2, tp=2, sequence_parallel=tokens_too, precision="fp64", **options)
+    results = run_plan(plan, model, capture=True).results
+    whole = {"loss": results[0].losses[0]}
+    for name, (full, shard) in GPTStage(model, dtype=torch.float64).full_names().items():
+        parts = [r.gradients[0][name] for r in results]
+        if shard is None:
+            assert torch.equal(*parts), name  # every rank has the same
+            whole[name] = parts[0]
+        else:
+            blocks = zip(*(p.chunk(len(shard.blocks) or 1, shard.dim) for p in parts), strict=True)
+            whole[name] = torch.cat([torch.cat(block, shard.dim) for block in blocks], shard.dim)
+        assert whole[name].shape == full.shape
+    return whole
+
+
+@pytest.mark.parametrize(("case", "overlap"), [(case, o) for case, (_, tokens_too) in CUT.items() for o in (False, True)[: 1 + tokens_too]])
+def test_a_whole_gpt_cut_by_torch_s_parallelize_module_has_our_loss_and_gradients(cut, case, overlap):
+    theirs, ours = cut[case], ours_cut(case, tp_overlap=overlap)
+    assert set(ours) == set(theirs)
+    assert difference(ours.pop("loss"), theirs["loss"], 0.0) <= 1e-12
+    same(ours, {n: g for n, g in theirs.items() if n != "loss"})
+
+
+@pytest.mark.parametrize("name", ["layers.1.norm1_weight", "layers.2.k_bias", "layers.0.up_weight", "embedding.token", "head.table"])
+def test_one_number_of_one_gradient_off_by_a_millionth_of_the_largest_is_seen(cut, name):
+    theirs = {n: g for n, g in cut["swiglu_tokens"].items() if n != "loss"}
+    ours = {n: g.clone() for n, g in theirs.items()}
+    ours[name].view(-1)[-1] += 1e-6 * float(max(g.abs().max() for g in theirs.values()))
+    with pytest.raises(AssertionError, match=name):
+        same(ours, theirs)
 
 
 NATIVE = """

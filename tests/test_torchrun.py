@@ -27,7 +27,8 @@ ISSUE = (
 def torchrun(processes: int, *command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Start processes the way a user does; on a free port."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent  # and this checkout, wherever the package is installed from
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
     return subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=cwd, env=environment, check=False)
 
 

@@ -49,7 +49,7 @@ class Scenario:
 
 FEWEST_SENTENCES = 4  # of a story
 REGISTRY: dict[str, Scenario] = {}
-BUILT_IN = ("tour", "async_servers", "diloco")  # modules of this package, each holding one scenario of its name
+BUILT_IN = ("tour", "async_servers", "diloco", "zoo")  # modules of this package, each holding one scenario of its name
 
 
 def scenario(name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
@@ -316,7 +316,7 @@ class Lab:
 
     def write(self, folder: Path) -> Path:
         """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
-        from glasscluster.scenarios.training import write_ledger, write_run_json
+        from glasscluster.scenarios.training import network_pictures, write_ledger, write_run_json
         from glasscluster.visualize.report import Chapter, Report, write_report
         from glasscluster.visualize.trace import write_chrome_trace
         from glasscluster.visualize.words import Said
@@ -337,6 +337,7 @@ class Lab:
                 note=Said(*e.note) if e.note else None,
                 compared=e.compared,
                 equivalence=e.trained.comparison if e.trained is not None else None,
+                network=network_pictures(e.trained) if e.trained is not None else {},
             )
             for e in self.entries
         ]

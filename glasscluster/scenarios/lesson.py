@@ -36,7 +36,11 @@ LESSONS: dict[str, str] = {
     "D5": "d5_critical_batch",
     "D6": "d6_stragglers",
     "E1": "e1_column_then_row",
+    "E2": "e2_sequence_parallel",
+    "E3": "e3_vocab_parallel_loss",
     "E4": "e4_gpipe_bubble",
+    "E9": "e9_ring_and_ulysses",
+    "E10": "e10_moe_all_to_all",
 }
 
 

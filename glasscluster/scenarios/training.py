@@ -9,10 +9,13 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from glasscluster.model import moe
 from glasscluster.model.config import ModelConfig
+from glasscluster.scenarios.kept import kept_picture
 from glasscluster.sim.cluster import Cluster, Run
 from glasscluster.sim.errors import DoesNotFit, GlassError, OutOfMemory, ScenarioError
 from glasscluster.sim.timeline import Timeline
@@ -244,13 +247,74 @@ def output_folder(out: str | None, name: str) -> Path:
 
 def write_files(folder: Path, trained: Trained, title: str) -> None:
     """report.html, graph.npz, ledger.csv, trace.json and run.json."""
+    from glasscluster.visualize.report import write_run_report
     from glasscluster.visualize.trace import write_chrome_trace
 
     trained.run.graph.save(folder / "graph.npz")
     write_chrome_trace(trained.timeline, folder / "trace.json")
     write_ledger(folder / "ledger.csv", trained.checks)
-    trained.report = trained.run.report(folder / "report.html")
+    trained.report = write_run_report(trained.run, folder / "report.html", network_pictures(trained))
     write_run_json(folder, {**trained.as_json(), "wall_s": trained.wall_s, "title": title})
+
+
+def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
+    """What only the plan and the results know how to draw of who computes what: a cut causal mask, and the load of experts."""
+    plan, model, results = trained.job.plan, trained.job.model, trained.run.results
+    made: dict[str, Callable[[str], Any]] = {}
+    if plan.tp > 1 and not model.experts:
+        made["matrices"] = partial(_matrices, plan, model)
+    if kept := kept_picture(plan, model):
+        made["kept"] = kept  # in the memory tab
+    if plan.cp > plan.heads_cut:
+        made["causal"] = partial(_causal, plan, model)
+    if model.experts:
+        made["experts"] = partial(_load, plan, model, results)
+    if plan.ep > 1 and not trained.run.graph.has_native:
+        made["dispatch"] = partial(_dispatch, trained.run.graph)
+    return made
+
+
+def _matrices(plan: Plan, model: ModelConfig, lang: str) -> Any:
+    """One layer's matrices by rank."""
+    from glasscluster.visualize.matrices import matrices_figure
+    from glasscluster.visualize.words import word
+
+    return matrices_figure({"": model}, plan.tp, lang, plan.sequence_parallel, word("matrices_title", lang))
+
+
+def _causal(plan: Plan, model: ModelConfig, lang: str) -> Any:
+    """The mask of few tokens, by who has which; the work is the model's own."""
+    from glasscluster.strategies import context_parallel, ulysses
+    from glasscluster.visualize.causal import Shared, causal_figure
+    from glasscluster.visualize.words import word
+
+    groups = plan.cp // plan.heads_cut
+    tokens = 2 * groups * max(1, 8 // groups)
+    queries = [0] * tokens
+    for group in range(groups):
+        for token in context_parallel.tokens_of(plan.context, group, groups, tokens):
+            queries[token] = group
+    pairs = ulysses.work(plan.context, plan.cp, model.seq, model.heads // plan.tp, plan.heads_cut)
+    return causal_figure([Shared(plan.context, queries, pairs)], lang, word("causal_work", lang, tokens=tokens))
+
+
+def _load(plan: Plan, model: ModelConfig, results: list[Any], lang: str) -> Any:
+    """All ranks' rows for each expert; tp ranks route the same tokens."""
+    from glasscluster.visualize.experts import Load, expert_load_figure
+    from glasscluster.visualize.words import word
+
+    first = results[:: plan.tp]
+    wanted, kept = ([sum(c) for c in zip(*(c for r in first for c in r.routing_counts(what)), strict=True)] for what in ("wanted", "kept"))
+    sequences = plan.global_batch * model.layers
+    places = moe.capacity(model, model.seq) * sequences if model.capacity_factor else None
+    return expert_load_figure([Load("", wanted, kept, places)], lang, word("expert_load", lang))
+
+
+def _dispatch(graph: Any, lang: str) -> Any:
+    from glasscluster.visualize.network import matrices_figure, matrix
+    from glasscluster.visualize.words import word
+
+    return matrices_figure({word("dispatch_matrix", lang): matrix(graph, "ep", "dispatch")}, lang, across=1)
 
 
 def write_ledger(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -173,6 +173,10 @@ class Timeline:
         everyone = max(self._launched.get((m, group, int(g.sequence[row])), 0.0) for m in members)
         return everyone, float(self.end[row]), axis
 
+    def under_way(self, row: int) -> float:
+        """When a collective or message really began: when everybody had come to it."""
+        return self._on_the_wire(row)[0]
+
     def _blocker(self, row: int) -> int:
         """The communication event whose end let `row` start (the latest one it depends on)."""
         deps = self.graph.dependencies(row)

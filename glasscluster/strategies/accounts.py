@@ -33,10 +33,15 @@ from glasscluster.strategies import (
     zero3,
 )
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.schedules import gpipe, one_f_one_b
+from glasscluster.strategies.schedules import eager_1f1b, gpipe, one_f_one_b
 from glasscluster.strategies.trainer import DTYPES, TIED, RankResult
 from glasscluster.strategies.units import Unit, by_bucket, by_module
 
+IN_FLIGHT = {
+    "gpipe": gpipe.predict_in_flight,
+    "1f1b": one_f_one_b.predict_in_flight,
+    "eager-1f1b": eager_1f1b.predict_in_flight,
+}  # F22
 WIDTH = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -318,7 +323,7 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
     """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (F29)."""
     if plan.recompute == "none":
         return []
-    in_flight = gpipe.predict_in_flight if plan.schedule == "gpipe" else one_f_one_b.predict_in_flight
+    in_flight = IN_FLIGHT[plan.schedule]
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     pairs = sum(ulysses.work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE))
     spares = _spares(plan, model)
@@ -344,7 +349,7 @@ def schedule_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
     if plan.pp == 1:
         return []
     rows, m = [], plan.micro_batches
-    formula = gpipe.predict_in_flight if plan.schedule == "gpipe" else one_f_one_b.predict_in_flight
+    formula = IN_FLIGHT[plan.schedule]
     replicas = plan.data_ranks * plan.tp
     for s in range(plan.pp):
         counted = max(timeline.graph.in_flight(s * replicas + i) for i in range(replicas))

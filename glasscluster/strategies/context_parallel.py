@@ -66,6 +66,16 @@ def layout(kind: str, rank: int, source: int, tokens: int) -> Rectangle | None:
     return Rectangle(slice(1, tokens), slice(0, tokens - 1), True) if tokens > 1 else None
 
 
+def tokens_of(kind: str, rank: int, ranks: int, tokens: int) -> Sequence[int]:
+    """Which of a sequence's tokens a rank has."""
+    if kind == "striped":
+        return range(rank, tokens, ranks)
+    if kind == "ring":
+        return range(tokens)[rank * tokens // ranks : (rank + 1) * tokens // ranks]
+    each, mirror = tokens // (2 * ranks), 2 * ranks - 1 - rank
+    return [*range(rank * each, (rank + 1) * each), *range(mirror * each, (mirror + 1) * each)]
+
+
 class RingContext(WholeSequence):
     """Handed to the model's blocks as `parallel.context`."""
 
@@ -77,12 +87,7 @@ class RingContext(WholeSequence):
     # ---- which tokens are whose ------------------------------------------------------------------------------------
     def positions(self, tokens: int) -> Sequence[int]:
         """Which of a sequence's tokens this rank has, in its own order (which is the sequence's)."""
-        if self.kind == "striped":
-            return range(self.rank, tokens, self.size)
-        if self.kind == "ring":
-            return range(tokens)[self.rank * tokens // self.size : (self.rank + 1) * tokens // self.size]
-        each, mirror = tokens // (2 * self.size), 2 * self.size - 1 - self.rank
-        return [*range(self.rank * each, (self.rank + 1) * each), *range(mirror * each, (mirror + 1) * each)]
+        return tokens_of(self.kind, self.rank, self.size, tokens)
 
     def cut(self, x: Tensor, dim: int = 0) -> Tensor:
         """This rank's tokens of a whole sequence along `dim`."""

@@ -67,8 +67,12 @@ class DataParallel:
         self.in_flight: list[tuple[Unit, Work]] = []
         self.own(self.make_units())
         self.place()
-        for parameter in self.member_of:
-            parameter.register_post_accumulate_grad_hook(self.gradient_ready)
+        self.hooks = [p.register_post_accumulate_grad_hook(self.gradient_ready) for p in self.member_of]
+
+    def close(self) -> None:
+        """Let go of the parameters: a hook on a tensor is a cycle that the garbage collector does not see."""
+        for hook in self.hooks:
+            hook.remove()
 
     # ---- where things live -----------------------------------------------------------------------------------
     def make_units(self, order: list[str] | None = None) -> list[Unit]:

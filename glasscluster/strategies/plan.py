@@ -32,7 +32,7 @@ ScheduleName = Literal[
 
 # What the contract names and this version does not run yet: field -> the values that do run.
 AVAILABLE: dict[str, tuple[Any, ...]] = {
-    "schedule": ("gpipe", "1f1b"),
+    "schedule": ("gpipe", "1f1b", "eager-1f1b"),
     "virtual_stages": (1,),
     "precision": ("fp64", "fp32", "bf16", "fp16"),
 }

@@ -106,7 +106,7 @@ class _GatherLinear(torch.autograd.Function):
         d_x = ctx.parallel.scattered(lambda tokens: grad[:, tokens] @ weight, grad.shape[1], "f backward")
         d_weight = torch.zeros_like(weight)
         for tokens, piece in ctx.parallel.arriving(x, "f again"):
-            d_weight += grad[:, tokens].flatten(0, 1).T @ piece.flatten(0, 1)
+            d_weight.addmm_(grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1))  # one kernel: the product adds to what is there
         return d_x, d_weight, grad.sum((0, 1)) if ctx.bias else None, None
 
 
@@ -125,5 +125,5 @@ class _LinearScatter(torch.autograd.Function):
         d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)
         for tokens, piece in ctx.parallel.arriving(grad, "g backward"):
             d_x[:, tokens] = piece @ weight
-            d_weight += piece.flatten(0, 1).T @ x[:, tokens].flatten(0, 1)
+            d_weight.addmm_(piece.flatten(0, 1).T, x[:, tokens].flatten(0, 1))
         return d_x, d_weight, None

@@ -88,7 +88,11 @@ def train_rank(gpu: GPU, job: Job) -> RankResult:
     """The SPMD program: the same on every backend."""
     if job.plan.exchange != "all-reduce":
         raise ScenarioError("exchange", job.plan.exchange, "is another program: `glass train` runs it, this one reduces", ["all-reduce"])
-    return Trainer(gpu, job).run()
+    trainer = Trainer(gpu, job)
+    try:
+        return trainer.run()
+    finally:
+        trainer.manager.close()
 
 
 class Trainer:

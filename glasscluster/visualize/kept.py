@@ -1,12 +1,14 @@
-"""What a layer keeps for backward, tensor by tensor: each bar begins where the one above ended."""
+"""What a layer keeps for backward: tensor by tensor, each bar begins where the one above ended; or by layout, in parts that add up."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from glasscluster.visualize.layout import QUIET_AXIS, plain_layout
-from glasscluster.visualize.palette import SERIES
+from glasscluster.visualize.memory import byte_unit
+from glasscluster.visualize.palette import KEPT, SERIES
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -57,4 +59,51 @@ def waterfall(rows: Sequence[tuple[str, str, float, bool]], x: str, total: str, 
     )
     figure.update_xaxes(title={"text": x}, **QUIET_AXIS)
     figure.update_yaxes(categoryorder="array", categoryarray=order[::-1], automargin=True)
+    return figure
+
+
+def by_layout(layouts: Mapping[str, tuple[Mapping[str, int], int | None]], lang: str = "en", title: str = "") -> Figure:
+    """One stack a layout: bytes counted of each part (palette.KEPT), and the formula's sum as a mark where there is one."""
+    import plotly.graph_objects as go
+
+    totals = [sum(parts.values()) for parts, _ in layouts.values()]
+    divisor, unit = byte_unit(max(totals))
+    names, figure = list(layouts), go.Figure()
+    for part, look in KEPT.items():
+        name = word(f"part_{part}", lang)
+        figure.add_trace(
+            go.Bar(
+                name=name,
+                x=names,
+                y=[float(f"{parts.get(part, 0) / divisor:.6g}") for parts, _ in layouts.values()],
+                marker={
+                    "color": look.fill,
+                    "pattern": {"shape": look.hatch, "fgcolor": look.ink, "size": 7, "solidity": 0.25},
+                    "line": {"color": "#ffffff", "width": 1},
+                },
+                hovertemplate=f"%{{x}}<br>{name}: %{{y:.4g}} {unit}<extra></extra>",
+            )
+        )
+    marks = [(name, theory / divisor) for name, (_, theory) in layouts.items() if theory is not None]
+    figure.add_trace(
+        go.Scatter(
+            name=word("by_formula", lang),
+            x=[name for name, _ in marks],
+            y=[float(f"{value:.6g}") for _, value in marks],
+            mode="markers",
+            marker={"symbol": "line-ew", "size": 60, "line": {"width": 4, "color": "#000000"}},
+            hovertemplate=f"%{{x}}<br>{word('by_formula', lang)}: %{{y:.4g}} {unit}<extra></extra>",
+        )
+    )
+    figure.update_layout(**plain_layout(460, left=80, right=20, top=50 if title else 24, bottom=120, size=15), barmode="stack", bargap=0.32)
+    figure.update_layout(title={"text": title, "x": 0, "xref": "paper", "font": {"size": 18}})
+    figure.update_layout(legend_traceorder="normal", yaxis_range=[0, max(totals) / divisor * 1.14])
+    figure.update_layout(
+        annotations=[
+            {"x": i, "y": t / divisor, "text": f"<b>{t / divisor:.3g} {unit}</b>", "showarrow": False, "yanchor": "bottom", "yshift": 5}
+            for i, t in enumerate(totals)
+        ]
+    )
+    figure.update_yaxes(title={"text": word("kept_axis", lang, unit=unit)}, **QUIET_AXIS)
+    figure.update_xaxes(type="category", tickfont={"size": 15})
     return figure

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from glasscluster.sim.vocabulary import PURPOSES, SEND
+from glasscluster.visualize.cells import Table, cells_figure
 from glasscluster.visualize.layout import CELL_AXIS, grid_cells
 from glasscluster.visualize.memory import _layout, byte_unit
 from glasscluster.visualize.timeline import size_text
@@ -22,12 +24,35 @@ HATCH = {"gradients": "/", "parameters": "", "activations": ".", "scalars": "x",
 FILL = {"dp": "#0072B2", "tp": "#D55E00", "pp": "#CC79A7", "cp": "#009E73", "ep": "#56B4E9"}
 
 
-def matrix(graph: ExecutionGraph) -> np.ndarray:
-    """Bytes from rank (row) to rank (column)."""
+def matrix(graph: ExecutionGraph, axis: str = "", label: str = "") -> np.ndarray:
+    """Bytes from rank (row) to rank (column), of everything or of one axis or label."""
     total = np.zeros((graph.ranks, graph.ranks), dtype=np.int64)
-    sends = graph.kind == SEND
-    np.add.at(total, (graph.rank[sends], graph.peer[sends]), graph.bytes[sends])
+    chosen = graph.kind == SEND
+    if axis:
+        chosen &= graph.axis == axis
+    if label:
+        chosen &= graph.label == (graph.names.index(label) if label in graph.names else -1)
+    np.add.at(total, (graph.rank[chosen], graph.peer[chosen]), graph.bytes[chosen])
     return total
+
+
+def matrices_figure(named: Mapping[str, np.ndarray], lang: str = "en", across: int = 2) -> Figure | None:
+    """Several rank x rank matrices on one scale of colour, in one unit. None when nothing was sent or no cell could be read."""
+    largest = max((int(m.max(initial=0)) for m in named.values()), default=0)
+    if not largest or max(len(m) for m in named.values()) > MOST_RANKS:
+        return None
+    divisor, unit = byte_unit(largest)
+    tables = []
+    for name, m in named.items():
+        ranks = [str(r) for r in range(len(m))]
+        text = [[f"{v / divisor:.3g}" if v else "" for v in row] for row in m.tolist()]
+        fill = [[_amber(v / largest) for v in row] for row in m.tolist()]
+        tables.append(Table(name, ranks, ranks, text, fill, f"{word('receiver', lang)} ({unit})", word("sender", lang)))
+    figure = cells_figure(tables, min(across, len(tables)))
+    if len(tables) == 1:
+        figure.update_layout(margin_l=70)
+        figure.update_yaxes(automargin=False, title_standoff=16)
+    return figure
 
 
 def sent_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
@@ -87,11 +112,7 @@ def traffic_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
 
 def _cells(graph: ExecutionGraph, axis: str, lang: str) -> dict[str, list[str]]:
     """Colour, text and hover of every cell, for one axis ("" for all)."""
-    total = np.zeros((graph.ranks, graph.ranks), dtype=np.int64)
-    chosen = graph.kind == SEND
-    if axis:
-        chosen &= graph.axis == axis
-    np.add.at(total, (graph.rank[chosen], graph.peer[chosen]), graph.bytes[chosen])
+    total = matrix(graph, axis)
     largest = max(int(total.max(initial=0)), 1)
     flat = [(r, c, int(total[r, c])) for r in range(graph.ranks) for c in range(graph.ranks)]
     return {

@@ -27,6 +27,21 @@ KINDS: dict[str, Look] = {
     "host": Look("#a08c5b", "#000000", "-"),
     "bubble": Look("#f2f2f2", "#404040", "/", "#cfcfcf"),
 }
+LAYER: dict[str, Look] = {  # what stands in one layer (strip.py): three shades of compute, and messages
+    "product": KINDS["forward"],
+    "kernel": Look("#3d6f8e", "#ffffff", ".", "#ffffff"),
+    "elementwise": Look("#9cc4de"),
+    "gathers": Look("#D55E00"),
+    "scatters": Look("#F0A36B", "#000000", "/", "#a84300"),
+    "reduces": Look("#E69F00", "#000000", "x", "#ffffff"),
+    "ring_pieces": KINDS["p2p"],
+}
+KEPT: dict[str, Look] = {  # what a layer keeps for backward (activations.PARTS)
+    "outside": Look("#9aa0a6", "#000000", "-", "#5f6368"),
+    "mlp": Look("#0072B2", "#ffffff"),
+    "attention": Look("#56B4E9", "#000000", ".", "#0a5a8c"),
+    "scores": Look("#D55E00", "#000000", "/"),
+}
 CRITICAL = "#000000"
 
 MEMORY: dict[str, Look] = {

@@ -77,8 +77,8 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], y: str, *
     return figure
 
 
-def stack(groups: Sequence[str], parts: Mapping[str, tuple[Look, Sequence[float]]], x: str, y: str) -> Figure:
-    """Bars of parts that add up, each part in a look of its own (palette.py)."""
+def stack(groups: Sequence[str], parts: Mapping[str, tuple[Look, Sequence[float]]], x: str, y: str, *, totals: bool = False) -> Figure:
+    """Bars of parts that add up, each part in a look of its own (palette.py); with `totals` their sums stand above."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -98,6 +98,34 @@ def stack(groups: Sequence[str], parts: Mapping[str, tuple[Look, Sequence[float]
         )
     figure.update_layout(**_layout(x, y), barmode="stack", bargap=0.25, legend_traceorder="normal")
     figure.update_xaxes(type="category")
+    for place, heights in enumerate(zip(*(values for _, values in parts.values()), strict=True) if totals else ()):
+        figure.add_annotation(x=place, y=sum(heights), text=f"<b>{sum(heights):.3g}</b>", yanchor="bottom", yshift=2, showarrow=False)
+    return figure
+
+
+def dots(groups: Sequence[str], series: Mapping[str, Sequence[float]], x: str, *, least: float, limit: float | None = None) -> Figure:
+    """One row a group, one mark a series, on a logarithmic axis; what is below `least` is drawn there; a line at `limit`."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for number, (name, values) in enumerate(series.items()):
+        figure.add_trace(
+            go.Scatter(
+                name=name,
+                x=_clean([max(v, least) for v in values]),
+                y=list(groups),
+                mode="markers",
+                marker={"color": SERIES[number % len(SERIES)], "symbol": MARK[number % len(MARK)], "size": 12},
+                customdata=_clean(values),
+                hovertemplate=f"%{{y}}<br>{name}: %{{customdata:.3g}}<extra></extra>",
+            )
+        )
+    figure.update_layout(**_layout(x, ""))
+    figure.update_layout(height=180 + 34 * len(groups), margin={"l": 20})
+    figure.update_xaxes(type="log", exponentformat="power", dtick=2, showgrid=True)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=True)
+    if limit is not None:
+        figure.add_vline(x=limit, line={"color": "#000000", "width": 1.5, "dash": "dash"})
     return figure
 
 

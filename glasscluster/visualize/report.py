@@ -65,6 +65,7 @@ class Chapter:
     note: Said | None = None
     compared: bool = True
     equivalence: dict[str, Any] | None = None  # what strategies.check.compare returned
+    network: dict[str, Callable[[str], Any]] = field(default_factory=dict)  # more pictures of who computes and sends what
 
     @property
     def first(self) -> Timeline:
@@ -185,6 +186,8 @@ def _chapter_figures(number: int, chapter: Chapter) -> Iterator[tuple[str, Calla
             yield f"curve-{number}-{rank}", partial(memory_over_time, chapter.first, rank)
     yield f"net-{number}", partial(network.sent_figure, graph)
     yield f"matrix-{number}", partial(network.traffic_figure, graph)
+    for name, make in chapter.network.items():
+        yield f"net-{name}-{number}", make
     yield f"load-{number}", partial(load_figure, chapter.first)
     yield f"ring-{number}", partial(stepper_figure, graph)
     if chapter.equivalence:
@@ -228,7 +231,8 @@ def _summary(timeline: Timeline, model_flops: float) -> list[tuple[str, str]]:
 def _chapters(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for number, chapter in enumerate(report.chapters):
         flops = float(chapter.run.graph.info.get("model_flops", 0.0))
-        known = [f for f in (f"net-{number}", f"matrix-{number}", f"load-{number}", f"ring-{number}") if f in figures]
+        own = [f"net-{name}-{number}" for name in chapter.network if name != "kept"]
+        known = [f for f in (f"net-{number}", f"matrix-{number}", *own, f"load-{number}", f"ring-{number}") if f in figures]
         yield {
             "key": chapter.key,
             "order_fixed": bool(chapter.run.graph.info.get("order_fixed")),
@@ -243,7 +247,7 @@ def _chapters(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any
                 }
                 for place, (name, t) in enumerate(chapter.timelines.items())
             ],
-            "memory": [k for k in figures if k == f"mem-{number}" or k.startswith(f"curve-{number}-")],
+            "memory": [k for k in figures if k in (f"mem-{number}", f"net-kept-{number}") or k.startswith(f"curve-{number}-")],
             "network": known,
             "equivalence": f"same-{number}" if f"same-{number}" in figures else None,
             "ledger": ledger.lines(chapter.checks),
@@ -379,11 +383,13 @@ def notebook_html(figure: Any) -> str:
 
 
 # ---- one run by itself -------------------------------------------------------------------------------------------
-def write_run_report(run: Run, path: Path) -> Path:
-    """The page of a single run, with a story made from its numbers."""
+def write_run_report(run: Run, path: Path, network: dict[str, Callable[[str], Any]] | None = None) -> Path:
+    """The page of a single run, with a story made from its numbers; `network`: more pictures for that tab."""
     plan, model = run.info.get("plan"), run.info.get("model")
     timeline = run.timeline
-    chapter = Chapter("run", _run_title(plan, run.gpus), run, {timeline.hardware.name: timeline}, run.checks, _run_note(model))
+    chapter = Chapter(
+        "run", _run_title(plan, run.gpus), run, {timeline.hardware.name: timeline}, run.checks, _run_note(model), network=network or {}
+    )
     story = list(told(run, timeline))
     finding = story[1].text if len(story) > 1 and story[1].view == "tab=timeline" else story[0].text
     page = Report(str(run.info.get("name", "run")), chapter.title, finding, [chapter], story, run.info.get("seed"))
@@ -393,7 +399,7 @@ def write_run_report(run: Run, path: Path) -> Path:
 def _run_title(plan: dict[str, Any] | None, gpus: int) -> Said:
     if not plan:
         return Said(f"A program on {gpus} GPUs", f"{gpus} 块 GPU 上的程序")
-    axes = " · ".join(f"{a} {plan[a]}" for a in ("dp", "tp", "pp") if plan[a] > 1) or "one GPU"
+    axes = " · ".join(f"{a} {plan[a]}" for a in ("dp", "tp", "pp", "cp", "ep") if plan.get(a, 1) > 1) or "one GPU"
     more = (f" · ZeRO-{plan['zero']}" if plan["zero"] else "") + (f" · {plan['schedule']}" if plan["pp"] > 1 else "")
     return Said(f"Training on {gpus} GPUs: {axes}{more}", f"{gpus} 块 GPU 上的训练：{axes}{more}")
 

@@ -72,6 +72,7 @@ def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     """One MLP is cut both ways over real ranks, then a whole GPT trains with tensor parallelism."""
     from glasscluster.sim.vocabulary import COLLECTIVE
     from glasscluster.strategies.plan import make_model
+    from glasscluster.visualize.matrices import matrices_figure
     from glasscluster.visualize.plots import bars
 
     tokens, layers = 128, 4
@@ -95,6 +96,10 @@ def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     lab.figure(
         ("What each order sends in forward", "两种切法前向的通信量"),
         lambda lang: bars([names[lang][0], names[lang][1]], {names[lang][2]: list(sent.values())}, names[lang][2]),
+    )
+    lab.figure(
+        (f"A layer's matrices on {t} ranks, and where sums over ranks land", f"一层的矩阵在 {t} 个 rank 上，以及求和的位置"),
+        lambda lang: matrices_figure({"MHA, GELU": model}, t, lang),
     )
     lab.tell(
         f"Both orders give the whole MLP's output; row first sends {sent['row then column'] / sent['column then row']:.2f} times as much.",
