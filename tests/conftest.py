@@ -11,13 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from glasscluster.sim.backends import threads
+
 torch.set_num_threads(1)
 
 
-_worker = os.environ.get("PYTEST_XDIST_WORKER", "")  # one core each: thread-ranks share a core, and should not meet another worker's there
-if _worker and hasattr(os, "sched_setaffinity"):
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _worker and hasattr(os, "sched_getaffinity"):  # thread-ranks share a core, and should not meet another worker's there
     _cpus = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {_cpus[int(_worker.removeprefix("gw")) % len(_cpus)]})
+    threads._one_cpu = lambda: _cpus[int(_worker.removeprefix("gw")) % len(_cpus)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -263,3 +264,7 @@ if __name__ == "__main__":
             save_file(result, str(Path(sys.argv[1]) / f"{name}.safetensors"))
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(
+        0
+    )  # torch's own threads now and then abort an interpreter that ends by itself ("terminate called without an active exception")

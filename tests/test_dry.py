@@ -67,7 +67,7 @@ def test_a_later_step_with_its_rebuilt_buckets_is_recorded_dry_as_it_runs(option
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(choices)
+@given(choices())
 def test_any_plan_is_recorded_dry_as_it_runs(choice):
     same(*build(dense(choice)))
 

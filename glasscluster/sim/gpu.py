@@ -29,6 +29,7 @@ class GPU:
         self.comm = Communicator(wire, self.progress, recorder, ledger, ranks, "world", GROUP_IDS["world"])
         self._mesh: Mesh | None = None
         self._host: Host | None = None
+        self.afterwards = contextlib.ExitStack()  # what is to be let go when the recording is complete
 
     def __repr__(self) -> str:
         return f"GPU(rank {self.rank} of {self.size})"
@@ -99,22 +100,29 @@ def run_rank(
     ledger.clock = lambda: recorder.ticks
     ledger.where, ledger.made_by = recorder.where, recorder.made_by
     gpu = GPU(wire, recorder, ledger)
+    with gpu.afterwards:
+        return _recorded(gpu, recorder, program, args, record, abandoned)
+
+
+def _recorded(
+    gpu: GPU, recorder: Recorder, program: Callable[..., Any], args: tuple, record: bool, abandoned: type[BaseException] | None
+) -> Outcome:
     result, error = None, None
     try:
         with RecordingMode(recorder) if record else contextlib.nullcontext():
             result = program(gpu, *args)
             gpu.progress.drain()
     except GlassError as named:
-        named.rank = wire.rank if named.rank is None else named.rank
+        named.rank = gpu.rank if named.rank is None else named.rank
         error = named
     except BaseException as problem:
         if abandoned is not None and isinstance(problem, abandoned):
             raise
         at = traceback.extract_tb(problem.__traceback__)[-1]
         error = RankDied(
-            f"rank {wire.rank} raised {type(problem).__name__}: {problem} ({at.filename.rsplit('/', 1)[-1]}:{at.lineno}, in {at.name})",
-            rank=wire.rank,
+            f"rank {gpu.rank} raised {type(problem).__name__}: {problem} ({at.filename.rsplit('/', 1)[-1]}:{at.lineno}, in {at.name})",
+            rank=gpu.rank,
             operation=at.name,
         )
         error.__cause__ = problem
-    return Outcome(wire.rank, result, recorder.columns() if record else None, error)
+    return Outcome(gpu.rank, result, recorder.columns() if record else None, error)

@@ -88,11 +88,7 @@ def train_rank(gpu: GPU, job: Job) -> RankResult:
     """The SPMD program: the same on every backend."""
     if job.plan.exchange != "all-reduce":
         raise ScenarioError("exchange", job.plan.exchange, "is another program: `glass train` runs it, this one reduces", ["all-reduce"])
-    trainer = Trainer(gpu, job)
-    try:
-        return trainer.run()
-    finally:
-        trainer.manager.close()
+    return Trainer(gpu, job).run()
 
 
 class Trainer:
@@ -119,6 +115,7 @@ class Trainer:
         with gpu.unrecorded():
             self.stage = self.make_stage().keeping(self.keep)
             self.manager = self.make_manager()
+        gpu.afterwards.callback(self.manager.close)
         self.schedule = make_schedule(plan.schedule, plan.pp, plan.micro_batches)
         shape = (plan.micro_batch, job.model.seq // plan.pieces, job.model.hidden)
         self.executor = PipelineExecutor(gpu, self.pp, self.stage, shape, DTYPES[plan.precision], self.manager)

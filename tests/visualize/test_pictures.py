@@ -37,10 +37,12 @@ def tour():
 
 
 def test_every_word_has_both_languages_with_the_same_blanks_and_is_used():
-    sources = "".join(p.read_text() for p in Path(package.__file__).parent.rglob("*") if p.suffix in (".py", ".html", ".js"))
+    files = (p for p in Path(package.__file__).parent.parent.rglob("*") if p.suffix in (".py", ".html", ".js"))
+    sources = "".join(p.read_text() for p in files)
     computed = "forward backward weight recompute optimizer other warm-up drain dependency communication parameters gradients activations "
     computed += "buffers collective p2p bubble compute exposed pass fail partial "
     computed += "split_title idle_title path_title largest_grad largest_weight"  # keys that code puts together
+    computed += " part_outside part_attention part_mlp part_scores"
     made = {*computed.split(), *(f"tab_{t}" for t in report.TABS)}
     for key, said in CATALOGUE.items():
         assert said.en.strip(), key
