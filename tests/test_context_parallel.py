@@ -16,6 +16,7 @@ from test_torchrun import torchrun
 from glasscluster.model.attention import ATTENTION
 from glasscluster.model.flash_attention import TILE, flash_attention
 from glasscluster.sim.cluster import Cluster, Run
+from glasscluster.sim.communicator import Communicator
 from glasscluster.sim.errors import OutOfMemory
 from glasscluster.sim.hardware import hardware
 from glasscluster.sim.vocabulary import COMPUTE, RECV, SEND
@@ -387,17 +388,17 @@ def test_a_causal_mask_of_stripes_that_is_one_token_off_is_caught(shift, monkeyp
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_keys_that_stop_one_rank_early_are_caught(kind, monkeypatch):
-    honest = RingContext.pass_on
+    honest = Communicator.pass_on
 
-    def pass_on(self, x, tag, label):
-        room, works = honest(self, x, tag, label)
+    def pass_on(self, x, tag, **labels):
+        room, works = honest(self, x, tag, **labels)
         self.hops = getattr(self, "hops", 0) + (tag == 1)
         if tag == 1 and self.hops == self.size:
             works[0].wait()
             room.copy_(x)
         return room, works
 
-    monkeypatch.setattr(RingContext, "pass_on", pass_on)
+    monkeypatch.setattr(Communicator, "pass_on", pass_on)
     assert caught(kind) > 1e-2
 
 

@@ -457,8 +457,14 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
         axis = "relative difference from one device" if lang == "en" else "与单卡的相对差异"
         return dots([b.title[lang == "zh"] for b in chosen], series, axis, least=1e-17, limit=TOLERANCE)
 
-    lab.figure(("How far from one device", "与单卡相差多少"), drawn)
     silent = sum(not found[b.id].loss_told for b in chosen)
+    lab.figure(
+        (
+            f"In {silent} of {len(chosen)} the first step's printed loss does not tell; a gradient, a weight or the ledger does",
+            f"{len(chosen)} 个中有 {silent} 个首步打印的损失看不出来；梯度、权重或账目能看出来",
+        ),
+        drawn,
+    )
     caught = sum(found[b.id].gates == b.gates for b in chosen)
     lab.conclude(
         f"{caught} of {len(chosen)} bugs are caught by exactly the gates named for them; {silent} of them the first step's loss would not have told.",

@@ -349,6 +349,23 @@ class Communicator:
             work.wait()
         return out
 
+    def pass_on(self, x: torch.Tensor, tag: int = 0, **labels: str) -> tuple[torch.Tensor, list[Work]]:
+        """Launch `x` to the rank on the right; returns room for what comes from the left, filled when the works are done."""
+        if self.size == 1:
+            return x, []
+        room, left, right = torch.empty_like(x), (self.rank - 1) % self.size, (self.rank + 1) % self.size
+        with self.wire.group():
+            return room, [self.irecv(room, left, tag, **labels), self.isend(x, right, tag, **labels)]
+
+    def going_round(self, x: torch.Tensor, tag: int = 0, **labels: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """Every rank's `x` and whose it is, one's own first, then from the left. The next one arrives while one is used."""
+        for step in range(self.size):
+            following, works = self.pass_on(x, tag, **labels) if step < self.size - 1 else (x, [])
+            yield (self.rank - step) % self.size, x
+            for work in works:
+                work.wait()
+            x = following
+
     def _message(
         self, kind: int, x: torch.Tensor, peer: int, tag: int, purpose: str, label: str, finish: Callable[[], object] | None
     ) -> Work:

@@ -115,22 +115,8 @@ class RingContext(WholeSequence):
         return RingAttention.apply(q, k, v, self)
 
     def travelling(self, kv: Tensor, label: str) -> Iterator[tuple[int, Tensor]]:
-        """Every rank's keys and values [2, b, n_kv, n, d] and whose they are: first one's own. The next arrive while some are used."""
-        for step in range(self.size):
-            following, works = self.pass_on(kv, _KEYS, label) if step < self.size - 1 else (kv, [])
-            yield (self.rank - step) % self.size, kv
-            for work in works:
-                work.wait()
-            kv = following
-
-    def pass_on(self, x: Tensor, tag: int, label: str) -> tuple[Tensor, list[Work]]:
-        """Launch x to the right; returns room for what comes from the left, filled when the works are done."""
-        if self.size == 1:
-            return x, []
-        room, left, right = torch.empty_like(x), (self.rank - 1) % self.size, (self.rank + 1) % self.size
-        with self.comm.wire.group():
-            arrival = self.comm.irecv(room, left, tag, purpose="activations", label=label)
-            return room, [arrival, self.comm.isend(x, right, tag, purpose="activations", label=label)]
+        """Every rank's keys and values [2, b, n_kv, n, d] and whose they are."""
+        return self.comm.going_round(kv, _KEYS, purpose="activations", label=label)
 
 
 def gather(x: Tensor, comm: Communicator, algorithm: str) -> Tensor:
@@ -185,7 +171,7 @@ class RingAttention(torch.autograd.Function):
                 work.wait()
             if arriving is not None:  # the parts of those who had these keys before us
                 d_kv += arriving
-            arriving, works = context.pass_on(d_kv, _GRADIENTS, "gradients of keys and values")
+            arriving, works = context.comm.pass_on(d_kv, _GRADIENTS, purpose="activations", label="gradients of keys and values")
         for work in works:  # ours are home
             work.wait()
         assert arriving is not None

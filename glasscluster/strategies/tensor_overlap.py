@@ -44,40 +44,20 @@ class OverlappedSequenceParallel(SequenceParallel):
     # ---- the two rings -------------------------------------------------------------------------------------------
     def arriving(self, x: Tensor, label: str) -> Iterator[tuple[slice, Tensor]]:
         """All ranks' pieces [b, s/t, h] and their tokens, one after the other; the next one is under way while one is used."""
-        comm, left, right = self.comm, (self.rank - 1) % self.size, (self.rank + 1) % self.size
-        piece = x.contiguous()
-        for step in range(self.size):
-            works = []
-            if step < self.size - 1:
-                following = torch.empty_like(piece)
-                works = [
-                    comm.irecv(following, left, _GATHER, purpose="activations", label=label),
-                    comm.isend(piece, right, _GATHER, purpose="activations", label=label),
-                ]
-            yield self.tokens((self.rank - step) % self.size, piece.shape[1]), piece
-            for work in works:
-                work.wait()
-            if works:
-                piece = following
+        for source, piece in self.comm.going_round(x.contiguous(), _GATHER, purpose="activations", label=label):
+            yield self.tokens(source, piece.shape[1]), piece
 
     def scattered(self, part: Callable[[slice], Tensor], tokens: int, label: str) -> Tensor:
         """This rank's piece of the sum over ranks of part(tokens of a piece); a part is computed while a sum is under way."""
-        comm, left, right = self.comm, (self.rank - 1) % self.size, (self.rank + 1) % self.size
-        each = tokens // self.size
         works: list[Work] = []
         total = arrived = None
         for step in range(self.size):
-            mine = part(self.tokens((self.rank - 1 - step) % self.size, each))
+            mine = part(self.tokens((self.rank - 1 - step) % self.size, tokens // self.size))
             for work in works:
                 work.wait()
             total = mine if arrived is None else mine.add_(arrived)
             if step < self.size - 1:
-                total = total.contiguous()
-                arrived = torch.empty_like(total)
-                works = [
-                    comm.irecv(arrived, left, _SCATTER, purpose="activations", label=label),
-                    comm.isend(total, right, _SCATTER, purpose="activations", label=label),
-                ]
+                arrived, works = self.comm.pass_on(total.contiguous(), _SCATTER, purpose="activations", label=label)
         assert total is not None
         return total
 

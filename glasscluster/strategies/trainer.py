@@ -162,10 +162,13 @@ class Trainer:
         """Whether this rank adds a parameter to the gradient norm: each element exactly once over the ranks of `norm_ranks`."""
         if self.tied and name == TIED and not self.first:
             return False
-        if self.plan.ep > 1:  # experts differ along dp and cp: the sum goes over these ranks, and what they have in common counts once
-            same = self.expert_replicas if shard is not None and shard.experts else self.replicas or self.data
-            copies = None if self.plan.zero and same is not self.replicas else same
-            if copies is not None and copies.rank:
+        if self.plan.ep > 1:  # experts differ along dp and cp: the sum goes over these ranks, and what several of them have counts once
+            expert = shard is not None and shard.experts
+            if self.plan.zero:  # ranks have shards of their own, or with hybrid sharding what their replicas have
+                same = None if expert else self.replicas
+            else:
+                same = self.expert_replicas if expert else self.data
+            if same is not None and same.rank:
                 return False
         return shard is not None or self.tp.rank == 0
 

@@ -98,12 +98,12 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
 
     vocabularies, odd, largest = (64, 1_001, 8_192, 50_257), 1_001, 50_257
     rows = {v: -(-v // t) * t for v in vocabularies}  # padded
-    scalars, gathered, worst, cut = {}, {}, {"loss": 0.0, "gradient": 0.0}, {}
+    scalars, gathered, worst, cut, seconds = {}, {}, {"loss": 0.0, "gradient": 0.0}, {}, {}
     for vocab in vocabularies:
         loss, d_x, d_table = alone(vocab, tokens)
         shown = {False: ("scalars", (f"V = {vocab:,}: three scalars", f"V = {vocab:,}：三个标量")), True: ("gather", (f"V = {vocab:,}: logits gathered", f"V = {vocab:,}：聚集 logits"))}
         run, other = (lab.run(*shown[g], program, vocab, tokens, g, True, gpus=t) if vocab == odd else lab.cluster(t).run(program, vocab, tokens, g, True) for g in shown)
-        cut[vocab], shard = run, Shard(0)
+        cut[vocab], seconds[vocab], shard = run, (run.timeline.makespan, other.timeline.makespan), Shard(0)
         scalars[vocab] = sum(sum(run.graph.bytes_sent(label=f"cross_entropy {k}")) for k in ("max", "target", "sum"))
         gathered[vocab] = sum(other.graph.bytes_sent(label="logits"))
         for rank, mine in enumerate(run.results):
@@ -135,13 +135,16 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
 
     axes = {"en": ("logits gathered", "three scalars a token", "vocabulary V", "bytes sent a token, all ranks"), "zh": ("聚集 logits", "每 token 三个标量", "词表 V", "每 token 发送的字节，全部 rank")}
     lab.figure((f"One token's three all-reduces, V = {odd:,}: each rank before, all after", f"一个 token 的三次 all-reduce，V = {odd:,}：各 rank 之前，全体之后"), table)
-    lab.figure(("Bytes sent for the loss, by vocabulary", "计算损失发送的字节，随词表大小"),
+    lab.figure(("Gathered logits grow with the vocabulary, three scalars a token do not", "聚集的 logits 随词表增长，每 token 三个标量不变"),
                lambda lang: lines({axes[lang][i]: (vocabularies, [d[v] / tokens for v in vocabularies]) for i, d in enumerate((gathered, scalars))}, *axes[lang][2:], log_x=True, log_y=True))
     peak, target, total = (after for _, after in cut[odd].results[0]["seen"])
     lab.tell(f"For the first token the largest logit of all ranks is {peak:.2f}; the target's, less that, is {target:.2f}, and one rank has it; the exponentials add up to {total:.3f}. Its loss is log {total:.3f} − ({target:.2f}) = {log(total) - target:.2f}.",
              f"第一个 token：所有 rank 中最大的 logit 为 {peak:.2f}；目标的 logit 减去它为 {target:.2f}，只有一个 rank 拥有；指数之和为 {total:.3f}。损失为 log {total:.3f} − ({target:.2f}) = {log(total) - target:.2f}。", "tab=network&run=scalars")
     lab.tell(f"Three scalars send {scalars[largest] / tokens:,.0f} bytes a token whatever V is; gathering {largest:,} logits sends {gathered[largest] / tokens:,.0f}: {times[largest]:,.0f} times as many.",
              f"无论 V 多大，三个标量每 token 发送 {scalars[largest] / tokens:,.0f} 字节；聚集 {largest:,} 个 logits 要发送 {gathered[largest] / tokens:,.0f} 字节：{times[largest]:,.0f} 倍。", "tab=network&run=gather")
+    small, large = ([f"{1e3 * s:.3g} ms" for s in seconds[v]] for v in (odd, largest))
+    lab.tell(f"Fewer bytes are not always less time: for V = {odd:,} and {tokens} tokens the scalars take {small[0]} and gathering {small[1]}, because three all-reduces wait for latency; for V = {largest:,} it is {large[0]} and {large[1]}.",
+             f"字节少不总是更快：V = {odd:,}、{tokens} 个 token 时，标量用 {small[0]}，聚集用 {small[1]}，因为三次 all-reduce 要等延迟；V = {largest:,} 时为 {large[0]} 与 {large[1]}。", "tab=timeline&run=scalars")
     lab.tell(f"{odd:,} and {largest:,} are not multiples of {t}: the last rank has rows of padding, whose logits are −∞. Were they 0, the loss for V = 66 would be wrong by {mistake:.2%}.",
              f"{odd:,} 和 {largest:,} 不是 {t} 的倍数：最后一个 rank 有填充行，其 logits 为 −∞。若为 0，V = 66 时损失会错 {mistake:.2%}。")
     lab.tell(f"A whole GPT with 253 tokens on {t} ranks trains as on one device: largest gradient difference {trained.comparison['max_rel_grad_diff']:.1e}.",
