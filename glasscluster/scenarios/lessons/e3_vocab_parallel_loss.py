@@ -103,12 +103,11 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
         loss, d_x, d_table = alone(vocab, tokens)
         shown = {False: ("scalars", (f"V = {vocab:,}: three scalars", f"V = {vocab:,}：三个标量")), True: ("gather", (f"V = {vocab:,}: logits gathered", f"V = {vocab:,}：聚集 logits"))}
         run, other = (lab.run(*shown[g], program, vocab, tokens, g, True, gpus=t) if vocab == odd else lab.cluster(t).run(program, vocab, tokens, g, True) for g in shown)
-        cut[vocab], seconds[vocab], shard = run, (run.timeline.makespan, other.timeline.makespan), Shard(0)
         scalars[vocab] = sum(sum(run.graph.bytes_sent(label=f"cross_entropy {k}")) for k in ("max", "target", "sum"))
-        gathered[vocab] = sum(other.graph.bytes_sent(label="logits"))
+        cut[vocab], gathered[vocab], seconds[vocab] = run, sum(other.graph.bytes_sent(label="logits")), (run.timeline.makespan, other.timeline.makespan)
         for rank, mine in enumerate(run.results):
-            errors = [(mine["x"] - d_x).abs().max() / d_x.abs().max(), (mine["table"] - shard.take(d_table, rank, t)).abs().max() / d_table.abs().max()]
-            worst["gradient"] = max(worst["gradient"], *map(float, errors))
+            for got, want, whole in ((mine["x"], d_x, d_x), (mine["table"], Shard(0).take(d_table, rank, t), d_table)):
+                worst["gradient"] = max(worst["gradient"], float((got - want).abs().max() / whole.abs().max()))
             worst["loss"] = max(worst["loss"], abs(mine["loss"] / loss - 1), abs(other.results[rank]["loss"] / loss - 1))
     times = {v: gathered[v] / scalars[v] for v in vocabularies}
     lab.ask(f"V = {largest:,}, t = {t}: gathering the logits sends how many times the bytes of three scalars a token?",
@@ -118,12 +117,11 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
         lab.check(f"V = {vocab}: logits gathered, all ranks", (t - 1) * tokens * rows[vocab] * 8, gathered[vocab], "F10")
     for what in worst:
         lab.check(f"largest {what} difference of the cut vocabularies from torch's cross-entropy", 0, worst[what], "one device", unit="relative", tolerance=1e-12)
-    padded = [sum(r[what] for v in vocabularies for r in cut[v].results) for what in ("padded", "touched")]
-    lab.check("rows of padding, all vocabularies", sum(rows.values()) - sum(rows), padded[0], "V padded to a multiple of t", unit="rows")
-    lab.check("padded logits with a gradient", 0, padded[1], "their logit is minus infinity", unit="logits")
+    padded, touched = (sum(r[what] for v in vocabularies for r in cut[v].results) for what in ("padded", "touched"))
+    lab.check("rows of padding, all vocabularies", sum(rows.values()) - sum(rows), padded, "V padded to a multiple of t", unit="rows")
+    lab.check("padded logits with a gradient", 0, touched, "their logit is minus infinity", unit="logits")
     trained = lab.train("gpt", ("A GPT with a vocabulary of 253", "词表大小为 253 的 GPT"), model=make_model("tiny", vocab=253), steps=2, tp=t)
     mistake = lab.cluster(t).run(program, 66, tokens, False, False).results[0]["loss"] / alone(66, tokens)[0] - 1
-
     words = {"en": ("largest<br>logit", "max over<br>ranks", "target's logit<br>− max", "sum over<br>ranks", "Σ exp(logit<br>− max)", "sum over<br>ranks", "rank {}: V {}-{}"),
              "zh": ("最大<br>logit", "跨 rank<br>取最大", "目标 logit<br>− 最大", "跨 rank<br>求和", "Σ exp(logit<br>− 最大)", "跨 rank<br>求和", "rank {}：V {}-{}")}
 
@@ -142,12 +140,11 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
              f"第一个 token：所有 rank 中最大的 logit 为 {peak:.2f}；目标的 logit 减去它为 {target:.2f}，只有一个 rank 拥有；指数之和为 {total:.3f}。损失为 log {total:.3f} − ({target:.2f}) = {log(total) - target:.2f}。", "tab=network&run=scalars")
     lab.tell(f"Three scalars send {scalars[largest] / tokens:,.0f} bytes a token whatever V is; gathering {largest:,} logits sends {gathered[largest] / tokens:,.0f}: {times[largest]:,.0f} times as many.",
              f"无论 V 多大，三个标量每 token 发送 {scalars[largest] / tokens:,.0f} 字节；聚集 {largest:,} 个 logits 要发送 {gathered[largest] / tokens:,.0f} 字节：{times[largest]:,.0f} 倍。", "tab=network&run=gather")
-    small, large = ([f"{1e3 * s:.3g} ms" for s in seconds[v]] for v in (odd, largest))
-    lab.tell(f"Fewer bytes are not always less time: for V = {odd:,} and {tokens} tokens the scalars take {small[0]} and gathering {small[1]}, because three all-reduces wait for latency; for V = {largest:,} it is {large[0]} and {large[1]}.",
-             f"字节少不总是更快：V = {odd:,}、{tokens} 个 token 时，标量用 {small[0]}，聚集用 {small[1]}，因为三次 all-reduce 要等延迟；V = {largest:,} 时为 {large[0]} 与 {large[1]}。", "tab=timeline&run=scalars")
-    lab.tell(f"{odd:,} and {largest:,} are not multiples of {t}: the last rank has rows of padding, whose logits are −∞. Were they 0, the loss for V = 66 would be wrong by {mistake:.2%}.",
-             f"{odd:,} 和 {largest:,} 不是 {t} 的倍数：最后一个 rank 有填充行，其 logits 为 −∞。若为 0，V = 66 时损失会错 {mistake:.2%}。")
-    lab.tell(f"A whole GPT with 253 tokens on {t} ranks trains as on one device: largest gradient difference {trained.comparison['max_rel_grad_diff']:.1e}.",
+    lab.tell(f"Fewer bytes are not always less time: for V = {odd:,} and {tokens} tokens the scalars take {1e3 * seconds[odd][0]:.3g} ms and gathering {1e3 * seconds[odd][1]:.3g}, because three all-reduces wait for latency; for V = {largest:,} it is {1e3 * seconds[largest][0]:.3g} and {1e3 * seconds[largest][1]:.3g} ms.",
+             f"字节少不总是更快：V = {odd:,}、{tokens} 个 token 时，标量用 {1e3 * seconds[odd][0]:.3g} ms，聚集用 {1e3 * seconds[odd][1]:.3g} ms，因为三次 all-reduce 要等延迟；V = {largest:,} 时为 {1e3 * seconds[largest][0]:.3g} 与 {1e3 * seconds[largest][1]:.3g} ms。", "tab=timeline&run=scalars")
+    lab.tell(f"{odd:,} and {largest:,} are not multiples of {t}: the last rank has rows of padding, whose logits are −∞. Were they 0, the loss for V = 66 would be wrong by {mistake:.2%}. "
+             f"A whole GPT with 253 tokens on {t} ranks trains as on one device: largest gradient difference {trained.comparison['max_rel_grad_diff']:.1e}.",
+             f"{odd:,} 和 {largest:,} 不是 {t} 的倍数：最后一个 rank 有填充行，其 logits 为 −∞。若为 0，V = 66 时损失会错 {mistake:.2%}。"
              f"词表为 253 的完整 GPT 在 {t} 个 rank 上的训练与单卡一致：最大梯度差异 {trained.comparison['max_rel_grad_diff']:.1e}。", "tab=checks&run=gpt")
     lab.conclude(f"Three scalars a token give the loss; gathering {largest:,} logits would send {times[largest]:,.0f} times as much.",
                  f"每 token 三个标量就得到损失；聚集 {largest:,} 个 logits 的发送量是它的 {times[largest]:,.0f} 倍。")
