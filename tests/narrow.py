@@ -12,7 +12,9 @@ from torch import Tensor
 
 from glasscluster.model.dropout import Draw
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.parallel import Shard
 from glasscluster.sim.cluster import Cluster
+from glasscluster.strategies.check import difference
 from glasscluster.strategies.loss_scale import ScaleRule
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import DTYPES, Job, RankResult, train_rank
@@ -129,13 +131,13 @@ def ran(job: Job) -> list[RankResult]:
 
 
 # ---- the gate ------------------------------------------------------------------------------------------------------
-def put_together(pieces: list[Tensors], like: Recipe, plan: Plan) -> Tensors:
+def put_together(pieces: list[Tensors], named: Tensors, shards: dict[str, Shard | None], plan: Plan) -> Tensors:
     """Whole tensors in float64 from all ranks' pieces. Whoever holds the same piece holds the same bits; all is held by someone."""
-    whole = {n: torch.full_like(p, torch.nan, dtype=torch.float64, requires_grad=False) for n, p in like.named.items()}
+    whole = {n: torch.full_like(p, torch.nan, dtype=torch.float64, requires_grad=False) for n, p in named.items()}
     for rank, tensors in enumerate(pieces):
         for name, tensor in tensors.items():
-            shard, places = like.shards[name], torch.arange(1, whole[name].numel() + 1).view(whole[name].shape)
-            mine = places if shard is None else shard.take(places, rank % plan.tp, plan.tp)
+            shard, places = shards[name], torch.arange(1, whole[name].numel() + 1).view(whole[name].shape)
+            mine = places if shard is None else shard.take(places, rank % plan.tp, plan.tp, rank // plan.tp % plan.ep, plan.ep)
             assert mine.shape == tensor.shape, f"{name}: {tuple(tensor.shape)} on rank {rank}"
             assert not bool(tensor[mine == 0].any()), f"{name}: padding is not zero on rank {rank}"
             mine, tensor = mine[mine > 0] - 1, tensor[mine > 0]
@@ -145,6 +147,37 @@ def put_together(pieces: list[Tensors], like: Recipe, plan: Plan) -> Tensors:
             whole[name].view(-1)[mine] = tensor.double()
     assert not [n for n, t in whole.items() if bool(t.isnan().any())], "no rank holds these"
     return whole
+
+
+def step_by_step(job: Job, results: list[RankResult] | None = None) -> tuple[float, str]:
+    """`check.compare`'s largest difference of a float64 run, each step judged from where the run itself began it, and where.
+
+    Two right runs part where an expert sees few tokens: Adam turns a gradient's last bit into lr / eps = 1e6 of it. So one device
+    takes the run's weights before a step for its gradients, and the run's gradients for its update; from the seed's weights on.
+    """
+    plan, results = job.plan, results or ran(job)
+    model, found = GPTStage(job.model, seed=job.seed, dtype=torch.float64), {}
+    named = {n: p for n, (p, _) in model.full_names().items()}
+    shards = {n: s for n, (_, s) in model.full_names().items()}
+    state = {n: [torch.zeros_like(p) for _ in range(job.optimizer.moments)] for n, p in named.items()}
+    for step in range(job.steps):
+        tokens, targets = job.batch(step)
+        model.zero_grad()
+        model(tokens, targets, Draw(job.seed, step, tuple(range(len(tokens))))).backward()
+        right = {n: p.grad / targets.numel() for n, p in named.items() if p.grad is not None}
+        gradients = put_together([r.gradients[step] for r in results], named, shards, plan)
+        floor = 1e-3 * max(float(g.abs().max()) for g in right.values())
+        found |= {f"gradient of {n}, step {step}": difference(gradients[n], right[n], floor) for n in named}
+        norm = math.hypot(*(float(g.norm()) for g in gradients.values()))
+        factor = min(1.0, plan.clip / (norm + 1e-6)) if plan.clip else 1.0
+        weights = put_together([r.weights[step] for r in results], named, shards, plan)
+        with torch.no_grad():
+            for n, p in named.items():
+                job.optimizer.update(p, gradients[n] * factor, state[n], step + 1)
+                found[f"weight {n}, step {step}"] = difference(weights[n], p, 1.0)
+                p.copy_(weights[n])
+    where = max(found, key=lambda k: found[k])
+    return found[where], where
 
 
 def distances(found: Tensors, truth: Tensors) -> dict[str, float]:
@@ -198,13 +231,13 @@ def furthest(job: Job, results: list[RankResult] | None = None) -> tuple[float, 
                 recipe.backward(step + 1000 * other, trial=True)
                 far.append(distances(recipe.gradients(), truth))
         loss, theirs = exact.backward(step), [recipe.backward(step) for recipe in own]
-        gradients, truth = put_together([r.gradients[step] for r in results], exact, plan), exact.gradients()
+        gradients, truth = put_together([r.gradients[step] for r in results], exact.named, exact.shards, plan), exact.gradients()
         far += [distances(recipe.gradients(), truth) for recipe in own]
         for name, x in ratios(distances(gradients, truth), far, ulp).items():
             found[f"gradient of {name}, step {step}"] = x
         for recipe in (exact, *own):
             assert not recipe.update(gradients)
-        weights = put_together([r.weights[step] for r in results], exact, plan)
+        weights = put_together([r.weights[step] for r in results], exact.named, exact.shards, plan)
         for name, x in ratios(distances(weights, exact.masters), [distances(own[0].named, exact.masters)], ulp / 2).items():
             found[f"weight {name}, step {step}"] = x
         for recipe in (exact, *own):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import differences, run_plan, worst
 from hypothesis import HealthCheck, given, settings
-from narrow import GROWING, OTHER_BATCHES, furthest, ran
+from narrow import GROWING, OTHER_BATCHES, furthest, ran, step_by_step
 from plans import all_pairs, build, choices, name, pairs_of, stratified
 
 from glasscluster.model import gpt
@@ -55,10 +55,52 @@ def test_any_plan_equals_one_device(choice):
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None)
 @given(choices())
 def test_any_plan_equals_one_device_at_length(part, choice):
-    assert worst(differences(*build(choice))) <= TOLERANCE
+    if worst(differences(*build(choice))) > TOLERANCE:  # one layout of 5,000: two right runs that Adam parts; see there
+        off, where = step_by_step(Job(*build(choice, "fp64"), steps=3))
+        assert off <= TOLERANCE / 100, where
     if choice["precision"] != "fp64":
         off, where = own_precision(*build(choice), steps=2)
         assert off <= 3, where
+
+
+RARE = {
+    "dp": 1,
+    "tp": 2,
+    "cp": 4,
+    "ep": 4,
+    "ulysses": 2,
+    "micro_batch": 1,
+    "bucket": 900,
+    "schedule": "gpipe",
+    "prefetch": 0,
+    "recompute": "selective",
+}
+RARE_MODEL = {
+    "layers": 4,
+    "tied": False,
+    "vocab": 42,
+    "dropout": 0.2,
+    "kv_heads": 4,
+    "experts": 4,
+    "top_k": 2,
+    "capacity_factor": 1.0,
+    "shared_ffn": 16,
+}
+
+
+def test_where_adam_parts_two_right_runs_every_step_is_exact_from_where_it_began(monkeypatch):
+    """The layout of `make soak` that is 3.4e-10 apart after three steps, and 8e-16 in each; and the judgement can fail."""
+    plan = make_plan(global_batch=2, lr=1e-2, precision="fp64", **RARE)
+    job = Job(plan, make_model("tiny", hidden=16, heads=4, seq=8, **RARE_MODEL), steps=3)
+    assert step_by_step(job)[0] <= TOLERANCE / 100
+    honest = data_parallel.DataParallel.finish
+
+    def slightly(self):
+        honest(self)
+        self.units[0].grad[:1].mul_(1 + 1e-8)
+
+    monkeypatch.setattr(data_parallel.DataParallel, "finish", slightly)
+    assert step_by_step(job)[0] > TOLERANCE / 100
 
 
 def own_precision(plan, model, steps: int) -> tuple[float, str]:
