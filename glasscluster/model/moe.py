@@ -160,10 +160,11 @@ def apply_experts(block: Any, rows: Tensor, sources: list[list[int]]) -> Tensor:
     here = len(sources[0])
     pieces = rows.split([n for counts in sources for n in counts])
     results: list[Tensor] = [rows] * len(pieces)
-    for e, (up, down) in enumerate(zip(block.expert_up_weight.unbind(), block.expert_down_weight.unbind(), strict=True)):
+    up_all, down_all, linear = block.expert_up_weight, block.expert_down_weight, block.parallel.linear
+    for e, (up, down) in enumerate(zip(up_all.unbind(), down_all.unbind(), strict=True)):
         mine = pieces[e::here]
         x = torch.cat(mine) if len(mine) > 1 else mine[0]
-        y = F.linear(mlp.activate(F.linear(x, up), block.config.activation), down)
+        y = linear(mlp.activate(linear(x, up, whole=up_all, index=e), block.config.activation), down, whole=down_all, index=e)
         results[e::here] = y.split([counts[e] for counts in sources])
     return torch.cat(results)
 

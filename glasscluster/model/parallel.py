@@ -107,6 +107,7 @@ class Unsharded:
     context = WholeSequence()
     experts: Any = WholeExperts()
     seed: Tensor | None = None  # what backward starts from (fp16's loss scale); None: 1
+    later: Any = None  # where gradients of weights can wait (strategies/weight_gradients.py)
 
     @property
     def pieces(self) -> int:
@@ -131,11 +132,15 @@ class Unsharded:
 
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Into the parallel region and through its first matrix."""
-        return F.linear(self.f(x), weight, bias)
+        return self.linear(self.f(x), weight, bias)
 
     def row(self, x: Tensor, weight: Tensor) -> Tensor:
         """Through the region's last matrix and out of it."""
-        return self.g(F.linear(x, weight))
+        return self.g(self.linear(x, weight))
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, whole: Tensor | None = None, index: int | None = None) -> Tensor:
+        """x A^T + b. A is a parameter, or the slice `index` of the parameter `whole`."""
+        return F.linear(x, weight, bias) if self.later is None else self.later.linear(x, weight, bias, whole, index)
 
     def whole_heads(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [b, s, columns] of whole heads, from this rank's columns."""

@@ -149,6 +149,6 @@ def inventory() -> dict[str, Any]:
         "hardware": {
             h.name: f"{h.gpu.name}, {h.node_size} a node by {h.intra.name}; between nodes {h.inter.name}" for h in CATALOGUE.values()
         },
-        "schedules": dict.fromkeys(AVAILABLE["schedule"], ""),
+        "schedules": dict.fromkeys(SCHEDULES, ""),
         "backends": backends,
     }

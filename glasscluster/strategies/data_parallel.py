@@ -60,7 +60,7 @@ class DataParallel:
         self.gpu, self.comm, self.stage, self.plan, self.optimizer = gpu, comm, stage, plan, optimizer
         self.apart, self.counts, self.replicas, self.expert_comm = apart, counts, replicas, expert_comm
         self.host = HostOptimizer(gpu, optimizer) if plan.offload == "optimizer" else None
-        self.syncing, self.last, self.launched = False, False, 0
+        self.syncing, self.last, self.launched, self.parameters_used = False, False, 0, True
         rebuilds = not self.zero and comm.size > 1 and plan.unused == "error"
         self.arrived: list[str] | None = [] if rebuilds else None  # names, as their gradients became ready in the first step
         self.missing: set[nn.Parameter] = set()
@@ -162,9 +162,19 @@ class DataParallel:
                     tensor[m.start : m.stop] = values
 
     # ---- backward --------------------------------------------------------------------------------------------
-    def backward_begins(self, last: bool) -> None:
-        """Called before each micro-batch's backward; the last one's gradients are reduced as they become ready."""
+    def input_gradient_begins(self) -> None:
+        """The first part of a backward in two starts: no gradient comes here before the second."""
+
+    def input_gradient_ends(self) -> None:
+        """It is over."""
+
+    def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
+        """Called before each micro-batch's backward; the last one's gradients are reduced as they become ready.
+
+        In the second part of a backward in two, gradients come and the parameters are not used.
+        """
         self.last = self.syncing = last
+        self.parameters_used = parameters_used
         self.launched, self.missing = 0, set(self.member_of)
         for unit in self.units:
             unit.waiting = len(unit.members)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from glasscluster.model.config import PRESETS, ModelConfig
 from glasscluster.sim.errors import ScenarioError
+from glasscluster.strategies.schedules import FOLDED, chunks, default_name
 
 if TYPE_CHECKING:
     from glasscluster.model.parallel import Shard
@@ -32,8 +33,6 @@ ScheduleName = Literal[
 
 # What the contract names and this version does not run yet: field -> the values that do run.
 AVAILABLE: dict[str, tuple[Any, ...]] = {
-    "schedule": ("gpipe", "1f1b", "eager-1f1b"),
-    "virtual_stages": (1,),
     "precision": ("fp64", "fp32", "bf16", "fp16"),
 }
 
@@ -103,9 +102,16 @@ class Plan(BaseModel):
             dp, pp = values.get("dp", 1), values.get("pp", 1)
             if isinstance(dp, int) and isinstance(pp, int):
                 values = {**values, "global_batch": 2 * dp * pp}
+        if isinstance(values, dict):
+            values = _default_schedule(values)
         if isinstance(values, dict) and values.get("exchange", "all-reduce") != "all-reduce":
             values = {"clip": 0.0, **values}  # no server sees the whole gradient
         return values
+
+    @property
+    def stages(self) -> int:
+        """Of the pipeline: chunks that the model is cut into."""
+        return self.pp * self.virtual_stages
 
     @property
     def gpus(self) -> int:
@@ -226,13 +232,18 @@ class Plan(BaseModel):
             self.check_context(model)
         if self.ep > 1:
             self.check_experts(model)
-        if self.pp > model.layers:
-            raise ScenarioError("pp", self.pp, f"every stage needs at least one of the {model.layers} layers", range(1, model.layers + 1))
+        chunks(self.schedule, self.virtual_stages)  # as many as the schedule has
+        stages, v = self.stages, self.virtual_stages
+        if stages > model.layers:
+            field, most = ("pp", model.layers) if v == 1 or v == 2 and self.schedule in FOLDED else ("virtual_stages", model.layers // self.pp)
+            most = most // v if field == "pp" else most
+            rule = f"every stage needs at least one of the {model.layers} layers" + (f", and pp x virtual-stages = {stages}" if v > 1 else "")
+            raise ScenarioError(field, getattr(self, field), rule, range(1, most + 1))
         if self.layers_per_stage is not None:
             given = list(self.layers_per_stage)
-            if len(given) != self.pp or sum(given) != model.layers or min(given) < 1:
-                nearest_split = ",".join(map(str, split_layers(model.layers, self.pp)))
-                rule = f"must be {self.pp} positive numbers that add up to {model.layers} layers"
+            if len(given) != stages or sum(given) != model.layers or min(given) < 1:
+                nearest_split = ",".join(map(str, split_layers(model.layers, stages)))
+                rule = f"must be {stages} positive numbers that add up to {model.layers} layers"
                 raise ScenarioError("layers_per_stage", ",".join(map(str, given)), rule, [nearest_split])
 
     def check_heads(self, model: ModelConfig) -> None:
@@ -298,9 +309,16 @@ class Plan(BaseModel):
 
     def stage_layers(self, model: ModelConfig) -> list[list[int]]:
         """Layer numbers of each pipeline stage."""
-        counts = list(self.layers_per_stage) if self.layers_per_stage else split_layers(model.layers, self.pp)
+        counts = list(self.layers_per_stage) if self.layers_per_stage else split_layers(model.layers, self.stages)
         starts = [sum(counts[:i]) for i in range(len(counts))]
         return [list(range(a, a + n)) for a, n in zip(starts, counts, strict=True)]
+
+
+def _default_schedule(values: dict[str, Any]) -> dict[str, Any]:
+    """Interleaved where there are virtual stages and no name, two of them where the schedule is folded."""
+    if "schedule" not in values:
+        return {**values, "schedule": default_name(v)} if isinstance(v := values.get("virtual_stages", 1), int) else values
+    return {"virtual_stages": 2, **values} if values["schedule"] in FOLDED else values
 
 
 def split_layers(layers: int, chunks: int) -> list[int]:

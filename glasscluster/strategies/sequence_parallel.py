@@ -17,13 +17,16 @@ But: t must divide s; with several sequences a micro-batch, gathering moves each
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasscluster.strategies.data_parallel import DataParallel
 from glasscluster.strategies.tensor_parallel import TensorParallel
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.chunks import Chunks
 
 
 class SequenceParallel(TensorParallel):
@@ -101,15 +104,21 @@ class _GatherLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parallel: SequenceParallel) -> Tensor:
-        ctx.parallel, ctx.bias = parallel, bias is not None
+        ctx.parallel, ctx.parameter, ctx.bias = parallel, weight, bias is not None
         ctx.save_for_backward(x, weight)
         return F.linear(parallel.gather(x, "f forward")[0], weight, bias)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        whole, d_whole = ctx.parallel.gather(x, "f again", grad, weight)
-        d_x, d_weight = ctx.parallel.scatter(d_whole, "f backward", (grad, whole))
+        parallel = ctx.parallel
+        if parallel.later is not None:
+            grad_2d = grad.flatten(0, 1)
+            if parallel.later.put_off(ctx.parameter, lambda: grad_2d.T @ parallel.gather(x, "f again")[0].flatten(0, 1)):
+                d_x, _ = parallel.scatter(grad @ weight, "f backward")
+                return d_x, None, grad_2d.sum(0) if ctx.bias else None, None
+        whole, d_whole = parallel.gather(x, "f again", grad, weight)
+        d_x, d_weight = parallel.scatter(d_whole, "f backward", (grad, whole))
         return d_x, d_weight, grad.sum((0, 1)) if ctx.bias else None, None
 
 
@@ -126,7 +135,7 @@ class _Scatter(torch.autograd.Function):
         return ctx.parallel.gather(grad, "g backward")[0], None
 
 
-def sum_over_tokens(parallel: SequenceParallel, manager: DataParallel) -> None:
+def sum_over_tokens(parallel: SequenceParallel, manager: Chunks) -> None:
     """Add up the gradients of what every rank has whole, as far as this rank owns them: one message for all of them."""
     pieces = [piece for unit in manager.units for piece in _whole_pieces(manager, unit)]
     if pieces:
@@ -136,7 +145,7 @@ def sum_over_tokens(parallel: SequenceParallel, manager: DataParallel) -> None:
             piece.copy_(summed)
 
 
-def _whole_pieces(manager: DataParallel, unit) -> Iterable[Tensor]:
+def _whole_pieces(manager: Chunks, unit) -> Iterable[Tensor]:
     gradient, owned = manager.gradient_slice(unit), manager.owned(unit)
     for member in unit.members:
         first, last = max(member.start, owned.start), min(member.stop, owned.stop)

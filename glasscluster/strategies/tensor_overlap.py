@@ -72,7 +72,7 @@ class _GatherLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parallel: OverlappedSequenceParallel) -> Tensor:
-        ctx.parallel, ctx.bias = parallel, bias is not None
+        ctx.parallel, ctx.parameter, ctx.bias = parallel, weight, bias is not None
         ctx.save_for_backward(x, weight)
         b, s, _ = x.shape
         out = x.new_empty(b, s * parallel.size, weight.shape[0])
@@ -84,10 +84,16 @@ class _GatherLinear(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         d_x = ctx.parallel.scattered(lambda tokens: grad[:, tokens] @ weight, grad.shape[1], "f backward")
-        d_weight = torch.zeros_like(weight)
-        for tokens, piece in ctx.parallel.arriving(x, "f again"):
-            d_weight.addmm_(grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1))  # one kernel: the product adds to what is there
-        return d_x, d_weight, grad.sum((0, 1)) if ctx.bias else None, None
+        parallel = ctx.parallel
+
+        def d_weight() -> Tensor:
+            total = torch.zeros_like(weight)
+            for tokens, piece in parallel.arriving(x, "f again"):
+                total.addmm_(grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1))  # one kernel: the product adds to what is there
+            return total
+
+        put_off = parallel.later is not None and parallel.later.put_off(ctx.parameter, d_weight)
+        return d_x, None if put_off else d_weight(), grad.sum((0, 1)) if ctx.bias else None, None
 
 
 class _LinearScatter(torch.autograd.Function):
@@ -95,15 +101,28 @@ class _LinearScatter(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, parallel: OverlappedSequenceParallel) -> Tensor:
-        ctx.parallel = parallel
+        ctx.parallel, ctx.parameter = parallel, weight
         ctx.save_for_backward(x, weight)
         return parallel.scattered(lambda tokens: F.linear(x[:, tokens], weight), x.shape[1], "g forward")
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)
+        d_x, parts, later = torch.empty_like(x), [], ctx.parallel.later
+
+        def d_weight() -> Tensor:
+            total = torch.zeros_like(weight)
+            for tokens, piece in parts:
+                total.addmm_(piece.flatten(0, 1).T, x[:, tokens].flatten(0, 1))
+            return total
+
+        if later is not None and later.put_off(ctx.parameter, d_weight):  # the gathered gradient stays until then
+            for tokens, piece in ctx.parallel.arriving(grad, "g backward"):
+                d_x[:, tokens] = piece @ weight
+                parts.append((tokens, piece))
+            return d_x, None, None
+        total = torch.zeros_like(weight)
         for tokens, piece in ctx.parallel.arriving(grad, "g backward"):
             d_x[:, tokens] = piece @ weight
-            d_weight.addmm_(piece.flatten(0, 1).T, x[:, tokens].flatten(0, 1))
-        return d_x, d_weight, None
+            total.addmm_(piece.flatten(0, 1).T, x[:, tokens].flatten(0, 1))
+        return d_x, total, None

@@ -9,6 +9,7 @@ whatever part of it a rank owns.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from glasscluster.model.parallel import IGNORE, Shard, Unsharded
 from glasscluster.sim.communicator import Communicator
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.gpu import GPU
+from glasscluster.strategies.chunks import Chunks
 from glasscluster.strategies.data_parallel import DataParallel
 from glasscluster.strategies.expert_parallel import ExpertParallel
 from glasscluster.strategies.loss_scale import LossScaler, ScaleRule
@@ -34,6 +36,7 @@ from glasscluster.strategies.sequence_parallel import SequenceParallel, sum_over
 from glasscluster.strategies.tensor_overlap import OverlappedSequenceParallel
 from glasscluster.strategies.tensor_parallel import TensorParallel
 from glasscluster.strategies.ulysses import make_context
+from glasscluster.strategies.weight_gradients import WeightGradients
 from glasscluster.strategies.zero3 import LADDER
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,6 +76,7 @@ class RankResult:
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     weights: list[dict[str, Tensor]] = field(default_factory=list)
     host_bytes: int = 0  # optimizer state kept in host memory
+    in_flight: int = 0  # activations of (stage, micro-batch) that waited for their backward at once
     most_layers: int = 0  # ZeRO-3: blocks that were whole at once
     checkpoint_bytes: int = 0  # most that recomputation held to start from
     routing: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # layer -> what its router did, a micro-batch of the last step
@@ -106,28 +110,35 @@ class Trainer:
             self.shard = mesh.inside(self.data, plan.shards, "shard")
             self.replicas = mesh.across(self.data, plan.shards, "replicas")
         self.expert_replicas = mesh.across(self.data, plan.ep, "expert replicas") if plan.ep > 1 else None
-        self.first, self.last = self.pp.rank == 0, self.pp.rank == plan.pp - 1
-        self.tied = job.model.tied and plan.pp > 1 and (self.first or self.last)
-        self.pair: Communicator | None = mesh.subset("pp", [0, plan.pp - 1], "tied") if self.tied else None
+        self.schedule = make_schedule(plan.schedule, plan.pp, plan.micro_batches, plan.virtual_stages)
+        self.final, holder = plan.stages - 1, self.schedule.placement
+        self.last = holder[-1] == self.pp.rank
+        self.tied = job.model.tied and plan.stages > 1 and self.pp.rank in (holder[0], holder[-1])
+        ends = sorted({holder[0], holder[-1]})
+        self.pair: Communicator | None = mesh.subset("pp", ends, "tied") if self.tied and len(ends) > 1 else None
         self.scaler = LossScaler(job.loss_scale) if plan.precision == "fp16" else None
         self.updates = 0  # steps that were not skipped
         self.keep = KINDS[plan.recompute](gpu, plan.recompute_every)
         with gpu.unrecorded():
-            self.stage = self.make_stage().keeping(self.keep)
-            self.manager = self.make_manager()
+            self.parallel = self.make_parallel()
+            later = WeightGradients(gpu)
+            if any(a.kind == "W" for a in self.schedule.ranks[self.pp.rank]):
+                self.parallel.later = later
+            mine = self.schedule.stages_of(self.pp.rank)
+            self.stages = {s: self.make_stage(s).keeping(self.keep) for s in mine}
+            self.manager = Chunks({s: self.make_manager(s, stage) for s, stage in self.stages.items()})
         gpu.afterwards.callback(self.manager.close)
-        self.schedule = make_schedule(plan.schedule, plan.pp, plan.micro_batches)
         shape = (plan.micro_batch, job.model.seq // plan.pieces, job.model.hidden)
-        self.executor = PipelineExecutor(gpu, self.pp, self.stage, shape, DTYPES[plan.precision], self.manager)
+        self.executor = PipelineExecutor(
+            gpu, self.pp, self.schedule, self.stages, shape, DTYPES[plan.precision], self.manager.of, later
+        )
 
     # ---- assembly --------------------------------------------------------------------------------------------
-    def make_stage(self) -> GPTStage:
-        """This rank's layers, cut for tensor parallelism; hooks tell the recorder which layer runs."""
-        parallel = self.parallel = self.make_parallel()
-        layers = self.plan.stage_layers(self.job.model)[self.pp.rank]
-        stage = GPTStage(
-            self.job.model, layers, self.first, self.last, parallel, self.job.seed, DTYPES[self.plan.precision], self.gpu.device
-        )
+    def make_stage(self, number: int) -> GPTStage:
+        """A stage's layers, cut for tensor parallelism; hooks tell the recorder which layer runs."""
+        job, dtype = self.job, DTYPES[self.plan.precision]
+        layers = self.plan.stage_layers(job.model)[number]
+        stage = GPTStage(job.model, layers, number == 0, number == self.final, self.parallel, job.seed, dtype, self.gpu.device)
         for part in stage.parts():
             part.register_forward_pre_hook(lambda module, _args: self.gpu.recorder.enter_layer(getattr(module, "index", -1)))
         return stage
@@ -150,17 +161,15 @@ class Trainer:
             parallel.experts = ExpertParallel(mesh.inside(self.data, plan.ep, "ep", axis="ep"), plan.algorithm)
         return parallel
 
-    def make_manager(self) -> DataParallel:
-        """Data parallelism at the plan's ZeRO stage."""
-        kind = LADDER[self.plan.zero]
-        apart = {TIED} if self.tied else set()
-        return kind(
-            self.gpu, self.shard, self.stage, self.plan, self.job.optimizer, apart, self.counts, self.replicas, self.expert_replicas
-        )
+    def make_manager(self, number: int, stage: GPTStage) -> DataParallel:
+        """Data parallelism of a stage, at the plan's ZeRO stage."""
+        kind, counts = LADDER[self.plan.zero], partial(self.counts, number)
+        apart = {TIED} if self.tied and number in (0, self.final) else set()
+        return kind(self.gpu, self.shard, stage, self.plan, self.job.optimizer, apart, counts, self.replicas, self.expert_replicas)
 
-    def counts(self, name: str, shard: Shard | None) -> bool:
-        """Whether this rank adds a parameter to the gradient norm: each element exactly once over the ranks of `norm_ranks`."""
-        if self.tied and name == TIED and not self.first:
+    def counts(self, number: int, name: str, shard: Shard | None) -> bool:
+        """Whether this rank adds a stage's parameter to the gradient norm: each element exactly once over the ranks of `norm_ranks`."""
+        if self.tied and name == TIED and number > 0:
             return False
         if self.plan.ep > 1:  # experts differ along dp and cp: the sum goes over these ranks, and what several of them have counts once
             expert = shard is not None and shard.experts
@@ -192,15 +201,21 @@ class Trainer:
             del loss
         result.losses = [loss.cpu() if loss.device.type != "meta" else loss for loss in result.losses]
         result.checkpoint_bytes = getattr(self.keep, "held", 0)
-        result.routing = {block.index: list(block.routing) for block in self.stage.layers.values() if self.job.model.experts}
+        result.routing = {block.index: list(block.routing) for block in self.blocks if self.job.model.experts}
+        result.in_flight = self.executor.most_kept
         result.units = [(u.name, u.numel, u.padded) for u in self.manager.units]
         result.host_bytes = self.gpu.memory.host_bytes
-        result.most_layers = getattr(self.manager, "most_layers", 0)
+        result.most_layers = self.manager.most_layers
         return result
+
+    @property
+    def blocks(self) -> list[Any]:
+        """Of all stages here."""
+        return [block for stage in self.stages.values() for block in stage.layers.values()]
 
     def clear_routing(self) -> None:
         """Routers tell of a step what they did."""
-        for block in self.stage.layers.values() if self.job.model.experts else ():
+        for block in self.blocks if self.job.model.experts else ():
             block.routing.clear()
 
     def train_step(self, step: int) -> Tensor:
@@ -211,7 +226,7 @@ class Trainer:
             wide = torch.float64 if plan.precision == "fp64" else torch.float32
             loss = torch.zeros((), dtype=wide, device=gpu.device)
             seed = self.parallel.seed = self.seed()
-        self.executor.run(self.schedule.ranks[self.pp.rank], inputs, targets, loss, seed, self.draws(step))
+        self.executor.run(inputs, targets, loss, seed, self.draws(step))
         with gpu.region("optimizer", layer=-1, micro_batch=-1):
             self.manager.finish()
             if isinstance(self.parallel, SequenceParallel):
@@ -286,10 +301,13 @@ class Trainer:
         return not overflowed
 
     def sum_tied(self) -> None:
-        """First and last stage add their gradients of the shared table."""
+        """First and last stage add their gradients of the shared table, over the wire or, where both are here, at once."""
+        tables = [self.manager.gradient_slice(u) for u in self.manager.units if u.name == TIED and self.tied]
+        if len(tables) == 2:
+            tables[0].add_(tables[1])
+            tables[1].copy_(tables[0])
         if self.pair is not None:
-            unit = next(u for u in self.manager.units if u.name == TIED)
-            gradient = self.manager.gradient_slice(unit)
+            (gradient,) = tables
             self.pair.all_reduce(gradient, algorithm=self.plan.algorithm, purpose="gradients", label="tied embedding")
 
     def add_up(self, x: Tensor, comms: tuple[Communicator, ...], label: str) -> None:

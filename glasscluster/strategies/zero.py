@@ -122,9 +122,9 @@ class Zero2(Zero1):
         assert unit.gradient_shard is not None
         return unit.gradient_shard
 
-    def backward_begins(self, last: bool) -> None:
+    def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
         """Every micro-batch's gradients are reduced, unless they are added up whole."""
-        super().backward_begins(last)
+        super().backward_begins(last, parameters_used)
         self.syncing = last or self.plan.accumulate == "sharded"
 
     def bucket_of(self, unit: Unit) -> Tensor:

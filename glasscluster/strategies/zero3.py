@@ -40,7 +40,8 @@ class Zero3(Zero2):
         for unit in self.units:
             unit.parameter_shard = unit.flat[self.owned(unit)].clone()
         self.gathered: dict[str, Work | None] = {}
-        self.most_layers = 0  # blocks whole at once
+        self.most_layers = 0  # blocks whole at once, of all the rank's stages
+        self.siblings, self.only_input = [self], False
         super().place()
         for unit in self.units:
             self.gpu.memory.register(unit.flat, "buffers", f"{unit.name} gathered")
@@ -59,7 +60,8 @@ class Zero3(Zero2):
         if unit.name in self.gathered:
             return
         self.gpu.memory.resize(unit.flat, unit.nbytes)
-        self.most_layers = max(self.most_layers, sum(n.startswith("layer ") for n in self.gathered) + (unit.layer >= 0))
+        whole = sum(n.startswith("layer ") for m in self.siblings for n in m.gathered)
+        self.most_layers = max(self.most_layers, whole + (unit.layer >= 0))
         with torch.no_grad():
             unit.flat[self.owned(unit)].copy_(self.parameter_slice(unit))
         self.gathered[unit.name] = self.comm_of(unit).all_gather(
@@ -92,15 +94,23 @@ class Zero3(Zero2):
         for number, (part, units) in enumerate(zip(parts, of_part, strict=True)):
             later, earlier = _flatten(of_part[number + 1 :]), _flatten(of_part[:number][::-1])
             done = [u for u in units if u not in later]  # no later part of this pass needs them
-            part.register_forward_pre_hook(partial(self._before_forward, units, later))
+            part.register_forward_pre_hook(partial(self._before_forward, units, later, earlier))
             part.register_forward_hook(partial(self._after_forward, units, done, earlier))
 
     def _units_of(self, part: Any) -> list[Unit]:
         inside = set(part.parameters(recurse=False))
         return [u for u in self.units if any(m.parameter in inside for m in u.members)]
 
-    def _before_forward(self, units: list[Unit], later: list[Unit], _part: Any, _args: Any) -> None:
+    def _before_forward(self, units: list[Unit], later: list[Unit], earlier: list[Unit], _part: Any, args: Any) -> None:
         self._gather_all(units, [] if self.stage.keep.active else later)  # computing again: what comes next is backward
+        x = args[0]
+        if x.requires_grad and not self.stage.keep.active:
+            x.register_hook(lambda _grad: self._input_gradient_is_there([u for u in units if u not in earlier]))
+
+    def _input_gradient_is_there(self, units: list[Unit]) -> None:
+        if self.only_input:  # else a unit goes with the last of its gradients
+            for unit in units:
+                self.free(unit)
 
     def _after_forward(self, units: list[Unit], done: list[Unit], earlier: list[Unit], _part: Any, _args: Any, out: Tensor) -> None:
         if self.stage.keep.active:
@@ -118,14 +128,24 @@ class Zero3(Zero2):
         """After a unit's last gradient its parameters are not needed any more."""
         super().gradient_ready(parameter)
         unit = self.unit_of[parameter]
-        if unit.waiting == 0:
+        if unit.waiting == 0 and self.parameters_used:
+            self.free(unit)
+
+    def input_gradient_begins(self) -> None:
+        """Parameters go as soon as the gradient of their part's input is there."""
+        self.only_input = True
+
+    def input_gradient_ends(self) -> None:
+        """The first stage's embedding has no input to tell."""
+        self.only_input = False
+        for unit in self.units:
             self.free(unit)
 
     def backward_ends(self) -> None:
         """What got no gradient was not freed."""
         super().backward_ends()
         for unit in self.units:
-            if unit.waiting:
+            if unit.waiting and self.parameters_used:
                 self.free(unit)
 
     def updated(self, unit: Unit) -> None:
