@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.plan import Plan, make_model, make_plan
+from glasscluster.strategies.schedules import FOLDED, LOOPED, SCHEDULES
 
 MAX_GPUS = 8
 OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -34,7 +35,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "activation": ("gelu", "gelu-tanh", "relu", "swiglu"),
     "pp": (1, 2, 3, 4),
     "zero": (0, 1, 2, 3),
-    "schedule": ("gpipe", "1f1b", "eager-1f1b"),
+    "schedule": SCHEDULES,
+    "virtual_stages": (1, 2, 3),
+    "uneven": (False, True),
     "micro_batch": (1, 2),
     "micro_batches": (1, 2, 3, 5),
     "bucket": (900, 20_000, 25 * 1024**2),
@@ -47,7 +50,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "prefetch": (0, 1, 3),
     "optimizer": ("adamw", "sgd"),
     "clip": (0.0, 0.01, 1.0),
-    "layers": (4, 5),
+    "layers": (4, 5, 6),
     "tied": (True, False),
     "attention": ("flash", "unfused"),
     "dropout": (0.0, 0.2),
@@ -67,6 +70,11 @@ HEADS = 4
 def fits(*sizes: int) -> bool:
     """In the test cluster."""
     return math.prod(sizes) <= MAX_GPUS
+
+
+def chunked(schedule: str, v: int) -> bool:
+    """Stages a rank: two where the schedule is folded, any number in a loop, else one."""
+    return v == 2 if schedule in FOLDED else v == 1 or schedule in LOOPED
 
 
 def context_fits(tp: int, cp: int, context: str, ulysses: int, kv: int, attention: str) -> bool:
@@ -90,6 +98,10 @@ RULES: tuple[tuple[str, Callable[..., bool]], ...] = (
     (
         "dp pp tp cp context ulysses kv_heads attention",
         lambda dp, pp, tp, cp, *more: fits(dp, tp, pp, cp) and context_fits(tp, cp, *more),
+    ),
+    (
+        "schedule virtual_stages pp layers uneven",
+        lambda schedule, v, pp, layers, uneven: chunked(schedule, v) and pp * v + uneven <= layers,
     ),
     ("precision master_weights", lambda precision, masters: precision != "fp16" or masters != "none"),
     # its slope jumps at zero, where two right runs in 16 bits part, as at a router's choice
@@ -131,7 +143,12 @@ def build(choice: Choice, precision: str | None = None) -> tuple[Plan, ModelConf
     """The plan and the small model of a choice, in its own precision unless another is given."""
     c = dict(choice) | ({"precision": precision} if precision else {})
     model = make_model("tiny", hidden=16, heads=HEADS, seq=8, **{k: c.pop(k) for k in MODEL_OPTIONS})
-    m = c.pop("micro_batches")
+    m, stages = c.pop("micro_batches"), c["pp"] * c["virtual_stages"]
+    if c.pop("uneven"):  # the first stage has one more than the others, the last what is left
+        each = (model.layers - 1) // stages
+        c["layers_per_stage"] = (
+            (each + 1, *[each] * (stages - 2), model.layers - 1 - each * (stages - 1)) if stages > 1 else (model.layers,)
+        )
     plan = make_plan(global_batch=c["dp"] * c["micro_batch"] * m, lr=1e-2, **c)
     plan.check(model)
     return plan, model
@@ -181,4 +198,4 @@ def choices(draw: st.DrawFn) -> Choice:
 
 def name(choice: Choice) -> str:
     """A short test id."""
-    return "-".join(f"{k}{choice[k]}" for k in ("dp", "tp", "pp", "cp", "ep", "zero", "schedule", "micro_batches"))
+    return "-".join(f"{k}{choice[k]}" for k in ("dp", "tp", "pp", "cp", "ep", "zero", "schedule", "virtual_stages", "micro_batches"))

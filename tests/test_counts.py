@@ -221,7 +221,7 @@ def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
     plan, model = build(choice)
     run = run_plan(plan, model, loss_scale=ScaleRule(initial=1.0))
     rows = accounts.traffic_rows(plan, model, run.graph) + accounts.state_rows(plan, model, run.results)
-    rows += accounts.schedule_rows(plan, run.timeline) + accounts.overlap_rows(plan, run.timeline)
+    rows += accounts.schedule_rows(plan, run.timeline, run.results) + accounts.overlap_rows(plan, run.timeline)
     rows += accounts.recompute_rows(plan, model, run.graph, run.results)
     rows += accounts.host_rows(plan, model, run.graph, run.results) + accounts.expert_rows(plan, model, run.graph, run.results)
     assert [r for r in rows if not r["ok"]] == []
@@ -234,7 +234,8 @@ def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_gpipe_s_makespan_counts_recomputation_as_a_part_of_backward(recompute):
     plan, model = make_plan(pp=4, schedule="gpipe", global_batch=8, recompute=recompute), make_model("tiny", attention="unfused")
-    assert [r["ok"] for r in accounts.schedule_rows(plan, run_plan(plan, model, "dry").timeline) if "makespan" in r["name"]] == [True]
+    run = run_plan(plan, model, "dry")
+    assert [r["ok"] for r in accounts.schedule_rows(plan, run.timeline, run.results) if "makespan" in r["name"]] == [True]
 
 
 PLANS = {

@@ -91,7 +91,7 @@ def test_every_row_of_the_ledger_holds_with_recomputation_and_no_byte_is_outside
     plan, model = plan_and_model(0.1 if every == 2 else 0.0, attention, recompute=kind, recompute_every=every, **options)
     run = run_plan(plan, model)
     rows = accounts.traffic_rows(plan, model, run.graph) + accounts.state_rows(plan, model, run.results)
-    rows += accounts.schedule_rows(plan, run.timeline) + accounts.recompute_rows(plan, model, run.graph, run.results)
+    rows += accounts.schedule_rows(plan, run.timeline, run.results) + accounts.recompute_rows(plan, model, run.graph, run.results)
     assert [(r["name"], r["predicted"], r["counted"]) for r in rows if not r["ok"]] == []
     again = [r for r in rows if "again" in r["name"]]
     assert len(again) >= 2

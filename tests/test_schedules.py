@@ -18,6 +18,7 @@ from glasscluster.strategies.pipeline_parallel import PipelineExecutor
 from glasscluster.strategies.plan import make_model, make_plan, split_layers
 from glasscluster.strategies.schedules import make_schedule
 from glasscluster.strategies.schedules.base import Action, Schedule
+from glasscluster.strategies.weight_gradients import WeightGradients
 
 SHAPES = [(1, 1), (1, 4), (2, 1), (2, 2), (3, 5), (4, 4), (4, 8), (4, 3), (8, 16)]
 
@@ -86,13 +87,14 @@ def test_gpipe_on_the_real_gpt_takes_what_f20_says(p, m, dp, hardware):
 
 def test_an_operation_that_takes_a_millionth_longer_fails_the_makespan_row():
     plan = make_plan(pp=3, schedule="gpipe", global_batch=4)
-    line = run_plan(plan, make_model("tiny", **MODEL)).timeline
-    rows = [r for r in accounts.schedule_rows(plan, line) if r["match"] == "virtual"]
+    run = run_plan(plan, make_model("tiny", **MODEL))
+    line = run.timeline
+    rows = [r for r in accounts.schedule_rows(plan, line, run.results) if r["match"] == "virtual"]
     assert [r["ok"] for r in rows] == [True]
     backward = PHASES.index("backward")
     last = max((line.graph.kind == COMPUTE).nonzero()[0], key=lambda row: (line.graph.phase[row] == backward, line.end[row]))
     line.end[last] += 1e-6 * line.makespan
-    rows = [r for r in accounts.schedule_rows(plan, line) if r["match"] == "virtual"]
+    rows = [r for r in accounts.schedule_rows(plan, line, run.results) if r["match"] == "virtual"]
     assert all(not r["ok"] for r in rows) or not rows
     assert accounts.gpipe_makespan(plan, line) is None or not rows[0]["ok"]
 
@@ -114,34 +116,46 @@ def test_1f1b_holds_less_memory_than_gpipe_and_takes_no_longer_on_free_links():
 class Square(nn.Module):
     """y = x w: one matmul forward, two backward. The last stage's loss is the sum of y times a constant matrix of ones."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, later: WeightGradients) -> None:
         super().__init__()
+        self.later = later
         self.w = nn.Parameter(torch.ones(n, n))
         self.w.grad = torch.zeros(n, n)
 
     def forward(self, x, _target=None):
-        return _Matmul.apply(x, self.w)
+        return _Matmul.apply(x, self.w, self.later)
 
 
 class _Matmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w):
+    def forward(ctx, x, w, later):
         ctx.save_for_backward(x, w)
+        ctx.w, ctx.later = w, later
         return x @ w
 
     @staticmethod
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
-        return dy @ w.t(), x.t() @ dy
+        put_off = ctx.later.put_off(ctx.w, lambda: x.t() @ dy)
+        return dy @ w.t(), None if put_off else x.t() @ dy, None
 
 
 class Quiet:
     """Nobody reduces gradients."""
 
-    def backward_begins(self, last):
+    def backward_begins(self, last, parameters_used=True):
         pass
 
     def backward_ends(self):
+        pass
+
+    def input_gradient_begins(self):
+        pass
+
+    def input_gradient_ends(self):
+        pass
+
+    def gradient_ready(self, parameter):
         pass
 
 
@@ -149,21 +163,21 @@ def equal_stages(gpu, name: str, m: int, n: int):
     """Each stage one matmul; the executor is the one that trains the GPT."""
     mesh = gpu.make_mesh({"pp": gpu.size})
     with gpu.unrecorded():
-        stage = Square(n)
+        later = WeightGradients(gpu)
+        stage = Square(n, later)
         inputs = [torch.ones(n, n, requires_grad=True) for _ in range(m)]
         loss = torch.zeros(n, n)
         seed = torch.ones(n, n)
-    executor = PipelineExecutor(gpu, mesh["pp"], stage, (n, n), torch.float32, Quiet())
-    if executor.last:
-        honest = executor.backward
+    schedule = make_schedule(name, gpu.size, m)
+    executor = PipelineExecutor(gpu, mesh["pp"], schedule, {gpu.rank: stage}, (n, n), torch.float32, {gpu.rank: Quiet()}, later)
+    if gpu.rank == gpu.size - 1:  # the loss is sum(y): its gradient is a matrix of ones
 
-        def from_ones(i, last):  # the loss is sum(y): its gradient is a matrix of ones
-            x, y = executor.kept[i]
-            executor.kept[i] = (x, _Seeded.apply(y, seed))
-            honest(i, last)
+        def from_ones(stage, i):
+            x, y = executor.kept[stage, i]
+            executor.kept[stage, i] = (x, _Seeded.apply(y, seed))
 
-        executor.backward = from_ones
-    executor.run(make_schedule(name, gpu.size, m).ranks[gpu.rank], inputs, [None] * m, loss)
+        executor._output_gradient = from_ones
+    executor.run(inputs, [None] * m, loss)
 
 
 class _Seeded(torch.autograd.Function):

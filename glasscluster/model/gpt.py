@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glasscluster.model import mlp, moe
@@ -92,7 +91,8 @@ class Block(Module):
         else:
             y = parallel.f(x_BSH)
             q, k, v = (
-                parallel.linear(y, w, b) for w, b in ((self.q_weight, self.q_bias), (self.k_weight, self.k_bias), (self.v_weight, self.v_bias))
+                parallel.linear(y, w, b)
+                for w, b in ((self.q_weight, self.q_bias), (self.k_weight, self.k_bias), (self.v_weight, self.v_bias))
             )
         k, v = parallel.whole_heads(k, v)
         q, k, v = (x.unflatten(-1, (-1, d)).transpose(1, 2) for x in (q, k, v))  # [B, A or key heads, S, D]

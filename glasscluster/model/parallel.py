@@ -138,7 +138,9 @@ class Unsharded:
         """Through the region's last matrix and out of it."""
         return self.g(self.linear(x, weight))
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, whole: Tensor | None = None, index: int | None = None) -> Tensor:
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, whole: Tensor | None = None, index: int | None = None
+    ) -> Tensor:
         """x A^T + b. A is a parameter, or the slice `index` of the parameter `whole`."""
         return F.linear(x, weight, bias) if self.later is None else self.later.linear(x, weight, bias, whole, index)
 

@@ -132,7 +132,7 @@ def inventory() -> dict[str, Any]:
     from glasscluster.model.config import PRESETS
     from glasscluster.sim.cluster import BACKENDS
     from glasscluster.sim.hardware import CATALOGUE
-    from glasscluster.strategies.plan import AVAILABLE
+    from glasscluster.strategies.schedules import SCHEDULES
 
     backends = {
         "ray": "Ray actors, real tensors, messages over gloo (NCCL with --device cuda)",

@@ -155,7 +155,7 @@ def counted_rows(trained: Trained) -> list[dict[str, Any]]:
         *accounts.expert_rows(plan, model, run.graph, run.results),
         *accounts.overlap_rows(plan, trained.timeline),
         *accounts.recompute_rows(plan, model, run.graph, run.results),
-        *accounts.schedule_rows(plan, trained.timeline),
+        *accounts.schedule_rows(plan, trained.timeline, run.results),
     ]
 
 

@@ -33,15 +33,11 @@ from glasscluster.strategies import (
     zero3,
 )
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.schedules import eager_1f1b, gpipe, one_f_one_b
+from glasscluster.strategies.schedules import gpipe, make_schedule, predict_live
+from glasscluster.strategies.schedules.base import Schedule
 from glasscluster.strategies.trainer import DTYPES, TIED, RankResult
 from glasscluster.strategies.units import Unit, by_bucket, by_module
 
-IN_FLIGHT = {
-    "gpipe": gpipe.predict_in_flight,
-    "1f1b": one_f_one_b.predict_in_flight,
-    "eager-1f1b": eager_1f1b.predict_in_flight,
-}  # F22
 WIDTH = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -90,11 +86,11 @@ class _Place(Unsharded):
 
 def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
     """The units of a pipeline stage, from shapes alone (meta tensors)."""
-    first, last = stage == 0, stage == plan.pp - 1
+    first, last = stage == 0, stage == plan.stages - 1
     shape = GPTStage(
         model, plan.stage_layers(model)[stage], first, last, _Place(plan), dtype=DTYPES[plan.precision], device=torch.device("meta")
     )
-    apart = {TIED} if model.tied and plan.pp > 1 and (first or last) else set()
+    apart = {TIED} if model.tied and plan.stages > 1 and (first or last) else set()
     if plan.zero == 3:
         return by_module(shape, plan.padding, apart)
     return by_bucket(shape, plan.bucket_limits, plan.padding, apart)
@@ -106,7 +102,7 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
         return []
     width, tokens = WIDTH[plan.precision], plan.micro_batch * model.seq
     m, rows = plan.micro_batches, []
-    stages = [units_of(plan, model, s) for s in range(plan.pp)]
+    stages = [units_of(plan, model, s) for s in range(plan.stages)]
     if plan.data_ranks > 1:
         rows += _data_rows(plan, graph, stages, width, skipped)
     if plan.tp > 1:
@@ -115,10 +111,12 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
         rows += _context_rows(plan, model, graph, m, width)
     if plan.pp > 1:
         copies = plan.dp * (1 if plan.sequence_parallel else plan.tp)  # of an activation: whole on every tp rank, or a piece on each
-        expected_pp = pipeline_parallel.predict_traffic(plan.pp, m, tokens, model.hidden, width) * copies
+        schedule = schedule_of(plan)
+        expected_pp = pipeline_parallel.predict_traffic(schedule.hops, m, tokens, model.hidden, width) * copies
         counted_pp = sum(graph.bytes_sent(axis="pp", purpose="activations"))
-        rows.append(row("pp activations and their gradients sent, all ranks", expected_pp, counted_pp, "GPipe 1811.06965: 2(p-1)m·bsh"))
-        if model.tied:
+        source = "GPipe 1811.06965: 2(p-1)m·bsh" if plan.virtual_stages == 1 else "Megatron-LM 2104.04473 section 2.2: 2m·bsh a hop (F21)"
+        rows.append(row("pp activations and their gradients sent, all ranks", expected_pp, counted_pp, source))
+        if model.tied and schedule.placement[0] != schedule.placement[-1]:
             table = next(u for u in stages[0] if u.name == TIED)
             shares = plan.data_ranks // (
                 plan.shards if plan.zero else 1
@@ -133,6 +131,11 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
                 )
             )
     return rows
+
+
+def schedule_of(plan: Plan) -> Schedule:
+    """The plan's pipeline."""
+    return make_schedule(plan.schedule, plan.pp, plan.micro_batches, plan.virtual_stages)
 
 
 def _padded(units: Sequence[Unit]) -> dict[bool, int]:
@@ -217,7 +220,7 @@ def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, 
         again = recompute.predict_again(
             plan.recompute, len(layers), plan.recompute_every, regions, spares, 2 if plan.sequence_parallel else 1
         )
-        part = theory.predict(len(layers), m, tokens, model.hidden, plan.tp, width, s == 0, s == plan.pp - 1, again, per_layer)
+        part = theory.predict(len(layers), m, tokens, model.hidden, plan.tp, width, s == 0, s == plan.stages - 1, again, per_layer)
         totals = {k: v + part[k] * plan.dp for k, v in totals.items()}
     tp = (graph.kind == SEND) & (graph.axis == "tp") & (graph.purpose == PURPOSES.index("activations"))
     label = np.array([*graph.names, ""])[graph.label]
@@ -264,7 +267,7 @@ def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, 
         counted = int(graph.bytes[tp & router].sum())
         rows.append(row("tp weights of the router sent", runs * one, counted, "F9, F10: k numbers a token"))
     if plan.sequence_parallel:
-        whole = sum(x.stop - x.start for s in range(plan.pp) for u in units_of(plan, model, s) for x in u.members if x.shard is None)
+        whole = sum(x.stop - x.start for s in range(plan.stages) for u in units_of(plan, model, s) for x in u.members if x.shard is None)
         shares = plan.data_ranks // (plan.shards if plan.zero else 1)  # with ZeRO every dp rank sums what it owns
         expected = 2 * (plan.tp - 1) * whole * plan.gradient_width * shares
         counted = sum(graph.bytes_sent(axis="tp", label="norms, biases, positions"))
@@ -304,7 +307,7 @@ def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) ->
     moments = 2 if plan.optimizer == "adamw" else 0
     state_width = moments * (4 if plan.has_master else width) + (4 if plan.has_master else 0)
     expected = {"parameters": 0.0, "gradients": 0.0, "optimizer": 0.0}
-    for s in range(plan.pp):
+    for s in range(plan.stages):
         on_gpu = 0 if plan.offload == "optimizer" else state_width
         for experts, padded in _padded(units_of(plan, model, s)).items():
             shards = plan.expert_replicas if experts else plan.shards
@@ -313,27 +316,35 @@ def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) ->
     source = "ZeRO 1910.02054 section 3.1 (F15)"
     rows = [row(f"{k} held, all ranks", v, sum(r.state_bytes[k] for r in results), source) for k, v in expected.items()]
     if plan.zero == 3:
-        most = max(zero3.predict_layers(plan, len(layers)) for layers in plan.stage_layers(model))
+        most = _layers_whole(plan, model)
         counted, source = max(r.most_layers for r in results), "FSDP 2304.11277 section 3.3: prefetch + 1"
         rows.append(row("layers whole at once, most of any rank", most, counted, source, unit="layers"))
     return rows
+
+
+def _layers_whole(plan: Plan, model: ModelConfig) -> int | None:
+    """One stage is used at a time and lets its layers go, unless they are kept: then those of a rank's stages add up."""
+    each = [zero3.predict_layers(plan, len(layers)) for layers in plan.stage_layers(model)]
+    if plan.reshard or plan.virtual_stages == 1:
+        return max(each)
+    return None  # how many of a rank's stages are whole at once is the schedule's business
 
 
 def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[dict[str, Any]]:
     """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (F29)."""
     if plan.recompute == "none":
         return []
-    in_flight = IN_FLIGHT[plan.schedule]
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     pairs = sum(ulysses.work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE))
     spares = _spares(plan, model)
     routers = 1 if plan.sequence_parallel else plan.tp
-    flops = held = 0
-    for s, layers in enumerate(plan.stage_layers(model)):
+    flops, kept_by = 0, []
+    for layers in plan.stage_layers(model):
         stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
         flops += recompute.predict_flops(*stage, pairs=pairs, spares=spares, routers=routers) * plan.micro_batches * plan.dp
-        kept = recompute.predict_checkpoints(*stage, plan.tp, WIDTH[plan.precision], plan.pieces, plan.cp)
-        held += kept * in_flight(plan.pp, plan.micro_batches, s) * plan.data_ranks * plan.tp
+        kept_by.append(recompute.predict_checkpoints(*stage, plan.tp, WIDTH[plan.precision], plan.pieces, plan.cp))
+    schedule = schedule_of(plan)
+    held = int(sum(schedule.most_held(rank, kept_by) for rank in range(plan.pp))) * plan.data_ranks * plan.tp
     if model.experts and plan.recompute == "full":  # tp ranks send the same rows to the same experts, each with its columns
         assignments = sum(sum(counts) for result in results for counts in result.routing_counts("kept")) // plan.tp
         flops += 2 * assignments * (model.gates + 1) * model.hidden * model.width
@@ -344,16 +355,19 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
     ]
 
 
-def schedule_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
+def schedule_rows(plan: Plan, timeline: Timeline, results: Sequence[RankResult]) -> list[dict[str, Any]]:
     """Micro-batches in flight (F22), and GPipe's makespan from the stages' own times (F20) where its terms hold."""
     if plan.pp == 1:
         return []
     rows, m = [], plan.micro_batches
-    formula = IN_FLIGHT[plan.schedule]
+    live = predict_live(plan.schedule, plan.pp, m, plan.virtual_stages)
     replicas = plan.data_ranks * plan.tp
-    for s in range(plan.pp):
-        counted = max(timeline.graph.in_flight(s * replicas + i) for i in range(replicas))
-        rows.append(row(f"micro-batches in flight, stage {s}", formula(plan.pp, m, s), counted, "F22", unit="micro-batches"))
+    for r in range(plan.pp):
+        ranks = range(r * replicas, (r + 1) * replicas)
+        unit, name = ("micro-batches", "stage") if plan.virtual_stages == 1 else ("chunks of micro-batches", "pipeline rank")
+        whole = plan.schedule in ("gpipe", "1f1b", "eager-1f1b")  # else a chunk is live until its W, and the graph has no chunks
+        counted = max(timeline.graph.in_flight(i) if whole else results[i].in_flight for i in ranks)
+        rows.append(row(f"{unit} in flight, {name} {r}", live[r], counted, "F22", unit=unit))
     predicted = gpipe_makespan(plan, timeline) if plan.schedule == "gpipe" else None
     if predicted is not None:
         first, last = timeline.window

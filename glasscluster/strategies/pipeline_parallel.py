@@ -94,7 +94,7 @@ class PipelineExecutor:
         self.parameters = {s: dict(module.named_parameters()) for s, module in stages.items()}
         judged = schedule.validate(1.0, 2.0, 0.0, 1.0)
         self.begin, self.end = judged.begin, judged.end
-        self.most_kept = 0  # activations of (stage, micro-batch) that waited for their backward at once
+        self.most_live = 0  # chunks' activations that waited for their B or W at once, counted after each slot
 
     # ---- a step ----------------------------------------------------------------------------------------------
     def run(
@@ -123,6 +123,7 @@ class PipelineExecutor:
             for action in slot:
                 with self.gpu.region(PHASE[action.kind], layer=-1, micro_batch=action.micro_batch):
                     {"F": self.forward, "B": self.backward, "I": self.input_gradient, "W": self.weight_gradient}[action.kind](action)
+            self.most_live = max(self.most_live, len(self.kept) + len(self.left))
         for _, work in self.gradients_sent:
             work.wait()
         self.gradients_sent.clear()
@@ -138,7 +139,6 @@ class PipelineExecutor:
             y = self.stages[stage](x, **self.more[i])
             self.activations_sent[stage, i] = self._send(y.detach(), Message(stage + 1, "F", i))
         self.kept[stage, i] = (x, y)
-        self.most_kept = max(self.most_kept, len(self.kept))
 
     def backward(self, action: Action) -> None:
         """B i."""

@@ -235,9 +235,11 @@ class Plan(BaseModel):
         chunks(self.schedule, self.virtual_stages)  # as many as the schedule has
         stages, v = self.stages, self.virtual_stages
         if stages > model.layers:
-            field, most = ("pp", model.layers) if v == 1 or v == 2 and self.schedule in FOLDED else ("virtual_stages", model.layers // self.pp)
-            most = most // v if field == "pp" else most
-            rule = f"every stage needs at least one of the {model.layers} layers" + (f", and pp x virtual-stages = {stages}" if v > 1 else "")
+            fewer_ranks = v == 1 or self.schedule in FOLDED
+            field, most = ("pp", model.layers // v) if fewer_ranks else ("virtual_stages", model.layers // self.pp)
+            rule = f"every stage needs at least one of the {model.layers} layers" + (
+                f", and pp x virtual-stages = {stages}" if v > 1 else ""
+            )
             raise ScenarioError(field, getattr(self, field), rule, range(1, most + 1))
         if self.layers_per_stage is not None:
             given = list(self.layers_per_stage)

@@ -108,7 +108,8 @@ class _LinearScatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        d_x, parts, later = torch.empty_like(x), [], ctx.parallel.later
+        d_x, later = torch.empty_like(x), ctx.parallel.later
+        parts: list[tuple[slice, Tensor]] = []
 
         def d_weight() -> Tensor:
             total = torch.zeros_like(weight)

@@ -76,7 +76,7 @@ class RankResult:
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     weights: list[dict[str, Tensor]] = field(default_factory=list)
     host_bytes: int = 0  # optimizer state kept in host memory
-    in_flight: int = 0  # activations of (stage, micro-batch) that waited for their backward at once
+    in_flight: int = 0  # chunks' activations that waited for their B or W at once
     most_layers: int = 0  # ZeRO-3: blocks that were whole at once
     checkpoint_bytes: int = 0  # most that recomputation held to start from
     routing: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # layer -> what its router did, a micro-batch of the last step
@@ -129,9 +129,7 @@ class Trainer:
             self.manager = Chunks({s: self.make_manager(s, stage) for s, stage in self.stages.items()})
         gpu.afterwards.callback(self.manager.close)
         shape = (plan.micro_batch, job.model.seq // plan.pieces, job.model.hidden)
-        self.executor = PipelineExecutor(
-            gpu, self.pp, self.schedule, self.stages, shape, DTYPES[plan.precision], self.manager.of, later
-        )
+        self.executor = PipelineExecutor(gpu, self.pp, self.schedule, self.stages, shape, DTYPES[plan.precision], self.manager.of, later)
 
     # ---- assembly --------------------------------------------------------------------------------------------
     def make_stage(self, number: int) -> GPTStage:
@@ -202,7 +200,7 @@ class Trainer:
         result.losses = [loss.cpu() if loss.device.type != "meta" else loss for loss in result.losses]
         result.checkpoint_bytes = getattr(self.keep, "held", 0)
         result.routing = {block.index: list(block.routing) for block in self.blocks if self.job.model.experts}
-        result.in_flight = self.executor.most_kept
+        result.in_flight = self.executor.most_live
         result.units = [(u.name, u.numel, u.padded) for u in self.manager.units]
         result.host_bytes = self.gpu.memory.host_bytes
         result.most_layers = self.manager.most_layers

@@ -63,7 +63,9 @@ class WeightGradients:
         self.collecting.later.setdefault(weight, []).append(Part(compute, self.gpu.recorder.current_layer(), index))
         return True
 
-    def input_gradient(self, y: Tensor, dy: Tensor | None, x: Tensor | None, parameters: Mapping[str, nn.Parameter]) -> tuple[Tensor | None, Kept]:
+    def input_gradient(
+        self, y: Tensor, dy: Tensor | None, x: Tensor | None, parameters: Mapping[str, nn.Parameter]
+    ) -> tuple[Tensor | None, Kept]:
         """I: the gradient of x (None on the first stage), and what is left for W."""
         kept = self.collecting = Kept()
         wanted = ([x] if x is not None else []) + list(parameters.values())
@@ -107,7 +109,9 @@ class Linear(torch.autograd.Function):
     """x A^T + b, whose weight gradient can wait. `whole` and `index`: A is a slice of that parameter (an expert's)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, later: WeightGradients, whole: Tensor | None, index: int | None) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, later: WeightGradients, whole: Tensor | None, index: int | None
+    ) -> Tensor:
         ctx.later, ctx.bias, ctx.index = later, bias is not None, index
         ctx.parameter = weight if whole is None else whole  # what recomputation brings back would be a copy
         ctx.save_for_backward(x, weight)

@@ -363,6 +363,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     (r"tp all-reduces sent, loss, 3 scalars a token", "tp all-reduce 发送量，损失（每 token 3 个标量）"),
     (r"(parameters|gradients|optimizer) held, all ranks", "持有的{0}，全部 rank"),
     (r"micro-batches in flight, stage (\d+)", "第 {0} 级在途的微批次"),
+    (r"chunks of micro-batches in flight, pipeline rank (\d+)", "流水线 rank {0} 上在途的微批次分块"),
     (r"largest (gradient) difference from one device", "与单卡的最大{0}差异"),
     (r"largest difference from torch's softmax, any order", "与 torch softmax 的最大差异（任意顺序）"),
     (r"final maximum, difference between orders", "最终最大值在不同顺序之间的差异"),

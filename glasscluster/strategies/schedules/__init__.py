@@ -86,4 +86,16 @@ def make_schedule(name: str, p: int, micro_batches: int, virtual_stages: int | N
     return (FOLDED if name in FOLDED else ONE_STAGE)[name](p, micro_batches)
 
 
-__all__ = ["SCHEDULES", "Action", "Schedule", "chunks", "default_name", "make_schedule", "placement"]
+def predict_live(name: str, p: int, m: int, v: int) -> list[int | None]:
+    """F22: chunks' activations that live on each rank, at most, from F to B or W; None where the formula does not hold."""
+    if name in ONE_STAGE:
+        one = {"gpipe": gpipe, "1f1b": one_f_one_b, "eager-1f1b": eager_1f1b, "zb-h1": zb_h1, "zb-h2": zb_h2}[name]
+        return [one.predict_in_flight(p, m, rank) for rank in range(p)]
+    if name in LOOPED:
+        loop = {"interleaved": interleaved, "looped-bfs": looped_bfs, "interleaved-zb": interleaved_zb}[name]
+        return [loop.predict_in_flight(p, m, v, rank) for rank in range(p)]
+    fold = {"zb-v": zb_v, "dualpipe-v": dualpipe_v}[name]
+    return [fold.predict_in_flight(p, m, rank) for rank in range(p)]
+
+
+__all__ = ["SCHEDULES", "Action", "Schedule", "chunks", "default_name", "make_schedule", "placement", "predict_live"]

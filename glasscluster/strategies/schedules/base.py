@@ -105,8 +105,23 @@ class Schedule:
     @property
     def messages(self) -> int:
         """Activations and gradients that leave a rank, in a step."""
-        hops = sum(a != b for a, b in pairwise(self.placement))
-        return 2 * self.micro_batches * hops
+        return 2 * self.micro_batches * self.hops
+
+    @property
+    def hops(self) -> int:
+        """From rank to rank on the way through the model."""
+        return sum(a != b for a, b in pairwise(self.placement))
+
+    def most_held(self, rank: int, held: Sequence[float]) -> float:
+        """Most that a rank holds when a backward begins: held[stage] from a stage's F until its B or I, of each micro-batch."""
+        now = most = 0.0
+        for stage, kind, _ in self.ranks[rank]:
+            if kind == "F":
+                now += held[stage]
+            elif kind in "BI":
+                most = max(most, now)
+                now -= held[stage]
+        return most
 
     def needs(self, action: Action) -> list[Action]:
         """What must be done before: the neighbour's F or gradient, whichever way it is written, and what the rank itself did."""
