@@ -16,7 +16,7 @@ from glasscluster.sim.vocabulary import COMPUTE, PHASES
 from glasscluster.strategies import accounts
 from glasscluster.strategies.pipeline_parallel import PipelineExecutor
 from glasscluster.strategies.plan import make_model, make_plan, split_layers
-from glasscluster.strategies.schedules import make_schedule
+from glasscluster.strategies.schedules import FOLDED, LOOPED, SCHEDULES, make_schedule
 from glasscluster.strategies.schedules.base import Action, Schedule
 from glasscluster.strategies.weight_gradients import WeightGradients
 
@@ -62,6 +62,7 @@ def test_layers_are_split_as_the_contract_says():
 
 
 # ---- the real GPT ------------------------------------------------------------------------------------------------
+EVERY = [(n, 2 if n in FOLDED or n in LOOPED else 1) for n in SCHEDULES] + [(n, 3) for n in LOOPED]
 MODEL = {"layers": 5, "hidden": 32, "heads": 4, "seq": 16}
 
 
@@ -159,52 +160,39 @@ class Quiet:
         pass
 
 
-def equal_stages(gpu, name: str, m: int, n: int):
-    """Each stage one matmul; the executor is the one that trains the GPT."""
+def equal_stages(gpu, name: str, m: int, v: int, n: int):
+    """Each stage one matmul; the executor is the one that trains the GPT. The loss is the sum of y: its gradient is ones."""
     mesh = gpu.make_mesh({"pp": gpu.size})
+    schedule = make_schedule(name, gpu.size, m, v)
     with gpu.unrecorded():
         later = WeightGradients(gpu)
-        stage = Square(n, later)
+        stages = {s: Square(n, later) for s in schedule.stages_of(gpu.rank)}
         inputs = [torch.ones(n, n, requires_grad=True) for _ in range(m)]
-        loss = torch.zeros(n, n)
-        seed = torch.ones(n, n)
-    schedule = make_schedule(name, gpu.size, m)
-    executor = PipelineExecutor(gpu, mesh["pp"], schedule, {gpu.rank: stage}, (n, n), torch.float32, {gpu.rank: Quiet()}, later)
-    if gpu.rank == gpu.size - 1:  # the loss is sum(y): its gradient is a matrix of ones
-
-        def from_ones(stage, i):
-            x, y = executor.kept[stage, i]
-            executor.kept[stage, i] = (x, _Seeded.apply(y, seed))
-
-        executor._output_gradient = from_ones
-    executor.run(inputs, [None] * m, loss)
-
-
-class _Seeded(torch.autograd.Function):
-    """A scalar whose gradient is `seed`, at no cost."""
-
-    @staticmethod
-    def forward(ctx, y, seed):
-        ctx.save_for_backward(seed)
-        return torch.zeros(())
-
-    @staticmethod
-    def backward(ctx, _grad):
-        return ctx.saved_tensors[0], None
+        loss, seed = torch.zeros(n, n), torch.ones(n, n)
+    executor = PipelineExecutor(gpu, mesh["pp"], schedule, stages, (n, n), torch.float32, dict.fromkeys(stages, Quiet()), later)
+    executor.run(inputs, [None] * m, loss, seed)
+    assert executor.most_live == schedule.validate().peak_live[gpu.rank]
+    return {s: float(stage.w.grad.sum()) for s, stage in stages.items()}
 
 
 @pytest.mark.parametrize(("p", "m"), [(2, 1), (2, 4), (4, 4), (4, 8), (3, 7)])
-@pytest.mark.parametrize("name", ["gpipe", "1f1b"])
-def test_equal_stages_that_really_run_take_m_plus_p_minus_1_times_f_plus_b(name, p, m):
+@pytest.mark.parametrize(("name", "v"), EVERY)
+def test_equal_stages_that_really_run_take_what_the_schedule_says(name, v, p, m):
+    """Every schedule, with F = I = W: what the validator says of the list is what the clock says of the run."""
     n = 32
     room = CATALOGUE["classroom"]
     free = replace(room.intra, name="free", bandwidth=float("inf"), latency_s=0.0, overhead_s=0.0)
     # no memory cost: a matmul is its FLOPs, an accumulation into .grad nothing
     gpu = replace(room.gpu, memory_bandwidth=float("inf"))
     hardware = replace(room, name="free", gpu=gpu, intra=free, inter=free)
-    line = Cluster("classroom", p, "threads").run(equal_stages, name, m, n).replay(hardware)
-    f, b = 2 * n**3 / 1e12, 4 * n**3 / 1e12
-    assert line.makespan == pytest.approx((m + p - 1) * (f + b), rel=1e-9)
+    line = Cluster("classroom", p, "threads").run(equal_stages, name, m, v, n).replay(hardware)
+    f = 2 * n**3 / 1e12
+    # a slot of two runs as F, then B: each begins when what it needs is there, and F is sent on before B
+    judged = replace(make_schedule(name, p, m, v), together=frozenset()).validate(f, 2 * f, 0.0, f)
+    assert line.makespan == pytest.approx(judged.makespan, rel=1e-9)
     bubble = line.bubble()
-    assert bubble["bubble_fraction"] == pytest.approx((p - 1) / (m + p - 1), rel=1e-9)
-    assert bubble["bubble_over_ideal"] == pytest.approx((p - 1) / m, rel=1e-9)
+    assert bubble["bubble_fraction"] == pytest.approx(judged.bubble_fraction, rel=1e-9, abs=1e-12)
+    assert bubble["bubble_over_ideal"] == pytest.approx(judged.bubble_over_ideal, rel=1e-9, abs=1e-12)
+    assert bubble["stage_span_bubble_fraction"] == pytest.approx(judged.stage_span_bubble_fraction, rel=1e-9, abs=1e-12)
+    if name in ("gpipe", "1f1b"):
+        assert line.makespan == pytest.approx((m + p - 1) * 3 * f, rel=1e-9)

@@ -174,7 +174,7 @@ def host_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Se
     if plan.offload == "none":
         return []
     width, moments = WIDTH[plan.precision], 2 if plan.optimizer == "adamw" else 0
-    padded = _padded([u for s in range(plan.pp) for u in units_of(plan, model, s)])
+    padded = _padded([u for s in range(plan.stages) for u in units_of(plan, model, s)])
     share = {False: plan.shards, True: plan.expert_replicas} if plan.zero else {False: 1, True: 1}
     owned = sum(n * plan.data_ranks * plan.tp // share[experts] for experts, n in padded.items())
     theory = offload.predict(owned, width, plan.gradient_width, 4 if plan.has_master else width, moments)
@@ -336,7 +336,7 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
         return []
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     pairs = sum(ulysses.work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE))
-    spares = _spares(plan, model)
+    spares = _spares(plan, model) and not schedule_of(plan).splits  # a matrix whose gradient can wait keeps its input when it is done
     routers = 1 if plan.sequence_parallel else plan.tp
     flops, kept_by = 0, []
     for layers in plan.stage_layers(model):

@@ -29,6 +29,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from glasscluster.model.dropout import Draw
 from glasscluster.sim.communicator import Communicator, Done, Work
@@ -111,7 +112,7 @@ class PipelineExecutor:
         """
         self.inputs, self.targets, self.loss, self.seed = inputs, targets, loss, seed
         self.more: list[dict[str, Draw]] = [{"draw": d} for d in draws] if draws else [{}] * len(inputs)
-        self.kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.kept: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
         self.left: dict[tuple[int, int], Kept] = {}  # by I for W
         self.expected = {rank: self._messages_from(rank) for rank in range(self.comm.size) if rank != self.comm.rank}
         self.arriving: dict[Message, tuple[Tensor, Work]] = {}
@@ -138,7 +139,7 @@ class PipelineExecutor:
         else:
             y = self.stages[stage](x, **self.more[i])
             self.activations_sent[stage, i] = self._send(y.detach(), Message(stage + 1, "F", i))
-        self.kept[stage, i] = (x, y)
+        self.kept[stage, i] = (x, get_gradient_edge(y))  # not y: nobody here needs its values, and who does may let them go
 
     def backward(self, action: Action) -> None:
         """B i."""

@@ -110,7 +110,7 @@ class _GatherLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
+        x, weight = (t.detach() for t in ctx.saved_tensors)  # what waits for W must not hold the graph
         parallel = ctx.parallel
         if parallel.later is not None:
             grad_2d = grad.flatten(0, 1)

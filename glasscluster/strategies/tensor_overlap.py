@@ -82,7 +82,7 @@ class _GatherLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
+        x, weight = (t.detach() for t in ctx.saved_tensors)  # what waits for W must not hold the graph
         d_x = ctx.parallel.scattered(lambda tokens: grad[:, tokens] @ weight, grad.shape[1], "f backward")
         parallel = ctx.parallel
 
@@ -107,7 +107,7 @@ class _LinearScatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
+        x, weight = (t.detach() for t in ctx.saved_tensors)  # what waits for W must not hold the graph
         d_x, later = torch.empty_like(x), ctx.parallel.later
         parts: list[tuple[slice, Tensor]] = []
 

@@ -122,7 +122,7 @@ class Trainer:
         with gpu.unrecorded():
             self.parallel = self.make_parallel()
             later = WeightGradients(gpu)
-            if any(a.kind == "W" for a in self.schedule.ranks[self.pp.rank]):
+            if self.schedule.splits:
                 self.parallel.later = later
             mine = self.schedule.stages_of(self.pp.rank)
             self.stages = {s: self.make_stage(s).keeping(self.keep) for s in mine}

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from glasscluster.sim.gpu import GPU
 
@@ -64,7 +65,7 @@ class WeightGradients:
         return True
 
     def input_gradient(
-        self, y: Tensor, dy: Tensor | None, x: Tensor | None, parameters: Mapping[str, nn.Parameter]
+        self, y: Tensor | GradientEdge, dy: Tensor | None, x: Tensor | None, parameters: Mapping[str, nn.Parameter]
     ) -> tuple[Tensor | None, Kept]:
         """I: the gradient of x (None on the first stage), and what is left for W."""
         kept = self.collecting = Kept()
@@ -120,6 +121,7 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
+        x = x.detach()  # what waits for W holds a tensor, not the graph that made it
         flat = grad.reshape(-1, grad.shape[-1])
         d_x = (flat @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
         d_bias = flat.sum(0) if ctx.bias else None

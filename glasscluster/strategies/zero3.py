@@ -94,31 +94,31 @@ class Zero3(Zero2):
         for number, (part, units) in enumerate(zip(parts, of_part, strict=True)):
             later, earlier = _flatten(of_part[number + 1 :]), _flatten(of_part[:number][::-1])
             done = [u for u in units if u not in later]  # no later part of this pass needs them
-            part.register_forward_pre_hook(partial(self._before_forward, units, later, earlier))
-            part.register_forward_hook(partial(self._after_forward, units, done, earlier))
+            passed = [u for u in later if u not in units and u not in earlier]  # nor, in backward, this part or one before
+            part.register_forward_pre_hook(partial(self._before_forward, units, later))
+            part.register_forward_hook(partial(self._after_forward, units, done, earlier, passed))
 
     def _units_of(self, part: Any) -> list[Unit]:
         inside = set(part.parameters(recurse=False))
         return [u for u in self.units if any(m.parameter in inside for m in u.members)]
 
-    def _before_forward(self, units: list[Unit], later: list[Unit], earlier: list[Unit], _part: Any, args: Any) -> None:
+    def _before_forward(self, units: list[Unit], later: list[Unit], _part: Any, _args: Any) -> None:
         self._gather_all(units, [] if self.stage.keep.active else later)  # computing again: what comes next is backward
-        x = args[0]
-        if x.requires_grad and not self.stage.keep.active:
-            x.register_hook(lambda _grad: self._input_gradient_is_there([u for u in units if u not in earlier]))
 
-    def _input_gradient_is_there(self, units: list[Unit]) -> None:
-        if self.only_input:  # else a unit goes with the last of its gradients
-            for unit in units:
-                self.free(unit)
-
-    def _after_forward(self, units: list[Unit], done: list[Unit], earlier: list[Unit], _part: Any, _args: Any, out: Tensor) -> None:
+    def _after_forward(
+        self, units: list[Unit], done: list[Unit], earlier: list[Unit], passed: list[Unit], _part: Any, _args: Any, out: Tensor
+    ) -> None:
         if self.stage.keep.active:
             return  # backward follows, and needs them
         for unit in done if self.plan.reshard else ():
             self.free(unit)
         if out.requires_grad:
-            out.register_hook(lambda _grad: self._gather_all(units, earlier))
+            out.register_hook(lambda _grad: self._backward_comes(units, earlier, passed))
+
+    def _backward_comes(self, units: list[Unit], earlier: list[Unit], passed: list[Unit]) -> None:
+        for unit in passed if self.only_input else ():  # else a unit goes with the last of its gradients
+            self.free(unit)
+        self._gather_all(units, earlier)
 
     def _gather_all(self, units: list[Unit], following: list[Unit]) -> None:
         for unit in units:
@@ -132,11 +132,11 @@ class Zero3(Zero2):
             self.free(unit)
 
     def input_gradient_begins(self) -> None:
-        """Parameters go as soon as the gradient of their part's input is there."""
+        """A part's parameters go as soon as backward has come to the part before."""
         self.only_input = True
 
     def input_gradient_ends(self) -> None:
-        """The first stage's embedding has no input to tell."""
+        """The first part's units go last."""
         self.only_input = False
         for unit in self.units:
             self.free(unit)

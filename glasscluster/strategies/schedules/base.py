@@ -108,6 +108,11 @@ class Schedule:
         return 2 * self.micro_batches * self.hops
 
     @property
+    def splits(self) -> bool:
+        """Whether a backward is in two parts."""
+        return any(a.kind == "W" for actions in self.ranks for a in actions)
+
+    @property
     def hops(self) -> int:
         """From rank to rank on the way through the model."""
         return sum(a != b for a, b in pairwise(self.placement))
