@@ -149,23 +149,33 @@ class Body(nn.Module):
         return x
 
 
-def gpipe() -> dict[str, torch.Tensor]:
-    """torch.distributed.pipelining's GPipe over two stages and four micro-batches."""
-    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+def pipelined(kind: str, stages: int, folded: bool = False) -> dict[str, torch.Tensor]:
+    """A schedule of torch.distributed.pipelining on two ranks and four micro-batches; four stages are two a rank, in a loop or like a V."""
+    from torch.distributed import pipelining
 
     config, tokens, targets = model_and_batch(False)
-    rank, last = dist.get_rank(), dist.get_rank() == 1
-    stage = GPTStage(config, [2 * rank, 2 * rank + 1], not last, last, dtype=torch.float64)
-    piece = PipelineStage(Body(stage), rank, 2, torch.device("cpu"))
-    schedule = ScheduleGPipe(piece, 4, loss_fn=(lambda x, target: stage.head(x, target)), scale_grads=False)
-    if last:
-        schedule.step(target=targets)
-    else:
-        schedule.step(tokens)
-    mine = {n: p.grad / targets.numel() for n, (p, _) in stage.full_names().items()}
+    rank, each = dist.get_rank(), config.layers // stages
+    numbers = [rank] if stages == 2 else [rank, stages - 1 - rank if folded else rank + 2]
+    ours = {i: GPTStage(config, range(i * each, (i + 1) * each), i == 0, i == stages - 1, dtype=torch.float64) for i in numbers}
+    pieces = [pipelining.PipelineStage(Body(stage), i, stages, torch.device("cpu")) for i, stage in ours.items()]
+    head = next((stage.head for stage in ours.values() if stage.last), None)
+    options = {"loss_fn": (lambda x, target: head(x, target)), "scale_grads": False}
+    schedule = getattr(pipelining.schedules, f"Schedule{kind}")(pieces if stages > 2 else pieces[0], 4, **options)
+    schedule.step(*([tokens] if 0 in ours else []), **({"target": targets} if head is not None else {}))
+    mine = {n: p.grad / targets.numel() for stage in ours.values() for n, (p, _) in stage.full_names().items()}
     gathered: list = [None, None]
     dist.all_gather_object(gathered, mine)
     return gathered[0] | gathered[1]
+
+
+PIPELINES = {
+    "gpipe": ("GPipe", 2),
+    "one_f_one_b": ("1F1B", 2),
+    "interleaved": ("Interleaved1F1B", 4),
+    "interleaved_zb": ("InterleavedZeroBubble", 4),
+    "zb_v": ("ZBVZeroBubble", 4, True),
+    "dualpipe_v": ("DualPipeV", 4, True),
+}
 
 
 def dtensor_mlp() -> dict[str, torch.Tensor]:
@@ -258,7 +268,7 @@ def plain(x: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     for name in sys.argv[2:]:
-        made = parallelized(name) if name in CUT else globals()[name]()
+        made = parallelized(name) if name in CUT else pipelined(*PIPELINES[name]) if name in PIPELINES else globals()[name]()
         result = {n: plain(t) for n, t in made.items()}
         if dist.get_rank() == 0:
             save_file(result, str(Path(sys.argv[1]) / f"{name}.safetensors"))

@@ -22,7 +22,8 @@ from glasscluster.strategies.units import by_bucket
 
 pytestmark = pytest.mark.torchrun
 WORKER = str(Path(__file__).parent / "oracle_worker.py")
-ORACLES = ("ddp", "fsdp", "gpipe", "dtensor_mlp")
+PIPELINES = ("gpipe", "one_f_one_b", "interleaved", "interleaved_zb", "zb_v", "dualpipe_v")
+ORACLES = ("ddp", "fsdp", *PIPELINES, "dtensor_mlp")
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,18 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None
         ("fsdp", {"dp": 2, "zero": 3}),
         ("fsdp", {"dp": 4, "zero": 3}),
         ("gpipe", {"pp": 2, "schedule": "gpipe"}),
-        ("gpipe", {"pp": 4, "schedule": "1f1b"}),
+        ("one_f_one_b", {"pp": 4, "schedule": "1f1b"}),
+        ("one_f_one_b", {"pp": 2, "schedule": "zb-h1"}),
+        ("interleaved", {"pp": 2, "schedule": "interleaved", "virtual_stages": 2}),
+        ("interleaved_zb", {"pp": 2, "schedule": "interleaved-zb", "virtual_stages": 2}),
+        ("zb_v", {"pp": 2, "schedule": "zb-v"}),
+        ("dualpipe_v", {"pp": 2, "schedule": "dualpipe-v"}),
+        ("dualpipe_v", {"pp": 2, "dp": 2, "zero": 3, "schedule": "dualpipe-v"}),
         ("gpipe", {"pp": 2, "dp": 2, "zero": 1, "schedule": "gpipe"}),
     ],
 )
 def test_torch_s_own_strategy_gives_our_gradients(theirs, oracle, options):
-    model = make_model("tiny", tied=oracle != "gpipe", **SHAPE)
+    model = make_model("tiny", tied=oracle not in PIPELINES, **SHAPE)
     results = run_plan(make_plan(global_batch=4, precision="fp64", **options), model, capture=True).results
     ours: dict[str, torch.Tensor] = {}
     for result in results:

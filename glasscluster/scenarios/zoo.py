@@ -250,7 +250,7 @@ def _untied() -> list[Patch]:
 def _counted_twice() -> list[Patch]:
     from glasscluster.strategies.trainer import Trainer
 
-    return [(Trainer, "counts", lambda self, name, shard: True)]
+    return [(Trainer, "counts", lambda self, number, name, shard: True)]
 
 
 def _whole_reduction() -> list[Patch]:
