@@ -62,17 +62,42 @@ def test_one_axis_broken_among_all_is_caught(monkeypatch, broken):
     assert worst(differences(everything(), make_model("tiny", **MODEL), steps=1)) > 1e-6
 
 
+BIG: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dp 4, tp 4, pp 4": ({"dp": 4, "tp": 4, "pp": 4, "schedule": "zb-v", "zero": 1, "global_batch": 16}, {}),
+    "with cp and ep": (
+        {"dp": 2, "cp": 2, "tp": 4, "pp": 4, "ep": 4, "schedule": "interleaved", "virtual_stages": 2, "zero": 2, "global_batch": 8},
+        {"experts": 4, "top_k": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "more"), BIG.values(), ids=BIG)
+def test_sixty_four_ranks_are_one_device(options, more):
+    plan = make_plan(sequence_parallel=True, lr=1e-2, **options)
+    model = make_model("tiny", layers=8, hidden=16, heads=4, seq=16, vocab=64, **more)
+    plan.check(model)
+    assert plan.gpus == 64
+    compared = differences(plan, model, steps=1)
+    assert worst(compared) <= TOLERANCE, compared
+
+
 # ---- the same family on processes ---------------------------------------------------------------------------------
 SMALL: dict[str, Any] = {"cp": 2, "tp": 2, "ep": 2, "sequence_parallel": True, "context": "zigzag", "global_batch": 4, "precision": "fp64"}
 
 
-FAMILY: dict[str, dict[str, Any]] = {"plain": {}, "overlapped, zero 1": {"tp_overlap": True, "zero": 1}}
+FAMILY: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "overlapped, zero 1": {"tp_overlap": True, "zero": 1},
+    "backward in two parts": {"cp": 1, "pp": 2, "ep": 1, "tp_overlap": True, "schedule": "dualpipe-v", "layers": 4},
+}
 
 
 def trained_on(cluster: Cluster, options: dict[str, Any]) -> tuple[str, list[float]]:
     """The weights' hash and the losses, exact."""
-    plan = make_plan(**SMALL, **options)
-    job = Job(plan, make_model("tiny", **SHAPE), steps=2, capture=True)
+    chosen = SMALL | SHAPE | options
+    model = make_model("tiny", **{k: chosen.pop(k) for k in SHAPE})
+    plan = make_plan(**chosen)
+    job = Job(plan, model, steps=2, capture=True)
     compared = check.compare(cluster.run(train_rank, job).results, check.reference_for(job), plan)
     assert worst(compared) <= TOLERANCE, compared
     return compared["weights_sha256"], compared["losses"]
@@ -92,7 +117,7 @@ def test_four_actors_with_context_tensor_and_expert_parallelism_are_bit_equal_to
 @pytest.mark.torchrun
 @pytest.mark.parametrize("options", FAMILY.values(), ids=FAMILY)
 def test_four_processes_under_torchrun_are_bit_equal_to_threads(options, tmp_path):
-    words = [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in (SMALL | options | SHAPE).items()]
+    words = [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in (SMALL | SHAPE | options).items()]
     done = torchrun(4, "-m", "glasscluster", "train", *words, "--steps", "2", "--json", "--out", str(tmp_path / "run"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout)

@@ -14,8 +14,18 @@ from torch.nn import functional
 
 from glasscluster.model import gpt
 from glasscluster.model.parallel import IGNORE
-from glasscluster.sim.errors import CollectiveMismatch, GradientMissing
-from glasscluster.strategies import check, data_parallel, offload, tensor_parallel, trainer, zero, zero3
+from glasscluster.sim.errors import CollectiveMismatch, GradientMissing, RankDied
+from glasscluster.strategies import (
+    check,
+    data_parallel,
+    offload,
+    pipeline_parallel,
+    tensor_parallel,
+    trainer,
+    weight_gradients,
+    zero,
+    zero3,
+)
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.single_device import train_one_device
 from glasscluster.strategies.trainer import Job
@@ -229,6 +239,49 @@ def test_a_piece_of_the_positions_off_by_one_rank_is_caught(monkeypatch):
 def test_a_tied_embedding_that_is_not_summed_over_stages_is_caught(monkeypatch):
     monkeypatch.setattr(trainer.Trainer, "sum_tied", lambda self: None)
     assert judge(pp=2) > TOLERANCE
+
+
+SPLIT = {"dp": 2, "pp": 2, "schedule": "zb-v", "global_batch": 8}
+DEEP = {**MODEL, "layers": 4}
+
+
+def judge_split(**options) -> float:
+    return worst(differences(make_plan(clip=0.01, lr=1e-2, **SPLIT, **options), make_model("tiny", **DEEP)))
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("broken", ["a matrix's part", "what I found", "twice", "early"])
+def test_a_backward_in_two_parts_that_loses_or_doubles_something_is_caught(monkeypatch, broken, zero):
+    honest_w, run = weight_gradients.WeightGradients.weight_gradients, pipeline_parallel.PipelineExecutor.run
+    options = {"zero": zero, "accumulate": "whole"}  # sharded, ZeRO-2 and 3 reduce every micro-batch: none is early
+
+    def spoiled(self, kept, parameters, ready):
+        matrix = parameters.get("layers.1.up_weight")
+        if matrix is not None and broken == "a matrix's part":
+            kept.later[matrix][0].compute = lambda honest=kept.later[matrix][0].compute: honest().mul_(1 + 1e-6)
+        if matrix is not None and broken == "twice":
+            kept.later[matrix] *= 2
+        if broken == "what I found":
+            next(iter(kept.found.values())).zero_()
+        honest_w(self, kept, parameters, ready)
+
+    def first_is_last(self, *args):
+        first = next(a for a in self.actions if a.kind in "BW")
+        self.last_gradients[first.stage] = first
+        run(self, *args)
+
+    assert judge_split(**options) <= TOLERANCE
+    if broken == "early":
+        monkeypatch.setattr(pipeline_parallel.PipelineExecutor, "run", first_is_last)
+    else:
+        monkeypatch.setattr(weight_gradients.WeightGradients, "weight_gradients", spoiled)
+    assert judge_split(**options) > TOLERANCE
+
+
+def test_two_copies_of_a_tied_table_on_one_rank_that_go_apart_are_caught(monkeypatch):
+    monkeypatch.setattr(trainer.Trainer, "sum_tied", lambda self: None)
+    with pytest.raises(RankDied, match=r"this rank's copies of embedding\.token differ"):
+        judge_split()
 
 
 def test_a_norm_that_counts_replicated_parameters_twice_is_caught(monkeypatch):
