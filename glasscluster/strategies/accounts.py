@@ -33,8 +33,7 @@ from glasscluster.strategies import (
     zero3,
 )
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.schedules import gpipe, make_schedule, predict_live
-from glasscluster.strategies.schedules.base import Schedule
+from glasscluster.strategies.schedules import gpipe, predict_live
 from glasscluster.strategies.trainer import DTYPES, TIED, RankResult
 from glasscluster.strategies.units import Unit, by_bucket, by_module
 
@@ -111,7 +110,7 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
         rows += _context_rows(plan, model, graph, m, width)
     if plan.pp > 1:
         copies = plan.dp * (1 if plan.sequence_parallel else plan.tp)  # of an activation: whole on every tp rank, or a piece on each
-        schedule = schedule_of(plan)
+        schedule = plan.pipeline
         expected_pp = pipeline_parallel.predict_traffic(schedule.hops, m, tokens, model.hidden, width) * copies
         counted_pp = sum(graph.bytes_sent(axis="pp", purpose="activations"))
         source = "GPipe 1811.06965: 2(p-1)m·bsh" if plan.virtual_stages == 1 else "Megatron-LM 2104.04473 section 2.2: 2m·bsh a hop (F21)"
@@ -131,11 +130,6 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
                 )
             )
     return rows
-
-
-def schedule_of(plan: Plan) -> Schedule:
-    """The plan's pipeline."""
-    return make_schedule(plan.schedule, plan.pp, plan.micro_batches, plan.virtual_stages)
 
 
 def _padded(units: Sequence[Unit]) -> dict[bool, int]:
@@ -336,14 +330,14 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
         return []
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     pairs = sum(ulysses.work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE))
-    spares = _spares(plan, model) and not schedule_of(plan).splits  # a matrix whose gradient can wait keeps its input when it is done
+    spares = _spares(plan, model) and not plan.pipeline.splits  # a matrix whose gradient can wait keeps its input when it is done
     routers = 1 if plan.sequence_parallel else plan.tp
     flops, kept_by = 0, []
     for layers in plan.stage_layers(model):
         stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
         flops += recompute.predict_flops(*stage, pairs=pairs, spares=spares, routers=routers) * plan.micro_batches * plan.dp
         kept_by.append(recompute.predict_checkpoints(*stage, plan.tp, WIDTH[plan.precision], plan.pieces, plan.cp))
-    schedule = schedule_of(plan)
+    schedule = plan.pipeline
     held = int(sum(schedule.most_held(rank, kept_by) for rank in range(plan.pp))) * plan.data_ranks * plan.tp
     if model.experts and plan.recompute == "full":  # tp ranks send the same rows to the same experts, each with its columns
         assignments = sum(sum(counts) for result in results for counts in result.routing_counts("kept")) // plan.tp

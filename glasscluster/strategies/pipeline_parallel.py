@@ -93,8 +93,7 @@ class PipelineExecutor:
         self.actions = schedule.ranks[comm.rank]
         self.last_gradients = {a.stage: a for a in self.actions if a.kind in "BW"}
         self.parameters = {s: dict(module.named_parameters()) for s, module in stages.items()}
-        judged = schedule.validate(1.0, 2.0, 0.0, 1.0)
-        self.begin, self.end = judged.begin, judged.end
+        self.begin, self.end = schedule.played
         self.most_live = 0  # chunks' activations that waited for their B or W at once, counted after each slot
 
     # ---- a step ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from glasscluster.model.config import PRESETS, ModelConfig
 from glasscluster.sim.errors import ScenarioError
-from glasscluster.strategies.schedules import FOLDED, chunks, default_name
+from glasscluster.strategies.schedules import FOLDED, chunks, default_name, make_schedule
+from glasscluster.strategies.schedules.base import Schedule
 
 if TYPE_CHECKING:
     from glasscluster.model.parallel import Shard
@@ -112,6 +114,11 @@ class Plan(BaseModel):
     def stages(self) -> int:
         """Of the pipeline: chunks that the model is cut into."""
         return self.pp * self.virtual_stages
+
+    @property
+    def pipeline(self) -> Schedule:
+        """The schedule that all ranks follow: read it, never change it."""
+        return _pipeline(self.schedule, self.pp, self.micro_batches, self.virtual_stages)
 
     @property
     def gpus(self) -> int:
@@ -314,6 +321,11 @@ class Plan(BaseModel):
         counts = list(self.layers_per_stage) if self.layers_per_stage else split_layers(model.layers, self.stages)
         starts = [sum(counts[:i]) for i in range(len(counts))]
         return [list(range(a, a + n)) for a, n in zip(starts, counts, strict=True)]
+
+
+@lru_cache(maxsize=32)  # every rank of a recording asks
+def _pipeline(name: str, p: int, m: int, v: int) -> Schedule:
+    return make_schedule(name, p, m, v)
 
 
 def _default_schedule(values: dict[str, Any]) -> dict[str, Any]:

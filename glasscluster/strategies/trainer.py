@@ -31,7 +31,6 @@ from glasscluster.strategies.loss_scale import LossScaler, ScaleRule
 from glasscluster.strategies.pipeline_parallel import PipelineExecutor
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.recompute import KINDS
-from glasscluster.strategies.schedules import make_schedule
 from glasscluster.strategies.sequence_parallel import SequenceParallel, sum_over_tokens
 from glasscluster.strategies.tensor_overlap import OverlappedSequenceParallel
 from glasscluster.strategies.tensor_parallel import TensorParallel
@@ -110,7 +109,7 @@ class Trainer:
             self.shard = mesh.inside(self.data, plan.shards, "shard")
             self.replicas = mesh.across(self.data, plan.shards, "replicas")
         self.expert_replicas = mesh.across(self.data, plan.ep, "expert replicas") if plan.ep > 1 else None
-        self.schedule = make_schedule(plan.schedule, plan.pp, plan.micro_batches, plan.virtual_stages)
+        self.schedule = plan.pipeline
         self.final, holder = plan.stages - 1, self.schedule.placement
         self.last = holder[-1] == self.pp.rank
         self.tied = job.model.tied and plan.stages > 1 and self.pp.rank in (holder[0], holder[-1])

@@ -161,6 +161,12 @@ class Schedule:
         begin, end = self._play(cost, hop, overlapped)
         return self._figures(begin, end)
 
+    @cached_property
+    def played(self) -> tuple[dict[Action, float], dict[Action, float]]:
+        """When each action begins and ends where F, I and W take 1 and hops nothing."""
+        judged = self.validate(1.0, 2.0, 0.0, 1.0)
+        return judged.begin, judged.end
+
     def _complete(self) -> None:
         """Every stage and micro-batch has F and either B or I and W, once, on the stage's rank, F first and W after I."""
         seen: dict[Action, int] = {}
