@@ -79,6 +79,7 @@ def main() -> None:
         shoot(
             browser, home / "site" / "C7" / "report.html", "tab=story&lang=en&guess=6", "deadlock-clinic", what='figure[data-fig="own-0"]'
         )
+        shoot(browser, home / "site" / "E8" / "report.html", "tab=story&lang=en&guess=3", "schedules", what='figure[data-fig="own-0"]')
         shoot(browser, page, "tab=timeline&run=gpipe&lang=en", "gpipe-timeline", what='.view:not([hidden]) figure[data-fig^="tl"]')
         shoot(browser, page, "tab=story&lang=en", "comparison", what='figure[data-fig="compare"]')
         browser.close()

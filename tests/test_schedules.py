@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-import torch
 from helpers import run_plan
-from torch import nn
 
+from glasscluster.scenarios import equal_stages
 from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.errors import Deadlock, ScenarioError
-from glasscluster.sim.hardware import CATALOGUE
 from glasscluster.sim.vocabulary import COMPUTE, PHASES
 from glasscluster.strategies import accounts
-from glasscluster.strategies.pipeline_parallel import PipelineExecutor
 from glasscluster.strategies.plan import make_model, make_plan, split_layers
 from glasscluster.strategies.schedules import FOLDED, LOOPED, SCHEDULES, make_schedule
 from glasscluster.strategies.schedules.base import Action, Schedule
-from glasscluster.strategies.weight_gradients import WeightGradients
 
 SHAPES = [(1, 1), (1, 4), (2, 1), (2, 2), (3, 5), (4, 4), (4, 8), (4, 3), (8, 16)]
 
@@ -114,85 +108,24 @@ def test_1f1b_holds_less_memory_than_gpipe_and_takes_no_longer_on_free_links():
 
 
 # ---- equal stages ------------------------------------------------------------------------------------------------
-class Square(nn.Module):
-    """y = x w: one matmul forward, two backward. The last stage's loss is the sum of y times a constant matrix of ones."""
-
-    def __init__(self, n: int, later: WeightGradients) -> None:
-        super().__init__()
-        self.later = later
-        self.w = nn.Parameter(torch.ones(n, n))
-        self.w.grad = torch.zeros(n, n)
-
-    def forward(self, x, _target=None):
-        return _Matmul.apply(x, self.w, self.later)
-
-
-class _Matmul(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, w, later):
-        ctx.save_for_backward(x, w)
-        ctx.w, ctx.later = w, later
-        return x @ w
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, w = ctx.saved_tensors
-        put_off = ctx.later.put_off(ctx.w, lambda: x.t() @ dy)
-        return dy @ w.t(), None if put_off else x.t() @ dy, None
-
-
-class Quiet:
-    """Nobody reduces gradients."""
-
-    def backward_begins(self, last, parameters_used=True):
-        pass
-
-    def backward_ends(self):
-        pass
-
-    def input_gradient_begins(self):
-        pass
-
-    def input_gradient_ends(self):
-        pass
-
-    def gradient_ready(self, parameter):
-        pass
-
-
-def equal_stages(gpu, name: str, m: int, v: int, n: int):
-    """Each stage one matmul; the executor is the one that trains the GPT. The loss is the sum of y: its gradient is ones."""
-    mesh = gpu.make_mesh({"pp": gpu.size})
-    schedule = make_schedule(name, gpu.size, m, v)
-    with gpu.unrecorded():
-        later = WeightGradients(gpu)
-        stages = {s: Square(n, later) for s in schedule.stages_of(gpu.rank)}
-        inputs = [torch.ones(n, n, requires_grad=True) for _ in range(m)]
-        loss, seed = torch.zeros(n, n), torch.ones(n, n)
-    executor = PipelineExecutor(gpu, mesh["pp"], schedule, stages, (n, n), torch.float32, dict.fromkeys(stages, Quiet()), later)
-    executor.run(inputs, [None] * m, loss, seed)
-    assert executor.most_live == schedule.validate().peak_live[gpu.rank]
-    return {s: float(stage.w.grad.sum()) for s, stage in stages.items()}
-
-
 @pytest.mark.parametrize(("p", "m"), [(2, 1), (2, 4), (4, 4), (4, 8), (3, 7)])
 @pytest.mark.parametrize(("name", "v"), EVERY)
 def test_equal_stages_that_really_run_take_what_the_schedule_says(name, v, p, m):
     """Every schedule, with F = I = W: what the validator says of the list is what the clock says of the run."""
-    n = 32
-    room = CATALOGUE["classroom"]
-    free = replace(room.intra, name="free", bandwidth=float("inf"), latency_s=0.0, overhead_s=0.0)
-    # no memory cost: a matmul is its FLOPs, an accumulation into .grad nothing
-    gpu = replace(room.gpu, memory_bandwidth=float("inf"))
-    hardware = replace(room, name="free", gpu=gpu, intra=free, inter=free)
-    line = Cluster("classroom", p, "threads").run(equal_stages, name, m, v, n).replay(hardware)
-    f = 2 * n**3 / 1e12
-    # a slot of two runs as F, then B: each begins when what it needs is there, and F is sent on before B
-    judged = replace(make_schedule(name, p, m, v), together=frozenset()).validate(f, 2 * f, 0.0, f)
-    assert line.makespan == pytest.approx(judged.makespan, rel=1e-9)
-    bubble = line.bubble()
-    assert bubble["bubble_fraction"] == pytest.approx(judged.bubble_fraction, rel=1e-9, abs=1e-12)
-    assert bubble["bubble_over_ideal"] == pytest.approx(judged.bubble_over_ideal, rel=1e-9, abs=1e-12)
-    assert bubble["stage_span_bubble_fraction"] == pytest.approx(judged.stage_span_bubble_fraction, rel=1e-9, abs=1e-12)
+    run = Cluster("classroom", p, "threads").run(equal_stages.stages, name, m, v)
+    f, schedule = 1e-3, make_schedule(name, p, m, v)
+    for hop in (0.0, 0.4 * f):
+        line = run.replay(equal_stages.machine(f, hop))
+        judged = equal_stages.as_it_runs(schedule).validate(f, 2 * f, hop, f)
+        assert line.makespan == pytest.approx(judged.makespan, rel=1e-9)
+        bubble = line.bubble()
+        assert bubble["bubble_fraction"] == pytest.approx(judged.bubble_fraction, rel=1e-9, abs=1e-12)
+        assert bubble["bubble_over_ideal"] == pytest.approx(judged.bubble_over_ideal, rel=1e-9, abs=1e-12)
+        assert bubble["stage_span_bubble_fraction"] == pytest.approx(judged.stage_span_bubble_fraction, rel=1e-9, abs=1e-12)
     if name in ("gpipe", "1f1b"):
-        assert line.makespan == pytest.approx((m + p - 1) * 3 * f, rel=1e-9)
+        assert run.replay(equal_stages.machine()).makespan == pytest.approx((m + p - 1) * 3 * f, rel=1e-9)
+    for r, result in enumerate(run.results):
+        assert result["live"] == schedule.validate().peak_live[r]
+        assert sorted(result["gradients"]) == schedule.stages_of(r)
+        for gradient in result["gradients"].values():
+            assert (gradient == float(m) * float(equal_stages.N) ** schedule.stages).all()

@@ -177,11 +177,21 @@ class Lab:
         return trained
 
     def run(
-        self, key: str, title: Text, program: Callable[..., Any], *args: Any, gpus: int = 4, also_on: Sequence[str] = (), **info: Any
+        self,
+        key: str,
+        title: Text,
+        program: Callable[..., Any],
+        *args: Any,
+        gpus: int = 4,
+        also_on: Sequence[str] = (),
+        clock: Any = None,
+        **info: Any,
     ) -> Any:
-        """Run `program(gpu, *args)` on every rank; returns a Run."""
+        """Run `program(gpu, *args)` on every rank; returns a Run. `clock`: a Hardware of the scenario's own, instead of the lab's."""
         self.say(f"{title[0]}: {gpus} {self.backend} ranks")
         run = self.cluster(gpus).run(program, *args, info=info)
+        if clock is not None:
+            run.hardware = clock
         if self.leader:
             self._keep(Entry(key, title, run, {}, run.checks), also_on)
         return run

@@ -39,8 +39,13 @@ LESSONS: dict[str, str] = {
     "E2": "e2_sequence_parallel",
     "E3": "e3_vocab_parallel_loss",
     "E4": "e4_gpipe_bubble",
+    "E5": "e5_1f1b_memory",
+    "E6": "e6_ping_pong_tax",
+    "E7": "e7_interleaving",
+    "E8": "e8_zero_bubble",
     "E9": "e9_ring_and_ulysses",
     "E10": "e10_moe_all_to_all",
+    "E11": "e11_layout_puzzle",
 }
 
 

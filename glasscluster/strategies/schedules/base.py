@@ -128,6 +128,11 @@ class Schedule:
                 now -= held[stage]
         return most
 
+    def _leaves(self, action: Action) -> bool:
+        """Whether what an action makes goes to another rank."""
+        to = action.stage + {"F": 1, "B": -1, "I": -1, "W": 0}[action.kind]
+        return 0 <= to < self.stages and self.placement[to] != self.placement[action.stage]
+
     def needs(self, action: Action) -> list[Action]:
         """What must be done before: the neighbour's F or gradient, whichever way it is written, and what the rank itself did."""
         stage, kind, i = action
@@ -150,15 +155,17 @@ class Schedule:
         hop: float = 0.0,
         w: float | Sequence[float] = 1.0,
         overlapped: Callable[[float, float], float] = lambda f, b: f + b,
+        sends_block: bool = False,
     ) -> Judgement:
         """Complete, in order and free of deadlock, or a named error; then its figures.
 
         Costs are per stage, one for all or a list: f, b the whole backward, w its weight part (so I costs b - w), `hop` from rank
-        to rank; `overlapped(f, b)` is what a slot of two costs.
+        to rank; `overlapped(f, b)` is what a slot of two costs. Where `sends_block`, a rank waits until what it sent has arrived
+        before it goes on; else it only launches its sends, as the executor does.
         """
         self._complete()
         cost = self._costs(f, b, w)
-        begin, end = self._play(cost, hop, overlapped)
+        begin, end = self._play(cost, hop, overlapped, sends_block)
         return self._figures(begin, end)
 
     @cached_property
@@ -213,7 +220,7 @@ class Schedule:
         return lambda action: table[action.kind][action.stage]
 
     def _play(
-        self, cost: Callable[[Action], float], hop: float, overlapped: Callable[[float, float], float]
+        self, cost: Callable[[Action], float], hop: float, overlapped: Callable[[float, float], float], sends_block: bool
     ) -> tuple[dict[Action, float], dict[Action, float]]:
         """When each action begins and ends; a slot begins when its rank is free and all it needs has arrived."""
         begin: dict[Action, float] = {}
@@ -232,6 +239,8 @@ class Schedule:
                     clock[rank] = start + (spent[0] if len(slot) == 1 else overlapped(spent[0], spent[1]))
                     for action in slot:
                         begin[action], end[action] = start, clock[rank]
+                    if sends_block and any(self._leaves(action) for action in slot):
+                        clock[rank] += hop
                     moved = True
         if any(left):
             self._deadlocked({rank: slots[-1] for rank, slots in enumerate(left) if slots}, end)
