@@ -26,6 +26,7 @@ from glasscluster.sim.vocabulary import SEND
 from glasscluster.visualize.words import row_name
 
 FIRST = ("L0", "B2", "B3", "C1", "C3", "D1", "D2", "D3", "D4", "E1", "E4")
+EACH = [pytest.param(id_, marks=pytest.mark.xdist_group(f"lesson {id_}")) for id_ in LESSONS]  # performed once, by one worker
 CLASS = {"X": "exact", "V": "virtual", "T": "statistical"}
 
 
@@ -68,7 +69,7 @@ def test_the_first_eleven_are_there_and_every_lesson_of_the_list_is_a_file():
     assert files == set(LESSONS.values())
 
 
-@pytest.mark.parametrize("id_", list(LESSONS))
+@pytest.mark.parametrize("id_", EACH)
 def test_a_lesson_s_checks_hold_in_its_match_class_and_nothing_is_missing_in_either_language(id_, labs):
     taught, lab = find_lesson(id_), labs(id_)
     assert lab.ok, [r["name"] for r in lab.all_checks if not r["ok"]]
@@ -229,7 +230,7 @@ def test_a_lesson_file_is_short_and_its_docstring_is_a_story(id_):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1360, 390])
-@pytest.mark.parametrize("id_", list(LESSONS))
+@pytest.mark.parametrize("id_", EACH)
 def test_a_lesson_s_report_opens_without_an_error_or_a_request(id_, width, reports, visit):
     page = visit(reports(id_), width)
     walk_through(page)
