@@ -17,6 +17,9 @@ from glasscluster.scenarios.lab import REGISTRY, Scenario, Text
 # id -> module in scenarios/lessons/, in the order of the curriculum
 LESSONS: dict[str, str] = {
     "L0": "l0_first_run",
+    "A1": "a1_attention_by_hand",
+    "A2": "a2_masks",
+    "B1": "b1_roofline",
     "B2": "b2_online_softmax",
     "B3": "b3_flash_attention_io",
     "B4": "b4_activation_memory",
