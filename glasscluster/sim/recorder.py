@@ -66,7 +66,7 @@ class OpRule:
 
 _SILENT = frozenset(
     (
-        *("detach", "lift_fresh", "lift", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"),
+        *("detach", "_unsafe_view", "lift_fresh", "lift", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"),
         *("set_", "resize_", "_record_function_enter_new", "_record_function_exit", "is_same_size", "sym_size"),
     )
 )
