@@ -165,6 +165,11 @@ class Unsharded:
         return F.cross_entropy(logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten(), reduction="sum", ignore_index=IGNORE)
 
 
+def plus(x: Tensor, bias: Tensor | None) -> Tensor:
+    """x + bias, where there is one."""
+    return x if bias is None else x + bias
+
+
 @lru_cache(maxsize=64)
 def runs(positions: tuple[int, ...], each: int) -> tuple[int, ...]:
     """Positions as consecutive runs: first, how many, first, how many, ...; each position is `each` elements."""
