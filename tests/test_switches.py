@@ -175,6 +175,8 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"norm": "rmsnorm", "bias": False, "activation": "swiglu", "position": "rope", "kv_heads": 2, "tied": False},
     {"norm": "scalenorm", "norm_position": "sandwich", "qk_norm": True, "position": "none"},
     {"norm_position": "post", "qk_norm": True, "position": "sinusoidal"},
+    {"objective": "masked", "norm_position": "post", "position": "relative"},
+    {"objective": "masked", "bias": False, "norm": "rmsnorm", "position": "alibi", "tied": False},
     {"norm_position": "sandwich", "bias": False, "qkv": "separate", "experts": 4, "shared_ffn": 8},
 )
 
@@ -192,6 +194,7 @@ PUBLISHED = {
     "llama3-70b": 70_553_706_496,
     "llama3-405b": 405_853_388_800,
     "mixtral-8x7b": 46_702_792_704,
+    "bert-base": 109_514_298,  # with the head of masked language modelling
 }
 
 

@@ -18,8 +18,9 @@ from glasscluster.model import mlp, moe, norms
 from glasscluster.model.attention import ATTENTION
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.dropout import Draw, dropout
+from glasscluster.model.flash_attention import wide
 from glasscluster.model.parallel import KeepAll, Shard, Unsharded, local_parameter, plus, runs
-from glasscluster.model.position import sinusoidal
+from glasscluster.model.position import alibi, buckets, sinusoidal
 from glasscluster.model.rope import rope
 
 
@@ -77,6 +78,7 @@ class Block(Module):
             self.bias(f"{name}_bias", sum(blocks), shard=Shard(0, blocks))
         for name in ("q_norm", "k_norm") if config.qk_norm else ():
             norms.declare(self, name, config.head_dim, partial=True)
+        self.declare_bias()
         self.weight("out_weight", h, h, std=self.out_std, shard=Shard(1))  # row parallel
         self.bias("out_bias", h)
         norms.declare(self, "norm2", h)
@@ -127,8 +129,28 @@ class Block(Module):
             spans = (first * s * s, local * s * s)
             drop = partial(dropout, p=config.dropout, draw=draw, layer=self.index, place="attention probabilities", spans=spans)
             attention = partial(attention, drop=drop)
-        attention = partial(context.attend, attention) if context.size > 1 else attention
-        return self.keep.core(attention, q, k, v).transpose(1, 2).flatten(2)
+
+        def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return context.attend(attention, q, k, v, config.causal, config.prefix, self.score_bias())
+
+        return self.keep.core(core, q, k, v).transpose(1, 2).flatten(2)
+
+    def declare_bias(self) -> None:
+        """What is added to scores by distance, for this rank's heads: a learned table, or fixed numbers."""
+        config, cut = self.config, Shard(1)
+        if config.position == "relative":
+            self.weight("relative_table", config.relative_buckets, config.heads, std=config.init_std, shard=cut)
+            numbers = buckets(config.seq, config.relative_buckets, config.relative_distance, config.both_ways)
+            self.register_buffer("buckets", numbers.to(self.like.device), persistent=False)
+        elif config.position == "alibi":
+            mine = Shard(0).take(alibi(config.seq, config.heads), self.parallel.rank, self.parallel.size)
+            self.register_buffer("distances", mine.to(self.like.device, wide(self.like.dtype)), persistent=False)
+
+    def score_bias(self) -> Tensor | None:
+        """[A, 2s - 1] in the accumulators' type, by distance (position.py)."""
+        if self.config.position == "relative":
+            return self.relative_table.to(wide(self.relative_table.dtype)).index_select(0, self.buckets).T.contiguous()
+        return self.distances if self.config.position == "alibi" else None
 
     def queries_keys_values(self, x_BSH: Tensor) -> Sequence[Tensor]:
         """[B, S, H] -> this rank's columns of each."""
@@ -141,7 +163,10 @@ class Block(Module):
 
 
 class Embedding(Module):
-    """Token rows, and position rows where positions are learned or fixed sines."""
+    """Token rows, and position rows where positions are learned or fixed sines; BERT adds token types and a norm (1810.04805, section 3).
+
+    Token types are those of a pair of sentences: 0 in the first half of a sequence, 1 in the second, unless they are given.
+    """
 
     def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
         super().__init__("embedding.", config, parallel, seed, like)
@@ -150,25 +175,41 @@ class Embedding(Module):
             self.weight("position", config.seq, config.hidden, std=config.init_std)
         elif config.position == "sinusoidal":
             self.register_buffer("position", sinusoidal(config.seq, config.hidden).to(like), persistent=False)
+        if config.objective == "masked":
+            self.weight("segment", 2, config.hidden, std=config.init_std)
+            types = (torch.arange(config.seq) >= config.seq // 2).long()
+            self.register_buffer("types", types.to(like.device), persistent=False)
+            norms.declare(self, "norm", config.hidden)
 
-    def forward(self, tokens_BS: Tensor) -> Tensor:
-        """[B, S] -> [B, S, H]."""
-        x = self.parallel.embed(tokens_BS, self.token)
-        if self.config.position not in ("learned", "sinusoidal"):
-            return x
-        return x + self.parallel.cut(self.position[: tokens_BS.shape[1] * self.parallel.context.size])
+    def forward(self, tokens_BS: Tensor, draw: Draw | None = None, types_BS: Tensor | None = None) -> Tensor:
+        """[B, S] -> [B, S, H]. types: of this rank's tokens."""
+        config, parallel = self.config, self.parallel
+        x, tokens = parallel.embed(tokens_BS, self.token), tokens_BS.shape[1] * parallel.context.size
+        if config.position in ("learned", "sinusoidal"):
+            x = x + parallel.cut(self.position[:tokens])
+        if config.objective == "masked":
+            x = x + nn.functional.embedding(parallel.cut(self.types[:tokens]) if types_BS is None else types_BS, self.segment)
+            x = norms.norm(self, "norm", x)
+            x = dropout(x, config.dropout, draw, -1, "embedding", spans=parallel.spans(tokens, config.hidden))
+        return x
 
 
 class Head(Module):
     """Final norm, logits, loss summed over tokens. `table` is the embedding's when tied and on this stage.
 
-    Behind post-norm layers there is no final norm: the last layer ends with one.
+    Behind post-norm layers there is no final norm: the last layer ends with one. A masked model has one more matrix, GELU and norm
+    before the table, and a bias of the logits (google-research/bert, get_masked_lm_output).
     """
 
     def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor, tied_to: nn.Parameter | None) -> None:
         super().__init__("head.", config, parallel, seed, like)
         if config.norm_position != "post":
             norms.declare(self, "norm", config.hidden)
+        if config.objective == "masked":
+            self.weight("transform_weight", config.hidden, config.hidden, std=config.init_std)
+            self.bias("transform_bias", config.hidden)
+            norms.declare(self, "transform_norm", config.hidden)
+            self.bias("logit_bias", config.vocab, shard=Shard(0))
         if tied_to is not None:
             self.table = tied_to
         else:
@@ -180,7 +221,10 @@ class Head(Module):
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
         """Loss: a scalar, summed over tokens."""
         x = x_BSH if self.config.norm_position == "post" else norms.norm(self, "norm", x_BSH)
-        logits_BSV = self.parallel.column(x, self.table)
+        if self.config.objective == "masked":
+            x = nn.functional.gelu(self.parallel.linear(x, self.transform_weight, self.get("transform_bias")))
+            x = norms.norm(self, "transform_norm", x)
+        logits_BSV = self.parallel.column(x, self.table, self.get("logit_bias"))
         return self.parallel.cross_entropy(logits_BSV, targets_BS, self.config.vocab)
 
 
@@ -217,10 +261,13 @@ class GPTStage(nn.Module):
             block.keep = keep
         return self
 
-    def forward(self, x: Tensor, targets_BS: Tensor | None = None, draw: Draw | None = None) -> Tensor:
-        """First stage: tokens [B, S]; others: activations [B, S, H]. Returns activations, or on the last stage the loss."""
+    def forward(self, x: Tensor, targets_BS: Tensor | None = None, draw: Draw | None = None, types_BS: Tensor | None = None) -> Tensor:
+        """First stage: tokens [B, S], and token types if they are not the usual; others: activations [B, S, H].
+
+        Returns activations, or on the last stage the loss.
+        """
         if self.embedding is not None:
-            x = self.embedding(x)
+            x = self.embedding(x, draw, types_BS)
         x = self.keep.layers(list(self.layers.values()), x, draw)
         if self.head is not None:
             assert targets_BS is not None
