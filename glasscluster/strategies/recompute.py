@@ -27,8 +27,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from glasscluster.model import parts
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.flash_attention import tile_pairs
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.gpu import GPU
 
@@ -125,7 +125,9 @@ def predict_checkpoints(
     """
     tokens = sequences * model.seq
     columns = (model.hidden + 2 * model.key_width) // tp
-    if tp > model.key_heads:
+    if model.turned:
+        columns = model.hidden // tp + 2 * max(model.key_width // tp, model.head_dim)
+    elif tp > model.key_heads:
         columns = (model.hidden // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
     full = width * tokens * model.hidden // pieces * len(segments(layers, every))
     return {"none": 0, "selective": width * tokens // cp * columns * layers, "full": full}[kind]
@@ -151,7 +153,7 @@ def predict_flops(
     """
     b, s, h, f, a, u = sequences, model.seq, model.hidden, model.width, model.heads, model.gates
     scores = 2 * b * s * s * h
-    flash = 4 * b * (a * tile_pairs(s, True) if pairs is None else pairs) * model.head_dim
+    flash = 4 * b * (a * parts.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs) * model.head_dim
     core = flash if model.attention == "flash" else 2 * scores
     if kind != "full":
         # the sum over V is not run again: what it keeps are its inputs, and there recomputation stops
@@ -160,4 +162,6 @@ def predict_flops(
     last = 2 * b * s * dense * h
     layer = 2 * b * s * h * (2 * h + 2 * model.key_width + u * dense) + last + core
     experts = 2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f if model.experts else 0
-    return layers * layer + experts - (len(segments(layers, every)) * last if (not model.dropout if spares is None else spares) else 0)
+    if spares is None:
+        spares = not model.dropout and model.norm_position == "pre"
+    return layers * layer + experts - (len(segments(layers, every)) * last if spares else 0)
