@@ -19,6 +19,8 @@ LESSONS: dict[str, str] = {
     "L0": "l0_first_run",
     "A1": "a1_attention_by_hand",
     "A2": "a2_masks",
+    "A4": "a4_rope",
+    "A5": "a5_where_the_norm_goes",
     "B1": "b1_roofline",
     "B2": "b2_online_softmax",
     "B3": "b3_flash_attention_io",
