@@ -50,7 +50,7 @@ def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]
     "A4",
     title=("RoPE is relative", "旋转位置编码"),
     topic=("the model", "模型"),
-    question=("Shift every position by 1000: what changes in RoPE's scores?", "把所有位置都平移 1000：RoPE 的分数会怎样变化？"),
+    question=("Shift every position by 1000: what changes in RoPE's scores? And beyond the trained length?", "把所有位置都平移 1000：RoPE 的分数会怎样变化？超过训练长度呢？"),
     formula=Formula("F4", "⟨R_m q, R_n k⟩ depends on m − n alone; pair i turns θ_i = base^(−2i/d) a position", "X", "RoPE 2104.09864 §3.2"),
     kills=("“RoPE extrapolates for free.” Beyond the trained length the slow pairs come to angles that training never saw; positions must be squeezed, or the base changed.",
            "“RoPE 天然可以外推。”超过训练长度后，慢的那些对会转到训练中从未见过的角度；需要压缩位置或改变基数。"),
@@ -86,7 +86,7 @@ def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, fac
     new = sum(2 * math.pi / t > n for t in plain)
     expected = pairs - 1 - math.floor(pairs * math.log(n / (2 * math.pi)) / math.log(base))
     lab.check(f"pairs that have not turned once within {n} tokens", expected, new, "2π/θ_i > L ⇔ i > d/2 · ln(L/2π)/ln base", unit="pairs")
-    lab.ask(f"Shift all {n} positions by {shift}: by how much does the largest score change, in units of 10⁻⁹?", f"把 {n} 个位置都平移 {shift}：最大的分数变化是多少（以 10⁻⁹ 计）？", round(found["moved"]["half"] / 1e-9, 3), "10⁻⁹")
+    lab.ask(f"d = {d}, base 10000: how many of the {pairs} pairs have not turned once within {n} tokens?", f"d = {d}，基数 10000：{pairs} 对中有多少对在 {n} 个 token 内还没转完一圈？", new, "pairs")
     curve = [math.cos(t * m) for t in plain for m in range(n)]
     chosen = [0, pairs // 4, pairs // 2, pairs - 1]
     names = {"en": ("pair {}", "distance m − n", "cos of the angle", "score of this q and k", "as trained", "interpolated", "NTK", "pair", "tokens for one turn"),

@@ -7,7 +7,8 @@ from typing import Any
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import Card, Formula, lesson
 
-KINDS = {"post": ("post", "layernorm"), "pre": ("pre", "layernorm"), "pre, RMSNorm": ("pre", "rmsnorm"), "sandwich": ("sandwich", "layernorm")}
+SEEDS = 5
+KINDS = {"post": ("post", "layernorm"), "pre": ("pre", "layernorm"), "pre, RMSNorm": ("pre", "rmsnorm"), "sandwich": ("sandwich", "layernorm")}  # fmt: skip
 
 
 # fmt: off
@@ -20,24 +21,27 @@ def program(gpu: Any, depths: list[int], h: int) -> dict[str, Any]:
     from glasscluster.model.rms_norm import rms_norm
 
     found: dict[str, Any] = {"gradients": {}, "stream": {}}
+    def born(kind: str, depth: int, seed: int) -> tuple[list[float], list[float]]:
+        """Gradient norms, and sizes of the residual stream, by layer."""
+        draw = torch.Generator().manual_seed(seed)
+        tokens, targets = torch.randint(0, 64, (2, 8, 32), generator=draw)
+        place, norm = KINDS[kind]
+        config = ModelConfig(layers=depth, hidden=h, heads=4, vocab=64, seq=32, norm_position=place, norm=norm, init_std=h**-0.5, tied=False)
+        model, sizes = GPTStage(config, seed=seed), []
+        for block in model.layers.values():
+            with torch.no_grad():  # as in the paper: no branch is made smaller because there are many
+                block.down_weight.mul_((2 * depth) ** 0.5)
+                block.out_weight.mul_((2 * depth) ** 0.5)
+            block.register_forward_hook(lambda _m, _i, out: sizes.append(float(out.detach().square().mean().sqrt())))
+        (model(tokens, targets) / tokens.numel()).backward()
+        return [float(b.down_weight.grad.norm()) for b in model.layers.values()], sizes
+
     with gpu.unrecorded():
         draw = torch.Generator().manual_seed(0)
-        tokens, targets = torch.randint(0, 64, (2, 4, 32), generator=draw)
-        for kind, (place, norm) in KINDS.items():
+        for kind in KINDS:
             for depth in depths:
-                config = ModelConfig(layers=depth, hidden=h, heads=4, vocab=64, seq=32, norm_position=place, norm=norm, init_std=h**-0.5)
-                model = GPTStage(config, seed=1, dtype=torch.float64)
-                with torch.no_grad():  # as in the paper: no branch is made smaller because there are many
-                    for block in model.layers.values():
-                        block.down_weight.mul_((2 * depth) ** 0.5)
-                        block.out_weight.mul_((2 * depth) ** 0.5)
-                sizes: list[float] = []
-                hooks = [b.register_forward_hook(lambda _m, _i, out, sizes=sizes: sizes.append(float(out.detach().square().mean().sqrt()))) for b in model.layers.values()]
-                (model(tokens, targets) / tokens.numel()).backward()
-                for hook in hooks:
-                    hook.remove()
-                found["gradients"][kind, depth] = [float(b.down_weight.grad.norm()) for b in model.layers.values()]
-                found["stream"][kind, depth] = sizes
+                several = [born(kind, depth, seed) for seed in range(SEEDS)]
+                found["gradients"][kind, depth], found["stream"][kind, depth] = (torch.tensor(x).mean(0).tolist() for x in zip(*several, strict=True))
         x, weight = torch.randn(5, h, generator=draw, dtype=torch.float64).requires_grad_(), torch.randn(h, generator=draw, dtype=torch.float64).requires_grad_()
         up = torch.randn(5, h, generator=draw, dtype=torch.float64)
         pairs = [(f(x, weight), torch.autograd.grad(f(x, weight), (x, weight), up)) for f in (lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: torch.nn.functional.rms_norm(x, (h,), w, 1e-5))]
