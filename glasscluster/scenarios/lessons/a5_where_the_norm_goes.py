@@ -7,7 +7,7 @@ from typing import Any
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import Card, Formula, lesson
 
-SEEDS = 3
+SEEDS = 4
 KINDS = {"post": ("post", "layernorm"), "pre": ("pre", "layernorm"), "pre, RMSNorm": ("pre", "rmsnorm"), "sandwich": ("sandwich", "layernorm")}  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def program(gpu: Any, depths: list[int], h: int) -> dict[str, Any]:
         draw = torch.Generator().manual_seed(seed)
         tokens, targets = torch.randint(0, 64, (2, 8, 16), generator=draw)
         place, norm = KINDS[kind]
-        config = ModelConfig(layers=depth, hidden=h, heads=4, vocab=64, seq=16, norm_position=place, norm=norm, init_std=h**-0.5, tied=False)
+        config = ModelConfig(layers=depth, hidden=h, heads=4, vocab=64, seq=16, norm_position=place, norm=norm, init_std=h**-0.5, tied=False, bias=False)
         model, sizes = GPTStage(config, seed=seed), []
         for block in model.layers.values():
             with torch.no_grad():  # as in the paper: no branch is made smaller because there are many
@@ -80,7 +80,7 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
 
     from glasscluster.visualize.plots import lines
 
-    depths = [layers // 4, layers // 2, layers]
+    depths = [layers // 4, layers]
     run = lab.run("born", ("Gradients at birth", "初始时的梯度"), program, depths, h, gpus=1)
     found = run.results[0]
     last = {kind: [found["gradients"][kind, depth][-1] for depth in depths] for kind in KINDS}

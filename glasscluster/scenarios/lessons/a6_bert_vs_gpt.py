@@ -42,15 +42,15 @@ def fates(vocab: int, seq: int, sequences: int) -> dict[str, float]:
         (("Why are 10 % of the chosen tokens left as they are?", "为什么选中的 token 有 10 % 保持不变？"), ("Why has BERT no KV cache?", "为什么 BERT 没有 KV 缓存？")),
     ),
 )
-def bert_vs_gpt(lab: Lab, steps: int = 40, seq: int = 64) -> None:
+def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
     """The same small corpus trains a masked and a causal model of one size; tokens that carry a loss are counted on the way."""
     import math
 
     import torch
 
     from glasscluster.model.parallel import IGNORE
-    from glasscluster.strategies.single_device import train_one_device
     from glasscluster.strategies.plan import make_model, make_plan
+    from glasscluster.strategies.single_device import train_one_device
     from glasscluster.strategies.trainer import Job
     from glasscluster.visualize.cells import Table, cells_figure
     from glasscluster.visualize.plots import lines

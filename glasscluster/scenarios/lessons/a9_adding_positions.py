@@ -56,7 +56,7 @@ def four_terms(state: dict[str, Any], tokens: Any, config: Any) -> dict[str, Any
         (("What is left of the position in V?", "V 中还剩下多少位置信息？"), ("Which of the four terms does RoPE keep?", "RoPE 保留了四项中的哪些？")),
     ),
 )
-def adding_positions(lab: Lab, steps: int = 60, hidden: int = 64, seq: int = 64) -> None:
+def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64) -> None:
     """A small GPT learns real text; before and after, the first layer's scores are taken apart into their four terms."""
     import torch
 
@@ -68,7 +68,7 @@ def adding_positions(lab: Lab, steps: int = 60, hidden: int = 64, seq: int = 64)
 
     model = make_model("tiny", layers=2, hidden=hidden, seq=seq)
     lab.train("gpt", ("A GPT's first step", "GPT 的第一步"), model=model, steps=1, dp=2, global_batch=8)
-    job = Job(make_plan(dp=2, global_batch=8, lr=3e-3), model, steps)
+    job = Job(make_plan(dp=2, global_batch=8, lr=5e-3), model, steps)
     text = [job.batch(step) for step in range(steps)]
     born = {n: p.detach().double() for n, (p, _) in GPTStage(model, seed=0, dtype=torch.float64).full_names().items()}
     learnt = train_one_device(model, text, job.optimizer, 1.0, 0, torch.float32)
