@@ -42,7 +42,7 @@ def draw_attention(browser: Any) -> None:
     from benchmarks.attention_costs import measure, picture
 
     page = browser.new_page(viewport={"width": 900, "height": 460})
-    page.set_content(picture(measure()).to_html(include_plotlyjs=True, default_height="440px"))
+    page.set_content(picture(measure()).to_html(include_plotlyjs=True, default_height="440px"), timeout=200_000)
     page.wait_for_timeout(2500)
     page.screenshot(path=str(HERE / "attention.png"))
     page.close()
