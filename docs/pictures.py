@@ -37,6 +37,17 @@ def shoot(
     page.close()
 
 
+def draw_attention(browser: Any) -> None:
+    """Attention's counted bytes and memory against length, a figure without a report."""
+    from benchmarks.attention_costs import measure, picture
+
+    page = browser.new_page(viewport={"width": 900, "height": 460})
+    page.set_content(picture(measure()).to_html(include_plotlyjs=True, default_height="440px"), timeout=200_000)
+    page.wait_for_timeout(2500)
+    page.screenshot(path=str(HERE / "attention.png"))
+    page.close()
+
+
 def collective_report(out: Path, algorithm: str, gpus: int = 16, **shape: Any) -> Path:
     """`glass collective` on a fat tree, swept over sizes against two others."""
     from glasscluster.scenarios.collective import Asked, collective
@@ -51,8 +62,13 @@ def collective_report(out: Path, algorithm: str, gpus: int = 16, **shape: Any) -
 
 
 def main() -> None:
-    """Everything that README and architecture.md show."""
+    """Everything that README, architecture.md and attention.md show; with the argument `attention`, the last alone."""
     from playwright.sync_api import sync_playwright
+
+    if sys.argv[1:] == ["attention"]:
+        with sync_playwright() as play:
+            draw_attention(play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]))
+        return
 
     from benchmarks.report import recorded
 
@@ -81,6 +97,7 @@ def main() -> None:
         )
         shoot(browser, home / "site" / "E8" / "report.html", "tab=story&lang=en&guess=3", "schedules", what='figure[data-fig="own-0"]')
         shoot(browser, page, "tab=timeline&run=gpipe&lang=en", "gpipe-timeline", what='.view:not([hidden]) figure[data-fig^="tl"]')
+        draw_attention(browser)
         shoot(browser, page, "tab=story&lang=en", "comparison", what='figure[data-fig="compare"]')
         browser.close()
 

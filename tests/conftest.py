@@ -14,6 +14,8 @@ import torch
 from glasscluster.sim.backends import threads
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # read when triton is first imported, which any test may be the first to do
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 _worker = os.environ.get("PYTEST_XDIST_WORKER", "")

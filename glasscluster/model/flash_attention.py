@@ -18,7 +18,8 @@ Grouped-query heads (Ainslie et al., 2305.13245): a query heads in groups of g =
 so one product serves the group, K and V are loaded once for it and never repeated, and its sum over rows makes dK and dV.
 Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L [b, a, N]. N and n may differ where nothing is masked (a block of ring
 attention); the causal mask wants a square. Registered as two low-level library operators, so that a recorder sees one kernel each
-way; `COSTS` has their FLOPs and slow-memory bytes, proven by a counting run in tests.
+way; `COSTS` has their FLOPs and slow-memory bytes, proven by a counting run in tests. On NVIDIA GPUs `flash_triton.py` does the work,
+in tiles of its own; what is recorded there are still the costs of these.
 What is added to the scores may depend on the distance of query and key (T5's table, ALiBi): `bias` holds one number a head and distance,
 a tile of it is made from rows + columns - 1 of them, and its gradient is dS summed along diagonals.
 But: tiles above the causal diagonal are skipped, the ones on it are computed whole; no dropout.
@@ -27,7 +28,11 @@ But: tiles above the causal diagonal are skipped, the ones on it are computed wh
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,7 +136,7 @@ def forward(
     bias [a, N + n - 1] in the accumulators' type: what is added to the score of query i and key j stands at i - j + n - 1.
     """
     check_shapes(q, k, causal)
-    out, lse = _forward_like(q)
+    out, lse = forward_like(q)
     shares, scores = _shares(q, k, tile)
     room = out.new_empty(scores, dtype=lse.dtype)
     for of_q, of_k in shares:
@@ -233,14 +238,14 @@ _library.define(
 )
 
 
-def _forward_like(q: Tensor) -> tuple[Tensor, Tensor]:
+def forward_like(q: Tensor) -> tuple[Tensor, Tensor]:
     """Room for the output and for L, which is kept in the accumulators' type."""
     return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
 
 
 def _meta_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     check_shapes(q, k, causal)
-    return _forward_like(q)
+    return forward_like(q)
 
 
 def _meta_backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool):
@@ -259,10 +264,24 @@ def _meta_biased_backward(d_out, q, k, v, out, lse, bias: Tensor, causal: bool, 
 for _device in ("CPU", "CUDA"):
     _library.impl("flash_biased_forward", lambda q, k, v, bias, causal: forward(q, k, v, causal, bias=bias), _device)
     _library.impl("flash_biased_backward", _biased_backward, _device)
-    _library.impl("flash_forward", lambda q, k, v, causal: forward(q, k, v, causal), _device)
-    _library.impl("flash_backward", lambda *args: backward(*args), _device)
 _library.impl("flash_biased_forward", lambda q, k, v, bias, causal: _meta_forward(q, k, v, causal), "Meta")
 _library.impl("flash_biased_backward", _meta_biased_backward, "Meta")
+
+
+GPU_KERNEL = "triton"  # what CUDA tensors meet, where triton is installed and the type is not float64; or "torch", this file
+
+
+def _kernels(x: Tensor) -> Any:
+    """The module whose `forward` and `backward` a tensor meets."""
+    if GPU_KERNEL == "triton" and x.dtype != torch.float64 and find_spec("triton"):
+        return import_module("glasscluster.model.flash_triton")
+    return sys.modules[__name__]
+
+
+_library.impl("flash_forward", lambda q, k, v, causal: forward(q, k, v, causal), "CPU")
+_library.impl("flash_backward", lambda *args: backward(*args), "CPU")
+_library.impl("flash_forward", lambda *args: _kernels(args[0]).forward(*args), "CUDA")
+_library.impl("flash_backward", lambda *args: _kernels(args[0]).backward(*args), "CUDA")
 _library.impl("flash_forward", _meta_forward, "Meta")
 _library.impl("flash_backward", _meta_backward, "Meta")
 

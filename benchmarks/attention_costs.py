@@ -1,0 +1,85 @@
+"""Attention's FLOPs, bytes and memory against length, counted by the recorder: python -m benchmarks.attention_costs
+
+One head of 64, float32, nothing masked, forward and backward, recorded dry (the `meta` device); beside F7 of 2205.14135 and 2307.08691.
+The figures are the table and the picture of docs/attention.md.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from glasscluster.model.attention import ATTENTION
+from glasscluster.model.flash_attention import TILE
+from glasscluster.sim.cluster import Cluster
+from glasscluster.sim.vocabulary import COMPUTE
+
+LENGTHS, D = (512, 1024, 2048, 4096, 8192, 16384), 64
+
+
+def program(gpu: Any, kind: str, n: int, backward: bool) -> None:
+    """One attention; q, k and v are made before the step that is recorded begins."""
+    q, k, v = (torch.empty(1, 1, n, D, device=gpu.device, requires_grad=backward) for _ in range(3))
+    out = ATTENTION[kind](q, k, v, False)
+    if backward:
+        torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
+
+
+def counted(kind: str, n: int) -> dict[str, int]:
+    """FLOPs and slow-memory bytes of each way, and the most bytes alive at once in both, inputs and gradients included."""
+    found = {}
+    for way in (False, True):
+        run = Cluster("classroom", 1, "dry", memory_bytes=None).run(program, kind, n, way)
+        views = [i for i, name in enumerate(run.graph.names) if name == "_unsafe_view"]  # recorded as a copy; moves nothing
+        rows = (run.graph.kind == COMPUTE) & ~np.isin(run.graph.op, views)
+        found[way] = (int(run.graph.flops[rows].sum()), int(run.graph.bytes[rows].sum()), run.peak_memory()[0][0])
+    (flops, nbytes, _), (both_flops, both_bytes, peak) = found[False], found[True]
+    return {"flops": flops, "bytes": nbytes, "backward_flops": both_flops - flops, "backward_bytes": both_bytes - nbytes, "peak": peak}
+
+
+def f7(kind: str, n: int, d: int = D, tile: int = TILE) -> int:
+    """Elements that forward moves, by formula."""
+    return 4 * n * n + 4 * n * d if kind == "unfused" else 2 * n * d + 2 * math.ceil(n / tile) * n * d + n
+
+
+def measure() -> list[dict[str, Any]]:
+    """A row for each length."""
+    return [{"n": n, "flash": counted("flash", n), "unfused": counted("unfused", n)} for n in LENGTHS]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown. FLOPs in units of n² d, bytes in MB (10^6)."""
+    names = ["N", "FLOPs / N²d, forward", "backward", "MB moved forward: textbook (F7)", "flash (F7)"]
+    names += ["backward: textbook", "flash", "peak MB: textbook", "flash"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        n, kinds = row["n"], ("unfused", "flash")
+        cells = ["textbook {:.2f}, flash {:.2f}".format(*(row[x][f] / (n * n * D) for x in kinds)) for f in ("flops", "backward_flops")]
+        cells += [f"{row[x]['bytes'] / 1e6:.2f} ({4 * f7(x, n) / 1e6:.2f})" for x in kinds]
+        cells += [f"{row[x][f] / 1e6:.2f}" for f in ("backward_bytes", "peak") for x in kinds]
+        lines.append(f"| {n:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def picture(rows: list[dict[str, Any]]) -> Any:
+    """Bytes moved forward and peak memory against length, both logarithmic."""
+    from glasscluster.visualize.plots import lines
+
+    names = {"unfused": "textbook", "flash": "flash"}
+    series = {f"{name}: bytes moved, forward": ([r["n"] for r in rows], [r[x]["bytes"] for r in rows]) for x, name in names.items()}
+    series |= {f"{name}: peak memory": ([r["n"] for r in rows], [r[x]["peak"] for r in rows]) for x, name in names.items()}
+    return lines(series, "length N", "bytes", log_x=True, log_y=True)
+
+
+if __name__ == "__main__":
+    found = measure()
+    print(table(found))
+    if sys.argv[1:]:
+        from glasscluster.visualize.thumbnail import figure_svg
+
+        Path(sys.argv[1]).write_text(figure_svg(picture(found), "Bytes moved and held against length"))

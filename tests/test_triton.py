@@ -1,0 +1,152 @@
+"""The Triton kernel under Triton's interpreter on the CPU, and compiled for GPUs that are not here."""
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glasscluster.model import flash_attention
+from glasscluster.model.attention import unfused_attention
+
+pytest.importorskip("triton", reason="Triton is a wheel for Linux; the torch version needs none")
+GPU = torch.cuda.is_available()
+if not GPU:  # tests/conftest.py asked for the interpreter before anything could import triton
+    assert os.environ["TRITON_INTERPRET"] == "1"
+from glasscluster.model import flash_triton  # noqa: E402
+
+DEVICE = "cuda" if GPU else "cpu"
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+WAYS = ("out", "dq", "dk", "dv")
+
+
+def drawn(shape, dtype, seed):
+    """q, k, v and the output's gradient. Rows lie apart by more than a head, as they do cut out of a product's result."""
+    b, heads, group, n, keys, d = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def one(a, rows):
+        wide = torch.randn(b, rows, a, d + 3, generator=generator, dtype=torch.float64)
+        return wide.to(dtype).to(DEVICE)[..., :d].transpose(1, 2)
+
+    return one(heads * group, n), one(heads, keys), one(heads, keys), one(heads * group, n)
+
+
+def gradients(q, k, v, d_out, causal):
+    """Textbook attention's output and gradients, in the tensors' own type."""
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    out = unfused_attention(q, k, v, causal)
+    return out.detach(), *torch.autograd.grad(out, (q, k, v), d_out)
+
+
+def ours(kernels, q, k, v, d_out, causal, tiles):
+    out, lse = kernels.forward(q, k, v, causal, tiles)
+    return out, *kernels.backward(d_out, q, k, v, out, lse, causal, tiles)
+
+
+def excess(found, tensors, causal):
+    """By how much each error is over twice plain torch's: positive breaks flash-attention's rule.
+
+    Of one key torch's dQ is exactly zero and ours a rounding of float32, so four ulps of the largest input are allowed besides.
+    """
+    truth, plain = gradients(*(x.double() for x in tensors), causal), gradients(*tensors, causal)
+    ulps = 4 * torch.finfo(torch.float32).eps * max(x.abs().max().item() for x in tensors)
+    return {
+        way: ((x.double() - true).abs().max() - 2 * (y.double() - true).abs().max()).item() - ulps
+        for way, x, y, true in zip(WAYS, found, plain, truth, strict=True)
+    }
+
+
+heads = st.sampled_from([(1, 1, 1), (2, 1, 1), (1, 1, 3), (1, 2, 2)])
+
+
+@settings(max_examples=7, deadline=None, derandomize=True)
+@given(heads, st.integers(1, 36), st.integers(1, 36), st.integers(1, 33), st.sampled_from(TYPES), st.booleans(), st.data())
+def test_errors_are_at_most_twice_plain_torch_s(heads, n, keys, d, dtype, causal, data):
+    tiles = data.draw(st.sampled_from([(16, 16), (16, 32), (32, 16)]) if heads[2] == 1 else st.just((32, 16)))
+    tensors = drawn((*heads, n, n if causal else keys, d), dtype, seed=n)
+    assert max(excess(ours(flash_triton, *tensors, causal, tiles), tensors, causal).values()) <= 0
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("d", "causal"), [(64, True), (128, False)])
+def test_so_they_are_with_heads_of_64_and_128(d, causal, dtype):
+    tensors = drawn((1, 1, 1, 50, 50 if causal else 45, d), dtype, seed=d)
+    assert max(excess(ours(flash_triton, *tensors, causal, (32, 32)), tensors, causal).values()) <= 0
+
+
+def test_the_log_sum_exp_is_the_torch_version_s_so_a_ring_can_merge_blocks():
+    q, k, v, _ = drawn((1, 1, 2, 17, 21, 16), torch.float32, 0)
+    (out, lse), (_, expected) = (
+        flash_triton.forward(q, k, v, False, (16, 16)),
+        flash_attention.forward(*(x.double() for x in (q, k, v)), False),
+    )
+    assert torch.allclose(lse.double(), expected, rtol=1e-6, atol=1e-6)
+    likes = flash_attention.forward_like(q)
+    assert [(x.dtype, x.shape) for x in (out, lse)] == [(x.dtype, x.shape) for x in likes]
+
+
+def test_equal_inputs_give_equal_bits_and_a_block_of_keys_its_summand():
+    q, k, v, d_out = drawn((1, 1, 1, 16, 30, 16), torch.float32, 1)
+    out, lse = flash_triton.forward(q, k, v, False, (16, 16))
+    whole, again = (flash_triton.backward(d_out, q, k, v, out, lse, False, (16, 16)) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(whole, again, strict=True))
+    parts = [flash_triton.backward(d_out, q, k[:, :, c], v[:, :, c], out, lse, False, (16, 16)) for c in (slice(0, 13), slice(13, 30))]
+    assert torch.allclose(parts[0][0] + parts[1][0], whole[0], atol=1e-5)
+    for i in (1, 2):
+        assert torch.allclose(torch.cat([p[i] for p in parts], 2), whole[i], atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "keys", "causal"), [(torch.float64, 8, True), (torch.float32, 7, True)])
+def test_float64_and_a_mask_over_a_rectangle_are_refused(dtype, keys, causal):
+    q, k, v, _ = drawn((1, 1, 1, 8, keys, 4), dtype, 0)
+    with pytest.raises(ValueError, match=r"float64|square"):
+        flash_triton.forward(q, k, v, causal)
+
+
+# ---- broken kernels are found ------------------------------------------------------------------------------------
+
+
+def mutated(old, new, tmp_path, monkeypatch):
+    """The module with one line changed."""
+    source = inspect.getsource(flash_triton)
+    assert old in source
+    name = f"mutant_{abs(hash((old, new)))}"
+    (tmp_path / f"{name}.py").write_text(source.replace(old, new))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return importlib.import_module(name)
+
+
+@pytest.mark.skipif(GPU, reason="one run of each is enough, and the interpreter needs no compilation")
+@pytest.mark.parametrize(
+    ("old", "new", "broken"),
+    [
+        ("j[None, :] <= i[:, None]", "j[None, :] < i[:, None] + 2", {"out", "dq"}),
+        ("total = total * shrink + ", "total = total + ", {"out"}),
+        ("[:, None] <= i[None, :], p, 0.0)", "[:, None] < i[None, :], p, 0.0)", {"dk", "dv"}),
+        ("(dp - tl.load(delta", "(dp - 0.9 * tl.load(delta", {"dk"}),
+        ("for member in range(GROUP):", "for member in range(GROUP - 1):", {"dk", "dv"}),
+        ("head // GROUP * k_a", "head % GROUP * k_a", {"out", "dq"}),
+        ("(m + tl.log2(total)) * LOG_2", "m * LOG_2", {"dq", "dk", "dv"}),
+    ],
+)  # fmt: skip
+def test_a_broken_kernel_breaks_the_rule(old, new, broken, tmp_path, monkeypatch):
+    tensors = drawn((1, *((2, 2) if "GROUP" in old else (1, 1)), 20, 20, 16), torch.float32, 3)
+    tensors[1].mul_(torch.linspace(0.5, 4, 20, device=DEVICE)[:, None])  # later keys are larger, so the maximum moves
+    over = excess(ours(mutated(old, new, tmp_path, monkeypatch), *tensors, True, (16, 16)), tensors, True)
+    assert {way for way, by in over.items() if not by <= 0} >= broken
+
+
+# ---- compiled for GPUs that are not here -------------------------------------------------------------------------
+
+
+def test_every_kernel_compiles_for_a_hopper_gpu_without_spilling_and_uses_its_tensor_cores():
+    call = [sys.executable, "-m", "benchmarks.flash_gpu", "--compile", "90", "--head", "64", "--first"]
+    lines = subprocess.run(call, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["forward", "dkdv", "dq"]
+    assert all(", 0 B stack" in line and line.endswith("wgmma") for line in lines)
