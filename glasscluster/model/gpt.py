@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glasscluster.model import mlp, moe
@@ -116,11 +117,12 @@ class Embedding(Module):
         self.weight("token", config.vocab, config.hidden, std=config.init_std, shard=Shard(0))
         self.weight("position", config.seq, config.hidden, std=config.init_std)
 
-    def forward(self, tokens_BS: Tensor) -> Tensor:
-        """[B, S] -> [B, S, H]."""
-        return self.parallel.embed(tokens_BS, self.token) + self.parallel.cut(
-            self.position[: tokens_BS.shape[1] * self.parallel.context.size]
-        )
+    def forward(self, tokens_BS: Tensor, positions: Sequence[Sequence[int]] | None = None) -> Tensor:
+        """[B, S] -> [B, S, H]. Positions: of each sequence's tokens where they do not start at 0 (generation)."""
+        x = self.parallel.embed(tokens_BS, self.token)
+        if positions is not None:
+            return x + F.embedding(torch.tensor(positions, device=x.device), self.position)
+        return x + self.parallel.cut(self.position[: tokens_BS.shape[1] * self.parallel.context.size])
 
 
 class Head(Module):
@@ -140,9 +142,15 @@ class Head(Module):
 
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
         """Loss: a scalar, summed over tokens."""
-        x = layer_norm(x_BSH, self.norm_weight, self.norm_bias, self.config.norm_eps)
-        logits_BSV = self.parallel.column(x, self.table)
-        return self.parallel.cross_entropy(logits_BSV, targets_BS, self.config.vocab)
+        return self.parallel.cross_entropy(self.scores(x_BSH), targets_BS, self.config.vocab)
+
+    def scores(self, x_BSH: Tensor) -> Tensor:
+        """This rank's logits: [B, S, V]."""
+        return self.parallel.column(layer_norm(x_BSH, self.norm_weight, self.norm_bias, self.config.norm_eps), self.table)
+
+    def logits(self, x_BSH: Tensor) -> Tensor:
+        """All logits, on every rank: [B, S, vocabulary]. For what has no gradient."""
+        return self.parallel.whole_logits(self.scores(x_BSH), self.config.vocab)
 
 
 class GPTStage(nn.Module):

@@ -160,6 +160,10 @@ class Unsharded:
         """Rows of the table: [b, s] -> [b, s, h]."""
         return F.embedding(tokens, table)
 
+    def whole_logits(self, logits: Tensor, vocab: int) -> Tensor:
+        """Logits [b, s, V] of the whole vocabulary, from this rank's."""
+        return logits
+
     def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int) -> Tensor:
         """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s]; IGNORE counts nothing."""
         return F.cross_entropy(logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten(), reduction="sum", ignore_index=IGNORE)

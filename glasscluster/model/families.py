@@ -1,0 +1,138 @@
+"""Where families of models keep what: from our parts to the names in Hugging Face's state dicts and config.json, as tables.
+
+GPT-2 (Radford et al., 2019) · the names are those of transformers' modeling_*.py, the fields those of its configuration_*.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from glasscluster.model.config import ModelConfig
+
+
+class WeightsError(ValueError):
+    """A folder that is not what its config.json says, or a model that the layout cannot say."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of config.json: its name, what its absence (or null) means, and their word for each of ours."""
+
+    name: str
+    absent: Any = None
+    words: Mapping[Any, Any] | None = None
+
+    def ours(self, content: Mapping[str, Any]) -> Any:
+        """The value in our words."""
+        value = content.get(self.name)
+        value = self.absent if value is None else value
+        if self.words is None:
+            return value
+        for ours, theirs in self.words.items():
+            if value == theirs:
+                return ours
+        raise WeightsError(f"config.json: {self.name} is {value!r}; one of {list(self.words.values())} is known here")
+
+    def theirs(self, value: Any) -> Any:
+        """The value in their words."""
+        if self.words is None:
+            return value
+        if value not in self.words:
+            raise WeightsError(f"{self.name} has no word for {value!r}; it has one for {list(self.words)}")
+        return self.words[value]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: tables, and what is fixed in it."""
+
+    model_type: str
+    architecture: str
+    base: str  # in front of the names of all but the head; a file of the bare model lacks it
+    ends: Mapping[str, str]  # parts outside the layers, by full name
+    layer: str  # in front of a layer's names
+    inside: Mapping[str, str]  # a layer's parts: ours without _weight and _bias, theirs without .weight and .bias
+    keys: Mapping[str, Key]  # fields of ModelConfig in config.json
+    always: Mapping[str, Any]  # fields of ModelConfig that the family fixes
+    fixed: Mapping[str, Any]  # keys of config.json that can have one value here
+    said: Mapping[str, Any] = field(default_factory=dict)  # keys that are written and not read
+    transposed: bool = False  # a layer's matrices are stored as [in, out]
+    unused: tuple[str, ...] = ()  # patterns of tensors that older files have and nobody needs
+
+    def name(self, part: str) -> str:
+        """Their tensor that holds our part."""
+        if part in self.ends:
+            return self.ends[part]
+        place, _, rest = part.rpartition(".")
+        stem, _, kind = rest.rpartition("_")
+        if not place.startswith("layers.") or stem not in self.inside:
+            raise WeightsError(f"{self.model_type} has no place for {part}")
+        return f"{self.layer.format(place.removeprefix('layers.'))}{self.inside[stem]}.{kind}"
+
+    def turned(self, part: str) -> bool:
+        """Whether a part lies transposed in their tensor."""
+        return self.transposed and part.startswith("layers.") and part.endswith("_weight") and "norm" not in part
+
+    def to_config(self, content: Mapping[str, Any], **overrides: Any) -> ModelConfig:
+        """config.json as our model."""
+        for name, value in self.fixed.items():
+            if content.get(name, value) != value:
+                raise WeightsError(f"config.json: {name} is {content[name]!r}; only {value!r} is known here")
+        values = {ours: key.ours(content) for ours, key in self.keys.items()}
+        return ModelConfig(**{**values, **self.always, **overrides})
+
+    def to_json(self, config: ModelConfig, dtype: str) -> dict[str, Any]:
+        """Our model as config.json; WeightsError where it is none of this family."""
+        if "kv_heads" not in self.keys and config.key_heads != config.heads:
+            raise WeightsError(f"{self.model_type} has as many key heads as heads, this model {config.key_heads} of {config.heads}")
+        for name, value in self.always.items():
+            if getattr(config, name) != value:
+                raise WeightsError(f"{self.model_type} has {name} = {value}, this model {getattr(config, name)}")
+        written = {key.name: key.theirs(getattr(config, ours)) for ours, key in self.keys.items()}
+        return {"architectures": [self.architecture], "model_type": self.model_type, "dtype": dtype, **self.said, **self.fixed, **written}
+
+
+GPT2 = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    base="transformer.",
+    ends={
+        "embedding.token": "transformer.wte.weight",
+        "embedding.position": "transformer.wpe.weight",
+        "head.norm_weight": "transformer.ln_f.weight",
+        "head.norm_bias": "transformer.ln_f.bias",
+        "head.table": "lm_head.weight",
+    },
+    layer="transformer.h.{}.",
+    inside={
+        "norm1": "ln_1",
+        "q": "attn.c_attn",
+        "k": "attn.c_attn",
+        "v": "attn.c_attn",
+        "out": "attn.c_proj",
+        "norm2": "ln_2",
+        "up": "mlp.c_fc",
+        "down": "mlp.c_proj",
+    },
+    keys={
+        "layers": Key("n_layer", 12),
+        "hidden": Key("n_embd", 768),
+        "heads": Key("n_head", 12),
+        "ffn": Key("n_inner"),
+        "vocab": Key("vocab_size", 50257),
+        "seq": Key("n_positions", 1024),
+        "norm_eps": Key("layer_norm_epsilon", 1e-5),
+        "activation": Key("activation_function", "gelu_new", {"gelu-tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}),
+        "tied": Key("tie_word_embeddings", True),
+        "init_std": Key("initializer_range", 0.02),
+    },
+    always={"experts": 0},
+    fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    said={"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None},
+    transposed=True,
+    unused=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias"),
+)
+
+FAMILIES = {family.model_type: family for family in (GPT2,)}

@@ -1,0 +1,229 @@
+"""Hugging Face's own models, randomly initialised: equal logits and gradients, loading both ways, the same tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glasscluster.model import hugging_face
+from glasscluster.model.cache import PagedCache, StaticCache
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.families import FAMILIES, WeightsError
+from glasscluster.model.generate import generate
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.parallel import Unsharded
+from glasscluster.strategies.check import TOLERANCE, difference
+
+transformers = pytest.importorskip("transformers")
+transformers.utils.logging.disable_progress_bar()
+pytestmark = pytest.mark.xdist_group("transformers")  # it is imported once
+
+VOCAB, SEQ = 37, 16
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_positions": SEQ, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+OURS: dict[str, dict[str, Any]] = {"gpt2": {"activation": "gelu-tanh"}}
+
+
+def theirs_of(name: str, **more: Any) -> Any:
+    """Their model in float64 with weights large enough to matter, norms and biases included."""
+    values = {**SIZES[name], "vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None, "attn_implementation": "eager", **more}
+    family = FAMILIES[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, family.architecture)(transformers.AutoConfig.for_model(name, **values)).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def ours_of(name: str, **more: Any) -> GPTStage:
+    """Our model of the same size."""
+    values = {"layers": 2, "hidden": 16, "heads": 4, "vocab": VOCAB, "seq": SEQ, "init_std": 0.3, **OURS[name], **more}
+    return GPTStage(ModelConfig(**values), dtype=torch.float64)
+
+
+def read_back(folder: Path, name: str) -> Any:
+    """transformers' from_pretrained."""
+    auto = transformers.AutoModelForMaskedLM if name == "bert" else transformers.AutoModelForCausalLM
+    model, said = auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float64, output_loading_info=True)
+    assert not any(said.values()), said
+    return model.eval()
+
+
+def text(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(0, VOCAB, (2, SEQ), generator=generator) for _ in range(2))  # type: ignore[return-value]
+
+
+def same(ours: GPTStage, theirs: Any) -> float:
+    """The largest difference of logits, loss and every gradient by name, and that each side has all of the other's."""
+    tokens, targets = text()
+    logits = theirs(tokens).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    loss.backward()
+    mine = ours(tokens, targets)
+    mine.backward()
+    with torch.no_grad():
+        x = ours.keep.layers(list(ours.layers.values()), ours.embedding(tokens), None)
+        worst = [difference(ours.head.logits(x), logits, 0.0), difference(mine.detach(), loss.detach(), 0.0)]
+    mine_by_name = {name: p.grad for name, (p, _) in ours.full_names().items()}
+    assert all(g is not None for g in mine_by_name.values())
+    found = hugging_face.state_dict(ours.config, mine_by_name)
+    right = {name: p.grad for name, p in theirs.named_parameters()}
+    assert set(found) == set(right)
+    floor = 1e-3 * max(float(g.abs().max()) for g in right.values())
+    return max(worst + [difference(found[name], right[name], floor) for name in right])
+
+
+CASES = [
+    ("gpt2", {}, {}),
+    ("gpt2", {"tie_word_embeddings": False, "n_inner": 24, "activation_function": "relu"}, {"qkv": "separate", "attention": "unfused"}),
+]
+
+
+@pytest.mark.parametrize(("name", "more", "overrides"), CASES)
+def test_their_model_is_ours(name: str, more: dict, overrides: dict, tmp_path: Path):
+    theirs = theirs_of(name, **more)
+    theirs.save_pretrained(tmp_path)
+    ours = hugging_face.load(tmp_path, torch.float64, **overrides)
+    assert same(ours, theirs) <= TOLERANCE
+    with torch.no_grad():  # the check can fail: one weight of each tensor moved by a millionth
+        for parameter in ours.parameters():
+            parameter.grad = None
+            parameter.view(-1)[0].mul_(1 + 1e-6)
+        theirs.zero_grad()
+    assert same(ours, theirs) > TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("gpt2", {"qkv": "separate"}), ("gpt2", {"tied": False, "ffn": 24, "activation": "relu", "norm_eps": 1e-6})]
+)
+def test_our_model_is_theirs(name: str, more: dict, tmp_path: Path):
+    ours = ours_of(name, **more)
+    theirs = read_back(hugging_face.save(ours, tmp_path), name)
+    assert theirs.config.model_type == name
+    assert same(ours, theirs) <= TOLERANCE
+    again = hugging_face.load(tmp_path, torch.float64, **({"qkv": more["qkv"]} if "qkv" in more else {}))
+    assert again.config == ours.config
+    for parameter, (other, _) in zip(again.parameters(), ours.full_names().values(), strict=True):
+        assert torch.equal(parameter, other)
+
+
+@pytest.mark.parametrize("name", ["gpt2"])
+def test_greedy_tokens_are_theirs_with_and_without_a_cache(name: str, tmp_path: Path):
+    theirs = theirs_of(name)
+    theirs.save_pretrained(tmp_path)
+    ours = hugging_face.load(tmp_path, torch.float64)
+    prompts = [text()[0][0, :5].tolist(), text()[0][1, :5].tolist()]
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones(2, 5, dtype=torch.int64)}
+    right = [theirs.generate(torch.tensor(prompts), use_cache=cached, **options)[:, 5:].tolist() for cached in (True, False)]
+    made = [generate(ours, prompts, 8, cache).tokens for cache in (None, StaticCache(ours, 2, 12), PagedCache(ours, 2, 12, 3))]
+    assert right[0] == right[1] == made[0] == made[1] == made[2]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+def test_a_file_of_the_bare_model_and_one_in_several_files_are_read(tmp_path: Path):
+    theirs = theirs_of("gpt2")
+    theirs.save_pretrained(tmp_path / "several", max_shard_size="8KB")
+    assert (tmp_path / "several" / hugging_face.INDEX).exists()
+    theirs.transformer.save_pretrained(tmp_path / "bare")
+    right = dict(theirs.named_parameters())
+    for folder in ("several", "bare"):
+        ours = hugging_face.load(tmp_path / folder, torch.float64)
+        found = hugging_face.state_dict(ours.config, {n: p.detach() for n, (p, _) in ours.full_names().items()})
+        assert set(found) == set(right)
+        assert all(torch.equal(found[n], right[n]) for n in right)
+
+
+def test_a_rank_reads_its_part(tmp_path: Path):
+    whole = ours_of("gpt2", vocab=38)
+    hugging_face.save(whole, tmp_path)
+
+    class Half(Unsharded):
+        size = 2
+
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+    with hugging_face.Weights(tmp_path) as weights:
+        for rank in range(2):
+            stage = weights.fill(GPTStage(whole.config, [1], first=False, parallel=Half(rank), seed=5, dtype=torch.float64))
+            for name, (parameter, shard) in stage.full_names().items():
+                full = dict(whole.full_names())[name][0]
+                assert torch.equal(parameter, full if shard is None else shard.take(full, rank, 2))
+        with pytest.raises(WeightsError, match="part of it"):
+            hugging_face.save(stage, tmp_path / "x")
+
+
+def damaged(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **config}))
+    save_file(tensors, folder / hugging_face.FILE)
+
+
+DAMAGE = {
+    "no tensor transformer.h.1.mlp.c_fc.bias": (lambda t: t.pop("transformer.h.1.mlp.c_fc.bias"), {}),
+    "nobody needs transformer.h.0.extra": (lambda t: t.update({"transformer.h.0.extra": torch.zeros(1)}), {}),
+    r"transformer.wpe.weight has shape \[15, 16\], config.json makes it \[16, 16\]": (
+        lambda t: t.update({"transformer.wpe.weight": torch.zeros(15, 16)}),
+        {},
+    ),
+    r"h.0.attn.c_attn.weight has shape \[48, 16\], config.json makes it \[16, 48\]": (  # not transposed
+        lambda t: t.update({"transformer.h.0.attn.c_attn.weight": torch.zeros(48, 16)}),
+        {},
+    ),
+    "model_type is 'mamba'; known are": (lambda t: None, {"model_type": "mamba"}),
+    "activation_function is 'silu'": (lambda t: None, {"activation_function": "silu"}),
+    "scale_attn_weights is False": (lambda t: None, {"scale_attn_weights": False}),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_what_is_wrong_with_a_folder_is_named(message: str, tmp_path: Path):
+    hugging_face.save(ours_of("gpt2"), tmp_path)
+    hurt, config = DAMAGE[message]
+    tensors = load_file(tmp_path / hugging_face.FILE)
+    hurt(tensors)
+    damaged(tmp_path, tensors, **config)
+    with pytest.raises(WeightsError, match=message):
+        hugging_face.load(tmp_path)
+
+
+def test_old_buffers_are_passed_over_and_missing_files_named(tmp_path: Path):
+    ours = ours_of("gpt2")
+    hugging_face.save(ours, tmp_path)
+    tensors = load_file(tmp_path / hugging_face.FILE)
+    spare = {"transformer.h.0.attn.bias": torch.ones(1, 1, SEQ, SEQ), "lm_head.weight": tensors["transformer.wte.weight"].clone()}
+    damaged(tmp_path, tensors | spare)
+    again = hugging_face.load(tmp_path, torch.float64)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ours.parameters(), strict=True))
+    (tmp_path / hugging_face.FILE).unlink()
+    with pytest.raises(WeightsError, match=r"model.safetensors cannot be read"):
+        hugging_face.load(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"config.json cannot be read"):
+        hugging_face.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("message", "more"),
+    {
+        "gpt2 has experts = 0, this model 2": {"experts": 2},
+        "gpt2 has as many key heads as heads, this model 2 of 4": {"kv_heads": 2},
+        "activation_function has no word for 'swiglu'": {"activation": "swiglu"},
+    }.items(),
+)
+def test_a_model_that_no_family_has_is_refused(message: str, more: dict, tmp_path: Path):
+    with pytest.raises(WeightsError, match=message):
+        hugging_face.save(ours_of("gpt2", **more), tmp_path)
