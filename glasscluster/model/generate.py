@@ -53,6 +53,9 @@ class Sampling:
         return torch.multinomial(self.probabilities(logits).cpu(), 1, generator=generator).squeeze(-1).to(logits.device)
 
 
+GREEDY = Sampling()
+
+
 @dataclass
 class Generated:
     """What came of it: each sequence's new tokens, and the logits [b, V] that each was chosen from."""
@@ -73,7 +76,7 @@ class Generator:
     prompts: Sequence[Sequence[int]]
     tokens: int
     cache: Cache | None = None
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     chunk: int = 0  # tokens of a prompt that are taken in at a time; 0: all
     window: int | None = None  # without a cache: how many tokens back attention looks
 
