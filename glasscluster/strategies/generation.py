@@ -69,6 +69,15 @@ class GenerationJob:
         """Of every sequence in the end, in tokens that are cached."""
         return [len(p) + self.tokens - 1 for p in self.prompts]
 
+    @property
+    def columns(self) -> list[int]:
+        """Tokens a sequence, padding included, of every forward."""
+        longest = max(map(len, self.prompts))
+        if self.cache == "none":
+            return [longest + i for i in range(self.tokens)]
+        each = self.chunk or longest
+        return [min(each, longest - a) for a in range(0, longest, each)] + [1] * (self.tokens - 1)
+
     def make_cache(self, stage: GPTStage) -> Cache | None:
         """An empty one."""
         n = len(self.prompts)
@@ -112,7 +121,7 @@ def generate_rank(gpu: GPU, job: GenerationJob) -> RankGeneration:
             chosen.append(listed(tokens))
             if job.capture and gpu.device.type != "meta":
                 result.logits.append(logits.cpu())
-    result.tokens = [list(t) for t in zip(*chosen, strict=True)]
+    result.tokens = [list(t) for t in zip(*chosen, strict=True)] if gpu.device.type != "meta" else []
     result.parameter_bytes = sum(p.numel() * p.element_size() for p in stage.parameters())
     if cache is not None:
         result.cache_bytes, result.used_bytes, result.filled_bytes = cache.bytes, cache.used_bytes, cache.filled_bytes
@@ -130,12 +139,12 @@ def make_stage(gpu: GPU, job: GenerationJob) -> GPTStage:
     for part in stage.parts():
         part.register_forward_pre_hook(lambda module, _args: gpu.recorder.enter_layer(getattr(module, "index", -1)))
     if job.weights is not None and gpu.device.type != "meta":
-        with Weights(job.weights, **_given(job.model)) as weights:
+        with Weights(job.weights, **ours(job.model)) as weights:
             weights.fill(stage)
     return stage
 
 
-def _given(model: ModelConfig) -> dict[str, Any]:
+def ours(model: ModelConfig) -> dict[str, Any]:
     """What a folder's config.json does not say, as this model has it."""
     return {"qkv": model.qkv, "attention": model.attention}
 
@@ -188,6 +197,14 @@ def phases(timeline: Timeline, hw: Hardware, precision: str, rank: int = 0) -> l
         found.append(Phase(flops, nbytes, end - before, hw.gpu.peak(precision), hw.gpu.memory_bandwidth))
         before = end
     return found
+
+
+def mean(found: list[Phase]) -> Phase | None:
+    """One step that stands for several; None for none."""
+    if not found:
+        return None
+    flops, nbytes = (round(sum(getattr(p, what) for p in found) / len(found)) for what in ("flops", "bytes"))
+    return Phase(flops, nbytes, sum(p.time_s for p in found) / len(found), found[0].peak, found[0].bandwidth)
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------
