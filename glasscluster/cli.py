@@ -91,8 +91,8 @@ def _with_fields(command: Callable[..., Any], classes: tuple[type[Plan] | type[M
     return wrapper
 
 
-def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True) -> tuple[Plan, ModelConfig]:
-    """What was asked for, validated; ScenarioError otherwise. `runs` False: for a prediction."""
+def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True, weights: str | None = None) -> tuple[Plan, ModelConfig]:
+    """What was asked for, validated; ScenarioError otherwise. `runs` False: for a prediction. `weights`: a folder that has the model."""
     from glasscluster.strategies.plan import make_model, make_plan
 
     values = dict(given)
@@ -104,7 +104,13 @@ def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True) -> tup
             values["layers_per_stage"] = tuple(int(n) for n in text.split(","))
         except ValueError:
             raise ScenarioError("layers_per_stage", text, "must be whole numbers with commas between, as 1,1,1,1") from None
-    model = make_model(preset, **{k: v for k, v in values.items() if k in ModelConfig.model_fields})
+    shape = {k: v for k, v in values.items() if k in ModelConfig.model_fields}
+    if weights is not None:
+        from glasscluster.scenarios.generation import read_model
+
+        model = read_model(weights, **shape)
+    else:
+        model = make_model(preset, **shape)
     plan = make_plan(**{k: v for k, v in values.items() if k in Plan.model_fields})
     plan.check(model, runs)
     return plan, model
@@ -200,6 +206,7 @@ def train(
     model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
     steps: Annotated[int, typer.Option(min=1, help="optimizer steps; figures are of the last")] = 3,
     data: Annotated[str | None, typer.Option(help="any text file [default: the standard library's source]")] = None,
+    weights: Annotated[str | None, typer.Option(help="folder in Hugging Face's layout to start from")] = None,
     check: Annotated[bool, typer.Option(help="compare with one device in float64")] = True,
     backend: Backend = None,
     device: Device = "cpu",
@@ -211,7 +218,7 @@ def train(
     json_: Json = False,
 ) -> int:
     """Train a GPT with a plan, check it against one device, count it, draw it."""
-    plan, shape = plan_and_model(given, model)
+    plan, shape = plan_and_model(given, model, weights=weights)
     with progress() as say:
         say(f"glass train: {plan.gpus} GPUs, {shape.parameters():,} parameters")
         from glasscluster.scenarios import training
@@ -229,6 +236,7 @@ def train(
             timeout_s=parse_time("timeout", timeout) if timeout else None,
             memory_bytes=parse_size("memory", memory) if memory else "hardware",
             out=out,
+            weights=weights,
             say=say,
         )
     if not is_leader():

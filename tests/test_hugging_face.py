@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glasscluster.cli import main
 from glasscluster.model import hugging_face
 from glasscluster.model.cache import PagedCache, StaticCache
 from glasscluster.model.config import ModelConfig
@@ -23,7 +25,11 @@ from glasscluster.model.families import FAMILIES, WeightsError
 from glasscluster.model.generate import generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Unsharded
-from glasscluster.strategies.check import TOLERANCE, difference
+from glasscluster.scenarios.training import train
+from glasscluster.sim.cluster import Cluster
+from glasscluster.strategies.check import TOLERANCE, check_job, difference, reference_for
+from glasscluster.strategies.plan import make_plan
+from glasscluster.strategies.trainer import Job
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()
@@ -227,3 +233,68 @@ def test_old_buffers_are_passed_over_and_missing_files_named(tmp_path: Path):
 def test_a_model_that_no_family_has_is_refused(message: str, more: dict, tmp_path: Path):
     with pytest.raises(WeightsError, match=message):
         hugging_face.save(ours_of("gpt2", **more), tmp_path)
+
+
+# ---- training and generating from a folder ---------------------------------------------------------------------------
+def test_a_cluster_trains_from_their_weights(tmp_path: Path):
+    theirs = theirs_of("gpt2")
+    theirs.save_pretrained(tmp_path)
+    with hugging_face.Weights(tmp_path) as weights:
+        model = weights.config
+    job = Job(make_plan(tp=2, pp=2, zero=1, dp=1), model, steps=2, weights=str(tmp_path))
+    trained = train(Cluster("classroom", 4), job)
+    assert trained.ok
+    tokens, targets = job.batch(0)
+    with torch.no_grad():
+        loss = float(F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()))
+    assert trained.comparison is not None
+    assert abs(trained.comparison["reference_losses"][0] - loss) <= TOLERANCE
+    assert abs(reference_for(check_job(replace(job, weights=None))).losses[0] - loss) > 0.01
+
+
+def glass(capsys: Any, *words: str) -> tuple[int, Any, str]:
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--json"])
+    said = capsys.readouterr()
+    return done.value.code, json.loads(said.out) if said.out else None, said.err
+
+
+def test_glass_generate_is_their_generate(tmp_path: Path, capsys: Any):
+    theirs = theirs_of("gpt2", vocab_size=256)
+    theirs.save_pretrained(tmp_path)
+    prompts = torch.tensor([list(b"hello"), list(b"a dog")])
+    options = {"max_new_tokens": 7, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompts)}
+    right = theirs.generate(prompts, **options)[:, 5:].tolist()
+    for more in (["--cache", "paged", "--block", "4"], ["--tp", "2"]):
+        words = ["--prompt", "hello", "--prompt", "a dog", "--tokens", "7", "--precision", "fp64", *more]
+        code, found, _ = glass(capsys, "generate", "--weights", str(tmp_path), *words)
+        assert (code, found["schema"], found["tokens"]) == (0, "glass.generate/1", right)
+        assert all(c["ok"] for c in found["checks"])
+        assert found["text"][0] == bytes(right[0]).decode("utf-8", "replace")
+
+
+USAGE = {
+    "window = 0: a sliding cache needs a window": ["--cache", "sliding"],
+    "a static cache keeps all tokens": ["--window", "3"],
+    "cache = 'statik': is unknown; the nearest valid choice is static": ["--cache", "statik"],
+    "tp = 3: must divide heads = 4": ["--tp", "3"],
+    "take 67 positions, the model has seq = 64; the nearest valid choice is 61": ["--tokens", "64"],
+    "config.json cannot be read": ["--weights", "nowhere"],
+    "a text is taken as bytes, the vocabulary has 100 tokens": ["--vocab", "100"],
+}
+
+
+@pytest.mark.parametrize("message", USAGE)
+def test_glass_generate_names_what_is_wrong(message: str, capsys: Any):
+    code, _, said = glass(capsys, "generate", *USAGE[message])
+    assert code == 2
+    assert message in said
+
+
+def test_glass_generate_says_what_a_big_model_would_take(capsys: Any):
+    words = "--model gpt3-175b --prompt-length 512 --batch 4 --tokens 3 --tp 8 --precision bf16 --backend dry --layers 4"
+    code, found, _ = glass(capsys, "generate", "--hardware", "dgx-h100", *words.split())
+    assert (code, found["tokens"], found["checked_tokens"]) == (0, [], 0)
+    assert all(c["ok"] for c in found["checks"])
+    assert (found["prefill"]["bound"], found["decode"]["bound"]) == ("compute", "memory")
+    assert found["cache_bytes"] == [2 * 4 * 12288 // 8 * 4 * 514 * 2] * 8

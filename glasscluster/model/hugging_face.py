@@ -96,15 +96,18 @@ def pieces(name: str, rows: int, config: ModelConfig) -> list[Piece]:
 
 # ---- reading -------------------------------------------------------------------------------------------------------
 class Weights(Mapping[str, Tensor]):
-    """A folder's tensors by our names, each read when it is asked for. Names, shapes and kinds are checked at once."""
+    """A folder's tensors by our names, each read when it is asked for. Names and shapes are checked at once.
 
-    def __init__(self, folder: str | Path, **overrides: Any) -> None:
+    The model is what config.json says, with `overrides` of its fields; or `config`, which the tensors must fit.
+    """
+
+    def __init__(self, folder: str | Path, config: ModelConfig | None = None, **overrides: Any) -> None:
         self.folder = Path(folder)
         content = _json(self.folder / "config.json")
         family = FAMILIES.get(str(content.get("model_type")))
         if family is None:
             raise WeightsError(f"config.json: model_type is {content.get('model_type')!r}; known are {', '.join(FAMILIES)}")
-        self.family, self.config = family, family.to_config(content, **overrides)
+        self.family, self.config = family, config or family.to_config(content, **overrides)
         self.layout = Layout(family, self.config)
         self.files = ExitStack()
         self.tensors = _Tensors(self.folder, family, self.files)
@@ -201,6 +204,12 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32, **overrides: An
     """A folder's model, whole. Overrides are fields of ModelConfig that its layout does not fix, as qkv or attention."""
     with Weights(folder, **overrides) as weights:
         return weights.fill(GPTStage(weights.config, dtype=dtype))
+
+
+def fill(stage: GPTStage, folder: str | Path) -> GPTStage:
+    """A stage with a folder's weights, the part of them that it has; returns the stage."""
+    with Weights(folder, stage.config) as weights:
+        return weights.fill(stage)
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

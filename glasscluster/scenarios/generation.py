@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from glasscluster.model import cache as caches
+from glasscluster.model import hugging_face
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.families import WeightsError
 from glasscluster.model.generate import Generated, Generator, Sampling, listed
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.hugging_face import Weights
 from glasscluster.sim.cluster import Cluster, Run
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.strategies import accounts, generation
@@ -100,8 +100,7 @@ def without_cache(job: GenerationJob) -> Generated:
     """One device computes every token again at every step."""
     stage = GPTStage(job.model, seed=job.seed, dtype=torch.float64)
     if job.weights is not None:
-        with Weights(job.weights, **generation.ours(job.model)) as weights:
-            weights.fill(stage)
+        hugging_face.fill(stage, job.weights)
     steps = list(Generator(stage, job.prompts, job.tokens, sampling=job.sampling, window=job.window or None))
     tokens = [list(t) for t in zip(*(listed(chosen) for _, chosen in steps), strict=True)]
     return Generated(tokens, [logits for logits, _ in steps])
@@ -159,7 +158,7 @@ def make_prompts(given: Sequence[str], length: int, batch: int, model: ModelConf
 def read_model(weights: str, **given: Any) -> ModelConfig:
     """The shape in a folder; ScenarioError naming what is wrong with it."""
     try:
-        with Weights(weights, **given) as found:
+        with hugging_face.Weights(weights, **given) as found:
             return found.config
     except WeightsError as problem:
         raise ScenarioError("weights", weights, str(problem)) from None

@@ -23,11 +23,11 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from glasscluster.model import hugging_face
 from glasscluster.model.cache import NO_WINDOW, Cache, PagedCache, SlidingWindowCache, StaticCache
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.generate import GREEDY, Generator, Sampling, listed
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.hugging_face import Weights
 from glasscluster.model.parallel import Unsharded
 from glasscluster.sim.gpu import GPU
 from glasscluster.sim.graph import ExecutionGraph
@@ -139,14 +139,8 @@ def make_stage(gpu: GPU, job: GenerationJob) -> GPTStage:
     for part in stage.parts():
         part.register_forward_pre_hook(lambda module, _args: gpu.recorder.enter_layer(getattr(module, "index", -1)))
     if job.weights is not None and gpu.device.type != "meta":
-        with Weights(job.weights, **ours(job.model)) as weights:
-            weights.fill(stage)
+        hugging_face.fill(stage, job.weights)
     return stage
-
-
-def ours(model: ModelConfig) -> dict[str, Any]:
-    """What a folder's config.json does not say, as this model has it."""
-    return {"qkv": model.qkv, "attention": model.attention}
 
 
 # ---- what was counted ----------------------------------------------------------------------------------------------
