@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
+import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -54,6 +55,13 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "tied": (True, False),
     "attention": ("flash", "unfused"),
     "dropout": (0.0, 0.2),
+    "norm": ("layernorm", "rmsnorm", "scalenorm"),
+    "norm_position": ("pre", "post", "sandwich"),
+    "qk_norm": (False, True),
+    "bias": (True, False),
+    "position": ("learned", "sinusoidal", "rope", "none"),
+    "rope_layout": ("half", "interleaved"),
+    "rope_scaling": ("none", "interpolation", "ntk", "yarn"),
     "recompute": ("none", "selective", "full"),
     "recompute_every": (1, 2, 3),
     "vocab": (40, 42, 64),
@@ -65,6 +73,7 @@ Choice = dict[str, Any]
 
 
 HEADS = 4
+CANDIDATES = 60  # for each plan of the covering list
 
 
 def fits(*sizes: int) -> bool:
@@ -104,6 +113,7 @@ RULES: tuple[tuple[str, Callable[..., bool]], ...] = (
         lambda schedule, v, pp, layers, uneven: chunked(schedule, v) and pp * v + uneven <= layers,
     ),
     ("precision master_weights", lambda precision, masters: precision != "fp16" or masters != "none"),
+    ("position rope_scaling", lambda position, scaling: position == "rope" or scaling == "none"),
     # its slope jumps at zero, where two right runs in 16 bits part, as at a router's choice
     ("precision activation", lambda precision, activation: activation != "relu" or precision in ("fp64", "fp32")),
 )
@@ -136,13 +146,17 @@ def completed(choice: Choice, draw: random.Random) -> Choice | None:
     return out
 
 
-MODEL_OPTIONS = "layers tied attention vocab dropout kv_heads qkv activation experts top_k capacity_factor shared_ffn".split()
+MODEL_OPTIONS = (
+    *("layers", "tied", "attention", "vocab", "dropout", "kv_heads", "qkv", "activation", "experts", "top_k", "capacity_factor"),
+    *("shared_ffn", "norm", "norm_position", "qk_norm", "bias", "position", "rope_layout", "rope_scaling"),
+)
+SHAPE: dict[str, Any] = {"hidden": 16, "heads": HEADS, "seq": 8, "rope_factor": 2.0}
 
 
 def build(choice: Choice, precision: str | None = None) -> tuple[Plan, ModelConfig]:
     """The plan and the small model of a choice, in its own precision unless another is given."""
     c = dict(choice) | ({"precision": precision} if precision else {})
-    model = make_model("tiny", hidden=16, heads=HEADS, seq=8, **{k: c.pop(k) for k in MODEL_OPTIONS})
+    model = make_model("tiny", **SHAPE, **{k: c.pop(k) for k in MODEL_OPTIONS})
     m, stages = c.pop("micro_batches"), c["pp"] * c["virtual_stages"]
     if c.pop("uneven"):  # the first stage has one more than the others, the last what is left
         each = (model.layers - 1) // stages
@@ -170,13 +184,18 @@ def all_pairs() -> set[tuple[Any, ...]]:
 @lru_cache(maxsize=4)
 def covering(seed: int = 0) -> tuple[tuple[tuple[str, Any], ...], ...]:
     """A short list of choices that covers every pair: greedily, the best of some random candidates each time."""
-    draw, missing, chosen = random.Random(seed), all_pairs(), []
-    while missing:
-        target = dict(draw.choice(sorted(missing, key=repr)))
-        candidates = [c for c in (completed(target, draw) for _ in range(40)) if c is not None]
-        best = max(candidates, key=lambda c: len(pairs_of(c) & missing))
-        missing -= pairs_of(best)
-        chosen.append(tuple(best.items()))
+    draw, pairs, chosen = random.Random(seed), sorted(all_pairs(), key=repr), []
+    number = {(name, value): i for i, (name, value) in enumerate((n, v) for n, values in OPTIONS.items() for v in values)}
+    missing = np.zeros((len(number), len(number)), dtype=bool)  # of two option values
+    for x, y in pairs:
+        missing[number[x], number[y]] = missing[number[y], number[x]] = True
+    while rest := [pair for pair in pairs if missing[number[pair[0]], number[pair[1]]]]:
+        target = dict(draw.choice(rest))
+        candidates = [c for c in (completed(target, draw) for _ in range(CANDIDATES)) if c is not None]
+        places = [np.ix_(at, at) for at in ([number[x] for x in c.items()] for c in candidates)]
+        best = max(range(len(candidates)), key=lambda i: missing[places[i]].sum())
+        missing[places[best]] = False
+        chosen.append(tuple(candidates[best].items()))
     return tuple(chosen)
 
 

@@ -111,7 +111,7 @@ def judged_anywhere(
 ANYWHERE = ("ring", "striped", "zigzag", "ulysses")
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.tuples(st.integers(1, 2), st.integers(2, 4), st.sampled_from([1, 2]), st.sampled_from([1, 2, 3]), st.integers(2, 5)),
     st.sampled_from([1, 2, 3]),
@@ -123,19 +123,22 @@ ANYWHERE = ("ring", "striped", "zigzag", "ulysses")
     st.sampled_from(list(DTYPES)),
     st.sampled_from(KINDS_OF_KEEPING),
     st.booleans(),
+    st.tuples(st.sampled_from(["layernorm", "rmsnorm", "scalenorm"]), st.booleans(), st.sampled_from(["learned", "rope", "none"])),
 )
 def test_any_layer_with_grouped_queries_gates_and_a_cut_sequence_keeps_the_list_and_the_closed_form(
-    shape, cp, groups, context, attention, activation, dropout, precision, recompute, cut
+    shape, cp, groups, context, attention, activation, dropout, precision, recompute, cut, switches
 ):
     b, each, t, key_heads, d = shape
     queries, f = groups
     if attention == "unfused":
         context = "ulysses"  # a ring merges by log-sum-exp
+    norm, bias, position = switches
+    d = 2 * d if position == "rope" else d
     kv = key_heads * t * (cp if context == "ulysses" else 1)  # on each rank at least one key head
     a, h = kv * queries, kv * queries * d
     s = each * cp * (2 if context == "zigzag" else 1) * (t if cut else 1)
     model = make_model("tiny", hidden=h, heads=a, kv_heads=kv, ffn=f * t * 5, seq=s, vocab=4 * t, attention=attention,
-                       activation=activation, dropout=dropout)  # fmt: skip
+                       activation=activation, dropout=dropout, norm=norm, bias=bias, position=position)  # fmt: skip
     lines = judged_anywhere(model, b, t, cp, context, precision, recompute, cut)
     assert [x for x in lines if not x.ok] == []
     more = {"flash": attention == "flash", "recompute": recompute, "sequence_parallel": cut, "key_width": kv * d, "cp": cp,

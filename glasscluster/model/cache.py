@@ -162,8 +162,8 @@ KINDS = {"static": StaticCache, "paged": PagedCache, "sliding": SlidingWindowCac
 class Remember(KeepAll):
     """A block's `keep` in generation: its attention goes through the cache."""
 
-    def __init__(self, cache: Cache, layer: int) -> None:
-        self.cache, self.layer = cache, layer
+    def __init__(self, cache: Cache, layer: int, positions: Sequence[Sequence[int]]) -> None:
+        self.cache, self.layer, self.positions = cache, layer, positions
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Of new tokens to all."""

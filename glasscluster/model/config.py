@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ModelConfig(BaseModel):
-    """A GPT: L layers, hidden h, a heads, sequence s, vocabulary V. ffn defaults to 4h, kv_heads to heads."""
+    """A transformer: L layers, hidden h, a heads, sequence s, vocabulary V. ffn defaults to 4h, kv_heads to heads.
+
+    As it stands it is GPT-2's shape; every field beside the sizes is a switch of its own.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,7 +34,19 @@ class ModelConfig(BaseModel):
     seq: int = Field(64, ge=1, description="tokens in a sequence")
     tied: bool = Field(True, description="the head is the embedding table")
     attention: Literal["flash", "unfused"] = Field("flash", description="attention kernel")
+    norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field("layernorm", description="layer norm, without a mean, with one weight")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the norms")
+    norm_position: Literal["pre", "post", "sandwich"] = Field(
+        "pre", description="before a branch, behind its residual, or before the branch and behind it"
+    )
+    qk_norm: bool = Field(False, description="queries and keys pass a norm head by head")
+    bias: bool = Field(True, description="matrices and layer norms have biases")
+    position: Literal["learned", "sinusoidal", "rope", "none"] = Field("learned", description="how tokens know where they stand")
+    rope_layout: Literal["half", "interleaved"] = Field("half", description="which columns rope pairs: i and i + d/2, or neighbours")
+    rope_theta: float = Field(10000.0, gt=1, description="base of rope's frequencies")
+    rope_scaling: Literal["none", "interpolation", "ntk", "yarn"] = Field("none", description="how rope reaches beyond the trained length")
+    rope_factor: float = Field(1.0, ge=1, description="how many times as long as trained")
+    rope_trained: int | None = Field(None, ge=1, description="trained length, for yarn (seq / rope-factor)")
     dropout: float = Field(0.0, ge=0, lt=1, description="share dropped of each branch's output, and of unfused attention's probabilities")
     init_std: float = Field(0.02, ge=0, description="standard deviation of the initial weights")
 
@@ -54,6 +69,10 @@ class ModelConfig(BaseModel):
             divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
             best = min(divisors, key=lambda d: abs(d - self.key_heads))
             raise ValueError(f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}")
+        if self.position == "rope" and self.head_dim % 2:
+            raise ValueError(f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is odd|learned")
+        if self.rope_scaling != "none" and self.position != "rope":
+            raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
         if self.experts and self.top_k > self.experts:
             raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
         return self
@@ -83,17 +102,27 @@ class ModelConfig(BaseModel):
         """Matrices into the MLP: with SwiGLU the gate and the value."""
         return 2 if self.activation == "swiglu" else 1
 
+    @property
+    def turned(self) -> bool:
+        """Queries and keys are changed head by head behind their matrices, so that attention keeps copies of its own of Q, K and V."""
+        return self.position == "rope" or self.qk_norm
+
+    def norm_size(self, width: int) -> int:
+        """Parameters of a norm over so many elements."""
+        return {"layernorm": (1 + self.bias) * width, "rmsnorm": width, "scalenorm": 1}[self.norm]
+
     def parameters(self) -> int:
-        """Ψ, from the shapes (F1 is this for ffn = 4h, as many key heads as heads, no gate)."""
-        h, f, k, u = self.hidden, self.width, self.key_width, self.gates
-        attention = (h + 2 * k) * (h + 1) + (h * h + h)
+        """Ψ, from the shapes (F1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned positions)."""
+        h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
+        attention = (h + 2 * k) * (h + one) + h * (h + one) + (2 * self.norm_size(self.head_dim) if self.qk_norm else 0)
 
         def mlp(f: int) -> int:
-            return u * (f * h + f) + (h * f + h)
+            return u * f * (h + one) + h * (f + one)
 
         inside = mlp(f) if not self.experts else self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
-        layer = 2 * 2 * h + attention + inside
-        return self.layers * layer + (self.vocab + self.seq) * h + 2 * h + (0 if self.tied else self.vocab * h)
+        layer = (4 if self.norm_position == "sandwich" else 2) * self.norm_size(h) + attention + inside
+        ends = self.vocab * h * (1 if self.tied else 2) + (self.seq * h if self.position == "learned" else 0)
+        return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
 
     def model_flops(self, tokens: int) -> int:
         """3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not (CONTRACT.md); k experts a token."""
@@ -103,9 +132,29 @@ class ModelConfig(BaseModel):
         return 3 * tokens * (self.layers * per_layer + 2 * h * self.vocab)
 
 
+_LLAMA: dict[str, Any] = {
+    "norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "tied": False,
+}  # fmt: skip
+
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"layers": 4, "hidden": 64, "heads": 4, "vocab": 256, "seq": 64},
     "small": {"layers": 8, "hidden": 128, "heads": 8, "vocab": 256, "seq": 128},
     "gpt2-small": {"layers": 12, "hidden": 768, "heads": 12, "vocab": 50257, "seq": 1024},
     "gpt3-175b": {"layers": 96, "hidden": 12288, "heads": 96, "vocab": 51200, "seq": 2048},
-}
+    # 2307.09288 table 1; 2407.21783 table 3; 2401.04088 table 1
+    "llama2-7b": {**_LLAMA, "layers": 32, "hidden": 4096, "heads": 32, "ffn": 11008, "vocab": 32000, "seq": 4096},
+    "llama3-8b": {
+        **_LLAMA, "layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "vocab": 128256, "seq": 8192, "rope_theta": 5e5,
+    },
+    "llama3-70b": {
+        **_LLAMA, "layers": 80, "hidden": 8192, "heads": 64, "kv_heads": 8, "ffn": 28672, "vocab": 128256, "seq": 8192, "rope_theta": 5e5,
+    },
+    "llama3-405b": {
+        **_LLAMA, "layers": 126, "hidden": 16384, "heads": 128, "kv_heads": 8, "ffn": 53248, "vocab": 128256, "seq": 8192,
+        "rope_theta": 5e5,
+    },
+    "mixtral-8x7b": {
+        **_LLAMA, "layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "vocab": 32000, "seq": 4096, "rope_theta": 1e6,
+        "experts": 8, "top_k": 2,
+    },
+}  # fmt: skip

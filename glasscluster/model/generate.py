@@ -119,8 +119,9 @@ class Generator:
         stage, cache, width = self.stage, self.cache, tokens.shape[1]
         assert stage.embedding is not None
         assert stage.head is not None
-        x = stage.embedding(tokens, [[*r, *range(r.stop, r.start + width)] for r in positions])
-        with keeping(stage, self.kept):
+        rows = [range(r.start, r.start + width) for r in positions]
+        x = stage.embedding(tokens, rows)
+        with keeping(stage, lambda layer: self.kept(layer, rows)):
             for block in stage.layers.values():
                 x = block(x)
         if cache is not None:
@@ -128,10 +129,10 @@ class Generator:
         last = torch.tensor([max(0, len(r) - 1) for r in positions], device=x.device)
         return stage.head.logits(x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])))[:, 0]
 
-    def kept(self, layer: int) -> KeepAll | None:
+    def kept(self, layer: int, rows: Sequence[range]) -> KeepAll | None:
         """What a layer's attention does with keys and values; None: what it does in training."""
         if self.cache is not None:
-            return Remember(self.cache, layer)
+            return Remember(self.cache, layer, rows)
         return Within(self.window) if self.window else None
 
 

@@ -1,4 +1,4 @@
-"""A small GPT: learned positions, pre-LayerNorm, GELU, tied or untied head (GPT-2's shape).
+"""A small transformer: GPT-2's shape (learned positions, pre-LayerNorm, GELU), and by its switches Llama's and others.
 
 Dims in shape suffixes: B sequences, S tokens, H hidden, A local heads, D head size, F local ffn, V local vocabulary.
 A model is cut into stages of consecutive layers; the first has the embedding, the last the final norm and the head.
@@ -7,7 +7,7 @@ A whole model is the stage that has everything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glasscluster.model import mlp, moe
+from glasscluster.model import mlp, moe, norms
 from glasscluster.model.attention import ATTENTION
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.dropout import Draw, dropout
-from glasscluster.model.layer_norm import layer_norm
-from glasscluster.model.parallel import KeepAll, Shard, Unsharded, local_parameter
+from glasscluster.model.parallel import KeepAll, Shard, Unsharded, local_parameter, plus, runs
+from glasscluster.model.position import sinusoidal
+from glasscluster.model.rope import rope
 
 
 class Module(nn.Module):
@@ -30,20 +31,36 @@ class Module(nn.Module):
         super().__init__()
         self.prefix, self.config, self.parallel, self.seed, self.like = prefix, config, parallel, seed, like
         self.shards: dict[str, Shard | None] = {}
+        self.partial: set[str] = set()  # whole on every rank, but used for its own heads: the ranks' gradients add up
 
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
 
-    def weight(self, name: str, *shape: int, std: float, mean: float = 0.0, shard: Shard | None = None) -> None:
-        """Create parameter `name`. Biases start small and random, not zero: a zero hides mistakes."""
+    def weight(self, name: str, *shape: int, std: float, mean: float = 0.0, shard: Shard | None = None, partial: bool = False) -> None:
+        """Create parameter `name`. partial: it is whole, and each tensor rank has a part of its gradient."""
         full_name = f"{self.prefix}{name}"
         self.register_parameter(name, local_parameter(full_name, shape, std, mean, shard, self.parallel, self.seed, self.like))
         self.shards[full_name] = shard
+        if partial:
+            self.partial.add(full_name)
+
+    def bias(self, name: str, size: int, shard: Shard | None = None) -> None:
+        """A bias, in a model that has them. They start small and random, not zero: a zero hides mistakes."""
+        if self.config.bias:
+            self.weight(name, size, std=self.config.init_std, shard=shard)
+
+    def get(self, name: str) -> nn.Parameter | None:
+        """A parameter, or None where the model has no such bias."""
+        return getattr(self, name, None)
 
 
 class Block(Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Heads and ffn columns are shared out over tensor ranks.
+    """Two branches, attention and MLP, each added to the residual. Heads and ffn columns are shared out over tensor ranks.
+
+        pre         x + f(norm(x))             GPT-2; Xiong et al., 2002.04745
+        post        norm(x + f(x))             Vaswani et al., 1706.03762; BERT
+        sandwich    x + norm(f(norm(x)))       Ding et al., 2105.13290
 
     Each branch's output goes through dropout, and so do the attention probabilities (2205.05198, figure 2); `keep` says what
     of the attention stays for backward. The second branch is an MLP (mlp.py) or a router and its experts (moe.py).
@@ -55,15 +72,17 @@ class Block(Module):
         super().__init__(f"layers.{index}.", config, parallel, seed, like)
         h, kv, std = config.hidden, config.key_width, config.init_std
         self.index = index
-        self.weight("norm1_weight", h, std=std, mean=1.0)
-        self.weight("norm1_bias", h, std=std)
+        norms.declare(self, "norm1", h)
         for name, blocks in {"qkv": (h, kv, kv)}.items() if config.qkv == "fused" else {"q": (h,), "k": (kv,), "v": (kv,)}.items():
             self.weight(f"{name}_weight", sum(blocks), h, std=std, shard=Shard(0, blocks))  # column parallel
-            self.weight(f"{name}_bias", sum(blocks), std=std, shard=Shard(0, blocks))
+            self.bias(f"{name}_bias", sum(blocks), shard=Shard(0, blocks))
+        for name in ("q_norm", "k_norm") if config.qk_norm else ():
+            norms.declare(self, name, config.head_dim, partial=True)
         self.weight("out_weight", h, h, std=self.out_std, shard=Shard(1))  # row parallel
-        self.weight("out_bias", h, std=std)
-        self.weight("norm2_weight", h, std=std, mean=1.0)
-        self.weight("norm2_bias", h, std=std)
+        self.bias("out_bias", h)
+        norms.declare(self, "norm2", h)
+        for name in ("after1", "after2") if config.norm_position == "sandwich" else ():
+            norms.declare(self, name, h)
         self.mlp = moe.experts if config.experts else mlp.mlp
         (moe if config.experts else mlp).declare(self)
 
@@ -74,64 +93,93 @@ class Block(Module):
 
     def forward(self, x_BSH: Tensor, draw: Draw | None = None) -> Tensor:
         """[B, S, H] -> [B, S, H]."""
-        eps, tokens = self.config.norm_eps, x_BSH.shape[1] * self.parallel.pieces
-        drop = partial(dropout, p=self.config.dropout, draw=draw, layer=self.index, spans=self.parallel.spans(tokens, x_BSH.shape[2]))
-        y = layer_norm(x_BSH, self.norm1_weight, self.norm1_bias, eps)
-        y = self.parallel.row(self.attend(y, draw), self.out_weight) + self.out_bias
-        x_BSH = x_BSH + drop(y, place="attention output")
-        y = self.mlp(self, layer_norm(x_BSH, self.norm2_weight, self.norm2_bias, eps))
-        return x_BSH + drop(y, place="mlp output")
+        x_BSH = self.branch(x_BSH, 1, lambda y: plus(self.parallel.row(self.attend(y, draw), self.out_weight), self.get("out_bias")), draw)
+        return self.branch(x_BSH, 2, partial(self.mlp, self), draw)
+
+    def branch(self, x: Tensor, number: int, f: Callable[[Tensor], Tensor], draw: Draw | None) -> Tensor:
+        """x and f of it, with the norm where the model has it; number: 1 attention, 2 MLP."""
+        where, place = self.config.norm_position, "attention output" if number == 1 else "mlp output"
+        y = f(x if where == "post" else norms.norm(self, f"norm{number}", x))
+        if where == "sandwich":
+            y = norms.norm(self, f"after{number}", y)
+        spans = self.parallel.spans(x.shape[1] * self.parallel.pieces, x.shape[2])
+        x = x + dropout(y, self.config.dropout, draw, self.index, place, spans=spans)
+        return norms.norm(self, f"norm{number}", x) if where == "post" else x
 
     def attend(self, x_BSH: Tensor, draw: Draw | None) -> Tensor:
         """Local heads of multi-head attention: [B, S, H] -> [B, S, A·D]."""
-        parallel, context, d = self.parallel, self.parallel.context, self.config.head_dim
-        if self.config.qkv == "fused":
-            qkv = parallel.column(x_BSH, self.qkv_weight, self.qkv_bias)
-            columns = [n // parallel.size for n in (self.config.hidden, self.config.key_width, self.config.key_width)]
-            q, k, v = qkv.split(columns, -1)
-        else:
-            y = parallel.f(x_BSH)
-            q, k, v = (
-                parallel.linear(y, w, b)
-                for w, b in ((self.q_weight, self.q_bias), (self.k_weight, self.k_bias), (self.v_weight, self.v_bias))
-            )
-        k, v = parallel.whole_heads(k, v)
-        q, k, v = (x.unflatten(-1, (-1, d)).transpose(1, 2) for x in (q, k, v))  # [B, A or key heads, S, D]
-        attention: Any = ATTENTION[self.config.attention]
-        if self.config.dropout and self.config.attention == "unfused":
+        config, context, d = self.config, self.parallel.context, self.config.head_dim
+        q, k, v = self.queries_keys_values(x_BSH)
+        k, v = self.parallel.whole_heads(k, v)
+        q, k, v = (x.unflatten(-1, (-1, d)) for x in (q, k, v))  # [B, S, A or key heads, D]
+        if config.qk_norm:  # Dehghani et al., 2302.05442, section 2; with scalenorm: Henry et al., 2010.04245
+            q, k = norms.norm(self, "q_norm", q), norms.norm(self, "k_norm", k)
+        if config.position == "rope":
+            q, k = self.turn(q), self.turn(k)
+        if config.turned and (config.qkv == "fused" or self.parallel.size > config.key_heads):
+            v = v.clone(memory_format=torch.contiguous_format)  # or backward would keep all that lies around it
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, A or key heads, S, D]
+        attention: Any = ATTENTION[config.attention]
+        if config.dropout and config.attention == "unfused":
             s = q.shape[2] * context.size
             local = q.shape[1] // context.heads_cut
-            first = (parallel.rank * context.heads_cut + context.heads_rank) * local  # these heads' place in the mask of all heads
+            first = (self.parallel.rank * context.heads_cut + context.heads_rank) * local  # these heads' place in the mask of all heads
             spans = (first * s * s, local * s * s)
-            drop = partial(dropout, p=self.config.dropout, draw=draw, layer=self.index, place="attention probabilities", spans=spans)
+            drop = partial(dropout, p=config.dropout, draw=draw, layer=self.index, place="attention probabilities", spans=spans)
             attention = partial(attention, drop=drop)
         attention = partial(context.attend, attention) if context.size > 1 else attention
         return self.keep.core(attention, q, k, v).transpose(1, 2).flatten(2)
 
+    def turn(self, x: Tensor) -> Tensor:
+        """Rotary positions of [B, S, A, D], which in generation are each sequence's own."""
+        context, rows = self.parallel.context, self.keep.positions
+        if rows is None or all(row == rows[0] for row in rows):
+            at = context.positions(x.shape[1] * context.size) if rows is None else rows[0]
+            return rope(x, runs(tuple(at), 1), self.config)
+        spans = runs(tuple(p for row in rows for p in row), 1)  # of one sequence of B·S tokens
+        return rope(x.flatten(0, 1).unsqueeze(0), spans, self.config).view(x.shape)
+
+    def queries_keys_values(self, x_BSH: Tensor) -> Sequence[Tensor]:
+        """[B, S, H] -> this rank's columns of each."""
+        parallel, config = self.parallel, self.config
+        if config.qkv == "fused":
+            qkv = parallel.column(x_BSH, self.qkv_weight, self.get("qkv_bias"))
+            return qkv.split([n // parallel.size for n in (config.hidden, config.key_width, config.key_width)], -1)
+        y = parallel.f(x_BSH)
+        return [parallel.linear(y, getattr(self, f"{n}_weight"), self.get(f"{n}_bias")) for n in "qkv"]
+
 
 class Embedding(Module):
-    """Token rows plus position rows."""
+    """Token rows, and position rows where positions are learned or fixed sines."""
 
     def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
         super().__init__("embedding.", config, parallel, seed, like)
         self.weight("token", config.vocab, config.hidden, std=config.init_std, shard=Shard(0))
-        self.weight("position", config.seq, config.hidden, std=config.init_std)
+        if config.position == "learned":
+            self.weight("position", config.seq, config.hidden, std=config.init_std)
+        elif config.position == "sinusoidal":
+            self.register_buffer("position", sinusoidal(config.seq, config.hidden).to(like), persistent=False)
 
     def forward(self, tokens_BS: Tensor, positions: Sequence[Sequence[int]] | None = None) -> Tensor:
         """[B, S] -> [B, S, H]. Positions: of each sequence's tokens where they do not start at 0 (generation)."""
         x = self.parallel.embed(tokens_BS, self.token)
+        if self.config.position not in ("learned", "sinusoidal"):
+            return x
         if positions is not None:
-            return x + F.embedding(torch.tensor(positions, device=x.device), self.position)
+            return x + F.embedding(torch.tensor([list(p) for p in positions], device=x.device), self.position)
         return x + self.parallel.cut(self.position[: tokens_BS.shape[1] * self.parallel.context.size])
 
 
 class Head(Module):
-    """Final norm, logits, loss summed over tokens. `table` is the embedding's when tied and on this stage."""
+    """Final norm, logits, loss summed over tokens. `table` is the embedding's when tied and on this stage.
+
+    Behind post-norm layers there is no final norm: the last layer ends with one.
+    """
 
     def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor, tied_to: nn.Parameter | None) -> None:
         super().__init__("head.", config, parallel, seed, like)
-        self.weight("norm_weight", config.hidden, std=config.init_std, mean=1.0)
-        self.weight("norm_bias", config.hidden, std=config.init_std)
+        if config.norm_position != "post":
+            norms.declare(self, "norm", config.hidden)
         if tied_to is not None:
             self.table = tied_to
         else:
@@ -146,7 +194,8 @@ class Head(Module):
 
     def scores(self, x_BSH: Tensor) -> Tensor:
         """This rank's logits: [B, S, V]."""
-        return self.parallel.column(layer_norm(x_BSH, self.norm_weight, self.norm_bias, self.config.norm_eps), self.table)
+        x = x_BSH if self.config.norm_position == "post" else norms.norm(self, "norm", x_BSH)
+        return self.parallel.column(x, self.table)
 
     def logits(self, x_BSH: Tensor) -> Tensor:
         """All logits, on every rank: [B, S, vocabulary]. For what has no gradient."""

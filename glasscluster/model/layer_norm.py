@@ -15,13 +15,13 @@ from torch.library import Library
 from glasscluster.model.flash_attention import wide
 
 _library = Library("glasscluster", "FRAGMENT")
-_library.define("layer_norm_forward(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)")
+_library.define("layer_norm_forward(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)")
 _library.define("layer_norm_backward(Tensor d_out, Tensor x, Tensor mean, Tensor rstd, Tensor weight) -> (Tensor, Tensor, Tensor)")
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     of = wide(x.dtype)
-    out, mean, rstd = torch.native_layer_norm(x.to(of), [x.shape[-1]], weight.to(of), bias.to(of), eps)
+    out, mean, rstd = torch.native_layer_norm(x.to(of), [x.shape[-1]], weight.to(of), None if bias is None else bias.to(of), eps)
     return out.to(x.dtype), mean, rstd
 
 
@@ -33,7 +33,7 @@ def _backward(d_out: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tens
     return tuple(t.to(x.dtype) for t in found)
 
 
-def _meta_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _meta_forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     statistics = x.new_empty((*x.shape[:-1], 1), dtype=wide(x.dtype))
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
@@ -53,16 +53,18 @@ class LayerNorm(torch.autograd.Function):
     """Forward and backward side by side."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
         out, mean, rstd = torch.ops.glasscluster.layer_norm_forward(x, weight, bias, eps)
         ctx.save_for_backward(x, mean, rstd, weight)
+        ctx.bias = bias is not None
         return out
 
     @staticmethod
     def backward(ctx, d_out: Tensor):
-        return (*torch.ops.glasscluster.layer_norm_backward(d_out, *ctx.saved_tensors), None)
+        d_x, d_weight, d_bias = torch.ops.glasscluster.layer_norm_backward(d_out, *ctx.saved_tensors)
+        return d_x, d_weight, d_bias if ctx.bias else None, None
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Over the last dimension."""
     return LayerNorm.apply(x, weight, bias, eps)

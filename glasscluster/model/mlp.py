@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasscluster.model.parallel import Shard
+from glasscluster.model.parallel import Shard, plus
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -34,13 +34,13 @@ def declare(block: Any, name: str = "", width: int | None = None) -> None:
     config, f = block.config, width or block.config.width
     blocks = (f,) * config.gates
     block.weight(f"{name}up_weight", sum(blocks), config.hidden, std=config.init_std, shard=Shard(0, blocks))
-    block.weight(f"{name}up_bias", sum(blocks), std=config.init_std, shard=Shard(0, blocks))
+    block.bias(f"{name}up_bias", sum(blocks), shard=Shard(0, blocks))
     block.weight(f"{name}down_weight", config.hidden, f, std=block.out_std, shard=Shard(1))
-    block.weight(f"{name}down_bias", config.hidden, std=config.init_std)
+    block.bias(f"{name}down_bias", config.hidden)
 
 
 def mlp(block: Any, x: Tensor, name: str = "") -> Tensor:
     """[b, s, h] -> [b, s, h]."""
-    up, up_bias, down, down_bias = (getattr(block, name + n) for n in ("up_weight", "up_bias", "down_weight", "down_bias"))
+    up, up_bias, down, down_bias = (block.get(name + n) for n in ("up_weight", "up_bias", "down_weight", "down_bias"))
     y = activate(block.parallel.column(x, up, up_bias), block.config.activation)
-    return block.parallel.row(y, down) + down_bias
+    return plus(block.parallel.row(y, down), down_bias)

@@ -169,6 +169,11 @@ class Unsharded:
         return F.cross_entropy(logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten(), reduction="sum", ignore_index=IGNORE)
 
 
+def plus(x: Tensor, bias: Tensor | None) -> Tensor:
+    """x + bias, where there is one."""
+    return x if bias is None else x + bias
+
+
 @lru_cache(maxsize=64)
 def runs(positions: tuple[int, ...], each: int) -> tuple[int, ...]:
     """Positions as consecutive runs: first, how many, first, how many, ...; each position is `each` elements."""
@@ -181,6 +186,7 @@ class KeepAll:
     """Everything that backward needs stays. `strategies/recompute.py` has the versions that let go and compute again."""
 
     active = False  # computing again just now
+    positions: Sequence[Sequence[int]] | None = None  # of each sequence's tokens, where they do not start at 0 (generation)
 
     def layers(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
         """Consecutive blocks."""

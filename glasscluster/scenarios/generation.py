@@ -145,9 +145,7 @@ def counted_rows(job: GenerationJob, run: Run) -> list[dict[str, Any]]:
 def make_prompts(given: Sequence[str], length: int, batch: int, model: ModelConfig, seed: int) -> tuple[tuple[int, ...], ...]:
     """Texts as bytes, or one prompt of random tokens; `batch` times."""
     if given and model.vocab < 256:
-        raise ScenarioError(
-            "prompt", given[0], f"a text is taken as bytes, and this vocabulary has {model.vocab} tokens; give prompt-length"
-        )
+        raise ScenarioError("prompt", given[0], f"a text is taken as bytes, the vocabulary has {model.vocab} tokens; give prompt-length")
     draw = random.Random(seed)
     prompts = [tuple(p.encode()) for p in given] if not length else []
     if length:

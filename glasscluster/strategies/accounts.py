@@ -201,6 +201,8 @@ def _regions(model: ModelConfig) -> int:
 def _spares(plan: Plan, model: ModelConfig) -> bool:
     """Whether recomputation of a segment stops before its last matrix's collective. Overlapped, they are one operation."""
     routed_last = bool(model.experts) and not model.shared_ffn
+    if model.norm_position != "pre":  # the last norm keeps its input, for which all of the branch runs again
+        return False
     return not model.dropout and (plan.tp == 1 or not plan.tp_overlap or routed_last)
 
 
@@ -260,13 +262,23 @@ def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, 
         runs = 2 + (full and plan.sequence_parallel)  # an all-reduce backward, or a gather and a scatter
         counted = int(graph.bytes[tp & router].sum())
         rows.append(row("tp weights of the router sent", runs * one, counted, "F9, F10: k numbers a token"))
+    return rows + _whole_rows(plan, model, graph)
+
+
+def _whole_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[dict[str, Any]]:
+    """Gradients summed over tp once a step: of all that is whole where the sequence is cut, else of what heads share."""
+    whole = [x for s in range(plan.stages) for u in units_of(plan, model, s) for x in u.members if x.shard is None]
     if plan.sequence_parallel:
-        whole = sum(x.stop - x.start for s in range(plan.stages) for u in units_of(plan, model, s) for x in u.members if x.shard is None)
-        shares = plan.data_ranks // (plan.shards if plan.zero else 1)  # with ZeRO every dp rank sums what it owns
-        expected = 2 * (plan.tp - 1) * whole * plan.gradient_width * shares
-        counted = sum(graph.bytes_sent(axis="tp", label="norms, biases, positions"))
-        rows.append(row("tp gradients of norms, biases and positions sent", expected, counted, "Korthikanti 2205.05198 section 4.2.2"))
-    return rows
+        name, label, source = "norms, biases and positions", "norms, biases, positions", "Korthikanti 2205.05198 section 4.2.2"
+    else:
+        partial = set().union(*(part.partial for part in GPTStage(model, device=torch.device("meta")).parts()))
+        whole = [x for x in whole if x.name in partial]
+        name, label, source = "what all heads share", "what all heads share", "F9: each rank has its heads' part"
+        if not whole:
+            return []
+    shares = plan.data_ranks // (plan.shards if plan.zero else 1)  # with ZeRO every dp rank sums what it owns
+    expected = 2 * (plan.tp - 1) * sum(x.stop - x.start for x in whole) * plan.gradient_width * shares
+    return [row(f"tp gradients of {name} sent", expected, sum(graph.bytes_sent(axis="tp", label=label)), source)]
 
 
 def _context_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, width: int) -> list[dict[str, Any]]:

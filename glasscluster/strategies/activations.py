@@ -21,9 +21,12 @@ beyond the paper: k columns of K and of V (h without grouped queries), f inner w
     context parallel  everything by c, also a s² b; Ulysses with flash attention keeps the output before and behind its way back
 
 The counted side is sim/saved.py, which knows none of this. A tensor that was saved and is not in the list gets a line of its own.
+    RMSNorm, ScaleNorm   1/std alone, half as much apart; no biases: no difference
+    rope        Q and K turned, and a copy of V beside them: three tensors, the same bytes
+
 But: embedding, head and the pipeline's buffers are not a layer. Not in the list: experts, separate Q, K and V matrices, fewer key
-heads than t, overlapped tensor parallelism (the same bytes under other names), rings of groups that exchange heads, and exchanges
-of one token or one column (they copy less).
+heads than t, overlapped tensor parallelism (the same bytes under other names), rings of groups that exchange heads, exchanges
+of one token or one column (they copy less), norms of Q and K, and norms that do not stand before their branch.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from glasscluster.strategies.trainer import DTYPES
 from glasscluster.strategies.ulysses import make_context
 
 PARTS = ("outside", "mlp", "attention", "scores")  # outside the matrices; inside those of the MLP, of attention; what grows with s²
+OPERATOR = {"layernorm": "layer_norm", "rmsnorm": "rms_norm", "scalenorm": "scale_norm"}
 KEPT_OF_MLP = {"gelu": 2, "gelu-tanh": 2, "relu": 1, "swiglu": 4}  # n, in inner widths f
 
 
@@ -123,28 +127,37 @@ def predict_layer(
         return Term(name, text, width * s * b * columns // (t * cp), makers, part=part)
 
     def norm(number: int, before: str) -> list[Term]:
-        made = f"layer_norm_forward {number}"
-        statistics = Term(
-            f"mean and 1/std of norm {number}", f"{2 * wide}·sb{over_sp}", 2 * wide * s * b // outside, (f"{made}.1", f"{made}.2"), True
-        )
+        made, mean = f"{OPERATOR[model.norm]}_forward {number}", model.norm == "layernorm"
+        each = 2 * wide if mean else wide
+        name = f"{'mean and ' if mean else ''}1/std of norm {number}"
+        statistics = Term(name, f"{each}·sb{over_sp}", each * s * b // outside, (f"{made}.1", f"{made}.2")[: 1 + mean], True)
         return [region(f"input of norm {number}", before), statistics, region(f"output of norm {number}", made)]
 
     def mask(place: str, number: int) -> list[Term]:
         return [region(f"mask of the {place}'s dropout", f"dropout_forward {number}.1", width=1)] if drop else []
 
-    keys = "sbh" if k == h else "sbk"
+    keys, turned = "sbh" if k == h else "sbk", model.position == "rope"
+    first, second, residual = ("addmm 1", "addmm 2", "add 2") if model.bias else ("mm 1", "mm 3", "add 1")
     before = int(sequence_parallel and t > 1 and b > 1)  # gathering several sequences copies each rank's piece to its place
+    own = ("rope 1", "rope 2", f"clone {before + 1}")  # of what is turned
+    before += turned
     if exchange:
         copies = _exchanged(b, a // (t * cp), model.key_heads // (t * cp), before)
+    elif turned and unfused:  # of one head, nothing needs to be copied to lie in order
+        several = [n // t > 1 for n in (a, model.key_heads, model.key_heads)]
+        numbers = [before + sum(several[: i + 1]) for i in range(3)]
+        copies = tuple(f"clone {n}" if many else mine for n, many, mine in zip(numbers, several, own, strict=True))
+        copies = (*copies, f"clone {before + sum(several) + 1}")
     else:
         copies = tuple(f"clone {before + i}" for i in (1, 2, 3, 4))
-    if recompute == "selective" or not (unfused or exchange):
+    as_they_are = recompute == "selective" or not (unfused or exchange)
+    if as_they_are and not turned:
         together = "3·sbh" if k == h else "sb(h+2k)"
-        core = [cut("attention", "Q, K and V (one tensor)", "addmm 1", columns=h + 2 * k, symbols=together)]
+        core = [cut("attention", "Q, K and V (one tensor)", first, columns=h + 2 * k, symbols=together)]
     else:
         core = [
             cut("attention", name, copy, columns=n, symbols=sb)
-            for name, copy, n, sb in zip("QKV", copies[:3], (h, k, k), ("sbh", keys, keys), strict=True)
+            for name, copy, n, sb in zip("QKV", own if as_they_are else copies[:3], (h, k, k), ("sbh", keys, keys), strict=True)
         ]
     if unfused and recompute == "none":
         scores = partial(cut, "scores", columns=a * s, symbols="a·s²b")
@@ -173,8 +186,8 @@ def predict_layer(
         *core,
         cut("attention", "attention of all heads, input of the output matrix", *heads),
         *mask("attention", drops + 1),
-        *norm(2, "add 2"),
-        *_mlp(model.activation, partial(cut, "mlp"), f, "4·sbh" if f == 4 * h else "sbf"),
+        *norm(2, residual),
+        *_mlp(model.activation, partial(cut, "mlp"), f, "4·sbh" if f == 4 * h else "sbf", second),
         *mask("MLP", drops + 2),
     ]
 
@@ -194,17 +207,17 @@ def _over(**ranks: int) -> str:
     return "/" + (symbols[0] if len(symbols) == 1 else f"({'·'.join(symbols)})") if symbols else ""
 
 
-def _mlp(activation: str, cut: Callable[..., Term], f: int, symbols: str) -> list[Term]:
+def _mlp(activation: str, cut: Callable[..., Term], f: int, symbols: str, second: str) -> list[Term]:
     """What the activation keeps, and the input of the second matrix."""
     if activation == "swiglu":
         return [
-            cut("gate and value (one tensor)", "addmm 2", columns=2 * f, symbols="2·sbf"),
+            cut("gate and value (one tensor)", second, columns=2 * f, symbols="2·sbf"),
             cut("silu of the gate", "silu 1", columns=f, symbols="sbf"),
             cut("gated value, input of the second matrix", "mul 1", columns=f, symbols="sbf"),
         ]
     if activation == "relu":  # its derivative needs the output alone
         return [cut("output of ReLU", "relu 1", columns=f, symbols=symbols)]
-    return [cut("input of GELU", "addmm 2", columns=f, symbols=symbols), cut("output of GELU", "gelu 1", columns=f, symbols=symbols)]
+    return [cut("input of GELU", second, columns=f, symbols=symbols), cut("output of GELU", "gelu 1", columns=f, symbols=symbols)]
 
 
 def predict(

@@ -125,7 +125,9 @@ def predict_checkpoints(
     """
     tokens = sequences * model.seq
     columns = (model.hidden + 2 * model.key_width) // tp
-    if tp > model.key_heads:
+    if model.turned:
+        columns = model.hidden // tp + 2 * max(model.key_width // tp, model.head_dim)
+    elif tp > model.key_heads:
         columns = (model.hidden // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
     full = width * tokens * model.hidden // pieces * len(segments(layers, every))
     return {"none": 0, "selective": width * tokens // cp * columns * layers, "full": full}[kind]
@@ -160,4 +162,6 @@ def predict_flops(
     last = 2 * b * s * dense * h
     layer = 2 * b * s * h * (2 * h + 2 * model.key_width + u * dense) + last + core
     experts = 2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f if model.experts else 0
-    return layers * layer + experts - (len(segments(layers, every)) * last if (not model.dropout if spares is None else spares) else 0)
+    if spares is None:
+        spares = not model.dropout and model.norm_position == "pre"
+    return layers * layer + experts - (len(segments(layers, every)) * last if spares else 0)

@@ -16,14 +16,14 @@ But: t must divide s; with several sequences a micro-batch, gathering moves each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasscluster.strategies.tensor_parallel import TensorParallel
+from glasscluster.strategies.tensor_parallel import TensorParallel, sum_whole
 
 if TYPE_CHECKING:
     from glasscluster.strategies.chunks import Chunks
@@ -137,20 +137,7 @@ class _Scatter(torch.autograd.Function):
 
 def sum_over_tokens(parallel: SequenceParallel, manager: Chunks) -> None:
     """Add up the gradients of what every rank has whole, as far as this rank owns them: one message for all of them."""
-    pieces = [piece for unit in manager.units for piece in _whole_pieces(manager, unit)]
-    if pieces:
-        flat = torch.cat(pieces)
-        parallel.comm.all_reduce(flat, algorithm=parallel.algorithm, purpose="gradients", label="norms, biases, positions")
-        for piece, summed in zip(pieces, flat.split([p.numel() for p in pieces]), strict=True):
-            piece.copy_(summed)
-
-
-def _whole_pieces(manager: Chunks, unit) -> Iterable[Tensor]:
-    gradient, owned = manager.gradient_slice(unit), manager.owned(unit)
-    for member in unit.members:
-        first, last = max(member.start, owned.start), min(member.stop, owned.stop)
-        if member.shard is None and first < last:
-            yield gradient[first - owned.start : last - owned.start]
+    sum_whole(parallel, manager, lambda _name: True, "norms, biases, positions")
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------

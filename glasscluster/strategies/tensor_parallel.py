@@ -11,11 +11,14 @@ Per layer and micro-batch 2 all-reduces forward and 2 backward of b·s·h elemen
 (embedding) and one backward (head input); the loss needs 3 of b·s scalars instead of gathering logits (F18, F19).
 A vocabulary that t does not divide is padded with rows of zeros; their logits are minus infinity. Fewer key-value heads than
 ranks: each rank computes some columns of a head's K and V, and t / key heads neighbours gather it (as Megatron-LM does, which
-gathers Q with them).
+gathers Q with them). What is whole on every rank but used for its own heads has partial gradients: summed once a step.
 But: whole query heads only (heads divisible by t).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +27,10 @@ from torch import Tensor
 from glasscluster.model.flash_attention import wide
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.sim.communicator import Communicator
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.chunks import Chunks
+    from glasscluster.strategies.units import Unit
 
 
 class TensorParallel(Unsharded):
@@ -147,6 +154,32 @@ class _CrossEntropy(torch.autograd.Function):
         p, index, absent, counts = ctx.saved_tensors
         d = p.scatter_add(-1, index, absent.unsqueeze(-1).to(p.dtype) - 1)
         return d.mul_((counts * grad).unsqueeze(-1)), None, None, None
+
+
+# ---- what every rank has whole -------------------------------------------------------------------------------------
+
+
+def sum_over_heads(parallel: TensorParallel, manager: Chunks, partial: Collection[str]) -> None:
+    """Add up the gradients of what is whole but used by each rank for its own heads (norms of queries and keys)."""
+    sum_whole(parallel, manager, lambda name: name in partial, "what all heads share")
+
+
+def sum_whole(parallel: TensorParallel, manager: Chunks, wanted: Callable[[str], bool], label: str) -> None:
+    """Add up gradients over the t ranks, as far as this rank owns them: one message for all of them."""
+    pieces = [piece for unit in manager.units for piece in _whole_pieces(manager, unit, wanted)]
+    if pieces:
+        flat = torch.cat(pieces)
+        parallel.comm.all_reduce(flat, algorithm=parallel.algorithm, purpose="gradients", label=label)
+        for piece, summed in zip(pieces, flat.split([p.numel() for p in pieces]), strict=True):
+            piece.copy_(summed)
+
+
+def _whole_pieces(manager: Chunks, unit: Unit, wanted: Callable[[str], bool]) -> Iterable[Tensor]:
+    gradient, owned = manager.gradient_slice(unit), manager.owned(unit)
+    for member in unit.members:
+        first, last = max(member.start, owned.start), min(member.stop, owned.stop)
+        if member.shard is None and wanted(member.name) and first < last:
+            yield gradient[first - owned.start : last - owned.start]
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------

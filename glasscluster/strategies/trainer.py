@@ -34,7 +34,7 @@ from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.recompute import KINDS
 from glasscluster.strategies.sequence_parallel import SequenceParallel, sum_over_tokens
 from glasscluster.strategies.tensor_overlap import OverlappedSequenceParallel
-from glasscluster.strategies.tensor_parallel import TensorParallel
+from glasscluster.strategies.tensor_parallel import TensorParallel, sum_over_heads
 from glasscluster.strategies.ulysses import make_context
 from glasscluster.strategies.weight_gradients import WeightGradients
 from glasscluster.strategies.zero3 import LADDER
@@ -130,6 +130,7 @@ class Trainer:
                 self.parallel.later = later
             mine = self.schedule.stages_of(self.pp.rank)
             self.stages = {s: self.make_stage(s).keeping(self.keep) for s in mine}
+            self.partial = set().union(*(part.partial for stage in self.stages.values() for part in stage.parts()))
             self.manager = Chunks({s: self.make_manager(s, stage) for s, stage in self.stages.items()})
         gpu.afterwards.callback(self.manager.close)
         shape = (plan.micro_batch, job.model.seq // plan.pieces, job.model.hidden)
@@ -235,6 +236,8 @@ class Trainer:
             self.manager.finish()
             if isinstance(self.parallel, SequenceParallel):
                 sum_over_tokens(self.parallel, self.manager)
+            elif isinstance(self.parallel, TensorParallel):
+                sum_over_heads(self.parallel, self.manager, self.partial)
             self.sum_tied()
             totals = torch.stack([loss, count.to(wide)])
             self.add_up(totals, (self.data, self.pp), "loss and token count")

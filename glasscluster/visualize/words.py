@@ -348,6 +348,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     (r"tp keys and values of shared heads sent", "tp 共享头的键和值的发送量"),
     (r"cp keys, values and heads sent, all ranks", "cp 键、值与头的发送量，所有 rank"),
     (r"ep tokens sent to experts and back, all ranks", "ep 往返专家的 token 发送量，所有 rank"),
+    (r"tp gradients of what all heads share sent", "tp 各头共用参数梯度的发送量"),
     (r"tp gradients of norms, biases and positions sent", "tp 归一化、偏置和位置梯度的发送量"),
     (r"peak with (\d+) a segment above (\d+) a segment", "每段 {0} 层的峰值减去每段 {1} 层的峰值"),
     (r"best segment length: by √\(nC/A\) and by trying all", "最佳段长：按 √(nC/A) 与逐一尝试"),
