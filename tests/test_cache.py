@@ -111,10 +111,13 @@ MODELS: list[dict[str, Any]] = [
     {"kv_heads": 2, "attention": "unfused", "qkv": "separate"},
     {"kv_heads": 1, "tied": False, "activation": "swiglu"},
     {"experts": 3},
+    {"kv_heads": 2, "norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "qk_norm": True},
+    {"position": "sinusoidal", "norm": "scalenorm", "norm_position": "post"},
+    {"position": "none", "norm_position": "sandwich"},
 ]
 
 
-@pytest.mark.parametrize("more", MODELS, ids=["mha", "gqa", "mqa", "experts"])
+@pytest.mark.parametrize("more", MODELS, ids=["mha", "gqa", "mqa", "experts", "llama", "sines", "no positions"])
 @pytest.mark.parametrize("kind", caches.KINDS)
 def test_logits_are_equal_with_and_without_a_cache_step_by_step(kind: str, more: dict):
     stage = model(**more)

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from glasscluster.cli import main
 from glasscluster.model import hugging_face
-from glasscluster.model.cache import PagedCache, StaticCache
+from glasscluster.model.cache import PagedCache, SlidingWindowCache, StaticCache
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.families import FAMILIES, WeightsError
 from glasscluster.model.generate import generate
@@ -38,8 +39,36 @@ pytestmark = pytest.mark.xdist_group("transformers")  # it is imported once
 VOCAB, SEQ = 37, 16
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_positions": SEQ, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "llama": {
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": SEQ,
+    },
 }
-OURS: dict[str, dict[str, Any]] = {"gpt2": {"activation": "gelu-tanh"}}
+LLAMA = {"kv_heads": 2, "ffn": 24, "norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "tied": False}
+OURS: dict[str, dict[str, Any]] = {"gpt2": {"activation": "gelu-tanh"}, "llama": LLAMA}
+
+
+class Wide(TorchFunctionMode):
+    """Their casts to float32 keep float64.
+
+    Llama's norms, softmax and rotary angles are in float32 whatever the model's type; in float64 that is an error of 1e-6.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].double()
+        wide = lambda x: torch.float64 if x is torch.float32 else x  # noqa: E731
+        return func(*map(wide, args), **{k: wide(v) for k, v in (kwargs or {}).items()})
+
+
+@pytest.fixture
+def wide():
+    with Wide():
+        yield
 
 
 def theirs_of(name: str, **more: Any) -> Any:
@@ -95,10 +124,19 @@ def same(ours: GPTStage, theirs: Any) -> float:
 CASES = [
     ("gpt2", {}, {}),
     ("gpt2", {"tie_word_embeddings": False, "n_inner": 24, "activation_function": "relu"}, {"qkv": "separate", "attention": "unfused"}),
+    ("llama", {}, {}),
+    ("llama", {"num_key_value_heads": 1, "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_theta": 500.0}, {"qkv": "separate"}),
+    ("llama", {"num_key_value_heads": 4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"attention": "unfused"}),
+    (
+        "llama",
+        {"rope_parameters": {"rope_theta": 100.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4}},
+        {},
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "more", "overrides"), CASES)
+@pytest.mark.usefixtures("wide")
 def test_their_model_is_ours(name: str, more: dict, overrides: dict, tmp_path: Path):
     theirs = theirs_of(name, **more)
     theirs.save_pretrained(tmp_path)
@@ -113,8 +151,16 @@ def test_their_model_is_ours(name: str, more: dict, overrides: dict, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("gpt2", {"qkv": "separate"}), ("gpt2", {"tied": False, "ffn": 24, "activation": "relu", "norm_eps": 1e-6})]
+    ("name", "more"),
+    [
+        ("gpt2", {"qkv": "separate"}),
+        ("gpt2", {"tied": False, "ffn": 24, "activation": "relu", "norm_eps": 1e-6}),
+        ("llama", {}),
+        ("llama", {"qkv": "separate", "tied": True, "rope_scaling": "interpolation", "rope_factor": 3.0, "rope_theta": 50.0}),
+        ("llama", {"rope_scaling": "yarn", "rope_factor": 2.0, "rope_trained": 8}),
+    ],
 )
+@pytest.mark.usefixtures("wide")
 def test_our_model_is_theirs(name: str, more: dict, tmp_path: Path):
     ours = ours_of(name, **more)
     theirs = read_back(hugging_face.save(ours, tmp_path), name)
@@ -126,7 +172,7 @@ def test_our_model_is_theirs(name: str, more: dict, tmp_path: Path):
         assert torch.equal(parameter, other)
 
 
-@pytest.mark.parametrize("name", ["gpt2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_greedy_tokens_are_theirs_with_and_without_a_cache(name: str, tmp_path: Path):
     theirs = theirs_of(name)
     theirs.save_pretrained(tmp_path)
@@ -136,6 +182,29 @@ def test_greedy_tokens_are_theirs_with_and_without_a_cache(name: str, tmp_path: 
     right = [theirs.generate(torch.tensor(prompts), use_cache=cached, **options)[:, 5:].tolist() for cached in (True, False)]
     made = [generate(ours, prompts, 8, cache).tokens for cache in (None, StaticCache(ours, 2, 12), PagedCache(ours, 2, 12, 3))]
     assert right[0] == right[1] == made[0] == made[1] == made[2]
+
+
+def test_llama_with_its_casts_to_float32_is_ours_to_float32(tmp_path: Path):
+    theirs = theirs_of("llama")
+    theirs.save_pretrained(tmp_path)
+    assert TOLERANCE < same(hugging_face.load(tmp_path, torch.float64), theirs) <= 1e-5
+
+
+@pytest.mark.usefixtures("wide")
+def test_a_sliding_window_is_mistrals():
+    ours = ours_of("llama")
+    more = {"vocab_size": VOCAB, "sliding_window": 5, "attn_implementation": "eager", "eos_token_id": None, "rms_norm_eps": 1e-5}
+    theirs = transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES["llama"], **more)).double().eval()
+    tensors = hugging_face.state_dict(ours.config, {n: p.detach() for n, (p, _) in ours.full_names().items()})
+    theirs.load_state_dict(tensors)
+    prompts = text()[0][:, :7].tolist()
+    made = generate(ours, prompts, 8, SlidingWindowCache(ours, 2, 14, 5))
+    tokens = torch.tensor(prompts)
+    for logits, chosen in zip(made.logits, zip(*made.tokens, strict=True), strict=True):
+        with torch.no_grad():
+            assert difference(logits, theirs(tokens, use_cache=False).logits[:, -1], 0.0) <= TOLERANCE
+        tokens = torch.cat([tokens, torch.tensor(chosen)[:, None]], 1)
+    assert made.tokens != generate(ours, prompts, 8, SlidingWindowCache(ours, 2, 14, 6)).tokens
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -226,6 +295,8 @@ def test_old_buffers_are_passed_over_and_missing_files_named(tmp_path: Path):
     ("message", "more"),
     {
         "gpt2 has experts = 0, this model 2": {"experts": 2},
+        "rope_type has no word for 'ntk'": {**LLAMA, "rope_scaling": "ntk", "rope_factor": 2.0},
+        "llama has bias = False, this model True": {**LLAMA, "bias": True},
         "gpt2 has as many key heads as heads, this model 2 of 4": {"kv_heads": 2},
         "activation_function has no word for 'swiglu'": {"activation": "swiglu"},
     }.items(),

@@ -1,6 +1,7 @@
 """Where families of models keep what: from our parts to the names in Hugging Face's state dicts and config.json, as tables.
 
-GPT-2 (Radford et al., 2019) · the names are those of transformers' modeling_*.py, the fields those of its configuration_*.py.
+GPT-2 (Radford et al., 2019) · Llama (Touvron et al., 2302.13971). The names are those of transformers' modeling_*.py, the keys those of
+its configuration_*.py.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Family:
     said: Mapping[str, Any] = field(default_factory=dict)  # keys that are written and not read
     transposed: bool = False  # a layer's matrices are stored as [in, out]
     unused: tuple[str, ...] = ()  # patterns of tensors that older files have and nobody needs
+    rope: bool = False  # config.json says how positions turn
 
     def name(self, part: str) -> str:
         """Their tensor that holds our part."""
@@ -81,7 +83,12 @@ class Family:
             if content.get(name, value) != value:
                 raise WeightsError(f"config.json: {name} is {content[name]!r}; only {value!r} is known here")
         values = {ours: key.ours(content) for ours, key in self.keys.items()}
-        return ModelConfig(**{**values, **self.always, **overrides})
+        if self.rope:
+            values |= rope_in(content)
+        config = ModelConfig(**{**values, **self.always, **overrides})
+        if content.get("head_dim") not in (None, config.head_dim):
+            raise WeightsError(f"config.json: head_dim is {content['head_dim']}; only hidden / heads = {config.head_dim} is known here")
+        return config
 
     def to_json(self, config: ModelConfig, dtype: str) -> dict[str, Any]:
         """Our model as config.json; WeightsError where it is none of this family."""
@@ -91,8 +98,47 @@ class Family:
             if getattr(config, name) != value:
                 raise WeightsError(f"{self.model_type} has {name} = {value}, this model {getattr(config, name)}")
         written = {key.name: key.theirs(getattr(config, ours)) for ours, key in self.keys.items()}
+        if self.rope:
+            written["rope_parameters"] = rope_out(config)
         return {"architectures": [self.architecture], "model_type": self.model_type, "dtype": dtype, **self.said, **self.fixed, **written}
 
+
+# ---- rotary positions: one dictionary since transformers 5, two keys before --------------------------------------------
+SCALINGS = {"none": "default", "interpolation": "linear", "yarn": "yarn"}
+
+
+def rope_in(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Our fields from config.json."""
+    said = {
+        "rope_theta": content.get("rope_theta", 10000.0),
+        **(content.get("rope_scaling") or {}),
+        **(content.get("rope_parameters") or {}),
+    }
+    kind = said.get("rope_type", said.get("type", "default"))
+    known = {"rope_theta", "rope_type", "type", "factor", "original_max_position_embeddings"}
+    if kind not in SCALINGS.values() or any(said[k] is not None for k in set(said) - known):
+        raise WeightsError(f"config.json: rotary positions are {said}; known are {list(SCALINGS.values())} with {sorted(known)}")
+    found = {"rope_theta": float(said["rope_theta"]), "rope_scaling": next(ours for ours, theirs in SCALINGS.items() if theirs == kind)}
+    if kind != "default":
+        found["rope_factor"] = float(said["factor"])
+    if kind == "yarn":
+        found["rope_trained"] = said.get("original_max_position_embeddings")
+    return found
+
+
+def rope_out(config: ModelConfig) -> dict[str, Any]:
+    """config.json's dictionary from our fields."""
+    if config.rope_scaling not in SCALINGS:
+        raise WeightsError(f"rope_type has no word for {config.rope_scaling!r}; it has one for {list(SCALINGS)}")
+    said: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": SCALINGS[config.rope_scaling]}
+    if config.rope_scaling != "none":
+        said["factor"] = config.rope_factor
+    if config.rope_scaling == "yarn":
+        said["original_max_position_embeddings"] = config.rope_trained or max(1, round(config.seq / config.rope_factor))
+    return said
+
+
+PLAIN = {"norm_position": "pre", "qk_norm": False, "experts": 0}
 
 GPT2 = Family(
     model_type="gpt2",
@@ -128,11 +174,51 @@ GPT2 = Family(
         "tied": Key("tie_word_embeddings", True),
         "init_std": Key("initializer_range", 0.02),
     },
-    always={"experts": 0},
+    always={**PLAIN, "norm": "layernorm", "bias": True, "position": "learned"},
     fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     said={"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None},
     transposed=True,
     unused=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias"),
 )
 
-FAMILIES = {family.model_type: family for family in (GPT2,)}
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    base="model.",
+    ends={
+        "embedding.token": "model.embed_tokens.weight",
+        "head.norm_weight": "model.norm.weight",
+        "head.table": "lm_head.weight",
+    },
+    layer="model.layers.{}.",
+    inside={
+        "norm1": "input_layernorm",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "out": "self_attn.o_proj",
+        "norm2": "post_attention_layernorm",
+        "gate": "mlp.gate_proj",
+        "value": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    },
+    keys={
+        "layers": Key("num_hidden_layers", 32),
+        "hidden": Key("hidden_size", 4096),
+        "heads": Key("num_attention_heads", 32),
+        "kv_heads": Key("num_key_value_heads"),
+        "ffn": Key("intermediate_size", 11008),
+        "vocab": Key("vocab_size", 32000),
+        "seq": Key("max_position_embeddings", 2048),
+        "norm_eps": Key("rms_norm_eps", 1e-6),
+        "tied": Key("tie_word_embeddings", False),
+        "init_std": Key("initializer_range", 0.02),
+    },
+    always={**PLAIN, "norm": "rmsnorm", "bias": False, "position": "rope", "rope_layout": "half", "activation": "swiglu"},
+    fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    said={"attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": None},
+    unused=("model.layers.*.self_attn.rotary_emb.inv_freq",),
+    rope=True,
+)
+
+FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
