@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks import network, recorder, replay, ring
+from benchmarks import attention, network, recorder, replay, ring
 
-ALL = {"replay": replay.measure, "recorder": recorder.measure, "ring": ring.measure, "network": network.measure}
+ALL = {
+    "attention": attention.measure,
+    "replay": replay.measure,
+    "recorder": recorder.measure,
+    "ring": ring.measure,
+    "network": network.measure,
+}
 
 
 def main(names: list[str]) -> None:

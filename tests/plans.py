@@ -120,17 +120,19 @@ RULES: tuple[tuple[str, Callable[..., bool]], ...] = (
 BOUND = tuple(dict.fromkeys(" ".join(names for names, _ in RULES).split()))  # options that rules speak of
 
 
+NAMES = tuple(tuple(names.split()) for names, _ in RULES)
+OPEN = object()  # in the place of a value: not chosen yet
+
+
 def feasible(choice: Choice) -> bool:
     """Whether no rule forbids what is chosen: what is not chosen may still become what it must."""
-    return _feasible(tuple((n, choice[n]) for n in BOUND if n in choice))
+    return all(_allows(i, tuple(choice.get(n, OPEN) for n in names)) for i, names in enumerate(NAMES))
 
 
 @cache
-def _feasible(chosen: tuple[tuple[str, Any], ...]) -> bool:
-    c = dict(chosen)
-    return all(
-        any(rule(*v) for v in itertools.product(*((c[n],) if n in c else OPTIONS[n] for n in names.split()))) for names, rule in RULES
-    )
+def _allows(rule: int, chosen: tuple[Any, ...]) -> bool:
+    values = ((c,) if c is not OPEN else OPTIONS[n] for n, c in zip(NAMES[rule], chosen, strict=True))
+    return any(RULES[rule][1](*v) for v in itertools.product(*values))
 
 
 def completed(choice: Choice, draw: random.Random) -> Choice | None:

@@ -24,27 +24,22 @@ But: tiles above the causal diagonal are skipped, the ones on it are computed wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.library import Library
 
-TILE = 128
+TILE = 128  # rows that stay while others stream past: of queries forward, of keys backward; the B of F7
+STRIP = 8  # tiles that stream past in one step: longer operations, same traffic and work
+ROOM = 2**18  # scores of a step that heads share: in float32 the megabyte that a core's cache holds
 
 Meter = Callable[[str, int], None]
 
 
-def _tiles(n: int, tile: int) -> list[tuple[int, int]]:
-    return [(a, min(a + tile, n)) for a in range(0, n, tile)]
-
-
-def _mask(scores: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
-    """-inf above the diagonal, for a tile that the diagonal crosses: the same mask in each head of a group."""
-    i = torch.arange(*rows, device=scores.device)[:, None]
-    j = torch.arange(*cols, device=scores.device)[None, :]
-    by_head = scores.view(len(scores), -1, len(i), scores.shape[3])
-    return by_head.masked_fill(j > i, float("-inf")).view(scores.shape)
+def _tiles(n: int, tile: int, first: int = 0) -> list[tuple[int, int]]:
+    return [(a, min(a + tile, n)) for a in range(first, n, tile)]
 
 
 def _ignore(_what: str, _bytes: int) -> None:
@@ -57,10 +52,10 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _load(x: Tensor, span: tuple[int, int], meter: Meter, heads: int) -> Tensor:
-    """A tile from slow memory, in the type of the accumulators: [b, key heads, rows of the group, ...]."""
+    """A tile from slow memory, in the type of the accumulators: [b · key heads, rows of the group, ...]."""
     tile = x[:, :, span[0] : span[1]]
     meter("read", tile.numel() * tile.element_size())
-    return tile.to(wide(x.dtype)).reshape(len(x), heads, -1, *x.shape[3:])
+    return tile.to(wide(x.dtype)).reshape(len(x) * heads, -1, *x.shape[3:])
 
 
 def _store(into: Tensor, span: tuple[int, int], value: Tensor, meter: Meter) -> None:
@@ -68,6 +63,26 @@ def _store(into: Tensor, span: tuple[int, int], value: Tensor, meter: Meter) -> 
     tile = into[:, :, span[0] : span[1]]
     tile.copy_(value.view(tile.shape))
     meter("write", tile.numel() * tile.element_size())
+
+
+def _shares(q: Tensor, k: Tensor, tile: int) -> tuple[list[tuple[slice, slice]], int]:
+    """Heads that are computed together, of queries and of keys: as many as have room; and the scores of one step of theirs."""
+    heads, group = k.shape[1], q.shape[1] // k.shape[1]
+    narrow, long = min(tile, max(q.shape[2], k.shape[2])), min(STRIP * tile, max(q.shape[2], k.shape[2]))
+    one = len(q) * group * narrow * long
+    together = min(heads, max(1, ROOM // one))
+    return [(slice(a * group, b * group), slice(a, b)) for a, b in _tiles(heads, together)], together * one
+
+
+def _product(x: Tensor, y: Tensor, room: Tensor) -> Tensor:
+    """x @ y, written where the last step's scores were: fresh memory would cost as much as the exponentials."""
+    shape = len(x), x.shape[1], y.shape[2]
+    return torch.bmm(x, y, out=room[: math.prod(shape)].view(shape))
+
+
+def _hide(square: Tensor) -> None:
+    """-inf above the diagonal of [..., B, B] scores."""
+    square.masked_fill_(torch.ones(square.shape[-2:], dtype=torch.bool, device=square.device).triu_(1), float("-inf"))
 
 
 def check_shapes(q: Tensor, k: Tensor, causal: bool) -> None:
@@ -81,28 +96,34 @@ def check_shapes(q: Tensor, k: Tensor, causal: bool) -> None:
 def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, tile: int = TILE, meter: Meter = _ignore) -> tuple[Tensor, Tensor]:
     """Output [b, a, N, d] and log-sum-exp L [b, a, N]. `meter("read" | "write", bytes)` hears slow-memory traffic."""
     check_shapes(q, k, causal)
-    scale, heads = q.shape[3] ** -0.5, k.shape[1]
     out, lse = _forward_like(q)
+    shares, scores = _shares(q, k, tile)
+    room = out.new_empty(scores, dtype=lse.dtype)
+    for of_q, of_k in shares:
+        _forward(q[:, of_q], k[:, of_k], v[:, of_k], causal, tile, meter, room, out[:, of_q], lse[:, of_q])
+    return out, lse
+
+
+def _forward(q, k, v, causal: bool, tile: int, meter: Meter, room: Tensor, out: Tensor, lse: Tensor) -> None:
+    """Algorithm 1 for some heads, into out and lse."""
+    scale, heads = q.shape[3] ** -0.5, k.shape[1]
     for rows in _tiles(q.shape[2], tile):
         q_t = _load(q, rows, meter, heads) * scale
-        m = q_t.new_full((*q_t.shape[:3], 1), float("-inf"))
+        m = q_t.new_full((*q_t.shape[:2], 1), float("-inf"))
         total, acc = torch.zeros_like(m), torch.zeros_like(q_t)
-        for cols in _tiles(k.shape[2], tile):
-            if causal and cols[0] >= rows[1]:
-                break
+        for cols in _tiles(rows[1] if causal else k.shape[2], STRIP * tile):
             k_t, v_t = _load(k, cols, meter, heads), _load(v, cols, meter, heads)
-            scores = q_t @ k_t.transpose(-1, -2)
-            if causal and cols[1] > rows[0] + 1:
-                scores = _mask(scores, rows, cols)
+            scores = _product(q_t, k_t.mT, room)
+            if causal and cols[1] == rows[1]:  # the last strip ends with the tile on the diagonal, in each head of the group
+                _hide(scores.unflatten(1, (-1, rows[1] - rows[0]))[..., rows[0] - cols[0] :])
             m_new = torch.maximum(m, scores.amax(-1, keepdim=True))
-            p = torch.exp(scores.sub_(m_new))
-            shrink = torch.exp(m - m_new)
-            total = total.mul_(shrink).add_(p.sum(-1, keepdim=True))
-            acc = acc.mul_(shrink).add_(p @ v_t)
+            p = scores.sub_(m_new).exp_()
+            shrink = m.sub_(m_new).exp_()
+            total.mul_(shrink).add_(p.sum(-1, keepdim=True))
+            acc.mul_(shrink).baddbmm_(p, v_t)
             m = m_new
-        _store(out, rows, acc / total, meter)
-        _store(lse, rows, (m + total.log()).squeeze(-1), meter)
-    return out, lse
+        _store(out, rows, acc.div_(total), meter)
+        _store(lse, rows, (m + total.log_()).squeeze(-1), meter)
 
 
 def backward(
@@ -113,34 +134,42 @@ def backward(
     Of a block of keys the share of it: with O and L of all keys, dK and dV are the block's and dQ is its summand.
     """
     check_shapes(q, k, causal)
-    scale, heads, whole = q.shape[3] ** -0.5, k.shape[1], (0, q.shape[2])
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    shares, scores = _shares(q, k, tile)
+    rooms = q.new_empty(2, scores, dtype=lse.dtype)
+    for of_q, of_k in shares:
+        of_queries = tuple(x[:, of_q] for x in (d_out, q, out, lse, dq))
+        of_keys = tuple(x[:, of_k] for x in (k, v, dk, dv))
+        _backward(of_queries, of_keys, causal, tile, meter, rooms)
+    return dq, dk, dv
+
+
+def _backward(of_queries: tuple, of_keys: tuple, causal: bool, tile: int, meter: Meter, rooms: Tensor) -> None:
+    """Algorithm 2 for some heads, into dq, dk and dv."""
+    (d_out, q, out, lse, dq), (k, v, dk, dv) = of_queries, of_keys
+    scale, heads, whole = q.shape[3] ** -0.5, k.shape[1], (0, q.shape[2])
     delta = torch.empty_like(lse)
     _store(delta, whole, (_load(d_out, whole, meter, heads) * _load(out, whole, meter, heads)).sum(-1), meter)
-    dq_acc = torch.empty_like(q, dtype=lse.dtype)  # a row of dQ is added to by every tile of keys
+    dq_acc = dq if dq.dtype == lse.dtype else torch.empty_like(dq, dtype=lse.dtype)  # every tile of keys adds to a row of dQ
     dq_acc.zero_()
     meter("write", dq_acc.numel() * dq_acc.element_size())
     for cols in _tiles(k.shape[2], tile):
         k_t, v_t = _load(k, cols, meter, heads), _load(v, cols, meter, heads)
         dk_t, dv_t = torch.zeros_like(k_t), torch.zeros_like(v_t)
-        for rows in _tiles(q.shape[2], tile):
-            if causal and rows[1] <= cols[0]:
-                continue
-            q_t, do_t = _load(q, rows, meter, heads), _load(d_out, rows, meter, heads)
-            scores = (q_t * scale) @ k_t.transpose(-1, -2)
-            if causal and cols[1] > rows[0] + 1:
-                scores = _mask(scores, rows, cols)
-            p = torch.exp(scores.sub_(_load(lse, rows, meter, heads)[..., None]))
-            dv_t += p.transpose(-1, -2) @ do_t
-            ds = (do_t @ v_t.transpose(-1, -2)).sub_(_load(delta, rows, meter, heads)[..., None]).mul_(p).mul_(scale)
-            _store(dq_acc, rows, _load(dq_acc, rows, meter, heads) + ds @ k_t, meter)
-            dk_t += ds.transpose(-1, -2) @ q_t
+        for rows in _tiles(q.shape[2], STRIP * tile, cols[0] if causal else 0):
+            q_t, do_t = _load(q, rows, meter, heads) * scale, _load(d_out, rows, meter, heads)
+            scores = _product(q_t, k_t.mT, rooms[0])
+            if causal and rows[0] == cols[0]:  # the first strip begins with the tile on the diagonal
+                _hide(scores.unflatten(1, (-1, rows[1] - rows[0]))[:, :, : cols[1] - cols[0]])
+            p = scores.sub_(_load(lse, rows, meter, heads)[..., None]).exp_()
+            dv_t.baddbmm_(p.mT, do_t)
+            ds = _product(do_t, v_t.mT, rooms[1]).sub_(_load(delta, rows, meter, heads)[..., None]).mul_(p)
+            _store(dq_acc, rows, torch.baddbmm(_load(dq_acc, rows, meter, heads), ds, k_t, alpha=scale), meter)
+            dk_t.baddbmm_(ds.mT, q_t)
         _store(dk, cols, dk_t, meter)
         _store(dv, cols, dv_t, meter)
-    if dq_acc.dtype == dq.dtype:
-        return dq_acc, dk, dv
-    _store(dq, whole, _load(dq_acc, whole, meter, heads), meter)
-    return dq, dk, dv
+    if dq_acc is not dq:
+        _store(dq, whole, _load(dq_acc, whole, meter, heads), meter)
 
 
 # ---- the two operators ---------------------------------------------------------------------------------------------

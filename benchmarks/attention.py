@@ -1,0 +1,105 @@
+"""FlashAttention in plain torch beside torch's own kernel and the textbook, on the CPU: python -m benchmarks.attention
+
+Goals at length 4096, forward: 1.3 times the time of `scaled_dot_product_attention`; less than a fifth of the textbook's time and memory.
+Times are CPU seconds of one thread, which other processes on the machine disturb least, the variants taking turns; `wall_2_threads`
+is what a clock on the wall says of two threads. Memory is what a process of its own grows by above its inputs, at its peak.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glasscluster.model.attention import unfused_attention
+from glasscluster.model.flash_attention import flash_attention
+
+LENGTH, HEADS, HEAD_SIZE = 4096, 4, 64
+REPEATS = 5
+VARIANTS: dict[str, Callable[[Tensor, Tensor, Tensor, bool], Tensor]] = {
+    "flash": flash_attention,
+    "torch": lambda q, k, v, causal: F.scaled_dot_product_attention(q, k, v, is_causal=causal),
+    "textbook": unfused_attention,
+}
+
+
+def inputs() -> list[Tensor]:
+    """q, k, v and the output's gradient, float32."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, HEADS, LENGTH, HEAD_SIZE, generator=generator) for _ in range(4)]
+    return [x.requires_grad_() for x in tensors[:3]] + tensors[3:]
+
+
+def once(name: str, causal: bool, tensors: list[Tensor], clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of forward and of backward."""
+    q, k, v, d_out = tensors
+    begun = clock()
+    out = VARIANTS[name](q, k, v, causal)
+    middle = clock()
+    torch.autograd.grad(out, (q, k, v), d_out)
+    return middle - begun, clock() - middle
+
+
+def times(causal: bool, threads: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """Median of each variant and of the ratios of neighbouring runs, forward and backward."""
+    torch.set_num_threads(threads)
+    tensors = inputs()
+    runs = [{name: once(name, causal, tensors, clock) for name in VARIANTS} for _ in range(REPEATS + 1)][1:]
+    found: dict[str, Any] = {}
+    for i, way in enumerate(("forward", "backward")):
+        found[way] = {f"{name}_ms": round(median(r[name][i] for r in runs) * 1e3, 1) for name in VARIANTS}
+        for other in ("torch", "textbook"):
+            found[way][f"flash/{other}"] = round(median(r["flash"][i] / r[other][i] for r in runs), 2)
+    return found
+
+
+def peak() -> int:
+    """Most bytes this process ever held. Linux: `getrusage` would begin with what the parent held."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def grown(name: str, causal: bool) -> int:
+    """Bytes by which this process's peak grows in a forward pass. Run in a process of its own."""
+    q, k, v, _ = (x.detach() for x in inputs())
+    small = [x[:, :, :8] for x in (q, k, v)]
+    VARIANTS[name](*small, causal)  # libraries load their code and threads' buffers
+    before = peak()
+    VARIANTS[name](q, k, v, causal)
+    return peak() - before
+
+
+def memory(causal: bool) -> dict[str, float]:
+    """MiB of each variant, forward, and ours as a share of the textbook's."""
+    call = [sys.executable, "-m", "benchmarks.attention", "peak", str(int(causal))]
+    found = {name: int(subprocess.run([*call, name], capture_output=True, text=True, check=True).stdout) for name in VARIANTS}
+    mib: dict[str, float] = {f"{name}_MiB": round(nbytes / 2**20, 1) for name, nbytes in found.items()}
+    return mib | {"flash/textbook": round(found["flash"] / found["textbook"], 3)}
+
+
+def measure() -> dict[str, Any]:
+    """Both masks: CPU time of one thread, wall time of two, memory."""
+    found: dict[str, Any] = {"shape": [1, HEADS, LENGTH, HEAD_SIZE], "goals forward": {"flash/torch": 1.3, "flash/textbook": 0.2}}
+    for causal in (False, True):
+        found["causal" if causal else "all pairs"] = {
+            "cpu_1_thread": times(causal, 1, time.process_time),
+            "wall_2_threads": times(causal, 2, time.perf_counter),
+            "memory_forward": memory(causal),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["peak"]:
+        print(grown(sys.argv[3], bool(int(sys.argv[2]))))
+    else:
+        print(json.dumps(measure(), indent=1))
