@@ -41,6 +41,7 @@ LESSONS: dict[str, str] = {
     "E4": "e4_gpipe_bubble",
     "E9": "e9_ring_and_ulysses",
     "E10": "e10_moe_all_to_all",
+    "G1": "g1_prefill_and_decode",
 }
 
 

@@ -56,6 +56,10 @@ CATALOGUE: dict[str, Said] = {
     "idle_title": Said("Why ranks stood still", "rank 为什么空闲"),
     "path_title": Said("The critical path, and what would be gained", "关键路径，以及可以得到的收益"),
     "side_by_side": Said("The runs on one time axis", "同一时间轴上的各次运行"),
+    # the roofline
+    "roof": Said("Roof: min(peak, intensity × bandwidth)", "屋顶线：min(峰值, 强度 × 带宽)"),
+    "intensity": Said("FLOPs per byte of slow memory", "每字节慢速内存访问的 FLOPs"),
+    "ridge_at": Said("ridge: {ridge:.3g} FLOPs a byte, {precision}", "脊点：每字节 {ridge:.3g} FLOPs，{precision}"),
     # axes and titles
     "virtual_time": Said("virtual time", "虚拟时间"),
     "measured_time": Said("measured time", "实测时间"),
@@ -325,6 +329,21 @@ CATALOGUE: dict[str, Said] = {
 
 # Names of ledger rows: what is said in English is matched, what stands in () is carried over.
 ROWS: tuple[tuple[str, str], ...] = (
+    (r"largest logits difference from one device, float64, (\d+) tokens", "与单卡（float64，{0} 个 token）的最大 logits 差异"),
+    (r"tokens that one device chooses otherwise", "单卡会另选的 token 数"),
+    (r"cache, rank (\d+)", "缓存，rank {0}"),
+    (r"cache, tokens that are there, rank 0", "缓存中已有 token 所占，rank 0"),
+    (r"cache, slots without a token, rank 0", "缓存中没有 token 的槽位，rank 0"),
+    (r"sent by all ranks, prefill and decode", "全部 rank 的发送量，预填充与解码"),
+    (r"H100: FLOPs a byte at the ridge, bf16", "H100：脊点处每字节 FLOPs，bf16"),
+    (r"decode: smallest batch whose matrices reach the ridge", "解码：矩阵运算到达脊点的最小批"),
+    (r"decode, batch (\d+): FLOPs of the matrices", "解码，批 {0}：矩阵运算的 FLOPs"),
+    (r"decode, batch (\d+): more bytes at (\d+) tokens than at (\d+)", "解码，批 {0}：{1} 个 token 时比 {2} 个时多读的字节"),
+    (r"decode, batch (\d+): attention's FLOPs a byte", "解码，批 {0}：注意力每字节 FLOPs"),
+    (r"decode, batch 1: least time of a step", "解码，批 1：一步的最短时间"),
+    (r"prefill of (\d+) tokens: limited by compute", "{0} 个 token 的预填充：受算力限制"),
+    (r"decode: time with twice the FLOP/s over time with one", "解码：算力翻倍后的时间之比"),
+    (r"decode: time on an H200 over time on an H100", "解码：H200 与 H100 的时间之比"),
     (r"largest (gradient|weight|loss) difference from one device, float64, (\d+) steps", "与单卡（float64，{1} 步）的最大{0}差异"),
     (r"(dp|pp|tp) (gradients|parameters) sent, all ranks", "{0} 方向发送的{1}，全部 rank"),
     (r"pp activations and their gradients sent, all ranks", "pp 方向发送的激活及其梯度，全部 rank"),
