@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glasscluster.model.dropout import Draw
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.parallel import Shard
+from glasscluster.model.parallel import IGNORE, Shard
 from glasscluster.sim.cluster import Cluster
 from glasscluster.strategies.check import difference
 from glasscluster.strategies.loss_scale import ScaleRule
@@ -51,7 +51,7 @@ class Recipe:
         self.model.zero_grad()
         for i in range(0, len(tokens), size):
             draw = Draw(self.job.seed, step, tuple(range(i, i + size)))
-            loss = self.model(tokens[i : i + size], targets[i : i + size], draw) / targets.numel()
+            loss = self.model(tokens[i : i + size], targets[i : i + size], draw) / int((targets != IGNORE).sum())
             self.scaler.scale(loss).backward()
             total += float(loss.detach())
             if self.job.plan.wide_gradients:
@@ -164,7 +164,7 @@ def step_by_step(job: Job, results: list[RankResult] | None = None) -> tuple[flo
         tokens, targets = job.batch(step)
         model.zero_grad()
         model(tokens, targets, Draw(job.seed, step, tuple(range(len(tokens))))).backward()
-        right = {n: p.grad / targets.numel() for n, p in named.items() if p.grad is not None}
+        right = {n: p.grad / int((targets != IGNORE).sum()) for n, p in named.items() if p.grad is not None}
         gradients = put_together([r.gradients[step] for r in results], named, shards, plan)
         floor = 1e-3 * max(float(g.abs().max()) for g in right.values())
         found |= {f"gradient of {n}, step {step}": difference(gradients[n], right[n], floor) for n in named}
@@ -220,7 +220,8 @@ def furthest(job: Job, results: list[RankResult] | None = None) -> tuple[float, 
     plan, results = job.plan, results or ran(job)
     exact = Recipe(job, torch.float64, torch.float64)
     own = [in_its_format(job, pieces) for pieces in (1, plan.dp * plan.micro_batches)]
-    ulp, tokens, found = torch.finfo(DTYPES[plan.precision]).eps, plan.global_batch * job.model.seq, {}
+    ulp, found = torch.finfo(DTYPES[plan.precision]).eps, {}
+    tokens = int((job.batch(0)[1] != IGNORE).sum())  # that carry loss: as many in every step
     for step in range(job.steps):
         scale = own[0].scaler.get_scale()
         far = []

@@ -59,7 +59,9 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "norm_position": ("pre", "post", "sandwich"),
     "qk_norm": (False, True),
     "bias": (True, False),
-    "position": ("learned", "sinusoidal", "rope", "none"),
+    "position": ("learned", "sinusoidal", "relative", "alibi", "rope", "none"),
+    "objective": ("causal", "masked"),
+    "prefix": (0, 3),
     "rope_layout": ("half", "interleaved"),
     "rope_scaling": ("none", "interpolation", "ntk", "yarn"),
     "recompute": ("none", "selective", "full"),
@@ -113,6 +115,7 @@ RULES: tuple[tuple[str, Callable[..., bool]], ...] = (
         lambda schedule, v, pp, layers, uneven: chunked(schedule, v) and pp * v + uneven <= layers,
     ),
     ("precision master_weights", lambda precision, masters: precision != "fp16" or masters != "none"),
+    ("objective prefix", lambda objective, prefix: objective == "causal" or not prefix),
     ("position rope_scaling", lambda position, scaling: position == "rope" or scaling == "none"),
     # its slope jumps at zero, where two right runs in 16 bits part, as at a router's choice
     ("precision activation", lambda precision, activation: activation != "relu" or precision in ("fp64", "fp32")),
@@ -151,8 +154,9 @@ def completed(choice: Choice, draw: random.Random) -> Choice | None:
 MODEL_OPTIONS = (
     *("layers", "tied", "attention", "vocab", "dropout", "kv_heads", "qkv", "activation", "experts", "top_k", "capacity_factor"),
     *("shared_ffn", "norm", "norm_position", "qk_norm", "bias", "position", "rope_layout", "rope_scaling"),
+    *("objective", "prefix"),
 )
-SHAPE: dict[str, Any] = {"hidden": 16, "heads": HEADS, "seq": 8, "rope_factor": 2.0}
+SHAPE: dict[str, Any] = {"hidden": 16, "heads": HEADS, "seq": 8, "rope_factor": 2.0, "relative_buckets": 6, "relative_distance": 6}
 
 
 def build(choice: Choice, precision: str | None = None) -> tuple[Plan, ModelConfig]:

@@ -15,7 +15,7 @@ from glasscluster.model import cache as caches
 from glasscluster.model import cached_attention
 from glasscluster.model.cache import Cache, CacheFull, PagedCache, SlidingWindowCache, StaticCache
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.flash_attention import COSTS
+from glasscluster.model.flash_attention import COSTS, flash_attention
 from glasscluster.model.generate import Generator, Sampling, generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import KeepAll
@@ -57,13 +57,13 @@ def shapes(draw):
     window = draw(st.one_of(st.just(cached_attention.NO_WINDOW), st.integers(1, 9)))
     starts = draw(st.lists(st.integers(0, 12), min_size=b, max_size=b))
     counts = draw(st.lists(st.one_of(st.integers(0, 6), st.integers(126, 131)), min_size=b, max_size=b))
-    return b, groups * kv, kv, d, draw(st.integers(1, 5)), window, starts, counts
+    return b, groups * kv, kv, d, draw(st.integers(1, 5)), window, starts, counts, draw(st.booleans())
 
 
 @settings(max_examples=25, deadline=None)
 @given(shapes())
 def test_the_kernel_is_masked_attention_and_reads_what_its_formula_says(shape):
-    b, a, kv, d, block, window, starts, counts = shape
+    b, a, kv, d, block, window, starts, counts, biased = shape
     width, length = max(1, *counts), max(s + n for s, n in zip(starts, counts, strict=True)) or 1
     generator = torch.Generator().manual_seed(1)
     whole_k, whole_v = (torch.randn(b, kv, length + width, d, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -74,7 +74,8 @@ def test_the_kernel_is_masked_attention_and_reads_what_its_formula_says(shape):
     new = [torch.stack([w[i, :, s : s + width] for i, s in enumerate(starts)]) for w in (whole_k, whole_v)]
     for pool, w in zip(pools, (whole_k, whole_v), strict=True):
         cached_attention.write(pool, w, order, [0] * b, starts)
-    rest = (order, starts, counts, window, 0.3)
+    bias = torch.randn(a, length + width, generator=generator, dtype=torch.float64) if biased else None
+    rest = (order, starts, counts, window, 0.3, bias)
     heard = {"read": 0, "write": 0}
     meter = lambda what, nbytes: heard.__setitem__(what, heard[what] + nbytes)  # noqa: E731
     out = cached_attention.attend(q, *new, *pools, *rest, meter)
@@ -82,6 +83,7 @@ def test_the_kernel_is_masked_attention_and_reads_what_its_formula_says(shape):
         keys, values = (w[i, :, : start + n].repeat_interleave(a // kv, 0) for w in (whole_k, whole_v))
         scores = 0.3 * q[i, :, :n] @ keys.transpose(-1, -2)
         far = torch.arange(start, start + n)[:, None] - torch.arange(start + n)
+        scores = scores if bias is None else scores + bias[:, far.clamp(min=0)]
         right = scores.masked_fill((far < 0) | (far >= window), float("-inf")).softmax(-1) @ values
         torch.testing.assert_close(out[i, :, :n], right, rtol=1e-12, atol=1e-12)
         assert not out[i, :, n:].any()
@@ -114,10 +116,13 @@ MODELS: list[dict[str, Any]] = [
     {"kv_heads": 2, "norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "qk_norm": True},
     {"position": "sinusoidal", "norm": "scalenorm", "norm_position": "post"},
     {"position": "none", "norm_position": "sandwich"},
+    {"position": "alibi", "attention": "unfused"},
+    {"position": "relative", "kv_heads": 2, "relative_buckets": 8, "relative_distance": 16},
+    {"prefix": 2, "position": "rope"},
 ]
 
 
-@pytest.mark.parametrize("more", MODELS, ids=["mha", "gqa", "mqa", "experts", "llama", "sines", "no positions"])
+@pytest.mark.parametrize("more", MODELS, ids=["mha", "gqa", "mqa", "experts", "llama", "sines", "no positions", "alibi", "t5", "prefix"])
 @pytest.mark.parametrize("kind", caches.KINDS)
 def test_logits_are_equal_with_and_without_a_cache_step_by_step(kind: str, more: dict):
     stage = model(**more)
@@ -137,8 +142,9 @@ def test_each_sequence_of_a_batch_is_what_it_is_alone():
 
 
 @pytest.mark.parametrize("window", [1, 5, 12])
-def test_a_sliding_window_is_attention_that_looks_no_further_back(window: int):
-    stage = model(kv_heads=2)
+@pytest.mark.parametrize("position", ["learned", "alibi"])
+def test_a_sliding_window_is_attention_that_looks_no_further_back(window: int, position: str):
+    stage = model(kv_heads=2, position=position)
     right = generate(stage, PROMPTS, NEW, window=window)
     for chunk in (0, 3):
         made = generate(stage, PROMPTS, NEW, make("sliding", stage, window), chunk=chunk)
@@ -270,6 +276,8 @@ def test_a_seed_gives_the_same_tokens_with_and_without_a_cache():
         ("tokens 0 to 22, a prompt has 23", [[23]], {}),
         ("30 positions, the model has 29", [[1] * 25], {"seq": 29}),
         ("dropout is for training", [[1]], {"dropout": 0.1}),
+        ("it fills in, it does not generate", [[1]], {"objective": "masked"}),
+        ("the prefix of 3 tokens has to be seen at once", [[1, 2, 3], [1, 2]], {"prefix": 3}),
     ],
 )
 def test_what_cannot_be_generated_is_refused(message: str, prompts: list, more: dict):
@@ -336,7 +344,7 @@ class Past(KeepAll):
     def core(self, attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         keys, values = (torch.cat([pair[i] for pair in self.kept] + [new], 2) for i, new in enumerate((k, v)))
         self.kept.append((k.detach(), v.detach()) if self.detached else (k, v))
-        return attention(q, keys, values, False)
+        return flash_attention(q, keys, values, False)
 
 
 def by_token(stage: GPTStage, tokens: torch.Tensor, targets: torch.Tensor, detached: bool) -> torch.Tensor:
@@ -344,7 +352,7 @@ def by_token(stage: GPTStage, tokens: torch.Tensor, targets: torch.Tensor, detac
     losses = []
     with caches.keeping(stage, lambda _: Past(detached)):
         for i in range(tokens.shape[1]):
-            x = stage.embedding(tokens[:, i : i + 1], [[i]] * len(tokens))
+            x = stage.embedding(tokens[:, i : i + 1], positions=[[i]] * len(tokens))
             for block in stage.layers.values():
                 x = block(x)
             losses.append(stage.head(x, targets[:, i : i + 1]))

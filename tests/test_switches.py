@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -11,16 +12,24 @@ import torch.nn.functional as F
 from helpers import differences, run_plan, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_model import Largest
 
-from glasscluster.model import gpt
+from glasscluster.model import flash_attention as flash
+from glasscluster.model import gpt, parts
+from glasscluster.model.attention import unfused_attention
 from glasscluster.model.config import PRESETS, ModelConfig
+from glasscluster.model.data import masked
+from glasscluster.model.flash_attention import flash_attention
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.layer_norm import layer_norm
-from glasscluster.model.position import sinusoidal
+from glasscluster.model.parallel import IGNORE
+from glasscluster.model.position import alibi, buckets, sinusoidal, slopes
 from glasscluster.model.rms_norm import rms_norm, scale_norm
 from glasscluster.model.rope import frequencies, rope, temperature
+from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.errors import ScenarioError
-from glasscluster.strategies import check, trainer
+from glasscluster.strategies import check, context_parallel, data_parallel, trainer, ulysses
+from glasscluster.strategies.context_parallel import tokens_of
 from glasscluster.strategies.plan import make_model, make_plan
 
 TOLERANCE = 1e-10
@@ -175,6 +184,8 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"norm": "rmsnorm", "bias": False, "activation": "swiglu", "position": "rope", "kv_heads": 2, "tied": False},
     {"norm": "scalenorm", "norm_position": "sandwich", "qk_norm": True, "position": "none"},
     {"norm_position": "post", "qk_norm": True, "position": "sinusoidal"},
+    {"objective": "masked", "norm_position": "post", "position": "relative"},
+    {"objective": "masked", "bias": False, "norm": "rmsnorm", "position": "alibi", "tied": False},
     {"norm_position": "sandwich", "bias": False, "qkv": "separate", "experts": 4, "shared_ffn": 8},
 )
 
@@ -192,6 +203,7 @@ PUBLISHED = {
     "llama3-70b": 70_553_706_496,
     "llama3-405b": 405_853_388_800,
     "mixtral-8x7b": 46_702_792_704,
+    "bert-base": 109_514_298,  # with the head of masked language modelling
 }
 
 
@@ -259,3 +271,238 @@ def test_the_sum_over_heads_is_one_message_of_the_shared_norms_alone():
     plan, model = make_plan(tp=2, precision="fp64"), make_model("tiny", **SHAPE, qk_norm=True)
     graph = run_plan(plan, model, "dry").graph
     assert sum(graph.bytes_sent(label="what all heads share")) == 2 * (2 - 1) * SHAPE["layers"] * 2 * 2 * 4 * 8  # q and k, weight and bias
+
+
+# ---- what is added to scores, and who sees whom --------------------------------------------------------------------
+def textbook(q, k, v, causal: bool, prefix: int, bias: torch.Tensor | None) -> torch.Tensor:
+    """torch's attention with everything written down: an N x n mask and an N x n bias, key heads really repeated."""
+    n, keys = q.shape[2], k.shape[2]
+    i, j = torch.arange(n)[:, None], torch.arange(keys)[None]
+    added = torch.zeros(n, keys, dtype=q.dtype) if bias is None else bias.to(q.dtype)[:, i - j + keys - 1]
+    hidden = (j > i) & (j >= prefix) if causal else torch.zeros(n, keys, dtype=torch.bool)
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, added.masked_fill(hidden, -torch.inf))
+
+
+def inputs(b: int, a: int, group: int, n: int, d: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    wider = torch.float32 if dtype == torch.bfloat16 else dtype
+    return [
+        drawn(b, a * group, n, d, dtype=dtype),
+        *(drawn(b, a, n, d, seed=s, dtype=dtype) for s in (1, 2)),
+        drawn(a * group, 2 * n - 1, seed=3, dtype=wider),
+    ]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 2), st.integers(1, 2), st.sampled_from([1, 3]), st.integers(1, 40), st.booleans(), st.integers(0, 12), st.booleans(),
+    st.sampled_from([flash_attention, unfused_attention]),
+)  # fmt: skip
+def test_any_mask_and_bias_give_torch_s_output_and_gradients(b, a, group, n, causal, prefix, biased, attend):
+    q, k, v, bias = inputs(b, a, group, n, 3)
+    prefix, given_bias, wanted = min(prefix, n - 1) if causal else 0, bias if biased else None, (q, k, v, *([bias] if biased else []))
+    d_out = drawn(*q.shape, seed=4).detach()
+    found, expected = (
+        (out, *torch.autograd.grad(out, wanted, d_out))
+        for out in (attend(q, k, v, causal, prefix=prefix, bias=given_bias), textbook(q, k, v, causal, prefix, given_bias))
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(1, 2), st.sampled_from([1, 2]), st.integers(1, 60), st.integers(1, 60), st.integers(1, 9), st.data())
+def test_a_biased_kernel_in_tiles_of_any_size_is_the_textbook_s_and_its_traffic_is_the_formula_s(a, group, n, keys, tile, data):
+    causal = n == keys and data.draw(st.booleans())
+    q, k, v, d_out = (drawn(2, h, m, 3, seed=s) for s, (h, m) in enumerate([(a * group, n), (a, keys), (a, keys), (a * group, n)]))
+    bias = drawn(a * group, n + keys - 1, seed=5)
+    expected = textbook(q, k, v, causal, 0, bias)
+    expected = (expected, *torch.autograd.grad(expected, (q, k, v, bias), d_out))
+    moved = {True: [0, 0], False: [0, 0]}
+    q, k, v, d_out, bias = (x.detach() for x in (q, k, v, d_out, bias))
+    for biased in (True, False):
+        numbers, sums = (bias, torch.empty_like(bias)) if biased else (None, None)
+
+        def meter(way: int, nbytes: int, biased=biased) -> None:
+            moved[biased][way] += nbytes
+
+        out, lse = flash.forward(q, k, v, causal, tile, lambda _what, x, meter=meter: meter(0, x), bias=numbers)
+        found = flash.backward(
+            d_out, q, k, v, out, lse, causal, tile, lambda _what, x, meter=meter: meter(1, x), bias=numbers, d_bias=sums
+        )  # fmt: skip
+        if sums is not None:
+            for ours, theirs in zip((out, *found, sums), expected, strict=True):
+                assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-11)
+    forward, backward = flash.bias_steps(n, causal, tile, keys)
+    size = 8 * a * group
+    assert moved[True][0] - moved[False][0] == size * forward
+    assert moved[True][1] - moved[False][1] == size * (3 * backward + n + keys - 1)
+
+
+def biased_program(gpu, learned: bool, causal: bool, prefix: int):
+    q, k, v, bias = inputs(1, 2, 2, 150, 4, torch.float32)
+    bias = bias if learned else bias.detach()
+    flash_attention(q, k, v, causal, prefix, bias).sum().backward()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize(("causal", "prefix"), [(True, 0), (False, 0), (True, 40)])
+def test_the_recorded_costs_of_a_biased_kernel_are_those_of_a_counting_run(learned, causal, prefix):
+    graph = Cluster("classroom", 1, "threads").run(biased_program, learned, causal, prefix).graph
+    q, k, v, bias = (x.detach() for x in inputs(1, 2, 2, 150, 4, torch.float32))
+    counted = {"forward": 0, "backward": 0}
+    for part in parts.whole(150, causal, prefix):
+        mine = bias[:, parts.distances(part, range(150), range(150), 150)]
+        x = q[:, :, part.queries], k[:, :, part.keys], v[:, :, part.keys]
+        for way in counted:
+
+            def meter(_what: str, nbytes: int, way=way) -> None:
+                counted[way] += nbytes
+
+            if way == "forward":
+                out, lse = flash.forward(*x, part.causal, meter=meter, bias=mine)
+            else:
+                sums = torch.empty_like(mine) if learned else None
+                flash.backward(torch.ones_like(x[0]), *x, out, lse, part.causal, meter=meter, bias=mine, d_bias=sums)
+    for way, total in counted.items():
+        rows = [r for r in range(len(graph)) if graph.names[graph.op[r]] == f"glasscluster.flash_biased_{way}"]
+        assert len(rows) == 1 + bool(prefix)
+        assert sum(int(graph.bytes[r]) for r in rows) == total
+
+
+def test_a_bias_never_makes_a_tensor_of_n_by_n():
+    n, d = 1024, 8
+    q, k, v, bias = inputs(1, 1, 1, n, d)
+    with Largest() as seen:
+        flash_attention(q, k, v, True, 100, bias).sum().backward()
+    assert seen.numel <= max(n * d, 2 * flash.TILE**2 * flash.STRIP + 2 * n * flash.TILE)
+
+
+def test_buckets_are_hugging_face_s_t5():
+    t5 = pytest.importorskip("transformers.models.t5.modeling_t5").T5Attention
+    for both in (True, False):
+        for count, largest in ((32, 128), (8, 20), (6, 6)):
+            theirs = t5._relative_position_bucket(-torch.arange(-199, 200), both, count, largest)  # theirs is key minus query
+            assert torch.equal(buckets(200, count, largest, both), theirs)
+
+
+def test_slopes_are_the_paper_s():
+    assert slopes(8) == [2.0**-i for i in range(1, 9)]
+    assert slopes(16)[:2] == [2**-0.5, 2**-1.0]
+    assert slopes(12) == slopes(8) + slopes(16)[::2][:4]
+    assert torch.equal(alibi(3, 8)[0], torch.tensor([-1.0, -0.5, 0.0, -0.5, -1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["ring", "striped", "zigzag"])
+@pytest.mark.parametrize(("causal", "prefix"), [(True, 0), (True, 5), (True, 11), (False, 0)])
+@pytest.mark.parametrize("jumps", [False, True])
+def test_the_parts_of_all_ranks_are_what_the_mask_shows_each_pair_once(kind, causal, prefix, jumps):
+    ranks, n = 3, 4
+    seen = torch.zeros(ranks * n, ranks * n, dtype=torch.int64)
+    for rank, source in itertools.product(range(ranks), repeat=2):
+        mine, theirs = (tokens_of(kind, r, ranks, ranks * n) for r in (rank, source))
+        for part in context_parallel.parts(kind, rank, source, ranks, n, causal, prefix, jumps):
+            rows, cols = torch.tensor(list(mine))[part.queries], torch.tensor(list(theirs))[part.keys]
+            square = torch.ones(len(rows), len(cols), dtype=torch.int64)
+            seen[rows[:, None], cols[None]] += square.tril() if part.causal else square
+            if jumps:
+                columns = range(2 * ranks * n - 1)[parts.distances(part, mine, theirs, ranks * n)]
+                apart = rows[:, None] - cols[None] + ranks * n - 1
+                at = torch.arange(len(rows))[:, None] - torch.arange(len(cols))[None] + len(cols) - 1
+                assert torch.equal(torch.tensor(list(columns))[at], apart)
+    i, j = torch.arange(ranks * n)[:, None], torch.arange(ranks * n)[None]
+    assert torch.equal(seen, ((j <= i) | (j < prefix) | (not causal)).long().expand_as(seen))
+
+
+@pytest.mark.parametrize("position", ["relative", "alibi"])
+@pytest.mark.parametrize("options", [{"tp": 2}, {"cp": 2, "context": "zigzag"}, {"cp": 2, "context": "ulysses"}], ids=str)
+def test_numbers_of_other_heads_or_distances_are_caught(monkeypatch, position, options):
+    switches = {"position": position, "relative_buckets": 6, "relative_distance": 6, "init_std": 0.2}
+    assert judge(switches, **options) <= TOLERANCE
+    if "tp" in options:
+        honest = gpt.Block.score_bias
+        monkeypatch.setattr(gpt.Block, "score_bias", lambda self: honest(self).roll(self.parallel.rank, 0))
+    elif options["context"] == "zigzag":
+        monkeypatch.setattr(context_parallel, "distances", lambda part, q, k, s: parts.distances(part, range(s), range(s), s))
+    else:
+        honest_chunk = ulysses.UlyssesContext.attend
+
+        def first_heads(self, attention, q, k, v, causal, prefix, bias):
+            return honest_chunk(self, attention, q, k, v, causal, prefix, torch.cat([bias[: len(bias) // 2]] * 2))
+
+        monkeypatch.setattr(ulysses.UlyssesContext, "attend", first_heads)
+    assert judge(switches, **options) > TOLERANCE
+
+
+def test_a_table_whose_gradient_is_not_summed_over_dp_is_caught(monkeypatch):
+    switches = {"position": "relative", "relative_buckets": 6, "relative_distance": 6}
+    honest = data_parallel.DataParallel.finish
+
+    def unsummed(self):
+        for unit in self.units:
+            for m in unit.members:
+                if m.name.endswith("relative_table") and self.comm.rank:
+                    unit.grad[m.start : m.stop] *= 2  # as if the other rank's had not come
+        honest(self)
+
+    assert judge(switches, dp=2, overlap=False) <= TOLERANCE
+    monkeypatch.setattr(data_parallel.DataParallel, "finish", unsummed)
+    assert judge(switches, dp=2, overlap=False) > TOLERANCE
+
+
+# ---- what is learned -----------------------------------------------------------------------------------------------
+def test_of_each_sequence_15_percent_are_predicted_and_of_them_80_10_10_are_hidden_changed_and_kept():
+    tokens = torch.randint(0, 99, (400, 200), generator=torch.Generator().manual_seed(0))
+    inputs, targets = masked(tokens, 100, 3, 7)
+    chosen = targets != IGNORE
+    assert (chosen.sum(1) == 30).all()
+    assert torch.equal(targets[chosen], tokens[chosen])
+    assert torch.equal(inputs[~chosen], tokens[~chosen])
+    hidden, kept = (inputs[chosen] == 99).double().mean(), (inputs[chosen] == tokens[chosen]).double().mean()
+    assert hidden.item() == pytest.approx(0.8, abs=0.02)
+    assert kept.item() == pytest.approx(0.1, abs=0.02)
+    again, other = masked(tokens[:2], 100, 3, 7), masked(tokens[:2], 100, 4, 7)
+    assert torch.equal(again[0], inputs[:2])  # a sequence's masks do not depend on how many there are
+    assert not torch.equal(other[1], targets[:2])
+    assert masked(tokens[:1, :3], 100, 0, 0)[1].ne(IGNORE).sum() == 1
+
+
+def test_a_prefix_is_given_and_not_predicted_and_its_last_token_predicts_the_first_behind_it():
+    job = trainer.Job(make_plan(), make_model("tiny", seq=8, prefix=3))
+    tokens, targets = job.batch(0)
+    assert (targets[:, :2] == IGNORE).all()
+    assert torch.equal(targets[:, 2:-1], tokens[:, 3:])
+
+
+def test_a_token_of_a_prefix_sees_those_behind_it_and_no_other_does():
+    model = GPTStage(make_model("tiny", **SHAPE, prefix=3), last=False, dtype=torch.float64)
+    tokens = torch.arange(8)[None]
+    for changed, seen_from in ((2, 0), (1, 0), (3, 3), (6, 6)):
+        other = tokens.clone()
+        other[0, changed] = 30
+        moved = (model(tokens) - model(other)).abs().amax(-1)[0] > 0
+        assert moved.tolist() == [i >= seen_from for i in range(8)]
+
+
+@pytest.mark.parametrize("options", [{"cp": 4}, {"dp": 2, "tp": 2, "sequence_parallel": True}, {"pp": 2, "schedule": "zb-h1"}], ids=str)
+def test_a_masked_model_whose_ranks_average_their_own_loss_is_caught(monkeypatch, options):
+    switches = {"objective": "masked", "norm_position": "post", "dropout": 0.1}
+    assert judge(switches, **options) <= TOLERANCE
+    honest = trainer.Trainer.load
+
+    def wrong(self, step):
+        inputs, targets, count = honest(self, step)
+        return inputs, targets, count * 0 + (inputs[0].numel() if self.last else 0)  # all tokens, as a causal model has it
+
+    monkeypatch.setattr(trainer.Trainer, "load", wrong)
+    assert judge(switches, **options) > TOLERANCE
+
+
+def test_token_types_are_those_of_the_rank_s_tokens(monkeypatch):
+    switches = {"objective": "masked", "norm_position": "post"}
+    honest = gpt.Embedding.forward
+    monkeypatch.setattr(
+        gpt.Embedding, "forward", lambda self, tokens, draw=None, types=None: honest(self, tokens, draw, self.types[: tokens.shape[1]])
+    )  # fmt: skip
+    assert judge(switches, dp=2) <= TOLERANCE
+    assert judge(switches, cp=2) > TOLERANCE

@@ -75,14 +75,14 @@ class Cache:
     def reserve(self, sequence: int, tokens: int) -> None:
         """See to it that a sequence has slots for so many tokens."""
 
-    def attend(self, layer: int, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, block: Any, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """New queries [b, a, S, d] to the past and to themselves; then the new keys and values [b, n_kv, S, d] are remembered."""
-        k_pool, v_pool = self.pools[layer]
+        k_pool, v_pool = self.pools[block.index]
         table = [block for row in self.table for block in row]
         if not any(self.lengths) and self.window >= q.shape[2]:
             out = attention(q, k, v)  # no past: a square, and padding behind a sequence is seen by nobody
         else:
-            rest = (table, self.lengths, self.counts, self.window, q.shape[3] ** -0.5)
+            rest = (table, self.lengths, self.counts, self.window, q.shape[3] ** -0.5, by_distance(block, self.capacity))
             out = torch.ops.glasscluster.cached_attention(q, k, v, k_pool, v_pool, *rest)
         for pool, new in ((k_pool, k), (v_pool, v)):
             torch.ops.glasscluster.cache_write(pool, new, table, self.lengths, self.counts)
@@ -162,34 +162,41 @@ KINDS = {"static": StaticCache, "paged": PagedCache, "sliding": SlidingWindowCac
 class Remember(KeepAll):
     """A block's `keep` in generation: its attention goes through the cache."""
 
-    def __init__(self, cache: Cache, layer: int, positions: Sequence[Sequence[int]]) -> None:
-        self.cache, self.layer, self.positions = cache, layer, positions
+    def __init__(self, cache: Cache, block: Any, positions: Sequence[Sequence[int]]) -> None:
+        self.cache, self.block, self.positions = cache, block, positions
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Of new tokens to all."""
-        return self.cache.attend(self.layer, attention, q, k, v)
+        return self.cache.attend(self.block, attention, q, k, v)
 
 
 class Within(KeepAll):
     """Attention within a window and without a cache: all tokens are there. The other side of SlidingWindowCache."""
 
-    def __init__(self, window: int) -> None:
-        self.window = window
+    def __init__(self, window: int, block: Any) -> None:
+        self.window, self.block = window, block
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Of all tokens to the last `window` of them."""
         b, s = q.shape[0], q.shape[2]
         none = k.new_empty(0, *k.shape[1:])
-        return torch.ops.glasscluster.cached_attention(q, k, v, none, none, [], [0] * b, [s] * b, self.window, q.shape[3] ** -0.5)
+        rest = ([0] * b, [s] * b, self.window, q.shape[3] ** -0.5, by_distance(self.block, s))
+        return torch.ops.glasscluster.cached_attention(q, k, v, none, none, [], *rest)
+
+
+def by_distance(block: Any, tokens: int) -> Tensor | None:
+    """What a block adds to scores of queries that stand 0, 1, ... tokens - 1 behind their key: [a, tokens]."""
+    bias = block.score_bias(tokens)
+    return None if bias is None else bias[:, tokens - 1 :]
 
 
 @contextmanager
-def keeping(stage: Any, made: Callable[[int], KeepAll | None]) -> Iterator[None]:
-    """Blocks keep what made(layer) says while this lasts; None: what they did before."""
+def keeping(stage: Any, made: Callable[[Any], KeepAll | None]) -> Iterator[None]:
+    """Blocks keep what made(block) says while this lasts; None: what they did before."""
     before = {i: block.keep for i, block in stage.layers.items()}
     try:
-        for i, block in stage.layers.items():
-            block.keep = made(int(i)) or block.keep
+        for block in stage.layers.values():
+            block.keep = made(block) or block.keep
         yield
     finally:
         for i, block in stage.layers.items():

@@ -66,9 +66,13 @@ def attend(
     counts: Sequence[int],
     window: int,
     scale: float,
+    bias: Tensor | None = None,
     meter: Meter = _ignore,
 ) -> Tensor:
-    """Output [b, a, S, d of v]: rows beyond counts[b] are padding and come out as zeros."""
+    """Output [b, a, S, d of v]: rows beyond counts[b] are padding and come out as zeros.
+
+    bias [a, n]: what is added to scores, by how far the key is behind its query.
+    """
     heads, of = k.shape[1], wide(q.dtype)
     slots = len(table) // len(q) * k_pool.shape[2]
     out = q.new_zeros(*q.shape[:3], v.shape[3])
@@ -84,6 +88,10 @@ def attend(
             for read in (q_t, keys, values):
                 meter("read", read.numel() * read.element_size())
             scores = (q_t.to(of) * scale).reshape(heads, -1, q.shape[3]) @ keys.to(of).transpose(-1, -2)
+            if bias is not None:
+                far = torch.arange(start + r0, last, device=q.device)[:, None] - torch.arange(first, last, device=q.device)
+                scores += bias[:, far.clamp_(min=0)].view(scores.shape)
+                meter("read", bias[:, : last - first].numel() * bias.element_size())
             if r1 - r0 > 1:
                 seen = visible((start + r0, last), (first, last), window, q.device)
                 scores = scores.view(heads, -1, *seen.shape).masked_fill(~seen, float("-inf")).view(scores.shape)
@@ -112,7 +120,7 @@ def write(pool: Tensor, new: Tensor, table: Sequence[int], starts: Sequence[int]
 _library = Library("glasscluster", "FRAGMENT")
 _library.define(
     "cached_attention(Tensor q, Tensor k, Tensor v, Tensor k_pool, Tensor v_pool, int[] table, int[] starts, int[] counts, "
-    "int window, float scale) -> Tensor"
+    "int window, float scale, Tensor? bias) -> Tensor"
 )
 _library.define("cache_write(Tensor(a!) pool, Tensor new, int[] table, int[] starts, int[] counts) -> ()")
 for _device in ("CPU", "CUDA"):
@@ -137,7 +145,8 @@ def _attention_flops(args, out) -> int:
 def _attention_bytes(args, out) -> int:
     q, v, starts, counts, window = args[0], args[2], args[6], args[7], args[8]
     keys = sum(pairs(s, n, window)[1] for s, n in zip(starts, counts, strict=True))
-    return q.element_size() * (q.shape[3] + v.shape[3]) * (q.shape[1] * sum(counts) + v.shape[1] * keys)
+    biased = q.shape[1] * keys * args[10].element_size() if args[10] is not None else 0
+    return q.element_size() * (q.shape[3] + v.shape[3]) * (q.shape[1] * sum(counts) + v.shape[1] * keys) + biased
 
 
 def _write_bytes(args, out) -> int:

@@ -41,12 +41,18 @@ class ModelConfig(BaseModel):
     )
     qk_norm: bool = Field(False, description="queries and keys pass a norm head by head")
     bias: bool = Field(True, description="matrices and layer norms have biases")
-    position: Literal["learned", "sinusoidal", "rope", "none"] = Field("learned", description="how tokens know where they stand")
+    position: Literal["learned", "sinusoidal", "relative", "alibi", "rope", "none"] = Field(
+        "learned", description="how tokens know where they stand"
+    )
+    relative_buckets: int = Field(32, ge=4, description="rows of the table of relative positions")
+    relative_distance: int = Field(128, ge=2, description="distance from which all share the last bucket")
     rope_layout: Literal["half", "interleaved"] = Field("half", description="which columns rope pairs: i and i + d/2, or neighbours")
     rope_theta: float = Field(10000.0, gt=1, description="base of rope's frequencies")
     rope_scaling: Literal["none", "interpolation", "ntk", "yarn"] = Field("none", description="how rope reaches beyond the trained length")
     rope_factor: float = Field(1.0, ge=1, description="how many times as long as trained")
     rope_trained: int | None = Field(None, ge=1, description="trained length, for yarn (seq / rope-factor)")
+    objective: Literal["causal", "masked"] = Field("causal", description="the next token (GPT), or hidden ones from both sides (BERT)")
+    prefix: int = Field(0, ge=0, description="first tokens of a sequence that all see each other and carry no loss, of a causal model")
     dropout: float = Field(0.0, ge=0, lt=1, description="share dropped of each branch's output, and of unfused attention's probabilities")
     init_std: float = Field(0.02, ge=0, description="standard deviation of the initial weights")
 
@@ -73,6 +79,13 @@ class ModelConfig(BaseModel):
             raise ValueError(f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is odd|learned")
         if self.rope_scaling != "none" and self.position != "rope":
             raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
+        if self.relative_distance <= self.relative_buckets // (4 if self.both_ways else 2):
+            rule = "must be larger than the distances that have a bucket each"
+            raise ValueError(f"relative_distance|{self.relative_distance}|{rule}|{self.relative_buckets}")
+        if self.prefix and self.objective == "masked":
+            raise ValueError(f"prefix|{self.prefix}|all tokens of a masked model see each other|0")
+        if self.prefix >= self.seq:
+            raise ValueError(f"prefix|{self.prefix}|must be shorter than seq = {self.seq}|{self.seq - 1}")
         if self.experts and self.top_k > self.experts:
             raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
         return self
@@ -103,6 +116,16 @@ class ModelConfig(BaseModel):
         return 2 if self.activation == "swiglu" else 1
 
     @property
+    def causal(self) -> bool:
+        """A query sees the keys up to its own (and the prefix's); else all."""
+        return self.objective == "causal"
+
+    @property
+    def both_ways(self) -> bool:
+        """Keys behind their query are seen by some."""
+        return not self.causal or self.prefix > 1
+
+    @property
     def turned(self) -> bool:
         """Queries and keys are changed head by head behind their matrices, so that attention keeps copies of its own of Q, K and V."""
         return self.position == "rope" or self.qk_norm
@@ -114,7 +137,8 @@ class ModelConfig(BaseModel):
     def parameters(self) -> int:
         """Ψ, from the shapes (F1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned positions)."""
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
-        attention = (h + 2 * k) * (h + one) + h * (h + one) + (2 * self.norm_size(self.head_dim) if self.qk_norm else 0)
+        attention = (h + 2 * k) * (h + one) + h * (h + one) + (self.relative_buckets * self.heads if self.position == "relative" else 0)
+        attention += 2 * self.norm_size(self.head_dim) if self.qk_norm else 0
 
         def mlp(f: int) -> int:
             return u * f * (h + one) + h * (f + one)
@@ -122,6 +146,8 @@ class ModelConfig(BaseModel):
         inside = mlp(f) if not self.experts else self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
         layer = (4 if self.norm_position == "sandwich" else 2) * self.norm_size(h) + attention + inside
         ends = self.vocab * h * (1 if self.tied else 2) + (self.seq * h if self.position == "learned" else 0)
+        if self.objective == "masked":  # token types and their norm; the head's transform, its norm and the logits' bias
+            ends += 2 * h + self.norm_size(h) + h * (h + one) + self.norm_size(h) + self.vocab * one
         return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
 
     def model_flops(self, tokens: int) -> int:
@@ -129,7 +155,7 @@ class ModelConfig(BaseModel):
         h, f, s, u = self.hidden, self.width, self.seq, self.gates
         inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts if self.experts else 2 * (u + 1) * h * f
         per_layer = 2 * ((h + 2 * self.key_width) * h + h * h) + inside + 4 * s * h
-        return 3 * tokens * (self.layers * per_layer + 2 * h * self.vocab)
+        return 3 * tokens * (self.layers * per_layer + 2 * h * (self.vocab + (h if self.objective == "masked" else 0)))
 
 
 _LLAMA: dict[str, Any] = {
@@ -156,5 +182,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mixtral-8x7b": {
         **_LLAMA, "layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "vocab": 32000, "seq": 4096, "rope_theta": 1e6,
         "experts": 8, "top_k": 2,
+    },
+    "bert-base": {  # 1810.04805 section 3
+        "layers": 12, "hidden": 768, "heads": 12, "vocab": 30522, "seq": 512, "objective": "masked", "norm_position": "post",
+        "norm_eps": 1e-12, "dropout": 0.1,
     },
 }  # fmt: skip

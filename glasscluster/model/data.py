@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.parallel import IGNORE
+
 LIMIT = 4_000_000
 
 
@@ -33,3 +36,33 @@ def batch(text: np.ndarray, step: int, sequences: int, seq: int, vocab: int, see
     starts = draw.integers(0, len(text) - seq, size=sequences)
     rows = torch.from_numpy(np.stack([text[a : a + seq + 1] for a in starts]).astype(np.int64)) % vocab
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def objective(tokens: Tensor, targets: Tensor, model: ModelConfig, step: int, seed: int) -> tuple[Tensor, Tensor]:
+    """What a model learns from [sequences, seq] tokens and the tokens behind them; whatever else carries no loss (IGNORE).
+
+    A prefix is given, not predicted (1910.10683, section 3.2.1). A masked model predicts tokens that were chosen from its input.
+    """
+    if model.objective == "masked":
+        return masked(tokens, model.vocab, step, seed)
+    if model.prefix:
+        targets[:, : model.prefix - 1] = IGNORE
+    return tokens, targets
+
+
+def masked(tokens: Tensor, vocab: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
+    """15 % of each sequence's tokens, at least one, are to be predicted: 80 % of these are hidden, 10 % become any token, 10 % stay.
+
+    Devlin et al., 1810.04805, section 3.1 and appendix A.1. Depends on (seed, step, sequence) alone. The last token of the vocabulary
+    stands for [MASK].
+    """
+    inputs, targets, seq = tokens.clone(), torch.full_like(tokens, IGNORE), tokens.shape[1]
+    for number, (row, target) in enumerate(zip(inputs, targets, strict=True)):
+        draw = np.random.default_rng([seed, step, number, seq])
+        chosen = draw.permutation(seq)[: max(1, round(0.15 * seq))]
+        target[chosen] = row[chosen]
+        fate, other = draw.random(len(chosen)), torch.from_numpy(draw.integers(0, vocab, len(chosen)))
+        row[chosen[fate < 0.8]] = vocab - 1
+        changed = (fate >= 0.8) & (fate < 0.9)
+        row[chosen[changed]] = other[changed]
+    return inputs, targets

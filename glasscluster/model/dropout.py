@@ -9,7 +9,7 @@ Every element's random number is a hash of (seed, step, sequence, layer, place, 
     forward    y = x · mask / (1 - p)       kept: the mask, one byte an element (Srivastava et al., JMLR 2014)
     backward  dx = dy · mask / (1 - p)
 
-But: no dropout on the embedding; with flash attention none on the attention probabilities, which it never writes down.
+But: on the embedding only where it has a norm (BERT); with flash attention none on the attention probabilities, which it never writes down.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-PLACES = ("attention probabilities", "attention output", "mlp output")
+PLACES = ("attention probabilities", "attention output", "mlp output", "embedding")
 _GOLDEN, _FIRST, _SECOND, _ALL = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, (1 << 64) - 1
 
 

@@ -19,6 +19,8 @@ so one product serves the group, K and V are loaded once for it and never repeat
 Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L [b, a, N]. N and n may differ where nothing is masked (a block of ring
 attention); the causal mask wants a square. Registered as two low-level library operators, so that a recorder sees one kernel each
 way; `COSTS` has their FLOPs and slow-memory bytes, proven by a counting run in tests.
+What is added to the scores may depend on the distance of query and key (T5's table, ALiBi): `bias` holds one number a head and distance,
+a tile of it is made from rows + columns - 1 of them, and its gradient is dS summed along diagonals.
 But: tiles above the causal diagonal are skipped, the ones on it are computed whole; no dropout.
 """
 
@@ -85,6 +87,34 @@ def _hide(square: Tensor) -> None:
     square.masked_fill_(torch.ones(square.shape[-2:], dtype=torch.bool, device=square.device).triu_(1), float("-inf"))
 
 
+def _needed(bias: Tensor, rows: tuple[int, int], cols: tuple[int, int], keys: int) -> Tensor:
+    """The rows + columns - 1 numbers of a bias that a tile needs, for each head."""
+    return bias[:, rows[0] - cols[1] + keys : rows[1] - cols[0] + keys - 1]
+
+
+def _add_bias(scores: Tensor, bias: Tensor, rows: tuple[int, int], cols: tuple[int, int], keys: int, meter: Meter) -> None:
+    """To scores [b · key heads, rows of the group, columns] what belongs to the distance of each query and key."""
+    numbers = _needed(bias, rows, cols, keys)
+    meter("read", numbers.numel() * numbers.element_size())
+    tile = numbers.unfold(-1, cols[1] - cols[0], 1).flip(-1)  # [a, rows, columns]: row i begins one number later, and runs backwards
+    scores.view(-1, *tile.shape).add_(tile)
+
+
+def _sum_bias(d_bias: Tensor, ds: Tensor, rows: tuple[int, int], cols: tuple[int, int], keys: int, meter: Meter) -> None:
+    """The way back: dS summed along its diagonals."""
+    sums = _needed(d_bias, rows, cols, keys)
+    sums.add_(diagonal_sums(ds.view(-1, len(d_bias), rows[1] - rows[0], ds.shape[2]).sum(0)))
+    meter("read", sums.numel() * sums.element_size())
+    meter("write", sums.numel() * sums.element_size())
+
+
+def diagonal_sums(x: Tensor) -> Tensor:
+    """[a, m, n] -> [a, m + n - 1]: number i - j + n - 1 is the sum of x[:, i, j] over all such i and j."""
+    a, m, n = x.shape
+    sheared = torch.nn.functional.pad(x.flip(-1), (0, m)).view(a, -1)[:, : m * (m + n - 1)]  # row i moves i to the right
+    return sheared.view(a, m, m + n - 1).sum(1)
+
+
 def check_shapes(q: Tensor, k: Tensor, causal: bool) -> None:
     """Heads come in whole groups, and a causal mask is over a square."""
     if q.shape[1] % k.shape[1] or q.shape[3] != k.shape[3] or (causal and q.shape[2] != k.shape[2]):
@@ -93,18 +123,24 @@ def check_shapes(q: Tensor, k: Tensor, causal: bool) -> None:
         )
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, tile: int = TILE, meter: Meter = _ignore) -> tuple[Tensor, Tensor]:
-    """Output [b, a, N, d] and log-sum-exp L [b, a, N]. `meter("read" | "write", bytes)` hears slow-memory traffic."""
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, tile: int = TILE, meter: Meter = _ignore, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Output [b, a, N, d] and log-sum-exp L [b, a, N]. `meter("read" | "write", bytes)` hears slow-memory traffic.
+
+    bias [a, N + n - 1] in the accumulators' type: what is added to the score of query i and key j stands at i - j + n - 1.
+    """
     check_shapes(q, k, causal)
     out, lse = _forward_like(q)
     shares, scores = _shares(q, k, tile)
     room = out.new_empty(scores, dtype=lse.dtype)
     for of_q, of_k in shares:
-        _forward(q[:, of_q], k[:, of_k], v[:, of_k], causal, tile, meter, room, out[:, of_q], lse[:, of_q])
+        mine = None if bias is None else bias[of_q]
+        _forward(q[:, of_q], k[:, of_k], v[:, of_k], causal, tile, meter, room, out[:, of_q], lse[:, of_q], mine)
     return out, lse
 
 
-def _forward(q, k, v, causal: bool, tile: int, meter: Meter, room: Tensor, out: Tensor, lse: Tensor) -> None:
+def _forward(q, k, v, causal: bool, tile: int, meter: Meter, room: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None) -> None:
     """Algorithm 1 for some heads, into out and lse."""
     scale, heads = q.shape[3] ** -0.5, k.shape[1]
     for rows in _tiles(q.shape[2], tile):
@@ -114,6 +150,8 @@ def _forward(q, k, v, causal: bool, tile: int, meter: Meter, room: Tensor, out: 
         for cols in _tiles(rows[1] if causal else k.shape[2], STRIP * tile):
             k_t, v_t = _load(k, cols, meter, heads), _load(v, cols, meter, heads)
             scores = _product(q_t, k_t.mT, room)
+            if bias is not None:
+                _add_bias(scores, bias, rows, cols, k.shape[2], meter)
             if causal and cols[1] == rows[1]:  # the last strip ends with the tile on the diagonal, in each head of the group
                 _hide(scores.unflatten(1, (-1, rows[1] - rows[0]))[..., rows[0] - cols[0] :])
             m_new = torch.maximum(m, scores.amax(-1, keepdim=True))
@@ -127,9 +165,10 @@ def _forward(q, k, v, causal: bool, tile: int, meter: Meter, room: Tensor, out: 
 
 
 def backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, tile: int = TILE, meter: Meter = _ignore
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v; P is recomputed tile by tile from L.
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, tile: int = TILE, meter: Meter = _ignore,
+    bias: Tensor | None = None, d_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v; P is recomputed tile by tile from L. The bias's is written to d_bias where that is given.
 
     Of a block of keys the share of it: with O and L of all keys, dK and dV are the block's and dQ is its summand.
     """
@@ -140,25 +179,29 @@ def backward(
     for of_q, of_k in shares:
         of_queries = tuple(x[:, of_q] for x in (d_out, q, out, lse, dq))
         of_keys = tuple(x[:, of_k] for x in (k, v, dk, dv))
-        _backward(of_queries, of_keys, causal, tile, meter, rooms)
+        biases = tuple(None if x is None else x[of_q] for x in (bias, d_bias))
+        _backward(of_queries, of_keys, biases, causal, tile, meter, rooms)
     return dq, dk, dv
 
 
-def _backward(of_queries: tuple, of_keys: tuple, causal: bool, tile: int, meter: Meter, rooms: Tensor) -> None:
+def _backward(of_queries: tuple, of_keys: tuple, biases: tuple, causal: bool, tile: int, meter: Meter, rooms: Tensor) -> None:
     """Algorithm 2 for some heads, into dq, dk and dv."""
-    (d_out, q, out, lse, dq), (k, v, dk, dv) = of_queries, of_keys
+    (d_out, q, out, lse, dq), (k, v, dk, dv), (bias, d_bias) = of_queries, of_keys, biases
     scale, heads, whole = q.shape[3] ** -0.5, k.shape[1], (0, q.shape[2])
     delta = torch.empty_like(lse)
     _store(delta, whole, (_load(d_out, whole, meter, heads) * _load(out, whole, meter, heads)).sum(-1), meter)
     dq_acc = dq if dq.dtype == lse.dtype else torch.empty_like(dq, dtype=lse.dtype)  # every tile of keys adds to a row of dQ
-    dq_acc.zero_()
-    meter("write", dq_acc.numel() * dq_acc.element_size())
+    for sums in (dq_acc, d_bias):
+        if sums is not None:
+            meter("write", sums.zero_().numel() * sums.element_size())
     for cols in _tiles(k.shape[2], tile):
         k_t, v_t = _load(k, cols, meter, heads), _load(v, cols, meter, heads)
         dk_t, dv_t = torch.zeros_like(k_t), torch.zeros_like(v_t)
         for rows in _tiles(q.shape[2], STRIP * tile, cols[0] if causal else 0):
             q_t, do_t = _load(q, rows, meter, heads) * scale, _load(d_out, rows, meter, heads)
             scores = _product(q_t, k_t.mT, rooms[0])
+            if bias is not None:
+                _add_bias(scores, bias, rows, cols, k.shape[2], meter)
             if causal and rows[0] == cols[0]:  # the first strip begins with the tile on the diagonal
                 _hide(scores.unflatten(1, (-1, rows[1] - rows[0]))[:, :, : cols[1] - cols[0]])
             p = scores.sub_(_load(lse, rows, meter, heads)[..., None]).exp_()
@@ -166,6 +209,8 @@ def _backward(of_queries: tuple, of_keys: tuple, causal: bool, tile: int, meter:
             ds = _product(do_t, v_t.mT, rooms[1]).sub_(_load(delta, rows, meter, heads)[..., None]).mul_(p)
             _store(dq_acc, rows, torch.baddbmm(_load(dq_acc, rows, meter, heads), ds, k_t, alpha=scale), meter)
             dk_t.baddbmm_(ds.mT, q_t)
+            if d_bias is not None:
+                _sum_bias(d_bias, ds, rows, cols, k.shape[2], meter)
         _store(dk, cols, dk_t, meter)
         _store(dv, cols, dv_t, meter)
     if dq_acc is not dq:
@@ -178,6 +223,13 @@ _library = Library("glasscluster", "DEF")
 _library.define("flash_forward(Tensor q, Tensor k, Tensor v, bool causal) -> (Tensor, Tensor)")
 _library.define(
     "flash_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, bool causal) -> (Tensor, Tensor, Tensor)"
+)
+
+
+_library.define("flash_biased_forward(Tensor q, Tensor k, Tensor v, Tensor bias, bool causal) -> (Tensor, Tensor)")
+_library.define(
+    "flash_biased_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor bias, bool causal, bool wanted)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -195,9 +247,22 @@ def _meta_backward(d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
+def _biased_backward(d_out, q, k, v, out, lse, bias: Tensor, causal: bool, wanted: bool) -> tuple[Tensor, ...]:
+    d_bias = torch.empty_like(bias) if wanted else bias.new_empty(0)
+    return (*backward(d_out, q, k, v, out, lse, causal, bias=bias, d_bias=d_bias if wanted else None), d_bias)
+
+
+def _meta_biased_backward(d_out, q, k, v, out, lse, bias: Tensor, causal: bool, wanted: bool) -> tuple[Tensor, ...]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(bias) if wanted else bias.new_empty(0)
+
+
 for _device in ("CPU", "CUDA"):
+    _library.impl("flash_biased_forward", lambda q, k, v, bias, causal: forward(q, k, v, causal, bias=bias), _device)
+    _library.impl("flash_biased_backward", _biased_backward, _device)
     _library.impl("flash_forward", lambda q, k, v, causal: forward(q, k, v, causal), _device)
     _library.impl("flash_backward", lambda *args: backward(*args), _device)
+_library.impl("flash_biased_forward", lambda q, k, v, bias, causal: _meta_forward(q, k, v, causal), "Meta")
+_library.impl("flash_biased_backward", _meta_biased_backward, "Meta")
 _library.impl("flash_forward", _meta_forward, "Meta")
 _library.impl("flash_backward", _meta_backward, "Meta")
 
@@ -217,9 +282,16 @@ class FlashAttention(torch.autograd.Function):
         return (*torch.ops.glasscluster.flash_backward(d_out, *ctx.saved_tensors, ctx.causal), None)
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> Tensor:
-    """Attention over q [b, a, N, d] and k, v [b, a_kv, n, d]."""
-    return FlashAttention.apply(q, k, v, causal)
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, prefix: int = 0, bias: Tensor | None = None) -> Tensor:
+    """Attention over q [b, a, N, d] and k, v [b, a_kv, n, d].
+
+    With a prefix, all see its keys; bias [a, 2N - 1] by distance (parts.py): both of a whole sequence, N = n.
+    """
+    if not prefix and bias is None:
+        return FlashAttention.apply(q, k, v, causal)
+    from glasscluster.model.parts import InParts
+
+    return InParts.apply(q, k, v, bias, causal, prefix)
 
 
 # ---- what the kernels cost -----------------------------------------------------------------------------------------
@@ -257,6 +329,15 @@ def backward_traffic(
     return group * (before + queries * (2 * d * size + (2 * d + 2) * accumulator) + rounded) + 4 * keys * d * size
 
 
+def bias_steps(n: int, causal: bool, tile: int = TILE, keys: int | None = None) -> tuple[int, int]:
+    """Numbers of a bias that one head reads forward, and backward: rows + columns - 1 for each step of the loops."""
+    keys, strip = n if keys is None else keys, STRIP * tile
+    forward = [(rows, cols) for rows in _tiles(n, tile) for cols in _tiles(rows[1] if causal else keys, strip)]
+    backward = [(rows, cols) for cols in _tiles(keys, tile) for rows in _tiles(n, strip, cols[0] if causal else 0)]
+    a, b = (sum(r1 - r0 + c1 - c0 - 1 for (r0, r1), (c0, c1) in steps) for steps in (forward, backward))
+    return a, b
+
+
 def _shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int, int]:
     """Sequences, query heads and key heads, queries, keys, head size."""
     return q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3]
@@ -284,7 +365,23 @@ def _backward_bytes(args, out) -> int:
     return b * heads * backward_traffic(n, d, args[6], *sizes, keys=keys, group=a // heads)
 
 
+def _bias_bytes(args, out) -> int:
+    q, k, v, bias, causal = args
+    read = bias_steps(q.shape[2], causal, keys=k.shape[2])[0]
+    return _forward_bytes((q, k, v, causal), out) + len(bias) * bias.element_size() * read
+
+
+def _bias_backward_bytes(args, out) -> int:
+    """Its own sums are set to zero, and in each step read and written."""
+    q, k, bias, causal, wanted = args[1], args[2], *args[6:9]
+    read = bias_steps(q.shape[2], causal, keys=k.shape[2])[1]
+    numbers = 3 * read + bias.shape[1] if wanted else read
+    return _backward_bytes((*args[:6], causal), out) + len(bias) * bias.element_size() * numbers
+
+
 COSTS = {
     "glasscluster::flash_forward": (_forward_flops, _forward_bytes),
     "glasscluster::flash_backward": (_backward_flops, _backward_bytes),
+    "glasscluster::flash_biased_forward": (lambda args, out: _forward_flops((*args[:3], args[4]), out), _bias_bytes),
+    "glasscluster::flash_biased_backward": (lambda args, out: _backward_flops((*args[:6], args[7]), out), _bias_backward_bytes),
 }

@@ -81,7 +81,7 @@ class Generator:
     window: int | None = None  # without a cache: how many tokens back attention looks
 
     def __post_init__(self) -> None:
-        check(self.stage, self.prompts, self.tokens, self.cache)
+        check(self)
         self.device = next(self.stage.parameters()).device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -120,8 +120,8 @@ class Generator:
         assert stage.embedding is not None
         assert stage.head is not None
         rows = [range(r.start, r.start + width) for r in positions]
-        x = stage.embedding(tokens, rows)
-        with keeping(stage, lambda layer: self.kept(layer, rows)):
+        x = stage.embedding(tokens, positions=rows)
+        with keeping(stage, lambda block: self.kept(block, rows)):
             for block in stage.layers.values():
                 x = block(x)
         if cache is not None:
@@ -129,11 +129,11 @@ class Generator:
         last = torch.tensor([max(0, len(r) - 1) for r in positions], device=x.device)
         return stage.head.logits(x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])))[:, 0]
 
-    def kept(self, layer: int, rows: Sequence[range]) -> KeepAll | None:
-        """What a layer's attention does with keys and values; None: what it does in training."""
+    def kept(self, block: Any, rows: Sequence[range]) -> KeepAll | None:
+        """What a block's attention does with keys and values; None: what it does in training."""
         if self.cache is not None:
-            return Remember(self.cache, layer, rows)
-        return Within(self.window) if self.window else None
+            return Remember(self.cache, block, rows)
+        return Within(self.window, block) if self.window else None
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -153,16 +153,27 @@ def generate(stage: GPTStage, prompts: Sequence[Sequence[int]], tokens: int, cac
     return Generated([list(t) for t in zip(*(listed(chosen) for _, chosen in steps), strict=True)], [logits for logits, _ in steps])
 
 
-def check(stage: GPTStage, prompts: Sequence[Sequence[int]], tokens: int, cache: Cache | None) -> None:
+def check(asked: Generator) -> None:
     """ValueError where generation would fail on the way."""
+    config, prompts, tokens, cache = asked.stage.config, asked.prompts, asked.tokens, asked.cache
     if not prompts or not all(len(p) for p in prompts):
         raise ValueError("every prompt needs at least one token")
-    vocab, longest = stage.config.vocab, max(map(len, prompts)) + tokens - 1
-    if stage.config.dropout:
+    if config.dropout:
         raise ValueError("dropout is for training: give the model that generates dropout = 0")
-    if (most := max(t for p in prompts for t in p)) >= vocab:
-        raise ValueError(f"the vocabulary has tokens 0 to {vocab - 1}, a prompt has {most}")
-    if longest > stage.config.seq:
-        raise ValueError(f"the longest prompt and {tokens} new tokens need {longest} positions, the model has {stage.config.seq}")
+    if config.objective != "causal":
+        raise ValueError("a masked model sees what comes after a token: it fills in, it does not generate")
+    if (most := max(t for p in prompts for t in p)) >= config.vocab:
+        raise ValueError(f"the vocabulary has tokens 0 to {config.vocab - 1}, a prompt has {most}")
+    if (longest := max(map(len, prompts)) + tokens - 1) > config.seq:
+        raise ValueError(f"the longest prompt and {tokens} new tokens need {longest} positions, the model has {config.seq}")
+    if config.prefix and (config.prefix > min(*map(len, prompts), asked.chunk or config.seq) or asked.window or windowed(cache)):
+        raise ValueError(
+            f"the prefix of {config.prefix} tokens has to be seen at once: in every prompt, in its first chunk, without a window"
+        )
     if cache is not None and (any(cache.lengths) or len(cache.lengths) != len(prompts)):
         raise ValueError(f"the cache has sequences of {cache.lengths} tokens; {len(prompts)} empty ones are needed")
+
+
+def windowed(cache: Cache | None) -> bool:
+    """Whether old tokens are dropped."""
+    return cache is not None and cache.window < cache.capacity

@@ -12,15 +12,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glasscluster.model import mlp, moe, norms
 from glasscluster.model.attention import ATTENTION
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.dropout import Draw, dropout
+from glasscluster.model.flash_attention import wide
 from glasscluster.model.parallel import KeepAll, Shard, Unsharded, local_parameter, plus, runs
-from glasscluster.model.position import sinusoidal
+from glasscluster.model.position import alibi, buckets, sinusoidal
 from glasscluster.model.rope import rope
 
 
@@ -78,6 +78,7 @@ class Block(Module):
             self.bias(f"{name}_bias", sum(blocks), shard=Shard(0, blocks))
         for name in ("q_norm", "k_norm") if config.qk_norm else ():
             norms.declare(self, name, config.head_dim, partial=True)
+        self.declare_bias()
         self.weight("out_weight", h, h, std=self.out_std, shard=Shard(1))  # row parallel
         self.bias("out_bias", h)
         norms.declare(self, "norm2", h)
@@ -127,8 +128,31 @@ class Block(Module):
             spans = (first * s * s, local * s * s)
             drop = partial(dropout, p=config.dropout, draw=draw, layer=self.index, place="attention probabilities", spans=spans)
             attention = partial(attention, drop=drop)
-        attention = partial(context.attend, attention) if context.size > 1 else attention
-        return self.keep.core(attention, q, k, v).transpose(1, 2).flatten(2)
+
+        def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return context.attend(attention, q, k, v, config.causal, config.prefix, self.score_bias(q.shape[2] * context.size))
+
+        return self.keep.core(core, q, k, v).transpose(1, 2).flatten(2)
+
+    def declare_bias(self) -> None:
+        """What is added to scores by distance, for this rank's heads: a learned table, or fixed numbers."""
+        config, cut = self.config, Shard(1)
+        if config.position == "relative":
+            self.weight("relative_table", config.relative_buckets, config.heads, std=config.init_std, shard=cut)
+            numbers = buckets(config.seq, config.relative_buckets, config.relative_distance, config.both_ways)
+            self.register_buffer("buckets", numbers.to(self.like.device), persistent=False)
+        elif config.position == "alibi":
+            mine = Shard(0).take(alibi(config.seq, config.heads), self.parallel.rank, self.parallel.size)
+            self.register_buffer("distances", mine.to(self.like.device, wide(self.like.dtype)), persistent=False)
+
+    def score_bias(self, tokens: int) -> Tensor | None:
+        """[A, 2·tokens - 1] in the accumulators' type, by distance (position.py)."""
+        if self.config.position not in ("relative", "alibi"):
+            return None
+        here = slice(self.config.seq - tokens, self.config.seq + tokens - 1)
+        if self.config.position == "alibi":
+            return self.distances[:, here]
+        return self.relative_table.to(wide(self.relative_table.dtype)).index_select(0, self.buckets[here]).T.contiguous()
 
     def turn(self, x: Tensor) -> Tensor:
         """Rotary positions of [B, S, A, D], which in generation are each sequence's own."""
@@ -150,7 +174,10 @@ class Block(Module):
 
 
 class Embedding(Module):
-    """Token rows, and position rows where positions are learned or fixed sines."""
+    """Token rows, and position rows where positions are learned or fixed sines; BERT adds token types and a norm (1810.04805, section 3).
+
+    Token types are those of a pair of sentences: 0 in the first half of a sequence, 1 in the second, unless they are given.
+    """
 
     def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
         super().__init__("embedding.", config, parallel, seed, like)
@@ -159,27 +186,50 @@ class Embedding(Module):
             self.weight("position", config.seq, config.hidden, std=config.init_std)
         elif config.position == "sinusoidal":
             self.register_buffer("position", sinusoidal(config.seq, config.hidden).to(like), persistent=False)
+        if config.objective == "masked":
+            self.weight("segment", 2, config.hidden, std=config.init_std)
+            types = (torch.arange(config.seq) >= config.seq // 2).long()
+            self.register_buffer("types", types.to(like.device), persistent=False)
+            norms.declare(self, "norm", config.hidden)
 
-    def forward(self, tokens_BS: Tensor, positions: Sequence[Sequence[int]] | None = None) -> Tensor:
-        """[B, S] -> [B, S, H]. Positions: of each sequence's tokens where they do not start at 0 (generation)."""
-        x = self.parallel.embed(tokens_BS, self.token)
-        if self.config.position not in ("learned", "sinusoidal"):
-            return x
-        if positions is not None:
-            return x + F.embedding(torch.tensor([list(p) for p in positions], device=x.device), self.position)
-        return x + self.parallel.cut(self.position[: tokens_BS.shape[1] * self.parallel.context.size])
+    def forward(
+        self,
+        tokens_BS: Tensor,
+        draw: Draw | None = None,
+        types_BS: Tensor | None = None,
+        positions: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
+        """[B, S] -> [B, S, H]. types: of this rank's tokens; positions: of each sequence's where they do not start at 0 (generation)."""
+        config, parallel = self.config, self.parallel
+        x, tokens = parallel.embed(tokens_BS, self.token), tokens_BS.shape[1] * parallel.context.size
+        if config.position in ("learned", "sinusoidal"):
+            if positions is None:
+                x = x + parallel.cut(self.position[:tokens])
+            else:
+                x = x + nn.functional.embedding(torch.tensor([list(p) for p in positions], device=x.device), self.position)
+        if config.objective == "masked":
+            x = x + nn.functional.embedding(parallel.cut(self.types[:tokens]) if types_BS is None else types_BS, self.segment)
+            x = norms.norm(self, "norm", x)
+            x = dropout(x, config.dropout, draw, -1, "embedding", spans=parallel.spans(tokens, config.hidden))
+        return x
 
 
 class Head(Module):
     """Final norm, logits, loss summed over tokens. `table` is the embedding's when tied and on this stage.
 
-    Behind post-norm layers there is no final norm: the last layer ends with one.
+    Behind post-norm layers there is no final norm: the last layer ends with one. A masked model has one more matrix, GELU and norm
+    before the table, and a bias of the logits (google-research/bert, get_masked_lm_output).
     """
 
     def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor, tied_to: nn.Parameter | None) -> None:
         super().__init__("head.", config, parallel, seed, like)
         if config.norm_position != "post":
             norms.declare(self, "norm", config.hidden)
+        if config.objective == "masked":
+            self.weight("transform_weight", config.hidden, config.hidden, std=config.init_std)
+            self.bias("transform_bias", config.hidden)
+            norms.declare(self, "transform_norm", config.hidden)
+            self.bias("logit_bias", config.vocab, shard=Shard(0))
         if tied_to is not None:
             self.table = tied_to
         else:
@@ -195,7 +245,10 @@ class Head(Module):
     def scores(self, x_BSH: Tensor) -> Tensor:
         """This rank's logits: [B, S, V]."""
         x = x_BSH if self.config.norm_position == "post" else norms.norm(self, "norm", x_BSH)
-        return self.parallel.column(x, self.table)
+        if self.config.objective == "masked":
+            x = nn.functional.gelu(self.parallel.linear(x, self.transform_weight, self.get("transform_bias")))
+            x = norms.norm(self, "transform_norm", x)
+        return self.parallel.column(x, self.table, self.get("logit_bias"))
 
     def logits(self, x_BSH: Tensor) -> Tensor:
         """All logits, on every rank: [B, S, vocabulary]. For what has no gradient."""
@@ -235,10 +288,13 @@ class GPTStage(nn.Module):
             block.keep = keep
         return self
 
-    def forward(self, x: Tensor, targets_BS: Tensor | None = None, draw: Draw | None = None) -> Tensor:
-        """First stage: tokens [B, S]; others: activations [B, S, H]. Returns activations, or on the last stage the loss."""
+    def forward(self, x: Tensor, targets_BS: Tensor | None = None, draw: Draw | None = None, types_BS: Tensor | None = None) -> Tensor:
+        """First stage: tokens [B, S], and token types if they are not the usual; others: activations [B, S, H].
+
+        Returns activations, or on the last stage the loss.
+        """
         if self.embedding is not None:
-            x = self.embedding(x)
+            x = self.embedding(x, draw, types_BS)
         x = self.keep.layers(list(self.layers.values()), x, draw)
         if self.head is not None:
             assert targets_BS is not None

@@ -77,9 +77,21 @@ class WholeSequence:
         """All tokens of [b, s local, ...], in the sequence's order. For what has no gradient."""
         return x
 
-    def attend(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of local tokens to all: q [b, a, s local, d], k and v [b, a_kv, s local, d]; returns like q."""
-        return attention(q, k, v)
+    def attend(
+        self,
+        attention: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool = True,
+        prefix: int = 0,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of local tokens to all that they may see: q [b, a, s local, d], k and v [b, a_kv, s local, d]; returns like q.
+
+        bias [a, 2s - 1]: what is added to scores, by distance.
+        """
+        return attention(q, k, v, causal=causal, prefix=prefix, bias=bias)
 
 
 class WholeExperts:

@@ -269,7 +269,7 @@ def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
         made["matrices"] = partial(_matrices, plan, model)
     if kept := kept_picture(plan, model):
         made["kept"] = kept  # in the memory tab
-    if plan.cp > plan.heads_cut:
+    if plan.cp > plan.heads_cut and model.causal and not model.prefix:
         made["causal"] = partial(_causal, plan, model)
     if model.experts:
         made["experts"] = partial(_load, plan, model, results)

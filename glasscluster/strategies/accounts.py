@@ -341,7 +341,8 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
     if plan.recompute == "none":
         return []
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
-    pairs = sum(ulysses.work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE))
+    jumps = model.position in ("relative", "alibi")
+    pairs = sum(ulysses.work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, model.causal, model.prefix, jumps))
     spares = _spares(plan, model) and not plan.pipeline.splits  # a matrix whose gradient can wait keeps its input when it is done
     routers = 1 if plan.sequence_parallel else plan.tp
     flops, kept_by = 0, []

@@ -29,25 +29,17 @@ less). A block's output and gradients are rounded to the tensors' type, their su
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from glasscluster.model.flash_attention import TILE, flash_attention, tile_pairs
+from glasscluster.model.flash_attention import flash_attention
 from glasscluster.model.parallel import WholeSequence
+from glasscluster.model.parts import Rectangle, backward_part, distances, forward_part, halves, merge, pairs, with_prefix
 from glasscluster.sim.communicator import Communicator, Work
 
 KINDS = ("ring", "striped", "zigzag")
 _KEYS, _GRADIENTS = 0, 1  # tags
-
-
-class Rectangle(NamedTuple):
-    """The part of a block that is computed: some local queries with some of the keys that are here, under a causal mask or all."""
-
-    queries: slice
-    keys: slice
-    causal: bool
 
 
 def layout(kind: str, rank: int, source: int, tokens: int) -> Rectangle | None:
@@ -64,6 +56,21 @@ def layout(kind: str, rank: int, source: int, tokens: int) -> Rectangle | None:
         return Rectangle(everything, everything, True)
     # striped, from a rank on the right: query j sees keys before j, so the first query sees none and the last key is seen by none
     return Rectangle(slice(1, tokens), slice(0, tokens - 1), True) if tokens > 1 else None
+
+
+def parts(
+    kind: str, rank: int, source: int, ranks: int, tokens: int, causal: bool = True, prefix: int = 0, jumps: bool = False
+) -> list[Rectangle]:
+    """The same with any mask: all keys where it is not causal, the prefix's everywhere. The own block's first part has all queries.
+
+    tokens: of one rank. jumps: cut where a rank's positions jump, so that a part's distances are equally far apart.
+    """
+    if causal:
+        known = sum(p < prefix for p in tokens_of(kind, source, ranks, ranks * tokens)) if prefix else 0
+        found = with_prefix(layout(kind, rank, source, tokens), tokens, known)
+    else:
+        found = [Rectangle(slice(0, tokens), slice(0, tokens), False)]
+    return [piece for part in found for piece in halves(part, tokens // 2)] if jumps and kind == "zigzag" else found
 
 
 def tokens_of(kind: str, rank: int, ranks: int, tokens: int) -> Sequence[int]:
@@ -109,10 +116,26 @@ class RingContext(WholeSequence):
         return pieces.transpose(0, 1).flatten(1, 2)
 
     # ---- attention -------------------------------------------------------------------------------------------------
-    def attend(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q."""
+    def attend(
+        self,
+        attention: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool = True,
+        prefix: int = 0,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q. bias [a, 2s - 1]."""
         assert attention is flash_attention, "a ring merges blocks by flash attention's log-sum-exp"
-        return RingAttention.apply(q, k, v, self)
+        return RingAttention.apply(q, k, v, bias, self, causal, prefix)
+
+    def parts(self, source: int, tokens: int, causal: bool, prefix: int, bias: Tensor | None) -> Iterator[tuple[Rectangle, Tensor | None]]:
+        """What this rank computes with the keys of `source`, both with `tokens` tokens, each with its piece of the bias."""
+        everything = tokens * self.size
+        mine, theirs = (tokens_of(self.kind, r, self.size, everything) for r in (self.rank, source))
+        for part in parts(self.kind, self.rank, source, self.size, tokens, causal, prefix, bias is not None):
+            yield part, None if bias is None else bias[:, distances(part, mine, theirs, everything)]
 
     def travelling(self, kv: Tensor, label: str) -> Iterator[tuple[int, Tensor]]:
         """Every rank's keys and values [2, b, n_kv, n, d] and whose they are."""
@@ -127,46 +150,52 @@ def gather(x: Tensor, comm: Communicator, algorithm: str) -> Tensor:
     return pieces
 
 
-def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
-    """F6: outputs over two disjoint sets of keys, each with its log-sum-exp, as the output over both; in place."""
-    share = torch.sigmoid(block_lse - lse)  # e^L_block / (e^L + e^L_block)
-    out.lerp_(block_out.to(out.dtype), share.unsqueeze(-1))
-    lse.copy_(torch.logaddexp(lse, block_lse))
+def beginning(q: Tensor, part: Rectangle, block: Tensor, block_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of all queries when the first part is done, in the accumulators' type."""
+    if part.queries == slice(0, q.shape[2]):
+        return block.to(block_lse.dtype), block_lse
+    out, lse = torch.zeros_like(q, dtype=block_lse.dtype), torch.full_like(q[..., 0], -torch.inf, dtype=block_lse.dtype)
+    merge(out[:, :, part.queries], lse[:, :, part.queries], block, block_lse)  # an output that has no weight yet
+    return out, lse
 
 
 class RingAttention(torch.autograd.Function):
-    """softmax(Q K^T / sqrt(d)) V over all ranks' keys; forward and backward side by side."""
+    """softmax(Q K^T / sqrt(d) + bias) V over all ranks' keys; forward and backward side by side."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, context: RingContext) -> Tensor:
-        flash = torch.ops.glasscluster.flash_forward
-        blocks = context.travelling(torch.stack([k, v]), "keys and values")
-        _, (own_k, own_v) = next(blocks)
-        out, lse = flash(q, own_k, own_v, True)  # every query sees itself, so its log-sum-exp is finite from here on
-        out = out.to(lse.dtype)
-        for source, (k_s, v_s) in blocks:
-            if part := layout(context.kind, context.rank, source, q.shape[2]):
-                rows, cols = part.queries, part.keys
-                block = flash(q[:, :, rows], k_s[:, :, cols], v_s[:, :, cols], part.causal)
-                merge(out[:, :, rows], lse[:, :, rows], *block)
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, context: RingContext, causal: bool, prefix: int) -> Tensor:
+        out: Tensor | None = None
+        for source, (k_s, v_s) in context.travelling(torch.stack([k, v]), "keys and values"):
+            for part, numbers in context.parts(source, q.shape[2], causal, prefix, bias):
+                block, block_lse = forward_part(q, k_s, v_s, part, numbers)
+                if out is None:
+                    out, lse = beginning(q, part, block, block_lse)
+                else:
+                    merge(out[:, :, part.queries], lse[:, :, part.queries], block, block_lse)
+        assert out is not None
         out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.context = context
+        ctx.save_for_backward(q, k, v, out, lse, bias)
+        ctx.context, ctx.mask = context, (causal, prefix)
         return out
 
     @staticmethod
     def backward(ctx, d_out: Tensor):
-        q, k, v, out, lse = ctx.saved_tensors
-        context, flash = ctx.context, torch.ops.glasscluster.flash_backward
+        q, k, v, out, lse, bias = ctx.saved_tensors
+        context, wanted = ctx.context, ctx.needs_input_grad[3]
         dq, arriving, works = torch.zeros_like(q, dtype=lse.dtype), None, list[Work]()
+        d_bias = torch.zeros_like(bias) if wanted else None
         for source, kv in context.travelling(torch.stack([k, v]), "keys and values again"):
             d_kv = torch.zeros_like(kv, dtype=lse.dtype)
-            if part := layout(context.kind, context.rank, source, q.shape[2]):
-                rows, cols = part.queries, part.keys
-                d_out_r, q_r, out_r, lse_r = (x[:, :, rows] for x in (d_out, q, out, lse))
-                k_c, v_c = (x[:, :, cols] for x in kv)
-                d_q, d_kv[0][:, :, cols], d_kv[1][:, :, cols] = flash(d_out_r, q_r, k_c, v_c, out_r, lse_r, part.causal)
-                dq[:, :, rows] += d_q
+            gradients = context.parts(source, q.shape[2], *ctx.mask, d_bias)
+            for part, numbers in context.parts(source, q.shape[2], *ctx.mask, bias):
+                d_q, d_k, d_v, d_numbers = backward_part((d_out, q, out, lse), *kv, part, numbers, wanted)
+                for total, d in zip(d_kv, (d_k, d_v), strict=True):  # without a bias no two parts have the same keys
+                    (torch.Tensor.copy_ if bias is None else torch.Tensor.add_)(total[:, :, part.keys], d)
+                dq[:, :, part.queries] += d_q
+                if d_numbers is not None:
+                    into = next(gradients)[1]
+                    assert into is not None
+                    into += d_numbers
             for work in works:
                 work.wait()
             if arriving is not None:  # the parts of those who had these keys before us
@@ -176,7 +205,7 @@ class RingAttention(torch.autograd.Function):
             work.wait()
         assert arriving is not None
         d_k, d_v = arriving.to(q.dtype)
-        return dq.to(q.dtype), d_k, d_v, None
+        return dq.to(q.dtype), d_k, d_v, d_bias, None, None, None
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------
@@ -195,7 +224,7 @@ def predict(ranks: int, batch: int, tokens: int, key_heads: int, head_dim: int, 
     return {"forward": one * (ranks - 1) * width, "backward": one * ((ranks - 1) * width + ranks * accumulator)}
 
 
-def work(kind: str, ranks: int, tokens: int, tile: int = 1) -> list[int]:
+def work(kind: str, ranks: int, tokens: int, tile: int = 1, causal: bool = True, prefix: int = 0, jumps: bool = False) -> list[int]:
     """Query-key pairs that each rank computes of one head; with tile = TILE those of the kernel, whose diagonal tiles are whole.
 
     ring       r n^2 + n(n+1)/2 for rank r: the last has 2N-1 times the first's (n large)
@@ -203,13 +232,9 @@ def work(kind: str, ranks: int, tokens: int, tile: int = 1) -> list[int]:
     striped    (r+1) n(n+1)/2 + (N-1-r) n(n-1)/2: the ranks differ by at most (N-1) n, a row a block
     """
     n = tokens // ranks
-    blocks = [[layout(kind, rank, source, n) for source in range(ranks)] for rank in range(ranks)]
-    return [sum(pairs(part, tile) for part in row if part) for row in blocks]
-
-
-def pairs(part: Rectangle, tile: int = TILE) -> int:
-    """Query-key pairs of a rectangle, in tiles."""
-    return tile_pairs(part.queries.stop - part.queries.start, part.causal, tile, part.keys.stop - part.keys.start)
+    return [
+        sum(pairs(parts(kind, rank, source, ranks, n, causal, prefix, jumps), tile) for source in range(ranks)) for rank in range(ranks)
+    ]
 
 
 def hidden(

@@ -18,7 +18,7 @@ from torch import Tensor
 from glasscluster.model import hugging_face
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.data import batch, corpus
+from glasscluster.model.data import batch, corpus, objective
 from glasscluster.model.dropout import Draw
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE, Shard, Unsharded
@@ -67,7 +67,7 @@ class Job:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The global batch of a step: [G, s] tokens and targets."""
         m = self.model
-        return batch(corpus(self.data), step, self.plan.global_batch, m.seq, m.vocab, self.seed)
+        return objective(*batch(corpus(self.data), step, self.plan.global_batch, m.seq, m.vocab, self.seed), m, step, self.seed)
 
 
 @dataclass

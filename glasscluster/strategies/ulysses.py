@@ -53,11 +53,21 @@ class UlyssesContext(WholeSequence):
         return self.among.whole(gather(x, self.comm, self.algorithm).transpose(0, 1).flatten(1, 2))
 
     # ---- attention -------------------------------------------------------------------------------------------------
-    def attend(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q."""
+    def attend(
+        self,
+        attention: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool = True,
+        prefix: int = 0,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q. bias [a, 2s - 1]."""
         assert k.shape[1] % self.comm.size == 0, "whole key heads are exchanged"
         q, k, v = (_ToHeads.apply(x, self, name) for x, name in ((q, "queries"), (k, "keys"), (v, "values")))
-        return _ToTokens.apply(self.among.attend(attention, q, k, v), self, "attention output")
+        bias = None if bias is None else bias.chunk(self.comm.size)[self.comm.rank]
+        return _ToTokens.apply(self.among.attend(attention, q, k, v, causal, prefix, bias), self, "attention output")
 
     def to_heads(self, x: Tensor, label: str) -> Tensor:
         """[b, a, n, d], all heads of this rank's tokens -> [b, a/U, U·n, d], some heads of the group's tokens."""
@@ -137,8 +147,11 @@ def predict(
     }
 
 
-def work(kind: str, ranks: int, tokens: int, heads: int = 1, ulysses: int = 1, tile: int = 1) -> list[int]:
+def work(
+    kind: str, ranks: int, tokens: int, heads: int = 1, ulysses: int = 1, tile: int = 1, causal: bool = True, prefix: int = 0,
+    jumps: bool = False,
+) -> list[int]:  # fmt: skip
     """Query-key pairs that each rank computes, over its heads inside attention."""
     each = ranks if kind == "ulysses" else ulysses
-    pairs = context_parallel.work("ring" if kind == "ulysses" else kind, ranks // each, tokens, tile)
+    pairs = context_parallel.work("ring" if kind == "ulysses" else kind, ranks // each, tokens, tile, causal, prefix, jumps)
     return [pairs[rank // each] * (heads // each) for rank in range(ranks)]
