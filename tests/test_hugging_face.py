@@ -25,7 +25,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.families import FAMILIES, WeightsError
 from glasscluster.model.generate import generate
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.parallel import Unsharded
+from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.scenarios.training import train
 from glasscluster.sim.cluster import Cluster
 from glasscluster.strategies.check import TOLERANCE, check_job, difference, reference_for
@@ -47,9 +47,20 @@ SIZES: dict[str, dict[str, Any]] = {
         "intermediate_size": 24,
         "max_position_embeddings": SEQ,
     },
+    "bert": {
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "max_position_embeddings": SEQ,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "pad_token_id": None,  # their embedding's row for padding learns nothing, ours is a row like any other
+    },
 }
 LLAMA = {"kv_heads": 2, "ffn": 24, "norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "tied": False}
-OURS: dict[str, dict[str, Any]] = {"gpt2": {"activation": "gelu-tanh"}, "llama": LLAMA}
+BERT = {"ffn": 24, "objective": "masked", "norm_position": "post", "norm_eps": 1e-12}
+OURS: dict[str, dict[str, Any]] = {"gpt2": {"activation": "gelu-tanh"}, "llama": LLAMA, "bert": BERT}
 
 
 class Wide(TorchFunctionMode):
@@ -104,7 +115,11 @@ def text(seed: int = 0) -> tuple[Tensor, Tensor]:
 def same(ours: GPTStage, theirs: Any) -> float:
     """The largest difference of logits, loss and every gradient by name, and that each side has all of the other's."""
     tokens, targets = text()
-    logits = theirs(tokens).logits
+    more = {}
+    if ours.config.objective == "masked":
+        targets = torch.where(torch.arange(SEQ) % 3 == 1, targets, IGNORE)
+        more["token_type_ids"] = (torch.arange(SEQ) >= SEQ // 2).long().expand_as(tokens)
+    logits = theirs(tokens, **more).logits
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     loss.backward()
     mine = ours(tokens, targets)
@@ -132,6 +147,8 @@ CASES = [
         {"rope_parameters": {"rope_theta": 100.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4}},
         {},
     ),
+    ("bert", {}, {}),
+    ("bert", {"layer_norm_eps": 1e-5}, {"qkv": "separate", "attention": "unfused"}),
 ]
 
 
@@ -158,6 +175,7 @@ def test_their_model_is_ours(name: str, more: dict, overrides: dict, tmp_path: P
         ("llama", {}),
         ("llama", {"qkv": "separate", "tied": True, "rope_scaling": "interpolation", "rope_factor": 3.0, "rope_theta": 50.0}),
         ("llama", {"rope_scaling": "yarn", "rope_factor": 2.0, "rope_trained": 8}),
+        ("bert", {"qkv": "separate"}),
     ],
 )
 @pytest.mark.usefixtures("wide")
@@ -258,6 +276,7 @@ DAMAGE = {
         lambda t: t.update({"transformer.h.0.attn.c_attn.weight": torch.zeros(48, 16)}),
         {},
     ),
+    "tie_word_embeddings is False; only True": (lambda t: None, {"model_type": "bert", "tie_word_embeddings": False}),
     "model_type is 'mamba'; known are": (lambda t: None, {"model_type": "mamba"}),
     "activation_function is 'silu'": (lambda t: None, {"activation_function": "silu"}),
     "scale_attn_weights is False": (lambda t: None, {"scale_attn_weights": False}),

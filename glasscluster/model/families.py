@@ -1,7 +1,7 @@
 """Where families of models keep what: from our parts to the names in Hugging Face's state dicts and config.json, as tables.
 
-GPT-2 (Radford et al., 2019) · Llama (Touvron et al., 2302.13971). The names are those of transformers' modeling_*.py, the keys those of
-its configuration_*.py.
+GPT-2 (Radford et al., 2019) · Llama (Touvron et al., 2302.13971) · BERT (Devlin et al., 1810.04805). The names are those of
+transformers' modeling_*.py, the keys those of its configuration_*.py.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def rope_out(config: ModelConfig) -> dict[str, Any]:
     return said
 
 
-PLAIN = {"norm_position": "pre", "qk_norm": False, "experts": 0}
+PLAIN = {"norm_position": "pre", "qk_norm": False, "experts": 0, "objective": "causal", "prefix": 0}
 
 GPT2 = Family(
     model_type="gpt2",
@@ -221,4 +221,63 @@ LLAMA = Family(
     rope=True,
 )
 
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
+BERT = Family(
+    model_type="bert",
+    architecture="BertForMaskedLM",
+    base="bert.",
+    ends={
+        "embedding.token": "bert.embeddings.word_embeddings.weight",
+        "embedding.position": "bert.embeddings.position_embeddings.weight",
+        "embedding.segment": "bert.embeddings.token_type_embeddings.weight",
+        "embedding.norm_weight": "bert.embeddings.LayerNorm.weight",
+        "embedding.norm_bias": "bert.embeddings.LayerNorm.bias",
+        "head.transform_weight": "cls.predictions.transform.dense.weight",
+        "head.transform_bias": "cls.predictions.transform.dense.bias",
+        "head.transform_norm_weight": "cls.predictions.transform.LayerNorm.weight",
+        "head.transform_norm_bias": "cls.predictions.transform.LayerNorm.bias",
+        "head.logit_bias": "cls.predictions.bias",
+        "head.table": "cls.predictions.decoder.weight",
+    },
+    layer="bert.encoder.layer.{}.",
+    inside={
+        "q": "attention.self.query",
+        "k": "attention.self.key",
+        "v": "attention.self.value",
+        "out": "attention.output.dense",
+        "norm1": "attention.output.LayerNorm",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+        "norm2": "output.LayerNorm",
+    },
+    keys={
+        "layers": Key("num_hidden_layers", 12),
+        "hidden": Key("hidden_size", 768),
+        "heads": Key("num_attention_heads", 12),
+        "ffn": Key("intermediate_size", 3072),
+        "vocab": Key("vocab_size", 30522),
+        "seq": Key("max_position_embeddings", 512),
+        "norm_eps": Key("layer_norm_eps", 1e-12),
+        "init_std": Key("initializer_range", 0.02),
+    },
+    always={
+        **PLAIN,
+        "objective": "masked",
+        "norm": "layernorm",
+        "norm_position": "post",
+        "bias": True,
+        "position": "learned",
+        "activation": "gelu",
+        "tied": True,
+    },
+    fixed={
+        "tie_word_embeddings": True,
+        "hidden_act": "gelu",
+        "type_vocab_size": 2,
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+    },
+    said={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": None},
+    unused=("bert.embeddings.position_ids", "bert.pooler.*", "cls.seq_relationship.*", "cls.predictions.decoder.bias"),
+)
+
+FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT)}

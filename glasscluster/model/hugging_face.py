@@ -9,7 +9,8 @@ its matrices transposed (its Conv1D computes x W, torch's Linear x W^T). Both si
 A family (families.py) is a table from part to the name of their tensor; parts with the same name lie in one tensor, in our
 order. Names, shapes, loading and saving follow from it. A head that is the embedding table is in neither layout.
 Format: safetensors (https://huggingface.co/docs/safetensors); the index is transformers' `model.safetensors.index.json`.
-But: no tokenizer, no download, no quantised files; `save` wants a whole model. Dropout of config.json is not taken over.
+But: no tokenizer, no download, no quantised files; `save` wants a whole model. Dropout of config.json is not taken over, and a
+padding token (BERT's 0) gets a gradient like any other.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ class _Tensors(Mapping[str, Tensor]):
                 raise WeightsError(f"{folder / name} cannot be read: {problem}") from None
             self.where |= {key: (opened, key) for key in opened.keys()}  # noqa: SIM118 - not a dict
         if family.base and not any(key.startswith(family.base) for key in self.where):
-            self.where = {key if key.startswith("lm_head") else family.base + key: found for key, found in self.where.items()}
+            self.where = {key if key.startswith(("lm_head.", "cls.")) else family.base + key: found for key, found in self.where.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Without reading the tensor."""
