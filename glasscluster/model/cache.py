@@ -11,8 +11,10 @@ its own are new (Pope et al., 2211.05102, section 2). A cache is handed to the b
     SlidingWindowCache   the last W tokens (Beltagy et al., 2004.05150; Mistral, 2310.06825, section 2): as big at any length
 
     F3     2·L·n_kv·d·s·B·w bytes        L layers, n_kv key heads of d elements, s tokens of B sequences, w bytes an element
+           L·(d_c + d_R)·s·B·w           latent attention: d_c elements that all heads' keys and values are made from, d_R rotary ones
 
-GQA and MQA are a smaller n_kv. On t tensor-parallel ranks each caches the heads it has: n_kv / t, and one where there are fewer.
+GQA and MQA are a smaller n_kv. MLA keeps no key and no value: queries come down to the latents instead (2405.04434, section 2.1.2). On
+t tensor-parallel ranks each caches the heads it has: n_kv / t, and one where there are fewer; latents are whole on every rank.
 But: one table for all layers; no sharing of equal prefixes, no swapping to the host, no quantised keys.
 """
 
@@ -42,17 +44,16 @@ class Cache:
     """
 
     kind = ""
+    latents: Tensor | None = None  # of the new tokens of the layer that runs: [b, 1, S, d_c + d_R]
 
     def __init__(self, stage: Any, sequences: int, capacity: int, block: int, blocks: int, each: int, window: int = NO_WINDOW) -> None:
         config: ModelConfig = stage.config
         self.config, self.capacity, self.block, self.window = config, capacity, block, window
-        self.heads = max(1, config.key_heads // stage.parts()[0].parallel.size)
         self.lengths = [0] * sequences
         self.table = [[-1] * each for _ in range(sequences)]
-        like = next(stage.parameters())
-        shape = (blocks, self.heads, block, config.head_dim)
-        self.pools: dict[int, tuple[Tensor, Tensor]] = {
-            int(i): (like.new_zeros(shape, requires_grad=False), like.new_zeros(shape, requires_grad=False)) for i in stage.layers
+        like, parts = next(stage.parameters()), rows(config, stage.parts()[0].parallel.size)
+        self.pools: dict[int, list[Tensor]] = {
+            int(i): [like.new_zeros((blocks, heads, block, d), requires_grad=False) for heads, d in parts] for i in stage.layers
         }
         self.counts = [0] * sequences
 
@@ -77,15 +78,20 @@ class Cache:
 
     def attend(self, block: Any, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """New queries [b, a, S, d] to the past and to themselves; then the new keys and values [b, n_kv, S, d] are remembered."""
-        k_pool, v_pool = self.pools[block.index]
-        table = [block for row in self.table for block in row]
+        pools, table = self.pools[block.index], [number for row in self.table for number in row]
+        new = [k, v] if self.latents is None else [self.latents]
         if not any(self.lengths) and self.window >= q.shape[2]:
             out = attention(q, k, v)  # no past: a square, and padding behind a sequence is seen by nobody
         else:
             rest = (table, self.lengths, self.counts, self.window, q.shape[3] ** -0.5, by_distance(block, self.capacity))
-            out = torch.ops.glasscluster.cached_attention(q, k, v, k_pool, v_pool, *rest)
-        for pool, new in ((k_pool, k), (v_pool, v)):
-            torch.ops.glasscluster.cache_write(pool, new, table, self.lengths, self.counts)
+            if self.latents is None:
+                out = torch.ops.glasscluster.cached_attention(q, k, v, *pools, *rest, 0)
+            else:
+                absorbed, shared = absorb(block, q), self.config.kv_latent
+                seen = torch.ops.glasscluster.cached_attention(absorbed, *new, *new, *pools, *pools, *rest, shared)
+                out = unfold(block, seen)
+        for pool, rows_ in zip(pools, new, strict=True):
+            torch.ops.glasscluster.cache_write(pool, rows_, table, self.lengths, self.counts)
         return out
 
     # ---- what it holds ---------------------------------------------------------------------------------------------
@@ -156,6 +162,13 @@ class PagedCache(Cache):
         self.lengths[sequence] = 0
 
 
+def rows(config: ModelConfig, tp: int = 1) -> list[tuple[int, int]]:
+    """What is kept of a token in a layer, on one of tp ranks, as heads x elements: keys and values, or a latent and a rotary key."""
+    if config.kv_latent:
+        return [(1, config.kv_latent + config.rotary)]
+    return [(max(1, config.key_heads // tp), config.head_dim)] * 2
+
+
 KINDS = {"static": StaticCache, "paged": PagedCache, "sliding": SlidingWindowCache}
 
 
@@ -164,6 +177,10 @@ class Remember(KeepAll):
 
     def __init__(self, cache: Cache, block: Any, positions: Sequence[Sequence[int]]) -> None:
         self.cache, self.block, self.positions = cache, block, positions
+
+    def latent(self, c: Tensor, k_rotary: Tensor) -> None:
+        """What keys and values of the new tokens are made from: [b, S, d_c] and [b, S, 1, d_R]."""
+        self.cache.latents = torch.cat([c.unsqueeze(2), k_rotary], -1).transpose(1, 2)
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Of new tokens to all."""
@@ -181,7 +198,26 @@ class Within(KeepAll):
         b, s = q.shape[0], q.shape[2]
         none = k.new_empty(0, *k.shape[1:])
         rest = ([0] * b, [s] * b, self.window, q.shape[3] ** -0.5, by_distance(self.block, s))
-        return torch.ops.glasscluster.cached_attention(q, k, v, none, none, [], *rest)
+        return torch.ops.glasscluster.cached_attention(q, k, v, none, none, [], *rest, 0)
+
+
+def absorb(block: Any, q: Tensor) -> Tensor:
+    """Queries that come down to the latents: q_C W_UK beside q_R, [b, a, S, d + d_R] -> [b, a, S, d_c + d_R].
+
+    q · (W_UK c + bias) = (q W_UK) · c + q · bias, and what is the same for all keys drops out of the softmax.
+    """
+    d = block.config.head_dim
+    up = block.kv_up_weight.unflatten(0, (-1, 2 * d))[:, :d]  # [a, d, d_c]
+    return torch.cat([torch.einsum("basd,adc->basc", q[..., :d], up), q[..., d:]], -1)
+
+
+def unfold(block: Any, seen: Tensor) -> Tensor:
+    """Values from averaged latents: sum P (W_UV c + bias) = W_UV (sum P c) + bias; [b, a, S, d_c] -> [b, a, S, d + d_R], zeros behind d."""
+    d, bias = block.config.head_dim, block.get("kv_up_bias")
+    out = torch.einsum("basc,adc->basd", seen, block.kv_up_weight.unflatten(0, (-1, 2 * d))[:, d:])
+    if bias is not None:
+        out = out + bias.unflatten(0, (-1, 2 * d))[:, None, d:]
+    return torch.nn.functional.pad(out, (0, block.config.rotary))
 
 
 def by_distance(block: Any, tokens: int) -> Tensor | None:
@@ -205,8 +241,14 @@ def keeping(stage: Any, made: Callable[[Any], KeepAll | None]) -> Iterator[None]
 
 # ---- theory --------------------------------------------------------------------------------------------------------
 def predict(config: ModelConfig, tokens: int, width: int, tp: int = 1, layers: int | None = None) -> int:
-    """F3: bytes of `tokens` (s·B, all sequences together) on one of tp ranks: 2·L·n_kv·d·s·B·w / t while t divides n_kv."""
-    return 2 * (config.layers if layers is None else layers) * max(1, config.key_heads // tp) * config.head_dim * tokens * width
+    """F3: bytes of `tokens` (s·B, all sequences together) on one of tp ranks: 2·L·n_kv·d·s·B·w / t while t divides n_kv.
+
+    Latents are whole on every rank: L·(d_c + d_R)·s·B·w.
+    """
+    each = 2 * max(1, config.key_heads // tp) * config.head_dim
+    if config.kv_latent:
+        each = config.kv_latent + config.rotary
+    return (config.layers if layers is None else layers) * each * tokens * width
 
 
 def predict_waste(lengths: Sequence[int], block: int | None = None) -> tuple[int, float]:

@@ -67,25 +67,29 @@ def attend(
     window: int,
     scale: float,
     bias: Tensor | None = None,
+    shared: int = 0,
     meter: Meter = _ignore,
 ) -> Tensor:
     """Output [b, a, S, d of v]: rows beyond counts[b] are padding and come out as zeros.
 
-    bias [a, n]: what is added to scores, by how far the key is behind its query.
+    bias [a, n]: what is added to scores, by how far the key is behind its query. shared: the values are the first so many columns of
+    the keys, read once (latent attention); v and its pool are not looked at.
     """
     heads, of = k.shape[1], wide(q.dtype)
     slots = len(table) // len(q) * k_pool.shape[2]
-    out = q.new_zeros(*q.shape[:3], v.shape[3])
+    out = q.new_zeros(*q.shape[:3], shared or v.shape[3])
     for b, blocks in enumerate(rows_of(table, len(q))):
         start = starts[b]
         for r0, r1 in _tiles(counts[b], TILE):
             first, last = max(0, start + r0 - window + 1), start + r1
             q_t = q[b, :, r0:r1]
             new = slice(max(0, first - start), r1)
-            keys, values = (
-                torch.cat([_past(pool, blocks, slots, first, start), x[b, :, new]], 1) for pool, x in ((k_pool, k), (v_pool, v))
+            keys, *apart = (
+                torch.cat([_past(pool, blocks, slots, first, start), x[b, :, new]], 1)
+                for pool, x in ((k_pool, k), (v_pool, v))[: 1 if shared else 2]
             )
-            for read in (q_t, keys, values):
+            values = apart[0] if apart else keys[..., :shared]
+            for read in (q_t, keys, *apart):
                 meter("read", read.numel() * read.element_size())
             scores = (q_t.to(of) * scale).reshape(heads, -1, q.shape[3]) @ keys.to(of).transpose(-1, -2)
             if bias is not None:
@@ -120,13 +124,13 @@ def write(pool: Tensor, new: Tensor, table: Sequence[int], starts: Sequence[int]
 _library = Library("glasscluster", "FRAGMENT")
 _library.define(
     "cached_attention(Tensor q, Tensor k, Tensor v, Tensor k_pool, Tensor v_pool, int[] table, int[] starts, int[] counts, "
-    "int window, float scale, Tensor? bias) -> Tensor"
+    "int window, float scale, Tensor? bias, int shared) -> Tensor"
 )
 _library.define("cache_write(Tensor(a!) pool, Tensor new, int[] table, int[] starts, int[] counts) -> ()")
 for _device in ("CPU", "CUDA"):
     _library.impl("cached_attention", lambda *args: attend(*args), _device)
     _library.impl("cache_write", lambda *args: write(*args), _device)
-_library.impl("cached_attention", lambda q, k, v, *rest: q.new_empty(*q.shape[:3], v.shape[3]), "Meta")
+_library.impl("cached_attention", lambda q, k, v, *rest: q.new_empty(*q.shape[:3], rest[-1] or v.shape[3]), "Meta")
 _library.impl("cache_write", lambda *args: None, "Meta")
 
 
@@ -138,15 +142,17 @@ def pairs(start: int, count: int, window: int = NO_WINDOW) -> tuple[int, int]:
 
 
 def _attention_flops(args, out) -> int:
-    q, v, starts, counts, window = args[0], args[2], args[6], args[7], args[8]
-    return 2 * q.shape[1] * (q.shape[3] + v.shape[3]) * sum(pairs(s, n, window)[0] for s, n in zip(starts, counts, strict=True))
+    q, v, starts, counts, window, shared = args[0], args[2], args[6], args[7], args[8], args[11]
+    each = q.shape[3] + (shared or v.shape[3])
+    return 2 * q.shape[1] * each * sum(pairs(s, n, window)[0] for s, n in zip(starts, counts, strict=True))
 
 
 def _attention_bytes(args, out) -> int:
-    q, v, starts, counts, window = args[0], args[2], args[6], args[7], args[8]
+    q, k, v, starts, counts, window, bias, shared = *args[:3], args[6], args[7], args[8], args[10], args[11]
     keys = sum(pairs(s, n, window)[1] for s, n in zip(starts, counts, strict=True))
-    biased = q.shape[1] * keys * args[10].element_size() if args[10] is not None else 0
-    return q.element_size() * (q.shape[3] + v.shape[3]) * (q.shape[1] * sum(counts) + v.shape[1] * keys) + biased
+    of_queries = q.shape[1] * sum(counts) * (q.shape[3] + (shared or v.shape[3]))
+    of_keys = k.shape[1] * keys * (k.shape[3] + (0 if shared else v.shape[3]))
+    return q.element_size() * (of_queries + of_keys) + (q.shape[1] * keys * bias.element_size() if bias is not None else 0)
 
 
 def _write_bytes(args, out) -> int:
