@@ -122,10 +122,12 @@ MODELS: list[dict[str, Any]] = [
     {"position": "alibi", "attention": "unfused"},
     {"position": "relative", "kv_heads": 2, "relative_buckets": 8, "relative_distance": 16},
     {"prefix": 2, "position": "rope"},
+    {"kv_latent": 6, "q_latent": 5, "rope_dim": 2, "position": "rope", "norm": "rmsnorm"},
+    {"kv_latent": 6, "position": "alibi", "bias": False},
 ]
 
 
-@pytest.mark.parametrize("more", MODELS, ids=["mha", "gqa", "mqa", "experts", "llama", "sines", "no positions", "alibi", "t5", "prefix"])
+@pytest.mark.parametrize("more", MODELS, ids=NAMES)
 @pytest.mark.parametrize("kind", caches.KINDS)
 def test_logits_are_equal_with_and_without_a_cache_step_by_step(kind: str, more: dict):
     stage = model(**more)
@@ -195,6 +197,26 @@ def test_bytes_are_those_of_f3(kind: str, kv_heads: int):
     key, value = cache.pools[1]
     cache.pools[1] = key[:, :, 1:], value  # one slot fewer in one layer
     assert cache.bytes != caches.predict(stage.config, slots * n, 8)
+
+
+@pytest.mark.parametrize("kind", caches.KINDS)
+def test_latent_attention_keeps_a_latent_and_a_rotary_key(kind: str):
+    stage, n = model(kv_latent=6, q_latent=5, rope_dim=2, position="rope", norm="rmsnorm"), len(PROMPTS)
+    cache = make(kind, stage, window=7)
+    slots = {"static": CAPACITY, "paged": 18, "sliding": 7}[kind]
+    assert cache.bytes == caches.predict(stage.config, slots * n, 8) == 2 * (6 + 2) * slots * n * 8
+    assert cache.bytes != caches.predict(stage.config.model_copy(update={"rope_dim": 4}), slots * n, 8)
+    right = generate(stage, PROMPTS, NEW, window=7 if kind == "sliding" else None)
+    assert apart(generate(stage, PROMPTS, NEW, cache, chunk=3), right) <= 1e-12
+    cache.pools[1][0][:, :, :, 7] += 0.5  # the rotary key counts, in every slot
+
+    class Spoilt(type(cache)):  # type: ignore[misc]
+        def end(self) -> None:
+            super().end()
+            self.pools[1][0][..., 7] += 0.5
+
+    cache.__class__, cache.lengths = Spoilt, [0] * n
+    assert apart(generate(stage, PROMPTS, NEW, cache), right) > 1e-6
 
 
 @pytest.mark.parametrize(
@@ -297,9 +319,11 @@ def test_a_cache_in_use_is_refused():
 
 
 # ---- tensor-parallel ranks, work and time ------------------------------------------------------------------------------
-@pytest.mark.parametrize(("tp", "kv_heads", "cache"), [(2, 4, "static"), (2, 2, "paged"), (4, 2, "sliding"), (2, 1, "none")])
+@pytest.mark.parametrize(
+    ("tp", "kv_heads", "cache"), [(2, 4, "static"), (2, 2, "paged"), (4, 2, "sliding"), (2, 1, "none"), (2, 0, "static")]
+)
 def test_tensor_ranks_generate_the_same_and_cache_their_heads(tp: int, kv_heads: int, cache: Any):
-    config = model(kv_heads=kv_heads).config
+    config = model(**({"kv_heads": kv_heads} if kv_heads else {"kv_latent": 6, "rope_dim": 2, "position": "rope"})).config
     right = generate(GPTStage(config, dtype=torch.float64), PROMPTS, 3)
     job = GenerationJob(config, PROMPTS, 3, cache, tp, block=4, precision="fp64", capture=True)
     run = Cluster("classroom", tp).run(generate_rank, job)

@@ -178,9 +178,10 @@ class Remember(KeepAll):
     def __init__(self, cache: Cache, block: Any, positions: Sequence[Sequence[int]]) -> None:
         self.cache, self.block, self.positions = cache, block, positions
 
-    def latent(self, c: Tensor, k_rotary: Tensor) -> None:
-        """What keys and values of the new tokens are made from: [b, S, d_c] and [b, S, 1, d_R]."""
-        self.cache.latents = torch.cat([c.unsqueeze(2), k_rotary], -1).transpose(1, 2)
+    def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
+        """Those of the new tokens."""
+        c = c.unsqueeze(2)
+        self.cache.latents = (c if k_rotary is None else torch.cat([c, k_rotary], -1)).transpose(1, 2)
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Of new tokens to all."""

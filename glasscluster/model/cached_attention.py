@@ -148,7 +148,8 @@ def _attention_flops(args, out) -> int:
 
 
 def _attention_bytes(args, out) -> int:
-    q, k, v, starts, counts, window, bias, shared = *args[:3], args[6], args[7], args[8], args[10], args[11]
+    q, k, v = args[0], args[1], args[2]
+    starts, counts, window, bias, shared = args[6], args[7], args[8], args[10], args[11]
     keys = sum(pairs(s, n, window)[1] for s, n in zip(starts, counts, strict=True))
     of_queries = q.shape[1] * sum(counts) * (q.shape[3] + (shared or v.shape[3]))
     of_keys = k.shape[1] * keys * (k.shape[3] + (0 if shared else v.shape[3]))

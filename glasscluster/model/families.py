@@ -138,7 +138,7 @@ def rope_out(config: ModelConfig) -> dict[str, Any]:
     return said
 
 
-PLAIN = {"norm_position": "pre", "qk_norm": False, "experts": 0, "objective": "causal", "prefix": 0}
+PLAIN = {"norm_position": "pre", "qk_norm": False, "experts": 0, "objective": "causal", "prefix": 0, "kv_latent": 0}
 
 GPT2 = Family(
     model_type="gpt2",

@@ -206,6 +206,9 @@ class KeepAll:
             x = block(x, draw)
         return x
 
+    def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
+        """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R]. For those who keep it (generation)."""
+
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Scores, softmax, its dropout, and the sum over V."""
         return attention(q, k, v)

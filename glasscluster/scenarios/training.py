@@ -265,7 +265,7 @@ def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
     """What only the plan and the results know how to draw of who computes what: a cut causal mask, and the load of experts."""
     plan, model, results = trained.job.plan, trained.job.model, trained.run.results
     made: dict[str, Callable[[str], Any]] = {}
-    if plan.tp > 1 and not model.experts:
+    if plan.tp > 1 and not model.experts and not model.kv_latent:
         made["matrices"] = partial(_matrices, plan, model)
     if kept := kept_picture(plan, model):
         made["kept"] = kept  # in the memory tab
