@@ -67,8 +67,16 @@ def _parameter(name: str, cls: type[Plan] | type[ModelConfig]) -> inspect.Parame
 
 def planned(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command every option of Plan and ModelConfig; it receives those that were given as `given`."""
-    fields = [(n, Plan) for n in Plan.model_fields] + [(n, ModelConfig) for n in ModelConfig.model_fields]
-    made = [_parameter(name, cls) for name, cls in fields]
+    return _with_fields(command, (Plan, ModelConfig))
+
+
+def shaped(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command every option of ModelConfig."""
+    return _with_fields(command, (ModelConfig,))
+
+
+def _with_fields(command: Callable[..., Any], classes: tuple[type[Plan] | type[ModelConfig], ...]) -> Callable[..., Any]:
+    made = [_parameter(name, cls) for cls in classes for name in cls.model_fields]
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
     own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
     names = {p.name for p in made}
@@ -83,8 +91,8 @@ def planned(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True) -> tuple[Plan, ModelConfig]:
-    """What was asked for, validated; ScenarioError otherwise. `runs` False: for a prediction."""
+def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True, weights: str | None = None) -> tuple[Plan, ModelConfig]:
+    """What was asked for, validated; ScenarioError otherwise. `runs` False: for a prediction. `weights`: a folder that has the model."""
     from glasscluster.strategies.plan import make_model, make_plan
 
     values = dict(given)
@@ -96,7 +104,13 @@ def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True) -> tup
             values["layers_per_stage"] = tuple(int(n) for n in text.split(","))
         except ValueError:
             raise ScenarioError("layers_per_stage", text, "must be whole numbers with commas between, as 1,1,1,1") from None
-    model = make_model(preset, **{k: v for k, v in values.items() if k in ModelConfig.model_fields})
+    shape = {k: v for k, v in values.items() if k in ModelConfig.model_fields}
+    if weights is not None:
+        from glasscluster.scenarios.generation import read_model
+
+        model = read_model(weights, **shape)
+    else:
+        model = make_model(preset, **shape)
     plan = make_plan(**{k: v for k, v in values.items() if k in Plan.model_fields})
     plan.check(model, runs)
     return plan, model
@@ -192,6 +206,7 @@ def train(
     model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
     steps: Annotated[int, typer.Option(min=1, help="optimizer steps; figures are of the last")] = 3,
     data: Annotated[str | None, typer.Option(help="any text file [default: the standard library's source]")] = None,
+    weights: Annotated[str | None, typer.Option(help="folder in Hugging Face's layout to start from")] = None,
     check: Annotated[bool, typer.Option(help="compare with one device in float64")] = True,
     backend: Backend = None,
     device: Device = "cpu",
@@ -203,7 +218,7 @@ def train(
     json_: Json = False,
 ) -> int:
     """Train a GPT with a plan, check it against one device, count it, draw it."""
-    plan, shape = plan_and_model(given, model)
+    plan, shape = plan_and_model(given, model, weights=weights)
     with progress() as say:
         say(f"glass train: {plan.gpus} GPUs, {shape.parameters():,} parameters")
         from glasscluster.scenarios import training
@@ -221,6 +236,7 @@ def train(
             timeout_s=parse_time("timeout", timeout) if timeout else None,
             memory_bytes=parse_size("memory", memory) if memory else "hardware",
             out=out,
+            weights=weights,
             say=say,
         )
     if not is_leader():
@@ -234,6 +250,78 @@ def train(
     print(f"{t.makespan * 1e3:.3f} ms a step on {t.hardware.name} (virtual), bubble {t.bubble()['bubble_fraction']:.1%}")
     show_checks(trained.checks)
     return verdict(trained.checks, trained.report)
+
+
+@app.command()
+@shaped
+def generate(
+    given: dict,
+    prompt: Annotated[list[str] | None, typer.Option(help="a text, taken as bytes; may be repeated")] = None,
+    prompt_length: Annotated[int, typer.Option(min=0, help="a prompt of so many random tokens instead")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="how often each prompt is in the batch")] = 1,
+    tokens: Annotated[int, typer.Option(min=1, help="new tokens of each sequence")] = 16,
+    model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
+    weights: Annotated[str | None, typer.Option(help="folder in Hugging Face's layout [default: random weights]")] = None,
+    cache: Annotated[str, typer.Option(help="static | paged | sliding | none")] = "static",
+    block: Annotated[int, typer.Option(min=1, help="tokens in a block of a paged cache")] = 16,
+    window: Annotated[int, typer.Option(min=0, help="tokens that attention looks back, with cache sliding or none; 0: all")] = 0,
+    chunk: Annotated[int, typer.Option(min=0, help="tokens of a prompt taken in at a time; 0: all")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="of sampling; 0: the likeliest token")] = 0.0,
+    sample_top_k: Annotated[int, typer.Option(min=0, help="draw from the k likeliest tokens; 0: from all")] = 0,
+    sample_top_p: Annotated[float, typer.Option(min=0, max=1, help="draw from the likeliest tokens of this probability")] = 1.0,
+    tp: Annotated[int, typer.Option(min=1, help="tensor-parallel GPUs")] = 1,
+    precision: Annotated[str, typer.Option(help="fp64 | fp32 | bf16 | fp16")] = "fp32",
+    check: Annotated[bool, typer.Option(help="compare with one device without a cache in float64")] = True,
+    backend: Annotated[str, typer.Option(help="threads | ray | torchrun | dry (shapes only, at any scale)")] = "threads",
+    device: Device = "cpu",
+    seed: Seed = 0,
+    hardware: Hardware = "classroom",
+    json_: Json = False,
+) -> int:
+    """Generate tokens with a cache of keys and values; count the cache, prefill and decode, and time them."""
+    with progress() as say:
+        say("glass generate: making the model")
+        from glasscluster.model.generate import Sampling
+        from glasscluster.scenarios import generation
+        from glasscluster.strategies.plan import make_model
+
+        shape = generation.read_model(weights, **given) if weights else make_model(model, **given)
+        made = generation.generate_command(
+            shape,
+            prompts=prompt or ([] if prompt_length else ["def "]),
+            prompt_length=prompt_length,
+            batch=batch,
+            tokens=tokens,
+            cache=cache,
+            block=block,
+            window=window,
+            chunk=chunk,
+            tp=tp,
+            precision=precision,
+            sampling=Sampling(temperature, sample_top_k, sample_top_p, seed),
+            weights=weights,
+            checked=check,
+            backend=backend,
+            device=device,
+            seed=seed,
+            hardware=hardware,
+            say=say,
+        )
+    if not is_leader():
+        return 0
+    content = made.as_json()
+    if json_:
+        emit(content)
+        return 0 if made.ok else 1
+    for words, numbers in zip(content["text"], content["tokens"], strict=False):
+        print(repr(words) if words is not None else numbers)
+    for name in ("prefill", "decode"):
+        if phase := content[name]:
+            print(f"{name:8} {phase['time_s'] * 1e3:10.4g} ms on {content['hardware']} (virtual), {phase['flops']:.4g} FLOPs, "
+                  f"{phase['memory_traffic_bytes']:.4g} bytes: {phase['intensity_flops_per_byte']:.3g} a byte, "
+                  f"bound by {phase['bound']}")  # fmt: skip
+    show_checks(made.checks)
+    return verdict(made.checks, None)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

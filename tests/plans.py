@@ -64,6 +64,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "prefix": (0, 3),
     "rope_layout": ("half", "interleaved"),
     "rope_scaling": ("none", "interpolation", "ntk", "yarn"),
+    "kv_latent": (0, 12),
+    "q_latent": (0, 10),
     "recompute": ("none", "selective", "full"),
     "recompute_every": (1, 2, 3),
     "vocab": (40, 42, 64),
@@ -111,6 +113,10 @@ RULES: tuple[tuple[str, Callable[..., bool]], ...] = (
         lambda dp, pp, tp, cp, *more: fits(dp, tp, pp, cp) and context_fits(tp, cp, *more),
     ),
     (
+        "kv_latent q_latent kv_heads qk_norm",
+        lambda latent, of_queries, kv, qk_norm: kv == HEADS and not qk_norm if latent else not of_queries,
+    ),
+    (
         "schedule virtual_stages pp layers uneven",
         lambda schedule, v, pp, layers, uneven: chunked(schedule, v) and pp * v + uneven <= layers,
     ),
@@ -154,7 +160,7 @@ def completed(choice: Choice, draw: random.Random) -> Choice | None:
 MODEL_OPTIONS = (
     *("layers", "tied", "attention", "vocab", "dropout", "kv_heads", "qkv", "activation", "experts", "top_k", "capacity_factor"),
     *("shared_ffn", "norm", "norm_position", "qk_norm", "bias", "position", "rope_layout", "rope_scaling"),
-    *("objective", "prefix"),
+    *("objective", "prefix", "kv_latent", "q_latent"),
 )
 SHAPE: dict[str, Any] = {"hidden": 16, "heads": HEADS, "seq": 8, "rope_factor": 2.0, "relative_buckets": 6, "relative_distance": 6}
 

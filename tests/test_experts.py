@@ -224,6 +224,7 @@ def test_sixteen_bits_are_routed_and_added_up_in_thirty_two():
     assert block.routing[0]["aux"].dtype == torch.float32
 
 
+@pytest.mark.xdist_group("transformers")  # imported once, beside tests/test_hugging_face.py
 def test_mixtral_says_the_same():
     mixtral = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
     from transformers import MixtralConfig

@@ -21,6 +21,7 @@ from glasscluster.model.config import PRESETS, ModelConfig
 from glasscluster.model.data import masked
 from glasscluster.model.flash_attention import flash_attention
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.latent import predict_cache
 from glasscluster.model.layer_norm import layer_norm
 from glasscluster.model.parallel import IGNORE
 from glasscluster.model.position import alibi, buckets, sinusoidal, slopes
@@ -186,6 +187,9 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"norm_position": "post", "qk_norm": True, "position": "sinusoidal"},
     {"objective": "masked", "norm_position": "post", "position": "relative"},
     {"objective": "masked", "bias": False, "norm": "rmsnorm", "position": "alibi", "tied": False},
+    {"kv_latent": 10, "q_latent": 8, "position": "rope", "norm": "rmsnorm", "bias": False},
+    {"kv_latent": 10, "position": "rope", "rope_dim": 6},
+    {"kv_latent": 10, "q_latent": 8, "position": "alibi"},
     {"norm_position": "sandwich", "bias": False, "qkv": "separate", "experts": 4, "shared_ffn": 8},
 )
 
@@ -216,13 +220,25 @@ def test_a_preset_has_as_many_parameters_as_its_tensors_and_as_published(preset)
 
 @pytest.mark.parametrize(
     ("options", "field"),
-    [({"position": "rope", "hidden": 12, "heads": 4}, "position"), ({"rope_scaling": "yarn"}, "rope_scaling")],
+    [
+        ({"position": "rope", "hidden": 12, "heads": 4}, "position"),
+        ({"rope_scaling": "yarn"}, "rope_scaling"),
+        ({"prefix": 2, "objective": "masked"}, "prefix"),
+        ({"prefix": 64}, "prefix"),
+        ({"position": "relative", "relative_distance": 8}, "relative_distance"),
+        ({"q_latent": 8}, "q_latent"),
+        ({"rope_dim": 8}, "rope_dim"),
+        ({"kv_latent": 8, "kv_heads": 2}, "kv_heads"),
+        ({"kv_latent": 8, "qk_norm": True}, "qk_norm"),
+        ({"kv_latent": 8, "position": "rope", "rope_dim": 3}, "rope_dim"),
+    ],
     ids=str,
 )
 def test_what_cannot_be_is_refused_by_its_field(options, field):
-    with pytest.raises(ScenarioError, match="nearest valid choice") as said:
+    with pytest.raises(ScenarioError) as said:
         make_model("tiny", **options)
     assert said.value.field == field
+    assert said.value.nearest is not None
 
 
 # ---- every strategy: tests/plans.py. Here: what breaks them is caught ----------------------------------------------
@@ -448,6 +464,41 @@ def test_a_table_whose_gradient_is_not_summed_over_dp_is_caught(monkeypatch):
     assert judge(switches, dp=2, overlap=False) <= TOLERANCE
     monkeypatch.setattr(data_parallel.DataParallel, "finish", unsummed)
     assert judge(switches, dp=2, overlap=False) > TOLERANCE
+
+
+# ---- latents -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("q_latent", [0, 10])
+def test_latent_attention_is_the_paper_s_equations_head_by_head(q_latent):
+    model = make_model("tiny", **SHAPE, kv_latent=12, q_latent=q_latent, position="rope", norm="rmsnorm", bias=False, rope_dim=2)
+    block, x = GPTStage(model, dtype=torch.float64).layers["0"], drawn(2, 8, 16).detach()
+    d, d_r, a, s = 4, 2, 4, 8
+    latents = x @ block.down_to_latents_weight.T
+    c = F.rms_norm(latents[..., :12], (12,), block.kv_latent_norm_weight, 1e-5)
+    k_rotary = rope(latents[..., None, 12:14], (0, s), model)[:, :, 0]
+    c_q = F.rms_norm(latents[..., 14:], (10,), block.q_latent_norm_weight, 1e-5) if q_latent else x
+    heads = []
+    for head in range(a):
+        kv, q = (w[head * n : (head + 1) * n] for w, n in ((block.kv_up_weight, 2 * d), (block.q_up_weight, d + d_r)))
+        k_c, v, q_c, q_r = c @ kv[:d].T, c @ kv[d:].T, c_q @ q[:d].T, rope((c_q @ q[d:].T)[:, :, None], (0, s), model)[:, :, 0]
+        scores = (q_c @ k_c.mT + q_r @ k_rotary.mT) / math.sqrt(d + d_r)
+        heads.append(scores.masked_fill(torch.ones(s, s).triu(1).bool(), -torch.inf).softmax(-1) @ v)
+    assert torch.allclose(block.attend(x, None), torch.cat(heads, -1), rtol=1e-11, atol=1e-13)
+
+
+def test_f3_a_latent_cache_is_that_of_a_few_heads():
+    llama = make_model("llama2-7b")
+    full = 2 * llama.layers * llama.heads * llama.head_dim * 4096 * 2
+    assert full == 2 * 1024**3
+    latent = predict_cache(llama.layers, 4 * llama.head_dim, llama.head_dim // 2, 4096, 1, 2)
+    assert latent / full == 4.5 / (2 * llama.heads)  # table 1: what grouped queries with 2.25 groups would keep
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_way_down_to_latents_whose_gradient_is_not_summed_over_heads_is_caught(monkeypatch, zero):
+    switches, options = {"kv_latent": 12, "q_latent": 10, "position": "rope"}, {"tp": 2, "dp": 2, "zero": zero}
+    assert judge(switches, **options) <= TOLERANCE
+    monkeypatch.setattr(trainer, "sum_over_heads", lambda parallel, manager, partial: None)
+    assert judge(switches, **options) > TOLERANCE
 
 
 # ---- what is learned -----------------------------------------------------------------------------------------------

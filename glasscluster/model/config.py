@@ -20,6 +20,9 @@ class ModelConfig(BaseModel):
     heads: int = Field(4, ge=1, description="attention heads")
     kv_heads: int | None = Field(None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)")
     qkv: Literal["fused", "separate"] = Field("fused", description="queries, keys and values from one matrix or from three")
+    kv_latent: int = Field(0, ge=0, description="size of the vector that keys and values of all heads are made from (MLA); 0: none")
+    q_latent: int = Field(0, ge=0, description="the same of queries, of a model with kv-latent; 0: none")
+    rope_dim: int | None = Field(None, ge=2, description="rotary elements beside a head's own, with kv-latent (half a head's)")
     ffn: int | None = Field(None, ge=1, description="inner width of the MLP, or of each expert (4 x hidden)")
     activation: Literal["gelu", "gelu-tanh", "relu", "swiglu"] = Field(
         "gelu", description="of the MLP; swiglu has a gate of the same width"
@@ -75,8 +78,9 @@ class ModelConfig(BaseModel):
             divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
             best = min(divisors, key=lambda d: abs(d - self.key_heads))
             raise ValueError(f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}")
-        if self.position == "rope" and self.head_dim % 2:
+        if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
             raise ValueError(f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is odd|learned")
+        self._latents_fit()
         if self.rope_scaling != "none" and self.position != "rope":
             raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
         if self.relative_distance <= self.relative_buckets // (4 if self.both_ways else 2):
@@ -89,6 +93,49 @@ class ModelConfig(BaseModel):
         if self.experts and self.top_k > self.experts:
             raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
         return self
+
+    def _latents_fit(self) -> None:
+        if not self.kv_latent:
+            for field in ("q_latent", "rope_dim"):
+                if getattr(self, field):
+                    raise ValueError(f"{field}|{getattr(self, field)}|needs --kv-latent|{0 if field == 'q_latent' else None}")
+            return
+        if self.key_heads != self.heads:
+            raise ValueError(f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}")
+        if self.qk_norm:
+            raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
+        if self.rotary % 2:
+            raise ValueError(f"rope_dim|{self.rotary}|turns pairs|{self.rotary + 1}")
+
+    @property
+    def rotary(self) -> int:
+        """d_R: elements that a latent model's heads have beside their own, for rotary positions."""
+        if not self.kv_latent or self.position != "rope":
+            return 0
+        return self.rope_dim or max(2, self.head_dim // 2)
+
+    @property
+    def score_dim(self) -> int:
+        """Elements of a query, a key and (filled up) a value inside attention."""
+        return self.head_dim + self.rotary
+
+    @property
+    def one_gather(self) -> bool:
+        """Queries, keys and values come from one matrix, so that entering the parallel region and the matrix are one operation."""
+        return self.qkv == "fused" and not self.kv_latent
+
+    @property
+    def down(self) -> int:
+        """Rows of a latent model's way down: whole on every tensor rank, and computed by each."""
+        return self.kv_latent + self.rotary + self.q_latent if self.kv_latent else 0
+
+    @property
+    def head_products(self) -> int:
+        """Weights of attention's matrices that are cut over heads."""
+        h, a, d = self.hidden, self.heads, self.head_dim
+        if not self.kv_latent:
+            return (h + 2 * self.key_width) * h + h * h
+        return a * 2 * d * self.kv_latent + a * self.score_dim * (self.q_latent or h) + h * h
 
     @property
     def head_dim(self) -> int:
@@ -128,7 +175,7 @@ class ModelConfig(BaseModel):
     @property
     def turned(self) -> bool:
         """Queries and keys are changed head by head behind their matrices, so that attention keeps copies of its own of Q, K and V."""
-        return self.position == "rope" or self.qk_norm
+        return self.position == "rope" or self.qk_norm or self.kv_latent > 0
 
     def norm_size(self, width: int) -> int:
         """Parameters of a norm over so many elements."""
@@ -137,7 +184,11 @@ class ModelConfig(BaseModel):
     def parameters(self) -> int:
         """Ψ, from the shapes (F1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned positions)."""
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
-        attention = (h + 2 * k) * (h + one) + h * (h + one) + (self.relative_buckets * self.heads if self.position == "relative" else 0)
+        attention = self.head_products + self.down * (h + one) + one * (h + (h + 2 * k))
+        if self.kv_latent:
+            attention += self.norm_size(self.kv_latent) + (self.norm_size(self.q_latent) if self.q_latent else 0)
+            attention += one * (self.heads * (2 * self.head_dim + self.score_dim) - (h + 2 * k))
+        attention += self.relative_buckets * self.heads if self.position == "relative" else 0
         attention += 2 * self.norm_size(self.head_dim) if self.qk_norm else 0
 
         def mlp(f: int) -> int:
@@ -154,7 +205,7 @@ class ModelConfig(BaseModel):
         """3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not (CONTRACT.md); k experts a token."""
         h, f, s, u = self.hidden, self.width, self.seq, self.gates
         inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts if self.experts else 2 * (u + 1) * h * f
-        per_layer = 2 * ((h + 2 * self.key_width) * h + h * h) + inside + 4 * s * h
+        per_layer = 2 * (self.head_products + self.down * h) + inside + 2 * s * self.heads * (self.score_dim + self.head_dim)
         return 3 * tokens * (self.layers * per_layer + 2 * h * (self.vocab + (h if self.objective == "masked" else 0)))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from glasscluster.model import mlp, moe, norms
+from glasscluster.model import latent, mlp, moe, norms
 from glasscluster.model.attention import ATTENTION
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.dropout import Draw, dropout
@@ -45,10 +45,10 @@ class Module(nn.Module):
         if partial:
             self.partial.add(full_name)
 
-    def bias(self, name: str, size: int, shard: Shard | None = None) -> None:
+    def bias(self, name: str, size: int, shard: Shard | None = None, partial: bool = False) -> None:
         """A bias, in a model that has them. They start small and random, not zero: a zero hides mistakes."""
         if self.config.bias:
-            self.weight(name, size, std=self.config.init_std, shard=shard)
+            self.weight(name, size, std=self.config.init_std, shard=shard, partial=partial)
 
     def get(self, name: str) -> nn.Parameter | None:
         """A parameter, or None where the model has no such bias."""
@@ -73,9 +73,12 @@ class Block(Module):
         h, kv, std = config.hidden, config.key_width, config.init_std
         self.index = index
         norms.declare(self, "norm1", h)
-        for name, blocks in {"qkv": (h, kv, kv)}.items() if config.qkv == "fused" else {"q": (h,), "k": (kv,), "v": (kv,)}.items():
+        columns = {"qkv": (h, kv, kv)} if config.qkv == "fused" else {"q": (h,), "k": (kv,), "v": (kv,)}
+        for name, blocks in columns.items() if not config.kv_latent else ():
             self.weight(f"{name}_weight", sum(blocks), h, std=std, shard=Shard(0, blocks))  # column parallel
             self.bias(f"{name}_bias", sum(blocks), shard=Shard(0, blocks))
+        if config.kv_latent:
+            latent.declare(self)
         for name in ("q_norm", "k_norm") if config.qk_norm else ():
             norms.declare(self, name, config.head_dim, partial=True)
         self.declare_bias()
@@ -109,18 +112,8 @@ class Block(Module):
 
     def attend(self, x_BSH: Tensor, draw: Draw | None) -> Tensor:
         """Local heads of multi-head attention: [B, S, H] -> [B, S, A·D]."""
-        config, context, d = self.config, self.parallel.context, self.config.head_dim
-        q, k, v = self.queries_keys_values(x_BSH)
-        k, v = self.parallel.whole_heads(k, v)
-        q, k, v = (x.unflatten(-1, (-1, d)) for x in (q, k, v))  # [B, S, A or key heads, D]
-        if config.qk_norm:  # Dehghani et al., 2302.05442, section 2; with scalenorm: Henry et al., 2010.04245
-            q, k = norms.norm(self, "q_norm", q), norms.norm(self, "k_norm", k)
-        if config.position == "rope":
-            spans = runs(tuple(context.positions(q.shape[1] * context.size)), 1)
-            q, k = rope(q, spans, config), rope(k, spans, config)
-        if config.turned and (config.qkv == "fused" or self.parallel.size > config.key_heads):
-            v = v.clone(memory_format=torch.contiguous_format)  # or backward would keep all that lies around it
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, A or key heads, S, D]
+        config, context = self.config, self.parallel.context
+        q, k, v = (x.transpose(1, 2) for x in self.queries_keys_values(x_BSH))  # [B, A or key heads, S, D]
         attention: Any = ATTENTION[config.attention]
         if config.dropout and config.attention == "unfused":
             s = q.shape[2] * context.size
@@ -131,9 +124,10 @@ class Block(Module):
             attention = partial(attention, drop=drop)
 
         def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return context.attend(attention, q, k, v, config.causal, config.prefix, self.score_bias())
+            return context.attend(attention, q, k, v, config.causal, config.prefix, self.score_bias(q.shape[2] * context.size))
 
-        return self.keep.core(core, q, k, v).transpose(1, 2).flatten(2)
+        out = self.keep.core(core, q, k, v)
+        return (out[..., : config.head_dim] if config.rotary else out).transpose(1, 2).flatten(2)
 
     def declare_bias(self) -> None:
         """What is added to scores by distance, for this rank's heads: a learned table, or fixed numbers."""
@@ -146,14 +140,42 @@ class Block(Module):
             mine = Shard(0).take(alibi(config.seq, config.heads), self.parallel.rank, self.parallel.size)
             self.register_buffer("distances", mine.to(self.like.device, wide(self.like.dtype)), persistent=False)
 
-    def score_bias(self) -> Tensor | None:
-        """[A, 2s - 1] in the accumulators' type, by distance (position.py)."""
-        if self.config.position == "relative":
-            return self.relative_table.to(wide(self.relative_table.dtype)).index_select(0, self.buckets).T.contiguous()
-        return self.distances if self.config.position == "alibi" else None
+    def score_bias(self, tokens: int) -> Tensor | None:
+        """[A, 2·tokens - 1] in the accumulators' type, by distance (position.py)."""
+        if self.config.position not in ("relative", "alibi"):
+            return None
+        here = slice(self.config.seq - tokens, self.config.seq + tokens - 1)
+        if self.config.position == "alibi":
+            return self.distances[:, here]
+        return self.relative_table.to(wide(self.relative_table.dtype)).index_select(0, self.buckets[here]).T.contiguous()
 
-    def queries_keys_values(self, x_BSH: Tensor) -> Sequence[Tensor]:
-        """[B, S, H] -> this rank's columns of each."""
+    def turn(self, x: Tensor) -> Tensor:
+        """Rotary positions of [B, S, A, D], which in generation are each sequence's own."""
+        context, rows = self.parallel.context, self.keep.positions
+        if rows is None or all(row == rows[0] for row in rows):
+            at = context.positions(x.shape[1] * context.size) if rows is None else rows[0]
+            return rope(x, runs(tuple(at), 1), self.config)
+        spans = runs(tuple(p for row in rows for p in row), 1)  # of one sequence of B·S tokens
+        return rope(x.flatten(0, 1).unsqueeze(0), spans, self.config).view(x.shape)
+
+    def queries_keys_values(self, x_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, S, H] -> queries, keys and values of this rank's heads, as attention takes them: [B, S, A or key heads, D]."""
+        config, parallel = self.config, self.parallel
+        if config.kv_latent:
+            return latent.queries_keys_values(self, x_BSH)
+        q, k, v = self.columns(x_BSH)
+        k, v = parallel.whole_heads(k, v)
+        q, k, v = (x.unflatten(-1, (-1, config.head_dim)) for x in (q, k, v))
+        if config.qk_norm:  # Dehghani et al., 2302.05442, section 2; with scalenorm: Henry et al., 2010.04245
+            q, k = norms.norm(self, "q_norm", q), norms.norm(self, "k_norm", k)
+        if config.position == "rope":
+            q, k = self.turn(q), self.turn(k)
+        if config.turned and (config.qkv == "fused" or parallel.size > config.key_heads):
+            v = v.clone(memory_format=torch.contiguous_format)  # or backward would keep all that lies around it
+        return q, k, v
+
+    def columns(self, x_BSH: Tensor) -> Sequence[Tensor]:
+        """This rank's columns of Q, K and V: [B, S, H] -> [B, S, columns] each."""
         parallel, config = self.parallel, self.config
         if config.qkv == "fused":
             qkv = parallel.column(x_BSH, self.qkv_weight, self.get("qkv_bias"))
@@ -181,12 +203,21 @@ class Embedding(Module):
             self.register_buffer("types", types.to(like.device), persistent=False)
             norms.declare(self, "norm", config.hidden)
 
-    def forward(self, tokens_BS: Tensor, draw: Draw | None = None, types_BS: Tensor | None = None) -> Tensor:
-        """[B, S] -> [B, S, H]. types: of this rank's tokens."""
+    def forward(
+        self,
+        tokens_BS: Tensor,
+        draw: Draw | None = None,
+        types_BS: Tensor | None = None,
+        positions: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
+        """[B, S] -> [B, S, H]. types: of this rank's tokens; positions: of each sequence's where they do not start at 0 (generation)."""
         config, parallel = self.config, self.parallel
         x, tokens = parallel.embed(tokens_BS, self.token), tokens_BS.shape[1] * parallel.context.size
         if config.position in ("learned", "sinusoidal"):
-            x = x + parallel.cut(self.position[:tokens])
+            if positions is None:
+                x = x + parallel.cut(self.position[:tokens])
+            else:
+                x = x + nn.functional.embedding(torch.tensor([list(p) for p in positions], device=x.device), self.position)
         if config.objective == "masked":
             x = x + nn.functional.embedding(parallel.cut(self.types[:tokens]) if types_BS is None else types_BS, self.segment)
             x = norms.norm(self, "norm", x)
@@ -220,12 +251,19 @@ class Head(Module):
 
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
         """Loss: a scalar, summed over tokens."""
+        return self.parallel.cross_entropy(self.scores(x_BSH), targets_BS, self.config.vocab)
+
+    def scores(self, x_BSH: Tensor) -> Tensor:
+        """This rank's logits: [B, S, V]."""
         x = x_BSH if self.config.norm_position == "post" else norms.norm(self, "norm", x_BSH)
         if self.config.objective == "masked":
             x = nn.functional.gelu(self.parallel.linear(x, self.transform_weight, self.get("transform_bias")))
             x = norms.norm(self, "transform_norm", x)
-        logits_BSV = self.parallel.column(x, self.table, self.get("logit_bias"))
-        return self.parallel.cross_entropy(logits_BSV, targets_BS, self.config.vocab)
+        return self.parallel.column(x, self.table, self.get("logit_bias"))
+
+    def logits(self, x_BSH: Tensor) -> Tensor:
+        """All logits, on every rank: [B, S, vocabulary]. For what has no gradient."""
+        return self.parallel.whole_logits(self.scores(x_BSH), self.config.vocab)
 
 
 class GPTStage(nn.Module):

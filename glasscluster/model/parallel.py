@@ -172,6 +172,10 @@ class Unsharded:
         """Rows of the table: [b, s] -> [b, s, h]."""
         return F.embedding(tokens, table)
 
+    def whole_logits(self, logits: Tensor, vocab: int) -> Tensor:
+        """Logits [b, s, V] of the whole vocabulary, from this rank's."""
+        return logits
+
     def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int) -> Tensor:
         """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s]; IGNORE counts nothing."""
         return F.cross_entropy(logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten(), reduction="sum", ignore_index=IGNORE)
@@ -194,12 +198,16 @@ class KeepAll:
     """Everything that backward needs stays. `strategies/recompute.py` has the versions that let go and compute again."""
 
     active = False  # computing again just now
+    positions: Sequence[Sequence[int]] | None = None  # of each sequence's tokens, where they do not start at 0 (generation)
 
     def layers(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
         """Consecutive blocks."""
         for block in blocks:
             x = block(x, draw)
         return x
+
+    def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
+        """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R]. For those who keep it (generation)."""
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Scores, softmax, its dropout, and the sum over V."""

@@ -15,8 +15,8 @@ from glasscluster.strategies.trainer import DTYPES
 def countable(plan: Plan, model: ModelConfig) -> bool:
     """Whether the list of activations.py is this plan's: see there what is not in it."""
     pure = plan.heads_cut in (1, plan.cp) and model.seq >= 2 * plan.pieces and model.head_dim > 1
-    pure = pure and not model.qk_norm and model.norm_position == "pre" and not model.prefix and model.position not in ("relative", "alibi")
-    return pure and not model.experts and model.qkv == "fused" and model.key_heads % plan.tp == 0
+    other = model.qk_norm or model.kv_latent or model.prefix or model.position in ("relative", "alibi") or model.norm_position != "pre"
+    return pure and not other and not model.experts and model.qkv == "fused" and model.key_heads % plan.tp == 0
 
 
 def kept(

@@ -54,6 +54,7 @@ LESSONS: dict[str, str] = {
     "E9": "e9_ring_and_ulysses",
     "E10": "e10_moe_all_to_all",
     "E11": "e11_layout_puzzle",
+    "G1": "g1_prefill_and_decode",
 }
 
 

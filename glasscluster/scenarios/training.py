@@ -73,6 +73,7 @@ class Trained:
             "gpus": job.plan.gpus,
             "steps": job.steps,
             "seed": job.seed,
+            "weights": job.weights,
             "losses": [float(loss) for loss in self.run.results[-1].losses],
             "reference": compared.get("reference", "one device"),
             "checked_steps": compared.get("checked_steps", 0),
@@ -201,14 +202,17 @@ def train_command(
     timeout_s: float | None,
     memory_bytes: float | str,
     out: str | None,
+    weights: str | None = None,
     say: Say = silent,
 ) -> Trained:
     """`glass train`: a cluster, a job, its folder. On failure what was recorded is written before the error goes on."""
     check_data(data, model.seq)
+    if weights is not None and plan.exchange != "all-reduce":
+        raise ScenarioError("weights", weights, f"--exchange {plan.exchange} starts from the seed's", ["--exchange all-reduce"])
     options: dict[str, Any] = {"timeout_s": timeout_s} if timeout_s else {}
     cluster = Cluster(hardware, plan.gpus, backend, memory_bytes=memory_bytes, seed=seed, device=device, **options)
     cluster.hardware.gpu.peak(plan.precision)
-    job = Job(plan, model, steps, data, seed)
+    job = Job(plan, model, steps, data, seed, weights=weights)
     check_memory(cluster, job, say)
     if not leads():
         with cluster:
@@ -261,7 +265,7 @@ def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
     """What only the plan and the results know how to draw of who computes what: a cut causal mask, and the load of experts."""
     plan, model, results = trained.job.plan, trained.job.model, trained.run.results
     made: dict[str, Callable[[str], Any]] = {}
-    if plan.tp > 1 and not model.experts:
+    if plan.tp > 1 and not model.experts and not model.kv_latent:
         made["matrices"] = partial(_matrices, plan, model)
     if kept := kept_picture(plan, model):
         made["kept"] = kept  # in the memory tab

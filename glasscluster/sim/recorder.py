@@ -91,12 +91,18 @@ def _baddbmm(args, out) -> int:
     return _bmm(args[1:], out)
 
 
+def _rows_bytes(args, out) -> int:
+    """A look-up reads the rows it copies, not the table."""
+    return 2 * out.numel() * out.element_size() + args[1].numel() * args[1].element_size()
+
+
 # schema name -> (FLOPs of a call or None, slow-memory bytes of a call or None for "inputs + outputs")
 KERNELS: dict[str, tuple[Callable | None, Callable | None]] = {
     "aten::mm": (_mm, None),
     "aten::addmm": (_addmm, None),
     "aten::bmm": (_bmm, None),
     "aten::baddbmm": (_baddbmm, None),
+    "aten::embedding": (None, _rows_bytes),
 }
 
 

@@ -210,7 +210,7 @@ def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, 
     theory = sequence_parallel if plan.sequence_parallel else tensor_parallel
     regions, spares, full = _regions(model), _spares(plan, model), plan.recompute == "full"
     # a region that does not keep a piece to gather again (three matrices; a router and experts) has one gather less in backward
-    per_layer = 5 * regions - (model.qkv == "separate") - (model.experts > 0) if plan.sequence_parallel else 2 * regions
+    per_layer = 5 * regions - (not model.one_gather) - (model.experts > 0) if plan.sequence_parallel else 2 * regions
     totals = {"layer": 0, "embedding": 0, "head": 0, "loss": 0}
     for s, layers in enumerate(plan.stage_layers(model)):
         again = recompute.predict_again(
@@ -285,7 +285,7 @@ def _context_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int,
     """F26: what attention sends along cp, summed over ranks."""
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     heads, key_heads = model.heads // plan.tp, max(1, model.key_heads // plan.tp)
-    one = ulysses.predict(kind, plan.cp, plan.micro_batch, model.seq, heads, key_heads, model.head_dim, width, plan.heads_cut)
+    one = ulysses.predict(kind, plan.cp, plan.micro_batch, model.seq, heads, key_heads, model.score_dim, width, plan.heads_cut)
     each = one["forward"] + one["backward"] + {"none": 0, "selective": one["again"], "full": one["forward"]}[plan.recompute]
     counted = sum(graph.bytes_sent(axis="cp", purpose="activations"))
     source = "Ring attention 2310.01889, Ulysses 2309.14509 (F26)"
@@ -348,7 +348,9 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
     flops, kept_by = 0, []
     for layers in plan.stage_layers(model):
         stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
-        flops += recompute.predict_flops(*stage, pairs=pairs, spares=spares, routers=routers) * plan.micro_batches * plan.dp
+        flops += (
+            recompute.predict_flops(*stage, pairs=pairs, spares=spares, routers=routers, latents=plan.tp) * plan.micro_batches * plan.dp
+        )
         kept_by.append(recompute.predict_checkpoints(*stage, plan.tp, WIDTH[plan.precision], plan.pieces, plan.cp))
     schedule = plan.pipeline
     held = int(sum(schedule.most_held(rank, kept_by) for rank in range(plan.pp))) * plan.data_ranks * plan.tp

@@ -34,18 +34,25 @@ def check_job(job: Job) -> Job:
 def reference_for(job: Job) -> Reference:
     """One device's training of a (check) job. Plans that differ only in layout share it."""
     plan = job.plan
-    return _reference(job.model, plan.global_batch, job.steps, job.data, job.seed, job.optimizer, plan.clip)
+    return _reference(job.model, plan.global_batch, job.steps, job.data, job.seed, job.optimizer, plan.clip, job.weights)
 
 
 @lru_cache(maxsize=2)
 def _reference(
-    model: ModelConfig, global_batch: int, steps: int, data: str | None, seed: int, optimizer: Optimizer, clip: float
+    model: ModelConfig,
+    global_batch: int,
+    steps: int,
+    data: str | None,
+    seed: int,
+    optimizer: Optimizer,
+    clip: float,
+    weights: str | None,
 ) -> Reference:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         alone = Job(make_plan(global_batch=global_batch), model, steps, data, seed)
-        return train_one_device(model, [alone.batch(step) for step in range(steps)], optimizer, clip, seed)
+        return train_one_device(model, [alone.batch(step) for step in range(steps)], optimizer, clip, seed, weights=weights)
     finally:
         torch.set_num_threads(threads)
 

@@ -125,7 +125,9 @@ def predict_checkpoints(
     """
     tokens = sequences * model.seq
     columns = (model.hidden + 2 * model.key_width) // tp
-    if model.turned:
+    if model.kv_latent:
+        columns = 3 * model.heads * model.score_dim // tp
+    elif model.turned:
         columns = model.hidden // tp + 2 * max(model.key_width // tp, model.head_dim)
     elif tp > model.key_heads:
         columns = (model.hidden // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
@@ -143,24 +145,25 @@ def predict_flops(
     pairs: int | None = None,
     spares: bool | None = None,
     routers: int = 1,
+    latents: int = 1,
     assignments: int = 0,
 ) -> int:
     """FLOPs that run again on the ranks of one replica together, of a stage and micro-batch.
 
     pairs: query-key pairs of all heads and ranks, of a sequence (without context parallelism: those of flash attention's tiles);
-    spares: the last matrix of a segment is not run again; routers: ranks that do the same router; assignments: of all the layers'
-    tokens to experts.
+    spares: the last matrix of a segment is not run again; routers, latents: ranks that do the same router, or the same way down to
+    latents; assignments: of all the layers' tokens to experts.
     """
     b, s, h, f, a, u = sequences, model.seq, model.hidden, model.width, model.heads, model.gates
-    scores = 2 * b * s * s * h
-    flash = 4 * b * (a * parts.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs) * model.head_dim
+    scores = 2 * b * s * s * a * model.score_dim
+    flash = 4 * b * (a * parts.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs) * model.score_dim
     core = flash if model.attention == "flash" else 2 * scores
     if kind != "full":
         # the sum over V is not run again: what it keeps are its inputs, and there recomputation stops
         return layers * (flash if model.attention == "flash" else scores) if kind == "selective" else 0
     dense = model.shared_ffn if model.experts else f
     last = 2 * b * s * dense * h
-    layer = 2 * b * s * h * (2 * h + 2 * model.key_width + u * dense) + last + core
+    layer = 2 * b * s * (model.head_products + latents * model.down * h + u * dense * h) + last + core
     experts = 2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f if model.experts else 0
     if spares is None:
         spares = not model.dropout and model.norm_position == "pre"

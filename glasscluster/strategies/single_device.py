@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glasscluster.model import hugging_face
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.dropout import Draw
@@ -34,9 +35,12 @@ def train_one_device(
     clip: float,
     seed: int,
     dtype: torch.dtype = torch.float64,
+    weights: str | None = None,
 ) -> Reference:
-    """Train on whole batches [G, s] in one piece each."""
+    """Train on whole batches [G, s] in one piece each; from a folder's `weights`, or from those of the seed."""
     model = GPTStage(config, seed=seed, dtype=dtype)
+    if weights is not None:
+        hugging_face.fill(model, weights)
     named = model.full_names()
     state = {n: [torch.zeros_like(p) for _ in range(optimizer.moments)] for n, (p, _) in named.items()}
     out = Reference([], [], [], {n: s for n, (_, s) in named.items()})

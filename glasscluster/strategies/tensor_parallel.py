@@ -60,6 +60,13 @@ class TensorParallel(Unsharded):
         """Whole key-value heads [b, s, columns]: what this rank has, or gathered from those that have parts of the same head."""
         return (k, v) if self.same_head is None else _GatherHead.apply(k, v, self)
 
+    def whole_logits(self, logits: Tensor, vocab: int) -> Tensor:
+        """All ranks' columns beside each other, without the padding: b·s·V/t elements of each go round."""
+        pieces = logits.new_empty(self.size, *logits.shape)
+        pieces[self.rank].copy_(logits)
+        self.comm.all_gather(pieces, algorithm=self.algorithm, purpose="activations", label="logits")
+        return pieces.movedim(0, -2).flatten(-2)[..., :vocab]
+
     def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int) -> Tensor:
         """Vocabulary-parallel: logits [b, s, V/t] never leave their rank."""
         return _CrossEntropy.apply(logits.to(wide(logits.dtype)), targets, self, vocab)

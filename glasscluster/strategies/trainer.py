@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glasscluster.model import hugging_face
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.data import batch, corpus, objective
@@ -44,7 +45,10 @@ TIED = "embedding.token"
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a rank needs to train: plan, model, steps, data, seed. `capture` keeps gradients and weights."""
+    """Everything a rank needs to train: plan, model, steps, data, seed. `capture` keeps gradients and weights.
+
+    `weights`: a folder in Hugging Face's layout to start from; None: drawn from the seed.
+    """
 
     plan: Plan
     model: ModelConfig
@@ -53,6 +57,7 @@ class Job:
     seed: int = 0
     capture: bool = False
     loss_scale: ScaleRule = field(default_factory=ScaleRule)
+    weights: str | None = None
 
     @property
     def optimizer(self) -> Optimizer:
@@ -137,6 +142,8 @@ class Trainer:
         job, dtype = self.job, DTYPES[self.plan.precision]
         layers = self.plan.stage_layers(job.model)[number]
         stage = GPTStage(job.model, layers, number == 0, number == self.final, self.parallel, job.seed, dtype, self.gpu.device)
+        if job.weights is not None and self.gpu.device.type != "meta":
+            hugging_face.fill(stage, job.weights)
         for part in stage.parts():
             part.register_forward_pre_hook(lambda module, _args: self.gpu.recorder.enter_layer(getattr(module, "index", -1)))
         return stage

@@ -85,7 +85,7 @@ def matrices(stage: GPTStage, ranks: int) -> list[_Matrix]:
     """The two-dimensional weights of a stage's first block, with their whole shapes."""
     found = []
     for name, (parameter, shard) in stage.full_names().items():
-        if name.startswith("layers.") and parameter.ndim == 2:
+        if name.startswith("layers.") and name.endswith("_weight") and parameter.ndim == 2:
             whole = list(parameter.shape)
             if shard is not None:
                 whole[shard.dim] = sum(shard.blocks) if shard.blocks else whole[shard.dim] * ranks

@@ -69,42 +69,41 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
 
     from glasscluster.sim.hardware import hardware
     from glasscluster.sim.vocabulary import COMPUTE
-    from glasscluster.visualize.roofline import Spot, roofline_figure
+    from glasscluster.visualize.roofline import Dot, roofline_figure
 
     run = lab.run("operations", ("Eight operations", "八个操作"), program, n, d, gpus=1, also_on=MACHINES)
     graph, hand = run.graph, by_hand(n, d)
     rows = {name: np.flatnonzero((graph.kind == COMPUTE) & (graph.micro_batch == i)) for i, name in enumerate(OPERATIONS)}
-    spots = [Spot(name, int(graph.flops[mine].sum()), int(graph.bytes[mine].sum())) for name, mine in rows.items()]
+    spots = [Dot(name, int(graph.flops[mine].sum()), int(graph.bytes[mine].sum()), _seconds(run.timeline, mine)) for name, mine in rows.items()]
     for spot in spots:
         lab.check(f"{spot.name}: FLOPs of matrix products", hand[spot.name][0], spot.flops, "a multiplication and an addition each", unit="FLOPs")
-        lab.check(f"{spot.name}: bytes through memory", 4 * hand[spot.name][1], spot.nbytes, "operands once, results once; F7")
+        lab.check(f"{spot.name}: bytes through memory", 4 * hand[spot.name][1], spot.bytes, "operands once, results once; F7")
     compute: list[str] = []
     for machine in dict.fromkeys((lab.hardware, *MACHINES)):
         line, gpu = run.replay(machine), hardware(machine).gpu
         peak, worst = gpu.peak("fp32"), 0.0
         for spot in spots:
             mine = rows[spot.name]
-            spent = float((line.end[mine] - line.start[mine]).sum()) - len(mine) * gpu.launch_s
-            floor = max(spot.flops / peak, spot.nbytes / gpu.memory_bandwidth)
+            spent = _seconds(line, mine)
+            floor = max(spot.flops / peak, spot.bytes / gpu.memory_bandwidth)
             worst = max(worst, abs(spent - floor) / floor)
             if machine == lab.hardware:
-                compute += [spot.name] if spot.flops / peak >= spot.nbytes / gpu.memory_bandwidth else []
+                compute += [spot.name] if spot.flops / peak >= spot.bytes / gpu.memory_bandwidth else []
                 if spot.flops:
-                    reached = min(peak, spot.flops / spot.nbytes * gpu.memory_bandwidth)
+                    reached = min(peak, spot.flops / spot.bytes * gpu.memory_bandwidth)
                     lab.check(f"{spot.name}: FLOP/s reached", reached, None, "F31", simulated=spot.flops / spent, unit="FLOP/s", match="virtual", tolerance=1e-6)
         lab.check(f"largest error of the roofline's times on {machine}", 0, worst, "F31: max(FLOPs/peak, bytes/bandwidth)", unit="relative", tolerance=1e-6)
     h100 = hardware("dgx-h100").gpu
     ridge = h100.peak("bf16") / h100.memory_bandwidth
     lab.check("ridge of an H100 in bf16", 295, round(ridge), "F31: 989 TFLOP/s over 3.35 TB/s", unit="FLOPs a byte")
-    intensity = {s.name: s.flops / s.nbytes for s in spots}
+    intensity = {s.name: s.flops / s.bytes for s in spots}
     lab.ask(f"An fp32 matmul of {n} × {n} by {n} × {n}: how many FLOPs for each byte it moves?", f"fp32 的 {n} × {n} 乘 {n} × {n}：每搬一个字节做多少次运算？", intensity["square matmul"], "FLOPs a byte")
-    shown = [(m, hardware(m).gpu) for m in dict.fromkeys((lab.hardware, *MACHINES[:2]))]
 
     def drawn(lang: str) -> Any:
-        named = [Spot(OPERATIONS[s.name] if lang == "zh" else s.name, s.flops, s.nbytes) for s in spots if s.flops]
-        return roofline_figure([(m, g.peak("fp32"), g.memory_bandwidth) for m, g in shown], named, lang)
+        named = [dot._replace(name=OPERATIONS[dot.name] if lang == "zh" else dot.name) for dot in spots if dot.flops]
+        return roofline_figure(hardware(lab.hardware).gpu, "fp32", {"fp32": sorted(named, key=lambda dot: dot.flops / dot.bytes)}, lang)
 
-    lab.figure(("Where four of them stand under the roofs of three GPUs, fp32 without tensor cores", "其中四个操作在三种 GPU 屋顶线下的位置（fp32，不用张量核）"), drawn)
+    lab.figure((f"Where four of them stand on {lab.hardware}, fp32 without tensor cores", f"其中四个操作在 {lab.hardware} 屋顶线上的位置（fp32，不用张量核）"), drawn)
     lab.tell(f"A square matmul does {intensity['square matmul']:.2f} FLOPs a byte, a matrix-vector product {intensity['matrix-vector product']:.2f}.",
              f"方阵乘每字节做 {intensity['square matmul']:.2f} 次运算，矩阵-向量乘 {intensity['matrix-vector product']:.2f} 次。", "tab=timeline&run=operations")
     lab.tell(f"On {lab.hardware} in fp32, {len(compute)} of {len(OPERATIONS)} operations wait for arithmetic, the others for memory.",
@@ -116,3 +115,8 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
                 "每个操作的用时取决于运算与访存中较长的一个。只有大矩阵乘对每个字节的使用次数足够多，使运算成为较长的那个。",
                 ("Intensity is FLOPs over bytes; the ridge is peak over bandwidth.", "强度是 FLOPs 除以字节；屋脊是峰值除以带宽。"), ("Left of the ridge, only fewer bytes make it faster.", "在屋脊左侧，只有减少字节才会更快。"))
     lab.own_number(f"{intensity['square matmul']:.2f} FLOPs a byte for n = {n} in fp32.", f"n = {n}、fp32：每字节 {intensity['square matmul']:.2f} 次运算。")
+
+
+def _seconds(line: Any, rows: Any) -> float:
+    """Time of some operations on a timeline, without their launches."""
+    return float((line.end[rows] - line.start[rows]).sum()) - len(rows) * line.hardware.gpu.launch_s

@@ -1,0 +1,390 @@
+"""Hugging Face's own models, randomly initialised: equal logits and gradients, loading both ways, the same tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from glasscluster.cli import main
+from glasscluster.model import hugging_face
+from glasscluster.model.cache import PagedCache, SlidingWindowCache, StaticCache
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.families import FAMILIES, WeightsError
+from glasscluster.model.generate import generate
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.parallel import IGNORE, Unsharded
+from glasscluster.scenarios.training import train
+from glasscluster.sim.cluster import Cluster
+from glasscluster.strategies.check import TOLERANCE, check_job, difference, reference_for
+from glasscluster.strategies.plan import make_plan
+from glasscluster.strategies.trainer import Job
+
+transformers = pytest.importorskip("transformers")
+transformers.utils.logging.disable_progress_bar()
+pytestmark = pytest.mark.xdist_group("transformers")  # it is imported once
+
+VOCAB, SEQ = 37, 16
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_positions": SEQ, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "llama": {
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": SEQ,
+    },
+    "bert": {
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+        "max_position_embeddings": SEQ,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "pad_token_id": None,  # their embedding's row for padding learns nothing, ours is a row like any other
+    },
+}
+LLAMA = {"kv_heads": 2, "ffn": 24, "norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "tied": False}
+BERT = {"ffn": 24, "objective": "masked", "norm_position": "post", "norm_eps": 1e-12}
+OURS: dict[str, dict[str, Any]] = {"gpt2": {"activation": "gelu-tanh"}, "llama": LLAMA, "bert": BERT}
+
+
+class Wide(TorchFunctionMode):
+    """Their casts to float32 keep float64.
+
+    Llama's norms, softmax and rotary angles are in float32 whatever the model's type; in float64 that is an error of 1e-6.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].double()
+        wide = lambda x: torch.float64 if x is torch.float32 else x  # noqa: E731
+        return func(*map(wide, args), **{k: wide(v) for k, v in (kwargs or {}).items()})
+
+
+@pytest.fixture
+def wide():
+    with Wide():
+        yield
+
+
+def theirs_of(name: str, **more: Any) -> Any:
+    """Their model in float64 with weights large enough to matter, norms and biases included."""
+    values = {**SIZES[name], "vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None, "attn_implementation": "eager", **more}
+    family = FAMILIES[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, family.architecture)(transformers.AutoConfig.for_model(name, **values)).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def ours_of(name: str, **more: Any) -> GPTStage:
+    """Our model of the same size."""
+    values = {"layers": 2, "hidden": 16, "heads": 4, "vocab": VOCAB, "seq": SEQ, "init_std": 0.3, **OURS[name], **more}
+    return GPTStage(ModelConfig(**values), dtype=torch.float64)
+
+
+def read_back(folder: Path, name: str) -> Any:
+    """transformers' from_pretrained."""
+    auto = transformers.AutoModelForMaskedLM if name == "bert" else transformers.AutoModelForCausalLM
+    model, said = auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float64, output_loading_info=True)
+    assert not any(said.values()), said
+    return model.eval()
+
+
+def text(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(0, VOCAB, (2, SEQ), generator=generator) for _ in range(2))  # type: ignore[return-value]
+
+
+def same(ours: GPTStage, theirs: Any) -> float:
+    """The largest difference of logits, loss and every gradient by name, and that each side has all of the other's."""
+    tokens, targets = text()
+    more = {}
+    if ours.config.objective == "masked":
+        targets = torch.where(torch.arange(SEQ) % 3 == 1, targets, IGNORE)
+        more["token_type_ids"] = (torch.arange(SEQ) >= SEQ // 2).long().expand_as(tokens)
+    logits = theirs(tokens, **more).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    loss.backward()
+    mine = ours(tokens, targets)
+    mine.backward()
+    with torch.no_grad():
+        x = ours.keep.layers(list(ours.layers.values()), ours.embedding(tokens), None)
+        worst = [difference(ours.head.logits(x), logits, 0.0), difference(mine.detach(), loss.detach(), 0.0)]
+    mine_by_name = {name: p.grad for name, (p, _) in ours.full_names().items()}
+    assert all(g is not None for g in mine_by_name.values())
+    found = hugging_face.state_dict(ours.config, mine_by_name)
+    right = {name: p.grad for name, p in theirs.named_parameters()}
+    assert set(found) == set(right)
+    floor = 1e-3 * max(float(g.abs().max()) for g in right.values())
+    return max(worst + [difference(found[name], right[name], floor) for name in right])
+
+
+CASES = [
+    ("gpt2", {}, {}),
+    ("gpt2", {"tie_word_embeddings": False, "n_inner": 24, "activation_function": "relu"}, {"qkv": "separate", "attention": "unfused"}),
+    ("llama", {}, {}),
+    ("llama", {"num_key_value_heads": 1, "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_theta": 500.0}, {"qkv": "separate"}),
+    ("llama", {"num_key_value_heads": 4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"attention": "unfused"}),
+    (
+        "llama",
+        {"rope_parameters": {"rope_theta": 100.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4}},
+        {},
+    ),
+    ("bert", {}, {}),
+    ("bert", {"layer_norm_eps": 1e-5}, {"qkv": "separate", "attention": "unfused"}),
+]
+
+
+@pytest.mark.parametrize(("name", "more", "overrides"), CASES)
+@pytest.mark.usefixtures("wide")
+def test_their_model_is_ours(name: str, more: dict, overrides: dict, tmp_path: Path):
+    theirs = theirs_of(name, **more)
+    theirs.save_pretrained(tmp_path)
+    ours = hugging_face.load(tmp_path, torch.float64, **overrides)
+    assert same(ours, theirs) <= TOLERANCE
+    with torch.no_grad():  # the check can fail: one weight of each tensor moved by a millionth
+        for parameter in ours.parameters():
+            parameter.grad = None
+            parameter.view(-1)[0].mul_(1 + 1e-6)
+        theirs.zero_grad()
+    assert same(ours, theirs) > TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("gpt2", {"qkv": "separate"}),
+        ("gpt2", {"tied": False, "ffn": 24, "activation": "relu", "norm_eps": 1e-6}),
+        ("llama", {}),
+        ("llama", {"qkv": "separate", "tied": True, "rope_scaling": "interpolation", "rope_factor": 3.0, "rope_theta": 50.0}),
+        ("llama", {"rope_scaling": "yarn", "rope_factor": 2.0, "rope_trained": 8}),
+        ("bert", {"qkv": "separate"}),
+    ],
+)
+@pytest.mark.usefixtures("wide")
+def test_our_model_is_theirs(name: str, more: dict, tmp_path: Path):
+    ours = ours_of(name, **more)
+    theirs = read_back(hugging_face.save(ours, tmp_path), name)
+    assert theirs.config.model_type == name
+    assert same(ours, theirs) <= TOLERANCE
+    again = hugging_face.load(tmp_path, torch.float64, **({"qkv": more["qkv"]} if "qkv" in more else {}))
+    assert again.config == ours.config
+    for parameter, (other, _) in zip(again.parameters(), ours.full_names().values(), strict=True):
+        assert torch.equal(parameter, other)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_greedy_tokens_are_theirs_with_and_without_a_cache(name: str, tmp_path: Path):
+    theirs = theirs_of(name)
+    theirs.save_pretrained(tmp_path)
+    ours = hugging_face.load(tmp_path, torch.float64)
+    prompts = [text()[0][0, :5].tolist(), text()[0][1, :5].tolist()]
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones(2, 5, dtype=torch.int64)}
+    right = [theirs.generate(torch.tensor(prompts), use_cache=cached, **options)[:, 5:].tolist() for cached in (True, False)]
+    made = [generate(ours, prompts, 8, cache).tokens for cache in (None, StaticCache(ours, 2, 12), PagedCache(ours, 2, 12, 3))]
+    assert right[0] == right[1] == made[0] == made[1] == made[2]
+
+
+def test_llama_with_its_casts_to_float32_is_ours_to_float32(tmp_path: Path):
+    theirs = theirs_of("llama")
+    theirs.save_pretrained(tmp_path)
+    assert TOLERANCE < same(hugging_face.load(tmp_path, torch.float64), theirs) <= 1e-5
+
+
+@pytest.mark.usefixtures("wide")
+def test_a_sliding_window_is_mistrals():
+    ours = ours_of("llama")
+    more = {"vocab_size": VOCAB, "sliding_window": 5, "attn_implementation": "eager", "eos_token_id": None, "rms_norm_eps": 1e-5}
+    theirs = transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES["llama"], **more)).double().eval()
+    tensors = hugging_face.state_dict(ours.config, {n: p.detach() for n, (p, _) in ours.full_names().items()})
+    theirs.load_state_dict(tensors)
+    prompts = text()[0][:, :7].tolist()
+    made = generate(ours, prompts, 8, SlidingWindowCache(ours, 2, 14, 5))
+    tokens = torch.tensor(prompts)
+    for logits, chosen in zip(made.logits, zip(*made.tokens, strict=True), strict=True):
+        with torch.no_grad():
+            assert difference(logits, theirs(tokens, use_cache=False).logits[:, -1], 0.0) <= TOLERANCE
+        tokens = torch.cat([tokens, torch.tensor(chosen)[:, None]], 1)
+    assert made.tokens != generate(ours, prompts, 8, SlidingWindowCache(ours, 2, 14, 6)).tokens
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+def test_a_file_of_the_bare_model_and_one_in_several_files_are_read(tmp_path: Path):
+    theirs = theirs_of("gpt2")
+    theirs.save_pretrained(tmp_path / "several", max_shard_size="8KB")
+    assert (tmp_path / "several" / hugging_face.INDEX).exists()
+    theirs.transformer.save_pretrained(tmp_path / "bare")
+    right = dict(theirs.named_parameters())
+    for folder in ("several", "bare"):
+        ours = hugging_face.load(tmp_path / folder, torch.float64)
+        found = hugging_face.state_dict(ours.config, {n: p.detach() for n, (p, _) in ours.full_names().items()})
+        assert set(found) == set(right)
+        assert all(torch.equal(found[n], right[n]) for n in right)
+
+
+def test_a_rank_reads_its_part(tmp_path: Path):
+    whole = ours_of("gpt2", vocab=38)
+    hugging_face.save(whole, tmp_path)
+
+    class Half(Unsharded):
+        size = 2
+
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+    with hugging_face.Weights(tmp_path) as weights:
+        for rank in range(2):
+            stage = weights.fill(GPTStage(whole.config, [1], first=False, parallel=Half(rank), seed=5, dtype=torch.float64))
+            for name, (parameter, shard) in stage.full_names().items():
+                full = dict(whole.full_names())[name][0]
+                assert torch.equal(parameter, full if shard is None else shard.take(full, rank, 2))
+        with pytest.raises(WeightsError, match="part of it"):
+            hugging_face.save(stage, tmp_path / "x")
+
+
+def damaged(folder: Path, tensors: dict[str, Tensor], **config: Any) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, **config}))
+    save_file(tensors, folder / hugging_face.FILE)
+
+
+DAMAGE = {
+    "no tensor transformer.h.1.mlp.c_fc.bias": (lambda t: t.pop("transformer.h.1.mlp.c_fc.bias"), {}),
+    "nobody needs transformer.h.0.extra": (lambda t: t.update({"transformer.h.0.extra": torch.zeros(1)}), {}),
+    r"transformer.wpe.weight has shape \[15, 16\], config.json makes it \[16, 16\]": (
+        lambda t: t.update({"transformer.wpe.weight": torch.zeros(15, 16)}),
+        {},
+    ),
+    r"h.0.attn.c_attn.weight has shape \[48, 16\], config.json makes it \[16, 48\]": (  # not transposed
+        lambda t: t.update({"transformer.h.0.attn.c_attn.weight": torch.zeros(48, 16)}),
+        {},
+    ),
+    "tie_word_embeddings is False; only True": (lambda t: None, {"model_type": "bert", "tie_word_embeddings": False}),
+    "model_type is 'mamba'; known are": (lambda t: None, {"model_type": "mamba"}),
+    "activation_function is 'silu'": (lambda t: None, {"activation_function": "silu"}),
+    "scale_attn_weights is False": (lambda t: None, {"scale_attn_weights": False}),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_what_is_wrong_with_a_folder_is_named(message: str, tmp_path: Path):
+    hugging_face.save(ours_of("gpt2"), tmp_path)
+    hurt, config = DAMAGE[message]
+    tensors = load_file(tmp_path / hugging_face.FILE)
+    hurt(tensors)
+    damaged(tmp_path, tensors, **config)
+    with pytest.raises(WeightsError, match=message):
+        hugging_face.load(tmp_path)
+
+
+def test_old_buffers_are_passed_over_and_missing_files_named(tmp_path: Path):
+    ours = ours_of("gpt2")
+    hugging_face.save(ours, tmp_path)
+    tensors = load_file(tmp_path / hugging_face.FILE)
+    spare = {"transformer.h.0.attn.bias": torch.ones(1, 1, SEQ, SEQ), "lm_head.weight": tensors["transformer.wte.weight"].clone()}
+    damaged(tmp_path, tensors | spare)
+    again = hugging_face.load(tmp_path, torch.float64)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ours.parameters(), strict=True))
+    (tmp_path / hugging_face.FILE).unlink()
+    with pytest.raises(WeightsError, match=r"model.safetensors cannot be read"):
+        hugging_face.load(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"config.json cannot be read"):
+        hugging_face.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("message", "more"),
+    {
+        "gpt2 has experts = 0, this model 2": {"experts": 2},
+        "rope_type has no word for 'ntk'": {**LLAMA, "rope_scaling": "ntk", "rope_factor": 2.0},
+        "llama has bias = False, this model True": {**LLAMA, "bias": True},
+        "gpt2 has as many key heads as heads, this model 2 of 4": {"kv_heads": 2},
+        "activation_function has no word for 'swiglu'": {"activation": "swiglu"},
+    }.items(),
+)
+def test_a_model_that_no_family_has_is_refused(message: str, more: dict, tmp_path: Path):
+    with pytest.raises(WeightsError, match=message):
+        hugging_face.save(ours_of("gpt2", **more), tmp_path)
+
+
+# ---- training and generating from a folder ---------------------------------------------------------------------------
+def test_a_cluster_trains_from_their_weights(tmp_path: Path):
+    theirs = theirs_of("gpt2")
+    theirs.save_pretrained(tmp_path)
+    with hugging_face.Weights(tmp_path) as weights:
+        model = weights.config
+    job = Job(make_plan(tp=2, pp=2, zero=1, dp=1), model, steps=2, weights=str(tmp_path))
+    trained = train(Cluster("classroom", 4), job)
+    assert trained.ok
+    tokens, targets = job.batch(0)
+    with torch.no_grad():
+        loss = float(F.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten()))
+    assert trained.comparison is not None
+    assert abs(trained.comparison["reference_losses"][0] - loss) <= TOLERANCE
+    assert abs(reference_for(check_job(replace(job, weights=None))).losses[0] - loss) > 0.01
+
+
+def glass(capsys: Any, *words: str) -> tuple[int, Any, str]:
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--json"])
+    said = capsys.readouterr()
+    return done.value.code, json.loads(said.out) if said.out else None, said.err
+
+
+def test_glass_generate_is_their_generate(tmp_path: Path, capsys: Any):
+    theirs = theirs_of("gpt2", vocab_size=256)
+    theirs.save_pretrained(tmp_path)
+    prompts = torch.tensor([list(b"hello"), list(b"a dog")])
+    options = {"max_new_tokens": 7, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompts)}
+    right = theirs.generate(prompts, **options)[:, 5:].tolist()
+    for more in (["--cache", "paged", "--block", "4"], ["--tp", "2"]):
+        words = ["--prompt", "hello", "--prompt", "a dog", "--tokens", "7", "--precision", "fp64", *more]
+        code, found, _ = glass(capsys, "generate", "--weights", str(tmp_path), *words)
+        assert (code, found["schema"], found["tokens"]) == (0, "glass.generate/1", right)
+        assert all(c["ok"] for c in found["checks"])
+        assert found["text"][0] == bytes(right[0]).decode("utf-8", "replace")
+
+
+USAGE = {
+    "window = 0: a sliding cache needs a window": ["--cache", "sliding"],
+    "a static cache keeps all tokens": ["--window", "3"],
+    "cache = 'statik': is unknown; the nearest valid choice is static": ["--cache", "statik"],
+    "tp = 3: must divide heads = 4": ["--tp", "3"],
+    "take 67 positions, the model has seq = 64; the nearest valid choice is 61": ["--tokens", "64"],
+    "config.json cannot be read": ["--weights", "nowhere"],
+    "a text is taken as bytes, the vocabulary has 100 tokens": ["--vocab", "100"],
+}
+
+
+@pytest.mark.parametrize("message", USAGE)
+def test_glass_generate_names_what_is_wrong(message: str, capsys: Any):
+    code, _, said = glass(capsys, "generate", *USAGE[message])
+    assert code == 2
+    assert message in said
+
+
+def test_glass_generate_says_what_a_big_model_would_take(capsys: Any):
+    words = "--model gpt3-175b --prompt-length 512 --batch 4 --tokens 3 --tp 8 --precision bf16 --backend dry --layers 4"
+    code, found, _ = glass(capsys, "generate", "--hardware", "dgx-h100", *words.split())
+    assert (code, found["tokens"], found["checked_tokens"]) == (0, [], 0)
+    assert all(c["ok"] for c in found["checks"])
+    assert (found["prefill"]["bound"], found["decode"]["bound"]) == ("compute", "memory")
+    assert found["cache_bytes"] == [2 * 4 * 12288 // 8 * 4 * 514 * 2] * 8

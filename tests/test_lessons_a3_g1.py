@@ -1,0 +1,41 @@
+"""What the lessons of caches and generation check can fail."""
+
+from __future__ import annotations
+
+import pytest
+
+from glasscluster.model import cache as caches
+from glasscluster.model import cached_attention
+from glasscluster.model.flash_attention import COSTS
+from glasscluster.scenarios.lab import Lab, perform
+from glasscluster.scenarios.lesson import find_lesson
+from glasscluster.sim import recorder
+
+
+def failed(id_: str) -> set[str]:
+    taught = find_lesson(id_)
+    return {r["name"] for r in perform(taught, Lab(taught, taught.backend, taught.hardware), {}).checks if not r["ok"]}
+
+
+def test_a_kernel_that_reads_a_key_too_many_and_a_pool_too_large_fail_the_rows_of_decode(monkeypatch: pytest.MonkeyPatch):
+    flops, nbytes = COSTS["glasscluster::cached_attention"]
+    wasteful = (flops, lambda args, out: nbytes(args, out) + args[0].shape[0] * args[6][0] * 4)
+    for book in (COSTS, recorder.KERNELS):
+        monkeypatch.setitem(book, "glasscluster::cached_attention", wasteful)
+    monkeypatch.setattr(recorder, "_RULES", {})
+    honest = caches.PagedCache.__init__
+    monkeypatch.setattr(
+        caches.PagedCache, "__init__", lambda self, stage, n, capacity, block: honest(self, stage, n, capacity + block, block)
+    )
+    attend = cached_attention.attend
+
+    def forgetful(q, k, v, k_pool, v_pool, table, starts, *rest):
+        return attend(q, k, v, k_pool.roll(1, 2), v_pool, table, starts, *rest)
+
+    monkeypatch.setattr(cached_attention, "attend", forgetful)
+    assert failed("G1") >= {
+        "decode, batch 64: more bytes at 4096 tokens than at 128",
+        "decode, batch 1: attention's FLOPs a byte",
+        "largest logits difference from one device, float64, 9 tokens",
+        "cache, rank 0",
+    }
