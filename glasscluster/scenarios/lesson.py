@@ -17,6 +17,7 @@ from glasscluster.scenarios.lab import REGISTRY, Scenario, Text
 # id -> module in scenarios/lessons/, in the order of the curriculum
 LESSONS: dict[str, str] = {
     "L0": "l0_first_run",
+    "A3": "a3_key_value_cache",
     "B2": "b2_online_softmax",
     "B3": "b3_flash_attention_io",
     "B4": "b4_activation_memory",
