@@ -184,12 +184,15 @@ def distances(found: Tensors, truth: Tensors) -> dict[str, float]:
     """Euclidean distance from the truth over its norm: for every tensor, and for all of them together ("all").
 
     Three matrices for queries, keys and values are judged as the one that they are when fused: a key bias by itself has a gradient of
-    zero, and a key matrix one that cancels over a sequence, of which context parallelism rounds the parts.
+    zero, and a key matrix one that cancels over a sequence, of which context parallelism rounds the parts. So it is with the biases of
+    norms of queries and keys. The weights of ScaleNorm, single numbers, are judged together: one of them is often right by luck.
     """
     off: dict[str, float] = {}
     size: dict[str, float] = {}
     for n, right in truth.items():
         together = re.sub(r"\.[qkv]_(weight|bias)$", r".qkv_\1", n)
+        together = re.sub(r"\.[qk]_norm_(weight|bias)$", r".qk_norm_\1", together)
+        together = "single numbers" if right.numel() == 1 else together
         right = right.detach().double()
         off[together] = math.hypot(float((found[n].detach().double() - right).norm()), off.get(together, 0.0))
         size[together] = math.hypot(float(right.norm()), size.get(together, 0.0))

@@ -127,6 +127,9 @@ MODELS: list[dict[str, Any]] = [
 ]
 
 
+NAMES = "mha gqa mqa experts llama sines no-positions alibi t5 prefix mla mla-alibi".split()
+
+
 @pytest.mark.parametrize("more", MODELS, ids=NAMES)
 @pytest.mark.parametrize("kind", caches.KINDS)
 def test_logits_are_equal_with_and_without_a_cache_step_by_step(kind: str, more: dict):

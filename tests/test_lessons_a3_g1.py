@@ -39,3 +39,19 @@ def test_a_kernel_that_reads_a_key_too_many_and_a_pool_too_large_fail_the_rows_o
         "largest logits difference from one device, float64, 9 tokens",
         "cache, rank 0",
     }
+
+
+def test_a_slot_too_many_and_an_absorbed_query_that_forgets_its_rotary_part_fail_the_rows_of_the_cache(monkeypatch: pytest.MonkeyPatch):
+    honest, absorb = caches.StaticCache.__init__, caches.absorb
+    monkeypatch.setattr(caches.StaticCache, "__init__", lambda self, stage, n, most: honest(self, stage, n, most + 1))
+
+    def forgetful(block, q):
+        made = absorb(block, q)
+        made[..., block.config.kv_latent :] = 0
+        return made
+
+    monkeypatch.setattr(caches, "absorb", forgetful)
+    names = ("MHA", "GQA", "MQA", "MLA")
+    assert failed("A3") >= {"largest logits difference from no cache, all four, float64"} | {
+        f"{n}: cache of the small model" for n in names
+    } | {f"{n}: cache of so many users" for n in names}

@@ -83,7 +83,7 @@ class ModelConfig(BaseModel):
         self._latents_fit()
         if self.rope_scaling != "none" and self.position != "rope":
             raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
-        if self.relative_distance <= self.relative_buckets // (4 if self.both_ways else 2):
+        if self.position == "relative" and self.relative_distance <= self.relative_buckets // (4 if self.both_ways else 2):
             rule = "must be larger than the distances that have a bucket each"
             raise ValueError(f"relative_distance|{self.relative_distance}|{rule}|{self.relative_buckets}")
         if self.prefix and self.objective == "masked":

@@ -14,11 +14,11 @@ def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]
     """Scores of one query and one key put at every pair of positions, in both layouts, shifted, and squeezed."""
     import torch
 
-    from glasscluster.model.config import ModelConfig
     from glasscluster.model.rope import rope
+    from glasscluster.strategies.plan import make_model
 
-    def model(**more: Any) -> ModelConfig:
-        return ModelConfig(hidden=d, heads=1, seq=n, position="rope", **more)
+    def model(**more: Any) -> Any:
+        return make_model("tiny", hidden=d, heads=1, seq=n, position="rope", **more)
 
     found: dict[str, Any] = {"moved": {}, "uneven": {}, "length": {}}
     draw = torch.Generator().manual_seed(0)

@@ -16,9 +16,9 @@ def program(gpu: Any, depths: list[int], h: int) -> dict[str, Any]:
     """One backward through models of each kind and depth, as they are born: the gradient norm of every layer's last MLP matrix."""
     import torch
 
-    from glasscluster.model.config import ModelConfig
     from glasscluster.model.gpt import GPTStage
     from glasscluster.model.rms_norm import rms_norm
+    from glasscluster.strategies.plan import make_model
 
     found: dict[str, Any] = {"gradients": {}, "stream": {}}
     def born(kind: str, depth: int, seed: int) -> tuple[list[float], list[float]]:
@@ -26,7 +26,7 @@ def program(gpu: Any, depths: list[int], h: int) -> dict[str, Any]:
         draw = torch.Generator().manual_seed(seed)
         tokens, targets = torch.randint(0, 64, (2, 8, 16), generator=draw)
         place, norm = KINDS[kind]
-        config = ModelConfig(layers=depth, hidden=h, heads=4, vocab=64, seq=16, norm_position=place, norm=norm, init_std=h**-0.5, tied=False, bias=False)
+        config = make_model("tiny", layers=depth, hidden=h, heads=4, vocab=64, seq=16, norm_position=place, norm=norm, init_std=h**-0.5, tied=False, bias=False)
         model, sizes = GPTStage(config, seed=seed), []
         for block in model.layers.values():
             with torch.no_grad():  # as in the paper: no branch is made smaller because there are many
