@@ -17,17 +17,14 @@ from glasscluster.scenarios.lab import REGISTRY, Scenario, Text
 # id -> module in scenarios/lessons/, in the order of the curriculum
 LESSONS: dict[str, str] = {
     "L0": "l0_first_run",
-<<<<<<< HEAD
     "A1": "a1_attention_by_hand",
     "A2": "a2_masks",
+    "A3": "a3_key_value_cache",
     "A4": "a4_rope",
     "A5": "a5_where_the_norm_goes",
     "A6": "a6_bert_vs_gpt",
     "A9": "a9_adding_positions",
     "B1": "b1_roofline",
-=======
-    "A3": "a3_key_value_cache",
->>>>>>> cache
     "B2": "b2_online_softmax",
     "B3": "b3_flash_attention_io",
     "B4": "b4_activation_memory",
