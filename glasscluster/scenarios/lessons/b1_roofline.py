@@ -101,7 +101,7 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
 
     def drawn(lang: str) -> Any:
         named = [dot._replace(name=OPERATIONS[dot.name] if lang == "zh" else dot.name) for dot in spots if dot.flops]
-        return roofline_figure(hardware(lab.hardware).gpu, "fp32", {"fp32": sorted(named, key=lambda dot: dot.flops / dot.bytes)}, lang)
+        return roofline_figure(hardware(lab.hardware).gpu, "fp32", {dot.name: [dot] for dot in named}, lang)
 
     lab.figure((f"Where four of them stand on {lab.hardware}, fp32 without tensor cores", f"其中四个操作在 {lab.hardware} 屋顶线上的位置（fp32，不用张量核）"), drawn)
     lab.tell(f"A square matmul does {intensity['square matmul']:.2f} FLOPs a byte, a matrix-vector product {intensity['matrix-vector product']:.2f}.",
