@@ -518,9 +518,11 @@ def test_of_each_sequence_15_percent_are_predicted_and_of_them_80_10_10_are_hidd
     assert masked(tokens[:1, :3], 100, 0, 0)[1].ne(IGNORE).sum() == 1
 
 
-def test_a_prefix_is_given_and_not_predicted_and_its_last_token_predicts_the_first_behind_it():
-    job = trainer.Job(make_plan(), make_model("tiny", seq=8, prefix=3))
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_a_prefix_is_given_and_not_predicted_and_its_last_token_predicts_the_first_behind_it(sequences):
+    job = trainer.Job(make_plan(global_batch=sequences), make_model("tiny", seq=8, prefix=3))
     tokens, targets = job.batch(0)
+    assert tokens.min() >= 0
     assert (targets[:, :2] == IGNORE).all()
     assert torch.equal(targets[:, 2:-1], tokens[:, 3:])
 
