@@ -62,10 +62,8 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "position": ("learned", "sinusoidal", "relative", "alibi", "rope", "none"),
     "objective": ("causal", "masked"),
     "prefix": (0, 3),
-    "rope_layout": ("half", "interleaved"),
-    "rope_scaling": ("none", "interpolation", "ntk", "yarn"),
-    "kv_latent": (0, 12),
-    "q_latent": (0, 10),
+    "rope": (("half", "none"), ("interleaved", "interpolation"), ("half", "ntk"), ("interleaved", "yarn")),  # layout and scaling
+    "latents": ((0, 0), (12, 0), (12, 10)),  # of keys and values, of queries
     "recompute": ("none", "selective", "full"),
     "recompute_every": (1, 2, 3),
     "vocab": (40, 42, 64),
@@ -77,7 +75,7 @@ Choice = dict[str, Any]
 
 
 HEADS = 4
-CANDIDATES = 60  # for each plan of the covering list
+CANDIDATES = 100  # for each plan of the covering list
 
 
 def fits(*sizes: int) -> bool:
@@ -112,17 +110,14 @@ RULES: tuple[tuple[str, Callable[..., bool]], ...] = (
         "dp pp tp cp context ulysses kv_heads attention",
         lambda dp, pp, tp, cp, *more: fits(dp, tp, pp, cp) and context_fits(tp, cp, *more),
     ),
-    (
-        "kv_latent q_latent kv_heads qk_norm",
-        lambda latent, of_queries, kv, qk_norm: kv == HEADS and not qk_norm if latent else not of_queries,
-    ),
+    ("latents kv_heads qk_norm", lambda latents, kv, qk_norm: latents == (0, 0) or (kv == HEADS and not qk_norm)),
     (
         "schedule virtual_stages pp layers uneven",
         lambda schedule, v, pp, layers, uneven: chunked(schedule, v) and pp * v + uneven <= layers,
     ),
     ("precision master_weights", lambda precision, masters: precision != "fp16" or masters != "none"),
     ("objective prefix", lambda objective, prefix: objective == "causal" or not prefix),
-    ("position rope_scaling", lambda position, scaling: position == "rope" or scaling == "none"),
+    ("position rope", lambda position, rope: position == "rope" or rope[1] == "none"),
     # its slope jumps at zero, where two right runs in 16 bits part, as at a router's choice
     ("precision activation", lambda precision, activation: activation != "relu" or precision in ("fp64", "fp32")),
 )
@@ -159,8 +154,8 @@ def completed(choice: Choice, draw: random.Random) -> Choice | None:
 
 MODEL_OPTIONS = (
     *("layers", "tied", "attention", "vocab", "dropout", "kv_heads", "qkv", "activation", "experts", "top_k", "capacity_factor"),
-    *("shared_ffn", "norm", "norm_position", "qk_norm", "bias", "position", "rope_layout", "rope_scaling"),
-    *("objective", "prefix", "kv_latent", "q_latent"),
+    *("shared_ffn", "norm", "norm_position", "qk_norm", "bias", "position"),
+    *("objective", "prefix"),
 )
 SHAPE: dict[str, Any] = {"hidden": 16, "heads": HEADS, "seq": 8, "rope_factor": 2.0, "relative_buckets": 6, "relative_distance": 6}
 
@@ -168,7 +163,8 @@ SHAPE: dict[str, Any] = {"hidden": 16, "heads": HEADS, "seq": 8, "rope_factor": 
 def build(choice: Choice, precision: str | None = None) -> tuple[Plan, ModelConfig]:
     """The plan and the small model of a choice, in its own precision unless another is given."""
     c = dict(choice) | ({"precision": precision} if precision else {})
-    model = make_model("tiny", **SHAPE, **{k: c.pop(k) for k in MODEL_OPTIONS})
+    pairs = zip(("rope_layout", "rope_scaling", "kv_latent", "q_latent"), (*c.pop("rope"), *c.pop("latents")), strict=True)
+    model = make_model("tiny", **SHAPE, **dict(pairs), **{k: c.pop(k) for k in MODEL_OPTIONS})
     m, stages = c.pop("micro_batches"), c["pp"] * c["virtual_stages"]
     if c.pop("uneven"):  # the first stage has one more than the others, the last what is left
         each = (model.layers - 1) // stages

@@ -111,7 +111,7 @@ def judged_anywhere(
 ANYWHERE = ("ring", "striped", "zigzag", "ulysses")
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=90, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.tuples(st.integers(1, 2), st.integers(2, 4), st.sampled_from([1, 2]), st.sampled_from([1, 2, 3]), st.integers(2, 5)),
     st.sampled_from([1, 2, 3]),

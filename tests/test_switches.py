@@ -101,7 +101,7 @@ def model_of(d: int, **options: Any) -> ModelConfig:
 LAYOUTS = [("half", "none"), ("interleaved", "none"), ("half", "interpolation"), ("interleaved", "ntk"), ("half", "yarn")]
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(1, 8), st.integers(0, 4000), st.integers(0, 4000), st.integers(0, 4000), st.sampled_from(LAYOUTS))
 def test_f4_scores_of_turned_queries_and_keys_depend_only_on_the_distance(half, m, n, shift, how):
     config = model_of(2 * half, rope_layout=how[0], rope_scaling=how[1], rope_factor=4.0, seq=512)
@@ -255,7 +255,7 @@ def fresh_reference():
 def judge(switches: dict[str, Any], **options: Any) -> float:
     plan, model = make_plan(**{"global_batch": 4, "lr": 1e-2, **options}), make_model("tiny", **{**SHAPE, **switches})
     plan.check(model)
-    return worst(differences(plan, model, steps=2))
+    return worst(differences(plan, model, steps=1))
 
 
 @pytest.mark.parametrize("options", [{"cp": 2}, {"cp": 2, "context": "ulysses"}, {"cp": 2, "tp": 2, "sequence_parallel": True}], ids=str)
@@ -309,7 +309,7 @@ def inputs(b: int, a: int, group: int, n: int, d: int, dtype: torch.dtype = torc
     ]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.integers(1, 2), st.integers(1, 2), st.sampled_from([1, 3]), st.integers(1, 40), st.booleans(), st.integers(0, 12), st.booleans(),
     st.sampled_from([flash_attention, unfused_attention]),
@@ -518,9 +518,11 @@ def test_of_each_sequence_15_percent_are_predicted_and_of_them_80_10_10_are_hidd
     assert masked(tokens[:1, :3], 100, 0, 0)[1].ne(IGNORE).sum() == 1
 
 
-def test_a_prefix_is_given_and_not_predicted_and_its_last_token_predicts_the_first_behind_it():
-    job = trainer.Job(make_plan(), make_model("tiny", seq=8, prefix=3))
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_a_prefix_is_given_and_not_predicted_and_its_last_token_predicts_the_first_behind_it(sequences):
+    job = trainer.Job(make_plan(global_batch=sequences), make_model("tiny", seq=8, prefix=3))
     tokens, targets = job.batch(0)
+    assert tokens.min() >= 0
     assert (targets[:, :2] == IGNORE).all()
     assert torch.equal(targets[:, 2:-1], tokens[:, 3:])
 

@@ -112,7 +112,7 @@ class ModelConfig(BaseModel):
         """d_R: elements that a latent model's heads have beside their own, for rotary positions."""
         if not self.kv_latent or self.position != "rope":
             return 0
-        return self.rope_dim or max(2, self.head_dim // 2)
+        return self.rope_dim or max(2, self.head_dim // 4 * 2)
 
     @property
     def score_dim(self) -> int:

@@ -46,6 +46,7 @@ def objective(tokens: Tensor, targets: Tensor, model: ModelConfig, step: int, se
     if model.objective == "masked":
         return masked(tokens, model.vocab, step, seed)
     if model.prefix:
+        targets = targets.clone()  # of a single sequence, tokens and targets are views of the same numbers
         targets[:, : model.prefix - 1] = IGNORE
     return tokens, targets
 
