@@ -188,7 +188,7 @@ class RingAttention(torch.autograd.Function):
             d_kv = torch.zeros_like(kv, dtype=lse.dtype)
             gradients = context.parts(source, q.shape[2], *ctx.mask, d_bias)
             for part, numbers in context.parts(source, q.shape[2], *ctx.mask, bias):
-                d_q, d_k, d_v, d_numbers = backward_part((d_out, q, out, lse), *kv, part, numbers, wanted)
+                d_q, d_k, d_v, d_numbers = backward_part((d_out, q, out, lse), kv[0], kv[1], part, numbers, wanted)
                 for total, d in zip(d_kv, (d_k, d_v), strict=True):  # without a bias no two parts have the same keys
                     (torch.Tensor.copy_ if bias is None else torch.Tensor.add_)(total[:, :, part.keys], d)
                 dq[:, :, part.queries] += d_q
