@@ -51,7 +51,5 @@ def test_a_slot_too_many_and_an_absorbed_query_that_forgets_its_rotary_part_fail
         return made
 
     monkeypatch.setattr(caches, "absorb", forgetful)
-    names = ("MHA", "GQA", "MQA", "MLA")
-    assert failed("A3") >= {"largest logits difference from no cache, all four, float64"} | {
-        f"{n}: cache of the small model" for n in names
-    } | {f"{n}: cache of so many users" for n in names}
+    rows = {f"{n}: cache of {what}" for n in ("MHA", "GQA", "MQA", "MLA") for what in ("the small model", "so many users")}
+    assert failed("A3") >= {"largest logits difference from no cache, all four, float64"} | rows

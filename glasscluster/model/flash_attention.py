@@ -392,7 +392,7 @@ def _bias_bytes(args, out) -> int:
 
 def _bias_backward_bytes(args, out) -> int:
     """Its own sums are set to zero, and in each step read and written."""
-    q, k, bias, causal, wanted = (args[i] for i in (1, 2, 6, 7, 8))
+    q, k, bias, causal, wanted = args[1], args[2], args[6], args[7], args[8]
     read = bias_steps(q.shape[2], causal, keys=k.shape[2])[1]
     numbers = 3 * read + bias.shape[1] if wanted else read
     return _backward_bytes((*args[:6], causal), out) + len(bias) * bias.element_size() * numbers

@@ -127,7 +127,8 @@ class InParts(torch.autograd.Function):
             dq[:, :, part.queries] += d_q
             dk[:, :, part.keys] += d_k
             dv[:, :, part.keys] += d_v
-            if d_bias is not None and d_piece is not None:
+            if d_bias is not None:
+                assert d_piece is not None
                 d_bias[:, piece] += d_piece
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), d_bias, None, None
 

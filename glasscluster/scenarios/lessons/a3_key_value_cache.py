@@ -55,7 +55,7 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     worst = other = 0.0
     for name, more in small.items():
         job = GenerationJob(make_model("tiny", **llama, **more), (tuple(b"def forward("), tuple(b"a key")), 6)
-        run = lab.run(name, (f"{name}: {titles[name][0]}, 17 tokens of 2 sequences", f"{name}：{titles[name][1]}，2 条序列各至多 17 个 token"), generate_rank, job, gpus=1, precision="fp32")
+        run = lab.run(name, (f"{name}: {titles[name][0]}", f"{name}：{titles[name][1]}"), generate_rank, job, gpus=1, precision="fp32")
         lab.check(f"{name}: cache of the small model", caches.predict(job.model, 2 * job.capacity, 4), run.results[0].cache_bytes, "F3")
         exact = replace(job, precision="fp64", capture=True)
         rows = checks.equality_rows(lab.cluster(1).run(generate_rank, exact, record=False).results, checks.without_cache(exact))
