@@ -437,7 +437,7 @@ def test_numbers_of_other_heads_or_distances_are_caught(monkeypatch, position, o
     assert judge(switches, **options) <= TOLERANCE
     if "tp" in options:
         honest = gpt.Block.score_bias
-        monkeypatch.setattr(gpt.Block, "score_bias", lambda self: honest(self).roll(self.parallel.rank, 0))
+        monkeypatch.setattr(gpt.Block, "score_bias", lambda self, tokens: honest(self, tokens).roll(self.parallel.rank, 0))
     elif options["context"] == "zigzag":
         monkeypatch.setattr(context_parallel, "distances", lambda part, q, k, s: parts.distances(part, range(s), range(s), s))
     else:
