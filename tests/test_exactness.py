@@ -43,7 +43,9 @@ def test_the_plan_list_covers_every_pair_of_option_values():
 def test_a_plan_equals_one_device_in_float64_over_three_steps(choice):
     compared = differences(*build(choice))
     assert compared["checked_steps"] == 3
-    assert worst(compared) <= TOLERANCE, compared
+    if worst(compared) > TOLERANCE:  # as in `make soak`: where Adam parts two right runs, each step from where the run began it
+        off, where = step_by_step(Job(*build(choice, "fp64"), steps=3))
+        assert off <= TOLERANCE / 100, where
 
 
 @pytest.mark.parametrize("choice", [c for c in stratified() if c["precision"] != "fp64"], ids=name)

@@ -30,7 +30,7 @@ def _backward(d_out: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tens
     found = torch.ops.aten.native_layer_norm_backward(
         d_out.to(of), x.to(of), [x.shape[-1]], mean, rstd, weight.to(of), weight.to(of), [True, True, True]
     )
-    return tuple(t.to(x.dtype) for t in found)
+    return tuple(t.to(x.dtype).contiguous() for t in found)
 
 
 def _meta_forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

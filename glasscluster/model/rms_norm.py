@@ -7,6 +7,7 @@
                               n = h for RMSNorm, 1 for ScaleNorm: their x̂ has the length sqrt(h), and 1
 
 Kept for backward: x and r, one number a row, where layer norm has two; r is in the accumulators' type. Registered as library operators.
+Gradients come out contiguous, however the upstream one lies: a recording on shapes must equal the run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def _rms_backward(d_out: Tensor, x: Tensor, r: Tensor, weight: Tensor, eps: floa
     d_weight = (d * normed).flatten(0, -2).sum(0)
     d = d * weight.to(r.dtype)
     d_x = d.sub_(normed * (d * normed).mean(-1, keepdim=True)).mul_(r)
-    return d_x.to(x.dtype), d_weight.to(weight.dtype)
+    return d_x.to(x.dtype).contiguous(), d_weight.to(weight.dtype)
 
 
 def _scale_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,7 @@ def _scale_backward(d_out: Tensor, x: Tensor, r: Tensor, weight: Tensor, eps: fl
     d, normed = d_out.to(r.dtype), x.to(r.dtype) * r
     along = (d * normed).sum(-1, keepdim=True)
     d_x = (d - normed * along.masked_fill(r >= 1 / eps, 0.0)).mul_(r).mul_(weight.to(r.dtype))  # where eps stood in, r is a constant
-    return d_x.to(x.dtype), along.sum().view(1).to(weight.dtype)
+    return d_x.to(x.dtype).contiguous(), along.sum().view(1).to(weight.dtype)
 
 
 def _meta_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

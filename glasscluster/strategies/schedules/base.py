@@ -117,14 +117,18 @@ class Schedule:
         """From rank to rank on the way through the model."""
         return sum(a != b for a, b in pairwise(self.placement))
 
-    def most_held(self, rank: int, held: Sequence[float]) -> float:
-        """Most that a rank holds when a backward begins: held[stage] from a stage's F until its B or I, of each micro-batch."""
+    def most_held(self, rank: int, held: Sequence[float], until: str = "BI") -> float:
+        """Most that a rank holds when a part of a backward begins: held[stage] from a stage's F to its B or I, of each micro-batch.
+
+        until "BW": what W needs as well stays until then.
+        """
         now = most = 0.0
         for stage, kind, _ in self.ranks[rank]:
             if kind == "F":
                 now += held[stage]
-            elif kind in "BI":
-                most = max(most, now)
+                continue
+            most = max(most, now)
+            if kind in until:
                 now -= held[stage]
         return most
 
