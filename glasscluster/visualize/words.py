@@ -533,7 +533,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     (r"share of chosen tokens that are (hidden|changed|kept)", "选中 token 中{0}的比例"),
     (r"tokens outside the chosen ones that were changed", "未选中却被改动的 token 数"),
     (r"the four terms less the score, largest", "四项之和与分数的最大差异"),
-    (r"added and laid side by side: largest difference of the scores", "相加与拼接：分数的最大差异"),
+    (r"scores of added vectors less those of vectors side by side, largest", "相加与拼接：分数的最大差异"),
     (r"cosine of a token's and a position's row, rms", "词向量与位置向量的夹角余弦，均方根"),
     (r"bytes through memory", "经过显存的字节数"),
     (r"FLOP/s reached", "达到的 FLOP/s"),

@@ -75,7 +75,7 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
     found = {"before": four_terms(born, text[0][0][0], model), "after": four_terms({n: p.double() for n, p in learnt.weights[-1].items()}, text[0][0][0], model)}
     for when, said in found.items():
         lab.check(f"{when}: the four terms less the score, largest", 0, said["sum"], "the dot product of two sums, float64", unit="absolute", tolerance=1e-10)
-        lab.check(f"{when}: added and laid side by side: largest difference of the scores", 0, said["side by side"], "(e+p)W = [e, p][W; W]", unit="absolute", tolerance=1e-12)
+        lab.check(f"{when}: scores of added vectors less those of vectors side by side, largest", 0, said["side by side"], "(e+p)W = [e, p][W; W]", unit="absolute", tolerance=1e-12)
     lab.check("before: cosine of a token's and a position's row, rms", hidden**-0.5, found["before"]["cosine"], "random vectors of dimension h: 1/√h", unit="", match="statistical", tolerance=0.02)
     share = {w: [100 * v / sum(f["spread"]) for v in f["spread"]] for w, f in found.items()}
     cross = {w: s[1] + s[2] for w, s in share.items()}
