@@ -65,11 +65,11 @@ def program(gpu: Any, depths: list[int], h: int) -> dict[str, Any]:
         ("Pre-LN or Post-LN? And why RMSNorm?", "Pre-LN 还是 Post-LN？为什么用 RMSNorm？"),
         ("Post-LN normalises the residual itself: near the output its gradients are large whatever the depth, so it needs warm-up. Pre-LN leaves the residual alone; it grows with depth and its gradients shrink like 1/√L. RMSNorm drops the mean: fewer operations, the same training.",
          "Post-LN 对残差本身做归一化：靠近输出处的梯度无论多深都很大，所以需要预热。Pre-LN 不动残差；残差随深度增长，梯度按 1/√L 变小。RMSNorm 去掉均值：运算更少，训练效果相同。"),
-        ("In Pre-LN, x grows by a branch a layer: after L layers its variance is about L, and the final norm divides by √L, so each layer's gradient has a factor 1/√L: stable from the first step. Its price: deep layers add little to a large stream. Post-LN keeps the stream at 1, and every norm on the way back is a Jacobian that shrinks what passes: "
-         "gradients fall from the last layer to the first, and the last is O(d√ln d) at birth, hence warm-up (or DeepNorm's scaled residuals). Sandwich adds a norm behind each branch. RMSNorm: x / √mean(x²); invariance to scale is what matters, not to shift. "
+        ("In Pre-LN, x grows by a branch a layer: after L layers its variance is about L, and the final norm divides by √L, so each layer's gradient has a factor 1/√L: stable from the first step. Its price: deep layers add little to a large stream. Post-LN keeps the stream at 1, so nothing divides by the depth: "
+         "the last layer's gradient is O(d√ln d) at birth however deep the model is, several times Pre-LN's, hence warm-up (or DeepNorm's scaled residuals). Sandwich adds a norm behind each branch. RMSNorm: x / √mean(x²); invariance to scale is what matters, not to shift. "
          "QK-norm puts one on q and k so that logits cannot blow up. GroupNorm and WeightNorm normalise other things: groups of channels, and the weights' length.",
-         "Pre-LN 中每层给 x 加一个分支：L 层之后方差约为 L，最后的归一化除以 √L，所以每层梯度带 1/√L：从第一步起就稳定。代价：深层对已经很大的残差贡献不大。Post-LN 把残差保持在 1，返回路上的每个归一化都是一个使梯度变小的雅可比："
-         "梯度从最后一层到第一层递减，而最后一层在初始时为 O(d√ln d)，因此要预热（或用 DeepNorm 缩放残差）。Sandwich 在每个分支之后再加一个归一化。RMSNorm：x / √mean(x²)；重要的是对缩放不变，而不是对平移不变。"
+         "Pre-LN 中每层给 x 加一个分支：L 层之后方差约为 L，最后的归一化除以 √L，所以每层梯度带 1/√L：从第一步起就稳定。代价：深层对已经很大的残差贡献不大。Post-LN 把残差保持在 1，没有任何东西除以深度："
+         "无论多深，最后一层在初始时的梯度都是 O(d√ln d)，是 Pre-LN 的数倍，因此要预热（或用 DeepNorm 缩放残差）。Sandwich 在每个分支之后再加一个归一化。RMSNorm：x / √mean(x²)；重要的是对缩放不变，而不是对平移不变。"
          "QK-norm 给 q 和 k 各加一个，使 logits 不会爆炸。GroupNorm 与 WeightNorm 归一化的是别的东西：通道组，以及权重的长度。"),
         (("What does warm-up protect Post-LN from?", "预热保护 Post-LN 免于什么？"), ("Why scale residual branches by 1/√(2L) in GPT-2?", "GPT-2 为什么把残差分支乘 1/√(2L)？")),
     ),
@@ -96,10 +96,10 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     ratio = last["post"][-1] / last["pre"][-1]
     lab.ask(f"{layers} layers at birth: how many times as large is the last MLP's gradient in Post-LN as in Pre-LN?", f"{layers} 层、初始时：最后一个 MLP 的梯度，Post-LN 是 Pre-LN 的几倍？", ratio, "×")
     names = {"en": {"post": "Post-LN", "pre": "Pre-LN", "pre, RMSNorm": "Pre-RMSNorm", "sandwich": "Sandwich"}, "zh": {"post": "Post-LN（后置）", "pre": "Pre-LN（前置）", "pre, RMSNorm": "前置 RMSNorm", "sandwich": "Sandwich（前后）"}}
-    axes = {"en": ("layer", "gradient norm of its last matrix", "layers L", "gradient norm of the last layer's last matrix", "size of the residual stream (rms)"), "zh": ("层", "该层最后一个矩阵的梯度范数", "层数 L", "最后一层最后一个矩阵的梯度范数", "残差的大小 (rms)")}
+    axes = {"en": ("layer", "gradient norm of its last matrix", "layers L", "its gradient norm", "size of the residual stream (rms)"), "zh": ("层", "该层最后一个矩阵的梯度范数", "层数 L", "其梯度范数", "残差的大小 (rms)")}
     at = list(range(layers))
     lab.figure((f"The gradient of every layer, {layers} layers, before any training", f"每一层的梯度，{layers} 层，尚未训练"), lambda lang: lines({names[lang][k]: (at, found["gradients"][k, layers]) for k in KINDS}, *axes[lang][:2], log_y=True))
-    lab.figure(("The last layer's gradient against depth", "最后一层的梯度与深度"), lambda lang: lines({names[lang][k]: (depths, last[k]) for k in KINDS}, *axes[lang][2:4], log_x=True, log_y=True))
+    lab.figure(("The last layer's last matrix: its gradient against depth", "最后一层的最后一个矩阵：梯度与深度"), lambda lang: lines({names[lang][k]: (depths, last[k]) for k in KINDS}, *axes[lang][2:4], log_x=True, log_y=True))
     lab.figure(("The residual stream on its way through the layers", "残差经过各层时的大小"), lambda lang: lines({names[lang][k]: (at, grown[k]) for k in KINDS}, axes[lang][0], axes[lang][4]))
     first = {kind: found["gradients"][kind, layers][0] for kind in KINDS}
     lab.tell(f"Last layer: Post-LN {last['post'][-1]:.3f}, Pre-LN {last['pre'][-1]:.3f}: {ratio:.2f} times as large.", f"最后一层：Post-LN {last['post'][-1]:.3f}，Pre-LN {last['pre'][-1]:.3f}：{ratio:.2f} 倍。", "tab=story")
