@@ -196,6 +196,7 @@ class RingAttention(torch.autograd.Function):
                     into = next(gradients)[1]
                     assert into is not None
                     into += d_numbers
+                del d_q, d_k, d_v, d, d_numbers  # or a part's gradients would lie beside the next one's
             for work in works:
                 work.wait()
             if arriving is not None:  # the parts of those who had these keys before us
