@@ -120,8 +120,8 @@ class GroupWire(Wire):
         """The library's own collective, in place on the full buffer."""
         ranks = tuple(group)
         if ranks not in self._library_groups:
-            everyone = ranks == tuple(range(self.size))
-            self._library_groups[ranks] = None if everyone else dist.new_group(list(ranks), use_local_synchronization=True)
+            limit = timedelta(seconds=self.timeout_s)  # the group everybody met in allows more
+            self._library_groups[ranks] = dist.new_group(list(ranks), timeout=limit, use_local_synchronization=True)
         members = self._library_groups[ranks]
         chunks = list(torch.tensor_split(tensor.view(-1), len(ranks)))
         mine = chunks[ranks.index(self.rank)]

@@ -19,6 +19,7 @@ from glasscluster.sim.errors import BackendUnavailable, GlassError, RankDied, Ra
 from glasscluster.sim.gpu import Outcome
 
 OLDEST = (2, 59)
+MEETING_S = 120.0  # how long actors have to start and to meet
 GRACE_S = 2.0  # after a stall, how long the other ranks have to say what they waited for
 
 
@@ -55,7 +56,9 @@ class _Rank:
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         store = self.store or dist.TCPStore(address, port, is_master=False)
         backend = "nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s))
+        # gloo's messages carry the operation's timeout themselves, so meeting may take longer: an actor may still be importing torch
+        meeting_s = timeout_s if device == "cuda" else max(timeout_s, MEETING_S)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=meeting_s))
         self.wire = make_wire(rank, size, torch.device(device, 0) if device == "cuda" else torch.device("cpu"), timeout_s)
         return os.getpid()
 
@@ -96,11 +99,11 @@ class RayBackend:
         try:
             rank_class = ray.remote(**resources)(_Rank)
             self.actors = [rank_class.remote() for _ in range(self.gpus)]
-            host, port = ray.get(self.actors[0].host.remote(), timeout=120)
+            host, port = ray.get(self.actors[0].host.remote(), timeout=MEETING_S)
             joins = [
                 a.join.remote(r, self.gpus, host, port, self.device, self.timeout_s, host == "127.0.0.1") for r, a in enumerate(self.actors)
             ]
-            self.pids = ray.get(joins, timeout=120)
+            self.pids = ray.get(joins, timeout=MEETING_S)
         except Exception as problem:
             self.close()
             raise BackendUnavailable(f"Ray could not start {self.gpus} actors on {self.device}: {_first_line(problem)}") from None
@@ -132,26 +135,19 @@ class RayBackend:
         blob = _pickle(program, args)
         waiting = {a.run.remote(blob, record, capacity): r for r, a in enumerate(self.actors)}
         outcomes: dict[int, Outcome] = {}
-        failure: GlassError | None = None
-        stalls: list[GlassError] = []
-        give_up: float | None = None
-        while waiting:
+        errors: list[GlassError] = []
+        give_up = float("inf")
+        while waiting and time.monotonic() < give_up:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.5)
             for future in ready:
-                rank = waiting.pop(future)
-                error = self._collect(ray, future, rank, outcomes)
-                if isinstance(error, RankStalled):
-                    stalls.append(error)
-                    give_up = give_up or time.monotonic() + GRACE_S
-                elif error is not None:
-                    failure = failure or error
-                    give_up = min(give_up or float("inf"), time.monotonic() + GRACE_S / 2)  # the others may yet tell what they did
-            if give_up is not None and time.monotonic() > give_up:
-                break
-        if failure is None and stalls:
-            failure = self._stalled(stalls, outcomes)
-        if failure is not None:
+                error = self._collect(ray, future, waiting.pop(future), outcomes)
+                if error is not None:
+                    errors.append(error)
+                    grace = GRACE_S if isinstance(error, RankStalled) else GRACE_S / 2  # the others may yet tell what they did
+                    give_up = min(give_up, time.monotonic() + grace)
+        if errors:
             self.close()
+            failure = self._verdict(errors, outcomes)
             failure.__dict__["outcomes"] = list(outcomes.values())
             raise failure
         return [outcomes[r] for r in range(self.gpus)]
@@ -166,9 +162,18 @@ class RayBackend:
         outcomes[rank] = outcome
         return outcome.error
 
-    def _stalled(self, stalls: list[GlassError], outcomes: dict[int, Outcome]) -> GlassError:
-        """All we know when time ran out: a cycle of waits is a deadlock, anything else a stalled rank."""
-        waits = [e.__dict__["wait"] for e in stalls if "wait" in e.__dict__]
+    def _verdict(self, errors: list[GlassError], outcomes: dict[int, Outcome]) -> GlassError:
+        """What went wrong, from what each rank says, in the order in which they said it.
+
+        A rank that raised or whose process is gone is the cause. One that only lost the connection to a peer (its error holds
+        a wait) tells no more than the peer does: gloo closes the connections of a rank whose own time has run out, so where a
+        rank says that it stalled, the lost ones were waiting as well. A cycle of waits is a deadlock.
+        """
+        stalls = [e for e in errors if isinstance(e, RankStalled)]
+        causes = [e for e in errors if e not in stalls and "wait" not in e.__dict__]
+        if causes or not stalls:
+            return (causes or errors)[0]
+        waits = [e.__dict__["wait"] for e in errors if "wait" in e.__dict__]
         finished = [r for r, o in outcomes.items() if o.error is None]
         if waits:
             verdict = describe_deadlock(sorted(waits, key=lambda w: w.rank), finished)
