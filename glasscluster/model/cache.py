@@ -76,6 +76,16 @@ class Cache:
     def reserve(self, sequence: int, tokens: int) -> None:
         """See to it that a sequence has slots for so many tokens."""
 
+    def truncate(self, sequence: int, tokens: int) -> None:
+        """Forget all but the first `tokens` of a sequence: what comes next is written over the rest (rejected draft tokens, 2211.17192)."""
+        if not 0 <= tokens <= self.lengths[sequence]:
+            raise ValueError(f"sequence {sequence} has {self.lengths[sequence]} tokens, {tokens} of them cannot stay")
+        self.lengths[sequence] = tokens
+
+    def free(self, sequence: int) -> None:
+        """A sequence is done."""
+        self.truncate(sequence, 0)
+
     def attend(self, block: Any, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """New queries [b, a, S, d] to the past and to themselves; then the new keys and values [b, n_kv, S, d] are remembered."""
         pools, table = self.pools[block.index], [number for row in self.table for number in row]
@@ -135,9 +145,16 @@ class SlidingWindowCache(Cache):
         super().__init__(stage, sequences, capacity, min(window, capacity), sequences, 1, window)
         self.table = [[b] for b in range(sequences)]
 
+    def truncate(self, sequence: int, tokens: int) -> None:
+        """ValueError where the ring has already written over what the next token would see."""
+        kept_from, seen_from = self.lengths[sequence] - self.block, max(0, tokens - self.window + 1)
+        if tokens and seen_from < kept_from:
+            raise ValueError(f"tokens of sequence {sequence} before {kept_from} are gone; after {tokens} the next sees {seen_from}")
+        super().truncate(sequence, tokens)
+
 
 class PagedCache(Cache):
-    """Blocks of `block` tokens from a pool of `blocks`; a sequence that is freed gives its own back."""
+    """Blocks of `block` tokens from a pool of `blocks`; what a sequence no longer needs goes back."""
 
     kind = "paged"
 
@@ -155,11 +172,12 @@ class PagedCache(Cache):
                     raise CacheFull(f"sequence {sequence} needs a block for its token {place * self.block}, and none is left")
                 row[place] = self.unused.pop()
 
-    def free(self, sequence: int) -> None:
-        """A sequence is done."""
-        self.unused += [block for block in self.table[sequence] if block >= 0]
-        self.table[sequence] = [-1] * len(self.table[sequence])
-        self.lengths[sequence] = 0
+    def truncate(self, sequence: int, tokens: int) -> None:
+        """Blocks that have no token left go back to the pool."""
+        super().truncate(sequence, tokens)
+        row, keep = self.table[sequence], -(-tokens // self.block)
+        self.unused += [block for block in row[keep:] if block >= 0]
+        row[keep:] = [-1] * (len(row) - keep)
 
 
 def rows(config: ModelConfig, tp: int = 1) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@
 Prompts of unequal length are padded behind; a position belongs to a token, not to a column, so padding is never attended to and its
 slots are overwritten. Without a cache every step computes all tokens again: the same logits, s times the work.
 Sampling: temperature; the k most likely tokens (Fan et al., 1805.04833); the smallest set of probability p (Holtzman et al., 1904.09751).
-But: sequences of a batch end together; no beam search, no speculation.
+But: sequences of a batch end together (packed.py: when they like); no beam search.
 """
 
 from __future__ import annotations
@@ -113,27 +113,36 @@ class Generator:
         assert made is not None
         return made
 
-    @torch.no_grad()
     def forward(self, tokens: Tensor, positions: Sequence[range]) -> Tensor:
-        """The logits [b, V] after each sequence's last token here; a sequence that has none here gets its padding's."""
-        stage, cache, width = self.stage, self.cache, tokens.shape[1]
-        assert stage.embedding is not None
-        assert stage.head is not None
-        rows = [range(r.start, r.start + width) for r in positions]
-        x = stage.embedding(tokens, positions=rows)
-        with keeping(stage, lambda block: self.kept(block, rows)):
-            for block in stage.layers.values():
-                x = block(x)
-        if cache is not None:
-            cache.end()
-        last = torch.tensor([max(0, len(r) - 1) for r in positions], device=x.device)
-        return stage.head.logits(x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])))[:, 0]
+        """One step: see forward."""
+        return forward(self.stage, tokens, positions, self.cache, self.window)
 
-    def kept(self, block: Any, rows: Sequence[range]) -> KeepAll | None:
+
+@torch.no_grad()
+def forward(stage: GPTStage, tokens: Tensor, positions: Sequence[range], cache: Cache | None, window: int | None = None) -> Tensor:
+    """[b, S] -> the logits [b, V] after each sequence's last token here; a sequence that has none here gets its padding's.
+
+    positions: of each sequence's tokens, as cache.begin gives them; what is behind them is padding. window: without a cache.
+    """
+    width = tokens.shape[1]
+    assert stage.embedding is not None
+    assert stage.head is not None
+    rows = [range(r.start, r.start + width) for r in positions]
+    x = stage.embedding(tokens, positions=rows)
+
+    def kept(block: Any) -> KeepAll | None:
         """What a block's attention does with keys and values; None: what it does in training."""
-        if self.cache is not None:
-            return Remember(self.cache, block, rows)
-        return Within(self.window, block) if self.window else None
+        if cache is not None:
+            return Remember(cache, block, rows)
+        return Within(window, block) if window else None
+
+    with keeping(stage, kept):
+        for block in stage.layers.values():
+            x = block(x)
+    if cache is not None:
+        cache.end()
+    last = torch.tensor([max(0, len(r) - 1) for r in positions], device=x.device)
+    return stage.head.logits(x.gather(1, last[:, None, None].expand(-1, 1, x.shape[2])))[:, 0]
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:

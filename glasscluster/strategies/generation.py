@@ -104,7 +104,7 @@ def generate_rank(gpu: GPU, job: GenerationJob) -> RankGeneration:
     """The SPMD program: the same on every backend."""
     result = RankGeneration()
     with gpu.unrecorded():
-        stage = make_stage(gpu, job)
+        stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm)
         cache = job.make_cache(stage)
         for parameter in stage.parameters():
             gpu.memory.register(parameter, "parameters")
@@ -128,18 +128,20 @@ def generate_rank(gpu: GPU, job: GenerationJob) -> RankGeneration:
     return result
 
 
-def make_stage(gpu: GPU, job: GenerationJob) -> GPTStage:
+def make_stage(
+    gpu: GPU, model: ModelConfig, tp: int = 1, precision: str = "fp32", seed: int = 0, weights: str | None = None, algorithm: str = "ring"
+) -> GPTStage:
     """The whole model's depth, this rank's heads and columns."""
     parallel = Unsharded()
-    if job.tp > 1:
-        mesh = gpu.make_mesh({"tp": job.tp})
-        sharing = job.tp // job.model.key_heads
-        parallel = TensorParallel(mesh["tp"], job.algorithm, mesh.inside(mesh["tp"], sharing, "heads") if sharing > 1 else None)
-    stage = GPTStage(job.model, parallel=parallel, seed=job.seed, dtype=DTYPES[job.precision], device=gpu.device)
+    if tp > 1:
+        mesh = gpu.make_mesh({"tp": tp})
+        sharing = tp // model.key_heads
+        parallel = TensorParallel(mesh["tp"], algorithm, mesh.inside(mesh["tp"], sharing, "heads") if sharing > 1 else None)
+    stage = GPTStage(model, parallel=parallel, seed=seed, dtype=DTYPES[precision], device=gpu.device)
     for part in stage.parts():
         part.register_forward_pre_hook(lambda module, _args: gpu.recorder.enter_layer(getattr(module, "index", -1)))
-    if job.weights is not None and gpu.device.type != "meta":
-        hugging_face.fill(stage, job.weights)
+    if weights is not None and gpu.device.type != "meta":
+        hugging_face.fill(stage, weights)
     return stage
 
 

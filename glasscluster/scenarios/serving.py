@@ -1,0 +1,256 @@
+"""`glass serve`: requests in, their tokens out, checked against each request alone, counted and timed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glasscluster.model import hugging_face
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.generate import generate
+from glasscluster.model.gpt import GPTStage
+from glasscluster.scenarios.generation import one_of, text
+from glasscluster.sim.cluster import Cluster, Run
+from glasscluster.sim.errors import ScenarioError
+from glasscluster.strategies import accounts, batching, generation, serving
+from glasscluster.strategies.batching import Request, Schedule
+from glasscluster.strategies.check import TOLERANCE, difference
+from glasscluster.strategies.serving import POLICIES, RankServing, ServingJob, make_schedule, serve_rank
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Serving:
+    """A finished run with everything that `glass serve` prints."""
+
+    job: ServingJob
+    schedule: Schedule
+    run: Run
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.times = serving.step_times(self.run.timeline, self.job, self.schedule)
+        self.token_times = serving.token_times(self.job, self.schedule, self.times)
+
+    @property
+    def ok(self) -> bool:
+        """Every check held."""
+        return all(c["ok"] for c in self.checks)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all requests, from the first arrival's moment 0 to the last step's end."""
+        return sum(map(len, self.token_times)) / self.times[-1][1]
+
+    @property
+    def first_token_s(self) -> list[float]:
+        """Of each request, from its arrival."""
+        return [times[0] - r.arrival_s for times, r in zip(self.token_times, self.job.requests, strict=True)]
+
+    @property
+    def latency_s(self) -> list[float]:
+        """Of each request, from its arrival to its last token."""
+        return [times[-1] - r.arrival_s for times, r in zip(self.token_times, self.job.requests, strict=True)]
+
+    @property
+    def idle_slots(self) -> float:
+        """Share of the slots of all steps in which nobody got a token."""
+        return 1 - sum(self.run.results[0].used) / (self.job.slots * len(self.schedule.steps))
+
+    @property
+    def empty_cache(self) -> float:
+        """Share of the cache's reserved bytes that held no token, over time."""
+        result, spans = self.run.results[0], [b - a for a, b in self.times]
+        held, filled = (sum(s * n for s, n in zip(spans, which, strict=True)) for which in (result.reserved_bytes, result.filled_bytes))
+        return 1 - filled / held
+
+    @property
+    def recomputed(self) -> int:
+        """Tokens whose keys and values were computed once more after a preemption."""
+        taken_in = sum(w.count for step in self.schedule.steps for w in step.work)
+        return taken_in - sum(r.cached for r in self.job.requests)
+
+    def as_json(self) -> dict[str, Any]:
+        """The `glass.serve/1` object; times are virtual, bytes are of rank 0."""
+        job, result = self.job, self.run.results[0]
+        requests = [
+            {
+                "arrival_s": r.arrival_s,
+                "prompt_tokens": len(r.prompt),
+                "tokens": result.tokens[i] if result.tokens else None,
+                "text": text(job.model, result.tokens[i]) if result.tokens else None,
+                "time_to_first_token_s": self.first_token_s[i],
+                "latency_s": self.latency_s[i],
+                "preemptions": self.schedule.preemptions.count(i),
+            }
+            for i, r in enumerate(job.requests)
+        ]
+        steps = [
+            {
+                "start_s": a,
+                "end_s": b,
+                "work": [{"slot": w.slot, "request": w.request, "start": w.start, "tokens": w.count} for w in step.work],
+                "preempted": [r for _, r in step.preempted],
+                "cache_reserved_bytes": result.reserved_bytes[n],
+                "cache_filled_bytes": result.filled_bytes[n],
+            }
+            for n, (step, (a, b)) in enumerate(zip(self.schedule.steps, self.times, strict=True))
+        ]
+        return {
+            "schema": "glass.serve/1",
+            "model": job.model.model_dump(mode="json"),
+            "weights": job.weights,
+            "backend": self.run.backend,
+            "hardware": self.run.hardware.name,
+            "gpus": job.tp,
+            "precision": job.precision,
+            "policy": job.policy,
+            "slots": job.slots,
+            "block_tokens": job.block if job.policy == "continuous" else None,
+            "blocks": job.blocks if job.policy == "continuous" else None,
+            "time_s": self.times[-1][1],
+            "tokens_per_s": self.tokens_per_s,
+            "mean_time_to_first_token_s": sum(self.first_token_s) / len(requests),
+            "mean_latency_s": sum(self.latency_s) / len(requests),
+            "idle_slots_fraction": self.idle_slots,
+            "empty_cache_fraction": self.empty_cache,
+            "recomputed_tokens": self.recomputed,
+            "cache_bytes": result.cache_bytes,
+            "parameter_bytes": result.parameter_bytes,
+            "requests": requests,
+            "steps": steps,
+            "checks": self.checks,
+        }
+
+
+def serve(cluster: Cluster, job: ServingJob, *, checked: bool = True, say: Say = lambda _text: None) -> Serving:
+    """Plan and run a job; the check runs its steps once more in float64 and generates each request alone, without a cache."""
+    say(f"planning {job.policy} batching of {len(job.requests)} requests on {cluster.hardware.name}")
+    schedule = make_schedule(job, cluster.hardware)
+    rows: list[dict[str, Any]] = []
+    if checked and cluster.backend_name != "dry":
+        say(f"checking {len(schedule.steps)} steps in float64 on {job.tp} {cluster.backend_name} ranks, and each request alone")
+        found = cluster.run(serve_rank, replace(job, precision="fp64", capture=True), schedule, record=False).results
+        rows = equality_rows(job, found) if cluster.leader else []
+    say(f"serving in {job.precision}, recording each step")
+    run = cluster.run(serve_rank, job, schedule, info={"precision": job.precision, "model": job.model.model_dump(mode="json")})
+    made = Serving(job, schedule, run)
+    if cluster.leader:
+        made.checks = run.checks = rows + counted_rows(made)
+    return made
+
+
+def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[dict[str, Any]]:
+    """Logits of every rank and request within 1e-10 of one device that generates each request alone, and the tokens the same."""
+    stage = GPTStage(job.model, seed=job.seed, dtype=torch.float64)
+    if job.weights is not None:
+        hugging_face.fill(stage, job.weights)
+    worst, other = 0.0, 0
+    for i, request in enumerate(job.requests):
+        alone = generate(stage, [request.prompt], request.tokens)
+        for rank in served:
+            other += sum(a != b for a, b in zip(rank.tokens[i], alone.tokens[0], strict=True))
+            for mine, right in zip(rank.logits[i], alone.logits, strict=True):
+                worst = max(worst, difference(mine.cpu(), right[0], 0.0))
+    source = "each request alone on one device, no cache"
+    return [
+        accounts.row("largest logits difference from a request alone, float64", 0.0, worst, source, unit="relative", tolerance=TOLERANCE),
+        accounts.row("tokens that a request alone would get otherwise, float64", 0, other, source, unit="tokens"),
+    ]
+
+
+def counted_rows(made: Serving) -> list[dict[str, Any]]:
+    """F33, no block lost, the plan's clock, and what tensor parallelism sends."""
+    job, schedule, results = made.job, made.schedule, made.run.results
+    first, rows = results[0], []
+    early = sum(
+        job.requests[w.request].arrival_s > a for step, (a, _) in zip(schedule.steps, schedule.times, strict=True) for w in step.work
+    )
+    rows.append(accounts.row("requests served before they arrive", 0, early, "the plan's times", unit="requests"))
+    end, replayed = schedule.times[-1][1], made.times[-1][1]
+    rows.append(accounts.row("end of the last step, as planned", end, None, "each step alone, recorded dry", simulated=replayed, unit="s",
+                             match="virtual", tolerance=1e-9))  # fmt: skip
+    if job.policy == "static":
+        said = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
+        counted = sum(first.computed) - sum(first.used)
+        rows.append(accounts.row("slots computed without a token, all steps", said, counted, "F33: 1 − mean/max of a batch", unit="slots"))
+    else:
+        said = sum(serving.predict_paged(schedule, job.block))
+        empty = [(a - b) // first.token_bytes for a, b in zip(first.reserved_bytes, first.filled_bytes, strict=True)]
+        over = sum(n > (job.block - 1) * len(step.work) for n, step in zip(empty, schedule.steps, strict=True))
+        rows.append(accounts.row("cache, slots without a token, all steps", said, sum(empty), "F33: blocks of each sequence", unit="slots"))
+        rows.append(accounts.row("steps with more than block − 1 of them a sequence", 0, over, "F33", unit="steps"))
+        rows.append(accounts.row("blocks that are still held in the end", 0, sum(r.left_bytes for r in results), "no leak"))
+    if job.tp > 1:
+        said = serving.predict_sent(job, schedule, accounts.WIDTH[job.precision])
+        rows.append(accounts.row("sent by all ranks, all steps", said, generation.traffic(made.run.graph), "F18, forward; logits"))
+    return rows
+
+
+def batches(job: ServingJob, schedule: Schedule) -> list[list[int]]:
+    """Who was together in a static batch: those whose prompts were taken in by one step."""
+    return [[w.request for w in step.work] for step in schedule.steps if not any(w.start for w in step.work)]
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+def draw_requests(count: int, prompt_length: int, tokens: int, rate: float, longest: int, vocab: int, seed: int) -> tuple[Request, ...]:
+    """Lengths and gaps between arrivals are exponential with these means, as far as the model's `longest` positions allow.
+
+    rate: requests a second; 0: all are there at the start.
+    """
+    draw, now, found = random.Random(seed), 0.0, []
+    for _ in range(count):
+        new = min(longest - 1, 1 + int(draw.expovariate(1 / tokens)))
+        prompt = min(longest - new, 1 + int(draw.expovariate(1 / prompt_length)))
+        found.append(Request(tuple(draw.randrange(vocab) for _ in range(prompt)), new, now))
+        now += draw.expovariate(rate) if rate else 0.0
+    return tuple(found)
+
+
+def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
+    """A JSON list of {"prompt": a text or a list of tokens, "tokens": how many, "arrival_s": when}."""
+    try:
+        listed = json.loads(Path(path).read_text())
+        found = []
+        for entry in listed:
+            prompt = entry["prompt"].encode() if isinstance(entry["prompt"], str) else entry["prompt"]
+            found.append(Request(tuple(int(t) for t in prompt), int(entry["tokens"]), float(entry.get("arrival_s", 0))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        rule = f'must be a JSON list of {{"prompt", "tokens", "arrival_s"}}: {type(problem).__name__}: {problem}'
+        raise ScenarioError("requests", path, rule) from None
+    for number, request in enumerate(found):
+        if not all(0 <= t < model.vocab for t in request.prompt):
+            raise ScenarioError("requests", number, f"has a token that is not one of the model's {model.vocab}")
+    return tuple(found)
+
+
+def serve_command(job: ServingJob, *, checked: bool, backend: str, device: str, hardware: str, say: Say) -> Serving:
+    """`glass serve`: a job, validated, on a cluster."""
+    model = job.model
+    one_of("policy", job.policy, POLICIES)
+    one_of("precision", job.precision, tuple(accounts.WIDTH))
+    if model.heads % job.tp:
+        raise ScenarioError(
+            "tp", job.tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0]
+        )
+    for name, value, rule in (
+        ("dropout", model.dropout, "is for training"),
+        ("prefix", model.prefix, "is seen at once, a step with tokens of many sequences is causal"),
+    ):
+        if value:
+            raise ScenarioError(name, value, rule, [0])
+    if model.objective != "causal":
+        raise ScenarioError("objective", model.objective, "a masked model fills in, it does not generate", ["causal"])
+    paged = job.policy == "continuous"
+    batching.check(job.requests, job.slots, job.block if paged else 0, job.blocks, model.seq)
+    cluster = Cluster(hardware, job.tp, backend, seed=job.seed, device=device)
+    cluster.hardware.gpu.peak(job.precision)
+    with cluster:
+        return serve(cluster, job, checked=checked, say=say)
