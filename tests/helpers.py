@@ -18,9 +18,9 @@ def run_plan(plan: Plan, model: ModelConfig, backend: str = "threads", **options
     return Cluster("classroom", plan.gpus, backend, memory_bytes=None).run(train_rank, job, info=job_info(job))
 
 
-def differences(plan: Plan, model: ModelConfig, steps: int = 3) -> dict[str, Any]:
-    """Largest differences from one device over `steps` steps in float64, on threads."""
-    job = Job(plan.model_copy(update={"precision": "fp64"}), model, steps=steps, capture=True)
+def differences(plan: Plan, model: ModelConfig, steps: int = 3, **options: Any) -> dict[str, Any]:
+    """Largest differences from one device over `steps` steps in float64, on threads; options are Job's."""
+    job = Job(plan.model_copy(update={"precision": "fp64"}), model, steps=steps, capture=True, **options)
     results = Cluster("classroom", plan.gpus, "threads", memory_bytes=None).run(train_rank, job, record=False).results
     return check.compare(results, check.reference_for(job), job.plan)
 

@@ -50,11 +50,15 @@ def _mix(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """Which sequences of which step a micro-batch holds; all that dropout needs to know besides the place."""
+    """What a micro-batch holds besides its tokens: which sequences of which step (for dropout), and where documents end in them.
+
+    documents: for each sequence the lengths of its documents, which add up to it (packing.py); None: each is one.
+    """
 
     seed: int = 0
     step: int = 0
     sequences: tuple[int, ...] = ()  # numbers in the global batch
+    documents: tuple[tuple[int, ...], ...] | None = None
 
     def keys(self, layer: int, place: str) -> list[int]:
         """One 64-bit key a sequence."""

@@ -19,7 +19,9 @@ from glasscluster.model.attention import ATTENTION
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.dropout import Draw, dropout
 from glasscluster.model.flash_attention import wide
+from glasscluster.model.packing import positions as positions_in
 from glasscluster.model.parallel import KeepAll, Shard, Unsharded, local_parameter, plus, runs
+from glasscluster.model.parts import by_document
 from glasscluster.model.position import alibi, buckets, sinusoidal
 from glasscluster.model.rope import rope
 
@@ -124,6 +126,10 @@ class Block(Module):
             attention = partial(attention, drop=drop)
 
         def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if draw is not None and draw.documents is not None:
+                assert context.size == 1, "a document lies whole on one rank"
+                assert config.causal, "documents are triangles of a causal mask"
+                return by_document(attention, q, k, v, draw.documents, self.score_bias(q.shape[2]))
             return context.attend(attention, q, k, v, config.causal, config.prefix, self.score_bias(q.shape[2] * context.size))
 
         out = self.keep.core(core, q, k, v)
@@ -212,9 +218,13 @@ class Embedding(Module):
     ) -> Tensor:
         """[B, S] -> [B, S, H]. types: of this rank's tokens; positions: of each sequence's where they do not start at 0 (generation)."""
         config, parallel = self.config, self.parallel
+        documents = draw.documents if draw is not None else None
         x, tokens = parallel.embed(tokens_BS, self.token), tokens_BS.shape[1] * parallel.context.size
         if config.position in ("learned", "sinusoidal"):
-            if positions is None:
+            if documents is not None:
+                rows = torch.tensor([positions_in(lengths) for lengths in documents], device=x.device)
+                x = x + nn.functional.embedding(parallel.cut(rows.T).T, self.position)
+            elif positions is None:
                 x = x + parallel.cut(self.position[:tokens])
             else:
                 x = x + nn.functional.embedding(torch.tensor([list(p) for p in positions], device=x.device), self.position)

@@ -10,13 +10,19 @@
               # │ # ◣ .              and their outputs are merged by their log-sum-exp (F6), as a ring merges its blocks:
               # │ # # ◣              share = sigmoid(L_part - L)    O += share (O_part - O)    L = log(e^L + e^L_part)
 
+Packed documents (packing.py) are a triangle each, and nothing else: no two share queries or keys, so there is nothing to merge.
+
+    # doc 1   ◣
+    # doc 2   . ◣        what lies left of a triangle is never computed
+    # doc 3   . . ◣
+
 What is added to the scores depends on the distance i - j alone (positions.py): one number a head and distance, `bias` [a, 2s - 1],
 in the order of the distances from -(s - 1) to s - 1. A part is handed its own piece of it. Nothing of N x N is ever made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,6 +55,24 @@ def whole(tokens: int, causal: bool, prefix: int) -> list[Rectangle]:
     """A whole sequence. The first part has all queries."""
     everything = slice(0, tokens)
     return with_prefix(Rectangle(everything, everything, causal), tokens, prefix if causal else 0)
+
+
+def by_document(
+    attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, documents: Sequence[Sequence[int]], bias: Tensor | None
+) -> Tensor:
+    """Causal attention of each document to itself. q [b, a, s, d], k and v [b, a_kv, s, d]; documents[i]: lengths in row i, s together.
+
+    bias [a, 2s - 1] by distance, of which a document of n tokens needs the middle 2n - 1.
+    """
+    b, _, s, _ = q.shape
+    if any(sum(row) != s for row in documents) or len(documents) != b:
+        raise ValueError(f"documents of {documents} tokens in {b} rows of {s}")
+    q, k, v = (x.transpose(0, 1).flatten(1, 2).unsqueeze(0) for x in (q, k, v))  # one row [1, heads, b·s, d]
+    lengths = [n for row in documents for n in row]
+    biases = (None if bias is None else bias[:, s - n : s + n - 1] for n in lengths)
+    alone = zip(*(x.split(lengths, 2) for x in (q, k, v)), biases, strict=True)
+    out = torch.cat([attention(q, k, v, causal=True, bias=piece) for q, k, v, piece in alone], 2)
+    return out.squeeze(0).unflatten(1, (b, s)).transpose(0, 1)
 
 
 def halves(part: Rectangle, middle: int) -> list[Rectangle]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.mixture import Mixture
 from glasscluster.strategies.plan import Plan, make_plan
 from glasscluster.strategies.single_device import Reference, train_one_device
 from glasscluster.strategies.trainer import Job, RankResult
@@ -42,7 +43,7 @@ def _reference(
     model: ModelConfig,
     global_batch: int,
     steps: int,
-    data: str | None,
+    data: str | Mixture | None,
     seed: int,
     optimizer: Optimizer,
     clip: float,
@@ -52,7 +53,8 @@ def _reference(
     torch.set_num_threads(1)
     try:
         alone = Job(make_plan(global_batch=global_batch), model, steps, data, seed)
-        return train_one_device(model, [alone.batch(step) for step in range(steps)], optimizer, clip, seed, weights=weights)
+        batches, documents = [alone.batch(s) for s in range(steps)], [alone.documents(s) for s in range(steps)]
+        return train_one_device(model, batches, optimizer, clip, seed, weights=weights, documents=documents)
     finally:
         torch.set_num_threads(threads)
 

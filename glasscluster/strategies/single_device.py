@@ -5,6 +5,7 @@ Losses are summed over tokens and divided once by their count; the gradient norm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +37,12 @@ def train_one_device(
     seed: int,
     dtype: torch.dtype = torch.float64,
     weights: str | None = None,
+    documents: Sequence[tuple[tuple[int, ...], ...] | None] | None = None,
 ) -> Reference:
-    """Train on whole batches [G, s] in one piece each; from a folder's `weights`, or from those of the seed."""
+    """Train on whole batches [G, s] in one piece each; from a folder's `weights`, or from those of the seed.
+
+    documents: for each batch the lengths of its rows' documents, where rows are packed.
+    """
     model = GPTStage(config, seed=seed, dtype=dtype)
     if weights is not None:
         hugging_face.fill(model, weights)
@@ -46,7 +51,8 @@ def train_one_device(
     out = Reference([], [], [], {n: s for n, (_, s) in named.items()})
     for number, (tokens, targets) in enumerate(batches, start=1):
         model.zero_grad()
-        loss = model(tokens, targets, Draw(seed, number - 1, tuple(range(len(tokens)))))
+        packed = documents[number - 1] if documents is not None else None
+        loss = model(tokens, targets, Draw(seed, number - 1, tuple(range(len(tokens))), packed))
         loss.backward()
         count = int((targets != IGNORE).sum())
         gradients = {n: p.grad / count for n, (p, _) in named.items() if p.grad is not None}

@@ -21,6 +21,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.data import batch, corpus, objective
 from glasscluster.model.dropout import Draw
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.mixture import Mixture
 from glasscluster.model.parallel import IGNORE, Shard, Unsharded
 from glasscluster.sim.communicator import Communicator
 from glasscluster.sim.errors import ScenarioError
@@ -47,13 +48,14 @@ TIED = "embedding.token"
 class Job:
     """Everything a rank needs to train: plan, model, steps, data, seed. `capture` keeps gradients and weights.
 
-    `weights`: a folder in Hugging Face's layout to start from; None: drawn from the seed.
+    `data`: a text file, None for the built-in one, or several sources with weights. `weights`: a folder in Hugging Face's layout to
+    start from; None: drawn from the seed.
     """
 
     plan: Plan
     model: ModelConfig
     steps: int = 3
-    data: str | None = None
+    data: str | Mixture | None = None
     seed: int = 0
     capture: bool = False
     loss_scale: ScaleRule = field(default_factory=ScaleRule)
@@ -67,7 +69,32 @@ class Job:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The global batch of a step: [G, s] tokens and targets."""
         m = self.model
+        if isinstance(self.data, Mixture):
+            tokens, targets, *_ = self.data.batch(step, self.plan.global_batch, m.seq, m.vocab, self.seed)
+            return objective(tokens, targets, m, step, self.seed)
         return objective(*batch(corpus(self.data), step, self.plan.global_batch, m.seq, m.vocab, self.seed), m, step, self.seed)
+
+    def documents(self, step: int) -> tuple[tuple[int, ...], ...] | None:
+        """Of packed rows, the lengths of each one's documents; None where every row is one."""
+        if not isinstance(self.data, Mixture) or not self.data.packed:
+            return None
+        return self.data.batch(step, self.plan.global_batch, self.model.seq, self.model.vocab, self.seed).documents
+
+    def check_packed(self) -> None:
+        """Packed documents need causal flash attention on whole rows: ScenarioError for what has no such thing."""
+        if not isinstance(self.data, Mixture) or not self.data.packed:
+            return
+        model, plan = self.model, self.plan
+        for name, value, good, why in (
+            ("cp", plan.cp, 1, "a document must lie whole on one rank"),
+            ("exchange", plan.exchange, "all-reduce", "a server's workers do not know of documents"),
+            ("objective", model.objective, "causal", "documents are triangles of a causal mask"),
+            ("prefix", model.prefix, 0, "documents are triangles of a causal mask"),
+            ("attention", model.attention, "flash", "documents are attended to one by one"),
+            ("experts", model.experts, 0, "places of experts are shared out within a row, so one document could push out another's tokens"),
+        ):
+            if value != good:
+                raise ScenarioError(name, value, f"does not go with packed documents: {why}", [good])
 
 
 @dataclass
@@ -104,6 +131,7 @@ class Trainer:
 
     def __init__(self, gpu: GPU, job: Job) -> None:
         self.gpu, self.job, plan = gpu, job, job.plan
+        job.check_packed()
         self.plan, self.result = plan, RankResult()
         mesh = gpu.make_mesh(plan.mesh)
         self.mesh, self.dp_rank = mesh, mesh.index("dp")
@@ -275,10 +303,12 @@ class Trainer:
         return list(tokens.split(plan.micro_batch)), list(targets.split(plan.micro_batch)), count
 
     def draws(self, step: int) -> list[Draw]:
-        """For dropout: the numbers of each micro-batch's sequences in the global batch."""
+        """What each micro-batch is: the numbers of its sequences in the global batch, and their documents. A dry run reads none."""
         b, m = self.plan.micro_batch, self.plan.micro_batches
         first = self.dp_rank * m * b
-        return [Draw(self.job.seed, step, tuple(range(first + i * b, first + (i + 1) * b))) for i in range(m)]
+        documents = None if self.gpu.device.type == "meta" else self.job.documents(step)
+        spans = [range(first + i * b, first + (i + 1) * b) for i in range(m)]
+        return [Draw(self.job.seed, step, tuple(s), documents and documents[s.start : s.stop]) for s in spans]
 
     # ---- fp16 ------------------------------------------------------------------------------------------------
     def seed(self) -> Tensor | None:
