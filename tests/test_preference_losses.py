@@ -93,7 +93,7 @@ def test_dpo_equals_equation_7_and_its_gradient_the_closed_form():
         pull.append(beta * (1 - sigmoid(h)) / 6)
     made = dpo.loss(w, l, rw, rl, beta)
     made.backward()
-    assert float(made) == pytest.approx(sum(by_hand) / 6, rel=1e-12)
+    assert made.item() == pytest.approx(sum(by_hand) / 6, rel=1e-12)
     assert w.grad.tolist() == pytest.approx([-x for x in pull], rel=1e-10)
     assert l.grad.tolist() == pytest.approx(pull, rel=1e-10)
 
@@ -144,7 +144,7 @@ def test_ppos_losses_equal_loops_and_what_is_clipped_has_no_gradient():
             value += 0.5 * max((v - target) ** 2, (clipped(v, old - clip, old + clip) - target) ** 2) / tokens
     made = ppo.policy_loss(new, OLD, advantage, MASK, clip)
     made.backward()
-    assert float(made) == pytest.approx(policy, rel=1e-12)
+    assert made.item() == pytest.approx(policy, rel=1e-12)
     assert torch.allclose(new.grad, slopes, rtol=1e-10, atol=1e-14)
     assert (slopes[MASK > 0] == 0).any(), "no ratio was out of range: the test shows nothing"
     assert (slopes != 0).any()

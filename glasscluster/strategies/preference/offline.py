@@ -1,0 +1,63 @@
+"""One iteration of what learns from data that is there before: SFT, the reward model, DPO (the reference on a rank of its own)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glasscluster.strategies.preference import dpo, reward_model, sft
+from glasscluster.strategies.preference.cast import Cast
+from glasscluster.strategies.preference.job import Tuning
+from glasscluster.strategies.preference.policy import prompts_of
+from glasscluster.strategies.preference.sequences import log_probs, scores
+
+
+def sft_iteration(cast: Cast, iteration: int) -> None:
+    """Demonstrations of this iteration's prompts."""
+    job, n = cast.job, cast.job.task.digits
+    with cast.gpu.unrecorded():
+        tokens = demonstrations(job, iteration).to(cast.gpu.device)
+    cast.learn("actor", 0, lambda model: sft.loss(log_probs(model, tokens, n), cast.mask))
+
+
+def demonstrations(job: Tuning, iteration: int) -> Tensor:
+    """[B, S]."""
+    seed = job.sampling_seed(iteration)
+    return job.task.demonstrations(prompts_of(job.task, job.prompts, job.group, seed), torch.Generator().manual_seed(seed + 1))
+
+
+def pairs_of(job: Tuning, iteration: int) -> tuple[Tensor, Tensor]:
+    """This iteration's comparisons, drawn with repetition: [prompts, S] preferred and rejected."""
+    assert job.pairs is not None
+    generator = torch.Generator().manual_seed(job.sampling_seed(iteration))
+    rows = torch.randint(len(job.pairs[0]), (job.prompts,), generator=generator)
+    return job.pairs[0][rows], job.pairs[1][rows]
+
+
+def reward_model_iteration(cast: Cast, iteration: int) -> None:
+    """Both answers of a pair go through the model together."""
+    with cast.gpu.unrecorded():
+        tokens = torch.cat(pairs_of(cast.job, iteration)).to(cast.gpu.device)
+
+    def loss(model: Any) -> Tensor:
+        chosen, rejected = scores(model, tokens).chunk(2)
+        return reward_model.loss(chosen, rejected)
+
+    cast.learn("reward", 0, loss)
+
+
+def dpo_iteration(cast: Cast, iteration: int) -> None:
+    """The reference says what it thinks of both answers; the policy learns."""
+    job, n = cast.job, cast.job.task.digits
+    with cast.gpu.unrecorded():
+        tokens = torch.cat(pairs_of(job, iteration)).to(cast.gpu.device)
+    frozen = cast.on("reference", 0, lambda model: log_probs(model, tokens, n).sum(1))
+    frozen = cast.hand(frozen, (2 * job.prompts,), "reference", "actor", "reference log-probabilities")
+
+    def loss(model: Any) -> Tensor:
+        (w, l), (reference_w, reference_l) = log_probs(model, tokens, n).sum(1).chunk(2), frozen.chunk(2)
+        return dpo.loss(w, l, reference_w, reference_l, job.beta)
+
+    cast.learn("actor", 0, loss)

@@ -1,0 +1,126 @@
+"""Preference tuning on ranks: each role is an actor somewhere, and what they tell each other are recorded messages.
+
+One iteration of PPO; GRPO has no critic, and what the critic is told falls away:
+
+    rollout          writes answers ···  tokens ──► everybody
+    reference                            log π_ref(o_t) ──► actor                               (these three
+    reward model                         R ──► actor                                             at the same
+    critic                               v_t ──► actor                                           time)
+    actor            r_t, A_t ···········targets ──► critic; both train, side by side;  weights ──► rollout
+
+    sent a PPO iteration    Ψ·w  weights;  B·S·8 tokens (to each of the others);  B·T·w' of the reference and of values;  B·w' scores
+                            B·T·w' targets.   w bytes a parameter, w' = max(w, 4) a log-probability
+
+Every rank runs the same list of steps and does those of its roles, so roles that share a rank take turns and send nothing.
+A step of generation is recorded as the micro-batch of its number, then come the forwards of the answers, then each epoch.
+But: one rank a role (no data or tensor parallelism inside), whole batches (no minibatches), and strict turns: the rollout waits
+for new weights, training waits for answers. Systems that let it run ahead (2410.18252) train on answers of an older policy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glasscluster.model.cache import StaticCache
+from glasscluster.model.generate import Generator, Sampling, listed
+from glasscluster.strategies.preference import grpo, ppo
+from glasscluster.strategies.preference.cast import Cast, Made, number_of
+from glasscluster.strategies.preference.policy import prompts_of
+from glasscluster.strategies.preference.sequences import log_probs, scores, values
+
+
+def refresh(cast: Cast) -> None:
+    """The actor's weights to the rollout."""
+    if cast.shares:
+        return
+    where = cast.job.where
+    if cast.plays("actor"):
+        cast.comm.send(cast.held["actor"].flat, where["rollout"], purpose="parameters", label="weights")
+    if cast.plays("rollout"):
+        held = cast.held["rollout"]
+        cast.comm.recv(held.flat, where["actor"], purpose="parameters", label="weights")
+        held.remember(held.flat, "parameters")  # a message that arrives gives its name to the buffer
+
+
+def roll_out(cast: Cast, iteration: int) -> Tensor:
+    """Answers to this iteration's prompts, on every rank: [B, S]."""
+    gpu, job, n = cast.gpu, cast.job, cast.job.task.digits
+    with gpu.unrecorded():
+        tokens = torch.zeros(job.answers, job.task.length, dtype=torch.int64, device=gpu.device)
+    if cast.plays("rollout"):
+        seed = job.sampling_seed(iteration)
+        stage = cast.held["actor" if cast.shares else "rollout"].model
+        with gpu.unrecorded():
+            prompts = prompts_of(job.task, job.prompts, job.group, seed)
+            cache = StaticCache(stage, job.answers, job.task.length - 1)
+            for pool in (t for pools in cache.pools.values() for t in pools):
+                gpu.memory.register(pool, "buffers", "rollout cache")
+            cast.out.cache_bytes = cache.bytes
+            tokens[:, : n + 1] = prompts.to(gpu.device)
+        steps = iter(Generator(stage, prompts.tolist(), n, cache, Sampling(temperature=1.0, seed=seed)))
+        for number in range(n):
+            with gpu.region("forward", micro_batch=number):
+                _, chosen = next(steps)
+            with gpu.unrecorded():
+                tokens[:, n + 1 + number] = torch.tensor(listed(chosen), device=gpu.device)
+    cast.comm.broadcast(tokens, src=job.where["rollout"], algorithm="tree", label="answers")
+    return tokens
+
+
+def experience(cast: Cast, tokens: Tensor) -> tuple[Made, Made, Made]:
+    """On the actor's rank: log π_old and log π_ref of every token [B, T], and the scores [B]."""
+    job, n = cast.job, cast.job.task.digits
+    reference = cast.on("reference", n, lambda model: log_probs(model, tokens, n))
+    score = cast.on("reward", n, lambda model: scores(model, tokens))
+    old = cast.on("actor", n, lambda model: log_probs(model, tokens, n))
+    reference = cast.hand(reference, (job.answers, n), "reference", "actor", "reference log-probabilities")
+    if job.reward == "model":
+        score = cast.hand(score, (job.answers,), "reward", "actor", "scores")
+    if old is None:
+        return None, None, None
+    with cast.gpu.unrecorded():
+        right = job.task.reward(tokens)
+        score = right.to(cast.wide) if job.reward == "rule" else score
+        cast.out.rewards.append(number_of(right.mean()))
+        cast.out.kl.append(number_of((old - reference).sum(1).mean()))
+    return old, reference, score
+
+
+def ppo_iteration(cast: Cast, iteration: int) -> None:
+    """1707.06347, Algorithm 1, with the rewards of 2203.02155."""
+    job, n, mask = cast.job, cast.job.task.digits, cast.mask
+    refresh(cast)
+    tokens = roll_out(cast, iteration)
+    own = cast.on("critic", n, lambda model: values(model, tokens, n))
+    old, reference, score = experience(cast, tokens)
+    before = cast.hand(own, (job.answers, n), "critic", "actor", "values")
+    targets: Made = None
+    advantages: Made = None
+    if old is not None:
+        with cast.gpu.region("forward", layer=-1, micro_batch=n):
+            rewards = ppo.token_rewards(score, old, reference, mask, job.beta)
+            raw, targets = ppo.advantages(rewards, before, mask, job.gamma, job.lam)
+            advantages = ppo.whitened(raw, mask)
+    targets = cast.hand(targets, (job.answers, n), "actor", "critic", "targets")
+    for epoch in range(job.epochs):
+        cast.learn("actor", n + 1 + epoch, lambda model: ppo.policy_loss(log_probs(model, tokens, n), old, advantages, mask, job.clip))
+        cast.learn("critic", n + 1 + epoch, lambda model: ppo.value_loss(values(model, tokens, n), own, targets, mask, job.clip))
+
+
+def grpo_iteration(cast: Cast, iteration: int) -> None:
+    """2402.03300, Algorithm 1, with the reference held fixed."""
+    job, n, mask = cast.job, cast.job.task.digits, cast.mask
+    refresh(cast)
+    tokens = roll_out(cast, iteration)
+    old, reference, score = experience(cast, tokens)
+    advantages: Made = None
+    if score is not None:
+        with cast.gpu.region("forward", layer=-1, micro_batch=n):
+            advantages = grpo.advantages(score.view(job.prompts, job.group)).view(-1)
+    for epoch in range(job.epochs):
+        cast.learn(
+            "actor",
+            n + 1 + epoch,
+            lambda model: grpo.loss(log_probs(model, tokens, n), old, reference, advantages, mask, job.clip, job.beta),
+        )

@@ -1,0 +1,57 @@
+"""A policy writes answers, and is judged without sampling where that is possible."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glasscluster.model.cache import StaticCache
+from glasscluster.model.generate import Generator, Sampling, listed
+from glasscluster.model.gpt import GPTStage
+from glasscluster.strategies.preference.rewards import SortTask
+from glasscluster.strategies.preference.sequences import log_probs, log_softmax
+
+
+def prompts_of(task: SortTask, count: int, group: int, seed: int) -> Tensor:
+    """[count · group, digits + 1]: each prompt `group` times in a row."""
+    return task.draw(count, torch.Generator().manual_seed(seed)).repeat_interleave(group, 0)
+
+
+def sample(stage: GPTStage, prompts: Tensor, tokens: int, seed: int, cached: bool = True) -> Tensor:
+    """Answers at temperature 1: prompts [B, P] -> [B, P + tokens]. Only this distribution is the policy's own."""
+    cache = StaticCache(stage, len(prompts), prompts.shape[1] + tokens - 1) if cached else None
+    steps = Generator(stage, prompts.tolist(), tokens, cache, Sampling(temperature=1.0, seed=seed))
+    chosen = [listed(c) for _, c in steps]
+    return torch.cat([prompts, torch.tensor(chosen).T], 1)
+
+
+def expected_reward(stage: GPTStage, task: SortTask) -> float:
+    """Exact on the held-out prompts: one answer is right, so it is the mean probability of that answer."""
+    prompts = task.prompts(held_out=True)
+    with torch.no_grad():
+        right = log_probs(stage, torch.cat([prompts, task.answers(prompts)], 1), task.digits)
+    return float(right.double().sum(1).exp().mean())
+
+
+def divergence(stage: GPTStage, reference: GPTStage, task: SortTask, seed: int = 0) -> float:
+    """KL(policy ‖ reference) of whole answers to the held-out prompts, in nats.
+
+    Prefixes are sampled from the policy, one answer a prompt; at each of its tokens the KL over the vocabulary is exact.
+    """
+    tokens = sample(stage, task.prompts(held_out=True), task.digits, seed)
+    with torch.no_grad():
+        mine, other = (log_softmax(s, tokens, task.digits).double() for s in (stage, reference))
+    return float((mine.exp() * (mine - other)).sum(-1).sum(1).mean())
+
+
+def compared(stage: GPTStage, task: SortTask, prompts: int, seed: int, tries: int = 8) -> tuple[Tensor, Tensor]:
+    """Comparisons for DPO and a reward model: of `tries` answers to a prompt, one that the rule calls right and one it calls wrong.
+
+    Returns (preferred [N, S], rejected [N, S]), N <= prompts: a prompt whose answers are all alike gives no pair.
+    """
+    tokens = sample(stage, prompts_of(task, prompts, tries, seed), task.digits, seed).view(prompts, tries, -1)
+    right = task.reward(tokens.flatten(0, 1)).view(prompts, tries)
+    both = right.amax(1) > right.amin(1)
+    best, worst = right.argmax(1)[both], right.argmin(1)[both]
+    rows = torch.arange(int(both.sum()))
+    return tokens[both][rows, best], tokens[both][rows, worst]
