@@ -59,10 +59,10 @@ class Packed(Remember):
 
 
 @torch.no_grad()
-def forward_packed(stage: GPTStage, cache: Cache, new: Sequence[Sequence[int]], every: bool = False) -> Tensor:
+def forward_packed(stage: GPTStage, cache: Cache, new: Sequence[Sequence[int]], last: int = 1) -> Tensor:
     """Take in new[b], the next tokens of sequence b of the cache (none: it pauses).
 
-    Returns logits [sequences with new tokens, V] after the last of each, or with `every` [tokens, V] after each. CacheFull: no room.
+    Returns logits [sequences with new tokens · last, V]: after each of the `last` tokens of each of them. CacheFull: no room.
     """
     assert stage.embedding is not None
     assert stage.head is not None
@@ -73,7 +73,6 @@ def forward_packed(stage: GPTStage, cache: Cache, new: Sequence[Sequence[int]], 
         for block in stage.layers.values():
             x = block(x)
     cache.end()
-    if not every:
-        last = [after - 1 for after, n in zip(accumulate(counts), counts, strict=True) if n]
-        x = x[:, torch.tensor(last, device=device)]
-    return stage.head.logits(x)[0]
+    ends = [end for end, n in zip(accumulate(counts), counts, strict=True) if n]
+    taken = [token for end in ends for token in range(end - last, end)]
+    return stage.head.logits(x[:, torch.tensor(taken, device=device)])[0]
