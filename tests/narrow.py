@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -30,6 +31,7 @@ class Recipe:
     def __init__(self, job: Job, parameters: torch.dtype, masters: torch.dtype, pieces: int = 1) -> None:
         """The batch goes through in so many equal `pieces`, whose gradients are added up as torch does, or in fp32."""
         self.job, self.pieces, plan, rule = job, pieces, job.plan, job.loss_scale
+        self.updates = 0
         self.model = GPTStage(job.model, seed=job.seed, dtype=DTYPES[plan.precision]).to(parameters)
         named = self.model.full_names()
         self.named, self.shards = {n: p for n, (p, _) in named.items()}, {n: s for n, (_, s) in named.items()}
@@ -83,10 +85,14 @@ class Recipe:
         if self.job.plan.clip:
             torch.nn.utils.clip_grad_norm_(self.masters.values(), self.job.plan.clip)
         before = {n: m.detach().clone() for n, m in self.masters.items()}
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.job.plan.lr * self.job.plan.rate.factor(self.updates + 1)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.begin(self.masters)
-        return all(torch.equal(before[n], m) for n, m in self.masters.items())
+        skipped = all(torch.equal(before[n], m) for n, m in self.masters.items())
+        self.updates += not skipped
+        return skipped
 
     @torch.no_grad()
     def begin(self, weights: Tensors) -> None:
@@ -160,7 +166,11 @@ def step_by_step(job: Job, results: list[RankResult] | None = None) -> tuple[flo
     named = {n: p for n, (p, _) in model.full_names().items()}
     shards = {n: s for n, (_, s) in model.full_names().items()}
     state = {n: [torch.zeros_like(p) for _ in range(job.optimizer.moments)] for n, p in named.items()}
+    updates, kept = 0, None
     for step in range(job.steps):
+        if step % plan.snapshot_every == 0:
+            kept = copy.deepcopy((model.state_dict(), state, updates))
+        skipped, returned = results[0].skipped[step : step + 1] == [True], step in results[0].returned
         tokens, targets = job.batch(step)
         model.zero_grad()
         model(tokens, targets, Draw(job.seed, step, tuple(range(len(tokens))))).backward()
@@ -171,9 +181,14 @@ def step_by_step(job: Job, results: list[RankResult] | None = None) -> tuple[flo
         norm = math.hypot(*(float(g.norm()) for g in gradients.values()))
         factor = min(1.0, plan.clip / (norm + 1e-6)) if plan.clip else 1.0
         weights = put_together([r.weights[step] for r in results], named, shards, plan)
+        if returned:
+            then, state, updates = copy.deepcopy(kept)
+            model.load_state_dict(then)
+        updates += not skipped
         with torch.no_grad():
             for n, p in named.items():
-                job.optimizer.update(p, gradients[n] * factor, state[n], step + 1)
+                if not skipped:
+                    job.optimizer.update(p, gradients[n] * factor, state[n], updates)
                 found[f"weight {n}, step {step}"] = difference(weights[n], p, 1.0)
                 p.copy_(weights[n])
     where = max(found, key=lambda k: found[k])

@@ -51,6 +51,10 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "prefetch": (0, 1, 3),
     "optimizer": ("adamw", "sgd"),
     "clip": (0.0, 0.01, 1.0),
+    "rate": ((0, "none", 0, 0, 0.0), (2, "none", 0, 0, 0.0), (1, "cosine", 4, 0, 0.1), (0, "wsd", 3, 2, 0.0)),  # RATE's fields
+    "bad_steps": ("take", "skip", "return"),
+    "z_loss": (0.0, 0.1),
+    "residual_init": ("scaled", "plain"),
     "layers": (4, 5, 6),
     "tied": (True, False),
     "attention": ("flash", "unfused"),
@@ -125,6 +129,8 @@ RULES: tuple[tuple[str, Callable[..., bool]], ...] = (
     ("precision master_weights", lambda precision, masters: precision != "fp16" or masters != "none"),
     ("objective prefix", lambda objective, prefix: objective == "causal" or not prefix),
     ("position rope", lambda position, rope: position == "rope" or rope[1] == "none"),
+    # whether a norm is too large is such a choice too
+    ("precision bad_steps", lambda precision, bad: bad == "take" or precision in ("fp64", "fp32")),
     # its slope jumps at zero, where two right runs in 16 bits part, as at a router's choice
     ("precision activation", lambda precision, activation: activation != "relu" or precision in ("fp64", "fp32")),
 )
@@ -161,9 +167,15 @@ def completed(choice: Choice, draw: random.Random) -> Choice | None:
 
 MODEL_OPTIONS = (
     *("layers", "tied", "attention", "vocab", "dropout", "kv_heads", "qkv", "activation", "experts", "top_k", "capacity_factor"),
-    *("shared_ffn", "norm", "norm_position", "qk_norm", "bias", "position"),
+    *("shared_ffn", "norm", "norm_position", "qk_norm", "bias", "position", "z_loss", "residual_init"),
     *("objective", "prefix"),
 )
+RATE = ("warmup", "decay", "decay_until", "decay_steps", "lr_floor")
+BAD_STEPS: dict[str, dict[str, Any]] = {  # of three steps, any may be the first whose norm is no smaller than the one before
+    "take": {},
+    "skip": {"skip_norm": 0.97, "skip_window": 1},
+    "return": {"skip_norm": 0.97, "skip_window": 1, "rollback": 1, "snapshot_every": 2},
+}
 SHAPE: dict[str, Any] = {"hidden": 16, "heads": HEADS, "seq": 8, "rope_factor": 2.0, "relative_buckets": 6, "relative_distance": 6}
 
 
@@ -172,6 +184,7 @@ def build(choice: Choice, precision: str | None = None) -> tuple[Plan, ModelConf
     c = dict(choice) | ({"precision": precision} if precision else {})
     pairs = zip(("rope_layout", "rope_scaling", "kv_latent", "q_latent"), (*c.pop("rope"), *c.pop("latents")), strict=True)
     model = make_model("tiny", **SHAPE, **dict(pairs), **{k: c.pop(k) for k in MODEL_OPTIONS})
+    c |= dict(zip(RATE, c.pop("rate"), strict=True)) | BAD_STEPS[c.pop("bad_steps")]
     m, stages = c.pop("micro_batches"), c["pp"] * c["virtual_stages"]
     if c.pop("uneven"):  # the first stage has one more than the others, the last what is left
         each = (model.layers - 1) // stages

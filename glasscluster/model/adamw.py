@@ -4,6 +4,8 @@ AdamW: Loshchilov and Hutter, 1711.05101, Algorithm 2. Symbols: gradient g, mome
 
     m = b1 m + (1 - b1) g            p = p (1 - lr wd)
     v = b2 v + (1 - b2) g^2          p = p - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+lr is the peak rate times the schedule's share at step t (rate.py).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from glasscluster.model.rate import CONSTANT, RateSchedule
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Optimizer:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.01
+    schedule: RateSchedule = CONSTANT
 
     @property
     def moments(self) -> int:
@@ -31,12 +36,13 @@ class Optimizer:
 
     def update(self, p: Tensor, g: Tensor, state: list[Tensor], step: int) -> None:
         """One step in place; `step` counts from 1."""
+        lr = self.lr * self.schedule.factor(step)
         if self.name == "sgd":
-            p.add_(g, alpha=-self.lr)
+            p.add_(g, alpha=-lr)
             return
         m, v = state
         m.mul_(self.beta1).add_(g, alpha=1 - self.beta1)
         v.mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-        p.mul_(1 - self.lr * self.weight_decay)
+        p.mul_(1 - lr * self.weight_decay)
         denominator = (v / (1 - self.beta2**step)).sqrt_().add_(self.eps)
-        p.addcdiv_(m, denominator, value=-self.lr / (1 - self.beta1**step))
+        p.addcdiv_(m, denominator, value=-lr / (1 - self.beta1**step))

@@ -58,6 +58,10 @@ class ModelConfig(BaseModel):
     prefix: int = Field(0, ge=0, description="first tokens of a sequence that all see each other and carry no loss, of a causal model")
     dropout: float = Field(0.0, ge=0, lt=1, description="share dropped of each branch's output, and of unfused attention's probabilities")
     init_std: float = Field(0.02, ge=0, description="standard deviation of the initial weights")
+    residual_init: Literal["scaled", "plain"] = Field(
+        "scaled", description="matrices into the residual start with init-std / sqrt(2 layers) (GPT-2), or with init-std"
+    )
+    z_loss: float = Field(0.0, ge=0, description="weight of log² Z in the gradient, Z the sum of a token's exponentiated logits")
 
     @model_validator(mode="before")
     @classmethod

@@ -94,8 +94,9 @@ class Block(Module):
 
     @property
     def out_std(self) -> float:
-        """GPT-2: residual outputs are scaled by depth."""
-        return self.config.init_std / (2 * self.config.layers) ** 0.5
+        """Of the matrices into the residual. GPT-2 (section 2.3): 2L branches add up, so each starts 1/√(2L) as large."""
+        config = self.config
+        return config.init_std / (2 * config.layers) ** 0.5 if config.residual_init == "scaled" else config.init_std
 
     def forward(self, x_BSH: Tensor, draw: Draw | None = None) -> Tensor:
         """[B, S, H] -> [B, S, H]."""
@@ -261,7 +262,7 @@ class Head(Module):
 
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
         """Loss: a scalar, summed over tokens."""
-        return self.parallel.cross_entropy(self.scores(x_BSH), targets_BS, self.config.vocab)
+        return self.parallel.cross_entropy(self.scores(x_BSH), targets_BS, self.config.vocab, self.config.z_loss)
 
     def scores(self, x_BSH: Tensor) -> Tensor:
         """This rank's logits: [B, S, V]."""

@@ -176,9 +176,18 @@ class Unsharded:
         """Logits [b, s, V] of the whole vocabulary, from this rank's."""
         return logits
 
-    def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int) -> Tensor:
-        """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s]; IGNORE counts nothing."""
-        return F.cross_entropy(logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten(), reduction="sum", ignore_index=IGNORE)
+    def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
+        """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s]; IGNORE counts nothing.
+
+        The gradient is that of -log p(target) + z_loss · log² Z, Z = Σ exp(logit) (PaLM, 2204.02311, section 5): it keeps logits from
+        drifting together. The loss that is returned is without it, so that losses compare.
+        """
+        logits, targets = logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten()
+        loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE)
+        if not z_loss:
+            return loss
+        extra = z_loss * (logits.logsumexp(-1).square() * (targets != IGNORE)).sum()
+        return loss + (extra - extra.detach())
 
 
 def plus(x: Tensor, bias: Tensor | None) -> Tensor:

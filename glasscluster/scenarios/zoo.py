@@ -184,7 +184,7 @@ def _padding_counts() -> list[Patch]:
     from glasscluster.strategies.tensor_parallel import TensorParallel
 
     honest = TensorParallel.cross_entropy
-    return [(TensorParallel, "cross_entropy", lambda self, x, targets, vocab: honest(self, x, targets, x.shape[-1] * self.size))]
+    return [(TensorParallel, "cross_entropy", lambda self, x, targets, vocab, z: honest(self, x, targets, x.shape[-1] * self.size, z))]
 
 
 def _same_mask() -> list[Patch]:
@@ -228,8 +228,8 @@ def _mean_of_means() -> list[Patch]:
         self.parallel.average = count / len(targets)
         return inputs, targets, count
 
-    def cross_entropy(self, logits, targets, vocab):
-        return honest(self, logits, targets, vocab) * (self.average / (targets != IGNORE).sum())
+    def cross_entropy(self, logits, targets, vocab, z_loss):
+        return honest(self, logits, targets, vocab, z_loss) * (self.average / (targets != IGNORE).sum())
 
     return [(Trainer, "load", load), (Unsharded, "cross_entropy", cross_entropy)]
 

@@ -96,7 +96,7 @@ def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
 
 
 def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped: bool = False) -> list[dict[str, Any]]:
-    """Bytes sent, summed over ranks, by axis and purpose (F9, F16, F18, F19). `skipped`: the loss scale vetoed the step."""
+    """Bytes sent, summed over ranks, by axis and purpose (F9, F16, F18, F19). `skipped`: there was no update."""
     if graph.has_native:
         return []
     width, tokens = WIDTH[plan.precision], plan.micro_batch * model.seq
@@ -172,7 +172,7 @@ def host_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Se
     share = {False: plan.shards, True: plan.expert_replicas} if plan.zero else {False: 1, True: 1}
     owned = sum(n * plan.data_ranks * plan.tp // share[experts] for experts, n in padded.items())
     theory = offload.predict(owned, width, plan.gradient_width, 4 if plan.has_master else width, moments)
-    if results[0].skipped[-1:] == [True]:  # the loss scale vetoed the step
+    if results[0].skipped[-1:] == [True]:  # no update
         theory |= dict.fromkeys(("down", "up", "update"), 0)
     counted = {op: sum(graph.host_bytes(op)) for op in ("down", "up", "update")} | {"held": sum(r.host_bytes for r in results)}
     names = {

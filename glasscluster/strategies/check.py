@@ -18,6 +18,7 @@ from torch import Tensor
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.mixture import Mixture
+from glasscluster.strategies.bad_batch import SkipRule
 from glasscluster.strategies.plan import Plan, make_plan
 from glasscluster.strategies.single_device import Reference, train_one_device
 from glasscluster.strategies.trainer import Job, RankResult
@@ -35,7 +36,7 @@ def check_job(job: Job) -> Job:
 def reference_for(job: Job) -> Reference:
     """One device's training of a (check) job. Plans that differ only in layout share it."""
     plan = job.plan
-    return _reference(job.model, plan.global_batch, job.steps, job.data, job.seed, job.optimizer, plan.clip, job.weights)
+    return _reference(job.model, plan.global_batch, job.steps, job.data, job.seed, job.optimizer, plan.clip, job.weights, plan.skip_rule)
 
 
 @lru_cache(maxsize=2)
@@ -48,13 +49,14 @@ def _reference(
     optimizer: Optimizer,
     clip: float,
     weights: str | None,
+    skip: SkipRule,
 ) -> Reference:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         alone = Job(make_plan(global_batch=global_batch), model, steps, data, seed)
         batches, documents = [alone.batch(s) for s in range(steps)], [alone.documents(s) for s in range(steps)]
-        return train_one_device(model, batches, optimizer, clip, seed, weights=weights, documents=documents)
+        return train_one_device(model, batches, optimizer, clip, seed, weights=weights, documents=documents, skip=skip)
     finally:
         torch.set_num_threads(threads)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from glasscluster.strategies.data_parallel import DataParallel
+from glasscluster.strategies.data_parallel import DataParallel, Pieces
 from glasscluster.strategies.units import Unit
 from glasscluster.strategies.zero3 import Zero3
 
@@ -80,6 +80,15 @@ class Chunks:
         """Ready for the next step, without an update."""
         for m in self.all:
             m.step_ends()
+
+    def keep(self) -> list[Pieces]:
+        """By stage, copies of what this rank owns."""
+        return [m.keep() for m in self.all]
+
+    def restore(self, kept: list[Pieces]) -> None:
+        """Everything is as it was kept, everywhere."""
+        for m, pieces in zip(self.all, kept, strict=True):
+            m.restore(pieces)
 
     def gradients(self) -> dict[str, Tensor]:
         """Reduced gradients by full parameter name."""

@@ -35,6 +35,8 @@ from glasscluster.strategies.offload import HostOptimizer
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.units import Member, Unit, by_bucket
 
+Pieces = dict[str, list[Tensor]]  # parameter name -> what a rank owns of it and of its optimizer state
+
 
 class DataParallel:
     """Owns parameters, gradients and optimizer state of one rank's stage. Stage 0 of the ZeRO ladder.
@@ -160,6 +162,31 @@ class DataParallel:
             for m in unit.members:
                 for tensor, values in zip(_tensors(state), kept[m.name], strict=True):
                     tensor[m.start : m.stop] = values
+
+    # ---- snapshots -------------------------------------------------------------------------------------------
+    def pieces(self) -> Pieces:
+        """Views of what this rank owns: each parameter's part and the same part of its optimizer state."""
+        found: Pieces = {}
+        for unit, state in zip(self.units, self.state, strict=True):
+            owned = self.owned(unit)
+            for m in unit.members:
+                a, b = max(m.start, owned.start) - owned.start, min(m.stop, owned.stop) - owned.start
+                if a < b:
+                    found[m.name] = [t[a:b] for t in (self.parameter_slice(unit), *_tensors(state))]
+        return found
+
+    def keep(self) -> Pieces:
+        """Copies of them, by name: buckets may be filled anew in between."""
+        return {name: [t.clone() for t in tensors] for name, tensors in self.pieces().items()}
+
+    def restore(self, kept: Pieces) -> None:
+        """They are as they were kept, and parameters are up to date everywhere; gradients start at zero."""
+        for name, tensors in self.pieces().items():
+            for tensor, values in zip(tensors, kept[name], strict=True):
+                tensor.copy_(values)
+        for unit in self.units:
+            self.updated(unit)
+        self.step_ends()
 
     # ---- backward --------------------------------------------------------------------------------------------
     def input_gradient_begins(self) -> None:

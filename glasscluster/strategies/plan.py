@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from glasscluster.model.config import PRESETS, ModelConfig
+from glasscluster.model.rate import RateSchedule
 from glasscluster.sim.errors import ScenarioError
+from glasscluster.strategies.bad_batch import SkipRule
 from glasscluster.strategies.schedules import FOLDED, chunks, default_name, make_schedule
 from glasscluster.strategies.schedules.base import Schedule
 
@@ -39,7 +41,10 @@ AVAILABLE: dict[str, tuple[Any, ...]] = {
 }
 
 # What may be chosen where every worker holds a whole replica; everything else stays as it is.
-REPLICA_FIELDS = ("dp", "micro_batch", "global_batch", "precision", "optimizer", "lr", "exchange", "servers", "staleness", "jitter")
+REPLICA_FIELDS = (
+    *("dp", "micro_batch", "global_batch", "precision", "optimizer", "lr", "warmup", "decay", "decay_until", "decay_steps", "lr_floor"),
+    *("exchange", "servers", "staleness", "jitter"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,17 @@ class Plan(BaseModel):
     overlap: bool = Field(True, description="launch the data-parallel reduction during backward")
     prefetch: int = Field(1, ge=0, description="units ZeRO-3 gathers ahead of use")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
-    lr: float = Field(1e-3, gt=0, description="learning rate")
+    lr: float = Field(1e-3, gt=0, description="learning rate, at its peak")
+    warmup: int = Field(0, ge=0, description="updates over which the learning rate rises to its peak")
+    decay: Literal["none", "cosine", "wsd"] = Field("none", description="how the learning rate falls after that: at once or at the end")
+    decay_until: int = Field(0, ge=0, description="update at which the learning rate has reached its floor")
+    decay_steps: int = Field(0, ge=0, description="updates the fall takes; 0: all after warm-up (cosine), the last tenth (wsd)")
+    lr_floor: float = Field(0.0, ge=0, le=1, description="share of the peak at which the learning rate ends")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 means no clipping")
+    skip_norm: float = Field(0.0, ge=0, description="skip a step whose gradient norm is so many times its running median; 0: never")
+    skip_window: int = Field(16, ge=1, description="steps that this median is of; none is skipped for its size before so many")
+    rollback: int = Field(0, ge=0, description="skipped steps in a row after which to return to the last snapshot; 0: never")
+    snapshot_every: int = Field(10, ge=1, description="steps between snapshots, with --rollback")
     algorithm: Literal["ring", "native"] = Field("ring", description="our rings, or the collectives of gloo or NCCL")
     exchange: Literal["all-reduce", "parameter-server", "async-server"] = Field("all-reduce", description="how ranks come to new weights")
     servers: int = Field(0, ge=0, description="shards of the parameter server, on the first workers; 0 means one on every worker")
@@ -167,6 +181,16 @@ class Plan(BaseModel):
         return min(self.first_bucket, self.bucket), self.bucket
 
     @property
+    def rate(self) -> RateSchedule:
+        """The learning rate over the run, as a share of its peak."""
+        return RateSchedule(self.warmup, self.decay, self.decay_until, self.decay_steps, self.lr_floor)
+
+    @property
+    def skip_rule(self) -> SkipRule:
+        """Which steps are not taken."""
+        return SkipRule(self.skip_norm, self.skip_window, self.rollback, self.snapshot_every)
+
+    @property
     def mesh(self) -> dict[str, int]:
         """Axis sizes for `gpu.make_mesh`."""
         return {"pp": self.pp, "dp": self.dp, "cp": self.cp, "tp": self.tp}
@@ -207,6 +231,7 @@ class Plan(BaseModel):
         if self.precision == "fp16" and not self.has_master:
             rule = "fp16 needs fp32 master weights: gradients divided by the loss scale in fp16 would vanish again"
             raise ScenarioError("master_weights", self.master_weights, rule, ["auto", "fp32"])
+        self.check_rate()
         step = self.micro_batch * self.dp
         if self.global_batch % step:
             near = [n for n in (self.global_batch // step * step, (self.global_batch // step + 1) * step) if n]
@@ -254,6 +279,20 @@ class Plan(BaseModel):
                 nearest_split = ",".join(map(str, split_layers(model.layers, stages)))
                 rule = f"must be {stages} positive numbers that add up to {model.layers} layers"
                 raise ScenarioError("layers_per_stage", ",".join(map(str, given)), rule, [nearest_split])
+
+    def check_rate(self) -> None:
+        """A learning rate falls after it has risen; a return needs steps that are skipped."""
+        if self.decay == "none":
+            for field in ("decay_until", "decay_steps", "lr_floor"):
+                if getattr(self, field):
+                    raise ScenarioError(field, getattr(self, field), "needs --decay cosine or wsd", [0])
+        elif self.decay_until <= self.warmup:
+            raise ScenarioError("decay_until", self.decay_until, f"must be behind warmup = {self.warmup}", [self.warmup + 1])
+        elif self.decay_steps > self.decay_until - self.warmup:
+            rule = f"must fit between warmup = {self.warmup} and decay-until = {self.decay_until}"
+            raise ScenarioError("decay_steps", self.decay_steps, rule, [self.decay_until - self.warmup])
+        if self.rollback and not self.skip_norm:
+            raise ScenarioError("rollback", self.rollback, "counts skipped steps: needs --skip-norm", [0])
 
     def check_heads(self, model: ModelConfig) -> None:
         """Tensor ranks have whole key-value heads, or as many of them share one."""

@@ -67,9 +67,9 @@ class TensorParallel(Unsharded):
         self.comm.all_gather(pieces, algorithm=self.algorithm, purpose="activations", label="logits")
         return pieces.movedim(0, -2).flatten(-2)[..., :vocab]
 
-    def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int) -> Tensor:
-        """Vocabulary-parallel: logits [b, s, V/t] never leave their rank."""
-        return _CrossEntropy.apply(logits.to(wide(logits.dtype)), targets, self, vocab)
+    def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
+        """Vocabulary-parallel: logits [b, s, V/t] never leave their rank. z-loss needs no message more: every rank knows log Z."""
+        return _CrossEntropy.apply(logits.to(wide(logits.dtype)), targets, self, vocab, z_loss)
 
     def all_reduce(self, x: Tensor, label: str, op: str = "sum") -> Tensor:
         """In place, over the tensor-parallel ranks."""
@@ -128,10 +128,13 @@ class _GatherHead(torch.autograd.Function):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """log sum exp over all ranks' columns, minus the target's logit; summed over tokens that count."""
+    """log Z = log sum exp over all ranks' columns, minus the target's logit; summed over tokens that count.
+
+    The gradient of z · log² Z is 2z · log Z · p, so with z-loss p is kept times 1 + 2z · log Z.
+    """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, parallel: TensorParallel, vocab: int) -> Tensor:
+    def forward(ctx, logits: Tensor, targets: Tensor, parallel: TensorParallel, vocab: int, z_loss: float) -> Tensor:
         columns = logits.shape[-1]
         real = max(0, min(columns, vocab - parallel.rank * columns))
         if real < columns:  # padding is no token
@@ -146,6 +149,8 @@ class _CrossEntropy(torch.autograd.Function):
         total = parallel.all_reduce(p.sum(-1), "cross_entropy sum")
         counts = targets != IGNORE
         p.div_(total.unsqueeze(-1))
+        if z_loss:
+            p.mul_((1 + 2 * z_loss * (total.log() + largest)).unsqueeze(-1))
         ctx.save_for_backward(p, index, absent, counts)
         return ((total.log() - target_logit) * counts).sum()
 
@@ -153,7 +158,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         p, index, absent, counts = ctx.saved_tensors
         d = p.scatter_add(-1, index, absent.unsqueeze(-1).to(p.dtype) - 1)
-        return d.mul_((counts * grad).unsqueeze(-1)), None, None, None
+        return d.mul_((counts * grad).unsqueeze(-1)), None, None, None, None
 
 
 # ---- what every rank has whole -------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from glasscluster.model.parallel import IGNORE, Shard, Unsharded
 from glasscluster.sim.communicator import Communicator
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.gpu import GPU
+from glasscluster.strategies.bad_batch import Guard, Snapshot
 from glasscluster.strategies.chunks import Chunks
 from glasscluster.strategies.data_parallel import DataParallel
 from glasscluster.strategies.expert_parallel import ExpertParallel
@@ -63,8 +64,8 @@ class Job:
 
     @property
     def optimizer(self) -> Optimizer:
-        """The optimizer with the plan's learning rate."""
-        return Optimizer(self.plan.optimizer, lr=self.plan.lr)
+        """The optimizer with the plan's learning rate and its course."""
+        return Optimizer(self.plan.optimizer, lr=self.plan.lr, schedule=self.plan.rate)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The global batch of a step: [G, s] tokens and targets."""
@@ -112,7 +113,8 @@ class RankResult:
     checkpoint_bytes: int = 0  # most that recomputation held to start from
     routing: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # layer -> what its router did, a micro-batch of the last step
     loss_scales: list[float] = field(default_factory=list)  # fp16: the scale of each step, and whether it was skipped
-    skipped: list[bool] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)  # by the loss scale, or as a bad batch
+    returned: list[int] = field(default_factory=list)  # bad batches: steps after which the last snapshot was taken up again
 
     def routing_counts(self, what: str) -> list[list[int]]:
         """Rows that were "wanted" by or "kept" for each expert, a layer and micro-batch."""
@@ -149,6 +151,8 @@ class Trainer:
         ends = sorted({holder[0], holder[-1]})
         self.pair: Communicator | None = mesh.subset("pp", ends, "tied") if self.tied and len(ends) > 1 else None
         self.scaler = LossScaler(job.loss_scale) if plan.precision == "fp16" else None
+        self.guard = Guard(plan.skip_rule) if plan.skip_rule and gpu.device.type != "meta" else None
+        self.snapshot: Snapshot | None = None
         self.updates = 0  # steps that were not skipped
         self.keep = KINDS[plan.recompute](gpu, plan.recompute_every)
         with gpu.unrecorded():
@@ -227,6 +231,7 @@ class Trainer:
         for step in range(self.job.steps):
             self.manager.step_begins()
             self.gpu.start_step()
+            self.keep_snapshot(step)
             self.clear_routing()
             loss = self.train_step(step)
             with self.gpu.unrecorded():  # a number for the reader: it does not fill the GPU step by step
@@ -272,22 +277,26 @@ class Trainer:
             self.result.state_bytes = {k: v for k, v in gpu.memory.snapshot().items() if k in ("parameters", "gradients", "optimizer")}
             norm, overflow = self.norm_and_overflow()
             scale = 1.0 / (totals[1] if seed is None else totals[1] * seed)
+            if plan.clip or self.guard is not None:
+                norm = norm.sqrt() * scale  # of the mean gradient
             if plan.clip:
-                scale = scale * torch.clamp(plan.clip / (norm.sqrt() * scale + 1e-6), max=1.0)
+                scale = scale * torch.clamp(plan.clip / (norm + 1e-6), max=1.0)
             mean = totals[0] / totals[1]
         if self.job.capture:
             with gpu.unrecorded():
                 weight = totals[1] if seed is None else totals[1] * seed
                 self.result.gradients.append({n: g.to(wide) / weight for n, g in self.manager.gradients().items()})
         with gpu.region("optimizer", layer=-1, micro_batch=-1), torch.no_grad():
-            if self.clean(overflow):
+            if self.clean(overflow) and self.harmless(norm):
                 self.updates += 1
                 self.manager.step(scale, self.updates)
             else:
                 self.manager.step_ends()  # parameters stay, gradients start at zero
+                self.return_if_bad(step)
         if self.job.capture:
             self.result.weights.append(self.manager.weights())
-        gpu.check_finite(mean, "loss", step)
+        if self.guard is None:  # else a loss that is not finite is a step that was skipped
+            gpu.check_finite(mean, "loss", step)
         return mean
 
     def load(self, step: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -336,6 +345,34 @@ class Trainer:
         self.result.skipped.append(overflowed)
         self.scaler.update(overflowed)
         return not overflowed
+
+    # ---- bad batches -----------------------------------------------------------------------------------------
+    def harmless(self, norm: Tensor) -> bool:
+        """Whether a step of this gradient norm is taken: the norm is the same number on all ranks."""
+        if self.guard is None:
+            return True
+        with self.gpu.unrecorded():
+            bad = self.guard.harmful(float(norm))
+        if self.scaler is None:
+            self.result.skipped.append(bad)
+        else:
+            self.result.skipped[-1] = bad
+        return not bad
+
+    def keep_snapshot(self, step: int) -> None:
+        """Before a step that is to be returned to."""
+        if self.guard is not None and self.guard.rule.rollback and step % self.guard.rule.every == 0:
+            with self.gpu.unrecorded():
+                self.snapshot = Snapshot(self.manager.keep(), self.updates)
+
+    def return_if_bad(self, step: int) -> None:
+        """After too many bad steps in a row: weights, optimizer and its count are the snapshot's."""
+        if self.guard is not None and self.guard.must_return():
+            assert self.snapshot is not None
+            with self.gpu.unrecorded():
+                self.manager.restore(self.snapshot.kept)
+            self.updates = self.snapshot.updates
+            self.result.returned.append(step)
 
     def sum_tied(self) -> None:
         """First and last stage add their gradients of the shared table, over the wire or, where both are here, at once."""
