@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -140,6 +141,13 @@ def test_mixed_precision_holds_36_bytes_a_parameter_for_ppo_20_for_grpo_and_18_w
         assert failed(tuning.memory_rows(apart, run_of(apart, backend).results)) == []
 
 
+def test_heads_of_models_that_are_not_tied_are_counted():
+    job = replace(
+        job_of("ppo", iterations=1), model=MODEL.model_copy(update={"tied": False, "norm": "rmsnorm", "bias": False}), weights=None
+    )
+    assert failed(tuning.memory_rows(job, run_of(job).results)) == []
+
+
 def test_a_role_that_holds_more_or_less_is_seen(monkeypatch):
     job = job_of("ppo", iterations=1)
     init = Held.__init__
@@ -192,6 +200,18 @@ def test_every_method_raises_the_checkable_reward():
         row = learned.rows[method]
         assert row.reward > before + 0.2, method
         assert 0.05 < row.kl < 3, method
+
+
+@pytest.mark.soak
+def test_over_five_seeds_gains_are_far_outside_the_noise_and_a_judge_without_a_leash_is_fooled():
+    courses = [tuning.learn(seed, methods=tuple(tuning.VARIANTS)) for seed in range(5)]
+    for method in ("dpo", "ppo", "grpo"):
+        gains = [c.rows[method].reward - c.rows["sft"].reward for c in courses]
+        assert min(gains) > 0.2
+        assert mean(gains) > 5 * stdev(gains) / 5**0.5
+    rows = [(c.rows["ppo without KL"], c.rows["ppo"]) for c in courses]
+    assert mean(free.score for free, _ in rows) > mean(held.score for _, held in rows)
+    assert mean(free.reward for free, _ in rows) < mean(c.rows["sft"].reward for c in courses)
 
 
 def test_a_reward_of_the_wrong_sign_unlearns(monkeypatch):

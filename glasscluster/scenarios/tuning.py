@@ -17,7 +17,7 @@ from glasscluster.strategies.plan import make_model as make_gpt
 from glasscluster.strategies.preference import alone, policy, ranks, reward_model, sequences
 from glasscluster.strategies.preference.cast import Tuned
 from glasscluster.strategies.preference.held import make_model
-from glasscluster.strategies.preference.job import ONLINE, Tuning, Weights
+from glasscluster.strategies.preference.job import ONLINE, Method, Tuning, Weights
 from glasscluster.strategies.preference.ranks import tune_rank
 from glasscluster.strategies.preference.rewards import VOCABULARY, SortTask
 from glasscluster.strategies.replica import one_thread
@@ -75,12 +75,25 @@ class Course:
     dpo_lr: float = 3e-4
 
 
+VARIANTS: dict[str, tuple[Method, dict[str, Any]]] = {
+    "dpo": ("dpo", {}),
+    "ppo": ("ppo", {}),
+    "grpo": ("grpo", {}),
+    "ppo without KL": ("ppo", {"beta": 0.0}),
+    "grpo without KL": ("grpo", {"beta": 0.0}),
+}
+
+
 @dataclass
 class Row:
-    """A policy: expected reward and KL to the SFT policy on held-out prompts; tokens written and tokens trained on."""
+    """A policy on held-out prompts: expected reward, KL to the SFT policy, mean score of the reward model (where there is one).
+
+    Then answer tokens that were written for it and that it was trained on, beyond the SFT policy's.
+    """
 
     reward: float
     kl: float
+    score: float | None
     written: int
     trained: int
     rewards: list[float] = field(default_factory=list)  # of each iteration's answers, by the rule
@@ -117,24 +130,34 @@ def learn(
     say(f"seed {seed}: SFT on {course.sft * base.answers} demonstrations")
     start = tuned(base)[0].weights["actor"]
     reference = make_model("actor", replace(base, weights=start))
-    tokens = base.answers * task.digits
-    out.rows["sft"] = Row(policy.expected_reward(reference, task), 0.0, 0, course.sft * tokens)
     out.weights["sft"] = start
     say(f"seed {seed}: comparisons, a reward model")
     out.pairs = policy.compared(reference, task, course.compare, 1000 + seed)
-    if "ppo" in methods:
+    if any(VARIANTS[m][0] == "ppo" for m in methods):
         out.judge, out.agreement = judge(course, seed, start, reference, out.pairs)
+    out.rows["sft"] = Row(policy.expected_reward(reference, task), 0.0, _score(out, base, reference), 0, 0)
     for method in methods:
         say(f"seed {seed}: {method}")
         job = job_of(method, course, seed, out)
         first = tuned(job)[0]
         model = make_model("actor", replace(base, weights=first.weights["actor"]))
-        written = 0 if method == "dpo" else job.iterations * job.answers * task.digits
-        trained = job.iterations * task.digits * (2 * job.prompts if method == "dpo" else job.answers * job.epochs)
+        each = job.iterations * task.answer
+        written, trained = (0, each * 2 * job.prompts) if job.method == "dpo" else (each * job.answers, each * job.answers * job.epochs)
         kl = policy.divergence(model, reference, task, seed)
-        out.rows[method] = Row(policy.expected_reward(model, task), kl, written, trained, first.rewards, first.kl)
+        reward, score = policy.expected_reward(model, task), _score(out, base, model)
+        out.rows[method] = Row(reward, kl, score, written, trained, first.rewards, first.kl)
         out.weights[method] = first.weights["actor"]
     return out
+
+
+def _score(learned: Learned, base: Tuning, stage: Any) -> float | None:
+    """What the reward model thinks of a policy's answers to held-out prompts, on average."""
+    if learned.judge is None:
+        return None
+    model = make_model("reward", replace(base, reward_weights=learned.judge))
+    with torch.no_grad():
+        tokens = policy.sample(stage, base.task.prompts(held_out=True), base.task.answer, base.seed)
+        return float(sequences.scores(model, tokens).mean())
 
 
 def job_of(method: str, course: Course, seed: int, learned: Learned, **changes: Any) -> Tuning:
@@ -144,8 +167,9 @@ def job_of(method: str, course: Course, seed: int, learned: Learned, **changes: 
         "ppo": {"iterations": course.ppo, "prompts": 64, "epochs": 2, "critic_lr": 5e-3, "beta": course.beta, "reward": "model"},
         "grpo": {"iterations": course.grpo, "prompts": 16, "group": 8, "epochs": 2, "beta": course.beta},
     }
+    kind, own = VARIANTS[method]
     weights = {"weights": learned.weights["sft"], "reward_weights": learned.judge}
-    return Tuning(method, course.model, course.task, seed=seed, **{**weights, **options[method], **changes})  # type: ignore[arg-type]
+    return Tuning(kind, course.model, course.task, seed=seed, **{**weights, **options[kind], **own, **changes})
 
 
 def judge(course: Course, seed: int, start: Weights, reference: Any, pairs: Any) -> tuple[Weights, float]:
@@ -154,7 +178,7 @@ def judge(course: Course, seed: int, start: Weights, reference: Any, pairs: Any)
     job = Tuning("reward-model", course.model, task, course.reward_model, prompts=32, lr=3e-3, seed=seed, weights=start, pairs=pairs)
     model = make_model("reward", replace(job, reward_weights=tuned(job)[0].weights["reward"]))
     new = policy.compared(reference, task, 200, 2000 + seed)
-    answers = policy.sample(reference, policy.prompts_of(task, 1000, 1, 3000 + seed), task.digits, 3000 + seed)
+    answers = policy.sample(reference, policy.prompts_of(task, 1000, 1, 3000 + seed), task.answer, 3000 + seed)
     with torch.no_grad():
         agreement = reward_model.agreement(*(sequences.scores(model, x) for x in new))
         reward_model.standardize(model.scalar, sequences.scores(model, answers))

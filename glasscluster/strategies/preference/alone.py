@@ -32,7 +32,7 @@ class Alone:
 @one_thread()
 def in_one_process(job: Tuning) -> Alone:
     """In float64, whatever the job's precision; answers are written without a cache."""
-    n, out = job.task.digits, Alone()
+    n, out = job.task.answer, Alone()
     models = {role: make_model(role, job, dtype=torch.float64) for role in job.roles if role != "rollout"}
     parameters = {role: [p for p, _ in models[role].full_names().values()] for role in LEARNS[job.method]}
     moments = {role: [[torch.zeros_like(p) for _ in range(2)] for p in mine] for role, mine in parameters.items()}
@@ -68,7 +68,7 @@ def in_one_process(job: Tuning) -> Alone:
 
 def _online(job: Tuning, i: int, models: dict[str, Any], mask: Tensor, update: Any, out: Alone) -> None:
     """One iteration of PPO or GRPO."""
-    n, actor, seed = job.task.digits, models["actor"], job.sampling_seed(i)
+    n, actor, seed = job.task.answer, models["actor"], job.sampling_seed(i)
     tokens = sample(actor, prompts_of(job.task, job.prompts, job.group, seed), n, seed, cached=False)
     right = job.task.reward(tokens)
     with torch.no_grad():

@@ -43,7 +43,7 @@ class Cast:
             for role in job.roles:
                 if self.plays(role) and not (role == "rollout" and self.shares):
                     self.held[role] = (Learner if role in LEARNS[job.method] else Held)(gpu, job, role)
-            self.mask = torch.ones(job.answers, job.task.digits, dtype=self.wide, device=gpu.device)
+            self.mask = torch.ones(job.answers, job.task.answer, dtype=self.wide, device=gpu.device)
 
     @property
     def shares(self) -> bool:

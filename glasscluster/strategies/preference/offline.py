@@ -16,7 +16,7 @@ from glasscluster.strategies.preference.sequences import log_probs, scores
 
 def sft_iteration(cast: Cast, iteration: int) -> None:
     """Demonstrations of this iteration's prompts."""
-    job, n = cast.job, cast.job.task.digits
+    job, n = cast.job, cast.job.task.answer
     with cast.gpu.unrecorded():
         tokens = demonstrations(job, iteration).to(cast.gpu.device)
     cast.learn("actor", 0, lambda model: sft.loss(log_probs(model, tokens, n), cast.mask))
@@ -50,7 +50,7 @@ def reward_model_iteration(cast: Cast, iteration: int) -> None:
 
 def dpo_iteration(cast: Cast, iteration: int) -> None:
     """The reference says what it thinks of both answers; the policy learns."""
-    job, n = cast.job, cast.job.task.digits
+    job, n = cast.job, cast.job.task.answer
     with cast.gpu.unrecorded():
         tokens = torch.cat(pairs_of(job, iteration)).to(cast.gpu.device)
     frozen = cast.on("reference", 0, lambda model: log_probs(model, tokens, n).sum(1))

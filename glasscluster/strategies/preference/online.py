@@ -45,7 +45,7 @@ def refresh(cast: Cast) -> None:
 
 def roll_out(cast: Cast, iteration: int) -> Tensor:
     """Answers to this iteration's prompts, on every rank: [B, S]."""
-    gpu, job, n = cast.gpu, cast.job, cast.job.task.digits
+    gpu, job, n = cast.gpu, cast.job, cast.job.task.answer
     with gpu.unrecorded():
         tokens = torch.zeros(job.answers, job.task.length, dtype=torch.int64, device=gpu.device)
     if cast.plays("rollout"):
@@ -57,20 +57,20 @@ def roll_out(cast: Cast, iteration: int) -> Tensor:
             for pool in (t for pools in cache.pools.values() for t in pools):
                 gpu.memory.register(pool, "buffers", "rollout cache")
             cast.out.cache_bytes = cache.bytes
-            tokens[:, : n + 1] = prompts.to(gpu.device)
+            tokens[:, : prompts.shape[1]] = prompts.to(gpu.device)
         steps = iter(Generator(stage, prompts.tolist(), n, cache, Sampling(temperature=1.0, seed=seed)))
         for number in range(n):
             with gpu.region("forward", micro_batch=number):
                 _, chosen = next(steps)
             with gpu.unrecorded():
-                tokens[:, n + 1 + number] = torch.tensor(listed(chosen), device=gpu.device)
+                tokens[:, prompts.shape[1] + number] = torch.tensor(listed(chosen), device=gpu.device)
     cast.comm.broadcast(tokens, src=job.where["rollout"], algorithm="tree", label="answers")
     return tokens
 
 
 def experience(cast: Cast, tokens: Tensor) -> tuple[Made, Made, Made]:
     """On the actor's rank: log π_old and log π_ref of every token [B, T], and the scores [B]."""
-    job, n = cast.job, cast.job.task.digits
+    job, n = cast.job, cast.job.task.answer
     reference = cast.on("reference", n, lambda model: log_probs(model, tokens, n))
     score = cast.on("reward", n, lambda model: scores(model, tokens))
     old = cast.on("actor", n, lambda model: log_probs(model, tokens, n))
@@ -89,7 +89,7 @@ def experience(cast: Cast, tokens: Tensor) -> tuple[Made, Made, Made]:
 
 def ppo_iteration(cast: Cast, iteration: int) -> None:
     """1707.06347, Algorithm 1, with the rewards of 2203.02155."""
-    job, n, mask = cast.job, cast.job.task.digits, cast.mask
+    job, n, mask = cast.job, cast.job.task.answer, cast.mask
     refresh(cast)
     tokens = roll_out(cast, iteration)
     own = cast.on("critic", n, lambda model: values(model, tokens, n))
@@ -110,7 +110,7 @@ def ppo_iteration(cast: Cast, iteration: int) -> None:
 
 def grpo_iteration(cast: Cast, iteration: int) -> None:
     """2402.03300, Algorithm 1, with the reference held fixed."""
-    job, n, mask = cast.job, cast.job.task.digits, cast.mask
+    job, n, mask = cast.job, cast.job.task.answer, cast.mask
     refresh(cast)
     tokens = roll_out(cast, iteration)
     old, reference, score = experience(cast, tokens)

@@ -13,7 +13,7 @@ from glasscluster.strategies.preference.sequences import log_probs, log_softmax
 
 
 def prompts_of(task: SortTask, count: int, group: int, seed: int) -> Tensor:
-    """[count · group, digits + 1]: each prompt `group` times in a row."""
+    """[count · group, P]: each prompt `group` times in a row."""
     return task.draw(count, torch.Generator().manual_seed(seed)).repeat_interleave(group, 0)
 
 
@@ -29,7 +29,7 @@ def expected_reward(stage: GPTStage, task: SortTask) -> float:
     """Exact on the held-out prompts: one answer is right, so it is the mean probability of that answer."""
     prompts = task.prompts(held_out=True)
     with torch.no_grad():
-        right = log_probs(stage, torch.cat([prompts, task.answers(prompts)], 1), task.digits)
+        right = log_probs(stage, torch.cat([prompts, task.answers(prompts)], 1), task.answer)
     return float(right.double().sum(1).exp().mean())
 
 
@@ -38,9 +38,9 @@ def divergence(stage: GPTStage, reference: GPTStage, task: SortTask, seed: int =
 
     Prefixes are sampled from the policy, one answer a prompt; at each of its tokens the KL over the vocabulary is exact.
     """
-    tokens = sample(stage, task.prompts(held_out=True), task.digits, seed)
+    tokens = sample(stage, task.prompts(held_out=True), task.answer, seed)
     with torch.no_grad():
-        mine, other = (log_softmax(s, tokens, task.digits).double() for s in (stage, reference))
+        mine, other = (log_softmax(s, tokens, task.answer).double() for s in (stage, reference))
     return float((mine.exp() * (mine - other)).sum(-1).sum(1).mean())
 
 
@@ -49,7 +49,7 @@ def compared(stage: GPTStage, task: SortTask, prompts: int, seed: int, tries: in
 
     Returns (preferred [N, S], rejected [N, S]), N <= prompts: a prompt whose answers are all alike gives no pair.
     """
-    tokens = sample(stage, prompts_of(task, prompts, tries, seed), task.digits, seed).view(prompts, tries, -1)
+    tokens = sample(stage, prompts_of(task, prompts, tries, seed), task.answer, seed).view(prompts, tries, -1)
     right = task.reward(tokens.flatten(0, 1)).view(prompts, tries)
     both = right.amax(1) > right.amin(1)
     best, worst = right.argmax(1)[both], right.argmin(1)[both]

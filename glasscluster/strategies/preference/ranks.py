@@ -49,7 +49,7 @@ def predict_state(job: Tuning) -> dict[str, int]:
 def predict_traffic(job: Tuning) -> dict[str, int]:
     """Bytes that all ranks send in an iteration, by label."""
     width = {"fp64": 8, "fp32": 4, "bf16": 2}[job.precision]
-    wide, b, t, where = max(width, 4), job.answers, job.task.digits, job.where
+    wide, b, t, where = max(width, 4), job.answers, job.task.answer, job.where
 
     def between(a: str, c: str, nbytes: int) -> int:
         return nbytes if a in where and c in where and where[a] != where[c] else 0

@@ -26,6 +26,11 @@ class SortTask:
     upward: float = 0.4
 
     @property
+    def answer(self) -> int:
+        """Tokens of an answer."""
+        return self.digits
+
+    @property
     def length(self) -> int:
         """Tokens of a prompt and its answer."""
         return 2 * self.digits + 1
@@ -57,3 +62,33 @@ class SortTask:
         """The rule: [B, length] -> [B] of 0 and 1, in float64."""
         right = self.answers(tokens[:, : self.digits + 1])
         return (tokens[:, self.digits + 1 :] == right).all(1).double()
+
+
+@dataclass(frozen=True)
+class Blank(SortTask):
+    """Lengths without content: prompts of zeros and answers of `answer_tokens`. For what is recorded dry, where no token has a value."""
+
+    prompt_tokens: int = 1
+    answer_tokens: int = 1
+
+    @property
+    def answer(self) -> int:
+        """Tokens of an answer."""
+        return self.answer_tokens
+
+    @property
+    def length(self) -> int:
+        """Tokens of a prompt and its answer."""
+        return self.prompt_tokens + self.answer_tokens
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """[count, prompt_tokens] zeros."""
+        return torch.zeros(count, self.prompt_tokens, dtype=torch.int64)
+
+    def demonstrations(self, prompts: Tensor, generator: torch.Generator) -> Tensor:
+        """[B, length] zeros."""
+        return torch.zeros(len(prompts), self.length, dtype=torch.int64)
+
+    def reward(self, tokens: Tensor) -> Tensor:
+        """Nothing to check: [B] zeros."""
+        return tokens.new_zeros(len(tokens), dtype=torch.float64)
