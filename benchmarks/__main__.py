@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks import attention, network, recorder, replay, ring
+from benchmarks import attention, network, recorder, replay, ring, tokenizer
 
 ALL = {
     "attention": attention.measure,
@@ -13,6 +13,7 @@ ALL = {
     "recorder": recorder.measure,
     "ring": ring.measure,
     "network": network.measure,
+    "tokenizer": tokenizer.measure,
 }
 
 

@@ -6,11 +6,8 @@ Heavy imports happen inside the commands, after the first line of progress.
 from __future__ import annotations
 
 import inspect
-import json
-import os
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import partial
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -18,6 +15,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 from glasscluster import __version__
+from glasscluster.commands import console, tokenize
+from glasscluster.commands.console import Json, default_backend, emit, is_leader, progress, show_checks, verdict
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.errors import Deadlock, GlassError, ScenarioError
 from glasscluster.sim.quantities import parse_size, parse_time
@@ -32,8 +31,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.add_typer(tokenize.app, name="tokenize")
 
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
 Hardware = Annotated[str, typer.Option(help="virtual clock: a name from `glass list`, or a profile file")]
 Backend = Annotated[str | None, typer.Option(help="ray | threads | torchrun")]
 Device = Annotated[str, typer.Option(help="cpu | cuda")]
@@ -116,88 +115,6 @@ def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True, weight
     return plan, model
 
 
-# ---- saying things -----------------------------------------------------------------------------------------------
-def is_leader() -> bool:
-    """Only rank 0 of a torchrun job speaks."""
-    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
-
-
-def default_backend() -> str:
-    """Under torchrun it is torchrun, elsewhere ray."""
-    return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ or ("WORLD_SIZE" in os.environ and "RANK" in os.environ) else "ray"
-
-
-@contextmanager
-def progress():
-    """A moving bar with the latest line and the seconds on a terminal, plain lines elsewhere; always on standard error."""
-    if not is_leader():
-        yield lambda _text: None
-        return
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (BarColumn(bar_width=24), TimeElapsedColumn(), TextColumn("{task.description}"))
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("starting", total=None)
-
-            def show(text: str) -> None:
-                console.print(f"[dim]·[/dim] {text}")
-                bar.update(task, description=text)
-
-            yield show
-    else:
-        yield lambda text: print(text, file=sys.stderr, flush=True)
-
-
-_answers: Any = None  # with --json: the real standard output, while everybody else's prints go to standard error
-
-
-def emit(content: dict[str, Any]) -> None:
-    """The one JSON object. Not-a-number and infinity are not JSON: they become null."""
-    if is_leader():
-        print(json.dumps(_plain(content), allow_nan=False), file=_answers or sys.stdout, flush=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
-
-
-def show_checks(rows: list[dict[str, Any]]) -> None:
-    """The ledger as a table on standard output."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="predicted | counted | simulated", title_justify="left", box=None, pad_edge=False)
-    for heading in ("", "quantity", "predicted", "counted", "simulated", "unit"):
-        table.add_column(
-            heading, justify="right" if heading in ("predicted", "counted", "simulated") else "left", no_wrap=heading != "quantity"
-        )
-    for row in rows:
-        cells = ["" if row[k] is None else f"{row[k]:,.10g}" for k in ("predicted", "counted", "simulated")]
-        table.add_row("ok" if row["ok"] else "FAIL", row["name"], *cells, row["unit"])
-    Console(highlight=False).print(table)
-
-
-def verdict(rows: list[dict[str, Any]], report: Any, wall: float | None = None) -> int:
-    """The last lines a person sees, and the exit code."""
-    failed = [r["name"] for r in rows if not r["ok"]]
-    print(f"{len(rows) - len(failed)} of {len(rows)} checks held" + (f" in {wall:.1f} s" if wall else ""))
-    for name in failed:
-        print(f"FAILED: {name}")
-    if report:
-        print(f"report: {report}")
-    return 1 if failed else 0
-
-
 # ---- commands ----------------------------------------------------------------------------------------------------
 @app.command()
 @planned
@@ -205,7 +122,12 @@ def train(
     given: dict,
     model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
     steps: Annotated[int, typer.Option(min=1, help="optimizer steps; figures are of the last")] = 3,
-    data: Annotated[str | None, typer.Option(help="any text file [default: the standard library's source]")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="any text file; or several SOURCE:WEIGHT (file, folder, python, english, chinese) [default: standard library]"),
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="a tokenizer.json of `glass tokenize train` [default: bytes]")] = None,
+    pack: Annotated[bool, typer.Option("--pack", help="documents whole in rows, none of which sees another")] = False,
     weights: Annotated[str | None, typer.Option(help="folder in Hugging Face's layout to start from")] = None,
     check: Annotated[bool, typer.Option(help="compare with one device in float64")] = True,
     backend: Backend = None,
@@ -222,12 +144,13 @@ def train(
     with progress() as say:
         say(f"glass train: {plan.gpus} GPUs, {shape.parameters():,} parameters")
         from glasscluster.scenarios import training
+        from glasscluster.scenarios.sources import parse_data
 
         trained = training.train_command(
             plan,
             shape,
             steps=steps,
-            data=data,
+            data=parse_data(data or [], tokenizer, pack),
             checked=check,
             backend=backend or default_backend(),
             device=device,
@@ -654,11 +577,10 @@ def _usage(error: Any, arguments: list[str]) -> ScenarioError:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit code 0 done, 1 a check failed, 2 bad input, 3 the run failed."""
-    global _answers
     arguments = sys.argv[1:] if arguments is None else arguments
     out = sys.stdout
     if "--json" in arguments:  # Ray's own helpers print to standard output, too
-        _answers, sys.stdout = out, sys.stderr
+        console.answers, sys.stdout = out, sys.stderr
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="glass", standalone_mode=False)
     except _Aborts:
@@ -669,6 +591,6 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.Exit as done:
         code = done.exit_code
     finally:
-        _answers, sys.stdout = None, out
+        console.answers, sys.stdout = None, out
     out.flush()
     sys.exit(code if isinstance(code, int) else 0)

@@ -152,7 +152,7 @@ class Lab:
         *,
         model: Any = "tiny",
         steps: int = 3,
-        data: str | None = None,
+        data: Any = None,
         checked: bool = True,
         also_on: Sequence[str] = (),
         note: Text | None = None,
@@ -161,13 +161,14 @@ class Lab:
         **plan: Any,
     ) -> Any:
         """Train with a plan, check it against one device, count it; returns a Trained."""
-        from glasscluster.scenarios.training import check_data, train
+        from glasscluster.scenarios.sources import check_data
+        from glasscluster.scenarios.training import train
         from glasscluster.strategies.plan import make_model, make_plan
         from glasscluster.strategies.trainer import Job
 
         layout, shape = make_plan(**plan), make_model(model) if isinstance(model, str) else model
         layout.check(shape)
-        check_data(data, shape.seq)
+        check_data(data, shape.seq, shape.vocab)
         self.say(f"{title[0]}: {layout.gpus} {self.backend} ranks")
         job = Job(layout, shape, steps, data, self.seed, **({"loss_scale": loss_scale} if loss_scale else {}))
         trained = train(self.cluster(layout.gpus), job, checked=checked, say=self.say)

@@ -16,6 +16,7 @@ from typing import Any
 from glasscluster.model import moe
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.kept import kept_picture
+from glasscluster.scenarios.sources import Data, check_data
 from glasscluster.sim.cluster import Cluster, Run
 from glasscluster.sim.errors import DoesNotFit, GlassError, OutOfMemory, ScenarioError
 from glasscluster.sim.timeline import Timeline
@@ -177,25 +178,12 @@ def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
         raise DoesNotFit(capacity, recorded, str(found), [fit.as_dict() for fit in found.best])
 
 
-def check_data(path: str | None, seq: int) -> None:
-    """The data file can be read and holds at least one sequence; ScenarioError otherwise."""
-    if path is None:
-        return
-    try:
-        size = len(Path(path).read_bytes())
-    except OSError as problem:
-        raise ScenarioError("data", path, f"cannot be read: {problem.strerror}") from None
-    if size < seq + 2:
-        rule = "is empty" if size == 0 else f"has {size} bytes, one sequence needs seq + 2 = {seq + 2}"
-        raise ScenarioError("data", path, f"{rule}; give a text of at least {seq + 2} bytes, or leave --data out for the built-in corpus")
-
-
 def train_command(
     plan: Plan,
     model: ModelConfig,
     *,
     steps: int,
-    data: str | None,
+    data: Data,
     checked: bool,
     backend: str,
     device: str,
@@ -208,13 +196,14 @@ def train_command(
     say: Say = silent,
 ) -> Trained:
     """`glass train`: a cluster, a job, its folder. On failure what was recorded is written before the error goes on."""
-    check_data(data, model.seq)
+    check_data(data, model.seq, model.vocab)
     if weights is not None and plan.exchange != "all-reduce":
         raise ScenarioError("weights", weights, f"--exchange {plan.exchange} starts from the seed's", ["--exchange all-reduce"])
     options: dict[str, Any] = {"timeout_s": timeout_s} if timeout_s else {}
     cluster = Cluster(hardware, plan.gpus, backend, memory_bytes=memory_bytes, seed=seed, device=device, **options)
     cluster.hardware.gpu.peak(plan.precision)
     job = Job(plan, model, steps, data, seed, weights=weights)
+    job.check_packed()
     check_memory(cluster, job, say)
     if not leads():
         with cluster:
