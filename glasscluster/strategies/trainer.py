@@ -50,7 +50,7 @@ class Job:
     """Everything a rank needs to train: plan, model, steps, data, seed. `capture` keeps gradients and weights.
 
     `data`: a text file, None for the built-in one, or several sources with weights. `weights`: a folder in Hugging Face's layout to
-    start from; None: drawn from the seed.
+    start from; None: drawn from the seed. `probes`: each rank writes down what it sees of every step (probes.py), and nothing else changes.
     """
 
     plan: Plan
@@ -61,6 +61,7 @@ class Job:
     capture: bool = False
     loss_scale: ScaleRule = field(default_factory=ScaleRule)
     weights: str | None = None
+    probes: bool = False
 
     @property
     def optimizer(self) -> Optimizer:
@@ -115,6 +116,7 @@ class RankResult:
     loss_scales: list[float] = field(default_factory=list)  # fp16: the scale of each step, and whether it was skipped
     skipped: list[bool] = field(default_factory=list)  # by the loss scale, or as a bad batch
     returned: list[int] = field(default_factory=list)  # bad batches: steps after which the last snapshot was taken up again
+    readings: list[Any] = field(default_factory=list)  # probes: what this rank saw of each step
 
     def routing_counts(self, what: str) -> list[list[int]]:
         """Rows that were "wanted" by or "kept" for each expert, a layer and micro-batch."""
@@ -125,6 +127,10 @@ def train_rank(gpu: GPU, job: Job) -> RankResult:
     """The SPMD program: the same on every backend."""
     if job.plan.exchange != "all-reduce":
         raise ScenarioError("exchange", job.plan.exchange, "is another program: `glass train` runs it, this one reduces", ["all-reduce"])
+    if job.probes and gpu.device.type != "meta":
+        from glasscluster.strategies.probes import ProbedTrainer
+
+        return ProbedTrainer(gpu, job).run()
     return Trainer(gpu, job).run()
 
 
@@ -272,8 +278,7 @@ class Trainer:
             elif isinstance(self.parallel, TensorParallel):
                 sum_over_heads(self.parallel, self.manager, self.partial)
             self.sum_tied()
-            totals = torch.stack([loss, count.to(wide)])
-            self.add_up(totals, (self.data, self.pp), "loss and token count")
+            totals = self.totals(loss, count)
             self.result.state_bytes = {k: v for k, v in gpu.memory.snapshot().items() if k in ("parameters", "gradients", "optimizer")}
             norm, overflow = self.norm_and_overflow()
             scale = 1.0 / (totals[1] if seed is None else totals[1] * seed)
@@ -288,8 +293,7 @@ class Trainer:
                 self.result.gradients.append({n: g.to(wide) / weight for n, g in self.manager.gradients().items()})
         with gpu.region("optimizer", layer=-1, micro_batch=-1), torch.no_grad():
             if self.clean(overflow) and self.harmless(norm):
-                self.updates += 1
-                self.manager.step(scale, self.updates)
+                self.update(scale)
             else:
                 self.manager.step_ends()  # parameters stay, gradients start at zero
                 self.return_if_bad(step)
@@ -298,6 +302,17 @@ class Trainer:
         if self.guard is None:  # else a loss that is not finite is a step that was skipped
             gpu.check_finite(mean, "loss", step)
         return mean
+
+    def totals(self, loss: Tensor, count: Tensor) -> Tensor:
+        """Loss summed over tokens, and tokens that carry it, over all ranks: [2]."""
+        totals = torch.stack([loss, count.to(loss.dtype)])
+        self.add_up(totals, (self.data, self.pp), "loss and token count")
+        return totals
+
+    def update(self, scale: Tensor) -> None:
+        """Take the step, with gradients times `scale`."""
+        self.updates += 1
+        self.manager.step(scale, self.updates)
 
     def load(self, step: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """This rank's sequences, or its tokens of them, as micro-batches, and how many of its targets count (on the last stage)."""
