@@ -86,14 +86,21 @@ class Cache:
         """A sequence is done."""
         self.truncate(sequence, 0)
 
-    def attend(self, block: Any, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """New queries [b, a, S, d] to the past and to themselves; then the new keys and values [b, n_kv, S, d] are remembered."""
-        pools, table = self.pools[block.index], [number for row in self.table for number in row]
+    def attend(
+        self, block: Any, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, of: Sequence[int] | None = None
+    ) -> Tensor:
+        """New queries [b, a, S, d] to the past and to themselves; then the new keys and values [b, n_kv, S, d] are remembered.
+
+        of: the sequences whose rows these are; None: all.
+        """
+        pools, rows = self.pools[block.index], range(len(self.lengths)) if of is None else of
+        table = [number for b in rows for number in self.table[b]]
+        lengths, counts = [self.lengths[b] for b in rows], [self.counts[b] for b in rows]
         new = [k, v] if self.latents is None else [self.latents]
-        if not any(self.lengths) and self.window >= q.shape[2]:
+        if not any(lengths) and self.window >= q.shape[2]:
             out = attention(q, k, v)  # no past: a square, and padding behind a sequence is seen by nobody
         else:
-            rest = (table, self.lengths, self.counts, self.window, q.shape[3] ** -0.5, by_distance(block, self.capacity))
+            rest = (table, lengths, counts, self.window, q.shape[3] ** -0.5, by_distance(block, self.capacity))
             if self.latents is None:
                 out = torch.ops.glasscluster.cached_attention(q, k, v, *pools, *rest, 0)
             else:
@@ -101,7 +108,7 @@ class Cache:
                 seen = torch.ops.glasscluster.cached_attention(absorbed, *new, *new, *pools, *pools, *rest, shared)
                 out = unfold(block, seen)
         for pool, rows_ in zip(pools, new, strict=True):
-            torch.ops.glasscluster.cache_write(pool, rows_, table, self.lengths, self.counts)
+            torch.ops.glasscluster.cache_write(pool, rows_, table, lengths, counts)
         return out
 
     # ---- what it holds ---------------------------------------------------------------------------------------------
@@ -193,6 +200,8 @@ KINDS = {"static": StaticCache, "paged": PagedCache, "sliding": SlidingWindowCac
 class Remember(KeepAll):
     """A block's `keep` in generation: its attention goes through the cache."""
 
+    of: Sequence[int] | None = None  # sequences that are in the forward
+
     def __init__(self, cache: Cache, block: Any, positions: Sequence[Sequence[int]]) -> None:
         self.cache, self.block, self.positions = cache, block, positions
 
@@ -203,7 +212,7 @@ class Remember(KeepAll):
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Of new tokens to all."""
-        return self.cache.attend(self.block, attention, q, k, v)
+        return self.cache.attend(self.block, attention, q, k, v, self.of)
 
 
 class Within(KeepAll):

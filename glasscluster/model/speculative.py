@@ -41,9 +41,11 @@ class Guess(NamedTuple):
 
 @dataclass
 class Judged:
-    """What passes brought a sequence: how many guesses were accepted in each, and β of every guess that was looked at."""
+    """What each pass brought a sequence: its guesses, how many were accepted, the target's own token; β of guesses that were looked at."""
 
+    guessed: list[list[int]] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    own: list[int] = field(default_factory=list)
     overlap: list[float] = field(default_factory=list)
 
 
@@ -110,7 +112,9 @@ class Speculation:
             for cache in (self.target_cache, self.draft_cache):  # the draft has never seen its own last guess
                 cache.truncate(b, min(cache.lengths[b], len(self.sequences[b]) + n))
             self.sequences[b] += [*guess.tokens[row, :n].tolist(), t]
+            self.judged[b].guessed.append(guess.tokens[row].tolist())
             self.judged[b].accepted.append(n)
+            self.judged[b].own.append(t)
             self.judged[b].overlap += beta[row, : n + 1].tolist()
 
     def rows(self, of: Sequence[int], new: Sequence[Sequence[int]]) -> list[Sequence[int]]:

@@ -56,6 +56,7 @@ LESSONS: dict[str, str] = {
     "E10": "e10_moe_all_to_all",
     "E11": "e11_layout_puzzle",
     "G1": "g1_prefill_and_decode",
+    "G2": "g2_continuous_batching",
 }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from glasscluster.model import hugging_face
@@ -18,10 +19,13 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.scenarios.generation import one_of, text
 from glasscluster.sim.cluster import Cluster, Run
 from glasscluster.sim.errors import ScenarioError
+from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.strategies import accounts, batching, generation, serving
 from glasscluster.strategies.batching import Request, Schedule
 from glasscluster.strategies.check import TOLERANCE, difference
+from glasscluster.strategies.replica import one_thread
 from glasscluster.strategies.serving import POLICIES, RankServing, ServingJob, make_schedule, serve_rank
+from glasscluster.visualize.slots import Held, Span
 
 Say = Callable[[str], None]
 
@@ -76,6 +80,25 @@ class Serving:
         """Tokens whose keys and values were computed once more after a preemption."""
         taken_in = sum(w.count for step in self.schedule.steps for w in step.work)
         return taken_in - sum(r.cached for r in self.job.requests)
+
+    def spans(self) -> list[Span]:
+        """Who has which slot when; steps of a kind in a row are one span."""
+        found, been = list[Span](), set[int]()
+        for step, (start, end) in zip(self.schedule.steps, self.times, strict=True):
+            for w in step.work:
+                kind = "held" if not w.count else "decode" if w.start else "again" if w.request in been else "prefill"
+                been.add(w.request)
+                last = next((i for i in range(len(found) - 1, -1, -1) if found[i].slot == w.slot), None)
+                if last is not None and found[last][1:3] == (w.request, kind) and found[last].end == start:
+                    found[last] = found[last]._replace(end=end)
+                else:
+                    found.append(Span(w.slot, w.request, kind, start, end))
+        return found
+
+    def held(self) -> list[Held]:
+        """The cache after each step."""
+        result = self.run.results[0]
+        return [Held(t, *b) for (_, t), *b in zip(self.times, result.reserved_bytes, result.filled_bytes, strict=True)]
 
     def as_json(self) -> dict[str, Any]:
         """The `glass.serve/1` object; times are virtual, bytes are of rank 0."""
@@ -147,6 +170,7 @@ def serve(cluster: Cluster, job: ServingJob, *, checked: bool = True, say: Say =
     return made
 
 
+@one_thread()
 def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[dict[str, Any]]:
     """Logits of every rank and request within 1e-10 of one device that generates each request alone, and the tokens the same."""
     stage = GPTStage(job.model, seed=job.seed, dtype=torch.float64)
@@ -177,6 +201,10 @@ def counted_rows(made: Serving) -> list[dict[str, Any]]:
     end, replayed = schedule.times[-1][1], made.times[-1][1]
     rows.append(accounts.row("end of the last step, as planned", end, None, "each step alone, recorded dry", simulated=replayed, unit="s",
                              match="virtual", tolerance=1e-9))  # fmt: skip
+    written = written_tokens(made.run.graph, first.token_bytes)
+    taken_in = sum(w.count for step in schedule.steps for w in step.work)
+    rows.append(accounts.row("tokens written into the cache, all steps", taken_in, written, "the plan: preempted ones twice",
+                             unit="tokens"))  # fmt: skip
     if job.policy == "static":
         said = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
         counted = sum(first.computed) - sum(first.used)
@@ -192,6 +220,12 @@ def counted_rows(made: Serving) -> list[dict[str, Any]]:
         said = serving.predict_sent(job, schedule, accounts.WIDTH[job.precision])
         rows.append(accounts.row("sent by all ranks, all steps", said, generation.traffic(made.run.graph), "F18, forward; logits"))
     return rows
+
+
+def written_tokens(graph: ExecutionGraph, token_bytes: int) -> int:
+    """From the bytes that the cache's writes moved on rank 0: each is read and written."""
+    writes = [i for i, name in enumerate(graph.names) if name == "glasscluster.cache_write"]
+    return int(graph.bytes[(graph.rank == 0) & np.isin(graph.op, writes)].sum()) // (2 * token_bytes)
 
 
 def batches(job: ServingJob, schedule: Schedule) -> list[list[int]]:

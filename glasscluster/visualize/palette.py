@@ -42,6 +42,14 @@ KEPT: dict[str, Look] = {  # what a layer keeps for backward (activations.PARTS)
     "attention": Look("#56B4E9", "#000000", ".", "#0a5a8c"),
     "scores": Look("#D55E00", "#000000", "/"),
 }
+SERVING: dict[str, Look] = {  # a request in its slot, and the cache (slots.py)
+    "prefill": KINDS["forward"],
+    "again": Look("#D55E00", "#000000", "/"),
+    "decode": Look("#9cc4de", "#000000", "", "#2a7fb0"),
+    "held": Look("#ececec", "#404040", "x", "#9a9a9a"),
+    "tokens": Look("#9cc4de", "#000000", "", "#2a7fb0"),
+    "empty": Look("#ececec", "#404040", "x", "#9a9a9a"),
+}
 CRITICAL = "#000000"
 
 MEMORY: dict[str, Look] = {
