@@ -25,7 +25,7 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 def table(courses: list[Learned]) -> str:
     """A row a method; gains are paired: a method's reward minus that of the SFT policy it started from."""
-    heads = ["", "expected reward", "gain over SFT", "least gain", "gain ÷ its standard error", "KL to SFT (nats)"]
+    heads = ["policy", "expected reward", "gain over SFT", "least gain", "gain ÷ its standard error", "KL to SFT (nats)"]
     heads += ["reward model's score", "tokens written", "tokens trained on"]
     out = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for method in ("sft", *VARIANTS):

@@ -189,22 +189,11 @@ def test_ray_actors_play_the_roles():
 
 
 # ---- learning ------------------------------------------------------------------------------------------------------
-def test_every_method_raises_the_checkable_reward():
-    """A smaller course, one seed; docs/preference.md has the whole one over 5 seeds."""
-    small = tuning.Course(sft=250, compare=250, reward_model=120, dpo=100, ppo=12, grpo=12)
-    learned = tuning.learn(0, small)
-    before = learned.rows["sft"].reward
-    assert 0.2 < before < 0.6
-    assert learned.agreement > 0.8
-    for method in ("dpo", "ppo", "grpo"):
-        row = learned.rows[method]
-        assert row.reward > before + 0.2, method
-        assert 0.05 < row.kl < 3, method
-
-
 @pytest.mark.soak
 def test_over_five_seeds_gains_are_far_outside_the_noise_and_a_judge_without_a_leash_is_fooled():
+    """The table of docs/preference.md; one seed of a smaller course is lesson F4's own row."""
     courses = [tuning.learn(seed, methods=tuple(tuning.VARIANTS)) for seed in range(5)]
+    assert min(c.agreement for c in courses) > 0.9
     for method in ("dpo", "ppo", "grpo"):
         gains = [c.rows[method].reward - c.rows["sft"].reward for c in courses]
         assert min(gains) > 0.2

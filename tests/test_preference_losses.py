@@ -82,6 +82,18 @@ def test_a_reward_model_is_bradley_and_terrys_likelihood():
     assert reward_model.agreement(w, l) == sum(a > b for a, b in pairs) / 6
 
 
+def test_a_standardized_reward_model_scores_with_mean_0_and_variance_1():
+    model = sequences.ScalarModel(MODEL, dtype=torch.float64)
+    tokens = torch.randint(64, (50, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = sequences.scores(model, tokens)
+        reward_model.standardize(model.scalar, before)
+        after = sequences.scores(model, tokens)
+    assert after.mean().item() == pytest.approx(0, abs=1e-12)
+    assert after.std().item() == pytest.approx(1, rel=1e-12)
+    assert torch.equal(after.argsort(), before.argsort())
+
+
 def test_dpo_equals_equation_7_and_its_gradient_the_closed_form():
     w, l, rw, rl = (drawn(6, seed=s) - 3 for s in range(4))
     w.requires_grad_()

@@ -48,7 +48,7 @@ def memory_rows(job: Tuning, results: list[Tuned]) -> list[dict[str, Any]]:
 
 def traffic_rows(job: Tuning, run: Run) -> list[dict[str, Any]]:
     """What roles tell each other in an iteration, by label; and that nothing else was sent."""
-    said = ranks.predict_traffic(job)
+    said = {label: n for label, n in ranks.predict_traffic(job).items() if n}
     rows = [accounts.row(f"{job.method}: sent, {label}", n, sum(run.graph.bytes_sent(label=label)), "shapes") for label, n in said.items()]
     return [*rows, accounts.row(f"{job.method}: sent, all", sum(said.values()), sum(run.graph.bytes_sent()), "shapes")]
 
@@ -177,8 +177,8 @@ def judge(course: Course, seed: int, start: Weights, reference: Any, pairs: Any)
     task = course.task
     job = Tuning("reward-model", course.model, task, course.reward_model, prompts=32, lr=3e-3, seed=seed, weights=start, pairs=pairs)
     model = make_model("reward", replace(job, reward_weights=tuned(job)[0].weights["reward"]))
-    new = policy.compared(reference, task, 200, 2000 + seed)
-    answers = policy.sample(reference, policy.prompts_of(task, 1000, 1, 3000 + seed), task.answer, 3000 + seed)
+    new = policy.compared(reference, task, course.compare // 5, 2000 + seed)
+    answers = policy.sample(reference, policy.prompts_of(task, course.compare, 1, 3000 + seed), task.answer, 3000 + seed)
     with torch.no_grad():
         agreement = reward_model.agreement(*(sequences.scores(model, x) for x in new))
         reward_model.standardize(model.scalar, sequences.scores(model, answers))

@@ -69,7 +69,7 @@ def in_one_process(job: Tuning) -> Alone:
 def _online(job: Tuning, i: int, models: dict[str, Any], mask: Tensor, update: Any, out: Alone) -> None:
     """One iteration of PPO or GRPO."""
     n, actor, seed = job.task.answer, models["actor"], job.sampling_seed(i)
-    tokens = sample(actor, prompts_of(job.task, job.prompts, job.group, seed), n, seed, cached=False)
+    tokens = sample(actor, prompts_of(job.task, job.prompts, job.group, seed), n, seed)
     right = job.task.reward(tokens)
     with torch.no_grad():
         old, reference = log_probs(actor, tokens, n), log_probs(models["reference"], tokens, n)

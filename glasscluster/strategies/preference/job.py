@@ -81,8 +81,8 @@ class Tuning:
     def __post_init__(self) -> None:
         if self.method == "grpo" and self.group < 2:
             raise ScenarioError("group", self.group, "grpo compares answers to one prompt: it needs at least 2", range(2, 17))
-        if self.method in ("dpo", "reward-model") and self.pairs is None:
-            raise ScenarioError("pairs", None, f"{self.method} learns from comparisons")
+        if self.method in ("dpo", "reward-model") and (self.pairs is None or not len(self.pairs[0])):
+            raise ScenarioError("pairs", "none", f"{self.method} learns from comparisons: a policy that is never right gives none")
         if self.model.seq < self.task.length or self.model.vocab < 64:
             raise ScenarioError("model", (self.model.seq, self.model.vocab), f"the task needs seq >= {self.task.length} and vocab >= 64")
         if self.precision not in ("fp64", "fp32", "bf16"):

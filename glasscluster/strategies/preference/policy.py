@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glasscluster.model.cache import StaticCache
 from glasscluster.model.generate import Generator, Sampling, listed
 from glasscluster.model.gpt import GPTStage
 from glasscluster.strategies.preference.rewards import SortTask
@@ -17,10 +16,9 @@ def prompts_of(task: SortTask, count: int, group: int, seed: int) -> Tensor:
     return task.draw(count, torch.Generator().manual_seed(seed)).repeat_interleave(group, 0)
 
 
-def sample(stage: GPTStage, prompts: Tensor, tokens: int, seed: int, cached: bool = True) -> Tensor:
-    """Answers at temperature 1: prompts [B, P] -> [B, P + tokens]. Only this distribution is the policy's own."""
-    cache = StaticCache(stage, len(prompts), prompts.shape[1] + tokens - 1) if cached else None
-    steps = Generator(stage, prompts.tolist(), tokens, cache, Sampling(temperature=1.0, seed=seed))
+def sample(stage: GPTStage, prompts: Tensor, tokens: int, seed: int) -> Tensor:
+    """Answers at temperature 1, the policy's own distribution: prompts [B, P] -> [B, P + tokens]. So few tokens need no cache."""
+    steps = Generator(stage, prompts.tolist(), tokens, sampling=Sampling(temperature=1.0, seed=seed))
     chosen = [listed(c) for _, c in steps]
     return torch.cat([prompts, torch.tensor(chosen).T], 1)
 
