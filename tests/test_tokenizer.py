@@ -151,6 +151,11 @@ def test_a_file_that_asks_for_something_else_is_refused(ours, tmp_path, change, 
     path.write_text(json.dumps({**ours.as_json(), **change}))
     with pytest.raises(ValueError, match=said):
         Tokenizer.load(path)
+    broken = ours.as_json()
+    broken["model"]["vocab"] = {word: n for word, n in broken["model"]["vocab"].items() if n != 690}
+    path.write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match=r"no byte-level|no token"):
+        Tokenizer.load(path)
     path.write_text("[]")
     with pytest.raises(ValueError, match="no byte-level"):
         Tokenizer.load(path)

@@ -21,7 +21,6 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
-from itertools import groupby
 
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's White_Space, as ranges
 ESCAPE = "surrogateescape"
@@ -30,13 +29,14 @@ ESCAPE = "surrogateescape"
 @cache
 def category_ranges(major: str) -> str:
     """All characters of a major category ("L" letters, "N" numbers) as the inside of a regular expression's [...]."""
-    pieces, first = [], 0
-    for inside, run in groupby(range(sys.maxunicode + 1), key=lambda code: unicodedata.category(chr(code))[0] == major):
-        after = first + sum(1 for _ in run)
-        if inside:
-            pieces.append(f"\\U{first:08x}-\\U{after - 1:08x}")
-        first = after
-    return "".join(pieces)
+    found = (span.span() for span in re.finditer(f"{major}+", _majors()))
+    return "".join(f"\\U{first:08x}-\\U{after - 1:08x}" for first, after in found)
+
+
+@cache
+def _majors() -> str:
+    """Each character's major category, as one letter."""
+    return "".join([unicodedata.category(chr(code))[0] for code in range(sys.maxunicode + 1)])
 
 
 @cache

@@ -54,7 +54,11 @@ class Tokenizer:
             raise ValueError(f"a byte-level tokenizer has all 256 bytes as tokens; missing: {missing[:8]}")
         if taken := self.tokens.keys() & self.specials.values():
             raise ValueError(f"special tokens have numbers of their own; {sorted(taken)} are ordinary tokens")
-        self.ranks = {pair: (rank, self.numbers[self.tokens[pair[0]] + self.tokens[pair[1]]]) for rank, pair in enumerate(self.merges)}
+        try:
+            made = [self.numbers[self.tokens[a] + self.tokens[b]] for a, b in self.merges]
+        except KeyError as problem:
+            raise ValueError(f"every merge is of tokens and makes one; there is no token {problem}") from None
+        self.ranks = {pair: (rank, token) for rank, (pair, token) in enumerate(zip(self.merges, made, strict=True))}
         self.size = max([*self.tokens, *self.specials.values()]) + 1  # rows that a model's embedding needs
         self._spellings = {number: text.encode() for text, number in self.specials.items()}
         self._known: dict[bytes, tuple[int, ...]] = {}

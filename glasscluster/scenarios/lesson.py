@@ -23,6 +23,8 @@ LESSONS: dict[str, str] = {
     "A4": "a4_rope",
     "A5": "a5_where_the_norm_goes",
     "A6": "a6_bert_vs_gpt",
+    "A7": "a7_bpe_by_hand",
+    "A8": "a8_data_mix",
     "A9": "a9_adding_positions",
     "B1": "b1_roofline",
     "B2": "b2_online_softmax",
