@@ -61,14 +61,14 @@ def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: i
     from glasscluster.visualize.plots import bars
 
     names, weights = ("python", "english", "chinese"), (0.7, 0.2, 0.1)
-    mixture = Mixture(tuple(zip(names, weights, strict=True)))
+    mixture = Mixture(tuple(zip(names, weights, strict=True)), block=100)
     order = read(mixture, seq).sampler(lab.seed)
     total = round(9 * order.sizes[2] / weights[2] / order.block) * order.block
     batch = ranks * others
     trained = lab.train("mixed", ("A GPT on the mixture", "用混合数据训练 GPT"), model=make_model("tiny", layers=1, hidden=32, seq=seq), steps=1, dp=ranks, global_batch=batch, data=mixture)
     before = lab.run("before", (f"{ranks} ranks, stopped", f"{ranks} 个 rank，被中断"), read_on, order, 0, batch, stopped, gpus=ranks)
     after = lab.run("after", (f"{others} ranks go on", f"{others} 个 rank 接着读"), read_on, order, stopped * batch, batch, stopped, gpus=others)
-    long = lab.cluster(ranks).run(read_on, order, 0, order.block, total // order.block, record=False)
+    long = lab.cluster(ranks).run(read_on, order, 0, total // 20, 20, record=False)
     if not lab.leader:
         return
     for entry in lab.entries:
@@ -89,8 +89,8 @@ def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: i
     repeated, skipped = own_places(ranks, others, batch // ranks, stopped)[0], own_places(ranks, 2 * ranks, batch // ranks, stopped)[1]
     share = [size / sum(order.sizes) for size in order.sizes]
     lab.ask(f"The Chinese source has {order.sizes[2]:,} rows and weight 0.1; {total:,} rows are read in all. How often was it read?", f"中文数据源有 {order.sizes[2]:,} 行，权重 0.1；一共读 {total:,} 行。它被读了多少遍？", epochs[2], "epochs")
-    words = {"en": (("Python", "English", "Chinese"), "F40", "counted from the rows that ranks read", "epochs", "share of the text", "share of what is read", "share (%)", "rank", "step"),
-             "zh": (("Python 源码", "英文", "中文"), "F40", "由各 rank 所读的行计数", "轮数", "占文本的份额", "占所读内容的份额", "份额 (%)", "rank", "步")}
+    words = {"en": (("Python", "English", "Chinese"), "F40: w·T/|D|", "counted from the rows that ranks read", "epochs", "share of the text", "share of what is read", "share (%)", "rank", "step"),
+             "zh": (("Python 源码", "英文", "中文"), "F40：w·T/|D|", "由各 rank 所读的行计数", "轮数", "占文本的份额", "占所读内容的份额", "份额 (%)", "rank", "步")}
     lab.figure((f"Epochs of each source after {total:,} rows; dashed: four", f"读 {total:,} 行之后各数据源的轮数；虚线：四轮"),
                lambda lang: bars(words[lang][0], {words[lang][1]: expected, words[lang][2]: epochs}, words[lang][3]).add_hline(y=4, line={"color": "#000000", "dash": "dash", "width": 2}))
     lab.figure(("A weight is not a size", "权重不是大小"), lambda lang: bars(words[lang][0], {words[lang][4]: [100 * x for x in share], words[lang][5]: [100 * c / total for c in counted]}, words[lang][6]))
@@ -115,7 +115,7 @@ def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: i
     lab.tell(f"Stopped after {stopped} steps on {ranks} ranks, {others} went on from number {stopped * batch}: nothing lost, nothing twice, and the same rows as without a stop.", f"{ranks} 个 rank 读 {stopped} 步后中断，{others} 个从编号 {stopped * batch} 接着读：不丢、不重，与不中断时的行相同。", "tab=ledger")
     lab.tell(f"Had every rank saved its own place, {others} ranks would read {repeated} numbers twice, and {2 * ranks} ranks would leave out {skipped}.", f"若每个 rank 各存各的位置，{others} 个 rank 会重复读 {repeated} 个编号，{2 * ranks} 个 rank 会漏掉 {skipped} 个。")
     lab.tell(f"The first step of a GPT on this mixture ran on {ranks} ranks and equals one device: loss {float(trained.run.results[-1].losses[0]):.4f}.", f"在这份混合数据上训练 GPT 的第一步在 {ranks} 个 rank 上运行，与单卡一致：损失 {float(trained.run.results[-1].losses[0]):.4f}。", "tab=checks&run=mixed")
-    lab.conclude(f"The source with weight 10 was read {epochs[2]:.2f} times, the one with 70 only {epochs[0]:.2f} times; four ranks could stop and three go on without losing a row.", f"权重 10 的数据源被读了 {epochs[2]:.2f} 遍，权重 70 的只有 {epochs[0]:.2f} 遍；四个 rank 可以中断，三个接着读，一行不丢。")
+    lab.conclude(f"The source with weight 10 was read {epochs[2]:.2f} times, the one with 70 only {epochs[0]:.2f} times; {ranks} ranks could stop and {others} go on without losing a row.", f"权重 10 的数据源被读了 {epochs[2]:.2f} 遍，权重 70 的只有 {epochs[0]:.2f} 遍；{ranks} 个 rank 可以中断，{others} 个接着读，一行不丢。")
     lab.explain("A weight says how much of what is read comes from a source; how often that goes round depends on the source's size alone.", "权重决定所读内容中有多少来自某个数据源；会转多少圈只取决于该数据源的大小。",
                 ("Epochs are w·T/|D|: count them per source, not for the whole.", "轮数是 w·T/|D|：要逐个数据源计数，而不是笼统地算。"),
                 ("If the n-th row follows from n, one number is all that must be saved.", "如果第 n 行由 n 决定，只需保存一个数。"))
