@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from glasscluster.model import packed
+from glasscluster.model import packed, speculative
 from glasscluster.model.cache import PagedCache
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
-from glasscluster.strategies import batching
+from glasscluster.scenarios.lessons import g3_speculative_decoding as g3
+from glasscluster.strategies import batching, serving
 
 
 def failed(id_: str, **options: int) -> set[str]:
@@ -38,10 +40,23 @@ def test_rows_mixed_up_a_slot_left_empty_and_a_block_too_many_fail_the_rows_of_c
 
     monkeypatch.setattr(batching.Continuous, "next", lazy)
     monkeypatch.setattr(batching.Static, "next", late)
+    monkeypatch.setattr(serving, "make_schedule", lambda job, hw: batching.plan(job.requests, job.make_policy(), lambda step: 1.0))
     rows = failed("G2", requests=8)
     assert rows >= {
         "continuous: largest logits difference from a request alone, float64",
         "continuous: cache, slots without a token, all steps",
         "192 requests, 8 slots, static share without a token",
         "192 requests, continuous, share without a token while requests wait",
+    }
+
+
+def test_a_rejection_that_comes_too_seldom_and_is_corrected_from_p_fails_the_rows_of_speculation(monkeypatch: pytest.MonkeyPatch):
+    rand = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *shape, **more: rand(*shape, **more) - 0.3)
+    monkeypatch.setattr(speculative, "residual", lambda p, q: p)
+    monkeypatch.setattr(g3, "trained", lambda model, steps, seed: {})
+    assert failed("G3") >= {
+        "greedy tokens that the target alone chooses otherwise, float64",
+        "χ² of 900 samples of three tokens against the exact distribution",
+        *(f"tokens a pass, α = 0.8, γ = {gamma}" for gamma in (4, 8, 16)),
     }

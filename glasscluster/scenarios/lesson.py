@@ -60,6 +60,7 @@ LESSONS: dict[str, str] = {
     "F4": "f4_rlhf_anatomy",
     "G1": "g1_prefill_and_decode",
     "G2": "g2_continuous_batching",
+    "G3": "g3_speculative_decoding",
 }
 
 

@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from glasscluster.model.cache import StaticCache
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.generate import GREEDY, Sampling
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.packed import forward_packed
 from glasscluster.model.speculative import Judged, Speculation
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.gpu import GPU
@@ -92,6 +94,17 @@ def speculate_rank(gpu: GPU, job: SpeculationJob) -> RankSpeculation:
             made.judge(guess)
         number += 1
     return RankSpeculation(made.generated, made.judged)
+
+
+def judge_alone(gpu: GPU, model: ModelConfig, context: int, tokens: int, precision: str = "bf16") -> None:
+    """A pass of the target over the last token and its guesses, `tokens` in all, behind a context; can be recorded dry at any scale."""
+    with gpu.unrecorded():
+        stage = make_stage(gpu, model, precision=precision)
+        cache = StaticCache(stage, 1, context + tokens)
+        cache.lengths = [context]
+    gpu.start_step()
+    with gpu.region("forward", micro_batch=0):
+        forward_packed(stage, cache, [[0] * tokens], tokens)
 
 
 @torch.no_grad()
