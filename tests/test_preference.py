@@ -11,14 +11,17 @@ import torch
 
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios import tuning
+from glasscluster.scenarios.lab import Lab, find, perform
 from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import ScenarioError
+from glasscluster.sim.errors import OutOfMemory, ScenarioError
 from glasscluster.strategies.preference import alone, online, policy, ranks
 from glasscluster.strategies.preference.held import Held, Learner, make_model
 from glasscluster.strategies.preference.job import Tuning, place
+from glasscluster.strategies.preference.placements import fit, partitions
 from glasscluster.strategies.preference.ranks import tune_rank
 from glasscluster.strategies.preference.rewards import SortTask
 from glasscluster.strategies.replica import one_thread
+from glasscluster.visualize.words import row_name
 
 TASK = SortTask(2)
 MODEL = ModelConfig(layers=1, hidden=16, heads=2, vocab=64, seq=5, init_std=0.1)
@@ -257,3 +260,36 @@ def test_a_job_that_cannot_be_names_the_field(options, field):
     assert problem.value.field == field
     with pytest.raises(ScenarioError, match="no such role"):
         place("dpo", "rule", ("critic",))
+
+
+# ---- placement -----------------------------------------------------------------------------------------------------
+def test_all_ways_to_share_gpus_are_tried_once():
+    for n, bell in enumerate((1, 1, 2, 5, 15, 52)):
+        ways = [frozenset(frozenset(g) for g in groups) for groups in partitions("abcde"[:n])]
+        assert len(ways) == len(set(ways)) == bell
+        assert all(sorted(role for group in way for role in group) == list("abcde"[:n]) for way in ways)
+
+
+def test_a_placement_that_fits_runs_and_one_that_does_not_is_out_of_memory():
+    job = job_of("ppo", iterations=1, precision="bf16", capture=False)
+    states = sum(ranks.predict_state(replace(job, placement=dict.fromkeys(job.roles, 0))).values())
+    groups = fit(job, states, spare=states * 0.4)
+    assert len(groups) == 2
+    assert any({"actor", "rollout"} <= set(group) for group in groups)
+    assert not any({"actor", "critic"} <= set(group) for group in groups), "two optimizers on one GPU would not fit"
+    placed = replace(job, placement=place("ppo", "model", *groups))
+    peaks = [total for total, _ in run_of(placed).peak_memory()]
+    Cluster("classroom", 2, "threads", memory_bytes=max(peaks)).run(tune_rank, placed)
+    for least, rank in ((max(peaks) - 1, placed), (max(peaks), replace(job, placement=dict.fromkeys(job.roles, 0)))):
+        with pytest.raises(OutOfMemory):
+            Cluster("classroom", rank.ranks, "threads", memory_bytes=least).run(tune_rank, rank)
+    with pytest.raises(ScenarioError, match="actor alone holds"):
+        fit(job, 16 * MODEL.parameters() - 1)
+
+
+def test_the_scenario_holds_in_both_languages_and_its_figures_are_drawn():
+    play = find("preference")
+    lab = perform(play, Lab(play, "threads", play.hardware), {"sft": 100, "iterations": 2, "tokens": 4})
+    assert lab.ok, [r["name"] for r in lab.all_checks if not r["ok"]]
+    assert [r["name"] for r in lab.all_checks if row_name(r["name"], "zh") == r["name"]] == []
+    assert [[len(make(lang).data) for _, make in lab.figures] for lang in ("en", "zh")] == [[3, 2, 3, 1, 1]] * 2

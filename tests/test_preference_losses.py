@@ -160,7 +160,7 @@ def test_ppos_losses_equal_loops_and_what_is_clipped_has_no_gradient():
     assert torch.allclose(new.grad, slopes, rtol=1e-10, atol=1e-14)
     assert (slopes[MASK > 0] == 0).any(), "no ratio was out of range: the test shows nothing"
     assert (slopes != 0).any()
-    assert float(ppo.value_loss(values, VALUES, REWARDS, MASK, clip)) == pytest.approx(value, rel=1e-12)
+    assert ppo.value_loss(values, VALUES, REWARDS, MASK, clip).item() == pytest.approx(value, rel=1e-12)
 
 
 def test_at_the_old_policy_ppos_gradient_is_reinforces():

@@ -98,6 +98,7 @@ class Row:
     trained: int
     rewards: list[float] = field(default_factory=list)  # of each iteration's answers, by the rule
     kls: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)  # of the same answers, by what rewarded them
 
 
 @dataclass
@@ -145,7 +146,7 @@ def learn(
         written, trained = (0, each * 2 * job.prompts) if job.method == "dpo" else (each * job.answers, each * job.answers * job.epochs)
         kl = policy.divergence(model, reference, task, seed)
         reward, score = policy.expected_reward(model, task), _score(out, base, model)
-        out.rows[method] = Row(reward, kl, score, written, trained, first.rewards, first.kl)
+        out.rows[method] = Row(reward, kl, score, written, trained, first.rewards, first.kl, first.scores)
         out.weights[method] = first.weights["actor"]
     return out
 

@@ -614,6 +614,11 @@ ROWS: tuple[tuple[str, str], ...] = (
     (r"(?:dpo|ppo|grpo|sft|reward-model): largest (loss|weight) difference from one process, float64", "与单进程（float64）的最大{0}差异"),
     (r"largest (loss|weight) difference from one process, float64", "与单进程（float64）的最大{0}差异"),
     (r"model states, (actor|critic|reference|reward|rollout)", "模型状态，{0}"),
+    (r"β = 0: the policy is farther from the reference than with a pull", "β = 0：策略比有约束时离参考模型更远"),
+    (
+        r"the fewest GPUs of 80 GB, 10 of them free, for PPO of 32 layers of width 2560",
+        "32 层、宽 2560 的模型做 PPO 最少需要的 80 GB GPU 数（各留 10 GB）",
+    ),
     (r"cache of the rollout", "rollout 的缓存"),
     (r"sent, (weights|answers|reference log-probabilities|scores|values|targets|all)", "发送，{0}"),
     (r"all roles on one rank, (ppo|grpo with a judge|grpo with a rule): model states", "所有角色在一个 rank 上，{0}：模型状态"),

@@ -29,6 +29,7 @@ class Tuned:
     cache_bytes: int = 0  # most that a rollout's keys and values took
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     rewards: list[float] = field(default_factory=list)  # the actor's rank: mean of each iteration's answers
+    scores: list[float] = field(default_factory=list)  # the same, of what the policy was rewarded with: the reward model, or the rule
     kl: list[float] = field(default_factory=list)  # the same: mean of log π_old − log π_ref of whole answers
 
 

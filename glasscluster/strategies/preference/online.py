@@ -83,6 +83,7 @@ def experience(cast: Cast, tokens: Tensor) -> tuple[Made, Made, Made]:
         right = job.task.reward(tokens)
         score = right.to(cast.wide) if job.reward == "rule" else score
         cast.out.rewards.append(number_of(right.mean()))
+        cast.out.scores.append(number_of(score.mean()))
         cast.out.kl.append(number_of((old - reference).sum(1).mean()))
     return old, reference, score
 
