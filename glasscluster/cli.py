@@ -5,18 +5,16 @@ Heavy imports happen inside the commands, after the first line of progress.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable
 from functools import partial
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 
 from glasscluster import __version__
-from glasscluster.commands import console, tokenize
+from glasscluster.commands import console, serve, tokenize
 from glasscluster.commands.console import Json, default_backend, emit, is_leader, progress, show_checks, verdict
+from glasscluster.commands.options import SIZES, Device, Hardware, Seed, planned, shaped
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.errors import Deadlock, GlassError, ScenarioError
 from glasscluster.sim.quantities import parse_size, parse_time
@@ -32,62 +30,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(tokenize.app, name="tokenize")
+app.command()(serve.serve)
 
-Hardware = Annotated[str, typer.Option(help="virtual clock: a name from `glass list`, or a profile file")]
 Backend = Annotated[str | None, typer.Option(help="ray | threads | torchrun")]
-Device = Annotated[str, typer.Option(help="cpu | cuda")]
-Seed = Annotated[int, typer.Option(help="of weights, data and thread order")]
 Out = Annotated[str | None, typer.Option(help="folder to write to [default: runs/NAME-N]")]
 Timeout = Annotated[str | None, typer.Option(help="of one operation, as 30s")]
-
-
-SIZES = {"bucket": "25MiB", "first_bucket": "1MiB"}  # fields of Plan that are sizes, and how their defaults are written
-
-
-# ---- options made from pydantic fields ---------------------------------------------------------------------------
-def _parameter(name: str, cls: type[Plan] | type[ModelConfig]) -> inspect.Parameter:
-    """A typer option for one field: words stay words here, pydantic judges them and names the nearest."""
-    field = cls.model_fields[name]
-    inside = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
-    kind: Any = next(k for k in inside if k is not type(None))
-    flag = "--" + name.replace("_", "-")
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    written: Any = kind if kind in (int, float, bool) else type(choices[0]) if choices else str
-    if name in SIZES:
-        written = str
-    if kind is bool:
-        flag += "/--untied" if name == "tied" else f"/--no-{name.replace('_', '-')}"
-    default = SIZES.get(name, field.default)
-    shown = f" [{' | '.join(map(str, choices))}]" if choices else ""
-    where = "Plan" if cls is Plan else "Model"
-    option = typer.Option(flag, help=f"{field.description}{shown}", show_default=str(default), rich_help_panel=where)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[written | None, option])
-
-
-def planned(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command every option of Plan and ModelConfig; it receives those that were given as `given`."""
-    return _with_fields(command, (Plan, ModelConfig))
-
-
-def shaped(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command every option of ModelConfig."""
-    return _with_fields(command, (ModelConfig,))
-
-
-def _with_fields(command: Callable[..., Any], classes: tuple[type[Plan] | type[ModelConfig], ...]) -> Callable[..., Any]:
-    made = [_parameter(name, cls) for cls in classes for name in cls.model_fields]
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
-    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    names = {p.name for p in made}
-
-    def wrapper(**values: Any) -> Any:
-        given = {k: v for k, v in values.items() if k in names and v is not None}
-        return command(given=given, **{k: v for k, v in values.items() if k not in names})
-
-    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-    wrapper.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in [*own, *made]}
-    return wrapper
 
 
 def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True, weights: str | None = None) -> tuple[Plan, ModelConfig]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glasscluster.cli import main
 from glasscluster.model import packed
 from glasscluster.model.cache import KINDS, PagedCache, SlidingWindowCache, StaticCache
 from glasscluster.model.config import ModelConfig
@@ -91,11 +94,21 @@ def test_a_slot_is_filled_in_the_step_after_its_request_ended_and_the_oldest_nev
 
 @pytest.mark.parametrize(
     ("field", "change"),
-    [("blocks", {"blocks": 5}), ("slots", {"slots": 0}), ("requests", {"requests": ()}), ("requests", {"requests": (Request((1,), 33),)})],
+    [
+        ("blocks", {"blocks": 5}),
+        ("slots", {"slots": 0}),
+        ("requests", {"requests": ()}),
+        ("requests", {"requests": (Request((1,), 33),)}),
+        ("policy", {"policy": "greedy"}),
+        ("tp", {"tp": 3}),
+        ("objective", {"model": ModelConfig(**SHAPE | {"objective": "masked", "tied": True})}),
+    ],
 )
 def test_what_can_never_be_served_is_refused(field: str, change: dict):
+    asked = {"model": FEW.model, "requests": REQUESTS, "policy": "continuous", "slots": 3, "block": 2, "blocks": 8, "tp": 1, **change}
+    rest = {"precision": "fp32", "weights": None, "checked": False, "backend": "dry", "device": "cpu", "seed": 0, "hardware": "classroom"}
     with pytest.raises(ScenarioError) as refused:
-        scenario.serve_command(replace(FEW, **change), checked=False, backend="dry", device="cpu", hardware="classroom", say=print)
+        scenario.serve_command(**asked, **rest, say=print)
     assert refused.value.field == field
 
 
@@ -214,3 +227,24 @@ def test_a_ring_cannot_bring_back_what_it_has_written_over():
     cache.truncate(0, 5)  # the next one sees itself and three more
     cache.truncate(0, 0)
     assert cache.lengths == [0]
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+def test_the_command_reads_requests_and_says_when_each_had_its_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "requests.json"
+    file.write_text(json.dumps([{"prompt": "abc", "tokens": 3}, {"prompt": [1, 2], "tokens": 2, "arrival_s": 1e-6}]))
+    shape = ["--layers", "1", "--hidden", "16", "--heads", "2", "--vocab", "128"]
+    with pytest.raises(SystemExit) as left:
+        main(["serve", "--requests", str(file), "--slots", "1", *shape, "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert left.value.code == 0
+    assert said["schema"] == "glass.serve/1"
+    assert [len(r["tokens"]) for r in said["requests"]] == [3, 2]
+    first, second = said["requests"]
+    assert first["latency_s"] == pytest.approx(said["steps"][2]["end_s"])
+    assert second["time_to_first_token_s"] == pytest.approx(said["steps"][3]["end_s"] - 1e-6)
+    file.write_text('[{"prompt": "abc"}]')
+    with pytest.raises(SystemExit) as left:
+        main(["serve", "--requests", str(file), *shape, "--json"])
+    assert left.value.code == 2
+    assert "KeyError" in capsys.readouterr().err

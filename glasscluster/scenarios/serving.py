@@ -28,6 +28,7 @@ from glasscluster.strategies.serving import POLICIES, RankServing, ServingJob, m
 from glasscluster.visualize.slots import Held, Span
 
 Say = Callable[[str], None]
+SIGNS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass
@@ -99,6 +100,18 @@ class Serving:
         """The cache after each step."""
         result = self.run.results[0]
         return [Held(t, *b) for (_, t), *b in zip(self.times, result.reserved_bytes, result.filled_bytes, strict=True)]
+
+    def grid(self, most: int = 120) -> str:
+        """Slots by steps as text: P a prompt is taken in, R once more, 0-9a-z a request gets a token, - it has ended and holds its slot."""
+        rows = [[" "] * len(self.schedule.steps) for _ in range(self.job.slots)]
+        been: set[int] = set()
+        for n, step in enumerate(self.schedule.steps):
+            for w in step.work:
+                taken_in = "R" if w.request in been else "P"
+                rows[w.slot][n] = "-" if not w.count else SIGNS[w.request % len(SIGNS)] if w.start else taken_in
+                been.add(w.request)
+        cut = "…" if len(self.schedule.steps) > most else ""
+        return "\n".join(f"slot {slot:<3}|{''.join(row[:most])}{cut}" for slot, row in enumerate(rows))
 
     def as_json(self) -> dict[str, Any]:
         """The `glass.serve/1` object; times are virtual, bytes are of rank 0."""
@@ -234,16 +247,16 @@ def batches(job: ServingJob, schedule: Schedule) -> list[list[int]]:
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
-def draw_requests(count: int, prompt_length: int, tokens: int, rate: float, longest: int, vocab: int, seed: int) -> tuple[Request, ...]:
-    """Lengths and gaps between arrivals are exponential with these means, as far as the model's `longest` positions allow.
+def draw_requests(count: int, prompt_length: int, tokens: int, rate: float, model: ModelConfig, seed: int) -> tuple[Request, ...]:
+    """Lengths and gaps between arrivals are exponential with these means, as far as the model's positions allow.
 
     rate: requests a second; 0: all are there at the start.
     """
     draw, now, found = random.Random(seed), 0.0, []
     for _ in range(count):
-        new = min(longest - 1, 1 + int(draw.expovariate(1 / tokens)))
-        prompt = min(longest - new, 1 + int(draw.expovariate(1 / prompt_length)))
-        found.append(Request(tuple(draw.randrange(vocab) for _ in range(prompt)), new, now))
+        new = min(model.seq - 1, 1 + int(draw.expovariate(1 / tokens)))
+        prompt = min(model.seq - new, 1 + int(draw.expovariate(1 / prompt_length)))
+        found.append(Request(tuple(draw.randrange(model.vocab) for _ in range(prompt)), new, now))
         now += draw.expovariate(rate) if rate else 0.0
     return tuple(found)
 
@@ -265,10 +278,28 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
     return tuple(found)
 
 
-def serve_command(job: ServingJob, *, checked: bool, backend: str, device: str, hardware: str, say: Say) -> Serving:
-    """`glass serve`: a job, validated, on a cluster."""
-    model = job.model
-    one_of("policy", job.policy, POLICIES)
+def serve_command(
+    model: ModelConfig,
+    requests: tuple[Request, ...],
+    *,
+    policy: str,
+    slots: int,
+    block: int,
+    blocks: int,
+    tp: int,
+    precision: str,
+    weights: str | None,
+    checked: bool,
+    backend: str,
+    device: str,
+    seed: int,
+    hardware: str,
+    say: Say,
+) -> Serving:
+    """`glass serve`: a job, validated, on a cluster. blocks 0: room for the longest request in every slot."""
+    one_of("policy", policy, POLICIES)
+    blocks = blocks or slots * -(-max((r.cached for r in requests), default=0) // block)
+    job = ServingJob(model, requests, policy, slots, block, blocks, tp, precision, seed, weights)  # type: ignore[arg-type]
     one_of("precision", job.precision, tuple(accounts.WIDTH))
     if model.heads % job.tp:
         raise ScenarioError(

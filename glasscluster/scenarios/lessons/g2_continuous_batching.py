@@ -40,10 +40,11 @@ def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
     from glasscluster.visualize.plots import lines
     from glasscluster.visualize.slots import cache_figure, slots_figure
 
-    load = draw_requests(requests, 8, 12, 0.0, 40, 256, lab.seed)
+    model = make_model("tiny", layers=1, seq=40)
+    load = draw_requests(requests, 8, 12, 0.0, model, lab.seed)
     block, capacity = 8, max(r.cached for r in load)
     most = -(-capacity // block)  # blocks of the longest
-    static = ServingJob(make_model("tiny", layers=1), load, "static", slots)
+    static = ServingJob(model, load, "static", slots)
     paged = replace(static, policy="continuous", block=block, blocks=slots * most)
     jobs = {"static": static, "continuous": paged, "wide": replace(paged, slots=2 * slots), "tight": replace(paged, blocks=most + slots)}
     titles = {"static": (f"Static batches of {slots}", f"静态批，每批 {slots} 个"), "continuous": ("Continuous batching", "连续批处理"),
@@ -67,7 +68,7 @@ def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
     lab.check("static, steps", sum(max(load[r].tokens for r in b) for b in together), len(result.used), "each batch waits for its slowest", unit="steps")
     lab.check("the same memory for both, cache of four slots in blocks", caches.predict(static.model, slots * most * block, 4), made["continuous"].run.results[0].cache_bytes, "F3")
 
-    many, sizes = draw_requests(192, 8, 12, 0.0, 40, 256, lab.seed + 1), (1, 2, 4, 8, 16, 32)
+    many, sizes = draw_requests(192, 8, 12, 0.0, model, lab.seed + 1), (1, 2, 4, 8, 16, 32)
     idle: dict[str, list[float]] = {"static": [], "continuous": [], "waiting": []}
     said = []
     for n in sizes:
