@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glasscluster.model import bpe, sampler
+from glasscluster.model import bpe, sampler, texts
 from glasscluster.model.sampler import Sampler
 from glasscluster.model.tokenizer import Tokenizer
 from glasscluster.scenarios.lab import Lab, perform
@@ -15,6 +15,7 @@ from glasscluster.scenarios.lesson import find_lesson
 from glasscluster.scenarios.lessons import a8_data_mix as a8
 from glasscluster.strategies import single_device
 
+PAIRS = texts.bilingual()[:200]
 PLACES = "numbers lost by going on with 3 ranks instead of 4", "numbers read twice by going on with 3 ranks instead of 4"
 OTHER = "rows that are not those of a run without the stop, 3 ranks"
 
@@ -41,6 +42,7 @@ def failed(monkeypatch):
 
 
 def test_another_order_of_merges_a_lost_byte_and_another_first_loss_fail_a7(failed, monkeypatch):
+    monkeypatch.setattr(texts, "bilingual", lambda: PAIRS)
     loss, kinds, small = "first loss of the GPT that reads tokens", ("en", "zh", "both"), {"vocab": 300, "steps": 4}
     with monkeypatch.context() as patch:
         pairs = bpe.pairwise

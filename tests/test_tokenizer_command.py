@@ -70,6 +70,10 @@ def test_glass_train_packs_weighted_sources_and_equals_one_device(capsys):
     code, said = glass(capsys, "train", *layout, "--data", "a.txt:0.7", "--data", "b.txt:0.3", "--tokenizer", "t.json", "--pack")
     assert (code, said["checked_steps"]) == (0, 2)
     assert said["max_rel_grad_diff"] < 1e-10
+    a, b = said["data"]["sources"]
+    assert (said["data"]["rows_read"], a["weight_fraction"], b["weight_fraction"]) == (8, 0.7, 0.3)
+    assert a["epochs"] * a["rows"] + b["epochs"] * b["rows"] == pytest.approx(8)
+    assert a["filling_fraction"] == pytest.approx(1 - a["tokens"] / (32 * a["rows"]))
 
 
 # ---- the picture ---------------------------------------------------------------------------------------------------

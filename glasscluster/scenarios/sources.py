@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from glasscluster.model.mixture import Mixture, read
 from glasscluster.model.texts import BUILT_IN
@@ -37,6 +38,26 @@ def _weight(text: str) -> float | None:
         return float(last)
     except ValueError:
         return None
+
+
+def read_so_far(data: Data, seq: int, rows: int, seed: int) -> dict[str, Any] | None:
+    """Of a mixture, after so many rows: how often each source has been read, and how much of packed rows is filling; None for a file."""
+    if not isinstance(data, Mixture):
+        return None
+    found = read(data, seq)
+    order = found.sampler(seed)
+    sources = [
+        {
+            "source": name,
+            "weight_fraction": quota / order.block,
+            "tokens": source.tokens,
+            "rows": source.rows,
+            "epochs": epochs,
+            "filling_fraction": source.packed.waste if source.packed else None,
+        }
+        for (name, _), quota, source, epochs in zip(data.sources, order.quotas, found.sources, order.epochs(rows), strict=True)
+    ]
+    return {"rows_read": rows, "tokenizer": data.tokenizer, "packed": data.packed, "sources": sources}
 
 
 def check_data(data: Data, seq: int, vocab: int) -> None:

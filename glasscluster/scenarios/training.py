@@ -16,7 +16,7 @@ from typing import Any
 from glasscluster.model import moe
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.kept import kept_picture
-from glasscluster.scenarios.sources import Data, check_data
+from glasscluster.scenarios.sources import Data, check_data, read_so_far
 from glasscluster.sim.cluster import Cluster, Run
 from glasscluster.sim.errors import DoesNotFit, GlassError, OutOfMemory, ScenarioError
 from glasscluster.sim.timeline import Timeline
@@ -62,6 +62,11 @@ class Trained:
             "host_bytes": [r.host_bytes for r in self.run.results],
         }
 
+    def read_so_far(self) -> dict[str, Any] | None:
+        """What the steps read of each source of a mixture."""
+        job = self.job
+        return read_so_far(job.data, job.model.seq, job.steps * job.plan.global_batch, job.seed)
+
     def as_json(self) -> dict[str, Any]:
         """The `glass.train/1` object."""
         job, compared, first = self.job, self.comparison or {}, self.run.results[0]
@@ -75,6 +80,7 @@ class Trained:
             "steps": job.steps,
             "seed": job.seed,
             "weights": job.weights,
+            **({"data": read} if (read := self.read_so_far()) else {}),
             "losses": [float(loss) for loss in self.run.results[-1].losses],
             "reference": compared.get("reference", "one device"),
             "checked_steps": compared.get("checked_steps", 0),
