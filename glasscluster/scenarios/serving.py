@@ -308,6 +308,7 @@ def serve_command(
     for name, value, rule in (
         ("dropout", model.dropout, "is for training"),
         ("prefix", model.prefix, "is seen at once, a step with tokens of many sequences is causal"),
+        ("capacity_factor", model.capacity_factor, "drops tokens according to who else is in the step: requests would change each other"),
     ):
         if value:
             raise ScenarioError(name, value, rule, [0])
