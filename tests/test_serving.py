@@ -20,6 +20,7 @@ from glasscluster.model.generate import generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.packed import forward_packed
 from glasscluster.scenarios import serving as scenario
+from glasscluster.scenarios import serving_command
 from glasscluster.scenarios.serving import serve
 from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.errors import GlassError, ScenarioError
@@ -109,7 +110,7 @@ def test_what_can_never_be_served_is_refused(field: str, change: dict):
     asked = {"model": FEW.model, "requests": REQUESTS, "policy": "continuous", "slots": 3, "block": 2, "blocks": 8, "tp": 1, **change}
     rest = {"precision": "fp32", "weights": None, "checked": False, "backend": "dry", "device": "cpu", "seed": 0, "hardware": "classroom"}
     with pytest.raises(ScenarioError) as refused:
-        scenario.serve_command(**asked, **rest, say=print)
+        serving_command.serve_command(**asked, **rest, say=print)
     assert refused.value.field == field
 
 
@@ -249,9 +250,10 @@ def test_the_command_reads_requests_and_says_when_each_had_its_tokens(tmp_path: 
     file.write_text(json.dumps([{"prompt": "abc", "tokens": 3}, {"prompt": [1, 2], "tokens": 2, "arrival_s": 1e-6}]))
     shape = ["--layers", "1", "--hidden", "16", "--heads", "2", "--vocab", "128"]
     with pytest.raises(SystemExit) as left:
-        main(["serve", "--requests", str(file), "--slots", "1", *shape, "--json"])
+        main(["serve", "--requests", str(file), "--slots", "1", *shape, "--out", str(tmp_path / "r"), "--json"])
     said = json.loads(capsys.readouterr().out)
     assert left.value.code == 0
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["requests"] == said["requests"]
     assert said["schema"] == "glass.serve/1"
     assert [len(r["tokens"]) for r in said["requests"]] == [3, 2]
     first, second = said["requests"]

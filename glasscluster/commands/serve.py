@@ -31,18 +31,19 @@ def serve(
     device: Device = "cpu",
     seed: Seed = 0,
     hardware: Hardware = "classroom",
+    out: Annotated[str | None, typer.Option(help="folder for a report [default: none is written]")] = None,
     json_: Json = False,
 ) -> int:
     """Serve requests with a paged cache, deciding at every step who runs; or in static batches that wait for their slowest."""
     with progress() as say:
         say("glass serve: making the model")
-        from glasscluster.scenarios import generation, serving
+        from glasscluster.scenarios import generation, serving_command
         from glasscluster.strategies.plan import make_model
 
         shape = generation.read_model(weights, **given) if weights else make_model(model, **given)
         drawn = (count, prompt_length, tokens, rate, shape, seed)
-        asked = serving.read_requests(requests, shape) if requests else serving.draw_requests(*drawn)
-        made = serving.serve_command(
+        asked = serving_command.read_requests(requests, shape) if requests else serving_command.draw_requests(*drawn)
+        made = serving_command.serve_command(
             shape,
             asked,
             policy=policy,
@@ -59,6 +60,10 @@ def serve(
             hardware=hardware,
             say=say,
         )
+        report = None
+        if out and is_leader():
+            say(f"writing a report to {out}")
+            report = serving_command.write(made, out)
     if not is_leader():
         return 0
     content = made.as_json()
@@ -68,8 +73,8 @@ def serve(
     print(made.grid())
     first = content["mean_time_to_first_token_s"] * 1e3
     print(f"{len(asked)} requests in {len(content['steps'])} steps, {content['time_s'] * 1e3:.4g} ms on {content['hardware']} (virtual): "
-          f"{content['tokens_per_s']:.4g} tokens/s, first token after {first:.4g} ms on average")  # fmt: skip
+          f"{content['tokens_per_s']:,.0f} tokens/s, first token after {first:.4g} ms on average")  # fmt: skip
     print(f"slots without a token {content['idle_slots_fraction']:.1%}, reserved cache without a token "
           f"{content['empty_cache_fraction']:.1%}, tokens computed again after preemption {content['recomputed_tokens']}")  # fmt: skip
     show_checks(made.checks)
-    return verdict(made.checks, None)
+    return verdict(made.checks, report)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from glasscluster.model import hugging_face
-from glasscluster.model.config import ModelConfig
 from glasscluster.model.generate import generate
 from glasscluster.model.gpt import GPTStage
-from glasscluster.scenarios.generation import one_of, text
+from glasscluster.scenarios.generation import text
 from glasscluster.sim.cluster import Cluster, Run
-from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.strategies import accounts, batching, generation, serving
-from glasscluster.strategies.batching import Request, Schedule
+from glasscluster.strategies.batching import Schedule
 from glasscluster.strategies.check import TOLERANCE, difference
 from glasscluster.strategies.replica import one_thread
-from glasscluster.strategies.serving import POLICIES, RankServing, ServingJob, make_schedule, serve_rank
+from glasscluster.strategies.serving import RankServing, ServingJob, make_schedule, serve_rank
 from glasscluster.visualize.slots import Held, Span
 
 Say = Callable[[str], None]
@@ -244,79 +239,3 @@ def written_tokens(graph: ExecutionGraph, token_bytes: int) -> int:
 def batches(job: ServingJob, schedule: Schedule) -> list[list[int]]:
     """Who was together in a static batch: those whose prompts were taken in by one step."""
     return [[w.request for w in step.work] for step in schedule.steps if not any(w.start for w in step.work)]
-
-
-# ---- the command ---------------------------------------------------------------------------------------------------
-def draw_requests(count: int, prompt_length: int, tokens: int, rate: float, model: ModelConfig, seed: int) -> tuple[Request, ...]:
-    """Lengths and gaps between arrivals are exponential with these means, as far as the model's positions allow.
-
-    rate: requests a second; 0: all are there at the start.
-    """
-    draw, now, found = random.Random(seed), 0.0, []
-    for _ in range(count):
-        new = min(model.seq - 1, 1 + int(draw.expovariate(1 / tokens)))
-        prompt = min(model.seq - new, 1 + int(draw.expovariate(1 / prompt_length)))
-        found.append(Request(tuple(draw.randrange(model.vocab) for _ in range(prompt)), new, now))
-        now += draw.expovariate(rate) if rate else 0.0
-    return tuple(found)
-
-
-def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
-    """A JSON list of {"prompt": a text or a list of tokens, "tokens": how many, "arrival_s": when}."""
-    try:
-        listed = json.loads(Path(path).read_text())
-        found = []
-        for entry in listed:
-            prompt = entry["prompt"].encode() if isinstance(entry["prompt"], str) else entry["prompt"]
-            found.append(Request(tuple(int(t) for t in prompt), int(entry["tokens"]), float(entry.get("arrival_s", 0))))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        rule = f'must be a JSON list of {{"prompt", "tokens", "arrival_s"}}: {type(problem).__name__}: {problem}'
-        raise ScenarioError("requests", path, rule) from None
-    for number, request in enumerate(found):
-        if not all(0 <= t < model.vocab for t in request.prompt):
-            raise ScenarioError("requests", number, f"has a token that is not one of the model's {model.vocab}")
-    return tuple(found)
-
-
-def serve_command(
-    model: ModelConfig,
-    requests: tuple[Request, ...],
-    *,
-    policy: str,
-    slots: int,
-    block: int,
-    blocks: int,
-    tp: int,
-    precision: str,
-    weights: str | None,
-    checked: bool,
-    backend: str,
-    device: str,
-    seed: int,
-    hardware: str,
-    say: Say,
-) -> Serving:
-    """`glass serve`: a job, validated, on a cluster. blocks 0: room for the longest request in every slot."""
-    one_of("policy", policy, POLICIES)
-    blocks = blocks or slots * -(-max((r.cached for r in requests), default=0) // block)
-    job = ServingJob(model, requests, policy, slots, block, blocks, tp, precision, seed, weights)  # type: ignore[arg-type]
-    one_of("precision", job.precision, tuple(accounts.WIDTH))
-    if model.heads % job.tp:
-        raise ScenarioError(
-            "tp", job.tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0]
-        )
-    for name, value, rule in (
-        ("dropout", model.dropout, "is for training"),
-        ("prefix", model.prefix, "is seen at once, a step with tokens of many sequences is causal"),
-        ("capacity_factor", model.capacity_factor, "drops tokens according to who else is in the step: requests would change each other"),
-    ):
-        if value:
-            raise ScenarioError(name, value, rule, [0])
-    if model.objective != "causal":
-        raise ScenarioError("objective", model.objective, "a masked model fills in, it does not generate", ["causal"])
-    paged = job.policy == "continuous"
-    batching.check(job.requests, job.slots, job.block if paged else 0, job.blocks, model.seq)
-    cluster = Cluster(hardware, job.tp, backend, seed=job.seed, device=device)
-    cluster.hardware.gpu.peak(job.precision)
-    with cluster:
-        return serve(cluster, job, checked=checked, say=say)

@@ -32,7 +32,8 @@ def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
     """A small GPT serves the same requests four times: static, continuous, with more slots in the same memory, with too few blocks."""
     from glasscluster.model import cache as caches
     from glasscluster.scenarios import serving as checks
-    from glasscluster.scenarios.serving import Serving, draw_requests
+    from glasscluster.scenarios.serving import Serving
+    from glasscluster.scenarios.serving_command import draw_requests
     from glasscluster.strategies import batching
     from glasscluster.strategies.batching import Continuous, Static, plan
     from glasscluster.strategies.plan import make_model
