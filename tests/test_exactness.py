@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import differences, run_plan, worst
 from hypothesis import HealthCheck, given, settings
-from narrow import GROWING, OTHER_BATCHES, furthest, ran, step_by_step
+from narrow import GROWING, OTHER_BATCHES, judged, ran, step_by_step
 from plans import all_pairs, build, choices, name, pairs_of, stratified
 from torch.nn import functional
 
@@ -122,7 +122,7 @@ def own_precision(plan, model, steps: int) -> tuple[float, str]:
     One process's error is the largest on three batches, the plan's among them: on one of them it may be small by luck.
     """
     if plan.narrow:
-        return furthest(Job(plan, model, steps, loss_scale=GROWING))
+        return judged(Job(plan, model, steps, loss_scale=GROWING))
     job = Job(plan, model, steps=1)
     ulp = torch.finfo(torch.float32).eps  # one device's loss may be right by luck
     own, own_loss, exact = 0.0, ulp, None

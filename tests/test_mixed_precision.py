@@ -11,7 +11,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import run_plan
-from narrow import furthest, oracle, ran
+from narrow import GATE, GROWING, furthest, judged, oracle, ran
 from torch import Tensor
 
 from glasscluster.scenarios.training import train
@@ -217,7 +217,7 @@ narrow = pytest.mark.parametrize(("precision", "more"), NARROW, ids=lambda x: st
 
 
 def judge(precision: str, **options) -> float:
-    return furthest(job_of(precision, 2, ScaleRule(initial=256.0, interval=1), **options))[0]
+    return judged(job_of(precision, 2, GROWING, **options))[0]
 
 
 @narrow
@@ -272,6 +272,15 @@ def test_a_loss_scale_that_is_not_divided_out_is_caught(options, monkeypatch):
     honest = data_parallel.DataParallel.step
     monkeypatch.setattr(data_parallel.DataParallel, "step", lambda self, scale, number: honest(self, scale * 256, number))
     assert judge("fp16", dp=2, optimizer="sgd", **options) > 3  # Adam does not care how long a gradient is
+
+
+def test_a_scale_shared_out_over_tokens_that_carry_no_loss_lets_gradients_underflow_and_is_caught(monkeypatch):
+    shape = {"layers": 2, "hidden": 16, "heads": 4, "seq": 16, "vocab": 42, "objective": "masked", "attention": "unfused"}
+    model = make_model("tiny", **shape, kv_latent=12, q_latent=10)
+    job = Job(make_plan(dp=2, global_batch=4, precision="fp16", lr=1e-2), model, 1, loss_scale=GROWING)
+    assert judged(job)[0] <= GATE
+    monkeypatch.setattr(trainer, "tokens_with_loss", lambda model: model.seq)  # 15 % of them are predicted
+    assert judged(job)[0] > GATE
 
 
 def test_a_step_whose_gradient_is_the_one_before_is_caught(monkeypatch):

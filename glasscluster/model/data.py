@@ -51,6 +51,16 @@ def objective(tokens: Tensor, targets: Tensor, model: ModelConfig, step: int, se
     return tokens, targets
 
 
+def chosen_of(seq: int) -> int:
+    """How many tokens of a sequence a masked model predicts: 15 %, at least one."""
+    return max(1, round(0.15 * seq))
+
+
+def tokens_with_loss(model: ModelConfig) -> int:
+    """How many tokens of a sequence carry loss."""
+    return chosen_of(model.seq) if model.objective == "masked" else model.seq - max(0, model.prefix - 1)
+
+
 def masked(tokens: Tensor, vocab: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
     """15 % of each sequence's tokens, at least one, are to be predicted: 80 % of these are hidden, 10 % become any token, 10 % stay.
 
@@ -60,7 +70,7 @@ def masked(tokens: Tensor, vocab: int, step: int, seed: int) -> tuple[Tensor, Te
     inputs, targets, seq = tokens.clone(), torch.full_like(tokens, IGNORE), tokens.shape[1]
     for number, (row, target) in enumerate(zip(inputs, targets, strict=True)):
         draw = np.random.default_rng([seed, step, number, seq])
-        chosen = draw.permutation(seq)[: max(1, round(0.15 * seq))]
+        chosen = draw.permutation(seq)[: chosen_of(seq)]
         target[chosen] = row[chosen]
         fate, other = draw.random(len(chosen)), torch.from_numpy(draw.integers(0, vocab, len(chosen)))
         row[chosen[fate < 0.8]] = vocab - 1

@@ -18,7 +18,7 @@ from torch import Tensor
 from glasscluster.model import hugging_face
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.data import batch, corpus, objective
+from glasscluster.model.data import batch, corpus, objective, tokens_with_loss
 from glasscluster.model.dropout import Draw
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.mixture import Mixture
@@ -336,10 +336,10 @@ class Trainer:
 
     # ---- fp16 ------------------------------------------------------------------------------------------------
     def seed(self) -> Tensor | None:
-        """What fp16's backward starts from: the scale, over the tokens of the global batch, as if the loss were their mean."""
+        """What fp16's backward starts from: the scale, over the global batch's tokens that carry loss, as if the loss were their mean."""
         if self.scaler is None:
             return None
-        tokens = self.plan.global_batch * self.job.model.seq
+        tokens = self.plan.global_batch * tokens_with_loss(self.job.model)
         return torch.full((), self.scaler.scale / tokens, dtype=torch.float32, device=self.gpu.device)
 
     def norm_and_overflow(self) -> tuple[Tensor, Tensor | None]:
