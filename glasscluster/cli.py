@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from glasscluster import __version__
-from glasscluster.commands import console, serve, tokenize
+from glasscluster.commands import console, evaluate, serve, tokenize
 from glasscluster.commands.console import Json, default_backend, emit, is_leader, progress, show_checks, verdict
 from glasscluster.commands.options import SIZES, Device, Hardware, Seed, planned, shaped
 from glasscluster.model.config import ModelConfig
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(tokenize.app, name="tokenize")
 app.command()(serve.serve)
+app.command()(evaluate.evaluate)
 
 Backend = Annotated[str | None, typer.Option(help="ray | threads | torchrun")]
 Out = Annotated[str | None, typer.Option(help="folder to write to [default: runs/NAME-N]")]

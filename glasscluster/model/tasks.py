@@ -138,13 +138,13 @@ def held_out() -> tuple[bytes, ...]:
 def next_line(draw: random.Random, n: int, context: int = 40) -> Iterator[Choice]:
     """Which line follows `context` bytes of Python: the one that does, or three from elsewhere. Lengths differ."""
     texts = [t for t in held_out() if len(t) > 1000]
-    lines = sorted({line + b"\n" for t in texts for line in t.split(b"\n") if 8 <= len(line.strip()) and len(line) <= 24})
+    lines = sorted({line + b"\n" for t in texts for line in t.split(b"\n") if len(line.strip()) >= 8 and len(line) <= 24})
     for _ in range(n):
         while True:
             text = draw.choice(texts)
             at = text.find(b"\n", draw.randrange(context, len(text))) + 1
             end = text.find(b"\n", at) + 1
-            if at > context and 8 <= len(text[at:end].strip()) and end - at <= 25:
+            if at > context and len(text[at:end].strip()) >= 8 and end - at <= 25:
                 break
         right = text[at:end]
         wrong = draw.sample([line for line in draw.sample(lines, 8) if line != right], 3)

@@ -1,4 +1,4 @@
-"""Evaluation on many ranks: items are shared out over dp, each of them is scored by tp ranks together, one sum brings all scores everywhere.
+"""Evaluation on many ranks: items are shared out over dp, each is scored by tp ranks together, one sum brings all scores everywhere.
 
     item 0 1 2 3 4 5 ...      rank 0: 0 2 4 ...   scores [x . x . x .]
     dp = 2                    rank 1: 1 3 5 ...   scores [. x . x . x]   ──all-reduce──►  [x x x x x x] on every rank
@@ -27,7 +27,7 @@ from glasscluster.model.parallel import IGNORE
 from glasscluster.model.tasks import Choice, Item, Prompt, Task
 from glasscluster.model.tokenizer import Tokenizer
 from glasscluster.sim.gpu import GPU
-from glasscluster.strategies.generation import GenerationJob, make_stage
+from glasscluster.strategies.generation import make_stage
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
     mesh = gpu.make_mesh({"dp": job.dp, "tp": job.tp})
     tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer is not None else None
     with gpu.unrecorded():
-        stage = make_stage(gpu, GenerationJob(job.model, (), 1, tp=job.tp, precision=job.precision, seed=job.seed, weights=job.weights), mesh)
+        stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm, mesh)
         for parameter in stage.parameters():
             gpu.memory.register(parameter, "parameters")
         found = torch.zeros(job.scores, dtype=torch.float64, device=gpu.device)
@@ -85,7 +85,8 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
     gpu.start_step()
     rank, at, step = mesh.index("dp"), 0, 0
     for t, task in enumerate(job.tasks):
-        places, rows = [], []  # of this rank's rows: where the score goes, and what is scored
+        places: list[int] = []  # of this rank's rows: where each score goes
+        rows: list[tuple[list[int], int]] = []  # and what is scored
         for i, item in enumerate(task.items):
             if i % job.dp == rank:
                 found[at + numbers(item)] = 1

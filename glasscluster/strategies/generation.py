@@ -32,6 +32,7 @@ from glasscluster.model.parallel import Unsharded
 from glasscluster.sim.gpu import GPU
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.hardware import Hardware
+from glasscluster.sim.mesh import Mesh
 from glasscluster.sim.timeline import Timeline
 from glasscluster.sim.vocabulary import COMPUTE
 from glasscluster.strategies.tensor_parallel import TensorParallel
@@ -129,12 +130,19 @@ def generate_rank(gpu: GPU, job: GenerationJob) -> RankGeneration:
 
 
 def make_stage(
-    gpu: GPU, model: ModelConfig, tp: int = 1, precision: str = "fp32", seed: int = 0, weights: str | None = None, algorithm: str = "ring"
+    gpu: GPU,
+    model: ModelConfig,
+    tp: int = 1,
+    precision: str = "fp32",
+    seed: int = 0,
+    weights: str | None = None,
+    algorithm: str = "ring",
+    mesh: Mesh | None = None,
 ) -> GPTStage:
-    """The whole model's depth, this rank's heads and columns."""
+    """The whole model's depth, this rank's heads and columns. `mesh`: where tp is one axis of several."""
     parallel = Unsharded()
     if tp > 1:
-        mesh = gpu.make_mesh({"tp": tp})
+        mesh = mesh or gpu.make_mesh({"tp": tp})
         sharing = tp // model.key_heads
         parallel = TensorParallel(mesh["tp"], algorithm, mesh.inside(mesh["tp"], sharing, "heads") if sharing > 1 else None)
     stage = GPTStage(model, parallel=parallel, seed=seed, dtype=DTYPES[precision], device=gpu.device)
