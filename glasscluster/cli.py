@@ -118,7 +118,7 @@ def train(
     losses = ", ".join(f"{float(x):.4f}" for x in trained.run.results[-1].losses[-5:])
     t = trained.timeline
     print(f"loss {losses}")
-    for source in (trained.read_so_far() or {}).get("sources", []):
+    for source in (trained.read or {}).get("sources", []):
         print(f"{source['source']}: {source['epochs']:.3g} epochs of {source['tokens']:,} tokens")
     print(f"{t.makespan * 1e3:.3f} ms a step on {t.hardware.name} (virtual), bubble {t.bubble()['bubble_fraction']:.1%}")
     show_checks(trained.checks)

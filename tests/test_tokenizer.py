@@ -46,8 +46,9 @@ def spelled_merges(ours: Tokenizer) -> list[tuple[str, str]]:
 
 
 # ---- cuts ----------------------------------------------------------------------------------------------------------
-def test_every_character_that_this_python_knows_is_cut_as_tokenizers_cuts_it():
-    text = "".join(f"a{c}1{c} {c}b,{c}{c}'s  {c}" for c in ASSIGNED[::23])
+@pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.soak)])
+def test_every_character_that_this_python_knows_is_cut_as_tokenizers_cuts_it(every):
+    text = "".join(f"a{c}1{c} {c}b,{c}{c}'s  {c}" for c in ASSIGNED[::every])
     assert pre_tokens(text.encode()) == their_cut(text)
 
 

@@ -41,6 +41,11 @@ class Trained:
     checks: list[dict[str, Any]] = field(default_factory=list)
     wall_s: dict[str, float] = field(default_factory=dict)
     report: Path | None = None
+    read: dict[str, Any] | None = None  # what the steps read of each source of a mixture
+
+    def __post_init__(self) -> None:
+        job = self.job  # now: later its files may be gone
+        self.read = read_so_far(job.data, job.model.seq, job.steps * job.plan.global_batch, job.seed)
 
     @property
     def timeline(self) -> Timeline:
@@ -62,11 +67,6 @@ class Trained:
             "host_bytes": [r.host_bytes for r in self.run.results],
         }
 
-    def read_so_far(self) -> dict[str, Any] | None:
-        """What the steps read of each source of a mixture."""
-        job = self.job
-        return read_so_far(job.data, job.model.seq, job.steps * job.plan.global_batch, job.seed)
-
     def as_json(self) -> dict[str, Any]:
         """The `glass.train/1` object."""
         job, compared, first = self.job, self.comparison or {}, self.run.results[0]
@@ -80,7 +80,7 @@ class Trained:
             "steps": job.steps,
             "seed": job.seed,
             "weights": job.weights,
-            **({"data": read} if (read := self.read_so_far()) else {}),
+            **({"data": self.read} if self.read else {}),
             "losses": [float(loss) for loss in self.run.results[-1].losses],
             "reference": compared.get("reference", "one device"),
             "checked_steps": compared.get("checked_steps", 0),
@@ -264,7 +264,8 @@ def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
     made: dict[str, Callable[[str], Any]] = {}
     if plan.tp > 1 and not model.experts and not model.kv_latent:
         made["matrices"] = partial(_matrices, plan, model)
-    if kept := kept_picture(plan, model):
+    kept = None if trained.job.packed else kept_picture(plan, model)  # documents keep one more copy of attention's output than the list
+    if kept:
         made["kept"] = kept  # in the memory tab
     if plan.cp > plan.heads_cut and model.causal and not model.prefix:
         made["causal"] = partial(_causal, plan, model)

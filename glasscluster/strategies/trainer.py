@@ -76,6 +76,11 @@ class Job:
             return objective(tokens, targets, m, step, self.seed)
         return objective(*batch(corpus(self.data), step, self.plan.global_batch, m.seq, m.vocab, self.seed), m, step, self.seed)
 
+    @property
+    def packed(self) -> bool:
+        """True where rows hold several documents."""
+        return isinstance(self.data, Mixture) and self.data.packed
+
     def documents(self, step: int) -> tuple[tuple[int, ...], ...] | None:
         """Of packed rows, the lengths of each one's documents; None where every row is one."""
         if not isinstance(self.data, Mixture) or not self.data.packed:
@@ -84,7 +89,7 @@ class Job:
 
     def check_packed(self) -> None:
         """Packed documents need causal flash attention on whole rows: ScenarioError for what has no such thing."""
-        if not isinstance(self.data, Mixture) or not self.data.packed:
+        if not self.packed:
             return
         model, plan = self.model, self.plan
         for name, value, good, why in (
