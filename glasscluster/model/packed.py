@@ -1,6 +1,6 @@
 """New tokens of several sequences side by side in one forward, without padding: what continuous batching and speculation need.
 
-Follows Orca's selective batching (OSDI'22, section 3.2). A prompt of 40 tokens and three sequences that get one each are 43 tokens:
+Follows Orca's selective batching (Yu et al., OSDI'22, section 3). A prompt of 40 tokens and three sequences that get one each: 43 tokens:
 
     embedding, norms, matrices, head       [1, 43, H]: they look at a token at a time, whose it is makes no difference
     attention, through the cache           [4, a, 40, d]: each sequence to its own past; rows behind counts[b] are never looked at

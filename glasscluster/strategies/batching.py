@@ -1,6 +1,6 @@
 """Who is in which slot at which step: static batches, or iteration-level scheduling with paged memory and preemption.
 
-Follows Orca (OSDI'22, section 3.1) for deciding anew at every step, and vLLM (2309.06180, section 4.5) for blocks that run out:
+Follows Orca (Yu et al., OSDI'22, section 3) for deciding anew at every step, and vLLM (2309.06180, section 4.5) for blocks that run out:
 
     static        take up to n requests that have arrived; all slots run until the slowest of them has ended; then the next batch
     continuous    at every step, in order of arrival:
@@ -13,7 +13,8 @@ The oldest running sequence never gives way to another, and alone it fits (check
 there is no deadlock. A policy never looks at how many tokens a request will have: it learns after a step which sequences ended.
 A plan is these decisions written down with the steps' times from a clock, before the run, as arrivals.py does and for the same reason:
 what comes first depends on time, which a recording does not know.
-But: a prompt is taken in at once (no chunks); first come, first served; nothing is swapped to the host.
+But: a request comes with its number of tokens, as in a trace (an end-of-sequence token is known only when it is chosen, and the plan is
+made before); a prompt is taken in at once (no chunks); first come, first served; nothing is swapped to the host.
 """
 
 from __future__ import annotations
