@@ -43,6 +43,7 @@ def test_every_word_has_both_languages_with_the_same_blanks_and_is_used():
     computed += "buffers collective p2p bubble compute exposed pass fail partial "
     computed += "split_title idle_title path_title largest_grad largest_weight"  # keys that code puts together
     computed += " part_outside part_attention part_mlp part_scores"
+    computed += " serving_prefill serving_decode serving_again serving_held cache_tokens cache_empty"
     made = {*computed.split(), *(f"tab_{t}" for t in report.TABS)}
     for key, said in CATALOGUE.items():
         assert said.en.strip(), key
