@@ -14,7 +14,16 @@ from statistics import mean, stdev
 from glasscluster.scenarios.tuning import VARIANTS, Course, Learned, learn
 
 SEEDS = 5
-NAMES = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "grpo": "GRPO", "ppo without KL": "PPO, β = 0", "grpo without KL": "GRPO, β = 0"}
+NAMES = {
+    "sft": "SFT",
+    "dpo": "DPO",
+    "dpo with SFT loss": "DPO with an SFT loss",
+    "preferred alone": "SFT on the preferred answers",
+    "ppo": "PPO",
+    "grpo": "GRPO",
+    "ppo without KL": "PPO, β = 0",
+    "grpo without KL": "GRPO, β = 0",
+}
 BEGIN, END = "<!-- begin: python -m benchmarks.preference -->", "<!-- end -->"
 
 

@@ -56,6 +56,7 @@ JOBS = {
     "sft": ("sft", {}),
     "reward model": ("reward-model", {}),
     "dpo": ("dpo", {}),
+    "dpo with an SFT loss": ("dpo", {"imitation": 0.7}),
     "dpo on one rank": ("dpo", {"placement": place("dpo", "rule", ("actor", "reference"))}),
     "ppo": ("ppo", {}),
     "ppo on one rank": ("ppo", {"placement": dict.fromkeys(("actor", "critic", "reference", "reward", "rollout"), 0)}),
@@ -197,7 +198,7 @@ def test_over_five_seeds_gains_are_far_outside_the_noise_and_a_judge_without_a_l
     """The table of docs/preference.md; one seed of a smaller course is lesson F4's own row."""
     courses = [tuning.learn(seed, methods=tuple(tuning.VARIANTS)) for seed in range(5)]
     assert min(c.agreement for c in courses) > 0.9
-    for method in ("dpo", "ppo", "grpo"):
+    for method in ("dpo", "dpo with SFT loss", "ppo", "grpo"):
         gains = [c.rows[method].reward - c.rows["sft"].reward for c in courses]
         assert min(gains) > 0.2
         assert mean(gains) > 5 * stdev(gains) / 5**0.5
@@ -249,6 +250,8 @@ def test_the_divergence_is_the_sum_over_all_answers():
     [
         ({"method": "grpo", "group": 1}, "group"),
         ({"method": "dpo"}, "pairs"),
+        ({"method": "dpo", "pairs": (torch.zeros(0, 5),) * 2}, "pairs"),
+        ({"method": "ppo", "prompts": 0}, "prompts"),
         ({"method": "sft", "task": SortTask(4)}, "model"),
         ({"method": "sft", "precision": "fp16"}, "precision"),
         ({"method": "ppo", "placement": {"actor": 0, "critic": 1}}, "placement"),

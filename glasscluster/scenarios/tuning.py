@@ -65,6 +65,7 @@ class Course:
     model: ModelConfig = SMALL
     task: SortTask = field(default_factory=SortTask)
     sft: int = 400
+    demonstrations: int = 64  # an SFT step
     compare: int = 1000  # prompts whose answers are compared
     reward_model: int = 300
     dpo: int = 120
@@ -77,6 +78,8 @@ class Course:
 
 VARIANTS: dict[str, tuple[Method, dict[str, Any]]] = {
     "dpo": ("dpo", {}),
+    "dpo with SFT loss": ("dpo", {"imitation": 1.0, "lr": 1e-3}),
+    "preferred alone": ("dpo", {"imitation": 1.0, "lr": 1e-3, "beta": 0.0}),  # no comparison: SFT on the answers that were right
     "ppo": ("ppo", {}),
     "grpo": ("grpo", {}),
     "ppo without KL": ("ppo", {"beta": 0.0}),
@@ -127,7 +130,7 @@ def learn(
     """Imitate, compare, then tune with each method from the same SFT policy."""
     course, out = course or Course(), Learned()
     task = course.task
-    base = Tuning("sft", course.model, task, course.sft, prompts=64, lr=1e-2, seed=seed)
+    base = Tuning("sft", course.model, task, course.sft, prompts=course.demonstrations, lr=1e-2, seed=seed)
     say(f"seed {seed}: SFT on {course.sft * base.answers} demonstrations")
     start = tuned(base)[0].weights["actor"]
     reference = make_model("actor", replace(base, weights=start))

@@ -39,7 +39,7 @@ def parts_of_time(run: Any, where: Any, tokens: int, clock: str) -> tuple[float,
     ),
     hardware="dgx-h100",
 )
-def rlhf_anatomy(lab: Lab, sft: int = 250, iterations: int = 10, answers: int = 8) -> None:
+def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8) -> None:
     """A small GPT learns to sort from people who are often wrong, then DPO, PPO and GRPO raise a reward that a rule checks. Every role is
     played on a rank of its own: its bytes are counted, its messages recorded, and rollout and training are on one timeline.
     """
@@ -54,8 +54,8 @@ def rlhf_anatomy(lab: Lab, sft: int = 250, iterations: int = 10, answers: int = 
     from glasscluster.visualize.plots import bars, stack
     from glasscluster.visualize.roles import LOOKS, roles_figure
 
-    course = tuning.Course(sft=sft, compare=200, reward_model=100, dpo=8 * iterations, ppo=iterations, grpo=iterations)
-    learned = tuning.learn(lab.seed, course, say=lab.say)
+    course = tuning.Course(sft=sft, demonstrations=256, compare=150, reward_model=80, dpo=5 * iterations, ppo=iterations, grpo=iterations)
+    learned = tuning.learn(lab.seed, course, ("dpo with SFT loss", "ppo", "grpo"), lab.say)
     first, *methods = learned.rows
     behind = [m for m in methods if learned.rows[m].reward < learned.rows[first].reward + 0.2]
     lab.check("methods that do not raise the expected reward by 0.2", 0, len(behind), "the rule, on held-out prompts", unit="methods")
@@ -70,7 +70,7 @@ def rlhf_anatomy(lab: Lab, sft: int = 250, iterations: int = 10, answers: int = 
 
     names = {"ppo": ("PPO, a rank a role", "PPO，每个角色一个 rank"), "grpo": ("GRPO, the actor writes", "GRPO，actor 自己生成"), "sft": ("SFT on the same answers", "在同样的回答上做 SFT")}
     jobs["ppo"] = job("ppo", reward="model")
-    jobs["grpo"] = job("grpo", prompts=answers // 4, group=4, placement=place("grpo", "rule", ("actor", "rollout")))
+    jobs["grpo"] = job("grpo", prompts=-(-answers // 4), group=4, placement=place("grpo", "rule", ("actor", "rollout")))
     jobs["sft"] = job("sft")
     runs = {m: lab.run(m, names[m], tune_rank, j, gpus=j.ranks, precision="bf16") for m, j in jobs.items()}
     for m, run in runs.items():
@@ -111,8 +111,8 @@ def rlhf_anatomy(lab: Lab, sft: int = 250, iterations: int = 10, answers: int = 
     lab.figure(("Where an iteration's time goes, on an H100", "H100 上一次迭代的时间去向"),
                lambda lang: stack([str(n) for n in LENGTHS], {axes[lang][i]: (list(LOOKS.values())[i], [100 * t[i] / sum(t) for t in times["dgx-h100"].values()]) for i in range(3)}, *axes[lang][3:]))
     rewards = {"en": "expected reward, held out", "zh": "期望奖励（留出集）"}
-    lab.figure(("What a rule calls right, before and after", "规则判为正确的比例，之前与之后"), lambda lang: bars([m.upper() for m in learned.rows], {rewards[lang]: [r.reward for r in learned.rows.values()]}, rewards[lang]))
-    r, k = {m: row.reward for m, row in learned.rows.items()}, {m: row.kl for m, row in learned.rows.items()}
+    lab.figure(("What a rule calls right, before and after", "规则判为正确的比例，之前与之后"), lambda lang: bars(["SFT", "DPO + SFT", "PPO", "GRPO"], {rewards[lang]: [r.reward for r in learned.rows.values()]}, rewards[lang]))
+    r, k = ({m.split()[0]: getattr(row, what) for m, row in learned.rows.items()} for what in ("reward", "kl"))
     big = sum(ranks.predict_state(Tuning("ppo", make_model("llama3-8b"), reward="model", precision="bf16", placement=dict.fromkeys(ROLES, 0))).values()) / 1e9
     lab.tell(f"The actor and the critic hold 16 bytes a parameter, the reference and the reward model 2; a rollout on a rank of its own has 2 more, a copy. Llama 3 8B: {big:.1f} GB of model states.",
              f"actor 与 critic 每个参数占 16 字节，参考模型与奖励模型各 2 字节；独占一个 rank 的 rollout 再加一份 2 字节的拷贝。Llama 3 8B：模型状态 {big:.1f} GB。", "tab=memory&run=ppo")
@@ -122,8 +122,8 @@ def rlhf_anatomy(lab: Lab, sft: int = 250, iterations: int = 10, answers: int = 
              f"如果启动核不花时间，且每字节 {ridge['classroom']:.0f} 次运算就能喂饱 GPU（classroom；H100 要 {ridge['dgx-h100']:.0f}），则只占 {100 * share['classroom'][LENGTHS[1]]:.1f}%：让生成变长的是核启动和读取，不是运算量。", "tab=timeline&run=grpo")
     lab.tell(f"In a large model launches hardly count. By F31 a step of writing reads 2Ψ bytes, training on a token is 6Ψ FLOPs: up to {ridge['dgx-h100'] / 3:.0f} answers at once, writing takes an H100 longer than the actor's training (prompts and cache left out).",
              f"大模型里核启动几乎不算什么。按 F31，生成一步要读 2Ψ 字节，训练一个 token 要 6Ψ 次运算：同时生成的回答不超过 {ridge['dgx-h100'] / 3:.0f} 条时，H100 生成比训练 actor 更久（不计提示与缓存）。", "tab=ledger&run=ppo")
-    lab.tell(f"Right answers: {r['sft']:.3f} after SFT; DPO {r['dpo']:.3f} (KL {k['dpo']:.2f}), PPO {r['ppo']:.3f} (KL {k['ppo']:.2f}), GRPO {r['grpo']:.3f} (KL {k['grpo']:.2f}). The longer course over five seeds is in docs/preference.md.",
-             f"回答正确的比例：SFT 之后 {r['sft']:.3f}；DPO {r['dpo']:.3f}（KL {k['dpo']:.2f}），PPO {r['ppo']:.3f}（KL {k['ppo']:.2f}），GRPO {r['grpo']:.3f}（KL {k['grpo']:.2f}）。五个种子的更长实验见 docs/preference.md。")
+    lab.tell(f"Right answers: {r['sft']:.3f} after SFT; DPO with an SFT loss {r['dpo']:.3f} (KL {k['dpo']:.2f}), PPO {r['ppo']:.3f} (KL {k['ppo']:.2f}), GRPO {r['grpo']:.3f} (KL {k['grpo']:.2f}). Most of DPO's gain here is that SFT loss; five seeds of a longer course, with it and without, are in docs/preference.md.",
+             f"回答正确的比例：SFT 之后 {r['sft']:.3f}；带 SFT 损失的 DPO {r['dpo']:.3f}（KL {k['dpo']:.2f}），PPO {r['ppo']:.3f}（KL {k['ppo']:.2f}），GRPO {r['grpo']:.3f}（KL {k['grpo']:.2f}）。这里 DPO 的提升大多来自那项 SFT 损失；五个种子的更长实验（带与不带）见 docs/preference.md。")
     lab.conclude(f"PPO holds {(held['ppo'] - 18 * head) / psi:.0f} bytes a parameter in four models, GRPO with a rule {held['grpo with a rule'] / psi:.0f}; and {100 * share['dgx-h100'][LENGTHS[2]]:.0f}% of the iteration is writing.",
                  f"PPO 的四个模型每个参数共占 {(held['ppo'] - 18 * head) / psi:.0f} 字节，带规则奖励的 GRPO 占 {held['grpo with a rule'] / psi:.0f}；而一次迭代的 {100 * share['dgx-h100'][LENGTHS[2]]:.0f}% 在生成。")
     lab.explain("Only what learns has gradients and an optimizer: the policy, and PPO's baseline, which is a second model of the same size. The reference and the reward model are read.",

@@ -58,8 +58,9 @@ def in_one_process(job: Tuning) -> Alone:
             w, l = pairs_of(job, i)
             with torch.no_grad():
                 frozen_w, frozen_l = (log_probs(models["reference"], x, n).sum(1) for x in (w, l))
-            policy_w, policy_l = (log_probs(models["actor"], x, n).sum(1) for x in (w, l))
-            update("actor", dpo.loss(policy_w, policy_l, frozen_w, frozen_l, job.beta))
+            policy_w, policy_l = (log_probs(models["actor"], x, n) for x in (w, l))
+            preferred = dpo.loss(policy_w.sum(1), policy_l.sum(1), frozen_w, frozen_l, job.beta)
+            update("actor", preferred - job.imitation * policy_w.mean())
         else:
             _online(job, i, models, mask, update, out)
     out.weights = {r: {k: p.detach() for k, (p, _) in models[r].full_names().items()} for r in LEARNS[job.method]}

@@ -55,11 +55,11 @@ class Cast:
         """Whether a role is this rank's."""
         return self.job.where.get(role) == self.gpu.rank
 
-    def on(self, role: str, step: int, work: Callable[[Any], Tensor], phase: str = "forward") -> Made:
+    def on(self, role: str, step: int, work: Callable[[Any], Tensor]) -> Made:
         """What a role's model makes of something, without a gradient; None on other ranks."""
         if not self.plays(role):
             return None
-        with self.gpu.region(phase, micro_batch=step), torch.no_grad():
+        with self.gpu.region("forward", micro_batch=step), torch.no_grad():
             return work(self.held[role].model)
 
     def hand(self, made: Made, shape: tuple[int, ...], src: str, dst: str, label: str) -> Made:

@@ -9,7 +9,9 @@ Symbols: policy π_θ, reference π_ref, preferred answer w and rejected l to pr
     dL/d log π_θ(w) = − β σ(−h) / B      dL/d log π_θ(l) = + β σ(−h) / B        a pair that is already far apart pulls little
 
 No reward model, no critic, no generation while training: two forwards of a frozen model instead, 16Ψ + 2Ψ bytes.
-But: the pairs are those of an older policy (off-policy); only the difference counts, so both probabilities may fall.
+Only the difference counts, so both probabilities may fall, to the benefit of answers that nobody compared. Against that the preferred
+answers' SFT loss can be added (Pang et al., 2404.19733, equation 1: "DPO + NLL"; `Tuning.imitation` is its weight).
+But: the pairs are those of an older policy (off-policy).
 """
 
 from __future__ import annotations

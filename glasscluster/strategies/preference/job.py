@@ -65,7 +65,8 @@ class Tuning:
     lr: float = 1e-3
     critic_lr: float = 1e-3
     beta: float = 0.05  # pull to the reference
-    clip: float = 0.2
+    imitation: float = 0.0  # dpo: weight of the preferred answers' own SFT loss
+    clip: float = 0.2  # of a ratio, and of how far a value moves
     gamma: float = 1.0
     lam: float = 0.95
     max_norm: float = 1.0  # of a gradient; 0: as it is
@@ -79,6 +80,9 @@ class Tuning:
     capture: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("prompts", "group", "epochs"):
+            if getattr(self, name) < 1:
+                raise ScenarioError(name, getattr(self, name), "must be at least 1")
         if self.method == "grpo" and self.group < 2:
             raise ScenarioError("group", self.group, "grpo compares answers to one prompt: it needs at least 2", range(2, 17))
         if self.method in ("dpo", "reward-model") and (self.pairs is None or not len(self.pairs[0])):

@@ -57,7 +57,9 @@ def dpo_iteration(cast: Cast, iteration: int) -> None:
     frozen = cast.hand(frozen, (2 * job.prompts,), "reference", "actor", "reference log-probabilities")
 
     def loss(model: Any) -> Tensor:
-        (w, l), (reference_w, reference_l) = log_probs(model, tokens, n).sum(1).chunk(2), frozen.chunk(2)
-        return dpo.loss(w, l, reference_w, reference_l, job.beta)
+        each = log_probs(model, tokens, n)
+        (w, l), (reference_w, reference_l) = each.sum(1).chunk(2), frozen.chunk(2)
+        made = dpo.loss(w, l, reference_w, reference_l, job.beta)
+        return made + job.imitation * sft.loss(each[: job.prompts], cast.mask) if job.imitation else made
 
     cast.learn("actor", 0, loss)

@@ -43,13 +43,12 @@ def divergence(stage: GPTStage, reference: GPTStage, task: SortTask, seed: int =
 
 
 def compared(stage: GPTStage, task: SortTask, prompts: int, seed: int, tries: int = 8) -> tuple[Tensor, Tensor]:
-    """Comparisons for DPO and a reward model: of `tries` answers to a prompt, one that the rule calls right and one it calls wrong.
+    """Comparisons: of `tries` answers to a prompt, each that the rule calls wrong beside the first that it calls right.
 
-    Returns (preferred [N, S], rejected [N, S]), N <= prompts: a prompt whose answers are all alike gives no pair.
+    Returns (preferred [N, S], rejected [N, S]): a prompt whose answers are all alike gives no pair, another up to tries - 1 of them
+    (InstructGPT 2203.02155, section 3.5, takes all pairs of a prompt too).
     """
     tokens = sample(stage, prompts_of(task, prompts, tries, seed), task.answer, seed).view(prompts, tries, -1)
     right = task.reward(tokens.flatten(0, 1)).view(prompts, tries)
-    both = right.amax(1) > right.amin(1)
-    best, worst = right.argmax(1)[both], right.argmin(1)[both]
-    rows = torch.arange(int(both.sum()))
-    return tokens[both][rows, best], tokens[both][rows, worst]
+    prompt, worse = torch.nonzero(right < right.amax(1, keepdim=True), as_tuple=True)
+    return tokens[prompt, right.argmax(1)[prompt]], tokens[prompt, worse]
