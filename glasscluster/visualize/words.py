@@ -357,7 +357,7 @@ ROWS: tuple[tuple[str, str], ...] = (
     (r"static batches, share of the slots without a token", "静态批：没有产出 token 的槽位占比"),
     (r"static cache, slots without a token when a batch ends", "静态缓存：一批结束时没有 token 的槽位"),
     (r"static, steps", "静态批的步数"),
-    (r"the same memory for both, cache of four slots in blocks", "两者内存相同：四个槽位的缓存分成块"),
+    (r"the same memory for both, the static cache in blocks", "两者内存相同：静态缓存分成块"),
     (r"(\d+) requests, (\d+) slots, static share without a token", "{0} 个请求、{1} 个槽位：静态批没有产出 token 的占比"),
     (r"(\d+) requests, continuous, share without a token while requests wait", "{0} 个请求、连续：仍有请求等待时没有产出 token 的占比"),
     (r"greedy tokens that the target alone chooses otherwise, float64", "贪心时目标单独生成会另选的 token 数，float64"),

@@ -67,16 +67,16 @@ def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
     counted = sum(result.reserved_bytes[n] - result.filled_bytes[n] for n in ends) // result.token_bytes
     lab.check("static cache, slots without a token when a batch ends", sum(slots * capacity - sum(load[r].cached for r in b) for b in together), counted, "F33: each slot is as long as the longest request", unit="slots")
     lab.check("static, steps", sum(max(load[r].tokens for r in b) for b in together), len(result.used), "each batch waits for its slowest", unit="steps")
-    lab.check("the same memory for both, cache of four slots in blocks", caches.predict(static.model, slots * most * block, 4), made["continuous"].run.results[0].cache_bytes, "F3")
+    lab.check("the same memory for both, the static cache in blocks", caches.predict(static.model, slots * most * block, 4), made["continuous"].run.results[0].cache_bytes, "F3")
 
     many, sizes = draw_requests(192, 8, 12, 0.0, model, lab.seed + 1), (1, 2, 4, 8, 16, 32)
     idle: dict[str, list[float]] = {"static": [], "continuous": [], "waiting": []}
-    said = []
+    said, each = [], -(-max(r.cached for r in many) // block)
     for n in sizes:
-        for name, policy in (("static", Static(many, n)), ("continuous", Continuous(many, n, block, n * most))):
+        for name, policy in (("static", Static(many, n)), ("continuous", Continuous(many, n, block, n * each))):
             steps = plan(many, policy, lambda _step: 1.0).steps  # type: ignore[arg-type]
-            last = max(i for i, step in enumerate(steps) if not all(w.start for w in step.work))  # somebody is admitted: until then others wait
-            for key, part in ((name, steps), ("waiting", steps[: last + 1])):
+            last = max(i for i, step in enumerate(steps) if not all(w.start for w in step.work))  # the last one is admitted: until then somebody waits
+            for key, part in ((name, steps), ("waiting", steps[:last])):
                 if key != "waiting" or name == "continuous":
                     idle[key].append(1 - sum(w.count > 0 for step in part for w in step.work) / (n * len(part)))
         order = [list(range(a, min(a + n, len(many)))) for a in range(0, len(many), n)]
@@ -86,8 +86,8 @@ def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
 
     lab.check("192 requests, continuous, share without a token while requests wait", 0, max(idle["waiting"]), "a slot is refilled in the next step", unit="fraction")
     percent, hw = 100 * made["static"].idle_slots, lab.hardware
-    lab.ask(f"Twelve requests of {', '.join(str(r.tokens) for r in load)} new tokens, static batches of {slots} in this order: what percentage of slots × steps gives no token?",
-            f"十二个请求分别要生成 {'、'.join(str(r.tokens) for r in load)} 个新 token，按此顺序每 {slots} 个一批：槽位 × 步数中有百分之几没有产出 token？", percent, "%")
+    lab.ask(f"{requests} requests of {', '.join(str(r.tokens) for r in load)} new tokens, static batches of {slots} in this order: what percentage of slots × steps gives no token?",
+            f"{requests} 个请求分别要生成 {'、'.join(str(r.tokens) for r in load)} 个新 token，按此顺序每 {slots} 个一批：槽位 × 步数中有百分之几没有产出 token？", percent, "%")
 
     def named(lang: str, which: tuple[str, ...]) -> Any:
         return {titles[k][lang == "zh"]: made[k] for k in which}
