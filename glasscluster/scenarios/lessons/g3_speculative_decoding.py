@@ -64,30 +64,29 @@ def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
     from glasscluster.sim.hardware import hardware
     from glasscluster.strategies.generation import phases
     from glasscluster.strategies.plan import make_model
+    from glasscluster.strategies.replica import one_thread
     from glasscluster.strategies.speculation import SpeculationJob, chi_square, fill, joint, judge_alone, pass_seconds, speculate_rank
     from glasscluster.visualize.cells import Table, cells_figure
     from glasscluster.visualize.plots import lines
 
     shape: dict[str, Any] = {"vocab": 128, "seq": 96, "position": "rope", "norm": "rmsnorm", "bias": False, "init_std": 0.05, "heads": 4}
     large, small = ModelConfig(layers=2, hidden=64, **shape), ModelConfig(layers=1, hidden=32, **shape)
-    states = trained(large, 100, lab.seed), trained(small, 60, lab.seed)
-    warm = Sampling(temperature=1.0, seed=lab.seed)
-    job = SpeculationJob(large, small, (tuple(b"Each line is "),), 60, gamma, warm, target_state=states[0], draft_state=states[1])
-    text = lab.run("text", ("Two GPTs of bytes, trained for a moment", "两个短暂训练过的字节 GPT"), speculate_rank, job, gpus=1, precision="fp32").results[0]
-
-    stages = [GPTStage(m, dtype=torch.float64) for m in (large, small)]
-    for stage, state in zip(stages, states, strict=True):
-        fill(stage, state)
-    greedy = speculate(stages[0], stages[1], job.prompts, 40, gamma).generated[0]
-    alone = generate(stages[0], job.prompts, 40).tokens[0]
-    lab.check("greedy tokens that the target alone chooses otherwise, float64", 0, sum(a != b for a, b in zip(greedy, alone, strict=True)), "the target alone, no draft, no cache", unit="tokens")
-
+    warm, prompts = Sampling(temperature=1.0, seed=lab.seed), (tuple(b"Each line is "),)
     tiny: dict[str, Any] = {"hidden": 8, "heads": 2, "vocab": 5, "seq": 16, "init_std": 0.7, "tied": False}
     target, draft = (GPTStage(ModelConfig(layers=n, **tiny), seed=lab.seed + n, dtype=torch.float64) for n in (1, 2))
     samples, prompt = 900, (2, 0, 3)
-    drawn = Counter(tuple(s) for s in speculate(target, draft, [prompt] * samples, 3, 2, warm).generated)
-    statistic, degrees, tail = chi_square(drawn, {c: samples * share for c, share in joint(target, prompt, 3, warm).items()})
+    with one_thread():
+        states = trained(large, 100, lab.seed), trained(small, 60, lab.seed)
+        stages = [GPTStage(m, dtype=torch.float64) for m in (large, small)]
+        for stage, state in zip(stages, states, strict=True):
+            fill(stage, state)
+        greedy, alone = speculate(stages[0], stages[1], prompts, 40, gamma).generated[0], generate(stages[0], prompts, 40).tokens[0]
+        drawn = Counter(tuple(s) for s in speculate(target, draft, [prompt] * samples, 3, 2, warm).generated)
+        statistic, degrees, tail = chi_square(drawn, {c: samples * share for c, share in joint(target, prompt, 3, warm).items()})
+    lab.check("greedy tokens that the target alone chooses otherwise, float64", 0, sum(a != b for a, b in zip(greedy, alone, strict=True)), "the target alone, no draft, no cache", unit="tokens")
     lab.check(f"χ² of {samples} samples of three tokens against the exact distribution", degrees, statistic, "mean and 4 σ of χ²", unit="χ²", match="statistical", tolerance=4 * sqrt(2 * degrees))
+    job = SpeculationJob(large, small, prompts, 60, gamma, warm, target_state=states[0], draft_state=states[1])
+    text = lab.run("text", ("Two GPTs of bytes, trained for a moment", "两个短暂训练过的字节 GPT"), speculate_rank, job, gpus=1, precision="fp32").results[0]
 
     fixed: dict[str, Any] = {"hidden": 16, "heads": 1, "vocab": len(P), "seq": 64, "tied": False}
     deep, flat = ModelConfig(layers=4, **fixed), ModelConfig(layers=1, **fixed)
