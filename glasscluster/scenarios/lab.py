@@ -49,7 +49,14 @@ class Scenario:
 
 FEWEST_SENTENCES = 4  # of a story
 REGISTRY: dict[str, Scenario] = {}
-BUILT_IN = ("tour", "async_servers", "diloco", "zoo", "preference")  # modules of this package, each holding one scenario of its name
+BUILT_IN = (
+    "tour",
+    "async_servers",
+    "diloco",
+    "zoo",
+    "preference",
+    "emergency_room",
+)  # modules of this package, each holding one scenario of its name
 
 
 def scenario(name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:

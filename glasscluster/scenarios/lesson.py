@@ -57,6 +57,7 @@ LESSONS: dict[str, str] = {
     "E9": "e9_ring_and_ulysses",
     "E10": "e10_moe_all_to_all",
     "E11": "e11_layout_puzzle",
+    "F1": "f1_loss_blow_up",
     "F4": "f4_rlhf_anatomy",
     "G1": "g1_prefill_and_decode",
     "G2": "g2_continuous_batching",

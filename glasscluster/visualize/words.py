@@ -43,6 +43,10 @@ CATALOGUE: dict[str, Said] = {
     "serving_held": Said("has ended, holds its slot", "已结束，仍占着槽位"),
     "cache_tokens": Said("tokens in the cache", "缓存中的 token"),
     "cache_empty": Said("reserved, without a token", "已预留但没有 token"),
+    # patients
+    "patient_healthy": Said("as it should be", "正常"),
+    "patient_broken": Said("broken", "损坏"),
+    "patient_cured": Said("cured", "治愈"),
     # memory
     "parameters": Said("Parameters", "参数"),
     "gradients": Said("Gradients", "梯度"),
@@ -637,6 +641,15 @@ ROWS: tuple[tuple[str, str], ...] = (
     (r"rows that are not those of a run without the stop, (\d+) ranks", "与从未中断的运行不同的行数，{0} 个 rank"),
     (r"bits per byte of a GPT that reads bytes, over loss / ln 2", "读字节的 GPT 的每字节比特数与 loss / ln 2 之比"),
     (r"largest distance of a run from the hyperbola", "各次运行与双曲线的最大偏差"),
+    (r"first loss of a sound model, against ln V", "正常模型的首个损失，与 ln V 相比"),
+    (r"largest distance of the clipping norm from the true norm, sound run", "正常运行中裁剪范数与真范数的最大偏差"),
+    (r"clipping norm over true norm where tensor ranks are summed twice", "张量并行求和两次时裁剪范数与真范数之比"),
+    (r"number of the rule that names the cause", "说出原因的规则编号"),
+    (r"rules that hold in the sound run", "正常运行中成立的规则数"),
+    (r"share of the damage that the cure takes back", "对症办法挽回的损失比例"),
+    (r"the cause that the probes name", "探针说出的原因编号"),
+    (r"share of the damage that its cure takes back", "对症办法挽回的损失比例"),
+    (r"causes named in the healthy run", "在正常运行中说出的原因数"),
 )
 _PARTS = {
     "critic": "价值模型",

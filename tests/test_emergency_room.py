@@ -1,0 +1,57 @@
+"""The loss emergency room: every planted cause is named from its probes, by rules that know nothing else; every cure helps."""
+
+from __future__ import annotations
+
+import pytest
+
+from glasscluster.scenarios import diagnosis, emergency_room
+from glasscluster.scenarios.emergency_room import BACK, BY_NAME, CASES, FEW_STEPS, STATES, STEPS, Treated, examine, rows, treat
+from glasscluster.scenarios.lab import Lab, find
+
+
+@pytest.fixture(scope="module")
+def lab():
+    made = Lab(find("emergency_room"), "threads", "classroom")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def well(lab):
+    return examine(BY_NAME["no-warm-up"], "healthy", lab, FEW_STEPS)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_cause_is_named_from_few_steps_and_never_in_a_healthy_run(name, lab, well):
+    steps = STEPS if name == "bad-batch" else FEW_STEPS  # before that no batch is worse than what the model expects anyway
+    chart = examine(BY_NAME[name], "broken", lab, steps)
+    assert diagnosis.diagnose(chart.signs) == name
+    assert diagnosis.diagnose(well.signs) == diagnosis.HEALTHY
+    if "fp16" not in BY_NAME[name].options("broken").values() and steps == FEW_STEPS and BY_NAME[name].options("healthy").get("tp", 1) == 1:
+        assert chart.loss > well.loss
+
+
+def test_there_is_one_rule_a_cause_and_each_is_needed(lab):
+    assert sorted(rule.cause for rule in diagnosis.RULES) == sorted(BY_NAME)
+    assert len(CASES) >= 8
+
+
+def test_the_check_rows_of_a_wrong_name_or_a_cure_that_does_not_help_fail(well):
+    lab, case = Lab(find("emergency_room"), "threads", "classroom"), BY_NAME["no-warm-up"]
+    rows(lab, [Treated(case, dict.fromkeys(STATES, well))])
+    named, back, called = lab.checks
+    assert not named["ok"]  # nothing is wrong with it, and so nothing was found
+    assert not back["ok"]
+    assert called["ok"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", BY_NAME)
+def test_over_seeds_every_cause_is_named_and_its_cure_takes_back_half_of_the_damage(name, seed, lab):
+    treated = treat(BY_NAME[name], lab, STEPS, seed)
+    assert treated.found == name
+    assert treated.lost > 0
+    assert treated.back >= BACK
+    assert diagnosis.diagnose(treated.charts["healthy"].signs) == diagnosis.HEALTHY
+    assert emergency_room.job_of(BY_NAME[name], "cured", seed, STEPS).probes
