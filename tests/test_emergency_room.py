@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from glasscluster.scenarios import diagnosis, emergency_room
-from glasscluster.scenarios.emergency_room import BACK, BY_NAME, CASES, FEW_STEPS, STATES, STEPS, Treated, examine, rows, treat
-from glasscluster.scenarios.lab import Lab, find
+from glasscluster.scenarios import diagnosis, emergency_room, plants
+from glasscluster.scenarios.emergency_room import BACK, BY_NAME, CASES, STATES, STEPS, Treated, examine, rows, treat
+from glasscluster.scenarios.lab import Lab, find, perform
+
+VERY_FEW = 12
 
 
 @pytest.fixture(scope="module")
@@ -18,20 +20,18 @@ def lab():
 
 @pytest.fixture(scope="module")
 def well(lab):
-    return examine(BY_NAME["no-warm-up"], "healthy", lab, FEW_STEPS)
+    return examine(BY_NAME["no-warm-up"], "healthy", lab, VERY_FEW)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_cause_is_named_from_few_steps_and_never_in_a_healthy_run(name, lab, well):
-    steps = STEPS if name == "bad-batch" else FEW_STEPS  # before that no batch is worse than what the model expects anyway
+    steps = STEPS if name == "bad-batch" else VERY_FEW  # before that no batch is worse than what the model expects anyway
     chart = examine(BY_NAME[name], "broken", lab, steps)
     assert diagnosis.diagnose(chart.signs) == name
     assert diagnosis.diagnose(well.signs) == diagnosis.HEALTHY
-    if "fp16" not in BY_NAME[name].options("broken").values() and steps == FEW_STEPS and BY_NAME[name].options("healthy").get("tp", 1) == 1:
-        assert chart.loss > well.loss
 
 
-def test_there_is_one_rule_a_cause_and_each_is_needed(lab):
+def test_there_is_one_rule_a_cause():
     assert sorted(rule.cause for rule in diagnosis.RULES) == sorted(BY_NAME)
     assert len(CASES) >= 8
 
@@ -43,6 +43,17 @@ def test_the_check_rows_of_a_wrong_name_or_a_cure_that_does_not_help_fail(well):
     assert not named["ok"]  # nothing is wrong with it, and so nothing was found
     assert not back["ok"]
     assert called["ok"]
+
+
+def test_a_plant_that_does_nothing_fails_the_rows_of_f1_that_name_and_count(monkeypatch):
+    for plant in ("noise_on_one_rank", "norm_counts_copies"):
+        monkeypatch.setitem(plants.PLANTS, plant, plants.healthy)
+    done = perform(find("F1"), Lab(find("F1"), "threads", "classroom"), {"fault": "noisy-shard"})
+    assert {r["name"] for r in done.all_checks if not r["ok"]} == {
+        "number of the rule that names the cause",
+        "share of the damage that the cure takes back",
+        "clipping norm over true norm where tensor ranks are summed twice",
+    }
 
 
 @pytest.mark.soak

@@ -89,7 +89,8 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
         sound = [[max(v.gradient_norm, 1e-9) if math.isfinite(v.gradient_norm) else 1e-9 for v in c.vitals] for c in runs[:2]]
         return lines({n: (range(steps), x) for n, x in zip(names[lang], sound, strict=False)}, names[lang][4], names[lang][6], log_y=True)
 
-    lab.figure(("The curve: what broke?", "曲线：是什么坏了？"), curves)
+    same = charts["cured"].losses == well.losses
+    lab.figure(("The curve: what broke?" + same * " (The cured run lies on the sound one.)", "曲线：是什么坏了？" + same * "（治愈后的曲线与正常的重合。）"), curves)
     lab.figure(("Every sign over its limit: the first beyond the line, from the top, names the cause", "各迹象与阈值之比：自上而下第一个越线的说出原因"), rules)
     lab.figure(("The patient's loss, rank by rank", "病人各 rank 的损失"), by_rank)
     lab.figure(("Gradient norm before clipping", "裁剪前的梯度范数"), norms)
