@@ -39,8 +39,11 @@ def until(page: Any, expression: str, seconds: float = 15.0) -> None:
         page.wait_for_timeout(20)
 
 
-def walk_through(page: Any) -> None:
-    """Enter a prediction where one is asked, then open every tab in both languages, and see every figure drawn."""
+def walk_through(page: Any, widths: tuple[int, ...] = ()) -> None:
+    """Enter a prediction where one is asked, then open every tab in both languages, and see every figure drawn.
+
+    `widths`: one a language, instead of the page's own.
+    """
     from glasscluster.visualize import report
     from glasscluster.visualize.words import CATALOGUE
 
@@ -50,7 +53,9 @@ def walk_through(page: Any) -> None:
         page.press("#guess", "Enter")
         assert page.is_visible("#panel-story ol.story")
     start = page.evaluate("document.documentElement.lang")
-    for language in (start, "zh" if start == "en" else "en"):
+    for place, language in enumerate((start, "zh" if start == "en" else "en")):
+        if widths:
+            page.set_viewport_size({"width": widths[place], "height": 760})
         for tab in report.TABS:
             page.click(f"#tab-{tab}")
             assert page.is_visible(f"#panel-{tab}")

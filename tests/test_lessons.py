@@ -228,12 +228,17 @@ def test_a_lesson_file_is_short_and_its_docstring_is_a_story(id_):
     assert len(taught.story) > 40
 
 
+WIDE, PHONE = 1360, 390
+ALSO = [pytest.param((PHONE, WIDE), marks=pytest.mark.soak), pytest.param((WIDE, WIDE), marks=pytest.mark.soak)]
+
+
 @pytest.mark.browser
-@pytest.mark.parametrize("width", [1360, 390])
+@pytest.mark.parametrize("widths", [(WIDE, PHONE), *ALSO], ids=str)  # of the first language and the second
 @pytest.mark.parametrize("id_", EACH)
-def test_a_lesson_s_report_opens_without_an_error_or_a_request(id_, width, reports, visit):
-    page = visit(reports(id_), width)
-    walk_through(page)
+def test_a_lesson_s_report_opens_without_an_error_or_a_request(id_, widths, reports, visit):
+    page = visit(reports(id_), widths[0])
+    walk_through(page, widths)
+    page.set_viewport_size({"width": widths[0], "height": 760})
     sentences = page.query_selector_all("#panel-story ol.story li")
     assert 3 <= len(sentences) <= 7
     assert all(s.query_selector("a") for s in sentences)

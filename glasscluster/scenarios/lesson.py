@@ -58,6 +58,7 @@ LESSONS: dict[str, str] = {
     "E10": "e10_moe_all_to_all",
     "E11": "e11_layout_puzzle",
     "F1": "f1_loss_blow_up",
+    "F3": "f3_eval_harness",
     "F4": "f4_rlhf_anatomy",
     "G1": "g1_prefill_and_decode",
     "G2": "g2_continuous_batching",

@@ -287,7 +287,7 @@ class Trainer:
             self.result.state_bytes = {k: v for k, v in gpu.memory.snapshot().items() if k in ("parameters", "gradients", "optimizer")}
             norm, overflow = self.norm_and_overflow()
             scale = 1.0 / (totals[1] if seed is None else totals[1] * seed)
-            if plan.clip or self.guard is not None:
+            if plan.clip or plan.skip_rule:
                 norm = norm.sqrt() * scale  # of the mean gradient
             if plan.clip:
                 scale = scale * torch.clamp(plan.clip / (norm + 1e-6), max=1.0)
