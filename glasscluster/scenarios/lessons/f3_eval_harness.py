@@ -113,8 +113,8 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     lab.figure(("The same items at two moments of training", "训练中两个时刻的同一批题目"),
                lambda lang: interval_figure(labels[lang], {n: [Score(scores.mean(v), scores.spread(v)) for v in right[k, "acc"]] for k, n in zip(kinds, who[lang], strict=True)}, axis[lang], [0.25] * 4))
     quadrants = {"en": ("both right", "only the early one", "only the late one", "both wrong"), "zh": ("都对", "只有早的对", "只有晚的对", "都错")}
-    prefer = {"en": "nats by which the right answer is preferred, ", "zh": "偏向正确答案的 nat 数，"}
-    lab.figure(("Brackets, item by item: what the two have in common tells them apart no more", "括号题逐题比较：两者相同的部分无助于区分它们"),
+    prefer = {"en": "nats for the right answer, ", "zh": "偏向正确答案的 nat 数，"}
+    lab.figure(("Brackets, item by item: the right answer against the best wrong one; both models' verdicts", "括号题逐题比较：正确答案对最好的错误答案，两个模型的判断"),
                lambda lang: paired_figure(*(margins(tasks[1], found[k].scores[1]) for k in kinds), *(prefer[lang] + n for n in who[lang]), quadrants[lang]))
     both = {"en": ("acc: sum of log p", "acc_norm: the same a byte"), "zh": ("acc：log p 之和", "acc_norm：除以字节数")}
     lab.figure(("Two ways to choose, the late model", "两种选法，较晚的模型"),
