@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 COLUMNS = 3
+TICKS = (2, 2.5, 3, 4, 5, 7, 10, 20, 40)
 LOOKS = {"healthy": (SERIES[0], "solid"), "broken": (SERIES[1], "dash"), "cured": (SERIES[2], "dot")}
 
 
@@ -34,8 +35,10 @@ def clinic_figure(curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]
                 hovertemplate=f"{word(f'patient_{state}', lang)}<br>%{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
             figure.add_trace(trace, row=number // COLUMNS + 1, col=number % COLUMNS + 1)
-    figure.update_layout(**plain_layout(90 + 190 * lines, left=50, right=16, top=40, bottom=80, size=14))
-    figure.update_yaxes(type="log", nticks=4, **QUIET_AXIS)
+    figure.update_layout(**plain_layout(90 + 190 * lines, left=64, right=16, top=40, bottom=90, size=14))
+    figure.update_yaxes(type="log", tickvals=TICKS, ticktext=[f"{t:g}" for t in TICKS], **QUIET_AXIS)
     figure.update_xaxes(**QUIET_AXIS)
+    figure.update_xaxes(title={"text": word("training_step", lang)}, row=lines)
+    figure.update_yaxes(title={"text": word("loss_nats", lang)}, col=1)
     figure.update_annotations(font_size=14)
     return figure

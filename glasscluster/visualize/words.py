@@ -47,6 +47,8 @@ CATALOGUE: dict[str, Said] = {
     "patient_healthy": Said("as it should be", "正常"),
     "patient_broken": Said("broken", "损坏"),
     "patient_cured": Said("cured", "治愈"),
+    "training_step": Said("step", "步"),
+    "loss_nats": Said("loss (nats)", "损失（nat）"),
     # memory
     "parameters": Said("Parameters", "参数"),
     "gradients": Said("Gradients", "梯度"),
