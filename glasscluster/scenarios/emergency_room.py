@@ -163,13 +163,18 @@ def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
     return Job(plan, model, steps, seed=seed, probes=True, loss_scale=scale)
 
 
-def examine(case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None) -> Chart:
-    """Train a patient in a state, and read its probes."""
+def examine(case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Text | None = None) -> Chart:
+    """Train a patient in a state, and read its probes. With a title the run is recorded and shown."""
     from glasscluster.scenarios.plants import planted_rank
+    from glasscluster.strategies.trainer import job_info
     from glasscluster.strategies.vitals import vitals
 
     job = job_of(case, state, lab.seed if seed is None else seed, steps)
-    ran = lab.cluster(job.plan.gpus).run(planted_rank, job, case.planted(state), record=False).results
+    gpus, plant = job.plan.gpus, case.planted(state)
+    if title is not None:
+        ran = lab.run("patient", title, planted_rank, job, plant, gpus=gpus, **job_info(job)).results
+    else:
+        ran = lab.cluster(gpus).run(planted_rank, job, plant, record=False).results
     found = vitals(job, [result for result, _ in ran])
     return Chart(found, Signs.of(found, job.model.vocab), max(loss for _, loss in ran))
 
@@ -234,6 +239,9 @@ def emergency_room(lab: Lab, steps: int = STEPS) -> None:
     from glasscluster.visualize.blowups import clinic_figure
 
     treated = [treat(case, lab, steps) for case in CASES]
+    examine(CASES[0], "broken", lab, steps, title=("A patient's last step", "一个病人的最后一步"))
+    if not lab.leader:
+        return
     rows(lab, treated)
     curves = {t.case.title: {state: chart.losses for state, chart in t.charts.items()} for t in treated}
     lab.figure(

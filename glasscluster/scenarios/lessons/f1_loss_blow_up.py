@@ -38,22 +38,17 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     import math
     from dataclasses import replace
 
-    from glasscluster.scenarios.diagnosis import RULES, Signs, diagnose
-    from glasscluster.scenarios.emergency_room import BACK, BY_NAME, CASES, FEW_STEPS, STEPS, Chart, Treated, examine, job_of
-    from glasscluster.scenarios.plants import planted_rank
+    from glasscluster.scenarios.diagnosis import RULES
+    from glasscluster.scenarios.emergency_room import BACK, BY_NAME, CASES, FEW_STEPS, STEPS, Treated, examine, job_of
     from glasscluster.sim.errors import ScenarioError
-    from glasscluster.strategies.trainer import job_info
-    from glasscluster.strategies.vitals import vitals
     from glasscluster.visualize.plots import dots, lines
 
     if fault != "drawn" and fault not in BY_NAME:
         raise ScenarioError("fault", fault, "is not one of the causes", ["drawn", *BY_NAME])
     case = BY_NAME[fault] if fault != "drawn" else CASES[(lab.seed + FIRST) % len(CASES)]
     steps = STEPS if case.name == "bad-batch" else FEW_STEPS
-    job, plant = job_of(case, "broken", lab.seed, steps), case.planted("broken")
-    ran = lab.run("patient", ("The patient: something is broken", "病人：有什么坏了"), planted_rank, job, plant, gpus=job.plan.gpus, **job_info(job)).results
-    found = vitals(job, [result for result, _ in ran])
-    broken = Chart(found, Signs.of(found, job.model.vocab), max(loss for _, loss in ran))
+    job = job_of(case, "broken", lab.seed, steps)
+    broken = examine(case, "broken", lab, steps, title=("The patient: something is broken", "病人：有什么坏了"))
     charts = {"broken": broken} | {state: examine(case, state, lab, steps) for state in ("healthy", "cured")}
     slower = examine(replace(case, broken=case.broken | {"lr": job.plan.lr / LOWER}), "broken", lab, steps)
     twice = examine(BY_NAME["norm-counted-twice"], "broken", lab, 2)
@@ -104,5 +99,4 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
                 "损失每步只有一个数，许多原因使它弯成一样。探针看得到它们的不同之处：比特、计数、数据、开头、大小。",
                 ("Exact signs come first: skipped steps, equal bits, the true norm, data that comes again.", "精确的迹象优先：跳过的步、比特是否相等、真范数、重复的数据。"),
                 ("A lower rate is the cure for one cause; it is no test of which cause it was.", "降学习率只是一种原因的治法；它不能用来判断是哪种原因。"))
-    assert diagnose(broken.signs) == treated.found
     lab.own_number(f"{ill[0]}: held-out loss {broken.loss:.2f}, cured {charts['cured'].loss:.2f}.", f"{ill[1]}：留出集损失 {broken.loss:.2f}，治愈后 {charts['cured'].loss:.2f}。")
