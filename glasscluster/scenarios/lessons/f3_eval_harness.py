@@ -29,7 +29,7 @@ def learn(model: Any, text: bytes, stops: tuple[int, ...], folders: list[str], l
         (stage(inputs, targets) / targets.numel()).backward()
         with torch.no_grad():
             for p, moments in zip(stage.parameters(), state, strict=True):
-                optimizer.update(p, p.grad, moments, step + 1)
+                optimizer.update(p, p.grad if p.grad is not None else torch.zeros_like(p), moments, step + 1)
 
 
 def margins(task: Any, found: Any) -> list[float]:
@@ -115,7 +115,7 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     quadrants = {"en": ("both right", "only the early one", "only the late one", "both wrong"), "zh": ("都对", "只有早的对", "只有晚的对", "都错")}
     prefer = {"en": "nats for the right answer, ", "zh": "偏向正确答案的 nat 数，"}
     lab.figure(("Brackets, item by item: the right answer against the best wrong one; both models' verdicts", "括号题逐题比较：正确答案对最好的错误答案，两个模型的判断"),
-               lambda lang: paired_figure(*(margins(tasks[1], found[k].scores[1]) for k in kinds), *(prefer[lang] + n for n in who[lang]), quadrants[lang]))
+               lambda lang: paired_figure(margins(brackets, found["early"].scores[1]), margins(brackets, found["late"].scores[1]), prefer[lang] + who[lang][0], prefer[lang] + who[lang][1], quadrants[lang]))
     both = {"en": ("acc: sum of log p", "acc_norm: the same a byte"), "zh": ("acc：log p 之和", "acc_norm：除以字节数")}
     lab.figure(("Two ways to choose, the late model", "两种选法，较晚的模型"),
                lambda lang: interval_figure(labels[lang], {name: [Score(scores.mean(v), scores.spread(v)) for v in right["late", n]] for n, name in zip(("acc", "acc_norm"), both[lang], strict=True)}, axis[lang], [0.25] * 4))
