@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "position": ("learned", "sinusoidal", "relative", "alibi", "rope", "none"),
     "objective": ("causal", "masked"),
     "prefix": (0, 3),
+    "patches": (0, 2),
     "rope": (("half", "none"), ("interleaved", "interpolation"), ("half", "ntk"), ("interleaved", "yarn")),  # layout and scaling
     "latents": ((0, 0), (12, 0), (12, 10)),  # of keys and values, of queries
     "recompute": ("none", "selective", "full"),
@@ -79,7 +82,7 @@ Choice = dict[str, Any]
 
 
 HEADS = 4
-CANDIDATES = 100  # for each plan of the covering list
+CANDIDATES = 200  # for each plan of the covering list
 
 
 def fits(*sizes: int) -> bool:
@@ -121,6 +124,7 @@ RULES: tuple[tuple[str, Callable[..., bool]], ...] = (
     ),
     ("precision master_weights", lambda precision, masters: precision != "fp16" or masters != "none"),
     ("objective prefix", lambda objective, prefix: objective == "causal" or not prefix),
+    ("objective patches cp ulysses", lambda objective, patches, cp, cut: not patches or (objective == "causal" and cp == 1 and not cut)),
     ("position rope", lambda position, rope: position == "rope" or rope[1] == "none"),
     # whether a norm is too large is such a choice too
     ("precision bad_steps", lambda precision, bad: bad == "take" or precision in ("fp64", "fp32")),
@@ -161,7 +165,7 @@ def completed(choice: Choice, draw: random.Random) -> Choice | None:
 MODEL_OPTIONS = (
     *("layers", "tied", "attention", "vocab", "dropout", "kv_heads", "qkv", "activation", "experts", "top_k", "capacity_factor"),
     *("shared_ffn", "norm", "norm_position", "qk_norm", "bias", "position", "z_loss", "residual_init"),
-    *("objective", "prefix"),
+    *("objective", "prefix", "patches"),
 )
 RATE = ("warmup", "decay", "decay_until", "decay_steps", "lr_floor")
 BAD_STEPS: dict[str, dict[str, Any]] = {  # of three steps, any may be the first whose norm is no smaller than the one before
@@ -169,7 +173,15 @@ BAD_STEPS: dict[str, dict[str, Any]] = {  # of three steps, any may be the first
     "skip": {"skip_norm": 0.97, "skip_window": 1},
     "return": {"skip_norm": 0.97, "skip_window": 1, "rollback": 1, "snapshot_every": 2},
 }
-SHAPE: dict[str, Any] = {"hidden": 16, "heads": HEADS, "seq": 8, "rope_factor": 2.0, "relative_buckets": 6, "relative_distance": 6}
+SHAPE: dict[str, Any] = {
+    "hidden": 16,
+    "heads": HEADS,
+    "seq": 8,
+    "rope_factor": 2.0,
+    "relative_buckets": 6,
+    "relative_distance": 6,
+    "patch_size": 4,
+}
 
 
 def build(choice: Choice, precision: str | None = None) -> tuple[Plan, ModelConfig]:
@@ -202,8 +214,7 @@ def all_pairs() -> set[tuple[Any, ...]]:
     return found
 
 
-@lru_cache(maxsize=4)
-def covering(seed: int = 0) -> tuple[tuple[tuple[str, Any], ...], ...]:
+def covering(seed: int = 0, candidates: int = CANDIDATES) -> list[Choice]:
     """A short list of choices that covers every pair: greedily, the best of some random candidates each time."""
     draw, pairs, chosen = random.Random(seed), sorted(all_pairs(), key=repr), []
     number = {(name, value): i for i, (name, value) in enumerate((n, v) for n, values in OPTIONS.items() for v in values)}
@@ -212,17 +223,27 @@ def covering(seed: int = 0) -> tuple[tuple[tuple[str, Any], ...], ...]:
         missing[number[x], number[y]] = missing[number[y], number[x]] = True
     while rest := [pair for pair in pairs if missing[number[pair[0]], number[pair[1]]]]:
         target = dict(draw.choice(rest))
-        candidates = [c for c in (completed(target, draw) for _ in range(CANDIDATES)) if c is not None]
-        places = [np.ix_(at, at) for at in ([number[x] for x in c.items()] for c in candidates)]
-        best = max(range(len(candidates)), key=lambda i: missing[places[i]].sum())
+        made = [c for c in (completed(target, draw) for _ in range(candidates)) if c is not None]
+        places = [np.ix_(at, at) for at in ([number[x] for x in c.items()] for c in made)]
+        best = max(range(len(made)), key=lambda i: missing[places[i]].sum())
         missing[places[best]] = False
-        chosen.append(tuple(candidates[best].items()))
-    return tuple(chosen)
+        chosen.append({n: made[best][n] for n in OPTIONS})
+    return chosen
 
 
-def stratified(seed: int = 0) -> list[Choice]:
+LIST = Path(__file__).parent / "data" / "plans.json"  # `python tests/plans.py` finds it anew; a test says when it must be
+
+
+@cache
+def listed() -> tuple[tuple[tuple[str, Any], ...], ...]:
+    """The covering list, as it was found."""
+    values = {(n, json.dumps(v)): v for n, all_ in OPTIONS.items() for v in all_}  # JSON has no tuples
+    return tuple(tuple((n, values[n, json.dumps(v)]) for n, v in choice.items()) for choice in json.loads(LIST.read_text()))
+
+
+def stratified() -> list[Choice]:
     """The covering list as choices."""
-    return [dict(c) for c in covering(seed)]
+    return [dict(c) for c in listed()]
 
 
 @st.composite
@@ -239,3 +260,8 @@ def choices(draw: st.DrawFn) -> Choice:
 def name(choice: Choice) -> str:
     """A short test id."""
     return "-".join(f"{k}{choice[k]}" for k in ("dp", "tp", "pp", "cp", "ep", "zero", "schedule", "virtual_stages", "micro_batches"))
+
+
+if __name__ == "__main__":
+    LIST.write_text("[\n" + ",\n".join(json.dumps(c) for c in covering()) + "\n]\n")
+    print(f"{len(json.loads(LIST.read_text()))} plans: {LIST}")

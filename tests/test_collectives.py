@@ -88,7 +88,10 @@ def all_sizes(gpu, operation: str, algorithm: str, more: dict[str, int] | None =
     return wrong
 
 
-@pytest.mark.parametrize("n", range(2, 18))
+OTHERS = [pytest.param(n, marks=pytest.mark.soak) for n in (10, 11, 13, 14, 15)]
+
+
+@pytest.mark.parametrize("n", [*range(2, 10), 12, 16, 17, *OTHERS])
 @pytest.mark.parametrize(("operation", "algorithm"), CASES)
 def test_every_algorithm_gives_what_torch_gives(operation, algorithm, n):
     results = Cluster("classroom", n, "threads").run(all_sizes, operation, algorithm, record=False).results

@@ -36,7 +36,7 @@ WIDE = (torch.float64, torch.float32)
 
 def test_the_plan_list_covers_every_pair_of_option_values():
     covered = set().union(*(pairs_of(c) for c in stratified()))
-    assert covered >= all_pairs()
+    assert covered == all_pairs(), "python tests/plans.py finds the list anew"
 
 
 @pytest.mark.parametrize("choice", stratified(), ids=name)
@@ -54,7 +54,7 @@ def test_a_plan_in_its_own_precision_is_within_three_times_one_process_s_own_err
     assert off <= 3, where
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(choices())
 def test_any_plan_equals_one_device(choice):
     assert worst(differences(*build(choice), steps=2)) <= TOLERANCE

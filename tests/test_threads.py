@@ -202,13 +202,13 @@ def test_a_cluster_needs_a_gpu(gpus):
         threads(gpus)
 
 
-@pytest.mark.parametrize("choice", stratified()[:4], ids=name)
+@pytest.mark.parametrize("choice", stratified()[:3], ids=name)
 def test_another_thread_order_changes_no_bit_and_no_event(choice):
     plan, model = build(choice)
     from glasscluster.strategies.trainer import Job, train_rank
 
     job = Job(plan, model, steps=2, capture=True)
-    runs = [threads(plan.gpus, seed=s).run(train_rank, job) for s in (0, 1, 2)]
+    runs = [threads(plan.gpus, seed=s).run(train_rank, job) for s in (0, 1)]
     for other in runs[1:]:
         assert runs[0].graph.difference(other.graph) is None
         for a, b in zip(runs[0].results, other.results, strict=True):

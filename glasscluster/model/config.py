@@ -55,6 +55,8 @@ class ModelConfig(BaseModel):
     rope_factor: float = Field(1.0, ge=1, description="how many times as long as trained")
     rope_trained: int | None = Field(None, ge=1, description="trained length, for yarn (seq / rope-factor)")
     objective: Literal["causal", "masked"] = Field("causal", description="the next token (GPT), or hidden ones from both sides (BERT)")
+    patches: int = Field(0, ge=0, description="patches of an image at the beginning of every sequence, in place of tokens")
+    patch_size: int = Field(16, ge=1, description="pixels of a patch, each a number from 0 to 255")
     prefix: int = Field(0, ge=0, description="first tokens of a sequence that all see each other and carry no loss, of a causal model")
     dropout: float = Field(0.0, ge=0, lt=1, description="share dropped of each branch's output, and of unfused attention's probabilities")
     init_std: float = Field(0.02, ge=0, description="standard deviation of the initial weights")
@@ -92,6 +94,10 @@ class ModelConfig(BaseModel):
             raise ValueError(f"relative_distance|{self.relative_distance}|{rule}|{self.relative_buckets}")
         if self.prefix and self.objective == "masked":
             raise ValueError(f"prefix|{self.prefix}|all tokens of a masked model see each other|0")
+        if self.patches and self.objective == "masked":
+            raise ValueError(f"patches|{self.patches}|a caption is predicted token by token, by a causal model|0")
+        if self.patches >= self.seq:
+            raise ValueError(f"patches|{self.patches}|must leave room for text: fewer than seq = {self.seq}|{self.seq - 1}")
         if self.prefix >= self.seq:
             raise ValueError(f"prefix|{self.prefix}|must be shorter than seq = {self.seq}|{self.seq - 1}")
         if self.experts and self.top_k > self.experts:
@@ -110,6 +116,11 @@ class ModelConfig(BaseModel):
             raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
         if self.rotary % 2:
             raise ValueError(f"rope_dim|{self.rotary}|turns pairs|{self.rotary + 1}")
+
+    @property
+    def columns(self) -> int:
+        """Numbers that a sequence comes in as: pixels of its patches, then tokens."""
+        return self.seq + self.patches * (self.patch_size - 1)
 
     @property
     def rotary(self) -> int:
@@ -203,6 +214,7 @@ class ModelConfig(BaseModel):
         ends = self.vocab * h * (1 if self.tied else 2) + (self.seq * h if self.position == "learned" else 0)
         if self.objective == "masked":  # token types and their norm; the head's transform, its norm and the logits' bias
             ends += 2 * h + self.norm_size(h) + h * (h + one) + self.norm_size(h) + self.vocab * one
+        ends += h * (self.patch_size + one) if self.patches else 0
         return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
 
     def model_flops(self, tokens: int) -> int:

@@ -58,7 +58,7 @@ def chosen_of(seq: int) -> int:
 
 def tokens_with_loss(model: ModelConfig) -> int:
     """How many tokens of a sequence carry loss."""
-    return chosen_of(model.seq) if model.objective == "masked" else model.seq - max(0, model.prefix - 1)
+    return chosen_of(model.seq) if model.objective == "masked" else model.seq - max(0, model.prefix - 1, model.patches - 1)
 
 
 def masked(tokens: Tensor, vocab: int, step: int, seed: int) -> tuple[Tensor, Tensor]:

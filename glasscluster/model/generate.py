@@ -169,6 +169,8 @@ def check(asked: Generator) -> None:
         raise ValueError("every prompt needs at least one token")
     if config.dropout:
         raise ValueError("dropout is for training: give the model that generates dropout = 0")
+    if config.patches:
+        raise ValueError("prompts have no pixels: `glass run captions` shows a model with patches at work")
     if config.objective != "causal":
         raise ValueError("a masked model sees what comes after a token: it fills in, it does not generate")
     if (most := max(t for p in prompts for t in p)) >= config.vocab:

@@ -204,6 +204,9 @@ class Embedding(Module):
             self.weight("position", config.seq, config.hidden, std=config.init_std)
         elif config.position == "sinusoidal":
             self.register_buffer("position", sinusoidal(config.seq, config.hidden).to(like), persistent=False)
+        if config.patches:
+            self.weight("patch_weight", config.hidden, config.patch_size, std=config.patch_size**-0.5)
+            self.bias("patch_bias", config.hidden)
         if config.objective == "masked":
             self.weight("segment", 2, config.hidden, std=config.init_std)
             types = (torch.arange(config.seq) >= config.seq // 2).long()
@@ -217,10 +220,18 @@ class Embedding(Module):
         types_BS: Tensor | None = None,
         positions: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
-        """[B, S] -> [B, S, H]. types: of this rank's tokens; positions: of each sequence's where they do not start at 0 (generation)."""
+        """[B, S] -> [B, S, H]. types: of this rank's tokens; positions: of each sequence's where they do not start at 0 (generation).
+
+        With patches [B, pixels + tokens] comes in (captions.py).
+        """
         config, parallel = self.config, self.parallel
         documents = draw.documents if draw is not None else None
+        pixels = tokens_BS[:, : config.patches * config.patch_size]
+        if config.patches:  # the first tokens' places are the patches'
+            tokens_BS = nn.functional.pad(tokens_BS[:, pixels.shape[1] :], (config.patches, 0))
         x, tokens = parallel.embed(tokens_BS, self.token), tokens_BS.shape[1] * parallel.context.size
+        if config.patches:
+            x = self.seen(x, pixels, tokens)
         if config.position in ("learned", "sinusoidal"):
             if documents is not None:
                 rows = torch.tensor([positions_in(lengths) for lengths in documents], device=x.device)
@@ -234,6 +245,16 @@ class Embedding(Module):
             x = norms.norm(self, "norm", x)
             x = dropout(x, config.dropout, draw, -1, "embedding", spans=parallel.spans(tokens, config.hidden))
         return x
+
+    def seen(self, x: Tensor, pixels: Tensor, tokens: int) -> Tensor:
+        """Embeddings of this rank's tokens [B, S, H] with the image's in the place of the first: pixels [B, P·C], 0 to 255."""
+        config, parallel = self.config, self.parallel
+        bright = (pixels.unflatten(1, (config.patches, config.patch_size)).to(wide(x.dtype)) / 255).to(x.dtype)
+        image = nn.functional.linear(bright, self.patch_weight, self.get("patch_bias"))
+        image = nn.functional.pad(image, (0, 0, 0, tokens - config.patches))
+        image = parallel.cut(image.transpose(0, 1)).transpose(0, 1)
+        first = torch.tensor([p < config.patches for p in parallel.positions(tokens)], device=x.device)
+        return torch.where(first[:, None], image, x)
 
 
 class Head(Module):

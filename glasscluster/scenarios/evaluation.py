@@ -154,6 +154,8 @@ def evaluate_command(
         raise ScenarioError("precision", precision, "is unknown", list(accounts.WIDTH))
     if model.objective != "causal":
         raise ScenarioError("objective", model.objective, "has no probability of a continuation: it sees what comes after", ["causal"])
+    if model.patches:
+        raise ScenarioError("patches", model.patches, "the tasks have no pixels", [0])
     if model.dropout:
         raise ScenarioError("dropout", model.dropout, "is for training", [0])
     if model.heads % tp:

@@ -247,6 +247,8 @@ class Plan(BaseModel):
         elif self.servers or self.staleness or self.jitter:
             field = next(f for f in ("servers", "staleness", "jitter") if getattr(self, f))
             raise ScenarioError(field, getattr(self, field), "needs --exchange parameter-server or async-server", [0])
+        if model.patches and self.cp > 1:
+            raise ScenarioError("cp", self.cp, "cuts tokens; an image's pixels at the beginning of a sequence are none", [1])
         if self.sequence_parallel and model.seq % self.tp:
             fits = [t for t in range(1, model.seq + 1) if model.seq % t == 0]
             raise ScenarioError("tp", self.tp, f"must divide seq = {model.seq} when the sequence is cut", fits)

@@ -76,8 +76,8 @@ class Replica:
         plan, device = self.job.plan, self.gpu.device
         each = plan.global_batch // parts
         if device.type == "meta":
-            one = torch.empty(plan.micro_batch, self.job.model.seq, dtype=torch.int64, device=device)
-            return [(one, one)] * (each // plan.micro_batch), 1
+            one = torch.empty(plan.micro_batch, self.job.model.columns, dtype=torch.int64, device=device)
+            return [(one, one[:, : self.job.model.seq])] * (each // plan.micro_batch), 1
         tokens, targets = self.job.batch(step)
         mine = slice(part * each, (part + 1) * each)
         count = int(((targets if whole else targets[mine]) != IGNORE).sum())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from glasscluster.model import hugging_face
 from glasscluster.model.adamw import Optimizer
+from glasscluster.model.captions import captioned
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.data import batch, corpus, objective, tokens_with_loss
 from glasscluster.model.dropout import Draw
@@ -71,6 +72,8 @@ class Job:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The global batch of a step: [G, s] tokens and targets."""
         m = self.model
+        if m.patches:
+            return objective(*captioned(step, self.plan.global_batch, m, self.seed), m, step, self.seed)
         if isinstance(self.data, Mixture):
             tokens, targets, *_ = self.data.batch(step, self.plan.global_batch, m.seq, m.vocab, self.seed)
             return objective(tokens, targets, m, step, self.seed)
@@ -323,8 +326,9 @@ class Trainer:
         """This rank's sequences, or its tokens of them, as micro-batches, and how many of its targets count (on the last stage)."""
         plan, m, device = self.plan, self.plan.micro_batches, self.gpu.device
         if device.type == "meta":
-            one = torch.empty(plan.micro_batch, self.job.model.seq // plan.cp, dtype=torch.int64, device=device)
-            return [one] * m, [one] * m, torch.empty((), dtype=torch.int64, device=device)
+            one = torch.empty(plan.micro_batch, self.job.model.columns // plan.cp, dtype=torch.int64, device=device)
+            target = one[:, : self.job.model.seq // plan.cp]
+            return [one] * m, [target] * m, torch.empty((), dtype=torch.int64, device=device)
         tokens, targets = self.job.batch(step)
         mine, cut = slice(self.dp_rank * m * plan.micro_batch, (self.dp_rank + 1) * m * plan.micro_batch), self.parallel.context.cut
         tokens, targets = (cut(x[mine], 1).contiguous().to(device) for x in (tokens, targets))
