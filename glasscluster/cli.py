@@ -77,6 +77,7 @@ def train(
     tokenizer: Annotated[str | None, typer.Option(help="a tokenizer.json of `glass tokenize train` [default: bytes]")] = None,
     pack: Annotated[bool, typer.Option("--pack", help="documents whole in rows, none of which sees another")] = False,
     weights: Annotated[str | None, typer.Option(help="folder in Hugging Face's layout to start from")] = None,
+    save: Annotated[str | None, typer.Option(help="folder for the trained weights, in Hugging Face's layout")] = None,
     check: Annotated[bool, typer.Option(help="compare with one device in float64")] = True,
     backend: Backend = None,
     device: Device = "cpu",
@@ -108,6 +109,7 @@ def train(
             memory_bytes=parse_size("memory", memory) if memory else "hardware",
             out=out,
             weights=weights,
+            save=save,
             say=say,
         )
     if not is_leader():

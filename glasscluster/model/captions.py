@@ -1,7 +1,7 @@
 """Images and their captions, made by a rule: something for a model with patches to learn that a small one can, and that is easily judged.
 
     ┌────┬────┐     one patch of the image has a pattern (plain, rows, columns), all have noise;
-    │    │▤▤▤▤│     the caption names the pattern and the patch:   "rows at 1⏎"
+    │    │▤▤▤▤│     the caption says which, and the pattern:   "1: rows⏎"
     ├────┼────┤
     │    │    │     a sequence comes in as the pixels of all patches, then the caption's tokens: an image is numbers, too
     └────┴────┘
@@ -34,7 +34,7 @@ def patch(pattern: str, pixels: int) -> np.ndarray:
 
 def caption(pattern: str, place: int) -> bytes:
     """What is said of an image."""
-    return f"{pattern} at {place}\n".encode()
+    return f"{place}: {pattern}\n".encode()
 
 
 def image(model: ModelConfig, pattern: str, place: int, draw: np.random.Generator) -> np.ndarray:
@@ -57,7 +57,7 @@ def captioned(step: int, sequences: int, model: ModelConfig, seed: int) -> tuple
     inputs = np.zeros((sequences, model.columns), dtype=np.int64)
     targets = np.full((sequences, model.seq), IGNORE, dtype=np.int64)
     for row, target, (pixels, pattern, place) in zip(inputs, targets, drawn(step, sequences, model, seed), strict=True):
-        text = np.frombuffer(caption(pattern, place), dtype=np.uint8)[: model.seq - model.patches + 1] % model.vocab
+        text = np.frombuffer(caption(pattern, place), dtype=np.uint8).astype(np.int64)[: model.seq - model.patches + 1] % model.vocab
         row[: len(pixels)] = pixels
         row[len(pixels) : len(pixels) + len(text)] = text[: model.seq - model.patches]
         target[model.patches - 1 : model.patches - 1 + len(text)] = text

@@ -56,6 +56,7 @@ BUILT_IN = (
     "zoo",
     "preference",
     "emergency_room",
+    "captions",
 )  # modules of this package, each holding one scenario of its name
 
 

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glasscluster.model import moe
+from glasscluster.model import hugging_face, moe
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.families import WeightsError
 from glasscluster.scenarios.kept import kept_picture
 from glasscluster.scenarios.sources import Data, check_data, read_so_far
 from glasscluster.sim.cluster import Cluster, Run
@@ -23,6 +24,7 @@ from glasscluster.sim.timeline import Timeline
 from glasscluster.strategies import accounts, advice, check
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.whole import assemble
 
 Say = Callable[[str], None]
 
@@ -199,6 +201,7 @@ def train_command(
     memory_bytes: float | str,
     out: str | None,
     weights: str | None = None,
+    save: str | None = None,
     say: Say = silent,
 ) -> Trained:
     """`glass train`: a cluster, a job, its folder. On failure what was recorded is written before the error goes on."""
@@ -208,7 +211,9 @@ def train_command(
     options: dict[str, Any] = {"timeout_s": timeout_s} if timeout_s else {}
     cluster = Cluster(hardware, plan.gpus, backend, memory_bytes=memory_bytes, seed=seed, device=device, **options)
     cluster.hardware.gpu.peak(plan.precision)
-    job = Job(plan, model, steps, data, seed, weights=weights)
+    if save is not None:
+        check_saving(save, model, plan)
+    job = Job(plan, model, steps, data, seed, weights=weights, keep=save is not None)
     job.check_packed()
     check_memory(cluster, job, say)
     if not leads():
@@ -223,7 +228,23 @@ def train_command(
         raise
     say(f"writing {folder}/report.html")
     write_files(folder, trained, f"train on {plan.gpus} GPUs")
+    if save is not None:
+        say(f"writing the weights to {save}")
+        hugging_face.save(assemble(plan, model, [r.weights[-1] for r in trained.run.results]), save)
     return trained
+
+
+def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
+    """The weights will have a place in Hugging Face's layout; ScenarioError otherwise, before anything runs."""
+    if plan.exchange != "all-reduce":
+        raise ScenarioError("save", folder, f"--exchange {plan.exchange} keeps no weights", ["--exchange all-reduce"])
+    try:
+        hugging_face.family_of(model)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except WeightsError as problem:
+        raise ScenarioError("save", folder, str(problem)) from None
+    except OSError as problem:
+        raise ScenarioError("save", folder, f"cannot be made: {problem.strerror}") from None
 
 
 def leads() -> bool:

@@ -48,7 +48,7 @@ TIED = "embedding.token"
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a rank needs to train: plan, model, steps, data, seed. `capture` keeps gradients and weights.
+    """Everything a rank needs to train: plan, model, steps, data, seed. `capture` keeps all gradients and weights, `keep` the last weights.
 
     `data`: a text file, None for the built-in one, or several sources with weights. `weights`: a folder in Hugging Face's layout to
     start from; None: drawn from the seed. `probes`: each rank writes down what it sees of every step (probes.py), and nothing else changes.
@@ -60,6 +60,7 @@ class Job:
     data: str | Mixture | None = None
     seed: int = 0
     capture: bool = False
+    keep: bool = False
     loss_scale: ScaleRule = field(default_factory=ScaleRule)
     weights: str | None = None
     probes: bool = False
@@ -251,6 +252,8 @@ class Trainer:
             with self.gpu.unrecorded():  # a number for the reader: it does not fill the GPU step by step
                 result.losses.append(loss.clone())
             del loss
+        if self.job.keep and not self.job.capture:
+            result.weights.append(self.manager.weights())
         result.losses = [loss.cpu() if loss.device.type != "meta" else loss for loss in result.losses]
         result.checkpoint_bytes = getattr(self.keep, "held", 0)
         result.routing = {block.index: list(block.routing) for block in self.blocks if self.job.model.experts}
