@@ -353,7 +353,8 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
         )
         kept_by.append(recompute.predict_checkpoints(*stage, plan.tp, WIDTH[plan.precision], plan.pieces, plan.cp))
     schedule = plan.pipeline
-    until = "BW" if model.norm_position == "post" else "BI"  # where no norm comes first, a segment's input is its first matrix's
+    first = plan.recompute == "full" and model.norm_position == "post"  # no norm before it: a segment's input is its first matrix's
+    until = "BW" if first else "BI"
     held = int(sum(schedule.most_held(rank, kept_by, until) for rank in range(plan.pp))) * plan.data_ranks * plan.tp
     if model.experts and plan.recompute == "full":  # tp ranks send the same rows to the same experts, each with its columns
         assignments = sum(sum(counts) for result in results for counts in result.routing_counts("kept")) // plan.tp
