@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -244,6 +245,11 @@ def listed() -> tuple[tuple[tuple[str, Any], ...], ...]:
 def stratified() -> list[Choice]:
     """The covering list as choices."""
     return [dict(c) for c in listed()]
+
+
+def every(nth: int) -> list[Any]:
+    """The covering list as parameters of a test, of which `make test` has every nth and `make soak` the others."""
+    return [pytest.param(c, id=name(c), marks=() if i % nth == 0 else pytest.mark.soak) for i, c in enumerate(stratified())]
 
 
 @st.composite
