@@ -247,9 +247,10 @@ def stratified() -> list[Choice]:
     return [dict(c) for c in listed()]
 
 
-def every(nth: int) -> list[Any]:
+def every(nth: int, of: Callable[[Choice], bool] = lambda choice: True) -> list[Any]:
     """The covering list as parameters of a test, of which `make test` has every nth and `make soak` the others."""
-    return [pytest.param(c, id=name(c), marks=() if i % nth == 0 else pytest.mark.soak) for i, c in enumerate(stratified())]
+    chosen = [c for c in stratified() if of(c)]
+    return [pytest.param(c, id=name(c), marks=() if i % nth == 0 else pytest.mark.soak) for i, c in enumerate(chosen)]
 
 
 @st.composite
