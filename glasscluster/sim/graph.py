@@ -355,6 +355,11 @@ def _csr(n: int, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np
     return pointer, source.astype(narrow)
 
 
+class Circle(AssertionError):
+    """Recordings that belong to no run: each waits for another."""
+
+
+
 def topological_order(n: int, source: np.ndarray, target: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Kahn's order, first come first served from `first`; a cycle is an internal error."""
     from glasscluster.sim.replay import kahn
@@ -364,7 +369,7 @@ def topological_order(n: int, source: np.ndarray, target: np.ndarray, first: np.
     np.cumsum(np.bincount(source, minlength=n), out=pointer[1:])
     order = kahn(n, pointer, target[by_source], np.bincount(target, minlength=n), first)
     if len(order) != n:
-        raise AssertionError("the recorded events depend on each other in a circle")
+        raise Circle("the recorded events depend on each other in a circle")
     return order
 
 

@@ -27,7 +27,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.sim.backends.dry import record_rank, standing_in
 from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.errors import MessageLost, OutOfMemory, ScenarioError
-from glasscluster.sim.graph import ExecutionGraph
+from glasscluster.sim.graph import Circle, ExecutionGraph
 from glasscluster.sim.hardware import Hardware
 from glasscluster.sim.replay import replay
 from glasscluster.strategies.plan import Plan
@@ -237,7 +237,7 @@ def _at_least(plan: Plan, model: ModelConfig, hardware: Hardware, recorded: list
     every = [standing_in(recorded[rank // each], rank, plan.mesh, plan.shards) for rank in range(plan.gpus)]
     try:
         return replay(ExecutionGraph.build(every, job_info(_job(plan, model, 1))), hardware).makespan
-    except MessageLost:  # a buffer of fewer elements than ranks: no bound, so it is recorded on every rank
+    except (MessageLost, Circle):  # a buffer of fewer elements than ranks: no bound, so it is recorded on every rank
         return 0.0
 
 
