@@ -216,8 +216,8 @@ NARROW = [("bf16", {}), ("bf16", {"master_weights": "none"}), ("fp16", {}), ("fp
 narrow = pytest.mark.parametrize(("precision", "more"), NARROW, ids=lambda x: str(x))
 
 
-def judge(precision: str, **options) -> float:
-    return judged(job_of(precision, 2, GROWING, **options))[0]
+def judge(precision: str, by=furthest, **options) -> float:
+    return by(job_of(precision, 2, GROWING, **options))[0]
 
 
 @narrow
@@ -238,6 +238,8 @@ def test_one_micro_batch_of_twenty_left_out_is_caught(precision, more, monkeypat
 
     monkeypatch.setattr(data_parallel.DataParallel, "backward_begins", forgetful)
     assert judge(precision, **options) > 3
+    if precision == "bf16" and not more:  # nor does the second judgement let it pass
+        assert judge(precision, judged, **options) > GATE
 
 
 @narrow

@@ -359,7 +359,6 @@ class Circle(AssertionError):
     """Recordings that belong to no run: each waits for another."""
 
 
-
 def topological_order(n: int, source: np.ndarray, target: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Kahn's order, first come first served from `first`; a cycle is an internal error."""
     from glasscluster.sim.replay import kahn
