@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import run_plan
-from plans import build, name, stratified
+from plans import build, every
 from test_cli import glass
 
 from glasscluster.scenarios import training
@@ -179,7 +179,7 @@ def test_a_full_gpu_names_rank_phase_layer_and_what_holds_most():
     assert sum(r["bytes"] for r in said["residents"]) <= peak
 
 
-@pytest.mark.parametrize("choice", stratified()[::4], ids=name)
+@pytest.mark.parametrize("choice", every(12))
 def test_stand_ins_bound_the_step_from_below_and_the_generous_estimate_bounds_memory_from_above(choice):
     plan, model = build(choice)
     peak, seconds = advice.on_every_rank(plan, model, hardware("classroom"), None)
