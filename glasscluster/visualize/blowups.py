@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COLUMNS = 3
 TICKS = (2, 2.5, 3, 4, 5, 7, 10, 20, 40)
 LOOKS = {"healthy": (SERIES[0], "solid"), "broken": (SERIES[1], "dash"), "cured": (SERIES[2], "dot")}
+NAMES = {"healthy": "patient_healthy", "broken": "patient_broken", "cured": "patient_cured"}
 
 
 def clinic_figure(curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]], lang: str) -> Figure:
@@ -30,9 +31,9 @@ def clinic_figure(curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]
         for state, losses in states.items():
             colour, dash = LOOKS[state]
             trace = go.Scatter(
-                name=word(f"patient_{state}", lang), legendgroup=state, showlegend=number == 0, x=list(range(len(losses))),
+                name=word(NAMES[state], lang), legendgroup=state, showlegend=number == 0, x=list(range(len(losses))),
                 y=[float(f"{v:.5g}") for v in losses], mode="lines", line={"color": colour, "dash": dash, "width": 2.5},
-                hovertemplate=f"{word(f'patient_{state}', lang)}<br>%{{x}}: %{{y:.3f}}<extra></extra>",
+                hovertemplate=f"{word(NAMES[state], lang)}<br>%{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
             figure.add_trace(trace, row=number // COLUMNS + 1, col=number % COLUMNS + 1)
     figure.update_layout(**plain_layout(90 + 190 * lines, left=64, right=16, top=40, bottom=90, size=14))
