@@ -101,7 +101,7 @@ def row(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--steps", type=int, default=700)
+    asked.add_argument("--steps", type=int, default=1500)
     asked.add_argument("--backend", default="ray")
     steps, backend = (options := asked.parse_args()).steps, options.backend
     model = make_model("tiny", layers=4, hidden=128, heads=4, seq=96, vocab=1024, activation="gelu-tanh")
