@@ -14,7 +14,19 @@ import typer
 from glasscluster import __version__
 from glasscluster.commands import console, evaluate, serve, tokenize
 from glasscluster.commands.console import Json, default_backend, emit, is_leader, progress, show_checks, verdict
-from glasscluster.commands.options import SIZES, Device, Hardware, Seed, planned, shaped
+from glasscluster.commands.options import (
+    SIZES,
+    AlsoDry,
+    Device,
+    Hardware,
+    Precision,
+    Preset,
+    Seed,
+    TensorParallel,
+    Weights,
+    planned,
+    shaped,
+)
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.errors import Deadlock, GlassError, ScenarioError
 from glasscluster.sim.quantities import parse_size, parse_time
@@ -68,7 +80,7 @@ def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True, weight
 @planned
 def train(
     given: dict,
-    model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
+    model: Preset = "tiny",
     steps: Annotated[int, typer.Option(min=1, help="optimizer steps; figures are of the last")] = 3,
     data: Annotated[
         list[str] | None,
@@ -135,8 +147,8 @@ def generate(
     prompt_length: Annotated[int, typer.Option(min=0, help="a prompt of so many random tokens instead")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="how often each prompt is in the batch")] = 1,
     tokens: Annotated[int, typer.Option(min=1, help="new tokens of each sequence")] = 16,
-    model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
-    weights: Annotated[str | None, typer.Option(help="folder in Hugging Face's layout [default: random weights]")] = None,
+    model: Preset = "tiny",
+    weights: Weights = None,
     cache: Annotated[str, typer.Option(help="static | paged | sliding | none")] = "static",
     block: Annotated[int, typer.Option(min=1, help="tokens in a block of a paged cache")] = 16,
     window: Annotated[int, typer.Option(min=0, help="tokens that attention looks back, with cache sliding or none; 0: all")] = 0,
@@ -144,10 +156,10 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="of sampling; 0: the likeliest token")] = 0.0,
     sample_top_k: Annotated[int, typer.Option(min=0, help="draw from the k likeliest tokens; 0: from all")] = 0,
     sample_top_p: Annotated[float, typer.Option(min=0, max=1, help="draw from the likeliest tokens of this probability")] = 1.0,
-    tp: Annotated[int, typer.Option(min=1, help="tensor-parallel GPUs")] = 1,
-    precision: Annotated[str, typer.Option(help="fp64 | fp32 | bf16 | fp16")] = "fp32",
+    tp: TensorParallel = 1,
+    precision: Precision = "fp32",
     check: Annotated[bool, typer.Option(help="compare with one device without a cache in float64")] = True,
-    backend: Annotated[str, typer.Option(help="threads | ray | torchrun | dry (shapes only, at any scale)")] = "threads",
+    backend: AlsoDry = "threads",
     device: Device = "cpu",
     seed: Seed = 0,
     hardware: Hardware = "classroom",
@@ -347,7 +359,7 @@ def replay(
 @planned
 def predict(
     given: dict,
-    model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
+    model: Preset = "tiny",
     hardware: Hardware = "classroom",
     rank: Annotated[str, typer.Option(help="whose memory: max | last | a rank")] = "max",
     slow_rank: Annotated[list[str] | None, typer.Option(help="R:FACTOR, a straggler; may be repeated")] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from glasscluster.commands.console import Json, emit, is_leader, progress, show_checks, verdict
-from glasscluster.commands.options import Device, Hardware, Seed, shaped
+from glasscluster.commands.options import Device, Hardware, Precision, Preset, Seed, TensorParallel, Weights, shaped
 
 
 @shaped
@@ -18,12 +18,12 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=1, help="answers to each prompt, for pass@k")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="of answers; 0: the likeliest token")] = 0.0,
     against: Annotated[list[str] | None, typer.Option(help="training text to look for items in: a file, folder or built-in text")] = None,
-    model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
-    weights: Annotated[str | None, typer.Option(help="folder in Hugging Face's layout [default: random weights]")] = None,
+    model: Preset = "tiny",
+    weights: Weights = None,
     tokenizer: Annotated[str | None, typer.Option(help="a tokenizer.json [default: bytes]")] = None,
     dp: Annotated[int, typer.Option(min=1, help="ranks that share out the items")] = 1,
-    tp: Annotated[int, typer.Option(min=1, help="tensor-parallel GPUs")] = 1,
-    precision: Annotated[str, typer.Option(help="fp64 | fp32 | bf16 | fp16")] = "fp32",
+    tp: TensorParallel = 1,
+    precision: Precision = "fp32",
     check: Annotated[bool, typer.Option(help="compare with one device in float64")] = True,
     backend: Annotated[str, typer.Option(help="threads | ray | torchrun")] = "threads",
     device: Device = "cpu",

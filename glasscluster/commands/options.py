@@ -15,6 +15,11 @@ from glasscluster.strategies.plan import Plan
 Hardware = Annotated[str, typer.Option(help="virtual clock: a name from `glass list`, or a profile file")]
 Device = Annotated[str, typer.Option(help="cpu | cuda")]
 Seed = Annotated[int, typer.Option(help="of weights, data and thread order")]
+Preset = Annotated[str, typer.Option(help="preset: a name from `glass list`")]
+Weights = Annotated[str | None, typer.Option(help="folder in Hugging Face's layout [default: random weights]")]
+TensorParallel = Annotated[int, typer.Option(min=1, help="tensor-parallel GPUs")]
+Precision = Annotated[str, typer.Option(help="fp64 | fp32 | bf16 | fp16")]
+AlsoDry = Annotated[str, typer.Option(help="threads | ray | torchrun | dry (shapes only, at any scale)")]
 
 SIZES = {"bucket": "25MiB", "first_bucket": "1MiB"}  # fields of Plan that are sizes, and how their defaults are written
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from glasscluster.commands.console import Json, emit, is_leader, progress, show_checks, verdict
-from glasscluster.commands.options import Device, Hardware, Seed, shaped
+from glasscluster.commands.options import AlsoDry, Device, Hardware, Precision, Preset, Seed, TensorParallel, Weights, shaped
 
 
 @shaped
@@ -22,12 +22,12 @@ def serve(
     slots: Annotated[int, typer.Option(min=1, help="requests that run at once")] = 4,
     block: Annotated[int, typer.Option(min=1, help="tokens in a block of the paged cache (continuous)")] = 8,
     blocks: Annotated[int, typer.Option(min=0, help="blocks of the pool; 0: the longest request in every slot")] = 0,
-    model: Annotated[str, typer.Option(help="preset: a name from `glass list`")] = "tiny",
-    weights: Annotated[str | None, typer.Option(help="folder in Hugging Face's layout [default: random weights]")] = None,
-    tp: Annotated[int, typer.Option(min=1, help="tensor-parallel GPUs")] = 1,
-    precision: Annotated[str, typer.Option(help="fp64 | fp32 | bf16 | fp16")] = "fp32",
+    model: Preset = "tiny",
+    weights: Weights = None,
+    tp: TensorParallel = 1,
+    precision: Precision = "fp32",
     check: Annotated[bool, typer.Option(help="compare with each request alone on one device in float64")] = True,
-    backend: Annotated[str, typer.Option(help="threads | ray | torchrun | dry (shapes only, at any scale)")] = "threads",
+    backend: AlsoDry = "threads",
     device: Device = "cpu",
     seed: Seed = 0,
     hardware: Hardware = "classroom",
