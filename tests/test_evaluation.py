@@ -206,3 +206,14 @@ def test_the_command_says_scores_errors_checks_and_what_is_wrong():
         failed = CliRunner().invoke(app, [*words, *wrong])
         assert isinstance(failed.exception, ScenarioError)
         assert failed.exception.field == field
+
+
+UNFIT = {"objective": "masked", "patches": "4", "tp": "3", "dropout": "0.1", "precision": "fp8"}
+
+
+@pytest.mark.parametrize("command", ["generate", "serve", "evaluate"])
+@pytest.mark.parametrize("field", UNFIT)
+def test_a_model_that_does_not_go_on_with_a_text_is_an_input_error_of_every_command(command, field):
+    failed = CliRunner().invoke(app, [command, f"--{field}", UNFIT[field]])
+    assert isinstance(failed.exception, ScenarioError), failed.output
+    assert failed.exception.field == field

@@ -10,6 +10,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.generate import Sampling
 from glasscluster.model.tasks import TASKS, Choice, Prompt, Task, Text, contaminated, make_task, plain
 from glasscluster.model.texts import documents
+from glasscluster.scenarios.generation import check_model
 from glasscluster.sim.cluster import Cluster, Run
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.strategies import accounts, scores
@@ -150,16 +151,7 @@ def evaluate_command(
     for name in tasks:
         if name not in TASKS:
             raise ScenarioError("task", name, "is unknown", list(TASKS))
-    if precision not in accounts.WIDTH:
-        raise ScenarioError("precision", precision, "is unknown", list(accounts.WIDTH))
-    if model.objective != "causal":
-        raise ScenarioError("objective", model.objective, "has no probability of a continuation: it sees what comes after", ["causal"])
-    if model.patches:
-        raise ScenarioError("patches", model.patches, "the tasks have no pixels", [0])
-    if model.dropout:
-        raise ScenarioError("dropout", model.dropout, "is for training", [0])
-    if model.heads % tp:
-        raise ScenarioError("tp", tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0])
+    check_model(model, tp, precision)
     if tokenizer is None and model.vocab < 256:
         raise ScenarioError("vocab", model.vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
     if samples > 1 and not temperature:

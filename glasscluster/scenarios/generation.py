@@ -186,15 +186,11 @@ def generate_command(
 ) -> Generation:
     """`glass generate`: a job, validated, on a cluster."""
     one_of("cache", cache, ("static", "paged", "sliding", "none"))
-    one_of("precision", precision, tuple(accounts.WIDTH))
+    check_model(model, tp, precision)
     if window and cache not in ("sliding", "none"):
         raise ScenarioError("window", window, f"a {cache} cache keeps all tokens", [0])
     if cache == "sliding" and not window:
         raise ScenarioError("window", window, "a sliding cache needs a window of at least one token", [model.seq])
-    if model.heads % tp:
-        raise ScenarioError("tp", tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0])
-    if model.dropout:
-        raise ScenarioError("dropout", model.dropout, "is for training", [0])
     asked = make_prompts(prompts, prompt_length, batch, model, seed)
     if not all(asked):
         raise ScenarioError("prompt", "", "needs at least one byte")
@@ -206,6 +202,19 @@ def generate_command(
     cluster.hardware.gpu.peak(precision)
     with cluster:
         return generate(cluster, job, checked=checked, say=say)
+
+
+def check_model(model: ModelConfig, tp: int, precision: str) -> None:
+    """A model that goes on with a text, on tp ranks; ScenarioError naming what does not fit."""
+    one_of("precision", precision, tuple(accounts.WIDTH))
+    if model.heads % tp:
+        raise ScenarioError("tp", tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0])
+    if model.dropout:
+        raise ScenarioError("dropout", model.dropout, "is for training", [0])
+    if model.patches:
+        raise ScenarioError("patches", model.patches, "a text has no pixels; `glass run captions` has", [0])
+    if model.objective != "causal":
+        raise ScenarioError("objective", model.objective, "a masked model fills in, it does not generate", ["causal"])
 
 
 def one_of(field_: str, value: str, words: tuple[str, ...]) -> None:

@@ -7,11 +7,11 @@ import random
 from pathlib import Path
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.scenarios.generation import one_of
+from glasscluster.scenarios.generation import check_model, one_of
 from glasscluster.scenarios.serving import Say, Serving, serve
 from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.errors import ScenarioError
-from glasscluster.strategies import accounts, batching
+from glasscluster.strategies import batching
 from glasscluster.strategies.batching import Request
 from glasscluster.strategies.serving import POLICIES, ServingJob
 
@@ -71,20 +71,13 @@ def serve_command(
     one_of("policy", policy, POLICIES)
     blocks = blocks or slots * -(-max((r.cached for r in requests), default=0) // block)
     job = ServingJob(model, requests, policy, slots, block, blocks, tp, precision, seed, weights)  # type: ignore[arg-type]
-    one_of("precision", job.precision, tuple(accounts.WIDTH))
-    if model.heads % job.tp:
-        raise ScenarioError(
-            "tp", job.tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0]
-        )
+    check_model(model, tp, precision)
     for name, value, rule in (
-        ("dropout", model.dropout, "is for training"),
         ("prefix", model.prefix, "is seen at once, a step with tokens of many sequences is causal"),
         ("capacity_factor", model.capacity_factor, "drops tokens according to who else is in the step: requests would change each other"),
     ):
         if value:
             raise ScenarioError(name, value, rule, [0])
-    if model.objective != "causal":
-        raise ScenarioError("objective", model.objective, "a masked model fills in, it does not generate", ["causal"])
     paged = job.policy == "continuous"
     batching.check(job.requests, job.slots, job.block if paged else 0, job.blocks, model.seq)
     cluster = Cluster(hardware, job.tp, backend, seed=job.seed, device=device)
