@@ -39,14 +39,16 @@ class Scheduler:
 
     def __init__(self, size: int, seed: int, eager_bytes: int = 0) -> None:
         self.size, self.draw, self.eager_bytes = size, random.Random(seed), eager_bytes
-        self.turn = [threading.Semaphore(0) for _ in range(size)]
+        self.turn = [threading.Lock() for _ in range(size)]  # locked while it is another's turn
+        for lock in self.turn:
+            lock.acquire()
         self.state = [RUNNABLE] * size
         self.waiting: list[Sequence[Ticket]] = [()] * size
+        self.enough: list[Callable[..., bool]] = [any] * size  # of the tickets a rank waits for: any, or all
         self.threads: list[threading.Thread] = []
         self.sends: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
         self.receives: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
         self.failure: GlassError | None = None
-        self.all_done = threading.Event()
 
     # ---- messages ----------------------------------------------------------------------------------------------
     def post(self, me: int, ticket: Ticket) -> Ticket:
@@ -63,7 +65,7 @@ class Scheduler:
         send, receive = (ticket, partner) if sending else (partner, ticket)
         self._deliver(key[0], key[1], send, receive)
         other = ticket.peer
-        if self.state[other] == BLOCKED and any(t is partner for t in self.waiting[other]):
+        if self.state[other] == BLOCKED and self.enough[other](t.done for t in self.waiting[other]):
             self.state[other] = RUNNABLE
         return ticket
 
@@ -92,11 +94,12 @@ class Scheduler:
         raise CollectiveMismatch(message, rank=dst, operation="recv", peer=src)
 
     # ---- the baton ---------------------------------------------------------------------------------------------
-    def block(self, me: int, tickets: Sequence[Ticket]) -> None:
-        """Give the baton away until one of `tickets` is done."""
-        if any(t.done for t in tickets):
+    def block(self, me: int, tickets: Sequence[Ticket], together: bool) -> None:
+        """Give the baton away until one of `tickets` is done, or all of them where nothing goes on before."""
+        enough = all if together else any
+        if enough(t.done for t in tickets):
             return
-        self.waiting[me], self.state[me] = tickets, BLOCKED
+        self.waiting[me], self.enough[me], self.state[me] = tickets, enough, BLOCKED
         self._hand_over()
         self._take(me)
         self.waiting[me] = ()
@@ -116,8 +119,6 @@ class Scheduler:
             if any(s == BLOCKED for s in self.state):
                 self.fail(self._deadlock())
                 return
-        if all(s == FINISHED for s in self.state):
-            self.all_done.set()
 
     def finish(self, me: int) -> None:
         """A rank's program has ended."""
@@ -128,8 +129,9 @@ class Scheduler:
         """Keep the first failure and unwind every blocked rank."""
         if self.failure is None:
             self.failure = error
-        for rank in range(self.size):
-            self.turn[rank].release()
+        for lock in self.turn:
+            with contextlib.suppress(RuntimeError):  # not locked: it has a turn already
+                lock.release()
 
     # ---- naming what went wrong --------------------------------------------------------------------------------
     def _deadlock(self) -> Deadlock:
@@ -192,8 +194,8 @@ class ThreadWire(Wire):
         return self.scheduler.post(self.rank, Ticket("recv", src, tag, out, what))
 
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
-        """Hand the baton over until a ticket is done."""
-        self.scheduler.block(self.rank, tickets)
+        """Hand the baton over until a ticket is done, or all."""
+        self.scheduler.block(self.rank, tickets, together)
 
     def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
         """There is no library underneath."""
