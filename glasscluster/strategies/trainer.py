@@ -329,8 +329,10 @@ class Trainer:
         """This rank's sequences, or its tokens of them, as micro-batches, and how many of its targets count (on the last stage)."""
         plan, m, device = self.plan, self.plan.micro_batches, self.gpu.device
         if device.type == "meta":
-            one = torch.empty(plan.micro_batch, self.job.model.columns // plan.cp, dtype=torch.int64, device=device)
-            target = one[:, : self.job.model.seq // plan.cp]
+            one, target = (
+                torch.empty(plan.micro_batch, columns // plan.cp, dtype=torch.int64, device=device)
+                for columns in (self.job.model.columns, self.job.model.seq)
+            )
             return [one] * m, [target] * m, torch.empty((), dtype=torch.int64, device=device)
         tokens, targets = self.job.batch(step)
         mine, cut = slice(self.dp_rank * m * plan.micro_batch, (self.dp_rank + 1) * m * plan.micro_batch), self.parallel.context.cut
