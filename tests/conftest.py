@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -29,10 +30,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for alone in ("ray", "torchrun"):  # one cluster at a time
             if item.get_closest_marker(alone):
                 item.add_marker(pytest.mark.xdist_group("processes"))
+        if not item.get_closest_marker("xdist_group") and any(
+            made[-1].scope == "module" for made in item._fixtureinfo.name2fixturedefs.values()
+        ):  # what a file's tests share is made once, by one worker
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU that torch sees on this machine"))
         if item.get_closest_marker("browser") and shutil.which("chromium") is None:
             item.add_marker(pytest.mark.skip(reason="no chromium on PATH (Debian: apt-get install chromium)"))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what is imported stays: the collector, which went through all of it again and again, took a tenth of the suite
 
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
