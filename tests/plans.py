@@ -83,7 +83,7 @@ Choice = dict[str, Any]
 
 
 HEADS = 4
-CANDIDATES = 200  # for each plan of the covering list
+CANDIDATES = 40  # for each plan of the covering list
 
 
 def fits(*sizes: int) -> bool:
@@ -215,21 +215,81 @@ def all_pairs() -> set[tuple[Any, ...]]:
     return found
 
 
+def cost(choice: Choice) -> int:
+    """What a run of the choice computes: layers of one micro-batch, over all ranks."""
+    return math.prod(choice[n] for n in ("dp", "tp", "cp", "layers", "micro_batches"))
+
+
+class Pairs:
+    """Which pairs of option values a list of choices has, as counts in a square matrix of option values."""
+
+    def __init__(self) -> None:
+        self.number = {(n, v): i for i, (n, v) in enumerate((n, v) for n, values in OPTIONS.items() for v in values)}
+        self.wanted = np.zeros((len(self.number), len(self.number)), dtype=bool)
+        for x, y in all_pairs():
+            self.wanted[self.number[x], self.number[y]] = self.wanted[self.number[y], self.number[x]] = True
+        self.counts = np.zeros(self.wanted.shape, dtype=int)
+
+    def missing(self) -> np.ndarray:
+        """Pairs that no choice has yet."""
+        return self.wanted & (self.counts == 0)
+
+    def at(self, choice: Choice) -> Any:
+        """Where a choice's pairs stand."""
+        numbers = [self.number[x] for x in choice.items()]
+        return np.ix_(numbers, numbers)
+
+    def free(self, choice: Choice) -> bool:
+        """Whether a listed choice could go, and nothing would be missing."""
+        at = self.at(choice)
+        return not (self.wanted[at] & (self.counts[at] == 1)).any()
+
+
+def climbed(choice: Choice, missing: np.ndarray, pairs: Pairs, draw: random.Random) -> Choice:
+    """The choice with one option after the other set to what has most missing pairs with the rest, as long as that helps."""
+    while True:
+        before = dict(choice)
+        for name in draw.sample(list(OPTIONS), len(OPTIONS)):
+            rest = [pairs.number[x] for x in choice.items() if x[0] != name]
+            able = [c for v in OPTIONS[name] if feasible(c := choice | {name: v})]
+            choice = max(able, key=lambda c: (missing[pairs.number[name, c[name]], rest].sum(), -cost(c), c == choice))
+        if choice == before:
+            return choice
+
+
 def covering(seed: int = 0, candidates: int = CANDIDATES) -> list[Choice]:
-    """A short list of choices that covers every pair: greedily, the best of some random candidates each time."""
-    draw, pairs, chosen = random.Random(seed), sorted(all_pairs(), key=repr), []
-    number = {(name, value): i for i, (name, value) in enumerate((n, v) for n, values in OPTIONS.items() for v in values)}
-    missing = np.zeros((len(number), len(number)), dtype=bool)  # of two option values
-    for x, y in pairs:
-        missing[number[x], number[y]] = missing[number[y], number[x]] = True
-    while rest := [pair for pair in pairs if missing[number[pair[0]], number[pair[1]]]]:
-        target = dict(draw.choice(rest))
-        made = [c for c in (completed(target, draw) for _ in range(candidates)) if c is not None]
-        places = [np.ix_(at, at) for at in ([number[x] for x in c.items()] for c in made)]
-        best = max(range(len(made)), key=lambda i: missing[places[i]].sum())
-        missing[places[best]] = False
-        chosen.append({n: made[best][n] for n in OPTIONS})
-    return chosen
+    """A short list of cheap choices that covers every pair: greedily, the best of some candidates each time; then what can go goes."""
+    draw, pairs, chosen = random.Random(seed), Pairs(), []
+    names = list(pairs.number)
+    while (missing := pairs.missing()).any():
+        x, y = draw.choice(np.argwhere(missing).tolist())
+        made = [c for c in (completed(dict((names[x], names[y])), draw) for _ in range(candidates)) if c is not None]
+        best = max((climbed(c, missing, pairs, draw) for c in made), key=lambda c: (missing[pairs.at(c)].sum(), -cost(c)))
+        pairs.counts[pairs.at(best)] += 1
+        chosen.append({n: best[n] for n in OPTIONS})
+    for choice in sorted(chosen, key=cost, reverse=True):
+        if pairs.free(choice):
+            pairs.counts[pairs.at(choice)] -= 1
+            chosen.remove(choice)
+    return [cheaper(choice, pairs) for choice in chosen]
+
+
+def cheaper(choice: Choice, pairs: Pairs) -> Choice:
+    """A listed choice with a size made smaller wherever no pair is lost."""
+    for name in ("layers", "micro_batches", "dp", "cp", "tp"):
+        for value in sorted(v for v in OPTIONS[name] if v < choice[name]):
+            smaller = choice | {name: value}
+            if not feasible(smaller):
+                continue
+            lost, won = pairs.at(choice), pairs.at(smaller)
+            pairs.counts[lost] -= 1
+            pairs.counts[won] += 1
+            if not pairs.missing().any():
+                choice = smaller
+                break
+            pairs.counts[won] -= 1
+            pairs.counts[lost] += 1
+    return choice
 
 
 LIST = Path(__file__).parent / "data" / "plans.json"  # `python tests/plans.py` finds it anew; a test says when it must be
