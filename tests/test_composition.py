@@ -115,7 +115,9 @@ def test_four_actors_with_context_tensor_and_expert_parallelism_are_bit_equal_to
 
 
 @pytest.mark.torchrun
-@pytest.mark.parametrize("options", FAMILY.values(), ids=FAMILY)
+@pytest.mark.parametrize(  # all three on actors, above
+    "options", [pytest.param(o, id=name, marks=[pytest.mark.soak] if i else []) for i, (name, o) in enumerate(FAMILY.items())]
+)
 def test_four_processes_under_torchrun_are_bit_equal_to_threads(options, tmp_path):
     words = [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in (SMALL | SHAPE | options).items()]
     done = torchrun(4, "-m", "glasscluster", "train", *words, "--steps", "2", "--json", "--out", str(tmp_path / "run"), cwd=tmp_path)

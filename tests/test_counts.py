@@ -216,7 +216,7 @@ def test_a_tensor_parallel_rank_computes_one_t_th_of_the_matrices_flops():
 
 
 # ---- the ledger: every row holds, and each can fail --------------------------------------------------------------
-@pytest.mark.parametrize("choice", every(2))
+@pytest.mark.parametrize("choice", every(3))
 def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
     plan, model = build(choice)
     run = run_plan(plan, model, loss_scale=ScaleRule(initial=1.0))
