@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,18 +33,37 @@ def given(rank: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
     return (values > 0) if dtype == torch.bool else values.to(dtype)
 
 
+@lru_cache(maxsize=256)
+def all_given(n: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """What each rank has, [n, elements]: not to be written to."""
+    return torch.stack([given(r, elements, dtype) for r in range(n)])
+
+
+@lru_cache(maxsize=256)
+def bounds(n: int, elements: int) -> np.ndarray:
+    """Where each rank's share begins, [n + 1]."""
+    return np.cumsum([0, *(c.numel() for c in torch.tensor_split(torch.empty(elements), n))])
+
+
+@lru_cache(maxsize=256)
+def reduced(op: str, n: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """What torch makes of it: not to be written to."""
+    every = all_given(n, elements, dtype)
+    if dtype == torch.bool:
+        return every.any(0) if op in ("sum", "max", "avg") else every.all(0)
+    total = {"sum": every.sum(0), "avg": every.sum(0), "max": every.amax(0), "min": every.amin(0)}[op].to(dtype)
+    if op == "avg":
+        total = torch.div(total, n, rounding_mode="trunc") if dtype == torch.int64 else total / n
+    return total
+
+
 def expected(operation: str, op: str, root: int, n: int, rank: int, elements: int, dtype: torch.dtype) -> tuple[slice, torch.Tensor]:
     """Which part of the buffer is defined on a rank afterwards, and what it holds."""
-    every = torch.stack([given(r, elements, dtype) for r in range(n)])
-    starts = np.cumsum([0, *(c.numel() for c in torch.tensor_split(every[0], n))])
+    every = all_given(n, elements, dtype)
+    starts = bounds(n, elements)
     mine, whole, nothing = slice(starts[rank], starts[rank + 1]), slice(None), slice(0, 0)
     if operation in REDUCING:
-        if dtype == torch.bool:
-            total = every.any(0) if op in ("sum", "max", "avg") else every.all(0)
-        else:
-            total = {"sum": every.sum(0), "avg": every.sum(0), "max": every.amax(0), "min": every.amin(0)}[op].to(dtype)
-            if op == "avg":
-                total = torch.div(total, n, rounding_mode="trunc") if dtype == torch.int64 else total / n
+        total = reduced(op, n, elements, dtype)
         where = {"all_reduce": whole, "reduce_scatter": mine, "reduce": whole if rank == root else nothing}[operation]
         return where, total[where]
     owners = torch.repeat_interleave(torch.arange(n), torch.tensor(np.diff(starts)))
@@ -81,7 +101,7 @@ def all_sizes(gpu, operation: str, algorithm: str, more: dict[str, int] | None =
             for op in OPS if operation in REDUCING and elements in (n + 1, 1000) else ("sum",):
                 if dtype == torch.bool and op == "avg":
                     continue
-                x = call(gpu, operation, algorithm, op, root, given(gpu.rank, elements, dtype), **(more or {}))
+                x = call(gpu, operation, algorithm, op, root, all_given(n, elements, dtype)[gpu.rank].clone(), **(more or {}))
                 where, right = expected(operation, op, root, n, gpu.rank, elements, dtype)
                 if not torch.equal(x[where], right):
                     wrong.append(f"rank {gpu.rank}: {elements} {dtype} {op} root {root}")
