@@ -17,6 +17,7 @@ from glasscluster.model.parallel import IGNORE
 from glasscluster.sim.errors import CollectiveMismatch, GradientMissing, RankDied
 from glasscluster.strategies import (
     check,
+    chunks,
     data_parallel,
     offload,
     pipeline_parallel,
@@ -284,6 +285,13 @@ def test_two_copies_of_a_tied_table_on_one_rank_that_go_apart_are_caught(monkeyp
     monkeypatch.setattr(trainer.Trainer, "sum_tied", lambda self: None)
     with pytest.raises(RankDied, match=r"this rank's copies of embedding\.token differ"):
         judge_split()
+
+
+def test_copies_that_overflowed_alike_are_the_same():
+    table = torch.tensor([1.0, float("nan"), float("inf")])
+    assert chunks._union([{"embedding.token": table}, {"embedding.token": table.clone()}])
+    with pytest.raises(AssertionError, match=r"copies of embedding\.token differ"):
+        chunks._union([{"embedding.token": table}, {"embedding.token": torch.tensor([1.0, float("nan"), float("-inf")])}])
 
 
 def test_a_norm_that_counts_replicated_parameters_twice_is_caught(monkeypatch):
