@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,19 +33,32 @@ def given(rank: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
     return (values > 0) if dtype == torch.bool else values.to(dtype)
 
 
-@lru_cache(maxsize=256)
+def remembered(make):
+    """functools.cache, which does not travel to an actor."""
+    made: dict = {}
+
+    @wraps(make)
+    def once_made(*args):
+        if args not in made:
+            made[args] = make(*args)
+        return made[args]
+
+    return once_made
+
+
+@remembered
 def all_given(n: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
     """What each rank has, [n, elements]: not to be written to."""
     return torch.stack([given(r, elements, dtype) for r in range(n)])
 
 
-@lru_cache(maxsize=256)
+@remembered
 def bounds(n: int, elements: int) -> np.ndarray:
     """Where each rank's share begins, [n + 1]."""
     return np.cumsum([0, *(c.numel() for c in torch.tensor_split(torch.empty(elements), n))])
 
 
-@lru_cache(maxsize=256)
+@remembered
 def reduced(op: str, n: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
     """What torch makes of it: not to be written to."""
     every = all_given(n, elements, dtype)
