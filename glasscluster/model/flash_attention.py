@@ -13,7 +13,7 @@ Follows FlashAttention-2 (Dao, 2307.08691, Algorithms 1 and 2). Symbols: N token
 
 Grouped-query heads (Ainslie et al., 2305.13245): a query heads in groups of g = a / a_kv, of which each reads one key head.
 
-    rows of a tile of queries = its B tokens in each of the g heads, one head after the other: [b, a_kv, g·B, d]
+    rows of a tile of queries = its B tokens, each in the g heads: [b · a_kv, B·g, d]
 
 so one product serves the group, K and V are loaded once for it and never repeated, and its sum over rows makes dK and dV.
 Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L [b, a, N]. N and n may differ where nothing is masked (a block of ring
@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -58,18 +59,23 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def _load(x: Tensor, span: tuple[int, int], meter: Meter, heads: int) -> Tensor:
-    """A tile from slow memory, in the type of the accumulators: [b · key heads, rows of the group, ...]."""
-    tile = x[:, :, span[0] : span[1]]
-    meter("read", tile.numel() * tile.element_size())
-    return tile.to(wide(x.dtype)).reshape(len(x) * heads, -1, *x.shape[3:])
+def _folded(x: Tensor, heads: int) -> Tensor:
+    """[b, a, N, d] -> [b · a_kv, N·g, d] in the accumulators' type: a token's rows of a whole group stand together."""
+    x = x.to(wide(x.dtype))
+    if x.shape[1] > heads:
+        x = x.view(len(x), heads, -1, *x.shape[2:]).transpose(2, 3)
+    return x.reshape(len(x) * heads, -1, x.shape[-1])
 
 
-def _store(into: Tensor, span: tuple[int, int], value: Tensor, meter: Meter) -> None:
-    """A tile to slow memory, each row back to its head."""
-    tile = into[:, :, span[0] : span[1]]
-    tile.copy_(value.view(tile.shape))
-    meter("write", tile.numel() * tile.element_size())
+def _unfold(x: Tensor, into: Tensor, heads: int) -> None:
+    """The way back, into [b, a, N, d]."""
+    if into.shape[1] > heads:
+        into = into.view(len(into), heads, -1, *into.shape[2:]).transpose(2, 3)
+    into.copy_(x.view(into.shape))
+
+
+def _bytes(size: int, *tiles: Tensor) -> int:
+    return size * sum(x.numel() for x in tiles)
 
 
 def _shares(q: Tensor, k: Tensor, tile: int) -> tuple[list[tuple[slice, slice]], int]:
@@ -81,15 +87,20 @@ def _shares(q: Tensor, k: Tensor, tile: int) -> tuple[list[tuple[slice, slice]],
     return [(slice(a * group, b * group), slice(a, b)) for a, b in _tiles(heads, together)], together * one
 
 
-def _product(x: Tensor, y: Tensor, room: Tensor) -> Tensor:
+def _rooms(space: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """x @ y, written where the last step's scores were: fresh memory would cost as much as the exponentials."""
-    shape = len(x), x.shape[1], y.shape[2]
-    return torch.bmm(x, y, out=room[: math.prod(shape)].view(shape))
+    room = cache(lambda *shape: space[: math.prod(shape)].view(shape))
+    return lambda x, y: torch.bmm(x, y, out=room(len(x), x.shape[1], y.shape[2]))
 
 
-def _hide(square: Tensor) -> None:
-    """-inf above the diagonal of [..., B, B] scores."""
-    square.masked_fill_(torch.ones(square.shape[-2:], dtype=torch.bool, device=square.device).triu_(1), float("-inf"))
+def _future(n: int, group: int, like: Tensor) -> Tensor:
+    """What the tile on the diagonal adds to its scores: [n·g, n], -inf above the diagonal, 0 elsewhere (a mask takes ten times as long)."""
+    above = torch.full((n, n), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)
+    return above[:, None].expand(n, group, n).reshape(n * group, n) if group > 1 else above
+
+
+def _hide(square: Tensor, future: Tensor) -> None:
+    square.add_(future if square.shape[1:] == future.shape else future[: square.shape[1], : square.shape[2]])
 
 
 def _needed(bias: Tensor, rows: tuple[int, int], cols: tuple[int, int], keys: int) -> Tensor:
@@ -97,20 +108,28 @@ def _needed(bias: Tensor, rows: tuple[int, int], cols: tuple[int, int], keys: in
     return bias[:, rows[0] - cols[1] + keys : rows[1] - cols[0] + keys - 1]
 
 
+def _by_head(scores: Tensor, heads: int, rows: tuple[int, int]) -> Tensor:
+    """Scores [b · a_kv, rows·g, columns] as [b, a_kv, g, rows, columns]."""
+    n = rows[1] - rows[0]
+    group = scores.shape[1] // n
+    return scores.view(-1, heads // group, n, group, scores.shape[2]).transpose(2, 3)
+
+
 def _add_bias(scores: Tensor, bias: Tensor, rows: tuple[int, int], cols: tuple[int, int], keys: int, meter: Meter) -> None:
-    """To scores [b · key heads, rows of the group, columns] what belongs to the distance of each query and key."""
+    """To scores what belongs to the distance of each query and key."""
     numbers = _needed(bias, rows, cols, keys)
-    meter("read", numbers.numel() * numbers.element_size())
+    meter("read", _bytes(numbers.element_size(), numbers))
     tile = numbers.unfold(-1, cols[1] - cols[0], 1).flip(-1)  # [a, rows, columns]: row i begins one number later, and runs backwards
-    scores.view(-1, *tile.shape).add_(tile)
+    by_head = _by_head(scores, len(bias), rows)
+    by_head.add_(tile.view(by_head.shape[1:]))
 
 
 def _sum_bias(d_bias: Tensor, ds: Tensor, rows: tuple[int, int], cols: tuple[int, int], keys: int, meter: Meter) -> None:
     """The way back: dS summed along its diagonals."""
     sums = _needed(d_bias, rows, cols, keys)
-    sums.add_(diagonal_sums(ds.view(-1, len(d_bias), rows[1] - rows[0], ds.shape[2]).sum(0)))
-    meter("read", sums.numel() * sums.element_size())
-    meter("write", sums.numel() * sums.element_size())
+    sums.add_(diagonal_sums(_by_head(ds, len(d_bias), rows).sum(0).flatten(0, 1)))
+    for way in ("read", "write"):
+        meter(way, _bytes(sums.element_size(), sums))
 
 
 def diagonal_sums(x: Tensor) -> Tensor:
@@ -138,35 +157,49 @@ def forward(
     check_shapes(q, k, causal)
     out, lse = forward_like(q)
     shares, scores = _shares(q, k, tile)
-    room = out.new_empty(scores, dtype=lse.dtype)
+    space = out.new_empty(scores, dtype=lse.dtype)
     for of_q, of_k in shares:
         mine = None if bias is None else bias[of_q]
-        _forward(q[:, of_q], k[:, of_k], v[:, of_k], causal, tile, meter, room, out[:, of_q], lse[:, of_q], mine)
+        _forward((q[:, of_q], k[:, of_k], v[:, of_k], mine), (out[:, of_q], lse[:, of_q]), causal, tile, meter, space)
     return out, lse
 
 
-def _forward(q, k, v, causal: bool, tile: int, meter: Meter, room: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None) -> None:
+def _forward(given: tuple, wanted: tuple, causal: bool, tile: int, meter: Meter, space: Tensor) -> None:
     """Algorithm 1 for some heads, into out and lse."""
-    scale, heads = q.shape[3] ** -0.5, k.shape[1]
-    for rows in _tiles(q.shape[2], tile):
-        q_t = _load(q, rows, meter, heads) * scale
-        m = q_t.new_full((*q_t.shape[:2], 1), float("-inf"))
-        total, acc = torch.zeros_like(m), torch.zeros_like(q_t)
-        for cols in _tiles(rows[1] if causal else k.shape[2], STRIP * tile):
-            k_t, v_t = _load(k, cols, meter, heads), _load(v, cols, meter, heads)
-            scores = _product(q_t, k_t.mT, room)
+    (q, k, v, bias), (out, lse) = given, wanted
+    heads, group, n, keys = k.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
+    product, future = _rooms(space), _future(min(tile, n) if causal else 0, group, lse)
+    q_f, k_f, v_f = (_folded(x, heads) for x in (q, k, v))
+    o_f, l_f = torch.empty_like(q_f), q_f.new_empty(*q_f.shape[:2], 1)
+    of_queries = (x.split(tile * group, 1) for x in (q_f * q.shape[3] ** -0.5, o_f, l_f))
+    of_keys = k_f.mT.contiguous().split(STRIP * tile, 2), v_f.split(STRIP * tile, 1)  # K^T once: products read it faster
+    for q_t, o_t, l_t, rows in zip(*of_queries, _tiles(n, tile), strict=True):
+        meter("read", _bytes(q.element_size(), q_t))
+        for k_t, v_t, cols in zip(*of_keys, _tiles(rows[1] if causal else keys, STRIP * tile), strict=False):
+            if cols[1] - cols[0] < len(v_t[0]):  # under a causal mask a row's last strip ends with the tile on the diagonal
+                k_t, v_t = k_t[:, :, : cols[1] - cols[0]], v_t[:, : cols[1] - cols[0]]
+            meter("read", _bytes(k.element_size(), k_t, v_t))
+            scores = product(q_t, k_t)
             if bias is not None:
-                _add_bias(scores, bias, rows, cols, k.shape[2], meter)
-            if causal and cols[1] == rows[1]:  # the last strip ends with the tile on the diagonal, in each head of the group
-                _hide(scores.unflatten(1, (-1, rows[1] - rows[0]))[..., rows[0] - cols[0] :])
-            m_new = torch.maximum(m, scores.amax(-1, keepdim=True))
-            p = scores.sub_(m_new).exp_()
-            shrink = m.sub_(m_new).exp_()
-            total.mul_(shrink).add_(p.sum(-1, keepdim=True))
-            acc.mul_(shrink).baddbmm_(p, v_t)
-            m = m_new
-        _store(out, rows, acc.div_(total), meter)
-        _store(lse, rows, (m + total.log_()).squeeze(-1), meter)
+                _add_bias(scores, bias, rows, cols, keys, meter)
+            if causal and cols[1] == rows[1]:
+                _hide(scores[:, :, rows[0] - cols[0] :], future)
+            highest = scores.amax(-1, keepdim=True)
+            if not cols[0]:  # the first strip: nothing to shrink yet
+                m = highest
+                p = scores.sub_(m).exp_()
+                total, acc = p.sum(-1, keepdim=True), torch.bmm(p, v_t)
+            else:
+                m_new = torch.maximum(m, highest)
+                p, shrink = scores.sub_(m_new).exp_(), m.sub_(m_new).exp_()
+                total = p.sum(-1, keepdim=True).addcmul_(shrink, total)
+                acc.mul_(shrink).baddbmm_(p, v_t)
+                m = m_new
+        torch.div(acc, total, out=o_t)
+        torch.add(m, total.log_(), out=l_t)
+        meter("write", _bytes(out.element_size(), o_t) + _bytes(lse.element_size(), l_t))
+    _unfold(o_f, out, heads)
+    _unfold(l_f, lse.unsqueeze(-1), heads)
 
 
 def backward(
@@ -180,46 +213,54 @@ def backward(
     check_shapes(q, k, causal)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     shares, scores = _shares(q, k, tile)
-    rooms = q.new_empty(2, scores, dtype=lse.dtype)
+    spaces = q.new_empty(2, scores, dtype=lse.dtype)
     for of_q, of_k in shares:
-        of_queries = tuple(x[:, of_q] for x in (d_out, q, out, lse, dq))
-        of_keys = tuple(x[:, of_k] for x in (k, v, dk, dv))
-        biases = tuple(None if x is None else x[of_q] for x in (bias, d_bias))
-        _backward(of_queries, of_keys, biases, causal, tile, meter, rooms)
+        given = *(x[:, of_q] for x in (d_out, q, out, lse)), k[:, of_k], v[:, of_k], None if bias is None else bias[of_q]
+        wanted = dq[:, of_q], dk[:, of_k], dv[:, of_k], None if d_bias is None else d_bias[of_q]
+        _backward(given, wanted, causal, tile, meter, spaces)
     return dq, dk, dv
 
 
-def _backward(of_queries: tuple, of_keys: tuple, biases: tuple, causal: bool, tile: int, meter: Meter, rooms: Tensor) -> None:
+def _backward(given: tuple, wanted: tuple, causal: bool, tile: int, meter: Meter, spaces: Tensor) -> None:
     """Algorithm 2 for some heads, into dq, dk and dv."""
-    (d_out, q, out, lse, dq), (k, v, dk, dv), (bias, d_bias) = of_queries, of_keys, biases
-    scale, heads, whole = q.shape[3] ** -0.5, k.shape[1], (0, q.shape[2])
-    delta = torch.empty_like(lse)
-    _store(delta, whole, (_load(d_out, whole, meter, heads) * _load(out, whole, meter, heads)).sum(-1), meter)
-    dq_acc = dq if dq.dtype == lse.dtype else torch.empty_like(dq, dtype=lse.dtype)  # every tile of keys adds to a row of dQ
-    for sums in (dq_acc, d_bias):
-        if sums is not None:
-            meter("write", sums.zero_().numel() * sums.element_size())
-    for cols in _tiles(k.shape[2], tile):
-        k_t, v_t = _load(k, cols, meter, heads), _load(v, cols, meter, heads)
-        dk_t, dv_t = torch.zeros_like(k_t), torch.zeros_like(v_t)
-        for rows in _tiles(q.shape[2], STRIP * tile, cols[0] if causal else 0):
-            q_t, do_t = _load(q, rows, meter, heads) * scale, _load(d_out, rows, meter, heads)
-            scores = _product(q_t, k_t.mT, rooms[0])
+    (d_out, q, out, lse, k, v, bias), (dq, dk, dv, d_bias) = given, wanted
+    heads, group, n, keys = k.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
+    product, another = map(_rooms, spaces)
+    future = _future(min(tile, n) if causal else 0, group, lse)
+    scale, size, accumulator = q.shape[3] ** -0.5, q.element_size(), lse.element_size()
+    do_f, q_f, out_f, l_f, k_f, v_f = (_folded(x, heads) for x in (d_out, q, out, lse.unsqueeze(-1), k, v))
+    d_f = (do_f * out_f).sum(-1, keepdim=True)
+    dq_f, dk_f, dv_f = (torch.zeros_like(x) for x in (q_f, k_f, v_f))  # every tile of keys adds to a row of dQ
+    meter("read", _bytes(size, do_f, out_f))
+    meter("write", _bytes(accumulator, d_f, dq_f))
+    if d_bias is not None:
+        meter("write", _bytes(accumulator, d_bias.zero_()))
+    of_queries = q_f * scale, do_f, l_f, d_f, dq_f
+    of_keys = (x.split(tile, 1) for x in (k_f, v_f, dk_f, dv_f))
+    for k_t, v_t, dk_t, dv_t, cols in zip(*of_keys, _tiles(keys, tile), strict=True):
+        meter("read", _bytes(size, k_t, v_t))
+        for rows in _tiles(n, STRIP * tile, cols[0] if causal else 0):
+            q_t, do_t, l_t, d_t, dq_t = (x[:, rows[0] * group : rows[1] * group] for x in of_queries)
+            meter("read", _bytes(size, q_t, do_t) + _bytes(accumulator, l_t, d_t, dq_t))
+            scores = product(q_t, k_t.mT)
             if bias is not None:
-                _add_bias(scores, bias, rows, cols, k.shape[2], meter)
+                _add_bias(scores, bias, rows, cols, keys, meter)
             if causal and rows[0] == cols[0]:  # the first strip begins with the tile on the diagonal
-                _hide(scores.unflatten(1, (-1, rows[1] - rows[0]))[:, :, : cols[1] - cols[0]])
-            p = scores.sub_(_load(lse, rows, meter, heads)[..., None]).exp_()
+                _hide(scores[:, : group * (cols[1] - cols[0])], future)
+            p = scores.sub_(l_t).exp_()
             dv_t.baddbmm_(p.mT, do_t)
-            ds = _product(do_t, v_t.mT, rooms[1]).sub_(_load(delta, rows, meter, heads)[..., None]).mul_(p)
-            _store(dq_acc, rows, torch.baddbmm(_load(dq_acc, rows, meter, heads), ds, k_t, alpha=scale), meter)
+            ds = another(do_t, v_t.mT).sub_(d_t).mul_(p)
+            dq_t.baddbmm_(ds, k_t, alpha=scale)
             dk_t.baddbmm_(ds.mT, q_t)
             if d_bias is not None:
-                _sum_bias(d_bias, ds, rows, cols, k.shape[2], meter)
-        _store(dk, cols, dk_t, meter)
-        _store(dv, cols, dv_t, meter)
-    if dq_acc is not dq:
-        _store(dq, whole, _load(dq_acc, whole, meter, heads), meter)
+                _sum_bias(d_bias, ds, rows, cols, keys, meter)
+            meter("write", _bytes(accumulator, dq_t))
+        meter("write", _bytes(size, dk_t, dv_t))
+    for x, into in ((dq_f, dq), (dk_f, dk), (dv_f, dv)):
+        _unfold(x, into, heads)
+    if size != accumulator:  # dQ's sums are rounded at the end
+        meter("read", _bytes(accumulator, dq_f))
+        meter("write", _bytes(size, dq_f))
 
 
 # ---- the two operators ---------------------------------------------------------------------------------------------
