@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -43,6 +44,7 @@ class Wire(ABC):
     rank: int
     size: int
     device: torch.device
+    operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None  # runs an operator with its arguments; None: just call it
 
     @abstractmethod
     def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:

@@ -101,15 +101,20 @@ def run_rank(
     ledger.where, ledger.made_by = recorder.where, recorder.made_by
     gpu = GPU(wire, recorder, ledger)
     with gpu.afterwards:
-        return _recorded(gpu, recorder, program, args, record, abandoned)
+        return _recorded(gpu, recorder, RecordingMode(recorder, wire.operate) if record else None, program, args, abandoned)
 
 
 def _recorded(
-    gpu: GPU, recorder: Recorder, program: Callable[..., Any], args: tuple, record: bool, abandoned: type[BaseException] | None
+    gpu: GPU,
+    recorder: Recorder,
+    mode: RecordingMode | None,
+    program: Callable[..., Any],
+    args: tuple,
+    abandoned: type[BaseException] | None,
 ) -> Outcome:
     result, error = None, None
     try:
-        with RecordingMode(recorder) if record else contextlib.nullcontext():
+        with mode or contextlib.nullcontext():
             result = program(gpu, *args)
             gpu.progress.drain()
     except GlassError as named:
@@ -125,4 +130,4 @@ def _recorded(
             operation=at.name,
         )
         error.__cause__ = problem
-    return Outcome(gpu.rank, result, recorder.columns() if record else None, error)
+    return Outcome(gpu.rank, result, recorder.columns() if mode else None, error)

@@ -330,9 +330,9 @@ def empty_recording(rank: int) -> dict[str, Any]:
 class RecordingMode(TorchDispatchMode):
     """Sees every operator of one rank's thread, backward included."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None) -> None:
         super().__init__()
-        self.recorder = recorder
+        self.recorder, self.operate = recorder, operate
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -341,7 +341,7 @@ class RecordingMode(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        out = self.operate(func, args, kwargs or {}) if self.operate else func(*args, **(kwargs or {}))
         if not self.recorder.paused:
             self.recorder.operation(func, args, kwargs or {}, out)
         return out

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from glasscluster.sim.backends.shapes import operate
 from glasscluster.sim.communicator import Ticket, Wire
 from glasscluster.sim.gpu import Outcome, run_rank
 from glasscluster.sim.mesh import coordinates, rank_of
@@ -25,6 +26,7 @@ class DryWire(Wire):
     """A wire with nobody at the other end."""
 
     device = torch.device("meta")
+    operate = staticmethod(operate)
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
