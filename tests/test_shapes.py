@@ -67,7 +67,13 @@ def test_what_is_remembered_is_made_anew_each_time():
 
 @pytest.mark.parametrize(
     ("func", "args"),
-    [(aten.view.default, ([6],)), (aten._unsafe_view.default, ([6],)), (aten.add_.Tensor, (1,)), (aten.detach.default, ())],
+    [
+        (aten.addcmul_.default, (meta(2, 3), meta(3))),
+        (aten.view.default, ([6],)),
+        (aten._unsafe_view.default, ([6],)),
+        (aten.add_.Tensor, (1,)),
+        (aten.detach.default, ()),
+    ],
     ids=str,
 )
 def test_what_shares_its_input_s_storage_still_does(func, args):
@@ -83,6 +89,17 @@ def test_tensors_with_data_are_not_answered_from_memory():
         with pytest.raises(RuntimeError):
             shapes.operate(aten.mm.default, (meta(2, 3), meta(2, 3)), {})  # an error stays an error
     assert not shapes._known
+
+
+def test_an_operator_that_changes_its_tensor_s_shape_does_so_each_time():
+    for _ in range(3):
+        x = meta(2, 3)
+        assert shapes.operate(aten.t_.default, (x,), {}) is x
+        assert x.shape == (3, 2)
+        y = meta(2, 3)
+        assert shapes.operate(aten.mul_.Tensor, (y, 2), {}) is y
+    with pytest.raises(RuntimeError):
+        shapes.operate(aten.mul_.Tensor, (y, meta(7)), {})
 
 
 @pytest.mark.parametrize("without", ["shape", "stride", "dtype", "type of a number"])

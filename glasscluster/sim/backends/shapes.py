@@ -4,8 +4,8 @@
 
 torch works many of these out in Python: a linear layer with a bias takes it a hundred times as long as a matrix product without one.
 A model repeats each of its layers, every micro-batch and every rank, so a dry run asks for the same few hundred again and again.
-But: only for operators that neither write nor share anything. Views, in-place operators and those that hand on an input's storage
-without saying so (`_unsafe_view`) run each time.
+An in-place operator has nothing to do once it is known that it leaves its tensor's shape alone.
+But: views, operators with an `out`, and those that hand on an input's storage without saying so (`_unsafe_view`) run each time.
 """
 
 from __future__ import annotations
@@ -18,17 +18,14 @@ from torch import Tensor
 
 LIMIT = 100_000  # calls that are remembered; then all are forgotten
 
-_pure: dict[Any, bool] = {}
+_kinds: dict[Any, str] = {}
 _known: dict[tuple, Any] = {}
 
 
 def operate(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """func(*args, **kwargs) on meta tensors: fresh outputs of the shapes that the same call gave before."""
-    pure = _pure.get(func)
-    if pure is None:
-        schema = func._schema
-        pure = _pure[func] = not any(x.alias_info for x in (*schema.arguments, *schema.returns))
-    if not pure:
+    kind = _kinds.get(func) or _kinds.setdefault(func, _kind(func._schema))
+    if kind == "other":
         return func(*args, **kwargs)
     try:
         key = func, _key(args), _key(tuple(kwargs.items())) if kwargs else ()
@@ -39,9 +36,24 @@ def operate(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
         if len(_known) >= LIMIT:
             _known.clear()
-        _known[key] = _recipe(out, {_storage(x) for x in tensors((args, kwargs))})
+        if kind == "in place":
+            _known[key] = "itself" if out is args[0] and _key(out) == key[1][0] else None
+        else:
+            _known[key] = _recipe(out, {_storage(x) for x in tensors((args, kwargs))})
         return out
+    if known == "itself":
+        return args[0]
     return func(*args, **kwargs) if known is None else _fresh(known)
+
+
+def _kind(schema: Any) -> str:
+    """By what an operator declares: it makes its outputs, or writes its first argument and returns it, or something else."""
+    aliases = [x.alias_info for x in (*schema.arguments, *schema.returns)]
+    if not any(aliases):
+        return "pure"
+    first, others, result = aliases[0], aliases[1 : len(schema.arguments)], aliases[len(schema.arguments) :]
+    in_place = first and first.is_write and not any(others) and len(result) == 1 and result[0] and result[0].is_write
+    return "in place" if in_place else "other"
 
 
 def _key(x: Any) -> Any:
