@@ -80,7 +80,8 @@ def picture(losses: list[float]) -> None:
     from playwright.sync_api import sync_playwright
 
     figure = lines({"": (list(range(1, len(losses) + 1)), losses)}, "step", "loss a token (nats)").update_traces(mode="lines")
-    figure.update_layout(showlegend=False)
+    answer = f"{len(losses):,} steps bring the loss from {losses[0]:.2f} to {sum(losses[-10:]) / 10:.2f} nats a token"
+    figure.update_layout(showlegend=False, title={"text": answer, "x": 0.02, "y": 0.97}, margin_t=48)
     with tempfile.TemporaryDirectory() as home, sync_playwright() as play:
         page_file = Path(home) / "page.html"
         figure.write_html(page_file, include_plotlyjs=True)
