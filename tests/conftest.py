@@ -25,6 +25,7 @@ if _worker and hasattr(os, "sched_getaffinity"):  # thread-ranks share a core, a
     threads._one_cpu = lambda: _cpus[int(_worker.removeprefix("gw")) % len(_cpus)]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook, and was there before us
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for alone in ("ray", "torchrun"):  # one cluster at a time
@@ -40,7 +41,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no chromium on PATH (Debian: apt-get install chromium)"))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.getoption("loadgroup", False):
+        unseen = [i.nodeid for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
+        assert not unseen, f"xdist has not seen the groups of {len(unseen)} tests: {unseen[:3]}"
     gc.collect()
     gc.freeze()  # what is imported stays: the collector, which went through all of it again and again, took a tenth of the suite
 
