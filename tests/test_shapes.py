@@ -82,6 +82,16 @@ def test_what_shares_its_input_s_storage_still_does(func, args):
         assert shapes.operate(func, (x, *args), {}).untyped_storage()._cdata == x.untyped_storage()._cdata
 
 
+def test_a_storage_that_is_handed_over_is_so_each_time_and_no_key_keeps_one_alive():
+    for _ in range(3):
+        x, other = meta(2, 3), meta(2, 3)
+        shapes.operate(aten.set_.source_Tensor, (x, other), {})
+        assert x.untyped_storage()._cdata == other.untyped_storage()._cdata
+    with pytest.raises(TypeError):
+        shapes._key(x.untyped_storage())
+    assert not shapes._known
+
+
 def test_tensors_with_data_are_not_answered_from_memory():
     x = torch.arange(3.0)
     for _ in range(2):

@@ -5,7 +5,8 @@
 torch works many of these out in Python: a linear layer with a bias takes it a hundred times as long as a matrix product without one.
 A model repeats each of its layers, every micro-batch and every rank, so a dry run asks for the same few hundred again and again.
 An in-place operator has nothing to do once it is known that it leaves its tensor's shape alone.
-But: views, operators with an `out`, and those that hand on an input's storage without saying so (`_unsafe_view`) run each time.
+But: views, operators with an `out`, those that hand on an input's storage without saying so (`_unsafe_view`), and those that give a
+tensor another storage or more of it (`set_`, `resize_`) run each time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 LIMIT = 100_000  # calls that are remembered; then all are forgotten
+_PLAIN = (int, float, complex, bool, str, torch.dtype, torch.device, torch.layout, torch.memory_format)  # arguments that hold nothing alive
 
 _kinds: dict[Any, str] = {}
 _known: dict[tuple, Any] = {}
@@ -48,6 +50,8 @@ def operate(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 def _kind(schema: Any) -> str:
     """By what an operator declares: it makes its outputs, or writes its first argument and returns it, or something else."""
+    if schema.name.split("::")[1] in ("set_", "resize_", "resize_as_"):
+        return "other"
     aliases = [x.alias_info for x in (*schema.arguments, *schema.returns)]
     if not any(aliases):
         return "pure"
@@ -64,7 +68,9 @@ def _key(x: Any) -> Any:
         return x.shape, x.stride(), x.dtype
     if isinstance(x, (tuple, list)):
         return tuple([_key(y) for y in x])
-    return x if x is None else (type(x), x)
+    if x is not None and not isinstance(x, _PLAIN):
+        raise TypeError
+    return type(x), x
 
 
 def tensors(x: Any) -> Iterator[Tensor]:
