@@ -41,7 +41,7 @@ from torch.library import Library
 
 TILE = 128  # rows that stay while others stream past: of queries forward, of keys backward; the B of F7
 STRIP = 8  # tiles that stream past in one step: longer operations, same traffic and work
-ROOM = 2**18  # scores of a step that heads share: in float32 the megabyte that a core's cache holds
+ROOM = 2**18  # scores a thread has in a step that heads share: in float32 the megabyte that a core's cache holds
 
 Meter = Callable[[str, int], None]
 
@@ -83,7 +83,7 @@ def _shares(q: Tensor, k: Tensor, tile: int) -> tuple[list[tuple[slice, slice]],
     heads, group = k.shape[1], q.shape[1] // k.shape[1]
     narrow, long = min(tile, max(q.shape[2], k.shape[2])), min(STRIP * tile, max(q.shape[2], k.shape[2]))
     one = len(q) * group * narrow * long
-    together = min(heads, max(1, ROOM // one))
+    together = min(heads, max(1, ROOM * torch.get_num_threads() // one))
     return [(slice(a * group, b * group), slice(a, b)) for a, b in _tiles(heads, together)], together * one
 
 
