@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glasscluster.model.attention import unfused_attention
-from glasscluster.model.flash_attention import STRIP, TILE, flash_attention
+from glasscluster.model.flash_attention import ROOM, STRIP, TILE, flash_attention
 
 LENGTH, HEADS, HEAD_SIZE = 4096, 4, 64
 REPEATS = 11
@@ -51,17 +51,18 @@ def once(name: str, causal: bool, tensors: list[Tensor], clock: Callable[[], flo
 
 
 def products(causal: bool, tensors: list[Tensor], clock: Callable[[], float]) -> float:
-    """Seconds of S = Q K^T and S V alone, in the flash kernel's tiles and strips, written over each other. Two heads at a time."""
+    """Seconds of S = Q K^T and S V alone, in the flash kernel's tiles, strips and room, written over each other."""
     q, k, v = (x[0].detach() for x in tensors[:3])
     strip = TILE * STRIP
-    space, begun = torch.empty(2 * TILE * strip), clock()
-    for heads in (slice(0, 2), slice(2, HEADS)):
+    together = ROOM * torch.get_num_threads() // (TILE * strip)  # heads in one product
+    space, begun = torch.empty(together * TILE * strip), clock()
+    for heads in (slice(a, a + together) for a in range(0, HEADS, together)):
         keys, out = k[heads].mT.contiguous(), torch.zeros_like(q[heads])
         for row in range(0, LENGTH, TILE):
             end = row + TILE if causal else LENGTH
             for a in range(0, end, strip):
                 b = min(a + strip, end)
-                scores = space[: 2 * TILE * (b - a)].view(2, TILE, b - a)
+                scores = space[: len(keys) * TILE * (b - a)].view(len(keys), TILE, b - a)
                 torch.bmm(q[heads, row : row + TILE], keys[:, :, a:b], out=scores)
                 out[:, row : row + TILE].baddbmm_(scores, v[heads, a:b])
     return clock() - begun

@@ -22,7 +22,8 @@ way; `COSTS` has their FLOPs and slow-memory bytes, proven by a counting run in 
 in tiles of its own; what is recorded there are still the costs of these.
 What is added to the scores may depend on the distance of query and key (T5's table, ALiBi): `bias` holds one number a head and distance,
 a tile of it is made from rows + columns - 1 of them, and its gradient is dS summed along diagonals.
-But: tiles above the causal diagonal are skipped, the ones on it are computed whole; no dropout.
+But: tiles above the causal diagonal are skipped, the ones on it are computed whole; no dropout. What is laid out anew once a head (Q
+scaled, K transposed, outputs turned back) is not metered: the tiles are.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ STRIP = 8  # tiles that stream past in one step: longer operations, same traffic
 ROOM = 2**18  # scores a thread has in a step that heads share: in float32 the megabyte that a core's cache holds
 
 Meter = Callable[[str, int], None]
+
+
+# ---- tiles, and where they stand -------------------------------------------------------------------------------------
 
 
 def _tiles(n: int, tile: int, first: int = 0) -> list[tuple[int, int]]:
@@ -100,7 +104,11 @@ def _future(n: int, group: int, like: Tensor) -> Tensor:
 
 
 def _hide(square: Tensor, future: Tensor) -> None:
+    """A tile on the diagonal, which at the end of the sequence is smaller, sees no future."""
     square.add_(future if square.shape[1:] == future.shape else future[: square.shape[1], : square.shape[2]])
+
+
+# ---- what is added to the scores -------------------------------------------------------------------------------------
 
 
 def _needed(bias: Tensor, rows: tuple[int, int], cols: tuple[int, int], keys: int) -> Tensor:
@@ -137,6 +145,9 @@ def diagonal_sums(x: Tensor) -> Tensor:
     a, m, n = x.shape
     sheared = torch.nn.functional.pad(x.flip(-1), (0, m)).view(a, -1)[:, : m * (m + n - 1)]  # row i moves i to the right
     return sheared.view(a, m, m + n - 1).sum(1)
+
+
+# ---- the two algorithms ----------------------------------------------------------------------------------------------
 
 
 def check_shapes(q: Tensor, k: Tensor, causal: bool) -> None:
@@ -263,7 +274,7 @@ def _backward(given: tuple, wanted: tuple, causal: bool, tile: int, meter: Meter
         meter("write", _bytes(size, dq_f))
 
 
-# ---- the two operators ---------------------------------------------------------------------------------------------
+# ---- the operators ---------------------------------------------------------------------------------------------------
 
 _library = Library("glasscluster", "DEF")
 _library.define("flash_forward(Tensor q, Tensor k, Tensor v, bool causal) -> (Tensor, Tensor)")

@@ -122,12 +122,13 @@ _RULES: dict[Any, OpRule] = {}
 _ACCUMULATE = 1 << 62
 
 
-def _tensors(args):
+def tensors(args):
+    """Those in nested tuples and lists."""
     for a in args:
         if isinstance(a, torch.Tensor):
             yield a
         elif isinstance(a, (list, tuple)):
-            yield from _tensors(a)
+            yield from tensors(a)
 
 
 class Recorder:
@@ -236,7 +237,7 @@ class Recorder:
         rule = _RULES.get(func)
         if rule is None:
             rule = _RULES[func] = OpRule(func)
-        results = (out,) if isinstance(out, torch.Tensor) else tuple(_tensors(out)) if isinstance(out, (list, tuple)) else ()
+        results = (out,) if isinstance(out, torch.Tensor) else tuple(tensors(out)) if isinstance(out, (list, tuple)) else ()
         if rule.allocates:
             self.running = rule.name
             self.ledger.allocated(results, self.phase)

@@ -11,11 +11,12 @@ tensor another storage or more of it (`set_`, `resize_`) run each time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from glasscluster.sim.recorder import tensors
 
 LIMIT = 100_000  # calls that are remembered; then all are forgotten
 _PLAIN = (int, float, complex, bool, str, torch.dtype, torch.device, torch.layout, torch.memory_format)  # arguments that hold nothing alive
@@ -41,7 +42,7 @@ def operate(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if kind == "in place":
             _known[key] = "itself" if out is args[0] and _key(out) == key[1][0] else None
         else:
-            _known[key] = _recipe(out, {_storage(x) for x in tensors((args, kwargs))})
+            _known[key] = _recipe(out, {_storage(x) for x in tensors((*args, *kwargs.values()))})
         return out
     if known == "itself":
         return args[0]
@@ -71,15 +72,6 @@ def _key(x: Any) -> Any:
     if x is not None and not isinstance(x, _PLAIN):
         raise TypeError
     return type(x), x
-
-
-def tensors(x: Any) -> Iterator[Tensor]:
-    """Those in nested tuples, lists and dicts."""
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, (tuple, list, dict)):
-        for y in x.values() if isinstance(x, dict) else x:
-            yield from tensors(y)
 
 
 def _storage(x: Tensor) -> int:
