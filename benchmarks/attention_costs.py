@@ -73,7 +73,7 @@ def picture(rows: list[dict[str, Any]]) -> Any:
     series |= {f"{name}: peak memory": ([r["n"] for r in rows], [r[x]["peak"] for r in rows]) for x, name in names.items()}
     last = rows[-1]
     held, moved = (last["unfused"][what] / last["flash"][what] for what in ("peak", "bytes"))
-    answer = f"At {last['n']:,} tokens flash needs {held:.0f} times less memory and moves {moved:.1f} times fewer bytes"
+    answer = f"{last['n']:,} tokens: flash moves {moved:.1f} times fewer bytes and holds {held:.0f} times fewer"
     figure = lines(series, "length N (tokens)", "bytes", log_x=True, log_y=True).update_yaxes(exponentformat="SI", dtick=1)
     return figure.update_layout(title={"text": answer, "x": 0.02, "y": 0.97}, margin_t=48)
 
