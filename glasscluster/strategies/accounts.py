@@ -95,6 +95,9 @@ def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
     return by_bucket(shape, plan.bucket_limits, plan.padding, apart)
 
 
+# ---- bytes along every axis ---------------------------------------------------------------------------------------
+
+
 def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped: bool = False) -> list[dict[str, Any]]:
     """Bytes sent, summed over ranks, by axis and purpose (F9, F16, F18, F19). `skipped`: there was no update."""
     if graph.has_native:
@@ -307,6 +310,9 @@ def expert_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: 
     return [row("ep tokens sent to experts and back, all ranks", expected, counted, "GShard 2006.16668 section 3 (F27), as routed")]
 
 
+# ---- what a rank holds, and what it computes again ----------------------------------------------------------------
+
+
 def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) -> list[dict[str, Any]]:
     """Model states per rank before the optimizer step, summed over ranks (F15)."""
     width = WIDTH[plan.precision]
@@ -364,6 +370,9 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
         row("FLOPs computed again, all ranks", flops, ran, source, unit="FLOPs"),
         row("activations kept to start again from, all ranks", held, sum(r.checkpoint_bytes for r in results), source),
     ]
+
+
+# ---- when a pipeline's stages work --------------------------------------------------------------------------------
 
 
 def schedule_rows(plan: Plan, timeline: Timeline, results: Sequence[RankResult]) -> list[dict[str, Any]]:
