@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from glasscluster.model.attention import ATTENTION
 from glasscluster.model.flash_attention import TILE
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.vocabulary import COMPUTE
+from glasscluster.model.layers.attention import ATTENTION
+from glasscluster.sim.recording.events import COMPUTE
+from glasscluster.sim.run import Cluster
 
 LENGTHS, D = (512, 1024, 2048, 4096, 8192, 16384), 64
 
@@ -66,7 +66,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def picture(rows: list[dict[str, Any]]) -> Any:
     """Bytes moved forward and peak memory against length, both logarithmic."""
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.plots import lines
 
     names = {"unfused": "textbook", "flash": "flash"}
     series = {f"{name}: bytes moved, forward": ([r["n"] for r in rows], [r[x]["bytes"] for r in rows]) for x, name in names.items()}
@@ -82,6 +82,6 @@ if __name__ == "__main__":
     found = measure()
     print(table(found))
     if sys.argv[1:]:
-        from glasscluster.visualize.thumbnail import figure_svg
+        from glasscluster.visualize.figures.thumbnail import figure_svg
 
         Path(sys.argv[1]).write_text(figure_svg(picture(found), "Bytes moved and held against length"))

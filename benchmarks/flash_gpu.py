@@ -77,7 +77,7 @@ def worst(q: Any, k: Any, v: Any, d_out: Any, causal: bool) -> float:
     import torch
 
     from glasscluster.model import flash_triton
-    from glasscluster.model.attention import unfused_attention
+    from glasscluster.model.layers.attention import unfused_attention
 
     def plain(*tensors: Any) -> list[Any]:
         leaves = [x.detach().requires_grad_() for x in tensors[:3]]

@@ -1,4 +1,4 @@
-"""NCCL as `glasscluster.sim.nccl` predicts it against all-reduces that other people measured: python -m benchmarks.nccl [TABLES]
+"""NCCL as `glasscluster.sim.time.nccl.model` predicts it against all-reduces that other people measured: python -m benchmarks.nccl [TABLES]
 
 Goal: the median absolute error of the time is at most 10 %. Nothing is fitted here. Each row stands three times: our time, NCCL's
 own estimate (without the copy out of a ring's last buffer) and what NCCL would have chosen where the row does not say.
@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from glasscluster.sim.nccl import choose
+from glasscluster.sim.time.nccl.model import choose
 
 TABLES = Path(__file__).parents[2] / "shared" / "published"
 CATALOGUE_NAME = {"A100": "dgx-a100-80gb", "A100 SXM": "dgx-a100-80gb", "H200 SXM": "dgx-h200", "B200 SXM": "dgx-b200"}

@@ -24,15 +24,15 @@ from statistics import median
 from typing import Any
 
 from benchmarks.simgrid import FLAGS
-from glasscluster.scenarios.collective import one_collective
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.contention import replay_shared
-from glasscluster.sim.cost import costs
-from glasscluster.sim.graph import ExecutionGraph
-from glasscluster.sim.hardware import hardware
-from glasscluster.sim.replay import longest_path, replay
-from glasscluster.sim.topology import Cable, Topology, build
-from glasscluster.sim.vocabulary import SEND
+from glasscluster.scenarios.jobs.collective import one_collective
+from glasscluster.sim.recording.events import SEND
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.contention import replay_shared
+from glasscluster.sim.time.cost import costs
+from glasscluster.sim.time.hardware import hardware
+from glasscluster.sim.time.network import Cable, Topology, build
+from glasscluster.sim.time.replay import longest_path, replay
 
 HERE = Path(__file__).parent
 MIB, GIB = 1024**2, 1024**3

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from glasscluster.scenarios.tuning import VARIANTS, Course, Learned, learn
+from glasscluster.scenarios.jobs.tuning import VARIANTS, Course, Learned, learn
 
 SEEDS = 5
 NAMES = {

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from glasscluster.sim.backends.threads import ThreadsBackend
-from glasscluster.sim.recorder import RecordingMode
+from glasscluster.sim.ranks.backends.threads import ThreadsBackend
+from glasscluster.sim.recording.recorder import RecordingMode
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job, Trainer
 

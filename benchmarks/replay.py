@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.cost import costs
-from glasscluster.sim.replay import longest_path, replay
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.cost import costs
+from glasscluster.sim.time.replay import longest_path, replay
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job, job_info, train_rank
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from glasscluster.sim.cluster import Cluster, Run
-from glasscluster.visualize.report import write_run_report
+from glasscluster.sim.run import Cluster, Run
+from glasscluster.visualize.page.report import write_run_report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -73,7 +73,7 @@ def in_browser(pages: dict[str, Path], repeats: int = REPEATS) -> dict[str, dict
 
 def measure(large: bool = False) -> dict[str, Any]:
     """Sizes and medians by number of bars."""
-    from glasscluster.visualize.timeline import bar_count
+    from glasscluster.visualize.figures.timeline import bar_count
 
     with tempfile.TemporaryDirectory() as folder:
         pages, about = {}, {}

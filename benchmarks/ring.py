@@ -10,7 +10,7 @@ import time
 from statistics import median
 from typing import Any
 
-from glasscluster.sim.cluster import Cluster
+from glasscluster.sim.run import Cluster
 
 SIZES = {"4 KiB": 4 * 1024, "1 MiB": 1024**2, "64 MiB": 64 * 1024**2}
 REPEATS = 11

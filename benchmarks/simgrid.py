@@ -27,7 +27,7 @@ WORKER, FROZEN, PAGE = Path(__file__).with_name("simgrid_worker.py"), ROOT / "te
 
 TEXT = """# Contention, held against SimGrid
 
-`replay(graph, hw, contention=True)` shares links between messages max-min fairly ([contention.py](../glasscluster/sim/contention.py)).
+`replay(graph, hw, contention=True)` shares links between messages max-min fairly ([contention.py](../glasscluster/sim/time/contention.py)).
 [SimGrid](https://simgrid.org) (Casanova et al. 2014) does so with other code. Both were given the same networks, routes,
 messages and dependencies, and every message's arrival was compared, not only the end of the whole.
 

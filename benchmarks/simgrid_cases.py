@@ -19,15 +19,15 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from glasscluster.scenarios.collective import one_collective
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.cost import costs
-from glasscluster.sim.graph import ExecutionGraph
-from glasscluster.sim.hardware import Hardware, hardware
-from glasscluster.sim.replay import replay
-from glasscluster.sim.timeline import Timeline
-from glasscluster.sim.topology import Cable, Topology, build, from_graph
-from glasscluster.sim.vocabulary import SEND
+from glasscluster.scenarios.jobs.collective import one_collective
+from glasscluster.sim.recording.events import SEND
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.cost import costs
+from glasscluster.sim.time.hardware import Hardware, hardware
+from glasscluster.sim.time.network import Cable, Topology, build, from_graph
+from glasscluster.sim.time.replay import replay
+from glasscluster.sim.time.timeline import Timeline
 
 MB = 1_000_000
 GBPS = 1e9  # bytes/s

@@ -27,9 +27,9 @@ def measure() -> dict[str, Any]:
     from tokenizers import Tokenizer as Theirs
     from tokenizers import models, pre_tokenizers, trainers
 
-    from glasscluster.model.pre_tokens import spelled
-    from glasscluster.model.texts import standard_library
-    from glasscluster.model.tokenizer import Tokenizer
+    from glasscluster.model.text.pre_tokens import spelled
+    from glasscluster.model.text.texts import standard_library
+    from glasscluster.model.text.tokenizer import Tokenizer
 
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from glasscluster.scenarios.diagnosis import HEALTHY, RULES, Signs, diagnose
-from glasscluster.scenarios.emergency_room import CASES, STEPS, Treated, treat
+from glasscluster.scenarios.emergency_room.diagnosis import HEALTHY, RULES, Signs, diagnose
+from glasscluster.scenarios.emergency_room.emergency_room import CASES, STEPS, Treated, treat
 from glasscluster.scenarios.lab import Lab, find
-from glasscluster.visualize.blowups import clinic_figure
+from glasscluster.visualize.figures.blowups import clinic_figure
 
 HERE = Path(__file__).resolve().parent
 
@@ -19,8 +19,8 @@ HEAD = """# Blow-ups: eleven causes, what the probes show, and what brings the l
 
 Made by `python docs/blowups.py`; `glass run emergency_room` gives the same with a report. A GPT of 2 layers, hidden size 32, on
 2 real ranks, {steps} steps of real text. Each patient is trained as it should be, broken, and broken with its cure. The cause is
-named from the probes of the broken run alone (`scenarios/diagnosis.py`), by the first rule that holds; the faults are in
-`scenarios/plants.py`. Losses are of text held out, of the worst rank, seed {seed}. "Back" is the share of the damage that the
+named from the probes of the broken run alone (`scenarios/emergency_room/diagnosis.py`), by the first rule that holds; the faults are in
+`scenarios/emergency_room/plants.py`. Losses are of text held out, of the worst rank, seed {seed}. "Back" is the share of the damage that the
 cure takes back.
 
 ![training losses](blowups.png)

@@ -10,7 +10,7 @@ from typing import Any
 
 from glasscluster.scenarios import gallery
 from glasscluster.scenarios.lab import Lab, find, perform
-from glasscluster.visualize.report import write_run_report
+from glasscluster.visualize.page.report import write_run_report
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
@@ -50,8 +50,8 @@ def draw_attention(browser: Any) -> None:
 
 def collective_report(out: Path, algorithm: str, gpus: int = 16, **shape: Any) -> Path:
     """`glass collective` on a fat tree, swept over sizes against two others."""
-    from glasscluster.scenarios.collective import Asked, collective
-    from glasscluster.scenarios.wires import wires
+    from glasscluster.scenarios.jobs.collective import Asked, collective
+    from glasscluster.scenarios.jobs.wires import wires
 
     def make(n: int) -> Any:
         return wires(n, topology="fat-tree", bandwidth="25GB/s", latency="2us", **shape)

@@ -13,20 +13,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from glasscluster.model import hugging_face
-from glasscluster.model.generate import Sampling, generate
+from glasscluster.model.decoding.generate import Sampling, generate
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.mixture import Mixture
-from glasscluster.model.tasks import TASKS, make_task, practice
-from glasscluster.model.tokenizer import Tokenizer
-from glasscluster.scenarios.evaluation import flagged, summary
-from glasscluster.scenarios.tokenizing import learned
-from glasscluster.sim.cluster import Cluster
-from glasscluster.strategies.evaluation import EvaluationJob, evaluate_rank
+from glasscluster.model.text.mixture import Mixture
+from glasscluster.model.text.tasks import TASKS, make_task, practice
+from glasscluster.model.text.tokenizer import Tokenizer
+from glasscluster.model.weights import hugging_face
+from glasscluster.scenarios.jobs.evaluation import flagged, summary
+from glasscluster.scenarios.jobs.tokenizing import learned
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.serving.evaluation import EvaluationJob, evaluate_rank
 from glasscluster.strategies.trainer import Job, train_rank
-from glasscluster.strategies.whole import assemble
-from glasscluster.visualize.plots import lines
+from glasscluster.visualize.figures.plots import lines
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = ("def ", "class ", "    def __init__(self", "import ")

@@ -12,22 +12,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glasscluster.sim.cluster import Cluster, Run
-    from glasscluster.sim.graph import ExecutionGraph
-    from glasscluster.sim.replay import replay
-    from glasscluster.sim.timeline import Timeline
+    from glasscluster.sim.recording.graph import ExecutionGraph
+    from glasscluster.sim.run import Cluster, Run
+    from glasscluster.sim.time.replay import replay
+    from glasscluster.sim.time.timeline import Timeline
     from glasscluster.strategies.plan import Plan
 
 __version__ = "0.1.0"
 __all__ = ["Cluster", "ExecutionGraph", "Plan", "Run", "Timeline", "__version__", "replay"]
 
 _HOME = {
-    "Cluster": "glasscluster.sim.cluster",
-    "Run": "glasscluster.sim.cluster",
-    "ExecutionGraph": "glasscluster.sim.graph",
-    "Timeline": "glasscluster.sim.timeline",
+    "Cluster": "glasscluster.sim.run",
+    "Run": "glasscluster.sim.run",
+    "ExecutionGraph": "glasscluster.sim.recording.graph",
+    "Timeline": "glasscluster.sim.time.timeline",
     "Plan": "glasscluster.strategies.plan",
-    "replay": "glasscluster.sim.replay",
+    "replay": "glasscluster.sim.time.replay",
 }
 
 

@@ -12,8 +12,18 @@ from typing import Annotated, Any
 import typer
 
 from glasscluster import __version__
+from glasscluster.base.errors import Deadlock, GlassError, ScenarioError
+from glasscluster.base.quantities import parse_size, parse_time
 from glasscluster.commands import console, evaluate, serve, tokenize
-from glasscluster.commands.console import Json, default_backend, emit, is_leader, progress, show_checks, verdict
+from glasscluster.commands.console import (
+    Json,
+    default_backend,
+    emit,
+    is_leader,
+    progress,
+    show_checks,
+    verdict,
+)
 from glasscluster.commands.options import (
     SIZES,
     AlsoDry,
@@ -28,10 +38,8 @@ from glasscluster.commands.options import (
     shaped,
 )
 from glasscluster.model.config import ModelConfig
-from glasscluster.sim.errors import Deadlock, GlassError, ScenarioError
-from glasscluster.sim.quantities import parse_size, parse_time
+from glasscluster.strategies.pipeline.schedules import SCHEDULES
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.schedules import SCHEDULES
 
 app = typer.Typer(
     name="glass",
@@ -65,7 +73,7 @@ def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True, weight
             raise ScenarioError("layers_per_stage", text, "must be whole numbers with commas between, as 1,1,1,1") from None
     shape = {k: v for k, v in values.items() if k in ModelConfig.model_fields}
     if weights is not None:
-        from glasscluster.scenarios.generation import read_model
+        from glasscluster.scenarios.jobs.generation import read_model
 
         model = read_model(weights, **shape)
     else:
@@ -104,8 +112,8 @@ def train(
     plan, shape = plan_and_model(given, model, weights=weights)
     with progress() as say:
         say(f"glass train: {plan.gpus} GPUs, {shape.parameters():,} parameters")
-        from glasscluster.scenarios import training
-        from glasscluster.scenarios.sources import parse_data
+        from glasscluster.scenarios.jobs import training
+        from glasscluster.scenarios.jobs.sources import parse_data
 
         trained = training.train_command(
             plan,
@@ -168,8 +176,8 @@ def generate(
     """Generate tokens with a cache of keys and values; count the cache, prefill and decode, and time them."""
     with progress() as say:
         say("glass generate: making the model")
-        from glasscluster.model.generate import Sampling
-        from glasscluster.scenarios import generation
+        from glasscluster.model.decoding.generate import Sampling
+        from glasscluster.scenarios.jobs import generation
         from glasscluster.strategies.plan import make_model
 
         shape = generation.read_model(weights, **given) if weights else make_model(model, **given)
@@ -316,7 +324,7 @@ def doctor(json_: Json = False) -> int:
     """What this machine has: Python, torch, Ray, GPUs, a browser; and what to do where something is missing."""
     with progress() as say:
         say("glass doctor: looking at this machine")
-        from glasscluster.scenarios import checkup
+        from glasscluster.scenarios.jobs import checkup
 
         rows: list[dict[str, Any]] = checkup.examine()
     ok = all(r["ok"] for r in rows if r["needed"])
@@ -342,7 +350,7 @@ def replay(
     json_: Json = False,
 ) -> int:
     """Put a recorded run on other hardware: no torch, no ranks, milliseconds."""
-    from glasscluster.scenarios import stored
+    from glasscluster.scenarios.jobs import stored
 
     content = stored.replay_stored(run, hardware, stored.slow_ranks(slow_rank or []), rendezvous, contention, out)
     if json_:
@@ -372,7 +380,7 @@ def predict(
     if csv is not None:
         with progress() as say:
             say(f"glass predict: rows of {csv}")
-            from glasscluster.scenarios import prediction
+            from glasscluster.scenarios.jobs import prediction
 
             done, bad, path = prediction.predict_csv(
                 csv, out, {"model": model, "hardware": hardware, **given}, partial(plan_and_model, runs=False), say
@@ -385,7 +393,7 @@ def predict(
     plan, shape = plan_and_model(given, model, runs=False)
     with progress() as say:
         say(f"glass predict: {plan.gpus} GPUs, {shape.parameters():,} parameters")
-        from glasscluster.scenarios import prediction, stored
+        from glasscluster.scenarios.jobs import prediction, stored
 
         slow = stored.slow_ranks(slow_rank or [])
         content = prediction.predict(plan, shape, hardware, rank=rank, slow=slow, advised=True, say=say)
@@ -448,8 +456,8 @@ def collective(
     """One collective on some wires: time, bytes, steps, bus bandwidth, busiest link. Recorded dry: no data moves."""
     with progress() as say:
         say(f"glass collective: {operation} by {algorithm} on {gpus} GPUs")
-        from glasscluster.scenarios import collective as lab
-        from glasscluster.scenarios.wires import wires
+        from glasscluster.scenarios.jobs import collective as lab
+        from glasscluster.scenarios.jobs.wires import wires
 
         def make(n: int) -> Any:
             shape = {"dims": dims, "leaf": leaf, "oversubscription": oversubscription}
@@ -490,7 +498,7 @@ def schedule(
     json_: Json = False,
 ) -> int:
     """A pipeline schedule as data: its actions, makespan, bubbles and live micro-batches."""
-    from glasscluster.scenarios import stored
+    from glasscluster.scenarios.jobs import stored
 
     try:
         content = stored.schedule_content(name, pp, micro_batches, costs, validate, virtual_stages)

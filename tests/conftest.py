@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from glasscluster.sim.backends import threads
+from glasscluster.sim.ranks.backends import threads
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():  # read when triton is first imported, which any test may be the first to do

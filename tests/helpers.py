@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.sim.cluster import Cluster, Run
-from glasscluster.strategies import check
+from glasscluster.sim.run import Cluster, Run
+from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import Job, job_info, train_rank
 
@@ -44,8 +44,8 @@ def walk_through(page: Any, widths: tuple[int, ...] = ()) -> None:
 
     `widths`: one a language, instead of the page's own.
     """
-    from glasscluster.visualize import report
-    from glasscluster.visualize.words import CATALOGUE
+    from glasscluster.visualize.page import report
+    from glasscluster.visualize.page.words import CATALOGUE
 
     if page.query_selector("#predict"):
         assert not page.is_visible("#panel-story ol.story"), "the answer is open before anybody predicted"

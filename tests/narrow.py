@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from glasscluster.model.dropout import Draw
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.layers.dropout import Draw
 from glasscluster.model.parallel import IGNORE, Shard
-from glasscluster.sim.cluster import Cluster
-from glasscluster.strategies.check import difference
-from glasscluster.strategies.loss_scale import ScaleRule
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.judge.check import difference
+from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import DTYPES, Job, RankResult, train_rank
 

@@ -17,8 +17,8 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from glasscluster.model.config import ModelConfig
+from glasscluster.strategies.pipeline.schedules import FOLDED, LOOPED, SCHEDULES
 from glasscluster.strategies.plan import Plan, make_model, make_plan
-from glasscluster.strategies.schedules import FOLDED, LOOPED, SCHEDULES
 
 MAX_GPUS = 8
 OPTIONS: dict[str, tuple[Any, ...]] = {

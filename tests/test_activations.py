@@ -10,9 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.saved import Saved
-from glasscluster.strategies.activations import KEPT_OF_MLP, PARTS, Line, account, kept_by_a_layer, predict, predict_layer
+from glasscluster.sim.recording.saved_for_backward import Saved
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.judge.activations import (
+    KEPT_OF_MLP,
+    PARTS,
+    Line,
+    account,
+    kept_by_a_layer,
+    predict,
+    predict_layer,
+)
 from glasscluster.strategies.plan import make_model
 from glasscluster.strategies.trainer import DTYPES
 
@@ -195,7 +203,7 @@ def test_a_layer_that_keeps_one_tensor_more_is_caught_by_name(monkeypatch):
 
 
 def test_a_mask_of_two_bytes_an_element_is_caught(monkeypatch):
-    from glasscluster.model import dropout
+    from glasscluster.model.layers import dropout
 
     class Wide(dropout.Dropout):
         @staticmethod
@@ -210,7 +218,7 @@ def test_a_mask_of_two_bytes_an_element_is_caught(monkeypatch):
 
 
 def test_ring_attention_that_keeps_a_neighbour_s_keys_is_caught_by_name(monkeypatch):
-    from glasscluster.strategies import context_parallel
+    from glasscluster.strategies.context import context_parallel
 
     honest = context_parallel.RingContext.attend
 
@@ -224,7 +232,7 @@ def test_ring_attention_that_keeps_a_neighbour_s_keys_is_caught_by_name(monkeypa
 
 
 def test_swiglu_that_keeps_its_gate_by_itself_is_caught(monkeypatch):
-    from glasscluster.model import mlp
+    from glasscluster.model.layers import mlp
 
     def copying(x, activation):
         gate, value = x.chunk(2, -1)
@@ -237,7 +245,7 @@ def test_swiglu_that_keeps_its_gate_by_itself_is_caught(monkeypatch):
 
 
 def test_a_sequence_that_is_not_cut_in_the_norms_shows_in_the_norms_lines(monkeypatch):
-    from glasscluster.strategies.sequence_parallel import SequenceParallel
+    from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
 
     model = make_model("tiny", **MODEL)
     monkeypatch.setattr(SequenceParallel, "pieces", property(lambda self: 1))  # each rank is handed the whole sequence

@@ -11,18 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.model import cache as caches
-from glasscluster.model import cached_attention
-from glasscluster.model.cache import Cache, CacheFull, PagedCache, SlidingWindowCache, StaticCache
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.decoding import cache as caches
+from glasscluster.model.decoding import cached_attention
+from glasscluster.model.decoding.cache import Cache, CacheFull, PagedCache, SlidingWindowCache, StaticCache
+from glasscluster.model.decoding.generate import Generator, Sampling, generate
 from glasscluster.model.flash_attention import COSTS, flash_attention
-from glasscluster.model.generate import Generator, Sampling, generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import KeepAll
-from glasscluster.sim.cluster import Cluster
-from glasscluster.strategies import generation
-from glasscluster.strategies.check import TOLERANCE, difference
-from glasscluster.strategies.generation import GenerationJob, generate_rank
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.judge.check import TOLERANCE, difference
+from glasscluster.strategies.serving import generation
+from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
 
 GIB = 1024**3
 PROMPTS = ((7, 1, 4, 2, 9, 9, 0), (3, 5), (11, 2, 8, 8, 1, 0, 4, 6, 10, 5, 5))

@@ -7,15 +7,15 @@ import pytest
 import torch
 from helpers import differences, run_plan, worst
 
+from glasscluster.base.errors import ScenarioError
 from glasscluster.model import gpt
-from glasscluster.model.captions import PATTERNS, caption, captioned, drawn, patch
-from glasscluster.model.data import tokens_with_loss
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
+from glasscluster.model.text.captions import PATTERNS, caption, captioned, drawn, patch
+from glasscluster.model.text.data import tokens_with_loss
 from glasscluster.scenarios.lab import Lab, find, perform
-from glasscluster.sim.errors import ScenarioError
+from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.whole import assemble
 
 MODEL = make_model("tiny", layers=4, hidden=16, heads=4, seq=18, patches=4, patch_size=16, prefix=4)
 LAYOUTS = ({"tp": 2, "sequence_parallel": True, "dp": 2, "zero": 2}, {"pp": 2, "schedule": "zb-v", "virtual_stages": 2, "tp": 2})

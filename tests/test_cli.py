@@ -75,7 +75,7 @@ def test_replay_gives_the_timeline_keys_on_other_hardware_and_slow_ranks_slow_it
 
 
 def test_replay_needs_no_torch():
-    script = "import sys; import glasscluster.sim.replay, glasscluster.scenarios.stored; print('torch' in sys.modules)"
+    script = "import sys; import glasscluster.sim.time.replay, glasscluster.scenarios.jobs.stored; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -269,7 +269,7 @@ def test_bad_input_is_exit_2_with_field_value_rule_and_nearest_and_no_traceback(
 
 
 def test_a_failed_run_is_exit_3_and_leaves_what_was_recorded(capsys, monkeypatch):
-    from glasscluster.scenarios import training
+    from glasscluster.scenarios.jobs import training
 
     monkeypatch.setattr(training, "check_memory", lambda *_: None)  # it would refuse before anything runs: exit 2
     code, out, err = glass(capsys, "train", *LAYOUT, "--no-check", "--memory", "400KB", "--out", "full", "--json")
@@ -285,7 +285,7 @@ def test_a_failed_run_is_exit_3_and_leaves_what_was_recorded(capsys, monkeypatch
 
 
 def test_a_failed_check_is_exit_1(capsys, monkeypatch):
-    from glasscluster.strategies import check
+    from glasscluster.strategies.judge import check
 
     monkeypatch.setattr(check, "TOLERANCE", -1.0)
     code, out, _ = glass(capsys, "train", *LAYOUT, "--json")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.collectives import ALGORITHMS, MODULES, binary_tree, double_tree, hierarchical
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.graph import compute_rows
-from glasscluster.sim.hardware import Link, hardware
-from glasscluster.sim.vocabulary import BEGIN, COLLECTIVE, SEND
+from glasscluster.base.errors import ScenarioError
+from glasscluster.sim.ranks.collectives import ALGORITHMS, MODULES, binary_tree, double_tree, hierarchical
+from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, SEND
+from glasscluster.sim.recording.graph import compute_rows
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.hardware import Link, hardware
 
 CASES = [(op, name) for op, algorithms in ALGORITHMS.items() for name in algorithms if name != "native" and op != "barrier"]
 BARRIERS = [name for name in ALGORITHMS["barrier"] if name != "native"]
@@ -381,7 +381,7 @@ def test_torchrun_agrees_on_every_algorithm(tmp_path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(tests)!r})\n"
         "from test_collectives import every_pair\n"
-        "from glasscluster.sim.cluster import Cluster\n"
+        "from glasscluster.sim.run import Cluster\n"
         'with Cluster("classroom", 3, "torchrun") as cluster:\n'
         "    results = cluster.run(every_pair, record=False).results\n"
         "    if cluster.leader: print('RESULT', results)\n"

@@ -9,10 +9,11 @@ import pytest
 from helpers import differences, worst
 from test_torchrun import torchrun
 
-from glasscluster.scenarios.training import train
-from glasscluster.sim.cluster import Cluster
-from glasscluster.strategies import check, trainer
-from glasscluster.strategies.expert_parallel import ExpertParallel
+from glasscluster.scenarios.jobs.training import train
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies import trainer
+from glasscluster.strategies.experts.expert_parallel import ExpertParallel
+from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job, train_rank
 

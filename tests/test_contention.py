@@ -11,13 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.scenarios.collective import Asked, record
-from glasscluster.sim import contention
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.hardware import hardware
-from glasscluster.sim.loads import carried_bytes, flows_of, is_shared, network_of, routed_bytes, utilisation
-from glasscluster.sim.topology import Cable, build, from_graph
-from glasscluster.sim.vocabulary import SEND
+from glasscluster.scenarios.jobs.collective import Asked, record
+from glasscluster.sim.recording.events import SEND
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time import contention
+from glasscluster.sim.time.hardware import hardware
+from glasscluster.sim.time.loads import (
+    carried_bytes,
+    flows_of,
+    is_shared,
+    network_of,
+    routed_bytes,
+    utilisation,
+)
+from glasscluster.sim.time.network import Cable, build, from_graph
 
 GB = 1e9
 
@@ -226,7 +233,7 @@ def test_the_same_graph_gives_the_same_times_bit_for_bit():
 
 
 def test_a_recording_that_is_turned_round_the_ring_is_what_every_rank_would_have_recorded():
-    from glasscluster.scenarios.collective import one_collective
+    from glasscluster.scenarios.jobs.collective import one_collective
 
     for n, operation in ((2, "all_reduce"), (5, "all_reduce"), (6, "reduce_scatter"), (7, "all_gather")):
         size, hw = 12 * n, hardware("classroom")

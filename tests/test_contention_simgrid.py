@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glasscluster.sim.topology import Topology
+from glasscluster.sim.time.network import Topology
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

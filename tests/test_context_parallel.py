@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from test_torchrun import torchrun
 
-from glasscluster.model.attention import ATTENTION
+from glasscluster.base.errors import OutOfMemory
 from glasscluster.model.flash_attention import TILE, flash_attention
-from glasscluster.sim.cluster import Cluster, Run
-from glasscluster.sim.communicator import Communicator
-from glasscluster.sim.errors import OutOfMemory
-from glasscluster.sim.hardware import hardware
-from glasscluster.sim.vocabulary import COMPUTE, RECV, SEND
-from glasscluster.strategies import context_parallel, ulysses
-from glasscluster.strategies.context_parallel import KINDS, RingContext, layout
-from glasscluster.strategies.recompute import KINDS as RECOMPUTE
-from glasscluster.strategies.ulysses import make_context, predict, work
+from glasscluster.model.layers.attention import ATTENTION
+from glasscluster.sim.ranks.communicator import Communicator
+from glasscluster.sim.recording.events import COMPUTE, RECV, SEND
+from glasscluster.sim.run import Cluster, Run
+from glasscluster.sim.time.hardware import hardware
+from glasscluster.strategies.context import context_parallel, ulysses
+from glasscluster.strategies.context.context_parallel import KINDS, RingContext, layout
+from glasscluster.strategies.context.ulysses import make_context, predict, work
+from glasscluster.strategies.memory.recompute import KINDS as RECOMPUTE
 
 B, D, S = 2, 4, 48  # 48 tokens: chunks for every kind and number of ranks below
 

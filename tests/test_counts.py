@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import build, every
 
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.mesh import GROUP_IDS
-from glasscluster.sim.vocabulary import CATEGORIES, COMPUTE, HOST, PURPOSES, SEND
-from glasscluster.strategies import accounts, zero3
-from glasscluster.strategies.loss_scale import ScaleRule
+from glasscluster.sim.ranks.mesh import GROUP_IDS
+from glasscluster.sim.recording.events import CATEGORIES, COMPUTE, HOST, PURPOSES, SEND
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.data import zero3
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.visualize.words import row_name
+from glasscluster.visualize.page.words import row_name
 
 RANKS = range(2, 9)
 

@@ -11,15 +11,15 @@ from helpers import differences, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.model.dropout import Draw
+from glasscluster.base.errors import ScenarioError
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.mixture import Mixture, read
-from glasscluster.model.packing import best_fit
+from glasscluster.model.layers.dropout import Draw
 from glasscluster.model.parallel import IGNORE
-from glasscluster.model.sampler import Sampler, key_of, permuted, quotas
-from glasscluster.model.texts import bilingual, documents
-from glasscluster.model.tokenizer import END_OF_TEXT, Tokenizer
-from glasscluster.sim.errors import ScenarioError
+from glasscluster.model.text.mixture import Mixture, read
+from glasscluster.model.text.packing import best_fit
+from glasscluster.model.text.sampler import Sampler, key_of, permuted, quotas
+from glasscluster.model.text.texts import bilingual, documents
+from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
 from glasscluster.strategies import trainer
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from glasscluster.scenarios import diagnosis, emergency_room, plants
-from glasscluster.scenarios.emergency_room import BACK, BY_NAME, CASES, STATES, STEPS, Treated, examine, rows, treat
+from glasscluster.scenarios.emergency_room import diagnosis, emergency_room, plants
+from glasscluster.scenarios.emergency_room.emergency_room import (
+    BACK,
+    BY_NAME,
+    CASES,
+    STATES,
+    STEPS,
+    Treated,
+    examine,
+    rows,
+    treat,
+)
 from glasscluster.scenarios.lab import Lab, find, perform
 
 VERY_FEW = 12

@@ -12,9 +12,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from glasscluster.base.errors import ScenarioError
 from glasscluster.cli import app
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.tasks import (
+from glasscluster.model.text.tasks import (
     ANSWER,
     HELD_OUT,
     PAIRS,
@@ -31,13 +32,12 @@ from glasscluster.model.tasks import (
     plain,
     practice,
 )  # fmt: skip
-from glasscluster.model.texts import documents
-from glasscluster.scenarios import evaluation as scenario
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.strategies import evaluation, scores
-from glasscluster.strategies.evaluation import EvaluationJob, evaluate_rank, predict_traffic
+from glasscluster.model.text.texts import documents
+from glasscluster.scenarios.jobs import evaluation as scenario
+from glasscluster.sim.run import Cluster
 from glasscluster.strategies.plan import make_model
+from glasscluster.strategies.serving import evaluation, scores
+from glasscluster.strategies.serving.evaluation import EvaluationJob, evaluate_rank, predict_traffic
 
 MODEL = make_model("tiny", layers=2, hidden=32, heads=4)
 FEW = tuple(make_task(name, 5) for name in ("arithmetic", "next-line", "copying", "perplexity"))

@@ -12,23 +12,16 @@ from narrow import GROWING, OTHER_BATCHES, judged, ran, step_by_step
 from plans import all_pairs, build, choices, every, name, pairs_of, stratified
 from torch.nn import functional
 
+from glasscluster.base.errors import CollectiveMismatch, GradientMissing, RankDied
 from glasscluster.model import gpt
 from glasscluster.model.parallel import IGNORE
-from glasscluster.sim.errors import CollectiveMismatch, GradientMissing, RankDied
-from glasscluster.strategies import (
-    check,
-    chunks,
-    data_parallel,
-    offload,
-    pipeline_parallel,
-    tensor_parallel,
-    trainer,
-    weight_gradients,
-    zero,
-    zero3,
-)
+from glasscluster.strategies import trainer
+from glasscluster.strategies.data import chunks, data_parallel, offload, zero, zero3
+from glasscluster.strategies.judge import check
+from glasscluster.strategies.judge.single_device import train_one_device
+from glasscluster.strategies.pipeline import pipeline_parallel, weight_gradients
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.single_device import train_one_device
+from glasscluster.strategies.tensor import tensor_parallel
 from glasscluster.strategies.trainer import Job
 
 TOLERANCE = 1e-10
@@ -233,7 +226,7 @@ def test_norms_that_are_not_summed_over_tokens_under_sequence_parallelism_are_ca
 
 
 def test_a_piece_of_the_positions_off_by_one_rank_is_caught(monkeypatch):
-    from glasscluster.strategies.sequence_parallel import SequenceParallel
+    from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
 
     monkeypatch.setattr(SequenceParallel, "cut", lambda self, x: x.tensor_split(self.size)[self.rank - 1])
     assert judge(tp=2, sequence_parallel=True) > TOLERANCE

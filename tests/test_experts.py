@@ -11,18 +11,18 @@ import torch
 from helpers import run_plan
 from torch import Tensor
 
-from glasscluster.model import moe
+from glasscluster.base.errors import CollectiveMismatch, ScenarioError
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import Block
+from glasscluster.model.layers import moe
 from glasscluster.model.parallel import Unsharded, WholeSequence
-from glasscluster.sim.cluster import Cluster, Run
-from glasscluster.sim.errors import CollectiveMismatch, ScenarioError
-from glasscluster.sim.vocabulary import COMPUTE, SEND
-from glasscluster.strategies import expert_parallel
-from glasscluster.strategies.expert_parallel import ExpertParallel
+from glasscluster.sim.recording.events import COMPUTE, SEND
+from glasscluster.sim.run import Cluster, Run
+from glasscluster.strategies.experts import expert_parallel
+from glasscluster.strategies.experts.expert_parallel import ExpertParallel
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.sequence_parallel import SequenceParallel
-from glasscluster.strategies.tensor_parallel import TensorParallel
+from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
+from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
 
 EXACT = 1e-12
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers import run_plan
 
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.hardware import CATALOGUE, hardware
-from glasscluster.sim.quantities import parse_rate, parse_size, parse_time
-from glasscluster.sim.vocabulary import OPTIMIZER
+from glasscluster.base.errors import ScenarioError
+from glasscluster.base.quantities import parse_rate, parse_size, parse_time
+from glasscluster.sim.recording.events import OPTIMIZER
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.hardware import CATALOGUE, hardware
 from glasscluster.strategies.plan import make_model, make_plan
 
 SHEET = Path(__file__).parents[2] / "shared" / "published" / "gpu_datasheet.csv"

@@ -19,16 +19,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from glasscluster.cli import main
-from glasscluster.model import hugging_face
-from glasscluster.model.cache import PagedCache, SlidingWindowCache, StaticCache
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.families import FAMILIES, WeightsError
-from glasscluster.model.generate import generate
+from glasscluster.model.decoding.cache import PagedCache, SlidingWindowCache, StaticCache
+from glasscluster.model.decoding.generate import generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE, Unsharded
-from glasscluster.scenarios.training import train
-from glasscluster.sim.cluster import Cluster
-from glasscluster.strategies.check import TOLERANCE, check_job, difference, reference_for
+from glasscluster.model.weights import hugging_face
+from glasscluster.model.weights.families import FAMILIES, WeightsError
+from glasscluster.scenarios.jobs.training import train
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.judge.check import TOLERANCE, check_job, difference, reference_for
 from glasscluster.strategies.plan import make_plan
 from glasscluster.strategies.trainer import Job
 

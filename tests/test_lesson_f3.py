@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from glasscluster.model import tasks
+from glasscluster.model.text import tasks
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
-from glasscluster.strategies import evaluation, scores
+from glasscluster.strategies.serving import evaluation, scores
 
 
 def test_a_row_scored_a_token_short_an_error_of_n_and_a_blind_search_fail_their_rows(monkeypatch: pytest.MonkeyPatch):

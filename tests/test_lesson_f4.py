@@ -10,16 +10,16 @@ import pytest
 
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.graph import ExecutionGraph
-from glasscluster.sim.vocabulary import SEND
+from glasscluster.sim.recording.events import SEND
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.run import Cluster
 from glasscluster.strategies.plan import make_model
 from glasscluster.strategies.preference import online
 from glasscluster.strategies.preference.held import Held
 from glasscluster.strategies.preference.job import Tuning
 from glasscluster.strategies.preference.ranks import tune_rank
 from glasscluster.strategies.preference.rewards import Blank
-from glasscluster.visualize.roles import blocks, roles_figure
+from glasscluster.visualize.figures.roles import blocks, roles_figure
 
 
 def test_everything_that_can_break_fails_its_own_rows(monkeypatch):

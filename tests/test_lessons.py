@@ -16,14 +16,14 @@ from helpers import walk_through
 from typer.testing import CliRunner
 
 import glasscluster.scenarios.lessons as package
+from glasscluster.base.errors import Deadlock, ScenarioError
 from glasscluster.cli import app
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
-from glasscluster.sim import deadlock
-from glasscluster.sim.errors import Deadlock, ScenarioError
-from glasscluster.sim.graph import ExecutionGraph
-from glasscluster.sim.vocabulary import SEND
-from glasscluster.visualize.words import row_name
+from glasscluster.sim.ranks import deadlock
+from glasscluster.sim.recording.events import SEND
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.visualize.page.words import row_name
 
 FIRST = ("L0", "B2", "B3", "C1", "C3", "D1", "D2", "D3", "D4", "E1", "E4")
 EACH = [pytest.param(id_, marks=pytest.mark.xdist_group(f"lesson {id_}")) for id_ in LESSONS]  # performed once, by one worker
@@ -152,8 +152,8 @@ def failed_rows(id_: str, **options) -> set[str]:
 
 
 def test_masks_of_two_bytes_and_a_gather_too_many_fail_the_rows_of_sequence_parallelism(monkeypatch):
-    from glasscluster.model import dropout
-    from glasscluster.strategies.sequence_parallel import SequenceParallel
+    from glasscluster.model.layers import dropout
+    from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
 
     class Wide(dropout.Dropout):
         @staticmethod
@@ -181,7 +181,7 @@ def test_masks_of_two_bytes_and_a_gather_too_many_fail_the_rows_of_sequence_para
 
 
 def test_a_sum_that_is_left_out_and_padding_that_passes_for_tokens_fail_the_rows_of_the_cut_loss(monkeypatch):
-    from glasscluster.strategies.tensor_parallel import TensorParallel
+    from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
 
     same = {f"largest {what} difference of the cut vocabularies from torch's cross-entropy" for what in ("loss", "gradient")}
     reduce, loss = TensorParallel.all_reduce, TensorParallel.cross_entropy
@@ -209,7 +209,7 @@ def test_a_scheduler_that_buffers_nothing_or_a_rule_that_forgets_tags_fails_the_
 
     rows = {"programs that hang at 64 bytes, sends buffered up to 65536", "runs whose waits are not those of the rule"}
     with monkeypatch.context() as patch:
-        patch.setattr("glasscluster.sim.backends.threads.Scheduler._buffer", lambda self, send: None)
+        patch.setattr("glasscluster.sim.ranks.backends.threads.Scheduler._buffer", lambda self, send: None)
         assert failed() == rows
     rule = deadlock.standstill
     with monkeypatch.context() as patch:
@@ -217,7 +217,7 @@ def test_a_scheduler_that_buffers_nothing_or_a_rule_that_forgets_tags_fails_the_
         assert "runs whose waits are not those of the rule" in failed()
     with monkeypatch.context() as patch:
         patch.setattr(deadlock, "describe_deadlock", lambda waits, finished: Deadlock("?", waits=waits, cycle=[0]))
-        patch.setattr("glasscluster.sim.backends.threads.describe_deadlock", deadlock.describe_deadlock)
+        patch.setattr("glasscluster.sim.ranks.backends.threads.describe_deadlock", deadlock.describe_deadlock)
         assert failed() == {"hangs whose named ranks are not a cycle or a chain's end"}
 
 

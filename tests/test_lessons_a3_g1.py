@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from glasscluster.model import cache as caches
-from glasscluster.model import cached_attention
+from glasscluster.model.decoding import cache as caches
+from glasscluster.model.decoding import cached_attention
 from glasscluster.model.flash_attention import COSTS
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
-from glasscluster.sim import recorder
+from glasscluster.sim.recording import recorder
 
 
 def failed(id_: str) -> set[str]:

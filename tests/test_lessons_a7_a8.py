@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from glasscluster.model import bpe, sampler, texts
-from glasscluster.model.sampler import Sampler
-from glasscluster.model.tokenizer import Tokenizer
+from glasscluster.model.text import bpe, sampler, texts
+from glasscluster.model.text.sampler import Sampler
+from glasscluster.model.text.tokenizer import Tokenizer
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
 from glasscluster.scenarios.lessons import a8_data_mix as a8
-from glasscluster.strategies import single_device
+from glasscluster.strategies.judge import single_device
 
 PAIRS = texts.bilingual()[:200]
 PLACES = "numbers lost by going on with 3 ranks instead of 4", "numbers read twice by going on with 3 ranks instead of 4"

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from glasscluster.model import data, rope
+from glasscluster.model.layers import rope
 from glasscluster.model.parallel import IGNORE
+from glasscluster.model.text import data
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
 from glasscluster.scenarios.lessons import a1_attention_by_hand as a1
 from glasscluster.scenarios.lessons import a2_masks as a2
 from glasscluster.scenarios.lessons import a5_where_the_norm_goes as a5
-from glasscluster.sim import cost
-from glasscluster.sim.graph import ExecutionGraph
-from glasscluster.sim.vocabulary import COMPUTE, PHASES
+from glasscluster.sim.recording.events import COMPUTE, PHASES
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.time import cost
 
 
 class Untrained(Lab):
@@ -168,7 +169,7 @@ def test_counts_and_times_that_differ_fail_the_roofline(monkeypatch):
         found = honest(*args, **how)
         return replace(found, duration=found.duration * 1.001)
 
-    monkeypatch.setattr("glasscluster.sim.replay.costs", slower)
+    monkeypatch.setattr("glasscluster.sim.time.replay.costs", slower)
     found = failed("B1")
     assert {f"{n}: FLOP/s reached" for n in names} <= found
     assert {f"largest error of the roofline's times on {m}" for m in ("dgx-h100", "dgx-a100-80gb", "pcie-4090", "classroom")} <= found

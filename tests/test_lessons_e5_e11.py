@@ -8,18 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glasscluster.scenarios import equal_stages
+from glasscluster.scenarios.jobs import equal_stages
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
 from glasscluster.scenarios.lessons import e11_layout_puzzle as e11
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.graph import ExecutionGraph
-from glasscluster.sim.memory import Ledger
-from glasscluster.sim.vocabulary import COMPUTE, SEND
+from glasscluster.sim.recording.events import COMPUTE, SEND
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.recording.memory import Ledger
+from glasscluster.sim.run import Cluster
 from glasscluster.strategies import plan
-from glasscluster.strategies.schedules import base, make_schedule, one_f_one_b
-from glasscluster.strategies.weight_gradients import WeightGradients
-from glasscluster.visualize.pipelines import Played, bars_of, chunk_look, comparison_figure, held, staircase_figure
+from glasscluster.strategies.pipeline.schedules import base, make_schedule, one_f_one_b
+from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
+from glasscluster.visualize.figures.pipelines import (
+    Played,
+    bars_of,
+    chunk_look,
+    comparison_figure,
+    held,
+    staircase_figure,
+)
 
 TIMED = {
     "E5": [f"{n}: time of a step, f = 1 ms, b = 2 ms" for n in ("GPipe", "1F1B")],
@@ -84,13 +91,13 @@ def test_a_hop_that_is_another_fails_the_formula_over_all_hops_and_the_limit(mon
     assert {
         f"{n}: largest error of the formula over {k} hops on its domain" for n, k in (("GPipe", 11), ("1F1B", 11), ("eager 1F1B", 7))
     } <= found
-    monkeypatch.setattr("glasscluster.strategies.schedules.eager_1f1b.predict_hop_limit", lambda p, m, f, b: 0.9 * (f + b) / 2)
+    monkeypatch.setattr("glasscluster.strategies.pipeline.schedules.eager_1f1b.predict_hop_limit", lambda p, m, f, b: 0.9 * (f + b) / 2)
     assert "eager 1F1B: the longest hop that it hides" in failed("E6")
 
 
 def test_a_rank_that_holds_one_more_fails_the_rows_of_what_is_held(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("glasscluster.visualize.pipelines.held", lambda bars, rank: ([0.0], [max(held(bars, rank)[1]) + 1]))
+        patch.setattr("glasscluster.visualize.figures.pipelines.held", lambda bars, rank: ([0.0], [max(held(bars, rank)[1]) + 1]))
         assert failed("E6") == {f"{n}: most micro-batches held by stage {s}" for n in ("GPipe", "1F1B", "eager 1F1B") for s in range(4)}
         assert failed("E7") >= {f"v = {v}: chunks held at most by rank {r}" for v in (1, 2, 4) for r in range(4)}
     honest = equal_stages.stages
@@ -114,7 +121,7 @@ def test_a_weight_gradient_that_is_done_twice_fails_the_row_of_gradients(monkeyp
 
 def test_a_span_bubble_of_another_formula_is_seen(monkeypatch):
     for name in ("zb_h1.predict_span_bubble", "zb_h2.predict_span_bubble", "zb_v.predict_span_bubble", "dualpipe_v.predict_bubble"):
-        monkeypatch.setattr(f"glasscluster.strategies.schedules.{name}", lambda p, m, f, b, w: p * (f + b))
+        monkeypatch.setattr(f"glasscluster.strategies.pipeline.schedules.{name}", lambda p, m, f, b, w: p * (f + b))
     plain = {f"{n}: largest span less its work" for n in ("ZB-H1", "ZB-H2", "ZB-V")}
     assert failed("E8") == plain | {"DualPipe-V, slots of two as written: largest span less its work"}
 

@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 from helpers import run_plan
 
-from glasscluster.model import moe
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.layers import moe
+from glasscluster.scenarios.jobs.training import Trained, network_pictures
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
-from glasscluster.scenarios.training import Trained, network_pictures
-from glasscluster.sim.graph import ExecutionGraph
-from glasscluster.sim.vocabulary import SEND
-from glasscluster.strategies import context_parallel, expert_parallel, ulysses
-from glasscluster.strategies.expert_parallel import ExpertParallel
+from glasscluster.sim.recording.events import SEND
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.strategies.context import context_parallel, ulysses
+from glasscluster.strategies.experts import expert_parallel
+from glasscluster.strategies.experts.expert_parallel import ExpertParallel
 from glasscluster.strategies.plan import Plan, make_model, make_plan
 from glasscluster.strategies.trainer import Job
-from glasscluster.visualize.causal import Shared, causal_figure, colours
-from glasscluster.visualize.experts import Load, expert_load_figure
-from glasscluster.visualize.network import MOST_RANKS, matrices_figure, matrix
-from glasscluster.visualize.palette import luminance
+from glasscluster.visualize.figures.causal import Shared, causal_figure, colours
+from glasscluster.visualize.figures.experts import Load, expert_load_figure
+from glasscluster.visualize.figures.network import MOST_RANKS, matrices_figure, matrix
+from glasscluster.visualize.figures.palette import luminance
 
 QUICK: dict[str, dict[str, Any]] = {"E9": {"s": 256}, "E10": {"steps": 1, "sequences": 1}}
 WAYS = ("ring", "striped", "zigzag", "ulysses", "hybrid", "ring, MHA", "ulysses, MHA")
@@ -217,7 +218,7 @@ def test_a_trained_plan_has_the_pictures_that_tell_of_it(plan, more, expected):
 
 
 def test_a_report_shows_them_in_the_network_tab(tmp_path):
-    from glasscluster.visualize.report import write_run_report
+    from glasscluster.visualize.page.report import write_run_report
 
     model, layout = make_model("tiny", layers=1, hidden=16, seq=16, experts=4), make_plan(cp=2, dp=2, ep=4)
     trained = Trained(Job(layout, model, 1), run_plan(layout, model), None)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from glasscluster.model import packed, speculative
-from glasscluster.model.cache import PagedCache
+from glasscluster.model.decoding import packed, speculative
+from glasscluster.model.decoding.cache import PagedCache
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
-from glasscluster.strategies import batching, serving
+from glasscluster.strategies.serving import batching, serving
 
 
 def failed(id_: str, **options: int) -> set[str]:

@@ -7,11 +7,12 @@ import importlib
 import pytest
 import torch
 
-from glasscluster.sim.cluster import Cluster
-from glasscluster.strategies import check, local_sgd, noise_scale
-from glasscluster.strategies.local_sgd import Outer
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.exchange import local_sgd
+from glasscluster.strategies.exchange.local_sgd import Outer
+from glasscluster.strategies.judge import check, noise_scale
+from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.single_device import train_one_device
 from glasscluster.strategies.trainer import Job
 
 MODEL = make_model("tiny", layers=1, hidden=16, heads=4, seq=6, vocab=30)

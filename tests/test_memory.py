@@ -12,17 +12,17 @@ from helpers import run_plan
 from plans import build, every
 from test_cli import glass
 
-from glasscluster.scenarios import training
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import DoesNotFit, OutOfMemory
-from glasscluster.sim.graph import ExecutionGraph, compute_rows
-from glasscluster.sim.hardware import hardware
-from glasscluster.sim.history import MemoryHistory, plain_operation
-from glasscluster.sim.vocabulary import BEGIN, CATEGORIES, COLLECTIVE
-from glasscluster.strategies import accounts, advice
+from glasscluster.base.errors import DoesNotFit, OutOfMemory
+from glasscluster.scenarios.jobs import training
+from glasscluster.sim.recording.events import BEGIN, CATEGORIES, COLLECTIVE
+from glasscluster.sim.recording.graph import ExecutionGraph, compute_rows
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.hardware import hardware
+from glasscluster.sim.time.history import MemoryHistory, plain_operation
+from glasscluster.strategies.data.zero import predict_state
+from glasscluster.strategies.judge import accounts, advice
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job, job_info, train_rank
-from glasscluster.strategies.zero import predict_state
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published" / "zero_table1_memory.csv"
 TABLE_1 = {  # ZeRO 1910.02054, table 1: GB of model states of 7.5 B parameters, by GPUs and stage

@@ -14,14 +14,22 @@ from helpers import run_plan
 from narrow import GATE, GROWING, furthest, judged, oracle, ran
 from torch import Tensor
 
-from glasscluster.scenarios.training import train
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.strategies import accounts, data_parallel, trainer, zero
-from glasscluster.strategies.check import check_job, compare, reference_for
-from glasscluster.strategies.loss_scale import SMALLEST, SMALLEST_NORMAL, LossScaler, ScaleRule, predict_rounded
+from glasscluster.base.errors import ScenarioError
+from glasscluster.scenarios.jobs.training import train
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies import trainer
+from glasscluster.strategies.data import data_parallel, zero
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.judge.check import check_job, compare, reference_for
+from glasscluster.strategies.judge.single_device import Reference, train_one_device
+from glasscluster.strategies.numerics.loss_scale import (
+    SMALLEST,
+    SMALLEST_NORMAL,
+    LossScaler,
+    ScaleRule,
+    predict_rounded,
+)
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.single_device import Reference, train_one_device
 from glasscluster.strategies.trainer import Job
 
 MODEL = {"layers": 3, "hidden": 16, "heads": 4, "seq": 6, "vocab": 40, "dropout": 0.1, "attention": "unfused"}

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from glasscluster.model import flash_attention as flash
 from glasscluster.model.adamw import Optimizer
-from glasscluster.model.attention import unfused_attention
-from glasscluster.model.data import batch, corpus
 from glasscluster.model.gpt import GPTStage
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.vocabulary import COMPUTE
+from glasscluster.model.layers.attention import unfused_attention
+from glasscluster.model.text.data import batch, corpus
+from glasscluster.sim.recording.events import COMPUTE
+from glasscluster.sim.run import Cluster
 from glasscluster.strategies.plan import make_model, make_plan
 
 

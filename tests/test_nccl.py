@@ -11,10 +11,10 @@ from statistics import median
 
 import pytest
 
-from glasscluster.sim import nccl_constants as K
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.hardware import CATALOGUE
-from glasscluster.sim.nccl import ALGORITHMS, Channels, candidates, choose, setup
+from glasscluster.base.errors import ScenarioError
+from glasscluster.sim.time.hardware import CATALOGUE
+from glasscluster.sim.time.nccl import constants as K
+from glasscluster.sim.time.nccl.model import ALGORITHMS, Channels, candidates, choose, setup
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
 published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tables are not part of this clone")

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from test_torchrun import torchrun
 
 from glasscluster.model.gpt import GPTStage
-from glasscluster.sim.cluster import Cluster
-from glasscluster.strategies.check import difference
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.judge.check import difference
+from glasscluster.strategies.layout.units import by_bucket
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.tensor_parallel import TensorParallel
+from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
 from glasscluster.strategies.trainer import Job, Trainer
-from glasscluster.strategies.units import by_bucket
 
 pytestmark = pytest.mark.torchrun
 WORKER = str(Path(__file__).parent / "oracle_worker.py")

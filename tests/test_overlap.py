@@ -11,12 +11,13 @@ from helpers import run_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.scenarios import buckets
-from glasscluster.sim.hardware import hardware
-from glasscluster.sim.vocabulary import SEND
-from glasscluster.strategies import accounts, overlap
+from glasscluster.scenarios.jobs import buckets
+from glasscluster.sim.recording.events import SEND
+from glasscluster.sim.time.hardware import hardware
+from glasscluster.strategies.data import overlap
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.layout.units import cut
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.units import cut
 
 SMALL = make_model("tiny", layers=1, hidden=8, heads=2, seq=8, vocab=16)
 LINKS = {

@@ -10,18 +10,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from glasscluster.base.errors import ScenarioError
 from glasscluster.cli import app
 from glasscluster.scenarios.lab import Lab, find, perform
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.vocabulary import RECV, SEND
-from glasscluster.strategies import arrivals, backup_workers, check
-from glasscluster.strategies import parameter_server as ps
-from glasscluster.strategies.arrivals import WORK, Layout, seeded, synchronous, virtual
+from glasscluster.sim.recording.events import RECV, SEND
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.exchange import arrivals, backup_workers
+from glasscluster.strategies.exchange import parameter_server as ps
+from glasscluster.strategies.exchange.arrivals import WORK, Layout, seeded, synchronous, virtual
+from glasscluster.strategies.judge import check
+from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.single_device import train_one_device
 from glasscluster.strategies.trainer import Job, job_info, train_rank
-from glasscluster.visualize.words import row_name
+from glasscluster.visualize.page.words import row_name
 
 MODEL = make_model("tiny", layers=1, hidden=16, heads=4, seq=6, vocab=30)
 

@@ -9,19 +9,19 @@ from statistics import mean, stdev
 import pytest
 import torch
 
+from glasscluster.base.errors import OutOfMemory, ScenarioError
 from glasscluster.model.config import ModelConfig
-from glasscluster.scenarios import tuning
+from glasscluster.scenarios.jobs import tuning
 from glasscluster.scenarios.lab import Lab, find, perform
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import OutOfMemory, ScenarioError
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.exchange.replica import one_thread
 from glasscluster.strategies.preference import alone, online, policy, ranks
 from glasscluster.strategies.preference.held import Held, Learner, make_model
 from glasscluster.strategies.preference.job import Tuning, place
 from glasscluster.strategies.preference.placements import fit, partitions
 from glasscluster.strategies.preference.ranks import tune_rank
 from glasscluster.strategies.preference.rewards import SortTask
-from glasscluster.strategies.replica import one_thread
-from glasscluster.visualize.words import row_name
+from glasscluster.visualize.page.words import row_name
 
 TASK = SortTask(2)
 MODEL = ModelConfig(layers=1, hidden=16, heads=2, vocab=64, seq=5, init_std=0.1)

@@ -11,10 +11,11 @@ from narrow import ran
 
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
-from glasscluster.strategies import check, data_parallel
+from glasscluster.strategies.data import data_parallel
+from glasscluster.strategies.judge import check
+from glasscluster.strategies.judge.vitals import vitals
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job, Trainer
-from glasscluster.strategies.vitals import vitals
 
 MODEL = make_model("tiny", layers=4, hidden=16, heads=4, seq=8, vocab=42, qk_norm=True)
 LAYOUTS = {

@@ -12,11 +12,11 @@ import pytest
 import torch
 from programs import OUTSTANDING, all_send_first, expected, one_is_killed, one_raises
 
-from glasscluster.sim.backends.ray_actors import RayBackend
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.deadlock import Wait
-from glasscluster.sim.errors import Deadlock, RankDied, RankStalled
-from glasscluster.strategies import check
+from glasscluster.base.errors import Deadlock, RankDied, RankStalled
+from glasscluster.sim.ranks.backends.ray_actors import RayBackend
+from glasscluster.sim.ranks.deadlock import Wait
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job, job_info, train_rank
 
@@ -150,7 +150,7 @@ def test_a_ray_of_our_own_leaves_no_process_and_no_variable_behind(tmp_path):
         "from programs import one_is_killed\n"
         "from test_ray import processes\n"
         "from glasscluster import Cluster\n"
-        "from glasscluster.sim.errors import RankDied\n"
+        "from glasscluster.base.errors import RankDied\n"
         "before, there = dict(os.environ), processes()\n"
         "cluster = Cluster('classroom', 3, 'ray')\n"
         "try:\n"

@@ -13,15 +13,16 @@ from helpers import differences, run_plan, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.model.dropout import PLACES, Draw, dropout, keep_mask, mix
-from glasscluster.scenarios.prediction import predict as predict_run
-from glasscluster.sim.cluster import Run
-from glasscluster.sim.hardware import hardware
-from glasscluster.sim.vocabulary import BACKWARD, CATEGORIES, COMPUTE, FORWARD, RECOMPUTE, SEND
-from glasscluster.strategies import accounts, recompute
-from glasscluster.strategies.activations import predict
+from glasscluster.model.layers.dropout import PLACES, Draw, dropout, keep_mask, mix
+from glasscluster.scenarios.jobs.prediction import predict as predict_run
+from glasscluster.sim.recording.events import BACKWARD, CATEGORIES, COMPUTE, FORWARD, RECOMPUTE, SEND
+from glasscluster.sim.run import Run
+from glasscluster.sim.time.hardware import hardware
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.judge.activations import predict
+from glasscluster.strategies.memory import recompute
+from glasscluster.strategies.memory.recompute import best_every, predict_peak, segments
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.recompute import best_every, predict_peak, segments
 
 MODEL = {"layers": 5, "hidden": 16, "heads": 4, "seq": 6, "vocab": 40}
 TOLERANCE = 1e-10

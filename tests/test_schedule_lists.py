@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_schedules import THEIRS, pytorch_lists
 
-from glasscluster.sim.errors import Deadlock, ScenarioError
-from glasscluster.strategies.schedules import (
+from glasscluster.base.errors import Deadlock, ScenarioError
+from glasscluster.strategies.pipeline.schedules import (
     FOLDED,
     LOOPED,
     SCHEDULES,
@@ -32,9 +32,9 @@ from glasscluster.strategies.schedules import (
     zb_h2,
     zb_v,
 )
-from glasscluster.strategies.schedules.base import Action, Schedule
-from glasscluster.strategies.schedules.notation import read_schedule
-from glasscluster.strategies.schedules.tools import largest
+from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
+from glasscluster.strategies.pipeline.schedules.notation import read_schedule
+from glasscluster.strategies.pipeline.schedules.tools import largest
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
 published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tables are not part of this clone")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from helpers import run_plan
 
-from glasscluster.scenarios import equal_stages
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import Deadlock, ScenarioError
-from glasscluster.sim.vocabulary import COMPUTE, PHASES
-from glasscluster.strategies import accounts
+from glasscluster.base.errors import Deadlock, ScenarioError
+from glasscluster.scenarios.jobs import equal_stages
+from glasscluster.sim.recording.events import COMPUTE, PHASES
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.pipeline.schedules import FOLDED, LOOPED, SCHEDULES, make_schedule
+from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
 from glasscluster.strategies.plan import make_model, make_plan, split_layers
-from glasscluster.strategies.schedules import FOLDED, LOOPED, SCHEDULES, make_schedule
-from glasscluster.strategies.schedules.base import Action, Schedule
 
 SHAPES = [(1, 1), (1, 4), (2, 1), (2, 2), (3, 5), (4, 4), (4, 8), (4, 3), (8, 16)]
 

@@ -12,22 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glasscluster.base.errors import GlassError, ScenarioError
 from glasscluster.cli import main
-from glasscluster.model import packed
-from glasscluster.model.cache import KINDS, PagedCache, SlidingWindowCache, StaticCache
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.generate import generate
+from glasscluster.model.decoding import packed
+from glasscluster.model.decoding.cache import KINDS, PagedCache, SlidingWindowCache, StaticCache
+from glasscluster.model.decoding.generate import generate
+from glasscluster.model.decoding.packed import forward_packed
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.packed import forward_packed
-from glasscluster.scenarios import serving as scenario
-from glasscluster.scenarios import serving_command
-from glasscluster.scenarios.serving import serve
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import GlassError, ScenarioError
-from glasscluster.sim.hardware import hardware
-from glasscluster.strategies import batching, serving
-from glasscluster.strategies.batching import Continuous, Request, Static, plan
-from glasscluster.strategies.serving import ServingJob
+from glasscluster.scenarios.jobs import serving as scenario
+from glasscluster.scenarios.jobs import serving_command
+from glasscluster.scenarios.jobs.serving import serve
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.hardware import hardware
+from glasscluster.strategies.serving import batching, serving
+from glasscluster.strategies.serving.batching import Continuous, Request, Static, plan
+from glasscluster.strategies.serving.serving import ServingJob
 
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 16, "heads": 4, "vocab": 23, "seq": 32, "init_std": 0.5, "tied": False}
 REQUESTS = tuple(

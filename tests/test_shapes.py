@@ -7,7 +7,7 @@ import torch
 from helpers import run_plan
 from plans import build, stratified
 
-from glasscluster.sim.backends import dry, shapes
+from glasscluster.sim.ranks.backends import dry, shapes
 
 aten = torch.ops.aten
 

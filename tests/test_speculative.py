@@ -13,15 +13,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.model import speculative
-from glasscluster.model.cache import Cache, PagedCache
+from glasscluster.base.errors import GlassError
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.generate import Sampling, generate
+from glasscluster.model.decoding import speculative
+from glasscluster.model.decoding.cache import Cache, PagedCache
+from glasscluster.model.decoding.generate import Sampling, generate
+from glasscluster.model.decoding.speculative import (
+    Speculation,
+    predict_speedup,
+    predict_tokens,
+    reject,
+    speculate,
+)
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.speculative import Speculation, predict_speedup, predict_tokens, reject, speculate
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import GlassError
-from glasscluster.strategies.speculation import SpeculationJob, chi_square, joint, pass_seconds, speculate_rank
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.serving.speculation import (
+    SpeculationJob,
+    chi_square,
+    joint,
+    pass_seconds,
+    speculate_rank,
+)
 
 PROMPTS = ((1, 2, 3, 4), (0,), (4, 4, 1))
 RANDOM = Sampling(temperature=1.0, seed=5)

@@ -11,19 +11,21 @@ import torch.nn.functional as F
 from helpers import differences, worst
 from narrow import ran
 
+from glasscluster.base.errors import ScenarioError
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.model.rate import RateSchedule
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.strategies import check, data_parallel, tensor_parallel
-from glasscluster.strategies.bad_batch import Guard, SkipRule
-from glasscluster.strategies.local_sgd import Outer, train_locally
-from glasscluster.strategies.loss_scale import ScaleRule
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.data import data_parallel
+from glasscluster.strategies.exchange.local_sgd import Outer, train_locally
+from glasscluster.strategies.judge import check
+from glasscluster.strategies.judge.single_device import train_one_device
+from glasscluster.strategies.numerics.bad_batch import Guard, SkipRule
+from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.single_device import train_one_device
-from glasscluster.strategies.tensor_parallel import TensorParallel
+from glasscluster.strategies.tensor import tensor_parallel
+from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
 from glasscluster.strategies.trainer import Job
 
 TOLERANCE = 1e-10

@@ -14,23 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import Largest
 
+from glasscluster.base.errors import ScenarioError
 from glasscluster.model import flash_attention as flash
 from glasscluster.model import gpt, parts
-from glasscluster.model.attention import unfused_attention
 from glasscluster.model.config import PRESETS, ModelConfig
-from glasscluster.model.data import masked
 from glasscluster.model.flash_attention import flash_attention
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.latent import predict_cache
 from glasscluster.model.layer_norm import layer_norm
+from glasscluster.model.layers.attention import unfused_attention
+from glasscluster.model.layers.latent import predict_cache
+from glasscluster.model.layers.position import alibi, buckets, sinusoidal, slopes
+from glasscluster.model.layers.rope import frequencies, rope, temperature
 from glasscluster.model.parallel import IGNORE
-from glasscluster.model.position import alibi, buckets, sinusoidal, slopes
 from glasscluster.model.rms_norm import rms_norm, scale_norm
-from glasscluster.model.rope import frequencies, rope, temperature
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.strategies import check, context_parallel, data_parallel, trainer, ulysses
-from glasscluster.strategies.context_parallel import tokens_of
+from glasscluster.model.text.data import masked
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies import trainer
+from glasscluster.strategies.context import context_parallel, ulysses
+from glasscluster.strategies.context.context_parallel import tokens_of
+from glasscluster.strategies.data import data_parallel
+from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import make_model, make_plan
 
 TOLERANCE = 1e-10

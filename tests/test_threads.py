@@ -13,11 +13,19 @@ from helpers import run_plan
 from plans import build, name, stratified
 from programs import OUTSTANDING, all_send_first, expected, one_raises, ring_while_waiting, two_in_flight
 
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.deadlock import standstill
-from glasscluster.sim.errors import CollectiveMismatch, Deadlock, GlassError, MessageLost, OutOfMemory, RankDied, ScenarioError
-from glasscluster.sim.graph import ExecutionGraph
-from glasscluster.sim.replay import replay
+from glasscluster.base.errors import (
+    CollectiveMismatch,
+    Deadlock,
+    GlassError,
+    MessageLost,
+    OutOfMemory,
+    RankDied,
+    ScenarioError,
+)
+from glasscluster.sim.ranks.deadlock import standstill
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.replay import replay
 from glasscluster.strategies.plan import make_model, make_plan
 
 

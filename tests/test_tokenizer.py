@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Theirs
 from tokenizers import models, pre_tokenizers, trainers
 
-from glasscluster.model.bpe import count_pieces, learn
-from glasscluster.model.data import corpus
-from glasscluster.model.pre_tokens import as_bytes, pre_tokens, spelled, unspelled
-from glasscluster.model.tokenizer import END_OF_TEXT, Tokenizer
-from glasscluster.visualize import words
+from glasscluster.model.text.bpe import count_pieces, learn
+from glasscluster.model.text.data import corpus
+from glasscluster.model.text.pre_tokens import as_bytes, pre_tokens, spelled, unspelled
+from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
+from glasscluster.visualize.page import words
 
 SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False)
 ASSIGNED = [chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")]
@@ -83,7 +83,7 @@ def test_ties_and_overlaps_are_broken_as_tokenizers_breaks_them(texts, vocab):
 
 
 def test_another_tie_rule_would_be_noticed(monkeypatch):
-    from glasscluster.model import bpe
+    from glasscluster.model.text import bpe
 
     monkeypatch.setattr(bpe, "heapify", lambda heap: heap.sort(key=lambda e: (e[0], -e[1][0], e[1][1])))
     assert spelled_merges(Tokenizer.train([b"ab cd ab cd"], 258)) != merges_of(their_training(["ab cd ab cd"], 258))

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer as Theirs
 
 from glasscluster.cli import main
-from glasscluster.model.tokenizer import Tokenizer
-from glasscluster.visualize.merge_tree import merge_tree, merge_tree_figure
+from glasscluster.model.text.tokenizer import Tokenizer
+from glasscluster.visualize.figures.merge_tree import merge_tree, merge_tree_figure
 
 
 def glass(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict]:

@@ -10,11 +10,11 @@ import networkx as nx
 import pytest
 import torch
 
-from glasscluster.sim import topology
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.hardware import CATALOGUE, hardware
-from glasscluster.sim.topology import Cable, build, from_graph, of_hardware
+from glasscluster.base.errors import ScenarioError
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time import network as topology
+from glasscluster.sim.time.hardware import CATALOGUE, hardware
+from glasscluster.sim.time.network import Cable, build, from_graph, of_hardware
 
 CABLE = Cable(10e9, 8e-6, 2e-6)
 SIZES = {"ring": 7, "switch": 5, "fully-connected": 6, "line": 5, "mesh2d": 12, "torus2d": 20, "torus3d": 27, "hypercube": 16}

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from programs import OUTSTANDING, expected
 
-from glasscluster.sim.cluster import Cluster
-from glasscluster.strategies import check
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job, train_rank
 

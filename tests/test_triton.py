@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glasscluster.model import flash_attention
-from glasscluster.model.attention import unfused_attention
+from glasscluster.model.layers.attention import unfused_attention
 
 pytest.importorskip("triton", reason="Triton is a wheel for Linux; the torch version needs none")
 GPU = torch.cuda.is_available()

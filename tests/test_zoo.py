@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from test_cli import glass
 
-from glasscluster.scenarios import zoo
 from glasscluster.scenarios.lab import Lab, find, perform
-from glasscluster.scenarios.zoo import GRADIENT, LOSS, WEIGHT, ZOO
+from glasscluster.scenarios.zoo import zoo
+from glasscluster.scenarios.zoo.zoo import GRADIENT, LOSS, WEIGHT, ZOO
 from glasscluster.strategies.trainer import train_rank
 
 SILENT = {  # the loss of the first step is one device's

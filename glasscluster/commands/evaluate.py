@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from glasscluster.commands.console import Json, emit, is_leader, progress, show_checks, verdict
-from glasscluster.commands.options import Device, Hardware, Precision, Preset, Seed, TensorParallel, Weights, shaped
+from glasscluster.commands.options import (
+    Device,
+    Hardware,
+    Precision,
+    Preset,
+    Seed,
+    TensorParallel,
+    Weights,
+    shaped,
+)
 
 
 @shaped
@@ -34,8 +43,8 @@ def evaluate(
     """Score a model on tasks made from rules and from held-out text: accuracy, exact match, bits a byte, refusals."""
     with progress() as say:
         say("glass evaluate: making tasks and model")
-        from glasscluster.scenarios import evaluation
-        from glasscluster.scenarios.generation import read_model
+        from glasscluster.scenarios.jobs import evaluation
+        from glasscluster.scenarios.jobs.generation import read_model
         from glasscluster.strategies.plan import make_model
 
         shape = read_model(weights, **given) if weights else make_model(model, **given)

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from glasscluster.commands.console import Json, emit, is_leader, progress, show_checks, verdict
-from glasscluster.commands.options import AlsoDry, Device, Hardware, Precision, Preset, Seed, TensorParallel, Weights, shaped
+from glasscluster.commands.options import (
+    AlsoDry,
+    Device,
+    Hardware,
+    Precision,
+    Preset,
+    Seed,
+    TensorParallel,
+    Weights,
+    shaped,
+)
 
 
 @shaped
@@ -37,7 +47,7 @@ def serve(
     """Serve requests with a paged cache, deciding at every step who runs; or in static batches that wait for their slowest."""
     with progress() as say:
         say("glass serve: making the model")
-        from glasscluster.scenarios import generation, serving_command
+        from glasscluster.scenarios.jobs import generation, serving_command
         from glasscluster.strategies.plan import make_model
 
         shape = generation.read_model(weights, **given) if weights else make_model(model, **given)

@@ -24,8 +24,8 @@ def train(
     """Learn merges from texts and write a tokenizer.json."""
     with progress() as say:
         say(f"glass tokenize train: {', '.join(files)}")
-        from glasscluster.model.tokenizer import END_OF_TEXT
-        from glasscluster.scenarios.tokenizing import learned
+        from glasscluster.model.text.tokenizer import END_OF_TEXT
+        from glasscluster.scenarios.jobs.tokenizing import learned
 
         content = learned(files, vocab, special or [END_OF_TEXT], out, say)
     if json_:
@@ -46,7 +46,7 @@ def encode(
     json_: Json = False,
 ) -> int:
     """The tokens of a text."""
-    from glasscluster.scenarios.tokenizing import encoded
+    from glasscluster.scenarios.jobs.tokenizing import encoded
 
     content = encoded(tokenizer, text, allow or [], file)
     if json_:
@@ -64,7 +64,7 @@ def decode(
     json_: Json = False,
 ) -> int:
     """The text that tokens stand for."""
-    from glasscluster.scenarios.tokenizing import decoded
+    from glasscluster.scenarios.jobs.tokenizing import decoded
 
     content = decoded(tokenizer, tokens)
     if json_:

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from glasscluster.model import latent, mlp, moe, norms
-from glasscluster.model.attention import ATTENTION
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.dropout import Draw, dropout
 from glasscluster.model.flash_attention import wide
-from glasscluster.model.packing import positions as positions_in
+from glasscluster.model.layers import latent, mlp, moe, norms
+from glasscluster.model.layers.attention import ATTENTION
+from glasscluster.model.layers.dropout import Draw, dropout
+from glasscluster.model.layers.position import alibi, buckets, sinusoidal
+from glasscluster.model.layers.rope import rope
 from glasscluster.model.parallel import KeepAll, Shard, Unsharded, local_parameter, plus, runs
 from glasscluster.model.parts import by_document
-from glasscluster.model.position import alibi, buckets, sinusoidal
-from glasscluster.model.rope import rope
+from glasscluster.model.text.packing import positions as positions_in
 
 
 class Module(nn.Module):

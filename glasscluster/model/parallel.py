@@ -119,7 +119,7 @@ class Unsharded:
     context = WholeSequence()
     experts: Any = WholeExperts()
     seed: Tensor | None = None  # what backward starts from (fp16's loss scale); None: 1
-    later: Any = None  # where gradients of weights can wait (strategies/weight_gradients.py)
+    later: Any = None  # where gradients of weights can wait (strategies/pipeline/weight_gradients.py)
 
     @property
     def pieces(self) -> int:
@@ -204,7 +204,7 @@ def runs(positions: tuple[int, ...], each: int) -> tuple[int, ...]:
 
 
 class KeepAll:
-    """Everything that backward needs stays. `strategies/recompute.py` has the versions that let go and compute again."""
+    """Everything that backward needs stays. `strategies/memory/recompute.py` has the versions that let go and compute again."""
 
     active = False  # computing again just now
     positions: Sequence[Sequence[int]] | None = None  # of each sequence's tokens, where they do not start at 0 (generation)

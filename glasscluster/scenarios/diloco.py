@@ -15,11 +15,11 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
     and DiLoCo, whose outer Nesterov step takes the average of what moved for a gradient. Each equals its own single-process reference.
     """
     from glasscluster.scenarios.async_servers import held_out
-    from glasscluster.strategies import local_sgd as ls
-    from glasscluster.strategies.check import difference
+    from glasscluster.strategies.exchange import local_sgd as ls
+    from glasscluster.strategies.judge.check import difference
     from glasscluster.strategies.plan import make_model, make_plan
     from glasscluster.strategies.trainer import Job, job_info
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.plots import lines
 
     model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)
     common: dict[str, Any] = {"dp": replicas, "global_batch": 4 * replicas, "micro_batch": 4, "precision": "fp64", "clip": 0.0}

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from glasscluster.base.errors import ScenarioError
+from glasscluster.scenarios.jobs.training import output_folder
 from glasscluster.scenarios.lab import Lab, Say, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson
-from glasscluster.scenarios.training import output_folder
-from glasscluster.sim.errors import ScenarioError
 
 
 def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Path, list[dict[str, Any]]]:
     """Returns the index and one row a lesson."""
-    from glasscluster.visualize.gallery import GalleryCard, write_gallery
-    from glasscluster.visualize.words import Said
+    from glasscluster.visualize.page.gallery import GalleryCard, write_gallery
+    from glasscluster.visualize.page.words import Said
 
     for name in only or []:
         if name.upper() not in LESSONS:
@@ -44,8 +44,8 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
 
 def _thumbnail(lab: Lab, title: str) -> str:
     """The timeline of the largest run that trained; of a lesson that trains nothing, its own first figure."""
-    from glasscluster.sim.vocabulary import FORWARD
-    from glasscluster.visualize.thumbnail import figure_svg, timeline_svg
+    from glasscluster.sim.recording.events import FORWARD
+    from glasscluster.visualize.figures.thumbnail import figure_svg, timeline_svg
 
     trained = [e.run.timeline for e in lab.entries if (e.run.graph.phase == FORWARD).any()]
     if trained or not lab.figures:

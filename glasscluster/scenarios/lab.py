@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glasscluster.sim.errors import ScenarioError
+from glasscluster.base.errors import ScenarioError
 
 Text = tuple[str, str]  # English, 中文
 Say = Callable[[str], None]
@@ -49,15 +49,15 @@ class Scenario:
 
 FEWEST_SENTENCES = 4  # of a story
 REGISTRY: dict[str, Scenario] = {}
-BUILT_IN = (
-    "tour",
-    "async_servers",
-    "diloco",
-    "zoo",
-    "preference",
-    "emergency_room",
-    "captions",
-)  # modules of this package, each holding one scenario of its name
+BUILT_IN = {  # name -> the module that holds it
+    "tour": "glasscluster.scenarios.tour",
+    "async_servers": "glasscluster.scenarios.async_servers",
+    "diloco": "glasscluster.scenarios.diloco",
+    "zoo": "glasscluster.scenarios.zoo.zoo",
+    "preference": "glasscluster.scenarios.preference",
+    "emergency_room": "glasscluster.scenarios.emergency_room.emergency_room",
+    "captions": "glasscluster.scenarios.captions",
+}
 
 
 def scenario(name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
@@ -79,7 +79,7 @@ def find(name: str) -> Scenario:
     if name.upper() in LESSONS:
         return find_lesson(name.upper())
     if name in BUILT_IN:
-        importlib.import_module(f"glasscluster.scenarios.{name}")
+        importlib.import_module(BUILT_IN[name])
         return REGISTRY[name]
     raise ScenarioError("scenario", name, "unknown scenario, and not a .py file", [*BUILT_IN, *LESSONS])
 
@@ -142,7 +142,7 @@ class Lab:
     # ---- run -----------------------------------------------------------------------------------------------------
     def cluster(self, gpus: int) -> Any:
         """The cluster of this many GPUs (started at the first run on it)."""
-        from glasscluster.sim.cluster import Cluster
+        from glasscluster.sim.run import Cluster
 
         if gpus not in self._clusters:
             if self.backend == "ray":  # actors are processes: keep those of one size at a time
@@ -169,8 +169,8 @@ class Lab:
         **plan: Any,
     ) -> Any:
         """Train with a plan, check it against one device, count it; returns a Trained."""
-        from glasscluster.scenarios.sources import check_data
-        from glasscluster.scenarios.training import train
+        from glasscluster.scenarios.jobs.sources import check_data
+        from glasscluster.scenarios.jobs.training import train
         from glasscluster.strategies.plan import make_model, make_plan
         from glasscluster.strategies.trainer import Job
 
@@ -207,7 +207,7 @@ class Lab:
 
     def dry(self, *, model: Any, **plan: Any) -> Any:
         """A plan recorded dry (shapes only) on this lab's hardware: for sweeps beside what really ran."""
-        from glasscluster.sim.cluster import Cluster
+        from glasscluster.sim.run import Cluster
         from glasscluster.strategies.plan import make_plan
         from glasscluster.strategies.trainer import Job, job_info, train_rank
 
@@ -231,7 +231,7 @@ class Lab:
     # ---- tell ----------------------------------------------------------------------------------------------------
     def check(self, name: str, predicted: float | None, counted: float | None, source: str, **options: Any) -> dict[str, Any]:
         """A ledger row of the scenario itself; see strategies.accounts.row for the options."""
-        from glasscluster.strategies.accounts import row
+        from glasscluster.strategies.judge.accounts import row
 
         made = row(name, predicted, counted, source, **options)
         self.checks.append(made)
@@ -296,8 +296,8 @@ class Lab:
     def _lesson_page(self) -> Any:
         """The beats of a lesson for the page; None for a plain scenario."""
         from glasscluster.scenarios.lesson import Lesson
-        from glasscluster.visualize.report import LessonPage
-        from glasscluster.visualize.words import Said
+        from glasscluster.visualize.page.report import LessonPage
+        from glasscluster.visualize.page.words import Said
 
         taught = self.scenario
         if not isinstance(taught, Lesson) or self.prompt is None:
@@ -322,8 +322,8 @@ class Lab:
 
     def _told(self) -> list[Any]:
         """The scenario's own sentences; when they are few, what can be said of any run is added, from its numbers."""
-        from glasscluster.visualize.report import StoryStep, told
-        from glasscluster.visualize.words import Said
+        from glasscluster.visualize.page.report import StoryStep, told
+        from glasscluster.visualize.page.words import Said
 
         steps = [StoryStep(Said(*text), view or "tab=ledger") for text, view in self.story]
         if self.entries and len(steps) < FEWEST_SENTENCES:
@@ -335,10 +335,10 @@ class Lab:
 
     def write(self, folder: Path) -> Path:
         """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
-        from glasscluster.scenarios.training import network_pictures, write_ledger, write_run_json
-        from glasscluster.visualize.report import Chapter, Report, write_report
-        from glasscluster.visualize.trace import write_chrome_trace
-        from glasscluster.visualize.words import Said
+        from glasscluster.scenarios.jobs.training import network_pictures, write_ledger, write_run_json
+        from glasscluster.visualize.page.report import Chapter, Report, write_report
+        from glasscluster.visualize.page.trace import write_chrome_trace
+        from glasscluster.visualize.page.words import Said
 
         for entry in self.entries:
             home = folder if len(self.entries) == 1 else folder / entry.key

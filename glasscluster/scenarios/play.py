@@ -7,9 +7,9 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, get_args
 
+from glasscluster.base.errors import GlassError, ScenarioError
 from glasscluster.scenarios.lab import BUILT_IN, Lab, Say, Scenario, find, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
-from glasscluster.sim.errors import GlassError, ScenarioError
 
 TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
@@ -83,8 +83,8 @@ def play(
     say: Say,
 ) -> tuple[Lab, Path | None, float]:
     """Perform a scenario and write its folder; returns the lab, the report's path and the wall seconds."""
-    from glasscluster.scenarios.training import keep_partial, leads, output_folder
-    from glasscluster.sim.hardware import hardware as look_up
+    from glasscluster.scenarios.jobs.training import keep_partial, leads, output_folder
+    from glasscluster.sim.time.hardware import hardware as look_up
 
     begun = time.perf_counter()
     chosen = find(name)
@@ -130,9 +130,9 @@ def lesson_plan(id_: str) -> dict[str, Any]:
 def inventory() -> dict[str, Any]:
     """The `glass.list/1` object."""
     from glasscluster.model.config import PRESETS
-    from glasscluster.sim.cluster import BACKENDS
-    from glasscluster.sim.hardware import CATALOGUE
-    from glasscluster.strategies.schedules import SCHEDULES
+    from glasscluster.sim.run import BACKENDS
+    from glasscluster.sim.time.hardware import CATALOGUE
+    from glasscluster.strategies.pipeline.schedules import SCHEDULES
 
     backends = {
         "ray": "Ray actors, real tensors, messages over gloo (NCCL with --device cuda)",

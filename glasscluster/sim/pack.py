@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glasscluster.sim.cost import FP8_KERNELS, native_cost
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.graph import COLUMNS, ExecutionGraph, _csr, topological_order
-from glasscluster.sim.history import as_columns, from_columns
-from glasscluster.sim.replay import rendezvous_edges
-from glasscluster.sim.vocabulary import COLLECTIVE, KINDS, LANES_PER_GROUP, PHASES, PURPOSES
+from glasscluster.base.errors import ScenarioError
+from glasscluster.sim.recording.events import COLLECTIVE, KINDS, LANES_PER_GROUP, PHASES, PURPOSES
+from glasscluster.sim.recording.graph import COLUMNS, ExecutionGraph, _csr, topological_order
+from glasscluster.sim.time.cost import FP8_KERNELS, native_cost
+from glasscluster.sim.time.history import as_columns, from_columns
+from glasscluster.sim.time.replay import rendezvous_edges
 
 if TYPE_CHECKING:
-    from glasscluster.sim.hardware import Hardware
-    from glasscluster.sim.timeline import Timeline
+    from glasscluster.sim.time.hardware import Hardware
+    from glasscluster.sim.time.timeline import Timeline
 
 FORMAT = "glasscluster.graph/3"
 WIDTHS = (np.int8, np.int16, np.int32, np.int64)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from glasscluster.base.errors import ScenarioError
 from glasscluster.model.config import PRESETS, ModelConfig
 from glasscluster.model.rate import RateSchedule
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.strategies.bad_batch import SkipRule
-from glasscluster.strategies.schedules import FOLDED, chunks, default_name, make_schedule
-from glasscluster.strategies.schedules.base import Schedule
+from glasscluster.strategies.numerics.bad_batch import SkipRule
+from glasscluster.strategies.pipeline.schedules import FOLDED, chunks, default_name, make_schedule
+from glasscluster.strategies.pipeline.schedules.base import Schedule
 
 if TYPE_CHECKING:
     from glasscluster.model.parallel import Shard
@@ -218,7 +218,7 @@ class Plan(BaseModel):
     def check(self, model: ModelConfig, runs: bool = True) -> None:
         """Raise ScenarioError for a combination that cannot run: field, value, rule, nearest valid choice.
 
-        `runs` False: it is only to be predicted, and may be in fp8, which has a cost (sim/cost.py) but does not run here.
+        `runs` False: it is only to be predicted, and may be in fp8, which has a cost (sim/time/cost.py) but does not run here.
         """
         for field, values in AVAILABLE.items():
             value = getattr(self, field)

@@ -15,32 +15,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glasscluster.model import hugging_face
+from glasscluster.base.errors import ScenarioError
 from glasscluster.model.adamw import Optimizer
-from glasscluster.model.captions import captioned
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.data import batch, corpus, objective, tokens_with_loss
-from glasscluster.model.dropout import Draw
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.mixture import Mixture
+from glasscluster.model.layers.dropout import Draw
 from glasscluster.model.parallel import IGNORE, Shard, Unsharded
-from glasscluster.sim.communicator import Communicator
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.gpu import GPU
-from glasscluster.strategies.bad_batch import Guard, Snapshot
-from glasscluster.strategies.chunks import Chunks
-from glasscluster.strategies.data_parallel import DataParallel
-from glasscluster.strategies.expert_parallel import ExpertParallel
-from glasscluster.strategies.loss_scale import LossScaler, ScaleRule
-from glasscluster.strategies.pipeline_parallel import PipelineExecutor
+from glasscluster.model.text.captions import captioned
+from glasscluster.model.text.data import batch, corpus, objective, tokens_with_loss
+from glasscluster.model.text.mixture import Mixture
+from glasscluster.model.weights import hugging_face
+from glasscluster.sim.ranks.communicator import Communicator
+from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.context.ulysses import make_context
+from glasscluster.strategies.data.chunks import Chunks
+from glasscluster.strategies.data.data_parallel import DataParallel
+from glasscluster.strategies.data.zero3 import LADDER
+from glasscluster.strategies.experts.expert_parallel import ExpertParallel
+from glasscluster.strategies.memory.recompute import KINDS
+from glasscluster.strategies.numerics.bad_batch import Guard, Snapshot
+from glasscluster.strategies.numerics.loss_scale import LossScaler, ScaleRule
+from glasscluster.strategies.pipeline.pipeline_parallel import PipelineExecutor
+from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.recompute import KINDS
-from glasscluster.strategies.sequence_parallel import SequenceParallel, sum_over_tokens
-from glasscluster.strategies.tensor_overlap import OverlappedSequenceParallel
-from glasscluster.strategies.tensor_parallel import TensorParallel, sum_over_heads
-from glasscluster.strategies.ulysses import make_context
-from glasscluster.strategies.weight_gradients import WeightGradients
-from glasscluster.strategies.zero3 import LADDER
+from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel, sum_over_tokens
+from glasscluster.strategies.tensor.tensor_overlap import OverlappedSequenceParallel
+from glasscluster.strategies.tensor.tensor_parallel import TensorParallel, sum_over_heads
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TIED = "embedding.token"
@@ -137,7 +137,7 @@ def train_rank(gpu: GPU, job: Job) -> RankResult:
     if job.plan.exchange != "all-reduce":
         raise ScenarioError("exchange", job.plan.exchange, "is another program: `glass train` runs it, this one reduces", ["all-reduce"])
     if job.probes and gpu.device.type != "meta":
-        from glasscluster.strategies.probes import ProbedTrainer
+        from glasscluster.strategies.judge.probes import ProbedTrainer
 
         return ProbedTrainer(gpu, job).run()
     return Trainer(gpu, job).run()

@@ -9,11 +9,11 @@ import pytest
 from helpers import until, walk_through
 
 from glasscluster.scenarios.lab import Lab, find, perform
-from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.pack import load_packed
-from glasscluster.sim.replay import replay
-from glasscluster.visualize import report
-from glasscluster.visualize.words import Said
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.time.replay import replay
+from glasscluster.visualize.page import report
+from glasscluster.visualize.page.words import Said
 
 pytestmark = pytest.mark.browser
 HOSTILE = '</script><img src=x onerror="window.stolen=1">\'"{{7*7}}'

@@ -9,9 +9,9 @@ import pytest
 from helpers import until
 from programs import pipeline_of_spans
 
-from glasscluster.sim.cluster import Cluster
-from glasscluster.visualize.report import write_run_report
-from glasscluster.visualize.timeline import bar_count, timeline_figure
+from glasscluster.sim.run import Cluster
+from glasscluster.visualize.figures.timeline import bar_count, timeline_figure
+from glasscluster.visualize.page.report import write_run_report
 
 pytestmark = pytest.mark.browser
 PLOT = "document.querySelector('#panel-timeline .view:not([hidden]) .plot')"

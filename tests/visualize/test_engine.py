@@ -12,16 +12,16 @@ from helpers import run_plan
 from programs import library_sums, pipeline_of_spans
 
 import glasscluster.visualize as package
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.cost import kinds_of_work
-from glasscluster.sim.errors import ScenarioError
-from glasscluster.sim.hardware import hardware
+from glasscluster.base.errors import ScenarioError
 from glasscluster.sim.pack import load_packed, pack, pack_graph, pack_hardware, pack_timeline, unpack
-from glasscluster.sim.replay import replay
-from glasscluster.sim.topology import Cable, build
-from glasscluster.sim.vocabulary import COMPUTE, PHASES
+from glasscluster.sim.recording.events import COMPUTE, PHASES
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.cost import kinds_of_work
+from glasscluster.sim.time.hardware import hardware
+from glasscluster.sim.time.network import Cable, build
+from glasscluster.sim.time.replay import replay
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.visualize.trace import chrome_trace
+from glasscluster.visualize.page.trace import chrome_trace
 
 TEMPLATES = Path(package.__file__).parent / "templates"
 MODEL = make_model("tiny", layers=3, hidden=32, seq=16)

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 from helpers import run_plan
 
-from glasscluster.scenarios.training import train
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.collectives import ALGORITHMS
-from glasscluster.sim.graph import ExecutionGraph
-from glasscluster.sim.replay import replay
-from glasscluster.sim.vocabulary import REDUCE, SEND
-from glasscluster.sim.whatif import critical_seconds, makespans_if_faster
+from glasscluster.scenarios.jobs.training import train
+from glasscluster.sim.ranks.collectives import ALGORITHMS
+from glasscluster.sim.recording.events import REDUCE, SEND
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.replay import replay
+from glasscluster.sim.time.what_if import critical_seconds, makespans_if_faster
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job
-from glasscluster.visualize import ledger, network, stepper, thumbnail
-from glasscluster.visualize.breakdown import critical_figure, idle_figure, split_figure
-from glasscluster.visualize.compare import comparison_figure, contender
-from glasscluster.visualize.equivalence import NOTHING, equivalence_figure
-from glasscluster.visualize.memory import StateBook, memory_bars, memory_by_strategy, memory_over_time
-from glasscluster.visualize.report import Chapter, notebook_html, state_book
-from glasscluster.visualize.side_by_side import side_by_side_figure
-from glasscluster.visualize.timeline import time_unit, timeline_axes, timeline_figure
-from glasscluster.visualize.words import Said
+from glasscluster.visualize.figures import ledger, network, stepper, thumbnail
+from glasscluster.visualize.figures.breakdown import critical_figure, idle_figure, split_figure
+from glasscluster.visualize.figures.compare import comparison_figure, contender
+from glasscluster.visualize.figures.equivalence import NOTHING, equivalence_figure
+from glasscluster.visualize.figures.memory import StateBook, memory_bars, memory_by_strategy, memory_over_time
+from glasscluster.visualize.figures.side_by_side import side_by_side_figure
+from glasscluster.visualize.figures.timeline import time_unit, timeline_axes, timeline_figure
+from glasscluster.visualize.page.report import Chapter, notebook_html, state_book
+from glasscluster.visualize.page.words import Said
 
 MODEL = make_model("tiny", layers=4, hidden=32, seq=16)
 PLANS = {

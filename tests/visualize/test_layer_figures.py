@@ -7,13 +7,13 @@ import torch
 
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Shard, Unsharded
-from glasscluster.sim.cluster import Cluster
-from glasscluster.sim.vocabulary import BACKWARD, COMPUTE, FORWARD
+from glasscluster.sim.recording.events import BACKWARD, COMPUTE, FORWARD
+from glasscluster.sim.run import Cluster
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job, job_info, train_rank
-from glasscluster.visualize.kept import by_layout
-from glasscluster.visualize.matrices import matrices, matrices_figure, pieces, stage_of
-from glasscluster.visualize.strip import layer_strip, named, strip_bars
+from glasscluster.visualize.figures.kept import by_layout
+from glasscluster.visualize.figures.matrices import matrices, matrices_figure, pieces, stage_of
+from glasscluster.visualize.figures.strip import layer_strip, named, strip_bars
 
 MODELS = {
     "MHA": {"heads": 8},
@@ -62,7 +62,7 @@ def test_the_matrices_have_their_size_and_each_region_one_f_and_one_g(name, lang
 
 
 def test_rows_before_columns_would_be_drawn_as_such(monkeypatch):
-    from glasscluster.model import mlp
+    from glasscluster.model.layers import mlp
 
     def swapped(block, name="", width=None):
         f = width or block.config.width

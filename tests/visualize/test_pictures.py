@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 import glasscluster.visualize as package
+from glasscluster.scenarios.jobs.training import train
 from glasscluster.scenarios.lab import Lab, find, perform
-from glasscluster.scenarios.training import train
-from glasscluster.sim.cluster import Cluster
+from glasscluster.sim.run import Cluster
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job
-from glasscluster.visualize import palette, report, timeline, trace, words
-from glasscluster.visualize.memory import memory_bars
-from glasscluster.visualize.network import matrix
-from glasscluster.visualize.words import CATALOGUE, Said
+from glasscluster.visualize.figures import palette, timeline
+from glasscluster.visualize.figures.memory import memory_bars
+from glasscluster.visualize.figures.network import matrix
+from glasscluster.visualize.page import report, trace, words
+from glasscluster.visualize.page.words import CATALOGUE, Said
 
 
 @pytest.fixture(scope="module")

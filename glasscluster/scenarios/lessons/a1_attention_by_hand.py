@@ -25,7 +25,7 @@ def program(gpu: Any, dims: list[int], lengths: list[int], d: int) -> dict[str, 
     """Scores of random queries and keys for each head size; attention by hand beside torch's; one head's cost at each length."""
     import torch
 
-    from glasscluster.model.attention import unfused_attention
+    from glasscluster.model.layers.attention import unfused_attention
 
     found: dict[str, Any] = {"variance": [], "entropy": {"divided": [], "raw": []}, "slope": {"divided": [], "raw": []}}
     with gpu.unrecorded():
@@ -73,9 +73,9 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
     """Scores of random queries and keys are measured with and without the division; a head's work is counted at growing lengths; a GPT's first loss is read."""
     import numpy as np
 
-    from glasscluster.sim.vocabulary import COMPUTE
+    from glasscluster.sim.recording.events import COMPUTE
     from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.plots import lines
 
     dims, lengths = [8, 32, 128, 512], [n // 8, n // 4, n // 2, n]
     run = lab.run("attention", ("One head at four lengths", "一个头，四种长度"), program, dims, lengths, d, gpus=1)

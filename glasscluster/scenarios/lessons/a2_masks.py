@@ -55,7 +55,7 @@ def program(gpu: Any, kinds: list[str], h: int) -> dict[str, Any]:
     """Influence under every mask; what additive masks do in 16 bits; the model's own causal attention."""
     import torch
 
-    from glasscluster.model.attention import unfused_attention
+    from glasscluster.model.layers.attention import unfused_attention
 
     n = sum(DOCUMENTS)
     with gpu.unrecorded():
@@ -100,7 +100,7 @@ def program(gpu: Any, kinds: list[str], h: int) -> dict[str, Any]:
 )
 def masks(lab: Lab, h: int = 16) -> None:
     """A two-layer transformer under four masks: every input is changed in turn, and every output that moves is noted."""
-    from glasscluster.visualize.cells import Table, cells_figure, shade
+    from glasscluster.visualize.figures.cells import Table, cells_figure, shade
 
     n, kinds = sum(DOCUMENTS), ["none", "causal", "padding", "packed"]
     run = lab.run("masks", ("Four masks, two layers", "四种掩码，两层"), program, kinds, h, gpus=1)

@@ -15,7 +15,7 @@ def hold(gpu: Any, model: Any, users: int) -> int:
     """A model in bf16 and the caches of some users, each as long as the model's sequences; bytes that are left of the GPU."""
     import torch
 
-    from glasscluster.model.cache import StaticCache
+    from glasscluster.model.decoding.cache import StaticCache
     from glasscluster.model.gpt import GPTStage
     cache = StaticCache(GPTStage(model, dtype=torch.bfloat16, device=gpu.device), users, model.seq)
     return cache.bytes
@@ -40,13 +40,13 @@ def hold(gpu: Any, model: Any, users: int) -> int:
 )
 def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     """Four small models generate with a cache, counted and equal to no cache; four shapes of an 8B model fill an 80 GB GPU."""
-    from glasscluster.model import cache as caches
-    from glasscluster.scenarios import generation as checks
-    from glasscluster.sim.cluster import Cluster
-    from glasscluster.sim.errors import OutOfMemory
-    from glasscluster.strategies.generation import GenerationJob, generate_rank
+    from glasscluster.base.errors import OutOfMemory
+    from glasscluster.model.decoding import cache as caches
+    from glasscluster.scenarios.jobs import generation as checks
+    from glasscluster.sim.run import Cluster
     from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.plots import bars
+    from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
+    from glasscluster.visualize.figures.plots import bars
 
     llama = {"norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "heads": 8}
     small = {"MHA": {}, "GQA": {"kv_heads": 2}, "MQA": {"kv_heads": 1}, "MLA": {"kv_latent": 12, "rope_dim": 4}}

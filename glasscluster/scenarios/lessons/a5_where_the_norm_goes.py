@@ -78,7 +78,7 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     """Models of growing depth are made, and one gradient is taken: by layer, for each place of the norm and each norm."""
     import numpy as np
 
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.plots import lines
 
     depths = [layers // 4, layers]
     run = lab.run("born", ("Gradients at birth", "初始时的梯度"), program, depths, h, gpus=1)

@@ -13,8 +13,8 @@ def fates(vocab: int, seq: int, sequences: int) -> dict[str, float]:
     """What became of the chosen tokens in many sequences: hidden, another token, left alone; and how many were chosen a sequence."""
     import torch
 
-    from glasscluster.model.data import masked
     from glasscluster.model.parallel import IGNORE
+    from glasscluster.model.text.data import masked
 
     tokens = torch.randint(0, vocab - 1, (sequences, seq), generator=torch.Generator().manual_seed(0))
     inputs, targets = masked(tokens, vocab, 0, 0)
@@ -49,11 +49,11 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
     import torch
 
     from glasscluster.model.parallel import IGNORE
+    from glasscluster.strategies.judge.single_device import train_one_device
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.single_device import train_one_device
     from glasscluster.strategies.trainer import Job
-    from glasscluster.visualize.cells import Table, cells_figure
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.cells import Table, cells_figure
+    from glasscluster.visualize.figures.plots import lines
 
     shape = {"layers": 2, "hidden": 64, "seq": seq, "vocab": 257}
     models = {"causal": make_model("tiny", **shape), "masked": make_model("tiny", **shape, objective="masked", norm_position="post")}

@@ -13,7 +13,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 
 def by_hand(pieces: Mapping[bytes, int], merges: int) -> list[tuple[bytes, bytes]]:
     """Algorithm 1 of the paper as it stands there: count all pairs anew, merge the most frequent one, repeat."""
-    from glasscluster.model.bpe import BYTES
+    from glasscluster.model.text.bpe import BYTES
 
     tokens, words, found = (
         list(BYTES),
@@ -68,16 +68,16 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
 
     import torch
 
-    from glasscluster.model.bpe import count_pieces, learn
-    from glasscluster.model.mixture import Mixture
-    from glasscluster.model.texts import bilingual
-    from glasscluster.model.tokenizer import Tokenizer
+    from glasscluster.model.text.bpe import count_pieces, learn
+    from glasscluster.model.text.mixture import Mixture
+    from glasscluster.model.text.texts import bilingual
+    from glasscluster.model.text.tokenizer import Tokenizer
+    from glasscluster.strategies.exchange.replica import one_thread
+    from glasscluster.strategies.judge.single_device import train_one_device
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.replica import one_thread
-    from glasscluster.strategies.single_device import train_one_device
     from glasscluster.strategies.trainer import Job
-    from glasscluster.visualize.merge_tree import merge_tree_figure
-    from glasscluster.visualize.plots import bars
+    from glasscluster.visualize.figures.merge_tree import merge_tree_figure
+    from glasscluster.visualize.figures.plots import bars
 
     paper = {b"low": 5, b"lower": 2, b"newest": 6, b"widest": 3}
     texts = {"en": [pair[0].encode() for pair in bilingual()], "zh": [pair[1].encode() for pair in bilingual()]}

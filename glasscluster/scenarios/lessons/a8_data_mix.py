@@ -54,11 +54,11 @@ def own_places(ranks: int, others: int, each: int, steps: int) -> tuple[int, int
 )
 def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: int = 128) -> None:
     """Four ranks read three real sources by weight until the smallest has come nine times; a second reading is stopped and goes on with fewer ranks."""
-    from glasscluster.model.mixture import Mixture, read
+    from glasscluster.model.text.mixture import Mixture, read
     from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.cells import Table, cells_figure
-    from glasscluster.visualize.palette import SERIES
-    from glasscluster.visualize.plots import bars
+    from glasscluster.visualize.figures.cells import Table, cells_figure
+    from glasscluster.visualize.figures.palette import SERIES
+    from glasscluster.visualize.figures.plots import bars
 
     names, weights = ("python", "english", "chinese"), (0.7, 0.2, 0.1)
     mixture = Mixture(tuple(zip(names, weights, strict=True)), block=100)

@@ -61,10 +61,10 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
     import torch
 
     from glasscluster.model.gpt import GPTStage
+    from glasscluster.strategies.judge.single_device import train_one_device
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.single_device import train_one_device
     from glasscluster.strategies.trainer import Job
-    from glasscluster.visualize.plots import bars
+    from glasscluster.visualize.figures.plots import bars
 
     model = make_model("tiny", layers=2, hidden=hidden, seq=seq)
     lab.train("gpt", ("A GPT's first step", "GPT 的第一步"), model=model, steps=1, dp=2, global_batch=8)

@@ -67,9 +67,9 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
     """Eight operations of a transformer run once; their FLOPs and bytes are counted, and replayed on GPUs with other ridges."""
     import numpy as np
 
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.sim.vocabulary import COMPUTE
-    from glasscluster.visualize.roofline import Dot, roofline_figure
+    from glasscluster.sim.recording.events import COMPUTE
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.visualize.figures.roofline import Dot, roofline_figure
 
     run = lab.run("operations", ("Eight operations", "八个操作"), program, n, d, gpus=1, also_on=MACHINES)
     graph, hand = run.graph, by_hand(n, d)

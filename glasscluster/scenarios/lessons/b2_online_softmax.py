@@ -64,7 +64,7 @@ def program(gpu: Any, n: int, blocks: int, scale: float) -> dict[str, Any]:
 )
 def online_softmax(lab: Lab, n: int = 4096, blocks: int = 16, scale: float = 1e4) -> None:
     """Four ranks run over the blocks of one row of huge scores, each in another order."""
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.plots import lines
 
     run = lab.run("softmax", ("Blocks in four orders", "四种块顺序"), program, n, blocks, scale, gpus=4)
     lab.ask("How many numbers a row must be carried from block to block?", "每一行需要从一块带到下一块多少个数？", 2, "numbers")

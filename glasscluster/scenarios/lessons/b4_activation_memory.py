@@ -58,12 +58,18 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
     """A real block runs forward while torch says which tensors it saves: a small one on real numbers, GPT-3's on shapes alone."""
     import numpy as np
 
-    from glasscluster.sim.cluster import Cluster
-    from glasscluster.sim.vocabulary import CATEGORIES
-    from glasscluster.strategies.activations import Line, account, kept_by_a_layer, predict, predict_layer
+    from glasscluster.sim.recording.events import CATEGORIES
+    from glasscluster.sim.run import Cluster
+    from glasscluster.strategies.judge.activations import (
+        Line,
+        account,
+        kept_by_a_layer,
+        predict,
+        predict_layer,
+    )
     from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.kept import waterfall
-    from glasscluster.visualize.plots import bars
+    from glasscluster.visualize.figures.kept import waterfall
+    from glasscluster.visualize.figures.plots import bars
 
     def count(model: Any, t: int, recompute: str, backend: str = "dry", cut: bool = False) -> list[Line]:
         saved = Cluster("classroom", t, backend, memory_bytes=None).run(kept_by_a_layer, model, 1, "bf16", recompute, cut).results[0]

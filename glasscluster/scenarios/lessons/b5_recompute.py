@@ -44,11 +44,11 @@ def recompute(lab: Lab, layers: int = 8, hidden: int = 64, seq: int = 192) -> No
     """The same training five times, keeping less and less; then every segment length on shapes, to find the best by trying all."""
     import numpy as np
 
-    from glasscluster.sim.vocabulary import CATEGORIES
-    from glasscluster.strategies.activations import predict
+    from glasscluster.sim.recording.events import CATEGORIES
+    from glasscluster.strategies.judge.activations import predict
+    from glasscluster.strategies.memory.recompute import best_every, predict_peak
     from glasscluster.strategies.plan import make_model
-    from glasscluster.strategies.recompute import best_every, predict_peak
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.plots import lines
 
     model = make_model("tiny", layers=layers, hidden=hidden, seq=seq, attention="unfused", dropout=0.1, vocab=64)
     options: dict[str, dict[str, Any]] = {"none": {}, "selective": {"recompute": "selective"}}

@@ -27,10 +27,10 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 )
 def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, batch: int = 4) -> None:
     """A GPT with textbook attention trains with three kinds of recomputation; every FLOP of every operation is counted by phase."""
-    from glasscluster.sim.vocabulary import PHASES
+    from glasscluster.sim.recording.events import PHASES
+    from glasscluster.strategies.memory.recompute import predict_flops
     from glasscluster.strategies.plan import make_model
-    from glasscluster.strategies.recompute import predict_flops
-    from glasscluster.visualize.plots import bars, lines
+    from glasscluster.visualize.figures.plots import bars, lines
 
     model = make_model("tiny", layers=layers, hidden=hidden, seq=seq, attention="unfused")
     b, s, v, ll, h = batch, seq, model.vocab, layers, hidden

@@ -55,8 +55,8 @@ def ping_pong(gpu: Any, nbytes: int) -> None:
 )
 def alpha_beta(lab: Lab, small: int = 1000) -> None:
     """Two ranks play ping-pong with messages of 100 bytes to 10 MB; the recordings are replayed on four links."""
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.visualize.plots import lines
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.visualize.figures.plots import lines
 
     sizes = sorted({100, small, 10_000, 100_000, 1_000_000, 10_000_000})
     runs = {s: lab.run(f"bytes-{s}", (f"{s:,} bytes", f"{s:,} 字节"), ping_pong, s, gpus=2) for s in sizes}

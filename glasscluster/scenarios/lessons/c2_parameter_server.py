@@ -21,8 +21,8 @@ def program(gpu: Any, elements: int, algorithm: str, servers: int | None) -> flo
 
 def port_load(graph: Any, topology: Any) -> dict[str, list[int]]:
     """Bytes that every GPU's link carries, out of the GPU and into it, along the routes of all messages."""
-    from glasscluster.sim.topology import gpu
-    from glasscluster.sim.vocabulary import SEND
+    from glasscluster.sim.recording.events import SEND
+    from glasscluster.sim.time.network import gpu
 
     load = dict.fromkeys(topology.links, 0)
     for row in (graph.kind == SEND).nonzero()[0].tolist():
@@ -63,11 +63,11 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
     """A synchronous parameter server sums one gradient over 16 workers behind one switch, first with one shard, then with 16."""
     from dataclasses import replace
 
-    from glasscluster.sim.collectives import parameter_server as theory
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.sim.topology import of_hardware
-    from glasscluster.visualize.cells import Table, cells_figure, shade
-    from glasscluster.visualize.plots import lines
+    from glasscluster.sim.ranks.collectives import parameter_server as theory
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.sim.time.network import of_hardware
+    from glasscluster.visualize.figures.cells import Table, cells_figure, shade
+    from glasscluster.visualize.figures.plots import lines
 
     elements -= elements % gpus
     size, star = 4 * elements, replace(hardware(lab.hardware), node_size=gpus)  # one switch: every GPU's port is a link of its own

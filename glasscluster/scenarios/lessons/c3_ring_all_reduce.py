@@ -48,8 +48,8 @@ def program(gpu: Any, elements: int, members: int) -> float:
 )
 def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
     """The ring that trains the models sums one vector; every message is drawn."""
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.visualize.plots import lines, messages
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.visualize.figures.plots import lines, messages
 
     elements -= elements % gpus
     run = lab.run("ring", ("Ring all-reduce", "环形 all-reduce"), program, elements, gpus, gpus=gpus)

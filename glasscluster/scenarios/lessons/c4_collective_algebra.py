@@ -89,10 +89,10 @@ def collective_algebra(lab: Lab, gpus: int = 8, block: int = 200) -> None:
     """Six compositions of collectives run on whole-number data, where equal means equal in every bit."""
     import torch
 
-    from glasscluster.sim.collectives import MODULES
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.visualize.cells import blocks_figure
-    from glasscluster.visualize.plots import bars
+    from glasscluster.sim.ranks.collectives import MODULES
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.visualize.figures.cells import blocks_figure
+    from glasscluster.visualize.figures.plots import bars
 
     runs = {what: lab.run(what, title, program, what, block, gpus=gpus) for what, title in TITLES.items()}
     got, sent = {what: torch.stack(run.results) for what, run in runs.items()}, {what: run.graph.bytes_sent() for what, run in runs.items()}

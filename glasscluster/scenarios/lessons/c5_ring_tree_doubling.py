@@ -62,12 +62,12 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
     """Four all-reduces run on 8 ranks; three of them are recorded on 256 without data, and their times over size are crossed."""
     from dataclasses import replace
 
-    from glasscluster.sim.cluster import Cluster
-    from glasscluster.sim.collectives import MODULES
-    from glasscluster.sim.errors import ScenarioError
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.sim.topology import Cable, build
-    from glasscluster.visualize.plots import lines
+    from glasscluster.base.errors import ScenarioError
+    from glasscluster.sim.ranks.collectives import MODULES
+    from glasscluster.sim.run import Cluster
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.sim.time.network import Cable, build
+    from glasscluster.visualize.figures.plots import lines
 
     if gpus < 4 or gpus & (gpus - 1):
         raise ScenarioError("gpus", gpus, "the closed forms hold for a power of two, from 4", [2**k for k in range(2, 11)])

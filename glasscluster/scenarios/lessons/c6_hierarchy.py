@@ -25,7 +25,7 @@ def between_nodes(graph: Any, g: int) -> list[int]:
     """Bytes that every rank sent to another node."""
     import numpy as np
 
-    from glasscluster.sim.vocabulary import SEND
+    from glasscluster.sim.recording.events import SEND
 
     out = (graph.kind == SEND) & (graph.rank // g != graph.peer // g)
     return np.bincount(graph.rank[out], graph.bytes[out], minlength=graph.ranks).astype(int).tolist()
@@ -57,10 +57,10 @@ def between_nodes(graph: Any, g: int) -> list[int]:
 )
 def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> None:
     """A flat ring and a two-level all-reduce run on two nodes, then both are recorded without data on eight."""
-    from glasscluster.sim.cluster import Cluster
-    from glasscluster.sim.collectives import MODULES
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.visualize.plots import bars, lines
+    from glasscluster.sim.ranks.collectives import MODULES
+    from glasscluster.sim.run import Cluster
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.visualize.figures.plots import bars, lines
 
     hw = hardware(lab.hardware)
     g, nbytes = hw.node_size, mib * 2**20 // (nodes * large_nodes * hw.node_size) * nodes * large_nodes * hw.node_size

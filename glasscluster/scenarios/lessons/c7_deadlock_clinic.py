@@ -80,11 +80,11 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
     """Six broken programs run on four threads, with sends that wait and with sends that are buffered; each hang is reported at once."""
     import networkx as nx
 
-    from glasscluster.sim.cluster import Cluster
-    from glasscluster.sim.deadlock import standstill
-    from glasscluster.sim.errors import Deadlock
-    from glasscluster.visualize.cells import Table, cells_figure
-    from glasscluster.visualize.waits import Panel, waits_figure
+    from glasscluster.base.errors import Deadlock
+    from glasscluster.sim.ranks.deadlock import standstill
+    from glasscluster.sim.run import Cluster
+    from glasscluster.visualize.figures.cells import Table, cells_figure
+    from glasscluster.visualize.figures.waits import Panel, waits_figure
 
     eager, large = eager_kib * KIB, large_kib * KIB
     cases = [(e, s) for e in (0, eager) for s in (small, large)]

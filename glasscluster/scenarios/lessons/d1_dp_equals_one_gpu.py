@@ -54,7 +54,7 @@ def program(gpu: Any, lengths: list[int]) -> dict[str, Any]:
 )
 def dp_equals_one_gpu(lab: Lab) -> None:
     """Four ranks with 2 to 16 tokens average whole-number gradients in two ways; then a GPT trains and is compared tensor by tensor."""
-    from glasscluster.visualize.plots import bars
+    from glasscluster.visualize.figures.plots import bars
 
     lengths = [2, 4, 8, 16]
     run = lab.run("averages", ("Two ways to average", "两种平均方式"), program, lengths, gpus=4)

@@ -41,13 +41,13 @@ KIB = 1024
 )
 def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     """A GPT trains with hooks that launch buckets during backward; other bucket sizes are recorded beside it."""
-    from glasscluster.scenarios.buckets import best, reductions, sweep
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.strategies import overlap
+    from glasscluster.scenarios.jobs.buckets import best, reductions, sweep
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.strategies.data import overlap
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.visualize.palette import TIME
-    from glasscluster.visualize.plots import lines, stack
-    from glasscluster.visualize.words import word
+    from glasscluster.visualize.figures.palette import TIME
+    from glasscluster.visualize.figures.plots import lines, stack
+    from glasscluster.visualize.page.words import word
 
     model = make_model("tiny", hidden=128, seq=128)
     plan: dict[str, Any] = {"model": model, "dp": gpus, "micro_batch": 2, "global_batch": 2 * gpus}

@@ -43,11 +43,11 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 )
 def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
     """The same bf16 training at stages 0 to 3; every rank's live tensors are counted before the optimizer step."""
+    from glasscluster.strategies.data.zero import predict_state
     from glasscluster.strategies.plan import make_model
-    from glasscluster.strategies.zero import predict_state
-    from glasscluster.visualize.cells import Table, cells_figure, shade
-    from glasscluster.visualize.memory import memory_by_strategy
-    from glasscluster.visualize.plots import bars
+    from glasscluster.visualize.figures.cells import Table, cells_figure, shade
+    from glasscluster.visualize.figures.memory import memory_by_strategy
+    from glasscluster.visualize.figures.plots import bars
 
     model = make_model("tiny", hidden=hidden, seq=64)
     parameters = model.parameters()
@@ -139,9 +139,9 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
 
 def _book(lab: Lab, model: Any, **plan: Any) -> Any:
     """A plan recorded dry: its states counted and by the formula, and what else lived at the peak of the fullest rank."""
-    from glasscluster.strategies.accounts import state_rows
+    from glasscluster.strategies.judge.accounts import state_rows
     from glasscluster.strategies.plan import make_plan
-    from glasscluster.visualize.memory import StateBook
+    from glasscluster.visualize.figures.memory import StateBook
 
     layout, run = make_plan(**plan), lab.dry(model=model, **plan)
     rows = {r["name"].split(" held")[0]: r for r in state_rows(layout, model, run.results) if r["unit"] == "bytes"}

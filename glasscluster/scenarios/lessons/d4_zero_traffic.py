@@ -43,7 +43,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 def zero_traffic(lab: Lab, gpus: int = 4) -> None:
     """Stages 0 to 3 train the same GPT with every byte counted; stage 3 runs with and without prefetch."""
     from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.plots import bars
+    from glasscluster.visualize.figures.plots import bars
 
     model = make_model("tiny", hidden=128, seq=128)
     common: dict[str, Any] = {"model": model, "steps": 1, "dp": gpus, "micro_batch": 2, "global_batch": 2 * gpus}

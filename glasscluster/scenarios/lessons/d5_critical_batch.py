@@ -15,9 +15,9 @@ def descend(gpu: Any, job: Any, lr: float, target: float) -> dict[str, Any]:
     """Data-parallel SGD until the held-out loss is reached: steps, the two squared norms of each, the weights."""
     import torch
 
-    from glasscluster.model.data import batch, corpus
-    from glasscluster.strategies import noise_scale
-    from glasscluster.strategies.replica import Replica
+    from glasscluster.model.text.data import batch, corpus
+    from glasscluster.strategies.exchange.replica import Replica
+    from glasscluster.strategies.judge import noise_scale
 
     comm, replica, model = gpu.make_mesh({"dp": gpu.size})["dp"], Replica(gpu, job), job.model
     held = batch(corpus(job.data), 10**6, 64, model.seq, model.vocab, 10**6)
@@ -40,7 +40,7 @@ def quadratic(gpu: Any, dims: int, own: int, steps: int, deviation: float, seed:
     """Gradients of a quadratic at one point: G = (1, ..., 1) and independent noise, so trΣ and |G|² are known."""
     import torch
 
-    from glasscluster.strategies import noise_scale
+    from glasscluster.strategies.judge import noise_scale
 
     draw, norms = torch.Generator().manual_seed(1000 * seed + gpu.rank), []
     for _ in range(steps):
@@ -76,13 +76,13 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
     """A small GPT trains by data-parallel SGD to one loss at six batch sizes; its ranks' own gradients tell the noise scale."""
     import torch
 
-    from glasscluster.strategies import noise_scale as ns
-    from glasscluster.strategies.check import difference
+    from glasscluster.strategies.exchange.replica import one_thread
+    from glasscluster.strategies.judge import noise_scale as ns
+    from glasscluster.strategies.judge.check import difference
+    from glasscluster.strategies.judge.single_device import train_one_device
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.replica import one_thread
-    from glasscluster.strategies.single_device import train_one_device
     from glasscluster.strategies.trainer import Job, job_info
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.plots import lines
 
     model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)
 

@@ -36,12 +36,12 @@ def stragglers(lab: Lab, gpus: int = 8, slow_rank: int = 3, slow: float = 1.2, n
     """Data parallelism is recorded once and replayed with one slow rank; then backup workers train on the first gradients that come."""
     import numpy as np
 
-    from glasscluster.sim.vocabulary import BACKWARD, COMPUTE
-    from glasscluster.strategies import backup_workers as bw
-    from glasscluster.strategies.check import difference
+    from glasscluster.sim.recording.events import BACKWARD, COMPUTE
+    from glasscluster.strategies.exchange import backup_workers as bw
+    from glasscluster.strategies.judge.check import difference
     from glasscluster.strategies.plan import make_model, make_plan
     from glasscluster.strategies.trainer import Job, job_info
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.plots import lines
 
     model = make_model("tiny", layers=2, hidden=128, seq=128)
     run = lab.train("even", ("All ranks alike", "各 rank 一样快"), model=model, steps=1, dp=gpus, micro_batch=4, global_batch=4 * gpus).run

@@ -22,7 +22,7 @@ def block_of(config: Any, ranks: Any = None) -> Any:
 
     from glasscluster.model.gpt import Block
     from glasscluster.model.parallel import Unsharded
-    from glasscluster.strategies.expert_parallel import ExpertParallel
+    from glasscluster.strategies.experts.expert_parallel import ExpertParallel
 
     parallel: Any = Unsharded()
     if ranks is not None:
@@ -32,7 +32,7 @@ def block_of(config: Any, ranks: Any = None) -> Any:
 
 def program(gpu: Any, config: Any, sequences: int) -> dict[str, Any]:
     """One layer's router and experts, forward and backward, a sequence at a time."""
-    from glasscluster.model import moe
+    from glasscluster.model.layers import moe
 
     mesh = gpu.make_mesh({"dp": gpu.size})
     with gpu.unrecorded():
@@ -71,12 +71,12 @@ def program(gpu: Any, config: Any, sequences: int) -> dict[str, Any]:
 )
 def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
     """A top-2 router and 8 experts on 8 ranks: evenly asked, with a hot expert, with places limited; then a GPT learns to balance."""
-    from glasscluster.model import moe
-    from glasscluster.sim.vocabulary import COLLECTIVE, PURPOSES
-    from glasscluster.strategies import expert_parallel
+    from glasscluster.model.layers import moe
+    from glasscluster.sim.recording.events import COLLECTIVE, PURPOSES
+    from glasscluster.strategies.experts import expert_parallel
     from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.experts import Load, expert_load_figure
-    from glasscluster.visualize.network import matrices_figure, matrix
+    from glasscluster.visualize.figures.experts import Load, expert_load_figure
+    from glasscluster.visualize.figures.network import matrices_figure, matrix
 
     n, k, width, alpha = 8, 2, 8, 0.01
     plain = make_model("tiny", layers=1, experts=n, top_k=k, init_std=0.1, aux_loss=alpha)

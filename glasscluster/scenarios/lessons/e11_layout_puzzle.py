@@ -50,15 +50,15 @@ def layout(dp: int, tp: int, pp: int, zero: int, batch: int, precision: str) -> 
 )
 def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float = 0.6) -> None:
     """Every legal layout of a GPT on two nodes of four GPUs is recorded on shapes, counted and timed; the quickest and the slowest then really train."""
-    from glasscluster.scenarios.training import Trained, counted_rows
-    from glasscluster.sim.cluster import Cluster
-    from glasscluster.sim.hardware import hardware
+    from glasscluster.scenarios.jobs.training import Trained, counted_rows
+    from glasscluster.sim.run import Cluster
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.strategies.data.zero import predict_state
     from glasscluster.strategies.plan import make_model, make_plan
     from glasscluster.strategies.trainer import Job, job_info, train_rank
-    from glasscluster.strategies.zero import predict_state
-    from glasscluster.visualize.cells import Table, cells_figure, shade
-    from glasscluster.visualize.palette import TIME
-    from glasscluster.visualize.plots import stack
+    from glasscluster.visualize.figures.cells import Table, cells_figure, shade
+    from glasscluster.visualize.figures.palette import TIME
+    from glasscluster.visualize.figures.plots import stack
 
     machine = replace(hardware(lab.hardware), name=f"{lab.hardware}, nodes of {NODE}", node_size=NODE)
     model = make_model("tiny", layers=LAYERS, hidden=hidden, heads=16, seq=512, vocab=2048)

@@ -70,10 +70,10 @@ def program(gpu: Any, tokens: int, hidden: int) -> dict[str, float]:
 )
 def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     """One MLP is cut both ways over real ranks, then a whole GPT trains with tensor parallelism."""
-    from glasscluster.sim.vocabulary import COLLECTIVE
+    from glasscluster.sim.recording.events import COLLECTIVE
     from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.matrices import matrices_figure
-    from glasscluster.visualize.plots import bars
+    from glasscluster.visualize.figures.matrices import matrices_figure
+    from glasscluster.visualize.figures.plots import bars
 
     tokens, layers = 128, 4
     both = lab.run("mlp", ("One MLP, cut both ways", "同一个 MLP 的两种切法"), program, tokens, hidden, gpus=t)

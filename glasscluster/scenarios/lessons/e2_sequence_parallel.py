@@ -43,18 +43,18 @@ def sequence_parallel(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     """The same GPT trains with tensor parallelism, with sequence parallelism and overlapped; then GPT-3's layer is counted and placed."""
     from dataclasses import replace
 
-    from glasscluster.scenarios.kept import kept
-    from glasscluster.sim.cluster import Cluster
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.sim.vocabulary import PURPOSES, SEND
-    from glasscluster.strategies.activations import account, kept_by_a_layer, predict_layer
+    from glasscluster.scenarios.jobs.kept import kept
+    from glasscluster.sim.recording.events import PURPOSES, SEND
+    from glasscluster.sim.run import Cluster
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.strategies.judge.activations import account, kept_by_a_layer, predict_layer
     from glasscluster.strategies.plan import make_model, make_plan
     from glasscluster.strategies.trainer import Job, job_info, train_rank
-    from glasscluster.visualize.kept import by_layout
-    from glasscluster.visualize.matrices import matrices_figure
-    from glasscluster.visualize.palette import TIME
-    from glasscluster.visualize.plots import stack
-    from glasscluster.visualize.strip import layer_strip
+    from glasscluster.visualize.figures.kept import by_layout
+    from glasscluster.visualize.figures.matrices import matrices_figure
+    from glasscluster.visualize.figures.palette import TIME
+    from glasscluster.visualize.figures.plots import stack
+    from glasscluster.visualize.figures.strip import layer_strip
 
     # ---- what is sent: real ranks
     model = make_model("tiny", hidden=hidden, seq=64, dropout=0.1)

@@ -36,7 +36,7 @@ def program(gpu: Any, vocab: int, tokens: int, gathers: bool, pads: bool) -> dic
     from torch.nn.functional import cross_entropy
 
     from glasscluster.model.parallel import Shard
-    from glasscluster.strategies.tensor_parallel import TensorParallel
+    from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
 
     seen: list[tuple[float, float]] = []
 
@@ -93,8 +93,8 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
     """The loss of several vocabularies on real ranks, cut and gathered; then a whole GPT whose vocabulary the ranks do not divide."""
     from glasscluster.model.parallel import Shard
     from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.cells import Table, cells_figure, shade
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.cells import Table, cells_figure, shade
+    from glasscluster.visualize.figures.plots import lines
 
     vocabularies, odd, largest = (64, 1_001, 8_192, 50_257), 1_001, 50_257
     rows = {v: -(-v // t) * t for v in vocabularies}  # padded

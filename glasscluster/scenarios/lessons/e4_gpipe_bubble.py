@@ -40,7 +40,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
     """Real stages of a GPT run GPipe's schedule; the bubble is what their recorded idle time adds up to."""
     from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.plots import lines
+    from glasscluster.visualize.figures.plots import lines
 
     model = make_model("tiny", layers=p, hidden=hidden, seq=64)
     trained = lab.train("gpipe", ("GPipe", "GPipe"), model=model, steps=1, pp=p, schedule="gpipe", global_batch=m)

@@ -32,11 +32,11 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 )
 def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
     """Equal stages run both schedules, then a GPT trains with both while every tensor that backward waits for is counted."""
-    from glasscluster.scenarios import equal_stages
+    from glasscluster.scenarios.jobs import equal_stages
+    from glasscluster.strategies.pipeline.schedules import gpipe, one_f_one_b
     from glasscluster.strategies.plan import make_model
-    from glasscluster.strategies.schedules import gpipe, one_f_one_b
-    from glasscluster.visualize.pipelines import Played, comparison_figure, held, staircase_figure
-    from glasscluster.visualize.plots import bars, lines
+    from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held, staircase_figure
+    from glasscluster.visualize.figures.plots import bars, lines
 
     theory = {"gpipe": gpipe, "1f1b": one_f_one_b}
     names = {"gpipe": "GPipe", "1f1b": "1F1B"}

@@ -31,11 +31,11 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 )
 def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> None:
     """Three schedules on equal stages really run, with f = 1 ms and b = 2 ms; their recordings are replayed on ever longer hops."""
-    from glasscluster.scenarios import equal_stages
-    from glasscluster.strategies.schedules import eager_1f1b, gpipe, one_f_one_b
-    from glasscluster.strategies.schedules.base import Schedule
-    from glasscluster.visualize.pipelines import Played, comparison_figure, held
-    from glasscluster.visualize.plots import bars, lines
+    from glasscluster.scenarios.jobs import equal_stages
+    from glasscluster.strategies.pipeline.schedules import eager_1f1b, gpipe, one_f_one_b
+    from glasscluster.strategies.pipeline.schedules.base import Schedule
+    from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
+    from glasscluster.visualize.figures.plots import bars, lines
 
     f, b, hop = 1e-3, 2e-3, hop_ms * 1e-3
     names = {"gpipe": "GPipe", "1f1b": "1F1B", "eager-1f1b": "eager 1F1B"}

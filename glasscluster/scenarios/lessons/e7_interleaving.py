@@ -30,12 +30,12 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 )
 def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
     """The same work in one, two and four chunks a rank really runs; a GPT in two chunks is checked against one device."""
-    from glasscluster.scenarios import equal_stages
+    from glasscluster.scenarios.jobs import equal_stages
+    from glasscluster.strategies.pipeline.schedules import interleaved, one_f_one_b
     from glasscluster.strategies.plan import make_model
-    from glasscluster.strategies.schedules import interleaved, one_f_one_b
-    from glasscluster.visualize.pipelines import Played, comparison_figure, held
-    from glasscluster.visualize.plots import bars, lines
-    from glasscluster.visualize.words import word
+    from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
+    from glasscluster.visualize.figures.plots import bars, lines
+    from glasscluster.visualize.page.words import word
 
     chunks, shown, over, most, sent = (1, 2, 4), [], [], [], []
     runs = {}

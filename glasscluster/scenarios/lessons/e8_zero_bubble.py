@@ -30,12 +30,12 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 )
 def zero_bubble(lab: Lab, p: int = 4, m: int = 8) -> None:
     """Five schedules really run on equal stages with F = I = W; a GPT trained with two of them is checked against one device."""
-    from glasscluster.scenarios import equal_stages
+    from glasscluster.scenarios.jobs import equal_stages
+    from glasscluster.strategies.pipeline.schedules import dualpipe_v, predict_live, zb_h1, zb_h2, zb_v
     from glasscluster.strategies.plan import make_model
-    from glasscluster.strategies.schedules import dualpipe_v, predict_live, zb_h1, zb_h2, zb_v
-    from glasscluster.visualize.pipelines import Played, comparison_figure, held
-    from glasscluster.visualize.plots import bars
-    from glasscluster.visualize.words import word
+    from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
+    from glasscluster.visualize.figures.plots import bars
+    from glasscluster.visualize.page.words import word
 
     f = 1e-3  # F, I and W of a rank's whole share
     names = {"1f1b": "1F1B", "zb-h1": "ZB-H1", "zb-h2": "ZB-H2", "zb-v": "ZB-V", "dualpipe-v": "DualPipe-V"}

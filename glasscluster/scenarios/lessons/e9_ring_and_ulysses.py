@@ -21,7 +21,7 @@ def inputs(a: int, kv: int, s: int, d: int) -> list[Any]:
 def program(gpu: Any, kind: str, neighbours: int, shape: tuple[int, int, int, int]) -> dict[str, Any]:
     """One causal attention, forward and backward, of this rank's tokens; `neighbours` exchange heads inside a ring of such groups."""
     from glasscluster.model.flash_attention import flash_attention
-    from glasscluster.strategies.ulysses import make_context
+    from glasscluster.strategies.context.ulysses import make_context
     cp = gpu.make_mesh({"cp": gpu.size})["cp"]
     groups = (gpu.mesh.inside(cp, neighbours, "ulysses"), gpu.mesh.across(cp, neighbours, "rings")) if neighbours > 1 else ()
     context = make_context(kind, cp, *groups)
@@ -72,13 +72,13 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
     """One causal attention of a sequence on 8 ranks: rings in three layouts, Ulysses and a hybrid, with 16 query and 8 key heads."""
     import numpy as np
 
+    from glasscluster.base.errors import ScenarioError
     from glasscluster.model.flash_attention import TILE
-    from glasscluster.sim.errors import ScenarioError
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.strategies import context_parallel, ulysses
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.strategies.context import context_parallel, ulysses
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.visualize.causal import Shared, causal_figure
-    from glasscluster.visualize.plots import bars
+    from glasscluster.visualize.figures.causal import Shared, causal_figure
+    from glasscluster.visualize.figures.plots import bars
 
     n, a, kv, each, machine, far = 8, 16, 8, s // 8, hardware(lab.hardware), hardware("dgx-h100")
     ways = {"ring": ("ring", 1, ("Ring, plain pieces", "环，普通切分")), "striped": ("striped", 1, ("Ring, striped", "环，striped 切分")),

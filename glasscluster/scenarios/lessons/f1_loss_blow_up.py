@@ -38,10 +38,19 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     import math
     from dataclasses import replace
 
-    from glasscluster.scenarios.diagnosis import RULES
-    from glasscluster.scenarios.emergency_room import BACK, BY_NAME, CASES, FEW_STEPS, STEPS, Treated, examine, job_of
-    from glasscluster.sim.errors import ScenarioError
-    from glasscluster.visualize.plots import dots, lines
+    from glasscluster.base.errors import ScenarioError
+    from glasscluster.scenarios.emergency_room.diagnosis import RULES
+    from glasscluster.scenarios.emergency_room.emergency_room import (
+        BACK,
+        BY_NAME,
+        CASES,
+        FEW_STEPS,
+        STEPS,
+        Treated,
+        examine,
+        job_of,
+    )
+    from glasscluster.visualize.figures.plots import dots, lines
 
     if fault != "drawn" and fault not in BY_NAME:
         raise ScenarioError("fault", fault, "is not one of the causes", ["drawn", *BY_NAME])

@@ -14,10 +14,10 @@ def learn(model: Any, text: bytes, stops: tuple[int, ...], folders: list[str], l
     import numpy as np
     import torch
 
-    from glasscluster.model import hugging_face
     from glasscluster.model.adamw import Optimizer
-    from glasscluster.model.data import batch
     from glasscluster.model.gpt import GPTStage
+    from glasscluster.model.text.data import batch
+    from glasscluster.model.weights import hugging_face
 
     stage, words, optimizer = GPTStage(model), np.frombuffer(text, dtype=np.uint8), Optimizer("adamw", lr=lr)
     state = [[torch.zeros_like(p) for _ in range(optimizer.moments)] for p in stage.parameters()]
@@ -61,14 +61,14 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     """A small GPT at two moments of its training answers the same items, shared out over four ranks; then other words, other sums, and planted items."""
     import tempfile
 
-    from glasscluster.model.data import corpus
-    from glasscluster.model.tasks import Choice, Task, Text, contaminated, make_task, plain, practice
-    from glasscluster.scenarios import evaluation
-    from glasscluster.strategies import scores
-    from glasscluster.strategies.evaluation import EvaluationJob, evaluate_rank
+    from glasscluster.model.text.data import corpus
+    from glasscluster.model.text.tasks import Choice, Task, Text, contaminated, make_task, plain, practice
+    from glasscluster.scenarios.jobs import evaluation
+    from glasscluster.strategies.exchange.replica import one_thread
     from glasscluster.strategies.plan import make_model
-    from glasscluster.strategies.replica import one_thread
-    from glasscluster.visualize.scores import Score, interval_figure, paired_figure
+    from glasscluster.strategies.serving import scores
+    from glasscluster.strategies.serving.evaluation import EvaluationJob, evaluate_rank
+    from glasscluster.visualize.figures.scores import Score, interval_figure, paired_figure
 
     model = make_model("tiny", layers=2, hidden=48, heads=4, seq=64, activation="gelu-tanh")
     training = corpus(None).tobytes()

@@ -43,16 +43,16 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
     """A small GPT learns to sort from people who are often wrong, then DPO, PPO and GRPO raise a reward that a rule checks. Every role is
     played on a rank of its own: its bytes are counted, its messages recorded, and rollout and training are on one timeline.
     """
-    from glasscluster.scenarios import tuning
-    from glasscluster.sim.hardware import hardware
+    from glasscluster.scenarios.jobs import tuning
+    from glasscluster.sim.time.hardware import hardware
     from glasscluster.strategies.plan import make_model
     from glasscluster.strategies.preference import ranks
     from glasscluster.strategies.preference.job import Tuning, place
     from glasscluster.strategies.preference.ranks import tune_rank
     from glasscluster.strategies.preference.rewards import Blank
-    from glasscluster.visualize.palette import MEMORY
-    from glasscluster.visualize.plots import bars, stack
-    from glasscluster.visualize.roles import LOOKS, roles_figure
+    from glasscluster.visualize.figures.palette import MEMORY
+    from glasscluster.visualize.figures.plots import bars, stack
+    from glasscluster.visualize.figures.roles import LOOKS, roles_figure
 
     course = tuning.Course(sft=sft, demonstrations=256, compare=150, reward_model=80, dpo=5 * iterations, ppo=iterations, grpo=iterations)
     learned = tuning.learn(lab.seed, course, ("dpo with SFT loss", "ppo", "grpo"), lab.say)

@@ -45,15 +45,15 @@ def of_kind(run: Any, names: tuple[str, ...], step: int = 1) -> tuple[int, int]:
 )
 def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     """A small GPT generates with a cache, counted; then Llama 3 8B, recorded dry on one H100: prompts and batches on the roofline."""
-    from glasscluster.model import cache as caches
-    from glasscluster.scenarios import generation as checks
-    from glasscluster.sim.cluster import Cluster
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.strategies import generation
-    from glasscluster.strategies.generation import GenerationJob, generate_rank
+    from glasscluster.model.decoding import cache as caches
+    from glasscluster.scenarios.jobs import generation as checks
+    from glasscluster.sim.run import Cluster
+    from glasscluster.sim.time.hardware import hardware
     from glasscluster.strategies.plan import make_model
-    from glasscluster.visualize.plots import lines
-    from glasscluster.visualize.roofline import Dot, roofline_figure
+    from glasscluster.strategies.serving import generation
+    from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
+    from glasscluster.visualize.figures.plots import lines
+    from glasscluster.visualize.figures.roofline import Dot, roofline_figure
 
     small = GenerationJob(make_model("tiny", kv_heads=2), (tuple(b"def generate("), tuple(b"a cache"), tuple(b"import torch")), 9, cache="paged", block=8)
     exact = replace(small, precision="fp64", capture=True)

@@ -30,16 +30,16 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 )
 def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
     """A small GPT serves the same requests four times: static, continuous, with more slots in the same memory, with too few blocks."""
-    from glasscluster.model import cache as caches
-    from glasscluster.scenarios import serving as checks
-    from glasscluster.scenarios.serving import Serving
-    from glasscluster.scenarios.serving_command import draw_requests
-    from glasscluster.strategies import batching
-    from glasscluster.strategies.batching import Continuous, Static, plan
+    from glasscluster.model.decoding import cache as caches
+    from glasscluster.scenarios.jobs import serving as checks
+    from glasscluster.scenarios.jobs.serving import Serving
+    from glasscluster.scenarios.jobs.serving_command import draw_requests
     from glasscluster.strategies.plan import make_model
-    from glasscluster.strategies.serving import ServingJob, make_schedule, serve_rank
-    from glasscluster.visualize.plots import lines
-    from glasscluster.visualize.slots import cache_figure, slots_figure
+    from glasscluster.strategies.serving import batching
+    from glasscluster.strategies.serving.batching import Continuous, Static, plan
+    from glasscluster.strategies.serving.serving import ServingJob, make_schedule, serve_rank
+    from glasscluster.visualize.figures.plots import lines
+    from glasscluster.visualize.figures.slots import cache_figure, slots_figure
 
     model = make_model("tiny", layers=1, seq=40)
     load = draw_requests(requests, 8, 12, 0.0, model, lab.seed)

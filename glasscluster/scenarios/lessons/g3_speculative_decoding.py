@@ -28,8 +28,8 @@ def trained(model: Any, steps: int, seed: int) -> dict[str, Any]:
     import torch
 
     from glasscluster.model.adamw import Optimizer
-    from glasscluster.model.data import batch, corpus
-    from glasscluster.strategies.single_device import train_one_device
+    from glasscluster.model.text.data import batch, corpus
+    from glasscluster.strategies.judge.single_device import train_one_device
     batches = [batch(corpus()[:3000], step, 8, 32, model.vocab, seed) for step in range(steps)]
     return train_one_device(model, batches, Optimizer(lr=5e-3, weight_decay=0.0), 1.0, seed, torch.float32).weights[-1]
 
@@ -57,17 +57,25 @@ def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
     import torch
 
     from glasscluster.model.config import ModelConfig
-    from glasscluster.model.generate import Sampling, generate
+    from glasscluster.model.decoding.generate import Sampling, generate
+    from glasscluster.model.decoding.speculative import predict_speedup, predict_tokens, speculate
     from glasscluster.model.gpt import GPTStage
-    from glasscluster.model.speculative import predict_speedup, predict_tokens, speculate
-    from glasscluster.sim.cluster import Cluster
-    from glasscluster.sim.hardware import hardware
-    from glasscluster.strategies.generation import phases
+    from glasscluster.sim.run import Cluster
+    from glasscluster.sim.time.hardware import hardware
+    from glasscluster.strategies.exchange.replica import one_thread
     from glasscluster.strategies.plan import make_model
-    from glasscluster.strategies.replica import one_thread
-    from glasscluster.strategies.speculation import SpeculationJob, chi_square, fill, joint, judge_alone, pass_seconds, speculate_rank
-    from glasscluster.visualize.cells import Table, cells_figure
-    from glasscluster.visualize.plots import lines
+    from glasscluster.strategies.serving.generation import phases
+    from glasscluster.strategies.serving.speculation import (
+        SpeculationJob,
+        chi_square,
+        fill,
+        joint,
+        judge_alone,
+        pass_seconds,
+        speculate_rank,
+    )
+    from glasscluster.visualize.figures.cells import Table, cells_figure
+    from glasscluster.visualize.figures.plots import lines
 
     shape: dict[str, Any] = {"vocab": 128, "seq": 96, "position": "rope", "norm": "rmsnorm", "bias": False, "init_std": 0.05, "heads": 4}
     large, small = ModelConfig(layers=2, hidden=64, **shape), ModelConfig(layers=1, hidden=32, **shape)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glasscluster.strategies.check import difference
+from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.strategies.judge.check import difference
 from glasscluster.strategies.preference import dpo, grpo, ppo, reward_model, sft
 from glasscluster.strategies.preference.cast import Tuned
 from glasscluster.strategies.preference.held import make_model
@@ -16,7 +17,6 @@ from glasscluster.strategies.preference.job import LEARNS, Tuning
 from glasscluster.strategies.preference.offline import demonstrations, pairs_of
 from glasscluster.strategies.preference.policy import prompts_of, sample
 from glasscluster.strategies.preference.sequences import log_probs, scores, values
-from glasscluster.strategies.replica import one_thread
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glasscluster.sim.gpu import GPU
+from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.preference.held import Held, Learner
 from glasscluster.strategies.preference.job import LEARNS, Tuning
 from glasscluster.strategies.trainer import DTYPES

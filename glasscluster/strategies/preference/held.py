@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from glasscluster.model.gpt import GPTStage
-from glasscluster.sim.gpu import GPU
+from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.layout.units import make_unit
 from glasscluster.strategies.preference.job import LEARNS, Tuning, Weights
 from glasscluster.strategies.preference.sequences import ScalarModel
 from glasscluster.strategies.trainer import DTYPES
-from glasscluster.strategies.units import make_unit
 
 
 def make_model(role: str, job: Tuning, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Any:

@@ -17,9 +17,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from glasscluster.base.errors import ScenarioError
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
-from glasscluster.sim.errors import ScenarioError
 from glasscluster.strategies.preference.rewards import SortTask
 
 Method = Literal["sft", "reward-model", "dpo", "ppo", "grpo"]

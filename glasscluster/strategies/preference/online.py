@@ -22,8 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glasscluster.model.cache import StaticCache
-from glasscluster.model.generate import Generator, Sampling, listed
+from glasscluster.model.decoding.cache import StaticCache
+from glasscluster.model.decoding.generate import Generator, Sampling, listed
 from glasscluster.strategies.preference import grpo, ppo
 from glasscluster.strategies.preference.cast import Cast, Made, number_of
 from glasscluster.strategies.preference.policy import prompts_of

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from glasscluster.sim.errors import ScenarioError
+from glasscluster.base.errors import ScenarioError
 from glasscluster.strategies.preference.job import Tuning
 from glasscluster.strategies.preference.ranks import predict_state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glasscluster.model.generate import Generator, Sampling, listed
+from glasscluster.model.decoding.generate import Generator, Sampling, listed
 from glasscluster.model.gpt import GPTStage
 from glasscluster.strategies.preference.rewards import SortTask
 from glasscluster.strategies.preference.sequences import log_probs, log_softmax

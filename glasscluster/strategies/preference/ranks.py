@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from glasscluster.sim.gpu import GPU
+from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.preference.cast import Cast, Tuned
 from glasscluster.strategies.preference.job import LEARNS, ONLINE, Tuning
 from glasscluster.strategies.preference.offline import dpo_iteration, reward_model_iteration, sft_iteration

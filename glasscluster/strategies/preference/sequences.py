@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glasscluster.model import norms
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage, Module
+from glasscluster.model.layers import norms
 from glasscluster.model.parallel import Shard, Unsharded
 
 

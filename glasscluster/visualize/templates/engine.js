@@ -1,5 +1,5 @@
 "use strict";
-/* The page's replay engine: what sim/cost.py, sim/replay.py and sim/timeline.py do, over the graph that the page carries.
+/* The page's replay engine: what sim/time/cost.py, sim/time/replay.py and sim/time/timeline.py do, over the graph that the page carries.
    No DOM here. The same operations in the same order, so start times equal Python's; tests/visualize/test_engine.py holds
    them to it. Rows stand in canonical order (rank, lane, order). */
 const GlassEngine = (function () {
@@ -120,7 +120,7 @@ const GlassEngine = (function () {
     return [...g.phases.filter((_, i) => phases.has(i)), ...g.axes.slice().sort()];
   }
 
-  // ---- cost (sim/cost.py) ---------------------------------------------------------------------------------------
+  // ---- cost (sim/time/cost.py) ---------------------------------------------------------------------------------------
   function costs(g, hw, given) {
     const knobs = Object.assign({}, AS_RECORDED, given);
     const duration = new Float64Array(g.n);
@@ -179,7 +179,7 @@ const GlassEngine = (function () {
     return steps * (link.overhead + link.latency + g.bytes[i] / members.length / link.bandwidth);
   }
 
-  // ---- replay (sim/replay.py) -----------------------------------------------------------------------------------
+  // ---- replay (sim/time/replay.py) -----------------------------------------------------------------------------------
   function longestPath(g, cost) {
     const start = new Float64Array(g.n);
     const end = new Float64Array(g.n);
@@ -196,7 +196,7 @@ const GlassEngine = (function () {
     return { start, end, makespan, duration: cost.duration };
   }
 
-  // ---- the timeline (sim/timeline.py) ---------------------------------------------------------------------------
+  // ---- the timeline (sim/time/timeline.py) ---------------------------------------------------------------------------
   function wire(g, t) {
     const everyone = new Float64Array(g.joins);
     const launched = new Map(); // join * ranks + rank -> when this rank launched it
@@ -392,7 +392,7 @@ const GlassEngine = (function () {
     return { times: t, path, bars: b, summary: summary(g, t, b.idle) };
   }
 
-  // ---- downloads (visualize/trace.py) ---------------------------------------------------------------------------
+  // ---- downloads (visualize/page/trace.py) ---------------------------------------------------------------------------
   function chromeTrace(g, t, hardware) {
     const events = [];
     const K = g.KIND;

@@ -1,0 +1,52 @@
+"""Sizes, rates and times as people write them: `25MiB`, `10GB/s`, `200Gb/s`, `10us` (CONTRACT.md, General)."""
+
+from __future__ import annotations
+
+import re
+
+from glasscluster.base.errors import ScenarioError
+
+SIZES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+RATES = {
+    "B/s": 1.0,
+    "KB/s": 1e3,
+    "MB/s": 1e6,
+    "GB/s": 1e9,
+    "TB/s": 1e12,
+    "KiB/s": 1024.0,
+    "MiB/s": 1024.0**2,
+    "GiB/s": 1024.0**3,
+    "Mb/s": 1e6 / 8,
+    "Gb/s": 1e9 / 8,
+    "Tb/s": 1e12 / 8,
+}
+TIMES = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+_WRITTEN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ/]*)\s*")
+
+
+def _parse(field: str, text: str, units: dict[str, float] | dict[str, int], bare: str) -> float:
+    match = _WRITTEN.fullmatch(text)
+    if match is None:
+        raise ScenarioError(field, text, f"must be a number and a unit, such as 4{next(iter(units))}", [f"1{u}" for u in units])
+    number, unit = match.groups()
+    if (unit or bare) not in units:
+        raise ScenarioError(field, text, f"the unit must be one of {' '.join(units)}", [number + u for u in units])
+    return float(number) * units[unit or bare]
+
+
+def parse_size(field: str, text: str) -> int:
+    """Whole bytes; a bare number is bytes."""
+    value = _parse(field, text, SIZES, "B")
+    if value != int(value):
+        raise ScenarioError(field, text, "must be a whole number of bytes", [f"{int(value)}B", f"{int(value) + 1}B"])
+    return int(value)
+
+
+def parse_rate(field: str, text: str) -> float:
+    """Bytes per second; b is bits, B is bytes."""
+    return _parse(field, text, RATES, "B/s")
+
+
+def parse_time(field: str, text: str) -> float:
+    """Seconds; a bare number is seconds."""
+    return _parse(field, text, TIMES, "s")

@@ -1,0 +1,1 @@
+"""Generation: caches, sampling, packed sequences, speculative decoding."""

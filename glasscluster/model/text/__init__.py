@@ -1,0 +1,1 @@
+"""Texts and data: tokenizer, documents, packing, sampling, tasks."""

@@ -1,0 +1,342 @@
+"""`glass collective`: one collective on some wires, recorded dry, timed and counted; swept over sizes and numbers of GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glasscluster.base.errors import ScenarioError
+from glasscluster.base.quantities import parse_size
+from glasscluster.sim.ranks.collectives import ALGORITHMS, MODULES
+from glasscluster.sim.recording.events import SEND
+from glasscluster.sim.run import Cluster, Run
+from glasscluster.sim.time.hardware import Hardware, hardware
+from glasscluster.sim.time.loads import carried_bytes, is_shared, network_of
+from glasscluster.sim.time.nccl import model as nccl
+from glasscluster.sim.time.timeline import Timeline
+
+OPERATIONS = tuple(o.replace("_", "-") for o in ALGORITHMS)
+NCCL = "nccl"
+SWEEP_STEP = 4
+ANY_SIZE = ("binary-tree", "double-tree", "dissemination")  # their closed forms say themselves where they hold; others need equal chunks
+ALIKE = ("ring",)  # algorithms in which every rank does what rank 0 does, turned round the ring
+
+# what nccl-tests multiplies S/t by, so that a bandwidth-optimal algorithm shows the wire's own rate
+BUS_FACTOR: dict[str, Callable[[int], float]] = {
+    "all_reduce": lambda n: 2 * (n - 1) / n,
+    "broadcast": lambda n: 1.0,
+    "reduce": lambda n: 1.0,
+    "barrier": lambda n: 0.0,
+}
+
+
+def bus_factor(operation: str, n: int) -> float:
+    """The share of the buffer that each GPU has to send."""
+    return BUS_FACTOR.get(operation.replace("-", "_"), lambda n: (n - 1) / n)(n)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One collective: what, how, on what. `contention` None: where links are shared."""
+
+    operation: str
+    algorithm: str
+    gpus: int
+    nbytes: int
+    hardware: Hardware
+    servers: int | None = None
+    contention: bool | None = None
+
+    @property
+    def inner(self) -> str:
+        """The operation as communicators call it."""
+        return self.operation.replace("-", "_")
+
+
+def one_collective(gpu: Any, operation: str, algorithm: str, nbytes: int, options: dict[str, Any]) -> None:
+    """The program: a buffer of `nbytes` single bytes on every rank."""
+    import torch
+
+    x = torch.empty(nbytes, dtype=torch.uint8, device=gpu.comm.wire.device)
+    if operation == "barrier":
+        gpu.comm.barrier(algorithm=algorithm)
+    elif operation == "all_to_all":
+        out = torch.empty(gpu.size * gpu.comm.chunk(x).numel(), dtype=torch.uint8, device=x.device)
+        gpu.comm.all_to_all(x, out, algorithm=algorithm)
+    else:
+        getattr(gpu.comm, operation)(x, algorithm=algorithm, **options)
+
+
+def parse_buffer(operation: str, size: str) -> int:
+    """`--size` in bytes; only a barrier has none (its messages are single bytes)."""
+    if operation == "barrier":
+        return 1
+    if not size:
+        raise ScenarioError("size", size, "is needed: the full buffer of a rank, such as 64MiB")
+    return parse_size("size", size)
+
+
+def check(asked: Asked) -> None:
+    """Raise ScenarioError for what cannot be asked."""
+    if asked.inner not in ALGORITHMS:
+        raise ScenarioError("operation", asked.operation, "unknown collective", list(OPERATIONS))
+    known = [a for a in ALGORITHMS[asked.inner] if a != "native"]
+    if asked.algorithm == NCCL:
+        if asked.inner not in nccl.ALGORITHMS:
+            raise ScenarioError("algorithm", NCCL, f"NCCL has no {asked.operation} of its own", known)
+        if asked.hardware.topology is not None or asked.contention:
+            field, value = ("contention", True) if asked.contention else ("topology", asked.hardware.name)
+            raise ScenarioError(field, value, "NCCL's model knows nodes and network ports, not single messages: leave it out", [])
+    elif asked.algorithm not in known:
+        raise ScenarioError("algorithm", asked.algorithm, f"{asked.operation} has no such algorithm", [*known, NCCL])
+    if asked.gpus < 2:
+        raise ScenarioError("gpus", asked.gpus, "a collective needs at least 2")
+    if asked.servers is not None and (asked.algorithm != "parameter-server" or not 1 <= asked.servers <= asked.gpus):
+        raise ScenarioError("servers", asked.servers, f"parameter-server takes 1 to {asked.gpus} shards")
+
+
+def record(asked: Asked) -> Run:
+    """The collective as every rank would do it, without data."""
+    check(asked)
+    options: dict[str, Any] = {"node_size": asked.hardware.node_size} if asked.algorithm == "hierarchical" else {}
+    options |= {"servers": asked.servers} if asked.servers is not None else {}
+    rooted = asked.inner in ("broadcast", "reduce", "scatter", "gather")
+    alike = asked.algorithm in ALIKE and not rooted and asked.nbytes % asked.gpus == 0 and asked.nbytes > 0
+    cluster = Cluster(asked.hardware, asked.gpus, "dry", memory_bytes=None, turns=asked.nbytes if alike else None)
+    return cluster.run(one_collective, asked.inner, asked.algorithm, asked.nbytes, options)
+
+
+def timed(asked: Asked, run: Run) -> Timeline:
+    """The recording on its wires, with contention where links are shared (or as asked)."""
+    hw, contention = asked.hardware, asked.contention
+    if contention is None:  # a port of several GPUs gives a lone message all it has: only replay with contention knows that
+        one_port = hw.topology is None and asked.gpus > hw.node_size and 0 < hw.nics < hw.node_size
+        contention = one_port or is_shared(run.graph, network_of(run.timeline))
+    return run.replay(hw, contention=contention)
+
+
+def judged(asked: Asked, timeline: Timeline) -> dict[str, Any]:
+    """Time, bytes, steps, bandwidths and the busiest link of a recorded collective."""
+    graph, time, network = timeline.graph, timeline.makespan, network_of(timeline)
+    share = carried_bytes(timeline) / network.bandwidth
+    busiest = int(np.argmax(share))
+    link = {"from": "", "to": "", "utilisation_fraction": 0.0}
+    if time and share[busiest] > 0:
+        src, dst = network.links[busiest]
+        link = {"from": str(src), "to": str(dst), "utilisation_fraction": float(share[busiest]) / time}
+    return {
+        **_speeds(asked, time),
+        "contention": timeline.shared is not None,
+        "bytes_sent_per_gpu": graph.bytes_sent(),
+        "steps": graph.message_chain(),
+        "messages": int((graph.kind == SEND).sum()),
+        "busiest_link": link,
+        "predicted_time_s": theory(asked) if timeline.shared is None else None,
+    }
+
+
+def _speeds(asked: Asked, time: float) -> dict[str, float]:
+    rate = asked.nbytes / time if time else 0.0
+    bus = rate * bus_factor(asked.operation, asked.gpus)
+    return {"time_s": time, "algorithm_bandwidth_bytes_per_s": rate, "bus_bandwidth_bytes_per_s": bus}
+
+
+def theory(asked: Asked) -> float | None:
+    """The closed form, where there is one: equal chunks, additions free, no contention, one kind of wire or the hierarchical algorithm."""
+    hw, n = asked.hardware, asked.gpus
+    hierarchical = asked.algorithm == "hierarchical"
+    if (asked.nbytes % n and asked.algorithm not in ANY_SIZE) or hw.gpu.reduce_rate != float("inf"):
+        return None
+    if asked.inner == "barrier" and asked.algorithm != "dissemination":
+        return None
+    if hw.topology is not None:
+        kinds = {(x.bandwidth, x.latency_s, x.overhead_s) for x in (hw.link(a, b) for a in range(n) for b in range(n) if a != b)}
+        if len(kinds) > 1:
+            return None
+    elif n > hw.node_size and not hierarchical:
+        return None
+    more: dict[str, Any] = {"between": hw.inter, "node_size": hw.node_size} if hierarchical and hw.topology is None else {}
+    more |= {"servers": asked.servers} if asked.servers is not None else {}
+    return MODULES[asked.algorithm].predict(asked.inner, n, asked.nbytes, hw.link(0, 1), **more).time_s
+
+
+def by_nccl(asked: Asked, nodes: int | None = None) -> dict[str, Any]:
+    """NCCL's choice on this hardware. It moves nothing here, so nothing is counted: those cells are empty."""
+    check(asked)
+    node_size = None if nodes is None else asked.gpus // nodes
+    built = hardware(asked.hardware.name) if nodes is not None else asked.hardware
+    chosen = nccl.choose(asked.inner, asked.nbytes, built, asked.gpus, node_size=node_size)
+    return {
+        **_speeds(asked, chosen.time_s),
+        "contention": False,
+        "bytes_sent_per_gpu": None,
+        "steps": None,
+        "messages": None,
+        "busiest_link": None,
+        "predicted_time_s": None,
+        "nccl": {
+            "algorithm": chosen.algorithm,
+            "protocol": chosen.protocol,
+            "channels": chosen.channels,
+            "latency_s": chosen.latency_s,
+            "tuning_estimate_s": chosen.estimate_s,
+        },
+    }
+
+
+# ---- sweeps ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Sweep:
+    """Sizes (bytes) or numbers of GPUs to try."""
+
+    over: str  # size | gpus
+    values: tuple[int, ...]
+
+
+def parse_sweep(text: str) -> Sweep:
+    """`1KiB:1GiB`: sizes, each four times the one before. `gpus=2:64`: numbers of GPUs, each twice the one before."""
+    over, _, limits = text.rpartition("=")
+    low, separator, high = limits.partition(":")
+    if not separator or over not in ("", "size", "gpus"):
+        raise ScenarioError("sweep", text, "must be LOW:HIGH, such as 1KiB:1GiB or gpus=2:64", ["1KiB:1GiB", "gpus=2:64"])
+    if over == "gpus":
+        if not (low.isdigit() and high.isdigit()):
+            raise ScenarioError("sweep", text, "numbers of GPUs must be whole, as gpus=2:64")
+        first, last, factor = int(low), int(high), 2
+    else:
+        first, last, factor = parse_size("sweep", low), parse_size("sweep", high), SWEEP_STEP
+    if not (2 if over == "gpus" else 1) <= first <= last:
+        raise ScenarioError("sweep", text, f"LOW must be at least {2 if over == 'gpus' else 1} and at most HIGH")
+    values = [first]
+    while values[-1] * factor <= last:
+        values.append(values[-1] * factor)
+    return Sweep(over or "size", tuple(values))
+
+
+def swept(
+    asked: Asked, sweep: Sweep, algorithms: Sequence[str], make: Callable[[int], Hardware], nodes: int | None, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """A row for every value and algorithm. `make(gpus)` gives the wires of so many GPUs."""
+    rows = []
+    for algorithm in algorithms:
+        for value in sweep.values:
+            say(f"{algorithm}: {sweep.over} {value:,}")
+            here = replace(asked, algorithm=algorithm, servers=asked.servers if algorithm == "parameter-server" else None)
+            here = replace(here, nbytes=value) if sweep.over == "size" else replace(here, gpus=value, hardware=make(value))
+            if algorithm == NCCL:
+                found = by_nccl(replace(here, contention=None), nodes)
+            else:
+                line = timed(here, record(here))
+                found = {**_speeds(here, line.makespan), "contention": line.shared is not None}
+            kept = ("time_s", "algorithm_bandwidth_bytes_per_s", "bus_bandwidth_bytes_per_s", "contention")
+            rows.append({"algorithm": algorithm, "gpus": here.gpus, "size_bytes": here.nbytes, **{k: found[k] for k in kept}})
+    return rows
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+def collective(
+    asked: Asked,
+    make: Callable[[int], Hardware],
+    *,
+    nodes: int | None = None,
+    sweeps: Sequence[str] = (),
+    against: Sequence[str] = (),
+    out: str | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+) -> dict[str, Any]:
+    """The `glass.collective/1` object; with `out` also a report."""
+    check(asked)
+    plans = [parse_sweep(text) for text in sweeps]
+    for name in against:
+        check(replace(asked, algorithm=name, servers=None))
+    content: dict[str, Any] = {
+        "schema": "glass.collective/1",
+        "operation": asked.operation,
+        "algorithm": asked.algorithm,
+        "gpus": asked.gpus,
+        "size_bytes": asked.nbytes,
+        "hardware": asked.hardware.name,
+    }
+    run = None if asked.algorithm == NCCL else record(asked)
+    if run is None:
+        content |= by_nccl(asked, nodes)
+    else:
+        run.__dict__["timeline"] = timed(asked, run)
+        content |= judged(asked, run.timeline)
+    algorithms = list(dict.fromkeys([asked.algorithm, *against]))
+    if plans:
+        content["sweep"] = [row for plan in plans for row in swept(asked, plan, algorithms, make, nodes, say)]
+    if out is not None:
+        content["report"] = str(write(content, run, out))
+    return content
+
+
+def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
+    """The report: the run with its stepper, traffic and load of the links, and what the sweeps found."""
+    from glasscluster.scenarios.jobs.training import output_folder, write_run_json
+    from glasscluster.visualize.figures.collectives import bandwidth_figure, crossover_figure, scaling_figure
+    from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
+    from glasscluster.visualize.page.words import Said
+
+    folder = output_folder(out, "collective")
+    rows = content.get("sweep", [])
+    by_size = [r for r in rows if r["gpus"] == content["gpus"]]
+    by_gpus = [r for r in rows if r["size_bytes"] == content["size_bytes"]]
+    figures: list[tuple[Said, Callable[[str], Any]]] = []
+    if len({r["size_bytes"] for r in by_size}) > 1:
+        figures.append((Said("Bus bandwidth against size", "总线带宽与大小"), lambda lang: bandwidth_figure(by_size, lang)))
+        figures.append(
+            (Said("Time against size: who is fastest where", "时间与大小：谁在哪里最快"), lambda lang: crossover_figure(by_size, lang))
+        )
+    if len({r["gpus"] for r in by_gpus}) > 1:
+        figures.append((Said("Time against the number of GPUs", "时间与 GPU 数"), lambda lang: scaling_figure(by_gpus, lang)))
+    name = f"{content['operation']} · {content['algorithm']} · {content['gpus']} GPUs · {content['hardware']}"
+    ms, bus = content["time_s"] * 1e3, content["bus_bandwidth_bytes_per_s"] / 1e9
+    finding = Said(f"{ms:.4g} ms (virtual), bus bandwidth {bus:.4g} GB/s.", f"{ms:.4g} ms（虚拟），总线带宽 {bus:.4g} GB/s。")
+    chapters, story = [], []
+    if run is not None:
+        run.graph.save(folder / "graph.npz")
+        chapters = [Chapter("run", Said(name, name), run, {run.timeline.hardware.name: run.timeline})]
+        story = [StoryStep(Said(*text), view) for text, view in _story(content)]
+    page = Report("collective", Said(name, name), finding, chapters, story, figures=figures)
+    report = write_report(page, folder / "report.html")
+    write_run_json(folder, {**content, "report": str(report)})
+    return report
+
+
+def _story(content: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:
+    """What the numbers say, each sentence with the view it speaks of."""
+    link, most, theory = content["busiest_link"], max(content["bytes_sent_per_gpu"]), content["predicted_time_s"]
+    said = [
+        (
+            f"{content['messages']:,} messages in {content['steps']} dependent steps; the busiest GPU sends {most:,} bytes.",
+            f"共 {content['messages']:,} 条消息，{content['steps']} 个相互依赖的步骤；发送最多的 GPU 发送 {most:,} 字节。",
+            "tab=network",
+        ),
+        (
+            f"The busiest link is {link['from']} → {link['to']}, in use for {link['utilisation_fraction']:.0%} of the time.",
+            f"最忙的链路是 {link['from']} → {link['to']}，占用率 {link['utilisation_fraction']:.0%}。",
+            "tab=network",
+        ),
+    ]
+    if content["contention"]:
+        said.append(
+            (
+                f"Messages share links max-min fairly; it takes {content['time_s'] * 1e3:.4g} ms.",
+                f"消息按最大最小公平共享链路，用时 {content['time_s'] * 1e3:.4g} ms。",
+                "tab=timeline",
+            )
+        )
+    elif theory is not None:
+        said.append(
+            (
+                f"No link is shared: the closed form says {theory * 1e3:.6g} ms, the replay {content['time_s'] * 1e3:.6g} ms.",
+                f"没有共享的链路：闭式解为 {theory * 1e3:.6g} ms，重放为 {content['time_s'] * 1e3:.6g} ms。",
+                "tab=timeline",
+            )
+        )
+    return [((en, zh), view) for en, zh, view in said]

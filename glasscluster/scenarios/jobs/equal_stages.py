@@ -1,0 +1,128 @@
+"""Pipelines of equal stages that really run: each stage one matmul, so F, I and W take the same time on the clock.
+
+    y = x w          F: x w          I: dy w^T          W: x^T dy          B = I and W
+
+The executor is the one that trains the GPT. On links that cost nothing, or a fixed time in flight, what the clock says of the run is
+what a closed form says of its schedule, to the last digit. Real stages are lessons E4 and E11.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from glasscluster.sim.time.hardware import Hardware, hardware
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.pipeline.schedules.base import Schedule
+
+N = 32  # an activation is N x N, fp32
+FREE = 1e30  # bytes per second: as good as no cost, and a number that a page can hold
+
+
+def machine(f: float = 1e-3, hop: float = 0.0, n: int = N) -> Hardware:
+    """Classroom with the peak at which F, I and W take `f` seconds each, memory that costs nothing, and `hop` seconds in flight."""
+    room = hardware("classroom")
+    link = replace(room.intra, name=f"{hop * 1e3:g} ms a hop", bandwidth=FREE, latency_s=hop, overhead_s=0.0)
+    gpu = replace(room.gpu, memory_bandwidth=FREE, peak_flops={"fp32": 2 * n**3 / f})
+    return replace(room, name=f"equal stages, {hop * 1e3:g} ms a hop", gpu=gpu, intra=link, inter=link)
+
+
+def stages(gpu: Any, name: str, m: int, v: int = 1, n: int = N) -> dict[str, Any]:
+    """The program of a rank: one step of a schedule. Returns its weights' gradients (sums, by stage) and the most chunks it had live.
+
+    All weights and inputs are ones, and the loss is the sum of the last stage's output: with S stages, every element of every
+    gradient is m n^S, exactly.
+    """
+    import torch
+
+    from glasscluster.strategies.pipeline.pipeline_parallel import PipelineExecutor
+    from glasscluster.strategies.pipeline.schedules import make_schedule
+    from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
+
+    mesh = gpu.make_mesh({"pp": gpu.size})
+    schedule = make_schedule(name, gpu.size, m, v)
+    with gpu.unrecorded():
+        later = WeightGradients(gpu)
+        mine = {s: _stage(n, later) for s in schedule.stages_of(gpu.rank)}
+        inputs = [torch.ones(n, n, requires_grad=True) for _ in range(m)]
+        loss, seed = torch.zeros(n, n), torch.ones(n, n)
+    executor = PipelineExecutor(gpu, mesh["pp"], schedule, mine, (n, n), torch.float32, dict.fromkeys(mine, Nobody()), later)
+    executor.run(inputs, [None] * m, loss, seed)  # type: ignore[list-item]
+    return {"gradients": {s: stage.w.grad for s, stage in mine.items()}, "live": executor.most_live}
+
+
+def as_it_runs(schedule: Schedule) -> Schedule:
+    """The same list for a rank that has one compute lane: a slot of two is its F, then its B; F is sent on before B begins."""
+    return replace(schedule, together=frozenset())
+
+
+class Nobody:
+    """Reduces no gradients: there is one copy of each stage."""
+
+    def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
+        """Nothing to gather."""
+
+    def backward_ends(self) -> None:
+        """Nothing to reduce."""
+
+    def input_gradient_begins(self) -> None:
+        """Nothing to gather."""
+
+    def input_gradient_ends(self) -> None:
+        """Nothing to let go."""
+
+    def gradient_ready(self, parameter: Any) -> None:
+        """Nothing to reduce."""
+
+
+def _stage(n: int, later: Any) -> Any:
+    """A module whose weight's gradient can wait."""
+    import torch
+    from torch import nn
+
+    class Matmul(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, w: Any) -> Any:
+            ctx.save_for_backward(x, w)
+            ctx.w = w
+            return x @ w
+
+        @staticmethod
+        def backward(ctx: Any, dy: Any) -> Any:  # type: ignore[override]
+            x, w = ctx.saved_tensors
+            put_off = later.put_off(ctx.w, lambda: x.t() @ dy)
+            return dy @ w.t(), None if put_off else x.t() @ dy
+
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(n, n))
+            self.w.grad = torch.zeros(n, n)
+
+        def forward(self, x: Any, _target: Any = None) -> Any:
+            return Matmul.apply(x, self.w)
+
+    return Stage()
+
+
+def played(lab: Any, key: str, title: tuple[str, str], name: str, p: int, m: int, v: int = 1, f: float = 1e-3, hop: float = 0.0) -> Any:
+    """Run a schedule in a lab, f seconds for a rank's share of F (f/v a chunk); returns (run, schedule, judgement, its bars)."""
+    from glasscluster.strategies.pipeline.schedules import make_schedule
+    from glasscluster.visualize.figures.pipelines import bars_of
+
+    schedule = make_schedule(name, p, m, v)
+    run = lab.run(key, title, stages, name, m, v, gpus=p, clock=machine(f / v, hop))
+    if lab.leader:
+        lab.entries[-1].compared = False  # chunks are as large as stages here: bytes of several v are no comparison
+    judged = as_it_runs(schedule).validate(f / v, 2 * f / v, hop, f / v)
+    return run, schedule, judged, bars_of(run.timeline, schedule.ranks, [schedule.stages_of(r) for r in range(p)])
+
+
+def wrong_gradients(runs: Any) -> int:
+    """Elements of all ranks' gradients that are not m n^S; runs: (run, schedule) pairs."""
+    wrong = 0
+    for run, schedule in runs:
+        truth = float(schedule.micro_batches) * float(N) ** schedule.stages
+        wrong += sum(int((g != truth).sum()) for result in run.results for g in result["gradients"].values())
+    return wrong

@@ -1,0 +1,186 @@
+"""`glass evaluate`: a model's scores on the built-in tasks, how sure they are, and the check that sharing items out changes none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from glasscluster.base.errors import ScenarioError
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.decoding.generate import Sampling
+from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, Text, contaminated, make_task, plain
+from glasscluster.model.text.texts import documents
+from glasscluster.scenarios.jobs.generation import check_model
+from glasscluster.sim.run import Cluster, Run
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.judge.check import TOLERANCE
+from glasscluster.strategies.serving import scores
+from glasscluster.strategies.serving.evaluation import (
+    EvaluationJob,
+    RankEvaluation,
+    evaluate_rank,
+    predict_traffic,
+)
+
+Say = Callable[[str], None]
+CHECKED_ITEMS = 8  # of each task are scored once more in float64
+
+
+def right(task: Task, found: Sequence[Sequence[float]], a_byte: bool = False) -> list[float]:
+    """Of a task of Choices: 1 where the likeliest continuation (a byte) is the right one, else 0."""
+    out = []
+    for item, values in zip(task.items, found, strict=True):
+        assert isinstance(item, Choice)
+        out.append(float(scores.chosen(values, [len(c) for c in item.choices] if a_byte else None) == item.answer))
+    return out
+
+
+def summary(task: Task, number: int, result: RankEvaluation, samples: int = 1) -> dict[str, Any]:
+    """A task's scores with their standard errors."""
+    found, kind = result.scores[number], task.items[0]
+    made: dict[str, Any] = {"task": task.name, "items": len(task.items)}
+    if isinstance(kind, Choice):
+        for name, values in (("acc", right(task, found)), ("acc_norm", right(task, found, a_byte=True))):
+            made |= {name: scores.mean(values), f"{name}_stderr": scores.spread(values)}
+    elif isinstance(kind, Prompt):
+        share = [values[0] / samples for values in found]
+        made |= {"exact_match": scores.mean(share), "exact_match_stderr": scores.spread(share)}
+        for k in (1, samples) if samples > 1 else ():
+            made[f"pass_at_{k}"] = scores.mean([scores.pass_at_k(samples, round(values[0]), k) for values in found])
+        for name, request in (("refused_fraction", "refuse"), ("answered_fraction", "answer")) if kind.request else ():
+            made[name] = scores.mean(
+                [v for v, item in zip(share, task.items, strict=True) if isinstance(item, Prompt) and item.request == request]
+            )
+    else:
+        total, tokens = sum(values[0] for values in found), sum(result.lengths[number])
+        size = sum(len(item.text) - 1 for item in task.items if isinstance(item, Text))
+        made |= {"tokens": tokens, "perplexity": scores.perplexity(total, tokens), "bits_per_byte": scores.bits_per_byte(total, size)}
+    return made
+
+
+@dataclass
+class Evaluation:
+    """A finished evaluation with everything that `glass evaluate` prints."""
+
+    job: EvaluationJob
+    run: Run
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    contaminated: dict[str, int] = field(default_factory=dict)
+    checked_items: int = 0
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Every check held."""
+        return all(c["ok"] for c in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """The `glass.evaluate/1` object."""
+        return {
+            "schema": "glass.evaluate/1",
+            "model": self.job.model.model_dump(mode="json"),
+            "weights": self.job.weights,
+            "backend": self.run.backend,
+            "hardware": self.run.hardware.name,
+            "gpus": self.job.dp * self.job.tp,
+            "seed": self.job.seed,
+            "scores": self.scores,
+            "contaminated_items": self.contaminated,
+            "time_s": self.run.timeline.makespan,
+            "bytes_sent": self.run.graph.traffic() if not self.run.graph.has_native else None,
+            "checked_items": self.checked_items,
+            "checks": self.checks,
+        }
+
+
+def evaluate(cluster: Cluster, job: EvaluationJob, *, checked: bool = True, say: Say = lambda _text: None) -> Evaluation:
+    """Run a job; the check scores the first items of each task again in float64, on these ranks and on one device."""
+    rows: list[dict[str, Any]] = []
+    done = CHECKED_ITEMS if checked else 0
+    if checked:
+        few = tuple(replace(t, items=t.items[:CHECKED_ITEMS]) for t in job.tasks)
+        small = replace(job, tasks=few, precision="fp64")
+        say(f"scoring {CHECKED_ITEMS} items of each task in float64 on {job.dp * job.tp} {cluster.backend_name} ranks, and on one device")
+        found = cluster.run(evaluate_rank, small, record=False).results
+        if cluster.leader:
+            alone = (
+                Cluster("classroom", 1, "threads", memory_bytes=None)
+                .run(evaluate_rank, replace(small, dp=1, tp=1), record=False)
+                .results[0]
+            )
+            rows = equality_rows(found, alone)
+    say(f"scoring {sum(len(t.items) for t in job.tasks)} items in {job.precision}")
+    run = cluster.run(evaluate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")})
+    made = Evaluation(job, run, checked_items=done)
+    if cluster.leader:
+        made.scores = [summary(t, i, run.results[0], job.samples) for i, t in enumerate(job.tasks)]
+        made.checks = run.checks = rows + counted_rows(job, run)
+    return made
+
+
+def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> list[dict[str, Any]]:
+    """Every score of every rank is that of one device."""
+    worst = max(
+        abs(a - b) / max(1.0, abs(b))
+        for result in results
+        for mine, theirs in zip(result.scores, alone.scores, strict=True)
+        for xs, ys in zip(mine, theirs, strict=True)
+        for a, b in zip(xs, ys, strict=True)
+    )
+    name = "largest difference of a score from one device, float64"
+    return [accounts.row(name, 0.0, worst, "one device, same seed", unit="relative", tolerance=TOLERANCE)]
+
+
+def counted_rows(job: EvaluationJob, run: Run) -> list[dict[str, Any]]:
+    """Each item was scored by one rank of dp, and the scores' bytes are F9's."""
+    other = sum(times != 1 for result in run.results for task in result.scored for times in task)
+    rows = [accounts.row("items that were not scored exactly once, all ranks", 0, other, "shared out over dp", unit="items")]
+    if job.dp > 1 and not run.graph.has_native:
+        sent = sum(run.graph.traffic()["by_axis"].get("dp", [0]))
+        rows.append(accounts.row("sent by all ranks for the scores", predict_traffic(job), sent, "F9: 2 (N − 1) S"))
+    return rows
+
+
+def flagged(tasks: Sequence[Task], sources: Sequence[str]) -> dict[str, list[int]]:
+    """Of each task, the items that training text has."""
+    training = plain(b"\n".join(text for source in sources for text in documents(source)))
+    return {t.name: [i for i, item in enumerate(t.items) if contaminated(item, training)] for t in tasks}
+
+
+def evaluate_command(
+    model: ModelConfig, *, tasks: Sequence[str], items: int, samples: int, temperature: float, dp: int, tp: int, precision: str,
+    weights: str | None, tokenizer: str | None, against: Sequence[str], checked: bool, backend: str, device: str, seed: int, hardware: str,
+    say: Say,
+) -> Evaluation:  # fmt: skip
+    """`glass evaluate`: a job, validated, on a cluster."""
+    for name in tasks:
+        if name not in TASKS:
+            raise ScenarioError("task", name, "is unknown", list(TASKS))
+    check_model(model, tp, precision)
+    if tokenizer is None and model.vocab < 256:
+        raise ScenarioError("vocab", model.vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
+    if samples > 1 and not temperature:
+        raise ScenarioError("temperature", temperature, f"{samples} samples of the likeliest token are all alike", [0.8])
+    made = tuple(make_task(name, items, seed) for name in tasks or TASKS)
+    if (longest := max(t.tokens for t in made)) >= model.seq:
+        raise ScenarioError("seq", model.seq, f"an answer of {longest} tokens needs room behind a prompt", [2 * longest])
+    job = EvaluationJob(
+        model,
+        made,
+        dp,
+        tp,
+        samples=samples,
+        sampling=Sampling(temperature),
+        precision=precision,
+        seed=seed,
+        weights=weights,
+        tokenizer=tokenizer,
+    )
+    with Cluster(hardware, dp * tp, backend, seed=seed, device=device) as cluster:
+        cluster.hardware.gpu.peak(precision)
+        done = evaluate(cluster, job, checked=checked, say=say)
+    if against:
+        say("looking for items in the training text")
+        done.contaminated = {name: len(found) for name, found in flagged(made, against).items()}
+    return done

@@ -1,0 +1,224 @@
+"""`glass generate`: prompts in, tokens out, checked against one device without a cache, counted and timed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from glasscluster.base.errors import ScenarioError
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.decoding import cache as caches
+from glasscluster.model.decoding.generate import Generated, Generator, Sampling, listed
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.weights import hugging_face
+from glasscluster.model.weights.families import WeightsError
+from glasscluster.sim.run import Cluster, Run
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.judge.check import TOLERANCE, difference
+from glasscluster.strategies.serving import generation
+from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
+
+Say = Callable[[str], None]
+CHECKED_TOKENS = 8  # of each sequence are generated once more in float64
+WORK = "the model's own forward; roofline, Williams et al. 2009"
+
+
+@dataclass
+class Generation:
+    """A finished generation with everything that `glass generate` prints."""
+
+    job: GenerationJob
+    run: Run
+    checked_tokens: int = 0
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Every check held."""
+        return all(c["ok"] for c in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """The `glass.generate/1` object: prefill and decode are of rank 0, decode is the mean over its steps."""
+        job, run, results = self.job, self.run, self.run.results
+        first, *rest = generation.phases(run.timeline, run.hardware, job.precision)
+        decode = generation.mean(rest)
+        new = len(job.prompts) * (job.tokens - 1)
+        return {
+            "schema": "glass.generate/1",
+            "model": job.model.model_dump(mode="json"),
+            "weights": job.weights,
+            "backend": run.backend,
+            "hardware": run.hardware.name,
+            "gpus": job.tp,
+            "precision": job.precision,
+            "prompt_tokens": [len(p) for p in job.prompts],
+            "tokens": results[0].tokens,
+            "text": [text(job.model, t) for t in results[0].tokens],
+            "cache": job.cache,
+            "cache_bytes": [r.cache_bytes for r in results],
+            "cache_used_bytes": [r.used_bytes for r in results],
+            "cache_filled_bytes": [r.filled_bytes for r in results],
+            "parameter_bytes": [r.parameter_bytes for r in results],
+            "prefill": first.as_dict(),
+            "decode": decode.as_dict() if decode else None,
+            "time_to_first_token_s": first.time_s,
+            "time_per_token_s": decode.time_s if decode else None,
+            "tokens_per_s": new / sum(p.time_s for p in rest) if rest else None,
+            "checked_tokens": self.checked_tokens,
+            "checks": self.checks,
+        }
+
+
+def text(model: ModelConfig, tokens: Sequence[int]) -> str | None:
+    """Bytes as text, where tokens are bytes."""
+    return bytes(tokens).decode("utf-8", "replace") if model.vocab <= 256 else None
+
+
+def generate(cluster: Cluster, job: GenerationJob, *, checked: bool = True, say: Say = lambda _text: None) -> Generation:
+    """Run a job; the check reruns its first tokens in float64, on these ranks with the cache and on one device without."""
+    done = 0
+    rows: list[dict[str, Any]] = []
+    if checked and cluster.backend_name != "dry":
+        done = min(job.tokens, CHECKED_TOKENS)
+        small = replace(job, tokens=done, precision="fp64", capture=True)
+        say(f"checking {done} tokens in float64 on {job.tp} {cluster.backend_name} ranks, and on one device without a cache")
+        found = cluster.run(generate_rank, small, record=False).results
+        if cluster.leader:
+            rows = equality_rows(found, without_cache(small))
+    say(f"generating {job.tokens} tokens in {job.precision}, recording each step")
+    run = cluster.run(generate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")})
+    made = Generation(job, run, done)
+    if cluster.leader:
+        made.checks = run.checks = rows + counted_rows(job, run)
+    return made
+
+
+def without_cache(job: GenerationJob) -> Generated:
+    """One device computes every token again at every step."""
+    stage = GPTStage(job.model, seed=job.seed, dtype=torch.float64)
+    if job.weights is not None:
+        hugging_face.fill(stage, job.weights)
+    steps = list(Generator(stage, job.prompts, job.tokens, sampling=job.sampling, window=job.window or None))
+    tokens = [list(t) for t in zip(*(listed(chosen) for _, chosen in steps), strict=True)]
+    return Generated(tokens, [logits for logits, _ in steps])
+
+
+def equality_rows(results: Sequence[Any], right: Generated) -> list[dict[str, Any]]:
+    """Logits of every step and rank within 1e-10, and the tokens the same."""
+    worst, other = 0.0, 0
+    for result in results:
+        other += sum(a != b for mine, theirs in zip(result.tokens, right.tokens, strict=True) for a, b in zip(mine, theirs, strict=True))
+        for mine, theirs in zip(result.logits, right.logits, strict=True):
+            worst = max(worst, difference(mine, theirs, 0.0))
+    source = "one device without a cache, same seed"
+    name = f"largest logits difference from one device, float64, {len(right.logits)} tokens"
+    return [
+        accounts.row(name, 0.0, worst, source, unit="relative", tolerance=TOLERANCE),
+        accounts.row("tokens that one device chooses otherwise", 0, other, source, unit="tokens"),
+    ]
+
+
+def counted_rows(job: GenerationJob, run: Run) -> list[dict[str, Any]]:
+    """F3 on every rank, F33, and what tensor parallelism sends."""
+    width, results = accounts.WIDTH[job.precision], run.results
+    rows = []
+    if job.cache != "none":
+        for rank, result in enumerate(results):
+            rows.append(accounts.row(f"cache, rank {rank}", generation.predict_cache(job, width), result.cache_bytes, "F3"))
+        cached = [min(n, job.window) if job.window else n for n in job.lengths] if job.cache == "sliding" else job.lengths
+        held = caches.predict(job.model, sum(cached), width, job.tp)
+        rows.append(accounts.row("cache, tokens that are there, rank 0", held, results[0].filled_bytes, "F3"))
+    if job.cache in ("static", "paged"):
+        block = job.block if job.cache == "paged" else None
+        waste = caches.predict_waste(job.lengths, block)[0] * caches.predict(job.model, 1, width, job.tp)
+        rows.append(accounts.row("cache, slots without a token, rank 0", waste, results[0].used_bytes - results[0].filled_bytes, "F33"))
+    if job.tp > 1:
+        said = [sum(generation.predict_traffic(job.model, job.tp, len(job.prompts), n, width).values()) for n in job.columns]
+        sent = generation.traffic(run.graph)
+        rows.append(accounts.row("sent by all ranks, prefill and decode", sum(said), sent, "F18, forward; all-gather of the logits"))
+    return rows
+
+
+def make_prompts(given: Sequence[str], length: int, batch: int, model: ModelConfig, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Texts as bytes, or one prompt of random tokens; `batch` times."""
+    if given and model.vocab < 256:
+        raise ScenarioError("prompt", given[0], f"a text is taken as bytes, the vocabulary has {model.vocab} tokens; give prompt-length")
+    draw = random.Random(seed)
+    prompts = [tuple(p.encode()) for p in given] if not length else []
+    if length:
+        prompts = [tuple(draw.randrange(model.vocab) for _ in range(length))]
+    return tuple(prompts * batch)
+
+
+def read_model(weights: str, **given: Any) -> ModelConfig:
+    """The shape in a folder; ScenarioError naming what is wrong with it."""
+    try:
+        with hugging_face.Weights(weights, **given) as found:
+            return found.config
+    except WeightsError as problem:
+        raise ScenarioError("weights", weights, str(problem)) from None
+
+
+def generate_command(
+    model: ModelConfig,
+    *,
+    prompts: Sequence[str],
+    prompt_length: int,
+    batch: int,
+    tokens: int,
+    cache: str,
+    block: int,
+    window: int,
+    chunk: int,
+    tp: int,
+    precision: str,
+    sampling: Sampling,
+    weights: str | None,
+    checked: bool,
+    backend: str,
+    device: str,
+    seed: int,
+    hardware: str,
+    say: Say,
+) -> Generation:
+    """`glass generate`: a job, validated, on a cluster."""
+    one_of("cache", cache, ("static", "paged", "sliding", "none"))
+    check_model(model, tp, precision)
+    if window and cache not in ("sliding", "none"):
+        raise ScenarioError("window", window, f"a {cache} cache keeps all tokens", [0])
+    if cache == "sliding" and not window:
+        raise ScenarioError("window", window, "a sliding cache needs a window of at least one token", [model.seq])
+    asked = make_prompts(prompts, prompt_length, batch, model, seed)
+    if not all(asked):
+        raise ScenarioError("prompt", "", "needs at least one byte")
+    job = GenerationJob(model, asked, tokens, cache, tp, block, window, chunk, precision, sampling, seed, weights)  # type: ignore[arg-type]
+    if job.capacity > model.seq:
+        rule = f"prompt and new tokens take {job.capacity} positions, the model has seq = {model.seq}"
+        raise ScenarioError("tokens", tokens, rule, [max(1, tokens - job.capacity + model.seq)])
+    cluster = Cluster(hardware, tp, backend, seed=seed, device=device)
+    cluster.hardware.gpu.peak(precision)
+    with cluster:
+        return generate(cluster, job, checked=checked, say=say)
+
+
+def check_model(model: ModelConfig, tp: int, precision: str) -> None:
+    """A model that goes on with a text, on tp ranks; ScenarioError naming what does not fit."""
+    one_of("precision", precision, tuple(accounts.WIDTH))
+    if model.heads % tp:
+        raise ScenarioError("tp", tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0])
+    if model.dropout:
+        raise ScenarioError("dropout", model.dropout, "is for training", [0])
+    if model.patches:
+        raise ScenarioError("patches", model.patches, "a text has no pixels; `glass run captions` has", [0])
+    if model.objective != "causal":
+        raise ScenarioError("objective", model.objective, "a masked model fills in, it does not generate", ["causal"])
+
+
+def one_of(field_: str, value: str, words: tuple[str, ...]) -> None:
+    """ScenarioError naming the nearest."""
+    if value not in words:
+        raise ScenarioError(field_, value, "is unknown", words)

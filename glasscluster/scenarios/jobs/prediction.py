@@ -1,0 +1,160 @@
+"""`glass predict`: a plan recorded dry, by the strategies' own code, and replayed on some hardware."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from glasscluster.base.errors import GlassError, ScenarioError
+from glasscluster.model.config import ModelConfig
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.history import MemoryHistory
+from glasscluster.strategies.judge.advice import Advice, advise
+from glasscluster.strategies.plan import Plan
+from glasscluster.strategies.trainer import Job, job_info, train_rank
+
+GIB = 1024**3
+TRUTH = {"true": True, "false": False}
+
+
+def predict(
+    plan: Plan,
+    model: ModelConfig,
+    hardware: str,
+    *,
+    rank: str = "max",
+    slow: dict[int, float] | None = None,
+    advised: bool = False,
+    say: Callable[[str], None] = lambda _text: None,
+) -> dict[str, Any]:
+    """The `glass.predict/1` object: shapes only, no partners, nothing computed. On NVIDIA GPUs collectives are NCCL's own.
+
+    `advised`: of a plan that does not fit, also what holds the memory and which changes of the plan would fit.
+    """
+    begun = time.perf_counter()
+    cluster = Cluster(hardware, plan.gpus, "dry", memory_bytes=None)
+    cluster.hardware.gpu.peak(plan.precision)
+    for number in slow or {}:
+        if number >= plan.gpus:
+            raise ScenarioError("slow_rank", number, f"the plan has ranks 0 to {plan.gpus - 1}", range(plan.gpus))
+    if cluster.hardware.gpu.sm and "algorithm" not in plan.model_fields_set:
+        plan = plan.model_copy(update={"algorithm": "native"})
+    precision = plan.precision
+    if precision == "fp8":  # weights, activations and gradients stay in bf16; the matrices' products are in fp8
+        plan = plan.model_copy(update={"precision": "bf16"})
+    job = Job(plan, model, steps=1)
+    run = cluster.run(train_rank, job, info=job_info(job))
+    timeline = run.replay(cluster.hardware, slow_ranks=slow, precision=precision)
+    peaks, held = run.peak_memory(), [result.host_bytes for result in run.results]
+    peak, split = peaks[_chosen(rank, [total for total, _ in peaks])]
+    seconds, done = timeline.makespan, timeline.graph.info["model_flops"]
+    capacity = cluster.hardware.gpu.memory_bytes
+    fits = max(total for total, _ in peaks) <= capacity and max(held) <= cluster.hardware.host.memory_bytes
+    content = {
+        "schema": "glass.predict/1",
+        "hardware": cluster.hardware.name,
+        "gpus": plan.gpus,
+        "collectives": "nccl" if plan.algorithm == "native" and cluster.hardware.gpu.sm else plan.algorithm,
+        "iteration_time_s": seconds,
+        "tokens_per_s_per_gpu": timeline.graph.info["tokens"] / seconds / plan.gpus,
+        "tflops_per_gpu": done / seconds / plan.gpus / 1e12,
+        "mfu": timeline.mfu(done),
+        "hfu": timeline.mfu(float(timeline.graph.flops.sum())),
+        **timeline.bubble(),
+        "breakdown_s": timeline.breakdown(),
+        "peak_memory_gib": peak / GIB,
+        "memory_gib": {**{k: v / GIB for k, v in split.items()}, "context": 0.0},
+        "host_gib": max(held) / GIB,
+        "fits": fits,
+        "wall_s": time.perf_counter() - begun,
+        "simulated_gpus": plan.gpus,
+        "events": len(timeline.graph),
+    }
+    if advised:
+        found = Advice() if fits else advise(plan, model, cluster.hardware, capacity, say=say)
+        fullest = MemoryHistory(timeline.graph, _chosen(rank, [total for total, _ in peaks]))
+        content["residents"] = [r.as_dict() for r in fullest.residents()]
+        content["would_fit"] = [fit.as_dict() for fit in found.best]
+    return content
+
+
+def _chosen(rank: str, peaks: list[int]) -> int:
+    if rank == "max":
+        return peaks.index(max(peaks))
+    if rank == "last":
+        return len(peaks) - 1
+    if not rank.isdigit() or int(rank) >= len(peaks):
+        raise ScenarioError("rank", rank, f"must be max, last or a rank from 0 to {len(peaks) - 1}", ["max", "last", str(len(peaks) - 1)])
+    return int(rank)
+
+
+def predict_csv(
+    source: str, out: str | None, defaults: dict[str, Any], build: Callable[..., Any], say: Callable[[str], None]
+) -> tuple[int, int, Path]:
+    """Every row of a CSV with the predicted columns, or with `error` filled; one bad row stops nothing."""
+    try:
+        with Path(source).open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows, header = list(reader), list(reader.fieldnames or [])
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise ScenarioError("csv", source, f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+    if not header:
+        raise ScenarioError("csv", source, "is empty; the first line must name options, with _ for -")
+    target = Path(out) if out else Path(source).with_suffix(".predicted.csv")
+    answered: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        say(f"row {number + 1} of {len(rows)}")
+        answered.append({**{k: v for k, v in row.items() if k is not None}, **_predict_row(row, defaults, build)})
+    columns = list(dict.fromkeys([*header, *(k for a in answered for k in a)]))
+    if "error" not in columns:
+        columns.append("error")
+    try:
+        with target.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(answered)
+    except OSError as problem:
+        raise ScenarioError("out", str(target), f"cannot be written: {problem.strerror}") from None
+    return len(answered), sum(bool(a.get("error")) for a in answered), target
+
+
+def _predict_row(row: dict[Any, Any], defaults: dict[str, Any], build: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        if None in row:
+            raise ScenarioError("row", row.get(None), "has more cells than the header")
+        given = {**defaults, **{k: _value(v) for k, v in row.items() if v}}
+        preset, hardware, rank = (str(given.pop(k, d)) for k, d in (("model", "tiny"), ("hardware", "classroom"), ("rank", "max")))
+        unknown = sorted(set(given) - set(Plan.model_fields) - set(ModelConfig.model_fields))
+        if unknown:
+            raise ScenarioError(unknown[0], given[unknown[0]], "unknown column", [*Plan.model_fields, *ModelConfig.model_fields])
+        plan, model = build(given, preset)
+        return flat(predict(plan, model, hardware, rank=rank))
+    except GlassError as problem:
+        return {"error": problem.message}
+
+
+def _value(text: str) -> Any:
+    """A cell: truth values, whole numbers and numbers as such, everything else as it is written."""
+    if text.lower() in TRUTH:
+        return TRUTH[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def flat(content: dict[str, Any]) -> dict[str, Any]:
+    """Nested keys joined with _ for a CSV row."""
+    out: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            stem, _, unit = key.rpartition("_")
+            out |= {f"{stem}_{k}_{unit}": v for k, v in value.items()}
+        elif key not in ("schema", "hardware"):
+            out[key] = str(value).lower() if isinstance(value, bool) else value
+    return out

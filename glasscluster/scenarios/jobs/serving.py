@@ -1,0 +1,242 @@
+"""`glass serve`: requests in, their tokens out, checked against each request alone, counted and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from glasscluster.model.decoding.generate import generate
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.weights import hugging_face
+from glasscluster.scenarios.jobs.generation import text
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.run import Cluster, Run
+from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.judge.check import TOLERANCE, difference
+from glasscluster.strategies.serving import batching, generation, serving
+from glasscluster.strategies.serving.batching import Schedule
+from glasscluster.strategies.serving.serving import RankServing, ServingJob, make_schedule, serve_rank
+from glasscluster.visualize.figures.slots import Held, Span
+
+Say = Callable[[str], None]
+SIGNS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass
+class Serving:
+    """A finished run with everything that `glass serve` prints."""
+
+    job: ServingJob
+    schedule: Schedule
+    run: Run
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.times = serving.step_times(self.run.timeline, self.job, self.schedule)
+        self.token_times = serving.token_times(self.job, self.schedule, self.times)
+
+    @property
+    def ok(self) -> bool:
+        """Every check held."""
+        return all(c["ok"] for c in self.checks)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all requests, from the first arrival's moment 0 to the last step's end."""
+        return sum(map(len, self.token_times)) / self.times[-1][1]
+
+    @property
+    def first_token_s(self) -> list[float]:
+        """Of each request, from its arrival."""
+        return [times[0] - r.arrival_s for times, r in zip(self.token_times, self.job.requests, strict=True)]
+
+    @property
+    def latency_s(self) -> list[float]:
+        """Of each request, from its arrival to its last token."""
+        return [times[-1] - r.arrival_s for times, r in zip(self.token_times, self.job.requests, strict=True)]
+
+    @property
+    def idle_slots(self) -> float:
+        """Share of the slots of all steps in which nobody got a token."""
+        return 1 - sum(self.run.results[0].used) / (self.job.slots * len(self.schedule.steps))
+
+    @property
+    def empty_cache(self) -> float:
+        """Share of the cache's reserved bytes that held no token, over time."""
+        result, spans = self.run.results[0], [b - a for a, b in self.times]
+        held, filled = (sum(s * n for s, n in zip(spans, which, strict=True)) for which in (result.reserved_bytes, result.filled_bytes))
+        return 1 - filled / held
+
+    @property
+    def recomputed(self) -> int:
+        """Tokens whose keys and values were computed once more after a preemption."""
+        taken_in = sum(w.count for step in self.schedule.steps for w in step.work)
+        return taken_in - sum(r.cached for r in self.job.requests)
+
+    def spans(self) -> list[Span]:
+        """Who has which slot when; steps of a kind in a row are one span."""
+        found, been = list[Span](), set[int]()
+        for step, (start, end) in zip(self.schedule.steps, self.times, strict=True):
+            for w in step.work:
+                kind = "held" if not w.count else "decode" if w.start else "again" if w.request in been else "prefill"
+                been.add(w.request)
+                last = next((i for i in range(len(found) - 1, -1, -1) if found[i].slot == w.slot), None)
+                if last is not None and found[last][1:3] == (w.request, kind) and found[last].end == start:
+                    found[last] = found[last]._replace(end=end)
+                else:
+                    found.append(Span(w.slot, w.request, kind, start, end))
+        return found
+
+    def held(self) -> list[Held]:
+        """The cache after each step."""
+        result = self.run.results[0]
+        return [Held(t, *b) for (_, t), *b in zip(self.times, result.reserved_bytes, result.filled_bytes, strict=True)]
+
+    def grid(self, most: int = 120) -> str:
+        """Slots by steps as text: P a prompt is taken in, R once more, 0-9a-z a request gets a token, - it has ended and holds its slot."""
+        rows = [[" "] * len(self.schedule.steps) for _ in range(self.job.slots)]
+        been: set[int] = set()
+        for n, step in enumerate(self.schedule.steps):
+            for w in step.work:
+                taken_in = "R" if w.request in been else "P"
+                rows[w.slot][n] = "-" if not w.count else SIGNS[w.request % len(SIGNS)] if w.start else taken_in
+                been.add(w.request)
+        cut = "…" if len(self.schedule.steps) > most else ""
+        return "\n".join(f"slot {slot:<3}|{''.join(row[:most])}{cut}" for slot, row in enumerate(rows))
+
+    def as_json(self) -> dict[str, Any]:
+        """The `glass.serve/1` object; times are virtual, bytes are of rank 0."""
+        job, result = self.job, self.run.results[0]
+        requests = [
+            {
+                "arrival_s": r.arrival_s,
+                "prompt_tokens": len(r.prompt),
+                "tokens": result.tokens[i] if result.tokens else None,
+                "text": text(job.model, result.tokens[i]) if result.tokens else None,
+                "time_to_first_token_s": self.first_token_s[i],
+                "latency_s": self.latency_s[i],
+                "preemptions": self.schedule.preemptions.count(i),
+            }
+            for i, r in enumerate(job.requests)
+        ]
+        steps = [
+            {
+                "start_s": a,
+                "end_s": b,
+                "work": [{"slot": w.slot, "request": w.request, "start": w.start, "tokens": w.count} for w in step.work],
+                "preempted": [r for _, r in step.preempted],
+                "cache_reserved_bytes": result.reserved_bytes[n],
+                "cache_filled_bytes": result.filled_bytes[n],
+            }
+            for n, (step, (a, b)) in enumerate(zip(self.schedule.steps, self.times, strict=True))
+        ]
+        return {
+            "schema": "glass.serve/1",
+            "model": job.model.model_dump(mode="json"),
+            "weights": job.weights,
+            "backend": self.run.backend,
+            "hardware": self.run.hardware.name,
+            "gpus": job.tp,
+            "precision": job.precision,
+            "policy": job.policy,
+            "slots": job.slots,
+            "block_tokens": job.block if job.policy == "continuous" else None,
+            "blocks": job.blocks if job.policy == "continuous" else None,
+            "time_s": self.times[-1][1],
+            "tokens_per_s": self.tokens_per_s,
+            "mean_time_to_first_token_s": sum(self.first_token_s) / len(requests),
+            "mean_latency_s": sum(self.latency_s) / len(requests),
+            "idle_slots_fraction": self.idle_slots,
+            "empty_cache_fraction": self.empty_cache,
+            "recomputed_tokens": self.recomputed,
+            "cache_bytes": result.cache_bytes,
+            "parameter_bytes": result.parameter_bytes,
+            "requests": requests,
+            "steps": steps,
+            "checks": self.checks,
+        }
+
+
+def serve(cluster: Cluster, job: ServingJob, *, checked: bool = True, say: Say = lambda _text: None) -> Serving:
+    """Plan and run a job; the check runs its steps once more in float64 and generates each request alone, without a cache."""
+    say(f"planning {job.policy} batching of {len(job.requests)} requests on {cluster.hardware.name}")
+    schedule = make_schedule(job, cluster.hardware)
+    rows: list[dict[str, Any]] = []
+    if checked and cluster.backend_name != "dry":
+        say(f"checking {len(schedule.steps)} steps in float64 on {job.tp} {cluster.backend_name} ranks, and each request alone")
+        found = cluster.run(serve_rank, replace(job, precision="fp64", capture=True), schedule, record=False).results
+        rows = equality_rows(job, found) if cluster.leader else []
+    say(f"serving in {job.precision}, recording each step")
+    run = cluster.run(serve_rank, job, schedule, info={"precision": job.precision, "model": job.model.model_dump(mode="json")})
+    made = Serving(job, schedule, run)
+    if cluster.leader:
+        made.checks = run.checks = rows + counted_rows(made)
+    return made
+
+
+@one_thread()
+def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[dict[str, Any]]:
+    """Logits of every rank and request within 1e-10 of one device that generates each request alone, and the tokens the same."""
+    stage = GPTStage(job.model, seed=job.seed, dtype=torch.float64)
+    if job.weights is not None:
+        hugging_face.fill(stage, job.weights)
+    worst, other = 0.0, 0
+    for i, request in enumerate(job.requests):
+        alone = generate(stage, [request.prompt], request.tokens)
+        for rank in served:
+            other += sum(a != b for a, b in zip(rank.tokens[i], alone.tokens[0], strict=True))
+            for mine, right in zip(rank.logits[i], alone.logits, strict=True):
+                worst = max(worst, difference(mine.cpu(), right[0], 0.0))
+    source = "each request alone on one device, no cache"
+    return [
+        accounts.row("largest logits difference from a request alone, float64", 0.0, worst, source, unit="relative", tolerance=TOLERANCE),
+        accounts.row("tokens that a request alone would get otherwise, float64", 0, other, source, unit="tokens"),
+    ]
+
+
+def counted_rows(made: Serving) -> list[dict[str, Any]]:
+    """F33, no block lost, the plan's clock, and what tensor parallelism sends."""
+    job, schedule, results = made.job, made.schedule, made.run.results
+    first, rows = results[0], []
+    early = sum(
+        job.requests[w.request].arrival_s > a for step, (a, _) in zip(schedule.steps, schedule.times, strict=True) for w in step.work
+    )
+    rows.append(accounts.row("requests served before they arrive", 0, early, "the plan's times", unit="requests"))
+    end, replayed = schedule.times[-1][1], made.times[-1][1]
+    rows.append(accounts.row("end of the last step, as planned", end, None, "each step alone, recorded dry", simulated=replayed, unit="s",
+                             match="virtual", tolerance=1e-9))  # fmt: skip
+    written = written_tokens(made.run.graph, first.token_bytes)
+    taken_in = sum(w.count for step in schedule.steps for w in step.work)
+    rows.append(accounts.row("tokens written into the cache, all steps", taken_in, written, "the plan: preempted ones twice",
+                             unit="tokens"))  # fmt: skip
+    if job.policy == "static":
+        said = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
+        counted = sum(first.computed) - sum(first.used)
+        rows.append(accounts.row("slots computed without a token, all steps", said, counted, "F33: 1 − mean/max of a batch", unit="slots"))
+    else:
+        said = sum(serving.predict_paged(schedule, job.block))
+        empty = [(a - b) // first.token_bytes for a, b in zip(first.reserved_bytes, first.filled_bytes, strict=True)]
+        over = sum(n > (job.block - 1) * len(step.work) for n, step in zip(empty, schedule.steps, strict=True))
+        rows.append(accounts.row("cache, slots without a token, all steps", said, sum(empty), "F33: blocks of each sequence", unit="slots"))
+        rows.append(accounts.row("steps with more than block − 1 of them a sequence", 0, over, "F33", unit="steps"))
+        rows.append(accounts.row("blocks that are still held in the end", 0, sum(r.left_bytes for r in results), "no leak"))
+    if job.tp > 1:
+        said = serving.predict_sent(job, schedule, accounts.WIDTH[job.precision])
+        rows.append(accounts.row("sent by all ranks, all steps", said, generation.traffic(made.run.graph), "F18, forward; logits"))
+    return rows
+
+
+def written_tokens(graph: ExecutionGraph, token_bytes: int) -> int:
+    """From the bytes that the cache's writes moved on rank 0: each is read and written."""
+    writes = [i for i, name in enumerate(graph.names) if name == "glasscluster.cache_write"]
+    return int(graph.bytes[(graph.rank == 0) & np.isin(graph.op, writes)].sum()) // (2 * token_bytes)
+
+
+def batches(job: ServingJob, schedule: Schedule) -> list[list[int]]:
+    """Who was together in a static batch: those whose prompts were taken in by one step."""
+    return [[w.request for w in step.work] for step in schedule.steps if not any(w.start for w in step.work)]

@@ -1,0 +1,94 @@
+"""`--data`: one text file as it always was, or weighted sources, with a tokenizer, packed; and whether they can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from glasscluster.base.errors import ScenarioError
+from glasscluster.model.text.mixture import Mixture, read
+from glasscluster.model.text.texts import BUILT_IN
+
+Data = str | Mixture | None
+
+
+def parse_data(given: Sequence[str], tokenizer: str | None = None, packed: bool = False) -> Data:
+    """What to train on. A single FILE is read at random places; anything else is a Mixture: each row once an epoch.
+
+    given: FILE, or several SOURCE or SOURCE:WEIGHT (no weight: 1). With a tokenizer or packed, none means the standard library.
+    """
+    if len(given) <= 1 and tokenizer is None and not packed and all(_weight(text) is None for text in given):
+        return given[0] if given else None
+    sources = []
+    for text in given or ("python",):
+        weight = _weight(text)
+        sources.append((text, 1.0) if weight is None else (text.rpartition(":")[0], weight))
+        if sources[-1][1] <= 0:
+            raise ScenarioError("data", text, "a weight is a positive number, as in a.txt:0.7")
+    return Mixture(tuple(sources), tokenizer, packed)
+
+
+def _weight(text: str) -> float | None:
+    """The number behind the last colon; None where there is none, or where a file has that name."""
+    name, colon, last = text.rpartition(":")
+    if not colon or not name or Path(text).exists():
+        return None
+    try:
+        return float(last)
+    except ValueError:
+        return None
+
+
+def read_so_far(data: Data, seq: int, rows: int, seed: int) -> dict[str, Any] | None:
+    """Of a mixture, after so many rows: how often each source has been read, and how much of packed rows is filling; None for a file."""
+    if not isinstance(data, Mixture):
+        return None
+    found = read(data, seq)
+    order = found.sampler(seed)
+    sources = [
+        {
+            "source": name,
+            "weight_fraction": quota / order.block,
+            "tokens": source.tokens,
+            "rows": source.rows,
+            "epochs": epochs,
+            "filling_fraction": source.packed.waste if source.packed else None,
+        }
+        for (name, _), quota, source, epochs in zip(data.sources, order.quotas, found.sources, order.epochs(rows), strict=True)
+    ]
+    return {"rows_read": rows, "tokenizer": data.tokenizer, "packed": data.packed, "sources": sources}
+
+
+def check_data(data: Data, seq: int, vocab: int) -> None:
+    """The data can be read and holds at least one row for each source; ScenarioError otherwise."""
+    if isinstance(data, Mixture):
+        _check_mixture(data, seq, vocab)
+    elif data is not None:
+        _check_file(data, seq)
+
+
+def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
+    said = ", ".join(f"{name}:{weight:g}" for name, weight in data.sources)
+    try:
+        rows = read(data, seq)
+        rows.sampler(0)
+    except OSError as problem:
+        where = "tokenizer" if problem.filename is not None and str(problem.filename) == data.tokenizer else "data"
+        choices = None if where == "tokenizer" else BUILT_IN
+        raise ScenarioError(where, problem.filename or said, f"cannot be read: {problem.strerror}", choices) from None
+    except ValueError as problem:
+        where = "tokenizer" if "tokenizer" in str(problem) else "data"
+        raise ScenarioError(where, data.tokenizer if where == "tokenizer" else said, str(problem)) from None
+    if rows.tokenizer is not None and rows.tokenizer.size > vocab:
+        raise ScenarioError("vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size])
+
+
+def _check_file(path: str, seq: int) -> None:
+    try:
+        size = len(Path(path).read_bytes())
+    except OSError as problem:
+        raise ScenarioError("data", path, f"cannot be read: {problem.strerror}") from None
+    if size < seq + 2:
+        rule = "is empty" if size == 0 else f"has {size} bytes, one sequence needs seq + 2 = {seq + 2}"
+        raise ScenarioError("data", path, f"{rule}; give a text of at least {seq + 2} bytes, or leave --data out for the built-in corpus")

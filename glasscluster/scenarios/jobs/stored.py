@@ -1,0 +1,129 @@
+"""What can be asked without running anything: a stored graph on other hardware, a schedule as data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glasscluster.base.errors import ScenarioError
+from glasscluster.sim.pack import load_packed
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.time.replay import replay
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.pipeline.schedules.base import Schedule
+
+
+def find_graph(run: str) -> Path:
+    """The graph.npz of a run folder (or the file itself)."""
+    path = Path(run)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ScenarioError("run", run, "there is no such folder or file", _nearby(path))
+    if (path / "graph.npz").is_file():
+        return path / "graph.npz"
+    inside = sorted(str(p.parent) for p in path.glob("*/graph.npz"))
+    if inside:
+        raise ScenarioError("run", run, f"holds {len(inside)} runs, name one: {', '.join(inside)}", inside)
+    raise ScenarioError("run", run, "holds no graph.npz")
+
+
+def _nearby(path: Path) -> list[str] | None:
+    parent = path.parent
+    return sorted(str(p) for p in parent.iterdir()) if parent.is_dir() else None
+
+
+def slow_ranks(given: list[str]) -> dict[int, float]:
+    """`R:FACTOR` options as rank -> factor."""
+    slow = {}
+    for text in given:
+        match = re.fullmatch(r"(\d+):([0-9.]+)", text)
+        if match is None or float(match[2]) <= 0:
+            raise ScenarioError("slow_rank", text, "must be RANK:FACTOR, such as 3:1.5")
+        slow[int(match[1])] = float(match[2])
+    return slow
+
+
+def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: bool, contention: bool, out: str | None) -> dict[str, Any]:
+    """`glass replay`: the timeline keys of train; with `out` also a report."""
+    found = find_graph(run)
+    graph = load_packed(found) if found.suffix == ".json" else ExecutionGraph.load(found)
+    for rank in slow:
+        if rank >= graph.ranks:
+            raise ScenarioError("slow_rank", rank, f"the run has ranks 0 to {graph.ranks - 1}", range(graph.ranks))
+    timeline = replay(graph, hardware, slow_ranks=slow, rendezvous=rendezvous, contention=contention)
+    content = {
+        "schema": "glass.replay/1",
+        "hardware": timeline.hardware.name,
+        "gpus": graph.ranks,
+        "events": len(graph),
+        **timeline.summary(graph.info.get("model_flops", 0.0)),
+        "report": None,
+    }
+    if out is not None:
+        from glasscluster.scenarios.jobs.training import output_folder
+        from glasscluster.sim.run import Run
+
+        content["report"] = str(Run.stored(timeline).report(output_folder(out, "replay") / "report.html"))
+    return content
+
+
+def schedule_content(
+    name: str, ranks: int, micro_batches: int, costs: str, validate: str | None, virtual_stages: int | None = None
+) -> dict[str, Any]:
+    """The `glass.schedule/1` object of a schedule by name, or of one in a file."""
+    from glasscluster.strategies.pipeline.schedules import make_schedule
+
+    spent = _costs(costs)
+    if validate is None:
+        plan = make_schedule(name, ranks, micro_batches, virtual_stages)
+    else:
+        plan = _read(name, validate, ranks, micro_batches, virtual_stages)
+    judged = plan.validate(spent["f"], spent["b"], spent["c"], spent["w"])
+    return {
+        "schema": "glass.schedule/1",
+        "name": name,
+        "pp": ranks,
+        "micro_batches": micro_batches,
+        "virtual_stages": plan.stages // ranks,
+        "placement": list(plan.placement),
+        "ranks": [plan.written(rank) for rank in range(ranks)],
+        "makespan": judged.makespan,
+        "bubble_fraction": judged.bubble_fraction,
+        "bubble_over_ideal": judged.bubble_over_ideal,
+        "stage_span_bubble_fraction": judged.stage_span_bubble_fraction,
+        "peak_live": judged.peak_live,
+        "peak_postponed": judged.peak_postponed,
+        "weights_held": judged.weights_held,
+        "messages": plan.messages,
+    }
+
+
+def _costs(text: str) -> dict[str, float]:
+    spent = {"f": 1.0, "b": 2.0, "w": 1.0, "c": 0.0}
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if key not in spent or number < 0:
+            raise ScenarioError("costs", part, "must be f=, b=, w= or c= and a number that is not negative", ["f=1", "b=2", "w=1", "c=0"])
+        spent[key] = number
+    return spent
+
+
+def _read(name: str, path: str, ranks: int, micro_batches: int, virtual_stages: int | None) -> Schedule:
+    """A schedule file; the stages of a name that we know are ours, of any other they are counted."""
+    from glasscluster.strategies.pipeline.schedules import LOOPED, SCHEDULES, chunks
+    from glasscluster.strategies.pipeline.schedules.notation import read_schedule
+
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ScenarioError("validate", path, f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+    known = name in SCHEDULES and (name not in LOOPED or virtual_stages is not None)
+    v = chunks(name, virtual_stages) if known else virtual_stages
+    return read_schedule(name, text, ranks, micro_batches, None if v is None else ranks * v)

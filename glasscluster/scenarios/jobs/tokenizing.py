@@ -1,0 +1,92 @@
+"""`glass tokenize`: learn a tokenizer from texts, encode and decode with one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from glasscluster.base.errors import ScenarioError
+from glasscluster.model.text.bpe import count_pieces, learn
+from glasscluster.model.text.texts import BUILT_IN, documents
+from glasscluster.model.text.tokenizer import Tokenizer
+
+TELL_EVERY = 1000  # tokens
+
+
+def learned(sources: Sequence[str], vocab: int, specials: Sequence[str], out: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train on sources (model/text/texts.py), write a tokenizer.json; the `glass.tokenize-train/1` object."""
+    begun = time.perf_counter()
+    if vocab < 256 + len(specials):
+        raise ScenarioError("vocab", vocab, f"256 bytes and {len(specials)} special tokens need as many", [256 + len(specials)])
+    texts = []
+    for name in sources:
+        try:
+            texts += documents(name)
+        except OSError as problem:
+            raise ScenarioError("files", name, f"cannot be read: {problem.strerror}", BUILT_IN) from None
+    say(f"cutting {sum(map(len, texts)):,} bytes into pieces")
+    pieces = count_pieces(texts)
+    say(f"merging in {len(pieces):,} different pieces")
+    found = learn(pieces, vocab - len(specials), lambda n: say(f"{n:,} tokens") if n % TELL_EVERY == 0 else None)
+    made = Tokenizer(found.tokens, found.merges, {text: len(found.tokens) + i for i, text in enumerate(specials)})
+    try:
+        made.save(out)
+    except OSError as problem:
+        raise ScenarioError("out", out, f"cannot be written: {problem.strerror}") from None
+    size = sum(map(len, texts))
+    tokens = sum(len(made.encode_piece(piece)[0]) * many for piece, many in pieces.items())
+    return {
+        "schema": "glass.tokenize-train/1",
+        "vocab": made.size,
+        "merges": len(made.merges),
+        "documents": len(texts),
+        "size_bytes": size,
+        "pieces": len(pieces),
+        "tokens": tokens,
+        "bytes_per_token": size / tokens if tokens else None,
+        "wall_s": time.perf_counter() - begun,
+        "out": str(out),
+    }
+
+
+def opened(path: str) -> Tokenizer:
+    """A tokenizer.json; ScenarioError for anything else."""
+    try:
+        return Tokenizer.load(path)
+    except OSError as problem:
+        raise ScenarioError("tokenizer", path, f"cannot be read: {problem.strerror}") from None
+    except ValueError as problem:
+        raise ScenarioError("tokenizer", path, str(problem)) from None
+
+
+def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> dict[str, Any]:
+    """The `glass.tokenize-encode/1` object of a text, or of a file's bytes."""
+    tokenizer = opened(path)
+    try:
+        data = Path(text).read_bytes() if from_file else text.encode("utf-8", "surrogateescape")
+    except OSError as problem:
+        raise ScenarioError("text", text, f"cannot be read: {problem.strerror}") from None
+    everything: Sequence[str] | Literal["all"] = "all" if "all" in allowed else allowed
+    for name in everything if everything != "all" else ():
+        if name not in tokenizer.specials:
+            raise ScenarioError("allow", name, "is no special token of this tokenizer", ["all", *tokenizer.specials])
+    numbers = tokenizer.encode(data, everything)
+    return {
+        "schema": "glass.tokenize-encode/1",
+        "tokens": numbers,
+        "pieces": [tokenizer.decode([n]) for n in numbers],
+        "size_bytes": len(data),
+        "bytes_per_token": len(data) / len(numbers) if numbers else None,
+    }
+
+
+def decoded(path: str, numbers: Sequence[int]) -> dict[str, Any]:
+    """The `glass.tokenize-decode/1` object: the text, and its bytes, which need not be one."""
+    tokenizer = opened(path)
+    for number in numbers:
+        if number not in tokenizer.tokens and number not in tokenizer.specials.values():
+            raise ScenarioError("tokens", number, f"{path} has no such token", range(tokenizer.size))
+    data = tokenizer.decode_bytes(numbers)
+    return {"schema": "glass.tokenize-decode/1", "text": data.decode("utf-8", "replace"), "bytes_hex": data.hex()}

@@ -1,0 +1,189 @@
+"""Preference tuning judged and tried: check rows of a run, and the course from demonstrations to DPO, PPO and GRPO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.decoding import cache as caches
+from glasscluster.sim.run import Cluster, Run
+from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.judge.check import TOLERANCE
+from glasscluster.strategies.plan import make_model as make_gpt
+from glasscluster.strategies.preference import alone, policy, ranks, reward_model, sequences
+from glasscluster.strategies.preference.cast import Tuned
+from glasscluster.strategies.preference.held import make_model
+from glasscluster.strategies.preference.job import ONLINE, Method, Tuning, Weights
+from glasscluster.strategies.preference.ranks import tune_rank
+from glasscluster.strategies.preference.rewards import VOCABULARY, SortTask
+
+SMALL = make_gpt("tiny", layers=1, hidden=48, heads=2, vocab=VOCABULARY, seq=7, init_std=0.1)  # 3 digits
+
+
+# ---- check rows ----------------------------------------------------------------------------------------------------
+def equality_rows(job: Tuning, results: list[Tuned]) -> list[dict[str, Any]]:
+    """Of a run in float64 with `capture`: every loss and all weights of what learned, against one process."""
+    found, source = alone.compare(results, alone.in_one_process(job)), "one process, no messages"
+    names = {what: f"{job.method}: largest {what} difference from one process, float64" for what in ("loss", "weight")}
+    return [
+        accounts.row(name, 0.0, found[f"max_rel_{what}_diff"], source, unit="relative", tolerance=TOLERANCE) for what, name in names.items()
+    ]
+
+
+def memory_rows(job: Tuning, results: list[Tuned]) -> list[dict[str, Any]]:
+    """F39: model states of every role, and the rollout's keys and values (F3)."""
+    said, held = ranks.predict_state(job), _held(results)
+    rows = [accounts.row(f"{job.method}: model states, {role}", n, held.get(role, 0), "F39, from F15") for role, n in said.items()]
+    if job.method in ONLINE:
+        width = accounts.WIDTH[job.precision]
+        cache = caches.predict(job.model, job.answers * (job.task.length - 1), width)
+        rows.append(accounts.row(f"{job.method}: cache of the rollout", cache, max(r.cache_bytes for r in results), "F3"))
+    return rows
+
+
+def traffic_rows(job: Tuning, run: Run) -> list[dict[str, Any]]:
+    """What roles tell each other in an iteration, by label; and that nothing else was sent."""
+    said = {label: n for label, n in ranks.predict_traffic(job).items() if n}
+    rows = [accounts.row(f"{job.method}: sent, {label}", n, sum(run.graph.bytes_sent(label=label)), "shapes") for label, n in said.items()]
+    return [*rows, accounts.row(f"{job.method}: sent, all", sum(said.values()), sum(run.graph.bytes_sent()), "shapes")]
+
+
+def _held(results: list[Tuned]) -> dict[str, int]:
+    return {role: sum(split.values()) for r in results for role, split in r.state_bytes.items()}
+
+
+# ---- the course ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Course:
+    """Sizes of a course; they are chosen so that each method has levelled off."""
+
+    model: ModelConfig = SMALL
+    task: SortTask = field(default_factory=SortTask)
+    sft: int = 400
+    demonstrations: int = 64  # an SFT step
+    compare: int = 1000  # prompts whose answers are compared
+    reward_model: int = 300
+    dpo: int = 120
+    ppo: int = 40
+    grpo: int = 40
+    beta: float = 0.2
+    dpo_beta: float = 0.5
+    dpo_lr: float = 3e-4
+
+
+VARIANTS: dict[str, tuple[Method, dict[str, Any]]] = {
+    "dpo": ("dpo", {}),
+    "dpo with SFT loss": ("dpo", {"imitation": 1.0, "lr": 1e-3}),
+    "preferred alone": ("dpo", {"imitation": 1.0, "lr": 1e-3, "beta": 0.0}),  # no comparison: SFT on the answers that were right
+    "ppo": ("ppo", {}),
+    "grpo": ("grpo", {}),
+    "ppo without KL": ("ppo", {"beta": 0.0}),
+    "grpo without KL": ("grpo", {"beta": 0.0}),
+}
+
+
+@dataclass
+class Row:
+    """A policy on held-out prompts: expected reward, KL to the SFT policy, mean score of the reward model (where there is one).
+
+    Then answer tokens that were written for it and that it was trained on, beyond the SFT policy's.
+    """
+
+    reward: float
+    kl: float
+    score: float | None
+    written: int
+    trained: int
+    rewards: list[float] = field(default_factory=list)  # of each iteration's answers, by the rule
+    kls: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)  # of the same answers, by what rewarded them
+
+
+@dataclass
+class Learned:
+    """A finished course: the policies' rows by method, and how often the reward model agrees with the rule on comparisons it never saw."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    agreement: float = 0.0
+    weights: dict[str, Weights] = field(default_factory=dict)
+    judge: Weights | None = None
+    pairs: Any = None
+
+
+def tuned(job: Tuning) -> list[Tuned]:
+    """Run on threads, a rank a role, without recording."""
+    return Cluster("classroom", job.ranks, "threads", memory_bytes=None).run(tune_rank, replace(job, capture=True), record=False).results
+
+
+@one_thread()
+def learn(
+    seed: int,
+    course: Course | None = None,
+    methods: tuple[str, ...] = ("dpo", "ppo", "grpo"),
+    say: Callable[[str], None] = lambda _text: None,
+) -> Learned:
+    """Imitate, compare, then tune with each method from the same SFT policy."""
+    course, out = course or Course(), Learned()
+    task = course.task
+    base = Tuning("sft", course.model, task, course.sft, prompts=course.demonstrations, lr=1e-2, seed=seed)
+    say(f"seed {seed}: SFT on {course.sft * base.answers} demonstrations")
+    start = tuned(base)[0].weights["actor"]
+    reference = make_model("actor", replace(base, weights=start))
+    out.weights["sft"] = start
+    say(f"seed {seed}: comparisons, a reward model")
+    out.pairs = policy.compared(reference, task, course.compare, 1000 + seed)
+    if any(VARIANTS[m][0] == "ppo" for m in methods):
+        out.judge, out.agreement = judge(course, seed, start, reference, out.pairs)
+    out.rows["sft"] = Row(policy.expected_reward(reference, task), 0.0, _score(out, base, reference), 0, 0)
+    for method in methods:
+        say(f"seed {seed}: {method}")
+        job = job_of(method, course, seed, out)
+        first = tuned(job)[0]
+        model = make_model("actor", replace(base, weights=first.weights["actor"]))
+        each = job.iterations * task.answer
+        written, trained = (0, each * 2 * job.prompts) if job.method == "dpo" else (each * job.answers, each * job.answers * job.epochs)
+        kl = policy.divergence(model, reference, task, seed)
+        reward, score = policy.expected_reward(model, task), _score(out, base, model)
+        out.rows[method] = Row(reward, kl, score, written, trained, first.rewards, first.kl, first.scores)
+        out.weights[method] = first.weights["actor"]
+    return out
+
+
+def _score(learned: Learned, base: Tuning, stage: Any) -> float | None:
+    """What the reward model thinks of a policy's answers to held-out prompts, on average."""
+    if learned.judge is None:
+        return None
+    model = make_model("reward", replace(base, reward_weights=learned.judge))
+    with torch.no_grad():
+        tokens = policy.sample(stage, base.task.prompts(held_out=True), base.task.answer, base.seed)
+        return float(sequences.scores(model, tokens).mean())
+
+
+def job_of(method: str, course: Course, seed: int, learned: Learned, **changes: Any) -> Tuning:
+    """A method's job from the SFT policy of a course."""
+    options: dict[str, Mapping[str, Any]] = {
+        "dpo": {"iterations": course.dpo, "prompts": 32, "lr": course.dpo_lr, "beta": course.dpo_beta, "pairs": learned.pairs},
+        "ppo": {"iterations": course.ppo, "prompts": 64, "epochs": 2, "critic_lr": 5e-3, "beta": course.beta, "reward": "model"},
+        "grpo": {"iterations": course.grpo, "prompts": 16, "group": 8, "epochs": 2, "beta": course.beta},
+    }
+    kind, own = VARIANTS[method]
+    weights = {"weights": learned.weights["sft"], "reward_weights": learned.judge}
+    return Tuning(kind, course.model, course.task, seed=seed, **{**weights, **options[kind], **own, **changes})
+
+
+def judge(course: Course, seed: int, start: Weights, reference: Any, pairs: Any) -> tuple[Weights, float]:
+    """A reward model that starts from the SFT policy, standardized on its answers; and its agreement on comparisons it never saw."""
+    task = course.task
+    job = Tuning("reward-model", course.model, task, course.reward_model, prompts=32, lr=3e-3, seed=seed, weights=start, pairs=pairs)
+    model = make_model("reward", replace(job, reward_weights=tuned(job)[0].weights["reward"]))
+    new = policy.compared(reference, task, course.compare // 5, 2000 + seed)
+    answers = policy.sample(reference, policy.prompts_of(task, course.compare, 1, 3000 + seed), task.answer, 3000 + seed)
+    with torch.no_grad():
+        agreement = reward_model.agreement(*(sequences.scores(model, x) for x in new))
+        reward_model.standardize(model.scalar, sequences.scores(model, answers))
+    return {name: p.detach().clone() for name, (p, _) in model.full_names().items()}, agreement

@@ -1,0 +1,1 @@
+"""Real bugs of the field, planted."""

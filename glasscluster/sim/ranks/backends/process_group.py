@@ -1,0 +1,209 @@
+"""Wires over a torch.distributed process group: gloo between CPUs, NCCL between GPUs. Used by Ray and torchrun.
+
+gloo makes no promise of progress and cannot be polled, so waiting for any of several messages is done by one
+helper thread a message (torch releases the interpreter while it waits). NCCL orders work on streams: each
+communicator gets a stream of its own, and a step's send and receive start as one group.
+
+An error of the library is given a name: rank, operation, peer, and whether the peer died or the time ran out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from glasscluster.base.errors import GlassError, RankDied, RankStalled
+from glasscluster.sim.ranks.communicator import Ticket, Wire
+from glasscluster.sim.ranks.deadlock import Wait, source_line
+
+_LIBRARY_OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+class GroupWire(Wire):
+    """A rank's end of the default process group."""
+
+    def __init__(self, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+        self.rank, self.size, self.device, self.timeout_s = rank, size, device, timeout_s
+        self._arrived: queue.SimpleQueue[tuple[Ticket, Exception | None]] = queue.SimpleQueue()
+        self._helpers: ThreadPoolExecutor | None = None
+        self._submitted: set[int] = set()
+        self._library_groups: dict[tuple[int, ...], Any] = {}
+
+    # ---- messages ------------------------------------------------------------------------------------------------
+    def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
+        """Post a send."""
+        ticket = Ticket("send", dst, tag, tensor, what)
+        with self._named(ticket):
+            ticket.handle = dist.isend(tensor, dst, tag=tag)
+        return ticket
+
+    def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
+        """Post a receive."""
+        ticket = Ticket("recv", src, tag, out, what)
+        with self._named(ticket):
+            ticket.handle = dist.irecv(out, src, tag=tag)
+        return ticket
+
+    def block(self, tickets: Sequence[Ticket], together: bool) -> None:
+        """Wait for one of the tickets, or for all in turn when all are needed anyway."""
+        if any(t.done for t in tickets):
+            return
+        if together and not any(id(t) in self._submitted for t in tickets):
+            for ticket in tickets:
+                with self._named(ticket):
+                    self._wait(ticket)
+                self._finish(ticket)
+            return
+        self._helpers = self._helpers or ThreadPoolExecutor(max_workers=64, thread_name_prefix="message")
+        for ticket in tickets:
+            if id(ticket) not in self._submitted:
+                self._submitted.add(id(ticket))
+                self._helpers.submit(self._wait_aside, ticket)
+        self._take_arrived(self._arrived.get())
+        while not self._arrived.empty():
+            self._take_arrived(self._arrived.get())
+
+    def _wait(self, ticket: Ticket) -> None:
+        ticket.handle.wait(timedelta(seconds=self.timeout_s))  # type: ignore[attr-defined]
+
+    def _wait_aside(self, ticket: Ticket) -> None:
+        try:
+            self._wait(ticket)
+            self._arrived.put((ticket, None))
+        except Exception as problem:
+            self._arrived.put((ticket, problem))
+
+    def _take_arrived(self, arrived: tuple[Ticket, Exception | None]) -> None:
+        ticket, problem = arrived
+        self._submitted.discard(id(ticket))
+        if problem is not None:
+            with self._named(ticket):
+                raise problem
+        self._finish(ticket)
+
+    def _finish(self, ticket: Ticket) -> None:
+        ticket.done, ticket.tensor, ticket.handle = True, None, None
+
+    @contextlib.contextmanager
+    def _named(self, ticket: Ticket) -> Iterator[None]:
+        """Turn the library's error into ours."""
+        try:
+            yield
+        except GlassError:
+            raise
+        except Exception as problem:
+            raise self._name(problem, ticket) from None
+
+    def _name(self, problem: Exception, ticket: Ticket) -> GlassError:
+        names: dict[str, Any] = {"rank": self.rank, "operation": ticket.what, "peer": ticket.peer}
+        nbytes = ticket.tensor.numel() * ticket.tensor.element_size() if ticket.tensor is not None else 0
+        wait = Wait(self.rank, ticket.kind, ticket.peer, ticket.what, nbytes, source_line(sys._getframe()))
+        text = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        if "imed out" in text or "timeout" in text.lower():
+            error: GlassError = RankStalled(f"{wait}: nothing happened for {self.timeout_s:g} s", **names)
+        else:
+            error = RankDied(f"rank {ticket.peer} is gone: {wait} ({text})", **names)
+            error.rank = ticket.peer
+        error.__dict__["wait"] = wait
+        return error
+
+    # ---- whole collectives ----------------------------------------------------------------------------------------
+    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
+        """The library's own collective, in place on the full buffer."""
+        ranks = tuple(group)
+        if ranks not in self._library_groups:
+            limit = timedelta(seconds=self.timeout_s)  # the group everybody met in allows more
+            self._library_groups[ranks] = dist.new_group(list(ranks), timeout=limit, use_local_synchronization=True)
+        members = self._library_groups[ranks]
+        chunks = list(torch.tensor_split(tensor.view(-1), len(ranks)))
+        mine = chunks[ranks.index(self.rank)]
+        if operation in ("all_reduce", "reduce_scatter"):  # gloo reduces whole; our chunk is then right as well
+            dist.all_reduce(tensor, _LIBRARY_OPS[op], group=members)
+        elif operation == "broadcast":
+            dist.broadcast(tensor, ranks[root], group=members)
+        elif len({c.numel() for c in chunks}) == 1:
+            dist.all_gather(chunks, mine.clone(), group=members)
+        else:  # unequal pieces: each owner broadcasts its own
+            for owner, chunk in zip(ranks, chunks, strict=True):
+                dist.broadcast(chunk, owner, group=members)
+
+    def close(self) -> None:
+        """Stop helper threads."""
+        if self._helpers is not None:
+            self._helpers.shutdown(wait=False, cancel_futures=True)
+
+
+class NcclWire(GroupWire):
+    """GPUs: messages are enqueued at launch on their communicator's stream; nothing waits on the host."""
+
+    def __init__(self, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+        super().__init__(rank, size, device, timeout_s)
+        self._streams: dict[int, torch.cuda.Stream] = {}
+        self._batch: list[tuple[Ticket, dist.P2POp]] | None = None
+
+    def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
+        """Enqueue a send."""
+        return self._enqueue(Ticket("send", dst, tag, tensor, what), dist.isend)
+
+    def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
+        """Enqueue a receive."""
+        return self._enqueue(Ticket("recv", src, tag, out, what), dist.irecv)
+
+    def _enqueue(self, ticket: Ticket, post: Any) -> Ticket:
+        assert ticket.tensor is not None
+        entry = (ticket, dist.P2POp(post, ticket.tensor, ticket.peer))
+        if self._batch is not None:
+            self._batch.append(entry)
+        else:
+            self._start([entry])
+        return ticket
+
+    def _start(self, batch: list[tuple[Ticket, dist.P2POp]]) -> None:
+        for work in dist.batch_isend_irecv([op for _, op in batch]):
+            work.wait()  # the current stream waits, not the host
+        for ticket, _ in batch:
+            self._finish(ticket)
+
+    @contextlib.contextmanager
+    def group(self) -> Iterator[None]:
+        """One NCCL group call for everything posted inside."""
+        self._batch = []
+        try:
+            yield
+            if self._batch:
+                self._start(self._batch)
+        finally:
+            self._batch = None
+
+    @contextlib.contextmanager
+    def lane(self, group: int) -> Iterator[None]:
+        """The communicator's stream, after what the program has enqueued so far."""
+        stream = self._streams.setdefault(group, torch.cuda.Stream())
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            yield
+
+    def join(self, group: int) -> None:
+        """The program's stream waits for the communicator's."""
+        if group in self._streams:
+            torch.cuda.current_stream().wait_stream(self._streams[group])
+
+
+def make_wire(rank: int, size: int, device: torch.device, timeout_s: float) -> GroupWire:
+    """The wire for a device."""
+    return (NcclWire if device.type == "cuda" else GroupWire)(rank, size, device, timeout_s)
+
+
+def one_thread() -> None:
+    """One OpenMP thread a rank everywhere, or sums differ in bits."""
+    torch.set_num_threads(1)
+    with contextlib.suppress(RuntimeError):
+        torch.set_num_interop_threads(1)

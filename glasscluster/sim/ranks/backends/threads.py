@@ -1,0 +1,270 @@
+"""The `threads` backend: a rank is a thread of this process; a seeded scheduler hands a baton around.
+
+One rank runs at a time, until it blocks. Who runs next is drawn from a seeded generator among the ranks that
+can run, so a run repeats exactly. When nobody can run and somebody has not finished, that is a deadlock: it is
+known at once, without a timeout, with the cycle and the source lines.
+
+A send completes when its receive is posted (rendezvous): what passes here passes on a network without buffers. With
+`eager_bytes` a send of at most so many bytes is copied away and completes at once, as MPI libraries do with small messages.
+Messages of one (sender, receiver, tag) keep their order; the copy is made by whichever rank comes second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from glasscluster.base.errors import CollectiveMismatch, Deadlock, GlassError, MessageLost, ScenarioError
+from glasscluster.sim.ranks.communicator import TAGS_PER_GROUP, Ticket, Wire
+from glasscluster.sim.ranks.deadlock import Wait, describe_deadlock, source_line
+from glasscluster.sim.ranks.gpu import Outcome, run_rank
+
+RUNNABLE, BLOCKED, FINISHED = "runnable", "blocked", "finished"
+
+
+class _Abandoned(BaseException):
+    """Unwinds a rank after another one failed; never seen outside."""
+
+
+class Scheduler:
+    """The baton, and every message that has been posted but not met."""
+
+    def __init__(self, size: int, seed: int, eager_bytes: int = 0) -> None:
+        self.size, self.draw, self.eager_bytes = size, random.Random(seed), eager_bytes
+        self.turn = [threading.Lock() for _ in range(size)]  # locked while it is another's turn
+        for lock in self.turn:
+            lock.acquire()
+        self.state = [RUNNABLE] * size
+        self.waiting: list[Sequence[Ticket]] = [()] * size
+        self.enough: list[Callable[..., bool]] = [any] * size  # of the tickets a rank waits for: any, or all
+        self.threads: list[threading.Thread] = []
+        self.sends: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
+        self.receives: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
+        self.failure: GlassError | None = None
+
+    # ---- messages ----------------------------------------------------------------------------------------------
+    def post(self, me: int, ticket: Ticket) -> Ticket:
+        """Post a send or receive; meets its partner if that is already there."""
+        sending = ticket.kind == "send"
+        key = (me, ticket.peer, ticket.tag) if sending else (ticket.peer, me, ticket.tag)
+        mine, theirs = (self.sends, self.receives) if sending else (self.receives, self.sends)
+        if not theirs[key]:
+            if sending and self.eager_bytes and _nbytes(ticket) <= self.eager_bytes:
+                self._buffer(ticket)
+            mine[key].append(ticket)
+            return ticket
+        partner = theirs[key].popleft()
+        send, receive = (ticket, partner) if sending else (partner, ticket)
+        self._deliver(key[0], key[1], send, receive)
+        other = ticket.peer
+        if self.state[other] == BLOCKED and self.enough[other](t.done for t in self.waiting[other]):
+            self.state[other] = RUNNABLE
+        return ticket
+
+    def _buffer(self, send: Ticket) -> None:
+        """The payload is copied away: its sender goes on as if it had been received."""
+        assert send.tensor is not None
+        with torch.no_grad(), torch._C._DisableTorchDispatch():
+            send.tensor = send.tensor.clone()
+        send.done = True
+
+    def _deliver(self, src: int, dst: int, send: Ticket, receive: Ticket) -> None:
+        x, out = send.tensor, receive.tensor
+        assert x is not None
+        assert out is not None
+        if send.what != receive.what and {send.what, receive.what} != {"send", "recv"}:
+            self._mismatch(src, dst, f"rank {src} is in {send.what}, rank {dst} in {receive.what}")
+        if x.numel() != out.numel() or x.dtype != out.dtype:
+            sizes = f"{x.numel()} x {x.dtype} sent, {out.numel()} x {out.dtype} expected"
+            self._mismatch(src, dst, f"rank {src} sends to rank {dst} in {send.what}: {sizes}")
+        with torch.no_grad(), torch._C._DisableTorchDispatch():
+            out.view(-1).copy_(x.view(-1))
+        send.done = receive.done = True
+        send.tensor = receive.tensor = None
+
+    def _mismatch(self, src: int, dst: int, message: str) -> None:
+        raise CollectiveMismatch(message, rank=dst, operation="recv", peer=src)
+
+    # ---- the baton ---------------------------------------------------------------------------------------------
+    def block(self, me: int, tickets: Sequence[Ticket], together: bool) -> None:
+        """Give the baton away until one of `tickets` is done, or all of them where nothing goes on before."""
+        enough = all if together else any
+        if enough(t.done for t in tickets):
+            return
+        self.waiting[me], self.enough[me], self.state[me] = tickets, enough, BLOCKED
+        self._hand_over()
+        self._take(me)
+        self.waiting[me] = ()
+
+    def _take(self, me: int) -> None:
+        self.turn[me].acquire()
+        if self.failure is not None:
+            raise _Abandoned
+        self.state[me] = RUNNABLE
+
+    def _hand_over(self) -> None:
+        if self.failure is None:
+            ready = [r for r in range(self.size) if self.state[r] == RUNNABLE]
+            if ready:
+                self.turn[self.draw.choice(ready)].release()
+                return
+            if any(s == BLOCKED for s in self.state):
+                self.fail(self._deadlock())
+                return
+
+    def finish(self, me: int) -> None:
+        """A rank's program has ended."""
+        self.state[me] = FINISHED
+        self._hand_over()
+
+    def fail(self, error: GlassError) -> None:
+        """Keep the first failure and unwind every blocked rank."""
+        if self.failure is None:
+            self.failure = error
+        for lock in self.turn:
+            with contextlib.suppress(RuntimeError):  # not locked: it has a turn already
+                lock.release()
+
+    # ---- naming what went wrong --------------------------------------------------------------------------------
+    def _deadlock(self) -> Deadlock:
+        frames = sys._current_frames()
+        waits = []
+        for rank in range(self.size):
+            if self.state[rank] == BLOCKED:
+                ticket = next(t for t in self.waiting[rank] if not t.done)
+                line = source_line(frames.get(self.threads[rank].ident or -1))
+                waits.append(Wait(rank, ticket.kind, ticket.peer, ticket.what, _nbytes(ticket), line, self._near_miss(rank, ticket)))
+        return describe_deadlock(waits, [r for r in range(self.size) if self.state[r] == FINISHED])
+
+    def _near_miss(self, rank: int, ticket: Ticket) -> str:
+        """What stands there in place of what a receive waits for: the right sender with another tag, or another sender."""
+        if ticket.kind != "recv" or ticket.what != "recv":
+            return ""
+        group, tag = divmod(ticket.tag, TAGS_PER_GROUP)
+        queued = [
+            (src, other % TAGS_PER_GROUP)
+            for (src, dst, other), queue in self.sends.items()
+            if queue and dst == rank and other // TAGS_PER_GROUP == group and other % TAGS_PER_GROUP
+        ]
+        for src, other in queued:
+            if src == ticket.peer:
+                return f"rank {rank} waits for tag {tag - 1}; a message with tag {other - 1} from the same sender is queued"
+        if queued:
+            return f"rank {rank} waits for rank {ticket.peer}; a message from rank {queued[0][0]} is queued"
+        return ""
+
+    def leftovers(self) -> MessageLost | None:
+        """A message that was posted and never met, after everybody finished."""
+        for kind, queues in (("send", self.sends), ("recv", self.receives)):
+            for (src, dst, tag), queue in queues.items():
+                if queue:
+                    me, peer = (src, dst) if kind == "send" else (dst, src)
+                    other = "received it" if kind == "send" else "sent it"
+                    return MessageLost(
+                        f"rank {me} posted a {kind} with rank {peer} (wire tag {tag}) and rank {peer} never {other}",
+                        rank=me,
+                        operation=kind,
+                        peer=peer,
+                    )
+        return None
+
+
+class ThreadWire(Wire):
+    """A rank's end of the scheduler."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank: int, scheduler: Scheduler) -> None:
+        self.rank, self.size, self.scheduler = rank, scheduler.size, scheduler
+
+    def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
+        """Post a send."""
+        return self.scheduler.post(self.rank, Ticket("send", dst, tag, tensor, what))
+
+    def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
+        """Post a receive."""
+        return self.scheduler.post(self.rank, Ticket("recv", src, tag, out, what))
+
+    def block(self, tickets: Sequence[Ticket], together: bool) -> None:
+        """Hand the baton over until a ticket is done, or all."""
+        self.scheduler.block(self.rank, tickets, together)
+
+    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
+        """There is no library underneath."""
+        raise ScenarioError("algorithm", "native", "the threads backend has no library to hand a collective to", ["ring"])
+
+
+class ThreadsBackend:
+    """Runs ranks as threads. Nothing to set up, nothing left behind."""
+
+    name = "threads"
+
+    def __init__(self, gpus: int, *, seed: int = 0, eager_bytes: int = 0, **_: Any) -> None:
+        if eager_bytes < 0:
+            raise ScenarioError("eager_bytes", eager_bytes, "must not be negative (0: every send waits for its receive)")
+        self.gpus, self.seed, self.eager_bytes = gpus, seed, eager_bytes
+
+    def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
+        """One outcome a rank; the first failure is raised."""
+        scheduler = Scheduler(self.gpus, self.seed, self.eager_bytes)
+        outcomes: list[Outcome | None] = [None] * self.gpus
+        cpu = _one_cpu()
+
+        def rank_main(rank: int) -> None:
+            if cpu is not None:
+                with contextlib.suppress(OSError):
+                    os.sched_setaffinity(0, {cpu})  # this thread only: a handover on one core is 8 times faster
+            torch.set_num_threads(1)  # one OpenMP thread a rank, or sums differ in bits
+            try:
+                scheduler._take(rank)
+                outcome = run_rank(ThreadWire(rank, scheduler), program, args, record, capacity, abandoned=_Abandoned)
+                outcomes[rank] = outcome
+                if outcome.error is not None:
+                    scheduler.fail(outcome.error)
+            except _Abandoned:
+                pass
+            finally:
+                scheduler.finish(rank)
+
+        threads_before = torch.get_num_threads()
+        scheduler.threads = [threading.Thread(target=rank_main, args=(r,), name=f"rank-{r}", daemon=True) for r in range(self.gpus)]
+        try:
+            for thread in scheduler.threads:
+                thread.start()
+            scheduler._hand_over()
+            for thread in scheduler.threads:
+                thread.join()
+        except KeyboardInterrupt:
+            scheduler.fail(GlassError("interrupted"))
+            raise
+        finally:
+            torch.set_num_threads(threads_before)
+        if scheduler.failure is not None:
+            scheduler.failure.__dict__["outcomes"] = [o for o in outcomes if o is not None]
+            raise scheduler.failure
+        lost = scheduler.leftovers()
+        if lost is not None:
+            raise lost
+        return [o for o in outcomes if o is not None]
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def _nbytes(ticket: Ticket) -> int:
+    return 0 if ticket.tensor is None else ticket.tensor.numel() * ticket.tensor.element_size()
+
+
+def _one_cpu() -> int | None:
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus[os.getpid() % len(cpus)]

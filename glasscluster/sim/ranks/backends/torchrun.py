@@ -1,0 +1,68 @@
+"""The `torchrun` backend: this process is one rank of those that `torchrun` started.
+
+    torchrun --nproc-per-node 4 -m glasscluster train --dp 4
+
+Rank 0 gathers every rank's outcome and goes on to checks and reports; the others have only their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from glasscluster.base.errors import BackendUnavailable, ScenarioError
+from glasscluster.sim.ranks.backends.process_group import GroupWire, make_wire, one_thread
+from glasscluster.sim.ranks.gpu import Outcome, run_rank
+
+
+class TorchrunBackend:
+    """Joins the group that torchrun's environment describes."""
+
+    name = "torchrun"
+
+    def __init__(self, gpus: int, *, device: str = "cpu", timeout_s: float = 60.0, **_: Any) -> None:
+        if "WORLD_SIZE" not in os.environ:
+            raise BackendUnavailable("the torchrun backend needs torchrun: torchrun --nproc-per-node N -m glasscluster train ...")
+        world = int(os.environ["WORLD_SIZE"])
+        if world != gpus:
+            raise ScenarioError("world size", world, f"the plan needs dp x tp x pp x cp = {gpus} processes", [gpus])
+        self.gpus, self.device, self.timeout_s = gpus, device, timeout_s
+        self.rank = int(os.environ["RANK"])
+        self.wire: GroupWire | None = None
+
+    def start(self) -> GroupWire:
+        """Enter the process group (objects travel over gloo also where tensors travel over NCCL)."""
+        one_thread()
+        cuda = self.device == "cuda"
+        if cuda:
+            if not torch.cuda.is_available():
+                raise BackendUnavailable("--device cuda: torch sees no GPU here; use --device cpu")
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=self.timeout_s))
+        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        return make_wire(self.rank, self.gpus, device, self.timeout_s)
+
+    def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
+        """Every rank's outcome on rank 0, its own elsewhere."""
+        self.wire = self.wire or self.start()
+        outcome = run_rank(self.wire, program, args, record, capacity)
+        if outcome.error is not None:
+            outcome.error.__dict__["outcomes"] = [outcome]
+            raise outcome.error
+        gathered: list[Any] | None = [None] * self.gpus if self.rank == 0 else None
+        dist.gather_object(outcome, gathered, dst=0)
+        return gathered if gathered is not None else [outcome]
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.wire is not None:
+            self.wire.close()
+            self.wire = None
+            if dist.is_initialized():
+                dist.destroy_process_group()

@@ -1,0 +1,143 @@
+"""Direct collectives: everybody sends to everybody it owes something, at once.
+
+What MPI calls "basic linear" or "spread out" (Thakur, Rabenseifner and Gropp 2005, section 4.4), and what a full NVSwitch
+makes sensible. Symbols: N ranks, S bytes of the full buffer.
+
+    all-to-all, N = 3: chunk j of rank i goes to place i of rank j
+
+        rank 0  [a0 a1 a2]        [a0 b0 c0]
+        rank 1  [b0 b1 b2]   ──►  [a1 b1 c1]
+        rank 2  [c0 c1 c2]        [a2 b2 c2]
+
+One step and N-1 messages a rank (reduce-scatter, all-gather, all-to-all: (N-1)/N·S sent, the lower bound); all-reduce is a
+reduce-scatter and an all-gather. Additions happen in rank order, so the bits do not depend on timing.
+But: N-1 messages meet at each receiver at once, and reduce-scatter needs room for N-1 chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, through_one_port
+
+if TYPE_CHECKING:
+    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+    from glasscluster.sim.time.hardware import Link
+
+
+def _others(work: CollectiveWork) -> list[int]:
+    """The other ranks, nearest to the right first, so that not everybody starts with rank 0."""
+    return [(work.rank + k) % work.size for k in range(1, work.size)]
+
+
+def _sources(work: CollectiveWork) -> list[int]:
+    """The other ranks in the order in which they are heard: nearest to the left first."""
+    return _others(work)[::-1]
+
+
+def _reduce_chunk(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str) -> Iterator[list[Ticket]]:
+    chunks = torch.tensor_split(x, work.size)
+    mine = chunks[work.rank]
+    sources = [r for r in range(work.size) if r != work.rank]
+    arrived = [staging[i * mine.numel() : (i + 1) * mine.numel()] for i in range(len(sources))]
+    incoming = [t for src, part in zip(sources, arrived, strict=True) for t in work.recv(part, src)]
+    yield incoming + [t for dst in _others(work) for t in work.send(chunks[dst], dst)]
+    for part in arrived:
+        work.reduce(mine, part, op)
+
+
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
+    staging = work.stage((work.size - 1) * torch.tensor_split(x, work.size)[work.rank].numel(), x)
+    return _reduce_chunk(work, x, staging, op)
+
+
+def all_gather(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
+    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    chunks = torch.tensor_split(x, work.size)
+    incoming = [t for src in _sources(work) for t in work.recv(chunks[src], src)]
+    yield incoming + [t for dst in _others(work) for t in work.send(chunks[work.rank], dst)]
+
+
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Ends with the `op` over ranks."""
+    first = reduce_scatter(work, x, op)
+
+    def steps() -> Iterator[list[Ticket]]:
+        yield from first
+        yield from all_gather(work, x)
+
+    return steps()
+
+
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Ends as rank `src`'s on every rank."""
+    if work.rank == src:
+        yield [t for dst in _others(work) for t in work.send(x, dst)]
+    else:
+        yield work.recv(x, src)
+
+
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Rank `dst` ends with the `op` over ranks."""
+    staging = work.stage((work.size - 1) * x.numel() if work.rank == dst else 0, x)
+
+    def steps() -> Iterator[list[Ticket]]:
+        if work.rank != dst:
+            yield work.send(x, dst)
+            return
+        sources = [r for r in range(work.size) if r != dst]
+        arrived = [staging[i * x.numel() : (i + 1) * x.numel()] for i in range(len(sources))]
+        yield [t for src, part in zip(sources, arrived, strict=True) for t in work.recv(part, src)]
+        for part in arrived:
+            work.reduce(x, part, op)
+
+    return steps()
+
+
+def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[list[Ticket]]:
+    """`x`: flat [n], whole on `src`. Chunk `rank` ends as `src`'s on every rank."""
+    chunks = torch.tensor_split(x, work.size)
+    if work.rank == src:
+        yield [t for dst in _others(work) for t in work.send(chunks[dst], dst)]
+    else:
+        yield work.recv(chunks[work.rank], src)
+
+
+def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Iterator[list[Ticket]]:
+    """`x`: flat [n], chunk `rank` filled. Ends complete on `dst`."""
+    chunks = torch.tensor_split(x, work.size)
+    if work.rank == dst:
+        yield [t for src in _sources(work) for t in work.recv(chunks[src], src)]
+    else:
+        yield work.send(chunks[work.rank], dst)
+
+
+def all_to_all(
+    work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
+) -> Iterator[list[Ticket]]:
+    """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
+    chunks, pieces = x.split(list(sends)), out.split(list(receives))
+    pieces[work.rank].copy_(chunks[work.rank])
+    incoming = [t for src in _sources(work) for t in work.recv(pieces[src], src)]
+    yield incoming + [t for dst in _others(work) for t in work.send(chunks[dst], dst)]
+
+
+# ---- theory ------------------------------------------------------------------------------------------------------
+def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
+    """Bytes for any size: (N-1)·S, all-reduce twice that, scatter and gather (N-1)/N·S. Time for equal chunks.
+
+    Who sends N-1 messages sends them back to back through one port: (N-1)(o + bytes/β) + L; all-reduce does so twice. Who
+    sends one (reduce, gather) takes α + bytes/β: without contention the receiver's port is no limit.
+    """
+    n, whole, chunk = size, (size - 1) * nbytes, nbytes / size
+    if operation in ("reduce", "gather"):
+        nbytes_each = nbytes if operation == "reduce" else chunk
+        return Theory(whole if operation == "reduce" else whole / n, 1, one_after_another(link, 1, nbytes_each))
+    spread = through_one_port(link, n - 1, nbytes if operation == "broadcast" else chunk)
+    if operation == "all_reduce":
+        return Theory(2 * whole, 2, None if spread is None else 2 * spread)
+    return Theory(whole / n if operation == "scatter" else whole, 1, spread)

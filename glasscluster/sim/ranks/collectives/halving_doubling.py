@@ -1,0 +1,126 @@
+"""Recursive halving and doubling (Rabenseifner's algorithm).
+
+Follows Rabenseifner, "Optimization of collective reduction operations" (ICCS 2004), and Thakur, Rabenseifner and Gropp (2005).
+Symbols: N ranks, S bytes, p the largest power of two ≤ N.
+
+    reduce-scatter, N = 4: halve what you are responsible for, hand the other half to the one who keeps it
+
+        distance 2   0 gives the right half to 2 and is given the left one; 1 and 3 likewise
+        distance 1   0 gives chunk 1 to 1 and is given chunk 0; 2 and 3 likewise
+
+    all-gather walks back: distance 1, then 2, and what one holds doubles.
+
+For N a power of two a rank sends 2(N-1)/N·S in 2·log2 N steps: the ring's bytes with a tree's steps. With other N, rank
+i < N-p also stands for rank p+i: it is handed p+i's whole vector first, keeps chunk p+i beside its own, and hands back at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from glasscluster.sim.ranks.collectives.recursive_doubling import largest_power_of_two
+from glasscluster.sim.ranks.collectives.theory import Theory
+from glasscluster.sim.ranks.collectives.tree import slices
+
+if TYPE_CHECKING:
+    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+    from glasscluster.sim.time.hardware import Link
+
+
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
+    n, r = work.size, work.rank
+    p = largest_power_of_two(n)
+    staging = work.stage(x.numel() if r < p else 0, x)
+    chunks = torch.tensor_split(x, n)
+
+    def steps() -> Iterator[list[Ticket]]:
+        yield from _halve(work, x, staging, op)
+        if r >= p:
+            yield work.recv(chunks[r], r - p)
+        elif r + p < n:
+            yield work.send(chunks[r + p], r + p)
+
+    return steps()
+
+
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Ends with the `op` over ranks."""
+    n, r = work.size, work.rank
+    p = largest_power_of_two(n)
+    staging = work.stage(x.numel() if r < p else 0, x)
+
+    def steps() -> Iterator[list[Ticket]]:
+        yield from _halve(work, x, staging, op)
+        if r >= p:
+            yield work.recv(x, r - p)
+            return
+        distance = 1
+        while distance < p:
+            partner = r ^ distance
+            mine, theirs = _block(r, distance), _block(partner, distance)
+            incoming = [t for part in _parts(x, theirs, n, p) for t in work.recv(part, partner)]
+            outgoing = [t for part in _parts(x, mine, n, p) for t in work.send(part, partner)]
+            yield incoming + outgoing
+            distance *= 2
+        if r + p < n:
+            yield work.send(x, r + p)
+
+    return steps()
+
+
+def _halve(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str) -> Iterator[list[Ticket]]:
+    """Fold the ranks above p, then halve: rank r < p ends with chunk r (and r+p, if there is one) reduced."""
+    n, r = work.size, work.rank
+    p = largest_power_of_two(n)
+    if r >= p:
+        yield work.send(x, r - p)
+        return
+    if r + p < n:
+        yield work.recv(staging, r + p)
+        work.reduce(x, staging, op)
+    distance = p // 2
+    while distance:
+        partner = r ^ distance
+        keep, give = _parts(x, _block(r, distance), n, p), _parts(x, _block(partner, distance), n, p)
+        arrived, at = [], 0
+        for part in keep:
+            arrived.append(staging[at : at + part.numel()])
+            at += part.numel()
+        incoming = [t for part in arrived for t in work.recv(part, partner)]
+        yield incoming + [t for part in give for t in work.send(part, partner)]
+        for into, other in zip(keep, arrived, strict=True):
+            work.reduce(into, other, op)
+        distance //= 2
+
+
+def _block(rank: int, distance: int) -> range:
+    """The ranks that share all bits of `rank` from `distance` upwards: whose chunks it answers for at that distance."""
+    low = rank // distance * distance
+    return range(low, low + distance)
+
+
+def _parts(x: torch.Tensor, ranks: range, n: int, p: int) -> list[torch.Tensor]:
+    """The chunks of these ranks, and of the folded ranks that they stand for."""
+    folded = range(p + ranks.start, min(p + ranks.stop, n))
+    return slices(x, ranks, n) + (slices(x, folded, n) if len(folded) else [])
+
+
+# ---- theory ------------------------------------------------------------------------------------------------------
+def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
+    """For N equal chunks; time where N is a power of two.
+
+    N = p: 2(p-1)·S bytes over all ranks and 2·log2 N · α + 2(N-1)/N · S/β, reduce-scatter half of it: the lower bound (F9).
+    Folding adds (N-p)·S before and, for all-reduce, (N-p)·S after; reduce-scatter hands back N-p chunks.
+    """
+    p = largest_power_of_two(size)
+    rounds, folded, half = p.bit_length() - 1, (size - p) * nbytes, (p - 1) * nbytes
+    halves = 2 if operation == "all_reduce" else 1
+    back = folded if operation == "all_reduce" else folded / size
+    time = None
+    if link is not None and size == p:
+        time = halves * (rounds * link.alpha + (size - 1) / size * nbytes / link.bandwidth)
+    return Theory(halves * half + folded + back, halves * rounds + (2 if folded else 0), time)

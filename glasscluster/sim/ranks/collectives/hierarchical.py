@@ -1,0 +1,151 @@
+"""Hierarchical collectives: inside the node and between the nodes, each with rings.
+
+The two-level scheme of Horovod and NCCL practice. Symbols: N ranks in M nodes of g, S bytes of the full buffer.
+
+    all-reduce, N = 4, g = 2         node 0: 0 1        node 1: 2 3
+
+        reduce-scatter in each node      0 and 2 hold the first half summed over their node, 1 and 3 the second
+        ring all-reduce between nodes    0 ◄─► 2 on the first half, 1 ◄─► 3 on the second
+        all-gather in each node          everybody has both
+
+A rank sends 2(g-1)/g·S inside its node and 2(M-1)/M·S/g between nodes (F12): the slow wire carries 1/g of what a flat ring would.
+All-gather goes between nodes first, so that only a rank's own chunk crosses, and then hands on in the node what ranks of its place have
+(chunks p, g+p, 2g+p, ...: M messages a step); reduce-scatter is the way back. Broadcast and reduce cross once a node.
+But: nodes must be equal. Where N is no multiple of the node size, the largest divisor of N that fits in a node is taken as g.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from glasscluster.sim.ranks.collectives import ring
+from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, through_one_port
+
+if TYPE_CHECKING:
+    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+    from glasscluster.sim.time.hardware import Link
+
+
+def group_size(n: int, node_size: int) -> int:
+    """g: the largest divisor of N that is at most the node size."""
+    return max(g for g in range(1, min(n, node_size) + 1) if n % g == 0)
+
+
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size: int = 8) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Ends with the `op` over ranks."""
+    inside, across = _levels(work, node_size)
+    chunks = torch.tensor_split(x, len(inside))
+    pieces = torch.tensor_split(chunks[work.rank % len(inside)], len(across))
+    staging = work.stage(max(chunks[0].numel(), pieces[0].numel()), x)
+
+    def steps() -> Iterator[list[Ticket]]:
+        yield from ring._reduce_scatter(work, chunks, staging, op, inside)
+        yield from ring._reduce_scatter(work, pieces, staging, op, across)
+        yield from ring._all_gather(work, pieces, across)
+        yield from ring._all_gather(work, chunks, inside)
+
+    return steps()
+
+
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size: int = 8) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
+    inside, across, combs, place = _combs(work, x, node_size)
+    g, widest = len(inside), combs[0][0].numel()
+    staging = work.stage(len(across) * widest, x).view(len(across), widest)
+
+    def steps() -> Iterator[list[Ticket]]:
+        for step in range(g - 1):
+            outgoing, incoming = combs[(place - step - 1) % g], combs[(place - step - 2) % g]
+            arrived = [slot[: part.numel()] for slot, part in zip(staging, incoming, strict=True)]
+            yield _next_door(work, outgoing, inside[(place + 1) % g], arrived, inside[(place - 1) % g])
+            for part, other in zip(incoming, arrived, strict=True):
+                work.reduce(part, other, op)
+        yield from ring._reduce_scatter(work, combs[place], staging[0], op, across)
+
+    return steps()
+
+
+def all_gather(work: CollectiveWork, x: torch.Tensor, node_size: int = 8) -> Iterator[list[Ticket]]:
+    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    inside, across, combs, place = _combs(work, x, node_size)
+    g = len(inside)
+    yield from ring._all_gather(work, combs[place], across)
+    for step in range(g - 1):
+        outgoing, incoming = combs[(place - step) % g], combs[(place - step - 1) % g]
+        yield _next_door(work, outgoing, inside[(place + 1) % g], incoming, inside[(place - 1) % g])
+
+
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, node_size: int = 8) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Ends as rank `src`'s on every rank: first on those of its place, then in their nodes."""
+    inside, across = _levels(work, node_size)
+    local = inside[src % len(inside)]
+    if work.rank == local:
+        yield from ring._broadcast(work, torch.tensor_split(x, len(across)), src, across)
+    yield from ring._broadcast(work, torch.tensor_split(x, len(inside)), local, inside)
+
+
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, node_size: int = 8) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Rank `dst` ends with the `op` over ranks; on the others `x` is scratch."""
+    inside, across = _levels(work, node_size)
+    local = inside[dst % len(inside)]
+    near, far = torch.tensor_split(x, len(inside)), torch.tensor_split(x, len(across))
+    staging = work.stage(max(near[0].numel(), far[0].numel()), x)
+
+    def steps() -> Iterator[list[Ticket]]:
+        yield from ring._reduce(work, near, staging, op, local, inside)
+        if work.rank == local:
+            yield from ring._reduce(work, far, staging, op, dst, across)
+
+    return steps()
+
+
+def _levels(work: CollectiveWork, node_size: int) -> tuple[list[int], list[int]]:
+    """The ranks of this rank's node, and those of its place in every node."""
+    g = group_size(work.size, node_size)
+    node, place = divmod(work.rank, g)
+    return list(range(node * g, node * g + g)), list(range(place, work.size, g))
+
+
+def _combs(work: CollectiveWork, x: torch.Tensor, node_size: int) -> tuple[list[int], list[int], list[list[torch.Tensor]], int]:
+    """Both levels, for each place in a node the chunks of the ranks that have it, and this rank's place."""
+    inside, across = _levels(work, node_size)
+    g, chunks = len(inside), torch.tensor_split(x, work.size)
+    return inside, across, [list(chunks[p::g]) for p in range(g)], work.rank % g
+
+
+def _next_door(work: CollectiveWork, outgoing: list[torch.Tensor], dst: int, incoming: list[torch.Tensor], src: int) -> list[Ticket]:
+    """Hand a comb to the right neighbour and take one from the left."""
+    return [t for part, other in zip(outgoing, incoming, strict=True) for t in work.exchange(part, dst, other, src)]
+
+
+# ---- theory ------------------------------------------------------------------------------------------------------
+def predict(operation: str, size: int, nbytes: int, link: Link | None = None, between: Link | None = None, node_size: int = 8) -> Theory:
+    """Bytes as in `traffic`; the times of both levels add (F12), for equal chunks. `between` joins the nodes.
+
+    all-reduce: 2(g-1) steps of S/g inside and 2(M-1) of S/N between; reduce-scatter and all-gather: M-1 steps of S/N between and
+    g-1 inside, each of M messages through one port; broadcast and reduce: a ring's (F10) of M ranks and one of g.
+    """
+    inside, across = traffic(size, nbytes, node_size, operation)
+    g = group_size(size, node_size)
+    nodes, far_link = size // g, between or link
+    if operation == "all_reduce":
+        near = one_after_another(link, 2 * (g - 1), nbytes / g)
+        far = one_after_another(far_link, 2 * (nodes - 1), nbytes / size)
+    elif operation in ("reduce_scatter", "all_gather"):
+        step = through_one_port(link, nodes, nbytes / size)
+        near = None if step is None else (g - 1) * step
+        far = one_after_another(far_link, nodes - 1, nbytes / size)
+    else:
+        near, far = ring.predict(operation, g, nbytes, link).time_s, ring.predict(operation, nodes, nbytes, far_link).time_s
+    ways = 2 if operation == "all_reduce" else 1
+    return Theory(inside + across, ways * (g - 1 + nodes - 1), None if near is None or far is None else near + far)
+
+
+def traffic(size: int, nbytes: int, node_size: int = 8, operation: str = "all_reduce") -> tuple[int, int]:
+    """Bytes sent inside nodes and between them, over all ranks: (g-1)·S·M and (M-1)·S, all-reduce twice that."""
+    g = group_size(size, node_size)
+    ways = 2 if operation == "all_reduce" else 1
+    return ways * (g - 1) * nbytes * (size // g), ways * (size // g - 1) * nbytes

@@ -1,0 +1,129 @@
+"""Ring collectives.
+
+Follows Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (2009).
+Symbols: N ranks, S bytes of the full buffer, chunk i the i-th of N nearly equal pieces.
+
+    reduce-scatter, N = 4: each chunk walks once round the ring and is added to at every stop
+
+        step 0   rank r sends chunk r-1 to r+1, receives chunk r-2 from r-1 and adds it
+        step 1   rank r sends chunk r-2 ...
+        step 2   ... after N-1 steps rank r holds chunk r, summed over all ranks
+
+    all-gather walks the finished chunks round once more; all-reduce is the one after the other.
+
+Every rank sends all chunks but one in each half: 2(N-1)/N · S in all when N divides the element count, and
+2(N-1)·S over all ranks for any size (F9). Additions happen in ring order, so the bits do not depend on timing.
+But: no bidirectional rings, and the receive of a step is not pipelined with the addition of the step before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another
+
+if TYPE_CHECKING:
+    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+    from glasscluster.sim.time.hardware import Link
+
+
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Chunk `rank` ends summed over ranks."""
+    chunks = torch.tensor_split(x, work.size)
+    return _reduce_scatter(work, chunks, work.stage(chunks[0].numel(), x), op)
+
+
+def all_gather(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
+    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    return _all_gather(work, torch.tensor_split(x, work.size))
+
+
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Ends summed over ranks."""
+    chunks = torch.tensor_split(x, work.size)
+    staging = work.stage(chunks[0].numel(), x)
+
+    def steps() -> Iterator[list[Ticket]]:
+        yield from _reduce_scatter(work, chunks, staging, op)
+        yield from _all_gather(work, chunks)
+
+    return steps()
+
+
+def _reduce_scatter(work, chunks, staging, op, members=None) -> Iterator[list[Ticket]]:
+    ring = members or range(work.size)
+    n, r = len(ring), ring.index(work.rank)
+    for step in range(n - 1):
+        outgoing, incoming = chunks[(r - step - 1) % n], chunks[(r - step - 2) % n]
+        arrived = staging[: incoming.numel()]
+        yield work.exchange(outgoing, ring[(r + 1) % n], arrived, ring[(r - 1) % n])
+        work.reduce(incoming, arrived, op)
+
+
+def _all_gather(work, chunks, members=None) -> Iterator[list[Ticket]]:
+    ring = members or range(work.size)
+    n, r = len(ring), ring.index(work.rank)
+    for step in range(n - 1):
+        outgoing, incoming = chunks[(r - step) % n], chunks[(r - step - 1) % n]
+        yield work.exchange(outgoing, ring[(r + 1) % n], incoming, ring[(r - 1) % n])
+
+
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Pieces travel down the chain src, src+1, ..., each forwarded while the next arrives (F10)."""
+    return _broadcast(work, torch.tensor_split(x, pieces or work.size), src)
+
+
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Pieces travel up the chain ..., dst+2, dst+1, dst and are added to at every stop."""
+    parts = torch.tensor_split(x, pieces or work.size)
+    staging = work.stage(parts[0].numel() if (work.rank + 1) % work.size != dst else 0, x)
+    return _reduce(work, parts, staging, op, dst)
+
+
+def _broadcast(work, parts, src, members=None) -> Iterator[list[Ticket]]:
+    ring = members or range(work.size)
+    n, r = len(ring), ring.index(work.rank)
+    place = (r - ring.index(src)) % n
+    sends: list[Ticket] = []
+    for piece in parts:
+        if place > 0:
+            yield work.recv(piece, ring[(r - 1) % n])
+        if place < n - 1:
+            sends += work.send(piece, ring[(r + 1) % n])
+    yield sends
+
+
+def _reduce(work, parts, staging, op, dst, members=None) -> Iterator[list[Ticket]]:
+    ring = members or range(work.size)
+    n, r = len(ring), ring.index(work.rank)
+    place = (r - ring.index(dst)) % n
+    sends: list[Ticket] = []
+    for piece in parts:
+        if place < n - 1:
+            arrived = staging[: piece.numel()]
+            yield work.recv(arrived, ring[(r + 1) % n])
+            work.reduce(piece, arrived, op)
+        if place > 0:
+            sends += work.send(piece, ring[(r - 1) % n])
+    yield sends
+
+
+# ---- theory ------------------------------------------------------------------------------------------------------
+
+
+def predict(operation: str, size: int, nbytes: float, link: Link | None = None, pieces: int | None = None) -> Theory:
+    """Bytes for any size; time for equal chunks (F8, F9, F10).
+
+    all_reduce: 2(N-1)S bytes, 2(N-1) steps of α + S/(Nβ); reduce_scatter and all_gather: half of both. broadcast and
+    reduce in k pieces (N by default): (N-1)S bytes, chain N-1, time (N-1)L + (N-2+k)(o + S/(kβ)).
+    """
+    n, whole = size, (size - 1) * nbytes
+    if operation in ("broadcast", "reduce"):
+        k = pieces or n
+        time = None if link is None else (n - 1) * link.latency_s + (n - 2 + k) * (link.overhead_s + nbytes / k / link.bandwidth)
+        return Theory(whole, n - 1, time)
+    halves = 2 if operation == "all_reduce" else 1
+    return Theory(halves * whole, halves * (n - 1), one_after_another(link, halves * (n - 1), nbytes / n))

@@ -1,0 +1,169 @@
+"""Binomial-tree collectives.
+
+Follows Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH" (2005), section 4.
+Symbols: N ranks, S bytes of the full buffer, v = (rank - root) mod N.
+
+    broadcast, N = 8: in each round every rank that has the data hands it to one that has not
+
+        round 1   0 ──────────────► 4
+        round 2   0 ──────► 2       4 ──────► 6
+        round 3   0 ─► 1    2 ─► 3  4 ─► 5    6 ─► 7
+
+    v's parent is v without its lowest set bit; its subtree is the ranks v .. v + lowest bit - 1.
+
+Reduce is the same tree upwards, with an addition at every stop; gather and scatter move a whole subtree's chunks at once.
+All-reduce is reduce and broadcast: 2⌈log2 N⌉ messages one after the other, each of S bytes (F8): few steps, many bytes.
+But: leaves are idle and the root sends the whole buffer log2 N times. `binary_tree.py` cuts it in pieces, `double_tree.py` puts
+leaves to work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, power_of_two
+
+if TYPE_CHECKING:
+    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+    from glasscluster.sim.time.hardware import Link
+
+
+def children(v: int, n: int) -> list[int]:
+    """The virtual ranks that v hands data to, farthest (largest subtree) first."""
+    lowest = v & -v if v else 1 << (n - 1).bit_length()
+    found, step = [], lowest >> 1
+    while step:
+        if v + step < n:
+            found.append(v + step)
+        step >>= 1
+    return found
+
+
+def parent(v: int) -> int:
+    """The virtual rank that v hears from."""
+    return v & (v - 1)
+
+
+def subtree(v: int, n: int) -> range:
+    """v and everything below it."""
+    return range(v, min(v + ((v & -v) if v else n), n))
+
+
+def slices(x: torch.Tensor, chunks: range, size: int) -> list[torch.Tensor]:
+    """The pieces of `x` that hold chunks `c mod size`: one, or two where they wrap round the end."""
+    if len(chunks) == 0:
+        return []
+    each, longer = divmod(x.numel(), size)  # as torch.tensor_split cuts: the first ones are an element longer
+    low, high = chunks.start % size, (chunks.stop - 1) % size + 1
+    start, stop = (c * each + min(c, longer) for c in (low, high))
+    return [x[start:stop]] if low < high else [x[start:], x[:stop]]
+
+
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Ends as rank `src`'s on every rank."""
+    n = work.size
+    v = (work.rank - src) % n
+    if v:
+        yield work.recv(x, (parent(v) + src) % n)
+    for child in children(v, n):
+        yield work.send(x, (child + src) % n)
+
+
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0) -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Rank `dst` ends with the `op` over ranks; on the others `x` is scratch."""
+    n = work.size
+    v = (work.rank - dst) % n
+    staging = work.stage(x.numel() if children(v, n) else 0, x)
+
+    def steps() -> Iterator[list[Ticket]]:
+        for child in reversed(children(v, n)):
+            yield work.recv(staging, (child + dst) % n)
+            work.reduce(x, staging, op)
+        if v:
+            yield work.send(x, (parent(v) + dst) % n)
+
+    return steps()
+
+
+def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Iterator[list[Ticket]]:
+    """`x`: flat [n], chunk `rank` filled. Ends complete on `dst`."""
+    n = work.size
+    v = (work.rank - dst) % n
+    for child in reversed(children(v, n)):
+        yield [t for part in _below(x, child, dst, n) for t in work.recv(part, (child + dst) % n)]
+    if v:
+        yield [t for part in _below(x, v, dst, n) for t in work.send(part, (parent(v) + dst) % n)]
+
+
+def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[list[Ticket]]:
+    """`x`: flat [n], whole on `src`. Chunk `rank` ends as `src`'s on every rank."""
+    n = work.size
+    v = (work.rank - src) % n
+    if v:
+        yield [t for part in _below(x, v, src, n) for t in work.recv(part, (parent(v) + src) % n)]
+    for child in children(v, n):
+        yield [t for part in _below(x, child, src, n) for t in work.send(part, (child + src) % n)]
+
+
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Up one tree and down again."""
+    up = reduce(work, x, op)
+
+    def steps() -> Iterator[list[Ticket]]:
+        yield from up
+        yield from broadcast(work, x)
+
+    return steps()
+
+
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+    """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
+    up = reduce(work, x, op)
+
+    def steps() -> Iterator[list[Ticket]]:
+        yield from up
+        yield from scatter(work, x)
+
+    return steps()
+
+
+def all_gather(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
+    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    yield from gather(work, x)
+    yield from broadcast(work, x)
+
+
+def _below(x: torch.Tensor, v: int, root: int, n: int) -> list[torch.Tensor]:
+    """The chunks of v's subtree, wherever the root is."""
+    under = subtree(v, n)
+    return slices(x, range(under.start + root, under.stop + root), n)
+
+
+# ---- theory ------------------------------------------------------------------------------------------------------
+def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
+    """For N equal chunks; time where N is a power of two and the root is rank 0.
+
+    Broadcast and reduce: (N-1)S bytes, log2 N · (α + S/β). Gather and scatter: every chunk travels as far as its v has set
+    bits, Σ_v popcount(v)·S/N bytes, in log2 N · α + (N-1)/N · S/β. All-reduce, reduce-scatter and all-gather are one of
+    each. The chain is as long as the most set bits of any v < N.
+    """
+    chain = max(v.bit_count() for v in range(size))
+    whole, chunks = (size - 1) * nbytes, sum(v.bit_count() for v in range(size)) * nbytes / size
+    even = link if power_of_two(size) else None
+    full = one_after_another(even, chain, nbytes)
+    doubling = None if even is None else chain * even.alpha + (size - 1) / size * nbytes / even.bandwidth
+    parts = {
+        "broadcast": ["whole"],
+        "reduce": ["whole"],
+        "gather": ["chunks"],
+        "scatter": ["chunks"],
+        "all_reduce": ["whole", "whole"],
+        "reduce_scatter": ["whole", "chunks"],
+        "all_gather": ["chunks", "whole"],
+    }[operation]
+    times = [full if p == "whole" else doubling for p in parts]
+    total = sum(whole if p == "whole" else chunks for p in parts)
+    return Theory(total, chain * len(parts), None if even is None else sum(t for t in times if t is not None))

@@ -1,0 +1,101 @@
+"""Who waits for whom, in words: a cycle, or a chain that ends at a finished rank."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glasscluster.base.errors import Deadlock
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What a blocked rank waits for."""
+
+    rank: int
+    kind: str
+    peer: int
+    what: str
+    nbytes: int
+    line: str
+    near_miss: str = ""  # what stands there in place of what is waited for
+
+    def __str__(self) -> str:
+        way = "to" if self.kind == "send" else "from"
+        inside = "" if self.what in ("send", "recv") else f" inside {self.what}"
+        miss = f"; {self.near_miss}" if self.near_miss else ""
+        return f"rank {self.rank} waits in {self.kind} {way} rank {self.peer} ({self.nbytes:,} bytes){inside} at {self.line}{miss}"
+
+
+def describe_deadlock(waits: list[Wait], finished: Sequence[int]) -> Deadlock:
+    """The wait-for graph in words: a cycle, or a chain that ends at a finished rank."""
+    by_rank = {w.rank: w for w in waits}
+    lines = [str(w) for w in waits]
+    for start in by_rank:
+        path, at = [], start
+        while at in by_rank and at not in path:
+            path.append(at)
+            at = by_rank[at].peer
+        if at in path:
+            cycle = path[path.index(at) :]
+            arrows = " → ".join(map(str, [*cycle, cycle[0]]))
+            sending = all(by_rank[r].kind == "send" for r in cycle)
+            everyone = "; every rank is sending and nobody is receiving: this passes only while sends are buffered" if sending else ""
+            first = by_rank[cycle[0]]
+            names = {"rank": first.rank, "operation": first.what, "peer": first.peer}
+            return Deadlock("\n  ".join([f"deadlock: cycle {arrows}{everyone}", *lines]), waits=waits, cycle=cycle, **names)
+    end = next((w for w in waits if w.peer in finished), waits[0])
+    missing = "receives what" if end.kind == "send" else "sends what"
+    text = f"deadlock: the chain ends at finished rank {end.peer}: it never {missing} rank {end.rank} waits for"
+    return Deadlock("\n  ".join([text, *lines]), waits=waits, rank=end.rank, operation=end.what, peer=end.peer)
+
+
+def source_line(frame: Any) -> str:
+    """file:line of the innermost frame outside this package (else of the strategy that called)."""
+    package = __name__.split(".")[0]
+    inside = "unknown line"
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+        if not module.startswith((package + ".", "torch", "threading", "contextlib")):
+            return where
+        if inside == "unknown line" and not module.startswith((package + ".sim", "torch", "threading", "contextlib")):
+            inside = where
+        frame = frame.f_back
+    return inside
+
+
+Step = Sequence[tuple[str, int, int]]  # messages posted together and all awaited: ("send" | "recv", peer, tag)
+
+
+def standstill(programs: Sequence[Sequence[Step]], nbytes: int, eager_bytes: int = 0) -> dict[int, int]:
+    """Who waits for whom when nobody can go on any more, worked out without running anything. Empty: everybody finishes.
+
+    One list of steps a rank, every message of `nbytes`. The k-th send of a (sender, receiver, tag) meets the k-th receive, so in
+    which order ranks get on does not matter. A send of at most `eager_bytes` (0: none) is done when it is posted.
+    """
+    posted: Counter[tuple[str, int, int, int]] = Counter()
+    at = [0] * len(programs)
+    under_way: list[list[tuple[str, int, int, int, int]]] = [[] for _ in programs]
+
+    def done(kind: str, src: int, dst: int, tag: int, nth: int) -> bool:
+        buffered = kind == "send" and 0 < nbytes <= eager_bytes
+        return buffered or posted["recv" if kind == "send" else "send", src, dst, tag] > nth
+
+    moved = True
+    while moved:
+        moved = False
+        for rank, steps in enumerate(programs):
+            if at[rank] < len(steps) and not under_way[rank]:
+                moved = True
+                for kind, peer, tag in steps[at[rank]]:
+                    key = (kind, rank, peer, tag) if kind == "send" else (kind, peer, rank, tag)
+                    under_way[rank].append((*key, posted[key]))
+                    posted[key] += 1
+            if under_way[rank] and all(done(*message) for message in under_way[rank]):
+                at[rank], under_way[rank], moved = at[rank] + 1, [], True
+    stuck = {r: next(m for m in messages if not done(*m)) for r, messages in enumerate(under_way) if messages}
+    return {r: src if kind == "recv" else dst for r, (kind, src, dst, _, _) in stuck.items()}

@@ -1,0 +1,400 @@
+"""The execution graph: what every rank did, as columns of events and their dependencies. No time in it.
+
+One row an event. A lane is a stream of a rank: 0 is compute; every communicator has four more (whole
+collectives and local additions, sends, receives, launches). Events of a lane follow each other; `deps` adds the edges
+of the program (launch, wait) and `match` the message that a receive waits for. Rows are topologically sorted
+once, when the graph is built. Two graphs are the same when their canonical rows (rank, lane, order) are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glasscluster.base.errors import MessageLost, ScenarioError
+from glasscluster.sim.recording.events import (
+    BACKWARD,
+    BEGIN,
+    COLLECTIVE,
+    COMPUTE,
+    FORWARD,
+    HOST,
+    KINDS,
+    LANES_PER_GROUP,
+    PURPOSES,
+    RECV,
+    SEND,
+)
+from glasscluster.sim.time.history import as_columns, from_columns
+
+COLUMNS: tuple[str, ...] = (
+    "rank",
+    "lane",
+    "order",
+    "kind",
+    "phase",
+    "layer",
+    "micro_batch",
+    "op",
+    "flops",
+    "bytes",
+    "peer",
+    "tag",
+    "purpose",
+)
+COLUMNS += ("label", "sequence", "offset")
+FORMAT = 4
+
+
+class ExecutionGraph:
+    """Columns (numpy int64, one entry an event), dependencies in CSR (`dep_ptr`, `dep_idx`) and `match`."""
+
+    rank: np.ndarray
+    lane: np.ndarray
+    order: np.ndarray
+    kind: np.ndarray
+    phase: np.ndarray
+    layer: np.ndarray
+    micro_batch: np.ndarray
+    op: np.ndarray
+    flops: np.ndarray
+    bytes: np.ndarray
+    peer: np.ndarray
+    tag: np.ndarray
+    purpose: np.ndarray
+    label: np.ndarray
+    sequence: np.ndarray
+    offset: np.ndarray  # of a message or addition of a collective: first byte within the collective's buffer, -1 in staging
+
+    def __init__(self, columns: dict[str, np.ndarray], dep_ptr: np.ndarray, dep_idx: np.ndarray, match: np.ndarray, meta: dict) -> None:
+        for name in COLUMNS:
+            setattr(self, name, columns[name])
+        self.dep_ptr, self.dep_idx, self.match = dep_ptr, dep_idx, match
+        self.names: list[str] = meta["names"]
+        self.groups: dict[int, dict[int, tuple[str, list[int]]]] = meta["groups"]  # rank -> group -> (axis, ranks)
+        self.ranks: int = meta["ranks"]
+        self.info: dict[str, Any] = meta.get("info", {})
+        self.memory: dict[int, dict[str, Any]] = meta["memory"]  # rank -> what the ledger wrote down: see history.py
+
+    def __len__(self) -> int:
+        return len(self.rank)
+
+    def __repr__(self) -> str:
+        return f"ExecutionGraph({self.ranks} ranks, {len(self):,} events, {self.flops.sum():,} FLOPs)"
+
+    # ---- build -----------------------------------------------------------------------------------------------
+    @classmethod
+    def build(cls, recordings: Sequence[dict], info: dict | None = None) -> ExecutionGraph:
+        """Join the ranks' recordings: unify names, match messages, add lane order, sort topologically."""
+        from glasscluster.sim.recording.recorder import FIELDS
+
+        recordings = sorted(recordings, key=lambda r: r["rank"])
+        names = sorted({n for r in recordings for n in r["names"]})
+        number = {n: i for i, n in enumerate(names)}
+        parts: dict[str, list[np.ndarray]] = {c: [] for c in COLUMNS}
+        sources, targets, offset = [], [], 0
+        for r in recordings:
+            table = r["table"]
+            rename = np.array([number[n] for n in r["names"]] or [0], dtype=np.int64)
+            parts["rank"].append(np.full(len(table), r["rank"], dtype=np.int64))
+            for i, field in enumerate(FIELDS):
+                column = table[:, i]
+                parts[field].append(rename[column] if field in ("op", "label") and len(column) else column)
+            targets.append(np.repeat(np.arange(len(table)), r["dep_counts"]) + offset)
+            sources.append(r["deps"] + offset)
+            offset += len(table)
+        columns = {c: np.concatenate(v) if v else np.empty(0, np.int64) for c, v in parts.items()}
+        none = [np.empty(0, np.int64)]
+        source, target = np.concatenate(none + sources), np.concatenate(none + targets)
+        meta = {
+            "names": names,
+            "groups": {r["rank"]: {g: (a, list(m)) for g, (a, m) in r["groups"].items()} for r in recordings},
+            "ranks": len(recordings),
+            "memory": {r["rank"]: r["memory"] for r in recordings},
+            "info": dict(info or {}),
+        }
+        # a lane is a stream: each event follows the one before it
+        by_lane = np.lexsort((columns["order"], columns["lane"], columns["rank"]))
+        same = (np.diff(columns["rank"][by_lane]) == 0) & (np.diff(columns["lane"][by_lane]) == 0)
+        source = np.concatenate([source, by_lane[:-1][same]])
+        target = np.concatenate([target, by_lane[1:][same]])
+        match = _match_messages(columns, names)
+        received = np.flatnonzero(match >= 0)
+        joined_source, joined_target = _native_joins(columns, meta)
+        source = np.concatenate([source, joined_source])
+        target = np.concatenate([target, joined_target])
+        order = topological_order(len(match), np.concatenate([source, match[received]]), np.concatenate([target, received]), by_lane)
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        columns = {c: v[order] for c, v in columns.items()}
+        match = np.where(match[order] >= 0, place[match[order]], -1)
+        dep_ptr, dep_idx = _csr(len(order), place[source], place[target])
+        return cls(columns, dep_ptr, dep_idx, match, meta)
+
+    # ---- sameness --------------------------------------------------------------------------------------------
+    @cached_property
+    def canonical(self) -> np.ndarray:
+        """Row numbers in canonical order: by rank, lane, order within the lane."""
+        return np.lexsort((self.order, self.lane, self.rank))
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """Each row's place in canonical order."""
+        place = np.empty_like(self.canonical)
+        place[self.canonical] = np.arange(len(self))
+        return place
+
+    def dependencies(self, row: int) -> np.ndarray:
+        """The rows that a row follows (messages apart: see `match`)."""
+        return self.dep_idx[self.dep_ptr[row] : self.dep_ptr[row + 1]]
+
+    def canonical_rows(self) -> dict[str, np.ndarray]:
+        """Every column, the dependencies and the matched sends, in canonical order and with spelled-out names."""
+        order, place = self.canonical, self.place
+        rows = {c: getattr(self, c)[order] for c in COLUMNS}
+        names = np.array([*self.names, ""])
+        rows["op"], rows["label"] = names[rows["op"]], names[rows["label"]]
+        edges_to = place[np.repeat(np.arange(len(self)), np.diff(self.dep_ptr))]
+        edges = np.stack([edges_to, place[self.dep_idx]]) if len(edges_to) else np.zeros((2, 0), np.int64)
+        rows["edges"] = np.unique(edges, axis=1)
+        rows["match"] = np.where(self.match[order] >= 0, place[self.match[order]], -1)
+        return rows
+
+    def difference(self, other: ExecutionGraph) -> str | None:
+        """None when the graphs are the same; otherwise the first column and row in which they differ."""
+        if len(self) != len(other):
+            return f"{len(self)} events against {len(other)}"
+        mine, theirs = self.canonical_rows(), other.canonical_rows()
+        for column, a in mine.items():
+            b = theirs[column]
+            if a.shape != b.shape:
+                return f"{column}: {a.shape[-1]} against {b.shape[-1]}"
+            if not np.array_equal(a, b):
+                at = int(np.flatnonzero((a != b).reshape(-1, a.shape[-1]).any(axis=0))[0])
+                where = {c: mine[c][at] for c in ("rank", "lane", "order", "op")} if at < len(self) else at
+                return f"{column} differs first at {where}: {a[..., at]} against {b[..., at]}"
+        return None
+
+    def sha256(self) -> str:
+        """A fingerprint of the canonical rows."""
+        digest = hashlib.sha256()
+        for column, values in self.canonical_rows().items():
+            digest.update(column.encode())
+            digest.update("\n".join(values).encode() if values.dtype.kind == "U" else np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    # ---- questions -------------------------------------------------------------------------------------------
+    @cached_property
+    def group(self) -> np.ndarray:
+        """The communicator's number, -1 for compute."""
+        return np.where(self.lane == 0, -1, (self.lane - 1) // LANES_PER_GROUP)
+
+    def axis_of(self, rank: int, group: int) -> str:
+        """The axis name of a communicator."""
+        return self.groups[rank][group][0]
+
+    @cached_property
+    def axis(self) -> np.ndarray:
+        """Axis name of every event ("" for compute)."""
+        pairs = np.stack([self.rank, self.group], axis=1)
+        unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
+        names = np.array([self.axis_of(int(r), int(g)) if g >= 0 else "" for r, g in unique] or [""])
+        return names[inverse.reshape(-1)] if len(pairs) else np.empty(0, dtype="U1")
+
+    def bytes_sent(
+        self, *, axis: str | None = None, purpose: str | None = None, label: str | None = None, group: int | None = None
+    ) -> list[int]:
+        """Payload bytes that left each rank, optionally of one axis, purpose, label or communicator (its number)."""
+        chosen = self.kind == SEND
+        if axis is not None:
+            chosen &= self.axis == axis
+        if purpose is not None:
+            chosen &= self.purpose == PURPOSES.index(purpose)
+        if label is not None:
+            chosen &= self.label == (self.names.index(label) if label in self.names else -1)
+        if group is not None:
+            chosen &= self.group == group
+        return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+
+    def host_bytes(self, op: str) -> list[int]:
+        """Bytes each rank moved `down` to the host or `up` from it, or that an `update` there read and wrote."""
+        chosen = (self.kind == HOST) & (self.op == (self.names.index(op) if op in self.names else -1))
+        return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+
+    def traffic(self) -> dict[str, dict[str, list[int]]]:
+        """`by_axis` and `by_purpose` bytes sent per rank, as CONTRACT's `bytes_sent`."""
+        known = ["dp", "tp", "pp", "cp", "ep"]
+        axes = [*known, *sorted(set(self.axis[self.kind == SEND].tolist()) - {*known, ""})]
+        return {
+            "by_axis": {a: self.bytes_sent(axis=a) for a in axes},
+            "by_purpose": {p: self.bytes_sent(purpose=p) for p in PURPOSES},
+        }
+
+    @property
+    def has_native(self) -> bool:
+        """True when a collective was handed to gloo or NCCL, whose bytes nobody counted."""
+        return any(n.endswith("/native") and (self.op[self.kind == COLLECTIVE] == i).any() for i, n in enumerate(self.names))
+
+    def in_flight(self, rank: int) -> int:
+        """Most micro-batches whose forward has begun and whose backward has not, over a rank's program order."""
+        rows, live, best = compute_rows(self, rank), set[int](), 0
+        for phase, micro_batch in zip(self.phase[rows].tolist(), self.micro_batch[rows].tolist(), strict=True):
+            if phase == FORWARD:
+                live.add(micro_batch)
+                best = max(best, len(live))
+            elif phase == BACKWARD:
+                live.discard(micro_batch)
+        return best
+
+    def message_chain(self) -> int:
+        """The longest chain of messages of which each waits for the one before. Sharing a port is not waiting for it."""
+        depth = np.zeros(len(self), dtype=np.int64)
+        for row in range(len(self)):
+            before = self.dependencies(row)
+            if self.kind[row] in (SEND, RECV):
+                before = before[(self.rank[before] != self.rank[row]) | (self.lane[before] != self.lane[row])]
+            longest = int(depth[before].max(initial=0))
+            if self.match[row] >= 0:
+                longest = max(longest, int(depth[self.match[row]]))
+            depth[row] = longest + (self.kind[row] == SEND)
+        return int(depth.max(initial=0))
+
+    def count(self, kind: str) -> int:
+        """Events of a kind."""
+        return int((self.kind == KINDS.index(kind)).sum())
+
+    # ---- files -----------------------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> None:
+        """Write a compressed .npz without pickle."""
+        memory, beside = as_columns(self.memory)
+        meta = {
+            "format": FORMAT,
+            "names": self.names,
+            "ranks": self.ranks,
+            "info": self.info,
+            "groups": {str(r): {str(g): v for g, v in gs.items()} for r, gs in self.groups.items()},
+            "memory": beside,
+        }
+        arrays = {c: getattr(self, c) for c in COLUMNS} | memory
+        np.savez_compressed(path, meta=np.array(json.dumps(meta)), dep_ptr=self.dep_ptr, dep_idx=self.dep_idx, match=self.match, **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ExecutionGraph:
+        """Read what `save` wrote; anything else is a ScenarioError."""
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                meta = json.loads(str(data["meta"]))
+                if meta["format"] != FORMAT:
+                    raise ScenarioError("graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}")
+                columns = {c: data[c] for c in COLUMNS}
+                full = {
+                    "names": meta["names"],
+                    "ranks": meta["ranks"],
+                    "info": meta["info"],
+                    "groups": {int(r): {int(g): (a, m) for g, (a, m) in gs.items()} for r, gs in meta["groups"].items()},
+                    "memory": from_columns(data, meta["memory"]),
+                }
+                return cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
+        except ScenarioError:
+            raise
+        except OSError as problem:
+            raise ScenarioError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
+        except Exception as problem:  # a damaged or foreign file fails in many ways inside numpy
+            raise ScenarioError("graph", str(path), f"is not a recorded graph ({type(problem).__name__})") from None
+
+
+def _match_messages(columns: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
+    """For each receive the row of its send: messages of one (sender, receiver, group, tag) keep their order."""
+    match = np.full(len(columns["rank"]), -1, dtype=np.int64)
+    group = (columns["lane"] - 1) // LANES_PER_GROUP
+    sides = []
+    for kind, source, target in ((SEND, "rank", "peer"), (RECV, "peer", "rank")):
+        rows = np.flatnonzero(columns["kind"] == kind)
+        keys = np.stack([columns[source][rows], columns[target][rows], group[rows], columns["tag"][rows]])
+        order = np.lexsort((columns["order"][rows], *keys[::-1]))
+        sides.append((rows[order], keys[:, order]))
+    (sends, sent), (receives, received) = sides
+    if sent.shape != received.shape or not np.array_equal(sent, received):
+        every, place = np.unique(np.concatenate([sent, received], axis=1), axis=1, return_inverse=True)
+        side = np.repeat([1, -1], [sent.shape[1], received.shape[1]])
+        at = int(np.flatnonzero(np.bincount(place.reshape(-1), side))[0])
+        src, dst, _, tag = every[:, at].tolist()
+        counts = [int((s == every[:, at, None]).all(axis=0).sum()) for s in (sent, received)]
+        raise MessageLost(
+            f"rank {src} recorded {counts[0]} sends to rank {dst} (tag {tag - 1}), rank {dst} {counts[1]} receives",
+            rank=src,
+            operation="send",
+            peer=dst,
+        )
+    match[receives] = sends
+    return match
+
+
+def _native_joins(columns: dict[str, np.ndarray], meta: dict) -> tuple[np.ndarray, np.ndarray]:
+    """A native collective has no steps: it ends after every member of its group has launched it."""
+    native = [i for i, n in enumerate(meta["names"]) if n.endswith("/native")]
+    ends = np.flatnonzero((columns["kind"] == COLLECTIVE) & np.isin(columns["op"], native))
+    if not len(ends):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    begins, group_of = {}, (columns["lane"] - 1) // LANES_PER_GROUP  # a launch and its end are on two lanes of one group
+    for row in np.flatnonzero(columns["kind"] == BEGIN).tolist():
+        begins[columns["rank"][row], group_of[row], columns["sequence"][row]] = row
+    source, target = [], []
+    for row in ends.tolist():
+        group, sequence = group_of[row], columns["sequence"][row]
+        _, members = meta["groups"][int(columns["rank"][row])][int(group)]
+        for member in members:
+            source.append(begins[member, group, sequence])
+            target.append(row)
+    return np.array(source), np.array(target)
+
+
+def _csr(n: int, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predecessors of every row, without repeats. Narrow numbers: replay is bound by the memory it reads."""
+    if not len(source):
+        return np.zeros(n + 1, np.int32), np.empty(0, np.int32)
+    edges = np.unique(target * n + source)
+    target, source = edges // n, edges % n
+    narrow = np.int32 if len(edges) < np.iinfo(np.int32).max else np.int64
+    pointer = np.zeros(n + 1, dtype=narrow)
+    np.cumsum(np.bincount(target, minlength=n), out=pointer[1:])
+    return pointer, source.astype(narrow)
+
+
+class Circle(AssertionError):
+    """Recordings that belong to no run: each waits for another."""
+
+
+def topological_order(n: int, source: np.ndarray, target: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Kahn's order, first come first served from `first`; a cycle is an internal error."""
+    from glasscluster.sim.time.replay import kahn
+
+    by_source = np.argsort(source, kind="stable")
+    pointer = np.zeros(n + 1, dtype=np.int64)
+    np.cumsum(np.bincount(source, minlength=n), out=pointer[1:])
+    order = kahn(n, pointer, target[by_source], np.bincount(target, minlength=n), first)
+    if len(order) != n:
+        raise Circle("the recorded events depend on each other in a circle")
+    return order
+
+
+def compute_rows(graph: ExecutionGraph, rank: int) -> np.ndarray:
+    """Rows of a rank's compute lane in program order."""
+    rows = np.flatnonzero((graph.rank == rank) & (graph.kind == COMPUTE))
+    return rows[np.argsort(graph.order[rows])]
+
+
+def distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys (below `bound`) in order, and the place of each key among them; without sorting while tables are small."""
+    if bound > 8 * len(keys) + 1_000_000:
+        found, place = np.unique(keys, return_inverse=True)
+        return found, place.reshape(-1)
+    there = np.zeros(bound, dtype=bool)
+    there[keys] = True
+    return np.flatnonzero(there), (np.cumsum(there) - 1)[keys]

@@ -1,0 +1,353 @@
+"""The recorder: writes down what one rank did, while it does it. It knows nothing of time.
+
+Three things happen here. Compute: a torch dispatch mode sees every operation, forward and backward, and
+notes FLOPs, slow-memory bytes, phase, layer and micro-batch. Messages: the communicator reports each send,
+receive, local addition and collective, with what they depend on. Memory: the ledger hears of every new
+storage. The model's code carries no recording.
+
+A row is a tuple in the order of `FIELDS`; its place is (lane, order within the lane), so rows do not depend
+on when the CPU happened to run a collective's steps. `graph.py` joins the ranks' rows into one graph.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from glasscluster.sim.recording.events import COMPUTE, LANES_PER_GROUP, PHASES, RECOMPUTE
+from glasscluster.sim.recording.memory import Ledger
+
+FIELDS = [
+    "lane",
+    "order",
+    "kind",
+    "phase",
+    "layer",
+    "micro_batch",
+    "op",
+    "flops",
+    "bytes",
+    "peer",
+    "tag",
+    "purpose",
+    "label",
+    "sequence",
+    "offset",
+]  # then the local ids of the rows it depends on
+
+
+class OpRule:
+    """What one operator costs: which arguments it only writes, its FLOPs, and whether it is an event at all."""
+
+    __slots__ = ("allocates", "bytes", "event", "flops", "mutated", "name", "write_only")
+
+    def __init__(self, func: Any) -> None:
+        schema = func._schema
+        base = schema.name.split("::")[-1]
+        self.name = str(func).removeprefix("aten.").removesuffix(".default")
+        writes = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+        view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+        self.mutated = tuple(writes)
+        wire = schema.name.startswith("c10d::")  # torch.distributed's own operators: the communicator records messages
+        self.event = not (view or wire or base in _SILENT)
+        self.allocates = not (view or wire or writes)
+        # zero_, fill_ and *_like overwrite without reading; copy_ does not read its destination
+        reads_nothing = base.endswith("_like") or base in _WRITE_ONLY
+        self.write_only = tuple(range(len(schema.arguments))) if reads_nothing else ((0,) if base == "copy_" else ())
+        self.flops, self.bytes = cost_of(schema.name)
+
+
+_SILENT = frozenset(
+    (
+        *("detach", "_unsafe_view", "lift_fresh", "lift", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"),
+        *("set_", "resize_", "_record_function_enter_new", "_record_function_exit", "is_same_size", "sym_size"),
+    )
+)
+_WRITE_ONLY = frozenset(["zero_", "fill_", "zeros", "ones", "full", "new_zeros", "new_full", "arange"])
+
+
+def _mm(args, out) -> int:
+    a, b = args[0], args[1]
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+
+
+def _addmm(args, out) -> int:
+    return _mm(args[1:], out)
+
+
+def _bmm(args, out) -> int:
+    a, b = args[0], args[1]
+    return 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2]
+
+
+def _baddbmm(args, out) -> int:
+    return _bmm(args[1:], out)
+
+
+def _rows_bytes(args, out) -> int:
+    """A look-up reads the rows it copies, not the table."""
+    return 2 * out.numel() * out.element_size() + args[1].numel() * args[1].element_size()
+
+
+# schema name -> (FLOPs of a call or None, slow-memory bytes of a call or None for "inputs + outputs")
+KERNELS: dict[str, tuple[Callable | None, Callable | None]] = {
+    "aten::mm": (_mm, None),
+    "aten::addmm": (_addmm, None),
+    "aten::bmm": (_bmm, None),
+    "aten::baddbmm": (_baddbmm, None),
+    "aten::embedding": (None, _rows_bytes),
+}
+
+
+BOOKS = {"glasscluster": "glasscluster.model.flash_attention:COSTS"}  # operator namespace -> formulas beside its kernels
+
+
+def cost_of(operator: str) -> tuple[Callable | None, Callable | None]:
+    """FLOPs and bytes formulas of an operator, from the table here or from the book that stands beside its kernel."""
+    namespace = operator.split("::")[0]
+    if operator not in KERNELS and namespace in BOOKS:
+        module, name = BOOKS[namespace].split(":")
+        KERNELS.update(getattr(import_module(module), name))
+    return KERNELS.get(operator, (None, None))
+
+
+_RULES: dict[Any, OpRule] = {}
+_ACCUMULATE = 1 << 62
+
+
+def tensors(args):
+    """Those in nested tuples and lists."""
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            yield a
+        elif isinstance(a, (list, tuple)):
+            yield from tensors(a)
+
+
+class Recorder:
+    """Rows of one rank. `paused` stops recording (loaders, checks, the inside of collectives)."""
+
+    def __init__(self, rank: int, ledger: Ledger) -> None:
+        self.rank, self.ledger = rank, ledger
+        self.rows: list[tuple] = []
+        self.lane_length: dict[int, int] = {}
+        self.frontier: tuple[int, ...] = ()  # rows that the next event of the program must follow
+        self.ticks = 0  # operations and waits of the program so far: the memory ledger's clock
+        self.waits: list[tuple[int, int]] = []  # (clock, row waited for)
+        self.paused = False
+        self.phase, self.layer, self.micro_batch = 0, -1, -1
+        self.running = ""  # name of the operation that is being recorded
+        self.names: dict[str, int] = {}
+        self.groups: dict[int, tuple[str, tuple[int, ...]]] = {}  # group -> (axis, the cluster's ranks)
+        self._layer_spans: list[tuple[int, int]] = []  # (first autograd sequence number, layer), forward order
+        self._backward_at = -1
+
+    # ---- rows ------------------------------------------------------------------------------------------------
+    def name_id(self, name: str) -> int:
+        """A small integer for a name."""
+        return self.names.setdefault(name, len(self.names))
+
+    def row(self, lane: int, kind: int, op: str, flops: int, nbytes: int, deps: tuple[int, ...], **more: Any) -> int:
+        """Append one row; returns its local id."""
+        order = self.lane_length.get(lane, 0)
+        self.lane_length[lane] = order + 1
+        self.ticks += lane == 0
+        self.rows.append(
+            (
+                lane,
+                order,
+                kind,
+                more.get("phase", self.phase),
+                more["layer"] if "layer" in more else self.current_layer(),
+                more.get("micro_batch", self.micro_batch),
+                self.name_id(op),
+                flops,
+                nbytes,
+                more.get("peer", -1),
+                more.get("tag", 0),
+                more.get("purpose", 0),
+                self.name_id(more.get("label", "")),
+                more.get("sequence", -1),
+                more.get("offset", -1),
+                deps,
+            )
+        )
+        return len(self.rows) - 1
+
+    def compute(self, op: str, flops: int, nbytes: int) -> None:
+        """One kernel on the compute lane: follows whatever the program has done or waited for."""
+        self.frontier = (self.row(0, COMPUTE, op, flops, nbytes, self.frontier),)
+
+    def waited(self, row: int) -> None:
+        """The program waited for `row` (a receive, a collective): what comes next follows it too."""
+        if row not in self.frontier:
+            self.frontier = (*self.frontier, row)
+            self.waits.append((self.ticks, row))
+            self.ticks += 1
+
+    # ---- where we are ----------------------------------------------------------------------------------------
+    @contextmanager
+    def region(self, name: str | None = None, *, layer: int | None = None, micro_batch: int | None = None):
+        """Label what runs inside: a phase of `PHASES`, a layer, a micro-batch."""
+        before = (self.phase, self.layer, self.micro_batch)
+        if name is not None:
+            self.phase = PHASES.index(name) if name in PHASES else 0
+        self.layer = self.layer if layer is None else layer
+        self.micro_batch = self.micro_batch if micro_batch is None else micro_batch
+        try:
+            yield
+        finally:
+            self.phase, self.layer, self.micro_batch = before
+
+    @contextmanager
+    def unrecorded(self):
+        """Nothing inside is recorded: data loading, initialisation, the check's clones."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    def enter_layer(self, layer: int) -> None:
+        """Forward enters a layer (a module hook calls this): its backward nodes are numbered from here on."""
+        self.layer = layer
+        self._layer_spans.append((torch._C._autograd._get_sequence_nr(), layer))
+
+    def current_layer(self) -> int:
+        """The layer being computed: forward's, or in backward the one whose forward made the autograd node."""
+        node = torch._C._current_autograd_node()
+        if node is None or self.phase == RECOMPUTE:  # recomputation is a forward inside a backward
+            return self.layer
+        number = node._sequence_nr()
+        if number < _ACCUMULATE and self._layer_spans:  # AccumulateGrad has no number of its own: stay where we were
+            at = bisect.bisect_right(self._layer_spans, (number, 1 << 60)) - 1
+            self._backward_at = self._layer_spans[at][1] if at >= 0 else -1
+        return self._backward_at
+
+    # ---- one operation ---------------------------------------------------------------------------------------
+    def operation(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
+        """Called by the dispatch mode after every operator."""
+        rule = _RULES.get(func)
+        if rule is None:
+            rule = _RULES[func] = OpRule(func)
+        results = (out,) if isinstance(out, torch.Tensor) else tuple(tensors(out)) if isinstance(out, (list, tuple)) else ()
+        if rule.allocates:
+            self.running = rule.name
+            self.ledger.allocated(results, self.phase)
+        if not rule.event:
+            return
+        if rule.bytes is not None:
+            nbytes = rule.bytes(args, out)
+        else:
+            nbytes = 0
+            for i, a in enumerate(args):
+                if i not in rule.write_only:
+                    nbytes += _bytes_of(a)
+            if kwargs:
+                nbytes += sum(_bytes_of(v) for v in kwargs.values())
+            if rule.mutated:
+                nbytes += sum(_bytes_of(args[i]) for i in rule.mutated if i < len(args))
+            else:
+                nbytes += sum(t.numel() * t.element_size() for t in results)
+        layer = self.current_layer()
+        self.frontier = (self.row(0, COMPUTE, rule.name, rule.flops(args, out) if rule.flops else 0, nbytes, self.frontier, layer=layer),)
+
+    def clear(self) -> None:
+        """Forget the rows so far (labels and names stay)."""
+        self.rows.clear()
+        self.lane_length.clear()
+        self._layer_spans.clear()
+        self.waits.clear()
+        self.frontier, self.ticks = (), 0
+
+    def columns(self) -> dict[str, Any]:
+        """The rows as arrays, with names, groups and the memory log: what travels from a rank to the graph."""
+        width = len(FIELDS)
+        table = np.array([r[:width] for r in self.rows], dtype=np.int64).reshape(len(self.rows), width)
+        counts = np.array([len(r[width]) for r in self.rows], dtype=np.int64)
+        flat = np.array([d for r in self.rows for d in r[width]], dtype=np.int64)
+        return {
+            "rank": self.rank,
+            "table": table,
+            "dep_counts": counts,
+            "deps": flat,
+            "names": list(self.names),
+            "groups": dict(self.groups),
+            "memory": self._memory(),
+        }
+
+    def _memory(self) -> dict[str, Any]:
+        """The ledger's step: base line, log, waits as (clock, lane, order), what lived before, and the names that were given.
+
+        Storages are numbered anew, in the order in which the step met them.
+        """
+        ledger = self.ledger
+        number: dict[int, int] = {}
+        for met in (*(b[0] for b in ledger.before), *(e[3] for e in ledger.log)):
+            number.setdefault(met, len(number))
+        return {
+            "base": list(ledger.base),
+            "log": np.array([(*e[:3], number[e[3]]) for e in ledger.log], dtype=np.int64).reshape(-1, 4),
+            "waits": np.array([(clock, *self.rows[row][:2]) for clock, row in self.waits], dtype=np.int64).reshape(-1, 3),
+            "before": np.array([(number[n], c, size) for n, c, size in ledger.before], dtype=np.int64).reshape(-1, 3),
+            "named": {number[n]: name for n, name in ledger.names.items() if n in number},
+        }
+
+    # ---- what the memory ledger asks -------------------------------------------------------------------------------
+    def where(self) -> tuple[int, int, int]:
+        """Phase, layer and micro-batch of now."""
+        return self.phase, self.current_layer(), self.micro_batch
+
+    def made_by(self, clock: int) -> tuple[int, int, str]:
+        """Phase, layer and name of the operation that ran at a clock (for an error message: it looks for it)."""
+        number = clock - sum(at < clock for at, _ in self.waits)
+        row = next((r for r in self.rows if r[0] == 0 and r[1] == number), None)
+        if row is None:  # the very operation that is being recorded
+            return self.phase, self.current_layer(), self.running
+        names = list(self.names)
+        return row[3], row[4], names[row[6]]
+
+
+def _bytes_of(a: Any) -> int:
+    if isinstance(a, torch.Tensor):
+        return a.numel() * a.element_size()
+    if isinstance(a, (list, tuple)):
+        return sum(_bytes_of(x) for x in a)
+    return 0
+
+
+def empty_recording(rank: int) -> dict[str, Any]:
+    """What `Recorder.columns` gives for a rank that recorded nothing."""
+    return Recorder(rank, Ledger(rank)).columns()
+
+
+class RecordingMode(TorchDispatchMode):
+    """Sees every operator of one rank's thread, backward included."""
+
+    def __init__(self, recorder: Recorder, operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None) -> None:
+        super().__init__()
+        self.recorder, self.operate = recorder, operate
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # The default wraps __torch_dispatch__ in torch._disable_dynamo, which imports torch's compiler on
+        # first use (over a second a process). Private: a torch without it ignores this and is merely slower.
+        return False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = self.operate(func, args, kwargs or {}) if self.operate else func(*args, **(kwargs or {}))
+        if not self.recorder.paused:
+            self.recorder.operation(func, args, kwargs or {}, out)
+        return out
+
+
+def group_lane(group: int, which: int) -> int:
+    """Lane number of a communicator: collectives 0 stream (additions, wholes), 1 sends, 2 receives, 3 launches; messages 4 out, 5 in."""
+    return 1 + group * LANES_PER_GROUP + which

@@ -1,0 +1,146 @@
+"""Seconds for an operation on a GPU and for a message on a wire: roofline plus α–β.
+
+    operation   launch + max(FLOPs / peak, bytes / memory bandwidth)
+    message     overhead + bytes / bandwidth on the sender's port, then latency in flight
+    addition    bytes / γ (the local sum inside a reduction; infinite on `classroom`)
+    host        bytes over the host's link (α + bytes/β), or through its memory (an update on the CPU)
+    native      a collective handed to a library is re-costed whole: on NVIDIA GPUs as NCCL would do it (nccl.py), else as a ring (F8)
+
+The constants belong to a GPU or a link (hardware.py). Peaks are data-sheet peaks: no efficiency is guessed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from glasscluster.base.errors import ScenarioError
+from glasscluster.sim.recording.events import COLLECTIVE, COMPUTE, HOST, PHASES, RECV, REDUCE, SEND
+from glasscluster.sim.recording.graph import ExecutionGraph, distinct
+from glasscluster.sim.time.hardware import Hardware, Link
+from glasscluster.sim.time.nccl import model as nccl
+
+
+@dataclass
+class Costs:
+    """Per event: `duration` occupies its lane; `latency` is added to a receive's message while in flight.
+
+    `quicker`: the factor by which an event was asked to be faster (already in the other two); empty where nothing was asked.
+    """
+
+    duration: np.ndarray
+    latency: np.ndarray
+    quicker: np.ndarray
+
+
+def costs(
+    graph: ExecutionGraph,
+    hw: Hardware,
+    precision: str,
+    slow_ranks: dict[int, float] | None = None,
+    faster: dict[str, float] | None = None,
+    messages: bool = True,
+) -> Costs:
+    """Cost every event of a graph on a cluster; its messages only with `messages` (contention.py times them itself).
+
+    `slow_ranks` maps a rank to the factor its compute takes longer; `faster` maps a phase of compute (`backward`) or
+    the axis of a communicator (`dp`) to the factor by which everything of that kind is quicker.
+    """
+    duration, latency = np.zeros(len(graph)), np.zeros(len(graph))
+    compute = graph.kind == COMPUTE
+    peaks = _peaks(graph, hw, precision, compute)
+    duration[compute] = hw.gpu.launch_s + np.maximum(graph.flops[compute] / peaks, graph.bytes[compute] / hw.gpu.memory_bandwidth)
+    for rank, factor in (slow_ranks or {}).items():
+        if not 0 <= rank < graph.ranks:
+            raise ScenarioError("slow-rank", rank, f"the run has ranks 0..{graph.ranks - 1}", range(graph.ranks))
+        duration[compute & (graph.rank == rank)] *= factor
+    sends, receives = (np.flatnonzero(graph.kind == kind) if messages else np.empty(0, np.int64) for kind in (SEND, RECV))
+    for rows, src, dst in ((sends, graph.rank, graph.peer), (receives, graph.peer, graph.rank)):
+        for link, chosen in _by_wire(hw, src[rows], dst[rows]):
+            here = rows[chosen]
+            if rows is sends:
+                duration[here] = link.overhead_s + graph.bytes[here] / link.bandwidth
+            else:
+                latency[here] = link.latency_s
+    additions = graph.kind == REDUCE
+    duration[additions] = graph.bytes[additions] / hw.gpu.reduce_rate
+    on_host = graph.kind == HOST
+    duration[on_host] = hw.host.link.alpha + graph.bytes[on_host] / hw.host.link.bandwidth
+    for number, name in enumerate(graph.names):
+        if name == "update":
+            updates = on_host & (graph.op == number)
+            duration[updates] = graph.bytes[updates] / hw.host.memory_bandwidth
+        if name.endswith("/native"):
+            for row in np.flatnonzero((graph.kind == COLLECTIVE) & (graph.op == number)):
+                duration[row] = sum(native_cost(graph, int(row), hw))
+    quicker = np.ones(len(graph) if faster else 0)
+    for kind, factor in (faster or {}).items():
+        chosen = of_kind(graph, kind)
+        duration[chosen] /= factor
+        latency[chosen] /= factor
+        quicker[chosen] *= factor
+    return Costs(duration, latency, quicker)
+
+
+FP8_KERNELS = ("mm", "addmm")  # what runs in fp8; all else stays in bf16, as in NVIDIA's Transformer Engine
+
+
+def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str, compute: np.ndarray) -> np.ndarray:
+    """FLOP/s that each computing event may reach. fp8 is a cost only: its casts and their scales are not counted."""
+    op = graph.op[compute]
+    peak = np.full(len(op), hw.gpu.peak(precision))
+    if precision == "fp8":
+        wide = [name not in FP8_KERNELS for name in graph.names]
+        peak[np.array(wide, dtype=bool)[op]] = hw.gpu.peak("bf16")
+    return peak
+
+
+def kinds_of_work(graph: ExecutionGraph) -> list[str]:
+    """What `faster` may name in this graph: the phases it computed and the axes it communicated on."""
+    phases = [PHASES[p] for p in np.unique(graph.phase[graph.kind == COMPUTE])]
+    return phases + sorted(set(graph.axis[graph.kind != COMPUTE].tolist()) - {""})
+
+
+def of_kind(graph: ExecutionGraph, kind: str) -> np.ndarray:
+    """A mask of the events of one kind of work."""
+    known = kinds_of_work(graph)
+    if kind not in known:
+        raise ScenarioError("faster", kind, "this run did no such work", known)
+    if kind in PHASES:
+        return (graph.kind == COMPUTE) & (graph.phase == PHASES.index(kind))
+    return (graph.kind != COMPUTE) & (graph.axis == kind)
+
+
+def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[Link, np.ndarray]]:
+    """Each kind of wire, and a mask of the messages that go over it."""
+    if hw.topology is None:
+        inside = src // hw.node_size == dst // hw.node_size
+        yield from ((hw.intra, inside), (hw.inter, ~inside))
+        return
+    ranks = int(max(src.max(initial=0), dst.max(initial=0))) + 1
+    pairs, place = distinct(src * ranks + dst, ranks**2)
+    kinds: dict[Link, int] = {}
+    kind = np.array([kinds.setdefault(hw.topology.link(*divmod(p, ranks)), len(kinds)) for p in pairs.tolist()], dtype=np.int64)
+    for link, number in kinds.items():
+        yield link, kind[place] == number
+
+
+def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, float]:
+    """A library's collective, in seconds of latency and seconds of moving bytes.
+
+    NCCL's own choice where it runs (its figures belong to the links as they are: `scaled` stretches the result); elsewhere a
+    ring in rank order, each step as long as its slowest wire takes.
+    """
+    operation, _, members = graph.names[graph.op[row]].removesuffix("/native"), *graph.groups[int(graph.rank[row])][int(graph.group[row])]
+    n, nbytes = len(members), int(graph.bytes[row])
+    if hw.gpu.sm and hw.topology is None:
+        nodes = len({m // hw.node_size for m in members})
+        as_built = hw.scaled(bandwidth=1 / hw.wider, latency=1 / hw.longer)
+        chosen = nccl.choose("all_reduce" if operation == "barrier" else operation, nbytes, as_built, n, node_size=-(-n // nodes))
+        return chosen.latency_s * hw.longer, (chosen.time_s - chosen.latency_s) / hw.wider
+    wires = {hw.link(a, b) for a, b in zip(members, [*members[1:], members[0]], strict=True)}
+    slowest = max(wires, key=lambda link: link.alpha + nbytes / n / link.bandwidth)
+    steps = (2 if operation in ("all_reduce", "barrier") else 1) * (n - 1)
+    return steps * slowest.alpha, steps * (nbytes / n / slowest.bandwidth)

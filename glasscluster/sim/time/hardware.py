@@ -1,0 +1,300 @@
+"""The hardware catalogue: what a GPU, a link and a node are, each figure with its source.
+
+Data-sheet figures are peaks. The few constants that no data sheet prints (launch cost, latencies) are
+marked so in their source and belong to a GPU or a link, never to a model or a table.
+Units: FLOP/s, bytes, bytes/s, seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glasscluster.base.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from glasscluster.sim.time.network import Topology
+
+GB = 1e9
+GIB = 1024**3
+US = 1e-6
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One accelerator. `peak_flops` maps a precision to dense matmul FLOP/s."""
+
+    name: str
+    peak_flops: dict[str, float]
+    memory_bytes: float
+    memory_bandwidth: float
+    launch_s: float = 0.0
+    reduce_rate: float = float("inf")
+    source: str = ""
+    sm: int = 0  # CUDA compute capability times ten; 0 where it is no NVIDIA GPU
+    nvlinks: int = 0  # NVLink connections of one GPU
+
+    def peak(self, precision: str) -> float:
+        """Dense FLOP/s at a precision; a precision that is not listed is a usage error."""
+        if precision not in self.peak_flops:
+            raise ScenarioError("precision", precision, f"{self.name} lists no peak for it", list(self.peak_flops))
+        return self.peak_flops[precision]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A wire in one direction: time of a message is `overhead_s + bytes / bandwidth`, then `latency_s` in flight."""
+
+    name: str
+    bandwidth: float
+    latency_s: float
+    overhead_s: float = 0.0
+    source: str = ""
+
+    @property
+    def alpha(self) -> float:
+        """α of the α–β model: overhead on the port plus time in flight."""
+        return self.overhead_s + self.latency_s
+
+
+@dataclass(frozen=True)
+class HostShare:
+    """A GPU's share of its node's host: its own link to it, and memory's size and bandwidth divided by the node's GPUs."""
+
+    link: Link
+    memory_bytes: float
+    memory_bandwidth: float
+    source: str = ""
+
+
+_INVENTED = "invented: 10 GB/s and 10 us to the host, 64 GB of memory at 20 GB/s for each GPU"
+CLASSROOM_HOST = HostShare(Link("classroom host link", 10 * GB, 10 * US, 0.0, _INVENTED), 64e9, 20 * GB, _INVENTED)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A cluster of equal nodes: `node_size` GPUs joined by `intra`, nodes joined by `inter` (bandwidth per GPU)."""
+
+    name: str
+    gpu: GPU
+    intra: Link
+    inter: Link
+    node_size: int = 8
+    note: str = field(default="", compare=False)
+    nics: int = 0  # network ports of a node, each shared by node_size / nics GPUs; 0: one a GPU
+    cpu: str = "intel"  # intel | amd: NCCL's constants of the network differ
+    host: HostShare = CLASSROOM_HOST
+    topology: Topology | None = field(default=None, compare=False)  # in place of `intra` and `inter`: a network of its own
+    wider: float = 1.0  # what `scaled` made of the links, for a library's own figures (nccl.py)
+    longer: float = 1.0
+
+    def link(self, src: int, dst: int) -> Link:
+        """The wire between two ranks: consecutive ranks share a node. Of a topology, the route as one wire."""
+        if self.topology is not None:
+            return self.topology.link(src, dst)
+        return self.intra if src // self.node_size == dst // self.node_size else self.inter
+
+    def scaled(self, *, bandwidth: float = 1.0, latency: float = 1.0, flops: float = 1.0) -> Hardware:
+        """The same cluster with links `bandwidth` times as wide, α `latency` times as long, GPUs `flops` times as fast."""
+        gpu = replace(self.gpu, peak_flops={k: v * flops for k, v in self.gpu.peak_flops.items()})
+        intra, inter = (
+            replace(x, bandwidth=x.bandwidth * bandwidth, latency_s=x.latency_s * latency, overhead_s=x.overhead_s * latency)
+            for x in (self.intra, self.inter)
+        )
+        network = self.topology and self.topology.scaled(bandwidth=bandwidth, latency=latency)
+        wider, longer = self.wider * bandwidth, self.longer * latency
+        return replace(self, gpu=gpu, intra=intra, inter=inter, topology=network, wider=wider, longer=longer)
+
+    def save(self, path: str | Path) -> None:
+        """Write a profile file that `--hardware FILE` reads back."""
+        Path(path).write_text(json.dumps(asdict(replace(self, topology=None)), indent=1).replace("Infinity", "1e999"))
+
+
+_ML_ENG = "stas00/ml-engineering, compute/accelerator and network READMEs"
+_NCCL = "latency per step: NCCL src/graph/tuning.cc hwLatency, Ring/Simple"
+_LAUNCH = "launch cost: not on a data sheet; 5 us is the order of an asynchronous CUDA kernel launch plus its gap"
+
+CLASSROOM_GPU = GPU(
+    "classroom GPU",
+    dict.fromkeys(("fp64", "fp32", "bf16", "fp16"), 1000000000000.0),
+    16e9,
+    100 * GB,
+    source="invented: round numbers that can be checked by hand (1 TFLOP/s, 100 GB/s, no launch cost)",
+)
+LAPTOP_GPU = GPU(
+    "laptop GPU",
+    {"fp64": 0.2e12, "fp32": 10e12, "bf16": 20e12, "fp16": 20e12},
+    8e9,
+    250 * GB,
+    launch_s=5 * US,
+    source="invented: the order of a mid-range laptop GPU; " + _LAUNCH,
+)
+V100 = GPU(
+    "V100 SXM2 32GB",
+    {"fp64": 7.8e12, "fp32": 15.67e12, "fp16": 125e12},
+    32e9,
+    897 * GB,
+    5 * US,
+    400 * GB,
+    "hmc-tech.com (15.67 / 125 TFLOP/s), sysrqmts.com (897 GB/s); " + _LAUNCH,
+    sm=70,
+    nvlinks=6,
+)
+A100_40 = GPU(
+    "A100 SXM 40GB",
+    {"fp64": 19.5e12, "fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12},
+    40e9,
+    1555 * GB,
+    5 * US,
+    700 * GB,
+    "NVIDIA A100 page (recalled); " + _LAUNCH,
+    sm=80,
+    nvlinks=12,
+)
+A100_80 = GPU(
+    "A100 SXM 80GB",
+    {"fp64": 19.5e12, "fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12},
+    80e9,
+    2000 * GB,
+    5 * US,
+    900 * GB,
+    _ML_ENG + "; " + _LAUNCH,
+    sm=80,
+    nvlinks=12,
+)
+A100_PCIE = GPU(
+    "A100 PCIe 80GB",
+    {"fp64": 19.5e12, "fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12},
+    80e9,
+    1940 * GB,
+    5 * US,
+    900 * GB,
+    _ML_ENG + "; " + _LAUNCH,
+    sm=80,
+    nvlinks=0,
+)
+H100 = GPU(
+    "H100 SXM 80GB",
+    {"fp64": 67e12, "fp32": 67e12, "bf16": 989e12, "fp16": 989e12, "fp8": 1979e12},
+    80e9,
+    3350 * GB,
+    5 * US,
+    1500 * GB,
+    _ML_ENG + "; " + _LAUNCH,
+    sm=90,
+    nvlinks=18,
+)
+H200 = GPU(
+    "H200 SXM",
+    {"fp64": 67e12, "fp32": 67e12, "bf16": 989e12, "fp16": 989e12, "fp8": 1979e12},
+    141e9,
+    4800 * GB,
+    5 * US,
+    2100 * GB,
+    _ML_ENG + "; " + _LAUNCH,
+    sm=90,
+    nvlinks=18,
+)
+B200 = GPU(
+    "B200 SXM",
+    {"fp64": 40e12, "fp32": 80e12, "bf16": 2250e12, "fp16": 2250e12, "fp8": 4500e12},
+    180e9,
+    8000 * GB,
+    5 * US,
+    3500 * GB,
+    _ML_ENG + "; fp64 recalled; " + _LAUNCH,
+    sm=100,
+    nvlinks=18,
+)
+RTX_4090 = GPU(
+    "RTX 4090 24GB",
+    {"fp64": 1.29e12, "fp32": 82.6e12, "bf16": 165.2e12, "fp16": 165.2e12, "fp8": 330.3e12},
+    24e9,
+    1008 * GB,
+    5 * US,
+    450 * GB,
+    "NVIDIA Ada whitepaper, fp16 with fp32 accumulate, dense (recalled); " + _LAUNCH,
+    sm=89,
+    nvlinks=0,
+)
+
+
+def _nvlink(generation: int, gbps: float) -> Link:
+    return Link(f"NVLink {generation}", gbps * GB, 3.4 * US, 0.0, f"{_ML_ENG}; {_NCCL} over NVLink 3.4 us")
+
+
+def _nic(name: str, gbps: float) -> Link:
+    return Link(name, gbps * GB, 14 * US, 0.0, f"unit conversion of the port rate; {_NCCL} over the network 14 us")
+
+
+def _pcie(generation: int, gbps: float) -> Link:
+    return Link(f"PCIe {generation} x16", gbps * GB, 5.7 * US, 0.0, f"{_ML_ENG}; {_NCCL} over PCI 5.7 us")
+
+
+def _host(generation: int, gpus: int, memory_gb: float, channels: int, mega_transfers: int, cpus: str) -> HostShare:
+    """A GPU's own PCIe x16, and its share of memory: channels of all sockets x transfers x 8 bytes."""
+    rate = {3: 16, 4: 31, 5: 63}[generation] * GB
+    link = Link(f"PCIe {generation} x16 to the host", rate, 5.7 * US, 0.0, f"{_ML_ENG}; {_NCCL} over PCI 5.7 us")
+    source = f"{cpus}: data sheet (recalled), {channels} channels of {mega_transfers} MT/s x 8 bytes, shared by {gpus} GPUs"
+    return HostShare(link, memory_gb * GB / gpus, channels * mega_transfers * 1e6 * 8 / gpus, source)
+
+
+_V100_HOST = _host(3, 8, 512, 8, 2400, "DGX-1: 2 x Xeon E5-2698 v4")
+_A100_40_HOST = _host(4, 8, 1024, 16, 3200, "DGX A100: 2 x EPYC 7742")
+_A100_HOST = _host(4, 8, 2048, 16, 3200, "DGX A100: 2 x EPYC 7742")
+_H100_HOST = _host(5, 8, 2048, 16, 4800, "DGX H100, H200: 2 x Xeon 8480C")
+_B200_HOST = _host(5, 8, 2048, 16, 5600, "DGX B200: 2 x Xeon 8570")
+_SERVER_HOST = _host(4, 8, 1024, 16, 3200, "a server with 2 x EPYC 7742")
+_LAPTOP_HOST = _host(4, 1, 32, 2, 4800, "a laptop with two channels of DDR5")
+
+_CLASS_LINK = Link("classroom link", 10 * GB, 8 * US, 2 * US, "invented: 10 GB/s, 10 us = 2 us on the port + 8 us in flight")
+
+CATALOGUE: dict[str, Hardware] = {
+    h.name: h
+    for h in (
+        Hardware("classroom", CLASSROOM_GPU, _CLASS_LINK, _CLASS_LINK),
+        Hardware("laptop", LAPTOP_GPU, _pcie(4, 31), _nic("1 Gb/s Ethernet", 0.125), 1, nics=1, host=_LAPTOP_HOST),
+        Hardware("dgx-v100", V100, _nvlink(2, 150), _nic("4x EDR 100 Gb/s per node", 6.25), nics=4, host=_V100_HOST),
+        Hardware("dgx-a100-40gb", A100_40, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25), cpu="amd", host=_A100_40_HOST),
+        Hardware("dgx-a100-80gb", A100_80, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25), cpu="amd", host=_A100_HOST),
+        Hardware("dgx-h100", H100, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50), host=_H100_HOST),
+        Hardware("dgx-h200", H200, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50), host=_H100_HOST),
+        Hardware("dgx-b200", B200, _nvlink(5, 900), _nic("EFAv4 / NDR 400 Gb/s per GPU", 50), host=_B200_HOST),
+        Hardware("pcie-a100", A100_PCIE, _pcie(4, 31), _nic("HDR 200 Gb/s per 8 GPUs", 3.125), nics=1, cpu="amd", host=_SERVER_HOST),
+        Hardware("pcie-4090", RTX_4090, _pcie(4, 31), _nic("100 Gb/s per 8 GPUs", 1.5625), nics=1, host=_SERVER_HOST),
+    )
+}
+
+
+def hardware(name: str | Hardware) -> Hardware:
+    """Look a cluster up by name, or read a profile file. Raises ScenarioError naming the nearest valid name."""
+    if isinstance(name, Hardware):
+        return name
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    path = Path(name)
+    if path.suffix == ".json" or path.is_file():
+        return _read_profile(path)
+    raise ScenarioError("hardware", name, "not in the catalogue and not a profile file", list(CATALOGUE))
+
+
+def _read_profile(path: Path) -> Hardware:
+    try:
+        raw = json.loads(path.read_text())
+        return Hardware(
+            raw["name"],
+            GPU(**raw["gpu"]),
+            Link(**raw["intra"]),
+            Link(**raw["inter"]),
+            int(raw.get("node_size", 8)),
+            raw.get("note", ""),
+            int(raw.get("nics", 0)),
+            raw.get("cpu", "intel"),
+            HostShare(**{**raw["host"], "link": Link(**raw["host"]["link"])}) if "host" in raw else CLASSROOM_HOST,
+        )
+    except OSError as problem:
+        raise ScenarioError("hardware", str(path), f"cannot be read: {problem.strerror}") from None
+    except (ValueError, TypeError, KeyError) as problem:
+        raise ScenarioError("hardware", str(path), f"not a hardware profile: {problem}") from None

@@ -1,0 +1,223 @@
+"""What lived when: a rank's step as its memory ledger saw it, in program order and, after replay, over virtual time.
+
+    program     op 0 · op 1 · wait a · op 2 ...            the ledger's clock counts these
+    log         (clock, category, change in bytes, number of the storage)
+
+A change happens when everything that the program had done or waited for by then is over: what an operation makes lives
+from its start, what is let go after a wait is free once what was waited for has ended, and a message's buffer lives from
+its launch, whichever stream is busy meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from glasscluster.sim.recording.events import CATEGORIES, PHASES
+
+if TYPE_CHECKING:
+    from glasscluster.sim.recording.graph import ExecutionGraph
+    from glasscluster.sim.time.timeline import Timeline
+
+TABLES = {"log": 4, "waits": 3, "before": 3}  # columns of each
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Live storages of one category and name. What nobody named is called after the operation that made it, its layer and phase."""
+
+    category: str
+    name: str
+    bytes: int
+    count: int = 1
+    layer: int = -1
+    phase: str = ""
+
+    @property
+    def called(self) -> str:
+        """As "layer 3 forward: softmax", or the name it was given."""
+        where = " ".join(w for w in (f"layer {self.layer}" if self.layer >= 0 else "", self.phase) if w)
+        return f"{where}: {self.name}" if where else self.name
+
+    def __str__(self) -> str:
+        return f"{self.category}, {self.called}{f' (x {self.count})' if self.count > 1 else ''}: {self.bytes:,} bytes"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "called": self.called}
+
+
+def largest(held: Iterable[tuple[str, str, int, str, int]], top: int) -> list[Resident]:
+    """The `top` residents of storages given as (category, phase, layer, name, bytes); those of one name together, and all buckets."""
+    groups: dict[tuple[str, str, int, str], list[int]] = {}
+    for category, phase, layer, name, nbytes in held:
+        groups.setdefault((category, phase, layer, _NUMBERED.sub("bucket", name)), []).append(nbytes)
+    found = [
+        Resident(category, plain_operation(name), sum(sizes), len(sizes), layer, "" if phase == "other" else phase)
+        for (category, phase, layer, name), sizes in groups.items()
+    ]
+    return sorted(found, key=lambda r: (-r.bytes, r.category, r.called))[:top]
+
+
+_NUMBERED = re.compile(r"^bucket \d+")
+_SPOKEN = {"addmm": "linear", "mm": "matmul", "bmm": "matmul", "baddbmm": "matmul", "clone": "copy", "_to_copy": "copy"}
+
+
+def plain_operation(name: str) -> str:
+    """An operator's name as a person says it: `glasscluster.softmax_forward` is softmax, `addmm` a linear layer. Others stay."""
+    if " " in name:
+        return name
+    short = name.removeprefix("glasscluster.").split(".")[0]
+    return _SPOKEN.get(short, short.removeprefix("native_").removesuffix("_forward").strip("_"))
+
+
+class MemoryHistory:
+    """The live bytes of one rank: `levels[i]` by category after i changes, `levels[0]` when the step began."""
+
+    def __init__(self, graph: ExecutionGraph, rank: int) -> None:
+        self.graph, self.rank = graph, rank
+        memory = graph.memory[rank]
+        self.base, self.named = memory["base"], memory["named"]
+        self.log, self.waits, self.before = (np.asarray(memory[k], dtype=np.int64).reshape(-1, width) for k, width in TABLES.items())
+
+    @cached_property
+    def levels(self) -> np.ndarray:
+        """Bytes [changes + 1, categories]."""
+        changes = np.zeros((len(self.log) + 1, len(CATEGORIES)), dtype=np.int64)
+        changes[0] = self.base
+        changes[np.arange(1, len(self.log) + 1), self.log[:, 1]] = self.log[:, 2]
+        return changes.cumsum(axis=0)
+
+    @cached_property
+    def total(self) -> np.ndarray:
+        """Bytes of all categories after each change."""
+        return self.levels.sum(axis=1)
+
+    @property
+    def peak_at(self) -> int:
+        """Changes until the peak (the first moment that is as full as any)."""
+        return int(np.argmax(self.total))
+
+    def peak(self) -> tuple[int, dict[str, int]]:
+        """Highest sum over categories during the step, and its split at that instant (they add up)."""
+        split = self.levels[self.peak_at]
+        return int(split.sum()), dict(zip(CATEGORIES, split.tolist(), strict=True))
+
+    # ---- who -------------------------------------------------------------------------------------------------------
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        from glasscluster.sim.recording.graph import compute_rows
+
+        return compute_rows(self.graph, self.rank)
+
+    @cached_property
+    def names(self) -> dict[int, tuple[str, int, str]]:
+        """Phase, layer and name of every storage by number."""
+        graph, rows = self.graph, self._rows
+        known = {number: ("other", -1, name) for number, name in self.named.items()}
+        for clock, _, _, number in self.log.tolist():
+            if number not in known:
+                place = clock - int(np.searchsorted(self.waits[:, 0], clock))
+                row = int(rows[place]) if place < len(rows) else -1
+                made = (PHASES[graph.phase[row]], int(graph.layer[row]), graph.names[graph.op[row]])
+                known[number] = made if row >= 0 else ("other", -1, "")
+        return known
+
+    def walk(self) -> Iterator[dict[tuple[int, int], int]]:
+        """Before the step and after each change: bytes by (number, category). One dictionary, changed in place."""
+        live = {(number, category): size for number, category, size in self.before.tolist()}
+        yield live
+        for _, category, change, number in self.log.tolist():
+            left = live.get((number, category), 0) + change
+            if left:
+                live[number, category] = left
+            else:
+                live.pop((number, category), None)
+            yield live
+
+    def residents(self, at: int | None = None, top: int = 5) -> list[Resident]:
+        """What held most bytes after `at` changes (None: at the peak), storages of one name together."""
+        at = self.peak_at if at is None else at
+        live = next(state for number, state in enumerate(self.walk()) if number == at)
+        return self._largest(live, top)
+
+    def _largest(self, live: Mapping[tuple[int, int], int], top: int) -> list[Resident]:
+        names = self.names
+        return largest(((CATEGORIES[c], *names[n], size) for (n, c), size in live.items()), top)
+
+    # ---- when ------------------------------------------------------------------------------------------------------
+    def moments(self, timeline: Timeline) -> np.ndarray:
+        """Seconds of the beginning (0) and of each change."""
+        ends = np.zeros(len(self._rows) + len(self.waits) + 1)
+        waited = np.zeros(len(ends), dtype=bool)
+        waited[self.waits[:, 0] + 1] = True
+        ends[waited] = timeline.end[self._waited_rows()]
+        ends[np.flatnonzero(~waited)[1:]] = timeline.end[self._rows]
+        return np.append(0.0, np.maximum.accumulate(ends)[self.log[:, 0]])
+
+    def _waited_rows(self) -> np.ndarray:
+        graph = self.graph
+        mine = graph.canonical[graph.rank[graph.canonical] == self.rank]  # by lane, then order within it
+        width = int(graph.order[mine].max(initial=0)) + 1
+        return mine[np.searchsorted(graph.lane[mine] * width + graph.order[mine], self.waits[:, 1] * width + self.waits[:, 2])]
+
+    def over(self, timeline: Timeline) -> MemoryCurve:
+        """Bytes by category over virtual time: of several changes at a moment the fullest, then the last."""
+        when, keep = self.moments(timeline), []
+        for part in np.split(np.arange(len(when)), np.flatnonzero(np.diff(when)) + 1):
+            keep += sorted({int(part[np.argmax(self.total[part])]), int(part[-1])})
+        if when[-1] < timeline.makespan:  # what is left lives on
+            when, keep = np.append(when, timeline.makespan), [*keep, len(when)]
+            levels, at = np.append(self.levels, self.levels[-1:], axis=0), np.append(np.arange(len(when) - 1), len(when) - 2)
+            return MemoryCurve(self, when[keep], levels[keep], at[keep])
+        return MemoryCurve(self, when[keep], self.levels[keep], np.array(keep))
+
+
+@dataclass(frozen=True)
+class MemoryCurve:
+    """Seconds, bytes by category [moments, categories], and how many changes of the history came before each."""
+
+    history: MemoryHistory
+    times: np.ndarray
+    levels: np.ndarray
+    at: np.ndarray
+
+    def __getitem__(self, keep: np.ndarray) -> MemoryCurve:
+        """Only some moments."""
+        return MemoryCurve(self.history, self.times[keep], self.levels[keep], self.at[keep])
+
+    def residents(self, top: int = 5) -> list[list[Resident]]:
+        """What held most bytes at each moment."""
+        wanted, found = set(self.at.tolist()), {}
+        for number, live in enumerate(self.history.walk()):
+            if number in wanted:
+                found[number] = self.history._largest(live, top)
+        return [found[number] for number in self.at.tolist()]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+def as_columns(memory: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Every rank's memory as flat whole-number columns, and what else has to be kept beside them (JSON)."""
+    names = sorted({name for m in memory.values() for name in m["named"].values()})
+    number = {name: i for i, name in enumerate(names)}
+    columns = {}
+    for rank, m in sorted(memory.items()):
+        for table, width in TABLES.items():  # column by column, where neighbours look alike
+            columns[f"memory_{table}_{rank}"] = np.asarray(m[table], dtype=np.int64).reshape(-1, width).T.reshape(-1)
+        columns[f"memory_named_{rank}"] = np.array([[*m["named"]], [number[n] for n in m["named"].values()]], dtype=np.int64).reshape(-1)
+    return columns, {"base": {str(r): [int(x) for x in m["base"]] for r, m in sorted(memory.items())}, "names": names}
+
+
+def from_columns(columns: Mapping[str, np.ndarray], beside: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """What `as_columns` was given."""
+    memory = {}
+    for rank, base in beside["base"].items():
+        found: dict[str, Any] = {t: columns[f"memory_{t}_{rank}"].reshape(w, -1).T for t, w in TABLES.items()}
+        numbers, names = columns[f"memory_named_{rank}"].reshape(2, -1).tolist()
+        memory[int(rank)] = {"base": base, **found, "named": {n: beside["names"][i] for n, i in zip(numbers, names, strict=True)}}
+    return memory

@@ -1,0 +1,101 @@
+"""What the links carried: bytes and utilisation of every link of a topology, over the whole run or over slices of time.
+
+From the history of rates where messages shared links; elsewhere each message is taken to move evenly from the moment its
+overhead is over until its lane is free (so a link may be asked for more than it has: utilisation above 1 says so).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glasscluster.sim.recording.events import SEND
+from glasscluster.sim.time.contention import Routes, routes_of
+from glasscluster.sim.time.network import Topology, of_hardware
+
+if TYPE_CHECKING:
+    from glasscluster.sim.recording.graph import ExecutionGraph
+    from glasscluster.sim.time.timeline import Timeline
+
+
+@dataclass
+class Flows:
+    """Stretches of time at one rate: `message` (see Routes) was on `stretch` from `start` to `end` at `rate` bytes/s."""
+
+    message: np.ndarray
+    stretch: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    rate: np.ndarray
+    routes: Routes
+
+
+def network_of(timeline: Timeline) -> Topology:
+    """The topology a timeline's messages moved over: the hardware's own, or its nodes and network ports."""
+    return timeline.hardware.topology or of_hardware(timeline.hardware, timeline.graph.ranks)
+
+
+def flows_of(timeline: Timeline) -> Flows:
+    """Every message's moves."""
+    shared = timeline.shared
+    if shared is not None:
+        by_message = np.lexsort((np.arange(len(shared.time)), shared.stretch, shared.message))
+        message, stretch, time, rate = (x[by_message] for x in (shared.message, shared.stretch, shared.time, shared.rate))
+        goes_on = np.flatnonzero(rate > 0)  # the next note of the same message and stretch ends it: the last one has rate 0
+        return Flows(message[goes_on], stretch[goes_on], time[goes_on], time[goes_on + 1], rate[goes_on], shared.routes)
+    graph, routes = timeline.graph, routes_of(timeline.graph, network_of(timeline))
+    rows = np.flatnonzero(graph.kind == SEND)
+    count = np.diff(routes.stretch_ptr)[routes.of]
+    message = np.repeat(np.arange(len(rows)), count)
+    first = np.cumsum(count) - count
+    stretch = routes.stretch_ptr[routes.of][message] + np.arange(len(message)) - first[message]
+    begin = np.minimum(timeline.start[rows] + routes.overhead[routes.of], timeline.end[rows])
+    seconds = timeline.end[rows] - begin
+    rate = np.divide(graph.bytes[rows], seconds, out=np.zeros(len(rows)), where=seconds > 0)
+    return Flows(message, stretch, begin[message], timeline.end[rows][message], rate[message], routes)
+
+
+def carried_bytes(timeline: Timeline) -> np.ndarray:
+    """Bytes over every link of `network_of(timeline)`, summed from rates and seconds."""
+    flows, network = flows_of(timeline), network_of(timeline)
+    return _onto_links(flows, flows.rate * (flows.end - flows.start), len(network.links))
+
+
+def routed_bytes(graph: ExecutionGraph, topology: Topology) -> np.ndarray:
+    """Bytes over every link by the routes alone: each message's bytes on each link of its way."""
+    routes, total = routes_of(graph, topology), np.zeros(len(topology.links))
+    each = np.bincount(routes.of, graph.bytes[graph.kind == SEND], minlength=len(routes.overhead))
+    for route, nbytes in enumerate(each.tolist()):
+        for stretch in range(routes.stretch_ptr[route], routes.stretch_ptr[route + 1]):
+            total[routes.links[routes.link_ptr[stretch] : routes.link_ptr[stretch + 1]]] += nbytes
+    return total
+
+
+def utilisation(timeline: Timeline, edges: np.ndarray) -> np.ndarray:
+    """Share of every link's bandwidth in use between each two `edges` (seconds, rising): [slices, links]."""
+    flows, network = flows_of(timeline), network_of(timeline)
+    found = np.zeros((len(edges) - 1, len(network.links)))
+    for i, (a, b) in enumerate(pairwise(edges)):
+        inside = np.clip(flows.end, a, b) - np.clip(flows.start, a, b)
+        found[i] = _onto_links(flows, flows.rate * inside, len(network.links)) / (network.bandwidth * (b - a))
+    return found
+
+
+def _onto_links(flows: Flows, amount: np.ndarray, links: int) -> np.ndarray:
+    """Add each flow's amount to every link of its stretch."""
+    by_stretch = np.bincount(flows.stretch, amount, minlength=len(flows.routes.link_ptr) - 1)
+    return np.bincount(flows.routes.links, np.repeat(by_stretch, np.diff(flows.routes.link_ptr)), minlength=links)
+
+
+def is_shared(graph: ExecutionGraph, topology: Topology) -> bool:
+    """True where some link lies on the routes of messages from two different ranks."""
+    sends = graph.kind == SEND
+    owner: dict[int, int] = {}
+    for src, dst in set(zip(graph.rank[sends].tolist(), graph.peer[sends].tolist(), strict=True)):
+        for link in topology.route(src, dst):
+            if owner.setdefault(link, src) != src:
+                return True
+    return False

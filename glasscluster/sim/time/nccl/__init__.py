@@ -1,0 +1,1 @@
+"""What NCCL would choose, and how long it would take."""

@@ -1,0 +1,127 @@
+"""Replay: an execution graph on some hardware becomes a timeline of virtual seconds.
+
+Without contention this is a longest path over the graph: an event starts when everything it depends on has
+ended (a receive: when its message has arrived), and a lane runs one event after the other. Rows are already
+sorted, so one pass in a compiled loop is enough. With contention messages share links: contention.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from glasscluster.sim.recording.events import RECV
+from glasscluster.sim.recording.graph import ExecutionGraph, _csr, topological_order
+from glasscluster.sim.time.cost import costs
+from glasscluster.sim.time.hardware import Hardware, hardware
+from glasscluster.sim.time.timeline import Timeline
+
+
+def replay(
+    graph: ExecutionGraph,
+    hw: str | Hardware,
+    *,
+    precision: str | None = None,
+    slow_ranks: dict[int, float] | None = None,
+    faster: dict[str, float] | None = None,
+    rendezvous: bool = False,
+    contention: bool = False,
+) -> Timeline:
+    """Time every event. `slow_ranks` and `faster` as in `costs`; with `rendezvous` a message starts when its receive is posted.
+
+    With `contention` messages share the links of the hardware's topology (nodes × network ports where it has none of its own).
+    """
+    hw = hardware(hw)
+    precision = precision or graph.info.get("precision", "fp32")
+    cost = costs(graph, hw, precision, slow_ranks, faster, messages=not contention)
+    dependencies = rendezvous_dependencies(graph) if rendezvous else (graph.dep_ptr, graph.dep_idx, None)
+    shared = None
+    if contention:
+        from glasscluster.sim.time.contention import replay_shared
+        from glasscluster.sim.time.network import of_hardware
+
+        topology = hw.topology or of_hardware(hw, graph.ranks)
+        shared = replay_shared(graph, topology, cost.duration, cost.quicker, dependencies)
+        start, end = shared.start, shared.end
+    else:
+        start, end = _in_order(graph, cost.duration, cost.latency, *dependencies)
+    timeline = Timeline(graph, start, end, hw, precision)
+    timeline.shared = shared
+    timeline.asked = {"slow_ranks": slow_ranks or {}, "faster": faster or {}, "rendezvous": rendezvous, "contention": contention}
+    return timeline
+
+
+@njit(cache=True, nogil=True, boundscheck=False)
+def longest_path(dep_ptr, dep_idx, match, duration, latency):
+    """Start and end of every event; rows must be topologically sorted."""
+    n = duration.shape[0]
+    start, end = np.empty(n), np.empty(n)
+    first = dep_ptr[0]
+    for i in range(n):
+        last = dep_ptr[i + 1]
+        t = 0.0
+        for k in range(first, last):
+            e = end[dep_idx[k]]
+            if e > t:
+                t = e
+        m = match[i]
+        if m >= 0:
+            arrival = end[m] + latency[i]
+            if arrival > t:
+                t = arrival
+        start[i] = t
+        end[i] = t + duration[i]
+        first = last
+    return start, end
+
+
+@njit(cache=True, nogil=True)
+def kahn(n, out_ptr, out_idx, missing, first):
+    """Topological order, first in first out; shorter than n when there is a cycle."""
+    order = np.empty(n, dtype=np.int64)
+    filled = 0
+    for i in first:
+        if missing[i] == 0:
+            order[filled] = i
+            filled += 1
+    done = 0
+    while done < filled:
+        row = order[done]
+        done += 1
+        for k in range(out_ptr[row], out_ptr[row + 1]):
+            follower = out_idx[k]
+            missing[follower] -= 1
+            if missing[follower] == 0:
+                order[filled] = follower
+                filled += 1
+    return order[:filled]
+
+
+def rendezvous_edges(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray]:
+    """Source and target rows of all dependencies when a send also follows what its receive's posting follows."""
+    source, target = graph.dep_idx, np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr))
+    posted = graph.kind[target] == RECV
+    return np.concatenate([source, source[posted]]), np.concatenate([target, graph.match[target[posted]]])
+
+
+def rendezvous_dependencies(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dep_ptr, dep_idx, and an order in which the rows can be timed: every send also follows what its receive's posting follows."""
+    n = len(graph)
+    source, target = rendezvous_edges(graph)
+    received = np.flatnonzero(graph.match >= 0)
+    order = topological_order(n, np.concatenate([source, graph.match[received]]), np.concatenate([target, received]), np.arange(n))
+    return *_csr(n, source, target), order
+
+
+def _in_order(
+    graph: ExecutionGraph, duration: np.ndarray, latency: np.ndarray, dep_ptr: np.ndarray, dep_idx: np.ndarray, order: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The longest path, over rows in an order of their own (None: as they stand)."""
+    if order is None:
+        return longest_path(dep_ptr, dep_idx, graph.match, duration, latency)
+    n, place = len(graph), np.empty_like(order)
+    place[order] = np.arange(n)
+    pointer, index = _csr(n, place[dep_idx], place[np.repeat(np.arange(n), np.diff(dep_ptr))])
+    match = np.where(graph.match[order] >= 0, place[graph.match[order]], -1)
+    start, end = longest_path(pointer, index, match, duration[order], latency[order])
+    return start[place], end[place]

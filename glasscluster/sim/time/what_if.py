@@ -1,0 +1,34 @@
+"""What would be gained if one kind of work were quicker: the recorded graph, replayed once a kind."""
+
+from __future__ import annotations
+
+from glasscluster.sim.recording.events import COMPUTE, PHASES
+from glasscluster.sim.time.cost import kinds_of_work
+from glasscluster.sim.time.replay import replay
+from glasscluster.sim.time.timeline import Timeline
+
+
+def makespans_if_faster(timeline: Timeline, factor: float = 2.0) -> dict[str, float]:
+    """Kind of work (a phase, an axis's messages, every link's latency) -> the makespan if it took 1/factor of its time."""
+    asked = dict(timeline.asked)
+    before = asked.pop("faster", {})
+    found = {}
+    for kind in kinds_of_work(timeline.graph):
+        quicker = {**before, kind: before.get(kind, 1.0) * factor}
+        found[kind] = replay(timeline.graph, timeline.hardware, precision=timeline.precision, faster=quicker, **asked).makespan
+    latency = timeline.hardware.scaled(latency=1 / factor)
+    found["latency"] = replay(timeline.graph, latency, precision=timeline.precision, faster=before, **asked).makespan
+    return found
+
+
+def critical_seconds(timeline: Timeline) -> dict[str, float]:
+    """What the critical path consists of: seconds by kind of work, with `latency` for messages in flight; adds up to the makespan."""
+    graph, found, clock = timeline.graph, dict[str, float](), 0.0
+    for row in timeline.critical_path:
+        waited = float(timeline.start[row]) - clock
+        if waited > 0:
+            found["latency"] = found.get("latency", 0.0) + waited
+        kind = PHASES[graph.phase[row]] if graph.kind[row] == COMPUTE else str(graph.axis[row])
+        found[kind] = found.get(kind, 0.0) + float(timeline.end[row] - timeline.start[row])
+        clock = float(timeline.end[row])
+    return {k: v for k, v in found.items() if v > 0}

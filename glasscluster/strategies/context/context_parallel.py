@@ -1,0 +1,255 @@
+"""Ring attention: each rank has some tokens of every sequence; keys and values go round.
+
+Follows Liu et al., "Ring attention with blockwise transformers" (2310.01889). Symbols: N ranks, B sequences, s tokens, n = s/N on a
+rank, a query heads, n_kv key heads of d elements, w bytes an element, w' bytes of the accumulators' type (fp32 for 16-bit types).
+
+    rank r   step 0: Q_r with K_r, V_r    step 1: with those of r-1    step 2: r-2 ...        the next ones arrive meanwhile
+
+    merge    share = sigmoid(L_block - L)       O += share (O_block - O)       L = log(e^L + e^L_block)        (F6)
+    back     P of a block follows from the final L, so each block is done once more by itself: K and V go round again,
+             and behind them dK and dV, to which every rank adds its part, N hops until they are home
+
+Three ways to share out the tokens, and the part of each block (queries of a rank, keys of a source) that a causal mask leaves:
+
+    keys of      0 1 2 3              0 1 2 3             0 1 2 3        #  all of the block           .  nothing
+    ring      0  ◣ . . .   striped 0  ◣ ◺ ◺ ◺   zigzag 0  ◣ ▄ ▄ ▄        ◣  a triangle with its diagonal
+              1  # ◣ . .           1  ◣ ◣ ◺ ◺          1  ▌ ◣ ▄ ▄        ◺  a triangle without it: query j sees keys before j
+              2  # # ◣ .           2  ◣ ◣ ◣ ◺          2  ▌ ▌ ◣ ▄        ▌  all queries, the first half of the keys
+              3  # # # ◣           3  ◣ ◣ ◣ ◣          3  ▌ ▌ ▌ ◣        ▄  the second half of the queries, all keys
+
+    ring      rank r has the r-th piece
+    striped   token i is rank i mod N's (Brandon et al., 2311.09431)
+    zigzag    of 2N chunks rank r has r and 2N-1-r (Megatron-LM; Llama 3, 2407.21783, section 3.3.2)
+
+Striped and zigzag give every rank the same work (striped within one row a block). Nothing masked is computed or allocated.
+But: all blocks go all the way round also where nobody needs them any more; a rank's own dK and dV could stay at home (one hop
+less). A block's output and gradients are rounded to the tensors' type, their sums are kept in the accumulators'. Flash attention only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from glasscluster.model.flash_attention import flash_attention
+from glasscluster.model.parallel import WholeSequence
+from glasscluster.model.parts import (
+    Rectangle,
+    backward_part,
+    distances,
+    forward_part,
+    halves,
+    merge,
+    pairs,
+    with_prefix,
+)
+from glasscluster.sim.ranks.communicator import Communicator, Work
+
+KINDS = ("ring", "striped", "zigzag")
+_KEYS, _GRADIENTS = 0, 1  # tags
+
+
+def layout(kind: str, rank: int, source: int, tokens: int) -> Rectangle | None:
+    """What `rank` computes with the keys of `source`, both with `tokens` tokens; None: nothing, they are all in the future."""
+    everything = slice(0, tokens)
+    if source == rank:
+        return Rectangle(everything, everything, True)
+    if kind == "ring":
+        return Rectangle(everything, everything, False) if source < rank else None
+    if kind == "zigzag":
+        first, second = slice(0, tokens // 2), slice(tokens // 2, tokens)
+        return Rectangle(everything, first, False) if source < rank else Rectangle(second, everything, False)
+    if source < rank:
+        return Rectangle(everything, everything, True)
+    # striped, from a rank on the right: query j sees keys before j, so the first query sees none and the last key is seen by none
+    return Rectangle(slice(1, tokens), slice(0, tokens - 1), True) if tokens > 1 else None
+
+
+def parts(
+    kind: str, rank: int, source: int, ranks: int, tokens: int, causal: bool = True, prefix: int = 0, jumps: bool = False
+) -> list[Rectangle]:
+    """The same with any mask: all keys where it is not causal, the prefix's everywhere. The own block's first part has all queries.
+
+    tokens: of one rank. jumps: cut where a rank's positions jump, so that a part's distances are equally far apart.
+    """
+    if causal:
+        known = sum(p < prefix for p in tokens_of(kind, source, ranks, ranks * tokens)) if prefix else 0
+        found = with_prefix(layout(kind, rank, source, tokens), tokens, known)
+    else:
+        found = [Rectangle(slice(0, tokens), slice(0, tokens), False)]
+    return [piece for part in found for piece in halves(part, tokens // 2)] if jumps and kind == "zigzag" else found
+
+
+def tokens_of(kind: str, rank: int, ranks: int, tokens: int) -> Sequence[int]:
+    """Which of a sequence's tokens a rank has."""
+    if kind == "striped":
+        return range(rank, tokens, ranks)
+    if kind == "ring":
+        return range(tokens)[rank * tokens // ranks : (rank + 1) * tokens // ranks]
+    each, mirror = tokens // (2 * ranks), 2 * ranks - 1 - rank
+    return [*range(rank * each, (rank + 1) * each), *range(mirror * each, (mirror + 1) * each)]
+
+
+class RingContext(WholeSequence):
+    """Handed to the model's blocks as `parallel.context`."""
+
+    def __init__(self, kind: str, comm: Communicator, algorithm: str = "ring") -> None:
+        assert kind in KINDS, kind
+        self.kind, self.comm, self.algorithm = kind, comm, algorithm
+        self.size, self.rank = comm.size, comm.rank
+
+    # ---- which tokens are whose ------------------------------------------------------------------------------------
+    def positions(self, tokens: int) -> Sequence[int]:
+        """Which of a sequence's tokens this rank has, in its own order (which is the sequence's)."""
+        return tokens_of(self.kind, self.rank, self.size, tokens)
+
+    def cut(self, x: Tensor, dim: int = 0) -> Tensor:
+        """This rank's tokens of a whole sequence along `dim`."""
+        if self.kind == "striped":
+            return x.unflatten(dim, (-1, self.size)).select(dim + 1, self.rank)
+        if self.kind == "ring":
+            return x.chunk(self.size, dim)[self.rank]
+        chunks = x.chunk(2 * self.size, dim)
+        return torch.cat([chunks[self.rank], chunks[2 * self.size - 1 - self.rank]], dim)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """All tokens of [b, n, ...], in the sequence's order. For what has no gradient."""
+        pieces = gather(x, self.comm, self.algorithm)  # [N, b, n, ...]
+        if self.kind == "striped":
+            return pieces.movedim(0, 2).flatten(1, 2)
+        if self.kind == "zigzag":
+            first, second = pieces.chunk(2, 2)
+            pieces = torch.cat([first, second.flip(0)])  # chunks r, then chunks 2N-1-r from the last rank's on
+        return pieces.transpose(0, 1).flatten(1, 2)
+
+    # ---- attention -------------------------------------------------------------------------------------------------
+    def attend(
+        self,
+        attention: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        causal: bool = True,
+        prefix: int = 0,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q. bias [a, 2s - 1]."""
+        assert attention is flash_attention, "a ring merges blocks by flash attention's log-sum-exp"
+        return RingAttention.apply(q, k, v, bias, self, causal, prefix)
+
+    def parts(self, source: int, tokens: int, causal: bool, prefix: int, bias: Tensor | None) -> Iterator[tuple[Rectangle, Tensor | None]]:
+        """What this rank computes with the keys of `source`, both with `tokens` tokens, each with its piece of the bias."""
+        everything = tokens * self.size
+        mine, theirs = (tokens_of(self.kind, r, self.size, everything) for r in (self.rank, source))
+        for part in parts(self.kind, self.rank, source, self.size, tokens, causal, prefix, bias is not None):
+            yield part, None if bias is None else bias[:, distances(part, mine, theirs, everything)]
+
+    def travelling(self, kv: Tensor, label: str) -> Iterator[tuple[int, Tensor]]:
+        """Every rank's keys and values [2, b, n_kv, n, d] and whose they are."""
+        return self.comm.going_round(kv, _KEYS, purpose="activations", label=label)
+
+
+def gather(x: Tensor, comm: Communicator, algorithm: str) -> Tensor:
+    """Every rank's x, in rank order: [N, ...]."""
+    pieces = x.new_empty(comm.size, *x.shape)
+    pieces[comm.rank].copy_(x)
+    comm.all_gather(pieces, algorithm=algorithm, purpose="scalars", label="routing")
+    return pieces
+
+
+def beginning(q: Tensor, part: Rectangle, block: Tensor, block_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of all queries when the first part is done, in the accumulators' type."""
+    if part.queries == slice(0, q.shape[2]):
+        return block.to(block_lse.dtype), block_lse
+    out, lse = torch.zeros_like(q, dtype=block_lse.dtype), torch.full_like(q[..., 0], -torch.inf, dtype=block_lse.dtype)
+    merge(out[:, :, part.queries], lse[:, :, part.queries], block, block_lse)  # an output that has no weight yet
+    return out, lse
+
+
+class RingAttention(torch.autograd.Function):
+    """softmax(Q K^T / sqrt(d) + bias) V over all ranks' keys; forward and backward side by side."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, context: RingContext, causal: bool, prefix: int) -> Tensor:
+        out: Tensor | None = None
+        for source, (k_s, v_s) in context.travelling(torch.stack([k, v]), "keys and values"):
+            for part, numbers in context.parts(source, q.shape[2], causal, prefix, bias):
+                block, block_lse = forward_part(q, k_s, v_s, part, numbers)
+                if out is None:
+                    out, lse = beginning(q, part, block, block_lse)
+                else:
+                    merge(out[:, :, part.queries], lse[:, :, part.queries], block, block_lse)
+        assert out is not None
+        out = out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, lse, bias)
+        ctx.context, ctx.mask = context, (causal, prefix)
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out: Tensor):
+        q, k, v, out, lse, bias = ctx.saved_tensors
+        context, wanted = ctx.context, ctx.needs_input_grad[3]
+        dq, arriving, works = torch.zeros_like(q, dtype=lse.dtype), None, list[Work]()
+        d_bias = torch.zeros_like(bias) if wanted else None
+        for source, kv in context.travelling(torch.stack([k, v]), "keys and values again"):
+            d_kv = torch.zeros_like(kv, dtype=lse.dtype)
+            gradients = context.parts(source, q.shape[2], *ctx.mask, d_bias)
+            for part, numbers in context.parts(source, q.shape[2], *ctx.mask, bias):
+                d_q, d_k, d_v, d_numbers = backward_part((d_out, q, out, lse), kv[0], kv[1], part, numbers, wanted)
+                for total, d in zip(d_kv, (d_k, d_v), strict=True):  # without a bias no two parts have the same keys
+                    (torch.Tensor.copy_ if bias is None else torch.Tensor.add_)(total[:, :, part.keys], d)
+                dq[:, :, part.queries] += d_q
+                if d_numbers is not None:
+                    into = next(gradients)[1]
+                    assert into is not None
+                    into += d_numbers
+                del d_q, d_k, d_v, d, d_numbers  # or a part's gradients would lie beside the next one's
+            for work in works:
+                work.wait()
+            if arriving is not None:  # the parts of those who had these keys before us
+                d_kv += arriving
+            arriving, works = context.comm.pass_on(d_kv, _GRADIENTS, purpose="activations", label="gradients of keys and values")
+        for work in works:  # ours are home
+            work.wait()
+        assert arriving is not None
+        d_k, d_v = arriving.to(q.dtype)
+        return dq.to(q.dtype), d_k, d_v, d_bias, None, None, None
+
+
+# ---- theory --------------------------------------------------------------------------------------------------------
+
+
+def predict(ranks: int, batch: int, tokens: int, key_heads: int, head_dim: int, width: int) -> dict[str, int]:
+    """F26: bytes that each rank sends for one attention, whatever the kind; tokens = s. `forward` also when it is computed again.
+
+    forward    2B (N-1)(s/N) n_kv d w                     K and V, N-1 hops
+    backward   2B (s/N) n_kv d [(N-1) w + N w']           K and V again, N-1 hops; dK and dV, N hops in the accumulators' type
+    """
+    if ranks == 1:
+        return {"forward": 0, "backward": 0}
+    accumulator = max(width, 4)
+    one = 2 * batch * (tokens // ranks) * key_heads * head_dim
+    return {"forward": one * (ranks - 1) * width, "backward": one * ((ranks - 1) * width + ranks * accumulator)}
+
+
+def work(kind: str, ranks: int, tokens: int, tile: int = 1, causal: bool = True, prefix: int = 0, jumps: bool = False) -> list[int]:
+    """Query-key pairs that each rank computes of one head; with tile = TILE those of the kernel, whose diagonal tiles are whole.
+
+    ring       r n^2 + n(n+1)/2 for rank r: the last has 2N-1 times the first's (n large)
+    zigzag     N n^2/2 + n/2, every rank
+    striped    (r+1) n(n+1)/2 + (N-1-r) n(n-1)/2: the ranks differ by at most (N-1) n, a row a block
+    """
+    n = tokens // ranks
+    return [
+        sum(pairs(parts(kind, rank, source, ranks, n, causal, prefix, jumps), tile) for source in range(ranks)) for rank in range(ranks)
+    ]
+
+
+def hidden(
+    ranks: int, batch: int, tokens: int, heads: int, key_heads: int, head_dim: int, width: int, peak: float, bandwidth: float
+) -> bool:
+    """F26: whether a whole block's products (4 B a n^2 d FLOPs) take as long as the next keys and values need to arrive."""
+    n = tokens // ranks
+    return 4 * batch * heads * n * n * head_dim / peak >= 2 * batch * n * key_heads * head_dim * width / bandwidth

@@ -1,0 +1,1 @@
+"""What judges a run: one device, the papers' accounts, advice, probes."""

@@ -1,0 +1,1 @@
+"""Activations given up and computed again."""

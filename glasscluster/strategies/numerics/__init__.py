@@ -1,0 +1,1 @@
+"""Number formats, the loss scale, steps that are skipped."""

@@ -1,0 +1,1 @@
+"""Pipeline parallelism: the executor, and schedules as data."""

@@ -1,0 +1,250 @@
+"""Pipeline parallelism: one executor for any schedule. A rank does its list of actions, in order.
+
+Follows GPipe (1811.06965), PyTorch's pipelining runtime and, for the parts I and W, Zero bubble (2401.10241): a received
+activation is a leaf that requires grad; (input, output) are kept per stage and micro-batch until its backward; the loss is on the
+last stage.
+
+    F i:  receive x_i from the stage before · y_i = stage(x_i) · send y_i on
+    B i:  receive dy_i from the stage after · backward(y_i, dy_i) · send dx_i back
+    I i:  as B i, and what the weights' gradients need is kept (weight_gradients.py)            W i:  computes them from that
+
+A rank may have several stages. Between two of its own, tensors are handed over; all else is a message with a tag of its own.
+Why nothing here can deadlock, whatever the schedule, as long as the schedule itself does not:
+
+    receives   are posted in the order in which the other rank sends (NCCL has no tags), and never wait for a send
+    sends      are launched, not waited for. An activation's buffer is released when its gradient is there (so it has surely arrived), a
+               gradient's before a later one is sent, once the schedule, played with F = I = W = 1, has seen it arrive: every wait
+               is for something earlier in that play, so no circle of waits exists
+
+In a slot of two (DualPipe) both receives are posted first, then F and B run one after the other.
+But: kernels of F and B of a slot do not overlap: one rank has one compute lane.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from glasscluster.model.layers.dropout import Draw
+from glasscluster.sim.ranks.communicator import Communicator, Done, Work
+from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
+from glasscluster.strategies.pipeline.weight_gradients import Kept, WeightGradients
+
+PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
+LABEL = {"F": "activation", "B": "activation gradient"}
+
+
+class Gradients(Protocol):
+    """What the executor tells whoever reduces a stage's gradients."""
+
+    def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
+        """A micro-batch's gradients are coming; `last` of the step. In W the parameters themselves are not used."""
+
+    def backward_ends(self) -> None:
+        """They have come."""
+
+    def input_gradient_begins(self) -> None:
+        """I starts: parameters are used, no gradient comes."""
+
+    def input_gradient_ends(self) -> None:
+        """It is over."""
+
+    def gradient_ready(self, parameter: nn.Parameter) -> None:
+        """W has added to this parameter's gradient."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What stage `to` waits for: an activation ("F") or a gradient ("B") of a micro-batch."""
+
+    to: int
+    kind: str
+    micro_batch: int
+
+
+class PipelineExecutor:
+    """Runs one rank's actions. `shape` and `dtype` are those of an activation between stages, [b, s, h].
+
+    stages: this rank's, by number; gradients: who reduces each one's.
+    """
+
+    def __init__(
+        self,
+        gpu: GPU,
+        comm: Communicator,
+        schedule: Schedule,
+        stages: Mapping[int, nn.Module],
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        gradients: Mapping[int, Gradients],
+        later: WeightGradients | None = None,
+    ) -> None:
+        self.gpu, self.comm, self.schedule, self.stages, self.gradients = gpu, comm, schedule, stages, gradients
+        self.later = later or WeightGradients(gpu)
+        self.shape, self.dtype = tuple(shape), dtype
+        self.final = schedule.stages - 1
+        self.actions = schedule.ranks[comm.rank]
+        self.last_gradients = {a.stage: a for a in self.actions if a.kind in "BW"}
+        self.parameters = {s: dict(module.named_parameters()) for s, module in stages.items()}
+        self.begin, self.end = schedule.played
+        self.most_live = 0  # chunks' activations that waited for their B or W at once, counted after each slot
+
+    # ---- a step ----------------------------------------------------------------------------------------------
+    def run(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        loss: Tensor,
+        seed: Tensor | None = None,
+        draws: Sequence[Draw] | None = None,
+    ) -> None:
+        """One step; micro-batch i reads inputs[i], targets[i]; losses are added to `loss` on the last stage.
+
+        `seed` is the gradient that backward starts from there (1); draws[i] tells a stage with dropout what micro-batch i is.
+        """
+        self.inputs, self.targets, self.loss, self.seed = inputs, targets, loss, seed
+        self.more: list[dict[str, Draw]] = [{"draw": d} for d in draws] if draws else [{}] * len(inputs)
+        self.kept: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
+        self.left: dict[tuple[int, int], Kept] = {}  # by I for W
+        self.expected = {rank: self._messages_from(rank) for rank in range(self.comm.size) if rank != self.comm.rank}
+        self.arriving: dict[Message, tuple[Tensor, Work]] = {}
+        self.activations_sent: dict[tuple[int, int], Work] = {}
+        self.gradients_sent: list[tuple[float, Work]] = []  # when the play sees them arrive
+        for slot in self.schedule.slots(self.comm.rank):
+            for action in slot if len(slot) > 1 else ():
+                self._post(action)
+            for action in slot:
+                with self.gpu.region(PHASE[action.kind], layer=-1, micro_batch=action.micro_batch):
+                    {"F": self.forward, "B": self.backward, "I": self.input_gradient, "W": self.weight_gradient}[action.kind](action)
+            self.most_live = max(self.most_live, len(self.kept) + len(self.left))
+        for _, work in self.gradients_sent:
+            work.wait()
+        self.gradients_sent.clear()
+
+    def forward(self, action: Action) -> None:
+        """F i."""
+        stage, _, i = action
+        x = self.inputs[i] if stage == 0 else self._receive(Message(stage, "F", i)).requires_grad_()
+        if stage == self.final:
+            y = self.stages[stage](x, self.targets[i], **self.more[i])
+            self.loss.add_(y.detach())
+        else:
+            y = self.stages[stage](x, **self.more[i])
+            self.activations_sent[stage, i] = self._send(y.detach(), Message(stage + 1, "F", i))
+        self.kept[stage, i] = (x, get_gradient_edge(y))  # not y: nobody here needs its values, and who does may let them go
+
+    def backward(self, action: Action) -> None:
+        """B i."""
+        stage, _, i = action
+        dy = self._output_gradient(stage, i)
+        x, y = self.kept.pop((stage, i))
+        self.gradients[stage].backward_begins(action is self.last_gradients[stage])
+        torch.autograd.backward(y, dy)
+        self.gradients[stage].backward_ends()
+        del y, dy
+        if stage > 0:
+            assert x.grad is not None
+            self._send_gradient(action, x.grad)
+
+    def input_gradient(self, action: Action) -> None:
+        """I i."""
+        stage, _, i = action
+        dy = self._output_gradient(stage, i)
+        x, y = self.kept.pop((stage, i))
+        self.gradients[stage].input_gradient_begins()
+        dx, self.left[stage, i] = self.later.input_gradient(y, dy, x if stage > 0 else None, self.parameters[stage])
+        self.gradients[stage].input_gradient_ends()
+        del x, y, dy
+        if dx is not None:
+            self._send_gradient(action, dx)
+
+    def weight_gradient(self, action: Action) -> None:
+        """W i."""
+        stage, _, i = action
+        manager = self.gradients[stage]
+        manager.backward_begins(action is self.last_gradients[stage], parameters_used=False)
+        self.later.weight_gradients(self.left.pop((stage, i)), self.parameters[stage], manager.gradient_ready)
+        manager.backward_ends()
+
+    # ---- messages ----------------------------------------------------------------------------------------------
+    def _output_gradient(self, stage: int, i: int) -> Tensor | None:
+        """What backward starts from."""
+        if stage == self.final:
+            return self.seed
+        dy = self._receive(Message(stage, "B", i))
+        self.activations_sent.pop((stage, i)).wait()
+        return dy
+
+    def _messages_from(self, rank: int) -> deque[Message]:
+        """All that a rank sends to this one in a step, in its order."""
+        sent = (_output_of(action, self.final) for action in self.schedule.ranks[rank])
+        return deque(m for m in sent if m is not None and self.schedule.placement[m.to] == self.comm.rank)
+
+    def _source(self, message: Message) -> int:
+        return self.schedule.placement[message.to + (-1 if message.kind == "F" else 1)]
+
+    def _tag(self, message: Message) -> int:
+        return 2 * (message.to * self.schedule.micro_batches + message.micro_batch) + (message.kind == "B")
+
+    def _post(self, action: Action) -> None:
+        """Begin to receive what an action needs, and all that its sender sends before."""
+        message = Message(action.stage, "F" if action.kind == "F" else "B", action.micro_batch)
+        if action.kind == "W" or (message.kind == "F" and action.stage == 0) or (message.kind == "B" and action.stage == self.final):
+            return
+        source = self._source(message)
+        while source != self.comm.rank and message not in self.arriving:
+            coming = self.expected[source].popleft()
+            buffer = torch.empty(self.shape, dtype=self.dtype, device=self.gpu.device)
+            label = LABEL[coming.kind]
+            self.arriving[coming] = buffer, self.comm.irecv(buffer, source, tag=self._tag(coming), purpose="activations", label=label)
+
+    def _receive(self, message: Message) -> Tensor:
+        """The tensor, arrived."""
+        self._post(Action(message.to, message.kind, message.micro_batch))
+        x, work = self.arriving.pop(message)
+        work.wait()
+        return x
+
+    def _send(self, x: Tensor, message: Message) -> Work:
+        rank = self.schedule.placement[message.to]
+        if rank == self.comm.rank:
+            self.arriving[message] = x, Done()
+            return Done()
+        return self.comm.isend(x, rank, tag=self._tag(message), purpose="activations", label=LABEL[message.kind])
+
+    def _send_gradient(self, action: Action, dx: Tensor) -> None:
+        """Release the gradients that have surely arrived, then send one more."""
+        now = self.end[action]
+        for seen, work in self.gradients_sent:
+            if seen < now:
+                work.wait()
+        self.gradients_sent = [(seen, work) for seen, work in self.gradients_sent if seen >= now]
+        message = Message(action.stage - 1, "B", action.micro_batch)
+        used = next(a for k in "BI" if (a := Action(message.to, k, message.micro_batch)) in self.begin)
+        self.gradients_sent.append((self.begin[used], self._send(dx, message)))
+
+
+def _output_of(action: Action, final: int) -> Message | None:
+    """What an action makes for another stage."""
+    stage, kind, i = action
+    if kind == "F":
+        return Message(stage + 1, "F", i) if stage < final else None
+    return Message(stage - 1, "B", i) if kind in "BI" and stage > 0 else None
+
+
+# ---- theory --------------------------------------------------------------------------------------------------------
+
+
+def predict_traffic(hops: int, m: int, tokens: int, hidden: int, width: int) -> int:
+    """Activation and gradient bytes sent by all ranks together: 2m of b·s·h elements over each hop from rank to rank.
+
+    F21: p-1 hops with a stage a rank, pv-1 in a loop, 2p-2 folded.
+    """
+    return 2 * hops * m * tokens * hidden * width

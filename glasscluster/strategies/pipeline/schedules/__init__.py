@@ -1,0 +1,101 @@
+"""Pipeline schedules, as data: one file each, executed by `pipeline_parallel.py`, judged by `base.Schedule.validate`.
+
+| name | follows | chunks a rank | bubble | live at most |
+|---|---|---|---|---|
+| gpipe | Huang 2018 | 1 | p-1 | m |
+| 1f1b | PipeDream-Flush, Megatron-LM | 1 | p-1 | p |
+| eager-1f1b | Zhuang 2022 | 1 | p-1, hops hidden | 2p-1 |
+| interleaved | Megatron-LM | v | (p-1)/v | p + (p-1)/v |
+| looped-bfs | Lamy-Poirier 2022 | v | (p-1)/v | m |
+| zb-h1 | Qi 2023 | 1 | (p-1)/3 | p |
+| zb-h2 | Qi 2023 | 1 | 0 | 2p-1 |
+| interleaved-zb | PyTorch | v | (p-1)/(3v) | p |
+| zb-v | Qi 2024 | 2, folded | 0 | p |
+| dualpipe-v | DeepSeek 2024 | 2, folded | (p-1)/3 | p + 1/2 |
+
+Bubble: what the largest stage's span is longer than its work, in units of a micro-batch's work on a rank, where F, I and W take the
+same time and m is a multiple of p and at least 2p. Live: micro-batches' activations of all chunks of a rank, on the fullest rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from glasscluster.base.errors import ScenarioError
+from glasscluster.strategies.pipeline.schedules import (
+    dualpipe_v,
+    eager_1f1b,
+    gpipe,
+    interleaved,
+    interleaved_zb,
+    looped_bfs,
+    one_f_one_b,
+    zb_h1,
+    zb_h2,
+    zb_v,
+)
+from glasscluster.strategies.pipeline.schedules.base import Action, Schedule, folded, looped
+
+ONE_STAGE: dict[str, Callable[[int, int], Schedule]] = {
+    "gpipe": gpipe.schedule,
+    "1f1b": one_f_one_b.schedule,
+    "eager-1f1b": eager_1f1b.schedule,
+    "zb-h1": zb_h1.schedule,
+    "zb-h2": zb_h2.schedule,
+}
+LOOPED: dict[str, Callable[[int, int, int], Schedule]] = {
+    "interleaved": interleaved.schedule,
+    "looped-bfs": looped_bfs.schedule,
+    "interleaved-zb": interleaved_zb.schedule,
+}
+FOLDED: dict[str, Callable[[int, int], Schedule]] = {"zb-v": zb_v.schedule, "dualpipe-v": dualpipe_v.schedule}
+SCHEDULES = (*ONE_STAGE, *LOOPED, *FOLDED)
+
+
+def default_name(virtual_stages: int) -> str:
+    """What a plan that names no schedule gets."""
+    return "interleaved" if virtual_stages > 1 else "1f1b"
+
+
+def chunks(name: str, virtual_stages: int | None = None) -> int:
+    """V, the stages a rank has: 2 where the schedule is folded, else what was asked for (1); an error where it cannot be."""
+    if name not in SCHEDULES:
+        raise ScenarioError("schedule", name, "is not available in this version", SCHEDULES)
+    wanted = 2 if name in FOLDED else 1
+    given = wanted if virtual_stages is None else virtual_stages
+    if given < 1 or (name not in LOOPED and given != wanted):
+        more = [] if name in LOOPED else [wanted]
+        rule = "must be at least 1" if given < 1 else f"{name} has {wanted} on every rank; {', '.join(LOOPED)} have any number"
+        raise ScenarioError("virtual_stages", given, rule, more or [1])
+    return given
+
+
+def placement(name: str, p: int, virtual_stages: int | None = None) -> tuple[int, ...]:
+    """The rank of each of the p·V stages."""
+    return folded(p) if name in FOLDED else looped(p, chunks(name, virtual_stages))
+
+
+def make_schedule(name: str, p: int, micro_batches: int, virtual_stages: int | None = None) -> Schedule:
+    """A schedule by name for p ranks and m micro-batches."""
+    v = chunks(name, virtual_stages)
+    for field, value in (("pp", p), ("micro_batches", micro_batches)):
+        if value < 1:
+            raise ScenarioError(field, value, "must be at least 1", [1])
+    if name in LOOPED:
+        return LOOPED[name](p, micro_batches, v)
+    return (FOLDED if name in FOLDED else ONE_STAGE)[name](p, micro_batches)
+
+
+def predict_live(name: str, p: int, m: int, v: int) -> list[int | None]:
+    """F22: chunks' activations that live on each rank, at most, from F to B or W; None where the formula does not hold."""
+    if name in ONE_STAGE:
+        one = {"gpipe": gpipe, "1f1b": one_f_one_b, "eager-1f1b": eager_1f1b, "zb-h1": zb_h1, "zb-h2": zb_h2}[name]
+        return [one.predict_in_flight(p, m, rank) for rank in range(p)]
+    if name in LOOPED:
+        loop = {"interleaved": interleaved, "looped-bfs": looped_bfs, "interleaved-zb": interleaved_zb}[name]
+        return [loop.predict_in_flight(p, m, v, rank) for rank in range(p)]
+    fold = {"zb-v": zb_v, "dualpipe-v": dualpipe_v}[name]
+    return [fold.predict_in_flight(p, m, rank) for rank in range(p)]
+
+
+__all__ = ["SCHEDULES", "Action", "Schedule", "chunks", "default_name", "make_schedule", "placement", "predict_live"]

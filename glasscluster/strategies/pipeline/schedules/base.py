@@ -1,0 +1,296 @@
+"""A schedule: for each rank a list of actions, in PyTorch's notation. Judged before anything runs.
+
+    2F5   stage 2, forward of micro-batch 5
+    2B5   its whole backward;  or, in two parts,  2I5 the gradient of its input  and later  2W5 that of its weights
+    (0F3;3B1)OVERLAP_F_B   two actions in one slot: both begin when both can, both are done when the slot is
+
+    F needs the F of the stage before.  B and I need the B or I of the stage after (on the last stage their own F).
+    W needs its own I.  A rank does its actions in order, and waits where something is missing.
+
+A stage is a chunk of the model. `placement[stage]` is the rank that has it: in a loop, or folded like a V.
+But: a hop between ranks costs time in flight and nobody's compute; links are never the bottleneck here (the replay's are).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice, pairwise
+from typing import NamedTuple
+
+from glasscluster.base.errors import Deadlock, ScenarioError
+
+KINDS = "FBIW"
+
+
+class Action(NamedTuple):
+    """One thing a rank does: kind F, B, I or W, on a stage and a micro-batch."""
+
+    stage: int
+    kind: str
+    micro_batch: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.kind}{self.micro_batch}"
+
+
+Slot = tuple[Action, ...]  # one action, or a forward and a backward that overlap
+
+
+def looped(p: int, v: int = 1) -> tuple[int, ...]:
+    """Stage s on rank s mod p: rank r has stages r, r+p, r+2p, ..."""
+    return tuple(s % p for s in range(p * v))
+
+
+def folded(p: int) -> tuple[int, ...]:
+    """Two stages a rank, down and up again like a V: rank r has stages r and 2p-1-r, rank 0 the first and the last."""
+    return (*range(p), *reversed(range(p)))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `validate` finds; the figures are named as in CONTRACT.md.
+
+    Live: chunks whose F was and whose B or W was not done, counted after each slot (in a slot of two the forward takes what the
+    backward lets go). Postponed: I was done and W was not.
+    """
+
+    makespan: float
+    bubble_fraction: float
+    bubble_over_ideal: float
+    stage_span_bubble_fraction: float
+    stage_span_bubble: float  # the same in time: the largest rank's span minus what it works
+    peak_live: list[int]
+    peak_postponed: list[int]
+    weights_held: list[int]  # stages whose weights lie on a rank
+    work: list[float]
+    begin: dict[Action, float]
+    end: dict[Action, float]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`ranks[r]` is what rank r does, in order; a forward in `together` shares its slot with the backward behind it."""
+
+    name: str
+    stages: int
+    micro_batches: int
+    ranks: list[list[Action]]
+    placement: tuple[int, ...] = ()
+    together: frozenset[Action] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not self.placement:
+            object.__setattr__(self, "placement", tuple(s % len(self.ranks) for s in range(self.stages)))
+
+    def __str__(self) -> str:
+        return "\n".join(" ".join(self.written(rank)) for rank in range(len(self.ranks)))
+
+    # ---- reading it ----------------------------------------------------------------------------------------------
+    def stages_of(self, rank: int) -> list[int]:
+        """The stages that lie on a rank, in model order."""
+        return [s for s, holder in enumerate(self.placement) if holder == rank]
+
+    def slots(self, rank: int) -> Iterator[Slot]:
+        """A rank's list with overlapped pairs taken together."""
+        actions = iter(self.ranks[rank])
+        for action in actions:
+            yield (action, *islice(actions, 1)) if action in self.together else (action,)
+
+    def written(self, rank: int) -> list[str]:
+        """A rank's slots as PyTorch writes them."""
+        return [str(s[0]) if len(s) == 1 else f"({s[0]};{s[1]})OVERLAP_F_B" for s in self.slots(rank)]
+
+    @property
+    def messages(self) -> int:
+        """Activations and gradients that leave a rank, in a step."""
+        return 2 * self.micro_batches * self.hops
+
+    @property
+    def splits(self) -> bool:
+        """Whether a backward is in two parts."""
+        return any(a.kind == "W" for actions in self.ranks for a in actions)
+
+    @property
+    def hops(self) -> int:
+        """From rank to rank on the way through the model."""
+        return sum(a != b for a, b in pairwise(self.placement))
+
+    def most_held(self, rank: int, held: Sequence[float], until: str = "BI") -> float:
+        """Most that a rank holds when a part of a backward begins: held[stage] from a stage's F to its B or I, of each micro-batch.
+
+        until "BW": what W needs as well stays until then.
+        """
+        now = most = 0.0
+        for stage, kind, _ in self.ranks[rank]:
+            if kind == "F":
+                now += held[stage]
+                continue
+            most = max(most, now)
+            if kind in until:
+                now -= held[stage]
+        return most
+
+    def _leaves(self, action: Action) -> bool:
+        """Whether what an action makes goes to another rank."""
+        to = action.stage + {"F": 1, "B": -1, "I": -1, "W": 0}[action.kind]
+        return 0 <= to < self.stages and self.placement[to] != self.placement[action.stage]
+
+    def needs(self, action: Action) -> list[Action]:
+        """What must be done before: the neighbour's F or gradient, whichever way it is written, and what the rank itself did."""
+        stage, kind, i = action
+        if kind == "F":
+            return [] if stage == 0 else [Action(stage - 1, "F", i)]
+        if kind == "W":
+            return [Action(stage, "I", i)]
+        own = Action(stage, "F", i)
+        return [own] if stage == self.stages - 1 else [own, Action(stage + 1, self._backward[stage + 1, i], i)]
+
+    @cached_property
+    def _backward(self) -> dict[tuple[int, int], str]:
+        return {(a.stage, a.micro_batch): a.kind for actions in self.ranks for a in actions if a.kind in "BI"}
+
+    # ---- judging it ----------------------------------------------------------------------------------------------
+    def validate(
+        self,
+        f: float | Sequence[float] = 1.0,
+        b: float | Sequence[float] = 2.0,
+        hop: float = 0.0,
+        w: float | Sequence[float] = 1.0,
+        overlapped: Callable[[float, float], float] = lambda f, b: f + b,
+        sends_block: bool = False,
+    ) -> Judgement:
+        """Complete, in order and free of deadlock, or a named error; then its figures.
+
+        Costs are per stage, one for all or a list: f, b the whole backward, w its weight part (so I costs b - w), `hop` from rank
+        to rank; `overlapped(f, b)` is what a slot of two costs. Where `sends_block`, a rank waits until what it sent has arrived
+        before it goes on; else it only launches its sends, as the executor does.
+        """
+        self._complete()
+        cost = self._costs(f, b, w)
+        begin, end = self._play(cost, hop, overlapped, sends_block)
+        return self._figures(begin, end)
+
+    @cached_property
+    def played(self) -> tuple[dict[Action, float], dict[Action, float]]:
+        """When each action begins and ends where F, I and W take 1 and hops nothing."""
+        judged = self.validate(1.0, 2.0, 0.0, 1.0)
+        return judged.begin, judged.end
+
+    def _complete(self) -> None:
+        """Every stage and micro-batch has F and either B or I and W, once, on the stage's rank, F first and W after I."""
+        seen: dict[Action, int] = {}
+        for rank, actions in enumerate(self.ranks):
+            for place, action in enumerate(actions):
+                stage, kind, i = action
+                if kind not in KINDS or not 0 <= stage < self.stages or not 0 <= i < self.micro_batches:
+                    self._refuse(f"rank {rank} has {action}, which is out of range")
+                if self.placement[stage] != rank:
+                    self._refuse(f"rank {rank} runs {action}, but stage {stage} lies on rank {self.placement[stage]}")
+                if action in seen:
+                    self._refuse(f"rank {rank} has {action} twice")
+                seen[action] = place
+        for stage in range(self.stages):
+            for i in range(self.micro_batches):
+                self._complete_one(stage, i, seen)
+        for rank in range(len(self.ranks)):
+            for slot in self.slots(rank):
+                if len(slot) == 2 and (slot[0].kind != "F" or slot[1].kind not in "BI"):
+                    self._refuse(f"rank {rank} overlaps {slot[0]} and {slot[1]}: only a forward with a backward")
+
+    def _complete_one(self, stage: int, i: int, seen: dict[Action, int]) -> None:
+        f, b, first, w = (Action(stage, k, i) for k in KINDS)
+        rank = self.placement[stage]
+        if b in seen and (first in seen or w in seen):
+            self._refuse(f"rank {rank} has {b} and {first if first in seen else w}: a backward is whole or in two parts")
+        order = [f, b] if b in seen or (first not in seen and w not in seen) else [f, first, w]
+        for action in order:
+            if action not in seen:
+                self._refuse(f"rank {rank} misses {action}")
+        for before, after in pairwise(order):
+            if seen[before] > seen[after]:
+                self._refuse(f"rank {rank} runs {after} before {before}")
+
+    def _refuse(self, rule: str) -> None:
+        raise ScenarioError("schedule", self.name, rule)
+
+    def _costs(self, *given: float | Sequence[float]) -> Callable[[Action], float]:
+        f, b, w = (list(c) if isinstance(c, Sequence) else [c] * self.stages for c in given)
+        split = any(a.kind == "W" for actions in self.ranks for a in actions)
+        if split and any(part > whole for part, whole in zip(w, b, strict=True)):
+            raise ScenarioError("costs", f"w={max(w):g}", f"the weight part cannot exceed the whole backward, b = {min(b):g}")
+        table = {"F": f, "B": b, "I": [x - y for x, y in zip(b, w, strict=True)], "W": w}
+        return lambda action: table[action.kind][action.stage]
+
+    def _play(
+        self, cost: Callable[[Action], float], hop: float, overlapped: Callable[[float, float], float], sends_block: bool
+    ) -> tuple[dict[Action, float], dict[Action, float]]:
+        """When each action begins and ends; a slot begins when its rank is free and all it needs has arrived."""
+        begin: dict[Action, float] = {}
+        end: dict[Action, float] = {}
+        left = [list(self.slots(rank))[::-1] for rank in range(len(self.ranks))]
+        clock = [0.0] * len(self.ranks)
+        moved = True
+        while moved:
+            moved = False
+            for rank, slots in enumerate(left):
+                while slots and all(need in end for action in slots[-1] for need in self.needs(action)):
+                    slot = slots.pop()
+                    arrivals = (end[n] + hop * (self.placement[n.stage] != rank) for a in slot for n in self.needs(a))
+                    start = max(clock[rank], *arrivals, 0.0)
+                    spent = [cost(a) for a in slot]
+                    clock[rank] = start + (spent[0] if len(slot) == 1 else overlapped(spent[0], spent[1]))
+                    for action in slot:
+                        begin[action], end[action] = start, clock[rank]
+                    if sends_block and any(self._leaves(action) for action in slot):
+                        clock[rank] += hop
+                    moved = True
+        if any(left):
+            self._deadlocked({rank: slots[-1] for rank, slots in enumerate(left) if slots}, end)
+        return begin, end
+
+    def _deadlocked(self, stuck: dict[int, Slot], end: dict[Action, float]) -> None:
+        """Name who waits in what for what, and the ranks that wait in a circle."""
+        waits = {r: next((a, n) for a in slot for n in self.needs(a) if n not in end) for r, slot in stuck.items()}
+        rank, path = min(stuck), list[int]()
+        while rank not in path:
+            path.append(rank)
+            rank = self.placement[waits[rank][1].stage]
+        cycle = path[path.index(rank) :]
+        said = "; ".join(f"rank {r} waits in {a} for {n}" for r, (a, n) in waits.items())
+        circle = " → ".join(f"rank {r} ({waits[r][0]})" for r in [*cycle, rank])
+        raise Deadlock(f"schedule {self.name} deadlocks: {said}; cycle {circle}", rank=rank, operation=str(waits[rank][0]), cycle=cycle)
+
+    def _figures(self, begin: dict[Action, float], end: dict[Action, float]) -> Judgement:
+        """Idle time three ways, and what a rank holds."""
+        work, spans, peaks, postponed = [], [], [], []
+        for rank in range(len(self.ranks)):
+            slots = list(self.slots(rank))
+            work.append(sum(end[s[0]] - begin[s[0]] for s in slots))
+            spans.append(end[slots[-1][0]] - begin[slots[0][0]] if slots else 0.0)
+            peaks.append(_peak(slots, rises="F", falls="BW"))
+            postponed.append(_peak(slots, rises="I", falls="W"))
+        makespan, useful, largest = max(end.values(), default=0.0), sum(work), spans.index(max(spans))
+        total = makespan * len(self.ranks)
+        return Judgement(
+            makespan=makespan,
+            bubble_fraction=(total - useful) / total if total else 0.0,
+            bubble_over_ideal=(total - useful) / useful if useful else 0.0,
+            stage_span_bubble_fraction=1 - work[largest] / spans[largest] if spans[largest] else 0.0,
+            stage_span_bubble=spans[largest] - work[largest],
+            peak_live=peaks,
+            peak_postponed=postponed,
+            weights_held=[len(self.stages_of(rank)) for rank in range(len(self.ranks))],
+            work=work,
+            begin=begin,
+            end=end,
+        )
+
+
+def _peak(slots: Iterable[Slot], rises: str, falls: str) -> int:
+    held = best = 0
+    for slot in slots:
+        held += sum((a.kind in rises) - (a.kind in falls) for a in slot)
+        best = max(best, held)
+    return best

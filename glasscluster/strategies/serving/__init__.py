@@ -1,0 +1,1 @@
+"""Generation, batching, speculation and evaluation on ranks."""

@@ -1,0 +1,243 @@
+"""Generation on tensor-parallel ranks: each computes and caches its own heads, and all draw the same token.
+
+Follows Megatron-LM (1909.08053, section 3) for the matrices and Pope et al. (2211.05102) for the rest. Symbols: t ranks, B sequences,
+S columns of a forward (the longest prompt, then 1), h hidden, V vocabulary (padded to a multiple of t), w bytes an element.
+
+    rank i   q_i, k_i, v_i ──► its cache, its heads ──► out_i ──g──► residual ... ──► logits_i  ──all-gather──► argmax, or the same draw
+
+A step is recorded as the micro-batch of its number: 0 is the prefill, i the i-th decode.
+
+    sent by all ranks, a forward     2 (t-1) B S h w for each of 2 all-reduces a layer and one of the embedding (F18, forward)
+                                     (t-1) B V w for the logits of one token a sequence
+    cached on a rank                 F3 / t while t divides the key heads, one head from there on
+    decode, at least                 (bytes of the parameters + bytes of the cache) / memory bandwidth seconds a step (F31)
+
+But: no pipeline, no sequence parallelism (a step has one token a sequence); every rank holds the whole logits of one token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.decoding.cache import NO_WINDOW, Cache, PagedCache, SlidingWindowCache, StaticCache
+from glasscluster.model.decoding.generate import GREEDY, Generator, Sampling, listed
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.parallel import Unsharded
+from glasscluster.model.weights import hugging_face
+from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.sim.ranks.mesh import Mesh
+from glasscluster.sim.recording.events import COMPUTE
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.time.hardware import Hardware
+from glasscluster.sim.time.timeline import Timeline
+from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
+from glasscluster.strategies.trainer import DTYPES
+
+CacheKind = Literal["none", "static", "paged", "sliding"]
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """Everything a rank needs to generate. `weights` is a folder in Hugging Face's layout; None: drawn from the seed."""
+
+    model: ModelConfig
+    prompts: tuple[tuple[int, ...], ...]
+    tokens: int
+    cache: CacheKind = "static"
+    tp: int = 1
+    block: int = 16
+    window: int = 0  # tokens that attention looks back; 0: all
+    chunk: int = 0
+    precision: str = "fp32"
+    sampling: Sampling = GREEDY
+    seed: int = 0
+    weights: str | None = None
+    capture: bool = False
+    algorithm: str = "ring"
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of the longest sequence that are cached: the last one that is chosen never is."""
+        return max(map(len, self.prompts)) + self.tokens - 1
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of every sequence in the end, in tokens that are cached."""
+        return [len(p) + self.tokens - 1 for p in self.prompts]
+
+    @property
+    def columns(self) -> list[int]:
+        """Tokens a sequence, padding included, of every forward."""
+        longest = max(map(len, self.prompts))
+        if self.cache == "none":
+            return [longest + i for i in range(self.tokens)]
+        each = self.chunk or longest
+        return [min(each, longest - a) for a in range(0, longest, each)] + [1] * (self.tokens - 1)
+
+    def make_cache(self, stage: GPTStage) -> Cache | None:
+        """An empty one."""
+        n = len(self.prompts)
+        if self.cache == "paged":
+            return PagedCache(stage, n, self.capacity, self.block)
+        if self.cache == "sliding":
+            return SlidingWindowCache(stage, n, self.capacity, self.window or self.capacity)
+        return StaticCache(stage, n, self.capacity) if self.cache == "static" else None
+
+
+@dataclass
+class RankGeneration:
+    """What a rank brings back."""
+
+    tokens: list[list[int]] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)  # with `capture`
+    parameter_bytes: int = 0
+    cache_bytes: int = 0  # counted from the tensors
+    used_bytes: int = 0
+    filled_bytes: int = 0
+
+
+def generate_rank(gpu: GPU, job: GenerationJob) -> RankGeneration:
+    """The SPMD program: the same on every backend."""
+    result = RankGeneration()
+    with gpu.unrecorded():
+        stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm)
+        cache = job.make_cache(stage)
+        for parameter in stage.parameters():
+            gpu.memory.register(parameter, "parameters")
+        for pool in (t for pools in (cache.pools.values() if cache else ()) for t in pools):
+            gpu.memory.register(pool, "buffers", "cache")
+    gpu.start_step()
+    window = job.window or None
+    steps = iter(Generator(stage, job.prompts, job.tokens, cache, job.sampling, job.chunk, window if cache is None else None))
+    chosen: list[list[int]] = []
+    for number in range(job.tokens):
+        with gpu.region("forward", micro_batch=number):
+            logits, tokens = next(steps)
+        with gpu.unrecorded():
+            chosen.append(listed(tokens))
+            if job.capture and gpu.device.type != "meta":
+                result.logits.append(logits.cpu())
+    result.tokens = [list(t) for t in zip(*chosen, strict=True)] if gpu.device.type != "meta" else []
+    result.parameter_bytes = sum(p.numel() * p.element_size() for p in stage.parameters())
+    if cache is not None:
+        result.cache_bytes, result.used_bytes, result.filled_bytes = cache.bytes, cache.used_bytes, cache.filled_bytes
+    return result
+
+
+def make_stage(
+    gpu: GPU,
+    model: ModelConfig,
+    tp: int = 1,
+    precision: str = "fp32",
+    seed: int = 0,
+    weights: str | None = None,
+    algorithm: str = "ring",
+    mesh: Mesh | None = None,
+) -> GPTStage:
+    """The whole model's depth, this rank's heads and columns. `mesh`: where tp is one axis of several."""
+    parallel = Unsharded()
+    if tp > 1:
+        mesh = mesh or gpu.make_mesh({"tp": tp})
+        sharing = tp // model.key_heads
+        parallel = TensorParallel(mesh["tp"], algorithm, mesh.inside(mesh["tp"], sharing, "heads") if sharing > 1 else None)
+    stage = GPTStage(model, parallel=parallel, seed=seed, dtype=DTYPES[precision], device=gpu.device)
+    for part in stage.parts():
+        part.register_forward_pre_hook(lambda module, _args: gpu.recorder.enter_layer(getattr(module, "index", -1)))
+    if weights is not None and gpu.device.type != "meta":
+        hugging_face.fill(stage, weights)
+    return stage
+
+
+# ---- what was counted ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Phase:
+    """A forward on one rank: work, traffic with slow memory, virtual seconds of the slowest rank; F31 beside them."""
+
+    flops: int
+    bytes: int
+    time_s: float
+    peak: float
+    bandwidth: float
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs a byte."""
+        return self.flops / self.bytes
+
+    @property
+    def roof_s(self) -> float:
+        """F31: no GPU is faster, however the work is cut into kernels."""
+        return max(self.flops / self.peak, self.bytes / self.bandwidth)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        bound = "compute" if self.intensity >= self.peak / self.bandwidth else "memory"
+        return {
+            "flops": self.flops,
+            "memory_traffic_bytes": self.bytes,
+            "intensity_flops_per_byte": self.intensity,
+            "ridge_flops_per_byte": self.peak / self.bandwidth,
+            "bound": bound,
+            "attainable_flops_per_s": min(self.peak, self.intensity * self.bandwidth),
+            "time_s": self.time_s,
+            "roof_time_s": self.roof_s,
+        }
+
+
+def phases(timeline: Timeline, hw: Hardware, precision: str, rank: int = 0) -> list[Phase]:
+    """Every step: the prefill, then each decode."""
+    graph = timeline.graph
+    mine = (graph.rank == rank) & (graph.kind == COMPUTE)
+    found, before = [], 0.0
+    for number in range(int(graph.micro_batch.max()) + 1):
+        here = graph.micro_batch == number
+        end = float(timeline.end[here].max())
+        flops, nbytes = (int(column[mine & here].sum()) for column in (graph.flops, graph.bytes))
+        found.append(Phase(flops, nbytes, end - before, hw.gpu.peak(precision), hw.gpu.memory_bandwidth))
+        before = end
+    return found
+
+
+def mean(found: list[Phase]) -> Phase | None:
+    """One step that stands for several; None for none."""
+    if not found:
+        return None
+    flops, nbytes = (round(sum(getattr(p, what) for p in found) / len(found)) for what in ("flops", "bytes"))
+    return Phase(flops, nbytes, sum(p.time_s for p in found) / len(found), found[0].peak, found[0].bandwidth)
+
+
+# ---- theory --------------------------------------------------------------------------------------------------------
+def predict_traffic(model: ModelConfig, tp: int, batch: int, columns: int, width: int) -> dict[str, int]:
+    """Bytes that all ranks send in a forward of `columns` tokens of each sequence, of which one has its logits taken."""
+    one = 2 * (tp - 1) * batch * columns * model.hidden * width
+    logits = (tp - 1) * batch * -(-model.vocab // tp) * tp * width
+    shared = tp // model.key_heads  # ranks that gather one key-value head
+    heads = model.layers * (shared - 1) * 2 * batch * columns * model.key_width * width if shared > 1 else 0
+    return {"layers": 2 * model.layers * one, "embedding": one, "logits": logits if tp > 1 else 0, "key-value heads": heads}
+
+
+def predict_cache(job: GenerationJob, width: int) -> int:
+    """F3: bytes that a rank's cache allocates; paged: all blocks that the longest sequence could fill, of every sequence."""
+    from glasscluster.model.decoding.cache import predict
+
+    slots = job.capacity
+    if job.cache == "sliding":
+        slots = min(slots, job.window or NO_WINDOW)
+    if job.cache == "paged":
+        slots = -(-slots // job.block) * job.block
+    return predict(job.model, slots * len(job.prompts), width, job.tp) if job.cache != "none" else 0
+
+
+def predict_floor(parameter_bytes: int, cache_bytes: int, hw: Hardware) -> float:
+    """F31: seconds that reading all weights and all of the cache once takes, the least of a decode step."""
+    return (parameter_bytes + cache_bytes) / hw.gpu.memory_bandwidth
+
+
+def traffic(graph: ExecutionGraph) -> int:
+    """Bytes that all ranks sent."""
+    return int(np.sum(graph.bytes_sent()))

@@ -1,0 +1,205 @@
+"""Serving on tensor-parallel ranks: a schedule (batching.py) carried out on the model, one forward a step, recorded.
+
+Every rank follows the same schedule, computes and caches its own heads, and chooses the same tokens (generation.py).
+
+    static        [slots, S] padded to the longest prompt, then [slots, 1]; ended sequences are computed and dropped; a slot each
+    continuous    all new tokens side by side (model/decoding/packed.py); blocks from a pool (PagedCache)
+
+A step is the micro-batch of its number. Its virtual time is what replay gives it. The clock that a schedule is planned with records the
+very same step dry and replays that, so what ran takes as long as was planned: a check holds the two against each other. On other
+hardware the order stays, and the times are those of that hardware.
+
+    F33    static: 1 - mean/max of slots, and of the cache; paged: at most block - 1 tokens a sequence
+But: greedy; an empty server costs nothing and is not in the recording (time jumps to the next arrival).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.decoding.cache import Cache, PagedCache, StaticCache
+from glasscluster.model.decoding.generate import forward as forward_padded
+from glasscluster.model.decoding.generate import listed, pad
+from glasscluster.model.decoding.packed import forward_packed
+from glasscluster.model.gpt import GPTStage
+from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.sim.run import Cluster
+from glasscluster.sim.time.hardware import Hardware
+from glasscluster.sim.time.timeline import Timeline
+from glasscluster.strategies.serving.batching import Continuous, Policy, Request, Schedule, Static, Step, plan
+from glasscluster.strategies.serving.generation import make_stage, predict_traffic
+
+PolicyName = Literal["continuous", "static"]
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
+
+
+@dataclass(frozen=True)
+class ServingJob:
+    """Everything a rank needs to serve. `blocks` of `block` tokens are the pool of continuous; static has a slot of the longest each."""
+
+    model: ModelConfig
+    requests: tuple[Request, ...]
+    policy: PolicyName = "continuous"
+    slots: int = 4
+    block: int = 8
+    blocks: int = 32
+    tp: int = 1
+    precision: str = "fp32"
+    seed: int = 0
+    weights: str | None = None
+    capture: bool = False
+    algorithm: str = "ring"
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of the longest request that are cached."""
+        return max(r.cached for r in self.requests)
+
+    def make_policy(self) -> Policy:
+        """Nobody served yet."""
+        if self.policy == "static":
+            return Static(self.requests, self.slots)
+        return Continuous(self.requests, self.slots, self.block, self.blocks)
+
+    def make_cache(self, stage: GPTStage) -> Cache:
+        """An empty one."""
+        if self.policy == "static":
+            return StaticCache(stage, self.slots, self.capacity)
+        return PagedCache(stage, self.slots, self.capacity, self.block, self.blocks)
+
+
+@dataclass
+class RankServing:
+    """What a rank brings back: each request's new tokens; by step what the forward computed, what was used, and the cache."""
+
+    tokens: list[list[int]] = field(default_factory=list)
+    logits: list[list[Tensor]] = field(default_factory=list)  # with `capture`: [V] of each request's tokens
+    computed: list[int] = field(default_factory=list)  # sequences that a forward chose a token for
+    used: list[int] = field(default_factory=list)  # of them had not ended
+    reserved_bytes: list[int] = field(default_factory=list)  # of the cache at the end of the forward, by step
+    filled_bytes: list[int] = field(default_factory=list)
+    parameter_bytes: int = 0
+    cache_bytes: int = 0
+    token_bytes: int = 0  # of the cache
+    left_bytes: int = 0  # of its blocks that somebody still had when all requests were done
+
+
+def serve_rank(gpu: GPU, job: ServingJob, schedule: Schedule) -> RankServing:
+    """The SPMD program: the same on every backend."""
+    with gpu.unrecorded():
+        stage, cache = set_up(gpu, job)
+    sequences, made = [list(r.prompt) for r in job.requests], RankServing(logits=[[] for _ in job.requests])
+    gpu.start_step()
+    for number, step in enumerate(schedule.steps):
+        for slot in (*step.cleared, *(slot for slot, _ in step.preempted)):
+            cache.free(slot)
+        with gpu.region("forward", micro_batch=number):
+            logits = forward(stage, cache, job, step, sequences)
+            chosen = logits.argmax(-1)
+        made.reserved_bytes.append(cache.bytes if job.policy == "static" else cache.used_bytes)
+        made.filled_bytes.append(cache.filled_bytes)
+        with gpu.unrecorded():
+            tokens = listed(chosen)
+        used = [(row, work) for row, work in enumerate(step.work) if work.count]
+        made.computed.append(len(tokens))
+        made.used.append(len(used))
+        for row, work in used:
+            sequences[work.request].append(tokens[row])
+            if job.capture:
+                made.logits[work.request].append(logits[row])
+            if job.policy == "continuous" and len(sequences[work.request]) > job.requests[work.request].cached:
+                cache.free(work.slot)
+    made.tokens = [s[len(r.prompt) :] for s, r in zip(sequences, job.requests, strict=True)] if gpu.device.type != "meta" else []
+    made.parameter_bytes = sum(p.numel() * p.element_size() for p in stage.parameters())
+    made.cache_bytes, made.token_bytes = cache.bytes, cache.token_bytes
+    made.left_bytes = cache.used_bytes if job.policy == "continuous" else 0
+    return made
+
+
+def set_up(gpu: GPU, job: ServingJob) -> tuple[GPTStage, Cache]:
+    """The model and an empty cache, both on the memory ledger."""
+    stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm)
+    cache = job.make_cache(stage)
+    for parameter in stage.parameters():
+        gpu.memory.register(parameter, "parameters")
+    for pool in (t for pools in cache.pools.values() for t in pools):
+        gpu.memory.register(pool, "buffers", "cache")
+    return stage, cache
+
+
+def forward(stage: GPTStage, cache: Cache, job: ServingJob, step: Step, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Logits [slots, V] of a padded step, or [work of the step, V] of tokens side by side."""
+    new: list[Sequence[int]] = [() for _ in range(job.slots)]
+    for work in step.work:
+        new[work.slot] = sequences[work.request][work.start : work.start + work.count]
+    if job.policy == "continuous":
+        return forward_packed(stage, cache, new)
+    return forward_padded(stage, pad(new, next(stage.parameters()).device), cache.begin([len(tokens) for tokens in new]), cache)
+
+
+# ---- time ----------------------------------------------------------------------------------------------------------
+def one_step(gpu: GPU, job: ServingJob, step: Step) -> None:
+    """The same forward alone, on a cache that holds what the step finds in it."""
+    with gpu.unrecorded():
+        stage, cache = set_up(gpu, job)
+        for work in step.work:
+            cache.reserve(work.slot, work.start)
+            cache.lengths[work.slot] = work.start
+    gpu.start_step()
+    longest = max(w.start + w.count for w in step.work)
+    with gpu.region("forward", micro_batch=0):
+        forward(stage, cache, job, step, [[0] * longest for _ in job.requests]).argmax(-1)
+
+
+def make_schedule(job: ServingJob, hardware: Hardware) -> Schedule:
+    """Plan a job on the virtual clock of some hardware: each step recorded dry and replayed."""
+    cluster = Cluster(hardware, job.tp, "dry", memory_bytes=None)
+
+    def clock(step: Step) -> float:
+        return cluster.run(one_step, job, step, info={"precision": job.precision}).timeline.makespan
+
+    return plan(job.requests, job.make_policy(), clock)
+
+
+def step_times(timeline: Timeline, job: ServingJob, schedule: Schedule) -> list[tuple[float, float]]:
+    """When each step began and ended in seconds: as long as in the replay, after the last one, and after its requests had arrived."""
+    graph, found, now, before = timeline.graph, list[tuple[float, float]](), 0.0, 0.0
+    for number, step in enumerate(schedule.steps):
+        end = float(timeline.end[graph.micro_batch == number].max())
+        now = max(now, *(job.requests[w.request].arrival_s for w in step.work))
+        found.append((now, now + end - before))
+        now, before = now + end - before, end
+    return found
+
+
+def token_times(job: ServingJob, schedule: Schedule, times: Sequence[tuple[float, float]]) -> list[list[float]]:
+    """When each request had its first, second, ... token: the end of the step that chose it."""
+    found: list[list[float]] = [[] for _ in job.requests]
+    for step, (_, end) in zip(schedule.steps, times, strict=True):
+        for work in step.work:
+            if work.count:
+                found[work.request].append(end)
+    return found
+
+
+# ---- theory --------------------------------------------------------------------------------------------------------
+def predict_paged(schedule: Schedule, block: int) -> list[int]:
+    """F33 by step: slots of blocks without a token when a forward has ended, at most block - 1 a sequence."""
+    return [sum(-(w.start + w.count) % block for w in step.work) for step in schedule.steps]
+
+
+def predict_sent(job: ServingJob, schedule: Schedule, width: int) -> int:
+    """Bytes that all ranks send: two all-reduces a layer and one of the embedding over all columns, the logits of one a sequence."""
+    sent = 0
+    for step in schedule.steps:
+        columns, chosen = sum(w.count for w in step.work), len(step.work)
+        if job.policy == "static":
+            columns, chosen = job.slots * max(w.count for w in step.work), job.slots
+        said = predict_traffic(job.model, job.tp, 1, columns, width)
+        sent += sum(said.values()) + (chosen - 1) * said["logits"]
+    return sent

@@ -1,0 +1,169 @@
+"""Sequence parallelism: outside the matrices each tensor-parallel rank has a piece of every sequence.
+
+Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198), section 4.2.2.
+Symbols: t ranks, b sequences, s tokens, h hidden.
+
+        s/t tokens        all s tokens          s/t tokens           an all-reduce is a reduce-scatter and an all-gather:
+    norm ──► f ──► Y A_i ──► ... ──► Y_i B_i ──► g ──► dropout, +     the same bytes, and norms, dropouts and residuals hold 1/t
+
+    f   all-gather forward, reduce-scatter backward         g   reduce-scatter forward, all-gather backward
+
+Only the shard before f is kept: backward gathers it again, while the gradient of Y is computed, and scatters that while the
+gradient of A is computed. Per layer 2 all-gathers and 2 reduce-scatters forward, 4 and 2 backward.
+What every rank has whole (norms, biases, positions) sees only its tokens: those gradients are summed over the t ranks at the end.
+But: t must divide s; with several sequences a micro-batch, gathering moves each rank's piece to its place (one copy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glasscluster.strategies.tensor.tensor_parallel import TensorParallel, sum_whole
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.data.chunks import Chunks
+
+
+class SequenceParallel(TensorParallel):
+    """Handed to the model's blocks in place of `TensorParallel`."""
+
+    @property
+    def pieces(self) -> int:
+        """Ranks that share out a sequence's tokens outside the matrices."""
+        return self.size * self.context.size
+
+    def positions(self, tokens: int) -> Sequence[int]:
+        """Which of a sequence's tokens this rank has outside the matrices."""
+        inside = self.context.positions(tokens)
+        each = len(inside) // self.size
+        return inside[self.rank * each : (self.rank + 1) * each]
+
+    def cut(self, x: Tensor) -> Tensor:
+        """This rank's tokens of [s, ...]."""
+        return self.context.cut(x).tensor_split(self.size)[self.rank]
+
+    def gather_tokens(self, x: Tensor) -> Tensor:
+        """[b, s/t, k] -> [b, s, k], of what has no gradient."""
+        return self.gather(x, "routing", purpose="scalars")[0]
+
+    def f(self, x: Tensor, label: str = "f") -> Tensor:
+        """Into the parallel region: [b, s/t, h] -> [b, s, h]."""
+        return _Gather.apply(x, self, label)
+
+    def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """f, then the matrix: [b, s/t, h] -> [b, s, n]."""
+        return _GatherLinear.apply(x, weight, bias, self)
+
+    def g(self, x: Tensor) -> Tensor:
+        """Out of the parallel region: partial sums [b, s, h] -> [b, s/t, h]."""
+        return _Scatter.apply(x, self)
+
+    # ---- the two collectives -------------------------------------------------------------------------------------
+    def gather(
+        self, x: Tensor, label: str, meanwhile: Tensor | None = None, weight: Tensor | None = None, purpose: str = "activations"
+    ) -> tuple[Tensor, Tensor | None]:
+        """All ranks' pieces [b, s/t, h] as [b, s, h]; meanwhile @ weight is computed while they are on their way."""
+        pieces = x.new_empty(self.size, *x.shape)
+        pieces[self.rank].copy_(x)
+        work = self.comm.all_gather(pieces, algorithm=self.algorithm, async_op=True, purpose=purpose, label=label)
+        product = None if meanwhile is None or weight is None else meanwhile @ weight
+        work.wait()
+        t, b, s, h = pieces.shape
+        return (pieces.view(1, t * s, h) if b == 1 else pieces.transpose(0, 1).reshape(b, t * s, h)), product
+
+    def scatter(self, x: Tensor, label: str, meanwhile: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
+        """This rank's piece [b, s/t, h] of the sum of all ranks' [b, s, h] (scratch afterwards); a.T @ b is computed meanwhile."""
+        b, s, h = x.shape
+        pieces = x.view(b, self.size, s // self.size, h).transpose(0, 1).contiguous()
+        work = self.comm.reduce_scatter(pieces, algorithm=self.algorithm, async_op=True, purpose="activations", label=label)
+        product = None if meanwhile is None else meanwhile[0].flatten(0, 1).T @ meanwhile[1].flatten(0, 1)
+        work.wait()
+        return torch.empty_like(pieces[self.rank]).copy_(pieces[self.rank]), product
+
+
+class _Gather(torch.autograd.Function):
+    """f alone: all-gather forward, reduce-scatter backward. What stands behind it keeps the whole."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, parallel: SequenceParallel, label: str) -> Tensor:
+        ctx.parallel, ctx.label = parallel, label
+        return parallel.gather(x, f"{label} forward")[0]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ctx.parallel.scatter(grad, f"{ctx.label} backward")[0], None, None
+
+
+class _GatherLinear(torch.autograd.Function):
+    """f and the matrix behind it: all-gather, x A forward; all-gather again, reduce-scatter backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parallel: SequenceParallel) -> Tensor:
+        ctx.parallel, ctx.parameter, ctx.bias = parallel, weight, bias is not None
+        ctx.save_for_backward(x, weight)
+        return F.linear(parallel.gather(x, "f forward")[0], weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = (t.detach() for t in ctx.saved_tensors)  # what waits for W must not hold the graph
+        parallel = ctx.parallel
+        if parallel.later is not None:
+            grad_2d = grad.flatten(0, 1)
+            if parallel.later.put_off(ctx.parameter, lambda: grad_2d.T @ parallel.gather(x, "f again")[0].flatten(0, 1)):
+                d_x, _ = parallel.scatter(grad @ weight, "f backward")
+                return d_x, None, grad_2d.sum(0) if ctx.bias else None, None
+        whole, d_whole = parallel.gather(x, "f again", grad, weight)
+        d_x, d_weight = parallel.scatter(d_whole, "f backward", (grad, whole))
+        return d_x, d_weight, grad.sum((0, 1)) if ctx.bias else None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """g: reduce-scatter forward, all-gather backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, parallel: SequenceParallel) -> Tensor:
+        ctx.parallel = parallel
+        return parallel.scatter(x, "g forward")[0]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ctx.parallel.gather(grad, "g backward")[0], None
+
+
+def sum_over_tokens(parallel: SequenceParallel, manager: Chunks) -> None:
+    """Add up the gradients of what every rank has whole, as far as this rank owns them: one message for all of them."""
+    sum_whole(parallel, manager, lambda _name: True, "norms, biases, positions")
+
+
+# ---- theory --------------------------------------------------------------------------------------------------------
+
+
+def predict(
+    layers: int,
+    micro_batches: int,
+    tokens: int,
+    hidden: int,
+    tp: int,
+    width: int,
+    embedding: bool,
+    head: bool,
+    again: int = 0,
+    per_layer: int = 10,
+) -> dict[str, int]:
+    """F18 with sequence parallelism, in the terms of tensor_parallel.predict: bytes sent by all t ranks together in a step.
+
+    Each all-gather and reduce-scatter sends (t-1) b·s·h elements; a layer has `per_layer` = 10 (4 forward; 6 backward, 2 of
+    them because only the shard is kept) and the `again` ones of a stage that recomputation repeats, the embedding 2, the head's input 3.
+    """
+    one = (tp - 1) * tokens * width * micro_batches * hidden
+    return {
+        "layer": (per_layer * layers + again) * one,
+        "embedding": 2 * one if embedding else 0,
+        "head": 3 * one if head else 0,
+        "loss": 6 * one // hidden * max(width, 4) // width if head else 0,
+    }

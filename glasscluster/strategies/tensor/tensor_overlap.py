@@ -1,0 +1,129 @@
+"""Overlapped tensor parallelism: a collective in pieces, each under the product that needs it or made it.
+
+Follows Wang et al., "Overlap communication with dependent computation via decomposition" (ASPLOS 2023), which Megatron-LM calls
+tensor-parallel communication overlap. Symbols as in sequence_parallel.py: t ranks, x a piece of s/t tokens, A and B matrices.
+
+    all-gather ──► product           rank r computes with the piece it has, while the next one comes from the left
+
+        compute  │ x_r A │ x_r-1 A │ x_r-2 A │ ...        send to the right:  x_r, x_r-1, ...
+
+    product ──► reduce-scatter       a piece's sum goes round and every rank adds its part; the next part is computed meanwhile
+
+        compute  │ y_r-1 B │ y_r-2 B │ ... │ y_r B │      send to the right:  sum of piece r-1, of r-2, ...
+
+The same bytes as sequence parallelism, (t-1)/t·bsh for each collective, in t-1 messages that wait for one product each. Backward
+has two more: (dY A^T) scattered and A's gradient summed over gathered pieces, for the column; the mirror image for the row.
+But: t small products for one large one. The embedding and the router stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glasscluster.sim.ranks.communicator import Work
+from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
+
+_GATHER, _SCATTER = 0, 1  # tags
+
+
+class OverlappedSequenceParallel(SequenceParallel):
+    """Handed to the model's blocks in place of `SequenceParallel`."""
+
+    def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """f and the matrix behind it: [b, s/t, h] -> [b, s, n]."""
+        return _GatherLinear.apply(x, weight, bias, self)
+
+    def row(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The matrix and g behind it: [b, s, n] -> [b, s/t, h]."""
+        return _LinearScatter.apply(x, weight, self)
+
+    # ---- the two rings -------------------------------------------------------------------------------------------
+    def arriving(self, x: Tensor, label: str) -> Iterator[tuple[slice, Tensor]]:
+        """All ranks' pieces [b, s/t, h] and their tokens, one after the other; the next one is under way while one is used."""
+        for source, piece in self.comm.going_round(x.contiguous(), _GATHER, purpose="activations", label=label):
+            yield self.tokens(source, piece.shape[1]), piece
+
+    def scattered(self, part: Callable[[slice], Tensor], tokens: int, label: str) -> Tensor:
+        """This rank's piece of the sum over ranks of part(tokens of a piece); a part is computed while a sum is under way."""
+        works: list[Work] = []
+        total = arrived = None
+        for step in range(self.size):
+            mine = part(self.tokens((self.rank - 1 - step) % self.size, tokens // self.size))
+            for work in works:
+                work.wait()
+            total = mine if arrived is None else mine.add_(arrived)
+            if step < self.size - 1:
+                arrived, works = self.comm.pass_on(total.contiguous(), _SCATTER, purpose="activations", label=label)
+        assert total is not None
+        return total
+
+    @staticmethod
+    def tokens(piece: int, each: int) -> slice:
+        """Where a rank's piece lies."""
+        return slice(piece * each, (piece + 1) * each)
+
+
+class _GatherLinear(torch.autograd.Function):
+    """f and the matrix behind it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parallel: OverlappedSequenceParallel) -> Tensor:
+        ctx.parallel, ctx.parameter, ctx.bias = parallel, weight, bias is not None
+        ctx.save_for_backward(x, weight)
+        b, s, _ = x.shape
+        out = x.new_empty(b, s * parallel.size, weight.shape[0])
+        for tokens, piece in parallel.arriving(x, "f forward"):
+            out[:, tokens] = F.linear(piece, weight, bias)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = (t.detach() for t in ctx.saved_tensors)  # what waits for W must not hold the graph
+        d_x = ctx.parallel.scattered(lambda tokens: grad[:, tokens] @ weight, grad.shape[1], "f backward")
+        parallel = ctx.parallel
+
+        def d_weight() -> Tensor:
+            total = torch.zeros_like(weight)
+            for tokens, piece in parallel.arriving(x, "f again"):
+                total.addmm_(grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1))  # one kernel: the product adds to what is there
+            return total
+
+        put_off = parallel.later is not None and parallel.later.put_off(ctx.parameter, d_weight)
+        return d_x, None if put_off else d_weight(), grad.sum((0, 1)) if ctx.bias else None, None
+
+
+class _LinearScatter(torch.autograd.Function):
+    """The matrix and g behind it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, parallel: OverlappedSequenceParallel) -> Tensor:
+        ctx.parallel, ctx.parameter = parallel, weight
+        ctx.save_for_backward(x, weight)
+        return parallel.scattered(lambda tokens: F.linear(x[:, tokens], weight), x.shape[1], "g forward")
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = (t.detach() for t in ctx.saved_tensors)  # what waits for W must not hold the graph
+        d_x, later = torch.empty_like(x), ctx.parallel.later
+        parts: list[tuple[slice, Tensor]] = []
+
+        def d_weight() -> Tensor:
+            total = torch.zeros_like(weight)
+            for tokens, piece in parts:
+                total.addmm_(piece.flatten(0, 1).T, x[:, tokens].flatten(0, 1))
+            return total
+
+        if later is not None and later.put_off(ctx.parameter, d_weight):  # the gathered gradient stays until then
+            for tokens, piece in ctx.parallel.arriving(grad, "g backward"):
+                d_x[:, tokens] = piece @ weight
+                parts.append((tokens, piece))
+            return d_x, None, None
+        total = torch.zeros_like(weight)
+        for tokens, piece in ctx.parallel.arriving(grad, "g backward"):
+            d_x[:, tokens] = piece @ weight
+            total.addmm_(piece.flatten(0, 1).T, x[:, tokens].flatten(0, 1))
+        return d_x, total, None

@@ -1,0 +1,226 @@
+"""Tensor parallelism: each rank has some columns, then some rows, of every matrix.
+
+Follows Megatron-LM (Shoeybi et al., 1909.08053, section 3). Symbols: t ranks, b sequences, s tokens, h hidden.
+
+    Y = GELU(X A), Z = Y B:   A by columns, B by rows, so GELU needs no communication
+
+        X ──f──► X A_i ──GELU──► Y_i B_i ──g──► Z        f: identity forward, all-reduce backward
+                                                         g: all-reduce forward, identity backward
+
+Per layer and micro-batch 2 all-reduces forward and 2 backward of b·s·h elements; once per model one forward
+(embedding) and one backward (head input); the loss needs 3 of b·s scalars instead of gathering logits (F18, F19).
+A vocabulary that t does not divide is padded with rows of zeros; their logits are minus infinity. Fewer key-value heads than
+ranks: each rank computes some columns of a head's K and V, and t / key heads neighbours gather it (as Megatron-LM does, which
+gathers Q with them). What is whole on every rank but used for its own heads has partial gradients: summed once a step.
+But: whole query heads only (heads divisible by t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glasscluster.model.flash_attention import wide
+from glasscluster.model.parallel import IGNORE, Unsharded
+from glasscluster.sim.ranks.communicator import Communicator
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.data.chunks import Chunks
+    from glasscluster.strategies.layout.units import Unit
+
+
+class TensorParallel(Unsharded):
+    """Handed to the model's blocks in place of `Unsharded`."""
+
+    def __init__(self, comm: Communicator, algorithm: str = "ring", same_head: Communicator | None = None) -> None:
+        self.comm, self.size, self.rank, self.algorithm = comm, comm.size, comm.rank, algorithm
+        self.same_head = same_head  # neighbours that share one key-value head, when there are fewer heads than ranks
+
+    def f(self, x: Tensor, label: str = "f") -> Tensor:
+        """Into the parallel region; `label` names its messages."""
+        return _F.apply(x, self, label)
+
+    def g(self, x: Tensor) -> Tensor:
+        """Out of the parallel region."""
+        return _G.apply(x, self)
+
+    def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
+        """Each rank looks up the rows it has; the sum is the whole look-up."""
+        rows = table.shape[0]
+        local = tokens - self.rank * rows
+        absent = (local < 0) | (local >= rows)
+        found = F.embedding(local.clamp(0, rows - 1), table).masked_fill(absent.unsqueeze(-1), 0.0)
+        return self.g(found)
+
+    def whole_heads(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole key-value heads [b, s, columns]: what this rank has, or gathered from those that have parts of the same head."""
+        return (k, v) if self.same_head is None else _GatherHead.apply(k, v, self)
+
+    def whole_logits(self, logits: Tensor, vocab: int) -> Tensor:
+        """All ranks' columns beside each other, without the padding: b·s·V/t elements of each go round."""
+        pieces = logits.new_empty(self.size, *logits.shape)
+        pieces[self.rank].copy_(logits)
+        self.comm.all_gather(pieces, algorithm=self.algorithm, purpose="activations", label="logits")
+        return pieces.movedim(0, -2).flatten(-2)[..., :vocab]
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
+        """Vocabulary-parallel: logits [b, s, V/t] never leave their rank. z-loss needs no message more: every rank knows log Z."""
+        return _CrossEntropy.apply(logits.to(wide(logits.dtype)), targets, self, vocab, z_loss)
+
+    def all_reduce(self, x: Tensor, label: str, op: str = "sum") -> Tensor:
+        """In place, over the tensor-parallel ranks."""
+        self.comm.all_reduce(x, op=op, algorithm=self.algorithm, purpose="activations", label=label)
+        return x
+
+
+class _F(torch.autograd.Function):
+    """f: identity forward, all-reduce backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, parallel: TensorParallel, label: str) -> Tensor:
+        ctx.parallel, ctx.label = parallel, label
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return ctx.parallel.all_reduce(grad.contiguous(), f"{ctx.label} backward"), None, None
+
+
+class _G(torch.autograd.Function):
+    """g: all-reduce forward, identity backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, parallel: TensorParallel) -> Tensor:
+        ctx.mark_dirty(x)
+        return parallel.all_reduce(x, "g forward")
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None
+
+
+class _GatherHead(torch.autograd.Function):
+    """Columns of K and V: all-gather forward, reduce-scatter backward (every rank has other queries of the head)."""
+
+    @staticmethod
+    def forward(ctx, k: Tensor, v: Tensor, parallel: TensorParallel) -> tuple[Tensor, Tensor]:
+        comm = parallel.same_head
+        assert comm is not None
+        ctx.comm = comm
+        ctx.algorithm = parallel.algorithm
+        pieces = k.new_empty(comm.size, 2, *k.shape)
+        pieces[comm.rank, 0].copy_(k)
+        pieces[comm.rank, 1].copy_(v)
+        comm.all_gather(pieces, algorithm=parallel.algorithm, purpose="activations", label="key-value head")
+        k, v = pieces.permute(1, 2, 3, 0, 4).flatten(3)  # [2, b, s, columns of the head]
+        return k, v
+
+    @staticmethod
+    def backward(ctx, d_k: Tensor, d_v: Tensor):
+        comm = ctx.comm
+        pieces = torch.stack([d_k, d_v]).unflatten(3, (comm.size, -1)).permute(3, 0, 1, 2, 4).contiguous()
+        comm.reduce_scatter(pieces, algorithm=ctx.algorithm, purpose="activations", label="key-value head backward")
+        return pieces[comm.rank, 0].clone(), pieces[comm.rank, 1].clone(), None
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """log Z = log sum exp over all ranks' columns, minus the target's logit; summed over tokens that count.
+
+    The gradient of z · log² Z is 2z · log Z · p, so with z-loss p is kept times 1 + 2z · log Z.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, parallel: TensorParallel, vocab: int, z_loss: float) -> Tensor:
+        columns = logits.shape[-1]
+        real = max(0, min(columns, vocab - parallel.rank * columns))
+        if real < columns:  # padding is no token
+            logits = F.pad(logits[..., :real], (0, columns - real), value=-torch.inf)
+        largest = parallel.all_reduce(logits.amax(-1), "cross_entropy max", op="max")
+        shifted = logits - largest.unsqueeze(-1)
+        local = targets - parallel.rank * columns
+        absent = (local < 0) | (local >= columns)
+        index = local.clamp(0, columns - 1).unsqueeze(-1)
+        target_logit = parallel.all_reduce(shifted.gather(-1, index).squeeze(-1).masked_fill(absent, 0.0), "cross_entropy target")
+        p = shifted.exp_()
+        total = parallel.all_reduce(p.sum(-1), "cross_entropy sum")
+        counts = targets != IGNORE
+        p.div_(total.unsqueeze(-1))
+        if z_loss:
+            p.mul_((1 + 2 * z_loss * (total.log() + largest)).unsqueeze(-1))
+        ctx.save_for_backward(p, index, absent, counts)
+        return ((total.log() - target_logit) * counts).sum()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        p, index, absent, counts = ctx.saved_tensors
+        d = p.scatter_add(-1, index, absent.unsqueeze(-1).to(p.dtype) - 1)
+        return d.mul_((counts * grad).unsqueeze(-1)), None, None, None, None
+
+
+# ---- what every rank has whole -------------------------------------------------------------------------------------
+
+
+def sum_over_heads(parallel: TensorParallel, manager: Chunks, partial: Collection[str]) -> None:
+    """Add up the gradients of what is whole but used by each rank for its own heads (norms of queries and keys)."""
+    sum_whole(parallel, manager, lambda name: name in partial, "what all heads share")
+
+
+def sum_whole(parallel: TensorParallel, manager: Chunks, wanted: Callable[[str], bool], label: str) -> None:
+    """Add up gradients over the t ranks, as far as this rank owns them: one message for all of them."""
+    pieces = [piece for unit in manager.units for piece in _whole_pieces(manager, unit, wanted)]
+    if pieces:
+        flat = torch.cat(pieces)
+        parallel.comm.all_reduce(flat, algorithm=parallel.algorithm, purpose="gradients", label=label)
+        for piece, summed in zip(pieces, flat.split([p.numel() for p in pieces]), strict=True):
+            piece.copy_(summed)
+
+
+def _whole_pieces(manager: Chunks, unit: Unit, wanted: Callable[[str], bool]) -> Iterable[Tensor]:
+    gradient, owned = manager.gradient_slice(unit), manager.owned(unit)
+    for member in unit.members:
+        first, last = max(member.start, owned.start), min(member.stop, owned.stop)
+        if member.shard is None and wanted(member.name) and first < last:
+            yield gradient[first - owned.start : last - owned.start]
+
+
+# ---- theory --------------------------------------------------------------------------------------------------------
+
+
+def predict(
+    layers: int,
+    micro_batches: int,
+    tokens: int,
+    hidden: int,
+    tp: int,
+    width: int,
+    embedding: bool,
+    head: bool,
+    again: int = 0,
+    per_layer: int = 4,
+) -> dict[str, int]:
+    """F18 and F19: bytes sent by all t ranks together in a step, for a stage with `layers` layers.
+
+    tokens = b·s of a micro-batch; width = bytes of an element. `layer` is `per_layer` all-reduces a layer and micro-batch, two for
+    each pair of matrices, and the `again` ones of a stage that recomputation repeats; `embedding` and `head` one each
+    where the stage has them; `loss` three of one scalar a token, which is in fp32 when elements are 16 bit.
+    """
+    one = 2 * (tp - 1) * tokens * width * micro_batches
+    return {
+        "layer": (per_layer * layers + again) * one * hidden,
+        "embedding": one * hidden if embedding else 0,
+        "head": one * hidden if head else 0,
+        "loss": 3 * one * max(width, 4) // width if head else 0,
+    }
+
+
+def predict_shared_heads(key_heads: int, key_width: int, tp: int, tokens: int, width: int, runs: int = 2) -> int:
+    """Bytes sent by all t ranks together where t / key heads of them share one: each gathers K and V of its head.
+
+    `runs`: times that a layer and micro-batch does so: forward, backward (as a reduce-scatter), and when forward runs again.
+    """
+    sharing = tp // key_heads
+    return runs * (sharing - 1) * 2 * tokens * key_width * width if sharing > 1 else 0

@@ -1,0 +1,113 @@
+"""One picture of several runs of the same model: where a step's time goes, what a GPU sends, what a GPU holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from glasscluster.sim.recording.events import CATEGORIES
+from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
+from glasscluster.visualize.figures.memory import byte_unit, category_word
+from glasscluster.visualize.figures.palette import MEMORY, TIME
+from glasscluster.visualize.figures.timeline import time_unit
+from glasscluster.visualize.page.words import word
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from glasscluster.sim.time.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A run in the comparison: its name in both languages and what the panels show."""
+
+    name: dict[str, str]
+    timeline: Timeline
+    peak: dict[str, int]
+    sent: float
+
+
+def contender(name: dict[str, str], timeline: Timeline, peaks: Sequence[tuple[int, dict[str, int]]]) -> Contender:
+    """The fullest rank's memory and the busiest rank's bytes stand for a run."""
+    _, split = max(peaks, key=lambda p: p[0])
+    return Contender(name, timeline, split, max(timeline.graph.bytes_sent(), default=0))
+
+
+def comparison_figure(runs: Sequence[Contender], lang: str = "en") -> Figure:
+    """Three panels side by side, one row a run."""
+    from plotly.subplots import make_subplots
+
+    hardware = runs[0].timeline.hardware.name
+    titles = [word("step_time", lang, hardware=hardware), word("sent_gpu", lang), word("memory_gpu", lang)]
+    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.045, subplot_titles=titles, column_widths=[0.46, 0.2, 0.34])
+    names = [r.name[lang] for r in runs]
+    time_name = _time_panel(figure, runs, names, lang)
+    sent_name = _sent_panel(figure, runs, names, lang)
+    memory_name = _memory_panel(figure, runs, names, lang)
+    for column, unit in enumerate((time_name, sent_name, memory_name), start=1):
+        figure.update_xaxes(title_text=unit, rangemode="tozero", **QUIET_AXIS, row=1, col=column)
+    figure.update_yaxes(autorange="reversed", tickfont={"size": 15}, automargin=True)
+    figure.update_layout(**plain_layout(190 + 58 * len(runs), right=44, bottom=96), barmode="stack", bargap=0.38)
+    figure.update_layout(legend_traceorder="normal")
+    return figure
+
+
+def _panel(
+    figure: Any, names: list[str], values: list[float], label: str, look: Any, unit: str, column: int, total: list[str] | None
+) -> None:
+    import plotly.graph_objects as go
+
+    figure.add_trace(
+        go.Bar(
+            name=label,
+            orientation="h",
+            y=names,
+            x=[float(f"{v:.6g}") for v in values],
+            text=total,
+            textposition="outside" if total else None,
+            cliponaxis=False,
+            marker={
+                "color": look.fill,
+                "pattern": {"shape": look.hatch, "fgcolor": "#ffffff", "size": 7, "solidity": 0.2},
+                "line": {"color": "#ffffff", "width": 1},
+            },
+            hovertemplate=f"%{{y}}<br>{label}: %{{x:.4g}} {unit}<extra></extra>",
+            showlegend=column != 2,
+        ),
+        row=1,
+        col=column,
+    )
+
+
+def _time_panel(figure: Any, runs: Sequence[Contender], names: list[str], lang: str) -> str:
+    factor, unit = time_unit(max(r.timeline.makespan for r in runs))
+    parts = [r.timeline.breakdown() for r in runs]
+    rows = {
+        "compute": [p["compute"] for p in parts],
+        "exposed": [sum(v for k, v in p.items() if k.startswith("exposed_")) for p in parts],
+        "bubble": [p["bubble"] for p in parts],
+        "optimizer": [p["optimizer"] for p in parts],
+    }
+    totals = [f"{r.timeline.makespan * factor:.3g}" for r in runs]
+    for key, values in rows.items():
+        last = totals if key == "optimizer" else None
+        _panel(figure, names, [v * factor for v in values], word(key, lang), TIME[key], unit, 1, last)
+    return unit
+
+
+def _sent_panel(figure: Any, runs: Sequence[Contender], names: list[str], lang: str) -> str:
+    divisor, unit = byte_unit(max(r.sent for r in runs))
+    values = [r.sent / divisor for r in runs]
+    _panel(figure, names, values, word("sent_gpu", lang), TIME["exposed"], unit, 2, [f"{v:.3g}" for v in values])
+    return unit
+
+
+def _memory_panel(figure: Any, runs: Sequence[Contender], names: list[str], lang: str) -> str:
+    divisor, unit = byte_unit(max(sum(r.peak.values()) for r in runs))
+    totals = [f"{sum(r.peak.values()) / divisor:.3g}" for r in runs]
+    for category in CATEGORIES:
+        last = totals if category == CATEGORIES[-1] else None
+        _panel(figure, names, [r.peak[category] / divisor for r in runs], category_word(category, lang), MEMORY[category], unit, 3, last)
+    return unit

@@ -1,0 +1,140 @@
+"""How words became tokens: bytes below, every merge a fork above them with its rank, what is left at the end filled.
+
+The tree is the record of an encoding (`Tokenizer.encode_piece`): nothing is merged here. A word is drawn by itself, as it stands between
+two cuts of the text; a byte that is no printable ASCII is written in hexadecimal, and the characters stand below their bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from glasscluster.model.text.pre_tokens import pieces
+from glasscluster.visualize.figures.layout import LEGEND, plain_layout
+from glasscluster.visualize.page.words import word
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from glasscluster.model.text.tokenizer import Tokenizer
+
+TOKEN, INNER, BYTE = "#0072B2", "#ffffff", "#ffffff"
+LEVEL, GAP = 1.0, 1.4  # height of a merge; bytes of room between two words
+
+
+@dataclass
+class Node:
+    """A token at some moment: the bytes [start, stop) of a word; `rank` of the merge that made it, None for a byte."""
+
+    start: int
+    stop: int
+    rank: int | None = None
+    children: tuple[Node, ...] = field(default=(), repr=False)
+
+    @property
+    def height(self) -> int:
+        """Merges one above the other."""
+        return 1 + max(c.height for c in self.children) if self.children else 0
+
+    def all(self) -> list[Node]:
+        """This one and all below it."""
+        return [self, *(n for c in self.children for n in c.all())]
+
+
+def merge_tree(tokenizer: Tokenizer, piece: bytes) -> list[Node]:
+    """The tokens of a piece, left to right, each with the tokens it was made of."""
+    at = {i: Node(i, i + 1) for i in range(len(piece))}
+    for step in tokenizer.encode_piece(piece)[1]:
+        left = at[step.place]
+        right = at.pop(left.stop)
+        at[step.place] = Node(left.start, right.stop, step.rank, (left, right))
+    return [at[i] for i in sorted(at)]
+
+
+def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "en") -> Figure:
+    """The trees of some words side by side. A word that the rule cuts is drawn in its pieces."""
+    import plotly.graph_objects as go
+
+    figure, left, highest = go.Figure(), 0.0, 1
+    marks: dict[str, list[dict[str, Any]]] = {"tree_byte": [], "tree_merge": [], "tree_token": []}
+    lines: tuple[list[float | None], list[float | None]] = ([], [])
+    for text in words:
+        begin = left
+        for piece in pieces(text.encode()):
+            roots = merge_tree(tokenizer, piece)
+            highest = max(highest, *(r.height for r in roots))
+            for root in roots:
+                for node in root.all():
+                    x, y = left + (node.start + node.stop - 1) / 2, node.height * LEVEL
+                    kind = "tree_token" if node is root else "tree_merge" if node.children else "tree_byte"
+                    marks[kind].append(_mark(x, y, node, piece))
+                    for child in node.children:
+                        lines[0].extend([left + (child.start + child.stop - 1) / 2] * 2 + [x, None])
+                        lines[1].extend([child.height * LEVEL, y, y, None])
+            _characters(figure, piece, left)
+            left += len(piece)
+        count = sum(len(merge_tree(tokenizer, p)) for p in pieces(text.encode()))
+        said = word("tree_word", lang, text=text.replace(" ", "␣"), bytes=len(text.encode()), tokens=count)
+        middle = (begin + left - 1) / 2
+        figure.add_annotation(x=middle, y=-1.35, text=f"<b>{said}</b>", showarrow=False, font={"size": 16}, yanchor="top")
+        left += GAP
+    figure.add_trace(
+        go.Scatter(x=lines[0], y=lines[1], mode="lines", line={"color": "#52606d", "width": 2}, hoverinfo="skip", showlegend=False)
+    )
+    for kind, found in marks.items():
+        if found:
+            figure.add_trace(_trace(go, kind, found, lang))
+    width, height = max(left - GAP, 1), (highest + 2.6) * LEVEL
+    figure.update_layout(**plain_layout(150 + 62 * height, left=16, right=16, top=20, bottom=60, size=15))
+    figure.update_layout(legend=LEGEND)
+    figure.update_xaxes(visible=False, range=[-0.9, width - 0.1], fixedrange=True)
+    figure.update_yaxes(visible=False, range=[-2.0, highest * LEVEL + 0.6], fixedrange=True)
+    return figure
+
+
+def _mark(x: float, y: float, node: Node, piece: bytes) -> dict[str, Any]:
+    own = piece[node.start : node.stop]
+    text = own.decode("utf-8", "replace").replace(" ", "␣") if node.children else _byte(own)
+    return {"x": x, "y": y, "rank": node.rank, "text": text, "bytes": own.hex(" ").upper()}
+
+
+def _byte(own: bytes) -> str:
+    return "␣" if own == b" " else own.decode() if 0x20 < own[0] < 0x7F else own.hex().upper()
+
+
+def _trace(go: Any, kind: str, found: list[dict[str, Any]], lang: str) -> Any:
+    """Bytes and tokens are written in their boxes; a merge inside a token says only its rank."""
+    final = kind == "tree_token"
+    inner = kind == "tree_merge"
+    texts = [f"#{m['rank']}" if inner or (final and m["rank"] is not None) else m["text"] for m in found]
+    wide = [max(26, 9 * len(t) + 12) for t in texts]
+    return go.Scatter(
+        name=word(kind, lang),
+        x=[m["x"] for m in found],
+        y=[m["y"] for m in found],
+        mode="markers+text",
+        text=texts,
+        textfont={"color": "#ffffff" if final else "#000000", "size": 14},
+        marker={
+            "symbol": "square" if kind == "tree_byte" else "circle",
+            "size": wide if not final else [w + 4 for w in wide],
+            "color": TOKEN if final else INNER if inner else BYTE,
+            "line": {"color": TOKEN if final else "#52606d", "width": 2},
+            "opacity": 1,
+        },
+        customdata=[f"{m['text']} · {m['bytes']}" + ("" if m["rank"] is None else f" · #{m['rank']}") for m in found],
+        hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
+    )
+
+
+def _characters(figure: Figure, piece: bytes, left: float) -> None:
+    """Under the bytes of a character that has several: the character, and a line as wide as they."""
+    at = 0
+    for character in piece.decode("utf-8", "replace"):
+        width = len(character.encode())
+        if width > 1:
+            first, last = left + at - 0.4, left + at + width - 0.6
+            figure.add_shape(type="line", x0=first, x1=last, y0=-0.55, y1=-0.55, line={"color": "#52606d", "width": 2})
+            figure.add_annotation(x=(first + last) / 2, y=-0.6, text=character, showarrow=False, yanchor="top", font={"size": 18})
+        at += width

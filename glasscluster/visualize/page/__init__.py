@@ -1,0 +1,1 @@
+"""The report: page, templates, words in both languages."""

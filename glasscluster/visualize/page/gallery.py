@@ -1,0 +1,47 @@
+"""The gallery: one page of cards that opens from disk, with a filter by topic and the glossary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from glasscluster.visualize.page.report import _hash
+from glasscluster.visualize.page.words import CATALOGUE, GLOSSARY, Said
+
+
+@dataclass(frozen=True)
+class GalleryCard:
+    """A report in the gallery. `link` is relative to the index."""
+
+    id: str
+    title: Said
+    topic: Said
+    finding: Said
+    ok: bool
+    thumbnail: str  # SVG made by visualize.thumbnail
+    link: str
+
+
+def write_gallery(cards: list[GalleryCard], folder: Path) -> Path:
+    """Write index.html."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("glasscluster.visualize", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    templates = files("glasscluster.visualize") / "templates"
+    script, style = ((templates / name).read_text(encoding="utf-8") for name in ("gallery.js", "report.css"))
+    topics = list(dict.fromkeys((c.topic.en, c.topic.zh) for c in cards))
+    text = environment.get_template("gallery.html").render(
+        cards=cards,
+        topics=[Said(*t) for t in topics],
+        glossary=GLOSSARY,
+        W=CATALOGUE,
+        script=script,
+        style=style,
+        policy=f"default-src 'none'; script-src {_hash(script)}; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
+    )
+    path = folder / "index.html"
+    path.write_text(text, encoding="utf-8")
+    return path
