@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from glasscluster import __version__
-from glasscluster.base.errors import Deadlock, GlassError, ScenarioError
+from glasscluster.base.errors import Deadlock, GlassError, InputError
 from glasscluster.base.quantities import parse_size, parse_time
 from glasscluster.commands import console, evaluate, serve, tokenize
 from glasscluster.commands.console import (
@@ -59,7 +59,7 @@ Timeout = Annotated[str | None, typer.Option(help="of one operation, as 30s")]
 
 
 def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True, weights: str | None = None) -> tuple[Plan, ModelConfig]:
-    """What was asked for, validated; ScenarioError otherwise. `runs` False: for a prediction. `weights`: a folder that has the model."""
+    """What was asked for, validated; InputError otherwise. `runs` False: for a prediction. `weights`: a folder that has the model."""
     from glasscluster.strategies.plan import make_model, make_plan
 
     values = dict(given)
@@ -70,7 +70,7 @@ def plan_and_model(given: dict[str, Any], preset: str, runs: bool = True, weight
         try:
             values["layers_per_stage"] = tuple(int(n) for n in text.split(","))
         except ValueError:
-            raise ScenarioError("layers_per_stage", text, "must be whole numbers with commas between, as 1,1,1,1") from None
+            raise InputError("layers_per_stage", text, "must be whole numbers with commas between, as 1,1,1,1") from None
     shape = {k: v for k, v in values.items() if k in ModelConfig.model_fields}
     if weights is not None:
         from glasscluster.scenarios.jobs.generation import read_model
@@ -502,7 +502,7 @@ def schedule(
 
     try:
         content = stored.schedule_content(name, pp, micro_batches, costs, validate, virtual_stages)
-    except (Deadlock, ScenarioError) as problem:
+    except (Deadlock, InputError) as problem:
         if validate is not None and (isinstance(problem, Deadlock) or problem.field == "schedule"):
             problem.exit_code = 1  # the file was read and judged, and did not pass
         raise
@@ -534,7 +534,7 @@ def fail(error: Any, arguments: list[str]) -> int:
     return code
 
 
-def _usage(error: Any, arguments: list[str]) -> ScenarioError:
+def _usage(error: Any, arguments: list[str]) -> InputError:
     """What the option parser found, in our words: field, value, rule, nearest."""
     text = str(getattr(error, "message", "") or error)
     parameter = getattr(error, "param", None)
@@ -544,7 +544,7 @@ def _usage(error: Any, arguments: list[str]) -> ScenarioError:
     value = value or next((a.partition("=")[2] for a in arguments if a.partition("=")[0] in spelled), "")
     if field == "command" and arguments:
         value = arguments[0]
-    return ScenarioError(field, value, text.rstrip("."), getattr(error, "possibilities", None))
+    return InputError(field, value, text.rstrip("."), getattr(error, "possibilities", None))
 
 
 def main(arguments: list[str] | None = None) -> None:

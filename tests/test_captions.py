@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import differences, run_plan, worst
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model import gpt
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
@@ -73,7 +73,7 @@ def test_each_patch_is_its_matrix_times_its_pixels_and_nothing_else_is():
 def test_what_does_not_go_with_patches_is_named(wrong, field):
     shape = {"patches": 4, "seq": 18, "prefix": 4} | {k: v for k, v in wrong.items() if k != "cp"}
     plan = make_plan(cp=wrong.get("cp", 1))
-    with pytest.raises(ScenarioError) as caught:
+    with pytest.raises(InputError) as caught:
         plan.check(make_model("tiny", **shape))
     assert caught.value.field == field
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.ranks.collectives import ALGORITHMS, MODULES, binary_tree, double_tree, hierarchical
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, SEND
 from glasscluster.sim.recording.graph import compute_rows
@@ -249,9 +249,9 @@ def test_nobody_works_in_both_trees_and_nobody_sends_more_than_twice_the_buffer(
 
 def test_a_piece_is_64_kib_and_there_are_at_most_16():
     assert [binary_tree.pieces_of(b) for b in (0, 1, 65536, 65537, 1 << 20, 1 << 30)] == [1, 1, 1, 2, 16, 16]
-    with pytest.raises(ScenarioError, match=r"pieces = 2: .*binary-tree or double-tree"):
+    with pytest.raises(InputError, match=r"pieces = 2: .*binary-tree or double-tree"):
         Cluster("classroom", 2, "threads").run(once, "all_reduce", "ring", 4, {"pieces": 2})
-    with pytest.raises(ScenarioError, match="pieces = 0"):
+    with pytest.raises(InputError, match="pieces = 0"):
         Cluster("classroom", 2, "threads").run(once, "all_reduce", "double-tree", 4, {"pieces": 0})
 
 
@@ -392,7 +392,7 @@ def test_torchrun_agrees_on_every_algorithm(tmp_path):
 
 
 def test_what_an_algorithm_cannot_do_is_an_input_error_that_names_what_can():
-    with pytest.raises(ScenarioError, match=r"all_to_all has no such algorithm.*direct"):
+    with pytest.raises(InputError, match=r"all_to_all has no such algorithm.*direct"):
         Cluster("classroom", 2, "threads").run(once, "all_to_all", "tree", 4)
-    with pytest.raises(ScenarioError, match=r"reduce dst = 5.*ranks 0\.\.1"):
+    with pytest.raises(InputError, match=r"reduce dst = 5.*ranks 0\.\.1"):
         Cluster("classroom", 2, "threads").run(lambda gpu: gpu.comm.reduce(torch.ones(2), dst=5))

@@ -11,7 +11,7 @@ from helpers import differences, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.layers.dropout import Draw
 from glasscluster.model.parallel import IGNORE
@@ -234,7 +234,7 @@ def test_ranks_that_forget_the_documents_are_noticed(files, monkeypatch):
 )
 def test_what_cannot_keep_documents_apart_says_so(plan, model, field):
     job = Job(make_plan(**plan), make_model("tiny", **model), data=Mixture((("python", 1.0),), packed=True))
-    with pytest.raises(ScenarioError, match="packed documents") as found:
+    with pytest.raises(InputError, match="packed documents") as found:
         job.check_packed()
     assert found.value.field == field
 

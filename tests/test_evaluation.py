@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.cli import app
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.text.tasks import (
@@ -204,7 +204,7 @@ def test_the_command_says_scores_errors_checks_and_what_is_wrong():
     assert {"refused_fraction", "answered_fraction"} <= set(told["scores"][4])
     for wrong, field in ((["--task", "arithmetik"], "task"), (["--samples", "3"], "temperature"), (["--vocab", "64"], "vocab")):
         failed = CliRunner().invoke(app, [*words, *wrong])
-        assert isinstance(failed.exception, ScenarioError)
+        assert isinstance(failed.exception, InputError)
         assert failed.exception.field == field
 
 
@@ -215,5 +215,5 @@ UNFIT = {"objective": "masked", "patches": "4", "tp": "3", "dropout": "0.1", "pr
 @pytest.mark.parametrize("field", UNFIT)
 def test_a_model_that_does_not_go_on_with_a_text_is_an_input_error_of_every_command(command, field):
     failed = CliRunner().invoke(app, [command, f"--{field}", UNFIT[field]])
-    assert isinstance(failed.exception, ScenarioError), failed.output
+    assert isinstance(failed.exception, InputError), failed.output
     assert failed.exception.field == field

@@ -11,7 +11,7 @@ import torch
 from helpers import run_plan
 from torch import Tensor
 
-from glasscluster.base.errors import CollectiveMismatch, ScenarioError
+from glasscluster.base.errors import CollectiveMismatch, InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import Block
 from glasscluster.model.layers import moe
@@ -63,13 +63,13 @@ def lopsided(gpu, sends: list[int], receives: list[int], elements: int = 4) -> N
 def test_lengths_that_do_not_fit_are_refused_by_name():
     cluster = Cluster("classroom", 2, "threads")
     for sends, receives, why in (([4], [2, 2], "2 lengths"), ([5, -1], [2, 2], "2 lengths"), ([1, 2], [2, 2], "add up to 3")):
-        with pytest.raises(ScenarioError, match=why):
+        with pytest.raises(InputError, match=why):
             cluster.run(lopsided, sends, receives)
-    with pytest.raises(ScenarioError, match="keeps 1 elements"):
+    with pytest.raises(InputError, match="keeps 1 elements"):
         cluster.run(lambda gpu: lopsided(gpu, [1, 3] if gpu.rank == 0 else [3, 1], [2, 2]))
     with pytest.raises(CollectiveMismatch, match=r"3 x torch.float32 sent, 2 x"):
         cluster.run(lambda gpu: lopsided(gpu, [1, 3], [1, 3]) if gpu.rank == 0 else lopsided(gpu, [3, 2], [2, 2], 5))
-    with pytest.raises(ScenarioError, match="all_to_all has no such algorithm"):  # gloo's own takes no uneven pieces from us
+    with pytest.raises(InputError, match="all_to_all has no such algorithm"):  # gloo's own takes no uneven pieces from us
         cluster.run(lambda gpu: gpu.comm.all_to_all(torch.ones(2), torch.ones(2), algorithm="native"))
 
 

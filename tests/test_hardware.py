@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import run_plan
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_rate, parse_size, parse_time
 from glasscluster.sim.recording.events import OPTIMIZER
 from glasscluster.sim.run import Cluster
@@ -107,14 +107,14 @@ def test_a_profile_file_is_read_back_as_it_was_saved_and_a_broken_one_is_named(t
     CATALOGUE["dgx-a100-80gb"].save(path)
     assert hardware(str(path)) == CATALOGUE["dgx-a100-80gb"]
     path.write_text("{}")
-    with pytest.raises(ScenarioError, match="not a hardware profile"):
+    with pytest.raises(InputError, match="not a hardware profile"):
         hardware(str(path))
-    with pytest.raises(ScenarioError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         hardware(str(tmp_path / "none.json"))
 
 
 def test_a_precision_without_a_listed_peak_is_an_input_error():
-    with pytest.raises(ScenarioError, match="lists no peak"):
+    with pytest.raises(InputError, match="lists no peak"):
         CATALOGUE["dgx-v100"].gpu.peak("bf16")
 
 
@@ -128,5 +128,5 @@ def test_rates_and_times_are_read_as_people_write_them():
     assert parse_rate("bandwidth", "10GB/s") == 10e9
     assert parse_time("latency", "10us") == pytest.approx(1e-5)
     for bad in ("ten", "3 parsecs", "", "-4s"):
-        with pytest.raises(ScenarioError):
+        with pytest.raises(InputError):
             parse_time("latency", bad)

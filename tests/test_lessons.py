@@ -16,7 +16,7 @@ from helpers import walk_through
 from typer.testing import CliRunner
 
 import glasscluster.scenarios.lessons as package
-from glasscluster.base.errors import Deadlock, ScenarioError
+from glasscluster.base.errors import Deadlock, InputError
 from glasscluster.cli import app
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
@@ -303,7 +303,7 @@ def test_lessons_are_listed_and_planned_for_fifty_minutes():
     for id_ in LESSONS:
         assert len(teaching_plan(find_lesson(id_))) == len(plan["plan"])
     wrong = CliRunner().invoke(app, ["lessons", "--plan", "E44"])
-    assert isinstance(wrong.exception, ScenarioError)
+    assert isinstance(wrong.exception, InputError)
     assert "nearest valid choice is E4" in str(wrong.exception)
 
 

@@ -232,7 +232,7 @@ def test_train_refuses_before_it_runs_and_says_what_would_fit(capsys, tight):
     code, out, err = glass(capsys, "train", *LAYOUT, "--memory", f"{tight[2]}B", "--backend", "threads", "--json")
     said = json.loads(out)
     assert code == 2
-    assert (said["error"], said["field"], said["nearest"]) == ("ScenarioError", "memory", said["would_fit"][0]["options"])
+    assert (said["error"], said["field"], said["nearest"]) == ("InputError", "memory", said["would_fit"][0]["options"])
     assert "training" not in err
     assert said["residents"]
     assert said["would_fit"][0]["peak_memory_bytes"] <= tight[2]

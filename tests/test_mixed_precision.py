@@ -14,7 +14,7 @@ from helpers import run_plan
 from narrow import GATE, GROWING, furthest, judged, oracle, ran
 from torch import Tensor
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies import trainer
@@ -342,7 +342,7 @@ def test_the_standard_check_of_an_fp16_run_is_in_float64_and_holds():
 
 def test_fp16_without_masters_and_fp8_are_refused_with_a_reason():
     model = make_model("tiny")
-    with pytest.raises(ScenarioError, match="master weights"):
+    with pytest.raises(InputError, match="master weights"):
         make_plan(precision="fp16", master_weights="none").check(model)
-    with pytest.raises(ScenarioError, match="precision"):
+    with pytest.raises(InputError, match="precision"):
         make_plan(precision="fp8").check(model)

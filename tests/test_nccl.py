@@ -11,7 +11,7 @@ from statistics import median
 
 import pytest
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.time.hardware import CATALOGUE
 from glasscluster.sim.time.nccl import constants as K
 from glasscluster.sim.time.nccl.model import ALGORITHMS, Channels, candidates, choose, setup
@@ -274,15 +274,15 @@ def test_the_median_error_of_measured_all_reduces_is_at_most_ten_percent():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ScenarioError, match="needs an NVIDIA GPU"):
+    with pytest.raises(InputError, match="needs an NVIDIA GPU"):
         choose("all_reduce", 1024, "classroom", 8)
-    with pytest.raises(ScenarioError, match="nearest valid choice is all_reduce"):
+    with pytest.raises(InputError, match="nearest valid choice is all_reduce"):
         choose("allreduce", 1024, "dgx-h100", 8)
-    with pytest.raises(ScenarioError, match="at least two ranks"):
+    with pytest.raises(InputError, match="at least two ranks"):
         choose("all_reduce", 1024, "dgx-h100", 1)
-    with pytest.raises(ScenarioError, match="no negative size"):
+    with pytest.raises(InputError, match="no negative size"):
         choose("all_reduce", -1, "dgx-h100", 8)
-    with pytest.raises(ScenarioError, match="NCCL cannot run broadcast so here"):
+    with pytest.raises(InputError, match="NCCL cannot run broadcast so here"):
         choose("broadcast", 1024, "dgx-h100", 8, {"Tree"})
-    with pytest.raises(ScenarioError, match="has 8 GPUs"):
+    with pytest.raises(InputError, match="has 8 GPUs"):
         setup("dgx-h100", 8, node_size=9)

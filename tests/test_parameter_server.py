@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.cli import app
 from glasscluster.scenarios.lab import Lab, find, perform
 from glasscluster.sim.recording.events import RECV, SEND
@@ -157,7 +157,7 @@ def test_on_ray_actors_the_same_plan_gives_the_same_bits():
     ("wrong", "field"), [((2, 3, 1, 0, False), "servers"), ((2, 0, 1, 0, True), "servers"), ((2, 1, 1, -1, True), "staleness")]
 )
 def test_a_layout_that_cannot_be_is_named(wrong, field):
-    with pytest.raises(ScenarioError, match=field):
+    with pytest.raises(InputError, match=field):
         Layout(*wrong)
 
 
@@ -321,16 +321,16 @@ def test_glass_train_checks_an_exchange_against_its_own_reference_and_its_order_
 )
 def test_what_an_exchange_cannot_do_is_named(field, options):
     wrong = glass("train", "--dp", "2", "--exchange", "async-server", *options)
-    assert isinstance(wrong.exception, ScenarioError)
+    assert isinstance(wrong.exception, InputError)
     assert str(wrong.exception).startswith(f"{field} = ")
 
 
 def test_staleness_without_an_asynchronous_server_is_named():
     for exchange in ([], ["--exchange", "parameter-server"]):
         wrong = glass("train", "--dp", "2", "--staleness", "2", *exchange)
-        assert isinstance(wrong.exception, ScenarioError)
+        assert isinstance(wrong.exception, InputError)
         assert "async-server" in str(wrong.exception)
-    with pytest.raises(ScenarioError, match="another program"):
+    with pytest.raises(InputError, match="another program"):
         Cluster("classroom", 2, "dry").run(train_rank, Job(make_plan(dp=2, exchange="async-server"), MODEL, 1))
 
 

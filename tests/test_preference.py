@@ -9,7 +9,7 @@ from statistics import mean, stdev
 import pytest
 import torch
 
-from glasscluster.base.errors import OutOfMemory, ScenarioError
+from glasscluster.base.errors import InputError, OutOfMemory
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs import tuning
 from glasscluster.scenarios.lab import Lab, find, perform
@@ -258,10 +258,10 @@ def test_the_divergence_is_the_sum_over_all_answers():
     ],
 )
 def test_a_job_that_cannot_be_names_the_field(options, field):
-    with pytest.raises(ScenarioError) as problem:
+    with pytest.raises(InputError) as problem:
         Tuning(model=MODEL, **{"task": TASK, **options})
     assert problem.value.field == field
-    with pytest.raises(ScenarioError, match="no such role"):
+    with pytest.raises(InputError, match="no such role"):
         place("dpo", "rule", ("critic",))
 
 
@@ -286,7 +286,7 @@ def test_a_placement_that_fits_runs_and_one_that_does_not_is_out_of_memory():
     for least, rank in ((max(peaks) - 1, placed), (max(peaks), replace(job, placement=dict.fromkeys(job.roles, 0)))):
         with pytest.raises(OutOfMemory):
             Cluster("classroom", rank.ranks, "threads", memory_bytes=least).run(tune_rank, rank)
-    with pytest.raises(ScenarioError, match="actor alone holds"):
+    with pytest.raises(InputError, match="actor alone holds"):
         fit(job, 16 * MODEL.parameters() - 1)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_schedules import THEIRS, pytorch_lists
 
-from glasscluster.base.errors import Deadlock, ScenarioError
+from glasscluster.base.errors import Deadlock, InputError
 from glasscluster.strategies.pipeline.schedules import (
     FOLDED,
     LOOPED,
@@ -368,9 +368,9 @@ def test_what_is_written_is_read_back_and_judged_the_same(name, p, m, v):
 def test_chunks_are_refused_where_the_schedule_has_its_own_number():
     assert [chunks(n) for n in SCHEDULES] == [number_of_chunks(n, 1) for n in SCHEDULES]
     for name, v in (("gpipe", 2), ("zb-h1", 2), ("zb-v", 1), ("dualpipe-v", 3), ("interleaved", 0)):
-        with pytest.raises(ScenarioError, match="virtual_stages"):
+        with pytest.raises(InputError, match="virtual_stages"):
             make_schedule(name, 2, 4, v)
-    with pytest.raises(ScenarioError, match="the nearest valid choice is zb-h1"):
+    with pytest.raises(InputError, match="the nearest valid choice is zb-h1"):
         make_schedule("zbh1", 2, 4)
     assert (default_name(1), default_name(2)) == ("1f1b", "interleaved")
 
@@ -386,7 +386,7 @@ def test_a_dropped_and_a_doubled_action_are_refused_wherever_they_are(name):
     for rank, actions in enumerate(plan.ranks):
         for place, action in enumerate(actions):
             for changed in (actions[:place] + actions[place + 1 :], actions[: place + 1] + actions[place:]):
-                with pytest.raises(ScenarioError, match=f"mutant.*rank {rank}.*{action.stage}[BFIW]{action.micro_batch}"):
+                with pytest.raises(InputError, match=f"mutant.*rank {rank}.*{action.stage}[BFIW]{action.micro_batch}"):
                     mutant(plan, [*plan.ranks[:rank], changed, *plan.ranks[rank + 1 :]]).validate()
 
 
@@ -403,7 +403,7 @@ def test_a_swapped_pair_is_refused_if_one_needs_the_other_and_never_hides_work(n
                 assert spoilt.written(rank) != plan.written(rank)
                 try:
                     judged = spoilt.validate()
-                except (ScenarioError, Deadlock):
+                except (InputError, Deadlock):
                     refused += 1
                     continue
                 same = actions[i].stage == actions[k].stage and actions[i].micro_batch == actions[k].micro_batch
@@ -428,7 +428,7 @@ def test_a_swapped_pair_is_refused_if_one_needs_the_other_and_never_hides_work(n
 def test_each_rule_has_its_words(change, said):
     lines = {0: "0F0 0F1 0B0 0B1", 1: "1F0 1B0 1F1 1B1"} | change
     ranks = [read_schedule("planted", line, 1, 2).ranks[0] for line in lines.values()]
-    with pytest.raises(ScenarioError, match=said):
+    with pytest.raises(InputError, match=said):
         Schedule("planted", 2, 2, ranks).validate()
 
 
@@ -481,13 +481,13 @@ def test_a_slot_of_two_begins_when_both_can_and_costs_what_it_is_told():
     assert judged.begin[Action(0, "B", 0)] == 2
     assert (judged.makespan, judged.peak_live) == (9, [2])
     assert plan.validate(1, 2, overlapped=lambda f, b: 2.5).makespan == 8.5
-    with pytest.raises(ScenarioError, match="only a forward with a backward"):
+    with pytest.raises(InputError, match="only a forward with a backward"):
         Schedule("pair", 1, 2, [[Action(0, k, i) for k in "FB" for i in (0, 1)]], together=frozenset([Action(0, "F", 0)])).validate()
 
 
 def test_the_weight_part_cannot_cost_more_than_the_backward_it_is_a_part_of():
     assert make_schedule("gpipe", 2, 2).validate(1, 0.5).makespan == 4.5
-    with pytest.raises(ScenarioError, match="weight part"):
+    with pytest.raises(InputError, match="weight part"):
         make_schedule("zb-h1", 2, 2).validate(1, 0.5)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers import run_plan
 
-from glasscluster.base.errors import Deadlock, ScenarioError
+from glasscluster.base.errors import Deadlock, InputError
 from glasscluster.scenarios.jobs import equal_stages
 from glasscluster.sim.recording.events import COMPUTE, PHASES
 from glasscluster.sim.run import Cluster
@@ -44,7 +44,7 @@ def test_an_incomplete_or_doubled_schedule_is_refused(spoil):
         ranks[0].append(ranks[0][0])
     else:
         ranks[1][0], ranks[1][1] = ranks[1][1], ranks[1][0]
-    with pytest.raises(ScenarioError, match="planted"):
+    with pytest.raises(InputError, match="planted"):
         Schedule("planted", 2, 2, ranks).validate()
 
 

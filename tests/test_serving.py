@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.base.errors import GlassError, ScenarioError
+from glasscluster.base.errors import GlassError, InputError
 from glasscluster.cli import main
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import packed
@@ -109,7 +109,7 @@ def test_a_slot_is_filled_in_the_step_after_its_request_ended_and_the_oldest_nev
 def test_what_can_never_be_served_is_refused(field: str, change: dict):
     asked = {"model": FEW.model, "requests": REQUESTS, "policy": "continuous", "slots": 3, "block": 2, "blocks": 8, "tp": 1, **change}
     rest = {"precision": "fp32", "weights": None, "checked": False, "backend": "dry", "device": "cpu", "seed": 0, "hardware": "classroom"}
-    with pytest.raises(ScenarioError) as refused:
+    with pytest.raises(InputError) as refused:
         serving_command.serve_command(**asked, **rest, say=print)
     assert refused.value.field == field
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from helpers import differences, worst
 from narrow import ran
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE, Unsharded
@@ -239,6 +239,6 @@ def test_a_gradient_that_is_not_finite_is_skipped_too_and_fp16_s_overflow_stays_
     ],
 )
 def test_switches_that_cannot_be_are_refused_by_name(field, options):
-    with pytest.raises(ScenarioError) as refused:
+    with pytest.raises(InputError) as refused:
         make_plan(**options).check(MODEL)
     assert str(refused.value).startswith(f"{field} = ")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import Largest
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model import flash_attention as flash
 from glasscluster.model import gpt, parts
 from glasscluster.model.config import PRESETS, ModelConfig
@@ -238,7 +238,7 @@ def test_a_preset_has_as_many_parameters_as_its_tensors_and_as_published(preset)
     ids=str,
 )
 def test_what_cannot_be_is_refused_by_its_field(options, field):
-    with pytest.raises(ScenarioError) as said:
+    with pytest.raises(InputError) as said:
         make_model("tiny", **options)
     assert said.value.field == field
     assert said.value.nearest is not None

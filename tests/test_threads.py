@@ -17,10 +17,10 @@ from glasscluster.base.errors import (
     CollectiveMismatch,
     Deadlock,
     GlassError,
+    InputError,
     MessageLost,
     OutOfMemory,
     RankDied,
-    ScenarioError,
 )
 from glasscluster.sim.ranks.deadlock import standstill
 from glasscluster.sim.recording.graph import ExecutionGraph
@@ -87,10 +87,10 @@ def test_buffering_changes_neither_results_nor_rows_of_a_program_that_finishes(p
 
 
 def test_buffering_is_an_option_of_threads_and_never_negative():
-    with pytest.raises(ScenarioError, match="eager_bytes = -1"):
+    with pytest.raises(InputError, match="eager_bytes = -1"):
         threads(2, eager_bytes=-1).run(two_groups)
     for backend in ("dry", "ray"):
-        with pytest.raises(ScenarioError, match=f"threads backend, not of {backend}"):
+        with pytest.raises(InputError, match=f"threads backend, not of {backend}"):
             Cluster("classroom", 2, backend, eager_bytes=64)
 
 
@@ -206,7 +206,7 @@ def test_a_full_virtual_gpu_says_who_is_resident():
 
 @pytest.mark.parametrize("gpus", [0, -1])
 def test_a_cluster_needs_a_gpu(gpus):
-    with pytest.raises(ScenarioError, match="at least 1"):
+    with pytest.raises(InputError, match="at least 1"):
         threads(gpus)
 
 
@@ -257,7 +257,7 @@ def test_reductions_are_sum_max_min_and_avg_and_another_is_refused():
     for results in threads(4).run(reductions).results:
         for x, factor in zip(results, (10, 4, 1, 2.5), strict=True):
             assert torch.equal(x, base * factor)
-    with pytest.raises(ScenarioError, match="unknown reduction"):
+    with pytest.raises(InputError, match="unknown reduction"):
         threads(2).run(lambda gpu: gpu.comm.all_reduce(torch.zeros(2), op="prod"))
 
 
@@ -282,7 +282,7 @@ def test_a_graph_survives_its_file_which_holds_no_pickle(run, tmp_path):
 def test_a_foreign_or_hostile_graph_file_is_refused_by_name(content, tmp_path):
     path = tmp_path / "graph.npz"
     path.write_bytes(content)
-    with pytest.raises(ScenarioError, match="graph"):
+    with pytest.raises(InputError, match="graph"):
         ExecutionGraph.load(path)
 
 
@@ -293,7 +293,7 @@ def test_a_pickle_inside_an_npz_is_never_run(tmp_path):
 
     path = tmp_path / "graph.npz"
     np.savez(path, meta=np.array([Bomb()], dtype=object))
-    with pytest.raises(ScenarioError):
+    with pytest.raises(InputError):
         ExecutionGraph.load(path)
     assert not (tmp_path / "exploded").exists()
 

@@ -10,7 +10,7 @@ import networkx as nx
 import pytest
 import torch
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time import network as topology
 from glasscluster.sim.time.hardware import CATALOGUE, hardware
@@ -100,7 +100,7 @@ def test_rails_are_crossed_inside_the_node():
 def test_a_placement_moves_ranks_to_other_gpus():
     network = build("line", 4, CABLE).placed([3, 1, 0, 2])
     assert way(network, 0, 2) == ["gpu 3", "gpu 2", "gpu 1", "gpu 0"]
-    with pytest.raises(ScenarioError, match=r"must name each of the GPUs 0\.\.3 once"):
+    with pytest.raises(InputError, match=r"must name each of the GPUs 0\.\.3 once"):
         network.placed([0, 0, 1, 2])
 
 
@@ -162,7 +162,7 @@ def test_a_network_that_cannot_be_is_named(case, tmp_path):
     content, rule = BAD[case]
     path = tmp_path / "net.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(ScenarioError, match=rule):
+    with pytest.raises(InputError, match=rule):
         topology.read(path)
 
 
@@ -177,7 +177,7 @@ def test_a_file_is_read_as_networkx_writes_it(tmp_path):
     assert len(network.route(0, 3)) == 3
     (tmp_path / "no.json").write_text("{")
     for bad in ("no.json", "missing.json"):
-        with pytest.raises(ScenarioError):
+        with pytest.raises(InputError):
             topology.read(tmp_path / bad)
 
 
@@ -191,7 +191,7 @@ def test_what_a_builder_does_not_know_is_refused():
         ("dragonfly", 8, {}, "neither a known topology"),
         ("ring", 1, {}, "at least 2"),
     ):
-        with pytest.raises(ScenarioError, match=rule):
+        with pytest.raises(InputError, match=rule):
             build(name, n, CABLE, **options)
-    with pytest.raises(ScenarioError, match=r"bandwidth of link gpu 0 → gpu 1.*more than 0"):
+    with pytest.raises(InputError, match=r"bandwidth of link gpu 0 → gpu 1.*more than 0"):
         build("ring", 4, Cable(-1.0))

@@ -1,6 +1,6 @@
 """The closed list of errors a run can end with, each naming rank, operation, peer and step.
 
-A user mistake (a plan that cannot be, a file that is not there) is a `ScenarioError`: exit code 2.
+A user mistake (a plan that cannot be, a file that is not there) is a `InputError`: exit code 2.
 Everything else is a run that failed: exit code 3. Nothing here ever reaches a person as a traceback.
 """
 
@@ -109,7 +109,7 @@ class ClusterLost(GlassError):
     """The cluster itself (not one rank) is gone."""
 
 
-class ScenarioError(GlassError, ValueError):
+class InputError(GlassError, ValueError):
     """Bad input: field, value, rule, and the nearest valid choice."""
 
     exit_code = 2
@@ -123,7 +123,7 @@ class ScenarioError(GlassError, ValueError):
     def as_dict(self) -> dict:
         """Field, value, rule and nearest choice, for `--json`."""
         return {
-            "error": "ScenarioError",
+            "error": "InputError",
             "message": self.message,
             "field": self.field,
             "value": str(self.value),
@@ -132,7 +132,7 @@ class ScenarioError(GlassError, ValueError):
         }
 
 
-class DoesNotFit(ScenarioError):
+class DoesNotFit(InputError):
     """A plan whose recording ran out of the virtual GPU before anything was started: bad input, with what would fit."""
 
     def __init__(self, capacity: float, found: OutOfMemory, said: str, would_fit: list[dict]) -> None:

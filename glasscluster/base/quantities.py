@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 
 SIZES = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 RATES = {
@@ -27,10 +27,10 @@ _WRITTEN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ/]*
 def _parse(field: str, text: str, units: dict[str, float] | dict[str, int], bare: str) -> float:
     match = _WRITTEN.fullmatch(text)
     if match is None:
-        raise ScenarioError(field, text, f"must be a number and a unit, such as 4{next(iter(units))}", [f"1{u}" for u in units])
+        raise InputError(field, text, f"must be a number and a unit, such as 4{next(iter(units))}", [f"1{u}" for u in units])
     number, unit = match.groups()
     if (unit or bare) not in units:
-        raise ScenarioError(field, text, f"the unit must be one of {' '.join(units)}", [number + u for u in units])
+        raise InputError(field, text, f"the unit must be one of {' '.join(units)}", [number + u for u in units])
     return float(number) * units[unit or bare]
 
 
@@ -38,7 +38,7 @@ def parse_size(field: str, text: str) -> int:
     """Whole bytes; a bare number is bytes."""
     value = _parse(field, text, SIZES, "B")
     if value != int(value):
-        raise ScenarioError(field, text, "must be a whole number of bytes", [f"{int(value)}B", f"{int(value) + 1}B"])
+        raise InputError(field, text, "must be a whole number of bytes", [f"{int(value)}B", f"{int(value) + 1}B"])
     return int(value)
 
 

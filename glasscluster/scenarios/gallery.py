@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.scenarios.jobs.training import output_folder
 from glasscluster.scenarios.lab import Lab, Say, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson
@@ -13,12 +13,12 @@ from glasscluster.scenarios.lesson import LESSONS, find_lesson
 
 def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Path, list[dict[str, Any]]]:
     """Returns the index and one row a lesson."""
+    from glasscluster.base.text import Said
     from glasscluster.visualize.page.gallery import GalleryCard, write_gallery
-    from glasscluster.visualize.page.words import Said
 
     for name in only or []:
         if name.upper() not in LESSONS:
-            raise ScenarioError("only", name, "unknown lesson", list(LESSONS))
+            raise InputError("only", name, "unknown lesson", list(LESSONS))
     folder, cards, rows = output_folder(out, "gallery"), [], []
     wanted = [n.upper() for n in only] if only else list(LESSONS)
     for number, id_ in enumerate(wanted, start=1):

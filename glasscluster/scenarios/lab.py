@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 
 Text = tuple[str, str]  # English, 中文
 Say = Callable[[str], None]
@@ -81,12 +81,12 @@ def find(name: str) -> Scenario:
     if name in BUILT_IN:
         importlib.import_module(BUILT_IN[name])
         return REGISTRY[name]
-    raise ScenarioError("scenario", name, "unknown scenario, and not a .py file", [*BUILT_IN, *LESSONS])
+    raise InputError("scenario", name, "unknown scenario, and not a .py file", [*BUILT_IN, *LESSONS])
 
 
 def _from_file(path: Path) -> Scenario:
     if not path.is_file():
-        raise ScenarioError("scenario", str(path), "there is no such file")
+        raise InputError("scenario", str(path), "there is no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -95,10 +95,10 @@ def _from_file(path: Path) -> Scenario:
     try:
         spec.loader.exec_module(module)
     except Exception as problem:
-        raise ScenarioError("scenario", str(path), f"the file fails on import: {type(problem).__name__}: {problem}") from None
+        raise InputError("scenario", str(path), f"the file fails on import: {type(problem).__name__}: {problem}") from None
     new = [name for name, play in REGISTRY.items() if play.function.__globals__ is module.__dict__]
     if len(new) != 1:
-        raise ScenarioError("scenario", str(path), f"the file must hold one function decorated with @scenario(...), it has {len(new)}")
+        raise InputError("scenario", str(path), f"the file must hold one function decorated with @scenario(...), it has {len(new)}")
     return REGISTRY[new[0]]
 
 
@@ -295,9 +295,9 @@ class Lab:
 
     def _lesson_page(self) -> Any:
         """The beats of a lesson for the page; None for a plain scenario."""
+        from glasscluster.base.text import Said
         from glasscluster.scenarios.lesson import Lesson
         from glasscluster.visualize.page.report import LessonPage
-        from glasscluster.visualize.page.words import Said
 
         taught = self.scenario
         if not isinstance(taught, Lesson) or self.prompt is None:
@@ -322,8 +322,8 @@ class Lab:
 
     def _told(self) -> list[Any]:
         """The scenario's own sentences; when they are few, what can be said of any run is added, from its numbers."""
+        from glasscluster.base.text import Said
         from glasscluster.visualize.page.report import StoryStep, told
-        from glasscluster.visualize.page.words import Said
 
         steps = [StoryStep(Said(*text), view or "tab=ledger") for text, view in self.story]
         if self.entries and len(steps) < FEWEST_SENTENCES:
@@ -335,10 +335,10 @@ class Lab:
 
     def write(self, folder: Path) -> Path:
         """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
+        from glasscluster.base.text import Said
         from glasscluster.scenarios.jobs.training import network_pictures, write_ledger, write_run_json
         from glasscluster.visualize.page.report import Chapter, Report, write_report
         from glasscluster.visualize.page.trace import write_chrome_trace
-        from glasscluster.visualize.page.words import Said
 
         for entry in self.entries:
             home = folder if len(self.entries) == 1 else folder / entry.key
@@ -401,7 +401,7 @@ def perform(play: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
     known = play.options
     for name in options:
         if name not in known:
-            raise ScenarioError(name, options[name], f"{play.name} has no such option", list(known))
+            raise InputError(name, options[name], f"{play.name} has no such option", list(known))
     try:
         play.function(lab, **options)
     finally:

@@ -7,7 +7,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, get_args
 
-from glasscluster.base.errors import GlassError, ScenarioError
+from glasscluster.base.errors import GlassError, InputError
 from glasscluster.scenarios.lab import BUILT_IN, Lab, Say, Scenario, find, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
 
@@ -25,19 +25,19 @@ def read_options(play: Scenario, words: list[str]) -> dict[str, Any]:
         negated = name.startswith("no_") and name not in play.options
         name = name.removeprefix("no_") if negated else name
         if not word.startswith("--") or name not in play.options:
-            raise ScenarioError(word, value, f"{play.name} has no such option", ["--" + n.replace("_", "-") for n in play.options])
+            raise InputError(word, value, f"{play.name} has no such option", ["--" + n.replace("_", "-") for n in play.options])
         kind = _kind(play.options[name])
         if kind is bool and not value and (not rest or rest[0].startswith("--")):
             given[name] = not negated
             continue
         if not value:
             if not rest:
-                raise ScenarioError(word, "", "needs a value")
+                raise InputError(word, "", "needs a value")
             value = rest.pop(0)
         given[name] = _convert(name, value, kind)
     missing = [n for n, p in play.options.items() if p.default is Parameter.empty and n not in given]
     if missing:
-        raise ScenarioError(missing[0], "", f"{play.name} needs --{missing[0].replace('_', '-')}")
+        raise InputError(missing[0], "", f"{play.name} needs --{missing[0].replace('_', '-')}")
     return given
 
 
@@ -51,12 +51,12 @@ def _kind(option: Parameter) -> type:
 def _convert(name: str, value: str, kind: type) -> Any:
     if kind is bool:
         if value.lower() not in TRUTH:
-            raise ScenarioError(name, value, "must be true or false", ["true", "false"])
+            raise InputError(name, value, "must be true or false", ["true", "false"])
         return TRUTH[value.lower()]
     try:
         return kind(value)
     except ValueError:
-        raise ScenarioError(name, value, f"must be a number ({kind.__name__})") from None
+        raise InputError(name, value, f"must be a number ({kind.__name__})") from None
 
 
 def help_text(name: str) -> str:
@@ -122,7 +122,7 @@ def lesson_list() -> dict[str, Any]:
 def lesson_plan(id_: str) -> dict[str, Any]:
     """Fifty minutes with a class."""
     if id_.upper() not in LESSONS:
-        raise ScenarioError("plan", id_, "unknown lesson", list(LESSONS))
+        raise InputError("plan", id_, "unknown lesson", list(LESSONS))
     plan = [{"minutes": m, "en": en, "zh": zh} for m, (en, zh) in teaching_plan(find_lesson(id_.upper()))]
     return {"schema": "glass.lesson-plan/1", "lesson": id_.upper(), "plan": plan}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.events import COLLECTIVE, KINDS, LANES_PER_GROUP, PHASES, PURPOSES
 from glasscluster.sim.recording.graph import COLUMNS, ExecutionGraph, _csr, topological_order
 from glasscluster.sim.time.cost import FP8_KERNELS, native_cost
@@ -94,7 +94,7 @@ def load_packed(path: str | Path) -> ExecutionGraph:
     try:
         packed = json.loads(Path(path).read_text())
         if packed["format"] != FORMAT:
-            raise ScenarioError("graph", str(path), f"has format {packed['format']}, this version reads {FORMAT}")
+            raise InputError("graph", str(path), f"has format {packed['format']}, this version reads {FORMAT}")
         columns = unpack(packed)
         n = len(columns["rank"])
         target = np.repeat(np.arange(n), columns["dep_count"])
@@ -113,12 +113,12 @@ def load_packed(path: str | Path) -> ExecutionGraph:
         }
         match = np.where(match[order] >= 0, place[match[order]], -1)
         return ExecutionGraph({c: columns[c][order] for c in COLUMNS}, dep_ptr, dep_idx, match, meta)
-    except ScenarioError:
+    except InputError:
         raise
     except OSError as problem:
-        raise ScenarioError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
+        raise InputError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
     except Exception as problem:  # a damaged or foreign file fails in many ways
-        raise ScenarioError("graph", str(path), f"is not a report's graph.json ({type(problem).__name__})") from None
+        raise InputError("graph", str(path), f"is not a report's graph.json ({type(problem).__name__})") from None
 
 
 def pack_timeline(timeline: Timeline) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glasscluster.base.display import renderer
-from glasscluster.base.errors import GlassError, ScenarioError
+from glasscluster.base.errors import GlassError, InputError
 from glasscluster.sim.ranks.gpu import Outcome
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware, hardware
@@ -55,7 +55,7 @@ def make_backend(name: str, gpus: int, **options: Any) -> Backend:
         from glasscluster.sim.ranks.backends.dry import DryBackend
 
         return DryBackend(gpus, **options)
-    raise ScenarioError("backend", name, "unknown backend", BACKENDS)
+    raise InputError("backend", name, "unknown backend", BACKENDS)
 
 
 class Cluster:
@@ -77,19 +77,17 @@ class Cluster:
     ) -> None:
         self.hardware = hardware(hardware_name)
         if gpus < 1:
-            raise ScenarioError("gpus", gpus, "must be at least 1")
+            raise InputError("gpus", gpus, "must be at least 1")
         self.gpus, self.backend_name, self.options = gpus, backend, options
         self.capacity: float | None = self.hardware.gpu.memory_bytes if isinstance(memory_bytes, str) else memory_bytes
         if options.get("device", "cpu") not in DEVICES:
-            raise ScenarioError("device", options["device"], "unknown device", DEVICES)
+            raise InputError("device", options["device"], "unknown device", DEVICES)
         self._backend: Backend | None = None
         self._kept = False
         if backend not in BACKENDS:
-            raise ScenarioError("backend", backend, "unknown backend", BACKENDS)
+            raise InputError("backend", backend, "unknown backend", BACKENDS)
         if "eager_bytes" in options and backend != "threads":
-            raise ScenarioError(
-                "eager_bytes", options["eager_bytes"], f"is an option of the threads backend, not of {backend}", ["threads"]
-            )
+            raise InputError("eager_bytes", options["eager_bytes"], f"is an option of the threads backend, not of {backend}", ["threads"])
 
     def __enter__(self) -> Cluster:
         self._kept = True
@@ -159,7 +157,7 @@ class Run:
         """What every rank did."""
         recordings = [o.recording for o in self.outcomes if o.recording is not None]
         if len(recordings) != self.gpus:
-            raise ScenarioError("run", "graph", "this run was not recorded on every rank")
+            raise InputError("run", "graph", "this run was not recorded on every rank")
         return ExecutionGraph.build(recordings, {"backend": self.backend, **self.info})
 
     @cached_property

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.config import PRESETS, ModelConfig
 from glasscluster.model.rate import RateSchedule
 from glasscluster.strategies.numerics.bad_batch import SkipRule
@@ -216,7 +216,7 @@ class Plan(BaseModel):
         return 4 if self.wide_gradients else {"fp64": 8, "fp32": 4}.get(self.precision, 2)
 
     def check(self, model: ModelConfig, runs: bool = True) -> None:
-        """Raise ScenarioError for a combination that cannot run: field, value, rule, nearest valid choice.
+        """Raise InputError for a combination that cannot run: field, value, rule, nearest valid choice.
 
         `runs` False: it is only to be predicted, and may be in fp8, which has a cost (sim/time/cost.py) but does not run here.
         """
@@ -225,43 +225,41 @@ class Plan(BaseModel):
             if value == "fp8" and not runs:
                 continue
             if value == "fp8":
-                raise ScenarioError(field, value, "has a cost (glass predict) but does not run", values)
+                raise InputError(field, value, "has a cost (glass predict) but does not run", values)
             if value not in values:
-                raise ScenarioError(field, value, "is not available in this version", values)
+                raise InputError(field, value, "is not available in this version", values)
         if self.precision == "fp16" and not self.has_master:
             rule = "fp16 needs fp32 master weights: gradients divided by the loss scale in fp16 would vanish again"
-            raise ScenarioError("master_weights", self.master_weights, rule, ["auto", "fp32"])
+            raise InputError("master_weights", self.master_weights, rule, ["auto", "fp32"])
         self.check_rate()
         step = self.micro_batch * self.dp
         if self.global_batch % step:
             near = [n for n in (self.global_batch // step * step, (self.global_batch // step + 1) * step) if n]
-            raise ScenarioError("global_batch", self.global_batch, f"must be a multiple of micro-batch x dp = {step}", near)
+            raise InputError("global_batch", self.global_batch, f"must be a multiple of micro-batch x dp = {step}", near)
         if self.shard and self.data_ranks % self.shard:
             divisors = [k for k in range(1, self.data_ranks + 1) if self.data_ranks % k == 0]
             axes = f"dp = {self.dp}" if self.cp == 1 else f"dp x cp = {self.data_ranks}"
-            raise ScenarioError("shard", self.shard, f"must divide {axes}", divisors)
+            raise InputError("shard", self.shard, f"must divide {axes}", divisors)
         if self.shard and not self.zero:
-            raise ScenarioError("shard", self.shard, "needs a ZeRO stage of 1, 2 or 3: stage 0 shards nothing", [0])
+            raise InputError("shard", self.shard, "needs a ZeRO stage of 1, 2 or 3: stage 0 shards nothing", [0])
         if self.exchange != "all-reduce":
             self.check_exchange(model)
         elif self.servers or self.staleness or self.jitter:
             field = next(f for f in ("servers", "staleness", "jitter") if getattr(self, f))
-            raise ScenarioError(field, getattr(self, field), "needs --exchange parameter-server or async-server", [0])
+            raise InputError(field, getattr(self, field), "needs --exchange parameter-server or async-server", [0])
         if model.patches and self.cp > 1:
-            raise ScenarioError("cp", self.cp, "cuts tokens; an image's pixels at the beginning of a sequence are none", [1])
+            raise InputError("cp", self.cp, "cuts tokens; an image's pixels at the beginning of a sequence are none", [1])
         if self.sequence_parallel and model.seq % self.tp:
             fits = [t for t in range(1, model.seq + 1) if model.seq % t == 0]
-            raise ScenarioError("tp", self.tp, f"must divide seq = {model.seq} when the sequence is cut", fits)
+            raise InputError("tp", self.tp, f"must divide seq = {model.seq} when the sequence is cut", fits)
         sizes = {"heads": model.heads, "ffn": model.width, **({"shared-ffn": model.shared_ffn} if model.shared_ffn else {})}
         for field, size in sizes.items():
             if size % self.tp:
                 fits = [t for t in range(1, size + 1) if all(n % t == 0 for n in sizes.values())]
-                raise ScenarioError("tp", self.tp, f"must divide {field} = {size}", fits)
+                raise InputError("tp", self.tp, f"must divide {field} = {size}", fits)
         self.check_heads(model)
         if self.tp_overlap and not self.sequence_parallel:
-            raise ScenarioError(
-                "tp_overlap", True, "cuts the gathers and scatters of --sequence-parallel in pieces", ["--sequence-parallel"]
-            )
+            raise InputError("tp_overlap", True, "cuts the gathers and scatters of --sequence-parallel in pieces", ["--sequence-parallel"])
         if self.cp > 1 or self.ulysses:
             self.check_context(model)
         if self.ep > 1:
@@ -274,43 +272,41 @@ class Plan(BaseModel):
             rule = f"every stage needs at least one of the {model.layers} layers" + (
                 f", and pp x virtual-stages = {stages}" if v > 1 else ""
             )
-            raise ScenarioError(field, getattr(self, field), rule, range(1, most + 1))
+            raise InputError(field, getattr(self, field), rule, range(1, most + 1))
         if self.layers_per_stage is not None:
             given = list(self.layers_per_stage)
             if len(given) != stages or sum(given) != model.layers or min(given) < 1:
                 nearest_split = ",".join(map(str, split_layers(model.layers, stages)))
                 rule = f"must be {stages} positive numbers that add up to {model.layers} layers"
-                raise ScenarioError("layers_per_stage", ",".join(map(str, given)), rule, [nearest_split])
+                raise InputError("layers_per_stage", ",".join(map(str, given)), rule, [nearest_split])
 
     def check_rate(self) -> None:
         """A learning rate falls after it has risen; a return needs steps that are skipped."""
         if self.decay == "none":
             for field in ("decay_until", "decay_steps", "lr_floor"):
                 if getattr(self, field):
-                    raise ScenarioError(field, getattr(self, field), "needs --decay cosine or wsd", [0])
+                    raise InputError(field, getattr(self, field), "needs --decay cosine or wsd", [0])
         elif self.decay_until <= self.warmup:
-            raise ScenarioError("decay_until", self.decay_until, f"must be behind warmup = {self.warmup}", [self.warmup + 1])
+            raise InputError("decay_until", self.decay_until, f"must be behind warmup = {self.warmup}", [self.warmup + 1])
         elif self.decay_steps > self.decay_until - self.warmup:
             rule = f"must fit between warmup = {self.warmup} and decay-until = {self.decay_until}"
-            raise ScenarioError("decay_steps", self.decay_steps, rule, [self.decay_until - self.warmup])
+            raise InputError("decay_steps", self.decay_steps, rule, [self.decay_until - self.warmup])
         if self.rollback and not self.skip_norm:
-            raise ScenarioError("rollback", self.rollback, "counts skipped steps: needs --skip-norm", [0])
+            raise InputError("rollback", self.rollback, "counts skipped steps: needs --skip-norm", [0])
 
     def check_heads(self, model: ModelConfig) -> None:
         """Tensor ranks have whole key-value heads, or as many of them share one."""
         heads = model.key_heads
         if heads % self.tp and (self.tp % heads or model.key_width % self.tp):
             fits = [t for t in range(1, model.heads + 1) if model.heads % t == 0 and (heads % t == 0 or t % heads == 0)]
-            raise ScenarioError("tp", self.tp, f"must divide kv-heads = {heads}, or be a multiple of them", fits)
+            raise InputError("tp", self.tp, f"must divide kv-heads = {heads}, or be a multiple of them", fits)
 
     def check_context(self, model: ModelConfig) -> None:
         """A sequence is cut into equal pieces; Ulysses needs heads to share out; a ring needs flash attention's log-sum-exp."""
         if self.context == "ulysses" and self.ulysses not in (0, self.cp):
-            raise ScenarioError("ulysses", self.ulysses, "with --context ulysses every rank of cp exchanges heads", [0, self.cp])
+            raise InputError("ulysses", self.ulysses, "with --context ulysses every rank of cp exchanges heads", [0, self.cp])
         if self.cp % self.heads_cut:
-            raise ScenarioError(
-                "ulysses", self.ulysses, f"must divide cp = {self.cp}", [k for k in range(1, self.cp + 1) if self.cp % k == 0]
-            )
+            raise InputError("ulysses", self.ulysses, f"must divide cp = {self.cp}", [k for k in range(1, self.cp + 1) if self.cp % k == 0])
         rings, head_ranks = self.cp // self.heads_cut, self.heads_cut
         chunks = rings * (2 if self.context == "zigzag" else 1)
 
@@ -320,42 +316,42 @@ class Plan(BaseModel):
         if not divides(model.seq):
             near = [next(n for n in numbers if divides(n)) for numbers in (range(model.seq, -1, -1), count(model.seq))]
             cut = f"cp = {self.cp} ({self.context})" + (f" and tp = {self.tp} (sequence parallel)" if self.sequence_parallel else "")
-            raise ScenarioError("seq", model.seq, f"must be cut into equal pieces by {cut}", [n for n in near if n])
+            raise InputError("seq", model.seq, f"must be cut into equal pieces by {cut}", [n for n in near if n])
         if rings > 1 and model.attention != "flash":
-            raise ScenarioError("attention", model.attention, "a ring merges blocks by flash attention's log-sum-exp", ["flash"])
+            raise InputError("attention", model.attention, "a ring merges blocks by flash attention's log-sum-exp", ["flash"])
         heads = {"heads": model.heads // self.tp, "kv-heads": max(1, model.key_heads // self.tp)}
         for field, local in heads.items():
             if local % head_ranks:
                 fits = [k for k in range(1, self.cp + 1) if self.cp % k == 0 and all(n % k == 0 for n in heads.values())]
                 shared = "ulysses" if self.ulysses else "cp"
-                raise ScenarioError(shared, head_ranks, f"a tensor rank has {local} {field} to share out", fits)
+                raise InputError(shared, head_ranks, f"a tensor rank has {local} {field} to share out", fits)
 
     def check_experts(self, model: ModelConfig) -> None:
         """Experts are spread evenly over neighbours that see different tokens."""
         if not model.experts:
-            raise ScenarioError("ep", self.ep, "needs a model with --experts", [1])
+            raise InputError("ep", self.ep, "needs a model with --experts", [1])
         if self.data_ranks % self.ep:
             divisors = [k for k in range(1, self.data_ranks + 1) if self.data_ranks % k == 0]
-            raise ScenarioError("ep", self.ep, f"must divide dp x cp = {self.data_ranks}", divisors)
+            raise InputError("ep", self.ep, f"must divide dp x cp = {self.data_ranks}", divisors)
         if model.experts % self.ep:
             divisors = [k for k in range(1, model.experts + 1) if model.experts % k == 0]
-            raise ScenarioError("ep", self.ep, f"must divide experts = {model.experts}", divisors)
+            raise InputError("ep", self.ep, f"must divide experts = {model.experts}", divisors)
 
     def check_exchange(self, model: ModelConfig) -> None:
         """What trains whole replicas (parameter servers, local SGD, backup workers) has no other option than these."""
         for field, info in type(self).model_fields.items():
             value, plain = getattr(self, field), 0.0 if field == "clip" else info.default
             if field not in REPLICA_FIELDS and value != plain:
-                raise ScenarioError(field, value, "is not available where every worker holds a whole replica", [plain])
+                raise InputError(field, value, "is not available where every worker holds a whole replica", [plain])
         if self.precision not in ("fp64", "fp32"):
-            raise ScenarioError("precision", self.precision, "is not available where every worker holds a whole replica", ["fp32", "fp64"])
+            raise InputError("precision", self.precision, "is not available where every worker holds a whole replica", ["fp32", "fp64"])
         if model.dropout:
-            raise ScenarioError("dropout", model.dropout, "is not available where every worker holds a whole replica", [0])
+            raise InputError("dropout", model.dropout, "is not available where every worker holds a whole replica", [0])
         if self.servers > self.dp:
-            raise ScenarioError("servers", self.servers, f"shards stand on the {self.dp} workers", range(self.dp + 1))
+            raise InputError("servers", self.servers, f"shards stand on the {self.dp} workers", range(self.dp + 1))
         for field in ("staleness", "jitter"):
             if self.exchange == "parameter-server" and getattr(self, field):
-                raise ScenarioError(field, getattr(self, field), "the synchronous server waits for everybody; ask for async-server", [0])
+                raise InputError(field, getattr(self, field), "the synchronous server waits for everybody; ask for async-server", [0])
 
     def stage_layers(self, model: ModelConfig) -> list[list[int]]:
         """Layer numbers of each pipeline stage."""
@@ -385,7 +381,7 @@ def split_layers(layers: int, chunks: int) -> list[int]:
 
 
 def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
-    """A pydantic object, or ScenarioError naming the first bad field."""
+    """A pydantic object, or InputError naming the first bad field."""
     try:
         return cls(**values)
     except ValidationError as problem:
@@ -393,7 +389,7 @@ def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
         message = str(first["msg"])
         if "|" in message:  # our own rules: field|value|rule|nearest
             field, value, rule, near = message.removeprefix("Value error, ").split("|")
-            raise ScenarioError(field, value, rule, [near]) from None
+            raise InputError(field, value, rule, [near]) from None
         field = ".".join(map(str, first["loc"])) or "options"
         choices: Sequence[Any] | None = None
         if first["type"] == "literal_error":
@@ -402,7 +398,7 @@ def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
             choices, message = list(cls.model_fields), "unknown option"
         elif "greater_than" in first["type"]:
             choices = [first.get("ctx", {}).get("ge", first.get("ctx", {}).get("gt"))]
-        raise ScenarioError(field, first.get("input"), message, choices) from None
+        raise InputError(field, first.get("input"), message, choices) from None
 
 
 def make_plan(**values: Any) -> Plan:
@@ -413,6 +409,6 @@ def make_plan(**values: Any) -> Plan:
 def make_model(preset: str = "tiny", **overrides: Any) -> ModelConfig:
     """A preset with overrides; None means "as the preset has it"."""
     if preset not in PRESETS:
-        raise ScenarioError("model", preset, "unknown preset", list(PRESETS))
+        raise InputError("model", preset, "unknown preset", list(PRESETS))
     given = {k: v for k, v in overrides.items() if v is not None}
     return build(ModelConfig, {**PRESETS[preset], **given})

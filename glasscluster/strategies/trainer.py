@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
@@ -92,7 +92,7 @@ class Job:
         return self.data.batch(step, self.plan.global_batch, self.model.seq, self.model.vocab, self.seed).documents
 
     def check_packed(self) -> None:
-        """Packed documents need causal flash attention on whole rows: ScenarioError for what has no such thing."""
+        """Packed documents need causal flash attention on whole rows: InputError for what has no such thing."""
         if not self.packed:
             return
         model, plan = self.model, self.plan
@@ -105,7 +105,7 @@ class Job:
             ("experts", model.experts, 0, "places of experts are shared out within a row, so one document could push out another's tokens"),
         ):
             if value != good:
-                raise ScenarioError(name, value, f"does not go with packed documents: {why}", [good])
+                raise InputError(name, value, f"does not go with packed documents: {why}", [good])
 
 
 @dataclass
@@ -135,7 +135,7 @@ class RankResult:
 def train_rank(gpu: GPU, job: Job) -> RankResult:
     """The SPMD program: the same on every backend."""
     if job.plan.exchange != "all-reduce":
-        raise ScenarioError("exchange", job.plan.exchange, "is another program: `glass train` runs it, this one reduces", ["all-reduce"])
+        raise InputError("exchange", job.plan.exchange, "is another program: `glass train` runs it, this one reduces", ["all-reduce"])
     if job.probes and gpu.device.type != "meta":
         from glasscluster.strategies.judge.probes import ProbedTrainer
 

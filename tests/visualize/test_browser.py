@@ -8,12 +8,12 @@ import re
 import pytest
 from helpers import until, walk_through
 
+from glasscluster.base.text import Said
 from glasscluster.scenarios.lab import Lab, find, perform
 from glasscluster.sim.pack import load_packed
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.replay import replay
 from glasscluster.visualize.page import report
-from glasscluster.visualize.page.words import Said
 
 pytestmark = pytest.mark.browser
 HOSTILE = '</script><img src=x onerror="window.stolen=1">\'"{{7*7}}'

@@ -12,7 +12,7 @@ from helpers import run_plan
 from programs import library_sums, pipeline_of_spans
 
 import glasscluster.visualize as package
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.pack import load_packed, pack, pack_graph, pack_hardware, pack_timeline, unpack
 from glasscluster.sim.recording.events import COMPUTE, PHASES
 from glasscluster.sim.run import Cluster
@@ -195,5 +195,5 @@ def test_a_downloaded_graph_is_the_recorded_one(graphs, tmp_path):
             assert back.memory[rank]["named"] == memory["named"]
             assert back.memory[rank]["base"] == memory["base"]
     (tmp_path / "bad.json").write_text('{"format": "glasscluster.graph/3", "columns": 3}')
-    with pytest.raises(ScenarioError, match=r"is not a report's graph\.json"):
+    with pytest.raises(InputError, match=r"is not a report's graph\.json"):
         load_packed(tmp_path / "bad.json")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import run_plan
 
+from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.sim.ranks.collectives import ALGORITHMS
 from glasscluster.sim.recording.events import REDUCE, SEND
@@ -26,7 +27,6 @@ from glasscluster.visualize.figures.memory import StateBook, memory_bars, memory
 from glasscluster.visualize.figures.side_by_side import side_by_side_figure
 from glasscluster.visualize.figures.timeline import time_unit, timeline_axes, timeline_figure
 from glasscluster.visualize.page.report import Chapter, notebook_html, state_book
-from glasscluster.visualize.page.words import Said
 
 MODEL = make_model("tiny", layers=4, hidden=32, seq=16)
 PLANS = {

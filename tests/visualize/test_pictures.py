@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import glasscluster.visualize as package
+from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.scenarios.lab import Lab, find, perform
 from glasscluster.sim.run import Cluster
@@ -20,7 +21,7 @@ from glasscluster.visualize.figures import palette, timeline
 from glasscluster.visualize.figures.memory import memory_bars
 from glasscluster.visualize.figures.network import matrix
 from glasscluster.visualize.page import report, trace, words
-from glasscluster.visualize.page.words import CATALOGUE, Said
+from glasscluster.visualize.page.words import CATALOGUE
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size
 from glasscluster.sim.ranks.collectives import ALGORITHMS, MODULES
 from glasscluster.sim.recording.events import SEND
@@ -76,27 +76,27 @@ def parse_buffer(operation: str, size: str) -> int:
     if operation == "barrier":
         return 1
     if not size:
-        raise ScenarioError("size", size, "is needed: the full buffer of a rank, such as 64MiB")
+        raise InputError("size", size, "is needed: the full buffer of a rank, such as 64MiB")
     return parse_size("size", size)
 
 
 def check(asked: Asked) -> None:
-    """Raise ScenarioError for what cannot be asked."""
+    """Raise InputError for what cannot be asked."""
     if asked.inner not in ALGORITHMS:
-        raise ScenarioError("operation", asked.operation, "unknown collective", list(OPERATIONS))
+        raise InputError("operation", asked.operation, "unknown collective", list(OPERATIONS))
     known = [a for a in ALGORITHMS[asked.inner] if a != "native"]
     if asked.algorithm == NCCL:
         if asked.inner not in nccl.ALGORITHMS:
-            raise ScenarioError("algorithm", NCCL, f"NCCL has no {asked.operation} of its own", known)
+            raise InputError("algorithm", NCCL, f"NCCL has no {asked.operation} of its own", known)
         if asked.hardware.topology is not None or asked.contention:
             field, value = ("contention", True) if asked.contention else ("topology", asked.hardware.name)
-            raise ScenarioError(field, value, "NCCL's model knows nodes and network ports, not single messages: leave it out", [])
+            raise InputError(field, value, "NCCL's model knows nodes and network ports, not single messages: leave it out", [])
     elif asked.algorithm not in known:
-        raise ScenarioError("algorithm", asked.algorithm, f"{asked.operation} has no such algorithm", [*known, NCCL])
+        raise InputError("algorithm", asked.algorithm, f"{asked.operation} has no such algorithm", [*known, NCCL])
     if asked.gpus < 2:
-        raise ScenarioError("gpus", asked.gpus, "a collective needs at least 2")
+        raise InputError("gpus", asked.gpus, "a collective needs at least 2")
     if asked.servers is not None and (asked.algorithm != "parameter-server" or not 1 <= asked.servers <= asked.gpus):
-        raise ScenarioError("servers", asked.servers, f"parameter-server takes 1 to {asked.gpus} shards")
+        raise InputError("servers", asked.servers, f"parameter-server takes 1 to {asked.gpus} shards")
 
 
 def record(asked: Asked) -> Run:
@@ -202,15 +202,15 @@ def parse_sweep(text: str) -> Sweep:
     over, _, limits = text.rpartition("=")
     low, separator, high = limits.partition(":")
     if not separator or over not in ("", "size", "gpus"):
-        raise ScenarioError("sweep", text, "must be LOW:HIGH, such as 1KiB:1GiB or gpus=2:64", ["1KiB:1GiB", "gpus=2:64"])
+        raise InputError("sweep", text, "must be LOW:HIGH, such as 1KiB:1GiB or gpus=2:64", ["1KiB:1GiB", "gpus=2:64"])
     if over == "gpus":
         if not (low.isdigit() and high.isdigit()):
-            raise ScenarioError("sweep", text, "numbers of GPUs must be whole, as gpus=2:64")
+            raise InputError("sweep", text, "numbers of GPUs must be whole, as gpus=2:64")
         first, last, factor = int(low), int(high), 2
     else:
         first, last, factor = parse_size("sweep", low), parse_size("sweep", high), SWEEP_STEP
     if not (2 if over == "gpus" else 1) <= first <= last:
-        raise ScenarioError("sweep", text, f"LOW must be at least {2 if over == 'gpus' else 1} and at most HIGH")
+        raise InputError("sweep", text, f"LOW must be at least {2 if over == 'gpus' else 1} and at most HIGH")
     values = [first]
     while values[-1] * factor <= last:
         values.append(values[-1] * factor)
@@ -277,10 +277,10 @@ def collective(
 
 def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
     """The report: the run with its stepper, traffic and load of the links, and what the sweeps found."""
+    from glasscluster.base.text import Said
     from glasscluster.scenarios.jobs.training import output_folder, write_run_json
     from glasscluster.visualize.figures.collectives import bandwidth_figure, crossover_figure, scaling_figure
     from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
-    from glasscluster.visualize.page.words import Said
 
     folder = output_folder(out, "collective")
     rows = content.get("sweep", [])

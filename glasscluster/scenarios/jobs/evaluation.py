@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding.generate import Sampling
 from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, Text, contaminated, make_task, plain
@@ -156,15 +156,15 @@ def evaluate_command(
     """`glass evaluate`: a job, validated, on a cluster."""
     for name in tasks:
         if name not in TASKS:
-            raise ScenarioError("task", name, "is unknown", list(TASKS))
+            raise InputError("task", name, "is unknown", list(TASKS))
     check_model(model, tp, precision)
     if tokenizer is None and model.vocab < 256:
-        raise ScenarioError("vocab", model.vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
+        raise InputError("vocab", model.vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
     if samples > 1 and not temperature:
-        raise ScenarioError("temperature", temperature, f"{samples} samples of the likeliest token are all alike", [0.8])
+        raise InputError("temperature", temperature, f"{samples} samples of the likeliest token are all alike", [0.8])
     made = tuple(make_task(name, items, seed) for name in tasks or TASKS)
     if (longest := max(t.tokens for t in made)) >= model.seq:
-        raise ScenarioError("seq", model.seq, f"an answer of {longest} tokens needs room behind a prompt", [2 * longest])
+        raise InputError("seq", model.seq, f"an answer of {longest} tokens needs room behind a prompt", [2 * longest])
     job = EvaluationJob(
         model,
         made,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import cache as caches
 from glasscluster.model.decoding.generate import Generated, Generator, Sampling, listed
@@ -146,7 +146,7 @@ def counted_rows(job: GenerationJob, run: Run) -> list[dict[str, Any]]:
 def make_prompts(given: Sequence[str], length: int, batch: int, model: ModelConfig, seed: int) -> tuple[tuple[int, ...], ...]:
     """Texts as bytes, or one prompt of random tokens; `batch` times."""
     if given and model.vocab < 256:
-        raise ScenarioError("prompt", given[0], f"a text is taken as bytes, the vocabulary has {model.vocab} tokens; give prompt-length")
+        raise InputError("prompt", given[0], f"a text is taken as bytes, the vocabulary has {model.vocab} tokens; give prompt-length")
     draw = random.Random(seed)
     prompts = [tuple(p.encode()) for p in given] if not length else []
     if length:
@@ -155,12 +155,12 @@ def make_prompts(given: Sequence[str], length: int, batch: int, model: ModelConf
 
 
 def read_model(weights: str, **given: Any) -> ModelConfig:
-    """The shape in a folder; ScenarioError naming what is wrong with it."""
+    """The shape in a folder; InputError naming what is wrong with it."""
     try:
         with hugging_face.Weights(weights, **given) as found:
             return found.config
     except WeightsError as problem:
-        raise ScenarioError("weights", weights, str(problem)) from None
+        raise InputError("weights", weights, str(problem)) from None
 
 
 def generate_command(
@@ -189,16 +189,16 @@ def generate_command(
     one_of("cache", cache, ("static", "paged", "sliding", "none"))
     check_model(model, tp, precision)
     if window and cache not in ("sliding", "none"):
-        raise ScenarioError("window", window, f"a {cache} cache keeps all tokens", [0])
+        raise InputError("window", window, f"a {cache} cache keeps all tokens", [0])
     if cache == "sliding" and not window:
-        raise ScenarioError("window", window, "a sliding cache needs a window of at least one token", [model.seq])
+        raise InputError("window", window, "a sliding cache needs a window of at least one token", [model.seq])
     asked = make_prompts(prompts, prompt_length, batch, model, seed)
     if not all(asked):
-        raise ScenarioError("prompt", "", "needs at least one byte")
+        raise InputError("prompt", "", "needs at least one byte")
     job = GenerationJob(model, asked, tokens, cache, tp, block, window, chunk, precision, sampling, seed, weights)  # type: ignore[arg-type]
     if job.capacity > model.seq:
         rule = f"prompt and new tokens take {job.capacity} positions, the model has seq = {model.seq}"
-        raise ScenarioError("tokens", tokens, rule, [max(1, tokens - job.capacity + model.seq)])
+        raise InputError("tokens", tokens, rule, [max(1, tokens - job.capacity + model.seq)])
     cluster = Cluster(hardware, tp, backend, seed=seed, device=device)
     cluster.hardware.gpu.peak(precision)
     with cluster:
@@ -206,19 +206,19 @@ def generate_command(
 
 
 def check_model(model: ModelConfig, tp: int, precision: str) -> None:
-    """A model that goes on with a text, on tp ranks; ScenarioError naming what does not fit."""
+    """A model that goes on with a text, on tp ranks; InputError naming what does not fit."""
     one_of("precision", precision, tuple(accounts.WIDTH))
     if model.heads % tp:
-        raise ScenarioError("tp", tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0])
+        raise InputError("tp", tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0])
     if model.dropout:
-        raise ScenarioError("dropout", model.dropout, "is for training", [0])
+        raise InputError("dropout", model.dropout, "is for training", [0])
     if model.patches:
-        raise ScenarioError("patches", model.patches, "a text has no pixels; `glass run captions` has", [0])
+        raise InputError("patches", model.patches, "a text has no pixels; `glass run captions` has", [0])
     if model.objective != "causal":
-        raise ScenarioError("objective", model.objective, "a masked model fills in, it does not generate", ["causal"])
+        raise InputError("objective", model.objective, "a masked model fills in, it does not generate", ["causal"])
 
 
 def one_of(field_: str, value: str, words: tuple[str, ...]) -> None:
-    """ScenarioError naming the nearest."""
+    """InputError naming the nearest."""
     if value not in words:
-        raise ScenarioError(field_, value, "is unknown", words)
+        raise InputError(field_, value, "is unknown", words)

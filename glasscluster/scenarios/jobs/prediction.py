@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glasscluster.base.errors import GlassError, ScenarioError
+from glasscluster.base.errors import GlassError, InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.history import MemoryHistory
@@ -39,7 +39,7 @@ def predict(
     cluster.hardware.gpu.peak(plan.precision)
     for number in slow or {}:
         if number >= plan.gpus:
-            raise ScenarioError("slow_rank", number, f"the plan has ranks 0 to {plan.gpus - 1}", range(plan.gpus))
+            raise InputError("slow_rank", number, f"the plan has ranks 0 to {plan.gpus - 1}", range(plan.gpus))
     if cluster.hardware.gpu.sm and "algorithm" not in plan.model_fields_set:
         plan = plan.model_copy(update={"algorithm": "native"})
     precision = plan.precision
@@ -87,7 +87,7 @@ def _chosen(rank: str, peaks: list[int]) -> int:
     if rank == "last":
         return len(peaks) - 1
     if not rank.isdigit() or int(rank) >= len(peaks):
-        raise ScenarioError("rank", rank, f"must be max, last or a rank from 0 to {len(peaks) - 1}", ["max", "last", str(len(peaks) - 1)])
+        raise InputError("rank", rank, f"must be max, last or a rank from 0 to {len(peaks) - 1}", ["max", "last", str(len(peaks) - 1)])
     return int(rank)
 
 
@@ -100,9 +100,9 @@ def predict_csv(
             reader = csv.DictReader(file)
             rows, header = list(reader), list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise ScenarioError("csv", source, f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+        raise InputError("csv", source, f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
     if not header:
-        raise ScenarioError("csv", source, "is empty; the first line must name options, with _ for -")
+        raise InputError("csv", source, "is empty; the first line must name options, with _ for -")
     target = Path(out) if out else Path(source).with_suffix(".predicted.csv")
     answered: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
@@ -117,19 +117,19 @@ def predict_csv(
             writer.writeheader()
             writer.writerows(answered)
     except OSError as problem:
-        raise ScenarioError("out", str(target), f"cannot be written: {problem.strerror}") from None
+        raise InputError("out", str(target), f"cannot be written: {problem.strerror}") from None
     return len(answered), sum(bool(a.get("error")) for a in answered), target
 
 
 def _predict_row(row: dict[Any, Any], defaults: dict[str, Any], build: Callable[..., Any]) -> dict[str, Any]:
     try:
         if None in row:
-            raise ScenarioError("row", row.get(None), "has more cells than the header")
+            raise InputError("row", row.get(None), "has more cells than the header")
         given = {**defaults, **{k: _value(v) for k, v in row.items() if v}}
         preset, hardware, rank = (str(given.pop(k, d)) for k, d in (("model", "tiny"), ("hardware", "classroom"), ("rank", "max")))
         unknown = sorted(set(given) - set(Plan.model_fields) - set(ModelConfig.model_fields))
         if unknown:
-            raise ScenarioError(unknown[0], given[unknown[0]], "unknown column", [*Plan.model_fields, *ModelConfig.model_fields])
+            raise InputError(unknown[0], given[unknown[0]], "unknown column", [*Plan.model_fields, *ModelConfig.model_fields])
         plan, model = build(given, preset)
         return flat(predict(plan, model, hardware, rank=rank))
     except GlassError as problem:

@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.generation import check_model, one_of
 from glasscluster.scenarios.jobs.serving import Say, Serving, serve
@@ -42,10 +42,10 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
             found.append(Request(tuple(int(t) for t in prompt), int(entry["tokens"]), float(entry.get("arrival_s", 0))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         rule = f'must be a JSON list of {{"prompt", "tokens", "arrival_s"}}: {type(problem).__name__}: {problem}'
-        raise ScenarioError("requests", path, rule) from None
+        raise InputError("requests", path, rule) from None
     for number, request in enumerate(found):
         if not all(0 <= t < model.vocab for t in request.prompt):
-            raise ScenarioError("requests", number, f"has a token that is not one of the model's {model.vocab}")
+            raise InputError("requests", number, f"has a token that is not one of the model's {model.vocab}")
     return tuple(found)
 
 
@@ -77,7 +77,7 @@ def serve_command(
         ("capacity_factor", model.capacity_factor, "drops tokens according to who else is in the step: requests would change each other"),
     ):
         if value:
-            raise ScenarioError(name, value, rule, [0])
+            raise InputError(name, value, rule, [0])
     paged = job.policy == "continuous"
     batching.check(job.requests, job.slots, job.block if paged else 0, job.blocks, model.seq)
     cluster = Cluster(hardware, job.tp, backend, seed=job.seed, device=device)
@@ -88,10 +88,10 @@ def serve_command(
 
 def write(made: Serving, out: str) -> Path:
     """The report: the run, who had which slot when, and the cache over time."""
+    from glasscluster.base.text import Said
     from glasscluster.scenarios.jobs.training import output_folder, write_run_json
     from glasscluster.visualize.figures.slots import cache_figure, slots_figure
     from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
-    from glasscluster.visualize.page.words import Said
 
     folder, run, job = output_folder(out, "serve"), made.run, made.job
     run.graph.save(folder / "graph.npz")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.text.mixture import Mixture, read
 from glasscluster.model.text.texts import BUILT_IN
 
@@ -25,7 +25,7 @@ def parse_data(given: Sequence[str], tokenizer: str | None = None, packed: bool 
         weight = _weight(text)
         sources.append((text, 1.0) if weight is None else (text.rpartition(":")[0], weight))
         if sources[-1][1] <= 0:
-            raise ScenarioError("data", text, "a weight is a positive number, as in a.txt:0.7")
+            raise InputError("data", text, "a weight is a positive number, as in a.txt:0.7")
     return Mixture(tuple(sources), tokenizer, packed)
 
 
@@ -61,7 +61,7 @@ def read_so_far(data: Data, seq: int, rows: int, seed: int) -> dict[str, Any] | 
 
 
 def check_data(data: Data, seq: int, vocab: int) -> None:
-    """The data can be read and holds at least one row for each source; ScenarioError otherwise."""
+    """The data can be read and holds at least one row for each source; InputError otherwise."""
     if isinstance(data, Mixture):
         _check_mixture(data, seq, vocab)
     elif data is not None:
@@ -76,19 +76,19 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
     except OSError as problem:
         where = "tokenizer" if problem.filename is not None and str(problem.filename) == data.tokenizer else "data"
         choices = None if where == "tokenizer" else BUILT_IN
-        raise ScenarioError(where, problem.filename or said, f"cannot be read: {problem.strerror}", choices) from None
+        raise InputError(where, problem.filename or said, f"cannot be read: {problem.strerror}", choices) from None
     except ValueError as problem:
         where = "tokenizer" if "tokenizer" in str(problem) else "data"
-        raise ScenarioError(where, data.tokenizer if where == "tokenizer" else said, str(problem)) from None
+        raise InputError(where, data.tokenizer if where == "tokenizer" else said, str(problem)) from None
     if rows.tokenizer is not None and rows.tokenizer.size > vocab:
-        raise ScenarioError("vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size])
+        raise InputError("vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size])
 
 
 def _check_file(path: str, seq: int) -> None:
     try:
         size = len(Path(path).read_bytes())
     except OSError as problem:
-        raise ScenarioError("data", path, f"cannot be read: {problem.strerror}") from None
+        raise InputError("data", path, f"cannot be read: {problem.strerror}") from None
     if size < seq + 2:
         rule = "is empty" if size == 0 else f"has {size} bytes, one sequence needs seq + 2 = {seq + 2}"
-        raise ScenarioError("data", path, f"{rule}; give a text of at least {seq + 2} bytes, or leave --data out for the built-in corpus")
+        raise InputError("data", path, f"{rule}; give a text of at least {seq + 2} bytes, or leave --data out for the built-in corpus")

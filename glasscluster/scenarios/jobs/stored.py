@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.pack import load_packed
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.replay import replay
@@ -21,13 +21,13 @@ def find_graph(run: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ScenarioError("run", run, "there is no such folder or file", _nearby(path))
+        raise InputError("run", run, "there is no such folder or file", _nearby(path))
     if (path / "graph.npz").is_file():
         return path / "graph.npz"
     inside = sorted(str(p.parent) for p in path.glob("*/graph.npz"))
     if inside:
-        raise ScenarioError("run", run, f"holds {len(inside)} runs, name one: {', '.join(inside)}", inside)
-    raise ScenarioError("run", run, "holds no graph.npz")
+        raise InputError("run", run, f"holds {len(inside)} runs, name one: {', '.join(inside)}", inside)
+    raise InputError("run", run, "holds no graph.npz")
 
 
 def _nearby(path: Path) -> list[str] | None:
@@ -41,7 +41,7 @@ def slow_ranks(given: list[str]) -> dict[int, float]:
     for text in given:
         match = re.fullmatch(r"(\d+):([0-9.]+)", text)
         if match is None or float(match[2]) <= 0:
-            raise ScenarioError("slow_rank", text, "must be RANK:FACTOR, such as 3:1.5")
+            raise InputError("slow_rank", text, "must be RANK:FACTOR, such as 3:1.5")
         slow[int(match[1])] = float(match[2])
     return slow
 
@@ -52,7 +52,7 @@ def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: b
     graph = load_packed(found) if found.suffix == ".json" else ExecutionGraph.load(found)
     for rank in slow:
         if rank >= graph.ranks:
-            raise ScenarioError("slow_rank", rank, f"the run has ranks 0 to {graph.ranks - 1}", range(graph.ranks))
+            raise InputError("slow_rank", rank, f"the run has ranks 0 to {graph.ranks - 1}", range(graph.ranks))
     timeline = replay(graph, hardware, slow_ranks=slow, rendezvous=rendezvous, contention=contention)
     content = {
         "schema": "glass.replay/1",
@@ -110,7 +110,7 @@ def _costs(text: str) -> dict[str, float]:
         except ValueError:
             number = -1.0
         if key not in spent or number < 0:
-            raise ScenarioError("costs", part, "must be f=, b=, w= or c= and a number that is not negative", ["f=1", "b=2", "w=1", "c=0"])
+            raise InputError("costs", part, "must be f=, b=, w= or c= and a number that is not negative", ["f=1", "b=2", "w=1", "c=0"])
         spent[key] = number
     return spent
 
@@ -123,7 +123,7 @@ def _read(name: str, path: str, ranks: int, micro_batches: int, virtual_stages: 
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as problem:
-        raise ScenarioError("validate", path, f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+        raise InputError("validate", path, f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
     known = name in SCHEDULES and (name not in LOOPED or virtual_stages is not None)
     v = chunks(name, virtual_stages) if known else virtual_stages
     return read_schedule(name, text, ranks, micro_batches, None if v is None else ranks * v)

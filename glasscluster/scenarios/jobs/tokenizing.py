@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.text.bpe import count_pieces, learn
 from glasscluster.model.text.texts import BUILT_IN, documents
 from glasscluster.model.text.tokenizer import Tokenizer
@@ -19,13 +19,13 @@ def learned(sources: Sequence[str], vocab: int, specials: Sequence[str], out: st
     """Train on sources (model/text/texts.py), write a tokenizer.json; the `glass.tokenize-train/1` object."""
     begun = time.perf_counter()
     if vocab < 256 + len(specials):
-        raise ScenarioError("vocab", vocab, f"256 bytes and {len(specials)} special tokens need as many", [256 + len(specials)])
+        raise InputError("vocab", vocab, f"256 bytes and {len(specials)} special tokens need as many", [256 + len(specials)])
     texts = []
     for name in sources:
         try:
             texts += documents(name)
         except OSError as problem:
-            raise ScenarioError("files", name, f"cannot be read: {problem.strerror}", BUILT_IN) from None
+            raise InputError("files", name, f"cannot be read: {problem.strerror}", BUILT_IN) from None
     say(f"cutting {sum(map(len, texts)):,} bytes into pieces")
     pieces = count_pieces(texts)
     say(f"merging in {len(pieces):,} different pieces")
@@ -34,7 +34,7 @@ def learned(sources: Sequence[str], vocab: int, specials: Sequence[str], out: st
     try:
         made.save(out)
     except OSError as problem:
-        raise ScenarioError("out", out, f"cannot be written: {problem.strerror}") from None
+        raise InputError("out", out, f"cannot be written: {problem.strerror}") from None
     size = sum(map(len, texts))
     tokens = sum(len(made.encode_piece(piece)[0]) * many for piece, many in pieces.items())
     return {
@@ -52,13 +52,13 @@ def learned(sources: Sequence[str], vocab: int, specials: Sequence[str], out: st
 
 
 def opened(path: str) -> Tokenizer:
-    """A tokenizer.json; ScenarioError for anything else."""
+    """A tokenizer.json; InputError for anything else."""
     try:
         return Tokenizer.load(path)
     except OSError as problem:
-        raise ScenarioError("tokenizer", path, f"cannot be read: {problem.strerror}") from None
+        raise InputError("tokenizer", path, f"cannot be read: {problem.strerror}") from None
     except ValueError as problem:
-        raise ScenarioError("tokenizer", path, str(problem)) from None
+        raise InputError("tokenizer", path, str(problem)) from None
 
 
 def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> dict[str, Any]:
@@ -67,11 +67,11 @@ def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> di
     try:
         data = Path(text).read_bytes() if from_file else text.encode("utf-8", "surrogateescape")
     except OSError as problem:
-        raise ScenarioError("text", text, f"cannot be read: {problem.strerror}") from None
+        raise InputError("text", text, f"cannot be read: {problem.strerror}") from None
     everything: Sequence[str] | Literal["all"] = "all" if "all" in allowed else allowed
     for name in everything if everything != "all" else ():
         if name not in tokenizer.specials:
-            raise ScenarioError("allow", name, "is no special token of this tokenizer", ["all", *tokenizer.specials])
+            raise InputError("allow", name, "is no special token of this tokenizer", ["all", *tokenizer.specials])
     numbers = tokenizer.encode(data, everything)
     return {
         "schema": "glass.tokenize-encode/1",
@@ -87,6 +87,6 @@ def decoded(path: str, numbers: Sequence[int]) -> dict[str, Any]:
     tokenizer = opened(path)
     for number in numbers:
         if number not in tokenizer.tokens and number not in tokenizer.specials.values():
-            raise ScenarioError("tokens", number, f"{path} has no such token", range(tokenizer.size))
+            raise InputError("tokens", number, f"{path} has no such token", range(tokenizer.size))
     data = tokenizer.decode_bytes(numbers)
     return {"schema": "glass.tokenize-decode/1", "text": data.decode("utf-8", "replace"), "bytes_hex": data.hex()}

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glasscluster.base.errors import DoesNotFit, GlassError, OutOfMemory, ScenarioError
+from glasscluster.base.errors import DoesNotFit, GlassError, InputError, OutOfMemory
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.layers import moe
 from glasscluster.model.weights import hugging_face
@@ -208,7 +208,7 @@ def train_command(
     """`glass train`: a cluster, a job, its folder. On failure what was recorded is written before the error goes on."""
     check_data(data, model.seq, model.vocab)
     if weights is not None and plan.exchange != "all-reduce":
-        raise ScenarioError("weights", weights, f"--exchange {plan.exchange} starts from the seed's", ["--exchange all-reduce"])
+        raise InputError("weights", weights, f"--exchange {plan.exchange} starts from the seed's", ["--exchange all-reduce"])
     options: dict[str, Any] = {"timeout_s": timeout_s} if timeout_s else {}
     cluster = Cluster(hardware, plan.gpus, backend, memory_bytes=memory_bytes, seed=seed, device=device, **options)
     cluster.hardware.gpu.peak(plan.precision)
@@ -236,16 +236,16 @@ def train_command(
 
 
 def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
-    """The weights will have a place in Hugging Face's layout; ScenarioError otherwise, before anything runs."""
+    """The weights will have a place in Hugging Face's layout; InputError otherwise, before anything runs."""
     if plan.exchange != "all-reduce":
-        raise ScenarioError("save", folder, f"--exchange {plan.exchange} keeps no weights", ["--exchange all-reduce"])
+        raise InputError("save", folder, f"--exchange {plan.exchange} keeps no weights", ["--exchange all-reduce"])
     try:
         hugging_face.family_of(model)
         Path(folder).mkdir(parents=True, exist_ok=True)
     except WeightsError as problem:
-        raise ScenarioError("save", folder, str(problem)) from None
+        raise InputError("save", folder, str(problem)) from None
     except OSError as problem:
-        raise ScenarioError("save", folder, f"cannot be made: {problem.strerror}") from None
+        raise InputError("save", folder, f"cannot be made: {problem.strerror}") from None
 
 
 def leads() -> bool:
@@ -264,7 +264,7 @@ def output_folder(out: str | None, name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise ScenarioError("out", out, f"cannot be made: {problem.strerror}") from None
+        raise InputError("out", out, f"cannot be made: {problem.strerror}") from None
     return folder
 
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_rate, parse_time
 from glasscluster.sim.time import network as networks
 from glasscluster.sim.time.hardware import Hardware, hardware
@@ -30,15 +30,15 @@ def wires(
     if topology is None:
         for option, value in {"bandwidth": bandwidth, "latency": latency, "overhead": overhead, **given}.items():
             if value is not None:
-                raise ScenarioError(option, value, "belongs to --topology", list(networks.BUILDERS))
+                raise InputError(option, value, "belongs to --topology", list(networks.BUILDERS))
         return _placed(_catalogued(gpus, name, nodes), gpus, placement)
     if topology.endswith(".json"):
         for option, value in {"bandwidth": bandwidth, "latency": latency, "overhead": overhead, "nodes": nodes, **given}.items():
             if value is not None:
-                raise ScenarioError(option, value, "the links of a network file have their own")
+                raise InputError(option, value, "the links of a network file have their own")
         network = networks.read(topology)
         if len(network.gpus) != gpus:
-            raise ScenarioError("gpus", gpus, f"the network {network.name} has {len(network.gpus)} GPUs", [len(network.gpus)])
+            raise InputError("gpus", gpus, f"the network {network.name} has {len(network.gpus)} GPUs", [len(network.gpus)])
     else:
         if nodes is not None:
             given["node"] = _per_node(gpus, nodes)
@@ -46,12 +46,12 @@ def wires(
             given["dims"] = _dims(given["dims"], gpus)
         if topology in networks.BUILDERS:
             if not bandwidth or not latency:
-                raise ScenarioError("bandwidth" if not bandwidth else "latency", "", "a topology needs --bandwidth and --latency")
+                raise InputError("bandwidth" if not bandwidth else "latency", "", "a topology needs --bandwidth and --latency")
             given["cable"] = networks.Cable(
                 parse_rate("bandwidth", bandwidth), parse_time("latency", latency), parse_time("overhead", overhead or "0s")
             )
             if given["cable"].bandwidth <= 0:
-                raise ScenarioError("bandwidth", bandwidth, "must be more than 0")
+                raise InputError("bandwidth", bandwidth, "must be more than 0")
         network = networks.build(topology, gpus, given.pop("cable", networks.Cable(1.0)), **given)
     hw = replace(hardware("classroom"), name=network.name, node_size=gpus, topology=network)
     return _placed(hw, gpus, placement)
@@ -65,7 +65,7 @@ def _catalogued(gpus: int, name: str, nodes: int | None) -> Hardware:
 def _per_node(gpus: int, nodes: int) -> int:
     if nodes < 1 or gpus % nodes:
         rule = f"{gpus} GPUs must divide evenly over the nodes"
-        raise ScenarioError("nodes", nodes, rule, [n for n in range(1, gpus + 1) if gpus % n == 0])
+        raise InputError("nodes", nodes, rule, [n for n in range(1, gpus + 1) if gpus % n == 0])
     return gpus // nodes
 
 
@@ -78,9 +78,7 @@ def _dims(text: str, gpus: int) -> list[int]:
     for n in dims:
         product *= n
     if not dims or min(dims) < 1 or product != gpus:
-        raise ScenarioError(
-            "dims", text, f"must be whole numbers that multiply to {gpus}, as {'x'.join(map(str, networks.factors(gpus, 2)))}"
-        )
+        raise InputError("dims", text, f"must be whole numbers that multiply to {gpus}, as {'x'.join(map(str, networks.factors(gpus, 2)))}")
     return dims
 
 
@@ -94,12 +92,12 @@ def _placed(hw: Hardware, gpus: int, placement: str | None) -> Hardware:
     elif placement.partition(":")[0] == "random":
         seed = placement.partition(":")[2] or "0"
         if not seed.isdigit():
-            raise ScenarioError("placement", placement, "the seed must be a whole number", PLACEMENTS)
+            raise InputError("placement", placement, "the seed must be a whole number", PLACEMENTS)
         random.Random(int(seed)).shuffle(order)
     else:
         try:
             order = [int(n) for n in placement.split(",")]
         except ValueError:
-            raise ScenarioError("placement", placement, f"must be one of {' | '.join(PLACEMENTS)}", PLACEMENTS) from None
+            raise InputError("placement", placement, f"must be one of {' | '.join(PLACEMENTS)}", PLACEMENTS) from None
     network = hw.topology or networks.of_hardware(hw, gpus)
     return replace(hw, topology=network.placed(order))

@@ -62,7 +62,7 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
     """Four all-reduces run on 8 ranks; three of them are recorded on 256 without data, and their times over size are crossed."""
     from dataclasses import replace
 
-    from glasscluster.base.errors import ScenarioError
+    from glasscluster.base.errors import InputError
     from glasscluster.sim.ranks.collectives import MODULES
     from glasscluster.sim.run import Cluster
     from glasscluster.sim.time.hardware import hardware
@@ -70,7 +70,7 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
     from glasscluster.visualize.figures.plots import lines
 
     if gpus < 4 or gpus & (gpus - 1):
-        raise ScenarioError("gpus", gpus, "the closed forms hold for a power of two, from 4", [2**k for k in range(2, 11)])
+        raise InputError("gpus", gpus, "the closed forms hold for a power of two, from 4", [2**k for k in range(2, 11)])
     link, bits = hardware(lab.hardware).link(0, 1), gpus.bit_length() - 1
     wide = replace(hardware(lab.hardware), node_size=gpus, intra=link)  # one kind of wire between any two
     nbytes -= nbytes % REAL

@@ -72,7 +72,7 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
     """One causal attention of a sequence on 8 ranks: rings in three layouts, Ulysses and a hybrid, with 16 query and 8 key heads."""
     import numpy as np
 
-    from glasscluster.base.errors import ScenarioError
+    from glasscluster.base.errors import InputError
     from glasscluster.model.flash_attention import TILE
     from glasscluster.sim.time.hardware import hardware
     from glasscluster.strategies.context import context_parallel, ulysses
@@ -111,7 +111,7 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
         lab.check(f"{name} ring: whole blocks that wait for their keys, rank {n - 1}", 0 if hides else n - 2, found, "F26: block FLOPs ÷ peak ≥ block bytes ÷ β", unit="blocks")
     model, taken = make_model("tiny", hidden=a * d, heads=a, kv_heads=kv, seq=s), []
     for ranks in (2, 4, 8, 16, 32):
-        with suppress(ScenarioError):
+        with suppress(InputError):
             make_plan(cp=ranks, context="ulysses").check(model)
             taken.append(ranks)
     lab.check("most ranks that Ulysses takes", kv, max(taken), "whole key heads are exchanged: N ≤ n_kv", unit="ranks")

@@ -38,7 +38,7 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     import math
     from dataclasses import replace
 
-    from glasscluster.base.errors import ScenarioError
+    from glasscluster.base.errors import InputError
     from glasscluster.scenarios.emergency_room.diagnosis import RULES
     from glasscluster.scenarios.emergency_room.emergency_room import (
         BACK,
@@ -53,7 +53,7 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     from glasscluster.visualize.figures.plots import dots, lines
 
     if fault != "drawn" and fault not in BY_NAME:
-        raise ScenarioError("fault", fault, "is not one of the causes", ["drawn", *BY_NAME])
+        raise InputError("fault", fault, "is not one of the causes", ["drawn", *BY_NAME])
     case = BY_NAME[fault] if fault != "drawn" else CASES[(lab.seed + FIRST) % len(CASES)]
     steps = STEPS if case.name == "bad-batch" else FEW_STEPS
     job = job_of(case, "broken", lab.seed, steps)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.scenarios.lab import Lab, Text, scenario
 
 if TYPE_CHECKING:
@@ -350,7 +350,7 @@ def find(id_: str) -> Bug:
     for bug in ZOO:
         if bug.id == id_:
             return bug
-    raise ScenarioError("bug", id_, "unknown bug", [b.id for b in ZOO])
+    raise InputError("bug", id_, "unknown bug", [b.id for b in ZOO])
 
 
 # ---- the scenario --------------------------------------------------------------------------------------------------
@@ -362,9 +362,9 @@ def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
     named for it. `--bug ID` runs one of them; with `--as-student` it runs unannounced: the checks fail, and what is wrong is yours to find.
     """
     if lab.backend != "threads":
-        raise ScenarioError("backend", lab.backend, "bugs are planted in this process: the ranks have to be its threads", ["threads"])
+        raise InputError("backend", lab.backend, "bugs are planted in this process: the ranks have to be its threads", ["threads"])
     if as_student and not bug:
-        raise ScenarioError("as_student", True, "is for one bug: give --bug, too", [b.id for b in ZOO])
+        raise InputError("as_student", True, "is for one bug: give --bug, too", [b.id for b in ZOO])
     if as_student:
         _unannounced(lab, find(bug))
         return

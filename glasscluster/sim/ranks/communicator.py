@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES, RECV, REDUCE, SEND
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.recording.recorder import Recorder, group_lane
@@ -373,9 +373,9 @@ class Communicator:
     ) -> Work:
         name = "send" if kind == SEND else "recv"
         if not 0 <= peer < self.size:
-            raise ScenarioError(f"{name} peer", peer, f"the {self.axis} group has ranks 0..{self.size - 1}", range(self.size))
+            raise InputError(f"{name} peer", peer, f"the {self.axis} group has ranks 0..{self.size - 1}", range(self.size))
         if not 0 <= tag < TAGS_PER_GROUP - 1:
-            raise ScenarioError("tag", tag, f"a tag lies in 0..{TAGS_PER_GROUP - 2}")
+            raise InputError("tag", tag, f"a tag lies in 0..{TAGS_PER_GROUP - 2}")
         world, recorder = self.ranks[peer], self.recorder
         post = self.wire.isend if kind == SEND else self.wire.irecv
         ticket = post(x.detach(), world, self.tag_base + 1 + tag, name)
@@ -482,9 +482,9 @@ class Communicator:
             send_splits, recv_splits = [c.numel() for c in self.chunks(x)], [self.chunk(x).numel()] * self.size
         sends, receives = self._splits("send_splits", send_splits, x.numel()), self._splits("recv_splits", recv_splits, None)
         if out.numel() != sum(receives) or not out.is_contiguous():
-            raise ScenarioError("all_to_all out", tuple(out.shape), f"must be contiguous and hold {sum(receives)} elements")
+            raise InputError("all_to_all out", tuple(out.shape), f"must be contiguous and hold {sum(receives)} elements")
         if sends[self.rank] != receives[self.rank]:
-            raise ScenarioError("recv_splits", receives, f"rank {self.rank} keeps {sends[self.rank]} elements of its own")
+            raise InputError("recv_splits", receives, f"rank {self.rank} keeps {sends[self.rank]} elements of its own")
         if self.size == 1:
             out.view(-1).copy_(x.view(-1))
         splits = {"sends": sends, "receives": receives}
@@ -494,9 +494,9 @@ class Communicator:
         """One length a rank, which add up to the buffer."""
         given = [] if splits is None else [int(n) for n in splits]
         if len(given) != self.size or min(given) < 0:
-            raise ScenarioError(name, splits, f"all_to_all needs {self.size} lengths of 0 or more, one a rank")
+            raise InputError(name, splits, f"all_to_all needs {self.size} lengths of 0 or more, one a rank")
         if total is not None and sum(given) != total:
-            raise ScenarioError(name, splits, f"they add up to {sum(given)}, the buffer holds {total} elements")
+            raise InputError(name, splits, f"they add up to {sum(given)}, the buffer holds {total} elements")
         return given
 
     def _options(self, operation: str, algorithm: str, **asked: int | None) -> dict[str, int]:
@@ -507,12 +507,12 @@ class Communicator:
         for name, value in given.items():
             owners = with_option(operation, name)
             if algorithm not in owners or value < 1:
-                raise ScenarioError(name, value, f"is a number from 1, of the algorithm {' or '.join(owners)}", owners)
+                raise InputError(name, value, f"is a number from 1, of the algorithm {' or '.join(owners)}", owners)
         return given
 
     def _member(self, what: str, rank: int) -> int:
         if not 0 <= rank < self.size:
-            raise ScenarioError(what, rank, f"the group has ranks 0..{self.size - 1}", range(self.size))
+            raise InputError(what, rank, f"the group has ranks 0..{self.size - 1}", range(self.size))
         return rank
 
     def barrier(self, algorithm: str = "dissemination") -> None:
@@ -536,7 +536,7 @@ class Communicator:
         with self.recorder.unrecorded():
             self.all_gather(colors)
         if colors.device.type == "meta":
-            raise ScenarioError("backend", "dry", "split() needs to hear from other ranks; use a mesh axis instead")
+            raise InputError("backend", "dry", "split() needs to hear from other ranks; use a mesh axis instead")
         members = [r for r, c in zip(self.ranks, colors.tolist(), strict=True) if c == color]
         self._next_split += 1
         return self.subgroup(members, axis or f"{self.axis}.{color}", self._next_split)
@@ -552,13 +552,13 @@ class Communicator:
         if labels:
             raise TypeError(f"{operation}() got unexpected arguments {sorted(labels)}")
         if not x.is_contiguous():
-            raise ScenarioError(f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first")
+            raise InputError(f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first")
         steps = collectives.find(operation, algorithm)
         average = options.get("op") == "avg"
         if average:
             options["op"] = "sum"
         if options.get("op", "sum") not in _REDUCTIONS:
-            raise ScenarioError("op", options["op"], "unknown reduction", [*_REDUCTIONS, "avg"])
+            raise InputError("op", options["op"], "unknown reduction", [*_REDUCTIONS, "avg"])
         if self.size == 1:
             return Done()
         x = x.detach()

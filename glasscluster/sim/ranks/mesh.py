@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from math import prod
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.ranks.communicator import Communicator
 
 ORDER = ("pp", "dp", "cp", "tp")  # slowest first
@@ -25,18 +25,18 @@ class Mesh:
     def __init__(self, world: Communicator, sizes: Mapping[str, int]) -> None:
         unknown = set(sizes) - set(ORDER)
         if unknown:
-            raise ScenarioError("mesh axis", sorted(unknown)[0], "unknown axis", ORDER)
+            raise InputError("mesh axis", sorted(unknown)[0], "unknown axis", ORDER)
         self.sizes = {axis: int(sizes.get(axis, 1)) for axis in ORDER}
         together = prod(self.sizes.values())
         if together != world.size:
-            raise ScenarioError("mesh", dict(self.sizes), f"its axes multiply to {together}, the cluster has {world.size} ranks")
+            raise InputError("mesh", dict(self.sizes), f"its axes multiply to {together}, the cluster has {world.size} ranks")
         self.world = world
         self.coordinates = coordinates(world.wire.rank, self.sizes)
         self._comms: dict[str, Communicator] = {}
 
     def __getitem__(self, axis: str) -> Communicator:
         if axis not in self.sizes:
-            raise ScenarioError("mesh axis", axis, "unknown axis", ORDER)
+            raise InputError("mesh axis", axis, "unknown axis", ORDER)
         if axis not in self._comms:
             self._comms[axis] = self.world.subgroup(self.ranks_along(axis), axis, GROUP_IDS[axis])
         return self._comms[axis]

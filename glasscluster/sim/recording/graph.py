@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from glasscluster.base.errors import MessageLost, ScenarioError
+from glasscluster.base.errors import InputError, MessageLost
 from glasscluster.sim.recording.events import (
     BACKWARD,
     BEGIN,
@@ -286,12 +286,12 @@ class ExecutionGraph:
 
     @classmethod
     def load(cls, path: str | Path) -> ExecutionGraph:
-        """Read what `save` wrote; anything else is a ScenarioError."""
+        """Read what `save` wrote; anything else is a InputError."""
         try:
             with np.load(path, allow_pickle=False) as data:
                 meta = json.loads(str(data["meta"]))
                 if meta["format"] != FORMAT:
-                    raise ScenarioError("graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}")
+                    raise InputError("graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}")
                 columns = {c: data[c] for c in COLUMNS}
                 full = {
                     "names": meta["names"],
@@ -301,12 +301,12 @@ class ExecutionGraph:
                     "memory": from_columns(data, meta["memory"]),
                 }
                 return cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
-        except ScenarioError:
+        except InputError:
             raise
         except OSError as problem:
-            raise ScenarioError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
+            raise InputError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
         except Exception as problem:  # a damaged or foreign file fails in many ways inside numpy
-            raise ScenarioError("graph", str(path), f"is not a recorded graph ({type(problem).__name__})") from None
+            raise InputError("graph", str(path), f"is not a recorded graph ({type(problem).__name__})") from None
 
 
 def _match_messages(columns: dict[str, np.ndarray], names: list[str]) -> np.ndarray:

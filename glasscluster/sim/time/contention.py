@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph, distinct
 from glasscluster.sim.time.network import Topology
@@ -95,7 +95,7 @@ def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
         return kept[1]
     if graph.ranks > len(topology.place):
         rule = f"has {len(topology.place)} GPUs, the run {graph.ranks} ranks"
-        raise ScenarioError("topology", topology.name, rule)
+        raise InputError("topology", topology.name, rule)
     sends = messages.rows
     pairs, number = distinct(graph.rank[sends] * graph.ranks + graph.peer[sends], graph.ranks**2)
     stretch_ptr, link_ptr, links, latency, overhead = [0], [0], [], [], []

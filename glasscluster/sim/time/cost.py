@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.events import COLLECTIVE, COMPUTE, HOST, PHASES, RECV, REDUCE, SEND
 from glasscluster.sim.recording.graph import ExecutionGraph, distinct
 from glasscluster.sim.time.hardware import Hardware, Link
@@ -54,7 +54,7 @@ def costs(
     duration[compute] = hw.gpu.launch_s + np.maximum(graph.flops[compute] / peaks, graph.bytes[compute] / hw.gpu.memory_bandwidth)
     for rank, factor in (slow_ranks or {}).items():
         if not 0 <= rank < graph.ranks:
-            raise ScenarioError("slow-rank", rank, f"the run has ranks 0..{graph.ranks - 1}", range(graph.ranks))
+            raise InputError("slow-rank", rank, f"the run has ranks 0..{graph.ranks - 1}", range(graph.ranks))
         duration[compute & (graph.rank == rank)] *= factor
     sends, receives = (np.flatnonzero(graph.kind == kind) if messages else np.empty(0, np.int64) for kind in (SEND, RECV))
     for rows, src, dst in ((sends, graph.rank, graph.peer), (receives, graph.peer, graph.rank)):
@@ -107,7 +107,7 @@ def of_kind(graph: ExecutionGraph, kind: str) -> np.ndarray:
     """A mask of the events of one kind of work."""
     known = kinds_of_work(graph)
     if kind not in known:
-        raise ScenarioError("faster", kind, "this run did no such work", known)
+        raise InputError("faster", kind, "this run did no such work", known)
     if kind in PHASES:
         return (graph.kind == COMPUTE) & (graph.phase == PHASES.index(kind))
     return (graph.kind != COMPUTE) & (graph.axis == kind)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 
 if TYPE_CHECKING:
     from glasscluster.sim.time.network import Topology
@@ -39,7 +39,7 @@ class GPU:
     def peak(self, precision: str) -> float:
         """Dense FLOP/s at a precision; a precision that is not listed is a usage error."""
         if precision not in self.peak_flops:
-            raise ScenarioError("precision", precision, f"{self.name} lists no peak for it", list(self.peak_flops))
+            raise InputError("precision", precision, f"{self.name} lists no peak for it", list(self.peak_flops))
         return self.peak_flops[precision]
 
 
@@ -269,7 +269,7 @@ CATALOGUE: dict[str, Hardware] = {
 
 
 def hardware(name: str | Hardware) -> Hardware:
-    """Look a cluster up by name, or read a profile file. Raises ScenarioError naming the nearest valid name."""
+    """Look a cluster up by name, or read a profile file. Raises InputError naming the nearest valid name."""
     if isinstance(name, Hardware):
         return name
     if name in CATALOGUE:
@@ -277,7 +277,7 @@ def hardware(name: str | Hardware) -> Hardware:
     path = Path(name)
     if path.suffix == ".json" or path.is_file():
         return _read_profile(path)
-    raise ScenarioError("hardware", name, "not in the catalogue and not a profile file", list(CATALOGUE))
+    raise InputError("hardware", name, "not in the catalogue and not a profile file", list(CATALOGUE))
 
 
 def _read_profile(path: Path) -> Hardware:
@@ -295,6 +295,6 @@ def _read_profile(path: Path) -> Hardware:
             HostShare(**{**raw["host"], "link": Link(**raw["host"]["link"])}) if "host" in raw else CLASSROOM_HOST,
         )
     except OSError as problem:
-        raise ScenarioError("hardware", str(path), f"cannot be read: {problem.strerror}") from None
+        raise InputError("hardware", str(path), f"cannot be read: {problem.strerror}") from None
     except (ValueError, TypeError, KeyError) as problem:
-        raise ScenarioError("hardware", str(path), f"not a hardware profile: {problem}") from None
+        raise InputError("hardware", str(path), f"not a hardware profile: {problem}") from None

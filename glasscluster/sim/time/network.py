@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 
 if TYPE_CHECKING:
     from glasscluster.sim.time.hardware import Hardware, Link
@@ -94,11 +94,11 @@ class Topology:
 
     # ---- routes --------------------------------------------------------------------------------------------------
     def route(self, src: int, dst: int) -> list[int]:
-        """Numbers of the links from rank `src` to rank `dst`. Raises ScenarioError where there is no way."""
+        """Numbers of the links from rank `src` to rank `dst`. Raises InputError where there is no way."""
         if (src, dst) not in self._routes:
             for field, rank in (("src", src), ("dst", dst)):
                 if not 0 <= rank < len(self.place):
-                    raise ScenarioError(field, rank, f"the topology {self.name} has ranks 0..{len(self.place) - 1}", range(len(self.place)))
+                    raise InputError(field, rank, f"the topology {self.name} has ranks 0..{len(self.place) - 1}", range(len(self.place)))
             nodes = list(self.rule(self.place[src], self.place[dst]))
             self._routes[src, dst] = [self.number[hop] for hop in pairwise(nodes)]
         return self._routes[src, dst]
@@ -107,7 +107,7 @@ class Topology:
         try:
             found: Sequence[Node] = nx.shortest_path(self.graph, self.gpus[src], self.gpus[dst])
         except nx.NetworkXNoPath:
-            raise ScenarioError("topology", self.name, f"there is no route from {self.gpus[src]} to {self.gpus[dst]}") from None
+            raise InputError("topology", self.name, f"there is no route from {self.gpus[src]} to {self.gpus[dst]}") from None
         return found
 
     def link(self, src: int, dst: int) -> Link:
@@ -136,7 +136,7 @@ class Topology:
     def placed(self, order: Sequence[int]) -> Topology:
         """The same network with rank r on GPU `order[r]`."""
         if sorted(order) != list(range(len(self.gpus))):
-            raise ScenarioError("placement", list(order), f"must name each of the GPUs 0..{len(self.gpus) - 1} once")
+            raise InputError("placement", list(order), f"must name each of the GPUs 0..{len(self.gpus) - 1} once")
         return self._with(self.graph, order)
 
     def scaled(self, *, bandwidth: float = 1.0, latency: float = 1.0) -> Topology:
@@ -153,21 +153,21 @@ class Topology:
 
     # ---- sameness ------------------------------------------------------------------------------------------------
     def check(self) -> Topology:
-        """Raise ScenarioError for a link that cannot be and for two GPUs without a way; returns itself."""
+        """Raise InputError for a link that cannot be and for two GPUs without a way; returns itself."""
         for u, v, data in self.graph.edges(data=True):
             for field, least, rule in LIMITS:
                 value = data.get(field, 0.0)
                 if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value <= least:
-                    raise ScenarioError(f"{field.removesuffix('_s')} of link {u} → {v}", value, f"{rule}, a number in SI units")
+                    raise InputError(f"{field.removesuffix('_s')} of link {u} → {v}", value, f"{rule}, a number in SI units")
         if len(self.gpus) < 2:
-            raise ScenarioError("topology", self.name, f"has {len(self.gpus)} GPUs (nodes of kind gpu), at least 2 are needed")
+            raise InputError("topology", self.name, f"has {len(self.gpus)} GPUs (nodes of kind gpu), at least 2 are needed")
         first = self.gpus[0]
         for way, graph in ((1, self.graph), (-1, self.graph.reverse(copy=False))):
             reached = {first, *nx.descendants(graph, first)}
             lost = next((g for g in self.gpus if g not in reached), None)
             if lost is not None:
                 a, b = (first, lost)[::way]
-                raise ScenarioError("topology", self.name, f"is disconnected: there is no route from {a} to {b}")
+                raise InputError("topology", self.name, f"is disconnected: there is no route from {a} to {b}")
         return self
 
 
@@ -297,7 +297,7 @@ def _flat(place: Sequence[int], dims: Sequence[int]) -> tuple[float, float]:
 def hypercube(n: int, cable: Cable) -> Topology:
     """GPUs whose numbers differ in one bit are joined; messages mend the lowest bit first (e-cube)."""
     if n & (n - 1) or n < 2:
-        raise ScenarioError("gpus", n, "a hypercube has a power of two of GPUs", [2**k for k in range(1, 16)])
+        raise InputError("gpus", n, "a hypercube has a power of two of GPUs", [2**k for k in range(1, 16)])
     graph = _network(n, _circle(n))
     for i in range(n):
         for bit in range(n.bit_length() - 1):
@@ -333,7 +333,7 @@ DGX1_LINKS = {  # NVLink cables between the GPUs of a DGX-1 with V100 (hybrid cu
 def nvlink_mesh(n: int, cable: Cable) -> Topology:
     """The eight GPUs of a DGX-1, joined by one or two NVLink cables each of the given bandwidth, some not at all."""
     if n != 8:
-        raise ScenarioError("gpus", n, "an NVLink mesh (DGX-1) has 8 GPUs", [8])
+        raise InputError("gpus", n, "an NVLink mesh (DGX-1) has 8 GPUs", [8])
     corners = [(0, 1), (1, 1), (1, 0), (0, 0), (2.4, 1), (3.4, 1), (3.4, 0), (2.4, 0)]
     graph = _network(8, lambda i: (float(corners[i][0]), float(corners[i][1])))
     for (a, b), cables in DGX1_LINKS.items():
@@ -359,9 +359,9 @@ def fat_tree(n: int, cable: Cable, leaf: int | None = None, oversubscription: fl
     """
     down = leaf or _divisor_near(n, math.sqrt(n))
     if down < 1 or n % down:
-        raise ScenarioError("leaf", down, f"{n} GPUs must divide evenly over leaves", [d for d in range(1, n + 1) if n % d == 0])
+        raise InputError("leaf", down, f"{n} GPUs must divide evenly over leaves", [d for d in range(1, n + 1) if n % d == 0])
     if not (math.isfinite(oversubscription) and oversubscription >= 1):
-        raise ScenarioError("oversubscription", oversubscription, "must be at least 1 (1: as much bandwidth up as down)", [1, 2, 4])
+        raise InputError("oversubscription", oversubscription, "must be at least 1 (1: as much bandwidth up as down)", [1, 2, 4])
     spines, leaves = max(1, int(down / oversubscription)), n // down
     up = down / oversubscription / spines
     graph = _network(n, lambda i: (float(i), 0.0))
@@ -396,7 +396,7 @@ def rail(n: int, cable: Cable, node: int | None = None) -> Topology:
     """
     g = node or (8 if n % 8 == 0 else n)
     if g < 1 or n % g:
-        raise ScenarioError("nodes", n // g if g else 0, f"{n} GPUs must divide evenly over the nodes")
+        raise InputError("nodes", n // g if g else 0, f"{n} GPUs must divide evenly over the nodes")
     nodes = n // g
     graph = _network(n, lambda i: (float(i + i // g), 0.0))
     for m in range(nodes):
@@ -453,13 +453,13 @@ BUILDERS: dict[str, Callable[..., Topology]] = {
 def build(name: str, n: int, cable: Cable, **options: Any) -> Topology:
     """A topology by name. `options` are the builder's own: dims, leaf, oversubscription, node."""
     if name not in BUILDERS:
-        raise ScenarioError("topology", name, "is neither a known topology nor a .json file", list(BUILDERS))
+        raise InputError("topology", name, "is neither a known topology nor a .json file", list(BUILDERS))
     if n < 2:
-        raise ScenarioError("gpus", n, "a network joins at least 2 GPUs")
+        raise InputError("gpus", n, "a network joins at least 2 GPUs")
     known = BUILDERS[name].__code__.co_varnames[2 : BUILDERS[name].__code__.co_argcount]
     for option, value in options.items():
         if option not in known:
-            raise ScenarioError(option, value, f"the topology {name} has no such option", list(known) or None)
+            raise InputError(option, value, f"the topology {name} has no such option", list(known) or None)
     return BUILDERS[name](n, cable, **options).check()
 
 
@@ -507,7 +507,7 @@ def from_graph(graph: nx.Graph, gpus: Iterable[Node] | None = None, *, name: str
     """A networkx graph with `bandwidth` (bytes/s) and `latency` (or `latency_s`, seconds) on its edges.
 
     An undirected edge is a link each way. `gpus`: the nodes that are GPUs, in rank order (default: nodes whose `kind` is
-    gpu; all nodes where none has a kind). Routes have the fewest links. Raises ScenarioError naming the link or the pair.
+    gpu; all nodes where none has a kind). Routes have the fewest links. Raises InputError naming the link or the pair.
     """
     directed = nx.DiGraph()
     for node, data in graph.nodes(data=True):
@@ -524,7 +524,7 @@ def from_graph(graph: nx.Graph, gpus: Iterable[Node] | None = None, *, name: str
     chosen = list(gpus) if gpus is not None else [n for n, kind in directed.nodes(data="kind") if kind == "gpu"]
     for node in chosen:
         if node not in directed:
-            raise ScenarioError("gpus", node, "is no node of the graph", list(directed.nodes))
+            raise InputError("gpus", node, "is no node of the graph", list(directed.nodes))
         directed.nodes[node]["kind"] = "gpu"
     if not all("pos" in d for _, d in directed.nodes(data=True)):
         places = nx.circular_layout(directed)
@@ -546,14 +546,14 @@ def read(path: str | Path) -> Topology:
     path = Path(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise ScenarioError("topology", path.name, f"the file is larger than {LARGEST_FILE:,} bytes")
+            raise InputError("topology", path.name, f"the file is larger than {LARGEST_FILE:,} bytes")
         data = json.loads(path.read_text())
         edges = "edges" if "edges" in data else "links"
         graph = nx.node_link_graph({"directed": False, "multigraph": False, "graph": {}, **data}, edges=edges)
-    except ScenarioError:
+    except InputError:
         raise
     except OSError as problem:
-        raise ScenarioError("topology", str(path), f"cannot be read: {problem.strerror}") from None
+        raise InputError("topology", str(path), f"cannot be read: {problem.strerror}") from None
     except Exception as problem:  # networkx raises whatever the file's shape leads it into
-        raise ScenarioError("topology", path.name, f"is not a network (nodes and edges): {type(problem).__name__}: {problem}") from None
+        raise InputError("topology", path.name, f"is not a network (nodes and edges): {type(problem).__name__}: {problem}") from None
     return from_graph(graph, name=path.stem)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.events import COMPUTE, OPTIMIZER
 from glasscluster.sim.time.hardware import Hardware, hardware
 
@@ -46,11 +46,11 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not self.apart and self.servers > self.workers:
-            raise ScenarioError("servers", self.servers, f"shards stand on the {self.workers} workers", range(1, self.workers + 1))
+            raise InputError("servers", self.servers, f"shards stand on the {self.workers} workers", range(1, self.workers + 1))
         if min(self.workers, self.servers, self.clocks) < 1:
-            raise ScenarioError("servers", self.servers, "needs at least one worker, one server and one clock", [1])
+            raise InputError("servers", self.servers, "needs at least one worker, one server and one clock", [1])
         if self.staleness is not None and self.staleness < 0:
-            raise ScenarioError("staleness", self.staleness, "must not be negative (0: nobody runs ahead)", [0])
+            raise InputError("staleness", self.staleness, "must not be negative (0: nobody runs ahead)", [0])
 
     @property
     def ranks(self) -> int:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from glasscluster.base.errors import MessageLost, OutOfMemory, ScenarioError
+from glasscluster.base.errors import InputError, MessageLost, OutOfMemory
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.ranks.backends.dry import record_rank, standing_in
 from glasscluster.sim.recording.graph import Circle, ExecutionGraph
@@ -176,7 +176,7 @@ def _made(plan: Plan, model: ModelConfig, change: Change, seen: set[Plan]) -> It
     try:
         other = Plan(**values)
         other.check(model)
-    except (ScenarioError, ValueError):  # not available in this version, or does not divide
+    except (InputError, ValueError):  # not available in this version, or does not divide
         return
     if other not in seen:
         seen.add(other)

@@ -17,7 +17,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.preference.rewards import SortTask
@@ -40,7 +40,7 @@ def place(method: str, reward: str, *together: Sequence[str]) -> dict[str, int]:
     roles = roles_of(method, reward)
     unknown = [r for group in together for r in group if r not in roles]
     if unknown:
-        raise ScenarioError("placement", unknown[0], f"{method} has no such role", roles)
+        raise InputError("placement", unknown[0], f"{method} has no such role", roles)
     named = {role for group in together for role in group}
     groups = [tuple(g) for g in together] + [(r,) for r in roles if r not in named]
     groups.sort(key=lambda g: min(roles.index(r) for r in g))
@@ -82,18 +82,18 @@ class Tuning:
     def __post_init__(self) -> None:
         for name in ("prompts", "group", "epochs"):
             if getattr(self, name) < 1:
-                raise ScenarioError(name, getattr(self, name), "must be at least 1")
+                raise InputError(name, getattr(self, name), "must be at least 1")
         if self.method == "grpo" and self.group < 2:
-            raise ScenarioError("group", self.group, "grpo compares answers to one prompt: it needs at least 2", range(2, 17))
+            raise InputError("group", self.group, "grpo compares answers to one prompt: it needs at least 2", range(2, 17))
         if self.method in ("dpo", "reward-model") and (self.pairs is None or not len(self.pairs[0])):
-            raise ScenarioError("pairs", "none", f"{self.method} learns from comparisons: a policy that is never right gives none")
+            raise InputError("pairs", "none", f"{self.method} learns from comparisons: a policy that is never right gives none")
         if self.model.seq < self.task.length or self.model.vocab < 64:
-            raise ScenarioError("model", (self.model.seq, self.model.vocab), f"the task needs seq >= {self.task.length} and vocab >= 64")
+            raise InputError("model", (self.model.seq, self.model.vocab), f"the task needs seq >= {self.task.length} and vocab >= 64")
         if self.precision not in ("fp64", "fp32", "bf16"):
-            raise ScenarioError("precision", self.precision, "fp16 would need a loss scale", ["fp64", "fp32", "bf16"])
+            raise InputError("precision", self.precision, "fp16 would need a loss scale", ["fp64", "fp32", "bf16"])
         missing = set(self.roles) - set(self.where)
         if missing:
-            raise ScenarioError("placement", dict(self.where), f"has no rank for {', '.join(sorted(missing))}")
+            raise InputError("placement", dict(self.where), f"has no rank for {', '.join(sorted(missing))}")
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.strategies.preference.job import Tuning
 from glasscluster.strategies.preference.ranks import predict_state
 
@@ -32,7 +32,7 @@ def fewest(state_bytes: Mapping[str, int], capacity: float, spare: float = 0.0) 
     """Groups of roles that share a GPU. state_bytes: of each role; capacity and spare: bytes of a GPU, and of it what stays free."""
     for role, held in state_bytes.items():
         if held + spare > capacity:
-            raise ScenarioError("capacity", capacity, f"the {role} alone holds {held:,} bytes, and {spare:,.0f} are to stay free: cut it")
+            raise InputError("capacity", capacity, f"the {role} alone holds {held:,} bytes, and {spare:,.0f} are to stay free: cut it")
 
     def fullest(groups: Groups) -> int:
         return max(sum(state_bytes[role] for role in group) for group in groups)

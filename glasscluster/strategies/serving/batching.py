@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -207,19 +207,19 @@ def plan(requests: Sequence[Request], policy: Policy, clock: Callable[[Step], fl
 
 
 def check(requests: Sequence[Request], slots: int, block: int = 0, blocks: int = 0, seq: int | None = None) -> None:
-    """ScenarioError naming the request that can never be served. block 0: a static cache."""
+    """InputError naming the request that can never be served. block 0: a static cache."""
     if not requests:
-        raise ScenarioError("requests", 0, "there is nothing to serve", [1])
+        raise InputError("requests", 0, "there is nothing to serve", [1])
     if slots < 1:
-        raise ScenarioError("slots", slots, "needs at least one", [1])
+        raise InputError("slots", slots, "needs at least one", [1])
     for number, request in enumerate(requests):
         if not request.prompt or request.tokens < 1:
-            raise ScenarioError("requests", number, "needs at least one token of prompt and one new token")
+            raise InputError("requests", number, "needs at least one token of prompt and one new token")
         if seq is not None and request.cached > seq:
-            raise ScenarioError("requests", number, f"takes {request.cached} positions, the model has {seq}", [seq])
+            raise InputError("requests", number, f"takes {request.cached} positions, the model has {seq}", [seq])
         if block and request.cached > block * blocks:
             rule = f"request {number} has {request.cached} tokens in the end, {blocks} blocks hold {block * blocks}: it would never finish"
-            raise ScenarioError("blocks", blocks, rule, [-(-request.cached // block)])
+            raise InputError("blocks", blocks, rule, [-(-request.cached // block)])
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding.cache import StaticCache
 from glasscluster.model.decoding.generate import GREEDY, Sampling
@@ -78,7 +78,7 @@ class RankSpeculation:
 def speculate_rank(gpu: GPU, job: SpeculationJob) -> RankSpeculation:
     """The SPMD program: the same on threads, Ray and torchrun."""
     if gpu.device.type == "meta":
-        raise ScenarioError("backend", "dry", "how many guesses are accepted depends on data", ["threads", "ray"])
+        raise InputError("backend", "dry", "how many guesses are accepted depends on data", ["threads", "ray"])
     with gpu.unrecorded():
         target = make_stage(gpu, job.target, job.tp, job.precision, job.seed, algorithm=job.algorithm)
         draft = make_stage(gpu, job.draft, job.tp, job.precision, job.seed + 1, algorithm=job.algorithm)

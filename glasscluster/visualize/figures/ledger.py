@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.text import Said
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
-from glasscluster.visualize.page.words import Said, row_name, word
+from glasscluster.visualize.page.words import row_name, word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

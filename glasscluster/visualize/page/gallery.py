@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from glasscluster.base.text import Said
 from glasscluster.visualize.page.report import _hash
-from glasscluster.visualize.page.words import CATALOGUE, GLOSSARY, Said
+from glasscluster.visualize.page.words import CATALOGUE, GLOSSARY
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.text import LANGUAGES, Said
 from glasscluster.sim.pack import pack_graph, pack_timeline
 from glasscluster.visualize.figures import ledger, network
 from glasscluster.visualize.figures.breakdown import critical_figure, idle_figure, split_figure
@@ -38,7 +39,7 @@ from glasscluster.visualize.figures.timeline import (
     timeline_figure,
 )
 from glasscluster.visualize.figures.topology import load_figure
-from glasscluster.visualize.page.words import CATALOGUE, LANGUAGES, Said, row_name, word
+from glasscluster.visualize.page.words import CATALOGUE, row_name, word
 
 if TYPE_CHECKING:
     from glasscluster.sim.run import Run

@@ -3,22 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-LANGUAGES = ("en", "zh")
-
-
-@dataclass(frozen=True)
-class Said:
-    """A text in two languages."""
-
-    en: str
-    zh: str
-
-    def in_(self, lang: str) -> str:
-        """The text in a language."""
-        return self.zh if lang == "zh" else self.en
-
+from glasscluster.base.text import Said
 
 CATALOGUE: dict[str, Said] = {
     # kinds of event

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from glasscluster.base.errors import CollectiveMismatch, Deadlock, GlassError, MessageLost, ScenarioError
+from glasscluster.base.errors import CollectiveMismatch, Deadlock, GlassError, InputError, MessageLost
 from glasscluster.sim.ranks.communicator import TAGS_PER_GROUP, Ticket, Wire
 from glasscluster.sim.ranks.deadlock import Wait, describe_deadlock, source_line
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
@@ -199,7 +199,7 @@ class ThreadWire(Wire):
 
     def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
         """There is no library underneath."""
-        raise ScenarioError("algorithm", "native", "the threads backend has no library to hand a collective to", ["ring"])
+        raise InputError("algorithm", "native", "the threads backend has no library to hand a collective to", ["ring"])
 
 
 class ThreadsBackend:
@@ -209,7 +209,7 @@ class ThreadsBackend:
 
     def __init__(self, gpus: int, *, seed: int = 0, eager_bytes: int = 0, **_: Any) -> None:
         if eager_bytes < 0:
-            raise ScenarioError("eager_bytes", eager_bytes, "must not be negative (0: every send waits for its receive)")
+            raise InputError("eager_bytes", eager_bytes, "must not be negative (0: every send waits for its receive)")
         self.gpus, self.seed, self.eager_bytes = gpus, seed, eager_bytes
 
     def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:

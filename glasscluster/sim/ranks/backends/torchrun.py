@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from glasscluster.base.errors import BackendUnavailable, ScenarioError
+from glasscluster.base.errors import BackendUnavailable, InputError
 from glasscluster.sim.ranks.backends.process_group import GroupWire, make_wire, one_thread
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
@@ -30,7 +30,7 @@ class TorchrunBackend:
             raise BackendUnavailable("the torchrun backend needs torchrun: torchrun --nproc-per-node N -m glasscluster train ...")
         world = int(os.environ["WORLD_SIZE"])
         if world != gpus:
-            raise ScenarioError("world size", world, f"the plan needs dp x tp x pp x cp = {gpus} processes", [gpus])
+            raise InputError("world size", world, f"the plan needs dp x tp x pp x cp = {gpus} processes", [gpus])
         self.gpus, self.device, self.timeout_s = gpus, device, timeout_s
         self.rank = int(os.environ["RANK"])
         self.wire: GroupWire | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from inspect import signature
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.ranks.collectives import (
     barrier,
     binary_tree,
@@ -44,10 +44,10 @@ ALGORITHMS["barrier"] |= ALGORITHMS["all_reduce"]  # of one byte: who has the su
 
 
 def find(operation: str, algorithm: str) -> Callable | None:
-    """The step generator of an algorithm; None for `native`. Unknown names raise ScenarioError."""
+    """The step generator of an algorithm; None for `native`. Unknown names raise InputError."""
     known = ALGORITHMS[operation]
     if algorithm not in known:
-        raise ScenarioError("algorithm", algorithm, f"{operation} has no such algorithm", list(known))
+        raise InputError("algorithm", algorithm, f"{operation} has no such algorithm", list(known))
     return known[algorithm]
 
 

@@ -37,7 +37,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.sim.time.hardware import GB, Hardware, hardware
 from glasscluster.sim.time.nccl import constants as K
 
@@ -124,11 +124,11 @@ def setup(hw: str | Hardware, ranks: int, node_size: int | None = None) -> Setup
     hw = hardware(hw)
     sm, size = hw.gpu.sm, node_size or hw.node_size
     if sm == 0:
-        raise ScenarioError("algorithm", "nccl", f"NCCL needs an NVIDIA GPU, {hw.gpu.name} is none", ["ring", "tree", "direct"])
+        raise InputError("algorithm", "nccl", f"NCCL needs an NVIDIA GPU, {hw.gpu.name} is none", ["ring", "tree", "direct"])
     if ranks < 2:
-        raise ScenarioError("ranks", ranks, "a collective needs at least two ranks", [2])
+        raise InputError("ranks", ranks, "a collective needs at least two ranks", [2])
     if not 1 <= size <= hw.node_size:
-        raise ScenarioError("node_size", size, f"a node of {hw.name} has {hw.node_size} GPUs", range(1, hw.node_size + 1))
+        raise InputError("node_size", size, f"a node of {hw.name} has {hw.node_size} GPUs", range(1, hw.node_size + 1))
     nodes = math.ceil(ranks / size)
     local = min(ranks, size)
     pci = K.PCI_BW * 2 ** (K.since(K.PCIE_GENERATION, sm) - 3)
@@ -325,9 +325,9 @@ def candidates(operation: str, nbytes: int, hw: str | Hardware, ranks: int, node
     all_to_all: each GPU sends (n-1)/n of its buffer, inside and between nodes at once; the slower of the two counts.
     """
     if operation not in ALGORITHMS:
-        raise ScenarioError("operation", operation, "NCCL has no such collective", list(ALGORITHMS))
+        raise InputError("operation", operation, "NCCL has no such collective", list(ALGORITHMS))
     if nbytes < 0:
-        raise ScenarioError("bytes", nbytes, "a buffer has no negative size", [0])
+        raise InputError("bytes", nbytes, "a buffer has no negative size", [0])
     s = setup(hw, ranks, node_size)
     if operation == "all_to_all":
         near = min(s.ppn, s.ranks) - 1
@@ -350,5 +350,5 @@ def choose(
     chosen = [c for c in options if allowed is None or c.algorithm in allowed]
     if not chosen:
         names = sorted({c.algorithm for c in options})
-        raise ScenarioError("algorithm", ", ".join(sorted(allowed or ())), f"NCCL cannot run {operation} so here", names)
+        raise InputError("algorithm", ", ".join(sorted(allowed or ())), f"NCCL cannot run {operation} so here", names)
     return min(chosen, key=lambda c: c.estimate_s)

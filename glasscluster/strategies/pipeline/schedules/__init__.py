@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.strategies.pipeline.schedules import (
     dualpipe_v,
     eager_1f1b,
@@ -60,13 +60,13 @@ def default_name(virtual_stages: int) -> str:
 def chunks(name: str, virtual_stages: int | None = None) -> int:
     """V, the stages a rank has: 2 where the schedule is folded, else what was asked for (1); an error where it cannot be."""
     if name not in SCHEDULES:
-        raise ScenarioError("schedule", name, "is not available in this version", SCHEDULES)
+        raise InputError("schedule", name, "is not available in this version", SCHEDULES)
     wanted = 2 if name in FOLDED else 1
     given = wanted if virtual_stages is None else virtual_stages
     if given < 1 or (name not in LOOPED and given != wanted):
         more = [] if name in LOOPED else [wanted]
         rule = "must be at least 1" if given < 1 else f"{name} has {wanted} on every rank; {', '.join(LOOPED)} have any number"
-        raise ScenarioError("virtual_stages", given, rule, more or [1])
+        raise InputError("virtual_stages", given, rule, more or [1])
     return given
 
 
@@ -80,7 +80,7 @@ def make_schedule(name: str, p: int, micro_batches: int, virtual_stages: int | N
     v = chunks(name, virtual_stages)
     for field, value in (("pp", p), ("micro_batches", micro_batches)):
         if value < 1:
-            raise ScenarioError(field, value, "must be at least 1", [1])
+            raise InputError(field, value, "must be at least 1", [1])
     if name in LOOPED:
         return LOOPED[name](p, micro_batches, v)
     return (FOLDED if name in FOLDED else ONE_STAGE)[name](p, micro_batches)

@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import islice, pairwise
 from typing import NamedTuple
 
-from glasscluster.base.errors import Deadlock, ScenarioError
+from glasscluster.base.errors import Deadlock, InputError
 
 KINDS = "FBIW"
 
@@ -213,13 +213,13 @@ class Schedule:
                 self._refuse(f"rank {rank} runs {after} before {before}")
 
     def _refuse(self, rule: str) -> None:
-        raise ScenarioError("schedule", self.name, rule)
+        raise InputError("schedule", self.name, rule)
 
     def _costs(self, *given: float | Sequence[float]) -> Callable[[Action], float]:
         f, b, w = (list(c) if isinstance(c, Sequence) else [c] * self.stages for c in given)
         split = any(a.kind == "W" for actions in self.ranks for a in actions)
         if split and any(part > whole for part, whole in zip(w, b, strict=True)):
-            raise ScenarioError("costs", f"w={max(w):g}", f"the weight part cannot exceed the whole backward, b = {min(b):g}")
+            raise InputError("costs", f"w={max(w):g}", f"the weight part cannot exceed the whole backward, b = {min(b):g}")
         table = {"F": f, "B": b, "I": [x - y for x, y in zip(b, w, strict=True)], "W": w}
         return lambda action: table[action.kind][action.stage]
 

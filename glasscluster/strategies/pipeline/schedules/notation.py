@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from glasscluster.base.errors import ScenarioError
+from glasscluster.base.errors import InputError
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
 
 IDLE = re.compile(r"-|\d+((SEND|RECV)_[FB]\d+|UNSHARD|RESHARD|REDUCE_GRAD\d*)")
@@ -33,7 +33,7 @@ def read_schedule(name: str, text: str, p: int, m: int, stages: int | None = Non
             ranks[-1] += actions
     ranks = [[_today(a, others) for a in actions] for actions, others in ((r, set(r)) for r in ranks)]
     if len(ranks) != p:
-        raise ScenarioError("validate", f"{len(ranks)} lines", f"must be one line a rank, {p} in all")
+        raise InputError("validate", f"{len(ranks)} lines", f"must be one line a rank, {p} in all")
     stages = stages or -(-len({a.stage for actions in ranks for a in actions}) // p) * p
     placement = [s % p for s in range(stages)]
     for rank in reversed(range(p)):
@@ -54,5 +54,5 @@ def _today(action: Action, others: set[Action]) -> Action:
 def _action(word: str) -> Action:
     match = ONE.fullmatch(word)
     if match is None:
-        raise ScenarioError("validate", word, "must be stage, F, B, I or W, micro-batch, such as 2F5")
+        raise InputError("validate", word, "must be stage, F, B, I or W, micro-batch, such as 2F5")
     return Action(int(match[1]), match[2], int(match[3]))
