@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.display import declare
+
 if TYPE_CHECKING:
     from glasscluster.sim.recording.graph import ExecutionGraph
     from glasscluster.sim.run import Cluster, Run
@@ -35,3 +37,12 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"glasscluster has no {name!r}; it has {', '.join(sorted(_HOME))}")
     return getattr(import_module(_HOME[name]), name)
+
+
+declare(
+    {
+        "timeline": "glasscluster.visualize.figures.timeline:timeline_figure",
+        "notebook": "glasscluster.visualize.page.report:notebook_html",
+        "report": "glasscluster.visualize.page.report:write_run_report",
+    }
+)

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.link import Link
 from glasscluster.sim.ranks.collectives import ALGORITHMS, MODULES, binary_tree, double_tree, hierarchical
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, SEND
 from glasscluster.sim.recording.graph import compute_rows
 from glasscluster.sim.run import Cluster
-from glasscluster.sim.time.hardware import Link, hardware
+from glasscluster.sim.time.hardware import hardware
 
 CASES = [(op, name) for op, algorithms in ALGORITHMS.items() for name in algorithms if name != "native" and op != "barrier"]
 BARRIERS = [name for name in ALGORITHMS["barrier"] if name != "native"]

@@ -8,8 +8,8 @@ from helpers import run_plan
 from hypothesis import HealthCheck, given, settings
 from plans import build, choices, every, stratified
 
-from glasscluster.sim.recording.events import SEND
-from glasscluster.sim.recording.graph import COLUMNS, ExecutionGraph
+from glasscluster.sim.recording.events import COLUMNS, SEND
+from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import make_model, make_plan
 

@@ -16,9 +16,10 @@ from glasscluster.base.errors import DoesNotFit, OutOfMemory
 from glasscluster.scenarios.jobs import training
 from glasscluster.sim.recording.events import BEGIN, CATEGORIES, COLLECTIVE
 from glasscluster.sim.recording.graph import ExecutionGraph, compute_rows
+from glasscluster.sim.recording.memory_log import plain_operation
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
-from glasscluster.sim.time.history import MemoryHistory, plain_operation
+from glasscluster.sim.time.history import MemoryHistory
 from glasscluster.strategies.data.zero import predict_state
 from glasscluster.strategies.judge import accounts, advice
 from glasscluster.strategies.plan import make_model, make_plan

@@ -14,6 +14,10 @@ from typing import Any, Protocol
 
 from glasscluster.base.display import renderer
 from glasscluster.base.errors import GlassError, InputError
+from glasscluster.sim.ranks.backends.dry import DryBackend
+from glasscluster.sim.ranks.backends.ray_actors import RayBackend
+from glasscluster.sim.ranks.backends.threads import ThreadsBackend
+from glasscluster.sim.ranks.backends.torchrun import TorchrunBackend
 from glasscluster.sim.ranks.gpu import Outcome
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware, hardware
@@ -40,20 +44,12 @@ class Backend(Protocol):
 def make_backend(name: str, gpus: int, **options: Any) -> Backend:
     """A backend by name; each is imported when first used."""
     if name == "threads":
-        from glasscluster.sim.ranks.backends.threads import ThreadsBackend
-
         return ThreadsBackend(gpus, **options)
     if name == "ray":
-        from glasscluster.sim.ranks.backends.ray_actors import RayBackend
-
         return RayBackend(gpus, **options)
     if name == "torchrun":
-        from glasscluster.sim.ranks.backends.torchrun import TorchrunBackend
-
         return TorchrunBackend(gpus, **options)
     if name == "dry":
-        from glasscluster.sim.ranks.backends.dry import DryBackend
-
         return DryBackend(gpus, **options)
     raise InputError("backend", name, "unknown backend", BACKENDS)
 

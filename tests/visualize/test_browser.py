@@ -10,8 +10,8 @@ from helpers import until, walk_through
 
 from glasscluster.base.text import Said
 from glasscluster.scenarios.lab import Lab, find, perform
-from glasscluster.sim.pack import load_packed
 from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.recording.packed import load_packed
 from glasscluster.sim.time.replay import replay
 from glasscluster.visualize.page import report
 

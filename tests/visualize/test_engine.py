@@ -13,14 +13,15 @@ from programs import library_sums, pipeline_of_spans
 
 import glasscluster.visualize as package
 from glasscluster.base.errors import InputError
-from glasscluster.sim.pack import load_packed, pack, pack_graph, pack_hardware, pack_timeline, unpack
 from glasscluster.sim.recording.events import COMPUTE, PHASES
+from glasscluster.sim.recording.packed import load_packed, pack, pack_graph, unpack
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.cost import kinds_of_work
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.sim.time.network import Cable, build
 from glasscluster.sim.time.replay import replay
 from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize.page.pack import pack_hardware, pack_timeline
 from glasscluster.visualize.page.trace import chrome_trace
 
 TEMPLATES = Path(package.__file__).parent / "templates"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.errors import InputError
-from glasscluster.sim.pack import load_packed
 from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.recording.packed import load_packed
 from glasscluster.sim.time.replay import replay
 
 if TYPE_CHECKING:

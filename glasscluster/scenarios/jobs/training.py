@@ -370,8 +370,7 @@ def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path
     """What a failed run leaves: each rank's events so far (npz, no pickle) and its last operations with the error."""
     import numpy as np
 
-    from glasscluster.sim.recording.events import KINDS
-    from glasscluster.sim.recording.recorder import FIELDS
+    from glasscluster.sim.recording.events import FIELDS, KINDS
 
     run, ranks = error.__dict__.get("run"), []
     for outcome in run.outcomes if run is not None else []:

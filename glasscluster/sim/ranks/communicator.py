@@ -19,9 +19,11 @@ from typing import Any
 import torch
 
 from glasscluster.base.errors import InputError
-from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES, RECV, REDUCE, SEND
+from glasscluster.sim.ranks import collectives
+from glasscluster.sim.ranks.collectives import with_option
+from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES, RECV, REDUCE, SEND, group_lane
 from glasscluster.sim.recording.memory import Ledger
-from glasscluster.sim.recording.recorder import Recorder, group_lane
+from glasscluster.sim.recording.recorder import Recorder
 
 TAGS_PER_GROUP = 1 << 16
 
@@ -501,8 +503,6 @@ class Communicator:
 
     def _options(self, operation: str, algorithm: str, **asked: int | None) -> dict[str, int]:
         """The options that were given: numbers from 1, of algorithms that have them."""
-        from glasscluster.sim.ranks.collectives import with_option
-
         given = {name: value for name, value in asked.items() if value is not None}
         for name, value in given.items():
             owners = with_option(operation, name)
@@ -546,8 +546,6 @@ class Communicator:
         return Communicator(self.wire, self.progress, self.recorder, self.ledger, ranks, axis, group)
 
     def _collective(self, operation: str, algorithm: str, x: torch.Tensor, async_op: bool, labels: dict, **options) -> Work:
-        from glasscluster.sim.ranks import collectives  # the algorithms import nothing of ours but are chosen by name here
-
         purpose, label = labels.pop("purpose", "data"), labels.pop("label", "")
         if labels:
             raise TypeError(f"{operation}() got unexpected arguments {sorted(labels)}")

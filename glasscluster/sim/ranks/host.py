@@ -12,9 +12,9 @@ import torch
 
 from glasscluster.sim.ranks.communicator import Work
 from glasscluster.sim.ranks.mesh import GROUP_IDS
-from glasscluster.sim.recording.events import HOST, PURPOSES
+from glasscluster.sim.recording.events import HOST, PURPOSES, group_lane
 from glasscluster.sim.recording.memory import Ledger
-from glasscluster.sim.recording.recorder import Recorder, group_lane
+from glasscluster.sim.recording.recorder import Recorder
 
 LANES = {"update": 0, "down": 1, "up": 2}
 

@@ -1,4 +1,4 @@
-"""The words of the execution graph: kinds of event, phases, purposes of a message, categories of memory."""
+"""The one schema of a recording: kinds of event, phases, purposes of a message, categories of memory, the columns of a row."""
 
 from __future__ import annotations
 
@@ -13,3 +13,16 @@ CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "buffers")
 AXES = ("pp", "dp", "cp", "tp", "ep")  # slowest first: rank = ((pp·DP + dp)·CP + cp)·TP + tp
 
 LANES_PER_GROUP = 6  # stream, sends, receives, launches of collectives; sends, receives of the program
+
+
+def group_lane(group: int, which: int) -> int:
+    """The lane of a communicator. Of its collectives: 0 stream, 1 sends, 2 receives, 3 launches; of the program: 4 sends, 5 receives."""
+    return 1 + group * LANES_PER_GROUP + which
+
+
+# One rank's row, then the local numbers of the rows it depends on.
+FIELDS = (
+    *("lane", "order", "kind", "phase", "layer", "micro_batch", "op", "flops", "bytes", "peer", "tag", "purpose", "label"),
+    *("sequence", "offset"),
+)
+COLUMNS = ("rank", *FIELDS)  # of the graph of all ranks

@@ -1,7 +1,7 @@
 """The execution graph: what every rank did, as columns of events and their dependencies. No time in it.
 
-One row an event. A lane is a stream of a rank: 0 is compute; every communicator has four more (whole
-collectives and local additions, sends, receives, launches). Events of a lane follow each other; `deps` adds the edges
+One row an event. A lane is a stream of a rank: 0 is compute; every communicator has six more (see
+`group_lane` in events.py). Events of a lane follow each other; `deps` adds the edges
 of the program (launch, wait) and `match` the message that a receive waits for. Rows are topologically sorted
 once, when the graph is built. Two graphs are the same when their canonical rows (rank, lane, order) are.
 """
@@ -22,7 +22,9 @@ from glasscluster.sim.recording.events import (
     BACKWARD,
     BEGIN,
     COLLECTIVE,
+    COLUMNS,
     COMPUTE,
+    FIELDS,
     FORWARD,
     HOST,
     KINDS,
@@ -31,24 +33,9 @@ from glasscluster.sim.recording.events import (
     RECV,
     SEND,
 )
-from glasscluster.sim.time.history import as_columns, from_columns
+from glasscluster.sim.recording.memory_log import as_columns, from_columns
+from glasscluster.sim.recording.order import csr, topological_order
 
-COLUMNS: tuple[str, ...] = (
-    "rank",
-    "lane",
-    "order",
-    "kind",
-    "phase",
-    "layer",
-    "micro_batch",
-    "op",
-    "flops",
-    "bytes",
-    "peer",
-    "tag",
-    "purpose",
-)
-COLUMNS += ("label", "sequence", "offset")
 FORMAT = 4
 
 
@@ -92,8 +79,6 @@ class ExecutionGraph:
     @classmethod
     def build(cls, recordings: Sequence[dict], info: dict | None = None) -> ExecutionGraph:
         """Join the ranks' recordings: unify names, match messages, add lane order, sort topologically."""
-        from glasscluster.sim.recording.recorder import FIELDS
-
         recordings = sorted(recordings, key=lambda r: r["rank"])
         names = sorted({n for r in recordings for n in r["names"]})
         number = {n: i for i, n in enumerate(names)}
@@ -134,7 +119,7 @@ class ExecutionGraph:
         place[order] = np.arange(len(order))
         columns = {c: v[order] for c, v in columns.items()}
         match = np.where(match[order] >= 0, place[match[order]], -1)
-        dep_ptr, dep_idx = _csr(len(order), place[source], place[target])
+        dep_ptr, dep_idx = csr(len(order), place[source], place[target])
         return cls(columns, dep_ptr, dep_idx, match, meta)
 
     # ---- sameness --------------------------------------------------------------------------------------------
@@ -355,33 +340,11 @@ def _native_joins(columns: dict[str, np.ndarray], meta: dict) -> tuple[np.ndarra
     return np.array(source), np.array(target)
 
 
-def _csr(n: int, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predecessors of every row, without repeats. Narrow numbers: replay is bound by the memory it reads."""
-    if not len(source):
-        return np.zeros(n + 1, np.int32), np.empty(0, np.int32)
-    edges = np.unique(target * n + source)
-    target, source = edges // n, edges % n
-    narrow = np.int32 if len(edges) < np.iinfo(np.int32).max else np.int64
-    pointer = np.zeros(n + 1, dtype=narrow)
-    np.cumsum(np.bincount(target, minlength=n), out=pointer[1:])
-    return pointer, source.astype(narrow)
-
-
-class Circle(AssertionError):
-    """Recordings that belong to no run: each waits for another."""
-
-
-def topological_order(n: int, source: np.ndarray, target: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Kahn's order, first come first served from `first`; a cycle is an internal error."""
-    from glasscluster.sim.time.replay import kahn
-
-    by_source = np.argsort(source, kind="stable")
-    pointer = np.zeros(n + 1, dtype=np.int64)
-    np.cumsum(np.bincount(source, minlength=n), out=pointer[1:])
-    order = kahn(n, pointer, target[by_source], np.bincount(target, minlength=n), first)
-    if len(order) != n:
-        raise Circle("the recorded events depend on each other in a circle")
-    return order
+def rendezvous_edges(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray]:
+    """Source and target rows of all dependencies when a send also follows what its receive's posting follows."""
+    source, target = graph.dep_idx, np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr))
+    posted = graph.kind[target] == RECV
+    return np.concatenate([source, source[posted]]), np.concatenate([target, graph.match[target[posted]]])
 
 
 def compute_rows(graph: ExecutionGraph, rank: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 
 from glasscluster.base.errors import OutOfMemory
 from glasscluster.sim.recording.events import CATEGORIES, OPTIMIZER, OTHER, PHASES
-from glasscluster.sim.time.history import Resident, largest
+from glasscluster.sim.recording.memory_log import Resident, largest
 
 ACTIVATIONS, BUFFERS = CATEGORIES.index("activations"), CATEGORIES.index("buffers")
 BEFORE = "from before the step"

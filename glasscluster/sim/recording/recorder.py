@@ -21,26 +21,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glasscluster.sim.recording.events import COMPUTE, LANES_PER_GROUP, PHASES, RECOMPUTE
+from glasscluster.sim.recording.events import COMPUTE, FIELDS, PHASES, RECOMPUTE
 from glasscluster.sim.recording.memory import Ledger
-
-FIELDS = [
-    "lane",
-    "order",
-    "kind",
-    "phase",
-    "layer",
-    "micro_batch",
-    "op",
-    "flops",
-    "bytes",
-    "peer",
-    "tag",
-    "purpose",
-    "label",
-    "sequence",
-    "offset",
-]  # then the local ids of the rows it depends on
 
 
 class OpRule:
@@ -323,11 +305,6 @@ def _bytes_of(a: Any) -> int:
     return 0
 
 
-def empty_recording(rank: int) -> dict[str, Any]:
-    """What `Recorder.columns` gives for a rank that recorded nothing."""
-    return Recorder(rank, Ledger(rank)).columns()
-
-
 class RecordingMode(TorchDispatchMode):
     """Sees every operator of one rank's thread, backward included."""
 
@@ -346,8 +323,3 @@ class RecordingMode(TorchDispatchMode):
         if not self.recorder.paused:
             self.recorder.operation(func, args, kwargs or {}, out)
         return out
-
-
-def group_lane(group: int, which: int) -> int:
-    """Lane number of a communicator: collectives 0 stream (additions, wholes), 1 sends, 2 receives, 3 launches; messages 4 out, 5 in."""
-    return 1 + group * LANES_PER_GROUP + which

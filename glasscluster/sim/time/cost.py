@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.link import Link
 from glasscluster.sim.recording.events import COLLECTIVE, COMPUTE, HOST, PHASES, RECV, REDUCE, SEND
 from glasscluster.sim.recording.graph import ExecutionGraph, distinct
-from glasscluster.sim.time.hardware import Hardware, Link
+from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.nccl import model as nccl
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.link import Link
 
 if TYPE_CHECKING:
     from glasscluster.sim.time.network import Topology
@@ -41,22 +42,6 @@ class GPU:
         if precision not in self.peak_flops:
             raise InputError("precision", precision, f"{self.name} lists no peak for it", list(self.peak_flops))
         return self.peak_flops[precision]
-
-
-@dataclass(frozen=True)
-class Link:
-    """A wire in one direction: time of a message is `overhead_s + bytes / bandwidth`, then `latency_s` in flight."""
-
-    name: str
-    bandwidth: float
-    latency_s: float
-    overhead_s: float = 0.0
-    source: str = ""
-
-    @property
-    def alpha(self) -> float:
-        """α of the α–β model: overhead on the port plus time in flight."""
-        return self.overhead_s + self.latency_s
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,12 @@ import networkx as nx
 import numpy as np
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.link import Link
+from glasscluster.base.quantities import parse_rate, parse_time
 
 if TYPE_CHECKING:
-    from glasscluster.sim.time.hardware import Hardware, Link
+    from glasscluster.base.link import Link
+    from glasscluster.sim.time.hardware import Hardware
 
 Node = Hashable
 Rule = Callable[[int, int], Sequence[Node]]  # from a GPU's number to another's: the nodes on the way, both ends included
@@ -115,8 +118,6 @@ class Topology:
 
         Where links store and forward, the bytes are paid again on each stretch: 1/bandwidth is then a sum.
         """
-        from glasscluster.sim.time.hardware import Link
-
         stretches = self.stretches(src, dst)
         slowness = sum(1.0 / float(self.bandwidth[s].min()) for s in stretches)
         bandwidth = 1.0 / slowness if len(stretches) > 1 else min((float(self.bandwidth[s].min()) for s in stretches), default=math.inf)
@@ -534,8 +535,6 @@ def from_graph(graph: nx.Graph, gpus: Iterable[Node] | None = None, *, name: str
 
 
 def _number(field: str, value: Any) -> Any:
-    from glasscluster.base.quantities import parse_rate, parse_time
-
     if not isinstance(value, str):
         return value
     return parse_rate(field, value) if field.startswith("bandwidth") else parse_time(field, value)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from glasscluster.sim.recording.events import RECV
-from glasscluster.sim.recording.graph import ExecutionGraph, _csr, topological_order
+from glasscluster.sim.recording.graph import ExecutionGraph, rendezvous_edges
+from glasscluster.sim.recording.order import csr, topological_order
+from glasscluster.sim.time.contention import replay_shared
 from glasscluster.sim.time.cost import costs
 from glasscluster.sim.time.hardware import Hardware, hardware
+from glasscluster.sim.time.network import of_hardware
 from glasscluster.sim.time.timeline import Timeline
 
 
@@ -37,9 +39,6 @@ def replay(
     dependencies = rendezvous_dependencies(graph) if rendezvous else (graph.dep_ptr, graph.dep_idx, None)
     shared = None
     if contention:
-        from glasscluster.sim.time.contention import replay_shared
-        from glasscluster.sim.time.network import of_hardware
-
         topology = hw.topology or of_hardware(hw, graph.ranks)
         shared = replay_shared(graph, topology, cost.duration, cost.quicker, dependencies)
         start, end = shared.start, shared.end
@@ -75,42 +74,13 @@ def longest_path(dep_ptr, dep_idx, match, duration, latency):
     return start, end
 
 
-@njit(cache=True, nogil=True)
-def kahn(n, out_ptr, out_idx, missing, first):
-    """Topological order, first in first out; shorter than n when there is a cycle."""
-    order = np.empty(n, dtype=np.int64)
-    filled = 0
-    for i in first:
-        if missing[i] == 0:
-            order[filled] = i
-            filled += 1
-    done = 0
-    while done < filled:
-        row = order[done]
-        done += 1
-        for k in range(out_ptr[row], out_ptr[row + 1]):
-            follower = out_idx[k]
-            missing[follower] -= 1
-            if missing[follower] == 0:
-                order[filled] = follower
-                filled += 1
-    return order[:filled]
-
-
-def rendezvous_edges(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray]:
-    """Source and target rows of all dependencies when a send also follows what its receive's posting follows."""
-    source, target = graph.dep_idx, np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr))
-    posted = graph.kind[target] == RECV
-    return np.concatenate([source, source[posted]]), np.concatenate([target, graph.match[target[posted]]])
-
-
 def rendezvous_dependencies(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dep_ptr, dep_idx, and an order in which the rows can be timed: every send also follows what its receive's posting follows."""
     n = len(graph)
     source, target = rendezvous_edges(graph)
     received = np.flatnonzero(graph.match >= 0)
     order = topological_order(n, np.concatenate([source, graph.match[received]]), np.concatenate([target, received]), np.arange(n))
-    return *_csr(n, source, target), order
+    return *csr(n, source, target), order
 
 
 def _in_order(
@@ -121,7 +91,7 @@ def _in_order(
         return longest_path(dep_ptr, dep_idx, graph.match, duration, latency)
     n, place = len(graph), np.empty_like(order)
     place[order] = np.arange(n)
-    pointer, index = _csr(n, place[dep_idx], place[np.repeat(np.arange(n), np.diff(dep_ptr))])
+    pointer, index = csr(n, place[dep_idx], place[np.repeat(np.arange(n), np.diff(dep_ptr))])
     match = np.where(graph.match[order] >= 0, place[graph.match[order]], -1)
     start, end = longest_path(pointer, index, match, duration[order], latency[order])
     return start[place], end[place]

@@ -21,11 +21,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from glasscluster.base.link import Link
 from glasscluster.sim.ranks.collectives import ring
 from glasscluster.sim.ranks.mesh import GROUP_IDS
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES
 from glasscluster.sim.recording.graph import ExecutionGraph
-from glasscluster.sim.time.hardware import Link
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.layout.units import cut
 from glasscluster.strategies.plan import Plan

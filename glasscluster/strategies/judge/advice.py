@@ -26,7 +26,8 @@ from typing import Any
 from glasscluster.base.errors import InputError, MessageLost, OutOfMemory
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.ranks.backends.dry import record_rank, standing_in
-from glasscluster.sim.recording.graph import Circle, ExecutionGraph
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.recording.order import Cycle
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.replay import replay
@@ -237,7 +238,7 @@ def _at_least(plan: Plan, model: ModelConfig, hardware: Hardware, recorded: list
     every = [standing_in(recorded[rank // each], rank, plan.mesh, plan.shards) for rank in range(plan.gpus)]
     try:
         return replay(ExecutionGraph.build(every, job_info(_job(plan, model, 1))), hardware).makespan
-    except (MessageLost, Circle):  # a buffer of fewer elements than ranks: no bound, so it is recorded on every rank
+    except (MessageLost, Cycle):  # a buffer of fewer elements than ranks: no bound, so it is recorded on every rank
         return 0.0
 
 

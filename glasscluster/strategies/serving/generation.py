@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.decoding.cache import NO_WINDOW, Cache, PagedCache, SlidingWindowCache, StaticCache
+from glasscluster.model.decoding.cache import NO_WINDOW, Cache, PagedCache, SlidingWindowCache, StaticCache, predict
 from glasscluster.model.decoding.generate import GREEDY, Generator, Sampling, listed
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Unsharded
@@ -223,8 +223,6 @@ def predict_traffic(model: ModelConfig, tp: int, batch: int, columns: int, width
 
 def predict_cache(job: GenerationJob, width: int) -> int:
     """F3: bytes that a rank's cache allocates; paged: all blocks that the longest sequence could fill, of every sequence."""
-    from glasscluster.model.decoding.cache import predict
-
     slots = job.capacity
     if job.cache == "sliding":
         slots = min(slots, job.window or NO_WINDOW)

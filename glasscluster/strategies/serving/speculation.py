@@ -22,7 +22,7 @@ from torch import Tensor
 from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding.cache import StaticCache
-from glasscluster.model.decoding.generate import GREEDY, Sampling
+from glasscluster.model.decoding.generate import GREEDY, Sampling, generate
 from glasscluster.model.decoding.packed import forward_packed
 from glasscluster.model.decoding.speculative import Judged, Speculation
 from glasscluster.model.gpt import GPTStage
@@ -147,8 +147,6 @@ def chi_square(counted: Counter, expected: Mapping, least: float = 5.0) -> tuple
 
 def joint(stage: GPTStage, prompt: Sequence[int], tokens: int, sampling: Sampling) -> dict[tuple[int, ...], float]:
     """The exact probability of every continuation of so many tokens: V^tokens of them, one forward a length, no cache, no draws."""
-    from glasscluster.model.decoding.generate import generate
-
     found: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(tokens):
         before = list(found)

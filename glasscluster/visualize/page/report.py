@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.text import LANGUAGES, Said
-from glasscluster.sim.pack import pack_graph, pack_timeline
+from glasscluster.sim.recording.packed import pack_graph
 from glasscluster.visualize.figures import ledger, network
 from glasscluster.visualize.figures.breakdown import critical_figure, idle_figure, split_figure
 from glasscluster.visualize.figures.compare import comparison_figure, contender
@@ -39,6 +39,7 @@ from glasscluster.visualize.figures.timeline import (
     timeline_figure,
 )
 from glasscluster.visualize.figures.topology import load_figure
+from glasscluster.visualize.page.pack import pack_timeline
 from glasscluster.visualize.page.words import CATALOGUE, row_name, word
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from glasscluster.sim.ranks.backends.shapes import operate
 from glasscluster.sim.ranks.communicator import Ticket, Wire
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 from glasscluster.sim.ranks.mesh import coordinates, rank_of
-from glasscluster.sim.recording.events import PURPOSES, RECV, REDUCE, SEND
-from glasscluster.sim.recording.recorder import FIELDS
+from glasscluster.sim.recording.events import FIELDS, PURPOSES, RECV, REDUCE, SEND
 
 
 class DryWire(Wire):

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from glasscluster.base.errors import BackendUnavailable, GlassError, RankDied, RankStalled
+from glasscluster.sim.ranks.backends.process_group import make_wire, one_thread
 from glasscluster.sim.ranks.deadlock import describe_deadlock
-from glasscluster.sim.ranks.gpu import Outcome
+from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
 OLDEST = (2, 59)
 MEETING_S = 120.0  # how long actors have to start and to meet
@@ -28,7 +29,6 @@ class _Rank:
 
     def __init__(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        from glasscluster.sim.ranks.backends.process_group import one_thread
 
         one_thread()
         self.wire: Any = None
@@ -50,8 +50,6 @@ class _Rank:
         import torch
         import torch.distributed as dist
 
-        from glasscluster.sim.ranks.backends.process_group import make_wire
-
         if local:
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         store = self.store or dist.TCPStore(address, port, is_master=False)
@@ -65,8 +63,6 @@ class _Rank:
     def run(self, blob: bytes, record: bool, capacity: float | None) -> Outcome:
         """Run the program as this rank."""
         from ray import cloudpickle
-
-        from glasscluster.sim.ranks.gpu import run_rank
 
         program, args = cloudpickle.loads(blob)
         return run_rank(self.wire, program, args, record, capacity)

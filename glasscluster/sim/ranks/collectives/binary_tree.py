@@ -28,8 +28,8 @@ import torch
 from glasscluster.sim.ranks.collectives.theory import Theory
 
 if TYPE_CHECKING:
+    from glasscluster.base.link import Link
     from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
-    from glasscluster.sim.time.hardware import Link
 
 PIECE, MOST_PIECES = 64 * 1024, 16
 

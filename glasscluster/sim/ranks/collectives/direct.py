@@ -24,8 +24,8 @@ import torch
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, through_one_port
 
 if TYPE_CHECKING:
+    from glasscluster.base.link import Link
     from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
-    from glasscluster.sim.time.hardware import Link
 
 
 def _others(work: CollectiveWork) -> list[int]:

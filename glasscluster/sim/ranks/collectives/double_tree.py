@@ -36,8 +36,8 @@ from glasscluster.sim.ranks.collectives.binary_tree import pieces_of, slowest
 from glasscluster.sim.ranks.collectives.theory import Theory, power_of_two
 
 if TYPE_CHECKING:
+    from glasscluster.base.link import Link
     from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
-    from glasscluster.sim.time.hardware import Link
 
 TREES = (0, 1)
 

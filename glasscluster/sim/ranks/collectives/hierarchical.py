@@ -25,8 +25,8 @@ from glasscluster.sim.ranks.collectives import ring
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, through_one_port
 
 if TYPE_CHECKING:
+    from glasscluster.base.link import Link
     from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
-    from glasscluster.sim.time.hardware import Link
 
 
 def group_size(n: int, node_size: int) -> int:

@@ -22,8 +22,8 @@ import torch
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, power_of_two
 
 if TYPE_CHECKING:
+    from glasscluster.base.link import Link
     from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
-    from glasscluster.sim.time.hardware import Link
 
 
 def partners(work: CollectiveWork) -> list[tuple[int, int]]:

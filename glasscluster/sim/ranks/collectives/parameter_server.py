@@ -23,8 +23,8 @@ import torch
 from glasscluster.sim.ranks.collectives.theory import Theory, through_one_port
 
 if TYPE_CHECKING:
+    from glasscluster.base.link import Link
     from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
-    from glasscluster.sim.time.hardware import Link
 
 
 def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", servers: int | None = None) -> Iterator[list[Ticket]]:

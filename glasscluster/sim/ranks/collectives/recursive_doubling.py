@@ -23,8 +23,8 @@ from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another
 from glasscluster.sim.ranks.collectives.tree import slices
 
 if TYPE_CHECKING:
+    from glasscluster.base.link import Link
     from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
-    from glasscluster.sim.time.hardware import Link
 
 
 def largest_power_of_two(n: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from glasscluster.sim.time.hardware import Link
+    from glasscluster.base.link import Link
 
 
 @dataclass(frozen=True)
