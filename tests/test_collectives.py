@@ -13,7 +13,7 @@ import torch
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.link import Link
-from glasscluster.sim.ranks.collectives import ALGORITHMS, MODULES, binary_tree, double_tree, hierarchical
+from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY, binary_tree, double_tree, hierarchical
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, SEND
 from glasscluster.sim.recording.graph import compute_rows
 from glasscluster.sim.run import Cluster
@@ -150,7 +150,7 @@ def test_counted_bytes_steps_and_virtual_time_are_the_predicted_ones(operation, 
     hw = replace(hardware("classroom"), node_size=64) if algorithm != "hierarchical" else hardware("classroom")
     run = Cluster(hw, n, "threads").run(once, operation, algorithm, elements)
     far = {"between": hw.inter} if algorithm == "hierarchical" else {}
-    theory = MODULES[algorithm].predict(operation, n, 4 * elements, hw.intra, **far)
+    theory = THEORY[algorithm](operation, n, 4 * elements, hw.intra, **far)
     assert sum(run.graph.bytes_sent()) == theory.bytes_total
     assert run.graph.message_chain() == theory.steps
     if theory.time_s is not None:
@@ -166,7 +166,7 @@ def test_counted_bytes_steps_and_virtual_time_are_the_predicted_ones(operation, 
 @pytest.mark.parametrize(("operation", "algorithm"), CASES)
 def test_dropping_or_resizing_one_message_breaks_the_count(operation, algorithm):
     run = Cluster("classroom", 4, "threads").run(once, operation, algorithm, 96)
-    theory = MODULES[algorithm].predict(operation, 4, 384, hardware("classroom").intra)
+    theory = THEORY[algorithm](operation, 4, 384, hardware("classroom").intra)
     graph = run.graph
     first = int(np.flatnonzero(graph.kind == SEND)[0])
     graph.bytes[first] += 4
@@ -179,7 +179,7 @@ def test_dropping_or_resizing_one_message_breaks_the_count(operation, algorithm)
 @pytest.mark.parametrize(("operation", "algorithm"), CASES)
 def test_a_longer_message_breaks_the_time_and_one_message_more_the_steps(operation, algorithm):
     run = Cluster("classroom", 4, "threads").run(once, operation, algorithm, 96)
-    theory, graph = MODULES[algorithm].predict(operation, 4, 384, hardware("classroom").intra), run.graph
+    theory, graph = THEORY[algorithm](operation, 4, 384, hardware("classroom").intra), run.graph
     sends = np.flatnonzero(graph.kind == SEND)
     graph.bytes[sends[-1]] += 4000
     if theory.time_s is not None:
@@ -210,7 +210,7 @@ def test_bytes_steps_and_time_of_any_number_of_pieces_on_any_link(operation, alg
         nbytes = 4 * 2 * pieces * 50
         run = Cluster(fast, n, "dry", memory_bytes=None).run(once, operation, algorithm, nbytes // 4, {"pieces": pieces})
         for hw in (fast, replace(fast, intra=slow), replace(fast, intra=replace(slow, latency_s=0.0))):
-            theory = MODULES[algorithm].predict(operation, n, nbytes, hw.intra, pieces=pieces)
+            theory = THEORY[algorithm](operation, n, nbytes, hw.intra, pieces=pieces)
             assert sum(run.graph.bytes_sent()) == theory.bytes_total
             assert run.graph.message_chain() == theory.steps
             if theory.time_s is not None:
@@ -310,7 +310,7 @@ def cross(gpu, algorithm: str) -> None:
 def test_a_dissemination_barrier_is_counted_and_timed_as_predicted(n):
     hw = replace(hardware("classroom"), node_size=64)
     run = Cluster(hw, n, "threads").run(cross, "dissemination")
-    theory, graph = MODULES["dissemination"].predict("barrier", n, 1, hw.intra), run.graph
+    theory, graph = THEORY["dissemination"]("barrier", n, 1, hw.intra), run.graph
     assert graph.bytes_sent() == graph.bytes_sent(purpose="scalars", label="barrier") == [(n - 1).bit_length()] * n
     assert sum(graph.bytes_sent()) == theory.bytes_total
     assert graph.message_chain() == theory.steps

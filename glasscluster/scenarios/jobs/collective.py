@@ -11,7 +11,7 @@ import numpy as np
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size
-from glasscluster.sim.ranks.collectives import ALGORITHMS, MODULES
+from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.sim.time.hardware import Hardware, hardware
@@ -161,7 +161,7 @@ def theory(asked: Asked) -> float | None:
         return None
     more: dict[str, Any] = {"between": hw.inter, "node_size": hw.node_size} if hierarchical and hw.topology is None else {}
     more |= {"servers": asked.servers} if asked.servers is not None else {}
-    return MODULES[asked.algorithm].predict(asked.inner, n, asked.nbytes, hw.link(0, 1), **more).time_s
+    return THEORY[asked.algorithm](asked.inner, n, asked.nbytes, hw.link(0, 1), **more).time_s
 
 
 def by_nccl(asked: Asked, nodes: int | None = None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def collective_algebra(lab: Lab, gpus: int = 8, block: int = 200) -> None:
     """Six compositions of collectives run on whole-number data, where equal means equal in every bit."""
     import torch
 
-    from glasscluster.sim.ranks.collectives import MODULES
+    from glasscluster.sim.ranks.collectives import THEORY
     from glasscluster.sim.time.hardware import hardware
     from glasscluster.visualize.figures.cells import blocks_figure
     from glasscluster.visualize.figures.plots import bars
@@ -115,7 +115,7 @@ def collective_algebra(lab: Lab, gpus: int = 8, block: int = 200) -> None:
     spent = {what: run.timeline.makespan for what, run in runs.items()}
     added = size / hardware(lab.hardware).gpu.reduce_rate  # additions, where they take time
     for what, name, algorithm, adds in (("scatter", "a ring's reduce-scatter", "ring", (gpus - 1) / gpus), ("root", "the detour over rank 0", "tree", (gpus - 1).bit_length())):
-        seconds = MODULES[algorithm].predict("reduce_scatter", gpus, size, link).time_s
+        seconds = THEORY[algorithm]("reduce_scatter", gpus, size, link).time_s
         lab.check(f"time of {name}", seconds and seconds + adds * added, None, "F8, F10", simulated=spent[what], unit="s", match="virtual", tolerance=1e-9)
     ratio = spent["root"] / spent["scatter"]
     lab.ask(f"{gpus} GPUs, S = {size:,} bytes. Reducing to one GPU and scattering from it takes how many times as long as a ring's reduce-scatter?",

@@ -63,7 +63,7 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
     from dataclasses import replace
 
     from glasscluster.base.errors import InputError
-    from glasscluster.sim.ranks.collectives import MODULES
+    from glasscluster.sim.ranks.collectives import THEORY
     from glasscluster.sim.run import Cluster
     from glasscluster.sim.time.hardware import hardware
     from glasscluster.sim.time.network import Cable, build
@@ -76,7 +76,7 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
     nbytes -= nbytes % REAL
 
     def form(algorithm: str, n: int, size: float) -> float:
-        wires = MODULES[algorithm].predict("all_reduce", n, size, link).time_s
+        wires = THEORY[algorithm]("all_reduce", n, size, link).time_s
         assert wires is not None
         added = n.bit_length() - 1 if algorithm in ("tree", "recursive-doubling") else (n - 1) / n  # whole buffers, one after the other
         return wires + added * size / wide.gpu.reduce_rate

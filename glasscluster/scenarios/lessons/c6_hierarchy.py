@@ -57,7 +57,7 @@ def between_nodes(graph: Any, g: int) -> list[int]:
 )
 def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> None:
     """A flat ring and a two-level all-reduce run on two nodes, then both are recorded without data on eight."""
-    from glasscluster.sim.ranks.collectives import MODULES
+    from glasscluster.sim.ranks.collectives import THEORY
     from glasscluster.sim.run import Cluster
     from glasscluster.sim.time.hardware import hardware
     from glasscluster.visualize.figures.plots import bars, lines
@@ -77,7 +77,8 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
     shown = sizes[-2]
     for m, run, size in ((nodes, levels, nbytes), (large_nodes, big[large_nodes, shown][1], shown)):
         crossed = between_nodes(run.graph, g)
-        wires = MODULES["hierarchical"].predict("all_reduce", m * g, size, hw.intra, between=hw.inter, node_size=g).time_s
+        wires = THEORY["hierarchical"]("all_reduce", m * g, size, hw.intra, between=hw.inter, node_size=g).time_s
+        assert wires is not None
         seconds = wires + (m * g - 1) * size / (m * g) / hw.gpu.reduce_rate  # and the additions
         lab.check(f"time in two levels, {m} x {g} GPUs", seconds, None, "F12 and additions at γ", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
         lab.check(f"sent to another node by each GPU, {m} x {g} GPUs", 2 * (m - 1) * size // (m * g), crossed[0], "F12")

@@ -1,307 +1,24 @@
 """The communicator: what a program talks through. Everything here is written once, above two primitives.
 
-A backend gives each rank a `Wire` with `isend`, `irecv` and `block`. On top of it stand groups, collectives,
-checks and recording. A collective is a generator of steps behind a `Work`; each communicator runs its
-collectives in one queue, in launch order (as NCCL does on a stream). Nothing progresses by itself: every
-blocking point of a rank drives all of its outstanding Works as far as messages allow while it waits, so a
-data-parallel ring in flight cannot deadlock against a pipeline receive, and a send is always posted before
-anything is waited for.
+A backend gives each rank a `Wire` (wire.py) with `isend`, `irecv` and `block`. On top of it stand groups, checks and
+recording here, works under way in work.py, and one algorithm a file in collectives/. Each communicator runs its
+collectives in one queue, in launch order (as NCCL does on a stream).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 
 from glasscluster.base.errors import InputError
-from glasscluster.sim.ranks import collectives
-from glasscluster.sim.ranks.collectives import with_option
-from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES, RECV, REDUCE, SEND, group_lane
+from glasscluster.sim.ranks.collectives import find, with_option
+from glasscluster.sim.ranks.wire import TAGS_PER_GROUP, Wire
+from glasscluster.sim.ranks.work import REDUCTIONS, CollectiveWork, Done, MessageWork, Progress, Steps, Work
+from glasscluster.sim.recording.events import PURPOSES, RECV, SEND, group_lane
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.recording.recorder import Recorder
-
-TAGS_PER_GROUP = 1 << 16
-
-
-class Ticket:
-    """One message under way on a wire. `done` becomes True when its buffer may be used again."""
-
-    __slots__ = ("done", "handle", "kind", "peer", "row", "tag", "tensor", "what")
-
-    def __init__(self, kind: str, peer: int, tag: int, tensor: torch.Tensor | None, what: str) -> None:
-        self.done = False
-        self.kind, self.peer, self.tag, self.tensor, self.what = kind, peer, tag, tensor, what
-        self.handle: object = None
-        self.row = -1
-
-
-class Wire(ABC):
-    """What a backend implements, per rank. Ranks and tags are the cluster's own."""
-
-    rank: int
-    size: int
-    device: torch.device
-    operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None  # runs an operator with its arguments; None: just call it
-
-    @abstractmethod
-    def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
-        """Post a send; returns at once."""
-
-    @abstractmethod
-    def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
-        """Post a receive; returns at once."""
-
-    @abstractmethod
-    def block(self, tickets: Sequence[Ticket], together: bool) -> None:
-        """Return when at least one of the tickets is done; a wait that cannot end raises a named error.
-
-        `together`: all of them are needed before anything else can go on, so they may be waited for in turn.
-        """
-
-    @abstractmethod
-    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
-        """Hand a whole collective to the library underneath (gloo, NCCL)."""
-
-    # ---- only a device with streams overrides these --------------------------------------------------------------
-    def group(self) -> AbstractContextManager[object]:
-        """What is posted inside starts as one (NCCL deadlocks otherwise)."""
-        return nullcontext()
-
-    def lane(self, group: int) -> AbstractContextManager[object]:
-        """Work inside belongs to a communicator's own stream."""
-        return nullcontext()
-
-    def join(self, group: int) -> None:  # noqa: B027
-        """The program's stream waits for a communicator's."""
-
-
-class Progress:
-    """Drives one rank's outstanding collectives. One object a rank, shared by its communicators."""
-
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-        self.queues: list[deque[CollectiveWork]] = []
-        self.communicators: list[Communicator] = []
-        self._driving = False
-
-    def drive(self) -> list[Ticket]:
-        """Advance every queue as far as it goes without blocking; returns what the heads wait for."""
-        if self._driving:  # a step of a collective never waits; a nested call would run a generator twice
-            return []
-        self._driving = True
-        try:
-            pending: list[Ticket] = []
-            for queue in self.queues:
-                while queue and queue[0].advance():
-                    queue.popleft()
-                if queue:
-                    pending.extend(t for t in queue[0].pending if not t.done)
-            return pending
-        finally:
-            self._driving = False
-
-    def wait(self, done: Callable[[], bool], own: Sequence[Ticket] = ()) -> None:
-        """Block until `done()`, driving everything outstanding meanwhile."""
-        while True:
-            pending = self.drive()
-            if done():
-                return
-            mine = [t for t in own if not t.done]
-            sources = bool(mine) + sum(bool(q) for q in self.queues)
-            assert mine or pending, "a wait with nothing under way can never end"
-            self.wire.block(mine + pending, together=sources == 1)
-
-    def drain(self) -> None:
-        """Finish every outstanding collective (the end of a program)."""
-        self.wait(lambda: not any(self.queues))
-
-
-class Work:
-    """Something launched. `wait()` returns when its buffers may be used."""
-
-    def wait(self) -> None:
-        """Block until finished; may be called more than once."""
-
-
-class Done(Work):
-    """The Work of an operation that had nothing to do (a group of one)."""
-
-
-class MessageWork(Work):
-    """A point-to-point message under way."""
-
-    def __init__(self, comm: Communicator, ticket: Ticket, x: torch.Tensor, finish: Callable[[], object] | None = None) -> None:
-        self.comm, self.ticket, self.finish = comm, ticket, finish
-        self.tensor: torch.Tensor | None = x  # the buffer belongs to the message until somebody waits
-
-    def wait(self) -> None:
-        """Block until the message left (send) or arrived (receive)."""
-        if not self.ticket.done:
-            self.comm.progress.wait(lambda: self.ticket.done, [self.ticket])
-        if self.finish is not None:
-            self.finish()
-            self.finish = None
-        if self.ticket.row >= 0:
-            self.comm.recorder.waited(self.ticket.row)
-        self.tensor = None
-
-
-class CollectiveWork(Work):
-    """A collective under way: a generator of steps, its staging memory, and where its rows hang on the graph.
-
-    Labels are taken at launch, so the recording does not depend on when the CPU runs the steps.
-    """
-
-    def __init__(self, comm: Communicator, operation: str, algorithm: str, purpose: str, label: str, buffer: torch.Tensor) -> None:
-        self.comm, self.operation, self.algorithm = comm, operation, algorithm
-        self.buffer, self.nbytes = buffer, buffer.numel() * buffer.element_size()
-        self.sequence = comm.next_sequence()
-        self.pending: list[Ticket] = []
-        self.staging: torch.Tensor | None = None
-        self.steps: Iterator[list[Ticket]] = iter(())
-        self.finished, self.started = False, False
-        recorder = comm.recorder
-        self.recorded = not recorder.paused
-        self.cursor: tuple[int, ...] = recorder.frontier
-        self.row = -1
-        self.labels = {
-            "phase": recorder.phase,
-            "layer": recorder.current_layer(),
-            "micro_batch": recorder.micro_batch,
-            "purpose": PURPOSES.index(purpose),
-            "label": label,
-            "sequence": self.sequence,
-        }
-        self.launch = self._row(BEGIN, operation, 0, -1, comm.lane(3))
-        if self.recorded:
-            self.cursor = (self.launch,)
-
-    # ---- what an algorithm calls -------------------------------------------------------------------------------
-    @property
-    def rank(self) -> int:
-        """This rank's index in the group."""
-        return self.comm.rank
-
-    @property
-    def size(self) -> int:
-        """Ranks in the group."""
-        return self.comm.size
-
-    def stage(self, numel: int, like: torch.Tensor) -> torch.Tensor:
-        """Scratch memory, owned by the communicator from launch to wait."""
-        self.staging = like.new_empty(numel) if self.recorder_off() else _quiet_empty(self.comm.recorder, numel, like)
-        if self.recorded:
-            self.comm.ledger.register(self.staging, "buffers", f"{self.operation} staging")
-        return self.staging
-
-    def recorder_off(self) -> bool:
-        """True when nothing is being recorded."""
-        return not self.recorded
-
-    def send(self, x: torch.Tensor, dst: int) -> list[Ticket]:
-        """Post a send to a group rank; empty tensors send nothing."""
-        return self._post(SEND, x, dst)
-
-    def recv(self, out: torch.Tensor, src: int) -> list[Ticket]:
-        """Post a receive from a group rank; empty tensors receive nothing."""
-        return self._post(RECV, out, src)
-
-    def exchange(self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int) -> list[Ticket]:
-        """Post a send and a receive as one."""
-        with self.comm.wire.group():
-            return self.recv(out, src) + self.send(x, dst)
-
-    def reduce(self, into: torch.Tensor, other: torch.Tensor, op: str) -> None:
-        """`into = into op other`, on this rank."""
-        if into.numel() == 0:
-            return
-        _REDUCTIONS[op](into, other)
-        self._row(REDUCE, op, into.numel() * into.element_size(), -1, self.comm.lane(0), self._offset(into), advance=True)
-
-    # ---- what the progress engine calls --------------------------------------------------------------------------
-    def advance(self) -> bool:
-        """Run steps until one must wait; True when the collective is finished."""
-        if self.finished:
-            return True
-        recorder = self.comm.recorder
-        was_paused, recorder.paused = recorder.paused, True
-        try:
-            with self.comm.wire.lane(self.comm.group):
-                return self._run_steps()
-        finally:
-            recorder.paused = was_paused
-
-    def _run_steps(self) -> bool:
-        if not self.started:
-            self.started = True
-            if self.recorded and self.comm.last_collective >= 0:  # one after the other on a communicator, as on a stream
-                self.cursor = (*self.cursor, self.comm.last_collective)
-        while all(t.done for t in self.pending):
-            if self.recorded and self.pending:
-                self.cursor = tuple(t.row for t in self.pending)
-            step = next(self.steps, None)
-            self.pending = step or []
-            if step is None:
-                self.finished = True
-                del self.buffer
-                if self.recorded:
-                    self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
-                self.row = self._row(COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0))
-                self.comm.last_collective = self.row
-                return True
-        return False
-
-    def wait(self) -> None:
-        """Block until the collective has finished on this rank; frees its staging."""
-        if not self.finished:
-            self.comm.progress.wait(lambda: self.finished)
-        self.comm.wire.join(self.comm.group)
-        if self.recorded:
-            self.comm.recorder.waited(self.row)
-        self.staging = None
-
-    # ---- inside -------------------------------------------------------------------------------------------------
-    def _post(self, kind: int, x: torch.Tensor, peer: int) -> list[Ticket]:
-        if x.numel() == 0:
-            return []
-        comm, world = self.comm, self.comm.ranks[peer]
-        what = f"{self.operation}({self.algorithm}) #{self.sequence} on {comm.axis}"
-        post = comm.wire.isend if kind == SEND else comm.wire.irecv
-        ticket = post(x, world, comm.tag_base, what)
-        lane = comm.lane(1 if kind == SEND else 2)
-        ticket.row = self._row(kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x))
-        return [ticket]
-
-    def _offset(self, part: torch.Tensor) -> int:
-        """The first byte of a part of the buffer, within the buffer; -1 for what is elsewhere (staging)."""
-        if not self.recorded or part.untyped_storage()._cdata != self.buffer.untyped_storage()._cdata:
-            return -1
-        return int(part.storage_offset() - self.buffer.storage_offset()) * part.element_size()
-
-    def _row(self, kind: int, op: str, nbytes: int, peer: int, lane: int, offset: int = -1, advance: bool = False) -> int:
-        if not self.recorded:
-            return -1
-        row = self.comm.recorder.row(lane, kind, op, 0, nbytes, self.cursor, peer=peer, offset=offset, **self.labels)
-        if advance:
-            self.cursor = (row,)
-        return row
-
-
-_REDUCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "sum": lambda a, b: a.add_(b),
-    "max": lambda a, b: torch.maximum(a, b, out=a),
-    "min": lambda a, b: torch.minimum(a, b, out=a),
-}
-
-
-def _quiet_empty(recorder: Recorder, numel: int, like: torch.Tensor) -> torch.Tensor:
-    with recorder.unrecorded():
-        return like.new_empty(numel)
 
 
 class Communicator:
@@ -551,12 +268,12 @@ class Communicator:
             raise TypeError(f"{operation}() got unexpected arguments {sorted(labels)}")
         if not x.is_contiguous():
             raise InputError(f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first")
-        steps = collectives.find(operation, algorithm)
+        steps = find(operation, algorithm)
         average = options.get("op") == "avg"
         if average:
             options["op"] = "sum"
-        if options.get("op", "sum") not in _REDUCTIONS:
-            raise InputError("op", options["op"], "unknown reduction", [*_REDUCTIONS, "avg"])
+        if options.get("op", "sum") not in REDUCTIONS:
+            raise InputError("op", options["op"], "unknown reduction", [*REDUCTIONS, "avg"])
         if self.size == 1:
             return Done()
         x = x.detach()
@@ -570,7 +287,7 @@ class Communicator:
             work.wait()
         return work
 
-    def _native(self, work: CollectiveWork, operation: str, x: torch.Tensor, options: dict) -> Iterator[list[Ticket]]:
+    def _native(self, work: CollectiveWork, operation: str, x: torch.Tensor, options: dict) -> Steps:
         whole = "all_reduce" if operation == "barrier" else operation
         self.wire.native(whole, x, self.ranks, options.get("src", 0), options.get("op", "sum"))
         yield []
@@ -595,6 +312,6 @@ def _average(x: torch.Tensor, n: int) -> None:
     x.div_(n) if x.is_floating_point() else x.copy_(torch.div(x, n, rounding_mode="trunc"))
 
 
-def _then(steps: Iterator[list[Ticket]], last: Callable[[], object]) -> Iterator[list[Ticket]]:
+def _then(steps: Steps, last: Callable[[], object]) -> Steps:
     yield from steps
     last()

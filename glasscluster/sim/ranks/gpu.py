@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from glasscluster.base.errors import GlassError, NonFinite, RankDied
-from glasscluster.sim.ranks.communicator import Communicator, Progress, Wire
+from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.host import Host
 from glasscluster.sim.ranks.mesh import GROUP_IDS, Mesh
+from glasscluster.sim.ranks.wire import Wire
+from glasscluster.sim.ranks.work import Progress
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.recording.recorder import Recorder, RecordingMode
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from glasscluster.sim.ranks.communicator import Work
 from glasscluster.sim.ranks.mesh import GROUP_IDS
+from glasscluster.sim.ranks.work import Work
 from glasscluster.sim.recording.events import HOST, PURPOSES, group_lane
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.recording.recorder import Recorder

@@ -45,7 +45,8 @@ from glasscluster.model.parts import (
     pairs,
     with_prefix,
 )
-from glasscluster.sim.ranks.communicator import Communicator, Work
+from glasscluster.sim.ranks.communicator import Communicator
+from glasscluster.sim.ranks.work import Work
 
 KINDS = ("ring", "striped", "zigzag")
 _KEYS, _GRADIENTS = 0, 1  # tags

@@ -29,8 +29,9 @@ from glasscluster.base.errors import GradientMissing
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Shard
-from glasscluster.sim.ranks.communicator import Communicator, Work
+from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.sim.ranks.work import Work
 from glasscluster.strategies.data.offload import HostOptimizer
 from glasscluster.strategies.layout.units import Member, Unit, by_bucket
 from glasscluster.strategies.plan import Plan

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from glasscluster.model.adamw import Optimizer
-from glasscluster.sim.ranks.communicator import Work
 from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.sim.ranks.work import Work
 
 State = dict[str, Tensor | list[Tensor]]
 

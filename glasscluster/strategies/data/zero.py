@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from glasscluster.sim.ranks.communicator import Work
+from glasscluster.sim.ranks.work import Work
 from glasscluster.strategies.data.data_parallel import DataParallel
 from glasscluster.strategies.layout.units import Unit, by_bucket
 from glasscluster.strategies.plan import Plan

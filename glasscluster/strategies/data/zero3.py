@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glasscluster.sim.ranks.communicator import Work
+from glasscluster.sim.ranks.work import Work
 from glasscluster.strategies.data.data_parallel import DataParallel
 from glasscluster.strategies.data.zero import Zero1, Zero2
 from glasscluster.strategies.layout.units import Unit, by_module

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from glasscluster.model.parallel import IGNORE
-from glasscluster.sim.ranks.communicator import Communicator, Work
+from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.sim.ranks.work import Work
 from glasscluster.strategies.exchange.replica import Replica, one_thread
 from glasscluster.strategies.judge.single_device import Reference, train_one_device
 from glasscluster.strategies.trainer import Job

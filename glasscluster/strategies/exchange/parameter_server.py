@@ -26,8 +26,9 @@ from torch import Tensor
 
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
-from glasscluster.sim.ranks.communicator import Communicator, Work
+from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.sim.ranks.work import Work
 from glasscluster.strategies.exchange.arrivals import WORK, Arrivals, Layout
 from glasscluster.strategies.exchange.replica import Replica, one_thread
 from glasscluster.strategies.judge.check import difference

@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from glasscluster.model.layers.dropout import Draw
-from glasscluster.sim.ranks.communicator import Communicator, Done, Work
+from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.sim.ranks.work import Done, Work
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
 from glasscluster.strategies.pipeline.weight_gradients import Kept, WeightGradients
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasscluster.sim.ranks.communicator import Work
+from glasscluster.sim.ranks.work import Work
 from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
 
 _GATHER, _SCATTER = 0, 1  # tags

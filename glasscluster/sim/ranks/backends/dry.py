@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from glasscluster.sim.ranks.backends.shapes import operate
-from glasscluster.sim.ranks.communicator import Ticket, Wire
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 from glasscluster.sim.ranks.mesh import coordinates, rank_of
+from glasscluster.sim.ranks.wire import Ticket, Wire
 from glasscluster.sim.recording.events import FIELDS, PURPOSES, RECV, REDUCE, SEND
 
 

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 
 from glasscluster.base.errors import GlassError, RankDied, RankStalled
-from glasscluster.sim.ranks.communicator import Ticket, Wire
 from glasscluster.sim.ranks.deadlock import Wait, source_line
+from glasscluster.sim.ranks.wire import Ticket, Wire
 
 _LIBRARY_OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from glasscluster.base.errors import CollectiveMismatch, Deadlock, GlassError, InputError, MessageLost
-from glasscluster.sim.ranks.communicator import TAGS_PER_GROUP, Ticket, Wire
 from glasscluster.sim.ranks.deadlock import Wait, describe_deadlock, source_line
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
+from glasscluster.sim.ranks.wire import TAGS_PER_GROUP, Ticket, Wire
 
 RUNNABLE, BLOCKED, FINISHED = "runnable", "blocked", "finished"
 

@@ -13,23 +13,20 @@ Follows Hensgen, Finkel and Manber, "Two algorithms for barrier synchronization"
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 
+from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
-def barrier(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
+@collective("barrier", "dissemination")
+def barrier(work: CollectiveWork, x: torch.Tensor) -> Steps:
     """`x`: the signal, whatever it holds. Ends when every rank has begun."""
     heard = work.stage(x.numel(), x)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         distance = 1
         while distance < work.size:
             yield work.exchange(x, (work.rank + distance) % work.size, heard, (work.rank - distance) % work.size)
@@ -39,6 +36,7 @@ def barrier(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
+@theory_of("dissemination")
 def predict(operation: str, size: int, nbytes: int = 1, link: Link | None = None) -> Theory:
     """Any N, signals of `nbytes` (the communicator's are one byte): N·⌈log2 N⌉ messages, ⌈log2 N⌉ · (α + nbytes/β)."""
     del operation  # a barrier is the only one

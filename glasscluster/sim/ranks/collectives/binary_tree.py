@@ -20,16 +20,13 @@ down. Pieces are of 64 KiB, at most 16 of them; the best number depends on the l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 
+from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.wire import Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 PIECE, MOST_PIECES = 64 * 1024, 16
 
@@ -57,7 +54,8 @@ def parent(v: int, n: int) -> int:
     return above if above < n else v ^ lowest
 
 
-def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
+@collective("broadcast", "binary-tree")
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Steps:
     """`x`: flat [n]. Ends as rank `src`'s on every rank."""
     n = work.size
     v = (work.rank - src) % n
@@ -71,7 +69,8 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
     yield sends
 
 
-def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
+@collective("reduce", "binary-tree")
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Steps:
     """`x`: flat [n]. Rank `dst` ends with the `op` over ranks; on the others `x` is scratch."""
     n = work.size
     v = (work.rank - dst) % n
@@ -79,7 +78,7 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0,
     parts = torch.tensor_split(x, pieces or pieces_of(x.numel() * x.element_size()))
     slots = work.stage(len(below) * parts[0].numel(), x).view(len(below), parts[0].numel())
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         sends: list[Ticket] = []
         for part in parts:
             arrived = [slots[i, : part.numel()] for i in range(len(below))]
@@ -93,11 +92,12 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0,
     return steps()
 
 
-def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", pieces: int | None = None) -> Iterator[list[Ticket]]:
+@collective("all_reduce", "binary-tree")
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", pieces: int | None = None) -> Steps:
     """`x`: flat [n]. Up the tree and down again."""
     up = reduce(work, x, op, pieces=pieces)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         yield from up
         yield from broadcast(work, x, pieces=pieces)
 
@@ -105,6 +105,7 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", pieces: i
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
+@theory_of("binary-tree")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None, pieces: int | None = None) -> Theory:
     """Any N: (N-1)·S bytes and H = ⌈log2 N⌉ messages in a chain each way; time for k equal pieces.
 

@@ -16,16 +16,14 @@ But: N-1 messages meet at each receiver at once, and reduce-scatter needs room f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
+from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, through_one_port
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def _others(work: CollectiveWork) -> list[int]:
@@ -38,7 +36,7 @@ def _sources(work: CollectiveWork) -> list[int]:
     return _others(work)[::-1]
 
 
-def _reduce_chunk(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str) -> Iterator[list[Ticket]]:
+def _reduce_chunk(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str) -> Steps:
     chunks = torch.tensor_split(x, work.size)
     mine = chunks[work.rank]
     sources = [r for r in range(work.size) if r != work.rank]
@@ -49,31 +47,35 @@ def _reduce_chunk(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, 
         work.reduce(mine, part, op)
 
 
-def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+@collective("reduce_scatter", "direct")
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
     staging = work.stage((work.size - 1) * torch.tensor_split(x, work.size)[work.rank].numel(), x)
     return _reduce_chunk(work, x, staging, op)
 
 
-def all_gather(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
+@collective("all_gather", "direct")
+def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
     """`x`: flat [n], chunk `rank` filled. Ends complete."""
     chunks = torch.tensor_split(x, work.size)
     incoming = [t for src in _sources(work) for t in work.recv(chunks[src], src)]
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[work.rank], dst)]
 
 
-def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+@collective("all_reduce", "direct")
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Ends with the `op` over ranks."""
     first = reduce_scatter(work, x, op)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         yield from first
         yield from all_gather(work, x)
 
     return steps()
 
 
-def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[list[Ticket]]:
+@collective("broadcast", "direct")
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Steps:
     """`x`: flat [n]. Ends as rank `src`'s on every rank."""
     if work.rank == src:
         yield [t for dst in _others(work) for t in work.send(x, dst)]
@@ -81,11 +83,12 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[l
         yield work.recv(x, src)
 
 
-def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0) -> Iterator[list[Ticket]]:
+@collective("reduce", "direct")
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0) -> Steps:
     """`x`: flat [n]. Rank `dst` ends with the `op` over ranks."""
     staging = work.stage((work.size - 1) * x.numel() if work.rank == dst else 0, x)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         if work.rank != dst:
             yield work.send(x, dst)
             return
@@ -98,7 +101,8 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0)
     return steps()
 
 
-def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[list[Ticket]]:
+@collective("scatter", "direct")
+def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Steps:
     """`x`: flat [n], whole on `src`. Chunk `rank` ends as `src`'s on every rank."""
     chunks = torch.tensor_split(x, work.size)
     if work.rank == src:
@@ -107,7 +111,8 @@ def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[lis
         yield work.recv(chunks[work.rank], src)
 
 
-def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Iterator[list[Ticket]]:
+@collective("gather", "direct")
+def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Steps:
     """`x`: flat [n], chunk `rank` filled. Ends complete on `dst`."""
     chunks = torch.tensor_split(x, work.size)
     if work.rank == dst:
@@ -116,9 +121,8 @@ def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Iterator[list
         yield work.send(chunks[work.rank], dst)
 
 
-def all_to_all(
-    work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
-) -> Iterator[list[Ticket]]:
+@collective("all_to_all", "direct")
+def all_to_all(work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]) -> Steps:
     """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
     chunks, pieces = x.split(list(sends)), out.split(list(receives))
     pieces[work.rank].copy_(chunks[work.rank])
@@ -127,6 +131,7 @@ def all_to_all(
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
+@theory_of("direct")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
     """Bytes for any size: (N-1)·S, all-reduce twice that, scatter and gather (N-1)/N·S. Time for equal chunks.
 

@@ -26,18 +26,15 @@ port that sends S/2 a tree up and S down is as busy either way. 64 KiB a piece, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 
+from glasscluster.base.link import Link
 from glasscluster.sim.ranks.collectives import binary_tree
 from glasscluster.sim.ranks.collectives.binary_tree import pieces_of, slowest
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, power_of_two
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.wire import Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 TREES = (0, 1)
 
@@ -77,7 +74,8 @@ def cut(x: torch.Tensor, pieces: int | None) -> list[tuple[torch.Tensor, ...]]:
     return [torch.tensor_split(half, k) for half in torch.tensor_split(x, 2)]
 
 
-def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
+@collective("broadcast", "double-tree")
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Steps:
     """`x`: flat [n]. Ends as rank `src`'s on every rank."""
     n = work.size
     v = (work.rank - src) % n
@@ -98,7 +96,8 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
     yield sends + [ticket for tickets in arriving.values() for ticket in tickets]
 
 
-def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
+@collective("reduce", "double-tree")
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Steps:
     """`x`: flat [n]. Rank `dst` ends with the `op` over ranks; on the others `x` is scratch."""
     n = work.size
     v = (work.rank - dst) % n
@@ -109,7 +108,7 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0,
     width = parts[0][0].numel()
     slots = work.stage(len(below) * width, x).view(len(below), width)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         sends: list[Ticket] = []
 
         def up(i: int, trees: list[int]) -> None:
@@ -132,11 +131,12 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0,
     return steps()
 
 
-def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", pieces: int | None = None) -> Iterator[list[Ticket]]:
+@collective("all_reduce", "double-tree")
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", pieces: int | None = None) -> Steps:
     """`x`: flat [n]. Up both trees and down again."""
     up = reduce(work, x, op, pieces=pieces)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         yield from up
         yield from broadcast(work, x, pieces=pieces)
 
@@ -144,6 +144,7 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", pieces: i
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
+@theory_of("double-tree")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None, pieces: int | None = None) -> Theory:
     """Any N: (N-1)·S bytes and H messages in a chain each way; all-reduce is both. Time for 2k equal pieces.
 

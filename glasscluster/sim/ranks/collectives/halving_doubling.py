@@ -16,28 +16,25 @@ i < N-p also stands for rank p+i: it is handed p+i's whole vector first, keeps c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 
+from glasscluster.base.link import Link
 from glasscluster.sim.ranks.collectives.recursive_doubling import largest_power_of_two
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory
 from glasscluster.sim.ranks.collectives.tree import slices
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
-def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+@collective("reduce_scatter", "halving-doubling")
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
     n, r = work.size, work.rank
     p = largest_power_of_two(n)
     staging = work.stage(x.numel() if r < p else 0, x)
     chunks = torch.tensor_split(x, n)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         yield from _halve(work, x, staging, op)
         if r >= p:
             yield work.recv(chunks[r], r - p)
@@ -47,13 +44,14 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> It
     return steps()
 
 
-def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+@collective("all_reduce", "halving-doubling")
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Ends with the `op` over ranks."""
     n, r = work.size, work.rank
     p = largest_power_of_two(n)
     staging = work.stage(x.numel() if r < p else 0, x)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         yield from _halve(work, x, staging, op)
         if r >= p:
             yield work.recv(x, r - p)
@@ -72,7 +70,7 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterat
     return steps()
 
 
-def _halve(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str) -> Iterator[list[Ticket]]:
+def _halve(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str) -> Steps:
     """Fold the ranks above p, then halve: rank r < p ends with chunk r (and r+p, if there is one) reduced."""
     n, r = work.size, work.rank
     p = largest_power_of_two(n)
@@ -110,6 +108,7 @@ def _parts(x: torch.Tensor, ranks: range, n: int, p: int) -> list[torch.Tensor]:
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
+@theory_of("halving-doubling")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
     """For N equal chunks; time where N is a power of two.
 

@@ -16,17 +16,14 @@ But: nodes must be equal. Where N is no multiple of the node size, the largest d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 
+from glasscluster.base.link import Link
 from glasscluster.sim.ranks.collectives import ring
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, through_one_port
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.wire import Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def group_size(n: int, node_size: int) -> int:
@@ -34,14 +31,15 @@ def group_size(n: int, node_size: int) -> int:
     return max(g for g in range(1, min(n, node_size) + 1) if n % g == 0)
 
 
-def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size: int = 8) -> Iterator[list[Ticket]]:
+@collective("all_reduce", "hierarchical")
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size: int = 8) -> Steps:
     """`x`: flat [n]. Ends with the `op` over ranks."""
     inside, across = _levels(work, node_size)
     chunks = torch.tensor_split(x, len(inside))
     pieces = torch.tensor_split(chunks[work.rank % len(inside)], len(across))
     staging = work.stage(max(chunks[0].numel(), pieces[0].numel()), x)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         yield from ring._reduce_scatter(work, chunks, staging, op, inside)
         yield from ring._reduce_scatter(work, pieces, staging, op, across)
         yield from ring._all_gather(work, pieces, across)
@@ -50,13 +48,14 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size
     return steps()
 
 
-def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size: int = 8) -> Iterator[list[Ticket]]:
+@collective("reduce_scatter", "hierarchical")
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size: int = 8) -> Steps:
     """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
     inside, across, combs, place = _combs(work, x, node_size)
     g, widest = len(inside), combs[0][0].numel()
     staging = work.stage(len(across) * widest, x).view(len(across), widest)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         for step in range(g - 1):
             outgoing, incoming = combs[(place - step - 1) % g], combs[(place - step - 2) % g]
             arrived = [slot[: part.numel()] for slot, part in zip(staging, incoming, strict=True)]
@@ -68,7 +67,8 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_
     return steps()
 
 
-def all_gather(work: CollectiveWork, x: torch.Tensor, node_size: int = 8) -> Iterator[list[Ticket]]:
+@collective("all_gather", "hierarchical")
+def all_gather(work: CollectiveWork, x: torch.Tensor, node_size: int = 8) -> Steps:
     """`x`: flat [n], chunk `rank` filled. Ends complete."""
     inside, across, combs, place = _combs(work, x, node_size)
     g = len(inside)
@@ -78,7 +78,8 @@ def all_gather(work: CollectiveWork, x: torch.Tensor, node_size: int = 8) -> Ite
         yield _next_door(work, outgoing, inside[(place + 1) % g], incoming, inside[(place - 1) % g])
 
 
-def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, node_size: int = 8) -> Iterator[list[Ticket]]:
+@collective("broadcast", "hierarchical")
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, node_size: int = 8) -> Steps:
     """`x`: flat [n]. Ends as rank `src`'s on every rank: first on those of its place, then in their nodes."""
     inside, across = _levels(work, node_size)
     local = inside[src % len(inside)]
@@ -87,14 +88,15 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, node_size: in
     yield from ring._broadcast(work, torch.tensor_split(x, len(inside)), local, inside)
 
 
-def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, node_size: int = 8) -> Iterator[list[Ticket]]:
+@collective("reduce", "hierarchical")
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, node_size: int = 8) -> Steps:
     """`x`: flat [n]. Rank `dst` ends with the `op` over ranks; on the others `x` is scratch."""
     inside, across = _levels(work, node_size)
     local = inside[dst % len(inside)]
     near, far = torch.tensor_split(x, len(inside)), torch.tensor_split(x, len(across))
     staging = work.stage(max(near[0].numel(), far[0].numel()), x)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         yield from ring._reduce(work, near, staging, op, local, inside)
         if work.rank == local:
             yield from ring._reduce(work, far, staging, op, dst, across)
@@ -122,6 +124,7 @@ def _next_door(work: CollectiveWork, outgoing: list[torch.Tensor], dst: int, inc
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
+@theory_of("hierarchical")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None, between: Link | None = None, node_size: int = 8) -> Theory:
     """Bytes as in `traffic`; the times of both levels add (F12), for equal chunks. `between` joins the nodes.
 

@@ -14,16 +14,14 @@ chunk. But: N-1 steps of α each. Additions follow the steps, so the bits do not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
+from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, power_of_two
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def partners(work: CollectiveWork) -> list[tuple[int, int]]:
@@ -34,9 +32,8 @@ def partners(work: CollectiveWork) -> list[tuple[int, int]]:
     return [((r + k) % n, (r - k) % n) for k in range(1, n)]
 
 
-def all_to_all(
-    work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
-) -> Iterator[list[Ticket]]:
+@collective("all_to_all", "pairwise")
+def all_to_all(work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]) -> Steps:
     """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
     chunks, pieces = x.split(list(sends)), out.split(list(receives))
     pieces[work.rank].copy_(chunks[work.rank])
@@ -44,13 +41,14 @@ def all_to_all(
         yield work.exchange(chunks[dst], dst, pieces[src], src)
 
 
-def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+@collective("reduce_scatter", "pairwise")
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
     chunks = torch.tensor_split(x, work.size)
     mine = chunks[work.rank]
     arrived = work.stage(mine.numel(), x)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         for dst, src in partners(work):
             yield work.exchange(chunks[dst], dst, arrived, src)
             work.reduce(mine, arrived, op)
@@ -59,6 +57,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> It
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
+@theory_of("pairwise")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
     """Both operations, any N: (N-1)·S bytes over all ranks and N-1 steps; time for equal chunks, (N-1)(α + S/(Nβ))."""
     del operation

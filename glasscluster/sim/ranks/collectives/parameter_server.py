@@ -15,19 +15,16 @@ A server on a worker sends and receives (N-1)·S/K each way; balanced when K = N
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 
+from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, through_one_port
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
-def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", servers: int | None = None) -> Iterator[list[Ticket]]:
+@collective("all_reduce", "parameter-server")
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", servers: int | None = None) -> Steps:
     """`x`: flat [n]. Ends with the `op` over ranks, added by `servers` shards (default: one a rank)."""
     n, r = work.size, work.rank
     shards = torch.tensor_split(x, min(servers or n, n))
@@ -35,7 +32,7 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", servers: 
     mine = shards[r] if serves else x[:0]
     staging = work.stage((n - 1) * mine.numel(), x)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         workers = [w for w in range(n) if w != r]  # additions are in this order
         onwards = [(r + k) % n for k in range(1, n)]
         others = [k for k in ((r + 1 + i) % len(shards) for i in range(len(shards))) if k != r]  # not everybody to server 0 first
@@ -51,6 +48,7 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", servers: 
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
+@theory_of("parameter-server")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None, servers: int | None = None) -> Theory:
     """2(N-1)·S bytes over all ranks, whatever the number of shards; with one a rank, twice (N-1)(o + S/(Nβ)) + L."""
     del operation  # all-reduce is the only one

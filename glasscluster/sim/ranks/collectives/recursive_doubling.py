@@ -14,17 +14,13 @@ With N not a power of two, the last N-p ranks first hand their vector to a partn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 
+from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another
 from glasscluster.sim.ranks.collectives.tree import slices
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def largest_power_of_two(n: int) -> int:
@@ -32,13 +28,14 @@ def largest_power_of_two(n: int) -> int:
     return 1 << (n.bit_length() - 1)
 
 
-def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+@collective("all_reduce", "recursive-doubling")
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Ends with the `op` over ranks."""
     n, r = work.size, work.rank
     p = largest_power_of_two(n)
     staging = work.stage(x.numel() if r < p else 0, x)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         if r >= p:
             yield work.send(x, r - p)
             yield work.recv(x, r - p)
@@ -58,7 +55,8 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterat
     return steps()
 
 
-def all_gather(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
+@collective("all_gather", "recursive-doubling")
+def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
     """`x`: flat [n], chunk `rank` filled. Rank r holds chunks r .. r+k-1 (mod N) before the round of distance k."""
     n, r = work.size, work.rank
     held = 1
@@ -71,6 +69,7 @@ def all_gather(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
+@theory_of("recursive-doubling")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
     """All-reduce: (p·log2 p + 2(N-p))·S bytes, log2 p steps (2 more when folded), log2 N · (α + S/β) where N is a power of two.
 

@@ -18,42 +18,42 @@ But: no bidirectional rings, and the receive of a step is not pipelined with the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 
+from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.wire import Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
-def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+@collective("reduce_scatter", "ring")
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Chunk `rank` ends summed over ranks."""
     chunks = torch.tensor_split(x, work.size)
     return _reduce_scatter(work, chunks, work.stage(chunks[0].numel(), x), op)
 
 
-def all_gather(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
+@collective("all_gather", "ring")
+def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
     """`x`: flat [n], chunk `rank` filled. Ends complete."""
     return _all_gather(work, torch.tensor_split(x, work.size))
 
 
-def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+@collective("all_reduce", "ring")
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Ends summed over ranks."""
     chunks = torch.tensor_split(x, work.size)
     staging = work.stage(chunks[0].numel(), x)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         yield from _reduce_scatter(work, chunks, staging, op)
         yield from _all_gather(work, chunks)
 
     return steps()
 
 
-def _reduce_scatter(work, chunks, staging, op, members=None) -> Iterator[list[Ticket]]:
+def _reduce_scatter(work, chunks, staging, op, members=None) -> Steps:
     ring = members or range(work.size)
     n, r = len(ring), ring.index(work.rank)
     for step in range(n - 1):
@@ -63,7 +63,7 @@ def _reduce_scatter(work, chunks, staging, op, members=None) -> Iterator[list[Ti
         work.reduce(incoming, arrived, op)
 
 
-def _all_gather(work, chunks, members=None) -> Iterator[list[Ticket]]:
+def _all_gather(work, chunks, members=None) -> Steps:
     ring = members or range(work.size)
     n, r = len(ring), ring.index(work.rank)
     for step in range(n - 1):
@@ -71,19 +71,21 @@ def _all_gather(work, chunks, members=None) -> Iterator[list[Ticket]]:
         yield work.exchange(outgoing, ring[(r + 1) % n], incoming, ring[(r - 1) % n])
 
 
-def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
+@collective("broadcast", "ring")
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Steps:
     """`x`: flat [n]. Pieces travel down the chain src, src+1, ..., each forwarded while the next arrives (F10)."""
     return _broadcast(work, torch.tensor_split(x, pieces or work.size), src)
 
 
-def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Iterator[list[Ticket]]:
+@collective("reduce", "ring")
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Steps:
     """`x`: flat [n]. Pieces travel up the chain ..., dst+2, dst+1, dst and are added to at every stop."""
     parts = torch.tensor_split(x, pieces or work.size)
     staging = work.stage(parts[0].numel() if (work.rank + 1) % work.size != dst else 0, x)
     return _reduce(work, parts, staging, op, dst)
 
 
-def _broadcast(work, parts, src, members=None) -> Iterator[list[Ticket]]:
+def _broadcast(work, parts, src, members=None) -> Steps:
     ring = members or range(work.size)
     n, r = len(ring), ring.index(work.rank)
     place = (r - ring.index(src)) % n
@@ -96,7 +98,7 @@ def _broadcast(work, parts, src, members=None) -> Iterator[list[Ticket]]:
     yield sends
 
 
-def _reduce(work, parts, staging, op, dst, members=None) -> Iterator[list[Ticket]]:
+def _reduce(work, parts, staging, op, dst, members=None) -> Steps:
     ring = members or range(work.size)
     n, r = len(ring), ring.index(work.rank)
     place = (r - ring.index(dst)) % n
@@ -114,6 +116,7 @@ def _reduce(work, parts, staging, op, dst, members=None) -> Iterator[list[Ticket
 # ---- theory ------------------------------------------------------------------------------------------------------
 
 
+@theory_of("ring")
 def predict(operation: str, size: int, nbytes: float, link: Link | None = None, pieces: int | None = None) -> Theory:
     """Bytes for any size; time for equal chunks (F8, F9, F10).
 

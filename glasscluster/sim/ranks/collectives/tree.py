@@ -19,16 +19,12 @@ leaves to work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 
+from glasscluster.base.link import Link
+from glasscluster.sim.ranks.collectives.registry import collective, theory_of
 from glasscluster.sim.ranks.collectives.theory import Theory, one_after_another, power_of_two
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
-    from glasscluster.sim.ranks.communicator import CollectiveWork, Ticket
+from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def children(v: int, n: int) -> list[int]:
@@ -62,7 +58,8 @@ def slices(x: torch.Tensor, chunks: range, size: int) -> list[torch.Tensor]:
     return [x[start:stop]] if low < high else [x[start:], x[:stop]]
 
 
-def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[list[Ticket]]:
+@collective("broadcast", "tree")
+def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Steps:
     """`x`: flat [n]. Ends as rank `src`'s on every rank."""
     n = work.size
     v = (work.rank - src) % n
@@ -72,13 +69,14 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[l
         yield work.send(x, (child + src) % n)
 
 
-def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0) -> Iterator[list[Ticket]]:
+@collective("reduce", "tree")
+def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0) -> Steps:
     """`x`: flat [n]. Rank `dst` ends with the `op` over ranks; on the others `x` is scratch."""
     n = work.size
     v = (work.rank - dst) % n
     staging = work.stage(x.numel() if children(v, n) else 0, x)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         for child in reversed(children(v, n)):
             yield work.recv(staging, (child + dst) % n)
             work.reduce(x, staging, op)
@@ -88,7 +86,8 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0)
     return steps()
 
 
-def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Iterator[list[Ticket]]:
+@collective("gather", "tree")
+def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Steps:
     """`x`: flat [n], chunk `rank` filled. Ends complete on `dst`."""
     n = work.size
     v = (work.rank - dst) % n
@@ -98,7 +97,8 @@ def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Iterator[list
         yield [t for part in _below(x, v, dst, n) for t in work.send(part, (parent(v) + dst) % n)]
 
 
-def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[list[Ticket]]:
+@collective("scatter", "tree")
+def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Steps:
     """`x`: flat [n], whole on `src`. Chunk `rank` ends as `src`'s on every rank."""
     n = work.size
     v = (work.rank - src) % n
@@ -108,29 +108,32 @@ def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Iterator[lis
         yield [t for part in _below(x, child, src, n) for t in work.send(part, (child + src) % n)]
 
 
-def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+@collective("all_reduce", "tree")
+def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Up one tree and down again."""
     up = reduce(work, x, op)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         yield from up
         yield from broadcast(work, x)
 
     return steps()
 
 
-def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Iterator[list[Ticket]]:
+@collective("reduce_scatter", "tree")
+def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
     """`x`: flat [n]. Chunk `rank` ends with the `op` over ranks."""
     up = reduce(work, x, op)
 
-    def steps() -> Iterator[list[Ticket]]:
+    def steps() -> Steps:
         yield from up
         yield from scatter(work, x)
 
     return steps()
 
 
-def all_gather(work: CollectiveWork, x: torch.Tensor) -> Iterator[list[Ticket]]:
+@collective("all_gather", "tree")
+def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
     """`x`: flat [n], chunk `rank` filled. Ends complete."""
     yield from gather(work, x)
     yield from broadcast(work, x)
@@ -143,6 +146,7 @@ def _below(x: torch.Tensor, v: int, root: int, n: int) -> list[torch.Tensor]:
 
 
 # ---- theory ------------------------------------------------------------------------------------------------------
+@theory_of("tree")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
     """For N equal chunks; time where N is a power of two and the root is rank 0.
 

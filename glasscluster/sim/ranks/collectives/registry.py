@@ -1,0 +1,104 @@
+"""Which collective algorithms there are: each registers itself by operation and name.
+
+    @collective("all_reduce", "my-ring")
+    def my_all_reduce(work, x, op="sum"):
+        ...
+        yield work.exchange(x, right, staging, left)
+
+`glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on every rank.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from glasscluster.base.errors import InputError
+from glasscluster.sim.ranks.collectives.theory import Theory
+
+OPERATIONS = (*("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "scatter", "gather", "all_to_all", "barrier"),)
+NATIVE = "native"  # hand the collective to gloo or NCCL
+LIBRARY = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier")  # what a library is asked for
+ALGORITHMS: dict[str, dict[str, Callable | None]] = {operation: {NATIVE: None} if operation in LIBRARY else {} for operation in OPERATIONS}
+THEORY: dict[str, Callable[..., Theory]] = {}
+_LOADED: set[str] = set()  # files
+
+
+def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
+    """Register a function `(work, x, ...) -> steps` as the algorithm `name` of an operation.
+
+    An all-reduce serves as a barrier too, of one byte: who has the sum has heard of everybody.
+    """
+    if operation not in ALGORITHMS:
+        raise InputError("operation", operation, "unknown collective", OPERATIONS)
+
+    def register(steps: Callable) -> Callable:
+        ALGORITHMS[operation][name] = steps
+        if operation == "all_reduce":
+            ALGORITHMS["barrier"].setdefault(name, steps)
+        return steps
+
+    return register
+
+
+def theory_of(name: str) -> Callable[[Callable[..., Theory]], Callable[..., Theory]]:
+    """Register `predict(operation, size, nbytes, link) -> Theory` of an algorithm."""
+
+    def register(predict: Callable[..., Theory]) -> Callable[..., Theory]:
+        THEORY[name] = predict
+        return predict
+
+    return register
+
+
+def is_file(algorithm: str) -> bool:
+    """Whether a name means an algorithm in a file: `FILE.py:NAME`."""
+    return ".py:" in algorithm
+
+
+def load(algorithm: str) -> str:
+    """Load the file of `FILE.py:NAME` once in this process; returns NAME, which must be registered by then."""
+    file, _, name = algorithm.rpartition(":")
+    path = Path(file).absolute()
+    if str(path) not in _LOADED:
+        if not path.is_file():
+            raise InputError("algorithm", algorithm, f"there is no file {file}")
+        spec = importlib.util.spec_from_file_location(f"glasscluster_algorithm_{path.stem}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        try:
+            spec.loader.exec_module(module)
+        except InputError:
+            raise
+        except Exception as problem:
+            raise InputError("algorithm", algorithm, f"the file fails on import: {type(problem).__name__}: {problem}") from None
+        _LOADED.add(str(path))
+    if not any(name in known for known in ALGORITHMS.values()):
+        found = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
+        raise InputError("algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", found)
+    return name
+
+
+def find(operation: str, algorithm: str) -> Callable | None:
+    """The steps of an algorithm; None for `native`. Unknown names raise InputError."""
+    known = ALGORITHMS[operation]
+    name = load(algorithm) if is_file(algorithm) else algorithm
+    if name not in known:
+        raise InputError("algorithm", algorithm, f"{operation} has no such algorithm", list(known))
+    return known[name]
+
+
+def with_option(operation: str, option: str) -> list[str]:
+    """The algorithms of an operation that have an option, such as `pieces`."""
+    return [n for n, steps in ALGORITHMS[operation].items() if steps is not None and option in signature(steps).parameters]
+
+
+def predict(algorithm: str, operation: str, size: int, nbytes: float, link: Any = None, **options: Any) -> Theory:
+    """What an algorithm should cost: bytes over all ranks, dependent messages, seconds where a closed form holds."""
+    return THEORY[algorithm](operation, size, nbytes, link, **options)

@@ -1,0 +1,67 @@
+"""The wire: the two primitives that a backend gives each rank, send and receive, and one way to block.
+
+Everything else (groups, collectives, checks, recording) is written once above them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+TAGS_PER_GROUP = 1 << 16
+
+
+class Ticket:
+    """One message under way on a wire. `done` becomes True when its buffer may be used again."""
+
+    __slots__ = ("done", "handle", "kind", "peer", "row", "tag", "tensor", "what")
+
+    def __init__(self, kind: str, peer: int, tag: int, tensor: torch.Tensor | None, what: str) -> None:
+        self.done = False
+        self.kind, self.peer, self.tag, self.tensor, self.what = kind, peer, tag, tensor, what
+        self.handle: object = None
+        self.row = -1
+
+
+class Wire(ABC):
+    """What a backend implements, per rank. Ranks and tags are the cluster's own."""
+
+    rank: int
+    size: int
+    device: torch.device
+    operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None  # runs an operator with its arguments; None: just call it
+
+    @abstractmethod
+    def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
+        """Post a send; returns at once."""
+
+    @abstractmethod
+    def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
+        """Post a receive; returns at once."""
+
+    @abstractmethod
+    def block(self, tickets: Sequence[Ticket], together: bool) -> None:
+        """Return when at least one of the tickets is done; a wait that cannot end raises a named error.
+
+        `together`: all of them are needed before anything else can go on, so they may be waited for in turn.
+        """
+
+    @abstractmethod
+    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
+        """Hand a whole collective to the library underneath (gloo, NCCL)."""
+
+    # ---- only a device with streams overrides these --------------------------------------------------------------
+    def group(self) -> AbstractContextManager[object]:
+        """What is posted inside starts as one (NCCL deadlocks otherwise)."""
+        return nullcontext()
+
+    def lane(self, group: int) -> AbstractContextManager[object]:
+        """Work inside belongs to a communicator's own stream."""
+        return nullcontext()
+
+    def join(self, group: int) -> None:  # noqa: B027
+        """The program's stream waits for a communicator's."""

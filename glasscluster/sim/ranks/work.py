@@ -1,0 +1,271 @@
+"""Works: what has been launched and is not finished, and the engine that drives it.
+
+A collective is a generator of steps behind a `CollectiveWork`. Each step posts sends and receives and yields their
+tickets; it is resumed when they are done. Nothing progresses by itself: whenever a rank blocks, `Progress` drives all
+of the rank's outstanding works as far as messages allow. So a data-parallel ring in flight cannot deadlock against a
+pipeline receive, and a send is always posted before anything is waited for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from glasscluster.sim.ranks.wire import Ticket, Wire
+from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES, RECV, REDUCE, SEND
+from glasscluster.sim.recording.memory import Ledger
+from glasscluster.sim.recording.recorder import Recorder
+
+Steps = Iterator[list[Ticket]]  # each step's messages; the next step begins when they are done
+
+
+class Group(Protocol):
+    """What a work needs to know of its communicator."""
+
+    wire: Wire
+    progress: Progress
+    recorder: Recorder
+    ledger: Ledger
+    ranks: tuple[int, ...]
+    axis: str
+    group: int
+    rank: int
+    size: int
+    tag_base: int
+    last_collective: int
+
+    def lane(self, which: int) -> int:
+        """The number of one of the communicator's lanes on the graph."""
+
+    def next_sequence(self) -> int:
+        """How many collectives it has launched so far."""
+
+    def restart_numbering(self) -> None:
+        """Count from 0 again."""
+
+
+class Progress:
+    """Drives one rank's outstanding collectives. One object a rank, shared by its communicators."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.queues: list[deque[CollectiveWork]] = []
+        self.communicators: list[Group] = []
+        self._driving = False
+
+    def drive(self) -> list[Ticket]:
+        """Advance every queue as far as it goes without blocking; returns what the heads wait for."""
+        if self._driving:  # a step of a collective never waits; a nested call would run a generator twice
+            return []
+        self._driving = True
+        try:
+            pending: list[Ticket] = []
+            for queue in self.queues:
+                while queue and queue[0].advance():
+                    queue.popleft()
+                if queue:
+                    pending.extend(t for t in queue[0].pending if not t.done)
+            return pending
+        finally:
+            self._driving = False
+
+    def wait(self, done: Callable[[], bool], own: Sequence[Ticket] = ()) -> None:
+        """Block until `done()`, driving everything outstanding meanwhile."""
+        while True:
+            pending = self.drive()
+            if done():
+                return
+            mine = [t for t in own if not t.done]
+            sources = bool(mine) + sum(bool(q) for q in self.queues)
+            assert mine or pending, "a wait with nothing under way can never end"
+            self.wire.block(mine + pending, together=sources == 1)
+
+    def drain(self) -> None:
+        """Finish every outstanding collective (the end of a program)."""
+        self.wait(lambda: not any(self.queues))
+
+
+class Work:
+    """Something launched. `wait()` returns when its buffers may be used."""
+
+    def wait(self) -> None:
+        """Block until finished; may be called more than once."""
+
+
+class Done(Work):
+    """The Work of an operation that had nothing to do (a group of one)."""
+
+
+class MessageWork(Work):
+    """A point-to-point message under way."""
+
+    def __init__(self, comm: Group, ticket: Ticket, x: torch.Tensor, finish: Callable[[], object] | None = None) -> None:
+        self.comm, self.ticket, self.finish = comm, ticket, finish
+        self.tensor: torch.Tensor | None = x  # the buffer belongs to the message until somebody waits
+
+    def wait(self) -> None:
+        """Block until the message left (send) or arrived (receive)."""
+        if not self.ticket.done:
+            self.comm.progress.wait(lambda: self.ticket.done, [self.ticket])
+        if self.finish is not None:
+            self.finish()
+            self.finish = None
+        if self.ticket.row >= 0:
+            self.comm.recorder.waited(self.ticket.row)
+        self.tensor = None
+
+
+class CollectiveWork(Work):
+    """A collective under way: a generator of steps, its staging memory, and where its rows hang on the graph.
+
+    Labels are taken at launch, so the recording does not depend on when the CPU runs the steps.
+    """
+
+    def __init__(self, comm: Group, operation: str, algorithm: str, purpose: str, label: str, buffer: torch.Tensor) -> None:
+        self.comm, self.operation, self.algorithm = comm, operation, algorithm
+        self.buffer, self.nbytes = buffer, buffer.numel() * buffer.element_size()
+        self.sequence = comm.next_sequence()
+        self.pending: list[Ticket] = []
+        self.staging: torch.Tensor | None = None
+        self.steps: Steps = iter(())
+        self.finished, self.started = False, False
+        recorder = comm.recorder
+        self.recorded = not recorder.paused
+        self.cursor: tuple[int, ...] = recorder.frontier
+        self.row = -1
+        self.labels = {
+            "phase": recorder.phase,
+            "layer": recorder.current_layer(),
+            "micro_batch": recorder.micro_batch,
+            "purpose": PURPOSES.index(purpose),
+            "label": label,
+            "sequence": self.sequence,
+        }
+        self.launch = self._row(BEGIN, operation, 0, -1, comm.lane(3))
+        if self.recorded:
+            self.cursor = (self.launch,)
+
+    # ---- what an algorithm calls -------------------------------------------------------------------------------
+    @property
+    def rank(self) -> int:
+        """This rank's index in the group."""
+        return self.comm.rank
+
+    @property
+    def size(self) -> int:
+        """Ranks in the group."""
+        return self.comm.size
+
+    def stage(self, numel: int, like: torch.Tensor) -> torch.Tensor:
+        """Scratch memory, owned by the communicator from launch to wait."""
+        self.staging = like.new_empty(numel) if self.recorder_off() else _quiet_empty(self.comm.recorder, numel, like)
+        if self.recorded:
+            self.comm.ledger.register(self.staging, "buffers", f"{self.operation} staging")
+        return self.staging
+
+    def recorder_off(self) -> bool:
+        """True when nothing is being recorded."""
+        return not self.recorded
+
+    def send(self, x: torch.Tensor, dst: int) -> list[Ticket]:
+        """Post a send to a group rank; empty tensors send nothing."""
+        return self._post(SEND, x, dst)
+
+    def recv(self, out: torch.Tensor, src: int) -> list[Ticket]:
+        """Post a receive from a group rank; empty tensors receive nothing."""
+        return self._post(RECV, out, src)
+
+    def exchange(self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int) -> list[Ticket]:
+        """Post a send and a receive as one."""
+        with self.comm.wire.group():
+            return self.recv(out, src) + self.send(x, dst)
+
+    def reduce(self, into: torch.Tensor, other: torch.Tensor, op: str) -> None:
+        """`into = into op other`, on this rank."""
+        if into.numel() == 0:
+            return
+        REDUCTIONS[op](into, other)
+        self._row(REDUCE, op, into.numel() * into.element_size(), -1, self.comm.lane(0), self._offset(into), advance=True)
+
+    # ---- what the progress engine calls --------------------------------------------------------------------------
+    def advance(self) -> bool:
+        """Run steps until one must wait; True when the collective is finished."""
+        if self.finished:
+            return True
+        recorder = self.comm.recorder
+        was_paused, recorder.paused = recorder.paused, True
+        try:
+            with self.comm.wire.lane(self.comm.group):
+                return self._run_steps()
+        finally:
+            recorder.paused = was_paused
+
+    def _run_steps(self) -> bool:
+        if not self.started:
+            self.started = True
+            if self.recorded and self.comm.last_collective >= 0:  # one after the other on a communicator, as on a stream
+                self.cursor = (*self.cursor, self.comm.last_collective)
+        while all(t.done for t in self.pending):
+            if self.recorded and self.pending:
+                self.cursor = tuple(t.row for t in self.pending)
+            step = next(self.steps, None)
+            self.pending = step or []
+            if step is None:
+                self.finished = True
+                del self.buffer
+                if self.recorded:
+                    self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
+                self.row = self._row(COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0))
+                self.comm.last_collective = self.row
+                return True
+        return False
+
+    def wait(self) -> None:
+        """Block until the collective has finished on this rank; frees its staging."""
+        if not self.finished:
+            self.comm.progress.wait(lambda: self.finished)
+        self.comm.wire.join(self.comm.group)
+        if self.recorded:
+            self.comm.recorder.waited(self.row)
+        self.staging = None
+
+    # ---- inside -------------------------------------------------------------------------------------------------
+    def _post(self, kind: int, x: torch.Tensor, peer: int) -> list[Ticket]:
+        if x.numel() == 0:
+            return []
+        comm, world = self.comm, self.comm.ranks[peer]
+        what = f"{self.operation}({self.algorithm}) #{self.sequence} on {comm.axis}"
+        post = comm.wire.isend if kind == SEND else comm.wire.irecv
+        ticket = post(x, world, comm.tag_base, what)
+        lane = comm.lane(1 if kind == SEND else 2)
+        ticket.row = self._row(kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x))
+        return [ticket]
+
+    def _offset(self, part: torch.Tensor) -> int:
+        """The first byte of a part of the buffer, within the buffer; -1 for what is elsewhere (staging)."""
+        if not self.recorded or part.untyped_storage()._cdata != self.buffer.untyped_storage()._cdata:
+            return -1
+        return int(part.storage_offset() - self.buffer.storage_offset()) * part.element_size()
+
+    def _row(self, kind: int, op: str, nbytes: int, peer: int, lane: int, offset: int = -1, advance: bool = False) -> int:
+        if not self.recorded:
+            return -1
+        row = self.comm.recorder.row(lane, kind, op, 0, nbytes, self.cursor, peer=peer, offset=offset, **self.labels)
+        if advance:
+            self.cursor = (row,)
+        return row
+
+
+REDUCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "sum": lambda a, b: a.add_(b),
+    "max": lambda a, b: torch.maximum(a, b, out=a),
+    "min": lambda a, b: torch.minimum(a, b, out=a),
+}
+
+
+def _quiet_empty(recorder: Recorder, numel: int, like: torch.Tensor) -> torch.Tensor:
+    with recorder.unrecorded():
+        return like.new_empty(numel)
