@@ -10,6 +10,7 @@ from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_rate, parse_time
 from glasscluster.sim.time import network as networks
 from glasscluster.sim.time.hardware import Hardware, hardware
+from glasscluster.sim.time.network.blocks import factors
 
 PLACEMENTS = ("identity", "reversed", "random", "random:SEED", "0,2,1,3")
 
@@ -78,7 +79,7 @@ def _dims(text: str, gpus: int) -> list[int]:
     for n in dims:
         product *= n
     if not dims or min(dims) < 1 or product != gpus:
-        raise InputError("dims", text, f"must be whole numbers that multiply to {gpus}, as {'x'.join(map(str, networks.factors(gpus, 2)))}")
+        raise InputError("dims", text, f"must be whole numbers that multiply to {gpus}, as {'x'.join(map(str, factors(gpus, 2)))}")
     return dims
 
 

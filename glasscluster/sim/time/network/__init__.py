@@ -1,0 +1,9 @@
+"""Networks: directed graphs of links with explicit routes; the named ones, the catalogue's clusters, your own."""
+
+from glasscluster.sim.time.network.blocks import Cable, gpu
+from glasscluster.sim.time.network.clusters import of_hardware
+from glasscluster.sim.time.network.named import BUILDERS, build
+from glasscluster.sim.time.network.own import from_graph, read
+from glasscluster.sim.time.network.topology import Topology
+
+__all__ = ["BUILDERS", "Cable", "Topology", "build", "from_graph", "gpu", "of_hardware", "read"]
