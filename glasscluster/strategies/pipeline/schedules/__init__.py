@@ -19,37 +19,19 @@ same time and m is a multiple of p and at least 2p. Live: micro-batches' activat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
 
 from glasscluster.base.errors import InputError
-from glasscluster.strategies.pipeline.schedules import (
-    dualpipe_v,
-    eager_1f1b,
-    gpipe,
-    interleaved,
-    interleaved_zb,
-    looped_bfs,
-    one_f_one_b,
-    zb_h1,
-    zb_h2,
-    zb_v,
-)
+from glasscluster.strategies.pipeline.schedules import registry
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule, folded, looped
 
-ONE_STAGE: dict[str, Callable[[int, int], Schedule]] = {
-    "gpipe": gpipe.schedule,
-    "1f1b": one_f_one_b.schedule,
-    "eager-1f1b": eager_1f1b.schedule,
-    "zb-h1": zb_h1.schedule,
-    "zb-h2": zb_h2.schedule,
-}
-LOOPED: dict[str, Callable[[int, int, int], Schedule]] = {
-    "interleaved": interleaved.schedule,
-    "looped-bfs": looped_bfs.schedule,
-    "interleaved-zb": interleaved_zb.schedule,
-}
-FOLDED: dict[str, Callable[[int, int], Schedule]] = {"zb-v": zb_v.schedule, "dualpipe-v": dualpipe_v.schedule}
-SCHEDULES = (*ONE_STAGE, *LOOPED, *FOLDED)
+for _module in iter_modules(__path__):  # every file of this folder registers what it holds
+    import_module(f"{__name__}.{_module.name}")
+
+SCHEDULES = registry.names()
+LOOPED = registry.names(registry.LOOPED)
+FOLDED = registry.names(registry.FOLDED)
 
 
 def default_name(virtual_stages: int) -> str:
@@ -81,21 +63,16 @@ def make_schedule(name: str, p: int, micro_batches: int, virtual_stages: int | N
     for field, value in (("pp", p), ("micro_batches", micro_batches)):
         if value < 1:
             raise InputError(field, value, "must be at least 1", [1])
-    if name in LOOPED:
-        return LOOPED[name](p, micro_batches, v)
-    return (FOLDED if name in FOLDED else ONE_STAGE)[name](p, micro_batches)
+    make = registry.REGISTRY[name].make
+    return make(p, micro_batches, v) if name in LOOPED else make(p, micro_batches)
 
 
 def predict_live(name: str, p: int, m: int, v: int) -> list[int | None]:
-    """F22: chunks' activations that live on each rank, at most, from F to B or W; None where the formula does not hold."""
-    if name in ONE_STAGE:
-        one = {"gpipe": gpipe, "1f1b": one_f_one_b, "eager-1f1b": eager_1f1b, "zb-h1": zb_h1, "zb-h2": zb_h2}[name]
-        return [one.predict_in_flight(p, m, rank) for rank in range(p)]
-    if name in LOOPED:
-        loop = {"interleaved": interleaved, "looped-bfs": looped_bfs, "interleaved-zb": interleaved_zb}[name]
-        return [loop.predict_in_flight(p, m, v, rank) for rank in range(p)]
-    fold = {"zb-v": zb_v, "dualpipe-v": dualpipe_v}[name]
-    return [fold.predict_in_flight(p, m, rank) for rank in range(p)]
+    """F22: chunks' activations that live on each rank, at most, from F to B or W; None where no formula holds."""
+    predict = registry.LIVE.get(name)
+    if predict is None:
+        return [None] * p
+    return [predict(p, m, v, rank) if name in LOOPED else predict(p, m, rank) for rank in range(p)]
 
 
 __all__ = ["SCHEDULES", "Action", "Schedule", "chunks", "default_name", "make_schedule", "placement", "predict_live"]

@@ -17,9 +17,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 from glasscluster.strategies.pipeline.schedules.base import Schedule, folded
+from glasscluster.strategies.pipeline.schedules.registry import FOLDED, live_at_most, scheduled
 from glasscluster.strategies.pipeline.schedules.tools import Writer, cut
 
 
+@scheduled("dualpipe-v", kind=FOLDED, place=100)
 def schedule(p: int, m: int) -> Schedule:
     """p ranks, m micro-batches, two chunks a rank."""
     written = [one_rank(p, max(m, 2 * p), r) for r in range(p)]
@@ -75,6 +77,7 @@ def predict_bubble(p: int, m: int, f: float, b: float, w: float, together: float
     return (p - 1) * ((f + b if together is None else together) + b - 3 * w)
 
 
+@live_at_most("dualpipe-v")
 def predict_in_flight(p: int, m: int, rank: int) -> int | None:
     """F22: chunks, 2p, and one more on the last rank. Only for m >= 2p."""
     return None if m < 2 * p else 2 * p + (rank == p - 1)

@@ -13,9 +13,11 @@ from __future__ import annotations
 from glasscluster.strategies.pipeline.schedules import gpipe
 from glasscluster.strategies.pipeline.schedules.base import Schedule
 from glasscluster.strategies.pipeline.schedules.one_f_one_b import one_rank
+from glasscluster.strategies.pipeline.schedules.registry import ONE, live_at_most, scheduled
 from glasscluster.strategies.pipeline.schedules.tools import largest
 
 
+@scheduled("eager-1f1b", kind=ONE, place=30)
 def schedule(p: int, m: int) -> Schedule:
     """p stages, m micro-batches."""
     return Schedule("eager-1f1b", p, m, [one_rank(s, m, predict_in_flight(p, m, s)) for s in range(p)])
@@ -29,6 +31,7 @@ def predict_bubble(p: int, m: int) -> tuple[float, float]:
     return gpipe.predict_bubble(p, m)
 
 
+@live_at_most("eager-1f1b")
 def predict_in_flight(p: int, m: int, stage: int) -> int:
     """F22, F23: min(m, 2(p-s) - 1)."""
     return min(m, 2 * (p - stage) - 1)

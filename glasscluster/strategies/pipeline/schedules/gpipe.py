@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
+from glasscluster.strategies.pipeline.schedules.registry import ONE, live_at_most, scheduled
 
 
+@scheduled("gpipe", kind=ONE, place=10)
 def schedule(p: int, m: int) -> Schedule:
     """p stages, m micro-batches."""
     ranks = [[Action(s, k, i) for k in "FB" for i in range(m)] for s in range(p)]
@@ -34,6 +36,7 @@ def predict_bubble(p: int, m: int) -> tuple[float, float]:
     return (p - 1) / (m + p - 1), (p - 1) / m
 
 
+@live_at_most("gpipe")
 def predict_in_flight(p: int, m: int, stage: int) -> int:
     """F22: m."""
     return m

@@ -13,11 +13,13 @@ comes out whole (PyTorch), and otherwise the last round is a whole one with micr
 from __future__ import annotations
 
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule, looped
+from glasscluster.strategies.pipeline.schedules.registry import LOOPED, live_at_most, scheduled
 from glasscluster.strategies.pipeline.schedules.tools import cut
 
 Work = list[tuple[int, int]]  # stage, micro-batch
 
 
+@scheduled("interleaved", kind=LOOPED, place=60)
 def schedule(p: int, m: int, v: int) -> Schedule:
     """p ranks, m micro-batches, v chunks a rank."""
     size, padded = rounds(p, m)
@@ -60,6 +62,7 @@ def predict_messages(p: int, m: int, v: int) -> int:
     return 2 * m * (p * v - 1) if p > 1 else 0
 
 
+@live_at_most("interleaved")
 def predict_in_flight(p: int, m: int, v: int, rank: int) -> int | None:
     """F22: chunks, min(mv, 2(p-r-1) + (v-1)p + 1). Only where p divides m."""
     return None if m % p else min(m * v, 2 * (p - rank - 1) + (v - 1) * p + 1)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from glasscluster.strategies.pipeline.schedules.base import Schedule, looped
 from glasscluster.strategies.pipeline.schedules.interleaved import order, rounds
+from glasscluster.strategies.pipeline.schedules.registry import LOOPED, live_at_most, scheduled
 from glasscluster.strategies.pipeline.schedules.tools import cut
 from glasscluster.strategies.pipeline.schedules.zb_h1 import one_rank
 
 
+@scheduled("interleaved-zb", kind=LOOPED, place=80)
 def schedule(p: int, m: int, v: int) -> Schedule:
     """p ranks, m micro-batches, v chunks a rank."""
     size, padded = rounds(p, m)
@@ -35,6 +37,7 @@ def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float |
     return (p - 1) * (f + b - 2 * w) if p == 1 or (m % p == 0 and w <= f) else None
 
 
+@live_at_most("interleaved-zb")
 def predict_in_flight(p: int, m: int, v: int, rank: int) -> int | None:
     """F22: chunks, pv on every rank (1F1B's first stage). Only where p divides m."""
     return None if m % p else p * v

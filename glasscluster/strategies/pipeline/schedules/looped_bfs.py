@@ -11,8 +11,10 @@ But: all m micro-batches are live on every chunk. Backwards go from the last mic
 from __future__ import annotations
 
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule, looped
+from glasscluster.strategies.pipeline.schedules.registry import LOOPED, live_at_most, scheduled
 
 
+@scheduled("looped-bfs", kind=LOOPED, place=70)
 def schedule(p: int, m: int, v: int) -> Schedule:
     """p ranks, m micro-batches, v chunks a rank."""
     ranks = []
@@ -31,6 +33,7 @@ def predict_bubble(p: int, m: int, v: int) -> tuple[float, float] | None:
     return None if m < p and v > 1 else ((p - 1) / (v * m + p - 1), (p - 1) / (v * m))
 
 
+@live_at_most("looped-bfs")
 def predict_in_flight(p: int, m: int, v: int, rank: int) -> int:
     """F22: chunks, mv."""
     return m * v

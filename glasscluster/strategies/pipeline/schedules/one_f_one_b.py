@@ -11,8 +11,10 @@ But: with hops that take time each round of p micro-batches pays for a trip to t
 from __future__ import annotations
 
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
+from glasscluster.strategies.pipeline.schedules.registry import ONE, live_at_most, scheduled
 
 
+@scheduled("1f1b", kind=ONE, place=20)
 def schedule(p: int, m: int) -> Schedule:
     """p stages, m micro-batches."""
     return Schedule("1f1b", p, m, [one_rank(s, m, predict_in_flight(p, m, s)) for s in range(p)])
@@ -34,6 +36,7 @@ def predict_bubble(p: int, m: int) -> tuple[float, float]:
     return (p - 1) / (m + p - 1), (p - 1) / m
 
 
+@live_at_most("1f1b")
 def predict_in_flight(p: int, m: int, stage: int) -> int:
     """F22: min(m, p - s)."""
     return min(m, p - stage)

@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections import deque
 
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
+from glasscluster.strategies.pipeline.schedules.registry import ONE, live_at_most, scheduled
 from glasscluster.strategies.pipeline.schedules.tools import largest
 
 Work = list[tuple[int, int]]  # stage, micro-batch
 
 
+@scheduled("zb-h1", kind=ONE, place=40)
 def schedule(p: int, m: int) -> Schedule:
     """p stages, m micro-batches."""
     ranks = []
@@ -53,6 +55,7 @@ def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float |
     return (p - 1) * (f + b - 2 * w) if p == 1 or (m >= p and w <= f) else None
 
 
+@live_at_most("zb-h1")
 def predict_in_flight(p: int, m: int, stage: int) -> int:
     """F22: min(m, p) on every stage."""
     return min(m, p)

@@ -12,9 +12,11 @@ only steps without a barrier between them win those (the paper checks the gradie
 from __future__ import annotations
 
 from glasscluster.strategies.pipeline.schedules.base import Schedule
+from glasscluster.strategies.pipeline.schedules.registry import ONE, live_at_most, scheduled
 from glasscluster.strategies.pipeline.schedules.zb_h1 import one_rank
 
 
+@scheduled("zb-h2", kind=ONE, place=50)
 def schedule(p: int, m: int) -> Schedule:
     """p stages, m micro-batches."""
     ranks = []
@@ -35,6 +37,7 @@ def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float |
     return (p - 1) * (f + b - 3 * w) if p == 1 or (m >= 2 * p - 1 and w <= f and 2 * w <= f + b - w) else None
 
 
+@live_at_most("zb-h2")
 def predict_in_flight(p: int, m: int, stage: int) -> int:
     """F22: min(m, 2p - 1) on every stage."""
     return min(m, 2 * p - 1)

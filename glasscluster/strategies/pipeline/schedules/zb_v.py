@@ -11,9 +11,11 @@ But: two hops, not one, per micro-batch between neighbours. A step of fewer than
 from __future__ import annotations
 
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule, folded
+from glasscluster.strategies.pipeline.schedules.registry import FOLDED, live_at_most, scheduled
 from glasscluster.strategies.pipeline.schedules.tools import Writer, cut
 
 
+@scheduled("zb-v", kind=FOLDED, place=90)
 def schedule(p: int, m: int) -> Schedule:
     """p ranks, m micro-batches, two chunks a rank."""
     ranks = [cut(one_rank(p, max(m, 2 * p - 1), r), m) for r in range(p)]
@@ -63,6 +65,7 @@ def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float |
     return 2 * (p - 1) * (t_b - w) if p == 1 or (m >= 2 * p - 1 and f <= t_b and 2 * w <= f + t_b) else None
 
 
+@live_at_most("zb-v")
 def predict_in_flight(p: int, m: int, rank: int) -> int:
     """F22: chunks, 2p on every rank for m >= 2p-1; a shorter step fills rank r with m + min(m, r+1)."""
     return min(2 * p, m + min(m, rank + 1))
