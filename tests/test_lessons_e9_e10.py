@@ -16,9 +16,10 @@ from glasscluster.scenarios.lesson import find_lesson
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.strategies.context import context_parallel, ulysses
+from glasscluster.strategies.context.options import ContextOptions
 from glasscluster.strategies.experts import expert_parallel
 from glasscluster.strategies.experts.expert_parallel import ExpertParallel
-from glasscluster.strategies.plan import Plan, make_model, make_plan
+from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job
 from glasscluster.visualize.figures.causal import Shared, causal_figure, colours
 from glasscluster.visualize.figures.experts import Load, expert_load_figure
@@ -102,7 +103,7 @@ def test_blocks_that_are_not_merged_or_tokens_in_other_hands_are_seen(monkeypatc
 
 
 def test_a_plan_that_cuts_heads_is_seen(monkeypatch):
-    monkeypatch.setattr(Plan, "check_context", lambda self, model: None)
+    monkeypatch.setattr(ContextOptions, "rules", lambda self, model, layout: None)
     assert failed("E9") == {"most ranks that Ulysses takes"}
 
 

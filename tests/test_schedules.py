@@ -10,9 +10,10 @@ from glasscluster.scenarios.jobs import equal_stages
 from glasscluster.sim.recording.events import COMPUTE, PHASES
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.pipeline.options import split_layers
 from glasscluster.strategies.pipeline.schedules import FOLDED, LOOPED, SCHEDULES, make_schedule
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
-from glasscluster.strategies.plan import make_model, make_plan, split_layers
+from glasscluster.strategies.plan import make_model, make_plan
 
 SHAPES = [(1, 1), (1, 4), (2, 1), (2, 2), (3, 5), (4, 4), (4, 8), (4, 3), (8, 16)]
 

@@ -31,8 +31,10 @@ def _parameter(name: str, cls: type[Plan] | type[ModelConfig]) -> inspect.Parame
     inside = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
     kind: Any = next(k for k in inside if k is not type(None))
     flag = "--" + name.replace("_", "-")
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    choices: Any = get_args(kind) if get_origin(kind) is Literal else ()
     written: Any = kind if kind in (int, float, bool) else type(choices[0]) if choices else str
+    extra = field.json_schema_extra
+    choices = choices or (extra.get("choices", ()) if isinstance(extra, dict) else ())  # of a registry
     if name in SIZES:
         written = str
     if kind is bool:

@@ -34,7 +34,7 @@ class Replica:
     """`flat` [Ψ] are the parameters, `grad` [Ψ] their gradients, both in the order of the model's names."""
 
     def __init__(self, gpu: GPU, job: Job) -> None:
-        job.plan.check_exchange(job.model)
+        job.plan.check_replica(job.model)
         self.gpu, self.job, self.losses = gpu, job, list[Tensor]()
         with gpu.unrecorded():
             self.stage = GPTStage(job.model, seed=job.seed, dtype=DTYPES[job.plan.precision], device=gpu.device)

@@ -1,0 +1,24 @@
+"""The options of recomputation: which activations are let go in forward and computed again in backward."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from glasscluster.model.config import ModelConfig
+from glasscluster.strategies.layout.sizes import Layout
+
+
+class MemoryOptions(BaseModel):
+    """Activations: kept, attention's let go, or whole segments of layers let go."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="activations computed again in backward"
+    )
+    recompute_every: int = Field(1, ge=1, description="layers a segment of full recomputation")
+
+    def rules(self, _model: ModelConfig, _layout: Layout) -> None:
+        """Every combination runs."""
