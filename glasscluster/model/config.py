@@ -197,7 +197,10 @@ class ModelConfig(BaseModel):
         return {"layernorm": (1 + self.bias) * width, "rmsnorm": width, "scalenorm": 1}[self.norm]
 
     def parameters(self) -> int:
-        """Ψ, from the shapes (F1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned positions)."""
+        """Ψ, from the shapes.
+
+        Eq 1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned positions.
+        """
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
         attention = self.head_products + self.down * (h + one) + one * (h + (h + 2 * k))
         if self.kv_latent:

@@ -87,7 +87,7 @@ def make_schedule(name: str, p: int, micro_batches: int, virtual_stages: int | N
 
 
 def predict_live(name: str, p: int, m: int, v: int) -> list[int | None]:
-    """F22: chunks' activations that live on each rank, at most, from F to B or W; None where the formula does not hold."""
+    """Eq 22: chunks' activations that live on each rank, at most, from F to B or W; None where the formula does not hold."""
     if name in ONE_STAGE:
         one = {"gpipe": gpipe, "1f1b": one_f_one_b, "eager-1f1b": eager_1f1b, "zb-h1": zb_h1, "zb-h2": zb_h2}[name]
         return [one.predict_in_flight(p, m, rank) for rank in range(p)]

@@ -36,5 +36,5 @@ def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float |
 
 
 def predict_in_flight(p: int, m: int, v: int, rank: int) -> int | None:
-    """F22: chunks, pv on every rank (1F1B's first stage). Only where p divides m."""
+    """Eq 22: chunks, pv on every rank (1F1B's first stage). Only where p divides m."""
     return None if m % p else p * v
