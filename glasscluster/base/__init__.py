@@ -1,1 +1,1 @@
-"""What stands below everything else: facts and small tools that every folder may use and that use no folder."""
+"""What everything stands on: errors, quantities, both languages, a ledger row. Imports nothing of the package."""
