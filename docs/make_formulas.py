@@ -19,16 +19,17 @@ HEAD = """# Formulas
 
 <!-- Made by docs/make_formulas.py of glasscluster/base/formulas.toml: edit that file, not this one. -->
 
-The code, its ledger rows and the lessons cite these as *Eq 1* to *Eq 41*. "Eq" with a capital and a number is
-always one of them; "equation 3" of some paper is that paper's own. Lessons are called by a letter and a number:
-F1, F3 and F4 are lessons, not formulas.
+The code, its ledger rows and the lessons cite these as *Eq 1* to *Eq 41*. "Eq" with a capital and a number
+is always one of them; "equation 3" of some paper is that paper's own. Lessons are called by a letter and a
+number: F1, F3 and F4 are lessons, not formulas.
 
-**Match** says how closely a formula is held against a run. *exact*: integers or bits equal the run's counters.
-*virtual*: equal in virtual time to 1e-9, under the assumptions of its domain. *statistical*: within a tolerance
-that its row states. Outside its domain a formula claims nothing.
+**Match** says how closely a formula is held against a run. *exact*: integers or bits equal the run's
+counters. *virtual*: equal in virtual time to 1e-9, under the assumptions of its domain. *statistical*:
+within a tolerance that its row states. Outside its domain a formula claims nothing.
 
-Units: GB is 1e9 bytes and GiB is 2³⁰; "an all-reduce of Ψ" counts elements, so the width of an element decides
-the bytes. Two bubbles must not be mixed: (p−1)/(m+p−1) of the whole makespan, and (p−1)/m over the ideal time.
+Units: GB is 1e9 bytes and GiB is 2³⁰; "an all-reduce of Ψ" counts elements, so the width of an element
+decides the bytes. Two bubbles must not be mixed: (p−1)/(m+p−1) of the whole makespan, and (p−1)/m over the
+ideal time.
 
 Where an entry has a line "Tested", `tests/test_formulas.py` evaluates both sides on a few numbers.
 

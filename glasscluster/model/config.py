@@ -221,7 +221,10 @@ class ModelConfig(BaseModel):
         return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
 
     def model_flops(self, tokens: int) -> int:
-        """3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not (CONTRACT.md); k experts a token."""
+        """Eq 30: 3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not; k experts a token.
+
+        These are the model FLOPs of docs/contract.md.
+        """
         h, f, s, u = self.hidden, self.width, self.seq, self.gates
         inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts if self.experts else 2 * (u + 1) * h * f
         per_layer = 2 * (self.head_products + self.down * h) + inside + 2 * s * self.heads * (self.score_dim + self.head_dim)

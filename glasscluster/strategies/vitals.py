@@ -43,7 +43,7 @@ class Vitals:
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a rank sits (CONTRACT.md: tp fastest, pp slowest)."""
+    """Where a rank sits (docs/contract.md: tp fastest, pp slowest)."""
 
     tp: int
     data: int
