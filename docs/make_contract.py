@@ -1,4 +1,4 @@
-"""Write the lists of options in docs/contract.md from the commands themselves: `python docs/make_contract.py`.
+"""Write the lists of options in docs/contract.md from the commands: `python docs/make_contract.py`.
 
 Everything else of that page is written by hand; tests/test_contract.py holds it to what the commands do.
 With --check nothing is written, and the exit code says whether the lists are up to date.
@@ -42,7 +42,7 @@ def flags(option: Any) -> str:
 
 
 def default(option: Any) -> str:
-    """What the option is when it is not given, as a person writes it; nothing where its help says so already."""
+    """What the option is when it is not given, as a person writes it; nothing where its help says so."""
     shown = option.show_default if isinstance(option.show_default, str) else option.default
     if option.secondary_opts and str(shown) in ("True", "False"):
         return "on" if str(shown) == "True" else "off"

@@ -1,4 +1,4 @@
-"""docs/contract.md is what the commands do: their options, the keys of their JSON, and what they do not have yet."""
+"""docs/contract.md is what the commands do: options, keys of their JSON, and what they do not have yet."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def glass(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[st
 
 
 def keys(value: Any, path: str = "") -> set[str]:
-    """Every path to a value: `a.b` inside an object, `a[]` in a list of objects; an empty object or list is a value."""
+    """Every path to a value: `a.b` in an object, `a[]` in a list of objects; what is empty is a value."""
     if isinstance(value, dict) and value:
         return {found for k, v in value.items() for found in keys(v, f"{path}.{k}" if path else k)}
     if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):

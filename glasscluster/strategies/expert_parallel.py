@@ -107,7 +107,7 @@ def predict(
 
 
 def traffic(counts: Sequence[Sequence[int]], hidden: int, width: int) -> list[list[int]]:
-    """Bytes from rank (row) to rank (column) in a dispatch, exactly, where rank i has counts[i][e] rows for expert e."""
+    """Bytes from rank (row) to rank (column) in a dispatch, exactly; rank i has `counts[i][e]` rows for expert e."""
     n, each = len(counts), len(counts[0]) // len(counts)
     rows = [[sum(mine[r * each : (r + 1) * each]) for r in range(n)] for mine in counts]
     return [[0 if i == j else rows[i][j] * hidden * width for j in range(n)] for i in range(n)]
