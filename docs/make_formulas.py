@@ -31,7 +31,8 @@ Units: GB is 1e9 bytes and GiB is 2³⁰; "an all-reduce of Ψ" counts elements,
 decides the bytes. Two bubbles must not be mixed: (p−1)/(m+p−1) of the whole makespan, and (p−1)/m over the
 ideal time.
 
-Where an entry has a line "Tested", `tests/test_formulas.py` evaluates both sides on a few numbers.
+Where an entry has a line "Tested" (with the function's module), `tests/test_formulas.py` evaluates both sides
+on a few numbers.
 
 | Eq | what | match |
 |---|---|---|
@@ -53,7 +54,7 @@ def item(name: str, text: str) -> str:
 def entry(formula: dict[str, Any]) -> str:
     """A formula's section: text, symbols, domain, source, where it is computed, what is tested."""
     number = formula["number"]
-    lines = [f"## Eq {number}: {formula['name']} {{#eq-{number}}}", ""]
+    lines = [f"## Eq {number}", "", f"**{formula['name']}**", ""]
     lines += ["> " + "  \n> ".join(formula["text"]), "", item("Match", formula["match"])]
     if formula["symbols"]:
         named = (s.partition(": ") for s in formula["symbols"])
@@ -61,7 +62,9 @@ def entry(formula: dict[str, Any]) -> str:
     lines += [item("Domain", formula["domain"]), item("Source", formula["source"])]
     where = ", ".join(f"`{f}`" for f in formula["computed"]) or formula["not_yet"]
     lines.append(item("Computed in", where))
-    lines += [item("Tested", f"`{e['call']}` equals `{e['formula']}`") for e in formula.get("example", [])]
+    for example in formula.get("example", []):
+        module = example["function"].partition(":")[0].rpartition(".")[2]
+        lines.append(item(f"Tested, {module}", f"`{example['call']}` equals `{example['formula']}`"))
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,8 @@ PAGES = sorted([*FRONT, *DOCS.rglob("*.md")])
 DECISIONS = sorted(DOCS.glob("decisions/0*.md"))
 NAMES = [p.relative_to(ROOT).as_posix() for p in PAGES]
 ROOMS = r"(?:glasscluster/)?(?:base|sim|model|strategies|visualize|scenarios|commands)"
-FILE = re.compile(rf"(?<![\w/])({ROOMS}/[\w/]+\.(?:py|toml|js)|(?:tests|benchmarks|docs)/[\w/]+\.(?:py|md|json))")
+BESIDE = r"(?:tests|benchmarks|docs)"
+FILE = re.compile(rf"(?<![\w/])({ROOMS}/[\w/]+\.(?:py|toml|js)|{BESIDE}/[\w/]+\.(?:py|md|json))")
 
 
 def text(path: Path) -> str:

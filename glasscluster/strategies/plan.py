@@ -35,7 +35,7 @@ ScheduleName = Literal[
     "dualpipe-v",
 ]
 
-# What the contract names and this version does not run yet: field -> the values that do run.
+# What is an option and does not run in this version yet: field -> the values that do run.
 AVAILABLE: dict[str, tuple[Any, ...]] = {
     "precision": ("fp64", "fp32", "bf16", "fp16"),
 }
