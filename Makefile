@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := $(VENV)/.docs
 
-.PHONY: install demo gallery test soak lint bench clean
+.PHONY: install demo gallery test soak lint docs bench clean
 
 install: $(READY)
 
@@ -28,6 +29,16 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(DOCS): $(READY) pyproject.toml
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $(DOCS)
+
+docs: $(DOCS)
+	$(BIN)/python docs/make_formulas.py --check
+	$(BIN)/python docs/make_contract.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site: build/docs/index.html"
 
 gallery: $(READY)
 	$(BIN)/glass gallery --out site

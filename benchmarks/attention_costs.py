@@ -1,6 +1,6 @@
 """Attention's FLOPs, bytes and memory against length, counted by the recorder: python -m benchmarks.attention_costs
 
-One head of 64, float32, nothing masked, forward and backward, recorded dry (the `meta` device); beside F7 of 2205.14135 and 2307.08691.
+One head of 64, float32, nothing masked, forward and backward, recorded dry (the `meta` device); beside Eq 7 of 2205.14135 and 2307.08691.
 The figures are the table and the picture of docs/attention.md.
 """
 
@@ -52,7 +52,7 @@ def measure() -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown. FLOPs in units of n² d, bytes in MB (10^6)."""
-    names = ["N", "FLOPs / N²d, forward", "backward", "MB moved forward: textbook (F7)", "flash (F7)"]
+    names = ["N", "FLOPs / N²d, forward", "backward", "MB moved forward: textbook (Eq 7)", "flash (Eq 7)"]
     names += ["backward: textbook", "flash", "peak MB: textbook", "flash"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:

@@ -62,7 +62,7 @@ def collective_report(out: Path, algorithm: str, gpus: int = 16, **shape: Any) -
 
 
 def main() -> None:
-    """Everything that README, architecture.md and attention.md show; with the argument `attention`, the last alone."""
+    """Everything that README and the pages of docs show; with the argument `attention`, the last alone."""
     from playwright.sync_api import sync_playwright
 
     if sys.argv[1:] == ["attention"]:

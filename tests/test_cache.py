@@ -1,4 +1,4 @@
-"""Caches of keys and values: generation with and without them is equal, and their bytes are F3's."""
+"""Caches of keys and values: generation with and without them is equal, and their bytes are Eq 3's."""
 
 from __future__ import annotations
 
@@ -354,7 +354,7 @@ def test_prefill_is_bound_by_compute_and_decode_by_memory():
         parameters = run.results[0].parameter_bytes
     prefill, decode = found[1, 1024]
     assert (prefill.as_dict()["bound"], decode.as_dict()["bound"]) == ("compute", "memory")
-    assert 0.9 < decode.intensity < 1.1  # F31: a batch of B has about B FLOPs a byte while weights are most of it
+    assert 0.9 < decode.intensity < 1.1  # Eq 31: a batch of B has about B FLOPs a byte while weights are most of it
     assert decode.intensity < found[64, 1024][1].intensity < found[512, 1024][1].intensity
     looked_up = (config.vocab + config.seq) * config.hidden * 2  # of these a step reads its rows alone
     floor = generation.predict_floor(parameters - looked_up, caches.predict(config, 1024, 2), run.hardware)

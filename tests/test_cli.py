@@ -300,7 +300,7 @@ from glasscluster.scenarios.lab import scenario
 def my_ring(lab, gpus: int = 3, size: int = 100):
     """A ring of my own."""
     run = lab.run("ring", ("A ring", "一个环"), program, size, gpus=gpus)
-    lab.check("bytes sent", 2 * (gpus - 1) * size * 4, sum(run.graph.bytes_sent()), "F9")
+    lab.check("bytes sent", 2 * (gpus - 1) * size * 4, sum(run.graph.bytes_sent()), "Eq 9")
 
 def program(gpu, size):
     import torch

@@ -24,7 +24,7 @@ from glasscluster.visualize.page.words import row_name
 RANKS = range(2, 9)
 
 
-# ---- F9, F10: collectives of any size ----------------------------------------------------------------------------
+# ---- Eq 9, Eq 10: collectives of any size ------------------------------------------------------------------------
 def collectives(gpu, n: int, src: int):
     """Every collective on n integers; returns what this rank ended with."""
     base = torch.arange(n, dtype=torch.float64)
@@ -58,7 +58,7 @@ def test_every_rank_of_a_ring_sends_2_n_minus_1_over_n_when_n_divides(n):
     assert run.graph.bytes_sent(label="all_reduce") == [2 * (n - 1) * 7 * 8] * n
 
 
-# ---- F16, F15: data parallel and ZeRO ----------------------------------------------------------------------------
+# ---- Eq 16, Eq 15: data parallel and ZeRO ------------------------------------------------------------------------
 SHAPE = {"layers": 3, "hidden": 12, "heads": 2, "seq": 5, "vocab": 37}
 
 
@@ -180,7 +180,7 @@ def test_mixed_precision_adam_holds_16_bytes_a_parameter_before_sharding(zero, e
         assert sum(result.state_bytes.values()) == each * whole
 
 
-# ---- F18, F19: tensor parallel -----------------------------------------------------------------------------------
+# ---- Eq 18, Eq 19: tensor parallel -------------------------------------------------------------------------------
 @pytest.mark.parametrize("t", RANKS)
 def test_tensor_parallelism_sends_four_all_reduces_a_layer_and_the_once_per_model_ones(t):
     b, s, layers, m, w = 2, 5, 2, 3, 8
@@ -188,7 +188,7 @@ def test_tensor_parallelism_sends_four_all_reduces_a_layer_and_the_once_per_mode
     model = make_model("tiny", layers=layers, hidden=h, heads=t, seq=s, vocab=3 * t)
     plan = make_plan(tp=t, micro_batch=b, global_batch=b * m, precision="fp64")
     graph = run_plan(plan, model).graph
-    one = 2 * (t - 1) * b * s * h * w  # an all-reduce of bsh elements, over all ranks (F9)
+    one = 2 * (t - 1) * b * s * h * w  # an all-reduce of bsh elements, over all ranks (Eq 9)
     tp = (graph.kind == SEND) & (graph.axis == "tp")
     label = np.array([*graph.names, ""])[graph.label]
     assert graph.bytes[tp & (graph.layer >= 0)].sum() == 4 * layers * m * one

@@ -3,7 +3,7 @@
 The oracle is one process with torch.amp.GradScaler and torch.optim.AdamW on fp32 copies of our model's parameters: it shares our
 model and our data, and neither our optimizer, nor our scale, nor anything distributed. Scales and skipped steps must be equal.
 Numbers cannot be: sums of 16-bit roundings depend on their order. So they are held against float64, where the run may be at most
-three times as far off as the oracle itself is, the rule that DESIGN.md has for fp32: tests/narrow.py.
+three times as far off as the oracle itself is, the rule for fp32 too: docs/decisions/0041 and tests/narrow.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""F14 is the replay's own answer, and the sweep's best bucket size is the best there is."""
+"""Eq 14 is the replay's own answer, and the sweep's best bucket size is the best there is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plan_of(**options):
     return make_plan(**{"dp": 2, "micro_batch": 4, "global_batch": 8, **options})
 
 
-# ---- F14 ---------------------------------------------------------------------------------------------------------
+# ---- Eq 14 -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "hw", [*LINKS.values(), hardware("dgx-h100"), replace(hardware("dgx-a100-80gb"), node_size=1)], ids=[*LINKS, "nvlink", "nic"]
 )

@@ -1,4 +1,4 @@
-"""Preference tuning on ranks equals one process, holds what F39 says, and raises the reward that a rule checks."""
+"""Preference tuning on ranks equals one process, holds what Eq 39 says, and raises the reward that a rule checks."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_groups_that_are_mixed_up_or_not_scaled_are_seen(wrong, monkeypatch):
     assert found["max_rel_weight_diff"] > 1e-6
 
 
-# ---- F39 -----------------------------------------------------------------------------------------------------------
+# ---- Eq 39 ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("backend", ["threads", "dry"])
 def test_mixed_precision_holds_36_bytes_a_parameter_for_ppo_20_for_grpo_and_18_with_a_rule(backend):
     psi, head = MODEL.parameters(), MODEL.hidden + 1  # a critic's and a reward model's own

@@ -74,7 +74,7 @@ def test_one_device_s_readings_are_those_of_plain_torch(alone):
     named = {n: p for n, (p, _) in model.full_names().items()}
     first = found[0]
     assert first.loss == pytest.approx(float(loss.detach()))
-    assert first.loss == pytest.approx(math.log(42), abs=0.1)  # F37
+    assert first.loss == pytest.approx(math.log(42), abs=0.1)  # Eq 37
     assert first.gradient_norm == pytest.approx(math.sqrt(sum(float(p.grad.square().sum()) for p in named.values())))
     assert first.layer_norms[2] == pytest.approx(
         math.sqrt(sum(float(p.grad.square().sum()) for n, p in named.items() if n.startswith("layers.2.")))

@@ -150,7 +150,7 @@ def test_hfu_counts_what_runs_again_and_mfu_does_not():
     assert again["mfu"] < plain["mfu"]
 
 
-# ---- F29 -----------------------------------------------------------------------------------------------------------
+# ---- Eq 29 ---------------------------------------------------------------------------------------------------------
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.integers(1, 120), st.floats(0.5, 50), st.floats(0.5, 500))
 def test_the_square_root_rule_is_the_best_of_all_segment_lengths_to_within_rounding(n, c, a):

@@ -1,4 +1,4 @@
-"""Continuous batching: every request gets the tokens it would get alone, no block is lost, and waste is F33's."""
+"""Continuous batching: every request gets the tokens it would get alone, no block is lost, and waste is Eq 33's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speculative decoding: the target's distribution and its greedy tokens, whatever the draft; F32's tokens a pass."""
+"""Speculative decoding: the target's distribution and its greedy tokens, whatever the draft; Eq 32's tokens a pass."""
 
 from __future__ import annotations
 

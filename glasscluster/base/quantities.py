@@ -1,4 +1,4 @@
-"""Sizes, rates and times as people write them: `25MiB`, `10GB/s`, `200Gb/s`, `10us` (CONTRACT.md, General)."""
+"""Sizes, rates and times as people write them: `25MiB`, `10GB/s`, `200Gb/s`, `10us` (docs/contract.md, General)."""
 
 from __future__ import annotations
 

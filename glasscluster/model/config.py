@@ -197,7 +197,10 @@ class ModelConfig(BaseModel):
         return {"layernorm": (1 + self.bias) * width, "rmsnorm": width, "scalenorm": 1}[self.norm]
 
     def parameters(self) -> int:
-        """Ψ, from the shapes (F1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned positions)."""
+        """Ψ, from the shapes.
+
+        Eq 1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned positions.
+        """
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
         attention = self.head_products + self.down * (h + one) + one * (h + (h + 2 * k))
         if self.kv_latent:
@@ -218,7 +221,10 @@ class ModelConfig(BaseModel):
         return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
 
     def model_flops(self, tokens: int) -> int:
-        """3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not (CONTRACT.md); k experts a token."""
+        """Eq 30: 3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not; k experts a token.
+
+        These are the model FLOPs of docs/contract.md.
+        """
         h, f, s, u = self.hidden, self.width, self.seq, self.gates
         inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts if self.experts else 2 * (u + 1) * h * f
         per_layer = 2 * (self.head_products + self.down * h) + inside + 2 * s * self.heads * (self.score_dim + self.head_dim)

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-TILE = 128  # rows that stay while others stream past: of queries forward, of keys backward; the B of F7
+TILE = 128  # rows that stay while others stream past: of queries forward, of keys backward; the B of Eq 7
 STRIP = 8  # tiles that stream past in one step: longer operations, same traffic and work
 ROOM = 2**18  # scores a thread has in a step that heads share: in float32 the megabyte that a core's cache holds
 
@@ -379,7 +379,7 @@ def forward_traffic(
 ) -> int:
     """Slow-memory bytes of one key head and its `group` of query heads, forward; elements when both sizes are 1.
 
-    F7: 2Nd + 2 ceil(N/B) Nd + N for one head of N keys, not causal. Q, O and L are every query head's; K and V the group reads once.
+    Eq 7: 2Nd + 2 ceil(N/B) Nd + N for one head of N keys, not causal. Q, O and L are every query head's; K and V the group reads once.
     """
     keys = n if keys is None else keys
     read = sum(min(-(-r1 // tile) * tile, keys) if causal else keys for _, r1 in _tiles(n, tile))

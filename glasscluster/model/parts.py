@@ -7,7 +7,7 @@
               # │ . . .              all queries with the first P keys       rectangle
         P     # │ . . .              the other queries with the other keys   triangle
               # │ ◣ . .
-              # │ # ◣ .              and their outputs are merged by their log-sum-exp (F6), as a ring merges its blocks:
+              # │ # ◣ .              and their outputs are merged by their log-sum-exp (Eq 6), as a ring merges its blocks:
               # │ # # ◣              share = sigmoid(L_part - L)    O += share (O_part - O)    L = log(e^L + e^L_part)
 
 Packed documents (packing.py) are a triangle each, and nothing else: no two share queries or keys, so there is nothing to merge.
@@ -89,7 +89,7 @@ def halves(part: Rectangle, middle: int) -> list[Rectangle]:
 
 
 def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
-    """F6: outputs over two disjoint sets of keys, each with its log-sum-exp, as the output over both; in place."""
+    """Eq 6: outputs over two disjoint sets of keys, each with its log-sum-exp, as the output over both; in place."""
     share = torch.sigmoid(block_lse - lse)  # e^L_block / (e^L + e^L_block)
     out.lerp_(block_out.to(out.dtype), share.unsqueeze(-1))
     lse.copy_(torch.logaddexp(lse, block_lse))

@@ -39,7 +39,7 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
             lab.check(f"{key}: largest {what} difference from the same plan in one process", 0.0, against[f"max_rel_{field}_diff"], "own reference", unit="relative", tolerance=1e-12)
         sent = run.graph.bytes_sent()
         theory = ps.predict(layout, model.parameters(), 8)["sent"]
-        lab.check(f"{key}: ranks that sent something else than the formula", 0, sum(a != b for a, b in zip(sent, theory, strict=True)), "F11: 2S a worker and clock, 2WS/K a server", unit="ranks")
+        lab.check(f"{key}: ranks that sent something else than the formula", 0, sum(a != b for a, b in zip(sent, theory, strict=True)), "Eq 11: 2S a worker and clock, 2WS/K a server", unit="ranks")
         leads = max(x for r in run.results for x in r.leads)
         if key != "free":
             lab.check(f"{key}: most clocks that a worker was ahead of the slowest", s, leads, "Ho et al. 2013, section 2", unit="clocks")
@@ -49,7 +49,7 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
                      "loss": held_out(model, [_join(h) for h in halves]), "at": [t * 1e3 for t in plan.applied[0][workers - 1 :: workers]]}
     if not lab.leader:
         return
-    lab.check("sent and received by a server, a clock", 2 * workers * model.parameters() * 8 / servers, sum(runs["waits"]["run"].graph.bytes_sent()[workers:]) * 2 / servers / clocks, "F11: 2WS/K")
+    lab.check("sent and received by a server, a clock", 2 * workers * model.parameters() * 8 / servers, sum(runs["waits"]["run"].graph.bytes_sent()[workers:]) * 2 / servers / clocks, "Eq 11: 2WS/K")
     with one_thread():
         one = train_one_device(model, [job.batch(c) for c in range(clocks)], job.optimizer, 0.0, job.seed)
     alone, there = _join([t.reshape(-1) for t in one.weights[-1].values()]), _join([runs["waits"]["run"].results[workers + k].shard for k in range(servers)])

@@ -49,7 +49,7 @@ def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 
     untrained = GPTStage(model, seed=lab.seed)
     said = {"before": describe(untrained, pixels, 14), "after": describe(assemble(job.plan, model, [r.weights[-1] for r in results]), pixels, 14)}
     share = {when: sum(a == b for a, b in zip(words, right, strict=True)) / asked for when, words in said.items()}
-    lab.check("parameters, with the patches' matrix", model.parameters(), sum(p.numel() for p in untrained.parameters()), "F1 and h·(C + 1)", unit="parameters")
+    lab.check("parameters, with the patches' matrix", model.parameters(), sum(p.numel() for p in untrained.parameters()), "Eq 1 and h·(C + 1)", unit="parameters")
     lab.check("captions of unseen images that are right, before", 0, round(share["before"] * asked), "nothing is learned", unit="captions")
     lab.check("captions of unseen images that are right, after", asked, round(share["after"] * asked), "a rule", unit="captions", match="statistical", tolerance=asked // 8)
     losses = [float(x) for x in results[-1].losses]

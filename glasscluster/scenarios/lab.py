@@ -4,7 +4,7 @@
     def two_rings(lab, gpus: int = 4):
         '''What the docstring says is the story's first paragraph.'''
         run = lab.run("ring", ("A ring", "一个环"), program, gpus=gpus)
-        lab.check("bytes sent", 2 * (gpus - 1) * SIZE, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (F9)")
+        lab.check("bytes sent", 2 * (gpus - 1) * SIZE, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (Eq 9)")
 
 `glass run two-rings --gpus 8`, or `glass run my_file.py` for a file that holds one.
 """

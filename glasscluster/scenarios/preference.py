@@ -53,7 +53,7 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
     big = Tuning("ppo", make_model("gpt2-small", layers=32, hidden=2560, heads=32), reward="model", precision="bf16", placement=dict.fromkeys(job.roles, 0))
     psi, groups = big.model.parameters(), fit(big, 80e9, spare=10e9)
     needed = sum(predict_state(big).values())
-    lab.check("the fewest GPUs of 80 GB, 10 of them free, for PPO of 32 layers of width 2560", -(-needed // int(70e9)), len(groups), "F39, tried in all ways; at least the sum over the capacity", unit="GPUs")
+    lab.check("the fewest GPUs of 80 GB, 10 of them free, for PPO of 32 layers of width 2560", -(-needed // int(70e9)), len(groups), "Eq 39, tried in all ways; at least the sum over the capacity", unit="GPUs")
 
     axes = {"en": ("iterations", "right answers, by the rule", "mean score of the reward model", "KL to the SFT policy (nats)"),
             "zh": ("迭代次数", "正确率（按规则）", "奖励模型的平均得分", "与 SFT 策略的 KL（nats）")}

@@ -10,7 +10,7 @@ its own are new (Pope et al., 2211.05102, section 2). A cache is handed to the b
     PagedCache           blocks of k tokens from a pool, handed out as sequences grow (Kwon et al., 2309.06180): waste < k a sequence
     SlidingWindowCache   the last W tokens (Beltagy et al., 2004.05150; Mistral, 2310.06825, section 2): as big at any length
 
-    F3     2·L·n_kv·d·s·B·w bytes        L layers, n_kv key heads of d elements, s tokens of B sequences, w bytes an element
+    Eq 3   2·L·n_kv·d·s·B·w bytes        L layers, n_kv key heads of d elements, s tokens of B sequences, w bytes an element
            L·(d_c + d_R)·s·B·w           latent attention: d_c elements that all heads' keys and values are made from, d_R rotary ones
 
 GQA and MQA are a smaller n_kv. MLA keeps no key and no value: queries come down to the latents instead (2405.04434, section 2.1.2). On
@@ -269,7 +269,7 @@ def keeping(stage: Any, made: Callable[[Any], KeepAll | None]) -> Iterator[None]
 
 # ---- theory --------------------------------------------------------------------------------------------------------
 def predict(config: ModelConfig, tokens: int, width: int, tp: int = 1, layers: int | None = None) -> int:
-    """F3: bytes of `tokens` (s·B, all sequences together) on one of tp ranks: 2·L·n_kv·d·s·B·w / t while t divides n_kv.
+    """Eq 3: bytes of `tokens` (s·B, all sequences together) on one of tp ranks: 2·L·n_kv·d·s·B·w / t while t divides n_kv.
 
     Latents are whole on every rank: L·(d_c + d_R)·s·B·w.
     """
@@ -280,6 +280,6 @@ def predict(config: ModelConfig, tokens: int, width: int, tp: int = 1, layers: i
 
 
 def predict_waste(lengths: Sequence[int], block: int | None = None) -> tuple[int, float]:
-    """F33: slots without a token, and their share: padded to the longest (1 - mean/max), or in blocks, at most block - 1 a sequence."""
+    """Eq 33: slots without a token, and their share: padded to the longest (1 - mean/max), or in blocks, at most block - 1 a sequence."""
     slots = [max(lengths) if block is None else -(-n // block) * block for n in lengths]
     return sum(slots) - sum(lengths), 1 - sum(lengths) / sum(slots)

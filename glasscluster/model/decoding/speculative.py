@@ -11,7 +11,7 @@ guesses a pass.
 A guess is accepted with probability β = Σ min(p, q), and what comes out of a position is p (their appendix A.1). Greedy is the same
 rule with distributions that have one token. Rejected tokens leave both caches (Cache.truncate). γ = 0 is plain generation.
 
-    F32    (1 - α^(γ+1)) / (1 - α) tokens a pass on average, if each guess is accepted with probability α whatever came before (eq. 1)
+    Eq 32  (1 - α^(γ+1)) / (1 - α) tokens a pass on average, if each guess is accepted with probability α whatever came before (eq. 1)
 
 But: one draft, guesses in a row (no tree), γ the same in every pass. A sequence may overshoot its end by γ tokens, which are cut off.
 """
@@ -174,7 +174,7 @@ def check(asked: Speculation) -> None:
 
 # ---- theory --------------------------------------------------------------------------------------------------------
 def predict_tokens(alpha: float, gamma: int) -> float:
-    """F32: tokens of a pass of the target, on average, its own included."""
+    """Eq 32: tokens of a pass of the target, on average, its own included."""
     return gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
 
 

@@ -5,7 +5,7 @@ Symbols: h hidden, a heads of d elements, d_c latent of keys and values, d_c' la
     c = norm(W_DKV x)  [d_c]         k_C, v = W_UK c, W_UV c     [a, d] each       k_R = RoPE(W_KR x)   [d_R], one for all heads
     c' = norm(W_DQ x)  [d_c']        q_C = W_UQ c'               [a, d]            q_R = RoPE(W_QR c')  [a, d_R]
 
-        scores = (q_C · k_C + q_R · k_R) / sqrt(d + d_R)         what generation has to keep of a token: c and k_R, d_c + d_R numbers (F3)
+        scores = (q_C · k_C + q_R · k_R) / sqrt(d + d_R)         what generation has to keep of a token: c and k_R, d_c + d_R numbers (Eq 3)
 
 Rotations stand apart because a rotated k_C would need its W_UK between rotations of two positions, and could not be absorbed. Where
 positions are not rotary, d_R = 0. Over tensor ranks heads are cut; the way down is whole on all of them and done by each: what a
@@ -63,5 +63,5 @@ def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def predict_cache(layers: int, kv_latent: int, rotary: int, tokens: int, sequences: int, width: int) -> int:
-    """F3: bytes that generation keeps, L (d_c + d_R) s B w, where multi-head attention keeps 2 L a d s B w."""
+    """Eq 3: bytes that generation keeps, L (d_c + d_R) s B w, where multi-head attention keeps 2 L a d s B w."""
     return layers * (kv_latent + rotary) * tokens * sequences * width

@@ -179,10 +179,10 @@ def weighted_sum(rows: Tensor, order: Tensor, weights: Tensor) -> Tensor:
 
 
 def predict_aux(config: ModelConfig, shares: list[float], means: list[float]) -> float:
-    """F27: α E · sum_i f_i P_i of a sequence; α when either is uniform."""
+    """Eq 27: α E · sum_i f_i P_i of a sequence; α when either is uniform."""
     return config.aux_loss * config.experts * sum(f * p for f, p in zip(shares, means, strict=True))
 
 
 def predict_dropped(config: ModelConfig, wanted: list[int], tokens: int) -> int:
-    """F27: assignments of one sequence that find no place, given how many want each expert."""
+    """Eq 27: assignments of one sequence that find no place, given how many want each expert."""
     return sum(max(0, n - capacity(config, tokens)) for n in wanted) if config.capacity_factor else 0

@@ -26,7 +26,7 @@ class Signs:
     norm_ratio: float  # the norm that clipping used over the true one, where it is furthest from 1
     repeated_fraction: float  # late: of sequences that came before
     rank_gap: float  # late: largest less smallest loss of a data rank, over the mean loss, median
-    first_excess: float  # the first loss over ln V (F37)
+    first_excess: float  # the first loss over ln V (Eq 37)
     largest_update: float  # of a step and layer, over the size of the layer's weights
     first_update: float  # the same of the first step
     attention_logit: float  # largest of the run

@@ -133,12 +133,12 @@ def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> l
 
 
 def counted_rows(job: EvaluationJob, run: Run) -> list[dict[str, Any]]:
-    """Each item was scored by one rank of dp, and the scores' bytes are F9's."""
+    """Each item was scored by one rank of dp, and the scores' bytes are Eq 9's."""
     other = sum(times != 1 for result in run.results for task in result.scored for times in task)
     rows = [accounts.row("items that were not scored exactly once, all ranks", 0, other, "shared out over dp", unit="items")]
     if job.dp > 1 and not run.graph.has_native:
         sent = sum(run.graph.traffic()["by_axis"].get("dp", [0]))
-        rows.append(accounts.row("sent by all ranks for the scores", predict_traffic(job), sent, "F9: 2 (N − 1) S"))
+        rows.append(accounts.row("sent by all ranks for the scores", predict_traffic(job), sent, "Eq 9: 2 (N − 1) S"))
     return rows
 
 

@@ -88,7 +88,7 @@ def flat(named: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def rows(job: Job, plan: Arrivals, results: list[ps.Exchanged], trained: Trained) -> list[dict[str, Any]]:
-    """Differences, bytes (F11), the bound on staleness, and the time of the plan."""
+    """Differences, bytes (Eq 11), the bound on staleness, and the time of the plan."""
     graph, layout, compared, found = trained.run.graph, plan.layout, trained.comparison, []
     for what, key in (("gradient", "grad"), ("weight", "weight"), ("loss", "loss")) if compared else ():
         assert compared is not None
@@ -97,7 +97,7 @@ def rows(job: Job, plan: Arrivals, results: list[ps.Exchanged], trained: Trained
         name += f", float64, {compared['checked_steps']} steps"
         found.append(row(name, 0.0, compared[f"max_rel_{key}_diff"], source, unit="relative", tolerance=check.TOLERANCE))
     sent, theory = graph.bytes_sent(), ps.predict(layout, job.model.parameters(), 8 if job.plan.precision == "fp64" else 4)["sent"]
-    source = "Li et al., OSDI 2014 (F11)"
+    source = "Li et al., OSDI 2014 (Eq 11)"
     found.append(row("sent by all ranks", sum(theory), sum(sent), source))
     different = sum(a != b for a, b in zip(sent, theory, strict=True))
     found.append(row("ranks that sent something else than the formula", 0, different, source, unit="ranks"))

@@ -123,23 +123,23 @@ def equality_rows(results: Sequence[Any], right: Generated) -> list[dict[str, An
 
 
 def counted_rows(job: GenerationJob, run: Run) -> list[dict[str, Any]]:
-    """F3 on every rank, F33, and what tensor parallelism sends."""
+    """Eq 3 on every rank, Eq 33, and what tensor parallelism sends."""
     width, results = accounts.WIDTH[job.precision], run.results
     rows = []
     if job.cache != "none":
         for rank, result in enumerate(results):
-            rows.append(accounts.row(f"cache, rank {rank}", generation.predict_cache(job, width), result.cache_bytes, "F3"))
+            rows.append(accounts.row(f"cache, rank {rank}", generation.predict_cache(job, width), result.cache_bytes, "Eq 3"))
         cached = [min(n, job.window) if job.window else n for n in job.lengths] if job.cache == "sliding" else job.lengths
         held = caches.predict(job.model, sum(cached), width, job.tp)
-        rows.append(accounts.row("cache, tokens that are there, rank 0", held, results[0].filled_bytes, "F3"))
+        rows.append(accounts.row("cache, tokens that are there, rank 0", held, results[0].filled_bytes, "Eq 3"))
     if job.cache in ("static", "paged"):
         block = job.block if job.cache == "paged" else None
         waste = caches.predict_waste(job.lengths, block)[0] * caches.predict(job.model, 1, width, job.tp)
-        rows.append(accounts.row("cache, slots without a token, rank 0", waste, results[0].used_bytes - results[0].filled_bytes, "F33"))
+        rows.append(accounts.row("cache, slots without a token, rank 0", waste, results[0].used_bytes - results[0].filled_bytes, "Eq 33"))
     if job.tp > 1:
         said = [sum(generation.predict_traffic(job.model, job.tp, len(job.prompts), n, width).values()) for n in job.columns]
         sent = generation.traffic(run.graph)
-        rows.append(accounts.row("sent by all ranks, prefill and decode", sum(said), sent, "F18, forward; all-gather of the logits"))
+        rows.append(accounts.row("sent by all ranks, prefill and decode", sum(said), sent, "Eq 18, forward; all-gather of the logits"))
     return rows
 
 

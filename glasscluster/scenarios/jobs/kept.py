@@ -29,7 +29,7 @@ def countable(plan: Plan, model: ModelConfig) -> bool:
 def kept(
     model: ModelConfig, b: int, precision: str, tp: int, cut: bool, cp: int = 1, context: str = "ring", recompute: str = "none"
 ) -> tuple[dict[str, int], int]:
-    """Bytes counted by part, on rank 0, and the closed form of F17."""
+    """Bytes counted by part, on rank 0, and the closed form of Eq 17."""
     cluster, width = Cluster("classroom", tp * cp, "dry", memory_bytes=None), DTYPES[precision].itemsize
     saved = cluster.run(kept_by_a_layer, model, b, precision, recompute, cut, cp, context).results[0]
     lines = [x for x in account(predict_layer(model, b, tp, width, recompute, cut, cp, context), saved) if not x.apart]

@@ -200,7 +200,7 @@ def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[dict[s
 
 
 def counted_rows(made: Serving) -> list[dict[str, Any]]:
-    """F33, no block lost, the plan's clock, and what tensor parallelism sends."""
+    """Eq 33, no block lost, the plan's clock, and what tensor parallelism sends."""
     job, schedule, results = made.job, made.schedule, made.run.results
     first, rows = results[0], []
     early = sum(
@@ -217,17 +217,21 @@ def counted_rows(made: Serving) -> list[dict[str, Any]]:
     if job.policy == "static":
         said = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
         counted = sum(first.computed) - sum(first.used)
-        rows.append(accounts.row("slots computed without a token, all steps", said, counted, "F33: 1 − mean/max of a batch", unit="slots"))
+        rows.append(
+            accounts.row("slots computed without a token, all steps", said, counted, "Eq 33: 1 − mean/max of a batch", unit="slots")
+        )
     else:
         said = sum(serving.predict_paged(schedule, job.block))
         empty = [(a - b) // first.token_bytes for a, b in zip(first.reserved_bytes, first.filled_bytes, strict=True)]
         over = sum(n > (job.block - 1) * len(step.work) for n, step in zip(empty, schedule.steps, strict=True))
-        rows.append(accounts.row("cache, slots without a token, all steps", said, sum(empty), "F33: blocks of each sequence", unit="slots"))
-        rows.append(accounts.row("steps with more than block − 1 of them a sequence", 0, over, "F33", unit="steps"))
+        rows.append(
+            accounts.row("cache, slots without a token, all steps", said, sum(empty), "Eq 33: blocks of each sequence", unit="slots")
+        )
+        rows.append(accounts.row("steps with more than block − 1 of them a sequence", 0, over, "Eq 33", unit="steps"))
         rows.append(accounts.row("blocks that are still held in the end", 0, sum(r.left_bytes for r in results), "no leak"))
     if job.tp > 1:
         said = serving.predict_sent(job, schedule, accounts.WIDTH[job.precision])
-        rows.append(accounts.row("sent by all ranks, all steps", said, generation.traffic(made.run.graph), "F18, forward; logits"))
+        rows.append(accounts.row("sent by all ranks, all steps", said, generation.traffic(made.run.graph), "Eq 18, forward; logits"))
     return rows
 
 

@@ -36,13 +36,13 @@ def equality_rows(job: Tuning, results: list[Tuned]) -> list[dict[str, Any]]:
 
 
 def memory_rows(job: Tuning, results: list[Tuned]) -> list[dict[str, Any]]:
-    """F39: model states of every role, and the rollout's keys and values (F3)."""
+    """Eq 39: model states of every role, and the rollout's keys and values (Eq 3)."""
     said, held = ranks.predict_state(job), _held(results)
-    rows = [accounts.row(f"{job.method}: model states, {role}", n, held.get(role, 0), "F39, from F15") for role, n in said.items()]
+    rows = [accounts.row(f"{job.method}: model states, {role}", n, held.get(role, 0), "Eq 39, from Eq 15") for role, n in said.items()]
     if job.method in ONLINE:
         width = accounts.WIDTH[job.precision]
         cache = caches.predict(job.model, job.answers * (job.task.length - 1), width)
-        rows.append(accounts.row(f"{job.method}: cache of the rollout", cache, max(r.cache_bytes for r in results), "F3"))
+        rows.append(accounts.row(f"{job.method}: cache of the rollout", cache, max(r.cache_bytes for r in results), "Eq 3"))
     return rows
 
 

@@ -55,7 +55,7 @@ def program(gpu: Any, dims: list[int], lengths: list[int], d: int) -> dict[str, 
     title=("Multi-head attention by hand, and why √d", "手写多头注意力，为什么除以√d"),
     topic=("the model", "模型"),
     question=("What happens to softmax without the division by √d, at d = 128?", "d = 128 时不除以 √d，softmax 会怎样？"),
-    formula=Formula("F2", "Var(q·k) = d for unit-variance q, k;  first loss ln V (F37);  a head over n tokens: 4n²d FLOPs, n² scores", "T", "1706.03762 §3.2.1"),
+    formula=Formula("Eq 2", "Var(q·k) = d for unit-variance q, k;  first loss ln V (Eq 37);  a head over n tokens: 4n²d FLOPs, n² scores", "T", "1706.03762 §3.2.1"),
     kills=("“√d is a tuning constant.” It is the standard deviation of q·k: dividing by it keeps the logits at variance 1 whatever the head size.",
            "“√d 是个调出来的常数。”它就是 q·k 的标准差：除以它，无论头有多大，logits 的方差都是 1。"),
     card=Card(
@@ -81,19 +81,19 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
     run = lab.run("attention", ("One head at four lengths", "一个头，四种长度"), program, dims, lengths, d, gpus=1)
     found, graph = run.results[0], run.graph
     for size, variance in zip(dims, found["variance"], strict=True):
-        lab.check(f"variance of q·k, d = {size}", size, variance, "F2", unit="", match="statistical", tolerance=6 * size * (2 / PAIRS) ** 0.5)
+        lab.check(f"variance of q·k, d = {size}", size, variance, "Eq 2", unit="", match="statistical", tolerance=6 * size * (2 / PAIRS) ** 0.5)
     lab.check("largest difference of attention by hand from torch's MultiheadAttention", 0, found["apart"], "1706.03762 §3.2, float64", unit="absolute", tolerance=1e-12)
     at = [(graph.kind == COMPUTE) & (graph.micro_batch == i) for i in range(len(lengths))]
     flops, moved = ([int(column[rows].sum()) for rows in at] for column in (graph.flops, graph.bytes))
     for length, counted, nbytes in zip(lengths, flops, moved, strict=True):
         lab.check(f"FLOPs of a head over {length} tokens", 4 * length**2 * d, counted, "2n²d for QKᵀ, 2n²d for PV", unit="FLOPs")
-        lab.check(f"bytes of a head over {length} tokens", 4 * (4 * length**2 + 4 * length * d), nbytes, "F7: 4n² + 4nd elements")
+        lab.check(f"bytes of a head over {length} tokens", 4 * (4 * length**2 + 4 * length * d), nbytes, "Eq 7: 4n² + 4nd elements")
     slope = float(np.polyfit(np.log(lengths), np.log(flops), 1)[0])
     lab.check("power of the length with which FLOPs grow", 2, slope, "O(n²d)", unit="", match="statistical", tolerance=1e-9)
     model = make_model("tiny", layers=2, hidden=64, seq=64)
     trained = lab.train("gpt", ("A GPT's first step", "GPT 的第一步"), model=model, steps=1, compared=False)
     first = float(trained.run.results[0].losses[0])
-    lab.check(f"first loss of a GPT over {model.vocab} tokens", math.log(model.vocab), first, "F37: ln V", unit="nats", match="statistical", tolerance=0.1)
+    lab.check(f"first loss of a GPT over {model.vocab} tokens", math.log(model.vocab), first, "Eq 37: ln V", unit="nats", match="statistical", tolerance=0.1)
     place, even = dims.index(128), math.log(KEYS)
     raw, divided = found["entropy"]["raw"], found["entropy"]["divided"]
     lab.ask(f"{KEYS} keys, d = 128: softmax over even logits has entropy {even:.2f}. How many nats without the division by √d?",

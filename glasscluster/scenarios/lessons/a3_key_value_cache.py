@@ -26,7 +26,7 @@ def hold(gpu: Any, model: Any, users: int) -> int:
     title=("MHA→MQA→GQA→MLA and the KV cache", "KV 缓存账本"),
     topic=("attention", "注意力"),
     question=("Llama 3 8B in bf16, 8192 tokens each: how many users fit in 80 GB?", "bf16 的 Llama 3 8B，每人 8192 个 token：80 GB 能放下多少用户？"),
-    formula=Formula("F3", "2·L·n_kv·d·s·B·w bytes; MLA: L·(d_c + d_R)·s·B·w", "X", "MQA 1911.02150; GQA 2305.13245; DeepSeek-V2 2405.04434, table 1"),
+    formula=Formula("Eq 3", "2·L·n_kv·d·s·B·w bytes; MLA: L·(d_c + d_R)·s·B·w", "X", "MQA 1911.02150; GQA 2305.13245; DeepSeek-V2 2405.04434, table 1"),
     kills=("“GQA saves FLOPs.” It drops some columns of K and V from one product of many; what shrinks by a/n_kv is the cache, and so what every decode step reads.",
            "“GQA 省了很多 FLOPs。”它只在众多乘法中的一个里少算了 K、V 的一些列；缩小 a/n_kv 倍的是缓存，也就是解码每一步要读的量。"),
     card=Card(
@@ -56,7 +56,7 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     for name, more in small.items():
         job = GenerationJob(make_model("tiny", **llama, **more), (tuple(b"def forward("), tuple(b"a key")), 6)
         run = lab.run(name, (f"{name}: {titles[name][0]}", f"{name}：{titles[name][1]}"), generate_rank, job, gpus=1, precision="fp32")
-        lab.check(f"{name}: cache of the small model", caches.predict(job.model, 2 * job.capacity, 4), run.results[0].cache_bytes, "F3")
+        lab.check(f"{name}: cache of the small model", caches.predict(job.model, 2 * job.capacity, 4), run.results[0].cache_bytes, "Eq 3")
         exact = replace(job, precision="fp64", capture=True)
         rows = checks.equality_rows(lab.cluster(1).run(generate_rank, exact, record=False).results, checks.without_cache(exact))
         worst, other = max(worst, rows[0]["counted"]), other + rows[1]["counted"]
@@ -72,8 +72,8 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
             with suppress(OutOfMemory):
                 fits.append((many, gpu.run(hold, model, many).results[0]))
         users[name] = max(many for many, _ in fits)
-        lab.check(f"{name}: users of 8192 tokens in 80 GB", said, users[name], "F3: (80 GB − weights) ÷ a user's cache", unit="users")
-        lab.check(f"{name}: cache of so many users", said * a_user[name], fits[-1][1], "F3")
+        lab.check(f"{name}: users of 8192 tokens in 80 GB", said, users[name], "Eq 3: (80 GB − weights) ÷ a user's cache", unit="users")
+        lab.check(f"{name}: cache of so many users", said * a_user[name], fits[-1][1], "Eq 3")
         job = GenerationJob(model, ((0,) * 8,), 2, precision="bf16")
         graph = Cluster("dgx-a100-80gb", 1, "dry", memory_bytes=None).run(generate_rank, job).graph
         flops[name] = int(graph.flops[graph.micro_batch == 1].sum())
@@ -103,7 +103,7 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     lab.tell(f"GQA makes the cache 4 times smaller and a decode step's FLOPs {less['GQA']:.2f} times.", f"GQA 让缓存缩小 4 倍，而解码一步的 FLOPs 只缩小 {less['GQA']:.2f} 倍。")
     lab.tell(f"MLA pays with FLOPs: a step has {1 / less['MLA']:.2f} times MHA's, because queries come down to the latents and values up from them.",
              f"MLA 用 FLOPs 换内存：一步的运算是 MHA 的 {1 / less['MLA']:.2f} 倍，因为查询要降到潜空间，值要从潜空间升上来。")
-    lab.tell("The four small models really generate: logits equal those without a cache, bytes equal F3.", "四个小模型是真实生成：logits 与不用缓存时相等，字节数等于 F3。", "tab=memory&run=MLA")
+    lab.tell("The four small models really generate: logits equal those without a cache, bytes equal Eq 3.", "四个小模型是真实生成：logits 与不用缓存时相等，字节数等于 Eq 3。", "tab=memory&run=MLA")
     lab.conclude(f"80 GB hold {users['GQA']} users of Llama 3 8B at 8192 tokens; with a key head for each query head {users['MHA']}.",
                  f"80 GB 可容纳 {users['GQA']} 个 8192 token 的 Llama 3 8B 用户；若每个查询头都有自己的键值头则为 {users['MHA']} 个。")
     lab.explain("The cache grows with layers, key heads, tokens and users, not with query heads: sharing keys divides it, a latent replaces it.",

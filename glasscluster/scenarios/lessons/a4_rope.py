@@ -51,7 +51,7 @@ def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]
     title=("RoPE is relative", "旋转位置编码"),
     topic=("the model", "模型"),
     question=("Shift every position by 1000: what changes in RoPE's scores? And beyond the trained length?", "把所有位置都平移 1000：RoPE 的分数会怎样变化？超过训练长度呢？"),
-    formula=Formula("F4", "⟨R_m q, R_n k⟩ depends on m − n alone; pair i turns θ_i = base^(−2i/d) a position", "X", "RoPE 2104.09864 §3.2"),
+    formula=Formula("Eq 4", "⟨R_m q, R_n k⟩ depends on m − n alone; pair i turns θ_i = base^(−2i/d) a position", "X", "RoPE 2104.09864 §3.2"),
     kills=("“RoPE extrapolates for free.” Beyond the trained length the slow pairs come to angles that training never saw; positions must be squeezed, or the base changed.",
            "“RoPE 天然可以外推。”超过训练长度后，慢的那些对会转到训练中从未见过的角度；需要压缩位置或改变基数。"),
     card=Card(
@@ -75,8 +75,8 @@ def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, fac
     run = lab.run("turned", ("Queries and keys, turned", "旋转后的查询与键"), program, d, n, shift, factor, gpus=1)
     found = run.results[0]
     for layout in ("half", "interleaved"):
-        lab.check(f"{layout}: largest change of a score when all positions shift by {shift}", 0, found["moved"][layout], "F4, float64", unit="absolute", tolerance=1e-11)
-        lab.check(f"{layout}: largest difference of scores at the same distance", 0, found["uneven"][layout], "F4, float64", unit="absolute", tolerance=1e-12)
+        lab.check(f"{layout}: largest change of a score when all positions shift by {shift}", 0, found["moved"][layout], "Eq 4, float64", unit="absolute", tolerance=1e-11)
+        lab.check(f"{layout}: largest difference of scores at the same distance", 0, found["uneven"][layout], "Eq 4, float64", unit="absolute", tolerance=1e-12)
         lab.check(f"{layout}: largest change of a vector's length", 0, found["length"][layout], "a rotation", unit="absolute", tolerance=1e-12)
     lab.check(f"interpolated by {factor}: score at distance {factor} × {n - 1} less that at {n - 1}", 0, found["squeezed"], "2306.15595: positions over s", unit="absolute", tolerance=1e-12)
     base, pairs = 10_000.0, d // 2

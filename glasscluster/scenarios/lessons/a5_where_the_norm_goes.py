@@ -58,7 +58,7 @@ def program(gpu: Any, depths: list[int], h: int) -> dict[str, Any]:
     title=("Where the norm goes", "Pre/Post-Norm 与 RMSNorm"),
     topic=("the model", "模型"),
     question=("24 layers, nothing trained yet: where is the gradient largest, in Pre-LN and in Post-LN?", "24 层、尚未训练：Pre-LN 和 Post-LN 的梯度各在哪里最大？"),
-    formula=Formula("F5", "gradient of the last MLP at birth: Post-LN O(d √ln d), whatever L; Pre-LN O(d √(ln d / L))", "T", "Xiong 2002.04745 Thm 1"),
+    formula=Formula("Eq 5", "gradient of the last MLP at birth: Post-LN O(d √ln d), whatever L; Pre-LN O(d √(ln d / L))", "T", "Xiong 2002.04745 Thm 1"),
     kills=("“RMSNorm is only for speed, and Post-LN never works.” RMSNorm drops the mean and trains as well; Post-LN works with warm-up, or with scaled branches.",
            "“RMSNorm 只是为了快；Post-LN 根本不能用。”RMSNorm 去掉均值而效果相当；Post-LN 加上预热或缩放分支就能用。"),
     card=Card(
@@ -86,7 +86,7 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     last = {kind: [found["gradients"][kind, depth][-1] for depth in depths] for kind in KINDS}
     power = {kind: float(np.polyfit(np.log(depths), np.log(values), 1)[0]) for kind, values in last.items()}
     for kind, expected in (("pre", -0.5), ("pre, RMSNorm", -0.5), ("post", 0.0)):
-        lab.check(f"{kind}: power of L in the last MLP's gradient", expected, power[kind], "F5", unit="", match="statistical", tolerance=0.2)
+        lab.check(f"{kind}: power of L in the last MLP's gradient", expected, power[kind], "Eq 5", unit="", match="statistical", tolerance=0.2)
     grown = {kind: found["stream"][kind, layers] for kind in KINDS}
     stretch = grown["pre"][-1] / grown["pre"][layers // 4 - 1]
     lab.check(f"pre: residual stream after {layers} layers over that after {layers // 4}", 2, stretch, "variances of branches add: √4", unit="×", match="statistical", tolerance=0.3)

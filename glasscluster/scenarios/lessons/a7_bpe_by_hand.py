@@ -45,7 +45,7 @@ def by_hand(pieces: Mapping[bytes, int], merges: int) -> list[tuple[bytes, bytes
     title=("BPE by hand", "手写 BPE"),
     topic=("text", "文本"),
     question=("Why does Chinese cost more tokens?", "为什么中文更费 token？"),
-    formula=Formula("F37", "vocabulary = 256 + merges; bits/byte = loss·tokens/(bytes·ln 2); first loss ln V", "X", "Sennrich et al. 1508.07909, algorithm 1; GPT-2, section 2.2"),
+    formula=Formula("Eq 37", "vocabulary = 256 + merges; bits/byte = loss·tokens/(bytes·ln 2); first loss ln V", "X", "Sennrich et al. 1508.07909, algorithm 1; GPT-2, section 2.2"),
     kills=("“The model with the lower loss per token is the better one.” Longer tokens are harder to guess and fewer; only per byte of text can tokenizers be compared.",
            "“每 token 损失更低的模型更好。”token 越长越难猜，但数量更少；不同分词器之间只能按每字节文本来比较。"),
     card=Card(
@@ -106,7 +106,7 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
             titles = {"bytes": ("A GPT that reads bytes", "读字节的 GPT"), "tokens": ("A GPT that reads tokens", "读 token 的 GPT")}
             trained = lab.train(name, titles[name], model=model, steps=1, dp=2, global_batch=16, data=data, compared=False)
             if lab.leader:
-                lab.check(f"first loss of the GPT that reads {name}", math.log(v), float(trained.run.results[-1].losses[0]), "F37: ln V ± 0.1", unit="nats", match="statistical", tolerance=0.1)
+                lab.check(f"first loss of the GPT that reads {name}", math.log(v), float(trained.run.results[-1].losses[0]), "Eq 37: ln V ± 0.1", unit="nats", match="statistical", tolerance=0.1)
             job = Job(make_plan(global_batch=16, lr=3e-3), model, steps, data, lab.seed)
             batches = [job.batch(step) for step in range(steps)]
             with one_thread():  # the rest of the way on one device, which the two ranks equal
@@ -117,7 +117,7 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
             found[name] = {"loss": loss, "bits": loss * many / (read * math.log(2)), "bytes": read / many}
     if not lab.leader:
         return
-    lab.check("bits per byte of a GPT that reads bytes, over loss / ln 2", 1, found["bytes"]["bits"] / (found["bytes"]["loss"] / math.log(2)), "F37: a token is a byte", unit="×", match="statistical", tolerance=1e-12)
+    lab.check("bits per byte of a GPT that reads bytes, over loss / ln 2", 1, found["bytes"]["bits"] / (found["bytes"]["loss"] / math.log(2)), "Eq 37: a token is a byte", unit="×", match="statistical", tolerance=1e-12)
     lab.ask("Merges learned from English alone: the same sentences in Chinese have about as many bytes. How many times as many tokens?", "只从英文学来的合并：同样的句子用中文写，字节数差不多。token 数是几倍？", ratio["en"], "×")
     learned = {"en": ("learned from English", "from Chinese", "from both"), "zh": ("学自英文", "学自中文", "学自两者")}
     axis = {"en": ("English text", "Chinese text", "bytes per token"), "zh": ("英文文本", "中文文本", "每 token 字节数")}

@@ -37,7 +37,7 @@ def own_places(ranks: int, others: int, each: int, steps: int) -> tuple[int, int
     title=("Data mix and epochs", "数据配比"),
     topic=("text", "文本"),
     question=("With weights 70/20/10, which source repeats nine times?", "权重 70/20/10 时，哪个数据源会重复九遍？"),
-    formula=Formula("F40", "epochs of source i = w_i·T / |D_i|; up to about 4 epochs are nearly as good as fresh text", "X", "Muennighoff et al. 2305.16264"),
+    formula=Formula("Eq 40", "epochs of source i = w_i·T / |D_i|; up to about 4 epochs are nearly as good as fresh text", "X", "Muennighoff et al. 2305.16264"),
     kills=("“Weights are dataset sizes.” They are shares of what is read. A small source with a large weight comes again and again, a large one is not read to its end.",
            "“权重就是数据集大小。”权重是所读内容的份额。数据源小而权重大，就会一遍遍重来；大的可能读不完一遍。"),
     card=Card(
@@ -78,7 +78,7 @@ def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: i
     epochs = [many / size for many, size in zip(counted, order.sizes, strict=True)]
     expected = [w * total / size for w, size in zip(weights, order.sizes, strict=True)]
     for i, name in enumerate(names):
-        lab.check(f"epochs of {name} after {total:,} rows", expected[i], epochs[i], "F40", unit="epochs", tolerance=1e-9)
+        lab.check(f"epochs of {name} after {total:,} rows", expected[i], epochs[i], "Eq 40", unit="epochs", tolerance=1e-9)
     lab.check("rows read twice within an epoch", 0, sum(n - 1 for n in Counter(rows).values()), "an epoch is a permutation", unit="rows")
     read_rows = [sample for run in (before, after) for step in zip(*run.results, strict=True) for share in step for sample in share]
     wanted = [order.sample(n) for n in range(2 * stopped * batch)]
@@ -89,8 +89,8 @@ def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: i
     repeated, skipped = own_places(ranks, others, batch // ranks, stopped)[0], own_places(ranks, 2 * ranks, batch // ranks, stopped)[1]
     share = [size / sum(order.sizes) for size in order.sizes]
     lab.ask(f"The Chinese source has {order.sizes[2]:,} rows and weight 0.1; {total:,} rows are read in all. How often was it read?", f"中文数据源有 {order.sizes[2]:,} 行，权重 0.1；一共读 {total:,} 行。它被读了多少遍？", epochs[2], "epochs")
-    words = {"en": (("Python", "English", "Chinese"), "F40: w·T/|D|", "counted from the rows that ranks read", "epochs", "share of the text", "share of what is read", "share (%)", "rank", "step"),
-             "zh": (("Python 源码", "英文", "中文"), "F40：w·T/|D|", "由各 rank 所读的行计数", "轮数", "占文本的份额", "占所读内容的份额", "份额 (%)", "rank", "步")}
+    words = {"en": (("Python", "English", "Chinese"), "Eq 40: w·T/|D|", "counted from the rows that ranks read", "epochs", "share of the text", "share of what is read", "share (%)", "rank", "step"),
+             "zh": (("Python 源码", "英文", "中文"), "Eq 40：w·T/|D|", "由各 rank 所读的行计数", "轮数", "占文本的份额", "占所读内容的份额", "份额 (%)", "rank", "步")}
     lab.figure((f"Epochs of each source after {total:,} rows; dashed: four", f"读 {total:,} 行之后各数据源的轮数；虚线：四轮"),
                lambda lang: bars(words[lang][0], {words[lang][1]: expected, words[lang][2]: epochs}, words[lang][3]).add_hline(y=4, line={"color": "#000000", "dash": "dash", "width": 2}))
     lab.figure(("A weight is not a size", "权重不是大小"), lambda lang: bars(words[lang][0], {words[lang][4]: [100 * x for x in share], words[lang][5]: [100 * c / total for c in counted]}, words[lang][6]))

@@ -35,7 +35,7 @@ def program(gpu: Any, n: int, d: int) -> None:
 
 
 def by_hand(n: int, d: int) -> dict[str, tuple[int, int]]:
-    """FLOPs of matrix products, and fp32 numbers through memory: operands read once, results written once; attention by F7."""
+    """FLOPs of matrix products, and fp32 numbers through memory: operands read once, results written once; attention by Eq 7."""
     return dict(zip(OPERATIONS, (
         (2 * n**3, 3 * n * n), (16 * n * n, n * n + 16 * n), (2 * n * n, n * n + 2 * n), (0, 2 * n * n), (0, 2 * n * n + 4 * n),
         (0, 2 * n * n), (0, 3 * n * n), (16 * n * n * d, 4 * (2 * n * d + 2 * -(-n // 128) * n * d + n)),
@@ -47,7 +47,7 @@ def by_hand(n: int, d: int) -> dict[str, tuple[int, int]]:
     title=("The roofline", "屋顶线模型"),
     topic=("one GPU", "单卡"),
     question=("Is this operation waiting for arithmetic or for memory?", "这个操作在等算力还是在等访存？"),
-    formula=Formula("F31", "FLOP/s reached = min(peak, I · bandwidth), I = FLOPs / bytes; the ridge lies at peak / bandwidth", "V", "Williams 2009"),
+    formula=Formula("Eq 31", "FLOP/s reached = min(peak, I · bandwidth), I = FLOPs / bytes; the ridge lies at peak / bandwidth", "V", "Williams 2009"),
     kills=("“More TFLOPS is faster.” Left of the ridge an operation takes its bytes over the bandwidth, whatever the peak.", "“TFLOPS 越高越快。”在屋脊左侧，操作的用时是字节数除以带宽，与峰值无关。"),
     card=Card(
         ("What is the roofline, and where do a matmul, softmax and decode lie on it?", "什么是屋顶线？矩阵乘、softmax 和解码在哪里？"),
@@ -77,7 +77,7 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
     spots = [Dot(name, int(graph.flops[mine].sum()), int(graph.bytes[mine].sum()), _seconds(run.timeline, mine)) for name, mine in rows.items()]
     for spot in spots:
         lab.check(f"{spot.name}: FLOPs of matrix products", hand[spot.name][0], spot.flops, "a multiplication and an addition each", unit="FLOPs")
-        lab.check(f"{spot.name}: bytes through memory", 4 * hand[spot.name][1], spot.bytes, "operands once, results once; F7")
+        lab.check(f"{spot.name}: bytes through memory", 4 * hand[spot.name][1], spot.bytes, "operands once, results once; Eq 7")
     compute: list[str] = []
     for machine in dict.fromkeys((lab.hardware, *MACHINES)):
         line, gpu = run.replay(machine), hardware(machine).gpu
@@ -91,11 +91,11 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
                 compute += [spot.name] if spot.flops / peak >= spot.bytes / gpu.memory_bandwidth else []
                 if spot.flops:
                     reached = min(peak, spot.flops / spot.bytes * gpu.memory_bandwidth)
-                    lab.check(f"{spot.name}: FLOP/s reached", reached, None, "F31", simulated=spot.flops / spent, unit="FLOP/s", match="virtual", tolerance=1e-6)
-        lab.check(f"largest error of the roofline's times on {machine}", 0, worst, "F31: max(FLOPs/peak, bytes/bandwidth)", unit="relative", tolerance=1e-6)
+                    lab.check(f"{spot.name}: FLOP/s reached", reached, None, "Eq 31", simulated=spot.flops / spent, unit="FLOP/s", match="virtual", tolerance=1e-6)
+        lab.check(f"largest error of the roofline's times on {machine}", 0, worst, "Eq 31: max(FLOPs/peak, bytes/bandwidth)", unit="relative", tolerance=1e-6)
     h100 = hardware("dgx-h100").gpu
     ridge = h100.peak("bf16") / h100.memory_bandwidth
-    lab.check("ridge of an H100 in bf16", 295, round(ridge), "F31: 989 TFLOP/s over 3.35 TB/s", unit="FLOPs a byte")
+    lab.check("ridge of an H100 in bf16", 295, round(ridge), "Eq 31: 989 TFLOP/s over 3.35 TB/s", unit="FLOPs a byte")
     intensity = {s.name: s.flops / s.bytes for s in spots}
     lab.ask(f"An fp32 matmul of {n} × {n} by {n} × {n}: how many FLOPs for each byte it moves?", f"fp32 的 {n} × {n} 乘 {n} × {n}：每搬一个字节做多少次运算？", intensity["square matmul"], "FLOPs a byte")
 

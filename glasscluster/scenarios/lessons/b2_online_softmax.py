@@ -9,7 +9,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
 
 
 def combine(state: tuple[Any, Any], block: Any) -> tuple[Any, Any]:
-    """F6: the running maximum m and sum l after one more block of scores."""
+    """Eq 6: the running maximum m and sum l after one more block of scores."""
     import torch
 
     m, total = state
@@ -38,7 +38,7 @@ def program(gpu: Any, n: int, blocks: int, scale: float) -> dict[str, Any]:
     title=("Online softmax", "在线 Softmax"),
     topic=("one GPU", "单卡"),
     question=("Can softmax be computed in one pass, without knowing the row's maximum first?", "不先求最大值，softmax 能一遍算完吗？"),
-    formula=Formula("F6", "m' = max(m, m_j);  l' = e^(m−m')·l + e^(m_j−m')·l_j", "X", "Milakov 1805.02867 Alg. 3; FlashAttention Alg. 1"),
+    formula=Formula("Eq 6", "m' = max(m, m_j);  l' = e^(m−m')·l + e^(m_j−m')·l_j", "X", "Milakov 1805.02867 Alg. 3; FlashAttention Alg. 1"),
     kills=(
         "“FlashAttention is an approximation.” The rescaling is exact: any block order gives the same softmax.",
         "“FlashAttention 是近似算法。”重新缩放是精确的：任何块顺序得到的 softmax 都相同。",
@@ -69,9 +69,9 @@ def online_softmax(lab: Lab, n: int = 4096, blocks: int = 16, scale: float = 1e4
     run = lab.run("softmax", ("Blocks in four orders", "四种块顺序"), program, n, blocks, scale, gpus=4)
     lab.ask("How many numbers a row must be carried from block to block?", "每一行需要从一块带到下一块多少个数？", 2, "numbers")
     worst = max(r["difference"] for r in run.results)
-    lab.check("largest difference from torch's softmax, any order", 0, worst, "F6", unit="absolute", tolerance=1e-12)
+    lab.check("largest difference from torch's softmax, any order", 0, worst, "Eq 6", unit="absolute", tolerance=1e-12)
     spread = max(r["history"][-1][0] for r in run.results) - min(r["history"][-1][0] for r in run.results)
-    lab.check("final maximum, difference between orders", 0, spread, "F6", unit="absolute")
+    lab.check("final maximum, difference between orders", 0, spread, "Eq 6", unit="absolute")
     steps = list(range(1, blocks + 1))
     names = {"en": ("order of rank {}", "blocks seen", "running maximum m"), "zh": ("rank {} 的顺序", "已看过的块", "当前最大值 m")}
     lab.figure(

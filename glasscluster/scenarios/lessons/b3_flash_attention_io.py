@@ -44,7 +44,7 @@ def program(gpu: Any, sizes: list[int], d: int) -> dict[int, dict[str, int]]:
     title=("FlashAttention's reads and writes", "FlashAttention 的读写账"),
     topic=("one GPU", "单卡"),
     question=("How much less does FlashAttention move through slow memory?", "FlashAttention 少搬了多少数据？"),
-    formula=Formula("F7", "textbook 4N²+4Nd;  tiled 2Nd + 2⌈N/B⌉Nd + N", "X", "FlashAttention 2205.14135 Thm 2; FA-2 2307.08691"),
+    formula=Formula("Eq 7", "textbook 4N²+4Nd;  tiled 2Nd + 2⌈N/B⌉Nd + N", "X", "FlashAttention 2205.14135 Thm 2; FA-2 2307.08691"),
     kills=(
         "“Flash saves FLOPs.” It saves traffic; its backward even computes more, because it recomputes the scores.",
         "“Flash 省的是计算量。”它省的是访存；反向甚至算得更多，因为要重算分数。",
@@ -78,9 +78,13 @@ def flash_attention_io(lab: Lab, n: int = 2048, d: int = 64) -> None:
             f"N = {n}，d = {d}，块大小 {TILE}：分块版本少搬多少倍？", ratio, "×")  # fmt: skip
     for size in sizes:
         lab.check(
-            f"tiled, N = {size}", 2 * size * d + 2 * math.ceil(size / TILE) * size * d + size, counted[size]["flash"], "F7", unit="elements"
+            f"tiled, N = {size}",
+            2 * size * d + 2 * math.ceil(size / TILE) * size * d + size,
+            counted[size]["flash"],
+            "Eq 7",
+            unit="elements",
         )
-        lab.check(f"textbook, N = {size}", 4 * size**2 + 4 * size * d, counted[size]["textbook"], "F7", unit="elements")
+        lab.check(f"textbook, N = {size}", 4 * size**2 + 4 * size * d, counted[size]["textbook"], "Eq 7", unit="elements")
     lab.check("sizes at which both give the same output", len(sizes), sum(c["close"] for c in counted.values()), "to 1e-5", unit="sizes")
     names = {
         "en": ("textbook", "tiled (flash)", "sequence length N", "elements moved"),

@@ -28,7 +28,7 @@ def named(name: str, lang: str) -> str:
     topic=("one GPU", "单卡"),
     question=("How many GiB does one layer of GPT-3 keep for backward?", "GPT-3 的一层为反向保留多少 GiB？"),
     formula=Formula(
-        "F17", "sbh(16w+2) + as²b(2w+1);  w = 2: sbh(34 + 5as/h);  t ranks: sbh(10 + 24/t + 5as/(ht))", "X", "Korthikanti 2205.05198 §4"
+        "Eq 17", "sbh(16w+2) + as²b(2w+1);  w = 2: sbh(34 + 5as/h);  t ranks: sbh(10 + 24/t + 5as/(ht))", "X", "Korthikanti 2205.05198 §4"
     ),
     kills=(
         "“Weights dominate memory.” In training activations grow with b, s and s²; weights do not. What optimisers add is fixed, too.",
@@ -89,7 +89,7 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
         global_batch=4,
     )
     mine = count(small, 1, "none", "threads")
-    lab.check("kept by your layer", predict(seq, 1, hidden, heads), total(mine), "F17")
+    lab.check("kept by your layer", predict(seq, 1, hidden, heads), total(mine), "Eq 17")
     lab.check(
         "tensors that the list does not name, or sizes them wrongly",
         0,
@@ -110,7 +110,7 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
     words = {"none": ("whole", "完整"), "flash": ("whole, flash", "完整，flash"), "tp8": ("t = 8", "t = 8"), "sp": ("t = 8, SP", "t = 8，SP"),
              "selective": ("SP, selective", "SP，选择性重算"), "full": ("SP, full", "SP，全部重算")}  # fmt: skip
     for key, lines in runs.items():
-        lab.check(f"GPT-3's layer, {words[key][0]}", theory[key], total(lines), "F17")
+        lab.check(f"GPT-3's layer, {words[key][0]}", theory[key], total(lines), "Eq 17")
     gib = {k: total(v) / GIB for k, v in runs.items()}
     lab.ask(
         "GPT-3's layer, s = 2048, one sequence, 16 bits, with dropout: how many GiB does it keep?",
@@ -133,7 +133,7 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
         lambda lang: bars(
             [words[k][lang == "zh"] for k in runs],
             {
-                {"en": "predicted (F17)", "zh": "预测（F17）"}[lang]: [v / GIB for v in theory.values()],
+                {"en": "predicted (Eq 17)", "zh": "预测（Eq 17）"}[lang]: [v / GIB for v in theory.values()],
                 {"en": "counted", "zh": "计数"}[lang]: list(gib.values()),
             },
             {"en": "GiB a layer and GPU", "zh": "每层每卡 GiB"}[lang],

@@ -16,7 +16,7 @@ GIB = 1024**3
     title=("Recompute", "重计算"),
     topic=("one GPU", "单卡"),
     question=("What is the cheapest way to halve the memory of activations?", "把激活显存减半，最便宜的办法是什么？"),
-    formula=Formula("F29, F17", "peak ⌈n/k⌉C + kA;  best k ≈ √(nC/A);  full: 8 instead of 6 FLOPs a parameter and token", "X", "Chen 1604.06174; Korthikanti 2205.05198 §5"),
+    formula=Formula("Eq 29, Eq 17", "peak ⌈n/k⌉C + kA;  best k ≈ √(nC/A);  full: 8 instead of 6 FLOPs a parameter and token", "X", "Chen 1604.06174; Korthikanti 2205.05198 §5"),
     kills=(
         "“Full recomputation doubles a step, and √n segments are always best.” It adds one forward of three passes' worth, and √n holds only where a layer keeps no more than its input.",
         "“全部重算使一步加倍，而且分 √n 段总是最好。”它只在相当于三次前向的计算上再加一次前向；√n 只在一层保留的不多于其输入时成立。",
@@ -70,7 +70,7 @@ def recompute(lab: Lab, layers: int = 8, hidden: int = 64, seq: int = 192) -> No
     lengths = [int(k.removeprefix("full")) for k in options if k.startswith("full")]
     for k in lengths[:-1]:
         lab.check(f"peak with {k} a segment above {layers} a segment", predict_peak(layers, k, c, kept) - predict_peak(layers, layers, c, kept),
-                  peak[f"full{k}"] - peak[f"full{layers}"], "F29; A from F17 and the norms' statistics")  # fmt: skip
+                  peak[f"full{k}"] - peak[f"full{layers}"], "Eq 29; A from Eq 17 and the norms' statistics")  # fmt: skip
     rule = min(lengths, key=lambda k: abs(k - best_every(layers, c, kept)))
     tried = min(lengths, key=lambda k: peak[f"full{k}"])
     lab.check("best segment length: by √(nC/A) and by trying all", rule, tried, "Chen 1604.06174 §4", unit="layers")
@@ -87,7 +87,7 @@ def recompute(lab: Lab, layers: int = 8, hidden: int = 64, seq: int = 192) -> No
         "GPT-3's best segment length: by the rule and by trying all",
         round(best_every(n, 1, 17)),
         best,
-        "F29: n = 96, C = 2sbh, A = 34sbh",
+        "Eq 29: n = 96, C = 2sbh, A = 34sbh",
         unit="layers",
     )
     names = {"en": ("keep everything", "selective", "full, k layers a segment", "most activations at once (MB)", f"time of a step (ms, {lab.hardware})"),
@@ -117,7 +117,10 @@ def recompute(lab: Lab, layers: int = 8, hidden: int = 64, seq: int = 192) -> No
         return figure
 
     lab.figure(
-        ("96 layers of GPT-3 with flash attention, one sequence: the two terms of F29", "96 层 GPT-3，flash 注意力，一条序列：F29 的两项"),
+        (
+            "96 layers of GPT-3 with flash attention, one sequence: the two terms of Eq 29",
+            "96 层 GPT-3，flash 注意力，一条序列：Eq 29 的两项",
+        ),
         two_terms,
     )
     slow = {k: 100 * (time[k] / time["none"] - 1) for k in ("selective", "full1")}

@@ -43,7 +43,7 @@ def program(gpu: Any, job: Any) -> dict[str, Any]:
     title=("Mixed precision and loss scale", "混合精度与损失缩放"),
     topic=("one GPU", "单卡"),
     question=("Which gradients vanish in fp16, and what brings them back?", "哪些梯度在 fp16 中消失？怎样找回？"),
-    formula=Formula("F28", "S from 65536: ×½ on inf or nan and skip the step, ×2 after 2000 clean;  |g| ≤ 2⁻²⁵ becomes 0", "X", "Mixed precision 1710.03740 §3.2; torch GradScaler"),
+    formula=Formula("Eq 28", "S from 65536: ×½ on inf or nan and skip the step, ×2 after 2000 clean;  |g| ≤ 2⁻²⁵ becomes 0", "X", "Mixed precision 1710.03740 §3.2; torch GradScaler"),
     kills=(
         "“bf16 is more precise than fp16.” It has 3 bits less and fp32's range: no scale needed. “Unscale after clipping.” Then the clip sees a norm S times too large.",
         "“bf16 比 fp16 更精确。”它少 3 位尾数，但有 fp32 的范围：不需要缩放。“先裁剪再反缩放。”那样裁剪看到的范数大了 S 倍。",
@@ -81,7 +81,7 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
     ).results[0]
     plain, raised = look["x1"], look[f"x{RAISED:.0f}"]
     for name, of in (("as they are", plain), ("times 65536", raised)):
-        lab.check(f"gradients that become 0 in fp16, {name}", of["below"], of["gone"], "F28: |g| ≤ 2⁻²⁵", unit="gradients")
+        lab.check(f"gradients that become 0 in fp16, {name}", of["below"], of["gone"], "Eq 28: |g| ≤ 2⁻²⁵", unit="gradients")
         lab.check(f"gradients that become infinite in fp16, {name}", of["above"], of["over"], "|g| ≥ 65520 rounds to 2¹⁶", unit="gradients")
     rule = ScaleRule(initial=2.0**24, interval=interval)
     plan: dict[str, Any] = {"dp": 2, "tp": 2, "global_batch": 8}

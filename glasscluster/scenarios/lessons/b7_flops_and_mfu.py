@@ -12,7 +12,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
     title=("FLOPs, MFU, HFU", "算力利用率"),
     topic=("one GPU", "单卡"),
     question=("6 FLOPs for each parameter and token: where does the 6 come from?", "每参数每 token 6 次浮点运算：6 从哪里来？"),
-    formula=Formula("F30", "72BsLh²(1 + s/(6h) + V/(12Lh)) an iteration, ≈ 6Ψ a token; F1: 12h² + 13h parameters a layer", "X", "Megatron SC21 2104.04473 eq. 3; PaLM 2204.02311 App. B"),
+    formula=Formula("Eq 30", "72BsLh²(1 + s/(6h) + V/(12Lh)) an iteration, ≈ 6Ψ a token; Eq 1: 12h² + 13h parameters a layer", "X", "Megatron SC21 2104.04473 eq. 3; PaLM 2204.02311 App. B"),
     kills=("“Recomputation raises MFU.” It raises HFU: the GPU does more, the model gets no more done. MFU counts only what the model needs.", "“重计算能提高 MFU。”它提高的是 HFU：GPU 做得更多，模型并没有多学。MFU 只计模型需要的运算。"),
     card=Card(
         ("How many FLOPs does a training step take, and what are MFU and HFU?", "训练一步要多少 FLOPs？什么是 MFU 和 HFU？"),
@@ -40,15 +40,15 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
         graph = runs[kind].run.graph
         return int(graph.flops[graph.phase == PHASES.index(phase)].sum())
 
-    forward = 24 * b * s * ll * h * h + 4 * b * s * s * ll * h + 2 * b * s * h * v  # a third of F30, multiplied out
-    lab.check("FLOPs forward, a step", forward, counted("none", "forward"), "F30 over 3", unit="FLOPs")
-    lab.check("FLOPs backward, a step", 2 * forward, counted("none", "backward"), "F30: two products for each of the forward's", unit="FLOPs")
-    lab.check("parameters of a layer", 12 * h * h + 13 * h, sum(size for name, size, _ in _sizes(model)), "F1", unit="")
-    lab.check("parameters of the model", 12 * ll * h * h + 13 * ll * h + (v + s) * h + 2 * h, model.parameters(), "F1: layers, embedding, positions, last norm", unit="")
+    forward = 24 * b * s * ll * h * h + 4 * b * s * s * ll * h + 2 * b * s * h * v  # a third of Eq 30, multiplied out
+    lab.check("FLOPs forward, a step", forward, counted("none", "forward"), "Eq 30 over 3", unit="FLOPs")
+    lab.check("FLOPs backward, a step", 2 * forward, counted("none", "backward"), "Eq 30: two products for each of the forward's", unit="FLOPs")
+    lab.check("parameters of a layer", 12 * h * h + 13 * h, sum(size for name, size, _ in _sizes(model)), "Eq 1", unit="")
+    lab.check("parameters of the model", 12 * ll * h * h + 13 * ll * h + (v + s) * h + 2 * h, model.parameters(), "Eq 1: layers, embedding, positions, last norm", unit="")
     again = {k: predict_flops(k, model, ll, 1, b) if k != "none" else 0 for k in runs}
     ran = {k: sum(counted(k, phase) for phase in ("forward", "backward", "recompute")) for k in runs}
     for kind in runs:
-        lab.check(f"FLOPs that ran, {kind}", 3 * forward + again[kind], ran[kind], "F30 and F29", unit="FLOPs")
+        lab.check(f"FLOPs that ran, {kind}", 3 * forward + again[kind], ran[kind], "Eq 30 and Eq 29", unit="FLOPs")
     mfu = {k: t.timeline.mfu(3.0 * forward) for k, t in runs.items()}
     hfu = {k: t.timeline.mfu(float(t.run.graph.flops.sum())) for k, t in runs.items()}
     for kind in runs:

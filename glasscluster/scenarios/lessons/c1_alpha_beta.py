@@ -29,7 +29,7 @@ def ping_pong(gpu: Any, nbytes: int) -> None:
     title=("α–β: latency and bandwidth", "α–β：延迟与带宽"),
     topic=("communication", "通信"),
     question=("A message of 1 KB and one of 1 GB: which constant of the link matters?", "1 KB 和 1 GB 的消息：链路的哪个常数重要？"),
-    formula=Formula("F8", "t = α + S/β,  α = o + L", "V", "Hockney 1994; Thakur et al. 2005"),
+    formula=Formula("Eq 8", "t = α + S/β,  α = o + L", "V", "Hockney 1994; Thakur et al. 2005"),
     kills=(
         "“Bandwidth is all that matters.” Below α·β bytes a message costs its latency.",
         "“只有带宽重要。”小于 α·β 字节的消息，时间就是延迟。",
@@ -65,14 +65,14 @@ def alpha_beta(lab: Lab, small: int = 1000) -> None:
     lab.ask(f"How many microseconds does a message of {small} bytes take on {lab.hardware}?",
             f"在 {lab.hardware} 上，{small} 字节的消息要多少微秒？", runs[small].timeline.makespan / 2 * 1e6, "µs")  # fmt: skip
     for s in sizes:
-        lab.check(f"time of {s} bytes, one way", link.alpha + s / link.bandwidth, None, "F8",
+        lab.check(f"time of {s} bytes, one way", link.alpha + s / link.bandwidth, None, "Eq 8",
                   simulated=runs[s].timeline.makespan / 2, unit="s", match="virtual", tolerance=1e-9)  # fmt: skip
     big, tiny = sizes[-1], sizes[0]
     times = {s: runs[s].timeline.makespan / 2 for s in (tiny, big)}
     beta = (big - tiny) / (times[big] - times[tiny])
     alpha = times[tiny] - tiny / beta
-    lab.check("α fitted from two sizes", link.alpha, None, "F8", simulated=alpha, unit="s", match="virtual", tolerance=1e-6)
-    lab.check("β fitted from two sizes", link.bandwidth, None, "F8", simulated=beta, unit="bytes/s", match="virtual", tolerance=1e-6)
+    lab.check("α fitted from two sizes", link.alpha, None, "Eq 8", simulated=alpha, unit="s", match="virtual", tolerance=1e-6)
+    lab.check("β fitted from two sizes", link.bandwidth, None, "Eq 8", simulated=beta, unit="bytes/s", match="virtual", tolerance=1e-6)
     axes = {"en": ("message (bytes)", "one way (µs)"), "zh": ("消息（字节）", "单程（µs）")}
     lab.figure(
         ("Time against size on four links", "四种链路上时间与大小的关系"),

@@ -41,7 +41,7 @@ def port_load(graph: Any, topology: Any) -> dict[str, list[int]]:
     title=("Parameter server", "参数服务器"),
     topic=("communication", "通信"),
     question=("At 16 workers, what is the busiest link?", "16 个 worker 时，哪条链路最忙？"),
-    formula=Formula("F11", "server: sends (N−1)S/K for its shard, receives as much; worker: S out, S in; K = N: 2S(N−1)/N sent per rank", "X",
+    formula=Formula("Eq 11", "server: sends (N−1)S/K for its shard, receives as much; worker: S out, S in; K = N: 2S(N−1)/N sent per rank", "X",
                     "Li et al., OSDI 2014; derivation for servers on the workers"),
     kills=("“The parameter server is obsolete, and asynchronous training is free.” With a shard on every worker it sends a ring's bytes in 2 steps. What runs here is "
            "synchronous; without waiting for each other workers use old weights, and `glass run async_servers` measures that price.",
@@ -80,18 +80,18 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
     busiest = max(loads[1]["in"] + loads[1]["out"])
     lab.ask(f"One server for {gpus} workers (it is one of them), S bytes: how many S cross the busiest link, in one direction?",
             f"{gpus} 个 worker 共用一个服务器（它也是 worker），S 字节：最忙的链路单方向通过几个 S？", busiest / size, "S")
-    lab.check("sent by the only server", (gpus - 1) * size, one.graph.bytes_sent()[0], "F11")
-    lab.check("received by the only server", (gpus - 1) * size, loads[1]["in"][0], "F11")
-    lab.check("workers that did not send S and receive S", 0, sum(loads[1][way][r] != size for way in loads[1] for r in range(1, gpus)), "F11", unit="ranks")
+    lab.check("sent by the only server", (gpus - 1) * size, one.graph.bytes_sent()[0], "Eq 11")
+    lab.check("received by the only server", (gpus - 1) * size, loads[1]["in"][0], "Eq 11")
+    lab.check("workers that did not send S and receive S", 0, sum(loads[1][way][r] != size for way in loads[1] for r in range(1, gpus)), "Eq 11", unit="ranks")
     even = every.graph.bytes_sent()
-    lab.check("sent by every rank", 2 * (gpus - 1) * size // gpus, even[0], "F11, K = N")
-    lab.check("ranks that sent something else", 0, sum(s != even[0] for s in even), "F11, K = N", unit="ranks")
+    lab.check("sent by every rank", 2 * (gpus - 1) * size // gpus, even[0], "Eq 11, K = N")
+    lab.check("ranks that sent something else", 0, sum(s != even[0] for s in even), "Eq 11, K = N", unit="ranks")
     lab.check("ranks with a wrong sum", 0, sum(x != sum(range(gpus)) for x in one.results + every.results), "definition", unit="ranks")
     counts = [k for k in (1, 2, 4, 8, 16, 32) if k < gpus] + [gpus]
     runs = {k: {1: one, gpus: every}.get(k) or lab.cluster(gpus).run(program, elements, "parameter-server", k) for k in counts}
     for k in counts:
         lab.check(f"busiest port, K = {k}", (gpus + k - 2) * (size / k), max(map(max, port_load(runs[k].graph, network).values())),
-                  "F11 and the worker's own push", tolerance=0 if elements % k == 0 else 8)
+                  "Eq 11 and the worker's own push", tolerance=0 if elements % k == 0 else 8)
     shared = {k: runs[k].replay(star, contention=True).makespan for k in counts}
     circle = lab.cluster(gpus).run(program, elements, "ring", None)
     ring, chains = circle.replay(star, contention=True).makespan, (every.graph.message_chain(), circle.graph.message_chain())

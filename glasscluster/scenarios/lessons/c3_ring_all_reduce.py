@@ -24,7 +24,9 @@ def program(gpu: Any, elements: int, members: int) -> float:
     title=("Ring all-reduce", "环形全归约"),
     topic=("communication", "通信"),
     question=("How much does each GPU send to sum one buffer over eight GPUs?", "八块 GPU 对一个缓冲区求和，每块要发送多少？"),
-    formula=Formula("F9, F8", "2(N−1)/N·S sent per rank;  2(N−1)(α + S/(Nβ))", "X", "Patarasuk-Yuan 2009; Thakur et al. 2005 (time: V)"),
+    formula=Formula(
+        "Eq 9, Eq 8", "2(N−1)/N·S sent per rank;  2(N−1)(α + S/(Nβ))", "X", "Patarasuk-Yuan 2009; Thakur et al. 2005 (time: V)"
+    ),
     kills=(
         "“All-reduce traffic grows with N.” A rank's bytes stay below 2S; what grows is the number of steps, and with it the latency.",
         "“all-reduce 的通信量随 N 增长。”每个 rank 的字节数不超过 2S；增长的是步数，也就是延迟。",
@@ -61,11 +63,13 @@ def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
         sent[0] / size,
         "S",
     )
-    lab.check("sent by every rank", 2 * (gpus - 1) * size // gpus, sent[0], "F9")
-    lab.check("ranks that sent something else", 0, sum(s != sent[0] for s in sent), "F9", unit="ranks")
+    lab.check("sent by every rank", 2 * (gpus - 1) * size // gpus, sent[0], "Eq 9")
+    lab.check("ranks that sent something else", 0, sum(s != sent[0] for s in sent), "Eq 9", unit="ranks")
     lab.check("ranks with a wrong sum", 0, sum(r != sum(range(gpus)) for r in run.results), "definition", unit="ranks")
     predicted = 2 * (gpus - 1) * (link.alpha + size / gpus / link.bandwidth) + (gpus - 1) * size / gpus / added
-    lab.check("time on " + lab.hardware, predicted, None, "F8", simulated=_moving(run.timeline), unit="s", match="virtual", tolerance=1e-9)
+    lab.check(
+        "time on " + lab.hardware, predicted, None, "Eq 8", simulated=_moving(run.timeline), unit="s", match="virtual", tolerance=1e-9
+    )
     lab.figure(
         ("Every message, numbered in the order its rank sent it", "每条消息，按发送顺序编号"), lambda lang: messages(run.timeline, lang)
     )

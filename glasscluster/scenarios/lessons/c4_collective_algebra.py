@@ -70,7 +70,7 @@ def digits(gpu: Any) -> list[Any]:
     title=("Collective algebra", "集合通信代数"),
     topic=("communication", "通信"),
     question=("Which two collectives make an all-reduce, and is reduce-scatter a reduce and then a scatter?", "哪两个集合通信组成 all-reduce？reduce-scatter 就是先 reduce 再 scatter 吗？"),
-    formula=Formula("F10", "reduce-scatter, all-gather, all-to-all: (N−1)/N·S sent per rank each; all-reduce = the first two", "X", "Patarasuk-Yuan 2009; derivation"),
+    formula=Formula("Eq 10", "reduce-scatter, all-gather, all-to-all: (N−1)/N·S sent per rank each; all-reduce = the first two", "X", "Patarasuk-Yuan 2009; derivation"),
     kills=("“Reduce-scatter is a reduce to a root and a scatter from it.” The result is the same; but then a few ports, the root's first, carry what a ring spreads over all.",
            "“reduce-scatter 就是先归约到根、再从根散发。”结果相同；但少数端口（首先是根的）承担了环本来分摊给所有人的量。"),
     card=Card(
@@ -108,15 +108,15 @@ def collective_algebra(lab: Lab, gpus: int = 8, block: int = 200) -> None:
     whole_ones = {"all-reduce": sent["all-reduce"], "reduce-scatter and all-gather": sent["halves"], "a ZeRO step": sent["zero"]}
     for parts, each in ((1, half), (2, whole_ones)):
         for what, by_rank in each.items():
-            lab.check(f"sent by each rank in {what}", parts * (gpus - 1) * size // gpus, by_rank[0], "F10")
-            lab.check(f"ranks that sent something else in {what}", 0, sum(b != by_rank[0] for b in by_rank), "F10", unit="ranks")
+            lab.check(f"sent by each rank in {what}", parts * (gpus - 1) * size // gpus, by_rank[0], "Eq 10")
+            lab.check(f"ranks that sent something else in {what}", 0, sum(b != by_rank[0] for b in by_rank), "Eq 10", unit="ranks")
     port = {what: [int(g.bytes[(g.rank == r) & (g.peer >= 0)].sum()) for r in range(gpus)] for what in ("scatter", "root") for g in [runs[what].graph]}
     lab.check("received by rank 0 on the detour", (gpus - 1).bit_length() * size, port["root"][0] - sent["root"][0], "binomial tree")
     spent = {what: run.timeline.makespan for what, run in runs.items()}
     added = size / hardware(lab.hardware).gpu.reduce_rate  # additions, where they take time
     for what, name, algorithm, adds in (("scatter", "a ring's reduce-scatter", "ring", (gpus - 1) / gpus), ("root", "the detour over rank 0", "tree", (gpus - 1).bit_length())):
         seconds = THEORY[algorithm]("reduce_scatter", gpus, size, link).time_s
-        lab.check(f"time of {name}", seconds and seconds + adds * added, None, "F8, F10", simulated=spent[what], unit="s", match="virtual", tolerance=1e-9)
+        lab.check(f"time of {name}", seconds and seconds + adds * added, None, "Eq 8, Eq 10", simulated=spent[what], unit="s", match="virtual", tolerance=1e-9)
     ratio = spent["root"] / spent["scatter"]
     lab.ask(f"{gpus} GPUs, S = {size:,} bytes. Reducing to one GPU and scattering from it takes how many times as long as a ring's reduce-scatter?",
             f"{gpus} 块 GPU，S = {size:,} 字节。先归约到一块 GPU 再散发，用时是环形 reduce-scatter 的几倍？", ratio, "×")

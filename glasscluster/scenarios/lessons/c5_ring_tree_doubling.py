@@ -41,7 +41,7 @@ def decades(figure: Any) -> Any:
     title=("Ring, tree, doubling", "算法选择"),
     topic=("communication", "通信"),
     question=("All-reduce on 256 GPUs: up to which size is a tree faster than a ring?", "256 块 GPU 的 all-reduce：多大以内树比环快？"),
-    formula=Formula("F8",
+    formula=Formula("Eq 8",
                     "ring 2(N−1)(α + S/(Nβ)); tree 2·log₂N·(α + S/β); recursive doubling log₂N·(α + S/β); halving-doubling 2·log₂N·α + 2(N−1)/N·S/β; additions at γ",
                     "V", "Thakur, Rabenseifner, Gropp 2005; Rabenseifner 2004"),
     kills=("“A ring is always optimal.” In bytes, yes; but it pays 2(N−1) latencies where a tree pays 2·log₂N, so small sums on many GPUs are faster by tree or doubling.",
@@ -83,7 +83,7 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
 
     runs = {a: lab.run(a, title, program, a, nbytes, gpus=REAL) for a, title in NAMES.items()}
     for a, run in runs.items():
-        lab.check(f"time of {a}, N = {REAL}", form(a, REAL, nbytes), None, "F8", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
+        lab.check(f"time of {a}, N = {REAL}", form(a, REAL, nbytes), None, "Eq 8", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
     lab.check("ranks with a wrong sum", 0, sum(x != sum(range(REAL)) for run in runs.values() for x in run.results), "definition", unit="ranks")
     replayed: dict[str, list[tuple[int, float]]] = {}
     for a in ("ring", "tree", "recursive-doubling"):
@@ -91,12 +91,12 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
             turns = {"turns": size} if a == "ring" else {}  # a ring is the same all round: rank 0 is recorded, and turned
             seconds = Cluster(wide, gpus, "dry", memory_bytes=None, **turns).run(program, a, size).timeline.makespan
             replayed.setdefault(a, []).append((size, seconds))
-            lab.check(f"time of {a}, N = {gpus}, {size} bytes", form(a, gpus, size), None, "F8", simulated=seconds, unit="s", match="virtual", tolerance=1e-9)
+            lab.check(f"time of {a}, N = {gpus}, {size} bytes", form(a, gpus, size), None, "Eq 8", simulated=seconds, unit="s", match="virtual", tolerance=1e-9)
     ends, others = (SMALL * gpus, LARGE * gpus), ("tree", "recursive-doubling")
     theory = {a: crossing(*([(size, form(x, gpus, size)) for size in ends] for x in ("ring", a))) for a in others}
     met = {a: crossing(replayed["ring"], replayed[a]) for a in others}
     for a, meeting in theory.items():
-        lab.check(f"size at which ring and {a} take the same time", meeting, None, "F8, solved for S", simulated=met[a], match="virtual", tolerance=1e-9)
+        lab.check(f"size at which ring and {a} take the same time", meeting, None, "Eq 8, solved for S", simulated=met[a], match="virtual", tolerance=1e-9)
     lab.ask(f"{gpus} GPUs on {lab.hardware} (α = {link.alpha * 1e6:.3g} µs, β = {link.bandwidth / 1e9:.3g} GB/s): at which size, in MB, do ring and tree take equally long?",
             f"{lab.hardware} 的 {gpus} 块 GPU（α = {link.alpha * 1e6:.3g} µs，β = {link.bandwidth / 1e9:.3g} GB/s）：多少 MB 时环与树一样快？",
             met["tree"] / 1e6, "MB")

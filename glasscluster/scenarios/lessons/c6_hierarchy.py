@@ -38,7 +38,7 @@ def between_nodes(graph: Any, g: int) -> list[int]:
     topic=("communication", "通信"),
     question=("8 nodes of 8 GPUs, NVLink inside, InfiniBand between: how much faster than one flat ring is an all-reduce in two levels?",
               "8 个节点各 8 块 GPU，节点内 NVLink，节点间 InfiniBand：两级 all-reduce 比一个平坦的环快多少？"),
-    formula=Formula("F12", "2(g−1)(α₁ + S/(gβ₁)) + 2(M−1)(α₂ + S/(gMβ₂)) + (N−1)/N·S/γ; between nodes 2(M−1)/M·S/g sent per GPU", "V", "derivation; Horovod and NCCL practice"),
+    formula=Formula("Eq 12", "2(g−1)(α₁ + S/(gβ₁)) + 2(M−1)(α₂ + S/(gMβ₂)) + (N−1)/N·S/γ; between nodes 2(M−1)/M·S/g sent per GPU", "V", "derivation; Horovod and NCCL practice"),
     kills=("“The speed-up is the ratio of the bandwidths.” A flat ring leaves a node through one GPU's port; two levels use all g ports, and still pay the slow wire for 1/g of the bytes.",
            "“加速比等于带宽之比。”平坦的环只从一块 GPU 的网口离开节点；分层用上全部 g 个网口，但仍要为 1/g 的字节付慢链路的时间。"),
     card=Card(
@@ -80,11 +80,11 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
         wires = THEORY["hierarchical"]("all_reduce", m * g, size, hw.intra, between=hw.inter, node_size=g).time_s
         assert wires is not None
         seconds = wires + (m * g - 1) * size / (m * g) / hw.gpu.reduce_rate  # and the additions
-        lab.check(f"time in two levels, {m} x {g} GPUs", seconds, None, "F12 and additions at γ", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
-        lab.check(f"sent to another node by each GPU, {m} x {g} GPUs", 2 * (m - 1) * size // (m * g), crossed[0], "F12")
-        lab.check(f"GPUs that sent something else to another node, {m} x {g} GPUs", 0, sum(c != crossed[0] for c in crossed), "F12", unit="ranks")
+        lab.check(f"time in two levels, {m} x {g} GPUs", seconds, None, "Eq 12 and additions at γ", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
+        lab.check(f"sent to another node by each GPU, {m} x {g} GPUs", 2 * (m - 1) * size // (m * g), crossed[0], "Eq 12")
+        lab.check(f"GPUs that sent something else to another node, {m} x {g} GPUs", 0, sum(c != crossed[0] for c in crossed), "Eq 12", unit="ranks")
     n, ring = large_nodes * g, between_nodes(big[large_nodes, shown][0].graph, g)
-    lab.check("sent to another node by a flat ring's last GPU of a node", 2 * (n - 1) * shown // n, ring[g - 1], "F9")
+    lab.check("sent to another node by a flat ring's last GPU of a node", 2 * (n - 1) * shown // n, ring[g - 1], "Eq 9")
     lab.check("ranks with a wrong sum", 0, sum(x != sum(range(nodes * g)) % 256 for x in flat.results + levels.results), "definition", unit="ranks")
     gain = {k: a.timeline.makespan / b.timeline.makespan for k, (a, b) in big.items()}
     ratio, found = hw.intra.bandwidth / hw.inter.bandwidth, gain[large_nodes, shown]

@@ -28,7 +28,7 @@ def program(gpu: Any, lengths: list[int]) -> dict[str, Any]:
         "Ranks hold sequences of different lengths. Is the mean of their means right?",
         "各 rank 的序列长度不同，平均值的平均值对吗？",
     ),
-    formula=Formula("F13", "Σ_r Σ_tokens g ÷ Σ_r tokens_r", "X", "derivation"),
+    formula=Formula("Eq 13", "Σ_r Σ_tokens g ÷ Σ_r tokens_r", "X", "derivation"),
     kills=(
         "“Averaging gradients is always right.” Only if every rank counts the same tokens; otherwise short ranks weigh too much.",
         "“对梯度取平均总是对的。”只有各 rank token 数相同时才对；否则短序列的 rank 权重过大。",
@@ -63,10 +63,10 @@ def dp_equals_one_gpu(lab: Lab) -> None:
     total, count = run.results[0]["token_weighted"]
     means = run.results[0]["mean_of_means"]
     lab.ask("By how many percent is the mean of means off?", "平均的平均偏差百分之几？", 100 * (means / true - 1), "%")
-    lab.check("sum over all tokens", sum(values), total, "F13", unit="gradient")
-    lab.check("tokens over all ranks", sum(lengths), count, "F13", unit="tokens")
+    lab.check("sum over all tokens", sum(values), total, "Eq 13", unit="gradient")
+    lab.check("tokens over all ranks", sum(lengths), count, "Eq 13", unit="tokens")
     trained = lab.train("dp", ("A GPT, data parallel", "数据并行的 GPT"), dp=4, global_batch=8)
-    lab.check("largest gradient difference of the GPT from one device", 0, trained.comparison["max_rel_grad_diff"], "F13",
+    lab.check("largest gradient difference of the GPT from one device", 0, trained.comparison["max_rel_grad_diff"], "Eq 13",
               unit="relative", tolerance=1e-10)  # fmt: skip
     names = {
         "en": ("token weighted", "mean of means", "one device", "mean gradient"),

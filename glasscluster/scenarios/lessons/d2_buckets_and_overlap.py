@@ -15,7 +15,7 @@ KIB = 1024
     title=("Buckets and overlap", "桶与重叠"),
     topic=("data parallel", "数据并行"),
     question=("One big gradient bucket or a hundred small ones?", "一个大梯度桶，还是一百个小桶？"),
-    formula=Formula("F14", "T_end = max over the chain of (ready_i, end_{i−1}) + c_i", "V", "PyTorch DDP 2006.15704"),
+    formula=Formula("Eq 14", "T_end = max over the chain of (ready_i, end_{i−1}) + c_i", "V", "PyTorch DDP 2006.15704"),
     kills=(
         "“Smaller buckets overlap better.” Each costs a whole ring of latencies; below α·β they only get in each other's way.",
         "“桶越小重叠越好。”每个桶都要付一整圈的延迟；小于 α·β 时它们只会互相妨碍。",
@@ -69,7 +69,7 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     ready, done, nbytes = reductions(trained.timeline)
     cost = [overlap.on_a_ring("all_reduce", gpus, here.link(0, 1), here.gpu.reduce_rate)(b) for b in nbytes.tolist()]
     end = overlap.end_of_chain(ready.tolist(), cost)
-    lab.check("end of the last bucket", end, None, "F14", simulated=float(done.max()), unit="s", match="virtual", tolerance=1e-9)
+    lab.check("end of the last bucket", end, None, "Eq 14", simulated=float(done.max()), unit="s", match="virtual", tolerance=1e-9)
     axis = {"en": "bucket (KiB)", "zh": "桶大小（KiB）"}
     parts = {"compute": "compute_s", "optimizer": "optimizer_s", "exposed": "exposed_s", "bubble": "bubble_s"}
 

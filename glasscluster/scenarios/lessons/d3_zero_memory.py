@@ -17,7 +17,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
         "7.5 billion parameters on 64 GPUs: how many GB of model states at ZeRO stage 2?",
         "75 亿参数、64 块 GPU：ZeRO-2 每卡模型状态多少 GB？",
     ),
-    formula=Formula("F15", "(w_p/n_p + w_g/n_g + w_o/n_o)·Ψ;  2, 2, 12 bytes with Adam in mixed precision", "X", "ZeRO 1910.02054 §3.1"),
+    formula=Formula("Eq 15", "(w_p/n_p + w_g/n_g + w_o/n_o)·Ψ;  2, 2, 12 bytes with Adam in mixed precision", "X", "ZeRO 1910.02054 §3.1"),
     kills=(
         "“ZeRO-3 is model parallelism and shards activations.” It shards model states; every rank still computes every layer on its own batch.",
         "“ZeRO-3 是模型并行，会切分激活。”它切分的是模型状态；每个 rank 仍对自己的数据计算每一层。",
@@ -77,7 +77,7 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
         padded = sum(size for _, _, size in units)
         shard = [gpus if stage >= s else 1 for s in (3, 2, 1)]
         lab.check(f"stage {stage}: bytes of model states on a rank", sum(w * padded / n for w, n in zip((2, 2, 12), shard, strict=True)),
-                  sum(held[-1].values()), "F15, each unit padded to N")  # fmt: skip
+                  sum(held[-1].values()), "Eq 15, each unit padded to N")  # fmt: skip
     each = [{k: v / parameters for k, v in h.items()} for h in held]
     lab.ask(
         "7.5 billion parameters, 64 GPUs, stage 2: how many GB a GPU?",

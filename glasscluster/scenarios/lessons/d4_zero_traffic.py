@@ -16,7 +16,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
         "What does ZeRO-3 cost in communication, compared with plain data parallelism?",
         "与普通数据并行相比，ZeRO-3 的通信代价是多少？",
     ),
-    formula=Formula("F16", "DP, stage 1: 2Ψ; stage 2: (m+1)Ψ; stage 3: 3mΨ, each × (N−1)/N elements", "X", "ZeRO 1910.02054 §7"),
+    formula=Formula("Eq 16", "DP, stage 1: 2Ψ; stage 2: (m+1)Ψ; stage 3: 3mΨ, each × (N−1)/N elements", "X", "ZeRO 1910.02054 §7"),
     kills=(
         "“Stage 2 communicates more than DP.” With one micro-batch an all-reduce is a reduce-scatter and an all-gather: the same bytes.",
         "“阶段 2 的通信比 DP 多。”只有一个微批次时，all-reduce 就是 reduce-scatter 加 all-gather：字节数相同。",
@@ -54,7 +54,7 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
         graph = run.run.graph
         counted = sum(graph.bytes_sent(axis="dp", purpose="gradients")) + sum(graph.bytes_sent(axis="dp", purpose="parameters"))
         padded = sum(size for _, _, size in run.run.results[0].units)
-        lab.check(f"stage {stage}: bytes sent by all ranks", (3 if stage == 3 else 2) * (gpus - 1) * padded * 4, counted, "F16, m = 1")
+        lab.check(f"stage {stage}: bytes sent by all ranks", (3 if stage == 3 else 2) * (gpus - 1) * padded * 4, counted, "Eq 16, m = 1")
         sent.append(counted / gpus / (padded * 4 * (gpus - 1) / gpus))
         exposed[stage] = run.timeline.summary()["exposed_comm_s"]
     for name, options, times in (
@@ -65,7 +65,7 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
         other = lab.dry(**{k: v for k, v in common.items() if k != "steps"} | options)
         counted = sum(sum(other.graph.bytes_sent(axis="dp", purpose=p)) for p in ("gradients", "parameters"))
         padded = sum(size for _, _, size in other.results[0].units)
-        lab.check(f"{name}: bytes sent by all ranks", times * (gpus - 1) * padded * 4, counted, "F16")
+        lab.check(f"{name}: bytes sent by all ranks", times * (gpus - 1) * padded * 4, counted, "Eq 16")
     bare = lab.train("no-prefetch", ("ZeRO-3 without prefetch", "ZeRO-3（关闭预取）"), checked=False, zero=3, prefetch=0, **common)
     without = bare.timeline.summary()["exposed_comm_s"]
     lab.ask("How many times DP's traffic does ZeRO-3 send?", "ZeRO-3 的通信量是 DP 的多少倍？", sent[3] / sent[0], "×")

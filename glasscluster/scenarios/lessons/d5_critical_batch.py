@@ -56,7 +56,7 @@ def quadratic(gpu: Any, dims: int, own: int, steps: int, deviation: float, seed:
     title=("Critical batch size", "临界批大小"),
     topic=("data parallel", "数据并行"),
     question=("Does doubling the GPUs halve the steps?", "GPU 加倍，步数就减半吗？"),
-    formula=Formula("F35", "(S/S_min − 1)(E/E_min − 1) = 1, B_crit = E_min/S_min; B_simple = trΣ/|G|² by the two-batch estimator", "T", "McCandlish et al. 1812.06162, section 2 and appendix A.1"),
+    formula=Formula("Eq 35", "(S/S_min − 1)(E/E_min − 1) = 1, B_crit = E_min/S_min; B_simple = trΣ/|G|² by the two-batch estimator", "T", "McCandlish et al. 1812.06162, section 2 and appendix A.1"),
     kills=("“Linear scaling always holds.” Below the noise scale twice the batch nearly halves the steps; above it the steps stay and the examples double.",
            "“线性扩展总是成立。”批小于噪声尺度时，批加倍，步数几乎减半；超过之后步数不再减少，样本却加倍。"),
     card=Card(
@@ -115,10 +115,10 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
     whole = torch.cat([t.reshape(-1) for t in alone.weights[-1].values()])
     lab.check("largest weight difference from one device", 0.0, max(difference(r["weights"], whole, 1.0) for r in run.results), "one device, same batches", unit="relative", tolerance=1e-10)
     for name, true, got in (("trΣ", dims * deviation**2, known.noise), ("|G|²", dims, known.signal), ("B_simple", deviation**2, known.simple)):
-        lab.check(f"{name} of a quadratic, from per-rank gradients alone", true, got, "F35: two-batch estimator, ± 15 %", unit="", match="statistical", tolerance=0.15 * true)
+        lab.check(f"{name} of a quadratic, from per-rank gradients alone", true, got, "Eq 35: two-batch estimator, ± 15 %", unit="", match="statistical", tolerance=0.15 * true)
     fewest, examples = ns.fit(list(BATCHES), found)
     off = max(abs(ns.predict(b, fewest, examples) / s - 1) for b, s in zip(BATCHES, found, strict=True))
-    lab.check("largest distance of a run from the hyperbola", 0.0, off, "F35: fitted to six runs, ± 25 %", unit="relative", match="statistical", tolerance=0.25)
+    lab.check("largest distance of a run from the hyperbola", 0.0, off, "Eq 35: fitted to six runs, ± 25 %", unit="relative", match="statistical", tolerance=0.25)
     critical = examples / fewest
     lab.ask("From 32 to 64 sequences a step: how many times fewer steps to the same loss? (2: half the steps)", "每步从 32 个序列加到 64 个：到同一损失的步数少到几分之一？（填 2 表示减半）", found[-2] / found[-1], "×")
     axes = {"en": ("runs", "hyperbola fitted to them", "if doubling always halved", "steps S", "sequences E = B·S", "batch B (sequences)"),

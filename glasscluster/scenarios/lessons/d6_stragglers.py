@@ -16,7 +16,7 @@ DRAWS = 4000
     title=("Stragglers", "慢节点"),
     topic=("data parallel", "数据并行"),
     question=("One GPU of 512 is 20 % slow: what is lost?", "512 块 GPU 中有一块慢 20%：损失多少？"),
-    formula=Formula("F36", "step = max over ranks; i.i.d. exponential times of rate λ: E = H_N/λ, with b backups (H_{N+b} − H_b)/λ", "T", "order statistics; Chen et al. 1604.00981"),
+    formula=Formula("Eq 36", "step = max over ranks; i.i.d. exponential times of rate λ: E = H_N/λ, with b backups (H_{N+b} − H_b)/λ", "T", "order statistics; Chen et al. 1604.00981"),
     kills=("“Average speed matters.” A synchronous step waits for the slowest: one slow GPU costs all the others as much as itself.",
            "“平均速度才重要。”同步的一步要等最慢者：一块慢 GPU 让其他所有 GPU 同样变慢。"),
     card=Card(
@@ -49,7 +49,7 @@ def stragglers(lab: Lab, gpus: int = 8, slow_rank: int = 3, slow: float = 1.2, n
     late = run.replay(lab.hardware, slow_ranks={slow_rank: slow})
     lab.entries.append(replace(lab.entries[-1], key="slow", title=(f"Rank {slow_rank} computes {100 * (slow - 1):.0f} % slower", f"rank {slow_rank} 的计算慢 {100 * (slow - 1):.0f}%"), timelines={lab.hardware: late}, checks=[], trained=None))
     alone = [float((run.timeline.end[ready] * (run.graph.rank[ready] == r)).max()) * (slow if r == slow_rank else 1) for r in range(gpus)]
-    lab.check("last gradient ready with one slow rank", max(alone), None, "F36: the maximum over ranks", simulated=float(late.end[ready].max()), unit="s", match="virtual", tolerance=1e-9)
+    lab.check("last gradient ready with one slow rank", max(alone), None, "Eq 36: the maximum over ranks", simulated=float(late.end[ready].max()), unit="s", match="virtual", tolerance=1e-9)
     longer = 100 * (late.makespan / run.timeline.makespan - 1)
 
     workers, draw = needed + backups, np.random.default_rng(lab.seed)
@@ -70,17 +70,17 @@ def stragglers(lab: Lab, gpus: int = 8, slow_rank: int = 3, slow: float = 1.2, n
         lab.check(f"{name}: largest gradient difference from one device on what counted", 0.0, worst, "one device, the sequences that counted", unit="relative", tolerance=1e-10)
     server = spared.graph.rank == workers
     pair = [float(line.end[server].max()) for line in (spared.timeline, dropped)]
-    lab.check("last update when the slow worker is dropped, as if it were not slow", pair[0], None, "F36: it is not among those waited for", simulated=pair[1], unit="s", match="virtual", tolerance=1e-9)
+    lab.check("last update when the slow worker is dropped, as if it were not slow", pair[0], None, "Eq 36: it is not among those waited for", simulated=pair[1], unit="s", match="virtual", tolerance=1e-9)
     lab.ask(f"One of {gpus} GPUs computes {100 * (slow - 1):.0f} % slower. By how many % does the step get longer?", f"{gpus} 块 GPU 中一块的计算慢 {100 * (slow - 1):.0f}%。一步会长百分之几？", longer, "%")
 
     many, spread = (1, 8, 64, 512), 1.2825  # π/√6: standard deviation of the maximum of many exponentials
     times = {n: draw.exponential(size=(DRAWS, n)).max(axis=1) for n in many}
     for n in many[1:]:
-        lab.check(f"mean step of {n} ranks, {DRAWS} draws", bw.predict(n, 0), float(times[n].mean()), "F36: H_N/λ; four standard errors", unit="1/λ", match="statistical", tolerance=4 * spread / DRAWS**0.5)
+        lab.check(f"mean step of {n} ranks, {DRAWS} draws", bw.predict(n, 0), float(times[n].mean()), "Eq 36: H_N/λ; four standard errors", unit="1/λ", match="statistical", tolerance=4 * spread / DRAWS**0.5)
     spare = (0, 1, 2, 4, 8, 16, 32)
     kept = {b: float(np.sort(draw.exponential(size=(DRAWS, 64 + b)), axis=1)[:, 63].mean()) for b in spare}
     for b in (4, 16):
-        lab.check(f"mean step of 64 of {64 + b} ranks, {DRAWS} draws", bw.predict(64, b), kept[b], "F36: (H_(N+b) − H_b)/λ", unit="1/λ", match="statistical", tolerance=4 * spread / DRAWS**0.5)
+        lab.check(f"mean step of 64 of {64 + b} ranks, {DRAWS} draws", bw.predict(64, b), kept[b], "Eq 36: (H_(N+b) − H_b)/λ", unit="1/λ", match="statistical", tolerance=4 * spread / DRAWS**0.5)
     edges = np.linspace(0, 14, 29)
     middle: list[float] = ((edges[1:] + edges[:-1]) / 2).tolist()
     axes = {"en": ("N = {}", "step time, in mean times of one rank (1/λ)", "share of steps"), "zh": ("N = {}", "一步的时间，以单个 rank 的平均时间 1/λ 为单位", "步的占比")}

@@ -53,7 +53,7 @@ def program(gpu: Any, config: Any, sequences: int) -> dict[str, Any]:
     topic=("expert parallel", "专家并行"),
     question=("A router sends each token to 2 of 8 experts, one on each of 8 ranks. Which share of the copies leaves its rank?",
               "路由器把每个 token 发给 8 个专家中的 2 个，8 个 rank 各有一个专家。有多大比例的副本离开自己的 rank？"),
-    formula=Formula("F27", "rows leaving a rank per dispatch T·k·(N−1)/N on average; 4 all-to-alls; C = ⌈cf·k·s/E⌉ a sequence; aux αE·Σf_iP_i", "X", "GShard 2006.16668; Switch 2101.03961"),
+    formula=Formula("Eq 27", "rows leaving a rank per dispatch T·k·(N−1)/N on average; 4 all-to-alls; C = ⌈cf·k·s/E⌉ a sequence; aux αE·Σf_iP_i", "X", "GShard 2006.16668; Switch 2101.03961"),
     kills=("“MoE is cheap because few parameters are active.” FLOPs are few, but every expert must be held somewhere, and 7 of 8 rows travel there and back, twice.",
            "“MoE 便宜，因为激活的参数少。”FLOPs 是少，但每个专家都要放在某处，而且 8 行中有 7 行要往返两次。"),
     card=Card(
@@ -92,22 +92,22 @@ def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
         times[key] = run.timeline.makespan * 1e3
         far += [float((moe.experts(alone, sequence(r, i, s, h)).detach() - y).abs().max()) for r, x in enumerate(run.results) for i, y in enumerate(x["outputs"])]
         found, said = matrix(run.graph, "ep", "dispatch").tolist(), expert_parallel.traffic(kept, h, width)
-        lab.check(f"{key}: pairs of ranks whose dispatch differs from the routing's", 0, sum(a != b for x, y in zip(found, said, strict=True) for a, b in zip(x, y, strict=True)), "F27, as routed", unit="pairs")
+        lab.check(f"{key}: pairs of ranks whose dispatch differs from the routing's", 0, sum(a != b for x, y in zip(found, said, strict=True) for a, b in zip(x, y, strict=True)), "Eq 27, as routed", unit="pairs")
         moved = (run.graph.kind == COLLECTIVE) & (run.graph.axis == "ep") & (run.graph.rank == 0) & (run.graph.purpose == PURPOSES.index("activations"))
-        lab.check(f"{key}: all-to-alls of rows, a layer and micro-batch", 4, int(moved.sum()) / sequences, "F27: dispatch and combine, both ways", unit="all-to-alls")
+        lab.check(f"{key}: all-to-alls of rows, a layer and micro-batch", 4, int(moved.sum()) / sequences, "Eq 27: dispatch and combine, both ways", unit="all-to-alls")
         dropped[key] = sum(loads[key][0]) - sum(loads[key][1])
         lost = sum(moe.predict_dropped(config, m["wanted"], s) for mine in routing for m in mine)
-        lab.check(f"{key}: assignments dropped, sequence by sequence", lost, dropped[key], "F27: what is wanted beyond C", unit="rows")
+        lab.check(f"{key}: assignments dropped, sequence by sequence", lost, dropped[key], "Eq 27: what is wanted beyond C", unit="rows")
     lab.check("largest difference of outputs from one device", 0, max(far), "all experts in one place, float64", unit="absolute", tolerance=1e-12)
     most, places = max(max(m["kept"]) for r in runs["places"].results for m in r["routing"]), moe.capacity(kinds["places"][0], s)
     lab.check("places: most rows of a sequence that an expert took", places, most, "C = ⌈1.25·k·s/E⌉", unit="rows")
     rows, left = n * sequences * s * k, sum(runs["even"].graph.bytes_sent(axis="ep", label="dispatch")) // (h * width)
     error = (rows * 7 / 8 / 8) ** 0.5  # of a sum of independent choices; a token's own two are never the same, which makes it less
-    lab.check("rows that left their rank in the dispatch, all ranks", expert_parallel.leaving(rows // k, k, n), left, "F27; 3 standard errors √(A·7/8·1/8)", unit="rows", match="statistical", tolerance=3 * error)
+    lab.check("rows that left their rank in the dispatch, all ranks", expert_parallel.leaving(rows // k, k, n), left, "Eq 27; 3 standard errors √(A·7/8·1/8)", unit="rows", match="statistical", tolerance=3 * error)
     uniform = block_of(plain)
     uniform.router_weight.data.zero_()
     moe.experts(uniform, sequence(0, 0, s, h))
-    lab.check("auxiliary loss a token, uniform router", alpha, float(uniform.routing[0]["aux"]) / s, "F27: α when uniform", unit="loss", tolerance=1e-15)
+    lab.check("auxiliary loss a token, uniform router", alpha, float(uniform.routing[0]["aux"]) / s, "Eq 27: α when uniform", unit="loss", tolerance=1e-15)
 
     trained, after = {}, {}
     for key, weight, title in (("left", 0.0, ("Hot GPT, no auxiliary loss", "热门专家，训练时无辅助损失")), ("balanced", 0.3, ("Hot GPT, auxiliary loss", "热门专家，训练时有辅助损失"))):

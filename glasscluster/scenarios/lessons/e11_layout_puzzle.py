@@ -31,7 +31,7 @@ def layout(dp: int, tp: int, pp: int, zero: int, batch: int, precision: str) -> 
     title=("The 3D layout puzzle", "三维并行拼图"),
     topic=("composition", "并行组合"),
     question=("13 B parameters, 64 GPUs, 8 a node: which data, tensor, pipeline sizes and which ZeRO stage?", "130 亿参数、64 块 GPU、每节点 8 块：数据、张量、流水线各取多大，ZeRO 取哪一级？"),
-    formula=Formula("F15–F23", "memory: F15 a rank; bytes: F16 along dp, F18 along tp, 2m·bsh a hop along pp; time: the slowest chain of these", "X", "ZeRO 1910.02054; Megatron SC21 2104.04473 §3"),
+    formula=Formula("Eq 15–Eq 23", "memory: Eq 15 a rank; bytes: Eq 16 along dp, Eq 18 along tp, 2m·bsh a hop along pp; time: the slowest chain of these", "X", "ZeRO 1910.02054; Megatron SC21 2104.04473 §3"),
     kills=("“More of every kind of parallelism is better.” Each one divides something and sends something; the best layout stops at what fits.",
            "“每种并行都是越多越好。”每一种都切分一样东西，也发送一样东西；最好的布局切到放得下为止。"),
     card=Card(
@@ -80,13 +80,13 @@ def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float =
     ratio = fits[worst]["ms"] / fits[best]["ms"]
     every = [d for d, t, p in product(range(1, GPUS + 1), repeat=3) if d * t * p == GPUS and p <= LAYERS]
     lab.check("legal layouts of 8 GPUs", sum(3 if d > 1 else 1 for d in every), legal_ones, "dp·tp·pp = 8, ZeRO where dp > 1", unit="layouts")
-    lab.check("counted rows of all layouts that differ from their formula", 0, wrong, "F15, F16, F18, F19, F22 and 2m·bsh a hop", unit="rows")
+    lab.check("counted rows of all layouts that differ from their formula", 0, wrong, "Eq 15, Eq 16, Eq 18, Eq 19, Eq 22 and 2m·bsh a hop", unit="rows")
     psi = model.parameters()
     for zero in (0, 1, 3):
         units = found[8, 1, 1, zero]["run"].results[0].units
         padded = sum(size for _, _, size in units)
         n = [8 if zero >= s else 1 for s in (3, 2, 1)]
-        lab.check(f"dp 8, ZeRO-{zero}: model states of all GPUs", 8 * sum(w * padded / k for w, k in zip((2, 2, 12), n, strict=True)), found[8, 1, 1, zero]["states"], "F15, each unit padded to N")
+        lab.check(f"dp 8, ZeRO-{zero}: model states of all GPUs", 8 * sum(w * padded / k for w, k in zip((2, 2, 12), n, strict=True)), found[8, 1, 1, zero]["states"], "Eq 15, each unit padded to N")
     titles = {best: ("The quickest that fits, run", "放得下的最快布局，实际运行"), worst: ("The slowest that fits, run", "放得下的最慢布局，实际运行")}
     small = make_model("tiny", layers=LAYERS, hidden=32, heads=8, seq=16)
     for key, choice in (("best", best), ("worst", worst)):
@@ -117,7 +117,7 @@ def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float =
                lambda lang: stack(short, {names[lang][i]: (looks[i], [s[i] for s in split_up]) for i in range(4)}, *names[lang][4:]))
     big = [(d, t, 64 // (d * t)) for t, d in product((1, 2, 4, 8), (64, 16, 8, 4, 2)) if d * t <= 64 and 64 // (d * t) <= 8]
     giga = [[sum(predict_state(z, round(13e9 / (t * p)), d, 2, 2, 12).values()) / 1e9 for z in columns] for d, t, p in big]
-    lab.figure(("By the same formula F15: GB of model states a GPU, 13 B parameters on 64 GPUs (80 GB each, activations come on top)", "同一公式 F15：130 亿参数、64 块 GPU，每卡模型状态（GB；每卡 80 GB，激活另计）"),
+    lab.figure(("By the same formula Eq 15: GB of model states a GPU, 13 B parameters on 64 GPUs (80 GB each, activations come on top)", "同一公式 Eq 15：130 亿参数、64 块 GPU，每卡模型状态（GB；每卡 80 GB，激活另计）"),
                lambda lang: cells_figure([Table("", [f"dp {d} · tp {t} · pp {p}" for d, t, p in big], [f"ZeRO-{z}" for z in columns], [[f"{g:.3g}" for g in line] for line in giga], [["#d9d9d9" if g > 80 else shade(g / 160) for g in line] for line in giga])]))
 
     def say(c: tuple[int, int, int, int]) -> str:

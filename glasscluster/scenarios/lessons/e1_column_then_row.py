@@ -47,7 +47,7 @@ def program(gpu: Any, tokens: int, hidden: int) -> dict[str, float]:
         "Megatron cuts the MLP's first matrix by columns and the second by rows. Why not the other way round?",
         "Megatron 先按列切第一个矩阵，再按行切第二个。为什么不反过来？",
     ),
-    formula=Formula("F18", "4 all-reduces of bsh per layer and micro-batch: 8bsh(t−1)/t sent per rank", "X", "Megatron-LM 1909.08053 §3"),
+    formula=Formula("Eq 18", "4 all-reduces of bsh per layer and micro-batch: 8bsh(t−1)/t sent per rank", "X", "Megatron-LM 1909.08053 §3"),
     kills=(
         "“GELU(X+Y) = GELU(X)+GELU(Y).” It is not linear, so partial sums must be added before it.",
         "“GELU(X+Y) = GELU(X)+GELU(Y)。”它不是线性的，部分和必须先相加。",
@@ -82,13 +82,13 @@ def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     graph = trained.run.graph
     reduces = int(((graph.kind == COLLECTIVE) & (graph.rank == 0) & (graph.layer >= 0)).sum())
     lab.ask("How many all-reduces a layer, forward and backward?", "每层前向加反向共多少次 all-reduce？", reduces / layers, "all-reduces")
-    lab.check("all-reduces inside the layers, one rank", 4 * layers, reduces, "F18", unit="all-reduces")
+    lab.check("all-reduces inside the layers, one rank", 4 * layers, reduces, "Eq 18", unit="all-reduces")
     row = next(r for r in trained.checks if "4 per layer" in r["name"])
-    lab.check("bytes of them, all ranks", 8 * 2 * 64 * hidden * (t - 1) * layers * 4, row["counted"], "F18")
+    lab.check("bytes of them, all ranks", 8 * 2 * 64 * hidden * (t - 1) * layers * 4, row["counted"], "Eq 18")
     sent = {k: sum(both.graph.bytes_sent(label=k)) for k in ("column then row", "row then column")}
     one = tokens * hidden * 8
-    lab.check("column then row: one all-reduce of tokens × h", 2 * (t - 1) * one, sent["column then row"], "F9")
-    lab.check("row then column: all-reduce 4 × as wide, all-gather", (2 * 4 + 1) * (t - 1) * one, sent["row then column"], "F9, F10")
+    lab.check("column then row: one all-reduce of tokens × h", 2 * (t - 1) * one, sent["column then row"], "Eq 9")
+    lab.check("row then column: all-reduce 4 × as wide, all-gather", (2 * 4 + 1) * (t - 1) * one, sent["row then column"], "Eq 9, Eq 10")
     worst = {k: max(r[k] for r in both.results) for k in ("column", "row", "wrong")}
     lab.check("largest error of column then row", 0, worst["column"], "one device", unit="relative", tolerance=1e-12)
     lab.check("largest error of row then column", 0, worst["row"], "one device", unit="relative", tolerance=1e-12)

@@ -21,7 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     topic=("tensor parallel", "张量并行"),
     question=("Sequence parallelism turns every all-reduce into an all-gather and a reduce-scatter. Does that cost bandwidth?",
               "序列并行把每次 all-reduce 变成 all-gather 加 reduce-scatter。这要多花带宽吗？"),
-    formula=Formula("F18, F17", "a layer sends 8 · (t−1)/t · bsh (TP) or 10 · (t−1)/t · bsh (TP+SP) elements a rank; keeps sbh(10 + 24/t + 5as/(ht)) or sbh/t · (34 + 5as/h) bytes",
+    formula=Formula("Eq 18, Eq 17", "a layer sends 8 · (t−1)/t · bsh (TP) or 10 · (t−1)/t · bsh (TP+SP) elements a rank; keeps sbh(10 + 24/t + 5as/(ht)) or sbh/t · (34 + 5as/h) bytes",
                     "X", "Korthikanti 2205.05198 §4.2; Megatron-LM 1909.08053 §3"),
     kills=("“Tensor parallelism across nodes is fine with InfiniBand.” Every layer waits for four sums; on the same 8 GPUs in two nodes the same step takes more than twice as long.",
            "“有了 InfiniBand，张量并行可以跨节点。”每一层都要等待四次求和；同样 8 块 GPU 分在两个节点，同一步要花两倍以上的时间。"),
@@ -73,11 +73,11 @@ def sequence_parallel(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     sent = {k: units(r.run.graph) for k, r in runs.items()}
     separate = lab.dry(model=model.model_copy(update={"qkv": "separate"}), **plan, sequence_parallel=True)
     for key, predicted in (("tp", 8), ("tp+sp", 10), ("overlapped", 10)):
-        lab.check(f"{key}: units of (t−1)/t·bsh sent a layer", predicted, sent[key], "F18", unit="units")
+        lab.check(f"{key}: units of (t−1)/t·bsh sent a layer", predicted, sent[key], "Eq 18", unit="units")
     again = units(runs["tp+sp"].run.graph, "f again")
-    lab.check("tp+sp: units that gather an input again in backward", 2, again, "F18", unit="units")
-    lab.check("tp+sp: units without those, as an all-reduce sends", sent["tp"], sent["tp+sp"] - again, "F18, F10", unit="units")
-    lab.check("tp+sp, Q, K and V apart keep attention's input whole: units", 9, units(separate.graph), "F18", unit="units")
+    lab.check("tp+sp: units that gather an input again in backward", 2, again, "Eq 18", unit="units")
+    lab.check("tp+sp: units without those, as an all-reduce sends", sent["tp"], sent["tp+sp"] - again, "Eq 18, Eq 10", unit="units")
+    lab.check("tp+sp, Q, K and V apart keep attention's input whole: units", 9, units(separate.graph), "Eq 18", unit="units")
     lab.ask(f"An all-reduce of bsh elements is 2 units of (t−1)/t·bsh, and TP needs 4 a layer: 8 units. How many units does TP with sequence parallelism send a layer (t = {t})?",
             f"一次 bsh 个元素的 all-reduce 是 2 个单位的 (t−1)/t·bsh，TP 每层 4 次：8 个单位。加上序列并行后每层发送几个单位（t = {t}）？", sent["tp+sp"], "units")
 
@@ -95,7 +95,7 @@ def sequence_parallel(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     layouts, names = {}, {"tp": "TP", "sp": "TP and SP", "cp": "TP, SP and cp = 2", "selective": "TP and SP, selective"}
     for key, (_, _, options) in asked.items():
         parts, theory = layouts[key] = kept(giant, 1, "bf16", wide, context="ulysses", **options)
-        lab.check(f"GPT-3's layer, kept with {names[key]}", theory, sum(parts.values()), "F17")
+        lab.check(f"GPT-3's layer, kept with {names[key]}", theory, sum(parts.values()), "Eq 17")
     total = {k: sum(parts.values()) for k, (parts, _) in layouts.items()}
 
     # ---- how long it takes: the same step in one node and in two

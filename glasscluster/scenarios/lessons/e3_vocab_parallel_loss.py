@@ -72,7 +72,7 @@ def program(gpu: Any, vocab: int, tokens: int, gathers: bool, pads: bool) -> dic
     topic=("tensor parallel", "张量并行"),
     question=("Each rank has the logits of V/t tokens of the vocabulary. Can we have the loss without gathering them?",
               "每个 rank 只有词表中 V/t 个 token 的 logits。能否不聚集它们就得到损失？"),
-    formula=Formula("F19", "3 all-reduces of bs scalars (max, target logit, Σexp): 6(t−1)/t · bs elements a rank, instead of (t−1)/t · bsV", "X", "Megatron-LM 1909.08053 §3 and its code"),
+    formula=Formula("Eq 19", "3 all-reduces of bs scalars (max, target logit, Σexp): 6(t−1)/t · bs elements a rank, instead of (t−1)/t · bsV", "X", "Megatron-LM 1909.08053 §3 and its code"),
     kills=("“Softmax needs the full row on one GPU.” It needs the row's maximum and the sum of its exponentials: two scalars, and the target's logit is a third.",
            "“softmax 需要一块 GPU 上有完整的一行。”它只需要这一行的最大值与指数之和：两个标量；目标的 logit 是第三个。"),
     card=Card(
@@ -113,8 +113,8 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
     lab.ask(f"V = {largest:,}, t = {t}: gathering the logits sends how many times the bytes of three scalars a token?",
             f"V = {largest:,}，t = {t}：聚集 logits 的字节数是每 token 三个标量的多少倍？", times[largest], "×")
     for vocab in vocabularies:
-        lab.check(f"V = {vocab}: three scalars a token, all ranks", 3 * 2 * (t - 1) * tokens * 8, scalars[vocab], "F19, F9")
-        lab.check(f"V = {vocab}: logits gathered, all ranks", (t - 1) * tokens * rows[vocab] * 8, gathered[vocab], "F10")
+        lab.check(f"V = {vocab}: three scalars a token, all ranks", 3 * 2 * (t - 1) * tokens * 8, scalars[vocab], "Eq 19, Eq 9")
+        lab.check(f"V = {vocab}: logits gathered, all ranks", (t - 1) * tokens * rows[vocab] * 8, gathered[vocab], "Eq 10")
     for what in worst:
         lab.check(f"largest {what} difference of the cut vocabularies from torch's cross-entropy", 0, worst[what], "one device", unit="relative", tolerance=1e-12)
     padded, touched = (sum(r[what] for v in vocabularies for r in cut[v].results) for what in ("padded", "touched"))

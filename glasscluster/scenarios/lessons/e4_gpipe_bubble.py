@@ -11,7 +11,9 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
     title=("GPipe's bubble", "GPipe 的流水线气泡"),
     topic=("pipeline", "流水线并行"),
     question=("How much of the time do four pipeline stages stand idle?", "四级流水线有多少时间在空转？"),
-    formula=Formula("F20", "Σ(f_s+b_s) + (m−1)(max f_s + max b_s) + 2(p−1)c;  (p−1)/(m+p−1)", "V", "GPipe 1811.06965; Megatron SC21 §2.2"),
+    formula=Formula(
+        "Eq 20", "Σ(f_s+b_s) + (m−1)(max f_s + max b_s) + 2(p−1)c;  (p−1)/(m+p−1)", "V", "GPipe 1811.06965; Megatron SC21 §2.2"
+    ),
     kills=(
         "“The bubble is (p−1)/m of the time.” That is idle over useful time; of the whole it is (p−1)/(m+p−1).",
         "“气泡占总时间的 (p−1)/m。”那是空闲除以有效时间；占总时间应为 (p−1)/(m+p−1)。",
@@ -66,7 +68,7 @@ def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
         lambda lang: lines({names[lang][0]: (sweep, found), names[lang][1]: (sweep, theory)}, *names[lang][2:], log_x=True),
     )
     formula = next(r for r in trained.checks if r["match"] == "virtual")
-    lab.check("GPipe makespan, first F to last B", formula["predicted"], None, "F20", simulated=formula["simulated"], unit="s",
+    lab.check("GPipe makespan, first F to last B", formula["predicted"], None, "Eq 20", simulated=formula["simulated"], unit="s",
               match="virtual", tolerance=1e-9)  # fmt: skip
     lab.tell(
         f"{p} ranks ran {m} micro-batches. The bubble is {bubble['bubble_fraction']:.1%} of the time and {bubble['bubble_over_ideal']:.1%} "

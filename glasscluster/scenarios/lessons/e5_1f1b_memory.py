@@ -14,7 +14,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
     title=("1F1B saves memory", "1F1B 省的是显存"),
     topic=("pipeline", "流水线并行"),
     question=("Is 1F1B faster than GPipe?", "1F1B 比 GPipe 快吗？"),
-    formula=Formula("F22", "in flight on stage s: GPipe m, 1F1B min(m, p−s); F20: both take (m+p−1)(f+b)", "X", "Megatron SC21 2104.04473 §2.2"),
+    formula=Formula("Eq 22", "in flight on stage s: GPipe m, 1F1B min(m, p−s); Eq 20: both take (m+p−1)(f+b)", "X", "Megatron SC21 2104.04473 §2.2"),
     kills=("“1F1B shrinks the bubble.” With equal stages and free hops it is the same bubble to the last digit; what shrinks is what a stage holds.",
            "“1F1B 能减小气泡。”各级相等、通信免费时，气泡分毫不差；变小的是每一级持有的激活。"),
     card=Card(
@@ -44,8 +44,8 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
     shown = []
     for name, (run, _, _, drawn) in runs.items():
         for s in range(p):
-            lab.check(f"{names[name]}: most micro-batches held by stage {s}", theory[name].predict_in_flight(p, m, s), max(held(drawn, s)[1]), "F22", unit="micro-batches")
-        lab.check(f"{names[name]}: time of a step, f = 1 ms, b = 2 ms", (m + p - 1) * 3e-3, None, "F20", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
+            lab.check(f"{names[name]}: most micro-batches held by stage {s}", theory[name].predict_in_flight(p, m, s), max(held(drawn, s)[1]), "Eq 22", unit="micro-batches")
+        lab.check(f"{names[name]}: time of a step, f = 1 ms, b = 2 ms", (m + p - 1) * 3e-3, None, "Eq 20", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
         shown.append(Played(f"<b>{names[name]}</b>: {run.timeline.makespan * 1e3:g} ms", drawn))
     lab.check("elements of gradients that are not m·n^S", 0, equal_stages.wrong_gradients((r, s) for r, s, *_ in runs.values()), "all ones: every element is known", unit="elements")
 
@@ -60,12 +60,12 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
     grown = {n: [activations(lab.dry(model=model, pp=p, schedule=n, global_batch=k)) for k in counts] for n in theory}
     one = [(b - a) / (counts[1] - counts[0]) for a, b in zip(*grown["gpipe"][:2], strict=True)]  # bytes of a micro-batch, by stage
     for s in range(p):
-        lab.check(f"GPipe: bytes more on stage {s} for {3 * m} micro-batches more", one[s] * 3 * m, grown["gpipe"][3][s] - grown["gpipe"][1][s], "F22: each micro-batch is held")
-    lab.check(f"1F1B: bytes more on all stages for {3 * m} micro-batches more", 0, sum(grown["1f1b"][3]) - sum(grown["1f1b"][1]), "F22: min(m, p−s) for m ≥ p")
+        lab.check(f"GPipe: bytes more on stage {s} for {3 * m} micro-batches more", one[s] * 3 * m, grown["gpipe"][3][s] - grown["gpipe"][1][s], "Eq 22: each micro-batch is held")
+    lab.check(f"1F1B: bytes more on all stages for {3 * m} micro-batches more", 0, sum(grown["1f1b"][3]) - sum(grown["1f1b"][1]), "Eq 22: min(m, p−s) for m ≥ p")
     saved = [a - b for a, b in zip(kept["gpipe"], kept["1f1b"], strict=True)]
     for s in range(p):
         sent = model.seq * hidden * 4 if s else 0  # 1F1B is fullest in the middle, where the gradient it sent last may still be on its way
-        lab.check(f"bytes that 1F1B holds less than GPipe, stage {s}", one[s] * (m - min(m, p - s)) - sent, saved[s], "F22: m − min(m, p−s) micro-batches; a gradient on its way")
+        lab.check(f"bytes that 1F1B holds less than GPipe, stage {s}", one[s] * (m - min(m, p - s)) - sent, saved[s], "Eq 22: m − min(m, p−s) micro-batches; a gradient on its way")
     ratio = sum(kept["gpipe"]) / sum(kept["1f1b"])
     lab.ask(f"{p} stages, {m} micro-batches: GPipe takes 33 ms. How many ms does 1F1B take?" if (p, m) == (4, 8) else f"{p} stages, {m} micro-batches, f = 1 ms, b = 2 ms: how many ms does 1F1B take?",
             f"{p} 级、{m} 个微批次：GPipe 用时 33 ms。1F1B 用多少 ms？" if (p, m) == (4, 8) else f"{p} 级、{m} 个微批次，f = 1 ms，b = 2 ms：1F1B 用多少 ms？",

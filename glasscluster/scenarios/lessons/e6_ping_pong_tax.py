@@ -12,7 +12,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
     title=("The ping-pong tax", "1F1B 的往返税"),
     topic=("pipeline", "流水线并行"),
     question=("Add 0.25 ms a hop to 4 stages and 8 micro-batches: who is faster now?", "4 级、8 个微批次，每跳加 0.25 ms：现在谁更快？"),
-    formula=Formula("F23", "GPipe (m+p−1)(f+b)+2(p−1)c;  strict 1F1B (m+p−1)(f+b)+2c[(p−1)m/p+p−2], p | m", "V", "derivation; eager 1F1B: Zhuang 2211.05322"),
+    formula=Formula("Eq 23", "GPipe (m+p−1)(f+b)+2(p−1)c;  strict 1F1B (m+p−1)(f+b)+2c[(p−1)m/p+p−2], p | m", "V", "derivation; eager 1F1B: Zhuang 2211.05322"),
     kills=("“The same bubble, so the same time.” Only where hops are free: in 1F1B the next forward waits for a gradient that has to come back.",
            "“气泡相同，所以时间相同。”只有通信免费时如此：1F1B 的下一次前向要等一个必须返回的梯度。"),
     card=Card(
@@ -49,11 +49,11 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
     took = {n: run.timeline.makespan for n, (run, *_) in runs.items()}
     shown = []
     for name, (run, _schedule, judged, drawn) in runs.items():
-        lab.check(f"{names[name]}: time of a step, {hop_ms:g} ms a hop", theory(name, hop), None, "F23", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
+        lab.check(f"{names[name]}: time of a step, {hop_ms:g} ms a hop", theory(name, hop), None, "Eq 23", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
         lab.check(f"{names[name]}: the same by its list alone", judged.makespan, None, "the list, played", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
         live = [min(m, 2 * (p - s) - 1) if name == "eager-1f1b" else m if name == "gpipe" else min(m, p - s) for s in range(p)]
         for s in range(p):
-            lab.check(f"{names[name]}: most micro-batches held by stage {s}", live[s], max(held(drawn, s)[1]), "F22, F23", unit="micro-batches")
+            lab.check(f"{names[name]}: most micro-batches held by stage {s}", live[s], max(held(drawn, s)[1]), "Eq 22, Eq 23", unit="micro-batches")
         lab.check(f"{names[name]}: messages", 2 * m * (p - 1), run.graph.count("send"), "2m over each of p−1 hops", unit="messages")
         shown.append(Played(f"<b>{names[name]}</b>: {run.timeline.makespan * 1e3:g} ms", drawn))
     hops = [k * 0.25e-3 for k in range(11)]
@@ -61,8 +61,8 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
     for name, times in swept.items():
         known = [(theory(name, c), t) for c, t in zip(hops, times, strict=True)]
         apart = max(abs(t - k) / k for k, t in known if k is not None)
-        lab.check(f"{names[name]}: largest error of the formula over {sum(k is not None for k, _ in known)} hops on its domain", 0, apart, "F23", unit="relative", tolerance=1e-9)
-    lab.check("eager 1F1B: the longest hop that it hides", eager_1f1b.predict_hop_limit(p, m, f, b), None, "F23: (f+b)/2, by search",
+        lab.check(f"{names[name]}: largest error of the formula over {sum(k is not None for k, _ in known)} hops on its domain", 0, apart, "Eq 23", unit="relative", tolerance=1e-9)
+    lab.check("eager 1F1B: the longest hop that it hides", eager_1f1b.predict_hop_limit(p, m, f, b), None, "Eq 23: (f+b)/2, by search",
               simulated=eager_1f1b.search_hop_limit(p, m, f, b), unit="s", match="virtual", tolerance=1e-6)
     lab.check("elements of gradients that are not m·n^S", 0, equal_stages.wrong_gradients((r, s) for r, s, *_ in runs.values()), "all ones: every element is known", unit="elements")
     lab.ask(f"{p} stages, {m} micro-batches, f = 1 ms, b = 2 ms, {hop_ms:g} ms a hop. GPipe takes {took['gpipe'] * 1e3:g} ms. How many ms does 1F1B take?",

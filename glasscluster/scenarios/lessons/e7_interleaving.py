@@ -12,7 +12,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
     title=("Interleaving", "交错流水"),
     topic=("pipeline", "流水线并行"),
     question=("Four chunks a rank instead of one: what becomes of the bubble, and of memory?", "每个 rank 从一块变成四块：气泡如何？显存如何？"),
-    formula=Formula("F21", "bubble over ideal (p−1)/(vm); messages 2m(pv−1); F22: chunks held min(mv, 2(p−r−1)+(v−1)p+1)", "V", "Megatron SC21 2104.04473 §2.2.2"),
+    formula=Formula("Eq 21", "bubble over ideal (p−1)/(vm); messages 2m(pv−1); Eq 22: chunks held min(mv, 2(p−r−1)+(v−1)p+1)", "V", "Megatron SC21 2104.04473 §2.2.2"),
     kills=("“A free lunch.” Messages grow (pv−1)/(p−1)-fold and the first rank holds 1+(p−1)/(pv) times what 1F1B holds.",
            "“免费的午餐。”消息数变为 (pv−1)/(p−1) 倍，第一个 rank 持有的激活是 1F1B 的 1+(p−1)/(pv) 倍。"),
     card=Card(
@@ -44,18 +44,18 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
         run, _schedule, judged, drawn = runs[v] = equal_stages.played(lab, f"v{v}", (f"v = {v}", f"v = {v}（每个 rank {v} 块）"), name, p, m, v)
         ideal = (one_f_one_b.predict_bubble(p, m) if v == 1 else interleaved.predict_bubble(p, m, v) or (0.0, 0.0))[1]
         bubble = run.timeline.bubble()["bubble_over_ideal"]
-        lab.check(f"v = {v}: bubble over ideal", ideal, None, "F21", simulated=bubble, unit="of the work", match="virtual", tolerance=1e-9)
+        lab.check(f"v = {v}: bubble over ideal", ideal, None, "Eq 21", simulated=bubble, unit="of the work", match="virtual", tolerance=1e-9)
         lab.check(f"v = {v}: time of a step by its list", judged.makespan, None, "the list, played", simulated=run.timeline.makespan, unit="s", match="virtual", tolerance=1e-9)
-        lab.check(f"v = {v}: messages", interleaved.predict_messages(p, m, v), run.graph.count("send"), "F21", unit="messages")
+        lab.check(f"v = {v}: messages", interleaved.predict_messages(p, m, v), run.graph.count("send"), "Eq 21", unit="messages")
         for r in range(p):
             live = one_f_one_b.predict_in_flight(p, m, r) if v == 1 else interleaved.predict_in_flight(p, m, v, r)
-            lab.check(f"v = {v}: chunks held at most by rank {r}", live, max(held(drawn, r)[1]), "F22", unit="chunks")
+            lab.check(f"v = {v}: chunks held at most by rank {r}", live, max(held(drawn, r)[1]), "Eq 22", unit="chunks")
         over.append(bubble)
         most.append(max(held(drawn, 0)[1]) / v)
         sent.append(run.graph.count("send"))
         shown.append((f"<b>v = {v}</b>: {run.timeline.makespan * 1e3:g} ms", f"{bubble:.3%}", drawn))
     for v, factor in zip(chunks[1:], most[1:], strict=True):
-        lab.check(f"v = {v}: held by rank 0 over 1F1B's", 1 + (p - 1) / (p * v), factor / most[0], "F22: 1 + (p−1)/(pv)", unit="×", tolerance=1e-12)
+        lab.check(f"v = {v}: held by rank 0 over 1F1B's", 1 + (p - 1) / (p * v), factor / most[0], "Eq 22: 1 + (p−1)/(pv)", unit="×", tolerance=1e-12)
     lab.check("elements of gradients that are not m·n^S", 0, equal_stages.wrong_gradients((r, s) for r, s, *_ in runs.values()), "all ones: every element is known", unit="elements")
     model = make_model("tiny", layers=2 * p, hidden=32, seq=32)
     lab.train("gpt", ("A GPT in two chunks a rank", "每个 rank 两块的 GPT"), model=model, steps=2, pp=p, virtual_stages=2, schedule="interleaved", global_batch=m, compared=False)
@@ -67,8 +67,8 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
     hops = [k * 0.05e-3 for k in range(11)]
     slow = {v: [runs[v][0].replay(equal_stages.machine(1e-3 / v, c)).makespan * 1e3 for c in hops] for v in chunks}
     cross = next((c for c, a, b in zip(hops, slow[1], slow[chunks[-1]], strict=True) if b > a), None)
-    axes = {"en": ("micro-batches m", "bubble over ideal (%), F21", "hop c (ms)", "time of a step (ms)", "times 1F1B's", ("messages", "held by rank 0")),
-            "zh": ("微批次数 m", "气泡相对有效时间 (%)，F21", "每跳 c (ms)", "一步的时间 (ms)", "1F1B 的倍数", ("消息数", "rank 0 持有"))}
+    axes = {"en": ("micro-batches m", "bubble over ideal (%), Eq 21", "hop c (ms)", "time of a step (ms)", "times 1F1B's", ("messages", "held by rank 0")),
+            "zh": ("微批次数 m", "气泡相对有效时间 (%)，Eq 21", "每跳 c (ms)", "一步的时间 (ms)", "1F1B 的倍数", ("消息数", "rank 0 持有"))}
     lab.figure(("The same work in 1, 2 and 4 chunks a rank, as it ran: later chunks are paler", "同样的工作，每个 rank 1、2、4 块，实际运行：靠后的块颜色较浅"), 
                lambda lang: comparison_figure([Played(f"{title}, {word('idle_over_work', lang, x=x)}", drawn) for title, x, drawn in shown], lang, "f = 1 ms, b = 2 ms"))
     lab.figure(("The bubble against micro-batches and chunks", "气泡与微批次数、块数"), lambda lang: lines({f"v = {v}": (counts, s) for v, s in swept.items()}, *axes[lang][:2], log_x=True))

@@ -12,7 +12,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
     title=("Zero bubble and DualPipe", "零气泡"),
     topic=("pipeline", "流水线并行"),
     question=("What if the weights' gradients can wait?", "如果权重梯度可以等一等呢？"),
-    formula=Formula("F24", "largest span less work, T_B the input's part: 1F1B (p−1)(T_F+T_B+T_W), ZB-H1 (p−1)(T_F+T_B−T_W), ZB-H2 (p−1)(T_F+T_B−2T_W)", "V", "Zero bubble 2401.10241 §2; F25 DualPipe"),
+    formula=Formula("Eq 24", "largest span less work, T_B the input's part: 1F1B (p−1)(T_F+T_B+T_W), ZB-H1 (p−1)(T_F+T_B−T_W), ZB-H2 (p−1)(T_F+T_B−2T_W)", "V", "Zero bubble 2401.10241 §2; Eq 25 DualPipe"),
     kills=("“Bubbles are unavoidable in synchronous training.” Only the input's gradient is on the way back; the weights' part of the backward has no one waiting for it.",
            "“同步训练里气泡不可避免。”只有输入的梯度在返回的路上；反向里权重的那一部分没有人在等。"),
     card=Card(
@@ -52,16 +52,16 @@ def zero_bubble(lab: Lab, p: int = 4, m: int = 8) -> None:
         largest = spent.index(max(spent))
         found[name] = spent[largest] - sum(b.end - b.begin for b in drawn if b.rank == largest)
         if name != "dualpipe-v":  # its slots of two really run one after the other: its formula is checked on the list, below
-            lab.check(f"{said}: largest span less its work", spans[name], found[name], "F24, F25", unit="s", tolerance=1e-12)
+            lab.check(f"{said}: largest span less its work", spans[name], found[name], "Eq 24, Eq 25", unit="s", tolerance=1e-12)
         lab.check(f"{said}: time of a step by its list", judged.makespan, None, "the list, played", simulated=line.makespan, unit="s", match="virtual", tolerance=1e-9)
         live = predict_live(name, p, m, v)
         for r in range(p):
-            lab.check(f"{said}: chunks held at most by rank {r}", live[r], run.results[r]["live"], "F22", unit="chunks")
+            lab.check(f"{said}: chunks held at most by rank {r}", live[r], run.results[r]["live"], "Eq 22", unit="chunks")
         most[name] = max(max(held(drawn, r)[1]) for r in range(p)) / v
         shown.append((f"<b>{said}</b>: {line.makespan * 1e3:g} ms", f"{found[name] / f:.3g} F", drawn))
     pairs = runs["dualpipe-v"][1].validate(g, 2 * g, 0.0, g)
-    lab.check("1F1B over ZB-H1: largest span less its work", 3.0, None, "F24", simulated=found["1f1b"] / found["zb-h1"], unit="×", match="virtual", tolerance=1e-9)
-    lab.check("DualPipe-V, slots of two as written: largest span less its work", spans["dualpipe-v"], None, "F25: (p−1)(F&B + B − 3W)", simulated=pairs.stage_span_bubble, unit="s", match="virtual", tolerance=1e-9)
+    lab.check("1F1B over ZB-H1: largest span less its work", 3.0, None, "Eq 24", simulated=found["1f1b"] / found["zb-h1"], unit="×", match="virtual", tolerance=1e-9)
+    lab.check("DualPipe-V, slots of two as written: largest span less its work", spans["dualpipe-v"], None, "Eq 25: (p−1)(F&B + B − 3W)", simulated=pairs.stage_span_bubble, unit="s", match="virtual", tolerance=1e-9)
     lab.check("elements of gradients that are not m·n^S", 0, equal_stages.wrong_gradients((r, s) for r, s, *_ in runs.values()), "all ones: every element is known", unit="elements")
     model = make_model("tiny", layers=2 * p, hidden=32, seq=32)
     for name in ("zb-h1", "dualpipe-v"):

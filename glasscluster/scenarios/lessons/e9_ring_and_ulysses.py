@@ -56,15 +56,15 @@ def ring_of(timeline: Any, rank: int) -> tuple[float, int]:
     title=("Long context: ring vs Ulysses", "上下文并行"),
     topic=("context parallel", "上下文并行"),
     question=("128k tokens, 8 GPUs: which moves less, a ring or Ulysses?", "128k 个 token、8 块 GPU：环与 Ulysses，哪个通信更少？"),
-    formula=Formula("F26", "ring 2B(N−1)(s/N)·n_kv·d, Ulysses (N−1)/N·B(s/N)(2a+2n_kv)d elements forward; F6 merges blocks", "X", "2310.01889; 2309.14509"),
+    formula=Formula("Eq 26", "ring 2B(N−1)(s/N)·n_kv·d, Ulysses (N−1)/N·B(s/N)(2a+2n_kv)d elements forward; Eq 6 merges blocks", "X", "2310.01889; 2309.14509"),
     kills=("“Equal tokens are equal work.” Under a causal mask the last piece of a sequence has 2N−1 times the first's pairs: a plain ring waits for its last rank.",
            "“token 一样多，工作量就一样多。”在因果掩码下，序列最后一段的查询-键对数是第一段的 2N−1 倍：普通的环要等最后一个 rank。"),
     card=Card(
         ("A sequence does not fit one GPU. Ring attention or Ulysses?", "一条序列一块 GPU 放不下。用环形注意力还是 Ulysses？"),
         ("Ulysses sends less, but takes at most as many ranks as there are key heads. A ring takes any number and hides its messages behind long blocks; share it out in zigzag.",
          "Ulysses 通信更少，但 rank 数不能超过键值头数。环的 rank 数不限，块够长时通信可被隐藏；切分要用 zigzag。"),
-        ("Ring: K and V go round, 2(N−1)(s/N)·n_kv·d elements forward; each block's output is merged by its log-sum-exp (F6). Hidden once a block's products take as long as its message: s/N ≥ (n_kv/a)·w·peak/(2β). Causal: plain pieces are 1 : 2N−1 in work; zigzag gives each rank chunks r and 2N−1−r, striped every N-th token: even. Ulysses: all-to-alls of Q, K, V and the output turn token pieces into head pieces; 4(N−1)/N·(s/N)h for MHA, N/2 times less, but exposed, and N ≤ n_kv. GQA shrinks the ring's K and V by a/n_kv and only half of Ulysses' bytes. Hybrids (USP) exchange heads inside a node, with a ring between nodes.",
-         "环：K、V 绕行一圈，前向 2(N−1)(s/N)·n_kv·d 个元素；各块输出用 log-sum-exp 合并（F6）。当一块的计算不短于其消息时可被隐藏：s/N ≥ (n_kv/a)·w·peak/(2β)。因果掩码：普通切分的工作量为 1 : 2N−1；zigzag 给每个 rank 第 r 与第 2N−1−r 块，striped 每隔 N 个取一个 token：均衡。Ulysses：对 Q、K、V 与输出做 all-to-all，把按 token 切变成按头切；MHA 为 4(N−1)/N·(s/N)h，少 N/2 倍，但不重叠，且 N ≤ n_kv。GQA 使环的 K、V 减小 a/n_kv 倍，而 Ulysses 只减小一半字节的部分。混合方案（USP）在节点内交换头，节点间用环。"),
+        ("Ring: K and V go round, 2(N−1)(s/N)·n_kv·d elements forward; each block's output is merged by its log-sum-exp (Eq 6). Hidden once a block's products take as long as its message: s/N ≥ (n_kv/a)·w·peak/(2β). Causal: plain pieces are 1 : 2N−1 in work; zigzag gives each rank chunks r and 2N−1−r, striped every N-th token: even. Ulysses: all-to-alls of Q, K, V and the output turn token pieces into head pieces; 4(N−1)/N·(s/N)h for MHA, N/2 times less, but exposed, and N ≤ n_kv. GQA shrinks the ring's K and V by a/n_kv and only half of Ulysses' bytes. Hybrids (USP) exchange heads inside a node, with a ring between nodes.",
+         "环：K、V 绕行一圈，前向 2(N−1)(s/N)·n_kv·d 个元素；各块输出用 log-sum-exp 合并（Eq 6）。当一块的计算不短于其消息时可被隐藏：s/N ≥ (n_kv/a)·w·peak/(2β)。因果掩码：普通切分的工作量为 1 : 2N−1；zigzag 给每个 rank 第 r 与第 2N−1−r 块，striped 每隔 N 个取一个 token：均衡。Ulysses：对 Q、K、V 与输出做 all-to-all，把按 token 切变成按头切；MHA 为 4(N−1)/N·(s/N)h，少 N/2 倍，但不重叠，且 N ≤ n_kv。GQA 使环的 K、V 减小 a/n_kv 倍，而 Ulysses 只减小一半字节的部分。混合方案（USP）在节点内交换头，节点间用环。"),
         (("Why does zigzag beat striped in tiles?", "分块计算时，为什么 zigzag 优于 striped？"), ("Where do the gradients of K and V travel?", "K 和 V 的梯度如何传递？")),
     ),
 )
@@ -93,11 +93,11 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
         apart += [float((x - y[:, :, r["positions"]]).abs().max()) for r in run.results for x, y in zip(r["tensors"], truth[heads], strict=True)]
         sent, kernels = graph.bytes_sent(), np.isin(graph.op, [i for i, o in enumerate(graph.names) if "flash_" in o])
         flops = np.bincount(graph.rank[kernels], graph.flops[kernels], n).tolist()
-        lab.check(f"{name}: sent by rank 0, forward and backward", said["forward"] + said["backward"], sent[0], "F26")
+        lab.check(f"{name}: sent by rank 0, forward and backward", said["forward"] + said["backward"], sent[0], "Eq 26")
         lab.check(f"{name}: FLOPs of attention, rank {n - 1}", 14 * d * tiles[-1], flops[-1], "2 products forward, 5 backward, of whole tiles", unit="FLOPs")
         uneven, busy = uneven + sum(x != sent[0] for x in sent), busy + sum(x != 14 * d * t for x, t in zip(flops, tiles, strict=True))
         pairs[name] = ulysses.work(kind, n, s, a, u) if u > 1 or kind == "ulysses" else [a * sum(p + 1 for p in r["positions"]) for r in run.results]
-    lab.check("ranks that sent other bytes, all runs", 0, uneven, "F26", unit="ranks")
+    lab.check("ranks that sent other bytes, all runs", 0, uneven, "Eq 26", unit="ranks")
     lab.check("ranks with other FLOPs than the layout's, all runs", 0, busy, "work in whole tiles", unit="ranks")
     lab.check("largest difference of output and gradients from one device", 0, max(apart), "torch's attention, float64", unit="absolute", tolerance=1e-12)
     plain, striped, zigzag = (pairs[k] for k in context_parallel.KINDS)
@@ -108,7 +108,7 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
     lab.check("MHA ring: first launch to last arrival", (n - 1) * (machine.intra.alpha + one / machine.intra.bandwidth), None, "N−1 hops, none hidden", simulated=took, unit="s", match="virtual", tolerance=1e-9)
     for name, heads, found in (("MHA", a, late), ("GQA", kv, ring_of(runs["ring"].timeline, n - 1)[1])):
         hides = context_parallel.hidden(n, 1, s, a, heads, d, 8, machine.gpu.peak("fp64"), machine.intra.bandwidth)
-        lab.check(f"{name} ring: whole blocks that wait for their keys, rank {n - 1}", 0 if hides else n - 2, found, "F26: block FLOPs ÷ peak ≥ block bytes ÷ β", unit="blocks")
+        lab.check(f"{name} ring: whole blocks that wait for their keys, rank {n - 1}", 0 if hides else n - 2, found, "Eq 26: block FLOPs ÷ peak ≥ block bytes ÷ β", unit="blocks")
     model, taken = make_model("tiny", hidden=a * d, heads=a, kv_heads=kv, seq=s), []
     for ranks in (2, 4, 8, 16, 32):
         with suppress(InputError):
@@ -118,7 +118,7 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
     forward = {k: [ulysses.predict(ways[k][0], n, 1, s, a, h, d, 8, ways[k][1])["forward"] for h in (a, kv)] for k in ways}
     counted = {k: int(r.graph.bytes_sent(label="keys and values")[0]) if k == "ring" else r.graph.bytes_sent()[0] // 2 for k, r in every.items()}
     ratio = counted["ring"] / counted["ulysses"]
-    lab.check("forward, MHA: the ring's bytes over Ulysses', N/2", n / 2, ratio, "F26", unit="×")
+    lab.check("forward, MHA: the ring's bytes over Ulysses', N/2", n / 2, ratio, "Eq 26", unit="×")
     lab.ask("Multi-head attention, 8 GPUs, forward: how many times Ulysses' bytes does a ring send?",
             "多头注意力、8 块 GPU、前向：环的通信字节数是 Ulysses 的多少倍？", ratio, "×")
     names = {"en": ("plain", "striped", "zigzag"), "zh": ("普通切分", "striped 切分", "zigzag 切分")}

@@ -17,7 +17,7 @@ LOWER = 10  # times lower: what is tried first when a loss blows up
     title=("The loss emergency room", "损失爆炸急诊"),
     topic=("training", "训练"),
     question=("Here is a loss curve that went wrong. What broke?", "这条损失曲线出了问题。是什么坏了？"),
-    formula=Formula("F37, F38", "first loss ln V; global norm √Σ_shards ‖g‖², replicated parameters counted once; z-loss 1e-4·log² Z", "X", "definition; Megatron-LM clip_grads.py; PaLM 2204.02311, section 5"),
+    formula=Formula("Eq 37, Eq 38", "first loss ln V; global norm √Σ_shards ‖g‖², replicated parameters counted once; z-loss 1e-4·log² Z", "X", "definition; Megatron-LM clip_grads.py; PaLM 2204.02311, section 5"),
     kills=("“A spike means: lower the learning rate.” That cures one cause in eleven; for the others it slows training and hides the bug.",
            "“出现尖峰就降学习率。”十一个原因里它只治一个；对其余的原因，它只是让训练变慢，并把错误藏起来。"),
     card=Card(
@@ -65,9 +65,9 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
         return
     treated, well = Treated(case, charts), charts["healthy"]
     number, tp = {rule.cause: i + 1 for i, rule in enumerate(RULES)}, 2
-    lab.check("first loss of a sound model, against ln V", math.log(job.model.vocab), well.losses[0], "F37, ± 0.1", unit="nats", match="statistical", tolerance=0.1)
-    lab.check("largest distance of the clipping norm from the true norm, sound run", 0.0, max(abs(v.norm_ratio - 1) for v in well.vitals), "F38: √Σ‖g‖² over shards, replicated parameters once", unit="relative", tolerance=1e-5)
-    lab.check("clipping norm over true norm where tensor ranks are summed twice", math.sqrt(tp), twice.signs.norm_ratio, "F38: every square counts t times", unit="×", tolerance=1e-5)
+    lab.check("first loss of a sound model, against ln V", math.log(job.model.vocab), well.losses[0], "Eq 37, ± 0.1", unit="nats", match="statistical", tolerance=0.1)
+    lab.check("largest distance of the clipping norm from the true norm, sound run", 0.0, max(abs(v.norm_ratio - 1) for v in well.vitals), "Eq 38: √Σ‖g‖² over shards, replicated parameters once", unit="relative", tolerance=1e-5)
+    lab.check("clipping norm over true norm where tensor ranks are summed twice", math.sqrt(tp), twice.signs.norm_ratio, "Eq 38: every square counts t times", unit="×", tolerance=1e-5)
     lab.check("number of the rule that names the cause", number[case.name], number.get(treated.found, 0), "diagnosis.py: probes alone", unit="rule")
     lab.check("rules that hold in the sound run", 0, sum(rule.holds(well.signs) for rule in RULES), "diagnosis.py", unit="rules")
     lab.check("share of the damage that the cure takes back", 1.0, min(treated.back, 1.0), f"three runs of one seed, at least {BACK:.0%}", unit="", match="statistical", tolerance=1 - BACK)

@@ -43,7 +43,7 @@ def margins(task: Any, found: Any) -> list[float]:
     title=("Eval harness", "评测"),
     topic=("training for real", "真实训练"),
     question=("71.2 against 70.4 on 1,000 items: is the first model better?", "1000 道题上 71.2 对 70.4：第一个模型更好吗？"),
-    formula=Formula("F41", "standard error √(p(1 − p)/(n − 1)); paired test on the same items", "X", "statistics; lm-evaluation-harness; McNemar 1947"),
+    formula=Formula("Eq 41", "standard error √(p(1 − p)/(n − 1)); paired test on the same items", "X", "statistics; lm-evaluation-harness; McNemar 1947"),
     kills=("“The prompt's format does not matter.” The same brackets asked for in other words are answered otherwise, by several standard errors: scores belong to a prompt.",
            "“提示的格式无所谓。”同样的括号题换一种问法，答案就不同，差距达几个标准误：分数属于某个提示。"),
     card=Card(
@@ -94,7 +94,7 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     mean = {key: [scores.mean(v) for v in values] for key, values in right.items()}
     for i, task in enumerate(tasks):
         p = mean["late", "acc"][i]
-        lab.check(f"standard error of the accuracy, {task.name}", scores.predict_error(p, items), scores.spread(right["late", "acc"][i]), "F41", unit="", tolerance=1e-12)
+        lab.check(f"standard error of the accuracy, {task.name}", scores.predict_error(p, items), scores.spread(right["late", "acc"][i]), "Eq 41", unit="", tolerance=1e-12)
     told = scores.paired(right["early", "acc"][1], right["late", "acc"][1])
     lab.check("late minus early, brackets, items won minus items lost", told.better - told.worse, round(told.difference * items), "the same items", unit="items")
     apart = scores.predict_unpaired(mean["early", "acc"][1], mean["late", "acc"][1], items)

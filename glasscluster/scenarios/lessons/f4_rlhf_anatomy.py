@@ -26,7 +26,7 @@ def parts_of_time(run: Any, where: Any, tokens: int, clock: str) -> tuple[float,
     title=("RLHF anatomy", "RLHF 的四个模型"),
     topic=("training", "训练"),
     question=("Which of the four models of RLHF needs an optimizer?", "RLHF 的四个模型里，哪些需要优化器？"),
-    formula=Formula("F39", "PPO: actor 16Ψ + critic 16Ψ + reference 2Ψ + reward model 2Ψ = 36Ψ; GRPO drops the critic: 20Ψ, 18Ψ with a rule", "X", "from F15 (1910.02054); 2203.02155; 2402.03300"),
+    formula=Formula("Eq 39", "PPO: actor 16Ψ + critic 16Ψ + reference 2Ψ + reward model 2Ψ = 36Ψ; GRPO drops the critic: 20Ψ, 18Ψ with a rule", "X", "from Eq 15 (1910.02054); 2203.02155; 2402.03300"),
     kills=("“RLHF costs like SFT.” Two models learn and two are kept, and before anything is trained every answer is written token by token: on a GPU that is most of the iteration.",
            "“RLHF 的开销和 SFT 差不多。”两个模型在学习，两个只是留着；训练之前每个回答都要逐 token 生成：在 GPU 上这占了一次迭代的大部分时间。"),
     card=Card(
@@ -82,7 +82,7 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
         alone = replace(alone, placement=dict.fromkeys(alone.roles, 0))
         results = lab.cluster(1).run(tune_rank, alone, record=False).results
         held[name] = sum(sum(split.values()) for split in results[0].state_bytes.values())
-        lab.check(f"all roles on one rank, {name}: model states", each * psi + more * head, held[name], "F39; h + 1 of a scalar head")
+        lab.check(f"all roles on one rank, {name}: model states", each * psi + more * head, held[name], "Eq 39; h + 1 of a scalar head")
 
     times: dict[str, dict[int, Any]] = {h: {} for h in ("classroom", "dgx-h100")}
     for tokens in LENGTHS:
@@ -120,8 +120,8 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
              f"在 H100 上逐核执行时，生成 {LENGTHS[1]} 个 token 占一次迭代的 {100 * share['dgx-h100'][LENGTHS[1]]:.1f}%，{LENGTHS[2]} 个占 {100 * share['dgx-h100'][LENGTHS[2]]:.1f}%。rank 4 在生成，其他 rank 在等它。在同样的回答上做一步 SFT 只要 1/{ratio:.1f} 的时间。", "tab=timeline&run=ppo")
     lab.tell(f"Where a kernel starts for nothing and {ridge['classroom']:.0f} FLOPs a byte keep a GPU busy (classroom; H100: {ridge['dgx-h100']:.0f}), it is {100 * share['classroom'][LENGTHS[1]]:.1f}%: launches and reads make writing long, not FLOPs.",
              f"如果启动核不花时间，且每字节 {ridge['classroom']:.0f} 次运算就能喂饱 GPU（classroom；H100 要 {ridge['dgx-h100']:.0f}），则只占 {100 * share['classroom'][LENGTHS[1]]:.1f}%：让生成变长的是核启动和读取，不是运算量。", "tab=timeline&run=grpo")
-    lab.tell(f"In a large model launches hardly count. By F31 a step of writing reads 2Ψ bytes, training on a token is 6Ψ FLOPs: up to {ridge['dgx-h100'] / 3:.0f} answers at once, writing takes an H100 longer than the actor's training (prompts and cache left out).",
-             f"大模型里核启动几乎不算什么。按 F31，生成一步要读 2Ψ 字节，训练一个 token 要 6Ψ 次运算：同时生成的回答不超过 {ridge['dgx-h100'] / 3:.0f} 条时，H100 生成比训练 actor 更久（不计提示与缓存）。", "tab=ledger&run=ppo")
+    lab.tell(f"In a large model launches hardly count. By Eq 31 a step of writing reads 2Ψ bytes, training on a token is 6Ψ FLOPs: up to {ridge['dgx-h100'] / 3:.0f} answers at once, writing takes an H100 longer than the actor's training (prompts and cache left out).",
+             f"大模型里核启动几乎不算什么。按 Eq 31，生成一步要读 2Ψ 字节，训练一个 token 要 6Ψ 次运算：同时生成的回答不超过 {ridge['dgx-h100'] / 3:.0f} 条时，H100 生成比训练 actor 更久（不计提示与缓存）。", "tab=ledger&run=ppo")
     lab.tell(f"Right answers: {r['sft']:.3f} after SFT; DPO with an SFT loss {r['dpo']:.3f} (KL {k['dpo']:.2f}), PPO {r['ppo']:.3f} (KL {k['ppo']:.2f}), GRPO {r['grpo']:.3f} (KL {k['grpo']:.2f}). Most of DPO's gain here is that SFT loss; five seeds of a longer course, with it and without, are in docs/preference.md.",
              f"回答正确的比例：SFT 之后 {r['sft']:.3f}；带 SFT 损失的 DPO {r['dpo']:.3f}（KL {k['dpo']:.2f}），PPO {r['ppo']:.3f}（KL {k['ppo']:.2f}），GRPO {r['grpo']:.3f}（KL {k['grpo']:.2f}）。这里 DPO 的提升大多来自那项 SFT 损失；五个种子的更长实验（带与不带）见 docs/preference.md。")
     lab.conclude(f"PPO holds {(held['ppo'] - 18 * head) / psi:.0f} bytes a parameter in four models, GRPO with a rule {held['grpo with a rule'] / psi:.0f}; and {100 * share['dgx-h100'][LENGTHS[2]]:.0f}% of the iteration is writing.",

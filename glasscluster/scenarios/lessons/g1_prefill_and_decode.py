@@ -31,7 +31,7 @@ def of_kind(run: Any, names: tuple[str, ...], step: int = 1) -> tuple[int, int]:
     title=("Prefill vs decode", "预填充与解码"),
     topic=("inference", "推理"),
     question=("How large must the batch be until decode on an H100 is limited by compute?", "在 H100 上，批要多大，解码才受算力限制？"),
-    formula=Formula("F31", "min(peak, I·bandwidth); decode's matrices: I ≈ B FLOPs a byte in bf16; H100: 989 / 3.35 = 295; F3", "V", "Williams et al. 2009; Pope et al. 2211.05102"),
+    formula=Formula("Eq 31", "min(peak, I·bandwidth); decode's matrices: I ≈ B FLOPs a byte in bf16; H100: 989 / 3.35 = 295; Eq 3", "V", "Williams et al. 2009; Pope et al. 2211.05102"),
     kills=("“Tokens per second scale with TFLOPS.” A decode step reads all weights and all of the cache for one token a sequence: twice the FLOP/s change nothing, twice the bandwidth halves the time.",
            "“每秒 token 数随 TFLOPS 增长。”解码一步要为每条序列的一个 token 读一遍全部权重和缓存：算力翻倍毫无变化，带宽翻倍则时间减半。"),
     card=Card(
@@ -79,7 +79,7 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     lab.check("H100: FLOPs a byte at the ridge, bf16", 295, ridge, "989 TFLOP/s ÷ 3.35 TB/s", unit="FLOPs/byte", tolerance=0.5)
     lab.check("decode: smallest batch whose matrices reach the ridge", said, reached[0] if reached else None, "2BP FLOPs over 2(P + B·ends) bytes", unit="sequences")
     lab.check("decode, batch 64: FLOPs of the matrices", 2 * 64 * elements, of_kind(many[0], ("mm",))[0], "2BP", unit="FLOPs")
-    lab.check(f"decode, batch 64: more bytes at {context} tokens than at 128", caches.predict(model, 64 * (context - 128), 2), far[1][1].bytes - many[1][1].bytes, "F3: each old key and value is read once")
+    lab.check(f"decode, batch 64: more bytes at {context} tokens than at 128", caches.predict(model, 64 * (context - 128), 2), far[1][1].bytes - many[1][1].bytes, "Eq 3: each old key and value is read once")
     group, d = model.heads // model.key_heads, model.head_dim
     for batch, tokens in ((1, context), (64, context)):
         flops, nbytes = of_kind(llama(batch, tokens)[0], ("glasscluster.cached_attention",))
@@ -88,7 +88,7 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     read = one[0].results[0].parameter_bytes - model.vocab * model.hidden * 2  # of the embedding a step reads a row
     floor = generation.predict_floor(read, caches.predict(model, 128, 2), h100)
     lab.check("decode, batch 1: least time of a step", floor, None, "(weights + cache) ÷ bandwidth", simulated=one[1][1].roof_s, unit="s", match="virtual", tolerance=0.01)
-    lab.check(f"prefill of {context} tokens: limited by compute", 1, int(llama(1, context)[1][0].intensity >= ridge), "F31", unit="yes")
+    lab.check(f"prefill of {context} tokens: limited by compute", 1, int(llama(1, context)[1][0].intensity >= ridge), "Eq 31", unit="yes")
     step = {what: one[0].replay(h100.scaled(flops=2) if what == "flops" else what, precision="bf16") for what in ("dgx-h100", "flops", "dgx-h200")}
     busy = {k: generation.phases(t, h100, "bf16")[1].time_s - h100.gpu.launch_s * int((t.graph.micro_batch == 1).sum()) for k, t in step.items()}
     lab.check("decode: time with twice the FLOP/s over time with one", 1, None, "bound by memory", simulated=busy["flops"] / busy["dgx-h100"], unit="×", match="virtual", tolerance=1e-9)
@@ -104,7 +104,7 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
 
     lab.figure(("Llama 3 8B on one H100: prefill by tokens of the prompt, decode by batch; time with 5 µs a kernel launch", "一块 H100 上的 Llama 3 8B：预填充按提示的 token 数，解码按批大小；每次核启动计 5 µs"), dots)
     axes = {"en": ("sequences in the batch", "ms a decode step, at least", "weights alone"), "zh": ("批中的序列数", "解码一步至少需要的 ms", "仅权重")}
-    lab.figure(("A decode step by F31: the weights are read once for all, the cache once for each", "F31 给出的解码一步：权重为所有序列读一次，缓存则每条序列各读一次"),
+    lab.figure(("A decode step by Eq 31: the weights are read once for all, the cache once for each", "Eq 31 给出的解码一步：权重为所有序列读一次，缓存则每条序列各读一次"),
                lambda lang: lines({**{names[lang][1 + i]: (batches, [llama(b, s)[1][1].roof_s * 1e3 for b in batches]) for i, s in enumerate((128, context))},
                                    axes[lang][2]: (batches, [read / h100.gpu.memory_bandwidth * 1e3] * len(batches))}, axes[lang][0], axes[lang][1], log_x=True))
     ms, launches = {k: v[1][1].time_s * 1e3 for k, v in recorded.items()}, int((one[0].graph.micro_batch == 1).sum())
@@ -116,7 +116,7 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
              f"{context} 个 token、批 64 时一步至少 {far[1][1].roof_s * 1e3:.3g} ms，128 个 token 时 {many[1][1].roof_s * 1e3:.3g} ms：读的主要是缓存。")
     lab.tell(f"Kernel by kernel, with {h100.gpu.launch_s * 1e6:.0f} µs a launch, batch 1 takes {ms[1, 128]:.3g} ms for {launches} launches against a floor of {floor * 1e3:.3g} ms: why servers capture a step as one graph.",
              f"逐核执行、每次启动 {h100.gpu.launch_s * 1e6:.0f} µs 时，批 1 的 {launches} 次启动共需 {ms[1, 128]:.3g} ms，而下限是 {floor * 1e3:.3g} ms：所以推理服务会把一步捕获成一张图。")
-    lab.tell("The small GPT's run beside it is real: logits with the paged cache equal those without, every byte of the cache is F3's.", "旁边的小 GPT 是真实运行：带分页缓存与不带缓存的 logits 相等，缓存的每个字节都符合 F3。", "tab=timeline&run=generation")
+    lab.tell("The small GPT's run beside it is real: logits with the paged cache equal those without, every byte of the cache is Eq 3's.", "旁边的小 GPT 是真实运行：带分页缓存与不带缓存的 logits 相等，缓存的每个字节都符合 Eq 3。", "tab=timeline&run=generation")
     lab.conclude(f"Decode needs {said} sequences before compute limits its matrices, and no batch makes its attention compute-bound; prefill gets there with one prompt.",
                  f"解码要 {said} 条序列，其矩阵运算才受算力限制，而注意力无论批多大都受内存限制；预填充一条提示就够了。")
     lab.explain("A weight that is read serves every token of the batch; a cached key serves one sequence. Intensity is tokens a weight, or query heads a key head.",

@@ -15,7 +15,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
     title=("Paged KV and continuous batching", "分页与连续批处理"),
     topic=("inference", "推理"),
     question=("Twelve requests of different lengths in static batches of four: how much does padding waste?", "十二个长短不一的请求，按四个一批静态处理：填充浪费多少？"),
-    formula=Formula("F33", "static: 1 − mean(len)/max(len) of a batch; paged: at most block − 1 tokens a sequence", "X", "Orca, OSDI'22; vLLM 2309.06180"),
+    formula=Formula("Eq 33", "static: 1 − mean(len)/max(len) of a batch; paged: at most block − 1 tokens a sequence", "X", "Orca, OSDI'22; vLLM 2309.06180"),
     kills=("“Bigger batch, bigger waste.” That is padding: the longest of many is longer. Where a slot is refilled in the step after its request ended, and memory comes in blocks, no slot is empty while somebody waits, however large the batch.",
            "“批越大浪费越多。”那是填充造成的：序列越多，最长的就越长。请求一结束、下一步就补上新请求，内存又按块分配时，只要还有请求在等，无论批多大都没有空槽。"),
     card=Card(
@@ -61,13 +61,13 @@ def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
 
     together = checks.batches(static, made["static"].schedule)
     computed, empty = batching.predict_static(load, together, slots)
-    lab.check("static batches, share of the slots without a token", empty / computed, made["static"].idle_slots, "F33: 1 − mean/max of each batch", unit="fraction", tolerance=1e-12)
+    lab.check("static batches, share of the slots without a token", empty / computed, made["static"].idle_slots, "Eq 33: 1 − mean/max of each batch", unit="fraction", tolerance=1e-12)
     ends = [n - 1 for n, step in enumerate(made["static"].schedule.steps) if step.cleared] + [len(made["static"].schedule.steps) - 1]
     result = made["static"].run.results[0]
     counted = sum(result.reserved_bytes[n] - result.filled_bytes[n] for n in ends) // result.token_bytes
-    lab.check("static cache, slots without a token when a batch ends", sum(slots * capacity - sum(load[r].cached for r in b) for b in together), counted, "F33: each slot is as long as the longest request", unit="slots")
+    lab.check("static cache, slots without a token when a batch ends", sum(slots * capacity - sum(load[r].cached for r in b) for b in together), counted, "Eq 33: each slot is as long as the longest request", unit="slots")
     lab.check("static, steps", sum(max(load[r].tokens for r in b) for b in together), len(result.used), "each batch waits for its slowest", unit="steps")
-    lab.check("the same memory for both, the static cache in blocks", caches.predict(static.model, slots * most * block, 4), made["continuous"].run.results[0].cache_bytes, "F3")
+    lab.check("the same memory for both, the static cache in blocks", caches.predict(static.model, slots * most * block, 4), made["continuous"].run.results[0].cache_bytes, "Eq 3")
 
     many, sizes = draw_requests(192, 8, 12, 0.0, model, lab.seed + 1), (1, 2, 4, 8, 16, 32)
     idle: dict[str, list[float]] = {"static": [], "continuous": [], "waiting": []}
@@ -82,7 +82,7 @@ def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
         order = [list(range(a, min(a + n, len(many)))) for a in range(0, len(many), n)]
         whole, bare = batching.predict_static(many, order, n)
         said.append(bare / whole)
-        lab.check(f"192 requests, {n} slots, static share without a token", said[-1], idle["static"][-1], "F33", unit="fraction", tolerance=1e-12)
+        lab.check(f"192 requests, {n} slots, static share without a token", said[-1], idle["static"][-1], "Eq 33", unit="fraction", tolerance=1e-12)
 
     lab.check("192 requests, continuous, share without a token while requests wait", 0, max(idle["waiting"]), "a slot is refilled in the next step", unit="fraction")
     percent, hw = 100 * made["static"].idle_slots, lab.hardware
@@ -96,8 +96,8 @@ def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
                lambda lang: slots_figure({k: v.spans() for k, v in named(lang, ("static", "continuous", "tight")).items()}, hw, lang))
     lab.figure(("The cache over time: what is reserved, and what holds tokens", "缓存随时间的变化：预留了多少，其中多少存着 token"),
                lambda lang: cache_figure({k: v.held() for k, v in named(lang, ("static", "continuous", "wide")).items()}, hw, lang))
-    axes = {"en": ("slots", "% of slots × steps without a token", "static, F33", "continuous", "continuous, while requests wait"),
-            "zh": ("槽位数", "没有产出 token 的槽位 × 步数 %", "静态，F33", "连续", "连续，仍有请求等待时")}
+    axes = {"en": ("slots", "% of slots × steps without a token", "static, Eq 33", "continuous", "continuous, while requests wait"),
+            "zh": ("槽位数", "没有产出 token 的槽位 × 步数 %", "静态，Eq 33", "连续", "连续，仍有请求等待时")}
     lab.figure(("192 requests: padding wastes more the larger the batch; refilled slots are empty only in the end, when nobody is left (plans, a unit of time a step)", "192 个请求：批越大，填充浪费越多；随时补位的槽位只在最后没有请求时才空（仅调度，每步一个时间单位）"),
                lambda lang: lines({axes[lang][2]: (sizes, [100 * v for v in said]), axes[lang][3]: (sizes, [100 * v for v in idle["continuous"]]), axes[lang][4]: (sizes, [100 * v for v in idle["waiting"]])}, axes[lang][0], axes[lang][1], log_x=True))
     rate = {k: v.tokens_per_s for k, v in made.items()}

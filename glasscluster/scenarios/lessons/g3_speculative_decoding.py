@@ -39,7 +39,7 @@ def trained(model: Any, steps: int, seed: int) -> dict[str, Any]:
     title=("Speculative decoding", "投机解码"),
     topic=("inference", "推理"),
     question=("Each guess is accepted with probability 0.8, four guesses a pass: how many tokens does a pass of the target give?", "每个猜测以 0.8 的概率被接受，每次猜四个：目标模型一次前向平均得到几个 token？"),
-    formula=Formula("F32", "(1 − α^(γ+1)) / (1 − α) tokens a pass; speed-up: that over (γc + 1)", "T", "Leviathan et al. 2211.17192, eq. 1, theorem 3.8; Chen et al. 2302.01318"),
+    formula=Formula("Eq 32", "(1 − α^(γ+1)) / (1 − α) tokens a pass; speed-up: that over (γc + 1)", "T", "Leviathan et al. 2211.17192, eq. 1, theorem 3.8; Chen et al. 2302.01318"),
     kills=("“It changes the output; longer γ is better.” A rejected guess is replaced by a draw from (p − q)₊, so every token has the target's distribution; and each guess more is accepted less often and costs as much as the one before.",
            "“投机会改变输出；γ 越长越好。”被拒绝的猜测由 (p − q)₊ 的抽样替换，因此每个 token 都服从目标模型的分布；而每多猜一个，被接受的可能更小，代价却不变。"),
     card=Card(
@@ -53,7 +53,7 @@ def trained(model: Any, steps: int, seed: int) -> dict[str, Any]:
     hardware="dgx-h100",
 )
 def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
-    """Two small GPTs, trained for a moment, speculate on text; two with a constant α show F32; a tiny pair is held against its exact distribution."""
+    """Two small GPTs, trained for a moment, speculate on text; two with a constant α show Eq 32; a tiny pair is held against its exact distribution."""
     import torch
 
     from glasscluster.model.config import ModelConfig
@@ -108,17 +108,17 @@ def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
         speed[n] = counted[n] / sum(seconds[n])
         if n:
             error = stdev(tokens) / sqrt(len(tokens))
-            lab.check(f"tokens a pass, α = 0.8, γ = {n}", predict_tokens(alpha, n), counted[n], "F32, 4 standard errors", unit="tokens", match="statistical", tolerance=4 * error)
+            lab.check(f"tokens a pass, α = 0.8, γ = {n}", predict_tokens(alpha, n), counted[n], "Eq 32, 4 standard errors", unit="tokens", match="statistical", tolerance=4 * error)
     said = {n: predict_tokens(alpha, n) / sum(seconds[n]) for n in sizes}
     few = (1, 4, 16)
-    lab.check("the fastest of γ = 1, 4, 16", max(few, key=said.__getitem__), max(few, key=speed.__getitem__), "F32 ÷ the run's seconds a pass", unit="γ")
+    lab.check("the fastest of γ = 1, 4, 16", max(few, key=said.__getitem__), max(few, key=speed.__getitem__), "Eq 32 ÷ the run's seconds a pass", unit="γ")
     lab.check("β of every guess of the constant pair", alpha, run.results[0].alpha, "Σ min(p, q)", unit="fraction", tolerance=1e-6)
     cost = seconds[4][0] / 4 / seconds[0][1]
 
     model, h100 = make_model("llama3-8b"), hardware("dgx-h100")
     one, five = (phases(Cluster(h100, 1, "dry", memory_bytes=None).run(judge_alone, model, 128, n, info={"precision": "bf16"}).timeline, h100, "bf16")[0] for n in (1, 5))
     ridge = h100.gpu.peak("bf16") / h100.gpu.memory_bandwidth
-    lab.check("Llama 3 8B on an H100, judging five tokens is bound by memory", 1, int(five.intensity < ridge), "F31", unit="yes")
+    lab.check("Llama 3 8B on an H100, judging five tokens is bound by memory", 1, int(five.intensity < ridge), "Eq 31", unit="yes")
     lab.check("Llama 3 8B, FLOPs of judging five tokens over one", 5, five.flops / one.flops, "2P a token, and attention to one more each", unit="×", tolerance=0.01)
 
     lab.ask("α = 0.8, γ = 4: how many tokens does a pass of the target give on average?", "α = 0.8，γ = 4：目标模型一次前向平均得到几个 token？", predict_tokens(alpha, 4), "tokens")
@@ -134,28 +134,28 @@ def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
         return cells_figure([Table("", [f"{names[0]} {i}" for i in range(len(rows))], [*(str(i + 1) for i in range(gamma)), "+"], cells, fill, names[1])])
 
     lab.figure(("Accepted and rejected guesses on text, pass by pass", "文本上被接受与被拒绝的猜测，逐次前向"), strips)
-    words = {"en": ("γ, guesses a pass", "tokens a pass", "F32, α = 0.8", "counted", "× as fast as no draft", "F32 and seconds a pass", "counted and seconds a pass", "no draft"),
-             "zh": ("γ，每次猜测数", "每次前向的 token 数", "F32，α = 0.8", "计数", "相对不用草稿的倍数", "F32 与每次前向的秒数", "计数与每次前向的秒数", "不用草稿")}
+    words = {"en": ("γ, guesses a pass", "tokens a pass", "Eq 32, α = 0.8", "counted", "× as fast as no draft", "Eq 32 and seconds a pass", "counted and seconds a pass", "no draft"),
+             "zh": ("γ，每次猜测数", "每次前向的 token 数", "Eq 32，α = 0.8", "计数", "相对不用草稿的倍数", "Eq 32 与每次前向的秒数", "计数与每次前向的秒数", "不用草稿")}
     lab.figure(("Tokens a pass where each guess is accepted with probability 0.8", "每个猜测以 0.8 的概率被接受时，每次前向的 token 数"),
                lambda lang: lines({words[lang][2]: (sizes, [predict_tokens(alpha, n) for n in sizes]), words[lang][3]: (sizes, [counted[n] for n in sizes])}, words[lang][0], words[lang][1]))
     lab.figure((f"Speed by γ on {lab.hardware}: each guess more costs as much as the last, and is accepted less often", f"{lab.hardware} 上的速度随 γ 的变化：多猜一个的代价不变，被接受的机会却更小"),
                lambda lang: lines({words[lang][5]: (sizes, [said[n] / said[0] for n in sizes]), words[lang][6]: (sizes, [speed[n] / speed[0] for n in sizes]), words[lang][7]: ((sizes[0], sizes[-1]), (1, 1))}, words[lang][0], words[lang][4]))
     mean, betas = predict_tokens(text.alpha, gamma), text.judged[0].overlap
     best = max(sizes, key=speed.__getitem__)
-    lab.tell(f"With α = 0.8 at every place and γ = 4 the passes gave {counted[4]:.2f} tokens on average; F32 says {predict_tokens(alpha, 4):.2f}.",
-             f"每处 α = 0.8、γ = 4 时，平均每次前向得到 {counted[4]:.2f} 个 token；F32 给出 {predict_tokens(alpha, 4):.2f}。")
+    lab.tell(f"With α = 0.8 at every place and γ = 4 the passes gave {counted[4]:.2f} tokens on average; Eq 32 says {predict_tokens(alpha, 4):.2f}.",
+             f"每处 α = 0.8、γ = 4 时，平均每次前向得到 {counted[4]:.2f} 个 token；Eq 32 给出 {predict_tokens(alpha, 4):.2f}。")
     lab.tell(f"A pass of this draft costs {cost:.2f} of the target's: γ = {best} is the fastest, {speed[best] / speed[0]:.2f} times no draft, and γ = 16 is {speed[16] / speed[0]:.2f} times (theorem 3.8: {predict_speedup(alpha, 16, cost):.2f}).",
              f"这个草稿一次前向的代价是目标的 {cost:.2f}：γ = {best} 最快，为不用草稿的 {speed[best] / speed[0]:.2f} 倍，而 γ = 16 是 {speed[16] / speed[0]:.2f} 倍（定理 3.8：{predict_speedup(alpha, 16, cost):.2f}）。")
-    lab.tell(f"On text the mean β is {text.alpha:.2f} and a pass gave {text.tokens_per_pass:.2f} tokens; F32 with that mean says {mean:.2f}. Its assumption does not hold here: β is {min(betas):.2f} at one place and {max(betas):.2f} at another.",
-             f"在文本上 β 的均值为 {text.alpha:.2f}，每次前向得到 {text.tokens_per_pass:.2f} 个 token；以该均值代入 F32 得 {mean:.2f}。F32 的假设在这里不成立：β 在各处从 {min(betas):.2f} 到 {max(betas):.2f} 不等。", "tab=timeline&run=text")
+    lab.tell(f"On text the mean β is {text.alpha:.2f} and a pass gave {text.tokens_per_pass:.2f} tokens; Eq 32 with that mean says {mean:.2f}. Its assumption does not hold here: β is {min(betas):.2f} at one place and {max(betas):.2f} at another.",
+             f"在文本上 β 的均值为 {text.alpha:.2f}，每次前向得到 {text.tokens_per_pass:.2f} 个 token；以该均值代入 Eq 32 得 {mean:.2f}。Eq 32 的假设在这里不成立：β 在各处从 {min(betas):.2f} 到 {max(betas):.2f} 不等。", "tab=timeline&run=text")
     lab.tell(f"χ² of {samples} samples against the exact distribution of the target is {statistic:.0f} at {degrees} degrees of freedom (probability of more: {tail:.2f}). The draft leaves no trace.",
              f"{samples} 个样本相对目标精确分布的 χ² 为 {statistic:.0f}，自由度 {degrees}（更大值的概率 {tail:.2f}）。草稿没有留下痕迹。")
-    lab.tell(f"Why it pays: for Llama 3 8B on an H100 judging five tokens has {five.flops / one.flops:.2f} times the FLOPs of one and takes {five.roof_s / one.roof_s:.2f} times as long by F31: the weights are read once.",
-             f"为什么划算：H100 上的 Llama 3 8B 验证五个 token 的运算是一个的 {five.flops / one.flops:.2f} 倍，按 F31 时间只是 {five.roof_s / one.roof_s:.2f} 倍：权重只读一遍。")
+    lab.tell(f"Why it pays: for Llama 3 8B on an H100 judging five tokens has {five.flops / one.flops:.2f} times the FLOPs of one and takes {five.roof_s / one.roof_s:.2f} times as long by Eq 31: the weights are read once.",
+             f"为什么划算：H100 上的 Llama 3 8B 验证五个 token 的运算是一个的 {five.flops / one.flops:.2f} 倍，按 Eq 31 时间只是 {five.roof_s / one.roof_s:.2f} 倍：权重只读一遍。")
     lab.conclude(f"Four guesses at α = 0.8 give {predict_tokens(alpha, 4):.2f} tokens a pass, with the target's distribution unchanged; γ = {best} was the fastest here, γ = 16 {speed[16] / speed[0]:.2f} times no draft.",
                  f"α = 0.8、四个猜测平均每次前向得到 {predict_tokens(alpha, 4):.2f} 个 token，且目标分布不变；这里 γ = {best} 最快，γ = 16 为不用草稿的 {speed[16] / speed[0]:.2f} 倍。")
-    lab.explain("Guess i counts only if all before it were accepted: α^i. The sum of α^0 ... α^γ is F32. What the draft says too often is rejected as often as it must be, and what it says too seldom comes from (p − q)₊.",
-                "第 i 个猜测只有在之前全部被接受时才有用：α^i。α^0 到 α^γ 之和就是 F32。草稿说得过多的按比例拒绝，说得过少的由 (p − q)₊ 补上。",
+    lab.explain("Guess i counts only if all before it were accepted: α^i. The sum of α^0 ... α^γ is Eq 32. What the draft says too often is rejected as often as it must be, and what it says too seldom comes from (p − q)₊.",
+                "第 i 个猜测只有在之前全部被接受时才有用：α^i。α^0 到 α^γ 之和就是 Eq 32。草稿说得过多的按比例拒绝，说得过少的由 (p − q)₊ 补上。",
                 ("The output is the target's: accepted and corrected tokens together have distribution p.", "输出属于目标：被接受和被修正的 token 合起来服从 p。"),
                 ("Tokens a pass saturate at 1/(1 − α), the draft's cost does not: γ has an optimum.", "每次前向的 token 数趋于 1/(1 − α)，草稿的代价却不断增加：γ 有最优值。"))
     lab.own_number(f"{counted[4]:.2f} tokens a pass at α = 0.8, γ = 4; fastest γ = {best}.", f"α = 0.8、γ = 4 时每次前向 {counted[4]:.2f} 个 token；最快的 γ = {best}。")

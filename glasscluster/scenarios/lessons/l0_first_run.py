@@ -11,7 +11,7 @@ from glasscluster.scenarios.lesson import Card, Formula, lesson
     title=("First run in five minutes", "五分钟跑通"),
     topic=("first steps", "入门"),
     question=("What does one training step on four GPUs look like?", "四块 GPU 上的一步训练是什么样子？"),
-    formula=Formula("F13", "Σ gradients ÷ global token count = one device's gradient", "X", "derivation; 1e-10 in float64"),
+    formula=Formula("Eq 13", "Σ gradients ÷ global token count = one device's gradient", "X", "derivation; 1e-10 in float64"),
     kills=(
         "“GPUs are busy most of the time.” Look at the hatched parts: somebody waits for somebody in every step.",
         "“GPU 大部分时间都在忙。”看看阴影部分：每一步都有人在等人。",
@@ -43,7 +43,7 @@ def first_run(lab: Lab, gpus: int = 4, steps: int = 3) -> None:
     gap = max(line.all_gaps, key=lambda g: g.length)
     lab.ask("What percentage of the step does an average GPU compute?", "平均每块 GPU 在这一步里有百分之几的时间在计算？", 100 * busy, "%")
     compared = trained.comparison
-    lab.check("largest gradient difference from one device", 0, compared["max_rel_grad_diff"], "F13", unit="relative", tolerance=1e-10)
+    lab.check("largest gradient difference from one device", 0, compared["max_rel_grad_diff"], "Eq 13", unit="relative", tolerance=1e-10)
     lab.tell(
         f"{gpus} ranks, {steps} steps. An average GPU computes {busy:.1%} of the step's {line.makespan * 1e3:.3g} ms.",
         f"{gpus} 个 rank，{steps} 步。一步 {line.makespan * 1e3:.3g} ms 中平均每卡有 {busy:.1%} 在计算。",

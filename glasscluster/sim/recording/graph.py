@@ -213,7 +213,7 @@ class ExecutionGraph:
         return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
 
     def traffic(self) -> dict[str, dict[str, list[int]]]:
-        """`by_axis` and `by_purpose` bytes sent per rank, as CONTRACT's `bytes_sent`."""
+        """`by_axis` and `by_purpose` bytes sent per rank, as `bytes_sent` of docs/contract.md."""
         known = ["dp", "tp", "pp", "cp", "ep"]
         axes = [*known, *sorted(set(self.axis[self.kind == SEND].tolist()) - {*known, ""})]
         return {

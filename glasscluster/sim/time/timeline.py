@@ -133,7 +133,7 @@ class Timeline:
         return spent
 
     def bubble(self) -> dict[str, float]:
-        """The three bubble figures of CONTRACT.md: of the makespan, over ideal, and of the largest stage's span."""
+        """The three bubble figures of docs/contract.md: of the makespan, over ideal, and of the largest stage's span."""
         first, last = self.window
         useful, span = self.useful(), last - first
         idle = float(self.graph.ranks * span - useful.sum())

@@ -5,7 +5,7 @@ rank, a query heads, n_kv key heads of d elements, w bytes an element, w' bytes 
 
     rank r   step 0: Q_r with K_r, V_r    step 1: with those of r-1    step 2: r-2 ...        the next ones arrive meanwhile
 
-    merge    share = sigmoid(L_block - L)       O += share (O_block - O)       L = log(e^L + e^L_block)        (F6)
+    merge    share = sigmoid(L_block - L)       O += share (O_block - O)       L = log(e^L + e^L_block)        (Eq 6)
     back     P of a block follows from the final L, so each block is done once more by itself: K and V go round again,
              and behind them dK and dV, to which every rank adds its part, N hops until they are home
 
@@ -223,7 +223,7 @@ class RingAttention(torch.autograd.Function):
 
 
 def predict(ranks: int, batch: int, tokens: int, key_heads: int, head_dim: int, width: int) -> dict[str, int]:
-    """F26: bytes that each rank sends for one attention, whatever the kind; tokens = s. `forward` also when it is computed again.
+    """Eq 26: bytes that each rank sends for one attention, whatever the kind; tokens = s. `forward` also when it is computed again.
 
     forward    2B (N-1)(s/N) n_kv d w                     K and V, N-1 hops
     backward   2B (s/N) n_kv d [(N-1) w + N w']           K and V again, N-1 hops; dK and dV, N hops in the accumulators' type
@@ -251,6 +251,6 @@ def work(kind: str, ranks: int, tokens: int, tile: int = 1, causal: bool = True,
 def hidden(
     ranks: int, batch: int, tokens: int, heads: int, key_heads: int, head_dim: int, width: int, peak: float, bandwidth: float
 ) -> bool:
-    """F26: whether a whole block's products (4 B a n^2 d FLOPs) take as long as the next keys and values need to arrive."""
+    """Eq 26: whether a whole block's products (4 B a n^2 d FLOPs) take as long as the next keys and values need to arrive."""
     n = tokens // ranks
     return 4 * batch * heads * n * n * head_dim / peak >= 2 * batch * n * key_heads * head_dim * width / bandwidth

@@ -18,12 +18,8 @@ class ContextOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cp: int = Field(1, ge=1, description="context-parallel GPUs a sequence is cut over")
-    context: Literal["ring", "striped", "zigzag", "ulysses"] = Field(
-        "ring", description="how context parallelism cuts a sequence"
-    )
-    ulysses: int = Field(
-        0, ge=0, description="neighbours on cp that exchange heads, inside a ring of such groups; 0: none, or all"
-    )
+    context: Literal["ring", "striped", "zigzag", "ulysses"] = Field("ring", description="how context parallelism cuts a sequence")
+    ulysses: int = Field(0, ge=0, description="neighbours on cp that exchange heads, inside a ring of such groups; 0: none, or all")
 
     @property
     def heads_cut(self) -> int:

@@ -128,7 +128,7 @@ def make_context(
 def predict(
     kind: str, ranks: int, batch: int, tokens: int, heads: int, key_heads: int, head_dim: int, width: int, ulysses: int = 1
 ) -> dict[str, int]:
-    """F26: bytes that each rank sends for one attention with any kind of context parallelism; tokens = s, heads before any exchange.
+    """Eq 26: bytes that each rank sends for one attention with any kind of context parallelism; tokens = s, heads before any exchange.
 
     exchange    (U-1)/U · B(s/N)(2a + 2 n_kv) d w forward and the same backward: 4(N-1)/N · B(s/N)h elements when n_kv = a, U = N
     ring        of N/U groups and n_kv/U key heads, as context_parallel.predict has it

@@ -334,7 +334,7 @@ def _tensors(state: dict[str, Tensor | list[Tensor]]) -> list[Tensor]:
 
 
 def predict(parameters: int, dp: int, width: int) -> dict[str, float]:
-    """Traffic of a step (F9, F16) and state bytes per rank (F15), without ZeRO; its time is F14, in overlap.py.
+    """Traffic of a step (Eq 9, Eq 16) and state bytes per rank (Eq 15), without ZeRO; its time is Eq 14, in overlap.py.
 
     parameters: Ψ of one data-parallel rank; width: bytes of a gradient element.
     Returns gradient bytes sent by all dp ranks together: 2 (N-1) Ψ width.

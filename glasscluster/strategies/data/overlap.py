@@ -1,4 +1,4 @@
-"""Overlap: when the last bucket is reduced, and which buckets end soonest (F14).
+"""Overlap: when the last bucket is reduced, and which buckets end soonest (Eq 14).
 
 Follows PyTorch DDP (Li et al., 2006.15704), section 3.2. Symbols: bucket i becomes ready at r_i and takes c_i on the wire.
 
@@ -114,7 +114,7 @@ def in_order(graph: ExecutionGraph, rows: np.ndarray) -> np.ndarray:
 
 
 def on_a_ring(operation: str, n: int, link: Link, reduce_rate: float = float("inf")) -> Cost:
-    """c of a bucket that N divides: the ring's steps (F8), and its N-1 additions of 1/N at γ."""
+    """c of a bucket that N divides: the ring's steps (Eq 8), and its N-1 additions of 1/N at γ."""
 
     def seconds(nbytes: float) -> float:
         moved = ring.predict(operation, n, nbytes, link).time_s

@@ -179,11 +179,11 @@ class Zero2(Zero1):
 
 
 def predict_traffic(plan: Plan, padded: int, width: int, experts: bool = False) -> dict[str, int]:
-    """F16: bytes sent by all dp·cp ranks together; `padded` = Ψ with each unit's padding to N, `width` bytes of a parameter.
+    """Eq 16: bytes sent by all dp·cp ranks together; `padded` = Ψ with each unit's padding to N, `width` bytes of a parameter.
 
     `experts`: of a rank's experts, which dp·cp/ep ranks hold and shard.
 
-    Inside the R groups of N: R(N-1)Ψ for each time Ψ is reduced or gathered. Across: N all-reduces of Ψ/N over R (F9).
+    Inside the R groups of N: R(N-1)Ψ for each time Ψ is reduced or gathered. Across: N all-reduces of Ψ/N over R (Eq 9).
     """
     n, m = plan.expert_replicas if experts else plan.shards, plan.micro_batches
     groups = plan.data_ranks // n
@@ -195,7 +195,7 @@ def predict_traffic(plan: Plan, padded: int, width: int, experts: bool = False) 
 
 
 def predict_state(stage: int, padded: int, shards: int, width: int, gradient_width: int, state_width: int) -> dict[str, float]:
-    """F15: bytes per rank of parameters, gradients and optimizer state; widths are bytes of each per parameter."""
+    """Eq 15: bytes per rank of parameters, gradients and optimizer state; widths are bytes of each per parameter."""
     return {
         "parameters": padded * width / (shards if stage >= 3 else 1),
         "gradients": padded * gradient_width / (shards if stage >= 2 else 1),

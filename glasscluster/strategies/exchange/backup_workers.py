@@ -119,5 +119,5 @@ def one_device_on_what_counted(job: Job, chosen: Chosen, workers: int, dtype: to
 
 
 def predict(needed: int, backups: int, rate: float = 1.0) -> float:
-    """F36: expected time of a step whose workers take Exp(λ): the N-th of N + b, (H_(N+b) - H_b) / λ; b = 0: H_N / λ."""
+    """Eq 36: expected time of a step whose workers take Exp(λ): the N-th of N + b, (H_(N+b) - H_b) / λ; b = 0: H_N / λ."""
     return sum(1.0 / k for k in range(backups + 1, needed + backups + 1)) / rate

@@ -285,7 +285,7 @@ def compare(results: list[Exchanged], alone: Alone, layout: Layout) -> dict[str,
 
 
 def predict(layout: Layout, parameters: int, width: int) -> dict[str, list[int]]:
-    """F11, exact: bytes every rank sends and receives in the whole run.
+    """Eq 11, exact: bytes every rank sends and receives in the whole run.
 
     Apart: a worker 2S a clock, a server 2W·S/K (S/K: its shard). On the workers: a rank sends S less its own shard as a worker
     and W-1 times its shard as a server; with K = W that is 2S(N-1)/N.

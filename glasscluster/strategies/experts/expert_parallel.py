@@ -86,7 +86,7 @@ class _Move(torch.autograd.Function):
 
 
 def leaving(tokens: int, top_k: int, ep: int) -> float:
-    """F27: rows that leave a rank in a dispatch, T k (N-1)/N on average under uniform routing.
+    """Eq 27: rows that leave a rank in a dispatch, T k (N-1)/N on average under uniform routing.
 
     Skewed routing changes who receives, and each sender's number, but not the mean over senders, as long as all see alike tokens:
     of the rows for rank j, one in N starts there.
@@ -97,7 +97,7 @@ def leaving(tokens: int, top_k: int, ep: int) -> float:
 def predict(
     layers: int, micro_batches: int, tokens: int, top_k: int, experts: int, ep: int, hidden: int, width: int, again: int = 0
 ) -> dict[str, int]:
-    """F27: bytes sent by all N ranks together in a step, for a stage with `layers` layers, when nothing is dropped.
+    """Eq 27: bytes sent by all N ranks together in a step, for a stage with `layers` layers, when nothing is dropped.
 
     tokens = T of a rank's micro-batch. `rows` is the mean under uniform routing, and exact where routing is balanced: 4 all-to-alls a
     layer and micro-batch; `counts` is exact. `again`: layers that recomputation runs again, with 2 all-to-alls each.
@@ -107,7 +107,7 @@ def predict(
 
 
 def traffic(counts: Sequence[Sequence[int]], hidden: int, width: int) -> list[list[int]]:
-    """Bytes from rank (row) to rank (column) in a dispatch, exactly, where rank i has counts[i][e] rows for expert e."""
+    """Bytes from rank (row) to rank (column) in a dispatch, exactly; rank i has `counts[i][e]` rows for expert e."""
     n, each = len(counts), len(counts[0]) // len(counts)
     rows = [[sum(mine[r * each : (r + 1) * each]) for r in range(n)] for mine in counts]
     return [[0 if i == j else rows[i][j] * hidden * width for j in range(n)] for i in range(n)]

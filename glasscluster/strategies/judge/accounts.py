@@ -92,7 +92,7 @@ def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
 
 
 def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped: bool = False) -> list[dict[str, Any]]:
-    """Bytes sent, summed over ranks, by axis and purpose (F9, F16, F18, F19). `skipped`: there was no update."""
+    """Bytes sent, summed over ranks, by axis and purpose (Eq 9, Eq 16, Eq 18, Eq 19). `skipped`: there was no update."""
     if graph.has_native:
         return []
     width, tokens = WIDTH[plan.precision], plan.micro_batch * model.seq
@@ -109,7 +109,7 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
         schedule = plan.pipeline
         expected_pp = pipeline_parallel.predict_traffic(schedule.hops, m, tokens, model.hidden, width) * copies
         counted_pp = sum(graph.bytes_sent(axis="pp", purpose="activations"))
-        source = "GPipe 1811.06965: 2(p-1)m·bsh" if plan.virtual_stages == 1 else "Megatron-LM 2104.04473 section 2.2: 2m·bsh a hop (F21)"
+        source = "GPipe 1811.06965: 2(p-1)m·bsh" if plan.virtual_stages == 1 else "Megatron-LM 2104.04473 section 2.2: 2m·bsh a hop (Eq 21)"
         rows.append(row("pp activations and their gradients sent, all ranks", expected_pp, counted_pp, source))
         if model.tied and schedule.placement[0] != schedule.placement[-1]:
             table = next(u for u in stages[0] if u.name == TIED)
@@ -122,7 +122,7 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
                     "tied embedding gradients sent, all ranks",
                     expected_tied,
                     sum(graph.bytes_sent(label="tied embedding")),
-                    "F9 with N = 2",
+                    "Eq 9 with N = 2",
                 )
             )
     return rows
@@ -139,12 +139,12 @@ def _data_rows(plan: Plan, graph: ExecutionGraph, stages: Sequence[Sequence[Unit
     for experts, padded in _padded([u for units in stages for u in units]).items():
         if plan.zero:
             part: dict[str, float] = dict(zero.predict_traffic(plan, padded, width, experts))
-            source = "ZeRO 1910.02054 section 7 (F16)"
+            source = "ZeRO 1910.02054 section 7 (Eq 16)"
         else:
             ranks = plan.expert_replicas if experts else plan.data_ranks  # and there are as many such groups as do not hold the same
             whole = data_parallel.predict(padded, ranks, plan.gradient_width)
             part = {"gradients": whole["gradients_bytes_total"] * (plan.data_ranks // ranks)}
-            source = "Patarasuk-Yuan 2009 (F9); ZeRO section 7.1"
+            source = "Patarasuk-Yuan 2009 (Eq 9); ZeRO section 7.1"
         theory = {k: v + part.get(k, 0) for k, v in theory.items()}
     if skipped and plan.zero < 3:
         theory["parameters"] = 0
@@ -155,7 +155,7 @@ def _data_rows(plan: Plan, graph: ExecutionGraph, stages: Sequence[Sequence[Unit
     rows = [row(f"dp {p} sent{inside}, all ranks", theory[p] * plan.tp, counted[p], source) for p in counted]
     if hybrid:
         name = f"dp gradients sent across {plan.data_ranks // plan.shards} groups, all ranks"
-        rows.append(row(name, theory["across"] * plan.tp, across, "MiCS 2205.00119, FSDP 2304.11277 section 3.2.2: F9 of every shard"))
+        rows.append(row(name, theory["across"] * plan.tp, across, "MiCS 2205.00119, FSDP 2304.11277 section 3.2.2: Eq 9 of every shard"))
     return rows
 
 
@@ -181,11 +181,11 @@ def host_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Se
 
 
 def overlap_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
-    """When the last bucket is reduced (F14), where the formula holds."""
+    """When the last bucket is reduced (Eq 14), where the formula holds."""
     found = overlap.predict(plan, timeline)
     if found is None:
         return []
-    name, source = "last bucket reduced", "F14, PyTorch DDP 2006.15704: max(ready, end before) + c along the buckets"
+    name, source = "last bucket reduced", "Eq 14, PyTorch DDP 2006.15704: max(ready, end before) + c along the buckets"
     return [row(name, found[0], None, source, simulated=found[1], unit="s", match="virtual", tolerance=1e-9)]
 
 
@@ -232,7 +232,7 @@ def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, 
             "head": "head input, 3",
             "loss": "loss, 3 scalars a token",
         }
-        what, source = "tp gathers and scatters sent", "Korthikanti 2205.05198 section 4.2.2 (F18)"
+        what, source = "tp gathers and scatters sent", "Korthikanti 2205.05198 section 4.2.2 (Eq 18)"
     else:
         names = {
             "layer": f"{per_layer} per layer{runs_again}",
@@ -240,7 +240,7 @@ def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, 
             "head": "head input, once",
             "loss": "loss, 3 scalars a token",
         }
-        what, source = "tp all-reduces sent", "Megatron-LM 1909.08053 section 3 (F18, F19)"
+        what, source = "tp all-reduces sent", "Megatron-LM 1909.08053 section 3 (Eq 18, Eq 19)"
     rows = [row(f"{what}, {names[k]}", totals[k], int(graph.bytes[chosen[k]].sum()), source) for k in totals]
     if plan.tp > model.key_heads:
         one = tensor_parallel.predict_shared_heads(model.key_heads, model.key_width, plan.tp, tokens, width, 2 + full)
@@ -250,14 +250,14 @@ def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, 
                 "tp keys and values of shared heads sent",
                 one * m * model.layers * plan.dp,
                 counted,
-                "GQA 2305.13245; F10 over tp / kv-heads",
+                "GQA 2305.13245; Eq 10 over tp / kv-heads",
             )
         )
     if model.experts:
         one = (plan.tp - 1) * tokens * model.top_k * max(width, 4) * m * model.layers * plan.dp
         runs = 2 + (full and plan.sequence_parallel)  # an all-reduce backward, or a gather and a scatter
         counted = int(graph.bytes[tp & router].sum())
-        rows.append(row("tp weights of the router sent", runs * one, counted, "F9, F10: k numbers a token"))
+        rows.append(row("tp weights of the router sent", runs * one, counted, "Eq 9, Eq 10: k numbers a token"))
     return rows + _whole_rows(plan, model, graph)
 
 
@@ -269,7 +269,7 @@ def _whole_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[d
     else:
         partial = set().union(*(part.partial for part in GPTStage(model, device=torch.device("meta")).parts()))
         whole = [x for x in whole if x.name in partial]
-        name, label, source = "what all heads share", "what all heads share", "F9: each rank has its heads' part"
+        name, label, source = "what all heads share", "what all heads share", "Eq 9: each rank has its heads' part"
         if not whole:
             return []
     shares = plan.data_ranks // (plan.shards if plan.zero else 1)  # with ZeRO every dp rank sums what it owns
@@ -278,18 +278,18 @@ def _whole_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[d
 
 
 def _context_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, width: int) -> list[dict[str, Any]]:
-    """F26: what attention sends along cp, summed over ranks."""
+    """Eq 26: what attention sends along cp, summed over ranks."""
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     heads, key_heads = model.heads // plan.tp, max(1, model.key_heads // plan.tp)
     one = ulysses.predict(kind, plan.cp, plan.micro_batch, model.seq, heads, key_heads, model.score_dim, width, plan.heads_cut)
     each = one["forward"] + one["backward"] + {"none": 0, "selective": one["again"], "full": one["forward"]}[plan.recompute]
     counted = sum(graph.bytes_sent(axis="cp", purpose="activations"))
-    source = "Ring attention 2310.01889, Ulysses 2309.14509 (F26)"
+    source = "Ring attention 2310.01889, Ulysses 2309.14509 (Eq 26)"
     return [row("cp keys, values and heads sent, all ranks", each * m * model.layers * plan.gpus // plan.pp, counted, source)]
 
 
 def expert_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[dict[str, Any]]:
-    """F27: rows that left for experts elsewhere, given what the routers chose; each goes out and back, forward and backward."""
+    """Eq 27: rows that left for experts elsewhere, given what the routers chose; each goes out and back, forward and backward."""
     if plan.ep == 1 or graph.has_native:
         return []
     each, left = model.experts // plan.ep, 0
@@ -300,14 +300,14 @@ def expert_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: 
     trips = 6 if plan.recompute == "full" else 4
     expected = left * trips * model.hidden * WIDTH[plan.precision]
     counted = sum(graph.bytes_sent(axis="ep", purpose="activations"))
-    return [row("ep tokens sent to experts and back, all ranks", expected, counted, "GShard 2006.16668 section 3 (F27), as routed")]
+    return [row("ep tokens sent to experts and back, all ranks", expected, counted, "GShard 2006.16668 section 3 (Eq 27), as routed")]
 
 
 # ---- what a rank holds, and what it computes again ----------------------------------------------------------------
 
 
 def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) -> list[dict[str, Any]]:
-    """Model states per rank before the optimizer step, summed over ranks (F15)."""
+    """Model states per rank before the optimizer step, summed over ranks (Eq 15)."""
     width = WIDTH[plan.precision]
     moments = 2 if plan.optimizer == "adamw" else 0
     state_width = moments * (4 if plan.has_master else width) + (4 if plan.has_master else 0)
@@ -318,7 +318,7 @@ def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) ->
             shards = plan.expert_replicas if experts else plan.shards
             part = zero.predict_state(plan.zero, padded, shards, width, plan.gradient_width, on_gpu)
             expected = {k: v + part[k] * plan.data_ranks * plan.tp for k, v in expected.items()}
-    source = "ZeRO 1910.02054 section 3.1 (F15)"
+    source = "ZeRO 1910.02054 section 3.1 (Eq 15)"
     rows = [row(f"{k} held, all ranks", v, sum(r.state_bytes[k] for r in results), source) for k, v in expected.items()]
     if plan.zero == 3:
         most = _layers_whole(plan, model)
@@ -336,7 +336,7 @@ def _layers_whole(plan: Plan, model: ModelConfig) -> int | None:
 
 
 def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[dict[str, Any]]:
-    """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (F29)."""
+    """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (Eq 29)."""
     if plan.recompute == "none":
         return []
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
@@ -358,7 +358,7 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
     if model.experts and plan.recompute == "full":  # tp ranks send the same rows to the same experts, each with its columns
         assignments = sum(sum(counts) for result in results for counts in result.routing_counts("kept")) // plan.tp
         flops += 2 * assignments * (model.gates + 1) * model.hidden * model.width
-    ran, source = int(graph.flops[graph.phase == RECOMPUTE].sum()), "Korthikanti 2205.05198 section 5; Chen 1604.06174 (F29)"
+    ran, source = int(graph.flops[graph.phase == RECOMPUTE].sum()), "Korthikanti 2205.05198 section 5; Chen 1604.06174 (Eq 29)"
     return [
         row("FLOPs computed again, all ranks", flops, ran, source, unit="FLOPs"),
         row("activations kept to start again from, all ranks", held, sum(r.checkpoint_bytes for r in results), source),
@@ -369,7 +369,7 @@ def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, result
 
 
 def schedule_rows(plan: Plan, timeline: Timeline, results: Sequence[RankResult]) -> list[dict[str, Any]]:
-    """Micro-batches in flight (F22), and GPipe's makespan from the stages' own times (F20) where its terms hold."""
+    """Micro-batches in flight (Eq 22), and GPipe's makespan from the stages' own times (Eq 20) where its terms hold."""
     if plan.pp == 1:
         return []
     rows, m = [], plan.micro_batches
@@ -380,7 +380,7 @@ def schedule_rows(plan: Plan, timeline: Timeline, results: Sequence[RankResult])
         unit, name = ("micro-batches", "stage") if plan.virtual_stages == 1 else ("chunks of micro-batches", "pipeline rank")
         whole = plan.schedule in ("gpipe", "1f1b", "eager-1f1b")  # else a chunk is live until its W, and the graph has no chunks
         counted = max(timeline.graph.in_flight(i) if whole else results[i].in_flight for i in ranks)
-        rows.append(row(f"{unit} in flight, {name} {r}", live[r], counted, "F22", unit=unit))
+        rows.append(row(f"{unit} in flight, {name} {r}", live[r], counted, "Eq 22", unit=unit))
     predicted = gpipe_makespan(plan, timeline) if plan.schedule == "gpipe" else None
     if predicted is not None:
         first, last = timeline.window
@@ -389,7 +389,7 @@ def schedule_rows(plan: Plan, timeline: Timeline, results: Sequence[RankResult])
                 "GPipe makespan, first F to last B",
                 predicted,
                 None,
-                "F20: sum(f+b) + (m-1)(max f + max b) + 2(p-1)c",
+                "Eq 20: sum(f+b) + (m-1)(max f + max b) + 2(p-1)c",
                 simulated=last - first,
                 unit="s",
                 match="virtual",
@@ -400,7 +400,7 @@ def schedule_rows(plan: Plan, timeline: Timeline, results: Sequence[RankResult])
 
 
 def gpipe_makespan(plan: Plan, timeline: Timeline) -> float | None:
-    """F20 with f_s, b_s read from the replay; None off its domain (a stage's time varies, or its port is the bottleneck)."""
+    """Eq 20 with f_s, b_s read from the replay; None off its domain (a stage's time varies, or its port is the bottleneck)."""
     if plan.gpus > plan.dp * plan.pp or plan.zero == 3 or plan.ep > 1:
         return None
     graph, forward, backward = timeline.graph, [], []

@@ -1,6 +1,6 @@
 """What a transformer layer keeps for backward: the paper's list, tensor by tensor, and its sums.
 
-Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198), section 4 and F17.
+Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198), section 4 and Eq 17.
 Symbols: s tokens, b sequences, h hidden, a heads, t tensor-parallel ranks, w bytes of an element (the paper: 2), masks 1 byte;
 beyond the paper: k columns of K and of V (h without grouped queries), f inner width of the MLP, c context-parallel ranks.
 
@@ -224,7 +224,7 @@ def predict(
     s: int, b: int, h: int, a: int, t: int = 1, w: int = 2, *, dropout: bool = True, flash: bool = False, recompute: str = "none",
     sequence_parallel: bool = False, key_width: int | None = None, mlp: int | None = None, cp: int = 1, exchange: bool = False,
 ) -> int:  # fmt: skip
-    """F17, the closed form: bytes a layer keeps on one of t·cp ranks, without what is listed apart.
+    """Eq 17, the closed form: bytes a layer keeps on one of t·cp ranks, without what is listed apart.
 
     Outside the matrices' regions stay both norms' inputs and outputs and two masks: 4w + 2; inside 12w, cut by t: Q, K, V and the
     heads' output 4, GELU 8. Other shapes: key_width k and mlp = n·f columns (KEPT_OF_MLP). exchange: Ulysses in place of a ring.

@@ -80,5 +80,5 @@ def fit(batches: list[float], steps: list[float]) -> tuple[float, float]:
 
 
 def predict(batch: float, fewest_steps: float, fewest_examples: float) -> float:
-    """F35: steps at a batch size; B_crit = E_min / S_min."""
+    """Eq 35: steps at a batch size; B_crit = E_min / S_min."""
     return fewest_steps + fewest_examples / batch

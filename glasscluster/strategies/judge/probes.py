@@ -2,7 +2,7 @@
 
     forward    │ rms of each part's output      │ largest q·k/√d of one sequence   │ log Z of each token, largest |logit|
     backward   │ norm of the rank's own gradient, before it is reduced             │
-    reduced    │ squares of each parameter's gradient, and the norm that the trainer made of them (F38)
+    reduced    │ squares of each parameter's gradient, and the norm that the trainer made of them (Eq 38)
     update     │ squares of each parameter and of what it moved by                 │ a fingerprint of what replicas must share
     data       │ a hash of every sequence, so that what comes again is known
 

@@ -1,6 +1,6 @@
 """All ranks' readings of a step as one: what somebody at the screen of a training run would watch.
 
-Who counts what is decided here anew, from the plan alone (F38: √Σ‖g‖² over shards, what several ranks have alike once), and not from
+Who counts what is decided here anew, from the plan alone (Eq 38: √Σ‖g‖² over shards, what several ranks have alike once), and not from
 the marks that the trainer's own norm goes by: the two can disagree, and `norm_ratio` says whether they do.
 """
 
@@ -43,7 +43,7 @@ class Vitals:
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a rank sits (CONTRACT.md: tp fastest, pp slowest)."""
+    """Where a rank sits (docs/contract.md: tp fastest, pp slowest)."""
 
     tp: int
     data: int

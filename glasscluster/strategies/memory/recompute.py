@@ -97,17 +97,17 @@ def segments(layers: int, every: int) -> list[int]:
 
 
 def predict_peak(layers: int, every: int, checkpoint_bytes: float, layer_bytes: float) -> float:
-    """F29: ceil(n/k) C + k A."""
+    """Eq 29: ceil(n/k) C + k A."""
     return len(segments(layers, every)) * checkpoint_bytes + every * layer_bytes
 
 
 def best_every(layers: int, checkpoint_bytes: float, layer_bytes: float) -> float:
-    """F29: k = sqrt(n C / A), which is sqrt(n) only where a layer's input is all it keeps."""
+    """Eq 29: k = sqrt(n C / A), which is sqrt(n) only where a layer's input is all it keeps."""
     return sqrt(layers * checkpoint_bytes / layer_bytes)
 
 
 def predict_again(kind: str, layers: int, every: int, regions: int, spares: bool, each: int = 1) -> int:
-    """F18: collectives of tensor parallelism that run again, of a stage and micro-batch.
+    """Eq 18: collectives of tensor parallelism that run again, of a stage and micro-batch.
 
     A layer has `regions` pairs of matrices (attention, MLP), and of each `each` collectives forward. `spares`: recomputation stops at
     the last tensor that was kept, before a segment's last collective. It is not so with dropout, whose mask comes after it.

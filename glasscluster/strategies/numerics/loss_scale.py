@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ScaleRule:
-    """F28. The defaults are torch.amp.GradScaler's."""
+    """Eq 28. The defaults are torch.amp.GradScaler's."""
 
     initial: float = 65536.0
     growth: float = 2.0
@@ -52,5 +52,5 @@ SMALLEST_NORMAL, SMALLEST = 2.0**-14, 2.0**-24  # fp16: below the first it loses
 
 
 def predict_rounded(x: float) -> float:
-    """F28: what fp16 makes of a magnitude below its normal numbers: the nearest multiple of 2^-24, ties to even."""
+    """Eq 28: what fp16 makes of a magnitude below its normal numbers: the nearest multiple of 2^-24, ties to even."""
     return round(x / SMALLEST) * SMALLEST

@@ -246,6 +246,6 @@ def _output_of(action: Action, final: int) -> Message | None:
 def predict_traffic(hops: int, m: int, tokens: int, hidden: int, width: int) -> int:
     """Activation and gradient bytes sent by all ranks together: 2m of b·s·h elements over each hop from rank to rank.
 
-    F21: p-1 hops with a stage a rank, pv-1 in a loop, 2p-2 folded.
+    Eq 21: p-1 hops with a stage a rank, pv-1 in a loop, 2p-2 folded.
     """
     return 2 * hops * m * tokens * hidden * width

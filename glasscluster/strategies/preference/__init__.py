@@ -15,7 +15,7 @@ The losses are pure functions of tensors. On ranks:
     cast.py           the roles of a rank, and how what one made gets to another
     online.py         an iteration of PPO and GRPO: rollout, experience, training
     offline.py        an iteration of SFT, reward model, DPO
-    ranks.py          the program, and the theory of its memory (F39) and messages
+    ranks.py          the program, and the theory of its memory (Eq 39) and messages
     placements.py     which roles share a GPU when memory is short
     alone.py          all of it in one process: the reference
     policy.py         sampling, the exact expected reward, KL, comparisons

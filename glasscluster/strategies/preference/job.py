@@ -3,7 +3,7 @@
     sft, reward-model   one role that learns
     dpo                 actor, reference                                      16Ψ + 2Ψ
     grpo                actor, reference, rollout, reward model or rule       16Ψ + 2Ψ (+ 2Ψ)
-    ppo                 actor, critic, reference, rollout, reward model       2 · 16Ψ + 2 · 2Ψ = 36Ψ      (F39)
+    ppo                 actor, critic, reference, rollout, reward model       2 · 16Ψ + 2 · 2Ψ = 36Ψ      (Eq 39)
 
 The rollout writes answers. On a rank of its own it has a copy of the actor's weights, which are sent to it before every iteration;
 on the actor's rank it uses them as they are. Roles may share ranks in any way: a message between two on one rank is not sent.

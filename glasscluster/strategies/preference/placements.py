@@ -1,6 +1,6 @@
 """Which roles share a GPU when memory is short: the fewest GPUs of a capacity, and among those ways the most even one.
 
-F39 says what a role holds; to that come activations, for which `spare` is left on every GPU. Five roles can be put together in 52 ways
+Eq 39 says what a role holds; to that come activations, for which `spare` is left on every GPU. Five roles can be put together in 52 ways
 (Bell's number), so all of them are tried.
 But: a role is one piece here. Where a single one does not fit it has to be cut, by ZeRO or tensor parallelism.
 """

@@ -224,7 +224,7 @@ def check(requests: Sequence[Request], slots: int, block: int = 0, blocks: int =
 
 # ---- theory --------------------------------------------------------------------------------------------------------
 def predict_static(requests: Sequence[Request], batches: Sequence[Sequence[int]], slots: int) -> tuple[int, int]:
-    """F33: (slots computed, of them without a token) over all steps of static batches, each as long as its slowest request.
+    """Eq 33: (slots computed, of them without a token) over all steps of static batches, each as long as its slowest request.
 
     Of a batch that fills its slots the share is 1 - mean/max of its requests' tokens.
     """

@@ -6,7 +6,7 @@
 log p(continuation | context) is minus the loss of training, on the continuation's tokens alone: the same forward, the same
 vocabulary-parallel cross-entropy. Rows are padded behind, which nobody sees. An answer that is drawn depends on (seed, item) alone,
 so scores do not depend on the layout.
-Sent by all ranks for the scores, S numbers of 8 bytes: 2 (dp - 1) · 8 S (F9), on each of tp planes.
+Sent by all ranks for the scores, S numbers of 8 bytes: 2 (dp - 1) · 8 S (Eq 9), on each of tp planes.
 But: no pipeline; a row has to fit into the model's sequence (longer contexts lose their beginning, as in lm-evaluation-harness).
 """
 
@@ -169,5 +169,5 @@ def answers(
 
 # ---- theory --------------------------------------------------------------------------------------------------------
 def predict_traffic(job: EvaluationJob) -> int:
-    """Bytes that all ranks send for the scores: 2 (dp - 1) S of 8 bytes in each of tp planes (F9)."""
+    """Bytes that all ranks send for the scores: 2 (dp - 1) S of 8 bytes in each of tp planes (Eq 9)."""
     return 2 * (job.dp - 1) * job.scores * 8 * job.tp

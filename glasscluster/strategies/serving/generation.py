@@ -7,10 +7,10 @@ S columns of a forward (the longest prompt, then 1), h hidden, V vocabulary (pad
 
 A step is recorded as the micro-batch of its number: 0 is the prefill, i the i-th decode.
 
-    sent by all ranks, a forward     2 (t-1) B S h w for each of 2 all-reduces a layer and one of the embedding (F18, forward)
+    sent by all ranks, a forward     2 (t-1) B S h w for each of 2 all-reduces a layer and one of the embedding (Eq 18, forward)
                                      (t-1) B V w for the logits of one token a sequence
-    cached on a rank                 F3 / t while t divides the key heads, one head from there on
-    decode, at least                 (bytes of the parameters + bytes of the cache) / memory bandwidth seconds a step (F31)
+    cached on a rank                 Eq 3 / t while t divides the key heads, one head from there on
+    decode, at least                 (bytes of the parameters + bytes of the cache) / memory bandwidth seconds a step (Eq 31)
 
 But: no pipeline, no sequence parallelism (a step has one token a sequence); every rank holds the whole logits of one token.
 """
@@ -24,7 +24,14 @@ import numpy as np
 from torch import Tensor
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.decoding.cache import NO_WINDOW, Cache, PagedCache, SlidingWindowCache, StaticCache, predict
+from glasscluster.model.decoding.cache import (
+    NO_WINDOW,
+    Cache,
+    PagedCache,
+    SlidingWindowCache,
+    StaticCache,
+    predict,
+)
 from glasscluster.model.decoding.generate import GREEDY, Generator, Sampling, listed
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Unsharded
@@ -156,7 +163,7 @@ def make_stage(
 # ---- what was counted ----------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Phase:
-    """A forward on one rank: work, traffic with slow memory, virtual seconds of the slowest rank; F31 beside them."""
+    """A forward on one rank: work, traffic with slow memory, virtual seconds of the slowest rank; Eq 31 beside them."""
 
     flops: int
     bytes: int
@@ -171,7 +178,7 @@ class Phase:
 
     @property
     def roof_s(self) -> float:
-        """F31: no GPU is faster, however the work is cut into kernels."""
+        """Eq 31: no GPU is faster, however the work is cut into kernels."""
         return max(self.flops / self.peak, self.bytes / self.bandwidth)
 
     def as_dict(self) -> dict[str, Any]:
@@ -222,7 +229,7 @@ def predict_traffic(model: ModelConfig, tp: int, batch: int, columns: int, width
 
 
 def predict_cache(job: GenerationJob, width: int) -> int:
-    """F3: bytes that a rank's cache allocates; paged: all blocks that the longest sequence could fill, of every sequence."""
+    """Eq 3: bytes that a rank's cache allocates; paged: all blocks that the longest sequence could fill, of every sequence."""
     slots = job.capacity
     if job.cache == "sliding":
         slots = min(slots, job.window or NO_WINDOW)
@@ -232,7 +239,7 @@ def predict_cache(job: GenerationJob, width: int) -> int:
 
 
 def predict_floor(parameter_bytes: int, cache_bytes: int, hw: Hardware) -> float:
-    """F31: seconds that reading all weights and all of the cache once takes, the least of a decode step."""
+    """Eq 31: seconds that reading all weights and all of the cache once takes, the least of a decode step."""
     return (parameter_bytes + cache_bytes) / hw.gpu.memory_bandwidth
 
 

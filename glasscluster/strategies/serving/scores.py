@@ -2,9 +2,9 @@
 
     acc        the likeliest continuation is the right one        argmax_i log p(choice_i | context)
     acc_norm   the same a byte                                    argmax_i log p(choice_i | context) / bytes of choice_i
-    F41        standard error                                     √(p (1 - p) / (n - 1))
+    Eq 41      standard error                                     √(p (1 - p) / (n - 1))
     paired     two models on the same items                       mean of the differences over their own standard error; McNemar's test
-    F37        bits a byte                                        loss in nats · tokens / (bytes · ln 2)
+    Eq 37      bits a byte                                        loss in nats · tokens / (bytes · ln 2)
 
 Sums of log-likelihoods favour short continuations, divided by bytes they favour predictable ones: neither is right (lm-evaluation-harness
 reports both). A difference of two accuracies is judged on the same items, because what is hard for one model is hard for the other.
@@ -66,13 +66,13 @@ def perplexity(loglikelihood: float, tokens: int) -> float:
 
 
 def bits_per_byte(loglikelihood: float, size: int) -> float:
-    """F37; the same whatever the tokenizer."""
+    """Eq 37; the same whatever the tokenizer."""
     return -loglikelihood / size / math.log(2)
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------
 def predict_error(accuracy: float, items: int) -> float:
-    """F41: √(p (1 - p) / (n - 1))."""
+    """Eq 41: √(p (1 - p) / (n - 1))."""
     return math.sqrt(accuracy * (1 - accuracy) / (items - 1))
 
 

@@ -9,7 +9,7 @@ A step is the micro-batch of its number. Its virtual time is what replay gives i
 very same step dry and replays that, so what ran takes as long as was planned: a check holds the two against each other. On other
 hardware the order stays, and the times are those of that hardware.
 
-    F33    static: 1 - mean/max of slots, and of the cache; paged: at most block - 1 tokens a sequence
+    Eq 33  static: 1 - mean/max of slots, and of the cache; paged: at most block - 1 tokens a sequence
 But: greedy; an empty server costs nothing and is not in the recording (time jumps to the next arrival).
 """
 
@@ -31,7 +31,15 @@ from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.timeline import Timeline
-from glasscluster.strategies.serving.batching import Continuous, Policy, Request, Schedule, Static, Step, plan
+from glasscluster.strategies.serving.batching import (
+    Continuous,
+    Policy,
+    Request,
+    Schedule,
+    Static,
+    Step,
+    plan,
+)
 from glasscluster.strategies.serving.generation import make_stage, predict_traffic
 
 PolicyName = Literal["continuous", "static"]
@@ -189,7 +197,7 @@ def token_times(job: ServingJob, schedule: Schedule, times: Sequence[tuple[float
 
 # ---- theory --------------------------------------------------------------------------------------------------------
 def predict_paged(schedule: Schedule, block: int) -> list[int]:
-    """F33 by step: slots of blocks without a token when a forward has ended, at most block - 1 a sequence."""
+    """Eq 33 by step: slots of blocks without a token when a forward has ended, at most block - 1 a sequence."""
     return [sum(-(w.start + w.count) % block for w in step.work) for step in schedule.steps]
 
 

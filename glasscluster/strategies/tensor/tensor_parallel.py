@@ -8,7 +8,7 @@ Follows Megatron-LM (Shoeybi et al., 1909.08053, section 3). Symbols: t ranks, b
                                                          g: all-reduce forward, identity backward
 
 Per layer and micro-batch 2 all-reduces forward and 2 backward of b·s·h elements; once per model one forward
-(embedding) and one backward (head input); the loss needs 3 of b·s scalars instead of gathering logits (F18, F19).
+(embedding) and one backward (head input); the loss needs 3 of b·s scalars instead of gathering logits (Eq 18, Eq 19).
 A vocabulary that t does not divide is padded with rows of zeros; their logits are minus infinity. Fewer key-value heads than
 ranks: each rank computes some columns of a head's K and V, and t / key heads neighbours gather it (as Megatron-LM does, which
 gathers Q with them). What is whole on every rank but used for its own heads has partial gradients: summed once a step.
@@ -202,7 +202,7 @@ def predict(
     again: int = 0,
     per_layer: int = 4,
 ) -> dict[str, int]:
-    """F18 and F19: bytes sent by all t ranks together in a step, for a stage with `layers` layers.
+    """Eq 18 and Eq 19: bytes sent by all t ranks together in a step, for a stage with `layers` layers.
 
     tokens = b·s of a micro-batch; width = bytes of an element. `layer` is `per_layer` all-reduces a layer and micro-batch, two for
     each pair of matrices, and the `again` ones of a stage that recomputation repeats; `embedding` and `head` one each

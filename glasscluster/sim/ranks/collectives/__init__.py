@@ -15,7 +15,14 @@ from glasscluster.sim.ranks.collectives import (
     ring,
     tree,
 )
-from glasscluster.sim.ranks.collectives.registry import ALGORITHMS, OPERATIONS, THEORY, collective, find, with_option
+from glasscluster.sim.ranks.collectives.registry import (
+    ALGORITHMS,
+    OPERATIONS,
+    THEORY,
+    collective,
+    find,
+    with_option,
+)
 
 __all__ = [
     "ALGORITHMS",

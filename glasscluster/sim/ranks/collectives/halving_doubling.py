@@ -112,7 +112,7 @@ def _parts(x: torch.Tensor, ranks: range, n: int, p: int) -> list[torch.Tensor]:
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
     """For N equal chunks; time where N is a power of two.
 
-    N = p: 2(p-1)·S bytes over all ranks and 2·log2 N · α + 2(N-1)/N · S/β, reduce-scatter half of it: the lower bound (F9).
+    N = p: 2(p-1)·S bytes over all ranks and 2·log2 N · α + 2(N-1)/N · S/β, reduce-scatter half of it: the lower bound (Eq 9).
     Folding adds (N-p)·S before and, for all-reduce, (N-p)·S after; reduce-scatter hands back N-p chunks.
     """
     p = largest_power_of_two(size)

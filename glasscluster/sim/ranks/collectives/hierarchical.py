@@ -8,7 +8,7 @@ The two-level scheme of Horovod and NCCL practice. Symbols: N ranks in M nodes o
         ring all-reduce between nodes    0 ◄─► 2 on the first half, 1 ◄─► 3 on the second
         all-gather in each node          everybody has both
 
-A rank sends 2(g-1)/g·S inside its node and 2(M-1)/M·S/g between nodes (F12): the slow wire carries 1/g of what a flat ring would.
+A rank sends 2(g-1)/g·S inside its node and 2(M-1)/M·S/g between nodes (Eq 12): the slow wire carries 1/g of what a flat ring would.
 All-gather goes between nodes first, so that only a rank's own chunk crosses, and then hands on in the node what ranks of its place have
 (chunks p, g+p, 2g+p, ...: M messages a step); reduce-scatter is the way back. Broadcast and reduce cross once a node.
 But: nodes must be equal. Where N is no multiple of the node size, the largest divisor of N that fits in a node is taken as g.
@@ -126,10 +126,10 @@ def _next_door(work: CollectiveWork, outgoing: list[torch.Tensor], dst: int, inc
 # ---- theory ------------------------------------------------------------------------------------------------------
 @theory_of("hierarchical")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None, between: Link | None = None, node_size: int = 8) -> Theory:
-    """Bytes as in `traffic`; the times of both levels add (F12), for equal chunks. `between` joins the nodes.
+    """Bytes as in `traffic`; the times of both levels add (Eq 12), for equal chunks. `between` joins the nodes.
 
     all-reduce: 2(g-1) steps of S/g inside and 2(M-1) of S/N between; reduce-scatter and all-gather: M-1 steps of S/N between and
-    g-1 inside, each of M messages through one port; broadcast and reduce: a ring's (F10) of M ranks and one of g.
+    g-1 inside, each of M messages through one port; broadcast and reduce: a ring's (Eq 10) of M ranks and one of g.
     """
     inside, across = traffic(size, nbytes, node_size, operation)
     g = group_size(size, node_size)

@@ -10,7 +10,7 @@ K shards, S bytes of the full buffer. Server k stands on rank k (servers on the 
         3 ─┘                                              3 ◄─► 2
 
 Worker r pushes to server r+1 first, then r+2, ...: if all began with server 0, its port would have everything at once.
-A server on a worker sends and receives (N-1)·S/K each way; balanced when K = N, when a rank sends 2S(N-1)/N (F11).
+A server on a worker sends and receives (N-1)·S/K each way; balanced when K = N, when a rank sends 2S(N-1)/N (Eq 11).
 """
 
 from __future__ import annotations

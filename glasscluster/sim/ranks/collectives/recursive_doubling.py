@@ -8,7 +8,7 @@ communications" (1997), for all-gather with any number of ranks. Symbols: N rank
         distance 1   0 ◄─► 1   2 ◄─► 3       {01} {01} {23} {23}
         distance 2   0 ◄─► 2   1 ◄─► 3       everybody {0123}
 
-All-reduce takes log2 N exchanges of S bytes each (F8): the fewest steps, so best when latency is what costs.
+All-reduce takes log2 N exchanges of S bytes each (Eq 8): the fewest steps, so best when latency is what costs.
 With N not a power of two, the last N-p ranks first hand their vector to a partner and get the sum back: 2 more messages.
 """
 

@@ -12,7 +12,7 @@ Symbols: N ranks, S bytes of the full buffer, chunk i the i-th of N nearly equal
     all-gather walks the finished chunks round once more; all-reduce is the one after the other.
 
 Every rank sends all chunks but one in each half: 2(N-1)/N · S in all when N divides the element count, and
-2(N-1)·S over all ranks for any size (F9). Additions happen in ring order, so the bits do not depend on timing.
+2(N-1)·S over all ranks for any size (Eq 9). Additions happen in ring order, so the bits do not depend on timing.
 But: no bidirectional rings, and the receive of a step is not pipelined with the addition of the step before.
 """
 
@@ -73,7 +73,7 @@ def _all_gather(work, chunks, members=None) -> Steps:
 
 @collective("broadcast", "ring")
 def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Steps:
-    """`x`: flat [n]. Pieces travel down the chain src, src+1, ..., each forwarded while the next arrives (F10)."""
+    """`x`: flat [n]. Pieces travel down the chain src, src+1, ..., each forwarded while the next arrives (Eq 10)."""
     return _broadcast(work, torch.tensor_split(x, pieces or work.size), src)
 
 
@@ -118,7 +118,7 @@ def _reduce(work, parts, staging, op, dst, members=None) -> Steps:
 
 @theory_of("ring")
 def predict(operation: str, size: int, nbytes: float, link: Link | None = None, pieces: int | None = None) -> Theory:
-    """Bytes for any size; time for equal chunks (F8, F9, F10).
+    """Bytes for any size; time for equal chunks (Eq 8, Eq 9, Eq 10).
 
     all_reduce: 2(N-1)S bytes, 2(N-1) steps of α + S/(Nβ); reduce_scatter and all_gather: half of both. broadcast and
     reduce in k pieces (N by default): (N-1)S bytes, chain N-1, time (N-1)L + (N-2+k)(o + S/(kβ)).

@@ -12,7 +12,7 @@ Symbols: N ranks, S bytes of the full buffer, v = (rank - root) mod N.
     v's parent is v without its lowest set bit; its subtree is the ranks v .. v + lowest bit - 1.
 
 Reduce is the same tree upwards, with an addition at every stop; gather and scatter move a whole subtree's chunks at once.
-All-reduce is reduce and broadcast: 2⌈log2 N⌉ messages one after the other, each of S bytes (F8): few steps, many bytes.
+All-reduce is reduce and broadcast: 2⌈log2 N⌉ messages one after the other, each of S bytes (Eq 8): few steps, many bytes.
 But: leaves are idle and the root sends the whole buffer log2 N times. `binary_tree.py` cuts it in pieces, `double_tree.py` puts
 leaves to work.
 """

@@ -7,7 +7,16 @@ from typing import Any
 
 from glasscluster.base.errors import InputError
 from glasscluster.sim.time.network.blocks import Cable
-from glasscluster.sim.time.network.direct import fully_connected, hypercube, line, mesh2d, nvlink_mesh, ring, torus2d, torus3d
+from glasscluster.sim.time.network.direct import (
+    fully_connected,
+    hypercube,
+    line,
+    mesh2d,
+    nvlink_mesh,
+    ring,
+    torus2d,
+    torus3d,
+)
 from glasscluster.sim.time.network.switched import fat_tree, pcie_tree, rail, switch
 from glasscluster.sim.time.network.topology import Topology
 

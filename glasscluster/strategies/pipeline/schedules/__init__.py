@@ -68,7 +68,7 @@ def make_schedule(name: str, p: int, micro_batches: int, virtual_stages: int | N
 
 
 def predict_live(name: str, p: int, m: int, v: int) -> list[int | None]:
-    """F22: chunks' activations that live on each rank, at most, from F to B or W; None where no formula holds."""
+    """Eq 22: chunks' activations that live on each rank, at most, from F to B or W; None where no formula holds."""
     predict = registry.LIVE.get(name)
     if predict is None:
         return [None] * p

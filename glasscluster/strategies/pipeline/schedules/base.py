@@ -50,7 +50,7 @@ def folded(p: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What `validate` finds; the figures are named as in CONTRACT.md.
+    """What `validate` finds; the figures are named as in docs/contract.md.
 
     Live: chunks whose F was and whose B or W was not done, counted after each slot (in a slot of two the forward takes what the
     backward lets go). Postponed: I was done and W was not.

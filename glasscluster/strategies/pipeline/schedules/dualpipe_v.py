@@ -67,7 +67,7 @@ def one_rank(p: int, m: int, rank: int) -> Writer:
 
 
 def predict_bubble(p: int, m: int, f: float, b: float, w: float, together: float | None = None) -> float | None:
-    """F25 in time, costs of a chunk: (p-1)(F&B + B - 3W), DeepSeek's (PP/2-1)(...) with PP = 2p. hop 0, m >= 2p, b-w = f, w <= f.
+    """Eq 25 in time, costs of a chunk: (p-1)(F&B + B - 3W), DeepSeek's (PP/2-1)(...) with PP = 2p. hop 0, m >= 2p, b-w = f, w <= f.
 
     It is the makespan minus the work of the last rank, the one with most slots of two; where such a slot gains nothing
     (`together` = f+b) all ranks work as long, and it is the span bubble too. The limits were found by search.
@@ -79,5 +79,5 @@ def predict_bubble(p: int, m: int, f: float, b: float, w: float, together: float
 
 @live_at_most("dualpipe-v")
 def predict_in_flight(p: int, m: int, rank: int) -> int | None:
-    """F22: chunks, 2p, and one more on the last rank. Only for m >= 2p."""
+    """Eq 22: chunks, 2p, and one more on the last rank. Only for m >= 2p."""
     return None if m < 2 * p else 2 * p + (rank == p - 1)

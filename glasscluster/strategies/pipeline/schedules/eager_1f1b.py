@@ -27,13 +27,13 @@ def schedule(p: int, m: int) -> Schedule:
 
 
 def predict_bubble(p: int, m: int) -> tuple[float, float]:
-    """F20: the same as GPipe's."""
+    """Eq 20: the same as GPipe's."""
     return gpipe.predict_bubble(p, m)
 
 
 @live_at_most("eager-1f1b")
 def predict_in_flight(p: int, m: int, stage: int) -> int:
-    """F22, F23: min(m, 2(p-s) - 1)."""
+    """Eq 22, Eq 23: min(m, 2(p-s) - 1)."""
     return min(m, 2 * (p - stage) - 1)
 
 
@@ -44,7 +44,7 @@ def predict_hop_limit(p: int, m: int, f: float, b: float) -> float:
 
 
 def predict_makespan(p: int, m: int, f: float, b: float, hop: float) -> float | None:
-    """F23, equal stages: GPipe's (m+p-1)(f+b) + 2(p-1) hop, as long as the hop is hidden; None beyond."""
+    """Eq 23, equal stages: GPipe's (m+p-1)(f+b) + 2(p-1) hop, as long as the hop is hidden; None beyond."""
     if hop > predict_hop_limit(p, m, f, b):
         return None
     return gpipe.predict_makespan([f] * p, [b] * p, m, hop)

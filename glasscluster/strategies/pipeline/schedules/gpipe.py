@@ -27,16 +27,16 @@ def schedule(p: int, m: int) -> Schedule:
 
 
 def predict_makespan(f: Sequence[float], b: Sequence[float], m: int, hop: float = 0.0) -> float:
-    """F20: sum(f_s + b_s) + (m-1)(max f + max b) + 2(p-1) hop, for any stages."""
+    """Eq 20: sum(f_s + b_s) + (m-1)(max f + max b) + 2(p-1) hop, for any stages."""
     return sum(f) + sum(b) + (m - 1) * (max(f) + max(b)) + 2 * (len(f) - 1) * hop
 
 
 def predict_bubble(p: int, m: int) -> tuple[float, float]:
-    """F20, equal stages, hop 0: share of the makespan (p-1)/(m+p-1), over ideal (p-1)/m."""
+    """Eq 20, equal stages, hop 0: share of the makespan (p-1)/(m+p-1), over ideal (p-1)/m."""
     return (p - 1) / (m + p - 1), (p - 1) / m
 
 
 @live_at_most("gpipe")
 def predict_in_flight(p: int, m: int, stage: int) -> int:
-    """F22: m."""
+    """Eq 22: m."""
     return m

@@ -5,7 +5,7 @@
                             . 0 1 A a a B b b 2 0 0 3 1 1 C c c D d d 2 2 3 3 . .
 
 Micro-batches go in rounds of p: a round goes forward through a rank's first chunk, then its second, ...; backward through the last
-chunk first. Rank r warms up with (v-1)p + 2(p-1-r) forwards, then one forward, one backward. Bubble (p-1)/(vm) over ideal (F21).
+chunk first. Rank r warms up with (v-1)p + 2(p-1-r) forwards, then one forward, one backward. Bubble (p-1)/(vm) over ideal (Eq 21).
 But: v times the messages, and more micro-batches live. p should divide m. If it does not, the rounds are longer than p where that
 comes out whole (PyTorch), and otherwise the last round is a whole one with micro-batches left out.
 """
@@ -53,16 +53,16 @@ def order(p: int, m: int, v: int, rank: int, size: int) -> tuple[Work, Work]:
 
 
 def predict_bubble(p: int, m: int, v: int) -> tuple[float, float] | None:
-    """F21, equal chunks, hop 0: share of the makespan (p-1)/(vm+p-1), over ideal (p-1)/(vm). Only where p divides m."""
+    """Eq 21, equal chunks, hop 0: share of the makespan (p-1)/(vm+p-1), over ideal (p-1)/(vm). Only where p divides m."""
     return None if m % p else ((p - 1) / (v * m + p - 1), (p - 1) / (v * m))
 
 
 def predict_messages(p: int, m: int, v: int) -> int:
-    """F21: 2m(pv - 1), against 2m(p-1) without chunks."""
+    """Eq 21: 2m(pv - 1), against 2m(p-1) without chunks."""
     return 2 * m * (p * v - 1) if p > 1 else 0
 
 
 @live_at_most("interleaved")
 def predict_in_flight(p: int, m: int, v: int, rank: int) -> int | None:
-    """F22: chunks, min(mv, 2(p-r-1) + (v-1)p + 1). Only where p divides m."""
+    """Eq 22: chunks, min(mv, 2(p-r-1) + (v-1)p + 1). Only where p divides m."""
     return None if m % p else min(m * v, 2 * (p - rank - 1) + (v - 1) * p + 1)

@@ -39,5 +39,5 @@ def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float |
 
 @live_at_most("interleaved-zb")
 def predict_in_flight(p: int, m: int, v: int, rank: int) -> int | None:
-    """F22: chunks, pv on every rank (1F1B's first stage). Only where p divides m."""
+    """Eq 22: chunks, pv on every rank (1F1B's first stage). Only where p divides m."""
     return None if m % p else p * v

@@ -29,11 +29,11 @@ def schedule(p: int, m: int, v: int) -> Schedule:
 
 
 def predict_bubble(p: int, m: int, v: int) -> tuple[float, float] | None:
-    """F21 for m >= p: share of the makespan (p-1)/(vm+p-1), over ideal (p-1)/(vm)."""
+    """Eq 21 for m >= p: share of the makespan (p-1)/(vm+p-1), over ideal (p-1)/(vm)."""
     return None if m < p and v > 1 else ((p - 1) / (v * m + p - 1), (p - 1) / (v * m))
 
 
 @live_at_most("looped-bfs")
 def predict_in_flight(p: int, m: int, v: int, rank: int) -> int:
-    """F22: chunks, mv."""
+    """Eq 22: chunks, mv."""
     return m * v

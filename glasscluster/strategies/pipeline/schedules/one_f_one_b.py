@@ -4,8 +4,8 @@
                      . 0 1 . . 0 0 2 1 1 3 2 2 . 3 3 . .      steady state B then F,
                      . . 0 0 0 1 1 1 2 2 2 3 3 3 . . . .      cool-down the remaining B
 
-The bubble is GPipe's; a stage holds min(m, p-s) micro-batches instead of m (F22).
-But: with hops that take time each round of p micro-batches pays for a trip to the next stage and back (F23); eager 1F1B does not.
+The bubble is GPipe's; a stage holds min(m, p-s) micro-batches instead of m (Eq 22).
+But: with hops that take time each round of p micro-batches pays for a trip to the next stage and back (Eq 23); eager 1F1B does not.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def one_rank(stage: int, m: int, warm_up: int) -> list[Action]:
 
 
 def predict_bubble(p: int, m: int) -> tuple[float, float]:
-    """F20: the same as GPipe's."""
+    """Eq 20: the same as GPipe's."""
     return (p - 1) / (m + p - 1), (p - 1) / m
 
 
 @live_at_most("1f1b")
 def predict_in_flight(p: int, m: int, stage: int) -> int:
-    """F22: min(m, p - s)."""
+    """Eq 22: min(m, p - s)."""
     return min(m, p - stage)
 
 
 def predict_makespan(p: int, m: int, f: float, b: float, hop: float) -> float | None:
-    """F23, equal stages: (m+p-1)(f+b) + 2 hop ((p-1)m/p + p-2). Only where p divides m; one stage has no hop."""
+    """Eq 23, equal stages: (m+p-1)(f+b) + 2 hop ((p-1)m/p + p-2). Only where p divides m; one stage has no hop."""
     if m % p:
         return None
     round_trips = (p - 1) * m // p + p - 2 if p > 1 else 0

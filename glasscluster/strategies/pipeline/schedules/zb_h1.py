@@ -48,7 +48,7 @@ def one_rank(forwards: Work, backwards: Work, warm_up: int, waiting: int) -> lis
 
 
 def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float | None:
-    """F24, F25 in time, b the whole backward: (p-1)(f+b-2w), with T_B = b-w the paper's (p-1)(T_F+T_B-T_W). hop 0, m >= p, w <= f.
+    """Eq 24, Eq 25 in time, b the whole backward: (p-1)(f+b-2w), with T_B = b-w the paper's (p-1)(T_F+T_B-T_W). hop 0, m >= p, w <= f.
 
     The limit was found by `search_weight_limit`: any T_B will do. The makespan's bubble is the same if also w <= T_B.
     """
@@ -57,7 +57,7 @@ def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float |
 
 @live_at_most("zb-h1")
 def predict_in_flight(p: int, m: int, stage: int) -> int:
-    """F22: min(m, p) on every stage."""
+    """Eq 22: min(m, p) on every stage."""
     return min(m, p)
 
 

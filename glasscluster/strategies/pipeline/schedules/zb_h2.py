@@ -30,7 +30,7 @@ def schedule(p: int, m: int) -> Schedule:
 
 
 def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float | None:
-    """F24 in time, b the whole backward: (p-1)(f+b-3w), with T_B = b-w the paper's (p-1)(T_F+T_B-2T_W). hop 0, m >= 2p-1.
+    """Eq 24 in time, b the whole backward: (p-1)(f+b-3w), with T_B = b-w the paper's (p-1)(T_F+T_B-2T_W). hop 0, m >= 2p-1.
 
     Holds for w <= f and 2w <= f + T_B (found by `zb_h1.search_weight_limit`). The makespan's bubble is larger.
     """
@@ -39,5 +39,5 @@ def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float |
 
 @live_at_most("zb-h2")
 def predict_in_flight(p: int, m: int, stage: int) -> int:
-    """F22: min(m, 2p - 1) on every stage."""
+    """Eq 22: min(m, 2p - 1) on every stage."""
     return min(m, 2 * p - 1)

@@ -67,5 +67,5 @@ def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float |
 
 @live_at_most("zb-v")
 def predict_in_flight(p: int, m: int, rank: int) -> int:
-    """F22: chunks, 2p on every rank for m >= 2p-1; a shorter step fills rank r with m + min(m, r+1)."""
+    """Eq 22: chunks, 2p on every rank for m >= 2p-1; a shorter step fills rank r with m + min(m, r+1)."""
     return min(2 * p, m + min(m, rank + 1))

@@ -1,0 +1,73 @@
+"""The documents say what is there: links, files, objects, decisions."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+FRONT = [ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = sorted([*FRONT, *DOCS.rglob("*.md")])
+DECISIONS = sorted(DOCS.glob("decisions/0*.md"))
+NAMES = [p.relative_to(ROOT).as_posix() for p in PAGES]
+ROOMS = r"(?:glasscluster/)?(?:base|sim|model|strategies|visualize|scenarios|commands)"
+BESIDE = r"(?:tests|benchmarks|docs)"
+FILE = re.compile(rf"(?<![\w/])({ROOMS}/[\w/]+\.(?:py|toml|js)|{BESIDE}/[\w/]+\.(?:py|md|json))")
+
+
+def text(path: Path) -> str:
+    """A page without its code blocks, which speak of a reader's own files."""
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def find(name: str) -> Any:
+    """What stands behind `glasscluster.package.module:Name`, `...module.Name` or `...module`."""
+    module, _, inside = name.partition(":")
+    if not inside and module.rpartition(".")[2][0].isupper():
+        module, _, inside = module.rpartition(".")
+    thing: Any = importlib.import_module(module)
+    for part in filter(None, inside.split(".")):
+        thing = getattr(thing, part)
+    return thing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_a_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text(page))
+    inside = [link for link in links if not link.startswith(("http:", "https:"))]
+    assert not [link for link in inside if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_a_file_that_is_named_is_there(page):
+    named = FILE.findall(text(page))
+    assert not [f for f in named if not (ROOT / f).exists() and not (ROOT / "glasscluster" / f).exists()]
+
+
+def test_the_architecture_is_short_enough_to_be_read():
+    assert len((DOCS / "architecture.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
+def test_each_decision_says_what_why_and_what_follows_and_stands_in_the_index():
+    index = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
+    assert [p.name[:4] for p in DECISIONS] == [f"{n:04}" for n in range(1, len(DECISIONS) + 1)]
+    for page in DECISIONS:
+        said = page.read_text(encoding="utf-8")
+        headings = re.findall(r"^## (.*)", said, re.MULTILINE)
+        assert [h for h in headings if h != "Tried"] == ["What", "Why", "Consequences"], page.name
+        assert f"- [{page.name[:4]}]({page.name}) {said.splitlines()[0][2:]}\n" in index, page.name
+
+
+def test_the_glossary_and_the_api_pages_name_what_exists():
+    words = re.findall(r"`(glasscluster\.[\w.:]+)`", (DOCS / "glossary.md").read_text(encoding="utf-8"))
+    pages = "\n".join(p.read_text(encoding="utf-8") for p in DOCS.glob("api/*.md"))
+    shown = re.findall(r"^::: ([\w.]+)", pages, re.MULTILINE)
+    assert len(words) >= 10
+    assert len(shown) >= 10
+    for name in [*words, *shown]:
+        assert find(name) is not None
