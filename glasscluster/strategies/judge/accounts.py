@@ -67,8 +67,8 @@ class _Place(Unsharded):
 def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
     """The units of a pipeline stage, from shapes alone (meta tensors)."""
     first, last = stage == 0, stage == plan.stages - 1
-    where = {"dtype": DTYPES[plan.precision], "device": torch.device("meta")}
-    shape = GPTStage(model, plan.stage_layers(model)[stage], first, last, _Place(plan), **where)
+    layers, dtype = plan.stage_layers(model)[stage], DTYPES[plan.precision]
+    shape = GPTStage(model, layers, first, last, _Place(plan), dtype=dtype, device=torch.device("meta"))
     apart = {TIED} if model.tied and plan.stages > 1 and (first or last) else set()
     if plan.zero == 3:
         return by_module(shape, plan.padding, apart)
