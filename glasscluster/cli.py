@@ -144,7 +144,7 @@ def train(
         print(f"{source['source']}: {source['epochs']:.3g} epochs of {source['tokens']:,} tokens")
     print(f"{t.makespan * 1e3:.3f} ms a step on {t.hardware.name} (virtual), bubble {t.bubble()['bubble_fraction']:.1%}")
     show_checks(trained.checks)
-    return verdict(trained.checks, trained.report)
+    return verdict(trained.checks, trained.report, not_checked=trained.not_checked)
 
 
 @app.command()
@@ -216,7 +216,7 @@ def generate(
                   f"{phase['memory_traffic_bytes']:.4g} bytes: {phase['intensity_flops_per_byte']:.3g} a byte, "
                   f"bound by {phase['bound']}")  # fmt: skip
     show_checks(made.checks)
-    return verdict(made.checks, None)
+    return verdict(made.checks, None, not_checked=made.not_checked)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -259,7 +259,7 @@ def run(
     for (english, chinese), _ in lab.story:
         print(f"- {english}\n  {chinese}")
     print("\n" + "\n".join(lab.finding))
-    return verdict(lab.all_checks, report, wall)
+    return verdict(lab.all_checks, report, wall, lab.not_checked)
 
 
 @app.command("list")
@@ -315,8 +315,11 @@ def gallery(
     if json_:
         emit({"schema": "glass.gallery/1", "index": str(index), "cards": rows})
     else:
+        for r in rows:
+            counts = f"{r['held']} held, {r['failed']} failed, {r['not_applicable']} not applicable"
+            print(f"{r['status']:8} {r['id']:4} {counts}")
         print(f"{len(rows)} lessons: {index}")
-    return 0 if all(r["ok"] for r in rows) else 1
+    return 1 if any(r["status"] == "FAIL" for r in rows) else 0
 
 
 @app.command()

@@ -81,9 +81,9 @@ def test_what_does_not_go_with_patches_is_named(wrong, field):
 def test_the_scenario_teaches_a_model_to_say_what_it_sees():
     play = find("captions")
     lab = perform(play, Lab(play, "threads", "classroom"), {"asked": 24, "tp": 1})
-    assert lab.ok, [r["name"] for r in lab.all_checks if not r["ok"]]
+    assert lab.ok, [r.key for r in lab.all_checks if r.verdict == "failed"]
     lazy = perform(play, Lab(play, "threads", "classroom"), {"steps": 2, "asked": 24, "tp": 1})
-    assert [r["name"] for r in lazy.all_checks if not r["ok"]] == ["captions of unseen images that are right, after"]
+    assert [r.key for r in lazy.all_checks if r.verdict == "failed"] == ["right_after"]
 
 
 def test_a_whole_model_needs_every_rank_s_piece():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,14 @@ def test_train_prints_one_json_object_with_every_key_of_the_contract_and_writes_
     total = [sum(values) for values in zip(*said["memory_bytes"].values(), strict=True)]
     assert total == said["peak_memory_bytes"]
     check_keys = {"name", "ok", "predicted", "counted", "simulated", "measured", "unit", "match", "tolerance", "source"}
-    assert all(check_keys <= set(row) and row["ok"] for row in said["checks"])
+    check_keys |= {"key", "names", "verdict", "why"}
+    assert all(check_keys <= set(row) for row in said["checks"])
+    for row in said["checks"]:
+        assert row["names"]["en"] == row["name"] != row["names"]["zh"]
+        assert (row["ok"], row["why"] is None) == {
+            "held": (True, True), "failed": (False, True), "not applicable": (None, False)}[row["verdict"]]  # fmt: skip
+    assert (said["status"], said["not_checked"]) == ("PASS", [])
+    assert "failed" not in {row["verdict"] for row in said["checks"]}
     folder = Path(said["report"]).parent
     assert {p.name for p in folder.iterdir()} == {"report.html", "graph.npz", "ledger.csv", "trace.json", "run.json"}
 
@@ -290,7 +298,47 @@ def test_a_failed_check_is_exit_1(capsys, monkeypatch):
     monkeypatch.setattr(check, "TOLERANCE", -1.0)
     code, out, _ = glass(capsys, "train", *LAYOUT, "--json")
     assert code == 1
-    assert any(not row["ok"] for row in json.loads(out)["checks"])
+    assert any(row["ok"] is False for row in json.loads(out)["checks"])
+    assert json.loads(out)["status"] == "FAIL"
+
+
+def test_without_the_check_the_verdict_is_partial_says_so_and_is_exit_0(capsys):
+    code, out, _ = glass(capsys, "train", *LAYOUT, "--no-check", "--json")
+    said = json.loads(out)
+    assert (code, said["status"]) == (0, "PARTIAL")
+    assert "--no-check" in said["not_checked"][0]
+    code, out, _ = glass(capsys, "train", *LAYOUT, "--no-check", "--out", "unchecked")
+    assert code == 0
+    assert re.search(r"^PARTIAL: \d+ held, 0 failed, \d+ not applicable$", out, re.M)
+    assert "not checked: that gradients" in out
+    page = Path("unchecked/report.html").read_text()
+    assert 'class="status partial"' in page
+    ledger = list(csv.DictReader(Path("unchecked/ledger.csv").open()))
+    assert {"key", "verdict", "why"} <= set(ledger[0])
+    assert all((row["verdict"] == "not applicable") == (row["why"] != "") == (row["ok"] == "") for row in ledger)
+
+
+def test_a_row_that_is_not_applicable_changes_no_verdict_and_is_shown_with_its_reason(capsys):
+    code, out, _ = glass(capsys, *"train --dp 2 --zero 2 --seq 8 --layers 1 --hidden 8 --heads 2 --steps 1 --json".split())
+    said = json.loads(out)
+    (row,) = (r for r in said["checks"] if r["verdict"] == "not applicable")
+    assert (code, said["status"], said["not_checked"]) == (0, "PASS", [])
+    assert (row["key"], row["ok"], row["predicted"]) == ("last_bucket_reduced", None, None)
+    assert "ZeRO-2" in row["why"]
+    code, out, _ = glass(capsys, *"train --dp 2 --zero 2 --seq 8 --layers 1 --hidden 8 --heads 2 --steps 1".split())
+    assert code == 0
+    assert re.search(r"^PASS: \d+ held, 0 failed, 1 not applicable$", out, re.M)
+
+
+def test_a_scenario_that_checks_nothing_is_partial_and_a_plain_string_names_a_row_in_both_languages(capsys):
+    check = [line for line in LESSON.splitlines() if "lab.check" in line][0]
+    Path("unchecked.py").write_text(LESSON.replace(check, "").replace("my-ring", "unchecked"))
+    code, out, _ = glass(capsys, *"run unchecked.py --json".split())
+    assert (code, json.loads(out)["status"], json.loads(out)["checks"]) == (0, "PARTIAL", [])
+    assert "no check is stated" in json.loads(out)["not_checked"][0]
+    Path("checked.py").write_text(LESSON)
+    (row,) = json.loads(glass(capsys, *"run checked.py --json".split())[1])["checks"]
+    assert row["key"] == row["name"] == row["names"]["zh"] == "bytes sent"
 
 
 LESSON = '''
@@ -361,7 +409,8 @@ def test_the_tour_holds_every_check_and_its_report_has_four_compared_runs(capsys
     said = json.loads(out)
     assert code == 0
     assert [r["name"] for r in said["runs"]] == ["ddp", "zero3", "tp", "gpipe", "zero3-no-prefetch"]
-    assert all(row["ok"] for row in said["checks"])
+    assert (said["status"], said["not_checked"]) == ("PASS", [])
+    assert "failed" not in {row["verdict"] for row in said["checks"]}
     for run in said["runs"][:4]:
         assert max(run["max_rel_grad_diff"], run["max_rel_weight_diff"]) <= 1e-10
     exposed = {r["name"]: r["exposed_comm_s"] for r in said["runs"]}

@@ -50,9 +50,9 @@ def test_the_check_rows_of_a_wrong_name_or_a_cure_that_does_not_help_fail(well):
     lab, case = Lab(find("emergency_room"), "threads", "classroom"), BY_NAME["no-warm-up"]
     rows(lab, [Treated(case, dict.fromkeys(STATES, well))])
     named, back, called = lab.checks
-    assert not named["ok"]  # nothing is wrong with it, and so nothing was found
-    assert not back["ok"]
-    assert called["ok"]
+    assert named.verdict == "failed"  # nothing is wrong with it, and so nothing was found
+    assert back.verdict == "failed"
+    assert called.verdict == "held"
 
 
 def test_a_plant_that_does_nothing_fails_the_rows_of_f1_that_name_and_count(monkeypatch):

@@ -59,7 +59,7 @@ def test_every_score_of_every_rank_is_that_of_one_device_and_the_scores_bytes_ar
     job = replace(JOB, dp=dp, tp=tp, batch=batch)
     done = run(job, record=True)
     rows = scenario.equality_rows(done.results, alone) + scenario.counted_rows(job, done)
-    assert all(r["ok"] for r in rows), rows
+    assert {r.verdict for r in rows} == {"held"}, rows
     assert (predict_traffic(job) > 0) == (dp > 1)
     assert sum(len(r.said) for r in done.results) == tp * sum(isinstance(i, Prompt) for t in FEW for i in t.items)
 
@@ -68,14 +68,15 @@ def test_an_item_left_out_or_scored_twice_fails_its_rows(monkeypatch, alone):
     honest = evaluation.loglikelihoods
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "loglikelihoods", lambda stage, rows: honest(stage, [(r, n - 1) for r, n in rows]))
-        assert not scenario.equality_rows(run(replace(JOB, dp=2)).results, alone)[0]["ok"]
+        (row,) = scenario.equality_rows(run(replace(JOB, dp=2)).results, alone)
+        assert row.verdict == "failed"
     job = replace(JOB, dp=2)
     done = run(job, record=True)
     for result in done.results:
         result.scored[0][1] = 2
-    assert [r["ok"] for r in scenario.counted_rows(job, done)] == [False, True]
+    assert [r.verdict for r in scenario.counted_rows(job, done)] == ["failed", "held"]
     done = run(replace(job, tasks=FEW[:3]), record=True)
-    assert [r["ok"] for r in scenario.counted_rows(job, done)] == [True, False]
+    assert [r.verdict for r in scenario.counted_rows(job, done)] == ["held", "failed"]
 
 
 def test_a_drawn_answer_depends_on_seed_and_item_alone():

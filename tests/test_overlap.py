@@ -52,8 +52,8 @@ def test_the_end_of_the_last_bucket_is_the_chain_s_and_lies_within_its_bounds(op
     plan, model = plan_of(**options), make_model("tiny", layers=2, hidden=16, heads=2, seq=8, vocab=32)
     line = run_plan(plan, model, "dry").replay(hw)
     (row,) = accounts.overlap_rows(plan, line)
-    assert row["ok"], row
-    assert row["match"] == "virtual"
+    assert row.verdict == "held", row
+    assert row.match == "virtual"
     ready, ended, nbytes = buckets.reductions(line)
     operation = "reduce_scatter" if plan.zero else "all_reduce"
     cost = [overlap.on_a_ring(operation, plan.dp, hw.link(0, plan.tp), hw.gpu.reduce_rate)(b) for b in nbytes.tolist()]
@@ -63,29 +63,43 @@ def test_the_end_of_the_last_bucket_is_the_chain_s_and_lies_within_its_bounds(op
     assert len(nbytes) > 2
 
 
+def reason(rows):
+    """Why the one row is not applicable; it is neither held nor failed, and has no prediction."""
+    (row,) = rows
+    assert (row.key, row.verdict, row.ok, row.predicted) == ("last_bucket_reduced", "not applicable", None, None)
+    assert row.because.zh != row.because.en
+    return row.because.en
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "why"),
     [
-        {"overlap": False},
-        {"zero": 2},
-        {"zero": 3},
-        {"dp": 1},
-        {"dp": 3, "global_batch": 12, "bucket": 500},
-        {"dp": 4, "zero": 1, "shard": 2, "micro_batch": 1},
+        ({"overlap": False}, "--no-overlap"),
+        ({"zero": 2}, "ZeRO-2 and 3"),
+        ({"zero": 3}, "ZeRO-2 and 3"),
+        ({"dp": 3, "global_batch": 12, "bucket": 500}, "divide evenly"),
+        ({"dp": 4, "zero": 1, "shard": 2, "micro_batch": 1}, "several kinds of groups"),
     ],
     ids=str,
 )
-def test_off_its_domain_there_is_no_row(options):
+def test_off_its_domain_the_row_says_why_it_is_not_applicable(options, why):
     plan = plan_of(**options)
+    assert why in reason(accounts.overlap_rows(plan, run_plan(plan, SMALL, "dry").timeline))
+
+
+def test_without_data_parallel_ranks_there_is_no_row():
+    plan = plan_of(dp=1)
     assert accounts.overlap_rows(plan, run_plan(plan, SMALL, "dry").timeline) == []
 
 
-def test_there_is_no_row_when_one_rank_is_late_or_the_group_s_links_differ():
+def test_the_row_is_not_applicable_when_one_rank_is_late_or_the_group_s_links_differ():
     plan = plan_of(dp=4, micro_batch=2, bucket=500)
     run = run_plan(plan, SMALL, "dry")
-    assert accounts.overlap_rows(plan, run.timeline) != []
-    assert accounts.overlap_rows(plan, run.replay("classroom", slow_ranks={1: 2.0})) == []
-    assert accounts.overlap_rows(plan, run.replay(replace(hardware("dgx-h100"), node_size=2))) == []
+    assert [row.verdict for row in accounts.overlap_rows(plan, run.timeline)] == ["held"]
+    slow, small_nodes = {1: 2.0}, replace(hardware("dgx-h100"), node_size=2)
+    assert "same moment" in reason(accounts.overlap_rows(plan, run.replay("classroom", slow_ranks=slow)))
+    assert "links of several kinds" in reason(accounts.overlap_rows(plan, run.replay(small_nodes)))
+    assert "receivers" in reason(accounts.overlap_rows(plan, run.replay("classroom", rendezvous=True)))
 
 
 def test_a_longer_message_or_a_bucket_launched_at_the_end_fails_the_row():
@@ -95,7 +109,7 @@ def test_a_longer_message_or_a_bucket_launched_at_the_end_fails_the_row():
     last = np.flatnonzero((graph.kind == SEND) & (graph.label == graph.names.index(f"bucket {len(run.results[0].units) - 1}")))
     graph.bytes[last[0]] += 64
     (row,) = accounts.overlap_rows(plan, run.replay("classroom"))
-    assert not row["ok"]
+    assert row.verdict == "failed"
     graph.bytes[last[0]] -= 64
     late = run_plan(plan.model_copy(update={"overlap": False}), SMALL, "dry").timeline
     on_time = run.replay("classroom")

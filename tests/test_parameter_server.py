@@ -22,7 +22,6 @@ from glasscluster.strategies.judge import check
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import Job, job_info, train_rank
-from glasscluster.visualize.page.words import row_name
 
 MODEL = make_model("tiny", layers=1, hidden=16, heads=4, seq=6, vocab=30)
 
@@ -341,8 +340,7 @@ def test_staleness_without_an_asynchronous_server_is_named():
 def test_the_scenarios_hold_in_both_languages_and_their_figures_are_drawn(name, options):
     play = find(name)
     lab = perform(play, Lab(play, "threads", play.hardware), options)
-    assert lab.ok, [r["name"] for r in lab.all_checks if not r["ok"]]
-    for row in lab.all_checks:
-        assert row_name(row["name"], "zh") != row["name"]
+    assert lab.ok, [r.key for r in lab.all_checks if r.verdict == "failed"]
+    assert [r.key for r in lab.all_checks if r.name.zh == r.name.en] == []
     for _, make in lab.figures:
         assert all(len(make(lang).data) == 3 for lang in ("en", "zh"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from glasscluster.base.errors import InputError, OutOfMemory
+from glasscluster.base.rows import Row
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs import tuning
 from glasscluster.scenarios.lab import Lab, find, perform
@@ -21,7 +22,6 @@ from glasscluster.strategies.preference.job import Tuning, place
 from glasscluster.strategies.preference.placements import fit, partitions
 from glasscluster.strategies.preference.ranks import tune_rank
 from glasscluster.strategies.preference.rewards import SortTask
-from glasscluster.visualize.page.words import row_name
 
 TASK = SortTask(2)
 MODEL = ModelConfig(layers=1, hidden=16, heads=2, vocab=64, seq=5, init_std=0.1)
@@ -48,8 +48,8 @@ def run_of(job: Tuning, backend: str = "threads", **options):
     return Cluster("classroom", job.ranks, backend, memory_bytes=None, **options).run(tune_rank, job, info={"precision": job.precision})
 
 
-def failed(rows: list[dict]) -> list[str]:
-    return [r["name"] for r in rows if not r["ok"]]
+def failed(rows: list[Row]) -> list[str]:
+    return [r.key for r in rows if r.verdict != "held"]
 
 
 JOBS = {
@@ -168,7 +168,7 @@ def test_a_message_more_is_seen(monkeypatch):
     job, once = job_of("ppo", iterations=1), online.refresh
     monkeypatch.setattr(online, "refresh", lambda cast: (once(cast), once(cast)))
     run = run_of(job)
-    assert failed(tuning.traffic_rows(job, run)) == ["ppo: sent, weights", "ppo: sent, all"]
+    assert failed(tuning.traffic_rows(job, run)) == ["ppo_sent_weights", "ppo_sent"]
     assert failed(tuning.equality_rows(job, run.results)) == []
 
 
@@ -293,6 +293,6 @@ def test_a_placement_that_fits_runs_and_one_that_does_not_is_out_of_memory():
 def test_the_scenario_holds_in_both_languages_and_its_figures_are_drawn():
     play = find("preference")
     lab = perform(play, Lab(play, "threads", play.hardware), {"sft": 100, "iterations": 2, "tokens": 4})
-    assert lab.ok, [r["name"] for r in lab.all_checks if not r["ok"]]
-    assert [r["name"] for r in lab.all_checks if row_name(r["name"], "zh") == r["name"]] == []
+    assert lab.ok, [r.key for r in lab.all_checks if r.verdict == "failed"]
+    assert [r.key for r in lab.all_checks if r.name.zh == r.name.en] == []
     assert [[len(make(lang).data) for _, make in lab.figures] for lang in ("en", "zh")] == [[3, 2, 3, 1, 1]] * 2

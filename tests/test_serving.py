@@ -41,7 +41,8 @@ FEW = ServingJob(ModelConfig(**SHAPE), REQUESTS, slots=3, block=2, blocks=8)  # 
 def failed(job: ServingJob) -> set[str]:
     """Rows that do not hold, with the run's or the plan's error as one of them."""
     try:
-        return {r["name"] for r in serve(Cluster("classroom", job.tp, "threads"), job).checks if not r["ok"]}
+        rows = serve(Cluster("classroom", job.tp, "threads"), job).checks
+        return {r.key for r in rows if r.verdict != "held"}
     except GlassError as error:
         return {type(error).__name__}
 
@@ -128,11 +129,11 @@ def test_what_can_never_be_served_is_refused(field: str, change: dict):
     ids=["continuous", "static", "tp", "llama", "latent", "alibi"],
 )
 def test_every_request_gets_the_tokens_it_gets_alone_and_the_run_takes_as_long_as_planned(more: dict, monkeypatch: pytest.MonkeyPatch):
-    job, planned = replace(FEW, **more), "end of the last step, as planned"
+    job = replace(FEW, **more)
     if "model" in more:  # the same steps, without asking how long each takes
         monkeypatch.setattr(scenario, "make_schedule", lambda job, hw: plan(job.requests, job.make_policy(), lambda step: 1e-5))
     made = serve(Cluster("classroom", job.tp, "threads"), job)
-    assert {r["name"] for r in made.checks if not r["ok"]} == ({planned} if "model" in more else set())
+    assert {r.key for r in made.checks if r.verdict != "held"} == ({"end"} if "model" in more else set())
     assert len(made.run.results[0].tokens) == len(REQUESTS)
     if more.get("policy") != "static":
         assert made.recomputed > 0
@@ -157,11 +158,11 @@ def test_any_load_is_served_as_alone(load, policy: str, tp: int):
     requests, slots, block, blocks = load
     asked = tuple(replace(r, prompt=tuple((5 * i + j) % 23 for j in range(len(r.prompt)))) for i, r in enumerate(requests))
     job = replace(FEW, requests=asked, slots=slots, block=block, blocks=blocks, policy=policy, tp=tp)  # type: ignore[arg-type]
-    assert not [r for r in serve(Cluster("classroom", tp, "threads"), job).checks if not r["ok"]]
+    assert {r.verdict for r in serve(Cluster("classroom", tp, "threads"), job).checks} == {"held"}
 
 
 def test_what_goes_wrong_in_serving_fails_a_row(monkeypatch: pytest.MonkeyPatch):
-    equal = "largest logits difference from a request alone, float64"
+    equal = "logits_difference"
     honest = {blocks: serving.make_schedule(replace(FEW, blocks=blocks), hardware("classroom")) for blocks in (FEW.blocks, 40)}
     monkeypatch.setattr(scenario, "make_schedule", lambda job, hw: honest[job.blocks])
     assert failed(FEW) == set()
@@ -171,22 +172,19 @@ def test_what_goes_wrong_in_serving_fails_a_row(monkeypatch: pytest.MonkeyPatch)
         assert equal in failed(FEW)
     with monkeypatch.context() as m:  # a slot keeps its first block
         m.setattr(PagedCache, "free", keeps_one(free))
-        assert failed(replace(FEW, blocks=40)) >= {"blocks that are still held in the end"}
+        assert failed(replace(FEW, blocks=40)) >= {"blocks_left"}
     with monkeypatch.context() as m:  # who has ended keeps its blocks
         m.setattr(PagedCache, "free", lambda self, b: None)
         assert failed(FEW) == {"RankDied"}
     with monkeypatch.context() as m:  # a block more than needed
         m.setattr(PagedCache, "reserve", lambda self, b, n: reserve(self, b, min(n + 2, self.capacity)))
-        assert failed(replace(FEW, blocks=40)) >= {
-            "cache, slots without a token, all steps",
-            "steps with more than block − 1 of them a sequence",
-        }
+        assert failed(replace(FEW, blocks=40)) >= {"cache_empty", "steps_with_too_many_empty"}
     with monkeypatch.context() as m:  # recomputation that forgets a token
         m.setattr(serving, "forward", forgetful(serving.forward))
         assert equal in failed(FEW)
     with monkeypatch.context() as m:  # a clock that is wrong by one step in ten thousand
         m.setattr(scenario, "make_schedule", lambda job, hw: late(honest[job.blocks]))
-        assert failed(FEW) == {"end of the last step, as planned"}
+        assert failed(FEW) == {"end"}
 
 
 def forgetful(honest: Any) -> Any:

@@ -41,7 +41,7 @@ def test_a_bug_is_caught_by_its_gates_and_by_no_other_and_its_honest_twin_by_non
     here = lab()
     with here._open:
         outcome = zoo.examine(here, bug)
-    assert [(r["name"], r["counted"]) for r in here.checks if not r["ok"]] == []
+    assert [(r.name.en, r.counted) for r in here.checks if r.verdict != "held"] == []
     assert len(here.checks) == 3
     assert outcome.gates == bug.gates
     assert (outcome.first[LOSS] <= 1e-12) == (bug.id in SILENT) == (LOSS not in bug.gates)
@@ -109,7 +109,10 @@ def test_a_gate_that_is_not_named_is_reported_too(monkeypatch):
     bug = zoo.find("lost-bucket")
     monkeypatch.setattr(zoo, "ZOO", (replace(bug, gates=bug.gates - {WEIGHT}),))
     made = perform(find("zoo"), lab(), {})
-    assert [r["name"] for r in made.checks if not r["ok"]] == ["lost-bucket: gates that fail beside those named (weight)"]
+    (row,) = (r for r in made.checks if r.verdict == "failed")
+    assert row.key == "lost_bucket_surprising"
+    assert row.name.en == "lost-bucket: gates that fail beside those named (weight)"
+    assert row.name.zh.endswith("（权重）")
 
 
 def test_one_bug_runs_with_exit_code_0_and_unannounced_with_exit_code_1(capsys):

@@ -7,11 +7,14 @@
 A row is made where its quantity is known, with its name in both languages. Code finds a row by `key`, never by name.
 A row whose two sides are not both there proves nothing: it is *not applicable* and says why. It is never dropped, so
 that a check which leaves its domain is seen to leave it.
+
+A ledger as a whole has a status: FAIL when a row failed; else PARTIAL when a check that was asked for, or is on by
+default, could not be made (`not_checked` says which); else PASS. Rows that are not applicable change nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +25,12 @@ Verdict = Literal["held", "failed", "not applicable"]
 HELD: Verdict = "held"
 FAILED: Verdict = "failed"
 NOT_APPLICABLE: Verdict = "not applicable"
+Status = Literal["PASS", "PARTIAL", "FAIL"]
+NOT_COUNTED = Said(
+    "bytes sent: a library's own collectives ran (--algorithm native)",
+    "发送的字节：运行的是库自带的集合通信（--algorithm native）",
+)
+NO_CHECKS = Said("anything: no check is stated", "没有陈述任何检查")
 ONE_SIDED = Said("only one side of it is known here", "这里只知道其中一边")
 
 
@@ -81,6 +90,12 @@ class Row:
         """True where it held, False where it failed, None where it is not applicable."""
         return None if self.verdict == NOT_APPLICABLE else self.verdict == HELD
 
+    def __getitem__(self, name: str) -> Any:
+        """A field as the rows of old had it. Only for lessons that are not converted yet; goes with them."""
+        if name == "ok":
+            return self.verdict != FAILED
+        return self.as_dict()[name]
+
     def of_run(self, run: str) -> Row:
         """The same row with the name of its run in front, for a ledger of several runs."""
         return replace(self, name=Said(f"{run}: {self.name.en}", f"{run}: {self.name.zh}"))
@@ -120,15 +135,34 @@ class Tally:
     not_applicable: int
 
     def __str__(self) -> str:
-        return f"{self.held} held, {self.failed} failed, {self.not_applicable} not applicable"
+        return self.said.en
 
     @property
-    def status(self) -> Literal["PASS", "FAIL"]:
-        """FAIL as soon as one row failed."""
-        return "FAIL" if self.failed else "PASS"
+    def said(self) -> Said:
+        """The sentence of every summary, all three counts in it."""
+        return Said(
+            f"{self.held} held, {self.failed} failed, {self.not_applicable} not applicable",
+            f"{self.held} 项成立，{self.failed} 项不成立，{self.not_applicable} 项不适用",
+        )
 
 
 def tally(rows: Iterable[Row]) -> Tally:
     """Count the verdicts of a ledger."""
     verdicts = [row.verdict for row in rows]
     return Tally(verdicts.count(HELD), verdicts.count(FAILED), verdicts.count(NOT_APPLICABLE))
+
+
+def status(rows: Iterable[Row], not_checked: Sequence[Said] = ()) -> Status:
+    """What became of a ledger as a whole. `not_checked`: the checks that could not be made, and why."""
+    if tally(rows).failed:
+        return "FAIL"
+    return "PARTIAL" if not_checked else "PASS"
+
+
+def judged(rows: Sequence[Row], not_checked: Sequence[Said] = ()) -> dict[str, Any]:
+    """The part of a command's JSON that tells what was checked: `status`, `not_checked` and `checks`."""
+    return {
+        "status": status(rows, not_checked),
+        "not_checked": [check.en for check in not_checked],
+        "checks": [row.as_dict() for row in rows],
+    }

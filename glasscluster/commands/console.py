@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+
+from glasscluster.base.rows import FAILED, HELD, Row, status, tally
+from glasscluster.base.text import Said
 
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
 
@@ -67,8 +71,11 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
 
 
-def show_checks(rows: list[dict[str, Any]]) -> None:
-    """The ledger as a table on standard output."""
+MARKS = {HELD: "ok", FAILED: "FAIL"}  # before a row; one that is not applicable has a dash
+
+
+def show_checks(rows: list[Row]) -> None:
+    """The ledger as a table on standard output; a row that is not applicable says why."""
     from rich.console import Console
     from rich.table import Table
 
@@ -78,17 +85,21 @@ def show_checks(rows: list[dict[str, Any]]) -> None:
             heading, justify="right" if heading in ("predicted", "counted", "simulated") else "left", no_wrap=heading != "quantity"
         )
     for row in rows:
-        cells = ["" if row[k] is None else f"{row[k]:,.10g}" for k in ("predicted", "counted", "simulated")]
-        table.add_row("ok" if row["ok"] else "FAIL", row["name"], *cells, row["unit"])
+        cells = ["" if x is None else f"{x:,.10g}" for x in (row.predicted, row.counted, row.simulated)]
+        because = f" (not applicable: {row.because})" if row.because else ""
+        table.add_row(MARKS.get(row.verdict, "-"), f"{row.name}{because}", *cells, row.unit)
     Console(highlight=False).print(table)
 
 
-def verdict(rows: list[dict[str, Any]], report: Any, wall: float | None = None) -> int:
-    """The last lines a person sees, and the exit code."""
-    failed = [r["name"] for r in rows if not r["ok"]]
-    print(f"{len(rows) - len(failed)} of {len(rows)} checks held" + (f" in {wall:.1f} s" if wall else ""))
-    for name in failed:
-        print(f"FAILED: {name}")
+def verdict(rows: list[Row], report: Any, wall: float | None = None, not_checked: Sequence[Said] = ()) -> int:
+    """The last lines a person sees, and the exit code: 1 when a check failed."""
+    found = status(rows, not_checked)
+    print(f"{found}: {tally(rows)}" + (f" in {wall:.1f} s" if wall else ""))
+    for row in rows:
+        if row.verdict == FAILED:
+            print(f"FAILED: {row.name}")
+    for check in not_checked:
+        print(f"not checked: {check}")
     if report:
         print(f"report: {report}")
-    return 1 if failed else 0
+    return 1 if found == "FAIL" else 0

@@ -64,4 +64,4 @@ def evaluate(
     for name, found in made.contaminated.items():
         print(f"{name:12} {found} items are in the training text")
     show_checks(made.checks)
-    return verdict(made.checks, None)
+    return verdict(made.checks, None, not_checked=made.not_checked)

@@ -87,4 +87,4 @@ def serve(
     print(f"slots without a token {content['idle_slots_fraction']:.1%}, reserved cache without a token "
           f"{content['empty_cache_fraction']:.1%}, tokens computed again after preemption {content['recomputed_tokens']}")  # fmt: skip
     show_checks(made.checks)
-    return verdict(made.checks, report)
+    return verdict(made.checks, report, not_checked=made.not_checked)

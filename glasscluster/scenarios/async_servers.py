@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from glasscluster.base.text import Said
 from glasscluster.scenarios.lab import Lab, scenario
 
 
@@ -35,25 +36,43 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
             continue
         line = lab.entries[-1].timelines[lab.hardware] = run.replay(lab.hardware, slow_ranks=slow_ranks)
         against = ps.compare(run.results, ps.in_one_process(job, plan), layout)
-        for what, field in (("gradient", "grad"), ("weight", "weight")):
-            lab.check(f"{key}: largest {what} difference from the same plan in one process", 0.0, against[f"max_rel_{field}_diff"], "own reference", unit="relative", tolerance=1e-12)
+        for what, chinese, field in (("gradient", "梯度", "grad"), ("weight", "权重", "weight")):
+            name = Said(
+                f"{key}: largest {what} difference from the same plan in one process",
+                f"{key}：与单进程按同一到达计划执行的最大{chinese}差异",
+            )
+            worst = against[f"max_rel_{field}_diff"]
+            lab.check(f"{key}_{what}_difference", 0.0, worst, "own reference", name=name, unit="relative", tolerance=1e-12)
         sent = run.graph.bytes_sent()
         theory = ps.predict(layout, model.parameters(), 8)["sent"]
-        lab.check(f"{key}: ranks that sent something else than the formula", 0, sum(a != b for a, b in zip(sent, theory, strict=True)), "Eq 11: 2S a worker and clock, 2WS/K a server", unit="ranks")
+        name = Said(f"{key}: ranks that sent something else than the formula", f"{key}：发送量与公式不同的 rank 数")
+        other = sum(a != b for a, b in zip(sent, theory, strict=True))
+        source = "F11: 2S a worker and clock, 2WS/K a server"
+        lab.check(f"{key}_ranks_that_sent_otherwise", 0, other, source, name=name, unit="ranks")
         leads = max(x for r in run.results for x in r.leads)
         if key != "free":
-            lab.check(f"{key}: most clocks that a worker was ahead of the slowest", s, leads, "Ho et al. 2013, section 2", unit="clocks")
-        lab.check(f"{key}: time of the whole run", plan.makespan, None, "arrival plan", simulated=line.makespan, unit="s", match="virtual", tolerance=1e-9)
+            name = Said(
+                f"{key}: most clocks that a worker was ahead of the slowest", f"{key}：worker 领先最慢者的最大时钟数"
+            )
+            lab.check(f"{key}_most_clocks_ahead", s, leads, "Ho et al. 2013, section 2", name=name, unit="clocks")
+        name = Said(f"{key}: time of the whole run", f"{key}：整个运行的时间")
+        clock: dict[str, Any] = {"simulated": line.makespan, "unit": "s", "match": "virtual", "tolerance": 1e-9}
+        lab.check(f"{key}_time_of_the_run", plan.makespan, None, "arrival plan", name=name, **clock)
         halves = zip(*(run.results[layout.home(k)].history for k in range(servers)), strict=True)
         runs[key] = {"plan": plan, "run": run, "line": line, "leads": leads, "missed": [m for r in run.results for m in r.missed],
                      "loss": held_out(model, [_join(h) for h in halves]), "at": [t * 1e3 for t in plan.applied[0][workers - 1 :: workers]]}
     if not lab.leader:
         return
-    lab.check("sent and received by a server, a clock", 2 * workers * model.parameters() * 8 / servers, sum(runs["waits"]["run"].graph.bytes_sent()[workers:]) * 2 / servers / clocks, "Eq 11: 2WS/K")
+    name = Said("sent and received by a server, a clock", "一个服务器每个时钟收发的量")
+    counted = sum(runs["waits"]["run"].graph.bytes_sent()[workers:]) * 2 / servers / clocks
+    lab.check("server_bytes", 2 * workers * model.parameters() * 8 / servers, counted, "F11: 2WS/K", name=name)
     with one_thread():
         one = train_one_device(model, [job.batch(c) for c in range(clocks)], job.optimizer, 0.0, job.seed)
     alone, there = _join([t.reshape(-1) for t in one.weights[-1].values()]), _join([runs["waits"]["run"].results[workers + k].shard for k in range(servers)])
-    lab.check("weights of s = 0: largest difference from one device", 0.0, float((alone - there).abs().max()), "plain data parallelism", unit="relative", tolerance=1e-10)
+    name = Said("weights of s = 0: largest difference from one device", "s = 0 的权重：与单卡的最大差异")
+    worst = float((alone - there).abs().max())
+    source = "plain data parallelism"
+    lab.check("waits_is_one_device", 0.0, worst, source, name=name, unit="relative", tolerance=1e-10)
     axes = {"en": ("virtual time (ms)", "batches' worth of pushes", "loss, held out"), "zh": ("虚拟时间（ms）", "相当于多少批的推送", "留出集损失")}
     said = {lang: {key: names[key][lang == "zh"] for key in names} for lang in axes}
     lab.figure(("Loss against time", "损失与时间"), lambda lang: _zoom(lines({said[lang][k]: (r["at"], r["loss"]) for k, r in runs.items()}, axes[lang][0], axes[lang][2])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from glasscluster.base.text import Said
 from glasscluster.scenarios.lab import Lab, scenario
 
 
@@ -37,10 +38,14 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
             continue
         rounds, _ = ls.one_after_the_other(job, outer, replicas)
         worst = max(difference(a, b, 1.0) for r in run.results for a, b in zip(r.weights, rounds, strict=True))
-        lab.check(f"{key}: largest weight difference from replicas one after the other", 0.0, worst, "own reference", unit="relative", tolerance=1e-10)
+        name = Said(
+            f"{key}: largest weight difference from replicas one after the other", f"{key}：与逐个副本依次训练的最大权重差异"
+        )
+        lab.check(f"{key}_weight_difference", 0.0, worst, "own reference", name=name, unit="relative", tolerance=1e-10)
         theory = ls.predict(model.parameters(), replicas, steps, outer.every, 8)
         sent = sum(run.graph.bytes_sent())
-        lab.check(f"{key}: sent by all ranks", theory["parameters_bytes_total"], sent, f"2(N−1)Ψ every {outer.every} steps")
+        name = Said(f"{key}: sent by all ranks", f"{key}：所有 rank 的发送量")
+        lab.check(f"{key}_sent", theory["parameters_bytes_total"], sent, f"2(N−1)Ψ every {outer.every} steps", name=name)
         each = [sent * (i + 1) / len(rounds) / 1e6 for i in range(len(rounds))]
         found[key] = {"mb": each, "loss": held_out(model, run.results[0].weights), "step": [min((i + 1) * outer.every, steps) for i in range(len(rounds))],
                       "ms": run.timeline.makespan * 1e3}

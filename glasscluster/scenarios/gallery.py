@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.rows import tally
+from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.training import output_folder
 from glasscluster.scenarios.lab import Lab, Say, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson
@@ -13,7 +16,6 @@ from glasscluster.scenarios.lesson import LESSONS, find_lesson
 
 def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Path, list[dict[str, Any]]]:
     """Returns the index and one row a lesson."""
-    from glasscluster.base.text import Said
     from glasscluster.visualize.page.gallery import GalleryCard, write_gallery
 
     for name in only or []:
@@ -28,17 +30,29 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
         home = folder / id_
         home.mkdir(exist_ok=True)
         lab.write(home)
+        counts = tally(lab.all_checks)
         card = GalleryCard(
             id_,
             Said(*taught.title),
             Said(*taught.topic),
             Said(*lab.finding),
-            lab.ok,
+            lab.status,
+            counts.said,
             _thumbnail(lab, taught.title[0]),
             f"{id_}/report.html",
         )
         cards.append(card)
-        rows.append({"id": id_, "ok": lab.ok, "checks": len(lab.all_checks), "report": str(home / "report.html")})
+        rows.append(
+            {
+                "id": id_,
+                "ok": lab.ok,
+                "status": lab.status,
+                "not_checked": [check.en for check in lab.not_checked],
+                "checks": len(lab.all_checks),
+                **asdict(counts),
+                "report": str(home / "report.html"),
+            }
+        )
     return write_gallery(cards, folder), rows
 
 

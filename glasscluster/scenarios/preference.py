@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from glasscluster.base.text import Said
 from glasscluster.scenarios.lab import Lab, scenario
 
 
@@ -33,7 +34,10 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
         lab.checks += tuning.equality_rows(exact, lab.cluster(exact.ranks).run(tune_rank, exact, record=False).results)
     held, free = rows["ppo"], rows["ppo without KL"]
     likes, likes_free = (row.score or 0.0 for row in (held, free))
-    lab.check("β = 0: the policy is farther from the reference than with a pull", 1, int(free.kl > held.kl), "2203.02155, section 3.5", unit="yes")
+    name = Said(
+        "β = 0: the policy is farther from the reference than with a pull", "β = 0：策略比有约束时离参考模型更远"
+    )
+    lab.check("farther_without_pull", 1, int(free.kl > held.kl), "2203.02155, section 3.5", name=name, unit="yes")
 
     model = make_model("tiny", layers=2, seq=16 + tokens)
     job = Tuning("ppo", model, Blank(prompt_tokens=16, answer_tokens=tokens), prompts=answers, reward="model", precision="bf16", seed=lab.seed)
@@ -45,7 +49,8 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
         run = lab.run(key, titles[key], tune_rank, placed, gpus=placed.ranks, precision="bf16")
         if not lab.leader:
             continue
-        lab.checks += [{**row, "name": f"{key}: {row['name']}"} for row in tuning.memory_rows(placed, run.results) + tuning.traffic_rows(placed, run)]
+        counted = tuning.memory_rows(placed, run.results) + tuning.traffic_rows(placed, run)
+        lab.checks += [row.of_run(key) for row in counted]
         times[key] = run.timeline.makespan * 1e3
         fullest[key] = max(sum(sum(split.values()) for split in r.state_bytes.values()) for r in run.results) / model.parameters()
     if not lab.leader:
@@ -53,7 +58,12 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
     big = Tuning("ppo", make_model("gpt2-small", layers=32, hidden=2560, heads=32), reward="model", precision="bf16", placement=dict.fromkeys(job.roles, 0))
     psi, groups = big.model.parameters(), fit(big, 80e9, spare=10e9)
     needed = sum(predict_state(big).values())
-    lab.check("the fewest GPUs of 80 GB, 10 of them free, for PPO of 32 layers of width 2560", -(-needed // int(70e9)), len(groups), "Eq 39, tried in all ways; at least the sum over the capacity", unit="GPUs")
+    name = Said(
+        "the fewest GPUs of 80 GB, 10 of them free, for PPO of 32 layers of width 2560",
+        "32 层、宽 2560 的模型做 PPO 最少需要的 80 GB GPU 数（各留 10 GB）",
+    )
+    source = "F39, tried in all ways; at least the sum over the capacity"
+    lab.check("fewest_gpus", -(-needed // int(70e9)), len(groups), source, name=name, unit="GPUs")
 
     axes = {"en": ("iterations", "right answers, by the rule", "mean score of the reward model", "KL to the SFT policy (nats)"),
             "zh": ("迭代次数", "正确率（按规则）", "奖励模型的平均得分", "与 SFT 策略的 KL（nats）")}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from glasscluster.base.rows import tally
+from glasscluster.base.text import Said
 from glasscluster.scenarios.lab import Lab, scenario
 
 OTHER = "dgx-h100"
@@ -49,10 +51,12 @@ def _check(lab: Lab, runs: dict[str, Any]) -> None:
     with_it, without = runs["zero3"], runs["bare"]
     losses = [float(loss) for loss in with_it.run.results[-1].losses]
     other = [float(loss) for loss in without.run.results[-1].losses]
-    lab.check("ZeRO-3 losses with and without prefetch, steps that differ", 0, sum(a != b for a, b in zip(losses, other, strict=True)),
-              "same sums in the same order", unit="steps")  # fmt: skip
+    name = Said("ZeRO-3 losses with and without prefetch, steps that differ", "ZeRO-3 预取与不预取，损失不同的步数")
+    differ = sum(a != b for a, b in zip(losses, other, strict=True))
+    lab.check("prefetch_changes_no_loss", 0, differ, "same sums in the same order", name=name, unit="steps")
+    name = Said("ZeRO-3 bytes without prefetch, as with it", "ZeRO-3 不预取时的字节数，应与预取相同")
     sent = [sum(t.run.graph.bytes_sent()) for t in (with_it, without)]
-    lab.check("ZeRO-3 bytes without prefetch, as with it", sent[0], sent[1], "prefetch moves gathers, it adds none")
+    lab.check("prefetch_adds_no_byte", sent[0], sent[1], "prefetch moves gathers, it adds none", name=name)
 
 
 def _tell(lab: Lab, runs: dict[str, Any]) -> None:
@@ -70,7 +74,7 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
     fastest = min(main, key=lambda k: step[k])
     leanest = min(main, key=lambda k: peak[k])
     name = {e.key: e.title for e in lab.entries}
-    held = sum(c["ok"] for c in lab.all_checks)
+    counts = tally(lab.all_checks).said
     lab.conclude(
         f"All four train the same model (largest gradient difference from one device {worst:.1e}); on {here} "
         f"{name[fastest][0]} is fastest ({step[fastest]:.2f} ms a step) and {name[leanest][0]} "
@@ -80,9 +84,9 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
     )
     lab.tell(
         f"Four ranks on {lab.backend} trained a GPT on real text; the loss went from {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} "
-        f"steps. {held} of {len(lab.all_checks)} checks held.",
+        f"steps. Checks: {counts.en}.",
         f"四个 rank（{lab.backend} 后端）在真实文本上训练了一个 GPT：{len(losses)} 步内损失从 {losses[0]:.3f} 降到 {losses[-1]:.3f}，"
-        f"{len(lab.all_checks)} 项检查中 {held} 项通过。",
+        f"检查：{counts.zh}。",
         "tab=checks",
     )
     lab.tell(

@@ -14,10 +14,7 @@ from typing import Any, Protocol
 
 from glasscluster.base.display import renderer
 from glasscluster.base.errors import GlassError, InputError
-from glasscluster.sim.ranks.backends.dry import DryBackend
-from glasscluster.sim.ranks.backends.ray_actors import RayBackend
-from glasscluster.sim.ranks.backends.threads import ThreadsBackend
-from glasscluster.sim.ranks.backends.torchrun import TorchrunBackend
+from glasscluster.base.rows import Row
 from glasscluster.sim.ranks.gpu import Outcome
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware, hardware
@@ -132,7 +129,7 @@ class Run:
         self.hardware, self.backend, self.gpus = cluster.hardware, cluster.backend_name, cluster.gpus
         self.outcomes, self.info = outcomes, info
         self.results = [o.result for o in outcomes]
-        self.checks: list[dict[str, Any]] = []
+        self.checks: list[Row] = []
 
     @classmethod
     def stored(cls, timeline: Timeline) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from helpers import until, walk_through
@@ -143,7 +144,7 @@ def test_hostile_text_in_every_field_is_shown_and_never_run(visit, lab, tmp_path
     graph.names = [f"{n}{HOSTILE}" for n in graph.names]
     graph.info["name"] = HOSTILE
     run = type(entry.run).stored(replay(graph, "classroom"))
-    rows = [{**entry.checks[0], "name": HOSTILE, "source": HOSTILE, "unit": HOSTILE}]
+    rows = [replace(entry.checks[0], name=bad, source=HOSTILE, unit=HOSTILE, why=why) for why in (None, bad)]
     chapter = report.Chapter(HOSTILE, bad, run, {HOSTILE: run.timeline}, rows, bad, equivalence=hostile_tensors(entry.trained.comparison))
     steps = [report.StoryStep(bad, HOSTILE)]
     taught = report.LessonPage(HOSTILE, bad, bad, 1.0, HOSTILE, HOSTILE, bad, bad, [bad], bad, bad, bad, [bad], bad)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import run_plan
 
+from glasscluster.base.rows import not_applicable
 from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.sim.ranks.collectives import ALGORITHMS
@@ -241,9 +242,23 @@ def test_equivalence_shows_each_step_s_worst_tensor_and_each_tensor_alone(traine
 
 def test_the_ledger_figure_paints_a_failing_row_red(trained):
     assert "#a32a00" not in ledger.ledger_figure(trained.checks).data[1].marker.color
-    bad = [{**trained.checks[-1], "counted": trained.checks[-1]["predicted"] + 8, "simulated": None, "ok": False}]
-    assert ledger.ledger_figure(bad).data[1].marker.color[0] == "#a32a00"
+    exact = next(row for row in trained.checks if row.match == "exact" and row.unit == "bytes")
+    for wrong in (exact.predicted + 8, float("nan")):
+        bad = [replace(exact, counted=wrong)]
+        assert ledger.ledger_figure(bad).data[1].marker.color[0] == "#a32a00"
     assert ledger.ledger_figure([]) is None
+
+
+def test_the_ledger_figure_keeps_a_grey_line_for_a_row_that_is_not_applicable(trained):
+    off = not_applicable("off", Said("the row", "这一行"), Said("its terms do not hold", "其条件不成立"), "nowhere")
+    for lang, name, why in (("en", "the row", "its terms do not hold"), ("zh", "这一行", "其条件不成立")):
+        figure = ledger.ledger_figure([*trained.checks, off], lang)
+        allowed, found, grey = figure.data
+        assert len(found.y) == len(allowed.y) == len(trained.checks)
+        assert grey.y == (f"{len(trained.checks) + 1}. {name}",)
+        assert grey.customdata == (why,)
+        assert grey.textfont.color == ledger.QUIET
+        assert figure.layout.yaxis.categoryarray[-1] == grey.y[0]
 
 
 # ---- alone in a notebook, small without a browser ------------------------------------------------------------------

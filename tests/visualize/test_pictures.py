@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import glasscluster.visualize as package
+from glasscluster.base.rows import Row, not_applicable
 from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.scenarios.lab import Lab, find, perform
@@ -57,8 +59,7 @@ def test_every_word_has_both_languages_with_the_same_blanks_and_is_used():
 
 
 def test_every_ledger_row_of_the_tour_has_a_chinese_name(tour):
-    for row in tour.all_checks:
-        assert words.row_name(row["name"], "zh") != row["name"], row["name"]
+    assert [row.name for row in tour.all_checks if row.name.zh == row.name.en] == []
 
 
 def test_text_on_every_colour_has_a_contrast_of_at_least_4_5():
@@ -142,9 +143,35 @@ def test_the_page_is_the_same_bytes_each_time_and_refuses_a_tampered_plotly(tour
 
 
 def test_a_failed_row_makes_the_page_say_fail(trained):
-    row = {"name": "planted", "ok": False, "predicted": 1, "counted": 2, "simulated": None, "measured": None}
-    row |= {"unit": "bytes", "match": "exact", "tolerance": 0, "source": "nowhere"}
+    row = Row("planted", Said("planted", "埋下的"), 1, 2, "nowhere")
     chapter = report.Chapter("x", Said("x", "x"), trained.run, {"classroom": trained.timeline}, [row])
     page = report.render(report.Report("n", Said("t", "t"), Said("f", "f"), [chapter]))
     assert 'class="status fail"' in page
     assert "✗" in page
+
+
+def test_a_row_that_is_not_applicable_is_on_the_page_with_its_reason_in_both_languages_and_fails_nothing(trained):
+    name, why = Said("the row", "这一行"), Said("its terms do not hold here", "其条件在此不成立")
+    off = not_applicable("off", name, why, "nowhere", predicted=3)
+    chapter = report.Chapter("x", Said("x", "x"), trained.run, {"classroom": trained.timeline}, [*trained.checks, off])
+    made = report.Report("n", Said("t", "t"), Said("f", "f"), [chapter])
+    page = report.render(made)
+    assert 'class="status pass"' in page
+    (line,) = re.findall(r'<tr class="off">.*</tr>', page)
+    for text in (*vars(name).values(), *vars(why).values(), "– ", "not applicable", "不适用"):
+        assert text in line
+    assert f"{len(trained.checks)} held, 0 failed, 1 not applicable" in page
+    assert f"{len(trained.checks)} 项成立，0 项不成立，1 项不适用" in page
+    assert report.ledger_csv(made).splitlines()[-1] == "x,the row,3,,,,bytes,,nowhere,off,not applicable,its terms do not hold here"
+
+
+def test_a_page_whose_run_was_not_fully_checked_is_partial_and_says_what_is_missing(trained):
+    chapter = report.Chapter("x", Said("x", "x"), trained.run, {"classroom": trained.timeline}, trained.checks)
+    missing = [Said("that much", "那些")]
+    page = report.render(report.Report("n", Said("t", "t"), Said("f", "f"), [chapter], not_checked=missing))
+    assert 'class="status partial"' in page
+    assert "that much" in page
+    assert "那些" in page
+    bare = replace(chapter, checks=[])
+    page = report.render(report.Report("n", Said("t", "t"), Said("f", "f"), [bare]))
+    assert 'class="status partial"' in page

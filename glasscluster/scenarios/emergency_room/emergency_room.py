@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.text import Said
 from glasscluster.scenarios.emergency_room.diagnosis import Signs, Text, diagnose
 from glasscluster.scenarios.lab import Lab, scenario
 
@@ -213,24 +214,28 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
     named = {case.name: number for number, case in enumerate(CASES)}
     for one in treated:
         name = one.case.name
+        key, titled = name.replace("-", "_"), one.case.title[1]
         lab.check(
-            f"{name}: the cause that the probes name",
+            f"{key}_cause",
             named[name],
             named.get(one.found, -1),
             "diagnosis.py: rules on probes alone",
+            name=Said(f"{name}: the cause that the probes name", f"{titled}：探针说出的原因编号"),
             unit="cause number",
         )
         lab.check(
-            f"{name}: share of the damage that its cure takes back",
+            f"{key}_cure",
             1.0,
             min(one.back, 1.0),
             "healthy, broken and cured run of the same seed",
+            name=Said(f"{name}: share of the damage that its cure takes back", f"{titled}：对症办法挽回的损失比例"),
             unit="",
             match="statistical",
             tolerance=1 - BACK,
         )
         well = diagnose(one.charts["healthy"].signs)
-        lab.check(f"{name}: causes named in the healthy run", 0, int(well != "healthy"), "diagnosis.py", unit="causes")
+        healthy = Said(f"{name}: causes named in the healthy run", f"{titled}：在正常运行中说出的原因数")
+        lab.check(f"{key}_healthy", 0, int(well != "healthy"), "diagnosis.py", name=healthy, unit="causes")
 
 
 @scenario("emergency_room", title=("The loss emergency room", "损失急诊室"))

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.rows import Row, judged, tally
+from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding.generate import Sampling
 from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, Text, contaminated, make_task, plain
 from glasscluster.model.text.texts import documents
-from glasscluster.scenarios.jobs.generation import check_model
+from glasscluster.scenarios.jobs.generation import check_model, not_asked_for
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.check import TOLERANCE
@@ -68,12 +70,18 @@ class Evaluation:
     scores: list[dict[str, Any]] = field(default_factory=list)
     contaminated: dict[str, int] = field(default_factory=dict)
     checked_items: int = 0
-    checks: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[Row] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Every check held."""
-        return all(c["ok"] for c in self.checks)
+        """No check failed."""
+        return not tally(self.checks).failed
+
+    @property
+    def not_checked(self) -> list[Said]:
+        """What is checked by default and was not."""
+        what = Said("that the scores are those of one device", "分数是否与单卡一致")
+        return [] if self.checked_items else [not_asked_for(what, self.run)]
 
     def as_json(self) -> dict[str, Any]:
         """The `glass.evaluate/1` object."""
@@ -90,13 +98,13 @@ class Evaluation:
             "time_s": self.run.timeline.makespan,
             "bytes_sent": self.run.graph.traffic() if not self.run.graph.has_native else None,
             "checked_items": self.checked_items,
-            "checks": self.checks,
+            **judged(self.checks, self.not_checked),
         }
 
 
 def evaluate(cluster: Cluster, job: EvaluationJob, *, checked: bool = True, say: Say = lambda _text: None) -> Evaluation:
     """Run a job; the check scores the first items of each task again in float64, on these ranks and on one device."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     done = CHECKED_ITEMS if checked else 0
     if checked:
         few = tuple(replace(t, items=t.items[:CHECKED_ITEMS]) for t in job.tasks)
@@ -119,7 +127,7 @@ def evaluate(cluster: Cluster, job: EvaluationJob, *, checked: bool = True, say:
     return made
 
 
-def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> list[dict[str, Any]]:
+def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> list[Row]:
     """Every score of every rank is that of one device."""
     worst = max(
         abs(a - b) / max(1.0, abs(b))
@@ -128,17 +136,21 @@ def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> l
         for xs, ys in zip(mine, theirs, strict=True)
         for a, b in zip(xs, ys, strict=True)
     )
-    name = "largest difference of a score from one device, float64"
-    return [accounts.row(name, 0.0, worst, "one device, same seed", unit="relative", tolerance=TOLERANCE)]
+    name = Said("largest difference of a score from one device, float64", "分数与单卡的最大差异，float64")
+    source = "one device, same seed"
+    return [Row("score_difference", name, 0.0, worst, source, unit="relative", tolerance=TOLERANCE)]
 
 
-def counted_rows(job: EvaluationJob, run: Run) -> list[dict[str, Any]]:
-    """Each item was scored by one rank of dp, and the scores' bytes are Eq 9's."""
+def counted_rows(job: EvaluationJob, run: Run) -> list[Row]:
+    """Each item was scored by one rank of dp, and the scores' bytes are F9's."""
     other = sum(times != 1 for result in run.results for task in result.scored for times in task)
-    rows = [accounts.row("items that were not scored exactly once, all ranks", 0, other, "shared out over dp", unit="items")]
-    if job.dp > 1 and not run.graph.has_native:
+    name = Said("items that were not scored exactly once, all ranks", "没有恰好评分一次的题目，全部 rank")
+    rows = [Row("items_not_scored_once", name, 0, other, "shared out over dp", unit="items")]
+    if job.dp > 1:
         sent = sum(run.graph.traffic()["by_axis"].get("dp", [0]))
-        rows.append(accounts.row("sent by all ranks for the scores", predict_traffic(job), sent, "Eq 9: 2 (N − 1) S"))
+        name = Said("sent by all ranks for the scores", "全部 rank 为分数的发送量")
+        made = Row("scores_sent", name, predict_traffic(job), sent, "F9: 2 (N − 1) S")
+        rows += accounts.if_counted(run.graph, [made])
     return rows
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from glasscluster.base.rows import Row
+from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.training import Say, Trained, silent
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.strategies.exchange import parameter_server as ps
 from glasscluster.strategies.exchange.arrivals import Arrivals, Layout, synchronous, virtual
 from glasscluster.strategies.judge import check
-from glasscluster.strategies.judge.accounts import row
 from glasscluster.strategies.trainer import Job, RankResult, job_info
 
 OWN = "the arrival plan in one process"
@@ -87,26 +88,46 @@ def flat(named: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([t.reshape(-1) for t in named.values()])
 
 
-def rows(job: Job, plan: Arrivals, results: list[ps.Exchanged], trained: Trained) -> list[dict[str, Any]]:
-    """Differences, bytes (Eq 11), the bound on staleness, and the time of the plan."""
-    graph, layout, compared, found = trained.run.graph, plan.layout, trained.comparison, []
-    for what, key in (("gradient", "grad"), ("weight", "weight"), ("loss", "loss")) if compared else ():
-        assert compared is not None
-        name = f"largest {what} difference from {'one device' if compared['reference'] == 'one device' else 'the same plan in one process'}"
-        source = f"{compared['reference']}, same seed"
-        name += f", float64, {compared['checked_steps']} steps"
-        found.append(row(name, 0.0, compared[f"max_rel_{key}_diff"], source, unit="relative", tolerance=check.TOLERANCE))
-    sent, theory = graph.bytes_sent(), ps.predict(layout, job.model.parameters(), 8 if job.plan.precision == "fp64" else 4)["sent"]
-    source = "Li et al., OSDI 2014 (Eq 11)"
-    found.append(row("sent by all ranks", sum(theory), sum(sent), source))
+def rows(job: Job, plan: Arrivals, results: list[ps.Exchanged], trained: Trained) -> list[Row]:
+    """Differences, bytes (F11), the bound on staleness, and the time of the plan."""
+    graph, layout = trained.run.graph, plan.layout
+    made = _difference_rows(trained.comparison) if trained.comparison else []
+    width = 8 if job.plan.precision == "fp64" else 4
+    sent, theory = graph.bytes_sent(), ps.predict(layout, job.model.parameters(), width)["sent"]
+    source = "Li et al., OSDI 2014 (F11)"
+    made.append(Row("sent", Said("sent by all ranks", "所有 rank 的发送量"), sum(theory), sum(sent), source))
     different = sum(a != b for a, b in zip(sent, theory, strict=True))
-    found.append(row("ranks that sent something else than the formula", 0, different, source, unit="ranks"))
+    name = Said("ranks that sent something else than the formula", "发送量与公式不同的 rank 数")
+    made.append(Row("ranks_that_sent_otherwise", name, 0, different, source, unit="ranks"))
     if layout.staleness is not None:
         beyond = sum(lead > layout.staleness for r in results for lead in r.leads)
-        found.append(row("answers to a worker more than s clocks ahead", 0, beyond, "Ho et al. 2013, section 2", unit="answers"))
+        name = Said("answers to a worker more than s clocks ahead", "给领先超过 s 个时钟的 worker 的应答数")
+        made.append(Row("answers_too_far_ahead", name, 0, beyond, "Ho et al. 2013, section 2", unit="answers"))
     if plan.makespan is not None:
-        now = trained.timeline.makespan
-        found.append(
-            row("time of the whole run", plan.makespan, None, plan.source, simulated=now, unit="s", match="virtual", tolerance=1e-9)
+        clock: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+        name, now = Said("time of the whole run", "整个运行的时间"), trained.timeline.makespan
+        made.append(Row("time_of_the_run", name, plan.makespan, None, plan.source, simulated=now, **clock))
+    return made
+
+
+def _difference_rows(compared: dict[str, Any]) -> list[Row]:
+    reference, steps = compared["reference"], compared["checked_steps"]
+    if reference == "one device":
+        other = Said("one device", "单卡")
+    else:
+        other = Said("the same plan in one process", "单进程按同一到达计划执行")
+    return [
+        Row(
+            f"{what}_difference",
+            Said(
+                f"largest {what} difference from {other.en}, float64, {steps} steps",
+                f"与{other.zh}（float64，{steps} 步）的最大{check.WHAT[what].zh}差异",
+            ),
+            0.0,
+            compared[f"max_rel_{short}_diff"],
+            f"{reference}, same seed",
+            unit="relative",
+            tolerance=check.TOLERANCE,
         )
-    return found
+        for what, short in check.SHORT.items()
+    ]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.rows import Row, judged, tally
+from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import cache as caches
 from glasscluster.model.decoding.generate import Generated, Generator, Sampling, listed
@@ -34,12 +36,20 @@ class Generation:
     job: GenerationJob
     run: Run
     checked_tokens: int = 0
-    checks: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[Row] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Every check held."""
-        return all(c["ok"] for c in self.checks)
+        """No check failed."""
+        return not tally(self.checks).failed
+
+    @property
+    def not_checked(self) -> list[Said]:
+        """What is checked by default and was not."""
+        if self.checked_tokens:
+            return []
+        what = Said("that tokens and logits are those of one device", "token 与 logits 是否与单卡一致")
+        return [not_asked_for(what, self.run)]
 
     def as_json(self) -> dict[str, Any]:
         """The `glass.generate/1` object: prefill and decode are of rank 0, decode is the mean over its steps."""
@@ -69,8 +79,15 @@ class Generation:
             "time_per_token_s": decode.time_s if decode else None,
             "tokens_per_s": new / sum(p.time_s for p in rest) if rest else None,
             "checked_tokens": self.checked_tokens,
-            "checks": self.checks,
+            **judged(self.checks, self.not_checked),
         }
+
+
+def not_asked_for(what: Said, run: Run) -> Said:
+    """A check that was not made, and why: `--no-check`, or a dry run, which has no numbers."""
+    dry = run.backend == "dry"
+    why = Said("a dry run has no numbers", "空跑没有数值") if dry else Said("--no-check", "--no-check")
+    return Said(f"{what.en} ({why.en})", f"{what.zh}（{why.zh}）")
 
 
 def text(model: ModelConfig, tokens: Sequence[int]) -> str | None:
@@ -81,7 +98,7 @@ def text(model: ModelConfig, tokens: Sequence[int]) -> str | None:
 def generate(cluster: Cluster, job: GenerationJob, *, checked: bool = True, say: Say = lambda _text: None) -> Generation:
     """Run a job; the check reruns its first tokens in float64, on these ranks with the cache and on one device without."""
     done = 0
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     if checked and cluster.backend_name != "dry":
         done = min(job.tokens, CHECKED_TOKENS)
         small = replace(job, tokens=done, precision="fp64", capture=True)
@@ -107,7 +124,7 @@ def without_cache(job: GenerationJob) -> Generated:
     return Generated(tokens, [logits for logits, _ in steps])
 
 
-def equality_rows(results: Sequence[Any], right: Generated) -> list[dict[str, Any]]:
+def equality_rows(results: Sequence[Any], right: Generated) -> list[Row]:
     """Logits of every step and rank within 1e-10, and the tokens the same."""
     worst, other = 0.0, 0
     for result in results:
@@ -115,31 +132,42 @@ def equality_rows(results: Sequence[Any], right: Generated) -> list[dict[str, An
         for mine, theirs in zip(result.logits, right.logits, strict=True):
             worst = max(worst, difference(mine, theirs, 0.0))
     source = "one device without a cache, same seed"
-    name = f"largest logits difference from one device, float64, {len(right.logits)} tokens"
+    name = Said(
+        f"largest logits difference from one device, float64, {len(right.logits)} tokens",
+        f"与单卡（float64，{len(right.logits)} 个 token）的最大 logits 差异",
+    )
+    others = Said("tokens that one device chooses otherwise", "单卡会另选的 token 数")
     return [
-        accounts.row(name, 0.0, worst, source, unit="relative", tolerance=TOLERANCE),
-        accounts.row("tokens that one device chooses otherwise", 0, other, source, unit="tokens"),
+        Row("logits_difference", name, 0.0, worst, source, unit="relative", tolerance=TOLERANCE),
+        Row("tokens_chosen_otherwise", others, 0, other, source, unit="tokens"),
     ]
 
 
-def counted_rows(job: GenerationJob, run: Run) -> list[dict[str, Any]]:
-    """Eq 3 on every rank, Eq 33, and what tensor parallelism sends."""
+def counted_rows(job: GenerationJob, run: Run) -> list[Row]:
+    """F3 on every rank, F33, and what tensor parallelism sends."""
     width, results = accounts.WIDTH[job.precision], run.results
     rows = []
     if job.cache != "none":
+        each = generation.predict_cache(job, width)
         for rank, result in enumerate(results):
-            rows.append(accounts.row(f"cache, rank {rank}", generation.predict_cache(job, width), result.cache_bytes, "Eq 3"))
-        cached = [min(n, job.window) if job.window else n for n in job.lengths] if job.cache == "sliding" else job.lengths
+            name = Said(f"cache, rank {rank}", f"缓存，rank {rank}")
+            rows.append(Row(f"cache_{rank}", name, each, result.cache_bytes, "F3"))
+        sliding = job.cache == "sliding"
+        cached = [min(n, job.window) if job.window and sliding else n for n in job.lengths]
         held = caches.predict(job.model, sum(cached), width, job.tp)
-        rows.append(accounts.row("cache, tokens that are there, rank 0", held, results[0].filled_bytes, "Eq 3"))
+        name = Said("cache, tokens that are there, rank 0", "缓存中已有 token 所占，rank 0")
+        rows.append(Row("cache_filled", name, held, results[0].filled_bytes, "F3"))
     if job.cache in ("static", "paged"):
         block = job.block if job.cache == "paged" else None
         waste = caches.predict_waste(job.lengths, block)[0] * caches.predict(job.model, 1, width, job.tp)
-        rows.append(accounts.row("cache, slots without a token, rank 0", waste, results[0].used_bytes - results[0].filled_bytes, "Eq 33"))
+        name = Said("cache, slots without a token, rank 0", "缓存中没有 token 的槽位，rank 0")
+        rows.append(Row("cache_empty", name, waste, results[0].used_bytes - results[0].filled_bytes, "F33"))
     if job.tp > 1:
-        said = [sum(generation.predict_traffic(job.model, job.tp, len(job.prompts), n, width).values()) for n in job.columns]
-        sent = generation.traffic(run.graph)
-        rows.append(accounts.row("sent by all ranks, prefill and decode", sum(said), sent, "Eq 18, forward; all-gather of the logits"))
+        batch = len(job.prompts)
+        parts = [generation.predict_traffic(job.model, job.tp, batch, n, width) for n in job.columns]
+        said, sent = sum(sum(part.values()) for part in parts), generation.traffic(run.graph)
+        name = Said("sent by all ranks, prefill and decode", "全部 rank 的发送量，预填充与解码")
+        rows.append(Row("sent", name, said, sent, "F18, forward; all-gather of the logits"))
     return rows
 
 

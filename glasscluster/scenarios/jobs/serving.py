@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from glasscluster.base.rows import Row, judged, tally
+from glasscluster.base.text import Said
 from glasscluster.model.decoding.generate import generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
-from glasscluster.scenarios.jobs.generation import text
+from glasscluster.scenarios.jobs.generation import not_asked_for, text
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.exchange.replica import one_thread
@@ -34,7 +36,8 @@ class Serving:
     job: ServingJob
     schedule: Schedule
     run: Run
-    checks: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[Row] = field(default_factory=list)
+    checked: bool = False  # each request was generated alone, too, and compared
 
     def __post_init__(self) -> None:
         self.times = serving.step_times(self.run.timeline, self.job, self.schedule)
@@ -42,8 +45,16 @@ class Serving:
 
     @property
     def ok(self) -> bool:
-        """Every check held."""
-        return all(c["ok"] for c in self.checks)
+        """No check failed."""
+        return not tally(self.checks).failed
+
+    @property
+    def not_checked(self) -> list[Said]:
+        """What is checked by default and was not."""
+        what = Said(
+            "that each request gets the tokens and logits that it gets alone", "每个请求的 token 与 logits 是否与单独生成时一致"
+        )
+        return [] if self.checked else [not_asked_for(what, self.run)]
 
     @property
     def tokens_per_s(self) -> float:
@@ -158,7 +169,7 @@ class Serving:
             "parameter_bytes": result.parameter_bytes,
             "requests": requests,
             "steps": steps,
-            "checks": self.checks,
+            **judged(self.checks, self.not_checked),
         }
 
 
@@ -166,21 +177,22 @@ def serve(cluster: Cluster, job: ServingJob, *, checked: bool = True, say: Say =
     """Plan and run a job; the check runs its steps once more in float64 and generates each request alone, without a cache."""
     say(f"planning {job.policy} batching of {len(job.requests)} requests on {cluster.hardware.name}")
     schedule = make_schedule(job, cluster.hardware)
-    rows: list[dict[str, Any]] = []
-    if checked and cluster.backend_name != "dry":
+    rows: list[Row] = []
+    checked = checked and cluster.backend_name != "dry"
+    if checked:
         say(f"checking {len(schedule.steps)} steps in float64 on {job.tp} {cluster.backend_name} ranks, and each request alone")
         found = cluster.run(serve_rank, replace(job, precision="fp64", capture=True), schedule, record=False).results
         rows = equality_rows(job, found) if cluster.leader else []
     say(f"serving in {job.precision}, recording each step")
     run = cluster.run(serve_rank, job, schedule, info={"precision": job.precision, "model": job.model.model_dump(mode="json")})
-    made = Serving(job, schedule, run)
+    made = Serving(job, schedule, run, checked=checked)
     if cluster.leader:
         made.checks = run.checks = rows + counted_rows(made)
     return made
 
 
 @one_thread()
-def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[dict[str, Any]]:
+def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[Row]:
     """Logits of every rank and request within 1e-10 of one device that generates each request alone, and the tokens the same."""
     stage = GPTStage(job.model, seed=job.seed, dtype=torch.float64)
     if job.weights is not None:
@@ -193,46 +205,65 @@ def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[dict[s
             for mine, right in zip(rank.logits[i], alone.logits, strict=True):
                 worst = max(worst, difference(mine.cpu(), right[0], 0.0))
     source = "each request alone on one device, no cache"
+    logits = Said(
+        "largest logits difference from a request alone, float64", "与单独生成该请求的最大 logits 差异，float64"
+    )
+    tokens = Said(
+        "tokens that a request alone would get otherwise, float64", "请求单独生成时会另选的 token 数，float64"
+    )
     return [
-        accounts.row("largest logits difference from a request alone, float64", 0.0, worst, source, unit="relative", tolerance=TOLERANCE),
-        accounts.row("tokens that a request alone would get otherwise, float64", 0, other, source, unit="tokens"),
+        Row("logits_difference", logits, 0.0, worst, source, unit="relative", tolerance=TOLERANCE),
+        Row("tokens_chosen_otherwise", tokens, 0, other, source, unit="tokens"),
     ]
 
 
-def counted_rows(made: Serving) -> list[dict[str, Any]]:
-    """Eq 33, no block lost, the plan's clock, and what tensor parallelism sends."""
-    job, schedule, results = made.job, made.schedule, made.run.results
-    first, rows = results[0], []
-    early = sum(
-        job.requests[w.request].arrival_s > a for step, (a, _) in zip(schedule.steps, schedule.times, strict=True) for w in step.work
-    )
-    rows.append(accounts.row("requests served before they arrive", 0, early, "the plan's times", unit="requests"))
+def counted_rows(made: Serving) -> list[Row]:
+    """F33, no block lost, the plan's clock, and what tensor parallelism sends."""
+    job, schedule, first = made.job, made.schedule, made.run.results[0]
+    rows = []
+    starts = [(step, begun) for step, (begun, _) in zip(schedule.steps, schedule.times, strict=True)]
+    early = sum(job.requests[w.request].arrival_s > begun for step, begun in starts for w in step.work)
+    name = Said("requests served before they arrive", "到达之前就被服务的请求")
+    rows.append(Row("served_too_early", name, 0, early, "the plan's times", unit="requests"))
     end, replayed = schedule.times[-1][1], made.times[-1][1]
-    rows.append(accounts.row("end of the last step, as planned", end, None, "each step alone, recorded dry", simulated=replayed, unit="s",
-                             match="virtual", tolerance=1e-9))  # fmt: skip
+    name = Said("end of the last step, as planned", "最后一步的结束时间（按计划）")
+    clock: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    rows.append(Row("end", name, end, None, "each step alone, recorded dry", simulated=replayed, **clock))
     written = written_tokens(made.run.graph, first.token_bytes)
     taken_in = sum(w.count for step in schedule.steps for w in step.work)
-    rows.append(accounts.row("tokens written into the cache, all steps", taken_in, written, "the plan: preempted ones twice",
-                             unit="tokens"))  # fmt: skip
+    name = Said("tokens written into the cache, all steps", "写入缓存的 token，所有步")
+    rows.append(Row("tokens_written", name, taken_in, written, "the plan: preempted ones twice", unit="tokens"))
     if job.policy == "static":
         said = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
         counted = sum(first.computed) - sum(first.used)
-        rows.append(
-            accounts.row("slots computed without a token, all steps", said, counted, "Eq 33: 1 − mean/max of a batch", unit="slots")
-        )
+        name = Said("slots computed without a token, all steps", "计算了却没有得到 token 的槽位，所有步")
+        rows.append(Row("slots_idle", name, said, counted, "F33: 1 − mean/max of a batch", unit="slots"))
     else:
-        said = sum(serving.predict_paged(schedule, job.block))
-        empty = [(a - b) // first.token_bytes for a, b in zip(first.reserved_bytes, first.filled_bytes, strict=True)]
-        over = sum(n > (job.block - 1) * len(step.work) for n, step in zip(empty, schedule.steps, strict=True))
-        rows.append(
-            accounts.row("cache, slots without a token, all steps", said, sum(empty), "Eq 33: blocks of each sequence", unit="slots")
-        )
-        rows.append(accounts.row("steps with more than block − 1 of them a sequence", 0, over, "Eq 33", unit="steps"))
-        rows.append(accounts.row("blocks that are still held in the end", 0, sum(r.left_bytes for r in results), "no leak"))
+        rows += _paged_rows(made)
     if job.tp > 1:
         said = serving.predict_sent(job, schedule, accounts.WIDTH[job.precision])
-        rows.append(accounts.row("sent by all ranks, all steps", said, generation.traffic(made.run.graph), "Eq 18, forward; logits"))
+        name = Said("sent by all ranks, all steps", "全部 rank 的发送量，所有步")
+        rows.append(Row("sent", name, said, generation.traffic(made.run.graph), "F18, forward; logits"))
     return rows
+
+
+def _paged_rows(made: Serving) -> list[Row]:
+    """What blocks waste (F33), and that none is lost."""
+    job, schedule, first = made.job, made.schedule, made.run.results[0]
+    pairs = zip(first.reserved_bytes, first.filled_bytes, strict=True)
+    empty = [(reserved - filled) // first.token_bytes for reserved, filled in pairs]
+    most = [(job.block - 1) * len(step.work) for step in schedule.steps]
+    over = sum(n > m for n, m in zip(empty, most, strict=True))
+    left = sum(r.left_bytes for r in made.run.results)
+    slots = Said("cache, slots without a token, all steps", "缓存中没有 token 的槽位，所有步")
+    steps = Said("steps with more than block − 1 of them a sequence", "每条序列超过 块长 − 1 个空槽的步数")
+    held = Said("blocks that are still held in the end", "最后仍被占用的块")
+    said = sum(serving.predict_paged(schedule, job.block))
+    return [
+        Row("cache_empty", slots, said, sum(empty), "F33: blocks of each sequence", unit="slots"),
+        Row("steps_with_too_many_empty", steps, 0, over, "F33", unit="steps"),
+        Row("blocks_left", held, 0, left, "no leak"),
+    ]
 
 
 def written_tokens(graph: ExecutionGraph, token_bytes: int) -> int:

@@ -121,6 +121,7 @@ def write(made: Serving, out: str) -> Path:
         [Chapter("run", name, run, {hw: run.timeline}, made.checks)],
         [StoryStep(text, "tab=timeline") for text in story],
         job.seed,
+        not_checked=made.not_checked,
         figures=[
             (
                 Said("Who has which slot when", "哪个请求在何时占用哪个槽位"),

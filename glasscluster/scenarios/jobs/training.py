@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import DoesNotFit, GlassError, InputError, OutOfMemory
+from glasscluster.base.rows import NOT_COUNTED, Row, judged, tally
+from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.layers import moe
 from glasscluster.model.weights import hugging_face
@@ -28,6 +30,10 @@ from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import Job, job_info, train_rank
 
 Say = Callable[[str], None]
+NO_REFERENCE = Said(
+    "that gradients, weights and losses are those of the reference in float64 (--no-check)",
+    "梯度、权重和损失与 float64 参考是否一致（--no-check）",
+)
 
 
 def silent(_text: str) -> None:
@@ -41,7 +47,7 @@ class Trained:
     job: Job
     run: Run
     comparison: dict[str, Any] | None
-    checks: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[Row] = field(default_factory=list)
     wall_s: dict[str, float] = field(default_factory=dict)
     report: Path | None = None
     read: dict[str, Any] | None = None  # what the steps read of each source of a mixture
@@ -57,8 +63,14 @@ class Trained:
 
     @property
     def ok(self) -> bool:
-        """Every check held."""
-        return all(c["ok"] for c in self.checks)
+        """No check failed."""
+        return not tally(self.checks).failed
+
+    @property
+    def not_checked(self) -> list[Said]:
+        """What is checked by default and was not."""
+        found = [] if self.comparison else [NO_REFERENCE]
+        return [*found, NOT_COUNTED] if self.run.graph.has_native else found
 
     def memory(self) -> dict[str, Any]:
         """Peak, its split, and state bytes, one entry a rank."""
@@ -98,7 +110,7 @@ class Trained:
             **({"returned_steps": first.returned} if job.plan.rollback else {}),
             **self.memory(),
             **self.timeline.summary(self.run.graph.info["model_flops"]),
-            "checks": self.checks,
+            **judged(self.checks, self.not_checked),
             "report": str(self.report) if self.report else None,
         }
 
@@ -141,24 +153,29 @@ def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent
     return trained
 
 
-def equivalence_rows(compared: dict[str, Any] | None) -> list[dict[str, Any]]:
+def equivalence_rows(compared: dict[str, Any] | None) -> list[Row]:
     """Gradients and weights within 1e-10 of one device."""
     if compared is None:
         return []
+    steps = compared["checked_steps"]
     return [
-        accounts.row(
-            f"largest {what} difference from one device, float64, {compared['checked_steps']} steps",
+        Row(
+            f"{what}_difference",
+            Said(
+                f"largest {what} difference from one device, float64, {steps} steps",
+                f"与单卡（float64，{steps} 步）的最大{check.WHAT[what].zh}差异",
+            ),
             0.0,
-            compared[f"max_rel_{key}_diff"],
+            compared[f"max_rel_{short}_diff"],
             "one device, same seed",
             unit="relative",
             tolerance=check.TOLERANCE,
         )
-        for what, key in (("gradient", "grad"), ("weight", "weight"), ("loss", "loss"))
+        for what, short in check.SHORT.items()
     ]
 
 
-def counted_rows(trained: Trained) -> list[dict[str, Any]]:
+def counted_rows(trained: Trained) -> list[Row]:
     """Traffic, model states and schedule against the papers."""
     plan, model, run = trained.job.plan, trained.job.model, trained.run
     return [
@@ -276,7 +293,8 @@ def write_files(folder: Path, trained: Trained, title: str) -> None:
     trained.run.graph.save(folder / "graph.npz")
     write_chrome_trace(trained.timeline, folder / "trace.json")
     write_ledger(folder / "ledger.csv", trained.checks)
-    trained.report = write_run_report(trained.run, folder / "report.html", network_pictures(trained))
+    pictures, missing = network_pictures(trained), trained.not_checked
+    trained.report = write_run_report(trained.run, folder / "report.html", pictures, missing)
     write_run_json(folder, {**trained.as_json(), "wall_s": trained.wall_s, "title": title})
 
 
@@ -341,13 +359,14 @@ def _dispatch(graph: Any, lang: str) -> Any:
     return matrices_figure({word("dispatch_matrix", lang): matrix(graph, "ep", "dispatch")}, lang, across=1)
 
 
-def write_ledger(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_ledger(path: Path, rows: list[Row]) -> None:
     """The checks as CSV."""
     columns = ["name", "predicted", "counted", "simulated", "measured", "unit", "match", "tolerance", "ok", "source"]
+    columns += ["key", "verdict", "why"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(row.as_dict() for row in rows)
 
 
 def write_run_json(folder: Path, content: dict[str, Any]) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from glasscluster.base.rows import Row
+from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import cache as caches
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.exchange.replica import one_thread
-from glasscluster.strategies.judge import accounts
-from glasscluster.strategies.judge.check import TOLERANCE
+from glasscluster.strategies.judge import accounts, check
 from glasscluster.strategies.plan import make_model as make_gpt
 from glasscluster.strategies.preference import alone, policy, ranks, reward_model, sequences
 from glasscluster.strategies.preference.cast import Tuned
@@ -22,35 +23,64 @@ from glasscluster.strategies.preference.job import ONLINE, Method, Tuning, Weigh
 from glasscluster.strategies.preference.ranks import tune_rank
 from glasscluster.strategies.preference.rewards import VOCABULARY, SortTask
 
+ROLES = {"actor": "策略模型", "critic": "价值模型", "reference": "参考模型", "reward": "奖励模型", "rollout": "rollout"}
+MESSAGES = {
+    "weights": "权重",
+    "answers": "回答",
+    "reference log-probabilities": "参考模型的对数概率",
+    "scores": "得分",
+    "values": "价值",
+    "targets": "价值目标",
+}
+
 SMALL = make_gpt("tiny", layers=1, hidden=48, heads=2, vocab=VOCABULARY, seq=7, init_std=0.1)  # 3 digits
 
 
 # ---- check rows ----------------------------------------------------------------------------------------------------
-def equality_rows(job: Tuning, results: list[Tuned]) -> list[dict[str, Any]]:
+def equality_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
     """Of a run in float64 with `capture`: every loss and all weights of what learned, against one process."""
     found, source = alone.compare(results, alone.in_one_process(job)), "one process, no messages"
-    names = {what: f"{job.method}: largest {what} difference from one process, float64" for what in ("loss", "weight")}
     return [
-        accounts.row(name, 0.0, found[f"max_rel_{what}_diff"], source, unit="relative", tolerance=TOLERANCE) for what, name in names.items()
+        Row(
+            f"{job.method}_{what}_difference",
+            Said(
+                f"{job.method}: largest {what} difference from one process, float64",
+                f"{job.method}：与单进程（float64）的最大{check.WHAT[what].zh}差异",
+            ),
+            0.0,
+            found[f"max_rel_{what}_diff"],
+            source,
+            unit="relative",
+            tolerance=check.TOLERANCE,
+        )
+        for what in ("loss", "weight")
     ]
 
 
-def memory_rows(job: Tuning, results: list[Tuned]) -> list[dict[str, Any]]:
-    """Eq 39: model states of every role, and the rollout's keys and values (Eq 3)."""
-    said, held = ranks.predict_state(job), _held(results)
-    rows = [accounts.row(f"{job.method}: model states, {role}", n, held.get(role, 0), "Eq 39, from Eq 15") for role, n in said.items()]
-    if job.method in ONLINE:
+def memory_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
+    """F39: model states of every role, and the rollout's keys and values (F3)."""
+    method, held, rows = job.method, _held(results), []
+    for role, n in ranks.predict_state(job).items():
+        name = Said(f"{method}: model states, {role}", f"{method}：模型状态，{ROLES.get(role, role)}")
+        rows.append(Row(f"{method}_states_{role}", name, n, held.get(role, 0), "F39, from F15"))
+    if method in ONLINE:
         width = accounts.WIDTH[job.precision]
         cache = caches.predict(job.model, job.answers * (job.task.length - 1), width)
-        rows.append(accounts.row(f"{job.method}: cache of the rollout", cache, max(r.cache_bytes for r in results), "Eq 3"))
+        name = Said(f"{method}: cache of the rollout", f"{method}：rollout 的缓存")
+        rows.append(Row(f"{method}_rollout_cache", name, cache, max(r.cache_bytes for r in results), "F3"))
     return rows
 
 
-def traffic_rows(job: Tuning, run: Run) -> list[dict[str, Any]]:
+def traffic_rows(job: Tuning, run: Run) -> list[Row]:
     """What roles tell each other in an iteration, by label; and that nothing else was sent."""
+    method, rows = job.method, []
     said = {label: n for label, n in ranks.predict_traffic(job).items() if n}
-    rows = [accounts.row(f"{job.method}: sent, {label}", n, sum(run.graph.bytes_sent(label=label)), "shapes") for label, n in said.items()]
-    return [*rows, accounts.row(f"{job.method}: sent, all", sum(said.values()), sum(run.graph.bytes_sent()), "shapes")]
+    for label, n in said.items():
+        name = Said(f"{method}: sent, {label}", f"{method}：发送，{MESSAGES.get(label, label)}")
+        key = f"{method}_sent_{label.replace(' ', '_').replace('-', '_')}"
+        rows.append(Row(key, name, n, sum(run.graph.bytes_sent(label=label)), "shapes"))
+    name = Said(f"{method}: sent, all", f"{method}：发送，全部")
+    return [*rows, Row(f"{method}_sent", name, sum(said.values()), sum(run.graph.bytes_sent()), "shapes")]
 
 
 def _held(results: list[Tuned]) -> dict[str, int]:
@@ -88,7 +118,7 @@ VARIANTS: dict[str, tuple[Method, dict[str, Any]]] = {
 
 
 @dataclass
-class Row:
+class PolicyScore:
     """A policy on held-out prompts: expected reward, KL to the SFT policy, mean score of the reward model (where there is one).
 
     Then answer tokens that were written for it and that it was trained on, beyond the SFT policy's.
@@ -108,7 +138,7 @@ class Row:
 class Learned:
     """A finished course: the policies' rows by method, and how often the reward model agrees with the rule on comparisons it never saw."""
 
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, PolicyScore] = field(default_factory=dict)
     agreement: float = 0.0
     weights: dict[str, Weights] = field(default_factory=dict)
     judge: Weights | None = None
@@ -139,7 +169,7 @@ def learn(
     out.pairs = policy.compared(reference, task, course.compare, 1000 + seed)
     if any(VARIANTS[m][0] == "ppo" for m in methods):
         out.judge, out.agreement = judge(course, seed, start, reference, out.pairs)
-    out.rows["sft"] = Row(policy.expected_reward(reference, task), 0.0, _score(out, base, reference), 0, 0)
+    out.rows["sft"] = PolicyScore(policy.expected_reward(reference, task), 0.0, _score(out, base, reference), 0, 0)
     for method in methods:
         say(f"seed {seed}: {method}")
         job = job_of(method, course, seed, out)
@@ -149,7 +179,7 @@ def learn(
         written, trained = (0, each * 2 * job.prompts) if job.method == "dpo" else (each * job.answers, each * job.answers * job.epochs)
         kl = policy.divergence(model, reference, task, seed)
         reward, score = policy.expected_reward(model, task), _score(out, base, model)
-        out.rows[method] = Row(reward, kl, score, written, trained, first.rewards, first.kl, first.scores)
+        out.rows[method] = PolicyScore(reward, kl, score, written, trained, first.rewards, first.kl, first.scores)
         out.weights[method] = first.weights["actor"]
     return out
 

@@ -1,8 +1,8 @@
 """The bug zoo: mistakes that real frameworks made, each planted here and caught by the gate that is named for it. `glass run zoo`.
 
 A bug is data: what goes wrong, who reported the like, the plan it shows on, what is patched, and the gates that must fail when it is
-planted: those and no others. A gate is a difference from one device in the first step (GRADIENT, WEIGHT, LOSS; float64, 1e-10), or the
-name of a ledger row. The honest run of the same plan passes them all.
+planted: those and no others. A gate is a difference from one device in the first step (GRADIENT, WEIGHT, LOSS; float64,
+1e-10), or the key of a ledger row. The honest run of the same plan passes them all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.rows import FAILED, Row, tally
+from glasscluster.base.text import Said
 from glasscluster.scenarios.lab import Lab, Text, scenario
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from glasscluster.strategies.trainer import Job
 
 GRADIENT, WEIGHT, LOSS = "gradient", "weight", "loss"
+GATES = {GRADIENT: Said("gradient", "梯度"), WEIGHT: Said("weight", "权重"), LOSS: Said("loss", "损失")}
 STEPS = 3
 Patch = tuple[Any, str, Any]  # where, which attribute, what stands there instead
 
@@ -106,7 +109,7 @@ def make_job(bug: Bug, seed: int = 0) -> Job:
 class Outcome:
     """A run beside one device: the rows that `glass train` would print, the gates that failed, the relative loss difference by step."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     gates: frozenset[str]
     first: dict[str, float]  # differences in the first step
     losses: list[float]
@@ -132,7 +135,8 @@ def judge(job: Job, run: Run, reference: Any) -> Outcome:
         WEIGHT: max(compared["by_step"]["weight"][0].values()),
         LOSS: losses[0],
     }
-    failed = {gate for gate, d in first.items() if d > check.TOLERANCE} | {r["name"] for r in counted if not r["ok"]}
+    failed = {gate for gate, d in first.items() if not d <= check.TOLERANCE}
+    failed |= {row.key for row in counted if row.verdict == FAILED}
     return Outcome(equivalence_rows(compared) + counted, frozenset(failed), first, losses)
 
 
@@ -272,7 +276,7 @@ ZOO: tuple[Bug, ...] = (
          "每个张量并行 rank 的归一化层和偏置只看到自己的 token，却没有把梯度加起来：各副本逐渐分叉。"),
         (Upstream("NVIDIA-NeMo/RL", 3716, "Split-API train step misses the TP grad all-reduce for replicated params (qk-layernorm / SP layernorms)"),
          Upstream("NVIDIA/Megatron-LM", 1446, "[BUG] final_layernorm gradient mismatch when TP+SP enabled")),
-        {"tp": 2, "sequence_parallel": True}, _norms, WRONG | {"tp gradients of norms, biases and positions sent"}),
+        {"tp": 2, "sequence_parallel": True}, _norms, WRONG | {"tp_norm_gradients_sent"}),
     Bug("loss-scaled-by-tp", ("Gradient t times too large under tensor parallelism", "张量并行下梯度放大 t 倍"),
         ("A gradient that every rank already has whole is taken for a part and added up over the t ranks once more. Clipping and AdamW hide the factor.",
          "每个 rank 手里已经是完整的梯度，却被当作部分和又在 t 个 rank 上加了一遍；裁剪和 AdamW 把这个倍数掩盖了。"),
@@ -323,13 +327,13 @@ ZOO: tuple[Bug, ...] = (
         ("The gradients of one bucket stay local, and each replica trains that part of the model on its own examples.",
          "有一个桶的梯度没有归约，各副本各自训练模型的这一部分。"),
         (Upstream("pytorch/pytorch", 104336, "DDP: moving model to CPU and back to GPU breaks gradient synchronization", nearest=True),),
-        {"dp": 2, "bucket": 4000}, _lost_bucket, WRONG | {"dp gradients sent, all ranks"}),
+        {"dp": 2, "bucket": 4000}, _lost_bucket, WRONG | {"dp_gradients_sent"}),
     Bug("tied-not-summed", ("A tied embedding on two stages, not summed", "首尾两级共享的词嵌入未求和"),
         ("First and last stage hold a copy of the table; each takes a step with its own half of the gradient.",
          "第一级和最后一级各有一份词嵌入，却各用自己的那一半梯度更新。"),
         (Upstream("uw-syfi/piper", 13, "Tied embedding support"),
          Upstream("NVIDIA/Megatron-LM", 844, "[BUG] Wrong embedding gradients with distributed optimizer and shared embedding", nearest=True)),
-        {"pp": 2}, _untied, WRONG | {"tied embedding gradients sent, all ranks"}),
+        {"pp": 2}, _untied, WRONG | {"tied_embedding_gradients_sent"}),
     Bug("norm-counted-twice", ("Clipping counts what every rank has t times", "裁剪范数把复制的参数算了 t 次"),
         ("Gradients are right, but their norm counts norms and biases once a rank, so clipping shortens the step too much.",
          "梯度是对的，但求范数时复制的归一化层和偏置每个 rank 都算了一次，裁剪因此过度。"),
@@ -340,7 +344,7 @@ ZOO: tuple[Bug, ...] = (
          "所有数值都对，但每个 rank 只需要自己的分片，却对梯度做了 all-reduce：通信量翻倍。"),
         (Upstream("karpathy/llm.c", 421, "Zero update", "pull"),
          Upstream("deepspeedai/DeepSpeed", 5758, "DS communication issue when using NCCL backend: All_reduce instead of reduce_scatter (or several reduce ops)")),
-        {"dp": 4, "zero": 1}, _whole_reduction, frozenset({"dp gradients sent, all ranks", "last bucket reduced"})),
+        {"dp": 4, "zero": 1}, _whole_reduction, frozenset({"dp_gradients_sent", "last_bucket_reduced"})),
 )
 # fmt: on
 
@@ -389,15 +393,25 @@ def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
             run = lab.cluster(job.plan.gpus).run(train_rank, job, info=job_info(job))
     outcome = judge(job, run, reference)
     source = ", ".join(r.cited() for r in bug.reports)
-    lab.check(f"{bug.id}: gates that fail without it", 0, len(honest.gates), source, unit="gates")
     missed, surprising = sorted(bug.gates - outcome.gates), sorted(outcome.gates - bug.gates)
-    lab.check(f"{bug.id}: gates that must catch it and do not{_list(missed)}", 0, len(missed), source, unit="gates")
-    lab.check(f"{bug.id}: gates that fail beside those named{_list(surprising)}", 0, len(surprising), source, unit="gates")
+    said = {row.key: row.name for row in outcome.rows} | GATES
+    for key, gates, name in (
+        ("honest", sorted(honest.gates), Said("gates that fail without it", "没有它时不成立的检查")),
+        ("missed", missed, Said("gates that must catch it and do not", "应当发现它却没有发现的检查")),
+        ("surprising", surprising, Said("gates that fail beside those named", "指定之外不成立的检查")),
+    ):
+        which = _list([] if key == "honest" else gates, said)
+        name = Said(f"{bug.id}: {name.en}{which.en}", f"{bug.id}：{name.zh}{which.zh}")
+        lab.check(f"{bug.id.replace('-', '_')}_{key}", 0, len(gates), source, name=name, unit="gates")
     return outcome
 
 
-def _list(names: Sequence[str]) -> str:
-    return f" ({'; '.join(names)})" if names else ""
+def _list(gates: Sequence[str], said: dict[str, Said]) -> Said:
+    """The gates by the names that people know them by, in brackets."""
+    if not gates:
+        return Said("", "")
+    names = [said.get(gate, Said(gate, gate)) for gate in gates]
+    return Said(f" ({'; '.join(n.en for n in names)})", f"（{'；'.join(n.zh for n in names)}）")
 
 
 def _unannounced(lab: Lab, bug: Bug) -> None:
@@ -410,10 +424,10 @@ def _unannounced(lab: Lab, bug: Bug) -> None:
         run = lab.run("run", ("Something is wrong here", "这里有个错误"), train_rank, job, gpus=job.plan.gpus, **job_info(job))
     outcome = judge(job, run, reference)
     lab.entries[-1].checks = outcome.rows
-    failed = [r["name"] for r in outcome.rows if not r["ok"]]
+    failed = tally(outcome.rows).failed
     lab.tell(
-        f"{len(failed)} of {len(outcome.rows)} checks fail. Which line of the strategy makes exactly these fail?",
-        f"{len(outcome.rows)} 项检查中 {len(failed)} 项失败。策略代码的哪一行会让恰好这些失败？",
+        f"{failed} of {len(outcome.rows)} checks fail. Which line of the strategy makes exactly these fail?",
+        f"{len(outcome.rows)} 项检查中 {failed} 项失败。策略代码的哪一行会让恰好这些失败？",
         "tab=ledger",
     )
     lab.tell(
@@ -431,15 +445,17 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
 
     kept = {e.key for e in lab.entries} if len(lab.entries) > 1 else set()
     for bug in chosen:
-        seen, gates = found[bug.id], sorted(found[bug.id].gates)
+        seen = found[bug.id]
+        said = {row.key: row.name for row in seen.rows} | GATES
+        gates = [said.get(gate, Said(gate, gate)) for gate in sorted(seen.gates)]
         told = ("the loss tells", "损失看得出") if seen.loss_told else ("the loss does not tell", "损失看不出")
         numbers = ", ".join(f"{k} {seen.first[k]:.0e}" for k in (GRADIENT, WEIGHT, LOSS))
         digits = "，".join(f"{zh} {seen.first[k]:.0e}" for k, zh in ((GRADIENT, "梯度"), (WEIGHT, "权重"), (LOSS, "损失")))
         lab.tell(
             f"{bug.title[0]}. {bug.wrong[0]} First step against one device: {numbers}; {told[0]} (step {STEPS}: {seen.losses[-1]:.0e}). "
-            f"Caught by: {'; '.join(gates) or 'nothing'}. The like: {', '.join(r.cited() for r in bug.reports)}.",
+            f"Caught by: {'; '.join(g.en for g in gates) or 'nothing'}. The like: {', '.join(r.cited() for r in bug.reports)}.",
             f"{bug.title[1]}。{bug.wrong[1]}第一步与单卡相比：{digits}；{told[1]}（第 {STEPS} 步 {seen.losses[-1]:.0e}）。"
-            f"被这些检查发现：{'；'.join(gates) or '无'}。上游类似报告：{'、'.join(r.cited('zh') for r in bug.reports)}。",
+            f"被这些检查发现：{'；'.join(g.zh for g in gates) or '无'}。上游类似报告：{'、'.join(r.cited('zh') for r in bug.reports)}。",
             f"tab=timeline&run={bug.id}" if bug.id in kept else "tab=ledger",
         )
     for report in chosen[0].reports if len(chosen) == 1 else ():

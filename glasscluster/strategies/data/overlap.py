@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from glasscluster.base.link import Link
+from glasscluster.base.text import Said
 from glasscluster.sim.ranks.collectives import ring
 from glasscluster.sim.ranks.mesh import GROUP_IDS
 from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES
@@ -46,7 +46,9 @@ def bounds(ready: Sequence[float], cost: Sequence[float]) -> tuple[float, float]
     return max(ready[-1] + cost[-1], ready[0] + sum(cost)), ready[-1] + sum(cost)
 
 
-def end_of_buckets(buckets: Sequence[Sequence[int]], ready: Sequence[float], sizes: Sequence[float], cost: Cost) -> float:
+def end_of_buckets(
+    buckets: Sequence[Sequence[int]], ready: Sequence[float], sizes: Sequence[float], cost: Cost
+) -> float:
     """T_end when gradients, ready at `ready` and of `sizes` bytes, are cut into `buckets` of their indices."""
     return end_of_chain([ready[b[-1]] for b in buckets], [cost(sum(sizes[i] for i in b)) for b in buckets])
 
@@ -70,41 +72,78 @@ def best_buckets(ready: Sequence[float], sizes: Sequence[float], cost: Cost) -> 
     return best[-1]
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ----------------------------------------------------------------------------------------------
+
+# where the chain does not hold
+AT_THE_END = Said(
+    "buckets are launched when backward is over (--no-overlap): there is no chain beside it",
+    "各桶在反向结束后才发起（--no-overlap）：没有与反向并行的链",
+)
+IN_TURN = Said(
+    "with ZeRO-2 and 3 buckets also wait for each other on the compute lane",
+    "ZeRO-2 与 ZeRO-3 的桶还会在计算通道上互相等待",
+)
+SEVERAL_GROUPS = Said(
+    "gradients are reduced over several kinds of groups (sharding groups, experts)",
+    "梯度在多种组内归约（分片组、专家组）",
+)
+A_LIBRARY = Said(
+    "a library's own collectives ran: their steps are not known", "运行的是库自带的集合通信，其步骤未知"
+)
+SHARED_LINKS = Said("messages share links in this replay", "本次回放中消息共享链路")
+OTHER_REPLAY = Said(
+    "in this replay messages wait for their receivers, or some events are faster",
+    "本次回放中消息等待接收方，或部分事件被加速",
+)
+SEVERAL_LINKS = Said(
+    "the ranks of a group are joined by links of several kinds", "组内 rank 之间的链路不是同一种"
+)
+UNEQUAL = Said("a bucket does not divide evenly by the ranks", "有的桶不能被 rank 数整除")
+LATE_RANK = Said("the ranks are not ready at the same moment", "各 rank 不是同时就绪")
 
 
-def predict(plan: Plan, timeline: Timeline) -> tuple[float, float] | None:
+def predict(plan: Plan, timeline: Timeline) -> tuple[float, float] | Said:
     """T_end of the latest data-parallel group, by the chain and as replayed; the r_i are read from the replay.
 
-    None off its domain: no overlap, ZeRO 2 or 3 (buckets wait for each other on the compute lane), a library's collectives,
-    ranks that are not ready at once, links of several kinds, buckets that do not divide by N.
+    Where the chain's terms do not hold (see the reasons below), why.
     """
     graph, hw, n = timeline.graph, timeline.hardware, plan.shards
-    if (
-        plan.data_ranks == 1
-        or n != plan.data_ranks
-        or plan.ep > 1
-        or not plan.overlap
-        or plan.zero > 1
-        or graph.has_native
-        or timeline.shared is not None
+    for off, why in (
+        (not plan.overlap, AT_THE_END),
+        (plan.zero > 1, IN_TURN),
+        (n != plan.data_ranks or plan.ep > 1, SEVERAL_GROUPS),
+        (graph.has_native, A_LIBRARY),
+        (timeline.shared is not None, SHARED_LINKS),
+        (bool(timeline.asked.get("rendezvous") or timeline.asked.get("faster")), OTHER_REPLAY),
     ):
-        return None
-    if timeline.asked.get("rendezvous") or timeline.asked.get("faster"):
-        return None
+        if off:
+            return why
     mine = (graph.group == GROUP_IDS["dp"]) & (graph.purpose == PURPOSES.index("gradients"))
     ends: list[tuple[float, float]] = []
     for members in {tuple(groups[GROUP_IDS["dp"]][1]) for groups in graph.groups.values()}:
         links = {hw.link(a, b) for a, b in zip(members, [*members[1:], members[0]], strict=True)}
         here = mine & np.isin(graph.rank, members)
-        begun, done = np.flatnonzero(here & (graph.kind == BEGIN)), np.flatnonzero(here & (graph.kind == COLLECTIVE))
-        ready, ended, nbytes = timeline.start[in_order(graph, begun)], timeline.end[done], graph.bytes[in_order(graph, done)][::n]
+        begun, done = (
+            np.flatnonzero(here & (graph.kind == BEGIN)),
+            np.flatnonzero(here & (graph.kind == COLLECTIVE)),
+        )
+        ready, ended, nbytes = (
+            timeline.start[in_order(graph, begun)],
+            timeline.end[done],
+            graph.bytes[in_order(graph, done)][::n],
+        )
         ready = ready.reshape(-1, n)  # [bucket, rank]
         equal = not (nbytes % (n * plan.gradient_width)).any()
-        if len(links) != 1 or np.ptp(ready, axis=1).max() > 1e-12 * timeline.makespan or not equal:
-            return None
+        if len(links) != 1:
+            return SEVERAL_LINKS
+        if not equal:
+            return UNEQUAL
+        if np.ptp(ready, axis=1).max() > 1e-12 * timeline.makespan:
+            return LATE_RANK
         cost = on_a_ring("reduce_scatter" if plan.zero else "all_reduce", n, links.pop(), hw.gpu.reduce_rate)
-        ends.append((end_of_chain(ready.max(axis=1).tolist(), [cost(int(b)) for b in nbytes]), float(ended.max())))
+        ends.append(
+            (end_of_chain(ready.max(axis=1).tolist(), [cost(int(b)) for b in nbytes]), float(ended.max()))
+        )
     return max(p for p, _ in ends), max(s for _, s in ends)
 
 

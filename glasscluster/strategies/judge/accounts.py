@@ -2,16 +2,21 @@
 
 The predicted side is computed here from plan and shapes; the counted side comes from the graph and the memory
 ledger, which know no formula. Where theory is exact the two must be equal, not close.
+
+A row is there as soon as the plan has what it is about: no pipeline, no row of stages. When the formula does
+not hold for this run, or nobody counted, the row is still there: not applicable, and it says why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from glasscluster.base.rows import Row, not_applicable
+from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.flash_attention import TILE
 from glasscluster.model.gpt import GPTStage
@@ -33,37 +38,20 @@ from glasscluster.strategies.trainer import DTYPES, TIED, RankResult
 WIDTH = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 
 
-def row(
-    name: str,
-    predicted: float | None,
-    counted: float | None,
-    source: str,
-    *,
-    simulated: float | None = None,
-    unit: str = "bytes",
-    match: str = "exact",
-    tolerance: float = 0.0,
-) -> dict[str, Any]:
-    """One ledger row; it holds when predicted and the other side differ by at most `tolerance` (relative, if virtual)."""
-    other = simulated if match == "virtual" else counted
-    if predicted is None or other is None:
-        ok = True
-    elif match == "virtual":
-        ok = abs(predicted - other) <= tolerance * abs(predicted)
-    else:
-        ok = abs(predicted - other) <= tolerance
-    return {
-        "name": name,
-        "ok": bool(ok),
-        "predicted": predicted,
-        "counted": counted,
-        "simulated": simulated,
-        "measured": None,
-        "unit": unit,
-        "match": match,
-        "tolerance": tolerance,
-        "source": source,
-    }
+UNCOUNTED = Said(
+    "a library's own collectives ran (--algorithm native): nobody counts their bytes",
+    "运行的是库自带的集合通信（--algorithm native），其字节数无人计数",
+)
+WHAT = {
+    "gradients": Said("gradients", "梯度"),
+    "parameters": Said("parameters", "参数"),
+    "optimizer": Said("optimizer", "优化器状态"),
+}
+
+
+def if_counted(graph: ExecutionGraph, rows: list[Row]) -> list[Row]:
+    """Rows of bytes sent; not applicable, with an empty cell, where a library's collectives ran."""
+    return [replace(r, counted=None, why=UNCOUNTED) for r in rows] if graph.has_native else rows
 
 
 class _Place(Unsharded):
@@ -79,24 +67,24 @@ class _Place(Unsharded):
 def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
     """The units of a pipeline stage, from shapes alone (meta tensors)."""
     first, last = stage == 0, stage == plan.stages - 1
-    shape = GPTStage(
-        model, plan.stage_layers(model)[stage], first, last, _Place(plan), dtype=DTYPES[plan.precision], device=torch.device("meta")
-    )
+    layers, dtype = plan.stage_layers(model)[stage], DTYPES[plan.precision]
+    shape = GPTStage(model, layers, first, last, _Place(plan), dtype=dtype, device=torch.device("meta"))
     apart = {TIED} if model.tied and plan.stages > 1 and (first or last) else set()
     if plan.zero == 3:
         return by_module(shape, plan.padding, apart)
     return by_bucket(shape, plan.bucket_limits, plan.padding, apart)
 
 
-# ---- bytes along every axis ---------------------------------------------------------------------------------------
+# ---- bytes along every axis --------------------------------------------------------------------------------
 
 
-def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped: bool = False) -> list[dict[str, Any]]:
-    """Bytes sent, summed over ranks, by axis and purpose (Eq 9, Eq 16, Eq 18, Eq 19). `skipped`: there was no update."""
-    if graph.has_native:
-        return []
+def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped: bool = False) -> list[Row]:
+    """Bytes sent, summed over ranks, by axis and purpose (F9, F16, F18, F19).
+
+    `skipped`: the recorded step made no update (its gradients overflowed).
+    """
     width, tokens = WIDTH[plan.precision], plan.micro_batch * model.seq
-    m, rows = plan.micro_batches, []
+    m, rows = plan.micro_batches, list[Row]()
     stages = [units_of(plan, model, s) for s in range(plan.stages)]
     if plan.data_ranks > 1:
         rows += _data_rows(plan, graph, stages, width, skipped)
@@ -105,26 +93,45 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
     if plan.cp > 1:
         rows += _context_rows(plan, model, graph, m, width)
     if plan.pp > 1:
-        copies = plan.dp * (1 if plan.sequence_parallel else plan.tp)  # of an activation: whole on every tp rank, or a piece on each
-        schedule = plan.pipeline
-        expected_pp = pipeline_parallel.predict_traffic(schedule.hops, m, tokens, model.hidden, width) * copies
-        counted_pp = sum(graph.bytes_sent(axis="pp", purpose="activations"))
-        source = "GPipe 1811.06965: 2(p-1)m·bsh" if plan.virtual_stages == 1 else "Megatron-LM 2104.04473 section 2.2: 2m·bsh a hop (Eq 21)"
-        rows.append(row("pp activations and their gradients sent, all ranks", expected_pp, counted_pp, source))
-        if model.tied and schedule.placement[0] != schedule.placement[-1]:
-            table = next(u for u in stages[0] if u.name == TIED)
-            shares = plan.data_ranks // (
-                plan.shards if plan.zero else 1
-            )  # every dp rank sums the whole table, or with ZeRO its shard of it
-            expected_tied = 2 * table.padded * plan.gradient_width * plan.tp * shares
-            rows.append(
-                row(
-                    "tied embedding gradients sent, all ranks",
-                    expected_tied,
-                    sum(graph.bytes_sent(label="tied embedding")),
-                    "Eq 9 with N = 2",
-                )
+        rows += _pipeline_rows(plan, model, graph, stages[0], tokens, width)
+    return if_counted(graph, rows)
+
+
+def _pipeline_rows(
+    plan: Plan, model: ModelConfig, graph: ExecutionGraph, first: Sequence[Unit], tokens: int, width: int
+) -> list[Row]:
+    # copies of an activation: it is whole on every tp rank, or a piece of it is on each
+    copies = plan.dp * (1 if plan.sequence_parallel else plan.tp)
+    schedule = plan.pipeline
+    one = pipeline_parallel.predict_traffic(schedule.hops, plan.micro_batches, tokens, model.hidden, width)
+    if plan.virtual_stages == 1:
+        source = "GPipe 1811.06965: 2(p-1)m·bsh"
+    else:
+        source = "Megatron-LM 2104.04473 section 2.2: 2m·bsh a hop (F21)"
+    rows = [
+        Row(
+            "pp_activations_sent",
+            Said(
+                "pp activations and their gradients sent, all ranks", "pp 方向发送的激活及其梯度，全部 rank"
+            ),
+            one * copies,
+            sum(graph.bytes_sent(axis="pp", purpose="activations")),
+            source,
+        )
+    ]
+    if model.tied and schedule.placement[0] != schedule.placement[-1]:
+        table = next(u for u in first if u.name == TIED)
+        # every dp rank sums the whole table, or with ZeRO its shard of it
+        shares = plan.data_ranks // (plan.shards if plan.zero else 1)
+        rows.append(
+            Row(
+                "tied_embedding_gradients_sent",
+                Said("tied embedding gradients sent, all ranks", "共享词嵌入的梯度发送量，全部 rank"),
+                2 * table.padded * plan.gradient_width * plan.tp * shares,
+                sum(graph.bytes_sent(label="tied embedding")),
+                "F9 with N = 2",
             )
+        )
     return rows
 
 
@@ -133,7 +140,9 @@ def _padded(units: Sequence[Unit]) -> dict[bool, int]:
     return {experts: sum(u.padded for u in units if u.experts == experts) for experts in (False, True)}
 
 
-def _data_rows(plan: Plan, graph: ExecutionGraph, stages: Sequence[Sequence[Unit]], width: int, skipped: bool) -> list[dict[str, Any]]:
+def _data_rows(
+    plan: Plan, graph: ExecutionGraph, stages: Sequence[Sequence[Unit]], width: int, skipped: bool
+) -> list[Row]:
     hybrid = plan.zero > 0 and plan.shards < plan.data_ranks
     theory: dict[str, float] = dict.fromkeys(("gradients", "parameters", "across"), 0)
     for experts, padded in _padded([u for units in stages for u in units]).items():
@@ -141,7 +150,8 @@ def _data_rows(plan: Plan, graph: ExecutionGraph, stages: Sequence[Sequence[Unit
             part: dict[str, float] = dict(zero.predict_traffic(plan, padded, width, experts))
             source = "ZeRO 1910.02054 section 7 (Eq 16)"
         else:
-            ranks = plan.expert_replicas if experts else plan.data_ranks  # and there are as many such groups as do not hold the same
+            # there are as many such groups as do not hold the same
+            ranks = plan.expert_replicas if experts else plan.data_ranks
             whole = data_parallel.predict(padded, ranks, plan.gradient_width)
             part = {"gradients": whole["gradients_bytes_total"] * (plan.data_ranks // ranks)}
             source = "Patarasuk-Yuan 2009 (Eq 9); ZeRO section 7.1"
@@ -151,15 +161,29 @@ def _data_rows(plan: Plan, graph: ExecutionGraph, stages: Sequence[Sequence[Unit
     across = sum(graph.bytes_sent(purpose="gradients", group=GROUP_IDS["replicas"])) if hybrid else 0
     counted = {p: sum(graph.bytes_sent(axis="dp", purpose=p)) for p in ("gradients", "parameters")}
     counted["gradients"] -= across
-    inside = f" inside groups of {plan.shards}" if hybrid else ""
-    rows = [row(f"dp {p} sent{inside}, all ranks", theory[p] * plan.tp, counted[p], source) for p in counted]
+    rows = []
+    for p in counted:
+        name = Said(f"dp {p} sent, all ranks", f"dp 方向发送的{WHAT[p].zh}，全部 rank")
+        if hybrid:
+            name = Said(
+                f"dp {p} sent inside groups of {plan.shards}, all ranks",
+                f"dp {WHAT[p].zh}：{plan.shards} 个 rank 的组内发送量（全部 rank）",
+            )
+        rows.append(Row(f"dp_{p}_sent", name, theory[p] * plan.tp, counted[p], source))
     if hybrid:
-        name = f"dp gradients sent across {plan.data_ranks // plan.shards} groups, all ranks"
-        rows.append(row(name, theory["across"] * plan.tp, across, "MiCS 2205.00119, FSDP 2304.11277 section 3.2.2: Eq 9 of every shard"))
+        groups = plan.data_ranks // plan.shards
+        name = Said(
+            f"dp gradients sent across {groups} groups, all ranks",
+            f"dp 梯度：{groups} 个组之间的发送量（全部 rank）",
+        )
+        source = "MiCS 2205.00119, FSDP 2304.11277 section 3.2.2: F9 of every shard"
+        rows.append(Row("dp_gradients_sent_across", name, theory["across"] * plan.tp, across, source))
     return rows
 
 
-def host_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[dict[str, Any]]:
+def host_rows(
+    plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]
+) -> list[Row]:
     """What an optimizer in host memory moves, touches and holds, summed over ranks."""
     if plan.offload == "none":
         return []
@@ -170,23 +194,33 @@ def host_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Se
     theory = offload.predict(owned, width, plan.gradient_width, 4 if plan.has_master else width, moments)
     if results[0].skipped[-1:] == [True]:  # no update
         theory |= dict.fromkeys(("down", "up", "update"), 0)
-    counted = {op: sum(graph.host_bytes(op)) for op in ("down", "up", "update")} | {"held": sum(r.host_bytes for r in results)}
+    counted = {op: sum(graph.host_bytes(op)) for op in ("down", "up", "update")}
+    counted["held"] = sum(r.host_bytes for r in results)
     names = {
-        "down": "gradients moved down to the host",
-        "up": "parameters moved up from the host",
-        "update": "host memory read and written by the update",
-        "held": "optimizer held in host memory",
+        "down": Said("gradients moved down to the host, all ranks", "下传到主机的梯度（全部 rank）"),
+        "up": Said("parameters moved up from the host, all ranks", "从主机上传的参数（全部 rank）"),
+        "update": Said(
+            "host memory read and written by the update, all ranks", "更新时读写的主机内存（全部 rank）"
+        ),
+        "held": Said("optimizer held in host memory, all ranks", "主机内存中的优化器状态（全部 rank）"),
     }
-    return [row(f"{names[k]}, all ranks", theory[k], counted[k], "ZeRO-Offload 2101.06840 sections 3, 4") for k in names]
+    source = "ZeRO-Offload 2101.06840 sections 3, 4"
+    return [Row(f"host_{k}", names[k], theory[k], counted[k], source) for k in names]
 
 
-def overlap_rows(plan: Plan, timeline: Timeline) -> list[dict[str, Any]]:
-    """When the last bucket is reduced (Eq 14), where the formula holds."""
-    found = overlap.predict(plan, timeline)
-    if found is None:
+def overlap_rows(plan: Plan, timeline: Timeline) -> list[Row]:
+    """When the last bucket is reduced (F14)."""
+    if plan.data_ranks == 1:
         return []
-    name, source = "last bucket reduced", "Eq 14, PyTorch DDP 2006.15704: max(ready, end before) + c along the buckets"
-    return [row(name, found[0], None, source, simulated=found[1], unit="s", match="virtual", tolerance=1e-9)]
+    key, name = "last_bucket_reduced", Said("last bucket reduced", "最后一个桶归约完成的时刻")
+    source = "F14, PyTorch DDP 2006.15704: max(ready, end before) + c along the buckets"
+    found = overlap.predict(plan, timeline)
+    if isinstance(found, Said):
+        return [not_applicable(key, name, found, source, unit="s", match="virtual")]
+    chain, replayed = found
+    return [
+        Row(key, name, chain, None, source, simulated=replayed, unit="s", match="virtual", tolerance=1e-9)
+    ]
 
 
 def _regions(model: ModelConfig) -> int:
@@ -195,24 +229,38 @@ def _regions(model: ModelConfig) -> int:
 
 
 def _spares(plan: Plan, model: ModelConfig) -> bool:
-    """Whether recomputation of a segment stops before its last matrix's collective. Overlapped, they are one operation."""
+    """Whether recomputation of a segment stops before its last matrix's collective.
+
+    With tp-overlap the matrix and the collective are one operation, which runs again as a whole.
+    """
     routed_last = bool(model.experts) and not model.shared_ffn
     if model.norm_position != "pre":  # the last norm keeps its input, for which all of the branch runs again
         return False
     return not model.dropout and (plan.tp == 1 or not plan.tp_overlap or routed_last)
 
 
-def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, tokens: int, width: int) -> list[dict[str, Any]]:
+def _tensor_rows(
+    plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, tokens: int, width: int
+) -> list[Row]:
     theory = sequence_parallel if plan.sequence_parallel else tensor_parallel
     regions, spares, full = _regions(model), _spares(plan, model), plan.recompute == "full"
-    # a region that does not keep a piece to gather again (three matrices; a router and experts) has one gather less in backward
-    per_layer = 5 * regions - (not model.one_gather) - (model.experts > 0) if plan.sequence_parallel else 2 * regions
+    # a region that does not keep a piece to gather again (three matrices; a router and experts) has one
+    # gather less in backward
+    per_layer = 2 * regions
+    if plan.sequence_parallel:
+        per_layer = 5 * regions - (not model.one_gather) - (model.experts > 0)
     totals = {"layer": 0, "embedding": 0, "head": 0, "loss": 0}
     for s, layers in enumerate(plan.stage_layers(model)):
         again = recompute.predict_again(
-            plan.recompute, len(layers), plan.recompute_every, regions, spares, 2 if plan.sequence_parallel else 1
+            plan.recompute,
+            len(layers),
+            plan.recompute_every,
+            regions,
+            spares,
+            2 if plan.sequence_parallel else 1,
         )
-        part = theory.predict(len(layers), m, tokens, model.hidden, plan.tp, width, s == 0, s == plan.stages - 1, again, per_layer)
+        ends = s == 0, s == plan.stages - 1
+        part = theory.predict(len(layers), m, tokens, model.hidden, plan.tp, width, *ends, again, per_layer)
         totals = {k: v + part[k] * plan.dp for k, v in totals.items()}
     tp = (graph.kind == SEND) & (graph.axis == "tp") & (graph.purpose == PURPOSES.index("activations"))
     label = np.array([*graph.names, ""])[graph.label]
@@ -224,73 +272,121 @@ def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, 
         "head": tp & ~in_layer & np.char.startswith(label, "f "),
         "loss": tp & np.char.startswith(label, "cross_entropy"),
     }
-    runs_again = " and what runs again" if full else ""
-    if plan.sequence_parallel:
-        names = {
-            "layer": f"{per_layer} per layer{runs_again}",
-            "embedding": "embedding, 2",
-            "head": "head input, 3",
-            "loss": "loss, 3 scalars a token",
-        }
-        what, source = "tp gathers and scatters sent", "Korthikanti 2205.05198 section 4.2.2 (Eq 18)"
-    else:
-        names = {
-            "layer": f"{per_layer} per layer{runs_again}",
-            "embedding": "embedding, once",
-            "head": "head input, once",
-            "loss": "loss, 3 scalars a token",
-        }
-        what, source = "tp all-reduces sent", "Megatron-LM 1909.08053 section 3 (Eq 18, Eq 19)"
-    rows = [row(f"{what}, {names[k]}", totals[k], int(graph.bytes[chosen[k]].sum()), source) for k in totals]
+    what, each, source = _tensor_names(plan, per_layer)
+    rows = [
+        Row(
+            f"tp_{k}_sent",
+            Said(f"{what.en}, {each[k].en}", f"{what.zh}，{each[k].zh}"),
+            totals[k],
+            int(graph.bytes[chosen[k]].sum()),
+            source,
+        )
+        for k in totals
+    ]
     if plan.tp > model.key_heads:
-        one = tensor_parallel.predict_shared_heads(model.key_heads, model.key_width, plan.tp, tokens, width, 2 + full)
-        counted = int(graph.bytes[tp & heads].sum())
+        one = tensor_parallel.predict_shared_heads(
+            model.key_heads, model.key_width, plan.tp, tokens, width, 2 + full
+        )
         rows.append(
-            row(
-                "tp keys and values of shared heads sent",
+            Row(
+                "tp_shared_heads_sent",
+                Said("tp keys and values of shared heads sent", "tp 共享头的键和值的发送量"),
                 one * m * model.layers * plan.dp,
-                counted,
-                "GQA 2305.13245; Eq 10 over tp / kv-heads",
+                int(graph.bytes[tp & heads].sum()),
+                "GQA 2305.13245; F10 over tp / kv-heads",
             )
         )
     if model.experts:
         one = (plan.tp - 1) * tokens * model.top_k * max(width, 4) * m * model.layers * plan.dp
         runs = 2 + (full and plan.sequence_parallel)  # an all-reduce backward, or a gather and a scatter
-        counted = int(graph.bytes[tp & router].sum())
-        rows.append(row("tp weights of the router sent", runs * one, counted, "Eq 9, Eq 10: k numbers a token"))
+        rows.append(
+            Row(
+                "tp_router_sent",
+                Said("tp weights of the router sent", "tp 路由权重的发送量"),
+                runs * one,
+                int(graph.bytes[tp & router].sum()),
+                "F9, F10: k numbers a token",
+            )
+        )
     return rows + _whole_rows(plan, model, graph)
 
 
-def _whole_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[dict[str, Any]]:
-    """Gradients summed over tp once a step: of all that is whole where the sequence is cut, else of what heads share."""
-    whole = [x for s in range(plan.stages) for u in units_of(plan, model, s) for x in u.members if x.shard is None]
+def _tensor_names(plan: Plan, per_layer: int) -> tuple[Said, dict[str, Said], str]:
+    """What tensor-parallel ranks send, where they send it, and who says how much."""
+    full = plan.recompute == "full"
     if plan.sequence_parallel:
-        name, label, source = "norms, biases and positions", "norms, biases, positions", "Korthikanti 2205.05198 section 4.2.2"
+        again = Said(" and what runs again", "及重算的部分") if full else Said("", "")
+        what = Said("tp gathers and scatters sent", "tp gather 与 scatter 的发送量")
+        source = "Korthikanti 2205.05198 section 4.2.2 (F18)"
+        embedding, head = Said("embedding, 2", "嵌入 2 次"), Said("head input, 3", "输出层输入 3 次")
     else:
-        partial = set().union(*(part.partial for part in GPTStage(model, device=torch.device("meta")).parts()))
+        again = Said(" and what runs again", "及重算的次数") if full else Said("", "")
+        what = Said("tp all-reduces sent", "tp all-reduce 发送量")
+        source = "Megatron-LM 1909.08053 section 3 (F18, F19)"
+        embedding = Said("embedding, once", "词嵌入（一次）")
+        head = Said("head input, once", "输出头的输入（一次）")
+    each = {
+        "layer": Said(f"{per_layer} per layer{again.en}", f"每层 {per_layer} 次{again.zh}"),
+        "embedding": embedding,
+        "head": head,
+        "loss": Said("loss, 3 scalars a token", "损失（每 token 3 个标量）"),
+    }
+    return what, each, source
+
+
+def _whole_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[Row]:
+    """Gradients summed over tp once a step.
+
+    They are those of every parameter that is whole where the sequence is cut, else of what the heads share.
+    """
+    units = [u for s in range(plan.stages) for u in units_of(plan, model, s)]
+    whole = [x for u in units for x in u.members if x.shard is None]
+    if plan.sequence_parallel:
+        key, label = "tp_norm_gradients_sent", "norms, biases, positions"
+        name = Said("tp gradients of norms, biases and positions sent", "tp 归一化、偏置和位置梯度的发送量")
+        source = "Korthikanti 2205.05198 section 4.2.2"
+    else:
+        partial = set().union(
+            *(part.partial for part in GPTStage(model, device=torch.device("meta")).parts())
+        )
         whole = [x for x in whole if x.name in partial]
-        name, label, source = "what all heads share", "what all heads share", "Eq 9: each rank has its heads' part"
+        key, label = "tp_shared_gradients_sent", "what all heads share"
+        name = Said("tp gradients of what all heads share sent", "tp 各头共用参数梯度的发送量")
+        source = "F9: each rank has its heads' part"
         if not whole:
             return []
     shares = plan.data_ranks // (plan.shards if plan.zero else 1)  # with ZeRO every dp rank sums what it owns
     expected = 2 * (plan.tp - 1) * sum(x.stop - x.start for x in whole) * plan.gradient_width * shares
-    return [row(f"tp gradients of {name} sent", expected, sum(graph.bytes_sent(axis="tp", label=label)), source)]
+    return [Row(key, name, expected, sum(graph.bytes_sent(axis="tp", label=label)), source)]
 
 
-def _context_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, width: int) -> list[dict[str, Any]]:
-    """Eq 26: what attention sends along cp, summed over ranks."""
+def _context_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, width: int) -> list[Row]:
+    """F26: what attention sends along cp, summed over ranks."""
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     heads, key_heads = model.heads // plan.tp, max(1, model.key_heads // plan.tp)
-    one = ulysses.predict(kind, plan.cp, plan.micro_batch, model.seq, heads, key_heads, model.score_dim, width, plan.heads_cut)
-    each = one["forward"] + one["backward"] + {"none": 0, "selective": one["again"], "full": one["forward"]}[plan.recompute]
-    counted = sum(graph.bytes_sent(axis="cp", purpose="activations"))
-    source = "Ring attention 2310.01889, Ulysses 2309.14509 (Eq 26)"
-    return [row("cp keys, values and heads sent, all ranks", each * m * model.layers * plan.gpus // plan.pp, counted, source)]
+    one = ulysses.predict(
+        kind, plan.cp, plan.micro_batch, model.seq, heads, key_heads, model.score_dim, width, plan.heads_cut
+    )
+    again = {"none": 0, "selective": one["again"], "full": one["forward"]}[plan.recompute]
+    return [
+        Row(
+            "cp_attention_sent",
+            Said("cp keys, values and heads sent, all ranks", "cp 键、值与头的发送量，所有 rank"),
+            (one["forward"] + one["backward"] + again) * m * model.layers * plan.gpus // plan.pp,
+            sum(graph.bytes_sent(axis="cp", purpose="activations")),
+            "Ring attention 2310.01889, Ulysses 2309.14509 (F26)",
+        )
+    ]
 
 
-def expert_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[dict[str, Any]]:
-    """Eq 27: rows that left for experts elsewhere, given what the routers chose; each goes out and back, forward and backward."""
-    if plan.ep == 1 or graph.has_native:
+def expert_rows(
+    plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]
+) -> list[Row]:
+    """F27: tokens that left for experts on other ranks, given what the routers chose.
+
+    Each goes out and back, forward and backward.
+    """
+    if plan.ep == 1:
         return []
     each, left = model.experts // plan.ep, 0
     for rank, result in enumerate(results):
@@ -298,16 +394,21 @@ def expert_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: 
         for counts in result.routing_counts("kept"):
             left += sum(counts) - sum(counts[here * each : (here + 1) * each])
     trips = 6 if plan.recompute == "full" else 4
-    expected = left * trips * model.hidden * WIDTH[plan.precision]
-    counted = sum(graph.bytes_sent(axis="ep", purpose="activations"))
-    return [row("ep tokens sent to experts and back, all ranks", expected, counted, "GShard 2006.16668 section 3 (Eq 27), as routed")]
+    made = Row(
+        "ep_tokens_sent",
+        Said("ep tokens sent to experts and back, all ranks", "ep 往返专家的 token 发送量，所有 rank"),
+        left * trips * model.hidden * WIDTH[plan.precision],
+        sum(graph.bytes_sent(axis="ep", purpose="activations")),
+        "GShard 2006.16668 section 3 (F27), as routed",
+    )
+    return if_counted(graph, [made])
 
 
-# ---- what a rank holds, and what it computes again ----------------------------------------------------------------
+# ---- what a rank holds, and what it computes again ---------------------------------------------------------
 
 
-def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) -> list[dict[str, Any]]:
-    """Model states per rank before the optimizer step, summed over ranks (Eq 15)."""
+def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) -> list[Row]:
+    """Model states per rank before the optimizer step, summed over ranks (F15)."""
     width = WIDTH[plan.precision]
     moments = 2 if plan.optimizer == "adamw" else 0
     state_width = moments * (4 if plan.has_master else width) + (4 if plan.has_master else 0)
@@ -318,104 +419,153 @@ def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) ->
             shards = plan.expert_replicas if experts else plan.shards
             part = zero.predict_state(plan.zero, padded, shards, width, plan.gradient_width, on_gpu)
             expected = {k: v + part[k] * plan.data_ranks * plan.tp for k, v in expected.items()}
-    source = "ZeRO 1910.02054 section 3.1 (Eq 15)"
-    rows = [row(f"{k} held, all ranks", v, sum(r.state_bytes[k] for r in results), source) for k, v in expected.items()]
-    if plan.zero == 3:
-        most = _layers_whole(plan, model)
-        counted, source = max(r.most_layers for r in results), "FSDP 2304.11277 section 3.3: prefetch + 1"
-        rows.append(row("layers whole at once, most of any rank", most, counted, source, unit="layers"))
-    return rows
+    source = "ZeRO 1910.02054 section 3.1 (F15)"
+    rows = [
+        Row(
+            f"{k}_held",
+            Said(f"{k} held, all ranks", f"持有的{WHAT[k].zh}，全部 rank"),
+            v,
+            sum(r.state_bytes[k] for r in results),
+            source,
+        )
+        for k, v in expected.items()
+    ]
+    return rows + _whole_layer_rows(plan, model, results)
 
 
-def _layers_whole(plan: Plan, model: ModelConfig) -> int | None:
-    """One stage is used at a time and lets its layers go, unless they are kept: then those of a rank's stages add up."""
-    each = [zero3.predict_layers(plan, len(layers)) for layers in plan.stage_layers(model)]
-    if plan.reshard or plan.virtual_stages == 1:
-        return max(each)
-    return None  # how many of a rank's stages are whole at once is the schedule's business
+def _whole_layer_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) -> list[Row]:
+    """ZeRO-3: how many layers are whole at once. One stage is used at a time and lets its layers go."""
+    if plan.zero < 3:
+        return []
+    key = "layers_whole"
+    name = Said("layers whole at once, most of any rank", "同时完整的层数（各 rank 中最多）")
+    counted, source = max(r.most_layers for r in results), "FSDP 2304.11277 section 3.3: prefetch + 1"
+    if not plan.reshard and plan.virtual_stages > 1:
+        why = Said(
+            "layers stay whole until backward: how many of a rank's chunks are, the schedule decides",
+            "各层保留到反向：一个 rank 上同时有几块完整由调度决定",
+        )
+        return [not_applicable(key, name, why, source, counted=counted, unit="layers")]
+    most = max(zero3.predict_layers(plan, len(layers)) for layers in plan.stage_layers(model))
+    return [Row(key, name, most, counted, source, unit="layers")]
 
 
-def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[dict[str, Any]]:
-    """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (Eq 29)."""
+def recompute_rows(
+    plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]
+) -> list[Row]:
+    """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (F29)."""
     if plan.recompute == "none":
         return []
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     jumps = model.position in ("relative", "alibi")
-    pairs = sum(ulysses.work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, model.causal, model.prefix, jumps))
-    spares = _spares(plan, model) and not plan.pipeline.splits  # a matrix whose gradient can wait keeps its input when it is done
+    mask = model.causal, model.prefix, jumps
+    pairs = sum(ulysses.work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask))
+    # a matrix whose gradient can wait keeps its input when it is done
+    spares = _spares(plan, model) and not plan.pipeline.splits
     routers = 1 if plan.sequence_parallel else plan.tp
     flops, kept_by = 0, []
     for layers in plan.stage_layers(model):
         stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
-        flops += (
-            recompute.predict_flops(*stage, pairs=pairs, spares=spares, routers=routers, latents=plan.tp) * plan.micro_batches * plan.dp
-        )
-        kept_by.append(recompute.predict_checkpoints(*stage, plan.tp, WIDTH[plan.precision], plan.pieces, plan.cp))
+        one = recompute.predict_flops(*stage, pairs=pairs, spares=spares, routers=routers, latents=plan.tp)
+        flops += one * plan.micro_batches * plan.dp
+        width = WIDTH[plan.precision]
+        kept_by.append(recompute.predict_checkpoints(*stage, plan.tp, width, plan.pieces, plan.cp))
     schedule = plan.pipeline
-    first = plan.recompute == "full" and model.norm_position == "post"  # no norm before it: a segment's input is its first matrix's
+    # no norm before it: a segment's input is its first matrix's
+    first = plan.recompute == "full" and model.norm_position == "post"
     until = "BW" if first else "BI"
-    held = int(sum(schedule.most_held(rank, kept_by, until) for rank in range(plan.pp))) * plan.data_ranks * plan.tp
-    if model.experts and plan.recompute == "full":  # tp ranks send the same rows to the same experts, each with its columns
-        assignments = sum(sum(counts) for result in results for counts in result.routing_counts("kept")) // plan.tp
-        flops += 2 * assignments * (model.gates + 1) * model.hidden * model.width
-    ran, source = int(graph.flops[graph.phase == RECOMPUTE].sum()), "Korthikanti 2205.05198 section 5; Chen 1604.06174 (Eq 29)"
+    held = int(sum(schedule.most_held(rank, kept_by, until) for rank in range(plan.pp)))
+    if model.experts and plan.recompute == "full":
+        # tp ranks send the same rows to the same experts, each with its columns
+        kept = sum(sum(counts) for result in results for counts in result.routing_counts("kept"))
+        flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.width
+    source = "Korthikanti 2205.05198 section 5; Chen 1604.06174 (F29)"
     return [
-        row("FLOPs computed again, all ranks", flops, ran, source, unit="FLOPs"),
-        row("activations kept to start again from, all ranks", held, sum(r.checkpoint_bytes for r in results), source),
+        Row(
+            "flops_recomputed",
+            Said("FLOPs computed again, all ranks", "重新计算的 FLOPs，全部 rank"),
+            flops,
+            int(graph.flops[graph.phase == RECOMPUTE].sum()),
+            source,
+            unit="FLOPs",
+        ),
+        Row(
+            "checkpoints_held",
+            Said("activations kept to start again from, all ranks", "为重算而保留的激活，全部 rank"),
+            held * plan.data_ranks * plan.tp,
+            sum(r.checkpoint_bytes for r in results),
+            source,
+        ),
     ]
 
 
-# ---- when a pipeline's stages work --------------------------------------------------------------------------------
+# ---- when a pipeline's stages work -------------------------------------------------------------------------
 
 
-def schedule_rows(plan: Plan, timeline: Timeline, results: Sequence[RankResult]) -> list[dict[str, Any]]:
-    """Micro-batches in flight (Eq 22), and GPipe's makespan from the stages' own times (Eq 20) where its terms hold."""
+def schedule_rows(plan: Plan, timeline: Timeline, results: Sequence[RankResult]) -> list[Row]:
+    """Micro-batches in flight (F22), and GPipe's makespan from the stages' own times (F20)."""
     if plan.pp == 1:
         return []
     rows, m = [], plan.micro_batches
     live = predict_live(plan.schedule, plan.pp, m, plan.virtual_stages)
     replicas = plan.data_ranks * plan.tp
+    # else a chunk is live until its W, and the graph has no chunks
+    whole = plan.schedule in ("gpipe", "1f1b", "eager-1f1b")
     for r in range(plan.pp):
         ranks = range(r * replicas, (r + 1) * replicas)
-        unit, name = ("micro-batches", "stage") if plan.virtual_stages == 1 else ("chunks of micro-batches", "pipeline rank")
-        whole = plan.schedule in ("gpipe", "1f1b", "eager-1f1b")  # else a chunk is live until its W, and the graph has no chunks
+        unit = "micro-batches" if plan.virtual_stages == 1 else "chunks of micro-batches"
+        if plan.virtual_stages == 1:
+            name = Said(f"{unit} in flight, stage {r}", f"第 {r} 级在途的微批次")
+        else:
+            name = Said(f"{unit} in flight, pipeline rank {r}", f"流水线 rank {r} 上在途的微批次分块")
         counted = max(timeline.graph.in_flight(i) if whole else results[i].in_flight for i in ranks)
-        rows.append(row(f"{unit} in flight, {name} {r}", live[r], counted, "Eq 22", unit=unit))
-    predicted = gpipe_makespan(plan, timeline) if plan.schedule == "gpipe" else None
-    if predicted is not None:
-        first, last = timeline.window
-        rows.append(
-            row(
-                "GPipe makespan, first F to last B",
-                predicted,
-                None,
-                "Eq 20: sum(f+b) + (m-1)(max f + max b) + 2(p-1)c",
-                simulated=last - first,
-                unit="s",
-                match="virtual",
-                tolerance=1e-9,
-            )
-        )
-    return rows
+        rows.append(Row(f"in_flight_{r}", name, live[r], counted, "F22", unit=unit))
+    return rows + (_makespan_rows(plan, timeline) if plan.schedule == "gpipe" else [])
 
 
-def gpipe_makespan(plan: Plan, timeline: Timeline) -> float | None:
-    """Eq 20 with f_s, b_s read from the replay; None off its domain (a stage's time varies, or its port is the bottleneck)."""
+def _makespan_rows(plan: Plan, timeline: Timeline) -> list[Row]:
+    key = "gpipe_makespan"
+    name = Said("GPipe makespan, first F to last B", "GPipe 总时长，首个 F 到最后一个 B")
+    source = "F20: sum(f+b) + (m-1)(max f + max b) + 2(p-1)c"
+    first, last = timeline.window
+    span, predicted = last - first, gpipe_makespan(plan, timeline)
+    if isinstance(predicted, Said):
+        return [not_applicable(key, name, predicted, source, simulated=span, unit="s", match="virtual")]
+    return [
+        Row(key, name, predicted, None, source, simulated=span, unit="s", match="virtual", tolerance=1e-9)
+    ]
+
+
+def gpipe_makespan(plan: Plan, timeline: Timeline) -> float | Said:
+    """F20 with f_s, b_s read from the replay; where its terms do not hold, why."""
     if plan.gpus > plan.dp * plan.pp or plan.zero == 3 or plan.ep > 1:
-        return None
+        return Said(
+            "a stage also waits for tensor, context, expert or ZeRO-3 partners: F20 knows computing and hops",
+            "一级还要等待张量、上下文、专家或 ZeRO-3 的伙伴：F20 只有计算和级间传递",
+        )
     graph, forward, backward = timeline.graph, [], []
     for s in range(plan.pp):
         spans = timeline.phase_seconds(s * plan.dp)
         f = [spans["forward", i] for i in range(plan.micro_batches)]
         b = [spans["backward", i] + spans.get(("recompute", i), 0.0) for i in range(plan.micro_batches)]
         if np.ptp(f) > 1e-12 * max(f) or np.ptp(b) > 1e-12 * max(b):
-            return None
+            return Said(
+                "a stage does not take the same time for every micro-batch",
+                "同一级处理各个微批次的时间不相同",
+            )
         forward.append(f[0])
         backward.append(b[0])
     sends = (graph.kind == SEND) & (graph.axis == "pp") & (graph.sequence < 0)
     port = timeline.end[sends] - timeline.start[sends]
-    links = {timeline.hardware.link(int(r), int(p)) for r, p in zip(graph.rank[sends], graph.peer[sends], strict=True)}
-    # identical jobs in a flow shop take the sum of all machines plus (m-1) times the slowest: a port must not be that one
-    if len(links) != 1 or port.max() > min(max(forward), max(backward)):
-        return None
-    return gpipe.predict_makespan(forward, backward, plan.micro_batches, float(port.max()) + links.pop().latency_s)
+    pairs = zip(graph.rank[sends], graph.peer[sends], strict=True)
+    links = {timeline.hardware.link(int(r), int(p)) for r, p in pairs}
+    if len(links) != 1:
+        return Said("hops between stages go over links of several kinds", "级间传递经过多种链路")
+    # equal jobs in a flow shop take the sum of all machines plus (m-1) times the slowest: no port may be it
+    if port.max() > min(max(forward), max(backward)):
+        return Said(
+            "sending a micro-batch takes longer than the slowest stage: the port is the bottleneck",
+            "发送一个微批次比最慢的一级还久：瓶颈是端口",
+        )
+    hop = float(port.max()) + links.pop().latency_s
+    return gpipe.predict_makespan(forward, backward, plan.micro_batches, hop)

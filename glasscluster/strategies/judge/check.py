@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glasscluster.base.text import Said
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.text.mixture import Mixture
@@ -25,6 +26,8 @@ from glasscluster.strategies.trainer import Job, RankResult
 
 TOLERANCE = 1e-10
 CHECKED_STEPS = 3
+WHAT = {"gradient": Said("gradient", "梯度"), "weight": Said("weight", "权重"), "loss": Said("loss", "损失")}
+SHORT = {"gradient": "grad", "weight": "weight", "loss": "loss"}  # max_rel_SHORT_diff, in what `compare` returns
 
 
 def check_job(job: Job) -> Job:

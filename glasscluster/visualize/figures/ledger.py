@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glasscluster.base.text import Said
+from glasscluster.base.rows import FAILED, HELD, NOT_APPLICABLE, Row
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
-from glasscluster.visualize.page.words import row_name, word
+from glasscluster.visualize.page.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 NOTHING = 1e-17  # where an exact zero stands on the logarithmic axis
 
 COLUMNS = ("predicted", "counted", "simulated", "measured")
+LOOKS = {HELD: "ok", FAILED: "bad", NOT_APPLICABLE: "off"}  # the classes of report.css
+GOOD, BAD, QUIET = "#0072B2", "#a32a00", "#52606d"
 
 
 def number(value: float | None) -> str:
@@ -25,49 +27,66 @@ def number(value: float | None) -> str:
     return f"{value:.9g}"
 
 
-def ledger_figure(rows: list[dict[str, Any]], lang: str = "en") -> Figure | None:
-    """Every row with a prediction: how far the counted or simulated figure is from the formula, beside what is allowed."""
+def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
+    """How far each row's counted or simulated figure is from the formula, beside what is allowed.
+
+    A row that is not applicable has no such distance: it keeps its line, grey, with the reason when pointed at.
+    """
     import plotly.graph_objects as go
 
-    known = [r for r in rows if r["predicted"] is not None and (r["counted"] is not None or r["simulated"] is not None)]
-    if not known:
+    if not rows:
         return None
-    names = [f"{i + 1}. {r['name'] if lang == 'en' else r.get('name_zh') or row_name(r['name'], lang)}" for i, r in enumerate(known)]
+    names = [f"{i + 1}. {row.name.in_(lang)}" for i, row in enumerate(rows)]
+    judged = [(name, row) for name, row in zip(names, rows, strict=True) if row.verdict != NOT_APPLICABLE]
+    off = [(name, row.because.in_(lang)) for name, row in zip(names, rows, strict=True) if row.because]
     found, allowed, hover = [], [], []
-    for r in known:
-        other = r["simulated"] if r["counted"] is None else r["counted"]
-        relative = r["match"] == "virtual"
-        scale = abs(r["predicted"]) or 1.0
-        found.append(max(abs(other - r["predicted"]) / scale, NOTHING))
-        allowed.append(max(r["tolerance"] if relative or not r["predicted"] else r["tolerance"] / scale, NOTHING))
-        hover.append(f"{word('predicted', lang)} {number(r['predicted'])}<br>{word('found', lang)} {number(other)} {r['unit']}")
+    for _, row in judged:
+        assert row.predicted is not None
+        assert row.found is not None
+        relative = row.match == "virtual"
+        scale = abs(row.predicted) or 1.0
+        found.append(max(abs(row.found - row.predicted) / scale, NOTHING))
+        allowed.append(max(row.tolerance if relative or not row.predicted else row.tolerance / scale, NOTHING))
+        said = f"{word('predicted', lang)} {number(row.predicted)}<br>{word('found', lang)} {number(row.found)}"
+        hover.append(f"{said} {row.unit}")
     figure = go.Figure()
-    over = [f > a for f, a in zip(found, allowed, strict=True)]
+    colours = [BAD if row.verdict == FAILED else GOOD for _, row in judged]
     marks = [
-        (word("allowed", lang), allowed, "line-ns-open", ["#52606d"] * len(known)),
-        (word("found", lang), found, "circle", ["#a32a00" if bad else "#0072B2" for bad in over]),
+        (word("allowed", lang), allowed, "line-ns-open", [QUIET] * len(judged)),
+        (word("found", lang), found, "circle", colours),
     ]
-    for label, values, symbol, colours in marks:
-        look = {"symbol": symbol, "color": colours, "size": 13, "line": {"width": 3, "color": colours}}
+    for label, values, symbol, colour in marks:
+        look = {"symbol": symbol, "color": colour, "size": 13, "line": {"width": 3, "color": colour}}
         told = "%{y}<br>%{customdata}<extra></extra>"
-        figure.add_trace(go.Scatter(name=label, x=values, y=names, mode="markers", customdata=hover, hovertemplate=told, marker=look))
+        places = {"x": values, "y": [name for name, _ in judged], "customdata": hover, "hovertemplate": told}
+        figure.add_trace(go.Scatter(name=label, mode="markers", marker=look, **places))
+    if off:
+        told = "%{y}<br>%{customdata}<extra></extra>"
+        places = {"x": [NOTHING] * len(off), "y": [name for name, _ in off], "customdata": [why for _, why in off]}
+        texts = {"text": [f"– {word('not_applicable', lang)}"] * len(off), "textposition": "middle right"}
+        label, font = word("not_applicable", lang), {"color": QUIET}
+        figure.add_trace(
+            go.Scatter(name=label, mode="text", textfont=font, hovertemplate=told, showlegend=False, **places, **texts)
+        )
     title = {"text": word("relative_difference", lang)}
-    figure.update_layout(**plain_layout(140 + 28 * len(known), top=16))
+    figure.update_layout(**plain_layout(140 + 28 * len(rows), top=16))
     figure.update_xaxes(type="log", title=title, range=[-17.5, 1], dtick=3, exponentformat="power", **QUIET_AXIS)
-    figure.update_yaxes(autorange="reversed", automargin=True, gridcolor="#eef2f6")
+    order = {"categoryorder": "array", "categoryarray": names}
+    figure.update_yaxes(autorange="reversed", automargin=True, gridcolor="#eef2f6", **order)
     return figure
 
 
-def lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows ready for the page: names in two languages, cells as text."""
+def lines(rows: list[Row]) -> list[dict[str, Any]]:
+    """Rows ready for the page: names and reasons in two languages, cells as text, and how a row looks."""
     return [
         {
-            "name": Said(r["name"], r.get("name_zh") or row_name(r["name"], "zh")),
-            "cells": [number(r[c]) for c in COLUMNS],
-            "unit": r["unit"],
-            "source": r["source"],
-            "tolerance": number(r["tolerance"]),
-            "ok": r["ok"],
+            "name": row.name,
+            "cells": [number(getattr(row, column)) for column in COLUMNS],
+            "unit": row.unit,
+            "source": row.source,
+            "tolerance": number(row.tolerance),
+            "look": LOOKS[row.verdict],
+            "why": row.because,
         }
-        for r in rows
+        for row in rows
     ]

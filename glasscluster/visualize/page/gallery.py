@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from glasscluster.base.rows import Status
 from glasscluster.base.text import Said
 from glasscluster.visualize.page.report import _hash
 from glasscluster.visualize.page.words import CATALOGUE, GLOSSARY
@@ -19,7 +20,8 @@ class GalleryCard:
     title: Said
     topic: Said
     finding: Said
-    ok: bool
+    status: Status
+    counts: Said  # how many rows held, failed, were not applicable
     thumbnail: str  # SVG made by visualize.thumbnail
     link: str
 

@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.rows import NO_CHECKS, Row, status, tally
 from glasscluster.base.text import LANGUAGES, Said
 from glasscluster.sim.recording.packed import pack_graph
 from glasscluster.visualize.figures import ledger, network
@@ -39,8 +40,7 @@ from glasscluster.visualize.figures.timeline import (
     timeline_figure,
 )
 from glasscluster.visualize.figures.topology import load_figure
-from glasscluster.visualize.page.pack import pack_timeline
-from glasscluster.visualize.page.words import CATALOGUE, row_name, word
+from glasscluster.visualize.page.words import CATALOGUE, word
 
 if TYPE_CHECKING:
     from glasscluster.sim.run import Run
@@ -75,7 +75,7 @@ class Chapter:
     title: Said
     run: Run
     timelines: dict[str, Timeline]
-    checks: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[Row] = field(default_factory=list)
     note: Said | None = None
     compared: bool = True
     equivalence: dict[str, Any] | None = None  # what strategies.check.compare returned
@@ -117,7 +117,7 @@ class LessonPage:
 
 @dataclass
 class Report:
-    """Everything on the page. `status` (pass, fail or partial) follows from the checks when it is None."""
+    """Everything on the page. `not_checked`: the checks that could not be made; without any row, that is all of them."""
 
     name: str
     title: Said
@@ -125,18 +125,22 @@ class Report:
     chapters: list[Chapter]
     story: list[StoryStep] = field(default_factory=list)
     seed: int | None = None
-    checks: list[dict[str, Any]] = field(default_factory=list)
-    status: str | None = None
+    checks: list[Row] = field(default_factory=list)
+    not_checked: list[Said] = field(default_factory=list)
     figures: list[tuple[Said, Callable[[str], Any]]] = field(default_factory=list)
     lesson: LessonPage | None = None
 
-    def all_checks(self) -> list[dict[str, Any]]:
+    def all_checks(self) -> list[Row]:
         """Every row, the chapters' first."""
         return [r for c in self.chapters for r in c.checks] + self.checks
 
+    def missing(self) -> list[Said]:
+        """What the page says was not checked."""
+        return self.not_checked or ([] if self.all_checks() else [NO_CHECKS])
+
     def verdict(self) -> str:
         """pass, fail or partial."""
-        return self.status or ("pass" if all(r["ok"] for r in self.all_checks()) else "fail")
+        return status(self.all_checks(), self.missing()).lower()
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------
@@ -210,12 +214,14 @@ def _chapter_figures(number: int, chapter: Chapter) -> Iterator[tuple[str, Calla
 
 def state_book(chapter: Chapter) -> StateBook | None:
     """Model states per GPU, counted and by the formula, from the rows that say so; None when the run has none."""
-    rows = {r["name"].split(" held")[0]: r for r in chapter.checks if r["name"].endswith(" held, all ranks")}
+    by_key = {r.key: r for r in chapter.checks}
+    rows = {k: by_key[f"{k}_held"] for k in ("parameters", "gradients", "optimizer") if f"{k}_held" in by_key}
     if len(rows) != 3:
         return None
     ranks, peaks = chapter.run.graph.ranks, chapter.run.peak_memory()
     more = {k: sum(split[k] for _, split in peaks) / ranks for k in ("activations", "buffers")}
-    counted, predicted = ({k: r[side] / ranks for k, r in rows.items()} for side in ("counted", "predicted"))
+    counted = {k: (r.counted or 0) / ranks for k, r in rows.items()}
+    predicted = {k: (r.predicted or 0) / ranks for k, r in rows.items()}
     return StateBook("", counted, predicted, more)
 
 
@@ -266,8 +272,7 @@ def _chapters(report: Report, figures: dict[str, Any]) -> Iterator[dict[str, Any
             "equivalence": f"same-{number}" if f"same-{number}" in figures else None,
             "ledger": ledger.lines(chapter.checks),
             "same": [r for r in ledger.lines(chapter.checks) if r["unit"] == "relative"],
-            "held": sum(r["ok"] for r in chapter.checks),
-            "all": len(chapter.checks),
+            "counts": tally(chapter.checks).said,
         }
 
 
@@ -285,11 +290,13 @@ def ledger_csv(report: Report) -> str:
     """The ledger as CSV text, as the download button gives it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "quantity", "predicted", "counted", "simulated", "measured", "unit", "ok", "source"])
+    columns = ["predicted", "counted", "simulated", "measured", "unit", "ok", "source", "key", "verdict", "why"]
+    writer.writerow(["run", "quantity", *columns])
     sections = [(c.key, c.checks) for c in report.chapters] + [("", report.checks)]
     for key, rows in sections:
         for r in rows:
-            writer.writerow([key, r["name"], r["predicted"], r["counted"], r["simulated"], r["measured"], r["unit"], r["ok"], r["source"]])
+            content = r.as_dict()
+            writer.writerow([key, r.name.en, *(content[column] for column in columns)])
     return out.getvalue()
 
 
@@ -340,13 +347,12 @@ def render(report: Report) -> str:
     }
     hardware = list(dict.fromkeys(h for c in report.chapters for h in c.timelines))
     first = report.chapters[0].run if report.chapters else None
-    checks = report.all_checks()
     return environment.get_template("report.html").render(
         report=report,
         chapters=list(_chapters(report, figures)),
         own=ledger.lines(report.checks),
-        held=sum(r["ok"] for r in checks),
-        total=len(checks),
+        counts=tally(report.all_checks()).said,
+        total=len(report.all_checks()),
         tabs=TABS,
         verdict=report.verdict(),
         hardware=hardware,
@@ -397,8 +403,16 @@ def notebook_html(figure: Any) -> str:
 
 
 # ---- one run by itself -------------------------------------------------------------------------------------------
-def write_run_report(run: Run, path: Path, network: dict[str, Callable[[str], Any]] | None = None) -> Path:
-    """The page of a single run, with a story made from its numbers; `network`: more pictures for that tab."""
+def write_run_report(
+    run: Run,
+    path: Path,
+    network: dict[str, Callable[[str], Any]] | None = None,
+    not_checked: Sequence[Said] = (),
+) -> Path:
+    """The page of a single run, with a story made from its numbers.
+
+    `network`: more pictures for that tab. `not_checked`: checks that could not be made.
+    """
     plan, model = run.info.get("plan"), run.info.get("model")
     timeline = run.timeline
     chapter = Chapter(
@@ -406,7 +420,8 @@ def write_run_report(run: Run, path: Path, network: dict[str, Callable[[str], An
     )
     story = list(told(run, timeline))
     finding = story[1].text if len(story) > 1 and story[1].view == "tab=timeline" else story[0].text
-    page = Report(str(run.info.get("name", "run")), chapter.title, finding, [chapter], story, run.info.get("seed"))
+    name, seed = str(run.info.get("name", "run")), run.info.get("seed")
+    page = Report(name, chapter.title, finding, [chapter], story, seed, not_checked=list(not_checked))
     return write_report(page, path)
 
 
@@ -449,7 +464,8 @@ def told(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
     if sum(sent):
         yield step("told_bytes", "tab=network", sent=max(sent) / 1e6)
     if run.checks:
-        yield step("told_checks", "tab=ledger", held=sum(c["ok"] for c in run.checks), all=len(run.checks))
+        counts = tally(run.checks).said
+        yield StoryStep(Said(f"Checks: {counts.en}.", f"检查：{counts.zh}。"), "tab=ledger")
 
 
-__all__ = ["Chapter", "Report", "StoryStep", "render", "row_name", "write_report", "write_run_report"]
+__all__ = ["Chapter", "Report", "StoryStep", "render", "write_report", "write_run_report"]
