@@ -14,7 +14,7 @@ WHY = Said("nobody counted", "无人计数")
 
 
 def row(predicted=96, counted=96, **options) -> Row:
-    return Row("sent", NAME, predicted, counted, "Patarasuk-Yuan 2009 (F9)", **options)
+    return Row("sent", NAME, predicted, counted, "Patarasuk-Yuan 2009 (Eq 9)", **options)
 
 
 @pytest.mark.parametrize("sides", [(None, 96), (96, None), (None, None)])
@@ -47,7 +47,7 @@ def test_the_tolerance_is_absolute_and_of_a_virtual_row_relative():
 
 
 def test_a_row_that_is_said_to_be_off_its_domain_proves_nothing_even_when_its_sides_agree():
-    made = not_applicable("sent", NAME, WHY, "F9", predicted=96, counted=96, unit="bytes")
+    made = not_applicable("sent", NAME, WHY, "Eq 9", predicted=96, counted=96, unit="bytes")
     assert (made.verdict, made.ok, made.because) == ("not applicable", None, WHY)
     assert (made.predicted, made.counted) == (96, 96)
     assert made.of_run("ddp").because == WHY
@@ -57,7 +57,7 @@ def test_as_json_a_row_has_its_key_both_names_its_verdict_and_its_reason():
     said = row(96, 95).as_dict()
     assert (said["key"], said["name"], said["names"]) == ("sent", "bytes sent", {"en": "bytes sent", "zh": "发送的字节"})
     assert (said["ok"], said["verdict"], said["why"]) == (False, "failed", None)
-    off = not_applicable("sent", NAME, WHY, "F9").as_dict()
+    off = not_applicable("sent", NAME, WHY, "Eq 9").as_dict()
     assert (off["ok"], off["verdict"], off["why"]) == (None, "not applicable", "nobody counted")
     run = row().of_run("ddp")
     assert (run.key, run.name.en, run.name.zh) == ("sent", "ddp: bytes sent", "ddp: 发送的字节")

@@ -83,7 +83,7 @@ def test_gpipe_on_the_real_gpt_takes_what_f20_says(p, m, dp, hardware):
 
 
 def makespan_row(plan, line, results):
-    """The one row that F20 predicts; it is there whatever becomes of it."""
+    """The one row that Eq 20 predicts; it is there whatever becomes of it."""
     (row,) = (r for r in accounts.schedule_rows(plan, line, results) if r.key == "gpipe_makespan")
     return row
 
@@ -96,10 +96,10 @@ def test_an_operation_that_ends_a_millionth_later_fails_the_makespan_row():
     backward, later = PHASES.index("backward"), 1e-6 * run.timeline.makespan
     computed = (late.graph.kind == COMPUTE).nonzero()[0]
     last = max(computed, key=lambda row: (late.graph.phase[row] == backward, late.end[row]))
-    late.start[last] += later  # it takes as long as before, so F20 holds for it; it only begins too late
+    late.start[last] += later  # it takes as long as before, so Eq 20 holds for it; it only begins too late
     late.end[last] += later
     assert makespan_row(plan, late, run.results).verdict == "failed"
-    long.end[last] += later  # it takes longer than for other micro-batches: F20 does not speak of that, and says so
+    long.end[last] += later  # it takes longer than for other micro-batches: Eq 20 does not speak of that, and says so
     row = makespan_row(plan, long, run.results)
     assert (row.verdict, row.ok, row.predicted) == ("not applicable", None, None)
     assert "same time for every micro-batch" in row.because.en

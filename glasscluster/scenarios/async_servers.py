@@ -47,7 +47,7 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
         theory = ps.predict(layout, model.parameters(), 8)["sent"]
         name = Said(f"{key}: ranks that sent something else than the formula", f"{key}：发送量与公式不同的 rank 数")
         other = sum(a != b for a, b in zip(sent, theory, strict=True))
-        source = "F11: 2S a worker and clock, 2WS/K a server"
+        source = "Eq 11: 2S a worker and clock, 2WS/K a server"
         lab.check(f"{key}_ranks_that_sent_otherwise", 0, other, source, name=name, unit="ranks")
         leads = max(x for r in run.results for x in r.leads)
         if key != "free":
@@ -65,7 +65,7 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
         return
     name = Said("sent and received by a server, a clock", "一个服务器每个时钟收发的量")
     counted = sum(runs["waits"]["run"].graph.bytes_sent()[workers:]) * 2 / servers / clocks
-    lab.check("server_bytes", 2 * workers * model.parameters() * 8 / servers, counted, "F11: 2WS/K", name=name)
+    lab.check("server_bytes", 2 * workers * model.parameters() * 8 / servers, counted, "Eq 11: 2WS/K", name=name)
     with one_thread():
         one = train_one_device(model, [job.batch(c) for c in range(clocks)], job.optimizer, 0.0, job.seed)
     alone, there = _join([t.reshape(-1) for t in one.weights[-1].values()]), _join([runs["waits"]["run"].results[workers + k].shard for k in range(servers)])

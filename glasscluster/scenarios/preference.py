@@ -62,7 +62,7 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
         "the fewest GPUs of 80 GB, 10 of them free, for PPO of 32 layers of width 2560",
         "32 层、宽 2560 的模型做 PPO 最少需要的 80 GB GPU 数（各留 10 GB）",
     )
-    source = "F39, tried in all ways; at least the sum over the capacity"
+    source = "Eq 39, tried in all ways; at least the sum over the capacity"
     lab.check("fewest_gpus", -(-needed // int(70e9)), len(groups), source, name=name, unit="GPUs")
 
     axes = {"en": ("iterations", "right answers, by the rule", "mean score of the reward model", "KL to the SFT policy (nats)"),

@@ -15,6 +15,10 @@ from typing import Any, Protocol
 from glasscluster.base.display import renderer
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.rows import Row
+from glasscluster.sim.ranks.backends.dry import DryBackend
+from glasscluster.sim.ranks.backends.ray_actors import RayBackend
+from glasscluster.sim.ranks.backends.threads import ThreadsBackend
+from glasscluster.sim.ranks.backends.torchrun import TorchrunBackend
 from glasscluster.sim.ranks.gpu import Outcome
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware, hardware

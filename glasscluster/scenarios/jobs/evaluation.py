@@ -142,14 +142,14 @@ def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> l
 
 
 def counted_rows(job: EvaluationJob, run: Run) -> list[Row]:
-    """Each item was scored by one rank of dp, and the scores' bytes are F9's."""
+    """Each item was scored by one rank of dp, and the scores' bytes are Eq 9's."""
     other = sum(times != 1 for result in run.results for task in result.scored for times in task)
     name = Said("items that were not scored exactly once, all ranks", "没有恰好评分一次的题目，全部 rank")
     rows = [Row("items_not_scored_once", name, 0, other, "shared out over dp", unit="items")]
     if job.dp > 1:
         sent = sum(run.graph.traffic()["by_axis"].get("dp", [0]))
         name = Said("sent by all ranks for the scores", "全部 rank 为分数的发送量")
-        made = Row("scores_sent", name, predict_traffic(job), sent, "F9: 2 (N − 1) S")
+        made = Row("scores_sent", name, predict_traffic(job), sent, "Eq 9: 2 (N − 1) S")
         rows += accounts.if_counted(run.graph, [made])
     return rows
 

@@ -89,12 +89,12 @@ def flat(named: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def rows(job: Job, plan: Arrivals, results: list[ps.Exchanged], trained: Trained) -> list[Row]:
-    """Differences, bytes (F11), the bound on staleness, and the time of the plan."""
+    """Differences, bytes (Eq 11), the bound on staleness, and the time of the plan."""
     graph, layout = trained.run.graph, plan.layout
     made = _difference_rows(trained.comparison) if trained.comparison else []
     width = 8 if job.plan.precision == "fp64" else 4
     sent, theory = graph.bytes_sent(), ps.predict(layout, job.model.parameters(), width)["sent"]
-    source = "Li et al., OSDI 2014 (F11)"
+    source = "Li et al., OSDI 2014 (Eq 11)"
     made.append(Row("sent", Said("sent by all ranks", "所有 rank 的发送量"), sum(theory), sum(sent), source))
     different = sum(a != b for a, b in zip(sent, theory, strict=True))
     name = Said("ranks that sent something else than the formula", "发送量与公式不同的 rank 数")

@@ -144,30 +144,30 @@ def equality_rows(results: Sequence[Any], right: Generated) -> list[Row]:
 
 
 def counted_rows(job: GenerationJob, run: Run) -> list[Row]:
-    """F3 on every rank, F33, and what tensor parallelism sends."""
+    """Eq 3 on every rank, Eq 33, and what tensor parallelism sends."""
     width, results = accounts.WIDTH[job.precision], run.results
     rows = []
     if job.cache != "none":
         each = generation.predict_cache(job, width)
         for rank, result in enumerate(results):
             name = Said(f"cache, rank {rank}", f"缓存，rank {rank}")
-            rows.append(Row(f"cache_{rank}", name, each, result.cache_bytes, "F3"))
+            rows.append(Row(f"cache_{rank}", name, each, result.cache_bytes, "Eq 3"))
         sliding = job.cache == "sliding"
         cached = [min(n, job.window) if job.window and sliding else n for n in job.lengths]
         held = caches.predict(job.model, sum(cached), width, job.tp)
         name = Said("cache, tokens that are there, rank 0", "缓存中已有 token 所占，rank 0")
-        rows.append(Row("cache_filled", name, held, results[0].filled_bytes, "F3"))
+        rows.append(Row("cache_filled", name, held, results[0].filled_bytes, "Eq 3"))
     if job.cache in ("static", "paged"):
         block = job.block if job.cache == "paged" else None
         waste = caches.predict_waste(job.lengths, block)[0] * caches.predict(job.model, 1, width, job.tp)
         name = Said("cache, slots without a token, rank 0", "缓存中没有 token 的槽位，rank 0")
-        rows.append(Row("cache_empty", name, waste, results[0].used_bytes - results[0].filled_bytes, "F33"))
+        rows.append(Row("cache_empty", name, waste, results[0].used_bytes - results[0].filled_bytes, "Eq 33"))
     if job.tp > 1:
         batch = len(job.prompts)
         parts = [generation.predict_traffic(job.model, job.tp, batch, n, width) for n in job.columns]
         said, sent = sum(sum(part.values()) for part in parts), generation.traffic(run.graph)
         name = Said("sent by all ranks, prefill and decode", "全部 rank 的发送量，预填充与解码")
-        rows.append(Row("sent", name, said, sent, "F18, forward; all-gather of the logits"))
+        rows.append(Row("sent", name, said, sent, "Eq 18, forward; all-gather of the logits"))
     return rows
 
 

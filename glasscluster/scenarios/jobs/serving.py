@@ -51,9 +51,7 @@ class Serving:
     @property
     def not_checked(self) -> list[Said]:
         """What is checked by default and was not."""
-        what = Said(
-            "that each request gets the tokens and logits that it gets alone", "每个请求的 token 与 logits 是否与单独生成时一致"
-        )
+        what = Said("that each request gets the tokens and logits that it gets alone", "每个请求的 token 与 logits 是否与单独生成时一致")
         return [] if self.checked else [not_asked_for(what, self.run)]
 
     @property
@@ -205,12 +203,8 @@ def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[Row]:
             for mine, right in zip(rank.logits[i], alone.logits, strict=True):
                 worst = max(worst, difference(mine.cpu(), right[0], 0.0))
     source = "each request alone on one device, no cache"
-    logits = Said(
-        "largest logits difference from a request alone, float64", "与单独生成该请求的最大 logits 差异，float64"
-    )
-    tokens = Said(
-        "tokens that a request alone would get otherwise, float64", "请求单独生成时会另选的 token 数，float64"
-    )
+    logits = Said("largest logits difference from a request alone, float64", "与单独生成该请求的最大 logits 差异，float64")
+    tokens = Said("tokens that a request alone would get otherwise, float64", "请求单独生成时会另选的 token 数，float64")
     return [
         Row("logits_difference", logits, 0.0, worst, source, unit="relative", tolerance=TOLERANCE),
         Row("tokens_chosen_otherwise", tokens, 0, other, source, unit="tokens"),
@@ -218,7 +212,7 @@ def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[Row]:
 
 
 def counted_rows(made: Serving) -> list[Row]:
-    """F33, no block lost, the plan's clock, and what tensor parallelism sends."""
+    """Eq 33, no block lost, the plan's clock, and what tensor parallelism sends."""
     job, schedule, first = made.job, made.schedule, made.run.results[0]
     rows = []
     starts = [(step, begun) for step, (begun, _) in zip(schedule.steps, schedule.times, strict=True)]
@@ -237,18 +231,18 @@ def counted_rows(made: Serving) -> list[Row]:
         said = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
         counted = sum(first.computed) - sum(first.used)
         name = Said("slots computed without a token, all steps", "计算了却没有得到 token 的槽位，所有步")
-        rows.append(Row("slots_idle", name, said, counted, "F33: 1 − mean/max of a batch", unit="slots"))
+        rows.append(Row("slots_idle", name, said, counted, "Eq 33: 1 − mean/max of a batch", unit="slots"))
     else:
         rows += _paged_rows(made)
     if job.tp > 1:
         said = serving.predict_sent(job, schedule, accounts.WIDTH[job.precision])
         name = Said("sent by all ranks, all steps", "全部 rank 的发送量，所有步")
-        rows.append(Row("sent", name, said, generation.traffic(made.run.graph), "F18, forward; logits"))
+        rows.append(Row("sent", name, said, generation.traffic(made.run.graph), "Eq 18, forward; logits"))
     return rows
 
 
 def _paged_rows(made: Serving) -> list[Row]:
-    """What blocks waste (F33), and that none is lost."""
+    """What blocks waste (Eq 33), and that none is lost."""
     job, schedule, first = made.job, made.schedule, made.run.results[0]
     pairs = zip(first.reserved_bytes, first.filled_bytes, strict=True)
     empty = [(reserved - filled) // first.token_bytes for reserved, filled in pairs]
@@ -260,8 +254,8 @@ def _paged_rows(made: Serving) -> list[Row]:
     held = Said("blocks that are still held in the end", "最后仍被占用的块")
     said = sum(serving.predict_paged(schedule, job.block))
     return [
-        Row("cache_empty", slots, said, sum(empty), "F33: blocks of each sequence", unit="slots"),
-        Row("steps_with_too_many_empty", steps, 0, over, "F33", unit="steps"),
+        Row("cache_empty", slots, said, sum(empty), "Eq 33: blocks of each sequence", unit="slots"),
+        Row("steps_with_too_many_empty", steps, 0, over, "Eq 33", unit="steps"),
         Row("blocks_left", held, 0, left, "no leak"),
     ]
 

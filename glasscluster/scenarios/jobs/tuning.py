@@ -58,16 +58,16 @@ def equality_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
 
 
 def memory_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
-    """F39: model states of every role, and the rollout's keys and values (F3)."""
+    """Eq 39: model states of every role, and the rollout's keys and values (Eq 3)."""
     method, held, rows = job.method, _held(results), []
     for role, n in ranks.predict_state(job).items():
         name = Said(f"{method}: model states, {role}", f"{method}：模型状态，{ROLES.get(role, role)}")
-        rows.append(Row(f"{method}_states_{role}", name, n, held.get(role, 0), "F39, from F15"))
+        rows.append(Row(f"{method}_states_{role}", name, n, held.get(role, 0), "Eq 39, from Eq 15"))
     if method in ONLINE:
         width = accounts.WIDTH[job.precision]
         cache = caches.predict(job.model, job.answers * (job.task.length - 1), width)
         name = Said(f"{method}: cache of the rollout", f"{method}：rollout 的缓存")
-        rows.append(Row(f"{method}_rollout_cache", name, cache, max(r.cache_bytes for r in results), "F3"))
+        rows.append(Row(f"{method}_rollout_cache", name, cache, max(r.cache_bytes for r in results), "Eq 3"))
     return rows
 
 

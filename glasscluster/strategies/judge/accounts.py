@@ -79,7 +79,7 @@ def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
 
 
 def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped: bool = False) -> list[Row]:
-    """Bytes sent, summed over ranks, by axis and purpose (F9, F16, F18, F19).
+    """Bytes sent, summed over ranks, by axis and purpose (Eq 9, Eq 16, Eq 18, Eq 19).
 
     `skipped`: the recorded step made no update (its gradients overflowed).
     """
@@ -97,9 +97,7 @@ def traffic_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, skipped:
     return if_counted(graph, rows)
 
 
-def _pipeline_rows(
-    plan: Plan, model: ModelConfig, graph: ExecutionGraph, first: Sequence[Unit], tokens: int, width: int
-) -> list[Row]:
+def _pipeline_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, first: Sequence[Unit], tokens: int, width: int) -> list[Row]:
     # copies of an activation: it is whole on every tp rank, or a piece of it is on each
     copies = plan.dp * (1 if plan.sequence_parallel else plan.tp)
     schedule = plan.pipeline
@@ -107,13 +105,11 @@ def _pipeline_rows(
     if plan.virtual_stages == 1:
         source = "GPipe 1811.06965: 2(p-1)m·bsh"
     else:
-        source = "Megatron-LM 2104.04473 section 2.2: 2m·bsh a hop (F21)"
+        source = "Megatron-LM 2104.04473 section 2.2: 2m·bsh a hop (Eq 21)"
     rows = [
         Row(
             "pp_activations_sent",
-            Said(
-                "pp activations and their gradients sent, all ranks", "pp 方向发送的激活及其梯度，全部 rank"
-            ),
+            Said("pp activations and their gradients sent, all ranks", "pp 方向发送的激活及其梯度，全部 rank"),
             one * copies,
             sum(graph.bytes_sent(axis="pp", purpose="activations")),
             source,
@@ -129,7 +125,7 @@ def _pipeline_rows(
                 Said("tied embedding gradients sent, all ranks", "共享词嵌入的梯度发送量，全部 rank"),
                 2 * table.padded * plan.gradient_width * plan.tp * shares,
                 sum(graph.bytes_sent(label="tied embedding")),
-                "F9 with N = 2",
+                "Eq 9 with N = 2",
             )
         )
     return rows
@@ -140,9 +136,7 @@ def _padded(units: Sequence[Unit]) -> dict[bool, int]:
     return {experts: sum(u.padded for u in units if u.experts == experts) for experts in (False, True)}
 
 
-def _data_rows(
-    plan: Plan, graph: ExecutionGraph, stages: Sequence[Sequence[Unit]], width: int, skipped: bool
-) -> list[Row]:
+def _data_rows(plan: Plan, graph: ExecutionGraph, stages: Sequence[Sequence[Unit]], width: int, skipped: bool) -> list[Row]:
     hybrid = plan.zero > 0 and plan.shards < plan.data_ranks
     theory: dict[str, float] = dict.fromkeys(("gradients", "parameters", "across"), 0)
     for experts, padded in _padded([u for units in stages for u in units]).items():
@@ -176,14 +170,12 @@ def _data_rows(
             f"dp gradients sent across {groups} groups, all ranks",
             f"dp 梯度：{groups} 个组之间的发送量（全部 rank）",
         )
-        source = "MiCS 2205.00119, FSDP 2304.11277 section 3.2.2: F9 of every shard"
+        source = "MiCS 2205.00119, FSDP 2304.11277 section 3.2.2: Eq 9 of every shard"
         rows.append(Row("dp_gradients_sent_across", name, theory["across"] * plan.tp, across, source))
     return rows
 
 
-def host_rows(
-    plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]
-) -> list[Row]:
+def host_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[Row]:
     """What an optimizer in host memory moves, touches and holds, summed over ranks."""
     if plan.offload == "none":
         return []
@@ -199,9 +191,7 @@ def host_rows(
     names = {
         "down": Said("gradients moved down to the host, all ranks", "下传到主机的梯度（全部 rank）"),
         "up": Said("parameters moved up from the host, all ranks", "从主机上传的参数（全部 rank）"),
-        "update": Said(
-            "host memory read and written by the update, all ranks", "更新时读写的主机内存（全部 rank）"
-        ),
+        "update": Said("host memory read and written by the update, all ranks", "更新时读写的主机内存（全部 rank）"),
         "held": Said("optimizer held in host memory, all ranks", "主机内存中的优化器状态（全部 rank）"),
     }
     source = "ZeRO-Offload 2101.06840 sections 3, 4"
@@ -209,18 +199,16 @@ def host_rows(
 
 
 def overlap_rows(plan: Plan, timeline: Timeline) -> list[Row]:
-    """When the last bucket is reduced (F14)."""
+    """When the last bucket is reduced (Eq 14)."""
     if plan.data_ranks == 1:
         return []
     key, name = "last_bucket_reduced", Said("last bucket reduced", "最后一个桶归约完成的时刻")
-    source = "F14, PyTorch DDP 2006.15704: max(ready, end before) + c along the buckets"
+    source = "Eq 14, PyTorch DDP 2006.15704: max(ready, end before) + c along the buckets"
     found = overlap.predict(plan, timeline)
     if isinstance(found, Said):
         return [not_applicable(key, name, found, source, unit="s", match="virtual")]
     chain, replayed = found
-    return [
-        Row(key, name, chain, None, source, simulated=replayed, unit="s", match="virtual", tolerance=1e-9)
-    ]
+    return [Row(key, name, chain, None, source, simulated=replayed, unit="s", match="virtual", tolerance=1e-9)]
 
 
 def _regions(model: ModelConfig) -> int:
@@ -239,9 +227,7 @@ def _spares(plan: Plan, model: ModelConfig) -> bool:
     return not model.dropout and (plan.tp == 1 or not plan.tp_overlap or routed_last)
 
 
-def _tensor_rows(
-    plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, tokens: int, width: int
-) -> list[Row]:
+def _tensor_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, tokens: int, width: int) -> list[Row]:
     theory = sequence_parallel if plan.sequence_parallel else tensor_parallel
     regions, spares, full = _regions(model), _spares(plan, model), plan.recompute == "full"
     # a region that does not keep a piece to gather again (three matrices; a router and experts) has one
@@ -284,16 +270,14 @@ def _tensor_rows(
         for k in totals
     ]
     if plan.tp > model.key_heads:
-        one = tensor_parallel.predict_shared_heads(
-            model.key_heads, model.key_width, plan.tp, tokens, width, 2 + full
-        )
+        one = tensor_parallel.predict_shared_heads(model.key_heads, model.key_width, plan.tp, tokens, width, 2 + full)
         rows.append(
             Row(
                 "tp_shared_heads_sent",
                 Said("tp keys and values of shared heads sent", "tp 共享头的键和值的发送量"),
                 one * m * model.layers * plan.dp,
                 int(graph.bytes[tp & heads].sum()),
-                "GQA 2305.13245; F10 over tp / kv-heads",
+                "GQA 2305.13245; Eq 10 over tp / kv-heads",
             )
         )
     if model.experts:
@@ -305,7 +289,7 @@ def _tensor_rows(
                 Said("tp weights of the router sent", "tp 路由权重的发送量"),
                 runs * one,
                 int(graph.bytes[tp & router].sum()),
-                "F9, F10: k numbers a token",
+                "Eq 9, Eq 10: k numbers a token",
             )
         )
     return rows + _whole_rows(plan, model, graph)
@@ -317,12 +301,12 @@ def _tensor_names(plan: Plan, per_layer: int) -> tuple[Said, dict[str, Said], st
     if plan.sequence_parallel:
         again = Said(" and what runs again", "及重算的部分") if full else Said("", "")
         what = Said("tp gathers and scatters sent", "tp gather 与 scatter 的发送量")
-        source = "Korthikanti 2205.05198 section 4.2.2 (F18)"
+        source = "Korthikanti 2205.05198 section 4.2.2 (Eq 18)"
         embedding, head = Said("embedding, 2", "嵌入 2 次"), Said("head input, 3", "输出层输入 3 次")
     else:
         again = Said(" and what runs again", "及重算的次数") if full else Said("", "")
         what = Said("tp all-reduces sent", "tp all-reduce 发送量")
-        source = "Megatron-LM 1909.08053 section 3 (F18, F19)"
+        source = "Megatron-LM 1909.08053 section 3 (Eq 18, Eq 19)"
         embedding = Said("embedding, once", "词嵌入（一次）")
         head = Said("head input, once", "输出头的输入（一次）")
     each = {
@@ -346,13 +330,11 @@ def _whole_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[R
         name = Said("tp gradients of norms, biases and positions sent", "tp 归一化、偏置和位置梯度的发送量")
         source = "Korthikanti 2205.05198 section 4.2.2"
     else:
-        partial = set().union(
-            *(part.partial for part in GPTStage(model, device=torch.device("meta")).parts())
-        )
+        partial = set().union(*(part.partial for part in GPTStage(model, device=torch.device("meta")).parts()))
         whole = [x for x in whole if x.name in partial]
         key, label = "tp_shared_gradients_sent", "what all heads share"
         name = Said("tp gradients of what all heads share sent", "tp 各头共用参数梯度的发送量")
-        source = "F9: each rank has its heads' part"
+        source = "Eq 9: each rank has its heads' part"
         if not whole:
             return []
     shares = plan.data_ranks // (plan.shards if plan.zero else 1)  # with ZeRO every dp rank sums what it owns
@@ -361,12 +343,10 @@ def _whole_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph) -> list[R
 
 
 def _context_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int, width: int) -> list[Row]:
-    """F26: what attention sends along cp, summed over ranks."""
+    """Eq 26: what attention sends along cp, summed over ranks."""
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     heads, key_heads = model.heads // plan.tp, max(1, model.key_heads // plan.tp)
-    one = ulysses.predict(
-        kind, plan.cp, plan.micro_batch, model.seq, heads, key_heads, model.score_dim, width, plan.heads_cut
-    )
+    one = ulysses.predict(kind, plan.cp, plan.micro_batch, model.seq, heads, key_heads, model.score_dim, width, plan.heads_cut)
     again = {"none": 0, "selective": one["again"], "full": one["forward"]}[plan.recompute]
     return [
         Row(
@@ -374,15 +354,13 @@ def _context_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, m: int,
             Said("cp keys, values and heads sent, all ranks", "cp 键、值与头的发送量，所有 rank"),
             (one["forward"] + one["backward"] + again) * m * model.layers * plan.gpus // plan.pp,
             sum(graph.bytes_sent(axis="cp", purpose="activations")),
-            "Ring attention 2310.01889, Ulysses 2309.14509 (F26)",
+            "Ring attention 2310.01889, Ulysses 2309.14509 (Eq 26)",
         )
     ]
 
 
-def expert_rows(
-    plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]
-) -> list[Row]:
-    """F27: tokens that left for experts on other ranks, given what the routers chose.
+def expert_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[Row]:
+    """Eq 27: tokens that left for experts on other ranks, given what the routers chose.
 
     Each goes out and back, forward and backward.
     """
@@ -399,7 +377,7 @@ def expert_rows(
         Said("ep tokens sent to experts and back, all ranks", "ep 往返专家的 token 发送量，所有 rank"),
         left * trips * model.hidden * WIDTH[plan.precision],
         sum(graph.bytes_sent(axis="ep", purpose="activations")),
-        "GShard 2006.16668 section 3 (F27), as routed",
+        "GShard 2006.16668 section 3 (Eq 27), as routed",
     )
     return if_counted(graph, [made])
 
@@ -408,7 +386,7 @@ def expert_rows(
 
 
 def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) -> list[Row]:
-    """Model states per rank before the optimizer step, summed over ranks (F15)."""
+    """Model states per rank before the optimizer step, summed over ranks (Eq 15)."""
     width = WIDTH[plan.precision]
     moments = 2 if plan.optimizer == "adamw" else 0
     state_width = moments * (4 if plan.has_master else width) + (4 if plan.has_master else 0)
@@ -419,7 +397,7 @@ def state_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResult]) ->
             shards = plan.expert_replicas if experts else plan.shards
             part = zero.predict_state(plan.zero, padded, shards, width, plan.gradient_width, on_gpu)
             expected = {k: v + part[k] * plan.data_ranks * plan.tp for k, v in expected.items()}
-    source = "ZeRO 1910.02054 section 3.1 (F15)"
+    source = "ZeRO 1910.02054 section 3.1 (Eq 15)"
     rows = [
         Row(
             f"{k}_held",
@@ -450,10 +428,8 @@ def _whole_layer_rows(plan: Plan, model: ModelConfig, results: Sequence[RankResu
     return [Row(key, name, most, counted, source, unit="layers")]
 
 
-def recompute_rows(
-    plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]
-) -> list[Row]:
-    """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (F29)."""
+def recompute_rows(plan: Plan, model: ModelConfig, graph: ExecutionGraph, results: Sequence[RankResult]) -> list[Row]:
+    """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (Eq 29)."""
     if plan.recompute == "none":
         return []
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
@@ -479,7 +455,7 @@ def recompute_rows(
         # tp ranks send the same rows to the same experts, each with its columns
         kept = sum(sum(counts) for result in results for counts in result.routing_counts("kept"))
         flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.width
-    source = "Korthikanti 2205.05198 section 5; Chen 1604.06174 (F29)"
+    source = "Korthikanti 2205.05198 section 5; Chen 1604.06174 (Eq 29)"
     return [
         Row(
             "flops_recomputed",
@@ -503,7 +479,7 @@ def recompute_rows(
 
 
 def schedule_rows(plan: Plan, timeline: Timeline, results: Sequence[RankResult]) -> list[Row]:
-    """Micro-batches in flight (F22), and GPipe's makespan from the stages' own times (F20)."""
+    """Micro-batches in flight (Eq 22), and GPipe's makespan from the stages' own times (Eq 20)."""
     if plan.pp == 1:
         return []
     rows, m = [], plan.micro_batches
@@ -519,29 +495,27 @@ def schedule_rows(plan: Plan, timeline: Timeline, results: Sequence[RankResult])
         else:
             name = Said(f"{unit} in flight, pipeline rank {r}", f"流水线 rank {r} 上在途的微批次分块")
         counted = max(timeline.graph.in_flight(i) if whole else results[i].in_flight for i in ranks)
-        rows.append(Row(f"in_flight_{r}", name, live[r], counted, "F22", unit=unit))
+        rows.append(Row(f"in_flight_{r}", name, live[r], counted, "Eq 22", unit=unit))
     return rows + (_makespan_rows(plan, timeline) if plan.schedule == "gpipe" else [])
 
 
 def _makespan_rows(plan: Plan, timeline: Timeline) -> list[Row]:
     key = "gpipe_makespan"
     name = Said("GPipe makespan, first F to last B", "GPipe 总时长，首个 F 到最后一个 B")
-    source = "F20: sum(f+b) + (m-1)(max f + max b) + 2(p-1)c"
+    source = "Eq 20: sum(f+b) + (m-1)(max f + max b) + 2(p-1)c"
     first, last = timeline.window
     span, predicted = last - first, gpipe_makespan(plan, timeline)
     if isinstance(predicted, Said):
         return [not_applicable(key, name, predicted, source, simulated=span, unit="s", match="virtual")]
-    return [
-        Row(key, name, predicted, None, source, simulated=span, unit="s", match="virtual", tolerance=1e-9)
-    ]
+    return [Row(key, name, predicted, None, source, simulated=span, unit="s", match="virtual", tolerance=1e-9)]
 
 
 def gpipe_makespan(plan: Plan, timeline: Timeline) -> float | Said:
-    """F20 with f_s, b_s read from the replay; where its terms do not hold, why."""
+    """Eq 20 with f_s, b_s read from the replay; where its terms do not hold, why."""
     if plan.gpus > plan.dp * plan.pp or plan.zero == 3 or plan.ep > 1:
         return Said(
-            "a stage also waits for tensor, context, expert or ZeRO-3 partners: F20 knows computing and hops",
-            "一级还要等待张量、上下文、专家或 ZeRO-3 的伙伴：F20 只有计算和级间传递",
+            "a stage also waits for tensor, context, expert or ZeRO-3 partners: Eq 20 knows computing and hops",
+            "一级还要等待张量、上下文、专家或 ZeRO-3 的伙伴：Eq 20 只有计算和级间传递",
         )
     graph, forward, backward = timeline.graph, [], []
     for s in range(plan.pp):

@@ -31,15 +31,7 @@ from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.timeline import Timeline
-from glasscluster.strategies.serving.batching import (
-    Continuous,
-    Policy,
-    Request,
-    Schedule,
-    Static,
-    Step,
-    plan,
-)
+from glasscluster.strategies.serving.batching import Continuous, Policy, Request, Schedule, Static, Step, plan
 from glasscluster.strategies.serving.generation import make_stage, predict_traffic
 
 PolicyName = Literal["continuous", "static"]

@@ -65,9 +65,7 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
         places = {"x": [NOTHING] * len(off), "y": [name for name, _ in off], "customdata": [why for _, why in off]}
         texts = {"text": [f"– {word('not_applicable', lang)}"] * len(off), "textposition": "middle right"}
         label, font = word("not_applicable", lang), {"color": QUIET}
-        figure.add_trace(
-            go.Scatter(name=label, mode="text", textfont=font, hovertemplate=told, showlegend=False, **places, **texts)
-        )
+        figure.add_trace(go.Scatter(name=label, mode="text", textfont=font, hovertemplate=told, showlegend=False, **places, **texts))
     title = {"text": word("relative_difference", lang)}
     figure.update_layout(**plain_layout(140 + 28 * len(rows), top=16))
     figure.update_xaxes(type="log", title=title, range=[-17.5, 1], dtick=3, exponentformat="power", **QUIET_AXIS)

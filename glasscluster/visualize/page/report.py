@@ -40,6 +40,7 @@ from glasscluster.visualize.figures.timeline import (
     timeline_figure,
 )
 from glasscluster.visualize.figures.topology import load_figure
+from glasscluster.visualize.page.pack import pack_timeline
 from glasscluster.visualize.page.words import CATALOGUE, word
 
 if TYPE_CHECKING:
