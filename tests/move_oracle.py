@@ -394,7 +394,8 @@ class Comparison:
 
     def news(self, path: str, what: str) -> None:
         """Note what only the produced side has."""
-        self.added.setdefault(f"{re.sub(r'[[].*?[]]', '[]', path)}: {what}", self.key)
+        anywhere = re.sub(r"\[[^]]*\]", "[]", path)
+        self.added.setdefault(f"{anywhere}: {what}", self.key)
 
     def walk(self, path: str, old: Json, new: Json) -> None:
         """Compare two values of the stored form."""
