@@ -671,7 +671,7 @@ def unsized(value: Json) -> Json:
     return [unsized(v) for v in value] if isinstance(value, list) else value
 
 
-QUICK_S = 24.0  # of the part in the ordinary suite, on the machine that wrote
+QUICK_S = 16.0  # of the part in the ordinary suite, on the machine that wrote
 QUICK_ITEM_S = 2.5
 
 
