@@ -392,14 +392,14 @@ def events(case: Case) -> dict[str, Any]:
             after |= arrived[int(graph.match[row])]
         after = latest(after)
         if graph.kind[row] == SEND:
-            stretches = topology.stretches(int(graph.rank[row]), int(graph.peer[row]))
-            overhead = float(topology.overhead_s[stretches[0][0]])
+            segments = topology.segments(int(graph.rank[row]), int(graph.peer[row]))
+            overhead = float(topology.overhead_s[segments[0][0]])
             if overhead:
                 after = add("delay", overhead, after=after)
-            for k, stretch in enumerate(stretches):
-                ends = nodes[topology.links[stretch[0]][0]], nodes[topology.links[stretch[-1]][1]]
-                number, links = routes.setdefault(ends, (len(routes), stretch))
-                assert links == stretch, "two routes from one node to another"
+            for k, segment in enumerate(segments):
+                ends = nodes[topology.links[segment[0]][0]], nodes[topology.links[segment[-1]][1]]
+                number, links = routes.setdefault(ends, (len(routes), segment))
+                assert links == segment, "two routes from one node to another"
                 after = add("message", number, int(graph.bytes[row]), after=after)
                 if k == 0:
                     ended.append(after)

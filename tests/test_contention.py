@@ -62,7 +62,7 @@ def test_the_parking_lot_gives_the_long_way_its_share_of_the_narrowest_link_and_
     n = 8 * 10**6
     (through, first, second, third), line = arrivals([(0, 3, n), (0, 1, n), (1, 2, n), (2, 3, n)], from_graph(graph))
     del through, first  # one sender: its second message waits for the first
-    rates = dict(zip(line.shared.message.tolist()[::-1], line.shared.rate.tolist()[::-1], strict=True))
+    rates = dict(zip(line.shared.history.message.tolist()[::-1], line.shared.history.rate.tolist()[::-1], strict=True))
     assert rates, "history of rates was kept"
     assert second == pytest.approx(8e-3, rel=1e-12)  # 2 GB/s - 1 GB/s
     assert third == pytest.approx(8e6 / 3e9, rel=1e-12)  # 4 GB/s - 1 GB/s
@@ -73,7 +73,7 @@ def test_a_switch_is_cut_through_and_costs_its_bytes_once():
     assert time == pytest.approx(1e-3 + 4e-6, rel=1e-12)
 
 
-def test_a_link_that_stores_and_forwards_is_paid_again_and_frees_the_sender_after_the_first_stretch():
+def test_a_link_that_stores_and_forwards_is_paid_again_and_frees_the_sender_after_the_first_segment():
     graph = nx.path_graph(3)
     for edge in graph.edges.values():
         edge.update(bandwidth=1e9, latency=1e-6, store_and_forward=True)
@@ -169,7 +169,7 @@ def test_rates_are_max_min_fair_at_every_moment_and_every_byte_passes_every_link
     _, line = arrivals(messages, network)
     assert carried_bytes(line) == pytest.approx(routed_bytes(line.graph, network), rel=1e-9, abs=1e-6)
     flows = flows_of(line)
-    links = [flows.routes.links[flows.routes.link_ptr[s] : flows.routes.link_ptr[s + 1]] for s in flows.stretch]
+    links = [flows.routes.links[flows.routes.link_ptr[s] : flows.routes.link_ptr[s + 1]] for s in flows.segment]
     for moment in (flows.start + flows.end) / 2:
         here = np.flatnonzero((flows.start <= moment) & (moment < flows.end))
         load = np.zeros(len(network.links))
@@ -190,7 +190,7 @@ def test_a_dropped_or_resized_message_breaks_the_conservation_of_bytes():
     line.graph.bytes[sends[0]] += 8
     assert carried_bytes(line) != pytest.approx(routed_bytes(line.graph, network))
     line.graph.bytes[sends[0]] -= 8
-    line.shared.rate[0] *= 1.001
+    line.shared.history.rate[0] *= 1.001
     assert carried_bytes(line) != pytest.approx(before)
 
 
@@ -222,7 +222,7 @@ def test_the_same_graph_gives_the_same_times_bit_for_bit():
     run = record(Asked("all-to-all", "direct", 9, 9 * 1001, on(network)))
     one, two = (run.replay(on(network), contention=True) for _ in range(2))
     assert np.array_equal(one.start, two.start)
-    assert np.array_equal(one.shared.rate, two.shared.rate)
+    assert np.array_equal(one.shared.history.rate, two.shared.history.rate)
 
 
 def test_a_recording_that_is_turned_round_the_ring_is_what_every_rank_would_have_recorded():
