@@ -16,8 +16,7 @@ def time_ready_rows(program, network, times, waiting, traffic, counters):
 
     Up to the next messages: a row that sends one over links is given its start, and a transfer that will start then.
     """
-    n_rows = len(program.duration)
-    while counters.ready_rows > 0 or counters.visited_rows < n_rows:
+    while counters.ready_rows > 0 or counters.visited_rows < len(program.duration):
         if counters.ready_rows > 0:
             counters.ready_rows -= 1
             row = waiting.ready[counters.ready_rows]
@@ -88,4 +87,4 @@ def _prepare_transfer(row, message, start, program, network, traffic, counters):
     route = network.route[message]
     traffic.transfers[t].message = message
     traffic.transfers[t].segment = network.segment_ptr[route]
-    push(traffic.starts, start + network.overhead[route] / speedup_of(row, program), t)
+    push(traffic.starts, start + network.overhead[route] / speedup_of(row, program), t, traffic.transfers)

@@ -49,7 +49,7 @@ run = _compile(source_stamp())
 def _end_transfers(now, program, network, times, waiting, traffic, history, keeps_history, counters):
     """Every transfer whose last byte leaves its links now: its latency begins, and its sender's lane may be free."""
     while earliest(traffic.ends) <= now * (1.0 + SAME_MOMENT):
-        t = pop(traffic.ends)
+        t = pop(traffic.ends, traffic.transfers)
         transfer = traffic.transfers[t]
         _leave_links(t, transfer, network.links, traffic, counters)
         if keeps_history:
@@ -60,7 +60,7 @@ def _end_transfers(now, program, network, times, waiting, traffic, history, keep
         after_latency = now + network.latency[segment] / speedup_of(row, program)
         if segment + 1 < network.segment_ptr[route + 1]:
             transfer.segment = segment + 1
-            push(traffic.starts, after_latency, t)
+            push(traffic.starts, after_latency, t, traffic.transfers)
         else:
             times.arrival[transfer.message] = after_latency
             traffic.free[counters.free_transfers] = t
@@ -72,7 +72,7 @@ def _end_transfers(now, program, network, times, waiting, traffic, history, keep
 def _start_transfers(now, program, network, traffic, counters):
     """Every transfer that enters the links of its segment now, with all its bytes."""
     while earliest(traffic.starts) <= now * (1.0 + SAME_MOMENT):
-        t = pop(traffic.starts)
+        t = pop(traffic.starts, traffic.transfers)
         transfer = traffic.transfers[t]
         transfer.first_link = network.link_ptr[transfer.segment]
         transfer.last_link = network.link_ptr[transfer.segment + 1]
@@ -175,6 +175,6 @@ def _change_rates(now, traffic, history, keeps_history, counters):
         passed = transfer.rate * (now - transfer.since)
         transfer.remaining = max(0.0, transfer.remaining - passed)
         transfer.rate, transfer.since = transfer.new_rate, now
-        push_or_change(traffic.ends, now + transfer.remaining / transfer.rate, t)
+        push_or_change(traffic.ends, now + transfer.remaining / transfer.rate, t, traffic.transfers)
         if keeps_history:
             note_rate(history, counters, now, transfer, transfer.rate)

@@ -1,6 +1,7 @@
 """The queue of coming events: a binary heap that knows where each transfer stands in it, so that its time can be changed.
 
-Entry i of the heap is not later than its children 2i + 1 and 2i + 2, so the earliest is entry 0.
+Entry i of the heap is not later than its children 2i + 1 and 2i + 2, so the earliest is entry 0. A transfer is in one queue
+at most, and its `position` there is a field of the table of transfers (tables.py).
 """
 
 from __future__ import annotations
@@ -11,100 +12,93 @@ import numpy as np
 
 from glasscluster.sim.contention.compiled import compiled, inlined
 
+EVENT = np.dtype([("time", np.float64), ("transfer", np.int32)], align=True)
+
 
 class EventQueue(NamedTuple):
-    """Times and transfers, earliest first."""
+    """Events, the earliest first."""
 
-    time: np.ndarray  # of a heap entry, seconds
-    transfer: np.ndarray  # of a heap entry
-    position: np.ndarray  # of a transfer: its heap entry, -1: not in the queue
-    size: np.ndarray  # one number: how many entries are in use
+    heap: np.ndarray  # EVENT
+    size: np.ndarray  # one number: how many entries of the heap are in use
 
 
 def make_queue(transfers: int) -> EventQueue:
     """An empty queue for so many transfers."""
-    return EventQueue(
-        np.zeros(transfers),
-        np.zeros(transfers, np.int32),
-        np.full(transfers, -1, np.int32),
-        np.zeros(1, np.int64),
-    )
+    return EventQueue(np.empty(transfers, EVENT), np.zeros(1, np.int64))
 
 
 @inlined
 def earliest(queue):
     """The time of the earliest event; infinity when there is none."""
-    return queue.time[0] if queue.size[0] > 0 else np.inf
+    return queue.heap[0].time if queue.size[0] > 0 else np.inf
 
 
 @inlined
-def push(queue, time, transfer):
-    """Add a transfer."""
+def push(queue, time, t, transfers):
+    """Add transfer number t, which is in no queue."""
     last = queue.size[0]
     queue.size[0] = last + 1
-    queue.time[last], queue.transfer[last] = time, transfer
-    _move_up(queue, last)
+    queue.heap[last].time, queue.heap[last].transfer = time, t
+    _move_up(queue.heap, last, transfers)
 
 
 @inlined
-def pop(queue):
-    """Take out the earliest transfer, and return it."""
-    earliest = queue.transfer[0]
-    last = queue.size[0] - 1
+def pop(queue, transfers):
+    """Take out the earliest transfer; returns its number."""
+    heap = queue.heap
+    first, last = heap[0].transfer, queue.size[0] - 1
     queue.size[0] = last
     if last > 0:
-        queue.time[0], queue.transfer[0] = queue.time[last], queue.transfer[last]
-        _move_down(queue, 0)
-    queue.position[earliest] = -1
-    return earliest
+        heap[0].time, heap[0].transfer = heap[last].time, heap[last].transfer
+        _move_down(heap, last, 0, transfers)
+    transfers[first].position = -1
+    return first
 
 
 @inlined
-def push_or_change(queue, time, transfer):
-    """Give a transfer this time, whether it is in the queue already or not."""
-    at = queue.position[transfer]
+def push_or_change(queue, time, t, transfers):
+    """Give transfer number t this time, whether it is in this queue already or in none."""
+    at = transfers[t].position
     if at < 0:
-        push(queue, time, transfer)
+        push(queue, time, t, transfers)
         return
-    later = time > queue.time[at]
-    queue.time[at] = time
+    later = time > queue.heap[at].time
+    queue.heap[at].time = time
     if later:
-        _move_down(queue, at)
+        _move_down(queue.heap, queue.size[0], at, transfers)
     else:
-        _move_up(queue, at)
+        _move_up(queue.heap, at, transfers)
 
 
 @compiled
-def _move_up(queue, at):
+def _move_up(heap, at, transfers):
     """Move an entry towards the front until its parent is not later."""
-    times, transfers, position, _ = queue
-    time, transfer = times[at], transfers[at]
+    time, t = heap[at].time, heap[at].transfer
     while at > 0:
         parent = (at - 1) >> 1
-        if not time < times[parent]:
+        if not time < heap[parent].time:
             break
-        times[at], transfers[at] = times[parent], transfers[parent]
-        position[transfers[at]] = at
+        heap[at].time, heap[at].transfer = heap[parent].time, heap[parent].transfer
+        transfers[heap[at].transfer].position = at
         at = parent
-    times[at], transfers[at] = time, transfer
-    position[transfer] = at
+    heap[at].time, heap[at].transfer = time, t
+    transfers[t].position = at
 
 
 @compiled
-def _move_down(queue, at):
+def _move_down(heap, size, at, transfers):
     """Move an entry towards the back until neither child is earlier."""
-    times, transfers, position, size = queue
-    time, transfer = times[at], transfers[at]
+    time, t = heap[at].time, heap[at].transfer
     while True:
         child = 2 * at + 1
-        if child >= size[0]:
+        if child >= size:
             break
-        if child + 1 < size[0] and times[child + 1] < times[child]:
+        if child + 1 < size and heap[child + 1].time < heap[child].time:
             child += 1
-        if not times[child] < time:
+        if not heap[child].time < time:
             break
-        times[at], transfers[at] = times[child], transfers[child]
-        position[transfers[at]] = at
+        heap[at].time, heap[at].transfer = heap[child].time, heap[child].transfer
+        transfers[heap[at].transfer].position = at
         at = child
-    times[at], transfers[at] = time, transfer
-    position[transfer] = at
+    heap[at].time, heap[at].transfer = time, t
+    transfers[t].position = at

@@ -73,8 +73,7 @@ def replay_shared(
     )
     # A lane sends one message at a time. Where links store and forward, its earlier ones may still be on later segments.
     at_once = len(messages.rows) if topology.forwards_whole.any() else messages.sending_lanes
-    longest_segment = int(np.diff(routes.link_ptr).max(initial=1))
-    traffic = make_traffic(topology.bandwidth, max(1, at_once), longest_segment)
+    traffic = make_traffic(topology.bandwidth, max(1, at_once), routes.longest_segment)
     times, waiting = make_times(len(graph), len(messages.rows)), make_waiting_rows(len(graph))
     # Each message enters every segment once and leaves it once. Rates change in between as well: the history may grow.
     rates = make_history(2 * (routes.total_segments + at_once) if history else 0)
@@ -82,6 +81,6 @@ def replay_shared(
     while not event_loop.run(program, network, times, waiting, traffic, rates, history, counters):
         rates = grow(rates, 2 * at_once)
     if len(graph) and times.end.min() < 0:
-        raise AssertionError("the recorded events depend on each other in a cycle")
+        raise AssertionError("the recorded events depend on each other in a circle")
     kept = RateHistory(*(column[: counters["history"][0]] for column in rates))
     return ContendedReplay(times.start, times.end, times.arrival, messages.rows, routes, kept)

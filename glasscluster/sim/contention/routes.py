@@ -29,6 +29,7 @@ class Routes:
     overhead: np.ndarray  # of a route, seconds on the sender's port before the first byte moves
     messages: Messages
     total_segments: int  # summed over all messages
+    longest_segment: int  # in links
 
 
 def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
@@ -74,4 +75,5 @@ def _routes_of_pairs(
         np.array(overhead, dtype=np.float64),
         messages,
         int(np.diff(ptr)[of_message].sum()),
+        int(np.diff(link_ptr).max(initial=1)),
     )

@@ -25,10 +25,12 @@ TRANSFER = np.dtype(
         ("since", np.float64),  # seconds
         ("new_rate", np.float64),  # bytes/s from now on; equal to `rate` except while rates are recomputed
         ("bottleneck", np.int32),  # the link that limits its rate, -1: it has no rate yet
+        ("position", np.int32),  # in the event queue that it is in, -1: in none
         ("rate_changed", np.bool_),  # it is in Traffic.changed_transfers
         ("fixed", np.bool_),  # progressive filling has fixed its rate
         ("affected_in", np.int64),  # the last recomputation of rates that it was part of
-    ]
+    ],
+    align=True,
 )
 LINK = np.dtype(
     [
@@ -41,7 +43,8 @@ LINK = np.dtype(
         ("unfixed", np.int32),  # how many of the affected ones have no rate yet
         ("changed", np.bool_),  # it is in Traffic.changed_links
         ("affected_in", np.int64),  # the last recomputation of rates that it was part of
-    ]
+    ],
+    align=True,
 )
 # Each link has a doubly linked list of the transfers on it. Entry `transfer * longest segment + k` belongs to the k-th
 # link of the transfer's segment.
@@ -128,19 +131,22 @@ def make_waiting_rows(rows: int) -> WaitingRows:
 
 def make_traffic(capacity: np.ndarray, transfers: int, longest_segment: int) -> Traffic:
     """Empty links of the given capacities, and room for so many transfers."""
+    numbers = np.arange(transfers, dtype=np.int32)
     links = np.zeros(len(capacity), LINK)
     links["capacity"], links["first_entry"] = capacity, -1
     entries = np.zeros(transfers * longest_segment, ENTRY)
-    entries["transfer"] = np.repeat(np.arange(transfers), longest_segment)
+    entries.reshape(transfers, longest_segment)["transfer"] = numbers[:, None]
+    table = np.zeros(transfers, TRANSFER)
+    table["position"] = -1
     some_transfers, some_links = np.empty((2, transfers), np.int32), np.empty((3, len(links)), np.int32)
     return Traffic(
-        np.zeros(transfers, TRANSFER),
+        table,
         links,
         entries,
         longest_segment,
         make_queue(transfers),
         make_queue(transfers),
-        np.arange(transfers, dtype=np.int32)[::-1].copy(),
+        numbers[::-1].copy(),  # number 0 is taken first
         some_links[0],
         some_transfers[0],
         some_transfers[1],
