@@ -1,7 +1,8 @@
-"""What the links carried: bytes and utilisation of every link of a topology, over the whole run or over slices of time.
+"""What the links carried: bytes and utilisation of every link, over the whole run or over slices of time.
 
-From the history of rates where messages shared links; elsewhere each message is taken to move evenly from the moment its
-overhead is over until its lane is free (so a link may be asked for more than it has: utilisation above 1 says so).
+From the history of rates where messages shared links; elsewhere each message is taken to move evenly from the
+moment its overhead is over until its lane is free (so a link may be asked for more than it has: utilisation
+above 1 says so).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Flows:
-    """Spans of time at one rate: `message` (see Routes) was on `segment` from `start` to `end` at `rate` bytes/s."""
+    """Times of one rate: `message` is on `segment` (see Routes) from `start` to `end`, at `rate` bytes/s."""
 
     message: np.ndarray
     segment: np.ndarray
@@ -45,8 +46,9 @@ def flows_of(timeline: Timeline) -> Flows:
         history = shared.history
         by_message = np.lexsort((np.arange(len(history.time)), history.segment, history.message))
         time, message, segment, rate = (column[by_message] for column in history)
-        moving = np.flatnonzero(rate > 0)  # the next entry of the same message and segment ends it: the last has rate 0
-        return Flows(message[moving], segment[moving], time[moving], time[moving + 1], rate[moving], shared.routes)
+        # each lasts until the next entry of the same message and segment, of which the last has rate 0
+        at = np.flatnonzero(rate > 0)
+        return Flows(message[at], segment[at], time[at], time[at + 1], rate[at], shared.routes)
     graph, routes = timeline.graph, routes_of(timeline.graph, network_of(timeline))
     rows = np.flatnonzero(graph.kind == SEND)
     count = np.diff(routes.segment_ptr)[routes.of_message]
@@ -88,7 +90,8 @@ def utilisation(timeline: Timeline, edges: np.ndarray) -> np.ndarray:
 def _onto_links(flows: Flows, amount: np.ndarray, links: int) -> np.ndarray:
     """Add each flow's amount to every link of its segment."""
     by_segment = np.bincount(flows.segment, amount, minlength=len(flows.routes.link_ptr) - 1)
-    return np.bincount(flows.routes.links, np.repeat(by_segment, np.diff(flows.routes.link_ptr)), minlength=links)
+    by_link = np.repeat(by_segment, np.diff(flows.routes.link_ptr))
+    return np.bincount(flows.routes.links, by_link, minlength=links)
 
 
 def is_shared(graph: ExecutionGraph, topology: Topology) -> bool:

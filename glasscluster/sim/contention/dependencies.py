@@ -1,7 +1,7 @@
-"""When each row may start: as soon as all that it depends on has ended, and the message that it waits for has arrived.
+"""When each row may start: all that it depends on has ended, and the message that it waits for has arrived.
 
-A row that cannot be timed yet is put into the list of the one row that it was found to wait for, and is looked at again when
-that row ends. So no table of followers is needed.
+A row that cannot be timed yet is put into the list of the one row that it was found to wait for, and is
+looked at again when that row ends. So no table of followers is needed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from glasscluster.sim.contention.event_queue import push
 
 @inlined
 def time_ready_rows(program, network, times, waiting, traffic, counters):
-    """Time every row that waits for nothing: all rows in order the first time, then those that `wake_rows_behind` found.
+    """Time every row that waits for nothing.
 
-    Up to the next messages: a row that sends one over links is given its start, and a transfer that will start then.
+    The first time all rows are looked at, in order; later those that `wake_rows_behind` found. A row that
+    sends a message over links is only given its start, and a transfer which will begin after the overhead.
     """
     while counters.ready_rows > 0 or counters.visited_rows < len(program.duration):
         if counters.ready_rows > 0:

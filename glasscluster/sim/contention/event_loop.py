@@ -1,4 +1,4 @@
-"""The event loop of a replay with contention, compiled. The algorithm is explained in the folder's __init__.py."""
+"""The event loop of a replay with contention, compiled. The folder's __init__.py explains the algorithm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from glasscluster.sim.contention.event_queue import earliest, pop, push, push_or
 from glasscluster.sim.contention.history import note_rate
 from glasscluster.sim.contention.rates import narrowest_link_if_alone, recompute_rates
 
-SAME_MOMENT = 1e-12  # events that differ by less, relatively, happen at once: rounding must not tear them apart
-SAME_RATE = 1e-13  # a rate that changes by less, relatively, has only been rounded
+# Relative differences. Events closer than this happen at once: rounding must not tear them apart.
+SAME_MOMENT = 1e-12
+# A rate that changes by less has only been rounded.
+SAME_RATE = 1e-13
 
 
 def _compile(stamp):
@@ -17,13 +19,14 @@ def _compile(stamp):
 
     @entry_point
     def run(program, network, times, waiting, traffic, history, keeps_history, all_counters):
-        """Replay until all is done (True), or until there is no room for the history of another event (False).
+        """Replay until all is done: True. Or until the history may have no room for the next event: False.
 
-        Fills `times` and `history`. After False, call it again with a longer history: everything else is in the tables.
+        Fills `times` and `history`. After False, call it again with a longer history: the tables hold all the
+        rest.
         """
-        stamp  # noqa: B018
+        stamp  # noqa: B018 - part of the key under which numba keeps this function
         counters = all_counters[0]
-        # in one event each transfer may leave its links, and each may get a new rate
+        # In one event each transfer may leave its links, and each may get a new rate.
         most_entries = 2 * len(traffic.transfers)
         while True:
             time_ready_rows(program, network, times, waiting, traffic, counters)
@@ -44,17 +47,18 @@ def _compile(stamp):
 run = _compile(source_stamp())
 
 
-# ---- transfers come and go -----------------------------------------------------------------------------------------
+# ---- transfers come and go ---------------------------------------------------------------------------------
 @inlined
 def _end_transfers(now, program, network, times, waiting, traffic, history, keeps_history, counters):
-    """Every transfer whose last byte leaves its links now: its latency begins, and its sender's lane may be free."""
+    """Every transfer whose last byte leaves its links now: latency begins, the sender's lane may be free."""
     while earliest(traffic.ends) <= now * (1.0 + SAME_MOMENT):
         t = pop(traffic.ends, traffic.transfers)
         transfer = traffic.transfers[t]
         _leave_links(t, transfer, network.links, traffic, counters)
         if keeps_history:
             note_rate(history, counters, now, transfer, 0.0)
-        row, route, segment = program.message_row[transfer.message], network.route[transfer.message], transfer.segment
+        row, route = program.message_row[transfer.message], network.route[transfer.message]
+        segment = transfer.segment
         if segment == network.segment_ptr[route]:
             times.end[row] = now
         after_latency = now + network.latency[segment] / speedup_of(row, program)
@@ -74,8 +78,8 @@ def _start_transfers(now, program, network, traffic, counters):
     while earliest(traffic.starts) <= now * (1.0 + SAME_MOMENT):
         t = pop(traffic.starts, traffic.transfers)
         transfer = traffic.transfers[t]
-        transfer.first_link = network.link_ptr[transfer.segment]
-        transfer.last_link = network.link_ptr[transfer.segment + 1]
+        transfer.links_begin = network.link_ptr[transfer.segment]
+        transfer.links_end = network.link_ptr[transfer.segment + 1]
         row = program.message_row[transfer.message]
         transfer.remaining = program.nbytes[row] / speedup_of(row, program)
         transfer.rate, transfer.new_rate, transfer.since = 0.0, 0.0, now
@@ -87,8 +91,8 @@ def _start_transfers(now, program, network, traffic, counters):
 def _enter_links(t, transfer, route_links, traffic, counters):
     """Put a transfer at the front of the list of each link of its segment."""
     entries = traffic.entries
-    for k in range(transfer.last_link - transfer.first_link):
-        number, entry = route_links[transfer.first_link + k], t * traffic.longest_segment + k
+    for k in range(transfer.links_end - transfer.links_begin):
+        number, entry = route_links[transfer.links_begin + k], t * traffic.longest_segment + k
         link = traffic.links[number]
         entries[entry].previous, entries[entry].next = -1, link.first_entry
         if link.first_entry >= 0:
@@ -102,8 +106,8 @@ def _enter_links(t, transfer, route_links, traffic, counters):
 def _leave_links(t, transfer, route_links, traffic, counters):
     """Take a transfer out of the list of each link of its segment."""
     entries = traffic.entries
-    for k in range(transfer.last_link - transfer.first_link):
-        number, entry = route_links[transfer.first_link + k], t * traffic.longest_segment + k
+    for k in range(transfer.links_end - transfer.links_begin):
+        number, entry = route_links[transfer.links_begin + k], t * traffic.longest_segment + k
         link = traffic.links[number]
         before, after = entries[entry].previous, entries[entry].next
         if before >= 0:
@@ -125,10 +129,10 @@ def _mark_changed(number, link, traffic, counters):
         counters.changed_links += 1
 
 
-# ---- rates ---------------------------------------------------------------------------------------------------------
+# ---- rates -------------------------------------------------------------------------------------------------
 @inlined
 def _find_new_rates(traffic, route_links, counters):
-    """Find `new_rate` of all transfers that the changed links affect; they are in `changed_transfers` afterwards."""
+    """Find `new_rate` of all transfers that changed links affect, and list them in `changed_transfers`."""
     transfers, links = traffic.transfers, traffic.links
     n_shared = 0
     for c in range(counters.changed_links):
@@ -137,7 +141,8 @@ def _find_new_rates(traffic, route_links, counters):
         link.changed = False
         if link.transfers == 0:
             continue
-        if link.transfers == 1:  # the common case, which needs no filling: it has all links of its segment to itself
+        # The common case, which needs no filling: a transfer that has all links of its segment to itself.
+        if link.transfers == 1:
             t = traffic.entries[link.first_entry].transfer
             narrowest = narrowest_link_if_alone(transfers[t], links, route_links)
             if narrowest >= 0:
@@ -164,7 +169,7 @@ def _mark_rate_changed(t, traffic, counters):
 
 @inlined
 def _change_rates(now, traffic, history, keeps_history, counters):
-    """Give the changed transfers their new rates: what remains is counted up to now, and the end is another one."""
+    """Give the changed transfers their new rates: count what has passed until now, and set another end."""
     for i in range(counters.changed_transfers):
         t = traffic.changed_transfers[i]
         transfer = traffic.transfers[t]

@@ -1,7 +1,8 @@
-"""The queue of coming events: a binary heap that knows where each transfer stands in it, so that its time can be changed.
+"""The queue of coming events: a binary heap in which the time of a transfer can be changed.
 
-Entry i of the heap is not later than its children 2i + 1 and 2i + 2, so the earliest is entry 0. A transfer is in one queue
-at most, and its `position` there is a field of the table of transfers (tables.py).
+Entry i of the heap is not later than its children 2i + 1 and 2i + 2, so the earliest is entry 0. A transfer
+is in one queue at most. Where it stands there is a field of the table of transfers (`position`, tables.py),
+so it need not be searched.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from glasscluster.sim.contention.compiled import inlined
 
 
 class RateHistory(NamedTuple):
-    """From `time` on, `message` moves over the links of `segment` at `rate` bytes/s. Rate 0: it has left them."""
+    """From `time` on, `message` moves over the links of `segment` at `rate` bytes/s. 0: it has left them."""
 
     time: np.ndarray  # seconds, never falling
     message: np.ndarray

@@ -12,7 +12,7 @@ from glasscluster.sim.vocabulary import SEND
 
 @dataclass
 class Messages:
-    """The messages of a graph, numbered in the order of the rows that send them. Independent of the hardware."""
+    """The messages of a graph, numbered in the order of the rows that send them; the same on any hardware."""
 
     rows: np.ndarray  # message -> the row that sends it
     sent_by: np.ndarray  # row -> the message that it sends, -1: none

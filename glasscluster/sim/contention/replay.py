@@ -71,11 +71,13 @@ def replay_shared(
     network = Network(
         routes.of_message, routes.segment_ptr, routes.link_ptr, routes.links, routes.latency, routes.overhead
     )
-    # A lane sends one message at a time. Where links store and forward, its earlier ones may still be on later segments.
+    # A lane sends one message at a time. Where links store and forward, earlier ones may be on later
+    # segments.
     at_once = len(messages.rows) if topology.forwards_whole.any() else messages.sending_lanes
     traffic = make_traffic(topology.bandwidth, max(1, at_once), routes.longest_segment)
     times, waiting = make_times(len(graph), len(messages.rows)), make_waiting_rows(len(graph))
-    # Each message enters every segment once and leaves it once. Rates change in between as well: the history may grow.
+    # Each message enters and leaves every segment once. Rates change in between as well: the history may
+    # grow.
     rates = make_history(2 * (routes.total_segments + at_once) if history else 0)
     counters = make_counters(max(1, at_once))
     while not event_loop.run(program, network, times, waiting, traffic, rates, history, counters):

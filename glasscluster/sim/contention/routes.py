@@ -1,8 +1,9 @@
 """The links that every message of a graph passes, as arrays.
 
-A route is a list of segments, and a segment is a list of links. A message is on all links of a segment at once (it cuts
-through the switches between them). After a link that stores and forwards, a new segment begins: the message must have
-passed the one segment as a whole before it enters the next. Most routes are one segment.
+A route is a list of segments, and a segment is a list of links. A message is on all links of a segment at
+once (it cuts through the switches between them). After a link that stores and forwards, a new segment begins:
+the message must have passed the one segment as a whole before it enters the next. Most routes are one
+segment.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from glasscluster.sim.topology import Topology
 
 @dataclass
 class Routes:
-    """The routes of a graph's messages. `x_ptr[i]` to `x_ptr[i + 1]` is where the entries of number i stand."""
+    """The routes of a graph's messages. What belongs to number i stands from `x_ptr[i]` to `x_ptr[i + 1]`."""
 
     of_message: np.ndarray  # message -> its route
     segment_ptr: np.ndarray  # route -> its segments
@@ -35,8 +36,8 @@ class Routes:
 def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
     """The routes of all messages of a graph; every pair of sender and receiver has one.
 
-    The routes on the topology that was asked for last are kept with the graph. Raises ScenarioError when the topology
-    has fewer GPUs than the graph has ranks, or no route for one of the pairs.
+    The routes on the topology that was asked for last are kept with the graph. Raises ScenarioError when the
+    topology has fewer GPUs than the graph has ranks, or no route for one of the pairs.
     """
     messages, kept = messages_of(graph), graph.__dict__.get("_routes")
     if kept is not None and kept[0] is topology and kept[1].messages is messages:
@@ -47,7 +48,9 @@ def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
         raise ScenarioError("topology", topology.name, rule)
     rows = messages.rows
     pairs, of_message = distinct(graph.rank[rows] * graph.ranks + graph.peer[rows], graph.ranks**2)
-    routes = _routes_of_pairs([divmod(pair, graph.ranks) for pair in pairs.tolist()], of_message, topology, messages)
+    routes = _routes_of_pairs(
+        [divmod(pair, graph.ranks) for pair in pairs.tolist()], of_message, topology, messages
+    )
     graph.__dict__["_routes"] = (topology, routes)
     return routes
 

@@ -1,9 +1,9 @@
 """The tables that the compiled event loop works on. All are made here, by numpy, before the loop starts.
 
-A transfer is a message from the moment it may start until its last byte has left the last link of its route. Its number
-is free for another message afterwards, so the tables are only as long as messages can be under way at once. Tables with
-several fields (`transfers[t].rate`) are numpy structured arrays: compiled code changes a field in place, and all that is
-known of one transfer or link lies together in memory.
+A transfer is a message from the moment it may start until its last byte has left the last link of its route.
+Its number is free for another message afterwards, so the tables are only as long as messages can be under way
+at once. Tables with several fields (`transfers[t].rate`) are numpy structured arrays: compiled code changes a
+field in place, and all that is known of one transfer or link lies together in memory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ TRANSFER = np.dtype(
     [
         ("message", np.int32),
         ("segment", np.int32),  # of the message's route: the one it is on, or will enter next
-        ("first_link", np.int32),  # where the segment's links begin in Network.links
-        ("last_link", np.int32),  # where they end: the first that is no longer the segment's
+        ("links_begin", np.int32),  # where the segment's links begin in Network.links
+        ("links_end", np.int32),  # where they end; this entry is no longer the segment's
         ("remaining", np.float64),  # bytes that had not passed at `since`
         ("rate", np.float64),  # bytes/s, from `since` on
         ("since", np.float64),  # seconds
@@ -36,7 +36,10 @@ LINK = np.dtype(
     [
         ("capacity", np.float64),  # bytes/s
         ("spare", np.float64),  # bytes/s that progressive filling has not given away yet
-        ("fair_share", np.float64),  # what each of its affected transfers gets if it is their bottleneck, else -1
+        (
+            "fair_share",
+            np.float64,
+        ),  # what each of its affected transfers gets if it is their bottleneck, else -1
         ("highest_rate", np.float64),  # the highest rate that an affected transfer on it was given
         ("first_entry", np.int32),  # the first entry of its list of transfers, -1: none
         ("transfers", np.int32),  # how many are on it
@@ -46,8 +49,8 @@ LINK = np.dtype(
     ],
     align=True,
 )
-# Each link has a doubly linked list of the transfers on it. Entry `transfer * longest segment + k` belongs to the k-th
-# link of the transfer's segment.
+# Each link has a doubly linked list of the transfers on it. Entry `transfer * longest segment + k` belongs to
+# the k-th link of the transfer's segment.
 ENTRY = np.dtype([("transfer", np.int32), ("next", np.int32), ("previous", np.int32)])
 COUNTERS = np.dtype(
     [
