@@ -276,6 +276,24 @@ def test_the_same_graph_gives_the_same_times_bit_for_bit():
     assert np.array_equal(one.shared.history.rate, two.shared.history.rate)
 
 
+def test_a_history_that_grows_many_times_is_the_same(monkeypatch):
+    network = build("torus2d", 9, Cable(3 * GB, 1e-6)).placed([4, 2, 7, 0, 8, 5, 1, 3, 6])
+    run = record(Asked("all-to-all", "direct", 9, 9 * 1001, on(network)))
+    expected = run.replay(on(network), contention=True).shared
+    lengths, grow = [], contention.replay.grow
+    monkeypatch.setattr(contention.replay, "make_history", lambda length: contention.history.make_history(0))
+
+    def counted(old, more):
+        lengths.append(len(old.time))
+        return grow(old, more)
+
+    monkeypatch.setattr(contention.replay, "grow", counted)
+    grown = run.replay(on(network), contention=True).shared
+    assert len(lengths) > 2
+    assert all(np.array_equal(a, b) for a, b in zip(grown.history, expected.history, strict=True))
+    assert np.array_equal(grown.end, expected.end)
+
+
 def test_a_recording_that_is_turned_round_the_ring_is_what_every_rank_would_have_recorded():
     from glasscluster.scenarios.collective import one_collective
 

@@ -81,7 +81,7 @@ def replay_shared(
     rates = make_history(2 * (routes.total_segments + at_once) if history else 0)
     counters = make_counters(max(1, at_once))
     while not event_loop.run(program, network, times, waiting, traffic, rates, history, counters):
-        rates = grow(rates, 2 * at_once)
+        rates = grow(rates, 2 * len(traffic.transfers))
     if len(graph) and times.end.min() < 0:
         raise AssertionError("the recorded events depend on each other in a circle")
     kept = RateHistory(*(column[: counters["history"][0]] for column in rates))
