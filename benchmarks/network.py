@@ -64,7 +64,13 @@ class Ours:
     """One graph on one topology, and how long its replays took."""
 
     def __init__(
-        self, what: str, topology: Topology, operation: str, algorithm: str, ranks: int, nbytes: int
+        self,
+        what: str,
+        topology: Topology,
+        operation: str,
+        algorithm: str,
+        ranks: int,
+        nbytes: int,
     ) -> None:
         self.what = what
         self.graph, self.built_s = record(operation, algorithm, ranks, nbytes)

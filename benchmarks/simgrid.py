@@ -162,7 +162,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--python", required=True, help="a Python in which `import simgrid` works")
     parser.add_argument(
-        "--write", action="store_true", help=f"write docs/{PAGE.name} and tests/data/{FROZEN.name}"
+        "--write",
+        action="store_true",
+        help=f"write docs/{PAGE.name} and tests/data/{FROZEN.name}",
     )
     asked = parser.parse_args()
     rows = measure(asked.python)

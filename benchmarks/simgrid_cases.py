@@ -160,7 +160,12 @@ def _flows(name: str, family: str, topology: Topology, flows: Iterable[Flow]) ->
 
 
 def _collective(
-    name: str, family: str, topology: Topology, operation: str, algorithm: str, nbytes: int
+    name: str,
+    family: str,
+    topology: Topology,
+    operation: str,
+    algorithm: str,
+    nbytes: int,
 ) -> Case:
     return Case(name, family, topology, one_collective, (operation, algorithm, nbytes, {}))
 
@@ -170,7 +175,10 @@ def shared_link() -> Iterator[Case]:
     for n in (2, 3, 5, 8, 16):
         flows = [Flow(i, n + i, 100 * MB) for i in range(n)]
         yield _flows(
-            f"{n} equal flows", "shared link", dumbbell([40 * GBPS] * n, 10 * GBPS, [40 * GBPS] * n), flows
+            f"{n} equal flows",
+            "shared link",
+            dumbbell([40 * GBPS] * n, 10 * GBPS, [40 * GBPS] * n),
+            flows,
         )
     for n, seed in ((3, 1), (6, 2), (12, 3)):
         rng = random.Random(seed)
@@ -373,7 +381,9 @@ def anything() -> Iterator[Case]:
     many = (12, 80, 65), (16, 100, 66), (20, 120, 67), (24, 150, 68)
     for n, count, seed in (*few, *many):
         yield _flows(
-            f"{count} messages among {n} GPUs, seed {seed}", "random trees", *random_tree(n, count, seed)
+            f"{count} messages among {n} GPUs, seed {seed}",
+            "random trees",
+            *random_tree(n, count, seed),
         )
 
 

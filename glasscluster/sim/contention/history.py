@@ -21,7 +21,10 @@ class RateHistory(NamedTuple):
 def make_history(length: int) -> RateHistory:
     """Room for so many entries."""
     return RateHistory(
-        np.empty(length), np.empty(length, np.int32), np.empty(length, np.int32), np.empty(length)
+        np.empty(length),
+        np.empty(length, np.int32),
+        np.empty(length, np.int32),
+        np.empty(length),
     )
 
 

@@ -69,7 +69,12 @@ def replay_shared(
         messages.rows,
     )
     network = Network(
-        routes.of_message, routes.segment_ptr, routes.link_ptr, routes.links, routes.latency, routes.overhead
+        routes.of_message,
+        routes.segment_ptr,
+        routes.link_ptr,
+        routes.links,
+        routes.latency,
+        routes.overhead,
     )
     # A lane sends one message at a time. Where links store and forward, earlier ones may be on later
     # segments.

@@ -49,14 +49,20 @@ def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
     rows = messages.rows
     pairs, of_message = distinct(graph.rank[rows] * graph.ranks + graph.peer[rows], graph.ranks**2)
     routes = _routes_of_pairs(
-        [divmod(pair, graph.ranks) for pair in pairs.tolist()], of_message, topology, messages
+        [divmod(pair, graph.ranks) for pair in pairs.tolist()],
+        of_message,
+        topology,
+        messages,
     )
     graph.__dict__["_routes"] = (topology, routes)
     return routes
 
 
 def _routes_of_pairs(
-    pairs: list[tuple[int, int]], of_message: np.ndarray, topology: Topology, messages: Messages
+    pairs: list[tuple[int, int]],
+    of_message: np.ndarray,
+    topology: Topology,
+    messages: Messages,
 ) -> Routes:
     """One route for every pair (sender, receiver)."""
     segment_ptr, link_ptr, links, latency, overhead = [0], [0], [], [], []
