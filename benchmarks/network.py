@@ -1,10 +1,13 @@
-"""Replay on a network, in one run beside SimPy and SimGrid: python -m benchmarks.network [--python PYTHON_WITH_SIMPY]
+"""Replay on a network, in one run beside SimPy and SimGrid.
 
-Goals: 5 million sends/s with contention, 100 million events/s without; a ring all-reduce of 1 GiB over 1,024 ranks in 0.4 s.
-SimPy runs in the given Python (any with `pip install simpy`), SimGrid in C++ where a compiler finds it (Debian: g++ and
-libsimgrid-dev); either is left out, with the reason, where it is not there. Recording and sorting the graph is not part of a replay:
-it happens once, and `built_s` tells what it took. "share" is the compiled loop with its tables; "call" is a whole `replay()`, and
-"first_call" the first of a graph, which finds its routes too (and loads or compiles the loop, in the process's first graph).
+    python -m benchmarks.network [--python PYTHON_WITH_SIMPY]
+
+Goals: 5 million sends/s with contention, 100 million events/s without; a ring all-reduce of 1 GiB over 1,024
+ranks in 0.4 s. SimPy runs in the given Python (any with `pip install simpy`), SimGrid in C++ where a compiler
+finds it (Debian: g++ and libsimgrid-dev); either is left out, with the reason, where it is not there.
+Recording and sorting the graph is not part of a replay: it happens once, and `built_s` tells what it took.
+"share" is the compiled loop with its tables; "call" is a whole `replay()`, and "first_call" the first of a
+graph, which finds its routes too (and loads or compiles the loop, in the process's first graph).
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ def seconds(what: Callable[[], Any]) -> float:
 
 
 def record(operation: str, algorithm: str, ranks: int, nbytes: int) -> tuple[ExecutionGraph, float]:
-    """One collective, rank 0 recorded and turned for the others; and the seconds until the graph is sorted."""
+    """One collective, and the seconds until its graph is sorted. Rank 0 is recorded, then copied for all."""
     begun = time.perf_counter()
     cluster = Cluster("classroom", ranks, "dry", memory_bytes=None, turns=nbytes)
     graph = cluster.run(one_collective, operation, algorithm, nbytes, {}).graph
@@ -60,7 +63,15 @@ def record(operation: str, algorithm: str, ranks: int, nbytes: int) -> tuple[Exe
 class Ours:
     """One graph on one topology, and how long its replays took."""
 
-    def __init__(self, what: str, topology: Topology, operation: str, algorithm: str, ranks: int, nbytes: int) -> None:
+    def __init__(
+        self,
+        what: str,
+        topology: Topology,
+        operation: str,
+        algorithm: str,
+        ranks: int,
+        nbytes: int,
+    ) -> None:
         self.what = what
         self.graph, self.built_s = record(operation, algorithm, ranks, nbytes)
         self.hw = replace(hardware("classroom"), topology=topology)
@@ -84,7 +95,8 @@ class Ours:
 
     def row(self) -> dict[str, Any]:
         """Medians, and rates made from them."""
-        sends, s = int((self.graph.kind == SEND).sum()), {way: median(times) for way, times in self.spent.items()}
+        sends = int((self.graph.kind == SEND).sum())
+        s = {way: median(times) for way, times in self.spent.items()}
         return {
             "what": self.what,
             "sends": sends,
@@ -107,7 +119,10 @@ class Ours:
 
 
 class Theirs:
-    """Another simulator on the same ring: a command that reads `given` and prints one JSON object, or the reason why there is none."""
+    """Another simulator on the same ring.
+
+    It is a command that reads `given` and prints one JSON object, or the reason why there is none.
+    """
 
     def __init__(self, command: list[str] | str, given: str = "") -> None:
         self.command, self.given, self.answers = command, given, list[dict[str, Any]]()
@@ -118,7 +133,8 @@ class Theirs:
             return
         done = subprocess.run(self.command, input=self.given, capture_output=True, text=True)
         if done.returncode:
-            self.command = f"left out: {(done.stderr.strip().splitlines() or ['it failed without a word'])[-1]}"
+            lines = done.stderr.strip().splitlines() or ["it failed without a word"]
+            self.command = f"left out: {lines[-1]}"
             return
         self.answers.append(json.loads(done.stdout.splitlines()[-1]))
 
@@ -140,21 +156,22 @@ def in_simpy(python: str | None, ranks: int, nbytes: int) -> Theirs:
     """The uncontended ring; SimPy knows no bandwidth that is shared."""
     if python is None:
         return Theirs("left out: no --python with SimPy was given")
-    return Theirs([python, "-I", str(HERE / "network_simpy.py"), *map(str, (ranks, nbytes, CABLE.bandwidth, CABLE.latency_s))])
+    values = (ranks, nbytes, CABLE.bandwidth, CABLE.latency_s)
+    return Theirs([python, "-I", str(HERE / "network_simpy.py"), *map(str, values)])
 
 
 def in_simgrid(program: str, topology: Topology, ranks: int, nbytes: int) -> Theirs:
-    """A ring over any topology. `program`: the path of what `compiled` made, or its reason for not being there."""
+    """A ring over any topology. `program`: the path of what `compiled` made, or why there is none."""
     if not program.startswith("/"):
         return Theirs(program)
     lines = [f"{ranks} {nbytes} {len(topology.links)}"]
-    lines += [
-        f"{bandwidth!r} {latency!r}" for bandwidth, latency in zip(topology.bandwidth.tolist(), topology.latency_s.tolist(), strict=True)
-    ]
+    bandwidths, latencies = topology.bandwidth.tolist(), topology.latency_s.tolist()
+    lines += [f"{bandwidth!r} {latency!r}" for bandwidth, latency in zip(bandwidths, latencies, strict=True)]
     for rank in range(ranks):
         way = topology.route(rank, (rank + 1) % ranks)
         lines.append(" ".join(map(str, [len(way), *way])))
-    return Theirs([program, *(f"--cfg={flag}" for flag in FLAGS), "--log=root.thresh:error"], "\n".join(lines))
+    flags = [f"--cfg={flag}" for flag in FLAGS]
+    return Theirs([program, *flags, "--log=root.thresh:error"], "\n".join(lines))
 
 
 def compiled(folder: Path) -> str:
@@ -163,9 +180,12 @@ def compiled(folder: Path) -> str:
     if compiler is None:
         return "left out: no C++ compiler"
     target = folder.resolve() / "network_simgrid"
-    command = [compiler, "-O2", "-std=c++17", str(HERE / "network_simgrid.cpp"), "-o", str(target), "-lsimgrid"]
+    source = str(HERE / "network_simgrid.cpp")
+    command = [compiler, "-O2", "-std=c++17", source, "-o", str(target), "-lsimgrid"]
     done = subprocess.run(command, capture_output=True, text=True)
-    return str(target) if done.returncode == 0 else "left out: SimGrid's C++ library is not installed (Debian: libsimgrid-dev)"
+    if done.returncode:
+        return "left out: SimGrid's C++ library is not installed (Debian: libsimgrid-dev)"
+    return str(target)
 
 
 def shuffled(n: int, seed: int) -> list[int]:
@@ -185,31 +205,37 @@ def side_by_side(ours: Ours, others: dict[str, Theirs], repeats: int) -> dict[st
 
 
 def measure(python: str | None = None, large: bool = True) -> dict[str, Any]:
-    """Rings beside SimPy and SimGrid, uncontended and contended; then ours alone on an all-to-all and (`large`) 1,024 ranks."""
+    """Rings beside SimPy and SimGrid, uncontended and contended.
+
+    Then ours alone on an all-to-all, and with `large` on a ring of 1,024 ranks.
+    """
     found: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, shared with others", "goals": GOALS}
     with tempfile.TemporaryDirectory() as folder:
         program = compiled(Path(folder))
         topology, (ranks, nbytes) = build("ring", RING[0], CABLE), RING
         ours = Ours(f"ring of {ranks}, uncontended", topology, "all_reduce", "ring", ranks, nbytes)
-        others = {"SimPy": in_simpy(python, ranks, nbytes), "SimGrid": in_simgrid(program, topology, ranks, nbytes)}
+        simgrid = in_simgrid(program, topology, ranks, nbytes)
+        others = {"SimPy": in_simpy(python, ranks, nbytes), "SimGrid": simgrid}
         found["same_ring"] = side_by_side(ours, others, REPEATS)
-        # without latency: routes of different length would otherwise share links, where the two mean different things
+        # no latency: SimGrid pays it before the transfer, which would change who shares a link at what time
         torus = build("torus2d", 256, Cable(CABLE.bandwidth), dims=[16, 16]).placed(shuffled(256, 1))
         ours = Ours("ring of 256 at random on a 16x16 torus", torus, "all_reduce", "ring", 256, 256 * MIB)
-        found["contended_ring"] = side_by_side(ours, {"SimGrid": in_simgrid(program, torus, 256, 256 * MIB)}, FEW)
+        simgrid = in_simgrid(program, torus, 256, 256 * MIB)
+        found["contended_ring"] = side_by_side(ours, {"SimGrid": simgrid}, FEW)
     tree = build("fat-tree", 256, CABLE, leaf=16, oversubscription=4)
-    found["all_to_all"] = side_by_side(
-        Ours("direct all-to-all of 256 on a fat tree 4:1", tree, "all_to_all", "direct", 256, 256 * MIB), {}, FEW
-    )
+    ours = Ours("direct all-to-all of 256 on a fat tree 4:1", tree, "all_to_all", "direct", 256, 256 * MIB)
+    found["all_to_all"] = side_by_side(ours, {}, FEW)
     if large:
         ring = build("ring", 1024, CABLE)
-        found["large_ring"] = side_by_side(Ours("ring of 1,024 and 1 GiB, uncontended", ring, "all_reduce", "ring", 1024, GIB), {}, FEW)
+        ours = Ours("ring of 1,024 and 1 GiB, uncontended", ring, "all_reduce", "ring", 1024, GIB)
+        found["large_ring"] = side_by_side(ours, {}, FEW)
     return found
 
 
 def main() -> None:
     """Print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--python", help="a Python in which `import simpy` works")
     parser.add_argument("--small", action="store_true", help="without the 1,024 ranks (4 GB of memory)")
     asked = parser.parse_args()

@@ -1,7 +1,8 @@
 """The ring all-reduce of network.py in SimPy: `python -I network_simpy.py RANKS BYTES BANDWIDTH LATENCY`.
 
-Knows nothing of GlassCluster. A process a rank; a link is a resource that one message holds at a time, which is as much of a network
-as SimPy knows. Prints sends, wall seconds of the simulation alone (not of building it), the virtual end and the version.
+Knows nothing of GlassCluster. A process a rank; a link is a resource that one message holds at a time, which
+is as much of a network as SimPy knows. Prints sends, wall seconds of the simulation alone (not of building
+it), the virtual end and the version.
 """
 
 import json
@@ -35,7 +36,8 @@ def main(ranks, nbytes, bandwidth, latency):
     begun = time.perf_counter()
     env.run()
     spent = time.perf_counter() - begun
-    print(json.dumps({"sends": 2 * ranks * (ranks - 1), "seconds": spent, "virtual_s": env.now, "version": simpy.__version__}))
+    sends = 2 * ranks * (ranks - 1)
+    print(json.dumps({"sends": sends, "seconds": spent, "virtual_s": env.now, "version": simpy.__version__}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Contention against SimGrid, message by message: python -m benchmarks.simgrid --python PYTHON_WITH_SIMGRID [--write]
+"""Contention against SimGrid, message by message.
 
-Goal: 0.1 % for every message of every case in simgrid_cases.py. SimGrid stays outside of our environment (docs/contention.md says how
-to install it). `--write` writes
-docs/contention.md, and SimGrid's times to tests/data/simgrid.json, against which the tests hold ours without SimGrid.
+    python -m benchmarks.simgrid --python PYTHON_WITH_SIMGRID [--write]
+
+Goal: 0.1 % for every message of every case in simgrid_cases.py. SimGrid stays outside of our environment
+(docs/contention.md says how to install it). `--write` writes docs/contention.md, and SimGrid's times to
+tests/data/simgrid.json, with which the tests compare ours without SimGrid.
 """
 
 from __future__ import annotations
@@ -23,39 +25,47 @@ FLAGS = ("network/model:CM02", "network/crosstraffic:0", "network/TCP-gamma:0", 
 GOAL = 0.001
 DIGITS = 12  # significant, in the file of SimGrid's times
 ROOT = Path(__file__).parents[1]
-WORKER, FROZEN, PAGE = Path(__file__).with_name("simgrid_worker.py"), ROOT / "tests/data/simgrid.json", ROOT / "docs/contention.md"
+WORKER = Path(__file__).with_name("simgrid_worker.py")
+FROZEN, PAGE = ROOT / "tests/data/simgrid.json", ROOT / "docs/contention.md"
 
 TEXT = """# Contention, held against SimGrid
 
-`replay(graph, hw, contention=True)` shares links between messages max-min fairly ([contention.py](../glasscluster/sim/time/contention.py)).
-[SimGrid](https://simgrid.org) (Casanova et al. 2014) does so with other code. Both were given the same networks, routes,
-messages and dependencies, and every message's arrival was compared, not only the end of the whole.
+`replay(graph, hw, contention=True)` shares links between messages max-min fairly
+([sim/contention](../glasscluster/sim/contention/__init__.py)). [SimGrid](https://simgrid.org) (Casanova et
+al. 2014) does so with other code. Both were given the same networks, routes, messages and dependencies, and
+every message's arrival was compared, not only the end of the whole.
 
-- **SimGrid** {version}, {flags}. Goal: {goal:g} % for every message.
-- **Found**: {cases} cases, {messages:,} messages; the largest difference is **{worst:.1e}** ({worst_case}).
-- **Difference** below is the largest relative one over a case's messages and its makespan. Where messages end within 1e-9 s of each
-  other, SimGrid lets them end at once (its `precision/timing`), which is all there is to the largest; the others are rounding.
-- **Latency**: SimGrid pays a route's latency before the transfer, GlassCluster after it. Where all messages that share links have
-  the same latency, transfers are later by just that and arrivals are the same; the cases that name a latency are such. The
-  others have none. Overhead (the sender's port is busy before anything moves) is a delay before the message in SimGrid.
-- **Switches**: a message cuts through, so it takes its time once, however many switches there are. Where links store and forward,
-  it is one message after the other in SimGrid.
+- **SimGrid** {version}, {flags}.
+  Goal: {goal:g} % for every message.
+- **Found**: {cases} cases, {messages:,} messages; the largest difference is
+  **{worst:.1e}** ({worst_case}).
+- **Difference** below is the largest relative one over a case's messages and its makespan. Where messages end
+  within 1e-9 s of each other, SimGrid lets them end at once (its `precision/timing`), which is all there is
+  to the largest; the others are rounding.
+- **Latency**: SimGrid pays a route's latency before the transfer, GlassCluster after it. Where all messages
+  that share links have the same latency, transfers are later by just that and arrivals are the same; the
+  cases that name a latency are such. The others have none. Overhead (the sender's port is busy before
+  anything moves) is a delay before the message in SimGrid.
+- **Switches**: a message cuts through, so it takes its time once, however many switches there are. Where
+  links store and forward, it is one message after the other in SimGrid.
 - A sender's lane sends one message at a time; messages of different lanes go at once.
-- **Limit**: shared links amplify rounding where many equal messages would end at once. In a direct all-to-all of 64 ranks on a tree
-  oversubscribed 2:1, sizes changed by 1e-15 of themselves moved arrivals by 5 % and the end by 1 %. There no two programs can agree
-  message by message; hence cases of at most some thirty GPUs.
+- **Limit**: shared links amplify rounding where many equal messages would end at once. In a direct all-to-all
+  of 64 ranks on a tree oversubscribed 2:1, sizes changed by 1e-15 of themselves moved arrivals by 5 % and the
+  end by 1 %. There no two programs can agree message by message; hence cases of at most some thirty GPUs.
 
-The cases are in [simgrid_cases.py](../benchmarks/simgrid_cases.py), with their seeds. SimGrid's times are kept in
-`tests/data/simgrid.json`; `tests/test_contention_simgrid.py` replays all cases against them, and without SimGrid. Anew:
+The cases are in [simgrid_cases.py](../benchmarks/simgrid_cases.py), with their seeds. SimGrid's times are
+kept in `tests/data/simgrid.json`; `tests/test_contention_simgrid.py` compares all cases with them, without
+SimGrid. To make them anew:
 
 ```
 apt-get install g++ cmake libboost-dev libeigen3-dev && python3 -m venv simgrid
-echo 'pybind11<3' > old && PIP_CONSTRAINT=old simgrid/bin/pip install simgrid          # 4.1 does not compile with pybind11 3
+echo 'pybind11<3' > old && PIP_CONSTRAINT=old simgrid/bin/pip install simgrid  # 4.1 needs pybind11 2
 LD_LIBRARY_PATH=$(simgrid/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))') \\
   .venv/bin/python -m benchmarks.simgrid --python simgrid/bin/python --write
 ```
 
-or, in a minute, Debian's `apt-get install python3-simgrid` (3.32 finds the same times) and `--python /usr/bin/python3`.
+or, in a minute, Debian's `apt-get install python3-simgrid` and `--python /usr/bin/python3` (3.32 finds
+the same times).
 
 {table}
 """
@@ -63,7 +73,8 @@ or, in a minute, Debian's `apt-get install python3-simgrid` (3.32 finds the same
 
 def in_simgrid(python: str, content: dict[str, Any]) -> tuple[str, np.ndarray]:
     """SimGrid's version, and when it ends each event."""
-    done = subprocess.run([python, "-I", str(WORKER), *FLAGS], input=json.dumps(content), capture_output=True, text=True)
+    command = [python, "-I", str(WORKER), *FLAGS]
+    done = subprocess.run(command, input=json.dumps(content), capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         sys.exit(f"SimGrid did not run in {python}: {last}")
@@ -108,7 +119,8 @@ def measure(python: str) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a table; links are those that a message goes over."""
-    lines = ["| network | case | messages | links | ours, s | SimGrid, s | difference |", "|---|---|--:|--:|--:|--:|--:|"]
+    lines = ["| network | case | messages | links | ours, s | SimGrid, s | difference |"]
+    lines.append("|---|---|--:|--:|--:|--:|--:|")
     for r in rows:
         about = f"| {r['family']} | {r['case']} | {r['messages']} | {r['links']} "
         lines.append(f"{about}| {r['ours_s']:.9f} | {r['simgrid_s']:.9f} | {r['difference']:.1e} |")
@@ -133,25 +145,35 @@ def write(rows: list[dict[str, Any]]) -> None:
     def short(x: float) -> float:
         return float(f"{x:.{DIGITS}g}")
 
-    cases = {r["case"]: {"of": r["of"], "makespan": short(r["simgrid_s"]), "messages": [short(x) for x in r["times"]]} for r in rows}
+    cases = {}
+    for r in rows:
+        times = {"makespan": short(r["simgrid_s"]), "messages": [short(x) for x in r["times"]]}
+        cases[r["case"]] = {"of": r["of"], **times}
     head = json.dumps({"simgrid": rows[0]["version"], "flags": FLAGS})[1:-1]
-    body = ",\n".join(f"{json.dumps(name)}: {json.dumps(case, separators=(',', ':'))}" for name, case in cases.items())
+    compact = {name: json.dumps(case, separators=(",", ":")) for name, case in cases.items()}
+    body = ",\n".join(f"{json.dumps(name)}: {case}" for name, case in compact.items())
     FROZEN.parent.mkdir(exist_ok=True)
     FROZEN.write_text(f'{{{head}, "cases": {{\n{body}\n}}}}\n')
 
 
 def main() -> None:
     """Compare, print, and write if asked to. Exit code 1 when a case misses the goal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--python", required=True, help="a Python in which `import simgrid` works")
-    parser.add_argument("--write", action="store_true", help="write docs/contention.md and tests/data/simgrid.json")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help=f"write docs/{PAGE.name} and tests/data/{FROZEN.name}",
+    )
     asked = parser.parse_args()
     rows = measure(asked.python)
     print(table(rows))
     worst = max(rows, key=lambda r: r["difference"])
     count = sum(r["messages"] for r in rows)
     print(f"\nSimGrid {rows[0]['version']}, {' '.join(FLAGS)}")
-    print(f"{len(rows)} cases, {count:,} messages; largest difference {worst['difference']:.1e} ({worst['case']}), goal {GOAL:g}")
+    largest = f"largest difference {worst['difference']:.1e} ({worst['case']})"
+    print(f"{len(rows)} cases, {count:,} messages; {largest}, goal {GOAL:g}")
     if asked.write:
         write(rows)
     sys.exit(worst["difference"] > GOAL)

@@ -1,11 +1,13 @@
-"""Programs on networks that share links: what `python -m benchmarks.simgrid` and tests/test_contention_simgrid.py compare.
+"""The cases of `python -m benchmarks.simgrid` and tests/test_contention_simgrid.py: programs on shared links.
 
-A case is a network and a program, recorded dry: flows that wait for each other, or whole collectives. `events` writes the
-recording as a list that needs nothing of ours to be understood: messages over named links and delays, each after some others.
+A case is a network and a program, recorded dry: flows that wait for each other, or whole collectives.
+`events` writes the recording as a list that can be understood without this package: messages over numbered
+links and delays, each after some others.
 
-SimGrid (model CM02) pays a route's latency before the transfer, GlassCluster after it. Where all messages that share links have
-the same latency, every transfer is later by that latency and every arrival the same. A lane is free after the transfer, which
-SimGrid does not tell; so cases with latency are those in which nothing waits for a lane alone. The other cases have none.
+SimGrid (model CM02) pays a route's latency before the transfer, GlassCluster after it. Where all messages
+that share links have the same latency, every transfer is later by that latency and every arrival the same. A
+lane is free after the transfer, which SimGrid does not tell; so cases with latency are those in which nothing
+waits for a lane alone. The other cases have none.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ FLOPS = 1e12  # the classroom GPU's: a delay is so much compute
 
 @dataclass(frozen=True)
 class Flow:
-    """A message of `nbytes`, launched after `delay` seconds of its sender's work and after the flows `after` reached its sender.
+    """A message of `nbytes`, launched after `delay` seconds of its sender's work.
 
+    It also waits until the flows `after` have reached its sender.
     Flows of one sender and lane follow each other; those of different lanes go at once.
     """
 
@@ -65,19 +68,24 @@ class Case:
         return replace(hardware("classroom"), topology=self.topology)
 
 
-# ---- programs ----------------------------------------------------------------------------------------------------
+# ---- programs ----------------------------------------------------------------------------------------------
 def traffic(gpu: Any, flows: Sequence[Flow]) -> None:
-    """Every rank launches its flows in their order; receives are posted when a later flow waits for them, or at the end."""
+    """Every rank launches its flows in their order.
+
+    Receives are posted when a later flow waits for them, or at the end.
+    """
     import torch
 
-    lanes = [gpu.comm.subgroup(range(gpu.size), f"lane {k}", 1 + k) for k in range(1 + max(f.lane for f in flows))]
+    n_lanes = 1 + max(f.lane for f in flows)
+    lanes = [gpu.comm.subgroup(range(gpu.size), f"lane {k}", 1 + k) for k in range(n_lanes)]
     heard: set[int] = set()
 
     def hear(number: int) -> None:
         if number not in heard:
             heard.add(number)
             f = flows[number]
-            lanes[f.lane].recv(torch.empty(f.nbytes, dtype=torch.uint8, device=gpu.device), f.src, tag=number)
+            content = torch.empty(f.nbytes, dtype=torch.uint8, device=gpu.device)
+            lanes[f.lane].recv(content, f.src, tag=number)
 
     for number, f in enumerate(flows):
         if f.src == gpu.rank:
@@ -85,13 +93,14 @@ def traffic(gpu: Any, flows: Sequence[Flow]) -> None:
                 hear(earlier)
             if f.delay:
                 gpu.recorder.compute("delay", round(f.delay * FLOPS), 0)
-            lanes[f.lane].isend(torch.empty(f.nbytes, dtype=torch.uint8, device=gpu.device), f.dst, tag=number)
+            content = torch.empty(f.nbytes, dtype=torch.uint8, device=gpu.device)
+            lanes[f.lane].isend(content, f.dst, tag=number)
     for number, f in enumerate(flows):
         if f.dst == gpu.rank:
             hear(number)
 
 
-# ---- networks ----------------------------------------------------------------------------------------------------
+# ---- networks ----------------------------------------------------------------------------------------------
 def tree(
     cables: Iterable[tuple[Any, Any, float]],
     gpus: Sequence[Any],
@@ -102,19 +111,31 @@ def tree(
     """Cables (end, end, bytes/s) without a circle, so that there is one way from anywhere to anywhere."""
     graph = nx.Graph()
     for u, v, bandwidth in cables:
-        graph.add_edge(u, v, bandwidth=bandwidth, latency_s=latency_s, overhead_s=overhead_s, store_and_forward=forwards_whole)
+        graph.add_edge(u, v, bandwidth=bandwidth, latency_s=latency_s, overhead_s=overhead_s)
+        graph.edges[u, v]["store_and_forward"] = forwards_whole
     return from_graph(graph, gpus)
 
 
-def dumbbell(left: Sequence[float], shared: float, right: Sequence[float], latency_s: float = 0.0, overhead_s: float = 0.0) -> Topology:
-    """GPUs with ports of the given widths on both sides of one cable: ranks 0.. on the left, then those on the right."""
+def dumbbell(
+    left: Sequence[float],
+    shared: float,
+    right: Sequence[float],
+    latency_s: float = 0.0,
+    overhead_s: float = 0.0,
+) -> Topology:
+    """GPUs with ports of the given widths on both sides of one cable. Ranks begin on the left."""
     n = len(left)
     ports = [(k, "west", w) for k, w in enumerate(left)] + [(n + k, "east", w) for k, w in enumerate(right)]
     return tree([("west", "east", shared), *ports], range(n + len(right)), latency_s, overhead_s=overhead_s)
 
 
-def parking_lot(widths: Sequence[float], gpus_each: int = 2, latency_s: float = 0.0, forwards_whole: bool = False) -> Topology:
-    """A line of switches joined by cables of the given widths; `gpus_each` GPUs with wide ports on every switch, in order."""
+def parking_lot(
+    widths: Sequence[float],
+    gpus_each: int = 2,
+    latency_s: float = 0.0,
+    forwards_whole: bool = False,
+) -> Topology:
+    """A line of switches joined by cables of the given widths; `gpus_each` GPUs with wide ports on each."""
     cables = [(f"switch {k}", f"switch {k + 1}", w) for k, w in enumerate(widths)]
     switches = len(widths) + 1
     cables += [(i, f"switch {i // gpus_each}", 100 * GBPS) for i in range(switches * gpus_each)]
@@ -133,12 +154,19 @@ def shuffled(n: int, seed: int) -> list[int]:
     return order
 
 
-# ---- cases -------------------------------------------------------------------------------------------------------
+# ---- cases -------------------------------------------------------------------------------------------------
 def _flows(name: str, family: str, topology: Topology, flows: Iterable[Flow]) -> Case:
     return Case(name, family, topology, traffic, (tuple(flows),))
 
 
-def _collective(name: str, family: str, topology: Topology, operation: str, algorithm: str, nbytes: int) -> Case:
+def _collective(
+    name: str,
+    family: str,
+    topology: Topology,
+    operation: str,
+    algorithm: str,
+    nbytes: int,
+) -> Case:
     return Case(name, family, topology, one_collective, (operation, algorithm, nbytes, {}))
 
 
@@ -146,46 +174,55 @@ def shared_link() -> Iterator[Case]:
     """Pairs of GPUs on both sides of one cable."""
     for n in (2, 3, 5, 8, 16):
         flows = [Flow(i, n + i, 100 * MB) for i in range(n)]
-        yield _flows(f"{n} equal flows", "shared link", dumbbell([40 * GBPS] * n, 10 * GBPS, [40 * GBPS] * n), flows)
+        yield _flows(
+            f"{n} equal flows",
+            "shared link",
+            dumbbell([40 * GBPS] * n, 10 * GBPS, [40 * GBPS] * n),
+            flows,
+        )
     for n, seed in ((3, 1), (6, 2), (12, 3)):
         rng = random.Random(seed)
         flows = [Flow(i, n + i, rng.randint(1, 200) * MB) for i in range(n)]
-        yield _flows(f"{n} flows of random sizes, seed {seed}", "shared link", dumbbell([40 * GBPS] * n, 10 * GBPS, [40 * GBPS] * n), flows)
+        network = dumbbell([40 * GBPS] * n, 10 * GBPS, [40 * GBPS] * n)
+        yield _flows(f"{n} flows of random sizes, seed {seed}", "shared link", network, flows)
     for n, seed in ((4, 4), (8, 5)):
         rng = random.Random(seed)
         left, right = ([rng.choice([0.5, 1, 2, 4, 8]) * GBPS for _ in range(n)] for _ in range(2))
         flows = [Flow(i, n + i, rng.randint(20, 200) * MB) for i in range(n)]
-        yield _flows(f"{n} flows, ports of different widths, seed {seed}", "shared link", dumbbell(left, 10 * GBPS, right), flows)
+        network = dumbbell(left, 10 * GBPS, right)
+        yield _flows(f"{n} flows, ports of different widths, seed {seed}", "shared link", network, flows)
     for n, seed in ((4, 6), (10, 7)):
         rng = random.Random(seed)
         flows = [Flow(i, n + i, rng.randint(50, 150) * MB, delay=rng.randint(0, 40) * 1e-3) for i in range(n)]
-        yield _flows(f"{n} staggered flows, seed {seed}", "shared link", dumbbell([20 * GBPS] * n, 10 * GBPS, [20 * GBPS] * n), flows)
+        network = dumbbell([20 * GBPS] * n, 10 * GBPS, [20 * GBPS] * n)
+        yield _flows(f"{n} staggered flows, seed {seed}", "shared link", network, flows)
     there_and_back = [Flow(i, 4 + i, (50 + 30 * i) * MB) for i in range(4)]
     there_and_back += [Flow(4 + i, i, (90 - 20 * i) * MB, after=(i,)) for i in range(4)]
-    yield _flows("4 flows and their answers", "shared link", dumbbell([8 * GBPS] * 4, 10 * GBPS, [8 * GBPS] * 4), there_and_back)
+    network = dumbbell([8 * GBPS] * 4, 10 * GBPS, [8 * GBPS] * 4)
+    yield _flows("4 flows and their answers", "shared link", network, there_and_back)
     both = [Flow(i, 3 + i, 100 * MB) for i in range(3)] + [Flow(3 + i, i, 70 * MB) for i in range(3)]
     yield _flows("3 flows each way", "shared link", dumbbell([8 * GBPS] * 3, 10 * GBPS, [8 * GBPS] * 3), both)
     late = [Flow(i, 5 + i, (40 + 25 * i) * MB, delay=2e-3 * i) for i in range(5)]
-    yield _flows("5 staggered flows, latency 1 ms", "shared link", dumbbell([8 * GBPS] * 5, 10 * GBPS, [8 * GBPS] * 5, 1e-3 / 3), late)
+    network = dumbbell([8 * GBPS] * 5, 10 * GBPS, [8 * GBPS] * 5, 1e-3 / 3)
+    yield _flows("5 staggered flows, latency 1 ms", "shared link", network, late)
     two = [Flow(i, 4 + i, (60 + 20 * i) * MB, lane=k) for i in range(2) for k in range(3)]
-    yield _flows("two senders with three lanes each", "shared link", dumbbell([10 * GBPS] * 4, 12 * GBPS, [10 * GBPS] * 4), two)
+    network = dumbbell([10 * GBPS] * 4, 12 * GBPS, [10 * GBPS] * 4)
+    yield _flows("two senders with three lanes each", "shared link", network, two)
     costly = [Flow(i % 3, 3 + i % 3, (30 + 10 * i) * MB) for i in range(9)]
-    yield _flows(
-        "9 messages of three senders, overhead 2 ms",
-        "shared link",
-        dumbbell([8 * GBPS] * 3, 10 * GBPS, [8 * GBPS] * 3, overhead_s=2e-3),
-        costly,
-    )
+    network = dumbbell([8 * GBPS] * 3, 10 * GBPS, [8 * GBPS] * 3, overhead_s=2e-3)
+    yield _flows("9 messages of three senders, overhead 2 ms", "shared link", network, costly)
 
 
 def incast() -> Iterator[Case]:
     """Many to one, and one to many, on a switch."""
     for n in (2, 3, 4, 8, 16, 32):
-        yield _flows(f"{n} to 1", "incast", build("switch", n + 1, Cable(10 * GBPS)), [Flow(i, n, 64 * MB) for i in range(n)])
+        flows = [Flow(i, n, 64 * MB) for i in range(n)]
+        yield _flows(f"{n} to 1", "incast", build("switch", n + 1, Cable(10 * GBPS)), flows)
     for n, seed in ((7, 11), (15, 12), (31, 13)):
         rng = random.Random(seed)
         flows = [Flow(i, n, rng.randint(1, 100) * MB, delay=rng.randint(0, 20) * 1e-3) for i in range(n)]
-        yield _flows(f"{n} to 1, random sizes, staggered, seed {seed}", "incast", build("switch", n + 1, Cable(25 * GBPS)), flows)
+        network = build("switch", n + 1, Cable(25 * GBPS))
+        yield _flows(f"{n} to 1, random sizes, staggered, seed {seed}", "incast", network, flows)
     wide = [Flow(8, i, (10 + 5 * i) * MB, lane=i) for i in range(8)]
     yield _flows("1 to 8 at once", "incast", build("switch", 9, Cable(10 * GBPS)), wide)
     two = [Flow(i, 8 + i % 2, (16 + i) * MB) for i in range(8)] + [Flow(8, 9, 40 * MB), Flow(9, 8, 50 * MB)]
@@ -206,20 +243,26 @@ def parking_lots() -> Iterator[Case]:
             dst = rng.randrange(4 * (src // 4 + 1), 4 * (hops + 1))
             flows.append(Flow(src, dst, rng.randint(10, 200) * MB, delay=rng.randint(0, 30) * 1e-3))
         widths = [rng.choice([4, 6, 10, 15]) * GBPS for _ in range(hops)]
-        yield _flows(f"{hops} hops of different widths, {4 * hops} random flows, seed {seed}", "parking lot", parking_lot(widths, 4), flows)
-    chain = [Flow(0, 2, 80 * MB), Flow(2, 4, 80 * MB, after=(0,)), Flow(4, 6, 80 * MB, after=(1,)), Flow(1, 7, 300 * MB)]
-    yield _flows("handed from switch to switch beside a long flow", "parking lot", parking_lot([10 * GBPS] * 3), chain)
+        name = f"{hops} hops of different widths, {4 * hops} random flows, seed {seed}"
+        yield _flows(name, "parking lot", parking_lot(widths, 4), flows)
+    chain = [Flow(0, 2, 80 * MB), Flow(2, 4, 80 * MB, after=(0,)), Flow(4, 6, 80 * MB, after=(1,))]
+    chain.append(Flow(1, 7, 300 * MB))
+    network = parking_lot([10 * GBPS] * 3)
+    yield _flows("handed from switch to switch beside a long flow", "parking lot", network, chain)
 
 
 def switches() -> Iterator[Case]:
-    """One message through several switches takes its time once; where links store and forward, once a link."""
+    """One message through several switches takes its time once; once a link with store and forward."""
     for hops in (1, 2, 4, 8):
-        yield _flows(f"cut through {hops + 1} switches", "switches", parking_lot([10 * GBPS] * hops), [Flow(0, 2 * hops, 100 * MB)])
+        topology = parking_lot([10 * GBPS] * hops)
+        yield _flows(f"cut through {hops + 1} switches", "switches", topology, [Flow(0, 2 * hops, 100 * MB)])
     for hops in (1, 3):
         topology = parking_lot([10 * GBPS] * hops, forwards_whole=True)
-        yield _flows(f"stored and forwarded by {hops + 1} switches", "switches", topology, [Flow(0, 2 * hops, 100 * MB)])
+        flows = [Flow(0, 2 * hops, 100 * MB)]
+        yield _flows(f"stored and forwarded by {hops + 1} switches", "switches", topology, flows)
     flows = [Flow(0, 6, 60 * MB), Flow(0, 6, 30 * MB), Flow(2, 5, 80 * MB), Flow(3, 7, 50 * MB, delay=4e-3)]
-    yield _flows("stored and forwarded, four messages", "switches", parking_lot([10 * GBPS] * 3, forwards_whole=True), flows)
+    topology = parking_lot([10 * GBPS] * 3, forwards_whole=True)
+    yield _flows("stored and forwarded, four messages", "switches", topology, flows)
 
 
 def fat_trees() -> Iterator[Case]:
@@ -227,23 +270,26 @@ def fat_trees() -> Iterator[Case]:
     for ratio in (1, 2, 4):
         topology = build("fat-tree", 16, Cable(10 * GBPS), leaf=4, oversubscription=ratio)
         family = f"fat tree, oversubscribed {ratio}:1" if ratio > 1 else "fat tree"
-        yield _flows(f"shift by 4, {ratio}:1", family, topology, [Flow(i, (i + 4) % 16, 100 * MB) for i in range(16)])
+        flows = [Flow(i, (i + 4) % 16, 100 * MB) for i in range(16)]
+        yield _flows(f"shift by 4, {ratio}:1", family, topology, flows)
         turned = [int(f"{i:04b}"[::-1], 2) for i in range(16)]
-        yield _flows(f"bits reversed, {ratio}:1", family, topology, [Flow(i, j, 100 * MB) for i, j in enumerate(turned) if i != j])
+        flows = [Flow(i, j, 100 * MB) for i, j in enumerate(turned) if i != j]
+        yield _flows(f"bits reversed, {ratio}:1", family, topology, flows)
         seed = 30 + ratio
         order = shuffled(16, seed)
-        yield _flows(
-            f"permutation, seed {seed}, {ratio}:1", family, topology, [Flow(i, j, 100 * MB) for i, j in enumerate(order) if i != j]
-        )
+        flows = [Flow(i, j, 100 * MB) for i, j in enumerate(order) if i != j]
+        yield _flows(f"permutation, seed {seed}, {ratio}:1", family, topology, flows)
         rng = random.Random(40 + ratio)
         flows = []
         for _ in range(48):
             src, dst = rng.sample(range(16), 2)
-            flows.append(Flow(src, dst, rng.randint(1, 100) * MB, delay=rng.choice([0, 0, 1e-3, 5e-3]), lane=rng.randrange(2)))
+            nbytes, delay = rng.randint(1, 100) * MB, rng.choice([0, 0, 1e-3, 5e-3])
+            flows.append(Flow(src, dst, nbytes, delay=delay, lane=rng.randrange(2)))
         yield _flows(f"48 random messages, seed {40 + ratio}, {ratio}:1", family, topology, flows)
         yield _collective(f"direct all-to-all, {ratio}:1", family, topology, "all_to_all", "direct", 160 * MB)
     wide = build("fat-tree", 32, Cable(25 * GBPS), leaf=8, oversubscription=2)
-    yield _flows("shift by 9 of 32 GPUs", "fat tree, oversubscribed 2:1", wide, [Flow(i, (i + 9) % 32, (50 + i) * MB) for i in range(32)])
+    flows = [Flow(i, (i + 9) % 32, (50 + i) * MB) for i in range(32)]
+    yield _flows("shift by 9 of 32 GPUs", "fat tree, oversubscribed 2:1", wide, flows)
     distant = build("fat-tree", 16, Cable(10 * GBPS, 2e-3), leaf=4, oversubscription=4)
     across = [Flow(i, (5 * i + 4 + i // 8) % 16, (20 + 5 * i) * MB, delay=1e-3 * (i % 3)) for i in range(16)]
     across = [f for f in across if f.src // 4 != f.dst // 4]
@@ -253,32 +299,40 @@ def fat_trees() -> Iterator[Case]:
 def rings() -> Iterator[Case]:
     """The ring all-reduce, placed well and badly."""
     cable = Cable(10 * GBPS)
+    well, badly = "ring, well placed", "ring, badly placed"
     for n in (4, 8, 16):
-        yield _collective(f"{n} GPUs in order on a ring", "ring, well placed", build("ring", n, cable), "all_reduce", "ring", n * 10 * MB)
+        network, nbytes = build("ring", n, cable), n * 10 * MB
+        yield _collective(f"{n} GPUs in order on a ring", well, network, "all_reduce", "ring", nbytes)
     torus = build("torus2d", 16, cable, dims=[4, 4])
-    yield _collective("along a 4x4 torus", "ring, well placed", torus.placed(snake(4, 4)), "all_reduce", "ring", 160 * MB)
+    yield _collective("along a 4x4 torus", well, torus.placed(snake(4, 4)), "all_reduce", "ring", 160 * MB)
     leaves = build("fat-tree", 16, cable, leaf=4, oversubscription=4)
-    yield _collective("leaf by leaf, 4:1", "ring, well placed", leaves, "all_reduce", "ring", 160 * MB)
+    yield _collective("leaf by leaf, 4:1", well, leaves, "all_reduce", "ring", 160 * MB)
     distant = build("ring", 8, Cable(10 * GBPS, 3e-3))
-    yield _collective("8 GPUs in order, latency 3 ms", "ring, well placed", distant, "all_reduce", "ring", 80 * MB)
+    yield _collective("8 GPUs in order, latency 3 ms", well, distant, "all_reduce", "ring", 80 * MB)
     for n, seed in ((6, 51), (8, 52), (12, 53)):
         placed = build("ring", n, cable).placed(shuffled(n, seed))
-        yield _collective(f"{n} GPUs at random on a ring, seed {seed}", "ring, badly placed", placed, "all_reduce", "ring", n * 10 * MB)
+        name = f"{n} GPUs at random on a ring, seed {seed}"
+        yield _collective(name, badly, placed, "all_reduce", "ring", n * 10 * MB)
     for seed in (54, 55):
         placed = torus.placed(shuffled(16, seed))
-        yield _collective(f"16 GPUs at random on a 4x4 torus, seed {seed}", "ring, badly placed", placed, "all_reduce", "ring", 160 * MB)
+        name = f"16 GPUs at random on a 4x4 torus, seed {seed}"
+        yield _collective(name, badly, placed, "all_reduce", "ring", 160 * MB)
     cube = build("torus3d", 12, cable, dims=[3, 2, 2]).placed(shuffled(12, 56))
-    yield _collective("12 GPUs at random on a 3x2x2 torus, seed 56", "ring, badly placed", cube, "all_reduce", "ring", 120 * MB)
+    name = "12 GPUs at random on a 3x2x2 torus, seed 56"
+    yield _collective(name, badly, cube, "all_reduce", "ring", 120 * MB)
     for ratio in (1, 2, 4):
-        strided = build("fat-tree", 16, cable, leaf=4, oversubscription=ratio).placed([4 * (i % 4) + i // 4 for i in range(16)])
-        yield _collective(f"every step leaves its leaf, {ratio}:1", "ring, badly placed", strided, "all_reduce", "ring", 160 * MB)
+        strided = build("fat-tree", 16, cable, leaf=4, oversubscription=ratio)
+        strided = strided.placed([4 * (i % 4) + i // 4 for i in range(16)])
+        name = f"every step leaves its leaf, {ratio}:1"
+        yield _collective(name, badly, strided, "all_reduce", "ring", 160 * MB)
     lost = leaves.placed(shuffled(16, 57))
-    yield _collective("16 GPUs at random on a fat tree 4:1, seed 57", "ring, badly placed", lost, "all_gather", "ring", 160 * MB)
+    name = "16 GPUs at random on a fat tree 4:1, seed 57"
+    yield _collective(name, badly, lost, "all_gather", "ring", 160 * MB)
 
 
 def collectives() -> Iterator[Case]:
     """Other algorithms, whole."""
-    cable = Cable(10 * GBPS)
+    cable, family = Cable(10 * GBPS), "collectives"
     for name, n, options in (
         ("hypercube", 16, {}),
         ("torus2d", 16, {"dims": [4, 4]}),
@@ -287,25 +341,29 @@ def collectives() -> Iterator[Case]:
         ("rail", 16, {"node": 4}),
     ):
         topology = build(name, n, cable, **options)
-        yield _collective(
-            f"halving-doubling all-reduce on {n}, {name}", "collectives", topology, "all_reduce", "halving-doubling", 160 * MB
-        )
+        title = f"halving-doubling all-reduce on {n}, {name}"
+        yield _collective(title, family, topology, "all_reduce", "halving-doubling", 160 * MB)
     for name, n in (("switch", 8), ("line", 6), ("pcie-tree", 8), ("nvlink-mesh", 8)):
-        yield _collective(f"direct all-to-all on {n}, {name}", "collectives", build(name, n, cable), "all_to_all", "direct", n * 10 * MB)
-    yield _collective(
-        "recursive doubling on 8, mesh2d", "collectives", build("mesh2d", 8, cable), "all_reduce", "recursive-doubling", 40 * MB
-    )
-    yield _collective("direct all-reduce on 8, switch", "collectives", build("switch", 8, cable), "all_reduce", "direct", 80 * MB)
+        title, topology = f"direct all-to-all on {n}, {name}", build(name, n, cable)
+        yield _collective(title, family, topology, "all_to_all", "direct", n * 10 * MB)
+    title, topology = "recursive doubling on 8, mesh2d", build("mesh2d", 8, cable)
+    yield _collective(title, family, topology, "all_reduce", "recursive-doubling", 40 * MB)
+    title, topology = "direct all-reduce on 8, switch", build("switch", 8, cable)
+    yield _collective(title, family, topology, "all_reduce", "direct", 80 * MB)
     uneven = build("fat-tree", 12, cable, leaf=4, oversubscription=2).placed(shuffled(12, 58))
-    yield _collective("ring all-reduce of 100,000,007 bytes on 12", "collectives", uneven, "all_reduce", "ring", 100_000_007)
-    yield _collective("tree broadcast to 12, pcie-tree", "collectives", build("pcie-tree", 12, cable), "broadcast", "tree", 40 * MB)
+    title = "ring all-reduce of 100,000,007 bytes on 12"
+    yield _collective(title, family, uneven, "all_reduce", "ring", 100_000_007)
+    title, topology = "tree broadcast to 12, pcie-tree", build("pcie-tree", 12, cable)
+    yield _collective(title, family, topology, "broadcast", "tree", 40 * MB)
 
 
 def random_tree(n: int, count: int, seed: int, latency_s: float = 0.0) -> tuple[Topology, list[Flow]]:
-    """GPUs at the ends of a random tree of switches, cables of any width, messages of any size, half of them answers to others."""
+    """GPUs at the leaves of a random tree of switches; any bandwidths; half of the messages are answers."""
     rng = random.Random(seed)
     switches = max(2, n // 3)
-    cables: list[tuple[Any, Any, float]] = [(f"s{k}", f"s{rng.randrange(k)}", rng.uniform(2, 30) * GBPS) for k in range(1, switches)]
+    cables: list[tuple[Any, Any, float]] = []
+    for k in range(1, switches):
+        cables.append((f"s{k}", f"s{rng.randrange(k)}", rng.uniform(2, 30) * GBPS))
     cables += [(i, f"s{rng.randrange(switches)}", rng.uniform(1, 20) * GBPS) for i in range(n)]
     flows: list[Flow] = []
     for number in range(count):
@@ -319,8 +377,14 @@ def random_tree(n: int, count: int, seed: int, latency_s: float = 0.0) -> tuple[
 
 def anything() -> Iterator[Case]:
     """Networks and traffic without any pattern."""
-    for n, count, seed in ((5, 12, 61), (8, 30, 62), (8, 60, 63), (12, 40, 64), (12, 80, 65), (16, 100, 66), (20, 120, 67), (24, 150, 68)):
-        yield _flows(f"{count} messages among {n} GPUs, seed {seed}", "random trees", *random_tree(n, count, seed))
+    few = (5, 12, 61), (8, 30, 62), (8, 60, 63), (12, 40, 64)
+    many = (12, 80, 65), (16, 100, 66), (20, 120, 67), (24, 150, 68)
+    for n, count, seed in (*few, *many):
+        yield _flows(
+            f"{count} messages among {n} GPUs, seed {seed}",
+            "random trees",
+            *random_tree(n, count, seed),
+        )
 
 
 @lru_cache
@@ -332,7 +396,7 @@ def all_cases() -> tuple[Case, ...]:
     return cases
 
 
-# ---- both sides --------------------------------------------------------------------------------------------------
+# ---- both sides --------------------------------------------------------------------------------------------
 @lru_cache
 def recorded(case: Case) -> ExecutionGraph:
     """The case's program, recorded dry."""
@@ -347,7 +411,7 @@ def messages(graph: ExecutionGraph) -> np.ndarray:
 
 
 def ours(case: Case, topology: Topology | None = None) -> tuple[Timeline, np.ndarray]:
-    """The timeline with contention (on another network, if given) and the messages' arrivals in canonical order."""
+    """The timeline with contention (on `topology`, if given), and the arrivals in canonical order."""
     graph = recorded(case)
     line = replay(graph, replace(case.hardware, topology=topology or case.topology), contention=True)
     assert line.shared is not None
@@ -357,10 +421,11 @@ def ours(case: Case, topology: Topology | None = None) -> tuple[Timeline, np.nda
 
 
 def events(case: Case) -> dict[str, Any]:
-    """The case for another simulator: links [bytes/s, latency], routes [node, node, links], and events in an order they can be begun.
+    """The case for another simulator: links [bytes/s, latency], routes [node, node, links], and events.
 
-    An event is ["message", route, bytes, after] or ["delay", seconds, after], `after` a list of earlier events. `arrivals`
-    are the events at whose end the messages (in canonical order) are at their receivers.
+    Events are in an order in which they can be begun. An event is ["message", route, bytes, after] or
+    ["delay", seconds, after], `after` a list of earlier events. `arrivals` are the events at whose end the
+    messages (in canonical order) are at their receivers.
     """
     graph, topology = recorded(case), case.topology
     spent = costs(graph, case.hardware, "fp32").duration
@@ -392,14 +457,14 @@ def events(case: Case) -> dict[str, Any]:
             after |= arrived[int(graph.match[row])]
         after = latest(after)
         if graph.kind[row] == SEND:
-            stretches = topology.stretches(int(graph.rank[row]), int(graph.peer[row]))
-            overhead = float(topology.overhead_s[stretches[0][0]])
+            segments = topology.segments(int(graph.rank[row]), int(graph.peer[row]))
+            overhead = float(topology.overhead_s[segments[0][0]])
             if overhead:
                 after = add("delay", overhead, after=after)
-            for k, stretch in enumerate(stretches):
-                ends = nodes[topology.links[stretch[0]][0]], nodes[topology.links[stretch[-1]][1]]
-                number, links = routes.setdefault(ends, (len(routes), stretch))
-                assert links == stretch, "two routes from one node to another"
+            for k, segment in enumerate(segments):
+                ends = nodes[topology.links[segment[0]][0]], nodes[topology.links[segment[-1]][1]]
+                number, links = routes.setdefault(ends, (len(routes), segment))
+                assert links == segment, "two routes from one node to another"
                 after = add("message", number, int(graph.bytes[row]), after=after)
                 if k == 0:
                     ended.append(after)

@@ -1,7 +1,10 @@
-"""Runs one case of simgrid_cases.py in SimGrid: `python -I simgrid_worker.py FLAG.. < case.json > times.json`.
+"""Runs one case of simgrid_cases.py in SimGrid.
 
-Knows nothing of GlassCluster: it is started by the Python in which SimGrid is installed. Every node is a host, every link a shared
-link, every route is given. One actor launches each event when those before it are done; `sendto_async` needs no posted receive.
+    python -I simgrid_worker.py FLAG.. < case.json > times.json
+
+Knows nothing of GlassCluster: it is started by the Python in which SimGrid is installed. Every node is a
+host, every link a shared link, every route is given. One actor launches each event when those before it are
+done; `sendto_async` needs no posted receive.
 """
 
 import heapq
@@ -14,7 +17,7 @@ OLD = simgrid.simgrid_version.startswith("3.")  # Debian's; PyPI has 4
 
 
 def build(case):
-    """Hosts in a zone whose routes are all explicit; the route of a message event is the pair of its hosts."""
+    """Hosts in a zone whose routes are all explicit; a message event's route is a pair of hosts."""
     if OLD:
         zone = simgrid.NetZone.create_full_zone("network")
         new_host, new_link = zone.create_host, zone.create_link

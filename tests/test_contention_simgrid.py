@@ -1,4 +1,7 @@
-"""Contention against SimGrid's own times (tests/data/simgrid.json, written by `python -m benchmarks.simgrid --write`)."""
+"""Contention against SimGrid's own times.
+
+They are in tests/data/simgrid.json, written by `python -m benchmarks.simgrid --write`.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,8 @@ def test_the_frozen_times_are_of_the_flags_and_of_every_case():
 
 @every_case
 def test_simgrid_was_given_what_is_replayed_here(case):
-    assert fingerprint(events(case)) == FROZEN["cases"][case.name]["of"], "the case changed: python -m benchmarks.simgrid --write"
+    changed = "the case changed: python -m benchmarks.simgrid --write"
+    assert fingerprint(events(case)) == FROZEN["cases"][case.name]["of"], changed
 
 
 @every_case
@@ -60,5 +64,6 @@ def test_every_message_arrives_when_simgrid_says(case):
 def test_half_the_bandwidth_of_one_link_is_noticed(case):
     graph = case.topology.graph.copy()
     graph.edges[busiest(case)]["bandwidth"] /= 2
-    narrowed = Topology(case.topology.name, graph, case.topology.gpus, case.topology.rule, case.topology.place)
+    whole = case.topology
+    narrowed = Topology(whole.name, graph, whole.gpus, whole.rule, whole.place)
     assert distance(case, narrowed) > GOAL

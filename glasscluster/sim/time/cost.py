@@ -44,7 +44,7 @@ def costs(
     faster: dict[str, float] | None = None,
     messages: bool = True,
 ) -> Costs:
-    """Cost every event of a graph on a cluster; its messages only with `messages` (contention.py times them itself).
+    """Cost every event of a graph on a cluster; its messages only with `messages` (sim/contention times them itself).
 
     `slow_ranks` maps a rank to the factor its compute takes longer; `faster` maps a phase of compute (`backward`) or
     the axis of a communicator (`dp`) to the factor by which everything of that kind is quicker.

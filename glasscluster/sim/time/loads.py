@@ -1,7 +1,8 @@
-"""What the links carried: bytes and utilisation of every link of a topology, over the whole run or over slices of time.
+"""What the links carried: bytes and utilisation of every link, over the whole run or over slices of time.
 
-From the history of rates where messages shared links; elsewhere each message is taken to move evenly from the moment its
-overhead is over until its lane is free (so a link may be asked for more than it has: utilisation above 1 says so).
+From the history of rates where messages shared links; elsewhere each message is taken to move evenly from the
+moment its overhead is over until its lane is free (so a link may be asked for more than it has: utilisation
+above 1 says so).
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Flows:
-    """Stretches of time at one rate: `message` (see Routes) was on `stretch` from `start` to `end` at `rate` bytes/s."""
+    """Times of one rate: `message` is on `segment` (see Routes) from `start` to `end`, at `rate` bytes/s."""
 
     message: np.ndarray
-    stretch: np.ndarray
+    segment: np.ndarray
     start: np.ndarray
     end: np.ndarray
     rate: np.ndarray
@@ -42,20 +43,22 @@ def flows_of(timeline: Timeline) -> Flows:
     """Every message's moves."""
     shared = timeline.shared
     if shared is not None:
-        by_message = np.lexsort((np.arange(len(shared.time)), shared.stretch, shared.message))
-        message, stretch, time, rate = (x[by_message] for x in (shared.message, shared.stretch, shared.time, shared.rate))
-        goes_on = np.flatnonzero(rate > 0)  # the next note of the same message and stretch ends it: the last one has rate 0
-        return Flows(message[goes_on], stretch[goes_on], time[goes_on], time[goes_on + 1], rate[goes_on], shared.routes)
+        history = shared.history
+        by_message = np.lexsort((np.arange(len(history.time)), history.segment, history.message))
+        time, message, segment, rate = (column[by_message] for column in history)
+        # each lasts until the next entry of the same message and segment, of which the last has rate 0
+        at = np.flatnonzero(rate > 0)
+        return Flows(message[at], segment[at], time[at], time[at + 1], rate[at], shared.routes)
     graph, routes = timeline.graph, routes_of(timeline.graph, network_of(timeline))
     rows = np.flatnonzero(graph.kind == SEND)
-    count = np.diff(routes.stretch_ptr)[routes.of]
+    count = np.diff(routes.segment_ptr)[routes.of_message]
     message = np.repeat(np.arange(len(rows)), count)
     first = np.cumsum(count) - count
-    stretch = routes.stretch_ptr[routes.of][message] + np.arange(len(message)) - first[message]
-    begin = np.minimum(timeline.start[rows] + routes.overhead[routes.of], timeline.end[rows])
+    segment = routes.segment_ptr[routes.of_message][message] + np.arange(len(message)) - first[message]
+    begin = np.minimum(timeline.start[rows] + routes.overhead[routes.of_message], timeline.end[rows])
     seconds = timeline.end[rows] - begin
     rate = np.divide(graph.bytes[rows], seconds, out=np.zeros(len(rows)), where=seconds > 0)
-    return Flows(message, stretch, begin[message], timeline.end[rows][message], rate[message], routes)
+    return Flows(message, segment, begin[message], timeline.end[rows][message], rate[message], routes)
 
 
 def carried_bytes(timeline: Timeline) -> np.ndarray:
@@ -67,10 +70,10 @@ def carried_bytes(timeline: Timeline) -> np.ndarray:
 def routed_bytes(graph: ExecutionGraph, topology: Topology) -> np.ndarray:
     """Bytes over every link by the routes alone: each message's bytes on each link of its way."""
     routes, total = routes_of(graph, topology), np.zeros(len(topology.links))
-    each = np.bincount(routes.of, graph.bytes[graph.kind == SEND], minlength=len(routes.overhead))
+    each = np.bincount(routes.of_message, graph.bytes[graph.kind == SEND], minlength=len(routes.overhead))
     for route, nbytes in enumerate(each.tolist()):
-        for stretch in range(routes.stretch_ptr[route], routes.stretch_ptr[route + 1]):
-            total[routes.links[routes.link_ptr[stretch] : routes.link_ptr[stretch + 1]]] += nbytes
+        for segment in range(routes.segment_ptr[route], routes.segment_ptr[route + 1]):
+            total[routes.links[routes.link_ptr[segment] : routes.link_ptr[segment + 1]]] += nbytes
     return total
 
 
@@ -85,9 +88,10 @@ def utilisation(timeline: Timeline, edges: np.ndarray) -> np.ndarray:
 
 
 def _onto_links(flows: Flows, amount: np.ndarray, links: int) -> np.ndarray:
-    """Add each flow's amount to every link of its stretch."""
-    by_stretch = np.bincount(flows.stretch, amount, minlength=len(flows.routes.link_ptr) - 1)
-    return np.bincount(flows.routes.links, np.repeat(by_stretch, np.diff(flows.routes.link_ptr)), minlength=links)
+    """Add each flow's amount to every link of its segment."""
+    by_segment = np.bincount(flows.segment, amount, minlength=len(flows.routes.link_ptr) - 1)
+    by_link = np.repeat(by_segment, np.diff(flows.routes.link_ptr))
+    return np.bincount(flows.routes.links, by_link, minlength=links)
 
 
 def is_shared(graph: ExecutionGraph, topology: Topology) -> bool:

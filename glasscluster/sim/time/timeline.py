@@ -35,7 +35,7 @@ from glasscluster.sim.time.history import MemoryCurve, MemoryHistory
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from glasscluster.sim.time.contention import Shared
+    from glasscluster.sim.time.contention import ContendedReplay
 
 IDLE_CAUSES = ("communication", "dependency", "warm-up", "drain")
 USEFUL = (FORWARD, BACKWARD, WEIGHT, RECOMPUTE)
@@ -92,7 +92,7 @@ class Timeline:
         self.graph, self.start, self.end, self.hardware, self.precision = graph, start, end, hardware, precision
         self.measured = False
         self.asked: dict[str, Any] = {}  # slow_ranks, faster, rendezvous, contention: how `replay` was asked for it
-        self.shared: Shared | None = None  # with contention: routes, and the history of rates on them
+        self.shared: ContendedReplay | None = None  # with contention: routes, and the history of rates on them
 
     def __repr__(self) -> str:
         kind = "measured" if self.measured else "virtual"

@@ -110,16 +110,16 @@ class Topology:
     def link(self, src: int, dst: int) -> Link:
         """The route as one wire, for replay without contention: the narrowest link and all latencies.
 
-        Where links store and forward, the bytes are paid again on each stretch: 1/bandwidth is then a sum.
+        Where links store and forward, the bytes are paid again on each segment: 1/bandwidth is then a sum.
         """
-        stretches = self.stretches(src, dst)
-        slowness = sum(1.0 / float(self.bandwidth[s].min()) for s in stretches)
-        bandwidth = 1.0 / slowness if len(stretches) > 1 else min((float(self.bandwidth[s].min()) for s in stretches), default=math.inf)
-        latency = math.fsum(self.latency_s[i] for s in stretches for i in s)
-        return Link(self.name, bandwidth, latency, float(self.overhead_s[stretches[0][0]]) if stretches else 0.0)
+        segments = self.segments(src, dst)
+        slowness = sum(1.0 / float(self.bandwidth[s].min()) for s in segments)
+        bandwidth = 1.0 / slowness if len(segments) > 1 else min((float(self.bandwidth[s].min()) for s in segments), default=math.inf)
+        latency = math.fsum(self.latency_s[i] for s in segments for i in s)
+        return Link(self.name, bandwidth, latency, float(self.overhead_s[segments[0][0]]) if segments else 0.0)
 
-    def stretches(self, src: int, dst: int) -> list[list[int]]:
-        """The route cut after every link that stores and forwards: a message is on one stretch at a time."""
+    def segments(self, src: int, dst: int) -> list[list[int]]:
+        """The route cut after every link that stores and forwards: a message is on one segment at a time."""
         cut: list[list[int]] = [[]]
         for i in self.route(src, dst):
             cut[-1].append(i)
