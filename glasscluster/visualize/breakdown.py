@@ -1,11 +1,11 @@
-"""Where the step's time goes: each rank's 100 percent, why it was idle, and what the critical path is made of."""
+"""Where the step's time goes: a rank's 100 percent, why it was idle, what the critical path is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from glasscluster.sim.timeline import IDLE_CAUSES
+from glasscluster.sim.idle import IDLE_CAUSES
 from glasscluster.sim.vocabulary import PHASES
 from glasscluster.sim.whatif import critical_seconds, makespans_if_faster
 from glasscluster.visualize.layout import plain_layout
