@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ from glasscluster.sim.errors import ScenarioError
 from glasscluster.sim.graph import COLUMNS, ExecutionGraph, _csr, topological_order
 from glasscluster.sim.history import as_columns, from_columns
 from glasscluster.sim.replay import rendezvous_edges
-from glasscluster.sim.vocabulary import COLLECTIVE, KINDS, LANES_PER_GROUP, PHASES, PURPOSES
+from glasscluster.sim.vocabulary import COLLECTIVE, KINDS, LANES_PER_GROUP, PHASES, PURPOSES, SEND
 
 if TYPE_CHECKING:
-    from glasscluster.sim.hardware import Hardware
+    from glasscluster.sim.hardware import Hardware, Link
     from glasscluster.sim.timeline import Timeline
 
 FORMAT = "glasscluster.graph/3"
@@ -63,7 +63,7 @@ def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def pack_graph(graph: ExecutionGraph, rendezvous: bool = False) -> dict[str, Any]:
-    """Everything that `ExecutionGraph` knows, for visualize/templates/engine.js and for `load_packed`."""
+    """Everything that `ExecutionGraph` knows, for visualize/templates/pack.js and for `load_packed`."""
     order, place = graph.canonical, graph.place
     columns = {c: getattr(graph, c)[order] for c in COLUMNS}
     edges = rendezvous_edges(graph) if rendezvous else (graph.dep_idx, np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr)))
@@ -124,8 +124,9 @@ def load_packed(path: str | Path) -> ExecutionGraph:
 def pack_timeline(timeline: Timeline) -> dict[str, Any]:
     """Its hardware, and how it was replayed: from these the page makes its times.
 
-    What only Python can cost is given: a library's collectives (seconds of latency, seconds of moving bytes), and, where
-    messages shared links, how long each held its lane and how long it was in flight.
+    What only Python can cost is given: a library's collectives (seconds of latency, seconds of moving bytes), the
+    routes of a topology, each as one wire, and, where messages shared links, how long each held its lane and how
+    long it was in flight.
     """
     graph, packed, asked = timeline.graph, pack_hardware(timeline.hardware, timeline.precision), timeline.asked
     slow = {str(r): f for r, f in asked.get("slow_ranks", {}).items()}
@@ -133,6 +134,8 @@ def pack_timeline(timeline: Timeline) -> dict[str, Any]:
     whole = [r for r in graph.canonical.tolist() if graph.kind[r] == COLLECTIVE and graph.names[graph.op[r]].endswith("/native")]
     if whole:
         packed["native"] = [_reals(column) for column in zip(*(native_cost(graph, r, timeline.hardware) for r in whole), strict=True)]
+    if timeline.hardware.topology is not None:
+        packed |= _pack_routes(graph, timeline.hardware)
     if timeline.shared is not None:
         seconds = timeline.end - timeline.start
         received = np.flatnonzero(graph.match >= 0)
@@ -143,6 +146,24 @@ def pack_timeline(timeline: Timeline) -> dict[str, Any]:
     return packed
 
 
+def _pack_routes(graph: ExecutionGraph, hw: Hardware) -> dict[str, Any]:
+    """The wires that messages went over, and the number of the wire from each sender to each receiver ("0>3")."""
+    sends = graph.kind == SEND
+    pairs = sorted(set(zip(graph.rank[sends].tolist(), graph.peer[sends].tolist(), strict=True)))
+    number: dict[Link, int] = {}
+    routes = {f"{src}>{dst}": number.setdefault(hw.link(src, dst), len(number)) for src, dst in pairs}
+    return {"links": [_pack_link(link) for link in number], "routes": routes}
+
+
+def _pack_link(link: Link) -> dict[str, float | None]:
+    return {"bandwidth": _rate(link.bandwidth), "latency_s": link.latency_s, "overhead_s": link.overhead_s}
+
+
+def _rate(figure: float) -> float | None:
+    """A rate for JSON, which has no infinity."""
+    return None if math.isinf(figure) else figure
+
+
 def _reals(values: Any) -> str:
     """Numbers as base64 of little-endian float64."""
     return base64.b64encode(np.asarray(values, dtype="<f8").tobytes()).decode()
@@ -150,15 +171,19 @@ def _reals(values: Any) -> str:
 
 def pack_hardware(hw: Hardware, precision: str) -> dict[str, Any]:
     """The figures that cost an event (cost.py), with the peak of one precision. An infinite rate is null."""
-    rate = hw.gpu.reduce_rate
+    host = hw.host
     return {
         "name": hw.name,
         "peak": hw.gpu.peak("bf16" if precision == "fp8" else precision),
         "fp8": {"peak": hw.gpu.peak("fp8"), "kernels": list(FP8_KERNELS)} if precision == "fp8" else None,
-        "memory_bandwidth": hw.gpu.memory_bandwidth,
+        "memory_bandwidth": _rate(hw.gpu.memory_bandwidth),
         "launch_s": hw.gpu.launch_s,
-        "reduce_rate": None if rate == float("inf") else rate,
+        "reduce_rate": _rate(hw.gpu.reduce_rate),
         "node_size": hw.node_size,
-        "host": {"alpha": hw.host.link.alpha, "bandwidth": hw.host.link.bandwidth, "memory_bandwidth": hw.host.memory_bandwidth},
-        "links": [{k: v for k, v in asdict(x).items() if k in ("bandwidth", "latency_s", "overhead_s")} for x in (hw.intra, hw.inter)],
+        "host": {
+            "alpha": host.link.alpha,
+            "bandwidth": _rate(host.link.bandwidth),
+            "memory_bandwidth": _rate(host.memory_bandwidth),
+        },
+        "links": [_pack_link(hw.intra), _pack_link(hw.inter)],
     }
