@@ -72,6 +72,7 @@ def communications(timeline: Timeline) -> list[dict[str, Any]]:
         found.append(
             {
                 "rank": rank,
+                "row": row,
                 "launched": launched,
                 "start": begun,
                 "end": float(end[row]),

@@ -39,7 +39,7 @@ def critical_path(timeline: Timeline) -> list[int]:
         path.append(row)
         if timeline.start[row] <= 0:
             break
-        best = latest(timeline, graph.dependencies(row))
+        best = latest(timeline, timeline.dependencies(row))
         if graph.match[row] >= 0 and (best < 0 or timeline.end[best] < timeline.start[row]):
             best = int(graph.match[row])
         if best < 0:

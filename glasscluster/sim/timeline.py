@@ -58,6 +58,7 @@ class Timeline:
         self.measured = False
         self.asked: dict[str, Any] = {}  # what `replay` was asked: slow_ranks, faster, rendezvous, contention
         self.shared: Shared | None = None  # with contention: routes, and the history of rates on them
+        self.dep_ptr, self.dep_idx = graph.dep_ptr, graph.dep_idx  # with rendezvous sends wait for more
 
     def __repr__(self) -> str:
         time = f"{self.makespan * 1e3:.4g} ms {'measured' if self.measured else 'virtual'}"
@@ -75,6 +76,10 @@ class Timeline:
         ends = np.zeros(self.graph.ranks)
         np.maximum.at(ends, self.graph.rank, self.end)
         return int(np.argmax(ends))
+
+    def dependencies(self, row: int) -> np.ndarray:
+        """The rows that a row waited for, messages apart: the graph's, and those that a rendezvous adds."""
+        return self.dep_idx[self.dep_ptr[row] : self.dep_ptr[row + 1]]
 
     # ---- when communication began --------------------------------------------------------------------------
     @cached_property

@@ -7,8 +7,7 @@ const GlassReplay = (function () {
      slow_ranks={slowRank: slowFactor}, faster={kind: factor}). */
   const AS_RECORDED = { bandwidth: 1, latency: 1, flops: 1, slowRank: 0, slowFactor: 1, kind: "", factor: 1 };
 
-  /* The timeline of `graph` on packed hardware `hw`, as Python was asked to replay it and then with `knobs`.
-     */
+  /* The timeline of `graph` on packed hardware `hw`, as Python was asked to replay it, then with `knobs`. */
   function replay(graph, hw, knobs) {
     const asked = { ...AS_RECORDED, ...knobs };
     const slowRanks = Object.entries(hw.slow).map(([rank, factor]) => [Number(rank), factor]);
