@@ -153,22 +153,9 @@ const GlassCanvas = (function () {
       single += wide.length;
       ctx.globalCompositeOperation = "source-over";
       for (const i of wide) {
-        const a = left(i),
-          b = right(i),
-          kind = bars.kind[i];
-        if (patterns[kind] && b - a >= 4) {
-          ctx.fillStyle = patterns[kind];
-          ctx.fillRect(a, top, b - a, height);
-        }
-        if (b - a >= 5 && bars.axis[i] < 0 && kinds[kind] !== "bubble") {
-          ctx.fillStyle = "rgba(255,255,255,0.85)";
-          ctx.fillRect(a, top, 1, height);
-        }
-        const text = height >= 13 && b - a >= 14 ? label(i) : "";
-        if (text && ctx.measureText(text).width + 4 <= b - a) {
-          ctx.fillStyle = looks[kind].text;
-          ctx.fillText(text, (a + b) / 2, top + height / 2 + 1);
-        }
+        const [a, b, kind] = [left(i), right(i), bars.kind[i]];
+        const edge = bars.axis[i] < 0 && kinds[kind] !== "bubble";
+        dress(ctx, { a, b, top, height }, looks[kind], patterns[kind], edge, () => label(i));
         if (bars.critical[i]) outlined.push([a, top, b - a, height]);
       }
     }
@@ -178,6 +165,23 @@ const GlassCanvas = (function () {
       outlined.forEach(([x, y, w, h]) => ctx.strokeRect(x + 1, y + 1, Math.max(w - 2, 0.5), h - 2));
     }
     return { single, binned, pixel: 1 / scale };
+  }
+
+  /* On a filled bar, where there is room for each: its hatch, a light edge on the left, its label. */
+  function dress(ctx, { a, b, top, height }, look, pattern, edge, label) {
+    if (pattern && b - a >= 4) {
+      ctx.fillStyle = pattern;
+      ctx.fillRect(a, top, b - a, height);
+    }
+    if (edge && b - a >= 5) {
+      ctx.fillStyle = "rgba(255,255,255,0.85)";
+      ctx.fillRect(a, top, 1, height);
+    }
+    const text = height >= 13 && b - a >= 14 ? label() : "";
+    if (text && ctx.measureText(text).width + 4 <= b - a) {
+      ctx.fillStyle = look.text;
+      ctx.fillText(text, (a + b) / 2, top + height / 2 + 1);
+    }
   }
 
   /* A pixel column takes the colour of the kind that was busy for most of it, as strong as its busy share;
