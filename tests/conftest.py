@@ -20,7 +20,9 @@ if not torch.cuda.is_available():  # read when triton is first imported, which a
 
 
 _worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-if _worker and hasattr(os, "sched_getaffinity"):  # thread-ranks share a core, and should not meet another worker's there
+if _worker and hasattr(
+    os, "sched_getaffinity"
+):  # thread-ranks share a core, and should not meet another worker's there
     _cpus = sorted(os.sched_getaffinity(0))
     threads._one_cpu = lambda: _cpus[int(_worker.removeprefix("gw")) % len(_cpus)]
 
@@ -39,17 +41,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU that torch sees on this machine"))
         if item.get_closest_marker("browser") and shutil.which("chromium") is None:
             item.add_marker(pytest.mark.skip(reason="no chromium on PATH (Debian: apt-get install chromium)"))
+        if item.get_closest_marker("node") and shutil.which("node") is None:
+            item.add_marker(pytest.mark.skip(reason="no node on PATH (Debian: apt-get install nodejs)"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.getoption("loadgroup", False):
-        unseen = [i.nodeid for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
+        unseen = [
+            i.nodeid for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid
+        ]
         assert not unseen, f"xdist has not seen the groups of {len(unseen)} tests: {unseen[:3]}"
     gc.collect()
-    gc.freeze()  # what is imported stays: the collector, which went through all of it again and again, took a tenth of the suite
+    # what is imported stays: the collector, which went through it again and again, took a tenth of the suite
+    gc.freeze()
 
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +86,12 @@ def visit(browser):
         page.problems = []
         page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: page.problems.append(str(e)))
-        page.on("request", lambda r: page.problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+        page.on(
+            "request",
+            lambda r: (
+                page.problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None
+            ),
+        )
         page.goto(path.as_uri() + fragment)
         return page
 

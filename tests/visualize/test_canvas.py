@@ -1,4 +1,4 @@
-"""Above 2,000 bars: the canvas shows what the table says, hides nothing silently, and hover finds what was recorded."""
+"""Above 2,000 bars: the canvas shows what the table says, hides nothing silently, hover finds what ran."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from glasscluster.visualize.page.report import write_run_report
 
 pytestmark = pytest.mark.browser
 PLOT = "document.querySelector('#panel-timeline .view:not([hidden]) .plot')"
-# the share of every pixel column of a rank's compute lane that is opaque, along the lane's upper edge (no digits there)
-BUSY = """(ranks) => { const c = document.querySelector('#panel-timeline canvas.bars'), g = c.getContext('2d');
+# the share of a rank's compute lane that is opaque, by pixel columns, along its upper edge (no digits there)
+BUSY = """(ranks) => {
+  const c = document.querySelector('#panel-timeline canvas.bars'), g = c.getContext('2d');
   const rows = c.height / (ranks - 0.02 + 0.06), found = [];
-  for (let r = 0; r < ranks; r++) { const line = g.getImageData(0, Math.round((r + 0.06 + 0.1) * rows), c.width, 1).data;
-    let sum = 0; for (let i = 3; i < line.length; i += 4) sum += line[i]; found.push(sum / 255 / c.width); }
+  for (let r = 0; r < ranks; r++) {
+    const line = g.getImageData(0, Math.round((r + 0.06 + 0.1) * rows), c.width, 1).data;
+    let sum = 0;
+    for (let i = 3; i < line.length; i += 4) sum += line[i];
+    found.push(sum / 255 / c.width);
+  }
   return found; }"""
 
 
@@ -31,8 +36,9 @@ def spans(request, tmp_path_factory):
 
 def hide(page, *kinds):
     """As a click on the legend does."""
-    page.evaluate(f"(kinds) => moduleName.restyle({PLOT}, {{visible: 'legendonly'}}, "
-                  f"{PLOT}.data.map((t, i) => kinds.includes(t.meta) ? i : -1).filter((i) => i >= 0))", list(kinds))  # fmt: skip
+    chosen = f"{PLOT}.data.map((t, i) => kinds.includes(t.meta) ? i : -1).filter((i) => i >= 0)"
+    hidden = f"moduleName.restyle({PLOT}, {{visible: 'legendonly'}}, {chosen})"
+    page.evaluate(f"(kinds) => {hidden}", list(kinds))
 
 
 def test_opaque_pixels_are_busy_seconds_within_a_percent_at_every_zoom(spans, visit):
@@ -53,7 +59,9 @@ def test_opaque_pixels_are_busy_seconds_within_a_percent_at_every_zoom(spans, vi
             rows = (line.graph.rank == rank) & (line.graph.lane == 0)
             inside = np.clip(line.end[rows], low, high) - np.clip(line.start[rows], low, high)
             assert drawn[rank] == pytest.approx(inside.sum() / (high - low), abs=0.01), (rank, a, b)
-    assert [p for p in page.problems if "getImageData" not in p] == []  # that one is about this test's reading of pixels
+    assert [
+        p for p in page.problems if "getImageData" not in p
+    ] == []  # that one is about this test's reading of pixels
 
 
 def test_no_event_goes_missing_without_being_said(spans, visit):
@@ -61,7 +69,9 @@ def test_no_event_goes_missing_without_being_said(spans, visit):
     page = visit(path, 1360, "#tab=timeline&lang=en")
     until(page, "window.glassReady")
     told = page.inner_text("#panel-timeline .view:not([hidden]) .drawn")
-    events, bars, single, binned = (int(x.replace(",", "")) for x in re.findall(r"[\d,]+(?= events| bars| drawn| binned)", told))
+    events, bars, single, binned = (
+        int(x.replace(",", "")) for x in re.findall(r"[\d,]+(?= events| bars| drawn| binned)", told)
+    )
     gaps = sum(g.length > 0 for g in run.timeline.all_gaps)
     assert events == len(run.graph)
     assert bars == bar_count(run.timeline) + gaps == single + binned
@@ -77,7 +87,10 @@ def test_hover_and_click_find_the_recorded_event(spans, visit):
     full = page.evaluate(f"{PLOT}.layout.xaxis.range.slice()")
     unit = full[1] / (line.makespan * 1.004)
     middle, length = (block["start"] + block["end"]) / 2 * unit, (block["end"] - block["start"]) * unit
-    page.evaluate(f"(r) => moduleName.relayout({PLOT}, {{'xaxis.range': r}})", [middle - 10 * length, middle + 10 * length])
+    page.evaluate(
+        f"(r) => moduleName.relayout({PLOT}, {{'xaxis.range': r}})",
+        [middle - 10 * length, middle + 10 * length],
+    )
     box = page.query_selector("#panel-timeline .view:not([hidden]) .plot .nsewdrag").bounding_box()
     y = (3 + 0.26 + 0.06) / (run.gpus - 0.02 + 0.06)
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + y * box["height"])
@@ -86,20 +99,32 @@ def test_hover_and_click_find_the_recorded_event(spans, visit):
     until(page, "document.getElementById('selected').textContent.includes('waited for')")
     assert "rank 2 · send" in page.inner_text("#selected")
     page.click("#panel-timeline .view:not([hidden]) .table-toggle")
-    until(page, "document.querySelectorAll('#panel-timeline .view:not([hidden]) .table-box tr').length > 1000")
-    assert "trace.json has everything" in page.inner_text("#panel-timeline .view:not([hidden]) .table-box tr:last-child")
+    until(
+        page, "document.querySelectorAll('#panel-timeline .view:not([hidden]) .table-box tr').length > 1000"
+    )
+    assert "trace.json has everything" in page.inner_text(
+        "#panel-timeline .view:not([hidden]) .table-box tr:last-child"
+    )
     assert page.problems == []
 
 
 def test_the_canvas_and_the_bars_of_plotly_are_the_same_rectangles(visit, tmp_path):
     run = Cluster("classroom", 4, "dry", memory_bytes=None).run(pipeline_of_spans, 6, "1f1b")
     path = write_run_report(run, tmp_path / "small.html")
-    page = visit(path, 1360, "#tab=timeline&lang=en&flops=1.0000001")  # a what-if that changes nothing one can see
+    page = visit(
+        path, 1360, "#tab=timeline&lang=en&flops=1.0000001"
+    )  # a what-if that changes nothing one can see
     until(page, "window.glassReady")
     hide(page, "bubble", "critical")
     drawn = page.evaluate(BUSY, 4)
     figure = timeline_figure(run.timeline)
     span = figure.layout.xaxis.range[1]
     for rank in range(4):
-        bars = sum(x for t in figure.data if t.meta in ("forward", "backward") for x, y in zip(t.x, t.y, strict=True) if int(y) == rank)
+        bars = sum(
+            x
+            for t in figure.data
+            if t.meta in ("forward", "backward")
+            for x, y in zip(t.x, t.y, strict=True)
+            if int(y) == rank
+        )
         assert drawn[rank] == pytest.approx(bars / span, abs=0.01)

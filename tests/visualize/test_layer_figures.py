@@ -1,4 +1,4 @@
-"""A layer's matrices by their shards, its strip of collectives, and what it keeps: all as recorded, none by rule."""
+"""A layer's matrices by their shards, its strip of collectives, what it keeps: as recorded, not by rule."""
 
 from __future__ import annotations
 
@@ -33,11 +33,15 @@ def test_what_is_drawn_for_a_rank_is_what_the_rank_holds(name):
     model, t = make_model("tiny", layers=1, **MODELS[name]), 4
     whole = GPTStage(model, [0], False, False).full_names()
     for rank in range(t):
-        for full_name, (mine, shard) in GPTStage(model, [0], False, False, Ranks(rank, t)).full_names().items():
+        for full_name, (mine, shard) in (
+            GPTStage(model, [0], False, False, Ranks(rank, t)).full_names().items()
+        ):
             value = whole[full_name][0]
             held = [p for p in pieces(tuple(value.shape), shard, t) if p.rank in (rank, -1)]
             dim = shard.dim if shard else 0
-            assert torch.equal(torch.cat([value.narrow(dim, p.start, p.stop - p.start) for p in held], dim), mine), full_name
+            assert torch.equal(
+                torch.cat([value.narrow(dim, p.start, p.stop - p.start) for p in held], dim), mine
+            ), full_name
 
 
 def test_pieces_cover_a_matrix_once_and_padding_is_nobody_s():
@@ -52,12 +56,18 @@ def test_pieces_cover_a_matrix_once_and_padding_is_nobody_s():
 def test_the_matrices_have_their_size_and_each_region_one_f_and_one_g(name, lang):
     model = make_model("tiny", **MODELS[name])
     figure = matrices_figure({name: model}, 4, lang)
-    area = sum(w * h for trace in figure.data for w, h in zip(trace.width, trace.y, strict=True)) * model.hidden**2
+    area = (
+        sum(w * h for trace in figure.data for w, h in zip(trace.width, trace.y, strict=True))
+        * model.hidden**2
+    )
     assert area == pytest.approx(sum(m.out * m.into for m in matrices(stage_of(model, 4), 4)), rel=1e-4)
     letters = [a.text[3] for a in figure.layout.annotations if a.text.startswith(("<b>f</b>", "<b>g</b>"))]
     assert sorted(letters) == ["f", "f", "g", "g"]
     assert [t.text[0] for t in figure.data] == ["0", "1", "2", "3"]
-    shared = {"en": "2 key heads, each gathered by 2 neighbours", "zh": "2 个 KV 头，每个由相邻 2 个 rank 聚集"}[lang]
+    shared = {
+        "en": "2 key heads, each gathered by 2 neighbours",
+        "zh": "2 个 KV 头，每个由相邻 2 个 rank 聚集",
+    }[lang]
     assert (shared in [a.text for a in figure.layout.annotations]) == (name == "GQA")
 
 
@@ -71,12 +81,21 @@ def test_rows_before_columns_would_be_drawn_as_such(monkeypatch):
 
     monkeypatch.setattr(mlp, "declare", swapped)
     figure = matrices_figure({"": make_model("tiny")}, 4)
-    assert sorted(a.text[3] for a in figure.layout.annotations if a.text.startswith(("<b>f", "<b>g"))) == ["f", "f", "g", "g"]
-    order = [a.text[3] for a in sorted(figure.layout.annotations[1:], key=lambda a: a.x) if a.text.startswith(("<b>f", "<b>g"))]
+    assert sorted(a.text[3] for a in figure.layout.annotations if a.text.startswith(("<b>f", "<b>g"))) == [
+        "f",
+        "f",
+        "g",
+        "g",
+    ]
+    order = [
+        a.text[3]
+        for a in sorted(figure.layout.annotations[1:], key=lambda a: a.x)
+        if a.text.startswith(("<b>f", "<b>g"))
+    ]
     assert order == ["f", "g", "g", "f"]
 
 
-# ---- the strip -----------------------------------------------------------------------------------------------------
+# ---- the strip ---------------------------------------------------------------------------------------------
 def recorded(t: int = 2, **options):
     model = make_model("tiny", layers=2, hidden=32, seq=16)
     job = Job(make_plan(tp=t, micro_batch=1, global_batch=1, **options), model, steps=1)
@@ -111,7 +130,14 @@ def test_a_strip_s_compute_takes_what_the_replay_says_and_overlap_sends_pieces(p
 
 def test_a_product_is_named_by_its_flops_also_in_pieces():
     products = {600: "QKV", 200: "out", 800: "MLP"}
-    assert [named(x, products) for x in (600, 150, 200, 100, 800, 7)] == ["QKV", "QKV", "out", "out", "MLP", None]
+    assert [named(x, products) for x in (600, 150, 200, 100, 800, 7)] == [
+        "QKV",
+        "QKV",
+        "out",
+        "out",
+        "MLP",
+        None,
+    ]
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])

@@ -30,7 +30,9 @@ from glasscluster.visualize.page.words import CATALOGUE
 def trained():
     plan = make_plan(pp=2, dp=2, schedule="gpipe", global_batch=8)
     with Cluster("classroom", 4, "threads") as cluster:
-        return train(cluster, Job(plan, make_model("tiny", layers=2, hidden=32, seq=16), steps=1), checked=False)
+        return train(
+            cluster, Job(plan, make_model("tiny", layers=2, hidden=32, seq=16), steps=1), checked=False
+        )
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +43,17 @@ def tour():
 
 
 def test_every_word_has_both_languages_with_the_same_blanks_and_is_used():
-    files = (p for p in Path(package.__file__).parent.parent.rglob("*") if p.suffix in (".py", ".html", ".js"))
+    files = (
+        p for p in Path(package.__file__).parent.parent.rglob("*") if p.suffix in (".py", ".html", ".js")
+    )
     sources = "".join(p.read_text() for p in files)
-    computed = "forward backward weight recompute optimizer other warm-up drain dependency communication parameters gradients activations "
-    computed += "buffers collective p2p bubble compute exposed pass fail partial "
-    computed += "split_title idle_title path_title largest_grad largest_weight"  # keys that code puts together
+    computed = "forward backward weight recompute optimizer other warm-up drain dependency communication "
+    computed += (
+        "parameters gradients activations buffers collective p2p bubble compute exposed pass fail partial "
+    )
+    computed += (
+        "split_title idle_title path_title largest_grad largest_weight"  # keys that code puts together
+    )
     computed += " part_outside part_attention part_mlp part_scores"
     computed += " serving_prefill serving_decode serving_again serving_held cache_tokens cache_empty"
     made = {*computed.split(), *(f"tab_{t}" for t in report.TABS)}
@@ -110,9 +118,9 @@ def test_memory_bars_and_curve_reach_the_recorded_peak(trained):
     peaks = trained.run.peak_memory()
     figure = memory_bars(peaks)
     heights = np.sum([bars.y for bars in figure.data], axis=0)
-    assert heights * 1e6 == pytest.approx([total for total, _ in peaks], rel=1e-4) or heights * 1e3 == pytest.approx(
+    assert heights * 1e6 == pytest.approx(
         [total for total, _ in peaks], rel=1e-4
-    )
+    ) or heights * 1e3 == pytest.approx([total for total, _ in peaks], rel=1e-4)
     for rank, (total, _) in enumerate(peaks):
         assert int(trained.timeline.memory(rank).levels.sum(axis=1).max()) == total
 
@@ -132,7 +140,9 @@ def test_the_perfetto_trace_has_every_event_once_and_an_arrow_for_every_message(
     assert json.loads(json.dumps(content)) == content
 
 
-def test_the_page_is_the_same_bytes_each_time_and_refuses_a_tampered_plotly(tour, trained, tmp_path, monkeypatch):
+def test_the_page_is_the_same_bytes_each_time_and_refuses_a_tampered_plotly(
+    tour, trained, tmp_path, monkeypatch
+):
     pages = [report.write_run_report(trained.run, tmp_path / n).read_bytes() for n in ("a.html", "b.html")]
     assert pages[0] == pages[1]
     monkeypatch.setattr(report.hashlib, "sha256", lambda _data: report.hashlib.md5(b"tampered"))

@@ -1,9 +1,10 @@
 """The execution graph: what every rank did, as columns of events and their dependencies. No time in it.
 
-One row an event. A lane is a stream of a rank: 0 is compute; every communicator has six more (see
-`group_lane` in events.py). Events of a lane follow each other; `deps` adds the edges
-of the program (launch, wait) and `match` the message that a receive waits for. Rows are topologically sorted
-once, when the graph is built. Two graphs are the same when their canonical rows (rank, lane, order) are.
+One row an event. A lane is a stream of a rank: 0 is compute; every communicator has six more: whole
+collectives and local additions, their sends, their receives, their launches, the program's own sends, the
+program's own receives. Events of a lane follow each other; `deps` adds the edges of the program (launch,
+wait) and `match` the message that a receive waits for. Rows are topologically sorted once, when the graph
+is built. Two graphs are the same when their canonical rows (rank, lane, order) are.
 """
 
 from __future__ import annotations

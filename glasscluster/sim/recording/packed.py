@@ -1,7 +1,8 @@
-"""A recorded graph as a page carries it: columns, delta-coded, byte-shuffled, deflated, base64. The page replays it itself.
+"""A recorded graph as a page carries it: columns, delta-coded, byte-shuffled, deflated, base64.
 
-Rows stand in canonical order (rank, lane, order), where neighbours look alike: about one byte an event is left. What
-the page unpacks is the whole recording, so that its times, its downloads and its what-if come from what ran.
+Rows stand in canonical order (rank, lane, order), where neighbours look alike: about one byte an event is
+left. What the page unpacks (visualize/templates/pack.js) is the whole recording, and the page replays it
+itself: its times, its downloads and its what-if come from what ran.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def _narrow(values: np.ndarray) -> np.ndarray:
 
 
 def pack(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Whole-number columns as `{"columns": [[name, bytes a number, numbers], ..], "data": base64 of one zlib stream}`."""
+    """Whole-number columns as `{"columns": [[name, bytes a number, numbers], ..], "data": ..}`.
+
+    The data is one zlib stream in base64.
+    """
     listed, parts = [], []
     for name, values in columns.items():
         steps = _narrow(np.diff(np.asarray(values, dtype=np.int64), prepend=0))
@@ -57,14 +61,20 @@ def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def pack_graph(graph: ExecutionGraph, rendezvous: bool = False) -> dict[str, Any]:
-    """Everything that `ExecutionGraph` knows, for visualize/templates/engine.js and for `load_packed`."""
+    """Everything that `ExecutionGraph` knows, for visualize/templates/pack.js and for `load_packed`."""
     order, place = graph.canonical, graph.place
     columns = {c: getattr(graph, c)[order] for c in COLUMNS}
-    edges = rendezvous_edges(graph) if rendezvous else (graph.dep_idx, np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr)))
+    edges = (
+        rendezvous_edges(graph)
+        if rendezvous
+        else (graph.dep_idx, np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr)))
+    )
     source, target = (place[e] for e in edges)
     by_target = np.lexsort((source, target))
     columns["dep_count"] = np.bincount(target, minlength=len(order))
-    columns["dep_back"] = (target - source)[by_target]  # how many rows back (forward, when negative) a dependency is
+    columns["dep_back"] = (target - source)[
+        by_target
+    ]  # how many rows back (forward, when negative) a dependency is
     matched = graph.match[order]
     columns["match"] = np.where(matched >= 0, place[matched], -1)
     memory, beside = as_columns(graph.memory)
@@ -72,9 +82,16 @@ def pack_graph(graph: ExecutionGraph, rendezvous: bool = False) -> dict[str, Any
     return {
         "ranks": graph.ranks,
         "names": graph.names,
-        "groups": {str(r): {str(g): [a, list(m)] for g, (a, m) in groups.items()} for r, groups in sorted(graph.groups.items())},
+        "groups": {
+            str(r): {str(g): [a, list(m)] for g, (a, m) in groups.items()}
+            for r, groups in sorted(graph.groups.items())
+        },
         "memory": beside,
-        "info": {k: v for k, v in graph.info.items() if isinstance(v, (str, int, float, bool, dict, list)) or v is None},
+        "info": {
+            k: v
+            for k, v in graph.info.items()
+            if isinstance(v, (str, int, float, bool, dict, list)) or v is None
+        },
         "kinds": list(KINDS),
         "phases": list(PHASES),
         "purposes": list(PURPOSES),
@@ -88,13 +105,17 @@ def load_packed(path: str | Path) -> ExecutionGraph:
     try:
         packed = json.loads(Path(path).read_text())
         if packed["format"] != FORMAT:
-            raise InputError("graph", str(path), f"has format {packed['format']}, this version reads {FORMAT}")
+            raise InputError(
+                "graph", str(path), f"has format {packed['format']}, this version reads {FORMAT}"
+            )
         columns = unpack(packed)
         n = len(columns["rank"])
         target = np.repeat(np.arange(n), columns["dep_count"])
         source, match = target - columns["dep_back"], columns["match"]
         received = np.flatnonzero(match >= 0)
-        order = topological_order(n, np.concatenate([source, match[received]]), np.concatenate([target, received]), np.arange(n))
+        order = topological_order(
+            n, np.concatenate([source, match[received]]), np.concatenate([target, received]), np.arange(n)
+        )
         place = np.empty_like(order)
         place[order] = np.arange(n)
         dep_ptr, dep_idx = csr(n, place[source], place[target])
@@ -102,7 +123,10 @@ def load_packed(path: str | Path) -> ExecutionGraph:
             "names": packed["names"],
             "ranks": packed["ranks"],
             "info": packed["info"],
-            "groups": {int(r): {int(g): (a, m) for g, (a, m) in groups.items()} for r, groups in packed["groups"].items()},
+            "groups": {
+                int(r): {int(g): (a, m) for g, (a, m) in groups.items()}
+                for r, groups in packed["groups"].items()
+            },
             "memory": from_columns(columns, packed["memory"]),
         }
         match = np.where(match[order] >= 0, place[match[order]], -1)
@@ -112,4 +136,6 @@ def load_packed(path: str | Path) -> ExecutionGraph:
     except OSError as problem:
         raise InputError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
     except Exception as problem:  # a damaged or foreign file fails in many ways
-        raise InputError("graph", str(path), f"is not a report's graph.json ({type(problem).__name__})") from None
+        raise InputError(
+            "graph", str(path), f"is not a report's graph.json ({type(problem).__name__})"
+        ) from None

@@ -29,9 +29,10 @@ def replay(
     rendezvous: bool = False,
     contention: bool = False,
 ) -> Timeline:
-    """Time every event. `slow_ranks` and `faster` as in `costs`; with `rendezvous` a message starts when its receive is posted.
+    """Time every event. `slow_ranks` and `faster` as in `costs`.
 
-    With `contention` messages share the links of the hardware's topology (nodes × network ports where it has none of its own).
+    With `rendezvous` a message starts when its receive is posted. With `contention` messages share the links
+    of the hardware's topology; where it has none of its own, that is its nodes and their network ports.
     """
     hw = hardware(hw)
     precision = precision or graph.info.get("precision", "fp32")
@@ -46,7 +47,13 @@ def replay(
         start, end = _in_order(graph, cost.duration, cost.latency, *dependencies)
     timeline = Timeline(graph, start, end, hw, precision)
     timeline.shared = shared
-    timeline.asked = {"slow_ranks": slow_ranks or {}, "faster": faster or {}, "rendezvous": rendezvous, "contention": contention}
+    timeline.dep_ptr, timeline.dep_idx, _ = dependencies
+    timeline.asked = {
+        "slow_ranks": slow_ranks or {},
+        "faster": faster or {},
+        "rendezvous": rendezvous,
+        "contention": contention,
+    }
     return timeline
 
 
@@ -75,16 +82,23 @@ def longest_path(dep_ptr, dep_idx, match, duration, latency):
 
 
 def rendezvous_dependencies(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dep_ptr, dep_idx, and an order in which the rows can be timed: every send also follows what its receive's posting follows."""
+    """dep_ptr, dep_idx with the edges of `rendezvous_edges`, and an order in which the rows can be timed."""
     n = len(graph)
     source, target = rendezvous_edges(graph)
     received = np.flatnonzero(graph.match >= 0)
-    order = topological_order(n, np.concatenate([source, graph.match[received]]), np.concatenate([target, received]), np.arange(n))
+    order = topological_order(
+        n, np.concatenate([source, graph.match[received]]), np.concatenate([target, received]), np.arange(n)
+    )
     return *csr(n, source, target), order
 
 
 def _in_order(
-    graph: ExecutionGraph, duration: np.ndarray, latency: np.ndarray, dep_ptr: np.ndarray, dep_idx: np.ndarray, order: np.ndarray | None
+    graph: ExecutionGraph,
+    duration: np.ndarray,
+    latency: np.ndarray,
+    dep_ptr: np.ndarray,
+    dep_idx: np.ndarray,
+    order: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The longest path, over rows in an order of their own (None: as they stand)."""
     if order is None:

@@ -9,20 +9,30 @@ from glasscluster.sim.time.timeline import Timeline
 
 
 def makespans_if_faster(timeline: Timeline, factor: float = 2.0) -> dict[str, float]:
-    """Kind of work (a phase, an axis's messages, every link's latency) -> the makespan if it took 1/factor of its time."""
+    """The makespan in seconds if one kind of work took 1/factor of its time, by kind.
+
+    Kinds are the phases computed, the axes communicated on (all messages there), and `latency` of every link.
+    """
     asked = dict(timeline.asked)
     before = asked.pop("faster", {})
     found = {}
     for kind in kinds_of_work(timeline.graph):
         quicker = {**before, kind: before.get(kind, 1.0) * factor}
-        found[kind] = replay(timeline.graph, timeline.hardware, precision=timeline.precision, faster=quicker, **asked).makespan
+        found[kind] = replay(
+            timeline.graph, timeline.hardware, precision=timeline.precision, faster=quicker, **asked
+        ).makespan
     latency = timeline.hardware.scaled(latency=1 / factor)
-    found["latency"] = replay(timeline.graph, latency, precision=timeline.precision, faster=before, **asked).makespan
+    found["latency"] = replay(
+        timeline.graph, latency, precision=timeline.precision, faster=before, **asked
+    ).makespan
     return found
 
 
 def critical_seconds(timeline: Timeline) -> dict[str, float]:
-    """What the critical path consists of: seconds by kind of work, with `latency` for messages in flight; adds up to the makespan."""
+    """What the critical path consists of: seconds by kind of work, with `latency` for messages in flight.
+
+    They add up to the makespan.
+    """
     graph, found, clock = timeline.graph, dict[str, float](), 0.0
     for row in timeline.critical_path:
         waited = float(timeline.start[row]) - clock

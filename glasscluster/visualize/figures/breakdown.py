@@ -1,4 +1,4 @@
-"""Where the step's time goes: each rank's 100 percent, why it was idle, and what the critical path is made of."""
+"""Where the step's time goes: a rank's 100 percent, why it was idle, what the critical path is made of."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from glasscluster.sim.recording.events import PHASES
-from glasscluster.sim.time.timeline import IDLE_CAUSES
+from glasscluster.sim.time.idle import IDLE_CAUSES
 from glasscluster.sim.time.what_if import critical_seconds, makespans_if_faster
 from glasscluster.visualize.figures.layout import plain_layout
 from glasscluster.visualize.figures.palette import IDLE, KINDS, SPLIT, Look
@@ -25,7 +25,9 @@ def split_figure(timeline: Timeline, lang: str = "en") -> Figure:
     """Each rank's makespan in parts that add up to it exactly (Timeline.split)."""
     parts = timeline.split()[:MOST_RANKS]
     rows = {key: [p[key] for p in parts] for key in SPLIT}
-    return _per_rank(timeline, rows, SPLIT, lang, {"alone": "alone", "overlapped": "overlapped", "bubble": "waiting"})
+    return _per_rank(
+        timeline, rows, SPLIT, lang, {"alone": "alone", "overlapped": "overlapped", "bubble": "waiting"}
+    )
 
 
 def idle_figure(timeline: Timeline, lang: str = "en") -> Figure:
@@ -36,21 +38,28 @@ def idle_figure(timeline: Timeline, lang: str = "en") -> Figure:
 
 
 def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -> Figure:
-    """Left: what the critical path consists of. Right: the step's time if one kind of work were `factor` times as fast."""
+    """Left: what the critical path consists of. Right: what a kind of work `factor` times as fast saves."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     scale, unit = time_unit(timeline.makespan)
     on_path = critical_seconds(timeline)
     faster = makespans_if_faster(timeline, factor)
-    kinds = [k for k in faster if k != "latency" or (len(timeline.graph.axis) and (timeline.graph.axis != "").any())]
+    kinds = [
+        k
+        for k in faster
+        if k != "latency" or (len(timeline.graph.axis) and (timeline.graph.axis != "").any())
+    ]
     names = [kind_name(k, lang) for k in kinds]
     titles = [word("on_path", lang), word("if_faster", lang, factor=f"{factor:g}")]
     figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=titles)
     spent = [on_path.get(k, 0.0) for k in kinds]
     saved = [timeline.makespan - faster[k] for k in kinds]
     for column, values, label in ((1, spent, word("on_path", lang)), (2, saved, word("saved", lang))):
-        text = [f"{v * scale:.3g} {unit} ({v / timeline.makespan:.0%})" if timeline.makespan else "" for v in values]
+        text = [
+            f"{v * scale:.3g} {unit} ({v / timeline.makespan:.0%})" if timeline.makespan else ""
+            for v in values
+        ]
         figure.add_trace(
             go.Bar(
                 name=label,
@@ -69,7 +78,9 @@ def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -
         )
     for column, values in ((1, spent), (2, saved)):
         top = max(values, default=0.0) * scale * 1.45 or 1.0
-        figure.update_xaxes(title_text=f"{unit} · {timeline.hardware.name}", range=[0, float(f"{top:.4g}")], row=1, col=column)
+        figure.update_xaxes(
+            title_text=f"{unit} · {timeline.hardware.name}", range=[0, float(f"{top:.4g}")], row=1, col=column
+        )
     figure.update_xaxes(gridcolor="#e4e7eb", zeroline=False)
     figure.update_yaxes(autorange="reversed", automargin=True)
     figure.update_layout(**plain_layout(130 + 38 * len(kinds)))
@@ -87,7 +98,13 @@ def _look(kind: str) -> Look:
     return KINDS[kind] if kind in KINDS else KINDS["bubble"] if kind == "latency" else KINDS["collective"]
 
 
-def _per_rank(timeline: Timeline, rows: Mapping[str, Sequence[float]], looks: dict[str, Look], lang: str, words: dict[str, str]) -> Figure:
+def _per_rank(
+    timeline: Timeline,
+    rows: Mapping[str, Sequence[float]],
+    looks: dict[str, Look],
+    lang: str,
+    words: dict[str, str],
+) -> Figure:
     import plotly.graph_objects as go
 
     factor, unit = time_unit(timeline.makespan)
@@ -128,6 +145,8 @@ def _per_rank(timeline: Timeline, rows: Mapping[str, Sequence[float]], looks: di
     if not figure.data:
         figure.add_annotation(text=word("never_idle", lang), showarrow=False, font={"size": 16})
     time = word("measured_time" if timeline.measured else "virtual_time", lang)
-    figure.update_xaxes(title_text=f"{time} ({unit}) · {timeline.hardware.name}", gridcolor="#e4e7eb", zeroline=False)
+    figure.update_xaxes(
+        title_text=f"{time} ({unit}) · {timeline.hardware.name}", gridcolor="#e4e7eb", zeroline=False
+    )
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict
+import math
 from typing import Any
 
 import numpy as np
 
-from glasscluster.sim.recording.events import COLLECTIVE
+from glasscluster.base.link import Link
+from glasscluster.sim.recording.events import COLLECTIVE, SEND
+from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.cost import FP8_KERNELS, native_cost
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.timeline import Timeline
@@ -17,23 +19,57 @@ from glasscluster.sim.time.timeline import Timeline
 def pack_timeline(timeline: Timeline) -> dict[str, Any]:
     """Its hardware, and how it was replayed: from these the page makes its times.
 
-    What only Python can cost is given: a library's collectives (seconds of latency, seconds of moving bytes), and, where
-    messages shared links, how long each held its lane and how long it was in flight.
+    What only Python can cost is given: a library's collectives (seconds of latency, seconds of moving bytes),
+    the routes of a topology, each as one wire, and, where messages shared links, how long each held its lane
+    and how long it was in flight.
     """
-    graph, packed, asked = timeline.graph, pack_hardware(timeline.hardware, timeline.precision), timeline.asked
+    graph, packed, asked = (
+        timeline.graph,
+        pack_hardware(timeline.hardware, timeline.precision),
+        timeline.asked,
+    )
     slow = {str(r): f for r, f in asked.get("slow_ranks", {}).items()}
     packed |= {"slow": slow, "faster": asked.get("faster", {})}
-    whole = [r for r in graph.canonical.tolist() if graph.kind[r] == COLLECTIVE and graph.names[graph.op[r]].endswith("/native")]
+    whole = [
+        r
+        for r in graph.canonical.tolist()
+        if graph.kind[r] == COLLECTIVE and graph.names[graph.op[r]].endswith("/native")
+    ]
     if whole:
-        packed["native"] = [_reals(column) for column in zip(*(native_cost(graph, r, timeline.hardware) for r in whole), strict=True)]
+        packed["native"] = [
+            _reals(column)
+            for column in zip(*(native_cost(graph, r, timeline.hardware) for r in whole), strict=True)
+        ]
+    if timeline.hardware.topology is not None:
+        packed |= _pack_routes(graph, timeline.hardware)
     if timeline.shared is not None:
         seconds = timeline.end - timeline.start
         received = np.flatnonzero(graph.match >= 0)
         arrival = np.zeros(len(graph))
         arrival[timeline.shared.rows] = timeline.shared.arrival
-        seconds[received] = arrival[graph.match[received]] - timeline.end[graph.match[received]]  # of a receive: in flight
+        seconds[received] = (
+            arrival[graph.match[received]] - timeline.end[graph.match[received]]
+        )  # of a receive: in flight
         packed["shared"] = _reals(seconds[graph.canonical])
     return packed
+
+
+def _pack_routes(graph: ExecutionGraph, hw: Hardware) -> dict[str, Any]:
+    """The wires that messages went over, and the number of the wire from a sender to a receiver ("0>3")."""
+    sends = graph.kind == SEND
+    pairs = sorted(set(zip(graph.rank[sends].tolist(), graph.peer[sends].tolist(), strict=True)))
+    number: dict[Link, int] = {}
+    routes = {f"{src}>{dst}": number.setdefault(hw.link(src, dst), len(number)) for src, dst in pairs}
+    return {"links": [_pack_link(link) for link in number], "routes": routes}
+
+
+def _pack_link(link: Link) -> dict[str, float | None]:
+    return {"bandwidth": _rate(link.bandwidth), "latency_s": link.latency_s, "overhead_s": link.overhead_s}
+
+
+def _rate(figure: float) -> float | None:
+    """A rate for JSON, which has no infinity."""
+    return None if math.isinf(figure) else figure
 
 
 def _reals(values: Any) -> str:
@@ -43,15 +79,19 @@ def _reals(values: Any) -> str:
 
 def pack_hardware(hw: Hardware, precision: str) -> dict[str, Any]:
     """The figures that cost an event (cost.py), with the peak of one precision. An infinite rate is null."""
-    rate = hw.gpu.reduce_rate
+    host = hw.host
     return {
         "name": hw.name,
         "peak": hw.gpu.peak("bf16" if precision == "fp8" else precision),
         "fp8": {"peak": hw.gpu.peak("fp8"), "kernels": list(FP8_KERNELS)} if precision == "fp8" else None,
-        "memory_bandwidth": hw.gpu.memory_bandwidth,
+        "memory_bandwidth": _rate(hw.gpu.memory_bandwidth),
         "launch_s": hw.gpu.launch_s,
-        "reduce_rate": None if rate == float("inf") else rate,
+        "reduce_rate": _rate(hw.gpu.reduce_rate),
         "node_size": hw.node_size,
-        "host": {"alpha": hw.host.link.alpha, "bandwidth": hw.host.link.bandwidth, "memory_bandwidth": hw.host.memory_bandwidth},
-        "links": [{k: v for k, v in asdict(x).items() if k in ("bandwidth", "latency_s", "overhead_s")} for x in (hw.intra, hw.inter)],
+        "host": {
+            "alpha": host.link.alpha,
+            "bandwidth": _rate(host.link.bandwidth),
+            "memory_bandwidth": _rate(host.memory_bandwidth),
+        },
+        "links": [_pack_link(hw.intra), _pack_link(hw.inter)],
     }

@@ -1,8 +1,11 @@
 "use strict";
-/* Bars on a canvas over plotly's axes: what is at least a pixel wide is drawn by itself, the rest is summed by pixel
-   column, the largest kind giving the colour and the busy share the opacity. No numbers come from here. */
+/* Bars on a canvas over plotly's axes: what is at least a pixel wide is drawn by itself, the rest is summed
+   by pixel column, the largest kind giving the colour and the busy share the opacity. No numbers come from
+   here. */
 const GlassCanvas = (function () {
-  const COMPUTE = 0.52, COMM_TOP = 0.6, COMM = 0.3; // lane geometry of a rank, as in timeline.py
+  const COMPUTE = 0.52,
+    COMM_TOP = 0.6,
+    COMM = 0.3; // lane geometry of a rank, as in timeline.py
   const FONT = "600 14px system-ui, -apple-system, 'Segoe UI', 'Noto Sans CJK SC', sans-serif";
 
   /* Top and bottom of every lane in units of ranks; lanes of axes that carried nothing have no height. */
@@ -25,11 +28,13 @@ const GlassCanvas = (function () {
 
   /* The first bar of a lane that may reach into the view. */
   function firstIn(bars, lane, x0) {
-    let low = bars.lanePtr[lane], high = bars.lanePtr[lane + 1];
+    let low = bars.lanePtr[lane],
+      high = bars.lanePtr[lane + 1];
     const begin = low;
     while (low < high) {
       const mid = (low + high) >> 1;
-      if (bars.end[mid] <= x0) low = mid + 1; else high = mid;
+      if (bars.end[mid] <= x0) low = mid + 1;
+      else high = mid;
     }
     while (low > begin && bars.end[low - 1] > x0) low--;
     return low;
@@ -46,11 +51,34 @@ const GlassCanvas = (function () {
       t.strokeStyle = t.fillStyle = look.ink;
       t.lineWidth = 1.6;
       t.beginPath();
-      if ("/x".includes(look.hatch)) [[-2, 2, 2, -2], [-2, 10, 10, -2], [6, 10, 10, 6]].forEach(([a, b, c, d]) => { t.moveTo(a, b); t.lineTo(c, d); });
-      if (look.hatch === "x") [[-2, 6, 2, 10], [-2, -2, 10, 10], [6, -2, 10, 2]].forEach(([a, b, c, d]) => { t.moveTo(a, b); t.lineTo(c, d); });
-      if (look.hatch === "-") { t.moveTo(0, 4); t.lineTo(8, 4); }
+      if ("/x".includes(look.hatch))
+        [
+          [-2, 2, 2, -2],
+          [-2, 10, 10, -2],
+          [6, 10, 10, 6],
+        ].forEach(([a, b, c, d]) => {
+          t.moveTo(a, b);
+          t.lineTo(c, d);
+        });
+      if (look.hatch === "x")
+        [
+          [-2, 6, 2, 10],
+          [-2, -2, 10, 10],
+          [6, -2, 10, 2],
+        ].forEach(([a, b, c, d]) => {
+          t.moveTo(a, b);
+          t.lineTo(c, d);
+        });
+      if (look.hatch === "-") {
+        t.moveTo(0, 4);
+        t.lineTo(8, 4);
+      }
       t.stroke();
-      if (look.hatch === ".") { t.beginPath(); t.arc(4, 4, 1.6, 0, 7); t.fill(); }
+      if (look.hatch === ".") {
+        t.beginPath();
+        t.arc(4, 4, 1.6, 0, 7);
+        t.fill();
+      }
       tiles.set(key, ctx.createPattern(tile, "repeat"));
     }
     return tiles.get(key);
@@ -62,7 +90,8 @@ const GlassCanvas = (function () {
      Returns how many bars were in view and drawn by themselves. */
   function draw(canvas, g, bars, view, palette, hidden, label) {
     const ratio = window.devicePixelRatio || 1;
-    const W = Math.max(1, Math.round(view.width)), H = Math.max(1, Math.round(view.height));
+    const W = Math.max(1, Math.round(view.width)),
+      H = Math.max(1, Math.round(view.height));
     place(canvas, view, W, H, ratio);
     const ctx = canvas.getContext("2d");
     ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -70,7 +99,7 @@ const GlassCanvas = (function () {
     const spans = lanes(g, bars);
     const scale = W / (view.x1 - view.x0);
     const yOf = (y) => ((y - view.yTop) / (view.yBottom - view.yTop)) * H;
-    const kinds = GlassEngine.DRAWN;
+    const kinds = GlassBarArrays.DRAWN;
     const looks = kinds.map((k) => palette[k]);
     const colours = looks.map((look) => rgb(look.fill));
     const patterns = looks.map((look) => hatch(ctx, look));
@@ -80,7 +109,8 @@ const GlassCanvas = (function () {
     strip.height = 1;
     const pen = strip.getContext("2d");
     const image = pen.createImageData(W, 1);
-    let single = 0, binned = 0;
+    let single = 0,
+      binned = 0;
     const outlined = [];
     ctx.imageSmoothingEnabled = false;
     ctx.font = FONT;
@@ -88,26 +118,34 @@ const GlassCanvas = (function () {
     ctx.textBaseline = "middle";
     for (let lane = 0; lane < spans.length; lane++) {
       if (!spans[lane]) continue;
-      const top = yOf(spans[lane][0]), height = yOf(spans[lane][1]) - top;
+      const top = yOf(spans[lane][0]),
+        height = yOf(spans[lane][1]) - top;
       const last = bars.lanePtr[lane + 1];
       let small = false;
       const wide = [];
       for (let i = firstIn(bars, lane, view.x0); i < last && bars.start[i] < view.x1; i++) {
         if (hidden.has(bars.kind[i])) continue;
-        const a = (bars.start[i] - view.x0) * scale, b = (bars.end[i] - view.x0) * scale;
-        if (b - a >= 1) { wide.push(i); continue; }
+        const a = (bars.start[i] - view.x0) * scale,
+          b = (bars.end[i] - view.x0) * scale;
+        if (b - a >= 1) {
+          wide.push(i);
+          continue;
+        }
         binned++;
         small = true;
-        const from = Math.max(0, Math.floor(a)), to = Math.min(W - 1, Math.floor(b));
-        for (let c = from; c <= to; c++) share[bars.kind[i] * W + c] += Math.max(0, Math.min(b, c + 1) - Math.max(a, c));
+        const from = Math.max(0, Math.floor(a)),
+          to = Math.min(W - 1, Math.floor(b));
+        for (let c = from; c <= to; c++)
+          share[bars.kind[i] * W + c] += Math.max(0, Math.min(b, c + 1) - Math.max(a, c));
       }
-      ctx.globalCompositeOperation = "lighter"; // where two bars share a pixel, each adds the part of it that it covers
+      ctx.globalCompositeOperation = "lighter"; // bars that share a pixel each add the part they cover
       if (small) {
         columns(share, colours, image.data, W);
         pen.putImageData(image, 0, 0);
         ctx.drawImage(strip, 0, top, W, height);
       }
-      const left = (i) => Math.max(-4, (bars.start[i] - view.x0) * scale), right = (i) => Math.min(W + 4, (bars.end[i] - view.x0) * scale);
+      const left = (i) => Math.max(-4, (bars.start[i] - view.x0) * scale),
+        right = (i) => Math.min(W + 4, (bars.end[i] - view.x0) * scale);
       for (const i of wide) {
         ctx.fillStyle = looks[bars.kind[i]].fill;
         ctx.fillRect(left(i), top, right(i) - left(i), height);
@@ -115,11 +153,9 @@ const GlassCanvas = (function () {
       single += wide.length;
       ctx.globalCompositeOperation = "source-over";
       for (const i of wide) {
-        const a = left(i), b = right(i), kind = bars.kind[i];
-        if (patterns[kind] && b - a >= 4) { ctx.fillStyle = patterns[kind]; ctx.fillRect(a, top, b - a, height); }
-        if (b - a >= 5 && bars.axis[i] < 0 && kinds[kind] !== "bubble") { ctx.fillStyle = "rgba(255,255,255,0.85)"; ctx.fillRect(a, top, 1, height); }
-        const text = height >= 13 && b - a >= 14 ? label(i) : "";
-        if (text && ctx.measureText(text).width + 4 <= b - a) { ctx.fillStyle = looks[kind].text; ctx.fillText(text, (a + b) / 2, top + height / 2 + 1); }
+        const [a, b, kind] = [left(i), right(i), bars.kind[i]];
+        const edge = bars.axis[i] < 0 && kinds[kind] !== "bubble";
+        dress(ctx, { a, b, top, height }, looks[kind], patterns[kind], edge, () => label(i));
         if (bars.critical[i]) outlined.push([a, top, b - a, height]);
       }
     }
@@ -131,19 +167,38 @@ const GlassCanvas = (function () {
     return { single, binned, pixel: 1 / scale };
   }
 
-  /* A pixel column takes the colour of the kind that was busy for most of it, as strong as its busy share; idle time is
-     the ground it stands on, never a kind of its own. */
+  /* On a filled bar, where there is room for each: its hatch, a light edge on the left, its label. */
+  function dress(ctx, { a, b, top, height }, look, pattern, edge, label) {
+    if (pattern && b - a >= 4) {
+      ctx.fillStyle = pattern;
+      ctx.fillRect(a, top, b - a, height);
+    }
+    if (edge && b - a >= 5) {
+      ctx.fillStyle = "rgba(255,255,255,0.85)";
+      ctx.fillRect(a, top, 1, height);
+    }
+    const text = height >= 13 && b - a >= 14 ? label() : "";
+    if (text && ctx.measureText(text).width + 4 <= b - a) {
+      ctx.fillStyle = look.text;
+      ctx.fillText(text, (a + b) / 2, top + height / 2 + 1);
+    }
+  }
+
+  /* A pixel column takes the colour of the kind that was busy for most of it, as strong as its busy share;
+     idle time is the ground it stands on, never a kind of its own. */
   function columns(share, colours, pixels, W) {
     const idle = colours.length - 1;
     for (let c = 0; c < W; c++) {
-      let best = 0, busy = 0;
+      let best = 0,
+        busy = 0;
       for (let k = 0; k < idle; k++) {
         const s = share[k * W + c];
         busy += s;
         if (s > share[best * W + c]) best = k;
       }
       const total = busy + share[idle * W + c];
-      for (let p = 0; p < 3; p++) pixels[4 * c + p] = total ? (colours[best][p] * busy + colours[idle][p] * (total - busy)) / total : 0;
+      for (let p = 0; p < 3; p++)
+        pixels[4 * c + p] = total ? (colours[best][p] * busy + colours[idle][p] * (total - busy)) / total : 0;
       pixels[4 * c + 3] = Math.round(255 * Math.min(1, total));
     }
     share.fill(0);
@@ -163,11 +218,19 @@ const GlassCanvas = (function () {
     const spans = lanes(g, bars);
     for (let lane = 0; lane < spans.length; lane++) {
       if (!spans[lane] || y < spans[lane][0] || y > spans[lane][1]) continue;
-      let best = -1, distance = slack;
-      for (let i = firstIn(bars, lane, time - slack); i < bars.lanePtr[lane + 1] && bars.start[i] <= time + slack; i++) {
+      let best = -1,
+        distance = slack;
+      for (
+        let i = firstIn(bars, lane, time - slack);
+        i < bars.lanePtr[lane + 1] && bars.start[i] <= time + slack;
+        i++
+      ) {
         if (hidden.has(bars.kind[i])) continue;
         const off = Math.max(bars.start[i] - time, time - bars.end[i], 0);
-        if (off < distance || (off === 0 && best < 0)) { best = i; distance = off; }
+        if (off < distance || (off === 0 && best < 0)) {
+          best = i;
+          distance = off;
+        }
       }
       return best;
     }
@@ -177,7 +240,8 @@ const GlassCanvas = (function () {
   /* Over everything: the chosen bar and lines from what it waited for. */
   function mark(canvas, g, bars, view, chosen, before) {
     const ratio = window.devicePixelRatio || 1;
-    const W = Math.max(1, Math.round(view.width)), H = Math.max(1, Math.round(view.height));
+    const W = Math.max(1, Math.round(view.width)),
+      H = Math.max(1, Math.round(view.height));
     place(canvas, view, W, H, ratio);
     const ctx = canvas.getContext("2d");
     ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -207,7 +271,9 @@ const GlassCanvas = (function () {
       const angle = Math.atan2(y2 - y1, x2 - x1);
       ctx.beginPath();
       ctx.moveTo(x2, y2);
-      [2.7, -2.7].forEach((turn) => ctx.lineTo(x2 + 11 * Math.cos(angle + turn), y2 + 11 * Math.sin(angle + turn)));
+      [2.7, -2.7].forEach((turn) =>
+        ctx.lineTo(x2 + 11 * Math.cos(angle + turn), y2 + 11 * Math.sin(angle + turn)),
+      );
       ctx.fill();
     });
     ctx.lineWidth = 3.5;

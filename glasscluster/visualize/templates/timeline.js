@@ -1,347 +1,124 @@
 "use strict";
-/* The timeline tab: plotly draws axes, legend and, up to 2,000 bars, the bars; above that, and while a what-if is on, the
-   bars are on a canvas. Hover, choice, what-if and downloads all ask the replayed graph, never the picture. */
-const GlassTimeline = function (page) {
-  const { data, say } = page;
-  const graphs = new Map(); // chapter number -> promise of its graph
-  const views = new Map(); // figure id -> what is known and drawn of it
-  const stageOf = (id) => document.querySelector('figure[data-fig="' + id + '"] .stage');
-  const CHOICES = 2000; // rows of a table, and bars one by one
+/* When everything happened, and questions of it. Counterpart: glasscluster/sim/time/timeline.py; only what the
+   page asks is here. Idle time is worked out in idle.js, the critical path in critical_path.js, what is drawn
+   in bars.js. */
+const GlassTimeline = (function () {
+  const USEFUL = ["forward", "backward", "weight", "recompute"];
 
-  // ---- knobs: slider positions are in the page's state, as text
-  const DEFAULTS = { bw: "1", lat: "1", flops: "1", slow: "0:1", faster: ":1" };
-  function knobs() {
-    const s = Object.assign({}, DEFAULTS, page.state());
-    const [slowRank, slowFactor] = s.slow.split(":").map(Number);
-    const [kind, factor] = s.faster.split(":");
-    const number = (text) => (Number(text) > 0 && Number.isFinite(Number(text)) ? Number(text) : 1);
-    return { bandwidth: number(s.bw), latency: number(s.lat), flops: number(s.flops), slowRank, slowFactor: number(slowFactor), kind, factor: number(factor) };
-  }
-  const asked = (k) => k.bandwidth !== 1 || k.latency !== 1 || k.flops !== 1 || k.slowFactor !== 1 || (k.kind && k.factor !== 1);
+  class Timeline {
+    #known = {};
 
-  function graph(number) {
-    if (!graphs.has(number)) graphs.set(number, GlassEngine.unpack(data.graphs[number]));
-    return graphs.get(number);
-  }
-
-  async function load(id) {
-    if (!views.has(id)) {
-      const about = data.views[id];
-      const promise = graph(about.graph).then((g) => ({ id, about, g, base: GlassEngine.play(g, about.hardware, {}), hidden: new Set(), mode: "", lang: "" }));
-      views.set(id, promise);
+    /* `start` and `end`: seconds of every row of `graph`. */
+    constructor(graph, start, end) {
+      Object.assign(this, { graph, start, end });
+      this.makespan = end.reduce((most, seconds) => Math.max(most, seconds), 0);
     }
-    return views.get(id);
-  }
 
-  // ---- draw
-  async function show(id) {
-    const V = await load(id);
-    const shared = Boolean(V.about.hardware.shared); // links were shared: the page cannot say what else would have happened
-    const k = Object.assign({}, knobs(), shared ? { bandwidth: 1, latency: 1, flops: 1, slowFactor: 1, kind: "", factor: 1 } : {});
-    V.knobs = k;
-    V.now = asked(k) ? GlassEngine.play(V.g, V.about.hardware, k) : V.base;
-    const mode = V.about.canvas || V.now !== V.base ? "canvas" : "bars";
-    if (V.mode !== mode || V.lang !== page.state().lang) outline(V, mode);
-    reach(V);
-    tell(V);
-    choose(V, find(V, page.state().sel)); // and paints
-    window.glassReady = window.glassReady || performance.now();
-  }
+    /* What `make` gives, worked out once. */
+    #once(name, make) {
+      if (!(name in this.#known)) this.#known[name] = make();
+      return this.#known[name];
+    }
 
-  function outline(V, mode) {
-    const content = page.content(V.id);
-    if (mode === "canvas") content.data = content.data.map((t) => Object.assign(t, { x: [null], y: [null], base: [0], width: 0.5, text: [""], customdata: null }));
-    const stage = stageOf(V.id);
-    V.plot = stage.querySelector(".plot");
-    const was = V.mode ? V.plot._fullLayout.xaxis.range.slice() : null;
-    if (was) content.layout.xaxis.range = was;
-    const options = { responsive: true, displaylogo: false, scrollZoom: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-    moduleName.react(V.plot, content.data, content.layout, options);
-    if (!V.mode) listen(V, stage);
-    V.mode = mode;
-    V.lang = page.state().lang;
-    V.full = V.full || content.layout.xaxis.range.slice();
-  }
-
-  function listen(V, stage) {
-    V.canvas = stage.querySelector("canvas.bars");
-    V.marks = stage.querySelector("canvas.marks");
-    V.tip = stage.querySelector(".tip");
-    ["plotly_relayout", "plotly_afterplot"].forEach((name) => V.plot.on(name, () => paint(V)));
-    V.plot.on("plotly_relayouting", (change) => paint(V, change));
-    V.plot.on("plotly_restyle", () => {
-      V.hidden = new Set();
-      V.plot.data.forEach((t) => { if (t.visible === "legendonly") V.hidden.add(t.meta === "critical" ? "critical" : GlassEngine.DRAWN.indexOf(t.meta)); });
-      paint(V);
-    });
-    let pressed = null;
-    stage.addEventListener("mousedown", (e) => { pressed = [e.clientX, e.clientY]; }, true);
-    window.addEventListener("mouseup", (e) => {
-      if (pressed && Math.hypot(e.clientX - pressed[0], e.clientY - pressed[1]) < 4) {
-        const i = under(V, e);
-        if (i !== null) page.go({ sel: i < 0 ? "" : key(V, i) });
+    // ---- when communication began
+    /* Of each collective the row that launched it on each rank, and when the last rank had done so. */
+    #launches() {
+      const { graph, start } = this;
+      const rows = new Map();
+      const everyone = new Float64Array(graph.joins);
+      for (let i = 0; i < graph.n; i++) {
+        if (graph.kind[i] !== graph.KIND.begin) continue;
+        rows.set(graph.join[i] * graph.ranks + graph.rank[i], i);
+        everyone[graph.join[i]] = Math.max(everyone[graph.join[i]], start[i]);
       }
-      pressed = null;
-    });
-    stage.addEventListener("mousemove", (e) => hover(V, e));
-    stage.addEventListener("mouseleave", () => { V.tip.hidden = true; });
-  }
-
-  function frame(V, change) {
-    const layout = V.plot._fullLayout;
-    const range = change && change["xaxis.range[0]"] !== undefined ? [change["xaxis.range[0]"], change["xaxis.range[1]"]] : layout.xaxis.range;
-    const [yBottom, yTop] = layout.yaxis.range;
-    const { l, t, w, h } = layout._size;
-    return { x0: range[0] / V.about.factor, x1: range[1] / V.about.factor, left: l, top: t, width: w, height: h, yTop, yBottom };
-  }
-
-  function paint(V, change) {
-    if (!V.now || !V.plot._fullLayout || !V.plot.offsetParent) return;
-    const view = frame(V, change);
-    const bars = V.now.bars;
-    let drawn = { single: bars.n, binned: 0, pixel: (view.x1 - view.x0) / view.width };
-    V.canvas.hidden = V.mode !== "canvas";
-    if (V.mode === "canvas") drawn = GlassCanvas.draw(V.canvas, V.g, bars, view, data.palette, V.hidden, (i) => digit(V, i));
-    GlassCanvas.mark(V.marks, V.g, bars, view, V.chosen === undefined ? -1 : V.chosen, V.before || []);
-    const note = stageOf(V.id).parentElement.parentElement.querySelector(".drawn");
-    note.textContent = say("drawn", { events: V.g.n.toLocaleString("en"), blocks: bars.n.toLocaleString("en"), single: drawn.single.toLocaleString("en"), binned: drawn.binned.toLocaleString("en"), pixel: time(V, drawn.pixel, 3) });
-  }
-
-  /* The whole step stays in view when it grows; somebody who has zoomed keeps the zoom. */
-  function reach(V) {
-    const need = Math.max(V.base.summary.makespan, V.now.summary.makespan) * V.about.factor * 1.004;
-    const range = V.plot._fullLayout.xaxis.range;
-    const whole = Math.abs(range[0] - V.full[0]) < 1e-9 * need && Math.abs(range[1] - V.full[1]) < 1e-9 * V.full[1];
-    V.full = [0, Number(need.toPrecision(7))];
-    if (whole && Math.abs(range[1] - need) > 1e-3 * need) moduleName.relayout(V.plot, { "xaxis.range": V.full.slice() });
-  }
-
-  // ---- words for a bar
-  const time = (V, seconds, digits) => Number((seconds * V.about.factor).toPrecision(digits || 5)) + " " + V.about.unit;
-  function size(bytes) {
-    for (const [limit, name] of [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]]) if (bytes >= limit) return Number((bytes / limit).toPrecision(4)) + " " + name;
-    return bytes + " B";
-  }
-  const kindOf = (V, i) => GlassEngine.DRAWN[V.now.bars.kind[i]];
-
-  function digit(V, i) {
-    const kind = kindOf(V, i), micro = V.now.bars.micro[i];
-    if (kind === "optimizer") return say("opt");
-    if (V.now.bars.axis[i] >= 0 || micro < 0 || kind === "other" || kind === "bubble") return "";
-    return kind === "weight" ? micro + "w" : String(micro);
-  }
-
-  function title(V, i) {
-    const { g } = V, b = V.now.bars, kind = kindOf(V, i), row = b.first[i];
-    const head = say("rank") + " " + b.rank[i] + " · ";
-    if (kind === "collective" || kind === "p2p" || kind === "host") return head + g.names[g.op[row]] + (g.label[row] >= 0 && g.names[g.label[row]] ? " " + g.names[g.label[row]] : "");
-    return head + say(kind) + (kind !== "bubble" && kind !== "optimizer" && kind !== "other" && b.micro[i] >= 0 ? " " + b.micro[i] : "");
-  }
-
-  function describe(V, i) {
-    const { g } = V, b = V.now.bars, kind = kindOf(V, i), row = b.first[i];
-    const lines = [title(V, i)];
-    if (kind === "p2p") lines.push(say("to_rank") + " " + g.peer[row]);
-    if (kind === "collective") lines.push(say("launched") + " " + time(V, b.launched.get(g.join[row] * g.ranks + b.rank[i])));
-    lines.push(say("from_to") + " " + time(V, b.start[i]) + ", " + say("length") + " " + time(V, b.end[i] - b.start[i]));
-    if (kind === "collective" || kind === "p2p" || kind === "host") lines.push(size(g.bytes[row]) + ", " + say("axis") + " " + g.axes[b.axis[i]]);
-    else if (kind === "bubble") lines.push(say("cause") + ": " + say(GlassEngine.CAUSES[b.cause[i]]) + (row >= 0 && g.axis[row] >= 0 ? " (" + g.axes[g.axis[row]] + ")" : ""));
-    else {
-      let flops = 0;
-      for (let r = b.first[i]; r <= b.last[i]; r++) flops += g.flops[r];
-      lines.push(b.last[i] - b.first[i] + 1 + " " + say("events") + ", " + Number((flops / 1e6).toPrecision(4)) + " MFLOP");
+      return { rows, everyone };
     }
-    return lines;
-  }
 
-  // ---- point, choose, follow
-  function under(V, event) {
-    const box = V.plot.getBoundingClientRect();
-    const view = frame(V);
-    const x = event.clientX - box.left - view.left, y = event.clientY - box.top - view.top;
-    if (x < 0 || y < 0 || x > view.width || y > view.height) return null;
-    const second = (view.x1 - view.x0) / view.width;
-    return GlassCanvas.hit(V.g, V.now.bars, view.x0 + x * second, view.yTop + (y / view.height) * (view.yBottom - view.yTop), 2 * second, V.hidden);
-  }
+    /* The row with which the rank of collective `row` launched it. */
+    launch(row) {
+      const { rows } = this.#once("launches", () => this.#launches());
+      return rows.get(this.graph.join[row] * this.graph.ranks + this.graph.rank[row]);
+    }
 
-  function hover(V, event) {
-    const i = V.mode === "canvas" && event.buttons === 0 ? under(V, event) : null;
-    V.tip.hidden = i === null || i < 0;
-    if (V.tip.hidden) return;
-    V.tip.replaceChildren(...describe(V, i).map((text, n) => Object.assign(document.createElement(n ? "div" : "b"), { textContent: text })));
-    const box = V.plot.getBoundingClientRect();
-    const right = event.clientX - box.left > box.width / 2;
-    V.tip.style.left = event.clientX - box.left + (right ? -14 : 14) + "px";
-    V.tip.style.transform = right ? "translateX(-100%)" : "";
-    V.tip.style.top = event.clientY - box.top + 14 + "px";
-  }
+    /* When (seconds) a collective or message really began: when everybody had come to it. */
+    underWay(row) {
+      const { kind, KIND, match, join } = this.graph;
+      if (kind[row] === KIND.recv) return this.start[match[row]];
+      if (kind[row] === KIND.send) return this.start[row];
+      if (kind[row] === KIND.host || join[row] < 0) return 0; // the host: its link or its CPU is busy
+      return this.#once("launches", () => this.#launches()).everyone[join[row]];
+    }
 
-  const key = (V, i) => kindOf(V, i) + "." + V.now.bars.rank[i] + "." + V.now.bars.first[i];
-  function find(V, text) {
-    const [kind, rank, first] = String(text || "").split(".");
-    const number = GlassEngine.DRAWN.indexOf(kind), b = V.now.bars;
-    if (number < 0) return -1;
-    for (let i = 0; i < b.n; i++) if (b.kind[i] === number && b.rank[i] === Number(rank) && b.first[i] === Number(first)) return i;
-    return -1;
-  }
+    // ---- busy time and bubbles
+    /* Rows of forward and backward compute, rank by rank; all compute when nothing is labelled so. */
+    #useful() {
+      const { graph } = this;
+      const labelled = graph.phases.map((phase) => USEFUL.includes(phase));
+      const chosen = graph.computing.map((rows) => rows.filter((row) => labelled[graph.phase[row]]));
+      return chosen.some((rows) => rows.length) ? chosen : graph.computing;
+    }
 
-  /* The bar that a recorded row belongs to. */
-  function barOf(V, row) {
-    const { g } = V, b = V.now.bars;
-    if (row < 0) return -1;
-    if (g.kind[row] === g.KIND.recv && g.join[row] < 0) row = g.match[row];
-    if (!b.byRow) {
-      b.byRow = new Map();
-      b.byJoin = new Map();
-      for (let i = 0; i < b.n; i++) {
-        if (kindOf(V, i) === "bubble") continue;
-        b.byRow.set(b.first[i], i);
-        if (b.axis[i] >= 0 && g.join[b.first[i]] >= 0) b.byJoin.set(g.join[b.first[i]] * g.ranks + b.rank[i], i);
+    /* From the first forward to the last backward; the whole run when nothing is labelled so. */
+    get window() {
+      let [first, last] = [Infinity, -Infinity];
+      for (const rows of this.#once("useful", () => this.#useful())) {
+        for (const row of rows) {
+          first = Math.min(first, this.start[row]);
+          last = Math.max(last, this.end[row]);
+        }
       }
+      return first === Infinity ? [0, this.makespan] : [first, last];
     }
-    if (g.join[row] >= 0) { const i = b.byJoin.get(g.join[row] * g.ranks + g.rank[row]); return i === undefined ? -1 : i; }
-    for (let r = row; r >= 0 && g.rank[r] === g.rank[row] && g.lane[r] === g.lane[row]; r--) {
-      const i = b.byRow.get(r);
-      if (i !== undefined) return b.last[i] >= row ? i : -1;
+
+    /* Seconds of forward and backward compute of each rank. */
+    useful() {
+      const seconds = (sum, row) => sum + (this.end[row] - this.start[row]);
+      return this.#once("useful", () => this.#useful()).map((rows) => rows.reduce(seconds, 0));
     }
-    return -1;
-  }
 
-  /* The bars that a bar follows: what its first operation depends on, and the message it received. */
-  function precursors(V, i) {
-    const { g } = V, t = V.now.times, b = V.now.bars, row = b.first[i];
-    if (row < 0) return [];
-    let rows = [row];
-    if (kindOf(V, i) === "collective") {
-      rows = [];
-      let last = -1;
-      for (let r = 0; r < g.n; r++) if (g.kind[r] === g.KIND.begin && g.join[r] === g.join[row] && (last < 0 || t.start[r] > t.start[last])) last = r;
-      if (last >= 0) rows.push(last); // the rank that came last let it begin
-    } else if (kindOf(V, i) === "bubble") return [barOf(V, row)].filter((x) => x >= 0);
-    const found = new Set();
-    rows.forEach((r) => {
-      for (let k = g.ptr[r]; k < g.ptr[r + 1]; k++) found.add(barOf(V, g.dep[k]));
-      if (g.match[r] >= 0) found.add(barOf(V, g.match[r]));
-    });
-    return [...found].filter((x) => x >= 0 && x !== i).sort((x, y) => b.end[y] - b.end[x]);
-  }
-
-  function choose(V, i) {
-    const line = document.getElementById("selected");
-    V.chosen = i;
-    V.before = i < 0 ? [] : precursors(V, i);
-    line.replaceChildren();
-    if (i >= 0) {
-      line.append(describe(V, i).join(" · "));
-      if (V.before.length) line.append(" — " + say("follows") + ": ");
-      V.before.forEach((other) => {
-        const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: title(V, other) + ", " + time(V, V.now.bars.end[other], 4) });
-        button.addEventListener("click", () => page.go({ sel: key(V, other) }));
-        line.append(button, " ");
-      });
+    /* Of Python's three bubble figures the first: idle time as a fraction of the window. */
+    bubble() {
+      const [first, last] = this.window;
+      const total = this.graph.ranks * (last - first);
+      const idle = total - this.useful().reduce((sum, seconds) => sum + seconds, 0);
+      return { bubble_fraction: total ? idle / total : 0 };
     }
-    paint(V);
-  }
 
-  // ---- keyboard
-  function move(V, change) {
-    const now = V.plot._fullLayout.xaxis.range.slice();
-    const next = change(now, now[1] - now[0], V.full);
-    const length = Math.min(next[1] - next[0], V.full[1] - V.full[0]);
-    const start = Math.min(Math.max(next[0], V.full[0]), V.full[1] - length);
-    moduleName.relayout(V.plot, { "xaxis.range": [start, start + length] });
-  }
-
-  function walk(V, by) {
-    const b = V.now.bars;
-    const bubble = GlassEngine.DRAWN.indexOf("bubble");
-    if (!b.inTime) b.inTime = Array.from({ length: b.n }, (_, i) => i).filter((i) => b.kind[i] !== bubble).sort((x, y) => b.start[x] - b.start[y] || b.lane[x] - b.lane[y]);
-    const at = b.inTime.indexOf(V.chosen);
-    const i = b.inTime[Math.min(Math.max(at + by, 0), b.inTime.length - 1)];
-    const [start, end] = [b.start[i] * V.about.factor, b.end[i] * V.about.factor];
-    page.go({ sel: key(V, i) });
-    move(V, (now, length) => (start < now[0] || end > now[1] ? [start - length / 4, start + 0.75 * length] : now));
-  }
-
-  const KEYS = {
-    ArrowLeft: (V) => move(V, (n, l) => [n[0] - l / 5, n[1] - l / 5]),
-    ArrowRight: (V) => move(V, (n, l) => [n[0] + l / 5, n[1] + l / 5]),
-    "+": (V) => move(V, (n, l) => [n[0] + l / 6, n[1] - l / 6]),
-    "=": (V) => move(V, (n, l) => [n[0] + l / 6, n[1] - l / 6]),
-    "-": (V) => move(V, (n, l) => [n[0] - l / 4, n[1] + l / 4]),
-    0: (V) => move(V, (n, l, full) => full.slice()),
-    j: (V) => walk(V, 1),
-    k: (V) => walk(V, -1),
-  };
-  function press(id, name) {
-    if (KEYS[name] === undefined || !views.has(id)) return false;
-    views.get(id).then((V) => KEYS[name](V));
-    return true;
-  }
-
-  // ---- what if
-  function tell(V) {
-    const { before, after } = { before: V.base.summary, after: V.now.summary };
-    const says = document.getElementById("whatif-says");
-    const change = after.makespan / before.makespan - 1;
-    const values = { before: time(V, before.makespan, 4), after: time(V, after.makespan, 4), change: (change >= 0 ? "+" : "−") + Math.abs(100 * change).toFixed(1) + " %", bubble: (100 * after.bubble).toFixed(1) + " %", exposed: time(V, after.exposed, 3) };
-    const shared = Boolean(V.about.hardware.shared);
-    document.querySelectorAll(".whatif input, .whatif select").forEach((control) => { control.disabled = shared; });
-    says.textContent = shared ? say("whatif_shared", values) : V.now === V.base ? say("whatif_idle", values) : say("whatif_says", values);
-    const kinds = GlassEngine.kindsOfWork(V.g);
-    fillSelect("whatif-kind", ["", ...kinds].map((k) => [k, k === "" ? "—" : V.g.phases.includes(k) ? say(k) : say("messages_of", { axis: k })]), V.knobs.kind);
-    fillSelect("whatif-rank", Array.from({ length: V.g.ranks }, (_, r) => [String(r), say("rank") + " " + r]), String(V.knobs.slowRank));
-    const set = (name, value) => {
-      const slider = document.getElementById("whatif-" + name);
-      if (document.activeElement !== slider) slider.value = String(Math.log2(value));
-      document.getElementById("whatif-" + name + "-says").textContent = "× " + Number(value.toPrecision(3));
-    };
-    set("bw", V.knobs.bandwidth);
-    set("lat", V.knobs.latency);
-    set("flops", V.knobs.flops);
-    set("slow", V.knobs.slowFactor);
-    set("faster", V.knobs.factor);
-  }
-
-  function fillSelect(id, options, value) {
-    const select = document.getElementById(id);
-    const text = JSON.stringify(options);
-    if (select.dataset.holds !== text) {
-      select.dataset.holds = text;
-      select.replaceChildren(...options.map(([v, t]) => Object.assign(document.createElement("option"), { value: v, textContent: t })));
+    // ---- idle time (idle.js)
+    gaps(rank) {
+      return GlassIdle.gaps(this, rank);
     }
-    select.value = value;
+
+    get allGaps() {
+      const ranks = Array.from({ length: this.graph.ranks }, (_, rank) => rank);
+      return this.#once("gaps", () => ranks.flatMap((rank) => this.gaps(rank)));
+    }
+
+    exposedComm() {
+      return GlassIdle.exposedComm(this);
+    }
+
+    // ---- the critical path (critical_path.js)
+    get criticalPath() {
+      return this.#once("path", () => GlassCriticalPath.criticalPath(this));
+    }
+
+    /* The figures of the line under the sliders, named as in the JSON of `glass train`. */
+    summary() {
+      const exposed = this.exposedComm().reduce((sum, seconds) => sum + seconds, 0);
+      const exposed_comm_s = this.graph.ranks ? exposed / this.graph.ranks : 0;
+      return { makespan_s: this.makespan, ...this.bubble(), exposed_comm_s };
+    }
+
+    // ---- for pictures (bars.js)
+    blocks() {
+      return GlassBars.blocks(this);
+    }
+
+    communications() {
+      return GlassBars.communications(this);
+    }
   }
 
-  function read() {
-    const of = (name) => document.getElementById("whatif-" + name).value;
-    const times = (name) => String(Number((2 ** Number(of(name))).toPrecision(4)));
-    return { bw: times("bw"), lat: times("lat"), flops: times("flops"), slow: of("rank") + ":" + times("slow"), faster: of("kind") + ":" + times("faster") };
-  }
-
-  let waiting = false;
-  document.querySelectorAll(".whatif input, .whatif select").forEach((control) => control.addEventListener("input", () => {
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(() => { waiting = false; page.go(read(), true); });
-  }));
-  document.getElementById("whatif-reset").addEventListener("click", () => page.go(Object.assign({}, DEFAULTS)));
-
-  // ---- the data behind it
-  async function table(id) {
-    const V = await load(id);
-    V.now = V.now || V.base;
-    const b = V.now.bars;
-    const rows = [];
-    for (let i = 0; i < b.n && rows.length < CHOICES; i++) rows.push(describe(V, i));
-    return { rows, all: b.n };
-  }
-
-  async function download(id, what) {
-    const V = await load(id);
-    if (what === "trace.json") return JSON.stringify(GlassEngine.chromeTrace(V.g, V.base.times, V.about.hardware.name));
-    return JSON.stringify(Object.assign({ format: "glasscluster.graph/3" }, data.graphs[V.about.graph]));
-  }
-
-  return { show, press, table, download, view: (id) => views.get(id), DEFAULTS };
-};
+  return { USEFUL, Timeline };
+})();

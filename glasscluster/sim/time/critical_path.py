@@ -1,0 +1,48 @@
+"""The critical path: the events that hand the makespan on to each other, from first start to last end.
+
+The report page has a copy, visualize/templates/critical_path.js, which the tests hold equal to this file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from glasscluster.sim.time.timeline import Timeline
+
+
+def latest(timeline: Timeline, rows: np.ndarray) -> int:
+    """The row that ends last; -1 of none.
+
+    Of rows that end together it is the first in canonical order, so that no build order shows.
+    """
+    if not len(rows):
+        return -1
+    ends = timeline.end[rows]
+    ties = rows[ends == ends.max()]
+    return int(ties[np.argmin(timeline.graph.place[ties])])
+
+
+def critical_path(timeline: Timeline) -> list[int]:
+    """Row numbers of `timeline.graph`, first to last: each could start only when the one before it had ended.
+
+    The walk goes backwards from the event that ends last. Of what an event depends on it takes what ended
+    last; where that was over earlier, the event waited for a message, and the path goes on at its sender.
+    """
+    graph = timeline.graph
+    if not len(graph):
+        return []
+    row, path = latest(timeline, np.arange(len(graph))), []
+    while True:
+        path.append(row)
+        if timeline.start[row] <= 0:
+            break
+        best = latest(timeline, timeline.dependencies(row))
+        if graph.match[row] >= 0 and (best < 0 or timeline.end[best] < timeline.start[row]):
+            best = int(graph.match[row])
+        if best < 0:
+            break
+        row = best
+    return path[::-1]

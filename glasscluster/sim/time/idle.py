@@ -1,0 +1,185 @@
+"""Idle time: every gap in a rank's compute lane, what it waited for, and where a rank's seconds went.
+
+    compute lane    | forward |....gap....| backward |      a gap ends when what it waited for has ended
+    message                     begun ==== arrived          `comm`: how long that was under way in the gap
+
+The report page has a copy of `gaps` and `exposed_comm`, visualize/templates/idle.js, which the tests hold
+equal to this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, COMPUTE, OPTIMIZER
+from glasscluster.sim.recording.graph import compute_rows
+from glasscluster.sim.time.critical_path import latest
+
+if TYPE_CHECKING:
+    from glasscluster.sim.time.timeline import Timeline
+
+IDLE_CAUSES = ("communication", "dependency", "warm-up", "drain")
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Idle time of a rank's compute lane, `comm` seconds of it with the awaited message on the wire.
+
+    `cause`: communication (mostly on the wire) | dependency (the partner was not ready) | warm-up | drain.
+    `row` is the event that ended the gap's wait, -1 when there is none.
+    """
+
+    rank: int
+    start: float
+    end: float
+    cause: str
+    axis: str
+    comm: float
+    row: int
+
+    @property
+    def length(self) -> float:
+        """Seconds."""
+        return self.end - self.start
+
+
+# ---- gaps --------------------------------------------------------------------------------------------------
+def gaps(timeline: Timeline, rank: int) -> list[Gap]:
+    """The gaps of a rank's compute lane, from 0 to the makespan, in order of time and with their causes."""
+    graph, start, end = timeline.graph, timeline.start, timeline.end
+    found: list[Gap] = []
+    clock = 0.0
+    for number, row in enumerate(compute_rows(graph, rank).tolist()):
+        if start[row] > clock:
+            awaited = _blocker(timeline, row)
+            found += _waits(timeline, rank, clock, float(start[row]), awaited, first=number == 0)
+        clock = float(end[row])
+    if timeline.makespan > clock:
+        own = np.flatnonzero((graph.rank == rank) & (graph.kind != COMPUTE) & (end > clock))
+        if len(own):
+            last = latest(timeline, own)
+            found.append(_gap(timeline, rank, clock, float(end[last]), last))
+            clock = float(end[last])
+        if timeline.makespan > clock:
+            found.append(Gap(rank, clock, timeline.makespan, "drain", "", 0.0, -1))
+    return found
+
+
+def _blocker(timeline: Timeline, row: int) -> int:
+    """The communication event whose end let `row` start: the latest that it depends on, -1 without one."""
+    deps = timeline.dependencies(row)
+    return latest(timeline, deps[~np.isin(timeline.graph.kind[deps], (COMPUTE, BEGIN))])
+
+
+def _waits(timeline: Timeline, rank: int, start: float, end: float, row: int, first: bool) -> list[Gap]:
+    """One idle stretch as gaps, cut where what ended it was launched: before that it had another cause."""
+    found: list[Gap] = []
+    while row >= 0 and timeline.graph.kind[row] == COLLECTIVE:
+        launch = timeline.launch(row)
+        launched = float(timeline.start[launch])
+        if launched <= start:
+            break
+        found.append(_gap(timeline, rank, launched, end, row))
+        end, row = launched, _blocker(timeline, launch)
+    return [*found, _gap(timeline, rank, start, end, row, first)][::-1]
+
+
+def _gap(timeline: Timeline, rank: int, start: float, end: float, row: int, first: bool = False) -> Gap:
+    """The gap that the end of `row` closed; `first`: nothing was computed before it."""
+    if row < 0:
+        return Gap(rank, start, end, "warm-up" if first else "dependency", "", 0.0, -1)
+    comm = max(0.0, min(end, float(timeline.end[row])) - max(start, timeline.under_way(row)))
+    cause = "communication" if comm >= (end - start) / 2 else "warm-up" if first else "dependency"
+    axis = timeline.graph.axis_of(rank, int(timeline.graph.group[row]))
+    return Gap(rank, start, end, cause, axis, comm, row)
+
+
+# ---- sums over gaps ----------------------------------------------------------------------------------------
+def exposed_comm(timeline: Timeline) -> list[float]:
+    """Seconds each rank's compute lane stood still with the awaited message on the wire."""
+    exposed = [0.0] * timeline.graph.ranks
+    for gap in timeline.all_gaps:
+        exposed[gap.rank] += gap.comm
+    return exposed
+
+
+def idle_causes(timeline: Timeline) -> list[dict[str, float]]:
+    """Each rank's idle seconds by cause; while the awaited message is on the wire it is `communication`."""
+    found = [dict.fromkeys(IDLE_CAUSES, 0.0) for _ in range(timeline.graph.ranks)]
+    for gap in timeline.all_gaps:
+        rest = "dependency" if gap.cause == "communication" else gap.cause
+        found[gap.rank]["communication"] += gap.comm
+        found[gap.rank][rest] += gap.length - gap.comm
+    return found
+
+
+def breakdown(timeline: Timeline, rank: int) -> dict[str, float]:
+    """Where a rank's seconds went: compute, waits by axis, other waits, optimizer. Sums to the makespan."""
+    rows = compute_rows(timeline.graph, rank)
+    spent = timeline.end[rows] - timeline.start[rows]
+    optimizer = timeline.graph.phase[rows] == OPTIMIZER
+    out = {"compute": float(spent[~optimizer].sum())}
+    out |= {f"exposed_{axis}": 0.0 for axis in ("tp", "pp", "dp", "cp", "ep")}
+    out |= {"bubble": 0.0, "optimizer": float(spent[optimizer].sum())}
+    for gap in gaps(timeline, rank):
+        key = f"exposed_{gap.axis}"
+        out[key] = out.get(key, 0.0) + gap.comm
+        out["bubble"] += gap.length - gap.comm
+    out.pop("exposed_", None)
+    return out
+
+
+def split(timeline: Timeline) -> list[dict[str, float]]:
+    """Each rank's makespan in parts that add up to it, in seconds.
+
+    `alone` and `overlapped` are forward, backward and other compute without and with communication under way;
+    `exposed` is waiting with the awaited message on the wire, `bubble` any other waiting.
+    """
+    graph = timeline.graph
+    moving: list[list[tuple[float, float]]] = [[] for _ in range(graph.ranks)]
+    for work in timeline.communications():
+        moving[work["rank"]].append((work["start"], work["end"]))
+    found = []
+    for rank in range(graph.ranks):
+        rows = compute_rows(graph, rank)
+        start, end = timeline.start[rows], timeline.end[rows]
+        optimizer = graph.phase[rows] == OPTIMIZER
+        spent = end - start
+        idle = timeline.gaps(rank)
+        exposed = sum(gap.comm for gap in idle)
+        covered = _covered(start[~optimizer], end[~optimizer], moving[rank])
+        found.append(
+            {
+                "alone": float(spent[~optimizer].sum()) - covered,
+                "overlapped": covered,
+                "optimizer": float(spent[optimizer].sum()),
+                "exposed": exposed,
+                "bubble": sum(gap.length for gap in idle) - exposed,
+            }
+        )
+    return found
+
+
+def _covered(start: np.ndarray, end: np.ndarray, spans: list[tuple[float, float]]) -> float:
+    """Seconds of the intervals [start, end) that lie inside the union of `spans`."""
+    if not len(start) or not spans:
+        return 0.0
+    joined: list[list[float]] = []
+    for a, b in sorted(spans):
+        if joined and a <= joined[-1][1]:
+            joined[-1][1] = max(joined[-1][1], b)
+        else:
+            joined.append([a, b])
+    edges = np.array(joined)
+    total = np.concatenate([[0.0], np.cumsum(edges[:, 1] - edges[:, 0])])
+
+    def until(t: np.ndarray) -> np.ndarray:
+        """Covered seconds before t."""
+        at = np.searchsorted(edges[:, 0], t, side="right")
+        over = np.where(at > 0, np.maximum(0.0, edges[np.maximum(at - 1, 0), 1] - t), 0.0)
+        return total[at] - over
+
+    return float((until(end) - until(start)).sum())

@@ -1,0 +1,103 @@
+"use strict";
+/* What every rank did, as columns of events and their dependencies. Counterpart: glasscluster/sim/recording/graph.py.
+
+   Here rows stand in canonical order (rank, lane, order), so a row number is also its place in that order. */
+const GlassGraph = (function () {
+  class ExecutionGraph {
+    /* `columns` as packed; `meta`: ranks, names, groups, and the words that columns hold numbers of. */
+    constructor(columns, meta) {
+      Object.assign(this, columns);
+      this.ranks = meta.ranks;
+      this.names = meta.names;
+      this.groups = meta.groups;
+      this.kinds = meta.kinds;
+      this.phases = meta.phases;
+      this.lanesPerGroup = meta.lanes_per_group;
+      this.KIND = Object.fromEntries(meta.kinds.map((kind, i) => [kind, i]));
+      const n = (this.n = this.rank.length);
+      this.dep_ptr = new Int32Array(n + 1);
+      for (let i = 0; i < n; i++) this.dep_ptr[i + 1] = this.dep_ptr[i] + this.dep_count[i];
+      this.dep_idx = new Int32Array(this.dep_ptr[n]);
+      for (let i = 0; i < n; i++) {
+        for (let k = this.dep_ptr[i]; k < this.dep_ptr[i + 1]; k++) this.dep_idx[k] = i - this.dep_back[k];
+      }
+      this.inOrder = topologicalOrder(this);
+      const lanes = this.lanesPerGroup;
+      this.group = Int32Array.from(this.lane, (lane) => (lane === 0 ? -1 : Math.floor((lane - 1) / lanes)));
+      nameAxesAndJoins(this);
+      this.rows = Array.from({ length: this.ranks }, () => []);
+      for (let i = 0; i < n; i++) this.rows[this.rank[i]].push(i);
+      this.computing = this.rows.map((rows) => rows.filter((i) => this.kind[i] === this.KIND.compute));
+    }
+
+    /* The rows that a row follows (messages apart: see `match`). */
+    dependencies(row) {
+      const found = []; // an array and no view of dep_idx: those take a hundred times as long to make
+      for (let k = this.dep_ptr[row]; k < this.dep_ptr[row + 1]; k++) found.push(this.dep_idx[k]);
+      return found;
+    }
+
+    /* The axis name of a row's communicator, "" for compute. */
+    axisOf(row) {
+      return this.axis[row] < 0 ? "" : this.axes[this.axis[row]];
+    }
+  }
+
+  /* Every row after all that it depends on. */
+  function topologicalOrder(graph) {
+    const { n, dep_ptr, dep_idx, match } = graph;
+    const missing = Int32Array.from(graph.dep_count);
+    const pointer = new Int32Array(n + 1); // of each row's followers
+    for (let k = 0; k < dep_idx.length; k++) pointer[dep_idx[k] + 1]++;
+    for (let i = 0; i < n; i++) {
+      if (match[i] < 0) continue;
+      pointer[match[i] + 1]++;
+      missing[i]++;
+    }
+    for (let i = 0; i < n; i++) pointer[i + 1] += pointer[i];
+    const followers = new Int32Array(pointer[n]);
+    const filled = pointer.slice(0, n);
+    for (let i = 0; i < n; i++) {
+      for (let k = dep_ptr[i]; k < dep_ptr[i + 1]; k++) followers[filled[dep_idx[k]]++] = i;
+      if (match[i] >= 0) followers[filled[match[i]]++] = i;
+    }
+    const order = new Int32Array(n);
+    let end = 0;
+    for (let i = 0; i < n; i++) if (missing[i] === 0) order[end++] = i;
+    for (let at = 0; at < end; at++) {
+      for (let k = pointer[order[at]]; k < pointer[order[at] + 1]; k++) {
+        if (--missing[followers[k]] === 0) order[end++] = followers[k];
+      }
+    }
+    if (end !== n) throw new Error("the recorded events depend on each other in a circle");
+    return order;
+  }
+
+  /* Sets `axes`; `axis`, every row's number among them; `join`, one number for a collective on all ranks. */
+  function nameAxesAndJoins(graph) {
+    const axes = [];
+    const joins = new Map();
+    graph.axis = new Int32Array(graph.n).fill(-1);
+    graph.join = new Int32Array(graph.n).fill(-1);
+    for (let i = 0; i < graph.n; i++) {
+      if (graph.group[i] < 0) continue;
+      const [axis, members] = graph.groups[graph.rank[i]][graph.group[i]];
+      let number = axes.indexOf(axis);
+      if (number < 0) number = axes.push(axis) - 1;
+      graph.axis[i] = number;
+      if (graph.sequence[i] < 0) continue;
+      const key = graph.group[i] + "/" + members[0] + "/" + graph.sequence[i];
+      if (!joins.has(key)) joins.set(key, joins.size);
+      graph.join[i] = joins.get(key);
+    }
+    graph.axes = axes;
+    graph.joins = joins.size;
+  }
+
+  /* Rows of a rank's compute lane in program order. */
+  function computeRows(graph, rank) {
+    return graph.computing[rank];
+  }
+
+  return { ExecutionGraph, topologicalOrder, computeRows };
+})();
