@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glasscluster.model.attention import unfused_attention
-from glasscluster.model.flash_attention import ROOM, STRIP, TILE, flash_attention
+from glasscluster.model.kernels.flash.algorithm import ROOM, STRIP, TILE, flash_attention
 
 LENGTH, HEADS, HEAD_SIZE = 4096, 4, 64
 REPEATS = 11

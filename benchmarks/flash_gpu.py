@@ -51,7 +51,7 @@ def clock(interpret: bool) -> Callable[[Callable[[], Any]], float]:
 
 def ours(q: Any, k: Any, v: Any, d_out: Any, causal: bool) -> tuple[Callable, Callable]:
     """Our two passes, ready to be called."""
-    from glasscluster.model import flash_triton
+    from glasscluster.model.kernels.flash import triton as flash_triton
 
     out, lse = flash_triton.forward(q, k, v, causal)
     return lambda: flash_triton.forward(q, k, v, causal), lambda: flash_triton.backward(d_out, q, k, v, out, lse, causal)
@@ -76,8 +76,8 @@ def worst(q: Any, k: Any, v: Any, d_out: Any, causal: bool) -> float:
     """Largest of our errors over plain torch's in the same type: of the output and of three gradients."""
     import torch
 
-    from glasscluster.model import flash_triton
     from glasscluster.model.attention import unfused_attention
+    from glasscluster.model.kernels.flash import triton as flash_triton
 
     def plain(*tensors: Any) -> list[Any]:
         leaves = [x.detach().requires_grad_() for x in tensors[:3]]
@@ -142,7 +142,7 @@ def table(rows: list[dict[str, Any]], machine: str, names: list[str]) -> str:
 
 def compiled(arch: int, heads: list[int], first: bool) -> Iterator[str]:
     """A line for each kernel, head size, mask and tile size, compiled for `sm_<arch>`; or, `first`, the causal kernels' first tiles."""
-    from glasscluster.model import flash_triton
+    from glasscluster.model.kernels.flash import triton as flash_triton
 
     for way, kernel in flash_triton.KERNELS.items():
         for d in heads:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glasscluster.model import cache as caches
-from glasscluster.model import cached_attention
 from glasscluster.model.cache import Cache, CacheFull, PagedCache, SlidingWindowCache, StaticCache
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.flash_attention import COSTS, flash_attention
 from glasscluster.model.generate import Generator, Sampling, generate
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.kernels import cached_attention
+from glasscluster.model.kernels.flash.algorithm import COSTS, flash_attention
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.cluster import Cluster
 from glasscluster.strategies import generation

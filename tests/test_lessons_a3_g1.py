@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from glasscluster.model import cache as caches
-from glasscluster.model import cached_attention
-from glasscluster.model.flash_attention import COSTS
+from glasscluster.model.kernels import cached_attention
+from glasscluster.model.kernels.flash.algorithm import COSTS
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
 from glasscluster.sim import recorder

@@ -12,11 +12,11 @@ from helpers import run_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.model import flash_attention as flash
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.attention import unfused_attention
 from glasscluster.model.data import batch, corpus
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.kernels.flash import algorithm as flash
 from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.vocabulary import COMPUTE
 from glasscluster.strategies.plan import make_model, make_plan

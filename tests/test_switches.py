@@ -14,19 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import Largest
 
-from glasscluster.model import flash_attention as flash
-from glasscluster.model import gpt, parts
+from glasscluster.model import gpt
 from glasscluster.model.attention import unfused_attention
 from glasscluster.model.config import PRESETS, ModelConfig
 from glasscluster.model.data import masked
-from glasscluster.model.flash_attention import flash_attention
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.kernels.flash import algorithm as flash
+from glasscluster.model.kernels.flash import parts
+from glasscluster.model.kernels.flash.algorithm import flash_attention
+from glasscluster.model.kernels.layer_norm import layer_norm
+from glasscluster.model.kernels.rms_norm import rms_norm, scale_norm
+from glasscluster.model.kernels.rope import frequencies, rope, temperature
 from glasscluster.model.latent import predict_cache
-from glasscluster.model.layer_norm import layer_norm
 from glasscluster.model.parallel import IGNORE
 from glasscluster.model.position import alibi, buckets, sinusoidal, slopes
-from glasscluster.model.rms_norm import rms_norm, scale_norm
-from glasscluster.model.rope import frequencies, rope, temperature
 from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.errors import ScenarioError
 from glasscluster.strategies import check, context_parallel, data_parallel, trainer, ulysses

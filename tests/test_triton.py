@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.model import flash_attention
 from glasscluster.model.attention import unfused_attention
+from glasscluster.model.kernels.flash import algorithm as flash_attention
 
 pytest.importorskip("triton", reason="Triton is a wheel for Linux; the torch version needs none")
 GPU = torch.cuda.is_available()
 if not GPU:  # tests/conftest.py asked for the interpreter before anything could import triton
     assert os.environ["TRITON_INTERPRET"] == "1"
-from glasscluster.model import flash_triton  # noqa: E402
+from glasscluster.model.kernels.flash import triton as flash_triton  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
 TYPES = (torch.float32, torch.float16, torch.bfloat16)

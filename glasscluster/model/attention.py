@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from glasscluster.model.flash_attention import check_shapes, diagonal_sums, flash_attention, wide
+from glasscluster.model.kernels.flash.algorithm import check_shapes, diagonal_sums, flash_attention, wide
 
 _library = Library("glasscluster", "FRAGMENT")
 _library.define("softmax_forward(Tensor scores, float scale, bool causal, int prefix, Tensor? bias) -> Tensor")

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glasscluster.model.cached_attention import NO_WINDOW
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.kernels.cached_attention import NO_WINDOW
 from glasscluster.model.parallel import KeepAll
 
 

@@ -18,12 +18,12 @@ from glasscluster.model import latent, mlp, moe, norms
 from glasscluster.model.attention import ATTENTION
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.dropout import Draw, dropout
-from glasscluster.model.flash_attention import wide
+from glasscluster.model.kernels.flash.algorithm import wide
+from glasscluster.model.kernels.flash.parts import by_document
+from glasscluster.model.kernels.rope import rope
 from glasscluster.model.packing import positions as positions_in
 from glasscluster.model.parallel import KeepAll, Shard, Unsharded, local_parameter, plus, runs
-from glasscluster.model.parts import by_document
 from glasscluster.model.position import alibi, buckets, sinusoidal
-from glasscluster.model.rope import rope
 
 
 class Module(nn.Module):

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from glasscluster.model import mlp
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.flash_attention import wide
+from glasscluster.model.kernels.flash.algorithm import wide
 from glasscluster.model.parallel import Shard
 
 

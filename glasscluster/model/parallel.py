@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasscluster.model.flash_attention import wide
+from glasscluster.model.kernels.flash.algorithm import wide
 
 IGNORE = -100  # a target that carries no loss
 

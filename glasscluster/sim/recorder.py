@@ -106,7 +106,7 @@ KERNELS: dict[str, tuple[Callable | None, Callable | None]] = {
 }
 
 
-BOOKS = {"glasscluster": "glasscluster.model.flash_attention:COSTS"}  # operator namespace -> formulas beside its kernels
+BOOKS = {"glasscluster": "glasscluster.model.kernels.flash.algorithm:COSTS"}  # operator namespace -> formulas beside its kernels
 
 
 def cost_of(operator: str) -> tuple[Callable | None, Callable | None]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.flash_attention import TILE
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.kernels.flash.algorithm import TILE
 from glasscluster.model.parallel import Unsharded, WholeExperts
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.mesh import GROUP_IDS

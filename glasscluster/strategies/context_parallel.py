@@ -33,9 +33,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from glasscluster.model.flash_attention import flash_attention
+from glasscluster.model.kernels.flash.algorithm import flash_attention
+from glasscluster.model.kernels.flash.parts import Rectangle, backward_part, distances, forward_part, halves, merge, pairs, with_prefix
 from glasscluster.model.parallel import WholeSequence
-from glasscluster.model.parts import Rectangle, backward_part, distances, forward_part, halves, merge, pairs, with_prefix
 from glasscluster.sim.communicator import Communicator, Work
 
 KINDS = ("ring", "striped", "zigzag")

@@ -27,8 +27,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from glasscluster.model import parts
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.kernels.flash import parts
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.gpu import GPU
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasscluster.model.flash_attention import wide
+from glasscluster.model.kernels.flash.algorithm import wide
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.sim.communicator import Communicator
 

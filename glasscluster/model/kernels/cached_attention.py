@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from glasscluster.model.flash_attention import COSTS, TILE, Meter, _ignore, _tiles, wide
+from glasscluster.model.kernels.flash.algorithm import COSTS, TILE, Meter, _ignore, _tiles, wide
 
 NO_WINDOW = 1 << 62
 

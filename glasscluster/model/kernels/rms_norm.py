@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from glasscluster.model.flash_attention import wide
+from glasscluster.model.kernels.flash.algorithm import wide
 
 _library = Library("glasscluster", "FRAGMENT")
 for _name in ("rms_norm", "scale_norm"):

@@ -326,7 +326,7 @@ GPU_KERNEL = "triton"  # what CUDA tensors meet, where triton is installed and t
 def _kernels(x: Tensor) -> Any:
     """The module whose `forward` and `backward` a tensor meets."""
     if GPU_KERNEL == "triton" and x.dtype != torch.float64 and find_spec("triton"):
-        return import_module("glasscluster.model.flash_triton")
+        return import_module("glasscluster.model.kernels.flash.triton")
     return sys.modules[__name__]
 
 
@@ -360,7 +360,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, prefix
     """
     if not prefix and bias is None:
         return FlashAttention.apply(q, k, v, causal)
-    from glasscluster.model.parts import InParts
+    from glasscluster.model.kernels.flash.parts import InParts
 
     return InParts.apply(q, k, v, bias, causal, prefix)
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from glasscluster.model.flash_attention import TILE, tile_pairs
+from glasscluster.model.kernels.flash.algorithm import TILE, tile_pairs
 
 
 class Rectangle(NamedTuple):

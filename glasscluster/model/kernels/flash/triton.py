@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from glasscluster.model.flash_attention import check_shapes, forward_like
+from glasscluster.model.kernels.flash.algorithm import check_shapes, forward_like
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))

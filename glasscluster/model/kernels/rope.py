@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.library import Library
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.flash_attention import wide
+from glasscluster.model.kernels.flash.algorithm import wide
 
 FAST, SLOW = 32, 1  # yarn: turns within the trained length from which a pair is left alone, up to which it is interpolated
 

@@ -1,0 +1,1 @@
+"""FlashAttention, in torch and in Triton."""
