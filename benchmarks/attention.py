@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glasscluster.model.attention import unfused_attention
-from glasscluster.model.kernels.flash.algorithm import ROOM, STRIP, TILE, flash_attention
+from glasscluster.model.kernels.flash.operators import flash_attention
+from glasscluster.model.kernels.flash.tiles import SCORES_PER_THREAD, STRIP, TILE
 
 LENGTH, HEADS, HEAD_SIZE = 4096, 4, 64
 REPEATS = 11
@@ -54,7 +55,7 @@ def products(causal: bool, tensors: list[Tensor], clock: Callable[[], float]) ->
     """Seconds of S = Q K^T and S V alone, in the flash kernel's tiles, strips and room, written over each other."""
     q, k, v = (x[0].detach() for x in tensors[:3])
     strip = TILE * STRIP
-    together = ROOM * torch.get_num_threads() // (TILE * strip)  # heads in one product
+    together = SCORES_PER_THREAD * torch.get_num_threads() // (TILE * strip)  # heads in one product
     space, begun = torch.empty(together * TILE * strip), clock()
     for heads in (slice(a, a + together) for a in range(0, HEADS, together)):
         keys, out = k[heads].mT.contiguous(), torch.zeros_like(q[heads])

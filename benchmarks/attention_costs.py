@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from glasscluster.model.attention import ATTENTION
-from glasscluster.model.kernels.flash.algorithm import TILE
+from glasscluster.model.kernels.flash.tiles import TILE
 from glasscluster.sim.cluster import Cluster
 from glasscluster.sim.vocabulary import COMPUTE
 

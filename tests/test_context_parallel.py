@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from test_torchrun import torchrun
 
 from glasscluster.model.attention import ATTENTION
-from glasscluster.model.kernels.flash.algorithm import TILE, flash_attention
+from glasscluster.model.kernels.flash.operators import flash_attention
+from glasscluster.model.kernels.flash.tiles import TILE
 from glasscluster.sim.cluster import Cluster, Run
 from glasscluster.sim.communicator import Communicator
 from glasscluster.sim.errors import OutOfMemory

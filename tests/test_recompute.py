@@ -13,7 +13,8 @@ from helpers import differences, run_plan, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.model.dropout import PLACES, Draw, dropout, keep_mask, mix
+from glasscluster.model.dropout import PLACES, Draw, dropout
+from glasscluster.model.kernels.dropout import keep_mask, mix
 from glasscluster.scenarios.prediction import predict as predict_run
 from glasscluster.sim.cluster import Run
 from glasscluster.sim.hardware import hardware

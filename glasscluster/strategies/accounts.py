@@ -14,7 +14,7 @@ import torch
 
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.kernels.flash.algorithm import TILE
+from glasscluster.model.kernels.flash.tiles import TILE
 from glasscluster.model.parallel import Unsharded, WholeExperts
 from glasscluster.sim.graph import ExecutionGraph
 from glasscluster.sim.mesh import GROUP_IDS

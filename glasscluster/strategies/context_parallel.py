@@ -33,8 +33,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from glasscluster.model.kernels.flash.algorithm import flash_attention
-from glasscluster.model.kernels.flash.parts import Rectangle, backward_part, distances, forward_part, halves, merge, pairs, with_prefix
+from glasscluster.model.kernels.flash.costs import pairs
+from glasscluster.model.kernels.flash.operators import backward_part, flash_attention, forward_part
+from glasscluster.model.kernels.flash.parts import Rectangle, distances, halves, merge, with_prefix
 from glasscluster.model.parallel import WholeSequence
 from glasscluster.sim.communicator import Communicator, Work
 

@@ -1,7 +1,7 @@
 """Attention of few new tokens to many old ones, whose keys and values lie in blocks: one kernel for every cache.
 
-Follows the paged attention of vLLM (Kwon et al., 2309.06180, section 4.1). A pool holds blocks of k tokens; a sequence's table says
-which blocks are its own. Every layout of a cache is a table:
+Follows the paged attention of vLLM (Kwon et al., 2309.06180, section 4.1). A pool holds blocks of k tokens; a
+sequence's table says which blocks are its own. Every layout of a cache is a table:
 
     static     one block of s_max tokens a sequence               table  [[0], [1], [2]]
     paged      blocks of k tokens, handed out as they fill         table  [[5, 0], [2, 7], [1]]
@@ -11,11 +11,12 @@ which blocks are its own. Every layout of a cache is a table:
       K = keys of the past | keys of the new      queries see positions p with  query - W < p <= query  (W: no limit without a window)
       P = softmax(Q K^T scale, hidden where not seen);  O = P V
 
-The past is read before the new keys are written: in a ring they take the places of the oldest, which the first of several new
-queries still sees. Registered as two library operators, so a recorder sees one kernel each; `COSTS` has their FLOPs and bytes, proven
-by a counting run in tests. Shapes: q, out [b, a, S, d]; new k, v [b, n_kv, S, d]; pools [blocks, n_kv, k, d].
-But: forward only (nothing is trained through a cache); sequences one after the other, and the keys of a tile at once (no split of
-long contexts over processors, as flash-decoding has).
+The past is read before the new keys are written: in a ring they take the places of the oldest, which the
+first of several new queries still sees. Registered as two library operators, so a recorder sees one kernel
+each; their FLOPs and bytes are registered, proven by a counting run in tests. Shapes: q, out [b, a, S, d]; new
+k, v [b, n_kv, S, d]; pools [blocks, n_kv, k, d].
+But: forward only (nothing is trained through a cache); sequences one after the other, and the keys of a tile
+at once (no split of long contexts over processors, as flash-decoding has).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from glasscluster.model.kernels.flash.algorithm import COSTS, TILE, Meter, _ignore, _tiles, wide
+from glasscluster.base import operator_costs
+from glasscluster.model.kernels.flash.tiles import TILE, Meter, no_meter, tiles
+from glasscluster.model.kernels.precision import accumulation_dtype
 
 NO_WINDOW = 1 << 62
 
@@ -68,19 +71,19 @@ def attend(
     scale: float,
     bias: Tensor | None = None,
     shared: int = 0,
-    meter: Meter = _ignore,
+    meter: Meter = no_meter,
 ) -> Tensor:
     """Output [b, a, S, d of v]: rows beyond counts[b] are padding and come out as zeros.
 
-    bias [a, n]: what is added to scores, by how far the key is behind its query. shared: the values are the first so many columns of
-    the keys, read once (latent attention); v and its pool are not looked at.
+    bias [a, n]: what is added to scores, by how far the key is behind its query. shared: the values are the
+    first so many columns of the keys, read once (latent attention); v and its pool are not looked at.
     """
-    heads, of = k.shape[1], wide(q.dtype)
+    heads, of = k.shape[1], accumulation_dtype(q.dtype)
     slots = len(table) // len(q) * k_pool.shape[2]
     out = q.new_zeros(*q.shape[:3], shared or v.shape[3])
     for b, blocks in enumerate(rows_of(table, len(q))):
         start = starts[b]
-        for r0, r1 in _tiles(counts[b], TILE):
+        for r0, r1 in tiles(counts[b], TILE):
             first, last = max(0, start + r0 - window + 1), start + r1
             q_t = q[b, :, r0:r1]
             new = slice(max(0, first - start), r1)
@@ -105,7 +108,7 @@ def attend(
     return out
 
 
-def write(pool: Tensor, new: Tensor, table: Sequence[int], starts: Sequence[int], counts: Sequence[int], meter: Meter = _ignore) -> None:
+def write(pool: Tensor, new: Tensor, table: Sequence[int], starts: Sequence[int], counts: Sequence[int], meter: Meter = no_meter) -> None:
     """Put new keys or values [b, n_kv, S, d] into their slots; of more than a ring holds the last."""
     size, slots = pool.shape[2], len(table) // len(new) * pool.shape[2]
     for b, blocks in enumerate(rows_of(table, len(new))):
@@ -137,7 +140,7 @@ _library.impl("cache_write", lambda *args: None, "Meta")
 # ---- what they cost ------------------------------------------------------------------------------------------------
 def pairs(start: int, count: int, window: int = NO_WINDOW) -> tuple[int, int]:
     """Query-key pairs that are computed, and keys that are read, for one sequence's new tokens; tiles are computed whole."""
-    spans = [(r1 - r0, start + r1 - max(0, start + r0 - window + 1)) for r0, r1 in _tiles(count, TILE)]
+    spans = [(r1 - r0, start + r1 - max(0, start + r0 - window + 1)) for r0, r1 in tiles(count, TILE)]
     return sum(rows * keys for rows, keys in spans), sum(keys for _, keys in spans)
 
 
@@ -162,7 +165,5 @@ def _write_bytes(args, out) -> int:
     return 2 * new.element_size() * new.shape[1] * new.shape[3] * sum(min(n, slots) for n in counts)
 
 
-COSTS |= {
-    "glasscluster::cached_attention": (_attention_flops, _attention_bytes),
-    "glasscluster::cache_write": (lambda args, out: 0, _write_bytes),
-}
+operator_costs.register("glasscluster::cached_attention", _attention_flops, _attention_bytes)
+operator_costs.register("glasscluster::cache_write", nbytes=_write_bytes)

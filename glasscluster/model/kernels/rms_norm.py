@@ -6,8 +6,9 @@
     backward, of both         x̂ = x r     dx̂ = dy · weight     dx = r (dx̂ - x̂ · <dx̂, x̂> / n)     dweight = sum dy · x̂
                               n = h for RMSNorm, 1 for ScaleNorm: their x̂ has the length sqrt(h), and 1
 
-Kept for backward: x and r, one number a row, where layer norm has two; r is in the accumulators' type. Registered as library operators.
-Gradients come out contiguous, however the upstream one lies: a recording on shapes must equal the run.
+Kept for backward: x and r, one number a row, where layer norm has two; r is in the accumulators' type.
+Registered as library operators. Gradients come out contiguous, however the upstream one lies: a recording on
+shapes must equal the run.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from glasscluster.model.kernels.flash.algorithm import wide
+from glasscluster.base import operator_costs
+from glasscluster.model.kernels.precision import accumulation_dtype
 
 _library = Library("glasscluster", "FRAGMENT")
 for _name in ("rms_norm", "scale_norm"):
     _library.define(f"{_name}_forward(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)")
     _library.define(f"{_name}_backward(Tensor d_out, Tensor x, Tensor r, Tensor weight, float eps) -> (Tensor, Tensor)")
+    operator_costs.register(f"glasscluster::{_name}_forward")
+    operator_costs.register(f"glasscluster::{_name}_backward")
 
 
 def _scaled(x: Tensor, r: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +33,7 @@ def _scaled(x: Tensor, r: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rms_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return _scaled(x, x.to(wide(x.dtype)).square().mean(-1, keepdim=True).add_(eps).rsqrt_(), weight)
+    return _scaled(x, x.to(accumulation_dtype(x.dtype)).square().mean(-1, keepdim=True).add_(eps).rsqrt_(), weight)
 
 
 def _rms_backward(d_out: Tensor, x: Tensor, r: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -41,7 +45,7 @@ def _rms_backward(d_out: Tensor, x: Tensor, r: Tensor, weight: Tensor, eps: floa
 
 
 def _scale_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return _scaled(x, x.to(wide(x.dtype)).norm(dim=-1, keepdim=True).clamp_(min=eps).reciprocal_(), weight)
+    return _scaled(x, x.to(accumulation_dtype(x.dtype)).norm(dim=-1, keepdim=True).clamp_(min=eps).reciprocal_(), weight)
 
 
 def _scale_backward(d_out: Tensor, x: Tensor, r: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -52,7 +56,7 @@ def _scale_backward(d_out: Tensor, x: Tensor, r: Tensor, weight: Tensor, eps: fl
 
 
 def _meta_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty((*x.shape[:-1], 1), dtype=wide(x.dtype))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty((*x.shape[:-1], 1), dtype=accumulation_dtype(x.dtype))
 
 
 def _meta_backward(d_out: Tensor, x: Tensor, r: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

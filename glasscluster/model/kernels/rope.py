@@ -12,8 +12,10 @@ Longer than trained, by a factor s:
     yarn            θ_i / s where a pair turns less than once in the trained length L, θ_i where it turns 32 times or more, between
                     them a ramp; and q and k times 0.1 ln s + 1, which cools the softmax      Peng et al., 2309.00071, sections 3.2, 3.3
 
-One kernel each way, backward turns back; nothing is kept. Tables are made in float64, rounded to the accumulators' type.
-But: yarn's ramp is linear in i, as in the authors' code, and not in the number of turns, as in their equation 18.
+One kernel each way, backward turns back; nothing is kept. Tables are made in float64, rounded to the
+accumulators' type.
+But: yarn's ramp is linear in i, as in the authors' code, and not in the number of turns, as in their equation
+18.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
+from glasscluster.base import operator_costs
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.kernels.flash.algorithm import wide
+from glasscluster.model.kernels.precision import accumulation_dtype
 
 FAST, SLOW = 32, 1  # yarn: turns within the trained length from which a pair is left alone, up to which it is interpolated
 
@@ -65,10 +68,11 @@ def _tables(
 
 _library = Library("glasscluster", "FRAGMENT")
 _library.define("rope(Tensor x, int[] spans, float[] theta, float scale, bool interleaved, bool back) -> Tensor")
+operator_costs.register("glasscluster::rope")
 
 
 def _rope(x: Tensor, spans: Sequence[int], theta: Sequence[float], scale: float, interleaved: bool, back: bool) -> Tensor:
-    cos, sin = _tables(tuple(spans), tuple(theta), scale, wide(x.dtype), x.device)
+    cos, sin = _tables(tuple(spans), tuple(theta), scale, accumulation_dtype(x.dtype), x.device)
     sin = -sin if back else sin
     wider = x.to(cos.dtype)
     a, b = wider.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else wider.chunk(2, -1)

@@ -19,7 +19,7 @@ def program(gpu: Any, n: int, d: int) -> None:
     """Each operation once, in fp32, in a micro-batch of its own so that it is told apart."""
     import torch
 
-    from glasscluster.model.kernels.flash.algorithm import flash_attention
+    from glasscluster.model.kernels.flash.operators import flash_attention
     from glasscluster.model.kernels.layer_norm import layer_norm
 
     with gpu.unrecorded():
