@@ -74,7 +74,9 @@ class ExecutionGraph:
         return len(self.rank)
 
     def __repr__(self) -> str:
-        return f"ExecutionGraph({self.ranks} ranks, {len(self):,} events, {self.flops.sum():,} FLOPs)"
+        unknown = self.info.get("unknown_flops", [])
+        but = f" without those of {', '.join(unknown)}, which nobody knows" if unknown else ""
+        return f"ExecutionGraph({self.ranks} ranks, {len(self):,} events, {self.flops.sum():,} FLOPs{but})"
 
     # ---- build -----------------------------------------------------------------------------------------------
     @classmethod
@@ -107,6 +109,9 @@ class ExecutionGraph:
             "memory": {r["rank"]: r["memory"] for r in recordings},
             "info": dict(info or {}),
         }
+        unknown = sorted({name for r in recordings for name in r["unknown_flops"]})
+        if unknown:
+            meta["info"]["unknown_flops"] = unknown  # operators whose FLOPs nobody knows, counted as 0
         # a lane is a stream: each event follows the one before it
         by_lane = np.lexsort((columns["order"], columns["lane"], columns["rank"]))
         same = (np.diff(columns["rank"][by_lane]) == 0) & (np.diff(columns["lane"][by_lane]) == 0)

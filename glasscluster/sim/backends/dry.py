@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from glasscluster.sim.backends import fused_attention as fused_attention  # attention on shapes as a CPU computes it
 from glasscluster.sim.backends.shapes import operate
 from glasscluster.sim.communicator import Ticket, Wire
 from glasscluster.sim.gpu import Outcome, run_rank
