@@ -1,9 +1,10 @@
 """FlashAttention in plain torch beside torch's own kernel and the textbook, on the CPU: python -m benchmarks.attention
 
-Goals at length 4096, forward: 1.3 times the time of `scaled_dot_product_attention`; less than a fifth of the textbook's time and memory.
-Times are CPU seconds of one thread, which other processes on the machine disturb least, the variants taking turns; `wall_2_threads`
-is what a clock on the wall says of two threads. `products` is what no exact attention does without: the two products, tile by tile, with no
-softmax between them. Memory is what a process of its own grows by above its inputs, at its peak.
+Goals at length 4096, forward: 1.3 times the time of `scaled_dot_product_attention`; less than a fifth of the
+textbook's time and memory. Times are CPU seconds of one thread, which other processes on the machine disturb
+least, the variants taking turns; `wall_2_threads` is what a clock on the wall says of two threads. `products`
+is what no exact attention does without: the two products, tile by tile, with no softmax between them. Memory
+is what a process of its own grows by above its inputs, at its peak.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from glasscluster.model import data, rope
+from glasscluster.model import data
+from glasscluster.model.kernels import rope
 from glasscluster.model.parallel import IGNORE
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson

@@ -52,7 +52,8 @@ def ours(kernels, q, k, v, d_out, causal, tiles):
 def excess(found, tensors, causal):
     """By how much each error is over twice plain torch's: positive breaks flash-attention's rule.
 
-    Of one key torch's dQ is exactly zero and ours a rounding of float32, so four ulps of the largest input are allowed besides.
+    Of one key torch's dQ is exactly zero and ours a rounding of float32, so four ulps of the largest input
+    are allowed besides.
     """
     truth, plain = gradients(*(x.double() for x in tensors), causal), gradients(*tensors, causal)
     ulps = 4 * torch.finfo(torch.float32).eps * max(x.abs().max().item() for x in tensors)

@@ -2,9 +2,10 @@
 
     S = Q K^T        P = softmax(S / sqrt(d) + bias, future hidden)        O = dropout(P) V
 
-What stays for backward is what Korthikanti et al. (2205.05198, section 4.1) list: Q, K, V, P, the dropout's mask and
-the dropped P. Scale, mask and softmax are one kernel that keeps only its output (kernels/softmax.py). The query heads
-that share a key head (grouped-query attention) stand below each other in one product: K and V are never repeated.
+What stays for backward is what Korthikanti et al. (2205.05198, section 4.1) list: Q, K, V, P, the dropout's
+mask and the dropped P. Scale, mask and softmax are one kernel that keeps only its output
+(kernels/softmax.py). The query heads that share a key head (grouped-query attention) stand below each other
+in one product: K and V are never repeated.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def unfused_attention(
 ) -> Tensor:
     """Attention over q [b, a, N, d] and k, v [b, a_kv, n, d], which writes scores [b, a, N, n] down.
 
-    drop: dropout of the probabilities; prefix: so many first keys are seen by all queries; bias [a, N + n - 1]: added to
-    the scores by distance (kernels/flash/bias.py).
+    drop: dropout of the probabilities; prefix: so many first keys are seen by all queries; bias [a, N + n -
+    1]: added to the scores by distance (kernels/flash/bias.py).
     """
     check_shapes(q, k, causal)
     (b, a, n, d), (heads, keys) = q.shape, k.shape[1:3]

@@ -1,12 +1,13 @@
 """Dropout whose mask depends on what is dropped, not on who drops it or when.
 
-Every element's random number is a hash of (seed, step, sequence, layer, place, index), made by kernels/dropout.py. So
+Every element's random number is a hash of (seed, step, sequence, layer, place, index), made by
+kernels/dropout.py. So
   - any layout drops the same elements as one device: the key is the sequence's number in the global batch;
   - a rank that has some heads or some tokens draws its part of the whole mask, without drawing the rest;
   - recomputation in backward draws the same mask again; nobody stores the state of a generator.
 
-But: on the embedding only where it has a norm (BERT); with flash attention none on the attention probabilities, which it
-never writes down.
+But: on the embedding only where it has a norm (BERT); with flash attention none on the attention
+probabilities, which it never writes down.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ PLACES = ("attention probabilities", "attention output", "mlp output", "embeddin
 class Draw:
     """What a micro-batch holds besides its tokens: which sequences of which step (for dropout), and where documents end.
 
-    documents: for each sequence the lengths of its documents, which add up to it (packing.py); None: each is one.
+    documents: for each sequence the lengths of its documents, which add up to it (packing.py); None: each is
+    one.
     """
 
     seed: int = 0

@@ -13,8 +13,8 @@ sequence's table says which blocks are its own. Every layout of a cache is a tab
 
 The past is read before the new keys are written: in a ring they take the places of the oldest, which the
 first of several new queries still sees. Registered as two library operators, so a recorder sees one kernel
-each; their FLOPs and bytes are registered, proven by a counting run in tests. Shapes: q, out [b, a, S, d]; new
-k, v [b, n_kv, S, d]; pools [blocks, n_kv, k, d].
+each; their FLOPs and bytes are registered, proven by a counting run in tests. Shapes: q, out [b, a, S, d];
+new k, v [b, n_kv, S, d]; pools [blocks, n_kv, k, d].
 But: forward only (nothing is trained through a cache); sequences one after the other, and the keys of a tile
 at once (no split of long contexts over processors, as flash-decoding has).
 """

@@ -1,7 +1,7 @@
 """Dropout as one kernel each way, whose random numbers are hashes of a key and an element's place.
 
-A counter-based generator, as GPUs use (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), here
-splitmix64 (Steele et al., OOPSLA 2014): any part of a mask can be drawn, again and anywhere.
+A counter-based generator, as GPUs use (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
+2011), here splitmix64 (Steele et al., OOPSLA 2014): any part of a mask can be drawn, again and anywhere.
 
     forward    y = x · mask / (1 - p)       kept: the mask, one byte an element (Srivastava et al., JMLR 2014)
     backward  dx = dy · mask / (1 - p)

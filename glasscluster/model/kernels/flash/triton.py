@@ -1,7 +1,7 @@
 """FlashAttention on an NVIDIA GPU: algorithm.py's two functions, by the Triton kernels of triton_kernels.py.
 
-But: no float64 (algorithm.py has it) and no bias; tile sizes are tuned at a shape's first use, so another process may
-round differently.
+But: no float64 (algorithm.py has it) and no bias; tile sizes are tuned at a shape's first use, so another
+process may round differently.
 """
 
 from __future__ import annotations

@@ -7,18 +7,20 @@ Follows FlashAttention-2 (Dao, 2307.08691, Algorithms 1 and 2). Four kernels; on
     dK, dV     a tile of keys stays, tiles of its group's queries stream past   dV = P^T dO, dK = dS^T Q / sqrt(d)
     dQ         a tile of queries stays, tiles of keys stream past               dQ = dS K / sqrt(d)
 
-Every output has one writer, so nothing is added atomically and equal inputs give equal bits; the price is that P and dS
-are computed twice, 7 products backward where the paper's have 5. dK and dV of a group of query heads (2305.13245) are
-one sum in one program. Exponentials are powers of two, exp(x / sqrt(d)) = 2^(c x) with c = log2(e) / sqrt(d); L is a
-natural logarithm as in algorithm.py.
+Every output has one writer, so nothing is added atomically and equal inputs give equal bits; the price is
+that P and dS are computed twice, 7 products backward where the paper's have 5. dK and dV of a group of query
+heads (2305.13245) are one sum in one program. Exponentials are powers of two, exp(x / sqrt(d)) = 2^(c x) with
+c = log2(e) / sqrt(d); L is a natural logarithm as in algorithm.py.
 
-Only tiles at an edge (the causal diagonal, the end of the keys) pay for a mask: a loop is an unmasked and a masked part.
+Only tiles at an edge (the causal diagonal, the end of the keys) pay for a mask: a loop is an unmasked and a
+masked part.
 
     keys ->    .  .  .  #  -        . the loop without a mask     # with one     - never looked at
     queries    .  .  .  .  #
 
-Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L, D [b, a, N]. Any strides of b, a and N; a head is padded to a power
-of two by masks. float16 and bfloat16 multiply on tensor cores and add in float32, float32 multiplies in IEEE precision.
+Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L, D [b, a, N]. Any strides of b, a and N; a head is padded
+to a power of two by masks. float16 and bfloat16 multiply on tensor cores and add in float32, float32
+multiplies in IEEE precision.
 """
 
 from __future__ import annotations
