@@ -31,29 +31,29 @@ def flops(graph: ExecutionGraph) -> dict[str, int]:
     return counted
 
 
-# ---- convolutions --------------------------------------------------------------------------------------------------
+# ---- convolutions ------------------------------------------------------------------------------------------
 
 
-def convolve(gpu, b: int, channels: int, filters: int, size: int, kernel: int, stride: int, groups: int) -> None:
+def convolve(gpu, b: int, channels: int, filters: int, size: int, kernel: int, stride: int) -> None:
     x = torch.ones(b, channels, size, size, device=gpu.device, requires_grad=True)
-    weight = torch.ones(filters, channels // groups, kernel, kernel, device=gpu.device, requires_grad=True)
-    F.conv2d(x, weight, stride=stride, groups=groups).sum().backward()
+    weight = torch.ones(filters, channels, kernel, kernel, device=gpu.device, requires_grad=True)
+    F.conv2d(x, weight, stride=stride).sum().backward()
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("backend", ["threads", "dry"])
 def test_a_convolution_costs_what_its_formula_says(backend, stride):
     b, channels, filters, size, kernel = 2, 6, 4, 9, 3
-    graph = recorded(convolve, b, channels, filters, size, kernel, stride, 1, backend=backend)
+    graph = recorded(convolve, b, channels, filters, size, kernel, stride, backend=backend)
     side = (size - kernel) // stride + 1
-    each = 2 * b * filters * side**2 * channels * kernel**2  # a multiplication and an addition a weight and output
+    each = 2 * b * filters * side**2 * channels * kernel**2  # to multiply and to add
     counted = flops(graph)
     assert counted["convolution"] == each
     assert counted["convolution_backward"] == 2 * each  # of the inputs, and of the weights
     assert "unknown_flops" not in graph.info
 
 
-# ---- torch's fused attention ---------------------------------------------------------------------------------------
+# ---- torch's fused attention -------------------------------------------------------------------------------
 
 
 def attend(gpu, how: dict, shapes: tuple, mask: str, turned: bool, backward: bool) -> None:
@@ -121,7 +121,8 @@ def test_a_dry_run_takes_the_fused_kernel_exactly_where_torch_does(data):
     dims = draw(st.sampled_from([4, 4, 4, 3]))
     dtypes = st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfloat16])
     dtype = draw(dtypes)
-    q, k, v = (torch.zeros(shape, dtype=dtype)[(0,) * (4 - dims)] for shape in ((b, a, n, d), (b, heads, m, d), (b, heads, m, e)))
+    shapes = (b, a, n, d), (b, heads, m, d), (b, heads, m, e)
+    q, k, v = (torch.zeros(shape, dtype=dtype)[(0,) * (4 - dims)] for shape in shapes)
     if draw(st.booleans()):
         k = k.transpose(-1, -2).contiguous().transpose(-1, -2)
     mask = draw(st.sampled_from([None, None, (n, m), (1, m), (b, a, n, m), (1, 1, n, m), (b, 1, 1, m)]))
@@ -133,14 +134,15 @@ def test_a_dry_run_takes_the_fused_kernel_exactly_where_torch_does(data):
         F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)
     except RuntimeError:
         return  # torch refuses these
-    assert fused_on_cpu(q, k, v, mask, dropout, causal, gqa) == (chosen == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value)
+    fused = torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
+    assert fused_on_cpu(q, k, v, mask, dropout, causal, gqa) == (chosen == fused)
 
 
-# ---- products that torch's table does not have, and what nobody knows ------------------------------------------------
+# ---- products that torch's table does not have, and what nobody knows --------------------------------------
 
 
 def vectors(gpu) -> None:
-    a, x, y = torch.ones(5, 3, device=gpu.device), torch.ones(3, device=gpu.device), torch.ones(5, device=gpu.device)
+    a, x, y = (torch.ones(shape, device=gpu.device) for shape in ((5, 3), (3,), (5,)))
     torch.mv(a, x)
     torch.addmv(y, a, x)
     torch.dot(x, x)

@@ -26,7 +26,7 @@ WAYS = ("out", "dq", "dk", "dv")
 
 
 def drawn(shape, dtype, seed):
-    """q, k, v and the output's gradient. Rows lie apart by more than a head, as they do cut out of a product's result."""
+    """q, k, v and the output's gradient. Rows lie apart by more than a head, as in a product's result."""
     b, heads, group, n, keys, d = shape
     generator = torch.Generator().manual_seed(seed)
 
@@ -67,7 +67,15 @@ heads = st.sampled_from([(1, 1, 1), (2, 1, 1), (1, 1, 3), (1, 2, 2)])
 
 
 @settings(max_examples=7, deadline=None, derandomize=True)
-@given(heads, st.integers(1, 36), st.integers(1, 36), st.integers(1, 33), st.sampled_from(TYPES), st.booleans(), st.data())
+@given(
+    heads,
+    st.integers(1, 36),
+    st.integers(1, 36),
+    st.integers(1, 33),
+    st.sampled_from(TYPES),
+    st.booleans(),
+    st.data(),
+)
 def test_errors_are_at_most_twice_plain_torch_s(heads, n, keys, d, dtype, causal, data):
     tiles = data.draw(st.sampled_from([(16, 16), (16, 32), (32, 16)]) if heads[2] == 1 else st.just((32, 16)))
     tensors = drawn((*heads, n, n if causal else keys, d), dtype, seed=n)
@@ -97,7 +105,8 @@ def test_equal_inputs_give_equal_bits_and_a_block_of_keys_its_summand():
     out, lse = triton.forward(q, k, v, False, (16, 16))
     whole, again = (triton.backward(d_out, q, k, v, out, lse, False, (16, 16)) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(whole, again, strict=True))
-    parts = [triton.backward(d_out, q, k[:, :, c], v[:, :, c], out, lse, False, (16, 16)) for c in (slice(0, 13), slice(13, 30))]
+    blocks = [(k[:, :, c], v[:, :, c]) for c in (slice(0, 13), slice(13, 30))]
+    parts = [triton.backward(d_out, q, *block, out, lse, False, (16, 16)) for block in blocks]
     assert torch.allclose(parts[0][0] + parts[1][0], whole[0], atol=1e-5)
     for i in (1, 2):
         assert torch.allclose(torch.cat([p[i] for p in parts], 2), whole[i], atol=1e-5)
@@ -110,7 +119,7 @@ def test_float64_and_a_mask_over_a_rectangle_are_refused(dtype, keys, causal):
         triton.forward(q, k, v, causal)
 
 
-# ---- broken kernels are found ------------------------------------------------------------------------------------
+# ---- broken kernels are found ------------------------------------------------------------------------------
 
 
 def mutated(old, new, tmp_path, monkeypatch):
@@ -140,12 +149,13 @@ def mutated(old, new, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_a_broken_kernel_breaks_the_rule(old, new, broken, tmp_path, monkeypatch):
     tensors = drawn((1, *((2, 2) if "GROUP" in old else (1, 1)), 20, 20, 16), torch.float32, 3)
-    tensors[1].mul_(torch.linspace(0.5, 4, 20, device=DEVICE)[:, None])  # later keys are larger, so the maximum moves
+    # later keys are larger, so the maximum moves
+    tensors[1].mul_(torch.linspace(0.5, 4, 20, device=DEVICE)[:, None])
     over = excess(ours(mutated(old, new, tmp_path, monkeypatch), *tensors, True, (16, 16)), tensors, True)
     assert {way for way, by in over.items() if not by <= 0} >= broken
 
 
-# ---- compiled for GPUs that are not here -------------------------------------------------------------------------
+# ---- compiled for GPUs that are not here -------------------------------------------------------------------
 
 
 def test_every_kernel_compiles_for_a_hopper_gpu_without_spilling_and_uses_its_tensor_cores():

@@ -32,7 +32,7 @@ COSTS: dict[str, OperatorCost] = {}
 
 
 def register(operator: str, flops: Formula | None = None, nbytes: Formula | None = None) -> None:
-    """Say what an operator costs. Registering it without formulas says that it has no products of matrices."""
+    """Say what an operator costs; without formulas, that it has no products of matrices."""
     COSTS[operator] = OperatorCost(flops, nbytes)
 
 

@@ -24,7 +24,7 @@ PLACES = ("attention probabilities", "attention output", "mlp output", "embeddin
 
 @dataclass(frozen=True)
 class Draw:
-    """What a micro-batch holds besides its tokens: which sequences of which step (for dropout), and where documents end.
+    """What a micro-batch holds besides its tokens: which sequences of which step, and where documents end.
 
     documents: for each sequence the lengths of its documents, which add up to it (packing.py); None: each is
     one.
@@ -40,7 +40,14 @@ class Draw:
         return key_of((self.seed, self.step, layer, PLACES.index(place)), self.sequences)
 
 
-def dropout(x: Tensor, p: float, draw: Draw | None, layer: int, place: str, spans: Sequence[int] = ()) -> Tensor:
+def dropout(
+    x: Tensor,
+    p: float,
+    draw: Draw | None,
+    layer: int,
+    place: str,
+    spans: Sequence[int] = (),
+) -> Tensor:
     """x [b, ...] with elements dropped; x itself when p is 0.
 
     spans: which elements of a sequence's whole x holds: first, how many, first, how many, ...; none: all.

@@ -1,4 +1,4 @@
-"""Which norm a model has: its parameters, and its use by name. LayerNorm: layer_norm.py; RMSNorm and ScaleNorm: rms_norm.py."""
+"""Which norm a model has: its parameters, and its use by name. The norms are kernels/layer_norm.py and rms_norm.py."""
 
 from __future__ import annotations
 

@@ -102,16 +102,14 @@ class ExecutionGraph:
         columns = {c: np.concatenate(v) if v else np.empty(0, np.int64) for c, v in parts.items()}
         none = [np.empty(0, np.int64)]
         source, target = np.concatenate(none + sources), np.concatenate(none + targets)
+        unknown = sorted({name for r in recordings for name in r["unknown_flops"]})  # operators, counted as 0
         meta = {
             "names": names,
             "groups": {r["rank"]: {g: (a, list(m)) for g, (a, m) in r["groups"].items()} for r in recordings},
             "ranks": len(recordings),
             "memory": {r["rank"]: r["memory"] for r in recordings},
-            "info": dict(info or {}),
+            "info": dict(info or {}) | ({"unknown_flops": unknown} if unknown else {}),
         }
-        unknown = sorted({name for r in recordings for name in r["unknown_flops"]})
-        if unknown:
-            meta["info"]["unknown_flops"] = unknown  # operators whose FLOPs nobody knows, counted as 0
         # a lane is a stream: each event follows the one before it
         by_lane = np.lexsort((columns["order"], columns["lane"], columns["rank"]))
         same = (np.diff(columns["rank"][by_lane]) == 0) & (np.diff(columns["lane"][by_lane]) == 0)

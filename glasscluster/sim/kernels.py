@@ -1,9 +1,9 @@
-"""What an operator of torch is to the recorder: whether it is an event, what it allocates, its bytes and its FLOPs.
+"""What an operator of torch is to the recorder: is it an event, what does it allocate, its bytes and FLOPs.
 
 FLOPs are those of products of matrices. Who says how many, in this order:
 
     1. base/operator_costs.py       our kernels, which register themselves; torch's products, registered below
-    2. nothing to count             what moves, compares or combines element by element, reduces, sorts: 0, by definition
+    2. nothing to count             what moves, combines element by element, reduces, sorts: 0, by definition
     3. torch.utils.flop_counter     convolutions, fused attention on GPUs, and what a user registers there
     4. nobody                       counted as 0 and marked: the graph's info lists it under "unknown_flops"
 
@@ -26,7 +26,7 @@ Count = Callable[[Sequence[Any], Any], int | None]  # (arguments, result) -> FLO
 
 
 class OpRule:
-    """What one operator costs: which arguments it only writes, its FLOPs and bytes, and whether it is an event at all."""
+    """What one operator does: which arguments it only writes, its FLOPs and bytes, whether it is an event."""
 
     __slots__ = ("allocates", "event", "flops", "mutated", "name", "nbytes", "write_only")
 
@@ -34,15 +34,17 @@ class OpRule:
         schema = func._schema
         base = schema.name.split("::")[-1]
         self.name = str(func).removeprefix("aten.").removesuffix(".default")
-        writes = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+        aliases = [a.alias_info for a in schema.arguments]
+        writes = [i for i, alias in enumerate(aliases) if alias is not None and alias.is_write]
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
         self.mutated = tuple(writes)
-        wire = schema.name.startswith("c10d::")  # torch.distributed's own operators: the communicator records messages
+        wire = schema.name.startswith("c10d::")  # torch.distributed's own: the communicator records messages
         self.event = not (view or wire or base in _SILENT)
         self.allocates = not (view or wire or writes)
         # zero_, fill_ and *_like overwrite without reading; copy_ does not read its destination
         reads_nothing = base.endswith("_like") or base in _WRITE_ONLY
-        self.write_only = tuple(range(len(schema.arguments))) if reads_nothing else ((0,) if base == "copy_" else ())
+        overwritten = (0,) if base == "copy_" else ()
+        self.write_only = tuple(range(len(schema.arguments))) if reads_nothing else overwritten
         cost = operator_costs.cost_of(schema.name)
         self.nbytes = cost.nbytes if cost else None
         self.flops = flops_of(func) if self.event else None
@@ -50,8 +52,9 @@ class OpRule:
 
 _SILENT = frozenset(
     (
-        *("detach", "_unsafe_view", "lift_fresh", "lift", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"),
-        *("set_", "resize_", "_record_function_enter_new", "_record_function_exit", "is_same_size", "sym_size"),
+        *("detach", "_unsafe_view", "lift_fresh", "lift", "set_", "resize_", "is_same_size", "sym_size"),
+        *("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"),
+        *("_record_function_enter_new", "_record_function_exit"),
     )
 )
 _WRITE_ONLY = frozenset(["zero_", "fill_", "zeros", "ones", "full", "new_zeros", "new_full", "arange"])
@@ -79,22 +82,22 @@ def in_parts(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     return composites.get(func, func.decompose)(*args, **kwargs)
 
 
-# ---- FLOPs -------------------------------------------------------------------------------------------------------
+# ---- FLOPs -------------------------------------------------------------------------------------------------
 
 
 def flops_of(func: Any) -> Count | None:
     """The formula for an operator's FLOPs; None if it has none to count."""
     name = func._schema.name
-    cost = operator_costs.cost_of(name) or operator_costs.cost_of(name.removesuffix("_"))  # in place: the same product
-    if cost is not None:
+    cost = operator_costs.cost_of(name) or operator_costs.cost_of(name.removesuffix("_"))
+    if cost is not None:  # also of addmm_, which is addmm in place
         return cost.flops
     if torch.Tag.pointwise in func.tags or (name.startswith("aten::") and not _PRODUCTS.search(name[6:])):
         return None
     return _torch_formula(func) or _unknown
 
 
-# Operators of torch that multiply and add up, by their names: products, convolutions, attention, recurrent layers, linear
-# algebra, Fourier transforms, distances of all pairs. Whoever is not among them moves, combines or reduces elements.
+# Operators of torch that multiply and add up, by their names: products, convolutions, attention, recurrent
+# layers, linear algebra, Fourier transforms, distances of all pairs. Others move, combine or reduce elements.
 _PRODUCTS = re.compile(
     r"mm(_|$)|mv(_|$)|matmul|(^|_)v?dot(_|$)|(^|_)addr(_|$)|(^|_)(tri)?linear(_|$)|conv(?!ert)|attention|transformer"
     r"|rnn|lstm|gru(_|$)|^_?linalg_(?!vector_norm|cross|check_errors)|cholesky|solve|lstsq|geqrf|orgqr|ormqr|svd|fft"
@@ -155,7 +158,7 @@ def _addr(args, out) -> int:
 
 
 def _attention(args, out) -> int:
-    """Q [b, a, n, d], K [b, a_kv, m, d], V [b, a_kv, m, e]: two products, of all pairs also under a causal mask."""
+    """Q [b, a, n, d], K [b, a_kv, m, d], V [b, a_kv, m, e]: two products of all pairs, also if causal."""
     q, v = args[0], args[2]
     return 2 * prod(q.shape[:3]) * v.shape[2] * (q.shape[3] + v.shape[3])
 

@@ -74,7 +74,7 @@ class Recorder:
         self._layer_spans: list[tuple[int, int]] = []  # (first autograd sequence number, layer), forward order
         self._backward_at = -1
 
-    # ---- rows ------------------------------------------------------------------------------------------------
+    # ---- rows ----------------------------------------------------------------------------------------------
     def name_id(self, name: str) -> int:
         """A small integer for a name."""
         return self.names.setdefault(name, len(self.names))
@@ -117,7 +117,7 @@ class Recorder:
             self.waits.append((self.ticks, row))
             self.ticks += 1
 
-    # ---- where we are ----------------------------------------------------------------------------------------
+    # ---- where we are --------------------------------------------------------------------------------------
     @contextmanager
     def region(self, name: str | None = None, *, layer: int | None = None, micro_batch: int | None = None):
         """Label what runs inside: a phase of `PHASES`, a layer, a micro-batch."""
@@ -156,7 +156,7 @@ class Recorder:
             self._backward_at = self._layer_spans[at][1] if at >= 0 else -1
         return self._backward_at
 
-    # ---- one operation ---------------------------------------------------------------------------------------
+    # ---- one operation -------------------------------------------------------------------------------------
     def operation(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
         """Called by the dispatch mode after every operator."""
         rule = rule_of(func)
@@ -229,7 +229,7 @@ class Recorder:
             "named": {number[n]: name for n, name in ledger.names.items() if n in number},
         }
 
-    # ---- what the memory ledger asks -------------------------------------------------------------------------------
+    # ---- what the memory ledger asks -----------------------------------------------------------------------
     def where(self) -> tuple[int, int, int]:
         """Phase, layer and micro-batch of now."""
         return self.phase, self.current_layer(), self.micro_batch

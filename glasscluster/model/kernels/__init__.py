@@ -1,1 +1,1 @@
-"""What a GPU would run as one kernel: each a torch library operator with its forward, its backward, its shapes and its costs."""
+"""What a GPU would run as one kernel: torch library operators with forward, backward, shapes and costs."""

@@ -51,9 +51,19 @@ def key_of(parts: Sequence[int], sequences: Sequence[int]) -> list[int]:
     return [_signed(mix((key + s * _GOLDEN) & _ALL)) for s in sequences]
 
 
-def keep_mask(keys: list[int], shape: torch.Size, p: float, spans: Sequence[int], device: torch.device) -> Tensor:
-    """True where an element stays. shape [b, ...]; spans say which elements of each sequence's whole mask these are."""
-    numbers = [torch.arange(first, first + many, device=device) for first, many in zip(spans[::2], spans[1::2], strict=True)]
+def keep_mask(
+    keys: list[int],
+    shape: torch.Size,
+    p: float,
+    spans: Sequence[int],
+    device: torch.device,
+) -> Tensor:
+    """True where an element stays, [b, ...] like `shape`.
+
+    spans: which elements of each sequence's whole mask these are, as runs (first, how many, ...).
+    """
+    runs = zip(spans[::2], spans[1::2], strict=True)
+    numbers = [torch.arange(first, first + many, device=device) for first, many in runs]
     counter = (torch.cat(numbers) if len(numbers) > 1 else numbers[0]) * _signed(_GOLDEN)
     bits = _mix(torch.tensor(keys, device=device)[:, None] + counter)
     return (_shift(bits, 11) >= int(p * 2**53)).view(shape)

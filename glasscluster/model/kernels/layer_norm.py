@@ -17,15 +17,18 @@ from glasscluster.base import operator_costs
 from glasscluster.model.kernels.precision import accumulation_dtype
 
 _library = Library("glasscluster", "FRAGMENT")
-_library.define("layer_norm_forward(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)")
-_library.define("layer_norm_backward(Tensor d_out, Tensor x, Tensor mean, Tensor rstd, Tensor weight) -> (Tensor, Tensor, Tensor)")
-for _name in ("layer_norm_forward", "layer_norm_backward"):
+for _name, _inputs in {
+    "layer_norm_forward": "Tensor x, Tensor weight, Tensor? bias, float eps",
+    "layer_norm_backward": "Tensor d_out, Tensor x, Tensor mean, Tensor rstd, Tensor weight",
+}.items():
+    _library.define(f"{_name}({_inputs}) -> (Tensor, Tensor, Tensor)")
     operator_costs.register(f"glasscluster::{_name}")
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     of = accumulation_dtype(x.dtype)
-    out, mean, rstd = torch.native_layer_norm(x.to(of), [x.shape[-1]], weight.to(of), None if bias is None else bias.to(of), eps)
+    bias = None if bias is None else bias.to(of)
+    out, mean, rstd = torch.native_layer_norm(x.to(of), [x.shape[-1]], weight.to(of), bias, eps)
     return out.to(x.dtype), mean, rstd
 
 
@@ -37,12 +40,23 @@ def _backward(d_out: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tens
     return tuple(t.to(x.dtype).contiguous() for t in found)
 
 
-def _meta_forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _meta_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     statistics = x.new_empty((*x.shape[:-1], 1), dtype=accumulation_dtype(x.dtype))
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
 
-def _meta_backward(d_out: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+def _meta_backward(
+    d_out: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+) -> tuple[Tensor, ...]:
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
 
 

@@ -1,7 +1,7 @@
 """Scale, bias, mask and softmax of textbook attention's scores as one kernel each way, as in Megatron-LM.
 
     P = softmax(S · scale + bias, future hidden)        kept for backward: P alone
-    dS = scale · P · (dP - rowsum(dP · P))              dbias = the same without the scale, summed along diagonals
+    dS = scale · P · (dP - rowsum(dP · P))              dbias = the same without the scale, along diagonals
 
 Sums are in the accumulation type; registered as library operators.
 """
@@ -17,7 +17,8 @@ from glasscluster.model.kernels.flash.bias import diagonal_sums
 from glasscluster.model.kernels.precision import accumulation_dtype
 
 _library = Library("glasscluster", "FRAGMENT")
-_library.define("softmax_forward(Tensor scores, float scale, bool causal, int prefix, Tensor? bias) -> Tensor")
+_inputs = "Tensor scores, float scale, bool causal, int prefix, Tensor? bias"
+_library.define(f"softmax_forward({_inputs}) -> Tensor")
 _library.define("softmax_backward(Tensor d_p, Tensor p, float scale) -> Tensor")
 _library.define("softmax_biased_backward(Tensor d_p, Tensor p, float scale) -> (Tensor, Tensor)")
 for _name in ("softmax_forward", "softmax_backward", "softmax_biased_backward"):
@@ -48,7 +49,8 @@ def _biased_backward(d_p: Tensor, p: Tensor, scale: float) -> tuple[Tensor, Tens
 
 
 def _meta_biased_backward(d_p: Tensor, p: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(p), p.new_empty(p.shape[1], sum(p.shape[2:]) - 1, dtype=accumulation_dtype(p.dtype))
+    distances = sum(p.shape[2:]) - 1
+    return torch.empty_like(p), p.new_empty(p.shape[1], distances, dtype=accumulation_dtype(p.dtype))
 
 
 for _device in ("CPU", "CUDA"):
@@ -61,7 +63,7 @@ _library.impl("softmax_biased_backward", _meta_biased_backward, "Meta")
 
 
 class Softmax(torch.autograd.Function):
-    """softmax(scores · scale + bias) with the future hidden; a hidden score has probability 0 and so gradient 0."""
+    """softmax(scores · scale + bias) with the future hidden: there probability and gradient are 0."""
 
     @staticmethod
     def forward(ctx, scores: Tensor, scale: float, causal: bool, prefix: int, bias: Tensor | None) -> Tensor:
@@ -73,6 +75,7 @@ class Softmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_p: Tensor):
         if not ctx.needs_input_grad[4]:
-            return torch.ops.glasscluster.softmax_backward(d_p, *ctx.saved_tensors, ctx.scale), None, None, None, None
+            d_scores = torch.ops.glasscluster.softmax_backward(d_p, *ctx.saved_tensors, ctx.scale)
+            return d_scores, None, None, None, None
         d_scores, d_bias = torch.ops.glasscluster.softmax_biased_backward(d_p, *ctx.saved_tensors, ctx.scale)
         return d_scores, None, None, None, d_bias

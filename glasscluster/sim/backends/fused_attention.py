@@ -1,6 +1,8 @@
-"""torch's scaled_dot_product_attention on `meta` tensors: the same operators as on a CPU, so that a dry run counts the same.
+"""torch's scaled_dot_product_attention on `meta` tensors: the same operators as on a CPU.
 
-    torch on a CPU       one fused kernel (_scaled_dot_product_flash_attention_for_cpu), where its rules allow it
+Otherwise a dry run would count textbook attention where a run on CPUs counts a fused kernel.
+
+    torch on a CPU       one fused kernel (..._flash_attention_for_cpu), where its rules allow it
     torch on `meta`      always the textbook: two products, a softmax, N x N scores
     here on `meta`       the fused kernel where a CPU takes it, else the textbook
 
@@ -19,21 +21,33 @@ from glasscluster.sim.kernels import composites
 
 _attention = torch.ops.aten.scaled_dot_product_attention.default
 _library = Library("aten", "IMPL")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def fused_on_cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, causal: bool, gqa: bool) -> bool:
-    """Whether torch's CPU kernel takes these: the rules of `use_flash_attention_cpp` in torch 2.10 to 2.13."""
+def fused_on_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    causal: bool,
+    gqa: bool,
+) -> bool:
+    """Whether torch's CPU kernel takes these: `use_flash_attention_cpp` in torch 2.13."""
     tensors = (q, k, v)
     if dropout or any(x.dim() != 4 or x.stride(-1) != 1 or x.shape[2] == 0 for x in tensors):
         return False
     (b, a, n, d), (_, heads, m, _) = q.shape, k.shape
-    if k.shape != v.shape or k.shape[0] != b or k.shape[3] != d or (a != heads and not (gqa and a % heads == 0)):
+    if k.shape != v.shape or k.shape[0] != b or k.shape[3] != d:
         return False
-    if len({x.dtype for x in tensors}) > 1 or q.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    if a != heads and not (gqa and a % heads == 0):
+        return False
+    if len({x.dtype for x in tensors}) > 1 or q.dtype not in DTYPES:
         return False
     if mask is None:
         return True
-    fits = mask.dim() in (2, 4) and all(have in (1, want) for have, want in zip(mask.shape[::-1], (m, n, a, b), strict=False))
+    sides = zip(mask.shape[::-1], (m, n, a, b), strict=False)
+    fits = mask.dim() in (2, 4) and all(have in (1, want) for have, want in sides)
     return fits and not causal and not mask.requires_grad and mask.dtype in (torch.bool, q.dtype)
 
 

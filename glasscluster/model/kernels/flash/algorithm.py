@@ -52,9 +52,8 @@ from glasscluster.model.kernels.precision import accumulation_dtype
 def check_shapes(q: Tensor, k: Tensor, causal: bool) -> None:
     """Raise ValueError unless query heads come in whole groups and a causal mask is over a square."""
     if q.shape[1] % k.shape[1] or q.shape[3] != k.shape[3] or (causal and q.shape[2] != k.shape[2]):
-        raise ValueError(
-            f"attention of {tuple(q.shape)} to {tuple(k.shape)}, {causal = }: heads come in whole groups, a causal mask is over a square"
-        )
+        rule = "heads come in whole groups, a causal mask is over a square"
+        raise ValueError(f"attention of {tuple(q.shape)} to {tuple(k.shape)}, {causal = }: {rule}")
 
 
 def forward_like(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,33 +137,42 @@ def backward(
     bias: Tensor | None = None,
     d_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; P is recomputed tile by tile from L. The bias's gradient is written to d_bias if given.
+    """Gradients of q, k and v; P is recomputed tile by tile from L.
 
+    d_bias: if given, the bias's gradient is written to it.
     k and v may be a block of the keys that made `out` and L: dK and dV are then the block's, dQ is its
     summand.
     """
     check_shapes(q, k, causal)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     shares, scores = head_shares(q, k, tile)
-    workspaces = q.new_empty(2, scores, dtype=lse.dtype)
+    workspace = q.new_empty(2, scores, dtype=lse.dtype)
     for of_q, of_k in shares:
         of_queries = (x[:, of_q] for x in (d_out, q, out, lse))
         inputs = *of_queries, k[:, of_k], v[:, of_k], None if bias is None else bias[of_q]
         outputs = dq[:, of_q], dk[:, of_k], dv[:, of_k], None if d_bias is None else d_bias[of_q]
-        _backward(inputs, outputs, causal, tile, meter, workspaces)
+        _backward(inputs, outputs, causal, tile, meter, workspace)
     return dq, dk, dv
 
 
-def _backward(inputs: tuple, outputs: tuple, causal: bool, tile: int, meter: Meter, workspaces: Tensor) -> None:
+def _backward(
+    inputs: tuple,
+    outputs: tuple,
+    causal: bool,
+    tile: int,
+    meter: Meter,
+    workspace: Tensor,
+) -> None:
     """Algorithm 2 for some heads, into dq, dk, dv and, where it is given, d_bias."""
     (d_out, q, out, lse, k, v, bias), (dq, dk, dv, d_bias) = inputs, outputs
     heads, group, n, keys = k.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
-    scores_product, ds_product = map(product_into, workspaces)
+    scores_product, ds_product = map(product_into, workspace)
     future = future_mask(min(tile, n) if causal else 0, group, lse)
     scale, size, accumulator = q.shape[3] ** -0.5, q.element_size(), lse.element_size()
     do_f, q_f, out_f, l_f, k_f, v_f = (fold_heads(x, heads) for x in (d_out, q, out, lse.unsqueeze(-1), k, v))
     d_f = (do_f * out_f).sum(-1, keepdim=True)
-    dq_f, dk_f, dv_f = (torch.zeros_like(x) for x in (q_f, k_f, v_f))  # every tile of keys adds to a row of dQ
+    # every tile of keys adds to a row of dQ
+    dq_f, dk_f, dv_f = (torch.zeros_like(x) for x in (q_f, k_f, v_f))
     meter("read", nbytes(size, do_f, out_f))
     meter("write", nbytes(accumulator, d_f, dq_f))
     if d_bias is not None:

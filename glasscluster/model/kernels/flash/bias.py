@@ -1,4 +1,4 @@
-"""Numbers that are added to the scores, one for each head and distance i - j of query and key (T5's table, ALiBi).
+"""Numbers added to the scores, one for each head and distance i - j of query and key (T5's table, ALiBi).
 
 `bias` [a, N + n - 1] in the accumulation type: what belongs to query i and key j stands at i - j + n - 1. A
 tile of scores needs rows + columns - 1 of these numbers, and its share of their gradient is dS summed along

@@ -22,7 +22,8 @@ def tile_pairs(n: int, causal: bool, tile: int = TILE, keys: int | None = None) 
     n·keys without a mask; about half of it under a causal mask, exactly n(n+1)/2 in tiles of 1 x 1.
     """
     keys = n if keys is None else keys
-    return sum((r1 - r0) * (min(-(-r1 // tile) * tile, keys) if causal else keys) for r0, r1 in tiles(n, tile))
+    seen = ((r1 - r0, min(-(-r1 // tile) * tile, keys) if causal else keys) for r0, r1 in tiles(n, tile))
+    return sum(rows * columns for rows, columns in seen)
 
 
 def pairs(parts: Sequence[Rectangle], tile: int = TILE) -> int:
@@ -71,19 +72,21 @@ def backward_traffic(
     queries = sum(n - c0 if causal else n for c0, _ in tiles(keys, tile))
     before = 2 * n * d * size + (n + n * d) * accumulator
     rounded = n * d * (size + accumulator) if size != accumulator else 0
-    return group * (before + queries * (2 * d * size + (2 * d + 2) * accumulator) + rounded) + 4 * keys * d * size
+    each = 2 * d * size + (2 * d + 2) * accumulator
+    return group * (before + queries * each + rounded) + 4 * keys * d * size
 
 
 def bias_steps(n: int, causal: bool, tile: int = TILE, keys: int | None = None) -> tuple[int, int]:
-    """Numbers of a bias that one head reads forward, and backward: rows + columns - 1 in each step of the loops."""
+    """Numbers of a bias that one head reads forward and backward: rows + columns - 1 in each step."""
     keys, strip = n if keys is None else keys, STRIP * tile
     forward = [(rows, cols) for rows in tiles(n, tile) for cols in tiles(rows[1] if causal else keys, strip)]
-    backward = [(rows, cols) for cols in tiles(keys, tile) for rows in tiles(n, strip, cols[0] if causal else 0)]
+    first = {cols: cols[0] if causal else 0 for cols in tiles(keys, tile)}
+    backward = [(rows, cols) for cols in first for rows in tiles(n, strip, first[cols])]
     a, b = (sum(r1 - r0 + c1 - c0 - 1 for (r0, r1), (c0, c1) in steps) for steps in (forward, backward))
     return a, b
 
 
-# ---- of one call of an operator: its arguments, its result -------------------------------------------------------
+# ---- of one call of an operator: its arguments, its result -------------------------------------------------
 
 
 def _shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int, int]:

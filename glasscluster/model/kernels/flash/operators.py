@@ -1,8 +1,8 @@
-"""Flash attention as torch operators: one kernel each way for a recorder, forward and backward side by side for autograd.
+"""Flash attention as torch operators: one kernel each way, forward and backward side by side for autograd.
 
     flash_attention(q, k, v, causal, prefix, bias)        what a model calls
       FlashAttention                                        one part, nothing added to the scores
-      InParts                                               a prefix or a bias: parts.py says which parts, each is one kernel
+      InParts                                               a prefix or a bias: one kernel a part (parts.py)
         glasscluster::flash_forward, flash_backward             on CPUs algorithm.py, on NVIDIA GPUs triton.py
         glasscluster::flash_biased_forward, flash_biased_backward    algorithm.py everywhere
 
@@ -23,21 +23,20 @@ from glasscluster.model.kernels.flash import algorithm
 from glasscluster.model.kernels.flash import costs as costs  # registers them
 from glasscluster.model.kernels.flash.parts import Rectangle, distances, merge, piece_of, whole
 
-# What CUDA tensors meet, where triton is installed and the type is not float64: "triton", or "torch" for algorithm.py.
+# What CUDA tensors meet where triton is installed and the type is not float64, or "torch" for algorithm.py.
 GPU_KERNEL = "triton"
 
-# ---- the library's operators -------------------------------------------------------------------------------------
+# ---- the library's operators -------------------------------------------------------------------------------
 
 _library = Library("glasscluster", "FRAGMENT")
-_library.define("flash_forward(Tensor q, Tensor k, Tensor v, bool causal) -> (Tensor, Tensor)")
-_library.define(
-    "flash_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, bool causal) -> (Tensor, Tensor, Tensor)"
-)
-_library.define("flash_biased_forward(Tensor q, Tensor k, Tensor v, Tensor bias, bool causal) -> (Tensor, Tensor)")
-_library.define(
-    "flash_biased_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor bias,"
-    " bool causal, bool wanted) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+_READ = "Tensor q, Tensor k, Tensor v"
+_KEPT = f"Tensor d_out, {_READ}, Tensor out, Tensor lse"
+_GRADS = "Tensor, Tensor, Tensor"
+_BIASED = f"{_KEPT}, Tensor bias, bool causal, bool wanted"
+_library.define(f"flash_forward({_READ}, bool causal) -> (Tensor, Tensor)")
+_library.define(f"flash_backward({_KEPT}, bool causal) -> ({_GRADS})")
+_library.define(f"flash_biased_forward({_READ}, Tensor bias, bool causal) -> (Tensor, Tensor)")
+_library.define(f"flash_biased_backward({_BIASED}) -> ({_GRADS}, Tensor)")
 
 
 def _module_for(x: Tensor) -> ModuleType:
@@ -53,7 +52,17 @@ def _biased_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool)
     return algorithm.forward(q, k, v, causal, bias=bias)
 
 
-def _biased_backward(d_out, q, k, v, out, lse, bias: Tensor, causal: bool, wanted: bool) -> tuple[Tensor, ...]:
+def _biased_backward(
+    d_out,
+    q,
+    k,
+    v,
+    out,
+    lse,
+    bias: Tensor,
+    causal: bool,
+    wanted: bool,
+) -> tuple[Tensor, ...]:
     d_bias = torch.empty_like(bias) if wanted else None
     grads = algorithm.backward(d_out, q, k, v, out, lse, causal, bias=bias, d_bias=d_bias)
     return (*grads, bias.new_empty(0) if d_bias is None else d_bias)
@@ -68,11 +77,27 @@ def _meta_backward(d_out, q: Tensor, k: Tensor, v: Tensor, out, lse, causal: boo
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _meta_biased_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def _meta_biased_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
     return _meta_forward(q, k, v, causal)
 
 
-def _meta_biased_backward(d_out, q, k, v, out, lse, bias: Tensor, causal: bool, wanted: bool) -> tuple[Tensor, ...]:
+def _meta_biased_backward(
+    d_out,
+    q,
+    k,
+    v,
+    out,
+    lse,
+    bias: Tensor,
+    causal: bool,
+    wanted: bool,
+) -> tuple[Tensor, ...]:
     d_bias = torch.empty_like(bias) if wanted else bias.new_empty(0)
     return (*_meta_backward(d_out, q, k, v, out, lse, causal), d_bias)
 
@@ -91,7 +116,7 @@ _library.impl("flash_biased_forward", _meta_biased_forward, "Meta")
 _library.impl("flash_biased_backward", _meta_biased_backward, "Meta")
 
 
-# ---- one part ----------------------------------------------------------------------------------------------------
+# ---- one part ----------------------------------------------------------------------------------------------
 
 
 class FlashAttention(torch.autograd.Function):
@@ -109,10 +134,16 @@ class FlashAttention(torch.autograd.Function):
         return (*torch.ops.glasscluster.flash_backward(d_out, *ctx.saved_tensors, ctx.causal), None)
 
 
-# ---- several parts -----------------------------------------------------------------------------------------------
+# ---- several parts -----------------------------------------------------------------------------------------
 
 
-def forward_part(q: Tensor, k: Tensor, v: Tensor, part: Rectangle, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward_part(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    part: Rectangle,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of a part's queries over its keys; `bias` is the part's piece."""
     q, k, v = q[:, :, part.queries], k[:, :, part.keys], v[:, :, part.keys]
     if bias is None:
@@ -131,7 +162,8 @@ def backward_part(
     k, v = k[:, :, part.keys], v[:, :, part.keys]
     if bias is None:
         return (*torch.ops.glasscluster.flash_backward(d_out, q, k, v, out, lse, part.causal), None)
-    *grads, d_bias = torch.ops.glasscluster.flash_biased_backward(d_out, q, k, v, out, lse, bias.contiguous(), part.causal, wanted)
+    biased = bias.contiguous(), part.causal, wanted
+    *grads, d_bias = torch.ops.glasscluster.flash_biased_backward(d_out, q, k, v, out, lse, *biased)
     return (*grads, d_bias if wanted else None)
 
 
@@ -139,7 +171,15 @@ class InParts(torch.autograd.Function):
     """softmax(Q K^T / sqrt(d) + bias) V of a whole sequence in parts; forward and backward side by side."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool, prefix: int) -> Tensor:
+    def forward(
+        ctx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        causal: bool,
+        prefix: int,
+    ) -> Tensor:
         positions = range(q.shape[2])
         ctx.parts = whole(q.shape[2], causal, prefix)
         ctx.pieces = [distances(part, positions, positions, q.shape[2]) for part in ctx.parts]
@@ -171,10 +211,17 @@ class InParts(torch.autograd.Function):
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), d_bias, None, None
 
 
-# ---- what a model calls ------------------------------------------------------------------------------------------
+# ---- what a model calls ------------------------------------------------------------------------------------
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = True, prefix: int = 0, bias: Tensor | None = None) -> Tensor:
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = True,
+    prefix: int = 0,
+    bias: Tensor | None = None,
+) -> Tensor:
     """softmax(Q K^T / sqrt(d) + bias) V without ever holding N x N scores.
 
     Args:

@@ -1,14 +1,15 @@
 """Attention in parts: which queries see which keys, as rectangles and triangles that are computed one by one.
 
-    causal        a query sees the keys up to its own       prefix P: and the first P keys, which so see each other
-    bidirectional   it sees all                              (UniLM, 1905.03197; T5, 1910.10683, section 3.2.1)
+    causal          a query sees the keys up to its own
+    prefix P        and the first P keys, which see each other (1905.03197; 1910.10683, section 3.2.1)
+    bidirectional   it sees all
 
         keys     P                   a prefix is two parts:
               # │ . . .              all queries with the first P keys       rectangle
         P     # │ . . .              the other queries with the other keys   triangle
               # │ ◣ . .
-              # │ # ◣ .              and their outputs are merged by their log-sum-exp (F6), as a ring merges its blocks:
-              # │ # # ◣              share = sigmoid(L_part - L)    O += share (O_part - O)    L = log(e^L + e^L_part)
+              # │ # ◣ .              and outputs are merged by log-sum-exp (F6), as a ring merges blocks:
+              # │ # # ◣              s = sigmoid(L_part - L);  O += s (O_part - O);  L = log(e^L + e^L_part)
 
 Packed documents (packing.py) are a triangle each, and nothing else: no two share queries or keys, so there is
 nothing to merge.
@@ -33,7 +34,7 @@ from torch import Tensor
 
 
 class Rectangle(NamedTuple):
-    """The part of a block that is computed: some queries with some of the keys, under a causal mask or all."""
+    """A part of attention: some queries with some of the keys, under a causal mask or all."""
 
     queries: slice
     keys: slice
@@ -87,7 +88,10 @@ def by_document(
 
 
 def halves(part: Rectangle, middle: int) -> list[Rectangle]:
-    """A part cut at `middle`, where positions of queries and keys jump: inside a piece neighbours are equally far apart."""
+    """A part cut at `middle`, where positions of queries and keys jump.
+
+    Inside each piece neighbours are equally far apart.
+    """
 
     def cut(span: slice) -> list[slice]:
         pieces = [slice(span.start, min(span.stop, middle)), slice(max(span.start, middle), span.stop)]
@@ -100,7 +104,7 @@ def halves(part: Rectangle, middle: int) -> list[Rectangle]:
 
 
 def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
-    """F6: make the output over some keys the output over these and a block of others, each with its log-sum-exp.
+    """F6: turn the output over some keys into that over these and a block of others, with log-sum-exps.
 
     out [..., N, d] and lse [..., N] are changed in place.
     """

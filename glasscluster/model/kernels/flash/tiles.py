@@ -37,7 +37,7 @@ def tiles(n: int, tile: int, first: int = 0) -> list[Span]:
 
 
 def fold_heads(x: Tensor, heads: int) -> Tensor:
-    """[b, a, N, d] -> [b · a_kv, N·g, d] in the accumulation type: a token's rows of a whole group stand together."""
+    """[b, a, N, d] -> [b · a_kv, N·g, d] in the accumulation type: a group's rows of a token side by side."""
     x = x.to(accumulation_dtype(x.dtype))
     if x.shape[1] > heads:
         x = x.view(len(x), heads, -1, *x.shape[2:]).transpose(2, 3)
@@ -65,13 +65,13 @@ def head_shares(q: Tensor, k: Tensor, tile: int) -> tuple[list[tuple[slice, slic
 
 
 def product_into(workspace: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """x @ y, written where the last step's scores were: fresh memory would cost as much as the exponentials."""
+    """x @ y, written where the last step's scores were: fresh memory costs as much as the exponentials."""
     part = cache(lambda *shape: workspace[: math.prod(shape)].view(shape))
     return lambda x, y: torch.bmm(x, y, out=part(len(x), x.shape[1], y.shape[2]))
 
 
 def future_mask(n: int, group: int, like: Tensor) -> Tensor:
-    """What is added to the scores of the tile on the diagonal: [n·g, n], -inf above the diagonal, 0 elsewhere.
+    """What is added to the scores of the tile on the diagonal: [n·g, n], -inf above it and 0 elsewhere.
 
     Filling by a boolean mask would take ten times as long.
     """

@@ -23,14 +23,18 @@ from glasscluster.model.kernels.flash.triton_kernels import (
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-# ---- tile sizes ----------------------------------------------------------------------------------------------------
+# ---- tile sizes --------------------------------------------------------------------------------------------
 
 
 def _configs(*sizes: tuple[int, int, int, int]) -> list[triton.Config]:
-    return [triton.Config({"ROWS": rows, "COLS": cols}, num_warps=warps, num_stages=stages) for rows, cols, warps, stages in sizes]
+    def config(rows: int, cols: int, warps: int, stages: int) -> triton.Config:
+        return triton.Config({"ROWS": rows, "COLS": cols}, num_warps=warps, num_stages=stages)
+
+    return [config(*size) for size in sizes]
 
 
-# Rows, columns, warps, stages that are tried for a head size, a mask and a type. Each list ends with one that fits any GPU and any head.
+# Rows, columns, warps, stages that are tried for a head size, a mask and a type. Each list ends with one that
+# fits any GPU and any head.
 NARROW = {
     "forward": _configs((128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2)),
     "dkdv": _configs((64, 128, 8, 2), (64, 64, 4, 3), (32, 128, 4, 3), (128, 128, 8, 2), (32, 64, 4, 2)),
@@ -43,9 +47,16 @@ _tuned: dict[tuple[str, bool], Any] = {}
 
 
 def _launch(
-    way: str, tiles_of: str, lengths: int, heads: int, sequences: int, args: tuple, tiles: tuple[int, int] | None, **sizes: Any
+    way: str,
+    tiles_of: str,
+    lengths: int,
+    heads: int,
+    sequences: int,
+    args: tuple,
+    tiles: tuple[int, int] | None,
+    **sizes: Any,
 ) -> None:
-    """Start a kernel on a grid of (tiles of ROWS or COLS, heads, sequences), its tile sizes given or tuned."""
+    """Start a kernel on a grid of (tiles of ROWS or COLS, heads, sequences); tiles: given or tuned."""
     if tiles is None and INTERPRETED.value:
         tiles = SMALL
     if tiles is not None:
@@ -85,11 +96,22 @@ def check(q: Tensor, k: Tensor, causal: bool) -> None:
     """Shapes as in the torch version; one of DTYPES."""
     check_shapes(q, k, causal)
     if q.dtype not in DTYPES:
-        raise ValueError(f"attention in {q.dtype}: the Triton kernel has {', '.join(map(str, DTYPES))}; the torch version has float64 too")
+        known = ", ".join(map(str, DTYPES))
+        instead = "the torch version has float64 too"
+        raise ValueError(f"attention in {q.dtype}: the Triton kernel has {known}; {instead}")
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, tiles: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-    """Output [b, a, N, d] in q's type and log-sum-exp L [b, a, N] in float32. `tiles` are rows and columns, tuned unless given."""
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    tiles: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Output [b, a, N, d] in q's type and log-sum-exp L [b, a, N] in float32.
+
+    tiles: rows and columns; tuned unless given.
+    """
     check(q, k, causal)
     q, k, v = _rows(q), _rows(k), _rows(v)
     out, lse = forward_like(q)
@@ -100,7 +122,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, tiles: tuple[int, int
 
 
 def backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, tiles: tuple[int, int] | None = None
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    tiles: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, in their types. Of a block of keys its share, as in the torch version."""
     check(q, k, causal)
@@ -112,6 +141,8 @@ def backward(
         d_out, out, delta, n, *_strides(d_out, out), HEAD=d, WIDTH=sizes["WIDTH"], ROWS=64
     )  # fmt: skip
     both = (q, k, v, d_out, lse, delta)
-    _launch("dkdv", "COLS", keys, heads, b, (*both, dk, dv, d**-0.5, n, keys, *_strides(q, k, v, d_out, dk, dv)), tiles, **sizes)
-    _launch("dq", "ROWS", n, a, b, (*both, dq, d**-0.5, n, keys, *_strides(q, k, v, d_out, dq)), tiles, **sizes)
+    of_keys = (*both, dk, dv, d**-0.5, n, keys, *_strides(q, k, v, d_out, dk, dv))
+    of_queries = (*both, dq, d**-0.5, n, keys, *_strides(q, k, v, d_out, dq))
+    _launch("dkdv", "COLS", keys, heads, b, of_keys, tiles, **sizes)
+    _launch("dq", "ROWS", n, a, b, of_queries, tiles, **sizes)
     return dq, dk, dv

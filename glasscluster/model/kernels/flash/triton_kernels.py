@@ -4,7 +4,8 @@ Follows FlashAttention-2 (Dao, 2307.08691, Algorithms 1 and 2). Four kernels; on
 
     forward    a tile of queries stays, tiles of keys and values stream past    out, L
     delta      a tile of rows                                                   D = rowsum(dO * O)
-    dK, dV     a tile of keys stays, tiles of its group's queries stream past   dV = P^T dO, dK = dS^T Q / sqrt(d)
+    dK, dV     a tile of keys stays, its group's queries stream past            dV = P^T dO
+                                                                                dK = dS^T Q / sqrt(d)
     dQ         a tile of queries stays, tiles of keys stream past               dQ = dS K / sqrt(d)
 
 Every output has one writer, so nothing is added atomically and equal inputs give equal bits; the price is
@@ -33,12 +34,12 @@ LOG2 = tl.constexpr(1.4426950408889634)  # log2(e)
 LOG_2 = tl.constexpr(0.6931471805599453)  # ln(2)
 
 
-# ---- tiles ---------------------------------------------------------------------------------------------------------
+# ---- tiles -------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def _place(first, stride, TILE: tl.constexpr, WIDTH: tl.constexpr):
-    """Offsets of a tile whose first row is `first`. That row is counted in 64 bits; within a tile 32 are enough."""
+    """Offsets of a tile whose first row is `first`, which is counted in 64 bits; within it 32 are enough."""
     return first.to(tl.int64) * stride + tl.arange(0, TILE)[:, None] * stride + tl.arange(0, WIDTH)[None, :]
 
 
@@ -49,10 +50,13 @@ def _inside(first, count, TILE: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.cons
 
 
 @triton.jit
-def _load(x, first, stride, count, TILE: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.constexpr, EDGE: tl.constexpr):
+def _load(
+    x, first, stride, count, TILE: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
     """A tile of rows, zero where there is none; away from an edge and of a whole head it needs no mask."""
     if EDGE or HEAD < WIDTH:
-        return tl.load(x + _place(first, stride, TILE, WIDTH), mask=_inside(first, count, TILE, WIDTH, HEAD), other=0.0)
+        inside = _inside(first, count, TILE, WIDTH, HEAD)
+        return tl.load(x + _place(first, stride, TILE, WIDTH), mask=inside, other=0.0)
     else:
         return tl.load(x + _place(first, stride, TILE, WIDTH))
 
@@ -75,7 +79,8 @@ def _store(x, first, stride, count, value, TILE: tl.constexpr, WIDTH: tl.constex
 @triton.jit
 def _dot(x, y, acc, PRECISION: tl.constexpr):
     """x @ y + acc, added up in float32."""
-    if INTERPRETED:  # its tl.dot takes a bfloat16 for the integer of the same bits; a product of two is exact in float32
+    if INTERPRETED:
+        # its tl.dot takes a bfloat16 for the integer of the same bits; a product of two is exact in float32
         return tl.dot(x.to(tl.float32), y.to(tl.float32), acc, input_precision="ieee")
     else:
         return tl.dot(x, y, acc, input_precision=PRECISION)
@@ -91,7 +96,7 @@ def _seen(row, col, keys, ROWS: tl.constexpr, COLS: tl.constexpr, CAUSAL: tl.con
     return seen
 
 
-# ---- forward -------------------------------------------------------------------------------------------------------
+# ---- forward -----------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -121,8 +126,8 @@ def _attend(
 def forward_kernel(
     q, k, v, out, lse, scale, n, keys,
     q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, out_b, out_a, out_n,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """One tile of one head's queries; grid (tiles, a, b). The causal mask's longest rows start first."""
     tile = tl.program_id(0)
@@ -145,14 +150,20 @@ def forward_kernel(
     if CAUSAL:
         end = tl.minimum(row + ROWS, keys)
         whole = row // COLS * COLS
-    acc, total, m = _attend(acc, total, m, q_t, k, v, row, 0, whole, keys, k_n, v_n, c, HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION)
-    acc, total, m = _attend(acc, total, m, q_t, k, v, row, whole, end, keys, k_n, v_n, c, HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION)
+    acc, total, m = _attend(
+        acc, total, m, q_t, k, v, row, 0, whole, keys, k_n, v_n, c,
+        HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION,
+    )  # fmt: skip
+    acc, total, m = _attend(
+        acc, total, m, q_t, k, v, row, whole, end, keys, k_n, v_n, c,
+        HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION,
+    )  # fmt: skip
     _store(out, row, out_n, n, acc / total[:, None], ROWS, WIDTH, HEAD)
     i = row + tl.arange(0, ROWS)
     tl.store(lse + i, (m + tl.log2(total)) * LOG_2, mask=i < n)
 
 
-# ---- backward ------------------------------------------------------------------------------------------------------
+# ---- backward ----------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -174,7 +185,7 @@ def _gather(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     CAUSAL: tl.constexpr, EDGE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Queries `first` to `last` stream past a tile of keys; scores stand transposed, [COLS, ROWS], as the sums need them.
+    """Queries `first` to `last` stream past a tile of keys; scores stand transposed, [COLS, ROWS].
 
     A row behind the last has L = inf, so P = 0; a key behind the last spoils its own row only, which is not
     stored.
@@ -200,8 +211,8 @@ def _gather(
 def dkdv_kernel(
     q, k, v, d_out, lse, delta, dk, dv, scale, n, keys,
     q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, do_b, do_a, do_n, dk_b, dk_a, dk_n, dv_b, dv_a, dv_n,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of one key head, summed over its group of query heads; grid (tiles, a_kv, b)."""
     col, head, b = tl.program_id(0) * COLS, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -221,7 +232,8 @@ def dkdv_kernel(
         at = (b * tl.num_programs(1) * GROUP + query_head) * n
         if CAUSAL:
             dk_t, dv_t = _gather(
-                dk_t, dv_t, k_t, v_t, q_h, do_h, lse + at, delta + at, col, begin, clear, n, keys, q_n, do_n, c,
+                dk_t, dv_t, k_t, v_t, q_h, do_h, lse + at, delta + at,
+                col, begin, clear, n, keys, q_n, do_n, c,
                 HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION,
             )  # fmt: skip
         dk_t, dv_t = _gather(
@@ -255,8 +267,8 @@ def _descend(
 def dq_kernel(
     q, k, v, d_out, lse, delta, dq, scale, n, keys,
     q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, do_b, do_a, do_n, dq_b, dq_a, dq_n,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of one head; grid (tiles, a, b)."""
     tile = tl.program_id(0)
@@ -279,9 +291,11 @@ def dq_kernel(
         whole = row // COLS * COLS
     c = scale * LOG2
     dq_t = _descend(
-        dq_t, q_t, do_t, k, v, lse_t, delta_t, row, 0, whole, keys, k_n, v_n, c, HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION
-    )
+        dq_t, q_t, do_t, k, v, lse_t, delta_t, row, 0, whole, keys, k_n, v_n, c,
+        HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION,
+    )  # fmt: skip
     dq_t = _descend(
-        dq_t, q_t, do_t, k, v, lse_t, delta_t, row, whole, end, keys, k_n, v_n, c, HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION
-    )
+        dq_t, q_t, do_t, k, v, lse_t, delta_t, row, whole, end, keys, k_n, v_n, c,
+        HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION,
+    )  # fmt: skip
     _store(dq + b * dq_b + head * dq_a, row, dq_n, n, dq_t * scale, ROWS, WIDTH, HEAD)
