@@ -1,9 +1,10 @@
-"""FlashAttention in plain torch beside torch's own kernel and the textbook, on the CPU: python -m benchmarks.attention
+"""FlashAttention in torch, torch's own kernel and the textbook on a CPU: python -m benchmarks.attention
 
-Goals at length 4096, forward: 1.3 times the time of `scaled_dot_product_attention`; less than a fifth of the textbook's time and memory.
-Times are CPU seconds of one thread, which other processes on the machine disturb least, the variants taking turns; `wall_2_threads`
-is what a clock on the wall says of two threads. `products` is what no exact attention does without: the two products, tile by tile, with no
-softmax between them. Memory is what a process of its own grows by above its inputs, at its peak.
+Goals at length 4096, forward: 1.3 times the time of `scaled_dot_product_attention`; less than a fifth of the
+textbook's time and memory. Times are CPU seconds of one thread, which other processes on the machine disturb
+least, the variants taking turns; `wall_2_threads` is what a clock on the wall says of two threads. `products`
+is what no exact attention does without: the two products, tile by tile, with no softmax between them. Memory
+is what a process of its own grows by above its inputs, at its peak.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasscluster.model.flash_attention import ROOM, STRIP, TILE, flash_attention
+from glasscluster.model.kernels.flash.operators import flash_attention
+from glasscluster.model.kernels.flash.tiles import SCORES_PER_THREAD, STRIP, TILE
 from glasscluster.model.layers.attention import unfused_attention
 
 LENGTH, HEADS, HEAD_SIZE = 4096, 4, 64
@@ -51,10 +53,10 @@ def once(name: str, causal: bool, tensors: list[Tensor], clock: Callable[[], flo
 
 
 def products(causal: bool, tensors: list[Tensor], clock: Callable[[], float]) -> float:
-    """Seconds of S = Q K^T and S V alone, in the flash kernel's tiles, strips and room, written over each other."""
+    """Seconds of S = Q K^T and S V alone, in the flash kernel's tiles, strips and workspace."""
     q, k, v = (x[0].detach() for x in tensors[:3])
     strip = TILE * STRIP
-    together = ROOM * torch.get_num_threads() // (TILE * strip)  # heads in one product
+    together = SCORES_PER_THREAD * torch.get_num_threads() // (TILE * strip)  # heads in one product
     space, begun = torch.empty(together * TILE * strip), clock()
     for heads in (slice(a, a + together) for a in range(0, HEADS, together)):
         keys, out = k[heads].mT.contiguous(), torch.zeros_like(q[heads])
@@ -69,7 +71,10 @@ def products(causal: bool, tensors: list[Tensor], clock: Callable[[], float]) ->
 
 
 def times(causal: bool, threads: int, clock: Callable[[], float]) -> dict[str, dict[str, float]]:
-    """Fastest of each variant; of the ratios to another the fastest over the fastest, and the median of neighbouring runs."""
+    """Fastest run of each variant, in seconds.
+
+    Ratios to another variant: the fastest over the fastest, and the median of neighbouring runs.
+    """
     torch.set_num_threads(threads)
     tensors = inputs()
     runs, alone = [], []
@@ -107,14 +112,18 @@ def grown(name: str, causal: bool) -> int:
 def memory(causal: bool) -> dict[str, float]:
     """MiB of each variant, forward, and ours as a share of the textbook's."""
     call = [sys.executable, "-m", "benchmarks.attention", "peak", str(int(causal))]
-    found = {name: int(subprocess.run([*call, name], capture_output=True, text=True, check=True).stdout) for name in VARIANTS}
+    found = {}
+    for name in VARIANTS:
+        done = subprocess.run([*call, name], capture_output=True, text=True, check=True)
+        found[name] = int(done.stdout)
     mib: dict[str, float] = {f"{name}_MiB": round(nbytes / 2**20, 1) for name, nbytes in found.items()}
     return mib | {"flash/textbook": round(found["flash"] / found["textbook"], 3)}
 
 
 def measure() -> dict[str, Any]:
     """Both masks: CPU time of one thread, wall time of two, memory."""
-    found: dict[str, Any] = {"shape": [1, HEADS, LENGTH, HEAD_SIZE], "goals forward": {"flash/torch": 1.3, "flash/textbook": 0.2}}
+    goals = {"flash/torch": 1.3, "flash/textbook": 0.2}
+    found: dict[str, Any] = {"shape": [1, HEADS, LENGTH, HEAD_SIZE], "goals forward": goals}
     for causal in (False, True):
         found["causal" if causal else "all pairs"] = {
             "cpu_1_thread": times(causal, 1, time.process_time),

@@ -1,7 +1,7 @@
-"""Attention's FLOPs, bytes and memory against length, counted by the recorder: python -m benchmarks.attention_costs
+"""Attention's FLOPs, bytes and memory against length, counted: python -m benchmarks.attention_costs
 
-One head of 64, float32, nothing masked, forward and backward, recorded dry (the `meta` device); beside Eq 7 of 2205.14135 and 2307.08691.
-The figures are the table and the picture of docs/attention.md.
+One head of 64, float32, nothing masked, forward and backward, recorded dry (the `meta` device); beside F7 of
+2205.14135 and 2307.08691. The figures are the table and the picture of docs/attention.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from glasscluster.model.flash_attention import TILE
+from glasscluster.model.kernels.flash.tiles import TILE
 from glasscluster.model.layers.attention import ATTENTION
 from glasscluster.sim.recording.events import COMPUTE
 from glasscluster.sim.run import Cluster
@@ -30,14 +30,24 @@ def program(gpu: Any, kind: str, n: int, backward: bool) -> None:
 
 
 def counted(kind: str, n: int) -> dict[str, int]:
-    """FLOPs and slow-memory bytes of each way, and the most bytes alive at once in both, inputs and gradients included."""
+    """FLOPs and slow-memory bytes of each way, and the most bytes alive at once in both.
+
+    Inputs and gradients are alive, too.
+    """
     found = {}
     for way in (False, True):
         run = Cluster("classroom", 1, "dry", memory_bytes=None).run(program, kind, n, way)
         rows = run.graph.kind == COMPUTE
-        found[way] = (int(run.graph.flops[rows].sum()), int(run.graph.bytes[rows].sum()), run.peak_memory()[0][0])
+        flops, nbytes = int(run.graph.flops[rows].sum()), int(run.graph.bytes[rows].sum())
+        found[way] = (flops, nbytes, run.peak_memory()[0][0])
     (flops, nbytes, _), (both_flops, both_bytes, peak) = found[False], found[True]
-    return {"flops": flops, "bytes": nbytes, "backward_flops": both_flops - flops, "backward_bytes": both_bytes - nbytes, "peak": peak}
+    return {
+        "flops": flops,
+        "bytes": nbytes,
+        "backward_flops": both_flops - flops,
+        "backward_bytes": both_bytes - nbytes,
+        "peak": peak,
+    }
 
 
 def f7(kind: str, n: int, d: int = D, tile: int = TILE) -> int:
@@ -57,7 +67,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
         n, kinds = row["n"], ("unfused", "flash")
-        cells = ["textbook {:.2f}, flash {:.2f}".format(*(row[x][f] / (n * n * D) for x in kinds)) for f in ("flops", "backward_flops")]
+        units = ([row[x][f] / (n * n * D) for x in kinds] for f in ("flops", "backward_flops"))
+        cells = [f"textbook {textbook:.2f}, flash {flash:.2f}" for textbook, flash in units]
         cells += [f"{row[x]['bytes'] / 1e6:.2f} ({4 * f7(x, n) / 1e6:.2f})" for x in kinds]
         cells += [f"{row[x][f] / 1e6:.2f}" for f in ("backward_bytes", "peak") for x in kinds]
         lines.append(f"| {n:,} | " + " | ".join(cells) + " |")
@@ -69,12 +80,16 @@ def picture(rows: list[dict[str, Any]]) -> Any:
     from glasscluster.visualize.figures.plots import lines
 
     names = {"unfused": "textbook", "flash": "flash"}
-    series = {f"{name}: bytes moved, forward": ([r["n"] for r in rows], [r[x]["bytes"] for r in rows]) for x, name in names.items()}
-    series |= {f"{name}: peak memory": ([r["n"] for r in rows], [r[x]["peak"] for r in rows]) for x, name in names.items()}
+    lengths, series = [r["n"] for r in rows], {}
+    for what, column in {"bytes moved, forward": "bytes", "peak memory": "peak"}.items():
+        for x, name in names.items():
+            series[f"{name}: {what}"] = lengths, [r[x][column] for r in rows]
     last = rows[-1]
     held, moved = (last["unfused"][what] / last["flash"][what] for what in ("peak", "bytes"))
-    answer = f"{last['n']:,} tokens: flash moves {moved:.1f} times fewer bytes and holds {held:.0f} times fewer"
-    figure = lines(series, "length N (tokens)", "bytes", log_x=True, log_y=True).update_yaxes(exponentformat="SI", dtick=1)
+    less = f"flash moves {moved:.1f} times fewer bytes and holds {held:.0f} times fewer"
+    answer = f"{last['n']:,} tokens: {less}"
+    figure = lines(series, "length N (tokens)", "bytes", log_x=True, log_y=True)
+    figure.update_yaxes(exponentformat="SI", dtick=1)
     return figure.update_layout(title={"text": answer, "x": 0.02, "y": 0.97}, margin_t=48)
 
 

@@ -1,12 +1,16 @@
-"""The Triton kernel on a GPU beside torch's flash and cuDNN attention: python -m benchmarks.flash_gpu [--out docs/attention-gpu.md]
+"""The Triton kernel on a GPU beside torch's flash and cuDNN attention.
 
-Goals: at least 1.0 times the TFLOP/s of torch's flash backend forward and 0.9 times backward. Needs torch, triton and this repository
-alone. Times are medians of `triton.testing.do_bench`, all kernels in one process, bfloat16, 16,384 tokens in all; FLOPs are Eq 30's
-4 N n d a head forward and 2.5 times that backward, half of it under a causal mask, whoever computes more. Before a shape is timed,
-our errors are held against a float64 reference: at most twice those of plain torch in bfloat16.
+    python -m benchmarks.flash_gpu [--out docs/attention-gpu.md]
+
+Goals: at least 1.0 times the TFLOP/s of torch's flash backend forward and 0.9 times backward. Needs torch,
+triton and this repository alone. Times are medians of `triton.testing.do_bench`, all kernels in one process,
+bfloat16, 16,384 tokens in all; FLOPs are F30's 4 N n d a head forward and 2.5 times that backward, half of it
+under a causal mask, whoever computes more. Before a shape is timed, our errors are held against a float64
+reference: at most twice those of plain torch in bfloat16.
 
     --interpret    no GPU: walk the same path at tiny sizes under Triton's interpreter; figures mean nothing
-    --compile 90   no GPU: compile every variant for that compute capability; registers, stack (spills) and shared memory of each
+    --compile 90   no GPU: compile every variant for that compute capability; registers, stack (spills) and
+                   shared memory of each
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,13 +56,21 @@ def clock(interpret: bool) -> Callable[[Callable[[], Any]], float]:
 
 def ours(q: Any, k: Any, v: Any, d_out: Any, causal: bool) -> tuple[Callable, Callable]:
     """Our two passes, ready to be called."""
-    from glasscluster.model import flash_triton
+    from glasscluster.model.kernels.flash import triton as flash_triton
 
     out, lse = flash_triton.forward(q, k, v, causal)
-    return lambda: flash_triton.forward(q, k, v, causal), lambda: flash_triton.backward(d_out, q, k, v, out, lse, causal)
+    backward = partial(flash_triton.backward, d_out, q, k, v, out, lse, causal)
+    return partial(flash_triton.forward, q, k, v, causal), backward
 
 
-def torchs(backend: str | None, q: Any, k: Any, v: Any, d_out: Any, causal: bool) -> tuple[Callable, Callable]:
+def torchs(
+    backend: str | None,
+    q: Any,
+    k: Any,
+    v: Any,
+    d_out: Any,
+    causal: bool,
+) -> tuple[Callable, Callable]:
     """The two passes of one of torch's backends; backward alone is timed on a graph that is kept."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -76,7 +89,7 @@ def worst(q: Any, k: Any, v: Any, d_out: Any, causal: bool) -> float:
     """Largest of our errors over plain torch's in the same type: of the output and of three gradients."""
     import torch
 
-    from glasscluster.model import flash_triton
+    from glasscluster.model.kernels.flash import triton as flash_triton
     from glasscluster.model.layers.attention import unfused_attention
 
     def plain(*tensors: Any) -> list[Any]:
@@ -88,11 +101,12 @@ def worst(q: Any, k: Any, v: Any, d_out: Any, causal: bool) -> float:
     out, lse = flash_triton.forward(*part[:3], causal)
     found = [out, *flash_triton.backward(part[3], *part[:3], out, lse, causal)]
     truth = plain(*(x.double() for x in part))
-    return max(((x - t).abs().max() / (y - t).abs().max()).item() for x, y, t in zip(found, plain(*part), truth, strict=True))
+    triples = zip(found, plain(*part), truth, strict=True)
+    return max(((x - t).abs().max() / (y - t).abs().max()).item() for x, y, t in triples)
 
 
 def measured(interpret: bool) -> Iterator[dict[str, Any]]:
-    """A row for each head size, mask and length, the longest first: tiles are tuned at a kernel's first use."""
+    """A row for each head size, mask and length, the longest first: its tiles are tuned for all."""
     import torch
 
     device, timed = ("cpu" if interpret else "cuda"), clock(interpret)
@@ -102,17 +116,18 @@ def measured(interpret: bool) -> Iterator[dict[str, Any]]:
         for causal in (False, True):
             for n in lengths:
                 b, a = tokens // n, width // d
-                q, k, v, d_out = (torch.randn(b, a, n, d, device=device, dtype=torch.bfloat16) for _ in range(4))
+                shape = (b, a, n, d)
+                q, k, v, d_out = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(4))
                 row: dict[str, Any] = {"head": d, "causal": causal, "n": n, "b": b, "a": a, "errors": None}
                 if n <= CHECKED:
                     row["errors"] = worst(q, k, v, d_out, causal)
                 variants: dict[str, Callable] = {"ours": lambda *x: ours(*x)}
-                variants |= {name: lambda *x, backend=backend: torchs(backend, *x) for name, backend in others.items()}
+                variants |= {name: partial(torchs, backend) for name, backend in others.items()}
                 for name, make in variants.items():
                     try:
                         passes = make(q, k, v, d_out, causal)
                         ms = [timed(each) for each in passes]
-                    except RuntimeError as error:  # a backend that this GPU or this build of torch does not have
+                    except RuntimeError as error:  # this GPU or this build of torch lacks the backend
                         print(f"{name} at {row}: {str(error).splitlines()[0]}", file=sys.stderr)
                         continue
                     for way, t in zip(("forward", "backward"), ms, strict=True):
@@ -124,7 +139,8 @@ def table(rows: list[dict[str, Any]], machine: str, names: list[str]) -> str:
     """Markdown: TFLOP/s, ours over torch's flash backend, errors."""
     cells = [f"{name} {way}" for way in GOALS for name in names]
     reference = names[1]
-    head = ["d", "mask", "N", *cells, *(f"ours / {reference}, {way}" for way in GOALS), "error / plain torch's"]
+    ratio_names = [f"ours / {reference}, {way}" for way in GOALS]
+    head = ["d", "mask", "N", *cells, *ratio_names, "error / plain torch's"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     ratios: dict[str, list[float]] = {way: [] for way in GOALS}
     for row in rows:
@@ -134,23 +150,34 @@ def table(rows: list[dict[str, Any]], machine: str, names: list[str]) -> str:
             ratios[way] += [row[f"ours {way}"] / row[f"{reference} {way}"]] if known else []
             figures.append(f"{ratios[way][-1]:.2f}" if known else "none")
         figures.append("not held" if row["errors"] is None else f"{row['errors']:.2f}")
-        lines.append("| " + " | ".join([str(row["head"]), "causal" if row["causal"] else "none", f"{row['n']:,}", *figures]) + " |")
-    said = [f"{way}: median {median(r):.2f}, least {min(r):.2f} (goal {GOALS[way]:.1f})" for way, r in ratios.items() if r]
-    title = f"# Attention on a GPU\n\n{machine}. bfloat16, TFLOP/s of the mathematics' products, by `python -m benchmarks.flash_gpu`.\n"
+        shape = [str(row["head"]), "causal" if row["causal"] else "none", f"{row['n']:,}"]
+        lines.append("| " + " | ".join([*shape, *figures]) + " |")
+    said = [
+        f"{way}: median {median(r):.2f}, least {min(r):.2f} (goal {GOALS[way]:.1f})"  # of all shapes
+        for way, r in ratios.items()
+        if r
+    ]
+    what = "bfloat16, TFLOP/s of the mathematics' products, by `python -m benchmarks.flash_gpu`"
+    title = f"# Attention on a GPU\n\n{machine}. {what}.\n"
     return "\n".join([title, *lines, "", f"Ours over {reference}, " + "; ".join(said) + "."]) + "\n"
 
 
 def compiled(arch: int, heads: list[int], first: bool) -> Iterator[str]:
-    """A line for each kernel, head size, mask and tile size, compiled for `sm_<arch>`; or, `first`, the causal kernels' first tiles."""
-    from glasscluster.model import flash_triton
+    """A line for each kernel, head size, mask and tile size, compiled for `sm_<arch>`.
+
+    first: only the causal kernels with the first of their tile sizes.
+    """
+    from glasscluster.model.kernels.flash import triton as flash_triton
 
     for way, kernel in flash_triton.KERNELS.items():
         for d in heads:
             for causal in (True,) if first else (True, False):
                 for config in flash_triton.NARROW[way][: 1 if first else None]:
-                    fixed = {"HEAD": d, "WIDTH": d, "GROUP": 1, "CAUSAL": causal, "PRECISION": "tf32", **config.kwargs}
+                    fixed = {"HEAD": d, "WIDTH": d, "GROUP": 1, "CAUSAL": causal, "PRECISION": "tf32"}
+                    fixed |= config.kwargs
                     mask = "causal" if causal else "all pairs"
-                    tiles = f"{config.kwargs['ROWS']}x{config.kwargs['COLS']} {config.num_warps} warps {config.num_stages} stages"
+                    tiles = f"{fixed['ROWS']}x{fixed['COLS']}"
+                    tiles += f" {config.num_warps} warps {config.num_stages} stages"
                     yield f"sm_{arch} {way} d {d} {mask} {tiles}: {binary(kernel, fixed, config, arch)}"
 
 
@@ -164,15 +191,16 @@ def binary(kernel: Any, fixed: dict[str, Any], config: Any, arch: int) -> str:
     kinds = dict.fromkeys(kernel.arg_names, "i32") | {"scale": "fp32"} | dict.fromkeys(fixed, "constexpr")
     kinds |= {name: "*bf16" for name in ("q", "k", "v", "out", "d_out", "dq", "dk", "dv") if name in kinds}
     kinds |= {name: "*fp32" for name in ("lse", "delta") if name in kinds}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if kinds[name] in ("i32", "*bf16", "*fp32")}
+    whole = [i for i, name in enumerate(kernel.arg_names) if kinds[name] in ("i32", "*bf16", "*fp32")]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in whole}
     source = ASTSource(kernel, kinds, constexprs=fixed, attrs=aligned)
-    made = triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": config.num_warps, "num_stages": config.num_stages}
-    )
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        used = subprocess.run([dump, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+        call = [dump, "--dump-resource-usage", file.name]
+        used = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     registers, stack = (used.partition(f"{what}:")[2].split()[0] for what in ("REG", "STACK"))
     wgmma = ", wgmma" if "wgmma" in made.asm["ptx"] else ""
     return f"{registers} registers, {stack} B stack, {made.metadata.shared} B shared{wgmma}"
@@ -185,7 +213,7 @@ def main() -> None:
     parser.add_argument("--interpret", action="store_true")
     parser.add_argument("--compile", type=int, nargs="*", metavar="CAPABILITY")
     parser.add_argument("--head", type=int, nargs="+", default=list(HEADS), help="with --compile: head sizes")
-    parser.add_argument("--first", action="store_true", help="with --compile: the causal kernels' first tile size alone")
+    parser.add_argument("--first", action="store_true", help="with --compile: causal, first tile size")
     asked = parser.parse_args()
     os.environ["TRITON_INTERPRET"] = "1" if asked.interpret else "0"  # before triton is imported
     import torch
@@ -196,11 +224,13 @@ def main() -> None:
                 print(line, flush=True)
         return
     if not asked.interpret and not torch.cuda.is_available():
-        print("no GPU that torch sees: --interpret walks the path without one, --compile 90 compiles for one", file=sys.stderr)
+        instead = "--interpret walks the path without one, --compile 90 compiles for one"
+        print(f"torch sees no GPU: {instead}", file=sys.stderr)
         sys.exit(2)
     import triton
 
-    machine = "the interpreter on a CPU, figures mean nothing" if asked.interpret else torch.cuda.get_device_name()
+    pretended = "the interpreter on a CPU, figures mean nothing"
+    machine = pretended if asked.interpret else torch.cuda.get_device_name()
     machine += f"; torch {torch.__version__}, Triton {triton.__version__}"
     rows = []
     for row in measured(asked.interpret):

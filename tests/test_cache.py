@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glasscluster.base.operator_costs import cost_of
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import cache as caches
-from glasscluster.model.decoding import cached_attention
 from glasscluster.model.decoding.cache import Cache, CacheFull, PagedCache, SlidingWindowCache, StaticCache
 from glasscluster.model.decoding.generate import Generator, Sampling, generate
-from glasscluster.model.flash_attention import COSTS, flash_attention
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.kernels import cached_attention
+from glasscluster.model.kernels.flash.operators import flash_attention
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.judge.check import TOLERANCE, difference
@@ -90,7 +91,7 @@ def test_the_kernel_is_masked_attention_and_reads_what_its_formula_says(shape):
         right = scores.masked_fill((far < 0) | (far >= window), float("-inf")).softmax(-1) @ values
         torch.testing.assert_close(out[i, :, :n], right, rtol=1e-12, atol=1e-12)
         assert not out[i, :, n:].any()
-    flops, nbytes = COSTS["glasscluster::cached_attention"]
+    flops, nbytes = cost_of("glasscluster::cached_attention")
     assert nbytes((q, *new, *pools, *rest), out) == sum(heard.values())
     pairs = sum(cached_attention.pairs(s, n, window)[0] for s, n in zip(starts, counts, strict=True))
     assert flops((q, *new, *pools, *rest), out) == 2 * a * (d + (shared or d)) * pairs
@@ -104,7 +105,7 @@ def test_a_ring_keeps_the_last_tokens_and_writes_what_its_formula_says(slots: in
         new = torch.arange(start, start + 9.0).view(1, 1, 9, 1)
         before = len(heard)
         cached_attention.write(pool, new, [0], [start], [n], lambda _, nbytes: heard.append(nbytes))
-        assert sum(heard[before:]) == COSTS["glasscluster::cache_write"][1]((pool, new, [0], [start], [n]), None)
+        assert sum(heard[before:]) == cost_of("glasscluster::cache_write").nbytes((pool, new, [0], [start], [n]), None)
         start += n
     kept = [p for p in range(start) if p >= start - slots]
     assert {p % slots: float(p) for p in kept} == {s: float(x) for s, x in enumerate(pool.flatten().tolist()) if x >= 0}

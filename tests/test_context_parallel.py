@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from test_torchrun import torchrun
 
 from glasscluster.base.errors import OutOfMemory
-from glasscluster.model.flash_attention import TILE, flash_attention
+from glasscluster.model.kernels.flash.operators import flash_attention
+from glasscluster.model.kernels.flash.tiles import TILE
 from glasscluster.model.layers.attention import ATTENTION
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.recording.events import COMPUTE, RECV, SEND

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from glasscluster.base import operator_costs
+from glasscluster.base.operator_costs import OperatorCost
 from glasscluster.model.decoding import cache as caches
-from glasscluster.model.decoding import cached_attention
-from glasscluster.model.flash_attention import COSTS
+from glasscluster.model.kernels import cached_attention
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import find_lesson
-from glasscluster.sim.recording import recorder
+from glasscluster.sim.recording import kernels
 
 
 def failed(id_: str) -> set[str]:
@@ -18,11 +19,10 @@ def failed(id_: str) -> set[str]:
 
 
 def test_a_kernel_that_reads_a_key_too_many_and_a_pool_too_large_fail_the_rows_of_decode(monkeypatch: pytest.MonkeyPatch):
-    flops, nbytes = COSTS["glasscluster::cached_attention"]
-    wasteful = (flops, lambda args, out: nbytes(args, out) + args[0].shape[0] * args[6][0] * 4)
-    for book in (COSTS, recorder.KERNELS):
-        monkeypatch.setitem(book, "glasscluster::cached_attention", wasteful)
-    monkeypatch.setattr(recorder, "_RULES", {})
+    flops, nbytes = operator_costs.COSTS["glasscluster::cached_attention"]
+    wasteful = OperatorCost(flops, lambda args, out: nbytes(args, out) + args[0].shape[0] * args[6][0] * 4)
+    monkeypatch.setitem(operator_costs.COSTS, "glasscluster::cached_attention", wasteful)
+    monkeypatch.setattr(kernels, "_rules", {})
     honest = caches.PagedCache.__init__
     monkeypatch.setattr(
         caches.PagedCache, "__init__", lambda self, stage, n, capacity, block: honest(self, stage, n, capacity + block, block)

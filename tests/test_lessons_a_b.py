@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from glasscluster.model.layers import rope
+from glasscluster.model.kernels import rope
 from glasscluster.model.parallel import IGNORE
 from glasscluster.model.text import data
 from glasscluster.scenarios.lab import Lab, perform
@@ -122,7 +122,7 @@ def test_norms_in_each_other_s_place_fail_a5(monkeypatch):
     swapped = dict(a5.KINDS) | {"post": a5.KINDS["pre"], "pre": a5.KINDS["post"], "pre, RMSNorm": ("post", "rmsnorm")}
     monkeypatch.setattr(a5, "KINDS", swapped)
     monkeypatch.setattr(
-        "glasscluster.model.rms_norm.rms_norm", lambda x, w, eps: torch.nn.functional.rms_norm(x, w.shape, w, 2 * eps + 1e-3)
+        "glasscluster.model.kernels.rms_norm.rms_norm", lambda x, w, eps: torch.nn.functional.rms_norm(x, w.shape, w, 2 * eps + 1e-3)
     )
     found = failed("A5", layers=16, h=32)
     assert {f"{kind}: power of L in the last MLP's gradient" for kind in ("pre", "pre, RMSNorm", "post")} <= found

@@ -12,9 +12,11 @@ from helpers import run_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.model import flash_attention as flash
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.kernels.flash import algorithm, costs
+from glasscluster.model.kernels.flash.operators import flash_attention
+from glasscluster.model.kernels.flash.tiles import STRIP, TILE
 from glasscluster.model.layers.attention import unfused_attention
 from glasscluster.model.text.data import batch, corpus
 from glasscluster.sim.recording.events import COMPUTE
@@ -47,8 +49,8 @@ def gradients(attend, q, k, v, d_out):
 def test_tiles_of_any_size_give_the_textbook_s_output_and_gradients(b, a, n, d, causal, tile):
     q, k, v, d_out = tensors(b, a, n, d)
     expected = gradients(lambda *x: unfused_attention(*x, causal=causal), q, k, v, d_out)
-    out, lse = flash.forward(q.detach(), k.detach(), v.detach(), causal, tile)
-    found = flash.backward(d_out.detach(), q.detach(), k.detach(), v.detach(), out, lse, causal, tile)
+    out, lse = algorithm.forward(q.detach(), k.detach(), v.detach(), causal, tile)
+    found = algorithm.backward(d_out.detach(), q.detach(), k.detach(), v.detach(), out, lse, causal, tile)
     for ours, theirs in zip((out, *found), expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-11)
 
@@ -61,8 +63,8 @@ def test_groups_of_heads_and_rectangles_give_torch_s_output_and_gradients(b, a, 
     causal = n == keys and data.draw(st.booleans())
     q, k, v, d_out = tensors(b, a, n, 5, group=group, keys=keys)
     expected = gradients(lambda *x: repeated(*x, causal), q, k, v, d_out)
-    out, lse = flash.forward(q.detach(), k.detach(), v.detach(), causal, tile)
-    found = flash.backward(d_out.detach(), q.detach(), k.detach(), v.detach(), out, lse, causal, tile)
+    out, lse = algorithm.forward(q.detach(), k.detach(), v.detach(), causal, tile)
+    found = algorithm.backward(d_out.detach(), q.detach(), k.detach(), v.detach(), out, lse, causal, tile)
     textbook = gradients(lambda *x: unfused_attention(*x, causal=causal), q, k, v, d_out)
     for ours, plain, theirs in zip((out, *found), textbook, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-11)
@@ -72,7 +74,7 @@ def test_groups_of_heads_and_rectangles_give_torch_s_output_and_gradients(b, a, 
 @pytest.mark.parametrize(("group", "keys", "causal"), [(1.5, 8, False), (1, 7, True)])
 def test_heads_that_are_no_groups_and_a_mask_over_a_rectangle_are_refused(group, keys, causal):
     q, k, v = (torch.zeros(1, heads, n, 4) for heads, n in ((int(2 * group), 8), (2, keys), (2, keys)))
-    for attend in (flash.flash_attention, unfused_attention):
+    for attend in (flash_attention, unfused_attention):
         with pytest.raises(ValueError, match="whole groups"):
             attend(q, k, v, causal)
 
@@ -82,7 +84,7 @@ def test_heads_that_are_no_groups_and_a_mask_over_a_rectangle_are_refused(group,
 def test_flash_equals_torch_s_attention_in_float64(n, causal):
     q, k, v, d_out = tensors(2, 3, n, 16)
     expected = gradients(lambda *x: F.scaled_dot_product_attention(*x, is_causal=causal), q, k, v, d_out)
-    found = gradients(lambda *x: flash.flash_attention(*x, causal), q, k, v, d_out)
+    found = gradients(lambda *x: flash_attention(*x, causal), q, k, v, d_out)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
@@ -92,7 +94,7 @@ def test_in_narrow_types_our_error_is_at_most_twice_plain_torch_s(dtype):
     narrow = tensors(2, 4, 200, 32, dtype)
     exact = [t.detach().double().requires_grad_() for t in narrow]
     truth = gradients(unfused_attention, *exact)
-    plain, ours = gradients(unfused_attention, *narrow), gradients(flash.flash_attention, *narrow)
+    plain, ours = gradients(unfused_attention, *narrow), gradients(flash_attention, *narrow)
     for true, a, b in zip(truth, ours, plain, strict=True):
         assert (a.double() - true).abs().max().item() <= 2 * (b.double() - true).abs().max().item() + 1e-12
 
@@ -100,7 +102,7 @@ def test_in_narrow_types_our_error_is_at_most_twice_plain_torch_s(dtype):
 @pytest.mark.parametrize(("group", "keys", "causal"), [(1, 7, True), (3, 7, True), (2, 4, False)])
 def test_gradcheck_of_the_operator(group, keys, causal):
     q, k, v, _ = tensors(1, 2, 7, 3, group=group, keys=keys)
-    assert torch.autograd.gradcheck(lambda *x: flash.flash_attention(*x, causal), (q, k, v))
+    assert torch.autograd.gradcheck(lambda *x: flash_attention(*x, causal), (q, k, v))
 
 
 class Largest(torch.utils._python_dispatch.TorchDispatchMode):
@@ -122,10 +124,10 @@ def test_no_tensor_of_n_by_n_is_ever_made():
     n, d = 2048, 16
     q, k, v, d_out = (t.detach() for t in tensors(1, 1, n, d))
     with Largest() as seen:
-        out, lse = flash.forward(q, k, v, True)
+        out, lse = algorithm.forward(q, k, v, True)
         forward = seen.numel
-        flash.backward(d_out, q, k, v, out, lse, True)
-    square = flash.STRIP * flash.TILE**2
+        algorithm.backward(d_out, q, k, v, out, lse, True)
+    square = STRIP * TILE**2
     assert forward <= max(n * d, square)
     assert seen.numel <= max(n * d, 2 * square)  # backward has P and dS
     with Largest() as textbook:
@@ -135,7 +137,7 @@ def test_no_tensor_of_n_by_n_is_ever_made():
 
 def flash_program(gpu, n: int, d: int, causal: bool, dtype: torch.dtype, group: int, keys: int | None):
     q, k, v, d_out = tensors(2, 3, n, d, dtype, group=group, keys=keys)
-    out = flash.flash_attention(q, k, v, causal)
+    out = flash_attention(q, k, v, causal)
     out.backward(d_out)
 
 
@@ -146,7 +148,7 @@ def test_the_recorder_sees_one_kernel_each_way_whose_costs_a_counting_run_confir
     causal = causal and keys is None
     graph = Cluster("classroom", 1, "threads").run(flash_program, n, d, causal, dtype, group, keys).graph
     q, k, v, d_out = (t.detach() for t in tensors(2, 3, n, d, dtype, group=group, keys=keys))
-    for name, way in (("forward", flash.forward), ("backward", flash.backward)):
+    for name, way in (("forward", algorithm.forward), ("backward", algorithm.backward)):
         rows = [r for r in range(len(graph)) if graph.kind[r] == COMPUTE and graph.names[graph.op[r]] == f"glasscluster.flash_{name}"]
         assert len(rows) == 1
         moved = [0]
@@ -181,20 +183,20 @@ class Matmuls(torch.utils._python_dispatch.TorchDispatchMode):
 
 def test_f7_a_non_causal_forward_moves_2nd_plus_2_ceil_n_over_b_nd_plus_n_elements():
     n, d, b = 4096, 64, 128
-    assert flash.forward_traffic(n, d, False, tile=b) == 2 * n * d + 2 * math.ceil(n / b) * n * d + n
+    assert costs.forward_traffic(n, d, False, tile=b) == 2 * n * d + 2 * math.ceil(n / b) * n * d + n
 
 
 def test_a_group_of_heads_reads_its_keys_once_and_in_tiles_of_one_only_visible_pairs_are_computed():
     n, d, g = 384, 16, 4
-    alone, together = flash.forward_traffic(n, d, False), flash.forward_traffic(n, d, False, group=g)
+    alone, together = costs.forward_traffic(n, d, False), costs.forward_traffic(n, d, False, group=g)
     assert g * alone - together == (g - 1) * 2 * 3 * n * d  # each of three tiles of queries read all K and V for every head
-    assert flash.tile_pairs(n, True, 1) == n * (n + 1) // 2
-    assert flash.tile_pairs(n, False, keys=100) == n * 100
+    assert costs.tile_pairs(n, True, 1) == n * (n + 1) // 2
+    assert costs.tile_pairs(n, False, keys=100) == n * 100
     for tile in (1, 7, 128):
         grid = [(a, b) for a in range(0, n, tile) for b in range(0, n, tile)]
         ends = [(min(a + tile, n), min(b + tile, n)) for a, b in grid]
         visible = [(up - a) * (right - b) for (a, b), (up, right) in zip(grid, ends, strict=True) if b < up]
-        assert flash.tile_pairs(n, True, tile) == sum(visible)
+        assert costs.tile_pairs(n, True, tile) == sum(visible)
 
 
 # ---- optimizers --------------------------------------------------------------------------------------------------

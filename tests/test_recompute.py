@@ -13,7 +13,8 @@ from helpers import differences, run_plan, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.model.layers.dropout import PLACES, Draw, dropout, keep_mask, mix
+from glasscluster.model.kernels.dropout import keep_mask, mix
+from glasscluster.model.layers.dropout import PLACES, Draw, dropout
 from glasscluster.scenarios.jobs.prediction import predict as predict_run
 from glasscluster.sim.recording.events import BACKWARD, CATEGORIES, COMPUTE, FORWARD, RECOMPUTE, SEND
 from glasscluster.sim.run import Run

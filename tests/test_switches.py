@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from test_model import Largest
 
 from glasscluster.base.errors import InputError
-from glasscluster.model import flash_attention as flash
-from glasscluster.model import gpt, parts
+from glasscluster.model import gpt
 from glasscluster.model.config import PRESETS, ModelConfig
-from glasscluster.model.flash_attention import flash_attention
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.layer_norm import layer_norm
+from glasscluster.model.kernels.flash import algorithm, costs, parts
+from glasscluster.model.kernels.flash.operators import flash_attention
+from glasscluster.model.kernels.flash.tiles import STRIP, TILE
+from glasscluster.model.kernels.layer_norm import layer_norm
+from glasscluster.model.kernels.rms_norm import rms_norm, scale_norm
+from glasscluster.model.kernels.rope import frequencies, rope, temperature
 from glasscluster.model.layers.attention import unfused_attention
 from glasscluster.model.layers.latent import predict_cache
 from glasscluster.model.layers.position import alibi, buckets, sinusoidal, slopes
-from glasscluster.model.layers.rope import frequencies, rope, temperature
 from glasscluster.model.parallel import IGNORE
-from glasscluster.model.rms_norm import rms_norm, scale_norm
 from glasscluster.model.text.data import masked
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies import trainer
@@ -345,14 +346,14 @@ def test_a_biased_kernel_in_tiles_of_any_size_is_the_textbook_s_and_its_traffic_
         def meter(way: int, nbytes: int, biased=biased) -> None:
             moved[biased][way] += nbytes
 
-        out, lse = flash.forward(q, k, v, causal, tile, lambda _what, x, meter=meter: meter(0, x), bias=numbers)
-        found = flash.backward(
+        out, lse = algorithm.forward(q, k, v, causal, tile, lambda _what, x, meter=meter: meter(0, x), bias=numbers)
+        found = algorithm.backward(
             d_out, q, k, v, out, lse, causal, tile, lambda _what, x, meter=meter: meter(1, x), bias=numbers, d_bias=sums
         )  # fmt: skip
         if sums is not None:
             for ours, theirs in zip((out, *found, sums), expected, strict=True):
                 assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-11)
-    forward, backward = flash.bias_steps(n, causal, tile, keys)
+    forward, backward = costs.bias_steps(n, causal, tile, keys)
     size = 8 * a * group
     assert moved[True][0] - moved[False][0] == size * forward
     assert moved[True][1] - moved[False][1] == size * (3 * backward + n + keys - 1)
@@ -379,10 +380,10 @@ def test_the_recorded_costs_of_a_biased_kernel_are_those_of_a_counting_run(learn
                 counted[way] += nbytes
 
             if way == "forward":
-                out, lse = flash.forward(*x, part.causal, meter=meter, bias=mine)
+                out, lse = algorithm.forward(*x, part.causal, meter=meter, bias=mine)
             else:
                 sums = torch.empty_like(mine) if learned else None
-                flash.backward(torch.ones_like(x[0]), *x, out, lse, part.causal, meter=meter, bias=mine, d_bias=sums)
+                algorithm.backward(torch.ones_like(x[0]), *x, out, lse, part.causal, meter=meter, bias=mine, d_bias=sums)
     for way, total in counted.items():
         rows = [r for r in range(len(graph)) if graph.names[graph.op[r]] == f"glasscluster.flash_biased_{way}"]
         assert len(rows) == 1 + bool(prefix)
@@ -394,7 +395,7 @@ def test_a_bias_never_makes_a_tensor_of_n_by_n():
     q, k, v, bias = inputs(1, 1, 1, n, d)
     with Largest() as seen:
         flash_attention(q, k, v, True, 100, bias).sum().backward()
-    assert seen.numel <= max(n * d, 2 * flash.TILE**2 * flash.STRIP + 2 * n * flash.TILE)
+    assert seen.numel <= max(n * d, 2 * TILE**2 * STRIP + 2 * n * TILE)
 
 
 def test_buckets_are_hugging_face_s_t5():

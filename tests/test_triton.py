@@ -11,14 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glasscluster.model import flash_attention
+from glasscluster.model.kernels.flash import algorithm
 from glasscluster.model.layers.attention import unfused_attention
 
 pytest.importorskip("triton", reason="Triton is a wheel for Linux; the torch version needs none")
 GPU = torch.cuda.is_available()
 if not GPU:  # tests/conftest.py asked for the interpreter before anything could import triton
     assert os.environ["TRITON_INTERPRET"] == "1"
-from glasscluster.model import flash_triton  # noqa: E402
+from glasscluster.model.kernels.flash import triton, triton_kernels  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,7 +26,7 @@ WAYS = ("out", "dq", "dk", "dv")
 
 
 def drawn(shape, dtype, seed):
-    """q, k, v and the output's gradient. Rows lie apart by more than a head, as they do cut out of a product's result."""
+    """q, k, v and the output's gradient. Rows lie apart by more than a head, as in a product's result."""
     b, heads, group, n, keys, d = shape
     generator = torch.Generator().manual_seed(seed)
 
@@ -52,7 +52,8 @@ def ours(kernels, q, k, v, d_out, causal, tiles):
 def excess(found, tensors, causal):
     """By how much each error is over twice plain torch's: positive breaks flash-attention's rule.
 
-    Of one key torch's dQ is exactly zero and ours a rounding of float32, so four ulps of the largest input are allowed besides.
+    Of one key torch's dQ is exactly zero and ours a rounding of float32, so four ulps of the largest input
+    are allowed besides.
     """
     truth, plain = gradients(*(x.double() for x in tensors), causal), gradients(*tensors, causal)
     ulps = 4 * torch.finfo(torch.float32).eps * max(x.abs().max().item() for x in tensors)
@@ -66,37 +67,46 @@ heads = st.sampled_from([(1, 1, 1), (2, 1, 1), (1, 1, 3), (1, 2, 2)])
 
 
 @settings(max_examples=7, deadline=None, derandomize=True)
-@given(heads, st.integers(1, 36), st.integers(1, 36), st.integers(1, 33), st.sampled_from(TYPES), st.booleans(), st.data())
+@given(
+    heads,
+    st.integers(1, 36),
+    st.integers(1, 36),
+    st.integers(1, 33),
+    st.sampled_from(TYPES),
+    st.booleans(),
+    st.data(),
+)
 def test_errors_are_at_most_twice_plain_torch_s(heads, n, keys, d, dtype, causal, data):
     tiles = data.draw(st.sampled_from([(16, 16), (16, 32), (32, 16)]) if heads[2] == 1 else st.just((32, 16)))
     tensors = drawn((*heads, n, n if causal else keys, d), dtype, seed=n)
-    assert max(excess(ours(flash_triton, *tensors, causal, tiles), tensors, causal).values()) <= 0
+    assert max(excess(ours(triton, *tensors, causal, tiles), tensors, causal).values()) <= 0
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(("d", "causal"), [(64, True), (128, False)])
 def test_so_they_are_with_heads_of_64_and_128(d, causal, dtype):
     tensors = drawn((1, 1, 1, 50, 50 if causal else 45, d), dtype, seed=d)
-    assert max(excess(ours(flash_triton, *tensors, causal, (32, 32)), tensors, causal).values()) <= 0
+    assert max(excess(ours(triton, *tensors, causal, (32, 32)), tensors, causal).values()) <= 0
 
 
 def test_the_log_sum_exp_is_the_torch_version_s_so_a_ring_can_merge_blocks():
     q, k, v, _ = drawn((1, 1, 2, 17, 21, 16), torch.float32, 0)
     (out, lse), (_, expected) = (
-        flash_triton.forward(q, k, v, False, (16, 16)),
-        flash_attention.forward(*(x.double() for x in (q, k, v)), False),
+        triton.forward(q, k, v, False, (16, 16)),
+        algorithm.forward(*(x.double() for x in (q, k, v)), False),
     )
     assert torch.allclose(lse.double(), expected, rtol=1e-6, atol=1e-6)
-    likes = flash_attention.forward_like(q)
+    likes = algorithm.forward_like(q)
     assert [(x.dtype, x.shape) for x in (out, lse)] == [(x.dtype, x.shape) for x in likes]
 
 
 def test_equal_inputs_give_equal_bits_and_a_block_of_keys_its_summand():
     q, k, v, d_out = drawn((1, 1, 1, 16, 30, 16), torch.float32, 1)
-    out, lse = flash_triton.forward(q, k, v, False, (16, 16))
-    whole, again = (flash_triton.backward(d_out, q, k, v, out, lse, False, (16, 16)) for _ in range(2))
+    out, lse = triton.forward(q, k, v, False, (16, 16))
+    whole, again = (triton.backward(d_out, q, k, v, out, lse, False, (16, 16)) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(whole, again, strict=True))
-    parts = [flash_triton.backward(d_out, q, k[:, :, c], v[:, :, c], out, lse, False, (16, 16)) for c in (slice(0, 13), slice(13, 30))]
+    blocks = [(k[:, :, c], v[:, :, c]) for c in (slice(0, 13), slice(13, 30))]
+    parts = [triton.backward(d_out, q, *block, out, lse, False, (16, 16)) for block in blocks]
     assert torch.allclose(parts[0][0] + parts[1][0], whole[0], atol=1e-5)
     for i in (1, 2):
         assert torch.allclose(torch.cat([p[i] for p in parts], 2), whole[i], atol=1e-5)
@@ -106,20 +116,22 @@ def test_equal_inputs_give_equal_bits_and_a_block_of_keys_its_summand():
 def test_float64_and_a_mask_over_a_rectangle_are_refused(dtype, keys, causal):
     q, k, v, _ = drawn((1, 1, 1, 8, keys, 4), dtype, 0)
     with pytest.raises(ValueError, match=r"float64|square"):
-        flash_triton.forward(q, k, v, causal)
+        triton.forward(q, k, v, causal)
 
 
-# ---- broken kernels are found ------------------------------------------------------------------------------------
+# ---- broken kernels are found ------------------------------------------------------------------------------
 
 
 def mutated(old, new, tmp_path, monkeypatch):
-    """The module with one line changed."""
-    source = inspect.getsource(flash_triton)
+    """triton.py, on kernels of which one line is changed."""
+    source = inspect.getsource(triton_kernels)
     assert old in source
     name = f"mutant_{abs(hash((old, new)))}"
     (tmp_path / f"{name}.py").write_text(source.replace(old, new))
+    starter = inspect.getsource(triton).replace(triton_kernels.__name__, name)
+    (tmp_path / f"{name}_starter.py").write_text(starter)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return importlib.import_module(name)
+    return importlib.import_module(f"{name}_starter")
 
 
 @pytest.mark.skipif(GPU, reason="one run of each is enough, and the interpreter needs no compilation")
@@ -137,12 +149,13 @@ def mutated(old, new, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_a_broken_kernel_breaks_the_rule(old, new, broken, tmp_path, monkeypatch):
     tensors = drawn((1, *((2, 2) if "GROUP" in old else (1, 1)), 20, 20, 16), torch.float32, 3)
-    tensors[1].mul_(torch.linspace(0.5, 4, 20, device=DEVICE)[:, None])  # later keys are larger, so the maximum moves
+    # later keys are larger, so the maximum moves
+    tensors[1].mul_(torch.linspace(0.5, 4, 20, device=DEVICE)[:, None])
     over = excess(ours(mutated(old, new, tmp_path, monkeypatch), *tensors, True, (16, 16)), tensors, True)
     assert {way for way, by in over.items() if not by <= 0} >= broken
 
 
-# ---- compiled for GPUs that are not here -------------------------------------------------------------------------
+# ---- compiled for GPUs that are not here -------------------------------------------------------------------
 
 
 def test_every_kernel_compiles_for_a_hopper_gpu_without_spilling_and_uses_its_tensor_cores():

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from glasscluster.scenarios.zoo.zoo.zoo.zoo.zoo.zoo import GRADIENT, LOSS, WEIGHT, ZOO
+from glasscluster.scenarios.zoo.zoo.zoo.zoo.zoo.zoo.zoo import GRADIENT, LOSS, WEIGHT, ZOO
 from test_cli import glass
 
 from glasscluster.scenarios.lab import Lab, find, perform

@@ -1,1 +1,1 @@
-"""What everything stands on: errors, quantities, both languages, a ledger row. Imports nothing of the package."""
+"""What every other folder may use and what uses none of them: no torch, no cluster, no model."""

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.flash_attention import wide
+from glasscluster.model.kernels.flash.parts import by_document
+from glasscluster.model.kernels.precision import accumulation_dtype
+from glasscluster.model.kernels.rope import rope
 from glasscluster.model.layers import latent, mlp, moe, norms
 from glasscluster.model.layers.attention import ATTENTION
 from glasscluster.model.layers.dropout import Draw, dropout
 from glasscluster.model.layers.position import alibi, buckets, sinusoidal
-from glasscluster.model.layers.rope import rope
 from glasscluster.model.parallel import KeepAll, Shard, Unsharded, local_parameter, plus, runs
-from glasscluster.model.parts import by_document
 from glasscluster.model.text.packing import positions as positions_in
 
 
@@ -145,7 +145,7 @@ class Block(Module):
             self.register_buffer("buckets", numbers.to(self.like.device), persistent=False)
         elif config.position == "alibi":
             mine = Shard(0).take(alibi(config.seq, config.heads), self.parallel.rank, self.parallel.size)
-            self.register_buffer("distances", mine.to(self.like.device, wide(self.like.dtype)), persistent=False)
+            self.register_buffer("distances", mine.to(self.like.device, accumulation_dtype(self.like.dtype)), persistent=False)
 
     def score_bias(self, tokens: int) -> Tensor | None:
         """[A, 2·tokens - 1] in the accumulators' type, by distance (position.py)."""
@@ -154,7 +154,7 @@ class Block(Module):
         here = slice(self.config.seq - tokens, self.config.seq + tokens - 1)
         if self.config.position == "alibi":
             return self.distances[:, here]
-        return self.relative_table.to(wide(self.relative_table.dtype)).index_select(0, self.buckets[here]).T.contiguous()
+        return self.relative_table.to(accumulation_dtype(self.relative_table.dtype)).index_select(0, self.buckets[here]).T.contiguous()
 
     def turn(self, x: Tensor) -> Tensor:
         """Rotary positions of [B, S, A, D], which in generation are each sequence's own."""
@@ -249,7 +249,7 @@ class Embedding(Module):
     def seen(self, x: Tensor, pixels: Tensor, tokens: int) -> Tensor:
         """Embeddings of this rank's tokens [B, S, H] with the image's in the place of the first: pixels [B, P·C], 0 to 255."""
         config, parallel = self.config, self.parallel
-        bright = (pixels.unflatten(1, (config.patches, config.patch_size)).to(wide(x.dtype)) / 255).to(x.dtype)
+        bright = (pixels.unflatten(1, (config.patches, config.patch_size)).to(accumulation_dtype(x.dtype)) / 255).to(x.dtype)
         image = nn.functional.linear(bright, self.patch_weight, self.get("patch_bias"))
         image = nn.functional.pad(image, (0, 0, 0, tokens - config.patches))
         image = parallel.cut(image.transpose(0, 1)).transpose(0, 1)

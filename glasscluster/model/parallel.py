@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasscluster.model.flash_attention import wide
+from glasscluster.model.kernels.precision import accumulation_dtype
 
 IGNORE = -100  # a target that carries no loss
 
@@ -182,7 +182,7 @@ class Unsharded:
         The gradient is that of -log p(target) + z_loss · log² Z, Z = Σ exp(logit) (PaLM, 2204.02311, section 5): it keeps logits from
         drifting together. The loss that is returned is without it, so that losses compare.
         """
-        logits, targets = logits.flatten(0, 1).to(wide(logits.dtype)), targets.flatten()
+        logits, targets = logits.flatten(0, 1).to(accumulation_dtype(logits.dtype)), targets.flatten()
         loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE)
         if not z_loss:
             return loss

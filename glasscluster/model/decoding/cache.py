@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.decoding.cached_attention import NO_WINDOW
+from glasscluster.model.kernels.cached_attention import NO_WINDOW
 from glasscluster.model.parallel import KeepAll
 
 

@@ -1,15 +1,13 @@
 """Dropout whose mask depends on what is dropped, not on who drops it or when.
 
-Every element's random number is a hash of (seed, step, sequence, layer, place, index): a counter-based generator, as GPUs use
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), here splitmix64 (Steele et al., OOPSLA 2014). So
+Every element's random number is a hash of (seed, step, sequence, layer, place, index), made by
+kernels/dropout.py. So
   - any layout drops the same elements as one device: the key is the sequence's number in the global batch;
   - a rank that has some heads or some tokens draws its part of the whole mask, without drawing the rest;
   - recomputation in backward draws the same mask again; nobody stores the state of a generator.
 
-    forward    y = x · mask / (1 - p)       kept: the mask, one byte an element (Srivastava et al., JMLR 2014)
-    backward  dx = dy · mask / (1 - p)
-
-But: on the embedding only where it has a norm (BERT); with flash attention none on the attention probabilities, which it never writes down.
+But: on the embedding only where it has a norm (BERT); with flash attention none on the attention
+probabilities, which it never writes down.
 """
 
 from __future__ import annotations
@@ -17,42 +15,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.library import Library
+
+from glasscluster.model.kernels.dropout import Dropout, key_of
 
 PLACES = ("attention probabilities", "attention output", "mlp output", "embedding")
-_GOLDEN, _FIRST, _SECOND, _ALL = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, (1 << 64) - 1
-
-
-def _signed(x: int) -> int:
-    return x - (1 << 64) if x >> 63 else x
-
-
-def mix(x: int) -> int:
-    """splitmix64's finaliser of a 64-bit number."""
-    x = ((x ^ (x >> 30)) * _FIRST) & _ALL
-    x = ((x ^ (x >> 27)) * _SECOND) & _ALL
-    return x ^ (x >> 31)
-
-
-def _shift(x: Tensor, by: int) -> Tensor:
-    """x >> by for numbers without a sign."""
-    return (x >> by) & ((1 << (64 - by)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The same as `mix`, of many numbers: int64 multiplication wraps."""
-    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
-    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
-    return x ^ _shift(x, 31)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a micro-batch holds besides its tokens: which sequences of which step (for dropout), and where documents end in them.
+    """What a micro-batch holds besides its tokens: which sequences of which step, and where documents end.
 
-    documents: for each sequence the lengths of its documents, which add up to it (packing.py); None: each is one.
+    documents: for each sequence the lengths of its documents, which add up to it (packing.py); None: each is
+    one.
     """
 
     seed: int = 0
@@ -62,61 +37,17 @@ class Draw:
 
     def keys(self, layer: int, place: str) -> list[int]:
         """One 64-bit key a sequence."""
-        key = 0
-        for part in (self.seed, self.step, layer, PLACES.index(place)):
-            key = mix((key + part + _GOLDEN) & _ALL)
-        return [_signed(mix((key + s * _GOLDEN) & _ALL)) for s in self.sequences]
+        return key_of((self.seed, self.step, layer, PLACES.index(place)), self.sequences)
 
 
-def keep_mask(keys: list[int], shape: torch.Size, p: float, spans: Sequence[int], device: torch.device) -> Tensor:
-    """True where an element stays. shape [b, ...]; spans say which elements of each sequence's whole mask these are."""
-    numbers = [torch.arange(first, first + many, device=device) for first, many in zip(spans[::2], spans[1::2], strict=True)]
-    counter = (torch.cat(numbers) if len(numbers) > 1 else numbers[0]) * _signed(_GOLDEN)
-    bits = _mix(torch.tensor(keys, device=device)[:, None] + counter)
-    return (_shift(bits, 11) >= int(p * 2**53)).view(shape)
-
-
-_library = Library("glasscluster", "FRAGMENT")
-_library.define("dropout_forward(Tensor x, int[] keys, float p, int[] spans) -> (Tensor, Tensor)")
-_library.define("dropout_backward(Tensor d_out, Tensor mask, float p) -> Tensor")
-
-
-def _forward(x: Tensor, keys: list[int], p: float, spans: Sequence[int]) -> tuple[Tensor, Tensor]:
-    mask = keep_mask(keys, x.shape, p, spans, x.device)
-    return _backward(x, mask, p), mask
-
-
-def _backward(d_out: Tensor, mask: Tensor, p: float) -> Tensor:
-    return (d_out * mask).mul_(1 / (1 - p))
-
-
-def _meta_forward(x: Tensor, keys: list[int], p: float, spans: Sequence[int]) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
-
-
-for _device in ("CPU", "CUDA"):
-    _library.impl("dropout_forward", _forward, _device)
-    _library.impl("dropout_backward", _backward, _device)
-_library.impl("dropout_forward", _meta_forward, "Meta")
-_library.impl("dropout_backward", lambda d_out, mask, p: torch.empty_like(d_out), "Meta")
-
-
-class Dropout(torch.autograd.Function):
-    """Forward and backward side by side."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, keys: list[int], p: float, spans: Sequence[int]) -> Tensor:
-        out, mask = torch.ops.glasscluster.dropout_forward(x, keys, p, spans)
-        ctx.save_for_backward(mask)
-        ctx.p = p
-        return out
-
-    @staticmethod
-    def backward(ctx, d_out: Tensor):
-        return torch.ops.glasscluster.dropout_backward(d_out, *ctx.saved_tensors, ctx.p), None, None, None
-
-
-def dropout(x: Tensor, p: float, draw: Draw | None, layer: int, place: str, spans: Sequence[int] = ()) -> Tensor:
+def dropout(
+    x: Tensor,
+    p: float,
+    draw: Draw | None,
+    layer: int,
+    place: str,
+    spans: Sequence[int] = (),
+) -> Tensor:
     """x [b, ...] with elements dropped; x itself when p is 0.
 
     spans: which elements of a sequence's whole x holds: first, how many, first, how many, ...; none: all.

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.flash_attention import wide
+from glasscluster.model.kernels.precision import accumulation_dtype
 from glasscluster.model.layers import mlp
 from glasscluster.model.parallel import Shard
 
@@ -81,7 +81,7 @@ def experts(block: Any, x: Tensor) -> Tensor:
 
 def route(x: Tensor, router: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities [b, s, E] (in fp32 for 16-bit x), and weights and numbers [b, s, k] of the experts chosen, best first."""
-    logits = F.linear(x.to(wide(x.dtype)), router.to(wide(x.dtype)))
+    logits = F.linear(x.to(accumulation_dtype(x.dtype)), router.to(accumulation_dtype(x.dtype)))
     if config.hot_expert:
         logits = logits + F.pad(logits.new_full((1,), config.hot_expert), (0, config.experts - 1))
     p = logits.softmax(-1)

@@ -1,4 +1,4 @@
-"""Which norm a model has: its parameters, and its use by name. LayerNorm: layer_norm.py; RMSNorm and ScaleNorm: rms_norm.py."""
+"""Which norm a model has: its parameters, and its use by name. The norms are kernels/layer_norm.py and rms_norm.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from glasscluster.model.layer_norm import layer_norm
-from glasscluster.model.rms_norm import rms_norm, scale_norm
+from glasscluster.model.kernels.layer_norm import layer_norm
+from glasscluster.model.kernels.rms_norm import rms_norm, scale_norm
 
 
 def declare(module: Any, name: str, width: int, partial: bool = False) -> None:

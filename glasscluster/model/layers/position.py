@@ -1,9 +1,10 @@
-"""Positions that are not learned rows: fixed sines, added to the embedding, and numbers added to the scores. Rotary ones: rope.py.
+"""Positions that are not learned rows: fixed sines, added to the embedding, and numbers added to the scores. Rotary ones: kernels/rope.py.
 
     sinusoidal   row m: sin(m / 10000^(2i/h)) in column 2i, cos of the same in column 2i+1      Vaswani et al., 1706.03762, section 3.5
 
-What is added to the score of query i and key j depends on the distance i - j alone, so a head has 2s - 1 numbers and not s x s:
-`bias` [a, 2s - 1], in the order of the distances from -(s - 1) to s - 1 (parts.py says how attention uses them).
+What is added to the score of query i and key j depends on the distance i - j alone, so a head has 2s - 1
+numbers and not s x s: `bias` [a, 2s - 1], in the order of the distances from -(s - 1) to s - 1
+(kernels/flash/parts.py says how attention uses them).
 
     relative     table[bucket(i - j), head]          Raffel et al., 1910.10683, section 2.1: near distances have a bucket each, farther
                                                      ones share buckets that grow like their logarithm, all from D on the last

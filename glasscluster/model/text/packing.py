@@ -4,11 +4,13 @@
     pieces      ████████████  █████  ██████  ███  ██              a document longer than a row is cut
     packed      [████████████]  [██████·█████▒]  [███·██▒▒▒▒▒▒▒]  ▒ filling
 
-Best fit, longest first: each piece goes to the row where it leaves least room (Ding et al., "Fewer truncations improve language modeling",
-2404.10830; at most 11/9 of the fewest rows, and 4: Johnson 1973). Only what is longer than a row is ever cut.
+Best fit, longest first: each piece goes to the row where it leaves least room (Ding et al., "Fewer
+truncations improve language modeling", 2404.10830; at most 11/9 of the fewest rows, and 4: Johnson 1973).
+Only what is longer than a row is ever cut.
 
-No token sees another document: attention is one triangle a document (parts.py), and learned positions start at 0 in each. A token's target
-is the next token of its own document, so a document's last token has none (IGNORE); neither has filling, which is a document of its own.
+No token sees another document: attention is one triangle a document (kernels/flash/parts.py), and learned
+positions start at 0 in each. A token's target is the next token of its own document, so a document's last
+token has none (IGNORE); neither has filling, which is a document of its own.
 """
 
 from __future__ import annotations

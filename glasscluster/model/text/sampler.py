@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
-from glasscluster.model.layers.dropout import mix
+from glasscluster.model.kernels.dropout import mix
 
 ROUNDS = 6
 BLOCK = 1000

@@ -14,7 +14,7 @@ def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]
     """Scores of one query and one key put at every pair of positions, in both layouts, shifted, and squeezed."""
     import torch
 
-    from glasscluster.model.layers.rope import rope
+    from glasscluster.model.kernels.rope import rope
     from glasscluster.strategies.plan import make_model
 
     def model(**more: Any) -> Any:
@@ -69,7 +69,7 @@ def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]
 )
 def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, factor: int = 4) -> None:
     """One query and one key are put at every pair of positions; then everything is shifted, and positions are squeezed."""
-    from glasscluster.model.layers.rope import frequencies
+    from glasscluster.model.kernels.rope import frequencies
     from glasscluster.visualize.figures.plots import lines
 
     run = lab.run("turned", ("Queries and keys, turned", "旋转后的查询与键"), program, d, n, shift, factor, gpus=1)

@@ -17,7 +17,7 @@ def program(gpu: Any, depths: list[int], h: int) -> dict[str, Any]:
     import torch
 
     from glasscluster.model.gpt import GPTStage
-    from glasscluster.model.rms_norm import rms_norm
+    from glasscluster.model.kernels.rms_norm import rms_norm
     from glasscluster.strategies.plan import make_model
 
     found: dict[str, Any] = {"gradients": {}, "stream": {}}

@@ -19,8 +19,8 @@ def program(gpu: Any, n: int, d: int) -> None:
     """Each operation once, in fp32, in a micro-batch of its own so that it is told apart."""
     import torch
 
-    from glasscluster.model.flash_attention import flash_attention
-    from glasscluster.model.layer_norm import layer_norm
+    from glasscluster.model.kernels.flash.operators import flash_attention
+    from glasscluster.model.kernels.layer_norm import layer_norm
 
     with gpu.unrecorded():
         draw = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ def program(gpu: Any, sizes: list[int], d: int) -> dict[int, dict[str, int]]:
     """Elements through slow memory for each N: tiled and textbook, by a meter inside the loops."""
     import torch
 
-    from glasscluster.model.flash_attention import forward
+    from glasscluster.model.kernels.flash.algorithm import forward
 
     counted = {}
     for n in sizes:
@@ -67,7 +67,7 @@ def program(gpu: Any, sizes: list[int], d: int) -> dict[int, dict[str, int]]:
 )
 def flash_attention_io(lab: Lab, n: int = 2048, d: int = 64) -> None:
     """The kernel that trains the GPT runs with a meter on its loads and stores, beside the textbook version."""
-    from glasscluster.model.flash_attention import TILE
+    from glasscluster.model.kernels.flash.tiles import TILE
     from glasscluster.visualize.figures.plots import lines
 
     sizes = [n // 8, n // 4, n // 2, n]

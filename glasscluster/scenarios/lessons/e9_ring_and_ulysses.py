@@ -6,6 +6,7 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
+from glasscluster.base.errors import InputError
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import Card, Formula, lesson
 
@@ -20,7 +21,7 @@ def inputs(a: int, kv: int, s: int, d: int) -> list[Any]:
 
 def program(gpu: Any, kind: str, neighbours: int, shape: tuple[int, int, int, int]) -> dict[str, Any]:
     """One causal attention, forward and backward, of this rank's tokens; `neighbours` exchange heads inside a ring of such groups."""
-    from glasscluster.model.flash_attention import flash_attention
+    from glasscluster.model.kernels.flash.operators import flash_attention
     from glasscluster.strategies.context.ulysses import make_context
     cp = gpu.make_mesh({"cp": gpu.size})["cp"]
     groups = (gpu.mesh.inside(cp, neighbours, "ulysses"), gpu.mesh.across(cp, neighbours, "rings")) if neighbours > 1 else ()
@@ -72,8 +73,7 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
     """One causal attention of a sequence on 8 ranks: rings in three layouts, Ulysses and a hybrid, with 16 query and 8 key heads."""
     import numpy as np
 
-    from glasscluster.base.errors import InputError
-    from glasscluster.model.flash_attention import TILE
+    from glasscluster.model.kernels.flash.tiles import TILE
     from glasscluster.sim.time.hardware import hardware
     from glasscluster.strategies.context import context_parallel, ulysses
     from glasscluster.strategies.plan import make_model, make_plan

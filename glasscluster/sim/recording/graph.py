@@ -74,7 +74,9 @@ class ExecutionGraph:
         return len(self.rank)
 
     def __repr__(self) -> str:
-        return f"ExecutionGraph({self.ranks} ranks, {len(self):,} events, {self.flops.sum():,} FLOPs)"
+        unknown = self.info.get("unknown_flops", [])
+        but = f" without those of {', '.join(unknown)}, which nobody knows" if unknown else ""
+        return f"ExecutionGraph({self.ranks} ranks, {len(self):,} events, {self.flops.sum():,} FLOPs{but})"
 
     # ---- build -----------------------------------------------------------------------------------------------
     @classmethod
@@ -98,12 +100,13 @@ class ExecutionGraph:
         columns = {c: np.concatenate(v) if v else np.empty(0, np.int64) for c, v in parts.items()}
         none = [np.empty(0, np.int64)]
         source, target = np.concatenate(none + sources), np.concatenate(none + targets)
+        unknown = sorted({name for r in recordings for name in r["unknown_flops"]})  # operators, counted as 0
         meta = {
             "names": names,
             "groups": {r["rank"]: {g: (a, list(m)) for g, (a, m) in r["groups"].items()} for r in recordings},
             "ranks": len(recordings),
             "memory": {r["rank"]: r["memory"] for r in recordings},
-            "info": dict(info or {}),
+            "info": dict(info or {}) | ({"unknown_flops": unknown} if unknown else {}),
         }
         # a lane is a stream: each event follows the one before it
         by_lane = np.lexsort((columns["order"], columns["lane"], columns["rank"]))

@@ -1,7 +1,7 @@
 """A recorded graph as a page carries it: columns, delta-coded, byte-shuffled, deflated, base64.
 
 Rows stand in canonical order (rank, lane, order), where neighbours look alike: about one byte an event is
-left. What the page unpacks (visualize/templates/pack.js) is the whole recording, and the page replays it
+left. What the page unpacks (visualize/templates/packed.js) is the whole recording, and the page replays it
 itself: its times, its downloads and its what-if come from what ran.
 """
 
@@ -61,7 +61,7 @@ def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def pack_graph(graph: ExecutionGraph, rendezvous: bool = False) -> dict[str, Any]:
-    """Everything that `ExecutionGraph` knows, for visualize/templates/pack.js and for `load_packed`."""
+    """Everything that `ExecutionGraph` knows, for visualize/templates/packed.js and for `load_packed`."""
     order, place = graph.canonical, graph.place
     columns = {c: getattr(graph, c)[order] for c in COLUMNS}
     edges = (

@@ -14,7 +14,6 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -22,85 +21,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glasscluster.sim.recording.events import COMPUTE, FIELDS, PHASES, RECOMPUTE
+from glasscluster.sim.recording.kernels import in_parts, rule_of
 from glasscluster.sim.recording.memory import Ledger
 
-
-class OpRule:
-    """What one operator costs: which arguments it only writes, its FLOPs, and whether it is an event at all."""
-
-    __slots__ = ("allocates", "bytes", "event", "flops", "mutated", "name", "write_only")
-
-    def __init__(self, func: Any) -> None:
-        schema = func._schema
-        base = schema.name.split("::")[-1]
-        self.name = str(func).removeprefix("aten.").removesuffix(".default")
-        writes = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
-        view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
-        self.mutated = tuple(writes)
-        wire = schema.name.startswith("c10d::")  # torch.distributed's own operators: the communicator records messages
-        self.event = not (view or wire or base in _SILENT)
-        self.allocates = not (view or wire or writes)
-        # zero_, fill_ and *_like overwrite without reading; copy_ does not read its destination
-        reads_nothing = base.endswith("_like") or base in _WRITE_ONLY
-        self.write_only = tuple(range(len(schema.arguments))) if reads_nothing else ((0,) if base == "copy_" else ())
-        self.flops, self.bytes = cost_of(schema.name)
-
-
-_SILENT = frozenset(
-    (
-        *("detach", "_unsafe_view", "lift_fresh", "lift", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"),
-        *("set_", "resize_", "_record_function_enter_new", "_record_function_exit", "is_same_size", "sym_size"),
-    )
-)
-_WRITE_ONLY = frozenset(["zero_", "fill_", "zeros", "ones", "full", "new_zeros", "new_full", "arange"])
-
-
-def _mm(args, out) -> int:
-    a, b = args[0], args[1]
-    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
-
-
-def _addmm(args, out) -> int:
-    return _mm(args[1:], out)
-
-
-def _bmm(args, out) -> int:
-    a, b = args[0], args[1]
-    return 2 * a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2]
-
-
-def _baddbmm(args, out) -> int:
-    return _bmm(args[1:], out)
-
-
-def _rows_bytes(args, out) -> int:
-    """A look-up reads the rows it copies, not the table."""
-    return 2 * out.numel() * out.element_size() + args[1].numel() * args[1].element_size()
-
-
-# schema name -> (FLOPs of a call or None, slow-memory bytes of a call or None for "inputs + outputs")
-KERNELS: dict[str, tuple[Callable | None, Callable | None]] = {
-    "aten::mm": (_mm, None),
-    "aten::addmm": (_addmm, None),
-    "aten::bmm": (_bmm, None),
-    "aten::baddbmm": (_baddbmm, None),
-    "aten::embedding": (None, _rows_bytes),
-}
-
-
-BOOKS = {"glasscluster": "glasscluster.model.flash_attention:COSTS"}  # operator namespace -> formulas beside its kernels
-
-
-def cost_of(operator: str) -> tuple[Callable | None, Callable | None]:
-    """FLOPs and bytes formulas of an operator, from the table here or from the book that stands beside its kernel."""
-    namespace = operator.split("::")[0]
-    if operator not in KERNELS and namespace in BOOKS:
-        module, name = BOOKS[namespace].split(":")
-        KERNELS.update(getattr(import_module(module), name))
-    return KERNELS.get(operator, (None, None))
-
-
-_RULES: dict[Any, OpRule] = {}
 _ACCUMULATE = 1 << 62
 
 
@@ -127,11 +50,12 @@ class Recorder:
         self.phase, self.layer, self.micro_batch = 0, -1, -1
         self.running = ""  # name of the operation that is being recorded
         self.names: dict[str, int] = {}
+        self.unknown_flops: set[str] = set()  # operators whose FLOPs nobody knows, recorded as 0
         self.groups: dict[int, tuple[str, tuple[int, ...]]] = {}  # group -> (axis, the cluster's ranks)
         self._layer_spans: list[tuple[int, int]] = []  # (first autograd sequence number, layer), forward order
         self._backward_at = -1
 
-    # ---- rows ------------------------------------------------------------------------------------------------
+    # ---- rows ----------------------------------------------------------------------------------------------
     def name_id(self, name: str) -> int:
         """A small integer for a name."""
         return self.names.setdefault(name, len(self.names))
@@ -174,7 +98,7 @@ class Recorder:
             self.waits.append((self.ticks, row))
             self.ticks += 1
 
-    # ---- where we are ----------------------------------------------------------------------------------------
+    # ---- where we are --------------------------------------------------------------------------------------
     @contextmanager
     def region(self, name: str | None = None, *, layer: int | None = None, micro_batch: int | None = None):
         """Label what runs inside: a phase of `PHASES`, a layer, a micro-batch."""
@@ -213,20 +137,18 @@ class Recorder:
             self._backward_at = self._layer_spans[at][1] if at >= 0 else -1
         return self._backward_at
 
-    # ---- one operation ---------------------------------------------------------------------------------------
+    # ---- one operation -------------------------------------------------------------------------------------
     def operation(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
         """Called by the dispatch mode after every operator."""
-        rule = _RULES.get(func)
-        if rule is None:
-            rule = _RULES[func] = OpRule(func)
+        rule = rule_of(func)
         results = (out,) if isinstance(out, torch.Tensor) else tuple(tensors(out)) if isinstance(out, (list, tuple)) else ()
         if rule.allocates:
             self.running = rule.name
             self.ledger.allocated(results, self.phase)
         if not rule.event:
             return
-        if rule.bytes is not None:
-            nbytes = rule.bytes(args, out)
+        if rule.nbytes is not None:
+            nbytes = rule.nbytes(args, out)
         else:
             nbytes = 0
             for i, a in enumerate(args):
@@ -238,8 +160,12 @@ class Recorder:
                 nbytes += sum(_bytes_of(args[i]) for i in rule.mutated if i < len(args))
             else:
                 nbytes += sum(t.numel() * t.element_size() for t in results)
-        layer = self.current_layer()
-        self.frontier = (self.row(0, COMPUTE, rule.name, rule.flops(args, out) if rule.flops else 0, nbytes, self.frontier, layer=layer),)
+        flops = rule.flops(args, out) if rule.flops else 0
+        if flops is None:
+            self.unknown_flops.add(rule.name)
+            flops = 0
+        row = self.row(0, COMPUTE, rule.name, flops, nbytes, self.frontier, layer=self.current_layer())
+        self.frontier = (row,)
 
     def clear(self) -> None:
         """Forget the rows so far (labels and names stay)."""
@@ -247,6 +173,7 @@ class Recorder:
         self.lane_length.clear()
         self._layer_spans.clear()
         self.waits.clear()
+        self.unknown_flops.clear()
         self.frontier, self.ticks = (), 0
 
     def columns(self) -> dict[str, Any]:
@@ -262,6 +189,7 @@ class Recorder:
             "deps": flat,
             "names": list(self.names),
             "groups": dict(self.groups),
+            "unknown_flops": sorted(self.unknown_flops),
             "memory": self._memory(),
         }
 
@@ -282,7 +210,7 @@ class Recorder:
             "named": {number[n]: name for n, name in ledger.names.items() if n in number},
         }
 
-    # ---- what the memory ledger asks -------------------------------------------------------------------------------
+    # ---- what the memory ledger asks -----------------------------------------------------------------------
     def where(self) -> tuple[int, int, int]:
         """Phase, layer and micro-batch of now."""
         return self.phase, self.current_layer(), self.micro_batch
@@ -319,6 +247,11 @@ class RecordingMode(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if torch.is_inference_mode_enabled():  # here torch does not take its composite operators apart beforehand
+            with self:
+                parts = in_parts(func, args, kwargs or {})
+            if parts is not NotImplemented:
+                return parts
         out = self.operate(func, args, kwargs or {}) if self.operate else func(*args, **(kwargs or {}))
         if not self.recorder.paused:
             self.recorder.operation(func, args, kwargs or {}, out)

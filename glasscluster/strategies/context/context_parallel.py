@@ -33,20 +33,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from glasscluster.model.flash_attention import flash_attention
+from glasscluster.model.kernels.flash.costs import pairs
+from glasscluster.model.kernels.flash.operators import backward_part, flash_attention, forward_part
+from glasscluster.model.kernels.flash.parts import Rectangle, distances, halves, merge, with_prefix
 from glasscluster.model.parallel import WholeSequence
-from glasscluster.model.parts import (
-    Rectangle,
-    backward_part,
-    distances,
-    forward_part,
-    halves,
-    merge,
-    pairs,
-    with_prefix,
-)
-from glasscluster.sim.ranks.communicator import Communicator
-from glasscluster.sim.ranks.work import Work
+from glasscluster.sim.ranks.communicator import Communicator, Work
 
 KINDS = ("ring", "striped", "zigzag")
 _KEYS, _GRADIENTS = 0, 1  # tags

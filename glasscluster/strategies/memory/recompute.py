@@ -27,8 +27,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from glasscluster.model import parts
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.kernels.flash import costs, parts
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.ranks.gpu import GPU
 
@@ -156,7 +156,7 @@ def predict_flops(
     """
     b, s, h, f, a, u = sequences, model.seq, model.hidden, model.width, model.heads, model.gates
     scores = 2 * b * s * s * a * model.score_dim
-    flash = 4 * b * (a * parts.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs) * model.score_dim
+    flash = 4 * b * (a * costs.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs) * model.score_dim
     core = flash if model.attention == "flash" else 2 * scores
     if kind != "full":
         # the sum over V is not run again: what it keeps are its inputs, and there recomputation stops

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glasscluster.model.flash_attention import wide
+from glasscluster.model.kernels.precision import accumulation_dtype
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.sim.ranks.communicator import Communicator
 
@@ -69,7 +69,7 @@ class TensorParallel(Unsharded):
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
         """Vocabulary-parallel: logits [b, s, V/t] never leave their rank. z-loss needs no message more: every rank knows log Z."""
-        return _CrossEntropy.apply(logits.to(wide(logits.dtype)), targets, self, vocab, z_loss)
+        return _CrossEntropy.apply(logits.to(accumulation_dtype(logits.dtype)), targets, self, vocab, z_loss)
 
     def all_reduce(self, x: Tensor, label: str, op: str = "sum") -> Tensor:
         """In place, over the tensor-parallel ranks."""

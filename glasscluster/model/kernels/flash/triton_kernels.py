@@ -1,49 +1,45 @@
-"""FlashAttention as a GPU kernel, in Triton: what `flash_attention.py` says in torch, tile by tile on a GPU's own memory.
+"""The kernels of FlashAttention that a GPU runs, in Triton; triton.py starts them.
 
 Follows FlashAttention-2 (Dao, 2307.08691, Algorithms 1 and 2). Four kernels; one program of each:
 
     forward    a tile of queries stays, tiles of keys and values stream past    out, L
     delta      a tile of rows                                                   D = rowsum(dO * O)
-    dK, dV     a tile of keys stays, tiles of its group's queries stream past   dV = P^T dO,  dK = dS^T Q / sqrt(d)
+    dK, dV     a tile of keys stays, its group's queries stream past            dV = P^T dO
+                                                                                dK = dS^T Q / sqrt(d)
     dQ         a tile of queries stays, tiles of keys stream past               dQ = dS K / sqrt(d)
 
-Every output has one writer, so nothing is added atomically and equal inputs give equal bits; the price is that P and dS are computed
-twice, 7 products backward where the paper's have 5. dK and dV of a group of query heads (2305.13245) are one sum in one program.
-Exponentials are powers of two, exp(x / sqrt(d)) = 2^(c x) with c = log2(e) / sqrt(d); L is a natural logarithm as in the torch version.
+Every output has one writer, so nothing is added atomically and equal inputs give equal bits; the price is
+that P and dS are computed twice, 7 products backward where the paper's have 5. dK and dV of a group of query
+heads (2305.13245) are one sum in one program. Exponentials are powers of two, exp(x / sqrt(d)) = 2^(c x) with
+c = log2(e) / sqrt(d); L is a natural logarithm as in algorithm.py.
 
-Only tiles at an edge (the causal diagonal, the end of the keys) pay for a mask: a loop is an unmasked part and a masked one.
+Only tiles at an edge (the causal diagonal, the end of the keys) pay for a mask: a loop is an unmasked and a
+masked part.
 
     keys ->    .  .  .  #  -        . the loop without a mask     # with one     - never looked at
     queries    .  .  .  .  #
 
-Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L, D [b, a, N]. Any strides of b, a and N; a head is padded to a power of two by masks.
-float16 and bfloat16 multiply on tensor cores and add in float32, float32 multiplies in IEEE precision.
-But: no float64 (the torch version has it); tile sizes are tuned at a shape's first use, so another process may round differently.
+Shapes: q, out [b, a, N, d]; k, v [b, a_kv, n, d]; L, D [b, a, N]. Any strides of b, a and N; a head is padded
+to a power of two by masks. float16 and bfloat16 multiply on tensor cores and add in float32, float32
+multiplies in IEEE precision.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from glasscluster.model.flash_attention import check_shapes, forward_like
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 LOG2 = tl.constexpr(1.4426950408889634)  # log2(e)
 LOG_2 = tl.constexpr(0.6931471805599453)  # ln(2)
 
 
-# ---- tiles ---------------------------------------------------------------------------------------------------------
+# ---- tiles -------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def _place(first, stride, TILE: tl.constexpr, WIDTH: tl.constexpr):
-    """Offsets of a tile whose first row is `first`. That row is counted in 64 bits; within a tile 32 are enough."""
+    """Offsets of a tile whose first row is `first`, which is counted in 64 bits; within it 32 are enough."""
     return first.to(tl.int64) * stride + tl.arange(0, TILE)[:, None] * stride + tl.arange(0, WIDTH)[None, :]
 
 
@@ -54,10 +50,13 @@ def _inside(first, count, TILE: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.cons
 
 
 @triton.jit
-def _load(x, first, stride, count, TILE: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.constexpr, EDGE: tl.constexpr):
+def _load(
+    x, first, stride, count, TILE: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
     """A tile of rows, zero where there is none; away from an edge and of a whole head it needs no mask."""
     if EDGE or HEAD < WIDTH:
-        return tl.load(x + _place(first, stride, TILE, WIDTH), mask=_inside(first, count, TILE, WIDTH, HEAD), other=0.0)
+        inside = _inside(first, count, TILE, WIDTH, HEAD)
+        return tl.load(x + _place(first, stride, TILE, WIDTH), mask=inside, other=0.0)
     else:
         return tl.load(x + _place(first, stride, TILE, WIDTH))
 
@@ -80,7 +79,8 @@ def _store(x, first, stride, count, value, TILE: tl.constexpr, WIDTH: tl.constex
 @triton.jit
 def _dot(x, y, acc, PRECISION: tl.constexpr):
     """x @ y + acc, added up in float32."""
-    if INTERPRETED:  # its tl.dot takes a bfloat16 for the integer of the same bits; a product of two is exact in float32
+    if INTERPRETED:
+        # its tl.dot takes a bfloat16 for the integer of the same bits; a product of two is exact in float32
         return tl.dot(x.to(tl.float32), y.to(tl.float32), acc, input_precision="ieee")
     else:
         return tl.dot(x, y, acc, input_precision=PRECISION)
@@ -96,7 +96,7 @@ def _seen(row, col, keys, ROWS: tl.constexpr, COLS: tl.constexpr, CAUSAL: tl.con
     return seen
 
 
-# ---- forward -------------------------------------------------------------------------------------------------------
+# ---- forward -----------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -126,8 +126,8 @@ def _attend(
 def forward_kernel(
     q, k, v, out, lse, scale, n, keys,
     q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, out_b, out_a, out_n,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """One tile of one head's queries; grid (tiles, a, b). The causal mask's longest rows start first."""
     tile = tl.program_id(0)
@@ -150,14 +150,20 @@ def forward_kernel(
     if CAUSAL:
         end = tl.minimum(row + ROWS, keys)
         whole = row // COLS * COLS
-    acc, total, m = _attend(acc, total, m, q_t, k, v, row, 0, whole, keys, k_n, v_n, c, HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION)
-    acc, total, m = _attend(acc, total, m, q_t, k, v, row, whole, end, keys, k_n, v_n, c, HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION)
+    acc, total, m = _attend(
+        acc, total, m, q_t, k, v, row, 0, whole, keys, k_n, v_n, c,
+        HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION,
+    )  # fmt: skip
+    acc, total, m = _attend(
+        acc, total, m, q_t, k, v, row, whole, end, keys, k_n, v_n, c,
+        HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION,
+    )  # fmt: skip
     _store(out, row, out_n, n, acc / total[:, None], ROWS, WIDTH, HEAD)
     i = row + tl.arange(0, ROWS)
     tl.store(lse + i, (m + tl.log2(total)) * LOG_2, mask=i < n)
 
 
-# ---- backward ------------------------------------------------------------------------------------------------------
+# ---- backward ----------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -179,9 +185,10 @@ def _gather(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     CAUSAL: tl.constexpr, EDGE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Queries `first` to `last` stream past a tile of keys; scores stand transposed, [COLS, ROWS], as the sums need them.
+    """Queries `first` to `last` stream past a tile of keys; scores stand transposed, [COLS, ROWS].
 
-    A row behind the last has L = inf, so P = 0; a key behind the last spoils its own row only, which is not stored.
+    A row behind the last has L = inf, so P = 0; a key behind the last spoils its own row only, which is not
+    stored.
     """
     for row in range(first, last, ROWS):
         row = tl.multiple_of(row, ROWS)
@@ -204,8 +211,8 @@ def _gather(
 def dkdv_kernel(
     q, k, v, d_out, lse, delta, dk, dv, scale, n, keys,
     q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, do_b, do_a, do_n, dk_b, dk_a, dk_n, dv_b, dv_a, dv_n,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of one key head, summed over its group of query heads; grid (tiles, a_kv, b)."""
     col, head, b = tl.program_id(0) * COLS, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -225,7 +232,8 @@ def dkdv_kernel(
         at = (b * tl.num_programs(1) * GROUP + query_head) * n
         if CAUSAL:
             dk_t, dv_t = _gather(
-                dk_t, dv_t, k_t, v_t, q_h, do_h, lse + at, delta + at, col, begin, clear, n, keys, q_n, do_n, c,
+                dk_t, dv_t, k_t, v_t, q_h, do_h, lse + at, delta + at,
+                col, begin, clear, n, keys, q_n, do_n, c,
                 HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION,
             )  # fmt: skip
         dk_t, dv_t = _gather(
@@ -259,8 +267,8 @@ def _descend(
 def dq_kernel(
     q, k, v, d_out, lse, delta, dq, scale, n, keys,
     q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, do_b, do_a, do_n, dq_b, dq_a, dq_n,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile of one head; grid (tiles, a, b)."""
     tile = tl.program_id(0)
@@ -283,103 +291,11 @@ def dq_kernel(
         whole = row // COLS * COLS
     c = scale * LOG2
     dq_t = _descend(
-        dq_t, q_t, do_t, k, v, lse_t, delta_t, row, 0, whole, keys, k_n, v_n, c, HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION
-    )
-    dq_t = _descend(
-        dq_t, q_t, do_t, k, v, lse_t, delta_t, row, whole, end, keys, k_n, v_n, c, HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION
-    )
-    _store(dq + b * dq_b + head * dq_a, row, dq_n, n, dq_t * scale, ROWS, WIDTH, HEAD)
-
-
-# ---- tile sizes ----------------------------------------------------------------------------------------------------
-
-
-def _configs(*sizes: tuple[int, int, int, int]) -> list[triton.Config]:
-    return [triton.Config({"ROWS": rows, "COLS": cols}, num_warps=warps, num_stages=stages) for rows, cols, warps, stages in sizes]
-
-
-# Rows, columns, warps, stages that are tried for a head size, a mask and a type. Each list ends with one that fits any GPU and any head.
-NARROW = {
-    "forward": _configs((128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2)),
-    "dkdv": _configs((64, 128, 8, 2), (64, 64, 4, 3), (32, 128, 4, 3), (128, 128, 8, 2), (32, 64, 4, 2)),
-    "dq": _configs((128, 64, 8, 3), (64, 64, 4, 3), (128, 64, 8, 2), (128, 32, 4, 3), (64, 32, 4, 2)),
-}
-IEEE = _configs((32, 32, 4, 2), (16, 32, 4, 1))  # float32: no tensor cores, and registers for every product
-KERNELS = {"forward": forward_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
-SMALL = (32, 32)  # the interpreter's tiles
-_tuned: dict[tuple[str, bool], Any] = {}
-
-
-def _launch(
-    way: str, tiles_of: str, lengths: int, heads: int, sequences: int, args: tuple, tiles: tuple[int, int] | None, **sizes: Any
-) -> None:
-    """Start a kernel on a grid of (tiles of ROWS or COLS, heads, sequences), its tile sizes given or tuned."""
-    if tiles is None and INTERPRETED.value:
-        tiles = SMALL
-    if tiles is not None:
-        blocks = dict(zip(("ROWS", "COLS"), tiles, strict=True))
-        KERNELS[way][(triton.cdiv(lengths, blocks[tiles_of]), heads, sequences)](*args, **sizes, **blocks)
-        return
-    ieee = sizes["PRECISION"] == "ieee"
-    if (way, ieee) not in _tuned:
-        tune = triton.autotune(IEEE if ieee else NARROW[way], key=["HEAD", "CAUSAL", "GROUP"])
-        _tuned[way, ieee] = tune(KERNELS[way])
-    _tuned[way, ieee][lambda meta: (triton.cdiv(lengths, meta[tiles_of]), heads, sequences)](*args, **sizes)
-
-
-def _sizes(q: Tensor, k: Tensor, causal: bool) -> dict[str, Any]:
-    """What a kernel is compiled for. Products of matrices want sides of 16 at least."""
-    head = q.shape[3]
-    ieee = q.dtype == torch.float32
-    return {
-        "HEAD": head,
-        "WIDTH": max(16, triton.next_power_of_2(head)),
-        "GROUP": q.shape[1] // k.shape[1],
-        "CAUSAL": causal,
-        "PRECISION": "ieee" if ieee else "tf32",  # of no effect on 16-bit inputs
-    }
-
-
-def _rows(x: Tensor) -> Tensor:
-    """A kernel reads the elements of a head side by side."""
-    return x if x.stride(3) == 1 else x.contiguous()
-
-
-def _strides(*tensors: Tensor) -> list[int]:
-    return [x.stride(i) for x in tensors for i in range(3)]
-
-
-def check(q: Tensor, k: Tensor, causal: bool) -> None:
-    """Shapes as in the torch version; one of DTYPES."""
-    check_shapes(q, k, causal)
-    if q.dtype not in DTYPES:
-        raise ValueError(f"attention in {q.dtype}: the Triton kernel has {', '.join(map(str, DTYPES))}; the torch version has float64 too")
-
-
-def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, tiles: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-    """Output [b, a, N, d] in q's type and log-sum-exp L [b, a, N] in float32. `tiles` are rows and columns, tuned unless given."""
-    check(q, k, causal)
-    q, k, v = _rows(q), _rows(k), _rows(v)
-    out, lse = forward_like(q)
-    b, a, n, d = q.shape
-    args = (q, k, v, out, lse, d**-0.5, n, k.shape[2], *_strides(q, k, v, out))
-    _launch("forward", "ROWS", n, a, b, args, tiles, **_sizes(q, k, causal))
-    return out, lse
-
-
-def backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, tiles: tuple[int, int] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, in their types. Of a block of keys its share, as in the torch version."""
-    check(q, k, causal)
-    d_out, q, k, v, out = (_rows(x) for x in (d_out, q, k, v, out))
-    (b, a, n, d), (heads, keys), sizes = q.shape, k.shape[1:3], _sizes(q, k, causal)
-    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    lse, delta = lse.contiguous(), lse.new_empty(lse.shape)
-    delta_kernel[(triton.cdiv(n, 64), a, b)](
-        d_out, out, delta, n, *_strides(d_out, out), HEAD=d, WIDTH=sizes["WIDTH"], ROWS=64
+        dq_t, q_t, do_t, k, v, lse_t, delta_t, row, 0, whole, keys, k_n, v_n, c,
+        HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION,
     )  # fmt: skip
-    both = (q, k, v, d_out, lse, delta)
-    _launch("dkdv", "COLS", keys, heads, b, (*both, dk, dv, d**-0.5, n, keys, *_strides(q, k, v, d_out, dk, dv)), tiles, **sizes)
-    _launch("dq", "ROWS", n, a, b, (*both, dq, d**-0.5, n, keys, *_strides(q, k, v, d_out, dq)), tiles, **sizes)
-    return dq, dk, dv
+    dq_t = _descend(
+        dq_t, q_t, do_t, k, v, lse_t, delta_t, row, whole, end, keys, k_n, v_n, c,
+        HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION,
+    )  # fmt: skip
+    _store(dq + b * dq_b + head * dq_a, row, dq_n, n, dq_t * scale, ROWS, WIDTH, HEAD)
