@@ -6,11 +6,10 @@ import re
 from dataclasses import replace
 
 import pytest
-from glasscluster.scenarios.zoo.zoo.zoo.zoo.zoo.zoo.zoo import GRADIENT, LOSS, WEIGHT, ZOO
 from test_cli import glass
 
 from glasscluster.scenarios.lab import Lab, find, perform
-from glasscluster.scenarios.zoo.zoo import zoo
+from glasscluster.scenarios.zoo.zoo import GRADIENT, LOSS, WEIGHT, ZOO, zoo
 from glasscluster.strategies.trainer import train_rank
 
 SILENT = {  # the loss of the first step is one device's

@@ -139,3 +139,8 @@ def load_packed(path: str | Path) -> ExecutionGraph:
         raise InputError(
             "graph", str(path), f"is not a report's graph.json ({type(problem).__name__})"
         ) from None
+
+
+def reals(values: Any) -> str:
+    """Numbers as base64 of little-endian float64."""
+    return base64.b64encode(np.asarray(values, dtype="<f8").tobytes()).decode()

@@ -18,8 +18,8 @@ import torch
 from glasscluster.base.rows import Row, not_applicable
 from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.flash_attention import TILE
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.kernels.flash.tiles import TILE
 from glasscluster.model.parallel import Unsharded, WholeExperts
 from glasscluster.sim.ranks.mesh import GROUP_IDS
 from glasscluster.sim.recording.events import PURPOSES, RECOMPUTE, SEND

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from glasscluster.base.link import Link
 from glasscluster.sim.recording.events import COLLECTIVE, SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.recording.packed import reals
 from glasscluster.sim.time.cost import FP8_KERNELS, native_cost
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.timeline import Timeline
@@ -37,7 +37,7 @@ def pack_timeline(timeline: Timeline) -> dict[str, Any]:
     ]
     if whole:
         packed["native"] = [
-            _reals(column)
+            reals(column)
             for column in zip(*(native_cost(graph, r, timeline.hardware) for r in whole), strict=True)
         ]
     if timeline.hardware.topology is not None:
@@ -50,7 +50,7 @@ def pack_timeline(timeline: Timeline) -> dict[str, Any]:
         seconds[received] = (
             arrival[graph.match[received]] - timeline.end[graph.match[received]]
         )  # of a receive: in flight
-        packed["shared"] = _reals(seconds[graph.canonical])
+        packed["shared"] = reals(seconds[graph.canonical])
     return packed
 
 
@@ -70,11 +70,6 @@ def _pack_link(link: Link) -> dict[str, float | None]:
 def _rate(figure: float) -> float | None:
     """A rate for JSON, which has no infinity."""
     return None if math.isinf(figure) else figure
-
-
-def _reals(values: Any) -> str:
-    """Numbers as base64 of little-endian float64."""
-    return base64.b64encode(np.asarray(values, dtype="<f8").tobytes()).decode()
 
 
 def pack_hardware(hw: Hardware, precision: str) -> dict[str, Any]:
