@@ -1,7 +1,7 @@
 """Rotary positions: queries and keys are turned by an angle that grows with the position.
 
     Su et al., 2104.09864, section 3.2: pair i of d/2 is turned by m·θ_i at position m, θ_i = base^(-2i/d)
-    <R_m q, R_n k> depends on m - n alone (F4)
+    <R_m q, R_n k> depends on m - n alone (Eq 4)
 
     interleaved   pairs (x_0, x_1), (x_2, x_3), ...            the paper, GPT-J
     half          pairs (x_0, x_d/2), (x_1, x_d/2+1), ...      GPT-NeoX, Llama in Hugging Face's files

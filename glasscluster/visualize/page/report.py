@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 PLOTLY = "plotly-basic-4.1.1.min.js"
 # Each file of ENGINE is a copy of the Python file that its header names, but for bar_arrays.js; none needs a
 # page, so the tests run them under node.
-ENGINE: tuple[str, ...] = ("packed.js", "graph.js", "hardware.js", "cost.js", "critical_path.js", "idle.js")
+ENGINE: tuple[str, ...] = ("packed.js", "order.js", "graph.js", "hardware.js", "cost.js", "critical_path.js", "idle.js")
 ENGINE += ("bars.js", "timeline.js", "replay.js", "trace.js", "bar_arrays.js")
 SCRIPTS = (*ENGINE, "canvas.js", "timeline_tab.js", "report.js")
 PAGE_WORDS: tuple[str, ...] = (

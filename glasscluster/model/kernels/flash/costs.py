@@ -45,7 +45,7 @@ def forward_traffic(
     """Slow-memory bytes of one key head and its `group` of query heads, forward.
 
     size, accumulator: bytes of an element of the inputs' type and of the accumulation type; where both are 1,
-    elements are counted. F7: 2Nd + 2 ceil(N/B) Nd + N for one head of N keys, not causal. Every query head
+    elements are counted. Eq 7: 2Nd + 2 ceil(N/B) Nd + N for one head of N keys, not causal. Every query head
     has Q, O and L; the group reads K and V once.
     """
     keys = n if keys is None else keys

@@ -8,7 +8,7 @@
               # │ . . .              all queries with the first P keys       rectangle
         P     # │ . . .              the other queries with the other keys   triangle
               # │ ◣ . .
-              # │ # ◣ .              and outputs are merged by log-sum-exp (F6), as a ring merges blocks:
+              # │ # ◣ .              and outputs are merged by log-sum-exp (Eq 6), as a ring merges blocks:
               # │ # # ◣              s = sigmoid(L_part - L);  O += s (O_part - O);  L = log(e^L + e^L_part)
 
 Packed documents (packing.py) are a triangle each, and nothing else: no two share queries or keys, so there is
@@ -104,7 +104,7 @@ def halves(part: Rectangle, middle: int) -> list[Rectangle]:
 
 
 def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> None:
-    """F6: turn the output over some keys into that over these and a block of others, with log-sum-exps.
+    """Eq 6: turn the output over some keys into that over these and a block of others, with log-sum-exps.
 
     out [..., N, d] and lse [..., N] are changed in place.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glasscluster.model.kernels.precision import accumulation_dtype
 
-TILE = 128  # rows that stay while others stream past: of queries forward, of keys backward; the B of F7
+TILE = 128  # rows that stay while others stream past: of queries forward, of keys backward; the B of Eq 7
 STRIP = 8  # tiles that stream past in one step: longer operations, same traffic and work
 SCORES_PER_THREAD = 2**18  # in one step that heads share: in float32 the megabyte that a core's cache holds
 
