@@ -102,7 +102,8 @@ def rows(job: Job, plan: Arrivals, results: list[ps.Exchanged], trained: Trained
     if layout.staleness is not None:
         beyond = sum(lead > layout.staleness for r in results for lead in r.leads)
         name = Said("answers to a worker more than s clocks ahead", "给领先超过 s 个时钟的 worker 的应答数")
-        made.append(Row("answers_too_far_ahead", name, 0, beyond, "Ho et al. 2013, section 2", unit="answers"))
+        source = "Ho et al. 2013, section 2"
+        made.append(Row("answers_too_far_ahead", name, 0, beyond, source, unit="answers"))
     if plan.makespan is not None:
         clock: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
         name, now = Said("time of the whole run", "整个运行的时间"), trained.timeline.makespan

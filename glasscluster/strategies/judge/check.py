@@ -27,7 +27,8 @@ from glasscluster.strategies.trainer import Job, RankResult
 TOLERANCE = 1e-10
 CHECKED_STEPS = 3
 WHAT = {"gradient": Said("gradient", "梯度"), "weight": Said("weight", "权重"), "loss": Said("loss", "损失")}
-SHORT = {"gradient": "grad", "weight": "weight", "loss": "loss"}  # max_rel_SHORT_diff, in what `compare` returns
+# `compare` returns max_rel_SHORT_diff
+SHORT = {"gradient": "grad", "weight": "weight", "loss": "loss"}
 
 
 def check_job(job: Job) -> Job:
