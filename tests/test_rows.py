@@ -8,6 +8,11 @@ import pytest
 
 from glasscluster.base.rows import NO_CHECKS, ONE_SIDED, Row, Tally, judged, not_applicable, status, tally
 from glasscluster.base.text import Said
+from glasscluster.scenarios.jobs.training import equivalence_rows
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.judge import check
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.trainer import Job, train_rank
 
 NAME = Said("bytes sent", "发送的字节")
 WHY = Said("nobody counted", "无人计数")
@@ -79,3 +84,20 @@ def test_a_ledger_counts_all_three_verdicts_and_its_status_is_that_of_its_worst(
     said = judged([held, off], [NO_CHECKS])
     assert (said["status"], said["not_checked"]) == ("PARTIAL", [NO_CHECKS.en])
     assert [r["verdict"] for r in said["checks"]] == ["held", "not applicable"]
+
+
+@pytest.mark.parametrize("where", ["losses", "gradients", "weights"])
+def test_a_run_with_one_number_that_is_none_is_not_the_training_of_one_device(where):
+    plan = make_plan(dp=2, global_batch=2, precision="fp64")
+    job = Job(plan, make_model("tiny", layers=1, hidden=8, heads=2, seq=4, vocab=16), steps=2, capture=True)
+    results = Cluster("classroom", 2, "threads", memory_bytes=None).run(train_rank, job, record=False).results
+    reference = check.reference_for(job)
+    rows = equivalence_rows(check.compare(results, reference, plan))
+    assert {row.verdict for row in rows} == {"held"}
+    if where == "losses":
+        results[0].losses[0] = results[0].losses[0] * math.nan
+    else:
+        next(iter(getattr(results[0], where)[1].values())).view(-1)[0] = math.nan
+    rows = equivalence_rows(check.compare(results, reference, plan))
+    failed = [row.key for row in rows if row.verdict == "failed"]
+    assert failed == [{"losses": "loss", "gradients": "gradient", "weights": "weight"}[where] + "_difference"]

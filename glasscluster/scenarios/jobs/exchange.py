@@ -78,7 +78,8 @@ def against_reference(small: Job, plan: Arrivals, results: list[ps.Exchanged]) -
             apart = check.difference(summed, gradients, 1e-3 * float(gradients.abs().max()))  # type: ignore[arg-type]
             compared["max_rel_grad_diff"] = max(compared["max_rel_grad_diff"], apart)
         mine = batch_losses(results)
-        compared["max_rel_loss_diff"] = max(abs(a - b) / abs(b) for a, b in zip(mine, expected, strict=True))
+        pairs = zip(mine, expected, strict=True)
+        compared["max_rel_loss_diff"] = check.largest(abs(a - b) / abs(b) for a, b in pairs)
     digest = sha256(b"".join(r.pulled.contiguous().numpy().tobytes() for r in results if r.pulled is not None)).hexdigest()
     return {**compared, "checked_steps": small.steps, "reference_losses": expected, "weights_sha256": digest}
 

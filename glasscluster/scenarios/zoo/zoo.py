@@ -128,7 +128,8 @@ def judge(job: Job, run: Run, reference: Any) -> Outcome:
     compared = check.compare(run.results, reference, job.plan)
     counted = counted_rows(Trained(job, run, compared))
     losses = [
-        max(abs(float(r.losses[step]) - expected) / abs(expected) for r in run.results) for step, expected in enumerate(reference.losses)
+        check.largest(abs(float(r.losses[step]) - expected) / abs(expected) for r in run.results)
+        for step, expected in enumerate(reference.losses)
     ]
     first = {
         GRADIENT: max(compared["by_step"]["grad"][0].values()),
