@@ -297,7 +297,8 @@ def test_any_changed_or_dropped_errand_of_the_host_fails_exactly_its_row(op, wha
     for row in rows.tolist():
         kept = int(run.graph.bytes[row]), int(run.graph.kind[row])
         run.graph.bytes[row], run.graph.kind[row] = (kept[0] + 1, HOST) if "more" in what else (kept[0], COMPUTE)
-        failed = [r.key for r in accounts.host_rows(plan, model, run.graph, run.results) if r.verdict != "held"]
+        found = accounts.host_rows(plan, model, run.graph, run.results)
+        failed = [r.key for r in found if r.verdict != "held"]
         run.graph.bytes[row], run.graph.kind[row] = kept
         assert failed == [f"host_{op}"]
     run.results[0].host_bytes -= 1
@@ -332,11 +333,12 @@ def test_layers_kept_whole_in_several_chunks_of_a_rank_are_not_predicted_and_the
 
 
 def test_where_a_library_s_collectives_ran_every_row_of_bytes_is_not_applicable_with_an_empty_cell():
-    plan, model = make_plan(dp=2, ep=2, global_batch=4), make_model("tiny", layers=2, hidden=16, seq=6, experts=4)
+    plan = make_plan(dp=2, ep=2, global_batch=4)
+    model = make_model("tiny", layers=2, hidden=16, seq=6, experts=4)
     run = run_plan(plan, model)
-    both = accounts.traffic_rows(plan, model, run.graph) + accounts.expert_rows(plan, model, run.graph, run.results)
-    assert {r.verdict for r in both} == {"held"}
     graph = run.graph
+    both = accounts.traffic_rows(plan, model, graph) + accounts.expert_rows(plan, model, graph, run.results)
+    assert {r.verdict for r in both} == {"held"}
     first = int(np.flatnonzero(graph.kind == COLLECTIVE)[0])
     graph.names.append("all_reduce/native")
     graph.op[first] = len(graph.names) - 1
@@ -353,4 +355,5 @@ def test_one_byte_of_state_more_on_one_rank_fails_its_row(key):
     results = run_plan(plan, model).results
     assert {r.verdict for r in accounts.state_rows(plan, model, results)} == {"held"}
     results[1].state_bytes[key] += 1
-    assert [r.key for r in accounts.state_rows(plan, model, results) if r.verdict != "held"] == [f"{key}_held"]
+    rows = accounts.state_rows(plan, model, results)
+    assert [r.key for r in rows if r.verdict != "held"] == [f"{key}_held"]

@@ -59,7 +59,7 @@ def test_a_plant_that_does_nothing_fails_the_rows_of_f1_that_name_and_count(monk
     for plant in ("noise_on_one_rank", "norm_counts_copies"):
         monkeypatch.setitem(plants.PLANTS, plant, plants.healthy)
     done = perform(find("F1"), Lab(find("F1"), "threads", "classroom"), {"fault": "noisy-shard"})
-    assert {r["name"] for r in done.all_checks if not r["ok"]} == {
+    assert {r.name.en for r in done.all_checks if r.verdict == "failed"} == {
         "number of the rule that names the cause",
         "share of the damage that the cure takes back",
         "clipping norm over true norm where tensor ranks are summed twice",

@@ -23,9 +23,9 @@ def test_a_row_scored_a_token_short_an_error_of_n_and_a_blind_search_fail_their_
     monkeypatch.setattr(scores, "paired", lambda a, b: scores.Paired(0.0, 1.0, 3, 1, 1.0))
     taught = find_lesson("F3")
     failed = {
-        r["name"]
+        r.name.en
         for r in perform(taught, Lab(taught, taught.backend, taught.hardware), {"items": 40, "late": 20, "early": 10}).checks
-        if not r["ok"]
+        if r.verdict == "failed"
     }
     assert failed >= {
         "largest difference of a score from one device, float64",

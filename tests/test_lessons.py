@@ -23,7 +23,6 @@ from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
 from glasscluster.sim.ranks import deadlock
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
-from glasscluster.visualize.page.words import row_name
 
 FIRST = ("L0", "B2", "B3", "C1", "C3", "D1", "D2", "D3", "D4", "E1", "E4")
 EACH = [pytest.param(id_, marks=pytest.mark.xdist_group(f"lesson {id_}")) for id_ in LESSONS]  # performed once, by one worker
@@ -72,12 +71,11 @@ def test_the_first_eleven_are_there_and_every_lesson_of_the_list_is_a_file():
 @pytest.mark.parametrize("id_", EACH)
 def test_a_lesson_s_checks_hold_in_its_match_class_and_nothing_is_missing_in_either_language(id_, labs):
     taught, lab = find_lesson(id_), labs(id_)
-    assert lab.ok, [r["name"] for r in lab.all_checks if not r["ok"]]
-    assert CLASS[taught.formula.match] in {r["match"] for r in lab.checks}
+    assert lab.ok, [r.name.en for r in lab.all_checks if r.verdict == "failed"]
+    assert CLASS[taught.formula.match] in {r.match for r in lab.checks}
     for row in lab.all_checks:
-        assert row["source"], row["name"]
-        if not row.get("name_zh"):
-            assert row_name(row["name"], "zh") != row["name"], row["name"]
+        assert row.source, row.name
+        assert row.name.zh != row.name.en, row.name
     card = taught.card
     prompt, answer, unit = lab.prompt
     assert unit
@@ -133,7 +131,7 @@ def test_four_bytes_too_many_in_a_message_fail_the_row_that_counts_them(id_, ran
     monkeypatch.setattr(ExecutionGraph, "build", classmethod(padded))
     taught = find_lesson(id_)
     lab = perform(taught, Lab(taught, "threads", taught.hardware), {"gpus": 16} if id_ == "C5" else {})
-    failed = {r["name"] for r in lab.all_checks if not r["ok"]}
+    failed = {r.name.en for r in lab.all_checks if r.verdict == "failed"}
     assert failed >= set((BYTES if ranks == "all" else ONE_RANK)[id_])
 
 
@@ -142,13 +140,13 @@ def test_a_wrong_result_fails_the_row_that_compares_it(monkeypatch):
     honest = c4.program
     monkeypatch.setattr(c4, "program", lambda gpu, *args: honest(gpu, *args) + (gpu.rank == 3))
     taught = find_lesson("C4")
-    failed = {r["name"] for r in perform(taught, Lab(taught, "threads", taught.hardware), {"block": 8}).checks if not r["ok"]}
+    failed = {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), {"block": 8}).checks if r.verdict == "failed"}
     assert {"elements that differ: all-to-all and torch's transpose", "elements that differ: ZeRO step and full update"} <= failed
 
 
 def failed_rows(id_: str, **options) -> set[str]:
     taught = find_lesson(id_)
-    return {r["name"] for r in perform(taught, Lab(taught, "threads", taught.hardware), options).checks if not r["ok"]}
+    return {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), options).checks if r.verdict == "failed"}
 
 
 def test_masks_of_two_bytes_and_a_gather_too_many_fail_the_rows_of_sequence_parallelism(monkeypatch):
@@ -205,7 +203,7 @@ def test_a_scheduler_that_buffers_nothing_or_a_rule_that_forgets_tags_fails_the_
     taught = find_lesson("C7")
 
     def failed() -> set[str]:
-        return {r["name"] for r in perform(taught, Lab(taught, "threads", taught.hardware), {}).checks if not r["ok"]}
+        return {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), {}).checks if r.verdict == "failed"}
 
     rows = {"programs that hang at 64 bytes, sends buffered up to 65536", "runs whose waits are not those of the rule"}
     with monkeypatch.context() as patch:
@@ -287,8 +285,8 @@ def test_a_lesson_runs_the_same_on_ray_actors(id_, labs):
     taught = find_lesson(id_)
     on_ray = perform(taught, Lab(taught, "ray", taught.hardware, timeout_s=60), {})
     assert on_ray.ok
-    assert [(r["name"], r["predicted"], r["counted"]) for r in on_ray.all_checks if r["unit"] != "relative"] == [
-        (r["name"], r["predicted"], r["counted"]) for r in labs(id_).all_checks if r["unit"] != "relative"
+    assert [(r.name.en, r.predicted, r.counted) for r in on_ray.all_checks if r.unit != "relative"] == [
+        (r.name.en, r.predicted, r.counted) for r in labs(id_).all_checks if r.unit != "relative"
     ]
 
 

@@ -15,7 +15,7 @@ from glasscluster.sim.recording import kernels
 
 def failed(id_: str) -> set[str]:
     taught = find_lesson(id_)
-    return {r["name"] for r in perform(taught, Lab(taught, taught.backend, taught.hardware), {}).checks if not r["ok"]}
+    return {r.name.en for r in perform(taught, Lab(taught, taught.backend, taught.hardware), {}).checks if r.verdict == "failed"}
 
 
 def test_a_kernel_that_reads_a_key_too_many_and_a_pool_too_large_fail_the_rows_of_decode(monkeypatch: pytest.MonkeyPatch):

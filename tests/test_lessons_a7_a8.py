@@ -36,7 +36,7 @@ def failed(monkeypatch):
 
     def rows(id_: str, **options: Any) -> set[str]:
         taught = find_lesson(id_)
-        return {r["name"] for r in perform(taught, Untrained(taught, "threads", taught.hardware), options).checks if not r["ok"]}
+        return {r.name.en for r in perform(taught, Untrained(taught, "threads", taught.hardware), options).checks if r.verdict == "failed"}
 
     return rows
 

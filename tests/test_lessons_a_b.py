@@ -35,7 +35,7 @@ class Untrained(Lab):
 
 def failed(id_: str, kind: type[Lab] = Untrained, **options: Any) -> set[str]:
     taught = find_lesson(id_)
-    return {r["name"] for r in perform(taught, kind(taught, "threads", taught.hardware), options).checks if not r["ok"]}
+    return {r.name.en for r in perform(taught, kind(taught, "threads", taught.hardware), options).checks if r.verdict == "failed"}
 
 
 def altered(monkeypatch: pytest.MonkeyPatch, change: Callable[[ExecutionGraph], None]) -> None:

@@ -48,7 +48,7 @@ class OnlyEqualStages(Lab):
 
 def failed(id_: str, kind: type[Lab] = OnlyEqualStages) -> set[str]:
     taught = find_lesson(id_)
-    return {r["name"] for r in perform(taught, kind(taught, "threads", taught.hardware), {}).checks if not r["ok"]}
+    return {r.name.en for r in perform(taught, kind(taught, "threads", taught.hardware), {}).checks if r.verdict == "failed"}
 
 
 def altered(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:

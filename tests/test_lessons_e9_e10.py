@@ -34,7 +34,8 @@ KINDS = ("even", "hot", "places")
 def failed(id_: str, **options: Any) -> set[str]:
     """Rows that do not hold, quickly."""
     taught = find_lesson(id_)
-    return {r["name"] for r in perform(taught, Lab(taught, "threads", taught.hardware), {**QUICK[id_], **options}).checks if not r["ok"]}
+    rows = perform(taught, Lab(taught, "threads", taught.hardware), {**QUICK[id_], **options}).checks
+    return {r.name.en for r in rows if r.verdict == "failed"}
 
 
 def altered(monkeypatch: pytest.MonkeyPatch, change: Any, backend: str = "threads") -> None:

@@ -14,7 +14,7 @@ from glasscluster.strategies.serving import batching, serving
 
 def failed(id_: str, **options: int) -> set[str]:
     taught = find_lesson(id_)
-    return {r["name"] for r in perform(taught, Lab(taught, taught.backend, taught.hardware), options).all_checks if not r["ok"]}
+    return {r.name.en for r in perform(taught, Lab(taught, taught.backend, taught.hardware), options).all_checks if r.verdict == "failed"}
 
 
 def test_rows_mixed_up_a_slot_left_empty_and_a_block_too_many_fail_the_rows_of_continuous_batching(monkeypatch: pytest.MonkeyPatch):

@@ -8,8 +8,9 @@ A row is made where its quantity is known, with its name in both languages. Code
 A row whose two sides are not both there proves nothing: it is *not applicable* and says why. It is never dropped, so
 that a check which leaves its domain is seen to leave it.
 
-A ledger as a whole has a status: FAIL when a row failed; else PARTIAL when a check that was asked for, or is on by
-default, could not be made (`not_checked` says which); else PASS. Rows that are not applicable change nothing.
+A ledger as a whole has a status: FAIL when a row failed; else PARTIAL when a check that was asked for, or is
+on by default, could not be made (`not_checked` says which); else PASS. Rows that are not applicable change
+nothing.
 """
 
 from __future__ import annotations

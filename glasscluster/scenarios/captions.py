@@ -50,13 +50,16 @@ def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 
     untrained = GPTStage(model, seed=lab.seed)
     said = {"before": describe(untrained, pixels, 14), "after": describe(assemble(job.plan, model, [r.weights[-1] for r in results]), pixels, 14)}
     share = {when: sum(a == b for a, b in zip(words, right, strict=True)) / asked for when, words in said.items()}
-    name, held = Said("parameters, with the patches' matrix", "参数，含图块矩阵"), sum(p.numel() for p in untrained.parameters())
-    lab.check("parameters", model.parameters(), held, "Eq 1 and h·(C + 1)", name=name, unit="parameters")
+    name = Said("parameters, with the patches' matrix", "参数，含图块矩阵")
+    held = sum(p.numel() for p in untrained.parameters())
+    lab.check("parameters", model.parameters(), held, "F1 and h·(C + 1)", name=name, unit="parameters")
     name = Said("captions of unseen images that are right, before", "没见过的图像中描述正确的条数，训练前")
-    lab.check("right_before", 0, round(share["before"] * asked), "nothing is learned", name=name, unit="captions")
+    count = round(share["before"] * asked)
+    lab.check("right_before", 0, count, "nothing is learned", name=name, unit="captions")
     name = Said("captions of unseen images that are right, after", "没见过的图像中描述正确的条数，训练后")
     loose: dict[str, Any] = {"match": "statistical", "tolerance": asked // 8}
-    lab.check("right_after", asked, round(share["after"] * asked), "a rule", name=name, unit="captions", **loose)
+    count = round(share["after"] * asked)
+    lab.check("right_after", asked, count, "a rule", name=name, unit="captions", **loose)
     losses = [float(x) for x in results[-1].losses]
 
     def shown(lang: str) -> Any:

@@ -41,11 +41,13 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
         name = Said(
             f"{key}: largest weight difference from replicas one after the other", f"{key}：与逐个副本依次训练的最大权重差异"
         )
-        lab.check(f"{key}_weight_difference", 0.0, worst, "own reference", name=name, unit="relative", tolerance=1e-10)
+        exact = {"unit": "relative", "tolerance": 1e-10}
+        lab.check(f"{key}_weight_difference", 0.0, worst, "own reference", name=name, **exact)
         theory = ls.predict(model.parameters(), replicas, steps, outer.every, 8)
         sent = sum(run.graph.bytes_sent())
         name = Said(f"{key}: sent by all ranks", f"{key}：所有 rank 的发送量")
-        lab.check(f"{key}_sent", theory["parameters_bytes_total"], sent, f"2(N−1)Ψ every {outer.every} steps", name=name)
+        source = f"2(N−1)Ψ every {outer.every} steps"
+        lab.check(f"{key}_sent", theory["parameters_bytes_total"], sent, source, name=name)
         each = [sent * (i + 1) / len(rounds) / 1e6 for i in range(len(rounds))]
         found[key] = {"mb": each, "loss": held_out(model, run.results[0].weights), "step": [min((i + 1) * outer.every, steps) for i in range(len(rounds))],
                       "ms": run.timeline.makespan * 1e3}

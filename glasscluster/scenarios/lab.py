@@ -241,7 +241,7 @@ class Lab:
         name: Said | None = None,
         **options: Any,
     ) -> Row:
-        """A ledger row of the scenario itself: `lab.check("bytes sent", 96, sum(sent), "Patarasuk-Yuan 2009")`.
+        """A ledger row of the scenario: `lab.check("bytes sent", 96, sum(sent), "Patarasuk-Yuan 2009")`.
 
         Args:
             key: what code calls the row, and what people read when there is no `name`.
@@ -303,7 +303,7 @@ class Lab:
     def not_checked(self) -> list[Said]:
         """What could not be checked: nothing at all, or the bytes of a run whose collectives are a library's.
 
-        A run that the scenario trains without a reference is the scenario's choice, and its other checks stand for it.
+        That a run is trained without a reference is the scenario's choice; its other checks stand for that.
         """
         found = [] if self.all_checks else [NO_CHECKS]
         return found + [_of_run(e, NOT_COUNTED) for e in self.entries if e.run.graph.has_native]
@@ -416,8 +416,8 @@ def _of_run(entry: Entry, what: Said) -> Said:
 def _old_chinese(name: str) -> str:
     """Until lessons name their rows themselves: the Chinese of a lesson's row, from the old catalogue.
 
-    This function and the catalogue go with the last call of `lab.check("English name", ...)` in lessons/; a key
-    without a name is then its own name in both languages.
+    This function and the catalogue go with the last `lab.check("English name", ...)` in lessons/. A key that
+    comes without a name is then its own name in both languages.
     """
     from glasscluster.visualize.page.words import row_name
 

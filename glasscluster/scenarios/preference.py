@@ -37,7 +37,8 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
     name = Said(
         "β = 0: the policy is farther from the reference than with a pull", "β = 0：策略比有约束时离参考模型更远"
     )
-    lab.check("farther_without_pull", 1, int(free.kl > held.kl), "2203.02155, section 3.5", name=name, unit="yes")
+    farther = int(free.kl > held.kl)
+    lab.check("farther_without_pull", 1, farther, "2203.02155, section 3.5", name=name, unit="yes")
 
     model = make_model("tiny", layers=2, seq=16 + tokens)
     job = Tuning("ppo", model, Blank(prompt_tokens=16, answer_tokens=tokens), prompts=answers, reward="model", precision="bf16", seed=lab.seed)

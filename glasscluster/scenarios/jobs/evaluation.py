@@ -16,7 +16,7 @@ from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.jobs.generation import check_model, not_asked_for
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge import accounts
-from glasscluster.strategies.judge.check import TOLERANCE
+from glasscluster.strategies.judge.check import TOLERANCE, largest
 from glasscluster.strategies.serving import scores
 from glasscluster.strategies.serving.evaluation import (
     EvaluationJob,
@@ -129,7 +129,7 @@ def evaluate(cluster: Cluster, job: EvaluationJob, *, checked: bool = True, say:
 
 def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> list[Row]:
     """Every score of every rank is that of one device."""
-    worst = max(
+    worst = largest(
         abs(a - b) / max(1.0, abs(b))
         for result in results
         for mine, theirs in zip(result.scores, alone.scores, strict=True)

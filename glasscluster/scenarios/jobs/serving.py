@@ -51,7 +51,10 @@ class Serving:
     @property
     def not_checked(self) -> list[Said]:
         """What is checked by default and was not."""
-        what = Said("that each request gets the tokens and logits that it gets alone", "每个请求的 token 与 logits 是否与单独生成时一致")
+        what = Said(
+            "that each request gets the tokens and logits that it gets alone",
+            "每个请求的 token 与 logits 是否与单独生成时一致",
+        )
         return [] if self.checked else [not_asked_for(what, self.run)]
 
     @property
@@ -226,7 +229,8 @@ def counted_rows(made: Serving) -> list[Row]:
     written = written_tokens(made.run.graph, first.token_bytes)
     taken_in = sum(w.count for step in schedule.steps for w in step.work)
     name = Said("tokens written into the cache, all steps", "写入缓存的 token，所有步")
-    rows.append(Row("tokens_written", name, taken_in, written, "the plan: preempted ones twice", unit="tokens"))
+    source = "the plan: preempted ones twice"
+    rows.append(Row("tokens_written", name, taken_in, written, source, unit="tokens"))
     if job.policy == "static":
         said = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
         counted = sum(first.computed) - sum(first.used)

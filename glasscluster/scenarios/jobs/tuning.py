@@ -169,7 +169,8 @@ def learn(
     out.pairs = policy.compared(reference, task, course.compare, 1000 + seed)
     if any(VARIANTS[m][0] == "ppo" for m in methods):
         out.judge, out.agreement = judge(course, seed, start, reference, out.pairs)
-    out.rows["sft"] = PolicyScore(policy.expected_reward(reference, task), 0.0, _score(out, base, reference), 0, 0)
+    reward = policy.expected_reward(reference, task)
+    out.rows["sft"] = PolicyScore(reward, 0.0, _score(out, base, reference), 0, 0)
     for method in methods:
         say(f"seed {seed}: {method}")
         job = job_of(method, course, seed, out)
@@ -179,7 +180,8 @@ def learn(
         written, trained = (0, each * 2 * job.prompts) if job.method == "dpo" else (each * job.answers, each * job.answers * job.epochs)
         kl = policy.divergence(model, reference, task, seed)
         reward, score = policy.expected_reward(model, task), _score(out, base, model)
-        out.rows[method] = PolicyScore(reward, kl, score, written, trained, first.rewards, first.kl, first.scores)
+        by_iteration = first.rewards, first.kl, first.scores
+        out.rows[method] = PolicyScore(reward, kl, score, written, trained, *by_iteration)
         out.weights[method] = first.weights["actor"]
     return out
 

@@ -1,8 +1,8 @@
 """The bug zoo: mistakes that real frameworks made, each planted here and caught by the gate that is named for it. `glass run zoo`.
 
 A bug is data: what goes wrong, who reported the like, the plan it shows on, what is patched, and the gates that must fail when it is
-planted: those and no others. A gate is a difference from one device in the first step (GRADIENT, WEIGHT, LOSS; float64,
-1e-10), or the key of a ledger row. The honest run of the same plan passes them all.
+planted: those and no others. A gate is a difference from one device in the first step (GRADIENT, WEIGHT,
+LOSS; float64, 1e-10), or the key of a ledger row. The honest run of the same plan passes them all.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def judge(job: Job, run: Run, reference: Any) -> Outcome:
     compared = check.compare(run.results, reference, job.plan)
     counted = counted_rows(Trained(job, run, compared))
     losses = [
-        max(abs(float(r.losses[step]) - expected) / abs(expected) for r in run.results) for step, expected in enumerate(reference.losses)
+        check.largest(abs(float(r.losses[step]) - expected) / abs(expected) for r in run.results)
+        for step, expected in enumerate(reference.losses)
     ]
     first = {
         GRADIENT: max(compared["by_step"]["grad"][0].values()),
@@ -453,9 +454,11 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
         digits = "，".join(f"{zh} {seen.first[k]:.0e}" for k, zh in ((GRADIENT, "梯度"), (WEIGHT, "权重"), (LOSS, "损失")))
         lab.tell(
             f"{bug.title[0]}. {bug.wrong[0]} First step against one device: {numbers}; {told[0]} (step {STEPS}: {seen.losses[-1]:.0e}). "
-            f"Caught by: {'; '.join(g.en for g in gates) or 'nothing'}. The like: {', '.join(r.cited() for r in bug.reports)}.",
+            f"Caught by: {'; '.join(g.en for g in gates) or 'nothing'}. "
+            f"The like: {', '.join(r.cited() for r in bug.reports)}.",
             f"{bug.title[1]}。{bug.wrong[1]}第一步与单卡相比：{digits}；{told[1]}（第 {STEPS} 步 {seen.losses[-1]:.0e}）。"
-            f"被这些检查发现：{'；'.join(g.zh for g in gates) or '无'}。上游类似报告：{'、'.join(r.cited('zh') for r in bug.reports)}。",
+            f"被这些检查发现：{'；'.join(g.zh for g in gates) or '无'}。"
+            f"上游类似报告：{'、'.join(r.cited('zh') for r in bug.reports)}。",
             f"tab=timeline&run={bug.id}" if bug.id in kept else "tab=ledger",
         )
     for report in chosen[0].reports if len(chosen) == 1 else ():

@@ -31,7 +31,7 @@ from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.ranks.work import Work
 from glasscluster.strategies.exchange.arrivals import WORK, Arrivals, Layout
 from glasscluster.strategies.exchange.replica import Replica, one_thread
-from glasscluster.strategies.judge.check import difference
+from glasscluster.strategies.judge.check import difference, largest
 from glasscluster.strategies.trainer import DTYPES, Job
 
 PUSH, PULL = 0, 1  # tags: with servers on the workers both go from rank to rank
@@ -278,7 +278,8 @@ def compare(results: list[Exchanged], alone: Alone, layout: Layout) -> dict[str,
             pairs = zip(mine.pushes, theirs, strict=True)
             grad += [difference(a.double().cpu(), b.double(), 1e-3 * float(b.abs().max())) for a, b in pairs]
         loss += [abs(a - b) / abs(b) for a, b in zip(mine.losses, alone.losses[v], strict=True)]
-    return {"max_rel_grad_diff": max(grad), "max_rel_weight_diff": max(weight), "max_rel_loss_diff": max(loss)}
+    found = {"grad": largest(grad), "weight": largest(weight), "loss": largest(loss)}
+    return {f"max_rel_{what}_diff": most for what, most in found.items()}
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------

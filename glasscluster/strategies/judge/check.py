@@ -6,7 +6,7 @@ The difference of two tensors is max|a-b| / max(max|b|, floor): for gradients th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
@@ -27,7 +27,8 @@ from glasscluster.strategies.trainer import Job, RankResult
 TOLERANCE = 1e-10
 CHECKED_STEPS = 3
 WHAT = {"gradient": Said("gradient", "梯度"), "weight": Said("weight", "权重"), "loss": Said("loss", "损失")}
-SHORT = {"gradient": "grad", "weight": "weight", "loss": "loss"}  # max_rel_SHORT_diff, in what `compare` returns
+# `compare` returns max_rel_SHORT_diff
+SHORT = {"gradient": "grad", "weight": "weight", "loss": "loss"}
 
 
 def check_job(job: Job) -> Job:
@@ -75,6 +76,12 @@ def difference(a: Tensor, b: Tensor, floor: float) -> float:
     return worst if worst == worst else float("inf")
 
 
+def largest(differences: Iterable[float]) -> float:
+    """The largest; infinite when one is not a number, which `max` would pass over."""
+    found = list(differences)
+    return float("inf") if any(d != d for d in found) else max(found)
+
+
 def digest(results: Sequence[RankResult]) -> str:
     """sha256 over every rank's weights after the last checked step: equal on two backends means equal in every bit."""
     sha = sha256()
@@ -107,7 +114,7 @@ def compare(results: Sequence[RankResult], reference: Reference, plan: Plan) -> 
                         worst[kind], where[kind] = d, f"{name}, rank {rank}, step {step}"
                 stages.setdefault(stage, set()).update(tensors)
         for loss, expected_loss in zip(result.losses, reference.losses, strict=True):
-            worst["loss"] = max(worst["loss"], abs(float(loss) - expected_loss) / abs(expected_loss))
+            worst["loss"] = largest([worst["loss"], abs(float(loss) - expected_loss) / abs(expected_loss)])
     missing = set(reference.shards) - set().union(*stages.values())
     if missing:
         raise AssertionError(f"no rank holds {sorted(missing)}")

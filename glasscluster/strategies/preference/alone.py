@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glasscluster.strategies.exchange.replica import one_thread
-from glasscluster.strategies.judge.check import difference
+from glasscluster.strategies.judge.check import difference, largest
 from glasscluster.strategies.preference import dpo, grpo, ppo, reward_model, sft
 from glasscluster.strategies.preference.cast import Tuned
 from glasscluster.strategies.preference.held import make_model
@@ -103,4 +103,4 @@ def compare(results: list[Tuned], alone: Alone) -> dict[str, float]:
             loss += [abs(a - b) for a, b in zip(mine, theirs, strict=True)] if mine else []
     if found != set(alone.weights):
         raise AssertionError(f"no rank brought back the weights of {sorted(set(alone.weights) - found)}")
-    return {"max_rel_loss_diff": max(loss), "max_rel_weight_diff": max(weight)}
+    return {"max_rel_loss_diff": largest(loss), "max_rel_weight_diff": largest(weight)}

@@ -30,7 +30,7 @@ def number(value: float | None) -> str:
 def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
     """How far each row's counted or simulated figure is from the formula, beside what is allowed.
 
-    A row that is not applicable has no such distance: it keeps its line, grey, with the reason when pointed at.
+    A row that is not applicable has no such distance. It keeps its line, in grey; pointed at, it says why.
     """
     import plotly.graph_objects as go
 
@@ -46,9 +46,9 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
         relative = row.match == "virtual"
         scale = abs(row.predicted) or 1.0
         found.append(max(abs(row.found - row.predicted) / scale, NOTHING))
-        allowed.append(max(row.tolerance if relative or not row.predicted else row.tolerance / scale, NOTHING))
-        said = f"{word('predicted', lang)} {number(row.predicted)}<br>{word('found', lang)} {number(row.found)}"
-        hover.append(f"{said} {row.unit}")
+        allowed.append(max(row.tolerance if relative else row.tolerance / scale, NOTHING))
+        said = f"{word('predicted', lang)} {number(row.predicted)}"
+        hover.append(f"{said}<br>{word('found', lang)} {number(row.found)} {row.unit}")
     figure = go.Figure()
     colours = [BAD if row.verdict == FAILED else GOOD for _, row in judged]
     marks = [
@@ -62,10 +62,11 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
         figure.add_trace(go.Scatter(name=label, mode="markers", marker=look, **places))
     if off:
         told = "%{y}<br>%{customdata}<extra></extra>"
-        places = {"x": [NOTHING] * len(off), "y": [name for name, _ in off], "customdata": [why for _, why in off]}
-        texts = {"text": [f"– {word('not_applicable', lang)}"] * len(off), "textposition": "middle right"}
-        label, font = word("not_applicable", lang), {"color": QUIET}
-        figure.add_trace(go.Scatter(name=label, mode="text", textfont=font, hovertemplate=told, showlegend=False, **places, **texts))
+        label = word("not_applicable", lang)
+        look = {"textfont": {"color": QUIET}, "textposition": "middle right", "hovertemplate": told}
+        texts = {"text": [f"– {label}"] * len(off), "customdata": [why for _, why in off]}
+        places = {"x": [NOTHING] * len(off), "y": [name for name, _ in off]}
+        figure.add_trace(go.Scatter(name=label, mode="text", showlegend=False, **look, **places, **texts))
     title = {"text": word("relative_difference", lang)}
     figure.update_layout(**plain_layout(140 + 28 * len(rows), top=16))
     figure.update_xaxes(type="log", title=title, range=[-17.5, 1], dtick=3, exponentformat="power", **QUIET_AXIS)

@@ -122,7 +122,7 @@ class LessonPage:
 
 @dataclass
 class Report:
-    """Everything on the page. `not_checked`: the checks that could not be made; without any row, that is all of them."""
+    """Everything on the page. `not_checked`: the checks that could not be made."""
 
     name: str
     title: Said
@@ -295,7 +295,8 @@ def ledger_csv(report: Report) -> str:
     """The ledger as CSV text, as the download button gives it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    columns = ["predicted", "counted", "simulated", "measured", "unit", "ok", "source", "key", "verdict", "why"]
+    columns = ["predicted", "counted", "simulated", "measured", "unit", "ok", "source"]
+    columns += ["key", "verdict", "why"]
     writer.writerow(["run", "quantity", *columns])
     sections = [(c.key, c.checks) for c in report.chapters] + [("", report.checks)]
     for key, rows in sections:

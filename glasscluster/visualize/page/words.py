@@ -335,7 +335,7 @@ CATALOGUE: dict[str, Said] = {
     "told_bytes": Said("The busiest rank sends {sent:.4g} MB.", "发送最多的 rank 发出 {sent:.4g} MB。"),
 }
 
-# Only for lessons that do not name their rows in both languages yet (scenarios.lab._old_chinese); goes with them.
+# Only for lessons that do not name their rows in both languages yet (scenarios.lab._old_chinese).
 # Names of ledger rows: what is said in English is matched, what stands in () is carried over.
 ROWS: tuple[tuple[str, str], ...] = (
     (r"static batches, share of the slots without a token", "静态批：没有产出 token 的槽位占比"),
