@@ -99,7 +99,7 @@ def test_an_operation_that_ends_a_millionth_later_fails_the_makespan_row():
     late.start[last] += later  # it takes as long as before, so Eq 20 holds for it; it only begins too late
     late.end[last] += later
     assert makespan_row(plan, late, run.results).verdict == "failed"
-    long.end[last] += later  # it takes longer than for other micro-batches, of which F20 does not speak
+    long.end[last] += later  # it takes longer than for other micro-batches, of which Eq 20 does not speak
     row = makespan_row(plan, long, run.results)
     assert (row.verdict, row.ok, row.predicted) == ("not applicable", None, None)
     assert "same time for every micro-batch" in row.because.en

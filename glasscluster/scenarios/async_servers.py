@@ -68,7 +68,7 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
     name = Said("sent and received by a server, a clock", "一个服务器每个时钟收发的量")
     counted = sum(runs["waits"]["run"].graph.bytes_sent()[workers:]) * 2 / servers / clocks
     predicted = 2 * workers * model.parameters() * 8 / servers
-    lab.check("server_bytes", predicted, counted, "F11: 2WS/K", name=name)
+    lab.check("server_bytes", predicted, counted, "Eq 11: 2WS/K", name=name)
     with one_thread():
         one = train_one_device(model, [job.batch(c) for c in range(clocks)], job.optimizer, 0.0, job.seed)
     alone, there = _join([t.reshape(-1) for t in one.weights[-1].values()]), _join([runs["waits"]["run"].results[workers + k].shard for k in range(servers)])

@@ -52,7 +52,7 @@ def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 
     share = {when: sum(a == b for a, b in zip(words, right, strict=True)) / asked for when, words in said.items()}
     name = Said("parameters, with the patches' matrix", "参数，含图块矩阵")
     held = sum(p.numel() for p in untrained.parameters())
-    lab.check("parameters", model.parameters(), held, "F1 and h·(C + 1)", name=name, unit="parameters")
+    lab.check("parameters", model.parameters(), held, "Eq 1 and h·(C + 1)", name=name, unit="parameters")
     name = Said("captions of unseen images that are right, before", "没见过的图像中描述正确的条数，训练前")
     count = round(share["before"] * asked)
     lab.check("right_before", 0, count, "nothing is learned", name=name, unit="captions")
