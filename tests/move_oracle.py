@@ -144,6 +144,8 @@ def condensed(value: Json) -> Json:
         return [condensed(v) for v in value]
     if isinstance(value, float):
         return rounded(value)
+    if isinstance(value, str) and value.startswith("/"):  # a temporary folder of a lesson
+        return f".../{Path(value).name}"
     if isinstance(value, str) and len(value) > 300:
         return {"~text": digest(value)}
     return value
@@ -730,8 +732,10 @@ def check(keys: list[str], say: Callable[[str], None] = lambda text: None) -> Co
     for key in keys:
         item = known["items"][key]
         begun = time.process_time()
+        before = len(judged.differences)
         judged.item(key, item["content"], produce(item["argv"], kind_of(key)))
-        say(f"{time.process_time() - begun:7.2f} s  {key}")
+        found = len(judged.differences) - before
+        say(f"{time.process_time() - begun:7.2f} s  {key}" + (f"  {found} DIFFERENCES" if found else ""))
     return judged
 
 
