@@ -256,9 +256,9 @@ def run(
     if json_:
         emit(lab.as_json(report))
         return 0 if lab.ok else 1
-    for (english, chinese), _ in lab.story:
-        print(f"- {english}\n  {chinese}")
-    print("\n" + "\n".join(lab.finding))
+    for text, _ in lab.story:
+        print(f"- {text.en}\n  {text.zh}")
+    print(f"\n{lab.finding.en}\n{lab.finding.zh}")
     return verdict(lab.all_checks, report, wall)
 
 

@@ -5,8 +5,12 @@
         '''What the docstring says is the story's first paragraph.'''
         run = lab.run("ring", ("A ring", "一个环"), program, gpus=gpus)
         lab.check("bytes sent", 2 * (gpus - 1) * SIZE, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (F9)")
+        lab.tell(("The ring sent it all.", "环把它全部发送了。"))
 
 `glass run two-rings --gpus 8`, or `glass run my_file.py` for a file that holds one.
+
+What is said is given as a text (a pair of English and 中文, or a `Said`). A scenario with a text.toml, as every lesson
+has, gives a key of that file instead, and the values of the blanks: `lab.tell("ring_sent", gpus=gpus)`.
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.rows import Match, Row
+from glasscluster.base.text import Said
+from glasscluster.scenarios.texts import Text, Texts, said
 
-Text = tuple[str, str]  # English, 中文
 Say = Callable[[str], None]
 
 
@@ -32,9 +38,14 @@ class Scenario:
 
     name: str
     function: Callable[..., None]
-    title: Text
+    title: Said
     backend: str = "threads"
     hardware: str = "classroom"
+
+    @property
+    def texts(self) -> Texts | None:
+        """The scenario's text.toml; None where it gives its texts itself."""
+        return None
 
     @property
     def story(self) -> str:
@@ -64,20 +75,22 @@ def scenario(name: str, *, title: Text | None = None, backend: str = "threads", 
     """Make a function a scenario."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        REGISTRY[name] = Scenario(name, function, title or (name, name), backend, hardware)
+        REGISTRY[name] = Scenario(name, function, said(title or (name, name)), backend, hardware)
         return function
 
     return register
 
 
 def find(name: str) -> Scenario:
-    """A built-in scenario or lesson by name, or the one in a file."""
-    from glasscluster.scenarios.lesson import LESSONS, find_lesson
+    """A built-in scenario or lesson by name, or the one in a file, or in a lesson's folder."""
+    from glasscluster.scenarios.lesson import LESSONS, taught_lesson
 
     if name.endswith(".py"):
         return _from_file(Path(name))
+    if (Path(name) / "program.py").is_file():
+        return _from_file(Path(name) / "program.py")
     if name.upper() in LESSONS:
-        return find_lesson(name.upper())
+        return taught_lesson(name.upper())
     if name in BUILT_IN:
         importlib.import_module(BUILT_IN[name])
         return REGISTRY[name]
@@ -94,11 +107,15 @@ def _from_file(path: Path) -> Scenario:
     sys.modules[path.stem] = module  # so that pickling a program of this file finds it
     try:
         spec.loader.exec_module(module)
+    except InputError:
+        raise
     except Exception as problem:
-        raise InputError("scenario", str(path), f"the file fails on import: {type(problem).__name__}: {problem}") from None
+        reason = f"the file fails on import: {type(problem).__name__}: {problem}"
+        raise InputError("scenario", str(path), reason) from None
     new = [name for name, play in REGISTRY.items() if play.function.__globals__ is module.__dict__]
     if len(new) != 1:
-        raise InputError("scenario", str(path), f"the file must hold one function decorated with @scenario(...), it has {len(new)}")
+        rule = f"the file must hold one function decorated with @scenario(...) or @lesson, it has {len(new)}"
+        raise InputError("scenario", str(path), rule)
     return REGISTRY[new[0]]
 
 
@@ -107,11 +124,11 @@ class Entry:
     """One run in a scenario: what it was, and what it looks like on each hardware."""
 
     key: str
-    title: Text
+    title: Said
     run: Any
     timelines: dict[str, Any]
     checks: list[dict[str, Any]]
-    note: Text | None = None
+    note: Said | None = None
     trained: Any = None
     compared: bool = True
 
@@ -129,13 +146,13 @@ class Lab:
     say: Say = lambda _text: None
     entries: list[Entry] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
-    story: list[tuple[Text, str]] = field(default_factory=list)
-    finding: Text = ("", "")
-    prompt: tuple[Text, float, str] | None = None  # what to predict, the answer, its unit
-    explanation: Text | None = None
-    points: list[Text] = field(default_factory=list)
-    own: Text | None = None
-    figures: list[tuple[Text, Callable[[str], Any]]] = field(default_factory=list)
+    story: list[tuple[Said, str]] = field(default_factory=list)
+    finding: Said = field(default_factory=lambda: Said("", ""))
+    prompt: tuple[Said, float, str] | None = None  # what to predict, the answer, its unit
+    explanation: Said | None = None
+    points: list[Said] = field(default_factory=list)
+    own: Said | None = None
+    figures: list[tuple[Said, Callable[[str], Any]]] = field(default_factory=list)
     _open: ExitStack = field(default_factory=ExitStack)
     _clusters: dict[int, Any] = field(default_factory=dict)
 
@@ -177,11 +194,13 @@ class Lab:
         layout, shape = make_plan(**plan), make_model(model) if isinstance(model, str) else model
         layout.check(shape)
         check_data(data, shape.seq, shape.vocab)
-        self.say(f"{title[0]}: {layout.gpus} {self.backend} ranks")
+        title = said(title)
+        self.say(f"{title.en}: {layout.gpus} {self.backend} ranks")
         job = Job(layout, shape, steps, data, self.seed, **({"loss_scale": loss_scale} if loss_scale else {}))
         trained = train(self.cluster(layout.gpus), job, checked=checked, say=self.say)
         if self.leader:
-            entry = Entry(key, title, trained.run, {}, trained.checks, note, trained, compared)
+            noted = said(note) if note else None
+            entry = Entry(key, title, trained.run, {}, trained.checks, noted, trained, compared)
             self._keep(entry, also_on)
         return trained
 
@@ -197,7 +216,8 @@ class Lab:
         **info: Any,
     ) -> Any:
         """Run `program(gpu, *args)` on every rank; returns a Run. `clock`: a Hardware of the scenario's own, instead of the lab's."""
-        self.say(f"{title[0]}: {gpus} {self.backend} ranks")
+        title = said(title)
+        self.say(f"{title.en}: {gpus} {self.backend} ranks")
         run = self.cluster(gpus).run(program, *args, info=info)
         if clock is not None:
             run.hardware = clock
@@ -237,29 +257,88 @@ class Lab:
         self.checks.append(made)
         return made
 
-    def tell(self, en: str, zh: str, view: str = "") -> None:
-        """A sentence of the story, linked to a view of the report (a URL hash such as `tab=timeline&run=ddp`)."""
-        self.story.append(((en, zh), view))
+    def row(
+        self,
+        key: str,
+        /,
+        predicted: float | None,
+        counted: float | None,
+        source: str,
+        *,
+        simulated: float | None = None,
+        unit: str = "bytes",
+        match: Match = "exact",
+        tolerance: float = 0.0,
+        **blanks: Any,
+    ) -> Row:
+        """A ledger row of the lesson itself; its name is the text `rows.KEY`. See `base.rows.Row` for the values."""
+        made = Row(
+            key,
+            self._texts.filled("rows", key, blanks=blanks),
+            predicted,
+            counted,
+            source,
+            simulated=simulated,
+            unit=unit,
+            match=match,
+            tolerance=tolerance,
+        )
+        self.checks.append(_as_check(made))
+        return made
 
-    def ask(self, en: str, zh: str, answer: float, unit: str) -> None:
+    @property
+    def _texts(self) -> Texts:
+        if self.scenario.texts is None:
+            raise InputError("text", self.scenario.name, "has no text.toml: give the text in both languages")
+        return self.scenario.texts
+
+    def text(self, key: str, /, **blanks: Any) -> Said:
+        """A title of a run or a figure: the text `text.KEY` with its blanks filled."""
+        return self._texts.filled("text", key, blanks=blanks)
+
+    def word(self, key: str, lang: str, /, **blanks: Any) -> str:
+        """A label in a figure: the text `text.KEY` in the language that the figure is drawn in."""
+        return self.text(key, **blanks).in_(lang)
+
+    def _said(self, section: str, text: str | Text, blanks: dict[str, Any]) -> Said:
+        """A text as it was given, or of a key of the text file."""
+        return self._texts.filled(section, text, blanks=blanks) if isinstance(text, str) else said(text)
+
+    def tell(self, text: str | Text, /, view: str = "", **blanks: Any) -> None:
+        """A sentence of the story, linked to a view of the report.
+
+        Args:
+            text: a text, or the key of one below `tell` in the text file.
+            view: a URL hash such as `tab=timeline&run=ddp`.
+            blanks: the values of the text's blanks.
+        """
+        self.story.append((self._said("tell", text, blanks), view))
+
+    def ask(self, text: str | Text, answer: float, unit: str, /, **blanks: Any) -> None:
         """The number to predict; the report shows nothing else until one is entered."""
-        self.prompt = ((en, zh), float(answer), unit)
+        self.prompt = (self._said("ask", text, blanks), float(answer), unit)
 
-    def explain(self, en: str, zh: str, *points: Text) -> None:
-        """Why it came out so; `points` are what a good explanation says, for the reader to tick off."""
-        self.explanation, self.points = (en, zh), list(points)
+    def explain(self, **blanks: Any) -> None:
+        """Why it came out so: `explain` of the text file; its points are for the reader to tick off."""
+        self.explanation, self.points = self._texts.filled("explain", blanks=blanks), self._texts.points(blanks)
 
-    def own_number(self, en: str, zh: str) -> None:
-        """For the interview card: the number this run gave."""
-        self.own = (en, zh)
+    def own_number(self, **blanks: Any) -> None:
+        """For the interview card: the number this run gave, `own_number` of the text file."""
+        self.own = self._texts.filled("own_number", blanks=blanks)
 
-    def figure(self, title: Text, make: Callable[[str], Any]) -> None:
-        """A figure of the lesson's own; `make(lang)` returns a plotly figure."""
-        self.figures.append((title, make))
+    def figure(self, title: str | Text, make: Callable[[str], Any], /, **blanks: Any) -> None:
+        """A figure of the scenario's own.
 
-    def conclude(self, en: str, zh: str) -> None:
-        """The one-sentence finding."""
-        self.finding = (en, zh)
+        Args:
+            title: a text, or the key of one below `text` in the text file.
+            make: `make(lang)` returns a plotly figure.
+            blanks: the values of the title's blanks.
+        """
+        self.figures.append((self._said("text", title, blanks), make))
+
+    def conclude(self, text: Text | None = None, /, **blanks: Any) -> None:
+        """The one-sentence finding: a text, or `conclude` of the text file."""
+        self.finding = said(text) if text is not None else self._texts.filled("conclude", blanks=blanks)
 
     def close(self) -> None:
         """Stop the clusters."""
@@ -289,43 +368,41 @@ class Lab:
             "seed": self.seed,
             "runs": [_run_json(e) for e in self.entries],
             "checks": self.all_checks,
-            "figures": [{"kind": "timeline", "run": e.key, "hardware": h, "title": e.title[0]} for e in self.entries for h in e.timelines],
+            "figures": [{"kind": "timeline", "run": e.key, "hardware": h, "title": e.title.en} for e in self.entries for h in e.timelines],
             "report": str(report) if report else None,
         }
 
     def _lesson_page(self) -> Any:
         """The beats of a lesson for the page; None for a plain scenario."""
-        from glasscluster.base.text import Said
-        from glasscluster.scenarios.lesson import Lesson
+        from glasscluster.scenarios.lesson import TaughtLesson
         from glasscluster.visualize.page.report import LessonPage
 
-        taught = self.scenario
-        if not isinstance(taught, Lesson) or self.prompt is None:
+        taught = self.scenario.lesson if isinstance(self.scenario, TaughtLesson) else None
+        if taught is None or self.prompt is None:
             return None
         (prompt, answer, unit), card, formula = self.prompt, taught.card, taught.formula
         return LessonPage(
             id=taught.id,
-            question=Said(*taught.question),
-            prompt=Said(*prompt),
+            question=taught.question,
+            prompt=prompt,
             answer=answer,
             unit=unit,
             formula=f"{formula.id} · {formula.text} · {formula.match} · {formula.source}",
-            kills=Said(*taught.kills),
-            explanation=Said(*(self.explanation or ("", ""))),
-            points=[Said(*p) for p in self.points],
-            card_question=Said(*card.question),
-            card_short=Said(*card.short),
-            card_long=Said(*card.long),
-            follow_ups=[Said(*f) for f in card.follow_ups],
-            own=Said(*self.own) if self.own else None,
+            kills=taught.kills,
+            explanation=self.explanation or Said("", ""),
+            points=self.points,
+            card_question=card.question,
+            card_short=card.short,
+            card_long=card.long,
+            follow_ups=list(card.follow_ups),
+            own=self.own,
         )
 
     def _told(self) -> list[Any]:
         """The scenario's own sentences; when they are few, what can be said of any run is added, from its numbers."""
-        from glasscluster.base.text import Said
         from glasscluster.visualize.page.report import StoryStep, told
 
-        steps = [StoryStep(Said(*text), view or "tab=ledger") for text, view in self.story]
+        steps = [StoryStep(text, view or "tab=ledger") for text, view in self.story]
         if self.entries and len(steps) < FEWEST_SENTENCES:
             entry = self.entries[-1]
             here = f"&run={entry.key}" if len(self.entries) > 1 else ""
@@ -335,7 +412,6 @@ class Lab:
 
     def write(self, folder: Path) -> Path:
         """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
-        from glasscluster.base.text import Said
         from glasscluster.scenarios.jobs.training import network_pictures, write_ledger, write_run_json
         from glasscluster.visualize.page.report import Chapter, Report, write_report
         from glasscluster.visualize.page.trace import write_chrome_trace
@@ -349,11 +425,11 @@ class Lab:
         chapters = [
             Chapter(
                 e.key,
-                Said(*e.title),
+                e.title,
                 e.run,
                 e.timelines,
                 e.checks,
-                note=Said(*e.note) if e.note else None,
+                note=e.note,
                 compared=e.compared,
                 equivalence=e.trained.comparison if e.trained is not None else None,
                 network=network_pictures(e.trained) if e.trained is not None else {},
@@ -362,19 +438,24 @@ class Lab:
         ]
         page = Report(
             name=self.scenario.name,
-            title=Said(*self.scenario.title),
-            finding=Said(*self.finding),
+            title=self.scenario.title,
+            finding=self.finding,
             chapters=chapters,
             story=self._told(),
             seed=self.seed,
             checks=self.checks,
-            figures=[(Said(*title), make) for title, make in self.figures],
+            figures=self.figures,
             lesson=self._lesson_page(),
         )
         report = write_report(page, folder / "report.html")
         wall = {e.key: e.trained.wall_s for e in self.entries if e.trained is not None}
         write_run_json(folder, {**self.as_json(report), "wall_s": wall})
         return report
+
+
+def _as_check(row: Row) -> dict[str, Any]:
+    """A row beside those of `check`, which are dictionaries still: where both become `Row`, this is what goes."""
+    return {**row.as_dict(), "name_zh": row.name.zh, "ok": row.ok is not False}
 
 
 def _run_json(entry: Entry) -> dict[str, Any]:

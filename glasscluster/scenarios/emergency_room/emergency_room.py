@@ -251,15 +251,19 @@ def emergency_room(lab: Lab, steps: int = STEPS) -> None:
     worst = max(treated, key=lambda t: t.lost)
     ill, well = worst.charts["broken"].loss, worst.charts["healthy"].loss
     lab.tell(
-        f"{right} of {len(treated)} causes are named from the probes alone.",
-        f"仅凭探针就说出了 {len(treated)} 个原因中的 {right} 个。",
-        "tab=ledger",
+        (f"{right} of {len(treated)} causes are named from the probes alone.", f"仅凭探针就说出了 {len(treated)} 个原因中的 {right} 个。"),
+        view="tab=ledger",
     )
     lab.tell(
-        f"The largest damage: {worst.case.title[0]}, a held-out loss of {ill:.2f} instead of {well:.2f}.",
-        f"损害最大的是“{worst.case.title[1]}”：留出集损失为 {ill:.2f}，正常为 {well:.2f}。",
-        "tab=story",
+        (
+            f"The largest damage: {worst.case.title[0]}, a held-out loss of {ill:.2f} instead of {well:.2f}.",
+            f"损害最大的是“{worst.case.title[1]}”：留出集损失为 {ill:.2f}，正常为 {well:.2f}。",
+        ),
+        view="tab=story",
     )
     lab.conclude(
-        "A loss curve says that something broke; which thing it was stands in the probes.", "损失曲线只说明出了问题；是什么问题，要看探针。"
+        (
+            "A loss curve says that something broke; which thing it was stands in the probes.",
+            "损失曲线只说明出了问题；是什么问题，要看探针。",
+        )
     )
