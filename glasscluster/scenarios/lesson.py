@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 from glasscluster.base.errors import InputError
 from glasscluster.base.text import Said
 from glasscluster.scenarios.lab import REGISTRY, Scenario
-from glasscluster.scenarios.texts import Texts
+from glasscluster.scenarios.texts import Texts, unwrap
 
 HOME = Path(__file__).parent / "lessons"
 NAME = re.compile(r"([a-z])(\d+)_[a-z0-9_]+")  # of a lesson's folder: its id, then its subject
@@ -114,7 +114,8 @@ def read_lesson(folder: Path) -> Lesson:
         tuple(texts.item("card", "follow_ups", index=i) for i in follow_ups),
     )
     said = (texts.plain(name) for name in ("title", "topic", "question", "kills"))
-    return Lesson(id_, *said, Formula(**formula), card, texts)
+    contract = Formula(**{name: unwrap(value) for name, value in formula.items()})
+    return Lesson(id_, *said, contract, card, texts)
 
 
 @cache

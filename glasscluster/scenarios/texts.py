@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import tomllib
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,9 @@ def unwrap(text: str) -> str:
 def _is_wide(character: str) -> bool:
     """Chinese characters and punctuation; quotation marks and the ellipsis are shared with English."""
     return unicodedata.east_asian_width(character) in "WF" or character in "“”‘’…"
+
+
+def listed(values: Iterable[object]) -> Said:
+    """Several values one after the other: with commas in English, with enumeration commas in Chinese."""
+    words = [str(value) for value in values]
+    return Said(", ".join(words), "、".join(words))

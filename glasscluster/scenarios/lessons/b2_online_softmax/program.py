@@ -1,0 +1,62 @@
+"""B2: softmax in one pass, block by block, in any order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from glasscluster.scenarios.lab import Lab
+from glasscluster.scenarios.lesson import lesson
+from glasscluster.visualize.figures.plots import lines
+
+
+def combine(state: tuple[Any, Any], block: Any) -> tuple[Any, Any]:
+    """F6: the running maximum m and sum l after one more block of scores."""
+
+    m, total = state
+    m_new = torch.maximum(m, block.max())
+    return m_new, total * torch.exp(m - m_new) + torch.exp(block - m_new).sum()
+
+
+def program(gpu: Any, n: int, blocks: int, scale: float) -> dict[str, Any]:
+    """Each rank combines the same row's blocks in an order of its own."""
+
+    row = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * scale
+    pieces = list(row.tensor_split(blocks))
+    order = torch.randperm(blocks, generator=torch.Generator().manual_seed(gpu.rank)).tolist()
+    state = (torch.tensor(float("-inf"), dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64))
+    history = []
+    for index in order:
+        state = combine(state, pieces[index])
+        history.append((float(state[0]), float(state[1])))
+    softmax = torch.exp(row - state[0]) / state[1]
+    return {"history": history, "difference": float((softmax - row.softmax(0)).abs().max()), "order": order}
+
+
+@lesson
+def online_softmax(lab: Lab, n: int = 4096, blocks: int = 16, scale: float = 1e4) -> None:
+    """Four ranks run over the blocks of one row of huge scores, each in another order."""
+
+    run = lab.run("softmax", lab.text("blocks_four_orders"), program, n, blocks, scale, gpus=4)
+    lab.ask("number", 2, "numbers")
+    worst = max(r["difference"] for r in run.results)
+    lab.row("largest_difference_torch_softmax_any_order", 0, worst, "F6", unit="absolute", tolerance=1e-12)
+    spread = max(r["history"][-1][0] for r in run.results) - min(r["history"][-1][0] for r in run.results)
+    lab.row("final_maximum_difference_between_orders", 0, spread, "F6", unit="absolute")
+    steps = list(range(1, blocks + 1))
+    lab.figure(
+        "running_maximum_block_block",
+        lambda lang: lines(
+            {
+                lab.word("order_rank", lang).format(i): (steps, [h[0] for h in r["history"]])
+                for i, r in enumerate(run.results)
+            },
+            lab.word("blocks_seen", lang),
+            lab.word("running_maximum", lang),
+        ),
+    )
+    lab.tell("scores_up_blocks_four", view="tab=ledger", scale=scale, blocks=blocks, worst=worst)
+    lab.conclude()
+    lab.explain()
+    lab.own_number(worst=worst, blocks=blocks)

@@ -1,0 +1,90 @@
+"""E1: why Megatron cuts the MLP by columns first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from glasscluster.scenarios.lab import Lab
+from glasscluster.scenarios.lesson import lesson
+from glasscluster.sim.recording.events import COLLECTIVE
+from glasscluster.strategies.plan import make_model
+from glasscluster.visualize.figures.matrices import matrices_figure
+from glasscluster.visualize.figures.plots import bars
+
+
+def program(gpu: Any, tokens: int, hidden: int) -> dict[str, float]:
+    """One MLP, cut both ways; messages of each order carry its label."""
+
+    t, r = gpu.size, gpu.rank
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64)
+    a = torch.randn(hidden, 4 * hidden, generator=generator, dtype=torch.float64) / hidden**0.5
+    b = torch.randn(4 * hidden, hidden, generator=generator, dtype=torch.float64) / hidden**0.5
+    whole = F.gelu(x @ a) @ b
+    # columns of A, then rows of B: GELU is local, one sum at the end
+    column = F.gelu(x @ a.chunk(t, 1)[r]) @ b.chunk(t, 0)[r]
+    gpu.comm.all_reduce(column, purpose="activations", label="column then row")
+    # rows of A, then columns of B: the sum must come before GELU, and the output is in pieces
+    middle = x.chunk(t, 1)[r] @ a.chunk(t, 0)[r]
+    wrong = F.gelu(middle)
+    gpu.comm.all_reduce(middle, purpose="activations", label="row then column")
+    gpu.comm.all_reduce(wrong, purpose="activations", label="the mistake")
+    pieces = torch.zeros(t, tokens, hidden // t, dtype=torch.float64)
+    pieces[r] = F.gelu(middle) @ b.chunk(t, 1)[r]
+    gpu.comm.all_gather(pieces, purpose="activations", label="row then column")
+    row = torch.cat(list(pieces), 1)
+    scale = float(whole.abs().max())
+    return {
+        "column": float((column - whole).abs().max()) / scale,
+        "row": float((row - whole).abs().max()) / scale,
+        "wrong": float((wrong @ b - whole).abs().max()) / scale,
+    }
+
+
+@lesson
+def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
+    """One MLP is cut both ways over real ranks, then a whole GPT trains with tensor parallelism."""
+
+    tokens, layers = 128, 4
+    both = lab.run("mlp", lab.text("mlp_cut_both_ways"), program, tokens, hidden, gpus=t)
+    model = make_model("tiny", layers=layers, hidden=hidden, seq=64)
+    trained = lab.train(
+        "tp", lab.text("gpt_tensor_parallel"), model=model, steps=1, tp=t, micro_batch=2, global_batch=2
+    )
+    graph = trained.run.graph
+    reduces = int(((graph.kind == COLLECTIVE) & (graph.rank == 0) & (graph.layer >= 0)).sum())
+    lab.ask("number", reduces / layers, "all-reduces")
+    lab.row("all_reduces_inside_layers_rank", 4 * layers, reduces, "F18", unit="all-reduces")
+    row = next(r for r in trained.checks if "4 per layer" in r["name"])
+    lab.row("bytes_them_all_ranks", 8 * 2 * 64 * hidden * (t - 1) * layers * 4, row["counted"], "F18")
+    sent = {k: sum(both.graph.bytes_sent(label=k)) for k in ("column then row", "row then column")}
+    one = tokens * hidden * 8
+    lab.row("column_then_row_all_reduce_tokens", 2 * (t - 1) * one, sent["column then row"], "F9")
+    lab.row(
+        "row_then_column_all_reduce_wide", (2 * 4 + 1) * (t - 1) * one, sent["row then column"], "F9, F10"
+    )
+    worst = {k: max(r[k] for r in both.results) for k in ("column", "row", "wrong")}
+    lab.row(
+        "largest_error_column_then_row", 0, worst["column"], "one device", unit="relative", tolerance=1e-12
+    )
+    lab.row("largest_error_row_then_column", 0, worst["row"], "one device", unit="relative", tolerance=1e-12)
+    lab.figure(
+        "order_sends_forward",
+        lambda lang: bars(
+            [lab.word("column_row", lang), lab.word("row_column", lang)],
+            {lab.word("bytes_sent_forward", lang): list(sent.values())},
+            lab.word("bytes_sent_forward", lang),
+        ),
+    )
+    lab.figure(
+        lab.text("layer_matrices_ranks_where", t=t),
+        lambda lang: matrices_figure({"MHA, GELU": model}, t, lang),
+    )
+    lab.tell("both_orders_give_whole", times_bytes=sent["row then column"] / sent["column then row"])
+    lab.tell("adding_after_gelu_instead", wrong=worst["wrong"])
+    lab.conclude()
+    lab.explain()
+    lab.own_number(per_layer=reduces / layers, t=t)
