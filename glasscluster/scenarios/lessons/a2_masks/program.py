@@ -125,7 +125,7 @@ def masks(lab: Lab, h: int = 16) -> None:
 
 
 def pairs_not_as_masked(moved: list[list[float]], may: list[list[bool]]) -> int:
-    """Pairs whose influence is not what the mask allows; a token always influences itself, round attention."""
+    """Pairs whose influence is not what the mask allows; a token influences itself, round attention."""
     n = len(may)
     return sum((moved[i][j] != 0) != (may[i][j] or i == j) for i in range(n) for j in range(n))
 

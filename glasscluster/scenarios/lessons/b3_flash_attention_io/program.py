@@ -52,46 +52,25 @@ def flash_attention_io(lab: Lab, n: int = 2048, d: int = 64) -> None:
     run = lab.run("attention", lab.text("attention_metered"), program, sizes, d, gpus=1)
     counted = run.results[0]
     ratio = counted[n]["textbook"] / counted[n]["flash"]
-    lab.ask("number", ratio, "×", n=n, d=d, TILE=TILE)
+    lab.ask("ratio", ratio, "×", n=n, d=d, TILE=TILE)
     for size in sizes:
-        lab.row(
-            "tiled",
-            2 * size * d + 2 * math.ceil(size / TILE) * size * d + size,
-            counted[size]["flash"],
-            "F7",
-            unit="elements",
-            size=size,
-        )
-        lab.row(
-            "textbook",
-            4 * size**2 + 4 * size * d,
-            counted[size]["textbook"],
-            "F7",
-            unit="elements",
-            size=size,
-        )
-    lab.row(
-        "sizes_both_give_same_output",
-        len(sizes),
-        sum(c["close"] for c in counted.values()),
-        "to 1e-5",
-        unit="sizes",
-    )
-    lab.figure(
-        "elements_through_slow_memory",
-        lambda lang: lines(
-            {
-                names[lang][i]: (sizes, [counted[s][k] for s in sizes])
-                for i, k in enumerate(("textbook", "flash"))
-            },
-            lab.word("sequence_length", lang),
-            lab.word("elements_moved", lang),
-            log_x=True,
-            log_y=True,
-        ),
-    )
+        of_n, tiles = counted[size], math.ceil(size / TILE)
+        tiled = 2 * size * d + 2 * tiles * size * d + size
+        lab.row("tiled", tiled, of_n["flash"], "F7", unit="elements", size=size)
+        textbook = 4 * size**2 + 4 * size * d
+        lab.row("textbook", textbook, of_n["textbook"], "F7", unit="elements", size=size)
+    same = sum(c["close"] for c in counted.values())
+    lab.row("same_output", len(sizes), same, "to 1e-5", unit="sizes")
+
+    def elements(lang: str) -> Any:
+        kinds = ("textbook", "flash")
+        series = {lab.word(kind, lang): (sizes, [counted[s][kind] for s in sizes]) for kind in kinds}
+        axes = (lab.word("sequence_length", lang), lab.word("elements_moved", lang))
+        return lines(series, *axes, log_x=True, log_y=True)
+
+    lab.figure("elements", elements)
     lab.tell(
-        "textbook_moves_elements_tiled",
+        "textbook_and_tiled",
         n=n,
         textbook=counted[n]["textbook"],
         flash=counted[n]["flash"],

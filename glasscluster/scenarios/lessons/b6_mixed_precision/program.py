@@ -18,7 +18,7 @@ RAISED = 2.0**16
 
 
 def program(gpu: Any, job: Any) -> dict[str, Any]:
-    """One fp32 backward of the mean loss: gradients by exponent, and what fp16 makes of them, as they are and raised."""
+    """One fp32 backward of the mean loss: gradients by exponent, and what fp16 makes of them, raised or not."""
 
     model = GPTStage(job.model, seed=job.seed)
     tokens, targets = job.batch(0)
@@ -47,41 +47,54 @@ def program(gpu: Any, job: Any) -> dict[str, Any]:
 
 @lesson
 def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
-    """A gradient is looked at exponent by exponent; then fp16 trains from far too high a scale, and overflows on its own."""
-
+    """A gradient is looked at exponent by exponent; then fp16 trains from far too high a scale, and overflows
+    on its own.
+    """
     model = make_model("tiny", layers=2, hidden=32, seq=32)
-    look = lab.run(
-        "gradients",
-        lab.text("backward_fp32"),
-        program,
-        Job(make_plan(global_batch=8), model, 1, None, lab.seed),
-        gpus=1,
-    ).results[0]
-    plain, raised = look["x1"], look[f"x{RAISED:.0f}"]
-    for name, of in (("as they are", plain), ("times 65536", raised)):
-        lab.row(
-            "gradients_become_fp16", of["below"], of["gone"], "F28: |g| ≤ 2⁻²⁵", unit="gradients", name=name
-        )
-        lab.row(
-            "gradients_become_infinite_fp16",
-            of["above"],
-            of["over"],
-            "|g| ≥ 65520 rounds to 2¹⁶",
-            unit="gradients",
-            name=name,
-        )
+    job = Job(make_plan(global_batch=8), model, 1, None, lab.seed)
+    look = lab.run("gradients", lab.text("one_backward"), program, job, gpus=1).results[0]
+    looks = {"as_they_are": look["x1"], "raised": look[f"x{RAISED:.0f}"]}
+    count = {"unit": "gradients"}
+    for name, of in looks.items():
+        said = lab.text(f"name_{name}")
+        lab.row("become_zero", of["below"], of["gone"], "F28: |g| ≤ 2⁻²⁵", **count, name=said)
+        lab.row("become_infinite", of["above"], of["over"], "|g| ≥ 65520 rounds to 2¹⁶", **count, name=said)
+
     rule = ScaleRule(initial=2.0**24, interval=interval)
-    plan: dict[str, Any] = {"dp": 2, "tp": 2, "global_batch": 8}
-    wide = lab.train("fp32", lab.text("fp32"), model=model, steps=steps, checked=False, **plan)
-    brain = lab.train(
-        "bf16", lab.text("bf16_no_scale"), model=model, steps=steps, checked=False, precision="bf16", **plan
-    )
-    half = lab.train(
-        "fp16", lab.text("fp16_scaled"), model=model, steps=steps, precision="fp16", loss_scale=rule, **plan
-    )
-    first = half.run.results[0]
-    scales, skipped = first.loss_scales, first.skipped
-    theirs = torch.amp.GradScaler("cpu", init_scale=rule.initial, growth_interval=interval)
+    plan: dict[str, Any] = {"model": model, "steps": steps, "dp": 2, "tp": 2, "global_batch": 8}
+    trained = {
+        "fp32": lab.train("fp32", lab.text("fp32"), checked=False, **plan),
+        "bf16": lab.train("bf16", lab.text("bf16"), checked=False, precision="bf16", **plan),
+        "fp16": lab.train("fp16", lab.text("fp16"), precision="fp16", loss_scale=rule, **plan),
+    }
+    ranks = trained["fp16"].run.results
+    scales, skipped = ranks[0].loss_scales, ranks[0].skipped
+    other = steps_unlike_torch(rule, scales, skipped)
+    lab.row("scale_and_torch", 0, other, "torch.amp.GradScaler", unit="steps")
+    otherwise = sum(r.loss_scales != scales or r.skipped != skipped for r in ranks)
+    lab.row("ranks_decided_otherwise", 0, otherwise, "all ranks skip together", unit="ranks")
+
+    def percent(name: str, what: str) -> float:
+        return 100 * looks[name][what] / look["all"]
+
+    small, gone = percent("as_they_are", "small"), percent("as_they_are", "gone")
+    lab.ask("below_normal", small, "%")
+    lab.figure("by_exponent", lambda lang: by_exponent(lab, looks, look["all"], lang))
+    lab.figure("staircase", lambda lang: loss_scale(lab, scales, skipped, lang), interval=interval)
+    raised = {f"raised_{what}": percent("raised", what) for what in ("small", "gone")}
+    lab.tell("without_a_scale", small=small, gone=gone, **raised, over=looks["raised"]["over"])
+    fell = {"lowest": min(scales), "skipped": sum(skipped), "steps": steps, "ranks": len(ranks)}
+    lab.tell("scale_fell", view="tab=timeline&run=fp16", **fell)
+    last = {name: float(t.run.results[-1].losses[-1]) for name, t in trained.items()}
+    lab.tell("last_losses", view="tab=memory&run=bf16", **last)
+    lab.conclude(small=small)
+    lab.explain()
+    lab.own_number(small=small, skipped=sum(skipped), steps=steps)
+
+
+def steps_unlike_torch(rule: ScaleRule, scales: list[float], skipped: list[bool]) -> int:
+    """Steps at which torch's GradScaler, told of the same overflows, has another scale."""
+    theirs = torch.amp.GradScaler("cpu", init_scale=rule.initial, growth_interval=rule.interval)
     other, weight = 0, torch.zeros(1, requires_grad=True)
     for scale, overflow in zip(scales, skipped, strict=True):
         theirs.scale(loss := torch.ones(()))
@@ -89,86 +102,23 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
         weight.grad = torch.full((1,), float("inf") * float(loss) if overflow else 1.0)
         theirs.step(torch.optim.SGD([weight], lr=0.0))
         theirs.update()
-    lab.row("steps_whose_scale_differs_torch_gradscaler", 0, other, "torch.amp.GradScaler", unit="steps")
-    lab.row(
-        "ranks_decided_otherwise_rank",
-        0,
-        sum(r.loss_scales != scales or r.skipped != skipped for r in half.run.results),
-        "all ranks skip together",
-        unit="ranks",
-    )
-    gone, small = 100 * plain["gone"] / look["all"], 100 * plain["small"] / look["all"]
-    lab.ask("number", small, "%")
-    share: list[dict[int, float]] = [{}, {}]
-    for into, of in zip(share, (plain, raised), strict=True):
-        for e, n in of["exponents"].items():
-            into[max(e, -33)] = into.get(max(e, -33), 0.0) + n / look["all"]
-    lab.figure(
-        "gradients_fp16_scale_exponents",
-        lambda lang: exponents(
-            dict(
-                zip(
-                    (
-                        lab.word("they", lang),
-                        lab.word("times", lang),
-                    ),
-                    share,
-                    strict=True,
-                )
-            ),
-            *(
-                lab.word("exponent_smaller_bar", lang),
-                lab.word("gradients", lang),
-                (
-                    lab.word("becomes", lang),
-                    lab.word("loses_digits", lang),
-                    lab.word("overflows", lang),
-                ),
-            ),
-        ),
-    )
-    lab.figure(
-        lab.text("staircase_loss_scale_after", interval=interval),
-        lambda lang: staircase(
-            scales,
-            skipped,
-            *(
-                lab.word("step", lang),
-                lab.word("loss_scale", lang),
-                (
-                    lab.word("scale", lang),
-                    lab.word("step_taken", lang),
-                    lab.word("step_skipped", lang),
-                ),
-            ),
-        ),
-    )
-    last = {
-        k: float(t.run.results[-1].losses[-1]) for k, t in (("fp32", wide), ("bf16", brain), ("fp16", half))
-    }
-    lab.tell(
-        "without_scale_non_zero",
-        small=small,
-        gone=gone,
-        raised_small=100 * raised["small"] / look["all"],
-        raised_gone=100 * raised["gone"] / look["all"],
-        over=raised["over"],
-    )
-    lab.tell(
-        "scale_fell_steps_skipped",
-        view="tab=timeline&run=fp16",
-        lowest=min(scales),
-        skipped=sum(skipped),
-        steps=steps,
-        ranks=len(half.run.results),
-    )
-    lab.tell(
-        "losses_last_step_fp32",
-        view="tab=memory&run=bf16",
-        fp32=last["fp32"],
-        bf16=last["bf16"],
-        fp16=last["fp16"],
-    )
-    lab.conclude(small=small)
-    lab.explain()
-    lab.own_number(small=small, skipped=sum(skipped), steps=steps)
+    return other
+
+
+def by_exponent(lab: Lab, looks: dict[str, Any], total: int, lang: str) -> Any:
+    """Shares of the gradients by exponent, those below 2^-32 in one bar."""
+    series: dict[str, dict[int, float]] = {}
+    for name, of in looks.items():
+        share: dict[int, float] = {}
+        for exponent, count in of["exponents"].items():
+            bar = max(exponent, -33)
+            share[bar] = share.get(bar, 0.0) + count / total
+        series[lab.word(name, lang)] = share
+    zones = tuple(lab.word(zone, lang) for zone in ("becomes", "loses_digits", "overflows"))
+    return exponents(series, lab.word("exponent", lang), lab.word("percent_of_gradients", lang), zones)
+
+
+def loss_scale(lab: Lab, scales: list[float], skipped: list[bool], lang: str) -> Any:
+    """The loss scale, step by step."""
+    words = tuple(lab.word(word, lang) for word in ("scale", "step_taken", "step_skipped"))
+    return staircase(scales, skipped, lab.word("step", lang), lab.word("loss_scale", lang), words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from glasscluster.model.gpt import GPTStage
@@ -12,145 +14,111 @@ from glasscluster.strategies.memory.recompute import predict_flops
 from glasscluster.strategies.plan import make_model
 from glasscluster.visualize.figures.plots import bars, lines
 
+KINDS = ("none", "selective", "full")  # of recomputation
+RAN = ("forward", "backward", "recompute")
+
 
 @lesson
 def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, batch: int = 4) -> None:
-    """A GPT with textbook attention trains with three kinds of recomputation; every FLOP of every operation is counted by phase."""
-
+    """A GPT with textbook attention trains with three kinds of recomputation; every FLOP of every operation is
+    counted by phase.
+    """
     model = make_model("tiny", layers=layers, hidden=hidden, seq=seq, attention="unfused")
-    b, s, v, ll, h = batch, seq, model.vocab, layers, hidden
+    b, s, v, n, h = batch, seq, model.vocab, layers, hidden
+    plan = {"model": model, "steps": 1, "global_batch": b, "micro_batch": b}
     runs = {
-        k: lab.train(
-            k,
-            lab.text("recompute", k=k),
-            model=model,
-            steps=1,
-            checked=k == "full",
-            recompute=k,
-            global_batch=b,
-            micro_batch=b,
-        )
-        for k in ("none", "selective", "full")
+        kind: lab.train(kind, lab.text("run", k=kind), checked=kind == "full", recompute=kind, **plan)
+        for kind in KINDS
     }
-
-    def counted(kind: str, phase: str) -> int:
-        graph = runs[kind].run.graph
-        return int(graph.flops[graph.phase == PHASES.index(phase)].sum())
-
+    counted = {kind: flops_by_phase(trained) for kind, trained in runs.items()}
+    plain = counted["none"]
     forward = (
-        24 * b * s * ll * h * h + 4 * b * s * s * ll * h + 2 * b * s * h * v
+        24 * b * s * n * h * h + 4 * b * s * s * n * h + 2 * b * s * h * v
     )  # a third of F30, multiplied out
-    lab.row("flops_forward_step", forward, counted("none", "forward"), "F30 over 3", unit="FLOPs")
+    flops = {"unit": "FLOPs"}
+    lab.row("forward", forward, plain["forward"], "F30 over 3", **flops)
     lab.row(
-        "flops_backward_step",
-        2 * forward,
-        counted("none", "backward"),
-        "F30: two products for each of the forward's",
-        unit="FLOPs",
+        "backward", 2 * forward, plain["backward"], "F30: two products for each of the forward's", **flops
     )
-    lab.row(
-        "parameters_layer", 12 * h * h + 13 * h, sum(size for name, size, _ in _sizes(model)), "F1", unit=""
-    )
-    lab.row(
-        "parameters_model",
-        12 * ll * h * h + 13 * ll * h + (v + s) * h + 2 * h,
-        model.parameters(),
-        "F1: layers, embedding, positions, last norm",
-        unit="",
-    )
-    again = {k: predict_flops(k, model, ll, 1, b) if k != "none" else 0 for k in runs}
-    ran = {k: sum(counted(k, phase) for phase in ("forward", "backward", "recompute")) for k in runs}
-    for kind in runs:
-        lab.row("flops_ran", 3 * forward + again[kind], ran[kind], "F30 and F29", unit="FLOPs", kind=kind)
-    mfu = {k: t.timeline.mfu(3.0 * forward) for k, t in runs.items()}
-    hfu = {k: t.timeline.mfu(float(t.run.graph.flops.sum())) for k, t in runs.items()}
-    for kind in runs:
+    lab.row("parameters_layer", 12 * h * h + 13 * h, parameters_of_a_layer(model), "F1", unit="")
+    psi = 12 * n * h * h + 13 * n * h + (v + s) * h + 2 * h
+    source = "F1: layers, embedding, positions, last norm"
+    lab.row("parameters_model", psi, model.parameters(), source, unit="")
+
+    needed = {
+        kind: 3 * forward + (predict_flops(kind, model, n, 1, b) if kind != "none" else 0) for kind in KINDS
+    }
+    ran = {kind: sum(phases[phase] for phase in RAN) for kind, phases in counted.items()}
+    for kind in KINDS:
+        lab.row("flops_ran", needed[kind], ran[kind], "F30 and F29", **flops, kind=kind)
+    mfu = {kind: t.timeline.mfu(3.0 * forward) for kind, t in runs.items()}
+    hfu = {kind: t.timeline.mfu(float(t.run.graph.flops.sum())) for kind, t in runs.items()}
+    virtual = {"match": "virtual", "tolerance": 1e-9}
+    for kind in KINDS:
+        more, source = needed[kind] / (3 * forward), "what ran over what the model needs"
         lab.row(
             "hfu_over_mfu",
-            (3 * forward + again[kind]) / (3 * forward),
+            more,
             None,
-            "what ran over what the model needs",
+            source,
             simulated=hfu[kind] / mfu[kind],
             unit="×",
-            match="virtual",
-            tolerance=1e-9,
+            **virtual,
             kind=kind,
         )
-    seconds, peak = runs["none"].timeline.makespan, runs["none"].timeline.hardware.gpu.peak("fp32")
-    lab.row(
-        "mfu_log",
-        3 * forward / (seconds * peak),
-        None,
-        "FLOPs over time and peak",
-        simulated=runs["none"].as_json()["mfu"],
-        unit="",
-        match="virtual",
-        tolerance=1e-9,
-    )
-    psi = model.parameters()
-    each = 3 * forward / (b * s) / psi
-    lab.ask("number", each, "FLOPs", psi=psi)
-    lengths = [256, 1024, 4096, 16384, 65536]
-    shares = {
-        name: [100 * n / (6 * hh) / (1 + n / (6 * hh)) for n in lengths]
-        for name, hh in (("h = 768", 768), ("h = 4096", 4096), ("h = 12288", 12288))
-    }
-    kinds = list(runs)
-    lab.figure(
-        "ran_phase_backward_twice",
-        lambda lang: bars(
-            kinds,
-            {
-                words[lang][i]: [counted(k, p) / 1e6 for k in kinds]
-                for i, p in enumerate(("forward", "backward", "recompute"))
-            },
-            lab.word("flops_step_counted_millions", lang),
-            stack=True,
-        ),
-    )
-    lab.figure(
-        "mfu_hfu_recomputation_keeps",
-        lambda lang: bars(
-            kinds,
-            {
-                lab.word("mfu", lang): [100 * mfu[k] for k in kinds],
-                lab.word("hfu", lang): [100 * hfu[k] for k in kinds],
-            },
-            lab.word("peak", lang),
-        ),
-    )
-    lab.figure(
-        "when_attention_matters_against",
-        lambda lang: lines(
-            {n: (lengths, y) for n, y in shares.items()},
-            lab.word("length", lang),
-            lab.word("attention_share_layer_flops", lang),
-            log_x=True,
-        ),
-    )
-    lab.tell(
-        "forward_mflop_backward_exactly",
-        view="tab=ledger",
-        forward=counted("none", "forward") / 1000000.0,
-        backward=counted("none", "backward") / 1000000.0,
-    )
-    lab.tell("flops_parameter_token_matrices", view="tab=ledger", each=each)
-    lab.tell(
-        "full_recomputation_runs_times",
-        view="tab=timeline&run=full",
-        times_more=ran["full"] / ran["none"],
-        hfu_full=100 * hfu["full"],
-        mfu_full=100 * mfu["full"],
-        mfu_none=100 * mfu["none"],
-    )
-    lab.tell("attention_part_grows_half", view="tab=story")
-    lab.conclude(each=each, mfu_none=100 * mfu["none"], mfu_full=100 * mfu["full"])
+    line, logged = runs["none"].timeline, runs["none"].as_json()["mfu"]
+    by_hand = 3 * forward / (line.makespan * line.hardware.gpu.peak("fp32"))
+    lab.row("mfu_of_the_log", by_hand, None, "FLOPs over time and peak", simulated=logged, unit="", **virtual)
+
+    each = 3 * forward / (b * s) / model.parameters()
+    lab.ask("flops_each", each, "FLOPs", psi=model.parameters())
+    figures(lab, counted, mfu, hfu)
+    lab.tell("phases", view="tab=ledger", forward=plain["forward"] / 1e6, backward=plain["backward"] / 1e6)
+    lab.tell("six", view="tab=ledger", each=each)
+    used = {"mfu_full": 100 * mfu["full"], "mfu_none": 100 * mfu["none"]}
+    times_more = ran["full"] / ran["none"]
+    full = {"times_more": times_more, "hfu_full": 100 * hfu["full"], **used}
+    lab.tell("recomputation", view="tab=timeline&run=full", **full)
+    lab.tell("attention", view="tab=story")
+    lab.conclude(each=each, **used)
     lab.explain()
     lab.own_number(each=each)
 
 
-def _sizes(model: object) -> list[tuple[str, int, int]]:
-    """Names and elements of one layer's parameters, from the module itself."""
+def flops_by_phase(trained: Any) -> dict[str, int]:
+    """FLOPs that ran in each phase."""
+    graph = trained.run.graph
+    return {phase: int(graph.flops[graph.phase == PHASES.index(phase)].sum()) for phase in RAN}
 
-    stage = GPTStage(model, [0], first=False, last=False, device=torch.device("meta"))  # type: ignore[arg-type]
-    return [(name, p.numel(), p.numel()) for name, p in stage.named_parameters()]
+
+def parameters_of_a_layer(model: Any) -> int:
+    """Elements of one layer's parameters, from the module itself."""
+    stage = GPTStage(model, [0], first=False, last=False, device=torch.device("meta"))
+    return sum(parameter.numel() for parameter in stage.parameters())
+
+
+def figures(
+    lab: Lab, counted: dict[str, dict[str, int]], mfu: dict[str, float], hfu: dict[str, float]
+) -> None:
+    """FLOPs by phase, both utilisations, and attention's share against the length."""
+
+    def by_phase(lang: str) -> Any:
+        series = {lab.word(phase, lang): [counted[kind][phase] / 1e6 for kind in KINDS] for phase in RAN}
+        return bars(list(KINDS), series, lab.word("millions_of_flops", lang), stack=True)
+
+    def utilisation(lang: str) -> Any:
+        percent = {name: [100 * of[kind] for kind in KINDS] for name, of in (("mfu", mfu), ("hfu", hfu))}
+        series = {lab.word(name, lang): values for name, values in percent.items()}
+        return bars(list(KINDS), series, lab.word("peak", lang))
+
+    def attention(lang: str) -> Any:
+        lengths = [256, 1024, 4096, 16384, 65536]
+        series = {}
+        for h in (768, 4096, 12288):
+            over_the_rest = [n / (6 * h) for n in lengths]
+            series[f"h = {h}"] = (lengths, [100 * x / (1 + x) for x in over_the_rest])
+        return lines(series, lab.word("length", lang), lab.word("attention_share", lang), log_x=True)
+
+    lab.figure("by_phase", by_phase)
+    lab.figure("mfu_and_hfu", utilisation)
+    lab.figure("when_attention_matters", attention)

@@ -32,57 +32,28 @@ def alpha_beta(lab: Lab, small: int = 1000) -> None:
     """Two ranks play ping-pong with messages of 100 bytes to 10 MB; the recordings are replayed on four links."""
 
     sizes = sorted({100, small, 10_000, 100_000, 1_000_000, 10_000_000})
-    runs = {s: lab.run(f"bytes-{s}", lab.text("bytes", s=s), ping_pong, s, gpus=2) for s in sizes}
-    half = {name: [runs[s].replay(name).makespan / 2 for s in sizes] for name in LINKS}
+    runs = {s: lab.run(f"bytes-{s}", lab.text("run", s=s), ping_pong, s, gpus=2) for s in sizes}
+    one_way = {s: run.timeline.makespan / 2 for s, run in runs.items()}
     link = hardware(lab.hardware).link(0, 1)
-    lab.ask("number", runs[small].timeline.makespan / 2 * 1e6, "µs", small=small, hardware=lab.hardware)
+    lab.ask("one_way", one_way[small] * 1e6, "µs", small=small, hardware=lab.hardware)
+    virtual = {"match": "virtual", "tolerance": 1e-9}
     for s in sizes:
-        lab.row(
-            "time_bytes_way",
-            link.alpha + s / link.bandwidth,
-            None,
-            "F8",
-            simulated=runs[s].timeline.makespan / 2,
-            unit="s",
-            match="virtual",
-            tolerance=1e-9,
-            s=s,
-        )
-    big, tiny = sizes[-1], sizes[0]
-    times = {s: runs[s].timeline.makespan / 2 for s in (tiny, big)}
-    beta = (big - tiny) / (times[big] - times[tiny])
-    alpha = times[tiny] - tiny / beta
-    lab.row(
-        "fitted_two_sizes", link.alpha, None, "F8", simulated=alpha, unit="s", match="virtual", tolerance=1e-6
-    )
-    lab.row(
-        "fitted_two_sizes_2",
-        link.bandwidth,
-        None,
-        "F8",
-        simulated=beta,
-        unit="bytes/s",
-        match="virtual",
-        tolerance=1e-6,
-    )
-    lab.figure(
-        "time_against_size_four",
-        lambda lang: lines(
-            {n: (sizes, [t * 1e6 for t in half[n]]) for n in LINKS},
-            lab.word("message_bytes", lang),
-            lab.word("way", lang),
-            log_x=True,
-            log_y=True,
-        ),
-    )
+        seconds = link.alpha + s / link.bandwidth
+        lab.row("one_way", seconds, None, "F8", simulated=one_way[s], unit="s", **virtual, s=s)
+    tiny, big = sizes[0], sizes[-1]
+    beta = (big - tiny) / (one_way[big] - one_way[tiny])
+    alpha = one_way[tiny] - tiny / beta
+    virtual["tolerance"] = 1e-6  # a difference of two times loses digits
+    lab.row("fitted_alpha", link.alpha, None, "F8", simulated=alpha, unit="s", **virtual)
+    lab.row("fitted_beta", link.bandwidth, None, "F8", simulated=beta, unit="bytes/s", **virtual)
+
+    def by_size(lang: str) -> Any:
+        series = {name: (sizes, [runs[s].replay(name).makespan / 2 * 1e6 for s in sizes]) for name in LINKS}
+        return lines(series, lab.word("message", lang), lab.word("one_way", lang), log_x=True, log_y=True)
+
+    lab.figure("time_by_size", by_size)
     knee = link.alpha * link.bandwidth
-    lab.tell(
-        "gb_fitted_two_sizes",
-        hardware=lab.hardware,
-        alpha_us=alpha * 1000000.0,
-        beta_gb=beta / 1000000000.0,
-        knee=knee,
-    )
+    lab.tell("fitted", hardware=lab.hardware, alpha_us=alpha * 1e6, beta_gb=beta / 1e9, knee=knee)
     lab.conclude(knee=knee)
     lab.explain()
     lab.own_number(knee=knee, hardware=lab.hardware)

@@ -43,155 +43,108 @@ def port_load(graph: Any, topology: Any) -> dict[str, list[int]]:
 
 @lesson
 def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
-    """A synchronous parameter server sums one gradient over 16 workers behind one switch, first with one shard, then with 16."""
-
+    """A synchronous parameter server sums one gradient over 16 workers behind one switch, first with one shard,
+    then with 16.
+    """
     elements -= elements % gpus
-    size, star = (
-        4 * elements,
-        replace(hardware(lab.hardware), node_size=gpus),
+    size = 4 * elements
+    star = replace(
+        hardware(lab.hardware), node_size=gpus
     )  # one switch: every GPU's port is a link of its own
     network, link = of_hardware(star, gpus), star.intra
-    one = lab.run("one", lab.text("server"), program, elements, "parameter-server", 1, gpus=gpus)
-    every = lab.run(
-        "sharded", lab.text("shards_2", gpus=gpus), program, elements, "parameter-server", gpus, gpus=gpus
-    )
+    server = (program, elements, "parameter-server")
+    one = lab.run("one", lab.text("one_server"), *server, 1, gpus=gpus)
+    every = lab.run("sharded", lab.text("sharded", gpus=gpus), *server, gpus, gpus=gpus)
     for entry in lab.entries:  # the times to compare are those with shared links, below
-        entry.compared, entry.note = False, lab.text("timeline_shares_no_links")
+        entry.compared, entry.note = False, lab.text("no_sharing")
+    counts = [k for k in (1, 2, 4, 8, 16, 32) if k < gpus] + [gpus]
+    runs = {1: one, gpus: every}
+    runs |= {k: lab.cluster(gpus).run(*server, k) for k in counts if k not in runs}
+    circle = lab.cluster(gpus).run(program, elements, "ring", None)
     loads = {1: port_load(one.graph, network), gpus: port_load(every.graph, network)}
     busiest = max(loads[1]["in"] + loads[1]["out"])
-    lab.ask("number", busiest / size, "S", gpus=gpus)
-    lab.row("sent_only_server", (gpus - 1) * size, one.graph.bytes_sent()[0], "F11")
-    lab.row("received_only_server", (gpus - 1) * size, loads[1]["in"][0], "F11")
-    lab.row(
-        "workers_did_not_send_receive",
-        0,
-        sum(loads[1][way][r] != size for way in loads[1] for r in range(1, gpus)),
-        "F11",
-        unit="ranks",
-    )
-    even = every.graph.bytes_sent()
-    lab.row("sent_every_rank", 2 * (gpus - 1) * size // gpus, even[0], "F11, K = N")
-    lab.row("ranks_sent_something_else", 0, sum(s != even[0] for s in even), "F11, K = N", unit="ranks")
-    lab.row(
-        "ranks_wrong_sum",
-        0,
-        sum(x != sum(range(gpus)) for x in one.results + every.results),
-        "definition",
-        unit="ranks",
-    )
-    counts = [k for k in (1, 2, 4, 8, 16, 32) if k < gpus] + [gpus]
-    runs = {
-        k: {1: one, gpus: every}.get(k) or lab.cluster(gpus).run(program, elements, "parameter-server", k)
-        for k in counts
-    }
+    lab.ask("busiest_port", busiest / size, "S", gpus=gpus)
+
+    check_bytes(lab, one, every, loads[1], size)
     for k in counts:
-        lab.row(
-            "busiest_port",
-            (gpus + k - 2) * (size / k),
-            max(map(max, port_load(runs[k].graph, network).values())),
-            "F11 and the worker's own push",
-            tolerance=0 if elements % k == 0 else 8,
-            k=k,
-        )
+        port = max(map(max, port_load(runs[k].graph, network).values()))
+        expected, source = (gpus + k - 2) * (size / k), "F11 and the worker's own push"
+        lab.row("busiest_port", expected, port, source, tolerance=0 if elements % k == 0 else 8, k=k)
     shared = {k: runs[k].replay(star, contention=True).makespan for k in counts}
-    circle = lab.cluster(gpus).run(program, elements, "ring", None)
-    ring, chains = (
-        circle.replay(star, contention=True).makespan,
-        (every.graph.message_chain(), circle.graph.message_chain()),
+    for k, seconds in expected_times(star, gpus, size).items():
+        source, virtual = "derivation; ports shared max-min fairly", {"match": "virtual", "tolerance": 1e-9}
+        lab.row("time", seconds, None, source, simulated=shared[k], unit="s", **virtual, k=k)
+
+    ring = circle.replay(star, contention=True).makespan
+    least = {k: 2 * (gpus - 1) * size / k / link.bandwidth for k in counts}  # pushed in, then pulled out
+    lab.figure("bytes_by_link", lambda lang: bytes_by_link(lab, loads, size, lang))
+    lab.figure("time_by_shards", lambda lang: time_by_shards(lab, shared, least, ring, lang), gpus=gpus)
+    lab.tell(
+        "servers_link", view="tab=network&run=one", busiest=busiest / size, worker_in=loads[1]["in"][1] / size
     )
+    use = (gpus - 1) * size / link.bandwidth / shared[1]
+    lab.tell("busy", view="tab=timeline&run=one", use=use, one_ms=shared[1] * 1e3)
+    shard = {"shard_in": loads[gpus]["in"][0] / size, "speedup": shared[1] / shared[gpus]}
+    lab.tell("sharded", view="tab=network&run=sharded", gpus=gpus, sharded_ms=shared[gpus] * 1e3, **shard)
+    between = max((k for k in counts if k < gpus), key=lambda k: shared[k] / least[k])
+    if shared[between] > 2 * least[between]:
+        lab.tell("between", between=between, least_ms=least[between] * 1e3, between_ms=shared[between] * 1e3)
+    chains = {"longest": circle.graph.message_chain(), "shortest": every.graph.message_chain()}
+    lab.tell("ring", **chains, ring_ms=ring * 1e3)
+    lab.conclude(busiest=busiest / size, shard_in=shard["shard_in"])
+    lab.explain()
+    lab.own_number(busiest=busiest / size, **shard)
+
+
+def check_bytes(lab: Lab, one: Any, every: Any, load: dict[str, list[int]], size: int) -> None:
+    """Who sent and received how much, with one server and with a shard on every rank."""
+    gpus = len(one.results)
+    lab.row("sent_by_server", (gpus - 1) * size, one.graph.bytes_sent()[0], "F11")
+    lab.row("received_by_server", (gpus - 1) * size, load["in"][0], "F11")
+    others = sum(load[way][r] != size for way in load for r in range(1, gpus))
+    lab.row("workers", 0, others, "F11", unit="ranks")
+    even = every.graph.bytes_sent()
+    lab.row("sent_by_every_rank", 2 * (gpus - 1) * size // gpus, even[0], "F11, K = N")
+    different = sum(s != even[0] for s in even)
+    lab.row("ranks_that_sent_something_else", 0, different, "F11, K = N", unit="ranks")
+    wrong = sum(x != sum(range(gpus)) for x in one.results + every.results)
+    lab.row("ranks_with_a_wrong_sum", 0, wrong, "definition", unit="ranks")
+
+
+def expected_times(star: Any, gpus: int, size: int) -> dict[int, float]:
+    """Seconds with one shard and with one on every rank, ports shared, additions included."""
+    link = star.intra
     push = (
         link.overhead_s + (gpus - 1) * size / link.bandwidth + link.latency_s
     )  # all at once through one port
     pull = (gpus - 1) * (link.overhead_s + size / link.bandwidth) + link.latency_s  # one after the other
-    both = {1: push + pull, gpus: theory.predict("all_reduce", gpus, size, link).time_s or 0.0}
-    for k, seconds in both.items():
-        added = (gpus - 1) * size / k / star.gpu.reduce_rate
-        lab.row(
-            "time_behind_switch",
-            seconds + added,
-            None,
-            "derivation; ports shared max-min fairly",
-            simulated=shared[k],
-            unit="s",
-            match="virtual",
-            tolerance=1e-9,
-            k=k,
-        )
+    sharded = theory.predict("all_reduce", gpus, size, link).time_s or 0.0
+    added = (gpus - 1) * size / star.gpu.reduce_rate
+    return {1: push + pull + added, gpus: sharded + added / gpus}
 
-    def heat(lang: str) -> Any:
-        rows = [
-            (lab.word("text", lang).format(k, words[lang][2 + (way == "in")]), loads[k][way])
-            for k in loads
-            for way in ("out", "in")
-        ]
-        text = [[f"{b / size:.3g}" for b in row] for _, row in rows]
-        fill = [[shade(b / busiest) for b in row] for _, row in rows]
-        return cells_figure(
-            [
-                Table(
-                    "",
-                    [name for name, _ in rows],
-                    [str(r) for r in range(gpus)],
-                    text,
-                    fill,
-                    lab.word("gpu_link_switch", lang),
-                )
-            ]
-        )
 
-    lab.figure("bytes_every_gpu_link", heat)
-    least = {k: 2 * (gpus - 1) * size / k / link.bandwidth for k in counts}  # pushed in, then pulled out
-    drawn = [
-        (counts, [t * 1e3 for t in ts]) for ts in (shared.values(), least.values(), [ring] * len(counts))
-    ]
-    lab.figure(
-        lab.text("time_sum_gpus_behind", gpus=gpus),
-        lambda lang: lines(
-            dict(
-                zip(
-                    (
-                        lab.word("parameter_server", lang),
-                        lab.word("server_own_bytes", lang),
-                        lab.word("ring_all_reduce", lang),
-                        lab.word("shards", lang),
-                        lab.word("ms_links_shared", lang),
-                    ),
-                    drawn,
-                    strict=False,
-                )
-            ),
-            lab.word("shards", lang),
-            lab.word("ms_links_shared", lang),
-            log_x=True,
-        ),
-    )
-    use = (gpus - 1) * size / link.bandwidth / shared[1]
-    lab.tell(
-        "server_link_carries_way",
-        view="tab=network&run=one",
-        busiest=busiest / size,
-        worker_in=loads[1]["in"][1] / size,
-    )
-    lab.tell("link_busy_time_direction", view="tab=timeline&run=one", use=use, one_ms=shared[1] * 1000.0)
-    lab.tell(
-        "shards_every_link_carries",
-        view="tab=network&run=sharded",
-        gpus=gpus,
-        shard_in=loads[gpus]["in"][0] / size,
-        sharded_ms=shared[gpus] * 1000.0,
-        speedup=shared[1] / shared[gpus],
-    )
-    between = max((k for k in counts if k < gpus), key=lambda k: shared[k] / least[k])
-    if shared[between] > 2 * least[between]:
-        lab.tell(
-            "shards_server_own_bytes",
-            between=between,
-            least_ms=least[between] * 1000.0,
-            between_ms=shared[between] * 1000.0,
-        )
-    lab.tell("ring_sends_same_bytes", longest=chains[1], shortest=chains[0], ring_ms=ring * 1000.0)
-    lab.conclude(busiest=busiest / size, shard_in=loads[gpus]["in"][0] / size)
-    lab.explain()
-    lab.own_number(
-        busiest=busiest / size, shard_in=loads[gpus]["in"][0] / size, speedup=shared[1] / shared[gpus]
-    )
+def bytes_by_link(lab: Lab, loads: dict[int, dict[str, list[int]]], size: int, lang: str) -> Any:
+    """Bytes that every GPU's link carries, in S, in both directions."""
+    busiest = max(loads[1]["in"] + loads[1]["out"])
+    names, rows = [], []
+    for k, load in loads.items():
+        for way in ("out", "in"):
+            names.append(lab.word("row_of_ports", lang, k=k, way=lab.word(way, lang)))
+            rows.append(load[way])
+    text = [[f"{b / size:.3g}" for b in row] for row in rows]
+    fill = [[shade(b / busiest) for b in row] for row in rows]
+    gpus = [str(r) for r in range(len(rows[0]))]
+    return cells_figure([Table("", names, gpus, text, fill, lab.word("gpu", lang))])
+
+
+def time_by_shards(
+    lab: Lab, shared: dict[int, float], least: dict[int, float], ring: float, lang: str
+) -> Any:
+    """Milliseconds of one sum against the number of shards, with a server's own bytes and the ring beside it."""
+    counts = list(shared)
+    series = {
+        lab.word("parameter_server", lang): (counts, [t * 1e3 for t in shared.values()]),
+        lab.word("own_bytes", lang): (counts, [t * 1e3 for t in least.values()]),
+        lab.word("ring", lang): (counts, [ring * 1e3] * len(counts)),
+    }
+    return lines(series, lab.word("shards", lang), lab.word("milliseconds", lang), log_x=True)

@@ -15,14 +15,7 @@ from glasscluster.visualize.figures.plots import bars
 
 RATE = 0.25  # a power of two: with whole-number data every result is exact
 PICTURED = 4  # ranks of the block pictures
-TITLES = {
-    "all-reduce": ("All-reduce", "all-reduce"),
-    "halves": ("Reduce-scatter, then all-gather", "先 reduce-scatter 再 all-gather"),
-    "scatter": ("Reduce-scatter alone", "单独的 reduce-scatter"),
-    "root": ("Reduce to rank 0, then scatter", "归约到 rank 0 再散发"),
-    "transpose": ("Transpose by all-to-all", "用 all-to-all 转置"),
-    "zero": ("A ZeRO step", "一步 ZeRO"),
-}
+WHAT = ("all-reduce", "halves", "scatter", "root", "transpose", "zero")
 
 
 def whole(rank: int, elements: int) -> Any:
@@ -37,9 +30,8 @@ def program(gpu: Any, what: str, block: int) -> Any:
     comm, n = gpu.comm, gpu.size
     with gpu.unrecorded():
         x, w = whole(gpu.rank, n * block * block), whole(n, n * block * block)
-        columns = (
-            x.view(block, n, block).permute(1, 2, 0).contiguous()
-        )  # of a row of blocks, each block transposed
+        # of a row of blocks, each block transposed
+        columns = x.view(block, n, block).permute(1, 2, 0).contiguous()
         out = torch.zeros_like(columns)
     if what == "all-reduce":
         comm.all_reduce(x, algorithm="ring")
@@ -70,136 +62,100 @@ def digits(gpu: Any) -> list[Any]:
     gpu.comm.all_gather(gathered)
     gpu.comm.all_reduce(reduced)
     gpu.comm.all_to_all(start, out)
-    stages = [
-        start,
-        torch.where(mine, scattered, 0),
-        reduced,
-        alone,
-        gathered,
-        out,
-    ]  # reduce-scatter leaves scratch in other chunks
-    return [
-        [[(r, int(d) - 1) for r, d in enumerate(str(v)[::-1]) if d != "0"] for v in stage.tolist()]
-        for stage in stages
-    ]
+    scattered = torch.where(mine, scattered, 0)  # reduce-scatter leaves scratch in other chunks
+    stages = [start, scattered, reduced, alone, gathered, out]
+    return [[contributions(value) for value in stage.tolist()] for stage in stages]
+
+
+def contributions(value: int) -> list[tuple[int, int]]:
+    """(rank, chunk) of every rank that has contributed to a number."""
+    return [(rank, int(digit) - 1) for rank, digit in enumerate(str(value)[::-1]) if digit != "0"]
 
 
 @lesson
 def collective_algebra(lab: Lab, gpus: int = 8, block: int = 200) -> None:
     """Six compositions of collectives run on whole-number data, where equal means equal in every bit."""
-
-    runs = {what: lab.run(what, title, program, what, block, gpus=gpus) for what, title in TITLES.items()}
-    got, sent = (
-        {what: torch.stack(run.results) for what, run in runs.items()},
-        {what: run.graph.bytes_sent() for what, run in runs.items()},
-    )
-    size, link = 4 * gpus * block * block, hardware(lab.hardware).link(0, 1)
-    matrix = torch.cat([whole(r, gpus * block * block).view(block, -1) for r in range(gpus)])
-    pairs = {
-        "all-reduce and its two halves": (got["all-reduce"], got["halves"]),
-        "reduce-scatter and a detour over rank 0": (got["scatter"], got["root"]),
-        "all-to-all and torch's transpose": (got["transpose"].view(-1, gpus * block), matrix.T),
-        "ZeRO step and full update": (
-            got["zero"],
-            whole(gpus, gpus * block * block) - RATE * got["all-reduce"],
-        ),
-    }
-    for pair, (one, other) in pairs.items():
-        lab.row("elements_differ", 0, int((one != other).sum()), "definition", unit="elements", pair=pair)
-    half = {
-        "reduce-scatter": sent["scatter"],
-        "all-gather": [a - b for a, b in zip(sent["halves"], sent["scatter"], strict=True)],
-        "all-to-all": sent["transpose"],
-    }
-    whole_ones = {
-        "all-reduce": sent["all-reduce"],
-        "reduce-scatter and all-gather": sent["halves"],
-        "a ZeRO step": sent["zero"],
-    }
-    for parts, each in ((1, half), (2, whole_ones)):
+    runs = {what: lab.run(what, lab.text(f"title_{what}"), program, what, block, gpus=gpus) for what in WHAT}
+    sent = {what: run.graph.bytes_sent() for what, run in runs.items()}
+    size = 4 * gpus * block * block
+    gathered = [a - b for a, b in zip(sent["halves"], sent["scatter"], strict=True)]
+    check_results(lab, {what: torch.stack(run.results) for what, run in runs.items()}, gpus, block)
+    halves = {"reduce-scatter": sent["scatter"], "all-gather": gathered, "all-to-all": sent["transpose"]}
+    wholes = {"all-reduce": sent["all-reduce"], "both_halves": sent["halves"], "zero_step": sent["zero"]}
+    for parts, each in ((1, halves), (2, wholes)):
         for what, by_rank in each.items():
-            lab.row("sent_rank", parts * (gpus - 1) * size // gpus, by_rank[0], "F10", what=what)
-            lab.row(
-                "ranks_sent_something_else",
-                0,
-                sum(b != by_rank[0] for b in by_rank),
-                "F10",
-                unit="ranks",
-                what=what,
-            )
-    port = {
-        what: [int(g.bytes[(g.rank == r) & (g.peer >= 0)].sum()) for r in range(gpus)]
-        for what in ("scatter", "root")
-        for g in [runs[what].graph]
-    }
-    lab.row(
-        "received_rank_detour",
-        (gpus - 1).bit_length() * size,
-        port["root"][0] - sent["root"][0],
-        "binomial tree",
-    )
+            expected, name = parts * (gpus - 1) * size // gpus, lab.text(what)
+            lab.row("sent_by_each_rank", expected, by_rank[0], "F10", what=name)
+            others = sum(b != by_rank[0] for b in by_rank)
+            lab.row("ranks_that_sent_something_else", 0, others, "F10", unit="ranks", what=name)
+    port = {what: through_port(runs[what].graph) for what in ("scatter", "root")}
+    doublings = (gpus - 1).bit_length()
+    received = port["root"][0] - sent["root"][0]
+    lab.row("received_on_the_detour", doublings * size, received, "binomial tree")
     spent = {what: run.timeline.makespan for what, run in runs.items()}
-    added = size / hardware(lab.hardware).gpu.reduce_rate  # additions, where they take time
-    for what, name, algorithm, adds in (
-        ("scatter", "a ring's reduce-scatter", "ring", (gpus - 1) / gpus),
-        ("root", "the detour over rank 0", "tree", (gpus - 1).bit_length()),
-    ):
-        seconds = MODULES[algorithm].predict("reduce_scatter", gpus, size, link).time_s
-        lab.row(
-            "time",
-            seconds and seconds + adds * added,
-            None,
-            "F8, F10",
-            simulated=spent[what],
-            unit="s",
-            match="virtual",
-            tolerance=1e-9,
-            name=name,
-        )
+    check_time(lab, "name_ring", "ring", (gpus - 1) / gpus, spent["scatter"], gpus, size)
+    check_time(lab, "name_detour", "tree", doublings, spent["root"], gpus, size)
+
     ratio = spent["root"] / spent["scatter"]
-    lab.ask("number", ratio, "×", gpus=gpus, size=size)
+    lab.ask("ratio", ratio, "×", gpus=gpus, size=size)
     seen = lab.cluster(PICTURED).run(digits).results
-    lab.figure(
-        "who_block_letter_rank",
-        lambda lang: blocks_figure(
-            (
-                lab.word("before", lang),
-                lab.word("after_reduce_scatter", lang),
-                lab.word("after_all_reduce", lang),
-                lab.word("before_all_gather", lang),
-                lab.word("after_all_gather", lang),
-                lab.word("after_all_all", lang),
-            ),
-            [list(table) for table in zip(*seen, strict=True)],
-            lab.word("chunk", lang),
-            "rank",
-        ),
-    )
-    lab.figure(
-        "reduce_scatter_two_ways",
-        lambda lang: bars(
-            [f"rank {r}" for r in range(gpus)],
-            {ways[lang][k]: [b / size for b in port[w]] for k, w in enumerate(port)},
-            lab.word("through_port", lang),
-        ),
-    )
-    a, b, c = sent["all-reduce"][0], half["reduce-scatter"][0], half["all-gather"][0]
-    lab.tell("all_reduce_sends_bytes", view="tab=network&run=halves", a=a, b=b, c=c)
-    lab.tell("optimizer_between_halves_zero", view="tab=timeline&run=zero", zero=sent["zero"][0])
+    lab.figure("who_is_where", lambda lang: who_is_where(lab, seen, lang))
+
+    def two_ways(lang: str) -> Any:
+        series = {lab.word(way, lang): [b / size for b in port[way]] for way in port}
+        return bars([f"rank {r}" for r in range(gpus)], series, lab.word("through_port", lang))
+
+    lab.figure("two_ways", two_ways)
     lab.tell(
-        "all_all_transposes_matrix",
-        view="tab=network&run=transpose",
-        elements=gpus * block,
-        transpose=sent["transpose"][0],
+        "halves", view="tab=network&run=halves", a=sent["all-reduce"][0], b=sent["scatter"][0], c=gathered[0]
     )
-    lab.tell(
-        "over_rank_reduce_scatter",
-        view="tab=timeline&run=root",
-        root_us=spent["root"] * 1000000.0,
-        scatter_us=spent["scatter"] * 1000000.0,
-        root_port=port["root"][0] / size,
-        scatter_port=port["scatter"][0] / size,
-    )
+    lab.tell("zero", view="tab=timeline&run=zero", zero=sent["zero"][0])
+    elements = gpus * block
+    lab.tell("transpose", view="tab=network&run=transpose", elements=elements, transpose=sent["transpose"][0])
+    times = {f"{what}_us": spent[what] * 1e6 for what in port}
+    ports = {f"{what}_port": by_rank[0] / size for what, by_rank in port.items()}
+    lab.tell("over_rank_0", view="tab=timeline&run=root", **times, **ports)
     lab.conclude(ratio=ratio)
     lab.explain()
     lab.own_number(ratio=ratio, gpus=gpus)
+
+
+def check_results(lab: Lab, got: dict[str, Any], gpus: int, block: int) -> None:
+    """What the compositions gave, element by element."""
+    count = gpus * block * block
+    matrix = torch.cat([whole(r, count).view(block, -1) for r in range(gpus)])
+    updated = whole(gpus, count) - RATE * got["all-reduce"]
+    pairs = {
+        "pair_halves": (got["all-reduce"], got["halves"]),
+        "pair_detour": (got["scatter"], got["root"]),
+        "pair_transpose": (got["transpose"].view(-1, gpus * block), matrix.T),
+        "pair_zero": (got["zero"], updated),
+    }
+    for pair, (one, other) in pairs.items():
+        differ = int((one != other).sum())
+        lab.row("elements_that_differ", 0, differ, "definition", unit="elements", pair=lab.text(pair))
+
+
+def check_time(
+    lab: Lab, name: str, algorithm: str, sums: float, simulated: float, gpus: int, size: int
+) -> None:
+    """Seconds of a reduce-scatter by an algorithm that adds `sums` whole buffers one after the other."""
+    machine = hardware(lab.hardware)
+    wires = MODULES[algorithm].predict("reduce_scatter", gpus, size, machine.link(0, 1)).time_s
+    seconds = wires and wires + sums * size / machine.gpu.reduce_rate
+    virtual = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    lab.row("time", seconds, None, "F8, F10", simulated=simulated, **virtual, name=lab.text(name))
+
+
+def through_port(graph: Any) -> list[int]:
+    """Bytes that every rank sends and receives."""
+    return [int(graph.bytes[(graph.rank == r) & (graph.peer >= 0)].sum()) for r in range(graph.ranks)]
+
+
+def who_is_where(lab: Lab, seen: list[Any], lang: str) -> Any:
+    """Every rank's blocks before and after each collective."""
+    moments = ("before", "after_reduce_scatter", "after_all_reduce")
+    moments += ("before_all_gather", "after_all_gather", "after_all_to_all")
+    titles = tuple(lab.word(moment, lang) for moment in moments)
+    tables = [list(table) for table in zip(*seen, strict=True)]
+    return blocks_figure(titles, tables, lab.word("chunk", lang), "rank")

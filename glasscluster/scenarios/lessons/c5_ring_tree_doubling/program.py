@@ -16,13 +16,10 @@ from glasscluster.sim.time.hardware import hardware
 from glasscluster.sim.time.network import Cable, build
 from glasscluster.visualize.figures.plots import lines
 
-NAMES = {
-    "ring": ("ring", "环"),
-    "tree": ("binomial tree", "二项树"),
-    "recursive-doubling": ("recursive doubling", "递归加倍"),
-    "halving-doubling": ("halving-doubling", "折半-加倍"),
-}
+ALGORITHMS = ("ring", "tree", "recursive-doubling", "halving-doubling")
+RECORDED = ("ring", "tree", "recursive-doubling")  # on many ranks, without data
 REAL, SMALL, LARGE = 8, 64, 65_536  # ranks that really run; bytes a rank of the two recordings without data
+VIRTUAL = {"match": "virtual", "tolerance": 1e-9}
 
 
 def program(gpu: Any, algorithm: str, nbytes: int) -> float:
@@ -37,10 +34,11 @@ def program(gpu: Any, algorithm: str, nbytes: int) -> float:
 
 def crossing(one: Any, other: Any) -> float:
     """The size at which two straight lines of time over size meet; each a pair ((size, time), (size, time))."""
-    (level, slope), (level_2, slope_2) = (
-        ((t1 * s2 - t2 * s1) / (s2 - s1), (t2 - t1) / (s2 - s1)) for (s1, t1), (s2, t2) in (one, other)
-    )
-    return (level - level_2) / (slope_2 - slope)
+    levels, slopes = [], []
+    for (s1, t1), (s2, t2) in (one, other):
+        levels.append((t1 * s2 - t2 * s1) / (s2 - s1))
+        slopes.append((t2 - t1) / (s2 - s1))
+    return (levels[0] - levels[1]) / (slopes[1] - slopes[0])
 
 
 def decades(figure: Any) -> Any:
@@ -49,173 +47,120 @@ def decades(figure: Any) -> Any:
     return figure.update_yaxes(dtick=1, exponentformat="power")
 
 
+def seconds(machine: Any, algorithm: str, n: int, size: float) -> float:
+    """The closed form of an all-reduce of n ranks, with its additions."""
+    wires = MODULES[algorithm].predict("all_reduce", n, size, machine.link(0, 1)).time_s
+    assert wires is not None
+    whole_buffers = algorithm in ("tree", "recursive-doubling")  # added one after the other
+    sums = n.bit_length() - 1 if whole_buffers else (n - 1) / n
+    return wires + sums * size / machine.gpu.reduce_rate
+
+
 @lesson
 def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> None:
-    """Four all-reduces run on 8 ranks; three of them are recorded on 256 without data, and their times over size are crossed."""
-
+    """Four all-reduces run on 8 ranks; three of them are recorded on 256 without data, and their times over
+    size are crossed.
+    """
     if gpus < 4 or gpus & (gpus - 1):
-        raise InputError(
-            "gpus", gpus, "the closed forms hold for a power of two, from 4", [2**k for k in range(2, 11)]
-        )
-    link, bits = hardware(lab.hardware).link(0, 1), gpus.bit_length() - 1
+        rule = "the closed forms hold for a power of two, from 4"
+        raise InputError("gpus", gpus, rule, [2**k for k in range(2, 11)])
+    link = hardware(lab.hardware).link(0, 1)
     wide = replace(hardware(lab.hardware), node_size=gpus, intra=link)  # one kind of wire between any two
     nbytes -= nbytes % REAL
-
-    def form(algorithm: str, n: int, size: float) -> float:
-        wires = MODULES[algorithm].predict("all_reduce", n, size, link).time_s
-        assert wires is not None
-        added = (
-            n.bit_length() - 1 if algorithm in ("tree", "recursive-doubling") else (n - 1) / n
-        )  # whole buffers, one after the other
-        return wires + added * size / wide.gpu.reduce_rate
-
-    runs = {a: lab.run(a, title, program, a, nbytes, gpus=REAL) for a, title in NAMES.items()}
+    runs = {a: lab.run(a, lab.text(a), program, a, nbytes, gpus=REAL) for a in ALGORITHMS}
     for a, run in runs.items():
+        time, names = run.timeline.makespan, {"algorithm": lab.text(f"name_{a}"), "gpus": REAL}
         lab.row(
-            "time",
-            form(a, REAL, nbytes),
-            None,
-            "F8",
-            simulated=run.timeline.makespan,
-            unit="s",
-            match="virtual",
-            tolerance=1e-9,
-            algorithm=a,
-            gpus=REAL,
+            "time", seconds(wide, a, REAL, nbytes), None, "F8", simulated=time, unit="s", **VIRTUAL, **names
         )
-    lab.row(
-        "ranks_wrong_sum",
-        0,
-        sum(x != sum(range(REAL)) for run in runs.values() for x in run.results),
-        "definition",
-        unit="ranks",
-    )
-    replayed: dict[str, list[tuple[int, float]]] = {}
-    for a in ("ring", "tree", "recursive-doubling"):
-        for size in (SMALL * gpus, LARGE * gpus):
-            turns = (
-                {"turns": size} if a == "ring" else {}
-            )  # a ring is the same all round: rank 0 is recorded, and turned
-            seconds = (
-                Cluster(wide, gpus, "dry", memory_bytes=None, **turns).run(program, a, size).timeline.makespan
-            )
-            replayed.setdefault(a, []).append((size, seconds))
-            lab.row(
-                "time_bytes",
-                form(a, gpus, size),
-                None,
-                "F8",
-                simulated=seconds,
-                unit="s",
-                match="virtual",
-                tolerance=1e-9,
-                algorithm=a,
-                gpus=gpus,
-                size=size,
-            )
-    ends, others = (SMALL * gpus, LARGE * gpus), ("tree", "recursive-doubling")
-    theory = {
-        a: crossing(*([(size, form(x, gpus, size)) for size in ends] for x in ("ring", a))) for a in others
-    }
-    met = {a: crossing(replayed["ring"], replayed[a]) for a in others}
-    for a, meeting in theory.items():
-        lab.row(
-            "size_ring_take_same_time",
-            meeting,
-            None,
-            "F8, solved for S",
-            simulated=met[a],
-            match="virtual",
-            tolerance=1e-9,
-            algorithm=a,
-        )
-    lab.ask(
-        "number",
-        met["tree"] / 1e6,
-        "MB",
-        gpus=gpus,
-        hardware=lab.hardware,
-        alpha_us=link.alpha * 1000000.0,
-        beta_gb=link.bandwidth / 1000000000.0,
-    )
+    wrong = sum(x != sum(range(REAL)) for run in runs.values() for x in run.results)
+    lab.row("ranks_with_a_wrong_sum", 0, wrong, "definition", unit="ranks")
+    replayed = record_large(lab, wide, gpus)
+    met = check_meetings(lab, wide, gpus, replayed)
+
+    wire = {"alpha_us": link.alpha * 1e6, "beta_gb": link.bandwidth / 1e9}
+    lab.ask("meeting", met["tree"] / 1e6, "MB", gpus=gpus, hardware=lab.hardware, **wire)
     sizes = [1024 * 4**k for k in range(11)]
-    times = {a: [form(a, gpus, s) for s in sizes] for a in NAMES}
-    turn = crossing(
-        *([(s, form(a, gpus, s)) for s in sizes[:2]] for a in ("recursive-doubling", "halving-doubling"))
-    )
+    times = {a: [seconds(wide, a, gpus, size) for size in sizes] for a in ALGORITHMS}
+    lab.figure("time_by_size", lambda lang: time_by_size(lab, sizes, times, replayed, lang), gpus=gpus)
+    lab.figure("who_wins", lambda lang: who_wins(lab, sizes, times, lang), gpus=gpus)
 
-    def curves(lang: str) -> Any:
-        zh = lang == "zh"
-        marks = {
-            lab.word("replayed", lang) + NAMES[a][zh]: ([s for s, _ in points], [t * 1e3 for _, t in points])
-            for a, points in replayed.items()
-        }
-        figure = lines(
-            {**{NAMES[a][zh]: (sizes, [t * 1e3 for t in ts]) for a, ts in times.items()}, **marks},
-            lab.word("buffer_bytes", lang),
-            lab.word("time_all_reduce_ms", lang),
-            log_x=True,
-            log_y=True,
-        )
-        for number, trace in enumerate(figure.data):
-            trace.update(
-                mode="lines" if number < len(times) else "markers", marker={"size": 14, "color": "#1f2933"}
-            )
-        return decades(figure)
-
-    lab.figure(lab.text("time_over_size_lines", gpus=gpus), curves)
-    lab.figure(
-        lab.text("who_wins_size_fastest", gpus=gpus),
-        lambda lang: decades(
-            lines(
-                {
-                    NAMES[a][lang == "zh"]: (
-                        sizes,
-                        [t / min(times[b][i] for b in NAMES) for i, t in enumerate(ts)],
-                    )
-                    for a, ts in times.items()
-                },
-                lab.word("buffer_bytes", lang),
-                lab.word("time_best", lang),
-                log_x=True,
-                log_y=True,
-            )
-        ),
-    )
-    circle = replace(
-        wide, topology=build("ring", REAL, Cable(link.bandwidth, link.latency_s, link.overhead_s))
-    )
-    shared = {a: runs[a].replay(circle, contention=True).makespan for a in ("ring", "halving-doubling")}
-    lab.tell(
-        "ranks_mb_take_ms",
-        view="tab=timeline&run=tree",
-        gpus=REAL,
-        megabytes=nbytes / 1000000.0,
-        ring_ms=runs["ring"].timeline.makespan * 1000.0,
-        tree_ms=runs["tree"].timeline.makespan * 1000.0,
-    )
-    lab.tell(
-        "gpus_bytes_ring_takes",
-        gpus=gpus,
-        smallest=sizes[0],
-        small_ring_ms=times["ring"][0] * 1000.0,
-        small_tree_ms=times["tree"][0] * 1000.0,
-        steps=2 * (gpus - 1),
-        tree_steps=2 * bits,
-    )
-    lab.tell(
-        "ring_tree_meet_mb",
-        met_tree=met["tree"] / 1000000.0,
-        met_doubling=met["recursive-doubling"] / 1000000.0,
-    )
-    lab.tell("all_four_recursive_doubling", turn_kb=turn / 1000.0)
-    lab.tell(
-        "gpus_cabled_ring_wires",
-        view="tab=timeline&run=halving-doubling",
-        gpus=REAL,
-        shared_ring_ms=shared["ring"] * 1000.0,
-        shared_halving_ms=shared["halving-doubling"] * 1000.0,
-    )
-    lab.conclude(gpus=gpus, met_tree=met["tree"] / 1000000.0)
+    took = {a: runs[a].timeline.makespan * 1e3 for a in ("ring", "tree")}
+    ran = {"ring_ms": took["ring"], "tree_ms": took["tree"]}
+    lab.tell("ran", view="tab=timeline&run=tree", gpus=REAL, megabytes=nbytes / 1e6, **ran)
+    steps = {"steps": 2 * (gpus - 1), "tree_steps": 2 * (gpus.bit_length() - 1)}
+    small = {"small_ring_ms": times["ring"][0] * 1e3, "small_tree_ms": times["tree"][0] * 1e3}
+    lab.tell("small_buffers", gpus=gpus, smallest=sizes[0], **small, **steps)
+    lab.tell("meet", met_tree=met["tree"] / 1e6, met_doubling=met["recursive-doubling"] / 1e6)
+    doublings = [
+        list(zip(sizes, times[a], strict=True))[:2] for a in ("recursive-doubling", "halving-doubling")
+    ]
+    lab.tell("all_four", turn_kb=crossing(*doublings) / 1e3)
+    shared = {f"shared_{name}_ms": on_a_ring_of_cables(wide, runs[a]) * 1e3 for name, a in SHARED.items()}
+    lab.tell("shared_wires", view="tab=timeline&run=halving-doubling", gpus=REAL, **shared)
+    lab.conclude(gpus=gpus, met_tree=met["tree"] / 1e6)
     lab.explain()
-    lab.own_number(met_tree=met["tree"] / 1000000.0, gpus=gpus, hardware=lab.hardware)
+    lab.own_number(met_tree=met["tree"] / 1e6, gpus=gpus, hardware=lab.hardware)
+
+
+SHARED = {"ring": "ring", "halving": "halving-doubling"}  # replayed where wires are shared
+
+
+def record_large(lab: Lab, machine: Any, gpus: int) -> dict[str, list[tuple[int, float]]]:
+    """(size, seconds) of two sizes for each algorithm, recorded on many ranks without data."""
+    replayed: dict[str, list[tuple[int, float]]] = {a: [] for a in RECORDED}
+    for a in RECORDED:
+        for size in (SMALL * gpus, LARGE * gpus):
+            # a ring is the same all round: rank 0 is recorded, and turned
+            turns = {"turns": size} if a == "ring" else {}
+            cluster = Cluster(machine, gpus, "dry", memory_bytes=None, **turns)
+            time = cluster.run(program, a, size).timeline.makespan
+            replayed[a].append((size, time))
+            expected = seconds(machine, a, gpus, size)
+            names = {"algorithm": lab.text(f"name_{a}"), "gpus": gpus, "size": size}
+            lab.row("time_of_a_size", expected, None, "F8", simulated=time, unit="s", **VIRTUAL, **names)
+    return replayed
+
+
+def check_meetings(lab: Lab, machine: Any, gpus: int, replayed: Any) -> dict[str, float]:
+    """Sizes at which the ring and another take the same time, by the formula and as replayed."""
+    met = {}
+    ends = (SMALL * gpus, LARGE * gpus)
+    ring = [(size, seconds(machine, "ring", gpus, size)) for size in ends]
+    for a in ("tree", "recursive-doubling"):
+        other = [(size, seconds(machine, a, gpus, size)) for size in ends]
+        met[a] = crossing(replayed["ring"], replayed[a])
+        source, name = "F8, solved for S", lab.text(f"name_{a}")
+        lab.row("meeting", crossing(ring, other), None, source, simulated=met[a], **VIRTUAL, algorithm=name)
+    return met
+
+
+def on_a_ring_of_cables(machine: Any, run: Any) -> float:
+    """Seconds of a run where the GPUs are cabled in a ring, so that distant pairs share wires."""
+    link = machine.intra
+    cables = build("ring", REAL, Cable(link.bandwidth, link.latency_s, link.overhead_s))
+    return run.replay(replace(machine, topology=cables), contention=True).makespan
+
+
+def time_by_size(lab: Lab, sizes: list[int], times: Any, replayed: Any, lang: str) -> Any:
+    """The formulas as lines, what was replayed as marks."""
+    series = {lab.word(a, lang): (sizes, [t * 1e3 for t in ts]) for a, ts in times.items()}
+    for a, points in replayed.items():
+        marks = ([size for size, _ in points], [time * 1e3 for _, time in points])
+        series[lab.word("replayed", lang) + lab.word(a, lang)] = marks
+    axes = (lab.word("buffer_bytes", lang), lab.word("milliseconds", lang))
+    figure = lines(series, *axes, log_x=True, log_y=True)
+    for number, trace in enumerate(figure.data):
+        mode = "lines" if number < len(times) else "markers"
+        trace.update(mode=mode, marker={"size": 14, "color": "#1f2933"})
+    return decades(figure)
+
+
+def who_wins(lab: Lab, sizes: list[int], times: Any, lang: str) -> Any:
+    """Time over that of the fastest, at each size."""
+    best = [min(column) for column in zip(*times.values(), strict=True)]
+    series = {}
+    for a, ts in times.items():
+        series[lab.word(a, lang)] = (sizes, [t / fastest for t, fastest in zip(ts, best, strict=True)])
+    axes = (lab.word("buffer_bytes", lang), lab.word("over_the_best", lang))
+    return decades(lines(series, *axes, log_x=True, log_y=True))

@@ -38,123 +38,87 @@ def between_nodes(graph: Any, g: int) -> list[int]:
 @lesson(hardware="dgx-h100")
 def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> None:
     """A flat ring and a two-level all-reduce run on two nodes, then both are recorded without data on eight."""
-
     hw = hardware(lab.hardware)
-    g, nbytes = (
-        hw.node_size,
-        mib * 2**20 // (nodes * large_nodes * hw.node_size) * nodes * large_nodes * hw.node_size,
-    )
+    g = hw.node_size
+    even = nodes * large_nodes * g  # sizes that every ring here cuts evenly
+    nbytes = mib * 2**20 // even * even
     flat = lab.run("flat", lab.text("flat_ring"), program, "ring", nbytes, None, gpus=nodes * g)
     levels = lab.run("levels", lab.text("two_levels"), program, "hierarchical", nbytes, g, gpus=nodes * g)
-
-    def dry(m: int, algorithm: str, size: int) -> Any:
-        turns = (
-            {"turns": size} if algorithm == "ring" else {}
-        )  # a ring is the same all round: rank 0 is recorded, and turned
-        return Cluster(hw, m * g, "dry", memory_bytes=None, **turns).run(
-            program, algorithm, size, None if turns else g
-        )
-
-    sizes = [s * nodes * large_nodes * g // 2**7 for s in SIZES]
+    sizes = [s * even // 2**7 for s in SIZES]
     counts = sorted({2, 4, nodes, large_nodes})
-    big = {(m, s): (dry(m, "ring", s), dry(m, "hierarchical", s)) for m in counts for s in sizes}
+    rings = {(m, s): record(hw, m, "ring", s) for m in counts for s in sizes}
+    twos = {(m, s): record(hw, m, "hierarchical", s) for m in counts for s in sizes}
     shown = sizes[-2]
-    for m, run, size in ((nodes, levels, nbytes), (large_nodes, big[large_nodes, shown][1], shown)):
-        crossed = between_nodes(run.graph, g)
-        wires = (
-            MODULES["hierarchical"]
-            .predict("all_reduce", m * g, size, hw.intra, between=hw.inter, node_size=g)
-            .time_s
-        )
-        seconds = wires + (m * g - 1) * size / (m * g) / hw.gpu.reduce_rate  # and the additions
-        lab.row(
-            "time_two_levels_gpus",
-            seconds,
-            None,
-            "F12 and additions at γ",
-            simulated=run.timeline.makespan,
-            unit="s",
-            match="virtual",
-            tolerance=1e-9,
-            m=m,
-            g=g,
-        )
-        lab.row("sent_another_node_gpu_gpus", 2 * (m - 1) * size // (m * g), crossed[0], "F12", m=m, g=g)
-        lab.row(
-            "gpus_sent_something_else_another_node",
-            0,
-            sum(c != crossed[0] for c in crossed),
-            "F12",
-            unit="ranks",
-            m=m,
-            g=g,
-        )
-    n, ring = large_nodes * g, between_nodes(big[large_nodes, shown][0].graph, g)
-    lab.row("sent_another_node_flat_ring_last", 2 * (n - 1) * shown // n, ring[g - 1], "F9")
-    lab.row(
-        "ranks_wrong_sum",
-        0,
-        sum(x != sum(range(nodes * g)) % 256 for x in flat.results + levels.results),
-        "definition",
-        unit="ranks",
-    )
-    gain = {k: a.timeline.makespan / b.timeline.makespan for k, (a, b) in big.items()}
+    ring, two = rings[large_nodes, shown], twos[large_nodes, shown]
+
+    check_two_levels(lab, hw, levels, nodes, nbytes)
+    check_two_levels(lab, hw, two, large_nodes, shown)
+    n = large_nodes * g
+    last = between_nodes(ring.graph, g)[g - 1]
+    lab.row("flat_rings_last_gpu", 2 * (n - 1) * shown // n, last, "F9")
+    total = sum(range(nodes * g)) % 256
+    wrong = sum(x != total for x in flat.results + levels.results)
+    lab.row("ranks_with_a_wrong_sum", 0, wrong, "definition", unit="ranks")
+
+    gain = {key: rings[key].timeline.makespan / twos[key].timeline.makespan for key in rings}
     ratio, found = hw.intra.bandwidth / hw.inter.bandwidth, gain[large_nodes, shown]
-    lab.ask("number", found, "×", large_nodes=large_nodes, g=g, hardware=hw.name, shown_mib=shown / 2**20)
-    two, axes = (
-        between_nodes(big[large_nodes, shown][1].graph, g),
-        {
-            "en": ("flat ring", "two levels", "S through the GPU's network port"),
-            "zh": ("平坦的环", "两级", "经该 GPU 网口的量（S）"),
-        },
-    )
-    lab.figure(
-        lab.text("gpu_node_sends_other", large_nodes=large_nodes, g=g),
-        lambda lang: bars(
-            [f"GPU {i}" for i in range(g)],
-            {axes[lang][0]: [b / shown for b in ring[:g]], axes[lang][1]: [b / shown for b in two[:g]]},
-            axes[lang][2],
-        ),
-    )
+    cluster = {"large_nodes": large_nodes, "g": g}
+    lab.ask("speed_up", found, "×", **cluster, hardware=hw.name, shown_mib=shown / 2**20)
+    sent = {way: between_nodes(run.graph, g)[:g] for way, run in (("one_ring", ring), ("levels", two))}
 
-    def gains(lang: str) -> Any:
-        drawn = {lab.word("nodes", lang).format(m, g): (sizes, [gain[m, s] for s in sizes]) for m in counts}
-        figure = lines(
-            {**drawn, lab.word("ratio_bandwidths", lang): (sizes, [ratio] * len(sizes))},
-            lab.word("buffer_mib", lang),
-            lab.word("times_fast_flat_ring", lang),
-            log_x=True,
-        )
-        return figure.update_xaxes(tickvals=sizes, ticktext=[f"{s / 2**20:.4g}" for s in sizes])
+    def by_gpu(lang: str) -> Any:
+        series = {lab.word(way, lang): [b / shown for b in by_rank] for way, by_rank in sent.items()}
+        return bars([f"GPU {i}" for i in range(g)], series, lab.word("through_port", lang))
 
-    lab.figure("speed_up_over_flat", gains)
+    lab.figure("sent_to_other_nodes", by_gpu, **cluster)
+    lab.figure("speed_up", lambda lang: gains(lab, gain, g, ratio, lang))
+    took = {"flat_us": flat.timeline.makespan * 1e6, "levels_us": levels.timeline.makespan * 1e6}
     own = flat.timeline.makespan / levels.timeline.makespan
+    lab.tell("ran", view="tab=timeline&run=levels", nodes=nodes, size_mib=nbytes / 2**20, **took, own=own)
     lab.tell(
-        "run_nodes_mib_take",
-        view="tab=timeline&run=levels",
-        nodes=nodes,
-        size_mib=nbytes / 2**20,
-        flat_us=flat.timeline.makespan * 1000000.0,
-        levels_us=levels.timeline.makespan * 1000000.0,
-        own=own,
-    )
-    lab.tell(
-        "flat_ring_leaves_node",
+        "flat_ring",
         view="tab=network&run=flat",
-        flat_sent=ring[g - 1] / shown,
+        flat_sent=last / shown,
         g=g,
-        levels_sent=two[0] / shown,
+        levels_sent=sent["levels"][0] / shown,
     )
-    lab.tell(
-        "nodes_mib_speed_up", large_nodes=large_nodes, shown_mib=shown / 2**20, found=found, ratio=ratio, g=g
-    )
-    lab.tell(
-        "bytes_there_steps_count",
-        smallest=sizes[0],
-        gain=gain[large_nodes, sizes[0]],
-        flat_steps=2 * (n - 1),
-        level_steps=2 * (g - 1) + 2 * (large_nodes - 1),
-    )
-    lab.conclude(found=found, large_nodes=large_nodes, g=g, ratio=ratio)
+    lab.tell("large", **cluster, shown_mib=shown / 2**20, found=found, ratio=ratio)
+    steps = {"flat_steps": 2 * (n - 1), "level_steps": 2 * (g - 1) + 2 * (large_nodes - 1)}
+    lab.tell("small", smallest=sizes[0], gain=gain[large_nodes, sizes[0]], **steps)
+    lab.conclude(found=found, **cluster, ratio=ratio)
     lab.explain()
-    lab.own_number(found=found, large_nodes=large_nodes, g=g, hardware=hw.name, ratio=ratio)
+    lab.own_number(found=found, **cluster, hardware=hw.name, ratio=ratio)
+
+
+def record(hw: Any, nodes: int, algorithm: str, size: int) -> Any:
+    """An all-reduce on some nodes, without data."""
+    # a ring is the same all round: rank 0 is recorded, and turned
+    turns = {"turns": size} if algorithm == "ring" else {}
+    cluster = Cluster(hw, nodes * hw.node_size, "dry", memory_bytes=None, **turns)
+    return cluster.run(program, algorithm, size, None if turns else hw.node_size)
+
+
+def check_two_levels(lab: Lab, hw: Any, run: Any, m: int, size: int) -> None:
+    """Time of two levels, and what every GPU sends to another node."""
+    g = hw.node_size
+    wires = (
+        MODULES["hierarchical"]
+        .predict("all_reduce", m * g, size, hw.intra, between=hw.inter, node_size=g)
+        .time_s
+    )
+    seconds = wires + (m * g - 1) * size / (m * g) / hw.gpu.reduce_rate  # and the additions
+    source, virtual = "F12 and additions at γ", {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    lab.row("time", seconds, None, source, simulated=run.timeline.makespan, **virtual, m=m, g=g)
+    crossed = between_nodes(run.graph, g)
+    lab.row("sent_by_each_gpu", 2 * (m - 1) * size // (m * g), crossed[0], "F12", m=m, g=g)
+    others = sum(c != crossed[0] for c in crossed)
+    lab.row("gpus_that_sent_something_else", 0, others, "F12", unit="ranks", m=m, g=g)
+
+
+def gains(lab: Lab, gain: dict[tuple[int, int], float], g: int, ratio: float, lang: str) -> Any:
+    """Speed-up over a flat ring against the size, a line for each number of nodes."""
+    counts, sizes = sorted({m for m, _ in gain}), sorted({s for _, s in gain})
+    series = {lab.word("cluster", lang, nodes=m, g=g): (sizes, [gain[m, s] for s in sizes]) for m in counts}
+    series[lab.word("ratio_of_bandwidths", lang)] = (sizes, [ratio] * len(sizes))
+    figure = lines(series, lab.word("buffer_mib", lang), lab.word("times_as_fast", lang), log_x=True)
+    return figure.update_xaxes(tickvals=sizes, ticktext=[f"{s / 2**20:.4g}" for s in sizes])

@@ -17,14 +17,7 @@ from glasscluster.visualize.figures.cells import Table, cells_figure
 from glasscluster.visualize.figures.waits import Panel, waits_figure
 
 RANKS, KIB = 4, 1024
-NAMES = {
-    "ring": ("all send first", "全部先发送"),
-    "order": ("opposite order", "顺序相反"),
-    "absent": ("one does not join", "有人缺席"),
-    "tag": ("another tag", "标签不符"),
-    "source": ("wrong sender", "来源写错"),
-    "never": ("never sent", "从未发送"),
-}
+NAMES = ("ring", "order", "absent", "tag", "source", "never")
 
 
 def steps_of(name: str, rank: int, n: int, repaired: bool) -> list[Any]:
@@ -38,10 +31,8 @@ def steps_of(name: str, rank: int, n: int, repaired: bool) -> list[Any]:
     if rank > 1:
         return []
     if name == "order":
-        return [
-            [("recv" if rank else "send", other, tag)]
-            for tag in ([1, 0] if rank and not repaired else [0, 1])
-        ]
+        tags = [1, 0] if rank and not repaired else [0, 1]
+        return [[("recv" if rank else "send", other, tag)] for tag in tags]
     if name == "never":
         return [[("send", 0, 0)]] * repaired if rank else [[("recv", 1, 0)]]
     wrong = {"tag": ("recv", 0, 3), "source": ("recv", 2, 2)}[name]
@@ -72,121 +63,100 @@ def binary(nbytes: int) -> str:
     return f"{nbytes / KIB:g} KiB" if nbytes >= KIB else f"{nbytes} B"
 
 
+Case = tuple[str, int, int]  # a program, how many bytes are buffered, how many are sent
+
+
 @lesson
 def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: int = 128) -> None:
-    """Six broken programs run on four threads, with sends that wait and with sends that are buffered; each hang is reported at once."""
-
+    """Six broken programs run on four threads, with sends that wait and with sends that are buffered; each hang
+    is reported at once.
+    """
     eager, large = eager_kib * KIB, large_kib * KIB
     cases = [(e, s) for e in (0, eager) for s in (small, large)]
-    found: dict[tuple[str, int, int], Deadlock | None] = dict.fromkeys(
-        (name, e, s) for name in NAMES for e, s in cases
-    )
+    found = {(name, e, s): run_broken(lab, name, e, s) for name in NAMES for e, s in cases}
     waits = {
-        k: standstill([steps_of(k[0], r, RANKS, False) for r in range(RANKS)], k[2], k[1]) for k in found
-    }
-    for key in found:
-        try:
-            Cluster(lab.hardware, RANKS, "threads", eager_bytes=key[1], seed=lab.seed).run(
-                program, [key[0]], key[2], False, record=False
-            )
-        except Deadlock as error:
-            found[key] = error
-    reported = {k: {w.rank: w.peer for w in e.waits} if e else {} for k, e in found.items()}
-    graphs = {k: nx.DiGraph(list(w.items())) for k, w in reported.items()}
-    named: dict[Any, set[Any]] = {
-        k: set(error.cycle) or {error.peer} if error else set() for k, error in found.items()
-    }
-    ruled = {
-        k: set().union(*nx.simple_cycles(g)) or {r for r in g if not g.out_degree(r)}
-        for k, g in graphs.items()
+        (n, e, s): standstill([steps_of(n, r, RANKS, False) for r in range(RANKS)], s, e) for n, e, s in found
     }
     fixed = [[step for name in NAMES for step in steps_of(name, r, RANKS, True)] for r in range(RANKS)]
-    run = lab.run("repaired", lab.text("all_six_repaired"), program, list(NAMES), large, True, gpus=RANKS)
+    run = lab.run("repaired", lab.text("repaired"), program, list(NAMES), large, True, gpus=RANKS)
     hangs = {(e, s): sum(found[n, e, s] is not None for n in NAMES) for e, s in cases}
-    lab.ask("number", hangs[eager, small], "programs", small=small, eager_kib=eager_kib)
+    lab.ask("hangs", hangs[eager, small], "programs", small=small, eager_kib=eager_kib)
     for e, s in cases:
-        lab.row(
-            "programs_hang_bytes_sends_buffered_up",
-            sum(bool(waits[n, e, s]) for n in NAMES),
-            hangs[e, s],
-            "rule",
-            unit="programs",
-            s=s,
-            e=e,
-        )
-    lab.row(
-        "runs_whose_waits_not_those_rule", 0, sum(waits[k] != reported[k] for k in found), "rule", unit="runs"
-    )
-    lab.row(
-        "hangs_whose_named_ranks_not_cycle",
-        0,
-        sum(named[k] != ruled[k] for k in found),
-        "rule, by networkx",
-        unit="runs",
-    )
-    lab.row(
-        "repaired_steps_finished_without_buffering",
-        sum(map(len, fixed)),
-        sum(run.results),
-        "definition",
-        unit="steps",
-    )
+        ruled = sum(bool(waits[n, e, s]) for n in NAMES)
+        lab.row("programs_that_hang", ruled, hangs[e, s], "rule", unit="programs", s=s, e=e)
+    check_reports(lab, found, waits)
+    done = sum(run.results)
+    lab.row("steps_finished", sum(map(len, fixed)), done, "definition", unit="steps")
+
     stuck = {n: hang for n in NAMES if (hang := found[n, 0, large])}
-    over = {n: set(range(RANKS)) - {w.rank for w in hang.waits} for n, hang in stuck.items()}
-    lab.figure(
-        lab.text("who_waits_whom_when", large_kib=large_kib),
-        lambda lang: waits_figure(
-            [
-                Panel(NAMES[n][lang == "zh"], RANKS, hang.waits, over[n], hang.cycle)
-                for n, hang in stuck.items()
-            ],
-            lang,
-        ),
-    )
 
-    def outcome(error: Deadlock | None, lang: str) -> str:
-        if error is None:
-            return lab.word("passes", lang)
-        return (
-            lab.word("hangs", lang).format(circle(error))
-            if error.cycle
-            else lab.word("hangs_rank_has_finished", lang).format(error.peer)
-        )
+    def who_waits(lang: str) -> Any:
+        panels = []
+        for name, hang in stuck.items():
+            finished = set(range(RANKS)) - {w.rank for w in hang.waits}
+            panels.append(Panel(lab.word(name, lang), RANKS, hang.waits, finished, hang.cycle))
+        return waits_figure(panels, lang)
 
-    def table(lang: str) -> Any:
-        heads = [f"{binary(s)}<br>{says[lang][3 + bool(e)].format(binary(e))}" for e, s in cases]
-        text = [[outcome(found[n, e, s], lang) for e, s in cases] for n in NAMES]
-        fill = [["#56B4E9" if found[n, e, s] is None else "#E69F00" for e, s in cases] for n in NAMES]
-        return cells_figure([Table("", [NAMES[n][lang == "zh"] for n in NAMES], heads, text, fill)])
-
-    lab.figure("passes_where_chain_waits", table)
-    tag, ring = found["tag", eager, small], circle(stuck["ring"])
+    lab.figure("who_waits", who_waits, large_kib=large_kib)
+    lab.figure("what_passes", lambda lang: what_passes(lab, found, cases, lang))
+    counts = {"programs": len(NAMES), "small": small}
+    unbuffered = {"hang_unbuffered": hangs[0, small], "ring": circle(stuck["ring"])}
+    lab.tell("without_buffering", **counts, **unbuffered)
+    buffered = {"hang_small": hangs[eager, small], "hang_large": hangs[eager, large], "large_kib": large_kib}
+    lab.tell("with_buffering", eager_kib=eager_kib, small=small, **buffered)
+    tag = found["tag", eager, small]
     assert tag is not None
-    lab.tell(
-        "without_buffering_hang_already",
-        hang_unbuffered=hangs[0, small],
-        programs=len(NAMES),
-        small=small,
-        ring=ring,
-    )
-    lab.tell(
-        "sends_up_kib_buffered",
-        eager_kib=eager_kib,
-        hang_small=hangs[eager, small],
-        small=small,
-        hang_large=hangs[eager, large],
-        large_kib=large_kib,
-    )
     near = next(w.near_miss for w in tag.waits if w.near_miss)
     rank, wanted, there = re.findall(r"\d+", near)
-    lab.tell("where_something_else_there", near=near, rank=rank, wanted=wanted, there=there)
-    lab.tell("repaired_all_six_pass", view="tab=timeline&run=repaired")
-    lab.conclude(hidden=hangs[eager, large] - hangs[eager, small], programs=len(NAMES), small=small)
+    lab.tell("near_miss", near=near, rank=rank, wanted=wanted, there=there)
+    lab.tell("repaired", view="tab=timeline&run=repaired")
+    lab.conclude(hidden=hangs[eager, large] - hangs[eager, small], **counts)
     lab.explain()
-    lab.own_number(
-        hang_small=hangs[eager, small],
-        programs=len(NAMES),
-        small=small,
-        hang_large=hangs[eager, large],
-        large_kib=large_kib,
-    )
+    lab.own_number(**counts, **buffered)
+
+
+def run_broken(lab: Lab, name: str, eager: int, nbytes: int) -> Deadlock | None:
+    """The deadlock that a broken program ends in, if it does."""
+    cluster = Cluster(lab.hardware, RANKS, "threads", eager_bytes=eager, seed=lab.seed)
+    try:
+        cluster.run(program, [name], nbytes, False, record=False)
+    except Deadlock as error:
+        return error
+    return None
+
+
+def check_reports(lab: Lab, found: dict[Case, Deadlock | None], waits: dict[Case, Any]) -> None:
+    """What was reported of each hang: who waits for whom, and the cycle, or the finished rank at a chain's end."""
+    other_waits = other_names = 0
+    for key, error in found.items():
+        reported = {w.rank: w.peer for w in error.waits} if error else {}
+        other_waits += waits[key] != reported
+        graph = nx.DiGraph(list(reported.items()))
+        ends = {rank for rank in graph if not graph.out_degree(rank)}
+        ruled = set().union(*nx.simple_cycles(graph)) or ends
+        named: set[Any] = set(error.cycle) or {error.peer} if error else set()
+        other_names += named != ruled
+    lab.row("waits_not_as_ruled", 0, other_waits, "rule", unit="runs")
+    lab.row("named_ranks", 0, other_names, "rule, by networkx", unit="runs")
+
+
+def what_passes(lab: Lab, found: dict[Case, Deadlock | None], cases: list[tuple[int, int]], lang: str) -> Any:
+    """A row a program, a column a case."""
+    heads = []
+    for eager, nbytes in cases:
+        buffered = (
+            lab.word("buffered", lang, size=binary(eager)) if eager else lab.word("nothing_buffered", lang)
+        )
+        heads.append(f"{binary(nbytes)}<br>{buffered}")
+    text = [[outcome(lab, found[n, e, s], lang) for e, s in cases] for n in NAMES]
+    fill = [["#56B4E9" if found[n, e, s] is None else "#E69F00" for e, s in cases] for n in NAMES]
+    return cells_figure([Table("", [lab.word(n, lang) for n in NAMES], heads, text, fill)])
+
+
+def outcome(lab: Lab, error: Deadlock | None, lang: str) -> str:
+    """Passes, or the cycle, or the rank that has finished."""
+    if error is None:
+        return lab.word("passes", lang)
+    if error.cycle:
+        return lab.word("hangs", lang, cycle=circle(error))
+    return lab.word("hangs_finished", lang, rank=error.peer)

@@ -22,42 +22,35 @@ def program(gpu: Any, lengths: list[int]) -> dict[str, Any]:
     return {"token_weighted": totals.tolist(), "mean_of_means": float(means)}
 
 
+LENGTHS = (2, 4, 8, 16)  # tokens of each rank
+
+
 @lesson
 def dp_equals_one_gpu(lab: Lab) -> None:
-    """Four ranks with 2 to 16 tokens average whole-number gradients in two ways; then a GPT trains and is compared tensor by tensor."""
-
-    lengths = [2, 4, 8, 16]
-    run = lab.run("averages", lab.text("two_ways_average"), program, lengths, gpus=4)
-    values = [i * (r + 1) for r, n in enumerate(lengths) for i in range(1, n + 1)]
-    true = sum(values) / len(values)
+    """Four ranks with 2 to 16 tokens average whole-number gradients in two ways; then a GPT trains and is
+    compared tensor by tensor.
+    """
+    run = lab.run("averages", lab.text("two_ways"), program, list(LENGTHS), gpus=len(LENGTHS))
+    gradients = [i * (rank + 1) for rank, n in enumerate(LENGTHS) for i in range(1, n + 1)]
+    true = sum(gradients) / len(gradients)
     total, count = run.results[0]["token_weighted"]
     means = run.results[0]["mean_of_means"]
-    lab.ask("number", 100 * (means / true - 1), "%")
-    lab.row("sum_over_all_tokens", sum(values), total, "F13", unit="gradient")
-    lab.row("tokens_over_all_ranks", sum(lengths), count, "F13", unit="tokens")
-    trained = lab.train("dp", lab.text("gpt_data_parallel"), dp=4, global_batch=8)
-    lab.row(
-        "largest_gradient_difference_gpt_device",
-        0,
-        trained.comparison["max_rel_grad_diff"],
-        "F13",
-        unit="relative",
-        tolerance=1e-10,
-    )
-    lab.figure(
-        "three_averages",
-        lambda lang: bars(
-            [lab.word("device", lang), lab.word("token_weighted", lang), lab.word("mean_means", lang)],
-            {lab.word("mean_gradient", lang): [true, total / count, means]},
-            lab.word("mean_gradient", lang),
-        ),
-    )
-    lab.tell("summing_dividing_once_gives", loss=total / count, means=means)
-    lab.tell(
-        "gpt_gradients_differ_device",
-        view="tab=checks&run=dp",
-        difference=trained.comparison["max_rel_grad_diff"],
-    )
-    lab.conclude(percent=100 * (means / true - 1))
+    percent = 100 * (means / true - 1)
+    lab.ask("percent", percent, "%")
+    lab.row("sum_over_all_tokens", sum(gradients), total, "F13", unit="gradient")
+    lab.row("tokens_over_all_ranks", sum(LENGTHS), count, "F13", unit="tokens")
+    trained = lab.train("dp", lab.text("gpt"), dp=4, global_batch=8)
+    difference = trained.comparison["max_rel_grad_diff"]
+    lab.row("gpt_and_one_device", 0, difference, "F13", unit="relative", tolerance=1e-10)
+
+    def three_averages(lang: str) -> Any:
+        ways = [lab.word(way, lang) for way in ("one_device", "token_weighted", "mean_of_means")]
+        mean = lab.word("mean_gradient", lang)
+        return bars(ways, {mean: [true, total / count, means]}, mean)
+
+    lab.figure("three_averages", three_averages)
+    lab.tell("two_averages", loss=total / count, means=means)
+    lab.tell("gpt", view="tab=checks&run=dp", difference=difference)
+    lab.conclude(percent=percent)
     lab.explain()
-    lab.own_number(percent=100 * (means / true - 1))
+    lab.own_number(percent=percent)

@@ -10,7 +10,6 @@ from glasscluster.model.text.data import batch, corpus
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.strategies.exchange.replica import Replica, one_thread
-from glasscluster.strategies.judge import noise_scale
 from glasscluster.strategies.judge import noise_scale as ns
 from glasscluster.strategies.judge.check import difference
 from glasscluster.strategies.judge.single_device import train_one_device
@@ -34,7 +33,7 @@ def descend(gpu: Any, job: Any, lr: float, target: float) -> dict[str, Any]:
                 break
         gpu.start_step()
         replica.gradient(step, comm.rank, comm.size, whole=False)
-        own, all_of_it = noise_scale.average(comm, replica.grad)
+        own, all_of_it = ns.average(comm, replica.grad)
         with gpu.region("optimizer"), torch.no_grad():
             replica.flat.sub_(replica.grad, alpha=lr)
         with gpu.unrecorded():
@@ -50,170 +49,152 @@ def quadratic(
     draw, norms = torch.Generator().manual_seed(1000 * seed + gpu.rank), []
     for _ in range(steps):
         gradient = 1 + deviation * torch.randn(own, dims, generator=draw, dtype=torch.float64).mean(0)
-        small, large = noise_scale.average(gpu.comm, gradient)
+        small, large = ns.average(gpu.comm, gradient)
         norms.append((float(small), float(large)))
     return norms
 
 
+QUADRATIC = {"dims": 200, "own": 8, "steps": 400, "deviation": 9.5}  # what is known: |G|² = 200, Σ = 9.5² · 1
+RANKS = 4  # of the quadratic
+# From one batch to the next, "the steps halve" and "the steps stay" are a factor 2 apart. A curve that is off by less
+# than 2^¼ − 1 at either end is off by less than √2 in their ratio, so it cannot take the one for the other.
+NEAR = 2**0.25 - 1
+
+
 @lesson
 def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: int = 600) -> None:
-    """A small GPT trains by data-parallel SGD to one loss at six batch sizes; its ranks' own gradients tell the noise scale."""
-
-    model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)
-
-    def job_of(sequences: int, steps: int, precision: str = "fp32") -> Job:
-        plan = make_plan(
-            dp=gpus,
-            global_batch=sequences,
-            micro_batch=sequences // gpus,
-            clip=0.0,
-            optimizer="sgd",
-            lr=0.2,
-            precision=precision,
-        )
-        return Job(plan, model, steps, seed=lab.seed)
-
-    def scale_of(norms: list[tuple[float, float]], own: int, ranks: int) -> ns.NoiseScale:
-        made = ns.NoiseScale(own, own * ranks)
-        for pair in norms:
-            made.add(*pair)
-        return made
-
-    exact = job_of(16, 3, "fp64")
-    run = lab.run(
-        "step",
-        lab.text("step_norm_rank_own"),
-        descend,
-        exact,
-        exact.plan.lr,
-        0.0,
-        gpus=gpus,
-        **job_info(exact),
-    )
-    probe = lab.cluster(gpus).run(descend, job_of(16, 60), 0.2, 0.0, record=False).results[0]
-    guess = scale_of(probe["norms"], 16 // gpus, gpus).simple
-    found, scales = [], []
-    for b in BATCHES:
-        lab.say(f"batch of {b} sequences")
-        went = (
-            lab.cluster(gpus)
-            .run(descend, job_of(b, most_steps), ns.rate(0.4, guess, b), target, record=False)
-            .results[0]
-        )
-        found.append(went["steps"])
-        scales.append(scale_of(went["norms"], b // gpus, gpus).simple)
-    dims, deviation, each, ranks = 200, 9.5, 8, 4
-    known = scale_of(
-        lab.cluster(ranks).run(quadratic, dims, each, 400, deviation, lab.seed, record=False).results[0],
-        each,
-        ranks,
-    )
+    """A small GPT trains by data-parallel SGD to one loss at six batch sizes; its ranks' own gradients tell the
+    noise scale.
+    """
+    exact = job_of(gpus, 16, 3, lab.seed, "fp64")
+    title = lab.text("one_step")
+    run = lab.run("step", title, descend, exact, exact.plan.lr, 0.0, gpus=gpus, **job_info(exact))
+    steps, scales = sweep(lab, gpus, target, most_steps)
+    norms = lab.cluster(RANKS).run(quadratic, *QUADRATIC.values(), lab.seed, record=False).results[0]
+    known = scale_of(norms, QUADRATIC["own"], RANKS)
     if not lab.leader:
         return
-    with one_thread():
-        alone = train_one_device(
-            model, [exact.batch(s) for s in range(exact.steps)], exact.optimizer, 0.0, exact.seed
-        )
-    whole = torch.cat([t.reshape(-1) for t in alone.weights[-1].values()])
-    lab.row(
-        "largest_weight_difference_device",
-        0.0,
-        max(difference(r["weights"], whole, 1.0) for r in run.results),
-        "one device, same batches",
-        unit="relative",
-        tolerance=1e-10,
-    )
-    for name, true, got in (
-        ("trΣ", dims * deviation**2, known.noise),
-        ("|G|²", dims, known.signal),
-        ("B_simple", deviation**2, known.simple),
-    ):
-        lab.row(
-            "quadratic_per_rank_gradients_alone",
-            true,
-            got,
-            "F35: two-batch estimator, ± 15 %",
-            unit="",
-            match="statistical",
-            tolerance=0.15 * true,
-            name=name,
-        )
-    fewest, examples = ns.fit(list(BATCHES), found)
-    off = max(abs(ns.predict(b, fewest, examples) / s - 1) for b, s in zip(BATCHES, found, strict=True))
-    lab.row(
-        "largest_distance_run_hyperbola",
-        0.0,
-        off,
-        "F35: fitted to six runs, ± 25 %",
-        unit="relative",
-        match="statistical",
-        tolerance=0.25,
-    )
+    worst, source = apart_from_one_device(exact, run.results), "one device, same batches"
+    lab.row("weights_and_one_device", 0.0, worst, source, unit="relative", tolerance=1e-10)
+    check_quadratic(lab, known)
+    fewest, examples = ns.fit(list(BATCHES), steps)
+    fitted = [ns.predict(b, fewest, examples) for b in BATCHES]
+    off = max(abs(curve / s - 1) for curve, s in zip(fitted, steps, strict=True))
+    source, chance = "F35: fitted to six runs, ± (2^¼ − 1)", {"match": "statistical", "tolerance": NEAR}
+    lab.row("distance_from_hyperbola", 0.0, off, source, unit="relative", **chance)
+
     critical = examples / fewest
-    lab.ask("number", found[-2] / found[-1], "×")
-    curve = [
-        s
-        for s in (fewest * (1 + 0.04 * 1.35**i) for i in range(18))
-        if min(found) * 0.85 < s < max(found) * 1.1
-    ]
-
-    def hyperbola(lang: str) -> Any:
-        drawn = {
-            lab.word("runs", lang): (found, [b * s for b, s in zip(BATCHES, found, strict=True)]),
-            lab.word("hyperbola_fitted_them", lang): (curve, [examples / (1 - fewest / s) for s in curve]),
-        }
-        ticks = [200, 500, 1000, 2000, 5000, 10000, 20000]
-        return lines(drawn, lab.word("steps", lang), lab.word("sequences", lang), log_y=True).update_yaxes(
-            tickvals=ticks, ticktext=[f"{t:,}" for t in ticks]
-        )
-
-    def against_batch(lang: str) -> Any:
-        drawn = {
-            lab.word("runs", lang): (BATCHES, found),
-            lab.word("hyperbola_fitted_them", lang): (
-                BATCHES,
-                [ns.predict(b, fewest, examples) for b in BATCHES],
-            ),
-            lab.word("if_doubling_always_halved", lang): (
-                BATCHES,
-                [found[0] * BATCHES[0] / b for b in BATCHES],
-            ),
-        }
-        return lines(drawn, lab.word("batch_sequences", lang), lab.word("steps", lang), log_x=True)
-
-    lab.figure("steps_examples_same_loss", hyperbola)
-    lab.figure("steps_against_batch_size", against_batch)
-    lab.tell(
-        "held_out_loss_batch",
-        view="tab=story",
-        target=target,
-        smallest=BATCHES[0],
-        steps_smallest=found[0],
-        second=BATCHES[1],
-        steps_second=found[1],
-        gain_small=found[0] / found[1],
-    )
-    lab.tell(
-        "steps_times_fewer_sequences",
-        view="tab=story",
-        last_but_one=BATCHES[-2],
-        largest=BATCHES[-1],
-        steps_last_but_one=found[-2],
-        steps_largest=found[-1],
-        gain_large=found[-2] / found[-1],
-        examples_largest=BATCHES[-1] * found[-1],
-        examples_last_but_one=BATCHES[-2] * found[-2],
-    )
-    lab.tell("fit_gives_min_steps", view="tab=ledger", fewest=fewest, examples=examples, critical=critical)
-    lab.tell(
-        "noise_scale_measured_these", view="tab=network&run=step", lowest=min(scales), highest=max(scales)
-    )
-    lab.tell("quadratic_whose_noise_scale", view="tab=ledger", variance=deviation**2, scale=known.simple)
-    lab.conclude(
-        gain_small=found[0] / found[1],
-        smallest=BATCHES[0],
-        gain_large=found[-2] / found[-1],
-        last_but_one=BATCHES[-2],
-    )
+    gains = {"gain_small": steps[0] / steps[1], "gain_large": steps[-2] / steps[-1]}
+    lab.ask("last_doubling", gains["gain_large"], "×")
+    lab.figure("steps_and_examples", lambda lang: steps_and_examples(lab, steps, fewest, examples, lang))
+    lab.figure("steps_against_batch_size", lambda lang: against_batch(lab, steps, fitted, lang))
+    small = {
+        "smallest": BATCHES[0],
+        "steps_smallest": steps[0],
+        "second": BATCHES[1],
+        "steps_second": steps[1],
+    }
+    lab.tell("small_batches", view="tab=story", target=target, **small, gain_small=gains["gain_small"])
+    large = {
+        "last_but_one": BATCHES[-2],
+        "largest": BATCHES[-1],
+        "steps_last_but_one": steps[-2],
+        "steps_largest": steps[-1],
+        "examples_largest": BATCHES[-1] * steps[-1],
+        "examples_last_but_one": BATCHES[-2] * steps[-2],
+    }
+    lab.tell("large_batches", view="tab=story", **large, gain_large=gains["gain_large"])
+    lab.tell("fit", view="tab=ledger", fewest=fewest, examples=examples, critical=critical)
+    lab.tell("noise_scale", view="tab=network&run=step", lowest=min(scales), highest=max(scales))
+    lab.tell("quadratic", view="tab=ledger", variance=QUADRATIC["deviation"] ** 2, scale=known.simple)
+    lab.conclude(smallest=BATCHES[0], last_but_one=BATCHES[-2], **gains)
     lab.explain()
     lab.own_number(critical=critical, highest=max(scales))
+
+
+def job_of(gpus: int, sequences: int, steps: int, seed: int, precision: str = "fp32") -> Job:
+    """SGD on batches of so many sequences."""
+    model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)
+    sizes = {"dp": gpus, "global_batch": sequences, "micro_batch": sequences // gpus}
+    plan = make_plan(**sizes, clip=0.0, optimizer="sgd", lr=0.2, precision=precision)
+    return Job(plan, model, steps, seed=seed)
+
+
+def scale_of(norms: list[tuple[float, float]], own: int, ranks: int) -> ns.NoiseScale:
+    """The noise scale from each step's two squared norms."""
+    made = ns.NoiseScale(own, own * ranks)
+    for pair in norms:
+        made.add(*pair)
+    return made
+
+
+def sweep(lab: Lab, gpus: int, target: float, most_steps: int) -> tuple[list[int], list[float]]:
+    """Steps to the target at every batch size, and the noise scale that each run's gradients tell."""
+    cluster = lab.cluster(gpus)
+    probe = cluster.run(descend, job_of(gpus, 16, 60, lab.seed), 0.2, 0.0, record=False).results[0]
+    guess = scale_of(probe["norms"], 16 // gpus, gpus).simple
+    steps, scales = [], []
+    for b in BATCHES:
+        lab.say(f"batch of {b} sequences")
+        job, rate = job_of(gpus, b, most_steps, lab.seed), ns.rate(0.4, guess, b)
+        went = cluster.run(descend, job, rate, target, record=False).results[0]
+        steps.append(went["steps"])
+        scales.append(scale_of(went["norms"], b // gpus, gpus).simple)
+    return steps, scales
+
+
+def apart_from_one_device(job: Job, results: list[dict[str, Any]]) -> float:
+    """The largest relative difference of any rank's weights from those of one device on the same batches."""
+    batches = [job.batch(step) for step in range(job.steps)]
+    with one_thread():
+        alone = train_one_device(job.model, batches, job.optimizer, 0.0, job.seed)
+    whole = torch.cat([tensor.reshape(-1) for tensor in alone.weights[-1].values()])
+    return max(difference(result["weights"], whole, 1.0) for result in results)
+
+
+def check_quadratic(lab: Lab, found: ns.NoiseScale) -> None:
+    """The estimator where the truth is known, to four of its own standard deviations.
+
+    |G_b|², averaged over the ranks, is |G_B|² + s, where s, the spread of the ranks' gradients, does not depend on
+    |G_B|². With v = σ²/B, s is v times a χ² of (N−1)·d degrees of freedom and |G_B|² a sum of d squares (1 + noise)²:
+    variances 2v²(N−1)d and (2v² + 4v)d. trΣ = s/(1/b − 1/B) and |G|² = |G_B|² − s/(N−1), both averaged over the steps.
+    """
+    d, steps, variance = QUADRATIC["dims"], QUADRATIC["steps"], QUADRATIC["deviation"] ** 2
+    v, others = variance / (QUADRATIC["own"] * RANKS), RANKS - 1
+    spread = (2 * v**2 * others * d / steps) ** 0.5
+    together = ((2 * v**2 + 4 * v) * d / steps) ** 0.5
+    of_noise = spread / (v * others * d)  # relative, as are the next two
+    of_signal = (together**2 + (spread / others) ** 2) ** 0.5 / d
+    of_ratio = ((together / d) ** 2 + (of_noise + spread / others / d) ** 2) ** 0.5
+    rows = (
+        ("trΣ", d * variance, found.noise, of_noise),
+        ("|G|²", d, found.signal, of_signal),
+        ("B_simple", variance, found.simple, of_ratio),
+    )
+    source = "F35: two-batch estimator, four standard deviations"
+    for name, true, estimate, deviation in rows:
+        chance = {"unit": "", "match": "statistical", "tolerance": 4 * deviation * true}
+        lab.row("known_quadratic", true, estimate, source, **chance, name=name)
+
+
+def steps_and_examples(lab: Lab, steps: list[int], fewest: float, examples: float, lang: str) -> Any:
+    """The six runs and the hyperbola through them."""
+    along = [fewest * (1 + 0.04 * 1.35**i) for i in range(18)]
+    curve = [s for s in along if min(steps) * 0.85 < s < max(steps) * 1.1]
+    series = {
+        lab.word("runs", lang): (steps, [b * s for b, s in zip(BATCHES, steps, strict=True)]),
+        lab.word("hyperbola", lang): (curve, [examples / (1 - fewest / s) for s in curve]),
+    }
+    ticks = [200, 500, 1000, 2000, 5000, 10000, 20000]
+    figure = lines(series, lab.word("steps", lang), lab.word("sequences", lang), log_y=True)
+    return figure.update_yaxes(tickvals=ticks, ticktext=[f"{t:,}" for t in ticks])
+
+
+def against_batch(lab: Lab, steps: list[int], fitted: list[float], lang: str) -> Any:
+    """Steps by batch size, as run, as fitted, and as they would be if doubling always halved them."""
+    series = {
+        lab.word("runs", lang): (BATCHES, steps),
+        lab.word("hyperbola", lang): (BATCHES, fitted),
+        lab.word("always_halved", lang): (BATCHES, [steps[0] * BATCHES[0] / b for b in BATCHES]),
+    }
+    return lines(series, lab.word("batch_sequences", lang), lab.word("steps", lang), log_x=True)

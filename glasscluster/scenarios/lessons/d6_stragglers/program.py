@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,176 +19,126 @@ from glasscluster.visualize.figures.plots import lines
 DRAWS = 4000
 
 
+SPREAD = 1.2825  # π/√6: standard deviation of the maximum of many exponentials
+FOUR_ERRORS = {"unit": "1/λ", "match": "statistical", "tolerance": 4 * SPREAD / DRAWS**0.5}
+VIRTUAL = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+
+
 @lesson
 def stragglers(
     lab: Lab, gpus: int = 8, slow_rank: int = 3, slow: float = 1.2, needed: int = 4, backups: int = 2
 ) -> None:
-    """Data parallelism is recorded once and replayed with one slow rank; then backup workers train on the first gradients that come."""
-
+    """Data parallelism is recorded once and replayed with one slow rank; then backup workers train on the first
+    gradients that come.
+    """
+    slower = 100 * (slow - 1)
     model = make_model("tiny", layers=2, hidden=128, seq=128)
-    run = lab.train(
-        "even",
-        lab.text("all_ranks_alike"),
-        model=model,
-        steps=1,
-        dp=gpus,
-        micro_batch=4,
-        global_batch=4 * gpus,
-    ).run
-    ready = np.flatnonzero((run.graph.kind == COMPUTE) & (run.graph.phase == BACKWARD))
+    plan = {"dp": gpus, "micro_batch": 4, "global_batch": 4 * gpus}
+    run = lab.train("even", lab.text("even"), model=model, steps=1, **plan).run
     late = run.replay(lab.hardware, slow_ranks={slow_rank: slow})
-    lab.entries.append(
-        replace(
-            lab.entries[-1],
-            key="slow",
-            title=lab.text("rank_computes_slower", slow_rank=slow_rank, slower=100 * (slow - 1)),
-            timelines={lab.hardware: late},
-            checks=[],
-            trained=None,
-        )
-    )
-    alone = [
-        float((run.timeline.end[ready] * (run.graph.rank[ready] == r)).max())
-        * (slow if r == slow_rank else 1)
-        for r in range(gpus)
-    ]
-    lab.row(
-        "last_gradient_ready_slow_rank",
-        max(alone),
-        None,
-        "F36: the maximum over ranks",
-        simulated=float(late.end[ready].max()),
-        unit="s",
-        match="virtual",
-        tolerance=1e-9,
-    )
-    longer = 100 * (late.makespan / run.timeline.makespan - 1)
+    title = lab.text("slow", slow_rank=slow_rank, slower=slower)
+    shown = {"key": "slow", "title": title, "timelines": {lab.hardware: late}, "checks": [], "trained": None}
+    lab.entries.append(replace(lab.entries[-1], **shown))
+    check_last_gradient(lab, run, late, slow_rank, slow)
 
-    workers, draw = needed + backups, np.random.default_rng(lab.seed)
+    draw = np.random.default_rng(lab.seed)
+    train_with_backups(lab, draw, slow_rank, needed, backups)
+    if not lab.leader:
+        return
+    longer = 100 * (late.makespan / run.timeline.makespan - 1)
+    lab.ask("longer", longer, "%", gpus=gpus, slower=slower)
+    times = {n: draw.exponential(size=(DRAWS, n)).max(axis=1) for n in (1, 8, 64, 512)}
+    for n in (8, 64, 512):
+        mean, source = float(times[n].mean()), "F36: H_N/λ; four standard errors"
+        lab.row("mean_step", bw.predict(n, 0), mean, source, **FOUR_ERRORS, n=n, draws=DRAWS)
+    kept = {b: mean_of_first(draw, 64, 64 + b) for b in (0, 1, 2, 4, 8, 16, 32)}
+    for b in (4, 16):
+        names, source = {"ranks": 64 + b, "draws": DRAWS}, "F36: (H_(N+b) − H_b)/λ"
+        lab.row("mean_step_with_backups", bw.predict(64, b), kept[b], source, **FOUR_ERRORS, **names)
+
+    lab.figure("slowest", lambda lang: slowest_of_n(lab, times, lang))
+    lab.figure("backup_workers_buy", lambda lang: backup_workers(lab, kept, lang))
+    grown = {"slower": slower, "longer": longer, "slower_mean": slower / gpus}
+    lab.tell("step_grows", view="tab=timeline&run=slow", slow_rank=slow_rank, **grown)
+    idle = [sum(gap.length for gap in late.gaps(rank)) * 1e3 for rank in range(gpus)]
+    lab.tell("slow_rank", view="tab=timeline&run=slow", idle_least=min(idle), idle_most=max(idle))
+    lab.tell("by_chance", view="tab=story", mean_8=times[8].mean(), mean_512=times[512].mean())
+    lab.tell("backups", view="tab=timeline&run=backup", kept_none=kept[0], kept_four=kept[4])
+    lab.conclude(slower=slower, gpus=gpus, longer=longer)
+    lab.explain()
+    lab.own_number(longer=longer, gpus=gpus, hardware=lab.hardware)
+
+
+def check_last_gradient(lab: Lab, run: Any, late: Any, slow_rank: int, slow: float) -> None:
+    """The last gradient is ready when the slowest rank's is: each rank's own time, the slow one's stretched."""
+    graph = run.graph
+    ready = np.flatnonzero((graph.kind == COMPUTE) & (graph.phase == BACKWARD))
+    alone = []
+    for rank in range(graph.ranks):
+        last = float((run.timeline.end[ready] * (graph.rank[ready] == rank)).max())
+        alone.append(last * (slow if rank == slow_rank else 1))
+    found, source = float(late.end[ready].max()), "F36: the maximum over ranks"
+    lab.row("last_gradient", max(alone), None, source, simulated=found, **VIRTUAL)
+
+
+def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups: int) -> None:
+    """Train on the first gradients that come: drawn by chance, then with the slow worker never among them."""
+    workers = needed + backups
     small = make_model("tiny", layers=2, hidden=16, heads=4, seq=16, vocab=64)
-    job = Job(
-        make_plan(dp=workers, global_batch=2 * workers, micro_batch=2, precision="fp64", clip=0.0),
-        small,
-        3,
-        seed=lab.seed,
-        capture=True,
-    )
+    plan = make_plan(dp=workers, global_batch=2 * workers, micro_batch=2, precision="fp64", clip=0.0)
+    job = Job(plan, small, 3, seed=lab.seed, capture=True)
     chosen = bw.fastest(draw.exponential(size=(3, workers)), needed)
     ran = lab.cluster(workers + 1).run(bw.train_with_backups, job, chosen, record=False)
-    without = bw.fastest(
-        np.array([[float(w == slow_rank) for w in range(workers)]] * 3), needed + backups - 1
-    )
-    spared = lab.run(
-        "backup",
-        lab.text("workers_gradients_step", workers=workers, needed=workers - 1),
-        bw.train_with_backups,
-        job,
-        without,
-        gpus=workers + 1,
-        order_fixed=True,
-        **job_info(job),
-    )
+    last = [float(worker == slow_rank) for worker in range(workers)]
+    without = bw.fastest(np.array([last] * 3), workers - 1)
+    title = lab.text("backup", workers=workers, needed=workers - 1)
+    recorded = {"gpus": workers + 1, "order_fixed": True, **job_info(job)}
+    spared = lab.run("backup", title, bw.train_with_backups, job, without, **recorded)
     if not lab.leader:
         return
     dropped = spared.replay(lab.hardware, slow_ranks={slow_rank: 3.0})
-    note = lab.text("worker_takes_times_long", slow_rank=slow_rank)
-    lab.entries[-1] = replace(
-        lab.entries[-1], timelines={lab.hardware: dropped}, compared=False, note=note
-    )  # another, smaller model
-    for name, results, plan in (("drawn", ran.results, chosen), ("recorded", spared.results, without)):
-        found, one = results[-1], bw.one_device_on_what_counted(job, plan, workers)
-        worst = max(
-            difference(a[n], b[n], 1e-3 * max(float(x.abs().max()) for x in b.values()))
-            for a, b in zip(found.gradients, one.gradients, strict=True)
-            for n in b
-        )
-        lab.row(
-            "largest_gradient_difference_device_counted",
-            0.0,
-            worst,
-            "one device, the sequences that counted",
-            unit="relative",
-            tolerance=1e-10,
-            name=name,
-        )
+    note = lab.text("dropped", slow_rank=slow_rank)
+    # another, smaller model: not compared with the others
+    lab.entries[-1] = replace(lab.entries[-1], timelines={lab.hardware: dropped}, compared=False, note=note)
+    for name, results, counted in (("drawn", ran.results, chosen), ("recorded", spared.results, without)):
+        one = bw.one_device_on_what_counted(job, counted, workers)
+        worst, source = largest_difference(results[-1], one), "one device, the sequences that counted"
+        lab.row("gradients_that_counted", 0.0, worst, source, unit="relative", tolerance=1e-10, name=name)
     server = spared.graph.rank == workers
-    pair = [float(line.end[server].max()) for line in (spared.timeline, dropped)]
-    lab.row(
-        "last_update_when_slow_worker_dropped",
-        pair[0],
-        None,
-        "F36: it is not among those waited for",
-        simulated=pair[1],
-        unit="s",
-        match="virtual",
-        tolerance=1e-9,
-    )
-    lab.ask("number", longer, "%", gpus=gpus, slower=100 * (slow - 1))
+    even, late = (float(line.end[server].max()) for line in (spared.timeline, dropped))
+    source = "F36: it is not among those waited for"
+    lab.row("last_update", even, None, source, simulated=late, **VIRTUAL)
 
-    many, spread = (1, 8, 64, 512), 1.2825  # π/√6: standard deviation of the maximum of many exponentials
-    times = {n: draw.exponential(size=(DRAWS, n)).max(axis=1) for n in many}
-    for n in many[1:]:
-        lab.row(
-            "mean_step_ranks_draws",
-            bw.predict(n, 0),
-            float(times[n].mean()),
-            "F36: H_N/λ; four standard errors",
-            unit="1/λ",
-            match="statistical",
-            tolerance=4 * spread / DRAWS**0.5,
-            n=n,
-            DRAWS=DRAWS,
-        )
-    spare = (0, 1, 2, 4, 8, 16, 32)
-    kept = {b: float(np.sort(draw.exponential(size=(DRAWS, 64 + b)), axis=1)[:, 63].mean()) for b in spare}
-    for b in (4, 16):
-        lab.row(
-            "mean_step_ranks_draws_2",
-            bw.predict(64, b),
-            kept[b],
-            "F36: (H_(N+b) − H_b)/λ",
-            unit="1/λ",
-            match="statistical",
-            tolerance=4 * spread / DRAWS**0.5,
-            ranks=64 + b,
-            DRAWS=DRAWS,
-        )
+
+def largest_difference(found: Any, one: Any) -> float:
+    """Of any step's gradients from one device's, relative to the tensor, or to a thousandth of the largest."""
+    worst = 0.0
+    for ours, theirs in zip(found.gradients, one.gradients, strict=True):
+        floor = 1e-3 * max(float(tensor.abs().max()) for tensor in theirs.values())
+        worst = max(worst, *(difference(ours[name], theirs[name], floor) for name in theirs))
+    return worst
+
+
+def mean_of_first(draw: Any, first: int, ranks: int) -> float:
+    """Mean time, drawn, at which the first so many of all ranks are done."""
+    times = np.sort(draw.exponential(size=(DRAWS, ranks)), axis=1)
+    return float(times[:, first - 1].mean())
+
+
+def slowest_of_n(lab: Lab, times: dict[int, Any], lang: str) -> Any:
+    """How the time of the slowest is spread, a line for each number of ranks."""
     edges = np.linspace(0, 14, 29)
     middle: list[float] = ((edges[1:] + edges[:-1]) / 2).tolist()
-    shares = {n: (np.histogram(t, edges)[0] / DRAWS).tolist() for n, t in times.items()}
-    lab.figure(
-        "long_slowest_takes",
-        lambda lang: lines(
-            {lab.word("text", lang).format(n): (middle, s) for n, s in shares.items()},
-            lab.word("step_time_mean_times", lang),
-            lab.word("share_steps", lang),
-        ),
-    )
-    lab.figure(
-        "backup_workers_buy",
-        lambda lang: lines(
-            {
-                lab.word("drawn", lang): (spare, list(kept.values())),
-                lab.word("text_2", lang): (spare, [bw.predict(64, b) for b in spare]),
-            },
-            lab.word("backup_workers_beside", lang),
-            lab.word("mean_step", lang),
-        ),
-    )
-    lab.tell(
-        "rank_slower_step_grows",
-        view="tab=timeline&run=slow",
-        slow_rank=slow_rank,
-        slower=100 * (slow - 1),
-        longer=longer,
-        slower_mean=100 * (slow - 1) / gpus,
-    )
-    idle = [sum(g.length for g in late.gaps(r)) * 1e3 for r in range(gpus)]
-    lab.tell("slow_rank_waits_least", view="tab=timeline&run=slow", idle_least=min(idle), idle_most=max(idle))
-    lab.tell("if_times_vary_chance", view="tab=story", mean_8=times[8].mean(), mean_512=times[512].mean())
-    lab.tell(
-        "backups_beside_workers_mean", view="tab=timeline&run=backup", kept_none=kept[0], kept_four=kept[4]
-    )
-    lab.conclude(slower=100 * (slow - 1), gpus=gpus, longer=longer)
-    lab.explain()
-    lab.own_number(longer=longer, gpus=gpus, hardware=lab.hardware)
+    shares = {n: (np.histogram(drawn, edges)[0] / DRAWS).tolist() for n, drawn in times.items()}
+    series = {lab.word("of_n", lang, n=n): (middle, share) for n, share in shares.items()}
+    return lines(series, lab.word("step_time", lang), lab.word("share_steps", lang))
+
+
+def backup_workers(lab: Lab, kept: dict[int, float], lang: str) -> Any:
+    """The mean step against the number of backup workers, drawn and by the formula."""
+    spare = tuple(kept)
+    series = {
+        lab.word("drawn", lang): (spare, list(kept.values())),
+        lab.word("formula", lang): (spare, [bw.predict(64, b) for b in spare]),
+    }
+    return lines(series, lab.word("backup_workers", lang), lab.word("mean_step", lang))

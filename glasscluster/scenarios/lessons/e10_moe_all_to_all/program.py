@@ -22,14 +22,14 @@ from glasscluster.visualize.figures.network import matrices_figure, matrix
 def sequence(rank: int, number: int, tokens: int, hidden: int) -> Any:
     """Independent tokens [1, s, h]: nothing about one says where another goes."""
 
-    return torch.randn(
-        1, tokens, hidden, generator=torch.Generator().manual_seed(1000 * rank + number), dtype=torch.float64
-    )
+    draw = torch.Generator().manual_seed(1000 * rank + number)
+    return torch.randn(1, tokens, hidden, generator=draw, dtype=torch.float64)
 
 
 def block_of(config: Any, ranks: Any = None) -> Any:
-    """A block whose experts are all here, or spread over a communicator's ranks; its weights depend on nothing but their names."""
-
+    """A block whose experts are all here, or spread over a communicator's ranks; its weights depend on nothing but
+    their names.
+    """
     parallel: Any = Unsharded()
     if ranks is not None:
         parallel.experts = ExpertParallel(ranks)
@@ -52,253 +52,178 @@ def program(gpu: Any, config: Any, sequences: int) -> dict[str, Any]:
     return {"outputs": [y.detach() for y in outputs], "routing": block.routing}
 
 
+RANKS, TOP, WIDTH = 8, 2, 8  # ranks, and experts; experts of a token; bytes of an element
+
+
 @lesson
 def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
-    """A top-2 router and 8 experts on 8 ranks: evenly asked, with a hot expert, with places limited; then a GPT learns to balance."""
-
-    n, k, width, alpha = 8, 2, 8, 0.01
-    plain = make_model("tiny", layers=1, experts=n, top_k=k, init_std=0.1, aux_loss=alpha)
-    s, h = plain.seq, plain.hidden
-    kinds = {
-        "even": (plain, lab.text("asked_evenly")),
-        "hot": (plain.model_copy(update={"hot_expert": 2.0}), lab.text("hot_expert")),
-        "places": (
-            plain.model_copy(update={"hot_expert": 2.0, "capacity_factor": 1.25}),
-            lab.text("hot_places_limited"),
-        ),
+    """A top-2 router and 8 experts on 8 ranks: evenly asked, with a hot expert, with places limited; then a GPT
+    learns to balance.
+    """
+    alpha = 0.01
+    plain = make_model("tiny", layers=1, experts=RANKS, top_k=TOP, init_std=0.1, aux_loss=alpha)
+    configs = {
+        "even": plain,
+        "hot": plain.model_copy(update={"hot_expert": 2.0}),
+        "places": plain.model_copy(update={"hot_expert": 2.0, "capacity_factor": 1.25}),
     }
-    runs, loads, times, dropped, far = {}, {}, {}, {}, [0.0]
-    for key, (config, title) in kinds.items():
-        run = runs[key] = lab.run(key, title, program, config, sequences, gpus=n)
-        routing, alone = [r["routing"] for r in run.results], block_of(config)
-        wanted, kept = (
-            [[sum(c) for c in zip(*(m[what] for m in mine), strict=True)] for mine in routing]
-            for what in ("wanted", "kept")
-        )
-        loads[key] = [sum(c) for c in zip(*wanted, strict=True)], [sum(c) for c in zip(*kept, strict=True)]
-        times[key] = run.timeline.makespan * 1e3
-        far += [
-            float((moe.experts(alone, sequence(r, i, s, h)).detach() - y).abs().max())
-            for r, x in enumerate(run.results)
-            for i, y in enumerate(x["outputs"])
-        ]
-        found, said = matrix(run.graph, "ep", "dispatch").tolist(), expert_parallel.traffic(kept, h, width)
-        lab.row(
-            "pairs_ranks_whose_dispatch_differs_routing",
-            0,
-            sum(a != b for x, y in zip(found, said, strict=True) for a, b in zip(x, y, strict=True)),
-            "F27, as routed",
-            unit="pairs",
-            key=key,
-        )
-        moved = (
-            (run.graph.kind == COLLECTIVE)
-            & (run.graph.axis == "ep")
-            & (run.graph.rank == 0)
-            & (run.graph.purpose == PURPOSES.index("activations"))
-        )
-        lab.row(
-            "all_alls_rows_layer_micro_batch",
-            4,
-            int(moved.sum()) / sequences,
-            "F27: dispatch and combine, both ways",
-            unit="all-to-alls",
-            key=key,
-        )
-        dropped[key] = sum(loads[key][0]) - sum(loads[key][1])
-        lost = sum(moe.predict_dropped(config, m["wanted"], s) for mine in routing for m in mine)
-        lab.row(
-            "assignments_dropped_sequence_sequence",
-            lost,
-            dropped[key],
-            "F27: what is wanted beyond C",
-            unit="rows",
-            key=key,
-        )
-    lab.row(
-        "largest_difference_outputs_device",
-        0,
-        max(far),
-        "all experts in one place, float64",
-        unit="absolute",
-        tolerance=1e-12,
-    )
-    most, places = (
-        max(max(m["kept"]) for r in runs["places"].results for m in r["routing"]),
-        moe.capacity(kinds["places"][0], s),
-    )
-    lab.row("places_most_rows_sequence_expert_took", places, most, "C = ⌈1.25·k·s/E⌉", unit="rows")
-    rows, left = (
-        n * sequences * s * k,
-        sum(runs["even"].graph.bytes_sent(axis="ep", label="dispatch")) // (h * width),
-    )
-    error = (
-        rows * 7 / 8 / 8
-    ) ** 0.5  # of a sum of independent choices; a token's own two are never the same, which makes it less
-    lab.row(
-        "rows_left_their_rank_dispatch_all",
-        expert_parallel.leaving(rows // k, k, n),
-        left,
-        "F27; 3 standard errors √(A·7/8·1/8)",
-        unit="rows",
-        match="statistical",
-        tolerance=3 * error,
-    )
-    uniform = block_of(plain)
-    uniform.router_weight.data.zero_()
-    moe.experts(uniform, sequence(0, 0, s, h))
-    lab.row(
-        "auxiliary_loss_token_uniform_router",
-        alpha,
-        float(uniform.routing[0]["aux"]) / s,
-        "F27: α when uniform",
-        unit="loss",
-        tolerance=1e-15,
-    )
-
-    trained, after = {}, {}
-    for key, weight, title in (
-        ("left", 0.0, lab.text("hot_gpt_no_auxiliary")),
-        ("balanced", 0.3, lab.text("hot_gpt_auxiliary_loss")),
-    ):
-        model = kinds["hot"][0].model_copy(update={"aux_loss": weight})
-        trained[key] = lab.train(
-            key,
-            title,
-            model=model,
-            steps=steps,
-            checked=weight > 0,
-            compared=False,
-            dp=n,
-            ep=n,
-            micro_batch=1,
-            global_batch=n,
-            lr=5e-3,
-        )
-        after[key] = [
-            sum(c)
-            for c in zip(
-                *(c for r in trained[key].run.results for c in r.routing_counts("kept")), strict=True
-            )
-        ]
-    over = {
-        key: max(x) / (sum(x) / n)
-        for key, x in {**{key: x for key, (x, _) in loads.items()}, **after}.items()
+    runs = {
+        key: lab.run(key, lab.text(key), program, config, sequences, gpus=RANKS)
+        for key, config in configs.items()
     }
-    dense, graph = plain.model_copy(update={"experts": 0, "ffn": k * plain.width}), trained["left"].run.graph
-    same, tokens = lab.dry(model=dense, dp=n, micro_batch=1, global_batch=n).graph, n * s
-    flops = [int(g.flops[g.phase == 1].sum()) for g in (same, graph)]
-    lab.row(
-        "forward_flops_those_dense_model_width",
-        flops[0] + 2 * h * n * tokens,
-        flops[1],
-        "2 h E a token for a router",
-        unit="FLOPs",
-    )
-    held = sum(
-        size for r in trained["left"].run.results for name, size, _ in r.units if name.startswith("expert")
-    )
-    lab.row(
-        "mlp_parameters_over_dense_model",
-        n / k,
-        held / (2 * h * k * plain.width),
-        "every expert is held by a rank",
-        unit="×",
-    )
-    mixtral = make_model(
-        "tiny",
-        layers=32,
-        hidden=4096,
-        heads=32,
-        kv_heads=8,
-        ffn=14336,
-        activation="swiglu",
-        experts=8,
-        vocab=32000,
-        seq=1,
-        tied=False,
-    )
-    billions = [mixtral.parameters() / 1e9, (mixtral.parameters() - 32 * 6 * 3 * 4096 * 14336) / 1e9]
-    for name, paper, count in zip(("all", "active"), (47, 13), billions, strict=True):
-        lab.row(
-            "mixtral_x7b_parameters_count",
-            paper,
-            count,
-            "Mixtral 2401.04088, abstract (rounded there)",
-            unit="billion",
-            tolerance=0.5,
-            name=name,
-        )
+    loads = {key: check_routing(lab, key, configs[key], run) for key, run in runs.items()}  # wanted, kept
+    apart = max(apart_from_one_device(configs[key], run) for key, run in runs.items())
+    source = "all experts in one place, float64"
+    lab.row("apart", 0, apart, source, unit="absolute", tolerance=1e-12)
+    places = moe.capacity(configs["places"], plain.seq)
+    taken = max(max(routed["kept"]) for rank in runs["places"].results for routed in rank["routing"])
+    lab.row("most_rows_of_an_expert", places, taken, "C = ⌈1.25·k·s/E⌉", unit="rows")
+    rows = RANKS * sequences * plain.seq * TOP
+    left, error = check_leaving(lab, runs["even"].graph, rows, plain.hidden)
+    check_auxiliary_loss(lab, plain, alpha)
+    trained = train_hot(lab, configs["hot"], steps)
+    after = {key: rows_kept(run) for key, run in trained.items()}
+    check_dense(lab, plain, trained["left"])
+    billions = check_mixtral(lab)
+
     share = left / rows
-    lab.ask("number", 100 * share, "%")
+    lab.ask("share", 100 * share, "%")
 
-    lab.figure(
-        "dispatch_rank_rank_evenly",
-        lambda lang: matrices_figure(
-            {
-                kinds[key][1][lang == "zh"]: matrix(runs[key].graph, "ep", "dispatch")
-                for key in ("even", "hot")
-            },
-            lang,
-        ),
-    )
-    lab.figure(
-        "rows_expert_all_ranks",
-        lambda lang: expert_load_figure(
-            [
-                Load(kinds[key][1][lang == "zh"], *two, places * sequences * n if key == "places" else None)
-                for key, two in loads.items()
-            ],
-            lang,
-        ),
-    )
-    two = {"left": lab.text("without_auxiliary_loss"), "balanced": lab.text("auxiliary_loss")}
-    lab.figure(
-        lab.text("hot_gpt_after_steps", steps=steps),
-        lambda lang: expert_load_figure(
-            [Load(two[key][lang == "zh"], x, x) for key, x in after.items()], lang
-        ),
-    )
+    def dispatch(lang: str) -> Any:
+        shown = {lab.word(key, lang): matrix(runs[key].graph, "ep", "dispatch") for key in ("even", "hot")}
+        return matrices_figure(shown, lang)
+
+    limits = {"places": places * sequences * RANKS}
+
+    def rows_by_expert(lang: str) -> Any:
+        shown = [Load(lab.word(key, lang), *two, limits.get(key)) for key, two in loads.items()]
+        return expert_load_figure(shown, lang)
+
+    def after_training(lang: str) -> Any:
+        return expert_load_figure(
+            [Load(lab.word(f"short_{key}", lang), x, x) for key, x in after.items()], lang
+        )
+
+    lab.figure("dispatch", dispatch)
+    lab.figure("rows_by_expert", rows_by_expert)
+    lab.figure("after_training", after_training, steps=steps)
+    over = {f"over_{key}": over_the_mean(wanted) for key, (wanted, _) in loads.items()}
+    over |= {f"over_{key}": over_the_mean(kept) for key, kept in after.items()}
+    slower = {f"{key}_slower": runs[key].timeline.makespan / runs["even"].timeline.makespan for key in runs}
+    lab.tell("leaving", view="tab=network&run=even", left=left, rows=rows, share=share, error=error / rows)
+    lab.tell("hot", view="tab=timeline&run=hot", **over, **slower)
+    dropped = sum(loads["places"][0]) - sum(loads["places"][1])
     lab.tell(
-        "rows_left_their_rank",
-        view="tab=network&run=even",
-        left=left,
-        rows=rows,
-        share=share,
-        error=3 * error / rows,
+        "places", view="tab=timeline&run=places", places=places, places_dropped=dropped, rows=rows, **slower
     )
-    lab.tell(
-        "expert_hot_load_times",
-        view="tab=timeline&run=hot",
-        over_hot=over["hot"],
-        over_even=over["even"],
-        hot_slower=times["hot"] / times["even"],
-    )
-    lab.tell(
-        "places_sequence_rows_dropped",
-        view="tab=timeline&run=places",
-        places=places,
-        places_dropped=dropped["places"],
-        rows=rows,
-        places_slower=times["places"] / times["even"],
-    )
-    lab.tell(
-        "trained_steps_hot_gpt",
-        view="tab=network&run=balanced",
-        steps=steps,
-        over_left=over["left"],
-        over_balanced=over["balanced"],
-    )
-    lab.tell(
-        "token_pays_flops_experts",
-        view="tab=memory&run=left",
-        k=k,
-        n=n,
-        active=billions[1],
-        all=billions[0],
-        active_zh=10 * billions[1],
-        all_zh=10 * billions[0],
-    )
-    lab.conclude(share=share, hot_slower=times["hot"] / times["even"])
+    lab.tell("balance", view="tab=network&run=balanced", steps=steps, **over)
+    in_chinese = {
+        f"{name}_zh": 10 * count for name, count in billions.items()
+    }  # counted in hundreds of millions
+    lab.tell("cost", view="tab=memory&run=left", k=TOP, n=RANKS, **billions, **in_chinese)
+    lab.conclude(share=share, hot_slower=slower["hot_slower"])
     lab.explain()
-    lab.own_number(share=share, over_hot=over["hot"], hot_slower=times["hot"] / times["even"])
+    lab.own_number(share=share, over_hot=over["over_hot"], hot_slower=slower["hot_slower"])
+
+
+def sums(columns: Any) -> list[int]:
+    """Of several lists, place by place."""
+    return [sum(column) for column in zip(*columns, strict=True)]
+
+
+def over_the_mean(load: list[int]) -> float:
+    """The fullest expert's rows over the mean."""
+    return max(load) / (sum(load) / len(load))
+
+
+def check_routing(lab: Lab, key: str, config: Any, run: Any) -> tuple[list[int], list[int]]:
+    """Dispatch, all-to-alls and dropped rows of one run; returns rows wanted and kept, by expert."""
+    routing, graph = [rank["routing"] for rank in run.results], run.graph
+    wanted = [sums(routed["wanted"] for routed in mine) for mine in routing]
+    kept = [sums(routed["kept"] for routed in mine) for mine in routing]
+    found = matrix(graph, "ep", "dispatch").tolist()
+    theory = expert_parallel.traffic(kept, config.hidden, WIDTH)
+    pairs = [pair for rows in zip(found, theory, strict=True) for pair in zip(*rows, strict=True)]
+    different = sum(counted != routed for counted, routed in pairs)
+    lab.row("dispatch_not_as_routed", 0, different, "F27, as routed", unit="pairs", key=key)
+    moved = (graph.kind == COLLECTIVE) & (graph.axis == "ep") & (graph.rank == 0)
+    moved &= graph.purpose == PURPOSES.index("activations")
+    each, source = int(moved.sum()) / len(routing[0]), "F27: dispatch and combine, both ways"
+    lab.row("all_to_alls", 4, each, source, unit="all-to-alls", key=key)
+    lost = sum(
+        moe.predict_dropped(config, routed["wanted"], config.seq) for mine in routing for routed in mine
+    )
+    dropped = sum(map(sum, wanted)) - sum(map(sum, kept))
+    lab.row("dropped", lost, dropped, "F27: what is wanted beyond C", unit="rows", key=key)
+    return sums(wanted), sums(kept)
+
+
+def apart_from_one_device(config: Any, run: Any) -> float:
+    """The largest difference of any sequence's output from a block that has all experts."""
+    alone, worst = block_of(config), 0.0
+    for rank, result in enumerate(run.results):
+        for i, output in enumerate(result["outputs"]):
+            whole = moe.experts(alone, sequence(rank, i, config.seq, config.hidden)).detach()
+            worst = max(worst, float((whole - output).abs().max()))
+    return worst
+
+
+def check_leaving(lab: Lab, graph: Any, rows: int, hidden: int) -> tuple[int, float]:
+    """Rows that left their rank, and three standard errors of what is expected."""
+    left = sum(graph.bytes_sent(axis="ep", label="dispatch")) // (hidden * WIDTH)
+    # of a sum of independent choices; a token's own two are never the same, which makes it less
+    error = 3 * (rows * 7 / 8 / 8) ** 0.5
+    expected, source = expert_parallel.leaving(rows // TOP, TOP, RANKS), "F27; 3 standard errors √(A·7/8·1/8)"
+    lab.row("rows_that_left", expected, left, source, unit="rows", match="statistical", tolerance=error)
+    return left, error
+
+
+def check_auxiliary_loss(lab: Lab, config: Any, alpha: float) -> None:
+    """A router that knows nothing pays α a token."""
+    uniform = block_of(config)
+    uniform.router_weight.data.zero_()
+    moe.experts(uniform, sequence(0, 0, config.seq, config.hidden))
+    loss = float(uniform.routing[0]["aux"]) / config.seq
+    lab.row("auxiliary_loss", alpha, loss, "F27: α when uniform", unit="loss", tolerance=1e-15)
+
+
+def train_hot(lab: Lab, config: Any, steps: int) -> dict[str, Any]:
+    """The GPT with a hot expert, without and with the auxiliary loss."""
+    plan = {"dp": RANKS, "ep": RANKS, "micro_batch": 1, "global_batch": RANKS, "lr": 5e-3}
+    trained = {}
+    for key, weight in (("left", 0.0), ("balanced", 0.3)):
+        model, title = config.model_copy(update={"aux_loss": weight}), lab.text(f"title_{key}")
+        checked = weight > 0
+        trained[key] = lab.train(
+            key, title, model=model, steps=steps, checked=checked, compared=False, **plan
+        )
+    return trained
+
+
+def rows_kept(trained: Any) -> list[int]:
+    """Rows that each expert took, all ranks and layers."""
+    return sums(counts for rank in trained.run.results for counts in rank.routing_counts("kept"))
+
+
+def check_dense(lab: Lab, plain: Any, trained: Any) -> None:
+    """FLOPs and parameters against a dense model as wide as the experts of one token."""
+    dense = plain.model_copy(update={"experts": 0, "ffn": TOP * plain.width})
+    same = lab.dry(model=dense, dp=RANKS, micro_batch=1, global_batch=RANKS).graph
+    forward = [int(graph.flops[graph.phase == 1].sum()) for graph in (same, trained.run.graph)]
+    routers = 2 * plain.hidden * RANKS * RANKS * plain.seq
+    lab.row("forward_flops", forward[0] + routers, forward[1], "2 h E a token for a router", unit="FLOPs")
+    units = [unit for rank in trained.run.results for unit in rank.units]
+    held = sum(size for name, size, _ in units if name.startswith("expert"))
+    ratio = held / (2 * plain.hidden * TOP * plain.width)
+    lab.row("parameters_over_dense", RANKS / TOP, ratio, "every expert is held by a rank", unit="×")
+
+
+def check_mixtral(lab: Lab) -> dict[str, float]:
+    """Billions of parameters of Mixtral 8x7B, all of them and those that a token meets."""
+    size = {"layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "vocab": 32000, "seq": 1}
+    parameters = make_model("tiny", **size, activation="swiglu", experts=8, tied=False).parameters()
+    billions = {"all": parameters / 1e9, "active": (parameters - 32 * 6 * 3 * 4096 * 14336) / 1e9}
+    source = "Mixtral 2401.04088, abstract (rounded there)"
+    for name, paper in (("all", 47), ("active", 13)):
+        lab.row("mixtral", paper, billions[name], source, unit="billion", tolerance=0.5, name=lab.text(name))
+    return billions

@@ -47,44 +47,39 @@ def program(gpu: Any, tokens: int, hidden: int) -> dict[str, float]:
 @lesson
 def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     """One MLP is cut both ways over real ranks, then a whole GPT trains with tensor parallelism."""
-
-    tokens, layers = 128, 4
-    both = lab.run("mlp", lab.text("mlp_cut_both_ways"), program, tokens, hidden, gpus=t)
-    model = make_model("tiny", layers=layers, hidden=hidden, seq=64)
-    trained = lab.train(
-        "tp", lab.text("gpt_tensor_parallel"), model=model, steps=1, tp=t, micro_batch=2, global_batch=2
-    )
+    tokens, layers, seq = 128, 4, 64
+    both = lab.run("mlp", lab.text("both_ways"), program, tokens, hidden, gpus=t)
+    model = make_model("tiny", layers=layers, hidden=hidden, seq=seq)
+    plan = {"tp": t, "micro_batch": 2, "global_batch": 2}
+    trained = lab.train("tp", lab.text("gpt"), model=model, steps=1, **plan)
     graph = trained.run.graph
-    reduces = int(((graph.kind == COLLECTIVE) & (graph.rank == 0) & (graph.layer >= 0)).sum())
-    lab.ask("number", reduces / layers, "all-reduces")
-    lab.row("all_reduces_inside_layers_rank", 4 * layers, reduces, "F18", unit="all-reduces")
-    row = next(r for r in trained.checks if "4 per layer" in r["name"])
-    lab.row("bytes_them_all_ranks", 8 * 2 * 64 * hidden * (t - 1) * layers * 4, row["counted"], "F18")
-    sent = {k: sum(both.graph.bytes_sent(label=k)) for k in ("column then row", "row then column")}
+    inside = (graph.kind == COLLECTIVE) & (graph.rank == 0) & (graph.layer >= 0)
+    reduces = int(inside.sum())
+    lab.ask("per_layer", reduces / layers, "all-reduces")
+    lab.row("all_reduces", 4 * layers, reduces, "F18", unit="all-reduces")
+    of_layers = next(r for r in trained.checks if "4 per layer" in r["name"])
+    predicted = 8 * 2 * seq * hidden * (t - 1) * layers * 4
+    lab.row("bytes_of_all_reduces", predicted, of_layers["counted"], "F18")
+    sent = {
+        label: sum(both.graph.bytes_sent(label=label)) for label in ("column then row", "row then column")
+    }
     one = tokens * hidden * 8
-    lab.row("column_then_row_all_reduce_tokens", 2 * (t - 1) * one, sent["column then row"], "F9")
-    lab.row(
-        "row_then_column_all_reduce_wide", (2 * 4 + 1) * (t - 1) * one, sent["row then column"], "F9, F10"
-    )
-    worst = {k: max(r[k] for r in both.results) for k in ("column", "row", "wrong")}
-    lab.row(
-        "largest_error_column_then_row", 0, worst["column"], "one device", unit="relative", tolerance=1e-12
-    )
-    lab.row("largest_error_row_then_column", 0, worst["row"], "one device", unit="relative", tolerance=1e-12)
-    lab.figure(
-        "order_sends_forward",
-        lambda lang: bars(
-            [lab.word("column_row", lang), lab.word("row_column", lang)],
-            {lab.word("bytes_sent_forward", lang): list(sent.values())},
-            lab.word("bytes_sent_forward", lang),
-        ),
-    )
-    lab.figure(
-        lab.text("layer_matrices_ranks_where", t=t),
-        lambda lang: matrices_figure({"MHA, GELU": model}, t, lang),
-    )
-    lab.tell("both_orders_give_whole", times_bytes=sent["row then column"] / sent["column then row"])
-    lab.tell("adding_after_gelu_instead", wrong=worst["wrong"])
+    lab.row("column_then_row", 2 * (t - 1) * one, sent["column then row"], "F9")
+    lab.row("row_then_column", (2 * 4 + 1) * (t - 1) * one, sent["row then column"], "F9, F10")
+    worst = {way: max(result[way] for result in both.results) for way in ("column", "row", "wrong")}
+    rounding = {"unit": "relative", "tolerance": 1e-12}
+    lab.row("error_column_then_row", 0, worst["column"], "one device", **rounding)
+    lab.row("error_row_then_column", 0, worst["row"], "one device", **rounding)
+
+    def what_each_sends(lang: str) -> Any:
+        nbytes = lab.word("bytes_sent_forward", lang)
+        orders = [lab.word("column_row", lang), lab.word("row_column", lang)]
+        return bars(orders, {nbytes: list(sent.values())}, nbytes)
+
+    lab.figure("what_each_order_sends", what_each_sends)
+    lab.figure("matrices", lambda lang: matrices_figure({"MHA, GELU": model}, t, lang), t=t)
+    lab.tell("both_orders", times_bytes=sent["row then column"] / sent["column then row"])
+    lab.tell("mistake", wrong=worst["wrong"])
     lab.conclude()
     lab.explain()
     lab.own_number(per_layer=reduces / layers, t=t)

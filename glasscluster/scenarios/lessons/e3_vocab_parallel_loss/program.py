@@ -17,16 +17,15 @@ from glasscluster.visualize.figures.cells import Table, cells_figure, shade
 from glasscluster.visualize.figures.plots import lines
 
 HIDDEN = 16
+VOCABULARIES, ODD, LARGEST = (64, 1_001, 8_192, 50_257), 1_001, 50_257
 
 
 def inputs(vocab: int, tokens: int) -> tuple[Any, Any, Any]:
     """The same hidden states [1, tokens, h], table [V, h] and targets everywhere."""
 
     generator = torch.Generator().manual_seed(vocab)
-    x, table = (
-        torch.randn(*shape, HIDDEN, generator=generator, dtype=torch.float64)
-        for shape in ((1, tokens), (vocab,))
-    )
+    x = torch.randn(1, tokens, HIDDEN, generator=generator, dtype=torch.float64)
+    table = torch.randn(vocab, HIDDEN, generator=generator, dtype=torch.float64)
     return x, table / HIDDEN**0.5, torch.randint(vocab, (1, tokens), generator=generator)
 
 
@@ -34,16 +33,16 @@ def alone(vocab: int, tokens: int) -> tuple[float, Any, Any]:
     """Loss, gradient of x and of the table on one device: torch's own cross-entropy."""
 
     x, table, targets = inputs(vocab, tokens)
-    loss = cross_entropy(
-        (x.requires_grad_() @ table.requires_grad_().T).flatten(0, 1), targets.flatten(), reduction="sum"
-    )
+    logits = x.requires_grad_() @ table.requires_grad_().T
+    loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     loss.backward()
     return float(loss.detach()), x.grad, table.grad
 
 
 def program(gpu: Any, vocab: int, tokens: int, gathers: bool, pads: bool) -> dict[str, Any]:
-    """This rank's rows of the table, and the loss either way. `pads` False: rows of padding pass for tokens (the mistake)."""
-
+    """This rank's rows of the table, and the loss either way. `pads` False: rows of padding pass for tokens (the
+    mistake).
+    """
     seen: list[tuple[float, float]] = []
 
     class Watched(TensorParallel):
@@ -62,13 +61,8 @@ def program(gpu: Any, vocab: int, tokens: int, gathers: bool, pads: bool) -> dic
         whole = torch.zeros(gpu.size, *logits.shape, dtype=logits.dtype)
         whole[gpu.rank] = logits.detach()
         gpu.comm.all_gather(whole, purpose="activations", label="logits")
-        return {
-            "loss": float(
-                cross_entropy(
-                    whole.permute(1, 2, 0, 3).flatten(2)[0, :, :vocab], targets.flatten(), reduction="sum"
-                )
-            )
-        }
+        logits = whole.permute(1, 2, 0, 3).flatten(2)[0, :, :vocab]
+        return {"loss": float(cross_entropy(logits, targets.flatten(), reduction="sum"))}
     logits.retain_grad()
     loss = parallel.cross_entropy(logits, targets, vocab if pads else len(mine) * gpu.size)
     loss.backward()
@@ -86,154 +80,107 @@ def program(gpu: Any, vocab: int, tokens: int, gathers: bool, pads: bool) -> dic
 
 @lesson
 def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
-    """The loss of several vocabularies on real ranks, cut and gathered; then a whole GPT whose vocabulary the ranks do not divide."""
+    """The loss of several vocabularies on real ranks, cut and gathered; then a whole GPT whose vocabulary the
+    ranks do not divide.
+    """
+    cut = {v: both_ways(lab, "scalars", v, tokens, t) for v in VOCABULARIES}
+    gathered = {v: both_ways(lab, "gather", v, tokens, t) for v in VOCABULARIES}
+    scalar_bytes = {v: sum(sent(run, f"cross_entropy {k}") for k in SCALARS) for v, run in cut.items()}
+    gathered_bytes = {v: sent(run, "logits") for v, run in gathered.items()}
+    times = gathered_bytes[LARGEST] / scalar_bytes[LARGEST]
+    lab.ask("times", times, "×", largest=LARGEST, t=t)
 
-    vocabularies, odd, largest = (64, 1_001, 8_192, 50_257), 1_001, 50_257
-    rows = {v: -(-v // t) * t for v in vocabularies}  # padded
-    scalars, gathered, worst, cut, seconds = {}, {}, {"loss": 0.0, "gradient": 0.0}, {}, {}
-    for vocab in vocabularies:
-        loss, d_x, d_table = alone(vocab, tokens)
-        shown = {
-            False: ("scalars", lab.text("three_scalars", vocab=vocab)),
-            True: ("gather", lab.text("logits_gathered_2", vocab=vocab)),
-        }
-        run, other = (
-            lab.run(*shown[g], program, vocab, tokens, g, True, gpus=t)
-            if vocab == odd
-            else lab.cluster(t).run(program, vocab, tokens, g, True)
-            for g in shown
-        )
-        scalars[vocab] = sum(
-            sum(run.graph.bytes_sent(label=f"cross_entropy {k}")) for k in ("max", "target", "sum")
-        )
-        cut[vocab], gathered[vocab], seconds[vocab] = (
-            run,
-            sum(other.graph.bytes_sent(label="logits")),
-            (run.timeline.makespan, other.timeline.makespan),
-        )
-        for rank, mine in enumerate(run.results):
-            for got, want, whole in (
-                (mine["x"], d_x, d_x),
-                (mine["table"], Shard(0).take(d_table, rank, t), d_table),
-            ):
-                worst["gradient"] = max(
-                    worst["gradient"], float((got - want).abs().max() / whole.abs().max())
-                )
-            worst["loss"] = max(
-                worst["loss"], abs(mine["loss"] / loss - 1), abs(other.results[rank]["loss"] / loss - 1)
-            )
-    times = {v: gathered[v] / scalars[v] for v in vocabularies}
-    lab.ask("number", times[largest], "×", largest=largest, t=t)
-    for vocab in vocabularies:
-        lab.row(
-            "three_scalars_token_all_ranks",
-            3 * 2 * (t - 1) * tokens * 8,
-            scalars[vocab],
-            "F19, F9",
-            vocab=vocab,
-        )
-        lab.row(
-            "logits_gathered_all_ranks",
-            (t - 1) * tokens * rows[vocab] * 8,
-            gathered[vocab],
-            "F10",
-            vocab=vocab,
-        )
-    for what in worst:
-        lab.row(
-            "largest_difference_cut_vocabularies_torch_cross",
-            0,
-            worst[what],
-            "one device",
-            unit="relative",
-            tolerance=1e-12,
-            what=what,
-        )
-    padded, touched = (
-        sum(r[what] for v in vocabularies for r in cut[v].results) for what in ("padded", "touched")
-    )
-    lab.row(
-        "rows_padding_all_vocabularies",
-        sum(rows.values()) - sum(rows),
-        padded,
-        "V padded to a multiple of t",
-        unit="rows",
-    )
-    lab.row("padded_logits_gradient", 0, touched, "their logit is minus infinity", unit="logits")
-    trained = lab.train("gpt", lab.text("gpt_vocabulary"), model=make_model("tiny", vocab=253), steps=2, tp=t)
-    mistake = (
-        lab.cluster(t).run(program, 66, tokens, False, False).results[0]["loss"] / alone(66, tokens)[0] - 1
-    )
+    padded = {v: -(-v // t) * t for v in VOCABULARIES}
+    for v in VOCABULARIES:
+        lab.row("scalars", 3 * 2 * (t - 1) * tokens * 8, scalar_bytes[v], "F19, F9", vocab=v)
+        lab.row("gathered", (t - 1) * tokens * padded[v] * 8, gathered_bytes[v], "F10", vocab=v)
+    for what, worst in differences(cut, gathered, tokens, t).items():
+        rounding = {"unit": "relative", "tolerance": 1e-12, "what": lab.text(what)}
+        lab.row("difference", 0, worst, "one device", **rounding)
+    ranks = [rank for run in cut.values() for rank in run.results]
+    expected, source = sum(padded.values()) - sum(padded), "V padded to a multiple of t"
+    lab.row("rows_of_padding", expected, sum(rank["padded"] for rank in ranks), source, unit="rows")
+    touched = sum(rank["touched"] for rank in ranks)
+    lab.row("padded_logits", 0, touched, "their logit is minus infinity", unit="logits")
+    trained = lab.train("gpt", lab.text("gpt"), model=make_model("tiny", vocab=253), steps=2, tp=t)
+    mistaken = lab.cluster(t).run(program, 66, tokens, False, False).results[0]["loss"]
 
-    def table(lang: str) -> Any:
-        text = [[f"{v:.4g}" for pair in r["seen"] for v in pair] for r in cut[odd].results]
-        fill, each, say = (
-            [[shade(0.15), shade(0.95)] * 3] * t,
-            rows[odd] // t,
-            (
-                lab.word("largest_br_logit", lang),
-                lab.word("max_over_br_ranks", lang),
-                lab.word("target_logit_br_max", lang),
-                lab.word("sum_over_br_ranks", lang),
-                lab.word("exp_logit_br_max", lang),
-                lab.word("sum_over_br_ranks", lang),
-                lab.word("rank", lang),
-            ),
-        )
-        names = [say[6].format(r, r * each, min(odd, (r + 1) * each) - 1) for r in range(t)]
-        return cells_figure([Table("", names, say[:6], text, fill)])
-
-    lab.figure(lab.text("token_three_all_reduces", odd=odd), table)
-    lab.figure(
-        "gathered_logits_grow_vocabulary",
-        lambda lang: lines(
-            {
-                axes[lang][i]: (vocabularies, [d[v] / tokens for v in vocabularies])
-                for i, d in enumerate((gathered, scalars))
-            },
-            lab.word("vocabulary", lang),
-            lab.word("bytes_sent_token_all", lang),
-            log_x=True,
-            log_y=True,
-        ),
-    )
-    peak, target, total = (after for _, after in cut[odd].results[0]["seen"])
-    lab.tell(
-        "first_token_largest_logit",
-        view="tab=network&run=scalars",
-        peak=peak,
-        target=target,
-        total=total,
-        loss=log(total) - target,
-    )
-    lab.tell(
-        "three_scalars_send_bytes",
-        view="tab=network&run=gather",
-        scalar_bytes=scalars[largest] / tokens,
-        largest=largest,
-        gathered_bytes=gathered[largest] / tokens,
-        times=times[largest],
-    )
-    lab.tell(
-        "fewer_bytes_not_always",
-        view="tab=timeline&run=scalars",
-        odd=odd,
-        tokens=tokens,
-        odd_scalars_ms=1000.0 * seconds[odd][0],
-        odd_gathered_ms=1000.0 * seconds[odd][1],
-        largest=largest,
-        scalars_ms=1000.0 * seconds[largest][0],
-        gathered_ms=1000.0 * seconds[largest][1],
-    )
-    lab.tell(
-        "not_multiples_last_rank",
-        view="tab=checks&run=gpt",
-        odd=odd,
-        largest=largest,
-        t=t,
-        mistake=mistake,
-        difference=trained.comparison["max_rel_grad_diff"],
-    )
-    lab.conclude(largest=largest, times=times[largest])
+    lab.figure("three_all_reduces", lambda lang: three_all_reduces(lab, cut[ODD].results, lang), odd=ODD)
+    each = {"gather_short": gathered_bytes, "scalars_short": scalar_bytes}
+    lab.figure("bytes_by_vocabulary", lambda lang: bytes_by_vocabulary(lab, each, tokens, lang))
+    peak, target, total = (after for _, after in cut[ODD].results[0]["seen"])
+    first = {"peak": peak, "target": target, "total": total, "loss": log(total) - target}
+    lab.tell("first_token", view="tab=network&run=scalars", **first)
+    bytes_a_token = {
+        "scalar_bytes": scalar_bytes[LARGEST] / tokens,
+        "gathered_bytes": gathered_bytes[LARGEST] / tokens,
+    }
+    lab.tell("bytes", view="tab=network&run=gather", largest=LARGEST, **bytes_a_token, times=times)
+    milliseconds = {
+        "odd_scalars_ms": 1e3 * cut[ODD].timeline.makespan,
+        "odd_gathered_ms": 1e3 * gathered[ODD].timeline.makespan,
+        "scalars_ms": 1e3 * cut[LARGEST].timeline.makespan,
+        "gathered_ms": 1e3 * gathered[LARGEST].timeline.makespan,
+    }
+    sizes = {"odd": ODD, "largest": LARGEST}
+    lab.tell("time", view="tab=timeline&run=scalars", tokens=tokens, **sizes, **milliseconds)
+    mistake, _, _ = alone(66, tokens)
+    found = {"mistake": mistaken / mistake - 1, "difference": trained.comparison["max_rel_grad_diff"]}
+    lab.tell("padding", view="tab=checks&run=gpt", **sizes, t=t, **found)
+    lab.conclude(largest=LARGEST, times=times)
     lab.explain()
-    lab.own_number(times=times[largest], largest=largest)
+    lab.own_number(times=times, largest=LARGEST)
+
+
+SCALARS = ("max", "target", "sum")
+
+
+def both_ways(lab: Lab, way: str, vocab: int, tokens: int, t: int) -> Any:
+    """The loss from scalars or from gathered logits; the odd vocabulary's runs are in the report."""
+    job = (program, vocab, tokens, way == "gather", True)
+    if vocab == ODD:
+        return lab.run(way, lab.text(way, vocab=vocab), *job, gpus=t)
+    return lab.cluster(t).run(*job)
+
+
+def sent(run: Any, label: str) -> int:
+    """Bytes that all ranks sent under a label."""
+    return sum(run.graph.bytes_sent(label=label))
+
+
+def differences(cut: dict[int, Any], gathered: dict[int, Any], tokens: int, t: int) -> dict[str, float]:
+    """The largest relative differences from torch's cross-entropy on one device, over ranks and vocabularies."""
+    worst = {"loss": 0.0, "gradient": 0.0}
+    for vocab in VOCABULARIES:
+        loss, d_x, d_table = alone(vocab, tokens)
+        for rank, (mine, other) in enumerate(zip(cut[vocab].results, gathered[vocab].results, strict=True)):
+            worst["loss"] = max(worst["loss"], abs(mine["loss"] / loss - 1), abs(other["loss"] / loss - 1))
+            of_x = (mine["x"] - d_x).abs().max() / d_x.abs().max()
+            of_table = (mine["table"] - Shard(0).take(d_table, rank, t)).abs().max() / d_table.abs().max()
+            worst["gradient"] = max(worst["gradient"], float(of_x), float(of_table))
+    return worst
+
+
+def three_all_reduces(lab: Lab, ranks: list[dict[str, Any]], lang: str) -> Any:
+    """One token's scalars: what every rank has before each all-reduce, and what all have after it."""
+    t = len(ranks)
+    each = -(-ODD // t)  # rows of a rank
+    heads = ["largest_logit", "max_over_ranks", "target_less_max"]
+    heads += ["sum_over_ranks", "sum_of_exponentials", "sum_over_ranks"]
+    names = []
+    for rank in range(t):
+        columns = {"first": rank * each, "last": min(ODD, (rank + 1) * each) - 1}
+        names.append(lab.word("rank_columns", lang, rank=rank, **columns))
+    text = [[f"{value:.4g}" for pair in rank["seen"] for value in pair] for rank in ranks]
+    fill = [[shade(0.15), shade(0.95)] * 3] * t
+    return cells_figure([Table("", names, [lab.word(head, lang) for head in heads], text, fill)])
+
+
+def bytes_by_vocabulary(lab: Lab, each: dict[str, dict[int, int]], tokens: int, lang: str) -> Any:
+    """Bytes a token that all ranks send, either way."""
+    series = {}
+    for way, nbytes in each.items():
+        series[lab.word(way, lang)] = (VOCABULARIES, [nbytes[v] / tokens for v in VOCABULARIES])
+    return lines(
+        series, lab.word("vocabulary", lang), lab.word("bytes_a_token", lang), log_x=True, log_y=True
+    )

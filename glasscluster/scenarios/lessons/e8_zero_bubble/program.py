@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs import equal_stages
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
@@ -11,158 +14,123 @@ from glasscluster.visualize.figures.pipelines import Played, comparison_figure, 
 from glasscluster.visualize.figures.plots import bars
 from glasscluster.visualize.page.words import word
 
+F = 1e-3  # seconds of F, I and W of a rank's whole share
+NAMES = {"1f1b": "1F1B", "zb-h1": "ZB-H1", "zb-h2": "ZB-H2", "zb-v": "ZB-V", "dualpipe-v": "DualPipe-V"}
+TWO_CHUNKS = ("zb-v", "dualpipe-v")
+VIRTUAL = {"match": "virtual", "tolerance": 1e-9}
+
 
 @lesson
 def zero_bubble(lab: Lab, p: int = 4, m: int = 8) -> None:
-    """Five schedules really run on equal stages with F = I = W; a GPT trained with two of them is checked against one device."""
-
-    f = 1e-3  # F, I and W of a rank's whole share
-    names = {"1f1b": "1F1B", "zb-h1": "ZB-H1", "zb-h2": "ZB-H2", "zb-v": "ZB-V", "dualpipe-v": "DualPipe-V"}
-    chunks = {n: 2 if n in ("zb-v", "dualpipe-v") else 1 for n in names}
-    g = f / 2
-    spans = {
-        "1f1b": (p - 1) * 3 * f,
-        "zb-h1": zb_h1.predict_span_bubble(p, m, f, 2 * f, f),
-        "zb-h2": zb_h2.predict_span_bubble(p, m, f, 2 * f, f),
-        "zb-v": zb_v.predict_span_bubble(p, m, g, 2 * g, g),
-        "dualpipe-v": dualpipe_v.predict_bubble(p, m, g, 2 * g, g),
+    """Five schedules really run on equal stages with F = I = W; a GPT trained with two of them is checked against
+    one device.
+    """
+    runs = {key: play(lab, key, p, m) for key in NAMES}
+    spans = {key: span_less_work(drawn, p) for key, (_, _, _, drawn) in runs.items()}
+    theory = spans_by_formula(p, m)
+    for key, played in runs.items():
+        check_as_run(lab, key, played, theory[key], spans[key])
+    ratio = spans["1f1b"] / spans["zb-h1"]
+    lab.row("1f1b_over_zb_h1", 3.0, None, "F24", simulated=ratio, unit="×", **VIRTUAL)
+    pairs = runs["dualpipe-v"][1].validate(F / 2, F, 0.0, F / 2)
+    source, simulated = "F25: (p−1)(F&B + B − 3W)", pairs.stage_span_bubble
+    lab.row(
+        "dualpipe_as_written", theory["dualpipe-v"], None, source, simulated=simulated, unit="s", **VIRTUAL
+    )
+    wrong = equal_stages.wrong_gradients((run, schedule) for run, schedule, *_ in runs.values())
+    lab.row("wrong_gradients", 0, wrong, "all ones: every element is known", unit="elements")
+    plan = {
+        "model": make_model("tiny", layers=2 * p, hidden=32, seq=32),
+        "steps": 2,
+        "pp": p,
+        "global_batch": m,
     }
-    runs, shown, found, most = {}, [], {}, {}
-    for name, said in names.items():
-        v = chunks[name]
-        run, _schedule, judged, drawn = runs[name] = equal_stages.played(
-            lab, name, (said, said if v == 1 and name != "1f1b" else f"{said} 调度"), name, p, m, v, f
-        )
-        line = run.timeline
-        spent = [
-            max(b.end for b in drawn if b.rank == r) - min(b.begin for b in drawn if b.rank == r)
-            for r in range(p)
-        ]
-        largest = spent.index(max(spent))
-        found[name] = spent[largest] - sum(b.end - b.begin for b in drawn if b.rank == largest)
-        if (
-            name != "dualpipe-v"
-        ):  # its slots of two really run one after the other: its formula is checked on the list, below
-            lab.row(
-                "largest_span_less_work",
-                spans[name],
-                found[name],
-                "F24, F25",
-                unit="s",
-                tolerance=1e-12,
-                said=said,
-            )
-        lab.row(
-            "time_step_list",
-            judged.makespan,
-            None,
-            "the list, played",
-            simulated=line.makespan,
-            unit="s",
-            match="virtual",
-            tolerance=1e-9,
-            said=said,
-        )
-        live = predict_live(name, p, m, v)
-        for r in range(p):
-            lab.row(
-                "chunks_held_most_rank", live[r], run.results[r]["live"], "F22", unit="chunks", said=said, r=r
-            )
-        most[name] = max(max(held(drawn, r)[1]) for r in range(p)) / v
-        shown.append((f"<b>{said}</b>: {line.makespan * 1e3:g} ms", f"{found[name] / f:.3g} F", drawn))
-    pairs = runs["dualpipe-v"][1].validate(g, 2 * g, 0.0, g)
-    lab.row(
-        "f1b_over_zb_h1_largest_span",
-        3.0,
-        None,
-        "F24",
-        simulated=found["1f1b"] / found["zb-h1"],
-        unit="×",
-        match="virtual",
-        tolerance=1e-9,
-    )
-    lab.row(
-        "dualpipe_slots_two_written_largest_span",
-        spans["dualpipe-v"],
-        None,
-        "F25: (p−1)(F&B + B − 3W)",
-        simulated=pairs.stage_span_bubble,
-        unit="s",
-        match="virtual",
-        tolerance=1e-9,
-    )
-    lab.row(
-        "elements_gradients_not",
-        0,
-        equal_stages.wrong_gradients((r, s) for r, s, *_ in runs.values()),
-        "all ones: every element is known",
-        unit="elements",
-    )
-    model = make_model("tiny", layers=2 * p, hidden=32, seq=32)
-    for name in ("zb-h1", "dualpipe-v"):
-        lab.train(
-            f"{name}-gpt",
-            lab.text("gpt", schedule=names[name]),
-            model=model,
-            steps=2,
-            pp=p,
-            schedule=name,
-            global_batch=m,
-            compared=False,
-        )
-    lab.ask("number", found["zb-h1"] / f, "F", p=p, f1b=found["1f1b"] / f)
-    less = {n: (r[0].timeline.makespan - 3 * m * f) / f for n, r in runs.items()}
-    lab.figure(
-        "five_schedules_they_ran",
-        lambda lang: comparison_figure(
-            [Played(f"{title}, {word('span_bubble', lang, x=x)}", drawn) for title, x, drawn in shown],
-            lang,
-            "F = I = W = 1 ms",
-        ),
-    )
-    lab.figure(
-        "two_bubbles_largest_stage",
-        lambda lang: bars(
-            list(names.values()),
-            {
-                lab.word("span_bubble", lang): [found[n] / f for n in names],
-                lab.word("makespan_less_work", lang): [less[n] for n in names],
-            },
-            lab.word("units", lang),
-        ),
-    )
-    lab.figure(
-        "costs_activations_held_fullest",
-        lambda lang: bars(
-            list(names.values()),
-            {lab.word("micro_batches_held_most", lang): [most[n] for n in names]},
-            lab.word("micro_batches_held_most", lang),
-        ),
-    )
-    lab.tell(
-        "span_bubble",
-        view="tab=timeline&run=zb-h1",
-        each="，".join((f"{names[n]} {found[n] / f:.2g}" for n in names)),
-    )
-    lab.tell(
-        "zb_h1_takes_ms",
-        view="tab=timeline&run=zb-h1",
-        zb_h1_ms=runs["zb-h1"][0].timeline.makespan * 1000.0,
-        f1b_ms=runs["1f1b"][0].timeline.makespan * 1000.0,
-        zb_h1_held=most["zb-h1"],
-    )
-    lab.tell(
-        "zb_h2_stages_never",
-        view="tab=timeline&run=zb-h2",
-        zb_h2_held=most["zb-h2"],
-        zb_h2_less=less["zb-h2"],
-    )
-    lab.tell(
-        "zb_folds_model_no",
-        view="tab=timeline&run=zb-v",
-        zb_v_held=most["zb-v"],
-        dualpipe_v=found["dualpipe-v"] / f,
-    )
-    lab.conclude(f1b=found["1f1b"] / f, zb_h1=found["zb-h1"] / f)
+    for key in ("zb-h1", "dualpipe-v"):
+        lab.train(f"{key}-gpt", lab.text("gpt", schedule=NAMES[key]), schedule=key, compared=False, **plan)
+
+    in_f = {key: span / F for key, span in spans.items()}
+    lab.ask("span_bubble", in_f["zb-h1"], "F", p=p, f1b=in_f["1f1b"])
+    most = {key: most_held(drawn, p, key) for key, (_, _, _, drawn) in runs.items()}
+    less = {key: (run.timeline.makespan - 3 * m * F) / F for key, (run, *_) in runs.items()}
+    lab.figure("as_they_ran", lambda lang: as_they_ran(runs, in_f, lang))
+
+    def two_bubbles(lang: str) -> Any:
+        series = {lab.word("span_bubble", lang): in_f, lab.word("makespan_less_work", lang): less}
+        values = {name: list(by_schedule.values()) for name, by_schedule in series.items()}
+        return bars(list(NAMES.values()), values, lab.word("units", lang))
+
+    def activations_held(lang: str) -> Any:
+        held = lab.word("most_held", lang)
+        return bars(list(NAMES.values()), {held: list(most.values())}, held)
+
+    lab.figure("two_bubbles", two_bubbles)
+    lab.figure("activations_held", activations_held)
+    each = [f"{NAMES[key]} {span:.2g}" for key, span in in_f.items()]
+    lab.tell("span_bubble", view="tab=timeline&run=zb-h1", each=Said(", ".join(each), "，".join(each)))
+    took = {key: run.timeline.makespan * 1e3 for key, (run, *_) in runs.items()}
+    times = {"zb_h1_ms": took["zb-h1"], "f1b_ms": took["1f1b"]}
+    lab.tell("zb_h1", view="tab=timeline&run=zb-h1", **times, zb_h1_held=most["zb-h1"])
+    lab.tell("zb_h2", view="tab=timeline&run=zb-h2", zb_h2_held=most["zb-h2"], zb_h2_less=less["zb-h2"])
+    lab.tell("folded", view="tab=timeline&run=zb-v", zb_v_held=most["zb-v"], dualpipe_v=in_f["dualpipe-v"])
+    lab.conclude(f1b=in_f["1f1b"], zb_h1=in_f["zb-h1"])
     lab.explain()
-    lab.own_number(f1b=found["1f1b"] / f, zb_h1=found["zb-h1"] / f, p=p)
+    lab.own_number(f1b=in_f["1f1b"], zb_h1=in_f["zb-h1"], p=p)
+
+
+def chunks(key: str) -> int:
+    """Chunks of a rank."""
+    return 2 if key in TWO_CHUNKS else 1
+
+
+def play(lab: Lab, key: str, p: int, m: int) -> Any:
+    """Run a schedule: (run, schedule, judgement, its bars)."""
+    return equal_stages.played(lab, key, lab.text(key), key, p, m, chunks(key), F)
+
+
+def spans_by_formula(p: int, m: int) -> dict[str, float]:
+    """F24 and F25: the largest stage's span less its work, in seconds."""
+    half = F / 2  # of a chunk where a rank has two
+    return {
+        "1f1b": (p - 1) * 3 * F,
+        "zb-h1": zb_h1.predict_span_bubble(p, m, F, 2 * F, F),
+        "zb-h2": zb_h2.predict_span_bubble(p, m, F, 2 * F, F),
+        "zb-v": zb_v.predict_span_bubble(p, m, half, 2 * half, half),
+        "dualpipe-v": dualpipe_v.predict_bubble(p, m, half, 2 * half, half),
+    }
+
+
+def span_less_work(drawn: Any, p: int) -> float:
+    """Of the rank whose first and last operation are farthest apart: that span, less what it computed."""
+    of_rank = [[bar for bar in drawn if bar.rank == rank] for rank in range(p)]
+    spans = [max(bar.end for bar in mine) - min(bar.begin for bar in mine) for mine in of_rank]
+    largest = spans.index(max(spans))
+    return spans[largest] - sum(bar.end - bar.begin for bar in of_rank[largest])
+
+
+def check_as_run(lab: Lab, key: str, played: Any, theory: float, span: float) -> None:
+    """Bubble, time and chunks held of one schedule."""
+    run, schedule, judged, _ = played
+    name = {"said": NAMES[key]}
+    if (
+        key != "dualpipe-v"
+    ):  # its slots of two really run one after the other: its formula is checked on the list
+        lab.row("span_less_work", theory, span, "F24, F25", unit="s", tolerance=1e-12, **name)
+    time, source = run.timeline.makespan, "the list, played"
+    lab.row("time_by_its_list", judged.makespan, None, source, simulated=time, unit="s", **VIRTUAL, **name)
+    live = predict_live(key, len(schedule.ranks), schedule.micro_batches, chunks(key))
+    for r, expected in enumerate(live):
+        lab.row("chunks_held", expected, run.results[r]["live"], "F22", unit="chunks", **name, r=r)
+
+
+def most_held(drawn: Any, p: int, key: str) -> float:
+    """Micro-batches that the fullest rank holds at once."""
+    return max(max(held(drawn, rank)[1]) for rank in range(p)) / chunks(key)
+
+
+def as_they_ran(runs: dict[str, Any], in_f: dict[str, float], lang: str) -> Any:
+    """The schedules one below the other."""
+    shown = []
+    for key, (run, _, _, drawn) in runs.items():
+        bubble = word("span_bubble", lang, x=f"{in_f[key]:.3g} F")
+        shown.append(Played(f"<b>{NAMES[key]}</b>: {run.timeline.makespan * 1e3:g} ms, {bubble}", drawn))
+    return comparison_figure(shown, lang, "F = I = W = 1 ms")

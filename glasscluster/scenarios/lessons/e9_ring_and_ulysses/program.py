@@ -28,13 +28,13 @@ def inputs(a: int, kv: int, s: int, d: int) -> list[Any]:
 
 
 def program(gpu: Any, kind: str, neighbours: int, shape: tuple[int, int, int, int]) -> dict[str, Any]:
-    """One causal attention, forward and backward, of this rank's tokens; `neighbours` exchange heads inside a ring of such groups."""
+    """One causal attention, forward and backward, of this rank's tokens; `neighbours` exchange heads inside a ring
+    of such groups.
+    """
     cp = gpu.make_mesh({"cp": gpu.size})["cp"]
-    groups = (
-        (gpu.mesh.inside(cp, neighbours, "ulysses"), gpu.mesh.across(cp, neighbours, "rings"))
-        if neighbours > 1
-        else ()
-    )
+    groups: tuple[Any, ...] = ()
+    if neighbours > 1:
+        groups = (gpu.mesh.inside(cp, neighbours, "ulysses"), gpu.mesh.across(cp, neighbours, "rings"))
     context = make_context(kind, cp, *groups)
     with gpu.unrecorded():
         q, k, v, d_out = (context.cut(x, 2).clone().requires_grad_() for x in inputs(*shape))
@@ -53,239 +53,186 @@ def one_device(shape: tuple[int, int, int, int]) -> list[Any]:
 
 
 def ring_of(timeline: Any, rank: int) -> tuple[float, int]:
-    """A rank's ring, forward: seconds from the first launch to the last arrival, and whole blocks that waited for their keys."""
+    """A rank's ring, forward: seconds from the first launch to the last arrival, and whole blocks that waited for
+    their keys.
+    """
     g, start, end = timeline.graph, timeline.start, timeline.end
     mine = [(g.names[g.op[r]], r) for r in g.canonical.tolist() if g.rank[r] == rank and g.phase[r] == 1]
     compute = [(op, r) for op, r in mine if op not in ("send", "recv")]
     late = [start[b] > end[a] for (_, a), (op, b) in pairwise(compute) if op.endswith("flash_forward")]
-    return max(end[r] for op, r in mine if op == "recv") - min(
-        start[r] for op, r in mine if op == "send"
-    ), sum(late[2:])
+    arrived = max(end[r] for op, r in mine if op == "recv")
+    launched = min(start[r] for op, r in mine if op == "send")
+    return arrived - launched, sum(late[2:])
+
+
+N, HEADS, KEY_HEADS = 8, 16, 8  # ranks; query heads; key heads (as many as query heads: MHA)
+WAYS = {  # kind of context parallelism, and how many neighbours exchange heads
+    "ring": ("ring", 1),
+    "striped": ("striped", 1),
+    "zigzag": ("zigzag", 1),
+    "ulysses": ("ulysses", 1),
+    "hybrid": ("zigzag", 2),
+}
+LAYOUTS = {  # who has which of 16 tokens, in the figure
+    "ring": [rank for rank in range(N) for _ in range(2)],
+    "striped": [*range(N), *range(N)],
+    "zigzag": [*range(N), *reversed(range(N))],
+}
 
 
 @lesson
 def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
-    """One causal attention of a sequence on 8 ranks: rings in three layouts, Ulysses and a hybrid, with 16 query and 8 key heads."""
+    """One causal attention of a sequence on 8 ranks: rings in three layouts, Ulysses and a hybrid, with 16 query
+    and 8 key heads.
+    """
+    gqa, mha = (HEADS, KEY_HEADS, s, d), (HEADS, HEADS, s, d)
+    runs = {way: lab.run(way, lab.text(f"title_{way}"), program, *WAYS[way], gqa, gpus=N) for way in WAYS}
+    every = {way: lab.cluster(N).run(program, *WAYS[way], mha) for way in ("ring", "ulysses")}
+    pairs = check_runs(lab, runs, every, gqa, mha)
+    check_balance(lab, pairs, s // N)
+    late = check_hiding(lab, runs["ring"], every["ring"], s, d)
+    check_most_ranks(lab, s, d)
+    keys = every["ring"].graph.bytes_sent(label="keys and values")[0]
+    ratio = int(keys) / (every["ulysses"].graph.bytes_sent()[0] // 2)
+    lab.row("bytes_over_ulysses", N / 2, ratio, "F26", unit="×")
 
-    n, a, kv, each, machine, far = 8, 16, 8, s // 8, hardware(lab.hardware), hardware("dgx-h100")
-    ways = {
-        "ring": ("ring", 1, lab.text("ring_plain_pieces")),
-        "striped": ("striped", 1, lab.text("ring_striped")),
-        "zigzag": ("zigzag", 1, lab.text("ring_zigzag")),
-        "ulysses": ("ulysses", 1, lab.text("ulysses_2")),
-        "hybrid": ("zigzag", 2, lab.text("hybrid_heads_pairs_zigzag")),
+    lab.ask("ratio", ratio, "×")
+
+    def who_computes(lang: str) -> Any:
+        words = {"ring": "plain", "striped": "striped", "zigzag": "zigzag"}
+        shared = [Shared(lab.word(words[way], lang), LAYOUTS[way], pairs[way]) for way in LAYOUTS]
+        return causal_figure(shared, lang)
+
+    lab.figure("who_computes", who_computes, s=s)
+    giga = {
+        way: {kind: sent_long(way, h) for kind, h in LONG_HEADS.items()}
+        for way in ("ring", "hybrid", "ulysses")
     }
-    runs = {
-        k: lab.run(k, title, program, kind, u, (a, kv, s, d), gpus=n) for k, (kind, u, title) in ways.items()
-    }
-    every = {
-        k: lab.cluster(n).run(program, k, 1, (a, a, s, d)) for k in ("ring", "ulysses")
-    }  # multi-head: as many key heads
-    shapes, pairs = (
-        [(k, ways[k], kv, r) for k, r in runs.items()]
-        + [(f"{k}, MHA", ways[k], a, r) for k, r in every.items()],
-        {},
-    )
-    truth, apart, uneven, busy = {heads: one_device((a, heads, s, d)) for heads in (kv, a)}, [0.0], 0, 0
-    for name, (kind, u, _), heads, run in shapes:
-        graph, said, tiles = (
-            run.graph,
-            ulysses.predict(kind, n, 1, s, a, heads, d, 8, u),
-            ulysses.work(kind, n, s, a, u, TILE),
-        )
-        apart += [
-            float((x - y[:, :, r["positions"]]).abs().max())
-            for r in run.results
-            for x, y in zip(r["tensors"], truth[heads], strict=True)
-        ]
-        sent, kernels = (
-            graph.bytes_sent(),
-            np.isin(graph.op, [i for i, o in enumerate(graph.names) if "flash_" in o]),
-        )
-        flops = np.bincount(graph.rank[kernels], graph.flops[kernels], n).tolist()
-        lab.row("sent_rank_forward_backward", said["forward"] + said["backward"], sent[0], "F26", name=name)
-        lab.row(
-            "flops_attention_rank",
-            14 * d * tiles[-1],
-            flops[-1],
-            "2 products forward, 5 backward, of whole tiles",
-            unit="FLOPs",
-            name=name,
-            hops=n - 1,
-        )
-        uneven, busy = (
-            uneven + sum(x != sent[0] for x in sent),
-            busy + sum(x != 14 * d * t for x, t in zip(flops, tiles, strict=True)),
-        )
-        pairs[name] = (
-            ulysses.work(kind, n, s, a, u)
-            if u > 1 or kind == "ulysses"
-            else [a * sum(p + 1 for p in r["positions"]) for r in run.results]
-        )
-    lab.row("ranks_sent_other_bytes_all_runs", 0, uneven, "F26", unit="ranks")
-    lab.row("ranks_other_flops_layout_all_runs", 0, busy, "work in whole tiles", unit="ranks")
-    lab.row(
-        "largest_difference_output_gradients_device",
-        0,
-        max(apart),
-        "torch's attention, float64",
-        unit="absolute",
-        tolerance=1e-12,
-    )
-    plain, striped, zigzag = (pairs[k] for k in context_parallel.KINDS)
-    lab.row(
-        "plain_ring_pairs_last_rank_over",
-        (2 * (n - 1) * each + each + 1) / (each + 1),
-        plain[-1] / plain[0],
-        "r n² + n(n+1)/2",
-        unit="×",
-        tolerance=1e-12,
-    )
-    lab.row(
-        "striped_most_pairs_less_fewest_row",
-        (n - 1) * each * a,
-        max(striped) - min(striped),
-        "(N−1) n pairs a head",
-        unit="pairs",
-    )
-    lab.row(
-        "zigzag_most_pairs_less_fewest",
-        0,
-        max(zigzag) - min(zigzag),
-        "each rank has chunks r and 2N−1−r",
-        unit="pairs",
-    )
-    (took, late), one = (
-        ring_of(every["ring"].timeline, n - 1),
-        2 * each * a * d * 8,
-    )  # bytes of K and V of a rank, multi-head
-    lab.row(
-        "mha_ring_first_launch_last_arrival",
-        (n - 1) * (machine.intra.alpha + one / machine.intra.bandwidth),
-        None,
-        "N−1 hops, none hidden",
-        simulated=took,
-        unit="s",
-        match="virtual",
-        tolerance=1e-9,
-    )
-    for name, heads, found in (("MHA", a, late), ("GQA", kv, ring_of(runs["ring"].timeline, n - 1)[1])):
-        hides = context_parallel.hidden(
-            n, 1, s, a, heads, d, 8, machine.gpu.peak("fp64"), machine.intra.bandwidth
-        )
-        lab.row(
-            "ring_whole_blocks_wait_their_keys",
-            0 if hides else n - 2,
-            found,
-            "F26: block FLOPs ÷ peak ≥ block bytes ÷ β",
-            unit="blocks",
-            name=name,
-            hops=n - 1,
-        )
-    model, taken = make_model("tiny", hidden=a * d, heads=a, kv_heads=kv, seq=s), []
+
+    def long(lang: str) -> Any:
+        series = {lab.word(kind, lang): [by_kind[kind] for by_kind in giga.values()] for kind in LONG_HEADS}
+        return bars([lab.word(way, lang) for way in giga], series, lab.word("gigabytes", lang))
+
+    lab.figure("long", long)
+    times_gqa = forward_bytes("ring", KEY_HEADS, s, d) / forward_bytes("ulysses", KEY_HEADS, s, d)
+    lab.tell("forward", view="tab=network&run=ulysses", ratio=ratio, times_gqa=times_gqa)
+    sizes = {f"{way}_{kind}": giga[way][kind] for way in every for kind in LONG_HEADS}
+    lab.tell("long", **sizes)
+    shares = {f"share_{way}": runs[way].timeline.summary()["bubble_fraction"] for way in ("ring", "zigzag")}
+    last_over_first = pairs["ring"][-1] / pairs["ring"][0]
+    lab.tell("plain", view="tab=timeline&run=ring", last_over_first=last_over_first, **shares)
+    times = {f"{way}_ms": runs[way].timeline.summary()["makespan_s"] * 1e3 for way in ("zigzag", "striped")}
+    lab.tell("zigzag", view="tab=timeline&run=striped", **times)
+    hiding = {"each": s // N, "late": late, "hidden_hops": N - 2}
+    lab.tell("hiding", view="tab=timeline&run=ring", hardware=lab.hardware, **hiding)
+    lab.tell("needs", **tokens_that_hide())
+    lab.conclude(ratio=ratio, **shares)
+    lab.explain()
+    lab.own_number(ratio=ratio, last_over_first=last_over_first)
+
+
+LONG_HEADS = {"mha": 32, "gqa": 8}  # key heads of the long sequence
+
+
+def check_runs(lab: Lab, runs: Any, every: Any, gqa: Any, mha: Any) -> dict[str, list[int]]:
+    """Bytes, FLOPs and results of every run; returns the query-key pairs of every rank."""
+    shapes = [(way, way, gqa, run) for way, run in runs.items()]
+    shapes += [(f"{way}, MHA", way, mha, run) for way, run in every.items()]
+    truth = {shape: one_device(shape) for shape in (gqa, mha)}
+    apart, other_bytes, other_flops, pairs = 0.0, 0, 0, {}
+    for name, way, shape, run in shapes:
+        (kind, neighbours), (a, heads, s, d) = WAYS[way], shape
+        theory = ulysses.predict(kind, N, 1, s, a, heads, d, 8, neighbours)
+        sent = run.graph.bytes_sent()
+        lab.row("sent", theory["forward"] + theory["backward"], sent[0], "F26", name=name)
+        other_bytes += sum(x != sent[0] for x in sent)
+        tiles, flops = ulysses.work(kind, N, s, a, neighbours, TILE), flops_of_attention(run.graph)
+        source = "2 products forward, 5 backward, of whole tiles"
+        lab.row("flops", 14 * d * tiles[-1], flops[-1], source, unit="FLOPs", name=name, hops=N - 1)
+        other_flops += sum(x != 14 * d * t for x, t in zip(flops, tiles, strict=True))
+        apart = max(apart, largest_difference(run.results, truth[shape]))
+        if neighbours > 1 or kind == "ulysses":
+            pairs[name] = ulysses.work(kind, N, s, a, neighbours)
+        else:
+            pairs[name] = [a * sum(position + 1 for position in rank["positions"]) for rank in run.results]
+    lab.row("ranks_with_other_bytes", 0, other_bytes, "F26", unit="ranks")
+    lab.row("ranks_with_other_flops", 0, other_flops, "work in whole tiles", unit="ranks")
+    lab.row("apart", 0, apart, "torch's attention, float64", unit="absolute", tolerance=1e-12)
+    return pairs
+
+
+def flops_of_attention(graph: Any) -> list[int]:
+    """FLOPs of the flash kernels, by rank."""
+    kernels = np.isin(graph.op, [i for i, name in enumerate(graph.names) if "flash_" in name])
+    return np.bincount(graph.rank[kernels], graph.flops[kernels], N).tolist()
+
+
+def largest_difference(results: list[dict[str, Any]], truth: list[Any]) -> float:
+    """Of outputs and gradients from one device's, over all ranks."""
+    worst = 0.0
+    for rank in results:
+        for ours, whole in zip(rank["tensors"], truth, strict=True):
+            worst = max(worst, float((ours - whole[:, :, rank["positions"]]).abs().max()))
+    return worst
+
+
+def check_balance(lab: Lab, pairs: dict[str, list[int]], each: int) -> None:
+    """Query-key pairs of the ranks in the three layouts of a ring."""
+    plain, striped, zigzag = (pairs[kind] for kind in context_parallel.KINDS)
+    expected, source = (2 * (N - 1) * each + each + 1) / (each + 1), "r n² + n(n+1)/2"
+    lab.row("plain", expected, plain[-1] / plain[0], source, unit="×", tolerance=1e-12)
+    uneven = max(striped) - min(striped)
+    lab.row("striped", (N - 1) * each * HEADS, uneven, "(N−1) n pairs a head", unit="pairs")
+    uneven = max(zigzag) - min(zigzag)
+    lab.row("zigzag", 0, uneven, "each rank has chunks r and 2N−1−r", unit="pairs")
+
+
+def check_hiding(lab: Lab, gqa: Any, mha: Any, s: int, d: int) -> int:
+    """How long the ring's messages take, and how many blocks wait for their keys; returns those of MHA."""
+    machine = hardware(lab.hardware)
+    link, peak = machine.intra, machine.gpu.peak("fp64")
+    took, late = ring_of(mha.timeline, N - 1)
+    block = 2 * (s // N) * HEADS * d * 8  # bytes of K and V of a rank, multi-head
+    seconds, source = (N - 1) * (link.alpha + block / link.bandwidth), "N−1 hops, none hidden"
+    virtual = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    lab.row("ring_time", seconds, None, source, simulated=took, **virtual)
+    _, late_gqa = ring_of(gqa.timeline, N - 1)
+    source = "F26: block FLOPs ÷ peak ≥ block bytes ÷ β"
+    for name, heads, waited in (("MHA", HEADS, late), ("GQA", KEY_HEADS, late_gqa)):
+        hides = context_parallel.hidden(N, 1, s, HEADS, heads, d, 8, peak, link.bandwidth)
+        names = {"name": name, "hops": N - 1}
+        lab.row("blocks_that_wait", 0 if hides else N - 2, waited, source, unit="blocks", **names)
+    return late
+
+
+def check_most_ranks(lab: Lab, s: int, d: int) -> None:
+    """How many ranks Ulysses takes before a plan is refused."""
+    model, taken = make_model("tiny", hidden=HEADS * d, heads=HEADS, kv_heads=KEY_HEADS, seq=s), []
     for ranks in (2, 4, 8, 16, 32):
         with suppress(InputError):
             make_plan(cp=ranks, context="ulysses").check(model)
             taken.append(ranks)
-    lab.row(
-        "most_ranks_ulysses_takes", kv, max(taken), "whole key heads are exchanged: N ≤ n_kv", unit="ranks"
-    )
-    forward = {
-        k: [ulysses.predict(ways[k][0], n, 1, s, a, h, d, 8, ways[k][1])["forward"] for h in (a, kv)]
-        for k in ways
+    lab.row("most_ranks", KEY_HEADS, max(taken), "whole key heads are exchanged: N ≤ n_kv", unit="ranks")
+
+
+def forward_bytes(way: str, heads: int, s: int, d: int) -> int:
+    """Bytes that a rank sends forward, by the formula."""
+    kind, neighbours = WAYS[way]
+    return ulysses.predict(kind, N, 1, s, HEADS, heads, d, 8, neighbours)["forward"]
+
+
+def sent_long(way: str, heads: int) -> float:
+    """GB that a GPU sends for a layer of 131072 tokens, 32 heads of 128, bf16, forward and backward."""
+    kind, neighbours = WAYS[way]
+    theory = ulysses.predict(kind, N, 1, 131072, 32, heads, 128, 2, neighbours)
+    return (theory["forward"] + theory["backward"]) / 1e9
+
+
+def tokens_that_hide() -> dict[str, float]:
+    """Tokens a rank from which a block's FLOPs hide the next one's message, on H100s in bf16."""
+    far = hardware("dgx-h100")
+    cases = {"one": (32, far.intra), "two": (32, far.inter), "three": (8, far.inter)}
+    peak = far.gpu.peak("bf16")
+    return {
+        f"need_{name}": heads / 32 * 2 * peak / (2 * link.bandwidth) for name, (heads, link) in cases.items()
     }
-    counted = {
-        k: int(r.graph.bytes_sent(label="keys and values")[0])
-        if k == "ring"
-        else r.graph.bytes_sent()[0] // 2
-        for k, r in every.items()
-    }
-    ratio = counted["ring"] / counted["ulysses"]
-    lab.row("forward_mha_ring_bytes_over_ulysses", n / 2, ratio, "F26", unit="×")
-    lab.ask("number", ratio, "×")
-    drawn = {
-        "ring": [r for r in range(n) for _ in range(2)],
-        "striped": [*range(n), *range(n)],
-        "zigzag": [*range(n), *reversed(range(n))],
-    }
-    lab.figure(
-        lab.text("who_computes_mask_tokens", s=s),
-        lambda lang: causal_figure(
-            [
-                Shared(t, drawn[k], pairs[k])
-                for k, t in zip(
-                    drawn,
-                    (
-                        lab.word("plain", lang),
-                        lab.word("striped", lang),
-                        lab.word("zigzag", lang),
-                    ),
-                    strict=True,
-                )
-            ],
-            lang,
-        ),
-    )
-    big = {
-        k: [ulysses.predict(ways[k][0], n, 1, 131072, 32, h, 128, 2, ways[k][1]) for h in (32, 8)]
-        for k in ("ring", "hybrid", "ulysses")
-    }
-    giga = {k: [(x["forward"] + x["backward"]) / 1e9 for x in two] for k, two in big.items()}
-    lab.figure(
-        "same_formula_tokens_gpus",
-        lambda lang: bars(
-            (
-                lab.word("ring_any_layout", lang),
-                lab.word("hybrid", lang),
-                lab.word("ulysses", lang),
-            ),
-            {axes[lang][3 + i]: [g[i] for g in giga.values()] for i in (0, 1)},
-            lab.word("gb_per_gpu_layer", lang),
-        ),
-    )
-    share, ms = (
-        {k: runs[k].timeline.summary()[what] * unit for k in runs}
-        for what, unit in (("bubble_fraction", 1), ("makespan_s", 1e3))
-    )
-    needs = [
-        h / 32 * 2 * far.gpu.peak("bf16") / (2 * b)
-        for h, b in ((32, far.intra.bandwidth), (32, far.inter.bandwidth), (8, far.inter.bandwidth))
-    ]
-    lab.tell(
-        "forward_mha_ring_sends",
-        view="tab=network&run=ulysses",
-        ratio=ratio,
-        times_mha=forward["ring"][1] / forward["ulysses"][1],
-    )
-    lab.tell(
-        "tokens_gb_against_gb",
-        ring_gqa=giga["ring"][0],
-        ulysses_gqa=giga["ulysses"][0],
-        ring_mha=giga["ring"][1],
-        ulysses_mha=giga["ulysses"][1],
-    )
-    lab.tell(
-        "plain_pieces_last_rank",
-        view="tab=timeline&run=ring",
-        last_over_first=plain[-1] / plain[0],
-        share_ring=share["ring"],
-        share_zigzag=share["zigzag"],
-    )
-    lab.tell(
-        "zigzag_takes_ms_striped",
-        view="tab=timeline&run=striped",
-        zigzag_ms=ms["zigzag"],
-        striped_ms=ms["striped"],
-    )
-    lab.tell(
-        "block_tokens_hides_message",
-        view="tab=timeline&run=ring",
-        hardware=lab.hardware,
-        each=each,
-        late=late,
-        hidden_hops=n - 2,
-    )
-    lab.tell("dgx_h100_bf16_mha", need_one=needs[0], need_two=needs[1], need_three=needs[2])
-    lab.conclude(ratio=ratio, share_ring=share["ring"], share_zigzag=share["zigzag"])
-    lab.explain()
-    lab.own_number(ratio=ratio, last_over_first=plain[-1] / plain[0])

@@ -1,4 +1,4 @@
-"""F3: what an accuracy is worth: its error, the same items for both models, two normalisations, the prompt, and text seen before."""
+"""F3: what an accuracy is worth: its error, paired items, two normalisations, the prompt, text seen before."""
 
 from __future__ import annotations
 
@@ -44,171 +44,112 @@ def learn(
 
 def margins(task: Any, found: Any) -> list[float]:
     """How far the right continuation is likelier than the best wrong one, in nats: above 0 the item is right."""
-    return [
-        v[i.answer] - max(x for n, x in enumerate(v) if n != i.answer)
-        for i, v in zip(task.items, found, strict=True)
-    ]
+    apart = []
+    for item, values in zip(task.items, found, strict=True):
+        wrong = [value for n, value in enumerate(values) if n != item.answer]
+        apart.append(values[item.answer] - max(wrong))
+    return apart
+
+
+KINDS = ("early", "late")  # moments of the training
+RANKS = 4
+BRACKETS, NEXT_LINE, OTHER_WORDS = 1, 2, 3  # places of the tasks after arithmetic
+WORDS = ("sums", "brackets", "next_line", "other_words")
 
 
 @lesson
 def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) -> None:
-    """A small GPT at two moments of its training answers the same items, shared out over four ranks; then other words, other sums, and planted items."""
-
-    model = make_model("tiny", layers=2, hidden=48, heads=4, seq=64, activation="gelu-tanh")
+    """A small GPT at two moments of its training answers the same items, shared out over four ranks; then
+    other words, other sums, and planted items.
+    """
     training = corpus(None).tobytes()
-    brackets = make_task("brackets", items)
-    asked = Task(
-        "brackets in other words",
-        tuple(
-            Choice(b"Q: what closes " + i.context + b"?\nA: ", i.choices, i.answer)
-            for i in brackets.items
-            if isinstance(i, Choice)
-        ),
-    )
-    tasks = (make_task("arithmetic", items), brackets, make_task("next-line", items), asked)
-    kinds, found = ("early", "late"), {}
-    with tempfile.TemporaryDirectory() as home:
-        folders = [f"{home}/{kind}" for kind in kinds]
-        lab.say("training the model that is asked")
-        with one_thread():
-            learn(model, practice(0, 6000) + training[:40_000], (early, late), folders)
-        exact = EvaluationJob(
-            model,
-            tuple(replace(t, items=t.items[:6]) for t in tasks),
-            dp=4,
-            precision="fp64",
-            weights=folders[1],
-        )
-        alone = lab.cluster(1).run(evaluate_rank, replace(exact, dp=1), record=False).results[0]
-        lab.checks += evaluation.equality_rows(
-            lab.cluster(4).run(evaluate_rank, exact, record=False).results, alone
-        )
-        job = replace(exact, tasks=tasks, precision="fp32")
-        found["early"] = (
-            lab.cluster(4).run(evaluate_rank, replace(job, weights=folders[0]), record=False).results[0]
-        )
-        run = lab.run(
-            "scoring", lab.text("items_shared_out_over"), evaluate_rank, job, gpus=4, precision="fp32"
-        )
-        found["late"] = run.results[0]
-    lab.checks += evaluation.counted_rows(job, run)
-
+    tasks = make_tasks(items)
+    found = train_and_score(lab, tasks, training, (early, late))
     right = {
-        (k, n): [evaluation.right(t, found[k].scores[i], n == "acc_norm") for i, t in enumerate(tasks)]
-        for k in kinds
-        for n in ("acc", "acc_norm")
+        (kind, how): [evaluation.right(t, found[kind].scores[i], how == "acc_norm") for i, t in enumerate(tasks)]
+        for kind in KINDS
+        for how in ("acc", "acc_norm")
     }
-    mean = {key: [scores.mean(v) for v in values] for key, values in right.items()}
-    for i, task in enumerate(tasks):
-        p = mean["late", "acc"][i]
-        lab.row(
-            "standard_error_accuracy",
-            scores.predict_error(p, items),
-            scores.spread(right["late", "acc"][i]),
-            "F41",
-            unit="",
-            tolerance=1e-12,
-            task=task.name,
-        )
-    told = scores.paired(right["early", "acc"][1], right["late", "acc"][1])
-    lab.row(
-        "late_minus_early_brackets_items_won",
-        told.better - told.worse,
-        round(told.difference * items),
-        "the same items",
-        unit="items",
-    )
-    apart = scores.predict_unpaired(mean["early", "acc"][1], mean["late", "acc"][1], items)
-    planted = Task("planted", tuple(Text(training[a : a + 120]) for a in range(0, 3_000_000, 200_000)))
+    mean = {key: [scores.mean(values) for values in by_task] for key, by_task in right.items()}
+    for task, share, values in zip(tasks, mean["late", "acc"], right["late", "acc"], strict=True):
+        expected, counted = scores.predict_error(share, items), scores.spread(values)
+        lab.row("standard_error", expected, counted, "F41", unit="", tolerance=1e-12, task=task.name)
+    told = scores.paired(right["early", "acc"][BRACKETS], right["late", "acc"][BRACKETS])
+    won_less_lost = round(told.difference * items)
+    lab.row("won_less_lost", told.better - told.worse, won_less_lost, "the same items", unit="items")
     seen = plain(training)
-    lab.row(
-        "items_copied_training_text_flagged",
-        len(planted.items),
-        sum(contaminated(i, seen) for i in planted.items),
-        "GPT-4 report, 2303.08774, appendix C",
-        unit="items",
-    )
-    flagged = sum(contaminated(i, seen) for i in tasks[2].items)
-    errors = 0.008 / scores.predict_unpaired(0.712, 0.704, 1000)
-    needed = round(2 * 0.708 * 0.292 * (1.96 / 0.008) ** 2)
-    lab.ask("number", errors, "×")
+    planted = [Text(training[a : a + 120]) for a in range(0, 3_000_000, 200_000)]
+    caught, source = sum(contaminated(item, seen) for item in planted), "GPT-4 report, 2303.08774, appendix C"
+    lab.row("flagged", len(planted), caught, source, unit="items")
 
-    lab.figure(
-        "same_items_two_moments",
-        lambda lang: interval_figure(
-            (
-                lab.word("sums", lang),
-                lab.word("brackets", lang),
-                lab.word("next_line", lang),
-                lab.word("brackets_other_words", lang),
-            ),
-            {
-                n: [Score(scores.mean(v), scores.spread(v)) for v in right[k, "acc"]]
-                for k, n in zip(
-                    kinds,
-                    (
-                        lab.word("after_steps", lang, early=early),
-                        lab.word("after_steps_2", lang, late=late),
-                    ),
-                    strict=True,
-                )
-            },
-            lab.word("accuracy_interval_dotted_guessing", lang),
-            [0.25] * 4,
-        ),
-    )
-    lab.figure(
-        "brackets_item_item_right",
-        lambda lang: paired_figure(
-            margins(brackets, found["early"].scores[1]),
-            margins(brackets, found["late"].scores[1]),
-            lab.word("nats_right_answer", lang) + lab.word("after_steps", lang, early=early),
-            lab.word("nats_right_answer", lang) + lab.word("after_steps_2", lang, late=late),
-            (
-                lab.word("both_right", lang),
-                lab.word("only_early", lang),
-                lab.word("only_late", lang),
-                lab.word("both_wrong", lang),
-            ),
-        ),
-    )
-    lab.figure(
-        "two_ways_choose_late",
-        lambda lang: interval_figure(
-            (
-                lab.word("sums", lang),
-                lab.word("brackets", lang),
-                lab.word("next_line", lang),
-                lab.word("brackets_other_words", lang),
-            ),
-            {
-                name: [Score(scores.mean(v), scores.spread(v)) for v in right["late", n]]
-                for n, name in zip(
-                    ("acc", "acc_norm"),
-                    (
-                        lab.word("acc_sum_log", lang),
-                        lab.word("acc_norm_same_byte", lang),
-                    ),
-                    strict=True,
-                )
-            },
-            lab.word("accuracy_interval_dotted_guessing", lang),
-            [0.25] * 4,
-        ),
-    )
-    a, b = mean["late", "acc"][1], mean["late", "acc"][3]
-    lab.tell("points_items_standard_errors", view="tab=ledger", errors=errors, needed=needed)
-    lab.tell(
-        "brackets_items_won_lost", won=told.better, lost=told.worse, error=told.error, apart=apart, p=told.p
-    )
-    lab.tell("same_brackets_other_words", b=b, a=a)
-    lab.tell(
-        "next_lines_differ_length",
-        acc=mean["late", "acc"][2],
-        acc_norm=mean["late", "acc_norm"][2],
-        flagged=flagged,
-    )
-    lab.tell("item_scored_rank_all", view="tab=timeline&run=scoring")
+    errors = 0.008 / scores.predict_unpaired(0.712, 0.704, 1000)
+    lab.ask("standard_errors", errors, "×")
+    two_moments = {kind: right[kind, "acc"] for kind in KINDS}
+    steps = {"early": early, "late": late}
+    lab.figure("two_moments", lambda lang: intervals(lab, two_moments, steps, lang))
+    margin = {kind: margins(tasks[BRACKETS], found[kind].scores[BRACKETS]) for kind in KINDS}
+    lab.figure("item_by_item", lambda lang: item_by_item(lab, margin, steps, lang))
+    two_ways = {how: right["late", how] for how in ("acc", "acc_norm")}
+    lab.figure("two_ways", lambda lang: intervals(lab, two_ways, {}, lang))
+    needed = round(2 * 0.708 * 0.292 * (1.96 / 0.008) ** 2)
+    lab.tell("points", view="tab=ledger", errors=errors, needed=needed)
+    apart = scores.predict_unpaired(mean["early", "acc"][BRACKETS], mean["late", "acc"][BRACKETS], items)
+    lab.tell("same_items", won=told.better, lost=told.worse, error=told.error, apart=apart, p=told.p)
+    lab.tell("other_words", a=mean["late", "acc"][BRACKETS], b=mean["late", "acc"][OTHER_WORDS])
+    next_line = {how: mean["late", how][NEXT_LINE] for how in ("acc", "acc_norm")}
+    flagged = sum(contaminated(item, seen) for item in tasks[NEXT_LINE].items)
+    lab.tell("normalised", **next_line, flagged=flagged)
+    lab.tell("shared_out", view="tab=timeline&run=scoring")
     lab.conclude(errors=errors)
     lab.explain()
     lab.own_number(errors=errors, p=told.p)
+
+
+def make_tasks(items: int) -> tuple[Task, ...]:
+    """Sums, brackets, next lines, and the same brackets asked in other words."""
+    brackets = make_task("brackets", items)
+    asked = [
+        Choice(b"Q: what closes " + item.context + b"?\nA: ", item.choices, item.answer)
+        for item in brackets.items
+        if isinstance(item, Choice)
+    ]
+    other_words = Task("brackets in other words", tuple(asked))
+    return make_task("arithmetic", items), brackets, make_task("next-line", items), other_words
+
+
+def train_and_score(lab: Lab, tasks: tuple[Task, ...], training: bytes, stops: tuple[int, int]) -> dict[str, Any]:
+    """Scores of both moments; the ranks' are checked against one device, and counted."""
+    model = make_model("tiny", layers=2, hidden=48, heads=4, seq=64, activation="gelu-tanh")
+    four = lab.cluster(RANKS)
+    with tempfile.TemporaryDirectory() as home:
+        folders = [f"{home}/{kind}" for kind in KINDS]
+        lab.say("training the model that is asked")
+        with one_thread():
+            learn(model, practice(0, 6000) + training[:40_000], stops, folders)
+        few = tuple(replace(task, items=task.items[:6]) for task in tasks)
+        exact = EvaluationJob(model, few, dp=RANKS, precision="fp64", weights=folders[1])
+        alone = lab.cluster(1).run(evaluate_rank, replace(exact, dp=1), record=False).results[0]
+        lab.checks += evaluation.equality_rows(four.run(evaluate_rank, exact, record=False).results, alone)
+        late = replace(exact, tasks=tasks, precision="fp32")
+        early = replace(late, weights=folders[0])
+        found = {"early": four.run(evaluate_rank, early, record=False).results[0]}
+        run = lab.run("scoring", lab.text("scoring"), evaluate_rank, late, gpus=RANKS, precision="fp32")
+        found["late"] = run.results[0]
+    lab.checks += evaluation.counted_rows(late, run)
+    return found
+
+
+def intervals(lab: Lab, right: dict[str, Any], steps: dict[str, int], lang: str) -> Any:
+    """Accuracies with their intervals, task by task."""
+    series = {}
+    for key, by_task in right.items():
+        name = lab.word(key, lang, steps=steps.get(key))
+        series[name] = [Score(scores.mean(values), scores.spread(values)) for values in by_task]
+    return interval_figure([lab.word(w, lang) for w in WORDS], series, lab.word("accuracy", lang), [0.25] * 4)
+
+
+def item_by_item(lab: Lab, margin: dict[str, list[float]], steps: dict[str, int], lang: str) -> Any:
+    """Every item as a point: how sure the early model is of it, and the late one."""
+    axes = [lab.word("nats", lang) + lab.word(kind, lang, steps=steps[kind]) for kind in KINDS]
+    verdicts = tuple(lab.word(verdict, lang) for verdict in ("both_right", "only_early", "only_late", "both_wrong"))
+    return paired_figure(margin["early"], margin["late"], *axes, verdicts)

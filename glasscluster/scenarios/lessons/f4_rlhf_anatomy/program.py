@@ -19,12 +19,13 @@ from glasscluster.visualize.figures.plots import bars, stack
 from glasscluster.visualize.figures.roles import LOOKS, roles_figure
 
 PROMPT, LENGTHS = 16, (4, 16, 64)  # tokens
-ROLES = {
-    "actor": "策略（actor）",
-    "critic": "价值（critic）",
-    "reference": "参考模型",
-    "reward": "奖励模型",
-    "rollout": "生成（rollout）",
+ROLES = ("actor", "critic", "reference", "reward", "rollout")
+CLOCKS = ("classroom", "dgx-h100")
+PARTS = ("writing", "judging", "training")
+HELD = {  # bytes of every parameter of the policy, and of a scalar head; method; who says what is right
+    "ppo": (36, 18, "ppo", "model"),
+    "grpo_judge": (20, 2, "grpo", "model"),
+    "grpo_rule": (18, 0, "grpo", "rule"),
 }
 
 
@@ -38,227 +39,141 @@ def parts_of_time(run: Any, where: Any, tokens: int, clock: str) -> tuple[float,
 
 @lesson(hardware="dgx-h100")
 def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8) -> None:
-    """A small GPT learns to sort from people who are often wrong, then DPO, PPO and GRPO raise a reward that a rule checks. Every role is
-    played on a rank of its own: its bytes are counted, its messages recorded, and rollout and training are on one timeline.
+    """A small GPT learns to sort from people who are often wrong, then DPO, PPO and GRPO raise a reward that a
+    rule checks. Every role is played on a rank of its own: its bytes are counted, its messages recorded,
+    and rollout and training are on one timeline.
     """
-
-    course = tuning.Course(
-        sft=sft,
-        demonstrations=256,
-        compare=150,
-        reward_model=80,
-        dpo=5 * iterations,
-        ppo=iterations,
-        grpo=iterations,
-    )
-    learned = tuning.learn(lab.seed, course, ("dpo with SFT loss", "ppo", "grpo"), lab.say)
-    first, *methods = learned.rows
-    behind = [m for m in methods if learned.rows[m].reward < learned.rows[first].reward + 0.2]
-    lab.row(
-        "methods_do_not_raise_expected_reward",
-        0,
-        len(behind),
-        "the rule, on held-out prompts",
-        unit="methods",
-    )
-    for method in methods:
-        exact = tuning.job_of(
-            method, course, lab.seed, learned, iterations=2, prompts=4, precision="fp64", capture=True
-        )
-        lab.checks += tuning.equality_rows(
-            exact, lab.cluster(exact.ranks).run(tune_rank, exact, record=False).results
-        )
-
-    model, jobs = make_model("tiny", layers=2, seq=PROMPT + max(LENGTHS)), {}
+    learned = learn_to_sort(lab, sft, iterations)
+    model = make_model("tiny", layers=2, seq=PROMPT + max(LENGTHS))
     psi, head = model.parameters(), model.hidden + 1
 
-    def job(method: Any, tokens: int = LENGTHS[1], **options: Any) -> Any:
-        return Tuning(
-            method,
-            model,
-            Blank(prompt_tokens=PROMPT, answer_tokens=tokens),
-            precision="bf16",
-            seed=lab.seed,
-            **{"prompts": answers, **options},
-        )
+    def job(method: Any, tokens: int = LENGTHS[1], **options: Any) -> Tuning:
+        """One iteration of a method on blank prompts."""
+        task = Blank(prompt_tokens=PROMPT, answer_tokens=tokens)
+        return Tuning(method, model, task, precision="bf16", seed=lab.seed, **{"prompts": answers, **options})
 
-    names = {
-        "ppo": lab.text("ppo_rank_role"),
-        "grpo": lab.text("grpo_actor_writes"),
-        "sft": lab.text("sft_same_answers"),
-    }
-    jobs["ppo"] = job("ppo", reward="model")
-    jobs["grpo"] = job(
-        "grpo", prompts=-(-answers // 4), group=4, placement=place("grpo", "rule", ("actor", "rollout"))
-    )
-    jobs["sft"] = job("sft")
-    runs = {m: lab.run(m, names[m], tune_rank, j, gpus=j.ranks, precision="bf16") for m, j in jobs.items()}
-    for m, run in runs.items():
-        lab.checks += tuning.memory_rows(jobs[m], run.results) + tuning.traffic_rows(jobs[m], run)
-    held, heads = (
-        {},
-        {
-            "ppo": (36, 18, "model"),
-            "grpo with a judge": (20, 2, "model"),
-            "grpo with a rule": (18, 0, "rule"),
-        },
-    )
-    for name, (each, more, reward) in heads.items():
-        method = name.split()[0]
-        alone = job(method, 1, reward=reward, prompts=2, **({"group": 2} if method == "grpo" else {}))
-        alone = replace(alone, placement=dict.fromkeys(alone.roles, 0))
-        results = lab.cluster(1).run(tune_rank, alone, record=False).results
-        held[name] = sum(sum(split.values()) for split in results[0].state_bytes.values())
-        lab.row(
-            "all_roles_rank_model_states",
-            each * psi + more * head,
-            held[name],
-            "F39; h + 1 of a scalar head",
-            name=name,
-        )
+    groups = {"prompts": -(-answers // 4), "group": 4, "placement": place("grpo", "rule", ("actor", "rollout"))}
+    jobs = {"ppo": job("ppo", reward="model"), "grpo": job("grpo", **groups), "sft": job("sft")}
+    runs = {m: lab.run(m, lab.text(m), tune_rank, j, gpus=j.ranks, precision="bf16") for m, j in jobs.items()}
+    for method, run in runs.items():
+        lab.checks += tuning.memory_rows(jobs[method], run.results) + tuning.traffic_rows(jobs[method], run)
+    held = {}
+    for name, (each, more, method, reward) in HELD.items():
+        two = {"group": 2} if method == "grpo" else {}
+        held[name] = states_on_one_rank(lab, job(method, 1, reward=reward, prompts=2, **two))
+        expected, said = each * psi + more * head, lab.text(f"name_{name}")
+        lab.row("states_on_one_rank", expected, held[name], "F39; h + 1 of a scalar head", name=said)
 
-    times: dict[str, dict[int, Any]] = {h: {} for h in ("classroom", "dgx-h100")}
-    for tokens in LENGTHS:
-        longer = job("ppo", tokens, reward="model")
-        run = (
-            runs["ppo"]
-            if tokens == LENGTHS[1]
-            else lab.cluster(longer.ranks).run(tune_rank, longer, info={"precision": "bf16"})
-        )
-        for clock, found in times.items():
-            found[tokens] = parts_of_time(run, longer.where, tokens, clock)
-    share = {h: {n: t[0] / sum(t) for n, t in found.items()} for h, found in times.items()}
+    longer = {n: job("ppo", n, reward="model") for n in LENGTHS}
+    times = times_by_length(lab, longer, runs["ppo"])
+    share = {clock: {n: 100 * parts[0] / sum(parts) for n, parts in each.items()} for clock, each in times.items()}
+    _, middle, longest = LENGTHS
+    mostly = int(share["dgx-h100"][middle] > 50)
+    lab.row("writing_takes_most", 1, mostly, "replay", unit="yes", middle=middle)
+
+    without_heads = (held["ppo"] - 18 * head) / psi
+    lab.ask("bytes", without_heads, "bytes")
+    figures(lab, jobs["ppo"], runs, learned, times["dgx-h100"])
+    lab.tell("memory", view="tab=memory&run=ppo", big=gigabytes_of_an_8b())
+    h100 = {"h100_middle": share["dgx-h100"][middle], "h100_longest": share["dgx-h100"][longest]}
     ratio = runs["ppo"].replay("dgx-h100").makespan / runs["sft"].replay("dgx-h100").makespan
-    ridge = {h: hardware(h).gpu.peak("bf16") / hardware(h).gpu.memory_bandwidth for h in times}
-    lab.row(
-        "h100_answers_tokens_writing_takes_most",
-        1,
-        int(share["dgx-h100"][LENGTHS[1]] > 0.5),
-        "replay",
-        unit="yes",
-        middle=LENGTHS[1],
-    )
+    lab.tell("writing", view="tab=timeline&run=ppo", middle=middle, longest=longest, **h100, ratio=ratio)
+    ridge = {clock: ridge_of(clock) for clock in CLOCKS}
+    ridges = {"classroom_ridge": ridge["classroom"], "h100_ridge": ridge["dgx-h100"]}
+    there = share["classroom"][middle]
+    lab.tell("classroom", view="tab=timeline&run=grpo", **ridges, classroom_middle=there)
+    lab.tell("large_model", view="tab=ledger&run=ppo", third_ridge=ridge["dgx-h100"] / 3)
+    rows = {method.split()[0]: row for method, row in learned.rows.items()}
+    rewards = {f"{method}_reward": row.reward for method, row in rows.items()}
+    lab.tell("rewards", **rewards, **{f"{method}_kl": row.kl for method, row in rows.items()})
+    small = held["grpo_rule"] / psi
+    lab.conclude(ppo_held=without_heads, grpo_held=small, h100_longest=h100["h100_longest"])
+    lab.explain()
+    lab.own_number(longest=longest, h100_longest=h100["h100_longest"])
 
-    lab.ask("number", (held["ppo"] - 18 * head) / psi, "bytes")
-    said = {"en": {r: r if r != "reward" else "reward model" for r in ROLES}, "zh": ROLES}
+
+def learn_to_sort(lab: Lab, sft: int, iterations: int) -> Any:
+    """SFT, then DPO, PPO and GRPO from it; what each reaches, and each method on ranks against one process."""
+    small = {"demonstrations": 256, "compare": 150, "reward_model": 80}
+    course = tuning.Course(sft=sft, **small, dpo=5 * iterations, ppo=iterations, grpo=iterations)
+    learned = tuning.learn(lab.seed, course, ("dpo with SFT loss", "ppo", "grpo"), lab.say)
+    first, *methods = learned.rows
+    enough = learned.rows[first].reward + 0.2
+    behind = sum(learned.rows[method].reward < enough for method in methods)
+    lab.row("methods_that_do_not_learn", 0, behind, "the rule, on held-out prompts", unit="methods")
+    two = {"iterations": 2, "prompts": 4, "precision": "fp64", "capture": True}
+    for method in methods:
+        exact = tuning.job_of(method, course, lab.seed, learned, **two)
+        results = lab.cluster(exact.ranks).run(tune_rank, exact, record=False).results
+        lab.checks += tuning.equality_rows(exact, results)
+    return learned
+
+
+def states_on_one_rank(lab: Lab, job: Tuning) -> int:
+    """Bytes of model states when all roles of a method share a rank."""
+    together = replace(job, placement=dict.fromkeys(job.roles, 0))
+    results = lab.cluster(1).run(tune_rank, together, record=False).results
+    return sum(sum(split.values()) for split in results[0].state_bytes.values())
+
+
+def times_by_length(lab: Lab, jobs: dict[int, Tuning], middle: Any) -> dict[str, dict[int, Any]]:
+    """Seconds of each part of an iteration, by clock and tokens of an answer; the middle length has run."""
+    times: dict[str, dict[int, Any]] = {clock: {} for clock in CLOCKS}
+    for tokens, job in jobs.items():
+        run = middle
+        if tokens != LENGTHS[1]:
+            run = lab.cluster(job.ranks).run(tune_rank, job, info={"precision": "bf16"})
+        for clock in CLOCKS:
+            times[clock][tokens] = parts_of_time(run, job.where, tokens, clock)
+    return times
+
+
+def ridge_of(clock: str) -> float:
+    """FLOPs a byte at which a GPU is as busy computing as reading, bf16."""
+    gpu = hardware(clock).gpu
+    return gpu.peak("bf16") / gpu.memory_bandwidth
+
+
+def gigabytes_of_an_8b() -> float:
+    """Model states of PPO of an 8B model, all roles together."""
+    together = dict.fromkeys(ROLES, 0)
+    job = Tuning("ppo", make_model("llama3-8b"), reward="model", precision="bf16", placement=together)
+    return sum(ranks.predict_state(job).values()) / 1e9
+
+
+def figures(lab: Lab, job: Tuning, runs: dict[str, Any], learned: Any, times: dict[int, Any]) -> None:
+    """What each role holds, who does what when, where the time goes, and what was learned."""
+    psi = job.model.parameters()
 
     def memory(lang: str) -> Any:
-        shown = [
-            (f"{m.upper()}: {said[lang][role]}", split)
-            for m in ("ppo", "grpo")
-            for result in runs[m].results
-            for role, split in result.state_bytes.items()
-        ]
-        return stack(
-            [n for n, _ in shown],
-            {
-                w: (MEMORY[c], [split[c] / psi for _, split in shown])
-                for c, w in zip(
-                    MEMORY,
-                    (
-                        lab.word("parameters", lang),
-                        lab.word("gradients", lang),
-                        lab.word("optimizer", lang),
-                    ),
-                    strict=False,
-                )
-            },
-            "",
-            lab.word("bytes_parameter_policy", lang),
-            totals=True,
-        )
+        names, splits = [], []
+        for method in ("ppo", "grpo"):
+            for result in runs[method].results:
+                for role, split in result.state_bytes.items():
+                    names.append(f"{method.upper()}: {lab.word(role, lang)}")
+                    splits.append(split)
+        series = {}
+        for kind in ("parameters", "gradients", "optimizer"):
+            series[lab.word(kind, lang)] = (MEMORY[kind], [split[kind] / psi for split in splits])
+        return stack(names, series, "", lab.word("bytes_a_parameter", lang), totals=True)
 
-    doing = {
-        "en": {
-            "writes": "writes a token",
-            "judges": "judges the answers (the actor: and advantages)",
-            "trains": "trains",
-        },
-        "zh": {"writes": "生成一个 token", "judges": "评判回答（actor 还要算优势）", "trains": "训练"},
-    }
-    lab.figure("bytes_parameter_role_holds", memory)
-    lab.figure(
-        lab.text("iteration_ppo_tokens_written", middle=LENGTHS[1]),
-        lambda lang: roles_figure(
-            runs["ppo"].replay("dgx-h100"),
-            {said[lang][r]: rank for r, rank in jobs["ppo"].where.items()},
-            LENGTHS[1],
-            doing[lang],
-            lang,
-        ),
-    )
-    lab.figure(
-        "where_iteration_time_goes",
-        lambda lang: stack(
-            [str(n) for n in LENGTHS],
-            {
-                axes[lang][i]: (
-                    list(LOOKS.values())[i],
-                    [100 * t[i] / sum(t) for t in times["dgx-h100"].values()],
-                )
-                for i in range(3)
-            },
-            lab.word("tokens_answer", lang),
-            lab.word("share_iteration", lang),
-        ),
-    )
-    lab.figure(
-        "rule_calls_right_before",
-        lambda lang: bars(
-            ["SFT", "DPO + SFT", "PPO", "GRPO"],
-            {lab.word("expected_reward_held_out", lang): [r.reward for r in learned.rows.values()]},
-            lab.word("expected_reward_held_out", lang),
-        ),
-    )
-    r, k = (
-        {m.split()[0]: getattr(row, what) for m, row in learned.rows.items()} for what in ("reward", "kl")
-    )
-    big = (
-        sum(
-            ranks.predict_state(
-                Tuning(
-                    "ppo",
-                    make_model("llama3-8b"),
-                    reward="model",
-                    precision="bf16",
-                    placement=dict.fromkeys(ROLES, 0),
-                )
-            ).values()
-        )
-        / 1e9
-    )
-    lab.tell("actor_critic_hold_bytes", view="tab=memory&run=ppo", big=big)
-    lab.tell(
-        "h100_kernel_kernel_writing",
-        view="tab=timeline&run=ppo",
-        middle=LENGTHS[1],
-        h100_middle=100 * share["dgx-h100"][LENGTHS[1]],
-        longest=LENGTHS[2],
-        h100_longest=100 * share["dgx-h100"][LENGTHS[2]],
-        ratio=ratio,
-    )
-    lab.tell(
-        "where_kernel_starts_nothing",
-        view="tab=timeline&run=grpo",
-        classroom_ridge=ridge["classroom"],
-        h100_ridge=ridge["dgx-h100"],
-        classroom_middle=100 * share["classroom"][LENGTHS[1]],
-    )
-    lab.tell("large_model_launches_hardly", view="tab=ledger&run=ppo", third_ridge=ridge["dgx-h100"] / 3)
-    lab.tell(
-        "right_answers_after_sft",
-        sft_reward=r["sft"],
-        dpo_reward=r["dpo"],
-        dpo_kl=k["dpo"],
-        ppo_reward=r["ppo"],
-        ppo_kl=k["ppo"],
-        grpo_reward=r["grpo"],
-        grpo_kl=k["grpo"],
-    )
-    lab.conclude(
-        ppo_held=(held["ppo"] - 18 * head) / psi,
-        grpo_held=held["grpo with a rule"] / psi,
-        h100_longest=100 * share["dgx-h100"][LENGTHS[2]],
-    )
-    lab.explain()
-    lab.own_number(longest=LENGTHS[2], h100_longest=100 * share["dgx-h100"][LENGTHS[2]])
+    def iteration(lang: str) -> Any:
+        where = {lab.word(role, lang): rank for role, rank in job.where.items()}
+        doing = {what: lab.word(what, lang) for what in ("writes", "judges", "trains")}
+        return roles_figure(runs["ppo"].replay("dgx-h100"), where, LENGTHS[1], doing, lang)
+
+    def time_by_length(lang: str) -> Any:
+        series = {}
+        for i, (part, look) in enumerate(zip(PARTS, LOOKS.values(), strict=True)):
+            series[lab.word(part, lang)] = (look, [100 * seconds[i] / sum(seconds) for seconds in times.values()])
+        lengths = [str(n) for n in LENGTHS]
+        return stack(lengths, series, lab.word("answer_tokens", lang), lab.word("share_iteration", lang))
+
+    def rewards(lang: str) -> Any:
+        reward = lab.word("expected_reward", lang)
+        return bars(["SFT", "DPO + SFT", "PPO", "GRPO"], {reward: [r.reward for r in learned.rows.values()]}, reward)
+
+    lab.figure("memory", memory)
+    lab.figure("iteration", iteration, middle=LENGTHS[1])
+    lab.figure("time_by_length", time_by_length)
+    lab.figure("rewards", rewards)
