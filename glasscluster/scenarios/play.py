@@ -10,6 +10,7 @@ from typing import Any, get_args
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.scenarios.lab import BUILT_IN, Lab, Say, Scenario, find, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
+from glasscluster.scenarios.new_lesson import new_lesson
 
 TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
@@ -135,6 +136,12 @@ def lesson_plan(id_: str) -> dict[str, Any]:
     beats = teaching_plan(find_lesson(id_.upper()))
     plan = [{"minutes": minutes, "en": text.en, "zh": text.zh} for minutes, text in beats]
     return {"schema": "glass.lesson-plan/1", "lesson": id_.upper(), "plan": plan}
+
+
+def lesson_skeleton(name: str, out: str) -> dict[str, Any]:
+    """The `glass.lesson-skeleton/1` object: where a new lesson was written."""
+    folder = new_lesson(name, Path(out))
+    return {"schema": "glass.lesson-skeleton/1", "folder": str(folder)}
 
 
 def inventory() -> dict[str, Any]:

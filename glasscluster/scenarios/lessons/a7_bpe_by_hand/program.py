@@ -29,7 +29,9 @@ from glasscluster.visualize.figures.plots import bars
 
 
 def by_hand(pieces: Mapping[bytes, int], merges: int) -> list[tuple[bytes, bytes]]:
-    """Algorithm 1 of the paper as it stands there: count all pairs anew, merge the most frequent one, repeat."""
+    """Algorithm 1 of the paper as it stands there: count all pairs anew, merge the most frequent one,
+    repeat.
+    """
 
     tokens, found = list(BYTES), []
     words = {
@@ -76,8 +78,8 @@ class Reader:
 
 @lesson
 def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
-    """Three tokenizers learn from the same sentences in English, in Chinese and in both; two GPTs then read the
-    text as bytes and as tokens.
+    """Three tokenizers learn from the same sentences in English, in Chinese and in both; two GPTs then read
+    the text as bytes and as tokens.
     """
     english, chinese = (
         [sentence.encode() for sentence in column] for column in zip(*bilingual(), strict=True)
@@ -103,8 +105,7 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
             found[reader.name] = read_text(lab, reader, made["both"], steps)
     if not lab.leader:
         return
-    raw, short = found["bytes"], found["tokens"]
-    over_loss = raw["bits"] / (raw["loss"] / math.log(2))
+    over_loss = found["bytes"]["bits"] / (found["bytes"]["loss"] / math.log(2))
     lab.row("bits_of_a_byte", 1, over_loss, "F37: a token is a byte", unit="×", tolerance=1e-12)
 
     lab.ask("ratio", ratio["en"], "×")
@@ -118,8 +119,8 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
     learned = {f"en_on_{lang}": per["en"][lang] for lang in per["en"]}
     lab.tell("learned_from_english", **learned, ratio_en=ratio["en"])
     lab.tell("learned_from_others", ratio_zh=ratio["zh"], ratio_both=ratio["both"])
-    losses = {"loss_bytes": raw["loss"], "loss_tokens": short["loss"]}
-    bits = {"bits_bytes": raw["bits"], "bits_tokens": short["bits"]}
+    losses = {f"loss_{name}": each["loss"] for name, each in found.items()}
+    bits = {f"bits_{name}": each["bits"] for name, each in found.items()}
     lab.tell("after_training", view="tab=story", steps=steps, **losses, **bits)
     lab.conclude(ratio_en=ratio["en"], ratio_both=ratio["both"])
     lab.explain()
@@ -156,7 +157,9 @@ def tokens_in(tokenizer: Tokenizer, sentences: list[bytes]) -> int:
 
 
 def read_text(lab: Lab, reader: Reader, tokenizer: Tokenizer, steps: int) -> dict[str, float]:
-    """Train a GPT: the loss a token of the last quarter of the steps, in bits a byte too, and bytes a token."""
+    """Train a GPT: the loss a token of the last quarter of the steps, in bits a byte too, and bytes a
+    token.
+    """
     model, data = reader.model, reader.data
     title = lab.text("gpt_reads_bytes" if reader.tokenizer is None else "gpt_reads_tokens")
     plan = {"dp": 2, "global_batch": 16, "data": data, "compared": False}

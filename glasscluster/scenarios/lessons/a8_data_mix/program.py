@@ -47,8 +47,8 @@ def own_places(ranks: int, others: int, each: int, steps: int) -> tuple[int, int
 
 @lesson
 def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: int = 128) -> None:
-    """Four ranks read three real sources by weight until the smallest has come nine times; a second reading is
-    stopped and goes on with fewer ranks.
+    """Four ranks read three real sources by weight until the smallest has come nine times; a second reading
+    is stopped and goes on with fewer ranks.
     """
     mixture = Mixture(tuple(zip(NAMES, WEIGHTS, strict=True)), block=100)
     order = read(mixture, seq).sampler(lab.seed)

@@ -18,11 +18,11 @@ TERMS = ("token_token", "token_position", "position_token", "position_position")
 
 
 def four_terms(state: dict[str, Any], tokens: Any, config: Any) -> dict[str, Any]:
-    """The first layer's scores [a, s, s] of a sequence, term by term; the norm's mean and scale are those of the
-    sum, so it is linear.
+    """The first layer's scores [a, s, s] of a sequence, term by term; the norm's mean and scale are those
+    of the sum, so it is linear.
 
-    x = e + p;  q = W_q (γ (x − mean x) / σ + β) + b_q: the part from e, the part from p, and a constant, which
-    goes with the position.
+    x = e + p; q = W_q (γ (x − mean x) / σ + β) + b_q: the part from e, the part from p, and a constant,
+    which goes with the position.
     """
     e, p = state["embedding.token"][tokens], state["embedding.position"][: len(tokens)]
     h, a = config.hidden, config.heads
@@ -54,8 +54,8 @@ def four_terms(state: dict[str, Any], tokens: Any, config: Any) -> dict[str, Any
 
 @lesson
 def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64) -> None:
-    """A small GPT learns real text; before and after, the first layer's scores are taken apart into their four
-    terms.
+    """A small GPT learns real text; before and after, the first layer's scores are taken apart into their
+    four terms.
     """
     model = make_model("tiny", layers=2, hidden=hidden, seq=seq)
     lab.train("gpt", lab.text("first_step"), model=model, steps=1, dp=2, global_batch=8)

@@ -71,8 +71,8 @@ def by_hand(n: int, d: int) -> dict[str, tuple[int, int]]:
 
 @lesson(hardware="dgx-h100")
 def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
-    """Eight operations of a transformer run once; their FLOPs and bytes are counted, and replayed on GPUs with
-    other ridges.
+    """Eight operations of a transformer run once; their FLOPs and bytes are counted, and replayed on GPUs
+    with other ridges.
     """
     run = lab.run("operations", lab.text("eight_operations"), program, n, d, gpus=1, also_on=MACHINES)
     spots = {name: spot(run, i, name) for i, name in enumerate(OPERATIONS)}

@@ -46,7 +46,9 @@ def program(gpu: Any, sizes: list[int], d: int) -> dict[int, dict[str, int]]:
 
 @lesson
 def flash_attention_io(lab: Lab, n: int = 2048, d: int = 64) -> None:
-    """The kernel that trains the GPT runs with a meter on its loads and stores, beside the textbook version."""
+    """The kernel that trains the GPT runs with a meter on its loads and stores, beside the textbook
+    version.
+    """
 
     sizes = [n // 8, n // 4, n // 2, n]
     run = lab.run("attention", lab.text("attention_metered"), program, sizes, d, gpus=1)

@@ -21,7 +21,9 @@ RANKS = 8  # of GPT-3's tensor parallelism
 
 @lesson
 def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64) -> None:
-    """A real block runs forward while torch says which tensors it saves: a small one on real numbers, GPT-3's on shapes alone."""
+    """A real block runs forward while torch says which tensors it saves: a small one on real numbers,
+    GPT-3's on shapes alone.
+    """
     small = make_model("tiny", hidden=hidden, heads=heads, seq=seq, attention="unfused", dropout=0.1)
     plan = {"precision": "bf16", "micro_batch": 4, "global_batch": 4}
     trained = lab.train("tiny", lab.text("small_gpt"), model=small, steps=1, **plan)
@@ -67,7 +69,9 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
 def kept(
     model: Any, t: int, recompute: str, backend: str = "dry", sequence_parallel: bool = False
 ) -> list[Line]:
-    """The tensors that rank 0 of t keeps of one layer and one sequence, each beside its term of the formula."""
+    """The tensors that rank 0 of t keeps of one layer and one sequence, each beside its term of the
+    formula.
+    """
     cluster = Cluster("classroom", t, backend, memory_bytes=None)
     saved = cluster.run(kept_by_a_layer, model, 1, "bf16", recompute, sequence_parallel).results[0]
     return account(predict_layer(model, 1, t, 2, recompute, sequence_parallel), saved)

@@ -18,7 +18,9 @@ RAISED = 2.0**16
 
 
 def program(gpu: Any, job: Any) -> dict[str, Any]:
-    """One fp32 backward of the mean loss: gradients by exponent, and what fp16 makes of them, raised or not."""
+    """One fp32 backward of the mean loss: gradients by exponent, and what fp16 makes of them, raised or
+    not.
+    """
 
     model = GPTStage(job.model, seed=job.seed)
     tokens, targets = job.batch(0)

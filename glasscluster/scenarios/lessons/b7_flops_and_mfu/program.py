@@ -20,8 +20,8 @@ RAN = ("forward", "backward", "recompute")
 
 @lesson
 def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, batch: int = 4) -> None:
-    """A GPT with textbook attention trains with three kinds of recomputation; every FLOP of every operation is
-    counted by phase.
+    """A GPT with textbook attention trains with three kinds of recomputation; every FLOP of every operation
+    is counted by phase.
     """
     model = make_model("tiny", layers=layers, hidden=hidden, seq=seq, attention="unfused")
     b, s, v, n, h = batch, seq, model.vocab, layers, hidden

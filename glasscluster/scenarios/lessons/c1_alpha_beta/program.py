@@ -29,7 +29,9 @@ def ping_pong(gpu: Any, nbytes: int) -> None:
 
 @lesson
 def alpha_beta(lab: Lab, small: int = 1000) -> None:
-    """Two ranks play ping-pong with messages of 100 bytes to 10 MB; the recordings are replayed on four links."""
+    """Two ranks play ping-pong with messages of 100 bytes to 10 MB; the recordings are replayed on four
+    links.
+    """
 
     sizes = sorted({100, small, 10_000, 100_000, 1_000_000, 10_000_000})
     runs = {s: lab.run(f"bytes-{s}", lab.text("run", s=s), ping_pong, s, gpus=2) for s in sizes}

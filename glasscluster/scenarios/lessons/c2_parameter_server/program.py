@@ -43,8 +43,8 @@ def port_load(graph: Any, topology: Any) -> dict[str, list[int]]:
 
 @lesson
 def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
-    """A synchronous parameter server sums one gradient over 16 workers behind one switch, first with one shard,
-    then with 16.
+    """A synchronous parameter server sums one gradient over 16 workers behind one switch, first with one
+    shard, then with 16.
     """
     elements -= elements % gpus
     size = 4 * elements
@@ -140,7 +140,9 @@ def bytes_by_link(lab: Lab, loads: dict[int, dict[str, list[int]]], size: int, l
 def time_by_shards(
     lab: Lab, shared: dict[int, float], least: dict[int, float], ring: float, lang: str
 ) -> Any:
-    """Milliseconds of one sum against the number of shards, with a server's own bytes and the ring beside it."""
+    """Milliseconds of one sum against the number of shards, with a server's own bytes and the ring beside
+    it.
+    """
     counts = list(shared)
     series = {
         lab.word("parameter_server", lang): (counts, [t * 1e3 for t in shared.values()]),

@@ -33,7 +33,9 @@ def program(gpu: Any, algorithm: str, nbytes: int) -> float:
 
 
 def crossing(one: Any, other: Any) -> float:
-    """The size at which two straight lines of time over size meet; each a pair ((size, time), (size, time))."""
+    """The size at which two straight lines of time over size meet; each a pair ((size, time), (size,
+    time)).
+    """
     levels, slopes = [], []
     for (s1, t1), (s2, t2) in (one, other):
         levels.append((t1 * s2 - t2 * s1) / (s2 - s1))

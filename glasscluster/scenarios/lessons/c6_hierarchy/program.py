@@ -37,7 +37,9 @@ def between_nodes(graph: Any, g: int) -> list[int]:
 
 @lesson(hardware="dgx-h100")
 def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> None:
-    """A flat ring and a two-level all-reduce run on two nodes, then both are recorded without data on eight."""
+    """A flat ring and a two-level all-reduce run on two nodes, then both are recorded without data on
+    eight.
+    """
     hw = hardware(lab.hardware)
     g = hw.node_size
     even = nodes * large_nodes * g  # sizes that every ring here cuts evenly

@@ -21,7 +21,9 @@ NAMES = ("ring", "order", "absent", "tag", "source", "never")
 
 
 def steps_of(name: str, rank: int, n: int, repaired: bool) -> list[Any]:
-    """What a rank does in one of the six programs, broken or repaired: steps of ("send" | "recv", peer, tag)."""
+    """What a rank does in one of the six programs, broken or repaired: steps of ("send" | "recv", peer,
+    tag).
+    """
     left, right, other = (rank - 1) % n, (rank + 1) % n, 1 - rank
     if name == "ring":
         steps = [[("send", right, 0)], [("recv", left, 0)]]
@@ -68,8 +70,8 @@ Case = tuple[str, int, int]  # a program, how many bytes are buffered, how many 
 
 @lesson
 def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: int = 128) -> None:
-    """Six broken programs run on four threads, with sends that wait and with sends that are buffered; each hang
-    is reported at once.
+    """Six broken programs run on four threads, with sends that wait and with sends that are buffered; each
+    hang is reported at once.
     """
     eager, large = eager_kib * KIB, large_kib * KIB
     cases = [(e, s) for e in (0, eager) for s in (small, large)]
@@ -126,7 +128,9 @@ def run_broken(lab: Lab, name: str, eager: int, nbytes: int) -> Deadlock | None:
 
 
 def check_reports(lab: Lab, found: dict[Case, Deadlock | None], waits: dict[Case, Any]) -> None:
-    """What was reported of each hang: who waits for whom, and the cycle, or the finished rank at a chain's end."""
+    """What was reported of each hang: who waits for whom, and the cycle, or the finished rank at a chain's
+    end.
+    """
     other_waits = other_names = 0
     for key, error in found.items():
         reported = {w.rank: w.peer for w in error.waits} if error else {}

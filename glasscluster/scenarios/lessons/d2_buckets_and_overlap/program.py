@@ -21,7 +21,9 @@ PARTS = {"compute": "compute_s", "optimizer": "optimizer_s", "exposed": "exposed
 
 @lesson
 def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
-    """A GPT trains with hooks that launch buckets during backward; other bucket sizes are recorded beside it."""
+    """A GPT trains with hooks that launch buckets during backward; other bucket sizes are recorded beside
+    it.
+    """
     model = make_model("tiny", hidden=128, seq=128)
     plan: dict[str, Any] = {"dp": gpus, "micro_batch": 2, "global_batch": 2 * gpus}
     bucket, title = bucket_kib * KIB, lab.text("buckets", bucket_kib=bucket_kib)

@@ -17,7 +17,9 @@ from glasscluster.visualize.figures.plots import bars
 
 STAGES = range(4)
 KINDS = ("parameters", "gradients", "optimizer")
-TABLE_1 = {  # GB of 7.5 billion parameters as the paper prints them: GPUs -> stages 1, 2, 3; and digits after the point
+# GB of 7.5 billion parameters as the paper prints them: GPUs -> stages 1, 2, 3, each with its digits after
+# the point
+TABLE_1 = {
     4: ((52.5, 1), (41.3, 1), (30.0, 0)),
     16: ((35.6, 1), (21.6, 1), (7.5, 1)),
     64: ((31.4, 1), (16.6, 1), (1.88, 2)),
@@ -32,7 +34,9 @@ WAYS: dict[str, dict[str, str]] = {
 
 @lesson
 def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
-    """The same bf16 training at stages 0 to 3; every rank's live tensors are counted before the optimizer step."""
+    """The same bf16 training at stages 0 to 3; every rank's live tensors are counted before the optimizer
+    step.
+    """
     model = make_model("tiny", hidden=hidden, seq=64)
     plan: dict[str, Any] = {"model": model, "dp": gpus, "precision": "bf16", "global_batch": 2 * gpus}
     lab.figure("table_1", lambda lang: table_1(lab, lang))
@@ -87,7 +91,9 @@ def table_1(lab: Lab, lang: str) -> Any:
 
 
 def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:
-    """What was counted here, bytes a parameter, for 7.5 billion parameters: to the digits that the paper prints."""
+    """What was counted here, bytes a parameter, for 7.5 billion parameters: to the digits that the paper
+    prints.
+    """
     for stage, (printed, digits) in enumerate(TABLE_1.get(gpus, ()), start=1):
         counted, names = round(7.5 * totals[stage], digits), {"stage": stage, "gpus": gpus}
         lab.row("table_1", printed, counted, "ZeRO 1910.02054 Table 1", unit="GB", **names)

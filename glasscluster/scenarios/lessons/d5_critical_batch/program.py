@@ -22,7 +22,9 @@ EVERY = 4  # steps between two looks at the held-out loss
 
 
 def descend(gpu: Any, job: Any, lr: float, target: float) -> dict[str, Any]:
-    """Data-parallel SGD until the held-out loss is reached: steps, the two squared norms of each, the weights."""
+    """Data-parallel SGD until the held-out loss is reached: steps, the two squared norms of each, the
+    weights.
+    """
 
     comm, replica, model = gpu.make_mesh({"dp": gpu.size})["dp"], Replica(gpu, job), job.model
     held = batch(corpus(job.data), 10**6, 64, model.seq, model.vocab, 10**6)
@@ -44,7 +46,9 @@ def descend(gpu: Any, job: Any, lr: float, target: float) -> dict[str, Any]:
 def quadratic(
     gpu: Any, dims: int, own: int, steps: int, deviation: float, seed: int
 ) -> list[tuple[float, float]]:
-    """Gradients of a quadratic at one point: G = (1, ..., 1) and independent noise, so trΣ and |G|² are known."""
+    """Gradients of a quadratic at one point: G = (1, ..., 1) and independent noise, so trΣ and |G|² are
+    known.
+    """
 
     draw, norms = torch.Generator().manual_seed(1000 * seed + gpu.rank), []
     for _ in range(steps):
@@ -56,15 +60,15 @@ def quadratic(
 
 QUADRATIC = {"dims": 200, "own": 8, "steps": 400, "deviation": 9.5}  # what is known: |G|² = 200, Σ = 9.5² · 1
 RANKS = 4  # of the quadratic
-# From one batch to the next, "the steps halve" and "the steps stay" are a factor 2 apart. A curve that is off by less
-# than 2^¼ − 1 at either end is off by less than √2 in their ratio, so it cannot take the one for the other.
+# From one batch to the next, "the steps halve" and "the steps stay" are a factor 2 apart. A curve that is off by
+# less than 2^¼ − 1 at either end is off by less than √2 in their ratio, so it cannot take the one for the other.
 NEAR = 2**0.25 - 1
 
 
 @lesson
 def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: int = 600) -> None:
-    """A small GPT trains by data-parallel SGD to one loss at six batch sizes; its ranks' own gradients tell the
-    noise scale.
+    """A small GPT trains by data-parallel SGD to one loss at six batch sizes; its ranks' own gradients tell
+    the noise scale.
     """
     exact = job_of(gpus, 16, 3, lab.seed, "fp64")
     title = lab.text("one_step")
@@ -155,9 +159,10 @@ def apart_from_one_device(job: Job, results: list[dict[str, Any]]) -> float:
 def check_quadratic(lab: Lab, found: ns.NoiseScale) -> None:
     """The estimator where the truth is known, to four of its own standard deviations.
 
-    |G_b|², averaged over the ranks, is |G_B|² + s, where s, the spread of the ranks' gradients, does not depend on
-    |G_B|². With v = σ²/B, s is v times a χ² of (N−1)·d degrees of freedom and |G_B|² a sum of d squares (1 + noise)²:
-    variances 2v²(N−1)d and (2v² + 4v)d. trΣ = s/(1/b − 1/B) and |G|² = |G_B|² − s/(N−1), both averaged over the steps.
+    |G_b|², averaged over the ranks, is |G_B|² + s, where s, the spread of the ranks' gradients, does not
+    depend on |G_B|². With v = σ²/B, s is v times a χ² of (N−1)·d degrees of freedom and |G_B|² a sum of d
+    squares (1 + noise)²: variances 2v²(N−1)d and (2v² + 4v)d. trΣ = s/(1/b − 1/B) and |G|² = |G_B|² −
+    s/(N−1), both averaged over the steps.
     """
     d, steps, variance = QUADRATIC["dims"], QUADRATIC["steps"], QUADRATIC["deviation"] ** 2
     v, others = variance / (QUADRATIC["own"] * RANKS), RANKS - 1

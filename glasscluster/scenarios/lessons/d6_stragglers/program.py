@@ -28,8 +28,8 @@ VIRTUAL = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
 def stragglers(
     lab: Lab, gpus: int = 8, slow_rank: int = 3, slow: float = 1.2, needed: int = 4, backups: int = 2
 ) -> None:
-    """Data parallelism is recorded once and replayed with one slow rank; then backup workers train on the first
-    gradients that come.
+    """Data parallelism is recorded once and replayed with one slow rank; then backup workers train on the
+    first gradients that come.
     """
     slower = 100 * (slow - 1)
     model = make_model("tiny", layers=2, hidden=128, seq=128)
@@ -70,7 +70,9 @@ def stragglers(
 
 
 def check_last_gradient(lab: Lab, run: Any, late: Any, slow_rank: int, slow: float) -> None:
-    """The last gradient is ready when the slowest rank's is: each rank's own time, the slow one's stretched."""
+    """The last gradient is ready when the slowest rank's is: each rank's own time, the slow one's
+    stretched.
+    """
     graph = run.graph
     ready = np.flatnonzero((graph.kind == COMPUTE) & (graph.phase == BACKWARD))
     alone = []

@@ -1,4 +1,6 @@
-"""E10: experts on 8 ranks: which rows leave, what a hot expert does to load, traffic and time, and what puts it right."""
+"""E10: experts on 8 ranks: which rows leave, what a hot expert does to load, traffic and time, and what
+puts it right.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ def sequence(rank: int, number: int, tokens: int, hidden: int) -> Any:
 
 
 def block_of(config: Any, ranks: Any = None) -> Any:
-    """A block whose experts are all here, or spread over a communicator's ranks; its weights depend on nothing but
-    their names.
+    """A block whose experts are all here, or spread over a communicator's ranks; its weights depend on
+    nothing but their names.
     """
     parallel: Any = Unsharded()
     if ranks is not None:
@@ -57,8 +59,8 @@ RANKS, TOP, WIDTH = 8, 2, 8  # ranks, and experts; experts of a token; bytes of 
 
 @lesson
 def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
-    """A top-2 router and 8 experts on 8 ranks: evenly asked, with a hot expert, with places limited; then a GPT
-    learns to balance.
+    """A top-2 router and 8 experts on 8 ranks: evenly asked, with a hot expert, with places limited; then a
+    GPT learns to balance.
     """
     alpha = 0.01
     plain = make_model("tiny", layers=1, experts=RANKS, top_k=TOP, init_std=0.1, aux_loss=alpha)
@@ -89,24 +91,8 @@ def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
     share = left / rows
     lab.ask("share", 100 * share, "%")
 
-    def dispatch(lang: str) -> Any:
-        shown = {lab.word(key, lang): matrix(runs[key].graph, "ep", "dispatch") for key in ("even", "hot")}
-        return matrices_figure(shown, lang)
-
     limits = {"places": places * sequences * RANKS}
-
-    def rows_by_expert(lang: str) -> Any:
-        shown = [Load(lab.word(key, lang), *two, limits.get(key)) for key, two in loads.items()]
-        return expert_load_figure(shown, lang)
-
-    def after_training(lang: str) -> Any:
-        return expert_load_figure(
-            [Load(lab.word(f"short_{key}", lang), x, x) for key, x in after.items()], lang
-        )
-
-    lab.figure("dispatch", dispatch)
-    lab.figure("rows_by_expert", rows_by_expert)
-    lab.figure("after_training", after_training, steps=steps)
+    figures(lab, runs, loads, limits, after, steps)
     over = {f"over_{key}": over_the_mean(wanted) for key, (wanted, _) in loads.items()}
     over |= {f"over_{key}": over_the_mean(kept) for key, kept in after.items()}
     slower = {f"{key}_slower": runs[key].timeline.makespan / runs["even"].timeline.makespan for key in runs}
@@ -124,6 +110,26 @@ def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
     lab.conclude(share=share, hot_slower=slower["hot_slower"])
     lab.explain()
     lab.own_number(share=share, over_hot=over["over_hot"], hot_slower=slower["hot_slower"])
+
+
+def figures(lab: Lab, runs: Any, loads: Any, limits: dict[str, int], after: Any, steps: int) -> None:
+    """Who sends to whom, rows by expert as asked and kept, and after training."""
+
+    def dispatch(lang: str) -> Any:
+        shown = {lab.word(key, lang): matrix(runs[key].graph, "ep", "dispatch") for key in ("even", "hot")}
+        return matrices_figure(shown, lang)
+
+    def rows_by_expert(lang: str) -> Any:
+        shown = [Load(lab.word(key, lang), *two, limits.get(key)) for key, two in loads.items()]
+        return expert_load_figure(shown, lang)
+
+    def after_training(lang: str) -> Any:
+        shown = [Load(lab.word(f"short_{key}", lang), kept, kept) for key, kept in after.items()]
+        return expert_load_figure(shown, lang)
+
+    lab.figure("dispatch", dispatch)
+    lab.figure("rows_by_expert", rows_by_expert)
+    lab.figure("after_training", after_training, steps=steps)
 
 
 def sums(columns: Any) -> list[int]:

@@ -25,8 +25,8 @@ Choice = tuple[int, int, int, int]  # dp, tp, pp, ZeRO stage
 
 
 def legal(zeros: tuple[int, ...] = ZEROS) -> list[Choice]:
-    """All (dp, tp, pp, zero) of eight GPUs with a layer a stage at least; without data parallelism ZeRO has nothing
-    to shard.
+    """All (dp, tp, pp, zero) of eight GPUs with a layer a stage at least; without data parallelism ZeRO has
+    nothing to shard.
     """
     sizes = [
         (d, t, GPUS // (d * t))
@@ -37,8 +37,8 @@ def legal(zeros: tuple[int, ...] = ZEROS) -> list[Choice]:
 
 
 def layout(dp: int, tp: int, pp: int, zero: int, batch: int, precision: str) -> dict[str, Any]:
-    """A plan's options: two micro-batches a stage, one where there are no stages; sequence parallelism wherever
-    tensors are cut.
+    """A plan's options: two micro-batches a stage, one where there are no stages; sequence parallelism
+    wherever tensors are cut.
     """
     m = 2 * pp if pp > 1 else 1
     return {
@@ -68,8 +68,8 @@ class Recorded:
 
 @lesson(hardware="dgx-h100")
 def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float = 0.6) -> None:
-    """Every legal layout of a GPT on two nodes of four GPUs is recorded on shapes, counted and timed; the quickest
-    and the slowest then really train.
+    """Every legal layout of a GPT on two nodes of four GPUs is recorded on shapes, counted and timed; the
+    quickest and the slowest then really train.
     """
     machine = replace(hardware(lab.hardware), name=f"{lab.hardware}, nodes of {NODE}", node_size=NODE)
     model = make_model("tiny", layers=LAYERS, hidden=hidden, heads=16, seq=512, vocab=2048)
@@ -117,7 +117,11 @@ def record(machine: Any, model: Any, choice: Choice, batch: int) -> Recorded:
     plan.check(model)
     job = Job(plan, model, steps=1)
     run = Cluster(machine, GPUS, "dry", memory_bytes=None).run(train_rank, job, info=job_info(job))
-    rows = [r for r in counted_rows(Trained(job, run, None)) if r["match"] == "exact" and r["predicted"] is not None]
+    rows = [
+        r
+        for r in counted_rows(Trained(job, run, None))
+        if r["match"] == "exact" and r["predicted"] is not None
+    ]
     peak = max(total for total, _ in run.peak_memory())
     states = sum(sum(rank.state_bytes.values()) for rank in run.results)
     line = run.timeline

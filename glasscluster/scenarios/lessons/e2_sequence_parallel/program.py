@@ -37,8 +37,8 @@ WIDE, PLACES = 8, ("one", "two")  # GPT-3's tensor-parallel ranks; in how many n
 
 @lesson
 def sequence_parallel(lab: Lab, t: int = 4, hidden: int = 64) -> None:
-    """The same GPT trains with tensor parallelism, with sequence parallelism and overlapped; then GPT-3's layer
-    is counted and placed.
+    """The same GPT trains with tensor parallelism, with sequence parallelism and overlapped; then GPT-3's
+    layer is counted and placed.
     """
     model = make_model("tiny", hidden=hidden, seq=64, dropout=0.1)
     plan: dict[str, Any] = {"tp": t, "micro_batch": 2, "global_batch": 2}
@@ -87,7 +87,9 @@ def sequence_parallel(lab: Lab, t: int = 4, hidden: int = 64) -> None:
 def check_units(
     lab: Lab, model: Any, runs: dict[str, Any], plan: dict[str, Any]
 ) -> tuple[dict[str, float], float]:
-    """Units of (t−1)/t·bsh elements that every layer sends; returns them by variant, and those gathered again."""
+    """Units of (t−1)/t·bsh elements that every layer sends; returns them by variant, and those gathered
+    again.
+    """
     unit = (
         (plan["tp"] - 1) * 2 * model.seq * model.hidden * 4 * model.layers
     )  # bytes, over all ranks and layers

@@ -1,4 +1,6 @@
-"""E3: cross-entropy over a vocabulary that is cut over ranks, without ever putting a row of logits together."""
+"""E3: cross-entropy over a vocabulary that is cut over ranks, without ever putting a row of logits
+together.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,8 @@ def alone(vocab: int, tokens: int) -> tuple[float, Any, Any]:
 
 
 def program(gpu: Any, vocab: int, tokens: int, gathers: bool, pads: bool) -> dict[str, Any]:
-    """This rank's rows of the table, and the loss either way. `pads` False: rows of padding pass for tokens (the
-    mistake).
+    """This rank's rows of the table, and the loss either way. `pads` False: rows of padding pass for tokens
+    (the mistake).
     """
     seen: list[tuple[float, float]] = []
 
@@ -149,7 +151,9 @@ def sent(run: Any, label: str) -> int:
 
 
 def differences(cut: dict[int, Any], gathered: dict[int, Any], tokens: int, t: int) -> dict[str, float]:
-    """The largest relative differences from torch's cross-entropy on one device, over ranks and vocabularies."""
+    """The largest relative differences from torch's cross-entropy on one device, over ranks and
+    vocabularies.
+    """
     worst = {"loss": 0.0, "gradient": 0.0}
     for vocab in VOCABULARIES:
         loss, d_x, d_table = alone(vocab, tokens)

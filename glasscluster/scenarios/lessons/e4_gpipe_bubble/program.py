@@ -67,7 +67,9 @@ def ideal_share(p: int, m: int) -> float:
 
 
 def share_of_equal_stages(lab: Lab, p: int, m: int) -> float:
-    """The same share of stages that are one matmul each, run on ranks and timed where messages cost nothing."""
+    """The same share of stages that are one matmul each, run on ranks and timed where messages cost
+    nothing.
+    """
     run = lab.cluster(p).run(equal_stages.stages, "gpipe", m)
     run.hardware = equal_stages.machine()
     return run.timeline.bubble()["bubble_fraction"]

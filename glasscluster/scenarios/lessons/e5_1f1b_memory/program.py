@@ -18,8 +18,8 @@ NAMES = {"gpipe": "GPipe", "1f1b": "1F1B"}
 
 @lesson
 def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
-    """Equal stages run both schedules, then a GPT trains with both while every tensor that backward waits for is
-    counted.
+    """Equal stages run both schedules, then a GPT trains with both while every tensor that backward waits
+    for is counted.
     """
     runs = {
         key: equal_stages.played(lab, key, lab.text("equal_stages", schedule=name), key, p, m)

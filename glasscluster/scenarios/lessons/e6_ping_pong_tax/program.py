@@ -1,4 +1,6 @@
-"""E6: hops that take time: strict 1F1B pays for a trip there and back every round, GPipe and eager 1F1B do not."""
+"""E6: hops that take time: strict 1F1B pays for a trip there and back every round, GPipe and eager 1F1B do
+not.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ VIRTUAL = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
 
 @lesson
 def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> None:
-    """Three schedules on equal stages really run, with f = 1 ms and b = 2 ms; their recordings are replayed on
-    ever longer hops.
+    """Three schedules on equal stages really run, with f = 1 ms and b = 2 ms; their recordings are replayed
+    on ever longer hops.
     """
     hop = hop_ms * 1e-3
     runs = {key: equal_stages.played(lab, key, lab.text(key), key, p, m, hop=hop) for key in NAMES}

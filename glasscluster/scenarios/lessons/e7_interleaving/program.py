@@ -21,8 +21,8 @@ VIRTUAL = {"match": "virtual", "tolerance": 1e-9}
 
 @lesson
 def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
-    """The same work in one, two and four chunks a rank really runs; a GPT in two chunks is checked against one
-    device.
+    """The same work in one, two and four chunks a rank really runs; a GPT in two chunks is checked against
+    one device.
     """
     runs = {v: play(lab, p, m, v) for v in CHUNKS}
     over = {v: run.timeline.bubble()["bubble_over_ideal"] for v, (run, *_) in runs.items()}

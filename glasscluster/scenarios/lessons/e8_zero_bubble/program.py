@@ -22,8 +22,8 @@ VIRTUAL = {"match": "virtual", "tolerance": 1e-9}
 
 @lesson
 def zero_bubble(lab: Lab, p: int = 4, m: int = 8) -> None:
-    """Five schedules really run on equal stages with F = I = W; a GPT trained with two of them is checked against
-    one device.
+    """Five schedules really run on equal stages with F = I = W; a GPT trained with two of them is checked
+    against one device.
     """
     runs = {key: play(lab, key, p, m) for key in NAMES}
     spans = {key: span_less_work(drawn, p) for key, (_, _, _, drawn) in runs.items()}

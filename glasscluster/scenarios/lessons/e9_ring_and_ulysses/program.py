@@ -1,4 +1,6 @@
-"""E9: a long sequence on 8 ranks: rings and Ulysses, what each sends, who works and who waits under a causal mask."""
+"""E9: a long sequence on 8 ranks: rings and Ulysses, what each sends, who works and who waits under a
+causal mask.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ def inputs(a: int, kv: int, s: int, d: int) -> list[Any]:
 
 
 def program(gpu: Any, kind: str, neighbours: int, shape: tuple[int, int, int, int]) -> dict[str, Any]:
-    """One causal attention, forward and backward, of this rank's tokens; `neighbours` exchange heads inside a ring
-    of such groups.
+    """One causal attention, forward and backward, of this rank's tokens; `neighbours` exchange heads inside
+    a ring of such groups.
     """
     cp = gpu.make_mesh({"cp": gpu.size})["cp"]
     groups: tuple[Any, ...] = ()
@@ -53,8 +55,8 @@ def one_device(shape: tuple[int, int, int, int]) -> list[Any]:
 
 
 def ring_of(timeline: Any, rank: int) -> tuple[float, int]:
-    """A rank's ring, forward: seconds from the first launch to the last arrival, and whole blocks that waited for
-    their keys.
+    """A rank's ring, forward: seconds from the first launch to the last arrival, and whole blocks that
+    waited for their keys.
     """
     g, start, end = timeline.graph, timeline.start, timeline.end
     mine = [(g.names[g.op[r]], r) for r in g.canonical.tolist() if g.rank[r] == rank and g.phase[r] == 1]
@@ -82,8 +84,8 @@ LAYOUTS = {  # who has which of 16 tokens, in the figure
 
 @lesson
 def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
-    """One causal attention of a sequence on 8 ranks: rings in three layouts, Ulysses and a hybrid, with 16 query
-    and 8 key heads.
+    """One causal attention of a sequence on 8 ranks: rings in three layouts, Ulysses and a hybrid, with 16
+    query and 8 key heads.
     """
     gqa, mha = (HEADS, KEY_HEADS, s, d), (HEADS, HEADS, s, d)
     runs = {way: lab.run(way, lab.text(f"title_{way}"), program, *WAYS[way], gqa, gpus=N) for way in WAYS}

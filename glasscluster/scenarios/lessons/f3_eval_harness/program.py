@@ -27,7 +27,9 @@ from glasscluster.visualize.figures.scores import Score, interval_figure, paired
 def learn(
     model: Any, text: bytes, stops: tuple[int, ...], folders: list[str], lr: float = 5e-3, tokens: int = 32
 ) -> None:
-    """One process trains on a text, 16 pieces of so many tokens a step, and saves the weights at some steps."""
+    """One process trains on a text, 16 pieces of so many tokens a step, and saves the weights at some
+    steps.
+    """
 
     stage, words, optimizer = GPTStage(model), np.frombuffer(text, dtype=np.uint8), Optimizer("adamw", lr=lr)
     state = [[torch.zeros_like(p) for _ in range(optimizer.moments)] for p in stage.parameters()]
@@ -43,7 +45,9 @@ def learn(
 
 
 def margins(task: Any, found: Any) -> list[float]:
-    """How far the right continuation is likelier than the best wrong one, in nats: above 0 the item is right."""
+    """How far the right continuation is likelier than the best wrong one, in nats: above 0 the item is
+    right.
+    """
     apart = []
     for item, values in zip(task.items, found, strict=True):
         wrong = [value for n, value in enumerate(values) if n != item.answer]
@@ -66,7 +70,9 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     tasks = make_tasks(items)
     found = train_and_score(lab, tasks, training, (early, late))
     right = {
-        (kind, how): [evaluation.right(t, found[kind].scores[i], how == "acc_norm") for i, t in enumerate(tasks)]
+        (kind, how): [
+            evaluation.right(t, found[kind].scores[i], how == "acc_norm") for i, t in enumerate(tasks)
+        ]
         for kind in KINDS
         for how in ("acc", "acc_norm")
     }
@@ -117,7 +123,9 @@ def make_tasks(items: int) -> tuple[Task, ...]:
     return make_task("arithmetic", items), brackets, make_task("next-line", items), other_words
 
 
-def train_and_score(lab: Lab, tasks: tuple[Task, ...], training: bytes, stops: tuple[int, int]) -> dict[str, Any]:
+def train_and_score(
+    lab: Lab, tasks: tuple[Task, ...], training: bytes, stops: tuple[int, int]
+) -> dict[str, Any]:
     """Scores of both moments; the ranks' are checked against one device, and counted."""
     model = make_model("tiny", layers=2, hidden=48, heads=4, seq=64, activation="gelu-tanh")
     four = lab.cluster(RANKS)
@@ -151,5 +159,7 @@ def intervals(lab: Lab, right: dict[str, Any], steps: dict[str, int], lang: str)
 def item_by_item(lab: Lab, margin: dict[str, list[float]], steps: dict[str, int], lang: str) -> Any:
     """Every item as a point: how sure the early model is of it, and the late one."""
     axes = [lab.word("nats", lang) + lab.word(kind, lang, steps=steps[kind]) for kind in KINDS]
-    verdicts = tuple(lab.word(verdict, lang) for verdict in ("both_right", "only_early", "only_late", "both_wrong"))
+    verdicts = tuple(
+        lab.word(verdict, lang) for verdict in ("both_right", "only_early", "only_late", "both_wrong")
+    )
     return paired_figure(margin["early"], margin["late"], *axes, verdicts)

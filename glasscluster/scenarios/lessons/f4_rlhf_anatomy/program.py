@@ -30,7 +30,9 @@ HELD = {  # bytes of every parameter of the policy, and of a scalar head; method
 
 
 def parts_of_time(run: Any, where: Any, tokens: int, clock: str) -> tuple[float, float, float]:
-    """Seconds of an iteration: until the last token is written, until the answers are judged, until all is trained."""
+    """Seconds of an iteration: until the last token is written, until the answers are judged, until all is
+    trained.
+    """
     line, graph = run.replay(clock), run.graph
     written = float(line.end[(graph.rank == where["rollout"]) & (graph.micro_batch == tokens - 1)].max())
     judged = float(line.end[graph.micro_batch == tokens].max())
@@ -39,9 +41,9 @@ def parts_of_time(run: Any, where: Any, tokens: int, clock: str) -> tuple[float,
 
 @lesson(hardware="dgx-h100")
 def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8) -> None:
-    """A small GPT learns to sort from people who are often wrong, then DPO, PPO and GRPO raise a reward that a
-    rule checks. Every role is played on a rank of its own: its bytes are counted, its messages recorded,
-    and rollout and training are on one timeline.
+    """A small GPT learns to sort from people who are often wrong, then DPO, PPO and GRPO raise a reward
+    that a rule checks. Every role is played on a rank of its own: its bytes are counted, its messages
+    recorded, and rollout and training are on one timeline.
     """
     learned = learn_to_sort(lab, sft, iterations)
     model = make_model("tiny", layers=2, seq=PROMPT + max(LENGTHS))
@@ -52,7 +54,11 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
         task = Blank(prompt_tokens=PROMPT, answer_tokens=tokens)
         return Tuning(method, model, task, precision="bf16", seed=lab.seed, **{"prompts": answers, **options})
 
-    groups = {"prompts": -(-answers // 4), "group": 4, "placement": place("grpo", "rule", ("actor", "rollout"))}
+    groups = {
+        "prompts": -(-answers // 4),
+        "group": 4,
+        "placement": place("grpo", "rule", ("actor", "rollout")),
+    }
     jobs = {"ppo": job("ppo", reward="model"), "grpo": job("grpo", **groups), "sft": job("sft")}
     runs = {m: lab.run(m, lab.text(m), tune_rank, j, gpus=j.ranks, precision="bf16") for m, j in jobs.items()}
     for method, run in runs.items():
@@ -66,7 +72,9 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
 
     longer = {n: job("ppo", n, reward="model") for n in LENGTHS}
     times = times_by_length(lab, longer, runs["ppo"])
-    share = {clock: {n: 100 * parts[0] / sum(parts) for n, parts in each.items()} for clock, each in times.items()}
+    share = {
+        clock: {n: 100 * parts[0] / sum(parts) for n, parts in each.items()} for clock, each in times.items()
+    }
     _, middle, longest = LENGTHS
     mostly = int(share["dgx-h100"][middle] > 50)
     lab.row("writing_takes_most", 1, mostly, "replay", unit="yes", middle=middle)
@@ -165,13 +173,18 @@ def figures(lab: Lab, job: Tuning, runs: dict[str, Any], learned: Any, times: di
     def time_by_length(lang: str) -> Any:
         series = {}
         for i, (part, look) in enumerate(zip(PARTS, LOOKS.values(), strict=True)):
-            series[lab.word(part, lang)] = (look, [100 * seconds[i] / sum(seconds) for seconds in times.values()])
+            series[lab.word(part, lang)] = (
+                look,
+                [100 * seconds[i] / sum(seconds) for seconds in times.values()],
+            )
         lengths = [str(n) for n in LENGTHS]
         return stack(lengths, series, lab.word("answer_tokens", lang), lab.word("share_iteration", lang))
 
     def rewards(lang: str) -> Any:
         reward = lab.word("expected_reward", lang)
-        return bars(["SFT", "DPO + SFT", "PPO", "GRPO"], {reward: [r.reward for r in learned.rows.values()]}, reward)
+        return bars(
+            ["SFT", "DPO + SFT", "PPO", "GRPO"], {reward: [r.reward for r in learned.rows.values()]}, reward
+        )
 
     lab.figure("memory", memory)
     lab.figure("iteration", iteration, middle=LENGTHS[1])
