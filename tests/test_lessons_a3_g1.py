@@ -8,12 +8,12 @@ from glasscluster.model.decoding import cache as caches
 from glasscluster.model.decoding import cached_attention
 from glasscluster.model.flash_attention import COSTS
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.lesson import find_lesson
+from glasscluster.scenarios.lesson import taught_lesson
 from glasscluster.sim.recording import recorder
 
 
 def failed(id_: str) -> set[str]:
-    taught = find_lesson(id_)
+    taught = taught_lesson(id_)
     return {r["name"] for r in perform(taught, Lab(taught, taught.backend, taught.hardware), {}).checks if not r["ok"]}
 
 

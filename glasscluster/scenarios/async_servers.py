@@ -8,7 +8,7 @@ from glasscluster.scenarios.lab import Lab, scenario
 
 
 # fmt: off
-@scenario("async_servers", title=("A parameter server that does not wait", "不等待的参数服务器"))
+@scenario("async_servers")
 def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int = 2, clocks: int = 24, slow: float = 2.0) -> None:
     """Eight workers push gradients to two servers, and worker 0 is slow. Waiting for it, being at most some clocks ahead of it, and not
     waiting at all are three runs of one program, on the same examples; each equals its own single-process reference.

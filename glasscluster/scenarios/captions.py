@@ -23,7 +23,7 @@ def describe(stage: Any, pixels: Tensor, tokens: int) -> list[bytes]:
 
 
 # fmt: off
-@scenario("captions", title=("Images on the same blocks", "图像走同样的模块"))
+@scenario("captions")
 def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 48) -> None:
     """An image is cut into patches, each becomes a token by one matrix, and the rest is the GPT that it was: prefix, tensor ranks and stages included.
     The first steps are held against one device; then it trains on, and describes images that it has not seen, before and after.

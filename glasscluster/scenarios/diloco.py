@@ -9,7 +9,7 @@ from glasscluster.scenarios.lab import Lab, scenario
 
 
 # fmt: off
-@scenario("diloco", title=("Talk every H steps: local SGD and DiLoCo", "每 H 步才通信一次：local SGD 与 DiLoCo"))
+@scenario("diloco")
 def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None:
     """Four replicas train on the same examples in three ways: averaging gradients at every step, averaging weights every H steps (local SGD),
     and DiLoCo, whose outer Nesterov step takes the average of what moved for a gradient. Each equals its own single-process reference.

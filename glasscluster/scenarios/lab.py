@@ -60,14 +60,45 @@ class Scenario:
 
 FEWEST_SENTENCES = 4  # of a story
 REGISTRY: dict[str, Scenario] = {}
-BUILT_IN = {  # name -> the module that holds it
-    "tour": "glasscluster.scenarios.tour",
-    "async_servers": "glasscluster.scenarios.async_servers",
-    "diloco": "glasscluster.scenarios.diloco",
-    "zoo": "glasscluster.scenarios.zoo.zoo",
-    "preference": "glasscluster.scenarios.preference",
-    "emergency_room": "glasscluster.scenarios.emergency_room.emergency_room",
-    "captions": "glasscluster.scenarios.captions",
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A scenario of the package: its module, and its title, so that it is listed without being imported."""
+
+    module: str
+    title: Said
+
+
+BUILT_IN = {
+    "tour": BuiltIn(
+        "glasscluster.scenarios.tour",
+        Said("Four GPUs, four ways to train one GPT", "四块 GPU，训练同一个 GPT 的四种方式"),
+    ),
+    "async_servers": BuiltIn(
+        "glasscluster.scenarios.async_servers",
+        Said("A parameter server that does not wait", "不等待的参数服务器"),
+    ),
+    "diloco": BuiltIn(
+        "glasscluster.scenarios.diloco",
+        Said("Talk every H steps: local SGD and DiLoCo", "每 H 步才通信一次：local SGD 与 DiLoCo"),
+    ),
+    "zoo": BuiltIn(
+        "glasscluster.scenarios.zoo.zoo",
+        Said("The bug zoo: what the loss does not tell", "缺陷动物园：损失看不出来的错误"),
+    ),
+    "preference": BuiltIn(
+        "glasscluster.scenarios.preference",
+        Said("A judge can be fooled", "评判者会被欺骗"),
+    ),
+    "emergency_room": BuiltIn(
+        "glasscluster.scenarios.emergency_room.emergency_room",
+        Said("The loss emergency room", "损失急诊室"),
+    ),
+    "captions": BuiltIn(
+        "glasscluster.scenarios.captions",
+        Said("Images on the same blocks", "图像走同样的模块"),
+    ),
 }
 
 
@@ -75,7 +106,8 @@ def scenario(name: str, *, title: Text | None = None, backend: str = "threads", 
     """Make a function a scenario."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        REGISTRY[name] = Scenario(name, function, said(title or (name, name)), backend, hardware)
+        known = BUILT_IN[name].title if name in BUILT_IN else Said(name, name)
+        REGISTRY[name] = Scenario(name, function, said(title) if title else known, backend, hardware)
         return function
 
     return register
@@ -92,7 +124,7 @@ def find(name: str) -> Scenario:
     if name.upper() in LESSONS:
         return taught_lesson(name.upper())
     if name in BUILT_IN:
-        importlib.import_module(BUILT_IN[name])
+        importlib.import_module(BUILT_IN[name].module)
         return REGISTRY[name]
     raise InputError("scenario", name, "unknown scenario, and not a .py file", [*BUILT_IN, *LESSONS])
 

@@ -15,6 +15,14 @@ from glasscluster.scenarios.new_lesson import new_lesson
 TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 
+BACKEND_NOTES = {  # every backend of sim.run, in words
+    "ray": "Ray actors, real tensors, messages over gloo (NCCL with --device cuda)",
+    "threads": "threads of this process, real tensors, deadlocks seen at once",
+    "torchrun": "processes started by torchrun, gloo or NCCL",
+    "dry": "shapes only; what `glass predict` uses",
+}
+
+
 def read_options(play: Scenario, words: list[str]) -> dict[str, Any]:
     """`--gpus 8 --fast --no-check` as keyword arguments of the scenario's function, by its signature."""
     given: dict[str, Any] = {}
@@ -147,25 +155,17 @@ def lesson_skeleton(name: str, out: str) -> dict[str, Any]:
 def inventory() -> dict[str, Any]:
     """The `glass.list/1` object."""
     from glasscluster.model.config import PRESETS
-    from glasscluster.sim.run import BACKENDS
     from glasscluster.sim.time.hardware import CATALOGUE
     from glasscluster.strategies.pipeline.schedules import SCHEDULES
 
-    backends = {
-        "ray": "Ray actors, real tensors, messages over gloo (NCCL with --device cuda)",
-        "threads": "threads of this process, real tensors, deadlocks seen at once",
-        "torchrun": "processes started by torchrun, gloo or NCCL",
-        "dry": "shapes only; what `glass predict` uses",
-    }
-    assert set(backends) == set(BACKENDS)
     return {
         "schema": "glass.list/1",
-        "scenarios": {name: find(name).title.en for name in BUILT_IN},
+        "scenarios": {name: built_in.title.en for name, built_in in BUILT_IN.items()},
         "lessons": {id_: find_lesson(id_).title.en for id_ in LESSONS},
         "models": {k: ", ".join(f"{a} {b}" for a, b in v.items()) for k, v in PRESETS.items()},
         "hardware": {
             h.name: f"{h.gpu.name}, {h.node_size} a node by {h.intra.name}; between nodes {h.inter.name}" for h in CATALOGUE.values()
         },
         "schedules": dict.fromkeys(SCHEDULES, ""),
-        "backends": backends,
+        "backends": BACKEND_NOTES,
     }

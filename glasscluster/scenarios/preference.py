@@ -9,7 +9,7 @@ from glasscluster.scenarios.lab import Lab, scenario
 
 
 # fmt: off
-@scenario("preference", title=("A judge can be fooled", "评判者会被欺骗"), hardware="dgx-h100")
+@scenario("preference", hardware="dgx-h100")
 def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8, tokens: int = 16) -> None:
     """PPO against a reward model, with its pull to the reference and without, and GRPO against a rule, from one SFT policy. The rule says after
     every iteration what the answers are worth, the reward model what it thinks of them. Then PPO's roles are put on one, two and five GPUs.

@@ -10,7 +10,7 @@ OTHER = "dgx-h100"
 GPUS = 4
 
 
-@scenario("tour", title=("Four GPUs, four ways to train one GPT", "四块 GPU，训练同一个 GPT 的四种方式"), backend="ray")
+@scenario("tour", backend="ray")
 def tour(lab: Lab, steps: int = 6, hidden: int = 128, seq: int = 128, data: str | None = None) -> None:
     """Train one small GPT on real text with data parallelism, ZeRO-3, tensor parallelism and GPipe.
 

@@ -233,7 +233,7 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
         lab.check(f"{name}: causes named in the healthy run", 0, int(well != "healthy"), "diagnosis.py", unit="causes")
 
 
-@scenario("emergency_room", title=("The loss emergency room", "损失急诊室"))
+@scenario("emergency_room")
 def emergency_room(lab: Lab, steps: int = STEPS) -> None:
     """Eleven runs are ruined, each in one way. Probes on every rank tell which way it was, and a cure brings the loss back."""
     from glasscluster.visualize.figures.blowups import clinic_figure

@@ -1,1 +1,1 @@
-"""The built-in lessons, each in a folder of its own: `program.py` beside `text.toml` (see `scenarios/lesson.py`)."""
+"""The built-in lessons: each is a folder, `program.py` beside `text.toml` (see `scenarios/lesson.py`)."""

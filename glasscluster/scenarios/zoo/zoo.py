@@ -356,7 +356,7 @@ def find(id_: str) -> Bug:
 # ---- the scenario --------------------------------------------------------------------------------------------------
 
 
-@scenario("zoo", title=("The bug zoo: what the loss does not tell", "缺陷动物园：损失看不出来的错误"))
+@scenario("zoo")
 def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
     """Bugs that real frameworks had, planted one by one. Each runs beside its honest twin and one device, and must be caught by the gates
     named for it. `--bug ID` runs one of them; with `--as-student` it runs unannounced: the checks fail, and what is wrong is yours to find.

@@ -66,15 +66,7 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
     lab.ask("busiest_port", busiest / size, "S", gpus=gpus)
 
     check_bytes(lab, one, every, loads[1], size)
-    for k in counts:
-        port = max(map(max, port_load(runs[k].graph, network).values()))
-        expected, source = (gpus + k - 2) * (size / k), "F11 and the worker's own push"
-        lab.row("busiest_port", expected, port, source, tolerance=0 if elements % k == 0 else 8, k=k)
-    shared = {k: runs[k].replay(star, contention=True).makespan for k in counts}
-    for k, seconds in expected_times(star, gpus, size).items():
-        source, virtual = "derivation; ports shared max-min fairly", {"match": "virtual", "tolerance": 1e-9}
-        lab.row("time", seconds, None, source, simulated=shared[k], unit="s", **virtual, k=k)
-
+    shared = check_ports_and_times(lab, runs, star, network, size)
     ring = circle.replay(star, contention=True).makespan
     least = {k: 2 * (gpus - 1) * size / k / link.bandwidth for k in counts}  # pushed in, then pulled out
     lab.figure("bytes_by_link", lambda lang: bytes_by_link(lab, loads, size, lang))
@@ -109,6 +101,24 @@ def check_bytes(lab: Lab, one: Any, every: Any, load: dict[str, list[int]], size
     lab.row("ranks_that_sent_something_else", 0, different, "F11, K = N", unit="ranks")
     wrong = sum(x != sum(range(gpus)) for x in one.results + every.results)
     lab.row("ranks_with_a_wrong_sum", 0, wrong, "definition", unit="ranks")
+
+
+def check_ports_and_times(
+    lab: Lab, runs: dict[int, Any], star: Any, network: Any, size: int
+) -> dict[int, float]:
+    """The busiest port for every number of shards, and the time with ports shared; returns seconds by
+    shards.
+    """
+    gpus, elements = len(runs[1].results), size // 4
+    for k, run in sorted(runs.items()):
+        port = max(map(max, port_load(run.graph, network).values()))
+        expected, source = (gpus + k - 2) * (size / k), "F11 and the worker's own push"
+        lab.row("busiest_port", expected, port, source, tolerance=0 if elements % k == 0 else 8, k=k)
+    shared = {k: run.replay(star, contention=True).makespan for k, run in sorted(runs.items())}
+    for k, seconds in expected_times(star, gpus, size).items():
+        source, virtual = "derivation; ports shared max-min fairly", {"match": "virtual", "tolerance": 1e-9}
+        lab.row("time", seconds, None, source, simulated=shared[k], unit="s", **virtual, k=k)
+    return shared
 
 
 def expected_times(star: Any, gpus: int, size: int) -> dict[int, float]:

@@ -64,6 +64,7 @@ def bytes_sent(run: Any) -> int:
 
 
 def whole(run: Any) -> int:
-    """Bytes that all ranks send when the parameters, padded, go round once: (N−1)·Ψ elements of four bytes."""
+    """Bytes that all ranks send when the parameters, padded, go round once: (N−1)·Ψ elements of four bytes.
+    """
     padded = sum(size for _, _, size in run.results[0].units)
     return (len(run.results) - 1) * padded * 4

@@ -60,8 +60,8 @@ def quadratic(
 
 QUADRATIC = {"dims": 200, "own": 8, "steps": 400, "deviation": 9.5}  # what is known: |G|² = 200, Σ = 9.5² · 1
 RANKS = 4  # of the quadratic
-# From one batch to the next, "the steps halve" and "the steps stay" are a factor 2 apart. A curve that is off by
-# less than 2^¼ − 1 at either end is off by less than √2 in their ratio, so it cannot take the one for the other.
+# From one batch to the next, "the steps halve" and "the steps stay" are a factor 2 apart. A curve that is off
+# by less than 2^¼ − 1 at either end is off by less than √2 in their ratio: it cannot take one for the other.
 NEAR = 2**0.25 - 1
 
 

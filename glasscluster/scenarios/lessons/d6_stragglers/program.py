@@ -113,7 +113,8 @@ def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups
 
 
 def largest_difference(found: Any, one: Any) -> float:
-    """Of any step's gradients from one device's, relative to the tensor, or to a thousandth of the largest."""
+    """Of any step's gradients from one device's, relative to the tensor, or to a thousandth of the largest.
+    """
     worst = 0.0
     for ours, theirs in zip(found.gradients, one.gradients, strict=True):
         floor = 1e-3 * max(float(tensor.abs().max()) for tensor in theirs.values())

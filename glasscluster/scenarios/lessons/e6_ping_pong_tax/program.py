@@ -116,7 +116,8 @@ def check_longer_hops(lab: Lab, key: str, times: list[float], p: int, m: int) ->
 
 
 def deeper_warm_ups(p: int, m: int, hop: float) -> list[tuple[int, float]]:
-    """(most held, seconds) under a memory cap: one warm-up forward more at a time, the same on every stage."""
+    """(most held, seconds) under a memory cap: one warm-up forward more at a time, the same on every stage.
+    """
     depths = []
     for extra in range(p):
         ranks = [one_f_one_b.one_rank(s, m, min(m, p - s + min(extra, p - 1 - s))) for s in range(p)]

@@ -78,7 +78,8 @@ TENSOR_RANKS = 2
 
 
 def check_norms(lab: Lab, well: Any, twice: Any) -> None:
-    """The norm that clips, against the true one: in the sound run, and where tensor ranks are summed twice."""
+    """The norm that clips, against the true one: in the sound run, and where tensor ranks are summed twice.
+    """
     off = max(abs(vital.norm_ratio - 1) for vital in well.vitals)
     source = "F38: √Σ‖g‖² over shards, replicated parameters once"
     lab.row("clipping_norm", 0.0, off, source, unit="relative", tolerance=1e-5)

@@ -1,4 +1,5 @@
-"""F3: what an accuracy is worth: its error, paired items, two normalisations, the prompt, text seen before."""
+"""F3: what an accuracy is worth: its error, paired items, two normalisations, the prompt, text seen before.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -63,13 +64,7 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
     runs = {m: lab.run(m, lab.text(m), tune_rank, j, gpus=j.ranks, precision="bf16") for m, j in jobs.items()}
     for method, run in runs.items():
         lab.checks += tuning.memory_rows(jobs[method], run.results) + tuning.traffic_rows(jobs[method], run)
-    held = {}
-    for name, (each, more, method, reward) in HELD.items():
-        two = {"group": 2} if method == "grpo" else {}
-        held[name] = states_on_one_rank(lab, job(method, 1, reward=reward, prompts=2, **two))
-        expected, said = each * psi + more * head, lab.text(f"name_{name}")
-        lab.row("states_on_one_rank", expected, held[name], "F39; h + 1 of a scalar head", name=said)
-
+    held = check_states(lab, job)
     longer = {n: job("ppo", n, reward="model") for n in LENGTHS}
     times = times_by_length(lab, longer, runs["ppo"])
     share = {
@@ -101,7 +96,8 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
 
 
 def learn_to_sort(lab: Lab, sft: int, iterations: int) -> Any:
-    """SFT, then DPO, PPO and GRPO from it; what each reaches, and each method on ranks against one process."""
+    """SFT, then DPO, PPO and GRPO from it; what each reaches, and each method on ranks against one process.
+    """
     small = {"demonstrations": 256, "compare": 150, "reward_model": 80}
     course = tuning.Course(sft=sft, **small, dpo=5 * iterations, ppo=iterations, grpo=iterations)
     learned = tuning.learn(lab.seed, course, ("dpo with SFT loss", "ppo", "grpo"), lab.say)
@@ -115,6 +111,19 @@ def learn_to_sort(lab: Lab, sft: int, iterations: int) -> Any:
         results = lab.cluster(exact.ranks).run(tune_rank, exact, record=False).results
         lab.checks += tuning.equality_rows(exact, results)
     return learned
+
+
+def check_states(lab: Lab, job: Callable[..., Tuning]) -> dict[str, int]:
+    """Bytes of model states when all roles of a method share a rank, against F39."""
+    held = {}
+    for name, (each, more, method, reward) in HELD.items():
+        two = {"group": 2} if method == "grpo" else {}
+        alone = job(method, 1, reward=reward, prompts=2, **two)
+        held[name] = states_on_one_rank(lab, alone)
+        expected = each * alone.model.parameters() + more * (alone.model.hidden + 1)
+        source, said = "F39; h + 1 of a scalar head", lab.text(f"name_{name}")
+        lab.row("states_on_one_rank", expected, held[name], source, name=said)
+    return held
 
 
 def states_on_one_rank(lab: Lab, job: Tuning) -> int:

@@ -163,7 +163,7 @@ class Passes:
 
     tokens: list[int]
     seconds: tuple[float, float]
-    alpha: float
+    alpha: float | None  # None where nothing was guessed
 
 
 def constant_pair(lab: Lab, n: int) -> Passes:
@@ -174,7 +174,8 @@ def constant_pair(lab: Lab, n: int) -> Passes:
     job = SpeculationJob(deep, flat, ((1,),) * 14, 30 if n else 8, n, warm(lab), **weights)
     run = lab.cluster(1).run(speculate_rank, job, info={"precision": "fp32"})
     tokens = [1 + accepted for accepted in run.results[0].accepted]
-    return Passes(tokens, pass_seconds(run.timeline), run.results[0].alpha)
+    alpha = run.results[0].alpha if n else None
+    return Passes(tokens, pass_seconds(run.timeline), alpha)
 
 
 def check_tokens(lab: Lab, n: int, passes: Passes) -> None:
@@ -186,7 +187,8 @@ def check_tokens(lab: Lab, n: int, passes: Passes) -> None:
 
 
 def check_llama(lab: Lab) -> tuple[float, float]:
-    """Llama 3 8B on an H100, judging five tokens and one: how many times the FLOPs, and the seconds by F31."""
+    """Llama 3 8B on an H100, judging five tokens and one: how many times the FLOPs, and the seconds by F31.
+    """
     model, h100 = make_model("llama3-8b"), hardware("dgx-h100")
 
     def judge(tokens: int) -> Any:
