@@ -281,12 +281,8 @@ def list_(json_: Json = False) -> int:
 
 @app.command()
 def lessons(
-    plan: Annotated[
-        str | None, typer.Option("--plan", help="the 50-minute plan of a lesson, for a teacher")
-    ] = None,
-    new: Annotated[
-        str | None, typer.Option("--new", help="write the skeleton of a lesson, such as c8_my_subject")
-    ] = None,
+    plan: Annotated[str | None, typer.Option("--plan", help="the 50-minute plan of a lesson, for a teacher")] = None,
+    new: Annotated[str | None, typer.Option("--new", help="write the skeleton of a lesson, such as c8_my_subject")] = None,
     out: Annotated[str, typer.Option("--out", help="the folder that --new writes it in")] = ".",
     json_: Json = False,
 ) -> int:

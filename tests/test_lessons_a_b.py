@@ -114,18 +114,14 @@ def test_positions_that_do_not_turn_evenly_and_another_base_fail_a4(monkeypatch)
     for layout in ("half", "interleaved"):
         assert {f"{layout}: largest difference of scores at the same distance", f"{layout}: largest change of a vector's length"} <= found
         assert f"{layout}: largest change of a score when all positions shift by 1000" in found
-    monkeypatch.setattr(
-        a4, "frequencies", lambda d, base, scaling="none", *rest: honest(d, base * (2 if scaling == "ntk" else 1), "none")
-    )
+    monkeypatch.setattr(a4, "frequencies", lambda d, base, scaling="none", *rest: honest(d, base * (2 if scaling == "ntk" else 1), "none"))
     assert {"NTK: the slowest pair is stretched by"} <= failed("A4")
 
 
 def test_norms_in_each_other_s_place_fail_a5(monkeypatch):
     swapped = dict(a5.KINDS) | {"post": a5.KINDS["pre"], "pre": a5.KINDS["post"], "pre, RMSNorm": ("post", "rmsnorm")}
     monkeypatch.setattr(a5, "KINDS", swapped)
-    monkeypatch.setattr(
-        a5, "rms_norm", lambda x, w, eps: torch.nn.functional.rms_norm(x, w.shape, w, 2 * eps + 1e-3)
-    )
+    monkeypatch.setattr(a5, "rms_norm", lambda x, w, eps: torch.nn.functional.rms_norm(x, w.shape, w, 2 * eps + 1e-3))
     found = failed("A5", layers=16, h=32)
     assert {f"{kind}: power of L in the last MLP's gradient" for kind in ("pre", "pre, RMSNorm", "post")} <= found
     assert {"pre: residual stream after 16 layers over that after 4", "post: residual stream after 16 layers"} <= found

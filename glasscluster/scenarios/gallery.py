@@ -8,7 +8,7 @@ from typing import Any
 from glasscluster.base.errors import InputError
 from glasscluster.scenarios.jobs.training import output_folder
 from glasscluster.scenarios.lab import Lab, Say, perform
-from glasscluster.scenarios.lesson import LESSONS, taught_lesson
+from glasscluster.scenarios.lesson import LESSONS, find_lesson, taught_lesson
 
 
 def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Path, list[dict[str, Any]]]:
@@ -30,7 +30,7 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
         card = GalleryCard(
             id_,
             taught.title,
-            taught.lesson.topic,
+            find_lesson(id_).topic,
             lab.finding,
             lab.ok,
             _thumbnail(lab, taught.title.en),

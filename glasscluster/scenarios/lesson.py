@@ -114,8 +114,9 @@ def read_lesson(folder: Path) -> Lesson:
         tuple(texts.item("card", "follow_ups", index=i) for i in follow_ups),
     )
     said = (texts.plain(name) for name in ("title", "topic", "question", "kills"))
-    contract = Formula(**{name: unwrap(value) for name, value in formula.items()})
-    return Lesson(id_, *said, contract, card, texts)
+    contract: dict[str, Any] = {name: unwrap(value) for name, value in formula.items()}
+    title, topic, question, kills = said
+    return Lesson(id_, title, topic, question, kills, Formula(**contract), card, texts)
 
 
 @cache

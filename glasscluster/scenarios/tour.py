@@ -82,7 +82,8 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
     )
     lab.tell(
         (
-            f"Four ranks on {lab.backend} trained a GPT on real text; the loss went from {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} "
+            f"Four ranks on {lab.backend} trained a GPT on real text; the loss went from {losses[0]:.3f} to "
+            f"{losses[-1]:.3f} in {len(losses)} "
             f"steps. {held} of {len(lab.all_checks)} checks held.",
             f"四个 rank（{lab.backend} 后端）在真实文本上训练了一个 GPT：{len(losses)} 步内损失从 {losses[0]:.3f} 降到 {losses[-1]:.3f}，"
             f"{len(lab.all_checks)} 项检查中 {held} 项通过。",
@@ -100,7 +101,8 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
     )
     lab.tell(
         (
-            f"ZeRO-3 holds {states:.0%} of DDP's states on a GPU and sends {sent['zero3'] / sent['ddp']:.2f} times DDP's bytes. With prefetch "
+            f"ZeRO-3 holds {states:.0%} of DDP's states on a GPU and sends "
+            f"{sent['zero3'] / sent['ddp']:.2f} times DDP's bytes. With prefetch "
             f"{exposed['zero3']:.2f} ms of it is waited for; without, {exposed['bare']:.2f} ms.",
             f"ZeRO-3 每卡保存的状态是 DDP 的 {states:.0%}，通信量是 DDP 的 {sent['zero3'] / sent['ddp']:.2f} 倍。预取时暴露的通信为 "
             f"{exposed['zero3']:.2f} ms，关闭预取则为 {exposed['bare']:.2f} ms。",
@@ -109,7 +111,8 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
     )
     lab.tell(
         (
-            f"Tensor parallelism waits for an all-reduce four times a layer: {exposed['tp']:.2f} ms of a {step['tp']:.2f} ms step is exposed.",
+            f"Tensor parallelism waits for an all-reduce four times a layer: {exposed['tp']:.2f} ms of a "
+            f"{step['tp']:.2f} ms step is exposed.",
             f"张量并行每层要等四次 all-reduce：每步 {step['tp']:.2f} ms 中有 {exposed['tp']:.2f} ms 是暴露的通信。",
         ),
         view="tab=timeline&run=tp",

@@ -163,7 +163,7 @@ def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
     return Job(plan, model, steps, seed=seed, probes=True, loss_scale=scale)
 
 
-def examine(case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Text | None = None) -> Chart:
+def examine(case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Any = None) -> Chart:
     """Train a patient in a state, and read its probes. With a title the run is recorded and shown."""
     from glasscluster.scenarios.emergency_room.plants import planted_rank
     from glasscluster.strategies.judge.vitals import vitals

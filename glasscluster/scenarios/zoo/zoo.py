@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.errors import InputError
-from glasscluster.scenarios.lab import Lab, Text, scenario
+from glasscluster.scenarios.lab import Lab, scenario
 
 if TYPE_CHECKING:
     from glasscluster.sim.run import Run
@@ -50,8 +50,8 @@ class Bug:
     """One of the zoo. `unequal`: it needs sequences with unequally many targets."""
 
     id: str
-    title: Text
-    wrong: Text
+    title: tuple[str, str]
+    wrong: tuple[str, str]
     reports: tuple[Upstream, ...]
     plan: dict[str, Any]
     patches: Callable[[], Sequence[Patch]]

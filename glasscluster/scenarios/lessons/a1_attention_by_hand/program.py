@@ -73,7 +73,7 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
     dims, lengths = [8, 32, 128, 512], [n // 8, n // 4, n // 2, n]
     run = lab.run("attention", lab.text("four_lengths"), program, dims, lengths, d, gpus=1)
     found, graph = run.results[0], run.graph
-    chance = {"match": "statistical", "unit": ""}
+    chance: dict[str, Any] = {"match": "statistical", "unit": ""}
     for size, variance in zip(dims, found["variance"], strict=True):
         # the sample variance of n terms is off by √(2/n) of itself, one deviation; six of them are allowed
         six_deviations = 6 * size * (2 / PAIRS) ** 0.5
@@ -107,11 +107,15 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
     lab.ask("entropy_undivided", raw[place], "nats", KEYS=KEYS, even=even)
 
     figures(lab, found, dims, lengths, flops, moved)
-    falls = {"divided": divided[place], "raw": raw[place], "even": even}
+    falls: dict[str, Any] = {"divided": divided[place], "raw": raw[place], "even": even}
     lab.tell("entropy_falls", variance=found["variance"][place], **falls)
     slope = found["slope"]
     lab.tell("gradient_falls", slope_divided=slope["divided"][place], slope_raw=slope["raw"][place])
-    grown = {"shortest": lengths[0], "longest": lengths[-1], "times_flops": flops[-1] / flops[0]}
+    grown: dict[str, Any] = {
+        "shortest": lengths[0],
+        "longest": lengths[-1],
+        "times_flops": flops[-1] / flops[0],
+    }
     lab.tell("flops_grow", view="tab=timeline&run=attention", **grown)
     lab.tell("first_loss", view="tab=checks&run=gpt", vocab=model.vocab, uniform=uniform, first=first)
     lab.conclude(raw=raw[place], even=even)

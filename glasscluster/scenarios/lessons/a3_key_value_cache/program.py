@@ -71,7 +71,7 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
     seventy = caches.predict(make_model("llama3-70b"), 8192 * 32, 2)
     lab.row("seventy_billion", 80 * 1024**3, seventy, "2.5 GiB a sequence")
 
-    users = {f"{kind.lower()}_users": model.users for kind, model in models.items()}
+    users: dict[str, Any] = {f"{kind.lower()}_users": model.users for kind, model in models.items()}
     lab.ask("users", gqa.users, "users")
     lab.figure("memory", lambda lang: memory(lab, models, capacity, lang))
 
@@ -80,9 +80,8 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
         return bars(list(models), {name: [model.users for model in models.values()]}, name)
 
     lab.figure("users_that_fit", users_that_fit)
-    lab.tell(
-        "bytes_of_a_token", **{kind.lower(): model.a_user / 8192 / 1e3 for kind, model in models.items()}
-    )
+    kilobytes: dict[str, Any] = {kind.lower(): model.a_user / 8192 / 1e3 for kind, model in models.items()}
+    lab.tell("bytes_of_a_token", **kilobytes)
     lab.tell("users", **users)
     lab.tell("gqa", gqa_less=mha.flops / gqa.flops)
     lab.tell("mla", mla_less=1 / (mha.flops / models["MLA"].flops))
@@ -96,7 +95,13 @@ def check_small_models(lab: Lab) -> None:
     """Four small models generate: the bytes of their caches, and the same logits and tokens as without a
     cache.
     """
-    llama = {"norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "heads": 8}
+    llama: dict[str, Any] = {
+        "norm": "rmsnorm",
+        "bias": False,
+        "position": "rope",
+        "activation": "swiglu",
+        "heads": 8,
+    }
     worst = other = 0.0
     for kind, more in SMALL.items():
         job = GenerationJob(make_model("tiny", **llama, **more), (tuple(b"def forward("), tuple(b"a key")), 6)

@@ -70,9 +70,9 @@ def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, fac
     """
     run = lab.run("turned", lab.text("turned"), program, d, n, shift, factor, gpus=1)
     found = run.results[0]
-    rounding = {"unit": "absolute", "tolerance": 1e-12}
+    rounding: dict[str, Any] = {"unit": "absolute", "tolerance": 1e-12}
     for layout in LAYOUTS:
-        shifted = {"unit": "absolute", "tolerance": 1e-11, "layout": layout, "shift": shift}
+        shifted: dict[str, Any] = {"unit": "absolute", "tolerance": 1e-11, "layout": layout, "shift": shift}
         lab.row("change_by_a_shift", 0, found["moved"][layout], "F4, float64", **shifted)
         lab.row("same_distance", 0, found["uneven"][layout], "F4, float64", **rounding, layout=layout)
         lab.row("length", 0, found["length"][layout], "a rotation", **rounding, layout=layout)

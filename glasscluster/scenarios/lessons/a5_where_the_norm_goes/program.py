@@ -50,7 +50,15 @@ def born(kind: str, depth: int, h: int, seed: int) -> tuple[list[float], list[fl
     draw = torch.Generator().manual_seed(seed)
     tokens, targets = torch.randint(0, 64, (2, 8, 16), generator=draw)
     place, norm = KINDS[kind]
-    shape = {"layers": depth, "hidden": h, "heads": 4, "vocab": 64, "seq": 16, "tied": False, "bias": False}
+    shape: dict[str, Any] = {
+        "layers": depth,
+        "hidden": h,
+        "heads": 4,
+        "vocab": 64,
+        "seq": 16,
+        "tied": False,
+        "bias": False,
+    }
     config = make_model("tiny", **shape, norm_position=place, norm=norm, init_std=h**-0.5)
     model = GPTStage(config, seed=seed)
     sizes: list[float] = []
@@ -95,13 +103,13 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     # standard error was 0.05 for a power, 0.024 for the pre-norm stream, 0.002 for the post-norm one;
     # four standard errors are allowed.
     error = (64 / h) ** 0.5
-    chance = {"match": "statistical"}
+    chance: dict[str, Any] = {"match": "statistical"}
     for kind, expected in (("pre", -0.5), ("pre, RMSNorm", -0.5), ("post", 0.0)):
         four_errors = 4 * 0.05 * error
         lab.row(
             "power_of_depth", expected, power[kind], "F5", unit="", **chance, tolerance=four_errors, kind=kind
         )
-    depth = {"layers": layers, "shallow": shallow}
+    depth: dict[str, Any] = {"layers": layers, "shallow": shallow}
     source = "variances of branches add: √4"
     lab.row("pre_stream", 2, stretch, source, unit="×", **chance, tolerance=4 * 0.024 * error, **depth)
     source, post = "it is a norm's output", grown["post"][-1]
@@ -116,9 +124,9 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     first = {kind: found["gradients"][kind, layers][0] for kind in KINDS}
     deepest = {kind: values[-1] for kind, values in last.items()}
     lab.tell("last_layer", view="tab=story", last_post=deepest["post"], last_pre=deepest["pre"], ratio=ratio)
-    powers = {"pre": power["pre"], "post": power["post"]}
+    powers: dict[str, Any] = {"pre": power["pre"], "post": power["post"]}
     lab.tell("powers", view="tab=ledger", shallowest=shallow, deepest=layers, **powers)
-    ratios = {f"ratio_{kind}": first[kind] / deepest[kind] for kind in ("post", "pre")}
+    ratios: dict[str, Any] = {f"ratio_{kind}": first[kind] / deepest[kind] for kind in ("post", "pre")}
     lab.tell("first_over_last", view="tab=story", **ratios)
     lab.tell("rms_norm", view="tab=ledger", last_rms=deepest["pre, RMSNorm"], last_pre=deepest["pre"])
     lab.conclude(ratio=ratio, layers=layers)

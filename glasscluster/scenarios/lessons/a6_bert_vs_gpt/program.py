@@ -43,7 +43,7 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
     """The same small corpus trains a masked and a causal model of one size; tokens that carry a loss are
     counted on the way.
     """
-    shape = {"layers": 2, "hidden": 64, "seq": seq, "vocab": VOCAB}
+    shape: dict[str, Any] = {"layers": 2, "hidden": 64, "seq": seq, "vocab": VOCAB}
     models = {
         "causal": make_model("tiny", **shape),
         "masked": make_model("tiny", **shape, objective="masked", norm_position="post"),
@@ -58,7 +58,8 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
         batches[kind] = text[0]
         with_loss[kind] = int((text[0][1] != IGNORE).sum())
 
-    count, tokens = {"unit": "tokens"}, SEQUENCES * seq
+    tokens = SEQUENCES * seq
+    count: dict[str, Any] = {"unit": "tokens"}
     lab.row("tokens_causal", tokens, with_loss["causal"], "every token has a next one", **count)
     chosen = SEQUENCES * round(0.15 * seq)
     lab.row("tokens_masked", chosen, with_loss["masked"], "0.15·T a sequence", **count)
@@ -66,7 +67,7 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
     for name, share in (("hidden", 0.8), ("changed", 0.1), ("kept", 0.1)):
         # five standard errors of a share, and the random token that happens to be the one that was there
         tolerance = 5 * (share * (1 - share) / fate["chosen"]) ** 0.5 + 1 / VOCAB
-        chance = {"unit": "", "match": "statistical", "tolerance": tolerance}
+        chance: dict[str, Any] = {"unit": "", "match": "statistical", "tolerance": tolerance}
         lab.row("share_of_chosen", share, fate[name], "1810.04805 §3.1", **chance, name=lab.text(name))
     lab.row("outside_the_chosen", 0, fate["outside"], "only chosen tokens are touched", **count)
 
@@ -75,9 +76,9 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
     lab.figure("same_text", lambda lang: coloured_text(lab, batches, lang))
     figures_of_training(lab, losses, with_loss, tokens)
     lab.tell("tokens_with_loss", view="tab=ledger", tokens=tokens, **with_loss, ratio=ratio)
-    shares = {name: fate[name] for name in ("hidden", "changed", "kept")}
+    shares: dict[str, Any] = {name: fate[name] for name in ("hidden", "changed", "kept")}
     lab.tell("fates", view="tab=ledger", **shares)
-    ends = {f"loss_{kind}": values[-1] for kind, values in losses.items()}
+    ends: dict[str, Any] = {f"loss_{kind}": values[-1] for kind, values in losses.items()}
     lab.tell("after_training", view="tab=story", steps=steps, **ends, uniform=math.log(VOCAB))
     lab.tell("two_ranks", view="tab=checks&run=masked")
     lab.conclude(ratio=ratio)

@@ -116,11 +116,11 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
     lab.figure("merges_both", partial(merge_tree_figure, made["both"], marked))
     lab.figure("two_units", lambda lang: two_units(lab, found, lang))
     lab.tell("bytes_of_the_sentences", english=size["en"], chinese=size["zh"])
-    learned = {f"en_on_{lang}": per["en"][lang] for lang in per["en"]}
+    learned: dict[str, Any] = {f"en_on_{lang}": per["en"][lang] for lang in per["en"]}
     lab.tell("learned_from_english", **learned, ratio_en=ratio["en"])
     lab.tell("learned_from_others", ratio_zh=ratio["zh"], ratio_both=ratio["both"])
-    losses = {f"loss_{name}": each["loss"] for name, each in found.items()}
-    bits = {f"bits_{name}": each["bits"] for name, each in found.items()}
+    losses: dict[str, Any] = {f"loss_{name}": each["loss"] for name, each in found.items()}
+    bits: dict[str, Any] = {f"bits_{name}": each["bits"] for name, each in found.items()}
     lab.tell("after_training", view="tab=story", steps=steps, **losses, **bits)
     lab.conclude(ratio_en=ratio["en"], ratio_both=ratio["both"])
     lab.explain()
@@ -142,7 +142,7 @@ def check_the_algorithm(lab: Lab, sentences: list[bytes]) -> None:
 
 def check_a_tokenizer(lab: Lab, name: str, tokenizer: Tokenizer, texts: dict[str, list[bytes]]) -> None:
     """Its tokens are all different, and every text comes back, even bytes that are no text."""
-    blanks = {"name": lab.text({"en": "english", "zh": "chinese", "both": "two"}[name])}
+    blanks: dict[str, Any] = {"name": lab.text({"en": "english", "zh": "chinese", "both": "two"}[name])}
     different = len(set(tokenizer.tokens.values()))
     expected = 256 + len(tokenizer.merges)
     lab.row("different_tokens", expected, different, "256 + merges", unit="tokens", **blanks)
@@ -162,11 +162,11 @@ def read_text(lab: Lab, reader: Reader, tokenizer: Tokenizer, steps: int) -> dic
     """
     model, data = reader.model, reader.data
     title = lab.text("gpt_reads_bytes" if reader.tokenizer is None else "gpt_reads_tokens")
-    plan = {"dp": 2, "global_batch": 16, "data": data, "compared": False}
+    plan: dict[str, Any] = {"dp": 2, "global_batch": 16, "data": data, "compared": False}
     trained = lab.train(reader.name, title, model=model, steps=1, **plan)
     if lab.leader:
         first, what = float(trained.run.results[-1].losses[0]), lab.text(reader.name)
-        chance = {"unit": "nats", "match": "statistical", "tolerance": 0.1}
+        chance: dict[str, Any] = {"unit": "nats", "match": "statistical", "tolerance": 0.1}
         lab.row("first_loss", math.log(reader.vocab), first, "F37: ln V ± 0.1", **chance, name=what)
     job = Job(make_plan(global_batch=16, lr=3e-3), model, steps, data, lab.seed)
     batches = [job.batch(step) for step in range(steps)]

@@ -76,10 +76,12 @@ def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: i
     figures_of_sources(lab, order, epochs, counted, total)
     lab.figure("who_reads_which", lambda lang: who_reads_which(lab, before, after, batch, lang))
 
-    read_by_source = {f"epochs_{name}": epoch for name, epoch in zip(NAMES, epochs, strict=True)}
+    read_by_source: dict[str, Any] = {
+        f"epochs_{name}": epoch for name, epoch in zip(NAMES, epochs, strict=True)
+    }
     lab.tell("python", share=share[0], total=total, epochs_python=epochs[0])
     lab.tell("small_sources", epochs_english=epochs[1], epochs_chinese=epochs[2])
-    sizes = {"ranks": ranks, "others": others}
+    sizes: dict[str, Any] = {"ranks": ranks, "others": others}
     lab.tell("stopped", view="tab=ledger", stopped=stopped, **sizes, read=read_so_far)
     repeated, _ = own_places(ranks, others, batch // ranks, stopped)
     _, skipped = own_places(ranks, 2 * ranks, batch // ranks, stopped)
@@ -100,7 +102,7 @@ def check_epochs(lab: Lab, order: Any, rows: list[Any], total: int) -> list[int]
     """How often each source was read, against F40; returns rows read of each source."""
     counted = [sum(sample.source == i for sample in rows) for i in range(len(NAMES))]
     for name, weight, size, many in zip(NAMES, WEIGHTS, order.sizes, counted, strict=True):
-        blanks = {"name": lab.text(f"name_{name}"), "total": total}
+        blanks: dict[str, Any] = {"name": lab.text(f"name_{name}"), "total": total}
         expected = weight * total / size
         lab.row("epochs_of_a_source", expected, many / size, "F40", unit="epochs", tolerance=1e-9, **blanks)
     twice = sum(n - 1 for n in Counter(rows).values())
@@ -112,7 +114,7 @@ def check_the_stop(lab: Lab, order: Any, rows: list[Any], ranks: int, others: in
     """What was read before and after the stop, against the same numbers read without one."""
     wanted = [order.sample(n) for n in range(len(rows))]
     missing, twice = Counter(wanted) - Counter(rows), Counter(rows) - Counter(wanted)
-    sizes = {"ranks": ranks, "others": others}
+    sizes: dict[str, Any] = {"ranks": ranks, "others": others}
     lab.row("lost", 0, missing.total(), "state: one number", unit="rows", **sizes)
     lab.row("read_twice", 0, twice.total(), "state: one number", unit="rows", **sizes)
     different = sum(a != b for a, b in zip(rows, wanted, strict=True))

@@ -90,9 +90,9 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
 
     lab.figure("four_terms", four_bars)
     lab.tell("add_up", view="tab=ledger", worst=max(f["sum"] for f in found.values()))
-    cosines = {"cosine_before": cosine, "cosine_after": found["after"]["cosine"]}
+    cosines: dict[str, Any] = {"cosine_before": cosine, "cosine_after": found["after"]["cosine"]}
     lab.tell("cosines", view="tab=ledger", hidden=hidden, expected=expected, **cosines)
-    crosses = {f"cross_{when}": percent for when, percent in cross.items()}
+    crosses: dict[str, Any] = {f"cross_{when}": percent for when, percent in cross.items()}
     lab.tell("cross_terms", view="tab=story", **crosses, steps=steps)
     lab.tell("loss_fell", view="tab=story", first_loss=learnt.losses[0], last_loss=learnt.losses[-1])
     lab.conclude(cross_after=cross["after"])

@@ -107,7 +107,7 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
     lab.figure("where_they_stand", drawn, hardware=lab.hardware)
     lab.tell("two_products", view="tab=timeline&run=operations", square=square, vector=vector)
     bound = sum(dot.flops / here.peak("fp32") >= dot.bytes / here.memory_bandwidth for dot in spots.values())
-    counts = {"bound": bound, "operations": len(OPERATIONS), "hardware": lab.hardware}
+    counts: dict[str, Any] = {"bound": bound, "operations": len(OPERATIONS), "hardware": lab.hardware}
     lab.tell("bound", view="tab=timeline&run=operations", **counts)
     lab.tell("ridge", view="tab=ledger", ridge=ridge)
     lab.tell("another_gpu", view="tab=timeline&run=operations")
@@ -139,7 +139,7 @@ def check_rate(lab: Lab, name: str, dot: Dot) -> None:
     gpu = hardware(lab.hardware).gpu
     roof = min(gpu.peak("fp32"), dot.flops / dot.bytes * gpu.memory_bandwidth)
     reached = dot.flops / dot.seconds
-    virtual = {"unit": "FLOP/s", "match": "virtual", "tolerance": 1e-6}
+    virtual: dict[str, Any] = {"unit": "FLOP/s", "match": "virtual", "tolerance": 1e-6}
     lab.row("rate", roof, None, "F31", simulated=reached, **virtual, operation=lab.text(name))
 
 

@@ -25,7 +25,7 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
     GPT-3's on shapes alone.
     """
     small = make_model("tiny", hidden=hidden, heads=heads, seq=seq, attention="unfused", dropout=0.1)
-    plan = {"precision": "bf16", "micro_batch": 4, "global_batch": 4}
+    plan: dict[str, Any] = {"precision": "bf16", "micro_batch": 4, "global_batch": 4}
     trained = lab.train("tiny", lab.text("small_gpt"), model=small, steps=1, **plan)
     mine = kept(small, 1, "none", "threads")
     lab.row("kept_by_your_layer", predict(seq, 1, hidden, heads), total(mine), "F17")

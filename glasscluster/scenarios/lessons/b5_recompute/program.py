@@ -16,7 +16,10 @@ from glasscluster.strategies.plan import make_model
 from glasscluster.visualize.figures.plots import lines
 
 GIB = 1024**3
-GPT3 = {"n": 96, "c": 2.0 * 2048 * 12288 / GIB}  # layers; GiB of a checkpoint, 2sbh. A layer keeps 17 of them
+GPT3: dict[str, Any] = {
+    "n": 96,
+    "c": 2.0 * 2048 * 12288 / GIB,
+}  # layers; GiB of a checkpoint, 2sbh. A layer keeps 17 of them
 
 
 @lesson
@@ -24,7 +27,7 @@ def recompute(lab: Lab, layers: int = 8, hidden: int = 64, seq: int = 192) -> No
     """The same training five times, keeping less and less; then every segment length on shapes, to find the
     best by trying all.
     """
-    shape = {"layers": layers, "hidden": hidden, "seq": seq, "vocab": 64}
+    shape: dict[str, Any] = {"layers": layers, "hidden": hidden, "seq": seq, "vocab": 64}
     model = make_model("tiny", **shape, attention="unfused", dropout=0.1)
     lengths = [k for k in range(1, layers + 1) if layers % k == 0]
     runs = train_each_way(lab, model, lengths)
@@ -62,7 +65,7 @@ def recompute(lab: Lab, layers: int = 8, hidden: int = 64, seq: int = 192) -> No
         peak_full=megabytes[f"full{tried}"],
     )
     flops = {key: int(run.graph.flops.sum()) for key, run in runs.items()}
-    more = {
+    more: dict[str, Any] = {
         "work_full": percent_more(flops, "full1"),
         "slow_full": percent_more(time, "full1"),
         "work_selective": percent_more(flops, "selective"),
@@ -84,7 +87,7 @@ def train_each_way(lab: Lab, model: Any, lengths: list[int]) -> dict[str, Any]:
     }
     for k in lengths:
         key, title = f"full{k}", lab.text("title_full", k=k)
-        plan = {"recompute": "full", "recompute_every": k, "checked": k == 2}
+        plan: dict[str, Any] = {"recompute": "full", "recompute_every": k, "checked": k == 2}
         runs[key] = lab.train(key, title, **plan, **common)
     return {key: trained.run for key, trained in runs.items()}
 

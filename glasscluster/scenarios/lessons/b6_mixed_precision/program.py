@@ -56,7 +56,7 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
     job = Job(make_plan(global_batch=8), model, 1, None, lab.seed)
     look = lab.run("gradients", lab.text("one_backward"), program, job, gpus=1).results[0]
     looks = {"as_they_are": look["x1"], "raised": look[f"x{RAISED:.0f}"]}
-    count = {"unit": "gradients"}
+    count: dict[str, Any] = {"unit": "gradients"}
     for name, of in looks.items():
         said = lab.text(f"name_{name}")
         lab.row("become_zero", of["below"], of["gone"], "F28: |g| ≤ 2⁻²⁵", **count, name=said)
@@ -83,11 +83,16 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
     lab.ask("below_normal", small, "%")
     lab.figure("by_exponent", lambda lang: by_exponent(lab, looks, look["all"], lang))
     lab.figure("staircase", lambda lang: loss_scale(lab, scales, skipped, lang), interval=interval)
-    raised = {f"raised_{what}": percent("raised", what) for what in ("small", "gone")}
+    raised: dict[str, Any] = {f"raised_{what}": percent("raised", what) for what in ("small", "gone")}
     lab.tell("without_a_scale", small=small, gone=gone, **raised, over=looks["raised"]["over"])
-    fell = {"lowest": min(scales), "skipped": sum(skipped), "steps": steps, "ranks": len(ranks)}
+    fell: dict[str, Any] = {
+        "lowest": min(scales),
+        "skipped": sum(skipped),
+        "steps": steps,
+        "ranks": len(ranks),
+    }
     lab.tell("scale_fell", view="tab=timeline&run=fp16", **fell)
-    last = {name: float(t.run.results[-1].losses[-1]) for name, t in trained.items()}
+    last: dict[str, Any] = {name: float(t.run.results[-1].losses[-1]) for name, t in trained.items()}
     lab.tell("last_losses", view="tab=memory&run=bf16", **last)
     lab.conclude(small=small)
     lab.explain()
@@ -116,11 +121,11 @@ def by_exponent(lab: Lab, looks: dict[str, Any], total: int, lang: str) -> Any:
             bar = max(exponent, -33)
             share[bar] = share.get(bar, 0.0) + count / total
         series[lab.word(name, lang)] = share
-    zones = tuple(lab.word(zone, lang) for zone in ("becomes", "loses_digits", "overflows"))
+    zones = (lab.word("becomes", lang), lab.word("loses_digits", lang), lab.word("overflows", lang))
     return exponents(series, lab.word("exponent", lang), lab.word("percent_of_gradients", lang), zones)
 
 
 def loss_scale(lab: Lab, scales: list[float], skipped: list[bool], lang: str) -> Any:
     """The loss scale, step by step."""
-    words = tuple(lab.word(word, lang) for word in ("scale", "step_taken", "step_skipped"))
+    words = (lab.word("scale", lang), lab.word("step_taken", lang), lab.word("step_skipped", lang))
     return staircase(scales, skipped, lab.word("step", lang), lab.word("loss_scale", lang), words)

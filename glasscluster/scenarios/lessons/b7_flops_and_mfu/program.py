@@ -25,7 +25,7 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
     """
     model = make_model("tiny", layers=layers, hidden=hidden, seq=seq, attention="unfused")
     b, s, v, n, h = batch, seq, model.vocab, layers, hidden
-    plan = {"model": model, "steps": 1, "global_batch": b, "micro_batch": b}
+    plan: dict[str, Any] = {"model": model, "steps": 1, "global_batch": b, "micro_batch": b}
     runs = {
         kind: lab.train(kind, lab.text("run", k=kind), checked=kind == "full", recompute=kind, **plan)
         for kind in KINDS
@@ -35,7 +35,7 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
     forward = (
         24 * b * s * n * h * h + 4 * b * s * s * n * h + 2 * b * s * h * v
     )  # a third of F30, multiplied out
-    flops = {"unit": "FLOPs"}
+    flops: dict[str, Any] = {"unit": "FLOPs"}
     lab.row("forward", forward, plain["forward"], "F30 over 3", **flops)
     lab.row(
         "backward", 2 * forward, plain["backward"], "F30: two products for each of the forward's", **flops
@@ -53,7 +53,7 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
         lab.row("flops_ran", needed[kind], ran[kind], "F30 and F29", **flops, kind=kind)
     mfu = {kind: t.timeline.mfu(3.0 * forward) for kind, t in runs.items()}
     hfu = {kind: t.timeline.mfu(float(t.run.graph.flops.sum())) for kind, t in runs.items()}
-    virtual = {"match": "virtual", "tolerance": 1e-9}
+    virtual: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9}
     for kind in KINDS:
         more, source = needed[kind] / (3 * forward), "what ran over what the model needs"
         lab.row(
@@ -75,9 +75,9 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
     figures(lab, counted, mfu, hfu)
     lab.tell("phases", view="tab=ledger", forward=plain["forward"] / 1e6, backward=plain["backward"] / 1e6)
     lab.tell("six", view="tab=ledger", each=each)
-    used = {"mfu_full": 100 * mfu["full"], "mfu_none": 100 * mfu["none"]}
+    used: dict[str, Any] = {"mfu_full": 100 * mfu["full"], "mfu_none": 100 * mfu["none"]}
     times_more = ran["full"] / ran["none"]
-    full = {"times_more": times_more, "hfu_full": 100 * hfu["full"], **used}
+    full: dict[str, Any] = {"times_more": times_more, "hfu_full": 100 * hfu["full"], **used}
     lab.tell("recomputation", view="tab=timeline&run=full", **full)
     lab.tell("attention", view="tab=story")
     lab.conclude(each=each, **used)

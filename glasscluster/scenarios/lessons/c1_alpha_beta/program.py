@@ -38,7 +38,7 @@ def alpha_beta(lab: Lab, small: int = 1000) -> None:
     one_way = {s: run.timeline.makespan / 2 for s, run in runs.items()}
     link = hardware(lab.hardware).link(0, 1)
     lab.ask("one_way", one_way[small] * 1e6, "µs", small=small, hardware=lab.hardware)
-    virtual = {"match": "virtual", "tolerance": 1e-9}
+    virtual: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9}
     for s in sizes:
         seconds = link.alpha + s / link.bandwidth
         lab.row("one_way", seconds, None, "F8", simulated=one_way[s], unit="s", **virtual, s=s)

@@ -76,12 +76,15 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
     )
     use = (gpus - 1) * size / link.bandwidth / shared[1]
     lab.tell("busy", view="tab=timeline&run=one", use=use, one_ms=shared[1] * 1e3)
-    shard = {"shard_in": loads[gpus]["in"][0] / size, "speedup": shared[1] / shared[gpus]}
+    shard: dict[str, Any] = {"shard_in": loads[gpus]["in"][0] / size, "speedup": shared[1] / shared[gpus]}
     lab.tell("sharded", view="tab=network&run=sharded", gpus=gpus, sharded_ms=shared[gpus] * 1e3, **shard)
     between = max((k for k in counts if k < gpus), key=lambda k: shared[k] / least[k])
     if shared[between] > 2 * least[between]:
         lab.tell("between", between=between, least_ms=least[between] * 1e3, between_ms=shared[between] * 1e3)
-    chains = {"longest": circle.graph.message_chain(), "shortest": every.graph.message_chain()}
+    chains: dict[str, Any] = {
+        "longest": circle.graph.message_chain(),
+        "shortest": every.graph.message_chain(),
+    }
     lab.tell("ring", **chains, ring_ms=ring * 1e3)
     lab.conclude(busiest=busiest / size, shard_in=shard["shard_in"])
     lab.explain()
@@ -116,7 +119,8 @@ def check_ports_and_times(
         lab.row("busiest_port", expected, port, source, tolerance=0 if elements % k == 0 else 8, k=k)
     shared = {k: run.replay(star, contention=True).makespan for k, run in sorted(runs.items())}
     for k, seconds in expected_times(star, gpus, size).items():
-        source, virtual = "derivation; ports shared max-min fairly", {"match": "virtual", "tolerance": 1e-9}
+        source = "derivation; ports shared max-min fairly"
+        virtual: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9}
         lab.row("time", seconds, None, source, simulated=shared[k], unit="s", **virtual, k=k)
     return shared
 

@@ -112,8 +112,8 @@ def collective_algebra(lab: Lab, gpus: int = 8, block: int = 200) -> None:
     lab.tell("zero", view="tab=timeline&run=zero", zero=sent["zero"][0])
     elements = gpus * block
     lab.tell("transpose", view="tab=network&run=transpose", elements=elements, transpose=sent["transpose"][0])
-    times = {f"{what}_us": spent[what] * 1e6 for what in port}
-    ports = {f"{what}_port": by_rank[0] / size for what, by_rank in port.items()}
+    times: dict[str, Any] = {f"{what}_us": spent[what] * 1e6 for what in port}
+    ports: dict[str, Any] = {f"{what}_port": by_rank[0] / size for what, by_rank in port.items()}
     lab.tell("over_rank_0", view="tab=timeline&run=root", **times, **ports)
     lab.conclude(ratio=ratio)
     lab.explain()
@@ -143,7 +143,7 @@ def check_time(
     machine = hardware(lab.hardware)
     wires = MODULES[algorithm].predict("reduce_scatter", gpus, size, machine.link(0, 1)).time_s
     seconds = wires and wires + sums * size / machine.gpu.reduce_rate
-    virtual = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    virtual: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     lab.row("time", seconds, None, "F8, F10", simulated=simulated, **virtual, name=lab.text(name))
 
 
@@ -154,7 +154,7 @@ def through_port(graph: Any) -> list[int]:
 
 def who_is_where(lab: Lab, seen: list[Any], lang: str) -> Any:
     """Every rank's blocks before and after each collective."""
-    moments = ("before", "after_reduce_scatter", "after_all_reduce")
+    moments = ["before", "after_reduce_scatter", "after_all_reduce"]
     moments += ("before_all_gather", "after_all_gather", "after_all_to_all")
     titles = tuple(lab.word(moment, lang) for moment in moments)
     tables = [list(table) for table in zip(*seen, strict=True)]

@@ -19,7 +19,7 @@ from glasscluster.visualize.figures.plots import lines
 ALGORITHMS = ("ring", "tree", "recursive-doubling", "halving-doubling")
 RECORDED = ("ring", "tree", "recursive-doubling")  # on many ranks, without data
 REAL, SMALL, LARGE = 8, 64, 65_536  # ranks that really run; bytes a rank of the two recordings without data
-VIRTUAL = {"match": "virtual", "tolerance": 1e-9}
+VIRTUAL: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9}
 
 
 def program(gpu: Any, algorithm: str, nbytes: int) -> float:
@@ -71,7 +71,8 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
     nbytes -= nbytes % REAL
     runs = {a: lab.run(a, lab.text(a), program, a, nbytes, gpus=REAL) for a in ALGORITHMS}
     for a, run in runs.items():
-        time, names = run.timeline.makespan, {"algorithm": lab.text(f"name_{a}"), "gpus": REAL}
+        time = run.timeline.makespan
+        names: dict[str, Any] = {"algorithm": lab.text(f"name_{a}"), "gpus": REAL}
         lab.row(
             "time", seconds(wide, a, REAL, nbytes), None, "F8", simulated=time, unit="s", **VIRTUAL, **names
         )
@@ -80,7 +81,7 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
     replayed = record_large(lab, wide, gpus)
     met = check_meetings(lab, wide, gpus, replayed)
 
-    wire = {"alpha_us": link.alpha * 1e6, "beta_gb": link.bandwidth / 1e9}
+    wire: dict[str, Any] = {"alpha_us": link.alpha * 1e6, "beta_gb": link.bandwidth / 1e9}
     lab.ask("meeting", met["tree"] / 1e6, "MB", gpus=gpus, hardware=lab.hardware, **wire)
     sizes = [1024 * 4**k for k in range(11)]
     times = {a: [seconds(wide, a, gpus, size) for size in sizes] for a in ALGORITHMS}
@@ -88,17 +89,19 @@ def ring_tree_doubling(lab: Lab, gpus: int = 256, nbytes: int = 8_000_000) -> No
     lab.figure("who_wins", lambda lang: who_wins(lab, sizes, times, lang), gpus=gpus)
 
     took = {a: runs[a].timeline.makespan * 1e3 for a in ("ring", "tree")}
-    ran = {"ring_ms": took["ring"], "tree_ms": took["tree"]}
+    ran: dict[str, Any] = {"ring_ms": took["ring"], "tree_ms": took["tree"]}
     lab.tell("ran", view="tab=timeline&run=tree", gpus=REAL, megabytes=nbytes / 1e6, **ran)
-    steps = {"steps": 2 * (gpus - 1), "tree_steps": 2 * (gpus.bit_length() - 1)}
-    small = {"small_ring_ms": times["ring"][0] * 1e3, "small_tree_ms": times["tree"][0] * 1e3}
+    steps: dict[str, Any] = {"steps": 2 * (gpus - 1), "tree_steps": 2 * (gpus.bit_length() - 1)}
+    small: dict[str, Any] = {"small_ring_ms": times["ring"][0] * 1e3, "small_tree_ms": times["tree"][0] * 1e3}
     lab.tell("small_buffers", gpus=gpus, smallest=sizes[0], **small, **steps)
     lab.tell("meet", met_tree=met["tree"] / 1e6, met_doubling=met["recursive-doubling"] / 1e6)
     doublings = [
         list(zip(sizes, times[a], strict=True))[:2] for a in ("recursive-doubling", "halving-doubling")
     ]
     lab.tell("all_four", turn_kb=crossing(*doublings) / 1e3)
-    shared = {f"shared_{name}_ms": on_a_ring_of_cables(wide, runs[a]) * 1e3 for name, a in SHARED.items()}
+    shared: dict[str, Any] = {
+        f"shared_{name}_ms": on_a_ring_of_cables(wide, runs[a]) * 1e3 for name, a in SHARED.items()
+    }
     lab.tell("shared_wires", view="tab=timeline&run=halving-doubling", gpus=REAL, **shared)
     lab.conclude(gpus=gpus, met_tree=met["tree"] / 1e6)
     lab.explain()
@@ -119,7 +122,7 @@ def record_large(lab: Lab, machine: Any, gpus: int) -> dict[str, list[tuple[int,
             time = cluster.run(program, a, size).timeline.makespan
             replayed[a].append((size, time))
             expected = seconds(machine, a, gpus, size)
-            names = {"algorithm": lab.text(f"name_{a}"), "gpus": gpus, "size": size}
+            names: dict[str, Any] = {"algorithm": lab.text(f"name_{a}"), "gpus": gpus, "size": size}
             lab.row("time_of_a_size", expected, None, "F8", simulated=time, unit="s", **VIRTUAL, **names)
     return replayed
 

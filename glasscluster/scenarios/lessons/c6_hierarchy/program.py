@@ -64,7 +64,7 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
 
     gain = {key: rings[key].timeline.makespan / twos[key].timeline.makespan for key in rings}
     ratio, found = hw.intra.bandwidth / hw.inter.bandwidth, gain[large_nodes, shown]
-    cluster = {"large_nodes": large_nodes, "g": g}
+    cluster: dict[str, Any] = {"large_nodes": large_nodes, "g": g}
     lab.ask("speed_up", found, "×", **cluster, hardware=hw.name, shown_mib=shown / 2**20)
     sent = {way: between_nodes(run.graph, g)[:g] for way, run in (("one_ring", ring), ("levels", two))}
 
@@ -74,7 +74,10 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
 
     lab.figure("sent_to_other_nodes", by_gpu, **cluster)
     lab.figure("speed_up", lambda lang: gains(lab, gain, g, ratio, lang))
-    took = {"flat_us": flat.timeline.makespan * 1e6, "levels_us": levels.timeline.makespan * 1e6}
+    took: dict[str, Any] = {
+        "flat_us": flat.timeline.makespan * 1e6,
+        "levels_us": levels.timeline.makespan * 1e6,
+    }
     own = flat.timeline.makespan / levels.timeline.makespan
     lab.tell("ran", view="tab=timeline&run=levels", nodes=nodes, size_mib=nbytes / 2**20, **took, own=own)
     lab.tell(
@@ -85,7 +88,7 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
         levels_sent=sent["levels"][0] / shown,
     )
     lab.tell("large", **cluster, shown_mib=shown / 2**20, found=found, ratio=ratio)
-    steps = {"flat_steps": 2 * (n - 1), "level_steps": 2 * (g - 1) + 2 * (large_nodes - 1)}
+    steps: dict[str, Any] = {"flat_steps": 2 * (n - 1), "level_steps": 2 * (g - 1) + 2 * (large_nodes - 1)}
     lab.tell("small", smallest=sizes[0], gain=gain[large_nodes, sizes[0]], **steps)
     lab.conclude(found=found, **cluster, ratio=ratio)
     lab.explain()
@@ -109,7 +112,8 @@ def check_two_levels(lab: Lab, hw: Any, run: Any, m: int, size: int) -> None:
         .time_s
     )
     seconds = wires + (m * g - 1) * size / (m * g) / hw.gpu.reduce_rate  # and the additions
-    source, virtual = "F12 and additions at γ", {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    source = "F12 and additions at γ"
+    virtual: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     lab.row("time", seconds, None, source, simulated=run.timeline.makespan, **virtual, m=m, g=g)
     crossed = between_nodes(run.graph, g)
     lab.row("sent_by_each_gpu", 2 * (m - 1) * size // (m * g), crossed[0], "F12", m=m, g=g)

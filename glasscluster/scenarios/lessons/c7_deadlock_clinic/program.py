@@ -101,10 +101,14 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
 
     lab.figure("who_waits", who_waits, large_kib=large_kib)
     lab.figure("what_passes", lambda lang: what_passes(lab, found, cases, lang))
-    counts = {"programs": len(NAMES), "small": small}
-    unbuffered = {"hang_unbuffered": hangs[0, small], "ring": circle(stuck["ring"])}
+    counts: dict[str, Any] = {"programs": len(NAMES), "small": small}
+    unbuffered: dict[str, Any] = {"hang_unbuffered": hangs[0, small], "ring": circle(stuck["ring"])}
     lab.tell("without_buffering", **counts, **unbuffered)
-    buffered = {"hang_small": hangs[eager, small], "hang_large": hangs[eager, large], "large_kib": large_kib}
+    buffered: dict[str, Any] = {
+        "hang_small": hangs[eager, small],
+        "hang_large": hangs[eager, large],
+        "large_kib": large_kib,
+    }
     lab.tell("with_buffering", eager_kib=eager_kib, small=small, **buffered)
     tag = found["tag", eager, small]
     assert tag is not None

@@ -36,13 +36,13 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     found = {wire: best(results) for wire, results in swept.items()}
     steps = [result.step_s * 1e3 for result in swept["1"]]
     best_kib = SIZES[steps.index(min(steps))]
-    ends = {"smallest": SIZES[0], "largest": SIZES[-1]}
+    ends: dict[str, Any] = {"smallest": SIZES[0], "largest": SIZES[-1]}
     lab.ask("best_bucket", best_kib, "KiB", **ends)
 
     ready, done, nbytes = reductions(trained.timeline)
     seconds_of = overlap.on_a_ring("all_reduce", gpus, here.link(0, 1), here.gpu.reduce_rate)
     end = overlap.end_of_chain(ready.tolist(), [seconds_of(size) for size in nbytes.tolist()])
-    virtual = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    virtual: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     lab.row("end_of_last_bucket", end, None, "F14", simulated=float(done.max()), **virtual)
 
     def step_in_parts(lang: str) -> Any:
@@ -61,9 +61,9 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
 
     lab.figure("step_by_bucket", step_in_parts)
     lab.figure("best_by_link", on_three_wires)
-    both = {"step_ms": trained.timeline.makespan * 1e3, "late_ms": late.makespan * 1e3}
+    both: dict[str, Any] = {"step_ms": trained.timeline.makespan * 1e3, "late_ms": late.makespan * 1e3}
     lab.tell("step", view="tab=timeline&run=buckets", buckets=len(done), bucket_kib=bucket_kib, **both)
-    sizes = {"slow_kib": found["1/8"].size // KIB, "fast_kib": found["8"].size // KIB}
+    sizes: dict[str, Any] = {"slow_kib": found["1/8"].size // KIB, "fast_kib": found["8"].size // KIB}
     lab.tell("other_links", view="tab=timeline&run=buckets", **sizes)
     lab.conclude(best_kib=best_kib, best=min(steps), small_step=steps[0], large_step=steps[-1], **ends)
     lab.explain()

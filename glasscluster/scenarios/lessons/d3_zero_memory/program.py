@@ -95,7 +95,8 @@ def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:
     prints.
     """
     for stage, (printed, digits) in enumerate(TABLE_1.get(gpus, ()), start=1):
-        counted, names = round(7.5 * totals[stage], digits), {"stage": stage, "gpus": gpus}
+        counted = round(7.5 * totals[stage], digits)
+        names: dict[str, Any] = {"stage": stage, "gpus": gpus}
         lab.row("table_1", printed, counted, "ZeRO 1910.02054 Table 1", unit="GB", **names)
 
 
@@ -109,5 +110,7 @@ def book(lab: Lab, model: Any, **plan: Any) -> StateBook:
     counted = {kind: row["counted"] / layout.gpus for kind, row in rows.items()}
     predicted = {kind: row["predicted"] / layout.gpus for kind, row in rows.items()}
     peaks = run.peak_memory()
-    more = {kind: sum(split[kind] for _, split in peaks) / layout.gpus for kind in ("activations", "buffers")}
+    more: dict[str, Any] = {
+        kind: sum(split[kind] for _, split in peaks) / layout.gpus for kind in ("activations", "buffers")
+    }
     return StateBook("", counted, predicted, more)

@@ -18,7 +18,7 @@ MANY = 3  # micro-batches where accumulation is looked at
 def zero_traffic(lab: Lab, gpus: int = 4) -> None:
     """Stages 0 to 3 train the same GPT with every byte counted; stage 3 runs with and without prefetch."""
     plan: dict[str, Any] = {"model": make_model("tiny", hidden=128, seq=128), "dp": gpus, "micro_batch": 2}
-    one = {"global_batch": 2 * gpus, **plan}  # one micro-batch a rank
+    one: dict[str, Any] = {"global_batch": 2 * gpus, **plan}  # one micro-batch a rank
     sent, exposed = [], []
     for stage in STAGES:
         title = lab.text("stage", stage=stage) if stage else lab.text("data_parallel")
@@ -30,7 +30,7 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
 
     kept = lab.dry(zero=3, reshard=False, **one)
     lab.row("sent_when_kept", 2 * whole(kept), bytes_sent(kept), "F16")
-    several = {"zero": 2, "global_batch": 2 * MANY * gpus, **plan}
+    several: dict[str, Any] = {"zero": 2, "global_batch": 2 * MANY * gpus, **plan}
     each = lab.dry(**several)
     lab.row("sent_in_micro_batches", (MANY + 1) * whole(each), bytes_sent(each), "F16", m=MANY)
     added_up = lab.dry(accumulate="whole", **several)
@@ -51,7 +51,7 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
     lab.tell(
         "by_stage", view="tab=network&run=zero3", by_stage=listed(f"{elements:.3g}" for elements in sent)
     )
-    waits = {"exposed_ms": exposed[3] * 1e3, "without_ms": without * 1e3}
+    waits: dict[str, Any] = {"exposed_ms": exposed[3] * 1e3, "without_ms": without * 1e3}
     lab.tell("prefetch", view="tab=timeline&run=no-prefetch", **waits)
     lab.conclude(times_bytes=times_bytes, hidden_share=1 - exposed[3] / without)
     lab.explain()
@@ -64,7 +64,8 @@ def bytes_sent(run: Any) -> int:
 
 
 def whole(run: Any) -> int:
-    """Bytes that all ranks send when the parameters, padded, go round once: (N−1)·Ψ elements of four bytes.
+    """Bytes that all ranks send when the parameters, padded, go round once: (N−1)·Ψ
+    elements of four bytes.
     """
     padded = sum(size for _, _, size in run.results[0].units)
     return (len(run.results) - 1) * padded * 4

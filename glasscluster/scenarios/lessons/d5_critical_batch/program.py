@@ -58,7 +58,12 @@ def quadratic(
     return norms
 
 
-QUADRATIC = {"dims": 200, "own": 8, "steps": 400, "deviation": 9.5}  # what is known: |G|² = 200, Σ = 9.5² · 1
+QUADRATIC: dict[str, Any] = {
+    "dims": 200,
+    "own": 8,
+    "steps": 400,
+    "deviation": 9.5,
+}  # what is known: |G|² = 200, Σ = 9.5² · 1
 RANKS = 4  # of the quadratic
 # From one batch to the next, "the steps halve" and "the steps stay" are a factor 2 apart. A curve that is off
 # by less than 2^¼ − 1 at either end is off by less than √2 in their ratio: it cannot take one for the other.
@@ -81,25 +86,26 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
     worst, source = apart_from_one_device(exact, run.results), "one device, same batches"
     lab.row("weights_and_one_device", 0.0, worst, source, unit="relative", tolerance=1e-10)
     check_quadratic(lab, known)
-    fewest, examples = ns.fit(list(BATCHES), steps)
+    fewest, examples = ns.fit(list(BATCHES), list(steps))
     fitted = [ns.predict(b, fewest, examples) for b in BATCHES]
     off = max(abs(curve / s - 1) for curve, s in zip(fitted, steps, strict=True))
-    source, chance = "F35: fitted to six runs, ± (2^¼ − 1)", {"match": "statistical", "tolerance": NEAR}
+    source = "F35: fitted to six runs, ± (2^¼ − 1)"
+    chance: dict[str, Any] = {"match": "statistical", "tolerance": NEAR}
     lab.row("distance_from_hyperbola", 0.0, off, source, unit="relative", **chance)
 
     critical = examples / fewest
-    gains = {"gain_small": steps[0] / steps[1], "gain_large": steps[-2] / steps[-1]}
+    gains: dict[str, Any] = {"gain_small": steps[0] / steps[1], "gain_large": steps[-2] / steps[-1]}
     lab.ask("last_doubling", gains["gain_large"], "×")
     lab.figure("steps_and_examples", lambda lang: steps_and_examples(lab, steps, fewest, examples, lang))
     lab.figure("steps_against_batch_size", lambda lang: against_batch(lab, steps, fitted, lang))
-    small = {
+    small: dict[str, Any] = {
         "smallest": BATCHES[0],
         "steps_smallest": steps[0],
         "second": BATCHES[1],
         "steps_second": steps[1],
     }
     lab.tell("small_batches", view="tab=story", target=target, **small, gain_small=gains["gain_small"])
-    large = {
+    large: dict[str, Any] = {
         "last_but_one": BATCHES[-2],
         "largest": BATCHES[-1],
         "steps_last_but_one": steps[-2],
@@ -119,7 +125,7 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
 def job_of(gpus: int, sequences: int, steps: int, seed: int, precision: str = "fp32") -> Job:
     """SGD on batches of so many sequences."""
     model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)
-    sizes = {"dp": gpus, "global_batch": sequences, "micro_batch": sequences // gpus}
+    sizes: dict[str, Any] = {"dp": gpus, "global_batch": sequences, "micro_batch": sequences // gpus}
     plan = make_plan(**sizes, clip=0.0, optimizer="sgd", lr=0.2, precision=precision)
     return Job(plan, model, steps, seed=seed)
 
@@ -132,7 +138,7 @@ def scale_of(norms: list[tuple[float, float]], own: int, ranks: int) -> ns.Noise
     return made
 
 
-def sweep(lab: Lab, gpus: int, target: float, most_steps: int) -> tuple[list[int], list[float]]:
+def sweep(lab: Lab, gpus: int, target: float, most_steps: int) -> tuple[list[float], list[float]]:
     """Steps to the target at every batch size, and the noise scale that each run's gradients tell."""
     cluster = lab.cluster(gpus)
     probe = cluster.run(descend, job_of(gpus, 16, 60, lab.seed), 0.2, 0.0, record=False).results[0]
@@ -178,15 +184,15 @@ def check_quadratic(lab: Lab, found: ns.NoiseScale) -> None:
     )
     source = "F35: two-batch estimator, four standard deviations"
     for name, true, estimate, deviation in rows:
-        chance = {"unit": "", "match": "statistical", "tolerance": 4 * deviation * true}
+        chance: dict[str, Any] = {"unit": "", "match": "statistical", "tolerance": 4 * deviation * true}
         lab.row("known_quadratic", true, estimate, source, **chance, name=name)
 
 
-def steps_and_examples(lab: Lab, steps: list[int], fewest: float, examples: float, lang: str) -> Any:
+def steps_and_examples(lab: Lab, steps: list[float], fewest: float, examples: float, lang: str) -> Any:
     """The six runs and the hyperbola through them."""
     along = [fewest * (1 + 0.04 * 1.35**i) for i in range(18)]
     curve = [s for s in along if min(steps) * 0.85 < s < max(steps) * 1.1]
-    series = {
+    series: dict[str, Any] = {
         lab.word("runs", lang): (steps, [b * s for b, s in zip(BATCHES, steps, strict=True)]),
         lab.word("hyperbola", lang): (curve, [examples / (1 - fewest / s) for s in curve]),
     }
@@ -195,9 +201,9 @@ def steps_and_examples(lab: Lab, steps: list[int], fewest: float, examples: floa
     return figure.update_yaxes(tickvals=ticks, ticktext=[f"{t:,}" for t in ticks])
 
 
-def against_batch(lab: Lab, steps: list[int], fitted: list[float], lang: str) -> Any:
+def against_batch(lab: Lab, steps: list[float], fitted: list[float], lang: str) -> Any:
     """Steps by batch size, as run, as fitted, and as they would be if doubling always halved them."""
-    series = {
+    series: dict[str, Any] = {
         lab.word("runs", lang): (BATCHES, steps),
         lab.word("hyperbola", lang): (BATCHES, fitted),
         lab.word("always_halved", lang): (BATCHES, [steps[0] * BATCHES[0] / b for b in BATCHES]),

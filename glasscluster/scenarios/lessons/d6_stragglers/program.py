@@ -20,8 +20,8 @@ DRAWS = 4000
 
 
 SPREAD = 1.2825  # π/√6: standard deviation of the maximum of many exponentials
-FOUR_ERRORS = {"unit": "1/λ", "match": "statistical", "tolerance": 4 * SPREAD / DRAWS**0.5}
-VIRTUAL = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+FOUR_ERRORS: dict[str, Any] = {"unit": "1/λ", "match": "statistical", "tolerance": 4 * SPREAD / DRAWS**0.5}
+VIRTUAL: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
 
 
 @lesson
@@ -33,11 +33,17 @@ def stragglers(
     """
     slower = 100 * (slow - 1)
     model = make_model("tiny", layers=2, hidden=128, seq=128)
-    plan = {"dp": gpus, "micro_batch": 4, "global_batch": 4 * gpus}
+    plan: dict[str, Any] = {"dp": gpus, "micro_batch": 4, "global_batch": 4 * gpus}
     run = lab.train("even", lab.text("even"), model=model, steps=1, **plan).run
     late = run.replay(lab.hardware, slow_ranks={slow_rank: slow})
     title = lab.text("slow", slow_rank=slow_rank, slower=slower)
-    shown = {"key": "slow", "title": title, "timelines": {lab.hardware: late}, "checks": [], "trained": None}
+    shown: dict[str, Any] = {
+        "key": "slow",
+        "title": title,
+        "timelines": {lab.hardware: late},
+        "checks": [],
+        "trained": None,
+    }
     lab.entries.append(replace(lab.entries[-1], **shown))
     check_last_gradient(lab, run, late, slow_rank, slow)
 
@@ -53,12 +59,13 @@ def stragglers(
         lab.row("mean_step", bw.predict(n, 0), mean, source, **FOUR_ERRORS, n=n, draws=DRAWS)
     kept = {b: mean_of_first(draw, 64, 64 + b) for b in (0, 1, 2, 4, 8, 16, 32)}
     for b in (4, 16):
-        names, source = {"ranks": 64 + b, "draws": DRAWS}, "F36: (H_(N+b) − H_b)/λ"
+        source = "F36: (H_(N+b) − H_b)/λ"
+        names: dict[str, Any] = {"ranks": 64 + b, "draws": DRAWS}
         lab.row("mean_step_with_backups", bw.predict(64, b), kept[b], source, **FOUR_ERRORS, **names)
 
     lab.figure("slowest", lambda lang: slowest_of_n(lab, times, lang))
     lab.figure("backup_workers_buy", lambda lang: backup_workers(lab, kept, lang))
-    grown = {"slower": slower, "longer": longer, "slower_mean": slower / gpus}
+    grown: dict[str, Any] = {"slower": slower, "longer": longer, "slower_mean": slower / gpus}
     lab.tell("step_grows", view="tab=timeline&run=slow", slow_rank=slow_rank, **grown)
     idle = [sum(gap.length for gap in late.gaps(rank)) * 1e3 for rank in range(gpus)]
     lab.tell("slow_rank", view="tab=timeline&run=slow", idle_least=min(idle), idle_most=max(idle))
@@ -94,7 +101,7 @@ def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups
     last = [float(worker == slow_rank) for worker in range(workers)]
     without = bw.fastest(np.array([last] * 3), workers - 1)
     title = lab.text("backup", workers=workers, needed=workers - 1)
-    recorded = {"gpus": workers + 1, "order_fixed": True, **job_info(job)}
+    recorded: dict[str, Any] = {"gpus": workers + 1, "order_fixed": True, **job_info(job)}
     spared = lab.run("backup", title, bw.train_with_backups, job, without, **recorded)
     if not lab.leader:
         return
@@ -113,7 +120,8 @@ def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups
 
 
 def largest_difference(found: Any, one: Any) -> float:
-    """Of any step's gradients from one device's, relative to the tensor, or to a thousandth of the largest.
+    """Of any step's gradients from one device's, relative to the tensor, or to a
+    thousandth of the largest.
     """
     worst = 0.0
     for ours, theirs in zip(found.gradients, one.gradients, strict=True):

@@ -93,9 +93,11 @@ def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
 
     limits = {"places": places * sequences * RANKS}
     figures(lab, runs, loads, limits, after, steps)
-    over = {f"over_{key}": over_the_mean(wanted) for key, (wanted, _) in loads.items()}
+    over: dict[str, Any] = {f"over_{key}": over_the_mean(wanted) for key, (wanted, _) in loads.items()}
     over |= {f"over_{key}": over_the_mean(kept) for key, kept in after.items()}
-    slower = {f"{key}_slower": runs[key].timeline.makespan / runs["even"].timeline.makespan for key in runs}
+    slower: dict[str, Any] = {
+        f"{key}_slower": runs[key].timeline.makespan / runs["even"].timeline.makespan for key in runs
+    }
     lab.tell("leaving", view="tab=network&run=even", left=left, rows=rows, share=share, error=error / rows)
     lab.tell("hot", view="tab=timeline&run=hot", **over, **slower)
     dropped = sum(loads["places"][0]) - sum(loads["places"][1])
@@ -103,7 +105,7 @@ def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
         "places", view="tab=timeline&run=places", places=places, places_dropped=dropped, rows=rows, **slower
     )
     lab.tell("balance", view="tab=network&run=balanced", steps=steps, **over)
-    in_chinese = {
+    in_chinese: dict[str, Any] = {
         f"{name}_zh": 10 * count for name, count in billions.items()
     }  # counted in hundreds of millions
     lab.tell("cost", view="tab=memory&run=left", k=TOP, n=RANKS, **billions, **in_chinese)
@@ -120,7 +122,9 @@ def figures(lab: Lab, runs: Any, loads: Any, limits: dict[str, int], after: Any,
         return matrices_figure(shown, lang)
 
     def rows_by_expert(lang: str) -> Any:
-        shown = [Load(lab.word(key, lang), *two, limits.get(key)) for key, two in loads.items()]
+        shown = [
+            Load(lab.word(key, lang), wanted, kept, limits.get(key)) for key, (wanted, kept) in loads.items()
+        ]
         return expert_load_figure(shown, lang)
 
     def after_training(lang: str) -> Any:
@@ -195,7 +199,7 @@ def check_auxiliary_loss(lab: Lab, config: Any, alpha: float) -> None:
 
 def train_hot(lab: Lab, config: Any, steps: int) -> dict[str, Any]:
     """The GPT with a hot expert, without and with the auxiliary loss."""
-    plan = {"dp": RANKS, "ep": RANKS, "micro_batch": 1, "global_batch": RANKS, "lr": 5e-3}
+    plan: dict[str, Any] = {"dp": RANKS, "ep": RANKS, "micro_batch": 1, "global_batch": RANKS, "lr": 5e-3}
     trained = {}
     for key, weight in (("left", 0.0), ("balanced", 0.3)):
         model, title = config.model_copy(update={"aux_loss": weight}), lab.text(f"title_{key}")
@@ -226,9 +230,20 @@ def check_dense(lab: Lab, plain: Any, trained: Any) -> None:
 
 def check_mixtral(lab: Lab) -> dict[str, float]:
     """Billions of parameters of Mixtral 8x7B, all of them and those that a token meets."""
-    size = {"layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "vocab": 32000, "seq": 1}
+    size: dict[str, Any] = {
+        "layers": 32,
+        "hidden": 4096,
+        "heads": 32,
+        "kv_heads": 8,
+        "ffn": 14336,
+        "vocab": 32000,
+        "seq": 1,
+    }
     parameters = make_model("tiny", **size, activation="swiglu", experts=8, tied=False).parameters()
-    billions = {"all": parameters / 1e9, "active": (parameters - 32 * 6 * 3 * 4096 * 14336) / 1e9}
+    billions: dict[str, Any] = {
+        "all": parameters / 1e9,
+        "active": (parameters - 32 * 6 * 3 * 4096 * 14336) / 1e9,
+    }
     source = "Mixtral 2401.04088, abstract (rounded there)"
     for name, paper in (("all", 47), ("active", 13)):
         lab.row("mixtral", paper, billions[name], source, unit="billion", tolerance=0.5, name=lab.text(name))

@@ -93,10 +93,15 @@ def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float =
     lab.figure("every_layout", lambda _lang: every_layout(found, cap_gb), cap_gb=cap_gb)
     lab.figure("where_time_goes", lambda lang: where_time_goes(lab, fits, order, lang))
     lab.figure("sixty_four_gpus", lambda _lang: sixty_four_gpus())
-    counts = {"legal_ones": len(found), "fitting": len(fits), "rows_seen": len(rows), "wrong": wrong}
+    counts: dict[str, Any] = {
+        "legal_ones": len(found),
+        "fitting": len(fits),
+        "rows_seen": len(rows),
+        "wrong": wrong,
+    }
     lab.tell("legal", view="tab=ledger", cap_gb=cap_gb, **counts)
-    names = {"best": spelled(best), "worst": spelled(worst)}
-    times = {"best_ms": fits[best].ms, "worst_ms": fits[worst].ms, "ratio": ratio}
+    names: dict[str, Any] = {"best": spelled(best), "worst": spelled(worst)}
+    times: dict[str, Any] = {"best_ms": fits[best].ms, "worst_ms": fits[worst].ms, "ratio": ratio}
     lab.tell("best_and_worst", view="tab=story", **names, **times)
     across = min(each.ms for (_, tp, _, _), each in found.items() if tp == GPUS)
     lab.tell("across_nodes", view="tab=story", across_ms=across)

@@ -50,7 +50,7 @@ def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     tokens, layers, seq = 128, 4, 64
     both = lab.run("mlp", lab.text("both_ways"), program, tokens, hidden, gpus=t)
     model = make_model("tiny", layers=layers, hidden=hidden, seq=seq)
-    plan = {"tp": t, "micro_batch": 2, "global_batch": 2}
+    plan: dict[str, Any] = {"tp": t, "micro_batch": 2, "global_batch": 2}
     trained = lab.train("tp", lab.text("gpt"), model=model, steps=1, **plan)
     graph = trained.run.graph
     inside = (graph.kind == COLLECTIVE) & (graph.rank == 0) & (graph.layer >= 0)
@@ -67,7 +67,7 @@ def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     lab.row("column_then_row", 2 * (t - 1) * one, sent["column then row"], "F9")
     lab.row("row_then_column", (2 * 4 + 1) * (t - 1) * one, sent["row then column"], "F9, F10")
     worst = {way: max(result[way] for result in both.results) for way in ("column", "row", "wrong")}
-    rounding = {"unit": "relative", "tolerance": 1e-12}
+    rounding: dict[str, Any] = {"unit": "relative", "tolerance": 1e-12}
     lab.row("error_column_then_row", 0, worst["column"], "one device", **rounding)
     lab.row("error_row_then_column", 0, worst["row"], "one device", **rounding)
 

@@ -64,17 +64,18 @@ def sequence_parallel(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     lab.figure("kept", kept_by_layout)
     lab.figure("time_in_parts", lambda lang: time_in_parts(lab, took, lang))
     lab.figure("matrices", matrices)
-    units = {"tp": sent["tp"], "tp_sp": sent["tp+sp"]}
+    units: dict[str, Any] = {"tp": sent["tp"], "tp_sp": sent["tp+sp"]}
     lab.tell("units", view="tab=network&run=tp%2Bsp", **units, tp_sp_less=sent["tp+sp"] - again, again=again)
-    lab.tell("memory", **{f"{key}_mb": total[key] / 1e6 for key in ("tp", "sp", "cp")})
-    waits = {
+    megabytes: dict[str, Any] = {f"{key}_mb": total[key] / 1e6 for key in ("tp", "sp", "cp")}
+    lab.tell("memory", **megabytes)
+    waits: dict[str, Any] = {
         "wait_tp": took["tp", "one"][1],
         "step_tp": sum(took["tp", "one"]),
         "wait_sp": took["tp+sp", "one"][1],
         "wait_overlapped": took["overlapped", "one"][1],
     }
     lab.tell("waits", **waits)
-    hidden_share = {
+    hidden_share: dict[str, Any] = {
         f"hidden_{place}": 1 - took["overlapped", place][1] / took["tp+sp", place][1] for place in PLACES
     }
     lab.tell("two_nodes", slower=slower, **hidden_share)

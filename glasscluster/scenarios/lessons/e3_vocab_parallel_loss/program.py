@@ -97,7 +97,7 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
         lab.row("scalars", 3 * 2 * (t - 1) * tokens * 8, scalar_bytes[v], "F19, F9", vocab=v)
         lab.row("gathered", (t - 1) * tokens * padded[v] * 8, gathered_bytes[v], "F10", vocab=v)
     for what, worst in differences(cut, gathered, tokens, t).items():
-        rounding = {"unit": "relative", "tolerance": 1e-12, "what": lab.text(what)}
+        rounding: dict[str, Any] = {"unit": "relative", "tolerance": 1e-12, "what": lab.text(what)}
         lab.row("difference", 0, worst, "one device", **rounding)
     ranks = [rank for run in cut.values() for rank in run.results]
     expected, source = sum(padded.values()) - sum(padded), "V padded to a multiple of t"
@@ -111,23 +111,26 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
     each = {"gather_short": gathered_bytes, "scalars_short": scalar_bytes}
     lab.figure("bytes_by_vocabulary", lambda lang: bytes_by_vocabulary(lab, each, tokens, lang))
     peak, target, total = (after for _, after in cut[ODD].results[0]["seen"])
-    first = {"peak": peak, "target": target, "total": total, "loss": log(total) - target}
+    first: dict[str, Any] = {"peak": peak, "target": target, "total": total, "loss": log(total) - target}
     lab.tell("first_token", view="tab=network&run=scalars", **first)
-    bytes_a_token = {
+    bytes_a_token: dict[str, Any] = {
         "scalar_bytes": scalar_bytes[LARGEST] / tokens,
         "gathered_bytes": gathered_bytes[LARGEST] / tokens,
     }
     lab.tell("bytes", view="tab=network&run=gather", largest=LARGEST, **bytes_a_token, times=times)
-    milliseconds = {
+    milliseconds: dict[str, Any] = {
         "odd_scalars_ms": 1e3 * cut[ODD].timeline.makespan,
         "odd_gathered_ms": 1e3 * gathered[ODD].timeline.makespan,
         "scalars_ms": 1e3 * cut[LARGEST].timeline.makespan,
         "gathered_ms": 1e3 * gathered[LARGEST].timeline.makespan,
     }
-    sizes = {"odd": ODD, "largest": LARGEST}
+    sizes: dict[str, Any] = {"odd": ODD, "largest": LARGEST}
     lab.tell("time", view="tab=timeline&run=scalars", tokens=tokens, **sizes, **milliseconds)
     mistake, _, _ = alone(66, tokens)
-    found = {"mistake": mistaken / mistake - 1, "difference": trained.comparison["max_rel_grad_diff"]}
+    found: dict[str, Any] = {
+        "mistake": mistaken / mistake - 1,
+        "difference": trained.comparison["max_rel_grad_diff"],
+    }
     lab.tell("padding", view="tab=checks&run=gpt", **sizes, t=t, **found)
     lab.conclude(largest=LARGEST, times=times)
     lab.explain()
@@ -173,7 +176,7 @@ def three_all_reduces(lab: Lab, ranks: list[dict[str, Any]], lang: str) -> Any:
     heads += ["sum_over_ranks", "sum_of_exponentials", "sum_over_ranks"]
     names = []
     for rank in range(t):
-        columns = {"first": rank * each, "last": min(ODD, (rank + 1) * each) - 1}
+        columns: dict[str, Any] = {"first": rank * each, "last": min(ODD, (rank + 1) * each) - 1}
         names.append(lab.word("rank_columns", lang, rank=rank, **columns))
     text = [[f"{value:.4g}" for pair in rank["seen"] for value in pair] for rank in ranks]
     fill = [[shade(0.15), shade(0.95)] * 3] * t

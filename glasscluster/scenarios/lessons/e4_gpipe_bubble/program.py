@@ -17,7 +17,7 @@ SWEEP = (1, 2, 4, 8, 16, 32)  # numbers of micro-batches
 def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
     """Real stages of a GPT run GPipe's schedule; the bubble is what their recorded idle time adds up to."""
     model = make_model("tiny", layers=p, hidden=hidden, seq=64)
-    shape = {"model": model, "steps": 1, "pp": p, "global_batch": m}
+    shape: dict[str, Any] = {"model": model, "steps": 1, "pp": p, "global_batch": m}
     gpipe = lab.train("gpipe", lab.text("gpipe"), schedule="gpipe", **shape)
     one_f_one_b = lab.train("1f1b", lab.text("one_f_one_b"), schedule="1f1b", **shape)
     bubble = gpipe.timeline.bubble()

@@ -30,7 +30,7 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
     lab.row("wrong_gradients", 0, wrong, "all ones: every element is known", unit="elements")
 
     model = make_model("tiny", layers=p, hidden=hidden, seq=64)
-    plan = {"model": model, "steps": 1, "pp": p, "global_batch": m}
+    plan: dict[str, Any] = {"model": model, "steps": 1, "pp": p, "global_batch": m}
     trained = {
         key: lab.train(f"{key}-gpt", lab.text("gpt", schedule=name), schedule=key, **plan)
         for key, name in NAMES.items()
@@ -64,7 +64,7 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
     total = {key: sum(by_stage) / 1e6 for key, by_stage in kept.items()}
     lab.tell("gpt", view="tab=memory&run=1f1b-gpt", gpipe_mb=total["gpipe"], f1b_mb=total["1f1b"])
     fullest = {key: max(by_count[3]) / 1e6 for key, by_count in grown.items()}
-    many = {"many": 4 * m, "gpipe_many_mb": fullest["gpipe"], "f1b_many_mb": fullest["1f1b"]}
+    many: dict[str, Any] = {"many": 4 * m, "gpipe_many_mb": fullest["gpipe"], "f1b_many_mb": fullest["1f1b"]}
     lab.tell("more_micro_batches", view="tab=memory&run=gpipe-gpt", **many)
     ratio = sum(kept["gpipe"]) / sum(kept["1f1b"])
     lab.conclude(ratio=ratio)
@@ -78,7 +78,8 @@ def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int)
     for s in range(p):
         expected, most = SCHEDULES[key].predict_in_flight(p, m, s), max(held(drawn, s)[1])
         lab.row("most_held", expected, most, "F22", unit="micro-batches", schedule=name, s=s)
-    time, virtual = run.timeline.makespan, {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    time = run.timeline.makespan
+    virtual: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     lab.row("time_of_a_step", (m + p - 1) * 3e-3, None, "F20", simulated=time, **virtual, schedule=name)
     return Played(f"<b>{name}</b>: {time * 1e3:g} ms", drawn)
 

@@ -17,7 +17,7 @@ from glasscluster.visualize.figures.plots import bars, lines
 F, B = 1e-3, 2e-3  # seconds of a stage's forward and backward
 NAMES = {"gpipe": "GPipe", "1f1b": "1F1B", "eager-1f1b": "eager 1F1B"}
 HOPS = [k * 0.25e-3 for k in range(11)]  # seconds
-VIRTUAL = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+VIRTUAL: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
 
 
 @lesson
@@ -36,16 +36,16 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
         key: [run.replay(equal_stages.machine(F, c)).makespan for c in HOPS]
         for key, (run, *_) in runs.items()
     }
-    for key, times in swept.items():
-        check_longer_hops(lab, key, times, p, m)
+    for key, by_hop in swept.items():
+        check_longer_hops(lab, key, by_hop, p, m)
     limit = eager_1f1b.predict_hop_limit(p, m, F, B)
     searched = eager_1f1b.search_hop_limit(p, m, F, B)
-    to_the_search = {"unit": "s", "match": "virtual", "tolerance": 1e-6}
+    to_the_search: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-6}
     lab.row("longest_hidden_hop", limit, None, "F23: (f+b)/2, by search", simulated=searched, **to_the_search)
     wrong = equal_stages.wrong_gradients((run, schedule) for run, schedule, *_ in runs.values())
     lab.row("wrong_gradients", 0, wrong, "all ones: every element is known", unit="elements")
 
-    times = {"hop_ms": hop_ms, "gpipe_ms": took["gpipe"], "f1b_ms": took["1f1b"]}
+    times: dict[str, Any] = {"hop_ms": hop_ms, "gpipe_ms": took["gpipe"], "f1b_ms": took["1f1b"]}
     lab.ask("time_of_1f1b", took["1f1b"], "ms", p=p, m=m, hop_ms=hop_ms, gpipe_ms=took["gpipe"])
     lab.figure(
         "as_they_ran", lambda lang: comparison_figure(shown, lang, f"c = {hop_ms:g} ms"), hop_ms=hop_ms
@@ -53,7 +53,7 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
 
     def longer_hops(lang: str) -> Any:
         hops = [c * 1e3 for c in HOPS]
-        series = {NAMES[key]: (hops, [time * 1e3 for time in times]) for key, times in swept.items()}
+        series = {NAMES[key]: (hops, [time * 1e3 for time in by_hop]) for key, by_hop in swept.items()}
         return lines(series, lab.word("hop_c", lang), lab.word("time_of_a_step", lang))
 
     lab.figure("longer_hops", longer_hops)
@@ -68,7 +68,7 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
     lab.figure("deeper_warm_up", deeper)
     lab.tell("times", view="tab=timeline&run=1f1b", **times, eager_ms=took["eager-1f1b"])
     lab.tell("steady_state", view="tab=timeline&run=1f1b")
-    most = {"eager_held": min(m, 2 * p - 1), "f1b_held": min(m, p), "limit_ms": limit * 1e3}
+    most: dict[str, Any] = {"eager_held": min(m, 2 * p - 1), "f1b_held": min(m, p), "limit_ms": limit * 1e3}
     lab.tell("eager", view="tab=timeline&run=eager-1f1b", **most)
     lab.tell("slider", view="tab=timeline&run=1f1b")
     lab.conclude(**times)
@@ -92,7 +92,8 @@ def held_by_formula(key: str, p: int, m: int, s: int) -> int:
 def check_as_run(lab: Lab, key: str, played: Any, hop_ms: float) -> None:
     """Time, micro-batches held and messages of one schedule as it ran."""
     run, schedule, judged, drawn = played
-    p, m, name = run.gpus, schedule.micro_batches, {"schedule": NAMES[key]}
+    p, m = run.gpus, schedule.micro_batches
+    name: dict[str, Any] = {"schedule": NAMES[key]}
     time, expected = run.timeline.makespan, seconds_by_formula(key, p, m, hop_ms * 1e-3)
     lab.row("time_of_a_step", expected, None, "F23", simulated=time, **VIRTUAL, **name, hop_ms=hop_ms)
     lab.row("time_by_its_list", judged.makespan, None, "the list, played", simulated=time, **VIRTUAL, **name)
@@ -111,12 +112,13 @@ def check_longer_hops(lab: Lab, key: str, times: list[float], p: int, m: int) ->
     errors = [
         abs(time - known) / known for known, time in zip(formula, times, strict=True) if known is not None
     ]
-    names = {"schedule": NAMES[key], "hops": len(errors)}
+    names: dict[str, Any] = {"schedule": NAMES[key], "hops": len(errors)}
     lab.row("error_of_formula", 0, max(errors), "F23", unit="relative", tolerance=1e-9, **names)
 
 
 def deeper_warm_ups(p: int, m: int, hop: float) -> list[tuple[int, float]]:
-    """(most held, seconds) under a memory cap: one warm-up forward more at a time, the same on every stage.
+    """(most held, seconds) under a memory cap: one warm-up forward more at a time, the
+    same on every stage.
     """
     depths = []
     for extra in range(p):

@@ -16,7 +16,7 @@ from glasscluster.visualize.page.words import word
 
 CHUNKS = (1, 2, 4)  # of a rank
 HOPS = [k * 0.05e-3 for k in range(11)]  # seconds
-VIRTUAL = {"match": "virtual", "tolerance": 1e-9}
+VIRTUAL: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9}
 
 
 @lesson
@@ -38,7 +38,7 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
     wrong = equal_stages.wrong_gradients((run, schedule) for run, schedule, *_ in runs.values())
     lab.row("wrong_gradients", 0, wrong, "all ones: every element is known", unit="elements")
     model = make_model("tiny", layers=2 * p, hidden=32, seq=32)
-    plan = {"pp": p, "virtual_stages": 2, "schedule": "interleaved", "global_batch": m}
+    plan: dict[str, Any] = {"pp": p, "virtual_stages": 2, "schedule": "interleaved", "global_batch": m}
     lab.train("gpt", lab.text("gpt"), model=model, steps=2, compared=False, **plan)
 
     lab.ask("bubble", 100 * over[4], "%", p=p, m=m, over_1=over[1], chunks=CHUNKS[-1])
@@ -51,7 +51,7 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
     lab.tell(
         "bubbles", view="tab=timeline&run=v4", over_each=listed(f"{bubble:.3%}" for bubble in over.values())
     )
-    price = {f"sent_{v}": count for v, count in sent.items()} | {
+    price: dict[str, Any] = {f"sent_{v}": count for v, count in sent.items()} | {
         f"most_{v}": held for v, held in most.items()
     }
     lab.tell("price", view="tab=network&run=v4", **price)
@@ -59,7 +59,7 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
     if cross is not None:
         lab.tell("slower", view="tab=timeline&run=v4", cross_ms=cross * 1e3)
     lab.tell("gpt", view="tab=checks&run=gpt")
-    found = {"over_1": over[1], "over_4": over[4], "times_messages": sent[4] / sent[1]}
+    found: dict[str, Any] = {"over_1": over[1], "over_4": over[4], "times_messages": sent[4] / sent[1]}
     lab.conclude(**found)
     lab.explain()
     lab.own_number(**found)

@@ -17,7 +17,7 @@ from glasscluster.visualize.page.words import word
 F = 1e-3  # seconds of F, I and W of a rank's whole share
 NAMES = {"1f1b": "1F1B", "zb-h1": "ZB-H1", "zb-h2": "ZB-H2", "zb-v": "ZB-V", "dualpipe-v": "DualPipe-V"}
 TWO_CHUNKS = ("zb-v", "dualpipe-v")
-VIRTUAL = {"match": "virtual", "tolerance": 1e-9}
+VIRTUAL: dict[str, Any] = {"match": "virtual", "tolerance": 1e-9}
 
 
 @lesson
@@ -39,7 +39,7 @@ def zero_bubble(lab: Lab, p: int = 4, m: int = 8) -> None:
     )
     wrong = equal_stages.wrong_gradients((run, schedule) for run, schedule, *_ in runs.values())
     lab.row("wrong_gradients", 0, wrong, "all ones: every element is known", unit="elements")
-    plan = {
+    plan: dict[str, Any] = {
         "model": make_model("tiny", layers=2 * p, hidden=32, seq=32),
         "steps": 2,
         "pp": p,
@@ -68,7 +68,7 @@ def zero_bubble(lab: Lab, p: int = 4, m: int = 8) -> None:
     each = [f"{NAMES[key]} {span:.2g}" for key, span in in_f.items()]
     lab.tell("span_bubble", view="tab=timeline&run=zb-h1", each=Said(", ".join(each), "，".join(each)))
     took = {key: run.timeline.makespan * 1e3 for key, (run, *_) in runs.items()}
-    times = {"zb_h1_ms": took["zb-h1"], "f1b_ms": took["1f1b"]}
+    times: dict[str, Any] = {"zb_h1_ms": took["zb-h1"], "f1b_ms": took["1f1b"]}
     lab.tell("zb_h1", view="tab=timeline&run=zb-h1", **times, zb_h1_held=most["zb-h1"])
     lab.tell("zb_h2", view="tab=timeline&run=zb-h2", zb_h2_held=most["zb-h2"], zb_h2_less=less["zb-h2"])
     lab.tell("folded", view="tab=timeline&run=zb-v", zb_v_held=most["zb-v"], dualpipe_v=in_f["dualpipe-v"])
@@ -87,7 +87,7 @@ def play(lab: Lab, key: str, p: int, m: int) -> Any:
     return equal_stages.played(lab, key, lab.text(key), key, p, m, chunks(key), F)
 
 
-def spans_by_formula(p: int, m: int) -> dict[str, float]:
+def spans_by_formula(p: int, m: int) -> dict[str, float | None]:
     """F24 and F25: the largest stage's span less its work, in seconds."""
     half = F / 2  # of a chunk where a rank has two
     return {
@@ -107,10 +107,10 @@ def span_less_work(drawn: Any, p: int) -> float:
     return spans[largest] - sum(bar.end - bar.begin for bar in of_rank[largest])
 
 
-def check_as_run(lab: Lab, key: str, played: Any, theory: float, span: float) -> None:
+def check_as_run(lab: Lab, key: str, played: Any, theory: float | None, span: float) -> None:
     """Bubble, time and chunks held of one schedule."""
     run, schedule, judged, _ = played
-    name = {"said": NAMES[key]}
+    name: dict[str, Any] = {"said": NAMES[key]}
     if (
         key != "dualpipe-v"
     ):  # its slots of two really run one after the other: its formula is checked on the list

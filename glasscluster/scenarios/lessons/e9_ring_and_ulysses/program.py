@@ -118,16 +118,21 @@ def ring_and_ulysses(lab: Lab, s: int = 2048, d: int = 8) -> None:
     lab.figure("long", long)
     times_gqa = forward_bytes("ring", KEY_HEADS, s, d) / forward_bytes("ulysses", KEY_HEADS, s, d)
     lab.tell("forward", view="tab=network&run=ulysses", ratio=ratio, times_gqa=times_gqa)
-    sizes = {f"{way}_{kind}": giga[way][kind] for way in every for kind in LONG_HEADS}
+    sizes: dict[str, Any] = {f"{way}_{kind}": giga[way][kind] for way in every for kind in LONG_HEADS}
     lab.tell("long", **sizes)
-    shares = {f"share_{way}": runs[way].timeline.summary()["bubble_fraction"] for way in ("ring", "zigzag")}
+    shares: dict[str, Any] = {
+        f"share_{way}": runs[way].timeline.summary()["bubble_fraction"] for way in ("ring", "zigzag")
+    }
     last_over_first = pairs["ring"][-1] / pairs["ring"][0]
     lab.tell("plain", view="tab=timeline&run=ring", last_over_first=last_over_first, **shares)
-    times = {f"{way}_ms": runs[way].timeline.summary()["makespan_s"] * 1e3 for way in ("zigzag", "striped")}
+    times: dict[str, Any] = {
+        f"{way}_ms": runs[way].timeline.summary()["makespan_s"] * 1e3 for way in ("zigzag", "striped")
+    }
     lab.tell("zigzag", view="tab=timeline&run=striped", **times)
-    hiding = {"each": s // N, "late": late, "hidden_hops": N - 2}
+    hiding: dict[str, Any] = {"each": s // N, "late": late, "hidden_hops": N - 2}
     lab.tell("hiding", view="tab=timeline&run=ring", hardware=lab.hardware, **hiding)
-    lab.tell("needs", **tokens_that_hide())
+    needs: dict[str, Any] = tokens_that_hide()
+    lab.tell("needs", **needs)
     lab.conclude(ratio=ratio, **shares)
     lab.explain()
     lab.own_number(ratio=ratio, last_over_first=last_over_first)
@@ -196,13 +201,13 @@ def check_hiding(lab: Lab, gqa: Any, mha: Any, s: int, d: int) -> int:
     took, late = ring_of(mha.timeline, N - 1)
     block = 2 * (s // N) * HEADS * d * 8  # bytes of K and V of a rank, multi-head
     seconds, source = (N - 1) * (link.alpha + block / link.bandwidth), "N−1 hops, none hidden"
-    virtual = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    virtual: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     lab.row("ring_time", seconds, None, source, simulated=took, **virtual)
     _, late_gqa = ring_of(gqa.timeline, N - 1)
     source = "F26: block FLOPs ÷ peak ≥ block bytes ÷ β"
     for name, heads, waited in (("MHA", HEADS, late), ("GQA", KEY_HEADS, late_gqa)):
         hides = context_parallel.hidden(N, 1, s, HEADS, heads, d, 8, peak, link.bandwidth)
-        names = {"name": name, "hops": N - 1}
+        names: dict[str, Any] = {"name": name, "hops": N - 1}
         lab.row("blocks_that_wait", 0 if hides else N - 2, waited, source, unit="blocks", **names)
     return late
 

@@ -46,7 +46,7 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
         return
     treated, well, broken, cured = Treated(case, charts), charts["healthy"], charts["broken"], charts["cured"]
     vocab = job.model.vocab
-    chance = {"unit": "nats", "match": "statistical", "tolerance": 0.1}
+    chance: dict[str, Any] = {"unit": "nats", "match": "statistical", "tolerance": 0.1}
     lab.row("first_loss", math.log(vocab), well.losses[0], "F37, ± 0.1", **chance)
     check_norms(lab, well, twice)
     number = {rule.cause: i for i, rule in enumerate(RULES, start=1)}
@@ -54,7 +54,7 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     lab.row("rule_that_names_it", number[case.name], named, "diagnosis.py: probes alone", unit="rule")
     holding = sum(rule.holds(well.signs) for rule in RULES)
     lab.row("rules_in_sound_run", 0, holding, "diagnosis.py", unit="rules")
-    back = {"unit": "", "match": "statistical", "tolerance": 1 - BACK}
+    back: dict[str, Any] = {"unit": "", "match": "statistical", "tolerance": 1 - BACK}
     source = f"three runs of one seed, at least {BACK:.0%}"
     lab.row("damage_taken_back", 1.0, min(treated.back, 1.0), source, **back)
 
@@ -63,10 +63,10 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     figures(lab, runs, same=cured.losses == well.losses)
     lab.tell("held_out", view="tab=story", broken_loss=broken.loss, sound_loss=well.loss)
     rule = next(rule for rule in RULES if rule.cause == case.name)
-    cause = {"case": number[case.name], "rules": len(RULES)}
+    cause: dict[str, Any] = {"case": number[case.name], "rules": len(RULES)}
     ill = Said(*case.title)
     lab.tell("rule", view="tab=story", **cause, rule=Said(*rule.text), case_name=ill)
-    losses = {"cured_loss": cured.loss, "won_back": treated.back, "slower_loss": slower.loss}
+    losses: dict[str, Any] = {"cured_loss": cured.loss, "won_back": treated.back, "slower_loss": slower.loss}
     lab.tell("cure", view="tab=story", cure=Said(*case.cure), **losses, lower=LOWER)
     lab.tell("norms", view="tab=ledger", norm_ratio=twice.signs.norm_ratio, tp=TENSOR_RANKS)
     lab.conclude(case_name=ill)
@@ -78,7 +78,8 @@ TENSOR_RANKS = 2
 
 
 def check_norms(lab: Lab, well: Any, twice: Any) -> None:
-    """The norm that clips, against the true one: in the sound run, and where tensor ranks are summed twice.
+    """The norm that clips, against the true one: in the sound run, and where tensor
+    ranks are summed twice.
     """
     off = max(abs(vital.norm_ratio - 1) for vital in well.vitals)
     source = "F38: √Σ‖g‖² over shards, replicated parameters once"

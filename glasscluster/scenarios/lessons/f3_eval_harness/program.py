@@ -1,4 +1,5 @@
-"""F3: what an accuracy is worth: its error, paired items, two normalisations, the prompt, text seen before.
+"""F3: what an accuracy is worth: its error, paired items, two normalisations, the
+prompt, text seen before.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     apart = scores.predict_unpaired(mean["early", "acc"][BRACKETS], mean["late", "acc"][BRACKETS], items)
     lab.tell("same_items", won=told.better, lost=told.worse, error=told.error, apart=apart, p=told.p)
     lab.tell("other_words", a=mean["late", "acc"][BRACKETS], b=mean["late", "acc"][OTHER_WORDS])
-    next_line = {how: mean["late", how][NEXT_LINE] for how in ("acc", "acc_norm")}
+    next_line: dict[str, Any] = {how: mean["late", how][NEXT_LINE] for how in ("acc", "acc_norm")}
     flagged = sum(contaminated(item, seen) for item in tasks[NEXT_LINE].items)
     lab.tell("normalised", **next_line, flagged=flagged)
     lab.tell("shared_out", view="tab=timeline&run=scoring")
@@ -159,8 +160,11 @@ def intervals(lab: Lab, right: dict[str, Any], steps: dict[str, int], lang: str)
 
 def item_by_item(lab: Lab, margin: dict[str, list[float]], steps: dict[str, int], lang: str) -> Any:
     """Every item as a point: how sure the early model is of it, and the late one."""
-    axes = [lab.word("nats", lang) + lab.word(kind, lang, steps=steps[kind]) for kind in KINDS]
-    verdicts = tuple(
-        lab.word(verdict, lang) for verdict in ("both_right", "only_early", "only_late", "both_wrong")
+    early, late = [lab.word("nats", lang) + lab.word(kind, lang, steps=steps[kind]) for kind in KINDS]
+    verdicts = (
+        lab.word("both_right", lang),
+        lab.word("only_early", lang),
+        lab.word("only_late", lang),
+        lab.word("both_wrong", lang),
     )
-    return paired_figure(margin["early"], margin["late"], *axes, verdicts)
+    return paired_figure(margin["early"], margin["late"], early, late, verdicts)

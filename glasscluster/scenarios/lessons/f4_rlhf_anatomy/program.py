@@ -55,7 +55,7 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
         task = Blank(prompt_tokens=PROMPT, answer_tokens=tokens)
         return Tuning(method, model, task, precision="bf16", seed=lab.seed, **{"prompts": answers, **options})
 
-    groups = {
+    groups: dict[str, Any] = {
         "prompts": -(-answers // 4),
         "group": 4,
         "placement": place("grpo", "rule", ("actor", "rollout")),
@@ -78,16 +78,19 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
     lab.ask("bytes", without_heads, "bytes")
     figures(lab, jobs["ppo"], runs, learned, times["dgx-h100"])
     lab.tell("memory", view="tab=memory&run=ppo", big=gigabytes_of_an_8b())
-    h100 = {"h100_middle": share["dgx-h100"][middle], "h100_longest": share["dgx-h100"][longest]}
+    h100: dict[str, Any] = {
+        "h100_middle": share["dgx-h100"][middle],
+        "h100_longest": share["dgx-h100"][longest],
+    }
     ratio = runs["ppo"].replay("dgx-h100").makespan / runs["sft"].replay("dgx-h100").makespan
     lab.tell("writing", view="tab=timeline&run=ppo", middle=middle, longest=longest, **h100, ratio=ratio)
     ridge = {clock: ridge_of(clock) for clock in CLOCKS}
-    ridges = {"classroom_ridge": ridge["classroom"], "h100_ridge": ridge["dgx-h100"]}
+    ridges: dict[str, Any] = {"classroom_ridge": ridge["classroom"], "h100_ridge": ridge["dgx-h100"]}
     there = share["classroom"][middle]
     lab.tell("classroom", view="tab=timeline&run=grpo", **ridges, classroom_middle=there)
     lab.tell("large_model", view="tab=ledger&run=ppo", third_ridge=ridge["dgx-h100"] / 3)
     rows = {method.split()[0]: row for method, row in learned.rows.items()}
-    rewards = {f"{method}_reward": row.reward for method, row in rows.items()}
+    rewards: dict[str, Any] = {f"{method}_reward": row.reward for method, row in rows.items()}
     lab.tell("rewards", **rewards, **{f"{method}_kl": row.kl for method, row in rows.items()})
     small = held["grpo_rule"] / psi
     lab.conclude(ppo_held=without_heads, grpo_held=small, h100_longest=h100["h100_longest"])
@@ -96,16 +99,17 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
 
 
 def learn_to_sort(lab: Lab, sft: int, iterations: int) -> Any:
-    """SFT, then DPO, PPO and GRPO from it; what each reaches, and each method on ranks against one process.
+    """SFT, then DPO, PPO and GRPO from it; what each reaches, and each method on ranks
+    against one process.
     """
-    small = {"demonstrations": 256, "compare": 150, "reward_model": 80}
+    small: dict[str, Any] = {"demonstrations": 256, "compare": 150, "reward_model": 80}
     course = tuning.Course(sft=sft, **small, dpo=5 * iterations, ppo=iterations, grpo=iterations)
     learned = tuning.learn(lab.seed, course, ("dpo with SFT loss", "ppo", "grpo"), lab.say)
     first, *methods = learned.rows
     enough = learned.rows[first].reward + 0.2
     behind = sum(learned.rows[method].reward < enough for method in methods)
     lab.row("methods_that_do_not_learn", 0, behind, "the rule, on held-out prompts", unit="methods")
-    two = {"iterations": 2, "prompts": 4, "precision": "fp64", "capture": True}
+    two: dict[str, Any] = {"iterations": 2, "prompts": 4, "precision": "fp64", "capture": True}
     for method in methods:
         exact = tuning.job_of(method, course, lab.seed, learned, **two)
         results = lab.cluster(exact.ranks).run(tune_rank, exact, record=False).results

@@ -41,7 +41,7 @@ def of_kind(run: Any, names: tuple[str, ...], step: int = 1) -> tuple[int, int]:
 
 H100, PRECISION = "dgx-h100", "bf16"
 BATCHES = (1, 64, 256)
-YES = {"unit": "yes"}
+YES: dict[str, Any] = {"unit": "yes"}
 
 
 class Llama:
@@ -96,12 +96,12 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     lab.ask("batch", said, "×")
     lab.figure("on_the_roofline", lambda lang: on_the_roofline(lab, llama, context, lang))
     lab.figure("decode_step", lambda lang: decode_step(lab, llama, context, read, lang))
-    both = {"decode_intensity": decode.intensity, "prefill_intensity": prefill.intensity}
+    both: dict[str, Any] = {"decode_intensity": decode.intensity, "prefill_intensity": prefill.intensity}
     lab.tell("intensities", **both, context=context, ridge=ridge)
     lab.tell("rule", said=said)
     lab.tell("long_context", context=context, far_ms=far.roof_s * 1e3, many_ms=many.roof_s * 1e3)
     launches = int((llama.run(1, 128).graph.micro_batch == 1).sum())
-    step = {
+    step: dict[str, Any] = {
         "launch_us": llama.machine.gpu.launch_s * 1e6,
         "step_ms": decode.time_s * 1e3,
         "launches": launches,
@@ -144,7 +144,8 @@ def check_attention(lab: Lab, llama: Llama, batch: int, tokens: int) -> None:
     group, d = llama.model.heads // llama.model.key_heads, llama.model.head_dim
     flops, nbytes = of_kind(llama.run(batch, tokens), ("glasscluster.cached_attention",))
     expected = 2 * 2 * group * d * (tokens + 1) / (2 * (2 * d * (tokens + 1) + 2 * group * d))
-    source, rounding = "group of query heads a key head ÷ bytes an element × 2", {"tolerance": 1e-9}
+    source = "group of query heads a key head ÷ bytes an element × 2"
+    rounding: dict[str, Any] = {"tolerance": 1e-9}
     lab.row(
         "intensity_of_attention", expected, flops / nbytes, source, unit="FLOPs/byte", **rounding, batch=batch
     )
@@ -155,7 +156,8 @@ def check_floor(lab: Lab, llama: Llama) -> tuple[int, float]:
     held = llama.run(1, 128).results[0].parameter_bytes
     read = held - llama.model.vocab * llama.model.hidden * 2  # of the embedding a step reads a row
     floor = generation.predict_floor(read, caches.predict(llama.model, 128, 2), llama.machine)
-    simulated, one_percent = llama.decode(1, 128).roof_s, {"match": "virtual", "tolerance": 0.01}
+    simulated = llama.decode(1, 128).roof_s
+    one_percent: dict[str, Any] = {"match": "virtual", "tolerance": 0.01}
     lab.row(
         "least_time",
         floor,
@@ -177,7 +179,7 @@ def check_other_machines(lab: Lab, llama: Llama) -> None:
         launches = machine.gpu.launch_s * int((line.graph.micro_batch == 1).sum())
         return generation.phases(line, machine, PRECISION)[1].time_s - launches
 
-    virtual = {"unit": "×", "match": "virtual", "tolerance": 1e-9}
+    virtual: dict[str, Any] = {"unit": "×", "match": "virtual", "tolerance": 1e-9}
     twice = busy(machine.scaled(flops=2)) / busy(H100)
     lab.row("twice_the_flops", 1, None, "bound by memory", simulated=twice, **virtual)
     ratio = machine.gpu.memory_bandwidth / hardware("dgx-h200").gpu.memory_bandwidth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from glasscluster.visualize.figures.slots import cache_figure, slots_figure
 
 BLOCK = 8  # slots of a block of the cache
 SIZES = (1, 2, 4, 8, 16, 32)  # slots of the sweep
-FRACTION = {"unit": "fraction", "tolerance": 1e-12}
+FRACTION: dict[str, Any] = {"unit": "fraction", "tolerance": 1e-12}
 
 
 @lesson(hardware="dgx-h100")
@@ -54,18 +55,21 @@ def continuous_batching(lab: Lab, requests: int = 12, slots: int = 4) -> None:
         lab, made, idle, {"static": {"slots": slots}, "wide": {"slots_wide": wide}, "tight": {"bound": bound}}
     )
     rate = {name: each.tokens_per_s / made["static"].tokens_per_s for name, each in made.items()}
-    first = {
+    first: dict[str, Any] = {
         f"{name}_first": 1e3 * sum(made[name].first_token_s) / requests for name in ("static", "continuous")
     }
-    steps = {f"{name}_steps": len(made[name].times) for name in ("static", "continuous")}
+    steps: dict[str, Any] = {f"{name}_steps": len(made[name].times) for name in ("static", "continuous")}
     lab.tell("steps", view="tab=timeline&run=static", percent=percent, **steps)
-    faster = {"times_faster": rate["continuous"]}
+    faster: dict[str, Any] = {"times_faster": rate["continuous"]}
     lab.tell("speed", view="tab=timeline&run=continuous", hw=lab.hardware, **faster, **first)
-    lab.tell("cache", **{f"{name}_empty": 100 * made[name].empty_cache for name in ("static", "continuous")})
+    empty: dict[str, Any] = {
+        f"{name}_empty": 100 * made[name].empty_cache for name in ("static", "continuous")
+    }
+    lab.tell("cache", **empty)
     lab.tell("wide", view="tab=memory&run=wide", slots_wide=wide, wide_faster=rate["wide"])
     tight = made["tight"]
     preempted = len(tight.schedule.preemptions)
-    again = {"preempted": preempted, "recomputed": tight.recomputed}
+    again: dict[str, Any] = {"preempted": preempted, "recomputed": tight.recomputed}
     lab.tell("tight", view="tab=timeline&run=tight", bound=bound, **again)
     lab.conclude(percent=percent, wide_faster=rate["wide"])
     lab.explain()
@@ -123,12 +127,12 @@ def check_many_requests(lab: Lab, model: Any) -> dict[str, list[float]]:
     return idle
 
 
-def steps_of(requests: Any, policy: Any) -> list[Any]:
+def steps_of(requests: Any, policy: Any) -> Sequence[Any]:
     """The steps of a policy, each as long as the other."""
     return plan(requests, policy, lambda _step: 1.0).steps
 
 
-def idle_share(steps: list[Any], slots: int) -> float:
+def idle_share(steps: Sequence[Any], slots: int) -> float:
     """Share of slots × steps that gives no token."""
     tokens = sum(work.count > 0 for step in steps for work in step.work)
     return 1 - tokens / (slots * len(steps))

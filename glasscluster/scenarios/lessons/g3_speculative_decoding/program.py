@@ -88,10 +88,10 @@ def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
     drafting, _ = passes[4].seconds
     cost = drafting / 4 / passes[0].seconds[1]  # of a pass of the draft, in passes of the target
     best = max(SIZES, key=speed.__getitem__)
-    speedups = {"best_speedup": speed[best] / speed[0], "long_speedup": speed[16] / speed[0]}
+    speedups: dict[str, Any] = {"best_speedup": speed[best] / speed[0], "long_speedup": speed[16] / speed[0]}
     lab.tell("cost", cost=cost, best=best, **speedups, long_predicted=predict_speedup(ALPHA, 16, cost))
     betas = text.judged[0].overlap
-    on_text = {
+    on_text: dict[str, Any] = {
         "text_alpha": text.alpha,
         "text_tokens": text.tokens_per_pass,
         "mean": predict_tokens(text.alpha, gamma),
@@ -126,7 +126,7 @@ def speculate_on_text(lab: Lab, gamma: int) -> Any:
         alone = generate(target, prompts, 40).tokens[0]
     other = sum(a != b for a, b in zip(greedy, alone, strict=True))
     lab.row("greedy", 0, other, "the target alone, no draft, no cache", unit="tokens")
-    weights = {"target_state": states[0], "draft_state": states[1]}
+    weights: dict[str, Any] = {"target_state": states[0], "draft_state": states[1]}
     job = SpeculationJob(large, small, prompts, 60, gamma, warm(lab), **weights)
     return lab.run("text", lab.text("run"), speculate_rank, job, gpus=1, precision="fp32").results[0]
 
@@ -149,7 +149,7 @@ def check_distribution(lab: Lab) -> tuple[int, float, int, float]:
         spoken = speculate(target, draft, [prompt] * samples, 3, 2, warm(lab)).generated
         exact = {c: samples * share for c, share in joint(target, prompt, 3, warm(lab)).items()}
         statistic, degrees, tail = chi_square(Counter(tuple(tokens) for tokens in spoken), exact)
-    four_deviations = {"match": "statistical", "tolerance": 4 * sqrt(2 * degrees)}
+    four_deviations: dict[str, Any] = {"match": "statistical", "tolerance": 4 * sqrt(2 * degrees)}
     source = "mean and 4 σ of χ²"
     lab.row("distribution", degrees, statistic, source, unit="χ²", **four_deviations, samples=samples)
     return samples, statistic, degrees, tail
@@ -170,7 +170,7 @@ def constant_pair(lab: Lab, n: int) -> Passes:
     """Two models whose next token has the same probabilities everywhere, so that F32's assumption holds."""
     shape: dict[str, Any] = {"hidden": 16, "heads": 1, "vocab": len(P), "seq": 64, "tied": False}
     deep, flat = ModelConfig(layers=4, **shape), ModelConfig(layers=1, **shape)
-    weights = {"target_state": always(deep, P), "draft_state": always(flat, Q)}
+    weights: dict[str, Any] = {"target_state": always(deep, P), "draft_state": always(flat, Q)}
     job = SpeculationJob(deep, flat, ((1,),) * 14, 30 if n else 8, n, warm(lab), **weights)
     run = lab.cluster(1).run(speculate_rank, job, info={"precision": "fp32"})
     tokens = [1 + accepted for accepted in run.results[0].accepted]
@@ -181,13 +181,14 @@ def constant_pair(lab: Lab, n: int) -> Passes:
 def check_tokens(lab: Lab, n: int, passes: Passes) -> None:
     """The mean tokens of a pass against F32, to four standard errors of that mean."""
     error = stdev(passes.tokens) / sqrt(len(passes.tokens))
-    chance = {"unit": "tokens", "match": "statistical", "tolerance": 4 * error}
+    chance: dict[str, Any] = {"unit": "tokens", "match": "statistical", "tolerance": 4 * error}
     mean, source = fmean(passes.tokens), "F32, 4 standard errors"
     lab.row("tokens_a_pass", predict_tokens(ALPHA, n), mean, source, **chance, n=n)
 
 
 def check_llama(lab: Lab) -> tuple[float, float]:
-    """Llama 3 8B on an H100, judging five tokens and one: how many times the FLOPs, and the seconds by F31.
+    """Llama 3 8B on an H100, judging five tokens and one: how many times the FLOPs, and
+    the seconds by F31.
     """
     model, h100 = make_model("llama3-8b"), hardware("dgx-h100")
 
