@@ -10,7 +10,8 @@ from typing import Any
 
 from glasscluster.scenarios.emergency_room.diagnosis import HEALTHY, RULES, Signs, diagnose
 from glasscluster.scenarios.emergency_room.emergency_room import CASES, STEPS, Treated, treat
-from glasscluster.scenarios.lab import Lab, find
+from glasscluster.scenarios.find import find
+from glasscluster.scenarios.lab import Lab
 from glasscluster.visualize.figures.blowups import clinic_figure
 
 HERE = Path(__file__).resolve().parent

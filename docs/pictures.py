@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.scenarios import gallery
-from glasscluster.scenarios.lab import Lab, find, perform
+from glasscluster.scenarios.find import find
+from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.visualize.page.report import write_run_report
 
 HERE = Path(__file__).resolve().parent

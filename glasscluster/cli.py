@@ -256,10 +256,10 @@ def run(
     if json_:
         emit(lab.as_json(report))
         return 0 if lab.ok else 1
-    for (english, chinese), _ in lab.story:
-        print(f"- {english}\n  {chinese}")
-    print("\n" + "\n".join(lab.finding))
-    return verdict(lab.all_checks, report, wall, lab.not_checked)
+    for text, _ in lab.story:
+        print(f"- {text.en}\n  {text.zh}")
+    print(f"\n{lab.finding.en}\n{lab.finding.zh}")
+    return verdict(lab.all_checks, report, wall)
 
 
 @app.command("list")
@@ -281,11 +281,21 @@ def list_(json_: Json = False) -> int:
 
 @app.command()
 def lessons(
-    plan: Annotated[str | None, typer.Option("--plan", help="the 50-minute plan of a lesson, for a teacher")] = None, json_: Json = False
+    plan: Annotated[str | None, typer.Option("--plan", help="the 50-minute plan of a lesson, for a teacher")] = None,
+    new: Annotated[str | None, typer.Option("--new", help="write the skeleton of a lesson, such as c8_my_subject")] = None,
+    out: Annotated[str, typer.Option("--out", help="the folder that --new writes it in")] = ".",
+    json_: Json = False,
 ) -> int:
     """The lessons in order; `glass run LESSON` runs one, `--plan LESSON` says how to teach it."""
     from glasscluster.scenarios import play
 
+    if new is not None:
+        content = play.lesson_skeleton(new, out)
+        if json_:
+            emit(content)
+        else:
+            print(f"{content['folder']}: program.py and text.toml; glass run {content['folder']}")
+        return 0
     content = play.lesson_plan(plan) if plan is not None else play.lesson_list()
     if json_:
         emit(content)

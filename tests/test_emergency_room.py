@@ -16,7 +16,8 @@ from glasscluster.scenarios.emergency_room.emergency_room import (
     rows,
     treat,
 )
-from glasscluster.scenarios.lab import Lab, find, perform
+from glasscluster.scenarios.find import find
+from glasscluster.scenarios.lab import Lab, perform
 
 VERY_FEW = 12
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from glasscluster.base.link import Link
 from glasscluster.model.config import ModelConfig
-from glasscluster.sim.time.hardware import Link, hardware
+from glasscluster.sim.time.hardware import hardware
 from glasscluster.strategies.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from glasscluster.model.text import tasks
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.lesson import find_lesson
+from glasscluster.scenarios.lesson import taught_lesson
+from glasscluster.scenarios.lessons.f3_eval_harness import program as f3
 from glasscluster.strategies.serving import evaluation, scores
 
 
@@ -19,9 +19,9 @@ def test_a_row_scored_a_token_short_an_error_of_n_and_a_blind_search_fail_their_
 
     monkeypatch.setattr(evaluation, "loglikelihoods", short)
     monkeypatch.setattr(scores, "spread", lambda values: (scores.mean(values) * (1 - scores.mean(values)) / len(values)) ** 0.5)
-    monkeypatch.setattr(tasks, "contaminated", lambda item, training: False)
+    monkeypatch.setattr(f3, "contaminated", lambda item, training: False)
     monkeypatch.setattr(scores, "paired", lambda a, b: scores.Paired(0.0, 1.0, 3, 1, 1.0))
-    taught = find_lesson("F3")
+    taught = taught_lesson("F3")
     failed = {
         r.name.en
         for r in perform(taught, Lab(taught, taught.backend, taught.hardware), {"items": 40, "late": 20, "early": 10}).checks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.lesson import find_lesson
+from glasscluster.scenarios.lesson import taught_lesson
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster
@@ -24,7 +24,7 @@ from glasscluster.visualize.figures.roles import blocks, roles_figure
 
 def test_everything_that_can_break_fails_its_own_rows(monkeypatch):
     """At once, because a lesson takes seconds: hardly any training, stale weights, a copy too many, 4 bytes a message, other times."""
-    f4 = importlib.import_module("glasscluster.scenarios.lessons.f4_rlhf_anatomy")
+    f4 = importlib.import_module("glasscluster.scenarios.lessons.f4_rlhf_anatomy.program")
     build, init = ExecutionGraph.build.__func__, Held.__init__
 
     def padded(cls, *args):
@@ -42,7 +42,7 @@ def test_everything_that_can_break_fails_its_own_rows(monkeypatch):
     monkeypatch.setattr(Held, "__init__", hoards)
     monkeypatch.setattr(online, "refresh", lambda cast: None)
     monkeypatch.setattr(f4, "parts_of_time", lambda *_: (1.0, 1.0, 1.0))
-    taught = find_lesson("F4")
+    taught = taught_lesson("F4")
     lab = perform(taught, Lab(taught, "threads", taught.hardware), {"sft": 120, "iterations": 1})
     held = {r.name.en for r in lab.all_checks if r.verdict == "held"}
     differences = {f"dpo: largest {what} difference from one process, float64" for what in ("loss", "weight")}

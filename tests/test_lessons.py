@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
-import inspect
 import json
 import re
+import subprocess
+import sys
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,12 +20,18 @@ from typer.testing import CliRunner
 
 import glasscluster.scenarios.lessons as package
 from glasscluster.base.errors import Deadlock, InputError
+from glasscluster.base.text import Said
 from glasscluster.cli import app
+from glasscluster.scenarios.find import find
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
+from glasscluster.scenarios.lesson import LESSONS, Lesson, find_lesson, lessons_in, taught_lesson, teaching_plan
+from glasscluster.scenarios.play import BACKEND_NOTES
+from glasscluster.scenarios.texts import Texts
 from glasscluster.sim.ranks import deadlock
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.sim.run import BACKENDS
+from glasscluster.visualize.page.words import row_name
 
 FIRST = ("L0", "B2", "B3", "C1", "C3", "D1", "D2", "D3", "D4", "E1", "E4")
 EACH = [pytest.param(id_, marks=pytest.mark.xdist_group(f"lesson {id_}")) for id_ in LESSONS]  # performed once, by one worker
@@ -36,7 +45,7 @@ def labs():
 
     def perform_once(id_: str) -> Lab:
         if id_ not in made:
-            taught = find_lesson(id_)
+            taught = taught_lesson(id_)
             made[id_] = perform(taught, Lab(taught, taught.backend, taught.hardware), {})
         return made[id_]
 
@@ -62,15 +71,25 @@ def chinese(text: str) -> bool:
     return bool(re.search(r"[\u4e00-\u9fff]", text))
 
 
-def test_the_first_eleven_are_there_and_every_lesson_of_the_list_is_a_file():
+def test_the_first_eleven_are_there_and_every_folder_is_a_lesson_in_the_order_of_the_curriculum():
     assert set(FIRST) <= set(LESSONS)
-    files = {p.stem for p in Path(package.__file__).parent.glob("*.py")} - {"__init__"}
-    assert files == set(LESSONS.values())
+    home = Path(package.__file__).parent
+    assert {f for f in home.iterdir() if f.is_dir() and f.name[0] not in "._"} == set(LESSONS.values())
+    for id_, folder in LESSONS.items():
+        assert {f.name for f in folder.iterdir()} - {"__pycache__"} == {"__init__.py", "program.py", "text.toml"}
+        assert find_lesson(id_).id == id_
+    first, *others = LESSONS
+    assert first == "L0"
+    assert others == sorted(others, key=lambda id_: (id_[0], int(id_[1:])))
 
 
 @pytest.mark.parametrize("id_", EACH)
 def test_a_lesson_s_checks_hold_in_its_match_class_and_nothing_is_missing_in_either_language(id_, labs):
-    taught, lab = find_lesson(id_), labs(id_)
+    check_what_is_said(find_lesson(id_), labs(id_))
+
+
+def check_what_is_said(taught: Lesson, lab: Lab) -> None:
+    """What every lesson is held to: rows in the class it claims, all six beats, and both languages the same."""
     assert lab.ok, [r.name.en for r in lab.all_checks if r.verdict == "failed"]
     assert CLASS[taught.formula.match] in {r.match for r in lab.checks}
     for row in lab.all_checks:
@@ -82,7 +101,7 @@ def test_a_lesson_s_checks_hold_in_its_match_class_and_nothing_is_missing_in_eit
     assert answer == answer
     pairs = [taught.title, taught.topic, taught.question, taught.kills, prompt, lab.finding, lab.explanation, lab.own]
     pairs += [card.question, card.short, card.long, *card.follow_ups, *lab.points, *(text for text, _ in lab.story)]
-    for english, other in pairs:
+    for english, other in ((text.en, text.zh) for text in pairs):
         assert english.strip()
         assert not chinese(english), english
         assert chinese(other) or other in ("GPipe", "1F1B", "ZeRO-3"), other
@@ -129,24 +148,24 @@ def test_four_bytes_too_many_in_a_message_fail_the_row_that_counts_them(id_, ran
         return graph
 
     monkeypatch.setattr(ExecutionGraph, "build", classmethod(padded))
-    taught = find_lesson(id_)
+    taught = taught_lesson(id_)
     lab = perform(taught, Lab(taught, "threads", taught.hardware), {"gpus": 16} if id_ == "C5" else {})
     failed = {r.name.en for r in lab.all_checks if r.verdict == "failed"}
     assert failed >= set((BYTES if ranks == "all" else ONE_RANK)[id_])
 
 
 def test_a_wrong_result_fails_the_row_that_compares_it(monkeypatch):
-    c4 = importlib.import_module("glasscluster.scenarios.lessons.c4_collective_algebra")
+    c4 = importlib.import_module("glasscluster.scenarios.lessons.c4_collective_algebra.program")
     honest = c4.program
     monkeypatch.setattr(c4, "program", lambda gpu, *args: honest(gpu, *args) + (gpu.rank == 3))
-    taught = find_lesson("C4")
-    failed = {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), {"block": 8}).checks if r.verdict == "failed"}
+    taught = taught_lesson("C4")
+    failed = {r["name"] for r in perform(taught, Lab(taught, "threads", taught.hardware), {"block": 8}).checks if not r["ok"]}
     assert {"elements that differ: all-to-all and torch's transpose", "elements that differ: ZeRO step and full update"} <= failed
 
 
 def failed_rows(id_: str, **options) -> set[str]:
-    taught = find_lesson(id_)
-    return {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), options).checks if r.verdict == "failed"}
+    taught = taught_lesson(id_)
+    return {r["name"] for r in perform(taught, Lab(taught, "threads", taught.hardware), options).checks if not r["ok"]}
 
 
 def test_masks_of_two_bytes_and_a_gather_too_many_fail_the_rows_of_sequence_parallelism(monkeypatch):
@@ -193,25 +212,26 @@ def test_a_sum_that_is_left_out_and_padding_that_passes_for_tokens_fail_the_rows
     with monkeypatch.context() as patch:
         patch.setattr(TensorParallel, "cross_entropy", lambda self, x, y, vocab, *z: loss(self, x, y, x.shape[-1] * self.size, *z))
         assert failed_rows("E3", tokens=4) == same | {"padded logits with a gradient"}
-    e3 = importlib.import_module("glasscluster.scenarios.lessons.e3_vocab_parallel_loss")
+    e3 = importlib.import_module("glasscluster.scenarios.lessons.e3_vocab_parallel_loss.program")
     honest = e3.program
     monkeypatch.setattr(e3, "program", lambda *args: {k: v + 1 if k == "padded" else v for k, v in honest(*args).items()})
     assert failed_rows("E3", tokens=4) == {"rows of padding, all vocabularies"}
 
 
 def test_a_scheduler_that_buffers_nothing_or_a_rule_that_forgets_tags_fails_the_clinic(monkeypatch):
-    taught = find_lesson("C7")
+    taught = taught_lesson("C7")
 
     def failed() -> set[str]:
         return {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), {}).checks if r.verdict == "failed"}
 
+    c7 = importlib.import_module("glasscluster.scenarios.lessons.c7_deadlock_clinic.program")
     rows = {"programs that hang at 64 bytes, sends buffered up to 65536", "runs whose waits are not those of the rule"}
     with monkeypatch.context() as patch:
         patch.setattr("glasscluster.sim.ranks.backends.threads.Scheduler._buffer", lambda self, send: None)
         assert failed() == rows
     rule = deadlock.standstill
     with monkeypatch.context() as patch:
-        patch.setattr(deadlock, "standstill", lambda lists, *rest: rule([[[(k, p, 0) for k, p, _ in s] for s in x] for x in lists], *rest))
+        patch.setattr(c7, "standstill", lambda lists, *rest: rule([[[(k, p, 0) for k, p, _ in s] for s in x] for x in lists], *rest))
         assert "runs whose waits are not those of the rule" in failed()
     with monkeypatch.context() as patch:
         patch.setattr(deadlock, "describe_deadlock", lambda waits, finished: Deadlock("?", waits=waits, cycle=[0]))
@@ -219,11 +239,83 @@ def test_a_scheduler_that_buffers_nothing_or_a_rule_that_forgets_tags_fails_the_
         assert failed() == {"hangs whose named ranks are not a cycle or a chain's end"}
 
 
+MOST_STATEMENTS = 40  # of the lesson's function: what it computes and draws has functions of its own
+
+
+def is_lesson(node: ast.stmt) -> bool:
+    """A function decorated with @lesson or @lesson(...)."""
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    return any(getattr(getattr(d, "func", d), "id", "") == "lesson" for d in decorators)
+
+
+def check_the_program(folder: Path) -> None:
+    """A short lesson, plain lines, one statement a line, imports at the top, and all that people read in text.toml."""
+    source = (folder / "program.py").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    (function,) = filter(is_lesson, tree.body)
+    assert sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 2 <= MOST_STATEMENTS  # not itself, nor its docstring
+    assert len(ast.get_docstring(function) or "") > 40
+    assert max(map(len, source.splitlines())) <= 110
+    assert "# fmt:" not in source
+    assert not chinese(source.replace('"梯度", "通信"', ""))  # pieces of the text that A7's tokenizers read
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+    assert len(statements) == len({node.lineno for node in statements}), "two statements on a line"
+    top = {id(node) for node in tree.body}
+    assert all(id(node) in top for node in statements if isinstance(node, (ast.Import, ast.ImportFrom)))
+
+
 @pytest.mark.parametrize("id_", list(LESSONS))
-def test_a_lesson_file_is_short_and_its_docstring_is_a_story(id_):
-    taught = find_lesson(id_)
-    assert len(Path(inspect.getfile(taught.function)).read_text().splitlines()) <= 155
-    assert len(taught.story) > 40
+def test_a_lesson_s_program_is_short_and_its_docstring_is_a_story(id_):
+    check_the_program(LESSONS[id_])
+
+
+@pytest.mark.parametrize("id_", list(LESSONS))
+def test_a_lesson_s_texts_are_wrapped_to_be_edited(id_):
+    for line in (LESSONS[id_] / "text.toml").read_text(encoding="utf-8").splitlines():
+        assert sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in line) <= 112, line
+
+
+def test_the_skeleton_of_a_lesson_passes_what_every_lesson_must(tmp_path):
+    done = CliRunner().invoke(app, ["lessons", "--new", "h2_my_subject", "--out", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    folder = Path(json.loads(done.stdout)["folder"])
+    taught = find(str(folder))
+    lab = perform(taught, Lab(taught, taught.backend, taught.hardware), {"gpus": 3})
+    assert taught.lesson.id == "H2"
+    check_what_is_said(taught.lesson, lab)
+    check_the_program(folder)
+    (tmp_path / "report").mkdir()
+    assert lab.write(tmp_path / "report").is_file()
+    assert list(lessons_in(tmp_path)) == ["H2"]
+    for name in ("h2_my_subject", "my_subject", "H3_Mine"):
+        wrong = CliRunner().invoke(app, ["lessons", "--new", name, "--out", str(tmp_path)])
+        assert isinstance(wrong.exception, InputError)
+
+
+def test_texts_are_unwrapped_in_both_languages_and_a_wrong_blank_or_key_is_named(tmp_path):
+    path = tmp_path / "text.toml"
+    path.write_text('[tell.a]\nen = """\none\ntwo {n}"""\nzh = """\n一行\n两行 {n} 个\nrank"""\n', encoding="utf-8")
+    texts = Texts.read(path)
+    assert texts.filled("tell", "a", blanks={"n": 3}) == Said("one two 3", "一行两行 3 个 rank")
+    with pytest.raises(InputError, match="nearest valid choice is m"):
+        texts.filled("tell", "a", blanks={"m": 3})
+    with pytest.raises(InputError, match="nearest valid choice is a"):
+        texts.filled("tell", "aa", blanks={})
+
+
+@pytest.mark.parametrize("words", [["lessons"], ["lessons", "--plan", "C3"], ["list"]])
+def test_listing_imports_no_torch_and_no_lesson_s_program(words):
+    probe = (
+        "import sys; from typer.testing import CliRunner; from glasscluster.cli import app; "
+        f"assert CliRunner().invoke(app, {words!r}).exit_code == 0; "
+        "print([m for m in sys.modules if m == 'torch' or m.endswith('.program')])"
+    )
+    said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+def test_every_backend_is_listed_in_words():
+    assert set(BACKEND_NOTES) == set(BACKENDS)
 
 
 WIDE, PHONE = 1360, 390
@@ -274,7 +366,7 @@ def test_a_report_names_no_machine_no_user_and_no_path(reports):
 
 @pytest.mark.xdist_group("lesson D4")
 def test_the_same_seed_gives_the_same_bytes(reports, tmp_path):
-    taught = find_lesson("D4")
+    taught = taught_lesson("D4")
     again = perform(taught, Lab(taught, taught.backend, taught.hardware), {})
     assert again.write(tmp_path).read_bytes() == reports("D4").read_bytes()
 
@@ -282,7 +374,7 @@ def test_the_same_seed_gives_the_same_bytes(reports, tmp_path):
 @pytest.mark.ray
 @pytest.mark.parametrize("id_", ["C3", *(pytest.param(id_, marks=pytest.mark.soak) for id_ in ("E1", "C7", "E8"))])
 def test_a_lesson_runs_the_same_on_ray_actors(id_, labs):
-    taught = find_lesson(id_)
+    taught = taught_lesson(id_)
     on_ray = perform(taught, Lab(taught, "ray", taught.hardware, timeout_s=60), {})
     assert on_ray.ok
     assert [(r.name.en, r.predicted, r.counted) for r in on_ray.all_checks if r.unit != "relative"] == [

@@ -9,12 +9,12 @@ from glasscluster.base.operator_costs import OperatorCost
 from glasscluster.model.decoding import cache as caches
 from glasscluster.model.kernels import cached_attention
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.lesson import find_lesson
+from glasscluster.scenarios.lesson import taught_lesson
 from glasscluster.sim.recording import kernels
 
 
 def failed(id_: str) -> set[str]:
-    taught = find_lesson(id_)
+    taught = taught_lesson(id_)
     return {r.name.en for r in perform(taught, Lab(taught, taught.backend, taught.hardware), {}).checks if r.verdict == "failed"}
 
 

@@ -11,9 +11,9 @@ from glasscluster.model.text import bpe, sampler, texts
 from glasscluster.model.text.sampler import Sampler
 from glasscluster.model.text.tokenizer import Tokenizer
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.lesson import find_lesson
-from glasscluster.scenarios.lessons import a8_data_mix as a8
-from glasscluster.strategies.judge import single_device
+from glasscluster.scenarios.lesson import taught_lesson
+from glasscluster.scenarios.lessons.a7_bpe_by_hand import program as a7
+from glasscluster.scenarios.lessons.a8_data_mix import program as a8
 
 PAIRS = texts.bilingual()[:200]
 PLACES = "numbers lost by going on with 3 ranks instead of 4", "numbers read twice by going on with 3 ranks instead of 4"
@@ -32,17 +32,17 @@ class Untrained(Lab):
 @pytest.fixture
 def failed(monkeypatch):
     """Names of the rows that do not hold; no GPT is trained, and the rest of its losses stand still."""
-    monkeypatch.setattr(single_device, "train_one_device", lambda _m, batches, *_, **__: SimpleNamespace(losses=[3.0] * len(batches)))
+    monkeypatch.setattr(a7, "train_one_device", lambda _m, batches, *_, **__: SimpleNamespace(losses=[3.0] * len(batches)))
 
     def rows(id_: str, **options: Any) -> set[str]:
-        taught = find_lesson(id_)
+        taught = taught_lesson(id_)
         return {r.name.en for r in perform(taught, Untrained(taught, "threads", taught.hardware), options).checks if r.verdict == "failed"}
 
     return rows
 
 
 def test_another_order_of_merges_a_lost_byte_and_another_first_loss_fail_a7(failed, monkeypatch):
-    monkeypatch.setattr(texts, "bilingual", lambda: PAIRS)
+    monkeypatch.setattr(a7, "bilingual", lambda: PAIRS)
     loss, kinds, small = "first loss of the GPT that reads tokens", ("en", "zh", "both"), {"vocab": 300, "steps": 4}
     with monkeypatch.context() as patch:
         pairs = bpe.pairwise

@@ -10,8 +10,10 @@ import pytest
 
 from glasscluster.scenarios.jobs import equal_stages
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.lesson import find_lesson
-from glasscluster.scenarios.lessons import e11_layout_puzzle as e11
+from glasscluster.scenarios.lesson import taught_lesson
+from glasscluster.scenarios.lessons.e6_ping_pong_tax import program as e6
+from glasscluster.scenarios.lessons.e7_interleaving import program as e7
+from glasscluster.scenarios.lessons.e11_layout_puzzle import program as e11
 from glasscluster.sim.recording.events import COMPUTE, SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.memory import Ledger
@@ -47,7 +49,7 @@ class OnlyEqualStages(Lab):
 
 
 def failed(id_: str, kind: type[Lab] = OnlyEqualStages) -> set[str]:
-    taught = find_lesson(id_)
+    taught = taught_lesson(id_)
     return {r.name.en for r in perform(taught, kind(taught, "threads", taught.hardware), {}).checks if r.verdict == "failed"}
 
 
@@ -97,7 +99,8 @@ def test_a_hop_that_is_another_fails_the_formula_over_all_hops_and_the_limit(mon
 
 def test_a_rank_that_holds_one_more_fails_the_rows_of_what_is_held(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("glasscluster.visualize.figures.pipelines.held", lambda bars, rank: ([0.0], [max(held(bars, rank)[1]) + 1]))
+        for program in (e6, e7):
+            patch.setattr(program, "held", lambda bars, rank: ([0.0], [max(held(bars, rank)[1]) + 1]))
         assert failed("E6") == {f"{n}: most micro-batches held by stage {s}" for n in ("GPipe", "1F1B", "eager 1F1B") for s in range(4)}
         assert failed("E7") >= {f"v = {v}: chunks held at most by rank {r}" for v in (1, 2, 4) for r in range(4)}
     honest = equal_stages.stages

@@ -12,7 +12,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.layers import moe
 from glasscluster.scenarios.jobs.training import Trained, network_pictures
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.lesson import find_lesson
+from glasscluster.scenarios.lesson import taught_lesson
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.strategies.context import context_parallel, ulysses
@@ -33,9 +33,8 @@ KINDS = ("even", "hot", "places")
 
 def failed(id_: str, **options: Any) -> set[str]:
     """Rows that do not hold, quickly."""
-    taught = find_lesson(id_)
-    rows = perform(taught, Lab(taught, "threads", taught.hardware), {**QUICK[id_], **options}).checks
-    return {r.name.en for r in rows if r.verdict == "failed"}
+    taught = taught_lesson(id_)
+    return {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), {**QUICK[id_], **options}).checks if r.verdict == "failed"}
 
 
 def altered(monkeypatch: pytest.MonkeyPatch, change: Any, backend: str = "threads") -> None:

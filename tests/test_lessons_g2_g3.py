@@ -8,12 +8,13 @@ import torch
 from glasscluster.model.decoding import packed, speculative
 from glasscluster.model.decoding.cache import PagedCache
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.lesson import find_lesson
-from glasscluster.strategies.serving import batching, serving
+from glasscluster.scenarios.lesson import taught_lesson
+from glasscluster.scenarios.lessons.g2_continuous_batching import program as g2
+from glasscluster.strategies.serving import batching
 
 
 def failed(id_: str, **options: int) -> set[str]:
-    taught = find_lesson(id_)
+    taught = taught_lesson(id_)
     return {r.name.en for r in perform(taught, Lab(taught, taught.backend, taught.hardware), options).all_checks if r.verdict == "failed"}
 
 
@@ -39,7 +40,7 @@ def test_rows_mixed_up_a_slot_left_empty_and_a_block_too_many_fail_the_rows_of_c
 
     monkeypatch.setattr(batching.Continuous, "next", lazy)
     monkeypatch.setattr(batching.Static, "next", late)
-    monkeypatch.setattr(serving, "make_schedule", lambda job, hw: batching.plan(job.requests, job.make_policy(), lambda step: 1.0))
+    monkeypatch.setattr(g2, "make_schedule", lambda job, hw: batching.plan(job.requests, job.make_policy(), lambda step: 1.0))
     rows = failed("G2", requests=8)
     assert rows >= {
         "continuous: largest logits difference from a request alone, float64",

@@ -105,7 +105,7 @@ def test_inner_steps_that_start_anew_are_caught(monkeypatch):
 # ---- the gradient noise scale ------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("ranks", "own", "deviation"), [(2, 4, 3.0), (4, 8, 9.5), (6, 2, 5.0)])
 def test_the_noise_scale_is_found_within_15_percent(ranks, own, deviation):
-    quadratic = importlib.import_module("glasscluster.scenarios.lessons.d5_critical_batch").quadratic
+    quadratic = importlib.import_module("glasscluster.scenarios.lessons.d5_critical_batch.program").quadratic
     for seed in range(2):
         norms = (
             Cluster("classroom", ranks, "threads", memory_bytes=None).run(quadratic, 200, own, 300, deviation, seed, record=False).results

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from glasscluster.base.errors import InputError
 from glasscluster.cli import app
-from glasscluster.scenarios.lab import Lab, find, perform
+from glasscluster.scenarios.find import find
+from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.recording.events import RECV, SEND
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.exchange import arrivals, backup_workers

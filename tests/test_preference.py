@@ -12,8 +12,9 @@ import torch
 from glasscluster.base.errors import InputError, OutOfMemory
 from glasscluster.base.rows import Row
 from glasscluster.model.config import ModelConfig
+from glasscluster.scenarios.find import find
 from glasscluster.scenarios.jobs import tuning
-from glasscluster.scenarios.lab import Lab, find, perform
+from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.exchange.replica import one_thread
 from glasscluster.strategies.preference import alone, online, policy, ranks

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from test_cli import glass
 
-from glasscluster.scenarios.lab import Lab, find, perform
+from glasscluster.scenarios.find import find
+from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.zoo.zoo import GRADIENT, LOSS, WEIGHT, ZOO, zoo
 from glasscluster.strategies.trainer import train_rank
 

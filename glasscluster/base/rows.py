@@ -91,12 +91,6 @@ class Row:
         """True where it held, False where it failed, None where it is not applicable."""
         return None if self.verdict == NOT_APPLICABLE else self.verdict == HELD
 
-    def __getitem__(self, name: str) -> Any:
-        """A field as the rows of old had it. Only for lessons that are not converted yet; goes with them."""
-        if name == "ok":
-            return self.verdict != FAILED
-        return self.as_dict()[name]
-
     def of_run(self, run: str) -> Row:
         """The same row with the name of its run in front, for a ledger of several runs."""
         return replace(self, name=Said(f"{run}: {self.name.en}", f"{run}: {self.name.zh}"))

@@ -9,7 +9,7 @@ from glasscluster.scenarios.lab import Lab, scenario
 
 
 # fmt: off
-@scenario("async_servers", title=("A parameter server that does not wait", "不等待的参数服务器"))
+@scenario("async_servers")
 def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int = 2, clocks: int = 24, slow: float = 2.0) -> None:
     """Eight workers push gradients to two servers, and worker 0 is slow. Waiting for it, being at most some clocks ahead of it, and not
     waiting at all are three runs of one program, on the same examples; each equals its own single-process reference.
@@ -82,18 +82,18 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
     lab.figure(("Loss against examples", "损失与样本数"), lambda lang: _zoom(lines({said[lang][k]: (range(1, clocks + 1), r["loss"]) for k, r in runs.items()}, *axes[lang][1:])))
     half, late = clocks // 2, {k: sum(r["loss"][clocks // 2 :]) / (clocks - clocks // 2) for k, r in runs.items()}
     wait, free, bound = runs["waits"], runs["free"], runs["bounded"]
-    lab.tell(f"Half of all gradients are in after {wait['at'][half - 1]:.3f} ms when everybody waits, and after {free['at'][half - 1]:.3f} ms when nobody does.",
-             f"所有人都等待时，{wait['at'][half - 1]:.3f} ms 后一半的梯度已到；无人等待时只需 {free['at'][half - 1]:.3f} ms。", "tab=timeline&run=free")
-    lab.tell(f"But a gradient then missed {sum(free['missed']) / len(free['missed']):.1f} other updates on average, and {max(free['missed'])} at most: it belongs to weights that are gone.",
-             f"但此时一个梯度平均错过了 {sum(free['missed']) / len(free['missed']):.1f} 次别人的更新，最多 {max(free['missed'])} 次：它属于早已不在的权重。", "tab=ledger&run=free")
-    lab.tell(f"On the same examples the held-out loss of the second half averages {late['free']:.3f} without waiting and {late['waits']:.3f} with it" + (": asynchronous is not free." if late["free"] > late["waits"] else "."),
-             f"样本相同，后一半的留出集损失平均：不等待 {late['free']:.3f}，等待 {late['waits']:.3f}" + ("：异步并非没有代价。" if late["free"] > late["waits"] else "。"), "tab=story")
-    lab.tell(f"At most {staleness} clocks ahead it is {late['bounded']:.3f}; after its head start everybody goes at the pace of the slowest: half are in after {bound['at'][half - 1]:.3f} ms.",
-             f"至多领先 {staleness} 个时钟时为 {late['bounded']:.3f}；先跑完领先的部分后，人人都按最慢者的步调走：{bound['at'][half - 1]:.3f} ms 后到了一半。", "tab=timeline&run=bounded")
-    lab.tell("The order in these recordings is fixed: replayed on other hardware, servers still serve in the order as recorded.",
-             "这些记录中的顺序是固定的：换一种硬件回放时，服务器仍按记录的顺序处理。", "tab=timeline&run=waits")
-    lab.conclude(f"Never waiting, half the gradients arrive {wait['at'][half - 1] / free['at'][half - 1]:.2f} times as fast, and the loss on the same examples is {late['free'] - late['waits']:+.3f}.",
-                 f"从不等待时，一半梯度的到达快 {wait['at'][half - 1] / free['at'][half - 1]:.2f} 倍，而同样样本上的损失变化 {late['free'] - late['waits']:+.3f}。")
+    lab.tell((f"Half of all gradients are in after {wait['at'][half - 1]:.3f} ms when everybody waits, and after {free['at'][half - 1]:.3f} ms when nobody does.",
+             f"所有人都等待时，{wait['at'][half - 1]:.3f} ms 后一半的梯度已到；无人等待时只需 {free['at'][half - 1]:.3f} ms。"), view="tab=timeline&run=free")
+    lab.tell((f"But a gradient then missed {sum(free['missed']) / len(free['missed']):.1f} other updates on average, and {max(free['missed'])} at most: it belongs to weights that are gone.",
+             f"但此时一个梯度平均错过了 {sum(free['missed']) / len(free['missed']):.1f} 次别人的更新，最多 {max(free['missed'])} 次：它属于早已不在的权重。"), view="tab=ledger&run=free")
+    lab.tell((f"On the same examples the held-out loss of the second half averages {late['free']:.3f} without waiting and {late['waits']:.3f} with it" + (": asynchronous is not free." if late["free"] > late["waits"] else "."),
+             f"样本相同，后一半的留出集损失平均：不等待 {late['free']:.3f}，等待 {late['waits']:.3f}" + ("：异步并非没有代价。" if late["free"] > late["waits"] else "。")), view="tab=story")
+    lab.tell((f"At most {staleness} clocks ahead it is {late['bounded']:.3f}; after its head start everybody goes at the pace of the slowest: half are in after {bound['at'][half - 1]:.3f} ms.",
+             f"至多领先 {staleness} 个时钟时为 {late['bounded']:.3f}；先跑完领先的部分后，人人都按最慢者的步调走：{bound['at'][half - 1]:.3f} ms 后到了一半。"), view="tab=timeline&run=bounded")
+    lab.tell(("The order in these recordings is fixed: replayed on other hardware, servers still serve in the order as recorded.",
+             "这些记录中的顺序是固定的：换一种硬件回放时，服务器仍按记录的顺序处理。"), view="tab=timeline&run=waits")
+    lab.conclude((f"Never waiting, half the gradients arrive {wait['at'][half - 1] / free['at'][half - 1]:.2f} times as fast, and the loss on the same examples is {late['free'] - late['waits']:+.3f}.",
+                 f"从不等待时，一半梯度的到达快 {wait['at'][half - 1] / free['at'][half - 1]:.2f} 倍，而同样样本上的损失变化 {late['free'] - late['waits']:+.3f}。"))
 
 
 def held_out(model: Any, weights: list[Any]) -> list[float]:

@@ -24,7 +24,7 @@ def describe(stage: Any, pixels: Tensor, tokens: int) -> list[bytes]:
 
 
 # fmt: off
-@scenario("captions", title=("Images on the same blocks", "图像走同样的模块"))
+@scenario("captions")
 def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 48) -> None:
     """An image is cut into patches, each becomes a token by one matrix, and the rest is the GPT that it was: prefix, tensor ranks and stages included.
     The first steps are held against one device; then it trains on, and describes images that it has not seen, before and after.
@@ -74,5 +74,5 @@ def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 
     axes = {"en": ("step", "loss a caption token (nats)", "loss"), "zh": ("步", "每个描述 token 的损失 (nat)", "损失")}
     lab.figure(("Unseen images, and what the model says of them; patches are numbered 0 to 3 row by row", "没见过的图像与模型的描述；图块逐行编号 0 到 3"), shown)
     lab.figure(("Training on captions", "用图像描述训练"), lambda lang: lines({axes[lang][2]: (list(range(1, steps + 1)), losses)}, *axes[lang][:2]).update_traces(mode="lines"))
-    lab.tell(f"Before training {share['before']:.0%} of {asked} captions are right, after {steps} steps {share['after']:.0%}.", f"训练前 {asked} 条描述有 {share['before']:.0%} 正确，{steps} 步之后 {share['after']:.0%}。")
-    lab.tell("Only the embedding knows of images: blocks, tensor ranks, stages and checks are those of text.", "只有嵌入层知道图像：模块、张量并行、流水线和检查都与文本相同。", "tab=timeline&run=first")
+    lab.tell((f"Before training {share['before']:.0%} of {asked} captions are right, after {steps} steps {share['after']:.0%}.", f"训练前 {asked} 条描述有 {share['before']:.0%} 正确，{steps} 步之后 {share['after']:.0%}。"))
+    lab.tell(("Only the embedding knows of images: blocks, tensor ranks, stages and checks are those of text.", "只有嵌入层知道图像：模块、张量并行、流水线和检查都与文本相同。"), view="tab=timeline&run=first")

@@ -10,7 +10,7 @@ from glasscluster.scenarios.lab import Lab, scenario
 
 
 # fmt: off
-@scenario("diloco", title=("Talk every H steps: local SGD and DiLoCo", "每 H 步才通信一次：local SGD 与 DiLoCo"))
+@scenario("diloco")
 def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None:
     """Four replicas train on the same examples in three ways: averaging gradients at every step, averaging weights every H steps (local SGD),
     and DiLoCo, whose outer Nesterov step takes the average of what moved for a gradient. Each equals its own single-process reference.
@@ -68,13 +68,13 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
     lab.figure(("Loss against bytes sent", "损失与发送的字节"), against_bytes)
     lab.figure(("Loss against steps", "损失与步数"), against_steps)
     dp, local, outer_way = found["dp"], found["local"], found["diloco"]
-    lab.tell(f"Averaging gradients at every step sends {dp['mb'][-1]:.2f} MB in {steps} steps; meeting every {every} steps sends {local['mb'][-1]:.2f} MB.",
-             f"每步平均梯度，{steps} 步共发送 {dp['mb'][-1]:.2f} MB；每 {every} 步碰头一次只发送 {local['mb'][-1]:.2f} MB。", "tab=network&run=dp")
-    lab.tell(f"The held-out loss ends at {dp['loss'][-1]:.3f} with data parallelism and at {local['loss'][-1]:.3f} with local SGD, on the same examples and rate.",
-             f"样本与学习率相同，留出集损失最后为：数据并行 {dp['loss'][-1]:.3f}，local SGD {local['loss'][-1]:.3f}。")
-    lab.tell(f"DiLoCo (inner AdamW, outer Nesterov) ends at {outer_way['loss'][-1]:.3f} with the bytes of local SGD.",
-             f"DiLoCo（内层 AdamW，外层 Nesterov）最后为 {outer_way['loss'][-1]:.3f}，字节与 local SGD 相同。", "tab=timeline&run=diloco")
-    lab.tell(f"On {lab.hardware} the {steps} steps take {dp['ms']:.2f} ms with data parallelism, {local['ms']:.2f} ms with local SGD.",
-             f"在 {lab.hardware} 上 {steps} 步需要：数据并行 {dp['ms']:.2f} ms，local SGD {local['ms']:.2f} ms。", "tab=timeline&run=local")
-    lab.conclude(f"1/{every} of the bytes, and a held-out loss of {local['loss'][-1]:.3f} (local SGD) or {outer_way['loss'][-1]:.3f} (DiLoCo) instead of {dp['loss'][-1]:.3f}.",
-                 f"字节只有 1/{every}，留出集损失为 {local['loss'][-1]:.3f}（local SGD）或 {outer_way['loss'][-1]:.3f}（DiLoCo），数据并行为 {dp['loss'][-1]:.3f}。")
+    lab.tell((f"Averaging gradients at every step sends {dp['mb'][-1]:.2f} MB in {steps} steps; meeting every {every} steps sends {local['mb'][-1]:.2f} MB.",
+             f"每步平均梯度，{steps} 步共发送 {dp['mb'][-1]:.2f} MB；每 {every} 步碰头一次只发送 {local['mb'][-1]:.2f} MB。"), view="tab=network&run=dp")
+    lab.tell((f"The held-out loss ends at {dp['loss'][-1]:.3f} with data parallelism and at {local['loss'][-1]:.3f} with local SGD, on the same examples and rate.",
+             f"样本与学习率相同，留出集损失最后为：数据并行 {dp['loss'][-1]:.3f}，local SGD {local['loss'][-1]:.3f}。"))
+    lab.tell((f"DiLoCo (inner AdamW, outer Nesterov) ends at {outer_way['loss'][-1]:.3f} with the bytes of local SGD.",
+             f"DiLoCo（内层 AdamW，外层 Nesterov）最后为 {outer_way['loss'][-1]:.3f}，字节与 local SGD 相同。"), view="tab=timeline&run=diloco")
+    lab.tell((f"On {lab.hardware} the {steps} steps take {dp['ms']:.2f} ms with data parallelism, {local['ms']:.2f} ms with local SGD.",
+             f"在 {lab.hardware} 上 {steps} 步需要：数据并行 {dp['ms']:.2f} ms，local SGD {local['ms']:.2f} ms。"), view="tab=timeline&run=local")
+    lab.conclude((f"1/{every} of the bytes, and a held-out loss of {local['loss'][-1]:.3f} (local SGD) or {outer_way['loss'][-1]:.3f} (DiLoCo) instead of {dp['loss'][-1]:.3f}.",
+                 f"字节只有 1/{every}，留出集损失为 {local['loss'][-1]:.3f}（local SGD）或 {outer_way['loss'][-1]:.3f}（DiLoCo），数据并行为 {dp['loss'][-1]:.3f}。"))

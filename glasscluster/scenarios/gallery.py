@@ -8,10 +8,9 @@ from typing import Any
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import tally
-from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.training import output_folder
 from glasscluster.scenarios.lab import Lab, Say, perform
-from glasscluster.scenarios.lesson import LESSONS, find_lesson
+from glasscluster.scenarios.lesson import LESSONS, find_lesson, taught_lesson
 
 
 def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Path, list[dict[str, Any]]]:
@@ -24,8 +23,8 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
     folder, cards, rows = output_folder(out, "gallery"), [], []
     wanted = [n.upper() for n in only] if only else list(LESSONS)
     for number, id_ in enumerate(wanted, start=1):
-        taught = find_lesson(id_)
-        say(f"{id_} {taught.title[0]} ({number} of {len(wanted)})")
+        taught = taught_lesson(id_)
+        say(f"{id_} {taught.title.en} ({number} of {len(wanted)})")
         lab = perform(taught, Lab(taught, backend, taught.hardware), {})
         home = folder / id_
         home.mkdir(exist_ok=True)
@@ -33,12 +32,12 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
         counts = tally(lab.all_checks)
         card = GalleryCard(
             id_,
-            Said(*taught.title),
-            Said(*taught.topic),
-            Said(*lab.finding),
+            taught.title,
+            find_lesson(id_).topic,
+            lab.finding,
             lab.status,
             counts.said,
-            _thumbnail(lab, taught.title[0]),
+            _thumbnail(lab, taught.title.en),
             f"{id_}/report.html",
         )
         cards.append(card)

@@ -5,15 +5,17 @@
         '''What the docstring says is the story's first paragraph.'''
         run = lab.run("ring", ("A ring", "一个环"), program, gpus=gpus)
         lab.check("bytes sent", 2 * (gpus - 1) * SIZE, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (Eq 9)")
+        lab.tell(("The ring sent it all.", "环把它全部发送了。"))
 
 `glass run two-rings --gpus 8`, or `glass run my_file.py` for a file that holds one.
+
+What is said is given as a text (a pair of English and 中文, or a `Said`). A scenario with a text.toml, as every lesson
+has, gives a key of that file instead, and the values of the blanks: `lab.tell("ring_sent", gpus=gpus)`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.rows import NO_CHECKS, NOT_COUNTED, Row, Status, judged, status, tally
+from glasscluster.base.rows import NO_CHECKS, NOT_COUNTED, Match, Row, Status, judged, status, tally
 from glasscluster.base.text import Said
+from glasscluster.scenarios.built_in import TITLES
+from glasscluster.scenarios.texts import Text, Texts, said
 
-Text = tuple[str, str]  # English, 中文
 Say = Callable[[str], None]
 
 
@@ -34,9 +37,19 @@ class Scenario:
 
     name: str
     function: Callable[..., None]
-    title: Text
+    title: Said
     backend: str = "threads"
     hardware: str = "classroom"
+
+    @property
+    def texts(self) -> Texts | None:
+        """The scenario's text.toml; None where it gives its texts itself."""
+        return None
+
+    @property
+    def lesson(self) -> Any:
+        """What text.toml says of a lesson; None for a scenario that is none."""
+        return None
 
     @property
     def story(self) -> str:
@@ -51,57 +64,17 @@ class Scenario:
 
 FEWEST_SENTENCES = 4  # of a story
 REGISTRY: dict[str, Scenario] = {}
-BUILT_IN = {  # name -> the module that holds it
-    "tour": "glasscluster.scenarios.tour",
-    "async_servers": "glasscluster.scenarios.async_servers",
-    "diloco": "glasscluster.scenarios.diloco",
-    "zoo": "glasscluster.scenarios.zoo.zoo",
-    "preference": "glasscluster.scenarios.preference",
-    "emergency_room": "glasscluster.scenarios.emergency_room.emergency_room",
-    "captions": "glasscluster.scenarios.captions",
-}
 
 
 def scenario(name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
     """Make a function a scenario."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        REGISTRY[name] = Scenario(name, function, title or (name, name), backend, hardware)
+        known = TITLES.get(name, Said(name, name))
+        REGISTRY[name] = Scenario(name, function, said(title) if title else known, backend, hardware)
         return function
 
     return register
-
-
-def find(name: str) -> Scenario:
-    """A built-in scenario or lesson by name, or the one in a file."""
-    from glasscluster.scenarios.lesson import LESSONS, find_lesson
-
-    if name.endswith(".py"):
-        return _from_file(Path(name))
-    if name.upper() in LESSONS:
-        return find_lesson(name.upper())
-    if name in BUILT_IN:
-        importlib.import_module(BUILT_IN[name])
-        return REGISTRY[name]
-    raise InputError("scenario", name, "unknown scenario, and not a .py file", [*BUILT_IN, *LESSONS])
-
-
-def _from_file(path: Path) -> Scenario:
-    if not path.is_file():
-        raise InputError("scenario", str(path), "there is no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # so that pickling a program of this file finds it
-    try:
-        spec.loader.exec_module(module)
-    except Exception as problem:
-        raise InputError("scenario", str(path), f"the file fails on import: {type(problem).__name__}: {problem}") from None
-    new = [name for name, play in REGISTRY.items() if play.function.__globals__ is module.__dict__]
-    if len(new) != 1:
-        raise InputError("scenario", str(path), f"the file must hold one function decorated with @scenario(...), it has {len(new)}")
-    return REGISTRY[new[0]]
 
 
 @dataclass
@@ -109,11 +82,11 @@ class Entry:
     """One run in a scenario: what it was, and what it looks like on each hardware."""
 
     key: str
-    title: Text
+    title: Said
     run: Any
     timelines: dict[str, Any]
     checks: list[Row]
-    note: Text | None = None
+    note: Said | None = None
     trained: Any = None
     compared: bool = True
 
@@ -131,13 +104,13 @@ class Lab:
     say: Say = lambda _text: None
     entries: list[Entry] = field(default_factory=list)
     checks: list[Row] = field(default_factory=list)
-    story: list[tuple[Text, str]] = field(default_factory=list)
-    finding: Text = ("", "")
-    prompt: tuple[Text, float, str] | None = None  # what to predict, the answer, its unit
-    explanation: Text | None = None
-    points: list[Text] = field(default_factory=list)
-    own: Text | None = None
-    figures: list[tuple[Text, Callable[[str], Any]]] = field(default_factory=list)
+    story: list[tuple[Said, str]] = field(default_factory=list)
+    finding: Said = field(default_factory=lambda: Said("", ""))
+    prompt: tuple[Said, float, str] | None = None  # what to predict, the answer, its unit
+    explanation: Said | None = None
+    points: list[Said] = field(default_factory=list)
+    own: Said | None = None
+    figures: list[tuple[Said, Callable[[str], Any]]] = field(default_factory=list)
     _open: ExitStack = field(default_factory=ExitStack)
     _clusters: dict[int, Any] = field(default_factory=dict)
 
@@ -179,11 +152,13 @@ class Lab:
         layout, shape = make_plan(**plan), make_model(model) if isinstance(model, str) else model
         layout.check(shape)
         check_data(data, shape.seq, shape.vocab)
-        self.say(f"{title[0]}: {layout.gpus} {self.backend} ranks")
+        title = said(title)
+        self.say(f"{title.en}: {layout.gpus} {self.backend} ranks")
         job = Job(layout, shape, steps, data, self.seed, **({"loss_scale": loss_scale} if loss_scale else {}))
         trained = train(self.cluster(layout.gpus), job, checked=checked, say=self.say)
         if self.leader:
-            entry = Entry(key, title, trained.run, {}, trained.checks, note, trained, compared)
+            noted = said(note) if note else None
+            entry = Entry(key, title, trained.run, {}, trained.checks, noted, trained, compared)
             self._keep(entry, also_on)
         return trained
 
@@ -199,7 +174,8 @@ class Lab:
         **info: Any,
     ) -> Any:
         """Run `program(gpu, *args)` on every rank; returns a Run. `clock`: a Hardware of the scenario's own, instead of the lab's."""
-        self.say(f"{title[0]}: {gpus} {self.backend} ranks")
+        title = said(title)
+        self.say(f"{title.en}: {gpus} {self.backend} ranks")
         run = self.cluster(gpus).run(program, *args, info=info)
         if clock is not None:
             run.hardware = clock
@@ -252,34 +228,83 @@ class Lab:
             options: fields of `base.rows.Row`: `unit`, `match`, `tolerance`, `simulated`, `why`.
         """
         if name is None:
-            name = Said(key, _old_chinese(key))
+            name = Said(key, key)
         made = Row(key, name, predicted, counted, source, **options)
         self.checks.append(made)
         return made
 
-    def tell(self, en: str, zh: str, view: str = "") -> None:
-        """A sentence of the story, linked to a view of the report (a URL hash such as `tab=timeline&run=ddp`)."""
-        self.story.append(((en, zh), view))
+    def row(
+        self,
+        key: str,
+        /,
+        predicted: float | None,
+        counted: float | None,
+        source: str,
+        *,
+        simulated: float | None = None,
+        unit: str = "bytes",
+        match: Match = "exact",
+        tolerance: float = 0.0,
+        **blanks: Any,
+    ) -> Row:
+        """A ledger row of the lesson itself; its name is the text `rows.KEY`. See `base.rows.Row` for the values."""
+        name = self._texts.filled("rows", key, blanks=blanks)
+        options: dict[str, Any] = {"unit": unit, "match": match, "tolerance": tolerance}
+        return self.check(key, predicted, counted, source, name=name, simulated=simulated, **options)
 
-    def ask(self, en: str, zh: str, answer: float, unit: str) -> None:
+    @property
+    def _texts(self) -> Texts:
+        if self.scenario.texts is None:
+            raise InputError("text", self.scenario.name, "has no text.toml: give the text in both languages")
+        return self.scenario.texts
+
+    def text(self, key: str, /, **blanks: Any) -> Said:
+        """A title of a run or a figure: the text `text.KEY` with its blanks filled."""
+        return self._texts.filled("text", key, blanks=blanks)
+
+    def word(self, key: str, lang: str, /, **blanks: Any) -> str:
+        """A label in a figure: the text `text.KEY` in the language that the figure is drawn in."""
+        return self.text(key, **blanks).in_(lang)
+
+    def _said(self, section: str, text: str | Text, blanks: dict[str, Any]) -> Said:
+        """A text as it was given, or of a key of the text file."""
+        return self._texts.filled(section, text, blanks=blanks) if isinstance(text, str) else said(text)
+
+    def tell(self, text: str | Text, /, view: str = "", **blanks: Any) -> None:
+        """A sentence of the story, linked to a view of the report.
+
+        Args:
+            text: a text, or the key of one below `tell` in the text file.
+            view: a URL hash such as `tab=timeline&run=ddp`.
+            blanks: the values of the text's blanks.
+        """
+        self.story.append((self._said("tell", text, blanks), view))
+
+    def ask(self, text: str | Text, answer: float, unit: str, /, **blanks: Any) -> None:
         """The number to predict; the report shows nothing else until one is entered."""
-        self.prompt = ((en, zh), float(answer), unit)
+        self.prompt = (self._said("ask", text, blanks), float(answer), unit)
 
-    def explain(self, en: str, zh: str, *points: Text) -> None:
-        """Why it came out so; `points` are what a good explanation says, for the reader to tick off."""
-        self.explanation, self.points = (en, zh), list(points)
+    def explain(self, **blanks: Any) -> None:
+        """Why it came out so: `explain` of the text file; its points are for the reader to tick off."""
+        self.explanation, self.points = self._texts.filled("explain", blanks=blanks), self._texts.points(blanks)
 
-    def own_number(self, en: str, zh: str) -> None:
-        """For the interview card: the number this run gave."""
-        self.own = (en, zh)
+    def own_number(self, **blanks: Any) -> None:
+        """For the interview card: the number this run gave, `own_number` of the text file."""
+        self.own = self._texts.filled("own_number", blanks=blanks)
 
-    def figure(self, title: Text, make: Callable[[str], Any]) -> None:
-        """A figure of the lesson's own; `make(lang)` returns a plotly figure."""
-        self.figures.append((title, make))
+    def figure(self, title: str | Text, make: Callable[[str], Any], /, **blanks: Any) -> None:
+        """A figure of the scenario's own.
 
-    def conclude(self, en: str, zh: str) -> None:
-        """The one-sentence finding."""
-        self.finding = (en, zh)
+        Args:
+            title: a text, or the key of one below `text` in the text file.
+            make: `make(lang)` returns a plotly figure.
+            blanks: the values of the title's blanks.
+        """
+        self.figures.append((self._said("text", title, blanks), make))
+
+    def conclude(self, text: Text | None = None, /, **blanks: Any) -> None:
+        """The one-sentence finding: a text, or `conclude` of the text file."""
+        self.finding = said(text) if text is not None else self._texts.filled("conclude", blanks=blanks)
 
     def close(self) -> None:
         """Stop the clusters."""
@@ -323,41 +348,40 @@ class Lab:
             "seed": self.seed,
             "runs": [_run_json(e) for e in self.entries],
             **judged(self.all_checks, self.not_checked),
-            "figures": [{"kind": "timeline", "run": e.key, "hardware": h, "title": e.title[0]} for e in self.entries for h in e.timelines],
+            "figures": [{"kind": "timeline", "run": e.key, "hardware": h, "title": e.title.en} for e in self.entries for h in e.timelines],
             "report": str(report) if report else None,
         }
 
     def _lesson_page(self) -> Any:
         """The beats of a lesson for the page; None for a plain scenario."""
-        from glasscluster.scenarios.lesson import Lesson
         from glasscluster.visualize.page.report import LessonPage
 
-        taught = self.scenario
-        if not isinstance(taught, Lesson) or self.prompt is None:
+        taught = self.scenario.lesson
+        if taught is None or self.prompt is None:
             return None
         (prompt, answer, unit), card, formula = self.prompt, taught.card, taught.formula
         return LessonPage(
             id=taught.id,
-            question=Said(*taught.question),
-            prompt=Said(*prompt),
+            question=taught.question,
+            prompt=prompt,
             answer=answer,
             unit=unit,
             formula=f"{formula.id} · {formula.text} · {formula.match} · {formula.source}",
-            kills=Said(*taught.kills),
-            explanation=Said(*(self.explanation or ("", ""))),
-            points=[Said(*p) for p in self.points],
-            card_question=Said(*card.question),
-            card_short=Said(*card.short),
-            card_long=Said(*card.long),
-            follow_ups=[Said(*f) for f in card.follow_ups],
-            own=Said(*self.own) if self.own else None,
+            kills=taught.kills,
+            explanation=self.explanation or Said("", ""),
+            points=self.points,
+            card_question=card.question,
+            card_short=card.short,
+            card_long=card.long,
+            follow_ups=list(card.follow_ups),
+            own=self.own,
         )
 
     def _told(self) -> list[Any]:
         """The scenario's own sentences; when they are few, what can be said of any run is added, from its numbers."""
         from glasscluster.visualize.page.report import StoryStep, told
 
-        steps = [StoryStep(Said(*text), view or "tab=ledger") for text, view in self.story]
+        steps = [StoryStep(text, view or "tab=ledger") for text, view in self.story]
         if self.entries and len(steps) < FEWEST_SENTENCES:
             entry = self.entries[-1]
             here = f"&run={entry.key}" if len(self.entries) > 1 else ""
@@ -380,11 +404,11 @@ class Lab:
         chapters = [
             Chapter(
                 e.key,
-                Said(*e.title),
+                e.title,
                 e.run,
                 e.timelines,
                 e.checks,
-                note=Said(*e.note) if e.note else None,
+                note=e.note,
                 compared=e.compared,
                 equivalence=e.trained.comparison if e.trained is not None else None,
                 network=network_pictures(e.trained) if e.trained is not None else {},
@@ -393,14 +417,14 @@ class Lab:
         ]
         page = Report(
             name=self.scenario.name,
-            title=Said(*self.scenario.title),
-            finding=Said(*self.finding),
+            title=self.scenario.title,
+            finding=self.finding,
             chapters=chapters,
             story=self._told(),
             seed=self.seed,
             checks=self.checks,
             not_checked=self.not_checked,
-            figures=[(Said(*title), make) for title, make in self.figures],
+            figures=self.figures,
             lesson=self._lesson_page(),
         )
         report = write_report(page, folder / "report.html")
@@ -411,17 +435,6 @@ class Lab:
 
 def _of_run(entry: Entry, what: Said) -> Said:
     return Said(f"{entry.key}: {what.en}", f"{entry.key}: {what.zh}")
-
-
-def _old_chinese(name: str) -> str:
-    """Until lessons name their rows themselves: the Chinese of a lesson's row, from the old catalogue.
-
-    This function and the catalogue go with the last `lab.check("English name", ...)` in lessons/. A key that
-    comes without a name is then its own name in both languages.
-    """
-    from glasscluster.visualize.page.words import row_name
-
-    return row_name(name, "zh")
 
 
 def _run_json(entry: Entry) -> dict[str, Any]:

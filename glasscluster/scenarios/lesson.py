@@ -1,69 +1,51 @@
 """A lesson: a scenario with six beats. Question, predict, run, see, check, explain.
 
-The decorator holds what does not depend on the run: the question, the formula and its match class, the misconception
-it kills, the interview card. The function runs real programs or plans, asks for a prediction (`lab.ask`), points at
-what to see (`lab.tell`, `lab.figure`), states its checks (`lab.check`, at least one) and explains (`lab.explain`).
+A lesson is a folder that stands in `scenarios/lessons/`, named by its id and its subject: `c3_ring_all_reduce` is C3.
+Nothing else lists it. In the folder are
+
+    program.py    the programs that run on ranks, and the lesson: a function decorated with `@lesson`
+    text.toml     all that people read, in both languages (see `scenarios/texts.py`)
+
+The function runs real programs or plans, asks for a prediction (`lab.ask`), points at what to see (`lab.tell`,
+`lab.figure`), states its ledger rows (`lab.row`, at least one) and explains (`lab.explain`). What does not depend on
+the run (the question, the formula and its match class, the misconception it kills, the interview card) is read from
+text.toml alone, so that lessons are listed without importing any program.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from glasscluster.scenarios.lab import REGISTRY, Scenario, Text
+from glasscluster.base.errors import InputError
+from glasscluster.base.text import Said
+from glasscluster.scenarios.lab import REGISTRY, Scenario
+from glasscluster.scenarios.texts import Texts, unwrap
 
-# id -> module in scenarios/lessons/, in the order of the curriculum
-LESSONS: dict[str, str] = {
-    "L0": "l0_first_run",
-    "A1": "a1_attention_by_hand",
-    "A2": "a2_masks",
-    "A3": "a3_key_value_cache",
-    "A4": "a4_rope",
-    "A5": "a5_where_the_norm_goes",
-    "A6": "a6_bert_vs_gpt",
-    "A7": "a7_bpe_by_hand",
-    "A8": "a8_data_mix",
-    "A9": "a9_adding_positions",
-    "B1": "b1_roofline",
-    "B2": "b2_online_softmax",
-    "B3": "b3_flash_attention_io",
-    "B4": "b4_activation_memory",
-    "B5": "b5_recompute",
-    "B6": "b6_mixed_precision",
-    "B7": "b7_flops_and_mfu",
-    "C1": "c1_alpha_beta",
-    "C2": "c2_parameter_server",
-    "C3": "c3_ring_all_reduce",
-    "C4": "c4_collective_algebra",
-    "C5": "c5_ring_tree_doubling",
-    "C6": "c6_hierarchy",
-    "C7": "c7_deadlock_clinic",
-    "D1": "d1_dp_equals_one_gpu",
-    "D2": "d2_buckets_and_overlap",
-    "D3": "d3_zero_memory",
-    "D4": "d4_zero_traffic",
-    "D5": "d5_critical_batch",
-    "D6": "d6_stragglers",
-    "E1": "e1_column_then_row",
-    "E2": "e2_sequence_parallel",
-    "E3": "e3_vocab_parallel_loss",
-    "E4": "e4_gpipe_bubble",
-    "E5": "e5_1f1b_memory",
-    "E6": "e6_ping_pong_tax",
-    "E7": "e7_interleaving",
-    "E8": "e8_zero_bubble",
-    "E9": "e9_ring_and_ulysses",
-    "E10": "e10_moe_all_to_all",
-    "E11": "e11_layout_puzzle",
-    "F1": "f1_loss_blow_up",
-    "F3": "f3_eval_harness",
-    "F4": "f4_rlhf_anatomy",
-    "G1": "g1_prefill_and_decode",
-    "G2": "g2_continuous_batching",
-    "G3": "g3_speculative_decoding",
-}
+HOME = Path(__file__).parent / "lessons"
+NAME = re.compile(r"([a-z])(\d+)_[a-z0-9_]+")  # of a lesson's folder: its id, then its subject
+FIRST_PART = "l"  # L0 opens the curriculum; the other parts follow by letter
+
+
+def _order(folder: Path) -> tuple[bool, str, int]:
+    part, number = NAME.fullmatch(folder.name).groups()  # type: ignore[union-attr]
+    return part != FIRST_PART, part, int(number)
+
+
+def lessons_in(home: Path) -> dict[str, Path]:
+    """Id -> folder of every lesson that stands in a folder, in the order of the curriculum."""
+    folders = [f for f in home.iterdir() if NAME.fullmatch(f.name) and (f / "text.toml").is_file()]
+    return {f.name.split("_")[0].upper(): f for f in sorted(folders, key=_order)}
+
+
+LESSONS: dict[str, Path] = lessons_in(HOME)
+Class = Literal["X", "V", "T"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +54,7 @@ class Formula:
 
     id: str
     text: str
-    match: Literal["X", "V", "T"]
+    match: Class
     source: str
 
 
@@ -80,66 +62,114 @@ class Formula:
 class Card:
     """The interview card; `lab.own_number` adds the number of your own run."""
 
-    question: Text
-    short: Text  # the 30-second answer
-    long: Text  # the 2-minute answer
-    follow_ups: tuple[Text, ...]
+    question: Said
+    short: Said  # the 30-second answer
+    long: Said  # the 2-minute answer
+    follow_ups: tuple[Said, ...]
 
 
 @dataclass(frozen=True)
-class Lesson(Scenario):
-    """A scenario with the six beats."""
+class Lesson:
+    """What a lesson says before anything has run: its text.toml, read and checked."""
 
-    id: str = ""
-    topic: Text = ("", "")
-    question: Text = ("", "")
-    kills: Text = ("", "")
-    formula: Formula = field(default_factory=lambda: Formula("", "", "X", ""))
-    card: Card = field(default_factory=lambda: Card(("", ""), ("", ""), ("", ""), ()))
-
-
-def lesson(
-    id_: str,
-    *,
-    title: Text,
-    topic: Text,
-    question: Text,
-    formula: Formula,
-    kills: Text,
-    card: Card,
-    backend: str = "threads",
-    hardware: str = "classroom",
-) -> Callable[..., Any]:
-    """Make a function a lesson, registered under its id."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        REGISTRY[id_] = Lesson(id_, function, title, backend, hardware, id_, topic, question, kills, formula, card)
-        return function
-
-    return register
+    id: str
+    title: Said
+    topic: Said
+    question: Said
+    kills: Said
+    formula: Formula
+    card: Card
+    texts: Texts
 
 
-def find_lesson(id_: str) -> Lesson:
-    """A built-in lesson by id."""
-    import_module(f"glasscluster.scenarios.lessons.{LESSONS[id_]}")
-    found = REGISTRY[id_]
-    assert isinstance(found, Lesson)
-    return found
+@dataclass(frozen=True)
+class TaughtLesson(Scenario):
+    """A scenario with the six beats: a lesson together with its program."""
+
+    lesson: Lesson | None = None
+
+    @property
+    def texts(self) -> Texts | None:
+        """What the lab tells from."""
+        return self.lesson.texts if self.lesson else None
 
 
-def teaching_plan(taught: Lesson) -> list[tuple[str, Text]]:
-    """Fifty minutes: (minutes, what happens)."""
-    (en, zh), formula, run = taught.question, taught.formula.text, f"glass run {taught.id}"
-    see = (
-        "Timeline and figures: find where the time or the bytes went; change one option.",
-        "看时间线与图：找出时间或字节去了哪里；改一个选项。",
+def read_lesson(folder: Path) -> Lesson:
+    """The lesson of a folder, from its text.toml alone.
+
+    Raises:
+        InputError: the file is missing or not TOML, lacks a text, or gives another id than the folder's name.
+    """
+    texts = Texts.read(folder / "text.toml")
+    id_, formula = texts.table("id"), texts.table("formula")
+    if not NAME.fullmatch(folder.name) or not folder.name.startswith(f"{id_.lower()}_"):
+        raise InputError("id", id_, f"the folder {folder.name} must be named by it, as {id_.lower()}_subject")
+    if formula.get("match") not in get_args(Class):
+        raise InputError("formula.match", formula.get("match"), "must be X, V or T", get_args(Class))
+    follow_ups = range(len(texts.table("card", "follow_ups")))
+    card = Card(
+        texts.plain("card", "question"),
+        texts.plain("card", "short"),
+        texts.plain("card", "long"),
+        tuple(texts.item("card", "follow_ups", index=i) for i in follow_ups),
     )
+    said = (texts.plain(name) for name in ("title", "topic", "question", "kills"))
+    contract: dict[str, Any] = {name: unwrap(value) for name, value in formula.items()}
+    title, topic, question, kills = said
+    return Lesson(id_, title, topic, question, kills, Formula(**contract), card, texts)
+
+
+@cache
+def find_lesson(id_: str) -> Lesson:
+    """What a built-in lesson says, by id; its program is not imported."""
+    return read_lesson(LESSONS[id_])
+
+
+def taught_lesson(id_: str) -> TaughtLesson:
+    """A built-in lesson by id, with its program: the one place that imports it."""
+    import_module(f"glasscluster.scenarios.lessons.{LESSONS[id_].name}.program")
+    taught = REGISTRY[id_]
+    assert isinstance(taught, TaughtLesson)
+    return taught
+
+
+def lesson(function: Callable[..., None] | None = None, *, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
+    """Make a function a lesson, registered under the id that the text.toml beside it gives.
+
+    Args:
+        function: `function(lab, option: int = 4, ...)`; its docstring says what runs, its options are `glass run`'s.
+        backend: where it runs unless `--backend` says otherwise.
+        hardware: the virtual clock unless `--hardware` says otherwise.
+    """
+    if function is None:
+        return lambda decorated: lesson(decorated, backend=backend, hardware=hardware)
+    text = read_lesson(Path(inspect.getfile(function)).resolve().parent)
+    REGISTRY[text.id] = TaughtLesson(text.id, function, text.title, backend, hardware, text)
+    return function
+
+
+def teaching_plan(taught: Lesson) -> list[tuple[str, Said]]:
+    """Fifty minutes: (minutes, what happens)."""
+    formula, run = taught.formula.text, f"glass run {taught.id}"
+    question, kills, card = taught.question, taught.kills, taught.card.question
     return [
-        ("0-5", (f"Ask: {en} Nobody answers aloud.", f"提问：{zh} 先不要说出答案。")),
-        ("5-10", ("Everyone writes a number and opens the report with it.", "每人写下一个数字，带着它打开报告。")),
-        ("10-15", (f"Run it in front of the class: {run}", f"当堂运行：{run}")),
-        ("15-28", see),
-        ("28-36", (f"Ledger: derive {formula} and find the row.", f"账本：推导 {formula}，找到对应的一行。")),
-        ("36-42", (f"Kill the misconception: {taught.kills[0]}", f"破除误解：{taught.kills[1]}")),
-        ("42-50", (f"In pairs, the interview card: {taught.card.question[0]}", f"两人一组练习面试卡：{taught.card.question[1]}")),
+        ("0-5", Said(f"Ask: {question.en} Nobody answers aloud.", f"提问：{question.zh} 先不要说出答案。")),
+        (
+            "5-10",
+            Said(
+                "Everyone writes a number and opens the report with it.",
+                "每人写下一个数字，带着它打开报告。",
+            ),
+        ),
+        ("10-15", Said(f"Run it in front of the class: {run}", f"当堂运行：{run}")),
+        (
+            "15-28",
+            Said(
+                "Timeline and figures: find where the time or the bytes went; change one option.",
+                "看时间线与图：找出时间或字节去了哪里；改一个选项。",
+            ),
+        ),
+        ("28-36", Said(f"Ledger: derive {formula} and find the row.", f"账本：推导 {formula}，找到对应的一行。")),
+        ("36-42", Said(f"Kill the misconception: {kills.en}", f"破除误解：{kills.zh}")),
+        ("42-50", Said(f"In pairs, the interview card: {card.en}", f"两人一组练习面试卡：{card.zh}")),
     ]

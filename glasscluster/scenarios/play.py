@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 from glasscluster.base.errors import GlassError, InputError
-from glasscluster.scenarios.lab import BUILT_IN, Lab, Say, Scenario, find, perform
+from glasscluster.scenarios.built_in import TITLES
+from glasscluster.scenarios.find import find
+from glasscluster.scenarios.lab import Lab, Say, Scenario, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson, teaching_plan
+from glasscluster.scenarios.new_lesson import new_lesson
 
 TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+
+
+BACKEND_NOTES = {  # every backend of sim.run, in words
+    "ray": "Ray actors, real tensors, messages over gloo (NCCL with --device cuda)",
+    "threads": "threads of this process, real tensors, deadlocks seen at once",
+    "torchrun": "processes started by torchrun, gloo or NCCL",
+    "dry": "shapes only; what `glass predict` uses",
+}
 
 
 def read_options(play: Scenario, words: list[str]) -> dict[str, Any]:
@@ -62,7 +73,7 @@ def _convert(name: str, value: str, kind: type) -> Any:
 def help_text(name: str) -> str:
     """The story and the options of a scenario."""
     play = find(name)
-    lines = [f"glass run {name}: {play.title[0]} · {play.title[1]}", "", play.story, "", "Options:"]
+    lines = [f"glass run {name}: {play.title.en} · {play.title.zh}", "", play.story, "", "Options:"]
     for option, parameter in play.options.items():
         default = "needed" if parameter.default is Parameter.empty else f"default {parameter.default}"
         lines.append(f"  --{option.replace('_', '-'):20} {_kind(parameter).__name__:6} {default}")
@@ -113,42 +124,50 @@ def play(
 
 
 def lesson_list() -> dict[str, Any]:
-    """The `glass.lessons/1` object."""
-    rows = [find_lesson(i) for i in LESSONS]
-    found = [{"id": x.id, "title": x.title[0], "title_zh": x.title[1], "topic": x.topic[0], "question": x.question[0]} for x in rows]
-    return {"schema": "glass.lessons/1", "lessons": found}
+    """The `glass.lessons/1` object, from the lessons' text files alone."""
+    rows = [find_lesson(id_) for id_ in LESSONS]
+    content = [
+        {
+            "id": row.id,
+            "title": row.title.en,
+            "title_zh": row.title.zh,
+            "topic": row.topic.en,
+            "question": row.question.en,
+        }
+        for row in rows
+    ]
+    return {"schema": "glass.lessons/1", "lessons": content}
 
 
 def lesson_plan(id_: str) -> dict[str, Any]:
     """Fifty minutes with a class."""
     if id_.upper() not in LESSONS:
         raise InputError("plan", id_, "unknown lesson", list(LESSONS))
-    plan = [{"minutes": m, "en": en, "zh": zh} for m, (en, zh) in teaching_plan(find_lesson(id_.upper()))]
+    beats = teaching_plan(find_lesson(id_.upper()))
+    plan = [{"minutes": minutes, "en": text.en, "zh": text.zh} for minutes, text in beats]
     return {"schema": "glass.lesson-plan/1", "lesson": id_.upper(), "plan": plan}
+
+
+def lesson_skeleton(name: str, out: str) -> dict[str, Any]:
+    """The `glass.lesson-skeleton/1` object: where a new lesson was written."""
+    folder = new_lesson(name, Path(out))
+    return {"schema": "glass.lesson-skeleton/1", "folder": str(folder)}
 
 
 def inventory() -> dict[str, Any]:
     """The `glass.list/1` object."""
     from glasscluster.model.config import PRESETS
-    from glasscluster.sim.run import BACKENDS
     from glasscluster.sim.time.hardware import CATALOGUE
     from glasscluster.strategies.pipeline.schedules import SCHEDULES
 
-    backends = {
-        "ray": "Ray actors, real tensors, messages over gloo (NCCL with --device cuda)",
-        "threads": "threads of this process, real tensors, deadlocks seen at once",
-        "torchrun": "processes started by torchrun, gloo or NCCL",
-        "dry": "shapes only; what `glass predict` uses",
-    }
-    assert set(backends) == set(BACKENDS)
     return {
         "schema": "glass.list/1",
-        "scenarios": {name: find(name).title[0] for name in BUILT_IN},
-        "lessons": {i: find_lesson(i).title[0] for i in LESSONS},
+        "scenarios": {name: title.en for name, title in TITLES.items()},
+        "lessons": {id_: find_lesson(id_).title.en for id_ in LESSONS},
         "models": {k: ", ".join(f"{a} {b}" for a, b in v.items()) for k, v in PRESETS.items()},
         "hardware": {
             h.name: f"{h.gpu.name}, {h.node_size} a node by {h.intra.name}; between nodes {h.inter.name}" for h in CATALOGUE.values()
         },
         "schedules": dict.fromkeys(SCHEDULES, ""),
-        "backends": backends,
+        "backends": BACKEND_NOTES,
     }

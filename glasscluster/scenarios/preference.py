@@ -10,7 +10,7 @@ from glasscluster.scenarios.lab import Lab, scenario
 
 
 # fmt: off
-@scenario("preference", title=("A judge can be fooled", "评判者会被欺骗"), hardware="dgx-h100")
+@scenario("preference", hardware="dgx-h100")
 def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8, tokens: int = 16) -> None:
     """PPO against a reward model, with its pull to the reference and without, and GRPO against a rule, from one SFT policy. The rule says after
     every iteration what the answers are worth, the reward model what it thinks of them. Then PPO's roles are put on one, two and five GPUs.
@@ -84,13 +84,13 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
 
     lab.figure(("Time of an iteration, by placement", "不同放置的迭代时间"), lambda lang: placed_bars(times, 0, lang))
     lab.figure(("Model states of the fullest GPU", "最满的 GPU 上的模型状态"), lambda lang: placed_bars(fullest, 1, lang))
-    lab.tell(f"With its pull PPO ends at {held.reward:.3f} right and a KL of {held.kl:.2f}; without, at {free.reward:.3f} and {free.kl:.2f}, while the judge's score goes from {likes:.2f} to {likes_free:.2f}.",
-             f"有约束时 PPO 最终正确率 {held.reward:.3f}，KL {held.kl:.2f}；没有约束时为 {free.reward:.3f} 和 {free.kl:.2f}，而评判者的得分从 {likes:.2f} 变为 {likes_free:.2f}。")
-    lab.tell(f"The judge agrees with the rule on {100 * learned.agreement:.1f}% of comparisons of SFT answers; about answers that nobody there gave it was never asked. A rule has no such gap: GRPO ends at {rows['grpo'].reward:.3f}.",
-             f"在 SFT 回答的比较上，评判者与规则有 {100 * learned.agreement:.1f}% 一致；那里没人给出过的回答，从来没有问过它。规则没有这种漏洞：GRPO 最终为 {rows['grpo'].reward:.3f}。")
-    lab.tell(f"Five GPUs take {times['five']:.3f} ms an iteration, one takes {times['one']:.3f} ms: roles take turns, and while answers are written four GPUs of five wait.",
-             f"五块 GPU 一次迭代 {times['five']:.3f} ms，一块 {times['one']:.3f} ms：各角色轮流工作，生成回答时五块里有四块在等。", "tab=timeline&run=five")
-    lab.tell(f"What they buy is memory: the fullest GPU holds {fullest['five']:.1f} bytes a parameter instead of {fullest['one']:.1f}. PPO of a model of {psi / 1e9:.1f}B parameters holds {needed / 1e9:.1f} GB: {len(groups)} GPUs of 80 GB.",
-             f"换来的是显存：最满的 GPU 每个参数 {fullest['five']:.1f} 字节，而不是 {fullest['one']:.1f}。{psi / 1e9:.1f}B 参数的模型做 PPO 要 {needed / 1e9:.1f} GB：{len(groups)} 块 80 GB 的 GPU。", "tab=memory&run=one")
-    lab.conclude(f"Pulled back, PPO gets {held.reward:.3f} right; let go, {free.reward:.3f}, and its judge likes it {'better' if likes_free > likes else 'no better'}.",
-                 f"有约束时 PPO 正确率 {held.reward:.3f}；放开之后 {free.reward:.3f}，而评判者{'更喜欢它' if likes_free > likes else '并没有更喜欢它'}。")
+    lab.tell((f"With its pull PPO ends at {held.reward:.3f} right and a KL of {held.kl:.2f}; without, at {free.reward:.3f} and {free.kl:.2f}, while the judge's score goes from {likes:.2f} to {likes_free:.2f}.",
+             f"有约束时 PPO 最终正确率 {held.reward:.3f}，KL {held.kl:.2f}；没有约束时为 {free.reward:.3f} 和 {free.kl:.2f}，而评判者的得分从 {likes:.2f} 变为 {likes_free:.2f}。"))
+    lab.tell((f"The judge agrees with the rule on {100 * learned.agreement:.1f}% of comparisons of SFT answers; about answers that nobody there gave it was never asked. A rule has no such gap: GRPO ends at {rows['grpo'].reward:.3f}.",
+             f"在 SFT 回答的比较上，评判者与规则有 {100 * learned.agreement:.1f}% 一致；那里没人给出过的回答，从来没有问过它。规则没有这种漏洞：GRPO 最终为 {rows['grpo'].reward:.3f}。"))
+    lab.tell((f"Five GPUs take {times['five']:.3f} ms an iteration, one takes {times['one']:.3f} ms: roles take turns, and while answers are written four GPUs of five wait.",
+             f"五块 GPU 一次迭代 {times['five']:.3f} ms，一块 {times['one']:.3f} ms：各角色轮流工作，生成回答时五块里有四块在等。"), view="tab=timeline&run=five")
+    lab.tell((f"What they buy is memory: the fullest GPU holds {fullest['five']:.1f} bytes a parameter instead of {fullest['one']:.1f}. PPO of a model of {psi / 1e9:.1f}B parameters holds {needed / 1e9:.1f} GB: {len(groups)} GPUs of 80 GB.",
+             f"换来的是显存：最满的 GPU 每个参数 {fullest['five']:.1f} 字节，而不是 {fullest['one']:.1f}。{psi / 1e9:.1f}B 参数的模型做 PPO 要 {needed / 1e9:.1f} GB：{len(groups)} 块 80 GB 的 GPU。"), view="tab=memory&run=one")
+    lab.conclude((f"Pulled back, PPO gets {held.reward:.3f} right; let go, {free.reward:.3f}, and its judge likes it {'better' if likes_free > likes else 'no better'}.",
+                 f"有约束时 PPO 正确率 {held.reward:.3f}；放开之后 {free.reward:.3f}，而评判者{'更喜欢它' if likes_free > likes else '并没有更喜欢它'}。"))

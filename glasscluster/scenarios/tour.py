@@ -12,7 +12,7 @@ OTHER = "dgx-h100"
 GPUS = 4
 
 
-@scenario("tour", title=("Four GPUs, four ways to train one GPT", "四块 GPU，训练同一个 GPT 的四种方式"), backend="ray")
+@scenario("tour", backend="ray")
 def tour(lab: Lab, steps: int = 6, hidden: int = 128, seq: int = 128, data: str | None = None) -> None:
     """Train one small GPT on real text with data parallelism, ZeRO-3, tensor parallelism and GPipe.
 
@@ -76,53 +76,72 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
     name = {e.key: e.title for e in lab.entries}
     counts = tally(lab.all_checks).said
     lab.conclude(
-        f"All four train the same model (largest gradient difference from one device {worst:.1e}); on {here} "
-        f"{name[fastest][0]} is fastest ({step[fastest]:.2f} ms a step) and {name[leanest][0]} "
-        f"needs least memory ({peak[leanest]:.1f} MB a GPU).",
-        f"四种方式训练出同一个模型（与单卡梯度的最大差异 {worst:.1e}）；在 {here} 上 "
-        f"{name[fastest][1]} 最快（每步 {step[fastest]:.2f} ms），{name[leanest][1]} 最省显存（每卡 {peak[leanest]:.1f} MB）。",
+        (
+            f"All four train the same model (largest gradient difference from one device {worst:.1e}); on {here} "
+            f"{name[fastest].en} is fastest ({step[fastest]:.2f} ms a step) and {name[leanest].en} "
+            f"needs least memory ({peak[leanest]:.1f} MB a GPU).",
+            f"四种方式训练出同一个模型（与单卡梯度的最大差异 {worst:.1e}）；在 {here} 上 "
+            f"{name[fastest].zh} 最快（每步 {step[fastest]:.2f} ms），{name[leanest].zh} 最省显存（每卡 {peak[leanest]:.1f} MB）。",
+        ),
     )
     lab.tell(
-        f"Four ranks on {lab.backend} trained a GPT on real text; the loss went from {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} "
-        f"steps. Checks: {counts.en}.",
-        f"四个 rank（{lab.backend} 后端）在真实文本上训练了一个 GPT：{len(losses)} 步内损失从 {losses[0]:.3f} 降到 {losses[-1]:.3f}，"
-        f"检查：{counts.zh}。",
-        "tab=checks",
+        (
+            f"Four ranks on {lab.backend} trained a GPT on real text; the loss went from {losses[0]:.3f} to "
+            f"{losses[-1]:.3f} in {len(losses)} "
+            f"steps. Checks: {counts.en}.",
+            f"四个 rank（{lab.backend} 后端）在真实文本上训练了一个 GPT：{len(losses)} 步内损失从 {losses[0]:.3f} 降到 {losses[-1]:.3f}，"
+            f"检查：{counts.zh}。",
+        ),
+        view="tab=checks",
     )
     lab.tell(
-        f"DDP keeps everything on every GPU ({peak['ddp']:.1f} MB) and sends {sent['ddp']:.2f} MB a rank, launched while backward is "
-        f"still computing: {exposed['ddp']:.2f} ms of it is waited for.",
-        f"DDP 在每张卡上保存全部状态（{peak['ddp']:.1f} MB），每个 rank 发送 {sent['ddp']:.2f} MB，在反向计算期间就已发起："
-        f"真正等待通信的有 {exposed['ddp']:.2f} ms。",
-        "tab=timeline&run=ddp",
+        (
+            f"DDP keeps everything on every GPU ({peak['ddp']:.1f} MB) and sends {sent['ddp']:.2f} MB a rank, launched while backward is "
+            f"still computing: {exposed['ddp']:.2f} ms of it is waited for.",
+            f"DDP 在每张卡上保存全部状态（{peak['ddp']:.1f} MB），每个 rank 发送 {sent['ddp']:.2f} MB，在反向计算期间就已发起："
+            f"真正等待通信的有 {exposed['ddp']:.2f} ms。",
+        ),
+        view="tab=timeline&run=ddp",
     )
     lab.tell(
-        f"ZeRO-3 holds {states:.0%} of DDP's states on a GPU and sends {sent['zero3'] / sent['ddp']:.2f} times DDP's bytes. With prefetch "
-        f"{exposed['zero3']:.2f} ms of it is waited for; without, {exposed['bare']:.2f} ms.",
-        f"ZeRO-3 每卡保存的状态是 DDP 的 {states:.0%}，通信量是 DDP 的 {sent['zero3'] / sent['ddp']:.2f} 倍。预取时暴露的通信为 "
-        f"{exposed['zero3']:.2f} ms，关闭预取则为 {exposed['bare']:.2f} ms。",
-        "tab=timeline&run=zero3-no-prefetch",
+        (
+            f"ZeRO-3 holds {states:.0%} of DDP's states on a GPU and sends "
+            f"{sent['zero3'] / sent['ddp']:.2f} times DDP's bytes. With prefetch "
+            f"{exposed['zero3']:.2f} ms of it is waited for; without, {exposed['bare']:.2f} ms.",
+            f"ZeRO-3 每卡保存的状态是 DDP 的 {states:.0%}，通信量是 DDP 的 {sent['zero3'] / sent['ddp']:.2f} 倍。预取时暴露的通信为 "
+            f"{exposed['zero3']:.2f} ms，关闭预取则为 {exposed['bare']:.2f} ms。",
+        ),
+        view="tab=timeline&run=zero3-no-prefetch",
     )
     lab.tell(
-        f"Tensor parallelism waits for an all-reduce four times a layer: {exposed['tp']:.2f} ms of a {step['tp']:.2f} ms step is exposed.",
-        f"张量并行每层要等四次 all-reduce：每步 {step['tp']:.2f} ms 中有 {exposed['tp']:.2f} ms 是暴露的通信。",
-        "tab=timeline&run=tp",
+        (
+            f"Tensor parallelism waits for an all-reduce four times a layer: {exposed['tp']:.2f} ms of a "
+            f"{step['tp']:.2f} ms step is exposed.",
+            f"张量并行每层要等四次 all-reduce：每步 {step['tp']:.2f} ms 中有 {exposed['tp']:.2f} ms 是暴露的通信。",
+        ),
+        view="tab=timeline&run=tp",
     )
     m = runs["gpipe"].job.plan.micro_batches
     lab.tell(
-        f"GPipe sends {sent['gpipe']:.2f} MB a rank, and its bubble is {bubble['bubble_fraction']:.1%} of the time; "
-        f"equal stages and free messages would give (p-1)/(m+p-1) = {(GPUS - 1) / (m + GPUS - 1):.1%}.",
-        f"GPipe 每个 rank 发送 {sent['gpipe']:.2f} MB，气泡占 {bubble['bubble_fraction']:.1%}；若各级相等且通信免费，应为 "
-        f"(p-1)/(m+p-1) = {(GPUS - 1) / (m + GPUS - 1):.1%}。",
-        "tab=timeline&run=gpipe",
+        (
+            f"GPipe sends {sent['gpipe']:.2f} MB a rank, and its bubble is {bubble['bubble_fraction']:.1%} of the time; "
+            f"equal stages and free messages would give (p-1)/(m+p-1) = {(GPUS - 1) / (m + GPUS - 1):.1%}.",
+            f"GPipe 每个 rank 发送 {sent['gpipe']:.2f} MB，气泡占 {bubble['bubble_fraction']:.1%}；若各级相等且通信免费，应为 "
+            f"(p-1)/(m+p-1) = {(GPUS - 1) / (m + GPUS - 1):.1%}。",
+        ),
+        view="tab=timeline&run=gpipe",
     )
     slow = {k: runs[k].run.replay(OTHER).makespan * 1e3 for k in main}
     first = min(main, key=lambda k: slow[k])
     busy = max(runs[k].run.replay(OTHER).mfu(runs[k].run.graph.info["model_flops"]) for k in main)
     lab.tell(
-        f"The same recordings replayed on {OTHER}: " + ", ".join(f"{name[k][0]} {slow[k]:.2f} ms" for k in main) + f". {name[first][0]} is "
-        f"fastest there, and no run uses more than {busy:.1%} of the peak: a model this small waits for kernel launches.",
-        f"同一份记录在 {OTHER} 上重放：" + "，".join(f"{name[k][1]} {slow[k]:.2f} ms" for k in main) + f"。{name[first][1]} 最快，"
-        f"但没有一种用到超过 {busy:.1%} 的峰值算力：模型这么小，时间都花在内核启动上。",
-        f"tab=timeline&run=ddp&hw={OTHER}",
+        (
+            f"The same recordings replayed on {OTHER}: "
+            + ", ".join(f"{name[k].en} {slow[k]:.2f} ms" for k in main)
+            + f". {name[first].en} is "
+            f"fastest there, and no run uses more than {busy:.1%} of the peak: a model this small waits for kernel launches.",
+            f"同一份记录在 {OTHER} 上重放：" + "，".join(f"{name[k].zh} {slow[k]:.2f} ms" for k in main) + f"。{name[first].zh} 最快，"
+            f"但没有一种用到超过 {busy:.1%} 的峰值算力：模型这么小，时间都花在内核启动上。",
+        ),
+        view=f"tab=timeline&run=ddp&hw={OTHER}",
     )

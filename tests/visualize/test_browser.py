@@ -9,7 +9,8 @@ import pytest
 from helpers import until, walk_through
 
 from glasscluster.base.text import Said
-from glasscluster.scenarios.lab import Lab, find, perform
+from glasscluster.scenarios.find import find
+from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.packed import load_packed
 from glasscluster.sim.time.replay import replay

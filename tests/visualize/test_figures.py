@@ -277,9 +277,8 @@ def test_equivalence_shows_each_step_s_worst_tensor_and_each_tensor_alone(traine
 
 def test_the_ledger_figure_paints_a_failing_row_red(trained):
     assert "#a32a00" not in ledger.ledger_figure(trained.checks).data[1].marker.color
-    bad = [
-        {**trained.checks[-1], "counted": trained.checks[-1]["predicted"] + 8, "simulated": None, "ok": False}
-    ]
+    right = next(r for r in trained.checks if r.verdict == "held" and r.match == "exact")
+    bad = [replace(right, counted=right.predicted + 8)]
     assert ledger.ledger_figure(bad).data[1].marker.color[0] == "#a32a00"
     assert ledger.ledger_figure([]) is None
 

@@ -164,7 +164,7 @@ def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
     return Job(plan, model, steps, seed=seed, probes=True, loss_scale=scale)
 
 
-def examine(case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Text | None = None) -> Chart:
+def examine(case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Any = None) -> Chart:
     """Train a patient in a state, and read its probes. With a title the run is recorded and shown."""
     from glasscluster.scenarios.emergency_room.plants import planted_rank
     from glasscluster.strategies.judge.vitals import vitals
@@ -238,7 +238,7 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
         lab.check(f"{key}_healthy", 0, int(well != "healthy"), "diagnosis.py", name=healthy, unit="causes")
 
 
-@scenario("emergency_room", title=("The loss emergency room", "损失急诊室"))
+@scenario("emergency_room")
 def emergency_room(lab: Lab, steps: int = STEPS) -> None:
     """Eleven runs are ruined, each in one way. Probes on every rank tell which way it was, and a cure brings the loss back."""
     from glasscluster.visualize.figures.blowups import clinic_figure
@@ -256,15 +256,19 @@ def emergency_room(lab: Lab, steps: int = STEPS) -> None:
     worst = max(treated, key=lambda t: t.lost)
     ill, well = worst.charts["broken"].loss, worst.charts["healthy"].loss
     lab.tell(
-        f"{right} of {len(treated)} causes are named from the probes alone.",
-        f"仅凭探针就说出了 {len(treated)} 个原因中的 {right} 个。",
-        "tab=ledger",
+        (f"{right} of {len(treated)} causes are named from the probes alone.", f"仅凭探针就说出了 {len(treated)} 个原因中的 {right} 个。"),
+        view="tab=ledger",
     )
     lab.tell(
-        f"The largest damage: {worst.case.title[0]}, a held-out loss of {ill:.2f} instead of {well:.2f}.",
-        f"损害最大的是“{worst.case.title[1]}”：留出集损失为 {ill:.2f}，正常为 {well:.2f}。",
-        "tab=story",
+        (
+            f"The largest damage: {worst.case.title[0]}, a held-out loss of {ill:.2f} instead of {well:.2f}.",
+            f"损害最大的是“{worst.case.title[1]}”：留出集损失为 {ill:.2f}，正常为 {well:.2f}。",
+        ),
+        view="tab=story",
     )
     lab.conclude(
-        "A loss curve says that something broke; which thing it was stands in the probes.", "损失曲线只说明出了问题；是什么问题，要看探针。"
+        (
+            "A loss curve says that something broke; which thing it was stands in the probes.",
+            "损失曲线只说明出了问题；是什么问题，要看探针。",
+        )
     )

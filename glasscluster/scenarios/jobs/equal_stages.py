@@ -106,7 +106,7 @@ def _stage(n: int, later: Any) -> Any:
     return Stage()
 
 
-def played(lab: Any, key: str, title: tuple[str, str], name: str, p: int, m: int, v: int = 1, f: float = 1e-3, hop: float = 0.0) -> Any:
+def played(lab: Any, key: str, title: Any, name: str, p: int, m: int, v: int = 1, f: float = 1e-3, hop: float = 0.0) -> Any:
     """Run a schedule in a lab, f seconds for a rank's share of F (f/v a chunk); returns (run, schedule, judgement, its bars)."""
     from glasscluster.strategies.pipeline.schedules import make_schedule
     from glasscluster.visualize.figures.pipelines import bars_of

@@ -1,1 +1,1 @@
-"""The built-in lessons, one a file, in the order of the curriculum."""
+"""The built-in lessons: each is a folder, `program.py` beside `text.toml` (see `scenarios/lesson.py`)."""

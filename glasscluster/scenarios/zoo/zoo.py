@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import FAILED, Row, tally
 from glasscluster.base.text import Said
-from glasscluster.scenarios.lab import Lab, Text, scenario
+from glasscluster.scenarios.lab import Lab, scenario
 
 if TYPE_CHECKING:
     from glasscluster.sim.run import Run
@@ -53,8 +53,8 @@ class Bug:
     """One of the zoo. `unequal`: it needs sequences with unequally many targets."""
 
     id: str
-    title: Text
-    wrong: Text
+    title: tuple[str, str]
+    wrong: tuple[str, str]
     reports: tuple[Upstream, ...]
     plan: dict[str, Any]
     patches: Callable[[], Sequence[Patch]]
@@ -361,7 +361,7 @@ def find(id_: str) -> Bug:
 # ---- the scenario --------------------------------------------------------------------------------------------------
 
 
-@scenario("zoo", title=("The bug zoo: what the loss does not tell", "缺陷动物园：损失看不出来的错误"))
+@scenario("zoo")
 def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
     """Bugs that real frameworks had, planted one by one. Each runs beside its honest twin and one device, and must be caught by the gates
     named for it. `--bug ID` runs one of them; with `--as-student` it runs unannounced: the checks fail, and what is wrong is yours to find.
@@ -427,16 +427,20 @@ def _unannounced(lab: Lab, bug: Bug) -> None:
     lab.entries[-1].checks = outcome.rows
     failed = tally(outcome.rows).failed
     lab.tell(
-        f"{failed} of {len(outcome.rows)} checks fail. Which line of the strategy makes exactly these fail?",
-        f"{len(outcome.rows)} 项检查中 {failed} 项失败。策略代码的哪一行会让恰好这些失败？",
-        "tab=ledger",
+        (
+            f"{failed} of {len(outcome.rows)} checks fail. Which line of the strategy makes exactly these fail?",
+            f"{len(outcome.rows)} 项检查中 {failed} 项失败。策略代码的哪一行会让恰好这些失败？",
+        ),
+        view="tab=ledger",
     )
     lab.tell(
-        f"The loss of the first step differs from one device's by {outcome.losses[0]:.1e}, that of step {STEPS} by {outcome.losses[-1]:.1e}.",
-        f"第一步的损失与单卡相差 {outcome.losses[0]:.1e}，第 {STEPS} 步相差 {outcome.losses[-1]:.1e}。",
-        "tab=checks",
+        (
+            f"The loss of the first step differs from one device's by {outcome.losses[0]:.1e}, that of step {STEPS} by {outcome.losses[-1]:.1e}.",
+            f"第一步的损失与单卡相差 {outcome.losses[0]:.1e}，第 {STEPS} 步相差 {outcome.losses[-1]:.1e}。",
+        ),
+        view="tab=checks",
     )
-    lab.conclude("A bug is planted in this run: find it.", "这次运行里埋了一个错误：把它找出来。")
+    lab.conclude(("A bug is planted in this run: find it.", "这次运行里埋了一个错误：把它找出来。"))
 
 
 def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
@@ -453,16 +457,19 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
         numbers = ", ".join(f"{k} {seen.first[k]:.0e}" for k in (GRADIENT, WEIGHT, LOSS))
         digits = "，".join(f"{zh} {seen.first[k]:.0e}" for k, zh in ((GRADIENT, "梯度"), (WEIGHT, "权重"), (LOSS, "损失")))
         lab.tell(
-            f"{bug.title[0]}. {bug.wrong[0]} First step against one device: {numbers}; {told[0]} (step {STEPS}: {seen.losses[-1]:.0e}). "
-            f"Caught by: {'; '.join(g.en for g in gates) or 'nothing'}. "
-            f"The like: {', '.join(r.cited() for r in bug.reports)}.",
-            f"{bug.title[1]}。{bug.wrong[1]}第一步与单卡相比：{digits}；{told[1]}（第 {STEPS} 步 {seen.losses[-1]:.0e}）。"
-            f"被这些检查发现：{'；'.join(g.zh for g in gates) or '无'}。"
-            f"上游类似报告：{'、'.join(r.cited('zh') for r in bug.reports)}。",
-            f"tab=timeline&run={bug.id}" if bug.id in kept else "tab=ledger",
+            (
+                f"{bug.title[0]}. {bug.wrong[0]} First step against one device: {numbers}; {told[0]} (step {STEPS}: {seen.losses[-1]:.0e}). "
+                f"Caught by: {'; '.join(g.en for g in gates) or 'nothing'}. The like: {', '.join(r.cited() for r in bug.reports)}.",
+                f"{bug.title[1]}。{bug.wrong[1]}第一步与单卡相比：{digits}；{told[1]}（第 {STEPS} 步 {seen.losses[-1]:.0e}）。"
+                f"被这些检查发现：{'；'.join(g.zh for g in gates) or '无'}。上游类似报告：{'、'.join(r.cited('zh') for r in bug.reports)}。",
+            ),
+            view=f"tab=timeline&run={bug.id}" if bug.id in kept else "tab=ledger",
         )
     for report in chosen[0].reports if len(chosen) == 1 else ():
-        lab.tell(f"{report.cited()}: “{report.title}”, {report.url}", f"{report.cited('zh')}：“{report.title}”，{report.url}", "tab=ledger")
+        lab.tell(
+            (f"{report.cited()}: “{report.title}”, {report.url}", f"{report.cited('zh')}：“{report.title}”，{report.url}"),
+            view="tab=ledger",
+        )
     words = {"en": ("loss", "gradient", "weight", f"loss, step {STEPS}"), "zh": ("损失", "梯度", "权重", f"损失，第 {STEPS} 步")}
 
     def drawn(lang: str) -> Any:
@@ -486,6 +493,8 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
     )
     caught = sum(found[b.id].gates == b.gates for b in chosen)
     lab.conclude(
-        f"{caught} of {len(chosen)} bugs are caught by exactly the gates named for them; {silent} of them the first step's loss would not have told.",
-        f"{len(chosen)} 个缺陷中 {caught} 个恰好被指定的检查发现；其中 {silent} 个单看第一步的损失看不出来。",
+        (
+            f"{caught} of {len(chosen)} bugs are caught by exactly the gates named for them; {silent} of them the first step's loss would not have told.",
+            f"{len(chosen)} 个缺陷中 {caught} 个恰好被指定的检查发现；其中 {silent} 个单看第一步的损失看不出来。",
+        ),
     )

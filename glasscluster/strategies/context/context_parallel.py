@@ -37,7 +37,8 @@ from glasscluster.model.kernels.flash.costs import pairs
 from glasscluster.model.kernels.flash.operators import backward_part, flash_attention, forward_part
 from glasscluster.model.kernels.flash.parts import Rectangle, distances, halves, merge, with_prefix
 from glasscluster.model.parallel import WholeSequence
-from glasscluster.sim.ranks.communicator import Communicator, Work
+from glasscluster.sim.ranks.communicator import Communicator
+from glasscluster.sim.ranks.work import Work
 
 KINDS = ("ring", "striped", "zigzag")
 _KEYS, _GRADIENTS = 0, 1  # tags

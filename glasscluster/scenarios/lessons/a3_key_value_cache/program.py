@@ -1,0 +1,150 @@
+"""A3: what generation keeps of every token, and how many users that leaves room for: MHA, GQA, MQA, MLA."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from glasscluster.base.errors import OutOfMemory
+from glasscluster.model.decoding import cache as caches
+from glasscluster.model.decoding.cache import StaticCache
+from glasscluster.model.gpt import GPTStage
+from glasscluster.scenarios.jobs import generation as checks
+from glasscluster.scenarios.lab import Lab
+from glasscluster.scenarios.lesson import lesson
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.plan import make_model
+from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
+from glasscluster.visualize.figures.plots import bars
+
+
+def hold(gpu: Any, model: Any, users: int) -> int:
+    """A model in bf16 and the caches of some users, each as long as the model's sequences; returns the
+    caches' bytes.
+    """
+
+    cache = StaticCache(GPTStage(model, dtype=torch.bfloat16, device=gpu.device), users, model.seq)
+    return cache.bytes
+
+
+SMALL: dict[str, dict[str, int]] = {  # the kinds of attention, of a model with 8 query heads
+    "MHA": {},
+    "GQA": {"kv_heads": 2},
+    "MQA": {"kv_heads": 1},
+    "MLA": {"kv_latent": 12, "rope_dim": 4},
+}
+BIG: dict[str, dict[str, int]] = {  # the same, of Llama 3 8B
+    "MHA": {"kv_heads": 32},
+    "GQA": {"kv_heads": 8},
+    "MQA": {"kv_heads": 1},
+    "MLA": {"kv_heads": 32, "kv_latent": 512, "rope_dim": 64},
+}
+MACHINE, BATCHES = "dgx-a100-80gb", (1, 16, 64)
+
+
+@dataclass(frozen=True)
+class Big:
+    """An 8B model with one kind of attention: bytes of its weights and of a user's cache, users that fit,
+    FLOPs of a decode step.
+    """
+
+    weights: int
+    a_user: int
+    users: int
+    flops: int
+
+
+@lesson
+def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
+    """Four small models generate with a cache, counted and equal to no cache; four shapes of an 8B model
+    fill an 80 GB GPU.
+    """
+    check_small_models(lab)
+    models = {kind: measure(lab, kind, capacity) for kind in BIG}
+    mha, gqa = models["MHA"], models["GQA"]
+    lab.row("mha_over_gqa", 4, mha.a_user / gqa.a_user, "a / n_kv = 32 / 8", unit="×")
+    saved, source = 2 * 32 * 4096 * 2 * (32 - 8) * 128, "columns of K and V: 2·L·h·2(a − n_kv)d"
+    lab.row("flops_saved", saved, mha.flops - gqa.flops, source, unit="FLOPs")
+    seventy = caches.predict(make_model("llama3-70b"), 8192 * 32, 2)
+    lab.row("seventy_billion", 80 * 1024**3, seventy, "2.5 GiB a sequence")
+
+    users: dict[str, Any] = {f"{kind.lower()}_users": model.users for kind, model in models.items()}
+    lab.ask("users", gqa.users, "users")
+    lab.figure("memory", lambda lang: memory(lab, models, capacity, lang))
+
+    def users_that_fit(lang: str) -> Any:
+        name = lab.word("users", lang)
+        return bars(list(models), {name: [model.users for model in models.values()]}, name)
+
+    lab.figure("users_that_fit", users_that_fit)
+    kilobytes: dict[str, Any] = {kind.lower(): model.a_user / 8192 / 1e3 for kind, model in models.items()}
+    lab.tell("bytes_of_a_token", **kilobytes)
+    lab.tell("users", **users)
+    lab.tell("gqa", gqa_less=mha.flops / gqa.flops)
+    lab.tell("mla", mla_less=1 / (mha.flops / models["MLA"].flops))
+    lab.tell("small_models", view="tab=memory&run=MLA")
+    lab.conclude(**users)
+    lab.explain()
+    lab.own_number(**users)
+
+
+def check_small_models(lab: Lab) -> None:
+    """Four small models generate: the bytes of their caches, and the same logits and tokens as without a
+    cache.
+    """
+    llama: dict[str, Any] = {
+        "norm": "rmsnorm",
+        "bias": False,
+        "position": "rope",
+        "activation": "swiglu",
+        "heads": 8,
+    }
+    worst = other = 0.0
+    for kind, more in SMALL.items():
+        job = GenerationJob(make_model("tiny", **llama, **more), (tuple(b"def forward("), tuple(b"a key")), 6)
+        title = lab.text("run", name=kind, kind=lab.text(kind))
+        run = lab.run(kind, title, generate_rank, job, gpus=1, precision="fp32")
+        expected, counted = caches.predict(job.model, 2 * job.capacity, 4), run.results[0].cache_bytes
+        lab.row("cache_of_small_model", expected, counted, "Eq 3", name=kind)
+        exact = replace(job, precision="fp64", capture=True)
+        results = lab.cluster(1).run(generate_rank, exact, record=False).results
+        logits, tokens = checks.equality_rows(results, checks.without_cache(exact))[:2]
+        worst, other = max(worst, logits.counted or 0.0), other + (tokens.counted or 0.0)
+    source = "one device computes every token again"
+    lab.row("logits", 0, worst, source, unit="relative", tolerance=1e-10)
+    lab.row("tokens_chosen_otherwise", 0, other, source, unit="tokens")
+
+
+def measure(lab: Lab, kind: str, capacity: int) -> Big:
+    """Fill a virtual GPU with users until it is out of memory, and count a decode step."""
+    model = make_model("llama3-8b", **BIG[kind])
+    weights, a_user = 2 * model.parameters(), caches.predict(model, model.seq, 2)
+    expected, fits = (capacity - weights) // a_user, {}
+    gpu = Cluster(MACHINE, 1, "dry", memory_bytes=capacity)
+    for many in (expected, expected + 1):
+        with suppress(OutOfMemory):
+            fits[many] = gpu.run(hold, model, many).results[0]
+    users = max(fits)
+    lab.row("users", expected, users, "Eq 3: (80 GB − weights) ÷ a user's cache", unit="users", name=kind)
+    lab.row("cache_of_so_many", expected * a_user, fits[users], "Eq 3", name=kind)
+    job = GenerationJob(model, ((0,) * 8,), 2, precision="bf16")
+    graph = Cluster(MACHINE, 1, "dry", memory_bytes=None).run(generate_rank, job).graph
+    return Big(weights, a_user, users, int(graph.flops[graph.micro_batch == 1].sum()))
+
+
+def memory(lab: Lab, models: dict[str, Big], capacity: int, lang: str) -> Any:
+    """Weights and caches by batch and kind of attention, against the GPU's memory."""
+    groups = [f"{kind}, B = {batch}" for batch in BATCHES for kind in models]
+    series = {
+        lab.word("weights", lang): [model.weights / 1e9 for _ in BATCHES for model in models.values()],
+        lab.word("cache", lang): [
+            batch * model.a_user / 1e9 for batch in BATCHES for model in models.values()
+        ],
+    }
+    figure = bars(groups, series, lab.word("gb", lang), stack=True)
+    dashed = {"color": "#333333", "dash": "dash", "width": 2}
+    figure.add_hline(y=capacity / 1e9, line=dashed, annotation_text="80 GB")
+    return figure

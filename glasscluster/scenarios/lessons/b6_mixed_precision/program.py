@@ -1,0 +1,131 @@
+"""B6: which gradients vanish in fp16, and the scale that saves them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from glasscluster.model.gpt import GPTStage
+from glasscluster.scenarios.lab import Lab
+from glasscluster.scenarios.lesson import lesson
+from glasscluster.strategies.numerics.loss_scale import ScaleRule
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.trainer import Job
+from glasscluster.visualize.figures.precision import exponents, staircase
+
+RAISED = 2.0**16
+
+
+def program(gpu: Any, job: Any) -> dict[str, Any]:
+    """One fp32 backward of the mean loss: gradients by exponent, and what fp16 makes of them, raised or
+    not.
+    """
+
+    model = GPTStage(job.model, seed=job.seed)
+    tokens, targets = job.batch(0)
+    with gpu.region("forward"):
+        loss = model(tokens, targets) / targets.numel()
+    with gpu.region("backward"):
+        loss.backward()
+    with gpu.unrecorded():
+        g = torch.cat([p.grad.flatten() for p, _ in model.full_names().values() if p.grad is not None]).abs()
+        g = g[g > 0]
+        found: dict[str, Any] = {"all": len(g)}
+        for scale in (1.0, RAISED):
+            x = g * scale
+            at, counts = torch.frexp(x)[1].sub(1).unique(return_counts=True)
+            half = x.half()
+            found[f"x{scale:.0f}"] = {
+                "exponents": dict(zip(at.tolist(), counts.tolist(), strict=True)),
+                "small": int((x < 2.0**-14).sum()),
+                "gone": int((half == 0).sum()),
+                "below": int((x <= 2.0**-25).sum()),
+                "over": int(half.isinf().sum()),
+                "above": int((x >= 65520).sum()),
+            }
+        return found
+
+
+@lesson
+def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
+    """A gradient is looked at exponent by exponent; then fp16 trains from far too high a scale, and overflows
+    on its own.
+    """
+    model = make_model("tiny", layers=2, hidden=32, seq=32)
+    job = Job(make_plan(global_batch=8), model, 1, None, lab.seed)
+    look = lab.run("gradients", lab.text("one_backward"), program, job, gpus=1).results[0]
+    looks = {"as_they_are": look["x1"], "raised": look[f"x{RAISED:.0f}"]}
+    count: dict[str, Any] = {"unit": "gradients"}
+    for name, of in looks.items():
+        said = lab.text(f"name_{name}")
+        lab.row("become_zero", of["below"], of["gone"], "Eq 28: |g| ≤ 2⁻²⁵", **count, name=said)
+        lab.row("become_infinite", of["above"], of["over"], "|g| ≥ 65520 rounds to 2¹⁶", **count, name=said)
+
+    rule = ScaleRule(initial=2.0**24, interval=interval)
+    plan: dict[str, Any] = {"model": model, "steps": steps, "dp": 2, "tp": 2, "global_batch": 8}
+    trained = {
+        "fp32": lab.train("fp32", lab.text("fp32"), checked=False, **plan),
+        "bf16": lab.train("bf16", lab.text("bf16"), checked=False, precision="bf16", **plan),
+        "fp16": lab.train("fp16", lab.text("fp16"), precision="fp16", loss_scale=rule, **plan),
+    }
+    ranks = trained["fp16"].run.results
+    scales, skipped = ranks[0].loss_scales, ranks[0].skipped
+    other = steps_unlike_torch(rule, scales, skipped)
+    lab.row("scale_and_torch", 0, other, "torch.amp.GradScaler", unit="steps")
+    otherwise = sum(r.loss_scales != scales or r.skipped != skipped for r in ranks)
+    lab.row("ranks_decided_otherwise", 0, otherwise, "all ranks skip together", unit="ranks")
+
+    def percent(name: str, what: str) -> float:
+        return 100 * looks[name][what] / look["all"]
+
+    small, gone = percent("as_they_are", "small"), percent("as_they_are", "gone")
+    lab.ask("below_normal", small, "%")
+    lab.figure("by_exponent", lambda lang: by_exponent(lab, looks, look["all"], lang))
+    lab.figure("staircase", lambda lang: loss_scale(lab, scales, skipped, lang), interval=interval)
+    raised: dict[str, Any] = {f"raised_{what}": percent("raised", what) for what in ("small", "gone")}
+    lab.tell("without_a_scale", small=small, gone=gone, **raised, over=looks["raised"]["over"])
+    fell: dict[str, Any] = {
+        "lowest": min(scales),
+        "skipped": sum(skipped),
+        "steps": steps,
+        "ranks": len(ranks),
+    }
+    lab.tell("scale_fell", view="tab=timeline&run=fp16", **fell)
+    last: dict[str, Any] = {name: float(t.run.results[-1].losses[-1]) for name, t in trained.items()}
+    lab.tell("last_losses", view="tab=memory&run=bf16", **last)
+    lab.conclude(small=small)
+    lab.explain()
+    lab.own_number(small=small, skipped=sum(skipped), steps=steps)
+
+
+def steps_unlike_torch(rule: ScaleRule, scales: list[float], skipped: list[bool]) -> int:
+    """Steps at which torch's GradScaler, told of the same overflows, has another scale."""
+    theirs = torch.amp.GradScaler("cpu", init_scale=rule.initial, growth_interval=rule.interval)
+    other, weight = 0, torch.zeros(1, requires_grad=True)
+    for scale, overflow in zip(scales, skipped, strict=True):
+        theirs.scale(loss := torch.ones(()))
+        other += scale != theirs.get_scale()
+        weight.grad = torch.full((1,), float("inf") * float(loss) if overflow else 1.0)
+        theirs.step(torch.optim.SGD([weight], lr=0.0))
+        theirs.update()
+    return other
+
+
+def by_exponent(lab: Lab, looks: dict[str, Any], total: int, lang: str) -> Any:
+    """Shares of the gradients by exponent, those below 2^-32 in one bar."""
+    series: dict[str, dict[int, float]] = {}
+    for name, of in looks.items():
+        share: dict[int, float] = {}
+        for exponent, count in of["exponents"].items():
+            bar = max(exponent, -33)
+            share[bar] = share.get(bar, 0.0) + count / total
+        series[lab.word(name, lang)] = share
+    zones = (lab.word("becomes", lang), lab.word("loses_digits", lang), lab.word("overflows", lang))
+    return exponents(series, lab.word("exponent", lang), lab.word("percent_of_gradients", lang), zones)
+
+
+def loss_scale(lab: Lab, scales: list[float], skipped: list[bool], lang: str) -> Any:
+    """The loss scale, step by step."""
+    words = (lab.word("scale", lang), lab.word("step_taken", lang), lab.word("step_skipped", lang))
+    return staircase(scales, skipped, lab.word("step", lang), lab.word("loss_scale", lang), words)

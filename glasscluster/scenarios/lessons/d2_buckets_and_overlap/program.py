@@ -1,0 +1,70 @@
+"""D2: gradient buckets, and what of their reduction fits behind backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glasscluster.scenarios.jobs.buckets import best, reductions, sweep
+from glasscluster.scenarios.lab import Lab
+from glasscluster.scenarios.lesson import lesson
+from glasscluster.sim.time.hardware import hardware
+from glasscluster.strategies.data import overlap
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize.figures.palette import TIME
+from glasscluster.visualize.figures.plots import lines, stack
+from glasscluster.visualize.page.words import word
+
+KIB = 1024
+SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # KiB of a bucket
+PARTS = {"compute": "compute_s", "optimizer": "optimizer_s", "exposed": "exposed_s", "bubble": "bubble_s"}
+
+
+@lesson
+def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
+    """A GPT trains with hooks that launch buckets during backward; other bucket sizes are recorded beside
+    it.
+    """
+    model = make_model("tiny", hidden=128, seq=128)
+    plan: dict[str, Any] = {"dp": gpus, "micro_batch": 2, "global_batch": 2 * gpus}
+    bucket, title = bucket_kib * KIB, lab.text("buckets", bucket_kib=bucket_kib)
+    trained = lab.train("buckets", title, model=model, steps=1, bucket=bucket, **plan)
+    late = lab.dry(model=model, bucket=bucket, overlap=False, **plan).timeline
+    here = hardware(lab.hardware)
+    wires = {"1": here, "1/8": here.scaled(bandwidth=1 / 8), "8": here.scaled(bandwidth=8)}
+    rows = sweep(make_plan(**plan), model, list(wires.values()), [kib * KIB for kib in SIZES])
+    swept = dict(zip(wires, rows, strict=True))
+    found = {wire: best(results) for wire, results in swept.items()}
+    steps = [result.step_s * 1e3 for result in swept["1"]]
+    best_kib = SIZES[steps.index(min(steps))]
+    ends: dict[str, Any] = {"smallest": SIZES[0], "largest": SIZES[-1]}
+    lab.ask("best_bucket", best_kib, "KiB", **ends)
+
+    ready, done, nbytes = reductions(trained.timeline)
+    seconds_of = overlap.on_a_ring("all_reduce", gpus, here.link(0, 1), here.gpu.reduce_rate)
+    end = overlap.end_of_chain(ready.tolist(), [seconds_of(size) for size in nbytes.tolist()])
+    virtual: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    lab.row("end_of_last_bucket", end, None, "Eq 14", simulated=float(done.max()), **virtual)
+
+    def step_in_parts(lang: str) -> Any:
+        shown = {}
+        for name, field in PARTS.items():
+            values = [getattr(result, field) * 1e3 for result in swept["1"]]
+            if any(values):
+                shown[word("waiting" if name == "bubble" else name, lang)] = (TIME[name], values)
+        return stack([str(kib) for kib in SIZES], shown, lab.word("bucket_kib", lang), "ms")
+
+    def on_three_wires(lang: str) -> Any:
+        ended = {wire: [result.end_s * 1e3 for result in results] for wire, results in swept.items()}
+        series = {lab.word("links", lang, wire=wire): (SIZES, values) for wire, values in ended.items()}
+        axes = (lab.word("bucket_kib", lang), lab.word("last_bucket", lang))
+        return lines(series, *axes, log_x=True, log_y=True)
+
+    lab.figure("step_by_bucket", step_in_parts)
+    lab.figure("best_by_link", on_three_wires)
+    both: dict[str, Any] = {"step_ms": trained.timeline.makespan * 1e3, "late_ms": late.makespan * 1e3}
+    lab.tell("step", view="tab=timeline&run=buckets", buckets=len(done), bucket_kib=bucket_kib, **both)
+    sizes: dict[str, Any] = {"slow_kib": found["1/8"].size // KIB, "fast_kib": found["8"].size // KIB}
+    lab.tell("other_links", view="tab=timeline&run=buckets", **sizes)
+    lab.conclude(best_kib=best_kib, best=min(steps), small_step=steps[0], large_step=steps[-1], **ends)
+    lab.explain()
+    lab.own_number(best_kib=best_kib, gpus=gpus, hardware=lab.hardware)

@@ -1,0 +1,114 @@
+"""D3: what each ZeRO stage leaves on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from glasscluster.scenarios.lab import Lab
+from glasscluster.scenarios.lesson import lesson
+from glasscluster.scenarios.texts import listed
+from glasscluster.strategies.data.zero import predict_state
+from glasscluster.strategies.judge.accounts import state_rows
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize.figures.cells import Table, cells_figure, shade
+from glasscluster.visualize.figures.memory import StateBook, memory_by_strategy
+from glasscluster.visualize.figures.plots import bars
+
+STAGES = range(4)
+KINDS = ("parameters", "gradients", "optimizer")
+# GB of 7.5 billion parameters as the paper prints them: GPUs -> stages 1, 2, 3, each with its digits after
+# the point
+TABLE_1 = {
+    4: ((52.5, 1), (41.3, 1), (30.0, 0)),
+    16: ((35.6, 1), (21.6, 1), (7.5, 1)),
+    64: ((31.4, 1), (16.6, 1), (1.88, 2)),
+}
+WAYS: dict[str, dict[str, str]] = {
+    "plain": {},
+    "recompute": {"recompute": "full"},
+    "offload": {"offload": "optimizer"},
+    "both": {"recompute": "full", "offload": "optimizer"},
+}
+
+
+@lesson
+def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
+    """The same bf16 training at stages 0 to 3; every rank's live tensors are counted before the optimizer
+    step.
+    """
+    model = make_model("tiny", hidden=hidden, seq=64)
+    plan: dict[str, Any] = {"model": model, "dp": gpus, "precision": "bf16", "global_batch": 2 * gpus}
+    lab.figure("table_1", lambda lang: table_1(lab, lang))
+    each = []  # bytes a parameter of a rank, by kind, at every stage
+    for stage in STAGES:
+        title = lab.text("stage", stage=stage) if stage else lab.text("data_parallel")
+        trained = lab.train(f"zero{stage}", title, steps=1, checked=stage == 3, zero=stage, **plan)
+        rank = trained.run.results[0]
+        padded = sum(size for _, _, size in rank.units)
+        of_gradients, of_parameters, of_optimizer = (gpus if stage >= s else 1 for s in (2, 3, 1))
+        expected = 2 * padded / of_parameters + 2 * padded / of_gradients + 12 * padded / of_optimizer
+        counted, source = sum(rank.state_bytes.values()), "Eq 15, each unit padded to N"
+        lab.row("states_of_a_rank", expected, counted, source, stage=stage)
+        each.append({kind: nbytes / model.parameters() for kind, nbytes in rank.state_bytes.items()})
+    totals = [sum(kinds.values()) for kinds in each]
+    check_table_1(lab, gpus, totals)
+
+    lab.ask("gigabytes", 7.5 * (2 + 14 / 64), "GB")
+
+    def by_kind(lang: str) -> Any:
+        series = {lab.word(kind, lang): [kinds[kind] for kinds in each] for kind in KINDS}
+        names = [lab.word("stage", lang, stage=stage) for stage in STAGES]
+        return bars(names, series, lab.word("bytes_a_parameter", lang), stack=True)
+
+    lab.figure("by_kind", by_kind, gpus=gpus)
+    books = {
+        (stage, way): book(lab, zero=stage, **more, **plan) for stage in STAGES for way, more in WAYS.items()
+    }
+
+    def peaks(lang: str) -> Any:
+        named = [
+            replace(book, name=lab.word("stage", lang, stage=stage) + lab.word(way, lang))
+            for (stage, way), book in books.items()
+        ]
+        return memory_by_strategy(named, lang)
+
+    lab.figure("peak", peaks)
+    lab.tell("counted", view="tab=memory&run=zero3", by_stage=listed(f"{total:.3g}" for total in totals))
+    lab.conclude(whole=totals[0], stage_3=totals[3], gpus=gpus)
+    lab.explain()
+    lab.own_number(stage_2=totals[2], gpus=gpus)
+
+
+def table_1(lab: Lab, lang: str) -> Any:
+    """The paper's table, from the formula: GB of 7.5 billion parameters by stage and number of GPUs."""
+    sizes = (1, 4, 16, 64, 256, 1024)
+    rows = [[sum(predict_state(s, 7_500_000_000, n, 2, 2, 12).values()) / 1e9 for n in sizes] for s in STAGES]
+    text = [[f"{gb:.3g}" for gb in row] for row in rows]
+    fill = [[shade(gb / 120) for gb in row] for row in rows]
+    names = [lab.word("stage", lang, stage=stage) for stage in STAGES]
+    return cells_figure([Table("", names, [str(n) for n in sizes], text, fill, x=lab.word("gpus", lang))])
+
+
+def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:
+    """What was counted here, bytes a parameter, for 7.5 billion parameters: to the digits that the paper
+    prints.
+    """
+    for stage, (printed, digits) in enumerate(TABLE_1.get(gpus, ()), start=1):
+        counted = round(7.5 * totals[stage], digits)
+        names: dict[str, Any] = {"stage": stage, "gpus": gpus}
+        lab.row("table_1", printed, counted, "ZeRO 1910.02054 Table 1", unit="GB", **names)
+
+
+def book(lab: Lab, model: Any, **plan: Any) -> StateBook:
+    """A plan recorded dry: its states counted and by the formula, and what else lived at the ranks' peaks."""
+    layout, run = make_plan(**plan), lab.dry(model=model, **plan)
+    rows = {row.key.removesuffix("_held"): row for row in state_rows(layout, model, run.results)}
+    states = {kind: rows[kind] for kind in ("parameters", "gradients", "optimizer")}
+    counted = {kind: (row.counted or 0) / layout.gpus for kind, row in states.items()}
+    predicted = {kind: (row.predicted or 0) / layout.gpus for kind, row in states.items()}
+    peaks = run.peak_memory()
+    more: dict[str, Any] = {
+        kind: sum(split[kind] for _, split in peaks) / layout.gpus for kind in ("activations", "buffers")
+    }
+    return StateBook("", counted, predicted, more)

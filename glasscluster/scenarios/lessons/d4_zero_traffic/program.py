@@ -1,0 +1,71 @@
+"""D4: what ZeRO's stages cost in traffic, and what prefetch hides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glasscluster.scenarios.lab import Lab
+from glasscluster.scenarios.lesson import lesson
+from glasscluster.scenarios.texts import listed
+from glasscluster.strategies.plan import make_model
+from glasscluster.visualize.figures.plots import bars
+
+STAGES = range(4)
+MANY = 3  # micro-batches where accumulation is looked at
+
+
+@lesson
+def zero_traffic(lab: Lab, gpus: int = 4) -> None:
+    """Stages 0 to 3 train the same GPT with every byte counted; stage 3 runs with and without prefetch."""
+    plan: dict[str, Any] = {"model": make_model("tiny", hidden=128, seq=128), "dp": gpus, "micro_batch": 2}
+    one: dict[str, Any] = {"global_batch": 2 * gpus, **plan}  # one micro-batch a rank
+    sent, exposed = [], []
+    for stage in STAGES:
+        title = lab.text("stage", stage=stage) if stage else lab.text("data_parallel")
+        trained = lab.train(f"zero{stage}", title, steps=1, checked=stage == 3, zero=stage, **one)
+        times = 3 if stage == 3 else 2
+        lab.row("sent", times * whole(trained.run), bytes_sent(trained.run), "Eq 16, m = 1", stage=stage)
+        sent.append(bytes_sent(trained.run) / whole(trained.run))
+        exposed.append(trained.timeline.summary()["exposed_comm_s"])
+
+    kept = lab.dry(zero=3, reshard=False, **one)
+    lab.row("sent_when_kept", 2 * whole(kept), bytes_sent(kept), "Eq 16")
+    several: dict[str, Any] = {"zero": 2, "global_batch": 2 * MANY * gpus, **plan}
+    each = lab.dry(**several)
+    lab.row("sent_in_micro_batches", (MANY + 1) * whole(each), bytes_sent(each), "Eq 16", m=MANY)
+    added_up = lab.dry(accumulate="whole", **several)
+    lab.row("sent_when_added_up", 2 * whole(added_up), bytes_sent(added_up), "Eq 16", m=MANY)
+
+    bare = lab.train(
+        "no-prefetch", lab.text("no_prefetch"), steps=1, checked=False, zero=3, prefetch=0, **one
+    )
+    without = bare.timeline.summary()["exposed_comm_s"]
+    times_bytes = sent[3] / sent[0]
+    lab.ask("times_bytes", times_bytes, "×")
+
+    def by_stage(lang: str) -> Any:
+        elements = lab.word("sent_elements", lang)
+        return bars([lab.word("stage", lang, stage=stage) for stage in STAGES], {elements: sent}, elements)
+
+    lab.figure("by_stage", by_stage)
+    lab.tell(
+        "by_stage", view="tab=network&run=zero3", by_stage=listed(f"{elements:.3g}" for elements in sent)
+    )
+    waits: dict[str, Any] = {"exposed_ms": exposed[3] * 1e3, "without_ms": without * 1e3}
+    lab.tell("prefetch", view="tab=timeline&run=no-prefetch", **waits)
+    lab.conclude(times_bytes=times_bytes, hidden_share=1 - exposed[3] / without)
+    lab.explain()
+    lab.own_number(times_bytes=times_bytes, times_longer=without / exposed[3])
+
+
+def bytes_sent(run: Any) -> int:
+    """Bytes of gradients and parameters that all data-parallel ranks sent."""
+    return sum(sum(run.graph.bytes_sent(axis="dp", purpose=what)) for what in ("gradients", "parameters"))
+
+
+def whole(run: Any) -> int:
+    """Bytes that all ranks send when the parameters, padded, go round once: (N−1)·Ψ
+    elements of four bytes.
+    """
+    padded = sum(size for _, _, size in run.results[0].units)
+    return (len(run.results) - 1) * padded * 4

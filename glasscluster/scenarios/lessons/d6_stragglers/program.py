@@ -1,0 +1,155 @@
+"""D6: a step lasts as long as its slowest rank, and what backup workers buy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from glasscluster.scenarios.lab import Lab
+from glasscluster.scenarios.lesson import lesson
+from glasscluster.sim.recording.events import BACKWARD, COMPUTE
+from glasscluster.strategies.exchange import backup_workers as bw
+from glasscluster.strategies.judge.check import difference
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.trainer import Job, job_info
+from glasscluster.visualize.figures.plots import lines
+
+DRAWS = 4000
+
+
+SPREAD = 1.2825  # π/√6: standard deviation of the maximum of many exponentials
+FOUR_ERRORS: dict[str, Any] = {"unit": "1/λ", "match": "statistical", "tolerance": 4 * SPREAD / DRAWS**0.5}
+VIRTUAL: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+
+
+@lesson
+def stragglers(
+    lab: Lab, gpus: int = 8, slow_rank: int = 3, slow: float = 1.2, needed: int = 4, backups: int = 2
+) -> None:
+    """Data parallelism is recorded once and replayed with one slow rank; then backup workers train on the
+    first gradients that come.
+    """
+    slower = 100 * (slow - 1)
+    model = make_model("tiny", layers=2, hidden=128, seq=128)
+    plan: dict[str, Any] = {"dp": gpus, "micro_batch": 4, "global_batch": 4 * gpus}
+    run = lab.train("even", lab.text("even"), model=model, steps=1, **plan).run
+    late = run.replay(lab.hardware, slow_ranks={slow_rank: slow})
+    title = lab.text("slow", slow_rank=slow_rank, slower=slower)
+    shown: dict[str, Any] = {
+        "key": "slow",
+        "title": title,
+        "timelines": {lab.hardware: late},
+        "checks": [],
+        "trained": None,
+    }
+    lab.entries.append(replace(lab.entries[-1], **shown))
+    check_last_gradient(lab, run, late, slow_rank, slow)
+
+    draw = np.random.default_rng(lab.seed)
+    train_with_backups(lab, draw, slow_rank, needed, backups)
+    if not lab.leader:
+        return
+    longer = 100 * (late.makespan / run.timeline.makespan - 1)
+    lab.ask("longer", longer, "%", gpus=gpus, slower=slower)
+    times = {n: draw.exponential(size=(DRAWS, n)).max(axis=1) for n in (1, 8, 64, 512)}
+    for n in (8, 64, 512):
+        mean, source = float(times[n].mean()), "Eq 36: H_N/λ; four standard errors"
+        lab.row("mean_step", bw.predict(n, 0), mean, source, **FOUR_ERRORS, n=n, draws=DRAWS)
+    kept = {b: mean_of_first(draw, 64, 64 + b) for b in (0, 1, 2, 4, 8, 16, 32)}
+    for b in (4, 16):
+        source = "Eq 36: (H_(N+b) − H_b)/λ"
+        names: dict[str, Any] = {"ranks": 64 + b, "draws": DRAWS}
+        lab.row("mean_step_with_backups", bw.predict(64, b), kept[b], source, **FOUR_ERRORS, **names)
+
+    lab.figure("slowest", lambda lang: slowest_of_n(lab, times, lang))
+    lab.figure("backup_workers_buy", lambda lang: backup_workers(lab, kept, lang))
+    grown: dict[str, Any] = {"slower": slower, "longer": longer, "slower_mean": slower / gpus}
+    lab.tell("step_grows", view="tab=timeline&run=slow", slow_rank=slow_rank, **grown)
+    idle = [sum(gap.length for gap in late.gaps(rank)) * 1e3 for rank in range(gpus)]
+    lab.tell("slow_rank", view="tab=timeline&run=slow", idle_least=min(idle), idle_most=max(idle))
+    lab.tell("by_chance", view="tab=story", mean_8=times[8].mean(), mean_512=times[512].mean())
+    lab.tell("backups", view="tab=timeline&run=backup", kept_none=kept[0], kept_four=kept[4])
+    lab.conclude(slower=slower, gpus=gpus, longer=longer)
+    lab.explain()
+    lab.own_number(longer=longer, gpus=gpus, hardware=lab.hardware)
+
+
+def check_last_gradient(lab: Lab, run: Any, late: Any, slow_rank: int, slow: float) -> None:
+    """The last gradient is ready when the slowest rank's is: each rank's own time, the slow one's
+    stretched.
+    """
+    graph = run.graph
+    ready = np.flatnonzero((graph.kind == COMPUTE) & (graph.phase == BACKWARD))
+    alone = []
+    for rank in range(graph.ranks):
+        last = float((run.timeline.end[ready] * (graph.rank[ready] == rank)).max())
+        alone.append(last * (slow if rank == slow_rank else 1))
+    found, source = float(late.end[ready].max()), "Eq 36: the maximum over ranks"
+    lab.row("last_gradient", max(alone), None, source, simulated=found, **VIRTUAL)
+
+
+def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups: int) -> None:
+    """Train on the first gradients that come: drawn by chance, then with the slow worker never among them."""
+    workers = needed + backups
+    small = make_model("tiny", layers=2, hidden=16, heads=4, seq=16, vocab=64)
+    plan = make_plan(dp=workers, global_batch=2 * workers, micro_batch=2, precision="fp64", clip=0.0)
+    job = Job(plan, small, 3, seed=lab.seed, capture=True)
+    chosen = bw.fastest(draw.exponential(size=(3, workers)), needed)
+    ran = lab.cluster(workers + 1).run(bw.train_with_backups, job, chosen, record=False)
+    last = [float(worker == slow_rank) for worker in range(workers)]
+    without = bw.fastest(np.array([last] * 3), workers - 1)
+    title = lab.text("backup", workers=workers, needed=workers - 1)
+    recorded: dict[str, Any] = {"gpus": workers + 1, "order_fixed": True, **job_info(job)}
+    spared = lab.run("backup", title, bw.train_with_backups, job, without, **recorded)
+    if not lab.leader:
+        return
+    dropped = spared.replay(lab.hardware, slow_ranks={slow_rank: 3.0})
+    note = lab.text("dropped", slow_rank=slow_rank)
+    # another, smaller model: not compared with the others
+    lab.entries[-1] = replace(lab.entries[-1], timelines={lab.hardware: dropped}, compared=False, note=note)
+    for name, results, counted in (("drawn", ran.results, chosen), ("recorded", spared.results, without)):
+        one = bw.one_device_on_what_counted(job, counted, workers)
+        worst, source = largest_difference(results[-1], one), "one device, the sequences that counted"
+        lab.row("gradients_that_counted", 0.0, worst, source, unit="relative", tolerance=1e-10, name=name)
+    server = spared.graph.rank == workers
+    even, late = (float(line.end[server].max()) for line in (spared.timeline, dropped))
+    source = "Eq 36: it is not among those waited for"
+    lab.row("last_update", even, None, source, simulated=late, **VIRTUAL)
+
+
+def largest_difference(found: Any, one: Any) -> float:
+    """Of any step's gradients from one device's, relative to the tensor, or to a
+    thousandth of the largest.
+    """
+    worst = 0.0
+    for ours, theirs in zip(found.gradients, one.gradients, strict=True):
+        floor = 1e-3 * max(float(tensor.abs().max()) for tensor in theirs.values())
+        worst = max(worst, *(difference(ours[name], theirs[name], floor) for name in theirs))
+    return worst
+
+
+def mean_of_first(draw: Any, first: int, ranks: int) -> float:
+    """Mean time, drawn, at which the first so many of all ranks are done."""
+    times = np.sort(draw.exponential(size=(DRAWS, ranks)), axis=1)
+    return float(times[:, first - 1].mean())
+
+
+def slowest_of_n(lab: Lab, times: dict[int, Any], lang: str) -> Any:
+    """How the time of the slowest is spread, a line for each number of ranks."""
+    edges = np.linspace(0, 14, 29)
+    middle: list[float] = ((edges[1:] + edges[:-1]) / 2).tolist()
+    shares = {n: (np.histogram(drawn, edges)[0] / DRAWS).tolist() for n, drawn in times.items()}
+    series = {lab.word("of_n", lang, n=n): (middle, share) for n, share in shares.items()}
+    return lines(series, lab.word("step_time", lang), lab.word("share_steps", lang))
+
+
+def backup_workers(lab: Lab, kept: dict[int, float], lang: str) -> Any:
+    """The mean step against the number of backup workers, drawn and by the formula."""
+    spare = tuple(kept)
+    series = {
+        lab.word("drawn", lang): (spare, list(kept.values())),
+        lab.word("formula", lang): (spare, [bw.predict(64, b) for b in spare]),
+    }
+    return lines(series, lab.word("backup_workers", lang), lab.word("mean_step", lang))

@@ -1,0 +1,86 @@
+"""E4: the pipeline bubble, predicted, run and timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glasscluster.scenarios.jobs import equal_stages
+from glasscluster.scenarios.lab import Lab
+from glasscluster.scenarios.lesson import lesson
+from glasscluster.strategies.plan import make_model
+from glasscluster.visualize.figures.plots import lines
+
+SWEEP = (1, 2, 4, 8, 16, 32)  # numbers of micro-batches
+
+
+@lesson
+def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
+    """Real stages of a GPT run GPipe's schedule; the bubble is what their recorded idle time adds up to."""
+    model = make_model("tiny", layers=p, hidden=hidden, seq=64)
+    shape: dict[str, Any] = {"model": model, "steps": 1, "pp": p, "global_batch": m}
+    gpipe = lab.train("gpipe", lab.text("gpipe"), schedule="gpipe", **shape)
+    one_f_one_b = lab.train("1f1b", lab.text("one_f_one_b"), schedule="1f1b", **shape)
+    bubble = gpipe.timeline.bubble()
+    share, ideal = bubble["bubble_fraction"], ideal_share(p, m)
+    lab.ask("idle_percent", 100 * share, "%", p=p, m=m)
+
+    # the two runs have rows of their own for Eq 20 with unequal stages; here it is on stages that are equal
+    lab.row(
+        "equal_stages_bubble",
+        ideal,
+        None,
+        "Eq 20: (p−1)/(m+p−1)",
+        simulated=share_of_equal_stages(lab, p, m),
+        unit="",
+        match="virtual",
+        tolerance=1e-9,
+    )
+
+    swept = [100 * share_of_a_gpt(lab, model, p, n) for n in SWEEP]
+    theory = [100 * ideal_share(p, n) for n in SWEEP]
+
+    def against_micro_batches(lang: str) -> Any:
+        series = {lab.word("this_gpt", lang): (SWEEP, swept), lab.word("equal_stages", lang): (SWEEP, theory)}
+        return lines(series, lab.word("micro_batches", lang), lab.word("bubble_percent", lang), log_x=True)
+
+    lab.figure("bubble_by_micro_batches", against_micro_batches)
+
+    over_useful = bubble["bubble_over_ideal"]
+    lab.tell(
+        "bubble", view="tab=timeline&run=gpipe", p=p, m=m, share=share, over_useful=over_useful, ideal=ideal
+    )
+    lab.tell(
+        "one_f_one_b",
+        view="tab=memory&run=1f1b",
+        share_1f1b=one_f_one_b.timeline.bubble()["bubble_fraction"],
+        peak_1f1b=fullest_rank(one_f_one_b) / 1e6,
+        peak_gpipe=fullest_rank(gpipe) / 1e6,
+    )
+    lab.conclude(share=share, ideal=ideal)
+    lab.explain()
+    lab.own_number(p=p, m=m, share=share)
+
+
+def ideal_share(p: int, m: int) -> float:
+    """Idle share of the whole when stages are equal and messages free."""
+    return (p - 1) / (m + p - 1)
+
+
+def share_of_equal_stages(lab: Lab, p: int, m: int) -> float:
+    """The same share of stages that are one matmul each, run on ranks and timed where messages cost
+    nothing.
+    """
+    run = lab.cluster(p).run(equal_stages.stages, "gpipe", m)
+    run.hardware = equal_stages.machine()
+    return run.timeline.bubble()["bubble_fraction"]
+
+
+def share_of_a_gpt(lab: Lab, model: Any, p: int, m: int) -> float:
+    """The same share of a GPT's stages, from shapes alone."""
+    run = lab.dry(model=model, pp=p, schedule="gpipe", global_batch=m)
+    return run.timeline.bubble()["bubble_fraction"]
+
+
+def fullest_rank(trained: Any) -> float:
+    """Bytes at the peak of the rank that holds most."""
+    return max(total for total, _ in trained.run.peak_memory())

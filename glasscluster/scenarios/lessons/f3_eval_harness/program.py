@@ -1,0 +1,170 @@
+"""F3: what an accuracy is worth: its error, paired items, two normalisations, the
+prompt, text seen before.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from glasscluster.model.adamw import Optimizer
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.text.data import batch, corpus
+from glasscluster.model.text.tasks import Choice, Task, Text, contaminated, make_task, plain, practice
+from glasscluster.model.weights import hugging_face
+from glasscluster.scenarios.jobs import evaluation
+from glasscluster.scenarios.lab import Lab
+from glasscluster.scenarios.lesson import lesson
+from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.strategies.plan import make_model
+from glasscluster.strategies.serving import scores
+from glasscluster.strategies.serving.evaluation import EvaluationJob, evaluate_rank
+from glasscluster.visualize.figures.scores import Score, interval_figure, paired_figure
+
+
+def learn(
+    model: Any, text: bytes, stops: tuple[int, ...], folders: list[str], lr: float = 5e-3, tokens: int = 32
+) -> None:
+    """One process trains on a text, 16 pieces of so many tokens a step, and saves the weights at some
+    steps.
+    """
+
+    stage, words, optimizer = GPTStage(model), np.frombuffer(text, dtype=np.uint8), Optimizer("adamw", lr=lr)
+    state = [[torch.zeros_like(p) for _ in range(optimizer.moments)] for p in stage.parameters()]
+    for step in range(max(stops) + 1):
+        if step in stops:
+            hugging_face.save(stage, folders[stops.index(step)])
+        inputs, targets = batch(words, step, 16, tokens, model.vocab, 0)
+        stage.zero_grad()
+        (stage(inputs, targets) / targets.numel()).backward()
+        with torch.no_grad():
+            for p, moments in zip(stage.parameters(), state, strict=True):
+                optimizer.update(p, p.grad if p.grad is not None else torch.zeros_like(p), moments, step + 1)
+
+
+def margins(task: Any, found: Any) -> list[float]:
+    """How far the right continuation is likelier than the best wrong one, in nats: above 0 the item is
+    right.
+    """
+    apart = []
+    for item, values in zip(task.items, found, strict=True):
+        wrong = [value for n, value in enumerate(values) if n != item.answer]
+        apart.append(values[item.answer] - max(wrong))
+    return apart
+
+
+KINDS = ("early", "late")  # moments of the training
+RANKS = 4
+BRACKETS, NEXT_LINE, OTHER_WORDS = 1, 2, 3  # places of the tasks after arithmetic
+WORDS = ("sums", "brackets", "next_line", "other_words")
+
+
+@lesson
+def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) -> None:
+    """A small GPT at two moments of its training answers the same items, shared out over four ranks; then
+    other words, other sums, and planted items.
+    """
+    training = corpus(None).tobytes()
+    tasks = make_tasks(items)
+    found = train_and_score(lab, tasks, training, (early, late))
+    right = {
+        (kind, how): [
+            evaluation.right(t, found[kind].scores[i], how == "acc_norm") for i, t in enumerate(tasks)
+        ]
+        for kind in KINDS
+        for how in ("acc", "acc_norm")
+    }
+    mean = {key: [scores.mean(values) for values in by_task] for key, by_task in right.items()}
+    for task, share, values in zip(tasks, mean["late", "acc"], right["late", "acc"], strict=True):
+        expected, counted = scores.predict_error(share, items), scores.spread(values)
+        lab.row("standard_error", expected, counted, "Eq 41", unit="", tolerance=1e-12, task=task.name)
+    told = scores.paired(right["early", "acc"][BRACKETS], right["late", "acc"][BRACKETS])
+    won_less_lost = round(told.difference * items)
+    lab.row("won_less_lost", told.better - told.worse, won_less_lost, "the same items", unit="items")
+    seen = plain(training)
+    planted = [Text(training[a : a + 120]) for a in range(0, 3_000_000, 200_000)]
+    caught, source = sum(contaminated(item, seen) for item in planted), "GPT-4 report, 2303.08774, appendix C"
+    lab.row("flagged", len(planted), caught, source, unit="items")
+
+    errors = 0.008 / scores.predict_unpaired(0.712, 0.704, 1000)
+    lab.ask("standard_errors", errors, "×")
+    two_moments = {kind: right[kind, "acc"] for kind in KINDS}
+    steps = {"early": early, "late": late}
+    lab.figure("two_moments", lambda lang: intervals(lab, two_moments, steps, lang))
+    margin = {kind: margins(tasks[BRACKETS], found[kind].scores[BRACKETS]) for kind in KINDS}
+    lab.figure("item_by_item", lambda lang: item_by_item(lab, margin, steps, lang))
+    two_ways = {how: right["late", how] for how in ("acc", "acc_norm")}
+    lab.figure("two_ways", lambda lang: intervals(lab, two_ways, {}, lang))
+    needed = round(2 * 0.708 * 0.292 * (1.96 / 0.008) ** 2)
+    lab.tell("points", view="tab=ledger", errors=errors, needed=needed)
+    apart = scores.predict_unpaired(mean["early", "acc"][BRACKETS], mean["late", "acc"][BRACKETS], items)
+    lab.tell("same_items", won=told.better, lost=told.worse, error=told.error, apart=apart, p=told.p)
+    lab.tell("other_words", a=mean["late", "acc"][BRACKETS], b=mean["late", "acc"][OTHER_WORDS])
+    next_line: dict[str, Any] = {how: mean["late", how][NEXT_LINE] for how in ("acc", "acc_norm")}
+    flagged = sum(contaminated(item, seen) for item in tasks[NEXT_LINE].items)
+    lab.tell("normalised", **next_line, flagged=flagged)
+    lab.tell("shared_out", view="tab=timeline&run=scoring")
+    lab.conclude(errors=errors)
+    lab.explain()
+    lab.own_number(errors=errors, p=told.p)
+
+
+def make_tasks(items: int) -> tuple[Task, ...]:
+    """Sums, brackets, next lines, and the same brackets asked in other words."""
+    brackets = make_task("brackets", items)
+    asked = [
+        Choice(b"Q: what closes " + item.context + b"?\nA: ", item.choices, item.answer)
+        for item in brackets.items
+        if isinstance(item, Choice)
+    ]
+    other_words = Task("brackets in other words", tuple(asked))
+    return make_task("arithmetic", items), brackets, make_task("next-line", items), other_words
+
+
+def train_and_score(
+    lab: Lab, tasks: tuple[Task, ...], training: bytes, stops: tuple[int, int]
+) -> dict[str, Any]:
+    """Scores of both moments; the ranks' are checked against one device, and counted."""
+    model = make_model("tiny", layers=2, hidden=48, heads=4, seq=64, activation="gelu-tanh")
+    four = lab.cluster(RANKS)
+    with tempfile.TemporaryDirectory() as home:
+        folders = [f"{home}/{kind}" for kind in KINDS]
+        lab.say("training the model that is asked")
+        with one_thread():
+            learn(model, practice(0, 6000) + training[:40_000], stops, folders)
+        few = tuple(replace(task, items=task.items[:6]) for task in tasks)
+        exact = EvaluationJob(model, few, dp=RANKS, precision="fp64", weights=folders[1])
+        alone = lab.cluster(1).run(evaluate_rank, replace(exact, dp=1), record=False).results[0]
+        lab.checks += evaluation.equality_rows(four.run(evaluate_rank, exact, record=False).results, alone)
+        late = replace(exact, tasks=tasks, precision="fp32")
+        early = replace(late, weights=folders[0])
+        found = {"early": four.run(evaluate_rank, early, record=False).results[0]}
+        run = lab.run("scoring", lab.text("scoring"), evaluate_rank, late, gpus=RANKS, precision="fp32")
+        found["late"] = run.results[0]
+    lab.checks += evaluation.counted_rows(late, run)
+    return found
+
+
+def intervals(lab: Lab, right: dict[str, Any], steps: dict[str, int], lang: str) -> Any:
+    """Accuracies with their intervals, task by task."""
+    series = {}
+    for key, by_task in right.items():
+        name = lab.word(key, lang, steps=steps.get(key))
+        series[name] = [Score(scores.mean(values), scores.spread(values)) for values in by_task]
+    return interval_figure([lab.word(w, lang) for w in WORDS], series, lab.word("accuracy", lang), [0.25] * 4)
+
+
+def item_by_item(lab: Lab, margin: dict[str, list[float]], steps: dict[str, int], lang: str) -> Any:
+    """Every item as a point: how sure the early model is of it, and the late one."""
+    early, late = [lab.word("nats", lang) + lab.word(kind, lang, steps=steps[kind]) for kind in KINDS]
+    verdicts = (
+        lab.word("both_right", lang),
+        lab.word("only_early", lang),
+        lab.word("only_late", lang),
+        lab.word("both_wrong", lang),
+    )
+    return paired_figure(margin["early"], margin["late"], early, late, verdicts)

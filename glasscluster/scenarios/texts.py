@@ -1,0 +1,128 @@
+"""What a scenario says, in a data file beside its program: `text.toml`.
+
+A text stands there in both languages, with named blanks as in `str.format`:
+
+    [tell.every_rank_sent]
+    en = \"\"\"
+    Every rank sent {sent:,} bytes for a buffer of {size:,}: {ratio:.4g} S,
+    in {steps} steps.\"\"\"
+    zh = "缓冲区 {size:,} 字节，每个 rank 发送 {sent:,} 字节：{ratio:.4g} S，共 {steps} 步。"
+
+A long text is wrapped where it is easy to read. A line break is read as a space; between two Chinese characters it is
+read as nothing. A blank that itself is said in two languages takes a `Said`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glasscluster.base.errors import InputError
+from glasscluster.base.text import LANGUAGES, Said
+
+Text = Said | tuple[str, str]  # a pair is English, 中文
+
+
+def said(text: Text) -> Said:
+    """A text of a scenario that has no data file: a `Said`, or the pair of both languages."""
+    return text if isinstance(text, Said) else Said(*text)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The content of one text.toml.
+
+    Args:
+        path: where it was read from, for error messages.
+        content: the tables of the file; a text is a table with `en` and `zh`.
+    """
+
+    path: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Texts:
+        """The texts of a file.
+
+        Raises:
+            InputError: there is no such file, or it is not TOML.
+        """
+        if not path.is_file():
+            raise InputError("text", str(path), "there is no such file: a lesson needs a text.toml beside its program.py")
+        try:
+            return cls(path, tomllib.loads(path.read_text(encoding="utf-8")))
+        except tomllib.TOMLDecodeError as problem:
+            raise InputError("text", str(path), f"is not TOML: {problem}") from None
+
+    def table(self, *names: str) -> Any:
+        """What stands under these names.
+
+        Raises:
+            InputError: nothing does; the nearest name is suggested.
+        """
+        here: Any = self.content
+        for name in names:
+            if not isinstance(here, dict) or name not in here:
+                choices = list(here) if isinstance(here, dict) else []
+                raise InputError(".".join(names), name, f"is not in {self.path}", choices)
+            here = here[name]
+        return here
+
+    def plain(self, *names: str) -> Said:
+        """A text without blanks."""
+        return self._both(self.table(*names), ".".join(names))
+
+    def item(self, *names: str, index: int) -> Said:
+        """One text of a list, without blanks."""
+        return self._both(self.table(*names)[index], ".".join(names))
+
+    def filled(self, *names: str, blanks: dict[str, Any]) -> Said:
+        """A text with its blanks filled.
+
+        Raises:
+            InputError: the text has a blank that was given no value.
+        """
+        where, text = ".".join(names), self.plain(*names)
+        try:
+            return Said(*(text.in_(lang).format_map(_in(lang, blanks)) for lang in LANGUAGES))
+        except KeyError as missing:
+            raise InputError(where, missing.args[0], f"a blank of {self.path} that got no value", list(blanks)) from None
+
+    def points(self, blanks: dict[str, Any]) -> list[Said]:
+        """What a good explanation says, for the reader to tick off."""
+        points = self.table("explain").get("points", [])
+        texts = [self._both(point, "explain.points") for point in points]
+        return [Said(*(t.in_(lang).format_map(_in(lang, blanks)) for lang in LANGUAGES)) for t in texts]
+
+    def _both(self, table: Any, where: str) -> Said:
+        if not isinstance(table, dict) or any(not isinstance(table.get(lang), str) for lang in LANGUAGES):
+            raise InputError(where, table, f"must be a text with en and zh in {self.path}")
+        return Said(*(unwrap(table[lang]) for lang in LANGUAGES))
+
+
+def _in(lang: str, blanks: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.in_(lang) if isinstance(value, Said) else value for name, value in blanks.items()}
+
+
+def unwrap(text: str) -> str:
+    """A wrapped text as one line: breaks become spaces, or nothing between two wide characters."""
+    lines = text.strip("\n").split("\n")
+    whole = lines[0]
+    for line in lines[1:]:
+        whole += ("" if whole and line and _is_wide(whole[-1]) and _is_wide(line[0]) else " ") + line
+    return whole
+
+
+def _is_wide(character: str) -> bool:
+    """Chinese characters and punctuation; quotation marks and the ellipsis are shared with English."""
+    return unicodedata.east_asian_width(character) in "WF" or character in "“”‘’…"
+
+
+def listed(values: Iterable[object]) -> Said:
+    """Several values one after the other: with commas in English, with enumeration commas in Chinese."""
+    words = [str(value) for value in values]
+    return Said(", ".join(words), "、".join(words))
