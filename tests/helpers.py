@@ -45,7 +45,7 @@ def walk_through(page: Any, widths: tuple[int, ...] = ()) -> None:
     `widths`: one a language, instead of the page's own.
     """
     from glasscluster.visualize.page import report
-    from glasscluster.visualize.page.words import CATALOGUE
+    from glasscluster.visualize.words import CATALOGUE
 
     if page.query_selector("#predict"):
         assert not page.is_visible("#panel-story ol.story"), "the answer is open before anybody predicted"

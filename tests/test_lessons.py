@@ -31,7 +31,6 @@ from glasscluster.sim.ranks import deadlock
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import BACKENDS
-from glasscluster.visualize.page.words import row_name
 
 FIRST = ("L0", "B2", "B3", "C1", "C3", "D1", "D2", "D3", "D4", "E1", "E4")
 EACH = [pytest.param(id_, marks=pytest.mark.xdist_group(f"lesson {id_}")) for id_ in LESSONS]  # performed once, by one worker
@@ -159,13 +158,13 @@ def test_a_wrong_result_fails_the_row_that_compares_it(monkeypatch):
     honest = c4.program
     monkeypatch.setattr(c4, "program", lambda gpu, *args: honest(gpu, *args) + (gpu.rank == 3))
     taught = taught_lesson("C4")
-    failed = {r["name"] for r in perform(taught, Lab(taught, "threads", taught.hardware), {"block": 8}).checks if not r["ok"]}
+    failed = {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), {"block": 8}).checks if r.verdict == "failed"}
     assert {"elements that differ: all-to-all and torch's transpose", "elements that differ: ZeRO step and full update"} <= failed
 
 
 def failed_rows(id_: str, **options) -> set[str]:
     taught = taught_lesson(id_)
-    return {r["name"] for r in perform(taught, Lab(taught, "threads", taught.hardware), options).checks if not r["ok"]}
+    return {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), options).checks if r.verdict == "failed"}
 
 
 def test_masks_of_two_bytes_and_a_gather_too_many_fail_the_rows_of_sequence_parallelism(monkeypatch):

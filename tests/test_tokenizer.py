@@ -16,7 +16,7 @@ from glasscluster.model.text.bpe import count_pieces, learn
 from glasscluster.model.text.data import corpus
 from glasscluster.model.text.pre_tokens import as_bytes, pre_tokens, spelled, unspelled
 from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
-from glasscluster.visualize.page import words
+from glasscluster.visualize import words
 
 SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False)
 ASSIGNED = [chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")]

@@ -23,7 +23,7 @@ from glasscluster.visualize.figures import palette, timeline
 from glasscluster.visualize.figures.memory import memory_bars
 from glasscluster.visualize.figures.network import matrix
 from glasscluster.visualize.page import report, trace, words
-from glasscluster.visualize.page.words import CATALOGUE
+from glasscluster.visualize.words import CATALOGUE
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def kept_picture(plan: Plan, model: ModelConfig) -> Callable[[str], Any] | None:
 
     def draw(lang: str) -> Any:
         from glasscluster.visualize.figures.kept import by_layout
-        from glasscluster.visualize.page.words import word
+        from glasscluster.visualize.words import word
 
         return by_layout(layouts(plan, model, word("one_gpu", lang)), lang, word("kept_title", lang))
 

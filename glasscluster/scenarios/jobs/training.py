@@ -319,7 +319,7 @@ def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
 def _matrices(plan: Plan, model: ModelConfig, lang: str) -> Any:
     """One layer's matrices by rank."""
     from glasscluster.visualize.figures.matrices import matrices_figure
-    from glasscluster.visualize.page.words import word
+    from glasscluster.visualize.words import word
 
     return matrices_figure({"": model}, plan.tp, lang, plan.sequence_parallel, word("matrices_title", lang))
 
@@ -328,7 +328,7 @@ def _causal(plan: Plan, model: ModelConfig, lang: str) -> Any:
     """The mask of few tokens, by who has which; the work is the model's own."""
     from glasscluster.strategies.context import context_parallel, ulysses
     from glasscluster.visualize.figures.causal import Shared, causal_figure
-    from glasscluster.visualize.page.words import word
+    from glasscluster.visualize.words import word
 
     groups = plan.cp // plan.heads_cut
     tokens = 2 * groups * max(1, 8 // groups)
@@ -343,7 +343,7 @@ def _causal(plan: Plan, model: ModelConfig, lang: str) -> Any:
 def _load(plan: Plan, model: ModelConfig, results: list[Any], lang: str) -> Any:
     """All ranks' rows for each expert; tp ranks route the same tokens."""
     from glasscluster.visualize.figures.experts import Load, expert_load_figure
-    from glasscluster.visualize.page.words import word
+    from glasscluster.visualize.words import word
 
     first = results[:: plan.tp]
     wanted, kept = ([sum(c) for c in zip(*(c for r in first for c in r.routing_counts(what)), strict=True)] for what in ("wanted", "kept"))
@@ -354,7 +354,7 @@ def _load(plan: Plan, model: ModelConfig, results: list[Any], lang: str) -> Any:
 
 def _dispatch(graph: Any, lang: str) -> Any:
     from glasscluster.visualize.figures.network import matrices_figure, matrix
-    from glasscluster.visualize.page.words import word
+    from glasscluster.visualize.words import word
 
     return matrices_figure({word("dispatch_matrix", lang): matrix(graph, "ep", "dispatch")}, lang, across=1)
 

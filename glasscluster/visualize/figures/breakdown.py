@@ -11,7 +11,7 @@ from glasscluster.sim.time.what_if import critical_seconds, makespans_if_faster
 from glasscluster.visualize.figures.layout import plain_layout
 from glasscluster.visualize.figures.palette import IDLE, KINDS, SPLIT, Look
 from glasscluster.visualize.figures.timeline import time_unit
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

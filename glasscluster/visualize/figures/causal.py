@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from glasscluster.visualize.figures.layout import CELL_AXIS, INK, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import contrast
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from glasscluster.visualize.figures.plots import lines
 from glasscluster.visualize.figures.timeline import size_text
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

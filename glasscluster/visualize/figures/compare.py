@@ -11,7 +11,7 @@ from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.memory import byte_unit, category_word
 from glasscluster.visualize.figures.palette import MEMORY, TIME
 from glasscluster.visualize.figures.timeline import time_unit
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.rows import FAILED, HELD, NOT_APPLICABLE, Row
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -20,7 +20,7 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Shard, Unsharded
 from glasscluster.visualize.figures.layout import INK, plain_layout
 from glasscluster.visualize.figures.palette import SERIES, contrast
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -12,7 +12,7 @@ from glasscluster.sim.recording.events import CATEGORIES
 from glasscluster.visualize.figures.layout import LEGEND, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import MEMORY
 from glasscluster.visualize.figures.timeline import time_unit
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from glasscluster.model.text.pre_tokens import pieces
 from glasscluster.visualize.figures.layout import LEGEND, plain_layout
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -12,7 +12,7 @@ from glasscluster.visualize.figures.cells import Table, cells_figure
 from glasscluster.visualize.figures.layout import CELL_AXIS, grid_cells
 from glasscluster.visualize.figures.memory import _layout, byte_unit
 from glasscluster.visualize.figures.timeline import size_text
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -16,7 +16,7 @@ from glasscluster.visualize.figures.layout import CELL_AXIS, INK, QUIET_AXIS, pl
 from glasscluster.visualize.figures.palette import KINDS, SERIES, Look, contrast
 from glasscluster.visualize.figures.plots import DASH
 from glasscluster.visualize.figures.timeline import time_unit
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -11,7 +11,7 @@ from glasscluster.sim.recording.events import COMPUTE
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import KINDS, Look
 from glasscluster.visualize.figures.timeline import time_unit
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

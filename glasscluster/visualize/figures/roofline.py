@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import SERIES
 from glasscluster.visualize.figures.plots import MARK
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

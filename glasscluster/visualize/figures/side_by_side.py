@@ -15,7 +15,7 @@ from glasscluster.visualize.figures.timeline import (
     compute_bars,
     time_unit,
 )
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from glasscluster.visualize.figures.layout import INK, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import SERVING
 from glasscluster.visualize.figures.timeline import time_unit
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -16,7 +16,7 @@ from glasscluster.sim.recording.events import COLLECTIVE, RECV, REDUCE, SEND
 from glasscluster.visualize.figures.layout import CELL_AXIS, grid_cells, plain_layout
 from glasscluster.visualize.figures.palette import KINDS, contrast
 from glasscluster.visualize.figures.timeline import size_text
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

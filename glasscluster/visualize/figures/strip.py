@@ -17,7 +17,7 @@ import numpy as np
 from glasscluster.sim.recording.events import BACKWARD, COLLECTIVE, COMPUTE, FORWARD, SEND
 from glasscluster.visualize.figures.layout import INK, QUIET_AXIS, plain_layout
 from glasscluster.visualize.figures.palette import LAYER, Look
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

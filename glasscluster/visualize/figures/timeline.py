@@ -11,7 +11,7 @@ import numpy as np
 from glasscluster.sim.recording.events import COLLECTIVE, COMPUTE, HOST, PHASES, SEND
 from glasscluster.visualize.figures.layout import FONT
 from glasscluster.visualize.figures.palette import CRITICAL, KINDS
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

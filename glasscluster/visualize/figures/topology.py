@@ -11,7 +11,7 @@ from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.time.loads import network_of, utilisation
 from glasscluster.visualize.figures.layout import INK, plain_layout
 from glasscluster.visualize.figures.timeline import time_unit
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -9,7 +9,7 @@ from pathlib import Path
 from glasscluster.base.rows import Status
 from glasscluster.base.text import Said
 from glasscluster.visualize.page.report import _hash
-from glasscluster.visualize.page.words import CATALOGUE, GLOSSARY
+from glasscluster.visualize.words import CATALOGUE, GLOSSARY
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from glasscluster.visualize.figures.timeline import (
 )
 from glasscluster.visualize.figures.topology import load_figure
 from glasscluster.visualize.page.pack import pack_timeline
-from glasscluster.visualize.page.words import CATALOGUE, word
+from glasscluster.visualize.words import CATALOGUE, word
 
 if TYPE_CHECKING:
     from glasscluster.sim.run import Run

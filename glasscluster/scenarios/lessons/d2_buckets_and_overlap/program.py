@@ -12,7 +12,7 @@ from glasscluster.strategies.data import overlap
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.visualize.figures.palette import TIME
 from glasscluster.visualize.figures.plots import lines, stack
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 KIB = 1024
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # KiB of a bucket

@@ -12,7 +12,7 @@ from glasscluster.strategies.pipeline.schedules import interleaved, one_f_one_b
 from glasscluster.strategies.plan import make_model
 from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
 from glasscluster.visualize.figures.plots import bars, lines
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 CHUNKS = (1, 2, 4)  # of a rank
 HOPS = [k * 0.05e-3 for k in range(11)]  # seconds

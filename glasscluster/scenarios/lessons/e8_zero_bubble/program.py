@@ -12,7 +12,7 @@ from glasscluster.strategies.pipeline.schedules import dualpipe_v, predict_live,
 from glasscluster.strategies.plan import make_model
 from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
 from glasscluster.visualize.figures.plots import bars
-from glasscluster.visualize.page.words import word
+from glasscluster.visualize.words import word
 
 F = 1e-3  # seconds of F, I and W of a rank's whole share
 NAMES = {"1f1b": "1F1B", "zb-h1": "ZB-H1", "zb-h2": "ZB-H2", "zb-v": "ZB-V", "dualpipe-v": "DualPipe-V"}
