@@ -25,7 +25,8 @@ from glasscluster.sim.run import Cluster
 from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.serving.evaluation import EvaluationJob, evaluate_rank
-from glasscluster.strategies.trainer import Job, train_rank
+from glasscluster.strategies.job import Job
+from glasscluster.strategies.trainer import train_rank
 from glasscluster.visualize.figures.plots import lines
 
 HERE = Path(__file__).resolve().parent

@@ -22,7 +22,7 @@ from glasscluster.strategies.judge.activations import (
     predict_layer,
 )
 from glasscluster.strategies.plan import make_model
-from glasscluster.strategies.trainer import DTYPES
+from glasscluster.strategies.numerics.formats import DTYPES
 
 GIB = 1024**3
 KINDS_OF_KEEPING = ("none", "selective", "full")

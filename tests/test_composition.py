@@ -15,7 +15,8 @@ from glasscluster.strategies import trainer
 from glasscluster.strategies.experts.expert_parallel import ExpertParallel
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, train_rank
+from glasscluster.strategies.job import Job
+from glasscluster.strategies.trainer import train_rank
 
 TOLERANCE = 1e-10
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 16, "heads": 4, "seq": 16, "vocab": 42, "experts": 4, "top_k": 2, "activation": "swiglu"}

@@ -22,7 +22,7 @@ from glasscluster.model.text.texts import bilingual, documents
 from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
 from glasscluster.strategies import trainer
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
+from glasscluster.strategies.job import Job
 
 
 # ---- the sampler ---------------------------------------------------------------------------------------------------

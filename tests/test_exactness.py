@@ -22,7 +22,7 @@ from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.pipeline import pipeline_parallel, weight_gradients
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.tensor import tensor_parallel
-from glasscluster.strategies.trainer import Job
+from glasscluster.strategies.job import Job
 
 TOLERANCE = 1e-10
 WIDE = (torch.float64, torch.float32)

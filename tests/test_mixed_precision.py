@@ -30,7 +30,7 @@ from glasscluster.strategies.numerics.loss_scale import (
     predict_rounded,
 )
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
+from glasscluster.strategies.job import Job
 
 MODEL = {"layers": 3, "hidden": 16, "heads": 4, "seq": 6, "vocab": 40, "dropout": 0.1, "attention": "unfused"}
 STANDARD = ScaleRule()

@@ -15,7 +15,8 @@ from glasscluster.strategies.data import data_parallel
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.judge.vitals import vitals
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, Trainer
+from glasscluster.strategies.job import Job
+from glasscluster.strategies.trainer import Trainer
 
 MODEL = make_model("tiny", layers=4, hidden=16, heads=4, seq=8, vocab=42, qk_norm=True)
 LAYOUTS = {

@@ -26,7 +26,7 @@ from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.tensor import tensor_parallel
 from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
-from glasscluster.strategies.trainer import Job
+from glasscluster.strategies.job import Job
 
 TOLERANCE = 1e-10
 MODEL = make_model("tiny", layers=4, hidden=16, heads=4, seq=8, vocab=42)

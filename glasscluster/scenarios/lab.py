@@ -172,7 +172,7 @@ class Lab:
         from glasscluster.scenarios.jobs.sources import check_data
         from glasscluster.scenarios.jobs.training import train
         from glasscluster.strategies.plan import make_model, make_plan
-        from glasscluster.strategies.trainer import Job
+        from glasscluster.strategies.job import Job
 
         layout, shape = make_plan(**plan), make_model(model) if isinstance(model, str) else model
         layout.check(shape)
@@ -209,7 +209,8 @@ class Lab:
         """A plan recorded dry (shapes only) on this lab's hardware: for sweeps beside what really ran."""
         from glasscluster.sim.run import Cluster
         from glasscluster.strategies.plan import make_plan
-        from glasscluster.strategies.trainer import Job, job_info, train_rank
+        from glasscluster.strategies.job import Job, job_info
+        from glasscluster.strategies.trainer import train_rank
 
         layout = make_plan(**plan)
         layout.check(model)

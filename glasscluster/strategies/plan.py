@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from glasscluster.base.errors import InputError
 from glasscluster.model.config import PRESETS, ModelConfig
 from glasscluster.model.rate import RateSchedule
+from glasscluster.strategies.layout.padding import Padding
 from glasscluster.strategies.numerics.bad_batch import SkipRule
 from glasscluster.strategies.pipeline.schedules import FOLDED, chunks, default_name, make_schedule
 from glasscluster.strategies.pipeline.schedules.base import Schedule
-
-if TYPE_CHECKING:
-    from glasscluster.model.parallel import Shard
 
 MIB = 1024**2
 Precision = Literal["fp64", "fp32", "bf16", "fp16", "fp8"]
@@ -45,18 +42,6 @@ REPLICA_FIELDS = (
     *("dp", "micro_batch", "global_batch", "precision", "optimizer", "lr", "warmup", "decay", "decay_until", "decay_steps", "lr_floor"),
     *("exchange", "servers", "staleness", "jitter"),
 )
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Shards that a unit is padded to a multiple of; `experts` None: experts lie with everything else, on every rank."""
-
-    shards: int = 1
-    experts: int | None = None
-
-    def apart(self, shard: Shard | None) -> bool:
-        """True for what goes to a unit of experts."""
-        return self.experts is not None and shard is not None and shard.experts
 
 
 class Plan(BaseModel):

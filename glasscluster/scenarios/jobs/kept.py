@@ -16,7 +16,7 @@ from glasscluster.strategies.judge.activations import (
     predict_layer,
 )
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import DTYPES
+from glasscluster.strategies.numerics.formats import DTYPES
 
 
 def countable(plan: Plan, model: ModelConfig) -> bool:

@@ -25,7 +25,8 @@ from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.judge import accounts, advice, check
 from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.job import Job, job_info
+from glasscluster.strategies.trainer import train_rank
 
 Say = Callable[[str], None]
 

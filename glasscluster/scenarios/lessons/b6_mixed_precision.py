@@ -72,7 +72,7 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
 
     from glasscluster.strategies.numerics.loss_scale import ScaleRule
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.trainer import Job
+    from glasscluster.strategies.job import Job
     from glasscluster.visualize.figures.precision import exponents, staircase
 
     model = make_model("tiny", layers=2, hidden=32, seq=32)

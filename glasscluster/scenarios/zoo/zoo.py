@@ -17,7 +17,7 @@ from glasscluster.scenarios.lab import Lab, Text, scenario
 
 if TYPE_CHECKING:
     from glasscluster.sim.run import Run
-    from glasscluster.strategies.trainer import Job
+    from glasscluster.strategies.job import Job
 
 GRADIENT, WEIGHT, LOSS = "gradient", "weight", "loss"
 STEPS = 3
@@ -85,7 +85,7 @@ def make_job(bug: Bug, seed: int = 0) -> Job:
     """Training in float64 on the bug's plan, keeping gradients and weights."""
     from glasscluster.model.parallel import IGNORE
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.trainer import Job
+    from glasscluster.strategies.job import Job
 
     class Unequal(Job):
         """The first targets of a sequence carry no loss: none, one, two, ... of them."""
@@ -375,7 +375,8 @@ def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
 
 def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
     """The honest run, then the planted one, and rows that say whether both did what they must. `kept`: the planted run in the report."""
-    from glasscluster.strategies.trainer import job_info, train_rank
+    from glasscluster.strategies.job import job_info
+    from glasscluster.strategies.trainer import train_rank
 
     job = make_job(bug, lab.seed)
     reference = alone(job)
@@ -402,7 +403,8 @@ def _list(names: Sequence[str]) -> str:
 
 def _unannounced(lab: Lab, bug: Bug) -> None:
     """As a student sees it: a run whose checks fail."""
-    from glasscluster.strategies.trainer import job_info, train_rank
+    from glasscluster.strategies.job import job_info
+    from glasscluster.strategies.trainer import train_rank
 
     job = make_job(bug, lab.seed)
     reference = alone(job)

@@ -28,7 +28,9 @@ from glasscluster.strategies.pipeline import pipeline_parallel
 from glasscluster.strategies.pipeline.schedules import gpipe, predict_live
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.tensor import sequence_parallel, tensor_parallel
-from glasscluster.strategies.trainer import DTYPES, TIED, RankResult
+from glasscluster.strategies.layout.units import TIED
+from glasscluster.strategies.numerics.formats import DTYPES
+from glasscluster.strategies.result import RankResult
 
 WIDTH = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 

@@ -47,7 +47,7 @@ from glasscluster.strategies.context.ulysses import make_context
 from glasscluster.strategies.memory.recompute import KINDS
 from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
 from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
-from glasscluster.strategies.trainer import DTYPES
+from glasscluster.strategies.numerics.formats import DTYPES
 
 PARTS = ("outside", "mlp", "attention", "scores")  # outside the matrices; inside those of the MLP, of attention; what grows with s²
 OPERATOR = {"layernorm": "layer_norm", "rmsnorm": "rms_norm", "scalenorm": "scale_norm"}

@@ -15,7 +15,7 @@ from torch import Tensor
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.preference.held import Held, Learner
 from glasscluster.strategies.preference.job import LEARNS, Tuning
-from glasscluster.strategies.trainer import DTYPES
+from glasscluster.strategies.numerics.formats import DTYPES
 
 Made = Any  # a tensor on the rank that has it, None on the others
 

@@ -36,7 +36,7 @@ from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
-from glasscluster.strategies.trainer import DTYPES
+from glasscluster.strategies.numerics.formats import DTYPES
 
 CacheKind = Literal["none", "static", "paged", "sliding"]
 
