@@ -15,7 +15,7 @@ from plans import build, every
 from glasscluster.sim.ranks.mesh import GROUP_IDS
 from glasscluster.sim.recording.events import CATEGORIES, COMPUTE, HOST, PURPOSES, SEND
 from glasscluster.sim.run import Cluster
-from glasscluster.strategies.data import zero3
+from glasscluster.strategies.data.parameters import GatheredParameters
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import make_model, make_plan
@@ -305,16 +305,16 @@ def test_any_changed_or_dropped_errand_of_the_host_fails_exactly_its_row(op, wha
 
 def test_one_layer_gathered_too_early_fails_the_row_that_limits_them(monkeypatch):
     plan, model = make_plan(dp=2, zero=3), make_model("tiny", layers=4, hidden=16, seq=6)
-    honest = zero3.Zero3.gather
+    honest = GatheredParameters.gather
 
     def gather(self, unit, later):
         honest(self, unit, later)
         for another in later[1:2]:
-            self.launch_gather(another)
+            self.launch(another)
 
     for eager in (False, True):
         if eager:
-            monkeypatch.setattr(zero3.Zero3, "gather", gather)
+            monkeypatch.setattr(GatheredParameters, "gather", gather)
         rows = accounts.state_rows(plan, model, run_plan(plan, model, "dry").results)
         assert [r["name"] for r in rows if not r["ok"]] == ["layers whole at once, most of any rank"] * eager
 

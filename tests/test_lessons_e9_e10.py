@@ -18,8 +18,8 @@ from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.strategies.context import context_parallel, ulysses
 from glasscluster.strategies.experts import expert_parallel
 from glasscluster.strategies.experts.expert_parallel import ExpertParallel
-from glasscluster.strategies.plan import Plan, make_model, make_plan
 from glasscluster.strategies.job import Job
+from glasscluster.strategies.plan import Plan, make_model, make_plan
 from glasscluster.visualize.figures.causal import Shared, causal_figure, colours
 from glasscluster.visualize.figures.experts import Load, expert_load_figure
 from glasscluster.visualize.figures.network import MOST_RANKS, matrices_figure, matrix

@@ -20,9 +20,9 @@ from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.sim.time.history import MemoryHistory, plain_operation
 from glasscluster.strategies.data.zero import predict_state
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import accounts, advice
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.trainer import train_rank
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published" / "zero_table1_memory.csv"

@@ -14,11 +14,11 @@ from test_torchrun import torchrun
 
 from glasscluster.model.gpt import GPTStage
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.check import difference
 from glasscluster.strategies.layout.units import by_bucket
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
-from glasscluster.strategies.job import Job
 from glasscluster.strategies.trainer import Trainer
 
 pytestmark = pytest.mark.torchrun

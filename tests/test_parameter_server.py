@@ -19,10 +19,10 @@ from glasscluster.strategies.exchange import arrivals, backup_workers
 from glasscluster.strategies.exchange import parameter_server as ps
 from glasscluster.strategies.exchange.arrivals import WORK, Layout, seeded, synchronous
 from glasscluster.strategies.exchange.virtual_clock import virtual
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.trainer import train_rank
 from glasscluster.visualize.page.words import row_name
 

@@ -11,12 +11,13 @@ from narrow import ran
 
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
+from glasscluster.strategies.assembly import Place
 from glasscluster.strategies.data import data_parallel
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import check
+from glasscluster.strategies.judge.probes import Probes
 from glasscluster.strategies.judge.vitals import vitals
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.job import Job
-from glasscluster.strategies.trainer import Trainer
 
 MODEL = make_model("tiny", layers=4, hidden=16, heads=4, seq=8, vocab=42, qk_norm=True)
 LAYOUTS = {
@@ -30,14 +31,14 @@ LAYOUTS = {
 
 
 def probed(**options):
-    job = Job(make_plan(**{"global_batch": 4, "precision": "fp64", "lr": 1e-2, "warmup": 4} | options), MODEL, steps=3, probes=True)
+    job = Job(make_plan(**{"global_batch": 4, "precision": "fp64", "lr": 1e-2, "warmup": 4} | options), MODEL, steps=3, observers=(Probes,))
     return job, vitals(job, ran(job))
 
 
 @pytest.mark.parametrize("layout", ["dp, tp", "zero2, sequence parallel", "ring, folded"])
 def test_a_probed_run_has_the_same_bits_and_the_same_graph(layout):
     plan = make_plan(**{"global_batch": 4} | LAYOUTS[layout])
-    plain, watched = (run_plan(plan, MODEL, steps=2, capture=True, probes=p) for p in (False, True))
+    plain, watched = (run_plan(plan, MODEL, steps=2, capture=True, observers=o) for o in ((), (Probes,)))
     assert check.digest(plain.results) == check.digest(watched.results)
     assert plain.graph.difference(watched.graph) is None
     assert plain.peak_memory() == watched.peak_memory()
@@ -92,9 +93,9 @@ def test_one_device_s_readings_are_those_of_plain_torch(alone):
 
 
 def test_what_is_wrong_shows_on_its_own_probe(monkeypatch):
-    counts, finish = Trainer.counts, data_parallel.DataParallel.finish
+    counts, finish = Place.counts, data_parallel.DataParallel.finish
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "counts", lambda self, number, name, shard: True)
+        patch.setattr(Place, "counts", lambda self, number, name, shard: True)
         _, found = probed(dp=2, tp=2)
         assert all(v.norm_ratio > 1.01 and v.replicas_equal for v in found)
 
@@ -110,4 +111,4 @@ def test_what_is_wrong_shows_on_its_own_probe(monkeypatch):
         batch = Job.batch
         patch.setattr(Job, "batch", lambda self, step: batch(self, step % 2))
         assert [v.repeated_fraction for v in probed(dp=2)[1]] == [0.0, 0.0, 1.0]
-    assert counts is Trainer.counts
+    assert counts is Place.counts

@@ -1,5 +1,6 @@
 """Observers: who is told what a rank's training does, at named moments. Probes, captures and planted bugs are observers.
 
+    parallel_made        tensor, context and expert parallelism are there, and no model yet
     assembled            everything is built, nothing has run
       step_begins        buckets and recording are ready
       batch_chosen       which of the data's batches the step reads
@@ -28,12 +29,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from glasscluster.model.parallel import Unsharded
     from glasscluster.strategies.layout.units import Unit
     from glasscluster.strategies.step import Batch, Step
 
 
 class Observer:
     """Looks on, and does nothing."""
+
+    def parallel_made(self, parallel: Unsharded) -> Unsharded:
+        """What the model's blocks will ask of parallelism. Returns what they are to ask: a planted bug puts its own there."""
+        return parallel
 
     def assembled(self, trainer: Any) -> None:
         """A rank's trainer is built and has not run: the place to remember it, and to change its phases."""

@@ -43,7 +43,6 @@ from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
 from glasscluster.strategies.result import RankResult
 from glasscluster.strategies.step import Batch, Step
 
-
 Phase = Callable[[Step], None]
 
 
@@ -84,6 +83,8 @@ class Trainer:
         self.layers = WholeLayers()
         with gpu.unrecorded():
             self.parallel, later = make_parallel(self.place, job), WeightGradients(gpu)
+            for observer in self.observers:
+                self.parallel = observer.parallel_made(self.parallel)
             if plan.pipeline.splits:
                 self.parallel.later = later
             mine = plan.pipeline.stages_of(self.place.pp.rank)

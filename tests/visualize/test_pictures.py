@@ -15,8 +15,8 @@ from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.scenarios.lab import Lab, find, perform
 from glasscluster.sim.run import Cluster
-from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.job import Job
+from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.visualize.figures import palette, timeline
 from glasscluster.visualize.figures.memory import memory_bars
 from glasscluster.visualize.figures.network import matrix

@@ -13,8 +13,8 @@ from glasscluster.scenarios.emergency_room.diagnosis import Signs, Text, diagnos
 from glasscluster.scenarios.lab import Lab, scenario
 
 if TYPE_CHECKING:
-    from glasscluster.strategies.judge.vitals import Vitals
     from glasscluster.strategies.job import Job
+    from glasscluster.strategies.judge.vitals import Vitals
 
 STEPS, FEW_STEPS = 40, 24
 MODEL: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "seq": 32, "vocab": 128, "qk_norm": True}
@@ -148,10 +148,10 @@ class Chart:
 def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
     """The job of a run."""
     from glasscluster.model.config import ModelConfig
+    from glasscluster.strategies.job import Job
     from glasscluster.strategies.judge.probes import Probes
     from glasscluster.strategies.numerics.loss_scale import ScaleRule
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.job import Job
 
     given = PLAN | MODEL | case.options(state)
     scale = given.pop("loss_scale", None) or ScaleRule()
@@ -167,8 +167,8 @@ def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
 def examine(case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Text | None = None) -> Chart:
     """Train a patient in a state, and read its probes. With a title the run is recorded and shown."""
     from glasscluster.scenarios.emergency_room.plants import planted_rank
-    from glasscluster.strategies.judge.vitals import vitals
     from glasscluster.strategies.job import job_info
+    from glasscluster.strategies.judge.vitals import vitals
 
     job = job_of(case, state, lab.seed if seed is None else seed, steps)
     gpus, plant = job.plan.gpus, case.planted(state)

@@ -49,9 +49,9 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
     import torch
 
     from glasscluster.model.parallel import IGNORE
+    from glasscluster.strategies.job import Job
     from glasscluster.strategies.judge.single_device import train_one_device
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.job import Job
     from glasscluster.visualize.figures.cells import Table, cells_figure
     from glasscluster.visualize.figures.plots import lines
 

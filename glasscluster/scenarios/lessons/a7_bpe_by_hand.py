@@ -73,9 +73,9 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
     from glasscluster.model.text.texts import bilingual
     from glasscluster.model.text.tokenizer import Tokenizer
     from glasscluster.strategies.exchange.replica import one_thread
+    from glasscluster.strategies.job import Job
     from glasscluster.strategies.judge.single_device import train_one_device
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.job import Job
     from glasscluster.visualize.figures.merge_tree import merge_tree_figure
     from glasscluster.visualize.figures.plots import bars
 

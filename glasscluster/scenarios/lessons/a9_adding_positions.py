@@ -61,9 +61,9 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
     import torch
 
     from glasscluster.model.gpt import GPTStage
+    from glasscluster.strategies.job import Job
     from glasscluster.strategies.judge.single_device import train_one_device
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.job import Job
     from glasscluster.visualize.figures.plots import bars
 
     model = make_model("tiny", layers=2, hidden=hidden, seq=seq)

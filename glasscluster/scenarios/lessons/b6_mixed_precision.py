@@ -70,9 +70,9 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
     """A gradient is looked at exponent by exponent; then fp16 trains from far too high a scale, and overflows on its own."""
     import torch
 
+    from glasscluster.strategies.job import Job
     from glasscluster.strategies.numerics.loss_scale import ScaleRule
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.job import Job
     from glasscluster.visualize.figures.precision import exponents, staircase
 
     model = make_model("tiny", layers=2, hidden=32, seq=32)

@@ -77,11 +77,11 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
     import torch
 
     from glasscluster.strategies.exchange.replica import one_thread
+    from glasscluster.strategies.job import Job, job_info
     from glasscluster.strategies.judge import noise_scale as ns
     from glasscluster.strategies.judge.check import difference
     from glasscluster.strategies.judge.single_device import train_one_device
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.job import Job, job_info
     from glasscluster.visualize.figures.plots import lines
 
     model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)

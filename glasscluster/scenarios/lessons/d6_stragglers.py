@@ -38,9 +38,9 @@ def stragglers(lab: Lab, gpus: int = 8, slow_rank: int = 3, slow: float = 1.2, n
 
     from glasscluster.sim.recording.events import BACKWARD, COMPUTE
     from glasscluster.strategies.exchange import backup_workers as bw
+    from glasscluster.strategies.job import Job, job_info
     from glasscluster.strategies.judge.check import difference
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.job import Job, job_info
     from glasscluster.visualize.figures.plots import lines
 
     model = make_model("tiny", layers=2, hidden=128, seq=128)

@@ -54,8 +54,8 @@ def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float =
     from glasscluster.sim.run import Cluster
     from glasscluster.sim.time.hardware import hardware
     from glasscluster.strategies.data.zero import predict_state
-    from glasscluster.strategies.plan import make_model, make_plan
     from glasscluster.strategies.job import Job, job_info
+    from glasscluster.strategies.plan import make_model, make_plan
     from glasscluster.strategies.trainer import train_rank
     from glasscluster.visualize.figures.cells import Table, cells_figure, shade
     from glasscluster.visualize.figures.palette import TIME

@@ -65,5 +65,6 @@ class Reducer:
         """The next unit in order, unless an observer takes its reduction on itself (a planted bug loses one)."""
         unit = self.units[self.given_out]
         self.given_out += 1
-        if not any([observer.gradient_complete(unit) for observer in self.observers]):
+        taken = [observer.gradient_complete(unit) for observer in self.observers]  # every one is told
+        if not any(taken):
             yield unit

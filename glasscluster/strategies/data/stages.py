@@ -124,12 +124,14 @@ class Stages:
     def gradients(self) -> dict[str, Tensor]:
         """Reduced gradients by full parameter name, whole along dp."""
         with self.gpu.unrecorded():
-            return _union([_named(m, lambda unit: unit.owned_gradient) for m in self.all])
+            found = [_named(m, lambda unit: unit.owned_gradient) for m in self.all]
+        return _union(found)
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters by full name, whole along dp."""
         with self.gpu.unrecorded():
-            return _union([_named(m, lambda unit: unit.owned_parameters) for m in self.all])
+            found = [_named(m, lambda unit: unit.owned_parameters) for m in self.all]
+        return _union(found)
 
 
 def pieces(manager: Manager) -> Pieces:

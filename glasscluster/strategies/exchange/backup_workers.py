@@ -24,8 +24,8 @@ from glasscluster.model.parallel import IGNORE
 from glasscluster.sim.ranks.communicator import Communicator, Work
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.exchange.replica import Replica, one_thread
-from glasscluster.strategies.judge.single_device import Reference, train_one_device
 from glasscluster.strategies.job import Job
+from glasscluster.strategies.judge.single_device import Reference, train_one_device
 
 Chosen = tuple[tuple[int, ...], ...]  # step -> the N workers that counted, in rank order
 

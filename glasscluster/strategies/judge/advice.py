@@ -30,8 +30,8 @@ from glasscluster.sim.recording.graph import Circle, ExecutionGraph
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.replay import replay
-from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.job import Job, job_info
+from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import train_rank
 
 MOST = 240  # plans tried

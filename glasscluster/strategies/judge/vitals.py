@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.probes import EMBEDDING, Reading, probed
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.job import Job
 from glasscluster.strategies.result import RankResult
 
 

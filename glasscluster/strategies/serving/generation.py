@@ -35,8 +35,8 @@ from glasscluster.sim.recording.events import COMPUTE
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.timeline import Timeline
-from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
 from glasscluster.strategies.numerics.formats import DTYPES
+from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
 
 CacheKind = Literal["none", "static", "paged", "sliding"]
 
