@@ -148,14 +148,16 @@ def make_manager(
     return LADDER[plan.zero](StageSetup(gpu, stage, groups, options, job.optimizer, apart, counts, observers, layers))
 
 
-def make_tensor_sum(plan: Plan, parallel: Any, stages: Mapping[int, GPTStage]) -> Callable[[Sequence[Unit]], None]:
+def make_tensor_sum(
+    plan: Plan, parallel: Any, stages: Mapping[int, GPTStage]
+) -> Callable[[Sequence[Unit]], None] | None:
     """Sums over tensor ranks, once a step, the gradients of what each has whole and computes a part of.
 
     With sequence parallelism these are all whole parameters (each rank sees its own tokens), else those that each rank uses
-    for its own heads. Without tensor parallelism there is nothing to sum.
+    for its own heads. None without tensor parallelism: there is nothing to sum.
     """
     if plan.tp == 1:
-        return lambda _units: None
+        return None
     if plan.sequence_parallel:
         return partial(sum_over_tokens, parallel)
     names = set[str]().union(*(part.partial for stage in stages.values() for part in stage.parts()))

@@ -183,7 +183,8 @@ class Trainer:
     @in_optimizer
     def sum_over_tensor_ranks(self, _step: Step) -> None:
         """What tensor ranks have whole, and each has a part of the gradient of."""
-        self.sum_whole(self.manager.units)
+        if self.sum_whole is not None:
+            self.sum_whole(self.manager.units)
 
     @in_optimizer
     def sum_tied(self, _step: Step) -> None:
@@ -252,7 +253,7 @@ class Trainer:
 
     def norm_and_overflow(self) -> tuple[Tensor, Tensor | None]:
         """The squared gradient norm over all ranks, and with a loss scale how many ranks overflowed, in one message."""
-        stages, device = [m.units for m in self.manager.all], self.gpu.device
+        stages, device = self.manager.all, self.gpu.device
         norm = norm_squared(stages, accumulator(self.plan.precision), device)
         if self.scaler is not None:
             norm = torch.stack([norm, overflowed(stages, device)])

@@ -14,7 +14,6 @@ from torch import Tensor
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.sim.ranks.communicator import Work
 from glasscluster.strategies.context.context_parallel import RingContext
-from glasscluster.strategies.data.setup import all_reduce
 from glasscluster.strategies.layout.units import Unit
 from glasscluster.strategies.observer import Observer
 from glasscluster.strategies.step import Batch, Step
@@ -86,7 +85,9 @@ class WholeReduction(Plant):
 
     def gradient_complete(self, unit: Unit) -> bool:
         """Reduce all of it, everywhere."""
-        self.in_flight.append(all_reduce(unit, self.trainer.plan.algorithm))
+        assert unit.grad is not None
+        options = {"algorithm": self.trainer.plan.algorithm, "purpose": "gradients", "label": unit.name}
+        self.in_flight.append(unit.comm.all_reduce(unit.grad, async_op=True, **options))
         return True
 
     def gradient_reduced(self, step: Step) -> None:

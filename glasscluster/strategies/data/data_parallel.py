@@ -29,7 +29,7 @@ from glasscluster.sim.ranks.communicator import Work
 from glasscluster.strategies.data.gradients import WholeGradients
 from glasscluster.strategies.data.optimizer import SliceOptimizer
 from glasscluster.strategies.data.reducer import Reducer
-from glasscluster.strategies.data.setup import StageSetup, all_reduce
+from glasscluster.strategies.data.setup import StageSetup
 from glasscluster.strategies.layout.units import Unit, by_bucket
 
 
@@ -59,7 +59,8 @@ class DataParallel:
     def gradient_ready(self, parameter: nn.Parameter) -> None:
         """A gradient has been added to its bucket; complete buckets are reduced."""
         unit, member = self.reducer.place[parameter]
-        self.gradients.collect(unit, member)
+        if self.gradients.wide:
+            self.gradients.collect(unit, member)
         if self.last and self.arrived is not None:
             self.arrived.append(member.name)
         for complete in self.reducer.ready(parameter):
@@ -67,7 +68,9 @@ class DataParallel:
 
     def reduce(self, unit: Unit) -> None:
         """All-reduce, while backward goes on."""
-        self.in_flight.append((unit, all_reduce(unit, self.algorithm)))
+        assert unit.grad is not None
+        options = {"algorithm": self.algorithm, "purpose": "gradients", "label": unit.name}
+        self.in_flight.append((unit, unit.comm.all_reduce(unit.grad, async_op=True, **options)))
 
     def backward_ends(self) -> None:
         """What is left to reduce."""
@@ -99,7 +102,9 @@ class DataParallel:
 
     def clear(self) -> None:
         """Gradients start at zero."""
-        self.gradients.clear(self.units)
+        for unit in self.units:
+            assert unit.grad is not None
+            unit.grad.zero_()
 
     # ---- the order of the buckets --------------------------------------------------------------------------------
     def step_begins(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glasscluster.sim.ranks.communicator import Work
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.data.setup import SumOverGroups, reduce_scatter
+from glasscluster.strategies.data.setup import SumOverGroups
 from glasscluster.strategies.layout.units import Member, Unit
 
 
@@ -35,18 +35,12 @@ class WholeGradients:
             m.parameter.grad = unit.grad[m.start : m.stop].view(m.parameter.shape)
 
     def collect(self, unit: Unit, member: Member) -> None:
-        """Autograd has added a gradient where it belongs; one of another type than ours is added here."""
+        """Autograd has added a gradient where it belongs; one that is narrower than ours is added here."""
         parameter = member.parameter
-        if self.wide and parameter.grad is not None:
+        if parameter.grad is not None:
             assert unit.grad is not None
             unit.grad[member.start : member.stop].add_(parameter.grad.view(-1))
             parameter.grad = None
-
-    def clear(self, units: list[Unit]) -> None:
-        """Gradients of the next step start at zero."""
-        for unit in units:
-            assert unit.grad is not None
-            unit.grad.zero_()
 
 
 class ShardedGradients:
@@ -55,7 +49,7 @@ class ShardedGradients:
     accumulate_whole: micro-batches are added up in the bucket, which is reduced once a step.
     """
 
-    def __init__(self, gpu: GPU, wide: bool, accumulate_whole: bool, algorithm: str, groups: SumOverGroups) -> None:
+    def __init__(self, gpu: GPU, wide: bool, accumulate_whole: bool, algorithm: str, groups: SumOverGroups | None) -> None:
         self.gpu, self.wide, self.whole, self.algorithm = gpu, wide, accumulate_whole, algorithm
         self.groups = groups
         self.in_flight: list[tuple[Unit, Work]] = []
@@ -86,8 +80,9 @@ class ShardedGradients:
     def reduce_scatter(self, unit: Unit, last: bool) -> None:
         """Reduce-scatter a bucket. One is in flight at a time: the one before is added to its shard and freed first."""
         self.settle(last)
-        self.bucket(unit)  # zeros, where no gradient came
-        self.in_flight.append((unit, reduce_scatter(unit, self.algorithm)))
+        bucket = self.bucket(unit)  # zeros, where no gradient came
+        options = {"algorithm": self.algorithm, "purpose": "gradients", "label": unit.name}
+        self.in_flight.append((unit, unit.comm.reduce_scatter(bucket, async_op=True, **options)))
 
     def settle(self, last: bool) -> None:
         """Wait for the bucket in flight, add the owned slice to the shard, free the bucket.
@@ -99,11 +94,6 @@ class ShardedGradients:
             assert unit.grad is not None
             unit.owned_gradient.add_(unit.grad[unit.owned])
             unit.grad = None
-            if last:
+            if last and self.groups is not None:
                 self.groups.launch(unit)
         self.in_flight.clear()
-
-    def clear(self, units: list[Unit]) -> None:
-        """Shards of the next step start at zero."""
-        for unit in units:
-            unit.owned_gradient.zero_()

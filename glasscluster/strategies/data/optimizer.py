@@ -24,6 +24,7 @@ class SliceOptimizer:
         self.gpu, self.units, self.rule, self.master = gpu, units, rule, master
         self.host = HostOptimizer(gpu, rule) if offload else None
         self.state = [self._make(unit) for unit in units]
+        self.scaled: Tensor | None = None  # the gradient of the slice that is updated, as the optimizer takes it
 
     def _make(self, unit: Unit) -> State:
         """Moments of zero and, if there is one, the master copy."""
@@ -54,9 +55,14 @@ class SliceOptimizer:
     def _update(self, unit: Unit, state: State, scale: Tensor, number: int) -> None:
         """One slice. With a master copy it is scaled in fp32: a 16-bit gradient over the loss scale would vanish."""
         gradient = unit.owned_gradient if state.master is None else unit.owned_gradient.to(state.master.dtype)
+        self.scaled = gradient  # the one before goes only now: two copies are alive while the new one is made
         gradient.mul_(scale.to(gradient.dtype))
         if state.master is None:
             self.rule.update(unit.owned_parameters, gradient, state.moments, number)
         else:
             self.rule.update(state.master, gradient, state.moments, number)
             unit.owned_parameters.copy_(state.master)
+
+    def release(self) -> None:
+        """The step is over: let go of the last slice's fp32 gradient."""
+        self.scaled = None

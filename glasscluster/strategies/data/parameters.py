@@ -22,7 +22,7 @@ from torch import Tensor
 from glasscluster.model.gpt import GPTStage
 from glasscluster.sim.ranks.communicator import Work
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.data.setup import DataOptions, WholeLayers, all_gather
+from glasscluster.strategies.data.setup import DataOptions, WholeLayers
 from glasscluster.strategies.layout.units import Unit
 
 
@@ -56,7 +56,8 @@ class GatheredParameters:
             self.layers.add()
         with torch.no_grad():
             unit.flat[unit.owned].copy_(unit.owned_parameters)
-        self.whole[unit.name] = all_gather(unit, self.options.algorithm)
+        options = {"algorithm": self.options.algorithm, "purpose": "parameters", "label": unit.name}
+        self.whole[unit.name] = unit.comm.all_gather(unit.flat, async_op=True, **options)
 
     def gather(self, unit: Unit, later: list[Unit]) -> None:
         """The unit is whole when this returns; the next `prefetch` units, with their experts, are on their way."""

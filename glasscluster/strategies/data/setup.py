@@ -83,6 +83,12 @@ class StageSetup:
     observers: Sequence[Observer] = ()
     layers: WholeLayers = field(default_factory=WholeLayers)
 
+    @property
+    def sum_over_groups(self) -> SumOverGroups | None:
+        """The second hop of hybrid sharding; None where there is none."""
+        replicas = self.groups.replicas
+        return None if replicas is None else SumOverGroups(replicas, self.options.algorithm)
+
     def assign(self, units: list[Unit], shared_out: bool) -> list[Unit]:
         """Say over which ranks each unit is reduced, and what of it is this rank's: 1/N where it is `shared_out`, else all."""
         for unit in units:
@@ -96,41 +102,18 @@ class StageSetup:
         return units
 
 
-# ---- the three collectives of a unit -------------------------------------------------------------------------------
-
-
-def all_reduce(unit: Unit, algorithm: str) -> Work:
-    """Sum a unit's gradient over its ranks: all of it, everywhere. Returns at once."""
-    assert unit.comm is not None
-    assert unit.grad is not None
-    return unit.comm.all_reduce(unit.grad, algorithm=algorithm, async_op=True, purpose="gradients", label=unit.name)
-
-
-def reduce_scatter(unit: Unit, algorithm: str) -> Work:
-    """Sum a unit's gradient over its ranks: each one's slice, on its owner. Returns at once."""
-    assert unit.comm is not None
-    assert unit.grad is not None
-    return unit.comm.reduce_scatter(unit.grad, algorithm=algorithm, async_op=True, purpose="gradients", label=unit.name)
-
-
-def all_gather(unit: Unit, algorithm: str) -> Work:
-    """Bring every owner's slice of a unit's parameters to all its ranks. Returns at once."""
-    assert unit.comm is not None
-    return unit.comm.all_gather(unit.flat, algorithm=algorithm, async_op=True, purpose="parameters", label=unit.name)
-
-
 class SumOverGroups:
     """The second hop of hybrid sharding: finished shards are summed over the groups that hold the same.
 
-    Units of experts have one hop only, over all ranks that hold them. Without hybrid sharding nothing happens.
+    Units of experts have one hop only, over all ranks that hold them.
     """
 
-    def __init__(self, replicas: Communicator | None, algorithm: str) -> None:
+    def __init__(self, replicas: Communicator, algorithm: str) -> None:
         self.replicas, self.algorithm, self.in_flight = replicas, algorithm, list[Work]()
 
     def launch(self, unit: Unit) -> None:
         """Start to sum a unit's owned gradient over the groups."""
-        if self.replicas is not None and not unit.experts:
+        if not unit.experts:
             gradient, name = unit.owned_gradient, unit.name
             options = {"algorithm": self.algorithm, "purpose": "gradients", "label": name}
             self.in_flight.append(self.replicas.all_reduce(gradient, async_op=True, **options))
@@ -144,7 +127,6 @@ class SumOverGroups:
 
 def gathered(unit: Unit, owned: Tensor) -> Tensor:
     """A whole flat buffer from every owner's slice. For the check: nothing of a step needs it."""
-    assert unit.comm is not None
     whole = torch.empty_like(unit.flat, device=owned.device)
     whole[unit.owned] = owned
     unit.comm.all_gather(whole)

@@ -102,6 +102,7 @@ class Stages:
         """Update the owned parameters and bring them up to date everywhere."""
         for m in self.all:
             m.step(scale, number)
+            m.optimizer.release()
 
     def clear(self) -> None:
         """No update: gradients start at zero."""

@@ -21,7 +21,7 @@ from glasscluster.sim.ranks.communicator import Work
 from glasscluster.strategies.data.gradients import WholeGradients
 from glasscluster.strategies.data.optimizer import SliceOptimizer
 from glasscluster.strategies.data.reducer import Reducer
-from glasscluster.strategies.data.setup import StageSetup, SumOverGroups, all_gather, reduce_scatter
+from glasscluster.strategies.data.setup import StageSetup
 from glasscluster.strategies.layout.units import Unit, by_bucket
 
 
@@ -41,7 +41,7 @@ class Zero1:
             self.gradients.place(unit)
         self.optimizer = SliceOptimizer(gpu, self.units, setup.optimizer, options.master_weights, options.offload)
         self.reducer = Reducer(gpu, self.units, options.overlap, options.needs_all_gradients, setup.observers)
-        self.groups = SumOverGroups(setup.groups.replicas, options.algorithm)
+        self.groups = setup.sum_over_groups
         self.in_flight: list[tuple[Unit, Work]] = []
 
     def step_begins(self) -> None:
@@ -54,13 +54,16 @@ class Zero1:
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
         """A gradient has been added to its bucket; complete buckets are reduced."""
-        self.gradients.collect(*self.reducer.place[parameter])
+        if self.gradients.wide:
+            self.gradients.collect(*self.reducer.place[parameter])
         for unit in self.reducer.ready(parameter):
             self.reduce(unit)
 
     def reduce(self, unit: Unit) -> None:
         """Reduce-scatter, while backward goes on."""
-        self.in_flight.append((unit, reduce_scatter(unit, self.algorithm)))
+        assert unit.grad is not None
+        options = {"algorithm": self.algorithm, "purpose": "gradients", "label": unit.name}
+        self.in_flight.append((unit, unit.comm.reduce_scatter(unit.grad, async_op=True, **options)))
 
     def backward_ends(self) -> None:
         """What is left to reduce."""
@@ -75,13 +78,13 @@ class Zero1:
 
     def finish(self) -> None:
         """Every owned slice is reduced, inside the group and across groups, when this returns."""
-        reduced = [unit for unit, _ in self.in_flight]
         for _, work in self.in_flight:
             work.wait()
+        if self.groups is not None:
+            for unit, _ in self.in_flight:
+                self.groups.launch(unit)
+            self.groups.wait()
         self.in_flight.clear()
-        for unit in reduced:
-            self.groups.launch(unit)
-        self.groups.wait()
 
     # ---- step: update the slice, all-gather ----------------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
@@ -91,10 +94,15 @@ class Zero1:
 
     def share(self, updated: Iterable[Unit]) -> None:
         """All-gather each unit as soon as its slice is new; parameters are whole when this returns."""
-        gathering = [all_gather(unit, self.algorithm) for unit in updated]
+        gathering = []
+        for unit in updated:
+            options = {"algorithm": self.algorithm, "purpose": "parameters", "label": unit.name}
+            gathering.append(unit.comm.all_gather(unit.flat, async_op=True, **options))
         for work in gathering:
             work.wait()
 
     def clear(self) -> None:
         """Gradients start at zero."""
-        self.gradients.clear(self.units)
+        for unit in self.units:
+            assert unit.grad is not None
+            unit.grad.zero_()

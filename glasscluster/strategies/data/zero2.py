@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from glasscluster.strategies.data.gradients import ShardedGradients
 from glasscluster.strategies.data.optimizer import SliceOptimizer
 from glasscluster.strategies.data.reducer import Reducer
-from glasscluster.strategies.data.setup import StageSetup, SumOverGroups, all_gather
+from glasscluster.strategies.data.setup import StageSetup
 from glasscluster.strategies.layout.units import Unit, by_bucket
 
 
@@ -34,7 +34,7 @@ class Zero2:
         self.gpu, self.algorithm, self.whole = gpu, options.algorithm, options.accumulate_whole
         buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.apart)
         self.units = setup.assign(buckets, shared_out=True)
-        self.groups = SumOverGroups(setup.groups.replicas, options.algorithm)
+        self.groups = setup.sum_over_groups
         self.gradients = ShardedGradients(gpu, options.wide_gradients, self.whole, options.algorithm, self.groups)
         for unit in self.units:
             gpu.memory.register(unit.flat, "parameters", unit.name)
@@ -76,7 +76,8 @@ class Zero2:
 
     def finish(self) -> None:
         """Every shard is reduced, also across groups, when this returns."""
-        self.groups.wait()
+        if self.groups is not None:
+            self.groups.wait()
 
     # ---- step: update the slice, all-gather ----------------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
@@ -86,10 +87,14 @@ class Zero2:
 
     def share(self, updated: Iterable[Unit]) -> None:
         """All-gather each unit as soon as its slice is new; parameters are whole when this returns."""
-        gathering = [all_gather(unit, self.algorithm) for unit in updated]
+        gathering = []
+        for unit in updated:
+            options = {"algorithm": self.algorithm, "purpose": "parameters", "label": unit.name}
+            gathering.append(unit.comm.all_gather(unit.flat, async_op=True, **options))
         for work in gathering:
             work.wait()
 
     def clear(self) -> None:
         """Gradients start at zero."""
-        self.gradients.clear(self.units)
+        for unit in self.units:
+            unit.owned_gradient.zero_()

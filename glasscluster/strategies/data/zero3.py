@@ -24,7 +24,7 @@ from glasscluster.strategies.data.gradients import ShardedGradients
 from glasscluster.strategies.data.optimizer import SliceOptimizer
 from glasscluster.strategies.data.parameters import GatheredParameters
 from glasscluster.strategies.data.reducer import Reducer
-from glasscluster.strategies.data.setup import StageSetup, SumOverGroups
+from glasscluster.strategies.data.setup import StageSetup
 from glasscluster.strategies.layout.units import Unit, by_module
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Zero3:
         self.units = setup.assign(by_module(setup.stage, options.padding, setup.apart), shared_out=True)
         for unit in self.units:
             unit.owned_parameters = unit.flat[unit.owned].clone()
-        self.groups = SumOverGroups(setup.groups.replicas, options.algorithm)
+        self.groups = setup.sum_over_groups
         self.gradients = ShardedGradients(gpu, options.wide_gradients, self.whole, options.algorithm, self.groups)
         for unit in self.units:
             gpu.memory.register(unit.flat, "parameters", unit.name)
@@ -96,7 +96,8 @@ class Zero3:
 
     def finish(self) -> None:
         """Every shard is reduced, also across groups, when this returns."""
-        self.groups.wait()
+        if self.groups is not None:
+            self.groups.wait()
 
     # ---- step: update the slice ----------------------------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
@@ -111,7 +112,8 @@ class Zero3:
 
     def clear(self) -> None:
         """Gradients start at zero."""
-        self.gradients.clear(self.units)
+        for unit in self.units:
+            unit.owned_gradient.zero_()
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------

@@ -56,10 +56,10 @@ class Unit:
     flat: Tensor
     layer: int = -1
     experts: bool = False  # reduced over fewer ranks than the rest: those that hold the same experts
-    comm: Communicator | None = None
-    owned: slice = field(init=False)
     waiting: int = 0
     grad: Tensor | None = None
+    comm: Communicator = field(init=False, repr=False)
+    owned: slice = field(init=False)
     owned_parameters: Tensor = field(init=False, repr=False)
     owned_gradient: Tensor = field(init=False, repr=False)
 

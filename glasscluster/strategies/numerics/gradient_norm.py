@@ -8,6 +8,7 @@ What several ranks have alike (a norm's weight on every tensor rank) is counted 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,18 +16,24 @@ from torch import Tensor
 from glasscluster.strategies.layout.units import Unit, counted
 
 
-def norm_squared(stages: Sequence[Sequence[Unit]], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Sum of squares of the owned gradients that this rank counts, of the units of each of its stages: a scalar."""
+class HasUnits(Protocol):
+    """A stage's data-parallel manager."""
+
+    units: list[Unit]
+
+
+def norm_squared(stages: Sequence[HasUnits], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Sum of squares of the owned gradients that this rank counts, over its stages: a scalar."""
     if len(stages) == 1:
-        return _norm_squared(stages[0], dtype, device)
-    return torch.stack([_norm_squared(units, dtype, device) for units in stages]).sum()
+        return _norm_squared(stages[0].units, dtype, device)
+    return torch.stack([_norm_squared(stage.units, dtype, device) for stage in stages]).sum()
 
 
-def overflowed(stages: Sequence[Sequence[Unit]], device: torch.device) -> Tensor:
+def overflowed(stages: Sequence[HasUnits], device: torch.device) -> Tensor:
     """1.0 if one of the owned gradients is not finite, else 0.0: a scalar."""
     if len(stages) == 1:
-        return _overflowed(stages[0], device)
-    return torch.stack([_overflowed(units, device) for units in stages]).amax()
+        return _overflowed(stages[0].units, device)
+    return torch.stack([_overflowed(stage.units, device) for stage in stages]).amax()
 
 
 def _norm_squared(units: Sequence[Unit], dtype: torch.dtype, device: torch.device) -> Tensor:
