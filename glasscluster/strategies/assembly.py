@@ -1,5 +1,6 @@
 """Assembly: from a plan to what one rank trains with. The trainer runs it, and knows none of the classes.
 
+    assemble         all of it, in order
     Place            where the rank sits: its communicators on every axis, and which ends of the model it has
     make_parallel    what the blocks ask of tensor, context and expert parallelism
     make_stage       layers of a pipeline stage, cut for tensor parallelism
@@ -10,24 +11,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.parallel import Shard, Unsharded
+from glasscluster.model.parallel import KeepAll, Shard, Unsharded
 from glasscluster.model.weights import hugging_face
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.context.ulysses import make_context
 from glasscluster.strategies.data.setup import DataOptions, Groups, StageSetup, WholeLayers
-from glasscluster.strategies.data.stages import LADDER, Manager
+from glasscluster.strategies.data.stages import LADDER, Manager, Stages
 from glasscluster.strategies.experts.expert_parallel import ExpertParallel
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.layout.units import TIED, Unit
+from glasscluster.strategies.loader import Loader
+from glasscluster.strategies.memory.recompute import KINDS
 from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.observer import Observer
+from glasscluster.strategies.pipeline.pipeline_parallel import PipelineExecutor
+from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel, sum_over_tokens
 from glasscluster.strategies.tensor.tensor_overlap import OverlappedSequenceParallel
@@ -164,13 +170,57 @@ def make_tensor_sum(
     return partial(sum_over_heads, parallel, partial=names)
 
 
-def show_outputs(stages: Mapping[int, GPTStage], show: Callable[..., None]) -> None:
-    """Call `show` with what every embedding and block hands on."""
+@dataclass(frozen=True)
+class Parts:
+    """What a rank trains with. `manager` reduces and updates all stages; `executor` runs the pipeline's actions."""
+
+    place: Place
+    parallel: Unsharded
+    stages: dict[int, GPTStage]
+    manager: Stages
+    executor: PipelineExecutor
+    loader: Loader
+    keep: KeepAll  # what stays for backward
+    layers: WholeLayers
+    tensor_sum: Callable[[Sequence[Unit]], None] | None
+
+
+def assemble(gpu: GPU, job: Job, observers: Sequence[Observer]) -> Parts:
+    """Build all of it. The communicators come first, in an order that is the same on every rank."""
+    plan, place = job.plan, Place(gpu, job)
+    keep, layers = KINDS[plan.recompute](gpu, plan.recompute_every), WholeLayers()
+    with gpu.unrecorded():
+        parallel, later = make_parallel(place, job), WeightGradients(gpu)
+        for observer in observers:
+            parallel = observer.parallel_made(parallel)
+        if plan.pipeline.splits:
+            parallel.later = later
+        mine = plan.pipeline.stages_of(place.pp.rank)
+        stages = {s: make_stage(gpu, job, s, parallel).keeping(keep) for s in mine}
+        made = {s: make_manager(gpu, place, job, s, stage, layers, observers) for s, stage in stages.items()}
+        manager = Stages(gpu, made)
+        tensor_sum = make_tensor_sum(plan, parallel, stages)
+    gpu.afterwards.callback(manager.close)
+    if observers:
+        show_activations(parallel, stages, observers)
+    shape, dtype = (plan.micro_batch, job.model.seq // plan.pieces, job.model.hidden), DTYPES[plan.precision]
+    executor = PipelineExecutor(gpu, place.pp, plan.pipeline, stages, shape, dtype, manager.of, later)
+    loader = Loader(job, gpu.device, place.dp_rank, parallel.context.cut, place.has_loss)
+    return Parts(place, parallel, stages, manager, executor, loader, keep, layers, tensor_sum)
+
+
+def show_activations(parallel: Unsharded, stages: Mapping[int, GPTStage], observers: Sequence[Observer]) -> None:
+    """Tell the observers what parts of the model make: blocks and head say it themselves, outputs are seen from outside."""
+
+    def show(kind: str, layer: int, *tensors: Tensor) -> None:
+        for observer in observers:
+            observer.activation(kind, layer, *tensors)
 
     def after(part: Any, _args: Any, out: Tensor) -> None:
         if out.dim() == 3:  # the head's is the loss
             show("output", getattr(part, "index", -1), out)
 
+    parallel.observe = show
     for stage in stages.values():
         for part in stage.parts():
             part.register_forward_hook(after)

@@ -67,7 +67,7 @@ class Observer:
         return False
 
     def after_backward(self, step: Step) -> None:
-        """All micro-batches are through; `step.loss` and `step.batch.count` are this rank's own."""
+        """All micro-batches are through; `step.loss` and `step.batch.counted` are this rank's own."""
 
     def gradient_reduced(self, step: Step) -> None:
         """Every owned gradient is the sum over data ranks."""

@@ -13,7 +13,7 @@ class Batch(NamedTuple):
 
     inputs: list[Tensor]
     targets: list[Tensor]
-    count: Tensor
+    counted: Tensor
 
 
 @dataclass

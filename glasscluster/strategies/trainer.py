@@ -24,22 +24,16 @@ from glasscluster.base.errors import InputError
 from glasscluster.model.text.data import tokens_with_loss
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.assembly import Place, make_manager, make_parallel, make_stage, make_tensor_sum, show_outputs
+from glasscluster.strategies.assembly import assemble
 from glasscluster.strategies.capture import Capture
-from glasscluster.strategies.data.setup import WholeLayers
-from glasscluster.strategies.data.stages import Stages
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.layout.units import TIED
-from glasscluster.strategies.loader import Loader
-from glasscluster.strategies.memory.recompute import KINDS
 from glasscluster.strategies.numerics.bad_batch import Guard, Snapshot
 from glasscluster.strategies.numerics.decision import Decision
-from glasscluster.strategies.numerics.formats import DTYPES, accumulator
+from glasscluster.strategies.numerics.formats import accumulator
 from glasscluster.strategies.numerics.gradient_norm import norm_squared, overflowed
 from glasscluster.strategies.numerics.loss_scale import LossScaler
 from glasscluster.strategies.observer import Observer
-from glasscluster.strategies.pipeline.pipeline_parallel import PipelineExecutor
-from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
 from glasscluster.strategies.result import RankResult
 from glasscluster.strategies.step import Batch, Step
 
@@ -70,36 +64,16 @@ class Trainer:
 
     def __init__(self, gpu: GPU, job: Job) -> None:
         job.check_packed()
-        self.gpu, self.job, self.plan, self.result, plan = gpu, job, job.plan, RankResult(), job.plan
-        self.place = Place(gpu, job)
+        self.gpu, self.job, self.plan, self.result = gpu, job, job.plan, RankResult()
         dry = gpu.device.type == "meta"
         self.observers: list[Observer] = [make() for make in job.observers if not dry]
         self.observers += [Capture()] if job.capture else []
-        self.scaler = LossScaler(job.loss_scale) if plan.precision == "fp16" else None
-        self.guard = Guard(plan.skip_rule) if plan.skip_rule and not dry else None
+        self.parts = parts = assemble(gpu, job, self.observers)
+        self.place, self.parallel, self.stages, self.manager = parts.place, parts.parallel, parts.stages, parts.manager
+        self.scaler = LossScaler(job.loss_scale) if self.plan.precision == "fp16" else None
+        self.guard = Guard(self.plan.skip_rule) if self.plan.skip_rule and not dry else None
         self.decisions: list[Decision] = [d for d in (self.scaler, self.guard) if d is not None]
         self.updates = 0  # steps that were not skipped
-        self.keep = KINDS[plan.recompute](gpu, plan.recompute_every)
-        self.layers = WholeLayers()
-        with gpu.unrecorded():
-            self.parallel, later = make_parallel(self.place, job), WeightGradients(gpu)
-            for observer in self.observers:
-                self.parallel = observer.parallel_made(self.parallel)
-            if plan.pipeline.splits:
-                self.parallel.later = later
-            mine = plan.pipeline.stages_of(self.place.pp.rank)
-            self.stages = {s: make_stage(gpu, job, s, self.parallel).keeping(self.keep) for s in mine}
-            given = self.layers, self.observers
-            managers = {s: make_manager(gpu, self.place, job, s, stage, *given) for s, stage in self.stages.items()}
-            self.manager = Stages(gpu, managers)
-            self.sum_whole = make_tensor_sum(plan, self.parallel, self.stages)
-        gpu.afterwards.callback(self.manager.close)
-        place = self.place
-        self.loader = Loader(job, gpu.device, place.dp_rank, self.parallel.context.cut, place.has_loss)
-        shape, dtype = (plan.micro_batch, job.model.seq // plan.pieces, job.model.hidden), DTYPES[plan.precision]
-        self.executor = PipelineExecutor(
-            gpu, self.place.pp, plan.pipeline, self.stages, shape, dtype, self.manager.of, later
-        )
         self.phases: list[Phase] = [
             self.backward,
             self.reduce,
@@ -109,9 +83,6 @@ class Trainer:
             self.decide,
             self.update,
         ]
-        if self.observers:
-            self.parallel.observe = self.show
-            show_outputs(self.stages, self.show)
         for observer in self.observers:
             observer.assembled(self)
 
@@ -131,12 +102,12 @@ class Trainer:
         if self.job.keep and not self.job.capture:
             result.weights.append(self.manager.weights())
         result.losses = [loss.cpu() if loss.device.type != "meta" else loss for loss in result.losses]
-        result.checkpoint_bytes = getattr(self.keep, "held", 0)
+        result.checkpoint_bytes = getattr(self.parts.keep, "held", 0)
         result.routing = {block.index: list(block.routing) for block in self.blocks if self.job.model.experts}
-        result.in_flight = self.executor.most_live
+        result.in_flight = self.parts.executor.most_live
         result.units = [(u.name, u.numel, u.padded) for u in self.manager.units]
         result.host_bytes = self.gpu.memory.host_bytes
-        result.most_layers = self.layers.most
+        result.most_layers = self.parts.layers.most
         return result
 
     def train_step(self, number: int) -> Tensor:
@@ -158,7 +129,7 @@ class Trainer:
             chosen = number
             for observer in self.observers:
                 chosen = observer.batch_chosen(chosen)
-            batch = Batch(*self.loader.load(chosen))
+            batch = Batch(*self.parts.loader.load(chosen))
             for observer in self.observers:
                 batch = observer.batch_loaded(number, batch)
             loss = torch.zeros((), dtype=accumulator(self.plan.precision), device=self.gpu.device)
@@ -169,7 +140,7 @@ class Trainer:
     def backward(self, step: Step) -> None:
         """All micro-batches forward and backward. Gradients are reduced as they become ready."""
         inputs, targets, _ = step.batch
-        self.executor.run(inputs, targets, step.loss, step.seed, self.loader.draws(step.number))
+        self.parts.executor.run(inputs, targets, step.loss, step.seed, self.parts.loader.draws(step.number))
         for observer in self.observers:
             observer.after_backward(step)
 
@@ -183,8 +154,8 @@ class Trainer:
     @in_optimizer
     def sum_over_tensor_ranks(self, _step: Step) -> None:
         """What tensor ranks have whole, and each has a part of the gradient of."""
-        if self.sum_whole is not None:
-            self.sum_whole(self.manager.units)
+        if self.parts.tensor_sum is not None:
+            self.parts.tensor_sum(self.manager.units)
 
     @in_optimizer
     def sum_tied(self, _step: Step) -> None:
@@ -206,7 +177,7 @@ class Trainer:
         plan, seed = self.plan, step.seed
         for observer in self.observers:
             observer.gradient_summed(step)
-        step.totals = self.totals(step.loss, step.batch.count)
+        step.totals = self.totals(step.loss, step.batch.counted)
         held = self.gpu.memory.snapshot()
         self.result.state_bytes = {k: held[k] for k in held if k in ("parameters", "gradients", "optimizer")}
         step.norm, step.overflow = self.norm_and_overflow()
@@ -304,8 +275,3 @@ class Trainer:
         """Routers tell of a step what they did."""
         for block in self.blocks if self.job.model.experts else ():
             block.routing.clear()
-
-    def show(self, kind: str, layer: int, *tensors: Tensor) -> None:
-        """A part of the model made something: tell the observers."""
-        for observer in self.observers:
-            observer.activation(kind, layer, *tensors)

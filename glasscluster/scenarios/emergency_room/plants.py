@@ -50,7 +50,7 @@ class NoiseOnOneRank(Plant):
         tokens, targets = (
             [torch.randint_like(x, vocab, generator=self.draw) for x in xs] for xs in (batch.inputs, batch.targets)
         )
-        return Batch(tokens, targets, batch.count)
+        return Batch(tokens, targets, batch.counted)
 
 
 class OneBadBatch(Plant):
@@ -61,7 +61,7 @@ class OneBadBatch(Plant):
         if self.trainer.job.steps - number not in BAD_STEPS:
             return batch
         tokens, targets = ([torch.zeros_like(x) for x in xs] for xs in (batch.inputs, batch.targets))
-        return Batch(tokens, targets, batch.count)
+        return Batch(tokens, targets, batch.counted)
 
 
 class NoAllReduceOnOneRank(Plant):

@@ -86,8 +86,14 @@ class WholeReduction(Plant):
     def gradient_complete(self, unit: Unit) -> bool:
         """Reduce all of it, everywhere."""
         assert unit.grad is not None
-        options = {"algorithm": self.trainer.plan.algorithm, "purpose": "gradients", "label": unit.name}
-        self.in_flight.append(unit.comm.all_reduce(unit.grad, async_op=True, **options))
+        work = unit.comm.all_reduce(
+            unit.grad,
+            algorithm=self.trainer.plan.algorithm,
+            async_op=True,
+            purpose="gradients",
+            label=unit.name,
+        )
+        self.in_flight.append(work)
         return True
 
     def gradient_reduced(self, step: Step) -> None:
@@ -181,7 +187,7 @@ class MeanOfMeans(Plant):
 
     def batch_loaded(self, number: int, batch: Batch) -> Batch:
         """How many tokens a micro-batch has on average."""
-        self.wrong.average = batch.count / len(batch.targets)
+        self.wrong.average = batch.counted / len(batch.targets)
         return batch
 
 

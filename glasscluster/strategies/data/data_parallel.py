@@ -69,8 +69,14 @@ class DataParallel:
     def reduce(self, unit: Unit) -> None:
         """All-reduce, while backward goes on."""
         assert unit.grad is not None
-        options = {"algorithm": self.algorithm, "purpose": "gradients", "label": unit.name}
-        self.in_flight.append((unit, unit.comm.all_reduce(unit.grad, async_op=True, **options)))
+        work = unit.comm.all_reduce(
+            unit.grad,
+            algorithm=self.algorithm,
+            async_op=True,
+            purpose="gradients",
+            label=unit.name,
+        )
+        self.in_flight.append((unit, work))
 
     def backward_ends(self) -> None:
         """What is left to reduce."""
@@ -127,9 +133,7 @@ class DataParallel:
             kept |= {m.name: [t[m.start : m.stop].clone() for t in state.tensors] for m in unit.members}
         self.units = _buckets(self.setup, self.gradients, order)
         self.reducer.watch(self.units)
-        self.optimizer = SliceOptimizer(
-            self.gpu, self.units, before.rule, options.master_weights, options.offload
-        )
+        self.optimizer = SliceOptimizer(self.gpu, self.units, before.rule, options.master_weights, options.offload)
         for unit, state in zip(self.units, self.optimizer.state, strict=True):
             for m in unit.members:
                 for tensor, values in zip(state.tensors, kept[m.name], strict=True):

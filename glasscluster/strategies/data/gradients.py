@@ -81,8 +81,14 @@ class ShardedGradients:
         """Reduce-scatter a bucket. One is in flight at a time: the one before is added to its shard and freed first."""
         self.settle(last)
         bucket = self.bucket(unit)  # zeros, where no gradient came
-        options = {"algorithm": self.algorithm, "purpose": "gradients", "label": unit.name}
-        self.in_flight.append((unit, unit.comm.reduce_scatter(bucket, async_op=True, **options)))
+        work = unit.comm.reduce_scatter(
+            bucket,
+            algorithm=self.algorithm,
+            async_op=True,
+            purpose="gradients",
+            label=unit.name,
+        )
+        self.in_flight.append((unit, work))
 
     def settle(self, last: bool) -> None:
         """Wait for the bucket in flight, add the owned slice to the shard, free the bucket.

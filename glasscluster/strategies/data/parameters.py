@@ -56,8 +56,13 @@ class GatheredParameters:
             self.layers.add()
         with torch.no_grad():
             unit.flat[unit.owned].copy_(unit.owned_parameters)
-        options = {"algorithm": self.options.algorithm, "purpose": "parameters", "label": unit.name}
-        self.whole[unit.name] = unit.comm.all_gather(unit.flat, async_op=True, **options)
+        self.whole[unit.name] = unit.comm.all_gather(
+            unit.flat,
+            algorithm=self.options.algorithm,
+            async_op=True,
+            purpose="parameters",
+            label=unit.name,
+        )
 
     def gather(self, unit: Unit, later: list[Unit]) -> None:
         """The unit is whole when this returns; the next `prefetch` units, with their experts, are on their way."""

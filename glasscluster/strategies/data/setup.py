@@ -114,9 +114,14 @@ class SumOverGroups:
     def launch(self, unit: Unit) -> None:
         """Start to sum a unit's owned gradient over the groups."""
         if not unit.experts:
-            gradient, name = unit.owned_gradient, unit.name
-            options = {"algorithm": self.algorithm, "purpose": "gradients", "label": name}
-            self.in_flight.append(self.replicas.all_reduce(gradient, async_op=True, **options))
+            work = self.replicas.all_reduce(
+                unit.owned_gradient,
+                algorithm=self.algorithm,
+                async_op=True,
+                purpose="gradients",
+                label=unit.name,
+            )
+            self.in_flight.append(work)
 
     def wait(self) -> None:
         """All of them are summed when this returns."""

@@ -62,8 +62,14 @@ class Zero1:
     def reduce(self, unit: Unit) -> None:
         """Reduce-scatter, while backward goes on."""
         assert unit.grad is not None
-        options = {"algorithm": self.algorithm, "purpose": "gradients", "label": unit.name}
-        self.in_flight.append((unit, unit.comm.reduce_scatter(unit.grad, async_op=True, **options)))
+        work = unit.comm.reduce_scatter(
+            unit.grad,
+            algorithm=self.algorithm,
+            async_op=True,
+            purpose="gradients",
+            label=unit.name,
+        )
+        self.in_flight.append((unit, work))
 
     def backward_ends(self) -> None:
         """What is left to reduce."""
@@ -96,10 +102,16 @@ class Zero1:
         """All-gather each unit as soon as its slice is new; parameters are whole when this returns."""
         gathering = []
         for unit in updated:
-            options = {"algorithm": self.algorithm, "purpose": "parameters", "label": unit.name}
-            gathering.append(unit.comm.all_gather(unit.flat, async_op=True, **options))
-        for work in gathering:
-            work.wait()
+            work = unit.comm.all_gather(
+                unit.flat,
+                algorithm=self.algorithm,
+                async_op=True,
+                purpose="parameters",
+                label=unit.name,
+            )
+            gathering.append(work)
+        for coming in gathering:
+            coming.wait()
 
     def clear(self) -> None:
         """Gradients start at zero."""

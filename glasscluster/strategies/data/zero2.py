@@ -89,10 +89,16 @@ class Zero2:
         """All-gather each unit as soon as its slice is new; parameters are whole when this returns."""
         gathering = []
         for unit in updated:
-            options = {"algorithm": self.algorithm, "purpose": "parameters", "label": unit.name}
-            gathering.append(unit.comm.all_gather(unit.flat, async_op=True, **options))
-        for work in gathering:
-            work.wait()
+            work = unit.comm.all_gather(
+                unit.flat,
+                algorithm=self.algorithm,
+                async_op=True,
+                purpose="parameters",
+                label=unit.name,
+            )
+            gathering.append(work)
+        for coming in gathering:
+            coming.wait()
 
     def clear(self) -> None:
         """Gradients start at zero."""

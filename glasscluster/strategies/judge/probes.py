@@ -93,9 +93,15 @@ class Probes(Observer):
 
     def activation(self, kind: str, layer: int, *tensors: Tensor) -> None:
         """What parts of the model make, the first time: recomputation would count it twice."""
-        if not self.trainer.keep.active:
-            with self.gpu.unrecorded(), torch.no_grad():
-                {"output": self.output, "queries and keys": self.attention, "logits": self.logits}[kind](layer, *tensors)
+        if self.trainer.parts.keep.active:
+            return
+        with self.gpu.unrecorded(), torch.no_grad():
+            if kind == "output":
+                self.output(layer, *tensors)
+            elif kind == "queries and keys":
+                self.attention(layer, *tensors)
+            else:
+                self.logits(*tensors)
 
     def output(self, layer: int, out: Tensor) -> None:
         """Behind an embedding or a block: its output's squares."""
@@ -113,7 +119,7 @@ class Probes(Observer):
             scores.masked_fill_(at[None, :] > at[:, None], 0.0)
         self.reading.scores[layer] = max(self.reading.scores[layer], float(scores.amax()))
 
-    def logits(self, _layer: int, logits: Tensor) -> None:
+    def logits(self, logits: Tensor) -> None:
         """The head's logits, without the vocabulary's padding."""
         columns = logits.shape[-1]
         real = max(0, min(columns, self.trainer.job.model.vocab - self.trainer.parallel.rank * columns))
@@ -131,7 +137,7 @@ class Probes(Observer):
     def after_backward(self, step: Step) -> None:
         """Before they are added up over ranks, loss and tokens are the rank's own."""
         with self.gpu.unrecorded():
-            self.reading.loss, self.reading.tokens = float(step.loss), float(step.batch.count)
+            self.reading.loss, self.reading.tokens = float(step.loss), float(step.batch.counted)
 
     def gradient_summed(self, step: Step) -> None:
         """Squares by parameter, and how many of the blocks' elements vanished."""
