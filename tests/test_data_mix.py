@@ -217,7 +217,8 @@ def test_ranks_that_forget_the_documents_are_noticed(files, monkeypatch):
     data = Mixture(((str(files / "a.txt"), 1.0),), packed=True)
     plan, model = make_plan(dp=2, micro_batch=1, global_batch=4), make_model("tiny", layers=1, hidden=16, heads=2, seq=16)
     honest = Loader.draws
-    monkeypatch.setattr(Loader, "draws", lambda self, step: [Draw(d.seed, d.step, d.sequences) for d in honest(self, step)])
+    without = lambda self, step: [Draw(d.seed, d.step, d.sequences) for d in honest(self, step)]  # noqa: E731
+    monkeypatch.setattr(Loader, "draws", without)
     assert worst(differences(plan, model, steps=1, data=data)) > 1e-6
 
 

@@ -183,7 +183,8 @@ def fresh_reference():
 
 def test_one_bucket_left_out_of_the_reduction_is_caught(monkeypatch):
     honest = data_parallel.DataParallel.reduce
-    monkeypatch.setattr(data_parallel.DataParallel, "reduce", lambda self, unit: None if unit is self.units[1] else honest(self, unit))
+    all_but_one = lambda self, unit: None if unit is self.units[1] else honest(self, unit)  # noqa: E731
+    monkeypatch.setattr(data_parallel.DataParallel, "reduce", all_but_one)
     assert judge(dp=2) > TOLERANCE
 
 
@@ -287,9 +288,10 @@ def test_two_copies_of_a_tied_table_on_one_rank_that_go_apart_are_caught(monkeyp
 
 def test_copies_that_overflowed_alike_are_the_same():
     table = torch.tensor([1.0, float("nan"), float("inf")])
+    other = torch.tensor([1.0, float("nan"), float("-inf")])
     assert stages._union([{"embedding.token": table}, {"embedding.token": table.clone()}])
     with pytest.raises(AssertionError, match=r"copies of embedding\.token differ"):
-        stages._union([{"embedding.token": table}, {"embedding.token": torch.tensor([1.0, float("nan"), float("-inf")])}])
+        stages._union([{"embedding.token": table}, {"embedding.token": other}])
 
 
 def test_a_norm_that_counts_replicated_parameters_twice_is_caught(monkeypatch):

@@ -284,7 +284,8 @@ def test_one_small_tensor_that_is_a_tenth_too_long_is_caught(precision, more, mo
 @pytest.mark.parametrize("options", [{"offload": "optimizer"}, {"zero": 2}, {}], ids=str)
 def test_a_loss_scale_that_is_not_divided_out_is_caught(options, monkeypatch):
     honest = SliceOptimizer.update
-    monkeypatch.setattr(SliceOptimizer, "update", lambda self, scale, number: honest(self, scale * 256, number))
+    scaled = lambda self, scale, number: honest(self, scale * 256, number)  # noqa: E731
+    monkeypatch.setattr(SliceOptimizer, "update", scaled)
     assert judge("fp16", dp=2, optimizer="sgd", **options) > 3  # Adam does not care how long a gradient is
 
 

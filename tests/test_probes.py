@@ -31,7 +31,8 @@ LAYOUTS = {
 
 
 def probed(**options):
-    job = Job(make_plan(**{"global_batch": 4, "precision": "fp64", "lr": 1e-2, "warmup": 4} | options), MODEL, steps=3, observers=(Probes,))
+    plan = make_plan(**{"global_batch": 4, "precision": "fp64", "lr": 1e-2, "warmup": 4} | options)
+    job = Job(plan, MODEL, steps=3, observers=(Probes,))
     return job, vitals(job, ran(job))
 
 

@@ -550,7 +550,8 @@ def test_a_masked_model_whose_ranks_average_their_own_loss_is_caught(monkeypatch
 
     def wrong(self, step):
         inputs, targets, count = honest(self, step)
-        return inputs, targets, count * 0 + (inputs[0].numel() if self.has_loss else 0)  # all tokens, as a causal model has it
+        all_tokens = inputs[0].numel() if self.has_loss else 0  # as a causal model has it
+        return inputs, targets, count * 0 + all_tokens
 
     monkeypatch.setattr(Loader, "load", wrong)
     assert judge(switches, **options) > TOLERANCE

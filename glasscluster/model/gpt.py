@@ -286,8 +286,9 @@ class Head(Module):
 
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
         """Loss: a scalar, summed over tokens."""
-        config = self.config  # the logits get no name here: the loss can let them go as soon as it has its own copy
-        return self.parallel.cross_entropy(self.shown(self.scores(x_BSH)), targets_BS, config.vocab, config.z_loss)
+        config, loss = self.config, self.parallel.cross_entropy
+        # the logits get no name here: the loss can let them go as soon as it has its own copy
+        return loss(self.shown(self.scores(x_BSH)), targets_BS, config.vocab, config.z_loss)
 
     def shown(self, logits: Tensor) -> Tensor:
         """The same logits, after whoever observes has seen them."""

@@ -1,5 +1,7 @@
 """Assembly: from a plan to what one rank trains with. The trainer runs it, and knows none of the classes.
 
+In order of a reading:
+
     assemble         all of it, in order
     Place            where the rank sits: its communicators on every axis, and which ends of the model it has
     make_parallel    what the blocks ask of tensor, context and expert parallelism
@@ -43,8 +45,8 @@ from glasscluster.strategies.tensor.tensor_parallel import TensorParallel, sum_o
 class Place:
     """Where a rank sits. `data` joins the ranks that see different tokens: those of dp and cp.
 
-    `shard`: of these, the ranks that share out what ZeRO shards; `replicas`: with hybrid sharding, those that hold the same shard.
-    `pair`: first and last stage, where both have a copy of a tied table and sit on two ranks.
+    `shard`: of these, the ranks that share out what ZeRO shards; `replicas`: with hybrid sharding, those that
+    hold the same. `pair`: first and last stage, where both have a copy of a tied table and sit on two ranks.
     """
 
     def __init__(self, gpu: GPU, job: Job) -> None:
@@ -95,13 +97,14 @@ def make_parallel(place: Place, job: Job) -> Unsharded:
         sharing = plan.tp // job.model.key_heads  # ranks that have parts of the same key-value head
         same_head = mesh.inside(place.tp, sharing, "heads") if sharing > 1 else None
         sequence = OverlappedSequenceParallel if plan.tp_overlap else SequenceParallel
-        parallel = (sequence if plan.sequence_parallel else TensorParallel)(place.tp, plan.algorithm, same_head)
+        kind = sequence if plan.sequence_parallel else TensorParallel
+        parallel = kind(place.tp, plan.algorithm, same_head)
     if plan.cp > 1:
-        cp, kind = mesh["cp"], "ulysses" if plan.heads_cut == plan.cp else plan.context
+        cp, name = mesh["cp"], "ulysses" if plan.heads_cut == plan.cp else plan.context
         hybrid = 1 < plan.heads_cut < plan.cp
         inner = mesh.inside(cp, plan.heads_cut, "ulysses") if hybrid else None
         across = mesh.across(cp, plan.heads_cut, "rings") if hybrid else None
-        parallel.context = make_context(kind, cp, inner, across, plan.algorithm)
+        parallel.context = make_context(name, cp, inner, across, plan.algorithm)
     if plan.ep > 1:
         parallel.experts = ExpertParallel(mesh.inside(place.data, plan.ep, "ep", axis="ep"), plan.algorithm)
     return parallel
@@ -114,8 +117,12 @@ def make_stage(gpu: GPU, job: Job, number: int, parallel: Unsharded) -> GPTStage
     stage = GPTStage(job.model, layers, first, last, parallel, job.seed, DTYPES[plan.precision], gpu.device)
     if job.weights is not None and gpu.device.type != "meta":
         hugging_face.fill(stage, job.weights)
+
+    def enters(part: Any, _args: Any) -> None:
+        gpu.recorder.enter_layer(getattr(part, "index", -1))
+
     for part in stage.parts():
-        part.register_forward_pre_hook(lambda module, _: gpu.recorder.enter_layer(getattr(module, "index", -1)))
+        part.register_forward_pre_hook(enters)
     return stage
 
 
@@ -145,22 +152,36 @@ def make_manager(
     layers: WholeLayers,
     observers: Sequence[Observer],
 ) -> Manager:
-    """Data parallelism of stage `number`, at the plan's ZeRO stage. `layers` is the same object for all stages of a rank."""
+    """Data parallelism of stage `number`, at the plan's ZeRO stage.
+
+    `layers` is the same object for all stages of a rank.
+    """
     plan = job.plan
     apart = {TIED} if place.tied and number in (0, plan.stages - 1) else set[str]()
     groups = Groups(place.shard, place.replicas, place.expert_replicas)
     counts = partial(place.counts, number)
-    options = data_options(plan)
-    return LADDER[plan.zero](StageSetup(gpu, stage, groups, options, job.optimizer, apart, counts, observers, layers))
+    setup = StageSetup(
+        gpu,
+        stage,
+        groups,
+        data_options(plan),
+        job.optimizer,
+        apart,
+        counts,
+        observers,
+        layers,
+    )
+    return LADDER[plan.zero](setup)
 
 
-def make_tensor_sum(
-    plan: Plan, parallel: Any, stages: Mapping[int, GPTStage]
-) -> Callable[[Sequence[Unit]], None] | None:
+TensorSum = Callable[[Sequence[Unit]], None]
+
+
+def make_tensor_sum(plan: Plan, parallel: Any, stages: Mapping[int, GPTStage]) -> TensorSum | None:
     """Sums over tensor ranks, once a step, the gradients of what each has whole and computes a part of.
 
-    With sequence parallelism these are all whole parameters (each rank sees its own tokens), else those that each rank uses
-    for its own heads. None without tensor parallelism: there is nothing to sum.
+    With sequence parallelism these are all whole parameters (each rank sees its own tokens), else those that
+    each rank uses for its own heads. None without tensor parallelism: there is nothing to sum.
     """
     if plan.tp == 1:
         return None
@@ -172,7 +193,10 @@ def make_tensor_sum(
 
 @dataclass(frozen=True)
 class Parts:
-    """What a rank trains with. `manager` reduces and updates all stages; `executor` runs the pipeline's actions."""
+    """What a rank trains with.
+
+    `manager` reduces and updates all stages; `executor` runs the pipeline's actions.
+    """
 
     place: Place
     parallel: Unsharded
@@ -182,7 +206,7 @@ class Parts:
     loader: Loader
     keep: KeepAll  # what stays for backward
     layers: WholeLayers
-    tensor_sum: Callable[[Sequence[Unit]], None] | None
+    tensor_sum: TensorSum | None
 
 
 def assemble(gpu: GPU, job: Job, observers: Sequence[Observer]) -> Parts:
@@ -209,8 +233,11 @@ def assemble(gpu: GPU, job: Job, observers: Sequence[Observer]) -> Parts:
     return Parts(place, parallel, stages, manager, executor, loader, keep, layers, tensor_sum)
 
 
-def show_activations(parallel: Unsharded, stages: Mapping[int, GPTStage], observers: Sequence[Observer]) -> None:
-    """Tell the observers what parts of the model make: blocks and head say it themselves, outputs are seen from outside."""
+def show_activations(parallel: Unsharded, stages: dict[int, GPTStage], observers: Sequence[Observer]) -> None:
+    """Tell the observers what parts of the model make.
+
+    A block says its queries and keys, the head its logits; outputs are seen from outside.
+    """
 
     def show(kind: str, layer: int, *tensors: Tensor) -> None:
         for observer in observers:

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class Capture(Observer):
-    """`Job(capture=True)`. Gradients are of the mean loss, before clipping, whole along dp; weights are those after the step."""
+    """`Job(capture=True)`.
+
+    Gradients are of the mean loss, before clipping, whole along dp; weights are those after the step.
+    """
 
     def assembled(self, trainer: Trainer) -> None:
         """Remember whose step this is."""
@@ -22,8 +25,8 @@ class Capture(Observer):
         """Gradients, before the update scales them in place."""
         with self.trainer.gpu.unrecorded():
             weight = step.totals[1] if step.seed is None else step.totals[1] * step.seed
-            found = self.trainer.manager.gradients()
-            self.trainer.result.gradients.append({n: g.to(step.loss.dtype) / weight for n, g in found.items()})
+            found, dtype = self.trainer.manager.gradients(), step.loss.dtype
+            self.trainer.result.gradients.append({n: g.to(dtype) / weight for n, g in found.items()})
 
     def step_ends(self, step: Step) -> None:
         """Weights, new or, in a step that was skipped, as they were."""

@@ -23,9 +23,10 @@ from glasscluster.strategies.plan import Plan
 class Job:
     """Everything a rank needs to train: plan, model, steps, data, seed.
 
-    `capture` keeps the gradients and weights of every step, `keep` the last weights. `data`: a text file, None for the built-in one,
-    or several sources with weights. `weights`: a folder in Hugging Face's layout to start from; None: drawn from the seed.
-    `observers`: classes of which every rank makes one, to be told what its training does (observer.py); a dry run has none.
+    `capture` keeps the gradients and weights of every step, `keep` the last weights. `data`: a text file,
+    None for the built-in one, or several sources with weights. `weights`: a folder in Hugging Face's layout
+    to start from; None: drawn from the seed. `observers`: classes of which every rank makes one, to be told
+    what its training does (observer.py); a dry run has none.
     """
 
     plan: Plan

@@ -14,10 +14,15 @@ from glasscluster.strategies.step import Batch
 
 
 class Loader:
-    """`cut(x, dim)`: this rank's tokens of whole sequences; `has_loss`: it has the last stage, where targets are counted."""
+    """`cut(x, dim)`: this rank's tokens of whole sequences; `has_loss`: it is on the last stage."""
 
     def __init__(
-        self, job: Job, device: torch.device, dp_rank: int, cut: Callable[[Tensor, int], Tensor], has_loss: bool
+        self,
+        job: Job,
+        device: torch.device,
+        dp_rank: int,
+        cut: Callable[[Tensor, int], Tensor],
+        has_loss: bool,
     ) -> None:
         self.job, self.device, self.dp_rank, self.cut, self.has_loss = job, device, dp_rank, cut, has_loss
 
@@ -41,9 +46,12 @@ class Loader:
         return Batch(list(tokens.split(plan.micro_batch)), list(targets.split(plan.micro_batch)), count)
 
     def draws(self, number: int) -> list[Draw]:
-        """What each micro-batch is: its sequences' numbers in the global batch, and their documents. A dry run reads none."""
+        """What each micro-batch is: its sequences' numbers in the global batch, and their documents.
+
+        A dry run reads no documents.
+        """
         b, m = self.job.plan.micro_batch, self.job.plan.micro_batches
         first = self.dp_rank * m * b
         documents = None if self.device.type == "meta" else self.job.documents(number)
-        spans = [range(first + i * b, first + (i + 1) * b) for i in range(m)]
-        return [Draw(self.job.seed, number, tuple(s), documents and documents[s.start : s.stop]) for s in spans]
+        seed, spans = self.job.seed, [range(first + i * b, first + (i + 1) * b) for i in range(m)]
+        return [Draw(seed, number, tuple(s), documents and documents[s.start : s.stop]) for s in spans]

@@ -1,4 +1,4 @@
-"""Observers: who is told what a rank's training does, at named moments. Probes, captures and planted bugs are observers.
+"""Observers are told at named moments what a rank's training does: probes, captures, planted bugs.
 
     parallel_made        tensor, context and expert parallelism are there, and no model yet
     assembled            everything is built, nothing has run
@@ -17,9 +17,10 @@
       after_update
       step_ends          taken or skipped
 
-A method does nothing unless an observer says otherwise. Who only looks wraps it in `gpu.unrecorded()` and changes nothing. A planted
-bug changes what it is shown: a tensor in place, a batch by returning another, a phase by taking it out of `trainer.phases`.
-Observers are named in `Job.observers` as classes (or other callables without arguments): every rank makes its own.
+A method does nothing unless an observer says otherwise. Who only looks wraps it in `gpu.unrecorded()` and
+changes nothing. A planted bug changes what it is shown: a tensor in place, a batch by returning another, a
+phase by taking it out of `trainer.phases`. Observers are named in `Job.observers` as classes (or other
+callables without arguments): every rank makes its own.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class Observer:
     """Looks on, and does nothing."""
 
     def parallel_made(self, parallel: Unsharded) -> Unsharded:
-        """What the model's blocks will ask of parallelism. Returns what they are to ask: a planted bug puts its own there."""
+        """What the model's blocks will ask of parallelism.
+
+        Returns what they are to ask: a planted bug puts its own there.
+        """
         return parallel
 
     def assembled(self, trainer: Any) -> None:
@@ -58,12 +62,15 @@ class Observer:
     def activation(self, kind: str, layer: int, *tensors: Tensor) -> None:
         """A part of the model made something.
 
-        "output": what an embedding (layer -1) or a block hands on [b, s, h]; "queries and keys" of a block, each [b, s, heads, d];
-        "logits" of the head (layer -1), this rank's [b, s, V / t].
+        "output": what an embedding (layer -1) or a block hands on [b, s, h]; "queries and keys" of a block,
+        each [b, s, heads, d]; "logits" of the head (layer -1), this rank's [b, s, V / t].
         """
 
     def gradient_complete(self, unit: Unit) -> bool:
-        """A unit's gradient is complete here and is to be reduced. True: the observer has seen to that, in its own way."""
+        """A unit's gradient is complete here and is to be reduced.
+
+        True: the observer has seen to that, in its own way.
+        """
         return False
 
     def after_backward(self, step: Step) -> None:

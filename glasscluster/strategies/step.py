@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What a rank trains on in a step: by micro-batch [b, s] tokens and targets, and how many of its targets count."""
+    """What a rank trains on in a step: by micro-batch [b, s], and how many targets count."""
 
     inputs: list[Tensor]
     targets: list[Tensor]

@@ -3,12 +3,12 @@
     backward       the pipeline's actions; gradients are reduced as they become ready
     reduce         wait until every owned gradient is the sum over the ranks that see other data
     extra sums     over tensor ranks, of what each has whole; over two stages, of a tied table
-    agree          loss and tokens, gradient norm and overflow are summed over ranks, so that all read the same numbers
+    agree          loss, tokens, gradient norm and overflow are summed over ranks: all read the same numbers
     decide         is the step taken? fp16's loss scale and bad batches say so (numerics/)
     update         the owned slices, then parameters everywhere; or nothing
 
-What a rank is built of (communicators, stages, ZeRO's managers) is assembly.py's business. Observers (observer.py) are told at
-named moments: probes, captures, planted bugs.
+What a rank is built of (communicators, stages, ZeRO's managers) is assembly.py's business. Observers
+(observer.py) are told at named moments: probes, captures, planted bugs.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Trainer:
         self.observers: list[Observer] = [make() for make in job.observers if not dry]
         self.observers += [Capture()] if job.capture else []
         self.parts = parts = assemble(gpu, job, self.observers)
-        self.place, self.parallel, self.stages, self.manager = parts.place, parts.parallel, parts.stages, parts.manager
+        self.place, self.parallel = parts.place, parts.parallel
+        self.stages, self.manager = parts.stages, parts.manager
         self.scaler = LossScaler(job.loss_scale) if self.plan.precision == "fp16" else None
         self.guard = Guard(self.plan.skip_rule) if self.plan.skip_rule and not dry else None
         self.decisions: list[Decision] = [d for d in (self.scaler, self.guard) if d is not None]
@@ -86,7 +87,7 @@ class Trainer:
         for observer in self.observers:
             observer.assembled(self)
 
-    # ---- the run -------------------------------------------------------------------------------------------------
+    # ---- the run -------------------------------------------------------------------------------------------
     def run(self) -> RankResult:
         """All steps. Each is recorded over the one before, so a failure shows its own step and a finished run the last."""
         result = self.result
@@ -136,7 +137,7 @@ class Trainer:
             seed = self.parallel.seed = self.seed()
         return Step(number, batch, loss, seed)
 
-    # ---- the phases ----------------------------------------------------------------------------------------------
+    # ---- the phases ----------------------------------------------------------------------------------------
     def backward(self, step: Step) -> None:
         """All micro-batches forward and backward. Gradients are reduced as they become ready."""
         inputs, targets, _ = step.batch
@@ -166,14 +167,15 @@ class Trainer:
         if len(tables) == 2:
             tables[0].add_(tables[1])
             tables[1].copy_(tables[0])
-        if self.place.pair is not None:
+        pair = self.place.pair
+        if pair is not None:
             (gradient,) = tables
-            algorithm = self.plan.algorithm
-            self.place.pair.all_reduce(gradient, algorithm=algorithm, purpose="gradients", label="tied embedding")
+            name = "tied embedding"
+            pair.all_reduce(gradient, algorithm=self.plan.algorithm, purpose="gradients", label=name)
 
     @in_optimizer
     def agree(self, step: Step) -> None:
-        """Loss, tokens, norm and overflow over all ranks; from them the mean loss and what gradients are multiplied by."""
+        """Loss, tokens, norm and overflow over all ranks; from them mean loss and scale of gradients."""
         plan, seed = self.plan, step.seed
         for observer in self.observers:
             observer.gradient_summed(step)
@@ -215,7 +217,7 @@ class Trainer:
         for observer in self.observers:
             observer.after_update(step)
 
-    # ---- what the phases are made of -----------------------------------------------------------------------------
+    # ---- what the phases are made of -----------------------------------------------------------------------
     def totals(self, loss: Tensor, count: Tensor) -> Tensor:
         """Loss summed over tokens, and tokens that carry it, over all ranks: [2]."""
         totals = torch.stack([loss, count.to(loss.dtype)])
@@ -250,7 +252,7 @@ class Trainer:
         tokens = self.plan.global_batch * tokens_with_loss(self.job.model)
         return torch.full((), self.scaler.scale / tokens, dtype=torch.float32, device=self.gpu.device)
 
-    # ---- before and after ----------------------------------------------------------------------------------------
+    # ---- before and after ----------------------------------------------------------------------------------
     def keep_snapshot(self, number: int) -> None:
         """Before a step that is to be returned to."""
         if self.guard is not None and self.guard.keeps(number):

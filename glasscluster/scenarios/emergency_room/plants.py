@@ -1,7 +1,7 @@
-"""Faults as plants: each breaks one thing of a real rank's training, in a few lines, and leaves everything else to happen.
+"""Faults as plants: each breaks one thing of a real rank's training and leaves the rest to happen.
 
-A plant is an observer (strategies/observer.py) that changes what it is shown. Most causes of a blow-up need none: a rate too high is
-an option.
+A plant is an observer (strategies/observer.py) that changes what it is shown. Most causes of a blow-up need
+none: a rate too high is an option.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ class NoiseOnOneRank(Plant):
         """Noise in the place of text."""
         if self.trainer.place.dp_rank != 1:
             return batch
-        vocab = self.trainer.job.model.vocab
-        tokens, targets = (
-            [torch.randint_like(x, vocab, generator=self.draw) for x in xs] for xs in (batch.inputs, batch.targets)
-        )
-        return Batch(tokens, targets, batch.counted)
+
+        def noise(like: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [torch.randint_like(x, self.trainer.job.model.vocab, generator=self.draw) for x in like]
+
+        tokens = noise(batch.inputs)
+        return Batch(tokens, noise(batch.targets), batch.counted)
 
 
 class OneBadBatch(Plant):
@@ -84,7 +85,7 @@ class NoAllReduceOnOneRank(Plant):
 
 
 class NormCountsCopies(Plant):
-    """The squared norm is summed over tensor ranks twice: each square counts tp times, gradients are clipped √tp too short."""
+    """The squared norm is summed over tensor ranks twice, so gradients are clipped √tp times too short."""
 
     def norm_summed(self, norm: torch.Tensor) -> None:
         """Sum it again."""
@@ -131,7 +132,7 @@ PLANTS: dict[str, Callable[[], Plant]] = {
 
 
 def planted_rank(gpu: GPU, job: Job, plant: str) -> tuple[RankResult, float]:
-    """The SPMD program: a run with something planted. Returns the rank's result and its loss on text held out.
+    """The SPMD program: a run with a plant. Returns the rank's result and its loss on held-out text.
 
     What the job's own observers see of a batch is what the rank loaded, before a plant changes it.
     """

@@ -1,6 +1,7 @@
 """The zoo's bugs as plants, by id: observers (strategies/observer.py) that change what they are shown.
 
-What goes wrong in tensor or context parallelism is a class of its own, which takes the honest one's place before the model is built.
+What goes wrong in tensor or context parallelism is a class of its own, which takes the honest one's place
+before the model is built.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Plant(Observer):
         self.trainer = trainer
 
 
-# ---- gradients: a phase left out, a sum that is none, a factor too much --------------------------------------------
+# ---- gradients: a phase left out, a sum that is none, a factor too much ------------------------------------
 
 
 class NormsNotSummed(Observer):
@@ -113,7 +114,7 @@ class NormCountedTwice(Plant):
                 member.counts = True
 
 
-# ---- forward: tensor parallelism -----------------------------------------------------------------------------------
+# ---- forward: tensor parallelism ---------------------------------------------------------------------------
 
 
 def in_place_of(parallel: Any, kind: type[TensorParallel]) -> TensorParallel:
@@ -191,7 +192,7 @@ class MeanOfMeans(Plant):
         return batch
 
 
-# ---- forward and backward: the ring --------------------------------------------------------------------------------
+# ---- forward and backward: the ring ------------------------------------------------------------------------
 
 
 class RingWithoutLogSumExp(Observer):

@@ -1,8 +1,9 @@
 """The bug zoo: mistakes that real frameworks made, each planted here and caught by the gate that is named for it. `glass run zoo`.
 
-A bug is data: what goes wrong, who reported the like, the plan it shows on, and the gates that must fail when it is planted: those and
-no others. What is planted is an observer of the same id (plants.py). A gate is a difference from one device in the first step (GRADIENT, WEIGHT, LOSS; float64, 1e-10), or the
-name of a ledger row. The honest run of the same plan passes them all.
+A bug is data: what goes wrong, who reported the like, the plan it shows on, and the gates that must fail when
+it is planted: those and no others. What is planted is an observer of the same id (plants.py). A gate is a
+difference from one device in the first step (GRADIENT, WEIGHT, LOSS; float64, 1e-10), or the name of a ledger
+row. The honest run of the same plan passes them all.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Bug:
-    """One of the zoo; plants.py has what is planted under its id. `unequal`: it needs sequences with unequally many targets."""
+    """One of the zoo; plants.py has what is planted under its id.
+
+    `unequal`: it needs sequences with unequally many targets.
+    """
 
     id: str
     title: Text

@@ -43,14 +43,14 @@ class DataParallel:
         self.gpu, self.setup, self.algorithm = gpu, setup, options.algorithm
         self.gradients = WholeGradients(gpu, options.wide_gradients)
         self.units = _buckets(setup, self.gradients)
-        self.optimizer = SliceOptimizer(gpu, self.units, setup.optimizer, options.master_weights, options.offload)
-        self.reducer = Reducer(gpu, self.units, options.overlap, options.needs_all_gradients, setup.observers)
+        self.optimizer = SliceOptimizer(gpu, self.units, setup.optimizer, options)
+        self.reducer = Reducer(gpu, self.units, options, setup.observers)
         self.in_flight: list[tuple[Unit, Work]] = []
         rebuilds = setup.groups.shard.size > 1 and options.needs_all_gradients
-        self.arrived: list[str] | None = [] if rebuilds else None  # in the first step: names, as gradients became ready
+        self.arrived: list[str] | None = [] if rebuilds else None  # first step: names in order of readiness
         self.last = False
 
-    # ---- backward: all-reduce ------------------------------------------------------------------------------------
+    # ---- backward: all-reduce ------------------------------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
         """A micro-batch's gradients are coming: those of the last are reduced, the others only added up."""
         self.last = last
@@ -95,7 +95,7 @@ class DataParallel:
             work.wait()
         self.in_flight.clear()
 
-    # ---- step: everybody updates everything ----------------------------------------------------------------------
+    # ---- step: everybody updates everything ----------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
         """Update `number` with gradients times `scale`."""
         self.share(self.optimizer.update(scale, number))
@@ -112,7 +112,7 @@ class DataParallel:
             assert unit.grad is not None
             unit.grad.zero_()
 
-    # ---- the order of the buckets --------------------------------------------------------------------------------
+    # ---- the order of the buckets --------------------------------------------------------------------------
     def step_begins(self) -> None:
         """Before the second step: fill the buckets anew, in the order in which rank 0's gradients became ready."""
         if not self.arrived:
@@ -127,13 +127,13 @@ class DataParallel:
 
     def rebuild(self, order: list[str]) -> None:
         """Parameters and optimizer state move to new buckets; gradients are zero at this point."""
-        before, options = self.optimizer, self.setup.options
+        before = self.optimizer
         kept: dict[str, list[Tensor]] = {}
         for unit, state in zip(self.units, before.state, strict=True):
             kept |= {m.name: [t[m.start : m.stop].clone() for t in state.tensors] for m in unit.members}
         self.units = _buckets(self.setup, self.gradients, order)
         self.reducer.watch(self.units)
-        self.optimizer = SliceOptimizer(self.gpu, self.units, before.rule, options.master_weights, options.offload)
+        self.optimizer = SliceOptimizer(self.gpu, self.units, before.rule, self.setup.options)
         for unit, state in zip(self.units, self.optimizer.state, strict=True):
             for m in unit.members:
                 for tensor, values in zip(state.tensors, kept[m.name], strict=True):

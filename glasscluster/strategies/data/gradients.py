@@ -1,8 +1,10 @@
 """Where gradients live: whole on every rank, or only the slice that a rank owns.
 
-    WholeGradients      one flat gradient a unit, for ever; autograd adds into views of it                    (stages 0 and 1)
-    ShardedGradients    the owned slice, for ever; a bucket from a unit's first gradient until its            (stages 2 and 3)
-                        reduce-scatter has landed, once a micro-batch or, added up whole, once a step
+Stages 0 and 1 have the first, stages 2 and 3 the second:
+
+    WholeGradients      one flat gradient a unit, for ever; autograd adds into views of it
+    ShardedGradients    the owned slice, for ever; a bucket from a unit's first gradient until it has been
+                        reduce-scattered: once a micro-batch or, added up whole, once a step
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from glasscluster.sim.ranks.communicator import Work
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.data.setup import SumOverGroups
+from glasscluster.strategies.data.setup import DataOptions, SumOverGroups
 from glasscluster.strategies.layout.units import Member, Unit
 
 
@@ -22,7 +24,7 @@ def _zeros(unit: Unit, elements: int, wide: bool) -> Tensor:
 
 
 class WholeGradients:
-    """A flat gradient of every unit. Every `p.grad` is a view of it, unless it is wider than the parameters."""
+    """A flat gradient of every unit. Each `p.grad` is a view of it, unless it is wider than parameters."""
 
     def __init__(self, gpu: GPU, wide: bool) -> None:
         self.gpu, self.wide = gpu, wide
@@ -46,21 +48,24 @@ class WholeGradients:
 class ShardedGradients:
     """The owned slice of every unit, and buckets that come and go.
 
-    accumulate_whole: micro-batches are added up in the bucket, which is reduced once a step.
+    With `accumulate_whole` micro-batches are added up in the bucket, which is reduced once a step.
     """
 
-    def __init__(self, gpu: GPU, wide: bool, accumulate_whole: bool, algorithm: str, groups: SumOverGroups | None) -> None:
-        self.gpu, self.wide, self.whole, self.algorithm = gpu, wide, accumulate_whole, algorithm
-        self.groups = groups
+    def __init__(self, gpu: GPU, options: DataOptions, groups: SumOverGroups | None) -> None:
+        self.gpu, self.wide, self.whole = gpu, options.wide_gradients, options.accumulate_whole
+        self.algorithm, self.groups = options.algorithm, groups
         self.in_flight: list[tuple[Unit, Work]] = []
 
     def place(self, unit: Unit) -> None:
-        """Allocate a unit's shard; autograd allocates each parameter's gradient, and `collect` moves it to the bucket."""
+        """Allocate a unit's shard. A parameter's gradient comes from autograd and goes into the bucket."""
         each = unit.owned.stop - unit.owned.start
         unit.owned_gradient = self.gpu.memory.register(_zeros(unit, each, self.wide), "gradients", unit.name)
 
     def bucket(self, unit: Unit) -> Tensor:
-        """A unit's whole gradient. It counts as gradients while micro-batches are added up in it, else it is a buffer."""
+        """A unit's whole gradient.
+
+        It counts as gradients while micro-batches are added up in it, else it is a buffer.
+        """
         if unit.grad is None:
             category = "gradients" if self.whole else "buffers"
             room = _zeros(unit, unit.padded, self.wide)
@@ -78,7 +83,10 @@ class ShardedGradients:
         parameter.grad = None
 
     def reduce_scatter(self, unit: Unit, last: bool) -> None:
-        """Reduce-scatter a bucket. One is in flight at a time: the one before is added to its shard and freed first."""
+        """Reduce-scatter a bucket.
+
+        One is in flight at a time: the one before is added to its shard and freed first.
+        """
         self.settle(last)
         bucket = self.bucket(unit)  # zeros, where no gradient came
         work = unit.comm.reduce_scatter(
@@ -93,7 +101,8 @@ class ShardedGradients:
     def settle(self, last: bool) -> None:
         """Wait for the bucket in flight, add the owned slice to the shard, free the bucket.
 
-        After the `last` micro-batch of a step a shard is complete within its group, and is summed over the groups.
+        After the `last` micro-batch of a step a shard is complete within its group, and is summed over the
+        groups.
         """
         for unit, work in self.in_flight:
             work.wait()

@@ -53,7 +53,13 @@ class HostOptimizer:
         return State(moments, master)
 
     def update(
-        self, parameters: Tensor, gradients: Tensor, scale: Tensor, state: State, number: int, label: str
+        self,
+        parameters: Tensor,
+        gradients: Tensor,
+        scale: Tensor,
+        state: State,
+        number: int,
+        label: str,
     ) -> Work:
         """Gradients down, one step on the CPU, parameters up; `wait()` before the parameters are used."""
         master, moments = state.master, state.moments

@@ -1,13 +1,13 @@
-"""When parameters are whole under ZeRO-3: gathered before a part of the model uses them, forward and backward, and freed after.
+"""When parameters are whole under ZeRO-3: gathered before a part of the model uses them, and freed after.
 
-Follows PyTorch FSDP (Zhao et al., 2304.11277), section 3. Unit: a block; what is no block (embedding, final norm, head) is the
-root unit and stays through a pass.
+Follows PyTorch FSDP (Zhao et al., 2304.11277), section 3. Unit: a block; what is no block (embedding, final
+norm, head) is the root unit and stays through a pass.
 
     forward     gather(1)  gather(2) ┐ block 1 │ free(1)  gather(3) ┐ block 2 │ free(2) ...      prefetch = 1
     backward    ... gather(2)  gather(1) ┐ block 2 │ free(2)   block 1 │ free(1)
 
-Hooks do it: before and after a part's forward, and when the gradient of its output arrives. In backward a unit goes with the
-last of its gradients, which zero3.py says. At most prefetch + 1 blocks are whole at once.
+Hooks do it: before and after a part's forward, and when the gradient of its output arrives. In backward a
+unit goes with the last of its gradients, which zero3.py says. At most prefetch + 1 blocks are whole at once.
 But: a prefetch is by number of units, not by bytes; what is computed again in backward gathers nothing ahead.
 """
 
@@ -27,12 +27,22 @@ from glasscluster.strategies.layout.units import Unit
 
 
 class GatheredParameters:
-    """Frees all units' parameters; from then on the hooks gather and free. `layers` counts the blocks that are whole."""
+    """Frees all units' parameters; from then on the hooks gather and free.
 
-    def __init__(self, gpu: GPU, stage: GPTStage, units: list[Unit], options: DataOptions, layers: WholeLayers) -> None:
+    `layers` counts the blocks that are whole.
+    """
+
+    def __init__(
+        self,
+        gpu: GPU,
+        stage: GPTStage,
+        units: list[Unit],
+        options: DataOptions,
+        layers: WholeLayers,
+    ) -> None:
         self.gpu, self.stage, self.units, self.options, self.layers = gpu, stage, units, options, layers
         self.whole: dict[str, Work | None] = {}  # units that are whole, or on their way: what to wait for
-        self.only_input = False  # the first part of a backward in two: parameters are used, and no gradient comes
+        self.only_input = False  # the first part of a backward in two: no gradient comes
         for unit in units:
             gpu.memory.register(unit.flat, "buffers", f"{unit.name} gathered")
             gpu.memory.register(unit.owned_parameters, "parameters", unit.name)
@@ -42,11 +52,11 @@ class GatheredParameters:
         for number, (part, mine) in enumerate(zip(parts, of_part, strict=True)):
             later, earlier = _flatten(of_part[number + 1 :]), _flatten(of_part[:number][::-1])
             done = [u for u in mine if u not in later]  # no later part of this pass needs them
-            passed = [u for u in later if u not in mine and u not in earlier]  # nor, in backward, this part or one before
+            passed = [u for u in later if u not in mine and u not in earlier]  # nor, in backward, one before
             part.register_forward_pre_hook(partial(self._before_forward, mine, later))
             part.register_forward_hook(partial(self._after_forward, mine, done, earlier, passed))
 
-    # ---- gather and free -----------------------------------------------------------------------------------------
+    # ---- gather and free -----------------------------------------------------------------------------------
     def launch(self, unit: Unit) -> None:
         """Start gathering a unit unless it is here or on its way."""
         if unit.name in self.whole:
@@ -84,7 +94,7 @@ class GatheredParameters:
             self.layers.now -= unit.layer >= 0
             self.gpu.memory.resize(unit.flat, 0)
 
-    # ---- when ----------------------------------------------------------------------------------------------------
+    # ---- when ----------------------------------------------------------------------------------------------
     def input_gradient_begins(self) -> None:
         """A part's parameters go as soon as backward has come to the part before."""
         self.only_input = True

@@ -1,4 +1,4 @@
-"""What every ZeRO stage is built from: one pipeline stage of the model on one rank, the ranks that share it, and the options."""
+"""What every ZeRO stage is built from: a stage of the model, the ranks that share it, the options."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from glasscluster.strategies.observer import Observer
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The options of data parallelism and ZeRO, as the command line has them; plan.py says what each one does."""
+    """The options of data parallelism and ZeRO; plan.py says what each one does on the command line."""
 
     bucket_limits: tuple[int, int]  # bytes at which the first bucket and the others are full
     padding: Padding
     algorithm: str = "ring"
     overlap: bool = True
-    needs_all_gradients: bool = False  # a parameter without a gradient is an error: other ranks would wait for its bucket
+    needs_all_gradients: bool = False  # a parameter without a gradient is an error
     accumulate_whole: bool = False
     reshard: bool = True
     prefetch: int = 1
@@ -39,8 +39,8 @@ class DataOptions:
 class Groups:
     """`shard`: the ranks that gradients are summed over and, with ZeRO, that share out the states.
 
-    `replicas`: with hybrid sharding those that hold the same shard; `experts`: where experts are spread over ranks, those that
-    hold the same ones.
+    `replicas`: with hybrid sharding those that hold the same shard; `experts`: where experts are spread over
+    ranks, those that hold the same ones.
     """
 
     shard: Communicator
@@ -54,7 +54,7 @@ class Groups:
 
 @dataclass
 class WholeLayers:
-    """ZeRO-3: how many blocks are whole on this rank now, over all its pipeline stages, and the most that ever were."""
+    """ZeRO-3: how many blocks of this rank's stages are whole now, and the most that ever were."""
 
     now: int = 0
     most: int = 0
@@ -69,8 +69,9 @@ class WholeLayers:
 class StageSetup:
     """One pipeline stage of the model on this rank.
 
-    `apart`: names of parameters that get a unit of their own (a tied table with copies on two stages); `counts(name, shard)`:
-    whether this rank adds a parameter to the gradient norm; `observers` are told when a unit's gradient is complete.
+    `apart`: names of parameters that get a unit of their own (a tied table with copies on two stages);
+    `counts(name, shard)`: whether this rank adds a parameter to the gradient norm; `observers` are told when
+    a unit's gradient is complete.
     """
 
     gpu: GPU
@@ -90,7 +91,10 @@ class StageSetup:
         return None if replicas is None else SumOverGroups(replicas, self.options.algorithm)
 
     def assign(self, units: list[Unit], shared_out: bool) -> list[Unit]:
-        """Say over which ranks each unit is reduced, and what of it is this rank's: 1/N where it is `shared_out`, else all."""
+        """Say over which ranks each unit is reduced, and what of it is this rank's.
+
+        That is 1/N where it is `shared_out`, else all of it.
+        """
         for unit in units:
             unit.comm = comm = self.groups.of(unit)
             if shared_out:

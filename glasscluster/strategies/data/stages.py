@@ -1,7 +1,8 @@
 """The pipeline stages of a rank: each has a ZeRO stage's manager of its own, and together they answer as one.
 
-Every stage's gradients become complete at a time of their own, so every stage has its own buckets and launches; the step goes
-over all of them. `LADDER` is the one place that knows which class is which ZeRO stage.
+Every stage's gradients become complete at a time of their own, so every stage has its own buckets and
+launches; the step goes over all of them. `LADDER` is the one place that knows which class is which ZeRO
+stage.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Stages:
         for m in self.all:
             m.clear()
 
-    # ---- snapshots -----------------------------------------------------------------------------------------------
+    # ---- snapshots -----------------------------------------------------------------------------------------
     def keep(self) -> list[Pieces]:
         """By stage, copies of what this rank owns. By name, since buckets may be filled anew in between."""
         return [{name: [t.clone() for t in tensors] for name, tensors in pieces(m).items()} for m in self.all]
@@ -121,7 +122,7 @@ class Stages:
             m.share(m.units)
             m.clear()
 
-    # ---- for the check -------------------------------------------------------------------------------------------
+    # ---- for the check -------------------------------------------------------------------------------------
     def gradients(self) -> dict[str, Tensor]:
         """Reduced gradients by full parameter name, whole along dp."""
         with self.gpu.unrecorded():

@@ -17,10 +17,10 @@ groups hold the same. Everything above stays inside a group; then the finished s
                     │             │
     group 1   rank 2 [a] ─ rank 3 [b]     one all-reduce of Ψ/K across: 2(R-1)/R Ψ/K sent per rank, once a step
 
-Each stage is a page: data_parallel.py (stage 0), zero1.py, zero2.py, zero3.py; what they are composed of is in reducer.py (when),
-gradients.py (where gradients live), optimizer.py (which slice), parameters.py (when parameters are whole). Units are padded to N
-equal shards.
-But: no quantised gathers. The second hop starts when a unit's shard is complete (stages 2, 3) or after backward (stage 1).
+Each stage is a page: data_parallel.py (stage 0), zero1.py, zero2.py, zero3.py; what they are composed of is
+in reducer.py (when), gradients.py (where gradients live), optimizer.py (which slice), parameters.py (when
+parameters are whole). Units are padded to N equal shards. But: no quantised gathers. The second hop starts
+when a unit's shard is complete (stages 2, 3) or after backward (stage 1).
 """
 
 from __future__ import annotations

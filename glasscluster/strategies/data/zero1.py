@@ -1,6 +1,7 @@
 """ZeRO stage 1: the optimizer is shared out. Every rank updates 1/N of the parameters.
 
-Follows Rajbhandari et al. (1910.02054), section 5.1. Symbols: Ψ parameters, N ranks. zero.py has the whole ladder.
+Follows Rajbhandari et al. (1910.02054), section 5.1. Symbols: Ψ parameters, N ranks. zero.py has the whole
+ladder.
 
                      parameters   gradients    optimizer           sent per rank and step (elements x (N-1)/N)
     on a rank            Ψ            Ψ           1/N              Ψ reduce-scatter + Ψ all-gather
@@ -39,15 +40,15 @@ class Zero1:
         for unit in self.units:
             gpu.memory.register(unit.flat, "parameters", unit.name)
             self.gradients.place(unit)
-        self.optimizer = SliceOptimizer(gpu, self.units, setup.optimizer, options.master_weights, options.offload)
-        self.reducer = Reducer(gpu, self.units, options.overlap, options.needs_all_gradients, setup.observers)
+        self.optimizer = SliceOptimizer(gpu, self.units, setup.optimizer, options)
+        self.reducer = Reducer(gpu, self.units, options, setup.observers)
         self.groups = setup.sum_over_groups
         self.in_flight: list[tuple[Unit, Work]] = []
 
     def step_begins(self) -> None:
         """Buckets stay as they are: filling them anew would move shards between ranks."""
 
-    # ---- backward: reduce-scatter --------------------------------------------------------------------------------
+    # ---- backward: reduce-scatter --------------------------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
         """A micro-batch's gradients are coming: those of the last are reduced, the others only added up."""
         self.reducer.begin(reduce=last)
@@ -92,7 +93,7 @@ class Zero1:
             self.groups.wait()
         self.in_flight.clear()
 
-    # ---- step: update the slice, all-gather ----------------------------------------------------------------------
+    # ---- step: update the slice, all-gather ----------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
         """Update `number` with gradients times `scale`."""
         self.share(self.optimizer.update(scale, number))

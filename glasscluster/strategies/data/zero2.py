@@ -1,11 +1,12 @@
 """ZeRO stage 2: gradients are shared out too. A bucket lives until its reduce-scatter has landed.
 
-Follows Rajbhandari et al. (1910.02054), section 5.2. Symbols: Ψ parameters, N ranks, m micro-batches. zero.py has the whole ladder.
+Follows Rajbhandari et al. (1910.02054), section 5.2. Symbols: Ψ parameters, N ranks, m micro-batches. zero.py
+has the whole ladder.
 
                      parameters   gradients    optimizer           sent per rank and step (elements x (N-1)/N)
     on a rank            Ψ           1/N          1/N              mΨ reduce-scatter + Ψ all-gather
 
-    backward     a bucket is complete  ─►  reduce-scatter, in every micro-batch  ─►  add the slice to the shard, free the bucket
+    backward     a bucket is complete  ─►  reduce-scatter  ─►  add the slice to the shard, free the bucket
     step         update the slice      ─►  all-gather: everybody gets the new parameters
 
 With `accumulate whole` buckets live as long as a step, while micro-batches are added up in them, and m is 1.
@@ -35,20 +36,20 @@ class Zero2:
         buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.apart)
         self.units = setup.assign(buckets, shared_out=True)
         self.groups = setup.sum_over_groups
-        self.gradients = ShardedGradients(gpu, options.wide_gradients, self.whole, options.algorithm, self.groups)
+        self.gradients = ShardedGradients(gpu, options, self.groups)
         for unit in self.units:
             gpu.memory.register(unit.flat, "parameters", unit.name)
             self.gradients.place(unit)
-        self.optimizer = SliceOptimizer(gpu, self.units, setup.optimizer, options.master_weights, options.offload)
-        self.reducer = Reducer(gpu, self.units, options.overlap, options.needs_all_gradients, setup.observers)
+        self.optimizer = SliceOptimizer(gpu, self.units, setup.optimizer, options)
+        self.reducer = Reducer(gpu, self.units, options, setup.observers)
         self.last = False
 
     def step_begins(self) -> None:
         """Buckets stay as they are: filling them anew would move shards between ranks."""
 
-    # ---- backward: reduce-scatter, keep the slice ----------------------------------------------------------------
+    # ---- backward: reduce-scatter, keep the slice ----------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """A micro-batch's gradients are coming, and are reduced; added up whole, only those of the last are."""
+        """A micro-batch's gradients are coming, and are reduced. Added up whole, only the last one's are."""
         self.last = last
         self.reducer.begin(reduce=last or not self.whole)
 
@@ -63,7 +64,7 @@ class Zero2:
         self.gradients.reduce_scatter(unit, self.last)
 
     def backward_ends(self) -> None:
-        """What is left to reduce; buckets do not outlive a micro-batch, unless gradients are added up whole."""
+        """What is left to reduce. Buckets do not outlive a micro-batch, unless they are added up whole."""
         for unit in self.reducer.rest():
             self.reduce(unit)
         self.gradients.settle(self.last)
@@ -79,7 +80,7 @@ class Zero2:
         if self.groups is not None:
             self.groups.wait()
 
-    # ---- step: update the slice, all-gather ----------------------------------------------------------------------
+    # ---- step: update the slice, all-gather ----------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
         """Update `number` with gradients times `scale`."""
         self.share(self.optimizer.update(scale, number))

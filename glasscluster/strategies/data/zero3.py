@@ -1,13 +1,13 @@
 """ZeRO stage 3: parameters are shared out too. A unit is whole only while it is used.
 
-Follows Rajbhandari et al. (1910.02054), section 5.3, and PyTorch FSDP (Zhao et al., 2304.11277), section 3. Symbols: Ψ parameters,
-N ranks, m micro-batches. zero.py has the whole ladder.
+Follows Rajbhandari et al. (1910.02054), section 5.3, and PyTorch FSDP (Zhao et al., 2304.11277), section 3.
+Symbols: Ψ parameters, N ranks, m micro-batches. zero.py has the whole ladder.
 
                      parameters   gradients    optimizer           sent per rank and step (elements x (N-1)/N)
-    on a rank           1/N          1/N          1/N              m (Ψ all-gather forward + Ψ backward + Ψ reduce-scatter)
+    on a rank           1/N          1/N          1/N              2mΨ all-gather + mΨ reduce-scatter
 
-    forward      all-gather a block  ─►  use it  ─►  free it                                              (parameters.py)
-    backward     all-gather a block  ─►  its gradients  ─►  free it, reduce-scatter  ─►  add the slice to the shard
+    forward      all-gather a block  ─►  use it  ─►  free it                                (parameters.py)
+    backward     all-gather a block  ─►  its gradients  ─►  free it, reduce-scatter  ─►  slice to the shard
     step         update the slice: forward will gather
 
 `no-reshard` keeps parameters whole from forward to backward: one gather less.
@@ -43,19 +43,19 @@ class Zero3:
         for unit in self.units:
             unit.owned_parameters = unit.flat[unit.owned].clone()
         self.groups = setup.sum_over_groups
-        self.gradients = ShardedGradients(gpu, options.wide_gradients, self.whole, options.algorithm, self.groups)
+        self.gradients = ShardedGradients(gpu, options, self.groups)
         for unit in self.units:
             gpu.memory.register(unit.flat, "parameters", unit.name)
             self.gradients.place(unit)
-        self.optimizer = SliceOptimizer(gpu, self.units, setup.optimizer, options.master_weights, options.offload)
-        self.reducer = Reducer(gpu, self.units, options.overlap, options.needs_all_gradients, setup.observers)
+        self.optimizer = SliceOptimizer(gpu, self.units, setup.optimizer, options)
+        self.reducer = Reducer(gpu, self.units, options, setup.observers)
         self.parameters = GatheredParameters(gpu, setup.stage, self.units, options, setup.layers)
         self.last, self.parameters_used = False, True
 
     def step_begins(self) -> None:
         """Units stay as they are: the blocks of the model."""
 
-    # ---- backward: free, reduce-scatter, keep the slice ----------------------------------------------------------
+    # ---- backward: free, reduce-scatter, keep the slice ----------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
         """A micro-batch's gradients are coming, and are reduced; added up whole, only those of the last are.
 
@@ -65,7 +65,7 @@ class Zero3:
         self.reducer.begin(reduce=last or not self.whole)
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
-        """A gradient moves into its bucket; complete buckets are reduced, and their parameters are not needed any more."""
+        """A gradient moves into its bucket; complete buckets are reduced, and their parameters freed."""
         unit, member = self.reducer.place[parameter]
         self.gradients.collect(unit, member)
         for complete in self.reducer.ready(parameter):
@@ -87,7 +87,7 @@ class Zero3:
                 self.parameters.free(unit)
 
     def input_gradient_begins(self) -> None:
-        """The first part of a backward in two: parameters are used, and no gradient comes to say that they may go."""
+        """The first part of a backward in two: no gradient comes to say that parameters may go."""
         self.parameters.input_gradient_begins()
 
     def input_gradient_ends(self) -> None:
@@ -99,7 +99,7 @@ class Zero3:
         if self.groups is not None:
             self.groups.wait()
 
-    # ---- step: update the slice ----------------------------------------------------------------------------------
+    # ---- step: update the slice ----------------------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
         """Update `number` with gradients times `scale`."""
         self.share(self.optimizer.update(scale, number))

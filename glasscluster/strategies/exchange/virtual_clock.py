@@ -1,6 +1,7 @@
-"""The arrival plan of a virtual clock: how long things take is read from one clock of the same program, recorded and replayed.
+"""The arrival plan of a virtual clock: times are those of one clock of the same program, replayed.
 
-arrivals.py has the plan itself and the queue that makes it from such times; the program is parameter_server.py's.
+arrivals.py has the plan itself and the queue that makes it from such times; the program is
+parameter_server.py's.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class Probes(Observer):
     def before_update(self, step: Step) -> None:
         """Where the parameters are."""
         with self.gpu.unrecorded():
-            self.before = {name: unit.owned_parameters[where].clone() for name, _, unit, where in self.owned()}
+            self.before = {name: u.owned_parameters[where].clone() for name, _, u, where in self.owned()}
 
     def after_update(self, step: Step) -> None:
         """How far the update has moved each parameter."""
@@ -170,8 +170,9 @@ class Probes(Observer):
         with self.gpu.unrecorded():
             reading.rate = optimizer.lr * optimizer.schedule.factor(self.trainer.updates)
             for name, _, unit, where in self.owned():
-                reading.weights[name] = square(self.before[name])
-                reading.moved[name] = square(unit.owned_parameters[where].double() - self.before[name].double())
+                before, after = self.before[name], unit.owned_parameters[where]
+                reading.weights[name] = square(before)
+                reading.moved[name] = square(after.double() - before.double())
 
     def step_ends(self, step: Step) -> None:
         """Fingerprints of what other ranks must have in every bit, and the reading is complete."""
@@ -180,7 +181,10 @@ class Probes(Observer):
         self.trainer.result.readings.append(self.reading)
 
     def owned(self) -> list[tuple[str, str, Unit, slice]]:
-        """Every parameter that this rank owns a part of: its name, how it is cut, and where in the unit's owned slice it is."""
+        """Every parameter that this rank owns a part of.
+
+        Its name, how it is cut, its unit, and where in the unit's owned slice it is.
+        """
         found = []
         for number, manager in self.trainer.manager.of.items():
             for unit in manager.units:
@@ -195,7 +199,8 @@ class Probes(Observer):
         reading, zero = self.reading, self.trainer.plan.zero
         for unit in self.trainer.manager.units:
             if not unit.experts:
-                reading.replica = fingerprint(unit.flat if zero < 3 else unit.owned_parameters, reading.replica)
+                held = unit.flat if zero < 3 else unit.owned_parameters
+                reading.replica = fingerprint(held, reading.replica)
             if zero < 3:
                 for m in sorted((m for m in unit.members if m.shard is None), key=lambda m: m.name):
                     reading.whole = fingerprint(m.parameter, reading.whole)

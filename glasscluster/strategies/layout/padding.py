@@ -1,4 +1,4 @@
-"""Padding: to what multiple a unit's flat buffer is filled up with zeros, so that it divides into equal shards."""
+"""Padding: to what multiple a unit's buffer is filled up with zeros, so that it divides into equal shards."""
 
 from __future__ import annotations
 

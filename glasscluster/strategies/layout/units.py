@@ -3,8 +3,9 @@
 A unit is a bucket (DDP, ZeRO-1, ZeRO-2) or a module (ZeRO-3). Its parameters and gradients are views of flat
 tensors, so a collective moves one contiguous piece and an elementwise optimizer works on any slice of it.
 
-A unit also says what everybody asks about it, whatever the ZeRO stage: over which ranks it is reduced (`comm`), which of its
-elements this rank updates (`owned`), and where those elements' parameters and reduced gradients are.
+A unit also says what everybody asks about it, whatever the ZeRO stage: over which ranks it is reduced
+(`comm`), which of its elements this rank updates (`owned`), and where those elements' parameters and reduced
+gradients are.
 
     flat               [ parameters of every member, end to end | padding ]
     grad               [ their gradients, while they are whole            ]
@@ -26,7 +27,7 @@ from glasscluster.model.parallel import Shard
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.strategies.layout.padding import Padding
 
-TIED = "embedding.token"  # the table that embedding and head share: with a pipeline its copies are a unit of their own
+TIED = "embedding.token"  # what embedding and head share: on two stages, its copies are units of their own
 
 
 @dataclass
@@ -45,8 +46,8 @@ class Member:
 class Unit:
     """`flat` [padded] holds the parameters; `grad` [padded] their gradients while they are whole.
 
-    `comm`: the ranks that it is reduced over and, with ZeRO, shared out over. `owned`: the elements that this rank updates.
-    `waiting`: members whose gradient of the current micro-batch has not come yet.
+    `comm`: the ranks that it is reduced over and, with ZeRO, shared out over. `owned`: the elements that this
+    rank updates. `waiting`: members whose gradient of the current micro-batch has not come yet.
     """
 
     name: str

@@ -1,8 +1,9 @@
-"""The gradient norm for clipping, and whether a gradient has overflowed: each rank's part, before ranks agree on it.
+"""The gradient norm for clipping, and whether a gradient has overflowed: each rank's part of either.
 
     ‖g‖² = Σ over ranks of  Σ over the slices that this rank counts  ‖slice‖²
 
-What several ranks have alike (a norm's weight on every tensor rank) is counted by one of them: `Member.counts` says by which.
+What several ranks have alike (a norm's weight on every tensor rank) is counted by one of them:
+`Member.counts` says by which.
 """
 
 from __future__ import annotations

@@ -165,14 +165,15 @@ def sum_over_heads(parallel: TensorParallel, units: Sequence[Unit], partial: Col
     sum_whole(parallel, units, lambda name: name in partial, "what all heads share")
 
 
-def sum_whole(parallel: TensorParallel, units: Sequence[Unit], wanted: Callable[[str], bool], label: str) -> None:
+def sum_whole(
+    parallel: TensorParallel,
+    units: Sequence[Unit],
+    wanted: Callable[[str], bool],
+    label: str,
+) -> None:
     """Add up gradients over the t ranks, as far as this rank owns them: one message for all of them."""
-    pieces = [
-        unit.owned_gradient[part]
-        for unit in units
-        for member, part in owned_members(unit)
-        if member.shard is None and wanted(member.name)
-    ]
+    mine = [(unit, member, part) for unit in units for member, part in owned_members(unit)]
+    pieces = [u.owned_gradient[part] for u, m, part in mine if m.shard is None and wanted(m.name)]
     if pieces:
         flat = torch.cat(pieces)
         parallel.comm.all_reduce(flat, algorithm=parallel.algorithm, purpose="gradients", label=label)
