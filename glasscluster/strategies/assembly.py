@@ -1,6 +1,6 @@
 """Assembly: from a plan to what one rank trains with. The trainer runs it, and knows none of the classes.
 
-In order of a reading:
+From the whole to its parts:
 
     assemble         all of it, in order
     Place            where the rank sits: its communicators on every axis, and which ends of the model it has
