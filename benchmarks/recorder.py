@@ -15,8 +15,9 @@ import torch
 
 from glasscluster.sim.ranks.backends.threads import ThreadsBackend
 from glasscluster.sim.recording.recorder import RecordingMode
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, Trainer
+from glasscluster.strategies.trainer import Trainer
 
 REPEATS = 9
 

@@ -14,8 +14,9 @@ import numpy as np
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.cost import costs
 from glasscluster.sim.time.replay import longest_path, replay
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 REPEATS = 9
 

@@ -22,10 +22,11 @@ from glasscluster.model.weights import hugging_face
 from glasscluster.scenarios.jobs.evaluation import flagged, summary
 from glasscluster.scenarios.jobs.tokenizing import learned
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.serving.evaluation import EvaluationJob, evaluate_rank
-from glasscluster.strategies.trainer import Job, train_rank
+from glasscluster.strategies.trainer import train_rank
 from glasscluster.visualize.figures.plots import lines
 
 HERE = Path(__file__).resolve().parent

@@ -7,9 +7,10 @@ from typing import Any
 
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.run import Cluster, Run
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 
 def run_plan(plan: Plan, model: ModelConfig, backend: str = "threads", **options: Any) -> Run:

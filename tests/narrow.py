@@ -15,10 +15,13 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.layers.dropout import Draw
 from glasscluster.model.parallel import IGNORE, Shard
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.check import difference
+from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import DTYPES, Job, RankResult, train_rank
+from glasscluster.strategies.result import RankResult
+from glasscluster.strategies.trainer import train_rank
 
 GROWING = ScaleRule(initial=256.0, interval=1)  # another scale in every step, and no overflow
 GATE = 3.0  # times as far off as torch's own recipe

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from glasscluster.model.gpt import GPTStage
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
 
 BUCKET = 10_000  # bytes
 SHAPE = {"layers": 4, "hidden": 32, "heads": 4, "seq": 16, "vocab": 64}

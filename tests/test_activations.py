@@ -21,8 +21,8 @@ from glasscluster.strategies.judge.activations import (
     predict,
     predict_layer,
 )
+from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.plan import make_model
-from glasscluster.strategies.trainer import DTYPES
 
 GIB = 1024**3
 KINDS_OF_KEEPING = ("none", "selective", "full")

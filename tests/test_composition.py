@@ -11,11 +11,12 @@ from test_torchrun import torchrun
 
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.sim.run import Cluster
-from glasscluster.strategies import trainer
+from glasscluster.strategies import assembly, trainer
 from glasscluster.strategies.experts.expert_parallel import ExpertParallel
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 TOLERANCE = 1e-10
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 16, "heads": 4, "seq": 16, "vocab": 42, "experts": 4, "top_k": 2, "activation": "swiglu"}
@@ -54,9 +55,9 @@ def test_its_ledger_holds_and_every_axis_was_used():
 @pytest.mark.parametrize("broken", ["norms", "experts", "tied"])
 def test_one_axis_broken_among_all_is_caught(monkeypatch, broken):
     if broken == "norms":
-        monkeypatch.setattr(trainer, "sum_over_tokens", lambda parallel, manager: None)
+        monkeypatch.setattr(assembly, "sum_over_tokens", lambda parallel, units: None)
     elif broken == "tied":
-        monkeypatch.setattr(trainer.Trainer, "sum_tied", lambda self: None)
+        monkeypatch.setattr(trainer.Trainer, "sum_tied", lambda self, step: None)
     else:
         honest = ExpertParallel.combine
         monkeypatch.setattr(ExpertParallel, "combine", lambda self, y, counts, arrived: honest(self, y.flip(0), counts, arrived))

@@ -15,7 +15,7 @@ from plans import build, every
 from glasscluster.sim.ranks.mesh import GROUP_IDS
 from glasscluster.sim.recording.events import CATEGORIES, COLLECTIVE, COMPUTE, HOST, PURPOSES, SEND
 from glasscluster.sim.run import Cluster
-from glasscluster.strategies.data import zero3
+from glasscluster.strategies.data.parameters import GatheredParameters
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import make_model, make_plan
@@ -308,16 +308,16 @@ def test_any_changed_or_dropped_errand_of_the_host_fails_exactly_its_row(op, wha
 
 def test_one_layer_gathered_too_early_fails_the_row_that_limits_them(monkeypatch):
     plan, model = make_plan(dp=2, zero=3), make_model("tiny", layers=4, hidden=16, seq=6)
-    honest = zero3.Zero3.gather
+    honest = GatheredParameters.gather
 
     def gather(self, unit, later):
         honest(self, unit, later)
         for another in later[1:2]:
-            self.launch_gather(another)
+            self.launch(another)
 
     for eager in (False, True):
         if eager:
-            monkeypatch.setattr(zero3.Zero3, "gather", gather)
+            monkeypatch.setattr(GatheredParameters, "gather", gather)
         rows = accounts.state_rows(plan, model, run_plan(plan, model, "dry").results)
         assert [r.key for r in rows if r.verdict != "held"] == ["layers_whole"] * eager
 

@@ -58,7 +58,7 @@ def test_the_check_rows_of_a_wrong_name_or_a_cure_that_does_not_help_fail(well):
 
 def test_a_plant_that_does_nothing_fails_the_rows_of_f1_that_name_and_count(monkeypatch):
     for plant in ("noise_on_one_rank", "norm_counts_copies"):
-        monkeypatch.setitem(plants.PLANTS, plant, plants.healthy)
+        monkeypatch.setitem(plants.PLANTS, plant, plants.Healthy)
     done = perform(find("F1"), Lab(find("F1"), "threads", "classroom"), {"fault": "noisy-shard"})
     assert {r.name.en for r in done.all_checks if r.verdict == "failed"} == {
         "number of the rule that names the cause",
@@ -76,4 +76,4 @@ def test_over_seeds_every_cause_is_named_and_its_cure_takes_back_half_of_the_dam
     assert treated.lost > 0
     assert treated.back >= BACK
     assert diagnosis.diagnose(treated.charts["healthy"].signs) == diagnosis.HEALTHY
-    assert emergency_room.job_of(BY_NAME[name], "cured", seed, STEPS).probes
+    assert emergency_room.job_of(BY_NAME[name], "cured", seed, STEPS).observers

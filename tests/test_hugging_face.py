@@ -28,9 +28,9 @@ from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import FAMILIES, WeightsError
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.check import TOLERANCE, check_job, difference, reference_for
 from glasscluster.strategies.plan import make_plan
-from glasscluster.strategies.trainer import Job
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()

@@ -19,8 +19,8 @@ from glasscluster.strategies.context import context_parallel, ulysses
 from glasscluster.strategies.context.options import ContextOptions
 from glasscluster.strategies.experts import expert_parallel
 from glasscluster.strategies.experts.expert_parallel import ExpertParallel
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
 from glasscluster.visualize.figures.causal import Shared, causal_figure, colours
 from glasscluster.visualize.figures.experts import Load, expert_load_figure
 from glasscluster.visualize.figures.network import MOST_RANKS, matrices_figure, matrix

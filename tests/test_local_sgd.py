@@ -10,10 +10,10 @@ import torch
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.exchange import local_sgd
 from glasscluster.strategies.exchange.local_sgd import Outer
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import check, noise_scale
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
 
 MODEL = make_model("tiny", layers=1, hidden=16, heads=4, seq=6, vocab=30)
 

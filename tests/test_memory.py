@@ -21,9 +21,10 @@ from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.sim.time.history import MemoryHistory
 from glasscluster.strategies.data.zero import predict_state
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import accounts, advice
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published" / "zero_table1_memory.csv"
 TABLE_1 = {  # ZeRO 1910.02054, table 1: GB of model states of 7.5 B parameters, by GPUs and stage

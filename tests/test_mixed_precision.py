@@ -17,11 +17,14 @@ from torch import Tensor
 from glasscluster.base.errors import InputError
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.sim.run import Cluster
-from glasscluster.strategies import trainer
-from glasscluster.strategies.data import data_parallel, zero
+from glasscluster.strategies import assembly, trainer
+from glasscluster.strategies.data import data_parallel, zero2
+from glasscluster.strategies.data.optimizer import SliceOptimizer
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.check import check_job, compare, reference_for
 from glasscluster.strategies.judge.single_device import Reference, train_one_device
+from glasscluster.strategies.loader import Loader
 from glasscluster.strategies.numerics.loss_scale import (
     SMALLEST,
     SMALLEST_NORMAL,
@@ -30,7 +33,6 @@ from glasscluster.strategies.numerics.loss_scale import (
     predict_rounded,
 )
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
 
 MODEL = {"layers": 3, "hidden": 16, "heads": 4, "seq": 6, "vocab": 40, "dropout": 0.1, "attention": "unfused"}
 STANDARD = ScaleRule()
@@ -83,10 +85,10 @@ def overflow_on(monkeypatch: pytest.MonkeyPatch, rank: int, steps: tuple[int, ..
     def infinite(self):
         return seed(self) * float("inf") if bad(self) and where == "loss" else seed(self)
 
-    def spoiled(self):
+    def spoiled(self, step):
         if bad(self) and where == "shard":
-            self.manager.gradient_slice(self.manager.units[-1])[0] = float("nan")
-        tied(self)
+            self.manager.units[-1].owned_gradient[0] = float("nan")
+        tied(self, step)
 
     monkeypatch.setattr(trainer.Trainer, "seed", infinite)
     monkeypatch.setattr(trainer.Trainer, "sum_tied", spoiled)
@@ -238,9 +240,10 @@ def test_one_micro_batch_of_twenty_left_out_is_caught(precision, more, monkeypat
         """On rank 0 gradients are after the second micro-batch what they were before it."""
         honest(self, last)
         self.begun = getattr(self, "begun", -1) + 1
-        if self.comm.rank == 0 and self.begun % 5 == 1:
+        rank = self.units[0].comm.rank
+        if rank == 0 and self.begun % 5 == 1:
             self.before = [unit.grad.clone() for unit in self.units]
-        elif self.comm.rank == 0 and self.begun % 5 == 2:
+        elif rank == 0 and self.begun % 5 == 2:
             for unit, grad in zip(self.units, self.before, strict=True):
                 unit.grad.copy_(grad)
 
@@ -253,14 +256,15 @@ def test_one_micro_batch_of_twenty_left_out_is_caught(precision, more, monkeypat
 @narrow
 @pytest.mark.parametrize("stage", [0, 2])
 def test_one_rank_s_contribution_counted_twice_is_caught(precision, more, stage, monkeypatch):
-    honest = (data_parallel.DataParallel if stage == 0 else zero.Zero2).launch
+    manager = data_parallel.DataParallel if stage == 0 else zero2.Zero2
+    honest = manager.reduce
 
     def twice(self, unit):
-        if self.comm.rank == 1:
+        if unit.comm.rank == 1:
             unit.grad.mul_(2)
         honest(self, unit)
 
-    monkeypatch.setattr(data_parallel.DataParallel if stage == 0 else zero.Zero2, "launch", twice)
+    monkeypatch.setattr(manager, "reduce", twice)
     assert judge(precision, dp=4, zero=stage, **more) > 3
 
 
@@ -268,10 +272,10 @@ def test_one_rank_s_contribution_counted_twice_is_caught(precision, more, stage,
 def test_one_small_tensor_that_is_a_tenth_too_long_is_caught(precision, more, monkeypatch):
     honest = trainer.Trainer.sum_tied
 
-    def longer(self):
-        honest(self)
+    def longer(self, step):
+        honest(self, step)
         for unit, member in ((u, m) for u in self.manager.units for m in u.members if m.name == "layers.1.norm1_bias"):
-            self.manager.gradient_slice(unit)[member.start : member.stop].mul_(1.1)
+            unit.owned_gradient[member.start : member.stop].mul_(1.1)
 
     monkeypatch.setattr(trainer.Trainer, "sum_tied", longer)
     assert judge(precision, dp=2, **more) > 3
@@ -279,8 +283,9 @@ def test_one_small_tensor_that_is_a_tenth_too_long_is_caught(precision, more, mo
 
 @pytest.mark.parametrize("options", [{"offload": "optimizer"}, {"zero": 2}, {}], ids=str)
 def test_a_loss_scale_that_is_not_divided_out_is_caught(options, monkeypatch):
-    honest = data_parallel.DataParallel.step
-    monkeypatch.setattr(data_parallel.DataParallel, "step", lambda self, scale, number: honest(self, scale * 256, number))
+    honest = SliceOptimizer.update
+    scaled = lambda self, scale, number: honest(self, scale * 256, number)  # noqa: E731
+    monkeypatch.setattr(SliceOptimizer, "update", scaled)
     assert judge("fp16", dp=2, optimizer="sgd", **options) > 3  # Adam does not care how long a gradient is
 
 
@@ -294,13 +299,13 @@ def test_a_scale_shared_out_over_tokens_that_carry_no_loss_lets_gradients_underf
 
 
 def test_a_step_whose_gradient_is_the_one_before_is_caught(monkeypatch):
-    honest = trainer.Trainer.load
-    monkeypatch.setattr(trainer.Trainer, "load", lambda self, step: honest(self, 0))
+    honest = Loader.load
+    monkeypatch.setattr(Loader, "load", lambda self, step: honest(self, 0))
     assert judge("bf16", dp=2) > 3
 
 
 def test_ranks_whose_copies_part_are_caught(monkeypatch):
-    monkeypatch.setattr(trainer, "sum_over_tokens", lambda parallel, manager: None)
+    monkeypatch.setattr(assembly, "sum_over_tokens", lambda parallel, units: None)
     with pytest.raises(AssertionError, match="other bits"):
         judge("bf16", tp=2, sequence_parallel=True)
 

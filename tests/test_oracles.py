@@ -14,11 +14,12 @@ from test_torchrun import torchrun
 
 from glasscluster.model.gpt import GPTStage
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.check import difference
 from glasscluster.strategies.layout.units import by_bucket
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
-from glasscluster.strategies.trainer import Job, Trainer
+from glasscluster.strategies.trainer import Trainer
 
 pytestmark = pytest.mark.torchrun
 WORKER = str(Path(__file__).parent / "oracle_worker.py")

@@ -18,11 +18,13 @@ from glasscluster.sim.recording.events import RECV, SEND
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.exchange import arrivals, backup_workers
 from glasscluster.strategies.exchange import parameter_server as ps
-from glasscluster.strategies.exchange.arrivals import WORK, Layout, seeded, synchronous, virtual
+from glasscluster.strategies.exchange.arrivals import WORK, Layout, seeded, synchronous
+from glasscluster.strategies.exchange.virtual_clock import virtual
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 MODEL = make_model("tiny", layers=1, hidden=16, heads=4, seq=6, vocab=30)
 

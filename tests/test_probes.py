@@ -11,11 +11,16 @@ from narrow import ran
 
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.assembly import Place
 from glasscluster.strategies.data import data_parallel
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import check
+from glasscluster.strategies.judge.probes import Probes
 from glasscluster.strategies.judge.vitals import vitals
+from glasscluster.strategies.observer import Observer
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, Trainer
+from glasscluster.strategies.trainer import Trainer
 
 MODEL = make_model("tiny", layers=4, hidden=16, heads=4, seq=8, vocab=42, qk_norm=True)
 LAYOUTS = {
@@ -29,14 +34,15 @@ LAYOUTS = {
 
 
 def probed(**options):
-    job = Job(make_plan(**{"global_batch": 4, "precision": "fp64", "lr": 1e-2, "warmup": 4} | options), MODEL, steps=3, probes=True)
+    plan = make_plan(**{"global_batch": 4, "precision": "fp64", "lr": 1e-2, "warmup": 4} | options)
+    job = Job(plan, MODEL, steps=3, observers=(Probes,))
     return job, vitals(job, ran(job))
 
 
 @pytest.mark.parametrize("layout", ["dp, tp", "zero2, sequence parallel", "ring, folded"])
 def test_a_probed_run_has_the_same_bits_and_the_same_graph(layout):
     plan = make_plan(**{"global_batch": 4} | LAYOUTS[layout])
-    plain, watched = (run_plan(plan, MODEL, steps=2, capture=True, probes=p) for p in (False, True))
+    plain, watched = (run_plan(plan, MODEL, steps=2, capture=True, observers=o) for o in ((), (Probes,)))
     assert check.digest(plain.results) == check.digest(watched.results)
     assert plain.graph.difference(watched.graph) is None
     assert plain.peak_memory() == watched.peak_memory()
@@ -91,9 +97,9 @@ def test_one_device_s_readings_are_those_of_plain_torch(alone):
 
 
 def test_what_is_wrong_shows_on_its_own_probe(monkeypatch):
-    counts, finish = Trainer.counts, data_parallel.DataParallel.finish
+    counts, finish = Place.counts, data_parallel.DataParallel.finish
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "counts", lambda self, number, name, shard: True)
+        patch.setattr(Place, "counts", lambda self, number, name, shard: True)
         _, found = probed(dp=2, tp=2)
         assert all(v.norm_ratio > 1.01 and v.replicas_equal for v in found)
 
@@ -109,4 +115,40 @@ def test_what_is_wrong_shows_on_its_own_probe(monkeypatch):
         batch = Job.batch
         patch.setattr(Job, "batch", lambda self, step: batch(self, step % 2))
         assert [v.repeated_fraction for v in probed(dp=2)[1]] == [0.0, 0.0, 1.0]
-    assert counts is Trainer.counts
+    assert counts is Place.counts
+
+
+class Told(Observer):
+    """Writes down when it is told what."""
+
+    told = (
+        *("parallel_made", "assembled", "step_begins", "batch_chosen", "batch_loaded", "gradient_complete"),
+        *("after_backward", "gradient_reduced", "gradient_summed", "norm_summed", "norm_agreed", "agreed"),
+        *("before_update", "after_update", "step_ends"),
+    )
+
+    def __init__(self):
+        self.names = []
+
+    def __getattribute__(self, name):
+        if name in Told.told:
+            self.names.append(name)
+        return super().__getattribute__(name)
+
+
+def told(gpu, job):
+    trainer = Trainer(gpu, job)
+    trainer.run()
+    return trainer.observers[0].names
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_observers_are_told_in_the_order_of_a_step_and_not_at_all_in_a_dry_run(zero):
+    job = Job(make_plan(dp=2, zero=zero), MODEL, steps=1, observers=(Told,))
+    names = Cluster("classroom", 2, "threads").run(told, job).results[0]
+    assert tuple(dict.fromkeys(names)) == Told.told
+    units = run_plan(job.plan, MODEL).results[0].units
+    micro_batches = job.plan.micro_batches if zero > 1 else 1
+    assert names.count("gradient_complete") == len(units) * micro_batches
+    watched, plain = (run_plan(job.plan, MODEL, "dry", observers=o).graph for o in ((Told,), ()))
+    assert watched.difference(plain) is None

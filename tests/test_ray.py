@@ -16,9 +16,10 @@ from glasscluster.base.errors import Deadlock, RankDied, RankStalled
 from glasscluster.sim.ranks.backends.ray_actors import RayBackend
 from glasscluster.sim.ranks.deadlock import Wait
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 pytestmark = pytest.mark.ray
 RAY_NAMES = ("raylet", "gcs_server", "ray::")

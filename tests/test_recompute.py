@@ -258,20 +258,20 @@ def test_masks_by_rank_by_micro_batch_or_without_the_heads_offset_are_caught(wro
     plan, model = plan_and_model(0.2, tp=2, dp=2, micro_batch=2)
     assert worst(differences(plan, model, steps=1)) <= TOLERANCE
     from glasscluster.model import gpt
-    from glasscluster.strategies import trainer
+    from glasscluster.strategies.loader import Loader
 
     if wrong == "heads":
         honest = gpt.dropout
         first = lambda spans: (0, *spans[1:])  # noqa: E731  every rank draws the first heads' mask
         monkeypatch.setattr(gpt, "dropout", lambda *args, spans, **more: honest(*args, spans=first(spans), **more))
     else:
-        honest_draws = trainer.Trainer.draws
+        honest_draws = Loader.draws
 
         def draws(self, step):
             sequences = [d.sequences for d in honest_draws(self, step)]
             if wrong == "rank":
-                return [Draw(self.gpu.rank, step, s) for s in sequences]
+                return [Draw(self.dp_rank, step, s) for s in sequences]
             return [Draw(0, step, tuple(range(len(s)))) for s in sequences]
 
-        monkeypatch.setattr(trainer.Trainer, "draws", draws)
+        monkeypatch.setattr(Loader, "draws", draws)
     assert worst(differences(plan, model, steps=1)) > TOLERANCE

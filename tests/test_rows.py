@@ -10,9 +10,10 @@ from glasscluster.base.rows import NO_CHECKS, ONE_SIDED, Row, Tally, judged, not
 from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.training import equivalence_rows
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 NAME = Said("bytes sent", "发送的字节")
 WHY = Said("nobody counted", "无人计数")

@@ -17,8 +17,10 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.model.rate import RateSchedule
 from glasscluster.sim.run import Cluster
-from glasscluster.strategies.data import data_parallel
+from glasscluster.strategies.data import stages
+from glasscluster.strategies.data.optimizer import SliceOptimizer
 from glasscluster.strategies.exchange.local_sgd import Outer, train_locally
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.numerics.bad_batch import Guard, SkipRule
@@ -26,7 +28,6 @@ from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.tensor import tensor_parallel
 from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
-from glasscluster.strategies.trainer import Job
 
 TOLERANCE = 1e-10
 MODEL = make_model("tiny", layers=4, hidden=16, heads=4, seq=8, vocab=42)
@@ -70,7 +71,7 @@ def test_the_optimizer_s_rate_is_the_peak_times_the_schedule_and_forgetting_it_s
     Optimizer("sgd", 0.4, schedule=rate).update(parameters[0], torch.ones(3, dtype=torch.float64), [], 1)
     Optimizer("sgd", 0.1).update(parameters[1], torch.ones(3, dtype=torch.float64), [], 9)
     assert torch.equal(*parameters)
-    monkeypatch.setattr(data_parallel.DataParallel, "step", with_number(data_parallel.DataParallel.step, 9))
+    monkeypatch.setattr(SliceOptimizer, "update", with_number(SliceOptimizer.update, 9))
     assert worst(differences(make_plan(**options, zero=1, optimizer="sgd"), MODEL)) > TOLERANCE
 
 
@@ -197,26 +198,26 @@ def test_after_a_return_the_weights_are_the_snapshot_s_and_the_run_goes_on_with_
     first = ran(guarded())[0]
     assert all(torch.equal(w, first.weights[3][n]) for n, w in first.weights[6].items())  # kept before step 4, taken up after step 6
     assert not all(torch.equal(w, first.weights[4][n]) for n, w in first.weights[6].items())
-    honest = data_parallel.DataParallel.restore
+    honest = stages.put_back
 
-    def parameters_alone(self, kept):
-        state = {name: [t.clone() for t in tensors[1:]] for name, tensors in self.pieces().items()}
-        honest(self, {name: [tensors[0], *state[name]] for name, tensors in kept.items()})
+    def parameters_alone(manager, kept):
+        state = {name: [t.clone() for t in tensors[1:]] for name, tensors in stages.pieces(manager).items()}
+        honest(manager, {name: [tensors[0], *state[name]] for name, tensors in kept.items()})
 
-    monkeypatch.setattr(data_parallel.DataParallel, "restore", parameters_alone)
+    monkeypatch.setattr(stages, "put_back", parameters_alone)
     assert against_one_device(guarded(dp=2)) > TOLERANCE
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_too_and_fp16_s_overflow_stays_the_scaler_s(monkeypatch):
-    honest = data_parallel.DataParallel.finish
+    honest = stages.Stages.finish
 
     def spoilt(self):
         honest(self)
         steps = self.steps_seen = getattr(self, "steps_seen", -1) + 1
         if steps == 2 and self.gpu.rank == 1:
-            self.gradient_slice(self.units[0])[0] = math.nan
+            self.units[0].owned_gradient[0] = math.nan
 
-    monkeypatch.setattr(data_parallel.DataParallel, "finish", spoilt)
+    monkeypatch.setattr(stages.Stages, "finish", spoilt)
     plan = make_plan(dp=2, zero=1, global_batch=4, skip_norm=100.0)
     for result in ran(Job(plan, MODEL, steps=4)):
         assert result.skipped == [False, False, True, False]

@@ -30,11 +30,13 @@ from glasscluster.model.layers.position import alibi, buckets, sinusoidal, slope
 from glasscluster.model.parallel import IGNORE
 from glasscluster.model.text.data import masked
 from glasscluster.sim.run import Cluster
-from glasscluster.strategies import trainer
+from glasscluster.strategies import assembly
 from glasscluster.strategies.context import context_parallel, ulysses
 from glasscluster.strategies.context.context_parallel import tokens_of
 from glasscluster.strategies.data import data_parallel
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import check
+from glasscluster.strategies.loader import Loader
 from glasscluster.strategies.plan import make_model, make_plan
 
 TOLERANCE = 1e-10
@@ -283,7 +285,7 @@ def test_turning_by_a_distance_too_much_changes_nothing_because_only_distances_c
 def test_norms_of_queries_whose_gradient_is_not_summed_over_heads_are_caught(monkeypatch, zero):
     options = {"tp": 2, "dp": 2, "zero": zero}
     assert judge({"qk_norm": True}, **options) <= TOLERANCE
-    monkeypatch.setattr(trainer, "sum_over_heads", lambda parallel, manager, partial: None)
+    monkeypatch.setattr(assembly, "sum_over_heads", lambda parallel, units, partial: None)
     assert judge({"qk_norm": True}, **options) > TOLERANCE
 
 
@@ -461,7 +463,7 @@ def test_a_table_whose_gradient_is_not_summed_over_dp_is_caught(monkeypatch):
     def unsummed(self):
         for unit in self.units:
             for m in unit.members:
-                if m.name.endswith("relative_table") and self.comm.rank:
+                if m.name.endswith("relative_table") and unit.comm.rank:
                     unit.grad[m.start : m.stop] *= 2  # as if the other rank's had not come
         honest(self)
 
@@ -501,7 +503,7 @@ def test_f3_a_latent_cache_is_that_of_a_few_heads():
 def test_a_way_down_to_latents_whose_gradient_is_not_summed_over_heads_is_caught(monkeypatch, zero):
     switches, options = {"kv_latent": 12, "q_latent": 10, "position": "rope"}, {"tp": 2, "dp": 2, "zero": zero}
     assert judge(switches, **options) <= TOLERANCE
-    monkeypatch.setattr(trainer, "sum_over_heads", lambda parallel, manager, partial: None)
+    monkeypatch.setattr(assembly, "sum_over_heads", lambda parallel, units, partial: None)
     assert judge(switches, **options) > TOLERANCE
 
 
@@ -524,7 +526,7 @@ def test_of_each_sequence_15_percent_are_predicted_and_of_them_80_10_10_are_hidd
 
 @pytest.mark.parametrize("sequences", [1, 3])
 def test_a_prefix_is_given_and_not_predicted_and_its_last_token_predicts_the_first_behind_it(sequences):
-    job = trainer.Job(make_plan(global_batch=sequences), make_model("tiny", seq=8, prefix=3))
+    job = Job(make_plan(global_batch=sequences), make_model("tiny", seq=8, prefix=3))
     tokens, targets = job.batch(0)
     assert tokens.min() >= 0
     assert (targets[:, :2] == IGNORE).all()
@@ -545,13 +547,14 @@ def test_a_token_of_a_prefix_sees_those_behind_it_and_no_other_does():
 def test_a_masked_model_whose_ranks_average_their_own_loss_is_caught(monkeypatch, options):
     switches = {"objective": "masked", "norm_position": "post", "dropout": 0.1}
     assert judge(switches, **options) <= TOLERANCE
-    honest = trainer.Trainer.load
+    honest = Loader.load
 
     def wrong(self, step):
         inputs, targets, count = honest(self, step)
-        return inputs, targets, count * 0 + (inputs[0].numel() if self.last else 0)  # all tokens, as a causal model has it
+        all_tokens = inputs[0].numel() if self.has_loss else 0  # as a causal model has it
+        return inputs, targets, count * 0 + all_tokens
 
-    monkeypatch.setattr(trainer.Trainer, "load", wrong)
+    monkeypatch.setattr(Loader, "load", wrong)
     assert judge(switches, **options) > TOLERANCE
 
 

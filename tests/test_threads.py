@@ -196,7 +196,8 @@ def test_a_rank_that_raises_is_named_with_its_line_and_what_was_recorded_is_kept
 
 def test_a_full_virtual_gpu_says_who_is_resident():
     plan, model = make_plan(dp=2), make_model("tiny", layers=2, hidden=32)
-    from glasscluster.strategies.trainer import Job, train_rank
+    from glasscluster.strategies.job import Job
+    from glasscluster.strategies.trainer import train_rank
 
     with pytest.raises(OutOfMemory) as caught:
         threads(2, memory_bytes=900_000).run(train_rank, Job(plan, model, steps=1))
@@ -213,7 +214,8 @@ def test_a_cluster_needs_a_gpu(gpus):
 @pytest.mark.parametrize("choice", stratified()[:3], ids=name)
 def test_another_thread_order_changes_no_bit_and_no_event(choice):
     plan, model = build(choice)
-    from glasscluster.strategies.trainer import Job, train_rank
+    from glasscluster.strategies.job import Job
+    from glasscluster.strategies.trainer import train_rank
 
     job = Job(plan, model, steps=2, capture=True)
     runs = [threads(plan.gpus, seed=s).run(train_rank, job) for s in (0, 1)]

@@ -13,9 +13,10 @@ import pytest
 from programs import OUTSTANDING, expected
 
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 pytestmark = pytest.mark.torchrun
 ISSUE = (

@@ -8,10 +8,17 @@ from dataclasses import replace
 import pytest
 from test_cli import glass
 
-from glasscluster.scenarios.find import find
-from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.zoo.zoo import GRADIENT, LOSS, WEIGHT, ZOO, zoo
-from glasscluster.strategies.trainer import train_rank
+from glasscluster.model.parallel import Unsharded
+from glasscluster.scenarios.lab import Lab, find, perform
+from glasscluster.scenarios.zoo import plants, zoo
+from glasscluster.scenarios.zoo.zoo import GRADIENT, LOSS, WEIGHT, ZOO
+from glasscluster.strategies.assembly import Place
+from glasscluster.strategies.context.context_parallel import RingContext
+from glasscluster.strategies.data.stages import LADDER, Stages
+from glasscluster.strategies.observer import Observer
+from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
+from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
+from glasscluster.strategies.trainer import Trainer, train_rank
 
 SILENT = {  # the loss of the first step is one device's
     "norms-not-summed",
@@ -50,12 +57,19 @@ def test_a_bug_is_caught_by_its_gates_and_by_no_other_and_its_honest_twin_by_non
     assert all(d < 3e-11 for d in clear[1])
 
 
-def test_what_is_planted_is_gone_afterwards():
+def test_what_is_planted_is_in_its_own_run_alone():
+    parallel = (Unsharded, TensorParallel, SequenceParallel, RingContext)
+    touched = (Trainer, Place, Stages, *LADDER.values(), *parallel)
+    before = [dict(vars(owner)) for owner in touched]
+    assert list(plants.PLANTS) == [bug.id for bug in ZOO]
     for bug in ZOO:
-        before = [vars(owner).get(name, "inherited") for owner, name, _ in bug.patches()]
-        with zoo.planted(bug):
-            assert [vars(owner)[name] for owner, name, _ in bug.patches()] != before
-        assert [vars(owner).get(name, "inherited") for owner, name, _ in bug.patches()] == before
+        job = zoo.make_job(bug)
+        wrong = zoo.planted(bug, job)
+        assert (job.observers, wrong.observers) == ((), (plants.PLANTS[bug.id],))
+        here = lab()
+        with here._open:
+            here.cluster(job.plan.gpus).run(train_rank, replace(wrong, steps=1), record=False)
+        assert [dict(vars(owner)) for owner in touched] == before
 
 
 def test_every_bug_says_what_goes_wrong_in_two_languages_and_who_reported_the_like():
@@ -77,22 +91,9 @@ def test_some_bugs_only_the_gradients_tell_some_only_the_weights_and_some_only_t
     assert any(not g & {GRADIENT, WEIGHT, LOSS} for g in gates)
 
 
-def test_what_is_planted_is_gone_also_after_a_failure():
-    from glasscluster.model.parallel import Unsharded
-
-    honest = Unsharded.spans
-    with pytest.raises(KeyError):
-        fail_inside(zoo.find("same-dropout-mask"))
-    assert Unsharded.spans is honest
-
-
-def fail_inside(bug: zoo.Bug) -> None:
-    with zoo.planted(bug):
-        raise KeyError(bug.id)
-
-
 def with_a_bug_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "ZOO", (replace(zoo.find("norms-not-summed"), id="harmless", patches=list),))
+    monkeypatch.setattr(zoo, "ZOO", (replace(zoo.find("norms-not-summed"), id="harmless"),))
+    monkeypatch.setitem(plants.PLANTS, "harmless", Observer)
 
 
 def test_a_bug_that_does_nothing_is_reported_as_not_caught_with_exit_code_1(monkeypatch, capsys):

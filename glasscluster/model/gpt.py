@@ -116,7 +116,10 @@ class Block(Module):
     def attend(self, x_BSH: Tensor, draw: Draw | None) -> Tensor:
         """Local heads of multi-head attention: [B, S, H] -> [B, S, A·D]."""
         config, context = self.config, self.parallel.context
-        q, k, v = (x.transpose(1, 2) for x in self.queries_keys_values(x_BSH))  # [B, A or key heads, S, D]
+        q, k, v = self.queries_keys_values(x_BSH)
+        if self.parallel.observe is not None:
+            self.parallel.observe("queries and keys", self.index, q, k)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, A or key heads, S, D]
         attention: Any = ATTENTION[config.attention]
         if config.dropout and config.attention == "unfused":
             s = q.shape[2] * context.size
@@ -283,7 +286,15 @@ class Head(Module):
 
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
         """Loss: a scalar, summed over tokens."""
-        return self.parallel.cross_entropy(self.scores(x_BSH), targets_BS, self.config.vocab, self.config.z_loss)
+        config, loss = self.config, self.parallel.cross_entropy
+        # the logits get no name here: the loss can let them go as soon as it has its own copy
+        return loss(self.shown(self.scores(x_BSH)), targets_BS, config.vocab, config.z_loss)
+
+    def shown(self, logits: Tensor) -> Tensor:
+        """The same logits, after whoever observes has seen them."""
+        if self.parallel.observe is not None:
+            self.parallel.observe("logits", -1, logits)
+        return logits
 
     def scores(self, x_BSH: Tensor) -> Tensor:
         """This rank's logits: [B, S, V]."""

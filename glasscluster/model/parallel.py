@@ -120,6 +120,7 @@ class Unsharded:
     experts: Any = WholeExperts()
     seed: Tensor | None = None  # what backward starts from (fp16's loss scale); None: 1
     later: Any = None  # where gradients of weights can wait (strategies/pipeline/weight_gradients.py)
+    observe: Any = None  # called with kind, layer and tensors (strategies/observer.py); None: nobody looks
 
     @property
     def pieces(self) -> int:

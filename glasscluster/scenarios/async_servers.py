@@ -15,11 +15,12 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
     waiting at all are three runs of one program, on the same examples; each equals its own single-process reference.
     """
     from glasscluster.strategies.exchange import parameter_server as ps
-    from glasscluster.strategies.exchange.arrivals import Layout, virtual
+    from glasscluster.strategies.exchange.arrivals import Layout
     from glasscluster.strategies.exchange.replica import one_thread
+    from glasscluster.strategies.exchange.virtual_clock import virtual
+    from glasscluster.strategies.job import Job, job_info
     from glasscluster.strategies.judge.single_device import train_one_device
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.trainer import Job, job_info
     from glasscluster.visualize.figures.plots import lines
 
     model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)

@@ -31,9 +31,10 @@ def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 
     """
     from glasscluster.model.gpt import GPTStage
     from glasscluster.model.text.captions import caption, drawn
+    from glasscluster.strategies.job import Job
     from glasscluster.strategies.layout.whole import assemble
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.trainer import Job, train_rank
+    from glasscluster.strategies.trainer import train_rank
     from glasscluster.visualize.figures.cells import Table, cells_figure
     from glasscluster.visualize.figures.plots import lines
 

@@ -17,9 +17,9 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
     """
     from glasscluster.scenarios.async_servers import held_out
     from glasscluster.strategies.exchange import local_sgd as ls
+    from glasscluster.strategies.job import Job, job_info
     from glasscluster.strategies.judge.check import difference
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.trainer import Job, job_info
     from glasscluster.visualize.figures.plots import lines
 
     model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)

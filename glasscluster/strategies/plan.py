@@ -7,8 +7,7 @@ that say which of their values go together with a model and the other axes. A st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -18,14 +17,12 @@ from glasscluster.strategies.context.options import ContextOptions
 from glasscluster.strategies.data.options import DataOptions, ExchangeOptions
 from glasscluster.strategies.experts.options import ExpertOptions
 from glasscluster.strategies.layout.options import BatchOptions
+from glasscluster.strategies.layout.padding import Padding
 from glasscluster.strategies.memory.options import MemoryOptions
 from glasscluster.strategies.numerics.options import PrecisionOptions, StepOptions
 from glasscluster.strategies.pipeline.options import PipelineOptions, default_schedule, make_pipeline
 from glasscluster.strategies.pipeline.schedules.base import Schedule
 from glasscluster.strategies.tensor.options import TensorOptions
-
-if TYPE_CHECKING:
-    from glasscluster.model.parallel import Shard
 
 # In the order in which their rules are asked.
 PARTS: tuple[type[Any], ...] = (
@@ -38,18 +35,6 @@ REPLICA_FIELDS = (
     *("dp", "micro_batch", "global_batch", "precision", "optimizer", "lr", "warmup", "decay", "decay_until"),
     *("decay_steps", "lr_floor", *ExchangeOptions.model_fields),
 )
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Shards that a unit is padded to a multiple of; `experts` None: experts lie with everything else, on every rank."""
-
-    shards: int = 1
-    experts: int | None = None
-
-    def apart(self, shard: Shard | None) -> bool:
-        """True for what goes to a unit of experts."""
-        return self.experts is not None and shard is not None and shard.experts
 
 
 class Plan(

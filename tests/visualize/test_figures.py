@@ -17,8 +17,8 @@ from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.replay import replay
 from glasscluster.sim.time.what_if import critical_seconds, makespans_if_faster
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
 from glasscluster.visualize.figures import ledger, network, stepper, thumbnail
 from glasscluster.visualize.figures.breakdown import critical_figure, idle_figure, split_figure
 from glasscluster.visualize.figures.compare import comparison_figure, contender

@@ -9,8 +9,9 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Shard, Unsharded
 from glasscluster.sim.recording.events import BACKWARD, COMPUTE, FORWARD
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 from glasscluster.visualize.figures.kept import by_layout
 from glasscluster.visualize.figures.matrices import matrices, matrices_figure, pieces, stage_of
 from glasscluster.visualize.figures.strip import layer_strip, named, strip_bars

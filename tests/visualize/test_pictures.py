@@ -17,8 +17,8 @@ from glasscluster.scenarios.find import find
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
 from glasscluster.visualize.figures import palette, timeline
 from glasscluster.visualize.figures.memory import memory_bars
 from glasscluster.visualize.figures.network import matrix

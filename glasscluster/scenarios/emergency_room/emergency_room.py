@@ -14,8 +14,8 @@ from glasscluster.scenarios.emergency_room.diagnosis import Signs, Text, diagnos
 from glasscluster.scenarios.lab import Lab, scenario
 
 if TYPE_CHECKING:
+    from glasscluster.strategies.job import Job
     from glasscluster.strategies.judge.vitals import Vitals
-    from glasscluster.strategies.trainer import Job
 
 STEPS, FEW_STEPS = 40, 24
 MODEL: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "seq": 32, "vocab": 128, "qk_norm": True}
@@ -149,9 +149,10 @@ class Chart:
 def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
     """The job of a run."""
     from glasscluster.model.config import ModelConfig
+    from glasscluster.strategies.job import Job
+    from glasscluster.strategies.judge.probes import Probes
     from glasscluster.strategies.numerics.loss_scale import ScaleRule
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.trainer import Job
 
     given = PLAN | MODEL | case.options(state)
     scale = given.pop("loss_scale", None) or ScaleRule()
@@ -161,14 +162,14 @@ def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
     plan = make_plan(**{k: v for k, v in given.items() if k not in shape})
     model = make_model("tiny", **shape)
     plan.check(model)
-    return Job(plan, model, steps, seed=seed, probes=True, loss_scale=scale)
+    return Job(plan, model, steps, seed=seed, observers=(Probes,), loss_scale=scale)
 
 
 def examine(case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Any = None) -> Chart:
     """Train a patient in a state, and read its probes. With a title the run is recorded and shown."""
     from glasscluster.scenarios.emergency_room.plants import planted_rank
+    from glasscluster.strategies.job import job_info
     from glasscluster.strategies.judge.vitals import vitals
-    from glasscluster.strategies.trainer import job_info
 
     job = job_of(case, state, lab.seed if seed is None else seed, steps)
     gpus, plant = job.plan.gpus, case.planted(state)

@@ -1,126 +1,142 @@
-"""Faults as plants: each breaks one thing of a real rank's trainer, in a few lines, and leaves everything else to happen.
+"""Faults as plants: each breaks one thing of a real rank's training and leaves the rest to happen.
 
-A plant is a function of the rank's trainer, before it runs. Most causes of a blow-up need none: a rate too high is an option.
+A plant is an observer (strategies/observer.py) that changes what it is shown. Most causes of a blow-up need
+none: a rate too high is an option.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.judge.probes import ProbedTrainer
-from glasscluster.strategies.trainer import Job, RankResult
+from glasscluster.strategies.job import Job
+from glasscluster.strategies.layout.units import Unit
+from glasscluster.strategies.observer import Observer
+from glasscluster.strategies.result import RankResult
+from glasscluster.strategies.step import Batch, Step
+from glasscluster.strategies.trainer import Trainer
 
 HELD_OUT = 10**6  # the number of the first batch that no run trains on
 BAD_STEPS = (4, 3, 2)  # that many before the end
 
 
-def healthy(_trainer: ProbedTrainer) -> None:
+class Plant(Observer):
+    """What all plants know: the rank's trainer."""
+
+    def assembled(self, trainer: Trainer) -> None:
+        """Whom it is planted in."""
+        self.trainer = trainer
+
+
+class Healthy(Plant):
     """Nothing is broken."""
 
 
-def noise_on_one_rank(trainer: ProbedTrainer) -> None:
+class NoiseOnOneRank(Plant):
     """Data-parallel rank 1 reads a shard that is no text: every token and every target drawn evenly."""
-    honest = trainer.load
-    draw = torch.Generator().manual_seed(trainer.job.seed)
 
-    def load(step: int) -> Any:
-        inputs, targets, count = honest(step)
-        return *([torch.randint_like(x, trainer.job.model.vocab, generator=draw) for x in xs] for xs in (inputs, targets)), count
+    def assembled(self, trainer: Trainer) -> None:
+        """The shard goes on from step to step."""
+        self.trainer, self.draw = trainer, torch.Generator().manual_seed(trainer.job.seed)
 
-    if trainer.dp_rank == 1:
-        trainer.__dict__["load"] = load
+    def batch_loaded(self, number: int, batch: Batch) -> Batch:
+        """Noise in the place of text."""
+        if self.trainer.place.dp_rank != 1:
+            return batch
+
+        def noise(like: list[torch.Tensor]) -> list[torch.Tensor]:
+            return [torch.randint_like(x, self.trainer.job.model.vocab, generator=self.draw) for x in like]
+
+        tokens = noise(batch.inputs)
+        return Batch(tokens, noise(batch.targets), batch.counted)
 
 
-def one_bad_batch(trainer: ProbedTrainer) -> None:
+class OneBadBatch(Plant):
     """For three steps every rank reads one token over and over, a file of zeros, say."""
-    honest = trainer.load
 
-    def load(step: int) -> Any:
-        inputs, targets, count = honest(step)
-        if trainer.job.steps - step in BAD_STEPS:
-            inputs, targets = ([torch.zeros_like(x) for x in xs] for xs in (inputs, targets))
-        return inputs, targets, count
-
-    trainer.__dict__["load"] = load
+    def batch_loaded(self, number: int, batch: Batch) -> Batch:
+        """Zeros in the place of text."""
+        if self.trainer.job.steps - number not in BAD_STEPS:
+            return batch
+        tokens, targets = ([torch.zeros_like(x) for x in xs] for xs in (batch.inputs, batch.targets))
+        return Batch(tokens, targets, batch.counted)
 
 
-def no_all_reduce_on_one_rank(trainer: ProbedTrainer) -> None:
+class NoAllReduceOnOneRank(Plant):
     """Rank 1 takes part in every all-reduce and then steps with its own gradient, as with a hook on the wrong tensor."""
-    manager = trainer.manager.all[0]
-    launch, finish = manager.launch, manager.finish
-    own: dict[str, torch.Tensor] = {}
 
-    def keep(unit: Any) -> None:
-        own[unit.name] = unit.grad.clone()
-        launch(unit)
+    def assembled(self, trainer: Trainer) -> None:
+        """Its own gradients, by unit."""
+        self.trainer, self.own = trainer, dict[str, torch.Tensor]()
 
-    def put_back() -> None:
-        finish()
-        for unit in manager.units:
-            manager.gradient_slice(unit).copy_(own[unit.name])
+    def gradient_complete(self, unit: Unit) -> bool:
+        """Keep it."""
+        if self.trainer.place.dp_rank == 1 and unit.grad is not None:
+            self.own[unit.name] = unit.grad.clone()
+        return False
 
-    if trainer.dp_rank == 1:
-        manager.__dict__.update(launch=keep, finish=put_back)
-
-
-def norm_counts_copies(trainer: ProbedTrainer) -> None:
-    """The squared norm is summed over tensor ranks twice, so each square counts tp times and gradients are clipped √tp too short."""
-    honest = trainer.add_up
-
-    def twice(x: torch.Tensor, comms: Any, label: str) -> None:
-        honest(x, comms, label)
-        if label == "gradient norm":
-            honest(x, (trainer.tp,), "gradient norm, again")
-
-    trainer.__dict__["add_up"] = twice
+    def gradient_reduced(self, step: Step) -> None:
+        """Put it back."""
+        for unit in self.trainer.manager.units if self.trainer.place.dp_rank == 1 else ():
+            unit.owned_gradient.copy_(self.own[unit.name])
 
 
-def same_batches(trainer: ProbedTrainer) -> None:
+class NormCountsCopies(Plant):
+    """The squared norm is summed over tensor ranks twice, so gradients are clipped √tp times too short."""
+
+    def norm_summed(self, norm: torch.Tensor) -> None:
+        """Sum it again."""
+        self.trainer.add_up(norm, (self.trainer.place.tp,), "gradient norm, again")
+
+
+class SameBatches(Plant):
     """The sampler starts again after two batches."""
-    honest = trainer.load
-    trainer.__dict__["load"] = lambda step: honest(step % 2)
+
+    def batch_chosen(self, number: int) -> int:
+        """0, 1, 0, 1, ..."""
+        return number % 2
 
 
-def grown_queries_and_keys(trainer: ProbedTrainer) -> None:
+class GrownQueriesAndKeys(Plant):
     """The run starts from weights whose queries and keys have grown, as they do late in training at a high rate."""
-    with torch.no_grad():
-        for block in trainer.blocks:
-            rows = block.config.hidden + block.config.key_width
-            block.qkv_weight[:rows] *= 100
-    masters_follow(trainer)
+
+    def assembled(self, trainer: Trainer) -> None:
+        """Grow them."""
+        with torch.no_grad():
+            for block in trainer.blocks:
+                rows = block.config.hidden + block.config.key_width
+                block.qkv_weight[:rows] *= 100
+        masters_follow(trainer)
 
 
-def masters_follow(trainer: ProbedTrainer) -> None:
+def masters_follow(trainer: Trainer) -> None:
     """The optimizer's fp32 copies are those of the weights as they stand."""
     for manager in trainer.manager.all:
-        for unit, state in zip(manager.units, manager.state, strict=True):
-            master = state.get("master")
-            if isinstance(master, torch.Tensor):
-                master.copy_(manager.parameter_slice(unit))
+        for unit, state in zip(manager.units, manager.optimizer.state, strict=True):
+            if state.master is not None:
+                state.master.copy_(unit.owned_parameters)
 
 
-PLANTS: dict[str, Callable[[ProbedTrainer], None]] = {
-    f.__name__: f
-    for f in (
-        healthy,
-        noise_on_one_rank,
-        one_bad_batch,
-        no_all_reduce_on_one_rank,
-        norm_counts_copies,
-        same_batches,
-        grown_queries_and_keys,
-    )
+PLANTS: dict[str, Callable[[], Plant]] = {
+    "healthy": Healthy,
+    "noise_on_one_rank": NoiseOnOneRank,
+    "one_bad_batch": OneBadBatch,
+    "no_all_reduce_on_one_rank": NoAllReduceOnOneRank,
+    "norm_counts_copies": NormCountsCopies,
+    "same_batches": SameBatches,
+    "grown_queries_and_keys": GrownQueriesAndKeys,
 }
 
 
 def planted_rank(gpu: GPU, job: Job, plant: str) -> tuple[RankResult, float]:
-    """The SPMD program: a probed run with something planted. Returns the rank's result and its loss on text held out."""
-    trainer = ProbedTrainer(gpu, job)
-    PLANTS[plant](trainer)
+    """The SPMD program: a run with a plant. Returns the rank's result and its loss on held-out text.
+
+    What the job's own observers see of a batch is what the rank loaded, before a plant changes it.
+    """
+    trainer = Trainer(gpu, replace(job, observers=(*job.observers, PLANTS[plant])))
     result = trainer.run()
     with gpu.unrecorded(), torch.no_grad():
         losses, tokens = 0.0, 0

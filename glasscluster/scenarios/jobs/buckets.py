@@ -17,9 +17,10 @@ from glasscluster.sim.run import Cluster, Run
 from glasscluster.sim.time.hardware import Hardware, hardware
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.data import overlap
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 
 @dataclass(frozen=True)

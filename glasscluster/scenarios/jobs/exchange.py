@@ -15,9 +15,11 @@ from glasscluster.scenarios.jobs.training import Say, Trained, silent
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.strategies.exchange import parameter_server as ps
-from glasscluster.strategies.exchange.arrivals import Arrivals, Layout, synchronous, virtual
+from glasscluster.strategies.exchange.arrivals import Arrivals, Layout, synchronous
+from glasscluster.strategies.exchange.virtual_clock import virtual
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import check
-from glasscluster.strategies.trainer import Job, RankResult, job_info
+from glasscluster.strategies.result import RankResult
 
 OWN = "the arrival plan in one process"
 

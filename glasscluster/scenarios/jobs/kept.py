@@ -15,8 +15,8 @@ from glasscluster.strategies.judge.activations import (
     predict,
     predict_layer,
 )
+from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import DTYPES
 
 
 def countable(plan: Plan, model: ModelConfig) -> bool:

@@ -12,9 +12,10 @@ from glasscluster.base.errors import GlassError, InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.history import MemoryHistory
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge.advice import Advice, advise
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 GIB = 1024**3
 TRUTH = {"true": True, "false": False}

@@ -24,10 +24,11 @@ from glasscluster.scenarios.jobs.kept import kept_picture
 from glasscluster.scenarios.jobs.sources import Data, check_data, read_so_far
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.sim.time.timeline import Timeline
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import accounts, advice, check
 from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 Say = Callable[[str], None]
 NO_REFERENCE = Said(

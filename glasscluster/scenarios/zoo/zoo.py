@@ -1,15 +1,15 @@
 """The bug zoo: mistakes that real frameworks made, each planted here and caught by the gate that is named for it. `glass run zoo`.
 
-A bug is data: what goes wrong, who reported the like, the plan it shows on, what is patched, and the gates that must fail when it is
-planted: those and no others. A gate is a difference from one device in the first step (GRADIENT, WEIGHT,
-LOSS; float64, 1e-10), or the key of a ledger row. The honest run of the same plan passes them all.
+A bug is data: what goes wrong, who reported the like, the plan it shows on, and the gates that must fail when
+it is planted: those and no others. What is planted is an observer of the same id (plants.py). A gate is a
+difference from one device in the first step (GRADIENT, WEIGHT, LOSS; float64, 1e-10), or the name of a ledger
+row. The honest run of the same plan passes them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.errors import InputError
@@ -19,12 +19,11 @@ from glasscluster.scenarios.lab import Lab, scenario
 
 if TYPE_CHECKING:
     from glasscluster.sim.run import Run
-    from glasscluster.strategies.trainer import Job
+    from glasscluster.strategies.job import Job
 
 GRADIENT, WEIGHT, LOSS = "gradient", "weight", "loss"
 GATES = {GRADIENT: Said("gradient", "梯度"), WEIGHT: Said("weight", "权重"), LOSS: Said("loss", "损失")}
 STEPS = 3
-Patch = tuple[Any, str, Any]  # where, which attribute, what stands there instead
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,16 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Bug:
-    """One of the zoo. `unequal`: it needs sequences with unequally many targets."""
+    """One of the zoo; plants.py has what is planted under its id.
+
+    `unequal`: it needs sequences with unequally many targets.
+    """
 
     id: str
     title: tuple[str, str]
     wrong: tuple[str, str]
     reports: tuple[Upstream, ...]
     plan: dict[str, Any]
-    patches: Callable[[], Sequence[Patch]]
     gates: frozenset[str]
     model: dict[str, Any] = field(default_factory=dict)
     unequal: bool = False
@@ -66,29 +67,11 @@ class Bug:
 # ---- how it is planted and judged ----------------------------------------------------------------------------------
 
 
-@contextmanager
-def planted(bug: Bug) -> Iterator[None]:
-    """The bug is in this process while inside, and gone afterwards."""
-    undo: list[tuple[Any, str, Any]] = []
-    missing = object()
-    try:
-        for owner, name, value in bug.patches():
-            undo.append((owner, name, vars(owner).get(name, missing)))
-            setattr(owner, name, value)
-        yield
-    finally:
-        for owner, name, value in reversed(undo):
-            if value is missing:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
-
-
 def make_job(bug: Bug, seed: int = 0) -> Job:
     """Training in float64 on the bug's plan, keeping gradients and weights."""
     from glasscluster.model.parallel import IGNORE
+    from glasscluster.strategies.job import Job
     from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.trainer import Job
 
     class Unequal(Job):
         """The first targets of a sequence carry no loss: none, one, two, ... of them."""
@@ -103,6 +86,13 @@ def make_job(bug: Bug, seed: int = 0) -> Job:
     plan = make_plan(**{"global_batch": 8, "precision": "fp64", **bug.plan})
     plan.check(model)
     return (Unequal if bug.unequal else Job)(plan, model, STEPS, None, seed, capture=True)
+
+
+def planted(bug: Bug, job: Job) -> Job:
+    """The same job with the bug in it."""
+    from glasscluster.scenarios.zoo.plants import PLANTS
+
+    return replace(job, observers=(PLANTS[bug.id],))
 
 
 @dataclass
@@ -150,124 +140,6 @@ def alone(job: Job) -> Any:
         return train_one_device(job.model, [job.batch(step) for step in range(job.steps)], job.optimizer, job.plan.clip, job.seed)
 
 
-# ---- what is patched -----------------------------------------------------------------------------------------------
-
-
-def _norms() -> list[Patch]:
-    from glasscluster.strategies import trainer
-
-    return [(trainer, "sum_over_tokens", lambda parallel, manager: None)]
-
-
-def _loss_scaled() -> list[Patch]:
-    from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
-
-    honest = TensorParallel.cross_entropy
-
-    def cross_entropy(self, *args):
-        loss = honest(self, *args)
-        return loss + (self.size - 1) * (loss - loss.detach())  # the same number, t times the gradient
-
-    return [(TensorParallel, "cross_entropy", cross_entropy)]
-
-
-def _finish(factor: Callable[[Any, Any], float]) -> list[Patch]:
-    """Reduced gradients of a unit times factor(manager, unit)."""
-    from glasscluster.strategies.data.data_parallel import DataParallel
-
-    honest = DataParallel.finish
-
-    def finish(self):
-        honest(self)
-        for unit in self.units:
-            unit.grad.mul_(factor(self, unit))
-
-    return [(DataParallel, "finish", finish)]
-
-
-def _padding_counts() -> list[Patch]:
-    from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
-
-    honest = TensorParallel.cross_entropy
-    return [(TensorParallel, "cross_entropy", lambda self, x, targets, vocab, z: honest(self, x, targets, x.shape[-1] * self.size, z))]
-
-
-def _same_mask() -> list[Patch]:
-    from glasscluster.model.parallel import Unsharded
-
-    return [(Unsharded, "spans", lambda self, tokens, hidden: (0, len(self.positions(tokens)) * hidden))]
-
-
-def _plain_average() -> list[Patch]:
-    import torch
-
-    from glasscluster.strategies.context import context_parallel
-
-    def merge(out, lse, block_out, block_lse):
-        out.lerp_(block_out.to(out.dtype), 0.5)
-        lse.copy_(torch.logaddexp(lse, block_lse))
-
-    return [(context_parallel, "merge", merge)]
-
-
-def _stale_keys() -> list[Patch]:
-    from glasscluster.strategies.context.context_parallel import RingContext
-
-    honest = RingContext.travelling
-
-    def travelling(self, kv, label):
-        for source, arrived in honest(self, kv, label):
-            yield source, kv if label.endswith("again") else arrived
-
-    return [(RingContext, "travelling", travelling)]
-
-
-def _mean_of_means() -> list[Patch]:
-    from glasscluster.model.parallel import IGNORE, Unsharded
-    from glasscluster.strategies.trainer import Trainer
-
-    loaded, honest = Trainer.load, Unsharded.cross_entropy
-
-    def load(self, step):
-        inputs, targets, count = loaded(self, step)
-        self.parallel.average = count / len(targets)
-        return inputs, targets, count
-
-    def cross_entropy(self, logits, targets, vocab, z_loss):
-        return honest(self, logits, targets, vocab, z_loss) * (self.average / (targets != IGNORE).sum())
-
-    return [(Trainer, "load", load), (Unsharded, "cross_entropy", cross_entropy)]
-
-
-def _lost_bucket() -> list[Patch]:
-    from glasscluster.strategies.data.data_parallel import DataParallel
-
-    honest = DataParallel.launch
-    return [(DataParallel, "launch", lambda self, unit: None if unit is self.units[1] else honest(self, unit))]
-
-
-def _untied() -> list[Patch]:
-    from glasscluster.strategies.trainer import Trainer
-
-    return [(Trainer, "sum_tied", lambda self: None)]
-
-
-def _counted_twice() -> list[Patch]:
-    from glasscluster.strategies.trainer import Trainer
-
-    return [(Trainer, "counts", lambda self, number, name, shard: True)]
-
-
-def _whole_reduction() -> list[Patch]:
-    from glasscluster.strategies.data.zero import Zero1
-
-    def reduce(self, unit):
-        comm = self.comm_of(unit)
-        return comm.all_reduce(unit.grad, algorithm=self.plan.algorithm, async_op=True, purpose="gradients", label=unit.name)
-
-    return [(Zero1, "_reduce_scatter", reduce)]
-
-
 # ---- the zoo -------------------------------------------------------------------------------------------------------
 # fmt: off
 WRONG, ALL = frozenset({GRADIENT, WEIGHT}), frozenset({GRADIENT, WEIGHT, LOSS})
@@ -277,75 +149,75 @@ ZOO: tuple[Bug, ...] = (
          "每个张量并行 rank 的归一化层和偏置只看到自己的 token，却没有把梯度加起来：各副本逐渐分叉。"),
         (Upstream("NVIDIA-NeMo/RL", 3716, "Split-API train step misses the TP grad all-reduce for replicated params (qk-layernorm / SP layernorms)"),
          Upstream("NVIDIA/Megatron-LM", 1446, "[BUG] final_layernorm gradient mismatch when TP+SP enabled")),
-        {"tp": 2, "sequence_parallel": True}, _norms, WRONG | {"tp_norm_gradients_sent"}),
+        {"tp": 2, "sequence_parallel": True}, WRONG | {"tp gradients of norms, biases and positions sent"}),
     Bug("loss-scaled-by-tp", ("Gradient t times too large under tensor parallelism", "张量并行下梯度放大 t 倍"),
         ("A gradient that every rank already has whole is taken for a part and added up over the t ranks once more. Clipping and AdamW hide the factor.",
          "每个 rank 手里已经是完整的梯度，却被当作部分和又在 t 个 rank 上加了一遍；裁剪和 AdamW 把这个倍数掩盖了。"),
         (Upstream("pytorch/torchtitan", 2106, "Fix gpt-oss backward numerics issue when TP is applied", "pull"),),
-        {"tp": 2, "lr": 1e-4}, _loss_scaled, frozenset({GRADIENT})),
+        {"tp": 2, "lr": 1e-4}, frozenset({GRADIENT})),
     Bug("experts-doubled", ("Expert gradients ep times too large", "专家梯度放大 ep 倍"),
         ("An expert's gradient already comes from all ep ranks' tokens; it is scaled as if each of them had only a share of it.",
          "专家的梯度已来自全部 ep 个 rank 的 token，却又按“各有一份”放大了 ep 倍。"),
         (Upstream("pytorch/pytorch", 160285, "Wrong-size gradients in Expert Parallel MoE"),
          Upstream("deepspeedai/DeepSpeed", 5259, "support bf16_optimizer moe expert parallel training and moe EP grad_scale/grad_norm fix", "pull")),
-        {"dp": 2, "ep": 2}, lambda: _finish(lambda m, unit: m.plan.ep if unit.experts else 1), WRONG, {"experts": 4, "top_k": 2}),
+        {"dp": 2, "ep": 2}, WRONG, {"experts": 4, "top_k": 2}),
     Bug("cp-averaged", ("Averaged over context ranks instead of summed", "上下文并行上取平均而非求和"),
         ("Context ranks have different tokens of one sequence: their gradients are summed and divided once by all tokens. An average divides again by cp.",
          "上下文并行的各 rank 持有同一序列的不同 token：梯度应求和，再按全部 token 数除一次；取平均就多除了一次 cp。"),
         (Upstream("NovaSky-AI/SkyRL", 1420, "[megatron] Fix loss aggregation for context parallelism (CP) in Megatron", "pull"),
          Upstream("NVIDIA/Megatron-LM", 673, "[BUG] Incorrect loss scaling in context parallel code logic")),
-        {"cp": 2, "clip": 0.0}, lambda: _finish(lambda m, unit: 1 / m.plan.cp), WRONG),
+        {"cp": 2, "clip": 0.0}, WRONG),
     Bug("padding-is-a-token", ("Padding takes part in the softmax", "填充词参与 softmax"),
         ("The vocabulary is padded to a multiple of t; the padding's logits are not masked, so probability leaks to tokens that do not exist.",
          "词表被填充到 t 的倍数，但填充列的 logits 没有屏蔽，概率漏给了并不存在的词。"),
         (Upstream("NVIDIA-BioNeMo/bionemo-recipes", 631, "Loss disagreement between TP=1 and TP=2", "pull"),),
-        {"tp": 4}, _padding_counts, ALL, {"vocab": 42}),
+        {"tp": 4}, ALL, {"vocab": 42}),
     Bug("same-dropout-mask", ("Every tensor rank draws the same dropout mask", "所有张量并行 rank 抽到同一个 dropout 掩码"),
         ("Each rank starts its generator at the same place, so different tokens lose the same elements. Training looks healthy.",
          "每个 rank 的随机数都从同一位置开始，不同的 token 丢掉同样的元素；训练看上去一切正常。"),
         (Upstream("NVIDIA/Megatron-LM", 1256, "[QUESTION] Effect of sequence parallel with dropout rng context"),
          Upstream("PaddlePaddle/PaddleFleetX", 1005, "Fix dropout random seed for sequence parallel.", "pull")),
-        {"tp": 2, "sequence_parallel": True}, _same_mask, ALL, {"dropout": 0.2}),
+        {"tp": 2, "sequence_parallel": True}, ALL, {"dropout": 0.2}),
     Bug("ring-without-lse", ("A ring that averages blocks", "环形注意力直接平均各块"),
         ("Two blocks' outputs are averaged instead of weighed by their softmax's sums (their log-sum-exp).",
          "合并两块的输出时直接取平均，没有按各自 softmax 的分母（log-sum-exp）加权。"),
         (Upstream("ROCm/aiter", 3334, "[Triton] SAGE: compensate softmax_lse for K-smoothing shift to enable ring-attention compatibility", "pull", nearest=True),
          Upstream("zhuzilin/ring-flash-attention", 20, "Question about updating lse", nearest=True)),
-        {"cp": 2}, _plain_average, ALL),
+        {"cp": 2}, ALL),
     Bug("ring-stale-keys", ("A ring whose backward uses its own keys for everybody's", "环形注意力反向总用自己的 K、V"),
         ("Forward is right. Backward sends keys and values round again, but computes with those that were kept in the first step.",
          "前向正确；反向时 K、V 又转了一圈，计算却仍用第一步保存下来的那一份。"),
         (Upstream("huggingface/diffusers", 14265, "Ring attention backward uses stale iteration-0 KV from ctx.saved_tensors — silent gradient corruption when "
                   "training with context parallelism"),),
-        {"cp": 2}, _stale_keys, WRONG),
+        {"cp": 2}, WRONG),
     Bug("mean-of-means", ("A mean of means", "平均值的平均"),
         ("Each micro-batch's loss is a mean over its own tokens, and the means are averaged: tokens of short sequences weigh more.",
          "每个微批的损失先按自己的 token 取平均，再把平均值平均：短序列里的 token 权重更大。"),
         (Upstream("huggingface/transformers", 24725, "Sum loss instead of mean loss should be used if gradient accumulation step is larger than 1 when training a "
                   "language model"),),
-        {"dp": 2}, _mean_of_means, ALL, unequal=True),
+        {"dp": 2}, ALL, unequal=True),
     Bug("lost-bucket", ("One bucket is never reduced", "漏掉一个梯度桶"),
         ("The gradients of one bucket stay local, and each replica trains that part of the model on its own examples.",
          "有一个桶的梯度没有归约，各副本各自训练模型的这一部分。"),
         (Upstream("pytorch/pytorch", 104336, "DDP: moving model to CPU and back to GPU breaks gradient synchronization", nearest=True),),
-        {"dp": 2, "bucket": 4000}, _lost_bucket, WRONG | {"dp_gradients_sent"}),
+        {"dp": 2, "bucket": 4000}, WRONG | {"dp gradients sent, all ranks"}),
     Bug("tied-not-summed", ("A tied embedding on two stages, not summed", "首尾两级共享的词嵌入未求和"),
         ("First and last stage hold a copy of the table; each takes a step with its own half of the gradient.",
          "第一级和最后一级各有一份词嵌入，却各用自己的那一半梯度更新。"),
         (Upstream("uw-syfi/piper", 13, "Tied embedding support"),
          Upstream("NVIDIA/Megatron-LM", 844, "[BUG] Wrong embedding gradients with distributed optimizer and shared embedding", nearest=True)),
-        {"pp": 2}, _untied, WRONG | {"tied_embedding_gradients_sent"}),
+        {"pp": 2}, WRONG | {"tied embedding gradients sent, all ranks"}),
     Bug("norm-counted-twice", ("Clipping counts what every rank has t times", "裁剪范数把复制的参数算了 t 次"),
         ("Gradients are right, but their norm counts norms and biases once a rank, so clipping shortens the step too much.",
          "梯度是对的，但求范数时复制的归一化层和偏置每个 rank 都算了一次，裁剪因此过度。"),
         (Upstream("NVIDIA-NeMo/RL", 3788, "fix(dtensor): count TP-replicated gradients once in get_grad_norm", "pull"),),
-        {"tp": 2, "clip": 0.01, "optimizer": "sgd", "lr": 0.1}, _counted_twice, frozenset({WEIGHT})),
+        {"tp": 2, "clip": 0.01, "optimizer": "sgd", "lr": 0.1}, frozenset({WEIGHT})),
     Bug("zero-all-reduces", ("ZeRO-1 that reduces everything everywhere", "ZeRO-1 用了 all-reduce"),
         ("Every number is right. But gradients are all-reduced where a rank needs only its shard: twice the bytes.",
          "所有数值都对，但每个 rank 只需要自己的分片，却对梯度做了 all-reduce：通信量翻倍。"),
         (Upstream("karpathy/llm.c", 421, "Zero update", "pull"),
          Upstream("deepspeedai/DeepSpeed", 5758, "DS communication issue when using NCCL backend: All_reduce instead of reduce_scatter (or several reduce ops)")),
-        {"dp": 4, "zero": 1}, _whole_reduction, frozenset({"dp_gradients_sent", "last_bucket_reduced"})),
+        {"dp": 4, "zero": 1}, frozenset({"dp gradients sent, all ranks", "last bucket reduced"})),
 )
 # fmt: on
 
@@ -380,18 +252,19 @@ def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
 
 def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
     """The honest run, then the planted one, and rows that say whether both did what they must. `kept`: the planted run in the report."""
-    from glasscluster.strategies.trainer import job_info, train_rank
+    from glasscluster.strategies.job import job_info
+    from glasscluster.strategies.trainer import train_rank
 
     job = make_job(bug, lab.seed)
     reference = alone(job)
     lab.say(f"{bug.id}: {job.plan.gpus} threads, honest and planted")
     honest = judge(job, lab.cluster(job.plan.gpus).run(train_rank, job, info=job_info(job)), reference)
-    with planted(bug):
-        if kept:
-            run = lab.run(bug.id, (bug.id, bug.title[1]), train_rank, job, gpus=job.plan.gpus, **job_info(job))
-            lab.entries[-1].compared = False
-        else:
-            run = lab.cluster(job.plan.gpus).run(train_rank, job, info=job_info(job))
+    wrong = planted(bug, job)
+    if kept:
+        run = lab.run(bug.id, (bug.id, bug.title[1]), train_rank, wrong, gpus=job.plan.gpus, **job_info(job))
+        lab.entries[-1].compared = False
+    else:
+        run = lab.cluster(job.plan.gpus).run(train_rank, wrong, info=job_info(job))
     outcome = judge(job, run, reference)
     source = ", ".join(r.cited() for r in bug.reports)
     missed, surprising = sorted(bug.gates - outcome.gates), sorted(outcome.gates - bug.gates)
@@ -417,12 +290,13 @@ def _list(gates: Sequence[str], said: dict[str, Said]) -> Said:
 
 def _unannounced(lab: Lab, bug: Bug) -> None:
     """As a student sees it: a run whose checks fail."""
-    from glasscluster.strategies.trainer import job_info, train_rank
+    from glasscluster.strategies.job import job_info
+    from glasscluster.strategies.trainer import train_rank
 
     job = make_job(bug, lab.seed)
     reference = alone(job)
-    with planted(bug):
-        run = lab.run("run", ("Something is wrong here", "这里有个错误"), train_rank, job, gpus=job.plan.gpus, **job_info(job))
+    title = ("Something is wrong here", "这里有个错误")
+    run = lab.run("run", title, train_rank, planted(bug, job), gpus=job.plan.gpus, **job_info(job))
     outcome = judge(job, run, reference)
     lab.entries[-1].checks = outcome.rows
     failed = tally(outcome.rows).failed

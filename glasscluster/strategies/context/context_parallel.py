@@ -139,6 +139,10 @@ class RingContext(WholeSequence):
         for part in parts(self.kind, self.rank, source, self.size, tokens, causal, prefix, bias is not None):
             yield part, None if bias is None else bias[:, distances(part, mine, theirs, everything)]
 
+    def merge(self, out: Tensor, lse: Tensor, block: Tensor, block_lse: Tensor) -> None:
+        """Add a block of keys and values to what came before, in place."""
+        merge(out, lse, block, block_lse)
+
     def travelling(self, kv: Tensor, label: str) -> Iterator[tuple[int, Tensor]]:
         """Every rank's keys and values [2, b, n_kv, n, d] and whose they are."""
         return self.comm.going_round(kv, _KEYS, purpose="activations", label=label)
@@ -173,7 +177,7 @@ class RingAttention(torch.autograd.Function):
                 if out is None:
                     out, lse = beginning(q, part, block, block_lse)
                 else:
-                    merge(out[:, :, part.queries], lse[:, :, part.queries], block, block_lse)
+                    context.merge(out[:, :, part.queries], lse[:, :, part.queries], block, block_lse)
         assert out is not None
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse, bias)

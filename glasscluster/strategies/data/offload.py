@@ -15,6 +15,8 @@ But: gradients go down when they are all reduced (the CPU scales them), not buck
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,18 @@ from glasscluster.model.adamw import Optimizer
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.ranks.work import Work
 
-State = dict[str, Tensor | list[Tensor]]
+
+@dataclass
+class State:
+    """Of a unit's owned slice: Adam's moments, and the wide copy of narrow or offloaded parameters."""
+
+    moments: list[Tensor]
+    master: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it."""
+        return [*self.moments, self.master] if self.master is not None else self.moments
 
 
 class HostOptimizer:
@@ -37,13 +50,20 @@ class HostOptimizer:
         moments = [torch.zeros_like(master) for _ in range(self.optimizer.moments)]
         for tensor in (master, *moments):
             self.host.keep(tensor, name)
-        return {"moments": moments, "master": master}
+        return State(moments, master)
 
-    def update(self, parameters: Tensor, gradients: Tensor, scale: Tensor, state: State, number: int, label: str) -> Work:
+    def update(
+        self,
+        parameters: Tensor,
+        gradients: Tensor,
+        scale: Tensor,
+        state: State,
+        number: int,
+        label: str,
+    ) -> Work:
         """Gradients down, one step on the CPU, parameters up; `wait()` before the parameters are used."""
-        master, moments = state["master"], state["moments"]
-        assert isinstance(master, Tensor)
-        assert isinstance(moments, list)
+        master, moments = state.master, state.moments
+        assert master is not None
         sent, returned = gradients.numel() * gradients.element_size(), parameters.numel() * parameters.element_size()
         touched = sent + 2 * (1 + len(moments)) * master.numel() * master.element_size() + returned
         down = self.host.event("down", sent, purpose="gradients", label=label)

@@ -18,6 +18,7 @@ But: compute is not slowed by communication, and all ranks become ready at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,7 +30,9 @@ from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.layout.units import cut
-from glasscluster.strategies.plan import Plan
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.plan import Plan
 
 Cost = Callable[[float], float]  # bytes of a bucket -> seconds on the wire
 

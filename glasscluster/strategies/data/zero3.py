@@ -1,162 +1,119 @@
-"""ZeRO stage 3: parameters sharded too; a unit is whole only while it is used.
+"""ZeRO stage 3: parameters are shared out too. A unit is whole only while it is used.
 
-Follows Rajbhandari et al. (1910.02054), section 5.3, and PyTorch FSDP (Zhao et al., 2304.11277), section 3. Unit: a block;
-what is no block (embedding, final norm, head) is the root unit and stays through a pass.
+Follows Rajbhandari et al. (1910.02054), section 5.3, and PyTorch FSDP (Zhao et al., 2304.11277), section 3.
+Symbols: Ψ parameters, N ranks, m micro-batches. zero.py has the whole ladder.
 
-    forward     gather(1)  gather(2) ┐ block 1 │ free(1)  gather(3) ┐ block 2 │ free(2) ...      prefetch = 1
-    backward    ... gather(2)  gather(1) ┐ block 2 │ free(2), reduce-scatter(2)   block 1 │ free(1), reduce-scatter(1)
+                     parameters   gradients    optimizer           sent per rank and step (elements x (N-1)/N)
+    on a rank           1/N          1/N          1/N              2mΨ all-gather + mΨ reduce-scatter
 
-Hooks do it: before and after a part's forward, when the gradient of its output arrives, and when a unit's last gradient is
-there. At most prefetch + 1 blocks are whole at once. `no-reshard` keeps all of them from forward to backward: one gather less.
-But: a prefetch is by number of units, not by bytes; what is computed again in backward gathers nothing ahead.
+    forward      all-gather a block  ─►  use it  ─►  free it                                (parameters.py)
+    backward     all-gather a block  ─►  its gradients  ─►  free it, reduce-scatter  ─►  slice to the shard
+    step         update the slice: forward will gather
+
+`no-reshard` keeps parameters whole from forward to backward: one gather less.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from glasscluster.sim.ranks.work import Work
-from glasscluster.strategies.data.data_parallel import DataParallel
-from glasscluster.strategies.data.zero import Zero1, Zero2
+from glasscluster.strategies.data.gradients import ShardedGradients
+from glasscluster.strategies.data.optimizer import SliceOptimizer
+from glasscluster.strategies.data.parameters import GatheredParameters
+from glasscluster.strategies.data.reducer import Reducer
+from glasscluster.strategies.data.setup import StageSetup
 from glasscluster.strategies.layout.units import Unit, by_module
-from glasscluster.strategies.plan import Plan
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.plan import Plan
 
 
-class Zero3(Zero2):
-    """Parameters sharded too: a unit is gathered before it is used, forward and backward, and freed after."""
+class Zero3:
+    """One rank's stage under ZeRO-3."""
 
-    zero = 3
+    shared_out = True
 
-    def make_units(self, order: list[str] | None = None) -> list[Unit]:
-        """One unit a block; embedding, final norm and head make the root unit, held through a pass."""
-        return by_module(self.stage, self.plan.padding, self.apart)
-
-    def place(self) -> None:
-        """Keep the shard, let the whole go."""
+    def __init__(self, setup: StageSetup) -> None:
+        gpu, options = setup.gpu, setup.options
+        self.gpu, self.whole = gpu, options.accumulate_whole
+        self.units = setup.assign(by_module(setup.stage, options.padding, setup.apart), shared_out=True)
         for unit in self.units:
-            unit.parameter_shard = unit.flat[self.owned(unit)].clone()
-        self.gathered: dict[str, Work | None] = {}
-        self.most_layers = 0  # blocks whole at once, of all the rank's stages
-        self.siblings, self.only_input = [self], False
-        super().place()
+            unit.owned_parameters = unit.flat[unit.owned].clone()
+        self.groups = setup.sum_over_groups
+        self.gradients = ShardedGradients(gpu, options, self.groups)
         for unit in self.units:
-            self.gpu.memory.register(unit.flat, "buffers", f"{unit.name} gathered")
-            self.gpu.memory.register(self.parameter_slice(unit), "parameters", unit.name)
-            self.gpu.memory.resize(unit.flat, 0)
-        self._install_hooks()
+            gpu.memory.register(unit.flat, "parameters", unit.name)
+            self.gradients.place(unit)
+        self.optimizer = SliceOptimizer(gpu, self.units, setup.optimizer, options)
+        self.reducer = Reducer(gpu, self.units, options, setup.observers)
+        self.parameters = GatheredParameters(gpu, setup.stage, self.units, options, setup.layers)
+        self.last, self.parameters_used = False, True
 
-    def parameter_slice(self, unit: Unit) -> Tensor:
-        """The shard."""
-        assert unit.parameter_shard is not None
-        return unit.parameter_shard
+    def step_begins(self) -> None:
+        """Units stay as they are: the blocks of the model."""
 
-    # ---- gather and free -------------------------------------------------------------------------------------
-    def launch_gather(self, unit: Unit) -> None:
-        """Start gathering a unit unless it is here or on its way."""
-        if unit.name in self.gathered:
-            return
-        self.gpu.memory.resize(unit.flat, unit.nbytes)
-        whole = sum(n.startswith("layer ") for m in self.siblings for n in m.gathered)
-        self.most_layers = max(self.most_layers, whole + (unit.layer >= 0))
-        with torch.no_grad():
-            unit.flat[self.owned(unit)].copy_(self.parameter_slice(unit))
-        self.gathered[unit.name] = self.comm_of(unit).all_gather(
-            unit.flat, algorithm=self.plan.algorithm, async_op=True, purpose="parameters", label=unit.name
-        )
+    # ---- backward: free, reduce-scatter, keep the slice ----------------------------------------------------
+    def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
+        """A micro-batch's gradients are coming, and are reduced; added up whole, only those of the last are.
 
-    def gather(self, unit: Unit, later: list[Unit]) -> None:
-        """The unit is whole when this returns; the next `prefetch` units, with their experts, are on their way."""
-        self.launch_gather(unit)
-        ahead = 0
-        for following in later:
-            ahead += not following.experts
-            if ahead > self.plan.prefetch:
-                break
-            self.launch_gather(following)
-        work = self.gathered[unit.name]
-        if work is not None:
-            work.wait()
-            self.gathered[unit.name] = None
-
-    def free(self, unit: Unit) -> None:
-        """Back to the shard."""
-        if self.gathered.pop(unit.name, "absent") != "absent":
-            self.gpu.memory.resize(unit.flat, 0)
-
-    # ---- when ------------------------------------------------------------------------------------------------
-    def _install_hooks(self) -> None:
-        parts = self.stage.parts()
-        of_part = [self._units_of(part) for part in parts]
-        for number, (part, units) in enumerate(zip(parts, of_part, strict=True)):
-            later, earlier = _flatten(of_part[number + 1 :]), _flatten(of_part[:number][::-1])
-            done = [u for u in units if u not in later]  # no later part of this pass needs them
-            passed = [u for u in later if u not in units and u not in earlier]  # nor, in backward, this part or one before
-            part.register_forward_pre_hook(partial(self._before_forward, units, later))
-            part.register_forward_hook(partial(self._after_forward, units, done, earlier, passed))
-
-    def _units_of(self, part: Any) -> list[Unit]:
-        inside = set(part.parameters(recurse=False))
-        return [u for u in self.units if any(m.parameter in inside for m in u.members)]
-
-    def _before_forward(self, units: list[Unit], later: list[Unit], _part: Any, _args: Any) -> None:
-        self._gather_all(units, [] if self.stage.keep.active else later)  # computing again: what comes next is backward
-
-    def _after_forward(
-        self, units: list[Unit], done: list[Unit], earlier: list[Unit], passed: list[Unit], _part: Any, _args: Any, out: Tensor
-    ) -> None:
-        if self.stage.keep.active:
-            return  # backward follows, and needs them
-        for unit in done if self.plan.reshard else ():
-            self.free(unit)
-        if out.requires_grad:
-            out.register_hook(lambda _grad: self._backward_comes(units, earlier, passed))
-
-    def _backward_comes(self, units: list[Unit], earlier: list[Unit], passed: list[Unit]) -> None:
-        for unit in passed if self.only_input else ():  # else a unit goes with the last of its gradients
-            self.free(unit)
-        self._gather_all(units, earlier)
-
-    def _gather_all(self, units: list[Unit], following: list[Unit]) -> None:
-        for unit in units:
-            self.gather(unit, following)
+        In the second part of a backward in two parameters are not used, and so not gathered.
+        """
+        self.last, self.parameters_used = last, parameters_used
+        self.reducer.begin(reduce=last or not self.whole)
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
-        """After a unit's last gradient its parameters are not needed any more."""
-        super().gradient_ready(parameter)
-        unit = self.unit_of[parameter]
+        """A gradient moves into its bucket; complete buckets are reduced, and their parameters freed."""
+        unit, member = self.reducer.place[parameter]
+        self.gradients.collect(unit, member)
+        for complete in self.reducer.ready(parameter):
+            self.reduce(complete)
         if unit.waiting == 0 and self.parameters_used:
-            self.free(unit)
+            self.parameters.free(unit)
 
-    def input_gradient_begins(self) -> None:
-        """A part's parameters go as soon as backward has come to the part before."""
-        self.only_input = True
-
-    def input_gradient_ends(self) -> None:
-        """The first part's units go last."""
-        self.only_input = False
-        for unit in self.units:
-            self.free(unit)
+    def reduce(self, unit: Unit) -> None:
+        """Reduce-scatter, while backward goes on."""
+        self.gradients.reduce_scatter(unit, self.last)
 
     def backward_ends(self) -> None:
-        """What got no gradient was not freed."""
-        super().backward_ends()
+        """What is left to reduce, and to free: what got no gradient."""
+        for unit in self.reducer.rest():
+            self.reduce(unit)
+        self.gradients.settle(self.last)
         for unit in self.units:
             if unit.waiting and self.parameters_used:
-                self.free(unit)
+                self.parameters.free(unit)
 
-    def updated(self, unit: Unit) -> None:
-        """Forward will gather."""
+    def input_gradient_begins(self) -> None:
+        """The first part of a backward in two: no gradient comes to say that parameters may go."""
+        self.parameters.input_gradient_begins()
 
+    def input_gradient_ends(self) -> None:
+        """It is over."""
+        self.parameters.input_gradient_ends()
 
-def _flatten(groups: list[list[Unit]]) -> list[Unit]:
-    return list(dict.fromkeys(u for units in groups for u in units))
+    def finish(self) -> None:
+        """Every shard is reduced, also across groups, when this returns."""
+        if self.groups is not None:
+            self.groups.wait()
 
+    # ---- step: update the slice ----------------------------------------------------------------------------
+    def step(self, scale: Tensor, number: int) -> None:
+        """Update `number` with gradients times `scale`."""
+        self.share(self.optimizer.update(scale, number))
+        self.clear()
 
-LADDER: dict[int, type[DataParallel]] = {0: DataParallel, 1: Zero1, 2: Zero2, 3: Zero3}
+    def share(self, updated: Iterable[Unit]) -> None:
+        """Nothing to send: forward will gather."""
+        for _ in updated:
+            pass
+
+    def clear(self) -> None:
+        """Gradients start at zero."""
+        for unit in self.units:
+            unit.owned_gradient.zero_()
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 An asynchronous program does what comes first, and what comes first depends on time, which no recording knows. So the order
 is computed beforehand on a virtual clock, and the program then follows it with real tensors. Two sources of the times:
 
-    virtual    one clock of the same program, recorded dry and replayed on some hardware; slow ranks and seeded jitter
+    virtual    one clock of the same program, recorded dry and replayed on some hardware (virtual_clock.py)
     seeded     every computation and message takes a random time
 
 Each rank gets a script, which it follows from first to last:  WORK (one gradient)  |  v (serve worker v's next push).
@@ -16,19 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from glasscluster.base.errors import InputError
-from glasscluster.sim.recording.events import COMPUTE, OPTIMIZER
-from glasscluster.sim.time.hardware import Hardware, hardware
-
-if TYPE_CHECKING:
-    from glasscluster.strategies.trainer import Job
 
 WORK = -1
-ANSWERING = ("clone", "copy_")  # what a server computes to answer: everything else it computes is the update
 
 
 @dataclass(frozen=True)
@@ -160,40 +154,3 @@ def seeded(layout: Layout, seed: int) -> Arrivals:
     some = lambda *_: float(draw.exponential())  # noqa: E731
     made = arrive(layout, Times(lambda *_: 3 * some(), some, some, some, some), f"seed {seed}")
     return Arrivals(layout, made.scripts, made.source)
-
-
-def virtual(
-    job: Job, layout: Layout, clock: str | Hardware = "classroom", *, slow_ranks: dict[int, float] | None = None, jitter: float = 0.0
-) -> Arrivals:
-    """Times from one clock of the same program, recorded dry and replayed on `clock`.
-
-    `slow_ranks`: rank -> how many times as long it computes; `jitter`: each gradient takes 1 + jitter·Exp(1) times as long (seeded).
-    """
-    from glasscluster.sim.run import Cluster
-    from glasscluster.strategies.exchange.parameter_server import exchange
-
-    hw = hardware(clock)
-    once = Layout(layout.workers, layout.servers, 1, None if layout.staleness is None else 0, layout.apart)
-    run = Cluster(hw, layout.ranks, "dry", memory_bytes=None).run(exchange, job, synchronous(once), info={"precision": job.plan.precision})
-    line, graph = run.replay(hw, slow_ranks=slow_ranks), run.graph
-    spent, on_server = line.end - line.start, graph.phase == OPTIMIZER
-    answers = on_server & np.isin(graph.op, [i for i, n in enumerate(graph.names) if n in ANSWERING])
-    width, sizes = {"fp64": 8}.get(job.plan.precision, 4), layout.sizes(job.model.parameters())
-    draw = np.random.default_rng([job.seed, 36])
-    longer = 1 + jitter * draw.exponential(size=(layout.workers, layout.clocks))
-
-    def total(rank: int, rows: np.ndarray) -> float:
-        return float(spent[(graph.rank == rank) & (graph.kind == COMPUTE) & rows].sum())
-
-    work = [total(r, ~on_server) for r in range(layout.workers)]
-    update = [total(layout.home(k), on_server & ~answers) / layout.workers for k in range(layout.servers)]
-    answer = [total(layout.home(k), answers) / layout.workers for k in range(layout.servers)]
-    times = Times(
-        lambda worker, c: work[worker] * float(longer[worker, c]),
-        update.__getitem__,
-        answer.__getitem__,
-        lambda src, dst, shard: hw.link(src, dst).overhead_s + sizes[shard] * width / hw.link(src, dst).bandwidth,
-        lambda src, dst: hw.link(src, dst).latency_s,
-    )
-    made = arrive(layout, times, f"virtual clock of {hw.name}")
-    return made if not jitter else Arrivals(layout, made.scripts, made.source + f", jitter {jitter:g}, seed {job.seed}", None, made.applied)

@@ -25,8 +25,8 @@ from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.ranks.work import Work
 from glasscluster.strategies.exchange.replica import Replica, one_thread
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.single_device import Reference, train_one_device
-from glasscluster.strategies.trainer import Job
 
 Chosen = tuple[tuple[int, ...], ...]  # step -> the N workers that counted, in rank order
 

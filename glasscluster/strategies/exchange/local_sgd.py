@@ -24,7 +24,8 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.exchange.replica import Replica, one_thread
-from glasscluster.strategies.trainer import DTYPES, Job
+from glasscluster.strategies.job import Job
+from glasscluster.strategies.numerics.formats import DTYPES
 
 
 @dataclass(frozen=True)

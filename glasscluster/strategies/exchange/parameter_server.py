@@ -31,8 +31,9 @@ from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.ranks.work import Work
 from glasscluster.strategies.exchange.arrivals import WORK, Arrivals, Layout
 from glasscluster.strategies.exchange.replica import Replica, one_thread
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.check import difference, largest
-from glasscluster.strategies.trainer import DTYPES, Job
+from glasscluster.strategies.numerics.formats import DTYPES
 
 PUSH, PULL = 0, 1  # tags: with servers on the workers both go from rank to rank
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
 from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.layout.units import make_unit
-from glasscluster.strategies.trainer import DTYPES, Job
+from glasscluster.strategies.numerics.formats import DTYPES
 
 
 @contextmanager

@@ -27,13 +27,14 @@ from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.context import ulysses
 from glasscluster.strategies.data import data_parallel, offload, overlap, zero, zero3
-from glasscluster.strategies.layout.units import Unit, by_bucket, by_module
+from glasscluster.strategies.layout.units import TIED, Unit, by_bucket, by_module
 from glasscluster.strategies.memory import recompute
+from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.pipeline import pipeline_parallel
 from glasscluster.strategies.pipeline.schedules import gpipe, predict_live
 from glasscluster.strategies.plan import Plan
+from glasscluster.strategies.result import RankResult
 from glasscluster.strategies.tensor import sequence_parallel, tensor_parallel
-from glasscluster.strategies.trainer import DTYPES, TIED, RankResult
 
 WIDTH = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 

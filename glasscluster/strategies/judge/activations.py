@@ -45,9 +45,9 @@ from glasscluster.sim.recording.saved_for_backward import Saved, saved_for_backw
 from glasscluster.strategies.context.context_parallel import layout
 from glasscluster.strategies.context.ulysses import make_context
 from glasscluster.strategies.memory.recompute import KINDS
+from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
 from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
-from glasscluster.strategies.trainer import DTYPES
 
 PARTS = ("outside", "mlp", "attention", "scores")  # outside the matrices; inside those of the MLP, of attention; what grows with s²
 OPERATOR = {"layernorm": "layer_norm", "rmsnorm": "rms_norm", "scalenorm": "scale_norm"}

@@ -31,8 +31,9 @@ from glasscluster.sim.recording.order import Cycle
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.replay import replay
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 
 MOST = 240  # plans tried
 SECONDS = 30.0  # after which no further plan is tried

@@ -19,10 +19,11 @@ from glasscluster.base.text import Said
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.text.mixture import Mixture
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.single_device import Reference, train_one_device
 from glasscluster.strategies.numerics.bad_batch import SkipRule
 from glasscluster.strategies.plan import Plan, make_plan
-from glasscluster.strategies.trainer import Job, RankResult
+from glasscluster.strategies.result import RankResult
 
 TOLERANCE = 1e-10
 CHECKED_STEPS = 3

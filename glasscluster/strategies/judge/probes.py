@@ -16,19 +16,20 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from glasscluster.model.parallel import Shard
-from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.data.data_parallel import DataParallel
-from glasscluster.strategies.layout.units import Unit
-from glasscluster.strategies.trainer import TIED, Job, RankResult, Trainer
+from glasscluster.strategies.layout.units import TIED, Unit, owned_members
+from glasscluster.strategies.observer import Observer
+from glasscluster.strategies.result import RankResult
+from glasscluster.strategies.step import Batch, Step
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.trainer import Trainer
 
 EMBEDDING = -1  # a layer's number stands for it; the head's is the number of layers
 
@@ -72,141 +73,137 @@ def fingerprint(x: Tensor, before: int = 0) -> int:
     return zlib.crc32(x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), before)
 
 
-class ProbedTrainer(Trainer):
-    """A Trainer that looks on. Everything it adds is unrecorded and has no gradient."""
+class Probes(Observer):
+    """Looks on and writes a reading a step. Everything it computes is unrecorded and has no gradient."""
 
-    def __init__(self, gpu: GPU, job: Job) -> None:
-        super().__init__(gpu, job)
-        self.reading = Reading()
-        for manager in self.manager.all:
-            manager.__dict__["launch"] = partial(self.reducing, manager.launch)
-        for stage in self.stages.values():
-            for part in stage.parts():
-                part.register_forward_hook(self.passed)
-            for block in stage.layers.values():
-                block.__dict__["queries_keys_values"] = partial(self.attending, block, block.queries_keys_values)
-            if stage.head is not None:
-                stage.head.__dict__["scores"] = partial(self.scoring, stage.head.scores)
-
-    # ---- forward ---------------------------------------------------------------------------------------------
-    def passed(self, part: Any, _args: Any, out: Tensor) -> None:
-        """Behind an embedding or a block: its output's squares."""
-        if out.dim() == 3 and not self.keep.active:
-            with self.gpu.unrecorded():
-                seen = self.reading.outputs[getattr(part, "index", EMBEDDING)]
-                seen[0], seen[1] = seen[0] + square(out), seen[1] + out.numel()
-
-    def attending(self, block: Any, honest: Callable[[Tensor], Any], x: Tensor) -> Any:
-        """A block's queries and keys: the largest score of the first sequence."""
-        q, k, v = honest(x)
-        if not self.keep.active:
-            with self.gpu.unrecorded(), torch.no_grad():
-                queries, keys = (
-                    q[0].unflatten(1, (k.shape[2], -1)).double(),
-                    k[0].double(),
-                )  # [s, key heads, queries of a head, d], [s, key heads, d]
-                at = torch.tensor(self.parallel.context.positions(q.shape[1] * self.parallel.context.size))
-                scores = torch.einsum("skgd,tkd->kgst", queries, keys).abs_() / q.shape[-1] ** 0.5
-                if block.config.causal:
-                    scores.masked_fill_(at[None, :] > at[:, None], 0.0)
-                self.reading.scores[block.index] = max(self.reading.scores[block.index], float(scores.amax()))
-        return q, k, v
-
-    def scoring(self, honest: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The head's logits."""
-        logits = honest(x)
-        with self.gpu.unrecorded(), torch.no_grad():
-            real = max(0, min(logits.shape[-1], self.job.model.vocab - self.parallel.rank * logits.shape[-1]))
-            mine = logits[..., :real].double()
-            self.reading.log_z.append(mine.logsumexp(-1).cpu())
-            self.reading.logit = max(self.reading.logit, float(mine.abs().amax()) if real else 0.0)
-        return logits
+    def assembled(self, trainer: Trainer) -> None:
+        """Whose steps these are."""
+        self.trainer, self.gpu, self.reading = trainer, trainer.gpu, Reading()
 
     # ---- a step ----------------------------------------------------------------------------------------------
-    def train_step(self, step: int) -> Tensor:
-        """A step and its reading."""
-        self.reading = Reading(scale=self.scaler.scale if self.scaler else 1.0)
-        mean = super().train_step(step)
-        with self.gpu.unrecorded():
-            self.mark()
-        self.result.readings.append(self.reading)
-        return mean
+    def step_begins(self, number: int) -> None:
+        """A new reading."""
+        scaler = self.trainer.scaler
+        self.reading = Reading(scale=scaler.scale if scaler else 1.0)
 
-    def load(self, step: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    def batch_loaded(self, number: int, batch: Batch) -> Batch:
         """The step's data, remembered by hash."""
-        inputs, targets, count = super().load(step)
-        self.reading.rows = [fingerprint(row) for batch in inputs for row in batch]
-        return inputs, targets, count
+        self.reading.rows = [fingerprint(row) for tokens in batch.inputs for row in tokens]
+        return batch
 
-    def reducing(self, honest: Callable[[Unit], None], unit: Unit) -> None:
+    def activation(self, kind: str, layer: int, *tensors: Tensor) -> None:
+        """What parts of the model make, the first time: recomputation would count it twice."""
+        if self.trainer.parts.keep.active:
+            return
+        with self.gpu.unrecorded(), torch.no_grad():
+            if kind == "output":
+                self.output(layer, *tensors)
+            elif kind == "queries and keys":
+                self.attention(layer, *tensors)
+            else:
+                self.logits(*tensors)
+
+    def output(self, layer: int, out: Tensor) -> None:
+        """Behind an embedding or a block: its output's squares."""
+        seen = self.reading.outputs[layer]
+        seen[0], seen[1] = seen[0] + square(out), seen[1] + out.numel()
+
+    def attention(self, layer: int, q: Tensor, k: Tensor) -> None:
+        """A block's queries and keys: the largest score of the first sequence."""
+        context, causal = self.trainer.parallel.context, self.trainer.job.model.causal
+        keys = k[0].double()  # [s, key heads, d]
+        queries = q[0].unflatten(1, (k.shape[2], -1)).double()  # [s, key heads, queries of a head, d]
+        scores = torch.einsum("skgd,tkd->kgst", queries, keys).abs_() / q.shape[-1] ** 0.5
+        if causal:
+            at = torch.tensor(context.positions(q.shape[1] * context.size))
+            scores.masked_fill_(at[None, :] > at[:, None], 0.0)
+        self.reading.scores[layer] = max(self.reading.scores[layer], float(scores.amax()))
+
+    def logits(self, logits: Tensor) -> None:
+        """The head's logits, without the vocabulary's padding."""
+        columns = logits.shape[-1]
+        real = max(0, min(columns, self.trainer.job.model.vocab - self.trainer.parallel.rank * columns))
+        mine = logits[..., :real].double()
+        self.reading.log_z.append(mine.logsumexp(-1).cpu())
+        self.reading.logit = max(self.reading.logit, float(mine.abs().amax()) if real else 0.0)
+
+    def gradient_complete(self, unit: Unit) -> bool:
         """A unit's gradient is complete here and has not met the other ranks' yet."""
         if unit.grad is not None:
             with self.gpu.unrecorded():
                 self.reading.own += square(unit.grad)
-        honest(unit)
+        return False
 
-    def totals(self, loss: Tensor, count: Tensor) -> Tensor:
+    def after_backward(self, step: Step) -> None:
         """Before they are added up over ranks, loss and tokens are the rank's own."""
         with self.gpu.unrecorded():
-            self.reading.loss, self.reading.tokens = float(loss), float(count)
-        totals = super().totals(loss, count)
-        with self.gpu.unrecorded():
-            self.reading.unit = float(totals[1]) * (1.0 if self.parallel.seed is None else float(self.parallel.seed))
-        return totals
+            self.reading.loss, self.reading.tokens = float(step.loss), float(step.batch.counted)
 
-    def norm_and_overflow(self) -> tuple[Tensor, Tensor | None]:
-        """All gradients are complete: their squares, by themselves and as the trainer adds them up."""
+    def gradient_summed(self, step: Step) -> None:
+        """Squares by parameter, and how many of the blocks' elements vanished."""
         with self.gpu.unrecorded():
-            self.look_at_gradients()
-        norm, overflow = super().norm_and_overflow()
-        with self.gpu.unrecorded():
-            self.reading.used = float(norm)
-        return norm, overflow
+            for name, cut, unit, where in self.owned():
+                gradient = unit.owned_gradient[where]
+                self.reading.gradients[name, cut] = square(gradient)
+                if name.startswith("layers."):
+                    self.reading.zeros[0] += int((gradient == 0).sum())
+                    self.reading.zeros[1] += gradient.numel()
 
-    def owned(self) -> list[tuple[str, str, DataParallel, Unit, slice]]:
-        """Every parameter that this rank owns a part of: its name, how it is cut, and where in the unit's owned slice the part is."""
+    def norm_agreed(self, norm: Tensor) -> None:
+        """The sum of all squares as the trainer adds them up."""
+        with self.gpu.unrecorded():
+            self.reading.used = float(norm.flatten()[0])
+
+    def agreed(self, step: Step) -> None:
+        """What makes the mean of the sum over tokens."""
+        with self.gpu.unrecorded():
+            self.reading.unit = float(step.totals[1]) * (1.0 if step.seed is None else float(step.seed))
+
+    def before_update(self, step: Step) -> None:
+        """Where the parameters are."""
+        with self.gpu.unrecorded():
+            self.before = {name: u.owned_parameters[where].clone() for name, _, u, where in self.owned()}
+
+    def after_update(self, step: Step) -> None:
+        """How far the update has moved each parameter."""
+        optimizer, reading = self.trainer.job.optimizer, self.reading
+        with self.gpu.unrecorded():
+            reading.rate = optimizer.lr * optimizer.schedule.factor(self.trainer.updates)
+            for name, _, unit, where in self.owned():
+                before, after = self.before[name], unit.owned_parameters[where]
+                reading.weights[name] = square(before)
+                reading.moved[name] = square(after.double() - before.double())
+
+    def step_ends(self, step: Step) -> None:
+        """Fingerprints of what other ranks must have in every bit, and the reading is complete."""
+        with self.gpu.unrecorded():
+            self.mark()
+        self.trainer.result.readings.append(self.reading)
+
+    def owned(self) -> list[tuple[str, str, Unit, slice]]:
+        """Every parameter that this rank owns a part of.
+
+        Its name, how it is cut, its unit, and where in the unit's owned slice it is.
+        """
         found = []
-        for number, manager in self.manager.of.items():
+        for number, manager in self.trainer.manager.of.items():
             for unit in manager.units:
-                mine = manager.owned(unit)
-                for m in unit.members:
-                    a, b = max(m.start, mine.start) - mine.start, min(m.stop, mine.stop) - mine.start
-                    copy = self.tied and m.name == TIED and number > 0  # the last stage's
-                    if a < b and not copy:
-                        found.append((m.name, kind(m.shard), manager, unit, slice(a, b)))
+                for m, part in owned_members(unit):
+                    copy = self.trainer.place.tied and m.name == TIED and number > 0  # the last stage's
+                    if not copy:
+                        found.append((m.name, kind(m.shard), unit, part))
         return found
 
-    def look_at_gradients(self) -> None:
-        """Squares by parameter, and how many of the blocks' elements vanished."""
-        for name, cut, manager, unit, where in self.owned():
-            gradient = manager.gradient_slice(unit)[where]
-            self.reading.gradients[name, cut] = square(gradient)
-            if name.startswith("layers."):
-                self.reading.zeros[0] += int((gradient == 0).sum())
-                self.reading.zeros[1] += gradient.numel()
-
-    def update(self, scale: Tensor) -> None:
-        """The update, and how far it moved each parameter."""
-        with self.gpu.unrecorded():
-            before = {name: m.parameter_slice(unit)[where].clone() for name, _, m, unit, where in self.owned()}
-        super().update(scale)
-        optimizer, reading = self.job.optimizer, self.reading
-        with self.gpu.unrecorded():
-            reading.rate = optimizer.lr * optimizer.schedule.factor(self.updates)
-            for name, _, manager, unit, where in self.owned():
-                reading.weights[name] = square(before[name])
-                reading.moved[name] = square(manager.parameter_slice(unit)[where].double() - before[name].double())
-
     def mark(self) -> None:
-        """Fingerprints of what other ranks must have in every bit."""
-        reading = self.reading
-        for manager in self.manager.all:
-            for unit in manager.units:
-                if not unit.experts:
-                    reading.replica = fingerprint(unit.flat if self.plan.zero < 3 else manager.parameter_slice(unit), reading.replica)
-                if self.plan.zero < 3:
-                    for m in sorted((m for m in unit.members if m.shard is None), key=lambda m: m.name):
-                        reading.whole = fingerprint(m.parameter, reading.whole)
+        """Fingerprints."""
+        reading, zero = self.reading, self.trainer.plan.zero
+        for unit in self.trainer.manager.units:
+            if not unit.experts:
+                held = unit.flat if zero < 3 else unit.owned_parameters
+                reading.replica = fingerprint(held, reading.replica)
+            if zero < 3:
+                for m in sorted((m for m in unit.members if m.shard is None), key=lambda m: m.name):
+                    reading.whole = fingerprint(m.parameter, reading.whole)
 
 
 def probed(results: list[RankResult]) -> list[list[Reading]]:

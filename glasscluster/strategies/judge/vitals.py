@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.probes import EMBEDDING, Reading, probed
 from glasscluster.strategies.plan import Plan
-from glasscluster.strategies.trainer import Job, RankResult
+from glasscluster.strategies.result import RankResult
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def layer_of(name: str, layers: int) -> int:
 
 
 def vitals(job: Job, results: Sequence[RankResult]) -> list[Vitals]:
-    """Of every step of a run with `Job(probes=True)`."""
+    """Of every step of a run with `Job(observers=(Probes,))`."""
     seen: set[int] = set()
     found = []
     for step, readings in enumerate(probed(list(results))):

@@ -2,19 +2,32 @@
 
 A unit is a bucket (DDP, ZeRO-1, ZeRO-2) or a module (ZeRO-3). Its parameters and gradients are views of flat
 tensors, so a collective moves one contiguous piece and an elementwise optimizer works on any slice of it.
+
+A unit also says what everybody asks about it, whatever the ZeRO stage: over which ranks it is reduced
+(`comm`), which of its elements this rank updates (`owned`), and where those elements' parameters and reduced
+gradients are.
+
+    flat               [ parameters of every member, end to end | padding ]
+    grad               [ their gradients, while they are whole            ]
+    owned                        [ this rank's part ]
+    owned_parameters             [ a view of flat, or with ZeRO-3 a tensor of its own ]
+    owned_gradient               [ a view of grad, or with ZeRO-2 and 3 a tensor of its own ]
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import Shard
-from glasscluster.strategies.plan import Padding
+from glasscluster.sim.ranks.communicator import Communicator
+from glasscluster.strategies.layout.padding import Padding
+
+TIED = "embedding.token"  # what embedding and head share: on two stages, its copies are units of their own
 
 
 @dataclass
@@ -31,7 +44,11 @@ class Member:
 
 @dataclass(eq=False)
 class Unit:
-    """`flat` [padded] holds the parameters; `grad` [padded] their gradients while they are whole."""
+    """`flat` [padded] holds the parameters; `grad` [padded] their gradients while they are whole.
+
+    `comm`: the ranks that it is reduced over and, with ZeRO, shared out over. `owned`: the elements that this
+    rank updates. `waiting`: members whose gradient of the current micro-batch has not come yet.
+    """
 
     name: str
     members: list[Member]
@@ -40,32 +57,40 @@ class Unit:
     flat: Tensor
     layer: int = -1
     experts: bool = False  # reduced over fewer ranks than the rest: those that hold the same experts
-    grad: Tensor | None = None
     waiting: int = 0
-    gradient_shard: Tensor | None = None  # ZeRO-2 and 3
-    parameter_shard: Tensor | None = None  # ZeRO-3
+    grad: Tensor | None = None
+    comm: Communicator = field(init=False, repr=False)
+    owned: slice = field(init=False)
+    owned_parameters: Tensor = field(init=False, repr=False)
+    owned_gradient: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.owned, self.owned_parameters = slice(0, self.padded), self.flat
 
     @property
     def nbytes(self) -> int:
         """Bytes of the whole flat buffer."""
         return self.padded * self.flat.element_size()
 
-    def slice_of(self, rank: int, size: int) -> slice:
-        """Elements that `rank` owns of `size` equal shards."""
-        each = self.padded // size
-        return slice(rank * each, (rank + 1) * each)
 
-    def counted(self, owned: slice) -> list[slice]:
-        """Where, inside the owned slice, gradients count towards the norm (contiguous pieces, relative to it)."""
-        pieces: list[slice] = []
-        for m in self.members:
-            a, b = max(m.start, owned.start), min(m.stop, owned.stop)
-            if m.counts and a < b:
-                if pieces and pieces[-1].stop == a - owned.start:
-                    pieces[-1] = slice(pieces[-1].start, b - owned.start)
-                else:
-                    pieces.append(slice(a - owned.start, b - owned.start))
-        return pieces
+def counted(unit: Unit) -> list[slice]:
+    """Where, inside the owned slice, gradients count towards the norm (contiguous pieces, relative to it)."""
+    owned, pieces = unit.owned, list[slice]()
+    for m in unit.members:
+        a, b = max(m.start, owned.start), min(m.stop, owned.stop)
+        if m.counts and a < b:
+            if pieces and pieces[-1].stop == a - owned.start:
+                pieces[-1] = slice(pieces[-1].start, b - owned.start)
+            else:
+                pieces.append(slice(a - owned.start, b - owned.start))
+    return pieces
+
+
+def owned_members(unit: Unit) -> list[tuple[Member, slice]]:
+    """The members that this rank owns a part of, and where in the owned slice that part is."""
+    first, last = unit.owned.start, unit.owned.stop
+    parts = [(m, max(m.start, first) - first, min(m.stop, last) - first) for m in unit.members]
+    return [(m, slice(a, b)) for m, a, b in parts if a < b]
 
 
 def make_unit(

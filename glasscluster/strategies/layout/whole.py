@@ -10,13 +10,16 @@ Pieces that several ranks have are the same bits (the checks say so); the last o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
-from glasscluster.strategies.plan import Plan
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.plan import Plan
 
 
 def assemble(plan: Plan, model: ModelConfig, pieces: Sequence[Mapping[str, Tensor]], dtype: torch.dtype = torch.float32) -> GPTStage:

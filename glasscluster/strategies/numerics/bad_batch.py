@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class SkipRule:
@@ -38,12 +40,25 @@ class SkipRule:
 
 
 @dataclass
+class Snapshot:
+    """What a run returns to: by stage, what its manager kept; and how many updates had been made."""
+
+    kept: list[Any]
+    updates: int
+
+
+@dataclass
 class Guard:
-    """The norms so far, and how many bad ones came last."""
+    """The norms so far, how many bad ones came last, and the snapshot to return to."""
 
     rule: SkipRule
     norms: deque[float] = field(default_factory=deque)
     bad: int = 0
+    snapshot: Snapshot | None = None
+
+    def takes(self, norm: Tensor, _overflow: Tensor | None) -> bool:
+        """Decide whether a step of this gradient norm is taken: the norm is the same number on all ranks."""
+        return not self.harmful(float(norm))
 
     def harmful(self, norm: float) -> bool:
         """Judge a step by its gradient norm, and remember it."""
@@ -58,17 +73,13 @@ class Guard:
             history.popleft()
         return False
 
+    def keeps(self, step: int) -> bool:
+        """Whether a snapshot is due before this step."""
+        return bool(self.rule.rollback) and step % self.rule.every == 0
+
     def must_return(self) -> bool:
         """Whether it is time to go back to the snapshot; the count of bad steps starts again."""
         if self.rule.rollback and self.bad >= self.rule.rollback:
             self.bad = 0
             return True
         return False
-
-
-@dataclass
-class Snapshot:
-    """What a run returns to: by stage, what its manager kept; and how many updates had been made."""
-
-    kept: list[Any]
-    updates: int

@@ -6,14 +6,17 @@ Follows Micikevicius et al., "Mixed precision training" (1710.03740, section 3.2
     overflow on any rank?   yes   S ← S/2, nothing else happens: no optimizer step, no step counted
                             no    gradients ÷ S in fp32, clip by their true norm, step; after 2000 clean ones in a row S ← 2S
 
-"Any rank" is one scalar, summed in the message that sums the gradient norm: all ranks decide alike, over dp, tp and pp.
-The rest of the recipe is in data_parallel.py: the optimizer updates an fp32 master copy, from which fp16 weights are rounded.
-But: bf16 has fp32's range and needs no scale; fp8 needs one a tensor, which is not here.
+"Any rank" is one scalar, summed in the message that sums the gradient norm: all ranks decide alike, over dp,
+tp and pp. The rest of the recipe is in data/optimizer.py: the optimizer updates an fp32 master copy, from
+which fp16 weights are rounded. But: bf16 has fp32's range and needs no scale; fp8 needs one a tensor, which
+is not here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class LossScaler:
 
     def __post_init__(self) -> None:
         self.scale = self.scale or self.rule.initial
+
+    def takes(self, _norm: Tensor, overflow: Tensor | None) -> bool:
+        """Decide whether a step is taken: not if a rank overflowed (`overflow` [] counts them).
+
+        Then adapt the scale.
+        """
+        overflowed = overflow is not None and overflow.device.type != "meta" and bool(overflow)
+        self.update(overflowed)
+        return not overflowed
 
     def update(self, overflow: bool) -> None:
         """After every step, skipped or not."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.preference.held import Held, Learner
 from glasscluster.strategies.preference.job import LEARNS, Tuning
-from glasscluster.strategies.trainer import DTYPES
 
 Made = Any  # a tensor on the rank that has it, None on the others
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from glasscluster.model.gpt import GPTStage
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.layout.units import make_unit
+from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.preference.job import LEARNS, Tuning, Weights
 from glasscluster.strategies.preference.sequences import ScalarModel
-from glasscluster.strategies.trainer import DTYPES
 
 
 def make_model(role: str, job: Tuning, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Any:

@@ -42,8 +42,8 @@ from glasscluster.sim.recording.events import COMPUTE
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.sim.time.timeline import Timeline
+from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
-from glasscluster.strategies.trainer import DTYPES
 
 CacheKind = Literal["none", "static", "paged", "sliding"]
 

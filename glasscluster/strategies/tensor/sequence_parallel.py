@@ -17,16 +17,13 @@ But: t must divide s; with several sequences a micro-batch, gathering moves each
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glasscluster.strategies.layout.units import Unit
 from glasscluster.strategies.tensor.tensor_parallel import TensorParallel, sum_whole
-
-if TYPE_CHECKING:
-    from glasscluster.strategies.data.chunks import Chunks
 
 
 class SequenceParallel(TensorParallel):
@@ -135,9 +132,9 @@ class _Scatter(torch.autograd.Function):
         return ctx.parallel.gather(grad, "g backward")[0], None
 
 
-def sum_over_tokens(parallel: SequenceParallel, manager: Chunks) -> None:
+def sum_over_tokens(parallel: SequenceParallel, units: Sequence[Unit]) -> None:
     """Add up the gradients of what every rank has whole, as far as this rank owns them: one message for all of them."""
-    sum_whole(parallel, manager, lambda _name: True, "norms, biases, positions")
+    sum_whole(parallel, units, lambda _name: True, "norms, biases, positions")
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------

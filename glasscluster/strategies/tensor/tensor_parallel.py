@@ -17,8 +17,7 @@ But: whole query heads only (heads divisible by t).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +26,7 @@ from torch import Tensor
 from glasscluster.model.kernels.precision import accumulation_dtype
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.sim.ranks.communicator import Communicator
-
-if TYPE_CHECKING:
-    from glasscluster.strategies.data.chunks import Chunks
-    from glasscluster.strategies.layout.units import Unit
+from glasscluster.strategies.layout.units import Unit, owned_members
 
 
 class TensorParallel(Unsharded):
@@ -164,27 +160,25 @@ class _CrossEntropy(torch.autograd.Function):
 # ---- what every rank has whole -------------------------------------------------------------------------------------
 
 
-def sum_over_heads(parallel: TensorParallel, manager: Chunks, partial: Collection[str]) -> None:
+def sum_over_heads(parallel: TensorParallel, units: Sequence[Unit], partial: Collection[str]) -> None:
     """Add up the gradients of what is whole but used by each rank for its own heads (norms of queries and keys)."""
-    sum_whole(parallel, manager, lambda name: name in partial, "what all heads share")
+    sum_whole(parallel, units, lambda name: name in partial, "what all heads share")
 
 
-def sum_whole(parallel: TensorParallel, manager: Chunks, wanted: Callable[[str], bool], label: str) -> None:
+def sum_whole(
+    parallel: TensorParallel,
+    units: Sequence[Unit],
+    wanted: Callable[[str], bool],
+    label: str,
+) -> None:
     """Add up gradients over the t ranks, as far as this rank owns them: one message for all of them."""
-    pieces = [piece for unit in manager.units for piece in _whole_pieces(manager, unit, wanted)]
+    mine = [(unit, member, part) for unit in units for member, part in owned_members(unit)]
+    pieces = [u.owned_gradient[part] for u, m, part in mine if m.shard is None and wanted(m.name)]
     if pieces:
         flat = torch.cat(pieces)
         parallel.comm.all_reduce(flat, algorithm=parallel.algorithm, purpose="gradients", label=label)
         for piece, summed in zip(pieces, flat.split([p.numel() for p in pieces]), strict=True):
             piece.copy_(summed)
-
-
-def _whole_pieces(manager: Chunks, unit: Unit, wanted: Callable[[str], bool]) -> Iterable[Tensor]:
-    gradient, owned = manager.gradient_slice(unit), manager.owned(unit)
-    for member in unit.members:
-        first, last = max(member.start, owned.start), min(member.stop, owned.stop)
-        if member.shard is None and wanted(member.name) and first < last:
-            yield gradient[first - owned.start : last - owned.start]
 
 
 # ---- theory --------------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from glasscluster.model.parallel import IGNORE
 from glasscluster.model.text.data import masked
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
 from glasscluster.visualize.figures.cells import Table, cells_figure
 from glasscluster.visualize.figures.plots import lines
 

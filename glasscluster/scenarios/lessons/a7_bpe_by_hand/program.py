@@ -21,9 +21,9 @@ from glasscluster.model.text.tokenizer import Tokenizer
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
 from glasscluster.visualize.figures.merge_tree import merge_tree_figure
 from glasscluster.visualize.figures.plots import bars
 

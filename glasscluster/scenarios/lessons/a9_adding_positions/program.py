@@ -9,9 +9,9 @@ import torch
 from glasscluster.model.gpt import GPTStage
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
 from glasscluster.visualize.figures.plots import bars
 
 TERMS = ("token_token", "token_position", "position_token", "position_position")

@@ -9,9 +9,9 @@ import torch
 from glasscluster.model.gpt import GPTStage
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job
 from glasscluster.visualize.figures.precision import exponents, staircase
 
 RAISED = 2.0**16

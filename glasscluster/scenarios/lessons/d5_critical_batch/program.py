@@ -10,11 +10,11 @@ from glasscluster.model.text.data import batch, corpus
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.strategies.exchange.replica import Replica, one_thread
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import noise_scale as ns
 from glasscluster.strategies.judge.check import difference
 from glasscluster.strategies.judge.single_device import train_one_device
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, job_info
 from glasscluster.visualize.figures.plots import lines
 
 BATCHES = (2, 4, 8, 16, 32, 64)

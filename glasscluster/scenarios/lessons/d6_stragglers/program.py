@@ -11,9 +11,9 @@ from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.sim.recording.events import BACKWARD, COMPUTE
 from glasscluster.strategies.exchange import backup_workers as bw
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge.check import difference
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, job_info
 from glasscluster.visualize.figures.plots import lines
 
 DRAWS = 4000

@@ -13,8 +13,9 @@ from glasscluster.scenarios.lesson import lesson
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.strategies.data.zero import predict_state
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 from glasscluster.visualize.figures.cells import Table, cells_figure, shade
 from glasscluster.visualize.figures.palette import TIME
 from glasscluster.visualize.figures.plots import stack

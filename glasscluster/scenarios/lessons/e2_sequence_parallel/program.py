@@ -11,9 +11,10 @@ from glasscluster.scenarios.lesson import lesson
 from glasscluster.sim.recording.events import PURPOSES, SEND
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
+from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge.activations import account, kept_by_a_layer, predict_layer
 from glasscluster.strategies.plan import make_model, make_plan
-from glasscluster.strategies.trainer import Job, job_info, train_rank
+from glasscluster.strategies.trainer import train_rank
 from glasscluster.visualize.figures.kept import by_layout
 from glasscluster.visualize.figures.matrices import matrices_figure
 from glasscluster.visualize.figures.palette import TIME

@@ -1,0 +1,76 @@
+"""The optimizer's part of a rank: moments and master weights of the slices that it owns, and their update.
+
+It knows no ZeRO stage. A unit says which slice is owned (all of it, or 1/N) and where its parameters and
+gradients are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from glasscluster.model.adamw import Optimizer
+from glasscluster.sim.ranks.communicator import Work
+from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.data.offload import HostOptimizer, State
+from glasscluster.strategies.data.setup import DataOptions
+from glasscluster.strategies.layout.units import Unit
+
+
+class SliceOptimizer:
+    """`state[i]` belongs to `units[i]`.
+
+    master: narrow parameters have an fp32 copy; offload: the state is in host memory.
+    """
+
+    def __init__(self, gpu: GPU, units: list[Unit], rule: Optimizer, options: DataOptions) -> None:
+        self.gpu, self.units, self.rule, self.master = gpu, units, rule, options.master_weights
+        self.host = HostOptimizer(gpu, rule) if options.offload else None
+        self.state = [self._make(unit) for unit in units]
+        self.scaled: Tensor | None = None  # the gradient that the optimizer takes: of the last slice
+
+    def _make(self, unit: Unit) -> State:
+        """Moments of zero and, if there is one, the master copy."""
+        mine = unit.owned_parameters
+        dtype = torch.float32 if self.master else mine.dtype
+        if self.host is not None:
+            return self.host.make_state(mine, dtype, unit.name)
+        moments = [torch.zeros_like(mine, dtype=dtype) for _ in range(self.rule.moments)]
+        state = State(moments, mine.to(dtype, copy=True) if self.master else None)
+        for tensor in state.tensors:
+            self.gpu.memory.register(tensor, "optimizer", unit.name)
+        return state
+
+    def update(self, scale: Tensor, number: int) -> Iterator[Unit]:
+        """Update `number` (from 1) with gradients times `scale`; gives each unit when its slice is new."""
+        coming: list[tuple[Unit, Work]] = []
+        for unit, state in zip(self.units, self.state, strict=True):
+            if self.host is not None:
+                mine = unit.owned_parameters, unit.owned_gradient
+                coming.append((unit, self.host.update(*mine, scale, state, number, unit.name)))
+            else:
+                self._update(unit, state, scale, number)
+                yield unit
+        for unit, work in coming:
+            work.wait()
+            yield unit
+
+    def _update(self, unit: Unit, state: State, scale: Tensor, number: int) -> None:
+        """One slice.
+
+        With a master copy it is scaled in fp32: a 16-bit gradient over the loss scale would vanish.
+        """
+        gradient = unit.owned_gradient if state.master is None else unit.owned_gradient.to(state.master.dtype)
+        self.scaled = gradient  # the one before goes only now: two copies are alive while the new one is made
+        gradient.mul_(scale.to(gradient.dtype))
+        if state.master is None:
+            self.rule.update(unit.owned_parameters, gradient, state.moments, number)
+        else:
+            self.rule.update(state.master, gradient, state.moments, number)
+            unit.owned_parameters.copy_(state.master)
+
+    def release(self) -> None:
+        """The step is over: let go of the last slice's fp32 gradient."""
+        self.scaled = None

@@ -1,0 +1,143 @@
+"""When parameters are whole under ZeRO-3: gathered before a part of the model uses them, and freed after.
+
+Follows PyTorch FSDP (Zhao et al., 2304.11277), section 3. Unit: a block; what is no block (embedding, final
+norm, head) is the root unit and stays through a pass.
+
+    forward     gather(1)  gather(2) ┐ block 1 │ free(1)  gather(3) ┐ block 2 │ free(2) ...      prefetch = 1
+    backward    ... gather(2)  gather(1) ┐ block 2 │ free(2)   block 1 │ free(1)
+
+Hooks do it: before and after a part's forward, and when the gradient of its output arrives. In backward a
+unit goes with the last of its gradients, which zero3.py says. At most prefetch + 1 blocks are whole at once.
+But: a prefetch is by number of units, not by bytes; what is computed again in backward gathers nothing ahead.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glasscluster.model.gpt import GPTStage
+from glasscluster.sim.ranks.communicator import Work
+from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.data.setup import DataOptions, WholeLayers
+from glasscluster.strategies.layout.units import Unit
+
+
+class GatheredParameters:
+    """Frees all units' parameters; from then on the hooks gather and free.
+
+    `layers` counts the blocks that are whole.
+    """
+
+    def __init__(
+        self,
+        gpu: GPU,
+        stage: GPTStage,
+        units: list[Unit],
+        options: DataOptions,
+        layers: WholeLayers,
+    ) -> None:
+        self.gpu, self.stage, self.units, self.options, self.layers = gpu, stage, units, options, layers
+        self.whole: dict[str, Work | None] = {}  # units that are whole, or on their way: what to wait for
+        self.only_input = False  # the first part of a backward in two: no gradient comes
+        for unit in units:
+            gpu.memory.register(unit.flat, "buffers", f"{unit.name} gathered")
+            gpu.memory.register(unit.owned_parameters, "parameters", unit.name)
+            gpu.memory.resize(unit.flat, 0)
+        parts = stage.parts()
+        of_part = [self._units_of(part) for part in parts]
+        for number, (part, mine) in enumerate(zip(parts, of_part, strict=True)):
+            later, earlier = _flatten(of_part[number + 1 :]), _flatten(of_part[:number][::-1])
+            done = [u for u in mine if u not in later]  # no later part of this pass needs them
+            passed = [u for u in later if u not in mine and u not in earlier]  # nor, in backward, one before
+            part.register_forward_pre_hook(partial(self._before_forward, mine, later))
+            part.register_forward_hook(partial(self._after_forward, mine, done, earlier, passed))
+
+    # ---- gather and free -----------------------------------------------------------------------------------
+    def launch(self, unit: Unit) -> None:
+        """Start gathering a unit unless it is here or on its way."""
+        if unit.name in self.whole:
+            return
+        self.gpu.memory.resize(unit.flat, unit.nbytes)
+        if unit.layer >= 0:
+            self.layers.add()
+        with torch.no_grad():
+            unit.flat[unit.owned].copy_(unit.owned_parameters)
+        self.whole[unit.name] = unit.comm.all_gather(
+            unit.flat,
+            algorithm=self.options.algorithm,
+            async_op=True,
+            purpose="parameters",
+            label=unit.name,
+        )
+
+    def gather(self, unit: Unit, later: list[Unit]) -> None:
+        """The unit is whole when this returns; the next `prefetch` units, with their experts, are on their way."""
+        self.launch(unit)
+        ahead = 0
+        for following in later:
+            ahead += not following.experts
+            if ahead > self.options.prefetch:
+                break
+            self.launch(following)
+        work = self.whole[unit.name]
+        if work is not None:
+            work.wait()
+            self.whole[unit.name] = None
+
+    def free(self, unit: Unit) -> None:
+        """Only the owned slice is left."""
+        if self.whole.pop(unit.name, "absent") != "absent":
+            self.layers.now -= unit.layer >= 0
+            self.gpu.memory.resize(unit.flat, 0)
+
+    # ---- when ----------------------------------------------------------------------------------------------
+    def input_gradient_begins(self) -> None:
+        """A part's parameters go as soon as backward has come to the part before."""
+        self.only_input = True
+
+    def input_gradient_ends(self) -> None:
+        """The first part's units go last."""
+        self.only_input = False
+        for unit in self.units:
+            self.free(unit)
+
+    def _units_of(self, part: Any) -> list[Unit]:
+        inside = set(part.parameters(recurse=False))
+        return [u for u in self.units if any(m.parameter in inside for m in u.members)]
+
+    def _before_forward(self, units: list[Unit], later: list[Unit], _part: Any, _args: Any) -> None:
+        self._gather_all(units, [] if self.stage.keep.active else later)  # computing again: what comes next is backward
+
+    def _after_forward(
+        self,
+        units: list[Unit],
+        done: list[Unit],
+        earlier: list[Unit],
+        passed: list[Unit],
+        _part: Any,
+        _args: Any,
+        out: Tensor,
+    ) -> None:
+        if self.stage.keep.active:
+            return  # backward follows, and needs them
+        for unit in done if self.options.reshard else ():
+            self.free(unit)
+        if out.requires_grad:
+            out.register_hook(lambda _grad: self._backward_comes(units, earlier, passed))
+
+    def _backward_comes(self, units: list[Unit], earlier: list[Unit], passed: list[Unit]) -> None:
+        for unit in passed if self.only_input else ():  # else a unit goes with the last of its gradients
+            self.free(unit)
+        self._gather_all(units, earlier)
+
+    def _gather_all(self, units: list[Unit], following: list[Unit]) -> None:
+        for unit in units:
+            self.gather(unit, following)
+
+
+def _flatten(groups: list[list[Unit]]) -> list[Unit]:
+    return list(dict.fromkeys(u for units in groups for u in units))

@@ -1,0 +1,91 @@
+"""Which buckets are complete, and in which order they are reduced: strictly that of the list, on all ranks.
+
+    gradients ready     layer 3    layer 2    layer 1
+    bucket 0 [3, 2]     ·          complete ─► reduce
+    bucket 1 [1]                              complete ─► reduce
+
+Two ranks that launched in different orders would add up different buckets. So bucket 1 waits for bucket 0,
+even when it is complete before it.
+
+The reducer only says when; what "reduce" means is the ZeRO stage's business (data_parallel.py, zero1.py,
+zero2.py, zero3.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from glasscluster.base.errors import GradientMissing
+from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.data.setup import DataOptions
+from glasscluster.strategies.layout.units import Unit
+from glasscluster.strategies.observer import Observer
+
+
+class Reducer:
+    """Counts the gradients of a micro-batch as they become ready.
+
+    overlap: units are given out during backward, else at its end; needs_all: a parameter without a gradient
+    is an error.
+    """
+
+    def __init__(
+        self,
+        gpu: GPU,
+        units: list[Unit],
+        options: DataOptions,
+        observers: Sequence[Observer],
+    ) -> None:
+        self.gpu, self.observers = gpu, observers
+        self.overlap, self.needs_all = options.overlap, options.needs_all_gradients
+        self.reducing, self.given_out, self.missing = False, 0, set[nn.Parameter]()
+        self.watch(units)
+
+    def watch(self, units: list[Unit]) -> None:
+        """These are the units from now on, in the order in which they are reduced."""
+        self.units = units
+        self.place = {m.parameter: (unit, m) for unit in units for m in unit.members}
+
+    def begin(self, reduce: bool) -> None:
+        """A micro-batch's backward begins.
+
+        `reduce`: its gradients are reduced as they come, else only added up.
+        """
+        self.reducing, self.given_out, self.missing = reduce, 0, set(self.place)
+        for unit in self.units:
+            unit.waiting = len(unit.members)
+
+    def ready(self, parameter: nn.Parameter) -> Iterator[Unit]:
+        """A parameter's gradient is there. Gives the units that are to be reduced now, in order."""
+        self.place[parameter][0].waiting -= 1
+        self.missing.discard(parameter)
+        while self.overlap and self.reducing and self.given_out < len(self.units):
+            if self.units[self.given_out].waiting:
+                break
+            yield from self._next()
+
+    def rest(self) -> Iterator[Unit]:
+        """Backward is over.
+
+        Gives what is left to reduce; GradientMissing names the parameters that got no gradient.
+        """
+        if self.reducing and self.missing and self.needs_all:
+            names = [m.name for p, (_, m) in self.place.items() if p in self.missing]
+            raise GradientMissing(
+                f"rank {self.gpu.rank}: no gradient for {', '.join(names)}. Was it used in forward? "
+                f"The other ranks would wait for its bucket; with `--unused zero` it counts as zero",
+                rank=self.gpu.rank,
+                operation=names[0],
+            )
+        while self.reducing and self.given_out < len(self.units):
+            yield from self._next()
+
+    def _next(self) -> Iterator[Unit]:
+        """The next unit in order, unless an observer takes it on itself: a planted bug loses one."""
+        unit = self.units[self.given_out]
+        self.given_out += 1
+        taken = [observer.gradient_complete(unit) for observer in self.observers]  # every one is told
+        if not any(taken):
+            yield unit

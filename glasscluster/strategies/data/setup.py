@@ -1,0 +1,142 @@
+"""What every ZeRO stage is built from: a stage of the model, the ranks that share it, the options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from glasscluster.model.adamw import Optimizer
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.parallel import Shard
+from glasscluster.sim.ranks.communicator import Communicator, Work
+from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.layout.padding import Padding
+from glasscluster.strategies.layout.units import Unit
+from glasscluster.strategies.observer import Observer
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """The options of data parallelism and ZeRO; plan.py says what each one does on the command line."""
+
+    bucket_limits: tuple[int, int]  # bytes at which the first bucket and the others are full
+    padding: Padding
+    algorithm: str = "ring"
+    overlap: bool = True
+    needs_all_gradients: bool = False  # a parameter without a gradient is an error
+    accumulate_whole: bool = False
+    reshard: bool = True
+    prefetch: int = 1
+    offload: bool = False
+    master_weights: bool = False
+    wide_gradients: bool = False
+
+
+@dataclass(frozen=True)
+class Groups:
+    """`shard`: the ranks that gradients are summed over and, with ZeRO, that share out the states.
+
+    `replicas`: with hybrid sharding those that hold the same shard; `experts`: where experts are spread over
+    ranks, those that hold the same ones.
+    """
+
+    shard: Communicator
+    replicas: Communicator | None = None
+    experts: Communicator | None = None
+
+    def of(self, unit: Unit) -> Communicator:
+        """The ranks that a unit is reduced over, and shared out over."""
+        return self.experts if unit.experts and self.experts is not None else self.shard
+
+
+@dataclass
+class WholeLayers:
+    """ZeRO-3: how many blocks of this rank's stages are whole now, and the most that ever were."""
+
+    now: int = 0
+    most: int = 0
+
+    def add(self) -> None:
+        """One more is whole."""
+        self.now += 1
+        self.most = max(self.most, self.now)
+
+
+@dataclass(frozen=True)
+class StageSetup:
+    """One pipeline stage of the model on this rank.
+
+    `apart`: names of parameters that get a unit of their own (a tied table with copies on two stages);
+    `counts(name, shard)`: whether this rank adds a parameter to the gradient norm; `observers` are told when
+    a unit's gradient is complete.
+    """
+
+    gpu: GPU
+    stage: GPTStage
+    groups: Groups
+    options: StageOptions
+    optimizer: Optimizer
+    apart: set[str]
+    counts: Callable[[str, Shard | None], bool]
+    observers: Sequence[Observer] = ()
+    layers: WholeLayers = field(default_factory=WholeLayers)
+
+    @property
+    def sum_over_groups(self) -> SumOverGroups | None:
+        """The second hop of hybrid sharding; None where there is none."""
+        replicas = self.groups.replicas
+        return None if replicas is None else SumOverGroups(replicas, self.options.algorithm)
+
+    def assign(self, units: list[Unit], shared_out: bool) -> list[Unit]:
+        """Say over which ranks each unit is reduced, and what of it is this rank's.
+
+        That is 1/N where it is `shared_out`, else all of it.
+        """
+        for unit in units:
+            unit.comm = comm = self.groups.of(unit)
+            if shared_out:
+                each = unit.padded // comm.size
+                unit.owned = slice(comm.rank * each, (comm.rank + 1) * each)
+                unit.owned_parameters = unit.flat[unit.owned]
+            for member in unit.members:
+                member.counts = self.counts(member.name, member.shard)
+        return units
+
+
+class SumOverGroups:
+    """The second hop of hybrid sharding: finished shards are summed over the groups that hold the same.
+
+    Units of experts have one hop only, over all ranks that hold them.
+    """
+
+    def __init__(self, replicas: Communicator, algorithm: str) -> None:
+        self.replicas, self.algorithm, self.in_flight = replicas, algorithm, list[Work]()
+
+    def launch(self, unit: Unit) -> None:
+        """Start to sum a unit's owned gradient over the groups."""
+        if not unit.experts:
+            work = self.replicas.all_reduce(
+                unit.owned_gradient,
+                algorithm=self.algorithm,
+                async_op=True,
+                purpose="gradients",
+                label=unit.name,
+            )
+            self.in_flight.append(work)
+
+    def wait(self) -> None:
+        """All of them are summed when this returns."""
+        for work in self.in_flight:
+            work.wait()
+        self.in_flight.clear()
+
+
+def gathered(unit: Unit, owned: Tensor) -> Tensor:
+    """A whole flat buffer from every owner's slice. For the check: nothing of a step needs it."""
+    whole = torch.empty_like(unit.flat, device=owned.device)
+    whole[unit.owned] = owned
+    unit.comm.all_gather(whole)
+    return whole

@@ -1,0 +1,177 @@
+"""The pipeline stages of a rank: each has a ZeRO stage's manager of its own, and together they answer as one.
+
+Every stage's gradients become complete at a time of their own, so every stage has its own buckets and
+launches; the step goes over all of them. `LADDER` is the one place that knows which class is which ZeRO
+stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.data.data_parallel import DataParallel
+from glasscluster.strategies.data.optimizer import SliceOptimizer
+from glasscluster.strategies.data.setup import StageSetup, gathered
+from glasscluster.strategies.data.zero1 import Zero1
+from glasscluster.strategies.data.zero2 import Zero2
+from glasscluster.strategies.data.zero3 import Zero3
+from glasscluster.strategies.layout.units import Unit, owned_members
+
+Pieces = dict[str, list[Tensor]]  # parameter name -> what a rank owns of it and of its optimizer state
+
+
+class Manager(Protocol):
+    """What every ZeRO stage says: what happens to a gradient in backward, and what in the step."""
+
+    shared_out: bool  # a rank owns 1/N of every unit
+    units: list[Unit]
+    optimizer: SliceOptimizer
+
+    def step_begins(self) -> None:
+        """Before a step: buckets may be filled anew."""
+
+    def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
+        """A micro-batch's gradients are coming; `last` of the step. In W the parameters themselves are not used."""
+
+    def gradient_ready(self, parameter: nn.Parameter) -> None:
+        """A parameter's gradient of the micro-batch has been added."""
+
+    def backward_ends(self) -> None:
+        """They have come."""
+
+    def input_gradient_begins(self) -> None:
+        """The first part of a backward in two starts: parameters are used, no gradient comes."""
+
+    def input_gradient_ends(self) -> None:
+        """It is over."""
+
+    def finish(self) -> None:
+        """Every owned gradient is reduced when this returns."""
+
+    def step(self, scale: Tensor, number: int) -> None:
+        """Update the owned parameters, and bring parameters up to date everywhere."""
+
+    def share(self, updated: Iterable[Unit]) -> None:
+        """Owned slices have new values: bring parameters up to date everywhere."""
+
+    def clear(self) -> None:
+        """Gradients start at zero."""
+
+
+LADDER: dict[int, Callable[[StageSetup], Manager]] = {0: DataParallel, 1: Zero1, 2: Zero2, 3: Zero3}
+
+
+class Stages:
+    """`of[stage]` is the manager of one of this rank's pipeline stages."""
+
+    def __init__(self, gpu: GPU, of: Mapping[int, Manager]) -> None:
+        self.gpu, self.of = gpu, dict(of)
+        self.all = list(self.of.values())
+        self.hooks = [
+            member.parameter.register_post_accumulate_grad_hook(manager.gradient_ready)
+            for manager in self.all
+            for unit in manager.units
+            for member in unit.members
+        ]
+
+    def close(self) -> None:
+        """Let go of the parameters: a hook on a tensor is a cycle that the garbage collector does not see."""
+        for hook in self.hooks:
+            hook.remove()
+
+    @property
+    def units(self) -> list[Unit]:
+        """Of all stages."""
+        return [u for m in self.all for u in m.units]
+
+    def step_begins(self) -> None:
+        """Before a step: without ZeRO, buckets may be filled anew."""
+        for m in self.all:
+            m.step_begins()
+
+    def finish(self) -> None:
+        """Every gradient is reduced when this returns."""
+        for m in self.all:
+            m.finish()
+
+    def step(self, scale: Tensor, number: int) -> None:
+        """Update the owned parameters and bring them up to date everywhere."""
+        for m in self.all:
+            m.step(scale, number)
+            m.optimizer.release()
+
+    def clear(self) -> None:
+        """No update: gradients start at zero."""
+        for m in self.all:
+            m.clear()
+
+    # ---- snapshots -----------------------------------------------------------------------------------------
+    def keep(self) -> list[Pieces]:
+        """By stage, copies of what this rank owns. By name, since buckets may be filled anew in between."""
+        return [{name: [t.clone() for t in tensors] for name, tensors in pieces(m).items()} for m in self.all]
+
+    def restore(self, kept: list[Pieces]) -> None:
+        """Everything is as it was kept, everywhere; gradients start at zero."""
+        for m, before in zip(self.all, kept, strict=True):
+            put_back(m, before)
+            m.share(m.units)
+            m.clear()
+
+    # ---- for the check -------------------------------------------------------------------------------------
+    def gradients(self) -> dict[str, Tensor]:
+        """Reduced gradients by full parameter name, whole along dp."""
+        with self.gpu.unrecorded():
+            found = [_named(m, lambda unit: unit.owned_gradient) for m in self.all]
+        return _union(found)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters by full name, whole along dp."""
+        with self.gpu.unrecorded():
+            found = [_named(m, lambda unit: unit.owned_parameters) for m in self.all]
+        return _union(found)
+
+
+def pieces(manager: Manager) -> Pieces:
+    """Views of what this rank owns: each parameter's part and the same part of its optimizer state."""
+    found: Pieces = {}
+    for unit, state in zip(manager.units, manager.optimizer.state, strict=True):
+        for member, part in owned_members(unit):
+            found[member.name] = [t[part] for t in (unit.owned_parameters, *state.tensors)]
+    return found
+
+
+def put_back(manager: Manager, kept: Pieces) -> None:
+    """What this rank owns is as it was kept."""
+    for name, tensors in pieces(manager).items():
+        for tensor, values in zip(tensors, kept[name], strict=True):
+            tensor.copy_(values)
+
+
+def _named(manager: Manager, owned: Callable[[Unit], Tensor]) -> dict[str, Tensor]:
+    """Owned slices by parameter, whole along dp."""
+    out: dict[str, Tensor] = {}
+    for unit in manager.units:
+        flat = gathered(unit, owned(unit)) if manager.shared_out else owned(unit).clone()
+        out |= {m.name: flat[m.start : m.stop].view(m.parameter.shape).clone() for m in unit.members}
+    return out
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal, also where both are no number: fp16's gradients may have overflowed."""
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _union(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A tied table with two copies on a rank has one name: its copies must be the same."""
+    out: dict[str, Tensor] = {}
+    for part in parts:
+        for name in out.keys() & part.keys():
+            if part[name].device.type != "meta" and not _same(out[name], part[name]):
+                raise AssertionError(f"this rank's copies of {name} differ")
+        out |= part
+    return out

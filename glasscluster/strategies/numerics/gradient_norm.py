@@ -1,0 +1,53 @@
+"""The gradient norm for clipping, and whether a gradient has overflowed: each rank's part of either.
+
+    ‖g‖² = Σ over ranks of  Σ over the slices that this rank counts  ‖slice‖²
+
+What several ranks have alike (a norm's weight on every tensor rank) is counted by one of them:
+`Member.counts` says by which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from glasscluster.strategies.layout.units import Unit, counted
+
+
+class HasUnits(Protocol):
+    """A stage's data-parallel manager."""
+
+    units: list[Unit]
+
+
+def norm_squared(stages: Sequence[HasUnits], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Sum of squares of the owned gradients that this rank counts, over its stages: a scalar."""
+    if len(stages) == 1:
+        return _norm_squared(stages[0].units, dtype, device)
+    return torch.stack([_norm_squared(stage.units, dtype, device) for stage in stages]).sum()
+
+
+def overflowed(stages: Sequence[HasUnits], device: torch.device) -> Tensor:
+    """1.0 if one of the owned gradients is not finite, else 0.0: a scalar."""
+    if len(stages) == 1:
+        return _overflowed(stages[0].units, device)
+    return torch.stack([_overflowed(stage.units, device) for stage in stages]).amax()
+
+
+def _norm_squared(units: Sequence[Unit], dtype: torch.dtype, device: torch.device) -> Tensor:
+    total = torch.zeros((), dtype=dtype, device=device)
+    for unit in units:
+        for piece in counted(unit):
+            norm = torch.linalg.vector_norm(unit.owned_gradient[piece], dtype=dtype)
+            total.addcmul_(norm, norm)
+    return total
+
+
+def _overflowed(units: Sequence[Unit], device: torch.device) -> Tensor:
+    found = torch.zeros((), dtype=torch.float32, device=device)
+    for unit in units:
+        found += (~torch.isfinite(unit.owned_gradient).all()).float()
+    return found.clamp_(max=1.0)
