@@ -9,7 +9,8 @@ import pytest
 from test_cli import glass
 
 from glasscluster.model.parallel import Unsharded
-from glasscluster.scenarios.lab import Lab, find, perform
+from glasscluster.scenarios.find import find
+from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.zoo import plants, zoo
 from glasscluster.scenarios.zoo.zoo import GRADIENT, LOSS, WEIGHT, ZOO
 from glasscluster.strategies.assembly import Place

@@ -19,10 +19,11 @@ from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize import words
 from glasscluster.visualize.figures import palette, timeline
 from glasscluster.visualize.figures.memory import memory_bars
 from glasscluster.visualize.figures.network import matrix
-from glasscluster.visualize.page import report, trace, words
+from glasscluster.visualize.page import report, trace
 from glasscluster.visualize.words import CATALOGUE
 
 

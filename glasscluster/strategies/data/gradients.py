@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glasscluster.sim.ranks.communicator import Work
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.data.setup import DataOptions, SumOverGroups
+from glasscluster.strategies.data.setup import StageOptions, SumOverGroups
 from glasscluster.strategies.layout.units import Member, Unit
 
 
@@ -51,7 +51,7 @@ class ShardedGradients:
     With `accumulate_whole` micro-batches are added up in the bucket, which is reduced once a step.
     """
 
-    def __init__(self, gpu: GPU, options: DataOptions, groups: SumOverGroups | None) -> None:
+    def __init__(self, gpu: GPU, options: StageOptions, groups: SumOverGroups | None) -> None:
         self.gpu, self.wide, self.whole = gpu, options.wide_gradients, options.accumulate_whole
         self.algorithm, self.groups = options.algorithm, groups
         self.in_flight: list[tuple[Unit, Work]] = []

@@ -15,7 +15,7 @@ from glasscluster.model.adamw import Optimizer
 from glasscluster.sim.ranks.communicator import Work
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.data.offload import HostOptimizer, State
-from glasscluster.strategies.data.setup import DataOptions
+from glasscluster.strategies.data.setup import StageOptions
 from glasscluster.strategies.layout.units import Unit
 
 
@@ -25,7 +25,7 @@ class SliceOptimizer:
     master: narrow parameters have an fp32 copy; offload: the state is in host memory.
     """
 
-    def __init__(self, gpu: GPU, units: list[Unit], rule: Optimizer, options: DataOptions) -> None:
+    def __init__(self, gpu: GPU, units: list[Unit], rule: Optimizer, options: StageOptions) -> None:
         self.gpu, self.units, self.rule, self.master = gpu, units, rule, options.master_weights
         self.host = HostOptimizer(gpu, rule) if options.offload else None
         self.state = [self._make(unit) for unit in units]

@@ -22,7 +22,7 @@ from torch import Tensor
 from glasscluster.model.gpt import GPTStage
 from glasscluster.sim.ranks.communicator import Work
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.data.setup import DataOptions, WholeLayers
+from glasscluster.strategies.data.setup import StageOptions, WholeLayers
 from glasscluster.strategies.layout.units import Unit
 
 
@@ -37,7 +37,7 @@ class GatheredParameters:
         gpu: GPU,
         stage: GPTStage,
         units: list[Unit],
-        options: DataOptions,
+        options: StageOptions,
         layers: WholeLayers,
     ) -> None:
         self.gpu, self.stage, self.units, self.options, self.layers = gpu, stage, units, options, layers

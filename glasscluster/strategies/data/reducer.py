@@ -19,7 +19,7 @@ from torch import nn
 
 from glasscluster.base.errors import GradientMissing
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.data.setup import DataOptions
+from glasscluster.strategies.data.setup import StageOptions
 from glasscluster.strategies.layout.units import Unit
 from glasscluster.strategies.observer import Observer
 
@@ -35,7 +35,7 @@ class Reducer:
         self,
         gpu: GPU,
         units: list[Unit],
-        options: DataOptions,
+        options: StageOptions,
         observers: Sequence[Observer],
     ) -> None:
         self.gpu, self.observers = gpu, observers

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glasscluster.model.flash_attention import flash_attention
+from glasscluster.model.kernels.flash.operators import flash_attention
 from glasscluster.model.kernels.layer_norm import layer_norm
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson

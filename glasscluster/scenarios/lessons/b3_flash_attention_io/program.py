@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from glasscluster.model.flash_attention import TILE, forward
+from glasscluster.model.kernels.flash.algorithm import forward
+from glasscluster.model.kernels.flash.tiles import TILE
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.visualize.figures.plots import lines

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from glasscluster.base.errors import InputError
-from glasscluster.model.flash_attention import TILE, flash_attention
+from glasscluster.model.kernels.flash.operators import flash_attention
+from glasscluster.model.kernels.flash.tiles import TILE
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.sim.time.hardware import hardware
