@@ -1,4 +1,4 @@
-"""The `glass` command: its commands, and the way out. Each command is a file in glasscluster/commands.
+"""The `glass` command: the way in, and the way out. Each command is a file in glasscluster/commands.
 
 No command imports torch before it runs: `--help` answers at once.
 """
@@ -6,57 +6,13 @@ No command imports torch before it runs: `--help` answers at once.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import typer
 
 from glasscluster.base.errors import GlassError
-from glasscluster.commands import (
-    collective,
-    console,
-    doctor,
-    evaluate,
-    gallery,
-    generate,
-    lessons,
-    predict,
-    replay,
-    run,
-    schedule,
-    serve,
-    tokenize,
-    train,
-)
-from glasscluster.commands import list as list_
+from glasscluster.commands import console
+from glasscluster.commands.app import app
 from glasscluster.commands.failures import Aborts, UsageError, fail
-
-STRATEGIES = "real training strategies on simulated GPUs, exact, counted and drawn."
-COMMANDS: dict[str, Any] = {
-    "train": train.train,
-    "predict": predict.predict,
-    "replay": replay.replay,
-    "list": list_.list_,
-    "lessons": lessons.lessons,
-    "gallery": gallery.gallery,
-    "collective": collective.collective,
-    "schedule": schedule.schedule,
-    "generate": generate.generate,
-    "serve": serve.serve,
-    "evaluate": evaluate.evaluate,
-    "doctor": doctor.doctor,
-}
-app = typer.Typer(
-    name="glass",
-    help=f"A GPU cluster you can see through: {STRATEGIES}",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
-app.command("run", context_settings=run.SETTINGS)(run.command)
-for name, function in COMMANDS.items():
-    app.command(name)(function)
-app.add_typer(tokenize.app, name="tokenize")
 
 
 def main(arguments: list[str] | None = None) -> None:

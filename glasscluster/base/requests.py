@@ -48,7 +48,8 @@ def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
         if first["type"] == "literal_error":
             choices = get_args(cls.model_fields[field].annotation)
         elif first["type"] == "extra_forbidden":
-            choices, message = list(cls.model_fields), "unknown option"
+            names = list(cls.model_fields)
+            raise InputError(field, first.get("input"), "unknown option", names, by_name=True) from None
         elif "_than" in first["type"]:
             limits = first.get("ctx", {})
             choices = [limits[k] for k in ("ge", "gt", "le", "lt") if k in limits]
@@ -83,6 +84,11 @@ Numbers = Annotated[tuple[int, ...], BeforeValidator(_numbers)]  # whole numbers
 def argument(description: str, default: Any = ...) -> Any:
     """A field that is given by its place, without its name."""
     return Field(default, description=description, json_schema_extra={"argument": True})
+
+
+def choice(default: str, description: str, names: Sequence[str]) -> Any:
+    """A field with a name out of a registry. Help shows the names; who uses the registry judges."""
+    return Field(default, description=description, json_schema_extra={"choices": list(names)})
 
 
 def switch(description: str) -> Any:
@@ -141,7 +147,7 @@ class Request(BaseModel):
         names = cls.names()
         for name, value in values.items():
             if name not in names:
-                raise InputError(name, value, "unknown option", names)
+                raise InputError(name, value, "unknown option", names, by_name=True)
         fields = {field.alias or name for name, field in cls.model_fields.items()}
         own = {name: value for name, value in values.items() if name in fields}
         return {**own, **cls.compose(values), "given": dict(values)}

@@ -67,7 +67,7 @@ def read_options(chosen: Scenario, scenario: str, words: list[str], own: dict[st
     for name, value in own.items():
         if name not in flags:
             names = [*RunRequest.names(), *flags]
-            raise InputError(name, value, f"{chosen.name} has no such option", names)
+            raise InputError(name, value, f"{chosen.name} has no such option", names, by_name=True)
     made = scenario_command(chosen, scenario)
     try:
         with made.make_context(f"glass run {scenario}", list(words), default_map=own) as context:
@@ -77,8 +77,8 @@ def read_options(chosen: Scenario, scenario: str, words: list[str], own: dict[st
         wrong = getattr(problem, "option_name", None) if hasattr(problem, "possibilities") else None
         extra = words[0] if words and not words[0].startswith("-") else None
         if wrong or (extra and getattr(problem, "param", None) is None):
-            rule = f"{chosen.name} has no such option"
-            raise InputError(wrong or str(extra), "", rule, list(flags.values())) from None
+            rule, names = f"{chosen.name} has no such option", list(flags.values())
+            raise InputError(wrong or str(extra), "", rule, names, by_name=True) from None
         raise usage(problem, words) from None
 
 
@@ -94,7 +94,8 @@ def scenario_command(chosen: Scenario, scenario: str) -> Any:
     def perform(**_values: Any) -> int:
         return 0
 
-    story = shown(f"{chosen.title[0]} · {chosen.title[1]}\n\n{chosen.story}")
+    paragraphs = [f"{chosen.title[0]} · {chosen.title[1]}", *chosen.story.split("\n\n")]
+    story = shown("\n\n".join(" ".join(p.split()) for p in paragraphs))
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     app.command(name=scenario, help=story, epilog=SHARED)(dressed(perform, takes, perform))
     return typer.main.get_command(app)

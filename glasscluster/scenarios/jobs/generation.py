@@ -16,7 +16,7 @@ from glasscluster.model.decoding.generate import Generated, Generator, Sampling,
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
 from glasscluster.scenarios.jobs.shapes import model_of
-from glasscluster.scenarios.requests.generate import GenerateRequest
+from glasscluster.scenarios.requests.generate import CACHES, GenerateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.check import TOLERANCE, difference
@@ -158,6 +158,7 @@ def make_prompts(given: Sequence[str], length: int, batch: int, model: ModelConf
 def generate_command(request: GenerateRequest, say: Say) -> Generation:
     """`glass generate`: a job, validated, on a cluster."""
     model, window, cache = model_of(request), request.window, request.cache
+    one_of("cache", cache, CACHES)
     check_model(model, request.tp, request.precision)
     if window and cache not in ("sliding", "none"):
         raise InputError("window", window, f"a {cache} cache keeps all tokens", [0])
@@ -171,7 +172,7 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
         model,
         prompts,
         request.tokens,
-        cache,
+        cache,  # type: ignore[arg-type]
         request.tp,
         request.block,
         window,

@@ -141,7 +141,7 @@ def _predict_row(row: dict[Any, Any], defaults: dict[str, Any]) -> dict[str, Any
             raise InputError("row", row.get(None), "has more cells than the header")
         given = {**defaults, **{k: _value(v) for k, v in row.items() if v}}
         if unknown := sorted(set(given) - set(COLUMNS)):
-            raise InputError(unknown[0], given[unknown[0]], "unknown column", COLUMNS)
+            raise InputError(unknown[0], given[unknown[0]], "unknown column", COLUMNS, by_name=True)
         asked = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
         assert asked.shape is not None
         return flat(predict(asked.plan, asked.shape, asked.hardware, rank=asked.rank))

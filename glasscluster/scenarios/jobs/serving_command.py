@@ -12,11 +12,11 @@ from glasscluster.scenarios.jobs.generation import check_model, one_of
 from glasscluster.scenarios.jobs.processes import is_leader
 from glasscluster.scenarios.jobs.serving import Say, Serving, serve
 from glasscluster.scenarios.jobs.shapes import model_of
-from glasscluster.scenarios.requests.serve import ServeRequest
+from glasscluster.scenarios.requests.serve import POLICIES, ServeRequest
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.serving import batching
 from glasscluster.strategies.serving.batching import Request
-from glasscluster.strategies.serving.serving import POLICIES, ServingJob
+from glasscluster.strategies.serving.serving import ServingJob
 
 WORDS = {"continuous": "连续", "static": "静态"}
 
@@ -79,7 +79,7 @@ def make_job(request: ServeRequest) -> ServingJob:
         ServingJob(
             model,
             found,
-            request.policy,
+            request.policy,  # type: ignore[arg-type]
             request.slots,
             request.block,
             blocks,

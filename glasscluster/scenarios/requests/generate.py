@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
+from glasscluster.base.requests import choice
 from glasscluster.scenarios.requests.parts import DecodingRequest
+
+CACHES = ("static", "paged", "sliding", "none")
 
 
 class GenerateRequest(DecodingRequest):
@@ -16,7 +17,7 @@ class GenerateRequest(DecodingRequest):
     prompt_length: int = Field(0, ge=0, description="a prompt of so many random tokens instead")
     batch: int = Field(1, ge=1, description="how often each prompt is in the batch")
     tokens: int = Field(16, ge=1, description="new tokens of each sequence")
-    cache: Literal["static", "paged", "sliding", "none"] = Field("static", description="of keys and values")
+    cache: str = choice("static", "of keys and values", CACHES)
     block: int = Field(16, ge=1, description="tokens in a block of a paged cache")
     window: int = Field(
         0,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from glasscluster.base.requests import Request, build, taken
+from glasscluster.base.requests import Request, build, choice, taken
 from glasscluster.model.config import ModelConfig
+from glasscluster.strategies.numerics.options import RUNS
 from glasscluster.strategies.plan import Plan, make_model
-
-RunsIn = Literal["fp64", "fp32", "bf16", "fp16"]
 
 
 class PlanRequest(Request):
@@ -66,6 +65,6 @@ class DecodingRequest(ModelRequest, RanksRequest):
 
     weights: str | None = Field(None, description="folder in Hugging Face's layout [default: random weights]")
     tp: int = Field(1, ge=1, description="tensor-parallel GPUs")
-    precision: RunsIn = Field("fp32", description="number format of weights and activations")
+    precision: str = choice("fp32", "number format of weights and activations", RUNS)
     check: bool = Field(True, description="compare with one device in float64")
     backend: str = Field("threads", description="threads | ray | torchrun | dry (shapes only, at any scale)")

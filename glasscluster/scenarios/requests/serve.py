@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
+from glasscluster.base.requests import choice
 from glasscluster.scenarios.requests.parts import DecodingRequest
+
+POLICIES = ("continuous", "static")
 
 
 class ServeRequest(DecodingRequest):
@@ -24,7 +25,7 @@ class ServeRequest(DecodingRequest):
         ge=0,
         description="drawn requests a virtual second; 0: all are there at the start",
     )
-    policy: Literal["continuous", "static"] = Field("continuous", description="who joins a batch, and when")
+    policy: str = choice("continuous", "who joins a batch, and when", POLICIES)
     slots: int = Field(4, ge=1, description="requests that run at once")
     block: int = Field(8, ge=1, description="tokens in a block of the paged cache (continuous)")
     blocks: int = Field(0, ge=0, description="blocks of the pool; 0: the longest request in every slot")

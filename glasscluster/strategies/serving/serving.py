@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
@@ -43,7 +43,6 @@ from glasscluster.strategies.serving.batching import (
 from glasscluster.strategies.serving.generation import make_stage, predict_traffic
 
 PolicyName = Literal["continuous", "static"]
-POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 @dataclass(frozen=True)
