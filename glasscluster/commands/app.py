@@ -6,9 +6,22 @@ from typing import Any
 
 import typer
 
-from glasscluster.commands import collective, doctor, evaluate, gallery, generate, lessons, predict, replay
+from glasscluster.commands import (
+    collective,
+    doctor,
+    evaluate,
+    gallery,
+    generate,
+    lessons,
+    predict,
+    replay,
+    run,
+    schedule,
+    serve,
+    tokenize,
+    train,
+)
 from glasscluster.commands import list as list_
-from glasscluster.commands import run, schedule, serve, tokenize, train
 
 STRATEGIES = "real training strategies on simulated GPUs, exact, counted and drawn."
 COMMANDS: dict[str, Any] = {
