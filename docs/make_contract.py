@@ -47,7 +47,12 @@ def default(option: Any) -> str:
     if option.secondary_opts and str(shown) in ("True", "False"):
         return "on" if str(shown) == "True" else "off"
     known = shown is not None and shown is not False and str(shown) not in ("", "None")
-    return str(shown) if known and "[default" not in (option.help or "") else ""
+    return str(shown) if known and "[default" not in text(option) else ""
+
+
+def text(option: Any) -> str:
+    """What it says, without the mark that keeps a bracket a bracket on the screen."""
+    return (option.help or "").replace("\\[", "[")
 
 
 def line(option: Any) -> str:
@@ -60,8 +65,8 @@ def line(option: Any) -> str:
             words += ", required"
         elif shown := default(option):
             words += f", default `{shown}`"
-    text = f"{words}: {option.help}" if option.help else words
-    return "\n  ".join(textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False))
+    said = f"{words}: {text(option)}" if option.help else words
+    return "\n  ".join(textwrap.wrap(said, 120, break_long_words=False, break_on_hyphens=False))
 
 
 def lists() -> str:

@@ -23,9 +23,9 @@ from glasscluster.base.errors import Deadlock, InputError
 from glasscluster.base.text import Said
 from glasscluster.cli import app
 from glasscluster.scenarios.find import find
+from glasscluster.scenarios.inventory import BACKEND_NOTES
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import LESSONS, Lesson, find_lesson, lessons_in, taught_lesson, teaching_plan
-from glasscluster.scenarios.play import BACKEND_NOTES
 from glasscluster.scenarios.texts import Texts
 from glasscluster.sim.ranks import deadlock
 from glasscluster.sim.recording.events import SEND

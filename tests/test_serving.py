@@ -109,9 +109,8 @@ def test_a_slot_is_filled_in_the_step_after_its_request_ended_and_the_oldest_nev
 )
 def test_what_can_never_be_served_is_refused(field: str, change: dict):
     asked = {"model": FEW.model, "requests": REQUESTS, "policy": "continuous", "slots": 3, "block": 2, "blocks": 8, "tp": 1, **change}
-    rest = {"precision": "fp32", "weights": None, "checked": False, "backend": "dry", "device": "cpu", "seed": 0, "hardware": "classroom"}
     with pytest.raises(InputError) as refused:
-        serving_command.serve_command(**asked, **rest, say=print)
+        serving_command.check_job(ServingJob(**asked))
     assert refused.value.field == field
 
 

@@ -110,13 +110,24 @@ class ClusterLost(GlassError):
 
 
 class InputError(GlassError, ValueError):
-    """Bad input: field, value, rule, and the nearest valid choice."""
+    """Bad input: field, value, rule, and the nearest valid choice.
+
+    by_name: it is the field that is unknown; the choices are names, and the nearest is the one spelled like it.
+    """
 
     exit_code = 2
 
-    def __init__(self, field: str, value: object, rule: str, choices: Iterable[object] | None = None) -> None:
+    def __init__(
+        self,
+        field: str,
+        value: object,
+        rule: str,
+        choices: Iterable[object] | None = None,
+        *,
+        by_name: bool = False,
+    ) -> None:
         self.field, self.value, self.rule = field, value, rule
-        self.nearest = nearest(value, choices) if choices is not None else None
+        self.nearest = nearest(field if by_name else value, choices) if choices is not None else None
         hint = f"; the nearest valid choice is {self.nearest}" if self.nearest is not None else ""
         super().__init__(f"{field} = {value!r}: {rule}{hint}")
 

@@ -1,1 +1,1 @@
-"""Commands of `glass` that have a module of their own, and what all of them say things with. No logic of their own."""
+"""The commands of `glass`, one a file: what each prints. What they do is in glasscluster/scenarios."""

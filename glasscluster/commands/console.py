@@ -1,35 +1,21 @@
-"""What every command says things with: progress on standard error, words or one JSON object on standard output."""
+"""How every command speaks: progress on standard error; words, or one JSON object, on standard output."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from glasscluster.base.rows import FAILED, HELD, Row, status, tally
 from glasscluster.base.text import Said
-
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output, nothing else there")]
-
-
-def is_leader() -> bool:
-    """Only rank 0 of a torchrun job speaks."""
-    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
-
-
-def default_backend() -> str:
-    """Under torchrun it is torchrun, elsewhere ray."""
-    return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ or ("WORLD_SIZE" in os.environ and "RANK" in os.environ) else "ray"
+from glasscluster.scenarios.jobs.processes import is_leader
 
 
 @contextmanager
 def progress():
-    """A moving bar with the latest line and the seconds on a terminal, plain lines elsewhere; always on standard error."""
+    """Says how far things are, on standard error: a bar on a terminal, plain lines elsewhere."""
     if not is_leader():
         yield lambda _text: None
         return
@@ -52,7 +38,8 @@ def progress():
         yield lambda text: print(text, file=sys.stderr, flush=True)
 
 
-answers: Any = None  # with --json: the real standard output, while everybody else's prints go to standard error
+# with --json: the real standard output, while everybody else's prints go to standard error
+answers: Any = None
 
 
 def emit(content: dict[str, Any]) -> None:
@@ -82,7 +69,9 @@ def show_checks(rows: list[Row]) -> None:
     table = Table(title="predicted | counted | simulated", title_justify="left", box=None, pad_edge=False)
     for heading in ("", "quantity", "predicted", "counted", "simulated", "unit"):
         table.add_column(
-            heading, justify="right" if heading in ("predicted", "counted", "simulated") else "left", no_wrap=heading != "quantity"
+            heading,
+            justify="right" if heading in ("predicted", "counted", "simulated") else "left",
+            no_wrap=heading != "quantity",
         )
     for row in rows:
         cells = ["" if x is None else f"{x:,.10g}" for x in (row.predicted, row.counted, row.simulated)]

@@ -1,72 +1,164 @@
-"""Options that several commands have: those of any run, and those made from the fields of a plan and a model."""
+"""Options, made from the fields of a request: names, types, defaults, help, and the panel they stand in.
+
+A command is a function of a request. `command` gives it one option for every field, and `--request FILE`
+that holds the same names as JSON; what stands on the command line wins. The request itself judges all
+values.
+"""
 
 from __future__ import annotations
 
 import inspect
+import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
 
-from glasscluster.model.config import ModelConfig
-from glasscluster.strategies.plan import Plan
+from glasscluster.base.errors import InputError
+from glasscluster.base.quantities import SIZES
+from glasscluster.base.requests import Request, build
 
-Hardware = Annotated[str, typer.Option(help="virtual clock: a name from `glass list`, or a profile file")]
-Device = Annotated[str, typer.Option(help="cpu | cuda")]
-Seed = Annotated[int, typer.Option(help="of weights, data and thread order")]
-Preset = Annotated[str, typer.Option(help="preset: a name from `glass list`")]
-Weights = Annotated[str | None, typer.Option(help="folder in Hugging Face's layout [default: random weights]")]
-TensorParallel = Annotated[int, typer.Option(min=1, help="tensor-parallel GPUs")]
-Precision = Annotated[str, typer.Option(help="fp64 | fp32 | bf16 | fp16")]
-AlsoDry = Annotated[str, typer.Option(help="threads | ray | torchrun | dry (shapes only, at any scale)")]
-
-SIZES = {"bucket": "25MiB", "first_bucket": "1MiB"}  # fields of Plan that are sizes, and how their defaults are written
+FIRST = "Options"  # the panel that typer shows first
+FILE = "a JSON file of these names, or - for standard input; options given here win"
+JSON = "one JSON object on standard output, nothing else there"
+CONTEXT = "typer_context"  # a parameter of every command: where typer says which options were given
+GIVEN = ("COMMANDLINE", "ENVIRONMENT")  # sources of a value that somebody gave
 
 
-# ---- options made from pydantic fields ---------------------------------------------------------------------------
-def _parameter(name: str, cls: type[Plan] | type[ModelConfig]) -> inspect.Parameter:
-    """A typer option for one field: words stay words here, pydantic judges them and names the nearest."""
-    field = cls.model_fields[name]
-    inside = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
-    kind: Any = next(k for k in inside if k is not type(None))
-    flag = "--" + name.replace("_", "-")
-    choices: Any = get_args(kind) if get_origin(kind) is Literal else ()
-    written: Any = kind if kind in (int, float, bool) else type(choices[0]) if choices else str
-    extra = field.json_schema_extra
-    choices = choices or (extra.get("choices", ()) if isinstance(extra, dict) else ())  # of a registry
-    if name in SIZES:
-        written = str
-    if kind is bool:
-        flag += "/--untied" if name == "tied" else f"/--no-{name.replace('_', '-')}"
-    default = SIZES.get(name, field.default)
-    shown = f" [{' | '.join(map(str, choices))}]" if choices else ""
-    where = "Plan" if cls is Plan else "Model"
-    option = typer.Option(flag, help=f"{field.description}{shown}", show_default=str(default), rich_help_panel=where)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[written | None, option])
+def kind_of(field: FieldInfo) -> tuple[Any, list[Any]]:
+    """The type of a field without `| None`, and what is annotated to it."""
+    annotation, notes = field.annotation, list(field.metadata)
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(k for k in get_args(annotation) if k is not type(None))
+    if get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        notes += more
+    return annotation, notes
 
 
-def planned(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command every option of Plan and ModelConfig; it receives those that were given as `given`."""
-    return _with_fields(command, (Plan, ModelConfig))
+def written_size(value: int) -> str:
+    """Bytes in the largest unit that they are whole in: 25MiB."""
+    unit = next(u for u in ("GiB", "MiB", "KiB", "B") if value % SIZES[u] == 0)
+    return f"{value // SIZES[unit]}{unit}"
 
 
-def shaped(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command every option of ModelConfig."""
-    return _with_fields(command, (ModelConfig,))
+def shown(text: str) -> str:
+    """A text for help, in which a bracket is a bracket and no mark-up."""
+    return text.replace("[", "\\[")
 
 
-def _with_fields(command: Callable[..., Any], classes: tuple[type[Plan] | type[ModelConfig], ...]) -> Callable[..., Any]:
-    made = [_parameter(name, cls) for cls in classes for name in cls.model_fields]
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "given"]
-    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    names = {p.name for p in made}
+def panel_of(name: str, owner: type[BaseModel], request: type[Request]) -> str:
+    """The heading an option stands under: the part that owns it, or that of a model it belongs to."""
+    if name in (request.first or ()) or (request.first is None and issubclass(owner, Request)):
+        return FIRST
+    for group, names in getattr(owner, "groups", {}).items():
+        if name in names:
+            return f"Model: {group}"
+    return str(owner.model_config.get("title", FIRST))
 
-    def wrapper(**values: Any) -> Any:
-        given = {k: v for k, v in values.items() if k in names and v is not None}
-        return command(given=given, **{k: v for k, v in values.items() if k not in names})
 
-    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
-    wrapper.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in [*own, *made]}
-    return wrapper
+def parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+    """A typer option, or argument, of one field. It is read here, and judged by the request."""
+    kind, notes = kind_of(field)
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    choices: Any = get_args(kind) if get_origin(kind) is Literal else extra.get("choices", ())
+    as_text = any(isinstance(note, BeforeValidator) for note in notes)  # written with a unit, or with commas
+    written: Any = str if as_text else type(choices[0]) if choices else kind
+    default: Any = inspect.Parameter.empty if field.is_required() else field.default
+    if as_text and isinstance(default, int):
+        default = written_size(default)
+    text = field.description or ""
+    if choices:
+        text += f" [{' | '.join(map(str, choices))}]"
+    text = shown(text)
+    if extra.get("argument"):
+        made: Any = typer.Argument(help=text)
+    else:
+        flag = "--" + name.replace("_", "-")
+        if kind is bool and not extra.get("one_way"):
+            flag += f"/--{extra.get('off') or 'no-' + name.replace('_', '-')}"
+        made = typer.Option(flag, help=text, rich_help_panel=panel)
+    if default is None or default == []:
+        written, default = written | None, None
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[written, made],
+    )
+
+
+# ---- commands ----------------------------------------------------------------------------------------
+def parameters(request: type[Request]) -> list[inspect.Parameter]:
+    """What a command of this request takes: what is shown first, then each part's; --request and --json."""
+    found = {}
+    for name, field, owner in request.options():
+        found[name] = parameter(name, field, panel_of(name, owner, request))
+    order = [*(request.first or ()), *(name for name in found if name not in (request.first or ()))]
+    file = typer.Option("--request", help=FILE, metavar="FILE", is_eager=True, callback=take_file)
+    extra = {"request": Annotated[str | None, file]} if found else {}
+    extra["json"] = Annotated[bool, typer.Option("--json", help=JSON)]
+    made = [found[name] for name in order]
+    for name, annotation in extra.items():
+        default = False if name == "json" else None
+        more = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        made.append(more)
+    place = inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    return [place, *made]
+
+
+def take_file(context: typer.Context, path: str | None) -> str | None:
+    """Read --request before anything else: what it holds need not stand on the command line."""
+    if path is None:
+        return None
+    try:
+        values = json.loads(sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
+        why = getattr(problem, "strerror", None) or problem
+        raise InputError("request", path, f"cannot be read: {why}") from None
+    if not isinstance(values, dict):
+        raise InputError("request", path, "must be a JSON object: names and values of options")
+    values = {name.replace("-", "_"): value for name, value in values.items() if value is not None}
+    context.meta["request"] = values
+    needed = [p.name for p in context.command.params if p.required and p.name in values]
+    context.default_map = {str(name): values[name] for name in needed}
+    return path
+
+
+def given_in(context: typer.Context) -> dict[str, Any]:
+    """The options that somebody gave, in a file or on the command line, which wins."""
+    typed = {}
+    for name, value in context.params.items():
+        source = context.get_parameter_source(name)
+        if name not in ("request", "json") and source is not None and source.name in GIVEN:
+            typed[name] = value
+    return {**context.meta.get("request", {}), **typed}
+
+
+def command(request: type[Request]) -> Callable[[Callable[[Any, bool], int]], Callable[..., int]]:
+    """Make a function of a request and of "as JSON?" a command with an option for every field."""
+
+    def with_options(function: Callable[[Any, bool], int]) -> Callable[..., int]:
+        def called(**values: Any) -> int:
+            return function(build(request, given_in(values[CONTEXT])), values["json"])
+
+        return dressed(called, parameters(request), function)
+
+    return with_options
+
+
+def dressed(
+    function: Callable[..., int],
+    takes: list[inspect.Parameter],
+    like: Callable[..., Any],
+) -> Callable[..., int]:
+    """Give a function a signature, and the name and the text of another."""
+    function.__name__, function.__doc__ = like.__name__, like.__doc__
+    function.__signature__ = inspect.Signature(takes)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in takes}
+    return function

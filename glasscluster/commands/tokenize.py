@@ -2,54 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from glasscluster.commands.console import Json, emit, progress
+from glasscluster.commands.bodies import body
+from glasscluster.commands.console import emit, progress
+from glasscluster.commands.options import command
+from glasscluster.scenarios.requests.tokenize import DecodeRequest, EncodeRequest, LearnRequest
 
 app = typer.Typer(help="Learn a byte-level BPE tokenizer; encode and decode with it.", no_args_is_help=True)
 
-Path = Annotated[str, typer.Option("--tokenizer", help="a tokenizer.json")]
-
 
 @app.command()
-def train(
-    files: Annotated[list[str], typer.Argument(help="texts: files, folders, or python, english, chinese (built in)")],
-    vocab: Annotated[int, typer.Option(help="tokens in all: 256 bytes, merges and special tokens")] = 8192,
-    out: Annotated[str, typer.Option(help="file to write, in Hugging Face's layout")] = "tokenizer.json",
-    special: Annotated[list[str] | None, typer.Option(help="a special token; may be repeated [default: <|endoftext|>]")] = None,
-    json_: Json = False,
-) -> int:
+@command(LearnRequest)
+def train(request: LearnRequest, as_json: bool) -> int:
     """Learn merges from texts and write a tokenizer.json."""
     with progress() as say:
-        say(f"glass tokenize train: {', '.join(files)}")
-        from glasscluster.model.text.tokenizer import END_OF_TEXT
-        from glasscluster.scenarios.jobs.tokenizing import learned
-
-        content = learned(files, vocab, special or [END_OF_TEXT], out, say)
-    if json_:
+        say(f"glass tokenize train: {', '.join(request.files)}")
+        content = body("tokenize train")(request, say)
+    if as_json:
         emit(content)
-    else:
-        print(f"{content['vocab']:,} tokens ({content['merges']:,} merges) from {content['size_bytes']:,} bytes: {content['out']}")
-        if content["tokens"]:
-            print(f"the text is {content['tokens']:,} tokens, {content['bytes_per_token']:.3g} bytes each")
+        return 0
+    size = f"{content['size_bytes']:,} bytes: {content['out']}"
+    print(f"{content['vocab']:,} tokens ({content['merges']:,} merges) from {size}")
+    if content["tokens"]:
+        print(f"the text is {content['tokens']:,} tokens, {content['bytes_per_token']:.3g} bytes each")
     return 0
 
 
 @app.command()
-def encode(
-    text: Annotated[str, typer.Argument(help="a text; with --file a file of any bytes")],
-    tokenizer: Path = "tokenizer.json",
-    file: Annotated[bool, typer.Option("--file", help="TEXT names a file")] = False,
-    allow: Annotated[list[str] | None, typer.Option(help="a special token that the text may spell, or all [default: none]")] = None,
-    json_: Json = False,
-) -> int:
+@command(EncodeRequest)
+def encode(request: EncodeRequest, as_json: bool) -> int:
     """The tokens of a text."""
-    from glasscluster.scenarios.jobs.tokenizing import encoded
-
-    content = encoded(tokenizer, text, allow or [], file)
-    if json_:
+    content = body("tokenize encode")(request)
+    if as_json:
         emit(content)
         return 0
     print(" ".join(map(str, content["tokens"])))
@@ -58,16 +43,11 @@ def encode(
 
 
 @app.command()
-def decode(
-    tokens: Annotated[list[int], typer.Argument(help="token numbers")],
-    tokenizer: Path = "tokenizer.json",
-    json_: Json = False,
-) -> int:
+@command(DecodeRequest)
+def decode(request: DecodeRequest, as_json: bool) -> int:
     """The text that tokens stand for."""
-    from glasscluster.scenarios.jobs.tokenizing import decoded
-
-    content = decoded(tokenizer, tokens)
-    if json_:
+    content = body("tokenize decode")(request)
+    if as_json:
         emit(content)
     else:
         print(content["text"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,22 @@ class ModelConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {  # what stands together in a list of options
+        "sizes": ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq"),
+        "attention": ("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
+        "positions": (
+            *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
+            *("rope_scaling", "rope_factor", "rope_trained"),
+        ),
+        "MLP and experts": (
+            *("activation", "experts", "top_k", "capacity_factor"),
+            *("aux_loss", "shared_ffn", "hot_expert"),
+        ),
+        "norms, biases and initial weights": (
+            *("norm", "norm_eps", "norm_position", "bias", "tied", "dropout", "init_std", "residual_init"),
+        ),
+        "what it learns from": ("objective", "prefix", "patches", "patch_size", "z_loss"),
+    }
 
     layers: int = Field(4, ge=1, description="transformer blocks")
     hidden: int = Field(64, ge=1, description="width of the residual stream")
@@ -35,7 +51,11 @@ class ModelConfig(BaseModel):
     hot_expert: float = Field(0.0, description="added to the first expert's router logits")
     vocab: int = Field(256, ge=2, description="tokens in the vocabulary")
     seq: int = Field(64, ge=1, description="tokens in a sequence")
-    tied: bool = Field(True, description="the head is the embedding table")
+    tied: bool = Field(
+        True,
+        description="the head is the embedding table",
+        json_schema_extra={"off": "untied"},
+    )
     attention: Literal["flash", "unfused"] = Field("flash", description="attention kernel")
     norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field("layernorm", description="layer norm, without a mean, with one weight")
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the norms")

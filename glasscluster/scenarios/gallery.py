@@ -11,6 +11,13 @@ from glasscluster.base.rows import tally
 from glasscluster.scenarios.jobs.training import output_folder
 from glasscluster.scenarios.lab import Lab, Say, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson, taught_lesson
+from glasscluster.scenarios.requests.scenarios import GalleryRequest
+
+
+def gallery_command(request: GalleryRequest, say: Say) -> tuple[Path, list[dict[str, Any]]]:
+    """`glass gallery`: the index and one row a lesson."""
+    only = request.only.split(",") if request.only else None
+    return build(request.out, request.backend or "threads", only, say)
 
 
 def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Path, list[dict[str, Any]]]:

@@ -6,12 +6,12 @@ that say which of their values go together with a model and the other axes. A st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ConfigDict, model_validator
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.requests import build
 from glasscluster.model.config import PRESETS, ModelConfig
 from glasscluster.strategies.context.options import ContextOptions
 from glasscluster.strategies.data.options import DataOptions, ExchangeOptions
@@ -51,7 +51,7 @@ class Plan(
 ):
     """gpus = dp·tp·pp·cp; micro_batches = global_batch / (micro_batch·dp)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Plan")
 
     @model_validator(mode="before")
     @classmethod
@@ -138,27 +138,6 @@ class Plan(
             raise InputError("precision", self.precision, rule, ["fp32", "fp64"])
         if model.dropout:
             raise InputError("dropout", model.dropout, rule, [0])
-
-
-def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
-    """A pydantic object, or InputError naming the first bad field."""
-    try:
-        return cls(**values)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        message = str(first["msg"])
-        if "|" in message:  # our own rules: field|value|rule|nearest
-            field, value, rule, near = message.removeprefix("Value error, ").split("|")
-            raise InputError(field, value, rule, [near]) from None
-        field = ".".join(map(str, first["loc"])) or "options"
-        choices: Sequence[Any] | None = None
-        if first["type"] == "literal_error":
-            choices = get_args(cls.model_fields[field].annotation)
-        elif first["type"] == "extra_forbidden":
-            choices, message = list(cls.model_fields), "unknown option"
-        elif "greater_than" in first["type"]:
-            choices = [first.get("ctx", {}).get("ge", first.get("ctx", {}).get("gt"))]
-        raise InputError(field, first.get("input"), message, choices) from None
 
 
 def make_plan(**values: Any) -> Plan:

@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
-from glasscluster.strategies.judge.vitals import Vitals
+if TYPE_CHECKING:
+    from glasscluster.strategies.judge.vitals import Vitals
 
 Text = tuple[str, str]  # English, 中文
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size
+from glasscluster.scenarios.jobs.wires import wires
+from glasscluster.scenarios.requests.collective import CollectiveRequest
 from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.run import Cluster, Run
@@ -238,6 +240,32 @@ def swept(
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
+def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -> dict[str, Any]:
+    """`glass collective`: one collective on the wires that were asked for, and sweeps around it."""
+
+    def make(gpus: int) -> Hardware:
+        return wires(
+            gpus,
+            request.hardware,
+            request.nodes,
+            request.topology,
+            request.bandwidth,
+            request.latency,
+            request.overhead,
+            request.placement,
+            dims=request.dims,
+            leaf=request.leaf,
+            oversubscription=request.oversubscription,
+        )
+
+    operation, gpus = request.operation, request.gpus
+    nbytes = parse_buffer(operation, request.size)
+    asked = Asked(operation, request.algorithm, gpus, nbytes, make(gpus), request.servers, request.contention)
+    others = [name for name in (request.against or "").split(",") if name]
+    sweeps, out = request.sweep, request.out
+    return collective(asked, make, nodes=request.nodes, sweeps=sweeps, against=others, out=out, say=say)
+
+
 def collective(
     asked: Asked,
     make: Callable[[int], Hardware],

@@ -9,11 +9,12 @@ from typing import Any
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import Row, judged, tally
 from glasscluster.base.text import Said
-from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding.generate import Sampling
 from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, Text, contaminated, make_task, plain
 from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.jobs.generation import check_model, not_asked_for
+from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.requests.evaluate import EvaluateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.check import TOLERANCE, largest
@@ -160,39 +161,39 @@ def flagged(tasks: Sequence[Task], sources: Sequence[str]) -> dict[str, list[int
     return {t.name: [i for i, item in enumerate(t.items) if contaminated(item, training)] for t in tasks}
 
 
-def evaluate_command(
-    model: ModelConfig, *, tasks: Sequence[str], items: int, samples: int, temperature: float, dp: int, tp: int, precision: str,
-    weights: str | None, tokenizer: str | None, against: Sequence[str], checked: bool, backend: str, device: str, seed: int, hardware: str,
-    say: Say,
-) -> Evaluation:  # fmt: skip
+def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
     """`glass evaluate`: a job, validated, on a cluster."""
-    for name in tasks:
+    model, precision, seed = model_of(request), request.precision, request.seed
+    for name in request.task:
         if name not in TASKS:
             raise InputError("task", name, "is unknown", list(TASKS))
-    check_model(model, tp, precision)
-    if tokenizer is None and model.vocab < 256:
+    check_model(model, request.tp, precision)
+    if request.tokenizer is None and model.vocab < 256:
         raise InputError("vocab", model.vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
-    if samples > 1 and not temperature:
-        raise InputError("temperature", temperature, f"{samples} samples of the likeliest token are all alike", [0.8])
-    made = tuple(make_task(name, items, seed) for name in tasks or TASKS)
+    if request.samples > 1 and not request.temperature:
+        rule = f"{request.samples} samples of the likeliest token are all alike"
+        raise InputError("temperature", request.temperature, rule, [0.8])
+    made = tuple(make_task(name, request.items, seed) for name in request.task or TASKS)
     if (longest := max(t.tokens for t in made)) >= model.seq:
-        raise InputError("seq", model.seq, f"an answer of {longest} tokens needs room behind a prompt", [2 * longest])
+        rule = f"an answer of {longest} tokens needs room behind a prompt"
+        raise InputError("seq", model.seq, rule, [2 * longest])
     job = EvaluationJob(
         model,
         made,
-        dp,
-        tp,
-        samples=samples,
-        sampling=Sampling(temperature),
+        request.dp,
+        request.tp,
+        samples=request.samples,
+        sampling=Sampling(request.temperature),
         precision=precision,
         seed=seed,
-        weights=weights,
-        tokenizer=tokenizer,
+        weights=request.weights,
+        tokenizer=request.tokenizer,
     )
-    with Cluster(hardware, dp * tp, backend, seed=seed, device=device) as cluster:
+    ranks, backend, device = job.dp * job.tp, request.backend, request.device
+    with Cluster(request.hardware, ranks, backend, seed=seed, device=device) as cluster:
         cluster.hardware.gpu.peak(precision)
-        done = evaluate(cluster, job, checked=checked, say=say)
-    if against:
+        done = evaluate(cluster, job, checked=request.check, say=say)
+    if request.against:
         say("looking for items in the training text")
-        done.contaminated = {name: len(found) for name, found in flagged(made, against).items()}
+        done.contaminated = {name: len(found) for name, found in flagged(made, request.against).items()}
     return done

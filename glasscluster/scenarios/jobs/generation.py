@@ -17,7 +17,8 @@ from glasscluster.model.decoding import cache as caches
 from glasscluster.model.decoding.generate import Generated, Generator, Sampling, listed
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
-from glasscluster.model.weights.families import WeightsError
+from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.requests.generate import CACHES, GenerateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.check import TOLERANCE, difference
@@ -182,55 +183,41 @@ def make_prompts(given: Sequence[str], length: int, batch: int, model: ModelConf
     return tuple(prompts * batch)
 
 
-def read_model(weights: str, **given: Any) -> ModelConfig:
-    """The shape in a folder; InputError naming what is wrong with it."""
-    try:
-        with hugging_face.Weights(weights, **given) as found:
-            return found.config
-    except WeightsError as problem:
-        raise InputError("weights", weights, str(problem)) from None
-
-
-def generate_command(
-    model: ModelConfig,
-    *,
-    prompts: Sequence[str],
-    prompt_length: int,
-    batch: int,
-    tokens: int,
-    cache: str,
-    block: int,
-    window: int,
-    chunk: int,
-    tp: int,
-    precision: str,
-    sampling: Sampling,
-    weights: str | None,
-    checked: bool,
-    backend: str,
-    device: str,
-    seed: int,
-    hardware: str,
-    say: Say,
-) -> Generation:
+def generate_command(request: GenerateRequest, say: Say) -> Generation:
     """`glass generate`: a job, validated, on a cluster."""
-    one_of("cache", cache, ("static", "paged", "sliding", "none"))
-    check_model(model, tp, precision)
+    model, window, cache = model_of(request), request.window, request.cache
+    one_of("cache", cache, CACHES)
+    check_model(model, request.tp, request.precision)
     if window and cache not in ("sliding", "none"):
         raise InputError("window", window, f"a {cache} cache keeps all tokens", [0])
     if cache == "sliding" and not window:
         raise InputError("window", window, "a sliding cache needs a window of at least one token", [model.seq])
-    asked = make_prompts(prompts, prompt_length, batch, model, seed)
-    if not all(asked):
+    prompts = make_prompts(request.prompts, request.prompt_length, request.batch, model, request.seed)
+    if not all(prompts):
         raise InputError("prompt", "", "needs at least one byte")
-    job = GenerationJob(model, asked, tokens, cache, tp, block, window, chunk, precision, sampling, seed, weights)  # type: ignore[arg-type]
+    sampling = Sampling(request.temperature, request.sample_top_k, request.sample_top_p, request.seed)
+    job = GenerationJob(
+        model,
+        prompts,
+        request.tokens,
+        cache,  # type: ignore[arg-type]
+        request.tp,
+        request.block,
+        window,
+        request.chunk,
+        request.precision,
+        sampling,
+        request.seed,
+        request.weights,
+    )
     if job.capacity > model.seq:
         rule = f"prompt and new tokens take {job.capacity} positions, the model has seq = {model.seq}"
-        raise InputError("tokens", tokens, rule, [max(1, tokens - job.capacity + model.seq)])
-    cluster = Cluster(hardware, tp, backend, seed=seed, device=device)
-    cluster.hardware.gpu.peak(precision)
+        fits = max(1, request.tokens - job.capacity + model.seq)
+        raise InputError("tokens", request.tokens, rule, [fits])
+    cluster = Cluster(request.hardware, request.tp, request.backend, seed=request.seed, device=request.device)
+    cluster.hardware.gpu.peak(request.precision)
     with cluster:
-        return generate(cluster, job, checked=checked, say=say)
+        return generate(cluster, job, checked=request.check, say=say)
 
 
 def check_model(model: ModelConfig, tp: int, precision: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.model.config import ModelConfig
+from glasscluster.scenarios.jobs.stored import slow_ranks
+from glasscluster.scenarios.requests.predict import CSV_COLUMNS, PredictRequest
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.history import MemoryHistory
 from glasscluster.strategies.job import Job, job_info
@@ -19,6 +21,14 @@ from glasscluster.strategies.trainer import train_rank
 
 GIB = 1024**3
 TRUTH = {"true": True, "false": False}
+COLUMNS = (*Plan.model_fields, *ModelConfig.model_fields, *CSV_COLUMNS)
+
+
+def predict_command(request: PredictRequest, say: Callable[[str], None]) -> dict[str, Any]:
+    """`glass predict`: of one plan, with advice where it does not fit."""
+    slow, shape = slow_ranks(request.slow_rank), request.shape
+    assert shape is not None  # no folder of weights can be asked for
+    return predict(request.plan, shape, request.hardware, rank=request.rank, slow=slow, advised=True, say=say)
 
 
 def predict(
@@ -92,10 +102,14 @@ def _chosen(rank: str, peaks: list[int]) -> int:
     return int(rank)
 
 
-def predict_csv(
-    source: str, out: str | None, defaults: dict[str, Any], build: Callable[..., Any], say: Callable[[str], None]
-) -> tuple[int, int, Path]:
-    """Every row of a CSV with the predicted columns, or with `error` filled; one bad row stops nothing."""
+def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[int, int, Path]:
+    """Every row of a CSV with the predicted columns, or with `error` filled; one bad row stops nothing.
+
+    Returns: the number of rows, how many of them have an error, and the file that was written.
+    """
+    assert request.csv is not None
+    source, out = request.csv, request.out
+    defaults = {k: v for k, v in request.given.items() if k in COLUMNS and k != "rank"}
     try:
         with Path(source).open(newline="") as file:
             reader = csv.DictReader(file)
@@ -108,7 +122,7 @@ def predict_csv(
     answered: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         say(f"row {number + 1} of {len(rows)}")
-        answered.append({**{k: v for k, v in row.items() if k is not None}, **_predict_row(row, defaults, build)})
+        answered.append({**{k: v for k, v in row.items() if k is not None}, **_predict_row(row, defaults)})
     columns = list(dict.fromkeys([*header, *(k for a in answered for k in a)]))
     if "error" not in columns:
         columns.append("error")
@@ -122,17 +136,16 @@ def predict_csv(
     return len(answered), sum(bool(a.get("error")) for a in answered), target
 
 
-def _predict_row(row: dict[Any, Any], defaults: dict[str, Any], build: Callable[..., Any]) -> dict[str, Any]:
+def _predict_row(row: dict[Any, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     try:
         if None in row:
             raise InputError("row", row.get(None), "has more cells than the header")
         given = {**defaults, **{k: _value(v) for k, v in row.items() if v}}
-        preset, hardware, rank = (str(given.pop(k, d)) for k, d in (("model", "tiny"), ("hardware", "classroom"), ("rank", "max")))
-        unknown = sorted(set(given) - set(Plan.model_fields) - set(ModelConfig.model_fields))
-        if unknown:
-            raise InputError(unknown[0], given[unknown[0]], "unknown column", [*Plan.model_fields, *ModelConfig.model_fields])
-        plan, model = build(given, preset)
-        return flat(predict(plan, model, hardware, rank=rank))
+        if unknown := sorted(set(given) - set(COLUMNS)):
+            raise InputError(unknown[0], given[unknown[0]], "unknown column", COLUMNS, by_name=True)
+        asked = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
+        assert asked.shape is not None
+        return flat(predict(asked.plan, asked.shape, asked.hardware, rank=asked.rank))
     except GlassError as problem:
         return {"error": problem.message}
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.generation import check_model, one_of
+from glasscluster.scenarios.jobs.processes import is_leader
 from glasscluster.scenarios.jobs.serving import Say, Serving, serve
+from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.requests.serve import POLICIES, ServeRequest
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.serving import batching
 from glasscluster.strategies.serving.batching import Request
-from glasscluster.strategies.serving.serving import POLICIES, ServingJob
+from glasscluster.strategies.serving.serving import ServingJob
 
 WORDS = {"continuous": "连续", "static": "静态"}
 
@@ -49,41 +52,63 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
     return tuple(found)
 
 
-def serve_command(
-    model: ModelConfig,
-    requests: tuple[Request, ...],
-    *,
-    policy: str,
-    slots: int,
-    block: int,
-    blocks: int,
-    tp: int,
-    precision: str,
-    weights: str | None,
-    checked: bool,
-    backend: str,
-    device: str,
-    seed: int,
-    hardware: str,
-    say: Say,
-) -> Serving:
-    """`glass serve`: a job, validated, on a cluster. blocks 0: room for the longest request in every slot."""
-    one_of("policy", policy, POLICIES)
-    blocks = blocks or slots * -(-max((r.cached for r in requests), default=0) // block)
-    job = ServingJob(model, requests, policy, slots, block, blocks, tp, precision, seed, weights)  # type: ignore[arg-type]
-    check_model(model, tp, precision)
+def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None]:
+    """`glass serve`: the requests, a job, a cluster, and a report where one was asked for."""
+    job = make_job(request)
+    cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
+    cluster.hardware.gpu.peak(job.precision)
+    with cluster:
+        made = serve(cluster, job, checked=request.check, say=say)
+    if not request.out or not is_leader():
+        return made, None
+    say(f"writing a report to {request.out}")
+    return made, write(made, request.out)
+
+
+def make_job(request: ServeRequest) -> ServingJob:
+    """The job that was asked for: its requests drawn, or read from a file."""
+    model = model_of(request)
+    if request.requests:
+        found = read_requests(request.requests, model)
+    else:
+        lengths = (request.count, request.prompt_length, request.tokens)
+        found = draw_requests(*lengths, request.rate, model, request.seed)
+    blocks, longest = request.blocks, max((r.cached for r in found), default=0)
+    blocks = blocks or request.slots * -(-longest // request.block)  # room for the longest in every slot
+    return check_job(
+        ServingJob(
+            model,
+            found,
+            request.policy,  # type: ignore[arg-type]
+            request.slots,
+            request.block,
+            blocks,
+            request.tp,
+            request.precision,
+            request.seed,
+            request.weights,
+        )
+    )
+
+
+def check_job(job: ServingJob) -> ServingJob:
+    """The job, which can run; InputError otherwise."""
+    model = job.model
+    one_of("policy", job.policy, POLICIES)
+    check_model(model, job.tp, job.precision)
     for name, value, rule in (
         ("prefix", model.prefix, "is seen at once, a step with tokens of many sequences is causal"),
-        ("capacity_factor", model.capacity_factor, "drops tokens according to who else is in the step: requests would change each other"),
+        (
+            "capacity_factor",
+            model.capacity_factor,
+            "drops tokens according to who else is in the step: requests would change each other",
+        ),
     ):
         if value:
             raise InputError(name, value, rule, [0])
-    paged = job.policy == "continuous"
-    batching.check(job.requests, job.slots, job.block if paged else 0, job.blocks, model.seq)
-    cluster = Cluster(hardware, job.tp, backend, seed=job.seed, device=device)
-    cluster.hardware.gpu.peak(job.precision)
-    with cluster:
-        return serve(cluster, job, checked=checked, say=say)
+    block = job.block if job.policy == "continuous" else 0
+    batching.check(job.requests, job.slots, block, job.blocks, model.seq)
+    return job
 
 
 def write(made: Serving, out: str) -> Path:

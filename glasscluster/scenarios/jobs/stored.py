@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glasscluster.base.errors import InputError
+from glasscluster.base.errors import Deadlock, InputError
+from glasscluster.scenarios.requests.stored import ReplayRequest, ScheduleRequest
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.packed import load_packed
 from glasscluster.sim.time.replay import replay
@@ -44,6 +45,23 @@ def slow_ranks(given: list[str]) -> dict[int, float]:
             raise InputError("slow_rank", text, "must be RANK:FACTOR, such as 3:1.5")
         slow[int(match[1])] = float(match[2])
     return slow
+
+
+def replay_command(request: ReplayRequest) -> dict[str, Any]:
+    """`glass replay`: a recorded run on some hardware."""
+    slow, shared = slow_ranks(request.slow_rank), request.contention
+    return replay_stored(request.run, request.hardware, slow, request.rendezvous, shared, request.out)
+
+
+def schedule_command(request: ScheduleRequest) -> dict[str, Any]:
+    """`glass schedule`: a schedule by name, or one of a file, which passes or ends with exit code 1."""
+    file, chunks = request.validate_, request.virtual_stages
+    try:
+        return schedule_content(request.name, request.pp, request.micro_batches, request.costs, file, chunks)
+    except (Deadlock, InputError) as problem:
+        if file is not None and (isinstance(problem, Deadlock) or problem.field == "schedule"):
+            problem.exit_code = 1  # the file was read and judged, and did not pass
+        raise
 
 
 def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: bool, contention: bool, out: str | None) -> dict[str, Any]:

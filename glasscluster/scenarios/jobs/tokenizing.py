@@ -10,9 +10,25 @@ from typing import Any, Literal
 from glasscluster.base.errors import InputError
 from glasscluster.model.text.bpe import count_pieces, learn
 from glasscluster.model.text.texts import BUILT_IN, documents
-from glasscluster.model.text.tokenizer import Tokenizer
+from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
+from glasscluster.scenarios.requests.tokenize import DecodeRequest, EncodeRequest, LearnRequest
 
 TELL_EVERY = 1000  # tokens
+
+
+def learn_command(request: LearnRequest, say: Callable[[str], None]) -> dict[str, Any]:
+    """`glass tokenize train`: a tokenizer.json of some texts."""
+    return learned(request.files, request.vocab, request.special or [END_OF_TEXT], request.out, say)
+
+
+def encode_command(request: EncodeRequest) -> dict[str, Any]:
+    """`glass tokenize encode`: the tokens of a text or of a file."""
+    return encoded(request.tokenizer, request.text, request.allow, request.file)
+
+
+def decode_command(request: DecodeRequest) -> dict[str, Any]:
+    """`glass tokenize decode`: the text of some tokens."""
+    return decoded(request.tokenizer, request.tokens)
 
 
 def learned(sources: Sequence[str], vocab: int, specials: Sequence[str], out: str, say: Callable[[str], None]) -> dict[str, Any]:

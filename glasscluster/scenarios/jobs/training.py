@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -21,7 +20,10 @@ from glasscluster.model.layers import moe
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError
 from glasscluster.scenarios.jobs.kept import kept_picture
-from glasscluster.scenarios.jobs.sources import Data, check_data, read_so_far
+from glasscluster.scenarios.jobs.processes import default_backend, is_leader
+from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.jobs.sources import check_data, parse_data, read_so_far
+from glasscluster.scenarios.requests.train import TrainRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.job import Job, job_info
@@ -205,45 +207,32 @@ def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
         raise DoesNotFit(capacity, recorded, str(found), [fit.as_dict() for fit in found.best])
 
 
-def train_command(
-    plan: Plan,
-    model: ModelConfig,
-    *,
-    steps: int,
-    data: Data,
-    checked: bool,
-    backend: str,
-    device: str,
-    seed: int,
-    hardware: str,
-    timeout_s: float | None,
-    memory_bytes: float | str,
-    out: str | None,
-    weights: str | None = None,
-    save: str | None = None,
-    say: Say = silent,
-) -> Trained:
+def train_command(request: TrainRequest, say: Say = silent) -> Trained:
     """`glass train`: a cluster, a job, its folder. On failure what was recorded is written before the error goes on."""
+    plan, model = request.plan, model_of(request)
+    if request.weights is not None:  # the shape was not known before
+        plan.check(model)
+    weights, save = request.weights, request.save
+    data = parse_data(request.data, request.tokenizer, request.pack)
     check_data(data, model.seq, model.vocab)
     if weights is not None and plan.exchange != "all-reduce":
         raise InputError("weights", weights, f"--exchange {plan.exchange} starts from the seed's", ["--exchange all-reduce"])
-    options: dict[str, Any] = {"timeout_s": timeout_s} if timeout_s else {}
-    cluster = Cluster(hardware, plan.gpus, backend, memory_bytes=memory_bytes, seed=seed, device=device, **options)
+    cluster = make_cluster(request, plan.gpus)
     cluster.hardware.gpu.peak(plan.precision)
     if save is not None:
         check_saving(save, model, plan)
-    job = Job(plan, model, steps, data, seed, weights=weights, keep=save is not None)
+    job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=save is not None)
     job.check_packed()
     check_memory(cluster, job, say)
-    if not leads():
+    if not is_leader():
         with cluster:
-            return train(cluster, job, checked=checked, say=say)
-    folder = output_folder(out, "train")
+            return train(cluster, job, checked=request.check, say=say)
+    folder = output_folder(request.out, "train")
     try:
         with cluster:
-            trained = train(cluster, job, checked=checked, say=say)
+            trained = train(cluster, job, checked=request.check, say=say)
     except GlassError as error:
-        keep_partial(folder, error, job_info(job, seed=seed, backend=backend), say)
+        keep_partial(folder, error, job_info(job, seed=job.seed, backend=cluster.backend_name), say)
         raise
     say(f"writing {folder}/report.html")
     write_files(folder, trained, f"train on {plan.gpus} GPUs")
@@ -251,6 +240,15 @@ def train_command(
         say(f"writing the weights to {save}")
         hugging_face.save(assemble(plan, model, [r.weights[-1] for r in trained.run.results]), save)
     return trained
+
+
+def make_cluster(request: TrainRequest, gpus: int) -> Cluster:
+    """The cluster that was asked for."""
+    options: dict[str, Any] = {"timeout_s": request.timeout} if request.timeout else {}
+    memory: float | str = "hardware" if request.memory is None else request.memory
+    backend = request.backend or default_backend()
+    ranks = {"seed": request.seed, "device": request.device}
+    return Cluster(request.hardware, gpus, backend, memory_bytes=memory, **ranks, **options)
 
 
 def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
@@ -264,11 +262,6 @@ def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
         raise InputError("save", folder, str(problem)) from None
     except OSError as problem:
         raise InputError("save", folder, f"cannot be made: {problem.strerror}") from None
-
-
-def leads() -> bool:
-    """False in the processes of a torchrun job that are not rank 0."""
-    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 
 
 def output_folder(out: str | None, name: str) -> Path:

@@ -15,7 +15,7 @@ from glasscluster.strategies.layout.sizes import Layout, divisors
 class ContextOptions(BaseModel):
     """A sequence is cut over cp ranks. cp = rings × heads_cut: a ring of groups that exchange heads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Context parallelism")
 
     cp: int = Field(1, ge=1, description="context-parallel GPUs a sequence is cut over")
     context: Literal["ring", "striped", "zigzag", "ulysses"] = Field("ring", description="how context parallelism cuts a sequence")

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.requests import Size
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout, divisors
 
@@ -16,7 +17,7 @@ MIB = 1024**2
 class DataOptions(BaseModel):
     """dp replicas; with ZeRO they share out optimizer states (1), gradients (2) and parameters (3)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Data parallelism and ZeRO")
 
     dp: int = Field(1, ge=1, description="data-parallel replicas")
     zero: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage")
@@ -24,8 +25,12 @@ class DataOptions(BaseModel):
     accumulate: Literal["sharded", "whole"] = Field("sharded", description="gradients of ZeRO-2 and 3 between micro-batches")
     reshard: bool = Field(True, description="ZeRO-3 frees a unit's parameters between forward and backward")
     offload: Literal["none", "optimizer"] = Field("none", description="states kept in host memory")
-    bucket: int = Field(25 * MIB, ge=1, description="size of a gradient bucket, as 25MiB")
-    first_bucket: int = Field(MIB, ge=1, description="size of the first bucket, if smaller than the others, as 1MiB")
+    bucket: Size = Field(25 * MIB, ge=1, description="size of a gradient bucket, as 25MiB")
+    first_bucket: Size = Field(
+        MIB,
+        ge=1,
+        description="size of the first bucket, if smaller than the others, as 1MiB",
+    )
     unused: Literal["error", "zero"] = Field("error", description="a parameter that got no gradient")
     overlap: bool = Field(True, description="launch the data-parallel reduction during backward")
     prefetch: int = Field(1, ge=0, description="units ZeRO-3 gathers ahead of use")
@@ -47,7 +52,7 @@ class DataOptions(BaseModel):
 class ExchangeOptions(BaseModel):
     """How ranks come to new weights: an all-reduce of gradients, or servers that hold the weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Parameter servers")
 
     exchange: Literal["all-reduce", "parameter-server", "async-server"] = Field("all-reduce", description="how ranks come to new weights")
     servers: int = Field(0, ge=0, description="shards of the parameter server, on the first workers; 0 means one on every worker")

@@ -12,7 +12,7 @@ from glasscluster.strategies.layout.sizes import Layout, divisors
 class ExpertOptions(BaseModel):
     """Experts are spread evenly over ep neighbours that see different tokens."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Expert parallelism")
 
     ep: int = Field(1, ge=1, description="GPUs the experts are spread over")
 

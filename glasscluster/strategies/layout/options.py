@@ -14,7 +14,7 @@ ALGORITHMS = ("ring", "native")
 class BatchOptions(BaseModel):
     """micro_batches = global_batch / (micro_batch·dp)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Batches and collectives")
 
     micro_batch: int = Field(1, ge=1, description="sequences in a micro-batch")
     global_batch: int = Field(0, ge=0, description="sequences in an optimizer step over all GPUs; 0 means 2 x dp x pp")

@@ -13,7 +13,7 @@ from glasscluster.strategies.layout.sizes import Layout
 class MemoryOptions(BaseModel):
     """Activations: kept, attention's let go, or whole segments of layers let go."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Recomputation")
 
     recompute: Literal["none", "selective", "full"] = Field("none", description="activations computed again in backward")
     recompute_every: int = Field(1, ge=1, description="layers a segment of full recomputation")

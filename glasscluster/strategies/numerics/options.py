@@ -19,7 +19,7 @@ RUNS: tuple[Precision, ...] = ("fp64", "fp32", "bf16", "fp16")  # fp8 has a cost
 class PrecisionOptions(BaseModel):
     """Number formats of weights, gradients and the optimizer's own copies."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Number formats")
 
     precision: Precision = Field("fp32", description="number format of weights and activations")
     grad_dtype: Literal["same", "fp32"] = Field("same", description="number format of gradients")
@@ -61,7 +61,7 @@ class PrecisionOptions(BaseModel):
 class StepOptions(BaseModel):
     """The update rule, its learning rate over the run, and the steps that are not taken."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Optimizer, learning rate and skipped steps")
 
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
     lr: float = Field(1e-3, gt=0, description="learning rate, at its peak")

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.requests import Numbers
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout
 from glasscluster.strategies.pipeline.schedules import FOLDED, SCHEDULES, chunks, default_name, make_schedule
@@ -17,7 +18,7 @@ from glasscluster.strategies.pipeline.schedules.base import Schedule
 class PipelineOptions(BaseModel):
     """The layers are cut into pp·V stages, which micro-batches pass one after the other."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Pipeline parallelism")
 
     pp: int = Field(1, ge=1, description="pipeline stages")
     schedule: str = Field(
@@ -26,7 +27,7 @@ class PipelineOptions(BaseModel):
         json_schema_extra={"choices": list(SCHEDULES)},
     )
     virtual_stages: int = Field(1, ge=1, description="chunks of the model on each pipeline rank")
-    layers_per_stage: tuple[int, ...] | None = Field(None, description="layers of each stage, as 2,3,3,2")
+    layers_per_stage: Numbers | None = Field(None, description="layers of each stage, as 2,3,3,2")
 
     @property
     def stages(self) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
@@ -35,7 +35,6 @@ from glasscluster.strategies.serving.batching import Continuous, Policy, Request
 from glasscluster.strategies.serving.generation import make_stage, predict_traffic
 
 PolicyName = Literal["continuous", "static"]
-POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from glasscluster.strategies.layout.sizes import Layout, divisors
 class TensorOptions(BaseModel):
     """A layer's matrices are cut over tp ranks; with sequence parallelism the rest of it too, along the sequence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, title="Tensor and sequence parallelism")
 
     tp: int = Field(1, ge=1, description="tensor-parallel GPUs a layer is cut over")
     sequence_parallel: bool = Field(False, description="norms and residuals cut along the sequence")

@@ -1,0 +1,50 @@
+"""`glass collective`: one collective on some wires."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glasscluster.commands.bodies import body
+from glasscluster.commands.console import emit, progress
+from glasscluster.commands.options import command
+from glasscluster.scenarios.requests.collective import CollectiveRequest
+
+
+@command(CollectiveRequest)
+def collective(request: CollectiveRequest, as_json: bool) -> int:
+    """One collective on some wires: time, bytes, steps, bus bandwidth, busiest link.
+
+    Recorded dry: no data moves.
+    """
+    with progress() as say:
+        say(f"glass collective: {request.operation} by {request.algorithm} on {request.gpus} GPUs")
+        content = body("collective")(request, say)
+    if as_json:
+        emit(content)
+    else:
+        show(content, request.contention)
+    return 0
+
+
+def show(content: dict[str, Any], contention: bool | None) -> None:
+    """The answer in words; `contention` as it was asked for."""
+    ms, bus = content["time_s"] * 1e3, content["bus_bandwidth_bytes_per_s"] / 1e9
+    print(f"{ms:.5g} ms (virtual, {content['hardware']}), bus bandwidth {bus:.4g} GB/s")
+    if "nccl" in content:
+        chosen = content["nccl"]
+        how = f"{chosen['protocol']} on {chosen['channels']} channels"
+        print(f"NCCL would choose {chosen['algorithm']} with {how}")
+    else:
+        link, most = content["busiest_link"], max(content["bytes_sent_per_gpu"])
+        unshared = "no link is shared" if contention is None else "without contention"
+        shared = "messages share links" if content["contention"] else unshared
+        print(
+            f"{content['steps']} steps, {content['messages']} messages, busiest GPU sends {most:,} bytes; "
+            f"busiest link {link['from']} → {link['to']}, {link['utilisation_fraction']:.0%} ({shared})"
+        )
+    for row in content.get("sweep", []):
+        us, bus = row["time_s"] * 1e6, row["bus_bandwidth_bytes_per_s"] / 1e9
+        what = f"{row['algorithm']:20} {row['gpus']:6} GPUs {row['size_bytes']:>16,} B"
+        print(f"{what}  {us:12.5g} µs  {bus:10.4g} GB/s bus")
+    if "report" in content:
+        print(f"report: {content['report']}")

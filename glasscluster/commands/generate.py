@@ -1,0 +1,33 @@
+"""`glass generate`: prompts in, tokens out."""
+
+from __future__ import annotations
+
+from glasscluster.commands.bodies import body
+from glasscluster.commands.console import emit, is_leader, progress, show_checks, verdict
+from glasscluster.commands.options import command
+from glasscluster.scenarios.requests.generate import GenerateRequest
+
+
+@command(GenerateRequest)
+def generate(request: GenerateRequest, as_json: bool) -> int:
+    """Generate tokens with a cache of keys and values; count the cache, prefill and decode, and time them."""
+    with progress() as say:
+        say("glass generate: making the model")
+        made = body("generate")(request, say)
+    if not is_leader():
+        return 0
+    content = made.as_json()
+    if as_json:
+        emit(content)
+        return 0 if made.ok else 1
+    for words, numbers in zip(content["text"], content["tokens"], strict=False):
+        print(repr(words) if words is not None else numbers)
+    for name in ("prefill", "decode"):
+        if phase := content[name]:
+            print(
+                f"{name:8} {phase['time_s'] * 1e3:10.4g} ms on {content['hardware']} (virtual), "
+                f"{phase['flops']:.4g} FLOPs, {phase['memory_traffic_bytes']:.4g} bytes: "
+                f"{phase['intensity_flops_per_byte']:.3g} a byte, bound by {phase['bound']}"
+            )
+    show_checks(made.checks)
+    return verdict(made.checks, None, not_checked=made.not_checked)

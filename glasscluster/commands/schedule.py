@@ -1,0 +1,26 @@
+"""`glass schedule`: a pipeline schedule as data."""
+
+from __future__ import annotations
+
+from glasscluster.commands.bodies import body
+from glasscluster.commands.console import emit
+from glasscluster.commands.options import command
+from glasscluster.scenarios.requests.stored import ScheduleRequest
+
+
+@command(ScheduleRequest)
+def schedule(request: ScheduleRequest, as_json: bool) -> int:
+    """A pipeline schedule as data: its actions, makespan, bubbles and live micro-batches."""
+    content = body("schedule")(request)
+    if as_json:
+        emit(content)
+        return 0
+    for number, actions in enumerate(content["ranks"]):
+        print(f"rank {number}: {' '.join(actions)}")
+    share, over = content["bubble_fraction"], content["bubble_over_ideal"]
+    print(
+        f"makespan {content['makespan']:g}, bubble {share:.1%} of total, {over:.1%} over ideal, "
+        f"{content['stage_span_bubble_fraction']:.1%} of the largest stage's span"
+    )
+    print(f"chunks live at most {content['peak_live']}, messages {content['messages']}")
+    return 0

@@ -1,0 +1,30 @@
+"""`glass train`: train a GPT with a plan, check it against one device, count it, draw it."""
+
+from __future__ import annotations
+
+from glasscluster.commands.bodies import body
+from glasscluster.commands.console import emit, is_leader, progress, show_checks, verdict
+from glasscluster.commands.options import command
+from glasscluster.scenarios.requests.train import TrainRequest
+
+
+@command(TrainRequest)
+def train(request: TrainRequest, as_json: bool) -> int:
+    """Train a GPT with a plan, check it against one device, count it, draw it."""
+    with progress() as say:
+        size = f", {request.shape.parameters():,} parameters" if request.shape else ""
+        say(f"glass train: {request.plan.gpus} GPUs{size}")
+        trained = body("train")(request, say)
+    if not is_leader():
+        return 0
+    if as_json:
+        emit(trained.as_json())
+        return 0 if trained.ok else 1
+    print(f"loss {', '.join(f'{float(x):.4f}' for x in trained.run.results[-1].losses[-5:])}")
+    for source in (trained.read or {}).get("sources", []):
+        print(f"{source['source']}: {source['epochs']:.3g} epochs of {source['tokens']:,} tokens")
+    t = trained.timeline
+    bubble = t.bubble()["bubble_fraction"]
+    print(f"{t.makespan * 1e3:.3f} ms a step on {t.hardware.name} (virtual), bubble {bubble:.1%}")
+    show_checks(trained.checks)
+    return verdict(trained.checks, trained.report, not_checked=trained.not_checked)

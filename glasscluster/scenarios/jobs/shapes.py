@@ -1,0 +1,27 @@
+"""The shape of the model that a request asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glasscluster.base.errors import InputError
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.weights import hugging_face
+from glasscluster.model.weights.families import WeightsError
+from glasscluster.scenarios.requests.parts import ModelRequest
+
+
+def model_of(request: ModelRequest) -> ModelConfig:
+    """A preset with what was given otherwise, or the shape in the folder of weights that was named."""
+    if request.shape is not None:
+        return request.shape
+    return read_model(str(request.given["weights"]), **request.shape_given)
+
+
+def read_model(weights: str, **given: Any) -> ModelConfig:
+    """The shape in a folder; InputError naming what is wrong with it."""
+    try:
+        with hugging_face.Weights(weights, **given) as found:
+            return found.config
+    except WeightsError as problem:
+        raise InputError("weights", weights, str(problem)) from None

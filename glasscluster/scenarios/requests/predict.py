@@ -1,0 +1,40 @@
+"""What `glass predict` is asked for."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from glasscluster.base.requests import switch
+from glasscluster.model.config import ModelConfig
+from glasscluster.scenarios.requests.parts import ModelRequest, PlanRequest
+from glasscluster.strategies.plan import Plan
+
+CSV_COLUMNS = ("model", "hardware", "rank")  # beside those of a plan and of a model
+
+
+class PredictRequest(ModelRequest, PlanRequest):
+    """Asks what a plan would cost, or every plan of a file."""
+
+    parts: ClassVar[tuple[type[BaseModel], ...]] = (Plan, ModelConfig)
+    first: ClassVar[tuple[str, ...] | None] = (
+        *("dp", "tp", "pp", "cp", "ep", "zero", "schedule", "micro_batch", "global_batch", "recompute"),
+        *("precision", "model", "layers", "hidden", "hardware", "rank", "slow_rank", "csv", "out", "expand"),
+    )
+
+    hardware: str = Field(
+        "classroom",
+        description="virtual clock: a name from `glass list`, or a profile file",
+    )
+    rank: str = Field("max", description="whose memory: max | last | a rank")
+    slow_rank: list[str] = Field([], description="R:FACTOR, a straggler; may be repeated")
+    expand: bool = switch("replay every GPU (this version always does)")
+    csv: str | None = Field(None, description="a file of rows, option names with _ as header")
+    out: str | None = Field(None, description="with --csv: the file to write")
+
+    @model_validator(mode="after")
+    def _can_be_recorded(self) -> Self:
+        if self.csv is None and self.shape is not None:  # of a file every row is judged by itself
+            self.plan.check(self.shape, runs=False)
+        return self

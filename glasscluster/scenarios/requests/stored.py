@@ -1,0 +1,44 @@
+"""What `glass replay` and `glass schedule` are asked for: nothing runs."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from glasscluster.base.requests import Request, argument, switch
+from glasscluster.strategies.pipeline.schedules import SCHEDULES
+
+
+class ReplayRequest(Request):
+    """Asks for a recorded run on some hardware."""
+
+    run: str = argument("a run folder or a graph.npz")
+    hardware: str = Field(
+        "classroom",
+        description="virtual clock: a name from `glass list`, or a profile file",
+    )
+    slow_rank: list[str] = Field([], description="R:FACTOR, a straggler; may be repeated")
+    rendezvous: bool = switch("a message starts when its receiver is there")
+    contention: bool = Field(False, description="messages share ports and links")
+    out: str | None = Field(None, description="folder to write to [default: runs/NAME-N]")
+
+
+class ScheduleRequest(Request):
+    """Asks for a pipeline schedule as data, by name or from a file."""
+
+    name: str = argument(f"{' | '.join(SCHEDULES)}; with --validate any name")
+    pp: int = Field(ge=1, description="pipeline ranks")
+    micro_batches: int = Field(ge=1, description="micro-batches")
+    virtual_stages: int | None = Field(
+        None,
+        ge=1,
+        description="chunks of the model on a rank (1; 2 where folded)",
+    )
+    costs: str = Field(
+        "f=1,b=2,w=1,c=0",
+        description="of a chunk: f forward, b whole backward, w its weight part; c a hop",
+    )
+    validate_: str | None = Field(
+        None,
+        alias="validate",
+        description="a schedule file to judge instead: one line a rank",
+    )
