@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from glasscluster.model.parallel import Shard
+if TYPE_CHECKING:
+    from glasscluster.model.parallel import Shard
 
 
 @dataclass(frozen=True)
