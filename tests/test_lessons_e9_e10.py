@@ -10,7 +10,8 @@ from helpers import run_plan
 
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.layers import moe
-from glasscluster.scenarios.jobs.training import Trained, network_pictures
+from glasscluster.scenarios.jobs.layer_pictures import network_pictures
+from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import taught_lesson
 from glasscluster.sim.recording.events import SEND

@@ -8,6 +8,7 @@ tensor_parallel.py, sequence_parallel.py, context_parallel.py, expert_parallel.p
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -231,8 +232,6 @@ def local_parameter(
 
     `like` gives dtype and device. Values are drawn in float64 and rounded, so precisions start equal too.
     """
-    import zlib
-
     experts = parallel.experts
     local = shard.shape(shape, parallel.size, experts.size) if shard else shape
     if like.device.type == "meta":

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from glasscluster.base.text import Said
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.text.data import batch, corpus
 from glasscluster.scenarios.lab import Lab, scenario
+from glasscluster.strategies.exchange import parameter_server as ps
+from glasscluster.strategies.exchange.arrivals import Layout
+from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.strategies.exchange.virtual_clock import virtual
+from glasscluster.strategies.job import Job, job_info
+from glasscluster.strategies.judge.single_device import train_one_device
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize.figures.plots import lines
 
 
 # fmt: off
@@ -14,15 +24,6 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
     """Eight workers push gradients to two servers, and worker 0 is slow. Waiting for it, being at most some clocks ahead of it, and not
     waiting at all are three runs of one program, on the same examples; each equals its own single-process reference.
     """
-    from glasscluster.strategies.exchange import parameter_server as ps
-    from glasscluster.strategies.exchange.arrivals import Layout
-    from glasscluster.strategies.exchange.replica import one_thread
-    from glasscluster.strategies.exchange.virtual_clock import virtual
-    from glasscluster.strategies.job import Job, job_info
-    from glasscluster.strategies.judge.single_device import train_one_device
-    from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.visualize.figures.plots import lines
-
     model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)
     train = make_plan(dp=workers, global_batch=8 * workers, micro_batch=8, precision="fp64", optimizer="sgd", lr=0.15, clip=0.0)
     job, slow_ranks = Job(train, model, clocks, seed=lab.seed, capture=True), {0: slow}
@@ -100,10 +101,6 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
 def held_out(model: Any, weights: list[Any]) -> list[float]:
     """Mean loss of flat weights on sequences that nobody trains on."""
     import torch
-
-    from glasscluster.model.gpt import GPTStage
-    from glasscluster.model.text.data import batch, corpus
-    from glasscluster.strategies.exchange.replica import one_thread
 
     shape = GPTStage(model, dtype=torch.float64)
     parameters = [p for p, _ in shape.full_names().values()]

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from glasscluster.base.text import Said
+from glasscluster.model.gpt import GPTStage
+from glasscluster.model.text.captions import caption, drawn
 from glasscluster.scenarios.lab import Lab, scenario
+from glasscluster.strategies.job import Job
+from glasscluster.strategies.layout.whole import assemble
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.trainer import train_rank
+from glasscluster.visualize.figures.cells import Table, cells_figure
+from glasscluster.visualize.figures.plots import lines
 
 
 @torch.no_grad()
@@ -29,15 +37,6 @@ def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 
     """An image is cut into patches, each becomes a token by one matrix, and the rest is the GPT that it was: prefix, tensor ranks and stages included.
     The first steps are held against one device; then it trains on, and describes images that it has not seen, before and after.
     """
-    from glasscluster.model.gpt import GPTStage
-    from glasscluster.model.text.captions import caption, drawn
-    from glasscluster.strategies.job import Job
-    from glasscluster.strategies.layout.whole import assemble
-    from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.strategies.trainer import train_rank
-    from glasscluster.visualize.figures.cells import Table, cells_figure
-    from glasscluster.visualize.figures.plots import lines
-
     model = make_model("tiny", layers=2, hidden=48, heads=4, seq=18, patches=4, patch_size=16, prefix=4)
     layout: dict[str, Any] = {"tp": tp, "pp": pp, "global_batch": 16, "micro_batch": 8}
     lab.train("first", ("The first steps, beside one device", "最初几步，与单卡对照"), model=model, steps=2, **layout)

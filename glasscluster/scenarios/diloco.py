@@ -6,7 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from glasscluster.base.text import Said
+from glasscluster.scenarios.async_servers import held_out
 from glasscluster.scenarios.lab import Lab, scenario
+from glasscluster.strategies.exchange import local_sgd as ls
+from glasscluster.strategies.job import Job, job_info
+from glasscluster.strategies.judge.check import difference
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize.figures.plots import lines
 
 
 # fmt: off
@@ -15,13 +21,6 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
     """Four replicas train on the same examples in three ways: averaging gradients at every step, averaging weights every H steps (local SGD),
     and DiLoCo, whose outer Nesterov step takes the average of what moved for a gradient. Each equals its own single-process reference.
     """
-    from glasscluster.scenarios.async_servers import held_out
-    from glasscluster.strategies.exchange import local_sgd as ls
-    from glasscluster.strategies.job import Job, job_info
-    from glasscluster.strategies.judge.check import difference
-    from glasscluster.strategies.plan import make_model, make_plan
-    from glasscluster.visualize.figures.plots import lines
-
     model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)
     common: dict[str, Any] = {"dp": replicas, "global_batch": 4 * replicas, "micro_batch": 4, "precision": "fp64", "clip": 0.0}
     adam, sgd = make_plan(**common, lr=3e-3), make_plan(**common, optimizer="sgd", lr=0.15)

@@ -8,10 +8,13 @@ from typing import Any
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import tally
-from glasscluster.scenarios.jobs.training import output_folder
+from glasscluster.scenarios.jobs.folders import output_folder
 from glasscluster.scenarios.lab import Lab, Say, perform
 from glasscluster.scenarios.lesson import LESSONS, find_lesson, taught_lesson
 from glasscluster.scenarios.requests.scenarios import GalleryRequest
+from glasscluster.sim.recording.events import FORWARD
+from glasscluster.visualize.figures.thumbnail import figure_svg, timeline_svg
+from glasscluster.visualize.page.gallery import GalleryCard, write_gallery
 
 
 def gallery_command(request: GalleryRequest, say: Say) -> tuple[Path, list[dict[str, Any]]]:
@@ -22,8 +25,6 @@ def gallery_command(request: GalleryRequest, say: Say) -> tuple[Path, list[dict[
 
 def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Path, list[dict[str, Any]]]:
     """Returns the index and one row a lesson."""
-    from glasscluster.visualize.page.gallery import GalleryCard, write_gallery
-
     for name in only or []:
         if name.upper() not in LESSONS:
             raise InputError("only", name, "unknown lesson", list(LESSONS))
@@ -64,9 +65,6 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
 
 def _thumbnail(lab: Lab, title: str) -> str:
     """The timeline of the largest run that trained; of a lesson that trains nothing, its own first figure."""
-    from glasscluster.sim.recording.events import FORWARD
-    from glasscluster.visualize.figures.thumbnail import figure_svg, timeline_svg
-
     trained = [e.run.timeline for e in lab.entries if (e.run.graph.phase == FORWARD).any()]
     if trained or not lab.figures:
         return timeline_svg(max(trained or [e.run.timeline for e in lab.entries], key=lambda t: len(t.graph)), title)

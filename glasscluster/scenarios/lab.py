@@ -26,7 +26,17 @@ from glasscluster.base.errors import InputError
 from glasscluster.base.rows import NO_CHECKS, NOT_COUNTED, Match, Row, Status, judged, status, tally
 from glasscluster.base.text import Said
 from glasscluster.scenarios.built_in import TITLES
+from glasscluster.scenarios.jobs.folders import write_ledger, write_run_json
+from glasscluster.scenarios.jobs.layer_pictures import network_pictures
+from glasscluster.scenarios.jobs.sources import check_data
+from glasscluster.scenarios.jobs.training import train
 from glasscluster.scenarios.texts import Text, Texts, said
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job, job_info
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.trainer import train_rank
+from glasscluster.visualize.page.report import Chapter, LessonPage, Report, StoryStep, told, write_report
+from glasscluster.visualize.page.trace import write_chrome_trace
 
 Say = Callable[[str], None]
 
@@ -117,8 +127,6 @@ class Lab:
     # ---- run -----------------------------------------------------------------------------------------------------
     def cluster(self, gpus: int) -> Any:
         """The cluster of this many GPUs (started at the first run on it)."""
-        from glasscluster.sim.run import Cluster
-
         if gpus not in self._clusters:
             if self.backend == "ray":  # actors are processes: keep those of one size at a time
                 self.close()
@@ -144,11 +152,6 @@ class Lab:
         **plan: Any,
     ) -> Any:
         """Train with a plan, check it against one device, count it; returns a Trained."""
-        from glasscluster.scenarios.jobs.sources import check_data
-        from glasscluster.scenarios.jobs.training import train
-        from glasscluster.strategies.job import Job
-        from glasscluster.strategies.plan import make_model, make_plan
-
         layout, shape = make_plan(**plan), make_model(model) if isinstance(model, str) else model
         layout.check(shape)
         check_data(data, shape.seq, shape.vocab)
@@ -185,11 +188,6 @@ class Lab:
 
     def dry(self, *, model: Any, **plan: Any) -> Any:
         """A plan recorded dry (shapes only) on this lab's hardware: for sweeps beside what really ran."""
-        from glasscluster.sim.run import Cluster
-        from glasscluster.strategies.job import Job, job_info
-        from glasscluster.strategies.plan import make_plan
-        from glasscluster.strategies.trainer import train_rank
-
         layout = make_plan(**plan)
         layout.check(model)
         job = Job(layout, model, steps=1)
@@ -355,8 +353,6 @@ class Lab:
 
     def _lesson_page(self) -> Any:
         """The beats of a lesson for the page; None for a plain scenario."""
-        from glasscluster.visualize.page.report import LessonPage
-
         taught = self.scenario.lesson
         if taught is None or self.prompt is None:
             return None
@@ -380,8 +376,6 @@ class Lab:
 
     def _told(self) -> list[Any]:
         """The scenario's own sentences; when they are few, what can be said of any run is added, from its numbers."""
-        from glasscluster.visualize.page.report import StoryStep, told
-
         steps = [StoryStep(text, view or "tab=ledger") for text, view in self.story]
         if self.entries and len(steps) < FEWEST_SENTENCES:
             entry = self.entries[-1]
@@ -392,10 +386,6 @@ class Lab:
 
     def write(self, folder: Path) -> Path:
         """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
-        from glasscluster.scenarios.jobs.training import network_pictures, write_ledger, write_run_json
-        from glasscluster.visualize.page.report import Chapter, Report, write_report
-        from glasscluster.visualize.page.trace import write_chrome_trace
-
         for entry in self.entries:
             home = folder if len(self.entries) == 1 else folder / entry.key
             home.mkdir(exist_ok=True)

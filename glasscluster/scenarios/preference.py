@@ -6,7 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from glasscluster.base.text import Said
+from glasscluster.scenarios.jobs import tuning
 from glasscluster.scenarios.lab import Lab, scenario
+from glasscluster.strategies.plan import make_model
+from glasscluster.strategies.preference.job import Tuning, place
+from glasscluster.strategies.preference.placements import fit
+from glasscluster.strategies.preference.ranks import predict_state, tune_rank
+from glasscluster.strategies.preference.rewards import Blank
+from glasscluster.visualize.figures.plots import bars, lines
 
 
 # fmt: off
@@ -15,14 +22,6 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
     """PPO against a reward model, with its pull to the reference and without, and GRPO against a rule, from one SFT policy. The rule says after
     every iteration what the answers are worth, the reward model what it thinks of them. Then PPO's roles are put on one, two and five GPUs.
     """
-    from glasscluster.scenarios.jobs import tuning
-    from glasscluster.strategies.plan import make_model
-    from glasscluster.strategies.preference.job import Tuning, place
-    from glasscluster.strategies.preference.placements import fit
-    from glasscluster.strategies.preference.ranks import predict_state, tune_rank
-    from glasscluster.strategies.preference.rewards import Blank
-    from glasscluster.visualize.figures.plots import bars, lines
-
     full = sft >= 400 and iterations >= 40
     fewer: dict[str, Any] = {} if full else {"compare": 120, "reward_model": 40}
     course = tuning.Course(sft=sft, ppo=iterations, grpo=iterations, **fewer)

@@ -7,6 +7,7 @@ from typing import Any
 from glasscluster.base.rows import tally
 from glasscluster.base.text import Said
 from glasscluster.scenarios.lab import Lab, scenario
+from glasscluster.strategies.plan import make_model
 
 OTHER = "dgx-h100"
 GPUS = 4
@@ -19,8 +20,6 @@ def tour(lab: Lab, steps: int = 6, hidden: int = 128, seq: int = 128, data: str 
     Each run is checked against one device in float64, every byte is counted against the paper's formula, and what
     ran is replayed on two kinds of hardware.
     """
-    from glasscluster.strategies.plan import make_model
-
     model = make_model("tiny", hidden=hidden, seq=seq)
     common: dict[str, Any] = {"model": model, "steps": steps, "data": data, "also_on": (OTHER,), "global_batch": 2 * GPUS}
     runs = {

@@ -10,8 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.text import Said
+from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.emergency_room.diagnosis import Signs, Text, diagnose
+from glasscluster.scenarios.emergency_room.plants import planted_rank
 from glasscluster.scenarios.lab import Lab, scenario
+from glasscluster.strategies.job import Job, job_info
+from glasscluster.strategies.judge.probes import Probes
+from glasscluster.strategies.judge.vitals import vitals
+from glasscluster.strategies.numerics.loss_scale import ScaleRule
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize.figures.blowups import clinic_figure
 
 if TYPE_CHECKING:
     from glasscluster.strategies.job import Job
@@ -49,15 +57,11 @@ class Case:
 
 def static(scale: float) -> dict[str, Any]:
     """A loss scale that nothing changes."""
-    from glasscluster.strategies.numerics.loss_scale import ScaleRule
-
     return {"precision": "fp16", "loss_scale": ScaleRule(scale, growth=1.0, backoff=1.0)}
 
 
 def dynamic(scale: float) -> dict[str, Any]:
     """A loss scale that adapts every few steps, so that a short run sees it."""
-    from glasscluster.strategies.numerics.loss_scale import ScaleRule
-
     return {"loss_scale": ScaleRule(scale, interval=4)}
 
 
@@ -148,12 +152,6 @@ class Chart:
 
 def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
     """The job of a run."""
-    from glasscluster.model.config import ModelConfig
-    from glasscluster.strategies.job import Job
-    from glasscluster.strategies.judge.probes import Probes
-    from glasscluster.strategies.numerics.loss_scale import ScaleRule
-    from glasscluster.strategies.plan import make_model, make_plan
-
     given = PLAN | MODEL | case.options(state)
     scale = given.pop("loss_scale", None) or ScaleRule()
     if given.get("decay", "none") != "none":
@@ -167,10 +165,6 @@ def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
 
 def examine(case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Any = None) -> Chart:
     """Train a patient in a state, and read its probes. With a title the run is recorded and shown."""
-    from glasscluster.scenarios.emergency_room.plants import planted_rank
-    from glasscluster.strategies.job import job_info
-    from glasscluster.strategies.judge.vitals import vitals
-
     job = job_of(case, state, lab.seed if seed is None else seed, steps)
     gpus, plant = job.plan.gpus, case.planted(state)
     if title is not None:
@@ -242,8 +236,6 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
 @scenario("emergency_room")
 def emergency_room(lab: Lab, steps: int = STEPS) -> None:
     """Eleven runs are ruined, each in one way. Probes on every rank tell which way it was, and a cure brings the loss back."""
-    from glasscluster.visualize.figures.blowups import clinic_figure
-
     treated = [treat(case, lab, steps) for case in CASES]
     examine(CASES[0], "broken", lab, steps, title=("A patient's last step", "一个病人的最后一步"))
     if not lab.leader:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -80,7 +81,5 @@ def _browser() -> dict[str, Any]:
 def _font() -> dict[str, Any]:
     if shutil.which("fc-list") is None:
         return _row("CJK font", "cannot tell (no fc-list)", True, False)
-    import subprocess
-
     found = subprocess.run(["fc-list", ":lang=zh", "family"], capture_output=True, text=True, check=False).stdout.strip()
     return _row("CJK font", found.splitlines()[0] if found else "none", bool(found), False, "for 中文 figures: install fonts-noto-cjk")

@@ -11,6 +11,8 @@ import numpy as np
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size
+from glasscluster.base.text import Said
+from glasscluster.scenarios.jobs.folders import output_folder, write_run_json
 from glasscluster.scenarios.jobs.wires import wires
 from glasscluster.scenarios.requests.collective import CollectiveRequest
 from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY
@@ -20,6 +22,8 @@ from glasscluster.sim.time.hardware import Hardware, hardware
 from glasscluster.sim.time.loads import carried_bytes, is_shared, network_of
 from glasscluster.sim.time.nccl import model as nccl
 from glasscluster.sim.time.timeline import Timeline
+from glasscluster.visualize.figures.collectives import bandwidth_figure, crossover_figure, scaling_figure
+from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
 
 OPERATIONS = tuple(o.replace("_", "-") for o in ALGORITHMS)
 NCCL = "nccl"
@@ -305,11 +309,6 @@ def collective(
 
 def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
     """The report: the run with its stepper, traffic and load of the links, and what the sweeps found."""
-    from glasscluster.base.text import Said
-    from glasscluster.scenarios.jobs.training import output_folder, write_run_json
-    from glasscluster.visualize.figures.collectives import bandwidth_figure, crossover_figure, scaling_figure
-    from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
-
     folder = output_folder(out, "collective")
     rows = content.get("sweep", [])
     by_size = [r for r in rows if r["gpus"] == content["gpus"]]

@@ -12,6 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.sim.time.hardware import Hardware, hardware
+from glasscluster.strategies.pipeline.pipeline_parallel import PipelineExecutor
+from glasscluster.strategies.pipeline.schedules import make_schedule
+from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
+from glasscluster.visualize.figures.pipelines import bars_of
 
 if TYPE_CHECKING:
     from glasscluster.strategies.pipeline.schedules.base import Schedule
@@ -35,10 +39,6 @@ def stages(gpu: Any, name: str, m: int, v: int = 1, n: int = N) -> dict[str, Any
     gradient is m n^S, exactly.
     """
     import torch
-
-    from glasscluster.strategies.pipeline.pipeline_parallel import PipelineExecutor
-    from glasscluster.strategies.pipeline.schedules import make_schedule
-    from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
 
     mesh = gpu.make_mesh({"pp": gpu.size})
     schedule = make_schedule(name, gpu.size, m, v)
@@ -108,9 +108,6 @@ def _stage(n: int, later: Any) -> Any:
 
 def played(lab: Any, key: str, title: Any, name: str, p: int, m: int, v: int = 1, f: float = 1e-3, hop: float = 0.0) -> Any:
     """Run a schedule in a lab, f seconds for a rank's share of F (f/v a chunk); returns (run, schedule, judgement, its bars)."""
-    from glasscluster.strategies.pipeline.schedules import make_schedule
-    from glasscluster.visualize.figures.pipelines import bars_of
-
     schedule = make_schedule(name, p, m, v)
     run = lab.run(key, title, stages, name, m, v, gpus=p, clock=machine(f / v, hop))
     if lab.leader:

@@ -17,6 +17,8 @@ from glasscluster.strategies.judge.activations import (
 )
 from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.plan import Plan
+from glasscluster.visualize.figures.kept import by_layout
+from glasscluster.visualize.words import word
 
 
 def countable(plan: Plan, model: ModelConfig) -> bool:
@@ -61,9 +63,6 @@ def kept_picture(plan: Plan, model: ModelConfig) -> Callable[[str], Any] | None:
         return None
 
     def draw(lang: str) -> Any:
-        from glasscluster.visualize.figures.kept import by_layout
-        from glasscluster.visualize.words import word
-
         return by_layout(layouts(plan, model, word("one_gpu", lang)), lang, word("kept_title", lang))
 
     return draw

@@ -7,7 +7,9 @@ import random
 from pathlib import Path
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
+from glasscluster.scenarios.jobs.folders import output_folder, write_run_json
 from glasscluster.scenarios.jobs.generation import check_model, one_of
 from glasscluster.scenarios.jobs.processes import is_leader
 from glasscluster.scenarios.jobs.serving import Say, Serving, serve
@@ -17,6 +19,8 @@ from glasscluster.sim.run import Cluster
 from glasscluster.strategies.serving import batching
 from glasscluster.strategies.serving.batching import Request
 from glasscluster.strategies.serving.serving import ServingJob
+from glasscluster.visualize.figures.slots import cache_figure, slots_figure
+from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
 
 WORDS = {"continuous": "连续", "static": "静态"}
 
@@ -113,11 +117,6 @@ def check_job(job: ServingJob) -> ServingJob:
 
 def write(made: Serving, out: str) -> Path:
     """The report: the run, who had which slot when, and the cache over time."""
-    from glasscluster.base.text import Said
-    from glasscluster.scenarios.jobs.training import output_folder, write_run_json
-    from glasscluster.visualize.figures.slots import cache_figure, slots_figure
-    from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
-
     folder, run, job = output_folder(out, "serve"), made.run, made.job
     run.graph.save(folder / "graph.npz")
     name = Said(f"{len(job.requests)} requests, {job.policy} batching", f"{len(job.requests)} 个请求，{WORDS[job.policy]}批处理")

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.errors import Deadlock, InputError
+from glasscluster.scenarios.jobs.folders import output_folder
 from glasscluster.scenarios.requests.stored import ReplayRequest, ScheduleRequest
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.packed import load_packed
+from glasscluster.sim.run import Run
 from glasscluster.sim.time.replay import replay
+from glasscluster.strategies.pipeline.schedules import LOOPED, SCHEDULES, chunks, make_schedule
+from glasscluster.strategies.pipeline.schedules.notation import read_schedule
 
 if TYPE_CHECKING:
     from glasscluster.strategies.pipeline.schedules.base import Schedule
@@ -55,9 +59,9 @@ def replay_command(request: ReplayRequest) -> dict[str, Any]:
 
 def schedule_command(request: ScheduleRequest) -> dict[str, Any]:
     """`glass schedule`: a schedule by name, or one of a file, which passes or ends with exit code 1."""
-    file, chunks = request.validate_, request.virtual_stages
+    file, stages = request.validate_, request.virtual_stages
     try:
-        return schedule_content(request.name, request.pp, request.micro_batches, request.costs, file, chunks)
+        return schedule_content(request.name, request.pp, request.micro_batches, request.costs, file, stages)
     except (Deadlock, InputError) as problem:
         if file is not None and (isinstance(problem, Deadlock) or problem.field == "schedule"):
             problem.exit_code = 1  # the file was read and judged, and did not pass
@@ -81,9 +85,6 @@ def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: b
         "report": None,
     }
     if out is not None:
-        from glasscluster.scenarios.jobs.training import output_folder
-        from glasscluster.sim.run import Run
-
         content["report"] = str(Run.stored(timeline).report(output_folder(out, "replay") / "report.html"))
     return content
 
@@ -92,8 +93,6 @@ def schedule_content(
     name: str, ranks: int, micro_batches: int, costs: str, validate: str | None, virtual_stages: int | None = None
 ) -> dict[str, Any]:
     """The `glass.schedule/1` object of a schedule by name, or of one in a file."""
-    from glasscluster.strategies.pipeline.schedules import make_schedule
-
     spent = _costs(costs)
     if validate is None:
         plan = make_schedule(name, ranks, micro_batches, virtual_stages)
@@ -135,9 +134,6 @@ def _costs(text: str) -> dict[str, float]:
 
 def _read(name: str, path: str, ranks: int, micro_batches: int, virtual_stages: int | None) -> Schedule:
     """A schedule file; the stages of a name that we know are ours, of any other they are counted."""
-    from glasscluster.strategies.pipeline.schedules import LOOPED, SCHEDULES, chunks
-    from glasscluster.strategies.pipeline.schedules.notation import read_schedule
-
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as problem:

@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING, Any
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import FAILED, Row, tally
 from glasscluster.base.text import Said
+from glasscluster.model.parallel import IGNORE
+from glasscluster.scenarios.jobs.trained import Trained
+from glasscluster.scenarios.jobs.training import counted_rows, equivalence_rows
 from glasscluster.scenarios.lab import Lab, scenario
+from glasscluster.scenarios.zoo.plants import PLANTS
+from glasscluster.strategies.exchange.replica import one_thread
+from glasscluster.strategies.job import Job, job_info
+from glasscluster.strategies.judge import check
+from glasscluster.strategies.judge.check import TOLERANCE
+from glasscluster.strategies.judge.single_device import train_one_device
+from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.strategies.trainer import train_rank
+from glasscluster.visualize.figures.plots import dots
 
 if TYPE_CHECKING:
     from glasscluster.sim.run import Run
@@ -69,10 +81,6 @@ class Bug:
 
 def make_job(bug: Bug, seed: int = 0) -> Job:
     """Training in float64 on the bug's plan, keeping gradients and weights."""
-    from glasscluster.model.parallel import IGNORE
-    from glasscluster.strategies.job import Job
-    from glasscluster.strategies.plan import make_model, make_plan
-
     class Unequal(Job):
         """The first targets of a sequence carry no loss: none, one, two, ... of them."""
 
@@ -90,8 +98,6 @@ def make_job(bug: Bug, seed: int = 0) -> Job:
 
 def planted(bug: Bug, job: Job) -> Job:
     """The same job with the bug in it."""
-    from glasscluster.scenarios.zoo.plants import PLANTS
-
     return replace(job, observers=(PLANTS[bug.id],))
 
 
@@ -112,9 +118,6 @@ class Outcome:
 
 def judge(job: Job, run: Run, reference: Any) -> Outcome:
     """Compare with one device, and count."""
-    from glasscluster.scenarios.jobs.training import Trained, counted_rows, equivalence_rows
-    from glasscluster.strategies.judge import check
-
     compared = check.compare(run.results, reference, job.plan)
     counted = counted_rows(Trained(job, run, compared))
     losses = [
@@ -133,9 +136,6 @@ def judge(job: Job, run: Run, reference: Any) -> Outcome:
 
 def alone(job: Job) -> Any:
     """One device's training of the job, without any bug."""
-    from glasscluster.strategies.exchange.replica import one_thread
-    from glasscluster.strategies.judge.single_device import train_one_device
-
     with one_thread():
         return train_one_device(job.model, [job.batch(step) for step in range(job.steps)], job.optimizer, job.plan.clip, job.seed)
 
@@ -252,9 +252,6 @@ def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
 
 def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
     """The honest run, then the planted one, and rows that say whether both did what they must. `kept`: the planted run in the report."""
-    from glasscluster.strategies.job import job_info
-    from glasscluster.strategies.trainer import train_rank
-
     job = make_job(bug, lab.seed)
     reference = alone(job)
     lab.say(f"{bug.id}: {job.plan.gpus} threads, honest and planted")
@@ -290,9 +287,6 @@ def _list(gates: Sequence[str], said: dict[str, Said]) -> Said:
 
 def _unannounced(lab: Lab, bug: Bug) -> None:
     """As a student sees it: a run whose checks fail."""
-    from glasscluster.strategies.job import job_info
-    from glasscluster.strategies.trainer import train_rank
-
     job = make_job(bug, lab.seed)
     reference = alone(job)
     title = ("Something is wrong here", "这里有个错误")
@@ -319,9 +313,6 @@ def _unannounced(lab: Lab, bug: Bug) -> None:
 
 def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
     """One sentence a bug, one figure, and how many the loss would have told."""
-    from glasscluster.strategies.judge.check import TOLERANCE
-    from glasscluster.visualize.figures.plots import dots
-
     kept = {e.key for e in lab.entries} if len(lab.entries) > 1 else set()
     for bug in chosen:
         seen = found[bug.id]

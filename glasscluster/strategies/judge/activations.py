@@ -107,89 +107,195 @@ def predict_layer(
     context: str = "ring",
     cp_rank: int = 0,
 ) -> list[Term]:
-    """The list for one of t·cp ranks, in the order in which the layer runs. `sequence_parallel` cuts the norms' regions too.
+    """The list for one of t·cp ranks, in the order in which the layer runs.
 
-    `cp_rank` says only how many blocks of a ring it merges, by which the operations that make tensors are numbered.
+    `sequence_parallel` cuts the norms' regions too. `cp_rank` says only how many blocks of a ring it merges, by
+    which the operations that make tensors are numbered.
     """
-    s, h, k, f, a = model.seq, model.hidden, model.key_width, model.width, model.heads
-    wide, outside = max(w, 4), (t if sequence_parallel else 1) * cp
-    unfused, drop, exchange = model.attention == "unfused", model.dropout > 0, cp > 1 and context == "ulysses"
-    over_t, over_sp = _over(t=t, c=cp), _over(t=t if sequence_parallel else 1, c=cp)
+    layer = _Layer(model, b, t, w, recompute, sequence_parallel, cp, context, cp_rank)
     if recompute == "full":
-        return [Term("input of the layer", f"w·sbh{over_sp}", w * s * b * h // outside, ("input",))]
-
-    def region(name: str, *makers: str, width: int = w) -> Term:
-        return Term(name, f"{'w·' if width == w else ''}sbh{over_sp}", width * s * b * h // outside, makers)
-
-    def cut(part: str, name: str, *makers: str, columns: int = h, symbols: str = "sbh", width: int = w) -> Term:
-        times = symbols[0] if symbols[0].isdigit() else ""
-        text = f"{times}{'w·' if width == w else ''}{symbols.removeprefix(times).removeprefix('·')}{over_t}"
-        return Term(name, text, width * s * b * columns // (t * cp), makers, part=part)
-
-    def norm(number: int, before: str) -> list[Term]:
-        made, mean = f"{OPERATOR[model.norm]}_forward {number}", model.norm == "layernorm"
-        each = 2 * wide if mean else wide
-        name = f"{'mean and ' if mean else ''}1/std of norm {number}"
-        statistics = Term(name, f"{each}·sb{over_sp}", each * s * b // outside, (f"{made}.1", f"{made}.2")[: 1 + mean], True)
-        return [region(f"input of norm {number}", before), statistics, region(f"output of norm {number}", made)]
-
-    def mask(place: str, number: int) -> list[Term]:
-        return [region(f"mask of the {place}'s dropout", f"dropout_forward {number}.1", width=1)] if drop else []
-
-    keys, turned = "sbh" if k == h else "sbk", model.position == "rope"
-    first, second, residual = ("addmm 1", "addmm 2", "add 2") if model.bias else ("mm 1", "mm 3", "add 1")
-    before = int(sequence_parallel and t > 1 and b > 1)  # gathering several sequences copies each rank's piece to its place
-    own = ("rope 1", "rope 2", f"clone {before + 1}")  # of what is turned
-    before += turned
-    if exchange:
-        copies = _exchanged(b, a // (t * cp), model.key_heads // (t * cp), before)
-    elif turned and unfused:  # of one head, nothing needs to be copied to lie in order
-        several = [n // t > 1 for n in (a, model.key_heads, model.key_heads)]
-        numbers = [before + sum(several[: i + 1]) for i in range(3)]
-        copies = tuple(f"clone {n}" if many else mine for n, many, mine in zip(numbers, several, own, strict=True))
-        copies = (*copies, f"clone {before + sum(several) + 1}")
-    else:
-        copies = tuple(f"clone {before + i}" for i in (1, 2, 3, 4))
-    as_they_are = recompute == "selective" or not (unfused or exchange)
-    if as_they_are and not turned:
-        together = "3·sbh" if k == h else "sb(h+2k)"
-        core = [cut("attention", "Q, K and V (one tensor)", first, columns=h + 2 * k, symbols=together)]
-    else:
-        core = [
-            cut("attention", name, copy, columns=n, symbols=sb)
-            for name, copy, n, sb in zip("QKV", own if as_they_are else copies[:3], (h, k, k), ("sbh", keys, keys), strict=True)
-        ]
-    if unfused and recompute == "none":
-        scores = partial(cut, "scores", columns=a * s, symbols="a·s²b")
-        core.append(scores("softmax", "softmax_forward 1"))
-        if drop:
-            core.append(scores("mask of the softmax's dropout", "dropout_forward 1.1", width=1))
-            core.append(scores("softmax after dropout", "dropout_forward 1"))
-    if not unfused and recompute == "none":
-        lse = wide * a * s * b // (t * cp)
-        core.append(Term("log-sum-exp of flash attention", f"{wide}·a·sb{over_t}", lse, ("flash_forward 1.1",), True, "attention"))
-        if exchange:
-            core.append(cut("attention", "attention of this rank's heads, before its way back", "flash_forward 1"))
-    heads: tuple[str, ...]
-    if exchange:
-        heads = (copies[3],)
-    elif unfused:
-        heads = (copies[3], "bmm 2")  # with one head on a rank nothing is copied
-    elif cp > 1 and w < wide:  # rounded after the last merge; each block's output was widened for it
-        blocks = sum(layout(context, cp_rank, source, s // cp) is not None for source in range(cp))
-        heads = (f"_to_copy {blocks + 1}",)
-    else:
-        heads = ("flash_forward 1",)
-    drops = 1 if unfused and drop else 0
+        nbytes = w * model.seq * b * model.hidden // layer.outside
+        return [Term("input of the layer", f"w·sbh{layer.over_sp}", nbytes, ("input",))]
+    f, h = model.width, model.hidden
+    first_drop = 1 if layer.unfused and layer.drops else 0
+    residual = "add 2" if model.bias else "add 1"
+    second = "addmm 2" if model.bias else "mm 3"
     return [
-        *norm(1, "input"),
-        *core,
-        cut("attention", "attention of all heads, input of the output matrix", *heads),
-        *mask("attention", drops + 1),
-        *norm(2, residual),
-        *_mlp(model.activation, partial(cut, "mlp"), f, "4·sbh" if f == 4 * h else "sbf", second),
-        *mask("MLP", drops + 2),
+        *layer.norm(1, "input"),
+        *layer.inside_attention(),
+        layer.cut("attention", "attention of all heads, input of the output matrix", *layer.heads()),
+        *layer.mask("attention", first_drop + 1),
+        *layer.norm(2, residual),
+        *_mlp(model.activation, partial(layer.cut, "mlp"), f, "4·sbh" if f == 4 * h else "sbf", second),
+        *layer.mask("MLP", first_drop + 2),
     ]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The sizes of one layer on one rank, and the terms that they make. Symbols as in the header."""
+
+    model: ModelConfig
+    b: int
+    t: int
+    w: int
+    recompute: str
+    sequence_parallel: bool
+    cp: int
+    context: str
+    cp_rank: int
+
+    @property
+    def over_t(self) -> str:
+        """What a term inside the matrices is divided by, in writing."""
+        return _over(t=self.t, c=self.cp)
+
+    @property
+    def over_sp(self) -> str:
+        """What a term outside the matrices is divided by, in writing."""
+        return _over(t=self.t if self.sequence_parallel else 1, c=self.cp)
+
+    @property
+    def outside(self) -> int:
+        """Ranks that share out a tensor outside the matrices."""
+        return (self.t if self.sequence_parallel else 1) * self.cp
+
+    @property
+    def wide(self) -> int:
+        """Bytes of a number that is kept in fp32 or more: statistics, log-sum-exp."""
+        return max(self.w, 4)
+
+    @property
+    def unfused(self) -> bool:
+        """Whether attention keeps its scores."""
+        return self.model.attention == "unfused"
+
+    @property
+    def drops(self) -> bool:
+        """Whether there is dropout."""
+        return self.model.dropout > 0
+
+    @property
+    def exchange(self) -> bool:
+        """Whether heads are exchanged over cp (Ulysses)."""
+        return self.cp > 1 and self.context == "ulysses"
+
+    @property
+    def rotates(self) -> bool:
+        """Whether queries and keys are rotated behind their matrix."""
+        return self.model.position == "rope"
+
+    # ---- terms -----------------------------------------------------------------------------------------------
+    def region(self, name: str, *makers: str, width: int = 0) -> Term:
+        """A tensor [s, b, h] outside the matrices."""
+        width = width or self.w
+        text = f"{'w·' if width == self.w else ''}sbh{self.over_sp}"
+        nbytes = width * self.model.seq * self.b * self.model.hidden // self.outside
+        return Term(name, text, nbytes, makers)
+
+    def cut(
+        self, part: str, name: str, *makers: str, columns: int = 0, symbols: str = "sbh", width: int = 0
+    ) -> Term:
+        """A tensor [s, b, columns] inside the matrices of a part."""
+        width, columns = width or self.w, columns or self.model.hidden
+        times = symbols[0] if symbols[0].isdigit() else ""
+        rest = symbols.removeprefix(times).removeprefix("·")
+        text = f"{times}{'w·' if width == self.w else ''}{rest}{self.over_t}"
+        nbytes = width * self.model.seq * self.b * columns // (self.t * self.cp)
+        return Term(name, text, nbytes, makers, part=part)
+
+    def norm(self, number: int, before: str) -> list[Term]:
+        """What a norm keeps: its input, its statistics, and its output for the matrix behind it."""
+        made, mean = f"{OPERATOR[self.model.norm]}_forward {number}", self.model.norm == "layernorm"
+        each = 2 * self.wide if mean else self.wide
+        name = f"{'mean and ' if mean else ''}1/std of norm {number}"
+        nbytes, makers = each * self.model.seq * self.b // self.outside, (f"{made}.1", f"{made}.2")[: 1 + mean]
+        statistics = Term(name, f"{each}·sb{self.over_sp}", nbytes, makers, True)
+        before_and_behind = (
+            self.region(f"input of norm {number}", before),
+            self.region(f"output of norm {number}", made),
+        )
+        return [before_and_behind[0], statistics, before_and_behind[1]]
+
+    def mask(self, place: str, number: int) -> list[Term]:
+        """A byte an element, where there is dropout."""
+        if not self.drops:
+            return []
+        return [self.region(f"mask of the {place}'s dropout", f"dropout_forward {number}.1", width=1)]
+
+    # ---- attention -------------------------------------------------------------------------------------------
+    @property
+    def clones_before(self) -> int:
+        """Copies made before Q, K and V: gathering several sequences copies each rank's piece to its place."""
+        return int(self.sequence_parallel and self.t > 1 and self.b > 1) + self.rotates
+
+    @property
+    def rotated(self) -> tuple[str, str, str]:
+        """What makes rotated Q and K, and the V beside them."""
+        return "rope 1", "rope 2", f"clone {self.clones_before}"
+
+    def copies(self) -> tuple[str, ...]:
+        """What makes Q, K, V and the output of all heads, as attention takes them."""
+        model, t, before = self.model, self.t, self.clones_before
+        if self.exchange:
+            return _exchanged(self.b, model.heads // (t * self.cp), model.key_heads // (t * self.cp), before)
+        if self.rotates and self.unfused:  # of one head, nothing needs to be copied to lie in order
+            several = [n // t > 1 for n in (model.heads, model.key_heads, model.key_heads)]
+            numbers = [before + sum(several[: i + 1]) for i in range(3)]
+            makers = [
+                f"clone {n}" if many else own
+                for n, many, own in zip(numbers, several, self.rotated, strict=True)
+            ]
+            return (*makers, f"clone {before + sum(several) + 1}")
+        return tuple(f"clone {before + i}" for i in (1, 2, 3, 4))
+
+    def inside_attention(self) -> list[Term]:
+        """Q, K and V, then what grows with s², or flash attention's log-sum-exp."""
+        model, h, k = self.model, self.model.hidden, self.model.key_width
+        as_they_are = self.recompute == "selective" or not (self.unfused or self.exchange)
+        if as_they_are and not self.rotates:
+            together = "3·sbh" if k == h else "sb(h+2k)"
+            first, columns = "addmm 1" if model.bias else "mm 1", h + 2 * k
+            terms = [self.cut("attention", "Q, K and V (one tensor)", first, columns=columns, symbols=together)]
+        else:
+            keys = "sbh" if k == h else "sbk"
+            makers = self.rotated if as_they_are else self.copies()[:3]
+            terms = [
+                self.cut("attention", name, made, columns=n, symbols=symbols)
+                for name, made, n, symbols in zip("QKV", makers, (h, k, k), ("sbh", keys, keys), strict=True)
+            ]
+        if self.recompute != "none":
+            return terms
+        return terms + (self._scores() if self.unfused else self._log_sum_exp())
+
+    def _scores(self) -> list[Term]:
+        scores = partial(self.cut, "scores", columns=self.model.heads * self.model.seq, symbols="a·s²b")
+        terms = [scores("softmax", "softmax_forward 1")]
+        if self.drops:
+            terms.append(scores("mask of the softmax's dropout", "dropout_forward 1.1", width=1))
+            terms.append(scores("softmax after dropout", "dropout_forward 1"))
+        return terms
+
+    def _log_sum_exp(self) -> list[Term]:
+        nbytes = self.wide * self.model.heads * self.model.seq * self.b // (self.t * self.cp)
+        name, text = "log-sum-exp of flash attention", f"{self.wide}·a·sb{self.over_t}"
+        terms = [Term(name, text, nbytes, ("flash_forward 1.1",), True, "attention")]
+        if self.exchange:
+            name = "attention of this rank's heads, before its way back"
+            terms.append(self.cut("attention", name, "flash_forward 1"))
+        return terms
+
+    def heads(self) -> tuple[str, ...]:
+        """What makes the output of all heads, which the output matrix keeps."""
+        if self.exchange:
+            return (self.copies()[3],)
+        if self.unfused:
+            return (self.copies()[3], "bmm 2")  # with one head on a rank nothing is copied
+        if self.cp > 1 and self.w < self.wide:  # rounded after the last merge; each block was widened for it
+            length = self.model.seq // self.cp
+            pieces = (layout(self.context, self.cp_rank, source, length) for source in range(self.cp))
+            return (f"_to_copy {sum(piece is not None for piece in pieces) + 1}",)
+        return ("flash_forward 1",)
 
 
 def _exchanged(b: int, heads: int, key_heads: int, before: int) -> tuple[str, ...]:

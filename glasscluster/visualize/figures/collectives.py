@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log10
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.visualize.figures.plots import lines
@@ -104,6 +105,4 @@ def _note(text: str) -> dict[str, Any]:
 
 def _log(x: float) -> float:
     """Annotations on a log axis are placed by exponent."""
-    from math import log10
-
     return log10(x)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -399,8 +400,6 @@ def write_report(report: Report, path: Path) -> Path:
 
 def notebook_html(figure: Any) -> str:
     """A figure for a notebook's output cell: a frame that holds everything it needs, also without a network."""
-    from html import escape
-
     content = _json(_plain(figure))
     page = f"""<!doctype html><meta charset="utf-8"><div id="figure"></div><script>{plotly_source()}</script>
 <script>const f = {content}; moduleName.newPlot("figure", f.data, f.layout, {{responsive: true, displaylogo: false}});</script>"""

@@ -7,7 +7,8 @@ from itertools import product
 from typing import Any
 
 from glasscluster.base.rows import FAILED, Row
-from glasscluster.scenarios.jobs.training import Trained, counted_rows
+from glasscluster.scenarios.jobs.trained import Trained
+from glasscluster.scenarios.jobs.training import counted_rows
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.sim.run import Cluster

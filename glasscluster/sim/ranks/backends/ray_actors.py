@@ -8,10 +8,12 @@ has it (on), and everything it set in the environment put back when it stops.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from glasscluster.base.errors import BackendUnavailable, GlassError, RankDied, RankStalled
@@ -45,8 +47,6 @@ class _Rank:
 
     def join(self, rank: int, size: int, address: str, port: int, device: str, timeout_s: float, local: bool) -> int:
         """Enter the process group; returns this process's id."""
-        from datetime import timedelta
-
         import torch
         import torch.distributed as dist
 
@@ -215,8 +215,6 @@ def _first_line(problem: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet():
     """Ray prints hints on standard error while starting; standard output must stay ours."""
-    import logging
-
     logger = logging.getLogger("ray")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,0 +1,76 @@
+"""The folder of a run: where it is, and what is written there, also after a failure."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glasscluster.base.errors import GlassError, InputError
+from glasscluster.base.rows import Row
+from glasscluster.scenarios.jobs.trained import Say
+from glasscluster.sim.recording.events import FIELDS, KINDS
+
+
+def output_folder(out: str | None, name: str) -> Path:
+    """The folder to write to; the default is the first free runs/NAME-N."""
+    if out is None:
+        number = 1
+        while Path(f"runs/{name}-{number}").exists():
+            number += 1
+        out = f"runs/{name}-{number}"
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError("out", out, f"cannot be made: {problem.strerror}") from None
+    return folder
+
+
+def write_ledger(path: Path, rows: list[Row]) -> None:
+    """The checks as CSV."""
+    columns = ["name", "predicted", "counted", "simulated", "measured", "unit", "match", "tolerance", "ok", "source"]
+    columns += ["key", "verdict", "why"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row.as_dict() for row in rows)
+
+
+def write_run_json(folder: Path, content: dict[str, Any]) -> None:
+    """Everything that differs from machine to machine lives here, not in the report."""
+    import torch
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    (folder / "run.json").write_text(json.dumps({**content, "versions": versions}, indent=1, default=str))
+
+
+def keep_partial(folder: Path, error: GlassError, info: dict[str, Any], say: Say) -> None:
+    """After a failed run its folder holds what was recorded; after a usage error there is no folder."""
+    if error.exit_code == 3:
+        say(f"what was recorded is in {write_partial(folder, error, info)}")
+    elif not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path:
+    """What a failed run leaves: each rank's events so far (npz, no pickle) and its last operations with the error."""
+    run, ranks = error.__dict__.get("run"), []
+    for outcome in run.outcomes if run is not None else []:
+        recording = outcome.recording
+        if recording is None:
+            continue
+        table, names = recording["table"], recording["names"]
+        np.savez_compressed(
+            folder / f"partial-rank{outcome.rank}.npz", table=table, fields=np.array(FIELDS), names=np.array(names, dtype=str)
+        )
+        kind, op = FIELDS.index("kind"), FIELDS.index("op")
+        last = [f"{KINDS[int(e[kind])]} {names[int(e[op])]}" for e in table[-64:]]
+        said = outcome.error.as_dict() if outcome.error is not None else None
+        ranks.append({"rank": outcome.rank, "events": len(table), "error": said, "last_operations": last})
+    write_run_json(folder, {"schema": "glass.partial/1", **error.as_dict(), "info": info, "ranks": ranks})
+    return folder

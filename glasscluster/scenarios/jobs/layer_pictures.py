@@ -1,0 +1,67 @@
+"""Pictures that only the plan and the results can draw: who computes what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.layers import moe
+from glasscluster.scenarios.jobs.kept import kept_picture
+from glasscluster.scenarios.jobs.trained import Trained
+from glasscluster.strategies.context import context_parallel, ulysses
+from glasscluster.strategies.plan import Plan
+from glasscluster.visualize.figures import network
+from glasscluster.visualize.figures.causal import Shared, causal_figure
+from glasscluster.visualize.figures.experts import Load, expert_load_figure
+from glasscluster.visualize.figures.matrices import matrices_figure
+from glasscluster.visualize.words import word
+
+
+def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
+    """What only the plan and the results know how to draw of who computes what: a cut causal mask, and the load of experts."""
+    plan, model, results = trained.job.plan, trained.job.model, trained.run.results
+    made: dict[str, Callable[[str], Any]] = {}
+    if plan.tp > 1 and not model.experts and not model.kv_latent:
+        made["matrices"] = partial(_matrices, plan, model)
+    kept = None if trained.job.packed else kept_picture(plan, model)  # documents keep one more copy of attention's output than the list
+    if kept:
+        made["kept"] = kept  # in the memory tab
+    if plan.cp > plan.heads_cut and model.causal and not model.prefix:
+        made["causal"] = partial(_causal, plan, model)
+    if model.experts:
+        made["experts"] = partial(_load, plan, model, results)
+    if plan.ep > 1 and not trained.run.graph.has_native:
+        made["dispatch"] = partial(_dispatch, trained.run.graph)
+    return made
+
+
+def _matrices(plan: Plan, model: ModelConfig, lang: str) -> Any:
+    """One layer's matrices by rank."""
+    return matrices_figure({"": model}, plan.tp, lang, plan.sequence_parallel, word("matrices_title", lang))
+
+
+def _causal(plan: Plan, model: ModelConfig, lang: str) -> Any:
+    """The mask of few tokens, by who has which; the work is the model's own."""
+    groups = plan.cp // plan.heads_cut
+    tokens = 2 * groups * max(1, 8 // groups)
+    queries = [0] * tokens
+    for group in range(groups):
+        for token in context_parallel.tokens_of(plan.context, group, groups, tokens):
+            queries[token] = group
+    pairs = ulysses.work(plan.context, plan.cp, model.seq, model.heads // plan.tp, plan.heads_cut)
+    return causal_figure([Shared(plan.context, queries, pairs)], lang, word("causal_work", lang, tokens=tokens))
+
+
+def _load(plan: Plan, model: ModelConfig, results: list[Any], lang: str) -> Any:
+    """All ranks' rows for each expert; tp ranks route the same tokens."""
+    first = results[:: plan.tp]
+    wanted, kept = ([sum(c) for c in zip(*(c for r in first for c in r.routing_counts(what)), strict=True)] for what in ("wanted", "kept"))
+    sequences = plan.global_batch * model.layers
+    places = moe.capacity(model, model.seq) * sequences if model.capacity_factor else None
+    return expert_load_figure([Load("", wanted, kept, places)], lang, word("expert_load", lang))
+
+
+def _dispatch(graph: Any, lang: str) -> Any:
+    return network.matrices_figure({word("dispatch_matrix", lang): network.matrix(graph, "ep", "dispatch")}, lang, across=1)
