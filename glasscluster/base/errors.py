@@ -112,7 +112,7 @@ class ClusterLost(GlassError):
 class InputError(GlassError, ValueError):
     """Bad input: field, value, rule, and the nearest valid choice.
 
-    by_name: it is the field that is unknown; the choices are names, and the nearest is the one spelled like it.
+    by_name: the field itself is unknown; the nearest is the choice that is spelled like it.
     """
 
     exit_code = 2
