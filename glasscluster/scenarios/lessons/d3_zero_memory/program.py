@@ -91,8 +91,8 @@ def table_1(lab: Lab, lang: str) -> Any:
 
 
 def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:
-    """What was counted here, bytes a parameter, for 7.5 billion parameters: within half of the last digit that
-    the paper prints.
+    """What was counted here, bytes a parameter, for 7.5 billion parameters: within half
+    of the last digit that the paper prints.
     """
     for stage, (printed, digits) in enumerate(TABLE_1.get(gpus, ()), start=1):
         half: dict[str, Any] = {"unit": "GB", "tolerance": 0.5 * 10**-digits}
