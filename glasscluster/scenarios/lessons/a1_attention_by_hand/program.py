@@ -59,7 +59,9 @@ def random_scores(dims: list[int], draw: torch.Generator) -> dict[str, Any]:
 
 def by_hand_and_torch(draw: torch.Generator) -> float:
     """The largest difference between `by_hand` and torch's own multi-head attention."""
-    mha = torch.nn.MultiheadAttention(32, 4, batch_first=True, dtype=torch.float64)
+    with torch.random.fork_rng():  # a module draws its weights from the global generator
+        torch.manual_seed(0)
+        mha = torch.nn.MultiheadAttention(32, 4, batch_first=True, dtype=torch.float64)
     x = torch.randn(2, 10, 32, generator=draw, dtype=torch.float64)
     mine = by_hand(x, mha.in_proj_weight, mha.in_proj_bias, mha.out_proj.weight, mha.out_proj.bias, 4)
     return float((mine - mha(x, x, x, need_weights=False)[0]).abs().max().detach())

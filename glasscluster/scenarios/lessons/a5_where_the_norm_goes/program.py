@@ -99,21 +99,20 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     grown = {kind: found["stream"][kind, layers] for kind in KINDS}
     stretch = grown["pre"][-1] / grown["pre"][shallow - 1]
 
-    # Random weights scatter these means over four seeds by about 1/√h. Over twelve seeds at h = 64 the
-    # standard error was 0.05 for a power, 0.024 for the pre-norm stream, 0.002 for the post-norm one;
-    # four standard errors are allowed.
-    error = (64 / h) ** 0.5
+    # Random weights scatter these means over four seeds. Over twelve seeds, at h = 64 and 24 layers, the
+    # standard error was 0.05 for a power (four are allowed) and 0.0017 for the post-norm stream (six).
+    # Variances add where branches are independent, which attention's are not quite: 3 to 6 % were seen.
+    # 0.3 is well below the way to either rival claim, no growth (1) and growth with L (4): halfway, in
+    # ratios, are 2/√2 and 2·√2.
     chance: dict[str, Any] = {"match": "statistical"}
     for kind, expected in (("pre", -0.5), ("pre, RMSNorm", -0.5), ("post", 0.0)):
-        four_errors = 4 * 0.05 * error
-        lab.row(
-            "power_of_depth", expected, power[kind], "Eq 5", unit="", **chance, tolerance=four_errors, kind=kind
-        )
+        lab.row("power_of_depth", expected, power[kind], "F5", unit="", **chance, tolerance=0.2, kind=kind)
     depth: dict[str, Any] = {"layers": layers, "shallow": shallow}
-    source = "variances of branches add: √4"
-    lab.row("pre_stream", 2, stretch, source, unit="×", **chance, tolerance=4 * 0.024 * error, **depth)
+    lab.row(
+        "pre_stream", 2, stretch, "variances of branches add: √4", unit="×", **chance, tolerance=0.3, **depth
+    )
     source, post = "it is a norm's output", grown["post"][-1]
-    lab.row("post_stream", 1, post, source, unit="rms", **chance, tolerance=4 * 0.002 * error, layers=layers)
+    lab.row("post_stream", 1, post, source, unit="rms", **chance, tolerance=0.01, layers=layers)
     source = "1910.07467, float64"
     lab.row("rms_norm_and_torch", 0, found["apart"], source, unit="absolute", tolerance=1e-12)
     lab.row("gradcheck", 1, found["checked"], "finite differences", unit="")

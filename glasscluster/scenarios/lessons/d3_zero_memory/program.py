@@ -97,13 +97,13 @@ def half_up(value: float, digits: int) -> float:
 
 
 def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:
-    """What was counted here, bytes a parameter, for 7.5 billion parameters: to the digits that the paper
-    prints.
+    """What was counted here, bytes a parameter, for 7.5 billion parameters: within half
+    of the last digit that the paper prints.
     """
     for stage, (printed, digits) in enumerate(TABLE_1.get(gpus, ()), start=1):
-        counted = half_up(7.5 * totals[stage], digits)
-        names: dict[str, Any] = {"stage": stage, "gpus": gpus}
-        lab.row("table_1", printed, counted, "ZeRO 1910.02054 Table 1", unit="GB", **names)
+        half: dict[str, Any] = {"unit": "GB", "tolerance": 0.5 * 10**-digits}
+        source, counted = "ZeRO 1910.02054 Table 1, as printed there", 7.5 * totals[stage]
+        lab.row("table_1", printed, counted, source, **half, stage=stage, gpus=gpus)
 
 
 def book(lab: Lab, model: Any, **plan: Any) -> StateBook:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log, sqrt
 from typing import Any
 
 import torch
@@ -58,16 +59,13 @@ def quadratic(
     return norms
 
 
-QUADRATIC: dict[str, Any] = {
-    "dims": 200,
-    "own": 8,
-    "steps": 400,
-    "deviation": 9.5,
-}  # what is known: |G|² = 200, Σ = 9.5² · 1
+# what is known of the quadratic: |G|² = dims, Σ = deviation² · 1
+QUADRATIC: dict[str, Any] = {"dims": 200, "own": 8, "steps": 400, "deviation": 9.5}
 RANKS = 4  # of the quadratic
-# From one batch to the next, "the steps halve" and "the steps stay" are a factor 2 apart. A curve that is off
-# by less than 2^¼ − 1 at either end is off by less than √2 in their ratio: it cannot take one for the other.
-NEAR = 2**0.25 - 1
+# From one batch to the next, "the steps halve" and "the steps stay" are a factor 2 apart. A curve whose ratio
+# of two neighbours is off by less than √2 cannot take one for the other. The errors at both ends are
+# independent, so they add as squares: each may be ln √2 / √2.
+NEAR = log(2) / (2 * sqrt(2))
 
 
 @lesson
@@ -89,7 +87,7 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
     fewest, examples = ns.fit(list(BATCHES), list(steps))
     fitted = [ns.predict(b, fewest, examples) for b in BATCHES]
     off = max(abs(curve / s - 1) for curve, s in zip(fitted, steps, strict=True))
-    source = "Eq 35: fitted to six runs, ± (2^¼ − 1)"
+    source = "F35: fitted to six runs, ± ln 2 / (2√2)"
     chance: dict[str, Any] = {"match": "statistical", "tolerance": NEAR}
     lab.row("distance_from_hyperbola", 0.0, off, source, unit="relative", **chance)
 
