@@ -106,7 +106,7 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     # ratios, are 2/√2 and 2·√2.
     chance: dict[str, Any] = {"match": "statistical"}
     for kind, expected in (("pre", -0.5), ("pre, RMSNorm", -0.5), ("post", 0.0)):
-        lab.row("power_of_depth", expected, power[kind], "F5", unit="", **chance, tolerance=0.2, kind=kind)
+        lab.row("power_of_depth", expected, power[kind], "Eq 5", unit="", **chance, tolerance=0.2, kind=kind)
     depth: dict[str, Any] = {"layers": layers, "shallow": shallow}
     lab.row(
         "pre_stream", 2, stretch, "variances of branches add: √4", unit="×", **chance, tolerance=0.3, **depth

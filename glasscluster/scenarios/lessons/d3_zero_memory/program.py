@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import floor
 from typing import Any
 
 from glasscluster.scenarios.lab import Lab
@@ -89,11 +88,6 @@ def table_1(lab: Lab, lang: str) -> Any:
     fill = [[shade(gb / 120) for gb in row] for row in rows]
     names = [lab.word("stage", lang, stage=stage) for stage in STAGES]
     return cells_figure([Table("", names, [str(n) for n in sizes], text, fill, x=lab.word("gpus", lang))])
-
-
-def half_up(value: float, digits: int) -> float:
-    """As the paper rounds: 41.25 is printed 41.3."""
-    return floor(value * 10**digits + 0.5) / 10**digits
 
 
 def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:

@@ -87,7 +87,7 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
     fewest, examples = ns.fit(list(BATCHES), list(steps))
     fitted = [ns.predict(b, fewest, examples) for b in BATCHES]
     off = max(abs(curve / s - 1) for curve, s in zip(fitted, steps, strict=True))
-    source = "F35: fitted to six runs, ± ln 2 / (2√2)"
+    source = "Eq 35: fitted to six runs, ± ln 2 / (2√2)"
     chance: dict[str, Any] = {"match": "statistical", "tolerance": NEAR}
     lab.row("distance_from_hyperbola", 0.0, off, source, unit="relative", **chance)
 

@@ -183,7 +183,10 @@ def check_leaving(lab: Lab, graph: Any, rows: int, hidden: int) -> tuple[int, fl
     left = sum(graph.bytes_sent(axis="ep", label="dispatch")) // (hidden * WIDTH)
     # of a sum of independent choices; a token's own two are never the same, which makes it less
     error = 3 * (rows * 7 / 8 / 8) ** 0.5
-    expected, source = expert_parallel.leaving(rows // TOP, TOP, RANKS), "Eq 27; 3 standard errors √(A·7/8·1/8)"
+    expected, source = (
+        expert_parallel.leaving(rows // TOP, TOP, RANKS),
+        "Eq 27; 3 standard errors √(A·7/8·1/8)",
+    )
     lab.row("rows_that_left", expected, left, source, unit="rows", match="statistical", tolerance=error)
     return left, error
 

@@ -126,9 +126,7 @@ def record(machine: Any, model: Any, choice: Choice, batch: int) -> Recorded:
     job = Job(plan, model, steps=1)
     run = Cluster(machine, GPUS, "dry", memory_bytes=None).run(train_rank, job, info=job_info(job))
     rows = [
-        r
-        for r in counted_rows(Trained(job, run, None))
-        if r.match == "exact" and r.predicted is not None
+        r for r in counted_rows(Trained(job, run, None)) if r.match == "exact" and r.predicted is not None
     ]
     peak = max(total for total, _ in run.peak_memory())
     states = sum(sum(rank.state_bytes.values()) for rank in run.results)

@@ -41,7 +41,9 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
     limit = eager_1f1b.predict_hop_limit(p, m, F, B)
     searched = eager_1f1b.search_hop_limit(p, m, F, B)
     to_the_search: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-6}
-    lab.row("longest_hidden_hop", limit, None, "Eq 23: (f+b)/2, by search", simulated=searched, **to_the_search)
+    lab.row(
+        "longest_hidden_hop", limit, None, "Eq 23: (f+b)/2, by search", simulated=searched, **to_the_search
+    )
     wrong = equal_stages.wrong_gradients((run, schedule) for run, schedule, *_ in runs.values())
     lab.row("wrong_gradients", 0, wrong, "all ones: every element is known", unit="elements")
 
@@ -100,7 +102,13 @@ def check_as_run(lab: Lab, key: str, played: Any, hop_ms: float) -> None:
     for s in range(p):
         most = max(held(drawn, s)[1])
         lab.row(
-            "most_held", held_by_formula(key, p, m, s), most, "Eq 22, Eq 23", unit="micro-batches", **name, s=s
+            "most_held",
+            held_by_formula(key, p, m, s),
+            most,
+            "Eq 22, Eq 23",
+            unit="micro-batches",
+            **name,
+            s=s,
         )
     source, sent = "2m over each of p−1 hops", run.graph.count("send")
     lab.row("messages", 2 * m * (p - 1), sent, source, unit="messages", **name)
