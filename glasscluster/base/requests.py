@@ -103,7 +103,7 @@ class Request(BaseModel):
     first: options that help shows first; None: all of the request's own.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     parts: ClassVar[tuple[type[BaseModel], ...]] = ()
     first: ClassVar[tuple[str, ...] | None] = None
 
