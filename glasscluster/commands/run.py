@@ -16,7 +16,7 @@ from glasscluster.commands.options import CONTEXT, dressed, given_in, parameters
 from glasscluster.scenarios.requests.scenarios import RunRequest
 
 if TYPE_CHECKING:
-    from glasscluster.scenarios.lab import Scenario
+    from glasscluster.scenarios.scenario import Scenario
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 SHARED = "and --backend --device --seed --hardware --timeout --out --request --json, as in `glass run --help`"

@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 from glasscluster.base.errors import InputError
-from glasscluster.scenarios.lab import REGISTRY, Scenario
 from glasscluster.scenarios.lesson import LESSONS, taught_lesson
+from glasscluster.scenarios.scenario import REGISTRY, Scenario
 
 MODULES = {
     "tour": "glasscluster.scenarios.tour",

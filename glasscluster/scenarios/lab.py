@@ -15,7 +15,6 @@ has, gives a key of that file instead, and the values of the blanks: `lab.tell("
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,11 +24,11 @@ from typing import Any
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import NO_CHECKS, NOT_COUNTED, Match, Row, Status, judged, status, tally
 from glasscluster.base.text import Said
-from glasscluster.scenarios.built_in import TITLES
 from glasscluster.scenarios.jobs.folders import write_ledger, write_run_json
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.sources import check_data
 from glasscluster.scenarios.jobs.training import train
+from glasscluster.scenarios.scenario import Scenario, scenario
 from glasscluster.scenarios.texts import Text, Texts, said
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job, job_info
@@ -41,50 +40,9 @@ from glasscluster.visualize.page.trace import write_chrome_trace
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """A decorated function: its signature is its options, its docstring the story."""
-
-    name: str
-    function: Callable[..., None]
-    title: Said
-    backend: str = "threads"
-    hardware: str = "classroom"
-
-    @property
-    def texts(self) -> Texts | None:
-        """The scenario's text.toml; None where it gives its texts itself."""
-        return None
-
-    @property
-    def lesson(self) -> Any:
-        """What text.toml says of a lesson; None for a scenario that is none."""
-        return None
-
-    @property
-    def story(self) -> str:
-        """The docstring."""
-        return inspect.getdoc(self.function) or ""
-
-    @property
-    def options(self) -> dict[str, inspect.Parameter]:
-        """Name -> parameter, the lab left out."""
-        return dict(list(inspect.signature(self.function, eval_str=True).parameters.items())[1:])
-
+__all__ = ["Entry", "Lab", "Say", "perform", "scenario"]  # what a scenario's file imports
 
 FEWEST_SENTENCES = 4  # of a story
-REGISTRY: dict[str, Scenario] = {}
-
-
-def scenario(name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
-    """Make a function a scenario."""
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        known = TITLES.get(name, Said(name, name))
-        REGISTRY[name] = Scenario(name, function, said(title) if title else known, backend, hardware)
-        return function
-
-    return register
 
 
 @dataclass

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.text import Said
-from glasscluster.scenarios.lab import REGISTRY, Scenario
+from glasscluster.scenarios.scenario import REGISTRY, Scenario
 from glasscluster.scenarios.texts import Texts, unwrap
 
 HOME = Path(__file__).parent / "lessons"

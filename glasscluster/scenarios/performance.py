@@ -9,8 +9,9 @@ from typing import Any
 from glasscluster.base.errors import GlassError
 from glasscluster.scenarios.jobs.folders import keep_partial, output_folder
 from glasscluster.scenarios.jobs.processes import default_backend, is_leader
-from glasscluster.scenarios.lab import Lab, Say, Scenario, perform
+from glasscluster.scenarios.lab import Lab, Say, perform
 from glasscluster.scenarios.requests.scenarios import RunRequest
+from glasscluster.scenarios.scenario import Scenario
 from glasscluster.sim.time.hardware import hardware
 
 
