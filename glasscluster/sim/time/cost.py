@@ -28,12 +28,13 @@ from glasscluster.sim.time.nccl import model as nccl
 class Costs:
     """Per event: `duration` occupies its lane; `latency` is added to a receive's message while in flight.
 
-    `quicker`: the factor by which an event was asked to be faster (already in the other two); empty where nothing was asked.
+    `speedup`: the factor of a what-if by which an event is faster (already in the other two); empty where
+    nothing was made faster.
     """
 
     duration: np.ndarray
     latency: np.ndarray
-    quicker: np.ndarray
+    speedup: np.ndarray
 
 
 def costs(
@@ -47,7 +48,7 @@ def costs(
     """Cost every event of a graph on a cluster; its messages only with `messages` (sim/contention times them itself).
 
     `slow_ranks` maps a rank to the factor its compute takes longer; `faster` maps a phase of compute (`backward`) or
-    the axis of a communicator (`dp`) to the factor by which everything of that kind is quicker.
+    the axis of a communicator (`dp`) to the factor by which everything of that kind is faster.
     """
     duration, latency = np.zeros(len(graph)), np.zeros(len(graph))
     compute = graph.kind == COMPUTE
@@ -76,13 +77,13 @@ def costs(
         if name.endswith("/native"):
             for row in np.flatnonzero((graph.kind == COLLECTIVE) & (graph.op == number)):
                 duration[row] = sum(native_cost(graph, int(row), hw))
-    quicker = np.ones(len(graph) if faster else 0)
+    speedup = np.ones(len(graph) if faster else 0)
     for kind, factor in (faster or {}).items():
         chosen = of_kind(graph, kind)
         duration[chosen] /= factor
         latency[chosen] /= factor
-        quicker[chosen] *= factor
-    return Costs(duration, latency, quicker)
+        speedup[chosen] *= factor
+    return Costs(duration, latency, speedup)
 
 
 FP8_KERNELS = ("mm", "addmm")  # what runs in fp8; all else stays in bf16, as in NVIDIA's Transformer Engine
@@ -138,9 +139,9 @@ def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, f
     n, nbytes = len(members), int(graph.bytes[row])
     if hw.gpu.sm and hw.topology is None:
         nodes = len({m // hw.node_size for m in members})
-        as_built = hw.scaled(bandwidth=1 / hw.wider, latency=1 / hw.longer)
+        as_built = hw.scaled(bandwidth=1 / hw.bandwidth_scale, latency=1 / hw.latency_scale)
         chosen = nccl.choose("all_reduce" if operation == "barrier" else operation, nbytes, as_built, n, node_size=-(-n // nodes))
-        return chosen.latency_s * hw.longer, (chosen.time_s - chosen.latency_s) / hw.wider
+        return chosen.latency_s * hw.latency_scale, (chosen.time_s - chosen.latency_s) / hw.bandwidth_scale
     wires = {hw.link(a, b) for a, b in zip(members, [*members[1:], members[0]], strict=True)}
     slowest = max(wires, key=lambda link: link.alpha + nbytes / n / link.bandwidth)
     steps = (2 if operation in ("all_reduce", "barrier") else 1) * (n - 1)

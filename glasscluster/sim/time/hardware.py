@@ -72,8 +72,8 @@ class Hardware:
     cpu: str = "intel"  # intel | amd: NCCL's constants of the network differ
     host: HostShare = CLASSROOM_HOST
     topology: Topology | None = field(default=None, compare=False)  # in place of `intra` and `inter`: a network of its own
-    wider: float = 1.0  # what `scaled` made of the links, for a library's own figures (nccl.py)
-    longer: float = 1.0
+    bandwidth_scale: float = 1.0  # what `scaled` made of the links, for a library's own figures (nccl.py)
+    latency_scale: float = 1.0
 
     def link(self, src: int, dst: int) -> Link:
         """The wire between two ranks: consecutive ranks share a node. Of a topology, the route as one wire."""
@@ -89,8 +89,11 @@ class Hardware:
             for x in (self.intra, self.inter)
         )
         network = self.topology and self.topology.scaled(bandwidth=bandwidth, latency=latency)
-        wider, longer = self.wider * bandwidth, self.longer * latency
-        return replace(self, gpu=gpu, intra=intra, inter=inter, topology=network, wider=wider, longer=longer)
+        links = {
+            "bandwidth_scale": self.bandwidth_scale * bandwidth,
+            "latency_scale": self.latency_scale * latency,
+        }
+        return replace(self, gpu=gpu, intra=intra, inter=inter, topology=network, **links)
 
     def save(self, path: str | Path) -> None:
         """Write a profile file that `--hardware FILE` reads back."""

@@ -41,7 +41,7 @@ def replay(
     shared = None
     if contention:
         topology = hw.topology or of_hardware(hw, graph.ranks)
-        shared = replay_shared(graph, topology, cost.duration, cost.quicker, dependencies)
+        shared = replay_shared(graph, topology, cost.duration, cost.speedup, dependencies)
         start, end = shared.start, shared.end
     else:
         start, end = _in_order(graph, cost.duration, cost.latency, *dependencies)

@@ -1,4 +1,4 @@
-"""What would be gained if one kind of work were quicker: the recorded graph, replayed once a kind."""
+"""What would be gained if one kind of work were faster: the recorded graph, replayed once a kind."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def makespans_if_faster(timeline: Timeline, factor: float = 2.0) -> dict[str, fl
     before = asked.pop("faster", {})
     found = {}
     for kind in kinds_of_work(timeline.graph):
-        quicker = {**before, kind: before.get(kind, 1.0) * factor}
+        faster = {**before, kind: before.get(kind, 1.0) * factor}
         found[kind] = replay(
-            timeline.graph, timeline.hardware, precision=timeline.precision, faster=quicker, **asked
+            timeline.graph, timeline.hardware, precision=timeline.precision, faster=faster, **asked
         ).makespan
     latency = timeline.hardware.scaled(latency=1 / factor)
     found["latency"] = replay(

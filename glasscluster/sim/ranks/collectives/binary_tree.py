@@ -129,6 +129,6 @@ def slowest(v: int, n: int, first: float, period: int, pieces: int, busy: float,
     Child j hears jτ + L later, and at the pace of the widest node above it: max(period, children).
     """
     below = children(v, n)
-    wider = max(period, len(below))
-    later = [slowest(c, n, first + j * busy + latency, wider, pieces, busy, latency) for j, c in enumerate(below, 1)]
+    pace = max(period, len(below))
+    later = [slowest(c, n, first + j * busy + latency, pace, pieces, busy, latency) for j, c in enumerate(below, 1)]
     return max([first + (pieces - 1) * period * busy, *later])
