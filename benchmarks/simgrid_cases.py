@@ -272,8 +272,8 @@ def fat_trees() -> Iterator[Case]:
         family = f"fat tree, oversubscribed {ratio}:1" if ratio > 1 else "fat tree"
         flows = [Flow(i, (i + 4) % 16, 100 * MB) for i in range(16)]
         yield _flows(f"shift by 4, {ratio}:1", family, topology, flows)
-        turned = [int(f"{i:04b}"[::-1], 2) for i in range(16)]
-        flows = [Flow(i, j, 100 * MB) for i, j in enumerate(turned) if i != j]
+        reversed_bits = [int(f"{i:04b}"[::-1], 2) for i in range(16)]
+        flows = [Flow(i, j, 100 * MB) for i, j in enumerate(reversed_bits) if i != j]
         yield _flows(f"bits reversed, {ratio}:1", family, topology, flows)
         seed = 30 + ratio
         order = shuffled(16, seed)

@@ -371,12 +371,12 @@ def test_buckets_rebuilt_in_another_order_on_one_rank_are_caught(monkeypatch):
     honest = data_parallel.DataParallel.rebuild
     rebuilt = []
 
-    def turned(self, order):
+    def reversed_on_one_rank(self, order):
         rebuilt.append(order)
         honest(self, order[::-1] if self.gpu.rank == 1 else order)
 
     assert judge(dp=2, first_bucket=500) <= TOLERANCE
-    monkeypatch.setattr(data_parallel.DataParallel, "rebuild", turned)
+    monkeypatch.setattr(data_parallel.DataParallel, "rebuild", reversed_on_one_rank)
     with pytest.raises(CollectiveMismatch, match="all_reduce"):
         judge(dp=2, first_bucket=500)
     assert len(rebuilt) >= 1

@@ -188,8 +188,10 @@ class ModelConfig(BaseModel):
         return not self.causal or self.prefix > 1
 
     @property
-    def turned(self) -> bool:
-        """Queries and keys are changed head by head behind their matrices, so that attention keeps copies of its own of Q, K and V."""
+    def transforms_qk(self) -> bool:
+        """Queries and keys are transformed head by head behind their matrices: rotated, normalised or made from
+        latents. Attention then keeps Q, K and V as tensors of their own.
+        """
         return self.position == "rope" or self.qk_norm or self.kv_latent > 0
 
     def norm_size(self, width: int) -> int:

@@ -159,7 +159,7 @@ class Block(Module):
             return self.distances[:, here]
         return self.relative_table.to(accumulation_dtype(self.relative_table.dtype)).index_select(0, self.buckets[here]).T.contiguous()
 
-    def turn(self, x: Tensor) -> Tensor:
+    def rotate(self, x: Tensor) -> Tensor:
         """Rotary positions of [B, S, A, D], which in generation are each sequence's own."""
         context, rows = self.parallel.context, self.keep.positions
         if rows is None or all(row == rows[0] for row in rows):
@@ -179,8 +179,8 @@ class Block(Module):
         if config.qk_norm:  # Dehghani et al., 2302.05442, section 2; with scalenorm: Henry et al., 2010.04245
             q, k = norms.norm(self, "q_norm", q), norms.norm(self, "k_norm", k)
         if config.position == "rope":
-            q, k = self.turn(q), self.turn(k)
-        if config.turned and (config.qkv == "fused" or parallel.size > config.key_heads):
+            q, k = self.rotate(q), self.rotate(k)
+        if config.transforms_qk and (config.qkv == "fused" or parallel.size > config.key_heads):
             v = v.clone(memory_format=torch.contiguous_format)  # or backward would keep all that lies around it
         return q, k, v
 

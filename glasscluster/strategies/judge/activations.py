@@ -22,7 +22,7 @@ beyond the paper: k columns of K and of V (h without grouped queries), f inner w
 
 The counted side is sim/recording/saved_for_backward.py, which knows none of this. A tensor that was saved and is not in the list gets a line of its own.
     RMSNorm, ScaleNorm   1/std alone, half as much apart; no biases: no difference
-    rope        Q and K turned, and a copy of V beside them: three tensors, the same bytes
+    rope        Q and K rotated, and a copy of V beside them: three tensors, the same bytes
 
 But: embedding, head and the pipeline's buffers are not a layer. Not in the list: experts, separate Q, K and V matrices, fewer key
 heads than t, overlapped tensor parallelism (the same bytes under other names), rings of groups that exchange heads, exchanges
@@ -136,14 +136,14 @@ def predict_layer(
     def mask(place: str, number: int) -> list[Term]:
         return [region(f"mask of the {place}'s dropout", f"dropout_forward {number}.1", width=1)] if drop else []
 
-    keys, turned = "sbh" if k == h else "sbk", model.position == "rope"
+    keys, rotated = "sbh" if k == h else "sbk", model.position == "rope"
     first, second, residual = ("addmm 1", "addmm 2", "add 2") if model.bias else ("mm 1", "mm 3", "add 1")
     before = int(sequence_parallel and t > 1 and b > 1)  # gathering several sequences copies each rank's piece to its place
-    own = ("rope 1", "rope 2", f"clone {before + 1}")  # of what is turned
-    before += turned
+    own = ("rope 1", "rope 2", f"clone {before + 1}")  # of what is rotated
+    before += rotated
     if exchange:
         copies = _exchanged(b, a // (t * cp), model.key_heads // (t * cp), before)
-    elif turned and unfused:  # of one head, nothing needs to be copied to lie in order
+    elif rotated and unfused:  # of one head, nothing needs to be copied to lie in order
         several = [n // t > 1 for n in (a, model.key_heads, model.key_heads)]
         numbers = [before + sum(several[: i + 1]) for i in range(3)]
         copies = tuple(f"clone {n}" if many else mine for n, many, mine in zip(numbers, several, own, strict=True))
@@ -151,7 +151,7 @@ def predict_layer(
     else:
         copies = tuple(f"clone {before + i}" for i in (1, 2, 3, 4))
     as_they_are = recompute == "selective" or not (unfused or exchange)
-    if as_they_are and not turned:
+    if as_they_are and not rotated:
         together = "3·sbh" if k == h else "sb(h+2k)"
         core = [cut("attention", "Q, K and V (one tensor)", first, columns=h + 2 * k, symbols=together)]
     else:
