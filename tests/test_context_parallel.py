@@ -389,9 +389,9 @@ def test_a_causal_mask_of_stripes_that_is_one_token_off_is_caught(shift, monkeyp
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_keys_that_stop_one_rank_early_are_caught(kind, monkeypatch):
-    honest = Communicator.pass_on
+    honest = Communicator.ring_shift
 
-    def pass_on(self, x, tag, **labels):
+    def ring_shift(self, x, tag, **labels):
         room, works = honest(self, x, tag, **labels)
         self.hops = getattr(self, "hops", 0) + (tag == 1)
         if tag == 1 and self.hops == self.size:
@@ -399,7 +399,7 @@ def test_gradients_of_keys_that_stop_one_rank_early_are_caught(kind, monkeypatch
             room.copy_(x)
         return room, works
 
-    monkeypatch.setattr(Communicator, "pass_on", pass_on)
+    monkeypatch.setattr(Communicator, "ring_shift", ring_shift)
     assert caught(kind) > 1e-2
 
 

@@ -70,7 +70,7 @@ class Communicator:
             work.wait()
         return out
 
-    def pass_on(self, x: torch.Tensor, tag: int = 0, **labels: str) -> tuple[torch.Tensor, list[Work]]:
+    def ring_shift(self, x: torch.Tensor, tag: int = 0, **labels: str) -> tuple[torch.Tensor, list[Work]]:
         """Launch `x` to the rank on the right; returns room for what comes from the left, filled when the works are done."""
         if self.size == 1:
             return x, []
@@ -78,10 +78,10 @@ class Communicator:
         with self.wire.group():
             return room, [self.irecv(room, left, tag, **labels), self.isend(x, right, tag, **labels)]
 
-    def going_round(self, x: torch.Tensor, tag: int = 0, **labels: str) -> Iterator[tuple[int, torch.Tensor]]:
+    def ring_rotate(self, x: torch.Tensor, tag: int = 0, **labels: str) -> Iterator[tuple[int, torch.Tensor]]:
         """Every rank's `x` and whose it is, one's own first, then from the left. The next one arrives while one is used."""
         for step in range(self.size):
-            following, works = self.pass_on(x, tag, **labels) if step < self.size - 1 else (x, [])
+            following, works = self.ring_shift(x, tag, **labels) if step < self.size - 1 else (x, [])
             yield (self.rank - step) % self.size, x
             for work in works:
                 work.wait()

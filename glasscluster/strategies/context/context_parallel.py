@@ -145,7 +145,7 @@ class RingContext(WholeSequence):
 
     def travelling(self, kv: Tensor, label: str) -> Iterator[tuple[int, Tensor]]:
         """Every rank's keys and values [2, b, n_kv, n, d] and whose they are."""
-        return self.comm.going_round(kv, _KEYS, purpose="activations", label=label)
+        return self.comm.ring_rotate(kv, _KEYS, purpose="activations", label=label)
 
 
 def gather(x: Tensor, comm: Communicator, algorithm: str) -> Tensor:
@@ -207,7 +207,7 @@ class RingAttention(torch.autograd.Function):
                 work.wait()
             if arriving is not None:  # the parts of those who had these keys before us
                 d_kv += arriving
-            arriving, works = context.comm.pass_on(d_kv, _GRADIENTS, purpose="activations", label="gradients of keys and values")
+            arriving, works = context.comm.ring_shift(d_kv, _GRADIENTS, purpose="activations", label="gradients of keys and values")
         for work in works:  # ours are home
             work.wait()
         assert arriving is not None

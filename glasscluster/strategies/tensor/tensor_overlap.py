@@ -44,7 +44,7 @@ class OverlappedSequenceParallel(SequenceParallel):
     # ---- the two rings -------------------------------------------------------------------------------------------
     def arriving(self, x: Tensor, label: str) -> Iterator[tuple[slice, Tensor]]:
         """All ranks' pieces [b, s/t, h] and their tokens, one after the other; the next one is under way while one is used."""
-        for source, piece in self.comm.going_round(x.contiguous(), _GATHER, purpose="activations", label=label):
+        for source, piece in self.comm.ring_rotate(x.contiguous(), _GATHER, purpose="activations", label=label):
             yield self.tokens(source, piece.shape[1]), piece
 
     def scattered(self, part: Callable[[slice], Tensor], tokens: int, label: str) -> Tensor:
@@ -57,7 +57,7 @@ class OverlappedSequenceParallel(SequenceParallel):
                 work.wait()
             total = mine if arrived is None else mine.add_(arrived)
             if step < self.size - 1:
-                arrived, works = self.comm.pass_on(total.contiguous(), _SCATTER, purpose="activations", label=label)
+                arrived, works = self.comm.ring_shift(total.contiguous(), _SCATTER, purpose="activations", label=label)
         assert total is not None
         return total
 
