@@ -113,7 +113,7 @@ def test_a_weight_gradient_that_is_done_twice_fails_the_row_of_gradients(monkeyp
     honest = WeightGradients.weight_gradients
 
     def twice(self: Any, kept: Any, parameters: Any, ready: Any) -> None:
-        for parts in kept.later.values():
+        for parts in kept.deferred.values():
             parts += parts[:1]
         honest(self, kept, parameters, ready)
 

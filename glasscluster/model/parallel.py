@@ -119,7 +119,7 @@ class Unsharded:
     context = WholeSequence()
     experts: Any = WholeExperts()
     seed: Tensor | None = None  # what backward starts from (fp16's loss scale); None: 1
-    later: Any = None  # where gradients of weights can wait (strategies/pipeline/weight_gradients.py)
+    deferred: Any = None  # takes weight gradients that are computed after the backward (strategies/pipeline/weight_gradients.py)
     observe: Any = None  # called with kind, layer and tensors (strategies/observer.py); None: nobody looks
 
     @property
@@ -155,7 +155,7 @@ class Unsharded:
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, whole: Tensor | None = None, index: int | None = None
     ) -> Tensor:
         """x A^T + b. A is a parameter, or the slice `index` of the parameter `whole`."""
-        return F.linear(x, weight, bias) if self.later is None else self.later.linear(x, weight, bias, whole, index)
+        return F.linear(x, weight, bias) if self.deferred is None else self.deferred.linear(x, weight, bias, whole, index)
 
     def whole_heads(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [b, s, columns] of whole heads, from this rank's columns."""

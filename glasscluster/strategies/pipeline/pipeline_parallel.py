@@ -36,7 +36,7 @@ from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.ranks.work import Done, Work
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
-from glasscluster.strategies.pipeline.weight_gradients import Kept, WeightGradients
+from glasscluster.strategies.pipeline.weight_gradients import Remainder, WeightGradients
 
 PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
 LABEL = {"F": "activation", "B": "activation gradient"}
@@ -85,10 +85,10 @@ class PipelineExecutor:
         shape: Sequence[int],
         dtype: torch.dtype,
         gradients: Mapping[int, Gradients],
-        later: WeightGradients | None = None,
+        weight_gradients: WeightGradients | None = None,
     ) -> None:
         self.gpu, self.comm, self.schedule, self.stages, self.gradients = gpu, comm, schedule, stages, gradients
-        self.later = later or WeightGradients(gpu)
+        self.weight_gradients = weight_gradients or WeightGradients(gpu)
         self.shape, self.dtype = tuple(shape), dtype
         self.final = schedule.stages - 1
         self.actions = schedule.ranks[comm.rank]
@@ -113,7 +113,7 @@ class PipelineExecutor:
         self.inputs, self.targets, self.loss, self.seed = inputs, targets, loss, seed
         self.more: list[dict[str, Draw]] = [{"draw": d} for d in draws] if draws else [{}] * len(inputs)
         self.kept: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
-        self.left: dict[tuple[int, int], Kept] = {}  # by I for W
+        self.remainders: dict[tuple[int, int], Remainder] = {}  # by I for W
         self.expected = {rank: self._messages_from(rank) for rank in range(self.comm.size) if rank != self.comm.rank}
         self.arriving: dict[Message, tuple[Tensor, Work]] = {}
         self.activations_sent: dict[tuple[int, int], Work] = {}
@@ -124,7 +124,7 @@ class PipelineExecutor:
             for action in slot:
                 with self.gpu.region(PHASE[action.kind], layer=-1, micro_batch=action.micro_batch):
                     {"F": self.forward, "B": self.backward, "I": self.input_gradient, "W": self.weight_gradient}[action.kind](action)
-            self.most_live = max(self.most_live, len(self.kept) + len(self.left))
+            self.most_live = max(self.most_live, len(self.kept) + len(self.remainders))
         for _, work in self.gradients_sent:
             work.wait()
         self.gradients_sent.clear()
@@ -160,7 +160,7 @@ class PipelineExecutor:
         dy = self._output_gradient(stage, i)
         x, y = self.kept.pop((stage, i))
         self.gradients[stage].input_gradient_begins()
-        dx, self.left[stage, i] = self.later.input_gradient(y, dy, x if stage > 0 else None, self.parameters[stage])
+        dx, self.remainders[stage, i] = self.weight_gradients.input_gradient(y, dy, x if stage > 0 else None, self.parameters[stage])
         self.gradients[stage].input_gradient_ends()
         del x, y, dy
         if dx is not None:
@@ -171,7 +171,7 @@ class PipelineExecutor:
         stage, _, i = action
         manager = self.gradients[stage]
         manager.backward_begins(action is self.last_gradients[stage], parameters_used=False)
-        self.later.weight_gradients(self.left.pop((stage, i)), self.parameters[stage], manager.gradient_ready)
+        self.weight_gradients.weight_gradients(self.remainders.pop((stage, i)), self.parameters[stage], manager.gradient_ready)
         manager.backward_ends()
 
     # ---- messages ----------------------------------------------------------------------------------------------

@@ -92,8 +92,8 @@ class _GatherLinear(torch.autograd.Function):
                 total.addmm_(grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1))  # one kernel: the product adds to what is there
             return total
 
-        put_off = parallel.later is not None and parallel.later.put_off(ctx.parameter, d_weight)
-        return d_x, None if put_off else d_weight(), grad.sum((0, 1)) if ctx.bias else None, None
+        is_deferred = parallel.deferred is not None and parallel.deferred.defer(ctx.parameter, d_weight)
+        return d_x, None if is_deferred else d_weight(), grad.sum((0, 1)) if ctx.bias else None, None
 
 
 class _LinearScatter(torch.autograd.Function):
@@ -108,7 +108,7 @@ class _LinearScatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = (t.detach() for t in ctx.saved_tensors)  # what waits for W must not hold the graph
-        d_x, later = torch.empty_like(x), ctx.parallel.later
+        d_x, deferred = torch.empty_like(x), ctx.parallel.deferred
         parts: list[tuple[slice, Tensor]] = []
 
         def d_weight() -> Tensor:
@@ -117,7 +117,7 @@ class _LinearScatter(torch.autograd.Function):
                 total.addmm_(piece.flatten(0, 1).T, x[:, tokens].flatten(0, 1))
             return total
 
-        if later is not None and later.put_off(ctx.parameter, d_weight):  # the gathered gradient stays until then
+        if deferred is not None and deferred.defer(ctx.parameter, d_weight):  # the gathered gradient stays until then
             for tokens, piece in ctx.parallel.arriving(grad, "g backward"):
                 d_x[:, tokens] = piece @ weight
                 parts.append((tokens, piece))
