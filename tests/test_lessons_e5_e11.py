@@ -167,13 +167,13 @@ def drawn(name: str, p: int, m: int, v: int) -> tuple[Any, list[Any]]:
 @pytest.mark.parametrize(("name", "v"), [("gpipe", 1), ("interleaved", 3), ("zb-h2", 1), ("zb-v", 2), ("dualpipe-v", 2)])
 def test_bars_are_the_schedule_s_actions_when_they_ran(name, v):
     schedule, bars = drawn(name, 3, 6, v)
-    played = replace(schedule, together=frozenset()).validate(1e-3, 2e-3, 0.0, 1e-3)
+    simulated = replace(schedule, together=frozenset()).validate(1e-3, 2e-3, 0.0, 1e-3)
     assert len(bars) == sum(map(len, schedule.ranks))
     for bar in bars:
         action = base.Action(schedule.stages_of(bar.rank)[bar.chunk], bar.kind, bar.micro_batch)
-        assert (bar.begin, bar.end) == pytest.approx((played.begin[action], played.end[action]), rel=1e-9, abs=1e-12), action
+        assert (bar.begin, bar.end) == pytest.approx((simulated.begin[action], simulated.end[action]), rel=1e-9, abs=1e-12), action
     for r in range(3):
-        assert max(held(bars, r)[1]) == played.peak_live[r]
+        assert max(held(bars, r)[1]) == simulated.peak_live[r]
         assert held(bars, r)[1][-1] == 0
 
 

@@ -341,8 +341,8 @@ def test_staleness_without_an_asynchronous_server_is_named():
     [("async_servers", {"workers": 3, "clocks": 6, "staleness": 1, "slow": 8.0}), ("diloco", {"replicas": 2, "steps": 10, "every": 4})],
 )
 def test_the_scenarios_hold_in_both_languages_and_their_figures_are_drawn(name, options):
-    play = find(name)
-    lab = perform(play, Lab(play, "threads", play.hardware), options)
+    scenario = find(name)
+    lab = perform(scenario, Lab(scenario, "threads", scenario.hardware), options)
     assert lab.ok, [r.key for r in lab.all_checks if r.verdict == "failed"]
     assert [r.key for r in lab.all_checks if r.name.zh == r.name.en] == []
     for _, make in lab.figures:

@@ -457,14 +457,14 @@ def _run_json(entry: Entry) -> dict[str, Any]:
     return {"name": entry.key, **content, "replays": replays}
 
 
-def perform(play: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
+def perform(scenario: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
     """Call the scenario with its options, then stop its clusters whatever happened."""
-    known = play.options
+    known = scenario.options
     for name in options:
         if name not in known:
-            raise InputError(name, options[name], f"{play.name} has no such option", list(known))
+            raise InputError(name, options[name], f"{scenario.name} has no such option", list(known))
     try:
-        play.function(lab, **options)
+        scenario.function(lab, **options)
     finally:
         lab.close()
     return lab

@@ -12,9 +12,10 @@ A rank may have several stages. Between two of its own, tensors are handed over;
 Why nothing here can deadlock, whatever the schedule, as long as the schedule itself does not:
 
     receives   are posted in the order in which the other rank sends (NCCL has no tags), and never wait for a send
-    sends      are launched, not waited for. An activation's buffer is released when its gradient is there (so it has surely arrived), a
-               gradient's before a later one is sent, once the schedule, played with F = I = W = 1, has seen it arrive: every wait
-               is for something earlier in that play, so no circle of waits exists
+    sends      are launched, not waited for. An activation's buffer is released when its gradient has come back, so
+               the activation has surely arrived. A gradient's buffer is released before a later gradient is sent,
+               once a simulation of the schedule with F = I = W = 1 has seen it arrive. Every wait is for something
+               earlier in that simulation, so there is no cycle of waits
 
 In a slot of two (DualPipe) both receives are posted first, then F and B run one after the other.
 But: kernels of F and B of a slot do not overlap: one rank has one compute lane.
@@ -94,7 +95,7 @@ class PipelineExecutor:
         self.actions = schedule.ranks[comm.rank]
         self.last_gradients = {a.stage: a for a in self.actions if a.kind in "BW"}
         self.parameters = {s: dict(module.named_parameters()) for s, module in stages.items()}
-        self.begin, self.end = schedule.played
+        self.begin, self.end = schedule.unit_times
         self.most_live = 0  # chunks' activations that waited for their B or W at once, counted after each slot
 
     # ---- a step ----------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ class PipelineExecutor:
         self.expected = {rank: self._messages_from(rank) for rank in range(self.comm.size) if rank != self.comm.rank}
         self.arriving: dict[Message, tuple[Tensor, Work]] = {}
         self.activations_sent: dict[tuple[int, int], Work] = {}
-        self.gradients_sent: list[tuple[float, Work]] = []  # when the play sees them arrive
+        self.gradients_sent: list[tuple[float, Work]] = []  # with the time at which the unit-cost simulation sees them arrive
         for slot in self.schedule.slots(self.comm.rank):
             for action in slot if len(slot) > 1 else ():
                 self._post(action)

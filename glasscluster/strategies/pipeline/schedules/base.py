@@ -169,11 +169,11 @@ class Schedule:
         """
         self._complete()
         cost = self._costs(f, b, w)
-        begin, end = self._play(cost, hop, overlapped, sends_block)
+        begin, end = self._simulate(cost, hop, overlapped, sends_block)
         return self._figures(begin, end)
 
     @cached_property
-    def played(self) -> tuple[dict[Action, float], dict[Action, float]]:
+    def unit_times(self) -> tuple[dict[Action, float], dict[Action, float]]:
         """When each action begins and ends where F, I and W take 1 and hops nothing."""
         judged = self.validate(1.0, 2.0, 0.0, 1.0)
         return judged.begin, judged.end
@@ -223,7 +223,7 @@ class Schedule:
         table = {"F": f, "B": b, "I": [x - y for x, y in zip(b, w, strict=True)], "W": w}
         return lambda action: table[action.kind][action.stage]
 
-    def _play(
+    def _simulate(
         self, cost: Callable[[Action], float], hop: float, overlapped: Callable[[float, float], float], sends_block: bool
     ) -> tuple[dict[Action, float], dict[Action, float]]:
         """When each action begins and ends; a slot begins when its rank is free and all it needs has arrived."""

@@ -51,7 +51,7 @@ def predict_makespan(p: int, m: int, f: float, b: float, hop: float) -> float | 
 
 
 def search_hop_limit(p: int, m: int, f: float, b: float) -> float:
-    """The same limit, found by playing the schedule with ever closer hops; inf if even a hop of 100 (f+b) is hidden."""
+    """The same limit, found by simulating the schedule with ever closer hops; inf if even a hop of 100 (f+b) is hidden."""
     plan = schedule(p, m)
 
     def hidden(hop: float) -> bool:
