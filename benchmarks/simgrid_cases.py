@@ -108,7 +108,7 @@ def tree(
     forwards_whole: bool = False,
     overhead_s: float = 0.0,
 ) -> Topology:
-    """Cables (end, end, bytes/s) without a circle, so that there is one way from anywhere to anywhere."""
+    """Cables (end, end, bytes/s) without a cycle, so that there is one way from anywhere to anywhere."""
     graph = nx.Graph()
     for u, v, bandwidth in cables:
         graph.add_edge(u, v, bandwidth=bandwidth, latency_s=latency_s, overhead_s=overhead_s)

@@ -378,16 +378,20 @@ class Lab:
             own=self.own,
         )
 
-    def _told(self) -> list[Any]:
+    def _story_steps(self) -> list[Any]:
         """The scenario's own sentences; when they are few, what can be said of any run is added, from its numbers."""
-        from glasscluster.visualize.page.report import StoryStep, told
+        from glasscluster.visualize.page.report import StoryStep, story_of
 
         steps = [StoryStep(text, view or "tab=ledger") for text, view in self.story]
         if self.entries and len(steps) < FEWEST_SENTENCES:
             entry = self.entries[-1]
             here = f"&run={entry.key}" if len(self.entries) > 1 else ""
-            said = [StoryStep(s.text, s.view + here) for s in told(entry.run, entry.run.timeline) if not s.view.startswith("tab=checks")]
-            steps += said[: FEWEST_SENTENCES - len(steps)]
+            of_any_run = [
+                StoryStep(step.text, step.view + here)
+                for step in story_of(entry.run, entry.run.timeline)
+                if not step.view.startswith("tab=checks")
+            ]
+            steps += of_any_run[: FEWEST_SENTENCES - len(steps)]
         return steps
 
     def write(self, folder: Path) -> Path:
@@ -421,7 +425,7 @@ class Lab:
             title=self.scenario.title,
             finding=self.finding,
             chapters=chapters,
-            story=self._told(),
+            story=self._story_steps(),
             seed=self.seed,
             checks=self.checks,
             not_checked=self.not_checked,

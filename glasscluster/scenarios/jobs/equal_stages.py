@@ -107,7 +107,7 @@ def _stage(n: int, weight_gradients: Any) -> Any:
 
 
 def run_schedule(lab: Any, key: str, title: Any, name: str, p: int, m: int, v: int = 1, f: float = 1e-3, hop: float = 0.0) -> Any:
-    """Run a schedule in a lab, f seconds for a rank's share of F (f/v a chunk); returns (run, schedule, its figures, its bars)."""
+    """Run a schedule in a lab, f seconds for a rank's share of F (f/v a chunk); returns (run, schedule, its metrics, its bars)."""
     from glasscluster.strategies.pipeline.schedules import make_schedule
     from glasscluster.visualize.figures.pipelines import bars_of
 

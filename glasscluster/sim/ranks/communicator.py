@@ -218,9 +218,9 @@ class Communicator:
             raise InputError(name, splits, f"they add up to {sum(given)}, the buffer holds {total} elements")
         return given
 
-    def _options(self, operation: str, algorithm: str, **asked: int | None) -> dict[str, int]:
+    def _options(self, operation: str, algorithm: str, **options: int | None) -> dict[str, int]:
         """The options that were given: numbers from 1, of algorithms that have them."""
-        given = {name: value for name, value in asked.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None}
         for name, value in given.items():
             owners = with_option(operation, name)
             if algorithm not in owners or value < 1:

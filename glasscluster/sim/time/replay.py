@@ -48,7 +48,7 @@ def replay(
     timeline = Timeline(graph, start, end, hw, precision)
     timeline.shared = shared
     timeline.dep_ptr, timeline.dep_idx, _ = dependencies
-    timeline.asked = {
+    timeline.replay_options = {
         "slow_ranks": slow_ranks or {},
         "faster": faster or {},
         "rendezvous": rendezvous,

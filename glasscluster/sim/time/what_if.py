@@ -13,17 +13,17 @@ def makespans_if_faster(timeline: Timeline, factor: float = 2.0) -> dict[str, fl
 
     Kinds are the phases computed, the axes communicated on (all messages there), and `latency` of every link.
     """
-    asked = dict(timeline.asked)
-    before = asked.pop("faster", {})
+    options = dict(timeline.replay_options)
+    before = options.pop("faster", {})
     found = {}
     for kind in kinds_of_work(timeline.graph):
         faster = {**before, kind: before.get(kind, 1.0) * factor}
         found[kind] = replay(
-            timeline.graph, timeline.hardware, precision=timeline.precision, faster=faster, **asked
+            timeline.graph, timeline.hardware, precision=timeline.precision, faster=faster, **options
         ).makespan
     latency = timeline.hardware.scaled(latency=1 / factor)
     found["latency"] = replay(
-        timeline.graph, latency, precision=timeline.precision, faster=before, **asked
+        timeline.graph, latency, precision=timeline.precision, faster=before, **options
     ).makespan
     return found
 

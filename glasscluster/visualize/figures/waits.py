@@ -1,4 +1,4 @@
-"""The wait-for graph: ranks on a circle, an arrow from who waits to whom it waits for. A closed circle of arrows is a deadlock."""
+"""The wait-for graph: ranks on a circle, an arrow from who waits to whom it waits for. A cycle of arrows is a deadlock."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
 
 
 def run_one(lab: Lab, p: int, m: int, v: int) -> Any:
-    """Run v chunks a rank: (run, schedule, judgement, its bars)."""
+    """Run v chunks a rank: (run, schedule, its metrics, its bars)."""
     name = "1f1b" if v == 1 else "interleaved"
     return equal_stages.run_schedule(lab, f"v{v}", lab.text("run", v=v), name, p, m, v)
 

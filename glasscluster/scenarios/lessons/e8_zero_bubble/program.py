@@ -83,7 +83,7 @@ def chunks(key: str) -> int:
 
 
 def run_one(lab: Lab, key: str, p: int, m: int) -> Any:
-    """Run a schedule: (run, schedule, judgement, its bars)."""
+    """Run a schedule: (run, schedule, its metrics, its bars)."""
     return equal_stages.run_schedule(lab, key, lab.text(key), key, p, m, chunks(key), F)
 
 

@@ -43,7 +43,7 @@ def new_switch(graph: nx.DiGraph, name: str, pos: tuple[float, float], kind: str
     return name
 
 
-def circle(n: int) -> Callable[[int], tuple[float, float]]:
+def on_circle(n: int) -> Callable[[int], tuple[float, float]]:
     return lambda i: (math.sin(2 * math.pi * i / n), math.cos(2 * math.pi * i / n))
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from glasscluster.base.errors import InputError
-from glasscluster.sim.time.network.blocks import Cable, circle, factors, gpu, join, network
+from glasscluster.sim.time.network.blocks import Cable, on_circle, factors, gpu, join, network
 from glasscluster.sim.time.network.topology import Node, Topology
 
 
 def ring(n: int, cable: Cable) -> Topology:
     """Each GPU joined to the next, the last to the first; messages take the shorter way round."""
-    return _grid("ring", [n], cable, wraps=True, where=circle(n))
+    return _grid("ring", [n], cable, wraps=True, where=on_circle(n))
 
 
 def line(n: int, cable: Cable) -> Topology:
@@ -94,7 +94,7 @@ def hypercube(n: int, cable: Cable) -> Topology:
     """GPUs whose numbers differ in one bit are joined; messages mend the lowest bit first (e-cube)."""
     if n & (n - 1) or n < 2:
         raise InputError("gpus", n, "a hypercube has a power of two of GPUs", [2**k for k in range(1, 16)])
-    graph = network(n, circle(n))
+    graph = network(n, on_circle(n))
     for i in range(n):
         for bit in range(n.bit_length() - 1):
             if i < i ^ (1 << bit):
@@ -113,7 +113,7 @@ def hypercube(n: int, cable: Cable) -> Topology:
 
 def fully_connected(n: int, cable: Cable) -> Topology:
     """A cable between every two GPUs."""
-    graph = network(n, circle(n))
+    graph = network(n, on_circle(n))
     for i in range(n):
         for j in range(i):
             join(graph, gpu(i), gpu(j), cable)

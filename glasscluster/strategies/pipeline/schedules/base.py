@@ -49,7 +49,7 @@ def folded(p: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Metrics:
     """What `validate` finds; the figures are named as in docs/contract.md.
 
     Live: chunks whose F was and whose B or W was not done, counted after each slot (in a slot of two the forward takes what the
@@ -160,7 +160,7 @@ class Schedule:
         w: float | Sequence[float] = 1.0,
         overlapped: Callable[[float, float], float] = lambda f, b: f + b,
         sends_block: bool = False,
-    ) -> Judgement:
+    ) -> Metrics:
         """Complete, in order and free of deadlock, or a named error; then its figures.
 
         Costs are per stage, one for all or a list: f, b the whole backward, w its weight part (so I costs b - w), `hop` from rank
@@ -251,7 +251,7 @@ class Schedule:
         return begin, end
 
     def _deadlocked(self, stuck: dict[int, Slot], end: dict[Action, float]) -> None:
-        """Name who waits in what for what, and the ranks that wait in a circle."""
+        """Name who waits in what for what, and the ranks that form a cycle of waits."""
         waits = {r: next((a, n) for a in slot for n in self.needs(a) if n not in end) for r, slot in stuck.items()}
         rank, path = min(stuck), list[int]()
         while rank not in path:
@@ -259,10 +259,10 @@ class Schedule:
             rank = self.placement[waits[rank][1].stage]
         cycle = path[path.index(rank) :]
         said = "; ".join(f"rank {r} waits in {a} for {n}" for r, (a, n) in waits.items())
-        circle = " → ".join(f"rank {r} ({waits[r][0]})" for r in [*cycle, rank])
-        raise Deadlock(f"schedule {self.name} deadlocks: {said}; cycle {circle}", rank=rank, operation=str(waits[rank][0]), cycle=cycle)
+        names = " → ".join(f"rank {r} ({waits[r][0]})" for r in [*cycle, rank])
+        raise Deadlock(f"schedule {self.name} deadlocks: {said}; cycle {names}", rank=rank, operation=str(waits[rank][0]), cycle=cycle)
 
-    def _figures(self, begin: dict[Action, float], end: dict[Action, float]) -> Judgement:
+    def _figures(self, begin: dict[Action, float], end: dict[Action, float]) -> Metrics:
         """Idle time three ways, and what a rank holds."""
         work, spans, peaks, postponed = [], [], [], []
         for rank in range(len(self.ranks)):
@@ -273,7 +273,7 @@ class Schedule:
             postponed.append(_peak(slots, rises="I", falls="W"))
         makespan, useful, largest = max(end.values(), default=0.0), sum(work), spans.index(max(spans))
         total = makespan * len(self.ranks)
-        return Judgement(
+        return Metrics(
             makespan=makespan,
             bubble_fraction=(total - useful) / total if total else 0.0,
             bubble_over_ideal=(total - useful) / useful if useful else 0.0,
