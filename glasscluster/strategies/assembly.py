@@ -157,7 +157,7 @@ def make_manager(
     `layers` is the same object for all stages of a rank.
     """
     plan = job.plan
-    apart = {TIED} if place.tied and number in (0, plan.stages - 1) else set[str]()
+    separate = {TIED} if place.tied and number in (0, plan.stages - 1) else set[str]()
     groups = Groups(place.shard, place.replicas, place.expert_replicas)
     counts = partial(place.counts, number)
     setup = StageSetup(
@@ -166,7 +166,7 @@ def make_manager(
         groups,
         stage_options(plan),
         job.optimizer,
-        apart,
+        separate,
         counts,
         observers,
         layers,

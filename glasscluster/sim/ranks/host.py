@@ -3,7 +3,7 @@
     gradients ── down ──►  update  ── up ──► parameters          three lanes: of different units they overlap
 
 Each is an event of kind `host` on the axis `host`: costed by the host's link or its memory (cost.py), not counted as
-sent, because nothing leaves the rank. What lives in host memory is counted apart from the GPU's (memory.py).
+sent, because nothing leaves the rank. What lives in host memory is counted separately from the GPU's (memory.py).
 """
 
 from __future__ import annotations

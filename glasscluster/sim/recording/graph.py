@@ -140,7 +140,7 @@ class ExecutionGraph:
         return place
 
     def dependencies(self, row: int) -> np.ndarray:
-        """The rows that a row follows (messages apart: see `match`)."""
+        """The rows that a row follows (without the send of a receive: see `match`)."""
         return self.dep_idx[self.dep_ptr[row] : self.dep_ptr[row + 1]]
 
     def canonical_rows(self) -> dict[str, np.ndarray]:

@@ -69,7 +69,7 @@ class WholeLayers:
 class StageSetup:
     """One pipeline stage of the model on this rank.
 
-    `apart`: names of parameters that get a unit of their own (a tied table with copies on two stages);
+    `separate`: names of parameters that get a unit of their own (a tied table with copies on two stages);
     `counts(name, shard)`: whether this rank adds a parameter to the gradient norm; `observers` are told when
     a unit's gradient is complete.
     """
@@ -79,7 +79,7 @@ class StageSetup:
     groups: Groups
     options: StageOptions
     optimizer: Optimizer
-    apart: set[str]
+    separate: set[str]
     counts: Callable[[str, Shard | None], bool]
     observers: Sequence[Observer] = ()
     layers: WholeLayers = field(default_factory=WholeLayers)

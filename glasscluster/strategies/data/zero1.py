@@ -34,7 +34,7 @@ class Zero1:
     def __init__(self, setup: StageSetup) -> None:
         gpu, options = setup.gpu, setup.options
         self.gpu, self.algorithm = gpu, options.algorithm
-        buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.apart)
+        buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.separate)
         self.units = setup.assign(buckets, shared_out=True)
         self.gradients = WholeGradients(gpu, options.wide_gradients)
         for unit in self.units:

@@ -33,7 +33,7 @@ class Zero2:
     def __init__(self, setup: StageSetup) -> None:
         gpu, options = setup.gpu, setup.options
         self.gpu, self.algorithm, self.whole = gpu, options.algorithm, options.accumulate_whole
-        buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.apart)
+        buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.separate)
         self.units = setup.assign(buckets, shared_out=True)
         self.groups = setup.sum_over_groups
         self.gradients = ShardedGradients(gpu, options, self.groups)

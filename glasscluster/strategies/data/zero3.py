@@ -39,7 +39,7 @@ class Zero3:
     def __init__(self, setup: StageSetup) -> None:
         gpu, options = setup.gpu, setup.options
         self.gpu, self.whole = gpu, options.accumulate_whole
-        self.units = setup.assign(by_module(setup.stage, options.padding, setup.apart), shared_out=True)
+        self.units = setup.assign(by_module(setup.stage, options.padding, setup.separate), shared_out=True)
         for unit in self.units:
             unit.owned_parameters = unit.flat[unit.owned].clone()
         self.groups = setup.sum_over_groups

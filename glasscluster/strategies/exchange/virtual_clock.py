@@ -26,7 +26,7 @@ def virtual(
     `slow_ranks`: rank -> how many times as long it computes; `jitter`: each gradient takes 1 + jitter·Exp(1) times as long (seeded).
     """
     hw = hardware(clock)
-    once = Layout(layout.workers, layout.servers, 1, None if layout.staleness is None else 0, layout.apart)
+    once = Layout(layout.workers, layout.servers, 1, None if layout.staleness is None else 0, layout.own_ranks)
     run = Cluster(hw, layout.ranks, "dry", memory_bytes=None).run(exchange, job, synchronous(once), info={"precision": job.plan.precision})
     line, graph = run.replay(hw, slow_ranks=slow_ranks), run.graph
     spent, on_server = line.end - line.start, graph.phase == OPTIMIZER
