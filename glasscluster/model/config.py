@@ -18,18 +18,30 @@ class ModelConfig(BaseModel):
     layers: int = Field(4, ge=1, description="transformer blocks")
     hidden: int = Field(64, ge=1, description="width of the residual stream")
     heads: int = Field(4, ge=1, description="attention heads")
-    kv_heads: int | None = Field(None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)")
-    qkv: Literal["fused", "separate"] = Field("fused", description="queries, keys and values from one matrix or from three")
-    kv_latent: int = Field(0, ge=0, description="size of the vector that keys and values of all heads are made from (MLA); 0: none")
+    kv_heads: int | None = Field(
+        None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)"
+    )
+    qkv: Literal["fused", "separate"] = Field(
+        "fused", description="queries, keys and values from one matrix or from three"
+    )
+    kv_latent: int = Field(
+        0,
+        ge=0,
+        description="size of the vector that keys and values of all heads are made from (MLA); 0: none",
+    )
     q_latent: int = Field(0, ge=0, description="the same of queries, of a model with kv-latent; 0: none")
-    rope_dim: int | None = Field(None, ge=2, description="rotary elements beside a head's own, with kv-latent (half a head's)")
+    rope_dim: int | None = Field(
+        None, ge=2, description="rotary elements beside a head's own, with kv-latent (half a head's)"
+    )
     ffn: int | None = Field(None, ge=1, description="inner width of the MLP, or of each expert (4 x hidden)")
     activation: Literal["gelu", "gelu-tanh", "relu", "swiglu"] = Field(
         "gelu", description="of the MLP; swiglu has a gate of the same width"
     )
     experts: int = Field(0, ge=0, description="experts in the place of each MLP; 0: none")
     top_k: int = Field(2, ge=1, description="experts that a token is sent to")
-    capacity_factor: float = Field(0.0, ge=0, description="an expert takes factor x k x seq / experts tokens of a sequence; 0: all")
+    capacity_factor: float = Field(
+        0.0, ge=0, description="an expert takes factor x k x seq / experts tokens of a sequence; 0: all"
+    )
     aux_loss: float = Field(0.01, ge=0, description="weight of the load-balancing loss")
     shared_ffn: int = Field(0, ge=0, description="inner width of the expert that every token passes; 0: none")
     hot_expert: float = Field(0.0, description="added to the first expert's router logits")
@@ -37,7 +49,9 @@ class ModelConfig(BaseModel):
     seq: int = Field(64, ge=1, description="tokens in a sequence")
     tied: bool = Field(True, description="the head is the embedding table")
     attention: Literal["flash", "unfused"] = Field("flash", description="attention kernel")
-    norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field("layernorm", description="layer norm, without a mean, with one weight")
+    norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field(
+        "layernorm", description="layer norm, without a mean, with one weight"
+    )
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the norms")
     norm_position: Literal["pre", "post", "sandwich"] = Field(
         "pre", description="before a branch, behind its residual, or before the branch and behind it"
@@ -49,26 +63,50 @@ class ModelConfig(BaseModel):
     )
     relative_buckets: int = Field(32, ge=4, description="rows of the table of relative positions")
     relative_distance: int = Field(128, ge=2, description="distance from which all share the last bucket")
-    rope_layout: Literal["half", "interleaved"] = Field("half", description="which columns rope pairs: i and i + d/2, or neighbours")
+    rope_layout: Literal["half", "interleaved"] = Field(
+        "half", description="which columns rope pairs: i and i + d/2, or neighbours"
+    )
     rope_theta: float = Field(10000.0, gt=1, description="base of rope's frequencies")
-    rope_scaling: Literal["none", "interpolation", "ntk", "yarn"] = Field("none", description="how rope reaches beyond the trained length")
+    rope_scaling: Literal["none", "interpolation", "ntk", "yarn"] = Field(
+        "none", description="how rope reaches beyond the trained length"
+    )
     rope_factor: float = Field(1.0, ge=1, description="how many times as long as trained")
     rope_trained: int | None = Field(None, ge=1, description="trained length, for yarn (seq / rope-factor)")
-    objective: Literal["causal", "masked"] = Field("causal", description="the next token (GPT), or hidden ones from both sides (BERT)")
-    patches: int = Field(0, ge=0, description="patches of an image at the beginning of every sequence, in place of tokens")
+    objective: Literal["causal", "masked"] = Field(
+        "causal", description="the next token (GPT), or hidden ones from both sides (BERT)"
+    )
+    patches: int = Field(
+        0, ge=0, description="patches of an image at the beginning of every sequence, in place of tokens"
+    )
     patch_size: int = Field(16, ge=1, description="pixels of a patch, each a number from 0 to 255")
-    prefix: int = Field(0, ge=0, description="first tokens of a sequence that all see each other and carry no loss, of a causal model")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share dropped of each branch's output, and of unfused attention's probabilities")
+    prefix: int = Field(
+        0,
+        ge=0,
+        description="first tokens of a sequence that all see each other and carry no loss, of a causal model",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share dropped of each branch's output, and of unfused attention's probabilities",
+    )
     init_std: float = Field(0.02, ge=0, description="standard deviation of the initial weights")
     residual_init: Literal["scaled", "plain"] = Field(
-        "scaled", description="matrices into the residual start with init-std / sqrt(2 layers) (GPT-2), or with init-std"
+        "scaled",
+        description="matrices into the residual start with init-std / sqrt(2 layers) (GPT-2), or with init-std",
     )
-    z_loss: float = Field(0.0, ge=0, description="weight of log² Z in the gradient, Z the sum of a token's exponentiated logits")
+    z_loss: float = Field(
+        0.0, ge=0, description="weight of log² Z in the gradient, Z the sum of a token's exponentiated logits"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _default_ffn(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("ffn") is None and isinstance(values.get("hidden", 64), int):
+        if (
+            isinstance(values, dict)
+            and values.get("ffn") is None
+            and isinstance(values.get("hidden", 64), int)
+        ):
             values = {**values, "ffn": 4 * values.get("hidden", 64)}
         if isinstance(values, dict) and values.get("kv_heads") is None:
             values = {**values, "kv_heads": values.get("heads", 4)}
@@ -83,21 +121,31 @@ class ModelConfig(BaseModel):
         if self.heads % self.key_heads:
             divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
             best = min(divisors, key=lambda d: abs(d - self.key_heads))
-            raise ValueError(f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}")
+            raise ValueError(
+                f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}"
+            )
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
-            raise ValueError(f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is odd|learned")
+            raise ValueError(
+                f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is odd|learned"
+            )
         self._latents_fit()
         if self.rope_scaling != "none" and self.position != "rope":
             raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
-        if self.position == "relative" and self.relative_distance <= self.relative_buckets // (4 if self.both_ways else 2):
+        if self.position == "relative" and self.relative_distance <= self.relative_buckets // (
+            4 if self.both_ways else 2
+        ):
             rule = "must be larger than the distances that have a bucket each"
             raise ValueError(f"relative_distance|{self.relative_distance}|{rule}|{self.relative_buckets}")
         if self.prefix and self.objective == "masked":
             raise ValueError(f"prefix|{self.prefix}|all tokens of a masked model see each other|0")
         if self.patches and self.objective == "masked":
-            raise ValueError(f"patches|{self.patches}|a caption is predicted token by token, by a causal model|0")
+            raise ValueError(
+                f"patches|{self.patches}|a caption is predicted token by token, by a causal model|0"
+            )
         if self.patches >= self.seq:
-            raise ValueError(f"patches|{self.patches}|must leave room for text: fewer than seq = {self.seq}|{self.seq - 1}")
+            raise ValueError(
+                f"patches|{self.patches}|must leave room for text: fewer than seq = {self.seq}|{self.seq - 1}"
+            )
         if self.prefix >= self.seq:
             raise ValueError(f"prefix|{self.prefix}|must be shorter than seq = {self.seq}|{self.seq - 1}")
         if self.experts and self.top_k > self.experts:
@@ -108,10 +156,14 @@ class ModelConfig(BaseModel):
         if not self.kv_latent:
             for field in ("q_latent", "rope_dim"):
                 if getattr(self, field):
-                    raise ValueError(f"{field}|{getattr(self, field)}|needs --kv-latent|{0 if field == 'q_latent' else None}")
+                    raise ValueError(
+                        f"{field}|{getattr(self, field)}|needs --kv-latent|{0 if field == 'q_latent' else None}"
+                    )
             return
         if self.key_heads != self.heads:
-            raise ValueError(f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}")
+            raise ValueError(
+                f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}"
+            )
         if self.qk_norm:
             raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
         if self.rotary % 2:
@@ -206,7 +258,9 @@ class ModelConfig(BaseModel):
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
         attention = self.head_products + self.down * (h + one) + one * (h + (h + 2 * k))
         if self.kv_latent:
-            attention += self.norm_size(self.kv_latent) + (self.norm_size(self.q_latent) if self.q_latent else 0)
+            attention += self.norm_size(self.kv_latent) + (
+                self.norm_size(self.q_latent) if self.q_latent else 0
+            )
             attention += one * (self.heads * (2 * self.head_dim + self.score_dim) - (h + 2 * k))
         attention += self.relative_buckets * self.heads if self.position == "relative" else 0
         attention += 2 * self.norm_size(self.head_dim) if self.qk_norm else 0
@@ -214,10 +268,16 @@ class ModelConfig(BaseModel):
         def mlp(f: int) -> int:
             return u * f * (h + one) + h * (f + one)
 
-        inside = mlp(f) if not self.experts else self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
+        inside = (
+            mlp(f)
+            if not self.experts
+            else self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
+        )
         layer = (4 if self.norm_position == "sandwich" else 2) * self.norm_size(h) + attention + inside
         ends = self.vocab * h * (1 if self.tied else 2) + (self.seq * h if self.position == "learned" else 0)
-        if self.objective == "masked":  # token types and their norm; the head's transform, its norm and the logits' bias
+        if (
+            self.objective == "masked"
+        ):  # token types and their norm; the head's transform, its norm and the logits' bias
             ends += 2 * h + self.norm_size(h) + h * (h + one) + self.norm_size(h) + self.vocab * one
         ends += h * (self.patch_size + one) if self.patches else 0
         return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
@@ -228,9 +288,21 @@ class ModelConfig(BaseModel):
         These are the model FLOPs of docs/contract.md.
         """
         h, f, s, u = self.hidden, self.width, self.seq, self.gates
-        inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts if self.experts else 2 * (u + 1) * h * f
-        per_layer = 2 * (self.head_products + self.down * h) + inside + 2 * s * self.heads * (self.score_dim + self.head_dim)
-        return 3 * tokens * (self.layers * per_layer + 2 * h * (self.vocab + (h if self.objective == "masked" else 0)))
+        inside = (
+            2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts
+            if self.experts
+            else 2 * (u + 1) * h * f
+        )
+        per_layer = (
+            2 * (self.head_products + self.down * h)
+            + inside
+            + 2 * s * self.heads * (self.score_dim + self.head_dim)
+        )
+        return (
+            3
+            * tokens
+            * (self.layers * per_layer + 2 * h * (self.vocab + (h if self.objective == "masked" else 0)))
+        )
 
 
 _LLAMA: dict[str, Any] = {

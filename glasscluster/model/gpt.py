@@ -29,20 +29,34 @@ from glasscluster.model.text.packing import positions as positions_in
 class Module(nn.Module):
     """Parameters by full name, cut for this rank. `shards` says how each one is cut (None: whole on every rank)."""
 
-    def __init__(self, prefix: str, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
+    def __init__(
+        self, prefix: str, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor
+    ) -> None:
         super().__init__()
         self.prefix, self.config, self.parallel, self.seed, self.like = prefix, config, parallel, seed, like
         self.shards: dict[str, Shard | None] = {}
-        self.partial: set[str] = set()  # whole on every rank, but used for its own heads: the ranks' gradients add up
+        self.partial: set[str] = (
+            set()
+        )  # whole on every rank, but used for its own heads: the ranks' gradients add up
 
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
 
-    def weight(self, name: str, *shape: int, std: float, mean: float = 0.0, shard: Shard | None = None, partial: bool = False) -> None:
+    def weight(
+        self,
+        name: str,
+        *shape: int,
+        std: float,
+        mean: float = 0.0,
+        shard: Shard | None = None,
+        partial: bool = False,
+    ) -> None:
         """Create parameter `name`. partial: it is whole, and each tensor rank has a part of its gradient."""
         full_name = f"{self.prefix}{name}"
-        self.register_parameter(name, local_parameter(full_name, shape, std, mean, shard, self.parallel, self.seed, self.like))
+        self.register_parameter(
+            name, local_parameter(full_name, shape, std, mean, shard, self.parallel, self.seed, self.like)
+        )
         self.shards[full_name] = shard
         if partial:
             self.partial.add(full_name)
@@ -96,11 +110,20 @@ class Block(Module):
     def out_std(self) -> float:
         """Of the matrices into the residual. GPT-2 (section 2.3): 2L branches add up, so each starts 1/√(2L) as large."""
         config = self.config
-        return config.init_std / (2 * config.layers) ** 0.5 if config.residual_init == "scaled" else config.init_std
+        return (
+            config.init_std / (2 * config.layers) ** 0.5
+            if config.residual_init == "scaled"
+            else config.init_std
+        )
 
     def forward(self, x_BSH: Tensor, draw: Draw | None = None) -> Tensor:
         """[B, S, H] -> [B, S, H]."""
-        x_BSH = self.branch(x_BSH, 1, lambda y: plus(self.parallel.row(self.attend(y, draw), self.out_weight), self.get("out_bias")), draw)
+        x_BSH = self.branch(
+            x_BSH,
+            1,
+            lambda y: plus(self.parallel.row(self.attend(y, draw), self.out_weight), self.get("out_bias")),
+            draw,
+        )
         return self.branch(x_BSH, 2, partial(self.mlp, self), draw)
 
     def branch(self, x: Tensor, number: int, f: Callable[[Tensor], Tensor], draw: Draw | None) -> Tensor:
@@ -124,9 +147,18 @@ class Block(Module):
         if config.dropout and config.attention == "unfused":
             s = q.shape[2] * context.size
             local = q.shape[1] // context.heads_cut
-            first = (self.parallel.rank * context.heads_cut + context.heads_rank) * local  # these heads' place in the mask of all heads
+            first = (
+                self.parallel.rank * context.heads_cut + context.heads_rank
+            ) * local  # these heads' place in the mask of all heads
             spans = (first * s * s, local * s * s)
-            drop = partial(dropout, p=config.dropout, draw=draw, layer=self.index, place="attention probabilities", spans=spans)
+            drop = partial(
+                dropout,
+                p=config.dropout,
+                draw=draw,
+                layer=self.index,
+                place="attention probabilities",
+                spans=spans,
+            )
             attention = partial(attention, drop=drop)
 
         def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -134,7 +166,9 @@ class Block(Module):
                 assert context.size == 1, "a document lies whole on one rank"
                 assert config.causal, "documents are triangles of a causal mask"
                 return by_document(attention, q, k, v, draw.documents, self.score_bias(q.shape[2]))
-            return context.attend(attention, q, k, v, config.causal, config.prefix, self.score_bias(q.shape[2] * context.size))
+            return context.attend(
+                attention, q, k, v, config.causal, config.prefix, self.score_bias(q.shape[2] * context.size)
+            )
 
         out = self.keep.core(core, q, k, v)
         return (out[..., : config.head_dim] if config.rotary else out).transpose(1, 2).flatten(2)
@@ -143,12 +177,16 @@ class Block(Module):
         """What is added to scores by distance, for this rank's heads: a learned table, or fixed numbers."""
         config, cut = self.config, Shard(1)
         if config.position == "relative":
-            self.weight("relative_table", config.relative_buckets, config.heads, std=config.init_std, shard=cut)
+            self.weight(
+                "relative_table", config.relative_buckets, config.heads, std=config.init_std, shard=cut
+            )
             numbers = buckets(config.seq, config.relative_buckets, config.relative_distance, config.both_ways)
             self.register_buffer("buckets", numbers.to(self.like.device), persistent=False)
         elif config.position == "alibi":
             mine = Shard(0).take(alibi(config.seq, config.heads), self.parallel.rank, self.parallel.size)
-            self.register_buffer("distances", mine.to(self.like.device, accumulation_dtype(self.like.dtype)), persistent=False)
+            self.register_buffer(
+                "distances", mine.to(self.like.device, accumulation_dtype(self.like.dtype)), persistent=False
+            )
 
     def score_bias(self, tokens: int) -> Tensor | None:
         """[A, 2·tokens - 1] in the accumulators' type, by distance (position.py)."""
@@ -157,7 +195,11 @@ class Block(Module):
         here = slice(self.config.seq - tokens, self.config.seq + tokens - 1)
         if self.config.position == "alibi":
             return self.distances[:, here]
-        return self.relative_table.to(accumulation_dtype(self.relative_table.dtype)).index_select(0, self.buckets[here]).T.contiguous()
+        return (
+            self.relative_table.to(accumulation_dtype(self.relative_table.dtype))
+            .index_select(0, self.buckets[here])
+            .T.contiguous()
+        )
 
     def rotate(self, x: Tensor) -> Tensor:
         """Rotary positions of [B, S, A, D], which in generation are each sequence's own."""
@@ -181,7 +223,9 @@ class Block(Module):
         if config.position == "rope":
             q, k = self.rotate(q), self.rotate(k)
         if config.transforms_qk and (config.qkv == "fused" or parallel.size > config.key_heads):
-            v = v.clone(memory_format=torch.contiguous_format)  # or backward would keep all that lies around it
+            v = v.clone(
+                memory_format=torch.contiguous_format
+            )  # or backward would keep all that lies around it
         return q, k, v
 
     def columns(self, x_BSH: Tensor) -> Sequence[Tensor]:
@@ -189,7 +233,9 @@ class Block(Module):
         parallel, config = self.parallel, self.config
         if config.qkv == "fused":
             qkv = parallel.column(x_BSH, self.qkv_weight, self.get("qkv_bias"))
-            return qkv.split([n // parallel.size for n in (config.hidden, config.key_width, config.key_width)], -1)
+            return qkv.split(
+                [n // parallel.size for n in (config.hidden, config.key_width, config.key_width)], -1
+            )
         y = parallel.f(x_BSH)
         return [parallel.linear(y, getattr(self, f"{n}_weight"), self.get(f"{n}_bias")) for n in "qkv"]
 
@@ -242,9 +288,13 @@ class Embedding(Module):
             elif positions is None:
                 x = x + parallel.cut(self.position[:tokens])
             else:
-                x = x + nn.functional.embedding(torch.tensor([list(p) for p in positions], device=x.device), self.position)
+                x = x + nn.functional.embedding(
+                    torch.tensor([list(p) for p in positions], device=x.device), self.position
+                )
         if config.objective == "masked":
-            x = x + nn.functional.embedding(parallel.cut(self.types[:tokens]) if types_BS is None else types_BS, self.segment)
+            x = x + nn.functional.embedding(
+                parallel.cut(self.types[:tokens]) if types_BS is None else types_BS, self.segment
+            )
             x = norms.norm(self, "norm", x)
             x = dropout(x, config.dropout, draw, -1, "embedding", spans=parallel.spans(tokens, config.hidden))
         return x
@@ -252,7 +302,9 @@ class Embedding(Module):
     def seen(self, x: Tensor, pixels: Tensor, tokens: int) -> Tensor:
         """Embeddings of this rank's tokens [B, S, H] with the image's in the place of the first: pixels [B, P·C], 0 to 255."""
         config, parallel = self.config, self.parallel
-        bright = (pixels.unflatten(1, (config.patches, config.patch_size)).to(accumulation_dtype(x.dtype)) / 255).to(x.dtype)
+        bright = (
+            pixels.unflatten(1, (config.patches, config.patch_size)).to(accumulation_dtype(x.dtype)) / 255
+        ).to(x.dtype)
         image = nn.functional.linear(bright, self.patch_weight, self.get("patch_bias"))
         image = nn.functional.pad(image, (0, 0, 0, tokens - config.patches))
         image = parallel.cut(image.transpose(0, 1)).transpose(0, 1)
@@ -267,7 +319,9 @@ class Head(Module):
     before the table, and a bias of the logits (google-research/bert, get_masked_lm_output).
     """
 
-    def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor, tied_to: nn.Parameter | None) -> None:
+    def __init__(
+        self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor, tied_to: nn.Parameter | None
+    ) -> None:
         super().__init__("head.", config, parallel, seed, like)
         if config.norm_position != "post":
             norms.declare(self, "norm", config.hidden)
@@ -281,7 +335,13 @@ class Head(Module):
         else:
             # the last stage's own copy of a tied embedding starts equal to the first stage's: same name, same values
             self.prefix = "embedding." if config.tied else "head."
-            self.weight("token" if config.tied else "table", config.vocab, config.hidden, std=config.init_std, shard=Shard(0))
+            self.weight(
+                "token" if config.tied else "table",
+                config.vocab,
+                config.hidden,
+                std=config.init_std,
+                shard=Shard(0),
+            )
             self.table = self.token if config.tied else self.table
 
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
@@ -342,7 +402,13 @@ class GPTStage(nn.Module):
             block.keep = keep
         return self
 
-    def forward(self, x: Tensor, targets_BS: Tensor | None = None, draw: Draw | None = None, types_BS: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        targets_BS: Tensor | None = None,
+        draw: Draw | None = None,
+        types_BS: Tensor | None = None,
+    ) -> Tensor:
         """First stage: tokens [B, S], and token types if they are not the usual; others: activations [B, S, H].
 
         Returns activations, or on the last stage the loss.
@@ -362,4 +428,8 @@ class GPTStage(nn.Module):
 
     def full_names(self) -> dict[str, tuple[nn.Parameter, Shard | None]]:
         """Full name -> (parameter, how it is cut). The tied table appears once, as embedding.token."""
-        return {name: (getattr(part, name.split(".")[-1]), shard) for part in self.parts() for name, shard in part.shards.items()}
+        return {
+            name: (getattr(part, name.split(".")[-1]), shard)
+            for part in self.parts()
+            for name, shard in part.shards.items()
+        }

@@ -47,7 +47,9 @@ class Shard:
             piece = block.narrow(self.dim, min(rank * each, n), max(0, min(each, n - rank * each)))
             missing = list(piece.shape)
             missing[self.dim] = each - piece.shape[self.dim]
-            pieces.append(torch.cat([piece, piece.new_zeros(missing)], self.dim) if missing[self.dim] else piece)
+            pieces.append(
+                torch.cat([piece, piece.new_zeros(missing)], self.dim) if missing[self.dim] else piece
+            )
         return torch.cat(pieces, self.dim) if len(pieces) > 1 else pieces[0]
 
     def shape(self, full: tuple[int, ...], size: int, expert_size: int = 1) -> tuple[int, ...]:
@@ -63,7 +65,10 @@ class WholeSequence:
     """How a sequence is cut over context-parallel ranks: not at all."""
 
     size, rank = 1, 0
-    heads_cut, heads_rank = 1, 0  # ranks that share out the heads inside attention (Ulysses), and which of them this is
+    heads_cut, heads_rank = (
+        1,
+        0,
+    )  # ranks that share out the heads inside attention (Ulysses), and which of them this is
 
     def positions(self, tokens: int) -> Sequence[int]:
         """Which of a sequence's tokens this rank has, in its own order."""
@@ -152,10 +157,19 @@ class Unsharded:
         return self.g(self.linear(x, weight))
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, whole: Tensor | None = None, index: int | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        whole: Tensor | None = None,
+        index: int | None = None,
     ) -> Tensor:
         """x A^T + b. A is a parameter, or the slice `index` of the parameter `whole`."""
-        return F.linear(x, weight, bias) if self.deferred is None else self.deferred.linear(x, weight, bias, whole, index)
+        return (
+            F.linear(x, weight, bias)
+            if self.deferred is None
+            else self.deferred.linear(x, weight, bias, whole, index)
+        )
 
     def whole_heads(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [b, s, columns] of whole heads, from this rank's columns."""
@@ -208,7 +222,9 @@ class KeepAll:
     """Everything that backward needs stays. `strategies/memory/recompute.py` has the versions that let go and compute again."""
 
     active = False  # computing again just now
-    positions: Sequence[Sequence[int]] | None = None  # of each sequence's tokens, where they do not start at 0 (generation)
+    positions: Sequence[Sequence[int]] | None = (
+        None  # of each sequence's tokens, where they do not start at 0 (generation)
+    )
 
     def layers(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
         """Consecutive blocks."""
@@ -225,7 +241,14 @@ class KeepAll:
 
 
 def local_parameter(
-    name: str, shape: tuple[int, ...], std: float, mean: float, shard: Shard | None, parallel: Unsharded, seed: int, like: Tensor
+    name: str,
+    shape: tuple[int, ...],
+    std: float,
+    mean: float,
+    shard: Shard | None,
+    parallel: Unsharded,
+    seed: int,
+    like: Tensor,
 ) -> torch.nn.Parameter:
     """A parameter's local part. The full tensor depends on (seed, name) alone, so every layout starts equal.
 

@@ -35,7 +35,9 @@ class Backend(Protocol):
 
     name: str
 
-    def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
+    def run(
+        self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
+    ) -> list[Outcome]:
         """One outcome a rank, in rank order; a failure is raised as a GlassError."""
 
     def close(self) -> None:
@@ -76,7 +78,9 @@ class Cluster:
         if gpus < 1:
             raise InputError("gpus", gpus, "must be at least 1")
         self.gpus, self.backend_name, self.options = gpus, backend, options
-        self.capacity: float | None = self.hardware.gpu.memory_bytes if isinstance(memory_bytes, str) else memory_bytes
+        self.capacity: float | None = (
+            self.hardware.gpu.memory_bytes if isinstance(memory_bytes, str) else memory_bytes
+        )
         if options.get("device", "cpu") not in DEVICES:
             raise InputError("device", options["device"], "unknown device", DEVICES)
         self._backend: Backend | None = None
@@ -84,7 +88,12 @@ class Cluster:
         if backend not in BACKENDS:
             raise InputError("backend", backend, "unknown backend", BACKENDS)
         if "eager_bytes" in options and backend != "threads":
-            raise InputError("eager_bytes", options["eager_bytes"], f"is an option of the threads backend, not of {backend}", ["threads"])
+            raise InputError(
+                "eager_bytes",
+                options["eager_bytes"],
+                f"is an option of the threads backend, not of {backend}",
+                ["threads"],
+            )
 
     def __enter__(self) -> Cluster:
         self._kept = True
@@ -104,7 +113,9 @@ class Cluster:
         """False only in the other processes of a torchrun job: checks and reports are rank 0's."""
         return getattr(self._backend, "rank", 0) == 0
 
-    def run(self, program: Callable[..., Any], *args: Any, record: bool = True, info: dict | None = None) -> Run:
+    def run(
+        self, program: Callable[..., Any], *args: Any, record: bool = True, info: dict | None = None
+    ) -> Run:
         """Run `program(gpu, *args)` on every rank. Raises the named error of the first rank that failed.
 
         What had been recorded by then is kept on the error as `error.run`.

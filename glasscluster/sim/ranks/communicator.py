@@ -25,7 +25,14 @@ class Communicator:
     """A group of ranks that talk to each other. `ranks` are the cluster's; `rank` is the index among them."""
 
     def __init__(
-        self, wire: Wire, progress: Progress, recorder: Recorder, ledger: Ledger, ranks: Sequence[int], axis: str, group: int
+        self,
+        wire: Wire,
+        progress: Progress,
+        recorder: Recorder,
+        ledger: Ledger,
+        ranks: Sequence[int],
+        axis: str,
+        group: int,
     ) -> None:
         self.wire, self.progress, self.recorder, self.ledger = wire, progress, recorder, ledger
         self.ranks, self.axis, self.group = tuple(ranks), axis, group
@@ -43,11 +50,15 @@ class Communicator:
         return f"Communicator({self.axis}, rank {self.rank} of {self.size}, ranks {list(self.ranks)})"
 
     # ---- point to point --------------------------------------------------------------------------------------
-    def isend(self, x: torch.Tensor, dst: int, tag: int = 0, *, purpose: str = "data", label: str = "") -> Work:
+    def isend(
+        self, x: torch.Tensor, dst: int, tag: int = 0, *, purpose: str = "data", label: str = ""
+    ) -> Work:
         """Launch a send of `x` to group rank `dst`. `x` must not change before `wait()` returns."""
         return self._message(SEND, x.contiguous(), dst, tag, purpose, label, None)
 
-    def irecv(self, out: torch.Tensor, src: int, tag: int = 0, *, purpose: str = "data", label: str = "") -> Work:
+    def irecv(
+        self, out: torch.Tensor, src: int, tag: int = 0, *, purpose: str = "data", label: str = ""
+    ) -> Work:
         """Launch a receive into `out` from group rank `src`; `out` is filled when `wait()` returns."""
         if out.is_contiguous():
             return self._message(RECV, out, src, tag, purpose, label, None)
@@ -63,7 +74,9 @@ class Communicator:
         self.irecv(out, src, tag, **labels).wait()
         return out
 
-    def sendrecv(self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int, tag: int = 0, **labels: str) -> torch.Tensor:
+    def sendrecv(
+        self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int, tag: int = 0, **labels: str
+    ) -> torch.Tensor:
         """Send and receive at once; cannot deadlock in a ring."""
         works = [self.irecv(out, src, tag, **labels), self.isend(x, dst, tag, **labels)]
         for work in works:
@@ -88,18 +101,29 @@ class Communicator:
             x = following
 
     def _message(
-        self, kind: int, x: torch.Tensor, peer: int, tag: int, purpose: str, label: str, finish: Callable[[], object] | None
+        self,
+        kind: int,
+        x: torch.Tensor,
+        peer: int,
+        tag: int,
+        purpose: str,
+        label: str,
+        finish: Callable[[], object] | None,
     ) -> Work:
         name = "send" if kind == SEND else "recv"
         if not 0 <= peer < self.size:
-            raise InputError(f"{name} peer", peer, f"the {self.axis} group has ranks 0..{self.size - 1}", range(self.size))
+            raise InputError(
+                f"{name} peer", peer, f"the {self.axis} group has ranks 0..{self.size - 1}", range(self.size)
+            )
         if not 0 <= tag < TAGS_PER_GROUP - 1:
             raise InputError("tag", tag, f"a tag lies in 0..{TAGS_PER_GROUP - 2}")
         world, recorder = self.ranks[peer], self.recorder
         post = self.wire.isend if kind == SEND else self.wire.irecv
         ticket = post(x.detach(), world, self.tag_base + 1 + tag, name)
         if not recorder.paused:
-            lane = self.lane(4 if kind == SEND else 5)  # not those of collectives: when their steps run is up to the CPU
+            lane = self.lane(
+                4 if kind == SEND else 5
+            )  # not those of collectives: when their steps run is up to the CPU
             nbytes = x.numel() * x.element_size()
             more = {"peer": world, "tag": 1 + tag, "purpose": PURPOSES.index(purpose), "label": label}
             ticket.row = recorder.row(lane, kind, name, 0, nbytes, recorder.frontier, **more)
@@ -129,14 +153,27 @@ class Communicator:
         return self._collective("all_reduce", algorithm, x, async_op, labels, op=op, **options)
 
     def reduce_scatter(
-        self, x: torch.Tensor, op: str = "sum", algorithm: str = "ring", async_op: bool = False, *, node_size: int | None = None, **labels
+        self,
+        x: torch.Tensor,
+        op: str = "sum",
+        algorithm: str = "ring",
+        async_op: bool = False,
+        *,
+        node_size: int | None = None,
+        **labels,
     ) -> Work:
         """Chunk `rank` of `x` (see `chunk`) ends with the `op` over ranks; the other chunks are scratch afterwards."""
         options = self._options("reduce_scatter", algorithm, node_size=node_size)
         return self._collective("reduce_scatter", algorithm, x, async_op, labels, op=op, **options)
 
     def all_gather(
-        self, x: torch.Tensor, algorithm: str = "ring", async_op: bool = False, *, node_size: int | None = None, **labels
+        self,
+        x: torch.Tensor,
+        algorithm: str = "ring",
+        async_op: bool = False,
+        *,
+        node_size: int | None = None,
+        **labels,
     ) -> Work:
         """`x` is the full buffer and holds this rank's chunk; it ends holding every rank's chunk."""
         options = self._options("all_gather", algorithm, node_size=node_size)
@@ -155,7 +192,9 @@ class Communicator:
     ) -> Work:
         """Every rank ends with group rank `src`'s tensor, in place."""
         options = self._options("broadcast", algorithm, node_size=node_size, pieces=pieces)
-        return self._collective("broadcast", algorithm, x, async_op, labels, src=self._member("broadcast src", src), **options)
+        return self._collective(
+            "broadcast", algorithm, x, async_op, labels, src=self._member("broadcast src", src), **options
+        )
 
     def reduce(
         self,
@@ -171,13 +210,21 @@ class Communicator:
     ) -> Work:
         """Group rank `dst` ends with the elementwise `op` over ranks, in place; on the others `x` is scratch afterwards."""
         options = self._options("reduce", algorithm, node_size=node_size, pieces=pieces)
-        return self._collective("reduce", algorithm, x, async_op, labels, op=op, dst=self._member("reduce dst", dst), **options)
+        return self._collective(
+            "reduce", algorithm, x, async_op, labels, op=op, dst=self._member("reduce dst", dst), **options
+        )
 
-    def scatter(self, x: torch.Tensor, src: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str) -> Work:
+    def scatter(
+        self, x: torch.Tensor, src: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str
+    ) -> Work:
         """Chunk `rank` of `x` ends as group rank `src`'s; the other chunks are scratch afterwards."""
-        return self._collective("scatter", algorithm, x, async_op, labels, src=self._member("scatter src", src))
+        return self._collective(
+            "scatter", algorithm, x, async_op, labels, src=self._member("scatter src", src)
+        )
 
-    def gather(self, x: torch.Tensor, dst: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str) -> Work:
+    def gather(
+        self, x: torch.Tensor, dst: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str
+    ) -> Work:
         """`x` is the full buffer and holds this rank's chunk; on group rank `dst` it ends holding every rank's chunk."""
         return self._collective("gather", algorithm, x, async_op, labels, dst=self._member("gather dst", dst))
 
@@ -198,16 +245,28 @@ class Communicator:
         laid out by recv_splits. What is empty sends nothing.
         """
         if send_splits is None and recv_splits is None:
-            send_splits, recv_splits = [c.numel() for c in self.chunks(x)], [self.chunk(x).numel()] * self.size
-        sends, receives = self._splits("send_splits", send_splits, x.numel()), self._splits("recv_splits", recv_splits, None)
+            send_splits, recv_splits = (
+                [c.numel() for c in self.chunks(x)],
+                [self.chunk(x).numel()] * self.size,
+            )
+        sends, receives = (
+            self._splits("send_splits", send_splits, x.numel()),
+            self._splits("recv_splits", recv_splits, None),
+        )
         if out.numel() != sum(receives) or not out.is_contiguous():
-            raise InputError("all_to_all out", tuple(out.shape), f"must be contiguous and hold {sum(receives)} elements")
+            raise InputError(
+                "all_to_all out", tuple(out.shape), f"must be contiguous and hold {sum(receives)} elements"
+            )
         if sends[self.rank] != receives[self.rank]:
-            raise InputError("recv_splits", receives, f"rank {self.rank} keeps {sends[self.rank]} elements of its own")
+            raise InputError(
+                "recv_splits", receives, f"rank {self.rank} keeps {sends[self.rank]} elements of its own"
+            )
         if self.size == 1:
             out.view(-1).copy_(x.view(-1))
         splits = {"sends": sends, "receives": receives}
-        return self._collective("all_to_all", algorithm, x, async_op, labels, out=out.detach().view(-1), **splits)
+        return self._collective(
+            "all_to_all", algorithm, x, async_op, labels, out=out.detach().view(-1), **splits
+        )
 
     def _splits(self, name: str, splits: Sequence[int] | None, total: int | None) -> list[int]:
         """One length a rank, which add up to the buffer."""
@@ -224,7 +283,9 @@ class Communicator:
         for name, value in given.items():
             owners = with_option(operation, name)
             if algorithm not in owners or value < 1:
-                raise InputError(name, value, f"is a number from 1, of the algorithm {' or '.join(owners)}", owners)
+                raise InputError(
+                    name, value, f"is a number from 1, of the algorithm {' or '.join(owners)}", owners
+                )
         return given
 
     def _member(self, what: str, rank: int) -> int:
@@ -253,7 +314,9 @@ class Communicator:
         with self.recorder.unrecorded():
             self.all_gather(colors)
         if colors.device.type == "meta":
-            raise InputError("backend", "dry", "split() needs to hear from other ranks; use a mesh axis instead")
+            raise InputError(
+                "backend", "dry", "split() needs to hear from other ranks; use a mesh axis instead"
+            )
         members = [r for r, c in zip(self.ranks, colors.tolist(), strict=True) if c == color]
         self._next_split += 1
         return self.subgroup(members, axis or f"{self.axis}.{color}", self._next_split)
@@ -262,12 +325,16 @@ class Communicator:
         """A communicator over some of the cluster's ranks, this one among them. `group` numbers its lanes and tags."""
         return Communicator(self.wire, self.progress, self.recorder, self.ledger, ranks, axis, group)
 
-    def _collective(self, operation: str, algorithm: str, x: torch.Tensor, async_op: bool, labels: dict, **options) -> Work:
+    def _collective(
+        self, operation: str, algorithm: str, x: torch.Tensor, async_op: bool, labels: dict, **options
+    ) -> Work:
         purpose, label = labels.pop("purpose", "data"), labels.pop("label", "")
         if labels:
             raise TypeError(f"{operation}() got unexpected arguments {sorted(labels)}")
         if not x.is_contiguous():
-            raise InputError(f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first")
+            raise InputError(
+                f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first"
+            )
         steps = find(operation, algorithm)
         average = options.get("op") == "avg"
         if average:
@@ -278,9 +345,13 @@ class Communicator:
             return Done()
         x = x.detach()
         work = CollectiveWork(self, operation, algorithm, purpose, label, x)
-        work.steps = self._native(work, operation, x, options) if steps is None else steps(work, x.view(-1), **options)
+        work.steps = (
+            self._native(work, operation, x, options) if steps is None else steps(work, x.view(-1), **options)
+        )
         if average:
-            work.steps = _then(work.steps, lambda: _average(self.chunk(x) if operation == "reduce_scatter" else x, self.size))
+            work.steps = _then(
+                work.steps, lambda: _average(self.chunk(x) if operation == "reduce_scatter" else x, self.size)
+            )
         self._queue.append(work)
         self.progress.drive()
         if not async_op:

@@ -43,14 +43,27 @@ def describe_deadlock(waits: list[Wait], finished: Sequence[int]) -> Deadlock:
             cycle = path[path.index(at) :]
             arrows = " → ".join(map(str, [*cycle, cycle[0]]))
             sending = all(by_rank[r].kind == "send" for r in cycle)
-            everyone = "; every rank is sending and nobody is receiving: this passes only while sends are buffered" if sending else ""
+            everyone = (
+                "; every rank is sending and nobody is receiving: this passes only while sends are buffered"
+                if sending
+                else ""
+            )
             first = by_rank[cycle[0]]
             names = {"rank": first.rank, "operation": first.what, "peer": first.peer}
-            return Deadlock("\n  ".join([f"deadlock: cycle {arrows}{everyone}", *lines]), waits=waits, cycle=cycle, **names)
+            return Deadlock(
+                "\n  ".join([f"deadlock: cycle {arrows}{everyone}", *lines]),
+                waits=waits,
+                cycle=cycle,
+                **names,
+            )
     end = next((w for w in waits if w.peer in finished), waits[0])
     missing = "receives what" if end.kind == "send" else "sends what"
-    text = f"deadlock: the chain ends at finished rank {end.peer}: it never {missing} rank {end.rank} waits for"
-    return Deadlock("\n  ".join([text, *lines]), waits=waits, rank=end.rank, operation=end.what, peer=end.peer)
+    text = (
+        f"deadlock: the chain ends at finished rank {end.peer}: it never {missing} rank {end.rank} waits for"
+    )
+    return Deadlock(
+        "\n  ".join([text, *lines]), waits=waits, rank=end.rank, operation=end.what, peer=end.peer
+    )
 
 
 def source_line(frame: Any) -> str:
@@ -62,13 +75,17 @@ def source_line(frame: Any) -> str:
         where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
         if not module.startswith((package + ".", "torch", "threading", "contextlib")):
             return where
-        if inside == "unknown line" and not module.startswith((package + ".sim", "torch", "threading", "contextlib")):
+        if inside == "unknown line" and not module.startswith(
+            (package + ".sim", "torch", "threading", "contextlib")
+        ):
             inside = where
         frame = frame.f_back
     return inside
 
 
-Step = Sequence[tuple[str, int, int]]  # messages posted together and all awaited: ("send" | "recv", peer, tag)
+Step = Sequence[
+    tuple[str, int, int]
+]  # messages posted together and all awaited: ("send" | "recv", peer, tag)
 
 
 def standstill(programs: Sequence[Sequence[Step]], nbytes: int, eager_bytes: int = 0) -> dict[int, int]:

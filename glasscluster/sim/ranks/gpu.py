@@ -78,7 +78,12 @@ class GPU:
         with self.unrecorded():
             finite = bool(torch.isfinite(tensor).all())
         if not finite:
-            raise NonFinite(f"rank {self.rank}, step {step}: {name} is not finite", rank=self.rank, operation=name, step=step)
+            raise NonFinite(
+                f"rank {self.rank}, step {step}: {name} is not finite",
+                rank=self.rank,
+                operation=name,
+                step=step,
+            )
 
 
 @dataclass
@@ -93,7 +98,12 @@ class Outcome:
 
 
 def run_rank(
-    wire: Wire, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None, abandoned: type[BaseException] | None = None
+    wire: Wire,
+    program: Callable[..., Any],
+    args: tuple,
+    record: bool,
+    capacity: float | None,
+    abandoned: type[BaseException] | None = None,
 ) -> Outcome:
     """Run a program as one rank, on any backend: set up, record, finish what is in flight, name what went wrong."""
     ledger = Ledger(wire.rank, capacity if record else None)
@@ -103,7 +113,9 @@ def run_rank(
     ledger.where, ledger.made_by = recorder.where, recorder.made_by
     gpu = GPU(wire, recorder, ledger)
     with gpu.afterwards:
-        return _recorded(gpu, recorder, RecordingMode(recorder, wire.operate) if record else None, program, args, abandoned)
+        return _recorded(
+            gpu, recorder, RecordingMode(recorder, wire.operate) if record else None, program, args, abandoned
+        )
 
 
 def _recorded(

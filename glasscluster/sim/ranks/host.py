@@ -39,14 +39,19 @@ class Host:
         self.device = torch.device("meta" if device.type == "meta" else "cpu")
         recorder.groups[GROUP_IDS["host"]] = ("host", (rank,))
 
-    def event(self, op: str, nbytes: int, after: HostWork | None = None, *, purpose: str = "data", label: str = "") -> HostWork:
+    def event(
+        self, op: str, nbytes: int, after: HostWork | None = None, *, purpose: str = "data", label: str = ""
+    ) -> HostWork:
         """`down` or `up` of so many bytes, or an `update` that reads and writes so many; follows `after`, or else the program."""
         recorder = self.recorder
         if recorder.paused:
             return HostWork(recorder, -1)
         deps = recorder.frontier if after is None else (after.row,)
         lane = group_lane(GROUP_IDS["host"], LANES[op])
-        return HostWork(recorder, recorder.row(lane, HOST, op, 0, nbytes, deps, purpose=PURPOSES.index(purpose), label=label))
+        return HostWork(
+            recorder,
+            recorder.row(lane, HOST, op, 0, nbytes, deps, purpose=PURPOSES.index(purpose), label=label),
+        )
 
     def keep(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """This tensor lives in host memory. Returns it."""

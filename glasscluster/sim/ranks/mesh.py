@@ -15,7 +15,18 @@ from glasscluster.base.errors import InputError
 from glasscluster.sim.ranks.communicator import Communicator
 
 ORDER = ("pp", "dp", "cp", "tp")  # slowest first
-GROUP_IDS = {"world": 0, "pp": 1, "dp": 2, "cp": 3, "tp": 4, "ep": 5, "tied": 6, "shard": 7, "replicas": 8, "host": 9}
+GROUP_IDS = {
+    "world": 0,
+    "pp": 1,
+    "dp": 2,
+    "cp": 3,
+    "tp": 4,
+    "ep": 5,
+    "tied": 6,
+    "shard": 7,
+    "replicas": 8,
+    "host": 9,
+}
 GROUP_IDS |= {"heads": 10, "expert replicas": 11, "ulysses": 12, "rings": 13}
 
 
@@ -29,7 +40,11 @@ class Mesh:
         self.sizes = {axis: int(sizes.get(axis, 1)) for axis in ORDER}
         together = prod(self.sizes.values())
         if together != world.size:
-            raise InputError("mesh", dict(self.sizes), f"its axes multiply to {together}, the cluster has {world.size} ranks")
+            raise InputError(
+                "mesh",
+                dict(self.sizes),
+                f"its axes multiply to {together}, the cluster has {world.size} ranks",
+            )
         self.world = world
         self.coordinates = coordinates(world.wire.rank, self.sizes)
         self._comms: dict[str, Communicator] = {}
@@ -60,7 +75,10 @@ class Mesh:
         if long in ([], [name]):
             return self[name]
         places = product(*(range(self.sizes[axis]) for axis in long))
-        ranks = [rank_of({**self.coordinates, **dict(zip(long, place, strict=True))}, self.sizes) for place in places]
+        ranks = [
+            rank_of({**self.coordinates, **dict(zip(long, place, strict=True))}, self.sizes)
+            for place in places
+        ]
         return self.world.subgroup(ranks, name, GROUP_IDS[name])
 
     def inside(self, comm: Communicator, size: int, name: str, axis: str | None = None) -> Communicator:

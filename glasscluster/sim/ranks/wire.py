@@ -33,7 +33,9 @@ class Wire(ABC):
     rank: int
     size: int
     device: torch.device
-    operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None  # runs an operator with its arguments; None: just call it
+    operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = (
+        None  # runs an operator with its arguments; None: just call it
+    )
 
     @abstractmethod
     def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
@@ -51,7 +53,9 @@ class Wire(ABC):
         """
 
     @abstractmethod
-    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
+    def native(
+        self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
+    ) -> None:
         """Hand a whole collective to the library underneath (gloo, NCCL)."""
 
     # ---- only a device with streams overrides these --------------------------------------------------------------

@@ -102,7 +102,9 @@ class Done(Work):
 class MessageWork(Work):
     """A point-to-point message under way."""
 
-    def __init__(self, comm: Group, ticket: Ticket, x: torch.Tensor, finish: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, comm: Group, ticket: Ticket, x: torch.Tensor, finish: Callable[[], object] | None = None
+    ) -> None:
         self.comm, self.ticket, self.finish = comm, ticket, finish
         self.tensor: torch.Tensor | None = x  # the buffer belongs to the message until somebody waits
 
@@ -124,7 +126,9 @@ class CollectiveWork(Work):
     Labels are taken at launch, so the recording does not depend on when the CPU runs the steps.
     """
 
-    def __init__(self, comm: Group, operation: str, algorithm: str, purpose: str, label: str, buffer: torch.Tensor) -> None:
+    def __init__(
+        self, comm: Group, operation: str, algorithm: str, purpose: str, label: str, buffer: torch.Tensor
+    ) -> None:
         self.comm, self.operation, self.algorithm = comm, operation, algorithm
         self.buffer, self.nbytes = buffer, buffer.numel() * buffer.element_size()
         self.sequence = comm.next_sequence()
@@ -161,7 +165,9 @@ class CollectiveWork(Work):
 
     def stage(self, numel: int, like: torch.Tensor) -> torch.Tensor:
         """Scratch memory, owned by the communicator from launch to wait."""
-        self.staging = like.new_empty(numel) if self.recorder_off() else _quiet_empty(self.comm.recorder, numel, like)
+        self.staging = (
+            like.new_empty(numel) if self.recorder_off() else _quiet_empty(self.comm.recorder, numel, like)
+        )
         if self.recorded:
             self.comm.ledger.register(self.staging, "buffers", f"{self.operation} staging")
         return self.staging
@@ -188,7 +194,15 @@ class CollectiveWork(Work):
         if into.numel() == 0:
             return
         REDUCTIONS[op](into, other)
-        self._row(REDUCE, op, into.numel() * into.element_size(), -1, self.comm.lane(0), self._offset(into), advance=True)
+        self._row(
+            REDUCE,
+            op,
+            into.numel() * into.element_size(),
+            -1,
+            self.comm.lane(0),
+            self._offset(into),
+            advance=True,
+        )
 
     # ---- what the progress engine calls --------------------------------------------------------------------------
     def advance(self) -> bool:
@@ -206,7 +220,9 @@ class CollectiveWork(Work):
     def _run_steps(self) -> bool:
         if not self.started:
             self.started = True
-            if self.recorded and self.comm.last_collective >= 0:  # one after the other on a communicator, as on a stream
+            if (
+                self.recorded and self.comm.last_collective >= 0
+            ):  # one after the other on a communicator, as on a stream
                 self.cursor = (*self.cursor, self.comm.last_collective)
         while all(t.done for t in self.pending):
             if self.recorded and self.pending:
@@ -218,7 +234,9 @@ class CollectiveWork(Work):
                 del self.buffer
                 if self.recorded:
                     self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
-                self.row = self._row(COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0))
+                self.row = self._row(
+                    COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0)
+                )
                 self.comm.last_collective = self.row
                 return True
         return False
@@ -241,7 +259,9 @@ class CollectiveWork(Work):
         post = comm.wire.isend if kind == SEND else comm.wire.irecv
         ticket = post(x, world, comm.tag_base, what)
         lane = comm.lane(1 if kind == SEND else 2)
-        ticket.row = self._row(kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x))
+        ticket.row = self._row(
+            kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x)
+        )
         return [ticket]
 
     def _offset(self, part: torch.Tensor) -> int:
@@ -250,10 +270,14 @@ class CollectiveWork(Work):
             return -1
         return int(part.storage_offset() - self.buffer.storage_offset()) * part.element_size()
 
-    def _row(self, kind: int, op: str, nbytes: int, peer: int, lane: int, offset: int = -1, advance: bool = False) -> int:
+    def _row(
+        self, kind: int, op: str, nbytes: int, peer: int, lane: int, offset: int = -1, advance: bool = False
+    ) -> int:
         if not self.recorded:
             return -1
-        row = self.comm.recorder.row(lane, kind, op, 0, nbytes, self.cursor, peer=peer, offset=offset, **self.labels)
+        row = self.comm.recorder.row(
+            lane, kind, op, 0, nbytes, self.cursor, peer=peer, offset=offset, **self.labels
+        )
         if advance:
             self.cursor = (row,)
         return row

@@ -22,7 +22,21 @@ def group_lane(group: int, which: int) -> int:
 
 # One rank's row, then the local numbers of the rows it depends on.
 FIELDS = (
-    *("lane", "order", "kind", "phase", "layer", "micro_batch", "op", "flops", "bytes", "peer", "tag", "purpose", "label"),
+    *(
+        "lane",
+        "order",
+        "kind",
+        "phase",
+        "layer",
+        "micro_batch",
+        "op",
+        "flops",
+        "bytes",
+        "peer",
+        "tag",
+        "purpose",
+        "label",
+    ),
     *("sequence", "offset"),
 )
 COLUMNS = ("rank", *FIELDS)  # of the graph of all ranks

@@ -58,17 +58,30 @@ class ExecutionGraph:
     purpose: np.ndarray
     label: np.ndarray
     sequence: np.ndarray
-    offset: np.ndarray  # of a message or addition of a collective: first byte within the collective's buffer, -1 in staging
+    offset: (
+        np.ndarray
+    )  # of a message or addition of a collective: first byte within the collective's buffer, -1 in staging
 
-    def __init__(self, columns: dict[str, np.ndarray], dep_ptr: np.ndarray, dep_idx: np.ndarray, match: np.ndarray, meta: dict) -> None:
+    def __init__(
+        self,
+        columns: dict[str, np.ndarray],
+        dep_ptr: np.ndarray,
+        dep_idx: np.ndarray,
+        match: np.ndarray,
+        meta: dict,
+    ) -> None:
         for name in COLUMNS:
             setattr(self, name, columns[name])
         self.dep_ptr, self.dep_idx, self.match = dep_ptr, dep_idx, match
         self.names: list[str] = meta["names"]
-        self.groups: dict[int, dict[int, tuple[str, list[int]]]] = meta["groups"]  # rank -> group -> (axis, ranks)
+        self.groups: dict[int, dict[int, tuple[str, list[int]]]] = meta[
+            "groups"
+        ]  # rank -> group -> (axis, ranks)
         self.ranks: int = meta["ranks"]
         self.info: dict[str, Any] = meta.get("info", {})
-        self.memory: dict[int, dict[str, Any]] = meta["memory"]  # rank -> what the ledger wrote down: see history.py
+        self.memory: dict[int, dict[str, Any]] = meta[
+            "memory"
+        ]  # rank -> what the ledger wrote down: see history.py
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -118,7 +131,9 @@ class ExecutionGraph:
         joined_source, joined_target = _native_joins(columns, meta)
         source = np.concatenate([source, joined_source])
         target = np.concatenate([target, joined_target])
-        order = topological_order(len(match), np.concatenate([source, match[received]]), np.concatenate([target, received]), by_lane)
+        order = topological_order(
+            len(match), np.concatenate([source, match[received]]), np.concatenate([target, received]), by_lane
+        )
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         columns = {c: v[order] for c, v in columns.items()}
@@ -175,7 +190,11 @@ class ExecutionGraph:
         digest = hashlib.sha256()
         for column, values in self.canonical_rows().items():
             digest.update(column.encode())
-            digest.update("\n".join(values).encode() if values.dtype.kind == "U" else np.ascontiguousarray(values).tobytes())
+            digest.update(
+                "\n".join(values).encode()
+                if values.dtype.kind == "U"
+                else np.ascontiguousarray(values).tobytes()
+            )
         return digest.hexdigest()
 
     # ---- questions -------------------------------------------------------------------------------------------
@@ -197,7 +216,12 @@ class ExecutionGraph:
         return names[inverse.reshape(-1)] if len(pairs) else np.empty(0, dtype="U1")
 
     def bytes_sent(
-        self, *, axis: str | None = None, purpose: str | None = None, label: str | None = None, group: int | None = None
+        self,
+        *,
+        axis: str | None = None,
+        purpose: str | None = None,
+        label: str | None = None,
+        group: int | None = None,
     ) -> list[int]:
         """Payload bytes that left each rank, optionally of one axis, purpose, label or communicator (its number)."""
         chosen = self.kind == SEND
@@ -209,12 +233,16 @@ class ExecutionGraph:
             chosen &= self.label == (self.names.index(label) if label in self.names else -1)
         if group is not None:
             chosen &= self.group == group
-        return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+        return (
+            np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+        )
 
     def host_bytes(self, op: str) -> list[int]:
         """Bytes each rank moved `down` to the host or `up` from it, or that an `update` there read and wrote."""
         chosen = (self.kind == HOST) & (self.op == (self.names.index(op) if op in self.names else -1))
-        return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+        return (
+            np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+        )
 
     def traffic(self) -> dict[str, dict[str, list[int]]]:
         """`by_axis` and `by_purpose` bytes sent per rank, as `bytes_sent` of docs/contract.md."""
@@ -228,12 +256,17 @@ class ExecutionGraph:
     @property
     def has_native(self) -> bool:
         """True when a collective was handed to gloo or NCCL, whose bytes nobody counted."""
-        return any(n.endswith("/native") and (self.op[self.kind == COLLECTIVE] == i).any() for i, n in enumerate(self.names))
+        return any(
+            n.endswith("/native") and (self.op[self.kind == COLLECTIVE] == i).any()
+            for i, n in enumerate(self.names)
+        )
 
     def in_flight(self, rank: int) -> int:
         """Most micro-batches whose forward has begun and whose backward has not, over a rank's program order."""
         rows, live, best = compute_rows(self, rank), set[int](), 0
-        for phase, micro_batch in zip(self.phase[rows].tolist(), self.micro_batch[rows].tolist(), strict=True):
+        for phase, micro_batch in zip(
+            self.phase[rows].tolist(), self.micro_batch[rows].tolist(), strict=True
+        ):
             if phase == FORWARD:
                 live.add(micro_batch)
                 best = max(best, len(live))
@@ -271,7 +304,14 @@ class ExecutionGraph:
             "memory": beside,
         }
         arrays = {c: getattr(self, c) for c in COLUMNS} | memory
-        np.savez_compressed(path, meta=np.array(json.dumps(meta)), dep_ptr=self.dep_ptr, dep_idx=self.dep_idx, match=self.match, **arrays)
+        np.savez_compressed(
+            path,
+            meta=np.array(json.dumps(meta)),
+            dep_ptr=self.dep_ptr,
+            dep_idx=self.dep_idx,
+            match=self.match,
+            **arrays,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> ExecutionGraph:
@@ -280,13 +320,18 @@ class ExecutionGraph:
             with np.load(path, allow_pickle=False) as data:
                 meta = json.loads(str(data["meta"]))
                 if meta["format"] != FORMAT:
-                    raise InputError("graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}")
+                    raise InputError(
+                        "graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}"
+                    )
                 columns = {c: data[c] for c in COLUMNS}
                 full = {
                     "names": meta["names"],
                     "ranks": meta["ranks"],
                     "info": meta["info"],
-                    "groups": {int(r): {int(g): (a, m) for g, (a, m) in gs.items()} for r, gs in meta["groups"].items()},
+                    "groups": {
+                        int(r): {int(g): (a, m) for g, (a, m) in gs.items()}
+                        for r, gs in meta["groups"].items()
+                    },
                     "memory": from_columns(data, meta["memory"]),
                 }
                 return cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
@@ -295,7 +340,9 @@ class ExecutionGraph:
         except OSError as problem:
             raise InputError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
         except Exception as problem:  # a damaged or foreign file fails in many ways inside numpy
-            raise InputError("graph", str(path), f"is not a recorded graph ({type(problem).__name__})") from None
+            raise InputError(
+                "graph", str(path), f"is not a recorded graph ({type(problem).__name__})"
+            ) from None
 
 
 def _match_messages(columns: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
@@ -331,7 +378,10 @@ def _native_joins(columns: dict[str, np.ndarray], meta: dict) -> tuple[np.ndarra
     ends = np.flatnonzero((columns["kind"] == COLLECTIVE) & np.isin(columns["op"], native))
     if not len(ends):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    begins, group_of = {}, (columns["lane"] - 1) // LANES_PER_GROUP  # a launch and its end are on two lanes of one group
+    begins, group_of = (
+        {},
+        (columns["lane"] - 1) // LANES_PER_GROUP,
+    )  # a launch and its end are on two lanes of one group
     for row in np.flatnonzero(columns["kind"] == BEGIN).tolist():
         begins[columns["rank"][row], group_of[row], columns["sequence"][row]] = row
     source, target = [], []

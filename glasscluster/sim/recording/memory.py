@@ -37,16 +37,22 @@ class Ledger:
         self.now = [0] * len(CATEGORIES)
         self.total = 0
         self.log: list[tuple[int, int, int, int]] = []
-        self.live: dict[int, tuple[int, int, str, weakref.ref, int]] = {}  # storage -> (category, bytes, name, reference, number)
+        self.live: dict[
+            int, tuple[int, int, str, weakref.ref, int]
+        ] = {}  # storage -> (category, bytes, name, reference, number)
         self.names: dict[int, str] = {}  # number -> name, of the storages that somebody named
         self.numbers = itertools.count()
-        self.host: dict[int, tuple[int, weakref.ref]] = {}  # storage -> (bytes, reference): in host memory, not on the GPU
+        self.host: dict[
+            int, tuple[int, weakref.ref]
+        ] = {}  # storage -> (bytes, reference): in host memory, not on the GPU
         # the next three are the recorder's: what the program has done so far, where it is, and (phase, layer, operation) of a clock
         self.clock = lambda: 0
         self.where: Callable[[], Where] = lambda: (0, -1, -1)
         self.made_by: Callable[[int], tuple[int, int, str]] = lambda _clock: (0, -1, "")
         self.base = [0] * len(CATEGORIES)
-        self.before: list[tuple[int, int, int]] = []  # (number, category, bytes) of what lived when the step began
+        self.before: list[
+            tuple[int, int, int]
+        ] = []  # (number, category, bytes) of what lived when the step began
 
     # ---- what the recorder and the owners tell us --------------------------------------------------------------
     def allocated(self, tensors: Iterable[torch.Tensor], phase: int) -> None:
@@ -104,7 +110,13 @@ class Ledger:
 
     def _add(self, storage: torch.UntypedStorage, category: int, name: str) -> None:
         key, number = storage._cdata, next(self.numbers)
-        self.live[key] = (category, storage.nbytes(), name, weakref.ref(storage, partial(self._freed, key)), number)
+        self.live[key] = (
+            category,
+            storage.nbytes(),
+            name,
+            weakref.ref(storage, partial(self._freed, key)),
+            number,
+        )
         self._call(number, name)
         self._change(category, storage.nbytes(), number)
 
@@ -138,7 +150,9 @@ class Ledger:
     def start(self) -> None:
         """The step to be measured starts here: what lives now is its base line."""
         self.base = list(self.now)
-        self.before = [(number, category, nbytes) for category, nbytes, _, _, number in self.live.values() if nbytes]
+        self.before = [
+            (number, category, nbytes) for category, nbytes, _, _, number in self.live.values() if nbytes
+        ]
         self.names = {number: name or BEFORE for _, _, name, _, number in self.live.values()}
         self.log.clear()
 
@@ -155,7 +169,9 @@ class Ledger:
         born = {number: clock for clock, _, _, number in reversed(self.log)}
         held = []
         for category, nbytes, _, _, number in self.live.values():
-            phase, layer, name = (0, -1, self.names[number]) if number in self.names else self.made_by(born.get(number, 0))
+            phase, layer, name = (
+                (0, -1, self.names[number]) if number in self.names else self.made_by(born.get(number, 0))
+            )
             held.append((CATEGORIES[category], PHASES[phase], layer, name, nbytes))
         return largest(held, top)
 
@@ -163,7 +179,13 @@ class Ledger:
         capacity, self.capacity = self.capacity, None  # say it once: unwinding frees and allocates too
         assert capacity is not None
         phase, layer, micro_batch = self.where()
-        doing = f"in {PHASES[phase]}" if phase != OTHER else "in a phase without a name" if self.clock() else "while setting up"
+        doing = (
+            f"in {PHASES[phase]}"
+            if phase != OTHER
+            else "in a phase without a name"
+            if self.clock()
+            else "while setting up"
+        )
         place = f"{doing}{f' of micro-batch {micro_batch}' if micro_batch >= 0 else ''}{f', layer {layer}' if layer >= 0 else ''}"
         by_category = ", ".join(f"{name} {value:,}" for name, value in self.snapshot().items() if value)
         residents = self.residents()

@@ -50,14 +50,23 @@ def largest(held: Iterable[tuple[str, str, int, str, int]], top: int) -> list[Re
     for category, phase, layer, name, nbytes in held:
         groups.setdefault((category, phase, layer, _NUMBERED.sub("bucket", name)), []).append(nbytes)
     found = [
-        Resident(category, plain_operation(name), sum(sizes), len(sizes), layer, "" if phase == "other" else phase)
+        Resident(
+            category, plain_operation(name), sum(sizes), len(sizes), layer, "" if phase == "other" else phase
+        )
         for (category, phase, layer, name), sizes in groups.items()
     ]
     return sorted(found, key=lambda r: (-r.bytes, r.category, r.called))[:top]
 
 
 _NUMBERED = re.compile(r"^bucket \d+")
-_SPOKEN = {"addmm": "linear", "mm": "matmul", "bmm": "matmul", "baddbmm": "matmul", "clone": "copy", "_to_copy": "copy"}
+_SPOKEN = {
+    "addmm": "linear",
+    "mm": "matmul",
+    "bmm": "matmul",
+    "baddbmm": "matmul",
+    "clone": "copy",
+    "_to_copy": "copy",
+}
 
 
 def plain_operation(name: str) -> str:
@@ -76,9 +85,16 @@ def as_columns(memory: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, np.nd
     columns = {}
     for rank, m in sorted(memory.items()):
         for table, width in TABLES.items():  # column by column, where neighbours look alike
-            columns[f"memory_{table}_{rank}"] = np.asarray(m[table], dtype=np.int64).reshape(-1, width).T.reshape(-1)
-        columns[f"memory_named_{rank}"] = np.array([[*m["named"]], [number[n] for n in m["named"].values()]], dtype=np.int64).reshape(-1)
-    return columns, {"base": {str(r): [int(x) for x in m["base"]] for r, m in sorted(memory.items())}, "names": names}
+            columns[f"memory_{table}_{rank}"] = (
+                np.asarray(m[table], dtype=np.int64).reshape(-1, width).T.reshape(-1)
+            )
+        columns[f"memory_named_{rank}"] = np.array(
+            [[*m["named"]], [number[n] for n in m["named"].values()]], dtype=np.int64
+        ).reshape(-1)
+    return columns, {
+        "base": {str(r): [int(x) for x in m["base"]] for r, m in sorted(memory.items())},
+        "names": names,
+    }
 
 
 def from_columns(columns: Mapping[str, np.ndarray], beside: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
@@ -87,5 +103,9 @@ def from_columns(columns: Mapping[str, np.ndarray], beside: Mapping[str, Any]) -
     for rank, base in beside["base"].items():
         found: dict[str, Any] = {t: columns[f"memory_{t}_{rank}"].reshape(w, -1).T for t, w in TABLES.items()}
         numbers, names = columns[f"memory_named_{rank}"].reshape(2, -1).tolist()
-        memory[int(rank)] = {"base": base, **found, "named": {n: beside["names"][i] for n, i in zip(numbers, names, strict=True)}}
+        memory[int(rank)] = {
+            "base": base,
+            **found,
+            "named": {n: beside["names"][i] for n, i in zip(numbers, names, strict=True)},
+        }
     return memory

@@ -52,7 +52,9 @@ class Recorder:
         self.names: dict[str, int] = {}
         self.unknown_flops: set[str] = set()  # operators whose FLOPs nobody knows, recorded as 0
         self.groups: dict[int, tuple[str, tuple[int, ...]]] = {}  # group -> (axis, the cluster's ranks)
-        self._layer_spans: list[tuple[int, int]] = []  # (first autograd sequence number, layer), forward order
+        self._layer_spans: list[
+            tuple[int, int]
+        ] = []  # (first autograd sequence number, layer), forward order
         self._backward_at = -1
 
     # ---- rows ----------------------------------------------------------------------------------------------
@@ -60,7 +62,9 @@ class Recorder:
         """A small integer for a name."""
         return self.names.setdefault(name, len(self.names))
 
-    def row(self, lane: int, kind: int, op: str, flops: int, nbytes: int, deps: tuple[int, ...], **more: Any) -> int:
+    def row(
+        self, lane: int, kind: int, op: str, flops: int, nbytes: int, deps: tuple[int, ...], **more: Any
+    ) -> int:
         """Append one row; returns its local id."""
         order = self.lane_length.get(lane, 0)
         self.lane_length[lane] = order + 1
@@ -132,7 +136,9 @@ class Recorder:
         if node is None or self.phase == RECOMPUTE:  # recomputation is a forward inside a backward
             return self.layer
         number = node._sequence_nr()
-        if number < _ACCUMULATE and self._layer_spans:  # AccumulateGrad has no number of its own: stay where we were
+        if (
+            number < _ACCUMULATE and self._layer_spans
+        ):  # AccumulateGrad has no number of its own: stay where we were
             at = bisect.bisect_right(self._layer_spans, (number, 1 << 60)) - 1
             self._backward_at = self._layer_spans[at][1] if at >= 0 else -1
         return self._backward_at
@@ -141,7 +147,13 @@ class Recorder:
     def operation(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
         """Called by the dispatch mode after every operator."""
         rule = rule_of(func)
-        results = (out,) if isinstance(out, torch.Tensor) else tuple(tensors(out)) if isinstance(out, (list, tuple)) else ()
+        results = (
+            (out,)
+            if isinstance(out, torch.Tensor)
+            else tuple(tensors(out))
+            if isinstance(out, (list, tuple))
+            else ()
+        )
         if rule.allocates:
             self.running = rule.name
             self.ledger.allocated(results, self.phase)
@@ -205,8 +217,12 @@ class Recorder:
         return {
             "base": list(ledger.base),
             "log": np.array([(*e[:3], number[e[3]]) for e in ledger.log], dtype=np.int64).reshape(-1, 4),
-            "waits": np.array([(clock, *self.rows[row][:2]) for clock, row in self.waits], dtype=np.int64).reshape(-1, 3),
-            "before": np.array([(number[n], c, size) for n, c, size in ledger.before], dtype=np.int64).reshape(-1, 3),
+            "waits": np.array(
+                [(clock, *self.rows[row][:2]) for clock, row in self.waits], dtype=np.int64
+            ).reshape(-1, 3),
+            "before": np.array(
+                [(number[n], c, size) for n, c, size in ledger.before], dtype=np.int64
+            ).reshape(-1, 3),
             "named": {number[n]: name for n, name in ledger.names.items() if n in number},
         }
 
@@ -236,7 +252,9 @@ def _bytes_of(a: Any) -> int:
 class RecordingMode(TorchDispatchMode):
     """Sees every operator of one rank's thread, backward included."""
 
-    def __init__(self, recorder: Recorder, operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None) -> None:
+    def __init__(
+        self, recorder: Recorder, operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None
+    ) -> None:
         super().__init__()
         self.recorder, self.operate = recorder, operate
 
@@ -247,7 +265,9 @@ class RecordingMode(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if torch.is_inference_mode_enabled():  # here torch does not take its composite operators apart beforehand
+        if (
+            torch.is_inference_mode_enabled()
+        ):  # here torch does not take its composite operators apart beforehand
             with self:
                 parts = in_parts(func, args, kwargs or {})
             if parts is not NotImplemented:

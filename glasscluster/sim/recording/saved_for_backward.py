@@ -45,14 +45,20 @@ class _Makers(TorchDispatchMode):
             name = func._schema.name.split("::")[-1]
             self.seen[name] += 1
             for place, t in enumerate(new):
-                self.made[t.untyped_storage()._cdata] = f"{name} {self.seen[name]}" + (f".{place}" if place else "")
+                self.made[t.untyped_storage()._cdata] = f"{name} {self.seen[name]}" + (
+                    f".{place}" if place else ""
+                )
         self.alive += new  # so that no address is used twice
         return out
 
 
-def saved_for_backward(forward: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor] = ()) -> list[Saved]:
+def saved_for_backward(
+    forward: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor] = ()
+) -> list[Saved]:
     """What forward(x) keeps, in the order in which it is saved; parameters stay anyway and are left out."""
-    known = {p.untyped_storage()._cdata: "parameter" for p in parameters} | {x.untyped_storage()._cdata: "input"}
+    known = {p.untyped_storage()._cdata: "parameter" for p in parameters} | {
+        x.untyped_storage()._cdata: "input"
+    }
     makers, kept = _Makers(known), dict[int, Tensor]()
 
     def pack(t: Tensor) -> Tensor:
@@ -62,7 +68,12 @@ def saved_for_backward(forward: Callable[[Tensor], Tensor], x: Tensor, parameter
     with makers, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         forward(x)
     return [
-        Saved(makers.made.get(at, "unknown"), t.untyped_storage().nbytes(), tuple(t.shape), str(t.dtype).removeprefix("torch."))
+        Saved(
+            makers.made.get(at, "unknown"),
+            t.untyped_storage().nbytes(),
+            tuple(t.shape),
+            str(t.dtype).removeprefix("torch."),
+        )
         for at, t in kept.items()
         if makers.made.get(at) != "parameter"
     ]

@@ -53,12 +53,16 @@ def costs(
     duration, latency = np.zeros(len(graph)), np.zeros(len(graph))
     compute = graph.kind == COMPUTE
     peaks = _peaks(graph, hw, precision, compute)
-    duration[compute] = hw.gpu.launch_s + np.maximum(graph.flops[compute] / peaks, graph.bytes[compute] / hw.gpu.memory_bandwidth)
+    duration[compute] = hw.gpu.launch_s + np.maximum(
+        graph.flops[compute] / peaks, graph.bytes[compute] / hw.gpu.memory_bandwidth
+    )
     for rank, factor in (slow_ranks or {}).items():
         if not 0 <= rank < graph.ranks:
             raise InputError("slow-rank", rank, f"the run has ranks 0..{graph.ranks - 1}", range(graph.ranks))
         duration[compute & (graph.rank == rank)] *= factor
-    sends, receives = (np.flatnonzero(graph.kind == kind) if messages else np.empty(0, np.int64) for kind in (SEND, RECV))
+    sends, receives = (
+        np.flatnonzero(graph.kind == kind) if messages else np.empty(0, np.int64) for kind in (SEND, RECV)
+    )
     for rows, src, dst in ((sends, graph.rank, graph.peer), (receives, graph.peer, graph.rank)):
         for link, chosen in _by_wire(hw, src[rows], dst[rows]):
             here = rows[chosen]
@@ -124,7 +128,10 @@ def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[L
     ranks = int(max(src.max(initial=0), dst.max(initial=0))) + 1
     pairs, place = distinct(src * ranks + dst, ranks**2)
     kinds: dict[Link, int] = {}
-    kind = np.array([kinds.setdefault(hw.topology.link(*divmod(p, ranks)), len(kinds)) for p in pairs.tolist()], dtype=np.int64)
+    kind = np.array(
+        [kinds.setdefault(hw.topology.link(*divmod(p, ranks)), len(kinds)) for p in pairs.tolist()],
+        dtype=np.int64,
+    )
     for link, number in kinds.items():
         yield link, kind[place] == number
 
@@ -135,12 +142,21 @@ def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, f
     NCCL's own choice where it runs (its figures belong to the links as they are: `scaled` stretches the result); elsewhere a
     ring in rank order, each step as long as its slowest wire takes.
     """
-    operation, _, members = graph.names[graph.op[row]].removesuffix("/native"), *graph.groups[int(graph.rank[row])][int(graph.group[row])]
+    operation, _, members = (
+        graph.names[graph.op[row]].removesuffix("/native"),
+        *graph.groups[int(graph.rank[row])][int(graph.group[row])],
+    )
     n, nbytes = len(members), int(graph.bytes[row])
     if hw.gpu.sm and hw.topology is None:
         nodes = len({m // hw.node_size for m in members})
         as_built = hw.scaled(bandwidth=1 / hw.bandwidth_scale, latency=1 / hw.latency_scale)
-        chosen = nccl.choose("all_reduce" if operation == "barrier" else operation, nbytes, as_built, n, node_size=-(-n // nodes))
+        chosen = nccl.choose(
+            "all_reduce" if operation == "barrier" else operation,
+            nbytes,
+            as_built,
+            n,
+            node_size=-(-n // nodes),
+        )
         return chosen.latency_s * hw.latency_scale, (chosen.time_s - chosen.latency_s) / hw.bandwidth_scale
     wires = {hw.link(a, b) for a, b in zip(members, [*members[1:], members[0]], strict=True)}
     slowest = max(wires, key=lambda link: link.alpha + nbytes / n / link.bandwidth)

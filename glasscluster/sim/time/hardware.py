@@ -89,11 +89,15 @@ class Hardware:
             for x in (self.intra, self.inter)
         )
         network = self.topology and self.topology.scaled(bandwidth=bandwidth, latency=latency)
-        links = {
-            "bandwidth_scale": self.bandwidth_scale * bandwidth,
-            "latency_scale": self.latency_scale * latency,
-        }
-        return replace(self, gpu=gpu, intra=intra, inter=inter, topology=network, **links)
+        return replace(
+            self,
+            gpu=gpu,
+            intra=intra,
+            inter=inter,
+            topology=network,
+            bandwidth_scale=self.bandwidth_scale * bandwidth,
+            latency_scale=self.latency_scale * latency,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a profile file that `--hardware FILE` reads back."""

@@ -56,8 +56,12 @@ class Timeline:
         self.graph, self.start, self.end = graph, start, end
         self.hardware, self.precision = hardware, precision
         self.measured = False
-        self.replay_options: dict[str, Any] = {}  # given to `replay`: slow_ranks, faster, rendezvous, contention
-        self.shared: ContendedReplay | None = None  # with contention: routes, and the history of rates on them
+        self.replay_options: dict[
+            str, Any
+        ] = {}  # given to `replay`: slow_ranks, faster, rendezvous, contention
+        self.shared: ContendedReplay | None = (
+            None  # with contention: routes, and the history of rates on them
+        )
         self.dep_ptr, self.dep_idx = graph.dep_ptr, graph.dep_idx  # with rendezvous sends wait for more
 
     def __repr__(self) -> str:

@@ -88,7 +88,13 @@ class PipelineExecutor:
         gradients: Mapping[int, Gradients],
         weight_gradients: WeightGradients | None = None,
     ) -> None:
-        self.gpu, self.comm, self.schedule, self.stages, self.gradients = gpu, comm, schedule, stages, gradients
+        self.gpu, self.comm, self.schedule, self.stages, self.gradients = (
+            gpu,
+            comm,
+            schedule,
+            stages,
+            gradients,
+        )
         self.weight_gradients = weight_gradients or WeightGradients(gpu)
         self.shape, self.dtype = tuple(shape), dtype
         self.final = schedule.stages - 1
@@ -96,7 +102,9 @@ class PipelineExecutor:
         self.last_gradients = {a.stage: a for a in self.actions if a.kind in "BW"}
         self.parameters = {s: dict(module.named_parameters()) for s, module in stages.items()}
         self.begin, self.end = schedule.unit_times
-        self.most_live = 0  # chunks' activations that waited for their B or W at once, counted after each slot
+        self.most_live = (
+            0  # chunks' activations that waited for their B or W at once, counted after each slot
+        )
 
     # ---- a step ----------------------------------------------------------------------------------------------
     def run(
@@ -115,16 +123,25 @@ class PipelineExecutor:
         self.more: list[dict[str, Draw]] = [{"draw": d} for d in draws] if draws else [{}] * len(inputs)
         self.kept: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
         self.remainders: dict[tuple[int, int], Remainder] = {}  # by I for W
-        self.expected = {rank: self._messages_from(rank) for rank in range(self.comm.size) if rank != self.comm.rank}
+        self.expected = {
+            rank: self._messages_from(rank) for rank in range(self.comm.size) if rank != self.comm.rank
+        }
         self.arriving: dict[Message, tuple[Tensor, Work]] = {}
         self.activations_sent: dict[tuple[int, int], Work] = {}
-        self.gradients_sent: list[tuple[float, Work]] = []  # with the time at which the unit-cost simulation sees them arrive
+        self.gradients_sent: list[
+            tuple[float, Work]
+        ] = []  # with the time at which the unit-cost simulation sees them arrive
         for slot in self.schedule.slots(self.comm.rank):
             for action in slot if len(slot) > 1 else ():
                 self._post(action)
             for action in slot:
                 with self.gpu.region(PHASE[action.kind], layer=-1, micro_batch=action.micro_batch):
-                    {"F": self.forward, "B": self.backward, "I": self.input_gradient, "W": self.weight_gradient}[action.kind](action)
+                    {
+                        "F": self.forward,
+                        "B": self.backward,
+                        "I": self.input_gradient,
+                        "W": self.weight_gradient,
+                    }[action.kind](action)
             self.most_live = max(self.most_live, len(self.kept) + len(self.remainders))
         for _, work in self.gradients_sent:
             work.wait()
@@ -140,7 +157,10 @@ class PipelineExecutor:
         else:
             y = self.stages[stage](x, **self.more[i])
             self.activations_sent[stage, i] = self._send(y.detach(), Message(stage + 1, "F", i))
-        self.kept[stage, i] = (x, get_gradient_edge(y))  # not y: nobody here needs its values, and who does may let them go
+        self.kept[stage, i] = (
+            x,
+            get_gradient_edge(y),
+        )  # not y: nobody here needs its values, and who does may let them go
 
     def backward(self, action: Action) -> None:
         """B i."""
@@ -161,7 +181,9 @@ class PipelineExecutor:
         dy = self._output_gradient(stage, i)
         x, y = self.kept.pop((stage, i))
         self.gradients[stage].input_gradient_begins()
-        dx, self.remainders[stage, i] = self.weight_gradients.input_gradient(y, dy, x if stage > 0 else None, self.parameters[stage])
+        dx, self.remainders[stage, i] = self.weight_gradients.input_gradient(
+            y, dy, x if stage > 0 else None, self.parameters[stage]
+        )
         self.gradients[stage].input_gradient_ends()
         del x, y, dy
         if dx is not None:
@@ -172,7 +194,9 @@ class PipelineExecutor:
         stage, _, i = action
         manager = self.gradients[stage]
         manager.backward_begins(action is self.last_gradients[stage], parameters_used=False)
-        self.weight_gradients.weight_gradients(self.remainders.pop((stage, i)), self.parameters[stage], manager.gradient_ready)
+        self.weight_gradients.weight_gradients(
+            self.remainders.pop((stage, i)), self.parameters[stage], manager.gradient_ready
+        )
         manager.backward_ends()
 
     # ---- messages ----------------------------------------------------------------------------------------------
@@ -198,14 +222,21 @@ class PipelineExecutor:
     def _post(self, action: Action) -> None:
         """Begin to receive what an action needs, and all that its sender sends before."""
         message = Message(action.stage, "F" if action.kind == "F" else "B", action.micro_batch)
-        if action.kind == "W" or (message.kind == "F" and action.stage == 0) or (message.kind == "B" and action.stage == self.final):
+        if (
+            action.kind == "W"
+            or (message.kind == "F" and action.stage == 0)
+            or (message.kind == "B" and action.stage == self.final)
+        ):
             return
         source = self._source(message)
         while source != self.comm.rank and message not in self.arriving:
             coming = self.expected[source].popleft()
             buffer = torch.empty(self.shape, dtype=self.dtype, device=self.gpu.device)
             label = LABEL[coming.kind]
-            self.arriving[coming] = buffer, self.comm.irecv(buffer, source, tag=self._tag(coming), purpose="activations", label=label)
+            self.arriving[coming] = (
+                buffer,
+                self.comm.irecv(buffer, source, tag=self._tag(coming), purpose="activations", label=label),
+            )
 
     def _receive(self, message: Message) -> Tensor:
         """The tensor, arrived."""
@@ -219,7 +250,9 @@ class PipelineExecutor:
         if rank == self.comm.rank:
             self.arriving[message] = x, Done()
             return Done()
-        return self.comm.isend(x, rank, tag=self._tag(message), purpose="activations", label=LABEL[message.kind])
+        return self.comm.isend(
+            x, rank, tag=self._tag(message), purpose="activations", label=LABEL[message.kind]
+        )
 
     def _send_gradient(self, action: Action, dx: Tensor) -> None:
         """Release the gradients that have surely arrived, then send one more."""

@@ -44,7 +44,9 @@ class OverlappedSequenceParallel(SequenceParallel):
     # ---- the two rings -------------------------------------------------------------------------------------------
     def arriving(self, x: Tensor, label: str) -> Iterator[tuple[slice, Tensor]]:
         """All ranks' pieces [b, s/t, h] and their tokens, one after the other; the next one is under way while one is used."""
-        for source, piece in self.comm.ring_rotate(x.contiguous(), _GATHER, purpose="activations", label=label):
+        for source, piece in self.comm.ring_rotate(
+            x.contiguous(), _GATHER, purpose="activations", label=label
+        ):
             yield self.tokens(source, piece.shape[1]), piece
 
     def scattered(self, part: Callable[[slice], Tensor], tokens: int, label: str) -> Tensor:
@@ -57,7 +59,9 @@ class OverlappedSequenceParallel(SequenceParallel):
                 work.wait()
             total = mine if arrived is None else mine.add_(arrived)
             if step < self.size - 1:
-                arrived, works = self.comm.ring_shift(total.contiguous(), _SCATTER, purpose="activations", label=label)
+                arrived, works = self.comm.ring_shift(
+                    total.contiguous(), _SCATTER, purpose="activations", label=label
+                )
         assert total is not None
         return total
 
@@ -71,7 +75,9 @@ class _GatherLinear(torch.autograd.Function):
     """f and the matrix behind it."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parallel: OverlappedSequenceParallel) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parallel: OverlappedSequenceParallel
+    ) -> Tensor:
         ctx.parallel, ctx.parameter, ctx.bias = parallel, weight, bias is not None
         ctx.save_for_backward(x, weight)
         b, s, _ = x.shape
@@ -89,7 +95,9 @@ class _GatherLinear(torch.autograd.Function):
         def d_weight() -> Tensor:
             total = torch.zeros_like(weight)
             for tokens, piece in parallel.arriving(x, "f again"):
-                total.addmm_(grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1))  # one kernel: the product adds to what is there
+                total.addmm_(
+                    grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1)
+                )  # one kernel: the product adds to what is there
             return total
 
         is_deferred = parallel.deferred is not None and parallel.deferred.defer(ctx.parameter, d_weight)
@@ -117,7 +125,9 @@ class _LinearScatter(torch.autograd.Function):
                 total.addmm_(piece.flatten(0, 1).T, x[:, tokens].flatten(0, 1))
             return total
 
-        if deferred is not None and deferred.defer(ctx.parameter, d_weight):  # the gathered gradient stays until then
+        if deferred is not None and deferred.defer(
+            ctx.parameter, d_weight
+        ):  # the gathered gradient stays until then
             for tokens, piece in ctx.parallel.arriving(grad, "g backward"):
                 d_x[:, tokens] = piece @ weight
                 parts.append((tokens, piece))

@@ -20,10 +20,30 @@ from typing import Any
 from glasscluster.base.errors import InputError
 from glasscluster.sim.ranks.collectives.theory import Theory
 
-OPERATIONS = (*("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "scatter", "gather", "all_to_all", "barrier"),)
+OPERATIONS = (
+    *(
+        "all_reduce",
+        "reduce_scatter",
+        "all_gather",
+        "broadcast",
+        "reduce",
+        "scatter",
+        "gather",
+        "all_to_all",
+        "barrier",
+    ),
+)
 NATIVE = "native"  # hand the collective to gloo or NCCL
-LIBRARY = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier")  # what a library is asked for
-ALGORITHMS: dict[str, dict[str, Callable | None]] = {operation: {NATIVE: None} if operation in LIBRARY else {} for operation in OPERATIONS}
+LIBRARY = (
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "broadcast",
+    "barrier",
+)  # what a library is asked for
+ALGORITHMS: dict[str, dict[str, Callable | None]] = {
+    operation: {NATIVE: None} if operation in LIBRARY else {} for operation in OPERATIONS
+}
 THEORY: dict[str, Callable[..., Theory]] = {}
 _LOADED: set[str] = set()  # files
 
@@ -77,11 +97,15 @@ def load(algorithm: str) -> str:
         except InputError:
             raise
         except Exception as problem:
-            raise InputError("algorithm", algorithm, f"the file fails on import: {type(problem).__name__}: {problem}") from None
+            raise InputError(
+                "algorithm", algorithm, f"the file fails on import: {type(problem).__name__}: {problem}"
+            ) from None
         _LOADED.add(str(path))
     if not any(name in known for known in ALGORITHMS.values()):
         found = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
-        raise InputError("algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", found)
+        raise InputError(
+            "algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", found
+        )
     return name
 
 
@@ -96,9 +120,15 @@ def find(operation: str, algorithm: str) -> Callable | None:
 
 def with_option(operation: str, option: str) -> list[str]:
     """The algorithms of an operation that have an option, such as `pieces`."""
-    return [n for n, steps in ALGORITHMS[operation].items() if steps is not None and option in signature(steps).parameters]
+    return [
+        n
+        for n, steps in ALGORITHMS[operation].items()
+        if steps is not None and option in signature(steps).parameters
+    ]
 
 
-def predict(algorithm: str, operation: str, size: int, nbytes: float, link: Any = None, **options: Any) -> Theory:
+def predict(
+    algorithm: str, operation: str, size: int, nbytes: float, link: Any = None, **options: Any
+) -> Theory:
     """What an algorithm should cost: bytes over all ranks, dependent messages, seconds where a closed form holds."""
     return THEORY[algorithm](operation, size, nbytes, link, **options)

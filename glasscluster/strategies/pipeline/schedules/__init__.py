@@ -47,7 +47,11 @@ def chunks(name: str, virtual_stages: int | None = None) -> int:
     given = wanted if virtual_stages is None else virtual_stages
     if given < 1 or (name not in LOOPED and given != wanted):
         more = [] if name in LOOPED else [wanted]
-        rule = "must be at least 1" if given < 1 else f"{name} has {wanted} on every rank; {', '.join(LOOPED)} have any number"
+        rule = (
+            "must be at least 1"
+            if given < 1
+            else f"{name} has {wanted} on every rank; {', '.join(LOOPED)} have any number"
+        )
         raise InputError("virtual_stages", given, rule, more or [1])
     return given
 
@@ -75,4 +79,13 @@ def predict_live(name: str, p: int, m: int, v: int) -> list[int | None]:
     return [predict(p, m, v, rank) if name in LOOPED else predict(p, m, rank) for rank in range(p)]
 
 
-__all__ = ["SCHEDULES", "Action", "Schedule", "chunks", "default_name", "make_schedule", "placement", "predict_live"]
+__all__ = [
+    "SCHEDULES",
+    "Action",
+    "Schedule",
+    "chunks",
+    "default_name",
+    "make_schedule",
+    "placement",
+    "predict_live",
+]

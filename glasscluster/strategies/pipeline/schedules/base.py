@@ -145,7 +145,9 @@ class Schedule:
         if kind == "W":
             return [Action(stage, "I", i)]
         own = Action(stage, "F", i)
-        return [own] if stage == self.stages - 1 else [own, Action(stage + 1, self._backward[stage + 1, i], i)]
+        return (
+            [own] if stage == self.stages - 1 else [own, Action(stage + 1, self._backward[stage + 1, i], i)]
+        )
 
     @cached_property
     def _backward(self) -> dict[tuple[int, int], str]:
@@ -187,7 +189,9 @@ class Schedule:
                 if kind not in KINDS or not 0 <= stage < self.stages or not 0 <= i < self.micro_batches:
                     self._refuse(f"rank {rank} has {action}, which is out of range")
                 if self.placement[stage] != rank:
-                    self._refuse(f"rank {rank} runs {action}, but stage {stage} lies on rank {self.placement[stage]}")
+                    self._refuse(
+                        f"rank {rank} runs {action}, but stage {stage} lies on rank {self.placement[stage]}"
+                    )
                 if action in seen:
                     self._refuse(f"rank {rank} has {action} twice")
                 seen[action] = place
@@ -197,13 +201,17 @@ class Schedule:
         for rank in range(len(self.ranks)):
             for slot in self.slots(rank):
                 if len(slot) == 2 and (slot[0].kind != "F" or slot[1].kind not in "BI"):
-                    self._refuse(f"rank {rank} overlaps {slot[0]} and {slot[1]}: only a forward with a backward")
+                    self._refuse(
+                        f"rank {rank} overlaps {slot[0]} and {slot[1]}: only a forward with a backward"
+                    )
 
     def _complete_one(self, stage: int, i: int, seen: dict[Action, int]) -> None:
         f, b, first, w = (Action(stage, k, i) for k in KINDS)
         rank = self.placement[stage]
         if b in seen and (first in seen or w in seen):
-            self._refuse(f"rank {rank} has {b} and {first if first in seen else w}: a backward is whole or in two parts")
+            self._refuse(
+                f"rank {rank} has {b} and {first if first in seen else w}: a backward is whole or in two parts"
+            )
         order = [f, b] if b in seen or (first not in seen and w not in seen) else [f, first, w]
         for action in order:
             if action not in seen:
@@ -219,12 +227,18 @@ class Schedule:
         f, b, w = (list(c) if isinstance(c, Sequence) else [c] * self.stages for c in given)
         split = any(a.kind == "W" for actions in self.ranks for a in actions)
         if split and any(part > whole for part, whole in zip(w, b, strict=True)):
-            raise InputError("costs", f"w={max(w):g}", f"the weight part cannot exceed the whole backward, b = {min(b):g}")
+            raise InputError(
+                "costs", f"w={max(w):g}", f"the weight part cannot exceed the whole backward, b = {min(b):g}"
+            )
         table = {"F": f, "B": b, "I": [x - y for x, y in zip(b, w, strict=True)], "W": w}
         return lambda action: table[action.kind][action.stage]
 
     def _simulate(
-        self, cost: Callable[[Action], float], hop: float, overlapped: Callable[[float, float], float], sends_block: bool
+        self,
+        cost: Callable[[Action], float],
+        hop: float,
+        overlapped: Callable[[float, float], float],
+        sends_block: bool,
     ) -> tuple[dict[Action, float], dict[Action, float]]:
         """When each action begins and ends; a slot begins when its rank is free and all it needs has arrived."""
         begin: dict[Action, float] = {}
@@ -237,7 +251,9 @@ class Schedule:
             for rank, slots in enumerate(left):
                 while slots and all(need in end for action in slots[-1] for need in self.needs(action)):
                     slot = slots.pop()
-                    arrivals = (end[n] + hop * (self.placement[n.stage] != rank) for a in slot for n in self.needs(a))
+                    arrivals = (
+                        end[n] + hop * (self.placement[n.stage] != rank) for a in slot for n in self.needs(a)
+                    )
                     start = max(clock[rank], *arrivals, 0.0)
                     spent = [cost(a) for a in slot]
                     clock[rank] = start + (spent[0] if len(slot) == 1 else overlapped(spent[0], spent[1]))
@@ -252,7 +268,9 @@ class Schedule:
 
     def _deadlocked(self, stuck: dict[int, Slot], end: dict[Action, float]) -> None:
         """Name who waits in what for what, and the ranks that form a cycle of waits."""
-        waits = {r: next((a, n) for a in slot for n in self.needs(a) if n not in end) for r, slot in stuck.items()}
+        waits = {
+            r: next((a, n) for a in slot for n in self.needs(a) if n not in end) for r, slot in stuck.items()
+        }
         rank, path = min(stuck), list[int]()
         while rank not in path:
             path.append(rank)
@@ -260,7 +278,12 @@ class Schedule:
         cycle = path[path.index(rank) :]
         said = "; ".join(f"rank {r} waits in {a} for {n}" for r, (a, n) in waits.items())
         names = " → ".join(f"rank {r} ({waits[r][0]})" for r in [*cycle, rank])
-        raise Deadlock(f"schedule {self.name} deadlocks: {said}; cycle {names}", rank=rank, operation=str(waits[rank][0]), cycle=cycle)
+        raise Deadlock(
+            f"schedule {self.name} deadlocks: {said}; cycle {names}",
+            rank=rank,
+            operation=str(waits[rank][0]),
+            cycle=cycle,
+        )
 
     def _figures(self, begin: dict[Action, float], end: dict[Action, float]) -> Metrics:
         """Idle time three ways, and what a rank holds."""
