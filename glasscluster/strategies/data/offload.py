@@ -64,18 +64,13 @@ class HostOptimizer:
         """Gradients down, one step on the CPU, parameters up; `wait()` before the parameters are used."""
         master, moments = state.master, state.moments
         assert master is not None
-        sent, returned = (
-            gradients.numel() * gradients.element_size(),
-            parameters.numel() * parameters.element_size(),
-        )
+        sent, returned = gradients.numel() * gradients.element_size(), parameters.numel() * parameters.element_size()
         touched = sent + 2 * (1 + len(moments)) * master.numel() * master.element_size() + returned
         down = self.host.event("down", sent, purpose="gradients", label=label)
         done = self.host.event("update", touched, down, purpose="parameters", label=label)
         with self.gpu.unrecorded():
             wide = gradients.to(self.host.device, master.dtype, copy=True)
-            self.optimizer.update(
-                master, wide.mul_(scale.to(self.host.device, master.dtype)), moments, number
-            )
+            self.optimizer.update(master, wide.mul_(scale.to(self.host.device, master.dtype)), moments, number)
             parameters.copy_(master)
         return self.host.event("up", returned, done, purpose="parameters", label=label)
 
@@ -83,9 +78,7 @@ class HostOptimizer:
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
-def predict(
-    parameters: int, width: int, gradient_width: int, state_width: int, moments: int
-) -> dict[str, int]:
+def predict(parameters: int, width: int, gradient_width: int, state_width: int, moments: int) -> dict[str, int]:
     """Bytes of a step for `parameters` owned elements: over the link each way, through host memory, and held there."""
     held, down, up = (1 + moments) * state_width * parameters, gradient_width * parameters, width * parameters
     return {"down": down, "up": up, "update": down + 2 * held + up, "held": held}

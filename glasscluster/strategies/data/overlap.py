@@ -50,9 +50,7 @@ def bounds(ready: Sequence[float], cost: Sequence[float]) -> tuple[float, float]
     return max(ready[-1] + cost[-1], ready[0] + sum(cost)), ready[-1] + sum(cost)
 
 
-def end_of_buckets(
-    buckets: Sequence[Sequence[int]], ready: Sequence[float], sizes: Sequence[float], cost: Cost
-) -> float:
+def end_of_buckets(buckets: Sequence[Sequence[int]], ready: Sequence[float], sizes: Sequence[float], cost: Cost) -> float:
     """T_end when gradients, ready at `ready` and of `sizes` bytes, are cut into `buckets` of their indices."""
     return end_of_chain([ready[b[-1]] for b in buckets], [cost(sum(sizes[i] for i in b)) for b in buckets])
 
@@ -91,17 +89,13 @@ SEVERAL_GROUPS = Said(
     "gradients are reduced over several kinds of groups (sharding groups, experts)",
     "梯度在多种组内归约（分片组、专家组）",
 )
-A_LIBRARY = Said(
-    "a library's own collectives ran: their steps are not known", "运行的是库自带的集合通信，其步骤未知"
-)
+A_LIBRARY = Said("a library's own collectives ran: their steps are not known", "运行的是库自带的集合通信，其步骤未知")
 SHARED_LINKS = Said("messages share links in this replay", "本次回放中消息共享链路")
 OTHER_REPLAY = Said(
     "in this replay messages wait for their receivers, or some events are faster",
     "本次回放中消息等待接收方，或部分事件被加速",
 )
-SEVERAL_LINKS = Said(
-    "the ranks of a group are joined by links of several kinds", "组内 rank 之间的链路不是同一种"
-)
+SEVERAL_LINKS = Said("the ranks of a group are joined by links of several kinds", "组内 rank 之间的链路不是同一种")
 UNEQUAL = Said("a bucket does not divide evenly by the ranks", "有的桶不能被 rank 数整除")
 LATE_RANK = Said("the ranks are not ready at the same moment", "各 rank 不是同时就绪")
 
@@ -118,10 +112,7 @@ def predict(plan: Plan, timeline: Timeline) -> tuple[float, float] | Said:
         (n != plan.data_ranks or plan.ep > 1, SEVERAL_GROUPS),
         (graph.has_native, A_LIBRARY),
         (timeline.shared is not None, SHARED_LINKS),
-        (
-            bool(timeline.replay_options.get("rendezvous") or timeline.replay_options.get("faster")),
-            OTHER_REPLAY,
-        ),
+        (bool(timeline.replay_options.get("rendezvous") or timeline.replay_options.get("faster")), OTHER_REPLAY),
     ):
         if off:
             return why
@@ -148,9 +139,7 @@ def predict(plan: Plan, timeline: Timeline) -> tuple[float, float] | Said:
         if np.ptp(ready, axis=1).max() > 1e-12 * timeline.makespan:
             return LATE_RANK
         cost = on_a_ring("reduce_scatter" if plan.zero else "all_reduce", n, links.pop(), hw.gpu.reduce_rate)
-        ends.append(
-            (end_of_chain(ready.max(axis=1).tolist(), [cost(int(b)) for b in nbytes]), float(ended.max()))
-        )
+        ends.append((end_of_chain(ready.max(axis=1).tolist(), [cost(int(b)) for b in nbytes]), float(ended.max())))
     return max(p for p, _ in ends), max(s for _, s in ends)
 
 

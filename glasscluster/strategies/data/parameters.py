@@ -110,9 +110,7 @@ class GatheredParameters:
         return [u for u in self.units if any(m.parameter in inside for m in u.members)]
 
     def _before_forward(self, units: list[Unit], later: list[Unit], _part: Any, _args: Any) -> None:
-        self._gather_all(
-            units, [] if self.stage.keep.active else later
-        )  # computing again: what comes next is backward
+        self._gather_all(units, [] if self.stage.keep.active else later)  # computing again: what comes next is backward
 
     def _after_forward(
         self,

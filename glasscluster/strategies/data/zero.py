@@ -49,9 +49,7 @@ def predict_traffic(plan: Plan, padded: int, width: int, experts: bool = False) 
     return {"gradients": reduced * once * w, "parameters": gathered * once * width, "across": across * w}
 
 
-def predict_state(
-    stage: int, padded: int, shards: int, width: int, gradient_width: int, state_width: int
-) -> dict[str, float]:
+def predict_state(stage: int, padded: int, shards: int, width: int, gradient_width: int, state_width: int) -> dict[str, float]:
     """Eq 15: bytes per rank of parameters, gradients and optimizer state; widths are bytes of each per parameter."""
     return {
         "parameters": padded * width / (shards if stage >= 3 else 1),

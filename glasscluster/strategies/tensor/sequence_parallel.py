@@ -62,33 +62,22 @@ class SequenceParallel(TensorParallel):
 
     # ---- the two collectives -------------------------------------------------------------------------------------
     def gather(
-        self,
-        x: Tensor,
-        label: str,
-        meanwhile: Tensor | None = None,
-        weight: Tensor | None = None,
-        purpose: str = "activations",
+        self, x: Tensor, label: str, meanwhile: Tensor | None = None, weight: Tensor | None = None, purpose: str = "activations"
     ) -> tuple[Tensor, Tensor | None]:
         """All ranks' pieces [b, s/t, h] as [b, s, h]; meanwhile @ weight is computed while they are on their way."""
         pieces = x.new_empty(self.size, *x.shape)
         pieces[self.rank].copy_(x)
-        work = self.comm.all_gather(
-            pieces, algorithm=self.algorithm, async_op=True, purpose=purpose, label=label
-        )
+        work = self.comm.all_gather(pieces, algorithm=self.algorithm, async_op=True, purpose=purpose, label=label)
         product = None if meanwhile is None or weight is None else meanwhile @ weight
         work.wait()
         t, b, s, h = pieces.shape
         return (pieces.view(1, t * s, h) if b == 1 else pieces.transpose(0, 1).reshape(b, t * s, h)), product
 
-    def scatter(
-        self, x: Tensor, label: str, meanwhile: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def scatter(self, x: Tensor, label: str, meanwhile: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
         """This rank's piece [b, s/t, h] of the sum of all ranks' [b, s, h] (scratch afterwards); a.T @ b is computed meanwhile."""
         b, s, h = x.shape
         pieces = x.view(b, self.size, s // self.size, h).transpose(0, 1).contiguous()
-        work = self.comm.reduce_scatter(
-            pieces, algorithm=self.algorithm, async_op=True, purpose="activations", label=label
-        )
+        work = self.comm.reduce_scatter(pieces, algorithm=self.algorithm, async_op=True, purpose="activations", label=label)
         product = None if meanwhile is None else meanwhile[0].flatten(0, 1).T @ meanwhile[1].flatten(0, 1)
         work.wait()
         return torch.empty_like(pieces[self.rank]).copy_(pieces[self.rank]), product
@@ -122,9 +111,7 @@ class _GatherLinear(torch.autograd.Function):
         parallel = ctx.parallel
         if parallel.deferred is not None:
             grad_2d = grad.flatten(0, 1)
-            if parallel.deferred.defer(
-                ctx.parameter, lambda: grad_2d.T @ parallel.gather(x, "f again")[0].flatten(0, 1)
-            ):
+            if parallel.deferred.defer(ctx.parameter, lambda: grad_2d.T @ parallel.gather(x, "f again")[0].flatten(0, 1)):
                 d_x, _ = parallel.scatter(grad @ weight, "f backward")
                 return d_x, None, grad_2d.sum(0) if ctx.bias else None, None
         whole, d_whole = parallel.gather(x, "f again", grad, weight)

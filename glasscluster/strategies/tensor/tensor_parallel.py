@@ -32,13 +32,9 @@ from glasscluster.strategies.layout.units import Unit, owned_members
 class TensorParallel(Unsharded):
     """Handed to the model's blocks in place of `Unsharded`."""
 
-    def __init__(
-        self, comm: Communicator, algorithm: str = "ring", same_head: Communicator | None = None
-    ) -> None:
+    def __init__(self, comm: Communicator, algorithm: str = "ring", same_head: Communicator | None = None) -> None:
         self.comm, self.size, self.rank, self.algorithm = comm, comm.size, comm.rank, algorithm
-        self.same_head = (
-            same_head  # neighbours that share one key-value head, when there are fewer heads than ranks
-        )
+        self.same_head = same_head  # neighbours that share one key-value head, when there are fewer heads than ranks
 
     def f(self, x: Tensor, label: str = "f") -> Tensor:
         """Into the parallel region; `label` names its messages."""
@@ -123,9 +119,7 @@ class _GatherHead(torch.autograd.Function):
     def backward(ctx, d_k: Tensor, d_v: Tensor):
         comm = ctx.comm
         pieces = torch.stack([d_k, d_v]).unflatten(3, (comm.size, -1)).permute(3, 0, 1, 2, 4).contiguous()
-        comm.reduce_scatter(
-            pieces, algorithm=ctx.algorithm, purpose="activations", label="key-value head backward"
-        )
+        comm.reduce_scatter(pieces, algorithm=ctx.algorithm, purpose="activations", label="key-value head backward")
         return pieces[comm.rank, 0].clone(), pieces[comm.rank, 1].clone(), None
 
 
@@ -136,9 +130,7 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx, logits: Tensor, targets: Tensor, parallel: TensorParallel, vocab: int, z_loss: float
-    ) -> Tensor:
+    def forward(ctx, logits: Tensor, targets: Tensor, parallel: TensorParallel, vocab: int, z_loss: float) -> Tensor:
         columns = logits.shape[-1]
         real = max(0, min(columns, vocab - parallel.rank * columns))
         if real < columns:  # padding is no token
@@ -148,9 +140,7 @@ class _CrossEntropy(torch.autograd.Function):
         local = targets - parallel.rank * columns
         absent = (local < 0) | (local >= columns)
         index = local.clamp(0, columns - 1).unsqueeze(-1)
-        target_logit = parallel.all_reduce(
-            shifted.gather(-1, index).squeeze(-1).masked_fill(absent, 0.0), "cross_entropy target"
-        )
+        target_logit = parallel.all_reduce(shifted.gather(-1, index).squeeze(-1).masked_fill(absent, 0.0), "cross_entropy target")
         p = shifted.exp_()
         total = parallel.all_reduce(p.sum(-1), "cross_entropy sum")
         counts = targets != IGNORE
@@ -221,9 +211,7 @@ def predict(
     }
 
 
-def predict_shared_heads(
-    key_heads: int, key_width: int, tp: int, tokens: int, width: int, runs: int = 2
-) -> int:
+def predict_shared_heads(key_heads: int, key_width: int, tp: int, tokens: int, width: int, runs: int = 2) -> int:
     """Bytes sent by all t ranks together where t / key heads of them share one: each gathers K and V of its head.
 
     `runs`: times that a layer and micro-batch does so: forward, backward (as a reduce-scatter), and when forward runs again.
