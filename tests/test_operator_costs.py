@@ -210,3 +210,16 @@ loaded = [m for m in sys.modules if m == "torch.utils.flop_counter" or m.startsw
 assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_the_model_registers_the_cost_of_every_kernel_of_ours():
+    """As on a fresh Ray actor, which imports the model and nothing that judges it."""
+    script = """
+import torch
+import glasscluster.model.gpt, glasscluster.model.kernels.cached_attention
+from glasscluster.base.operator_costs import cost_of
+ours = [s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("glasscluster::")]
+assert len(ours) > 10, ours
+assert not [name for name in ours if cost_of(name) is None], [n for n in ours if cost_of(n) is None]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
