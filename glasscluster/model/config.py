@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ModelConfig(BaseModel):
-    """A transformer: L layers, hidden h, a heads, sequence s, vocabulary V. ffn defaults to 4h, kv_heads to heads.
+    """A transformer: L layers, hidden h, a heads, sequence s, vocabulary V. ffn defaults to 4h, kv_heads to
+    heads.
 
     As it stands it is GPT-2's shape; every field beside the sizes is a switch of its own.
     """
@@ -188,7 +189,9 @@ class ModelConfig(BaseModel):
 
     @property
     def one_gather(self) -> bool:
-        """Queries, keys and values come from one matrix, so that entering the parallel region and the matrix are one operation."""
+        """Queries, keys and values come from one matrix, so that entering the parallel region and the matrix
+        are one operation.
+        """
         return self.qkv == "fused" and not self.kv_latent
 
     @property
@@ -216,7 +219,9 @@ class ModelConfig(BaseModel):
 
     @property
     def key_heads(self) -> int:
-        """Heads of keys and values: a for multi-head, 1 for multi-query attention, between them for grouped-query."""
+        """Heads of keys and values: a for multi-head, 1 for multi-query attention, between them for
+        grouped-query.
+        """
         return self.kv_heads or self.heads
 
     @property
@@ -241,8 +246,8 @@ class ModelConfig(BaseModel):
 
     @property
     def transforms_qk(self) -> bool:
-        """Queries and keys are transformed head by head behind their matrices: rotated, normalised or made from
-        latents. Attention then keeps Q, K and V as tensors of their own.
+        """Queries and keys are transformed head by head behind their matrices: rotated, normalised or made
+        from latents. Attention then keeps Q, K and V as tensors of their own.
         """
         return self.position == "rope" or self.qk_norm or self.kv_latent > 0
 
@@ -253,7 +258,8 @@ class ModelConfig(BaseModel):
     def parameters(self) -> int:
         """Ψ, from the shapes.
 
-        Eq 1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned positions.
+        Eq 1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned
+        positions.
         """
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
         attention = self.head_products + self.down * (h + one) + one * (h + (h + 2 * k))
@@ -283,7 +289,8 @@ class ModelConfig(BaseModel):
         return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
 
     def model_flops(self, tokens: int) -> int:
-        """Eq 30: 3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not; k experts a token.
+        """Eq 30: 3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not; k
+        experts a token.
 
         These are the model FLOPs of docs/contract.md.
         """

@@ -1,8 +1,9 @@
-"""A small transformer: GPT-2's shape (learned positions, pre-LayerNorm, GELU), and by its switches Llama's and others.
+"""A small transformer: GPT-2's shape (learned positions, pre-LayerNorm, GELU), and by its switches Llama's
+and others.
 
-Dims in shape suffixes: B sequences, S tokens, H hidden, A local heads, D head size, F local ffn, V local vocabulary.
-A model is cut into stages of consecutive layers; the first has the embedding, the last the final norm and the head.
-A whole model is the stage that has everything.
+Dims in shape suffixes: B sequences, S tokens, H hidden, A local heads, D head size, F local ffn, V local
+vocabulary. A model is cut into stages of consecutive layers; the first has the embedding, the last the final
+norm and the head. A whole model is the stage that has everything.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from glasscluster.model.text.packing import positions as positions_in
 
 
 class Module(nn.Module):
-    """Parameters by full name, cut for this rank. `shards` says how each one is cut (None: whole on every rank)."""
+    """Parameters by full name, cut for this rank.
+
+    `shards` says how each one is cut (None: whole on every rank).
+    """
 
     def __init__(
         self, prefix: str, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor
@@ -72,14 +76,17 @@ class Module(nn.Module):
 
 
 class Block(Module):
-    """Two branches, attention and MLP, each added to the residual. Heads and ffn columns are shared out over tensor ranks.
+    """Two branches, attention and MLP, each added to the residual.
+
+    Heads and ffn columns are shared out over tensor ranks.
 
         pre         x + f(norm(x))             GPT-2; Xiong et al., 2002.04745
         post        norm(x + f(x))             Vaswani et al., 1706.03762; BERT
         sandwich    x + norm(f(norm(x)))       Ding et al., 2105.13290
 
-    Each branch's output goes through dropout, and so do the attention probabilities (2205.05198, figure 2); `keep` says what
-    of the attention stays for backward. The second branch is an MLP (mlp.py) or a router and its experts (moe.py).
+    Each branch's output goes through dropout, and so do the attention probabilities (2205.05198, figure 2);
+    `keep` says what of the attention stays for backward. The second branch is an MLP (mlp.py) or a router and
+    its experts (moe.py).
     """
 
     keep = KeepAll()
@@ -108,7 +115,10 @@ class Block(Module):
 
     @property
     def out_std(self) -> float:
-        """Of the matrices into the residual. GPT-2 (section 2.3): 2L branches add up, so each starts 1/√(2L) as large."""
+        """Of the matrices into the residual.
+
+        GPT-2 (section 2.3): 2L branches add up, so each starts 1/√(2L) as large.
+        """
         config = self.config
         return (
             config.init_std / (2 * config.layers) ** 0.5
@@ -211,7 +221,9 @@ class Block(Module):
         return rope(x.flatten(0, 1).unsqueeze(0), spans, self.config).view(x.shape)
 
     def queries_keys_values(self, x_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, S, H] -> queries, keys and values of this rank's heads, as attention takes them: [B, S, A or key heads, D]."""
+        """[B, S, H] -> queries, keys and values of this rank's heads, as attention takes them: [B, S, A or
+        key heads, D].
+        """
         config, parallel = self.config, self.parallel
         if config.kv_latent:
             return latent.queries_keys_values(self, x_BSH)
@@ -241,9 +253,11 @@ class Block(Module):
 
 
 class Embedding(Module):
-    """Token rows, and position rows where positions are learned or fixed sines; BERT adds token types and a norm (1810.04805, section 3).
+    """Token rows, and position rows where positions are learned or fixed sines; BERT adds token types and a
+    norm (1810.04805, section 3).
 
-    Token types are those of a pair of sentences: 0 in the first half of a sequence, 1 in the second, unless they are given.
+    Token types are those of a pair of sentences: 0 in the first half of a sequence, 1 in the second, unless
+    they are given.
     """
 
     def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
@@ -269,7 +283,9 @@ class Embedding(Module):
         types_BS: Tensor | None = None,
         positions: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
-        """[B, S] -> [B, S, H]. types: of this rank's tokens; positions: of each sequence's where they do not start at 0 (generation).
+        """[B, S] -> [B, S, H].
+
+        types: of this rank's tokens; positions: of each sequence's where they do not start at 0 (generation).
 
         With patches [B, pixels + tokens] comes in (captions.py).
         """
@@ -300,7 +316,9 @@ class Embedding(Module):
         return x
 
     def seen(self, x: Tensor, pixels: Tensor, tokens: int) -> Tensor:
-        """Embeddings of this rank's tokens [B, S, H] with the image's in the place of the first: pixels [B, P·C], 0 to 255."""
+        """Embeddings of this rank's tokens [B, S, H] with the image's in the place of the first: pixels [B,
+        P·C], 0 to 255.
+        """
         config, parallel = self.config, self.parallel
         bright = (
             pixels.unflatten(1, (config.patches, config.patch_size)).to(accumulation_dtype(x.dtype)) / 255
@@ -315,8 +333,9 @@ class Embedding(Module):
 class Head(Module):
     """Final norm, logits, loss summed over tokens. `table` is the embedding's when tied and on this stage.
 
-    Behind post-norm layers there is no final norm: the last layer ends with one. A masked model has one more matrix, GELU and norm
-    before the table, and a bias of the logits (google-research/bert, get_masked_lm_output).
+    Behind post-norm layers there is no final norm: the last layer ends with one. A masked model has one more
+    matrix, GELU and norm before the table, and a bias of the logits (google-research/bert,
+    get_masked_lm_output).
     """
 
     def __init__(
@@ -333,7 +352,8 @@ class Head(Module):
         if tied_to is not None:
             self.table = tied_to
         else:
-            # the last stage's own copy of a tied embedding starts equal to the first stage's: same name, same values
+            # the last stage's own copy of a tied embedding starts equal to the first stage's: same name, same
+            # values
             self.prefix = "embedding." if config.tied else "head."
             self.weight(
                 "token" if config.tied else "table",
@@ -409,7 +429,8 @@ class GPTStage(nn.Module):
         draw: Draw | None = None,
         types_BS: Tensor | None = None,
     ) -> Tensor:
-        """First stage: tokens [B, S], and token types if they are not the usual; others: activations [B, S, H].
+        """First stage: tokens [B, S], and token types if they are not the usual; others: activations [B, S,
+        H].
 
         Returns activations, or on the last stage the loss.
         """

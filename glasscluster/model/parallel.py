@@ -1,8 +1,8 @@
 """What a block asks of parallelism, and the answer of one device.
 
 The model knows nothing of clusters: each block calls `f` before and `g` after its matrices (the names of
-Megatron-LM, 1909.08053 section 3), takes its share of the rows or columns, hands attention to `context` and sends
-tokens to `experts`. On one device all of these are the identity. Those that talk are in strategies/:
+Megatron-LM, 1909.08053 section 3), takes its share of the rows or columns, hands attention to `context` and
+sends tokens to `experts`. On one device all of these are the identity. Those that talk are in strategies/:
 tensor_parallel.py, sequence_parallel.py, context_parallel.py, expert_parallel.py.
 """
 
@@ -24,10 +24,11 @@ IGNORE = -100  # a target that carries no loss
 
 @dataclass(frozen=True)
 class Shard:
-    """How a parameter is cut over tensor-parallel ranks: along `dim`, in which lie blocks (Q, K and V) that are each cut.
+    """How a parameter is cut over tensor-parallel ranks: along `dim`, in which lie blocks (Q, K and V) that
+    are each cut.
 
-    A block that the ranks do not divide is padded with zeros at its end (the vocabulary). With `experts`, dim 0 counts experts
-    and is cut over the expert-parallel ranks as well.
+    A block that the ranks do not divide is padded with zeros at its end (the vocabulary). With `experts`, dim
+    0 counts experts and is cut over the expert-parallel ranks as well.
     """
 
     dim: int
@@ -92,7 +93,8 @@ class WholeSequence:
         prefix: int = 0,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """Attention of local tokens to all that they may see: q [b, a, s local, d], k and v [b, a_kv, s local, d]; returns like q.
+        """Attention of local tokens to all that they may see: q [b, a, s local, d], k and v [b, a_kv, s
+        local, d]; returns like q.
 
         bias [a, 2s - 1]: what is added to scores, by distance.
         """
@@ -107,13 +109,16 @@ class WholeExperts:
     def dispatch(self, x: Tensor, counts: list[int]) -> tuple[Tensor, list[list[int]]]:
         """Send tokens to their experts.
 
-        x [A, h]: assignments sorted by expert, counts[e] of them for expert e of all E. Returns what arrived [R, h], ordered by
-        source rank and then by local expert, and how many of each: arrived[source][local expert].
+        x [A, h]: assignments sorted by expert, counts[e] of them for expert e of all E. Returns what arrived
+        [R, h], ordered by source rank and then by local expert, and how many of each: arrived[source][local
+        expert].
         """
         return x, [counts]
 
     def combine(self, y: Tensor, counts: list[int], arrived: list[list[int]]) -> Tensor:
-        """Send results [R, h] back to where they came from: [A, h], in the order in which they were dispatched."""
+        """Send results [R, h] back to where they came from: [A, h], in the order in which they were
+        dispatched.
+        """
         return y
 
 
@@ -124,7 +129,8 @@ class Unsharded:
     context = WholeSequence()
     experts: Any = WholeExperts()
     seed: Tensor | None = None  # what backward starts from (fp16's loss scale); None: 1
-    deferred: Any = None  # takes weight gradients that are computed after the backward (strategies/pipeline/weight_gradients.py)
+    # takes weight gradients that are computed after the backward (strategies/pipeline/weight_gradients.py)
+    deferred: Any = None
     observe: Any = None  # called with kind, layer and tensors (strategies/observer.py); None: nobody looks
 
     @property
@@ -137,7 +143,9 @@ class Unsharded:
         return self.context.positions(tokens)
 
     def spans(self, tokens: int, hidden: int) -> tuple[int, ...]:
-        """Which elements of [s, h] these are: first, how many, first, how many, ... (where dropout looks its mask up)."""
+        """Which elements of [s, h] these are: first, how many, first, how many, ... (where dropout looks its
+        mask up).
+        """
         return runs(tuple(self.positions(tokens)), hidden)
 
     def cut(self, x: Tensor) -> Tensor:
@@ -192,10 +200,12 @@ class Unsharded:
         return logits
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
-        """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s]; IGNORE counts nothing.
+        """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s];
+        IGNORE counts nothing.
 
-        The gradient is that of -log p(target) + z_loss · log² Z, Z = Σ exp(logit) (PaLM, 2204.02311, section 5): it keeps logits from
-        drifting together. The loss that is returned is without it, so that losses compare.
+        The gradient is that of -log p(target) + z_loss · log² Z, Z = Σ exp(logit) (PaLM, 2204.02311, section
+        5): it keeps logits from drifting together. The loss that is returned is without it, so that losses
+        compare.
         """
         logits, targets = logits.flatten(0, 1).to(accumulation_dtype(logits.dtype)), targets.flatten()
         loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE)
@@ -212,14 +222,18 @@ def plus(x: Tensor, bias: Tensor | None) -> Tensor:
 
 @lru_cache(maxsize=64)
 def runs(positions: tuple[int, ...], each: int) -> tuple[int, ...]:
-    """Positions as consecutive runs: first, how many, first, how many, ...; each position is `each` elements."""
+    """Positions as consecutive runs: first, how many, first, how many, ...; each position is `each` elements.
+    """
     starts = [i for i, p in enumerate(positions) if not i or p != positions[i - 1] + 1]
     ends = [*starts[1:], len(positions)]
     return tuple(x for a, b in zip(starts, ends, strict=True) for x in (positions[a] * each, (b - a) * each))
 
 
 class KeepAll:
-    """Everything that backward needs stays. `strategies/memory/recompute.py` has the versions that let go and compute again."""
+    """Everything that backward needs stays.
+
+    `strategies/memory/recompute.py` has the versions that let go and compute again.
+    """
 
     active = False  # computing again just now
     positions: Sequence[Sequence[int]] | None = (
@@ -233,7 +247,10 @@ class KeepAll:
         return x
 
     def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
-        """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R]. For those who keep it (generation)."""
+        """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R].
+
+        For those who keep it (generation).
+        """
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Scores, softmax, its dropout, and the sum over V."""

@@ -1,16 +1,17 @@
-"""The lab: what a scenario works with. It runs plans and programs, replays them, keeps checks, and tells the story.
+"""The lab: what a scenario works with.
 
-    @scenario("two-rings")
-    def two_rings(lab, gpus: int = 4):
-        '''What the docstring says is the story's first paragraph.'''
-        run = lab.run("ring", ("A ring", "一个环"), program, gpus=gpus)
-        lab.check("bytes sent", 2 * (gpus - 1) * SIZE, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (Eq 9)")
-        lab.tell(("The ring sent it all.", "环把它全部发送了。"))
+It runs plans and programs, replays them, keeps checks, and tells the story.
+
+    @scenario("two-rings") def two_rings(lab, gpus: int = 4):
+        '''What the docstring says is the story's first paragraph.''' run = lab.run("ring", ("A ring", "一个环"),
+        program, gpus=gpus) lab.check("bytes sent", 2 * (gpus - 1) * SIZE, sum(run.graph.bytes_sent()),
+        "Patarasuk-Yuan 2009 (Eq 9)") lab.tell(("The ring sent it all.", "环把它全部发送了。"))
 
 `glass run two-rings --gpus 8`, or `glass run my_file.py` for a file that holds one.
 
-What is said is given as a text (a pair of English and 中文, or a `Said`). A scenario with a text.toml, as every lesson
-has, gives a key of that file instead, and the values of the blanks: `lab.tell("ring_sent", gpus=gpus)`.
+What is said is given as a text (a pair of English and 中文, or a `Said`). A scenario with a text.toml, as every
+lesson has, gives a key of that file instead, and the values of the blanks: `lab.tell("ring_sent",
+gpus=gpus)`.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Lab:
     _open: ExitStack = field(default_factory=ExitStack)
     _clusters: dict[int, Any] = field(default_factory=dict)
 
-    # ---- run -----------------------------------------------------------------------------------------------------
+    # ---- run -----------------------------------------------------------------------------------------------
     def cluster(self, gpus: int) -> Any:
         """The cluster of this many GPUs (started at the first run on it)."""
         from glasscluster.sim.run import Cluster
@@ -175,7 +176,10 @@ class Lab:
         clock: Any = None,
         **info: Any,
     ) -> Any:
-        """Run `program(gpu, *args)` on every rank; returns a Run. `clock`: a Hardware of the scenario's own, instead of the lab's."""
+        """Run `program(gpu, *args)` on every rank; returns a Run.
+
+        `clock`: a Hardware of the scenario's own, instead of the lab's.
+        """
         title = said(title)
         self.say(f"{title.en}: {gpus} {self.backend} ranks")
         run = self.cluster(gpus).run(program, *args, info=info)
@@ -211,7 +215,7 @@ class Lab:
         """False only in the other processes of a torchrun job."""
         return all(c.leader for c in self._clusters.values())
 
-    # ---- tell ----------------------------------------------------------------------------------------------------
+    # ---- tell ----------------------------------------------------------------------------------------------
     def check(
         self,
         key: str,
@@ -252,7 +256,10 @@ class Lab:
         tolerance: float = 0.0,
         **blanks: Any,
     ) -> Row:
-        """A ledger row of the lesson itself; its name is the text `rows.KEY`. See `base.rows.Row` for the values."""
+        """A ledger row of the lesson itself; its name is the text `rows.KEY`.
+
+        See `base.rows.Row` for the values.
+        """
         name = self._texts.filled("rows", key, blanks=blanks)
         options: dict[str, Any] = {"unit": unit, "match": match, "tolerance": tolerance}
         return self.check(key, predicted, counted, source, name=name, simulated=simulated, **options)
@@ -319,7 +326,7 @@ class Lab:
         self._open.close()
         self._open = ExitStack()
 
-    # ---- write down ----------------------------------------------------------------------------------------------
+    # ---- write down ----------------------------------------------------------------------------------------
     @property
     def all_checks(self) -> list[Row]:
         """Every run's rows, named by run when there are several, then the scenario's own."""
@@ -390,7 +397,9 @@ class Lab:
         )
 
     def _story_steps(self) -> list[Any]:
-        """The scenario's own sentences; when they are few, what can be said of any run is added, from its numbers."""
+        """The scenario's own sentences; when they are few, what can be said of any run is added, from its
+        numbers.
+        """
         from glasscluster.visualize.page.report import StoryStep, story_of
 
         steps = [StoryStep(text, view or "tab=ledger") for text, view in self.story]
@@ -406,7 +415,9 @@ class Lab:
         return steps
 
     def write(self, folder: Path) -> Path:
-        """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
+        """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are
+        several).
+        """
         from glasscluster.scenarios.jobs.training import network_pictures, write_ledger, write_run_json
         from glasscluster.visualize.page.report import Chapter, Report, write_report
         from glasscluster.visualize.page.trace import write_chrome_trace

@@ -1,7 +1,8 @@
 """The Plan: a parallel layout, validated. It is made of the strategies' own options and flat from outside.
 
-Each strategy's folder has an options.py: the fields that are its options of `train`, `predict` and `plan`, and `rules`
-that say which of their values go together with a model and the other axes. A strategy more is one more part here.
+Each strategy's folder has an options.py: the fields that are its options of `train`, `predict` and `plan`,
+and `rules` that say which of their values go together with a model and the other axes. A strategy more is one
+more part here.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Plan(
             values = {"clip": 0.0, **values}  # no server sees the whole gradient
         return values
 
-    # ---- what several parts make together --------------------------------------------------------------------
+    # ---- what several parts make together ------------------------------------------------------------------
     @property
     def pipeline(self) -> Schedule:
         """The schedule that all ranks follow: read it, never change it."""
@@ -114,11 +115,12 @@ class Plan(
         """Axis sizes for `gpu.make_mesh`."""
         return {"pp": self.pp, "dp": self.dp, "cp": self.cp, "tp": self.tp}
 
-    # ---- rules -----------------------------------------------------------------------------------------------
+    # ---- rules ---------------------------------------------------------------------------------------------
     def check(self, model: ModelConfig, runs: bool = True) -> None:
         """Raise InputError for a combination that cannot run: field, value, rule, nearest valid choice.
 
-        `runs` False: it is only to be predicted, and may be in fp8, which has a cost (sim/time/cost.py) but does not run.
+        `runs` False: it is only to be predicted, and may be in fp8, which has a cost (sim/time/cost.py) but
+        does not run.
         """
         if runs:
             self.runs()
@@ -128,7 +130,9 @@ class Plan(
             part.rules(self, model, self)
 
     def check_replica(self, model: ModelConfig) -> None:
-        """What trains whole replicas (parameter servers, local SGD, backup workers) has no other option than these."""
+        """What trains whole replicas (parameter servers, local SGD, backup workers) has no other option than
+        these.
+        """
         rule = "is not available where every worker holds a whole replica"
         for field, info in type(self).model_fields.items():
             value, plain = getattr(self, field), 0.0 if field == "clip" else info.default

@@ -89,10 +89,13 @@ Step = Sequence[
 
 
 def standstill(programs: Sequence[Sequence[Step]], nbytes: int, eager_bytes: int = 0) -> dict[int, int]:
-    """Who waits for whom when nobody can go on any more, worked out without running anything. Empty: everybody finishes.
+    """Who waits for whom when nobody can go on any more, worked out without running anything.
 
-    One list of steps a rank, every message of `nbytes`. The k-th send of a (sender, receiver, tag) meets the k-th receive, so in
-    which order ranks get on does not matter. A send of at most `eager_bytes` (0: none) is done when it is posted.
+    Empty: everybody finishes.
+
+    One list of steps a rank, every message of `nbytes`. The k-th send of a (sender, receiver, tag) meets the
+    k-th receive, so in which order ranks get on does not matter. A send of at most `eager_bytes` (0: none) is
+    done when it is posted.
     """
     posted: Counter[tuple[str, int, int, int]] = Counter()
     at = [0] * len(programs)

@@ -56,7 +56,8 @@ class GPU:
         return self._host
 
     def region(self, name: str | None = None, *, layer: int | None = None, micro_batch: int | None = None):
-        """Label what runs inside, on the graph: a phase ("forward", "backward", ...), a layer, a micro-batch."""
+        """Label what runs inside, on the graph: a phase ("forward", "backward", ...), a layer, a micro-batch.
+        """
         return self.recorder.region(name, layer=layer, micro_batch=micro_batch)
 
     def unrecorded(self):
@@ -64,7 +65,9 @@ class GPU:
         return self.recorder.unrecorded()
 
     def start_step(self) -> None:
-        """Forget what was recorded so far: the graph shows from here on; what lives now is memory's base line."""
+        """Forget what was recorded so far: the graph shows from here on; what lives now is memory's base
+        line.
+        """
         self.progress.drain()
         for comm in self.progress.communicators:
             comm.restart_numbering()
@@ -105,7 +108,9 @@ def run_rank(
     capacity: float | None,
     abandoned: type[BaseException] | None = None,
 ) -> Outcome:
-    """Run a program as one rank, on any backend: set up, record, finish what is in flight, name what went wrong."""
+    """Run a program as one rank, on any backend: set up, record, finish what is in flight, name what went
+    wrong.
+    """
     ledger = Ledger(wire.rank, capacity if record else None)
     recorder = Recorder(wire.rank, ledger)
     recorder.paused = not record

@@ -2,8 +2,9 @@
 
     gradients ── down ──►  update  ── up ──► parameters          three lanes: of different units they overlap
 
-Each is an event of kind `host` on the axis `host`: costed by the host's link or its memory (cost.py), not counted as
-sent, because nothing leaves the rank. What lives in host memory is counted separately from the GPU's (memory.py).
+Each is an event of kind `host` on the axis `host`: costed by the host's link or its memory (cost.py), not
+counted as sent, because nothing leaves the rank. What lives in host memory is counted separately from the
+GPU's (memory.py).
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Host:
     def event(
         self, op: str, nbytes: int, after: HostWork | None = None, *, purpose: str = "data", label: str = ""
     ) -> HostWork:
-        """`down` or `up` of so many bytes, or an `update` that reads and writes so many; follows `after`, or else the program."""
+        """`down` or `up` of so many bytes, or an `update` that reads and writes so many; follows `after`, or
+        else the program.
+        """
         recorder = self.recorder
         if recorder.paused:
             return HostWork(recorder, -1)

@@ -1,8 +1,8 @@
 """The mesh: named axes over ranks, each axis a communicator.
 
-rank = ((pp·DP + dp)·CP + cp)·TP + tp: tp is fastest, so tensor-parallel neighbours share a node; pp is slowest.
-Gradients are added up over dp and cp together (a `plane`); experts are spread over neighbours of that plane (`inside`), and
-the ranks that hold the same experts are `across` from one another.
+rank = ((pp·DP + dp)·CP + cp)·TP + tp: tp is fastest, so tensor-parallel neighbours share a node; pp is
+slowest. Gradients are added up over dp and cp together (a `plane`); experts are spread over neighbours of
+that plane (`inside`), and the ranks that hold the same experts are `across` from one another.
 """
 
 from __future__ import annotations
@@ -65,12 +65,17 @@ class Mesh:
         return [rank_of({**self.coordinates, axis: i}, self.sizes) for i in range(self.sizes[axis])]
 
     def subset(self, axis: str, indices: Sequence[int], name: str) -> Communicator:
-        """A communicator over some coordinates of an axis (first and last pipeline stage, say); recorded as `axis`."""
+        """A communicator over some coordinates of an axis (first and last pipeline stage, say); recorded as
+        `axis`.
+        """
         ranks = [rank_of({**self.coordinates, axis: i}, self.sizes) for i in indices]
         return self.world.subgroup(ranks, axis, GROUP_IDS[name])
 
     def plane(self, axes: Sequence[str], name: str) -> Communicator:
-        """The ranks that differ from this one only along these axes, in rank order; recorded as `name`. One axis is that axis."""
+        """The ranks that differ from this one only along these axes, in rank order; recorded as `name`.
+
+        One axis is that axis.
+        """
         long = [axis for axis in ORDER if axis in axes and self.sizes[axis] > 1]
         if long in ([], [name]):
             return self[name]

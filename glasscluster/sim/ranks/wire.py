@@ -58,7 +58,7 @@ class Wire(ABC):
     ) -> None:
         """Hand a whole collective to the library underneath (gloo, NCCL)."""
 
-    # ---- only a device with streams overrides these --------------------------------------------------------------
+    # ---- only a device with streams overrides these --------------------------------------------------------
     def group(self) -> AbstractContextManager[object]:
         """What is posted inside starts as one (NCCL deadlocks otherwise)."""
         return nullcontext()

@@ -1,9 +1,9 @@
 """Works: what has been launched and is not finished, and the engine that drives it.
 
-A collective is a generator of steps behind a `CollectiveWork`. Each step posts sends and receives and yields their
-tickets; it is resumed when they are done. Nothing progresses by itself: whenever a rank blocks, `Progress` drives all
-of the rank's outstanding works as far as messages allow. So a data-parallel ring in flight cannot deadlock against a
-pipeline receive, and a send is always posted before anything is waited for.
+A collective is a generator of steps behind a `CollectiveWork`. Each step posts sends and receives and yields
+their tickets; it is resumed when they are done. Nothing progresses by itself: whenever a rank blocks,
+`Progress` drives all of the rank's outstanding works as far as messages allow. So a data-parallel ring in
+flight cannot deadlock against a pipeline receive, and a send is always posted before anything is waited for.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class CollectiveWork(Work):
         if self.recorded:
             self.cursor = (self.launch,)
 
-    # ---- what an algorithm calls -------------------------------------------------------------------------------
+    # ---- what an algorithm calls ---------------------------------------------------------------------------
     @property
     def rank(self) -> int:
         """This rank's index in the group."""
@@ -204,7 +204,7 @@ class CollectiveWork(Work):
             advance=True,
         )
 
-    # ---- what the progress engine calls --------------------------------------------------------------------------
+    # ---- what the progress engine calls --------------------------------------------------------------------
     def advance(self) -> bool:
         """Run steps until one must wait; True when the collective is finished."""
         if self.finished:
@@ -250,7 +250,7 @@ class CollectiveWork(Work):
             self.comm.recorder.waited(self.row)
         self.staging = None
 
-    # ---- inside -------------------------------------------------------------------------------------------------
+    # ---- inside --------------------------------------------------------------------------------------------
     def _post(self, kind: int, x: torch.Tensor, peer: int) -> list[Ticket]:
         if x.numel() == 0:
             return []

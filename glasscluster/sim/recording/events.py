@@ -1,4 +1,6 @@
-"""The one schema of a recording: kinds of event, phases, purposes of a message, categories of memory, the columns of a row."""
+"""The one schema of a recording: kinds of event, phases, purposes of a message, categories of memory, the
+columns of a row.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ LANES_PER_GROUP = 6  # stream, sends, receives, launches of collectives; sends, 
 
 
 def group_lane(group: int, which: int) -> int:
-    """The lane of a communicator. Of its collectives: 0 stream, 1 sends, 2 receives, 3 launches; of the program: 4 sends, 5 receives."""
+    """The lane of a communicator.
+
+    Of its collectives: 0 stream, 1 sends, 2 receives, 3 launches; of the program: 4 sends, 5 receives.
+    """
     return 1 + group * LANES_PER_GROUP + which
 
 

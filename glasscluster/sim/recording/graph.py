@@ -91,7 +91,7 @@ class ExecutionGraph:
         but = f" without those of {', '.join(unknown)}, which nobody knows" if unknown else ""
         return f"ExecutionGraph({self.ranks} ranks, {len(self):,} events, {self.flops.sum():,} FLOPs{but})"
 
-    # ---- build -----------------------------------------------------------------------------------------------
+    # ---- build ---------------------------------------------------------------------------------------------
     @classmethod
     def build(cls, recordings: Sequence[dict], info: dict | None = None) -> ExecutionGraph:
         """Join the ranks' recordings: unify names, match messages, add lane order, sort topologically."""
@@ -141,7 +141,7 @@ class ExecutionGraph:
         dep_ptr, dep_idx = csr(len(order), place[source], place[target])
         return cls(columns, dep_ptr, dep_idx, match, meta)
 
-    # ---- sameness --------------------------------------------------------------------------------------------
+    # ---- sameness ------------------------------------------------------------------------------------------
     @cached_property
     def canonical(self) -> np.ndarray:
         """Row numbers in canonical order: by rank, lane, order within the lane."""
@@ -159,7 +159,9 @@ class ExecutionGraph:
         return self.dep_idx[self.dep_ptr[row] : self.dep_ptr[row + 1]]
 
     def canonical_rows(self) -> dict[str, np.ndarray]:
-        """Every column, the dependencies and the matched sends, in canonical order and with spelled-out names."""
+        """Every column, the dependencies and the matched sends, in canonical order and with spelled-out
+        names.
+        """
         order, place = self.canonical, self.place
         rows = {c: getattr(self, c)[order] for c in COLUMNS}
         names = np.array([*self.names, ""])
@@ -197,7 +199,7 @@ class ExecutionGraph:
             )
         return digest.hexdigest()
 
-    # ---- questions -------------------------------------------------------------------------------------------
+    # ---- questions -----------------------------------------------------------------------------------------
     @cached_property
     def group(self) -> np.ndarray:
         """The communicator's number, -1 for compute."""
@@ -223,7 +225,9 @@ class ExecutionGraph:
         label: str | None = None,
         group: int | None = None,
     ) -> list[int]:
-        """Payload bytes that left each rank, optionally of one axis, purpose, label or communicator (its number)."""
+        """Payload bytes that left each rank, optionally of one axis, purpose, label or communicator (its
+        number).
+        """
         chosen = self.kind == SEND
         if axis is not None:
             chosen &= self.axis == axis
@@ -238,7 +242,8 @@ class ExecutionGraph:
         )
 
     def host_bytes(self, op: str) -> list[int]:
-        """Bytes each rank moved `down` to the host or `up` from it, or that an `update` there read and wrote."""
+        """Bytes each rank moved `down` to the host or `up` from it, or that an `update` there read and wrote.
+        """
         chosen = (self.kind == HOST) & (self.op == (self.names.index(op) if op in self.names else -1))
         return (
             np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
@@ -262,7 +267,8 @@ class ExecutionGraph:
         )
 
     def in_flight(self, rank: int) -> int:
-        """Most micro-batches whose forward has begun and whose backward has not, over a rank's program order."""
+        """Most micro-batches whose forward has begun and whose backward has not, over a rank's program order.
+        """
         rows, live, best = compute_rows(self, rank), set[int](), 0
         for phase, micro_batch in zip(
             self.phase[rows].tolist(), self.micro_batch[rows].tolist(), strict=True
@@ -275,7 +281,10 @@ class ExecutionGraph:
         return best
 
     def message_chain(self) -> int:
-        """The longest chain of messages of which each waits for the one before. Sharing a port is not waiting for it."""
+        """The longest chain of messages of which each waits for the one before.
+
+        Sharing a port is not waiting for it.
+        """
         depth = np.zeros(len(self), dtype=np.int64)
         for row in range(len(self)):
             before = self.dependencies(row)
@@ -291,7 +300,7 @@ class ExecutionGraph:
         """Events of a kind."""
         return int((self.kind == KINDS.index(kind)).sum())
 
-    # ---- files -----------------------------------------------------------------------------------------------
+    # ---- files ---------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
         """Write a compressed .npz without pickle."""
         memory, beside = as_columns(self.memory)
@@ -346,7 +355,8 @@ class ExecutionGraph:
 
 
 def _match_messages(columns: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
-    """For each receive the row of its send: messages of one (sender, receiver, group, tag) keep their order."""
+    """For each receive the row of its send: messages of one (sender, receiver, group, tag) keep their order.
+    """
     match = np.full(len(columns["rank"]), -1, dtype=np.int64)
     group = (columns["lane"] - 1) // LANES_PER_GROUP
     sides = []
@@ -395,7 +405,8 @@ def _native_joins(columns: dict[str, np.ndarray], meta: dict) -> tuple[np.ndarra
 
 
 def rendezvous_edges(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray]:
-    """Source and target rows of all dependencies when a send also follows what its receive's posting follows."""
+    """Source and target rows of all dependencies when a send also follows what its receive's posting follows.
+    """
     source, target = graph.dep_idx, np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr))
     posted = graph.kind[target] == RECV
     return np.concatenate([source, source[posted]]), np.concatenate([target, graph.match[target[posted]]])
@@ -408,7 +419,9 @@ def compute_rows(graph: ExecutionGraph, rank: int) -> np.ndarray:
 
 
 def distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct keys (below `bound`) in order, and the place of each key among them; without sorting while tables are small."""
+    """The distinct keys (below `bound`) in order, and the place of each key among them; without sorting while
+    tables are small.
+    """
     if bound > 8 * len(keys) + 1_000_000:
         found, place = np.unique(keys, return_inverse=True)
         return found, place.reshape(-1)

@@ -45,7 +45,8 @@ class Ledger:
         self.host: dict[
             int, tuple[int, weakref.ref]
         ] = {}  # storage -> (bytes, reference): in host memory, not on the GPU
-        # the next three are the recorder's: what the program has done so far, where it is, and (phase, layer, operation) of a clock
+        # the next three are the recorder's: what the program has done so far, where it is, and (phase, layer,
+        # operation) of a clock
         self.clock = lambda: 0
         self.where: Callable[[], Where] = lambda: (0, -1, -1)
         self.made_by: Callable[[int], tuple[int, int, str]] = lambda _clock: (0, -1, "")
@@ -54,7 +55,7 @@ class Ledger:
             tuple[int, int, int]
         ] = []  # (number, category, bytes) of what lived when the step began
 
-    # ---- what the recorder and the owners tell us --------------------------------------------------------------
+    # ---- what the recorder and the owners tell us ----------------------------------------------------------
     def allocated(self, tensors: Iterable[torch.Tensor], phase: int) -> None:
         """New results of an operation: temporaries of the optimizer are buffers, all else activations."""
         category = BUFFERS if phase == OPTIMIZER else ACTIVATIONS
@@ -146,7 +147,7 @@ class Ledger:
         finally:
             self.capacity = capacity
 
-    # ---- questions -------------------------------------------------------------------------------------------
+    # ---- questions -----------------------------------------------------------------------------------------
     def start(self) -> None:
         """The step to be measured starts here: what lives now is its base line."""
         self.base = list(self.now)

@@ -1,4 +1,5 @@
-"""What the memory ledger writes down of a step: its records, what they are called, and the columns that a file keeps.
+"""What the memory ledger writes down of a step: its records, what they are called, and the columns that a
+file keeps.
 
     log         (clock, category, change in bytes, number of the storage)
     waits       (clock, lane, order in the lane) of each wait
@@ -21,7 +22,10 @@ TABLES = {"log": 4, "waits": 3, "before": 3}  # columns of each
 
 @dataclass(frozen=True)
 class Resident:
-    """Live storages of one category and name. What nobody named is called after the operation that made it, its layer and phase."""
+    """Live storages of one category and name.
+
+    What nobody named is called after the operation that made it, its layer and phase.
+    """
 
     category: str
     name: str
@@ -45,7 +49,9 @@ class Resident:
 
 
 def largest(held: Iterable[tuple[str, str, int, str, int]], top: int) -> list[Resident]:
-    """The `top` residents of storages given as (category, phase, layer, name, bytes); those of one name together, and all buckets."""
+    """The `top` residents of storages given as (category, phase, layer, name, bytes); those of one name
+    together, and all buckets.
+    """
     groups: dict[tuple[str, str, int, str], list[int]] = {}
     for category, phase, layer, name, nbytes in held:
         groups.setdefault((category, phase, layer, _NUMBERED.sub("bucket", name)), []).append(nbytes)
@@ -70,14 +76,16 @@ _SPOKEN = {
 
 
 def plain_operation(name: str) -> str:
-    """An operator's name as a person says it: `glasscluster.softmax_forward` is softmax, `addmm` a linear layer. Others stay."""
+    """An operator's name as a person says it: `glasscluster.softmax_forward` is softmax, `addmm` a linear
+    layer. Others stay.
+    """
     if " " in name:
         return name
     short = name.removeprefix("glasscluster.").split(".")[0]
     return _SPOKEN.get(short, short.removeprefix("native_").removesuffix("_forward").strip("_"))
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 def as_columns(memory: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Every rank's memory as flat whole-number columns, and what else has to be kept beside them (JSON)."""
     names = sorted({name for m in memory.values() for name in m["named"].values()})

@@ -1,4 +1,6 @@
-"""Orders of a graph's rows: dependencies in compressed rows (CSR), and a topological order by Kahn's algorithm."""
+"""Orders of a graph's rows: dependencies in compressed rows (CSR), and a topological order by Kahn's
+algorithm.
+"""
 
 from __future__ import annotations
 

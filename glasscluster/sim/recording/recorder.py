@@ -131,7 +131,8 @@ class Recorder:
         self._layer_spans.append((torch._C._autograd._get_sequence_nr(), layer))
 
     def current_layer(self) -> int:
-        """The layer being computed: forward's, or in backward the one whose forward made the autograd node."""
+        """The layer being computed: forward's, or in backward the one whose forward made the autograd node.
+        """
         node = torch._C._current_autograd_node()
         if node is None or self.phase == RECOMPUTE:  # recomputation is a forward inside a backward
             return self.layer
@@ -189,7 +190,8 @@ class Recorder:
         self.frontier, self.ticks = (), 0
 
     def columns(self) -> dict[str, Any]:
-        """The rows as arrays, with names, groups and the memory log: what travels from a rank to the graph."""
+        """The rows as arrays, with names, groups and the memory log: what travels from a rank to the graph.
+        """
         width = len(FIELDS)
         table = np.array([r[:width] for r in self.rows], dtype=np.int64).reshape(len(self.rows), width)
         counts = np.array([len(r[width]) for r in self.rows], dtype=np.int64)
@@ -206,7 +208,8 @@ class Recorder:
         }
 
     def _memory(self) -> dict[str, Any]:
-        """The ledger's step: base line, log, waits as (clock, lane, order), what lived before, and the names that were given.
+        """The ledger's step: base line, log, waits as (clock, lane, order), what lived before, and the names
+        that were given.
 
         Storages are numbered anew, in the order in which the step met them.
         """
@@ -232,7 +235,8 @@ class Recorder:
         return self.phase, self.current_layer(), self.micro_batch
 
     def made_by(self, clock: int) -> tuple[int, int, str]:
-        """Phase, layer and name of the operation that ran at a clock (for an error message: it looks for it)."""
+        """Phase, layer and name of the operation that ran at a clock (for an error message: it looks for it).
+        """
         number = clock - sum(at < clock for at, _ in self.waits)
         row = next((r for r in self.rows if r[0] == 0 and r[1] == number), None)
         if row is None:  # the very operation that is being recorded

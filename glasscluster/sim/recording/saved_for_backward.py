@@ -1,8 +1,10 @@
-"""Which tensors a forward keeps for backward, counted from the real thing: torch says what it saves, nobody has to know why.
+"""Which tensors a forward keeps for backward, counted from the real thing: torch says what it saves, nobody
+has to know why.
 
-Every tensor that autograd saves passes a hook (torch.autograd.graph.saved_tensors_hooks). A dispatch mode beside it remembers
-which operation made each storage, so a saved tensor is called after its maker: "mm 2" is what the second mm gave. A storage is
-counted once however often it is saved. Shapes are enough: on `meta` tensors a layer of any size is counted without computing.
+Every tensor that autograd saves passes a hook (torch.autograd.graph.saved_tensors_hooks). A dispatch mode
+beside it remembers which operation made each storage, so a saved tensor is called after its maker: "mm 2" is
+what the second mm gave. A storage is counted once however often it is saved. Shapes are enough: on `meta`
+tensors a layer of any size is counted without computing.
 """
 
 from __future__ import annotations

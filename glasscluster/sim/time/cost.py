@@ -6,7 +6,8 @@
     host        bytes over the host's link (α + bytes/β), or through its memory (an update on the CPU)
     native      a collective handed to a library is re-costed whole: on NVIDIA GPUs as NCCL would do it (nccl.py), else as a ring (Eq 8)
 
-The constants belong to a GPU or a link (hardware.py). Peaks are data-sheet peaks: no efficiency is guessed here.
+The constants belong to a GPU or a link (hardware.py). Peaks are data-sheet peaks: no efficiency is guessed
+here.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ def costs(
     faster: dict[str, float] | None = None,
     messages: bool = True,
 ) -> Costs:
-    """Cost every event of a graph on a cluster; its messages only with `messages` (sim/contention times them itself).
+    """Cost every event of a graph on a cluster; its messages only with `messages` (sim/contention times them
+    itself).
 
-    `slow_ranks` maps a rank to the factor its compute takes longer; `faster` maps a phase of compute (`backward`) or
-    the axis of a communicator (`dp`) to the factor by which everything of that kind is faster.
+    `slow_ranks` maps a rank to the factor its compute takes longer; `faster` maps a phase of compute
+    (`backward`) or the axis of a communicator (`dp`) to the factor by which everything of that kind is
+    faster.
     """
     duration, latency = np.zeros(len(graph)), np.zeros(len(graph))
     compute = graph.kind == COMPUTE
@@ -94,7 +97,10 @@ FP8_KERNELS = ("mm", "addmm")  # what runs in fp8; all else stays in bf16, as in
 
 
 def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str, compute: np.ndarray) -> np.ndarray:
-    """FLOP/s that each computing event may reach. fp8 is a cost only: its casts and their scales are not counted."""
+    """FLOP/s that each computing event may reach.
+
+    fp8 is a cost only: its casts and their scales are not counted.
+    """
     op = graph.op[compute]
     peak = np.full(len(op), hw.gpu.peak(precision))
     if precision == "fp8":
@@ -139,8 +145,8 @@ def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[L
 def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, float]:
     """A library's collective, in seconds of latency and seconds of moving bytes.
 
-    NCCL's own choice where it runs (its figures belong to the links as they are: `scaled` stretches the result); elsewhere a
-    ring in rank order, each step as long as its slowest wire takes.
+    NCCL's own choice where it runs (its figures belong to the links as they are: `scaled` stretches the
+    result); elsewhere a ring in rank order, each step as long as its slowest wire takes.
     """
     operation, _, members = (
         graph.names[graph.op[row]].removesuffix("/native"),

@@ -1,11 +1,12 @@
-"""What lived when: a rank's step as its memory ledger saw it, in program order and, after replay, over virtual time.
+"""What lived when: a rank's step as its memory ledger saw it, in program order and, after replay, over
+virtual time.
 
     program     op 0 · op 1 · wait a · op 2 ...            the ledger's clock counts these
     log         (clock, category, change in bytes, number of the storage)
 
-A change happens when everything that the program had done or waited for by then is over: what an operation makes lives
-from its start, what is let go after a wait is free once what was waited for has ended, and a message's buffer lives from
-its launch, whichever stream is busy meanwhile.
+A change happens when everything that the program had done or waited for by then is over: what an operation
+makes lives from its start, what is let go after a wait is free once what was waited for has ended, and a
+message's buffer lives from its launch, whichever stream is busy meanwhile.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ if TYPE_CHECKING:
 
 
 class MemoryHistory:
-    """The live bytes of one rank: `levels[i]` by category after i changes, `levels[0]` when the step began."""
+    """The live bytes of one rank: `levels[i]` by category after i changes, `levels[0]` when the step began.
+    """
 
     def __init__(self, graph: ExecutionGraph, rank: int) -> None:
         self.graph, self.rank = graph, rank
         memory = graph.memory[rank]
         self.base, self.named = memory["base"], memory["named"]
-        self.log, self.waits, self.before = (np.asarray(memory[k], dtype=np.int64).reshape(-1, width) for k, width in TABLES.items())
+        self.log, self.waits, self.before = (
+            np.asarray(memory[k], dtype=np.int64).reshape(-1, width) for k, width in TABLES.items()
+        )
 
     @cached_property
     def levels(self) -> np.ndarray:
@@ -57,7 +61,7 @@ class MemoryHistory:
         split = self.levels[self.peak_at]
         return int(split.sum()), dict(zip(CATEGORIES, split.tolist(), strict=True))
 
-    # ---- who -------------------------------------------------------------------------------------------------------
+    # ---- who -----------------------------------------------------------------------------------------------
     @cached_property
     def _rows(self) -> np.ndarray:
         return compute_rows(self.graph, self.rank)
@@ -76,7 +80,10 @@ class MemoryHistory:
         return known
 
     def walk(self) -> Iterator[dict[tuple[int, int], int]]:
-        """Before the step and after each change: bytes by (number, category). One dictionary, changed in place."""
+        """Before the step and after each change: bytes by (number, category).
+
+        One dictionary, changed in place.
+        """
         live = {(number, category): size for number, category, size in self.before.tolist()}
         yield live
         for _, category, change, number in self.log.tolist():
@@ -97,7 +104,7 @@ class MemoryHistory:
         names = self.names
         return largest(((CATEGORIES[c], *names[n], size) for (n, c), size in live.items()), top)
 
-    # ---- when ------------------------------------------------------------------------------------------------------
+    # ---- when ----------------------------------------------------------------------------------------------
     def moments(self, timeline: Timeline) -> np.ndarray:
         """Seconds of the beginning (0) and of each change."""
         ends = np.zeros(len(self._rows) + len(self.waits) + 1)
@@ -111,7 +118,11 @@ class MemoryHistory:
         graph = self.graph
         mine = graph.canonical[graph.rank[graph.canonical] == self.rank]  # by lane, then order within it
         width = int(graph.order[mine].max(initial=0)) + 1
-        return mine[np.searchsorted(graph.lane[mine] * width + graph.order[mine], self.waits[:, 1] * width + self.waits[:, 2])]
+        return mine[
+            np.searchsorted(
+                graph.lane[mine] * width + graph.order[mine], self.waits[:, 1] * width + self.waits[:, 2]
+            )
+        ]
 
     def over(self, timeline: Timeline) -> MemoryCurve:
         """Bytes by category over virtual time: of several changes at a moment the fullest, then the last."""
@@ -120,14 +131,18 @@ class MemoryHistory:
             keep += sorted({int(part[np.argmax(self.total[part])]), int(part[-1])})
         if when[-1] < timeline.makespan:  # what is left lives on
             when, keep = np.append(when, timeline.makespan), [*keep, len(when)]
-            levels, at = np.append(self.levels, self.levels[-1:], axis=0), np.append(np.arange(len(when) - 1), len(when) - 2)
+            levels, at = (
+                np.append(self.levels, self.levels[-1:], axis=0),
+                np.append(np.arange(len(when) - 1), len(when) - 2),
+            )
             return MemoryCurve(self, when[keep], levels[keep], at[keep])
         return MemoryCurve(self, when[keep], self.levels[keep], np.array(keep))
 
 
 @dataclass(frozen=True)
 class MemoryCurve:
-    """Seconds, bytes by category [moments, categories], and how many changes of the history came before each."""
+    """Seconds, bytes by category [moments, categories], and how many changes of the history came before each.
+    """
 
     history: MemoryHistory
     times: np.ndarray

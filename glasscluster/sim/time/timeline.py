@@ -82,7 +82,8 @@ class Timeline:
         return int(np.argmax(ends))
 
     def dependencies(self, row: int) -> np.ndarray:
-        """The rows that a row waited for, without its message: the graph's, and those that a rendezvous adds."""
+        """The rows that a row waited for, without its message: the graph's, and those that a rendezvous adds.
+        """
         return self.dep_idx[self.dep_ptr[row] : self.dep_ptr[row + 1]]
 
     # ---- when communication began --------------------------------------------------------------------------

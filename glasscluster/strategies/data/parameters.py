@@ -75,7 +75,9 @@ class GatheredParameters:
         )
 
     def gather(self, unit: Unit, later: list[Unit]) -> None:
-        """The unit is whole when this returns; the next `prefetch` units, with their experts, are on their way."""
+        """The unit is whole when this returns; the next `prefetch` units, with their experts, are on their
+        way.
+        """
         self.launch(unit)
         ahead = 0
         for following in later:
@@ -110,7 +112,9 @@ class GatheredParameters:
         return [u for u in self.units if any(m.parameter in inside for m in u.members)]
 
     def _before_forward(self, units: list[Unit], later: list[Unit], _part: Any, _args: Any) -> None:
-        self._gather_all(units, [] if self.stage.keep.active else later)  # computing again: what comes next is backward
+        self._gather_all(
+            units, [] if self.stage.keep.active else later
+        )  # computing again: what comes next is backward
 
     def _after_forward(
         self,

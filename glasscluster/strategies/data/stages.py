@@ -36,7 +36,10 @@ class Manager(Protocol):
         """Before a step: buckets may be filled anew."""
 
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """A micro-batch's gradients are coming; `last` of the step. In W the parameters themselves are not used."""
+        """A micro-batch's gradients are coming; `last` of the step.
+
+        In W the parameters themselves are not used.
+        """
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
         """A parameter's gradient of the micro-batch has been added."""

@@ -116,11 +116,12 @@ class Zero3:
             unit.owned_gradient.zero_()
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_layers(plan: Plan, layers: int) -> int:
-    """Blocks of a stage that are whole at once: the one in use and those prefetched, or all when they are kept for backward.
+    """Blocks of a stage that are whole at once: the one in use and those prefetched, or all when they are
+    kept for backward.
 
     A segment that full recomputation runs again is whole until its backward has passed.
     """

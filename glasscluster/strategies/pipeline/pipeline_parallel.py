@@ -1,21 +1,21 @@
 """Pipeline parallelism: one executor for any schedule. A rank does its list of actions, in order.
 
-Follows GPipe (1811.06965), PyTorch's pipelining runtime and, for the parts I and W, Zero bubble (2401.10241): a received
-activation is a leaf that requires grad; (input, output) are kept per stage and micro-batch until its backward; the loss is on the
-last stage.
+Follows GPipe (1811.06965), PyTorch's pipelining runtime and, for the parts I and W, Zero bubble (2401.10241):
+a received activation is a leaf that requires grad; (input, output) are kept per stage and micro-batch until
+its backward; the loss is on the last stage.
 
-    F i:  receive x_i from the stage before · y_i = stage(x_i) · send y_i on
-    B i:  receive dy_i from the stage after · backward(y_i, dy_i) · send dx_i back
+    F i:  receive x_i from the stage before · y_i = stage(x_i) · send y_i on B i:  receive dy_i from the stage
+    after · backward(y_i, dy_i) · send dx_i back
     I i:  as B i, and what the weights' gradients need is kept (weight_gradients.py)            W i:  computes them from that
 
-A rank may have several stages. Between two of its own, tensors are handed over; all else is a message with a tag of its own.
-Why nothing here can deadlock, whatever the schedule, as long as the schedule itself does not:
+A rank may have several stages. Between two of its own, tensors are handed over; all else is a message with a
+tag of its own. Why nothing here can deadlock, whatever the schedule, as long as the schedule itself does not:
 
     receives   are posted in the order in which the other rank sends (NCCL has no tags), and never wait for a send
     sends      are launched, not waited for. An activation's buffer is released when its gradient has come back, so
-               the activation has surely arrived. A gradient's buffer is released before a later gradient is sent,
-               once a simulation of the schedule with F = I = W = 1 has seen it arrive. Every wait is for something
-               earlier in that simulation, so there is no cycle of waits
+               the activation has surely arrived. A gradient's buffer is released before a later gradient is
+               sent, once a simulation of the schedule with F = I = W = 1 has seen it arrive. Every wait is
+               for something earlier in that simulation, so there is no cycle of waits
 
 In a slot of two (DualPipe) both receives are posted first, then F and B run one after the other.
 But: kernels of F and B of a slot do not overlap: one rank has one compute lane.
@@ -47,7 +47,10 @@ class Gradients(Protocol):
     """What the executor tells whoever reduces a stage's gradients."""
 
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """A micro-batch's gradients are coming; `last` of the step. In W the parameters themselves are not used."""
+        """A micro-batch's gradients are coming; `last` of the step.
+
+        In W the parameters themselves are not used.
+        """
 
     def backward_ends(self) -> None:
         """They have come."""
@@ -106,7 +109,7 @@ class PipelineExecutor:
             0  # chunks' activations that waited for their B or W at once, counted after each slot
         )
 
-    # ---- a step ----------------------------------------------------------------------------------------------
+    # ---- a step --------------------------------------------------------------------------------------------
     def run(
         self,
         inputs: Sequence[Tensor],
@@ -117,7 +120,8 @@ class PipelineExecutor:
     ) -> None:
         """One step; micro-batch i reads inputs[i], targets[i]; losses are added to `loss` on the last stage.
 
-        `seed` is the gradient that backward starts from there (1); draws[i] tells a stage with dropout what micro-batch i is.
+        `seed` is the gradient that backward starts from there (1); draws[i] tells a stage with dropout what
+        micro-batch i is.
         """
         self.inputs, self.targets, self.loss, self.seed = inputs, targets, loss, seed
         self.more: list[dict[str, Draw]] = [{"draw": d} for d in draws] if draws else [{}] * len(inputs)
@@ -199,7 +203,7 @@ class PipelineExecutor:
         )
         manager.backward_ends()
 
-    # ---- messages ----------------------------------------------------------------------------------------------
+    # ---- messages ------------------------------------------------------------------------------------------
     def _output_gradient(self, stage: int, i: int) -> Tensor | None:
         """What backward starts from."""
         if stage == self.final:
@@ -274,11 +278,12 @@ def _output_of(action: Action, final: int) -> Message | None:
     return Message(stage - 1, "B", i) if kind in "BI" and stage > 0 else None
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_traffic(hops: int, m: int, tokens: int, hidden: int, width: int) -> int:
-    """Activation and gradient bytes sent by all ranks together: 2m of b·s·h elements over each hop from rank to rank.
+    """Activation and gradient bytes sent by all ranks together: 2m of b·s·h elements over each hop from rank
+    to rank.
 
     Eq 21: p-1 hops with a stage a rank, pv-1 in a loop, 2p-2 folded.
     """

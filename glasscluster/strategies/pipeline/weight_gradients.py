@@ -1,18 +1,18 @@
 """Backward in two parts: I computes the gradient of a stage's input, W the gradients of its weights.
 
-Follows Qi et al., "Zero bubble pipeline parallelism" (2401.10241), section 2. Symbols: a matrix A, its input X,
-the gradient dY of its output Y = X A^T.
+Follows Qi et al., "Zero bubble pipeline parallelism" (2401.10241), section 2. Symbols: a matrix A, its input
+X, the gradient dY of its output Y = X A^T.
 
     B    dX = dY A    dA = dY^T X                           one after the other, as autograd does
     I    dX = dY A                  save (dY, X)            the stage before waits for dX
     W                 dA = dY^T X   free them               nobody waits for dA before the optimizer
 
 In I, autograd runs without accumulating. A matrix saves (dY, X) here instead of computing its gradient. The
-gradients of the stage's other parameters (norms, biases, embedding, router) are computed in I and saved too, so
-that the data-parallel manager hears of a micro-batch once, in W. With sequence parallelism W gathers X again; B
-does that while it computes dX.
-But: attention has no weights, so its backward is all in I; so are the gradients of norms, biases, embedding and
-router.
+gradients of the stage's other parameters (norms, biases, embedding, router) are computed in I and saved too,
+so that the data-parallel manager hears of a micro-batch once, in W. With sequence parallelism W gathers X
+again; B does that while it computes dX.
+But: attention has no weights, so its backward is all in I; so are the gradients of norms, biases, embedding
+and router.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ Compute = Callable[[], Tensor]
 
 @dataclass
 class Part:
-    """A term of a parameter's gradient that is still to be computed: of all of it, or of one expert's slice."""
+    """A term of a parameter's gradient that is still to be computed: of all of it, or of one expert's slice.
+    """
 
     compute: Compute
     layer: int
@@ -48,7 +49,8 @@ class Remainder:
 
 
 class WeightGradients:
-    """Handed to the model's blocks as `parallel.deferred`; the executor says when a backward is in two parts."""
+    """Handed to the model's blocks as `parallel.deferred`; the executor says when a backward is in two parts.
+    """
 
     def __init__(self, gpu: GPU) -> None:
         self.gpu = gpu
@@ -61,7 +63,9 @@ class WeightGradients:
         return Linear.apply(x, weight, bias, self, whole, index)
 
     def defer(self, weight: Tensor, compute: Compute, index: int | None = None) -> bool:
-        """Take `compute`, the gradient of a parameter or of its slice `index`, for W. False: this backward is whole."""
+        """Take `compute`, the gradient of a parameter or of its slice `index`, for W. False: this backward is
+        whole.
+        """
         if self.collecting is None:
             return False
         assert isinstance(weight, nn.Parameter)
@@ -122,7 +126,10 @@ def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
 
 
 class Linear(torch.autograd.Function):
-    """x A^T + b, whose weight gradient can be deferred. `whole`, `index`: A is slice `index` of the parameter `whole`."""
+    """x A^T + b, whose weight gradient can be deferred.
+
+    `whole`, `index`: A is slice `index` of the parameter `whole`.
+    """
 
     @staticmethod
     def forward(

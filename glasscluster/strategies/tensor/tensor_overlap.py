@@ -1,7 +1,8 @@
 """Overlapped tensor parallelism: a collective in pieces, each under the product that needs it or made it.
 
-Follows Wang et al., "Overlap communication with dependent computation via decomposition" (ASPLOS 2023), which Megatron-LM calls
-tensor-parallel communication overlap. Symbols as in sequence_parallel.py: t ranks, x a piece of s/t tokens, A and B matrices.
+Follows Wang et al., "Overlap communication with dependent computation via decomposition" (ASPLOS 2023), which
+Megatron-LM calls tensor-parallel communication overlap. Symbols as in sequence_parallel.py: t ranks, x a
+piece of s/t tokens, A and B matrices.
 
     all-gather ──► product           rank r computes with the piece it has, while the next one comes from the left
 
@@ -11,8 +12,9 @@ tensor-parallel communication overlap. Symbols as in sequence_parallel.py: t ran
 
         compute  │ y_r-1 B │ y_r-2 B │ ... │ y_r B │      send to the right:  sum of piece r-1, of r-2, ...
 
-The same bytes as sequence parallelism, (t-1)/t·bsh for each collective, in t-1 messages that wait for one product each. Backward
-has two more: (dY A^T) scattered and A's gradient summed over gathered pieces, for the column; the mirror image for the row.
+The same bytes as sequence parallelism, (t-1)/t·bsh for each collective, in t-1 messages that wait for one
+product each. Backward has two more: (dY A^T) scattered and A's gradient summed over gathered pieces, for the
+column; the mirror image for the row.
 But: t small products for one large one. The embedding and the router stay as they are.
 """
 
@@ -41,16 +43,20 @@ class OverlappedSequenceParallel(SequenceParallel):
         """The matrix and g behind it: [b, s, n] -> [b, s/t, h]."""
         return _LinearScatter.apply(x, weight, self)
 
-    # ---- the two rings -------------------------------------------------------------------------------------------
+    # ---- the two rings -------------------------------------------------------------------------------------
     def arriving(self, x: Tensor, label: str) -> Iterator[tuple[slice, Tensor]]:
-        """All ranks' pieces [b, s/t, h] and their tokens, one after the other; the next one is under way while one is used."""
+        """All ranks' pieces [b, s/t, h] and their tokens, one after the other; the next one is under way
+        while one is used.
+        """
         for source, piece in self.comm.ring_rotate(
             x.contiguous(), _GATHER, purpose="activations", label=label
         ):
             yield self.tokens(source, piece.shape[1]), piece
 
     def scattered(self, part: Callable[[slice], Tensor], tokens: int, label: str) -> Tensor:
-        """This rank's piece of the sum over ranks of part(tokens of a piece); a part is computed while a sum is under way."""
+        """This rank's piece of the sum over ranks of part(tokens of a piece); a part is computed while a sum
+        is under way.
+        """
         works: list[Work] = []
         total = arrived = None
         for step in range(self.size):

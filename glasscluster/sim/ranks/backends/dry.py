@@ -53,9 +53,11 @@ class DryWire(Wire):
 
 
 def relabelled(recording: dict[str, Any], rank: int, size: int, nbytes: int) -> dict[str, Any]:
-    """Rank 0's recording as `rank` would have made it, for a program that is the same all round a ring of `size`.
+    """Rank 0's recording as `rank` would have made it, for a program that is the same all round a ring of
+    `size`.
 
-    Peers move on by `rank`, and so do the chunks (`size` equal ones of a buffer of `nbytes`) that offsets point into.
+    Peers move on by `rank`, and so do the chunks (`size` equal ones of a buffer of `nbytes`) that offsets
+    point into.
     """
     table = recording["table"].copy()
     peer, offset = table[:, FIELDS.index("peer")], table[:, FIELDS.index("offset")]
@@ -75,9 +77,9 @@ def standing_in(recording: dict[str, Any], rank: int, sizes: Mapping[str, int], 
     """A rank's recording, relabelled as another rank of the same pipeline stage would have made it: peers and
     groups are shifted along dp (in blocks of `block` neighbours, and among the blocks) and along tp.
 
-    Bytes are exact up to the remainder of a division. Messages of scalars are left out: where a ring has only a
-    few numbers to share out, its ranks send different amounts. Work that a rank does for itself alone is the
-    recorded rank's. So a replay of such recordings bounds the step from below.
+    Bytes are exact up to the remainder of a division. Messages of scalars are left out: where a ring has only
+    a few numbers to share out, its ranks send different amounts. Work that a rank does for itself alone is
+    the recorded rank's. So a replay of such recordings bounds the step from below.
     """
     here, there = coordinates(recording["rank"], sizes), coordinates(rank, sizes)
     shift = (

@@ -5,7 +5,8 @@
         ...
         yield work.exchange(x, right, staging, left)
 
-`glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on every rank.
+`glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on
+every rank.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def is_file(algorithm: str) -> bool:
 
 
 def load(algorithm: str) -> str:
-    """Load the file of `FILE.py:NAME` once in this process; returns NAME, which must be registered by then."""
+    """Load the file of `FILE.py:NAME` once in this process; returns NAME, which must be registered by then.
+    """
     file, _, name = algorithm.rpartition(":")
     path = Path(file).absolute()
     if str(path) not in _LOADED:
@@ -130,5 +132,7 @@ def with_option(operation: str, option: str) -> list[str]:
 def predict(
     algorithm: str, operation: str, size: int, nbytes: float, link: Any = None, **options: Any
 ) -> Theory:
-    """What an algorithm should cost: bytes over all ranks, dependent messages, seconds where a closed form holds."""
+    """What an algorithm should cost: bytes over all ranks, dependent messages, seconds where a closed form
+    holds.
+    """
     return THEORY[algorithm](operation, size, nbytes, link, **options)

@@ -9,7 +9,8 @@ from glasscluster.base.link import Link
 
 @dataclass(frozen=True)
 class Theory:
-    """Payload bytes sent over all ranks, the longest chain of dependent messages, and seconds (α–β, no contention, γ infinite).
+    """Payload bytes sent over all ranks, the longest chain of dependent messages, and seconds (α–β, no
+    contention, γ infinite).
 
     `time_s` is None where no closed form is claimed: no link given, or off the formula's domain.
     """

@@ -1,4 +1,5 @@
-"""Pipeline schedules, as data: one file each, executed by `pipeline_parallel.py`, judged by `base.Schedule.validate`.
+"""Pipeline schedules, as data: one file each, executed by `pipeline_parallel.py`, judged by
+`base.Schedule.validate`.
 
 | name | follows | chunks a rank | bubble | live at most |
 |---|---|---|---|---|
@@ -13,8 +14,9 @@
 | zb-v | Qi 2024 | 2, folded | 0 | p |
 | dualpipe-v | DeepSeek 2024 | 2, folded | (p-1)/3 | p + 1/2 |
 
-Bubble: what the largest stage's span is longer than its work, in units of a micro-batch's work on a rank, where F, I and W take the
-same time and m is a multiple of p and at least 2p. Live: micro-batches' activations of all chunks of a rank, on the fullest rank.
+Bubble: what the largest stage's span is longer than its work, in units of a micro-batch's work on a rank,
+where F, I and W take the same time and m is a multiple of p and at least 2p. Live: micro-batches' activations
+of all chunks of a rank, on the fullest rank.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def default_name(virtual_stages: int) -> str:
 
 
 def chunks(name: str, virtual_stages: int | None = None) -> int:
-    """V, the stages a rank has: 2 where the schedule is folded, else what was asked for (1); an error where it cannot be."""
+    """V, the stages a rank has: 2 where the schedule is folded, else what was asked for (1); an error where
+    it cannot be.
+    """
     if name not in SCHEDULES:
         raise InputError("schedule", name, "is not available in this version", SCHEDULES)
     wanted = 2 if name in FOLDED else 1
@@ -72,7 +76,9 @@ def make_schedule(name: str, p: int, micro_batches: int, virtual_stages: int | N
 
 
 def predict_live(name: str, p: int, m: int, v: int) -> list[int | None]:
-    """Eq 22: chunks' activations that live on each rank, at most, from F to B or W; None where no formula holds."""
+    """Eq 22: chunks' activations that live on each rank, at most, from F to B or W; None where no formula
+    holds.
+    """
     predict = registry.LIVE.get(name)
     if predict is None:
         return [None] * p

@@ -4,11 +4,12 @@
     2B5   its whole backward;  or, in two parts,  2I5 the gradient of its input  and later  2W5 that of its weights
     (0F3;3B1)OVERLAP_F_B   two actions in one slot: both begin when both can, both are done when the slot is
 
-    F needs the F of the stage before.  B and I need the B or I of the stage after (on the last stage their own F).
-    W needs its own I.  A rank does its actions in order, and waits where something is missing.
+    F needs the F of the stage before.  B and I need the B or I of the stage after (on the last stage their
+    own F). W needs its own I.  A rank does its actions in order, and waits where something is missing.
 
 A stage is a chunk of the model. `placement[stage]` is the rank that has it: in a loop, or folded like a V.
-But: a hop between ranks costs time in flight and nobody's compute; links are never the bottleneck here (the replay's are).
+But: a hop between ranks costs time in flight and nobody's compute; links are never the bottleneck here (the
+replay's are).
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def looped(p: int, v: int = 1) -> tuple[int, ...]:
 
 
 def folded(p: int) -> tuple[int, ...]:
-    """Two stages a rank, down and up again like a V: rank r has stages r and 2p-1-r, rank 0 the first and the last."""
+    """Two stages a rank, down and up again like a V: rank r has stages r and 2p-1-r, rank 0 the first and the
+    last.
+    """
     return (*range(p), *reversed(range(p)))
 
 
@@ -52,8 +55,8 @@ def folded(p: int) -> tuple[int, ...]:
 class Metrics:
     """What `validate` finds; the figures are named as in docs/contract.md.
 
-    Live: chunks whose F was and whose B or W was not done, counted after each slot (in a slot of two the forward takes what the
-    backward lets go). Postponed: I was done and W was not.
+    Live: chunks whose F was and whose B or W was not done, counted after each slot (in a slot of two the
+    forward takes what the backward lets go). Postponed: I was done and W was not.
     """
 
     makespan: float
@@ -71,7 +74,9 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Schedule:
-    """`ranks[r]` is what rank r does, in order; a forward in `together` shares its slot with the backward behind it."""
+    """`ranks[r]` is what rank r does, in order; a forward in `together` shares its slot with the backward
+    behind it.
+    """
 
     name: str
     stages: int
@@ -87,7 +92,7 @@ class Schedule:
     def __str__(self) -> str:
         return "\n".join(" ".join(self.written(rank)) for rank in range(len(self.ranks)))
 
-    # ---- reading it ----------------------------------------------------------------------------------------------
+    # ---- reading it ----------------------------------------------------------------------------------------
     def stages_of(self, rank: int) -> list[int]:
         """The stages that lie on a rank, in model order."""
         return [s for s, holder in enumerate(self.placement) if holder == rank]
@@ -118,7 +123,8 @@ class Schedule:
         return sum(a != b for a, b in pairwise(self.placement))
 
     def most_held(self, rank: int, held: Sequence[float], until: str = "BI") -> float:
-        """Most that a rank holds when a part of a backward begins: held[stage] from a stage's F to its B or I, of each micro-batch.
+        """Most that a rank holds when a part of a backward begins: held[stage] from a stage's F to its B or
+        I, of each micro-batch.
 
         until "BW": what W needs as well stays until then.
         """
@@ -138,7 +144,9 @@ class Schedule:
         return 0 <= to < self.stages and self.placement[to] != self.placement[action.stage]
 
     def needs(self, action: Action) -> list[Action]:
-        """What must be done before: the neighbour's F or gradient, whichever way it is written, and what the rank itself did."""
+        """What must be done before: the neighbour's F or gradient, whichever way it is written, and what the
+        rank itself did.
+        """
         stage, kind, i = action
         if kind == "F":
             return [] if stage == 0 else [Action(stage - 1, "F", i)]
@@ -153,7 +161,7 @@ class Schedule:
     def _backward(self) -> dict[tuple[int, int], str]:
         return {(a.stage, a.micro_batch): a.kind for actions in self.ranks for a in actions if a.kind in "BI"}
 
-    # ---- judging it ----------------------------------------------------------------------------------------------
+    # ---- judging it ----------------------------------------------------------------------------------------
     def validate(
         self,
         f: float | Sequence[float] = 1.0,
@@ -165,9 +173,10 @@ class Schedule:
     ) -> Metrics:
         """Complete, in order and free of deadlock, or a named error; then its figures.
 
-        Costs are per stage, one for all or a list: f, b the whole backward, w its weight part (so I costs b - w), `hop` from rank
-        to rank; `overlapped(f, b)` is what a slot of two costs. Where `sends_block`, a rank waits until what it sent has arrived
-        before it goes on; else it only launches its sends, as the executor does.
+        Costs are per stage, one for all or a list: f, b the whole backward, w its weight part (so I costs b -
+        w), `hop` from rank to rank; `overlapped(f, b)` is what a slot of two costs. Where `sends_block`, a
+        rank waits until what it sent has arrived before it goes on; else it only launches its sends, as the
+        executor does.
         """
         self._complete()
         cost = self._costs(f, b, w)
@@ -181,7 +190,9 @@ class Schedule:
         return judged.begin, judged.end
 
     def _complete(self) -> None:
-        """Every stage and micro-batch has F and either B or I and W, once, on the stage's rank, F first and W after I."""
+        """Every stage and micro-batch has F and either B or I and W, once, on the stage's rank, F first and W
+        after I.
+        """
         seen: dict[Action, int] = {}
         for rank, actions in enumerate(self.ranks):
             for place, action in enumerate(actions):
@@ -240,7 +251,8 @@ class Schedule:
         overlapped: Callable[[float, float], float],
         sends_block: bool,
     ) -> tuple[dict[Action, float], dict[Action, float]]:
-        """When each action begins and ends; a slot begins when its rank is free and all it needs has arrived."""
+        """When each action begins and ends; a slot begins when its rank is free and all it needs has arrived.
+        """
         begin: dict[Action, float] = {}
         end: dict[Action, float] = {}
         left = [list(self.slots(rank))[::-1] for rank in range(len(self.ranks))]

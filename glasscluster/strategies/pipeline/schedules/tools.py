@@ -1,4 +1,6 @@
-"""What the schedule files share: a pen to write a rank's list with, and a search for how far a closed form holds."""
+"""What the schedule files share: a pen to write a rank's list with, and a search for how far a closed form
+holds.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from glasscluster.strategies.pipeline.schedules.base import Action
 
 
 class Writer:
-    """Writes a rank's list: each call does a stage's next micro-batch, so a rule only says what comes next, and how often."""
+    """Writes a rank's list: each call does a stage's next micro-batch, so a rule only says what comes next,
+    and how often.
+    """
 
     def __init__(self) -> None:
         self.actions: list[Action] = []
@@ -40,12 +44,16 @@ class Writer:
 
 
 def cut(actions: Iterable[Action], m: int) -> list[Action]:
-    """The same order with the micro-batches from m on left out: still legal, since micro-batches never wait for each other."""
+    """The same order with the micro-batches from m on left out: still legal, since micro-batches never wait
+    for each other.
+    """
     return [a for a in actions if a.micro_batch < m]
 
 
 def largest(holds: Callable[[float], bool], top: float) -> float:
-    """The largest x up to `top` for which something holds that holds at 0 and, once it fails, fails for good; inf if it never fails."""
+    """The largest x up to `top` for which something holds that holds at 0 and, once it fails, fails for good;
+    inf if it never fails.
+    """
     if holds(top):
         return float("inf")
     low, high = 0.0, top
