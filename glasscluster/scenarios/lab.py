@@ -1,17 +1,17 @@
-"""The lab: what a scenario works with.
+"""The lab: what a scenario works with to run, to check, and to tell its story.
 
-It runs plans and programs, replays them, keeps checks, and tells the story.
+    @scenario("two-rings")
+    def two_rings(lab, gpus: int = 4):
+        '''What the docstring says is the story's first paragraph.'''
+        run = lab.run("ring", ("A ring", "一个环"), program, gpus=gpus)
+        expected = 2 * (gpus - 1) * SIZE
+        lab.check("bytes sent", expected, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (Eq 9)")
+        lab.tell(("The ring sent it all.", "环把它全部发送了。"))
 
-    @scenario("two-rings") def two_rings(lab, gpus: int = 4):
-        '''What the docstring says is the story's first paragraph.''' run = lab.run("ring", ("A ring", "一个环"),
-        program, gpus=gpus) lab.check("bytes sent", 2 * (gpus - 1) * SIZE, sum(run.graph.bytes_sent()),
-        "Patarasuk-Yuan 2009 (Eq 9)") lab.tell(("The ring sent it all.", "环把它全部发送了。"))
+`glass run two-rings --gpus 8` runs a scenario by name, `glass run my_file.py` the one that a file holds.
 
-`glass run two-rings --gpus 8`, or `glass run my_file.py` for a file that holds one.
-
-What is said is given as a text (a pair of English and 中文, or a `Said`). A scenario with a text.toml, as every
-lesson has, gives a key of that file instead, and the values of the blanks: `lab.tell("ring_sent",
-gpus=gpus)`.
+A text is a pair of English and 中文, or a `Said`. A scenario with a text.toml, as every lesson has, gives a key of
+that file instead, and values for the blanks of its text: `lab.tell("ring_sent", gpus=gpus)`.
 """
 
 from __future__ import annotations

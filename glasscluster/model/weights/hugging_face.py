@@ -33,7 +33,10 @@ FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Piece(NamedTuple):
-    """A part of a tensor: rows `start` to `start + rows` along dim 0 (theirs: of their tensor, transposed back where it lies transposed)."""
+    """A part of a tensor: rows `start` to `start + rows` along dim 0.
+
+    Rows of their tensor are counted after it was transposed back, where it lies transposed.
+    """
 
     part: str
     start: int

@@ -1,21 +1,23 @@
 """Pipeline parallelism: one executor for any schedule. A rank does its list of actions, in order.
 
-Follows GPipe (1811.06965), PyTorch's pipelining runtime and, for the parts I and W, Zero bubble (2401.10241):
-a received activation is a leaf that requires grad; (input, output) are kept per stage and micro-batch until
-its backward; the loss is on the last stage.
+Follows GPipe (1811.06965), PyTorch's pipelining runtime and, for the parts I and W, Zero bubble (2401.10241). A
+received activation is a leaf that requires grad. A stage's input and output of a micro-batch are saved from its
+forward to its backward. The loss is on the last stage.
 
-    F i:  receive x_i from the stage before · y_i = stage(x_i) · send y_i on B i:  receive dy_i from the stage
-    after · backward(y_i, dy_i) · send dx_i back
-    I i:  as B i, and what the weights' gradients need is kept (weight_gradients.py)            W i:  computes them from that
+    F i:  receive x_i from the stage before · y_i = stage(x_i) · send y_i to the stage after
+    B i:  receive dy_i from the stage after · backward(y_i, dy_i) · send dx_i to the stage before
+    I i:  as B i, but what the gradients of the weights need is saved (weight_gradients.py)
+    W i:  computes them from that
 
-A rank may have several stages. Between two of its own, tensors are handed over; all else is a message with a
-tag of its own. Why nothing here can deadlock, whatever the schedule, as long as the schedule itself does not:
+A rank may have several stages. Between two of its own, tensors are handed over; every other tensor is a message
+with a tag of its own. As long as the schedule itself has no cycle of waits, the executor adds none:
 
-    receives   are posted in the order in which the other rank sends (NCCL has no tags), and never wait for a send
-    sends      are launched, not waited for. An activation's buffer is released when its gradient has come back, so
-               the activation has surely arrived. A gradient's buffer is released before a later gradient is
-               sent, once a simulation of the schedule with F = I = W = 1 has seen it arrive. Every wait is
-               for something earlier in that simulation, so there is no cycle of waits
+    receives   are posted in the order in which the other rank sends (NCCL has no tags); a rank never waits for a
+               send before it posts one
+    sends      are launched, not waited for. An activation's buffer is released when its gradient has come back,
+               so the activation has surely arrived. A gradient's buffer is released before a later gradient is
+               sent, once a simulation of the schedule with F = I = W = 1 has seen it arrive. Every wait is for
+               something earlier in that simulation, so there is no cycle of waits
 
 In a slot of two (DualPipe) both receives are posted first, then F and B run one after the other.
 But: kernels of F and B of a slot do not overlap: one rank has one compute lane.

@@ -19,9 +19,8 @@ LARGEST_FILE = 10_000_000
 def from_graph(graph: nx.Graph, gpus: Iterable[Node] | None = None, *, name: str = "graph") -> Topology:
     """A networkx graph with `bandwidth` (bytes/s) and `latency` (or `latency_s`, seconds) on its edges.
 
-    An undirected edge is a link each way. `gpus`: the nodes that are GPUs, in rank order (default: nodes
-    whose `kind` is gpu; all nodes where none has a kind). Routes have the fewest links. Raises InputError
-    naming the link or the pair.
+    An undirected edge is a link each way. `gpus`: the nodes that are GPUs, in rank order (default: nodes whose `kind` is
+    gpu; all nodes where none has a kind). Routes have the fewest links. Raises InputError naming the link or the pair.
     """
     directed = nx.DiGraph()
     for node, data in graph.nodes(data=True):
@@ -35,9 +34,7 @@ def from_graph(graph: nx.Graph, gpus: Iterable[Node] | None = None, *, name: str
         directed.add_edge(u, v, **values)
         if not graph.is_directed():
             directed.add_edge(v, u, **values)
-    chosen = (
-        list(gpus) if gpus is not None else [n for n, kind in directed.nodes(data="kind") if kind == "gpu"]
-    )
+    chosen = list(gpus) if gpus is not None else [n for n, kind in directed.nodes(data="kind") if kind == "gpu"]
     for node in chosen:
         if node not in directed:
             raise InputError("gpus", node, "is no node of the graph", list(directed.nodes))
@@ -56,9 +53,7 @@ def _number(field: str, value: Any) -> Any:
 
 
 def read(path: str | Path) -> Topology:
-    """A file as `networkx.node_link_data` writes it: {"nodes": [{"id", "kind"}], "edges": [{"source",
-    "target", "bandwidth", ..}]}.
-    """
+    """A file as `networkx.node_link_data` writes it: {"nodes": [{"id", "kind"}], "edges": [{"source", "target", "bandwidth", ..}]}."""
     path = Path(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -71,7 +66,5 @@ def read(path: str | Path) -> Topology:
     except OSError as problem:
         raise InputError("topology", str(path), f"cannot be read: {problem.strerror}") from None
     except Exception as problem:  # networkx raises whatever the file's shape leads it into
-        raise InputError(
-            "topology", path.name, f"is not a network (nodes and edges): {type(problem).__name__}: {problem}"
-        ) from None
+        raise InputError("topology", path.name, f"is not a network (nodes and edges): {type(problem).__name__}: {problem}") from None
     return from_graph(graph, name=path.stem)

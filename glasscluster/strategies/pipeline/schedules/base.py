@@ -1,15 +1,18 @@
-"""A schedule: for each rank a list of actions, in PyTorch's notation. Judged before anything runs.
+"""A schedule: for each rank a list of actions, in PyTorch's notation. It is checked before anything runs.
 
     2F5   stage 2, forward of micro-batch 5
-    2B5   its whole backward;  or, in two parts,  2I5 the gradient of its input  and later  2W5 that of its weights
+    2B5   its whole backward;  or, in two parts:
+    2I5   the gradient of its input,   and after that   2W5   the gradients of its weights
     (0F3;3B1)OVERLAP_F_B   two actions in one slot: both begin when both can, both are done when the slot is
 
-    F needs the F of the stage before.  B and I need the B or I of the stage after (on the last stage their
-    own F). W needs its own I.  A rank does its actions in order, and waits where something is missing.
+    F needs the F of the stage before.
+    B and I need the B or I of the stage after; on the last stage, their own F.
+    W needs its own I.
+    A rank does its actions in order, and waits where something is missing.
 
 A stage is a chunk of the model. `placement[stage]` is the rank that has it: in a loop, or folded like a V.
-But: a hop between ranks costs time in flight and nobody's compute; links are never the bottleneck here (the
-replay's are).
+But: a hop between ranks takes time in flight and no rank's compute. Here links are never the bottleneck; in
+the replay of a run they can be.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ KINDS = "FBIW"
 
 
 class Action(NamedTuple):
-    """One thing a rank does: kind F, B, I or W, on a stage and a micro-batch."""
+    """One thing that a rank does: F, B, I or W of a stage and a micro-batch."""
 
     stage: int
     kind: str
@@ -53,10 +56,23 @@ def folded(p: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What `validate` finds; the figures are named as in docs/contract.md.
+    """What `Schedule.validate` computes, in the units of the costs it was given; named as in
+    docs/contract.md.
 
-    Live: chunks whose F was and whose B or W was not done, counted after each slot (in a slot of two the
-    forward takes what the backward lets go). Postponed: I was done and W was not.
+    Attributes:
+        makespan: from the first action's begin to the last one's end.
+        bubble_fraction: idle time over ranks × makespan.
+        bubble_over_ideal: idle time over busy time.
+        stage_span_bubble_fraction: of the rank with the longest span from first to last action, idle time
+            over span.
+        stage_span_bubble: the same as a time.
+        peak_live: for each rank the most chunks whose F was done and whose B or W was not, counted after each
+            slot (in a slot of two the forward takes what the backward frees).
+        peak_postponed: for each rank the most chunks whose I was done and whose W was not.
+        weights_held: for each rank how many stages' weights lie on it.
+        work: for each rank its busy time.
+        begin: when each action begins.
+        end: when each action ends.
     """
 
     makespan: float
@@ -74,8 +90,26 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Schedule:
-    """`ranks[r]` is what rank r does, in order; a forward in `together` shares its slot with the backward
-    behind it.
+    """What each pipeline rank does, in order.
+
+    A schedule is data: it is made, read and checked without running.
+
+    Attributes:
+        name: what it is called.
+        stages: p·v, chunks of the model.
+        micro_batches: m, in one step.
+        ranks: `ranks[r]` is the list of rank r's actions.
+        placement: the rank of each stage; by default stage s lies on rank s mod p.
+        together: forwards that share their slot with the backward behind them.
+
+    Example:
+        >>> from glasscluster.strategies.pipeline.schedules import make_schedule
+        >>> schedule = make_schedule("1f1b", p=4, micro_batches=8)
+        >>> schedule.written(3)[:4]
+        ['3F0', '3B0', '3F1', '3B1']
+        >>> metrics = schedule.validate(f=1.0, b=2.0)
+        >>> metrics.makespan, metrics.bubble_over_ideal, metrics.peak_live  # (p - 1)/m = 0.375
+        (33.0, 0.375, [4, 3, 2, 1])
     """
 
     name: str
@@ -94,17 +128,38 @@ class Schedule:
 
     # ---- reading it ----------------------------------------------------------------------------------------
     def stages_of(self, rank: int) -> list[int]:
-        """The stages that lie on a rank, in model order."""
+        """The stages that lie on a rank.
+
+        Args:
+            rank: a pipeline rank.
+
+        Returns:
+            Their numbers, in model order.
+        """
         return [s for s, holder in enumerate(self.placement) if holder == rank]
 
     def slots(self, rank: int) -> Iterator[Slot]:
-        """A rank's list with overlapped pairs taken together."""
+        """A rank's list with the actions that share a slot taken together.
+
+        Args:
+            rank: a pipeline rank.
+
+        Returns:
+            An iterator over tuples of one action, or of a forward and a backward.
+        """
         actions = iter(self.ranks[rank])
         for action in actions:
             yield (action, *islice(actions, 1)) if action in self.together else (action,)
 
     def written(self, rank: int) -> list[str]:
-        """A rank's slots as PyTorch writes them."""
+        """A rank's slots as PyTorch writes them.
+
+        Args:
+            rank: a pipeline rank.
+
+        Returns:
+            One string a slot, such as `2F5`.
+        """
         return [str(s[0]) if len(s) == 1 else f"({s[0]};{s[1]})OVERLAP_F_B" for s in self.slots(rank)]
 
     @property
@@ -123,10 +178,15 @@ class Schedule:
         return sum(a != b for a, b in pairwise(self.placement))
 
     def most_held(self, rank: int, held: Sequence[float], until: str = "BI") -> float:
-        """Most that a rank holds when a part of a backward begins: held[stage] from a stage's F to its B or
-        I, of each micro-batch.
+        """The most that a rank holds when a part of a backward begins.
 
-        until "BW": what W needs as well stays until then.
+        Args:
+            rank: a pipeline rank.
+            held: for each stage what a micro-batch holds there from its F on, in any unit (bytes).
+            until: the actions that free it: "BI", or "BW" for what W needs as well.
+
+        Returns:
+            The maximum, in the unit of `held`.
         """
         now = most = 0.0
         for stage, kind, _ in self.ranks[rank]:
@@ -144,8 +204,13 @@ class Schedule:
         return 0 <= to < self.stages and self.placement[to] != self.placement[action.stage]
 
     def needs(self, action: Action) -> list[Action]:
-        """What must be done before: the neighbour's F or gradient, whichever way it is written, and what the
-        rank itself did.
+        """The actions that must be done before one can begin, besides those before it in its rank's list.
+
+        Args:
+            action: an action of this schedule.
+
+        Returns:
+            The neighbour's F or gradient (B or I, whichever the schedule has), and the rank's own F or I.
         """
         stage, kind, i = action
         if kind == "F":
@@ -171,12 +236,23 @@ class Schedule:
         overlapped: Callable[[float, float], float] = lambda f, b: f + b,
         sends_block: bool = False,
     ) -> Metrics:
-        """Complete, in order and free of deadlock, or a named error; then its figures.
+        """Check that a schedule is complete, in order and free of deadlock, and compute what it costs.
 
-        Costs are per stage, one for all or a list: f, b the whole backward, w its weight part (so I costs b -
-        w), `hop` from rank to rank; `overlapped(f, b)` is what a slot of two costs. Where `sends_block`, a
-        rank waits until what it sent has arrived before it goes on; else it only launches its sends, as the
-        executor does.
+        Args:
+            f: the time of a stage's F: one for all stages, or a list.
+            b: the time of its whole backward.
+            hop: the time that a tensor takes from rank to rank.
+            w: the time of W, a part of b; so I takes b - w.
+            overlapped: the time of a slot of two, from those of its F and its backward.
+            sends_block: a rank goes on only when what it sent has arrived; otherwise it only launches its
+                sends, as the executor does.
+
+        Returns:
+            The Metrics, in the unit of the costs.
+
+        Raises:
+            InputError: if an action is missing, doubled, on a wrong rank or out of order.
+            Deadlock: if ranks wait for each other, with the cycle.
         """
         self._complete()
         cost = self._costs(f, b, w)
@@ -185,7 +261,7 @@ class Schedule:
 
     @cached_property
     def unit_times(self) -> tuple[dict[Action, float], dict[Action, float]]:
-        """When each action begins and ends where F, I and W take 1 and hops nothing."""
+        """When each action begins and ends where F, I and W take 1, B takes 2 and hops take nothing."""
         judged = self.validate(1.0, 2.0, 0.0, 1.0)
         return judged.begin, judged.end
 
