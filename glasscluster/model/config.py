@@ -8,10 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ModelConfig(BaseModel):
-    """A transformer: L layers, hidden h, a heads, sequence s, vocabulary V. ffn defaults to 4h, kv_heads to
-    heads.
+    """The shape of a transformer: L layers, hidden h, a heads, sequence s, vocabulary V.
 
-    As it stands it is GPT-2's shape; every field beside the sizes is a switch of its own.
+    Without other switches it is GPT-2's. Every field is an option of `glass train`; ffn is 4h and kv_heads is
+    a unless they are given. `strategies.plan.make_model` makes one from a preset, with errors that name the
+    nearest choice.
+
+    Example:
+        >>> from glasscluster.model.config import ModelConfig
+        >>> gpt2 = ModelConfig(layers=12, hidden=768, heads=12, vocab=50257, seq=1024)
+        >>> gpt2.head_dim, gpt2.ffn, gpt2.parameters()
+        (64, 3072, 124439808)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -172,12 +179,13 @@ class ModelConfig(BaseModel):
 
     @property
     def columns(self) -> int:
-        """Numbers that a sequence comes in as: pixels of its patches, then tokens."""
+        """How many numbers a sequence comes in as: the pixels of its patches, then its tokens."""
         return self.seq + self.patches * (self.patch_size - 1)
 
     @property
     def rotary(self) -> int:
-        """d_R: elements that a latent model's heads have beside their own, for rotary positions."""
+        """d_R: elements that each head of a latent model has beside its own, for rotary positions; 0 without.
+        """
         if not self.kv_latent or self.position != "rope":
             return 0
         return self.rope_dim or max(2, self.head_dim // 4 * 2)
@@ -189,19 +197,23 @@ class ModelConfig(BaseModel):
 
     @property
     def one_gather(self) -> bool:
-        """Queries, keys and values come from one matrix, so that entering the parallel region and the matrix
-        are one operation.
+        """Whether queries, keys and values come from one matrix.
+
+        Then entering the tensor-parallel region and that matrix are one operation.
         """
         return self.qkv == "fused" and not self.kv_latent
 
     @property
     def down(self) -> int:
-        """Rows of a latent model's way down: whole on every tensor rank, and computed by each."""
+        """Rows of a latent model's projections down to the latents; 0 without latents.
+
+        They are whole on every tensor rank, and each computes them.
+        """
         return self.kv_latent + self.rotary + self.q_latent if self.kv_latent else 0
 
     @property
     def head_products(self) -> int:
-        """Weights of attention's matrices that are cut over heads."""
+        """How many weights the matrices of attention have that are cut over heads."""
         h, a, d = self.hidden, self.heads, self.head_dim
         if not self.kv_latent:
             return (h + 2 * self.key_width) * h + h * h
@@ -214,7 +226,7 @@ class ModelConfig(BaseModel):
 
     @property
     def width(self) -> int:
-        """Inner size of the MLP."""
+        """The inner width of the MLP."""
         return self.ffn or 4 * self.hidden
 
     @property
@@ -236,27 +248,36 @@ class ModelConfig(BaseModel):
 
     @property
     def causal(self) -> bool:
-        """A query sees the keys up to its own (and the prefix's); else all."""
+        """Whether a query sees only the keys up to its own (and the prefix's); otherwise it sees all."""
         return self.objective == "causal"
 
     @property
     def both_ways(self) -> bool:
-        """Keys behind their query are seen by some."""
+        """Whether some queries see keys that come after their own."""
         return not self.causal or self.prefix > 1
 
     @property
     def transforms_qk(self) -> bool:
-        """Queries and keys are transformed head by head behind their matrices: rotated, normalised or made
-        from latents. Attention then keeps Q, K and V as tensors of their own.
+        """Whether queries and keys are transformed behind their matrices: rotated, normalised or made from
+        latents.
+
+        Attention then keeps Q, K and V as tensors of their own.
         """
         return self.position == "rope" or self.qk_norm or self.kv_latent > 0
 
     def norm_size(self, width: int) -> int:
-        """Parameters of a norm over so many elements."""
+        """How many parameters a norm has.
+
+        Args:
+            width: elements that are normalised together.
+
+        Returns:
+            width for a gain, 2·width with a bias, 1 for scalenorm.
+        """
         return {"layernorm": (1 + self.bias) * width, "rmsnorm": width, "scalenorm": 1}[self.norm]
 
     def parameters(self) -> int:
-        """Ψ, from the shapes.
+        """Ψ: how many parameters the model has, from its shapes.
 
         Eq 1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned
         positions.
@@ -274,42 +295,39 @@ class ModelConfig(BaseModel):
         def mlp(f: int) -> int:
             return u * f * (h + one) + h * (f + one)
 
-        inside = (
-            mlp(f)
-            if not self.experts
-            else self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
-        )
+        inside = mlp(f)
+        if self.experts:
+            inside = self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
         layer = (4 if self.norm_position == "sandwich" else 2) * self.norm_size(h) + attention + inside
         ends = self.vocab * h * (1 if self.tied else 2) + (self.seq * h if self.position == "learned" else 0)
-        if (
-            self.objective == "masked"
-        ):  # token types and their norm; the head's transform, its norm and the logits' bias
+        if self.objective == "masked":
+            # token types and their norm; the head's transform, its norm and the logits' bias
             ends += 2 * h + self.norm_size(h) + h * (h + one) + self.norm_size(h) + self.vocab * one
         ends += h * (self.patch_size + one) if self.patches else 0
         return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
 
     def model_flops(self, tokens: int) -> int:
-        """Eq 30: 3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not; k
-        experts a token.
+        """Eq 30: the FLOPs that training on some tokens needs, three times those of forward.
 
-        These are the model FLOPs of docs/contract.md.
+        MFU is made of them.
+
+        Products of matrices count: attention as if no mask saved anything, k experts a token, the head;
+        look-ups do not, and recomputation does not.
+
+        Args:
+            tokens: in the step.
+
+        Returns:
+            Floating-point operations, two for each multiply-add.
         """
         h, f, s, u = self.hidden, self.width, self.seq, self.gates
-        inside = (
-            2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts
-            if self.experts
-            else 2 * (u + 1) * h * f
-        )
-        per_layer = (
-            2 * (self.head_products + self.down * h)
-            + inside
-            + 2 * s * self.heads * (self.score_dim + self.head_dim)
-        )
-        return (
-            3
-            * tokens
-            * (self.layers * per_layer + 2 * h * (self.vocab + (h if self.objective == "masked" else 0)))
-        )
+        inside = 2 * (u + 1) * h * f
+        if self.experts:
+            inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts
+        products = 2 * (self.head_products + self.down * h)
+        per_layer = products + inside + 2 * s * self.heads * (self.score_dim + self.head_dim)
+        head = 2 * h * (self.vocab + (h if self.objective == "masked" else 0))
+        return 3 * tokens * (self.layers * per_layer + head)
 
 
 _LLAMA: dict[str, Any] = {

@@ -10,8 +10,8 @@
 
 `glass run two-rings --gpus 8` runs a scenario by name, `glass run my_file.py` the one that a file holds.
 
-A text is a pair of English and 中文, or a `Said`. A scenario with a text.toml, as every lesson has, gives a key of
-that file instead, and values for the blanks of its text: `lab.tell("ring_sent", gpus=gpus)`.
+A text is a pair of English and 中文, or a `Said`. A scenario with a text.toml, as every lesson has, gives a key
+of that file instead, and values for the blanks of its text: `lab.tell("ring_sent", gpus=gpus)`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Scenario:
-    """A decorated function: its signature is its options, its docstring the story."""
+    """A decorated function: its signature is the scenario's options, its docstring the story.
+
+    Attributes:
+        name: what `glass run` calls it.
+        function: called with a Lab and the options.
+        title: in both languages.
+        backend: what it runs on when nothing else is chosen.
+        hardware: what it is timed on when nothing else is chosen.
+    """
 
     name: str
     function: Callable[..., None]
@@ -54,12 +62,12 @@ class Scenario:
 
     @property
     def story(self) -> str:
-        """The docstring."""
+        """The function's docstring: the first paragraph of the story."""
         return inspect.getdoc(self.function) or ""
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """Name -> parameter, the lab left out."""
+        """The function's parameters by name, without the lab."""
         return dict(list(inspect.signature(self.function, eval_str=True).parameters.items())[1:])
 
 
@@ -67,10 +75,18 @@ FEWEST_SENTENCES = 4  # of a story
 REGISTRY: dict[str, Scenario] = {}
 
 
-def scenario(
-    name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom"
-) -> Callable[..., Any]:
-    """Make a function a scenario."""
+def scenario(name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
+    """Register the decorated function as a scenario.
+
+    Args:
+        name: what `glass run` calls it.
+        title: in both languages; None: the title that a built-in scenario has, or the name.
+        backend: what it runs on when nothing else is chosen.
+        hardware: what it is timed on when nothing else is chosen.
+
+    Returns:
+        A decorator that returns the function unchanged.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         known = TITLES.get(name, Said(name, name))
@@ -96,7 +112,34 @@ class Entry:
 
 @dataclass
 class Lab:
-    """Handed to a scenario. One cluster a number of GPUs is kept open, so actors start once."""
+    """What a scenario is called with: it runs plans and programs, keeps their checks, and tells the story.
+
+    One cluster is kept open for each number of GPUs, so Ray actors start once. After the scenario, `write`
+    makes its report of `entries` (runs), `checks` (rows of its own), `story`, `figures` and the `finding`.
+
+    Args:
+        scenario: what is performed.
+        backend: what its ranks run on.
+        hardware: a name of the catalogue; every run is timed on it.
+        device: cpu or cuda.
+        seed: of weights, data, and the order in which threads run.
+        timeout_s: seconds that one operation may wait; None: the backend's own limit.
+        say: called with a line for people when something begins.
+
+    Example:
+        >>> import torch
+        >>> from glasscluster.scenarios.lab import Lab, Scenario, perform
+        >>> def program(gpu):
+        ...     gpu.comm.all_reduce(torch.ones(1000))
+        >>> def ring(lab, gpus: int = 2):
+        ...     run = lab.run("ring", ("A ring", "一个环"), program, gpus=gpus)
+        ...     expected = 2 * (gpus - 1) * 4000  # over all ranks, in bytes
+        ...     lab.check("bytes sent", expected, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (Eq 9)")
+        >>> scenario = Scenario("ring", ring, ("A ring", "一个环"))
+        >>> lab = perform(scenario, Lab(scenario, "threads", "classroom"), {"gpus": 4})
+        >>> lab.status, lab.checks[0].verdict
+        ('PASS', 'held')
+    """
 
     scenario: Scenario
     backend: str
@@ -119,7 +162,14 @@ class Lab:
 
     # ---- run -----------------------------------------------------------------------------------------------
     def cluster(self, gpus: int) -> Any:
-        """The cluster of this many GPUs (started at the first run on it)."""
+        """The cluster of a number of GPUs, started when it is first asked for.
+
+        Args:
+            gpus: how many ranks.
+
+        Returns:
+            A Cluster on this lab's backend and hardware.
+        """
         from glasscluster.sim.run import Cluster
 
         if gpus not in self._clusters:
@@ -146,7 +196,28 @@ class Lab:
         loss_scale: Any = None,
         **plan: Any,
     ) -> Any:
-        """Train with a plan, check it against one device, count it; returns a Trained."""
+        """Train with a plan, compare it with one device, and keep the run with its checks.
+
+        Args:
+            key: what code and files call the run.
+            title: what people read, in both languages.
+            model: a preset's name, or a ModelConfig.
+            steps: training steps.
+            data: where tokens come from; None: drawn from the seed.
+            checked: whether the same steps are trained on one device and compared.
+            also_on: names of other hardware to replay the recording on.
+            note: a text to stand beside the run in the report.
+            compared: whether the report compares this run's bytes and time with the other runs'.
+            loss_scale: the fp16 loss scale's rules; None: the usual ones.
+            **plan: fields of `Plan`.
+
+        Returns:
+            A Trained: the run, its checks and its comparison with one device.
+
+        Raises:
+            InputError: for options that cannot run together.
+            GlassError: the named error of the first rank that failed.
+        """
         from glasscluster.scenarios.jobs.sources import check_data
         from glasscluster.scenarios.jobs.training import train
         from glasscluster.strategies.job import Job
@@ -176,9 +247,23 @@ class Lab:
         clock: Any = None,
         **info: Any,
     ) -> Any:
-        """Run `program(gpu, *args)` on every rank; returns a Run.
+        """Run a program on every rank, and keep the run.
 
-        `clock`: a Hardware of the scenario's own, instead of the lab's.
+        Args:
+            key: what code and files call the run.
+            title: what people read, in both languages.
+            program: called as `program(gpu, *args)`.
+            *args: the same on every rank.
+            gpus: how many ranks.
+            also_on: names of other hardware to replay the recording on.
+            clock: a Hardware of the scenario's own to time this run; None: the lab's.
+            **info: what the graph should remember about the run.
+
+        Returns:
+            A Run.
+
+        Raises:
+            GlassError: the named error of the first rank that failed.
         """
         title = said(title)
         self.say(f"{title.en}: {gpus} {self.backend} ranks")
@@ -190,7 +275,19 @@ class Lab:
         return run
 
     def dry(self, *, model: Any, **plan: Any) -> Any:
-        """A plan recorded dry (shapes only) on this lab's hardware: for sweeps beside what really ran."""
+        """Record one step of a plan without computing it, on this lab's hardware: for sweeps beside what
+        really ran.
+
+        Args:
+            model: a ModelConfig.
+            **plan: fields of `Plan`.
+
+        Returns:
+            A Run of the dry backend, which is not kept for the report.
+
+        Raises:
+            InputError: for options that cannot run together.
+        """
         from glasscluster.sim.run import Cluster
         from glasscluster.strategies.job import Job, job_info
         from glasscluster.strategies.plan import make_plan
@@ -199,9 +296,7 @@ class Lab:
         layout = make_plan(**plan)
         layout.check(model)
         job = Job(layout, model, steps=1)
-        return Cluster(self.hardware, layout.gpus, "dry", memory_bytes=None).run(
-            train_rank, job, info=job_info(job)
-        )
+        return Cluster(self.hardware, layout.gpus, "dry", memory_bytes=None).run(train_rank, job, info=job_info(job))
 
     def _keep(self, entry: Entry, also_on: Sequence[str]) -> None:
         entry.timelines[self.hardware] = entry.run.timeline
@@ -226,15 +321,18 @@ class Lab:
         name: Said | None = None,
         **options: Any,
     ) -> Row:
-        """A ledger row of the scenario: `lab.check("bytes sent", 96, sum(sent), "Patarasuk-Yuan 2009")`.
+        """Keep a row of the scenario's own ledger.
 
         Args:
             key: what code calls the row, and what people read when there is no `name`.
-            predicted: by the formula of `source`.
-            counted: from what ran.
+            predicted: by the formula of `source`, in the row's unit; None: there is no formula.
+            counted: from what ran, in the same unit; None: nothing was counted.
             source: paper and section.
             name: what people read, in both languages.
-            options: fields of `base.rows.Row`: `unit`, `match`, `tolerance`, `simulated`, `why`.
+            **options: fields of `base.rows.Row`: `unit`, `match`, `tolerance`, `simulated`, `why`.
+
+        Returns:
+            The row, with its verdict: held, failed or not applicable.
         """
         if name is None:
             name = Said(key, key)
@@ -256,9 +354,21 @@ class Lab:
         tolerance: float = 0.0,
         **blanks: Any,
     ) -> Row:
-        """A ledger row of the lesson itself; its name is the text `rows.KEY`.
+        """Keep a row of the lesson's own ledger; its name is the text `rows.KEY`.
 
-        See `base.rows.Row` for the values.
+        Args:
+            key: what code calls the row, and the key of its name in the text file.
+            predicted: by the formula of `source`; None: there is no formula.
+            counted: from what ran; None: nothing was counted.
+            source: paper and section.
+            simulated: from the timeline; None: nothing was.
+            unit: of all four values.
+            match: how they must agree: see `base.rows.Row`.
+            tolerance: how far they may differ.
+            **blanks: values for the blanks of the name, by name.
+
+        Returns:
+            The row, with its verdict.
         """
         name = self._texts.filled("rows", key, blanks=blanks)
         options: dict[str, Any] = {"unit": unit, "match": match, "tolerance": tolerance}
@@ -271,11 +381,28 @@ class Lab:
         return self.scenario.texts
 
     def text(self, key: str, /, **blanks: Any) -> Said:
-        """A title of a run or a figure: the text `text.KEY` with its blanks filled."""
+        """A text of the text file: a title of a run or of a figure.
+
+        Args:
+            key: its key in the section `text`.
+            **blanks: values for the blanks of the text, by name.
+
+        Returns:
+            The text in both languages.
+        """
         return self._texts.filled("text", key, blanks=blanks)
 
     def word(self, key: str, lang: str, /, **blanks: Any) -> str:
-        """A label in a figure: the text `text.KEY` in the language that the figure is drawn in."""
+        """A text of the text file in one language: a label in a figure.
+
+        Args:
+            key: its key in the section `text`.
+            lang: en or zh, the language that the figure is drawn in.
+            **blanks: values for the blanks of the text, by name.
+
+        Returns:
+            The text.
+        """
         return self.text(key, **blanks).in_(lang)
 
     def _said(self, section: str, text: str | Text, blanks: dict[str, Any]) -> Said:
@@ -283,42 +410,60 @@ class Lab:
         return self._texts.filled(section, text, blanks=blanks) if isinstance(text, str) else said(text)
 
     def tell(self, text: str | Text, /, view: str = "", **blanks: Any) -> None:
-        """A sentence of the story, linked to a view of the report.
+        """Add a sentence to the story, linked to a view of the report.
 
         Args:
-            text: a text, or the key of one below `tell` in the text file.
+            text: a text in both languages, or its key in the section `tell` of the text file.
             view: a URL hash such as `tab=timeline&run=ddp`.
-            blanks: the values of the text's blanks.
+            **blanks: values for the blanks of the text, by name.
         """
         self.story.append((self._said("tell", text, blanks), view))
 
     def ask(self, text: str | Text, answer: float, unit: str, /, **blanks: Any) -> None:
-        """The number to predict; the report shows nothing else until one is entered."""
+        """Ask the reader for a number; the report shows nothing else until one is entered.
+
+        Args:
+            text: the question in both languages, or its key in the section `ask` of the text file.
+            answer: the right number.
+            unit: of the number.
+            **blanks: values for the blanks of the text, by name.
+        """
         self.prompt = (self._said("ask", text, blanks), float(answer), unit)
 
     def explain(self, **blanks: Any) -> None:
-        """Why it came out so: `explain` of the text file; its points are for the reader to tick off."""
-        self.explanation, self.points = (
-            self._texts.filled("explain", blanks=blanks),
-            self._texts.points(blanks),
-        )
+        """Say why the answer came out so: the section `explain` of the text file, with points for the reader
+        to tick off.
+
+        Args:
+            **blanks: values for the blanks of the text, by name.
+        """
+        self.explanation, self.points = self._texts.filled("explain", blanks=blanks), self._texts.points(blanks)
 
     def own_number(self, **blanks: Any) -> None:
-        """For the interview card: the number this run gave, `own_number` of the text file."""
+        """Give the number of this run to the interview card: `own_number` of the text file.
+
+        Args:
+            **blanks: values for the blanks of the text, by name.
+        """
         self.own = self._texts.filled("own_number", blanks=blanks)
 
     def figure(self, title: str | Text, make: Callable[[str], Any], /, **blanks: Any) -> None:
-        """A figure of the scenario's own.
+        """Add a figure of the scenario's own to the report.
 
         Args:
-            title: a text, or the key of one below `text` in the text file.
+            title: a text in both languages, or its key in the section `text` of the text file.
             make: `make(lang)` returns a plotly figure.
-            blanks: the values of the title's blanks.
+            **blanks: values for the blanks of the text, by name.
         """
         self.figures.append((self._said("text", title, blanks), make))
 
     def conclude(self, text: Text | None = None, /, **blanks: Any) -> None:
-        """The one-sentence finding: a text, or `conclude` of the text file."""
+        """Say in one sentence what was found.
+
+        Args:
+            text: the sentence in both languages; None: `conclude` of the text file.
+            **blanks: values for the blanks of the text, by name.
+        """
         self.finding = said(text) if text is not None else self._texts.filled("conclude", blanks=blanks)
 
     def close(self) -> None:
@@ -329,19 +474,19 @@ class Lab:
     # ---- write down ----------------------------------------------------------------------------------------
     @property
     def all_checks(self) -> list[Row]:
-        """Every run's rows, named by run when there are several, then the scenario's own."""
+        """Every run's rows, named by run when there are several; then the scenario's own."""
         several = len(self.entries) > 1
         rows = [row.of_run(e.key) if several else row for e in self.entries for row in e.checks]
         return rows + self.checks
 
     @property
     def ok(self) -> bool:
-        """No check failed."""
+        """Whether no check failed."""
         return not tally(self.all_checks).failed
 
     @property
     def not_checked(self) -> list[Said]:
-        """What could not be checked: nothing at all, or the bytes of a run whose collectives are a library's.
+        """What could not be checked: nothing at all, or the bytes of a run whose collectives a library ran.
 
         That a run is trained without a reference is the scenario's choice; its other checks stand for that.
         """
@@ -350,11 +495,18 @@ class Lab:
 
     @property
     def status(self) -> Status:
-        """PASS, PARTIAL or FAIL."""
+        """PASS, PARTIAL (something could not be checked) or FAIL."""
         return status(self.all_checks, self.not_checked)
 
     def as_json(self, report: Path | None) -> dict[str, Any]:
-        """The `glass.run/1` object."""
+        """The `glass.run/1` object.
+
+        Args:
+            report: where the report was written; None: nowhere.
+
+        Returns:
+            What `--json` prints.
+        """
         return {
             "schema": "glass.run/1",
             "name": self.scenario.name,
@@ -363,11 +515,7 @@ class Lab:
             "seed": self.seed,
             "runs": [_run_json(e) for e in self.entries],
             **judged(self.all_checks, self.not_checked),
-            "figures": [
-                {"kind": "timeline", "run": e.key, "hardware": h, "title": e.title.en}
-                for e in self.entries
-                for h in e.timelines
-            ],
+            "figures": [{"kind": "timeline", "run": e.key, "hardware": h, "title": e.title.en} for e in self.entries for h in e.timelines],
             "report": str(report) if report else None,
         }
 
@@ -415,8 +563,14 @@ class Lab:
         return steps
 
     def write(self, folder: Path) -> Path:
-        """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are
-        several).
+        """Write report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there
+        are several).
+
+        Args:
+            folder: an existing folder.
+
+        Returns:
+            The report's path.
         """
         from glasscluster.scenarios.jobs.training import network_pictures, write_ledger, write_run_json
         from glasscluster.visualize.page.report import Chapter, Report, write_report
@@ -479,15 +633,24 @@ def _run_json(entry: Entry) -> dict[str, Any]:
             **entry.run.timeline.summary(graph.info.get("model_flops", 0.0)),
             **judged(entry.checks, [NOT_COUNTED] if graph.has_native else []),
         }
-    replays = {
-        name: timeline.summary(graph.info.get("model_flops", 0.0))
-        for name, timeline in entry.timelines.items()
-    }
+    replays = {name: timeline.summary(graph.info.get("model_flops", 0.0)) for name, timeline in entry.timelines.items()}
     return {"name": entry.key, **content, "replays": replays}
 
 
 def perform(scenario: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
-    """Call the scenario with its options, then stop its clusters whatever happened."""
+    """Call a scenario with its options, then stop its clusters whatever happened.
+
+    Args:
+        scenario: what to perform.
+        lab: a new one, made for it.
+        options: by name; what is left out has the function's default.
+
+    Returns:
+        The lab, with all that was run, checked and told.
+
+    Raises:
+        InputError: for an option that the scenario has not.
+    """
     known = scenario.options
     for name in options:
         if name not in known:

@@ -172,18 +172,7 @@ class Plan(
 
 
 def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
-    """Make a pydantic object, with our error in place of pydantic's.
-
-    Args:
-        cls: the model's class.
-        values: its fields.
-
-    Returns:
-        The object.
-
-    Raises:
-        InputError: for the first bad field: its name, its value, the rule and valid choices.
-    """
+    """A pydantic object, or InputError naming the first bad field."""
     try:
         return cls(**values)
     except ValidationError as problem:
@@ -231,7 +220,7 @@ def make_model(preset: str = "tiny", **overrides: Any) -> ModelConfig:
     """Make a model's shape from a preset.
 
     Args:
-        preset: a name of `PRESETS`: `tiny`, `gpt2`, `llama2-7b`, ...
+        preset: a name of `PRESETS`: `tiny`, `gpt2-small`, `llama2-7b`, ...
         **overrides: fields of `ModelConfig`; None means "as the preset has it".
 
     Returns:

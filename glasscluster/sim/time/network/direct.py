@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from glasscluster.base.errors import InputError
-from glasscluster.sim.time.network.blocks import Cable, on_circle, factors, gpu, join, network
+from glasscluster.sim.time.network.blocks import Cable, factors, gpu, join, network, on_circle
 from glasscluster.sim.time.network.topology import Node, Topology
 
 

@@ -53,15 +53,14 @@ def scheduled(name: str, *, kind: Kind, place: int) -> Callable[[Function], Func
         A decorator that returns the function unchanged.
 
     Example:
-        >>> from glasscluster.strategies.pipeline.schedules import make_schedule, registry
+        >>> from glasscluster.strategies.pipeline.schedules import registry
         >>> from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
         >>> @registry.scheduled("one-at-a-time", kind=registry.ONE, place=1000)
         ... def schedule(p, m):
         ...     ranks = [[Action(s, kind, i) for i in range(m) for kind in "FB"] for s in range(p)]
         ...     return Schedule("one-at-a-time", p, m, ranks)
-        >>> make_schedule("one-at-a-time", p=2, micro_batches=3).validate().bubble_fraction
+        >>> schedule(2, 3).validate().bubble_fraction
         0.5
-        >>> del registry.REGISTRY["one-at-a-time"]
     """
 
     def register(make: Function) -> Function:
