@@ -253,7 +253,7 @@ def test_the_next_keys_travel_while_a_block_is_computed(kind):
     flops = 4 * a * (s // n) ** 2 * d  # of a whole block
     for ratio in (8.0, 1 / 8):  # seconds of a whole block over seconds of its message
         bandwidth = ratio * base.gpu.peak("fp32") * size / flops
-        assert context_parallel.hidden(n, 1, s, a, kv, d, 4, base.gpu.peak("fp32"), bandwidth) == (ratio > 1)
+        assert context_parallel.hops_overlap(n, 1, s, a, kv, d, 4, base.gpu.peak("fp32"), bandwidth) == (ratio > 1)
         wired = base.scaled(bandwidth=bandwidth / base.intra.bandwidth, latency=0.0)
         timeline = run.replay(wired, precision="fp32")
         forward = (graph.phase == 1) & (graph.rank == n - 1)

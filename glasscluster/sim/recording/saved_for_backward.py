@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True)
 class Saved:
-    """One storage kept for backward: who made it, its bytes, the shape and type it was first saved with."""
+    """One storage saved for backward: who made it, its bytes, the shape and type it was first saved with."""
 
     maker: str
     nbytes: int
@@ -61,10 +61,10 @@ def saved_for_backward(
     known = {p.untyped_storage()._cdata: "parameter" for p in parameters} | {
         x.untyped_storage()._cdata: "input"
     }
-    makers, kept = _Makers(known), dict[int, Tensor]()
+    makers, saved = _Makers(known), dict[int, Tensor]()
 
     def pack(t: Tensor) -> Tensor:
-        kept.setdefault(t.untyped_storage()._cdata, t)
+        saved.setdefault(t.untyped_storage()._cdata, t)
         return t
 
     with makers, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
@@ -76,6 +76,6 @@ def saved_for_backward(
             tuple(t.shape),
             str(t.dtype).removeprefix("torch."),
         )
-        for at, t in kept.items()
+        for at, t in saved.items()
         if makers.made.get(at) != "parameter"
     ]

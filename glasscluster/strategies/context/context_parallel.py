@@ -244,7 +244,7 @@ def work(kind: str, ranks: int, tokens: int, tile: int = 1, causal: bool = True,
     ]
 
 
-def hidden(
+def hops_overlap(
     ranks: int, batch: int, tokens: int, heads: int, key_heads: int, head_dim: int, width: int, peak: float, bandwidth: float
 ) -> bool:
     """Eq 26: whether a whole block's products (4 B a n^2 d FLOPs) take as long as the next keys and values need to arrive."""

@@ -127,7 +127,7 @@ class PipelineExecutor:
         """
         self.inputs, self.targets, self.loss, self.seed = inputs, targets, loss, seed
         self.more: list[dict[str, Draw]] = [{"draw": d} for d in draws] if draws else [{}] * len(inputs)
-        self.kept: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
+        self.saved: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
         self.remainders: dict[tuple[int, int], Remainder] = {}  # by I for W
         self.expected = {
             rank: self._messages_from(rank) for rank in range(self.comm.size) if rank != self.comm.rank
@@ -148,7 +148,7 @@ class PipelineExecutor:
                         "I": self.input_gradient,
                         "W": self.weight_gradient,
                     }[action.kind](action)
-            self.most_live = max(self.most_live, len(self.kept) + len(self.remainders))
+            self.most_live = max(self.most_live, len(self.saved) + len(self.remainders))
         for _, work in self.gradients_sent:
             work.wait()
         self.gradients_sent.clear()
@@ -163,7 +163,7 @@ class PipelineExecutor:
         else:
             y = self.stages[stage](x, **self.more[i])
             self.activations_sent[stage, i] = self._send(y.detach(), Message(stage + 1, "F", i))
-        self.kept[stage, i] = (
+        self.saved[stage, i] = (
             x,
             get_gradient_edge(y),
         )  # not y: nobody here needs its values, and who does may let them go
@@ -172,7 +172,7 @@ class PipelineExecutor:
         """B i."""
         stage, _, i = action
         dy = self._output_gradient(stage, i)
-        x, y = self.kept.pop((stage, i))
+        x, y = self.saved.pop((stage, i))
         self.gradients[stage].backward_begins(action is self.last_gradients[stage])
         torch.autograd.backward(y, dy)
         self.gradients[stage].backward_ends()
@@ -185,7 +185,7 @@ class PipelineExecutor:
         """I i."""
         stage, _, i = action
         dy = self._output_gradient(stage, i)
-        x, y = self.kept.pop((stage, i))
+        x, y = self.saved.pop((stage, i))
         self.gradients[stage].input_gradient_begins()
         dx, self.remainders[stage, i] = self.weight_gradients.input_gradient(
             y, dy, x if stage > 0 else None, self.parameters[stage]

@@ -60,7 +60,7 @@ def search_hop_limit(p: int, m: int, f: float, b: float) -> float:
     """
     plan = schedule(p, m)
 
-    def hidden(hop: float) -> bool:
+    def overlapped(hop: float) -> bool:
         wanted = gpipe.predict_makespan([f] * p, [b] * p, m, hop)
         return plan.validate(f, b, hop, 0.0).makespan <= wanted * (1 + 1e-12)
 
