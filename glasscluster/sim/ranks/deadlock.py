@@ -31,7 +31,7 @@ class Wait:
 
 
 def describe_deadlock(waits: list[Wait], finished: Sequence[int]) -> Deadlock:
-    """The wait-for graph in words: a cycle, or a chain that ends at a finished rank."""
+    """An error that tells who waits for whom: a cycle, or a chain that ends at a rank which has finished."""
     by_rank = {w.rank: w for w in waits}
     lines = [str(w) for w in waits]
     for start in by_rank:
@@ -67,7 +67,10 @@ def describe_deadlock(waits: list[Wait], finished: Sequence[int]) -> Deadlock:
 
 
 def source_line(frame: Any) -> str:
-    """file:line of the innermost frame outside this package (else of the strategy that called)."""
+    """The line of the user's program that a frame belongs to, as `file:line`.
+
+    It is the innermost frame outside this package; without one, that of the strategy which called.
+    """
     package = __name__.split(".")[0]
     inside = "unknown line"
     while frame is not None:
@@ -89,13 +92,18 @@ Step = Sequence[
 
 
 def standstill(programs: Sequence[Sequence[Step]], nbytes: int, eager_bytes: int = 0) -> dict[int, int]:
-    """Who waits for whom when nobody can go on any more, worked out without running anything.
+    """Work out, without running anything, where programs of sends and receives get stuck.
 
-    Empty: everybody finishes.
+    The k-th send of a (sender, receiver, tag) meets the k-th receive, so the result does not depend on the
+    order in which ranks run.
 
-    One list of steps a rank, every message of `nbytes`. The k-th send of a (sender, receiver, tag) meets the
-    k-th receive, so in which order ranks get on does not matter. A send of at most `eager_bytes` (0: none) is
-    done when it is posted.
+    Args:
+        programs: for each rank its steps; the messages of a step are posted together and all awaited.
+        nbytes: the size of every message.
+        eager_bytes: a send of at most so many bytes is done when it is posted; 0: no send is.
+
+    Returns:
+        From each rank that is stuck to the rank that it waits for. Empty: every rank finishes.
     """
     posted: Counter[tuple[str, int, int, int]] = Counter()
     at = [0] * len(programs)

@@ -21,19 +21,19 @@ LANES = {"update": 0, "down": 1, "up": 2}
 
 
 class HostWork(Work):
-    """Something the host does for the program."""
+    """Something that the host does for the program: a copy to it or from it, or an update in its memory."""
 
     def __init__(self, recorder: Recorder, row: int) -> None:
         self.recorder, self.row = recorder, row
 
     def wait(self) -> None:
-        """What the program does next follows it."""
+        """Make what the program does next follow this."""
         if self.row >= 0:
             self.recorder.waited(self.row)
 
 
 class Host:
-    """Writes down what goes over the link and through the host's memory, with what each event follows."""
+    """Records what goes over the link to the host and through its memory, and what each event follows."""
 
     def __init__(self, rank: int, recorder: Recorder, ledger: Ledger, device: torch.device) -> None:
         self.recorder, self.ledger = recorder, ledger
@@ -43,8 +43,17 @@ class Host:
     def event(
         self, op: str, nbytes: int, after: HostWork | None = None, *, purpose: str = "data", label: str = ""
     ) -> HostWork:
-        """`down` or `up` of so many bytes, or an `update` that reads and writes so many; follows `after`, or
-        else the program.
+        """Record one event of the host.
+
+        Args:
+            op: `down` (to the host), `up` (from it), or `update` (an update in the host's memory).
+            nbytes: bytes over the link; of an update, bytes that it reads and writes.
+            after: what it follows; None: what the program has done or waited for so far.
+            purpose: what the bytes are, one of `PURPOSES`.
+            label: a name for it on the graph.
+
+        Returns:
+            The work, which a later event can follow or the program can wait for.
         """
         recorder = self.recorder
         if recorder.paused:
@@ -57,6 +66,6 @@ class Host:
         )
 
     def keep(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        """This tensor lives in host memory. Returns it."""
+        """Count a tensor as living in host memory, under a name; returns the tensor."""
         self.ledger.on_host(tensor, name)
         return tensor

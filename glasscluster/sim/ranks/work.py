@@ -41,10 +41,10 @@ class Group(Protocol):
         """The number of one of the communicator's lanes on the graph."""
 
     def next_sequence(self) -> int:
-        """How many collectives it has launched so far."""
+        """Count one more collective; returns its number on this communicator, from 0."""
 
     def restart_numbering(self) -> None:
-        """Count from 0 again."""
+        """Number collectives from 0 again."""
 
 
 class Progress:
@@ -57,7 +57,9 @@ class Progress:
         self._driving = False
 
     def drive(self) -> list[Ticket]:
-        """Advance every queue as far as it goes without blocking; returns what the heads wait for."""
+        """Advance every queue as far as it goes without blocking; returns the messages that the first works
+        wait for.
+        """
         if self._driving:  # a step of a collective never waits; a nested call would run a generator twice
             return []
         self._driving = True
@@ -89,7 +91,7 @@ class Progress:
 
 
 class Work:
-    """Something launched. `wait()` returns when its buffers may be used."""
+    """Something that was launched. When `wait()` returns, its buffers may be used."""
 
     def wait(self) -> None:
         """Block until finished; may be called more than once."""
@@ -121,9 +123,11 @@ class MessageWork(Work):
 
 
 class CollectiveWork(Work):
-    """A collective under way: a generator of steps, its staging memory, and where its rows hang on the graph.
+    """A collective under way: a generator of steps, its staging memory, and what its next event on the graph
+    follows.
 
-    Labels are taken at launch, so the recording does not depend on when the CPU runs the steps.
+    Phase, layer and micro-batch are taken at launch, so the recording does not depend on when the CPU runs
+    the steps.
     """
 
     def __init__(
@@ -164,7 +168,7 @@ class CollectiveWork(Work):
         return self.comm.size
 
     def stage(self, numel: int, like: torch.Tensor) -> torch.Tensor:
-        """Scratch memory, owned by the communicator from launch to wait."""
+        """Scratch memory; it is the collective's from launch to `wait()`."""
         self.staging = (
             like.new_empty(numel) if self.recorder_off() else _quiet_empty(self.comm.recorder, numel, like)
         )
@@ -190,7 +194,7 @@ class CollectiveWork(Work):
             return self.recv(out, src) + self.send(x, dst)
 
     def reduce(self, into: torch.Tensor, other: torch.Tensor, op: str) -> None:
-        """`into = into op other`, on this rank."""
+        """Add `other` to `into` with the operation `op`, on this rank: into = into op other."""
         if into.numel() == 0:
             return
         REDUCTIONS[op](into, other)
@@ -206,7 +210,7 @@ class CollectiveWork(Work):
 
     # ---- what the progress engine calls --------------------------------------------------------------------
     def advance(self) -> bool:
-        """Run steps until one must wait; True when the collective is finished."""
+        """Run steps until one has to wait for messages; returns True when the collective is finished."""
         if self.finished:
             return True
         recorder = self.comm.recorder
@@ -265,7 +269,9 @@ class CollectiveWork(Work):
         return [ticket]
 
     def _offset(self, part: torch.Tensor) -> int:
-        """The first byte of a part of the buffer, within the buffer; -1 for what is elsewhere (staging)."""
+        """The byte of the collective's buffer at which a part of it begins; -1 for memory outside it
+        (staging).
+        """
         if not self.recorded or part.untyped_storage()._cdata != self.buffer.untyped_storage()._cdata:
             return -1
         return int(part.storage_offset() - self.buffer.storage_offset()) * part.element_size()

@@ -18,9 +18,15 @@ LANES_PER_GROUP = 6  # stream, sends, receives, launches of collectives; sends, 
 
 
 def group_lane(group: int, which: int) -> int:
-    """The lane of a communicator.
+    """The number of a lane of a communicator.
 
-    Of its collectives: 0 stream, 1 sends, 2 receives, 3 launches; of the program: 4 sends, 5 receives.
+    Args:
+        group: the communicator's number.
+        which: of its collectives 0 the stream, 1 sends, 2 receives, 3 launches; of the program 4 sends, 5
+            receives.
+
+    Returns:
+        The lane's number; lane 0 is compute's.
     """
     return 1 + group * LANES_PER_GROUP + which
 

@@ -27,9 +27,11 @@ Where = tuple[int, int, int]  # phase, layer, micro-batch
 
 
 class Ledger:
-    """Live bytes of one rank. `log` holds (clock, category, change in bytes, number of the storage).
+    """Live bytes of one rank, and a log of their changes.
 
-    The clock counts what the program has done: operations, and waits for others.
+    A row of `log` is (clock, category, change in bytes, number of the storage). The clock counts what the
+    program has
+    done: its operations, and its waits.
     """
 
     def __init__(self, rank: int, capacity: float | None = None) -> None:
@@ -57,7 +59,9 @@ class Ledger:
 
     # ---- what the recorder and the owners tell us ----------------------------------------------------------
     def allocated(self, tensors: Iterable[torch.Tensor], phase: int) -> None:
-        """New results of an operation: temporaries of the optimizer are buffers, all else activations."""
+        """Count the new storages of an operation: as buffers within the optimizer's step, else as
+        activations.
+        """
         category = BUFFERS if phase == OPTIMIZER else ACTIVATIONS
         for tensor in tensors:
             storage = tensor.untyped_storage()
@@ -65,7 +69,7 @@ class Ledger:
                 self._add(storage, category, "")
 
     def register(self, tensor: torch.Tensor, category: str, name: str = "") -> torch.Tensor:
-        """Say what a tensor is for; moves it there if it was counted elsewhere. Returns the tensor."""
+        """Count a tensor under a category, and give it a name there; returns the tensor."""
         storage = tensor.untyped_storage()
         if storage._cdata in self.live:
             old, nbytes, _, reference, number = self.live[storage._cdata]
@@ -80,7 +84,7 @@ class Ledger:
         return tensor
 
     def call(self, tensor: torch.Tensor, name: str) -> None:
-        """Name a tensor and leave it where it is counted."""
+        """Give a tensor a name, in the category that it is counted in."""
         key = tensor.untyped_storage()._cdata
         if key in self.live:
             category, nbytes, _, reference, number = self.live[key]
@@ -88,7 +92,7 @@ class Ledger:
             self._call(number, name)
 
     def on_host(self, tensor: torch.Tensor, name: str = "") -> torch.Tensor:
-        """This tensor lives in host memory: no byte of it is the GPU's. Returns it."""
+        """Count a tensor as living in host memory, none of it on the GPU; returns the tensor."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.live:
@@ -140,7 +144,10 @@ class Ledger:
 
     @contextmanager
     def rearranging(self) -> Iterator[None]:
-        """Between steps: what stands here twice while it moves is counted, but may pass the capacity."""
+        """A context manager for moving state between steps.
+
+        What exists twice while it moves is counted, but may exceed the GPU's capacity.
+        """
         capacity, self.capacity = self.capacity, None
         try:
             yield
@@ -149,7 +156,7 @@ class Ledger:
 
     # ---- questions -----------------------------------------------------------------------------------------
     def start(self) -> None:
-        """The step to be measured starts here: what lives now is its base line."""
+        """Begin the step to be measured: what lives now is its base line."""
         self.base = list(self.now)
         self.before = [
             (number, category, nbytes) for category, nbytes, _, _, number in self.live.values() if nbytes
@@ -166,7 +173,7 @@ class Ledger:
         return sum(nbytes for _, nbytes, known_as, _, _ in self.live.values() if known_as == name)
 
     def residents(self, top: int = 5) -> list[Resident]:
-        """What holds most bytes now: live storages by name, those of one name together."""
+        """What holds most bytes now: live storages, those of one name together."""
         born = {number: clock for clock, _, _, number in reversed(self.log)}
         held = []
         for category, nbytes, _, _, number in self.live.values():

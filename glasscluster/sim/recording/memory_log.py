@@ -24,7 +24,7 @@ TABLES = {"log": 4, "waits": 3, "before": 3}  # columns of each
 class Resident:
     """Live storages of one category and name.
 
-    What nobody named is called after the operation that made it, its layer and phase.
+    A storage that was given no name is called after the operation that made it, with its layer and phase.
     """
 
     category: str
@@ -36,7 +36,7 @@ class Resident:
 
     @property
     def called(self) -> str:
-        """As "layer 3 forward: softmax", or the name it was given."""
+        """What people read: such as `layer 3 forward: softmax`, or the name that was given."""
         where = " ".join(w for w in (f"layer {self.layer}" if self.layer >= 0 else "", self.phase) if w)
         return f"{where}: {self.name}" if where else self.name
 
@@ -44,7 +44,7 @@ class Resident:
         return f"{self.category}, {self.called}{f' (x {self.count})' if self.count > 1 else ''}: {self.bytes:,} bytes"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields, and `called`, for JSON."""
         return {**asdict(self), "called": self.called}
 
 
@@ -76,9 +76,7 @@ _SPOKEN = {
 
 
 def plain_operation(name: str) -> str:
-    """An operator's name as a person says it: `glasscluster.softmax_forward` is softmax, `addmm` a linear
-    layer. Others stay.
-    """
+    """An operator's name for people: `glasscluster.softmax_forward` is softmax, `addmm` is a linear layer."""
     if " " in name:
         return name
     short = name.removeprefix("glasscluster.").split(".")[0]
@@ -87,7 +85,7 @@ def plain_operation(name: str) -> str:
 
 # ---- files -------------------------------------------------------------------------------------------------
 def as_columns(memory: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Every rank's memory as flat whole-number columns, and what else has to be kept beside them (JSON)."""
+    """Every rank's memory as flat whole-number columns for a file, and the rest of it as JSON."""
     names = sorted({name for m in memory.values() for name in m["named"].values()})
     number = {name: i for i, name in enumerate(names)}
     columns = {}
@@ -106,7 +104,7 @@ def as_columns(memory: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, np.nd
 
 
 def from_columns(columns: Mapping[str, np.ndarray], beside: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """What `as_columns` was given."""
+    """Undo `as_columns`."""
     memory = {}
     for rank, base in beside["base"].items():
         found: dict[str, Any] = {t: columns[f"memory_{t}_{rank}"].reshape(w, -1).T for t, w in TABLES.items()}

@@ -28,7 +28,7 @@ _ACCUMULATE = 1 << 62
 
 
 def tensors(args):
-    """Those in nested tuples and lists."""
+    """The tensors in nested tuples and lists."""
     for a in args:
         if isinstance(a, torch.Tensor):
             yield a
@@ -37,7 +37,7 @@ def tensors(args):
 
 
 class Recorder:
-    """Rows of one rank. `paused` stops recording (loaders, checks, the inside of collectives)."""
+    """Rows of one rank. While `paused` nothing is recorded (loaders, checks, the inside of collectives)."""
 
     def __init__(self, rank: int, ledger: Ledger) -> None:
         self.rank, self.ledger = rank, ledger
@@ -65,7 +65,7 @@ class Recorder:
     def row(
         self, lane: int, kind: int, op: str, flops: int, nbytes: int, deps: tuple[int, ...], **more: Any
     ) -> int:
-        """Append one row; returns its local id."""
+        """Append one row; returns its number on this rank."""
         order = self.lane_length.get(lane, 0)
         self.lane_length[lane] = order + 1
         self.ticks += lane == 0
@@ -92,11 +92,11 @@ class Recorder:
         return len(self.rows) - 1
 
     def compute(self, op: str, flops: int, nbytes: int) -> None:
-        """One kernel on the compute lane: follows whatever the program has done or waited for."""
+        """Append one kernel on the compute lane; it follows all that the program has done or waited for."""
         self.frontier = (self.row(0, COMPUTE, op, flops, nbytes, self.frontier),)
 
     def waited(self, row: int) -> None:
-        """The program waited for `row` (a receive, a collective): what comes next follows it too."""
+        """Note that the program waited for `row` (a receive, a collective): what it does next follows it."""
         if row not in self.frontier:
             self.frontier = (*self.frontier, row)
             self.waits.append((self.ticks, row))
@@ -105,7 +105,7 @@ class Recorder:
     # ---- where we are --------------------------------------------------------------------------------------
     @contextmanager
     def region(self, name: str | None = None, *, layer: int | None = None, micro_batch: int | None = None):
-        """Label what runs inside: a phase of `PHASES`, a layer, a micro-batch."""
+        """A context manager that labels what runs inside: a phase of `PHASES`, a layer, a micro-batch."""
         before = (self.phase, self.layer, self.micro_batch)
         if name is not None:
             self.phase = PHASES.index(name) if name in PHASES else 0
@@ -118,7 +118,9 @@ class Recorder:
 
     @contextmanager
     def unrecorded(self):
-        """Nothing inside is recorded: data loading, initialisation, the check's clones."""
+        """A context manager: nothing inside is recorded (data loading, initialisation, the clones of a
+        check).
+        """
         before, self.paused = self.paused, True
         try:
             yield
@@ -126,12 +128,16 @@ class Recorder:
             self.paused = before
 
     def enter_layer(self, layer: int) -> None:
-        """Forward enters a layer (a module hook calls this): its backward nodes are numbered from here on."""
+        """Note that forward enters a layer (a module hook calls this); its backward belongs to that layer
+        too.
+        """
         self.layer = layer
         self._layer_spans.append((torch._C._autograd._get_sequence_nr(), layer))
 
     def current_layer(self) -> int:
-        """The layer being computed: forward's, or in backward the one whose forward made the autograd node.
+        """The number of the layer that is being computed.
+
+        In backward it is the layer whose forward made the autograd node that runs.
         """
         node = torch._C._current_autograd_node()
         if node is None or self.phase == RECOMPUTE:  # recomputation is a forward inside a backward
@@ -146,7 +152,7 @@ class Recorder:
 
     # ---- one operation -------------------------------------------------------------------------------------
     def operation(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
-        """Called by the dispatch mode after every operator."""
+        """Record one operator; the dispatch mode calls this after each."""
         rule = rule_of(func)
         results = (
             (out,)
@@ -190,8 +196,7 @@ class Recorder:
         self.frontier, self.ticks = (), 0
 
     def columns(self) -> dict[str, Any]:
-        """The rows as arrays, with names, groups and the memory log: what travels from a rank to the graph.
-        """
+        """All that travels from a rank to the graph: rows as arrays, names, groups and the memory log."""
         width = len(FIELDS)
         table = np.array([r[:width] for r in self.rows], dtype=np.int64).reshape(len(self.rows), width)
         counts = np.array([len(r[width]) for r in self.rows], dtype=np.int64)
@@ -208,8 +213,8 @@ class Recorder:
         }
 
     def _memory(self) -> dict[str, Any]:
-        """The ledger's step: base line, log, waits as (clock, lane, order), what lived before, and the names
-        that were given.
+        """What the ledger wrote down of the step: base line, log, waits as (clock, lane, order), what lived
+        before, names.
 
         Storages are numbered anew, in the order in which the step met them.
         """
@@ -231,11 +236,12 @@ class Recorder:
 
     # ---- what the memory ledger asks -----------------------------------------------------------------------
     def where(self) -> tuple[int, int, int]:
-        """Phase, layer and micro-batch of now."""
+        """The phase, layer and micro-batch at this moment."""
         return self.phase, self.current_layer(), self.micro_batch
 
     def made_by(self, clock: int) -> tuple[int, int, str]:
-        """Phase, layer and name of the operation that ran at a clock (for an error message: it looks for it).
+        """Phase, layer and name of the operation that ran at a clock; it is searched for, as only errors need
+        it.
         """
         number = clock - sum(at < clock for at, _ in self.waits)
         row = next((r for r in self.rows if r[0] == 0 and r[1] == number), None)
@@ -254,7 +260,7 @@ def _bytes_of(a: Any) -> int:
 
 
 class RecordingMode(TorchDispatchMode):
-    """Sees every operator of one rank's thread, backward included."""
+    """A torch dispatch mode that sees every operator of one rank's thread, backward included."""
 
     def __init__(
         self, recorder: Recorder, operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None

@@ -29,7 +29,8 @@ class Saved:
 
 
 class _Makers(TorchDispatchMode):
-    """Storage -> the operation that made it, numbered among its kind."""
+    """A dispatch mode that remembers, for each storage, the operation that made it, numbered among its kind.
+    """
 
     def __init__(self, known: dict[int, str]) -> None:
         super().__init__()
@@ -57,7 +58,10 @@ class _Makers(TorchDispatchMode):
 def saved_for_backward(
     forward: Callable[[Tensor], Tensor], x: Tensor, parameters: Iterable[Tensor] = ()
 ) -> list[Saved]:
-    """What forward(x) keeps, in the order in which it is saved; parameters stay anyway and are left out."""
+    """The tensors that forward(x) saves for backward, in the order in which autograd saves them.
+
+    Parameters are left out, as they live anyway.
+    """
     known = {p.untyped_storage()._cdata: "parameter" for p in parameters} | {
         x.untyped_storage()._cdata: "input"
     }

@@ -27,10 +27,13 @@ from glasscluster.sim.time.nccl import model as nccl
 
 @dataclass
 class Costs:
-    """Per event: `duration` occupies its lane; `latency` is added to a receive's message while in flight.
+    """What each event costs, in seconds; each array has one entry an event.
 
-    `speedup`: the factor of a what-if by which an event is faster (already in the other two); empty where
-    nothing was made faster.
+    Attributes:
+        duration: for how long it occupies its lane.
+        latency: of a receive, how long its message is in flight after it has left.
+        speedup: the factor of a what-if by which the event is faster, already in the other two; empty without
+            one.
     """
 
     duration: np.ndarray
@@ -46,12 +49,22 @@ def costs(
     faster: dict[str, float] | None = None,
     messages: bool = True,
 ) -> Costs:
-    """Cost every event of a graph on a cluster; its messages only with `messages` (sim/contention times them
-    itself).
+    """Cost every event of a graph on some hardware.
 
-    `slow_ranks` maps a rank to the factor its compute takes longer; `faster` maps a phase of compute
-    (`backward`) or the axis of a communicator (`dp`) to the factor by which everything of that kind is
-    faster.
+    Args:
+        graph: what the ranks did.
+        hw: the hardware.
+        precision: whose peak FLOP/s counts.
+        slow_ranks: from a rank to the factor by which its compute takes longer.
+        faster: from a phase of compute (`backward`) or the axis of a communicator (`dp`) to the factor by
+            which everything of that kind is faster.
+        messages: whether to cost messages; contention/ times them itself.
+
+    Returns:
+        The Costs.
+
+    Raises:
+        InputError: for a rank or a kind of work that the graph does not have, or a precision without a peak.
     """
     duration, latency = np.zeros(len(graph)), np.zeros(len(graph))
     compute = graph.kind == COMPUTE
@@ -99,7 +112,7 @@ FP8_KERNELS = ("mm", "addmm")  # what runs in fp8; all else stays in bf16, as in
 def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str, compute: np.ndarray) -> np.ndarray:
     """FLOP/s that each computing event may reach.
 
-    fp8 is a cost only: its casts and their scales are not counted.
+    fp8 is a cost only: casts and their scales are not counted.
     """
     op = graph.op[compute]
     peak = np.full(len(op), hw.gpu.peak(precision))
@@ -110,7 +123,7 @@ def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str, compute: np.ndar
 
 
 def kinds_of_work(graph: ExecutionGraph) -> list[str]:
-    """What `faster` may name in this graph: the phases it computed and the axes it communicated on."""
+    """The names that `faster` may have for a graph: phases that it computed, axes that it communicated on."""
     phases = [PHASES[p] for p in np.unique(graph.phase[graph.kind == COMPUTE])]
     return phases + sorted(set(graph.axis[graph.kind != COMPUTE].tolist()) - {""})
 
@@ -143,10 +156,11 @@ def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[L
 
 
 def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, float]:
-    """A library's collective, in seconds of latency and seconds of moving bytes.
+    """The seconds of a collective that a library ran: those of latency, and those of moving bytes.
 
-    NCCL's own choice where it runs (its figures belong to the links as they are: `scaled` stretches the
-    result); elsewhere a ring in rank order, each step as long as its slowest wire takes.
+    On NVIDIA GPUs it is what NCCL would choose; its figures are for the links as built, so the result is
+    scaled as `Hardware.scaled` scaled them. On other hardware it is a ring in rank order, each step as long
+    as its slowest wire takes.
     """
     operation, _, members = (
         graph.names[graph.op[row]].removesuffix("/native"),

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 class MemoryHistory:
-    """The live bytes of one rank: `levels[i]` by category after i changes, `levels[0]` when the step began.
+    """The live bytes of one rank after each change of its step.
+
+    `levels[i]` are the bytes by category after i changes, `levels[0]` those when the step began.
     """
 
     def __init__(self, graph: ExecutionGraph, rank: int) -> None:
@@ -40,7 +42,7 @@ class MemoryHistory:
 
     @cached_property
     def levels(self) -> np.ndarray:
-        """Bytes [changes + 1, categories]."""
+        """Bytes by category after each change: [changes + 1, categories]."""
         changes = np.zeros((len(self.log) + 1, len(CATEGORIES)), dtype=np.int64)
         changes[0] = self.base
         changes[np.arange(1, len(self.log) + 1), self.log[:, 1]] = self.log[:, 2]
@@ -48,16 +50,16 @@ class MemoryHistory:
 
     @cached_property
     def total(self) -> np.ndarray:
-        """Bytes of all categories after each change."""
+        """Bytes of all categories together after each change: [changes + 1]."""
         return self.levels.sum(axis=1)
 
     @property
     def peak_at(self) -> int:
-        """Changes until the peak (the first moment that is as full as any)."""
+        """The number of changes at the peak: the first moment at which most bytes live."""
         return int(np.argmax(self.total))
 
     def peak(self) -> tuple[int, dict[str, int]]:
-        """Highest sum over categories during the step, and its split at that instant (they add up)."""
+        """The most bytes that lived at once, and the bytes of each category at that moment."""
         split = self.levels[self.peak_at]
         return int(split.sum()), dict(zip(CATEGORIES, split.tolist(), strict=True))
 
@@ -68,7 +70,7 @@ class MemoryHistory:
 
     @cached_property
     def names(self) -> dict[int, tuple[str, int, str]]:
-        """Phase, layer and name of every storage by number."""
+        """Phase, layer and name of every storage, by its number."""
         graph, rows = self.graph, self._rows
         known = {number: ("other", -1, name) for number, name in self.named.items()}
         for clock, _, _, number in self.log.tolist():
@@ -80,9 +82,9 @@ class MemoryHistory:
         return known
 
     def walk(self) -> Iterator[dict[tuple[int, int], int]]:
-        """Before the step and after each change: bytes by (number, category).
+        """Iterate over the step: bytes by (number of the storage, category), before it and after each change.
 
-        One dictionary, changed in place.
+        It yields one dictionary, which it changes in place.
         """
         live = {(number, category): size for number, category, size in self.before.tolist()}
         yield live
@@ -95,7 +97,7 @@ class MemoryHistory:
             yield live
 
     def residents(self, at: int | None = None, top: int = 5) -> list[Resident]:
-        """What held most bytes after `at` changes (None: at the peak), storages of one name together."""
+        """What held most bytes after `at` changes (None: at the peak); storages of one name together."""
         at = self.peak_at if at is None else at
         live = next(state for number, state in enumerate(self.walk()) if number == at)
         return self._largest(live, top)
@@ -106,7 +108,7 @@ class MemoryHistory:
 
     # ---- when ----------------------------------------------------------------------------------------------
     def moments(self, timeline: Timeline) -> np.ndarray:
-        """Seconds of the beginning (0) and of each change."""
+        """The virtual seconds of the step's beginning (0) and of each change: [changes + 1]."""
         ends = np.zeros(len(self._rows) + len(self.waits) + 1)
         waited = np.zeros(len(ends), dtype=bool)
         waited[self.waits[:, 0] + 1] = True
@@ -125,7 +127,10 @@ class MemoryHistory:
         ]
 
     def over(self, timeline: Timeline) -> MemoryCurve:
-        """Bytes by category over virtual time: of several changes at a moment the fullest, then the last."""
+        """Live bytes by category over virtual time.
+
+        Of several changes at one moment it keeps the fullest, then the last.
+        """
         when, keep = self.moments(timeline), []
         for part in np.split(np.arange(len(when)), np.flatnonzero(np.diff(when)) + 1):
             keep += sorted({int(part[np.argmax(self.total[part])]), int(part[-1])})
@@ -141,7 +146,8 @@ class MemoryHistory:
 
 @dataclass(frozen=True)
 class MemoryCurve:
-    """Seconds, bytes by category [moments, categories], and how many changes of the history came before each.
+    """Seconds [moments], bytes by category [moments, categories], and how many changes came before each
+    moment.
     """
 
     history: MemoryHistory
@@ -150,7 +156,7 @@ class MemoryCurve:
     at: np.ndarray
 
     def __getitem__(self, keep: np.ndarray) -> MemoryCurve:
-        """Only some moments."""
+        """The curve at some of its moments."""
         return MemoryCurve(self.history, self.times[keep], self.levels[keep], self.at[keep])
 
     def residents(self, top: int = 5) -> list[list[Resident]]:

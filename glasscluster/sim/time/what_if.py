@@ -9,9 +9,11 @@ from glasscluster.sim.time.timeline import Timeline
 
 
 def makespans_if_faster(timeline: Timeline, factor: float = 2.0) -> dict[str, float]:
-    """The makespan in seconds if one kind of work took 1/factor of its time, by kind.
+    """What one faster kind of work would gain: the makespan in seconds if it took 1/factor of its time, by
+    kind.
 
-    Kinds are the phases computed, the axes communicated on (all messages there), and `latency` of every link.
+    Kinds are the phases that were computed, the axes that were communicated on (all messages there), and the
+    `latency` of every link.
     """
     options = dict(timeline.replay_options)
     before = options.pop("faster", {})
@@ -29,9 +31,8 @@ def makespans_if_faster(timeline: Timeline, factor: float = 2.0) -> dict[str, fl
 
 
 def critical_seconds(timeline: Timeline) -> dict[str, float]:
-    """What the critical path consists of: seconds by kind of work, with `latency` for messages in flight.
-
-    They add up to the makespan.
+    """The critical path's seconds by kind of work, with `latency` for messages in flight; they add up to the
+    makespan.
     """
     graph, found, clock = timeline.graph, dict[str, float](), 0.0
     for row in timeline.critical_path:

@@ -1,23 +1,23 @@
 """Pipeline parallelism: one executor for any schedule. A rank does its list of actions, in order.
 
-Follows GPipe (1811.06965), PyTorch's pipelining runtime and, for the parts I and W, Zero bubble (2401.10241). A
-received activation is a leaf that requires grad. A stage's input and output of a micro-batch are saved from its
-forward to its backward. The loss is on the last stage.
+Follows GPipe (1811.06965), PyTorch's pipelining runtime and, for the parts I and W, Zero bubble (2401.10241).
+A received activation is a leaf that requires grad. A stage's input and output of a micro-batch are saved from
+its forward to its backward. The loss is on the last stage.
 
     F i:  receive x_i from the stage before · y_i = stage(x_i) · send y_i to the stage after
     B i:  receive dy_i from the stage after · backward(y_i, dy_i) · send dx_i to the stage before
     I i:  as B i, but what the gradients of the weights need is saved (weight_gradients.py)
     W i:  computes them from that
 
-A rank may have several stages. Between two of its own, tensors are handed over; every other tensor is a message
-with a tag of its own. As long as the schedule itself has no cycle of waits, the executor adds none:
+A rank may have several stages. Between two of its own, tensors are handed over; every other tensor is a
+message with a tag of its own. As long as the schedule itself has no cycle of waits, the executor adds none:
 
     receives   are posted in the order in which the other rank sends (NCCL has no tags); a rank never waits for a
                send before it posts one
     sends      are launched, not waited for. An activation's buffer is released when its gradient has come back,
-               so the activation has surely arrived. A gradient's buffer is released before a later gradient is
-               sent, once a simulation of the schedule with F = I = W = 1 has seen it arrive. Every wait is for
-               something earlier in that simulation, so there is no cycle of waits
+               so the activation has surely arrived. A gradient's buffer is released before a later gradient
+               is sent, once a simulation of the schedule with F = I = W = 1 has seen it arrive. Every wait is
+               for something earlier in that simulation, so there is no cycle of waits
 
 In a slot of two (DualPipe) both receives are posted first, then F and B run one after the other.
 But: kernels of F and B of a slot do not overlap: one rank has one compute lane.
@@ -46,30 +46,32 @@ LABEL = {"F": "activation", "B": "activation gradient"}
 
 
 class Gradients(Protocol):
-    """What the executor tells whoever reduces a stage's gradients."""
+    """What the executor tells whoever reduces a stage's gradients (see `Manager` in
+    strategies/data/stages.py).
+    """
 
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """A micro-batch's gradients are coming; `last` of the step.
+        """Called before a micro-batch's backward, or its W; `last`: it is the last of the step.
 
         In W the parameters themselves are not used.
         """
 
     def backward_ends(self) -> None:
-        """They have come."""
+        """Called after it."""
 
     def input_gradient_begins(self) -> None:
-        """I starts: parameters are used, no gradient comes."""
+        """Called before I: parameters are used, and no gradient of theirs comes."""
 
     def input_gradient_ends(self) -> None:
-        """It is over."""
+        """Called after I."""
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
-        """W has added to this parameter's gradient."""
+        """Called when W has added to this parameter's gradient."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What stage `to` waits for: an activation ("F") or a gradient ("B") of a micro-batch."""
+    """What stage `to` waits for: an activation (kind F) or its gradient (kind B) of a micro-batch."""
 
     to: int
     kind: str
@@ -77,9 +79,17 @@ class Message:
 
 
 class PipelineExecutor:
-    """Runs one rank's actions. `shape` and `dtype` are those of an activation between stages, [b, s, h].
+    """Runs one rank's actions of a schedule.
 
-    stages: this rank's, by number; gradients: who reduces each one's.
+    Args:
+        gpu: this rank.
+        comm: the communicator along pp.
+        schedule: what every rank does.
+        stages: this rank's stages by number.
+        shape: of an activation between stages, [b, s, h].
+        dtype: of an activation between stages.
+        gradients: who reduces each stage's gradients, by number.
+        weight_gradients: takes the gradients that W computes; None: one of its own.
     """
 
     def __init__(
@@ -120,10 +130,14 @@ class PipelineExecutor:
         seed: Tensor | None = None,
         draws: Sequence[Draw] | None = None,
     ) -> None:
-        """One step; micro-batch i reads inputs[i], targets[i]; losses are added to `loss` on the last stage.
+        """Run one step. The losses are added to `loss` on the last stage.
 
-        `seed` is the gradient that backward starts from there (1); draws[i] tells a stage with dropout what
-        micro-batch i is.
+        Args:
+            inputs: for each micro-batch what the first stage reads.
+            targets: for each micro-batch what the last stage compares with.
+            loss: a tensor that the losses are added to.
+            seed: the initial gradient that backward starts from at the loss; None: 1.
+            draws: for each micro-batch what a stage with dropout draws its mask from; None: no dropout.
         """
         self.inputs, self.targets, self.loss, self.seed = inputs, targets, loss, seed
         self.more: list[dict[str, Draw]] = [{"draw": d} for d in draws] if draws else [{}] * len(inputs)
@@ -154,7 +168,7 @@ class PipelineExecutor:
         self.gradients_sent.clear()
 
     def forward(self, action: Action) -> None:
-        """F i."""
+        """Do F of a micro-batch."""
         stage, _, i = action
         x = self.inputs[i] if stage == 0 else self._receive(Message(stage, "F", i)).requires_grad_()
         if stage == self.final:
@@ -169,7 +183,7 @@ class PipelineExecutor:
         )  # not y: nobody here needs its values, and who does may let them go
 
     def backward(self, action: Action) -> None:
-        """B i."""
+        """Do B of a micro-batch."""
         stage, _, i = action
         dy = self._output_gradient(stage, i)
         x, y = self.saved.pop((stage, i))
@@ -182,7 +196,7 @@ class PipelineExecutor:
             self._send_gradient(action, x.grad)
 
     def input_gradient(self, action: Action) -> None:
-        """I i."""
+        """Do I of a micro-batch."""
         stage, _, i = action
         dy = self._output_gradient(stage, i)
         x, y = self.saved.pop((stage, i))
@@ -196,7 +210,7 @@ class PipelineExecutor:
             self._send_gradient(action, dx)
 
     def weight_gradient(self, action: Action) -> None:
-        """W i."""
+        """Do W of a micro-batch."""
         stage, _, i = action
         manager = self.gradients[stage]
         manager.backward_begins(action is self.last_gradients[stage], parameters_used=False)
@@ -207,7 +221,7 @@ class PipelineExecutor:
 
     # ---- messages ------------------------------------------------------------------------------------------
     def _output_gradient(self, stage: int, i: int) -> Tensor | None:
-        """What backward starts from."""
+        """The gradient that a backward starts from; the activation's buffer is released."""
         if stage == self.final:
             return self.seed
         dy = self._receive(Message(stage, "B", i))
@@ -215,7 +229,7 @@ class PipelineExecutor:
         return dy
 
     def _messages_from(self, rank: int) -> deque[Message]:
-        """All that a rank sends to this one in a step, in its order."""
+        """The messages that a rank sends to this one in a step, in its order."""
         sent = (_output_of(action, self.final) for action in self.schedule.ranks[rank])
         return deque(m for m in sent if m is not None and self.schedule.placement[m.to] == self.comm.rank)
 
@@ -226,7 +240,7 @@ class PipelineExecutor:
         return 2 * (message.to * self.schedule.micro_batches + message.micro_batch) + (message.kind == "B")
 
     def _post(self, action: Action) -> None:
-        """Begin to receive what an action needs, and all that its sender sends before."""
+        """Post the receive of what an action needs, after those of all that its sender sends before."""
         message = Message(action.stage, "F" if action.kind == "F" else "B", action.micro_batch)
         if (
             action.kind == "W"
@@ -245,7 +259,7 @@ class PipelineExecutor:
             )
 
     def _receive(self, message: Message) -> Tensor:
-        """The tensor, arrived."""
+        """Wait for a message; returns its tensor."""
         self._post(Action(message.to, message.kind, message.micro_batch))
         x, work = self.arriving.pop(message)
         work.wait()
@@ -261,7 +275,7 @@ class PipelineExecutor:
         )
 
     def _send_gradient(self, action: Action, dx: Tensor) -> None:
-        """Release the gradients that have surely arrived, then send one more."""
+        """Release the buffers of gradients that have surely arrived, then send one more."""
         now = self.end[action]
         for seen, work in self.gradients_sent:
             if seen < now:
@@ -273,7 +287,7 @@ class PipelineExecutor:
 
 
 def _output_of(action: Action, final: int) -> Message | None:
-    """What an action makes for another stage."""
+    """The message that an action makes for another stage; None without one."""
     stage, kind, i = action
     if kind == "F":
         return Message(stage + 1, "F", i) if stage < final else None
@@ -284,9 +298,9 @@ def _output_of(action: Action, final: int) -> Message | None:
 
 
 def predict_traffic(hops: int, m: int, tokens: int, hidden: int, width: int) -> int:
-    """Activation and gradient bytes sent by all ranks together: 2m of b·s·h elements over each hop from rank
-    to rank.
+    """Eq 21: the bytes of activations and their gradients that all ranks send in a step.
 
-    Eq 21: p-1 hops with a stage a rank, pv-1 in a loop, 2p-2 folded.
+    Each of m micro-batches sends b·s·h elements forward and as many back over every hop from rank to rank:
+    p-1 hops with a stage a rank, pv-1 in a loop, 2p-2 folded.
     """
     return 2 * hops * m * tokens * hidden * width

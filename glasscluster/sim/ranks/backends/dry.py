@@ -31,11 +31,11 @@ class DryWire(Wire):
         self.rank, self.size = rank, size
 
     def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
-        """Gone at once."""
+        """A send that is done at once."""
         return self._done("send", dst, tag, what)
 
     def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
-        """Arrived at once, with no content."""
+        """A receive that is done at once, with no content."""
         return self._done("recv", src, tag, what)
 
     def _done(self, kind: str, peer: int, tag: int, what: str) -> Ticket:
@@ -44,20 +44,27 @@ class DryWire(Wire):
         return ticket
 
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
-        """Never needed: everything is done at once."""
+        """Never called with open tickets: every message is done at once."""
 
     def native(
         self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
     ) -> None:
-        """A native collective is one event."""
+        """Nothing happens here: a native collective is one event, which the communicator records."""
 
 
 def relabelled(recording: dict[str, Any], rank: int, size: int, nbytes: int) -> dict[str, Any]:
-    """Rank 0's recording as `rank` would have made it, for a program that is the same all round a ring of
-    `size`.
+    """Rank 0's recording as another rank would have made it, for a program that is the same all round a ring.
 
-    Peers move on by `rank`, and so do the chunks (`size` equal ones of a buffer of `nbytes`) that offsets
-    point into.
+    Peers are shifted by `rank`, and so are the chunks that offsets point into.
+
+    Args:
+        recording: rank 0's.
+        rank: whose recording to make.
+        size: ranks in the ring.
+        nbytes: of the program's one buffer, which has `size` equal chunks.
+
+    Returns:
+        The recording of `rank`.
     """
     table = recording["table"].copy()
     peer, offset = table[:, FIELDS.index("peer")], table[:, FIELDS.index("offset")]
@@ -69,7 +76,7 @@ def relabelled(recording: dict[str, Any], rank: int, size: int, nbytes: int) -> 
 def record_rank(
     rank: int, size: int, program: Callable[..., Any], args: tuple, capacity: float | None
 ) -> Outcome:
-    """One rank of a cluster of `size`, recorded by itself."""
+    """Record one rank of a cluster of `size` ranks, without the others; returns its outcome."""
     return run_rank(DryWire(rank, size), program, args, True, capacity)
 
 
@@ -128,7 +135,7 @@ class DryBackend:
     def run(
         self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
     ) -> list[Outcome]:
-        """One outcome a rank."""
+        """Record every rank in turn; returns one outcome a rank."""
         outcomes: list[Outcome] = []
         for rank in range(self.gpus):
             if rank and self.ring_bytes and record:

@@ -121,7 +121,7 @@ class GroupWire(Wire):
     def native(
         self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
     ) -> None:
-        """The library's own collective, in place on the full buffer."""
+        """Run the library's own collective, in place on the full buffer."""
         ranks = tuple(group)
         if ranks not in self._library_groups:
             limit = timedelta(seconds=self.timeout_s)  # the group everybody met in allows more
@@ -212,7 +212,7 @@ def make_wire(rank: int, size: int, device: torch.device, timeout_s: float) -> G
 
 
 def one_thread() -> None:
-    """One OpenMP thread a rank everywhere, or sums differ in bits."""
+    """Use one OpenMP thread on every rank; with several, sums could differ in their last bits."""
     torch.set_num_threads(1)
     with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)

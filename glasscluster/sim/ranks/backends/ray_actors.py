@@ -35,7 +35,9 @@ class _Rank:
         self.store: Any = None
 
     def host(self) -> tuple[str, int]:
-        """Rank 0 opens the meeting point on a free port of its node."""
+        """On rank 0: open the meeting point of the process group on a free port of this node; returns its
+        address.
+        """
         import ray.util
         import torch.distributed as dist
 
@@ -180,12 +182,12 @@ class RayBackend:
         return outcome.error
 
     def _verdict(self, errors: list[GlassError], outcomes: dict[int, Outcome]) -> GlassError:
-        """What went wrong, from what each rank says, in the order in which they said it.
+        """The error to raise, from what the ranks report in the order in which they reported it.
 
-        A rank that raised or whose process is gone is the cause. One that only lost the connection to a peer
-        (its error holds a wait) tells no more than the peer does: gloo closes the connections of a rank whose
-        own time has run out, so where a rank says that it stalled, the lost ones were waiting as well. A
-        cycle of waits is a deadlock.
+        A rank that raised, or whose process is gone, is the cause. A rank that only lost the connection to a
+        peer (its error holds a wait) knows no more than the peer: gloo closes the connections of a rank whose
+        own time has run out, so where one rank says that it stalled, those that lost a connection were
+        waiting as well. A cycle of waits is a deadlock.
         """
         stalls = [e for e in errors if isinstance(e, RankStalled)]
         causes = [e for e in errors if e not in stalls and "wait" not in e.__dict__]
@@ -215,7 +217,9 @@ def _import_ray() -> Any:
 
 
 def _pickle(program: Callable[..., Any], args: tuple) -> bytes:
-    """Programs of other packages travel by value: the actors cannot import a script or a test module."""
+    """Serialise a program by value where it is no part of this package: actors cannot import a script or a
+    test.
+    """
     from ray import cloudpickle
 
     module = sys.modules.get(getattr(program, "__module__", ""), None)

@@ -61,7 +61,7 @@ def operate(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 def _kind(schema: Any) -> str:
-    """By what an operator declares: it makes its outputs, or writes its first argument and returns it, or
+    """What an operator does by its schema: makes its outputs, writes its first argument and returns it, or
     something else.
     """
     if schema.name.split("::")[1] in ("set_", "resize_", "resize_as_"):
@@ -77,7 +77,8 @@ def _kind(schema: Any) -> str:
 
 
 def _key(x: Any) -> Any:
-    """Equal for arguments that an operator cannot tell apart. 1, 1.0 and True are not equal here."""
+    """A key that is equal for calls which the operator cannot tell from each other; 1, 1.0 and True differ.
+    """
     if isinstance(x, Tensor):
         if not x.is_meta:
             raise TypeError
@@ -94,7 +95,8 @@ def _storage(x: Tensor) -> int:
 
 
 def _recipe(out: Any, given: set[int]) -> Any:
-    """How to make such outputs again; None if one stands in a storage that it shares, or does not fill."""
+    """How to make the same outputs again; None if one shares its storage with another, or does not fill it.
+    """
     if isinstance(out, (tuple, list)):
         parts = [_recipe(x, given) for x in out]
         return None if None in parts else (type(out), parts)

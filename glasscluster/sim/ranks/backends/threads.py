@@ -53,7 +53,7 @@ class Scheduler:
 
     # ---- messages ------------------------------------------------------------------------------------------
     def post(self, me: int, ticket: Ticket) -> Ticket:
-        """Post a send or receive; meets its partner if that is already there."""
+        """Post a send or a receive; if the partner is already posted, the message is copied."""
         sending = ticket.kind == "send"
         key = (me, ticket.peer, ticket.tag) if sending else (ticket.peer, me, ticket.tag)
         mine, theirs = (self.sends, self.receives) if sending else (self.receives, self.sends)
@@ -71,7 +71,7 @@ class Scheduler:
         return ticket
 
     def _buffer(self, send: Ticket) -> None:
-        """The payload is copied away: its sender goes on as if it had been received."""
+        """Copy the payload of a small send away, so that its sender goes on as if it had been received."""
         assert send.tensor is not None
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             send.tensor = send.tensor.clone()
@@ -96,7 +96,7 @@ class Scheduler:
 
     # ---- the baton -----------------------------------------------------------------------------------------
     def block(self, me: int, tickets: Sequence[Ticket], together: bool) -> None:
-        """Give the baton away until one of `tickets` is done, or all of them where nothing goes on before."""
+        """Let other ranks run until one of `tickets` is done, or all of them where the program needs all."""
         enough = all if together else any
         if enough(t.done for t in tickets):
             return
@@ -122,7 +122,7 @@ class Scheduler:
                 return
 
     def finish(self, me: int) -> None:
-        """A rank's program has ended."""
+        """Note that a rank's program has ended, and let another rank run."""
         self.state[me] = FINISHED
         self._hand_over()
 
@@ -156,9 +156,7 @@ class Scheduler:
         return describe_deadlock(waits, [r for r in range(self.size) if self.state[r] == FINISHED])
 
     def _near_miss(self, rank: int, ticket: Ticket) -> str:
-        """What stands there in place of what a receive waits for: the right sender with another tag, or
-        another sender.
-        """
+        """What was posted in place of the message a receive waits for: another tag, or another sender."""
         if ticket.kind != "recv" or ticket.what != "recv":
             return ""
         group, tag = divmod(ticket.tag, TAGS_PER_GROUP)
@@ -175,7 +173,7 @@ class Scheduler:
         return ""
 
     def leftovers(self) -> MessageLost | None:
-        """A message that was posted and never met, after everybody finished."""
+        """An error for a message that was posted and never received, after every rank has finished."""
         for kind, queues in (("send", self.sends), ("recv", self.receives)):
             for (src, dst, tag), queue in queues.items():
                 if queue:

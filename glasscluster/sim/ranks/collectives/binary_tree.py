@@ -34,7 +34,7 @@ PIECE, MOST_PIECES = 64 * 1024, 16
 
 
 def pieces_of(nbytes: float) -> int:
-    """k where nobody asked for another: pieces of 64 KiB, at least one and at most 16."""
+    """k, the number of pieces, when no other is given: pieces of 64 KiB, at least one and at most 16."""
     return max(1, min(MOST_PIECES, int(-(-nbytes // PIECE))))
 
 
@@ -50,7 +50,7 @@ def children(v: int, n: int) -> list[int]:
 
 
 def parent(v: int, n: int) -> int:
-    """Who v hears from."""
+    """The virtual rank that is v's parent."""
     lowest = v & -v
     above = (v ^ lowest) | (lowest << 1)
     return above if above < n else v ^ lowest
@@ -135,10 +135,11 @@ def predict(
 
 
 def slowest(v: int, n: int, first: float, period: int, pieces: int, busy: float, latency: float) -> float:
-    """When the last piece reaches the last rank at or below v, where one reaches v at `first` and then one
-    every `period`·τ.
+    """When the last piece reaches the last of the ranks at or below v.
 
-    Child j hears jτ + L later, and at the pace of the widest node above it: max(period, children).
+    The first piece reaches v at `first`, and one more every `period`·τ. Child j gets a piece jτ + L after v
+    has it, and the pieces follow each other at the pace of the widest node on the way: max(period, children
+    of v).
     """
     below = children(v, n)
     pace = max(period, len(below))

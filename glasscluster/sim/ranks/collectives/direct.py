@@ -28,12 +28,12 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def _others(work: CollectiveWork) -> list[int]:
-    """The other ranks, nearest to the right first, so that not everybody starts with rank 0."""
+    """The other ranks, the right neighbour first, so that not every rank begins with rank 0."""
     return [(work.rank + k) % work.size for k in range(1, work.size)]
 
 
 def _sources(work: CollectiveWork) -> list[int]:
-    """The other ranks in the order in which they are heard: nearest to the left first."""
+    """The other ranks in the order in which their messages arrive: the left neighbour first."""
     return _others(work)[::-1]
 
 
@@ -57,7 +57,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> St
 
 @collective("all_gather", "direct")
 def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
-    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    """`x`: flat [n], chunk `rank` filled. Ends with every rank's chunk."""
     chunks = torch.tensor_split(x, work.size)
     incoming = [t for src in _sources(work) for t in work.recv(chunks[src], src)]
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[work.rank], dst)]
@@ -114,7 +114,7 @@ def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Steps:
 
 @collective("gather", "direct")
 def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Steps:
-    """`x`: flat [n], chunk `rank` filled. Ends complete on `dst`."""
+    """`x`: flat [n], chunk `rank` filled. On `dst` it ends with every rank's chunk."""
     chunks = torch.tensor_split(x, work.size)
     if work.rank == dst:
         yield [t for src in _sources(work) for t in work.recv(chunks[src], src)]

@@ -43,26 +43,26 @@ TREES = (0, 1)
 
 
 def place(v: int, n: int, tree: int) -> int:
-    """Where v stands in a tree; the root stands at 0 in both."""
+    """The place of v in a tree; the root is at place 0 in both."""
     if tree == 0 or v == 0:
         return v
     return n - v if n % 2 else v % (n - 1) + 1
 
 
 def at(p: int, n: int, tree: int) -> int:
-    """Who stands at a place: `place` the other way."""
+    """The virtual rank at a place in a tree: the inverse of `place`."""
     if tree == 0 or p == 0:
         return p
     return n - p if n % 2 else (p - 2) % (n - 1) + 1
 
 
 def children(v: int, n: int, tree: int) -> list[int]:
-    """Who hears from v in a tree."""
+    """The children of v in a tree."""
     return [at(p, n, tree) for p in binary_tree.children(place(v, n, tree), n)]
 
 
 def parent(v: int, n: int, tree: int) -> int:
-    """Who v hears from in a tree."""
+    """The parent of v in a tree."""
     return at(binary_tree.parent(place(v, n, tree), n), n, tree)
 
 

@@ -73,7 +73,8 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
 
 
 def _halve(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str) -> Steps:
-    """Fold the ranks above p, then halve: rank r < p ends with chunk r (and r+p, if there is one) reduced."""
+    """Fold the ranks from p on, then halve: rank r < p ends with chunk r (and r+p, if there is one) reduced.
+    """
     n, r = work.size, work.rank
     p = largest_power_of_two(n)
     if r >= p:
@@ -98,15 +99,15 @@ def _halve(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str
 
 
 def _block(rank: int, distance: int) -> range:
-    """The ranks that share all bits of `rank` from `distance` upwards: whose chunks it answers for at that
-    distance.
+    """The ranks whose chunks `rank` is responsible for at a distance: those equal to it in all bits from
+    there up.
     """
     low = rank // distance * distance
     return range(low, low + distance)
 
 
 def _parts(x: torch.Tensor, ranks: range, n: int, p: int) -> list[torch.Tensor]:
-    """The chunks of these ranks, and of the folded ranks that they stand for."""
+    """The chunks of these ranks, and of the ranks that were folded into them."""
     folded = range(p + ranks.start, min(p + ranks.stop, n))
     return slices(x, ranks, n) + (slices(x, folded, n) if len(folded) else [])
 

@@ -72,7 +72,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_
 
 @collective("all_gather", "hierarchical")
 def all_gather(work: CollectiveWork, x: torch.Tensor, node_size: int = 8) -> Steps:
-    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    """`x`: flat [n], chunk `rank` filled. Ends with every rank's chunk."""
     inside, across, combs, place = _combs(work, x, node_size)
     g = len(inside)
     yield from ring._all_gather(work, combs[place], across)
@@ -108,7 +108,7 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0,
 
 
 def _levels(work: CollectiveWork, node_size: int) -> tuple[list[int], list[int]]:
-    """The ranks of this rank's node, and those of its place in every node."""
+    """The ranks of this rank's node, and the ranks at its place in every node."""
     g = group_size(work.size, node_size)
     node, place = divmod(work.rank, g)
     return list(range(node * g, node * g + g)), list(range(place, work.size, g))
@@ -117,7 +117,12 @@ def _levels(work: CollectiveWork, node_size: int) -> tuple[list[int], list[int]]
 def _combs(
     work: CollectiveWork, x: torch.Tensor, node_size: int
 ) -> tuple[list[int], list[int], list[list[torch.Tensor]], int]:
-    """Both levels, for each place in a node the chunks of the ranks that have it, and this rank's place."""
+    """Both levels, and chunks by place.
+
+    Returns:
+        The ranks of this rank's node; the ranks at its place in every node; for each place in a node, the
+        chunks of the ranks at that place; this rank's place.
+    """
     inside, across = _levels(work, node_size)
     g, chunks = len(inside), torch.tensor_split(x, work.size)
     return inside, across, [list(chunks[p::g]) for p in range(g)], work.rank % g
@@ -126,7 +131,7 @@ def _combs(
 def _next_door(
     work: CollectiveWork, outgoing: list[torch.Tensor], dst: int, incoming: list[torch.Tensor], src: int
 ) -> list[Ticket]:
-    """Hand a comb to the right neighbour and take one from the left."""
+    """Send the chunks of one place to the right neighbour and receive those of another from the left one."""
     return [
         t
         for part, other in zip(outgoing, incoming, strict=True)

@@ -30,7 +30,7 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def children(v: int, n: int) -> list[int]:
-    """The virtual ranks that v hands data to, farthest (largest subtree) first."""
+    """The virtual ranks that v sends to, the one with the largest subtree first."""
     lowest = v & -v if v else 1 << (n - 1).bit_length()
     found, step = [], lowest >> 1
     while step:
@@ -41,7 +41,7 @@ def children(v: int, n: int) -> list[int]:
 
 
 def parent(v: int) -> int:
-    """The virtual rank that v hears from."""
+    """The virtual rank that v receives from."""
     return v & (v - 1)
 
 
@@ -136,7 +136,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> St
 
 @collective("all_gather", "tree")
 def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
-    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    """`x`: flat [n], chunk `rank` filled. Ends with every rank's chunk."""
     yield from gather(work, x)
     yield from broadcast(work, x)
 
