@@ -64,4 +64,4 @@ def search_hop_limit(p: int, m: int, f: float, b: float) -> float:
         wanted = gpipe.predict_makespan([f] * p, [b] * p, m, hop)
         return plan.validate(f, b, hop, 0.0).makespan <= wanted * (1 + 1e-12)
 
-    return largest(hidden, 100 * (f + b))
+    return largest(overlapped, 100 * (f + b))
