@@ -55,7 +55,7 @@ def seconds(what: Callable[[], Any]) -> float:
 def record(operation: str, algorithm: str, ranks: int, nbytes: int) -> tuple[ExecutionGraph, float]:
     """One collective, and the seconds until its graph is sorted. Rank 0 is recorded, then copied for all."""
     begun = time.perf_counter()
-    cluster = Cluster("classroom", ranks, "dry", memory_bytes=None, turns=nbytes)
+    cluster = Cluster("classroom", ranks, "dry", memory_bytes=None, ring_bytes=nbytes)
     graph = cluster.run(one_collective, operation, algorithm, nbytes, {}).graph
     return graph, time.perf_counter() - begun
 

@@ -108,7 +108,7 @@ def tree(
     forwards_whole: bool = False,
     overhead_s: float = 0.0,
 ) -> Topology:
-    """Cables (end, end, bytes/s) without a circle, so that there is one way from anywhere to anywhere."""
+    """Cables (end, end, bytes/s) without a cycle, so that there is one way from anywhere to anywhere."""
     graph = nx.Graph()
     for u, v, bandwidth in cables:
         graph.add_edge(u, v, bandwidth=bandwidth, latency_s=latency_s, overhead_s=overhead_s)
@@ -272,8 +272,8 @@ def fat_trees() -> Iterator[Case]:
         family = f"fat tree, oversubscribed {ratio}:1" if ratio > 1 else "fat tree"
         flows = [Flow(i, (i + 4) % 16, 100 * MB) for i in range(16)]
         yield _flows(f"shift by 4, {ratio}:1", family, topology, flows)
-        turned = [int(f"{i:04b}"[::-1], 2) for i in range(16)]
-        flows = [Flow(i, j, 100 * MB) for i, j in enumerate(turned) if i != j]
+        reversed_bits = [int(f"{i:04b}"[::-1], 2) for i in range(16)]
+        flows = [Flow(i, j, 100 * MB) for i, j in enumerate(reversed_bits) if i != j]
         yield _flows(f"bits reversed, {ratio}:1", family, topology, flows)
         seed = 30 + ratio
         order = shuffled(16, seed)

@@ -42,7 +42,7 @@ def judged(model: ModelConfig, b: int, t: int = 1, precision: str = "bf16", reco
 
 
 def in_the_sum(lines: list[Line]) -> int:
-    return sum(x.counted for x in lines if not x.apart)
+    return sum(x.counted for x in lines if not x.separate)
 
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(2, 9), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 3]), st.integers(1, 5))

@@ -80,10 +80,10 @@ def test_what_does_not_go_with_patches_is_named(wrong, field):
 
 
 def test_the_scenario_teaches_a_model_to_say_what_it_sees():
-    play = find("captions")
-    lab = perform(play, Lab(play, "threads", "classroom"), {"asked": 24, "tp": 1})
+    scenario = find("captions")
+    lab = perform(scenario, Lab(scenario, "threads", "classroom"), {"asked": 24, "tp": 1})
     assert lab.ok, [r.key for r in lab.all_checks if r.verdict == "failed"]
-    lazy = perform(play, Lab(play, "threads", "classroom"), {"steps": 2, "asked": 24, "tp": 1})
+    lazy = perform(scenario, Lab(scenario, "threads", "classroom"), {"steps": 2, "asked": 24, "tp": 1})
     assert [r.key for r in lazy.all_checks if r.verdict == "failed"] == ["right_after"]
 
 

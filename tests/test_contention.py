@@ -301,14 +301,14 @@ def test_a_history_that_grows_many_times_is_the_same(monkeypatch):
     assert np.array_equal(grown.end, expected.end)
 
 
-def test_a_recording_that_is_turned_round_the_ring_is_what_every_rank_would_have_recorded():
+def test_a_recording_that_is_relabelled_round_the_ring_is_what_every_rank_would_have_recorded():
     from glasscluster.scenarios.jobs.collective import one_collective
 
     for n, operation in ((2, "all_reduce"), (5, "all_reduce"), (6, "reduce_scatter"), (7, "all_gather")):
         size, hw = 12 * n, hardware("classroom")
         graphs = []
-        for turns in (None, size):
-            cluster = Cluster(hw, n, "dry", memory_bytes=None, turns=turns)
+        for ring_bytes in (None, size):
+            cluster = Cluster(hw, n, "dry", memory_bytes=None, ring_bytes=ring_bytes)
             graphs.append(cluster.run(one_collective, operation, "ring", size, {}).graph)
         assert graphs[0].difference(graphs[1]) is None
 

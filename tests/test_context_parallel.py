@@ -253,7 +253,7 @@ def test_the_next_keys_travel_while_a_block_is_computed(kind):
     flops = 4 * a * (s // n) ** 2 * d  # of a whole block
     for ratio in (8.0, 1 / 8):  # seconds of a whole block over seconds of its message
         bandwidth = ratio * base.gpu.peak("fp32") * size / flops
-        assert context_parallel.hidden(n, 1, s, a, kv, d, 4, base.gpu.peak("fp32"), bandwidth) == (ratio > 1)
+        assert context_parallel.hops_overlap(n, 1, s, a, kv, d, 4, base.gpu.peak("fp32"), bandwidth) == (ratio > 1)
         wired = base.scaled(bandwidth=bandwidth / base.intra.bandwidth, latency=0.0)
         timeline = run.replay(wired, precision="fp32")
         forward = (graph.phase == 1) & (graph.rank == n - 1)
@@ -389,9 +389,9 @@ def test_a_causal_mask_of_stripes_that_is_one_token_off_is_caught(shift, monkeyp
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_keys_that_stop_one_rank_early_are_caught(kind, monkeypatch):
-    honest = Communicator.pass_on
+    honest = Communicator.ring_shift
 
-    def pass_on(self, x, tag, **labels):
+    def ring_shift(self, x, tag, **labels):
         room, works = honest(self, x, tag, **labels)
         self.hops = getattr(self, "hops", 0) + (tag == 1)
         if tag == 1 and self.hops == self.size:
@@ -399,7 +399,7 @@ def test_gradients_of_keys_that_stop_one_rank_early_are_caught(kind, monkeypatch
             room.copy_(x)
         return room, works
 
-    monkeypatch.setattr(Communicator, "pass_on", pass_on)
+    monkeypatch.setattr(Communicator, "ring_shift", ring_shift)
     assert caught(kind) > 1e-2
 
 

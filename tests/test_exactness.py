@@ -260,11 +260,11 @@ def test_a_backward_in_two_parts_that_loses_or_doubles_something_is_caught(monke
     def spoiled(self, kept, parameters, ready):
         matrix = parameters.get("layers.1.up_weight")
         if matrix is not None and broken == "a matrix's part":
-            kept.later[matrix][0].compute = lambda honest=kept.later[matrix][0].compute: honest().mul_(1 + 1e-6)
+            kept.deferred[matrix][0].compute = lambda honest=kept.deferred[matrix][0].compute: honest().mul_(1 + 1e-6)
         if matrix is not None and broken == "twice":
-            kept.later[matrix] *= 2
+            kept.deferred[matrix] *= 2
         if broken == "what I found":
-            next(iter(kept.found.values())).zero_()
+            next(iter(kept.gradients.values())).zero_()
         honest_w(self, kept, parameters, ready)
 
     def first_is_last(self, *args):
@@ -371,12 +371,12 @@ def test_buckets_rebuilt_in_another_order_on_one_rank_are_caught(monkeypatch):
     honest = data_parallel.DataParallel.rebuild
     rebuilt = []
 
-    def turned(self, order):
+    def reversed_on_one_rank(self, order):
         rebuilt.append(order)
         honest(self, order[::-1] if self.gpu.rank == 1 else order)
 
     assert judge(dp=2, first_bucket=500) <= TOLERANCE
-    monkeypatch.setattr(data_parallel.DataParallel, "rebuild", turned)
+    monkeypatch.setattr(data_parallel.DataParallel, "rebuild", reversed_on_one_rank)
     with pytest.raises(CollectiveMismatch, match="all_reduce"):
         judge(dp=2, first_bucket=500)
     assert len(rebuilt) >= 1

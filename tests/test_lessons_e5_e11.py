@@ -18,7 +18,7 @@ from glasscluster.sim.recording.events import COMPUTE, SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.run import Cluster
-from glasscluster.strategies import plan
+from glasscluster.strategies.pipeline.options import make_pipeline
 from glasscluster.strategies.pipeline.schedules import base, make_schedule, one_f_one_b
 from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
 from glasscluster.visualize.figures.pipelines import (
@@ -113,7 +113,7 @@ def test_a_weight_gradient_that_is_done_twice_fails_the_row_of_gradients(monkeyp
     honest = WeightGradients.weight_gradients
 
     def twice(self: Any, kept: Any, parameters: Any, ready: Any) -> None:
-        for parts in kept.later.values():
+        for parts in kept.deferred.values():
             parts += parts[:1]
         honest(self, kept, parameters, ready)
 
@@ -133,9 +133,9 @@ def test_1f1b_in_gpipe_s_order_fails_the_memory_lesson(monkeypatch):
     right = one_f_one_b.one_rank
     with monkeypatch.context() as patch:
         patch.setattr(one_f_one_b, "one_rank", lambda stage, m, warm_up: right(stage, m, m))
-        plan._pipeline.cache_clear()
+        make_pipeline.cache_clear()
         found = failed("E5", Lab)
-    plan._pipeline.cache_clear()  # nobody after this one gets such a list
+    make_pipeline.cache_clear()  # nobody after this one gets such a list
     assert {f"1F1B: most micro-batches held by stage {s}" for s in range(4)} <= found
     assert {f"bytes that 1F1B holds less than GPipe, stage {s}" for s in range(4)} <= found
     assert "1F1B: bytes more on all stages for 24 micro-batches more" in found
@@ -167,13 +167,13 @@ def drawn(name: str, p: int, m: int, v: int) -> tuple[Any, list[Any]]:
 @pytest.mark.parametrize(("name", "v"), [("gpipe", 1), ("interleaved", 3), ("zb-h2", 1), ("zb-v", 2), ("dualpipe-v", 2)])
 def test_bars_are_the_schedule_s_actions_when_they_ran(name, v):
     schedule, bars = drawn(name, 3, 6, v)
-    played = replace(schedule, together=frozenset()).validate(1e-3, 2e-3, 0.0, 1e-3)
+    simulated = replace(schedule, together=frozenset()).validate(1e-3, 2e-3, 0.0, 1e-3)
     assert len(bars) == sum(map(len, schedule.ranks))
     for bar in bars:
         action = base.Action(schedule.stages_of(bar.rank)[bar.chunk], bar.kind, bar.micro_batch)
-        assert (bar.begin, bar.end) == pytest.approx((played.begin[action], played.end[action]), rel=1e-9, abs=1e-12), action
+        assert (bar.begin, bar.end) == pytest.approx((simulated.begin[action], simulated.end[action]), rel=1e-9, abs=1e-12), action
     for r in range(3):
-        assert max(held(bars, r)[1]) == played.peak_live[r]
+        assert max(held(bars, r)[1]) == simulated.peak_live[r]
         assert held(bars, r)[1][-1] == 0
 
 

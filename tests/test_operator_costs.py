@@ -56,12 +56,12 @@ def test_a_convolution_costs_what_its_formula_says(backend, stride):
 # ---- torch's fused attention -------------------------------------------------------------------------------
 
 
-def attend(gpu, how: dict, shapes: tuple, mask: str, turned: bool, backward: bool) -> None:
-    """torch's scaled_dot_product_attention; `turned`: heads and tokens lie the other way round in memory."""
+def attend(gpu, how: dict, shapes: tuple, mask: str, transposed: bool, backward: bool) -> None:
+    """torch's scaled_dot_product_attention; `transposed`: heads and tokens lie the other way round in memory."""
     tensors = []
     for shape in shapes:
-        x = torch.ones(*((shape[0], shape[2], shape[1], shape[3]) if turned else shape), device=gpu.device)
-        tensors.append((x.transpose(1, 2) if turned else x).requires_grad_(backward))
+        x = torch.ones(*((shape[0], shape[2], shape[1], shape[3]) if transposed else shape), device=gpu.device)
+        tensors.append((x.transpose(1, 2) if transposed else x).requires_grad_(backward))
     if mask:
         dtype = torch.bool if mask == "bool" else torch.float32
         how = how | {"attn_mask": torch.ones(shapes[0][2], shapes[1][2], dtype=dtype, device=gpu.device)}
@@ -84,10 +84,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_same_attention_costs_the_same_on_threads_and_dry(case, turned, backward):
-    real, dry = (recorded(attend, *case, turned, backward, backend=b) for b in ("threads", "dry"))
+def test_the_same_attention_costs_the_same_on_threads_and_dry(case, transposed, backward):
+    real, dry = (recorded(attend, *case, transposed, backward, backend=b) for b in ("threads", "dry"))
     assert real.difference(dry) is None
     assert "unknown_flops" not in real.info
     (b, a, n, d), (m, e) = case[1][0], case[1][2][2:]
@@ -210,3 +210,16 @@ loaded = [m for m in sys.modules if m == "torch.utils.flop_counter" or m.startsw
 assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_the_model_registers_the_cost_of_every_kernel_of_ours():
+    """As on a fresh Ray actor, which imports the model and nothing that judges it."""
+    script = """
+import torch
+import glasscluster.model.gpt, glasscluster.model.kernels.cached_attention
+from glasscluster.base.operator_costs import cost_of
+ours = [s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("glasscluster::")]
+assert len(ours) > 10, ours
+assert not [name for name in ours if cost_of(name) is None], [n for n in ours if cost_of(n) is None]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

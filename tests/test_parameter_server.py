@@ -56,16 +56,16 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize(("workers", "servers", "staleness", "apart"), LAYOUTS)
-def test_an_asynchronous_run_equals_its_arrival_plan_in_one_process(workers, servers, staleness, apart, optimizer):
-    job, layout = job_of(workers, optimizer), Layout(workers, servers, 4, staleness, apart)
+@pytest.mark.parametrize(("workers", "servers", "staleness", "own_ranks"), LAYOUTS)
+def test_an_asynchronous_run_equals_its_arrival_plan_in_one_process(workers, servers, staleness, own_ranks, optimizer):
+    job, layout = job_of(workers, optimizer), Layout(workers, servers, 4, staleness, own_ranks)
     for seed in range(3):
         assert worst(job, seeded(layout, seed)) <= (1e-12 if optimizer == "sgd" else 1e-10)
 
 
-@pytest.mark.parametrize("apart", [True, False])
-def test_an_order_drawn_from_the_virtual_clock_is_followed_and_takes_as_long_as_the_replay_says(apart):
-    job, layout, slow = job_of(4), Layout(4, 2, 6, 2, apart), {1: 2.5, 3: 1.3}
+@pytest.mark.parametrize("own_ranks", [True, False])
+def test_an_order_drawn_from_the_virtual_clock_is_followed_and_takes_as_long_as_the_replay_says(own_ranks):
+    job, layout, slow = job_of(4), Layout(4, 2, 6, 2, own_ranks), {1: 2.5, 3: 1.3}
     plan = virtual(job, layout, slow_ranks=slow)
     run = run_of(job, plan)
     assert worst(job, plan, run) <= 1e-12
@@ -75,9 +75,9 @@ def test_an_order_drawn_from_the_virtual_clock_is_followed_and_takes_as_long_as_
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize(("workers", "servers", "apart"), [(1, 1, True), (3, 2, True), (4, 4, False), (4, 1, False)])
-def test_the_synchronous_mode_equals_one_device(workers, servers, apart, optimizer):
-    job, plan = job_of(workers, optimizer), synchronous(Layout(workers, servers, 4, None, apart))
+@pytest.mark.parametrize(("workers", "servers", "own_ranks"), [(1, 1, True), (3, 2, True), (4, 4, False), (4, 1, False)])
+def test_the_synchronous_mode_equals_one_device(workers, servers, own_ranks, optimizer):
+    job, plan = job_of(workers, optimizer), synchronous(Layout(workers, servers, 4, None, own_ranks))
     run = run_of(job, plan)
     one = train_one_device(MODEL, [job.batch(c) for c in range(4)], job.optimizer, 0.0, job.seed)
     expected = torch.cat([t.reshape(-1) for t in one.weights[-1].values()])
@@ -115,18 +115,18 @@ def test_nobody_is_more_than_s_clocks_ahead_and_somebody_is_exactly_s(staleness)
     assert max(ahead) == staleness
 
 
-@pytest.mark.parametrize(("workers", "servers", "apart"), [(1, 1, True), (3, 2, True), (4, 4, False), (4, 3, False), (2, 5, True)])
-def test_bytes_of_servers_and_workers_are_the_formula_s(workers, servers, apart):
-    layout, psi = Layout(workers, servers, 3, 1, apart), MODEL.parameters()
+@pytest.mark.parametrize(("workers", "servers", "own_ranks"), [(1, 1, True), (3, 2, True), (4, 4, False), (4, 3, False), (2, 5, True)])
+def test_bytes_of_servers_and_workers_are_the_formula_s(workers, servers, own_ranks):
+    layout, psi = Layout(workers, servers, 3, 1, own_ranks), MODEL.parameters()
     graph = run_of(job_of(workers), seeded(layout, 0)).graph
     theory, received = ps.predict(layout, psi, 8), np.zeros(layout.ranks, int)
     np.add.at(received, graph.rank[graph.kind == RECV], graph.bytes[graph.kind == RECV])
     assert graph.bytes_sent() == theory["sent"]
     assert received.tolist() == theory["received"]
-    if apart and psi % servers == 0:
+    if own_ranks and psi % servers == 0:
         assert theory["sent"][workers] + theory["received"][workers] == 3 * 2 * workers * psi * 8 // servers
         assert theory["sent"][0] + theory["received"][0] == 3 * 2 * psi * 8
-    if not apart and servers == workers and psi % workers == 0:
+    if not own_ranks and servers == workers and psi % workers == 0:
         assert theory["sent"] == [3 * 2 * psi * 8 * (workers - 1) // workers] * workers
 
 
@@ -231,7 +231,7 @@ def backed_up(job: Job, chosen, workers: int, backend: str = "threads"):
     )
 
 
-def apart(results, job: Job, chosen, workers: int) -> float:
+def distance(results, job: Job, chosen, workers: int) -> float:
     one, server = backup_workers.one_device_on_what_counted(job, chosen, workers), results[-1]
     gaps = []
     for mine, theirs, floor in ((server.gradients, one.gradients, 1e-3), (server.weights, one.weights, None)):
@@ -248,13 +248,13 @@ def test_backup_workers_equal_one_device_on_what_counted(needed, backups, optimi
     job = job_of(workers, optimizer)
     for seed in range(2):
         chosen = backup_workers.fastest(np.random.default_rng(seed).exponential(size=(4, workers)), needed)
-        assert apart(backed_up(job, chosen, workers).results, job, chosen, workers) <= 1e-10
+        assert distance(backed_up(job, chosen, workers).results, job, chosen, workers) <= 1e-10
 
 
 def test_a_gradient_that_came_too_late_and_still_counts_is_caught():
     job, times = job_of(3), np.random.default_rng(0).exponential(size=(4, 3))
     results = backed_up(job, backup_workers.fastest(times, 3), 3).results
-    assert apart(results, job, backup_workers.fastest(times, 2), 3) > 1e-6
+    assert distance(results, job, backup_workers.fastest(times, 2), 3) > 1e-6
 
 
 def test_a_dropped_worker_may_be_slow_and_a_needed_one_may_not():
@@ -341,8 +341,8 @@ def test_staleness_without_an_asynchronous_server_is_named():
     [("async_servers", {"workers": 3, "clocks": 6, "staleness": 1, "slow": 8.0}), ("diloco", {"replicas": 2, "steps": 10, "every": 4})],
 )
 def test_the_scenarios_hold_in_both_languages_and_their_figures_are_drawn(name, options):
-    play = find(name)
-    lab = perform(play, Lab(play, "threads", play.hardware), options)
+    scenario = find(name)
+    lab = perform(scenario, Lab(scenario, "threads", scenario.hardware), options)
     assert lab.ok, [r.key for r in lab.all_checks if r.verdict == "failed"]
     assert [r.key for r in lab.all_checks if r.name.zh == r.name.en] == []
     for _, make in lab.figures:

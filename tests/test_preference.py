@@ -292,8 +292,8 @@ def test_a_placement_that_fits_runs_and_one_that_does_not_is_out_of_memory():
 
 
 def test_the_scenario_holds_in_both_languages_and_its_figures_are_drawn():
-    play = find("preference")
-    lab = perform(play, Lab(play, "threads", play.hardware), {"sft": 100, "iterations": 2, "tokens": 4})
+    scenario = find("preference")
+    lab = perform(scenario, Lab(scenario, "threads", scenario.hardware), {"sft": 100, "iterations": 2, "tokens": 4})
     assert lab.ok, [r.key for r in lab.all_checks if r.verdict == "failed"]
     assert [r.key for r in lab.all_checks if r.name.zh == r.name.en] == []
     assert [[len(make(lang).data) for _, make in lab.figures] for lang in ("en", "zh")] == [[3, 2, 3, 1, 1]] * 2

@@ -126,8 +126,8 @@ def test_rope_turns_pair_i_by_m_theta_i_written_out_with_complex_numbers():
     at = [4, 5, 6, 20, 21, 22]
     found = rope(x, (4, 3, 20, 3), config)
     angle = torch.tensor(at, dtype=torch.float64)[:, None] * 100.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
-    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angle), angle)[:, None]
-    assert torch.allclose(found, torch.view_as_real(turned).flatten(-2), rtol=1e-12)
+    rotated = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    assert torch.allclose(found, torch.view_as_real(rotated).flatten(-2), rtol=1e-12)
     assert torch.autograd.gradcheck(lambda x: rope(x, (4, 3, 20, 3), config), (x,))
 
 

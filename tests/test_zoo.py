@@ -40,8 +40,8 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def lab() -> Lab:
-    play = find("zoo")
-    return Lab(play, play.backend, play.hardware)
+    scenario = find("zoo")
+    return Lab(scenario, scenario.backend, scenario.hardware)
 
 
 @pytest.mark.parametrize("bug", ZOO, ids=lambda b: b.id)

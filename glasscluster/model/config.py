@@ -8,9 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ModelConfig(BaseModel):
-    """A transformer: L layers, hidden h, a heads, sequence s, vocabulary V. ffn defaults to 4h, kv_heads to heads.
+    """The shape of a transformer: L layers, hidden h, a heads, sequence s, vocabulary V.
 
-    As it stands it is GPT-2's shape; every field beside the sizes is a switch of its own.
+    Without other switches it is GPT-2's. Every field is an option of `glass train`; ffn is 4h and kv_heads is
+    a unless they are given. `strategies.plan.make_model` makes one from a preset, with errors that name the
+    nearest choice.
+
+    Example:
+        >>> from glasscluster.model.config import ModelConfig
+        >>> gpt2 = ModelConfig(layers=12, hidden=768, heads=12, vocab=50257, seq=1024)
+        >>> gpt2.head_dim, gpt2.ffn, gpt2.parameters()
+        (64, 3072, 124439808)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,18 +42,30 @@ class ModelConfig(BaseModel):
     layers: int = Field(4, ge=1, description="transformer blocks")
     hidden: int = Field(64, ge=1, description="width of the residual stream")
     heads: int = Field(4, ge=1, description="attention heads")
-    kv_heads: int | None = Field(None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)")
-    qkv: Literal["fused", "separate"] = Field("fused", description="queries, keys and values from one matrix or from three")
-    kv_latent: int = Field(0, ge=0, description="size of the vector that keys and values of all heads are made from (MLA); 0: none")
+    kv_heads: int | None = Field(
+        None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)"
+    )
+    qkv: Literal["fused", "separate"] = Field(
+        "fused", description="queries, keys and values from one matrix or from three"
+    )
+    kv_latent: int = Field(
+        0,
+        ge=0,
+        description="size of the vector that keys and values of all heads are made from (MLA); 0: none",
+    )
     q_latent: int = Field(0, ge=0, description="the same of queries, of a model with kv-latent; 0: none")
-    rope_dim: int | None = Field(None, ge=2, description="rotary elements beside a head's own, with kv-latent (half a head's)")
+    rope_dim: int | None = Field(
+        None, ge=2, description="rotary elements beside a head's own, with kv-latent (half a head's)"
+    )
     ffn: int | None = Field(None, ge=1, description="inner width of the MLP, or of each expert (4 x hidden)")
     activation: Literal["gelu", "gelu-tanh", "relu", "swiglu"] = Field(
         "gelu", description="of the MLP; swiglu has a gate of the same width"
     )
     experts: int = Field(0, ge=0, description="experts in the place of each MLP; 0: none")
     top_k: int = Field(2, ge=1, description="experts that a token is sent to")
-    capacity_factor: float = Field(0.0, ge=0, description="an expert takes factor x k x seq / experts tokens of a sequence; 0: all")
+    capacity_factor: float = Field(
+        0.0, ge=0, description="an expert takes factor x k x seq / experts tokens of a sequence; 0: all"
+    )
     aux_loss: float = Field(0.01, ge=0, description="weight of the load-balancing loss")
     shared_ffn: int = Field(0, ge=0, description="inner width of the expert that every token passes; 0: none")
     hot_expert: float = Field(0.0, description="added to the first expert's router logits")
@@ -57,7 +77,9 @@ class ModelConfig(BaseModel):
         json_schema_extra={"off": "untied"},
     )
     attention: Literal["flash", "unfused"] = Field("flash", description="attention kernel")
-    norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field("layernorm", description="layer norm, without a mean, with one weight")
+    norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field(
+        "layernorm", description="layer norm, without a mean, with one weight"
+    )
     norm_eps: float = Field(1e-5, gt=0, description="epsilon of the norms")
     norm_position: Literal["pre", "post", "sandwich"] = Field(
         "pre", description="before a branch, behind its residual, or before the branch and behind it"
@@ -69,26 +91,50 @@ class ModelConfig(BaseModel):
     )
     relative_buckets: int = Field(32, ge=4, description="rows of the table of relative positions")
     relative_distance: int = Field(128, ge=2, description="distance from which all share the last bucket")
-    rope_layout: Literal["half", "interleaved"] = Field("half", description="which columns rope pairs: i and i + d/2, or neighbours")
+    rope_layout: Literal["half", "interleaved"] = Field(
+        "half", description="which columns rope pairs: i and i + d/2, or neighbours"
+    )
     rope_theta: float = Field(10000.0, gt=1, description="base of rope's frequencies")
-    rope_scaling: Literal["none", "interpolation", "ntk", "yarn"] = Field("none", description="how rope reaches beyond the trained length")
+    rope_scaling: Literal["none", "interpolation", "ntk", "yarn"] = Field(
+        "none", description="how rope reaches beyond the trained length"
+    )
     rope_factor: float = Field(1.0, ge=1, description="how many times as long as trained")
     rope_trained: int | None = Field(None, ge=1, description="trained length, for yarn (seq / rope-factor)")
-    objective: Literal["causal", "masked"] = Field("causal", description="the next token (GPT), or hidden ones from both sides (BERT)")
-    patches: int = Field(0, ge=0, description="patches of an image at the beginning of every sequence, in place of tokens")
+    objective: Literal["causal", "masked"] = Field(
+        "causal", description="the next token (GPT), or hidden ones from both sides (BERT)"
+    )
+    patches: int = Field(
+        0, ge=0, description="patches of an image at the beginning of every sequence, in place of tokens"
+    )
     patch_size: int = Field(16, ge=1, description="pixels of a patch, each a number from 0 to 255")
-    prefix: int = Field(0, ge=0, description="first tokens of a sequence that all see each other and carry no loss, of a causal model")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share dropped of each branch's output, and of unfused attention's probabilities")
+    prefix: int = Field(
+        0,
+        ge=0,
+        description="first tokens of a sequence that all see each other and carry no loss, of a causal model",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share dropped of each branch's output, and of unfused attention's probabilities",
+    )
     init_std: float = Field(0.02, ge=0, description="standard deviation of the initial weights")
     residual_init: Literal["scaled", "plain"] = Field(
-        "scaled", description="matrices into the residual start with init-std / sqrt(2 layers) (GPT-2), or with init-std"
+        "scaled",
+        description="matrices into the residual start with init-std / sqrt(2 layers) (GPT-2), or with init-std",
     )
-    z_loss: float = Field(0.0, ge=0, description="weight of log² Z in the gradient, Z the sum of a token's exponentiated logits")
+    z_loss: float = Field(
+        0.0, ge=0, description="weight of log² Z in the gradient, Z the sum of a token's exponentiated logits"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _default_ffn(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("ffn") is None and isinstance(values.get("hidden", 64), int):
+        if (
+            isinstance(values, dict)
+            and values.get("ffn") is None
+            and isinstance(values.get("hidden", 64), int)
+        ):
             values = {**values, "ffn": 4 * values.get("hidden", 64)}
         if isinstance(values, dict) and values.get("kv_heads") is None:
             values = {**values, "kv_heads": values.get("heads", 4)}
@@ -103,21 +149,31 @@ class ModelConfig(BaseModel):
         if self.heads % self.key_heads:
             divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
             best = min(divisors, key=lambda d: abs(d - self.key_heads))
-            raise ValueError(f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}")
+            raise ValueError(
+                f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}"
+            )
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
-            raise ValueError(f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is odd|learned")
+            raise ValueError(
+                f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is odd|learned"
+            )
         self._latents_fit()
         if self.rope_scaling != "none" and self.position != "rope":
             raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
-        if self.position == "relative" and self.relative_distance <= self.relative_buckets // (4 if self.both_ways else 2):
+        if self.position == "relative" and self.relative_distance <= self.relative_buckets // (
+            4 if self.both_ways else 2
+        ):
             rule = "must be larger than the distances that have a bucket each"
             raise ValueError(f"relative_distance|{self.relative_distance}|{rule}|{self.relative_buckets}")
         if self.prefix and self.objective == "masked":
             raise ValueError(f"prefix|{self.prefix}|all tokens of a masked model see each other|0")
         if self.patches and self.objective == "masked":
-            raise ValueError(f"patches|{self.patches}|a caption is predicted token by token, by a causal model|0")
+            raise ValueError(
+                f"patches|{self.patches}|a caption is predicted token by token, by a causal model|0"
+            )
         if self.patches >= self.seq:
-            raise ValueError(f"patches|{self.patches}|must leave room for text: fewer than seq = {self.seq}|{self.seq - 1}")
+            raise ValueError(
+                f"patches|{self.patches}|must leave room for text: fewer than seq = {self.seq}|{self.seq - 1}"
+            )
         if self.prefix >= self.seq:
             raise ValueError(f"prefix|{self.prefix}|must be shorter than seq = {self.seq}|{self.seq - 1}")
         if self.experts and self.top_k > self.experts:
@@ -128,10 +184,14 @@ class ModelConfig(BaseModel):
         if not self.kv_latent:
             for field in ("q_latent", "rope_dim"):
                 if getattr(self, field):
-                    raise ValueError(f"{field}|{getattr(self, field)}|needs --kv-latent|{0 if field == 'q_latent' else None}")
+                    raise ValueError(
+                        f"{field}|{getattr(self, field)}|needs --kv-latent|{0 if field == 'q_latent' else None}"
+                    )
             return
         if self.key_heads != self.heads:
-            raise ValueError(f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}")
+            raise ValueError(
+                f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}"
+            )
         if self.qk_norm:
             raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
         if self.rotary % 2:
@@ -139,12 +199,13 @@ class ModelConfig(BaseModel):
 
     @property
     def columns(self) -> int:
-        """Numbers that a sequence comes in as: pixels of its patches, then tokens."""
+        """How many numbers a sequence comes in as: the pixels of its patches, then its tokens."""
         return self.seq + self.patches * (self.patch_size - 1)
 
     @property
     def rotary(self) -> int:
-        """d_R: elements that a latent model's heads have beside their own, for rotary positions."""
+        """d_R: elements that each head of a latent model has beside its own, for rotary positions; 0 without.
+        """
         if not self.kv_latent or self.position != "rope":
             return 0
         return self.rope_dim or max(2, self.head_dim // 4 * 2)
@@ -156,17 +217,23 @@ class ModelConfig(BaseModel):
 
     @property
     def one_gather(self) -> bool:
-        """Queries, keys and values come from one matrix, so that entering the parallel region and the matrix are one operation."""
+        """Whether queries, keys and values come from one matrix.
+
+        Then entering the tensor-parallel region and that matrix are one operation.
+        """
         return self.qkv == "fused" and not self.kv_latent
 
     @property
     def down(self) -> int:
-        """Rows of a latent model's way down: whole on every tensor rank, and computed by each."""
+        """Rows of a latent model's projections down to the latents; 0 without latents.
+
+        They are whole on every tensor rank, and each computes them.
+        """
         return self.kv_latent + self.rotary + self.q_latent if self.kv_latent else 0
 
     @property
     def head_products(self) -> int:
-        """Weights of attention's matrices that are cut over heads."""
+        """How many weights the matrices of attention have that are cut over heads."""
         h, a, d = self.hidden, self.heads, self.head_dim
         if not self.kv_latent:
             return (h + 2 * self.key_width) * h + h * h
@@ -179,12 +246,14 @@ class ModelConfig(BaseModel):
 
     @property
     def width(self) -> int:
-        """Inner size of the MLP."""
+        """The inner width of the MLP."""
         return self.ffn or 4 * self.hidden
 
     @property
     def key_heads(self) -> int:
-        """Heads of keys and values: a for multi-head, 1 for multi-query attention, between them for grouped-query."""
+        """Heads of keys and values: a for multi-head, 1 for multi-query attention, between them for
+        grouped-query.
+        """
         return self.kv_heads or self.heads
 
     @property
@@ -199,32 +268,46 @@ class ModelConfig(BaseModel):
 
     @property
     def causal(self) -> bool:
-        """A query sees the keys up to its own (and the prefix's); else all."""
+        """Whether a query sees only the keys up to its own (and the prefix's); otherwise it sees all."""
         return self.objective == "causal"
 
     @property
     def both_ways(self) -> bool:
-        """Keys behind their query are seen by some."""
+        """Whether some queries see keys that come after their own."""
         return not self.causal or self.prefix > 1
 
     @property
-    def turned(self) -> bool:
-        """Queries and keys are changed head by head behind their matrices, so that attention keeps copies of its own of Q, K and V."""
+    def transforms_qk(self) -> bool:
+        """Whether queries and keys are transformed behind their matrices: rotated, normalised or made from
+        latents.
+
+        Attention then keeps Q, K and V as tensors of their own.
+        """
         return self.position == "rope" or self.qk_norm or self.kv_latent > 0
 
     def norm_size(self, width: int) -> int:
-        """Parameters of a norm over so many elements."""
+        """How many parameters a norm has.
+
+        Args:
+            width: elements that are normalised together.
+
+        Returns:
+            width for a gain, 2·width with a bias, 1 for scalenorm.
+        """
         return {"layernorm": (1 + self.bias) * width, "rmsnorm": width, "scalenorm": 1}[self.norm]
 
     def parameters(self) -> int:
-        """Ψ, from the shapes.
+        """Ψ: how many parameters the model has, from its shapes.
 
-        Eq 1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned positions.
+        Eq 1 is this for ffn = 4h, as many key heads as heads, no gate, biases, layer norms and learned
+        positions.
         """
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
         attention = self.head_products + self.down * (h + one) + one * (h + (h + 2 * k))
         if self.kv_latent:
-            attention += self.norm_size(self.kv_latent) + (self.norm_size(self.q_latent) if self.q_latent else 0)
+            attention += self.norm_size(self.kv_latent) + (
+                self.norm_size(self.q_latent) if self.q_latent else 0
+            )
             attention += one * (self.heads * (2 * self.head_dim + self.score_dim) - (h + 2 * k))
         attention += self.relative_buckets * self.heads if self.position == "relative" else 0
         attention += 2 * self.norm_size(self.head_dim) if self.qk_norm else 0
@@ -232,23 +315,39 @@ class ModelConfig(BaseModel):
         def mlp(f: int) -> int:
             return u * f * (h + one) + h * (f + one)
 
-        inside = mlp(f) if not self.experts else self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
+        inside = mlp(f)
+        if self.experts:
+            inside = self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
         layer = (4 if self.norm_position == "sandwich" else 2) * self.norm_size(h) + attention + inside
         ends = self.vocab * h * (1 if self.tied else 2) + (self.seq * h if self.position == "learned" else 0)
-        if self.objective == "masked":  # token types and their norm; the head's transform, its norm and the logits' bias
+        if self.objective == "masked":
+            # token types and their norm; the head's transform, its norm and the logits' bias
             ends += 2 * h + self.norm_size(h) + h * (h + one) + self.norm_size(h) + self.vocab * one
         ends += h * (self.patch_size + one) if self.patches else 0
         return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
 
     def model_flops(self, tokens: int) -> int:
-        """Eq 30: 3 x forward matmul FLOPs of `tokens`, attention dense, head included, look-ups not; k experts a token.
+        """Eq 30: the FLOPs that training on some tokens needs, three times those of forward.
 
-        These are the model FLOPs of docs/contract.md.
+        MFU is made of them.
+
+        Products of matrices count: attention as if no mask saved anything, k experts a token, the head;
+        look-ups do not, and recomputation does not.
+
+        Args:
+            tokens: in the step.
+
+        Returns:
+            Floating-point operations, two for each multiply-add.
         """
         h, f, s, u = self.hidden, self.width, self.seq, self.gates
-        inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts if self.experts else 2 * (u + 1) * h * f
-        per_layer = 2 * (self.head_products + self.down * h) + inside + 2 * s * self.heads * (self.score_dim + self.head_dim)
-        return 3 * tokens * (self.layers * per_layer + 2 * h * (self.vocab + (h if self.objective == "masked" else 0)))
+        inside = 2 * (u + 1) * h * f
+        if self.experts:
+            inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts
+        products = 2 * (self.head_products + self.down * h)
+        per_layer = products + inside + 2 * s * self.heads * (self.score_dim + self.head_dim)
+        head = 2 * h * (self.vocab + (h if self.objective == "masked" else 0))
+        return 3 * tokens * (self.layers * per_layer + head)
 
 
 _LLAMA: dict[str, Any] = {

@@ -1,8 +1,9 @@
-"""A small transformer: GPT-2's shape (learned positions, pre-LayerNorm, GELU), and by its switches Llama's and others.
+"""A small transformer: GPT-2's shape (learned positions, pre-LayerNorm, GELU), and by its switches Llama's
+and others.
 
-Dims in shape suffixes: B sequences, S tokens, H hidden, A local heads, D head size, F local ffn, V local vocabulary.
-A model is cut into stages of consecutive layers; the first has the embedding, the last the final norm and the head.
-A whole model is the stage that has everything.
+Dims in shape suffixes: B sequences, S tokens, H hidden, A local heads, D head size, F local ffn, V local
+vocabulary. A model is cut into stages of consecutive layers; the first has the embedding, the last the final
+norm and the head. A whole model is the stage that has everything.
 """
 
 from __future__ import annotations
@@ -27,22 +28,39 @@ from glasscluster.model.text.packing import positions as positions_in
 
 
 class Module(nn.Module):
-    """Parameters by full name, cut for this rank. `shards` says how each one is cut (None: whole on every rank)."""
+    """Parameters by full name, cut for this rank.
 
-    def __init__(self, prefix: str, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
+    `shards` says how each one is cut (None: whole on every rank).
+    """
+
+    def __init__(
+        self, prefix: str, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor
+    ) -> None:
         super().__init__()
         self.prefix, self.config, self.parallel, self.seed, self.like = prefix, config, parallel, seed, like
         self.shards: dict[str, Shard | None] = {}
-        self.partial: set[str] = set()  # whole on every rank, but used for its own heads: the ranks' gradients add up
+        self.partial: set[str] = (
+            set()
+        )  # whole on every rank, but used for its own heads: the ranks' gradients add up
 
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
 
-    def weight(self, name: str, *shape: int, std: float, mean: float = 0.0, shard: Shard | None = None, partial: bool = False) -> None:
+    def weight(
+        self,
+        name: str,
+        *shape: int,
+        std: float,
+        mean: float = 0.0,
+        shard: Shard | None = None,
+        partial: bool = False,
+    ) -> None:
         """Create parameter `name`. partial: it is whole, and each tensor rank has a part of its gradient."""
         full_name = f"{self.prefix}{name}"
-        self.register_parameter(name, local_parameter(full_name, shape, std, mean, shard, self.parallel, self.seed, self.like))
+        self.register_parameter(
+            name, local_parameter(full_name, shape, std, mean, shard, self.parallel, self.seed, self.like)
+        )
         self.shards[full_name] = shard
         if partial:
             self.partial.add(full_name)
@@ -58,14 +76,17 @@ class Module(nn.Module):
 
 
 class Block(Module):
-    """Two branches, attention and MLP, each added to the residual. Heads and ffn columns are shared out over tensor ranks.
+    """Two branches, attention and MLP, each added to the residual.
+
+    Heads and ffn columns are shared out over tensor ranks.
 
         pre         x + f(norm(x))             GPT-2; Xiong et al., 2002.04745
         post        norm(x + f(x))             Vaswani et al., 1706.03762; BERT
         sandwich    x + norm(f(norm(x)))       Ding et al., 2105.13290
 
-    Each branch's output goes through dropout, and so do the attention probabilities (2205.05198, figure 2); `keep` says what
-    of the attention stays for backward. The second branch is an MLP (mlp.py) or a router and its experts (moe.py).
+    Each branch's output goes through dropout, and so do the attention probabilities (2205.05198, figure 2);
+    `keep` says what of the attention stays for backward. The second branch is an MLP (mlp.py) or a router and
+    its experts (moe.py).
     """
 
     keep = KeepAll()
@@ -94,13 +115,25 @@ class Block(Module):
 
     @property
     def out_std(self) -> float:
-        """Of the matrices into the residual. GPT-2 (section 2.3): 2L branches add up, so each starts 1/√(2L) as large."""
+        """Of the matrices into the residual.
+
+        GPT-2 (section 2.3): 2L branches add up, so each starts 1/√(2L) as large.
+        """
         config = self.config
-        return config.init_std / (2 * config.layers) ** 0.5 if config.residual_init == "scaled" else config.init_std
+        return (
+            config.init_std / (2 * config.layers) ** 0.5
+            if config.residual_init == "scaled"
+            else config.init_std
+        )
 
     def forward(self, x_BSH: Tensor, draw: Draw | None = None) -> Tensor:
         """[B, S, H] -> [B, S, H]."""
-        x_BSH = self.branch(x_BSH, 1, lambda y: plus(self.parallel.row(self.attend(y, draw), self.out_weight), self.get("out_bias")), draw)
+        x_BSH = self.branch(
+            x_BSH,
+            1,
+            lambda y: plus(self.parallel.row(self.attend(y, draw), self.out_weight), self.get("out_bias")),
+            draw,
+        )
         return self.branch(x_BSH, 2, partial(self.mlp, self), draw)
 
     def branch(self, x: Tensor, number: int, f: Callable[[Tensor], Tensor], draw: Draw | None) -> Tensor:
@@ -124,9 +157,18 @@ class Block(Module):
         if config.dropout and config.attention == "unfused":
             s = q.shape[2] * context.size
             local = q.shape[1] // context.heads_cut
-            first = (self.parallel.rank * context.heads_cut + context.heads_rank) * local  # these heads' place in the mask of all heads
+            first = (
+                self.parallel.rank * context.heads_cut + context.heads_rank
+            ) * local  # these heads' place in the mask of all heads
             spans = (first * s * s, local * s * s)
-            drop = partial(dropout, p=config.dropout, draw=draw, layer=self.index, place="attention probabilities", spans=spans)
+            drop = partial(
+                dropout,
+                p=config.dropout,
+                draw=draw,
+                layer=self.index,
+                place="attention probabilities",
+                spans=spans,
+            )
             attention = partial(attention, drop=drop)
 
         def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -134,7 +176,9 @@ class Block(Module):
                 assert context.size == 1, "a document lies whole on one rank"
                 assert config.causal, "documents are triangles of a causal mask"
                 return by_document(attention, q, k, v, draw.documents, self.score_bias(q.shape[2]))
-            return context.attend(attention, q, k, v, config.causal, config.prefix, self.score_bias(q.shape[2] * context.size))
+            return context.attend(
+                attention, q, k, v, config.causal, config.prefix, self.score_bias(q.shape[2] * context.size)
+            )
 
         out = self.keep.core(core, q, k, v)
         return (out[..., : config.head_dim] if config.rotary else out).transpose(1, 2).flatten(2)
@@ -143,12 +187,16 @@ class Block(Module):
         """What is added to scores by distance, for this rank's heads: a learned table, or fixed numbers."""
         config, cut = self.config, Shard(1)
         if config.position == "relative":
-            self.weight("relative_table", config.relative_buckets, config.heads, std=config.init_std, shard=cut)
+            self.weight(
+                "relative_table", config.relative_buckets, config.heads, std=config.init_std, shard=cut
+            )
             numbers = buckets(config.seq, config.relative_buckets, config.relative_distance, config.both_ways)
             self.register_buffer("buckets", numbers.to(self.like.device), persistent=False)
         elif config.position == "alibi":
             mine = Shard(0).take(alibi(config.seq, config.heads), self.parallel.rank, self.parallel.size)
-            self.register_buffer("distances", mine.to(self.like.device, accumulation_dtype(self.like.dtype)), persistent=False)
+            self.register_buffer(
+                "distances", mine.to(self.like.device, accumulation_dtype(self.like.dtype)), persistent=False
+            )
 
     def score_bias(self, tokens: int) -> Tensor | None:
         """[A, 2·tokens - 1] in the accumulators' type, by distance (position.py)."""
@@ -157,9 +205,13 @@ class Block(Module):
         here = slice(self.config.seq - tokens, self.config.seq + tokens - 1)
         if self.config.position == "alibi":
             return self.distances[:, here]
-        return self.relative_table.to(accumulation_dtype(self.relative_table.dtype)).index_select(0, self.buckets[here]).T.contiguous()
+        return (
+            self.relative_table.to(accumulation_dtype(self.relative_table.dtype))
+            .index_select(0, self.buckets[here])
+            .T.contiguous()
+        )
 
-    def turn(self, x: Tensor) -> Tensor:
+    def rotate(self, x: Tensor) -> Tensor:
         """Rotary positions of [B, S, A, D], which in generation are each sequence's own."""
         context, rows = self.parallel.context, self.keep.positions
         if rows is None or all(row == rows[0] for row in rows):
@@ -169,7 +221,9 @@ class Block(Module):
         return rope(x.flatten(0, 1).unsqueeze(0), spans, self.config).view(x.shape)
 
     def queries_keys_values(self, x_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, S, H] -> queries, keys and values of this rank's heads, as attention takes them: [B, S, A or key heads, D]."""
+        """[B, S, H] -> queries, keys and values of this rank's heads, as attention takes them: [B, S, A or
+        key heads, D].
+        """
         config, parallel = self.config, self.parallel
         if config.kv_latent:
             return latent.queries_keys_values(self, x_BSH)
@@ -179,9 +233,11 @@ class Block(Module):
         if config.qk_norm:  # Dehghani et al., 2302.05442, section 2; with scalenorm: Henry et al., 2010.04245
             q, k = norms.norm(self, "q_norm", q), norms.norm(self, "k_norm", k)
         if config.position == "rope":
-            q, k = self.turn(q), self.turn(k)
-        if config.turned and (config.qkv == "fused" or parallel.size > config.key_heads):
-            v = v.clone(memory_format=torch.contiguous_format)  # or backward would keep all that lies around it
+            q, k = self.rotate(q), self.rotate(k)
+        if config.transforms_qk and (config.qkv == "fused" or parallel.size > config.key_heads):
+            v = v.clone(
+                memory_format=torch.contiguous_format
+            )  # or backward would keep all that lies around it
         return q, k, v
 
     def columns(self, x_BSH: Tensor) -> Sequence[Tensor]:
@@ -189,15 +245,19 @@ class Block(Module):
         parallel, config = self.parallel, self.config
         if config.qkv == "fused":
             qkv = parallel.column(x_BSH, self.qkv_weight, self.get("qkv_bias"))
-            return qkv.split([n // parallel.size for n in (config.hidden, config.key_width, config.key_width)], -1)
+            return qkv.split(
+                [n // parallel.size for n in (config.hidden, config.key_width, config.key_width)], -1
+            )
         y = parallel.f(x_BSH)
         return [parallel.linear(y, getattr(self, f"{n}_weight"), self.get(f"{n}_bias")) for n in "qkv"]
 
 
 class Embedding(Module):
-    """Token rows, and position rows where positions are learned or fixed sines; BERT adds token types and a norm (1810.04805, section 3).
+    """Token rows, and position rows where positions are learned or fixed sines; BERT adds token types and a
+    norm (1810.04805, section 3).
 
-    Token types are those of a pair of sentences: 0 in the first half of a sequence, 1 in the second, unless they are given.
+    Token types are those of a pair of sentences: 0 in the first half of a sequence, 1 in the second, unless
+    they are given.
     """
 
     def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
@@ -223,7 +283,9 @@ class Embedding(Module):
         types_BS: Tensor | None = None,
         positions: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
-        """[B, S] -> [B, S, H]. types: of this rank's tokens; positions: of each sequence's where they do not start at 0 (generation).
+        """[B, S] -> [B, S, H].
+
+        types: of this rank's tokens; positions: of each sequence's where they do not start at 0 (generation).
 
         With patches [B, pixels + tokens] comes in (captions.py).
         """
@@ -242,17 +304,25 @@ class Embedding(Module):
             elif positions is None:
                 x = x + parallel.cut(self.position[:tokens])
             else:
-                x = x + nn.functional.embedding(torch.tensor([list(p) for p in positions], device=x.device), self.position)
+                x = x + nn.functional.embedding(
+                    torch.tensor([list(p) for p in positions], device=x.device), self.position
+                )
         if config.objective == "masked":
-            x = x + nn.functional.embedding(parallel.cut(self.types[:tokens]) if types_BS is None else types_BS, self.segment)
+            x = x + nn.functional.embedding(
+                parallel.cut(self.types[:tokens]) if types_BS is None else types_BS, self.segment
+            )
             x = norms.norm(self, "norm", x)
             x = dropout(x, config.dropout, draw, -1, "embedding", spans=parallel.spans(tokens, config.hidden))
         return x
 
     def seen(self, x: Tensor, pixels: Tensor, tokens: int) -> Tensor:
-        """Embeddings of this rank's tokens [B, S, H] with the image's in the place of the first: pixels [B, P·C], 0 to 255."""
+        """Embeddings of this rank's tokens [B, S, H] with the image's in the place of the first: pixels [B,
+        P·C], 0 to 255.
+        """
         config, parallel = self.config, self.parallel
-        bright = (pixels.unflatten(1, (config.patches, config.patch_size)).to(accumulation_dtype(x.dtype)) / 255).to(x.dtype)
+        bright = (
+            pixels.unflatten(1, (config.patches, config.patch_size)).to(accumulation_dtype(x.dtype)) / 255
+        ).to(x.dtype)
         image = nn.functional.linear(bright, self.patch_weight, self.get("patch_bias"))
         image = nn.functional.pad(image, (0, 0, 0, tokens - config.patches))
         image = parallel.cut(image.transpose(0, 1)).transpose(0, 1)
@@ -263,11 +333,14 @@ class Embedding(Module):
 class Head(Module):
     """Final norm, logits, loss summed over tokens. `table` is the embedding's when tied and on this stage.
 
-    Behind post-norm layers there is no final norm: the last layer ends with one. A masked model has one more matrix, GELU and norm
-    before the table, and a bias of the logits (google-research/bert, get_masked_lm_output).
+    Behind post-norm layers there is no final norm: the last layer ends with one. A masked model has one more
+    matrix, GELU and norm before the table, and a bias of the logits (google-research/bert,
+    get_masked_lm_output).
     """
 
-    def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor, tied_to: nn.Parameter | None) -> None:
+    def __init__(
+        self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor, tied_to: nn.Parameter | None
+    ) -> None:
         super().__init__("head.", config, parallel, seed, like)
         if config.norm_position != "post":
             norms.declare(self, "norm", config.hidden)
@@ -279,9 +352,16 @@ class Head(Module):
         if tied_to is not None:
             self.table = tied_to
         else:
-            # the last stage's own copy of a tied embedding starts equal to the first stage's: same name, same values
+            # the last stage's own copy of a tied embedding starts equal to the first stage's: same name, same
+            # values
             self.prefix = "embedding." if config.tied else "head."
-            self.weight("token" if config.tied else "table", config.vocab, config.hidden, std=config.init_std, shard=Shard(0))
+            self.weight(
+                "token" if config.tied else "table",
+                config.vocab,
+                config.hidden,
+                std=config.init_std,
+                shard=Shard(0),
+            )
             self.table = self.token if config.tied else self.table
 
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
@@ -342,8 +422,15 @@ class GPTStage(nn.Module):
             block.keep = keep
         return self
 
-    def forward(self, x: Tensor, targets_BS: Tensor | None = None, draw: Draw | None = None, types_BS: Tensor | None = None) -> Tensor:
-        """First stage: tokens [B, S], and token types if they are not the usual; others: activations [B, S, H].
+    def forward(
+        self,
+        x: Tensor,
+        targets_BS: Tensor | None = None,
+        draw: Draw | None = None,
+        types_BS: Tensor | None = None,
+    ) -> Tensor:
+        """First stage: tokens [B, S], and token types if they are not the usual; others: activations [B, S,
+        H].
 
         Returns activations, or on the last stage the loss.
         """
@@ -362,4 +449,8 @@ class GPTStage(nn.Module):
 
     def full_names(self) -> dict[str, tuple[nn.Parameter, Shard | None]]:
         """Full name -> (parameter, how it is cut). The tied table appears once, as embedding.token."""
-        return {name: (getattr(part, name.split(".")[-1]), shard) for part in self.parts() for name, shard in part.shards.items()}
+        return {
+            name: (getattr(part, name.split(".")[-1]), shard)
+            for part in self.parts()
+            for name, shard in part.shards.items()
+        }

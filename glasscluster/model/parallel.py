@@ -1,8 +1,8 @@
 """What a block asks of parallelism, and the answer of one device.
 
 The model knows nothing of clusters: each block calls `f` before and `g` after its matrices (the names of
-Megatron-LM, 1909.08053 section 3), takes its share of the rows or columns, hands attention to `context` and sends
-tokens to `experts`. On one device all of these are the identity. Those that talk are in strategies/:
+Megatron-LM, 1909.08053 section 3), takes its share of the rows or columns, hands attention to `context` and
+sends tokens to `experts`. On one device all of these are the identity. Those that talk are in strategies/:
 tensor_parallel.py, sequence_parallel.py, context_parallel.py, expert_parallel.py.
 """
 
@@ -25,10 +25,11 @@ IGNORE = -100  # a target that carries no loss
 
 @dataclass(frozen=True)
 class Shard:
-    """How a parameter is cut over tensor-parallel ranks: along `dim`, in which lie blocks (Q, K and V) that are each cut.
+    """How a parameter is cut over tensor-parallel ranks: along `dim`, in which lie blocks (Q, K and V) that
+    are each cut.
 
-    A block that the ranks do not divide is padded with zeros at its end (the vocabulary). With `experts`, dim 0 counts experts
-    and is cut over the expert-parallel ranks as well.
+    A block that the ranks do not divide is padded with zeros at its end (the vocabulary). With `experts`, dim
+    0 counts experts and is cut over the expert-parallel ranks as well.
     """
 
     dim: int
@@ -48,7 +49,9 @@ class Shard:
             piece = block.narrow(self.dim, min(rank * each, n), max(0, min(each, n - rank * each)))
             missing = list(piece.shape)
             missing[self.dim] = each - piece.shape[self.dim]
-            pieces.append(torch.cat([piece, piece.new_zeros(missing)], self.dim) if missing[self.dim] else piece)
+            pieces.append(
+                torch.cat([piece, piece.new_zeros(missing)], self.dim) if missing[self.dim] else piece
+            )
         return torch.cat(pieces, self.dim) if len(pieces) > 1 else pieces[0]
 
     def shape(self, full: tuple[int, ...], size: int, expert_size: int = 1) -> tuple[int, ...]:
@@ -64,7 +67,10 @@ class WholeSequence:
     """How a sequence is cut over context-parallel ranks: not at all."""
 
     size, rank = 1, 0
-    heads_cut, heads_rank = 1, 0  # ranks that share out the heads inside attention (Ulysses), and which of them this is
+    heads_cut, heads_rank = (
+        1,
+        0,
+    )  # ranks that share out the heads inside attention (Ulysses), and which of them this is
 
     def positions(self, tokens: int) -> Sequence[int]:
         """Which of a sequence's tokens this rank has, in its own order."""
@@ -88,7 +94,8 @@ class WholeSequence:
         prefix: int = 0,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """Attention of local tokens to all that they may see: q [b, a, s local, d], k and v [b, a_kv, s local, d]; returns like q.
+        """Attention of local tokens to all that they may see: q [b, a, s local, d], k and v [b, a_kv, s
+        local, d]; returns like q.
 
         bias [a, 2s - 1]: what is added to scores, by distance.
         """
@@ -103,13 +110,16 @@ class WholeExperts:
     def dispatch(self, x: Tensor, counts: list[int]) -> tuple[Tensor, list[list[int]]]:
         """Send tokens to their experts.
 
-        x [A, h]: assignments sorted by expert, counts[e] of them for expert e of all E. Returns what arrived [R, h], ordered by
-        source rank and then by local expert, and how many of each: arrived[source][local expert].
+        x [A, h]: assignments sorted by expert, counts[e] of them for expert e of all E. Returns what arrived
+        [R, h], ordered by source rank and then by local expert, and how many of each: arrived[source][local
+        expert].
         """
         return x, [counts]
 
     def combine(self, y: Tensor, counts: list[int], arrived: list[list[int]]) -> Tensor:
-        """Send results [R, h] back to where they came from: [A, h], in the order in which they were dispatched."""
+        """Send results [R, h] back to where they came from: [A, h], in the order in which they were
+        dispatched.
+        """
         return y
 
 
@@ -120,7 +130,8 @@ class Unsharded:
     context = WholeSequence()
     experts: Any = WholeExperts()
     seed: Tensor | None = None  # what backward starts from (fp16's loss scale); None: 1
-    later: Any = None  # where gradients of weights can wait (strategies/pipeline/weight_gradients.py)
+    # takes weight gradients that are computed after the backward (strategies/pipeline/weight_gradients.py)
+    deferred: Any = None
     observe: Any = None  # called with kind, layer and tensors (strategies/observer.py); None: nobody looks
 
     @property
@@ -133,7 +144,9 @@ class Unsharded:
         return self.context.positions(tokens)
 
     def spans(self, tokens: int, hidden: int) -> tuple[int, ...]:
-        """Which elements of [s, h] these are: first, how many, first, how many, ... (where dropout looks its mask up)."""
+        """Which elements of [s, h] these are: first, how many, first, how many, ... (where dropout looks its
+        mask up).
+        """
         return runs(tuple(self.positions(tokens)), hidden)
 
     def cut(self, x: Tensor) -> Tensor:
@@ -153,10 +166,19 @@ class Unsharded:
         return self.g(self.linear(x, weight))
 
     def linear(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, whole: Tensor | None = None, index: int | None = None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        whole: Tensor | None = None,
+        index: int | None = None,
     ) -> Tensor:
         """x A^T + b. A is a parameter, or the slice `index` of the parameter `whole`."""
-        return F.linear(x, weight, bias) if self.later is None else self.later.linear(x, weight, bias, whole, index)
+        return (
+            F.linear(x, weight, bias)
+            if self.deferred is None
+            else self.deferred.linear(x, weight, bias, whole, index)
+        )
 
     def whole_heads(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [b, s, columns] of whole heads, from this rank's columns."""
@@ -179,10 +201,12 @@ class Unsharded:
         return logits
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
-        """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s]; IGNORE counts nothing.
+        """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s];
+        IGNORE counts nothing.
 
-        The gradient is that of -log p(target) + z_loss · log² Z, Z = Σ exp(logit) (PaLM, 2204.02311, section 5): it keeps logits from
-        drifting together. The loss that is returned is without it, so that losses compare.
+        The gradient is that of -log p(target) + z_loss · log² Z, Z = Σ exp(logit) (PaLM, 2204.02311, section
+        5): it keeps logits from drifting together. The loss that is returned is without it, so that losses
+        compare.
         """
         logits, targets = logits.flatten(0, 1).to(accumulation_dtype(logits.dtype)), targets.flatten()
         loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE)
@@ -199,17 +223,23 @@ def plus(x: Tensor, bias: Tensor | None) -> Tensor:
 
 @lru_cache(maxsize=64)
 def runs(positions: tuple[int, ...], each: int) -> tuple[int, ...]:
-    """Positions as consecutive runs: first, how many, first, how many, ...; each position is `each` elements."""
+    """Positions as consecutive runs: first, how many, first, how many, ...; each position is `each` elements.
+    """
     starts = [i for i, p in enumerate(positions) if not i or p != positions[i - 1] + 1]
     ends = [*starts[1:], len(positions)]
     return tuple(x for a, b in zip(starts, ends, strict=True) for x in (positions[a] * each, (b - a) * each))
 
 
 class KeepAll:
-    """Everything that backward needs stays. `strategies/memory/recompute.py` has the versions that let go and compute again."""
+    """Everything that backward needs stays.
+
+    `strategies/memory/recompute.py` has the versions that let go and compute again.
+    """
 
     active = False  # computing again just now
-    positions: Sequence[Sequence[int]] | None = None  # of each sequence's tokens, where they do not start at 0 (generation)
+    positions: Sequence[Sequence[int]] | None = (
+        None  # of each sequence's tokens, where they do not start at 0 (generation)
+    )
 
     def layers(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
         """Consecutive blocks."""
@@ -218,7 +248,10 @@ class KeepAll:
         return x
 
     def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
-        """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R]. For those who keep it (generation)."""
+        """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R].
+
+        For those who keep it (generation).
+        """
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Scores, softmax, its dropout, and the sum over V."""
@@ -226,7 +259,14 @@ class KeepAll:
 
 
 def local_parameter(
-    name: str, shape: tuple[int, ...], std: float, mean: float, shard: Shard | None, parallel: Unsharded, seed: int, like: Tensor
+    name: str,
+    shape: tuple[int, ...],
+    std: float,
+    mean: float,
+    shard: Shard | None,
+    parallel: Unsharded,
+    seed: int,
+    like: Tensor,
 ) -> torch.nn.Parameter:
     """A parameter's local part. The full tensor depends on (seed, name) alone, so every layout starts equal.
 

@@ -31,7 +31,7 @@ def async_servers(lab: Lab, workers: int = 8, servers: int = 2, staleness: int =
              "free": ("Never waits", "从不等待")}
     runs: dict[str, Any] = {}
     for key, s in (("waits", 0), ("bounded", staleness), ("free", clocks)):
-        layout = Layout(workers, servers, clocks, s, apart=True)
+        layout = Layout(workers, servers, clocks, s, own_ranks=True)
         plan = virtual(job, layout, lab.hardware, slow_ranks=slow_ranks)
         run = lab.run(key, names[key], ps.exchange, job, plan, gpus=layout.ranks, **job_info(job), **plan.info)
         if not lab.leader:

@@ -54,7 +54,7 @@ def _from_file(path: Path) -> Scenario:
     except Exception as problem:
         reason = f"the file fails on import: {type(problem).__name__}: {problem}"
         raise InputError("scenario", str(path), reason) from None
-    new = [name for name, play in REGISTRY.items() if play.function.__globals__ is module.__dict__]
+    new = [name for name, scenario in REGISTRY.items() if scenario.function.__globals__ is module.__dict__]
     if len(new) != 1:
         rule = f"the file must hold one function decorated with @scenario(...) or @lesson, it has {len(new)}"
         raise InputError("scenario", str(path), rule)

@@ -1,16 +1,17 @@
-"""The lab: what a scenario works with. It runs plans and programs, replays them, keeps checks, and tells the story.
+"""The lab: what a scenario works with to run, to check, and to tell its story.
 
     @scenario("two-rings")
     def two_rings(lab, gpus: int = 4):
         '''What the docstring says is the story's first paragraph.'''
         run = lab.run("ring", ("A ring", "一个环"), program, gpus=gpus)
-        lab.check("bytes sent", 2 * (gpus - 1) * SIZE, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (Eq 9)")
+        expected = 2 * (gpus - 1) * SIZE
+        lab.check("bytes sent", expected, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (Eq 9)")
         lab.tell(("The ring sent it all.", "环把它全部发送了。"))
 
-`glass run two-rings --gpus 8`, or `glass run my_file.py` for a file that holds one.
+`glass run two-rings --gpus 8` runs a scenario by name, `glass run my_file.py` the one that a file holds.
 
-What is said is given as a text (a pair of English and 中文, or a `Said`). A scenario with a text.toml, as every lesson
-has, gives a key of that file instead, and the values of the blanks: `lab.tell("ring_sent", gpus=gpus)`.
+A text is a pair of English and 中文, or a `Said`. A scenario with a text.toml, as every lesson has, gives a key
+of that file instead, and values for the blanks of its text: `lab.tell("ring_sent", gpus=gpus)`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import train_rank
-from glasscluster.visualize.page.report import Chapter, LessonPage, Report, StoryStep, told, write_report
+from glasscluster.visualize.page.report import Chapter, LessonPage, Report, StoryStep, story_of, write_report
 from glasscluster.visualize.page.trace import write_chrome_trace
 
 Say = Callable[[str], None]
@@ -61,7 +62,34 @@ class Entry:
 
 @dataclass
 class Lab:
-    """Handed to a scenario. One cluster a number of GPUs is kept open, so actors start once."""
+    """What a scenario is called with: it runs plans and programs, keeps their checks, and tells the story.
+
+    One cluster is kept open for each number of GPUs, so Ray actors start once. After the scenario, `write`
+    makes its report of `entries` (runs), `checks` (rows of its own), `story`, `figures` and the `finding`.
+
+    Args:
+        scenario: what is performed.
+        backend: what its ranks run on.
+        hardware: a name of the catalogue; every run is timed on it.
+        device: cpu or cuda.
+        seed: of weights, data, and the order in which threads run.
+        timeout_s: seconds that one operation may wait; None: the backend's own limit.
+        say: called with a line for people when something begins.
+
+    Example:
+        >>> import torch
+        >>> from glasscluster.scenarios.lab import Lab, Scenario, perform
+        >>> def program(gpu):
+        ...     gpu.comm.all_reduce(torch.ones(1000))
+        >>> def ring(lab, gpus: int = 2):
+        ...     run = lab.run("ring", ("A ring", "一个环"), program, gpus=gpus)
+        ...     expected = 2 * (gpus - 1) * 4000  # over all ranks, in bytes
+        ...     lab.check("bytes sent", expected, sum(run.graph.bytes_sent()), "Patarasuk-Yuan 2009 (Eq 9)")
+        >>> scenario = Scenario("ring", ring, ("A ring", "一个环"))
+        >>> lab = perform(scenario, Lab(scenario, "threads", "classroom"), {"gpus": 4})
+        >>> lab.status, lab.checks[0].verdict
+        ('PASS', 'held')
+    """
 
     scenario: Scenario
     backend: str
@@ -82,9 +110,16 @@ class Lab:
     _open: ExitStack = field(default_factory=ExitStack)
     _clusters: dict[int, Any] = field(default_factory=dict)
 
-    # ---- run -----------------------------------------------------------------------------------------------------
+    # ---- run -----------------------------------------------------------------------------------------------
     def cluster(self, gpus: int) -> Any:
-        """The cluster of this many GPUs (started at the first run on it)."""
+        """The cluster of a number of GPUs, started when it is first asked for.
+
+        Args:
+            gpus: how many ranks.
+
+        Returns:
+            A Cluster on this lab's backend and hardware.
+        """
         if gpus not in self._clusters:
             if self.backend == "ray":  # actors are processes: keep those of one size at a time
                 self.close()
@@ -109,7 +144,28 @@ class Lab:
         loss_scale: Any = None,
         **plan: Any,
     ) -> Any:
-        """Train with a plan, check it against one device, count it; returns a Trained."""
+        """Train with a plan, compare it with one device, and keep the run with its checks.
+
+        Args:
+            key: what code and files call the run.
+            title: what people read, in both languages.
+            model: a preset's name, or a ModelConfig.
+            steps: training steps.
+            data: where tokens come from; None: drawn from the seed.
+            checked: whether the same steps are trained on one device and compared.
+            also_on: names of other hardware to replay the recording on.
+            note: a text to stand beside the run in the report.
+            compared: whether the report compares this run's bytes and time with the other runs'.
+            loss_scale: the fp16 loss scale's rules; None: the usual ones.
+            **plan: fields of `Plan`.
+
+        Returns:
+            A Trained: the run, its checks and its comparison with one device.
+
+        Raises:
+            InputError: for options that cannot run together.
+            GlassError: the named error of the first rank that failed.
+        """
         layout, shape = make_plan(**plan), make_model(model) if isinstance(model, str) else model
         layout.check(shape)
         check_data(data, shape.seq, shape.vocab)
@@ -134,7 +190,24 @@ class Lab:
         clock: Any = None,
         **info: Any,
     ) -> Any:
-        """Run `program(gpu, *args)` on every rank; returns a Run. `clock`: a Hardware of the scenario's own, instead of the lab's."""
+        """Run a program on every rank, and keep the run.
+
+        Args:
+            key: what code and files call the run.
+            title: what people read, in both languages.
+            program: called as `program(gpu, *args)`.
+            *args: the same on every rank.
+            gpus: how many ranks.
+            also_on: names of other hardware to replay the recording on.
+            clock: a Hardware of the scenario's own to time this run; None: the lab's.
+            **info: what the graph should remember about the run.
+
+        Returns:
+            A Run.
+
+        Raises:
+            GlassError: the named error of the first rank that failed.
+        """
         title = said(title)
         self.say(f"{title.en}: {gpus} {self.backend} ranks")
         run = self.cluster(gpus).run(program, *args, info=info)
@@ -145,7 +218,19 @@ class Lab:
         return run
 
     def dry(self, *, model: Any, **plan: Any) -> Any:
-        """A plan recorded dry (shapes only) on this lab's hardware: for sweeps beside what really ran."""
+        """Record one step of a plan without computing it, on this lab's hardware: for sweeps beside what
+        really ran.
+
+        Args:
+            model: a ModelConfig.
+            **plan: fields of `Plan`.
+
+        Returns:
+            A Run of the dry backend, which is not kept for the report.
+
+        Raises:
+            InputError: for options that cannot run together.
+        """
         layout = make_plan(**plan)
         layout.check(model)
         job = Job(layout, model, steps=1)
@@ -163,7 +248,7 @@ class Lab:
         """False only in the other processes of a torchrun job."""
         return all(c.leader for c in self._clusters.values())
 
-    # ---- tell ----------------------------------------------------------------------------------------------------
+    # ---- tell ----------------------------------------------------------------------------------------------
     def check(
         self,
         key: str,
@@ -174,15 +259,18 @@ class Lab:
         name: Said | None = None,
         **options: Any,
     ) -> Row:
-        """A ledger row of the scenario: `lab.check("bytes sent", 96, sum(sent), "Patarasuk-Yuan 2009")`.
+        """Keep a row of the scenario's own ledger.
 
         Args:
             key: what code calls the row, and what people read when there is no `name`.
-            predicted: by the formula of `source`.
-            counted: from what ran.
+            predicted: by the formula of `source`, in the row's unit; None: there is no formula.
+            counted: from what ran, in the same unit; None: nothing was counted.
             source: paper and section.
             name: what people read, in both languages.
-            options: fields of `base.rows.Row`: `unit`, `match`, `tolerance`, `simulated`, `why`.
+            **options: fields of `base.rows.Row`: `unit`, `match`, `tolerance`, `simulated`, `why`.
+
+        Returns:
+            The row, with its verdict: held, failed or not applicable.
         """
         if name is None:
             name = Said(key, key)
@@ -204,7 +292,22 @@ class Lab:
         tolerance: float = 0.0,
         **blanks: Any,
     ) -> Row:
-        """A ledger row of the lesson itself; its name is the text `rows.KEY`. See `base.rows.Row` for the values."""
+        """Keep a row of the lesson's own ledger; its name is the text `rows.KEY`.
+
+        Args:
+            key: what code calls the row, and the key of its name in the text file.
+            predicted: by the formula of `source`; None: there is no formula.
+            counted: from what ran; None: nothing was counted.
+            source: paper and section.
+            simulated: from the timeline; None: nothing was.
+            unit: of all four values.
+            match: how they must agree: see `base.rows.Row`.
+            tolerance: how far they may differ.
+            **blanks: values for the blanks of the name, by name.
+
+        Returns:
+            The row, with its verdict.
+        """
         name = self._texts.filled("rows", key, blanks=blanks)
         options: dict[str, Any] = {"unit": unit, "match": match, "tolerance": tolerance}
         return self.check(key, predicted, counted, source, name=name, simulated=simulated, **options)
@@ -216,11 +319,28 @@ class Lab:
         return self.scenario.texts
 
     def text(self, key: str, /, **blanks: Any) -> Said:
-        """A title of a run or a figure: the text `text.KEY` with its blanks filled."""
+        """A text of the text file: a title of a run or of a figure.
+
+        Args:
+            key: its key in the section `text`.
+            **blanks: values for the blanks of the text, by name.
+
+        Returns:
+            The text in both languages.
+        """
         return self._texts.filled("text", key, blanks=blanks)
 
     def word(self, key: str, lang: str, /, **blanks: Any) -> str:
-        """A label in a figure: the text `text.KEY` in the language that the figure is drawn in."""
+        """A text of the text file in one language: a label in a figure.
+
+        Args:
+            key: its key in the section `text`.
+            lang: en or zh, the language that the figure is drawn in.
+            **blanks: values for the blanks of the text, by name.
+
+        Returns:
+            The text.
+        """
         return self.text(key, **blanks).in_(lang)
 
     def _said(self, section: str, text: str | Text, blanks: dict[str, Any]) -> Said:
@@ -228,39 +348,60 @@ class Lab:
         return self._texts.filled(section, text, blanks=blanks) if isinstance(text, str) else said(text)
 
     def tell(self, text: str | Text, /, view: str = "", **blanks: Any) -> None:
-        """A sentence of the story, linked to a view of the report.
+        """Add a sentence to the story, linked to a view of the report.
 
         Args:
-            text: a text, or the key of one below `tell` in the text file.
+            text: a text in both languages, or its key in the section `tell` of the text file.
             view: a URL hash such as `tab=timeline&run=ddp`.
-            blanks: the values of the text's blanks.
+            **blanks: values for the blanks of the text, by name.
         """
         self.story.append((self._said("tell", text, blanks), view))
 
     def ask(self, text: str | Text, answer: float, unit: str, /, **blanks: Any) -> None:
-        """The number to predict; the report shows nothing else until one is entered."""
+        """Ask the reader for a number; the report shows nothing else until one is entered.
+
+        Args:
+            text: the question in both languages, or its key in the section `ask` of the text file.
+            answer: the right number.
+            unit: of the number.
+            **blanks: values for the blanks of the text, by name.
+        """
         self.prompt = (self._said("ask", text, blanks), float(answer), unit)
 
     def explain(self, **blanks: Any) -> None:
-        """Why it came out so: `explain` of the text file; its points are for the reader to tick off."""
+        """Say why the answer came out so: the section `explain` of the text file, with points for the reader
+        to tick off.
+
+        Args:
+            **blanks: values for the blanks of the text, by name.
+        """
         self.explanation, self.points = self._texts.filled("explain", blanks=blanks), self._texts.points(blanks)
 
     def own_number(self, **blanks: Any) -> None:
-        """For the interview card: the number this run gave, `own_number` of the text file."""
+        """Give the number of this run to the interview card: `own_number` of the text file.
+
+        Args:
+            **blanks: values for the blanks of the text, by name.
+        """
         self.own = self._texts.filled("own_number", blanks=blanks)
 
     def figure(self, title: str | Text, make: Callable[[str], Any], /, **blanks: Any) -> None:
-        """A figure of the scenario's own.
+        """Add a figure of the scenario's own to the report.
 
         Args:
-            title: a text, or the key of one below `text` in the text file.
+            title: a text in both languages, or its key in the section `text` of the text file.
             make: `make(lang)` returns a plotly figure.
-            blanks: the values of the title's blanks.
+            **blanks: values for the blanks of the text, by name.
         """
         self.figures.append((self._said("text", title, blanks), make))
 
     def conclude(self, text: Text | None = None, /, **blanks: Any) -> None:
-        """The one-sentence finding: a text, or `conclude` of the text file."""
+        """Say in one sentence what was found.
+
+        Args:
+            text: the sentence in both languages; None: `conclude` of the text file.
+            **blanks: values for the blanks of the text, by name.
+        """
         self.finding = said(text) if text is not None else self._texts.filled("conclude", blanks=blanks)
 
     def close(self) -> None:
@@ -268,22 +409,22 @@ class Lab:
         self._open.close()
         self._open = ExitStack()
 
-    # ---- write down ----------------------------------------------------------------------------------------------
+    # ---- write down ----------------------------------------------------------------------------------------
     @property
     def all_checks(self) -> list[Row]:
-        """Every run's rows, named by run when there are several, then the scenario's own."""
+        """Every run's rows, named by run when there are several; then the scenario's own."""
         several = len(self.entries) > 1
         rows = [row.of_run(e.key) if several else row for e in self.entries for row in e.checks]
         return rows + self.checks
 
     @property
     def ok(self) -> bool:
-        """No check failed."""
+        """Whether no check failed."""
         return not tally(self.all_checks).failed
 
     @property
     def not_checked(self) -> list[Said]:
-        """What could not be checked: nothing at all, or the bytes of a run whose collectives are a library's.
+        """What could not be checked: nothing at all, or the bytes of a run whose collectives a library ran.
 
         That a run is trained without a reference is the scenario's choice; its other checks stand for that.
         """
@@ -292,11 +433,18 @@ class Lab:
 
     @property
     def status(self) -> Status:
-        """PASS, PARTIAL or FAIL."""
+        """PASS, PARTIAL (something could not be checked) or FAIL."""
         return status(self.all_checks, self.not_checked)
 
     def as_json(self, report: Path | None) -> dict[str, Any]:
-        """The `glass.run/1` object."""
+        """The `glass.run/1` object.
+
+        Args:
+            report: where the report was written; None: nowhere.
+
+        Returns:
+            What `--json` prints.
+        """
         return {
             "schema": "glass.run/1",
             "name": self.scenario.name,
@@ -332,18 +480,32 @@ class Lab:
             own=self.own,
         )
 
-    def _told(self) -> list[Any]:
-        """The scenario's own sentences; when they are few, what can be said of any run is added, from its numbers."""
+    def _story_steps(self) -> list[Any]:
+        """The scenario's own sentences; when they are few, what can be said of any run is added, from its
+        numbers.
+        """
         steps = [StoryStep(text, view or "tab=ledger") for text, view in self.story]
         if self.entries and len(steps) < FEWEST_SENTENCES:
             entry = self.entries[-1]
             here = f"&run={entry.key}" if len(self.entries) > 1 else ""
-            said = [StoryStep(s.text, s.view + here) for s in told(entry.run, entry.run.timeline) if not s.view.startswith("tab=checks")]
-            steps += said[: FEWEST_SENTENCES - len(steps)]
+            of_any_run = [
+                StoryStep(step.text, step.view + here)
+                for step in story_of(entry.run, entry.run.timeline)
+                if not step.view.startswith("tab=checks")
+            ]
+            steps += of_any_run[: FEWEST_SENTENCES - len(steps)]
         return steps
 
     def write(self, folder: Path) -> Path:
-        """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
+        """Write report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there
+        are several).
+
+        Args:
+            folder: an existing folder.
+
+        Returns:
+            The report's path.
+        """
         for entry in self.entries:
             home = folder if len(self.entries) == 1 else folder / entry.key
             home.mkdir(exist_ok=True)
@@ -369,7 +531,7 @@ class Lab:
             title=self.scenario.title,
             finding=self.finding,
             chapters=chapters,
-            story=self._told(),
+            story=self._story_steps(),
             seed=self.seed,
             checks=self.checks,
             not_checked=self.not_checked,
@@ -405,14 +567,26 @@ def _run_json(entry: Entry) -> dict[str, Any]:
     return {"name": entry.key, **content, "replays": replays}
 
 
-def perform(play: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
-    """Call the scenario with its options, then stop its clusters whatever happened."""
-    known = play.options
+def perform(scenario: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
+    """Call a scenario with its options, then stop its clusters whatever happened.
+
+    Args:
+        scenario: what to perform.
+        lab: a new one, made for it.
+        options: by name; what is left out has the function's default.
+
+    Returns:
+        The lab, with all that was run, checked and told.
+
+    Raises:
+        InputError: for an option that the scenario has not.
+    """
+    known = scenario.options
     for name in options:
         if name not in known:
-            raise InputError(name, options[name], f"{play.name} has no such option", list(known))
+            raise InputError(name, options[name], f"{scenario.name} has no such option", list(known))
     try:
-        play.function(lab, **options)
+        scenario.function(lab, **options)
     finally:
         lab.close()
     return lab

@@ -17,7 +17,15 @@ from glasscluster.scenarios.texts import Text, Texts, said
 
 @dataclass(frozen=True)
 class Scenario:
-    """A decorated function: its signature is its options, its docstring the story."""
+    """A decorated function: its signature is the scenario's options, its docstring the story.
+
+    Attributes:
+        name: what `glass run` calls it.
+        function: called with a Lab and the options.
+        title: in both languages.
+        backend: what it runs on when nothing else is chosen.
+        hardware: what it is timed on when nothing else is chosen.
+    """
 
     name: str
     function: Callable[..., None]
@@ -37,12 +45,12 @@ class Scenario:
 
     @property
     def story(self) -> str:
-        """The docstring."""
+        """The function's docstring: the first paragraph of the story."""
         return inspect.getdoc(self.function) or ""
 
     @property
     def options(self) -> dict[str, inspect.Parameter]:
-        """Name -> parameter, the lab left out."""
+        """The function's parameters by name, without the lab."""
         return dict(list(inspect.signature(self.function, eval_str=True).parameters.items())[1:])
 
 
@@ -50,7 +58,17 @@ REGISTRY: dict[str, Scenario] = {}
 
 
 def scenario(name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
-    """Make a function a scenario."""
+    """Register the decorated function as a scenario.
+
+    Args:
+        name: what `glass run` calls it.
+        title: in both languages; None: the title that a built-in scenario has, or the name.
+        backend: what it runs on when nothing else is chosen.
+        hardware: what it is timed on when nothing else is chosen.
+
+    Returns:
+        A decorator that returns the function unchanged.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         known = TITLES.get(name, Said(name, name))

@@ -31,19 +31,37 @@ BACKENDS = ("ray", "threads", "torchrun", "dry")
 
 
 class Backend(Protocol):
-    """Moves messages and starts ranks."""
+    """Starts ranks and moves their messages."""
 
     name: str
 
-    def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
-        """One outcome a rank, in rank order; a failure is raised as a GlassError."""
+    def run(
+        self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
+    ) -> list[Outcome]:
+        """Run the program on every rank; returns one outcome a rank, in rank order.
+
+        Args:
+            program: called as `program(gpu, *args)`.
+            args: the same on every rank.
+            record: whether to record.
+            capacity: bytes of memory of a simulated GPU; None: unlimited.
+
+        Raises:
+            GlassError: the named error of the first rank that failed.
+        """
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Stop what the backend started: actors, threads."""
 
 
 def make_backend(name: str, gpus: int, **options: Any) -> Backend:
-    """A backend by name; each is imported when first used."""
+    """A backend by name.
+
+    Args:
+        name: one of `BACKENDS`.
+        gpus: how many ranks.
+        **options: of the backend.
+    """
     if name == "threads":
         return ThreadsBackend(gpus, **options)
     if name == "ray":
@@ -56,11 +74,40 @@ def make_backend(name: str, gpus: int, **options: Any) -> Backend:
 
 
 class Cluster:
-    """`gpus` ranks on `hardware` (the virtual clock), run by `backend`. A context manager: actors live until it closes.
+    """A simulated cluster: ranks that run one program, and hardware that says how long it would take.
 
-    Options: seed (order in which threads run), device ("cpu" or "cuda"), timeout_s (of one operation, where a
-    backend needs one), memory_bytes (capacity of a virtual GPU; default: the hardware's; None: unlimited), eager_bytes
-    (threads: a send of at most so many bytes does not wait for its receive; default 0: every send waits).
+    The backend decides how ranks run and how messages move; what is recorded does not depend on it. As a
+    context manager a cluster keeps its Ray actors between runs, until it closes; without `with` they stop
+    after each run.
+
+    Args:
+        hardware_name: a name of the catalogue (`classroom`, `dgx-h100`, ...), a path of a profile file, or a
+            `Hardware`. It times the recording and gives each GPU its memory.
+        gpus: how many ranks.
+        backend: `threads` (this process), `ray` (actors), `torchrun` (processes that torchrun started) or
+            `dry` (shapes only: nothing is computed, values are never read).
+        memory_bytes: capacity of each simulated GPU in bytes; None: unlimited; by default what the hardware
+            has.
+        **options: of the backend. `seed`: the order in which threads run. `device`: `cpu` or `cuda`.
+            `timeout_s`: seconds that one operation may wait, where a backend cannot see a deadlock.
+            `eager_bytes` (threads only): a send of at most so many bytes does not wait for its receive; 0 by
+            default, so every send waits. `ring_bytes` (dry only): see `DryBackend`.
+
+    Raises:
+        InputError: for hardware, a backend, a device or a number of GPUs that does not exist.
+
+    Example:
+        >>> import torch
+        >>> from glasscluster import Cluster
+        >>> def program(gpu):
+        ...     x = torch.full((4,), float(gpu.rank))
+        ...     gpu.comm.all_reduce(x)
+        ...     return x.tolist()
+        >>> run = Cluster("classroom", gpus=2).run(program)
+        >>> run.results
+        [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+        >>> run.graph.bytes_sent()
+        [16, 16]
     """
 
     def __init__(
@@ -76,7 +123,9 @@ class Cluster:
         if gpus < 1:
             raise InputError("gpus", gpus, "must be at least 1")
         self.gpus, self.backend_name, self.options = gpus, backend, options
-        self.capacity: float | None = self.hardware.gpu.memory_bytes if isinstance(memory_bytes, str) else memory_bytes
+        self.capacity: float | None = (
+            self.hardware.gpu.memory_bytes if isinstance(memory_bytes, str) else memory_bytes
+        )
         if options.get("device", "cpu") not in DEVICES:
             raise InputError("device", options["device"], "unknown device", DEVICES)
         self._backend: Backend | None = None
@@ -84,7 +133,12 @@ class Cluster:
         if backend not in BACKENDS:
             raise InputError("backend", backend, "unknown backend", BACKENDS)
         if "eager_bytes" in options and backend != "threads":
-            raise InputError("eager_bytes", options["eager_bytes"], f"is an option of the threads backend, not of {backend}", ["threads"])
+            raise InputError(
+                "eager_bytes",
+                options["eager_bytes"],
+                f"is an option of the threads backend, not of {backend}",
+                ["threads"],
+            )
 
     def __enter__(self) -> Cluster:
         self._kept = True
@@ -94,20 +148,41 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """Stop actors and processes, if any."""
+        """Stop the backend's actors, if any. A later `run` starts new ones."""
         if self._backend is not None:
             self._backend.close()
             self._backend = None
 
     @property
     def leader(self) -> bool:
-        """False only in the other processes of a torchrun job: checks and reports are rank 0's."""
+        """Whether this process writes checks and reports: False only in a torchrun job, on ranks other than
+        0.
+        """
         return getattr(self._backend, "rank", 0) == 0
 
-    def run(self, program: Callable[..., Any], *args: Any, record: bool = True, info: dict | None = None) -> Run:
-        """Run `program(gpu, *args)` on every rank. Raises the named error of the first rank that failed.
+    def run(
+        self, program: Callable[..., Any], *args: Any, record: bool = True, info: dict | None = None
+    ) -> Run:
+        """Run a program on every rank and wait for all of them.
 
-        What had been recorded by then is kept on the error as `error.run`.
+        Args:
+            program: called as `program(gpu, *args)` on each rank, with that rank's `GPU`.
+            *args: the same on every rank. On Ray they have to be picklable, as the program has.
+            record: False to run without a recording; then the Run has results, and neither graph nor
+                timeline.
+            info: what the graph should remember about the run, as a JSON object.
+
+        Returns:
+            A Run, whose `results[r]` is what the program returned on rank r.
+
+        Raises:
+            GlassError: the named error of the first rank that failed: `Deadlock`, `OutOfMemory`,
+                `CollectiveMismatch`, `RankDied`, ... What had been recorded by then is its `error.run`.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> Cluster("classroom", gpus=3).run(lambda gpu, k: k * gpu.rank, 10).results
+            [0, 10, 20]
         """
         if self._backend is None:
             self._backend = make_backend(self.backend_name, self.gpus, **self.options)
@@ -127,7 +202,27 @@ class Cluster:
 
 
 class Run:
-    """What came of a run: `results` (one a rank), `graph`, `timeline`, `checks`; `replay`, `report`."""
+    """What one execution of a program left behind. `Cluster.run` makes it.
+
+    Attributes:
+        results: what the program returned, one value a rank, in rank order.
+        checks: the rows of the ledger that somebody has checked; empty after `Cluster.run`.
+        hardware: the `Hardware` on which `timeline` is replayed.
+        backend: the name of the backend that ran it.
+        gpus: how many ranks.
+        info: what the graph remembers about the run.
+
+    Example:
+        >>> import torch
+        >>> from glasscluster import Cluster
+        >>> def program(gpu):
+        ...     gpu.comm.all_reduce(torch.ones(1000))
+        >>> run = Cluster("classroom", gpus=2).run(program)
+        >>> run
+        Run(2 ranks on threads, classroom)
+        >>> f"{run.timeline.makespan * 1e6:.1f} us, {run.replay('dgx-h100').makespan * 1e6:.1f} us on NVLink"
+        '20.4 us, 11.8 us on NVLink'
+    """
 
     def __init__(self, cluster: Cluster, outcomes: list[Outcome], info: dict) -> None:
         self.hardware, self.backend, self.gpus = cluster.hardware, cluster.backend_name, cluster.gpus
@@ -137,7 +232,14 @@ class Run:
 
     @classmethod
     def stored(cls, timeline: Timeline) -> Run:
-        """A Run around a stored graph and its timeline: to be looked at again, without results."""
+        """A Run around a graph that was loaded from a file: it can be drawn and replayed, and has no results.
+
+        Args:
+            timeline: the loaded graph, replayed.
+
+        Returns:
+            A Run with that graph, on the timeline's hardware.
+        """
         run = cls.__new__(cls)
         run.hardware, run.gpus = timeline.hardware, timeline.graph.ranks
         run.info = dict(timeline.graph.info)
@@ -151,7 +253,11 @@ class Run:
 
     @cached_property
     def graph(self) -> ExecutionGraph:
-        """What every rank did."""
+        """What every rank did, as one `ExecutionGraph`, built when it is first used.
+
+        Raises:
+            InputError: if the run was not recorded.
+        """
         recordings = [o.recording for o in self.outcomes if o.recording is not None]
         if len(recordings) != self.gpus:
             raise InputError("run", "graph", "this run was not recorded on every rank")
@@ -159,19 +265,48 @@ class Run:
 
     @cached_property
     def timeline(self) -> Timeline:
-        """The graph on the cluster's hardware."""
+        """When everything happened on the cluster's hardware: the graph, replayed when it is first used."""
         return replay(self.graph, self.hardware)
 
     def replay(self, hw: str | Hardware, **options: Any) -> Timeline:
-        """The same graph on other hardware."""
+        """Time the same recording on other hardware.
+
+        Args:
+            hw: a name of the catalogue, a path of a profile file, or a `Hardware`.
+            **options: as in `glasscluster.replay`.
+
+        Returns:
+            A Timeline; the run's own is left as it is.
+        """
         return replay(self.graph, hw, **options)
 
     def peak_memory(self) -> list[tuple[int, dict[str, int]]]:
-        """Per rank: peak bytes and their split by category at that instant."""
+        """The most bytes that lived on each simulated GPU at once.
+
+        Returns:
+            For each rank, in order: the peak in bytes, and the bytes of each category (parameters, gradients,
+            activations, ...) at that moment.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     return torch.ones(1000, device=gpu.device).sum().item()
+            >>> total, by_category = Cluster("classroom", gpus=1).run(program).peak_memory()[0]
+            >>> total
+            4004
+        """
         return [MemoryHistory(self.graph, rank).peak() for rank in sorted(self.graph.memory)]
 
     def report(self, path: str | Path) -> Path:
-        """Write one self-contained HTML page about this run."""
+        """Write one self-contained HTML page about this run.
+
+        Args:
+            path: the file to write, or to replace.
+
+        Returns:
+            The path.
+        """
         return renderer("report")(self, Path(path))
 
     def _repr_html_(self) -> str:

@@ -157,7 +157,7 @@ def make_manager(
     `layers` is the same object for all stages of a rank.
     """
     plan = job.plan
-    apart = {TIED} if place.tied and number in (0, plan.stages - 1) else set[str]()
+    separate = {TIED} if place.tied and number in (0, plan.stages - 1) else set[str]()
     groups = Groups(place.shard, place.replicas, place.expert_replicas)
     counts = partial(place.counts, number)
     setup = StageSetup(
@@ -166,7 +166,7 @@ def make_manager(
         groups,
         stage_options(plan),
         job.optimizer,
-        apart,
+        separate,
         counts,
         observers,
         layers,
@@ -214,11 +214,11 @@ def assemble(gpu: GPU, job: Job, observers: Sequence[Observer]) -> Parts:
     plan, place = job.plan, Place(gpu, job)
     keep, layers = KINDS[plan.recompute](gpu, plan.recompute_every), WholeLayers()
     with gpu.unrecorded():
-        parallel, later = make_parallel(place, job), WeightGradients(gpu)
+        parallel, weight_gradients = make_parallel(place, job), WeightGradients(gpu)
         for observer in observers:
             parallel = observer.parallel_made(parallel)
         if plan.pipeline.splits:
-            parallel.later = later
+            parallel.deferred = weight_gradients
         mine = plan.pipeline.stages_of(place.pp.rank)
         stages = {s: make_stage(gpu, job, s, parallel).keeping(keep) for s in mine}
         made = {s: make_manager(gpu, place, job, s, stage, layers, observers) for s, stage in stages.items()}
@@ -228,7 +228,7 @@ def assemble(gpu: GPU, job: Job, observers: Sequence[Observer]) -> Parts:
     if observers:
         show_activations(parallel, stages, observers)
     shape, dtype = (plan.micro_batch, job.model.seq // plan.pieces, job.model.hidden), DTYPES[plan.precision]
-    executor = PipelineExecutor(gpu, place.pp, plan.pipeline, stages, shape, dtype, manager.of, later)
+    executor = PipelineExecutor(gpu, place.pp, plan.pipeline, stages, shape, dtype, manager.of, weight_gradients)
     loader = Loader(job, gpu.device, place.dp_rank, parallel.context.cut, place.has_loss)
     return Parts(place, parallel, stages, manager, executor, loader, keep, layers, tensor_sum)
 

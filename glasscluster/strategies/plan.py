@@ -1,7 +1,8 @@
 """The Plan: a parallel layout, validated. It is made of the strategies' own options and flat from outside.
 
-Each strategy's folder has an options.py: the fields that are its options of `train`, `predict` and `plan`, and `rules`
-that say which of their values go together with a model and the other axes. A strategy more is one more part here.
+Each strategy's folder has an options.py: the fields that are its options of `train`, `predict` and `plan`,
+and `rules` that say which of their values go together with a model and the other axes. A strategy more is one
+more part here.
 """
 
 from __future__ import annotations
@@ -49,7 +50,23 @@ class Plan(
     TensorOptions,
     DataOptions,
 ):
-    """gpus = dp·tp·pp·cp; micro_batches = global_batch / (micro_batch·dp)."""
+    """A parallel layout and every option of its strategies, validated on its own; `check` validates it for a
+    model.
+
+    A plan is frozen: `plan.model_copy(update=...)` makes another one. Every field is an option of `glass
+    train`; `docs/contract.md` lists them. gpus = dp·tp·pp·cp and micro_batches = global_batch /
+    (micro_batch·dp).
+
+    Raises:
+        InputError: (from `make_plan`) for an unknown option, or a value outside its range.
+
+    Example:
+        >>> from glasscluster.strategies.plan import make_model, make_plan
+        >>> plan = make_plan(dp=2, tp=2, pp=2, zero=1, global_batch=16)
+        >>> plan.gpus, plan.micro_batches, plan.mesh
+        (8, 8, {'pp': 2, 'dp': 2, 'cp': 1, 'tp': 2})
+        >>> plan.check(make_model("tiny"))
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="Plan")
 
@@ -67,7 +84,7 @@ class Plan(
             values = {"clip": 0.0, **values}  # no server sees the whole gradient
         return values
 
-    # ---- what several parts make together --------------------------------------------------------------------
+    # ---- what several parts make together ------------------------------------------------------------------
     @property
     def pipeline(self) -> Schedule:
         """The schedule that all ranks follow: read it, never change it."""
@@ -75,12 +92,12 @@ class Plan(
 
     @property
     def gpus(self) -> int:
-        """World size."""
+        """How many ranks the plan needs: dp·tp·pp·cp."""
         return self.dp * self.tp * self.pp * self.cp
 
     @property
     def micro_batches(self) -> int:
-        """m, per data-parallel rank."""
+        """m: micro-batches of one data-parallel rank in one step."""
         return self.global_batch // (self.micro_batch * self.dp)
 
     @property
@@ -90,7 +107,7 @@ class Plan(
 
     @property
     def shards(self) -> int:
-        """N of the ZeRO formulas: ranks that share out what a stage shards."""
+        """N of the ZeRO formulas: ranks that share out optimizer states, gradients or parameters."""
         return self.shard or self.data_ranks
 
     @property
@@ -100,7 +117,7 @@ class Plan(
 
     @property
     def padding(self) -> Padding:
-        """What units are padded to."""
+        """To what multiples the buffers of units are filled up."""
         experts = None if self.ep == 1 else self.expert_replicas if self.zero else 1
         return Padding(self.shards if self.zero else 1, experts)
 
@@ -114,11 +131,17 @@ class Plan(
         """Axis sizes for `gpu.make_mesh`."""
         return {"pp": self.pp, "dp": self.dp, "cp": self.cp, "tp": self.tp}
 
-    # ---- rules -----------------------------------------------------------------------------------------------
+    # ---- rules ---------------------------------------------------------------------------------------------
     def check(self, model: ModelConfig, runs: bool = True) -> None:
-        """Raise InputError for a combination that cannot run: field, value, rule, nearest valid choice.
+        """Check that the plan can run with a model.
 
-        `runs` False: it is only to be predicted, and may be in fp8, which has a cost (sim/time/cost.py) but does not run.
+        Args:
+            model: the model's shape.
+            runs: False where the plan is only predicted; then it may be in fp8, which has a cost
+                (sim/time/cost.py) but does not run.
+
+        Raises:
+            InputError: naming the field, its value, the rule that it breaks and the nearest valid choice.
         """
         if runs:
             self.runs()
@@ -128,7 +151,15 @@ class Plan(
             part.rules(self, model, self)
 
     def check_replica(self, model: ModelConfig) -> None:
-        """What trains whole replicas (parameter servers, local SGD, backup workers) has no other option than these."""
+        """Check that no option is given that whole replicas (parameter servers, local SGD, backup workers) do
+        not have.
+
+        Args:
+            model: the model's shape.
+
+        Raises:
+            InputError: naming the option.
+        """
         rule = "is not available where every worker holds a whole replica"
         for field, info in type(self).model_fields.items():
             value, plain = getattr(self, field), 0.0 if field == "clip" else info.default
@@ -141,12 +172,48 @@ class Plan(
 
 
 def make_plan(**values: Any) -> Plan:
-    """A validated Plan from option names."""
+    """Make a Plan from options.
+
+    Args:
+        **values: fields of `Plan` by name; all have defaults.
+
+    Returns:
+        The Plan.
+
+    Raises:
+        InputError: for an unknown option (with the nearest known one), or a value outside its range.
+
+    Example:
+        >>> from glasscluster.strategies.plan import make_plan
+        >>> make_plan(dp=4, zero=2).gpus
+        4
+        >>> make_plan(dp=4, zeros=2)
+        Traceback (most recent call last):
+        ...
+        glasscluster.base.errors.InputError: ...
+    """
     return build(Plan, values)
 
 
 def make_model(preset: str = "tiny", **overrides: Any) -> ModelConfig:
-    """A preset with overrides; None means "as the preset has it"."""
+    """Make a model's shape from a preset.
+
+    Args:
+        preset: a name of `PRESETS`: `tiny`, `gpt2-small`, `llama2-7b`, ...
+        **overrides: fields of `ModelConfig`; None means "as the preset has it".
+
+    Returns:
+        The ModelConfig.
+
+    Raises:
+        InputError: for an unknown preset or field, or a value outside its range.
+
+    Example:
+        >>> from glasscluster.strategies.plan import make_model
+        >>> model = make_model("tiny", layers=2, hidden=32)
+        >>> model.layers, model.ffn, model.head_dim
+        (2, 128, 8)
+    """
     if preset not in PRESETS:
         raise InputError("model", preset, "unknown preset", list(PRESETS))
     given = {k: v for k, v in overrides.items() if v is not None}

@@ -23,8 +23,8 @@ VIEW = "#panel-timeline .view:not([hidden])"
 
 @pytest.fixture(scope="module")
 def lab():
-    play = find("tour")
-    return perform(play, Lab(play, "threads", "classroom"), {"steps": 1, "hidden": 32, "seq": 16})
+    scenario = find("tour")
+    return perform(scenario, Lab(scenario, "threads", "classroom"), {"steps": 1, "hidden": 32, "seq": 16})
 
 
 @pytest.fixture(scope="module")

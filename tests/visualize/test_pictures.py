@@ -38,9 +38,9 @@ def trained():
 
 @pytest.fixture(scope="module")
 def tour():
-    play = find("tour")
-    lab = Lab(play, "threads", "classroom")
-    return perform(play, lab, {"steps": 1, "hidden": 32, "seq": 16})
+    scenario = find("tour")
+    lab = Lab(scenario, "threads", "classroom")
+    return perform(scenario, lab, {"steps": 1, "hidden": 32, "seq": 16})
 
 
 def test_every_word_has_both_languages_with_the_same_blanks_and_is_used():

@@ -50,7 +50,11 @@ class Sampling:
             return logits.argmax(-1)
         if logits.device.type == "meta":
             return logits.new_empty(len(logits), dtype=torch.int64)
-        return torch.multinomial(self.probabilities(logits).cpu(), 1, generator=generator).squeeze(-1).to(logits.device)
+        return (
+            torch.multinomial(self.probabilities(logits).cpu(), 1, generator=generator)
+            .squeeze(-1)
+            .to(logits.device)
+        )
 
 
 GREEDY = Sampling()
@@ -119,7 +123,13 @@ class Generator:
 
 
 @torch.no_grad()
-def forward(stage: GPTStage, tokens: Tensor, positions: Sequence[range], cache: Cache | None, window: int | None = None) -> Tensor:
+def forward(
+    stage: GPTStage,
+    tokens: Tensor,
+    positions: Sequence[range],
+    cache: Cache | None,
+    window: int | None = None,
+) -> Tensor:
     """[b, S] -> the logits [b, V] after each sequence's last token here; a sequence that has none here gets its padding's.
 
     positions: of each sequence's tokens, as cache.begin gives them; what is behind them is padding. window: without a cache.
@@ -148,7 +158,9 @@ def forward(stage: GPTStage, tokens: Tensor, positions: Sequence[range], cache: 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """[b, longest], zeros behind."""
     longest = max(map(len, sequences))
-    return torch.tensor([[*s, *[0] * (longest - len(s))] for s in sequences], dtype=torch.int64, device=device)
+    return torch.tensor(
+        [[*s, *[0] * (longest - len(s))] for s in sequences], dtype=torch.int64, device=device
+    )
 
 
 def listed(chosen: Tensor) -> list[int]:
@@ -156,15 +168,25 @@ def listed(chosen: Tensor) -> list[int]:
     return [0] * len(chosen) if chosen.device.type == "meta" else chosen.tolist()
 
 
-def generate(stage: GPTStage, prompts: Sequence[Sequence[int]], tokens: int, cache: Cache | None = None, **options: Any) -> Generated:
+def generate(
+    stage: GPTStage, prompts: Sequence[Sequence[int]], tokens: int, cache: Cache | None = None, **options: Any
+) -> Generated:
     """`tokens` new tokens after each prompt; a cache must be empty. Options are Generator's."""
     steps = list(Generator(stage, prompts, tokens, cache, **options))
-    return Generated([list(t) for t in zip(*(listed(chosen) for _, chosen in steps), strict=True)], [logits for logits, _ in steps])
+    return Generated(
+        [list(t) for t in zip(*(listed(chosen) for _, chosen in steps), strict=True)],
+        [logits for logits, _ in steps],
+    )
 
 
-def check(asked: Generator) -> None:
+def check(generator: Generator) -> None:
     """ValueError where generation would fail on the way."""
-    config, prompts, tokens, cache = asked.stage.config, asked.prompts, asked.tokens, asked.cache
+    config, prompts, tokens, cache = (
+        generator.stage.config,
+        generator.prompts,
+        generator.tokens,
+        generator.cache,
+    )
     if not prompts or not all(len(p) for p in prompts):
         raise ValueError("every prompt needs at least one token")
     if config.dropout:
@@ -176,13 +198,21 @@ def check(asked: Generator) -> None:
     if (most := max(t for p in prompts for t in p)) >= config.vocab:
         raise ValueError(f"the vocabulary has tokens 0 to {config.vocab - 1}, a prompt has {most}")
     if (longest := max(map(len, prompts)) + tokens - 1) > config.seq:
-        raise ValueError(f"the longest prompt and {tokens} new tokens need {longest} positions, the model has {config.seq}")
-    if config.prefix and (config.prefix > min(*map(len, prompts), asked.chunk or config.seq) or asked.window or windowed(cache)):
+        raise ValueError(
+            f"the longest prompt and {tokens} new tokens need {longest} positions, the model has {config.seq}"
+        )
+    if config.prefix and (
+        config.prefix > min(*map(len, prompts), generator.chunk or config.seq)
+        or generator.window
+        or windowed(cache)
+    ):
         raise ValueError(
             f"the prefix of {config.prefix} tokens has to be seen at once: in every prompt, in its first chunk, without a window"
         )
     if cache is not None and (any(cache.lengths) or len(cache.lengths) != len(prompts)):
-        raise ValueError(f"the cache has sequences of {cache.lengths} tokens; {len(prompts)} empty ones are needed")
+        raise ValueError(
+            f"the cache has sequences of {cache.lengths} tokens; {len(prompts)} empty ones are needed"
+        )
 
 
 def windowed(cache: Cache | None) -> bool:

@@ -67,7 +67,10 @@ class Speculation:
     def __post_init__(self) -> None:
         check(self)
         b, capacity = len(self.prompts), max(map(len, self.prompts)) + self.tokens + self.gamma
-        target_cache, draft_cache = self.caches or (StaticCache(self.target, b, capacity), StaticCache(self.draft, b, capacity))
+        target_cache, draft_cache = self.caches or (
+            StaticCache(self.target, b, capacity),
+            StaticCache(self.draft, b, capacity),
+        )
         self.target_cache, self.draft_cache = target_cache, draft_cache
         self.sequences = [list(p) for p in self.prompts]
         self.judged = [Judged() for _ in self.prompts]
@@ -76,7 +79,11 @@ class Speculation:
     @property
     def running(self) -> list[int]:
         """Sequences that still need tokens."""
-        return [b for b, (s, p) in enumerate(zip(self.sequences, self.prompts, strict=True)) if len(s) < len(p) + self.tokens]
+        return [
+            b
+            for b, (s, p) in enumerate(zip(self.sequences, self.prompts, strict=True))
+            if len(s) < len(p) + self.tokens
+        ]
 
     @property
     def done(self) -> bool:
@@ -95,7 +102,9 @@ class Speculation:
         q = torch.zeros(len(running), self.gamma, self.draft.config.vocab, dtype=torch.float64)
         new = [self.sequences[b][self.draft_cache.lengths[b] :] for b in running]
         for i in range(self.gamma):
-            q[:, i] = distribution(forward_packed(self.draft, self.draft_cache, self.rows(running, new)), self.sampling)
+            q[:, i] = distribution(
+                forward_packed(self.draft, self.draft_cache, self.rows(running, new)), self.sampling
+            )
             tokens[:, i] = torch.multinomial(q[:, i], 1, generator=self.draws)[:, 0]
             new = tokens[:, i : i + 1].tolist()
         return Guess(running, tokens, q)
@@ -147,7 +156,12 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 
 def speculate(
-    target: GPTStage, draft: GPTStage, prompts: Sequence[Sequence[int]], tokens: int, gamma: int, sampling: Sampling = GREEDY
+    target: GPTStage,
+    draft: GPTStage,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    gamma: int,
+    sampling: Sampling = GREEDY,
 ) -> Speculation:
     """`tokens` new tokens after each prompt, γ guesses a pass."""
     made = Speculation(target, draft, prompts, tokens, gamma, sampling)
@@ -156,16 +170,21 @@ def speculate(
     return made
 
 
-def check(asked: Speculation) -> None:
+def check(speculation: Speculation) -> None:
     """ValueError where it would fail on the way."""
-    if asked.gamma < 0:
-        raise ValueError(f"γ = {asked.gamma}: the draft guesses no tokens (plain generation) or some")
-    if not asked.prompts or not all(asked.prompts):
+    if speculation.gamma < 0:
+        raise ValueError(f"γ = {speculation.gamma}: the draft guesses no tokens (plain generation) or some")
+    if not speculation.prompts or not all(speculation.prompts):
         raise ValueError("every prompt needs at least one token")
-    if asked.target.config.vocab != asked.draft.config.vocab:
-        raise ValueError(f"target and draft need the same tokens: {asked.target.config.vocab} and {asked.draft.config.vocab}")
-    for name, stage in (("target", asked.target), ("draft", asked.draft)):
-        config, most = stage.config, max(map(len, asked.prompts)) + asked.tokens - 1 + asked.gamma
+    if speculation.target.config.vocab != speculation.draft.config.vocab:
+        raise ValueError(
+            f"target and draft need the same tokens: {speculation.target.config.vocab} and {speculation.draft.config.vocab}"
+        )
+    for name, stage in (("target", speculation.target), ("draft", speculation.draft)):
+        config, most = (
+            stage.config,
+            max(map(len, speculation.prompts)) + speculation.tokens - 1 + speculation.gamma,
+        )
         if most > config.seq:
             raise ValueError(f"prompt, tokens and guesses take {most} positions, the {name} has {config.seq}")
         if config.dropout or config.prefix or config.objective != "causal":

@@ -97,12 +97,12 @@ def attend(
             first, last = max(0, start + r0 - window + 1), start + r1
             q_t = q[b, :, r0:r1]
             new = slice(max(0, first - start), r1)
-            keys, *apart = (
+            keys, *rest = (
                 torch.cat([_past(pool, blocks, slots, first, start), x[b, :, new]], 1)
                 for pool, x in ((k_pool, k), (v_pool, v))[: 1 if shared else 2]
             )
-            values = apart[0] if apart else keys[..., :shared]
-            for read in (q_t, keys, *apart):
+            values = rest[0] if rest else keys[..., :shared]
+            for read in (q_t, keys, *rest):
                 meter("read", read.numel() * read.element_size())
             scores = (q_t.to(of) * scale).reshape(heads, -1, q.shape[3]) @ keys.to(of).transpose(-1, -2)
             if bias is not None:

@@ -1,6 +1,6 @@
-"""Rotary positions: queries and keys are turned by an angle that grows with the position.
+"""Rotary positions: queries and keys are rotated by an angle that grows with the position.
 
-    Su et al., 2104.09864, section 3.2: pair i of d/2 is turned by m·θ_i at position m, θ_i = base^(-2i/d)
+    Su et al., 2104.09864, section 3.2: pair i of d/2 is rotated by m·θ_i at position m, θ_i = base^(-2i/d)
     <R_m q, R_n k> depends on m - n alone (Eq 4)
 
     interleaved   pairs (x_0, x_1), (x_2, x_3), ...            the paper, GPT-J
@@ -15,7 +15,7 @@ Longer than trained, by a factor s:
                     32 times or more, between them a ramp; and q and k times 0.1 ln s + 1, which cools the
                     softmax (Peng et al., 2309.00071, sections 3.2, 3.3)
 
-One kernel each way, backward turns back; nothing is kept. Tables are made in float64, rounded to the
+One kernel each way, backward rotates back; nothing is saved for it. Tables are made in float64, rounded to the
 accumulators' type.
 But: yarn's ramp is linear in i, as in the authors' code, and not in the number of turns, as in their equation
 18.
@@ -94,10 +94,10 @@ def _rope(
 ) -> Tensor:
     cos, sin = _tables(tuple(spans), tuple(theta), scale, accumulation_dtype(x.dtype), x.device)
     sin = -sin if back else sin
-    wider = x.to(cos.dtype)
-    a, b = wider.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else wider.chunk(2, -1)
-    turned = (a * cos - b * sin, b * cos + a * sin)
-    out = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    precise = x.to(cos.dtype)
+    a, b = precise.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else precise.chunk(2, -1)
+    rotated = (a * cos - b * sin, b * cos + a * sin)
+    out = torch.stack(rotated, -1).flatten(-2) if interleaved else torch.cat(rotated, -1)
     return out.to(x.dtype).contiguous()
 
 
@@ -127,7 +127,7 @@ class Rope(torch.autograd.Function):
 
 
 def rope(x: Tensor, spans: Sequence[int], config: ModelConfig) -> Tensor:
-    """x [b, s, a, d] turned; spans: the positions of its s tokens as runs (first, how many, ...)."""
+    """x [b, s, a, d] rotated; spans: the positions of its s tokens as runs (first, how many, ...)."""
     trained = config.rope_trained or max(1, round(config.seq / config.rope_factor))
     theta = frequencies(x.shape[-1], config.rope_theta, config.rope_scaling, config.rope_factor, trained)
     scale = temperature(config.rope_scaling, config.rope_factor)

@@ -53,8 +53,8 @@ def queries_keys_values(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not config.rotary:
         block.keep.latent(c, None)
         return q, k, v
-    q = torch.cat([q[..., :d], block.turn(q[..., d:])], -1)
-    k_rotary = block.turn(k_rotary.unsqueeze(2))
+    q = torch.cat([q[..., :d], block.rotate(q[..., d:])], -1)
+    k_rotary = block.rotate(k_rotary.unsqueeze(2))
     block.keep.latent(c, k_rotary)
     return q, torch.cat([k, k_rotary.expand(-1, -1, k.shape[2], -1)], -1), torch.nn.functional.pad(v, (0, config.rotary))
 

@@ -122,8 +122,8 @@ def places(whole: Tensor, config: ModelConfig) -> Tensor:
     """True [b, s, k] for those that find a place with their expert."""
     b, s, k = whole.shape
     queue = whole.transpose(1, 2).flatten(1)  # first choices of all tokens, then second ones
-    asked = (queue.unsqueeze(-1) == torch.arange(config.experts, device=whole.device)).cumsum(1, dtype=torch.int32)
-    place = asked.gather(-1, queue.unsqueeze(-1)).squeeze(-1)
+    arrivals = (queue.unsqueeze(-1) == torch.arange(config.experts, device=whole.device)).cumsum(1, dtype=torch.int32)
+    place = arrivals.gather(-1, queue.unsqueeze(-1)).squeeze(-1)
     return (place <= capacity(config, s)).view(b, k, s).transpose(1, 2)
 
 

@@ -79,8 +79,8 @@ def learned_sum(a: int, b: int) -> bool:
 
 def arithmetic(draw: random.Random, n: int) -> Iterator[Choice]:
     """Sums of two digits among numbers near them, of sums that training leaves out."""
-    asked = [(a, b) for a, b in sums() if not learned_sum(a, b)]
-    for a, b in (draw.choice(asked) for _ in range(n)):
+    unlearned = [(a, b) for a, b in sums() if not learned_sum(a, b)]
+    for a, b in (draw.choice(unlearned) for _ in range(n)):
         others = sorted({a + b - 1, a + b + 1, a + b + 2, abs(a - b), a + b + 10, a} - {a + b, -1})
         yield shuffled(draw, f"{a}+{b}=", f"{a + b}\n", [f"{x}\n" for x in draw.sample(others, 3)])
 

@@ -73,7 +73,7 @@ class Family:
             raise WeightsError(f"{self.model_type} has no place for {part}")
         return f"{self.layer.format(place.removeprefix('layers.'))}{self.inside[stem]}.{kind}"
 
-    def turned(self, part: str) -> bool:
+    def is_transposed(self, part: str) -> bool:
         """Whether a part lies transposed in their tensor."""
         return self.transposed and part.startswith("layers.") and part.endswith("_weight") and "norm" not in part
 

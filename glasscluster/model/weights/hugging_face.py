@@ -33,7 +33,10 @@ FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Piece(NamedTuple):
-    """A part of a tensor: rows `start` to `start + rows` along dim 0 (theirs: of the tensor turned back where it is transposed)."""
+    """A part of a tensor: rows `start` to `start + rows` along dim 0.
+
+    Rows of their tensor are counted after it was transposed back, where it lies transposed.
+    """
 
     part: str
     start: int
@@ -61,14 +64,14 @@ class Layout:
         """Of a tensor of theirs."""
         found = self.theirs[tensor]
         shape = (sum(p.rows for p in found), *self.shapes[self.home[found[0].part]][1:])
-        return shape[::-1] if self.family.turned(found[0].part) else shape
+        return shape[::-1] if self.family.is_transposed(found[0].part) else shape
 
     def to_ours(self, name: str, theirs: Mapping[str, Tensor]) -> Tensor:
         """One of our tensors."""
         made = []
         for part, _, _ in self.ours[name]:
             tensor, piece = self.at[part]
-            whole = theirs[tensor].t() if self.family.turned(part) else theirs[tensor]
+            whole = theirs[tensor].t() if self.family.is_transposed(part) else theirs[tensor]
             made.append(whole.narrow(0, piece.start, piece.rows))
         return (torch.cat(made) if len(made) > 1 else made[0]).contiguous()
 
@@ -79,7 +82,7 @@ class Layout:
             mine = next(p for p in self.ours[self.home[part]] if p.part == part)
             made.append(ours[self.home[part]].narrow(0, mine.start, mine.rows))
         whole = torch.cat(made) if len(made) > 1 else made[0]
-        return (whole.t() if self.family.turned(self.theirs[tensor][0].part) else whole).contiguous()
+        return (whole.t() if self.family.is_transposed(self.theirs[tensor][0].part) else whole).contiguous()
 
 
 def pieces(name: str, rows: int, config: ModelConfig) -> list[Piece]:

@@ -29,7 +29,7 @@ OPERATIONS = tuple(o.replace("_", "-") for o in ALGORITHMS)
 NCCL = "nccl"
 SWEEP_STEP = 4
 ANY_SIZE = ("binary-tree", "double-tree", "dissemination")  # their closed forms say themselves where they hold; others need equal chunks
-ALIKE = ("ring",)  # algorithms in which every rank does what rank 0 does, turned round the ring
+ALIKE = ("ring",)  # algorithms in which every rank does what rank 0 does, relabelled
 
 # what nccl-tests multiplies S/t by, so that a bandwidth-optimal algorithm shows the wire's own rate
 BUS_FACTOR: dict[str, Callable[[int], float]] = {
@@ -112,7 +112,7 @@ def record(asked: Asked) -> Run:
     options |= {"servers": asked.servers} if asked.servers is not None else {}
     rooted = asked.inner in ("broadcast", "reduce", "scatter", "gather")
     alike = asked.algorithm in ALIKE and not rooted and asked.nbytes % asked.gpus == 0 and asked.nbytes > 0
-    cluster = Cluster(asked.hardware, asked.gpus, "dry", memory_bytes=None, turns=asked.nbytes if alike else None)
+    cluster = Cluster(asked.hardware, asked.gpus, "dry", memory_bytes=None, ring_bytes=asked.nbytes if alike else None)
     return cluster.run(one_collective, asked.inner, asked.algorithm, asked.nbytes, options)
 
 

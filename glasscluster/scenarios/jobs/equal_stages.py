@@ -43,11 +43,11 @@ def stages(gpu: Any, name: str, m: int, v: int = 1, n: int = N) -> dict[str, Any
     mesh = gpu.make_mesh({"pp": gpu.size})
     schedule = make_schedule(name, gpu.size, m, v)
     with gpu.unrecorded():
-        later = WeightGradients(gpu)
-        mine = {s: _stage(n, later) for s in schedule.stages_of(gpu.rank)}
+        weight_gradients = WeightGradients(gpu)
+        mine = {s: _stage(n, weight_gradients) for s in schedule.stages_of(gpu.rank)}
         inputs = [torch.ones(n, n, requires_grad=True) for _ in range(m)]
         loss, seed = torch.zeros(n, n), torch.ones(n, n)
-    executor = PipelineExecutor(gpu, mesh["pp"], schedule, mine, (n, n), torch.float32, dict.fromkeys(mine, Nobody()), later)
+    executor = PipelineExecutor(gpu, mesh["pp"], schedule, mine, (n, n), torch.float32, dict.fromkeys(mine, Nobody()), weight_gradients)
     executor.run(inputs, [None] * m, loss, seed)  # type: ignore[list-item]
     return {"gradients": {s: stage.w.grad for s, stage in mine.items()}, "live": executor.most_live}
 
@@ -76,7 +76,7 @@ class Nobody:
         """Nothing to reduce."""
 
 
-def _stage(n: int, later: Any) -> Any:
+def _stage(n: int, weight_gradients: Any) -> Any:
     """A module whose weight's gradient can wait."""
     import torch
     from torch import nn
@@ -91,8 +91,8 @@ def _stage(n: int, later: Any) -> Any:
         @staticmethod
         def backward(ctx: Any, dy: Any) -> Any:  # type: ignore[override]
             x, w = ctx.saved_tensors
-            put_off = later.put_off(ctx.w, lambda: x.t() @ dy)
-            return dy @ w.t(), None if put_off else x.t() @ dy
+            is_deferred = weight_gradients.defer(ctx.w, lambda: x.t() @ dy)
+            return dy @ w.t(), None if is_deferred else x.t() @ dy
 
     class Stage(nn.Module):
         def __init__(self) -> None:
@@ -106,8 +106,8 @@ def _stage(n: int, later: Any) -> Any:
     return Stage()
 
 
-def played(lab: Any, key: str, title: Any, name: str, p: int, m: int, v: int = 1, f: float = 1e-3, hop: float = 0.0) -> Any:
-    """Run a schedule in a lab, f seconds for a rank's share of F (f/v a chunk); returns (run, schedule, judgement, its bars)."""
+def run_schedule(lab: Any, key: str, title: Any, name: str, p: int, m: int, v: int = 1, f: float = 1e-3, hop: float = 0.0) -> Any:
+    """Run a schedule in a lab, f seconds for a rank's share of F (f/v a chunk); returns (run, schedule, its metrics, its bars)."""
     schedule = make_schedule(name, p, m, v)
     run = lab.run(key, title, stages, name, m, v, gpus=p, clock=machine(f / v, hop))
     if lab.leader:

@@ -77,8 +77,8 @@ def against_reference(small: Job, plan: Arrivals, results: list[ps.Exchanged]) -
             compared["max_rel_weight_diff"] = max(compared["max_rel_weight_diff"], check.difference(result.pulled, whole, 1.0))
         for step, gradients in enumerate(flat(g) for g in one.gradients):
             summed = sum(r.pushes[step] for r in results[: plan.layout.workers])
-            apart = check.difference(summed, gradients, 1e-3 * float(gradients.abs().max()))  # type: ignore[arg-type]
-            compared["max_rel_grad_diff"] = max(compared["max_rel_grad_diff"], apart)
+            worst = check.difference(summed, gradients, 1e-3 * float(gradients.abs().max()))  # type: ignore[arg-type]
+            compared["max_rel_grad_diff"] = max(compared["max_rel_grad_diff"], worst)
         mine = batch_losses(results)
         pairs = zip(mine, expected, strict=True)
         compared["max_rel_loss_diff"] = check.largest(abs(a - b) / abs(b) for a, b in pairs)

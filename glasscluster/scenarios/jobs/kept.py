@@ -34,7 +34,7 @@ def kept(
     """Bytes counted by part, on rank 0, and the closed form of Eq 17."""
     cluster, width = Cluster("classroom", tp * cp, "dry", memory_bytes=None), DTYPES[precision].itemsize
     saved = cluster.run(kept_by_a_layer, model, b, precision, recompute, cut, cp, context).results[0]
-    lines = [x for x in account(predict_layer(model, b, tp, width, recompute, cut, cp, context), saved) if not x.apart]
+    lines = [x for x in account(predict_layer(model, b, tp, width, recompute, cut, cp, context), saved) if not x.separate]
     mlp = KEPT_OF_MLP[model.activation] * model.width
     shape: dict[str, Any] = {"dropout": model.dropout > 0, "flash": model.attention == "flash", "key_width": model.key_width, "mlp": mlp}
     layout: dict[str, Any] = {"recompute": recompute, "sequence_parallel": cut, "cp": cp, "exchange": cp > 1 and context == "ulysses"}

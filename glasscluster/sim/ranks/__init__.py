@@ -1,1 +1,4 @@
-"""Ranks that run programs: the GPU a program holds, its communicators, collectives, backends. Writes into a recording."""
+"""Ranks that run programs: the GPU a program holds, its communicators, collectives, backends.
+
+Writes into a recording.
+"""

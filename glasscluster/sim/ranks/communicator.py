@@ -1,8 +1,8 @@
 """The communicator: what a program talks through. Everything here is written once, above two primitives.
 
-A backend gives each rank a `Wire` (wire.py) with `isend`, `irecv` and `block`. On top of it stand groups, checks and
-recording here, works under way in work.py, and one algorithm a file in collectives/. Each communicator runs its
-collectives in one queue, in launch order (as NCCL does on a stream).
+A backend gives each rank a `Wire` (wire.py) with `isend`, `irecv` and `block`. On top of it stand groups,
+checks and recording here, works under way in work.py, and one algorithm a file in collectives/. Each
+communicator runs its collectives in one queue, in launch order (as NCCL does on a stream).
 """
 
 from __future__ import annotations
@@ -22,10 +22,47 @@ from glasscluster.sim.recording.recorder import Recorder
 
 
 class Communicator:
-    """A group of ranks that talk to each other. `ranks` are the cluster's; `rank` is the index among them."""
+    """A group of ranks that send each other messages and run collectives together.
+
+    A program gets its communicators from its GPU: `gpu.comm` joins all ranks, `gpu.mesh["tp"]` those along
+    one axis. Shapes below: n is `size`, the number of ranks in the group; a rank's chunk is its slice of a
+    flat buffer, the buffer cut into n equal slices (`chunks`).
+
+    Attributes:
+        ranks: the group's ranks as the cluster numbers them.
+        size: n, how many they are.
+        rank: this rank's number within the group, from 0 to n - 1. Peers and roots are numbered so too.
+        axis: the name under which its messages stand on the graph, such as `dp`.
+
+    Args:
+        wire: the backend's two primitives, send and receive.
+        progress: drives this rank's collectives.
+        recorder: writes down what this rank does.
+        ledger: counts the bytes that live on this rank.
+        ranks: as above.
+        axis: as above.
+        group: a number of its own, for its lanes on the graph and the tags of its messages.
+
+    Example:
+        >>> import torch
+        >>> from glasscluster import Cluster
+        >>> def program(gpu):
+        ...     x = torch.tensor([1.0, 2.0]) * (gpu.rank + 1)
+        ...     gpu.comm.all_reduce(x, op="max", algorithm="ring")
+        ...     return x.tolist()
+        >>> Cluster("classroom", gpus=3).run(program).results
+        [[3.0, 6.0], [3.0, 6.0], [3.0, 6.0]]
+    """
 
     def __init__(
-        self, wire: Wire, progress: Progress, recorder: Recorder, ledger: Ledger, ranks: Sequence[int], axis: str, group: int
+        self,
+        wire: Wire,
+        progress: Progress,
+        recorder: Recorder,
+        ledger: Ledger,
+        ranks: Sequence[int],
+        axis: str,
+        group: int,
     ) -> None:
         self.wire, self.progress, self.recorder, self.ledger = wire, progress, recorder, ledger
         self.ranks, self.axis, self.group = tuple(ranks), axis, group
@@ -42,64 +79,202 @@ class Communicator:
     def __repr__(self) -> str:
         return f"Communicator({self.axis}, rank {self.rank} of {self.size}, ranks {list(self.ranks)})"
 
-    # ---- point to point --------------------------------------------------------------------------------------
-    def isend(self, x: torch.Tensor, dst: int, tag: int = 0, *, purpose: str = "data", label: str = "") -> Work:
-        """Launch a send of `x` to group rank `dst`. `x` must not change before `wait()` returns."""
+    # ---- point to point ------------------------------------------------------------------------------------
+    def isend(
+        self, x: torch.Tensor, dst: int, tag: int = 0, *, purpose: str = "data", label: str = ""
+    ) -> Work:
+        """Launch a send and return at once.
+
+        Args:
+            x: what to send, of any shape. It must not change before `wait()` returns.
+            dst: the group rank that receives it.
+            tag: messages between the same two ranks match by tag, and those of one tag in order; 0 to 65534.
+            purpose: what the message carries, one of `PURPOSES`: activations, gradients, parameters, scalars,
+                data.
+            label: a name for it on the graph.
+
+        Returns:
+            A Work; its `wait()` returns when the message has left.
+
+        Raises:
+            InputError: if `dst` is no rank of the group, or the tag is out of range.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     other, x = 1 - gpu.rank, torch.full((2,), float(gpu.rank))
+            ...     out = torch.empty(2)
+            ...     works = [gpu.comm.irecv(out, other), gpu.comm.isend(x, other)]
+            ...     for work in works:
+            ...         work.wait()
+            ...     return out.tolist()
+            >>> Cluster("classroom", gpus=2).run(program).results
+            [[1.0, 1.0], [0.0, 0.0]]
+        """
         return self._message(SEND, x.contiguous(), dst, tag, purpose, label, None)
 
-    def irecv(self, out: torch.Tensor, src: int, tag: int = 0, *, purpose: str = "data", label: str = "") -> Work:
-        """Launch a receive into `out` from group rank `src`; `out` is filled when `wait()` returns."""
+    def irecv(
+        self, out: torch.Tensor, src: int, tag: int = 0, *, purpose: str = "data", label: str = ""
+    ) -> Work:
+        """Launch a receive and return at once.
+
+        Args:
+            out: where the message goes: the shape and dtype that the sender sends. It is filled when `wait()`
+                returns.
+            src: the group rank that sends it.
+            tag: as the sender's.
+            purpose: as the sender's, one of `PURPOSES`.
+            label: a name for it on the graph.
+
+        Returns:
+            A Work; its `wait()` returns when the message is in `out`.
+
+        Raises:
+            InputError: if `src` is no rank of the group, or the tag is out of range.
+        """
         if out.is_contiguous():
             return self._message(RECV, out, src, tag, purpose, label, None)
         buffer = torch.empty_like(out, memory_format=torch.contiguous_format)
         return self._message(RECV, buffer, src, tag, purpose, label, lambda: out.copy_(buffer))
 
     def send(self, x: torch.Tensor, dst: int, tag: int = 0, **labels: str) -> None:
-        """`isend` and wait. Two ranks that both send first wait for each other forever."""
+        """Send and wait: `isend(...).wait()`. Two ranks that both send first wait for each other forever.
+
+        Args:
+            x: what to send, of any shape.
+            dst: the group rank that receives it.
+            tag: as in `isend`.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the message on the graph.
+
+        Raises:
+            Deadlock: if the wait can never end, with the cycle of ranks that wait for each other.
+        """
         self.isend(x, dst, tag, **labels).wait()
 
     def recv(self, out: torch.Tensor, src: int, tag: int = 0, **labels: str) -> torch.Tensor:
-        """`irecv` and wait; returns `out`."""
+        """Receive and wait: `irecv(...).wait()`.
+
+        Args:
+            out: where the message goes: the shape and dtype that the sender sends.
+            src: the group rank that sends it.
+            tag: as the sender's.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the message on the graph.
+
+        Returns:
+            `out`, filled.
+
+        Raises:
+            Deadlock: if nobody will ever send it.
+        """
         self.irecv(out, src, tag, **labels).wait()
         return out
 
-    def sendrecv(self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int, tag: int = 0, **labels: str) -> torch.Tensor:
-        """Send and receive at once; cannot deadlock in a ring."""
+    def sendrecv(
+        self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int, tag: int = 0, **labels: str
+    ) -> torch.Tensor:
+        """Send and receive at once, and wait for both. A ring of these cannot deadlock.
+
+        Args:
+            x: what to send, of any shape.
+            dst: the group rank that receives `x`.
+            out: where the message from `src` goes: the shape and dtype that it sends.
+            src: the group rank that `out` comes from.
+            tag: of both messages.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the message on the graph.
+
+        Returns:
+            `out`, filled.
+        """
         works = [self.irecv(out, src, tag, **labels), self.isend(x, dst, tag, **labels)]
         for work in works:
             work.wait()
         return out
 
-    def pass_on(self, x: torch.Tensor, tag: int = 0, **labels: str) -> tuple[torch.Tensor, list[Work]]:
-        """Launch `x` to the rank on the right; returns room for what comes from the left, filled when the works are done."""
+    def ring_shift(self, x: torch.Tensor, tag: int = 0, **labels: str) -> tuple[torch.Tensor, list[Work]]:
+        """Launch one step round the ring: `x` goes to rank + 1, what rank - 1 sends arrives. Returns at once.
+
+        Args:
+            x: what to send, of the same shape on every rank. It must not change before the works are done.
+            tag: as in `isend`.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the message on the graph.
+
+        Returns:
+            A buffer of `x`'s shape, and the works after whose `wait()` it holds what came from rank - 1. In a
+            group of one rank, `x` itself and no works.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     arriving, works = gpu.comm.ring_shift(torch.tensor([gpu.rank]))
+            ...     for work in works:
+            ...         work.wait()
+            ...     return arriving.item()
+            >>> Cluster("classroom", gpus=4).run(program).results
+            [3, 0, 1, 2]
+        """
         if self.size == 1:
             return x, []
         room, left, right = torch.empty_like(x), (self.rank - 1) % self.size, (self.rank + 1) % self.size
         with self.wire.group():
             return room, [self.irecv(room, left, tag, **labels), self.isend(x, right, tag, **labels)]
 
-    def going_round(self, x: torch.Tensor, tag: int = 0, **labels: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """Every rank's `x` and whose it is, one's own first, then from the left. The next one arrives while one is used."""
+    def ring_rotate(self, x: torch.Tensor, tag: int = 0, **labels: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """Let every rank's `x` pass by, as the keys and values of ring attention do: n - 1 steps of
+        `ring_shift`.
+
+        The next tensor is on the wire while the caller uses the one at hand.
+
+        Args:
+            x: this rank's tensor, of the same shape on every rank.
+            tag: as in `isend`.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the message on the graph.
+
+        Returns:
+            An iterator over (group rank whose tensor it is, that tensor): first one's own, then rank - 1's,
+            and so on.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.tensor([10 * gpu.rank])
+            ...     return [(source, y.item()) for source, y in gpu.comm.ring_rotate(x)]
+            >>> Cluster("classroom", gpus=3).run(program).results[1]
+            [(1, 10), (0, 0), (2, 20)]
+        """
         for step in range(self.size):
-            following, works = self.pass_on(x, tag, **labels) if step < self.size - 1 else (x, [])
+            following, works = self.ring_shift(x, tag, **labels) if step < self.size - 1 else (x, [])
             yield (self.rank - step) % self.size, x
             for work in works:
                 work.wait()
             x = following
 
     def _message(
-        self, kind: int, x: torch.Tensor, peer: int, tag: int, purpose: str, label: str, finish: Callable[[], object] | None
+        self,
+        kind: int,
+        x: torch.Tensor,
+        peer: int,
+        tag: int,
+        purpose: str,
+        label: str,
+        finish: Callable[[], object] | None,
     ) -> Work:
         name = "send" if kind == SEND else "recv"
         if not 0 <= peer < self.size:
-            raise InputError(f"{name} peer", peer, f"the {self.axis} group has ranks 0..{self.size - 1}", range(self.size))
+            raise InputError(
+                f"{name} peer", peer, f"the {self.axis} group has ranks 0..{self.size - 1}", range(self.size)
+            )
         if not 0 <= tag < TAGS_PER_GROUP - 1:
             raise InputError("tag", tag, f"a tag lies in 0..{TAGS_PER_GROUP - 2}")
         world, recorder = self.ranks[peer], self.recorder
         post = self.wire.isend if kind == SEND else self.wire.irecv
         ticket = post(x.detach(), world, self.tag_base + 1 + tag, name)
         if not recorder.paused:
-            lane = self.lane(4 if kind == SEND else 5)  # not those of collectives: when their steps run is up to the CPU
+            lane = self.lane(
+                4 if kind == SEND else 5
+            )  # not those of collectives: when their steps run is up to the CPU
             nbytes = x.numel() * x.element_size()
             more = {"peer": world, "tag": 1 + tag, "purpose": PURPOSES.index(purpose), "label": label}
             ticket.row = recorder.row(lane, kind, name, 0, nbytes, recorder.frontier, **more)
@@ -107,7 +282,7 @@ class Communicator:
                 self.ledger.call(x, f"{label or 'message'} received")
         return MessageWork(self, ticket, x, finish)
 
-    # ---- collectives -----------------------------------------------------------------------------------------
+    # ---- collectives ---------------------------------------------------------------------------------------
     def all_reduce(
         self,
         x: torch.Tensor,
@@ -120,25 +295,120 @@ class Communicator:
         pieces: int | None = None,
         **labels,
     ) -> Work:
-        """Every rank ends with the elementwise `op` over ranks, in place. op: sum, max, min, avg.
+        """Every rank ends with the elementwise `op` over all ranks' tensors, in place.
 
-        `servers` (parameter-server): shards, one a rank by default. `node_size` (hierarchical): ranks that share a node, 8 by default.
-        `pieces` (binary-tree, double-tree): how many follow each other through a tree.
+        Args:
+            x: a contiguous tensor of the same shape on every rank. A ring sends 2(n-1)/n of its bytes from
+                each rank.
+            op: `sum`, `max`, `min` or `avg` (the sum divided by n; whole numbers are rounded towards zero).
+            algorithm: a name that is registered with `@collective`, or `native` for gloo's or NCCL's own.
+            async_op: return at once; otherwise only when the collective has finished on this rank.
+            servers: of `parameter-server`: how many ranks hold a shard of the sum; all by default.
+            node_size: of the algorithm `hierarchical`: ranks that share a node; 8 by default.
+            pieces: of the trees that pipeline (`binary-tree`, `double-tree`): into how many pieces the
+                message is cut.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the collective on the graph.
+
+        Returns:
+            A Work. With `async_op`, `x` may be read or changed only after its `wait()`.
+
+        Raises:
+            InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
+            CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.arange(4.0) + gpu.rank
+            ...     work = gpu.comm.all_reduce(x, op="avg", async_op=True)
+            ...     work.wait()  # compute here, before the wait, overlaps with the collective
+            ...     return x.tolist()
+            >>> Cluster("classroom", gpus=3).run(program).results[0]
+            [1.0, 2.0, 3.0, 4.0]
         """
         options = self._options("all_reduce", algorithm, servers=servers, node_size=node_size, pieces=pieces)
         return self._collective("all_reduce", algorithm, x, async_op, labels, op=op, **options)
 
     def reduce_scatter(
-        self, x: torch.Tensor, op: str = "sum", algorithm: str = "ring", async_op: bool = False, *, node_size: int | None = None, **labels
+        self,
+        x: torch.Tensor,
+        op: str = "sum",
+        algorithm: str = "ring",
+        async_op: bool = False,
+        *,
+        node_size: int | None = None,
+        **labels,
     ) -> Work:
-        """Chunk `rank` of `x` (see `chunk`) ends with the `op` over ranks; the other chunks are scratch afterwards."""
+        """Each rank's chunk of `x` ends with the elementwise `op` over all ranks; the other chunks are
+        scratch afterwards.
+
+        Args:
+            x: a contiguous tensor of the same shape on every rank; read the result with `chunk(x)`, [numel /
+                n]. A ring sends (n-1)/n of its bytes from each rank.
+            op: `sum`, `max`, `min` or `avg` (the sum divided by n; whole numbers are rounded towards zero).
+            algorithm: a registered name, or `native`.
+            async_op: return at once; otherwise only when the collective has finished on this rank.
+            node_size: of the algorithm `hierarchical`: ranks that share a node; 8 by default.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the collective on the graph.
+
+        Returns:
+            A Work. With `async_op`, `x` may be read or changed only after its `wait()`.
+
+        Raises:
+            InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
+            CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.arange(4.0) + 10 * gpu.rank
+            ...     gpu.comm.reduce_scatter(x)
+            ...     return gpu.comm.chunk(x).tolist()
+            >>> Cluster("classroom", gpus=2).run(program).results
+            [[10.0, 12.0], [14.0, 16.0]]
+        """
         options = self._options("reduce_scatter", algorithm, node_size=node_size)
         return self._collective("reduce_scatter", algorithm, x, async_op, labels, op=op, **options)
 
     def all_gather(
-        self, x: torch.Tensor, algorithm: str = "ring", async_op: bool = False, *, node_size: int | None = None, **labels
+        self,
+        x: torch.Tensor,
+        algorithm: str = "ring",
+        async_op: bool = False,
+        *,
+        node_size: int | None = None,
+        **labels,
     ) -> Work:
-        """`x` is the full buffer and holds this rank's chunk; it ends holding every rank's chunk."""
+        """Every rank ends with every rank's chunk.
+
+        Args:
+            x: the whole buffer, contiguous, of the same shape on every rank; its `chunk(x)` holds this rank's
+                part. A ring sends (n-1)/n of its bytes from each rank.
+            algorithm: a registered name, or `native`.
+            async_op: return at once; otherwise only when the collective has finished on this rank.
+            node_size: of the algorithm `hierarchical`: ranks that share a node; 8 by default.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the collective on the graph.
+
+        Returns:
+            A Work. With `async_op`, `x` may be read or changed only after its `wait()`.
+
+        Raises:
+            InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
+            CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.zeros(4)
+            ...     gpu.comm.chunk(x).fill_(gpu.rank + 1)
+            ...     gpu.comm.all_gather(x)
+            ...     return x.tolist()
+            >>> Cluster("classroom", gpus=2).run(program).results
+            [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]
+        """
         options = self._options("all_gather", algorithm, node_size=node_size)
         return self._collective("all_gather", algorithm, x, async_op, labels, **options)
 
@@ -153,9 +423,29 @@ class Communicator:
         pieces: int | None = None,
         **labels,
     ) -> Work:
-        """Every rank ends with group rank `src`'s tensor, in place."""
+        """Every rank ends with the root's tensor, in place.
+
+        Args:
+            x: a contiguous tensor of the same shape on every rank.
+            src: the root: the group rank whose tensor it is.
+            algorithm: a registered name, or `native`.
+            async_op: return at once; otherwise only when the collective has finished on this rank.
+            node_size: of the algorithm `hierarchical`: ranks that share a node; 8 by default.
+            pieces: of the trees that pipeline (`binary-tree`, `double-tree`): into how many pieces the
+                message is cut.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the collective on the graph.
+
+        Returns:
+            A Work. With `async_op`, `x` may be read or changed only after its `wait()`.
+
+        Raises:
+            InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
+            CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+        """
         options = self._options("broadcast", algorithm, node_size=node_size, pieces=pieces)
-        return self._collective("broadcast", algorithm, x, async_op, labels, src=self._member("broadcast src", src), **options)
+        return self._collective(
+            "broadcast", algorithm, x, async_op, labels, src=self._member("broadcast src", src), **options
+        )
 
     def reduce(
         self,
@@ -169,16 +459,76 @@ class Communicator:
         pieces: int | None = None,
         **labels,
     ) -> Work:
-        """Group rank `dst` ends with the elementwise `op` over ranks, in place; on the others `x` is scratch afterwards."""
+        """The root ends with the elementwise `op` over all ranks, in place; on other ranks `x` is scratch
+        afterwards.
+
+        Args:
+            x: a contiguous tensor of the same shape on every rank.
+            op: `sum`, `max`, `min` or `avg` (the sum divided by n; whole numbers are rounded towards zero).
+            dst: the root: the group rank that gets the result.
+            algorithm: a registered name.
+            async_op: return at once; otherwise only when the collective has finished on this rank.
+            node_size: of the algorithm `hierarchical`: ranks that share a node; 8 by default.
+            pieces: of the trees that pipeline (`binary-tree`, `double-tree`): into how many pieces the
+                message is cut.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the collective on the graph.
+
+        Returns:
+            A Work. With `async_op`, `x` may be read or changed only after its `wait()`.
+
+        Raises:
+            InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
+            CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+        """
         options = self._options("reduce", algorithm, node_size=node_size, pieces=pieces)
-        return self._collective("reduce", algorithm, x, async_op, labels, op=op, dst=self._member("reduce dst", dst), **options)
+        return self._collective(
+            "reduce", algorithm, x, async_op, labels, op=op, dst=self._member("reduce dst", dst), **options
+        )
 
-    def scatter(self, x: torch.Tensor, src: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str) -> Work:
-        """Chunk `rank` of `x` ends as group rank `src`'s; the other chunks are scratch afterwards."""
-        return self._collective("scatter", algorithm, x, async_op, labels, src=self._member("scatter src", src))
+    def scatter(
+        self, x: torch.Tensor, src: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str
+    ) -> Work:
+        """Each rank's chunk of `x` ends as the root's; the other chunks are scratch afterwards.
 
-    def gather(self, x: torch.Tensor, dst: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str) -> Work:
-        """`x` is the full buffer and holds this rank's chunk; on group rank `dst` it ends holding every rank's chunk."""
+        Args:
+            x: a contiguous tensor of the same shape on every rank; its values matter on the root alone. Read
+                the result with `chunk(x)`, [numel / n].
+            src: the root: the group rank whose chunks are handed out.
+            algorithm: a registered name.
+            async_op: return at once; otherwise only when the collective has finished on this rank.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the collective on the graph.
+
+        Returns:
+            A Work. With `async_op`, `x` may be read or changed only after its `wait()`.
+
+        Raises:
+            InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
+            CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+        """
+        return self._collective(
+            "scatter", algorithm, x, async_op, labels, src=self._member("scatter src", src)
+        )
+
+    def gather(
+        self, x: torch.Tensor, dst: int = 0, algorithm: str = "direct", async_op: bool = False, **labels: str
+    ) -> Work:
+        """The root ends with every rank's chunk.
+
+        Args:
+            x: the whole buffer, contiguous, of the same shape on every rank; its `chunk(x)` holds this rank's
+                part.
+            dst: the root: the group rank that gets all chunks.
+            algorithm: a registered name.
+            async_op: return at once; otherwise only when the collective has finished on this rank.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the collective on the graph.
+
+        Returns:
+            A Work. With `async_op`, `x` may be read or changed only after its `wait()`.
+
+        Raises:
+            InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
+            CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+        """
         return self._collective("gather", algorithm, x, async_op, labels, dst=self._member("gather dst", dst))
 
     def all_to_all(
@@ -192,25 +542,66 @@ class Communicator:
         async_op: bool = False,
         **labels: str,
     ) -> Work:
-        """Chunk j of `x` goes to rank j; piece i of `out` (each as long as chunk `rank`) comes from rank i.
+        """Every rank sends a slice of `x` to each rank: rank i's slice j becomes slice i of rank j's `out`.
 
-        With splits: the first send_splits[0] elements of `x` go to rank 0, the next send_splits[1] to rank 1, and so on; `out` is
-        laid out by recv_splits. What is empty sends nothing.
+        Without splits `x` is cut into chunks, and every slice of `out` is as long as this rank's chunk. What
+        is empty sends nothing.
+
+        Args:
+            x: what to send, contiguous, [sum of send_splits] elements.
+            out: what arrives, contiguous, [sum of recv_splits] elements.
+            send_splits: n lengths in elements: the first send_splits[0] elements of `x` go to rank 0, and so
+                on.
+            recv_splits: n lengths in elements: the first recv_splits[0] elements of `out` come from rank 0,
+                and so on.
+            algorithm: a registered name.
+            async_op: return at once; otherwise only when the collective has finished on this rank.
+            **labels: `purpose` (one of `PURPOSES`) and `label`, which name the collective on the graph.
+
+        Returns:
+            A Work. With `async_op`, `out` may be read only after its `wait()`.
+
+        Raises:
+            InputError: if lengths are missing, negative, or do not add up to the tensors' sizes.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     out = torch.zeros(2)
+            ...     gpu.comm.all_to_all(torch.tensor([0.0, 1.0]) + 10 * gpu.rank, out)
+            ...     return out.tolist()
+            >>> Cluster("classroom", gpus=2).run(program).results
+            [[0.0, 10.0], [1.0, 11.0]]
         """
         if send_splits is None and recv_splits is None:
-            send_splits, recv_splits = [c.numel() for c in self.chunks(x)], [self.chunk(x).numel()] * self.size
-        sends, receives = self._splits("send_splits", send_splits, x.numel()), self._splits("recv_splits", recv_splits, None)
+            send_splits, recv_splits = (
+                [c.numel() for c in self.chunks(x)],
+                [self.chunk(x).numel()] * self.size,
+            )
+        sends, receives = (
+            self._splits("send_splits", send_splits, x.numel()),
+            self._splits("recv_splits", recv_splits, None),
+        )
         if out.numel() != sum(receives) or not out.is_contiguous():
-            raise InputError("all_to_all out", tuple(out.shape), f"must be contiguous and hold {sum(receives)} elements")
+            raise InputError(
+                "all_to_all out", tuple(out.shape), f"must be contiguous and hold {sum(receives)} elements"
+            )
         if sends[self.rank] != receives[self.rank]:
-            raise InputError("recv_splits", receives, f"rank {self.rank} keeps {sends[self.rank]} elements of its own")
+            raise InputError(
+                "recv_splits", receives, f"rank {self.rank} keeps {sends[self.rank]} elements of its own"
+            )
         if self.size == 1:
             out.view(-1).copy_(x.view(-1))
         splits = {"sends": sends, "receives": receives}
-        return self._collective("all_to_all", algorithm, x, async_op, labels, out=out.detach().view(-1), **splits)
+        return self._collective(
+            "all_to_all", algorithm, x, async_op, labels, out=out.detach().view(-1), **splits
+        )
 
     def _splits(self, name: str, splits: Sequence[int] | None, total: int | None) -> list[int]:
-        """One length a rank, which add up to the buffer."""
+        """The lengths as a list: one a rank, adding up to `total` elements where that is known; else an
+        InputError.
+        """
         given = [] if splits is None else [int(n) for n in splits]
         if len(given) != self.size or min(given) < 0:
             raise InputError(name, splits, f"all_to_all needs {self.size} lengths of 0 or more, one a rank")
@@ -218,56 +609,117 @@ class Communicator:
             raise InputError(name, splits, f"they add up to {sum(given)}, the buffer holds {total} elements")
         return given
 
-    def _options(self, operation: str, algorithm: str, **asked: int | None) -> dict[str, int]:
-        """The options that were given: numbers from 1, of algorithms that have them."""
-        given = {name: value for name, value in asked.items() if value is not None}
+    def _options(self, operation: str, algorithm: str, **options: int | None) -> dict[str, int]:
+        """The options that were given.
+
+        An InputError names one that the algorithm has not, or that is below 1.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
         for name, value in given.items():
             owners = with_option(operation, name)
             if algorithm not in owners or value < 1:
-                raise InputError(name, value, f"is a number from 1, of the algorithm {' or '.join(owners)}", owners)
+                raise InputError(
+                    name, value, f"is a number from 1, of the algorithm {' or '.join(owners)}", owners
+                )
         return given
 
     def _member(self, what: str, rank: int) -> int:
+        """The group rank, or an InputError that names the ranks there are."""
         if not 0 <= rank < self.size:
             raise InputError(what, rank, f"the group has ranks 0..{self.size - 1}", range(self.size))
         return rank
 
     def barrier(self, algorithm: str = "dissemination") -> None:
-        """Return when every rank of the group has arrived. Any all-reduce will do as well: of one byte, as here."""
+        """Return when every rank of the group has arrived.
+
+        Args:
+            algorithm: a registered name: `dissemination`, or any all-reduce (of one byte).
+        """
         with self.recorder.unrecorded():
             signal = torch.zeros(1, dtype=torch.uint8, device=self.wire.device)
         self._collective("barrier", algorithm, signal, False, {"purpose": "scalars", "label": "barrier"})
 
     def chunks(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The contiguous pieces of flat `x`, one a rank; a remainder makes the first ones an element longer."""
+        """Cut a buffer into n chunks, as the collectives do.
+
+        Args:
+            x: a contiguous tensor; it is read flat.
+
+        Returns:
+            n views of it, [numel / n] each. Where n does not divide, the first ones are an element longer.
+        """
         return list(torch.tensor_split(x.view(-1), self.size))
 
     def chunk(self, x: torch.Tensor) -> torch.Tensor:
-        """This rank's piece of `x` (a view)."""
+        """This rank's chunk of a buffer.
+
+        Args:
+            x: a contiguous tensor; it is read flat.
+
+        Returns:
+            A view, [numel / n]: `chunks(x)[rank]`.
+        """
         return self.chunks(x)[self.rank]
 
     def split(self, color: int, axis: str | None = None) -> Communicator:
-        """Ranks that give the same colour form a new group (all ranks of this one must call it, in the same order)."""
+        """Split the group: ranks that give the same colour form a new one.
+
+        All of its ranks must call it, in the same order.
+
+        Args:
+            color: any whole number.
+            axis: the name under which the new group's messages stand on the graph; by default `AXIS.COLOR`.
+
+        Returns:
+            The communicator of this rank's colour, its ranks in the order of this group.
+
+        Raises:
+            InputError: on the dry backend, where no other rank can be asked for its colour.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     return gpu.comm.split(gpu.rank % 2).ranks
+            >>> Cluster("classroom", gpus=4).run(program).results
+            [(0, 2), (1, 3), (0, 2), (1, 3)]
+        """
         colors = torch.zeros(self.size, dtype=torch.int64, device=self.wire.device)
         colors[self.rank] = color
         with self.recorder.unrecorded():
             self.all_gather(colors)
         if colors.device.type == "meta":
-            raise InputError("backend", "dry", "split() needs to hear from other ranks; use a mesh axis instead")
+            raise InputError(
+                "backend", "dry", "split() needs to hear from other ranks; use a mesh axis instead"
+            )
         members = [r for r, c in zip(self.ranks, colors.tolist(), strict=True) if c == color]
         self._next_split += 1
         return self.subgroup(members, axis or f"{self.axis}.{color}", self._next_split)
 
     def subgroup(self, ranks: Sequence[int], axis: str, group: int) -> Communicator:
-        """A communicator over some of the cluster's ranks, this one among them. `group` numbers its lanes and tags."""
+        """A communicator over some of the cluster's ranks, this one among them.
+
+        Every one of them must make it.
+
+        Args:
+            ranks: the cluster's ranks, in the order that numbers them within the new group.
+            axis: the name under which its messages stand on the graph.
+            group: its number, the same on all its ranks and used by no other group that one of them is in.
+
+        Returns:
+            The communicator.
+        """
         return Communicator(self.wire, self.progress, self.recorder, self.ledger, ranks, axis, group)
 
-    def _collective(self, operation: str, algorithm: str, x: torch.Tensor, async_op: bool, labels: dict, **options) -> Work:
+    def _collective(
+        self, operation: str, algorithm: str, x: torch.Tensor, async_op: bool, labels: dict, **options
+    ) -> Work:
         purpose, label = labels.pop("purpose", "data"), labels.pop("label", "")
         if labels:
             raise TypeError(f"{operation}() got unexpected arguments {sorted(labels)}")
         if not x.is_contiguous():
-            raise InputError(f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first")
+            raise InputError(
+                f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first"
+            )
         steps = find(operation, algorithm)
         average = options.get("op") == "avg"
         if average:
@@ -278,9 +730,13 @@ class Communicator:
             return Done()
         x = x.detach()
         work = CollectiveWork(self, operation, algorithm, purpose, label, x)
-        work.steps = self._native(work, operation, x, options) if steps is None else steps(work, x.view(-1), **options)
+        work.steps = (
+            self._native(work, operation, x, options) if steps is None else steps(work, x.view(-1), **options)
+        )
         if average:
-            work.steps = _then(work.steps, lambda: _average(self.chunk(x) if operation == "reduce_scatter" else x, self.size))
+            work.steps = _then(
+                work.steps, lambda: _average(self.chunk(x) if operation == "reduce_scatter" else x, self.size)
+            )
         self._queue.append(work)
         self.progress.drive()
         if not async_op:
@@ -292,18 +748,26 @@ class Communicator:
         self.wire.native(whole, x, self.ranks, options.get("src", 0), options.get("op", "sum"))
         yield []
 
-    # ---- for the recorder ------------------------------------------------------------------------------------
+    # ---- for the recorder ----------------------------------------------------------------------------------
     def lane(self, which: int) -> int:
-        """Lane number: of collectives 0 stream, 1 sends, 2 receives, 3 launches; of the program 4 sends, 5 receives."""
+        """The number of one of the group's lanes on the graph.
+
+        Args:
+            which: 0 collectives and local additions, 1 their sends, 2 their receives, 3 their launches, 4 the
+                program's own sends, 5 its own receives.
+
+        Returns:
+            The lane's number; lane 0 is compute's.
+        """
         return group_lane(self.group, which)
 
     def next_sequence(self) -> int:
-        """Collectives launched on this communicator so far."""
+        """Count one more collective; returns its number on this communicator, from 0."""
         self._launched += 1
         return self._launched - 1
 
     def restart_numbering(self) -> None:
-        """Number collectives from 0 again (a new recording starts)."""
+        """Number collectives from 0 again, because a new recording starts."""
         self._launched, self.last_collective = 0, -1
 
 

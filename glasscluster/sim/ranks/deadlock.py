@@ -31,7 +31,7 @@ class Wait:
 
 
 def describe_deadlock(waits: list[Wait], finished: Sequence[int]) -> Deadlock:
-    """The wait-for graph in words: a cycle, or a chain that ends at a finished rank."""
+    """An error that tells who waits for whom: a cycle, or a chain that ends at a rank which has finished."""
     by_rank = {w.rank: w for w in waits}
     lines = [str(w) for w in waits]
     for start in by_rank:
@@ -43,18 +43,34 @@ def describe_deadlock(waits: list[Wait], finished: Sequence[int]) -> Deadlock:
             cycle = path[path.index(at) :]
             arrows = " → ".join(map(str, [*cycle, cycle[0]]))
             sending = all(by_rank[r].kind == "send" for r in cycle)
-            everyone = "; every rank is sending and nobody is receiving: this passes only while sends are buffered" if sending else ""
+            everyone = (
+                "; every rank is sending and nobody is receiving: this passes only while sends are buffered"
+                if sending
+                else ""
+            )
             first = by_rank[cycle[0]]
             names = {"rank": first.rank, "operation": first.what, "peer": first.peer}
-            return Deadlock("\n  ".join([f"deadlock: cycle {arrows}{everyone}", *lines]), waits=waits, cycle=cycle, **names)
+            return Deadlock(
+                "\n  ".join([f"deadlock: cycle {arrows}{everyone}", *lines]),
+                waits=waits,
+                cycle=cycle,
+                **names,
+            )
     end = next((w for w in waits if w.peer in finished), waits[0])
     missing = "receives what" if end.kind == "send" else "sends what"
-    text = f"deadlock: the chain ends at finished rank {end.peer}: it never {missing} rank {end.rank} waits for"
-    return Deadlock("\n  ".join([text, *lines]), waits=waits, rank=end.rank, operation=end.what, peer=end.peer)
+    text = (
+        f"deadlock: the chain ends at finished rank {end.peer}: it never {missing} rank {end.rank} waits for"
+    )
+    return Deadlock(
+        "\n  ".join([text, *lines]), waits=waits, rank=end.rank, operation=end.what, peer=end.peer
+    )
 
 
 def source_line(frame: Any) -> str:
-    """file:line of the innermost frame outside this package (else of the strategy that called)."""
+    """The line of the user's program that a frame belongs to, as `file:line`.
+
+    It is the innermost frame outside this package; without one, that of the strategy which called.
+    """
     package = __name__.split(".")[0]
     inside = "unknown line"
     while frame is not None:
@@ -62,20 +78,32 @@ def source_line(frame: Any) -> str:
         where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
         if not module.startswith((package + ".", "torch", "threading", "contextlib")):
             return where
-        if inside == "unknown line" and not module.startswith((package + ".sim", "torch", "threading", "contextlib")):
+        if inside == "unknown line" and not module.startswith(
+            (package + ".sim", "torch", "threading", "contextlib")
+        ):
             inside = where
         frame = frame.f_back
     return inside
 
 
-Step = Sequence[tuple[str, int, int]]  # messages posted together and all awaited: ("send" | "recv", peer, tag)
+Step = Sequence[
+    tuple[str, int, int]
+]  # messages posted together and all awaited: ("send" | "recv", peer, tag)
 
 
 def standstill(programs: Sequence[Sequence[Step]], nbytes: int, eager_bytes: int = 0) -> dict[int, int]:
-    """Who waits for whom when nobody can go on any more, worked out without running anything. Empty: everybody finishes.
+    """Work out, without running anything, where programs of sends and receives get stuck.
 
-    One list of steps a rank, every message of `nbytes`. The k-th send of a (sender, receiver, tag) meets the k-th receive, so in
-    which order ranks get on does not matter. A send of at most `eager_bytes` (0: none) is done when it is posted.
+    The k-th send of a (sender, receiver, tag) meets the k-th receive, so the result does not depend on the
+    order in which ranks run.
+
+    Args:
+        programs: for each rank its steps; the messages of a step are posted together and all awaited.
+        nbytes: the size of every message.
+        eager_bytes: a send of at most so many bytes is done when it is posted; 0: no send is.
+
+    Returns:
+        From each rank that is stuck to the rank that it waits for. Empty: every rank finishes.
     """
     posted: Counter[tuple[str, int, int, int]] = Counter()
     at = [0] * len(programs)

@@ -21,7 +21,32 @@ from glasscluster.sim.recording.recorder import Recorder, RecordingMode
 
 
 class GPU:
-    """One rank's view of the cluster. `comm` is the communicator of all ranks."""
+    """One rank's view of the cluster: what a program is called with.
+
+    Attributes:
+        rank: this rank's number in the cluster, from 0 to size - 1.
+        size: how many ranks the cluster has.
+        device: the torch device to make tensors on: `cpu`, `cuda:0`, or `meta` on the dry backend.
+        comm: the communicator of all ranks.
+        memory: the ledger of bytes that live on this rank.
+
+    Args:
+        wire: the backend's two primitives, send and receive.
+        recorder: writes down what this rank does.
+        ledger: counts the bytes that live on this rank.
+
+    Example:
+        >>> import torch
+        >>> from glasscluster import Cluster
+        >>> def program(gpu):
+        ...     mesh = gpu.make_mesh({"dp": 2, "tp": 2})
+        ...     x = torch.tensor([float(gpu.rank)], device=gpu.device)
+        ...     with gpu.region("forward", layer=0, micro_batch=0):
+        ...         mesh["tp"].all_reduce(x)
+        ...     return x.item()
+        >>> Cluster("classroom", gpus=4).run(program).results
+        [1.0, 1.0, 5.0, 5.0]
+    """
 
     def __init__(self, wire: Wire, recorder: Recorder, ledger: Ledger) -> None:
         self.rank, self.size, self.device = wire.rank, wire.size, wire.device
@@ -44,7 +69,17 @@ class GPU:
         return self._mesh
 
     def make_mesh(self, sizes: Mapping[str, int]) -> Mesh:
-        """Lay the ranks out: `gpu.make_mesh({"dp": 2, "tp": 4})`; tp is fastest."""
+        """Lay the ranks out along named axes, tp fastest: tensor-parallel neighbours are consecutive ranks.
+
+        Args:
+            sizes: how many ranks along each of `pp`, `dp`, `cp` and `tp`; 1 where it is left out.
+
+        Returns:
+            The mesh, which is `gpu.mesh` from now on.
+
+        Raises:
+            InputError: for an unknown axis, or sizes that do not multiply to the number of ranks.
+        """
         self._mesh = Mesh(self.comm, sizes)
         return self._mesh
 
@@ -56,15 +91,30 @@ class GPU:
         return self._host
 
     def region(self, name: str | None = None, *, layer: int | None = None, micro_batch: int | None = None):
-        """Label what runs inside, on the graph: a phase ("forward", "backward", ...), a layer, a micro-batch."""
+        """Label what runs inside a `with` block, on the graph.
+
+        Regions nest; what is not given stays as outside.
+
+        Args:
+            name: the phase: forward, backward, weight, recompute, optimizer, other.
+            layer: the number of a layer; -1: of none.
+            micro_batch: the number of a micro-batch; -1: of none.
+
+        Returns:
+            A context manager.
+        """
         return self.recorder.region(name, layer=layer, micro_batch=micro_batch)
 
     def unrecorded(self):
-        """What runs inside leaves no trace on the graph."""
+        """A context manager: what runs inside leaves no trace on the graph."""
         return self.recorder.unrecorded()
 
     def start_step(self) -> None:
-        """Forget what was recorded so far: the graph shows from here on; what lives now is memory's base line."""
+        """Begin the recording anew: what was recorded so far is forgotten, what lives now is the memory's
+        base line.
+
+        Outstanding collectives are finished first, so a recording holds whole ones only.
+        """
         self.progress.drain()
         for comm in self.progress.communicators:
             comm.restart_numbering()
@@ -72,18 +122,32 @@ class GPU:
         self.memory.start()
 
     def check_finite(self, tensor: torch.Tensor, name: str, step: int) -> None:
-        """Raise NonFinite naming tensor, step and rank."""
+        """Check that a tensor has neither infinities nor NaN, without leaving a trace on the graph.
+
+        Args:
+            tensor: of any shape; on the meta device nothing is checked.
+            name: what the error calls it.
+            step: the training step that the error names.
+
+        Raises:
+            NonFinite: naming the tensor, the step and the rank.
+        """
         if tensor.device.type == "meta":
             return
         with self.unrecorded():
             finite = bool(torch.isfinite(tensor).all())
         if not finite:
-            raise NonFinite(f"rank {self.rank}, step {step}: {name} is not finite", rank=self.rank, operation=name, step=step)
+            raise NonFinite(
+                f"rank {self.rank}, step {step}: {name} is not finite",
+                rank=self.rank,
+                operation=name,
+                step=step,
+            )
 
 
 @dataclass
 class Outcome:
-    """What one rank came to: a result and its recording, or an error."""
+    """How one rank's program ended: with a result and its recording, or with an error."""
 
     rank: int
     result: Any = None
@@ -93,9 +157,27 @@ class Outcome:
 
 
 def run_rank(
-    wire: Wire, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None, abandoned: type[BaseException] | None = None
+    wire: Wire,
+    program: Callable[..., Any],
+    args: tuple,
+    record: bool,
+    capacity: float | None,
+    abandoned: type[BaseException] | None = None,
 ) -> Outcome:
-    """Run a program as one rank, on any backend: set up, record, finish what is in flight, name what went wrong."""
+    """Run a program as one rank, on any backend: set up, record, finish outstanding collectives, name an
+    error.
+
+    Args:
+        wire: the backend's primitives for this rank.
+        program: called as `program(gpu, *args)`.
+        args: what it is called with.
+        record: whether to record.
+        capacity: bytes of memory of the simulated GPU; None: unlimited.
+        abandoned: an exception of the backend's own, which passes through unnamed.
+
+    Returns:
+        The outcome. An error that is no GlassError becomes a RankDied with the line that raised it.
+    """
     ledger = Ledger(wire.rank, capacity if record else None)
     recorder = Recorder(wire.rank, ledger)
     recorder.paused = not record
@@ -103,7 +185,9 @@ def run_rank(
     ledger.where, ledger.made_by = recorder.where, recorder.made_by
     gpu = GPU(wire, recorder, ledger)
     with gpu.afterwards:
-        return _recorded(gpu, recorder, RecordingMode(recorder, wire.operate) if record else None, program, args, abandoned)
+        return _recorded(
+            gpu, recorder, RecordingMode(recorder, wire.operate) if record else None, program, args, abandoned
+        )
 
 
 def _recorded(

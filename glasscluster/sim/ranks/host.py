@@ -2,8 +2,9 @@
 
     gradients ── down ──►  update  ── up ──► parameters          three lanes: of different units they overlap
 
-Each is an event of kind `host` on the axis `host`: costed by the host's link or its memory (cost.py), not counted as
-sent, because nothing leaves the rank. What lives in host memory is counted apart from the GPU's (memory.py).
+Each is an event of kind `host` on the axis `host`: costed by the host's link or its memory (cost.py), not
+counted as sent, because nothing leaves the rank. What lives in host memory is counted separately from the
+GPU's (memory.py).
 """
 
 from __future__ import annotations
@@ -19,36 +20,52 @@ from glasscluster.sim.recording.recorder import Recorder
 LANES = {"update": 0, "down": 1, "up": 2}
 
 
-class Errand(Work):
-    """Something the host does for the program."""
+class HostWork(Work):
+    """Something that the host does for the program: a copy to it or from it, or an update in its memory."""
 
     def __init__(self, recorder: Recorder, row: int) -> None:
         self.recorder, self.row = recorder, row
 
     def wait(self) -> None:
-        """What the program does next follows it."""
+        """Make what the program does next follow this."""
         if self.row >= 0:
             self.recorder.waited(self.row)
 
 
 class Host:
-    """Writes down what goes over the link and through the host's memory, with what each event follows."""
+    """Records what goes over the link to the host and through its memory, and what each event follows."""
 
     def __init__(self, rank: int, recorder: Recorder, ledger: Ledger, device: torch.device) -> None:
         self.recorder, self.ledger = recorder, ledger
         self.device = torch.device("meta" if device.type == "meta" else "cpu")
         recorder.groups[GROUP_IDS["host"]] = ("host", (rank,))
 
-    def event(self, op: str, nbytes: int, after: Errand | None = None, *, purpose: str = "data", label: str = "") -> Errand:
-        """`down` or `up` of so many bytes, or an `update` that reads and writes so many; follows `after`, or else the program."""
+    def event(
+        self, op: str, nbytes: int, after: HostWork | None = None, *, purpose: str = "data", label: str = ""
+    ) -> HostWork:
+        """Record one event of the host.
+
+        Args:
+            op: `down` (to the host), `up` (from it), or `update` (an update in the host's memory).
+            nbytes: bytes over the link; of an update, bytes that it reads and writes.
+            after: what it follows; None: what the program has done or waited for so far.
+            purpose: what the bytes are, one of `PURPOSES`.
+            label: a name for it on the graph.
+
+        Returns:
+            The work, which a later event can follow or the program can wait for.
+        """
         recorder = self.recorder
         if recorder.paused:
-            return Errand(recorder, -1)
+            return HostWork(recorder, -1)
         deps = recorder.frontier if after is None else (after.row,)
         lane = group_lane(GROUP_IDS["host"], LANES[op])
-        return Errand(recorder, recorder.row(lane, HOST, op, 0, nbytes, deps, purpose=PURPOSES.index(purpose), label=label))
+        return HostWork(
+            recorder,
+            recorder.row(lane, HOST, op, 0, nbytes, deps, purpose=PURPOSES.index(purpose), label=label),
+        )
 
     def keep(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        """This tensor lives in host memory. Returns it."""
+        """Count a tensor as living in host memory, under a name; returns the tensor."""
         self.ledger.on_host(tensor, name)
         return tensor

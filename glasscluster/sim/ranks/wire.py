@@ -33,35 +33,45 @@ class Wire(ABC):
     rank: int
     size: int
     device: torch.device
-    operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None  # runs an operator with its arguments; None: just call it
+    operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = (
+        None  # runs an operator with its arguments; None: just call it
+    )
 
     @abstractmethod
     def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
-        """Post a send; returns at once."""
+        """Post a send to the cluster's rank `dst`; returns at once.
+
+        `what` names the operation in error messages.
+        """
 
     @abstractmethod
     def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
-        """Post a receive; returns at once."""
+        """Post a receive from the cluster's rank `src` into `out`; returns at once."""
 
     @abstractmethod
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
         """Return when at least one of the tickets is done; a wait that cannot end raises a named error.
 
-        `together`: all of them are needed before anything else can go on, so they may be waited for in turn.
+        `together`: the program needs all of them before it can go on, so they may be waited for one after the
+        other.
         """
 
     @abstractmethod
-    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
+    def native(
+        self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
+    ) -> None:
         """Hand a whole collective to the library underneath (gloo, NCCL)."""
 
-    # ---- only a device with streams overrides these --------------------------------------------------------------
+    # ---- only a device with streams overrides these --------------------------------------------------------
     def group(self) -> AbstractContextManager[object]:
-        """What is posted inside starts as one (NCCL deadlocks otherwise)."""
+        """A context manager: the messages posted inside start together (with NCCL they would deadlock
+        otherwise).
+        """
         return nullcontext()
 
     def lane(self, group: int) -> AbstractContextManager[object]:
-        """Work inside belongs to a communicator's own stream."""
+        """A context manager: what is enqueued inside goes to the stream of the communicator `group`."""
         return nullcontext()
 
     def join(self, group: int) -> None:  # noqa: B027
-        """The program's stream waits for a communicator's."""
+        """Let the program's stream wait for the stream of the communicator `group`."""

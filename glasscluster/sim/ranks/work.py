@@ -1,9 +1,9 @@
 """Works: what has been launched and is not finished, and the engine that drives it.
 
-A collective is a generator of steps behind a `CollectiveWork`. Each step posts sends and receives and yields their
-tickets; it is resumed when they are done. Nothing progresses by itself: whenever a rank blocks, `Progress` drives all
-of the rank's outstanding works as far as messages allow. So a data-parallel ring in flight cannot deadlock against a
-pipeline receive, and a send is always posted before anything is waited for.
+A collective is a generator of steps behind a `CollectiveWork`. Each step posts sends and receives and yields
+their tickets; it is resumed when they are done. Nothing progresses by itself: whenever a rank blocks,
+`Progress` drives all of the rank's outstanding works as far as messages allow. So a data-parallel ring in
+flight cannot deadlock against a pipeline receive, and a send is always posted before anything is waited for.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Group(Protocol):
         """The number of one of the communicator's lanes on the graph."""
 
     def next_sequence(self) -> int:
-        """How many collectives it has launched so far."""
+        """Count one more collective; returns its number on this communicator, from 0."""
 
     def restart_numbering(self) -> None:
-        """Count from 0 again."""
+        """Number collectives from 0 again."""
 
 
 class Progress:
@@ -57,7 +57,9 @@ class Progress:
         self._driving = False
 
     def drive(self) -> list[Ticket]:
-        """Advance every queue as far as it goes without blocking; returns what the heads wait for."""
+        """Advance every queue as far as it goes without blocking; returns the messages that the first works
+        wait for.
+        """
         if self._driving:  # a step of a collective never waits; a nested call would run a generator twice
             return []
         self._driving = True
@@ -89,7 +91,7 @@ class Progress:
 
 
 class Work:
-    """Something launched. `wait()` returns when its buffers may be used."""
+    """Something that was launched. When `wait()` returns, its buffers may be used."""
 
     def wait(self) -> None:
         """Block until finished; may be called more than once."""
@@ -102,7 +104,9 @@ class Done(Work):
 class MessageWork(Work):
     """A point-to-point message under way."""
 
-    def __init__(self, comm: Group, ticket: Ticket, x: torch.Tensor, finish: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, comm: Group, ticket: Ticket, x: torch.Tensor, finish: Callable[[], object] | None = None
+    ) -> None:
         self.comm, self.ticket, self.finish = comm, ticket, finish
         self.tensor: torch.Tensor | None = x  # the buffer belongs to the message until somebody waits
 
@@ -119,12 +123,16 @@ class MessageWork(Work):
 
 
 class CollectiveWork(Work):
-    """A collective under way: a generator of steps, its staging memory, and where its rows hang on the graph.
+    """A collective under way: a generator of steps, its staging memory, and what its next event on the graph
+    follows.
 
-    Labels are taken at launch, so the recording does not depend on when the CPU runs the steps.
+    Phase, layer and micro-batch are taken at launch, so the recording does not depend on when the CPU runs
+    the steps.
     """
 
-    def __init__(self, comm: Group, operation: str, algorithm: str, purpose: str, label: str, buffer: torch.Tensor) -> None:
+    def __init__(
+        self, comm: Group, operation: str, algorithm: str, purpose: str, label: str, buffer: torch.Tensor
+    ) -> None:
         self.comm, self.operation, self.algorithm = comm, operation, algorithm
         self.buffer, self.nbytes = buffer, buffer.numel() * buffer.element_size()
         self.sequence = comm.next_sequence()
@@ -148,7 +156,7 @@ class CollectiveWork(Work):
         if self.recorded:
             self.cursor = (self.launch,)
 
-    # ---- what an algorithm calls -------------------------------------------------------------------------------
+    # ---- what an algorithm calls ---------------------------------------------------------------------------
     @property
     def rank(self) -> int:
         """This rank's index in the group."""
@@ -160,8 +168,10 @@ class CollectiveWork(Work):
         return self.comm.size
 
     def stage(self, numel: int, like: torch.Tensor) -> torch.Tensor:
-        """Scratch memory, owned by the communicator from launch to wait."""
-        self.staging = like.new_empty(numel) if self.recorder_off() else _quiet_empty(self.comm.recorder, numel, like)
+        """Scratch memory; it is the collective's from launch to `wait()`."""
+        self.staging = (
+            like.new_empty(numel) if self.recorder_off() else _quiet_empty(self.comm.recorder, numel, like)
+        )
         if self.recorded:
             self.comm.ledger.register(self.staging, "buffers", f"{self.operation} staging")
         return self.staging
@@ -184,15 +194,23 @@ class CollectiveWork(Work):
             return self.recv(out, src) + self.send(x, dst)
 
     def reduce(self, into: torch.Tensor, other: torch.Tensor, op: str) -> None:
-        """`into = into op other`, on this rank."""
+        """Add `other` to `into` with the operation `op`, on this rank: into = into op other."""
         if into.numel() == 0:
             return
         REDUCTIONS[op](into, other)
-        self._row(REDUCE, op, into.numel() * into.element_size(), -1, self.comm.lane(0), self._offset(into), advance=True)
+        self._row(
+            REDUCE,
+            op,
+            into.numel() * into.element_size(),
+            -1,
+            self.comm.lane(0),
+            self._offset(into),
+            advance=True,
+        )
 
-    # ---- what the progress engine calls --------------------------------------------------------------------------
+    # ---- what the progress engine calls --------------------------------------------------------------------
     def advance(self) -> bool:
-        """Run steps until one must wait; True when the collective is finished."""
+        """Run steps until one has to wait for messages; returns True when the collective is finished."""
         if self.finished:
             return True
         recorder = self.comm.recorder
@@ -206,7 +224,9 @@ class CollectiveWork(Work):
     def _run_steps(self) -> bool:
         if not self.started:
             self.started = True
-            if self.recorded and self.comm.last_collective >= 0:  # one after the other on a communicator, as on a stream
+            if (
+                self.recorded and self.comm.last_collective >= 0
+            ):  # one after the other on a communicator, as on a stream
                 self.cursor = (*self.cursor, self.comm.last_collective)
         while all(t.done for t in self.pending):
             if self.recorded and self.pending:
@@ -218,7 +238,9 @@ class CollectiveWork(Work):
                 del self.buffer
                 if self.recorded:
                     self.cursor = tuple(dict.fromkeys((*self.cursor, self.launch)))
-                self.row = self._row(COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0))
+                self.row = self._row(
+                    COLLECTIVE, f"{self.operation}/{self.algorithm}", self.nbytes, -1, self.comm.lane(0)
+                )
                 self.comm.last_collective = self.row
                 return True
         return False
@@ -232,7 +254,7 @@ class CollectiveWork(Work):
             self.comm.recorder.waited(self.row)
         self.staging = None
 
-    # ---- inside -------------------------------------------------------------------------------------------------
+    # ---- inside --------------------------------------------------------------------------------------------
     def _post(self, kind: int, x: torch.Tensor, peer: int) -> list[Ticket]:
         if x.numel() == 0:
             return []
@@ -241,19 +263,27 @@ class CollectiveWork(Work):
         post = comm.wire.isend if kind == SEND else comm.wire.irecv
         ticket = post(x, world, comm.tag_base, what)
         lane = comm.lane(1 if kind == SEND else 2)
-        ticket.row = self._row(kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x))
+        ticket.row = self._row(
+            kind, self.operation, x.numel() * x.element_size(), world, lane, self._offset(x)
+        )
         return [ticket]
 
     def _offset(self, part: torch.Tensor) -> int:
-        """The first byte of a part of the buffer, within the buffer; -1 for what is elsewhere (staging)."""
+        """The byte of the collective's buffer at which a part of it begins; -1 for memory outside it
+        (staging).
+        """
         if not self.recorded or part.untyped_storage()._cdata != self.buffer.untyped_storage()._cdata:
             return -1
         return int(part.storage_offset() - self.buffer.storage_offset()) * part.element_size()
 
-    def _row(self, kind: int, op: str, nbytes: int, peer: int, lane: int, offset: int = -1, advance: bool = False) -> int:
+    def _row(
+        self, kind: int, op: str, nbytes: int, peer: int, lane: int, offset: int = -1, advance: bool = False
+    ) -> int:
         if not self.recorded:
             return -1
-        row = self.comm.recorder.row(lane, kind, op, 0, nbytes, self.cursor, peer=peer, offset=offset, **self.labels)
+        row = self.comm.recorder.row(
+            lane, kind, op, 0, nbytes, self.cursor, peer=peer, offset=offset, **self.labels
+        )
         if advance:
             self.cursor = (row,)
         return row

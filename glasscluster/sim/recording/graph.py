@@ -41,7 +41,46 @@ FORMAT = 4
 
 
 class ExecutionGraph:
-    """Columns (numpy int64, one entry an event), dependencies in CSR (`dep_ptr`, `dep_idx`) and `match`."""
+    """What every rank did, as columns of events and their dependencies; there is no time in it.
+
+    Each column is a numpy int64 array with one entry an event: [events]. `Run.graph` makes a graph, `load`
+    reads one.
+
+    Attributes:
+        rank, lane, order: where an event stands: its rank, the stream of that rank, its place in the stream.
+        kind, phase, purpose: positions in `KINDS`, `PHASES`, `PURPOSES`.
+        layer, micro_batch: what the program was working on; -1: nothing named.
+        op, label: positions in `names`; -1: none.
+        flops, bytes: floating-point operations, and bytes read and written (of a message: its payload).
+        peer, tag: of a message, the other rank (as the cluster numbers it) and its tag; -1: no message.
+        sequence: of a collective, how many its communicator had launched before.
+        offset: of a message or addition of a collective, its first byte within the collective's buffer; -1
+            elsewhere.
+        dep_ptr, dep_idx: event i follows the rows dep_idx[dep_ptr[i]:dep_ptr[i+1]], which all stand before
+            it.
+        match: of a receive, the row of its send; -1 for all else.
+        names: operators, collectives and labels by number.
+        groups: for each rank, from a communicator's number to its axis and ranks.
+        ranks: how many ranks.
+        info: what the run wants remembered: backend, precision, FLOPs of the model, ...
+        memory: for each rank, what lived when: see time/history.py.
+
+    Args:
+        columns: the columns by name.
+        dep_ptr, dep_idx, match, meta: as above; `meta` has names, groups, ranks, info and memory.
+
+    Example:
+        >>> import torch
+        >>> from glasscluster import Cluster
+        >>> def program(gpu):
+        ...     a = torch.ones(8, 8, device=gpu.device)
+        ...     gpu.comm.all_reduce(a @ a)
+        >>> graph = Cluster("classroom", gpus=2).run(program).graph
+        >>> graph
+        ExecutionGraph(2 ranks, 18 events, 2,048 FLOPs)
+        >>> graph.bytes_sent(), graph.count("send"), graph.message_chain()
+        ([256, 256], 4, 2)
+    """
 
     rank: np.ndarray
     lane: np.ndarray
@@ -58,17 +97,30 @@ class ExecutionGraph:
     purpose: np.ndarray
     label: np.ndarray
     sequence: np.ndarray
-    offset: np.ndarray  # of a message or addition of a collective: first byte within the collective's buffer, -1 in staging
+    offset: (
+        np.ndarray
+    )  # of a message or addition of a collective: first byte within the collective's buffer, -1 in staging
 
-    def __init__(self, columns: dict[str, np.ndarray], dep_ptr: np.ndarray, dep_idx: np.ndarray, match: np.ndarray, meta: dict) -> None:
+    def __init__(
+        self,
+        columns: dict[str, np.ndarray],
+        dep_ptr: np.ndarray,
+        dep_idx: np.ndarray,
+        match: np.ndarray,
+        meta: dict,
+    ) -> None:
         for name in COLUMNS:
             setattr(self, name, columns[name])
         self.dep_ptr, self.dep_idx, self.match = dep_ptr, dep_idx, match
         self.names: list[str] = meta["names"]
-        self.groups: dict[int, dict[int, tuple[str, list[int]]]] = meta["groups"]  # rank -> group -> (axis, ranks)
+        self.groups: dict[int, dict[int, tuple[str, list[int]]]] = meta[
+            "groups"
+        ]  # rank -> group -> (axis, ranks)
         self.ranks: int = meta["ranks"]
         self.info: dict[str, Any] = meta.get("info", {})
-        self.memory: dict[int, dict[str, Any]] = meta["memory"]  # rank -> what the ledger wrote down: see history.py
+        self.memory: dict[int, dict[str, Any]] = meta[
+            "memory"
+        ]  # rank -> what the ledger wrote down: see history.py
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -78,10 +130,22 @@ class ExecutionGraph:
         but = f" without those of {', '.join(unknown)}, which nobody knows" if unknown else ""
         return f"ExecutionGraph({self.ranks} ranks, {len(self):,} events, {self.flops.sum():,} FLOPs{but})"
 
-    # ---- build -----------------------------------------------------------------------------------------------
+    # ---- build ---------------------------------------------------------------------------------------------
     @classmethod
     def build(cls, recordings: Sequence[dict], info: dict | None = None) -> ExecutionGraph:
-        """Join the ranks' recordings: unify names, match messages, add lane order, sort topologically."""
+        """Join the ranks' recordings: unify names, match messages, add the order of lanes, sort
+        topologically.
+
+        Args:
+            recordings: one a rank, as `Recorder.columns` returns them.
+            info: what the graph should remember about the run.
+
+        Returns:
+            The graph.
+
+        Raises:
+            MessageLost: if a send has no receive, or a receive no send.
+        """
         recordings = sorted(recordings, key=lambda r: r["rank"])
         names = sorted({n for r in recordings for n in r["names"]})
         number = {n: i for i, n in enumerate(names)}
@@ -118,7 +182,9 @@ class ExecutionGraph:
         joined_source, joined_target = _native_joins(columns, meta)
         source = np.concatenate([source, joined_source])
         target = np.concatenate([target, joined_target])
-        order = topological_order(len(match), np.concatenate([source, match[received]]), np.concatenate([target, received]), by_lane)
+        order = topological_order(
+            len(match), np.concatenate([source, match[received]]), np.concatenate([target, received]), by_lane
+        )
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         columns = {c: v[order] for c, v in columns.items()}
@@ -126,25 +192,38 @@ class ExecutionGraph:
         dep_ptr, dep_idx = csr(len(order), place[source], place[target])
         return cls(columns, dep_ptr, dep_idx, match, meta)
 
-    # ---- sameness --------------------------------------------------------------------------------------------
+    # ---- sameness ------------------------------------------------------------------------------------------
     @cached_property
     def canonical(self) -> np.ndarray:
-        """Row numbers in canonical order: by rank, lane, order within the lane."""
+        """Row numbers in canonical order: by rank, lane, and order within the lane; [events]."""
         return np.lexsort((self.order, self.lane, self.rank))
 
     @cached_property
     def place(self) -> np.ndarray:
-        """Each row's place in canonical order."""
+        """Each row's place in canonical order; [events]."""
         place = np.empty_like(self.canonical)
         place[self.canonical] = np.arange(len(self))
         return place
 
     def dependencies(self, row: int) -> np.ndarray:
-        """The rows that a row follows (messages apart: see `match`)."""
+        """The rows that an event follows, in its rank and lanes.
+
+        The send that a receive waits for is in `match`.
+
+        Args:
+            row: an event.
+
+        Returns:
+            Row numbers, all smaller than `row`.
+        """
         return self.dep_idx[self.dep_ptr[row] : self.dep_ptr[row + 1]]
 
     def canonical_rows(self) -> dict[str, np.ndarray]:
-        """Every column, the dependencies and the matched sends, in canonical order and with spelled-out names."""
+        """Every column, the dependencies and the matched sends, in canonical order and with names spelled
+        out.
+
+        Two graphs are the same when these are.
+        """
         order, place = self.canonical, self.place
         rows = {c: getattr(self, c)[order] for c in COLUMNS}
         names = np.array([*self.names, ""])
@@ -156,7 +235,14 @@ class ExecutionGraph:
         return rows
 
     def difference(self, other: ExecutionGraph) -> str | None:
-        """None when the graphs are the same; otherwise the first column and row in which they differ."""
+        """Compare two graphs by their canonical rows.
+
+        Args:
+            other: another graph.
+
+        Returns:
+            None when they are the same; otherwise the first column and row in which they differ.
+        """
         if len(self) != len(other):
             return f"{len(self)} events against {len(other)}"
         mine, theirs = self.canonical_rows(), other.canonical_rows()
@@ -171,35 +257,62 @@ class ExecutionGraph:
         return None
 
     def sha256(self) -> str:
-        """A fingerprint of the canonical rows."""
+        """A fingerprint of the canonical rows, in hexadecimal digits."""
         digest = hashlib.sha256()
         for column, values in self.canonical_rows().items():
             digest.update(column.encode())
-            digest.update("\n".join(values).encode() if values.dtype.kind == "U" else np.ascontiguousarray(values).tobytes())
+            digest.update(
+                "\n".join(values).encode()
+                if values.dtype.kind == "U"
+                else np.ascontiguousarray(values).tobytes()
+            )
         return digest.hexdigest()
 
-    # ---- questions -------------------------------------------------------------------------------------------
+    # ---- questions -----------------------------------------------------------------------------------------
     @cached_property
     def group(self) -> np.ndarray:
-        """The communicator's number, -1 for compute."""
+        """Each event's communicator, by number; -1 for compute; [events]."""
         return np.where(self.lane == 0, -1, (self.lane - 1) // LANES_PER_GROUP)
 
     def axis_of(self, rank: int, group: int) -> str:
-        """The axis name of a communicator."""
+        """The axis of a communicator.
+
+        Args:
+            rank: one of its ranks.
+            group: its number.
+
+        Returns:
+            Such as `dp`.
+        """
         return self.groups[rank][group][0]
 
     @cached_property
     def axis(self) -> np.ndarray:
-        """Axis name of every event ("" for compute)."""
+        """Each event's axis, such as `dp`; an empty string for compute; [events]."""
         pairs = np.stack([self.rank, self.group], axis=1)
         unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
         names = np.array([self.axis_of(int(r), int(g)) if g >= 0 else "" for r, g in unique] or [""])
         return names[inverse.reshape(-1)] if len(pairs) else np.empty(0, dtype="U1")
 
     def bytes_sent(
-        self, *, axis: str | None = None, purpose: str | None = None, label: str | None = None, group: int | None = None
+        self,
+        *,
+        axis: str | None = None,
+        purpose: str | None = None,
+        label: str | None = None,
+        group: int | None = None,
     ) -> list[int]:
-        """Payload bytes that left each rank, optionally of one axis, purpose, label or communicator (its number)."""
+        """Payload bytes that left each rank.
+
+        Args:
+            axis: count only messages on this axis.
+            purpose: only those that carry this, one of `PURPOSES`.
+            label: only those of this name.
+            group: only those of the communicator with this number.
+
+        Returns:
+            One number a rank.
+        """
         chosen = self.kind == SEND
         if axis is not None:
             chosen &= self.axis == axis
@@ -209,15 +322,26 @@ class ExecutionGraph:
             chosen &= self.label == (self.names.index(label) if label in self.names else -1)
         if group is not None:
             chosen &= self.group == group
-        return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+        return (
+            np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+        )
 
     def host_bytes(self, op: str) -> list[int]:
-        """Bytes each rank moved `down` to the host or `up` from it, or that an `update` there read and wrote."""
+        """Bytes that each rank exchanged with its host.
+
+        Args:
+            op: `down` (to the host), `up` (from it), or `update` (read and written in the host's memory).
+
+        Returns:
+            One number a rank.
+        """
         chosen = (self.kind == HOST) & (self.op == (self.names.index(op) if op in self.names else -1))
-        return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+        return (
+            np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+        )
 
     def traffic(self) -> dict[str, dict[str, list[int]]]:
-        """`by_axis` and `by_purpose` bytes sent per rank, as `bytes_sent` of docs/contract.md."""
+        """Bytes sent by each rank, `by_axis` and `by_purpose`: `bytes_sent` of docs/contract.md."""
         known = ["dp", "tp", "pp", "cp", "ep"]
         axes = [*known, *sorted(set(self.axis[self.kind == SEND].tolist()) - {*known, ""})]
         return {
@@ -227,13 +351,25 @@ class ExecutionGraph:
 
     @property
     def has_native(self) -> bool:
-        """True when a collective was handed to gloo or NCCL, whose bytes nobody counted."""
-        return any(n.endswith("/native") and (self.op[self.kind == COLLECTIVE] == i).any() for i, n in enumerate(self.names))
+        """Whether a collective was handed to gloo or NCCL, whose bytes nobody counted."""
+        return any(
+            n.endswith("/native") and (self.op[self.kind == COLLECTIVE] == i).any()
+            for i, n in enumerate(self.names)
+        )
 
     def in_flight(self, rank: int) -> int:
-        """Most micro-batches whose forward has begun and whose backward has not, over a rank's program order."""
+        """How many micro-batches a rank had in flight at once: their forward begun, their backward not.
+
+        Args:
+            rank: a rank.
+
+        Returns:
+            The most, in the rank's program order.
+        """
         rows, live, best = compute_rows(self, rank), set[int](), 0
-        for phase, micro_batch in zip(self.phase[rows].tolist(), self.micro_batch[rows].tolist(), strict=True):
+        for phase, micro_batch in zip(
+            self.phase[rows].tolist(), self.micro_batch[rows].tolist(), strict=True
+        ):
             if phase == FORWARD:
                 live.add(micro_batch)
                 best = max(best, len(live))
@@ -242,7 +378,10 @@ class ExecutionGraph:
         return best
 
     def message_chain(self) -> int:
-        """The longest chain of messages of which each waits for the one before. Sharing a port is not waiting for it."""
+        """The longest chain of messages of which each waits for the one before.
+
+        Two messages that only use the same port after each other are no chain.
+        """
         depth = np.zeros(len(self), dtype=np.int64)
         for row in range(len(self)):
             before = self.dependencies(row)
@@ -255,12 +394,23 @@ class ExecutionGraph:
         return int(depth.max(initial=0))
 
     def count(self, kind: str) -> int:
-        """Events of a kind."""
+        """How many events of a kind there are.
+
+        Args:
+            kind: one of `KINDS`, such as `compute` or `send`.
+
+        Returns:
+            The number, over all ranks.
+        """
         return int((self.kind == KINDS.index(kind)).sum())
 
-    # ---- files -----------------------------------------------------------------------------------------------
+    # ---- files ---------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
-        """Write a compressed .npz without pickle."""
+        """Write the graph as a compressed .npz file, without pickle.
+
+        Args:
+            path: the file to write, or to replace.
+        """
         memory, beside = as_columns(self.memory)
         meta = {
             "format": FORMAT,
@@ -271,22 +421,44 @@ class ExecutionGraph:
             "memory": beside,
         }
         arrays = {c: getattr(self, c) for c in COLUMNS} | memory
-        np.savez_compressed(path, meta=np.array(json.dumps(meta)), dep_ptr=self.dep_ptr, dep_idx=self.dep_idx, match=self.match, **arrays)
+        np.savez_compressed(
+            path,
+            meta=np.array(json.dumps(meta)),
+            dep_ptr=self.dep_ptr,
+            dep_idx=self.dep_idx,
+            match=self.match,
+            **arrays,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> ExecutionGraph:
-        """Read what `save` wrote; anything else is a InputError."""
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The graph.
+
+        Raises:
+            InputError: if the file cannot be read, is no graph, or has a format of another version.
+        """
         try:
             with np.load(path, allow_pickle=False) as data:
                 meta = json.loads(str(data["meta"]))
                 if meta["format"] != FORMAT:
-                    raise InputError("graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}")
+                    raise InputError(
+                        "graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}"
+                    )
                 columns = {c: data[c] for c in COLUMNS}
                 full = {
                     "names": meta["names"],
                     "ranks": meta["ranks"],
                     "info": meta["info"],
-                    "groups": {int(r): {int(g): (a, m) for g, (a, m) in gs.items()} for r, gs in meta["groups"].items()},
+                    "groups": {
+                        int(r): {int(g): (a, m) for g, (a, m) in gs.items()}
+                        for r, gs in meta["groups"].items()
+                    },
                     "memory": from_columns(data, meta["memory"]),
                 }
                 return cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
@@ -295,11 +467,14 @@ class ExecutionGraph:
         except OSError as problem:
             raise InputError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
         except Exception as problem:  # a damaged or foreign file fails in many ways inside numpy
-            raise InputError("graph", str(path), f"is not a recorded graph ({type(problem).__name__})") from None
+            raise InputError(
+                "graph", str(path), f"is not a recorded graph ({type(problem).__name__})"
+            ) from None
 
 
 def _match_messages(columns: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
-    """For each receive the row of its send: messages of one (sender, receiver, group, tag) keep their order."""
+    """For each receive the row of its send: messages of one (sender, receiver, group, tag) keep their order.
+    """
     match = np.full(len(columns["rank"]), -1, dtype=np.int64)
     group = (columns["lane"] - 1) // LANES_PER_GROUP
     sides = []
@@ -331,7 +506,10 @@ def _native_joins(columns: dict[str, np.ndarray], meta: dict) -> tuple[np.ndarra
     ends = np.flatnonzero((columns["kind"] == COLLECTIVE) & np.isin(columns["op"], native))
     if not len(ends):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    begins, group_of = {}, (columns["lane"] - 1) // LANES_PER_GROUP  # a launch and its end are on two lanes of one group
+    begins, group_of = (
+        {},
+        (columns["lane"] - 1) // LANES_PER_GROUP,
+    )  # a launch and its end are on two lanes of one group
     for row in np.flatnonzero(columns["kind"] == BEGIN).tolist():
         begins[columns["rank"][row], group_of[row], columns["sequence"][row]] = row
     source, target = [], []
@@ -345,20 +523,43 @@ def _native_joins(columns: dict[str, np.ndarray], meta: dict) -> tuple[np.ndarra
 
 
 def rendezvous_edges(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray]:
-    """Source and target rows of all dependencies when a send also follows what its receive's posting follows."""
+    """A graph's dependencies where a send also follows what the posting of its receive follows.
+
+    Args:
+        graph: the graph.
+
+    Returns:
+        The rows that are waited for, and the rows that wait: one pair an edge.
+    """
     source, target = graph.dep_idx, np.repeat(np.arange(len(graph)), np.diff(graph.dep_ptr))
     posted = graph.kind[target] == RECV
     return np.concatenate([source, source[posted]]), np.concatenate([target, graph.match[target[posted]]])
 
 
 def compute_rows(graph: ExecutionGraph, rank: int) -> np.ndarray:
-    """Rows of a rank's compute lane in program order."""
+    """A rank's compute events in program order.
+
+    Args:
+        graph: the graph.
+        rank: a rank.
+
+    Returns:
+        Row numbers.
+    """
     rows = np.flatnonzero((graph.rank == rank) & (graph.kind == COMPUTE))
     return rows[np.argsort(graph.order[rows])]
 
 
 def distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct keys (below `bound`) in order, and the place of each key among them; without sorting while tables are small."""
+    """The distinct keys in order, and each key's place among them, without sorting while tables are small.
+
+    Args:
+        keys: whole numbers from 0, [n].
+        bound: all keys are smaller.
+
+    Returns:
+        The distinct keys, [k]; and for each key a position in them, [n].
+    """
     if bound > 8 * len(keys) + 1_000_000:
         found, place = np.unique(keys, return_inverse=True)
         return found, place.reshape(-1)

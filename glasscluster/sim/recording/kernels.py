@@ -145,7 +145,7 @@ def _baddbmm(args, out) -> int:
 
 
 def _mv(args, out) -> int:
-    """A matrix and a vector, or two vectors."""
+    """FLOPs of a matrix and a vector, or of two vectors."""
     return 2 * args[0].numel()
 
 
@@ -158,19 +158,22 @@ def _addr(args, out) -> int:
 
 
 def _attention(args, out) -> int:
-    """Q [b, a, n, d], K [b, a_kv, m, d], V [b, a_kv, m, e]: two products of all pairs, also if causal."""
+    """FLOPs of attention: two products over all pairs of query and key, also with a causal mask.
+
+    Q [b, a, n, d], K [b, a_kv, m, d], V [b, a_kv, m, e].
+    """
     q, v = args[0], args[2]
     return 2 * prod(q.shape[:3]) * v.shape[2] * (q.shape[3] + v.shape[3])
 
 
 def _attention_backward(args, out) -> int:
-    """dO, Q, K, V: five products, because the scores are computed again."""
+    """FLOPs of attention's backward from dO, Q, K and V: five products, as the scores are computed again."""
     q, v = args[1], args[3]
     return 2 * prod(q.shape[:3]) * v.shape[2] * (3 * q.shape[3] + 2 * v.shape[3])
 
 
 def _rows_bytes(args, out) -> int:
-    """A look-up reads the rows it copies, not the table."""
+    """Bytes of a look-up, which reads the rows that it copies and not the table."""
     return 2 * out.numel() * out.element_size() + args[1].numel() * args[1].element_size()
 
 

@@ -27,9 +27,11 @@ Where = tuple[int, int, int]  # phase, layer, micro-batch
 
 
 class Ledger:
-    """Live bytes of one rank. `log` holds (clock, category, change in bytes, number of the storage).
+    """Live bytes of one rank, and a log of their changes.
 
-    The clock counts what the program has done: operations, and waits for others.
+    A row of `log` is (clock, category, change in bytes, number of the storage). The clock counts what the
+    program has
+    done: its operations, and its waits.
     """
 
     def __init__(self, rank: int, capacity: float | None = None) -> None:
@@ -37,20 +39,29 @@ class Ledger:
         self.now = [0] * len(CATEGORIES)
         self.total = 0
         self.log: list[tuple[int, int, int, int]] = []
-        self.live: dict[int, tuple[int, int, str, weakref.ref, int]] = {}  # storage -> (category, bytes, name, reference, number)
+        self.live: dict[
+            int, tuple[int, int, str, weakref.ref, int]
+        ] = {}  # storage -> (category, bytes, name, reference, number)
         self.names: dict[int, str] = {}  # number -> name, of the storages that somebody named
         self.numbers = itertools.count()
-        self.host: dict[int, tuple[int, weakref.ref]] = {}  # storage -> (bytes, reference): in host memory, not on the GPU
-        # the next three are the recorder's: what the program has done so far, where it is, and (phase, layer, operation) of a clock
+        self.host: dict[
+            int, tuple[int, weakref.ref]
+        ] = {}  # storage -> (bytes, reference): in host memory, not on the GPU
+        # the next three are the recorder's: what the program has done so far, where it is, and (phase, layer,
+        # operation) of a clock
         self.clock = lambda: 0
         self.where: Callable[[], Where] = lambda: (0, -1, -1)
         self.made_by: Callable[[int], tuple[int, int, str]] = lambda _clock: (0, -1, "")
         self.base = [0] * len(CATEGORIES)
-        self.before: list[tuple[int, int, int]] = []  # (number, category, bytes) of what lived when the step began
+        self.before: list[
+            tuple[int, int, int]
+        ] = []  # (number, category, bytes) of what lived when the step began
 
-    # ---- what the recorder and the owners tell us --------------------------------------------------------------
+    # ---- what the recorder and the owners tell us ----------------------------------------------------------
     def allocated(self, tensors: Iterable[torch.Tensor], phase: int) -> None:
-        """New results of an operation: temporaries of the optimizer are buffers, all else activations."""
+        """Count the new storages of an operation: as buffers within the optimizer's step, else as
+        activations.
+        """
         category = BUFFERS if phase == OPTIMIZER else ACTIVATIONS
         for tensor in tensors:
             storage = tensor.untyped_storage()
@@ -58,7 +69,7 @@ class Ledger:
                 self._add(storage, category, "")
 
     def register(self, tensor: torch.Tensor, category: str, name: str = "") -> torch.Tensor:
-        """Say what a tensor is for; moves it there if it was counted elsewhere. Returns the tensor."""
+        """Count a tensor under a category, and give it a name there; returns the tensor."""
         storage = tensor.untyped_storage()
         if storage._cdata in self.live:
             old, nbytes, _, reference, number = self.live[storage._cdata]
@@ -73,7 +84,7 @@ class Ledger:
         return tensor
 
     def call(self, tensor: torch.Tensor, name: str) -> None:
-        """Name a tensor and leave it where it is counted."""
+        """Give a tensor a name, in the category that it is counted in."""
         key = tensor.untyped_storage()._cdata
         if key in self.live:
             category, nbytes, _, reference, number = self.live[key]
@@ -81,7 +92,7 @@ class Ledger:
             self._call(number, name)
 
     def on_host(self, tensor: torch.Tensor, name: str = "") -> torch.Tensor:
-        """This tensor lives in host memory: no byte of it is the GPU's. Returns it."""
+        """Count a tensor as living in host memory, none of it on the GPU; returns the tensor."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.live:
@@ -104,7 +115,13 @@ class Ledger:
 
     def _add(self, storage: torch.UntypedStorage, category: int, name: str) -> None:
         key, number = storage._cdata, next(self.numbers)
-        self.live[key] = (category, storage.nbytes(), name, weakref.ref(storage, partial(self._freed, key)), number)
+        self.live[key] = (
+            category,
+            storage.nbytes(),
+            name,
+            weakref.ref(storage, partial(self._freed, key)),
+            number,
+        )
         self._call(number, name)
         self._change(category, storage.nbytes(), number)
 
@@ -127,18 +144,23 @@ class Ledger:
 
     @contextmanager
     def rearranging(self) -> Iterator[None]:
-        """Between steps: what stands here twice while it moves is counted, but may pass the capacity."""
+        """A context manager for moving state between steps.
+
+        What exists twice while it moves is counted, but may exceed the GPU's capacity.
+        """
         capacity, self.capacity = self.capacity, None
         try:
             yield
         finally:
             self.capacity = capacity
 
-    # ---- questions -------------------------------------------------------------------------------------------
+    # ---- questions -----------------------------------------------------------------------------------------
     def start(self) -> None:
-        """The step to be measured starts here: what lives now is its base line."""
+        """Begin the step to be measured: what lives now is its base line."""
         self.base = list(self.now)
-        self.before = [(number, category, nbytes) for category, nbytes, _, _, number in self.live.values() if nbytes]
+        self.before = [
+            (number, category, nbytes) for category, nbytes, _, _, number in self.live.values() if nbytes
+        ]
         self.names = {number: name or BEFORE for _, _, name, _, number in self.live.values()}
         self.log.clear()
 
@@ -151,11 +173,13 @@ class Ledger:
         return sum(nbytes for _, nbytes, known_as, _, _ in self.live.values() if known_as == name)
 
     def residents(self, top: int = 5) -> list[Resident]:
-        """What holds most bytes now: live storages by name, those of one name together."""
+        """What holds most bytes now: live storages, those of one name together."""
         born = {number: clock for clock, _, _, number in reversed(self.log)}
         held = []
         for category, nbytes, _, _, number in self.live.values():
-            phase, layer, name = (0, -1, self.names[number]) if number in self.names else self.made_by(born.get(number, 0))
+            phase, layer, name = (
+                (0, -1, self.names[number]) if number in self.names else self.made_by(born.get(number, 0))
+            )
             held.append((CATEGORIES[category], PHASES[phase], layer, name, nbytes))
         return largest(held, top)
 
@@ -163,7 +187,13 @@ class Ledger:
         capacity, self.capacity = self.capacity, None  # say it once: unwinding frees and allocates too
         assert capacity is not None
         phase, layer, micro_batch = self.where()
-        doing = f"in {PHASES[phase]}" if phase != OTHER else "in a phase without a name" if self.clock() else "while setting up"
+        doing = (
+            f"in {PHASES[phase]}"
+            if phase != OTHER
+            else "in a phase without a name"
+            if self.clock()
+            else "while setting up"
+        )
         place = f"{doing}{f' of micro-batch {micro_batch}' if micro_batch >= 0 else ''}{f', layer {layer}' if layer >= 0 else ''}"
         by_category = ", ".join(f"{name} {value:,}" for name, value in self.snapshot().items() if value)
         residents = self.residents()

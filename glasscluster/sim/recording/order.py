@@ -1,4 +1,6 @@
-"""Orders of a graph's rows: dependencies in compressed rows (CSR), and a topological order by Kahn's algorithm."""
+"""Orders of a graph's rows: dependencies in compressed rows (CSR), and a topological order by Kahn's
+algorithm.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,10 @@ from numba import njit
 
 
 def csr(n: int, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predecessors of every row, without repeats. Narrow numbers: replay is bound by the memory it reads."""
+    """Each row's predecessors without repeats, in compressed rows.
+
+    Numbers are narrow, as replay is bound by memory reads.
+    """
     if not len(source):
         return np.zeros(n + 1, np.int32), np.empty(0, np.int32)
     edges = np.unique(target * n + source)
@@ -19,12 +24,12 @@ def csr(n: int, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.
 
 
 class Cycle(AssertionError):
-    """Recordings that belong to no run: each waits for another."""
+    """An error: recordings whose events wait for each other in a cycle, so they belong to no run."""
 
 
 @njit(cache=True, nogil=True)
 def kahn(n, out_ptr, out_idx, missing, first):
-    """Topological order, first in first out; shorter than n when there is a cycle."""
+    """A topological order, first in, first out; where there is a cycle it is shorter than n."""
     order = np.empty(n, dtype=np.int64)
     filled = 0
     for i in first:
@@ -45,7 +50,7 @@ def kahn(n, out_ptr, out_idx, missing, first):
 
 
 def topological_order(n: int, source: np.ndarray, target: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Kahn's order, first come first served from `first`; a cycle is an internal error."""
+    """Kahn's order, which begins with the rows in the order of `first`; a cycle is an internal error."""
     by_source = np.argsort(source, kind="stable")
     pointer = np.zeros(n + 1, dtype=np.int64)
     np.cumsum(np.bincount(source, minlength=n), out=pointer[1:])

@@ -50,7 +50,7 @@ def pack(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What `pack` was given."""
+    """Undo `pack`: the columns by name."""
     raw, at, columns = zlib.decompress(base64.b64decode(packed["data"])), 0, {}
     for name, width, n in packed["columns"]:
         shuffled = np.frombuffer(raw, np.uint8, n * width, at).reshape(width, n)
@@ -61,7 +61,7 @@ def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def pack_graph(graph: ExecutionGraph, rendezvous: bool = False) -> dict[str, Any]:
-    """Everything that `ExecutionGraph` knows, for visualize/templates/packed.js and for `load_packed`."""
+    """Everything that an `ExecutionGraph` knows, for visualize/templates/packed.js and for `load_packed`."""
     order, place = graph.canonical, graph.place
     columns = {c: getattr(graph, c)[order] for c in COLUMNS}
     edges = (

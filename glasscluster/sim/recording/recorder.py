@@ -28,7 +28,7 @@ _ACCUMULATE = 1 << 62
 
 
 def tensors(args):
-    """Those in nested tuples and lists."""
+    """The tensors in nested tuples and lists."""
     for a in args:
         if isinstance(a, torch.Tensor):
             yield a
@@ -37,7 +37,7 @@ def tensors(args):
 
 
 class Recorder:
-    """Rows of one rank. `paused` stops recording (loaders, checks, the inside of collectives)."""
+    """Rows of one rank. While `paused` nothing is recorded (loaders, checks, the inside of collectives)."""
 
     def __init__(self, rank: int, ledger: Ledger) -> None:
         self.rank, self.ledger = rank, ledger
@@ -52,7 +52,9 @@ class Recorder:
         self.names: dict[str, int] = {}
         self.unknown_flops: set[str] = set()  # operators whose FLOPs nobody knows, recorded as 0
         self.groups: dict[int, tuple[str, tuple[int, ...]]] = {}  # group -> (axis, the cluster's ranks)
-        self._layer_spans: list[tuple[int, int]] = []  # (first autograd sequence number, layer), forward order
+        self._layer_spans: list[
+            tuple[int, int]
+        ] = []  # (first autograd sequence number, layer), forward order
         self._backward_at = -1
 
     # ---- rows ----------------------------------------------------------------------------------------------
@@ -60,8 +62,10 @@ class Recorder:
         """A small integer for a name."""
         return self.names.setdefault(name, len(self.names))
 
-    def row(self, lane: int, kind: int, op: str, flops: int, nbytes: int, deps: tuple[int, ...], **more: Any) -> int:
-        """Append one row; returns its local id."""
+    def row(
+        self, lane: int, kind: int, op: str, flops: int, nbytes: int, deps: tuple[int, ...], **more: Any
+    ) -> int:
+        """Append one row; returns its number on this rank."""
         order = self.lane_length.get(lane, 0)
         self.lane_length[lane] = order + 1
         self.ticks += lane == 0
@@ -88,11 +92,11 @@ class Recorder:
         return len(self.rows) - 1
 
     def compute(self, op: str, flops: int, nbytes: int) -> None:
-        """One kernel on the compute lane: follows whatever the program has done or waited for."""
+        """Append one kernel on the compute lane; it follows all that the program has done or waited for."""
         self.frontier = (self.row(0, COMPUTE, op, flops, nbytes, self.frontier),)
 
     def waited(self, row: int) -> None:
-        """The program waited for `row` (a receive, a collective): what comes next follows it too."""
+        """Note that the program waited for `row` (a receive, a collective): what it does next follows it."""
         if row not in self.frontier:
             self.frontier = (*self.frontier, row)
             self.waits.append((self.ticks, row))
@@ -101,7 +105,7 @@ class Recorder:
     # ---- where we are --------------------------------------------------------------------------------------
     @contextmanager
     def region(self, name: str | None = None, *, layer: int | None = None, micro_batch: int | None = None):
-        """Label what runs inside: a phase of `PHASES`, a layer, a micro-batch."""
+        """A context manager that labels what runs inside: a phase of `PHASES`, a layer, a micro-batch."""
         before = (self.phase, self.layer, self.micro_batch)
         if name is not None:
             self.phase = PHASES.index(name) if name in PHASES else 0
@@ -114,7 +118,9 @@ class Recorder:
 
     @contextmanager
     def unrecorded(self):
-        """Nothing inside is recorded: data loading, initialisation, the check's clones."""
+        """A context manager: nothing inside is recorded (data loading, initialisation, the clones of a
+        check).
+        """
         before, self.paused = self.paused, True
         try:
             yield
@@ -122,26 +128,39 @@ class Recorder:
             self.paused = before
 
     def enter_layer(self, layer: int) -> None:
-        """Forward enters a layer (a module hook calls this): its backward nodes are numbered from here on."""
+        """Note that forward enters a layer (a module hook calls this); its backward belongs to that layer
+        too.
+        """
         self.layer = layer
         self._layer_spans.append((torch._C._autograd._get_sequence_nr(), layer))
 
     def current_layer(self) -> int:
-        """The layer being computed: forward's, or in backward the one whose forward made the autograd node."""
+        """The number of the layer that is being computed.
+
+        In backward it is the layer whose forward made the autograd node that runs.
+        """
         node = torch._C._current_autograd_node()
         if node is None or self.phase == RECOMPUTE:  # recomputation is a forward inside a backward
             return self.layer
         number = node._sequence_nr()
-        if number < _ACCUMULATE and self._layer_spans:  # AccumulateGrad has no number of its own: stay where we were
+        if (
+            number < _ACCUMULATE and self._layer_spans
+        ):  # AccumulateGrad has no number of its own: stay where we were
             at = bisect.bisect_right(self._layer_spans, (number, 1 << 60)) - 1
             self._backward_at = self._layer_spans[at][1] if at >= 0 else -1
         return self._backward_at
 
     # ---- one operation -------------------------------------------------------------------------------------
     def operation(self, func: Any, args: tuple, kwargs: dict, out: Any) -> None:
-        """Called by the dispatch mode after every operator."""
+        """Record one operator; the dispatch mode calls this after each."""
         rule = rule_of(func)
-        results = (out,) if isinstance(out, torch.Tensor) else tuple(tensors(out)) if isinstance(out, (list, tuple)) else ()
+        results = (
+            (out,)
+            if isinstance(out, torch.Tensor)
+            else tuple(tensors(out))
+            if isinstance(out, (list, tuple))
+            else ()
+        )
         if rule.allocates:
             self.running = rule.name
             self.ledger.allocated(results, self.phase)
@@ -177,7 +196,7 @@ class Recorder:
         self.frontier, self.ticks = (), 0
 
     def columns(self) -> dict[str, Any]:
-        """The rows as arrays, with names, groups and the memory log: what travels from a rank to the graph."""
+        """All that travels from a rank to the graph: rows as arrays, names, groups and the memory log."""
         width = len(FIELDS)
         table = np.array([r[:width] for r in self.rows], dtype=np.int64).reshape(len(self.rows), width)
         counts = np.array([len(r[width]) for r in self.rows], dtype=np.int64)
@@ -194,7 +213,8 @@ class Recorder:
         }
 
     def _memory(self) -> dict[str, Any]:
-        """The ledger's step: base line, log, waits as (clock, lane, order), what lived before, and the names that were given.
+        """What the ledger wrote down of the step: base line, log, waits as (clock, lane, order), what lived
+        before, names.
 
         Storages are numbered anew, in the order in which the step met them.
         """
@@ -205,18 +225,24 @@ class Recorder:
         return {
             "base": list(ledger.base),
             "log": np.array([(*e[:3], number[e[3]]) for e in ledger.log], dtype=np.int64).reshape(-1, 4),
-            "waits": np.array([(clock, *self.rows[row][:2]) for clock, row in self.waits], dtype=np.int64).reshape(-1, 3),
-            "before": np.array([(number[n], c, size) for n, c, size in ledger.before], dtype=np.int64).reshape(-1, 3),
+            "waits": np.array(
+                [(clock, *self.rows[row][:2]) for clock, row in self.waits], dtype=np.int64
+            ).reshape(-1, 3),
+            "before": np.array(
+                [(number[n], c, size) for n, c, size in ledger.before], dtype=np.int64
+            ).reshape(-1, 3),
             "named": {number[n]: name for n, name in ledger.names.items() if n in number},
         }
 
     # ---- what the memory ledger asks -----------------------------------------------------------------------
     def where(self) -> tuple[int, int, int]:
-        """Phase, layer and micro-batch of now."""
+        """The phase, layer and micro-batch at this moment."""
         return self.phase, self.current_layer(), self.micro_batch
 
     def made_by(self, clock: int) -> tuple[int, int, str]:
-        """Phase, layer and name of the operation that ran at a clock (for an error message: it looks for it)."""
+        """Phase, layer and name of the operation that ran at a clock; it is searched for, as only errors need
+        it.
+        """
         number = clock - sum(at < clock for at, _ in self.waits)
         row = next((r for r in self.rows if r[0] == 0 and r[1] == number), None)
         if row is None:  # the very operation that is being recorded
@@ -234,9 +260,11 @@ def _bytes_of(a: Any) -> int:
 
 
 class RecordingMode(TorchDispatchMode):
-    """Sees every operator of one rank's thread, backward included."""
+    """A torch dispatch mode that sees every operator of one rank's thread, backward included."""
 
-    def __init__(self, recorder: Recorder, operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None) -> None:
+    def __init__(
+        self, recorder: Recorder, operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = None
+    ) -> None:
         super().__init__()
         self.recorder, self.operate = recorder, operate
 
@@ -247,7 +275,9 @@ class RecordingMode(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if torch.is_inference_mode_enabled():  # here torch does not take its composite operators apart beforehand
+        if (
+            torch.is_inference_mode_enabled()
+        ):  # here torch does not take its composite operators apart beforehand
             with self:
                 parts = in_parts(func, args, kwargs or {})
             if parts is not NotImplemented:

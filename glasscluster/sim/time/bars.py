@@ -19,7 +19,8 @@ JOINED_S = 1e-12  # two computing events this close (seconds) have no gap betwee
 
 
 def blocks(timeline: Timeline) -> list[dict[str, Any]]:
-    """Compute events joined: one block per (phase, micro-batch) without a gap inside, by rank and time."""
+    """Compute events joined: one block for each (phase, micro-batch) without a gap inside, by rank and time.
+    """
     graph, start, end = timeline.graph, timeline.start, timeline.end
     on_path = set(timeline.critical_path)
     found: list[dict[str, Any]] = []
@@ -51,7 +52,7 @@ def blocks(timeline: Timeline) -> list[dict[str, Any]]:
 
 
 def communications(timeline: Timeline) -> list[dict[str, Any]]:
-    """Whole collectives, point-to-point sends and what the host does.
+    """Whole collectives, messages between two ranks, and what the host did.
 
     Each says when it was launched and when it began, which is when every rank that takes part had come to it.
     """

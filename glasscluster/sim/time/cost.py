@@ -6,7 +6,8 @@
     host        bytes over the host's link (α + bytes/β), or through its memory (an update on the CPU)
     native      a collective handed to a library is re-costed whole: on NVIDIA GPUs as NCCL would do it (nccl.py), else as a ring (Eq 8)
 
-The constants belong to a GPU or a link (hardware.py). Peaks are data-sheet peaks: no efficiency is guessed here.
+The constants belong to a GPU or a link (hardware.py). Peaks are data-sheet peaks: no efficiency is guessed
+here.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ from glasscluster.sim.time.nccl import model as nccl
 
 @dataclass
 class Costs:
-    """Per event: `duration` occupies its lane; `latency` is added to a receive's message while in flight.
+    """What each event costs, in seconds; each array has one entry an event.
 
-    `quicker`: the factor by which an event was asked to be faster (already in the other two); empty where nothing was asked.
+    Attributes:
+        duration: for how long it occupies its lane.
+        latency: of a receive, how long its message is in flight after it has left.
+        speedup: the factor of a what-if by which the event is faster, already in the other two; empty without
+            one.
     """
 
     duration: np.ndarray
     latency: np.ndarray
-    quicker: np.ndarray
+    speedup: np.ndarray
 
 
 def costs(
@@ -44,20 +49,36 @@ def costs(
     faster: dict[str, float] | None = None,
     messages: bool = True,
 ) -> Costs:
-    """Cost every event of a graph on a cluster; its messages only with `messages` (sim/contention times them itself).
+    """Cost every event of a graph on some hardware.
 
-    `slow_ranks` maps a rank to the factor its compute takes longer; `faster` maps a phase of compute (`backward`) or
-    the axis of a communicator (`dp`) to the factor by which everything of that kind is quicker.
+    Args:
+        graph: what the ranks did.
+        hw: the hardware.
+        precision: whose peak FLOP/s counts.
+        slow_ranks: from a rank to the factor by which its compute takes longer.
+        faster: from a phase of compute (`backward`) or the axis of a communicator (`dp`) to the factor by
+            which everything of that kind is faster.
+        messages: whether to cost messages; contention/ times them itself.
+
+    Returns:
+        The Costs.
+
+    Raises:
+        InputError: for a rank or a kind of work that the graph does not have, or a precision without a peak.
     """
     duration, latency = np.zeros(len(graph)), np.zeros(len(graph))
     compute = graph.kind == COMPUTE
     peaks = _peaks(graph, hw, precision, compute)
-    duration[compute] = hw.gpu.launch_s + np.maximum(graph.flops[compute] / peaks, graph.bytes[compute] / hw.gpu.memory_bandwidth)
+    duration[compute] = hw.gpu.launch_s + np.maximum(
+        graph.flops[compute] / peaks, graph.bytes[compute] / hw.gpu.memory_bandwidth
+    )
     for rank, factor in (slow_ranks or {}).items():
         if not 0 <= rank < graph.ranks:
             raise InputError("slow-rank", rank, f"the run has ranks 0..{graph.ranks - 1}", range(graph.ranks))
         duration[compute & (graph.rank == rank)] *= factor
-    sends, receives = (np.flatnonzero(graph.kind == kind) if messages else np.empty(0, np.int64) for kind in (SEND, RECV))
+    sends, receives = (
+        np.flatnonzero(graph.kind == kind) if messages else np.empty(0, np.int64) for kind in (SEND, RECV)
+    )
     for rows, src, dst in ((sends, graph.rank, graph.peer), (receives, graph.peer, graph.rank)):
         for link, chosen in _by_wire(hw, src[rows], dst[rows]):
             here = rows[chosen]
@@ -76,20 +97,23 @@ def costs(
         if name.endswith("/native"):
             for row in np.flatnonzero((graph.kind == COLLECTIVE) & (graph.op == number)):
                 duration[row] = sum(native_cost(graph, int(row), hw))
-    quicker = np.ones(len(graph) if faster else 0)
+    speedup = np.ones(len(graph) if faster else 0)
     for kind, factor in (faster or {}).items():
         chosen = of_kind(graph, kind)
         duration[chosen] /= factor
         latency[chosen] /= factor
-        quicker[chosen] *= factor
-    return Costs(duration, latency, quicker)
+        speedup[chosen] *= factor
+    return Costs(duration, latency, speedup)
 
 
 FP8_KERNELS = ("mm", "addmm")  # what runs in fp8; all else stays in bf16, as in NVIDIA's Transformer Engine
 
 
 def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str, compute: np.ndarray) -> np.ndarray:
-    """FLOP/s that each computing event may reach. fp8 is a cost only: its casts and their scales are not counted."""
+    """FLOP/s that each computing event may reach.
+
+    fp8 is a cost only: casts and their scales are not counted.
+    """
     op = graph.op[compute]
     peak = np.full(len(op), hw.gpu.peak(precision))
     if precision == "fp8":
@@ -99,7 +123,7 @@ def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str, compute: np.ndar
 
 
 def kinds_of_work(graph: ExecutionGraph) -> list[str]:
-    """What `faster` may name in this graph: the phases it computed and the axes it communicated on."""
+    """The names that `faster` may have for a graph: phases that it computed, axes that it communicated on."""
     phases = [PHASES[p] for p in np.unique(graph.phase[graph.kind == COMPUTE])]
     return phases + sorted(set(graph.axis[graph.kind != COMPUTE].tolist()) - {""})
 
@@ -123,24 +147,37 @@ def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[L
     ranks = int(max(src.max(initial=0), dst.max(initial=0))) + 1
     pairs, place = distinct(src * ranks + dst, ranks**2)
     kinds: dict[Link, int] = {}
-    kind = np.array([kinds.setdefault(hw.topology.link(*divmod(p, ranks)), len(kinds)) for p in pairs.tolist()], dtype=np.int64)
+    kind = np.array(
+        [kinds.setdefault(hw.topology.link(*divmod(p, ranks)), len(kinds)) for p in pairs.tolist()],
+        dtype=np.int64,
+    )
     for link, number in kinds.items():
         yield link, kind[place] == number
 
 
 def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, float]:
-    """A library's collective, in seconds of latency and seconds of moving bytes.
+    """The seconds of a collective that a library ran: those of latency, and those of moving bytes.
 
-    NCCL's own choice where it runs (its figures belong to the links as they are: `scaled` stretches the result); elsewhere a
-    ring in rank order, each step as long as its slowest wire takes.
+    On NVIDIA GPUs it is what NCCL would choose; its figures are for the links as built, so the result is
+    scaled as `Hardware.scaled` scaled them. On other hardware it is a ring in rank order, each step as long
+    as its slowest wire takes.
     """
-    operation, _, members = graph.names[graph.op[row]].removesuffix("/native"), *graph.groups[int(graph.rank[row])][int(graph.group[row])]
+    operation, _, members = (
+        graph.names[graph.op[row]].removesuffix("/native"),
+        *graph.groups[int(graph.rank[row])][int(graph.group[row])],
+    )
     n, nbytes = len(members), int(graph.bytes[row])
     if hw.gpu.sm and hw.topology is None:
         nodes = len({m // hw.node_size for m in members})
-        as_built = hw.scaled(bandwidth=1 / hw.wider, latency=1 / hw.longer)
-        chosen = nccl.choose("all_reduce" if operation == "barrier" else operation, nbytes, as_built, n, node_size=-(-n // nodes))
-        return chosen.latency_s * hw.longer, (chosen.time_s - chosen.latency_s) / hw.wider
+        as_built = hw.scaled(bandwidth=1 / hw.bandwidth_scale, latency=1 / hw.latency_scale)
+        chosen = nccl.choose(
+            "all_reduce" if operation == "barrier" else operation,
+            nbytes,
+            as_built,
+            n,
+            node_size=-(-n // nodes),
+        )
+        return chosen.latency_s * hw.latency_scale, (chosen.time_s - chosen.latency_s) / hw.bandwidth_scale
     wires = {hw.link(a, b) for a, b in zip(members, [*members[1:], members[0]], strict=True)}
     slowest = max(wires, key=lambda link: link.alpha + nbytes / n / link.bandwidth)
     steps = (2 if operation in ("all_reduce", "barrier") else 1) * (n - 1)

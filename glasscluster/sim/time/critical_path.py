@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 
 def latest(timeline: Timeline, rows: np.ndarray) -> int:
-    """The row that ends last; -1 of none.
-
-    Of rows that end together it is the first in canonical order, so that no build order shows.
-    """
+    """The row of these that ends last, of several the first in canonical order; -1 of none."""
     if not len(rows):
         return -1
     ends = timeline.end[rows]
@@ -26,10 +23,14 @@ def latest(timeline: Timeline, rows: np.ndarray) -> int:
 
 
 def critical_path(timeline: Timeline) -> list[int]:
-    """Row numbers of `timeline.graph`, first to last: each could start only when the one before it had ended.
+    """The events that determine the makespan: each could start only when the one before it had ended.
 
-    The walk goes backwards from the event that ends last. Of what an event depends on it takes what ended
-    last; where that was over earlier, the event waited for a message, and the path goes on at its sender.
+    The walk goes backwards from the event that ends last. Among what an event depends on, it goes to the one
+    that ended last; if that ended before the event started, the event waited for a message, and the path goes
+    on at its sender.
+
+    Returns:
+        Row numbers of `timeline.graph`, first to last.
     """
     graph = timeline.graph
     if not len(graph):

@@ -25,7 +25,19 @@ US = 1e-6
 
 @dataclass(frozen=True)
 class GPU:
-    """One accelerator. `peak_flops` maps a precision to dense matmul FLOP/s."""
+    """One accelerator.
+
+    Attributes:
+        name: as people call it.
+        peak_flops: from a precision (fp64, fp32, bf16, fp16, fp8) to FLOP/s of dense products of matrices.
+        memory_bytes: its memory's size.
+        memory_bandwidth: bytes/s between its memory and its compute units.
+        launch_s: seconds that launching one kernel adds.
+        reduce_rate: γ, bytes/s of the local additions inside a reduction.
+        source: where the figures come from.
+        sm: CUDA compute capability times ten; 0 where it is no NVIDIA GPU.
+        nvlinks: its NVLink connections.
+    """
 
     name: str
     peak_flops: dict[str, float]
@@ -38,7 +50,17 @@ class GPU:
     nvlinks: int = 0  # NVLink connections of one GPU
 
     def peak(self, precision: str) -> float:
-        """Dense FLOP/s at a precision; a precision that is not listed is a usage error."""
+        """The peak at a precision.
+
+        Args:
+            precision: fp64, fp32, bf16, fp16 or fp8.
+
+        Returns:
+            FLOP/s of dense products of matrices.
+
+        Raises:
+            InputError: if no peak is known for it.
+        """
         if precision not in self.peak_flops:
             raise InputError("precision", precision, f"{self.name} lists no peak for it", list(self.peak_flops))
         return self.peak_flops[precision]
@@ -46,7 +68,14 @@ class GPU:
 
 @dataclass(frozen=True)
 class HostShare:
-    """A GPU's share of its node's host: its own link to it, and memory's size and bandwidth divided by the node's GPUs."""
+    """One GPU's share of its node's host.
+
+    Attributes:
+        link: the GPU's own link to the host.
+        memory_bytes: the host's memory, divided by the node's GPUs.
+        memory_bandwidth: bytes/s of the host's memory, divided by the node's GPUs.
+        source: where the figures come from.
+    """
 
     link: Link
     memory_bytes: float
@@ -60,7 +89,31 @@ CLASSROOM_HOST = HostShare(Link("classroom host link", 10 * GB, 10 * US, 0.0, _I
 
 @dataclass(frozen=True)
 class Hardware:
-    """A cluster of equal nodes: `node_size` GPUs joined by `intra`, nodes joined by `inter` (bandwidth per GPU)."""
+    """A cluster of equal nodes: GPUs joined by `intra` inside a node and by `inter` between nodes.
+
+    Attributes:
+        name: as the catalogue calls it.
+        gpu: each GPU.
+        intra: the link between two GPUs of a node.
+        inter: the link between two GPUs of different nodes, its bandwidth that of one GPU.
+        node_size: GPUs in a node.
+        note: for people.
+        nics: network ports of a node, each shared by node_size / nics GPUs; 0: one a GPU.
+        cpu: intel or amd; NCCL's constants of the network differ.
+        host: each GPU's share of its node's host.
+        topology: a network of its own, in place of `intra` and `inter`; None: none.
+        bandwidth_scale: the factor by which `scaled` changed the links' bandwidth; a library's collectives
+            are costed on the links as built, and scaled afterwards.
+        latency_scale: the factor by which it changed their latency.
+
+    Example:
+        >>> from glasscluster.sim.time.hardware import hardware
+        >>> machine = hardware("dgx-h100")
+        >>> machine.link(0, 7).name, machine.link(7, 8).name
+        ('NVLink 4', 'NDR 400 Gb/s per GPU')
+        >>> machine.scaled(bandwidth=2).intra.bandwidth / machine.intra.bandwidth
+        2.0
+    """
 
     name: str
     gpu: GPU
@@ -71,29 +124,60 @@ class Hardware:
     nics: int = 0  # network ports of a node, each shared by node_size / nics GPUs; 0: one a GPU
     cpu: str = "intel"  # intel | amd: NCCL's constants of the network differ
     host: HostShare = CLASSROOM_HOST
-    topology: Topology | None = field(default=None, compare=False)  # in place of `intra` and `inter`: a network of its own
-    wider: float = 1.0  # what `scaled` made of the links, for a library's own figures (nccl.py)
-    longer: float = 1.0
+    # in place of `intra` and `inter`: a network of its own
+    topology: Topology | None = field(default=None, compare=False)
+    bandwidth_scale: float = 1.0  # what `scaled` made of the links, for a library's own figures (nccl.py)
+    latency_scale: float = 1.0
 
     def link(self, src: int, dst: int) -> Link:
-        """The wire between two ranks: consecutive ranks share a node. Of a topology, the route as one wire."""
+        """The wire between two ranks.
+
+        Consecutive ranks share a node; through a topology, the route counts as one wire.
+
+        Args:
+            src: the rank that sends.
+            dst: the rank that receives.
+
+        Returns:
+            The Link: bandwidth in bytes/s, latency and overhead in seconds.
+        """
         if self.topology is not None:
             return self.topology.link(src, dst)
         return self.intra if src // self.node_size == dst // self.node_size else self.inter
 
     def scaled(self, *, bandwidth: float = 1.0, latency: float = 1.0, flops: float = 1.0) -> Hardware:
-        """The same cluster with links `bandwidth` times as wide, α `latency` times as long, GPUs `flops` times as fast."""
+        """The same cluster with faster or slower parts.
+
+        Args:
+            bandwidth: factor on the bandwidth of every link.
+            latency: factor on α, the latency and overhead of every link.
+            flops: factor on the peaks of every GPU.
+
+        Returns:
+            Another Hardware of the same name.
+        """
         gpu = replace(self.gpu, peak_flops={k: v * flops for k, v in self.gpu.peak_flops.items()})
         intra, inter = (
             replace(x, bandwidth=x.bandwidth * bandwidth, latency_s=x.latency_s * latency, overhead_s=x.overhead_s * latency)
             for x in (self.intra, self.inter)
         )
         network = self.topology and self.topology.scaled(bandwidth=bandwidth, latency=latency)
-        wider, longer = self.wider * bandwidth, self.longer * latency
-        return replace(self, gpu=gpu, intra=intra, inter=inter, topology=network, wider=wider, longer=longer)
+        return replace(
+            self,
+            gpu=gpu,
+            intra=intra,
+            inter=inter,
+            topology=network,
+            bandwidth_scale=self.bandwidth_scale * bandwidth,
+            latency_scale=self.latency_scale * latency,
+        )
 
     def save(self, path: str | Path) -> None:
-        """Write a profile file that `--hardware FILE` reads back."""
+        """Write a profile file that `--hardware FILE` reads back.
+
+        Args:
+            path: the file to write, or to replace.
+        """
         Path(path).write_text(json.dumps(asdict(replace(self, topology=None)), indent=1).replace("Infinity", "1e999"))
 
 
@@ -254,7 +338,23 @@ CATALOGUE: dict[str, Hardware] = {
 
 
 def hardware(name: str | Hardware) -> Hardware:
-    """Look a cluster up by name, or read a profile file. Raises InputError naming the nearest valid name."""
+    """Look hardware up by name, or read it from a profile file.
+
+    Args:
+        name: a name of `CATALOGUE`, a path of a file that `Hardware.save` wrote, or a Hardware, which is
+            returned as it is.
+
+    Returns:
+        The Hardware.
+
+    Raises:
+        InputError: for an unknown name (with the nearest known one), or a file that cannot be read.
+
+    Example:
+        >>> from glasscluster.sim.time.hardware import hardware
+        >>> hardware("dgx-h100").gpu.peak("bf16")
+        989000000000000.0
+    """
     if isinstance(name, Hardware):
         return name
     if name in CATALOGUE:

@@ -1,11 +1,12 @@
-"""What lived when: a rank's step as its memory ledger saw it, in program order and, after replay, over virtual time.
+"""What lived when: a rank's step as its memory ledger saw it, in program order and, after replay, over
+virtual time.
 
     program     op 0 · op 1 · wait a · op 2 ...            the ledger's clock counts these
     log         (clock, category, change in bytes, number of the storage)
 
-A change happens when everything that the program had done or waited for by then is over: what an operation makes lives
-from its start, what is let go after a wait is free once what was waited for has ended, and a message's buffer lives from
-its launch, whichever stream is busy meanwhile.
+A change happens when everything that the program had done or waited for by then is over: what an operation
+makes lives from its start, what is let go after a wait is free once what was waited for has ended, and a
+message's buffer lives from its launch, whichever stream is busy meanwhile.
 """
 
 from __future__ import annotations
@@ -26,17 +27,22 @@ if TYPE_CHECKING:
 
 
 class MemoryHistory:
-    """The live bytes of one rank: `levels[i]` by category after i changes, `levels[0]` when the step began."""
+    """The live bytes of one rank after each change of its step.
+
+    `levels[i]` are the bytes by category after i changes, `levels[0]` those when the step began.
+    """
 
     def __init__(self, graph: ExecutionGraph, rank: int) -> None:
         self.graph, self.rank = graph, rank
         memory = graph.memory[rank]
         self.base, self.named = memory["base"], memory["named"]
-        self.log, self.waits, self.before = (np.asarray(memory[k], dtype=np.int64).reshape(-1, width) for k, width in TABLES.items())
+        self.log, self.waits, self.before = (
+            np.asarray(memory[k], dtype=np.int64).reshape(-1, width) for k, width in TABLES.items()
+        )
 
     @cached_property
     def levels(self) -> np.ndarray:
-        """Bytes [changes + 1, categories]."""
+        """Bytes by category after each change: [changes + 1, categories]."""
         changes = np.zeros((len(self.log) + 1, len(CATEGORIES)), dtype=np.int64)
         changes[0] = self.base
         changes[np.arange(1, len(self.log) + 1), self.log[:, 1]] = self.log[:, 2]
@@ -44,27 +50,27 @@ class MemoryHistory:
 
     @cached_property
     def total(self) -> np.ndarray:
-        """Bytes of all categories after each change."""
+        """Bytes of all categories together after each change: [changes + 1]."""
         return self.levels.sum(axis=1)
 
     @property
     def peak_at(self) -> int:
-        """Changes until the peak (the first moment that is as full as any)."""
+        """The number of changes at the peak: the first moment at which most bytes live."""
         return int(np.argmax(self.total))
 
     def peak(self) -> tuple[int, dict[str, int]]:
-        """Highest sum over categories during the step, and its split at that instant (they add up)."""
+        """The most bytes that lived at once, and the bytes of each category at that moment."""
         split = self.levels[self.peak_at]
         return int(split.sum()), dict(zip(CATEGORIES, split.tolist(), strict=True))
 
-    # ---- who -------------------------------------------------------------------------------------------------------
+    # ---- who -----------------------------------------------------------------------------------------------
     @cached_property
     def _rows(self) -> np.ndarray:
         return compute_rows(self.graph, self.rank)
 
     @cached_property
     def names(self) -> dict[int, tuple[str, int, str]]:
-        """Phase, layer and name of every storage by number."""
+        """Phase, layer and name of every storage, by its number."""
         graph, rows = self.graph, self._rows
         known = {number: ("other", -1, name) for number, name in self.named.items()}
         for clock, _, _, number in self.log.tolist():
@@ -76,7 +82,10 @@ class MemoryHistory:
         return known
 
     def walk(self) -> Iterator[dict[tuple[int, int], int]]:
-        """Before the step and after each change: bytes by (number, category). One dictionary, changed in place."""
+        """Iterate over the step: bytes by (number of the storage, category), before it and after each change.
+
+        It yields one dictionary, which it changes in place.
+        """
         live = {(number, category): size for number, category, size in self.before.tolist()}
         yield live
         for _, category, change, number in self.log.tolist():
@@ -88,7 +97,7 @@ class MemoryHistory:
             yield live
 
     def residents(self, at: int | None = None, top: int = 5) -> list[Resident]:
-        """What held most bytes after `at` changes (None: at the peak), storages of one name together."""
+        """What held most bytes after `at` changes (None: at the peak); storages of one name together."""
         at = self.peak_at if at is None else at
         live = next(state for number, state in enumerate(self.walk()) if number == at)
         return self._largest(live, top)
@@ -97,9 +106,9 @@ class MemoryHistory:
         names = self.names
         return largest(((CATEGORIES[c], *names[n], size) for (n, c), size in live.items()), top)
 
-    # ---- when ------------------------------------------------------------------------------------------------------
+    # ---- when ----------------------------------------------------------------------------------------------
     def moments(self, timeline: Timeline) -> np.ndarray:
-        """Seconds of the beginning (0) and of each change."""
+        """The virtual seconds of the step's beginning (0) and of each change: [changes + 1]."""
         ends = np.zeros(len(self._rows) + len(self.waits) + 1)
         waited = np.zeros(len(ends), dtype=bool)
         waited[self.waits[:, 0] + 1] = True
@@ -111,23 +120,35 @@ class MemoryHistory:
         graph = self.graph
         mine = graph.canonical[graph.rank[graph.canonical] == self.rank]  # by lane, then order within it
         width = int(graph.order[mine].max(initial=0)) + 1
-        return mine[np.searchsorted(graph.lane[mine] * width + graph.order[mine], self.waits[:, 1] * width + self.waits[:, 2])]
+        return mine[
+            np.searchsorted(
+                graph.lane[mine] * width + graph.order[mine], self.waits[:, 1] * width + self.waits[:, 2]
+            )
+        ]
 
     def over(self, timeline: Timeline) -> MemoryCurve:
-        """Bytes by category over virtual time: of several changes at a moment the fullest, then the last."""
+        """Live bytes by category over virtual time.
+
+        Of several changes at one moment it keeps the fullest, then the last.
+        """
         when, keep = self.moments(timeline), []
         for part in np.split(np.arange(len(when)), np.flatnonzero(np.diff(when)) + 1):
             keep += sorted({int(part[np.argmax(self.total[part])]), int(part[-1])})
         if when[-1] < timeline.makespan:  # what is left lives on
             when, keep = np.append(when, timeline.makespan), [*keep, len(when)]
-            levels, at = np.append(self.levels, self.levels[-1:], axis=0), np.append(np.arange(len(when) - 1), len(when) - 2)
+            levels, at = (
+                np.append(self.levels, self.levels[-1:], axis=0),
+                np.append(np.arange(len(when) - 1), len(when) - 2),
+            )
             return MemoryCurve(self, when[keep], levels[keep], at[keep])
         return MemoryCurve(self, when[keep], self.levels[keep], np.array(keep))
 
 
 @dataclass(frozen=True)
 class MemoryCurve:
-    """Seconds, bytes by category [moments, categories], and how many changes of the history came before each."""
+    """Seconds [moments], bytes by category [moments, categories], and how many changes came before each
+    moment.
+    """
 
     history: MemoryHistory
     times: np.ndarray
@@ -135,7 +156,7 @@ class MemoryCurve:
     at: np.ndarray
 
     def __getitem__(self, keep: np.ndarray) -> MemoryCurve:
-        """Only some moments."""
+        """The curve at some of its moments."""
         return MemoryCurve(self.history, self.times[keep], self.levels[keep], self.at[keep])
 
     def residents(self, top: int = 5) -> list[list[Resident]]:

@@ -26,10 +26,13 @@ IDLE_CAUSES = ("communication", "dependency", "warm-up", "drain")
 
 @dataclass(frozen=True)
 class Gap:
-    """Idle time of a rank's compute lane, `comm` seconds of it with the awaited message on the wire.
+    """A time at which a rank's compute lane was idle.
 
-    `cause`: communication (mostly on the wire) | dependency (the partner was not ready) | warm-up | drain.
-    `row` is the event that ended the gap's wait, -1 when there is none.
+    Attributes:
+        cause: communication (for most of it the awaited message was on the wire), dependency (the partner was
+            not ready), warm-up (nothing was computed before) or drain (nothing was computed after).
+        comm: the seconds of it for which the awaited message was on the wire.
+        row: the event whose end closed the gap; -1: there is none.
     """
 
     rank: int
@@ -42,7 +45,7 @@ class Gap:
 
     @property
     def length(self) -> float:
-        """Seconds."""
+        """Its seconds."""
         return self.end - self.start
 
 
@@ -69,13 +72,17 @@ def gaps(timeline: Timeline, rank: int) -> list[Gap]:
 
 
 def _blocker(timeline: Timeline, row: int) -> int:
-    """The communication event whose end let `row` start: the latest that it depends on, -1 without one."""
+    """The communication event whose end let `row` start: the latest of those it depends on; -1 without one.
+    """
     deps = timeline.dependencies(row)
     return latest(timeline, deps[~np.isin(timeline.graph.kind[deps], (COMPUTE, BEGIN))])
 
 
 def _waits(timeline: Timeline, rank: int, start: float, end: float, row: int, first: bool) -> list[Gap]:
-    """One idle stretch as gaps, cut where what ended it was launched: before that it had another cause."""
+    """Cut one idle time into gaps, at the moment when the event that ended it was launched.
+
+    Before that moment the lane waited for something else.
+    """
     found: list[Gap] = []
     while row >= 0 and timeline.graph.kind[row] == COLLECTIVE:
         launch = timeline.launch(row)
@@ -88,7 +95,7 @@ def _waits(timeline: Timeline, rank: int, start: float, end: float, row: int, fi
 
 
 def _gap(timeline: Timeline, rank: int, start: float, end: float, row: int, first: bool = False) -> Gap:
-    """The gap that the end of `row` closed; `first`: nothing was computed before it."""
+    """The gap that ended when `row` did. `first`: nothing was computed before it."""
     if row < 0:
         return Gap(rank, start, end, "warm-up" if first else "dependency", "", 0.0, -1)
     comm = max(0.0, min(end, float(timeline.end[row])) - max(start, timeline.under_way(row)))
@@ -99,7 +106,7 @@ def _gap(timeline: Timeline, rank: int, start: float, end: float, row: int, firs
 
 # ---- sums over gaps ----------------------------------------------------------------------------------------
 def exposed_comm(timeline: Timeline) -> list[float]:
-    """Seconds each rank's compute lane stood still with the awaited message on the wire."""
+    """For each rank, the seconds for which its compute lane was idle and the awaited message on the wire."""
     exposed = [0.0] * timeline.graph.ranks
     for gap in timeline.all_gaps:
         exposed[gap.rank] += gap.comm
@@ -107,7 +114,9 @@ def exposed_comm(timeline: Timeline) -> list[float]:
 
 
 def idle_causes(timeline: Timeline) -> list[dict[str, float]]:
-    """Each rank's idle seconds by cause; while the awaited message is on the wire it is `communication`."""
+    """For each rank, idle seconds by cause; while the awaited message is on the wire the cause is
+    `communication`.
+    """
     found = [dict.fromkeys(IDLE_CAUSES, 0.0) for _ in range(timeline.graph.ranks)]
     for gap in timeline.all_gaps:
         rest = "dependency" if gap.cause == "communication" else gap.cause
@@ -117,7 +126,9 @@ def idle_causes(timeline: Timeline) -> list[dict[str, float]]:
 
 
 def breakdown(timeline: Timeline, rank: int) -> dict[str, float]:
-    """Where a rank's seconds went: compute, waits by axis, other waits, optimizer. Sums to the makespan."""
+    """A rank's seconds by what they went to: compute, waits by axis, other waits, optimizer; they add up to
+    the makespan.
+    """
     rows = compute_rows(timeline.graph, rank)
     spent = timeline.end[rows] - timeline.start[rows]
     optimizer = timeline.graph.phase[rows] == OPTIMIZER
@@ -133,10 +144,11 @@ def breakdown(timeline: Timeline, rank: int) -> dict[str, float]:
 
 
 def split(timeline: Timeline) -> list[dict[str, float]]:
-    """Each rank's makespan in parts that add up to it, in seconds.
+    """For each rank, its makespan in parts that add up to it, in seconds.
 
-    `alone` and `overlapped` are forward, backward and other compute without and with communication under way;
-    `exposed` is waiting with the awaited message on the wire, `bubble` any other waiting.
+    `alone` and `overlapped` are forward, backward and other compute while nothing, or something, is
+    communicated; `exposed` is waiting while the awaited message is on the wire; `bubble` is all other
+    waiting.
     """
     graph = timeline.graph
     moving: list[list[tuple[float, float]]] = [[] for _ in range(graph.ranks)]

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Flows:
-    """Times of one rate: `message` is on `segment` (see Routes) from `start` to `end`, at `rate` bytes/s."""
+    """Times at which a message moved at one rate: on `segment` (see Routes), from `start` to `end`, at `rate`
+    bytes/s.
+    """
 
     message: np.ndarray
     segment: np.ndarray
@@ -35,12 +37,13 @@ class Flows:
 
 
 def network_of(timeline: Timeline) -> Topology:
-    """The topology a timeline's messages moved over: the hardware's own, or its nodes and network ports."""
+    """The topology that a timeline's messages moved over: the hardware's own, or its nodes and network ports.
+    """
     return timeline.hardware.topology or of_hardware(timeline.hardware, timeline.graph.ranks)
 
 
 def flows_of(timeline: Timeline) -> Flows:
-    """Every message's moves."""
+    """The times at which every message moved, with its rates."""
     shared = timeline.shared
     if shared is not None:
         history = shared.history
@@ -62,13 +65,14 @@ def flows_of(timeline: Timeline) -> Flows:
 
 
 def carried_bytes(timeline: Timeline) -> np.ndarray:
-    """Bytes over every link of `network_of(timeline)`, summed from rates and seconds."""
+    """The bytes that each link of `network_of(timeline)` carried: rates times seconds, summed."""
     flows, network = flows_of(timeline), network_of(timeline)
     return _onto_links(flows, flows.rate * (flows.end - flows.start), len(network.links))
 
 
 def routed_bytes(graph: ExecutionGraph, topology: Topology) -> np.ndarray:
-    """Bytes over every link by the routes alone: each message's bytes on each link of its way."""
+    """The bytes that each link carried, by the routes alone: each message counts on every link of its route.
+    """
     routes, total = routes_of(graph, topology), np.zeros(len(topology.links))
     each = np.bincount(routes.of_message, graph.bytes[graph.kind == SEND], minlength=len(routes.overhead))
     for route, nbytes in enumerate(each.tolist()):
@@ -78,7 +82,9 @@ def routed_bytes(graph: ExecutionGraph, topology: Topology) -> np.ndarray:
 
 
 def utilisation(timeline: Timeline, edges: np.ndarray) -> np.ndarray:
-    """Share of every link's bandwidth in use between each two `edges` (seconds, rising): [slices, links]."""
+    """The share of each link's bandwidth that was used between neighbouring `edges` (seconds): [slices,
+    links].
+    """
     flows, network = flows_of(timeline), network_of(timeline)
     found = np.zeros((len(edges) - 1, len(network.links)))
     for i, (a, b) in enumerate(pairwise(edges)):
@@ -88,14 +94,14 @@ def utilisation(timeline: Timeline, edges: np.ndarray) -> np.ndarray:
 
 
 def _onto_links(flows: Flows, amount: np.ndarray, links: int) -> np.ndarray:
-    """Add each flow's amount to every link of its segment."""
+    """Add an amount of each flow to every link of its segment."""
     by_segment = np.bincount(flows.segment, amount, minlength=len(flows.routes.link_ptr) - 1)
     by_link = np.repeat(by_segment, np.diff(flows.routes.link_ptr))
     return np.bincount(flows.routes.links, by_link, minlength=links)
 
 
 def is_shared(graph: ExecutionGraph, topology: Topology) -> bool:
-    """True where some link lies on the routes of messages from two different ranks."""
+    """Whether some link lies on the routes of messages from two different ranks."""
     sends = graph.kind == SEND
     owner: dict[int, int] = {}
     for src, dst in set(zip(graph.rank[sends].tolist(), graph.peer[sends].tolist(), strict=True)):

@@ -29,10 +29,38 @@ def replay(
     rendezvous: bool = False,
     contention: bool = False,
 ) -> Timeline:
-    """Time every event. `slow_ranks` and `faster` as in `costs`.
+    """Time every event of a recording on some hardware.
 
-    With `rendezvous` a message starts when its receive is posted. With `contention` messages share the links
-    of the hardware's topology; where it has none of its own, that is its nodes and their network ports.
+    Args:
+        graph: what the ranks did.
+        hw: a name of the catalogue, a path of a profile file, or a `Hardware`.
+        precision: whose peak FLOP/s counts: fp64, fp32, bf16, fp16 or fp8; by default that of the recorded
+            run.
+        slow_ranks: from a rank to the factor by which its compute takes longer: {3: 1.2}.
+        faster: from a kind of work to the factor by which it takes less: a phase ({"backward": 2.0}), or the
+            axis of a communicator ({"dp": 2.0}).
+        rendezvous: a message starts only when its receive is posted; otherwise when it is sent.
+        contention: messages share the links of the hardware's topology (of a hardware without one: of its
+            nodes and their network ports); otherwise every pair of ranks has a wire of its own.
+
+    Returns:
+        A Timeline: start and end of every event, in virtual seconds.
+
+    Raises:
+        InputError: for unknown hardware, a precision that the GPU has no peak for, a rank or a kind of work
+            that is not in the recording.
+
+    Example:
+        >>> import torch
+        >>> from glasscluster import Cluster, replay
+        >>> def program(gpu):
+        ...     gpu.comm.all_reduce(torch.ones(1_000_000))
+        >>> graph = Cluster("classroom", gpus=4).run(program).graph
+        >>> for name in ("classroom", "pcie-a100", "dgx-h100"):
+        ...     print(f"{name}: {replay(graph, name).makespan * 1e3:.2f} ms")
+        classroom: 0.70 ms
+        pcie-a100: 0.24 ms
+        dgx-h100: 0.04 ms
     """
     hw = hardware(hw)
     precision = precision or graph.info.get("precision", "fp32")
@@ -41,14 +69,14 @@ def replay(
     shared = None
     if contention:
         topology = hw.topology or of_hardware(hw, graph.ranks)
-        shared = replay_shared(graph, topology, cost.duration, cost.quicker, dependencies)
+        shared = replay_shared(graph, topology, cost.duration, cost.speedup, dependencies)
         start, end = shared.start, shared.end
     else:
         start, end = _in_order(graph, cost.duration, cost.latency, *dependencies)
     timeline = Timeline(graph, start, end, hw, precision)
     timeline.shared = shared
     timeline.dep_ptr, timeline.dep_idx, _ = dependencies
-    timeline.asked = {
+    timeline.replay_options = {
         "slow_ranks": slow_ranks or {},
         "faster": faster or {},
         "rendezvous": rendezvous,
@@ -59,7 +87,10 @@ def replay(
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def longest_path(dep_ptr, dep_idx, match, duration, latency):
-    """Start and end of every event; rows must be topologically sorted."""
+    """Start and end of every event in seconds; rows must be topologically sorted.
+
+    All arrays have one entry a row.
+    """
     n = duration.shape[0]
     start, end = np.empty(n), np.empty(n)
     first = dep_ptr[0]
@@ -82,7 +113,12 @@ def longest_path(dep_ptr, dep_idx, match, duration, latency):
 
 
 def rendezvous_dependencies(graph: ExecutionGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dep_ptr, dep_idx with the edges of `rendezvous_edges`, and an order in which the rows can be timed."""
+    """A graph's dependencies where a send also waits until its receive is posted.
+
+    Returns:
+        `dep_ptr`, `dep_idx` as the graph has them, with the edges of `rendezvous_edges`; and an order of the
+        rows in which each comes after all that it waits for.
+    """
     n = len(graph)
     source, target = rendezvous_edges(graph)
     received = np.flatnonzero(graph.match >= 0)
@@ -100,7 +136,7 @@ def _in_order(
     dep_idx: np.ndarray,
     order: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The longest path, over rows in an order of their own (None: as they stand)."""
+    """Start and end of every event; `order` is one in which the rows can be timed, None: as they stand."""
     if order is None:
         return longest_path(dep_ptr, dep_idx, graph.match, duration, latency)
     n, place = len(graph), np.empty_like(order)

@@ -43,7 +43,38 @@ USEFUL = (FORWARD, BACKWARD, WEIGHT, RECOMPUTE)
 
 
 class Timeline:
-    """`start` and `end` (seconds) of every row of `graph`, on `hardware` at `precision`."""
+    """When everything happened: a graph with a start and an end for every event.
+
+    `replay` predicts one in virtual seconds; a measured one is the same type. Nothing is drawn that is not
+    computed from its arrays.
+
+    Attributes:
+        graph: what the ranks did.
+        start: seconds, [events].
+        end: seconds, [events].
+        hardware: what it was timed on.
+        precision: whose peak FLOP/s counted.
+        measured: whether the times were measured instead of predicted.
+        replay_options: what `replay` was given besides: slow_ranks, faster, rendezvous, contention.
+        shared: with contention, the routes of messages and the history of their rates; otherwise None.
+        dep_ptr, dep_idx: the graph's dependencies; with rendezvous, sends wait for more.
+
+    Args:
+        graph, start, end, hardware, precision: as above.
+
+    Example:
+        >>> import torch
+        >>> from glasscluster import Cluster
+        >>> def program(gpu):
+        ...     a = torch.ones(1000, 1000, device=gpu.device)
+        ...     gpu.comm.all_reduce(a @ a)
+        >>> timeline = Cluster("classroom", gpus=2).run(program).timeline
+        >>> timeline
+        Timeline(2 ranks, 2.46 ms virtual, classroom)
+        >>> microseconds = {cause: round(1e6 * s) for cause, s in timeline.breakdown().items() if s}
+        >>> microseconds
+        {'compute': 2040, 'exposed_world': 420}
+    """
 
     def __init__(
         self,
@@ -56,8 +87,12 @@ class Timeline:
         self.graph, self.start, self.end = graph, start, end
         self.hardware, self.precision = hardware, precision
         self.measured = False
-        self.asked: dict[str, Any] = {}  # what `replay` was asked: slow_ranks, faster, rendezvous, contention
-        self.shared: ContendedReplay | None = None  # with contention: routes, and the history of rates on them
+        self.replay_options: dict[
+            str, Any
+        ] = {}  # given to `replay`: slow_ranks, faster, rendezvous, contention
+        self.shared: ContendedReplay | None = (
+            None  # with contention: routes, and the history of rates on them
+        )
         self.dep_ptr, self.dep_idx = graph.dep_ptr, graph.dep_idx  # with rendezvous sends wait for more
 
     def __repr__(self) -> str:
@@ -66,11 +101,11 @@ class Timeline:
 
     @property
     def makespan(self) -> float:
-        """Seconds from the first start to the last end."""
+        """Seconds from 0 to the last event's end."""
         return float(self.end.max(initial=0.0))
 
     def last_rank(self) -> int:
-        """The rank that finishes last (lowest on ties)."""
+        """The rank that finishes last; the lowest of several."""
         if not len(self.graph):
             return 0
         ends = np.zeros(self.graph.ranks)
@@ -78,7 +113,15 @@ class Timeline:
         return int(np.argmax(ends))
 
     def dependencies(self, row: int) -> np.ndarray:
-        """The rows that a row waited for, messages apart: the graph's, and those that a rendezvous adds."""
+        """The rows that an event waited for, without the send of a receive: the graph's, and those that a
+        rendezvous adds.
+
+        Args:
+            row: an event.
+
+        Returns:
+            Row numbers.
+        """
         return self.dep_idx[self.dep_ptr[row] : self.dep_ptr[row + 1]]
 
     # ---- when communication began --------------------------------------------------------------------------
@@ -90,12 +133,26 @@ class Timeline:
         return dict(zip(keys, rows.tolist(), strict=True))
 
     def launch(self, row: int) -> int:
-        """The row with which the rank of collective `row` launched it."""
+        """The launch of a collective.
+
+        Args:
+            row: an event that is a whole collective.
+
+        Returns:
+            The row with which its rank launched it.
+        """
         g = self.graph
         return self._launches[int(g.rank[row]), int(g.group[row]), int(g.sequence[row])]
 
     def under_way(self, row: int) -> float:
-        """When (seconds) a collective or message really began: when everybody had come to it."""
+        """When a message or collective was really under way: when every rank that it needs had come to it.
+
+        Args:
+            row: an event that is a receive, a send, work of the host, or a whole collective.
+
+        Returns:
+            Seconds; 0 for the host, which is waited for whether its link or its CPU is busy.
+        """
         g = self.graph
         if g.kind[row] == RECV:
             return float(self.start[g.match[row]])
@@ -118,21 +175,30 @@ class Timeline:
 
     @cached_property
     def window(self) -> tuple[float, float]:
-        """From the first forward to the last backward; the whole run when nothing is labelled so."""
+        """From the first forward's start to the last backward's end; the whole run when nothing is labelled
+        so.
+        """
         rows = self._useful
         if not rows.any():
             return 0.0, self.makespan
         return float(self.start[rows].min()), float(self.end[rows].max())
 
     def useful(self) -> np.ndarray:
-        """Seconds of forward and backward compute of each rank."""
+        """Seconds of forward and backward compute of each rank; [ranks]."""
         rows, spent = self._useful, np.zeros(self.graph.ranks)
         # in event order, exactly: a sum of equal pieces must not depend on how numpy pairs them
         np.add.at(spent, self.graph.rank[rows], (self.end - self.start)[rows])
         return spent
 
     def phase_seconds(self, rank: int) -> dict[tuple[str, int], float]:
-        """Busy seconds of a rank by (phase, micro-batch)."""
+        """A rank's busy seconds by phase and micro-batch.
+
+        Args:
+            rank: a rank.
+
+        Returns:
+            From (phase, micro-batch) to seconds.
+        """
         spent: dict[tuple[str, int], float] = {}
         for row in compute_rows(self.graph, rank).tolist():
             key = PHASES[self.graph.phase[row]], int(self.graph.micro_batch[row])
@@ -140,7 +206,13 @@ class Timeline:
         return spent
 
     def bubble(self) -> dict[str, float]:
-        """The bubble as three fractions: of the window, over ideal, and of the largest stage's span."""
+        """The bubble by its three definitions; each is a fraction.
+
+        Returns:
+            `bubble_fraction`: idle time over ranks × window. `bubble_over_ideal`: idle time over useful time.
+            `stage_span_bubble_fraction`: of the rank with the longest span from its first to its last useful
+                event, idle time over span.
+        """
         first, last = self.window
         useful, span = self.useful(), last - first
         idle_s = float(self.graph.ranks * span - useful.sum())
@@ -158,45 +230,79 @@ class Timeline:
 
     # ---- idle time (idle.py) -------------------------------------------------------------------------------
     def gaps(self, rank: int) -> list[Gap]:
-        """Every idle stretch of a rank's compute lane, from 0 to the makespan, with its cause."""
+        """The times at which a rank's compute lane was idle, from 0 to the makespan.
+
+        Args:
+            rank: a rank.
+
+        Returns:
+            Gaps in order of time, each with its cause (see idle.py).
+        """
         return idle.gaps(self, rank)
 
     @cached_property
     def all_gaps(self) -> list[Gap]:
-        """Idle stretches of every rank."""
+        """The gaps of every rank, rank by rank."""
         return [g for rank in range(self.graph.ranks) for g in self.gaps(rank)]
 
     def exposed_comm(self) -> list[float]:
-        """Seconds each rank's compute lane stood still with the awaited message on the wire."""
+        """Seconds for which each rank's compute lane was idle while the awaited message was on the wire;
+        [ranks].
+        """
         return idle.exposed_comm(self)
 
     def breakdown(self, rank: int | None = None) -> dict[str, float]:
-        """Where a rank's seconds went; sums to the makespan. Default: `last_rank()`."""
+        """Where a rank's seconds went.
+
+        Args:
+            rank: a rank; None: `last_rank()`.
+
+        Returns:
+            From a cause to seconds; they add up to the makespan.
+        """
         return idle.breakdown(self, self.last_rank() if rank is None else rank)
 
     def split(self) -> list[dict[str, float]]:
-        """Each rank's makespan as seconds alone, overlapped, optimizer, exposed, bubble: see idle.split."""
+        """For each rank, the makespan as seconds alone, overlapped, optimizer, exposed and bubble: see
+        idle.split.
+        """
         return idle.split(self)
 
     def idle_causes(self) -> list[dict[str, float]]:
-        """Each rank's idle seconds by cause; those with the message on the wire are `communication`."""
+        """For each rank, idle seconds by cause; those with the awaited message on the wire are
+        `communication`.
+        """
         return idle.idle_causes(self)
 
     # ---- the critical path (critical_path.py) --------------------------------------------------------------
     @cached_property
     def critical_path(self) -> list[int]:
-        """Rows, first to last, that hand the makespan on to each other across ranks."""
+        """The rows, first to last, whose lengths and waits add up to the makespan, across ranks."""
         return critical_path(self)
 
     # ---- efficiency ----------------------------------------------------------------------------------------
     def mfu(self, model_flops: float) -> float:
-        """Model FLOPs of the step over what all GPUs could do in the makespan."""
+        """Model FLOPs utilisation: the FLOPs of the model over what all GPUs could have done in the makespan.
+
+        Args:
+            model_flops: of all that is in the timeline, without recomputation.
+
+        Returns:
+            A fraction of the peak at the timeline's precision.
+        """
         if not self.makespan:
             return 0.0
         return model_flops / (self.makespan * self.graph.ranks * self.hardware.gpu.peak(self.precision))
 
     def summary(self, model_flops: float = 0.0) -> dict[str, Any]:
-        """The timeline keys of `glass train` and `glass replay`."""
+        """The timeline's keys of `glass train` and `glass replay`.
+
+        Args:
+            model_flops: for the MFU; 0: unknown.
+
+        Returns:
+            Values by the names of docs/contract.md; seconds and fractions.
+        """
         exposed = self.exposed_comm()
         return {
             "makespan_s": self.makespan,
@@ -210,24 +316,44 @@ class Timeline:
 
     # ---- memory --------------------------------------------------------------------------------------------
     def memory(self, rank: int) -> MemoryCurve:
-        """Live bytes of a rank by category over virtual time, and what held them."""
+        """What lived on a rank over virtual time.
+
+        Args:
+            rank: a rank.
+
+        Returns:
+            A MemoryCurve: bytes by category at every change, and what held them.
+        """
         return MemoryHistory(self.graph, rank).over(self)
 
     # ---- for pictures (bars.py) ----------------------------------------------------------------------------
     def blocks(self) -> list[dict[str, Any]]:
-        """Compute events joined: one block per (phase, micro-batch) without a gap inside."""
+        """Compute events joined for drawing: one block for each (phase, micro-batch) without a gap inside."""
         return bars.blocks(self)
 
     def communications(self) -> list[dict[str, Any]]:
-        """Whole collectives, point-to-point sends, the host's work: when each was launched and began."""
+        """Whole collectives, messages and the host's work for drawing: when each was launched and when it
+        began.
+        """
         return bars.communications(self)
 
     def figure(self, **options: Any) -> Figure:
-        """The plotly figure."""
+        """Draw the timeline.
+
+        Args:
+            **options: of `visualize.figures.timeline.timeline_figure`.
+
+        Returns:
+            A plotly figure.
+        """
         return renderer("timeline")(self, **options)
 
     def show(self, **options: Any) -> None:
-        """Open the figure (in a notebook: draw it here)."""
+        """Open the figure in a browser, or show it in a notebook.
+
+        Args:
+            **options: as in `figure`.
+        """
         self.figure(**options).show()
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""What would be gained if one kind of work were quicker: the recorded graph, replayed once a kind."""
+"""What would be gained if one kind of work were faster: the recorded graph, replayed once a kind."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from glasscluster.sim.time.timeline import Timeline
 
 
 def makespans_if_faster(timeline: Timeline, factor: float = 2.0) -> dict[str, float]:
-    """The makespan in seconds if one kind of work took 1/factor of its time, by kind.
+    """What one faster kind of work would gain: the makespan in seconds if it took 1/factor of its time, by
+    kind.
 
-    Kinds are the phases computed, the axes communicated on (all messages there), and `latency` of every link.
+    Kinds are the phases that were computed, the axes that were communicated on (all messages there), and the
+    `latency` of every link.
     """
-    asked = dict(timeline.asked)
-    before = asked.pop("faster", {})
+    options = dict(timeline.replay_options)
+    before = options.pop("faster", {})
     found = {}
     for kind in kinds_of_work(timeline.graph):
-        quicker = {**before, kind: before.get(kind, 1.0) * factor}
+        faster = {**before, kind: before.get(kind, 1.0) * factor}
         found[kind] = replay(
-            timeline.graph, timeline.hardware, precision=timeline.precision, faster=quicker, **asked
+            timeline.graph, timeline.hardware, precision=timeline.precision, faster=faster, **options
         ).makespan
     latency = timeline.hardware.scaled(latency=1 / factor)
     found["latency"] = replay(
-        timeline.graph, latency, precision=timeline.precision, faster=before, **asked
+        timeline.graph, latency, precision=timeline.precision, faster=before, **options
     ).makespan
     return found
 
 
 def critical_seconds(timeline: Timeline) -> dict[str, float]:
-    """What the critical path consists of: seconds by kind of work, with `latency` for messages in flight.
-
-    They add up to the makespan.
+    """The critical path's seconds by kind of work, with `latency` for messages in flight; they add up to the
+    makespan.
     """
     graph, found, clock = timeline.graph, dict[str, float](), 0.0
     for row in timeline.critical_path:

@@ -145,7 +145,7 @@ class RingContext(WholeSequence):
 
     def travelling(self, kv: Tensor, label: str) -> Iterator[tuple[int, Tensor]]:
         """Every rank's keys and values [2, b, n_kv, n, d] and whose they are."""
-        return self.comm.going_round(kv, _KEYS, purpose="activations", label=label)
+        return self.comm.ring_rotate(kv, _KEYS, purpose="activations", label=label)
 
 
 def gather(x: Tensor, comm: Communicator, algorithm: str) -> Tensor:
@@ -207,7 +207,7 @@ class RingAttention(torch.autograd.Function):
                 work.wait()
             if arriving is not None:  # the parts of those who had these keys before us
                 d_kv += arriving
-            arriving, works = context.comm.pass_on(d_kv, _GRADIENTS, purpose="activations", label="gradients of keys and values")
+            arriving, works = context.comm.ring_shift(d_kv, _GRADIENTS, purpose="activations", label="gradients of keys and values")
         for work in works:  # ours are home
             work.wait()
         assert arriving is not None
@@ -244,7 +244,7 @@ def work(kind: str, ranks: int, tokens: int, tile: int = 1, causal: bool = True,
     ]
 
 
-def hidden(
+def hops_overlap(
     ranks: int, batch: int, tokens: int, heads: int, key_heads: int, head_dim: int, width: int, peak: float, bandwidth: float
 ) -> bool:
     """Eq 26: whether a whole block's products (4 B a n^2 d FLOPs) take as long as the next keys and values need to arrive."""

@@ -64,5 +64,5 @@ class ContextOptions(BaseModel):
         for field, local in heads.items():
             if local % self.heads_cut:
                 fits = [k for k in divisors(self.cp) if all(n % k == 0 for n in heads.values())]
-                asked = "ulysses" if self.ulysses else "cp"
-                raise InputError(asked, self.heads_cut, f"a tensor rank has {local} {field} to share out", fits)
+                option = "ulysses" if self.ulysses else "cp"
+                raise InputError(option, self.heads_cut, f"a tensor rank has {local} {field} to share out", fits)

@@ -143,7 +143,7 @@ class DataParallel:
 def _buckets(setup: StageSetup, gradients: WholeGradients, order: list[str] | None = None) -> list[Unit]:
     """Buckets with their gradients; unpadded, because an all-reduce needs no equal chunks."""
     options = setup.options
-    buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.apart, order)
+    buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.separate, order)
     for unit in setup.assign(buckets, shared_out=False):
         setup.gpu.memory.register(unit.flat, "parameters", unit.name)
         gradients.place(unit)

@@ -19,12 +19,15 @@ from glasscluster.strategies.layout.units import Member, Unit
 
 
 def _zeros(unit: Unit, elements: int, wide: bool) -> Tensor:
-    """Room for gradients: like the parameters, or `wide` in fp32."""
+    """A buffer of zeros for gradients: of the parameters' type, or fp32 when they are `wide`."""
     return unit.flat.new_zeros(elements, dtype=torch.float32 if wide else None)
 
 
 class WholeGradients:
-    """A flat gradient of every unit. Each `p.grad` is a view of it, unless it is wider than parameters."""
+    """One flat gradient for each unit.
+
+    Each `p.grad` is a view of it, unless it is wider than the parameters.
+    """
 
     def __init__(self, gpu: GPU, wide: bool) -> None:
         self.gpu, self.wide = gpu, wide
@@ -37,7 +40,10 @@ class WholeGradients:
             m.parameter.grad = unit.grad[m.start : m.stop].view(m.parameter.shape)
 
     def collect(self, unit: Unit, member: Member) -> None:
-        """Autograd has added a gradient where it belongs; one that is narrower than ours is added here."""
+        """Bring a parameter's gradient into the unit's.
+
+        Autograd has done so already, unless its type is narrower.
+        """
         parameter = member.parameter
         if parameter.grad is not None:
             assert unit.grad is not None
@@ -46,9 +52,10 @@ class WholeGradients:
 
 
 class ShardedGradients:
-    """The owned slice of every unit, and buckets that come and go.
+    """The owned slice of every unit's gradient, and buckets that live from a first gradient to their
+    reduce-scatter.
 
-    With `accumulate_whole` micro-batches are added up in the bucket, which is reduced once a step.
+    With `accumulate_whole` the micro-batches of a step are added up in the bucket, which is reduced once.
     """
 
     def __init__(self, gpu: GPU, options: StageOptions, groups: SumOverGroups | None) -> None:
@@ -57,14 +64,17 @@ class ShardedGradients:
         self.in_flight: list[tuple[Unit, Work]] = []
 
     def place(self, unit: Unit) -> None:
-        """Allocate a unit's shard. A parameter's gradient comes from autograd and goes into the bucket."""
+        """Allocate a unit's shard.
+
+        Autograd makes a parameter's gradient, and `collect` moves it into the bucket.
+        """
         each = unit.owned.stop - unit.owned.start
         unit.owned_gradient = self.gpu.memory.register(_zeros(unit, each, self.wide), "gradients", unit.name)
 
     def bucket(self, unit: Unit) -> Tensor:
-        """A unit's whole gradient.
+        """A unit's whole gradient, allocated at its first use.
 
-        It counts as gradients while micro-batches are added up in it, else it is a buffer.
+        Memory counts it as gradients while micro-batches are added up in it, otherwise as a buffer.
         """
         if unit.grad is None:
             category = "gradients" if self.whole else "buffers"
@@ -83,9 +93,9 @@ class ShardedGradients:
         parameter.grad = None
 
     def reduce_scatter(self, unit: Unit, last: bool) -> None:
-        """Reduce-scatter a bucket.
+        """Launch the reduce-scatter of a unit's bucket.
 
-        One is in flight at a time: the one before is added to its shard and freed first.
+        One is in flight at a time: the bucket before it is added to its shard and freed first.
         """
         self.settle(last)
         bucket = self.bucket(unit)  # zeros, where no gradient came
@@ -99,10 +109,10 @@ class ShardedGradients:
         self.in_flight.append((unit, work))
 
     def settle(self, last: bool) -> None:
-        """Wait for the bucket in flight, add the owned slice to the shard, free the bucket.
+        """Wait for the bucket in flight, add the owned slice to the shard, and free the bucket.
 
-        After the `last` micro-batch of a step a shard is complete within its group, and is summed over the
-        groups.
+        After the `last` micro-batch of a step a shard is complete within its group, and is then summed over
+        the groups.
         """
         for unit, work in self.in_flight:
             work.wait()

@@ -20,9 +20,9 @@ from glasscluster.strategies.layout.units import Unit
 
 
 class SliceOptimizer:
-    """`state[i]` belongs to `units[i]`.
+    """The optimizer's state of the slices that this rank owns; `state[i]` belongs to `units[i]`.
 
-    master: narrow parameters have an fp32 copy; offload: the state is in host memory.
+    `master`: narrow parameters have an fp32 copy. `offload`: the state is in host memory.
     """
 
     def __init__(self, gpu: GPU, units: list[Unit], rule: Optimizer, options: StageOptions) -> None:
@@ -32,7 +32,7 @@ class SliceOptimizer:
         self.scaled: Tensor | None = None  # the gradient that the optimizer takes: of the last slice
 
     def _make(self, unit: Unit) -> State:
-        """Moments of zero and, if there is one, the master copy."""
+        """A slice's state: moments of zero and, if there is one, the master copy."""
         mine = unit.owned_parameters
         dtype = torch.float32 if self.master else mine.dtype
         if self.host is not None:
@@ -44,7 +44,10 @@ class SliceOptimizer:
         return state
 
     def update(self, scale: Tensor, number: int) -> Iterator[Unit]:
-        """Update `number` (from 1) with gradients times `scale`; gives each unit when its slice is new."""
+        """Take step `number` (from 1) with gradients times `scale`.
+
+        Yields each unit when its slice has its new values.
+        """
         coming: list[tuple[Unit, Work]] = []
         for unit, state in zip(self.units, self.state, strict=True):
             if self.host is not None:
@@ -58,9 +61,10 @@ class SliceOptimizer:
             yield unit
 
     def _update(self, unit: Unit, state: State, scale: Tensor, number: int) -> None:
-        """One slice.
+        """Update one slice.
 
-        With a master copy it is scaled in fp32: a 16-bit gradient over the loss scale would vanish.
+        With a master copy the gradient is scaled in fp32, as a 16-bit gradient divided by the loss scale
+        would vanish.
         """
         gradient = unit.owned_gradient if state.master is None else unit.owned_gradient.to(state.master.dtype)
         self.scaled = gradient  # the one before goes only now: two copies are alive while the new one is made
@@ -72,5 +76,5 @@ class SliceOptimizer:
             unit.owned_parameters.copy_(state.master)
 
     def release(self) -> None:
-        """The step is over: let go of the last slice's fp32 gradient."""
+        """End the step: free the fp32 gradient of the last slice."""
         self.scaled = None

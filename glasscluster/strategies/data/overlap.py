@@ -112,7 +112,7 @@ def predict(plan: Plan, timeline: Timeline) -> tuple[float, float] | Said:
         (n != plan.data_ranks or plan.ep > 1, SEVERAL_GROUPS),
         (graph.has_native, A_LIBRARY),
         (timeline.shared is not None, SHARED_LINKS),
-        (bool(timeline.asked.get("rendezvous") or timeline.asked.get("faster")), OTHER_REPLAY),
+        (bool(timeline.replay_options.get("rendezvous") or timeline.replay_options.get("faster")), OTHER_REPLAY),
     ):
         if off:
             return why

@@ -27,7 +27,7 @@ from glasscluster.strategies.layout.units import Unit
 
 
 class GatheredParameters:
-    """Frees all units' parameters; from then on the hooks gather and free.
+    """Frees all units' parameters at first; from then on hooks gather them before use and free them after it.
 
     `layers` counts the blocks that are whole.
     """
@@ -58,7 +58,7 @@ class GatheredParameters:
 
     # ---- gather and free -----------------------------------------------------------------------------------
     def launch(self, unit: Unit) -> None:
-        """Start gathering a unit unless it is here or on its way."""
+        """Start to gather a unit, unless it is here or on its way."""
         if unit.name in self.whole:
             return
         self.gpu.memory.resize(unit.flat, unit.nbytes)
@@ -75,7 +75,10 @@ class GatheredParameters:
         )
 
     def gather(self, unit: Unit, later: list[Unit]) -> None:
-        """The unit is whole when this returns; the next `prefetch` units, with their experts, are on their way."""
+        """Gather a unit, and start to gather those that follow.
+
+        The unit is whole when this returns; the next `prefetch` units, with their experts, are on their way.
+        """
         self.launch(unit)
         ahead = 0
         for following in later:
@@ -89,18 +92,18 @@ class GatheredParameters:
             self.whole[unit.name] = None
 
     def free(self, unit: Unit) -> None:
-        """Only the owned slice is left."""
+        """Free all but the owned slice of a unit."""
         if self.whole.pop(unit.name, "absent") != "absent":
             self.layers.now -= unit.layer >= 0
             self.gpu.memory.resize(unit.flat, 0)
 
     # ---- when ----------------------------------------------------------------------------------------------
     def input_gradient_begins(self) -> None:
-        """A part's parameters go as soon as backward has come to the part before."""
+        """Called before I: a part's parameters are freed when backward has come to the part before it."""
         self.only_input = True
 
     def input_gradient_ends(self) -> None:
-        """The first part's units go last."""
+        """Called after I: free the units of the first part."""
         self.only_input = False
         for unit in self.units:
             self.free(unit)
@@ -110,7 +113,9 @@ class GatheredParameters:
         return [u for u in self.units if any(m.parameter in inside for m in u.members)]
 
     def _before_forward(self, units: list[Unit], later: list[Unit], _part: Any, _args: Any) -> None:
-        self._gather_all(units, [] if self.stage.keep.active else later)  # computing again: what comes next is backward
+        self._gather_all(
+            units, [] if self.stage.keep.active else later
+        )  # computing again: what comes next is backward
 
     def _after_forward(
         self,

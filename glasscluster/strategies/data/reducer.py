@@ -27,8 +27,8 @@ from glasscluster.strategies.observer import Observer
 class Reducer:
     """Counts the gradients of a micro-batch as they become ready.
 
-    overlap: units are given out during backward, else at its end; needs_all: a parameter without a gradient
-    is an error.
+    `overlap`: units are given out during backward, otherwise at its end. `needs_all`: a parameter that gets
+    no gradient is an error.
     """
 
     def __init__(
@@ -44,21 +44,21 @@ class Reducer:
         self.watch(units)
 
     def watch(self, units: list[Unit]) -> None:
-        """These are the units from now on, in the order in which they are reduced."""
+        """Set the units, in the order in which they are reduced from now on."""
         self.units = units
         self.place = {m.parameter: (unit, m) for unit in units for m in unit.members}
 
     def begin(self, reduce: bool) -> None:
-        """A micro-batch's backward begins.
+        """Begin the backward of a micro-batch.
 
-        `reduce`: its gradients are reduced as they come, else only added up.
+        `reduce`: its gradients are reduced as they come; otherwise they are only added up.
         """
         self.reducing, self.given_out, self.missing = reduce, 0, set(self.place)
         for unit in self.units:
             unit.waiting = len(unit.members)
 
     def ready(self, parameter: nn.Parameter) -> Iterator[Unit]:
-        """A parameter's gradient is there. Gives the units that are to be reduced now, in order."""
+        """Note that a parameter's gradient is there; yields the units to reduce now, in order."""
         self.place[parameter][0].waiting -= 1
         self.missing.discard(parameter)
         while self.overlap and self.reducing and self.given_out < len(self.units):
@@ -67,9 +67,9 @@ class Reducer:
             yield from self._next()
 
     def rest(self) -> Iterator[Unit]:
-        """Backward is over.
+        """End the backward of a micro-batch; yields the units that are left to reduce.
 
-        Gives what is left to reduce; GradientMissing names the parameters that got no gradient.
+        Raises GradientMissing with the parameters that got no gradient.
         """
         if self.reducing and self.missing and self.needs_all:
             names = [m.name for p, (_, m) in self.place.items() if p in self.missing]
@@ -83,7 +83,7 @@ class Reducer:
             yield from self._next()
 
     def _next(self) -> Iterator[Unit]:
-        """The next unit in order, unless an observer takes it on itself: a planted bug loses one."""
+        """The next unit in order, unless an observer takes it away: a planted bug loses one."""
         unit = self.units[self.given_out]
         self.given_out += 1
         taken = [observer.gradient_complete(unit) for observer in self.observers]  # every one is told

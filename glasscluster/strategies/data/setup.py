@@ -20,7 +20,7 @@ from glasscluster.strategies.observer import Observer
 
 @dataclass(frozen=True)
 class StageOptions:
-    """The options of data parallelism and ZeRO; plan.py says what each one does on the command line."""
+    """The options of data parallelism and ZeRO that a stage needs; options.py says what each one does."""
 
     bucket_limits: tuple[int, int]  # bytes at which the first bucket and the others are full
     padding: Padding
@@ -37,10 +37,12 @@ class StageOptions:
 
 @dataclass(frozen=True)
 class Groups:
-    """`shard`: the ranks that gradients are summed over and, with ZeRO, that share out the states.
+    """The communicators of a stage's data parallelism.
 
-    `replicas`: with hybrid sharding those that hold the same shard; `experts`: where experts are spread over
-    ranks, those that hold the same ones.
+    Attributes:
+        shard: the ranks that gradients are summed over and, with ZeRO, that share out the states.
+        replicas: with hybrid sharding, the ranks that hold the same shard.
+        experts: where experts are spread over ranks, the ranks that hold the same experts.
     """
 
     shard: Communicator
@@ -48,30 +50,31 @@ class Groups:
     experts: Communicator | None = None
 
     def of(self, unit: Unit) -> Communicator:
-        """The ranks that a unit is reduced over, and shared out over."""
+        """The communicator over which a unit is reduced, and shared out."""
         return self.experts if unit.experts and self.experts is not None else self.shard
 
 
 @dataclass
 class WholeLayers:
-    """ZeRO-3: how many blocks of this rank's stages are whole now, and the most that ever were."""
+    """Under ZeRO-3, how many blocks of this rank's stages are whole now, and the most that ever were."""
 
     now: int = 0
     most: int = 0
 
     def add(self) -> None:
-        """One more is whole."""
+        """Count one more block that is whole."""
         self.now += 1
         self.most = max(self.most, self.now)
 
 
 @dataclass(frozen=True)
 class StageSetup:
-    """One pipeline stage of the model on this rank.
+    """What a manager of one pipeline stage on this rank is built from.
 
-    `apart`: names of parameters that get a unit of their own (a tied table with copies on two stages);
-    `counts(name, shard)`: whether this rank adds a parameter to the gradient norm; `observers` are told when
-    a unit's gradient is complete.
+    Attributes:
+        separate: names of parameters that get a unit of their own (a tied table with copies on two stages).
+        counts: `counts(name, shard)` says whether this rank adds a parameter to the gradient norm.
+        observers: they are told when a unit's gradient is complete.
     """
 
     gpu: GPU
@@ -79,21 +82,20 @@ class StageSetup:
     groups: Groups
     options: StageOptions
     optimizer: Optimizer
-    apart: set[str]
+    separate: set[str]
     counts: Callable[[str, Shard | None], bool]
     observers: Sequence[Observer] = ()
     layers: WholeLayers = field(default_factory=WholeLayers)
 
     @property
     def sum_over_groups(self) -> SumOverGroups | None:
-        """The second hop of hybrid sharding; None where there is none."""
+        """The second hop of hybrid sharding; None without one."""
         replicas = self.groups.replicas
         return None if replicas is None else SumOverGroups(replicas, self.options.algorithm)
 
     def assign(self, units: list[Unit], shared_out: bool) -> list[Unit]:
-        """Say over which ranks each unit is reduced, and what of it is this rank's.
-
-        That is 1/N where it is `shared_out`, else all of it.
+        """Say over which ranks each unit is reduced, and what of it this rank owns: 1/N if it is
+        `shared_out`, else all.
         """
         for unit in units:
             unit.comm = comm = self.groups.of(unit)
@@ -107,9 +109,10 @@ class StageSetup:
 
 
 class SumOverGroups:
-    """The second hop of hybrid sharding: finished shards are summed over the groups that hold the same.
+    """The second hop of hybrid sharding: finished shards are summed over the groups that hold the same
+    shards.
 
-    Units of experts have one hop only, over all ranks that hold them.
+    Units of experts have one hop only, over all ranks that hold the same experts.
     """
 
     def __init__(self, replicas: Communicator, algorithm: str) -> None:
@@ -128,14 +131,14 @@ class SumOverGroups:
             self.in_flight.append(work)
 
     def wait(self) -> None:
-        """All of them are summed when this returns."""
+        """Wait until all launched sums are finished."""
         for work in self.in_flight:
             work.wait()
         self.in_flight.clear()
 
 
 def gathered(unit: Unit, owned: Tensor) -> Tensor:
-    """A whole flat buffer from every owner's slice. For the check: nothing of a step needs it."""
+    """The whole flat buffer, gathered from every owner's slice. Only checks need it, no step does."""
     whole = torch.empty_like(unit.flat, device=owned.device)
     whole[unit.owned] = owned
     unit.comm.all_gather(whole)

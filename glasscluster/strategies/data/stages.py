@@ -26,48 +26,54 @@ Pieces = dict[str, list[Tensor]]  # parameter name -> what a rank owns of it and
 
 
 class Manager(Protocol):
-    """What every ZeRO stage says: what happens to a gradient in backward, and what in the step."""
+    """What a ZeRO stage does with a gradient in backward, and in the step.
+
+    Each stage has a class with these methods.
+    """
 
     shared_out: bool  # a rank owns 1/N of every unit
     units: list[Unit]
     optimizer: SliceOptimizer
 
     def step_begins(self) -> None:
-        """Before a step: buckets may be filled anew."""
+        """Called before a step. Without ZeRO, buckets may be filled anew."""
 
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """A micro-batch's gradients are coming; `last` of the step. In W the parameters themselves are not used."""
+        """Called before a micro-batch's backward, or its W; `last`: it is the last of the step.
+
+        In W the parameters themselves are not used.
+        """
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
-        """A parameter's gradient of the micro-batch has been added."""
+        """Called when a parameter's gradient of the micro-batch has been added."""
 
     def backward_ends(self) -> None:
-        """They have come."""
+        """Called after the backward, or W."""
 
     def input_gradient_begins(self) -> None:
-        """The first part of a backward in two starts: parameters are used, no gradient comes."""
+        """Called before I: parameters are used, and no gradient of theirs comes."""
 
     def input_gradient_ends(self) -> None:
-        """It is over."""
+        """Called after I."""
 
     def finish(self) -> None:
-        """Every owned gradient is reduced when this returns."""
+        """Wait until every owned gradient is reduced."""
 
     def step(self, scale: Tensor, number: int) -> None:
         """Update the owned parameters, and bring parameters up to date everywhere."""
 
     def share(self, updated: Iterable[Unit]) -> None:
-        """Owned slices have new values: bring parameters up to date everywhere."""
+        """After the owned slices have new values: bring parameters up to date on every rank."""
 
     def clear(self) -> None:
-        """Gradients start at zero."""
+        """Set gradients to zero."""
 
 
 LADDER: dict[int, Callable[[StageSetup], Manager]] = {0: DataParallel, 1: Zero1, 2: Zero2, 3: Zero3}
 
 
 class Stages:
-    """`of[stage]` is the manager of one of this rank's pipeline stages."""
+    """The managers of this rank's pipeline stages; `of[stage]` is one."""
 
     def __init__(self, gpu: GPU, of: Mapping[int, Manager]) -> None:
         self.gpu, self.of = gpu, dict(of)
@@ -80,22 +86,24 @@ class Stages:
         ]
 
     def close(self) -> None:
-        """Let go of the parameters: a hook on a tensor is a cycle that the garbage collector does not see."""
+        """Release the parameters: a hook on a tensor is a reference cycle that the garbage collector does not
+        see.
+        """
         for hook in self.hooks:
             hook.remove()
 
     @property
     def units(self) -> list[Unit]:
-        """Of all stages."""
+        """The units of all stages."""
         return [u for m in self.all for u in m.units]
 
     def step_begins(self) -> None:
-        """Before a step: without ZeRO, buckets may be filled anew."""
+        """Called before a step. Without ZeRO, buckets may be filled anew."""
         for m in self.all:
             m.step_begins()
 
     def finish(self) -> None:
-        """Every gradient is reduced when this returns."""
+        """Wait until every owned gradient is reduced."""
         for m in self.all:
             m.finish()
 
@@ -106,17 +114,19 @@ class Stages:
             m.optimizer.release()
 
     def clear(self) -> None:
-        """No update: gradients start at zero."""
+        """Make no update: set gradients to zero."""
         for m in self.all:
             m.clear()
 
     # ---- snapshots -----------------------------------------------------------------------------------------
     def keep(self) -> list[Pieces]:
-        """By stage, copies of what this rank owns. By name, since buckets may be filled anew in between."""
+        """Copies of what this rank owns, stage by stage; by name, since buckets may be filled anew in
+        between.
+        """
         return [{name: [t.clone() for t in tensors] for name, tensors in pieces(m).items()} for m in self.all]
 
     def restore(self, kept: list[Pieces]) -> None:
-        """Everything is as it was kept, everywhere; gradients start at zero."""
+        """Put back what `keep` copied, on every rank, and set gradients to zero."""
         for m, before in zip(self.all, kept, strict=True):
             put_back(m, before)
             m.share(m.units)
@@ -146,14 +156,14 @@ def pieces(manager: Manager) -> Pieces:
 
 
 def put_back(manager: Manager, kept: Pieces) -> None:
-    """What this rank owns is as it was kept."""
+    """Copy back into what this rank owns."""
     for name, tensors in pieces(manager).items():
         for tensor, values in zip(tensors, kept[name], strict=True):
             tensor.copy_(values)
 
 
 def _named(manager: Manager, owned: Callable[[Unit], Tensor]) -> dict[str, Tensor]:
-    """Owned slices by parameter, whole along dp."""
+    """Owned slices by parameter, gathered whole along dp."""
     out: dict[str, Tensor] = {}
     for unit in manager.units:
         flat = gathered(unit, owned(unit)) if manager.shared_out else owned(unit).clone()
@@ -162,12 +172,15 @@ def _named(manager: Manager, owned: Callable[[Unit], Tensor]) -> dict[str, Tenso
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal, also where both are no number: fp16's gradients may have overflowed."""
+    """Whether two tensors are equal; NaN equals NaN, as fp16's gradients may have overflowed."""
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _union(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A tied table with two copies on a rank has one name: its copies must be the same."""
+    """The parameters of all stages by name.
+
+    A tied table that has two copies on a rank must have equal copies.
+    """
     out: dict[str, Tensor] = {}
     for part in parts:
         for name in out.keys() & part.keys():

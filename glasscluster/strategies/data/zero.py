@@ -1,17 +1,20 @@
 """ZeRO: data parallelism without keeping everything N times.
 
-Follows Rajbhandari et al., "ZeRO" (1910.02054), sections 5 and 7. Symbols: Ψ parameters, N ranks, m micro-batches.
+Follows Rajbhandari et al., "ZeRO" (1910.02054), sections 5 and 7. Symbols: Ψ parameters, N ranks, m
+micro-batches.
 
     stage   sharded over N            sent per rank and step (elements x (N-1)/N)
     1       optimizer                 Ψ reduce-scatter + Ψ all-gather of new parameters
     2       + gradients               mΨ reduce-scatter (each micro-batch) + Ψ all-gather
     3       + parameters              m (Ψ all-gather forward + Ψ all-gather backward + Ψ reduce-scatter)
 
-Two dials trade memory for traffic. `accumulate whole` (stages 2, 3): gradients of a step's micro-batches are added up whole
-and reduce-scattered once: Ψ for mΨ. `no-reshard` (stage 3): parameters stay whole between forward and backward: mΨ for 2mΨ.
+Two dials trade memory for traffic. `accumulate whole` (stages 2, 3): gradients of a step's micro-batches are
+added up whole and reduce-scattered once: Ψ for mΨ. `no-reshard` (stage 3): parameters stay whole between
+forward and backward: mΨ for 2mΨ.
 
-Hybrid sharding (MiCS, Zhang et al. 2205.00119; FSDP, 2304.11277 section 3.2.2): N is a group of K neighbours, R = dp/K such
-groups hold the same. Everything above stays inside a group; then the finished shards are summed over the groups:
+Hybrid sharding (MiCS, Zhang et al. 2205.00119; FSDP, 2304.11277 section 3.2.2): N is a group of K neighbours,
+R = dp/K such groups hold the same. Everything above stays inside a group; then the finished shards are summed
+over the groups:
 
     group 0   rank 0 [a] ─ rank 1 [b]     reduce-scatter and all-gather inside, where links are fast
                     │             │
@@ -30,15 +33,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from glasscluster.strategies.plan import Plan
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_traffic(plan: Plan, padded: int, width: int, experts: bool = False) -> dict[str, int]:
-    """Eq 16: bytes sent by all dp·cp ranks together; `padded` = Ψ with each unit's padding to N, `width` bytes of a parameter.
+    """Eq 16: bytes sent by all dp·cp ranks together; `padded` = Ψ with each unit's padding to N, `width`
+    bytes of a parameter.
 
     `experts`: of a rank's experts, which dp·cp/ep ranks hold and shard.
 
-    Inside the R groups of N: R(N-1)Ψ for each time Ψ is reduced or gathered. Across: N all-reduces of Ψ/N over R (Eq 9).
+    Inside the R groups of N: R(N-1)Ψ for each time Ψ is reduced or gathered. Across: N all-reduces of Ψ/N
+    over R (Eq 9).
     """
     n, m = plan.expert_replicas if experts else plan.shards, plan.micro_batches
     groups = plan.data_ranks // n
@@ -49,8 +54,12 @@ def predict_traffic(plan: Plan, padded: int, width: int, experts: bool = False) 
     return {"gradients": reduced * once * w, "parameters": gathered * once * width, "across": across * w}
 
 
-def predict_state(stage: int, padded: int, shards: int, width: int, gradient_width: int, state_width: int) -> dict[str, float]:
-    """Eq 15: bytes per rank of parameters, gradients and optimizer state; widths are bytes of each per parameter."""
+def predict_state(
+    stage: int, padded: int, shards: int, width: int, gradient_width: int, state_width: int
+) -> dict[str, float]:
+    """Eq 15: bytes per rank of parameters, gradients and optimizer state; widths are bytes of each per
+    parameter.
+    """
     return {
         "parameters": padded * width / (shards if stage >= 3 else 1),
         "gradients": padded * gradient_width / (shards if stage >= 2 else 1),

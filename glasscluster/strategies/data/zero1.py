@@ -34,7 +34,7 @@ class Zero1:
     def __init__(self, setup: StageSetup) -> None:
         gpu, options = setup.gpu, setup.options
         self.gpu, self.algorithm = gpu, options.algorithm
-        buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.apart)
+        buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.separate)
         self.units = setup.assign(buckets, shared_out=True)
         self.gradients = WholeGradients(gpu, options.wide_gradients)
         for unit in self.units:
@@ -50,7 +50,8 @@ class Zero1:
 
     # ---- backward: reduce-scatter --------------------------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """A micro-batch's gradients are coming: those of the last are reduced, the others only added up."""
+        """Called before a backward: gradients of the last micro-batch are reduced, the others only added up.
+        """
         self.reducer.begin(reduce=last)
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
@@ -73,18 +74,18 @@ class Zero1:
         self.in_flight.append((unit, work))
 
     def backward_ends(self) -> None:
-        """What is left to reduce."""
+        """Called after a backward: reduce what is left."""
         for unit in self.reducer.rest():
             self.reduce(unit)
 
     def input_gradient_begins(self) -> None:
-        """The first part of a backward in two: no gradient comes."""
+        """Called before I, the first part of a backward in two: no gradient of a parameter comes."""
 
     def input_gradient_ends(self) -> None:
-        """It is over."""
+        """Called after I."""
 
     def finish(self) -> None:
-        """Every owned slice is reduced, inside the group and across groups, when this returns."""
+        """Wait until every owned slice is reduced, inside the group and across groups."""
         for _, work in self.in_flight:
             work.wait()
         if self.groups is not None:
@@ -95,7 +96,7 @@ class Zero1:
 
     # ---- step: update the slice, all-gather ----------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
-        """Update `number` with gradients times `scale`."""
+        """Take step `number` with gradients times `scale`."""
         self.share(self.optimizer.update(scale, number))
         self.clear()
 
@@ -115,7 +116,7 @@ class Zero1:
             coming.wait()
 
     def clear(self) -> None:
-        """Gradients start at zero."""
+        """Set gradients to zero."""
         for unit in self.units:
             assert unit.grad is not None
             unit.grad.zero_()

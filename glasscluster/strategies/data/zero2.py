@@ -33,7 +33,7 @@ class Zero2:
     def __init__(self, setup: StageSetup) -> None:
         gpu, options = setup.gpu, setup.options
         self.gpu, self.algorithm, self.whole = gpu, options.algorithm, options.accumulate_whole
-        buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.apart)
+        buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.separate)
         self.units = setup.assign(buckets, shared_out=True)
         self.groups = setup.sum_over_groups
         self.gradients = ShardedGradients(gpu, options, self.groups)
@@ -49,7 +49,7 @@ class Zero2:
 
     # ---- backward: reduce-scatter, keep the slice ----------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """A micro-batch's gradients are coming, and are reduced. Added up whole, only the last one's are."""
+        """Called before a backward: gradients are reduced, or with `accumulate whole` only the last one's."""
         self.last = last
         self.reducer.begin(reduce=last or not self.whole)
 
@@ -64,25 +64,28 @@ class Zero2:
         self.gradients.reduce_scatter(unit, self.last)
 
     def backward_ends(self) -> None:
-        """What is left to reduce. Buckets do not outlive a micro-batch, unless they are added up whole."""
+        """Called after a backward: reduce what is left.
+
+        Buckets do not outlive a micro-batch, unless micro-batches are added up in them.
+        """
         for unit in self.reducer.rest():
             self.reduce(unit)
         self.gradients.settle(self.last)
 
     def input_gradient_begins(self) -> None:
-        """The first part of a backward in two: no gradient comes."""
+        """Called before I, the first part of a backward in two: no gradient of a parameter comes."""
 
     def input_gradient_ends(self) -> None:
-        """It is over."""
+        """Called after I."""
 
     def finish(self) -> None:
-        """Every shard is reduced, also across groups, when this returns."""
+        """Wait until every shard is reduced, inside the group and across groups."""
         if self.groups is not None:
             self.groups.wait()
 
     # ---- step: update the slice, all-gather ----------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
-        """Update `number` with gradients times `scale`."""
+        """Take step `number` with gradients times `scale`."""
         self.share(self.optimizer.update(scale, number))
         self.clear()
 
@@ -102,6 +105,6 @@ class Zero2:
             coming.wait()
 
     def clear(self) -> None:
-        """Gradients start at zero."""
+        """Set gradients to zero."""
         for unit in self.units:
             unit.owned_gradient.zero_()

@@ -39,7 +39,7 @@ class Zero3:
     def __init__(self, setup: StageSetup) -> None:
         gpu, options = setup.gpu, setup.options
         self.gpu, self.whole = gpu, options.accumulate_whole
-        self.units = setup.assign(by_module(setup.stage, options.padding, setup.apart), shared_out=True)
+        self.units = setup.assign(by_module(setup.stage, options.padding, setup.separate), shared_out=True)
         for unit in self.units:
             unit.owned_parameters = unit.flat[unit.owned].clone()
         self.groups = setup.sum_over_groups
@@ -57,9 +57,10 @@ class Zero3:
 
     # ---- backward: free, reduce-scatter, keep the slice ----------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """A micro-batch's gradients are coming, and are reduced; added up whole, only those of the last are.
+        """Called before a backward: gradients are reduced, or with `accumulate whole` only those of the last
+        micro-batch.
 
-        In the second part of a backward in two parameters are not used, and so not gathered.
+        In W, the second part of a backward in two, parameters are not used, and so not gathered.
         """
         self.last, self.parameters_used = last, parameters_used
         self.reducer.begin(reduce=last or not self.whole)
@@ -78,7 +79,7 @@ class Zero3:
         self.gradients.reduce_scatter(unit, self.last)
 
     def backward_ends(self) -> None:
-        """What is left to reduce, and to free: what got no gradient."""
+        """Called after a backward: reduce what is left, and free what got no gradient."""
         for unit in self.reducer.rest():
             self.reduce(unit)
         self.gradients.settle(self.last)
@@ -87,40 +88,41 @@ class Zero3:
                 self.parameters.free(unit)
 
     def input_gradient_begins(self) -> None:
-        """The first part of a backward in two: no gradient comes to say that parameters may go."""
+        """Called before I: no gradient of a parameter comes, after which it could be freed."""
         self.parameters.input_gradient_begins()
 
     def input_gradient_ends(self) -> None:
-        """It is over."""
+        """Called after I."""
         self.parameters.input_gradient_ends()
 
     def finish(self) -> None:
-        """Every shard is reduced, also across groups, when this returns."""
+        """Wait until every shard is reduced, inside the group and across groups."""
         if self.groups is not None:
             self.groups.wait()
 
     # ---- step: update the slice ----------------------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
-        """Update `number` with gradients times `scale`."""
+        """Take step `number` with gradients times `scale`."""
         self.share(self.optimizer.update(scale, number))
         self.clear()
 
     def share(self, updated: Iterable[Unit]) -> None:
-        """Nothing to send: forward will gather."""
+        """Nothing is sent: the next forward gathers."""
         for _ in updated:
             pass
 
     def clear(self) -> None:
-        """Gradients start at zero."""
+        """Set gradients to zero."""
         for unit in self.units:
             unit.owned_gradient.zero_()
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_layers(plan: Plan, layers: int) -> int:
-    """Blocks of a stage that are whole at once: the one in use and those prefetched, or all when they are kept for backward.
+    """Blocks of a stage that are whole at once: the one in use and those prefetched, or all when they are
+    kept for backward.
 
     A segment that full recomputation runs again is whole until its backward has passed.
     """

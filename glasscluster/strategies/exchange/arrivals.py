@@ -27,7 +27,7 @@ WORK = -1
 
 @dataclass(frozen=True)
 class Layout:
-    """W workers on ranks 0..W-1, K shards: `apart` on ranks of their own after them, else on the first K workers.
+    """W workers on ranks 0..W-1, K shards: with `own_ranks` on ranks of their own after them, else on the first K workers.
 
     `staleness` s: how many clocks a worker may be ahead of the slowest; None: synchronous, one update a clock.
     """
@@ -36,10 +36,10 @@ class Layout:
     servers: int
     clocks: int
     staleness: int | None = None
-    apart: bool = False
+    own_ranks: bool = False
 
     def __post_init__(self) -> None:
-        if not self.apart and self.servers > self.workers:
+        if not self.own_ranks and self.servers > self.workers:
             raise InputError("servers", self.servers, f"shards stand on the {self.workers} workers", range(1, self.workers + 1))
         if min(self.workers, self.servers, self.clocks) < 1:
             raise InputError("servers", self.servers, "needs at least one worker, one server and one clock", [1])
@@ -49,15 +49,15 @@ class Layout:
     @property
     def ranks(self) -> int:
         """World size."""
-        return self.workers + (self.servers if self.apart else 0)
+        return self.workers + (self.servers if self.own_ranks else 0)
 
     def home(self, shard: int) -> int:
         """The rank a shard stands on."""
-        return shard + (self.workers if self.apart else 0)
+        return shard + (self.workers if self.own_ranks else 0)
 
     def shard_of(self, rank: int) -> int | None:
         """The shard on a rank, if any."""
-        shard = rank - (self.workers if self.apart else 0)
+        shard = rank - (self.workers if self.own_ranks else 0)
         return shard if 0 <= shard < self.servers else None
 
     def turn(self, worker: int) -> list[int]:

@@ -26,14 +26,14 @@ def virtual(
     `slow_ranks`: rank -> how many times as long it computes; `jitter`: each gradient takes 1 + jitter·Exp(1) times as long (seeded).
     """
     hw = hardware(clock)
-    once = Layout(layout.workers, layout.servers, 1, None if layout.staleness is None else 0, layout.apart)
+    once = Layout(layout.workers, layout.servers, 1, None if layout.staleness is None else 0, layout.own_ranks)
     run = Cluster(hw, layout.ranks, "dry", memory_bytes=None).run(exchange, job, synchronous(once), info={"precision": job.plan.precision})
     line, graph = run.replay(hw, slow_ranks=slow_ranks), run.graph
     spent, on_server = line.end - line.start, graph.phase == OPTIMIZER
     answers = on_server & np.isin(graph.op, [i for i, n in enumerate(graph.names) if n in ANSWERING])
     width, sizes = {"fp64": 8}.get(job.plan.precision, 4), layout.sizes(job.model.parameters())
     draw = np.random.default_rng([job.seed, 36])
-    longer = 1 + jitter * draw.exponential(size=(layout.workers, layout.clocks))
+    slowdown = 1 + jitter * draw.exponential(size=(layout.workers, layout.clocks))
 
     def total(rank: int, rows: np.ndarray) -> float:
         return float(spent[(graph.rank == rank) & (graph.kind == COMPUTE) & rows].sum())
@@ -42,7 +42,7 @@ def virtual(
     update = [total(layout.home(k), on_server & ~answers) / layout.workers for k in range(layout.servers)]
     answer = [total(layout.home(k), answers) / layout.workers for k in range(layout.servers)]
     times = Times(
-        lambda worker, c: work[worker] * float(longer[worker, c]),
+        lambda worker, c: work[worker] * float(slowdown[worker, c]),
         update.__getitem__,
         answer.__getitem__,
         lambda src, dst, shard: hw.link(src, dst).overhead_s + sizes[shard] * width / hw.link(src, dst).bandwidth,

@@ -14,15 +14,15 @@ beyond the paper: k columns of K and of V (h without grouped queries), f inner w
     full              w sbh: the input
 
     flash attention   no a s² b term; log-sum-exp instead, 4 a s b bytes
-    apart from all    each norm's mean and 1/std, 8 s b bytes in fp32
+    separate          each norm's mean and 1/std, 8 s b bytes in fp32
 
     any k and f       inside the matrices w sb (2h + 2k + n f)/t, where the paper has 12 w sbh/t: k = h, f = 4h, n = 2
                       n = 2 GELU: in and out; 4 SwiGLU: gate, value, silu(gate), product; 1 ReLU: its output
     context parallel  everything by c, also a s² b; Ulysses with flash attention keeps the output before and behind its way back
 
 The counted side is sim/recording/saved_for_backward.py, which knows none of this. A tensor that was saved and is not in the list gets a line of its own.
-    RMSNorm, ScaleNorm   1/std alone, half as much apart; no biases: no difference
-    rope        Q and K turned, and a copy of V beside them: three tensors, the same bytes
+    RMSNorm, ScaleNorm   1/std alone, half as many bytes; no biases: no difference
+    rope        Q and K rotated, and a copy of V beside them: three tensors, the same bytes
 
 But: embedding, head and the pipeline's buffers are not a layer. Not in the list: experts, separate Q, K and V matrices, fewer key
 heads than t, overlapped tensor parallelism (the same bytes under other names), rings of groups that exchange heads, exchanges
@@ -92,7 +92,7 @@ class Term:
     term: str
     nbytes: int
     makers: tuple[str, ...]
-    apart: bool = False  # not in the paper's sum
+    separate: bool = False  # not in the paper's sum
     part: str = "outside"  # one of PARTS
 
 
@@ -330,7 +330,7 @@ def predict(
     s: int, b: int, h: int, a: int, t: int = 1, w: int = 2, *, dropout: bool = True, flash: bool = False, recompute: str = "none",
     sequence_parallel: bool = False, key_width: int | None = None, mlp: int | None = None, cp: int = 1, exchange: bool = False,
 ) -> int:  # fmt: skip
-    """Eq 17, the closed form: bytes a layer keeps on one of t·cp ranks, without what is listed apart.
+    """Eq 17, the closed form: bytes a layer keeps on one of t·cp ranks, without what is listed separately.
 
     Outside the matrices' regions stay both norms' inputs and outputs and two masks: 4w + 2; inside 12w, cut by t: Q, K, V and the
     heads' output 4, GELU 8. Other shapes: key_width k and mlp = n·f columns (KEPT_OF_MLP). exchange: Ulysses in place of a ring.
@@ -353,7 +353,7 @@ class Line:
     term: str
     predicted: int
     counted: int
-    apart: bool
+    separate: bool
     part: str = "outside"
 
     @property
@@ -365,7 +365,7 @@ class Line:
 def account(terms: Sequence[Term], saved: Sequence[Saved]) -> list[Line]:
     """Every term with what was counted for it, then every saved tensor that no term names."""
     claimed = {maker for term in terms for maker in term.makers}
-    lines = [Line(x.name, x.term, x.nbytes, sum(k.nbytes for k in saved if k.maker in x.makers), x.apart, x.part) for x in terms]
+    lines = [Line(x.name, x.term, x.nbytes, sum(k.nbytes for k in saved if k.maker in x.makers), x.separate, x.part) for x in terms]
     return lines + [
         Line(f"not in the list: {k.maker} {k.dtype} {list(k.shape)}", "", 0, k.nbytes, True) for k in saved if k.maker not in claimed
     ]

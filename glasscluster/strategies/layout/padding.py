@@ -19,6 +19,6 @@ class Padding:
     shards: int = 1
     experts: int | None = None
 
-    def apart(self, shard: Shard | None) -> bool:
+    def is_expert(self, shard: Shard | None) -> bool:
         """Whether a parameter that is cut as `shard` says belongs to a unit of experts."""
         return self.experts is not None and shard is not None and shard.experts

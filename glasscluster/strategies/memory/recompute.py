@@ -127,7 +127,7 @@ def predict_checkpoints(
     columns = (model.hidden + 2 * model.key_width) // tp
     if model.kv_latent:
         columns = 3 * model.heads * model.score_dim // tp
-    elif model.turned:
+    elif model.transforms_qk:
         columns = model.hidden // tp + 2 * max(model.key_width // tp, model.head_dim)
     elif tp > model.key_heads:
         columns = (model.hidden // tp if model.qkv == "separate" else columns) + 2 * model.head_dim

@@ -31,17 +31,17 @@ class PipelineOptions(BaseModel):
 
     @property
     def stages(self) -> int:
-        """The chunks that the model is cut into, over all pipeline ranks."""
+        """How many stages the model is cut into, over all pipeline ranks."""
         return self.pp * self.virtual_stages
 
     def stage_layers(self, model: ModelConfig) -> list[list[int]]:
-        """Layer numbers of each pipeline stage."""
+        """For each stage, the numbers of its layers."""
         counts = list(self.layers_per_stage or split_layers(model.layers, self.stages))
         starts = [sum(counts[:i]) for i in range(len(counts))]
         return [list(range(a, a + n)) for a, n in zip(starts, counts, strict=True)]
 
     def rules(self, model: ModelConfig, _layout: Layout) -> None:
-        """Every stage has a layer; a list of layers adds up to the model."""
+        """Check that every stage has a layer, and that a list of layers adds up to the model."""
         chunks(self.schedule, self.virtual_stages)  # as many as the schedule has
         stages, v = self.stages, self.virtual_stages
         if stages > model.layers:
@@ -60,12 +60,14 @@ class PipelineOptions(BaseModel):
 
 @lru_cache(maxsize=32)  # every rank of a recording asks
 def make_pipeline(name: str, p: int, m: int, v: int) -> Schedule:
-    """The schedule that all ranks follow: read it, never change it."""
+    """The schedule that all ranks follow. It is made once and shared: read it, never change it."""
     return make_schedule(name, p, m, v)
 
 
 def default_schedule(values: dict[str, Any]) -> dict[str, Any]:
-    """Interleaved where there are virtual stages and no name; two of them where the schedule is folded."""
+    """Fill in what a plan leaves out: `interleaved` with virtual stages and no name, two stages where it is
+    folded.
+    """
     if "schedule" not in values:
         v = values.get("virtual_stages", 1)
         return {**values, "schedule": default_name(v)} if isinstance(v, int) else values
@@ -73,8 +75,11 @@ def default_schedule(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_layers(layers: int, chunks: int) -> list[int]:
-    """Layers shared out evenly; a remainder leaves the first and last chunks short first (126 on 128: 0,1,...,1,0)."""
+    """Layers shared out evenly; a remainder leaves the first and last chunks short first (126 on 128:
+    0,1,...,1,0).
+    """
     base, extra = divmod(layers, chunks)
-    inward = [i // 2 if i % 2 == 0 else chunks - 1 - i // 2 for i in range(chunks)]  # first, last, second, ...
+    # first, last, second, ...
+    inward = [i // 2 if i % 2 == 0 else chunks - 1 - i // 2 for i in range(chunks)]
     short = set(inward[: chunks - extra])
     return [base + (0 if i in short or not extra else 1) for i in range(chunks)]

@@ -43,9 +43,9 @@ def fewest(state_bytes: Mapping[str, int], capacity: float, spare: float = 0.0) 
 
 def fit(job: Tuning, capacity: float, spare: float = 0.0) -> Groups:
     """Of a job's roles; the rollout stands with the actor where it can use its weights, if that fits."""
-    apart = predict_state(job)
-    if "rollout" not in apart:
-        return fewest(apart, capacity, spare)
-    together = {role: held for role, held in apart.items() if role != "rollout"}
+    alone = predict_state(job)
+    if "rollout" not in alone:
+        return fewest(alone, capacity, spare)
+    together = {role: held for role, held in alone.items() if role != "rollout"}
     groups = fewest(together, capacity, spare)
     return [(*group, "rollout") if "actor" in group else group for group in groups]

@@ -22,7 +22,7 @@ from glasscluster.model.layers import norms
 from glasscluster.model.parallel import Shard, Unsharded
 
 
-def hidden(stage: GPTStage, tokens_BS: Tensor) -> Tensor:
+def hidden_states(stage: GPTStage, tokens_BS: Tensor) -> Tensor:
     """Behind the last block, before the final norm: [B, S] -> [B, S, H]."""
     assert stage.embedding is not None
     return stage.keep.layers(list(stage.layers.values()), stage.embedding(tokens_BS), None)
@@ -31,7 +31,7 @@ def hidden(stage: GPTStage, tokens_BS: Tensor) -> Tensor:
 def log_softmax(stage: GPTStage, tokens_BS: Tensor, answer: int) -> Tensor:
     """Of all tokens in the places of the answer, the last `answer` of S: [B, T, V]; in float32 at least."""
     assert stage.head is not None
-    logits = stage.head.scores(hidden(stage, tokens_BS[:, :-1])[:, -answer:])
+    logits = stage.head.scores(hidden_states(stage, tokens_BS[:, :-1])[:, -answer:])
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
 
 
@@ -75,7 +75,7 @@ class ScalarModel(nn.Module):
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """A number behind every token: [B, S] -> [B, S]."""
-        return self.scalar(hidden(self.trunk, tokens_BS))
+        return self.scalar(hidden_states(self.trunk, tokens_BS))
 
 
 def values(critic: ScalarModel, tokens_BS: Tensor, answer: int) -> Tensor:

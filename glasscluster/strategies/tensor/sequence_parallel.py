@@ -109,9 +109,9 @@ class _GatherLinear(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight = (t.detach() for t in ctx.saved_tensors)  # what waits for W must not hold the graph
         parallel = ctx.parallel
-        if parallel.later is not None:
+        if parallel.deferred is not None:
             grad_2d = grad.flatten(0, 1)
-            if parallel.later.put_off(ctx.parameter, lambda: grad_2d.T @ parallel.gather(x, "f again")[0].flatten(0, 1)):
+            if parallel.deferred.defer(ctx.parameter, lambda: grad_2d.T @ parallel.gather(x, "f again")[0].flatten(0, 1)):
                 d_x, _ = parallel.scatter(grad @ weight, "f backward")
                 return d_x, None, grad_2d.sum(0) if ctx.bias else None, None
         whole, d_whole = parallel.gather(x, "f again", grad, weight)

@@ -1,7 +1,8 @@
 """Overlapped tensor parallelism: a collective in pieces, each under the product that needs it or made it.
 
-Follows Wang et al., "Overlap communication with dependent computation via decomposition" (ASPLOS 2023), which Megatron-LM calls
-tensor-parallel communication overlap. Symbols as in sequence_parallel.py: t ranks, x a piece of s/t tokens, A and B matrices.
+Follows Wang et al., "Overlap communication with dependent computation via decomposition" (ASPLOS 2023), which
+Megatron-LM calls tensor-parallel communication overlap. Symbols as in sequence_parallel.py: t ranks, x a
+piece of s/t tokens, A and B matrices.
 
     all-gather ──► product           rank r computes with the piece it has, while the next one comes from the left
 
@@ -11,8 +12,9 @@ tensor-parallel communication overlap. Symbols as in sequence_parallel.py: t ran
 
         compute  │ y_r-1 B │ y_r-2 B │ ... │ y_r B │      send to the right:  sum of piece r-1, of r-2, ...
 
-The same bytes as sequence parallelism, (t-1)/t·bsh for each collective, in t-1 messages that wait for one product each. Backward
-has two more: (dY A^T) scattered and A's gradient summed over gathered pieces, for the column; the mirror image for the row.
+The same bytes as sequence parallelism, (t-1)/t·bsh for each collective, in t-1 messages that wait for one
+product each. Backward has two more: (dY A^T) scattered and A's gradient summed over gathered pieces, for the
+column; the mirror image for the row.
 But: t small products for one large one. The embedding and the router stay as they are.
 """
 
@@ -41,14 +43,20 @@ class OverlappedSequenceParallel(SequenceParallel):
         """The matrix and g behind it: [b, s, n] -> [b, s/t, h]."""
         return _LinearScatter.apply(x, weight, self)
 
-    # ---- the two rings -------------------------------------------------------------------------------------------
+    # ---- the two rings -------------------------------------------------------------------------------------
     def arriving(self, x: Tensor, label: str) -> Iterator[tuple[slice, Tensor]]:
-        """All ranks' pieces [b, s/t, h] and their tokens, one after the other; the next one is under way while one is used."""
-        for source, piece in self.comm.going_round(x.contiguous(), _GATHER, purpose="activations", label=label):
+        """All ranks' pieces [b, s/t, h] and their tokens, one after the other; the next one is under way
+        while one is used.
+        """
+        for source, piece in self.comm.ring_rotate(
+            x.contiguous(), _GATHER, purpose="activations", label=label
+        ):
             yield self.tokens(source, piece.shape[1]), piece
 
     def scattered(self, part: Callable[[slice], Tensor], tokens: int, label: str) -> Tensor:
-        """This rank's piece of the sum over ranks of part(tokens of a piece); a part is computed while a sum is under way."""
+        """This rank's piece of the sum over ranks of part(tokens of a piece); a part is computed while a sum
+        is under way.
+        """
         works: list[Work] = []
         total = arrived = None
         for step in range(self.size):
@@ -57,7 +65,9 @@ class OverlappedSequenceParallel(SequenceParallel):
                 work.wait()
             total = mine if arrived is None else mine.add_(arrived)
             if step < self.size - 1:
-                arrived, works = self.comm.pass_on(total.contiguous(), _SCATTER, purpose="activations", label=label)
+                arrived, works = self.comm.ring_shift(
+                    total.contiguous(), _SCATTER, purpose="activations", label=label
+                )
         assert total is not None
         return total
 
@@ -71,7 +81,9 @@ class _GatherLinear(torch.autograd.Function):
     """f and the matrix behind it."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parallel: OverlappedSequenceParallel) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parallel: OverlappedSequenceParallel
+    ) -> Tensor:
         ctx.parallel, ctx.parameter, ctx.bias = parallel, weight, bias is not None
         ctx.save_for_backward(x, weight)
         b, s, _ = x.shape
@@ -89,11 +101,13 @@ class _GatherLinear(torch.autograd.Function):
         def d_weight() -> Tensor:
             total = torch.zeros_like(weight)
             for tokens, piece in parallel.arriving(x, "f again"):
-                total.addmm_(grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1))  # one kernel: the product adds to what is there
+                total.addmm_(
+                    grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1)
+                )  # one kernel: the product adds to what is there
             return total
 
-        put_off = parallel.later is not None and parallel.later.put_off(ctx.parameter, d_weight)
-        return d_x, None if put_off else d_weight(), grad.sum((0, 1)) if ctx.bias else None, None
+        is_deferred = parallel.deferred is not None and parallel.deferred.defer(ctx.parameter, d_weight)
+        return d_x, None if is_deferred else d_weight(), grad.sum((0, 1)) if ctx.bias else None, None
 
 
 class _LinearScatter(torch.autograd.Function):
@@ -108,7 +122,7 @@ class _LinearScatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = (t.detach() for t in ctx.saved_tensors)  # what waits for W must not hold the graph
-        d_x, later = torch.empty_like(x), ctx.parallel.later
+        d_x, deferred = torch.empty_like(x), ctx.parallel.deferred
         parts: list[tuple[slice, Tensor]] = []
 
         def d_weight() -> Tensor:
@@ -117,7 +131,9 @@ class _LinearScatter(torch.autograd.Function):
                 total.addmm_(piece.flatten(0, 1).T, x[:, tokens].flatten(0, 1))
             return total
 
-        if later is not None and later.put_off(ctx.parameter, d_weight):  # the gathered gradient stays until then
+        if deferred is not None and deferred.defer(
+            ctx.parameter, d_weight
+        ):  # the gathered gradient stays until then
             for tokens, piece in ctx.parallel.arriving(grad, "g backward"):
                 d_x[:, tokens] = piece @ weight
                 parts.append((tokens, piece))

@@ -57,13 +57,13 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
     ]
     for label, values, symbol, colour in marks:
         look = {"symbol": symbol, "color": colour, "size": 13, "line": {"width": 3, "color": colour}}
-        told = "%{y}<br>%{customdata}<extra></extra>"
-        places = {"x": values, "y": [name for name, _ in judged], "customdata": hover, "hovertemplate": told}
+        template = "%{y}<br>%{customdata}<extra></extra>"
+        places = {"x": values, "y": [name for name, _ in judged], "customdata": hover, "hovertemplate": template}
         figure.add_trace(go.Scatter(name=label, mode="markers", marker=look, **places))
     if off:
-        told = "%{y}<br>%{customdata}<extra></extra>"
+        template = "%{y}<br>%{customdata}<extra></extra>"
         label = word("not_applicable", lang)
-        look = {"textfont": {"color": QUIET}, "textposition": "middle right", "hovertemplate": told}
+        look = {"textfont": {"color": QUIET}, "textposition": "middle right", "hovertemplate": template}
         texts = {"text": [f"– {label}"] * len(off), "customdata": [why for _, why in off]}
         places = {"x": [NOTHING] * len(off), "y": [name for name, _ in off]}
         figure.add_trace(go.Scatter(name=label, mode="text", showlegend=False, **look, **places, **texts))

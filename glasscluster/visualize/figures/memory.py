@@ -228,13 +228,13 @@ def resident_words(resident: Resident, lang: str) -> str:
 
 
 def _thinned(curve: MemoryCurve, points: int) -> MemoryCurve:
-    """At most so many moments: of each stretch of time its fullest and its last, so that no peak is lost."""
+    """At most so many moments: of each interval of time its fullest and its last, so that no peak is lost."""
     if len(curve.times) <= points:
         return curve
     half = points // 2
-    stretch = np.minimum((curve.times / max(float(curve.times[-1]), 1e-300) * half).astype(int), half - 1)
+    interval = np.minimum((curve.times / max(float(curve.times[-1]), 1e-300) * half).astype(int), half - 1)
     total, keep = curve.levels.sum(axis=1), []
-    for part in np.split(np.arange(len(curve.times)), np.flatnonzero(np.diff(stretch)) + 1):
+    for part in np.split(np.arange(len(curve.times)), np.flatnonzero(np.diff(interval)) + 1):
         keep += sorted({int(part[np.argmax(total[part])]), int(part[-1])})
     return curve[np.array(keep)]
 

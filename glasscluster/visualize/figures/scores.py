@@ -25,13 +25,13 @@ def interval_figure(groups: Sequence[str], series: Mapping[str, Sequence[Score]]
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    apart = 0.5 / len(series)
+    spacing = 0.5 / len(series)
     for number, (name, values) in enumerate(series.items()):
         figure.add_trace(
             go.Scatter(
                 name=name,
                 x=[round(v.mean, 6) for v in values],
-                y=[place + (number - (len(series) - 1) / 2) * apart for place in range(len(groups))],
+                y=[place + (number - (len(series) - 1) / 2) * spacing for place in range(len(groups))],
                 error_x={"type": "data", "array": [round(1.96 * v.error, 6) for v in values], "thickness": 3, "width": 8},
                 mode="markers",
                 marker={"color": SERIES[number % len(SERIES)], "symbol": MARK[number % len(MARK)], "size": 13},

@@ -75,12 +75,12 @@ class _Axis:
     @classmethod
     def of(cls, layout: dict[str, Any], name: str) -> _Axis:
         """Read an axis of a layout: "x2" is `xaxis2`."""
-        asked = layout.get(name[0] + "axis" + name[1:], {})
-        matches = asked.get("matches")
+        axis = layout.get(name[0] + "axis" + name[1:], {})
+        matches = axis.get("matches")
         if matches:
-            asked = {**layout.get(matches[0] + "axis" + matches[1:], {}), **asked}
-        fixed = asked.get("range")
-        return cls(asked.get("domain") or [0, 1], name[0] == "y", asked.get("type") == "log", fixed, asked.get("autorange") == "reversed")
+            axis = {**layout.get(matches[0] + "axis" + matches[1:], {}), **axis}
+        fixed = axis.get("range")
+        return cls(axis.get("domain") or [0, 1], name[0] == "y", axis.get("type") == "log", fixed, axis.get("autorange") == "reversed")
 
     def number(self, value: Any) -> float:
         """A value on the axis' own scale; categories count up in the order they come."""

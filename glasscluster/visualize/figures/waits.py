@@ -1,4 +1,4 @@
-"""The wait-for graph: ranks on a circle, an arrow from who waits to whom it waits for. A closed circle of arrows is a deadlock."""
+"""The wait-for graph: ranks on a circle, an arrow from who waits to whom it waits for. A cycle of arrows is a deadlock."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def _arrows(go: Any, panel: Panel, number: str, lang: str) -> list[Any]:
         sizes = [0] * (len(xs) - 1) + [19]
         marker = {"symbol": "arrow", "angleref": "previous", "size": sizes, "color": colour, "opacity": 1, "line": {"width": 0}}
         verb = {"en": f"waits in {wait.kind}", "zh": f"在 {wait.kind} 中等待"}[lang]
-        told = f"rank {wait.rank} {verb}: rank {wait.peer}<extra></extra>"
+        template = f"rank {wait.rank} {verb}: rank {wait.peer}<extra></extra>"
         traces.append(
-            go.Scatter(x=xs, y=ys, mode="lines+markers", line={"color": colour, "width": 4}, marker=marker, hovertemplate=told, **common)
+            go.Scatter(x=xs, y=ys, mode="lines+markers", line={"color": colour, "width": 4}, marker=marker, hovertemplate=template, **common)
         )
     shapes, colours, names = [], [], []
     for rank in range(panel.ranks):

@@ -23,13 +23,13 @@ def pack_timeline(timeline: Timeline) -> dict[str, Any]:
     the routes of a topology, each as one wire, and, where messages shared links, how long each held its lane
     and how long it was in flight.
     """
-    graph, packed, asked = (
+    graph, packed, options = (
         timeline.graph,
         pack_hardware(timeline.hardware, timeline.precision),
-        timeline.asked,
+        timeline.replay_options,
     )
-    slow = {str(r): f for r, f in asked.get("slow_ranks", {}).items()}
-    packed |= {"slow": slow, "faster": asked.get("faster", {})}
+    slow = {str(r): f for r, f in options.get("slow_ranks", {}).items()}
+    packed |= {"slow": slow, "faster": options.get("faster", {})}
     whole = [
         r
         for r in graph.canonical.tolist()

@@ -378,7 +378,7 @@ def render(report: Report) -> str:
 
 def _packed(chapter: Chapter) -> dict[str, Any]:
     """The chapter's recording, for the page's engine. A rendezvous replay has more edges."""
-    return pack_graph(chapter.run.graph, bool(chapter.first.asked.get("rendezvous")))
+    return pack_graph(chapter.run.graph, bool(chapter.first.replay_options.get("rendezvous")))
 
 
 def _views(report: Report) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -423,7 +423,7 @@ def write_run_report(
     chapter = Chapter(
         "run", _run_title(plan, run.gpus), run, {timeline.hardware.name: timeline}, run.checks, _run_note(model), network=network or {}
     )
-    story = list(told(run, timeline))
+    story = list(story_of(run, timeline))
     finding = story[1].text if len(story) > 1 and story[1].view == "tab=timeline" else story[0].text
     name, seed = str(run.info.get("name", "run")), run.info.get("seed")
     page = Report(name, chapter.title, finding, [chapter], story, seed, not_checked=list(not_checked))
@@ -445,7 +445,7 @@ def _run_note(model: dict[str, Any] | None) -> Said | None:
     return Said(f"Model: {shape}", f"模型：{shape}")
 
 
-def told(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
+def story_of(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
     """What can be said of any run, each sentence with the view it speaks of."""
 
     def step(key: str, view: str, **values: Any) -> StoryStep:

@@ -5,7 +5,7 @@
 const GlassCost = (function () {
   /* Per event: `duration` occupies its lane, `latency` is added to a received message while in flight. `hw`
      is from GlassHardware.scaled. `slowRanks`: pairs of a rank and the factor by which its compute takes
-     longer; `faster`: pairs of a kind of work and the factor by which it is quicker. Messages that shared
+     longer; `faster`: pairs of a kind of work and the factor by which it is faster. Messages that shared
      links take as long as Python found (`hw.shared`). */
   function costs(graph, hw, slowRanks, faster) {
     const duration = new Float64Array(graph.n);

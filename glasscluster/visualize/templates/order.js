@@ -27,7 +27,7 @@ const GlassOrder = (function () {
         if (--missing[followers[k]] === 0) order[end++] = followers[k];
       }
     }
-    if (end !== n) throw new Error("the recorded events depend on each other in a circle");
+    if (end !== n) throw new Error("the recorded events depend on each other in a cycle");
     return order;
   }
 

@@ -23,7 +23,7 @@ nothing is masked (a block of ring attention); the causal mask wants a square. W
 is in bias.py, what all of it costs in costs.py, proven by a counting run in tests: `meter` hears every tile
 that is read or written.
 But: tiles above the causal diagonal are skipped, the ones on it are computed whole; no dropout. What is laid
-out anew once a head (Q scaled, K transposed, outputs turned back) is not metered: the tiles are.
+out anew once a head (Q scaled, K transposed, outputs transposed back) is not metered: the tiles are.
 """
 
 from __future__ import annotations

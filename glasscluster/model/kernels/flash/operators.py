@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.library import Library
 
 from glasscluster.model.kernels.flash import (
-    algorithm,  # registers them
+    algorithm,
+    costs,  # noqa: F401  registers what these operators cost
 )
 from glasscluster.model.kernels.flash.parts import Rectangle, distances, merge, piece_of, whole
 

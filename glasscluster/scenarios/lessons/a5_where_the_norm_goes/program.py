@@ -97,7 +97,7 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     last = {kind: [found["gradients"][kind, depth][-1] for depth in depths] for kind in KINDS}
     power = {kind: float(np.polyfit(np.log(depths), np.log(values), 1)[0]) for kind, values in last.items()}
     grown = {kind: found["stream"][kind, layers] for kind in KINDS}
-    stretch = grown["pre"][-1] / grown["pre"][shallow - 1]
+    growth = grown["pre"][-1] / grown["pre"][shallow - 1]
 
     # Random weights scatter these means over four seeds. Over twelve seeds, at h = 64 and 24 layers, the
     # standard error was 0.05 for a power (four are allowed) and 0.0017 for the post-norm stream (six).
@@ -109,7 +109,7 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
         lab.row("power_of_depth", expected, power[kind], "Eq 5", unit="", **chance, tolerance=0.2, kind=kind)
     depth: dict[str, Any] = {"layers": layers, "shallow": shallow}
     lab.row(
-        "pre_stream", 2, stretch, "variances of branches add: √4", unit="×", **chance, tolerance=0.3, **depth
+        "pre_stream", 2, growth, "variances of branches add: √4", unit="×", **chance, tolerance=0.3, **depth
     )
     source, post = "it is a norm's output", grown["post"][-1]
     lab.row("post_stream", 1, post, source, unit="rms", **chance, tolerance=0.01, layers=layers)

@@ -40,7 +40,7 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
     lab.ask("gib_of_a_layer", gib["none"], "GiB")
 
     def by_tensor(lang: str) -> Any:
-        counted = [line for line in runs["none"] if not line.apart]
+        counted = [line for line in runs["none"] if not line.separate]
         parts = [(lab.word(x.name, lang), x.term, x.counted / GIB, grows_with_square(x)) for x in counted]
         growth = (lab.word("grows_with_s", lang), lab.word("grows_with_s_squared", lang))
         return waterfall(parts, lab.word("gib_kept", lang), lab.word("sum", lang), growth)
@@ -102,7 +102,7 @@ def ways_to_keep_less(model: Any) -> tuple[dict[str, list[Line]], dict[str, int]
 
 def total(lines: list[Line]) -> int:
     """Counted bytes of the tensors that the formula speaks of."""
-    return sum(line.counted for line in lines if not line.apart)
+    return sum(line.counted for line in lines if not line.separate)
 
 
 def grows_with_square(line: Line) -> bool:

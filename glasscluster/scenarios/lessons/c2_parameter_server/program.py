@@ -60,14 +60,14 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
     counts = [k for k in (1, 2, 4, 8, 16, 32) if k < gpus] + [gpus]
     runs = {1: one, gpus: every}
     runs |= {k: lab.cluster(gpus).run(*server, k) for k in counts if k not in runs}
-    circle = lab.cluster(gpus).run(program, elements, "ring", None)
+    ring_run = lab.cluster(gpus).run(program, elements, "ring", None)
     loads = {1: port_load(one.graph, network), gpus: port_load(every.graph, network)}
     busiest = max(loads[1]["in"] + loads[1]["out"])
     lab.ask("busiest_port", busiest / size, "S", gpus=gpus)
 
     check_bytes(lab, one, every, loads[1], size)
     shared = check_ports_and_times(lab, runs, star, network, size)
-    ring = circle.replay(star, contention=True).makespan
+    ring = ring_run.replay(star, contention=True).makespan
     least = {k: 2 * (gpus - 1) * size / k / link.bandwidth for k in counts}  # pushed in, then pulled out
     lab.figure("bytes_by_link", lambda lang: bytes_by_link(lab, loads, size, lang))
     lab.figure("time_by_shards", lambda lang: time_by_shards(lab, shared, least, ring, lang), gpus=gpus)
@@ -82,7 +82,7 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
     if shared[between] > 2 * least[between]:
         lab.tell("between", between=between, least_ms=least[between] * 1e3, between_ms=shared[between] * 1e3)
     chains: dict[str, Any] = {
-        "longest": circle.graph.message_chain(),
+        "longest": ring_run.graph.message_chain(),
         "shortest": every.graph.message_chain(),
     }
     lab.tell("ring", **chains, ring_ms=ring * 1e3)

@@ -97,10 +97,10 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
 
 def record(hw: Any, nodes: int, algorithm: str, size: int) -> Any:
     """An all-reduce on some nodes, without data."""
-    # a ring is the same all round: rank 0 is recorded, and turned
-    turns = {"turns": size} if algorithm == "ring" else {}
-    cluster = Cluster(hw, nodes * hw.node_size, "dry", memory_bytes=None, **turns)
-    return cluster.run(program, algorithm, size, None if turns else hw.node_size)
+    # a ring is the same all round: rank 0 is recorded, and relabelled for the others
+    ring = {"ring_bytes": size} if algorithm == "ring" else {}
+    cluster = Cluster(hw, nodes * hw.node_size, "dry", memory_bytes=None, **ring)
+    return cluster.run(program, algorithm, size, None if ring else hw.node_size)
 
 
 def check_two_levels(lab: Lab, hw: Any, run: Any, m: int, size: int) -> None:

@@ -55,7 +55,7 @@ def program(gpu: Any, names: list[str], nbytes: int, repaired: bool) -> int:
     return done
 
 
-def circle(error: Any) -> str:
+def cycle_names(error: Any) -> str:
     """0 → 1 → 0."""
     return " → ".join(map(str, [*error.cycle, *error.cycle[:1]]))
 
@@ -102,7 +102,7 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
     lab.figure("who_waits", who_waits, large_kib=large_kib)
     lab.figure("what_passes", lambda lang: what_passes(lab, found, cases, lang))
     counts: dict[str, Any] = {"programs": len(NAMES), "small": small}
-    unbuffered: dict[str, Any] = {"hang_unbuffered": hangs[0, small], "ring": circle(stuck["ring"])}
+    unbuffered: dict[str, Any] = {"hang_unbuffered": hangs[0, small], "ring": cycle_names(stuck["ring"])}
     lab.tell("without_buffering", **counts, **unbuffered)
     buffered: dict[str, Any] = {
         "hang_small": hangs[eager, small],
@@ -166,5 +166,5 @@ def outcome(lab: Lab, error: Deadlock | None, lang: str) -> str:
     if error is None:
         return lab.word("passes", lang)
     if error.cycle:
-        return lab.word("hangs", lang, cycle=circle(error))
+        return lab.word("hangs", lang, cycle=cycle_names(error))
     return lab.word("hangs_finished", lang, rank=error.peer)

@@ -22,7 +22,7 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
     for is counted.
     """
     runs = {
-        key: equal_stages.played(lab, key, lab.text("equal_stages", schedule=name), key, p, m)
+        key: equal_stages.run_schedule(lab, key, lab.text("equal_stages", schedule=name), key, p, m)
         for key, name in NAMES.items()
     }
     shown = [check_equal_stages(lab, key, run, drawn, p, m) for key, (run, _, _, drawn) in runs.items()]

@@ -26,7 +26,7 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
     on ever longer hops.
     """
     hop = hop_ms * 1e-3
-    runs = {key: equal_stages.played(lab, key, lab.text(key), key, p, m, hop=hop) for key in NAMES}
+    runs = {key: equal_stages.run_schedule(lab, key, lab.text(key), key, p, m, hop=hop) for key in NAMES}
     took = {key: run.timeline.makespan * 1e3 for key, (run, *_) in runs.items()}
     shown = []
     for key, (_, _, _, drawn) in runs.items():
@@ -91,9 +91,9 @@ def held_by_formula(key: str, p: int, m: int, s: int) -> int:
     return {"gpipe": m, "1f1b": min(m, p - s), "eager-1f1b": min(m, 2 * (p - s) - 1)}[key]
 
 
-def check_as_run(lab: Lab, key: str, played: Any, hop_ms: float) -> None:
+def check_as_run(lab: Lab, key: str, ran: Any, hop_ms: float) -> None:
     """Time, micro-batches held and messages of one schedule as it ran."""
-    run, schedule, judged, drawn = played
+    run, schedule, judged, drawn = ran
     p, m = run.gpus, schedule.micro_batches
     name: dict[str, Any] = {"schedule": NAMES[key]}
     time, expected = run.timeline.makespan, seconds_by_formula(key, p, m, hop_ms * 1e-3)

@@ -24,14 +24,14 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
     """The same work in one, two and four chunks a rank really runs; a GPT in two chunks is checked against
     one device.
     """
-    runs = {v: play(lab, p, m, v) for v in CHUNKS}
+    runs = {v: run_one(lab, p, m, v) for v in CHUNKS}
     over = {v: run.timeline.bubble()["bubble_over_ideal"] for v, (run, *_) in runs.items()}
     most = {
         v: max(held(drawn, 0)[1]) / v for v, (*_, drawn) in runs.items()
     }  # micro-batches that rank 0 holds
     sent = {v: run.graph.count("send") for v, (run, *_) in runs.items()}
-    for v, played in runs.items():
-        check_as_run(lab, v, played, over[v])
+    for v, ran in runs.items():
+        check_as_run(lab, v, ran, over[v])
     for v in CHUNKS[1:]:
         factor, source = 1 + (p - 1) / (p * v), "Eq 22: 1 + (p−1)/(pv)"
         lab.row("held_over_1f1b", factor, most[v] / most[1], source, unit="×", tolerance=1e-12, v=v)
@@ -65,10 +65,10 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
     lab.own_number(**found)
 
 
-def play(lab: Lab, p: int, m: int, v: int) -> Any:
-    """Run v chunks a rank: (run, schedule, judgement, its bars)."""
+def run_one(lab: Lab, p: int, m: int, v: int) -> Any:
+    """Run v chunks a rank: (run, schedule, its metrics, its bars)."""
     name = "1f1b" if v == 1 else "interleaved"
-    return equal_stages.played(lab, f"v{v}", lab.text("run", v=v), name, p, m, v)
+    return equal_stages.run_schedule(lab, f"v{v}", lab.text("run", v=v), name, p, m, v)
 
 
 def bubble_by_formula(p: int, m: int, v: int) -> float:
@@ -78,9 +78,9 @@ def bubble_by_formula(p: int, m: int, v: int) -> float:
     return (interleaved.predict_bubble(p, m, v) or (0.0, 0.0))[1]
 
 
-def check_as_run(lab: Lab, v: int, played: Any, bubble: float) -> None:
+def check_as_run(lab: Lab, v: int, ran: Any, bubble: float) -> None:
     """Bubble, time, messages and chunks held of one run."""
-    run, schedule, judged, drawn = played
+    run, schedule, judged, drawn = ran
     p, m = len(schedule.ranks), schedule.micro_batches
     ideal = bubble_by_formula(p, m, v)
     lab.row("bubble_over_ideal", ideal, None, "Eq 21", simulated=bubble, unit="of the work", **VIRTUAL, v=v)

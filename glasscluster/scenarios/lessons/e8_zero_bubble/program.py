@@ -25,11 +25,11 @@ def zero_bubble(lab: Lab, p: int = 4, m: int = 8) -> None:
     """Five schedules really run on equal stages with F = I = W; a GPT trained with two of them is checked
     against one device.
     """
-    runs = {key: play(lab, key, p, m) for key in NAMES}
+    runs = {key: run_one(lab, key, p, m) for key in NAMES}
     spans = {key: span_less_work(drawn, p) for key, (_, _, _, drawn) in runs.items()}
     theory = spans_by_formula(p, m)
-    for key, played in runs.items():
-        check_as_run(lab, key, played, theory[key], spans[key])
+    for key, ran in runs.items():
+        check_as_run(lab, key, ran, theory[key], spans[key])
     ratio = spans["1f1b"] / spans["zb-h1"]
     lab.row("1f1b_over_zb_h1", 3.0, None, "Eq 24", simulated=ratio, unit="×", **VIRTUAL)
     pairs = runs["dualpipe-v"][1].validate(F / 2, F, 0.0, F / 2)
@@ -82,9 +82,9 @@ def chunks(key: str) -> int:
     return 2 if key in TWO_CHUNKS else 1
 
 
-def play(lab: Lab, key: str, p: int, m: int) -> Any:
-    """Run a schedule: (run, schedule, judgement, its bars)."""
-    return equal_stages.played(lab, key, lab.text(key), key, p, m, chunks(key), F)
+def run_one(lab: Lab, key: str, p: int, m: int) -> Any:
+    """Run a schedule: (run, schedule, its metrics, its bars)."""
+    return equal_stages.run_schedule(lab, key, lab.text(key), key, p, m, chunks(key), F)
 
 
 def spans_by_formula(p: int, m: int) -> dict[str, float | None]:
@@ -107,9 +107,9 @@ def span_less_work(drawn: Any, p: int) -> float:
     return spans[largest] - sum(bar.end - bar.begin for bar in of_rank[largest])
 
 
-def check_as_run(lab: Lab, key: str, played: Any, theory: float | None, span: float) -> None:
+def check_as_run(lab: Lab, key: str, ran: Any, theory: float | None, span: float) -> None:
     """Bubble, time and chunks held of one schedule."""
-    run, schedule, judged, _ = played
+    run, schedule, judged, _ = ran
     name: dict[str, Any] = {"said": NAMES[key]}
     if (
         key != "dualpipe-v"

@@ -207,9 +207,9 @@ def check_hiding(lab: Lab, gqa: Any, mha: Any, s: int, d: int) -> int:
     _, late_gqa = ring_of(gqa.timeline, N - 1)
     source = "Eq 26: block FLOPs ÷ peak ≥ block bytes ÷ β"
     for name, heads, waited in (("MHA", HEADS, late), ("GQA", KEY_HEADS, late_gqa)):
-        hides = context_parallel.hidden(N, 1, s, HEADS, heads, d, 8, peak, link.bandwidth)
+        overlaps = context_parallel.hops_overlap(N, 1, s, HEADS, heads, d, 8, peak, link.bandwidth)
         names: dict[str, Any] = {"name": name, "hops": N - 1}
-        lab.row("blocks_that_wait", 0 if hides else N - 2, waited, source, unit="blocks", **names)
+        lab.row("blocks_that_wait", 0 if overlaps else N - 2, waited, source, unit="blocks", **names)
     return late
 
 

@@ -31,11 +31,11 @@ class DryWire(Wire):
         self.rank, self.size = rank, size
 
     def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
-        """Gone at once."""
+        """A send that is done at once."""
         return self._done("send", dst, tag, what)
 
     def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
-        """Arrived at once, with no content."""
+        """A receive that is done at once, with no content."""
         return self._done("recv", src, tag, what)
 
     def _done(self, kind: str, peer: int, tag: int, what: str) -> Ticket:
@@ -44,16 +44,27 @@ class DryWire(Wire):
         return ticket
 
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
-        """Never needed: everything is done at once."""
+        """Never called with open tickets: every message is done at once."""
 
-    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
-        """A native collective is one event."""
+    def native(
+        self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
+    ) -> None:
+        """Nothing happens here: a native collective is one event, which the communicator records."""
 
 
-def turned(recording: dict[str, Any], rank: int, size: int, nbytes: int) -> dict[str, Any]:
-    """Rank 0's recording as `rank` would have made it, for a program that is the same all round a ring of `size`.
+def relabelled(recording: dict[str, Any], rank: int, size: int, nbytes: int) -> dict[str, Any]:
+    """Rank 0's recording as another rank would have made it, for a program that is the same all round a ring.
 
-    Peers move on by `rank`, and so do the chunks (`size` equal ones of a buffer of `nbytes`) that offsets point into.
+    Peers are shifted by `rank`, and so are the chunks that offsets point into.
+
+    Args:
+        recording: rank 0's.
+        rank: whose recording to make.
+        size: ranks in the ring.
+        nbytes: of the program's one buffer, which has `size` equal chunks.
+
+    Returns:
+        The recording of `rank`.
     """
     table = recording["table"].copy()
     peer, offset = table[:, FIELDS.index("peer")], table[:, FIELDS.index("offset")]
@@ -62,51 +73,73 @@ def turned(recording: dict[str, Any], rank: int, size: int, nbytes: int) -> dict
     return {**recording, "rank": rank, "table": table}
 
 
-def record_rank(rank: int, size: int, program: Callable[..., Any], args: tuple, capacity: float | None) -> Outcome:
-    """One rank of a cluster of `size`, recorded by itself."""
+def record_rank(
+    rank: int, size: int, program: Callable[..., Any], args: tuple, capacity: float | None
+) -> Outcome:
+    """Record one rank of a cluster of `size` ranks, without the others; returns its outcome."""
     return run_rank(DryWire(rank, size), program, args, True, capacity)
 
 
 def standing_in(recording: dict[str, Any], rank: int, sizes: Mapping[str, int], block: int) -> dict[str, Any]:
-    """A rank's recording as another rank of the same pipeline stage would have made it: peers and groups are turned along
-    dp (in blocks of `block` neighbours, and among the blocks) and along tp.
+    """A rank's recording, relabelled as another rank of the same pipeline stage would have made it: peers and
+    groups are shifted along dp (in blocks of `block` neighbours, and among the blocks) and along tp.
 
-    Bytes are exact up to the remainder of a division. Messages of scalars are left out: of a few numbers each rank of a ring sends
-    different ones. What a rank does for itself only is the stand-in's. So a replay of stand-ins bounds the step from below.
+    Bytes are exact up to the remainder of a division. Messages of scalars are left out: where a ring has only
+    a few numbers to share out, its ranks send different amounts. Work that a rank does for itself alone is
+    the recorded rank's. So a replay of such recordings bounds the step from below.
     """
     here, there = coordinates(recording["rank"], sizes), coordinates(rank, sizes)
-    turn = (there["dp"] // block - here["dp"] // block, there["dp"] % block - here["dp"] % block, there["tp"] - here["tp"])
-    moved = []
+    shift = (
+        there["dp"] // block - here["dp"] // block,
+        there["dp"] % block - here["dp"] % block,
+        there["tp"] - here["tp"],
+    )
+    relabel = []
     for other in range(math.prod(sizes.values())):
         at = coordinates(other, sizes)
-        outer, inner = (at["dp"] // block + turn[0]) % (sizes["dp"] // block), (at["dp"] % block + turn[1]) % block
-        moved.append(rank_of({**at, "dp": outer * block + inner, "tp": (at["tp"] + turn[2]) % sizes["tp"]}, sizes))
+        outer, inner = (
+            (at["dp"] // block + shift[0]) % (sizes["dp"] // block),
+            (at["dp"] % block + shift[1]) % block,
+        )
+        relabel.append(
+            rank_of({**at, "dp": outer * block + inner, "tp": (at["tp"] + shift[2]) % sizes["tp"]}, sizes)
+        )
     table = recording["table"].copy()
-    kind, nbytes, peer, purpose = (table[:, FIELDS.index(name)] for name in ("kind", "bytes", "peer", "purpose"))
+    kind, nbytes, peer, purpose = (
+        table[:, FIELDS.index(name)] for name in ("kind", "bytes", "peer", "purpose")
+    )
     scalars = ((kind == SEND) | (kind == RECV)) & (purpose == PURPOSES.index("scalars"))
     kind[scalars], nbytes[scalars], peer[scalars] = REDUCE, 0, -1
-    peer[peer >= 0] = np.array(moved)[peer[peer >= 0]]
-    groups = {g: (axis, tuple(sorted(moved[m] for m in members))) for g, (axis, members) in recording["groups"].items()}
+    peer[peer >= 0] = np.array(relabel)[peer[peer >= 0]]
+    groups = {
+        g: (axis, tuple(sorted(relabel[m] for m in members)))
+        for g, (axis, members) in recording["groups"].items()
+    }
     return {**recording, "rank": rank, "table": table, "groups": groups}
 
 
 class DryBackend:
     """Records every rank, one after the other, in this thread.
 
-    `turns`: bytes of the one buffer of a program that is the same all round a ring: only rank 0 is recorded, and turned.
+    Args:
+        gpus: how many ranks.
+        ring_bytes: for a program that is the same all round a ring and has one buffer: that buffer's size in
+            bytes. Then only rank 0 is recorded, and its recording relabelled for every other rank.
     """
 
     name = "dry"
 
-    def __init__(self, gpus: int, turns: int | None = None, **_: Any) -> None:
-        self.gpus, self.turns = gpus, turns
+    def __init__(self, gpus: int, ring_bytes: int | None = None, **_: Any) -> None:
+        self.gpus, self.ring_bytes = gpus, ring_bytes
 
-    def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
-        """One outcome a rank."""
+    def run(
+        self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
+    ) -> list[Outcome]:
+        """Record every rank in turn; returns one outcome a rank."""
         outcomes: list[Outcome] = []
         for rank in range(self.gpus):
-            if rank and self.turns and record:
-                recording = turned(outcomes[0].recording or {}, rank, self.gpus, self.turns)
+            if rank and self.ring_bytes and record:
+                recording = relabelled(outcomes[0].recording or {}, rank, self.gpus, self.ring_bytes)
                 outcomes.append(replace(outcomes[0], rank=rank, recording=recording))
                 continue
             outcome = run_rank(DryWire(rank, self.gpus), program, args, record, capacity)

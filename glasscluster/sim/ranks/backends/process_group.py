@@ -1,4 +1,6 @@
-"""Wires over a torch.distributed process group: gloo between CPUs, NCCL between GPUs. Used by Ray and torchrun.
+"""Wires over a torch.distributed process group: gloo between CPUs, NCCL between GPUs.
+
+Used by Ray and torchrun.
 
 gloo makes no promise of progress and cannot be polled, so waiting for any of several messages is done by one
 helper thread a message (torch releases the interpreter while it waits). NCCL orders work on streams: each
@@ -37,7 +39,7 @@ class GroupWire(Wire):
         self._submitted: set[int] = set()
         self._library_groups: dict[tuple[int, ...], Any] = {}
 
-    # ---- messages ------------------------------------------------------------------------------------------------
+    # ---- messages ------------------------------------------------------------------------------------------
     def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
         """Post a send."""
         ticket = Ticket("send", dst, tag, tensor, what)
@@ -115,17 +117,24 @@ class GroupWire(Wire):
         error.__dict__["wait"] = wait
         return error
 
-    # ---- whole collectives ----------------------------------------------------------------------------------------
-    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
-        """The library's own collective, in place on the full buffer."""
+    # ---- whole collectives ---------------------------------------------------------------------------------
+    def native(
+        self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
+    ) -> None:
+        """Run the library's own collective, in place on the full buffer."""
         ranks = tuple(group)
         if ranks not in self._library_groups:
             limit = timedelta(seconds=self.timeout_s)  # the group everybody met in allows more
-            self._library_groups[ranks] = dist.new_group(list(ranks), timeout=limit, use_local_synchronization=True)
+            self._library_groups[ranks] = dist.new_group(
+                list(ranks), timeout=limit, use_local_synchronization=True
+            )
         members = self._library_groups[ranks]
         chunks = list(torch.tensor_split(tensor.view(-1), len(ranks)))
         mine = chunks[ranks.index(self.rank)]
-        if operation in ("all_reduce", "reduce_scatter"):  # gloo reduces whole; our chunk is then right as well
+        if operation in (
+            "all_reduce",
+            "reduce_scatter",
+        ):  # gloo reduces whole; our chunk is then right as well
             dist.all_reduce(tensor, _LIBRARY_OPS[op], group=members)
         elif operation == "broadcast":
             dist.broadcast(tensor, ranks[root], group=members)
@@ -203,7 +212,7 @@ def make_wire(rank: int, size: int, device: torch.device, timeout_s: float) -> G
 
 
 def one_thread() -> None:
-    """One OpenMP thread a rank everywhere, or sums differ in bits."""
+    """Use one OpenMP thread on every rank; with several, sums could differ in their last bits."""
     torch.set_num_threads(1)
     with contextlib.suppress(RuntimeError):
         torch.set_num_interop_threads(1)

@@ -37,7 +37,9 @@ class _Rank:
         self.store: Any = None
 
     def host(self) -> tuple[str, int]:
-        """Rank 0 opens the meeting point on a free port of its node."""
+        """On rank 0: open the meeting point of the process group on a free port of this node; returns its
+        address.
+        """
         import ray.util
         import torch.distributed as dist
 
@@ -45,7 +47,9 @@ class _Rank:
         self.store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
         return address, self.store.port
 
-    def join(self, rank: int, size: int, address: str, port: int, device: str, timeout_s: float, local: bool) -> int:
+    def join(
+        self, rank: int, size: int, address: str, port: int, device: str, timeout_s: float, local: bool
+    ) -> int:
         """Enter the process group; returns this process's id."""
         import torch
         import torch.distributed as dist
@@ -54,10 +58,15 @@ class _Rank:
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         store = self.store or dist.TCPStore(address, port, is_master=False)
         backend = "nccl" if device == "cuda" else "gloo"
-        # gloo's messages carry the operation's timeout themselves, so meeting may take longer: an actor may still be importing torch
+        # gloo's messages carry the operation's timeout themselves, so meeting may take longer: an actor may
+        # still be importing torch
         meeting_s = timeout_s if device == "cuda" else max(timeout_s, MEETING_S)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=meeting_s))
-        self.wire = make_wire(rank, size, torch.device(device, 0) if device == "cuda" else torch.device("cpu"), timeout_s)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=meeting_s)
+        )
+        self.wire = make_wire(
+            rank, size, torch.device(device, 0) if device == "cuda" else torch.device("cpu"), timeout_s
+        )
         return os.getpid()
 
     def run(self, blob: bytes, record: bool, capacity: float | None) -> Outcome:
@@ -80,7 +89,7 @@ class RayBackend:
         self._ours = False
         self._environment: dict[str, str] = {}
 
-    # ---- start and stop ------------------------------------------------------------------------------------------
+    # ---- start and stop ------------------------------------------------------------------------------------
     def start(self) -> None:
         """Start Ray if need be, the actors, and their group."""
         ray = _import_ray()
@@ -90,19 +99,29 @@ class RayBackend:
             address = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1"}
             cpus = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(self.gpus, 1)}
             with _quiet():
-                ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False, **address, **cpus)
+                ray.init(
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    configure_logging=False,
+                    **address,
+                    **cpus,
+                )
         resources = {"num_gpus": 1} if self.device == "cuda" else {"num_cpus": 1}
         try:
             rank_class = ray.remote(**resources)(_Rank)
             self.actors = [rank_class.remote() for _ in range(self.gpus)]
             host, port = ray.get(self.actors[0].host.remote(), timeout=MEETING_S)
             joins = [
-                a.join.remote(r, self.gpus, host, port, self.device, self.timeout_s, host == "127.0.0.1") for r, a in enumerate(self.actors)
+                a.join.remote(r, self.gpus, host, port, self.device, self.timeout_s, host == "127.0.0.1")
+                for r, a in enumerate(self.actors)
             ]
             self.pids = ray.get(joins, timeout=MEETING_S)
         except Exception as problem:
             self.close()
-            raise BackendUnavailable(f"Ray could not start {self.gpus} actors on {self.device}: {_first_line(problem)}") from None
+            raise BackendUnavailable(
+                f"Ray could not start {self.gpus} actors on {self.device}: {_first_line(problem)}"
+            ) from None
 
     def close(self) -> None:
         """Kill the actors; stop Ray and restore the environment if we started it."""
@@ -121,8 +140,10 @@ class RayBackend:
                 del os.environ[key]
             os.environ.update(self._environment)
 
-    # ---- run -----------------------------------------------------------------------------------------------------
-    def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
+    # ---- run -----------------------------------------------------------------------------------------------
+    def run(
+        self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
+    ) -> list[Outcome]:
         """One outcome a rank. The first failure stops everything and is raised."""
         if not self.actors:
             self.start()
@@ -139,7 +160,9 @@ class RayBackend:
                 error = self._collect(ray, future, waiting.pop(future), outcomes)
                 if error is not None:
                     errors.append(error)
-                    grace = GRACE_S if isinstance(error, RankStalled) else GRACE_S / 2  # the others may yet tell what they did
+                    grace = (
+                        GRACE_S if isinstance(error, RankStalled) else GRACE_S / 2
+                    )  # the others may yet tell what they did
                     give_up = min(give_up, time.monotonic() + grace)
         if errors:
             self.close()
@@ -159,11 +182,12 @@ class RayBackend:
         return outcome.error
 
     def _verdict(self, errors: list[GlassError], outcomes: dict[int, Outcome]) -> GlassError:
-        """What went wrong, from what each rank says, in the order in which they said it.
+        """The error to raise, from what the ranks report in the order in which they reported it.
 
-        A rank that raised or whose process is gone is the cause. One that only lost the connection to a peer (its error holds
-        a wait) tells no more than the peer does: gloo closes the connections of a rank whose own time has run out, so where a
-        rank says that it stalled, the lost ones were waiting as well. A cycle of waits is a deadlock.
+        A rank that raised, or whose process is gone, is the cause. A rank that only lost the connection to a
+        peer (its error holds a wait) knows no more than the peer: gloo closes the connections of a rank whose
+        own time has run out, so where one rank says that it stalled, those that lost a connection were
+        waiting as well. A cycle of waits is a deadlock.
         """
         stalls = [e for e in errors if isinstance(e, RankStalled)]
         causes = [e for e in errors if e not in stalls and "wait" not in e.__dict__]
@@ -193,7 +217,9 @@ def _import_ray() -> Any:
 
 
 def _pickle(program: Callable[..., Any], args: tuple) -> bytes:
-    """Programs of other packages travel by value: the actors cannot import a script or a test module."""
+    """Serialise a program by value where it is no part of this package: actors cannot import a script or a
+    test.
+    """
     from ray import cloudpickle
 
     module = sys.modules.get(getattr(program, "__module__", ""), None)

@@ -2,11 +2,12 @@
 
     func(inputs)  ->  shapes, strides and types of the outputs        depends on those of the inputs, and on every other argument
 
-torch works many of these out in Python: a linear layer with a bias takes it a hundred times as long as a matrix product without one.
-A model repeats each of its layers, every micro-batch and every rank, so a dry run asks for the same few hundred again and again.
-An in-place operator has nothing to do once it is known that it leaves its tensor's shape alone.
-But: views, operators with an `out`, those that hand on an input's storage without saying so (`_unsafe_view`), and those that give a
-tensor another storage or more of it (`set_`, `resize_`) run each time.
+torch works many of these out in Python: a linear layer with a bias takes it a hundred times as long as a
+matrix product without one. A model repeats each of its layers, every micro-batch and every rank, so a dry run
+asks for the same few hundred again and again. An in-place operator has nothing to do once it is known that it
+leaves its tensor's shape alone.
+But: views, operators with an `out`, those that hand on an input's storage without saying so (`_unsafe_view`),
+and those that give a tensor another storage or more of it (`set_`, `resize_`) run each time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from torch import Tensor
 from glasscluster.sim.recording.recorder import tensors
 
 LIMIT = 100_000  # calls that are remembered; then all are forgotten
-_PLAIN = (int, float, complex, bool, str, torch.dtype, torch.device, torch.layout, torch.memory_format)  # arguments that hold nothing alive
+_PLAIN = (
+    int,
+    float,
+    complex,
+    bool,
+    str,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)  # arguments that hold nothing alive
 
 _kinds: dict[Any, str] = {}
 _known: dict[tuple, Any] = {}
@@ -50,19 +61,24 @@ def operate(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 def _kind(schema: Any) -> str:
-    """By what an operator declares: it makes its outputs, or writes its first argument and returns it, or something else."""
+    """What an operator does by its schema: makes its outputs, writes its first argument and returns it, or
+    something else.
+    """
     if schema.name.split("::")[1] in ("set_", "resize_", "resize_as_"):
         return "other"
     aliases = [x.alias_info for x in (*schema.arguments, *schema.returns)]
     if not any(aliases):
         return "pure"
     first, others, result = aliases[0], aliases[1 : len(schema.arguments)], aliases[len(schema.arguments) :]
-    in_place = first and first.is_write and not any(others) and len(result) == 1 and result[0] and result[0].is_write
+    in_place = (
+        first and first.is_write and not any(others) and len(result) == 1 and result[0] and result[0].is_write
+    )
     return "in place" if in_place else "other"
 
 
 def _key(x: Any) -> Any:
-    """Equal for arguments that an operator cannot tell apart. 1, 1.0 and True are not equal here."""
+    """A key that is equal for calls which the operator cannot tell from each other; 1, 1.0 and True differ.
+    """
     if isinstance(x, Tensor):
         if not x.is_meta:
             raise TypeError
@@ -79,7 +95,8 @@ def _storage(x: Tensor) -> int:
 
 
 def _recipe(out: Any, given: set[int]) -> Any:
-    """How to make such outputs again; None if one stands in a storage that it shares, or does not fill."""
+    """How to make the same outputs again; None if one shares its storage with another, or does not fill it.
+    """
     if isinstance(out, (tuple, list)):
         parts = [_recipe(x, given) for x in out]
         return None if None in parts else (type(out), parts)
@@ -87,7 +104,11 @@ def _recipe(out: Any, given: set[int]) -> Any:
         return None
     given.add(_storage(out))
     made = out.shape, out.stride(), out.dtype
-    return made if out.is_meta and _fresh(made).untyped_storage().nbytes() == out.untyped_storage().nbytes() else None
+    return (
+        made
+        if out.is_meta and _fresh(made).untyped_storage().nbytes() == out.untyped_storage().nbytes()
+        else None
+    )
 
 
 def _fresh(made: Any) -> Any:

@@ -1,12 +1,13 @@
 """The `threads` backend: a rank is a thread of this process; a seeded scheduler hands a baton around.
 
 One rank runs at a time, until it blocks. Who runs next is drawn from a seeded generator among the ranks that
-can run, so a run repeats exactly. When nobody can run and somebody has not finished, that is a deadlock: it is
-known at once, without a timeout, with the cycle and the source lines.
+can run, so a run repeats exactly. When nobody can run and somebody has not finished, that is a deadlock: it
+is known at once, without a timeout, with the cycle and the source lines.
 
-A send completes when its receive is posted (rendezvous): what passes here passes on a network without buffers. With
-`eager_bytes` a send of at most so many bytes is copied away and completes at once, as MPI libraries do with small messages.
-Messages of one (sender, receiver, tag) keep their order; the copy is made by whichever rank comes second.
+A send completes when its receive is posted (rendezvous): what passes here passes on a network without
+buffers. With `eager_bytes` a send of at most so many bytes is copied away and completes at once, as MPI
+libraries do with small messages. Messages of one (sender, receiver, tag) keep their order; the copy is made
+by whichever rank comes second.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ class Scheduler:
         self.receives: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
         self.failure: GlassError | None = None
 
-    # ---- messages ----------------------------------------------------------------------------------------------
+    # ---- messages ------------------------------------------------------------------------------------------
     def post(self, me: int, ticket: Ticket) -> Ticket:
-        """Post a send or receive; meets its partner if that is already there."""
+        """Post a send or a receive; if the partner is already posted, the message is copied."""
         sending = ticket.kind == "send"
         key = (me, ticket.peer, ticket.tag) if sending else (ticket.peer, me, ticket.tag)
         mine, theirs = (self.sends, self.receives) if sending else (self.receives, self.sends)
@@ -70,7 +71,7 @@ class Scheduler:
         return ticket
 
     def _buffer(self, send: Ticket) -> None:
-        """The payload is copied away: its sender goes on as if it had been received."""
+        """Copy the payload of a small send away, so that its sender goes on as if it had been received."""
         assert send.tensor is not None
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             send.tensor = send.tensor.clone()
@@ -93,9 +94,9 @@ class Scheduler:
     def _mismatch(self, src: int, dst: int, message: str) -> None:
         raise CollectiveMismatch(message, rank=dst, operation="recv", peer=src)
 
-    # ---- the baton ---------------------------------------------------------------------------------------------
+    # ---- the baton -----------------------------------------------------------------------------------------
     def block(self, me: int, tickets: Sequence[Ticket], together: bool) -> None:
-        """Give the baton away until one of `tickets` is done, or all of them where nothing goes on before."""
+        """Let other ranks run until one of `tickets` is done, or all of them where the program needs all."""
         enough = all if together else any
         if enough(t.done for t in tickets):
             return
@@ -121,7 +122,7 @@ class Scheduler:
                 return
 
     def finish(self, me: int) -> None:
-        """A rank's program has ended."""
+        """Note that a rank's program has ended, and let another rank run."""
         self.state[me] = FINISHED
         self._hand_over()
 
@@ -133,7 +134,7 @@ class Scheduler:
             with contextlib.suppress(RuntimeError):  # not locked: it has a turn already
                 lock.release()
 
-    # ---- naming what went wrong --------------------------------------------------------------------------------
+    # ---- naming what went wrong ----------------------------------------------------------------------------
     def _deadlock(self) -> Deadlock:
         frames = sys._current_frames()
         waits = []
@@ -141,11 +142,21 @@ class Scheduler:
             if self.state[rank] == BLOCKED:
                 ticket = next(t for t in self.waiting[rank] if not t.done)
                 line = source_line(frames.get(self.threads[rank].ident or -1))
-                waits.append(Wait(rank, ticket.kind, ticket.peer, ticket.what, _nbytes(ticket), line, self._near_miss(rank, ticket)))
+                waits.append(
+                    Wait(
+                        rank,
+                        ticket.kind,
+                        ticket.peer,
+                        ticket.what,
+                        _nbytes(ticket),
+                        line,
+                        self._near_miss(rank, ticket),
+                    )
+                )
         return describe_deadlock(waits, [r for r in range(self.size) if self.state[r] == FINISHED])
 
     def _near_miss(self, rank: int, ticket: Ticket) -> str:
-        """What stands there in place of what a receive waits for: the right sender with another tag, or another sender."""
+        """What was posted in place of the message a receive waits for: another tag, or another sender."""
         if ticket.kind != "recv" or ticket.what != "recv":
             return ""
         group, tag = divmod(ticket.tag, TAGS_PER_GROUP)
@@ -162,7 +173,7 @@ class Scheduler:
         return ""
 
     def leftovers(self) -> MessageLost | None:
-        """A message that was posted and never met, after everybody finished."""
+        """An error for a message that was posted and never received, after every rank has finished."""
         for kind, queues in (("send", self.sends), ("recv", self.receives)):
             for (src, dst, tag), queue in queues.items():
                 if queue:
@@ -197,9 +208,13 @@ class ThreadWire(Wire):
         """Hand the baton over until a ticket is done, or all."""
         self.scheduler.block(self.rank, tickets, together)
 
-    def native(self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum") -> None:
+    def native(
+        self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
+    ) -> None:
         """There is no library underneath."""
-        raise InputError("algorithm", "native", "the threads backend has no library to hand a collective to", ["ring"])
+        raise InputError(
+            "algorithm", "native", "the threads backend has no library to hand a collective to", ["ring"]
+        )
 
 
 class ThreadsBackend:
@@ -209,10 +224,14 @@ class ThreadsBackend:
 
     def __init__(self, gpus: int, *, seed: int = 0, eager_bytes: int = 0, **_: Any) -> None:
         if eager_bytes < 0:
-            raise InputError("eager_bytes", eager_bytes, "must not be negative (0: every send waits for its receive)")
+            raise InputError(
+                "eager_bytes", eager_bytes, "must not be negative (0: every send waits for its receive)"
+            )
         self.gpus, self.seed, self.eager_bytes = gpus, seed, eager_bytes
 
-    def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
+    def run(
+        self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
+    ) -> list[Outcome]:
         """One outcome a rank; the first failure is raised."""
         scheduler = Scheduler(self.gpus, self.seed, self.eager_bytes)
         outcomes: list[Outcome | None] = [None] * self.gpus
@@ -221,11 +240,15 @@ class ThreadsBackend:
         def rank_main(rank: int) -> None:
             if cpu is not None:
                 with contextlib.suppress(OSError):
-                    os.sched_setaffinity(0, {cpu})  # this thread only: a handover on one core is 8 times faster
+                    os.sched_setaffinity(
+                        0, {cpu}
+                    )  # this thread only: a handover on one core is 8 times faster
             torch.set_num_threads(1)  # one OpenMP thread a rank, or sums differ in bits
             try:
                 scheduler._take(rank)
-                outcome = run_rank(ThreadWire(rank, scheduler), program, args, record, capacity, abandoned=_Abandoned)
+                outcome = run_rank(
+                    ThreadWire(rank, scheduler), program, args, record, capacity, abandoned=_Abandoned
+                )
                 outcomes[rank] = outcome
                 if outcome.error is not None:
                     scheduler.fail(outcome.error)
@@ -235,7 +258,10 @@ class ThreadsBackend:
                 scheduler.finish(rank)
 
         threads_before = torch.get_num_threads()
-        scheduler.threads = [threading.Thread(target=rank_main, args=(r,), name=f"rank-{r}", daemon=True) for r in range(self.gpus)]
+        scheduler.threads = [
+            threading.Thread(target=rank_main, args=(r,), name=f"rank-{r}", daemon=True)
+            for r in range(self.gpus)
+        ]
         try:
             for thread in scheduler.threads:
                 thread.start()

@@ -1,6 +1,7 @@
 """Dissemination barrier: after round k everybody knows of 2^(k+1) ranks that they have arrived.
 
-Follows Hensgen, Finkel and Manber, "Two algorithms for barrier synchronization" (1988). Symbols: N ranks, r this rank.
+Follows Hensgen, Finkel and Manber, "Two algorithms for barrier synchronization" (1988). Symbols: N ranks, r
+this rank.
 
     N = 5: in round k rank r signals r + 2^k and waits for r - 2^k (mod N)
 
@@ -8,7 +9,8 @@ Follows Hensgen, Finkel and Manber, "Two algorithms for barrier synchronization"
         round 1   0 ─► 2 ─► 4 ─► 1 ─► 3 ─► 0          2 knows of 4, 0, 1, 2
         round 2   0 ─► 4 ─► 3 ─► 2 ─► 1 ─► 0          2 knows of all
 
-⌈log2 N⌉ rounds for any N, the fewest that there can be. But: N·⌈log2 N⌉ messages, where a tree up and down sends 2(N-1).
+⌈log2 N⌉ rounds for any N, the fewest that there can be. But: N·⌈log2 N⌉ messages, where a tree up and down
+sends 2(N-1).
 """
 
 from __future__ import annotations
@@ -29,16 +31,20 @@ def barrier(work: CollectiveWork, x: torch.Tensor) -> Steps:
     def steps() -> Steps:
         distance = 1
         while distance < work.size:
-            yield work.exchange(x, (work.rank + distance) % work.size, heard, (work.rank - distance) % work.size)
+            yield work.exchange(
+                x, (work.rank + distance) % work.size, heard, (work.rank - distance) % work.size
+            )
             distance *= 2
 
     return steps()
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 @theory_of("dissemination")
 def predict(operation: str, size: int, nbytes: int = 1, link: Link | None = None) -> Theory:
-    """Any N, signals of `nbytes` (the communicator's are one byte): N·⌈log2 N⌉ messages, ⌈log2 N⌉ · (α + nbytes/β)."""
+    """Any N, signals of `nbytes` (the communicator's are one byte): N·⌈log2 N⌉ messages, ⌈log2 N⌉ · (α +
+    nbytes/β).
+    """
     del operation  # a barrier is the only one
     rounds = (size - 1).bit_length()
     return Theory(size * rounds * nbytes, rounds, one_after_another(link, rounds, nbytes))

@@ -1,8 +1,9 @@
 """Pipelined binary tree: every rank has at most two children, and pieces follow each other down and up.
 
-Section 2 of Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan" (2009), describes it
-as the thing to beat; `double_tree.py` stands on the shape here. Symbols: N ranks, S bytes, k pieces, v = (rank - root) mod N,
-τ = o + S/(kβ) the time a piece holds a port, H = ⌈log2 N⌉ the depth.
+Section 2 of Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan"
+(2009), describes it as the thing to beat; `double_tree.py` stands on the shape here. Symbols: N ranks, S
+bytes, k pieces, v = (rank - root) mod N, τ = o + S/(kβ) the time a piece holds a port, H = ⌈log2 N⌉ the
+depth.
 
     in-order tree, N = 8: 0 stands above, odd numbers are leaves
 
@@ -13,9 +14,10 @@ as the thing to beat; `double_tree.py` stands on the shape here. Symbols: N rank
 
     v's children are v ± half its lowest set bit (the right one halves again until it exists).
 
-Reduce: piece i goes up while piece i+1 is being added below: (H+k-1)τ + H·L. Broadcast is the way back. All-reduce is both.
-But: who has two children sends every piece twice, so a broadcast takes 2S/β and an all-reduce 3S/β, and half of the ranks send nothing
-down. Pieces are of 64 KiB, at most 16 of them; the best number depends on the link.
+Reduce: piece i goes up while piece i+1 is being added below: (H+k-1)τ + H·L. Broadcast is the way back.
+All-reduce is both.
+But: who has two children sends every piece twice, so a broadcast takes 2S/β and an all-reduce 3S/β, and half
+of the ranks send nothing down. Pieces are of 64 KiB, at most 16 of them; the best number depends on the link.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ PIECE, MOST_PIECES = 64 * 1024, 16
 
 
 def pieces_of(nbytes: float) -> int:
-    """k where nobody asked for another: pieces of 64 KiB, at least one and at most 16."""
+    """k, the number of pieces, when no other is given: pieces of 64 KiB, at least one and at most 16."""
     return max(1, min(MOST_PIECES, int(-(-nbytes // PIECE))))
 
 
@@ -48,7 +50,7 @@ def children(v: int, n: int) -> list[int]:
 
 
 def parent(v: int, n: int) -> int:
-    """Who v hears from."""
+    """The virtual rank that is v's parent."""
     lowest = v & -v
     above = (v ^ lowest) | (lowest << 1)
     return above if above < n else v ^ lowest
@@ -70,7 +72,9 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
 
 
 @collective("reduce", "binary-tree")
-def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Steps:
+def reduce(
+    work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None
+) -> Steps:
     """`x`: flat [n]. Rank `dst` ends with the `op` over ranks; on the others `x` is scratch."""
     n = work.size
     v = (work.rank - dst) % n
@@ -82,7 +86,11 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0,
         sends: list[Ticket] = []
         for part in parts:
             arrived = [slots[i, : part.numel()] for i in range(len(below))]
-            yield [t for child, slot in zip(below, arrived, strict=True) for t in work.recv(slot, (child + dst) % n)]
+            yield [
+                t
+                for child, slot in zip(below, arrived, strict=True)
+                for t in work.recv(slot, (child + dst) % n)
+            ]
             for slot in arrived:
                 work.reduce(part, slot, op)
             if v:
@@ -104,12 +112,15 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", pieces: i
     return steps()
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 @theory_of("binary-tree")
-def predict(operation: str, size: int, nbytes: int, link: Link | None = None, pieces: int | None = None) -> Theory:
+def predict(
+    operation: str, size: int, nbytes: int, link: Link | None = None, pieces: int | None = None
+) -> Theory:
     """Any N: (N-1)·S bytes and H = ⌈log2 N⌉ messages in a chain each way; time for k equal pieces.
 
-    Reduce (H+k-1)τ + H·L. Broadcast: see `slowest`; for N a power of two from 4 it is (2k + 2H - 3)τ + H·L. All-reduce: the sum.
+    Reduce (H+k-1)τ + H·L. Broadcast: see `slowest`; for N a power of two from 4 it is (2k + 2H - 3)τ + H·L.
+    All-reduce: the sum.
     """
     k, depth = pieces or pieces_of(nbytes), (size - 1).bit_length()
     ways = 2 if operation == "all_reduce" else 1
@@ -124,11 +135,15 @@ def predict(operation: str, size: int, nbytes: int, link: Link | None = None, pi
 
 
 def slowest(v: int, n: int, first: float, period: int, pieces: int, busy: float, latency: float) -> float:
-    """When the last piece reaches the last rank at or below v, where one reaches v at `first` and then one every `period`·τ.
+    """When the last piece reaches the last of the ranks at or below v.
 
-    Child j hears jτ + L later, and at the pace of the widest node above it: max(period, children).
+    The first piece reaches v at `first`, and one more every `period`·τ. Child j gets a piece jτ + L after v
+    has it, and the pieces follow each other at the pace of the widest node on the way: max(period, children
+    of v).
     """
     below = children(v, n)
-    wider = max(period, len(below))
-    later = [slowest(c, n, first + j * busy + latency, wider, pieces, busy, latency) for j, c in enumerate(below, 1)]
+    pace = max(period, len(below))
+    later = [
+        slowest(c, n, first + j * busy + latency, pace, pieces, busy, latency) for j, c in enumerate(below, 1)
+    ]
     return max([first + (pieces - 1) * period * busy, *later])

@@ -1,7 +1,7 @@
 """Direct collectives: everybody sends to everybody it owes something, at once.
 
-What MPI calls "basic linear" or "spread out" (Thakur, Rabenseifner and Gropp 2005, section 4.4), and what a full NVSwitch
-makes sensible. Symbols: N ranks, S bytes of the full buffer.
+What MPI calls "basic linear" or "spread out" (Thakur, Rabenseifner and Gropp 2005, section 4.4), and what a
+full NVSwitch makes sensible. Symbols: N ranks, S bytes of the full buffer.
 
     all-to-all, N = 3: chunk j of rank i goes to place i of rank j
 
@@ -9,8 +9,9 @@ makes sensible. Symbols: N ranks, S bytes of the full buffer.
         rank 1  [b0 b1 b2]   ──►  [a1 b1 c1]
         rank 2  [c0 c1 c2]        [a2 b2 c2]
 
-One step and N-1 messages a rank (reduce-scatter, all-gather, all-to-all: (N-1)/N·S sent, the lower bound); all-reduce is a
-reduce-scatter and an all-gather. Additions happen in rank order, so the bits do not depend on timing.
+One step and N-1 messages a rank (reduce-scatter, all-gather, all-to-all: (N-1)/N·S sent, the lower bound);
+all-reduce is a reduce-scatter and an all-gather. Additions happen in rank order, so the bits do not depend on
+timing.
 But: N-1 messages meet at each receiver at once, and reduce-scatter needs room for N-1 chunks.
 """
 
@@ -27,12 +28,12 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def _others(work: CollectiveWork) -> list[int]:
-    """The other ranks, nearest to the right first, so that not everybody starts with rank 0."""
+    """The other ranks, the right neighbour first, so that not every rank begins with rank 0."""
     return [(work.rank + k) % work.size for k in range(1, work.size)]
 
 
 def _sources(work: CollectiveWork) -> list[int]:
-    """The other ranks in the order in which they are heard: nearest to the left first."""
+    """The other ranks in the order in which their messages arrive: the left neighbour first."""
     return _others(work)[::-1]
 
 
@@ -56,7 +57,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> St
 
 @collective("all_gather", "direct")
 def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
-    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    """`x`: flat [n], chunk `rank` filled. Ends with every rank's chunk."""
     chunks = torch.tensor_split(x, work.size)
     incoming = [t for src in _sources(work) for t in work.recv(chunks[src], src)]
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[work.rank], dst)]
@@ -113,7 +114,7 @@ def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Steps:
 
 @collective("gather", "direct")
 def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Steps:
-    """`x`: flat [n], chunk `rank` filled. Ends complete on `dst`."""
+    """`x`: flat [n], chunk `rank` filled. On `dst` it ends with every rank's chunk."""
     chunks = torch.tensor_split(x, work.size)
     if work.rank == dst:
         yield [t for src in _sources(work) for t in work.recv(chunks[src], src)]
@@ -122,7 +123,9 @@ def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Steps:
 
 
 @collective("all_to_all", "direct")
-def all_to_all(work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]) -> Steps:
+def all_to_all(
+    work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
+) -> Steps:
     """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
     chunks, pieces = x.split(list(sends)), out.split(list(receives))
     pieces[work.rank].copy_(chunks[work.rank])
@@ -130,18 +133,22 @@ def all_to_all(work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: 
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[dst], dst)]
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 @theory_of("direct")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
-    """Bytes for any size: (N-1)·S, all-reduce twice that, scatter and gather (N-1)/N·S. Time for equal chunks.
+    """Bytes for any size: (N-1)·S, all-reduce twice that, scatter and gather (N-1)/N·S. Time for equal
+    chunks.
 
-    Who sends N-1 messages sends them back to back through one port: (N-1)(o + bytes/β) + L; all-reduce does so twice. Who
-    sends one (reduce, gather) takes α + bytes/β: without contention the receiver's port is no limit.
+    Who sends N-1 messages sends them back to back through one port: (N-1)(o + bytes/β) + L; all-reduce does
+    so twice. Who sends one (reduce, gather) takes α + bytes/β: without contention the receiver's port is no
+    limit.
     """
     n, whole, chunk = size, (size - 1) * nbytes, nbytes / size
     if operation in ("reduce", "gather"):
         nbytes_each = nbytes if operation == "reduce" else chunk
-        return Theory(whole if operation == "reduce" else whole / n, 1, one_after_another(link, 1, nbytes_each))
+        return Theory(
+            whole if operation == "reduce" else whole / n, 1, one_after_another(link, 1, nbytes_each)
+        )
     spread = through_one_port(link, n - 1, nbytes if operation == "broadcast" else chunk)
     if operation == "all_reduce":
         return Theory(2 * whole, 2, None if spread is None else 2 * spread)

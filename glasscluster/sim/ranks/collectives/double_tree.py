@@ -1,8 +1,8 @@
 """Double binary tree: two trees carry half of the buffer each, and who works in one rests in the other.
 
-Follows Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan" (2009), the tree algorithm of
-NCCL since 2.4. Symbols: N ranks, S bytes, k pieces of each half, v = (rank - root) mod N, τ = o + S/(2kβ) the time that a piece
-holds a port, H = ⌈log2 N⌉ the depth.
+Follows Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan"
+(2009), the tree algorithm of NCCL since 2.4. Symbols: N ranks, S bytes, k pieces of each half, v = (rank -
+root) mod N, τ = o + S/(2kβ) the time that a piece holds a port, H = ⌈log2 N⌉ the depth.
 
     N = 8, both below rank 0; odd places are leaves, and the second tree has everybody one place further
 
@@ -11,17 +11,20 @@ holds a port, H = ⌈log2 N⌉ the depth.
                               └─► 6 ─┬─► 5                                └─► 5 ─┬─► 4
                                      └─► 7                                       └─► 6
 
-Ranks but the root have children in one tree at most: odd N has the second tree mirrored (v at place N-v), even N has it shifted (v at
-place v+1, N-1 at place 1: a leaf in both). So an all-reduce costs a rank S/2 up in each tree and at most 2·S/2 down: 2S, the ring's
-bytes in a tree's steps. `sent()` is the exact share of every rank.
+Ranks but the root have children in one tree at most: odd N has the second tree mirrored (v at place N-v),
+even N has it shifted (v at place v+1, N-1 at place 1: a leaf in both). So an all-reduce costs a rank S/2 up
+in each tree and at most 2·S/2 down: 2S, the ring's bytes in a tree's steps. `sent()` is the exact share of
+every rank.
 
 A rank has one port for both trees, so what it does first matters.
     reduce      its leaf's pieces first, which wait for nobody; its inner node's are not ready before. Where one child is a leaf
                 and the other is not, the leaf's pieces are taken and added first: they are there first.
     broadcast   receives are posted at once, the inner node's first: nothing that a leaf is sent may hold up what others wait for.
-No send is waited for before the end, so nobody blocks anybody; additions have a fixed order (leaves, then left, then right).
-But: as in the paper both trees hang below one root (NCCL gives each tree its own); all-reduce is the one after the other, since a
-port that sends S/2 a tree up and S down is as busy either way. 64 KiB a piece, at most 16 a half: the best number needs the link.
+No send is waited for before the end, so nobody blocks anybody; additions have a fixed order (leaves, then
+left, then right).
+But: as in the paper both trees hang below one root (NCCL gives each tree its own); all-reduce is the one
+after the other, since a port that sends S/2 a tree up and S down is as busy either way. 64 KiB a piece, at
+most 16 a half: the best number needs the link.
 """
 
 from __future__ import annotations
@@ -40,26 +43,26 @@ TREES = (0, 1)
 
 
 def place(v: int, n: int, tree: int) -> int:
-    """Where v stands in a tree; the root stands at 0 in both."""
+    """The place of v in a tree; the root is at place 0 in both."""
     if tree == 0 or v == 0:
         return v
     return n - v if n % 2 else v % (n - 1) + 1
 
 
 def at(p: int, n: int, tree: int) -> int:
-    """Who stands at a place: `place` the other way."""
+    """The virtual rank at a place in a tree: the inverse of `place`."""
     if tree == 0 or p == 0:
         return p
     return n - p if n % 2 else (p - 2) % (n - 1) + 1
 
 
 def children(v: int, n: int, tree: int) -> list[int]:
-    """Who hears from v in a tree."""
+    """The children of v in a tree."""
     return [at(p, n, tree) for p in binary_tree.children(place(v, n, tree), n)]
 
 
 def parent(v: int, n: int, tree: int) -> int:
-    """Who v hears from in a tree."""
+    """The parent of v in a tree."""
     return at(binary_tree.parent(place(v, n, tree), n), n, tree)
 
 
@@ -80,9 +83,13 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
     n = work.size
     v = (work.rank - src) % n
     parts, inner = cut(x, pieces), inner_trees(v, n)
-    turns = [(i, t) for i in range(len(parts[0])) for t in TREES]  # the root's order of sending: the trees in turn
+    turns = [
+        (i, t) for i in range(len(parts[0])) for t in TREES
+    ]  # the root's order of sending: the trees in turn
     first = (inner or TREES)[0]
-    heard = sorted(turns, key=lambda turn: turn[1] != first) if n > 2 else turns  # two ranks have one wire for both trees
+    heard = (
+        sorted(turns, key=lambda turn: turn[1] != first) if n > 2 else turns
+    )  # two ranks have one wire for both trees
     arriving: dict[tuple[int, int], list[Ticket]] = {turn: [] for turn in turns}
     if v:
         for i, t in heard:
@@ -97,7 +104,9 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
 
 
 @collective("reduce", "double-tree")
-def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Steps:
+def reduce(
+    work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None
+) -> Steps:
     """`x`: flat [n]. Rank `dst` ends with the `op` over ranks; on the others `x` is scratch."""
     n = work.size
     v = (work.rank - dst) % n
@@ -120,7 +129,10 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0,
             up(i, [t for t in TREES if t not in inner])
         for wave in waves:
             for i in range(k):
-                arrived = [(slot[: parts[t][i].numel()], t, child) for slot, (t, child) in zip(slots, wave, strict=False)]
+                arrived = [
+                    (slot[: parts[t][i].numel()], t, child)
+                    for slot, (t, child) in zip(slots, wave, strict=False)
+                ]
                 yield [ticket for slot, _, child in arrived for ticket in work.recv(slot, (child + dst) % n)]
                 for slot, t, _ in arrived:
                     work.reduce(parts[t][i], slot, op)
@@ -143,14 +155,17 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", pieces: i
     return steps()
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 @theory_of("double-tree")
-def predict(operation: str, size: int, nbytes: int, link: Link | None = None, pieces: int | None = None) -> Theory:
+def predict(
+    operation: str, size: int, nbytes: int, link: Link | None = None, pieces: int | None = None
+) -> Theory:
     """Any N: (N-1)·S bytes and H messages in a chain each way; all-reduce is both. Time for 2k equal pieces.
 
-    Broadcast, any N: the later of both trees, whose first pieces leave the root at τ and 2τ and then every 2τ (`slowest`); for N a
-    power of two 2kτ + L + (H-1)(2τ + L). Reduce: N a power of two (2k + H - 1)τ + H·L, since N-1, a leaf in both trees, has 2k
-    pieces to send as a leaf; odd N max(kτ, τ + L) + kτ + L + (H-2)(τ + L); other N: None.
+    Broadcast, any N: the later of both trees, whose first pieces leave the root at τ and 2τ and then every 2τ
+    (`slowest`); for N a power of two 2kτ + L + (H-1)(2τ + L). Reduce: N a power of two (2k + H - 1)τ + H·L,
+    since N-1, a leaf in both trees, has 2k pieces to send as a leaf; odd N max(kτ, τ + L) + kτ + L + (H-2)(τ
+    + L); other N: None.
     """
     k, depth = pieces or pieces_of(nbytes / 2), (size - 1).bit_length()
     ways = 2 if operation == "all_reduce" else 1
@@ -170,5 +185,7 @@ def predict(operation: str, size: int, nbytes: int, link: Link | None = None, pi
 
 
 def sent(size: int, nbytes: float) -> list[float]:
-    """Bytes that each rank sends in an all-reduce, the halves being equal: S/2 for every parent and every child, at most 2S."""
+    """Bytes that each rank sends in an all-reduce, the halves being equal: S/2 for every parent and every
+    child, at most 2S.
+    """
     return [nbytes / 2 * (2 * (v > 0) + sum(len(children(v, size, t)) for t in TREES)) for v in range(size)]

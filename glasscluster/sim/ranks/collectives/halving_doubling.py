@@ -1,6 +1,7 @@
 """Recursive halving and doubling (Rabenseifner's algorithm).
 
-Follows Rabenseifner, "Optimization of collective reduction operations" (ICCS 2004), and Thakur, Rabenseifner and Gropp (2005).
+Follows Rabenseifner, "Optimization of collective reduction operations" (ICCS 2004), and Thakur, Rabenseifner
+and Gropp (2005).
 Symbols: N ranks, S bytes, p the largest power of two ≤ N.
 
     reduce-scatter, N = 4: halve what you are responsible for, hand the other half to the one who keeps it
@@ -10,8 +11,9 @@ Symbols: N ranks, S bytes, p the largest power of two ≤ N.
 
     all-gather walks back: distance 1, then 2, and what one holds doubles.
 
-For N a power of two a rank sends 2(N-1)/N·S in 2·log2 N steps: the ring's bytes with a tree's steps. With other N, rank
-i < N-p also stands for rank p+i: it is handed p+i's whole vector first, keeps chunk p+i beside its own, and hands back at the end.
+For N a power of two a rank sends 2(N-1)/N·S in 2·log2 N steps: the ring's bytes with a tree's steps. With
+other N, rank i < N-p also stands for rank p+i: it is handed p+i's whole vector first, keeps chunk p+i beside
+its own, and hands back at the end.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
 
 
 def _halve(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str) -> Steps:
-    """Fold the ranks above p, then halve: rank r < p ends with chunk r (and r+p, if there is one) reduced."""
+    """Fold the ranks from p on, then halve: rank r < p ends with chunk r (and r+p, if there is one) reduced.
+    """
     n, r = work.size, work.rank
     p = largest_power_of_two(n)
     if r >= p:
@@ -96,24 +99,27 @@ def _halve(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str
 
 
 def _block(rank: int, distance: int) -> range:
-    """The ranks that share all bits of `rank` from `distance` upwards: whose chunks it answers for at that distance."""
+    """The ranks whose chunks `rank` is responsible for at a distance: those equal to it in all bits from
+    there up.
+    """
     low = rank // distance * distance
     return range(low, low + distance)
 
 
 def _parts(x: torch.Tensor, ranks: range, n: int, p: int) -> list[torch.Tensor]:
-    """The chunks of these ranks, and of the folded ranks that they stand for."""
+    """The chunks of these ranks, and of the ranks that were folded into them."""
     folded = range(p + ranks.start, min(p + ranks.stop, n))
     return slices(x, ranks, n) + (slices(x, folded, n) if len(folded) else [])
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 @theory_of("halving-doubling")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
     """For N equal chunks; time where N is a power of two.
 
-    N = p: 2(p-1)·S bytes over all ranks and 2·log2 N · α + 2(N-1)/N · S/β, reduce-scatter half of it: the lower bound (Eq 9).
-    Folding adds (N-p)·S before and, for all-reduce, (N-p)·S after; reduce-scatter hands back N-p chunks.
+    N = p: 2(p-1)·S bytes over all ranks and 2·log2 N · α + 2(N-1)/N · S/β, reduce-scatter half of it: the
+    lower bound (Eq 9). Folding adds (N-p)·S before and, for all-reduce, (N-p)·S after; reduce-scatter hands
+    back N-p chunks.
     """
     p = largest_power_of_two(size)
     rounds, folded, half = p.bit_length() - 1, (size - p) * nbytes, (p - 1) * nbytes

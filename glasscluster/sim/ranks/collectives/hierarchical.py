@@ -1,6 +1,7 @@
 """Hierarchical collectives: inside the node and between the nodes, each with rings.
 
-The two-level scheme of Horovod and NCCL practice. Symbols: N ranks in M nodes of g, S bytes of the full buffer.
+The two-level scheme of Horovod and NCCL practice. Symbols: N ranks in M nodes of g, S bytes of the full
+buffer.
 
     all-reduce, N = 4, g = 2         node 0: 0 1        node 1: 2 3
 
@@ -8,10 +9,12 @@ The two-level scheme of Horovod and NCCL practice. Symbols: N ranks in M nodes o
         ring all-reduce between nodes    0 ◄─► 2 on the first half, 1 ◄─► 3 on the second
         all-gather in each node          everybody has both
 
-A rank sends 2(g-1)/g·S inside its node and 2(M-1)/M·S/g between nodes (Eq 12): the slow wire carries 1/g of what a flat ring would.
-All-gather goes between nodes first, so that only a rank's own chunk crosses, and then hands on in the node what ranks of its place have
-(chunks p, g+p, 2g+p, ...: M messages a step); reduce-scatter is the way back. Broadcast and reduce cross once a node.
-But: nodes must be equal. Where N is no multiple of the node size, the largest divisor of N that fits in a node is taken as g.
+A rank sends 2(g-1)/g·S inside its node and 2(M-1)/M·S/g between nodes (Eq 12): the slow wire carries 1/g of
+what a flat ring would. All-gather goes between nodes first, so that only a rank's own chunk crosses, and then
+hands on in the node what ranks of its place have (chunks p, g+p, 2g+p, ...: M messages a step);
+reduce-scatter is the way back. Broadcast and reduce cross once a node.
+But: nodes must be equal. Where N is no multiple of the node size, the largest divisor of N that fits in a
+node is taken as g.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_
 
 @collective("all_gather", "hierarchical")
 def all_gather(work: CollectiveWork, x: torch.Tensor, node_size: int = 8) -> Steps:
-    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    """`x`: flat [n], chunk `rank` filled. Ends with every rank's chunk."""
     inside, across, combs, place = _combs(work, x, node_size)
     g = len(inside)
     yield from ring._all_gather(work, combs[place], across)
@@ -105,31 +108,54 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0,
 
 
 def _levels(work: CollectiveWork, node_size: int) -> tuple[list[int], list[int]]:
-    """The ranks of this rank's node, and those of its place in every node."""
+    """The ranks of this rank's node, and the ranks at its place in every node."""
     g = group_size(work.size, node_size)
     node, place = divmod(work.rank, g)
     return list(range(node * g, node * g + g)), list(range(place, work.size, g))
 
 
-def _combs(work: CollectiveWork, x: torch.Tensor, node_size: int) -> tuple[list[int], list[int], list[list[torch.Tensor]], int]:
-    """Both levels, for each place in a node the chunks of the ranks that have it, and this rank's place."""
+def _combs(
+    work: CollectiveWork, x: torch.Tensor, node_size: int
+) -> tuple[list[int], list[int], list[list[torch.Tensor]], int]:
+    """Both levels, and chunks by place.
+
+    Returns:
+        The ranks of this rank's node; the ranks at its place in every node; for each place in a node, the
+        chunks of the ranks at that place; this rank's place.
+    """
     inside, across = _levels(work, node_size)
     g, chunks = len(inside), torch.tensor_split(x, work.size)
     return inside, across, [list(chunks[p::g]) for p in range(g)], work.rank % g
 
 
-def _next_door(work: CollectiveWork, outgoing: list[torch.Tensor], dst: int, incoming: list[torch.Tensor], src: int) -> list[Ticket]:
-    """Hand a comb to the right neighbour and take one from the left."""
-    return [t for part, other in zip(outgoing, incoming, strict=True) for t in work.exchange(part, dst, other, src)]
+def _next_door(
+    work: CollectiveWork, outgoing: list[torch.Tensor], dst: int, incoming: list[torch.Tensor], src: int
+) -> list[Ticket]:
+    """Send the chunks of one place to the right neighbour and receive those of another from the left one."""
+    return [
+        t
+        for part, other in zip(outgoing, incoming, strict=True)
+        for t in work.exchange(part, dst, other, src)
+    ]
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 @theory_of("hierarchical")
-def predict(operation: str, size: int, nbytes: int, link: Link | None = None, between: Link | None = None, node_size: int = 8) -> Theory:
-    """Bytes as in `traffic`; the times of both levels add (Eq 12), for equal chunks. `between` joins the nodes.
+def predict(
+    operation: str,
+    size: int,
+    nbytes: int,
+    link: Link | None = None,
+    between: Link | None = None,
+    node_size: int = 8,
+) -> Theory:
+    """Bytes as in `traffic`; the times of both levels add (Eq 12), for equal chunks.
 
-    all-reduce: 2(g-1) steps of S/g inside and 2(M-1) of S/N between; reduce-scatter and all-gather: M-1 steps of S/N between and
-    g-1 inside, each of M messages through one port; broadcast and reduce: a ring's (Eq 10) of M ranks and one of g.
+    `between` joins the nodes.
+
+    all-reduce: 2(g-1) steps of S/g inside and 2(M-1) of S/N between; reduce-scatter and all-gather: M-1 steps
+    of S/N between and g-1 inside, each of M messages through one port; broadcast and reduce: a ring's (Eq 10)
+    of M ranks and one of g.
     """
     inside, across = traffic(size, nbytes, node_size, operation)
     g = group_size(size, node_size)
@@ -142,13 +168,19 @@ def predict(operation: str, size: int, nbytes: int, link: Link | None = None, be
         near = None if step is None else (g - 1) * step
         far = one_after_another(far_link, nodes - 1, nbytes / size)
     else:
-        near, far = ring.predict(operation, g, nbytes, link).time_s, ring.predict(operation, nodes, nbytes, far_link).time_s
+        near, far = (
+            ring.predict(operation, g, nbytes, link).time_s,
+            ring.predict(operation, nodes, nbytes, far_link).time_s,
+        )
     ways = 2 if operation == "all_reduce" else 1
-    return Theory(inside + across, ways * (g - 1 + nodes - 1), None if near is None or far is None else near + far)
+    return Theory(
+        inside + across, ways * (g - 1 + nodes - 1), None if near is None or far is None else near + far
+    )
 
 
 def traffic(size: int, nbytes: int, node_size: int = 8, operation: str = "all_reduce") -> tuple[int, int]:
-    """Bytes sent inside nodes and between them, over all ranks: (g-1)·S·M and (M-1)·S, all-reduce twice that."""
+    """Bytes sent inside nodes and between them, over all ranks: (g-1)·S·M and (M-1)·S, all-reduce twice that.
+    """
     g = group_size(size, node_size)
     ways = 2 if operation == "all_reduce" else 1
     return ways * (g - 1) * nbytes * (size // g), ways * (size // g - 1) * nbytes

@@ -1,6 +1,7 @@
 """Pairwise exchange: N-1 steps, in each of which everybody talks to one partner.
 
-Follows Thakur, Rabenseifner and Gropp (2005), sections 4.2 and 4.4. Symbols: N ranks, S bytes of the full buffer, step k = 1 .. N-1.
+Follows Thakur, Rabenseifner and Gropp (2005), sections 4.2 and 4.4. Symbols: N ranks, S bytes of the full
+buffer, step k = 1 .. N-1.
 
     N = 4, a power of two: partner r XOR k, so that a pair swaps        N = 3: send to r + k, receive from r - k
 
@@ -8,8 +9,9 @@ Follows Thakur, Rabenseifner and Gropp (2005), sections 4.2 and 4.4. Symbols: N 
         k = 2   0 ◄─► 2   1 ◄─► 3                                           k = 2   0 ─► 2 ─► 1 ─► 0
         k = 3   0 ◄─► 3   1 ◄─► 2
 
-The bytes of `direct.py`, (N-1)/N·S a rank, but one message at a time meets at each receiver, and reduce-scatter needs room for one
-chunk. But: N-1 steps of α each. Additions follow the steps, so the bits do not depend on timing.
+The bytes of `direct.py`, (N-1)/N·S a rank, but one message at a time meets at each receiver, and
+reduce-scatter needs room for one chunk. But: N-1 steps of α each. Additions follow the steps, so the bits do
+not depend on timing.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def partners(work: CollectiveWork) -> list[tuple[int, int]]:
 
 
 @collective("all_to_all", "pairwise")
-def all_to_all(work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]) -> Steps:
+def all_to_all(
+    work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
+) -> Steps:
     """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
     chunks, pieces = x.split(list(sends)), out.split(list(receives))
     pieces[work.rank].copy_(chunks[work.rank])
@@ -56,9 +60,11 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> St
     return steps()
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 @theory_of("pairwise")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
-    """Both operations, any N: (N-1)·S bytes over all ranks and N-1 steps; time for equal chunks, (N-1)(α + S/(Nβ))."""
+    """Both operations, any N: (N-1)·S bytes over all ranks and N-1 steps; time for equal chunks, (N-1)(α +
+    S/(Nβ)).
+    """
     del operation
     return Theory((size - 1) * nbytes, size - 1, one_after_another(link, size - 1, nbytes / size))

@@ -1,7 +1,7 @@
 """The parameter server as a collective: push to servers, pull the sum back.
 
-Follows Li et al., "Scaling distributed machine learning with the parameter server" (OSDI 2014). Symbols: W = N workers,
-K shards, S bytes of the full buffer. Server k stands on rank k (servers on the workers).
+Follows Li et al., "Scaling distributed machine learning with the parameter server" (OSDI 2014). Symbols: W =
+N workers, K shards, S bytes of the full buffer. Server k stands on rank k (servers on the workers).
 
     K = 1: one server's port carries everything          K = N: every rank serves its own shard
 
@@ -9,8 +9,9 @@ K shards, S bytes of the full buffer. Server k stands on rank k (servers on the 
         2 ─┼─► 0 ─► sum ─► back                           │  ╳  │      (the same messages as direct all-reduce)
         3 ─┘                                              3 ◄─► 2
 
-Worker r pushes to server r+1 first, then r+2, ...: if all began with server 0, its port would have everything at once.
-A server on a worker sends and receives (N-1)·S/K each way; balanced when K = N, when a rank sends 2S(N-1)/N (Eq 11).
+Worker r pushes to server r+1 first, then r+2, ...: if all began with server 0, its port would have everything
+at once. A server on a worker sends and receives (N-1)·S/K each way; balanced when K = N, when a rank sends
+2S(N-1)/N (Eq 11).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", servers: 
     def steps() -> Steps:
         workers = [w for w in range(n) if w != r]  # additions are in this order
         onwards = [(r + k) % n for k in range(1, n)]
-        others = [k for k in ((r + 1 + i) % len(shards) for i in range(len(shards))) if k != r]  # not everybody to server 0 first
+        others = [
+            k for k in ((r + 1 + i) % len(shards) for i in range(len(shards))) if k != r
+        ]  # not everybody to server 0 first
         arrived = [staging[i * mine.numel() : (i + 1) * mine.numel()] for i in range(n - 1)]
         pushed = [t for k in others for t in work.send(shards[k], k)]
         yield [t for w, part in zip(workers, arrived, strict=True) for t in work.recv(part, w)] + pushed
@@ -47,10 +50,14 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", servers: 
     return steps()
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 @theory_of("parameter-server")
-def predict(operation: str, size: int, nbytes: int, link: Link | None = None, servers: int | None = None) -> Theory:
-    """2(N-1)·S bytes over all ranks, whatever the number of shards; with one a rank, twice (N-1)(o + S/(Nβ)) + L."""
+def predict(
+    operation: str, size: int, nbytes: int, link: Link | None = None, servers: int | None = None
+) -> Theory:
+    """2(N-1)·S bytes over all ranks, whatever the number of shards; with one a rank, twice (N-1)(o + S/(Nβ))
+    + L.
+    """
     del operation  # all-reduce is the only one
     push = through_one_port(link, size - 1, nbytes / size) if servers in (None, size) else None
     return Theory(2 * (size - 1) * nbytes, 2, None if push is None else 2 * push)

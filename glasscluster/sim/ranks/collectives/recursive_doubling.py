@@ -1,15 +1,17 @@
 """Recursive doubling: exchange with partners at distance 1, 2, 4, ...
 
-Follows Thakur, Rabenseifner and Gropp (2005), section 4, and Bruck et al., "Efficient algorithms for all-to-all
-communications" (1997), for all-gather with any number of ranks. Symbols: N ranks, S bytes, p the largest power of two ≤ N.
+Follows Thakur, Rabenseifner and Gropp (2005), section 4, and Bruck et al., "Efficient algorithms for
+all-to-all communications" (1997), for all-gather with any number of ranks. Symbols: N ranks, S bytes, p the
+largest power of two ≤ N.
 
     all-reduce, N = 4: everybody always holds the sum over a block of ranks, and blocks double
 
         distance 1   0 ◄─► 1   2 ◄─► 3       {01} {01} {23} {23}
         distance 2   0 ◄─► 2   1 ◄─► 3       everybody {0123}
 
-All-reduce takes log2 N exchanges of S bytes each (Eq 8): the fewest steps, so best when latency is what costs.
-With N not a power of two, the last N-p ranks first hand their vector to a partner and get the sum back: 2 more messages.
+All-reduce takes log2 N exchanges of S bytes each (Eq 8): the fewest steps, so best when latency is what
+costs. With N not a power of two, the last N-p ranks first hand their vector to a partner and get the sum
+back: 2 more messages.
 """
 
 from __future__ import annotations
@@ -57,23 +59,32 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
 
 @collective("all_gather", "recursive-doubling")
 def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
-    """`x`: flat [n], chunk `rank` filled. Rank r holds chunks r .. r+k-1 (mod N) before the round of distance k."""
+    """`x`: flat [n], chunk `rank` filled.
+
+    Rank r holds chunks r .. r+k-1 (mod N) before the round of distance k.
+    """
     n, r = work.size, work.rank
     held = 1
     while held < n:
         more = min(held, n - held)
-        incoming = [t for part in slices(x, range(r + held, r + held + more), n) for t in work.recv(part, (r + held) % n)]
+        incoming = [
+            t
+            for part in slices(x, range(r + held, r + held + more), n)
+            for t in work.recv(part, (r + held) % n)
+        ]
         outgoing = [t for part in slices(x, range(r, r + more), n) for t in work.send(part, (r - held) % n)]
         yield incoming + outgoing
         held += more
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 @theory_of("recursive-doubling")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
-    """All-reduce: (p·log2 p + 2(N-p))·S bytes, log2 p steps (2 more when folded), log2 N · (α + S/β) where N is a power of two.
+    """All-reduce: (p·log2 p + 2(N-p))·S bytes, log2 p steps (2 more when folded), log2 N · (α + S/β) where N
+    is a power of two.
 
-    All-gather: (N-1)·S bytes in ⌈log2 N⌉ steps; no time is claimed, because chunks that wrap round the end go as two messages.
+    All-gather: (N-1)·S bytes in ⌈log2 N⌉ steps; no time is claimed, because chunks that wrap round the end go
+    as two messages.
     """
     p = largest_power_of_two(size)
     rounds = p.bit_length() - 1

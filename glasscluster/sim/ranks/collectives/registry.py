@@ -5,7 +5,8 @@
         ...
         yield work.exchange(x, right, staging, left)
 
-`glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on every rank.
+`glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on
+every rank.
 """
 
 from __future__ import annotations
@@ -20,18 +21,68 @@ from typing import Any
 from glasscluster.base.errors import InputError
 from glasscluster.sim.ranks.collectives.theory import Theory
 
-OPERATIONS = (*("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "scatter", "gather", "all_to_all", "barrier"),)
+OPERATIONS = (
+    *(
+        "all_reduce",
+        "reduce_scatter",
+        "all_gather",
+        "broadcast",
+        "reduce",
+        "scatter",
+        "gather",
+        "all_to_all",
+        "barrier",
+    ),
+)
 NATIVE = "native"  # hand the collective to gloo or NCCL
-LIBRARY = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier")  # what a library is asked for
-ALGORITHMS: dict[str, dict[str, Callable | None]] = {operation: {NATIVE: None} if operation in LIBRARY else {} for operation in OPERATIONS}
+LIBRARY = (
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "broadcast",
+    "barrier",
+)  # what a library is asked for
+ALGORITHMS: dict[str, dict[str, Callable | None]] = {
+    operation: {NATIVE: None} if operation in LIBRARY else {} for operation in OPERATIONS
+}
 THEORY: dict[str, Callable[..., Theory]] = {}
 _LOADED: set[str] = set()  # files
 
 
 def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
-    """Register a function `(work, x, ...) -> steps` as the algorithm `name` of an operation.
+    """Register the decorated function as an algorithm of a collective.
 
-    An all-reduce serves as a barrier too, of one byte: who has the sum has heard of everybody.
+    The function is called on every rank as `steps(work, x, **options)`, x the flat buffer [numel]; it posts
+    messages with `work.send`, `work.recv` or `work.exchange` and yields what they return after each step, as
+    in ring.py. An all-reduce serves as a barrier too, of one byte: who has the sum has heard of everybody.
+
+    Args:
+        operation: one of `OPERATIONS`, such as `all_reduce`.
+        name: what the algorithm is called: `comm.all_reduce(x, algorithm=name)`.
+
+    Returns:
+        A decorator that returns the function unchanged.
+
+    Raises:
+        InputError: for an unknown operation.
+
+    Example:
+        >>> import torch
+        >>> from glasscluster import Cluster
+        >>> from glasscluster.sim.ranks.collectives.registry import collective
+        >>> @collective("all_reduce", "all-to-all-peers")
+        ... def everybody_sends_everything(work, x, op="sum"):
+        ...     n, rank, own = work.comm.size, work.comm.rank, x.clone()
+        ...     for k in range(1, n):
+        ...         arriving = torch.empty_like(x)
+        ...         yield work.exchange(own, (rank + k) % n, arriving, (rank - k) % n)
+        ...         x += arriving
+        >>> def program(gpu):
+        ...     x = torch.ones(2)
+        ...     gpu.comm.all_reduce(x, algorithm="all-to-all-peers")
+        ...     return x.tolist()
+        >>> Cluster("classroom", gpus=3).run(program).results[0]
+        [3.0, 3.0]
     """
     if operation not in ALGORITHMS:
         raise InputError("operation", operation, "unknown collective", OPERATIONS)
@@ -46,7 +97,23 @@ def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
 
 
 def theory_of(name: str) -> Callable[[Callable[..., Theory]], Callable[..., Theory]]:
-    """Register `predict(operation, size, nbytes, link) -> Theory` of an algorithm."""
+    """Register the decorated function as the theory of an algorithm: what a collective by it should cost.
+
+    The function is called as `predict(operation, size, nbytes, link, **options)` with the number of ranks,
+    the buffer's bytes and the wire between them, and returns a `Theory`: bytes sent by all ranks together,
+    messages that wait for each other, seconds (where a closed form holds).
+
+    Args:
+        name: the algorithm's name, as in `@collective`.
+
+    Returns:
+        A decorator that returns the function unchanged.
+
+    Example:
+        >>> from glasscluster.sim.ranks.collectives.registry import predict
+        >>> predict("ring", "all_reduce", 4, 1000).bytes_total  # 2(n-1) of its bytes, over all ranks
+        6000
+    """
 
     def register(predict: Callable[..., Theory]) -> Callable[..., Theory]:
         THEORY[name] = predict
@@ -61,7 +128,17 @@ def is_file(algorithm: str) -> bool:
 
 
 def load(algorithm: str) -> str:
-    """Load the file of `FILE.py:NAME` once in this process; returns NAME, which must be registered by then."""
+    """Load the file of an algorithm, once in this process.
+
+    Args:
+        algorithm: `FILE.py:NAME`.
+
+    Returns:
+        NAME, which the file has registered.
+
+    Raises:
+        InputError: if there is no such file, it fails on import, or registers no such name.
+    """
     file, _, name = algorithm.rpartition(":")
     path = Path(file).absolute()
     if str(path) not in _LOADED:
@@ -77,16 +154,31 @@ def load(algorithm: str) -> str:
         except InputError:
             raise
         except Exception as problem:
-            raise InputError("algorithm", algorithm, f"the file fails on import: {type(problem).__name__}: {problem}") from None
+            raise InputError(
+                "algorithm", algorithm, f"the file fails on import: {type(problem).__name__}: {problem}"
+            ) from None
         _LOADED.add(str(path))
     if not any(name in known for known in ALGORITHMS.values()):
         found = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
-        raise InputError("algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", found)
+        raise InputError(
+            "algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", found
+        )
     return name
 
 
 def find(operation: str, algorithm: str) -> Callable | None:
-    """The steps of an algorithm; None for `native`. Unknown names raise InputError."""
+    """Look an algorithm up.
+
+    Args:
+        operation: one of `OPERATIONS`.
+        algorithm: a registered name, or `FILE.py:NAME`.
+
+    Returns:
+        The function that makes its steps; None for `native`, which a library runs.
+
+    Raises:
+        InputError: for an unknown name, with the nearest known one.
+    """
     known = ALGORITHMS[operation]
     name = load(algorithm) if is_file(algorithm) else algorithm
     if name not in known:
@@ -96,9 +188,17 @@ def find(operation: str, algorithm: str) -> Callable | None:
 
 def with_option(operation: str, option: str) -> list[str]:
     """The algorithms of an operation that have an option, such as `pieces`."""
-    return [n for n, steps in ALGORITHMS[operation].items() if steps is not None and option in signature(steps).parameters]
+    return [
+        n
+        for n, steps in ALGORITHMS[operation].items()
+        if steps is not None and option in signature(steps).parameters
+    ]
 
 
-def predict(algorithm: str, operation: str, size: int, nbytes: float, link: Any = None, **options: Any) -> Theory:
-    """What an algorithm should cost: bytes over all ranks, dependent messages, seconds where a closed form holds."""
+def predict(
+    algorithm: str, operation: str, size: int, nbytes: float, link: Any = None, **options: Any
+) -> Theory:
+    """What an algorithm should cost: bytes over all ranks, dependent messages, seconds where a closed form
+    holds.
+    """
     return THEORY[algorithm](operation, size, nbytes, link, **options)

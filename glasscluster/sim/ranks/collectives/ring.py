@@ -12,7 +12,8 @@ Symbols: N ranks, S bytes of the full buffer, chunk i the i-th of N nearly equal
     all-gather walks the finished chunks round once more; all-reduce is the one after the other.
 
 Every rank sends all chunks but one in each half: 2(N-1)/N · S in all when N divides the element count, and
-2(N-1)·S over all ranks for any size (Eq 9). Additions happen in ring order, so the bits do not depend on timing.
+2(N-1)·S over all ranks for any size (Eq 9). Additions happen in ring order, so the bits do not depend on
+timing.
 But: no bidirectional rings, and the receive of a step is not pipelined with the addition of the step before.
 """
 
@@ -36,7 +37,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> St
 
 @collective("all_gather", "ring")
 def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
-    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    """`x`: flat [n], chunk `rank` filled. Ends with every rank's chunk."""
     return _all_gather(work, torch.tensor_split(x, work.size))
 
 
@@ -73,12 +74,17 @@ def _all_gather(work, chunks, members=None) -> Steps:
 
 @collective("broadcast", "ring")
 def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int | None = None) -> Steps:
-    """`x`: flat [n]. Pieces travel down the chain src, src+1, ..., each forwarded while the next arrives (Eq 10)."""
+    """`x`: flat [n].
+
+    Pieces travel down the chain src, src+1, ..., each forwarded while the next arrives (Eq 10).
+    """
     return _broadcast(work, torch.tensor_split(x, pieces or work.size), src)
 
 
 @collective("reduce", "ring")
-def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None) -> Steps:
+def reduce(
+    work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None
+) -> Steps:
     """`x`: flat [n]. Pieces travel up the chain ..., dst+2, dst+1, dst and are added to at every stop."""
     parts = torch.tensor_split(x, pieces or work.size)
     staging = work.stage(parts[0].numel() if (work.rank + 1) % work.size != dst else 0, x)
@@ -113,20 +119,27 @@ def _reduce(work, parts, staging, op, dst, members=None) -> Steps:
     yield sends
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 @theory_of("ring")
-def predict(operation: str, size: int, nbytes: float, link: Link | None = None, pieces: int | None = None) -> Theory:
+def predict(
+    operation: str, size: int, nbytes: float, link: Link | None = None, pieces: int | None = None
+) -> Theory:
     """Bytes for any size; time for equal chunks (Eq 8, Eq 9, Eq 10).
 
-    all_reduce: 2(N-1)S bytes, 2(N-1) steps of α + S/(Nβ); reduce_scatter and all_gather: half of both. broadcast and
-    reduce in k pieces (N by default): (N-1)S bytes, chain N-1, time (N-1)L + (N-2+k)(o + S/(kβ)).
+    all_reduce: 2(N-1)S bytes, 2(N-1) steps of α + S/(Nβ); reduce_scatter and all_gather: half of both.
+    broadcast and reduce in k pieces (N by default): (N-1)S bytes, chain N-1, time (N-1)L + (N-2+k)(o +
+    S/(kβ)).
     """
     n, whole = size, (size - 1) * nbytes
     if operation in ("broadcast", "reduce"):
         k = pieces or n
-        time = None if link is None else (n - 1) * link.latency_s + (n - 2 + k) * (link.overhead_s + nbytes / k / link.bandwidth)
+        time = (
+            None
+            if link is None
+            else (n - 1) * link.latency_s + (n - 2 + k) * (link.overhead_s + nbytes / k / link.bandwidth)
+        )
         return Theory(whole, n - 1, time)
     halves = 2 if operation == "all_reduce" else 1
     return Theory(halves * whole, halves * (n - 1), one_after_another(link, halves * (n - 1), nbytes / n))

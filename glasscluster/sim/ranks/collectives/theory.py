@@ -9,7 +9,8 @@ from glasscluster.base.link import Link
 
 @dataclass(frozen=True)
 class Theory:
-    """Payload bytes sent over all ranks, the longest chain of dependent messages, and seconds (α–β, no contention, γ infinite).
+    """Payload bytes sent over all ranks, the longest chain of dependent messages, and seconds (α–β, no
+    contention, γ infinite).
 
     `time_s` is None where no closed form is claimed: no link given, or off the formula's domain.
     """
@@ -20,15 +21,17 @@ class Theory:
 
 
 def power_of_two(n: int) -> bool:
-    """The domain of most logarithmic formulas."""
+    """Whether n is a power of two, the domain of most logarithmic formulas."""
     return n & (n - 1) == 0
 
 
 def one_after_another(link: Link | None, messages: int, nbytes: float) -> float | None:
-    """Messages that each wait for the one before to arrive: messages · (α + nbytes/β)."""
+    """Seconds for messages that each wait for the one before to arrive: messages · (α + nbytes/β)."""
     return None if link is None else messages * (link.alpha + nbytes / link.bandwidth)
 
 
 def through_one_port(link: Link | None, messages: int, nbytes: float) -> float | None:
-    """Messages that leave a port back to back: messages · (o + nbytes/β) + L."""
+    """Seconds until the last of some messages that leave one port back to back arrives: messages · (o +
+    nbytes/β) + L.
+    """
     return None if link is None else messages * (link.overhead_s + nbytes / link.bandwidth) + link.latency_s

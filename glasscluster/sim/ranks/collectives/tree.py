@@ -1,6 +1,7 @@
 """Binomial-tree collectives.
 
-Follows Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH" (2005), section 4.
+Follows Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH" (2005),
+section 4.
 Symbols: N ranks, S bytes of the full buffer, v = (rank - root) mod N.
 
     broadcast, N = 8: in each round every rank that has the data hands it to one that has not
@@ -11,10 +12,11 @@ Symbols: N ranks, S bytes of the full buffer, v = (rank - root) mod N.
 
     v's parent is v without its lowest set bit; its subtree is the ranks v .. v + lowest bit - 1.
 
-Reduce is the same tree upwards, with an addition at every stop; gather and scatter move a whole subtree's chunks at once.
-All-reduce is reduce and broadcast: 2⌈log2 N⌉ messages one after the other, each of S bytes (Eq 8): few steps, many bytes.
-But: leaves are idle and the root sends the whole buffer log2 N times. `binary_tree.py` cuts it in pieces, `double_tree.py` puts
-leaves to work.
+Reduce is the same tree upwards, with an addition at every stop; gather and scatter move a whole subtree's
+chunks at once. All-reduce is reduce and broadcast: 2⌈log2 N⌉ messages one after the other, each of S bytes
+(Eq 8): few steps, many bytes.
+But: leaves are idle and the root sends the whole buffer log2 N times. `binary_tree.py` cuts it in pieces,
+`double_tree.py` puts leaves to work.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def children(v: int, n: int) -> list[int]:
-    """The virtual ranks that v hands data to, farthest (largest subtree) first."""
+    """The virtual ranks that v sends to, the one with the largest subtree first."""
     lowest = v & -v if v else 1 << (n - 1).bit_length()
     found, step = [], lowest >> 1
     while step:
@@ -39,7 +41,7 @@ def children(v: int, n: int) -> list[int]:
 
 
 def parent(v: int) -> int:
-    """The virtual rank that v hears from."""
+    """The virtual rank that v receives from."""
     return v & (v - 1)
 
 
@@ -52,9 +54,9 @@ def slices(x: torch.Tensor, chunks: range, size: int) -> list[torch.Tensor]:
     """The pieces of `x` that hold chunks `c mod size`: one, or two where they wrap round the end."""
     if len(chunks) == 0:
         return []
-    each, longer = divmod(x.numel(), size)  # as torch.tensor_split cuts: the first ones are an element longer
+    each, remainder = divmod(x.numel(), size)  # as torch.tensor_split cuts: the first ones are an element longer
     low, high = chunks.start % size, (chunks.stop - 1) % size + 1
-    start, stop = (c * each + min(c, longer) for c in (low, high))
+    start, stop = (c * each + min(c, remainder) for c in (low, high))
     return [x[start:stop]] if low < high else [x[start:], x[:stop]]
 
 
@@ -134,7 +136,7 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> St
 
 @collective("all_gather", "tree")
 def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
-    """`x`: flat [n], chunk `rank` filled. Ends complete."""
+    """`x`: flat [n], chunk `rank` filled. Ends with every rank's chunk."""
     yield from gather(work, x)
     yield from broadcast(work, x)
 
@@ -145,14 +147,14 @@ def _below(x: torch.Tensor, v: int, root: int, n: int) -> list[torch.Tensor]:
     return slices(x, range(under.start + root, under.stop + root), n)
 
 
-# ---- theory ------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 @theory_of("tree")
 def predict(operation: str, size: int, nbytes: int, link: Link | None = None) -> Theory:
     """For N equal chunks; time where N is a power of two and the root is rank 0.
 
-    Broadcast and reduce: (N-1)S bytes, log2 N · (α + S/β). Gather and scatter: every chunk travels as far as its v has set
-    bits, Σ_v popcount(v)·S/N bytes, in log2 N · α + (N-1)/N · S/β. All-reduce, reduce-scatter and all-gather are one of
-    each. The chain is as long as the most set bits of any v < N.
+    Broadcast and reduce: (N-1)S bytes, log2 N · (α + S/β). Gather and scatter: every chunk travels as far as
+    its v has set bits, Σ_v popcount(v)·S/N bytes, in log2 N · α + (N-1)/N · S/β. All-reduce, reduce-scatter
+    and all-gather are one of each. The chain is as long as the most set bits of any v < N.
     """
     chain = max(v.bit_count() for v in range(size))
     whole, chunks = (size - 1) * nbytes, sum(v.bit_count() for v in range(size)) * nbytes / size

@@ -31,10 +31,10 @@ def make_history(length: int) -> RateHistory:
 def grow(history: RateHistory, more: int) -> RateHistory:
     """The same entries in tables of twice the length, and room for at least `more` others."""
     length = len(history.time)
-    longer = make_history(2 * length + more)
-    for old, new in zip(history, longer, strict=True):
+    grown = make_history(2 * length + more)
+    for old, new in zip(history, grown, strict=True):
         new[:length] = old
-    return longer
+    return grown
 
 
 @inlined

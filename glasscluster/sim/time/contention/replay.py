@@ -88,6 +88,6 @@ def replay_shared(
     while not event_loop.run(program, network, times, waiting, traffic, rates, history, counters):
         rates = grow(rates, 2 * len(traffic.transfers))
     if len(graph) and times.end.min() < 0:
-        raise AssertionError("the recorded events depend on each other in a circle")
+        raise AssertionError("the recorded events depend on each other in a cycle")
     kept = RateHistory(*(column[: counters["history"][0]] for column in rates))
     return ContendedReplay(times.start, times.end, times.arrival, messages.rows, routes, kept)

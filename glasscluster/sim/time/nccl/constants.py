@@ -1,8 +1,10 @@
 """The numbers NCCL plans with, as data: NVIDIA/nccl, commit 5067397 (2026-06-11).
 
-Only figures are taken over, each block with the file it stands in. Units: microseconds and GB/s (1e9 bytes/s), as there.
-A triple is (LL, LL128, Simple) in the latency tables and (1 node, 2 nodes, more) in the tables of caps.
-But: NVLS and the collectives of one-GPU nodes (PAT) are here, CollNet is not: no switch of the catalogue reduces in the network.
+Only figures are taken over, each block with the file it stands in. Units: microseconds and GB/s (1e9
+bytes/s), as there. A triple is (LL, LL128, Simple) in the latency tables and (1 node, 2 nodes, more) in the
+tables of caps.
+But: NVLS and the collectives of one-GPU nodes (PAT) are here, CollNet is not: no switch of the catalogue
+reduces in the network.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ HW_LATENCY: dict[str, dict[str, Triple]] = {
     },
 }
 
-# src/graph/tuning.cc: the most LL moves, GB/s. One node: the row of the GPU; several: Ampere's row for AMD CPUs, else Volta's.
+# src/graph/tuning.cc: the most LL moves, GB/s. One node: the row of the GPU; several: Ampere's row for AMD
+# CPUs, else Volta's.
 LL_MAX_BW: dict[str, Triple] = {
     "Volta": (39.0, 39.0, 20.4),
     "Ampere": (87.7, 22.5, 19.0),
@@ -84,45 +87,169 @@ NVLS_TREE_MAX_BW: dict[str, Triple] = {
 # src/graph/tuning.cc: share of the NVLink rate that reductions in the switch keep.
 NVLS_EFFICIENCY: dict[str, float] = {"Volta": 0.0, "Ampere": 0.0, "Hopper": 0.85, "Blackwell": 0.74}
 
-# src/graph/tuning.cc: a tree's bandwidth is multiplied by entry floor(log2(bytes / 64)); from 1 GiB on by one.
+# src/graph/tuning.cc: a tree's bandwidth is multiplied by entry floor(log2(bytes / 64)); from 1 GiB on by
+# one.
 TREE_CORRECTION: dict[str, tuple[float, ...]] = {
-    "LL": (1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7, 0.6, 0.5, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0),
-    "LL128": (1.0, 1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.8, 0.8, 0.7, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.8, 0.9, 0.9, 0.9, 0.9, 1.0, 1.0, 1.0),
-    "Simple": (0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.8, 0.7, 0.6, 0.6, 0.5, 0.5, 0.5, 0.5, 0.6, 0.7, 0.8, 0.7, 0.7, 0.8, 0.9, 0.9, 0.9),
+    "LL": (
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        0.9,
+        0.8,
+        0.7,
+        0.7,
+        0.7,
+        0.7,
+        0.6,
+        0.5,
+        0.4,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+    ),
+    "LL128": (
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        0.9,
+        0.8,
+        0.8,
+        0.8,
+        0.7,
+        0.6,
+        0.6,
+        0.6,
+        0.6,
+        0.6,
+        0.6,
+        0.8,
+        0.9,
+        0.9,
+        0.9,
+        0.9,
+        1.0,
+        1.0,
+        1.0,
+    ),
+    "Simple": (
+        0.9,
+        0.9,
+        0.9,
+        0.9,
+        0.9,
+        0.9,
+        0.9,
+        0.8,
+        0.7,
+        0.6,
+        0.6,
+        0.5,
+        0.5,
+        0.5,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.7,
+        0.7,
+        0.8,
+        0.9,
+        0.9,
+        0.9,
+    ),
 }
 
-# src/graph/tuning.cc: us of CPU time per step of a ring that crosses nodes, by CPU vendor (anything else: 1.0).
+# src/graph/tuning.cc: us of CPU time per step of a ring that crosses nodes, by CPU vendor (anything else:
+# 1.0).
 NET_OVERHEAD: dict[str, float] = {"intel": 1.0, "amd": 2.0}
 
-# src/graph/tuning.cc: factor on the latency of Ring/Simple all-reduce over several nodes: before Ampere, from Ampere on.
+# src/graph/tuning.cc: factor on the latency of Ring/Simple all-reduce over several nodes: before Ampere, from
+# Ampere on.
 RING_PLATEAU: tuple[float, float] = (1.9, 1.4)
 
-# src/graph/topo.h: GB/s of one NVLink, by the compute capability (times ten) from which it holds, newest first.
+# src/graph/topo.h: GB/s of one NVLink, by the compute capability (times ten) from which it holds, newest
+# first.
 NVLINK_BW: dict[int, float] = {100: 40.1, 90: 20.6, 86: 12.0, 80: 20.0, 70: 20.0, 60: 18.0}
 
 # src/graph/topo.h: GB/s of PCIe gen3 x16 (each generation doubles), of a 100 Gb/s port, of a GPU to itself.
 PCI_BW, NET_BW, LOC_BW = 12.0, 12.0, 5000.0
 
-# src/graph/topo.h: GB/s between the sockets of a node: Intel before and from Sapphire Rapids, Emerald Rapids; AMD.
+# src/graph/topo.h: GB/s between the sockets of a node: Intel before and from Sapphire Rapids, Emerald Rapids;
+# AMD.
 SKL_QPI_BW, SRP_QPI_BW, ERP_QPI_BW, AMD_BW = 10.0, 22.0, 40.0, 16.0
 
-# src/graph/search.cc: the speeds a channel may have (GB/s), by compute capability from which they hold; a node, several nodes.
+# src/graph/search.cc: the speeds a channel may have (GB/s), by compute capability from which they hold; a
+# node, several nodes.
 SPEEDS_INTRA: dict[int, tuple[float, ...]] = {
     100: (90.0, 80.0, 70.0, 60.0, 50.0, 45.0, 40.0, 30.0, 24.0, 20.0, 19.0, 18.0),
     90: (60.0, 50.0, 40.0, 30.0, 24.0, 20.0, 15.0, 12.0, 11.0, 6.0, 3.0),
     0: (40.0, 30.0, 20.0, 18.0, 15.0, 12.0, 10.0, 9.0, 7.0, 6.0, 5.0, 4.0, 3.0),
 }
 SPEEDS_INTER: dict[int, tuple[float, ...]] = {
-    100: (96.0, 86.0, 80.0, 48.0, 45.1, 42.0, 40.0, 30.0, 24.0, 22.0, 20.0, 17.5, 15.0, 12.0, 6.0, 3.0, 2.4, 1.2, 0.24, 0.12),
+    100: (
+        96.0,
+        86.0,
+        80.0,
+        48.0,
+        45.1,
+        42.0,
+        40.0,
+        30.0,
+        24.0,
+        22.0,
+        20.0,
+        17.5,
+        15.0,
+        12.0,
+        6.0,
+        3.0,
+        2.4,
+        1.2,
+        0.24,
+        0.12,
+    ),
     90: (48.0, 45.0, 42.0, 40.0, 30.0, 24.0, 22.0, 20.0, 17.5, 15.0, 12.0, 6.0, 3.0, 2.4, 1.2, 0.24, 0.12),
-    0: (48.0, 30.0, 28.0, 24.0, 20.0, 18.0, 15.0, 12.0, 10.0, 9.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.4, 1.2, 0.24, 0.12),
+    0: (
+        48.0,
+        30.0,
+        28.0,
+        24.0,
+        20.0,
+        18.0,
+        15.0,
+        12.0,
+        10.0,
+        9.0,
+        7.0,
+        6.0,
+        5.0,
+        4.0,
+        3.0,
+        2.4,
+        1.2,
+        0.24,
+        0.12,
+    ),
 }
 
-# src/graph/search.cc, connect.cc: at most 64 channels, half of them found by the search and doubled when connected.
+# src/graph/search.cc, connect.cc: at most 64 channels, half of them found by the search and doubled when
+# connected.
 MAX_CHANNELS = 64
 MAX_NVLS_HEADS = 32
 
-# PCIe generation of a GPU's own slot, by compute capability (data sheets; recalled): V100 gen3, A100 and Ada gen4, Hopper gen5.
+# PCIe generation of a GPU's own slot, by compute capability (data sheets; recalled): V100 gen3, A100 and Ada
+# gen4, Hopper gen5.
 PCIE_GENERATION: dict[int, int] = {90: 5, 80: 4, 0: 3}
 
 Value = TypeVar("Value")

@@ -1,4 +1,6 @@
-"""Networks: directed graphs of links with explicit routes; the named ones, the catalogue's clusters, your own."""
+"""Networks: directed graphs of links with explicit routes; the named ones, the catalogue's clusters, your
+own.
+"""
 
 from glasscluster.sim.time.network.blocks import Cable, gpu
 from glasscluster.sim.time.network.clusters import of_hardware

@@ -18,7 +18,9 @@ def gpu(i: int) -> str:
 
 @dataclass(frozen=True)
 class Cable:
-    """What the named topologies are wired with: bytes/s, seconds a switch or cable adds, seconds on a sender's port."""
+    """What the named topologies are wired with: bytes/s, seconds a switch or cable adds, seconds on a
+    sender's port.
+    """
 
     bandwidth: float
     latency_s: float = 0.0
@@ -35,7 +37,13 @@ def network(n: int, where: Callable[[int], tuple[float, float]]) -> nx.DiGraph:
 def join(graph: nx.DiGraph, a: Node, b: Node, cable: Cable, *, wide: float = 1.0, long: float = 1.0) -> None:
     """A link each way, `wide` times the cable's bandwidth and `long` times its latency."""
     for u, v in ((a, b), (b, a)):
-        graph.add_edge(u, v, bandwidth=float(cable.bandwidth * wide), latency_s=float(cable.latency_s * long), overhead_s=cable.overhead_s)
+        graph.add_edge(
+            u,
+            v,
+            bandwidth=float(cable.bandwidth * wide),
+            latency_s=float(cable.latency_s * long),
+            overhead_s=cable.overhead_s,
+        )
 
 
 def new_switch(graph: nx.DiGraph, name: str, pos: tuple[float, float], kind: str = "switch") -> str:
@@ -43,7 +51,7 @@ def new_switch(graph: nx.DiGraph, name: str, pos: tuple[float, float], kind: str
     return name
 
 
-def circle(n: int) -> Callable[[int], tuple[float, float]]:
+def on_circle(n: int) -> Callable[[int], tuple[float, float]]:
     return lambda i: (math.sin(2 * math.pi * i / n), math.cos(2 * math.pi * i / n))
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from glasscluster.base.errors import InputError
-from glasscluster.sim.time.network.blocks import Cable, circle, factors, gpu, join, network
+from glasscluster.sim.time.network.blocks import Cable, factors, gpu, join, network, on_circle
 from glasscluster.sim.time.network.topology import Node, Topology
 
 
 def ring(n: int, cable: Cable) -> Topology:
     """Each GPU joined to the next, the last to the first; messages take the shorter way round."""
-    return _grid("ring", [n], cable, wraps=True, where=circle(n))
+    return _grid("ring", [n], cable, wraps=True, where=on_circle(n))
 
 
 def line(n: int, cable: Cable) -> Topology:
@@ -39,7 +39,9 @@ def torus3d(n: int, cable: Cable, dims: Sequence[int] | None = None) -> Topology
 
 
 def _grid(name: str, dims: Sequence[int], cable: Cable, *, wraps: bool, where: Any = None) -> Topology:
-    """GPU i has coordinates in `dims`, the last dim fastest; dimension-ordered routes, fastest dim first (deadlock-free)."""
+    """GPU i has coordinates in `dims`, the last dim fastest; dimension-ordered routes, fastest dim first
+    (deadlock-free).
+    """
     dims = list(dims)
     n = math.prod(dims)
     graph = network(n, where or (lambda i: _flat(coordinates(i, dims), dims)))
@@ -49,9 +51,16 @@ def _grid(name: str, dims: Sequence[int], cable: Cable, *, wraps: bool, where: A
             if size > 1 and (wraps or here[axis] + 1 < size):
                 after = gpu(_at({axis: (here[axis] + 1) % size}, here, dims))
                 join(graph, gpu(i), after, cable)
-                if where is None and here[axis] + 1 == size > 2:  # drawn as going out of the picture and coming in again
-                    out = np.subtract(_flat([h + (a == axis) for a, h in enumerate(here)], dims), _flat(here, dims))
-                    graph.edges[gpu(i), after]["out"], graph.edges[after, gpu(i)]["out"] = tuple(out), tuple(-out)
+                if (
+                    where is None and here[axis] + 1 == size > 2
+                ):  # drawn as going out of the picture and coming in again
+                    out = np.subtract(
+                        _flat([h + (a == axis) for a, h in enumerate(here)], dims), _flat(here, dims)
+                    )
+                    graph.edges[gpu(i), after]["out"], graph.edges[after, gpu(i)]["out"] = (
+                        tuple(out),
+                        tuple(-out),
+                    )
 
     def rule(src: int, dst: int) -> list[Node]:
         here, there = coordinates(src, dims), coordinates(dst, dims)
@@ -94,7 +103,7 @@ def hypercube(n: int, cable: Cable) -> Topology:
     """GPUs whose numbers differ in one bit are joined; messages mend the lowest bit first (e-cube)."""
     if n & (n - 1) or n < 2:
         raise InputError("gpus", n, "a hypercube has a power of two of GPUs", [2**k for k in range(1, 16)])
-    graph = network(n, circle(n))
+    graph = network(n, on_circle(n))
     for i in range(n):
         for bit in range(n.bit_length() - 1):
             if i < i ^ (1 << bit):
@@ -113,21 +122,25 @@ def hypercube(n: int, cable: Cable) -> Topology:
 
 def fully_connected(n: int, cable: Cable) -> Topology:
     """A cable between every two GPUs."""
-    graph = network(n, circle(n))
+    graph = network(n, on_circle(n))
     for i in range(n):
         for j in range(i):
             join(graph, gpu(i), gpu(j), cable)
     return Topology("fully-connected", graph, [gpu(i) for i in range(n)])
 
 
-DGX1_LINKS = {  # NVLink cables between the GPUs of a DGX-1 with V100 (hybrid cube mesh; as `nvidia-smi topo -m` prints it, recalled)
+# NVLink cables between the GPUs of a DGX-1 with V100 (hybrid cube mesh; as `nvidia-smi topo -m` prints it,
+# recalled)
+DGX1_LINKS = {
     (0, 1): 1, (0, 2): 1, (0, 3): 2, (0, 4): 2, (1, 2): 2, (1, 3): 1, (1, 5): 2, (2, 3): 2, (2, 6): 1, (3, 7): 1,
     (4, 5): 1, (4, 6): 1, (4, 7): 2, (5, 6): 2, (5, 7): 1, (6, 7): 2,
 }  # fmt: skip
 
 
 def nvlink_mesh(n: int, cable: Cable) -> Topology:
-    """The eight GPUs of a DGX-1, joined by one or two NVLink cables each of the given bandwidth, some not at all."""
+    """The eight GPUs of a DGX-1, joined by one or two NVLink cables each of the given bandwidth, some not at
+    all.
+    """
     if n != 8:
         raise InputError("gpus", n, "an NVLink mesh (DGX-1) has 8 GPUs", [8])
     corners = [(0, 1), (1, 1), (1, 0), (0, 0), (2.4, 1), (3.4, 1), (3.4, 0), (2.4, 0)]

@@ -21,14 +21,25 @@ def switch(n: int, cable: Cable) -> Topology:
 def fat_tree(n: int, cable: Cable, leaf: int | None = None, oversubscription: float = 1.0) -> Topology:
     """Two tiers: `leaf` GPUs a leaf switch (default: about √n), every leaf joined to every spine.
 
-    A leaf's uplinks carry together leaf·β / oversubscription. The spine is chosen by the receiver (D-mod-K routing,
-    Zahavi 2012), so that a shift of all ranks by the same distance meets no contention when nothing is oversubscribed.
+    A leaf's uplinks carry together leaf·β / oversubscription. The spine is chosen by the receiver (D-mod-K
+    routing, Zahavi 2012), so that a shift of all ranks by the same distance meets no contention when nothing
+    is oversubscribed.
     """
     down = leaf or _divisor_near(n, math.sqrt(n))
     if down < 1 or n % down:
-        raise InputError("leaf", down, f"{n} GPUs must divide evenly over leaves", [d for d in range(1, n + 1) if n % d == 0])
+        raise InputError(
+            "leaf",
+            down,
+            f"{n} GPUs must divide evenly over leaves",
+            [d for d in range(1, n + 1) if n % d == 0],
+        )
     if not (math.isfinite(oversubscription) and oversubscription >= 1):
-        raise InputError("oversubscription", oversubscription, "must be at least 1 (1: as much bandwidth up as down)", [1, 2, 4])
+        raise InputError(
+            "oversubscription",
+            oversubscription,
+            "must be at least 1 (1: as much bandwidth up as down)",
+            [1, 2, 4],
+        )
     spines, leaves = max(1, int(down / oversubscription)), n // down
     up = down / oversubscription / spines
     graph = network(n, lambda i: (float(i), 0.0))
@@ -56,10 +67,12 @@ def _divisor_near(n: int, wish: float) -> int:
 
 
 def rail(n: int, cable: Cable, node: int | None = None) -> Topology:
-    """Nodes of `node` GPUs (default 8, or all) behind a switch each; GPU k of every node also on rail switch k.
+    """Nodes of `node` GPUs (default 8, or all) behind a switch each; GPU k of every node also on rail switch
+    k.
 
-    A message to another node's GPU k goes over rail k: the sender hands it to GPU k of its own node first, over the
-    node's switch (as NCCL's PXN does), where it is not GPU k itself. Rails are not joined to each other.
+    A message to another node's GPU k goes over rail k: the sender hands it to GPU k of its own node first,
+    over the node's switch (as NCCL's PXN does), where it is not GPU k itself. Rails are not joined to each
+    other.
     """
     g = node or (8 if n % 8 == 0 else n)
     if g < 1 or n % g:
@@ -86,7 +99,9 @@ def rail(n: int, cable: Cable, node: int | None = None) -> Topology:
 
 
 def pcie_tree(n: int, cable: Cable) -> Topology:
-    """Two GPUs a PCIe switch, two switches a CPU socket, sockets joined to the first one: every link of one bandwidth."""
+    """Two GPUs a PCIe switch, two switches a CPU socket, sockets joined to the first one: every link of one
+    bandwidth.
+    """
     graph = network(n, lambda i: (float(i), 0.0))
     for i in range(n):
         under, socket = f"pcie {i // 2}", f"cpu {i // 4}"

@@ -1,5 +1,6 @@
-"""DualPipe-V: a forward and a backward of different micro-batches in one slot, so that the communication of one hides behind the
-computation of the other (DeepSeek-V3 2412.19437, section 3.2.1; the V: deepseek-ai/DualPipe, "cut in half").
+"""DualPipe-V: a forward and a backward of different micro-batches in one slot, so that the communication of
+one hides behind the computation of the other (DeepSeek-V3 2412.19437, section 3.2.1; the V:
+deepseek-ai/DualPipe, "cut in half").
 
     stage     0 1 2 3 | 4 5 6 7        one rank: F, B, I, W on stage r (down);  f, b, i, w on stage 2p-1-r (up);  [Fb] one slot
     rank      0 1 2 3 | 3 2 1 0
@@ -8,8 +9,8 @@ computation of the other (DeepSeek-V3 2412.19437, section 3.2.1; the V: deepseek
     steady    ([Fb] [fB]) x (m-2p+r+1) · (b [fB]) x (p-1-r)
     drain     (b B) x (r+1), the second half of these 2(r+1) in two parts · (W I) x (p-1-r) · W x (r+1)
 
-But: fewer than 2p micro-batches are a step of 2p cut short (DeepSeek and PyTorch refuse it); what a slot gains is a cost of the
-kernels, so here it costs f + b unless told otherwise.
+But: fewer than 2p micro-batches are a step of 2p cut short (DeepSeek and PyTorch refuse it); what a slot
+gains is a cost of the kernels, so here it costs f + b unless told otherwise.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def one_rank(p: int, m: int, rank: int) -> Writer:
         for kind in "IWF":
             write.do(up, kind)
     for turn in range(m - 2 * p + rank + 1):  # steady state
-        if turn == 0 and after == 0:  # the bottom of the V waits for nobody: its first backward needs no partner
+        if (
+            turn == 0 and after == 0
+        ):  # the bottom of the V waits for nobody: its first backward needs no partner
             write.do(down, "F")
             write.do(up, "B")
         else:
@@ -63,14 +66,19 @@ def one_rank(p: int, m: int, rank: int) -> Writer:
     return write
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
-def predict_bubble(p: int, m: int, f: float, b: float, w: float, together: float | None = None) -> float | None:
-    """Eq 25 in time, costs of a chunk: (p-1)(F&B + B - 3W), DeepSeek's (PP/2-1)(...) with PP = 2p. hop 0, m >= 2p, b-w = f, w <= f.
+def predict_bubble(
+    p: int, m: int, f: float, b: float, w: float, together: float | None = None
+) -> float | None:
+    """Eq 25 in time, costs of a chunk: (p-1)(F&B + B - 3W), DeepSeek's (PP/2-1)(...) with PP = 2p.
 
-    It is the makespan minus the work of the last rank, the one with most slots of two; where such a slot gains nothing
-    (`together` = f+b) all ranks work as long, and it is the span bubble too. The limits were found by search.
+    hop 0, m >= 2p, b-w = f, w <= f.
+
+    It is the makespan minus the work of the last rank, the one with most slots of two; where such a slot
+    gains nothing (`together` = f+b) all ranks work as long, and it is the span bubble too. The limits were
+    found by search.
     """
     if p > 1 and (m < 2 * p or abs(b - w - f) > 1e-12 * f or w > f):
         return None

@@ -23,7 +23,7 @@ def schedule(p: int, m: int) -> Schedule:
     return Schedule("gpipe", p, m, ranks)
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_makespan(f: Sequence[float], b: Sequence[float], m: int, hop: float = 0.0) -> float:

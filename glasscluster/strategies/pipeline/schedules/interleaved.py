@@ -1,13 +1,15 @@
-"""Interleaved 1F1B: v chunks of the model a rank, so that a pipeline of p ranks fills in the time of a chunk, not of a stage
-(Narayanan et al., 2104.04473, section 2.2.2; the order of Megatron-LM and PyTorch).
+"""Interleaved 1F1B: v chunks of the model a rank, so that a pipeline of p ranks fills in the time of a chunk,
+not of a stage (Narayanan et al., 2104.04473, section 2.2.2; the order of Megatron-LM and PyTorch).
 
     p = 2, v = 2, m = 4     0 1 A B 2 . a a 3 b b C 0 0 D 1 1 . c c . d d 2 2 3 3      numbers: first chunk, letters: second
                             . 0 1 A a a B b b 2 0 0 3 1 1 C c c D d d 2 2 3 3 . .
 
-Micro-batches go in rounds of p: a round goes forward through a rank's first chunk, then its second, ...; backward through the last
-chunk first. Rank r warms up with (v-1)p + 2(p-1-r) forwards, then one forward, one backward. Bubble (p-1)/(vm) over ideal (Eq 21).
-But: v times the messages, and more micro-batches live. p should divide m. If it does not, the rounds are longer than p where that
-comes out whole (PyTorch), and otherwise the last round is a whole one with micro-batches left out.
+Micro-batches go in rounds of p: a round goes forward through a rank's first chunk, then its second, ...;
+backward through the last chunk first. Rank r warms up with (v-1)p + 2(p-1-r) forwards, then one forward, one
+backward. Bubble (p-1)/(vm) over ideal (Eq 21).
+But: v times the messages, and more micro-batches live. p should divide m. If it does not, the rounds are
+longer than p where that comes out whole (PyTorch), and otherwise the last round is a whole one with
+micro-batches left out.
 """
 
 from __future__ import annotations
@@ -42,18 +44,25 @@ def rounds(p: int, m: int) -> tuple[int, int]:
 
 
 def order(p: int, m: int, v: int, rank: int, size: int) -> tuple[Work, Work]:
-    """A rank's forwards and backwards, each in its own order: round by round, chunk by chunk, micro-batch by micro-batch."""
+    """A rank's forwards and backwards, each in its own order: round by round, chunk by chunk, micro-batch by
+    micro-batch.
+    """
     starts = range(0, m, size)
     forwards = [(c * p + rank, i) for start in starts for c in range(v) for i in range(start, start + size)]
-    backwards = [(c * p + rank, i) for start in starts for c in reversed(range(v)) for i in range(start, start + size)]
+    backwards = [
+        (c * p + rank, i) for start in starts for c in reversed(range(v)) for i in range(start, start + size)
+    ]
     return forwards, backwards
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_bubble(p: int, m: int, v: int) -> tuple[float, float] | None:
-    """Eq 21, equal chunks, hop 0: share of the makespan (p-1)/(vm+p-1), over ideal (p-1)/(vm). Only where p divides m."""
+    """Eq 21, equal chunks, hop 0: share of the makespan (p-1)/(vm+p-1), over ideal (p-1)/(vm).
+
+    Only where p divides m.
+    """
     return None if m % p else ((p - 1) / (v * m + p - 1), (p - 1) / (v * m))
 
 

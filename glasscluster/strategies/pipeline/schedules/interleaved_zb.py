@@ -1,11 +1,11 @@
-"""Interleaved zero bubble: v chunks a rank and the backward in two parts (PyTorch's ScheduleInterleavedZeroBubble; ZB-H1 of
-Qi et al., 2401.10241, on the chunks of Narayanan et al., 2104.04473).
+"""Interleaved zero bubble: v chunks a rank and the backward in two parts (PyTorch's
+ScheduleInterleavedZeroBubble; ZB-H1 of Qi et al., 2401.10241, on the chunks of Narayanan et al., 2104.04473).
 
     p = 2, v = 2, m = 2     F F f f . i w i w I W I W      F, I, W first chunk; f, i, w second
                             . F F f i f i w I w I W W      rank r lets r weight parts wait
 
-The interleaved order of chunks with ZB-H1's rule: rank r warms up with (v-1)p + p-1-r forwards, then F, I, and W where more than r
-wait. With v = 1 it is ZB-H1.
+The interleaved order of chunks with ZB-H1's rule: rank r warms up with (v-1)p + p-1-r forwards, then F, I,
+and W where more than r wait. With v = 1 it is ZB-H1.
 But: as in the interleaved schedule, p should divide m.
 """
 
@@ -29,7 +29,7 @@ def schedule(p: int, m: int, v: int) -> Schedule:
     return Schedule("interleaved-zb", p * v, m, ranks, looped(p, v))
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float | None:

@@ -1,11 +1,14 @@
-"""Breadth-first: v chunks a rank, and all micro-batches through one chunk before the next (Lamy-Poirier, 2211.05953, section 4).
+"""Breadth-first: v chunks a rank, and all micro-batches through one chunk before the next (Lamy-Poirier,
+2211.05953, section 4).
 
     p = 2, v = 2, m = 3     0 1 2 A B C . . . c c b b a a 2 2 1 1 0 0      numbers: first chunk, letters: second
                             . 0 1 2 A B C c c b b a a 2 2 1 1 0 0 . .
 
-GPipe in a loop: the bubble is the interleaved schedule's, (p-1)/(vm) over ideal, for any m of at least p. A chunk is used for all
-micro-batches in a row, so sharded weights are gathered once a pass and its gradients are reduced while the next chunk runs.
-But: all m micro-batches are live on every chunk. Backwards go from the last micro-batch to the first, as PyTorch writes them.
+GPipe in a loop: the bubble is the interleaved schedule's, (p-1)/(vm) over ideal, for any m of at least p. A
+chunk is used for all micro-batches in a row, so sharded weights are gathered once a pass and its gradients
+are reduced while the next chunk runs.
+But: all m micro-batches are live on every chunk. Backwards go from the last micro-batch to the first, as
+PyTorch writes them.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ def schedule(p: int, m: int, v: int) -> Schedule:
     return Schedule("looped-bfs", p * v, m, ranks, looped(p, v))
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_bubble(p: int, m: int, v: int) -> tuple[float, float] | None:

@@ -21,7 +21,9 @@ PAIR = re.compile(r"\((\d+F\d+);(\d+(?:BW|B|I)\d+)\)OVERLAP_F_B")
 
 
 def read_schedule(name: str, text: str, p: int, m: int, stages: int | None = None) -> Schedule:
-    """A schedule of p ranks; its stages are counted if they are not given, and each lies on the rank that first uses it."""
+    """A schedule of p ranks; its stages are counted if they are not given, and each lies on the rank that
+    first uses it.
+    """
     lines = [line.split("#")[0].replace(",", " ").split() for line in text.splitlines()]
     ranks, together = list[list[Action]](), set[Action]()
     for words in (w for w in lines if w):

@@ -1,11 +1,13 @@
-"""1F1B: as soon as a stage can, one forward, one backward (PipeDream-Flush; Narayanan et al., 2104.04473, section 2.2).
+"""1F1B: as soon as a stage can, one forward, one backward (PipeDream-Flush; Narayanan et al., 2104.04473,
+section 2.2).
 
     p = 3, m = 4     0 1 2 . . . . 0 0 3 1 1 . 2 2 . 3 3      warm-up min(m, p-s) forwards,
                      . 0 1 . . 0 0 2 1 1 3 2 2 . 3 3 . .      steady state B then F,
                      . . 0 0 0 1 1 1 2 2 2 3 3 3 . . . .      cool-down the remaining B
 
 The bubble is GPipe's; a stage holds min(m, p-s) micro-batches instead of m (Eq 22).
-But: with hops that take time each round of p micro-batches pays for a trip to the next stage and back (Eq 23); eager 1F1B does not.
+But: with hops that take time each round of p micro-batches pays for a trip to the next stage and back (Eq
+23); eager 1F1B does not.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def one_rank(stage: int, m: int, warm_up: int) -> list[Action]:
     return actions + [Action(stage, "B", i) for i in range(m - warm_up, m)]  # cool-down
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_bubble(p: int, m: int) -> tuple[float, float]:
@@ -43,7 +45,10 @@ def predict_in_flight(p: int, m: int, stage: int) -> int:
 
 
 def predict_makespan(p: int, m: int, f: float, b: float, hop: float) -> float | None:
-    """Eq 23, equal stages: (m+p-1)(f+b) + 2 hop ((p-1)m/p + p-2). Only where p divides m; one stage has no hop."""
+    """Eq 23, equal stages: (m+p-1)(f+b) + 2 hop ((p-1)m/p + p-2).
+
+    Only where p divides m; one stage has no hop.
+    """
     if m % p:
         return None
     round_trips = (p - 1) * m // p + p - 2 if p > 1 else 0

@@ -1,4 +1,6 @@
-"""What the schedule files share: a pen to write a rank's list with, and a search for how far a closed form holds."""
+"""What the schedule files share: a pen to write a rank's list with, and a search for how far a closed form
+holds.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,10 @@ from glasscluster.strategies.pipeline.schedules.base import Action
 
 
 class Writer:
-    """Writes a rank's list: each call does a stage's next micro-batch, so a rule only says what comes next, and how often."""
+    """Writes a rank's list.
+
+    Each call adds a stage's next micro-batch, so a rule only says which stage and which kind.
+    """
 
     def __init__(self) -> None:
         self.actions: list[Action] = []
@@ -19,7 +24,7 @@ class Writer:
         self.waiting: list[Action] = []  # I whose W is still to do, the oldest first
 
     def do(self, stage: int, kind: str) -> Action:
-        """The next F, B, I or W of a stage; B and I count together."""
+        """Add the next F, B, I or W of a stage to the list, and return it; B and I are counted together."""
         if kind == "W":
             before = next(a for a in self.waiting if a.stage == stage)
             self.waiting.remove(before)
@@ -34,18 +39,24 @@ class Writer:
         return action
 
     def overlap(self, forward: int, backward: int) -> None:
-        """F of one stage and B of another, in one slot."""
+        """Add the next F of one stage and the next B of another, in one slot."""
         self.together.add(self.do(forward, "F"))
         self.do(backward, "B")
 
 
 def cut(actions: Iterable[Action], m: int) -> list[Action]:
-    """The same order with the micro-batches from m on left out: still legal, since micro-batches never wait for each other."""
+    """The same lists without the micro-batches from m on.
+
+    They are still legal: micro-batches never wait for each other.
+    """
     return [a for a in actions if a.micro_batch < m]
 
 
 def largest(holds: Callable[[float], bool], top: float) -> float:
-    """The largest x up to `top` for which something holds that holds at 0 and, once it fails, fails for good; inf if it never fails."""
+    """The largest x up to `top` for which something holds; inf if it holds at `top`.
+
+    It has to hold at 0 and, once it fails, to fail for every larger x.
+    """
     if holds(top):
         return float("inf")
     low, high = 0.0, top

@@ -4,9 +4,11 @@
                      . F F F I F I F I W I W I W W W .      a parallelogram instead of 1F1B's trapezoid
                      . . F I F I F I F I F I W W W W W
 
-Warm-up of 2(p-s) - 1 forwards, eager 1F1B's, so that the first I finds every stage at work; stage s lets 2s weight parts wait.
-But: every rank holds up to 2p-1 micro-batches; the makespan still has the p-1 forwards by which the last stage begins late, and
-only steps without a barrier between them win those (the paper checks the gradient norm after the fact).
+Warm-up of 2(p-s) - 1 forwards, eager 1F1B's, so that the first I finds every stage at work; stage s lets 2s
+weight parts wait.
+But: every rank holds up to 2p-1 micro-batches; the makespan still has the p-1 forwards by which the last
+stage begins late, and only steps without a barrier between them win those (the paper checks the gradient norm
+after the fact).
 """
 
 from __future__ import annotations
@@ -26,13 +28,16 @@ def schedule(p: int, m: int) -> Schedule:
     return Schedule("zb-h2", p, m, ranks)
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float | None:
-    """Eq 24 in time, b the whole backward: (p-1)(f+b-3w), with T_B = b-w the paper's (p-1)(T_F+T_B-2T_W). hop 0, m >= 2p-1.
+    """Eq 24 in time, b the whole backward: (p-1)(f+b-3w), with T_B = b-w the paper's (p-1)(T_F+T_B-2T_W).
 
-    Holds for w <= f and 2w <= f + T_B (found by `zb_h1.search_weight_limit`). The makespan's bubble is larger.
+    hop 0, m >= 2p-1.
+
+    Holds for w <= f and 2w <= f + T_B (found by `zb_h1.search_weight_limit`). The makespan's bubble is
+    larger.
     """
     return (p - 1) * (f + b - 3 * w) if p == 1 or (m >= 2 * p - 1 and w <= f and 2 * w <= f + b - w) else None
 

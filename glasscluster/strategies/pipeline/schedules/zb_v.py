@@ -1,11 +1,14 @@
-"""ZB-V: two chunks a rank, folded like a V, and the backward in two parts (Qi et al., 2405.15362, section 5; 2401.10241).
+"""ZB-V: two chunks a rank, folded like a V, and the backward in two parts (Qi et al., 2405.15362, section 5;
+2401.10241).
 
     stage     0 1 2 3 | 4 5 6 7        p = 2, m = 3     F F F f i w f i w I W f i w I W I W .    F, I, W: stage r, on the way down
     rank      0 1 2 3 | 3 2 1 0                         . F f F f i w F I W f i w I i I W w W    f, i, w: stage 2p-1-r, up again
 
-Rank 0 has the first and the last stage, so a micro-batch's backward begins where its forward began, and every rank holds the same
-number of chunks: 2p, as much as 1F1B's p stages at the worst. Zero bubble where f, I and W cost the same.
-But: two hops, not one, per micro-batch between neighbours. A step of fewer than 2p-1 micro-batches is a longer one cut short.
+Rank 0 has the first and the last stage, so a micro-batch's backward begins where its forward began, and every
+rank holds the same number of chunks: 2p, as much as 1F1B's p stages at the worst. Zero bubble where f, I and
+W cost the same.
+But: two hops, not one, per micro-batch between neighbours. A step of fewer than 2p-1 micro-batches is a
+longer one cut short.
 """
 
 from __future__ import annotations
@@ -53,11 +56,12 @@ def one_rank(p: int, m: int, rank: int) -> list[Action]:
     return rank_list.actions
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_span_bubble(p: int, m: int, f: float, b: float, w: float) -> float | None:
-    """2(p-1)(T_B - w) in time, costs of a chunk, T_B = b-w: 0 where f, T_B and w are the same (the paper's claim). hop 0, m >= 2p-1.
+    """2(p-1)(T_B - w) in time, costs of a chunk, T_B = b-w: 0 where f, T_B and w are the same (the paper's
+    claim). hop 0, m >= 2p-1.
 
     Off equal costs this is found by search: it holds for f <= T_B and 2w <= f + T_B.
     """
