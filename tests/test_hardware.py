@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import networkx as nx
 import pytest
 import torch
-from helpers import run_plan
+from helpers import published_rows, run_plan
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +21,6 @@ from glasscluster.sim.time.network import BUILDERS, Cable, build, from_graph, of
 from glasscluster.sim.time.network.own import as_data
 from glasscluster.strategies.plan import make_model, make_plan
 
-SHEET = Path(__file__).parents[2] / "shared" / "published" / "gpu_datasheet.csv"
 NAMES = ("classroom", "laptop", "dgx-v100", "dgx-a100-40gb", "dgx-a100-80gb", "dgx-h100", "dgx-h200", "dgx-b200", "pcie-a100", "pcie-4090")
 
 
@@ -88,11 +85,9 @@ def test_what_lives_in_host_memory_is_no_byte_of_the_gpu_and_is_let_go_with_its_
     assert Cluster("classroom", 1, "dry").run(program, record=False).results == [((40, 4000), (0, 4040), 40, 0)]
 
 
-@pytest.mark.skipif(not SHEET.exists(), reason="the published data sheets are not part of this clone")
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("classroom", "laptop")])
 def test_peaks_bandwidths_and_memory_are_those_of_the_published_sheet(name):
-    with SHEET.open() as file:
-        sheet = {r["gpu"].replace("SXM2/SXM3", "SXM2"): r for r in csv.DictReader(file)}
+    sheet = {r["gpu"].replace("SXM2/SXM3", "SXM2"): r for r in published_rows("gpu_datasheet.csv")}
     item = CATALOGUE[name]
     row = sheet[item.gpu.name]
     assert item.gpu.memory_bytes == float(row["memory_gb"]) * 1e9
