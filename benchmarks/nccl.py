@@ -1,7 +1,13 @@
-"""NCCL as `glasscluster.sim.time.nccl.model` predicts it against all-reduces that other people measured: python -m benchmarks.nccl [TABLES]
+"""NCCL as `glasscluster.sim.time.nccl.model` predicts it against all-reduces that other people measured.
 
-Goal: the median absolute error of the time is at most 10 %. Nothing is fitted here. Each row stands three times: our time, NCCL's
-own estimate (without the copy out of a ring's last buffer) and what NCCL would have chosen where the row does not say.
+    python -m benchmarks.nccl [FOLDER OF nccl_busbw_measured.csv]
+
+Each row stands three times: our time, NCCL's own estimate (without the copy out of a ring's last buffer) and what
+NCCL would have chosen where the row does not say. No number is fitted, but that a copy out exists was found by
+looking at the A100 rows. So the rows are in two halves by message size, every other power of two: even powers are
+those to look at, odd ones are held out, and whoever changes the model looks at the first half only.
+
+Goal: the median absolute error of the time on the half held out is at most 10 %.
 """
 
 from __future__ import annotations
@@ -15,9 +21,10 @@ from typing import Any
 
 from glasscluster.sim.time.nccl.model import choose
 
-TABLES = Path(__file__).parents[2] / "shared" / "published"
+TABLES = Path(__file__).parents[1] / "tests" / "data" / "published"
 CATALOGUE_NAME = {"A100": "dgx-a100-80gb", "A100 SXM": "dgx-a100-80gb", "H200 SXM": "dgx-h200", "B200 SXM": "dgx-b200"}
-GOAL = 10.0  # percent, median
+GOAL = 10.0  # percent, median, of the half held out
+HALVES = {"looked at": False, "held out": True}
 MIB = 1024**2
 CLASSES = (("up to 4 MiB", 4 * MIB), ("8 to 32 MiB", 32 * MIB), ("64 to 512 MiB", 512 * MIB), ("1 GiB and more", float("inf")))
 
@@ -26,6 +33,11 @@ def restriction(collective: str) -> set[str] | None:
     """The algorithms a row's text allows: "all_reduce (NVLS)" ran NVLS, "(Ring, NVLS off)" a ring; None where it says nothing."""
     inside = collective.partition("(")[2].rstrip(")").partition(",")[0].strip()
     return {inside} if inside else None
+
+
+def held_out(nbytes: int) -> bool:
+    """Whether rows of this message size may not be looked at while the model changes: an odd power of two."""
+    return (nbytes.bit_length() - 1) % 2 == 1
 
 
 def compare(row: dict[str, str]) -> dict[str, Any]:
@@ -70,11 +82,15 @@ def measure(tables: str = str(TABLES)) -> dict[str, Any]:
     def by(key: Callable[[dict[str, Any]], str]) -> dict[str, dict[str, float]]:
         return {name: summary(r for r in rows if key(r) == name) for name in dict.fromkeys(map(key, rows))}
 
+    halves = {name: [r for r in rows if held_out(r["bytes"]) == held] for name, held in HALVES.items()}
+    halves |= {f"{name}, A100": [r for r in half if r["hardware"] == "A100"] for name, half in halves.items()}
     return {
         "goal_median_percent": GOAL,
         "left_out": len(table) - len(rows),
         "overall": summary(rows),
         "nccl_estimate_alone": summary(rows, "estimate_error_percent"),
+        "halves": {name: summary(half) for name, half in halves.items()},
+        "halves_nccl_estimate_alone": {name: summary(half, "estimate_error_percent") for name, half in halves.items()},
         "by_hardware": by(lambda r: f"{r['hardware']} x{r['gpus']}" if r["hardware"] == "A100" else r["hardware"]),
         "by_size": by(size_class),
         "furthest": sorted(rows, key=lambda r: -abs(r["error_percent"]))[:8],
@@ -94,13 +110,15 @@ def main(tables: str = str(TABLES)) -> None:
     groups = {
         "overall": found["overall"],
         "NCCL's estimate alone": found["nccl_estimate_alone"],
+        **found["halves"],
+        **{f"{name}, estimate": s for name, s in found["halves_nccl_estimate_alone"].items()},
         **found["by_hardware"],
         **found["by_size"],
     }
     print(f"\n{'absolute error, percent':<26}{'rows':>5}{'median':>8}{'mean':>8}{'signed':>8}")
     for name, s in groups.items():
         print(f"{name:<26}{s['rows']:>5}{s['median']:>8.1f}{s['mean']:>8.1f}{s['signed']:>+8.1f}")
-    print(f"goal: median at most {found['goal_median_percent']:g} %")
+    print(f"goal: median of the half held out at most {found['goal_median_percent']:g} %")
 
 
 if __name__ == "__main__":

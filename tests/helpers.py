@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import time
+from pathlib import Path
 from typing import Any
 
 from glasscluster.model.config import ModelConfig
@@ -11,6 +13,13 @@ from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import check
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import train_rank
+
+PUBLISHED = Path(__file__).parent / "data" / "published"  # its README.md says where each table is from
+
+
+def published_rows(name: str) -> list[dict[str, str]]:
+    """The rows of a table that others published."""
+    return list(csv.DictReader((PUBLISHED / name).read_text(encoding="utf-8").splitlines()))
 
 
 def run_plan(plan: Plan, model: ModelConfig, backend: str = "threads", **options: Any) -> Run:

@@ -59,6 +59,22 @@ def test_train_prints_one_json_object_with_every_key_of_the_contract_and_writes_
     assert {p.name for p in folder.iterdir()} == {"report.html", "graph.npz", "ledger.csv", "trace.json", "run.json"}
 
 
+def test_run_json_and_the_ledger_are_read_back_as_what_was_printed(capsys):
+    _, out, _ = glass(capsys, "train", *LAYOUT, "--json", "--out", "kept")
+    said = json.loads(out)
+    kept = json.loads(Path("kept/run.json").read_text())
+    assert {"wall_s", "title", "versions"} == kept.keys() - said.keys()
+    assert {k: kept[k] for k in said if k != "report"} == {k: said[k] for k in said if k != "report"}
+    with Path("kept/ledger.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(said["checks"]) > 5
+    for row, check in zip(rows, said["checks"], strict=True):
+        for column, text in row.items():
+            value = check[column]
+            assert text == ("" if value is None else str(value)), (check["key"], column)
+            assert not isinstance(value, float) or float(text) == value
+
+
 def test_the_same_seed_gives_the_same_report_bytes_and_wall_time_stays_in_run_json(capsys, tmp_path):
     for name in ("a", "b"):
         assert glass(capsys, "train", *LAYOUT, "--out", name)[0] == 0

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
+import json
+from dataclasses import replace
 
+import networkx as nx
 import pytest
 import torch
-from helpers import run_plan
+from helpers import published_rows, run_plan
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_rate, parse_size, parse_time
 from glasscluster.sim.recording.events import OPTIMIZER
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import CATALOGUE, hardware
+from glasscluster.sim.time.network import BUILDERS, Cable, build, from_graph, of_hardware, read
+from glasscluster.sim.time.network.own import as_data
 from glasscluster.strategies.plan import make_model, make_plan
 
-SHEET = Path(__file__).parents[2] / "shared" / "published" / "gpu_datasheet.csv"
 NAMES = ("classroom", "laptop", "dgx-v100", "dgx-a100-40gb", "dgx-a100-80gb", "dgx-h100", "dgx-h200", "dgx-b200", "pcie-a100", "pcie-4090")
 
 
@@ -81,11 +85,9 @@ def test_what_lives_in_host_memory_is_no_byte_of_the_gpu_and_is_let_go_with_its_
     assert Cluster("classroom", 1, "dry").run(program, record=False).results == [((40, 4000), (0, 4040), 40, 0)]
 
 
-@pytest.mark.skipif(not SHEET.exists(), reason="the published data sheets are not part of this clone")
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("classroom", "laptop")])
 def test_peaks_bandwidths_and_memory_are_those_of_the_published_sheet(name):
-    with SHEET.open() as file:
-        sheet = {r["gpu"].replace("SXM2/SXM3", "SXM2"): r for r in csv.DictReader(file)}
+    sheet = {r["gpu"].replace("SXM2/SXM3", "SXM2"): r for r in published_rows("gpu_datasheet.csv")}
     item = CATALOGUE[name]
     row = sheet[item.gpu.name]
     assert item.gpu.memory_bytes == float(row["memory_gb"]) * 1e9
@@ -102,15 +104,130 @@ def test_peaks_bandwidths_and_memory_are_those_of_the_published_sheet(name):
     assert item.host.memory_bandwidth < item.gpu.memory_bandwidth / 10
 
 
-def test_a_profile_file_is_read_back_as_it_was_saved_and_a_broken_one_is_named(tmp_path):
+# ---- profile files -------------------------------------------------------------------------------------------------
+def everything(machine):
+    """What a machine is, its network's links, order and routes included."""
+    network, gpus = machine.topology, range(len(machine.topology.gpus) if machine.topology else 0)
+    return (
+        machine,  # compares all fields but the next two
+        machine.note,
+        network
+        and (
+            network.name,
+            list(network.graph.nodes(data=True)),
+            [(u, v, network.graph.edges[u, v]) for u, v in network.links],
+            network.gpus,
+            network.place,
+            [[[network.links[i] for i in network.route(a, b)] for b in gpus] for a in gpus],
+        ),
+    )
+
+
+@st.composite
+def networks(draw):
+    """A named network, or one of a user's with equally short ways; placed anyhow."""
+    cable = Cable(draw(st.floats(1e6, 1e12)), draw(st.floats(0, 1e-3)), draw(st.floats(0, 1e-4)))
+    name = draw(st.sampled_from([*BUILDERS, "catalogue", "own"]))
+    n = 8 if name in ("hypercube", "nvlink-mesh") else draw(st.integers(2, 9))
+    if name == "catalogue":
+        made = of_hardware(CATALOGUE[draw(st.sampled_from(NAMES))], n)
+    elif name == "own":
+        graph = nx.gnm_random_graph(n, 2 * n, seed=draw(st.integers(0, 1000)))
+        nx.add_path(graph, range(n))  # so that there is a way
+        if draw(st.booleans()):
+            graph = nx.relabel_nodes(graph, {i: ("gpu", i) for i in range(n)})
+        for _, _, wire in graph.edges(data=True):
+            wire["bandwidth"], wire["store_and_forward"] = draw(st.floats(1e6, 1e12)), draw(st.booleans())
+        made = from_graph(graph)
+    else:
+        made = build(name, n, cable)
+    return made.placed(draw(st.permutations(range(n)))) if draw(st.booleans()) else made
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(NAMES),
+    st.none() | networks(),
+    st.none() | st.tuples(st.floats(0.01, 100), st.floats(0.01, 100), st.floats(0.01, 100)),
+    st.text() | st.just('"Infinity", 1e999'),
+)
+def test_every_machine_is_read_back_as_it_was_saved_scaled_or_on_a_network_of_its_own(tmp_path, name, network, by, note):
+    machine = replace(CATALOGUE[name], topology=network, note=note, name=note or name)
+    if by is not None:
+        machine = machine.scaled(bandwidth=by[0], latency=by[1], flops=by[2])
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    machine.save(first)
+    back = hardware(str(first))
+    assert everything(back) == everything(machine)
+    back.save(second)
+    assert second.read_bytes() == first.read_bytes()
+    if by is not None:
+        assert (back.bandwidth_scale, back.latency_scale) == (by[0], by[1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(networks())
+def test_a_network_with_wider_links_has_the_same_routes(network):
+    ranks = range(len(network.gpus))
+    wider = network.scaled(bandwidth=2.0)
+    assert [[wider.route(a, b) for b in ranks] for a in ranks] == [[network.route(a, b) for b in ranks] for a in ranks]
+
+
+def test_a_saved_network_is_a_topology_file_too(tmp_path):
+    network = build("fat-tree", 8, Cable(1e10, 1e-6)).placed([3, 1, 0, 2, 7, 6, 5, 4])
+    path = tmp_path / "net.json"
+    path.write_text(json.dumps(as_data(network)))
+    back = replace(CATALOGUE["classroom"], topology=read(path))
+    assert everything(back) == everything(replace(CATALOGUE["classroom"], topology=network))
+
+
+def test_a_profile_of_before_is_read_with_what_it_leaves_out_as_it_is_by_default(tmp_path):
+    path = tmp_path / "old.json"
+    CATALOGUE["classroom"].save(path)
+    fields = json.loads(path.read_text())
+    for later in ("bandwidth_scale", "latency_scale", "topology", "nics", "cpu", "host", "note"):
+        del fields[later]
+    path.write_text(json.dumps(fields))
+    assert hardware(str(path)) == CATALOGUE["classroom"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "said", "nearest"),
+    [
+        (lambda f: f.clear(), "name", "is missing", None),
+        (lambda f: f["gpu"].pop("memory_bytes"), "gpu.memory_bytes", "is missing", None),
+        (lambda f: f["intra"].update(bandwith=1), "intra.bandwith", "is no field", "bandwidth"),
+        (lambda f: f["host"]["link"].update(latency=1), "host.link.latency", "is no field", "latency_s"),
+        (lambda f: f["gpu"].update(memory_bandwidth=-1), "gpu.memory_bandwidth", "greater than 0", 0.0),
+        (lambda f: f["gpu"]["peak_flops"].update(fp32="fast"), "gpu.peak_flops.fp32", "valid number", None),
+        (lambda f: f["inter"].update(latency_s=float("inf")), "inter.latency_s", "finite", None),
+        (lambda f: f.update(node_size=0), "node_size", "greater than or equal to 1", 1),
+        (lambda f: f.update(topology={"nodes": [], "edges": []}), "topology", "at least 2 are needed", None),
+        (lambda f: f.update(topology={"gpus": 1, "place": 1, "routes": 1}), "topology", "is not a network", None),
+    ],
+)
+def test_a_mistake_in_a_profile_is_named_by_its_field(tmp_path, change, field, said, nearest):
     path = tmp_path / "mine.json"
     CATALOGUE["dgx-a100-80gb"].save(path)
-    assert hardware(str(path)) == CATALOGUE["dgx-a100-80gb"]
-    path.write_text("{}")
-    with pytest.raises(InputError, match="not a hardware profile"):
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=said) as caught:
         hardware(str(path))
+    assert (caught.value.field, caught.value.nearest) == (field, nearest)
+
+
+def test_a_file_that_is_no_profile_is_said_to_be_none(tmp_path):
+    path = tmp_path / "mine.json"
+    for text in ("[]", "nothing", "{}"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="not a hardware profile"):
+            hardware(str(path))
     with pytest.raises(InputError, match="cannot be read"):
         hardware(str(tmp_path / "none.json"))
+    network = from_graph(nx.DiGraph([(frozenset([1]), 2, {"bandwidth": 1}), (2, frozenset([1]), {"bandwidth": 1})]))
+    with pytest.raises(InputError, match="a node is saved if"):
+        replace(CATALOGUE["classroom"], topology=network).save(path)
 
 
 def test_a_precision_without_a_listed_peak_is_an_input_error():

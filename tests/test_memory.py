@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_plan
+from helpers import published_rows, run_plan
 from plans import build, every
 from test_cli import glass
 
@@ -26,7 +24,6 @@ from glasscluster.strategies.judge import accounts, advice
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import train_rank
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published" / "zero_table1_memory.csv"
 TABLE_1 = {  # ZeRO 1910.02054, table 1: GB of model states of 7.5 B parameters, by GPUs and stage
     1: ("120", "120", "120"),
     4: ("52.5", "41.3", "30"),
@@ -49,10 +46,8 @@ def test_every_cell_of_table_1_of_the_zero_paper_is_the_formula_s(gpus):
         assert as_printed(stage, gpus, len(printed.partition(".")[2])) == float(printed)
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tables are not part of this clone")
 def test_the_quoted_cells_are_those_of_the_published_file():
-    with PUBLISHED.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = published_rows("zero_table1_memory.csv")
     assert {(int(r["dp"]), int(r["zero_stage"]), r["gb_per_device"]) for r in rows} == {
         (gpus, stage, cell) for gpus, cells in TABLE_1.items() for stage, cell in enumerate(cells, start=1)
     }

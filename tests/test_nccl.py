@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from statistics import median
 
 import pytest
+from helpers import published_rows
 
 from glasscluster.base.errors import InputError
 from glasscluster.sim.time.hardware import CATALOGUE
 from glasscluster.sim.time.nccl import constants as K
 from glasscluster.sim.time.nccl.model import ALGORITHMS, Channels, candidates, choose, setup
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
-published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tables are not part of this clone")
 NVIDIA = ("dgx-v100", "dgx-a100-80gb", "dgx-h100", "dgx-h200", "dgx-b200")
 SIZES = [2**k for k in range(6, 34)]
 RANKS = [*range(2, 9), 16, 24, 32, 64, 128]
@@ -26,8 +23,7 @@ MEASURED_ON = {"A100": "dgx-a100-80gb", "A100 SXM": "dgx-a100-80gb", "H200 SXM":
 
 @cache
 def table():
-    with (PUBLISHED / "nccl_tuning_constants.csv").open() as file:
-        return tuple(csv.DictReader(file))
+    return tuple(published_rows("nccl_tuning_constants.csv"))
 
 
 @cache
@@ -126,13 +122,11 @@ def hold(hw, ranks_list=RANKS, sizes=SIZES):
     return compared
 
 
-@published
 @pytest.mark.parametrize("name", NVIDIA)
 def test_every_estimate_is_the_published_formula_on_the_published_constants(name):
     assert hold(CATALOGUE[name]) > 5_000
 
 
-@published
 def test_the_formulas_hold_on_pcie_and_on_nodes_of_one_gpu_too():
     lonely = replace(CATALOGUE["dgx-a100-80gb"], node_size=1)
     assert {c.algorithm for c in candidates("all_gather", 1024, lonely, 4)} == {"Ring", "PAT"}
@@ -140,7 +134,6 @@ def test_the_formulas_hold_on_pcie_and_on_nodes_of_one_gpu_too():
     assert hold(CATALOGUE["pcie-a100"], [2, 8, 16, 32], SIZES[::4])
 
 
-@published
 @pytest.mark.parametrize(
     ("block", "key", "changed"),
     [
@@ -161,7 +154,6 @@ def test_one_changed_constant_is_noticed(monkeypatch, block, key, changed):
         hold(CATALOGUE["dgx-h100"], [8, 16, 32], SIZES[::3])
 
 
-@published
 def test_the_constants_of_the_package_are_the_published_ones():
     for algo, row in K.BASE_LATENCY.items():
         assert row == tuple(constant("baseLatency", algo, p) for p in K.PROTOCOLS)
@@ -261,16 +253,38 @@ def test_a_last_node_that_is_not_full_counts_as_a_node():
     assert choose("all_reduce", 2**20, "dgx-h100", 12).time_s > 0
 
 
-@published
-def test_the_median_error_of_measured_all_reduces_is_at_most_ten_percent():
-    errors = []
-    with (PUBLISHED / "nccl_busbw_measured.csv").open() as file:
-        for row in csv.DictReader(file):
-            allowed = {name for name in ("NVLS", "Ring") if f"({name}" in row["collective"]} or None
-            choice = choose(row["collective"].split()[0], int(row["bytes"]), MEASURED_ON[row["hardware"]], int(row["gpus"]), allowed)
-            errors.append(abs(choice.time_s * 1e6 / float(row["time_us"]) - 1))
-    assert len(errors) >= 50
-    assert median(errors) <= 0.10
+# ---- measured all-reduces: rows to look at, and rows held out ------------------------------------------------------
+def errors(held_out, hardware=None):
+    """Absolute errors of our time and of NCCL's estimate alone, over the rows of one half.
+
+    The copy out was found by looking at the A100 rows. Halves are by message size, every other power of two: the
+    gates are on the odd ones, and whoever changes the model looks at the even ones only (benchmarks/nccl.py).
+    """
+    ours, theirs = [], []
+    for row in published_rows("nccl_busbw_measured.csv"):
+        nbytes = int(row["bytes"])
+        assert nbytes & (nbytes - 1) == 0
+        if (math.log2(nbytes) % 2 == 1) != held_out or hardware not in (None, row["hardware"]):
+            continue
+        allowed = {name for name in ("NVLS", "Ring") if f"({name}" in row["collective"]} or None
+        operation, gpus = row["collective"].split()[0], int(row["gpus"])
+        choice = choose(operation, nbytes, MEASURED_ON[row["hardware"]], gpus, allowed)
+        for seconds, found in ((choice.time_s, ours), (choice.estimate_s, theirs)):
+            found.append(abs(seconds * 1e6 / float(row["time_us"]) - 1))
+    return ours, theirs
+
+
+def test_the_median_error_of_measured_all_reduces_that_are_held_out_is_at_most_ten_percent():
+    ours, theirs = errors(held_out=True)
+    assert len(ours) == 35
+    assert median(ours) <= 0.10
+    assert median(ours) < median(theirs)
+
+
+def test_the_copy_out_helps_on_the_rows_of_the_gpu_it_was_found_on_that_are_held_out():
+    ours, theirs = errors(held_out=True, hardware="A100")
+    assert len(ours) == 15
+    assert median(ours) < median(theirs)
 
 
 def test_bad_input_is_named():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import random
 from itertools import product
-from pathlib import Path
 
 import pytest
+from helpers import published_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_schedules import THEIRS, pytorch_lists
@@ -36,14 +35,8 @@ from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
 from glasscluster.strategies.pipeline.schedules.notation import read_schedule
 from glasscluster.strategies.pipeline.schedules.tools import largest
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
-published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published tables are not part of this clone")
 PS = range(2, 9)
 MS = [1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 17, 24, 31, 32]
-
-
-def published_rows(name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader((PUBLISHED / name).read_text().splitlines()))
 
 
 def number_of_chunks(name: str, v: int) -> int:
@@ -80,7 +73,6 @@ def test_every_rank_does_what_the_installed_pytorch_lists(name, p):
         assert [ours.written(r) for r in range(p)] == theirs, (v, m)
 
 
-@published
 def test_the_published_lists_are_ours_rank_by_rank():
     names = {theirs.removeprefix("Schedule"): ours for ours, theirs in THEIRS.items()}
     names["ZBV"] = "zb-v"
@@ -92,7 +84,6 @@ def test_the_published_lists_are_ours_rank_by_rank():
     assert len(rows) == 72
 
 
-@published
 def test_makespan_bubbles_and_live_chunks_are_the_published_ones():
     names = {theirs.removeprefix("Schedule"): ours for ours, theirs in THEIRS.items()}
     names["ZBV"] = "zb-v"
@@ -105,7 +96,6 @@ def test_makespan_bubbles_and_live_chunks_are_the_published_ones():
         assert judged.peak_live == [int(n) for n in row["peak_live_chunks_per_rank"].split()]
 
 
-@published
 def test_pytorch_s_own_test_files_are_read_with_idle_and_communication_tokens_and_pass():
     files: dict[str, list[str]] = {}
     for row in published_rows("pp_schedules_pytorch_artifacts.csv"):
@@ -152,7 +142,7 @@ def test_the_picture_in_a_schedule_s_docstring_is_what_is_played(theory, name, p
 
 
 # ---- table 5 and table 4 of the zero-bubble paper -----------------------------------------------------------------
-# Qi et al., 2401.10241: profiled T_F, T_B, T_W and T_comm in ms (as in shared/published/zero_bubble_profile_ms.csv), stages,
+# Qi et al., 2401.10241: profiled T_F, T_B, T_W and T_comm in ms (as in tests/data/published/zero_bubble_profile_ms.csv), stages,
 # chunks of one layer; bubble rates of table 5, samples per GPU and second of table 4. ZB-1p is a search that finds ZB-H1's rate;
 # ZB-2p is the same search with twice the memory, and no schedule here.
 PROFILE = {"1.5B": (8, 3, 18.522, 18.086, 9.337, 0.601), "14.6B": (16, 3, 11.347, 11.248, 8.132, 0.377)}
@@ -209,7 +199,6 @@ def test_the_throughput_ordering_of_table_4(model, m):
     assert wrong_pairs(model, m, sends_block=False) == ([("1F1B-I", "ZB-1p")] if against else [])
 
 
-@published
 def test_the_quoted_cells_are_those_of_the_published_files():
     for row in published_rows("zero_bubble_table5_bubble_rate.csv"):
         quoted = TABLE_5[row["model"], int(row["n_microbatches"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from itertools import pairwise
@@ -23,6 +24,7 @@ from glasscluster.base.errors import (
     RankDied,
 )
 from glasscluster.sim.ranks.deadlock import standstill
+from glasscluster.sim.recording import packed
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.replay import replay
@@ -267,6 +269,35 @@ def test_reductions_are_sum_max_min_and_avg_and_another_is_refused():
 @pytest.fixture(scope="module", params=[0, 5, 9])
 def run(request):
     return run_plan(*build(stratified()[request.param]))
+
+
+def beside_its_rows(graph):
+    """What a graph knows that its canonical rows do not show: as JSON, which has no tuples and names keys by words."""
+    memory = {r: {k: x.tolist() if hasattr(x, "tolist") else x for k, x in m.items()} for r, m in graph.memory.items()}
+    return json.loads(json.dumps([graph.ranks, graph.info, graph.groups, memory], sort_keys=True))
+
+
+def read_back(graph, path):
+    """A graph by way of its file, and by way of a report's download."""
+    graph.save(path / "graph.npz")
+    (path / "graph.json").write_text(json.dumps({"format": packed.FORMAT, **packed.pack_graph(graph)}))
+    return ExecutionGraph.load(path / "graph.npz"), packed.load_packed(path / "graph.json")
+
+
+def test_a_graph_survives_its_files_with_all_that_it_knows(run, tmp_path):
+    for again in read_back(run.graph, tmp_path):
+        assert run.graph.difference(again) is None
+        assert beside_its_rows(again) == beside_its_rows(run.graph)
+        assert {type(g) for groups in again.groups.values() for g in groups} == {int}
+        assert replay(again, "dgx-h100").makespan == run.replay("dgx-h100").makespan
+
+
+@pytest.mark.parametrize("plan", stratified()[3::20], ids=name)
+def test_a_graph_of_any_plan_survives_its_files(plan, tmp_path):
+    graph = run_plan(*build(plan), "dry").graph
+    for again in read_back(graph, tmp_path):
+        assert graph.difference(again) is None
+        assert beside_its_rows(again) == beside_its_rows(graph)
 
 
 def test_a_graph_survives_its_file_which_holds_no_pickle(run, tmp_path):

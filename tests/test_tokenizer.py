@@ -7,7 +7,7 @@ import sys
 import unicodedata
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Theirs
 from tokenizers import models, pre_tokenizers, trainers
@@ -137,6 +137,33 @@ def test_a_saved_file_means_the_same_to_tokenizers_and_to_us(ours, tmp_path):
     assert theirs.decode(theirs.encode(text).ids, skip_special_tokens=False) == text == again.decode(again.encode(text, "all"))
     theirs.save(str(tmp_path / "theirs.json"))
     assert Tokenizer.load(tmp_path / "theirs.json").as_json() == again.as_json()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(st.binary(max_size=80) | st.sampled_from(["aaabbb ab ab", "数据 数据"]).map(str.encode), max_size=3),
+    vocab=st.integers(262, 280),
+    specials=st.lists(st.text(min_size=1, max_size=4), max_size=4, unique=True),
+)
+@example(texts=[b"ab ab ab"], vocab=262, specials=["ab"])
+@example(texts=[b"ab ab ab"], vocab=262, specials=["\u0120"])
+def test_a_tokenizer_is_read_back_as_it_was_saved_or_was_none(tmp_path, texts, vocab, specials):
+    try:
+        made = Tokenizer.train(texts, vocab, specials)
+    except ValueError as problem:
+        said = str(problem)
+    else:
+        said = ""
+    if said:
+        assert "spelled as an ordinary" in said
+        assert {s.encode() for s in specials} & {spelled(bytes([b])).encode() for b in range(256)} or "ab" in specials
+        return
+    made.save(tmp_path / "tokenizer.json")
+    back = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert (back.tokens, back.merges, back.specials) == (made.tokens, made.merges, made.specials)
+    text = b" ".join(texts) + "".join(specials).encode()
+    assert back.encode(text, "all") == made.encode(text, "all")
+    assert back.decode_bytes(back.encode(text, "all")) == text
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def test_a_tokenizer_is_trained_and_used_from_the_command_line(capsys):
     [
         ("tokenize train nothing.txt", "files"),
         ("tokenize train a.txt --vocab 100", "vocab"),
+        ("tokenize train a.txt --vocab 280 --special a", "special"),
         ("tokenize encode x --tokenizer none.json", "tokenizer"),
         ("tokenize encode x --tokenizer a.txt", "tokenizer"),
         ("tokenize train a.txt --vocab many", "vocab"),

@@ -54,6 +54,9 @@ class Tokenizer:
             raise ValueError(f"a byte-level tokenizer has all 256 bytes as tokens; missing: {missing[:8]}")
         if taken := self.tokens.keys() & self.specials.values():
             raise ValueError(f"special tokens have numbers of their own; {sorted(taken)} are ordinary tokens")
+        words = {spelled(token) for token in self.numbers} if self.specials else set()
+        if alike := sorted(words & self.specials.keys()):
+            raise ValueError(f"a file cannot hold special tokens that are spelled as an ordinary one is: {alike[:8]}")
         try:
             made = [self.numbers[self.tokens[a] + self.tokens[b]] for a, b in self.merges]
         except KeyError as problem:
@@ -167,7 +170,7 @@ class Tokenizer:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             model = content["model"]
             specials = {t["content"]: t["id"] for t in content.get("added_tokens") or []}
-            numbers = {unspelled(w): n for w, n in model["vocab"].items() if w not in specials}
+            numbers = {unspelled(w): n for w, n in model["vocab"].items() if specials.get(w) != n}
             pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
             merges = [(numbers[unspelled(a)], numbers[unspelled(b)]) for a, b in pairs]
         except (KeyError, TypeError, ValueError, AttributeError) as problem:

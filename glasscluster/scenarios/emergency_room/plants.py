@@ -11,28 +11,17 @@ from dataclasses import replace
 
 import torch
 
+from glasscluster.scenarios.emergency_room.held_out_plants import HELD_OUT_PLANTS
+from glasscluster.scenarios.emergency_room.plant import Healthy, Plant, masters_follow
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.layout.units import Unit
-from glasscluster.strategies.observer import Observer
 from glasscluster.strategies.result import RankResult
 from glasscluster.strategies.step import Batch, Step
 from glasscluster.strategies.trainer import Trainer
 
 HELD_OUT = 10**6  # the number of the first batch that no run trains on
 BAD_STEPS = (4, 3, 2)  # that many before the end
-
-
-class Plant(Observer):
-    """What all plants know: the rank's trainer."""
-
-    def assembled(self, trainer: Trainer) -> None:
-        """Whom it is planted in."""
-        self.trainer = trainer
-
-
-class Healthy(Plant):
-    """Nothing is broken."""
 
 
 class NoiseOnOneRank(Plant):
@@ -112,14 +101,6 @@ class GrownQueriesAndKeys(Plant):
         masters_follow(trainer)
 
 
-def masters_follow(trainer: Trainer) -> None:
-    """The optimizer's fp32 copies are those of the weights as they stand."""
-    for manager in trainer.manager.all:
-        for unit, state in zip(manager.units, manager.optimizer.state, strict=True):
-            if state.master is not None:
-                state.master.copy_(unit.owned_parameters)
-
-
 PLANTS: dict[str, Callable[[], Plant]] = {
     "healthy": Healthy,
     "noise_on_one_rank": NoiseOnOneRank,
@@ -128,6 +109,7 @@ PLANTS: dict[str, Callable[[], Plant]] = {
     "norm_counts_copies": NormCountsCopies,
     "same_batches": SameBatches,
     "grown_queries_and_keys": GrownQueriesAndKeys,
+    **HELD_OUT_PLANTS,
 }
 
 

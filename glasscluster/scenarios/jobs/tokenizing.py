@@ -46,7 +46,10 @@ def learned(sources: Sequence[str], vocab: int, specials: Sequence[str], out: st
     pieces = count_pieces(texts)
     say(f"merging in {len(pieces):,} different pieces")
     found = learn(pieces, vocab - len(specials), lambda n: say(f"{n:,} tokens") if n % TELL_EVERY == 0 else None)
-    made = Tokenizer(found.tokens, found.merges, {text: len(found.tokens) + i for i, text in enumerate(specials)})
+    try:
+        made = Tokenizer(found.tokens, found.merges, {text: len(found.tokens) + i for i, text in enumerate(specials)})
+    except ValueError as problem:
+        raise InputError("special", ", ".join(specials), str(problem)) from None
     try:
         made.save(out)
     except OSError as problem:

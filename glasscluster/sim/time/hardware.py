@@ -7,16 +7,14 @@ Units: FLOP/s, bytes, bytes/s, seconds.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.link import Link
-
-if TYPE_CHECKING:
-    from glasscluster.sim.time.network import Topology
+from glasscluster.sim.time import profile
+from glasscluster.sim.time.network.own import as_data, from_data
+from glasscluster.sim.time.network.topology import Topology
 
 GB = 1e9
 GIB = 1024**3
@@ -173,12 +171,16 @@ class Hardware:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a profile file that `--hardware FILE` reads back.
+        """Write a profile file that `--hardware FILE` reads back as this machine: scaled links and a topology too.
 
         Args:
             path: the file to write, or to replace.
+
+        Raises:
+            InputError: a node of the topology is neither a word, a number nor a tuple of them.
         """
-        Path(path).write_text(json.dumps(asdict(replace(self, topology=None)), indent=1).replace("Infinity", "1e999"))
+        fields = asdict(replace(self, topology=None))
+        profile.write(fields | {"topology": self.topology and as_data(self.topology)}, path)
 
 
 _ML_ENG = "stas00/ml-engineering, compute/accelerator and network READMEs"
@@ -366,20 +368,11 @@ def hardware(name: str | Hardware) -> Hardware:
 
 
 def _read_profile(path: Path) -> Hardware:
-    try:
-        raw = json.loads(path.read_text())
-        return Hardware(
-            raw["name"],
-            GPU(**raw["gpu"]),
-            Link(**raw["intra"]),
-            Link(**raw["inter"]),
-            int(raw.get("node_size", 8)),
-            raw.get("note", ""),
-            int(raw.get("nics", 0)),
-            raw.get("cpu", "intel"),
-            HostShare(**{**raw["host"], "link": Link(**raw["host"]["link"])}) if "host" in raw else CLASSROOM_HOST,
-        )
-    except OSError as problem:
-        raise InputError("hardware", str(path), f"cannot be read: {problem.strerror}") from None
-    except (ValueError, TypeError, KeyError) as problem:
-        raise InputError("hardware", str(path), f"not a hardware profile: {problem}") from None
+    fields = profile.read(path)
+    parts: dict[str, Any] = {"gpu": GPU(**fields["gpu"])} | {wire: Link(**fields[wire]) for wire in ("intra", "inter")}
+    host = fields.pop("host", None)
+    if host is not None:
+        parts["host"] = HostShare(**host | {"link": Link(**host["link"])})
+    if fields.get("topology") is not None:
+        parts["topology"] = from_data(fields["topology"], name=path.stem)
+    return Hardware(**fields | parts)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from glasscluster.sim.time.hardware import Hardware
+from typing import TYPE_CHECKING
+
 from glasscluster.sim.time.network.blocks import Cable, gpu, join, network, new_switch
 from glasscluster.sim.time.network.topology import Node, Topology
+
+if TYPE_CHECKING:
+    from glasscluster.sim.time.hardware import Hardware
 
 
 def of_hardware(hw: Hardware, gpus: int) -> Topology:

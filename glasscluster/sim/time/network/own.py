@@ -11,7 +11,7 @@ import networkx as nx
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_rate, parse_time
-from glasscluster.sim.time.network.topology import Node, Topology
+from glasscluster.sim.time.network.topology import Node, Topology, links_as_added
 
 LARGEST_FILE = 10_000_000
 
@@ -53,18 +53,102 @@ def _number(field: str, value: Any) -> Any:
 
 
 def read(path: str | Path) -> Topology:
-    """A file as `networkx.node_link_data` writes it: {"nodes": [{"id", "kind"}], "edges": [{"source", "target", "bandwidth", ..}]}."""
+    """A file as `networkx.node_link_data` or `as_data` writes it.
+
+    {"nodes": [{"id", "kind"}], "edges": [{"source", "target", "bandwidth", ..}]}, and where `as_data` wrote it the
+    order of GPUs, the placement of ranks and the routes.
+    """
     path = Path(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise InputError("topology", path.name, f"the file is larger than {LARGEST_FILE:,} bytes")
         data = json.loads(path.read_text())
-        edges = "edges" if "edges" in data else "links"
-        graph = nx.node_link_graph({"directed": False, "multigraph": False, "graph": {}, **data}, edges=edges)
     except InputError:
         raise
     except OSError as problem:
         raise InputError("topology", str(path), f"cannot be read: {problem.strerror}") from None
-    except Exception as problem:  # networkx raises whatever the file's shape leads it into
-        raise InputError("topology", path.name, f"is not a network (nodes and edges): {type(problem).__name__}: {problem}") from None
-    return from_graph(graph, name=path.stem)
+    except ValueError as problem:
+        raise InputError("topology", path.name, f"is not a network (nodes and edges): {problem}") from None
+    return from_data(data, name=path.stem)
+
+
+# ---- as data, exactly ----------------------------------------------------------------------------------------------
+NODE_FIELDS = ("kind", "pos")
+LINK_FIELDS = ("bandwidth", "latency_s", "overhead_s", "store_and_forward", "out")
+SAVED = ("gpus", "place", "routes")  # what only `as_data` writes
+
+
+def as_data(network: Topology) -> dict[str, Any]:
+    """A network as JSON data, from which `from_data` makes the same one: links, their order, placement and routes.
+
+    Routes are listed, as numbers of nodes, where a rule of the network's own makes them; else the fewest links do.
+    Raises InputError for a node that JSON cannot name.
+    """
+    graph = network.graph
+    number = {node: i for i, node in enumerate(graph)}
+    data: dict[str, Any] = {
+        "name": network.name,
+        "directed": True,
+        "nodes": [{"id": _json_node(n), **_plain(d, NODE_FIELDS)} for n, d in graph.nodes(data=True)],
+        "edges": [
+            {"source": _json_node(u), "target": _json_node(v), **_plain(graph.edges[u, v], LINK_FIELDS)}
+            for u, v in links_as_added(graph)
+        ],
+        "gpus": [_json_node(n) for n in network.gpus],
+        "place": network.place,
+        "routes": None,
+    }
+    if not network.routes_are_fewest_links:
+        gpus = range(len(network.gpus))
+        data["routes"] = [[" ".join(str(number[n]) for n in network.rule(a, b)) for b in gpus] for a in gpus]
+    return data
+
+
+def from_data(data: Any, *, name: str) -> Topology:
+    """The network that JSON data describes; `name` where the data gives none. Raises InputError."""
+    try:
+        if all(field in data for field in SAVED):
+            return _saved(data, data.get("name", name))
+        edges = "edges" if "edges" in data else "links"
+        graph = nx.node_link_graph({"directed": False, "multigraph": False, "graph": {}, **data}, edges=edges)
+    except InputError:
+        raise
+    except Exception as problem:  # networkx raises whatever the data's shape leads it into
+        said = f"is not a network (nodes and edges): {type(problem).__name__}: {problem}"
+        raise InputError("topology", name, said) from None
+    return from_graph(graph, name=name)
+
+
+def _saved(data: dict[str, Any], name: str) -> Topology:
+    graph = nx.DiGraph()
+    for node in data["nodes"]:
+        graph.add_node(_node(node["id"]), **{k: _node(v) for k, v in node.items() if k in NODE_FIELDS})
+    for edge in data["edges"]:
+        values = {k: _node(v) for k, v in edge.items() if k in LINK_FIELDS}
+        graph.add_edge(_node(edge["source"]), _node(edge["target"]), **values)
+    nodes, rule = list(graph), None
+    if data["routes"] is not None:
+        routes = [[[nodes[int(i)] for i in way.split()] for way in row] for row in data["routes"]]
+
+        def rule(src: int, dst: int) -> list[Node]:
+            return routes[src][dst]
+
+    return Topology(name, graph, [_node(n) for n in data["gpus"]], rule, data["place"]).check()
+
+
+def _json_node(node: Node) -> Any:
+    if isinstance(node, tuple):
+        return [_json_node(n) for n in node]
+    if not isinstance(node, (str, int, float)):
+        raise InputError("topology", node, "a node is saved if it is a word, a number or a tuple of them")
+    return node
+
+
+def _node(value: Any) -> Any:
+    """What JSON made a list of was a tuple."""
+    return tuple(_node(x) for x in value) if isinstance(value, list) else value
+
+
+def _plain(data: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
+    """Numbers as Python's own (a picture's places come from numpy)."""
+    return {k: [float(x) for x in data[k]] if k in ("pos", "out") else data[k] for k in fields if k in data}

@@ -21,16 +21,12 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.link import Link
-
-if TYPE_CHECKING:
-    from glasscluster.base.link import Link
 
 Node = Hashable
 Rule = Callable[[int, int], Sequence[Node]]  # from a GPU's number to another's: the nodes on the way, both ends included
@@ -127,6 +123,11 @@ class Topology:
                 cut.append([])
         return [s for s in cut if s]
 
+    @property
+    def routes_are_fewest_links(self) -> bool:
+        """True where no rule of the network's own chooses the routes."""
+        return self.rule == self._fewest_links
+
     # ---- variations ----------------------------------------------------------------------------------------------
     def placed(self, order: Sequence[int]) -> Topology:
         """The same network with rank r on GPU `order[r]`."""
@@ -136,7 +137,10 @@ class Topology:
 
     def scaled(self, *, bandwidth: float = 1.0, latency: float = 1.0) -> Topology:
         """The same network with every link `bandwidth` times as wide and `latency` times as long."""
-        graph = self.graph.copy()
+        # not graph.copy(): it lists links in another order, and of two equally short routes the other one is taken
+        graph = nx.DiGraph()
+        graph.add_nodes_from(self.graph.nodes(data=True))
+        graph.add_edges_from((u, v, dict(self.graph.edges[u, v])) for u, v in links_as_added(self.graph))
         for _, _, data in graph.edges(data=True):
             data["bandwidth"] *= bandwidth
             data["latency_s"] *= latency
@@ -144,7 +148,7 @@ class Topology:
         return self._with(graph, self.place)
 
     def _with(self, graph: nx.DiGraph, place: Sequence[int]) -> Topology:
-        return Topology(self.name, graph, self.gpus, None if self.rule == self._fewest_links else self.rule, place)
+        return Topology(self.name, graph, self.gpus, None if self.routes_are_fewest_links else self.rule, place)
 
     # ---- sameness ------------------------------------------------------------------------------------------------
     def check(self) -> Topology:
@@ -164,3 +168,16 @@ class Topology:
                 a, b = (first, lost)[::way]
                 raise InputError("topology", self.name, f"is disconnected: there is no route from {a} to {b}")
         return self
+
+
+def links_as_added(graph: nx.DiGraph) -> list[tuple[Node, Node]]:
+    """The links in an order in which adding them gives every node its links out and in as they are listed now.
+
+    Where two routes are equally short, networkx takes the one that those lists name first.
+    """
+    order = nx.DiGraph()
+    order.add_nodes_from(graph.edges)
+    for node in graph:
+        order.add_edges_from(pairwise((node, v) for v in graph.succ[node]))
+        order.add_edges_from(pairwise((u, node) for u in graph.pred[node]))
+    return list(nx.topological_sort(order))
