@@ -380,7 +380,8 @@ class Lab:
 
     def _told(self) -> list[Any]:
         """The scenario's own sentences; when they are few, what can be said of any run is added, from its numbers."""
-        from glasscluster.visualize.page.report import StoryStep, told
+        from glasscluster.visualize.page.report import StoryStep
+        from glasscluster.visualize.page.story import told
 
         steps = [StoryStep(text, view or "tab=ledger") for text, view in self.story]
         if self.entries and len(steps) < FEWEST_SENTENCES:
@@ -393,7 +394,8 @@ class Lab:
     def write(self, folder: Path) -> Path:
         """report.html, ledger.csv, and each run's graph and trace (in a folder of its own when there are several)."""
         from glasscluster.scenarios.jobs.training import network_pictures, write_ledger, write_run_json
-        from glasscluster.visualize.page.report import Chapter, Report, write_report
+        from glasscluster.visualize.page.assemble import write_report
+        from glasscluster.visualize.page.report import Chapter, Report
         from glasscluster.visualize.page.trace import write_chrome_trace
 
         for entry in self.entries:

@@ -33,8 +33,8 @@ from glasscluster.sim.time.idle import IDLE_CAUSES
 from glasscluster.sim.time.network import Cable, build
 from glasscluster.sim.time.replay import replay
 from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize.page.assemble import ENGINE
 from glasscluster.visualize.page.pack import pack_timeline
-from glasscluster.visualize.page.report import ENGINE
 from glasscluster.visualize.page.trace import chrome_trace
 
 TEMPLATES = Path(package.__file__).parent / "templates"

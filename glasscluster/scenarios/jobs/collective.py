@@ -280,7 +280,8 @@ def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
     from glasscluster.base.text import Said
     from glasscluster.scenarios.jobs.training import output_folder, write_run_json
     from glasscluster.visualize.figures.collectives import bandwidth_figure, crossover_figure, scaling_figure
-    from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
+    from glasscluster.visualize.page.assemble import write_report
+    from glasscluster.visualize.page.report import Chapter, Report, StoryStep
 
     folder = output_folder(out, "collective")
     rows = content.get("sweep", [])

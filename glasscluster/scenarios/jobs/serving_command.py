@@ -91,7 +91,8 @@ def write(made: Serving, out: str) -> Path:
     from glasscluster.base.text import Said
     from glasscluster.scenarios.jobs.training import output_folder, write_run_json
     from glasscluster.visualize.figures.slots import cache_figure, slots_figure
-    from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
+    from glasscluster.visualize.page.assemble import write_report
+    from glasscluster.visualize.page.report import Chapter, Report, StoryStep
 
     folder, run, job = output_folder(out, "serve"), made.run, made.job
     run.graph.save(folder / "graph.npz")

@@ -288,7 +288,7 @@ def output_folder(out: str | None, name: str) -> Path:
 
 def write_files(folder: Path, trained: Trained, title: str) -> None:
     """report.html, graph.npz, ledger.csv, trace.json and run.json."""
-    from glasscluster.visualize.page.report import write_run_report
+    from glasscluster.visualize.page.one_run import write_run_report
     from glasscluster.visualize.page.trace import write_chrome_trace
 
     trained.run.graph.save(folder / "graph.npz")

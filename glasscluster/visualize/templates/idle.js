@@ -7,7 +7,7 @@ const GlassIdle = (function () {
   const [COMMUNICATION, DEPENDENCY, WARM_UP, DRAIN] = IDLE_CAUSES.keys();
   const { latest } = GlassCriticalPath;
 
-  /* The gaps of a rank, from 0 to the makespan, in order of time and with their causes, after those already in
+  /* The gaps of a rank, from 0 to the makespan, in order of time and with their causes, after those in
      `found`: `n` rows of columns that have room for more. `cause` is a number in IDLE_CAUSES; `axis` is -1
      where nothing was awaited. */
   function gaps(timeline, rank, found = none(timeline.graph)) {

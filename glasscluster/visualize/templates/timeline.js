@@ -1,7 +1,7 @@
 "use strict";
 /* When everything happened, and questions of it.
-   Counterpart: glasscluster/sim/time/timeline.py; only what the page asks is here. Idle time is worked out in idle.js, the critical path in critical_path.js, what is drawn
-   in bars.js. */
+   Counterpart: glasscluster/sim/time/timeline.py; only what the page asks is here. Idle time is worked out in
+   idle.js, the critical path in critical_path.js, what is drawn in bars.js. */
 const GlassTimeline = (function () {
   const USEFUL = ["forward", "backward", "weight", "recompute"];
 
