@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from helpers import until, walk_through
@@ -153,7 +154,7 @@ def test_hostile_text_in_every_field_is_shown_and_never_run(visit, lab, tmp_path
     graph.names = [f"{n}{HOSTILE}" for n in graph.names]
     graph.info["name"] = HOSTILE
     run = type(entry.run).stored(replay(graph, "classroom"))
-    rows = [{**entry.checks[0], "name": HOSTILE, "source": HOSTILE, "unit": HOSTILE}]
+    rows = [replace(entry.checks[0], name=bad, source=HOSTILE, unit=HOSTILE)]
     chapter = report.Chapter(
         HOSTILE,
         bad,
