@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from glasscluster.sim.run import Cluster, Run
-from glasscluster.visualize.page.report import write_run_report
+from glasscluster.visualize.page.one_run import write_run_report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
@@ -47,7 +47,9 @@ def recorded(ranks: int, micro_batches: int, schedule: str = "gpipe") -> Run:
     """A pipeline of one event a span, recorded dry."""
     from programs import pipeline_of_spans
 
-    return Cluster("classroom", ranks, "dry", memory_bytes=None).run(pipeline_of_spans, micro_batches, schedule)
+    return Cluster("classroom", ranks, "dry", memory_bytes=None).run(
+        pipeline_of_spans, micro_batches, schedule
+    )
 
 
 def in_browser(pages: dict[str, Path], repeats: int = REPEATS) -> dict[str, dict[str, float]]:
@@ -56,7 +58,9 @@ def in_browser(pages: dict[str, Path], repeats: int = REPEATS) -> dict[str, dict
 
     found = {}
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        browser = play.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
         for name, path in pages.items():
             loads, zooms, steps = [], [], []
             for _ in range(repeats):
@@ -66,7 +70,11 @@ def in_browser(pages: dict[str, Path], repeats: int = REPEATS) -> dict[str, dict
                 zooms += [page.evaluate(ZOOM) for _ in range(3)]
                 steps += page.evaluate(SLIDE, 8)[1:]
                 page.close()
-            found[name] = {"load_ms": median(loads), "zoom_ms": median(zooms), "slider_step_ms": median(steps)}
+            found[name] = {
+                "load_ms": median(loads),
+                "zoom_ms": median(zooms),
+                "slider_step_ms": median(steps),
+            }
         browser.close()
     return found
 
@@ -81,7 +89,11 @@ def measure(large: bool = False) -> dict[str, Any]:
         for name, (ranks, m) in shapes.items():
             run = recorded(ranks, m, "1f1b" if "spans" in name else "gpipe")
             pages[name] = write_run_report(run, Path(folder) / f"{name}.html")
-            about[name] = {"events": len(run.graph), "bars": bar_count(run.timeline), "MB": round(pages[name].stat().st_size / 1e6, 2)}
+            about[name] = {
+                "events": len(run.graph),
+                "bars": bar_count(run.timeline),
+                "MB": round(pages[name].stat().st_size / 1e6, 2),
+            }
         times = in_browser(pages)
     return {name: {**about[name], **{k: round(v, 1) for k, v in times[name].items()}} for name in pages}
 

@@ -11,7 +11,7 @@ from typing import Any
 from glasscluster.scenarios import gallery
 from glasscluster.scenarios.find import find
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.visualize.page.report import write_run_report
+from glasscluster.visualize.page.one_run import write_run_report
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]

@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any:
 declare(
     {
         "timeline": "glasscluster.visualize.figures.timeline:timeline_figure",
-        "notebook": "glasscluster.visualize.page.report:notebook_html",
-        "report": "glasscluster.visualize.page.report:write_run_report",
+        "notebook": "glasscluster.visualize.page.assemble:notebook_html",
+        "report": "glasscluster.visualize.page.one_run:write_run_report",
     }
 )

@@ -54,7 +54,7 @@ def walk_through(page: Any, widths: tuple[int, ...] = ()) -> None:
 
     `widths`: one a language, instead of the page's own.
     """
-    from glasscluster.visualize.page import report
+    from glasscluster.visualize.page.assemble import TABS
     from glasscluster.visualize.words import CATALOGUE
 
     if page.query_selector("#predict"):
@@ -66,7 +66,7 @@ def walk_through(page: Any, widths: tuple[int, ...] = ()) -> None:
     for place, language in enumerate((start, "zh" if start == "en" else "en")):
         if widths:
             page.set_viewport_size({"width": widths[place], "height": 760})
-        for tab in report.TABS:
+        for tab in TABS:
             page.click(f"#tab-{tab}")
             assert page.is_visible(f"#panel-{tab}")
             assert page.inner_text(f"#tab-{tab}") == CATALOGUE[f"tab_{tab}"].in_(language)

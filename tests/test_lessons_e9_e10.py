@@ -220,7 +220,7 @@ def test_a_trained_plan_has_the_pictures_that_tell_of_it(plan, more, expected):
 
 
 def test_a_report_shows_them_in_the_network_tab(tmp_path):
-    from glasscluster.visualize.page.report import write_run_report
+    from glasscluster.visualize.page.one_run import write_run_report
 
     model, layout = make_model("tiny", layers=1, hidden=16, seq=16, experts=4), make_plan(cp=2, dp=2, ep=4)
     trained = Trained(Job(layout, model, 1), run_plan(layout, model), None)

@@ -35,7 +35,9 @@ from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import train_rank
-from glasscluster.visualize.page.report import Chapter, LessonPage, Report, StoryStep, story_of, write_report
+from glasscluster.visualize.page.assemble import write_report
+from glasscluster.visualize.page.report import Chapter, LessonPage, Report, StoryStep
+from glasscluster.visualize.page.story import story_of
 from glasscluster.visualize.page.trace import write_chrome_trace
 
 Say = Callable[[str], None]

@@ -39,6 +39,8 @@ CATALOGUE: dict[str, Said] = {
     "optimizer_state": Said("Optimizer state", "优化器状态"),
     "activations": Said("Activations", "激活"),
     "buffers": Said("Buffers", "缓冲区"),
+    "scalars": Said("Scalars", "标量"),
+    "data": Said("Data", "数据"),
     # time
     "compute": Said("Forward and backward", "前向与反向计算"),
     "exposed": Said("Exposed communication", "暴露的通信"),
@@ -341,6 +343,29 @@ def word(key: str, lang: str = "en", **values: object) -> str:
 
 
 # symbol, term, meaning: the symbols that lessons and ledgers use
+# units of ledger rows that are English words; any other stands in both languages as it is
+UNITS = {
+    "bytes": "字节",
+    "relative": "相对值",
+    "absolute": "绝对值",
+    "micro-batches": "微批次",
+    "rows": "行",
+    "ranks": "个 rank",
+    "steps": "步",
+    "layers": "层",
+    "elements": "元素",
+    "parameters": "参数",
+    "messages": "消息",
+    "fraction": "比例",
+    "pairs": "对",
+    "chunks": "块",
+    "slots": "槽位",
+    "requests": "请求",
+    "sequences": "序列",
+    "tensors": "张量",
+    "runs": "次运行",
+}
+
 GLOSSARY: tuple[tuple[str, Said, Said], ...] = (
     ("N", Said("ranks", "rank 数"), Said("GPUs that take part in a collective", "参与一次集合通信的 GPU 数")),
     ("S", Said("size", "大小"), Said("bytes of the full buffer on a rank", "一个 rank 上完整缓冲区的字节数")),

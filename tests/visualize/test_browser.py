@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from helpers import until, walk_through
@@ -14,7 +15,7 @@ from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.packed import load_packed
 from glasscluster.sim.time.replay import replay
-from glasscluster.visualize.page import report
+from glasscluster.visualize.page import assemble, report
 
 pytestmark = pytest.mark.browser
 HOSTILE = '</script><img src=x onerror="window.stolen=1">\'"{{7*7}}'
@@ -153,7 +154,7 @@ def test_hostile_text_in_every_field_is_shown_and_never_run(visit, lab, tmp_path
     graph.names = [f"{n}{HOSTILE}" for n in graph.names]
     graph.info["name"] = HOSTILE
     run = type(entry.run).stored(replay(graph, "classroom"))
-    rows = [{**entry.checks[0], "name": HOSTILE, "source": HOSTILE, "unit": HOSTILE}]
+    rows = [replace(entry.checks[0], name=bad, source=HOSTILE, unit=HOSTILE)]
     chapter = report.Chapter(
         HOSTILE,
         bad,
@@ -168,13 +169,13 @@ def test_hostile_text_in_every_field_is_shown_and_never_run(visit, lab, tmp_path
         HOSTILE, bad, bad, 1.0, HOSTILE, HOSTILE, bad, bad, [bad], bad, bad, bad, [bad], bad
     )
     page_content = report.Report(HOSTILE, bad, bad, [chapter], steps, 0, rows, lesson=taught)
-    path = report.write_report(page_content, tmp_path / "hostile.html")
+    path = assemble.write_report(page_content, tmp_path / "hostile.html")
     page = visit(
         path, 1360, "#guess=<img src=x onerror=window.stolen=1>&sel=<b>&bw=<i>&slow=<u>:9&faster=__proto__:2"
     )
     page.fill("#guess", "2")
     page.press("#guess", "Enter")
-    for tab in report.TABS:
+    for tab in assemble.TABS:
         page.click(f"#tab-{tab}")
         until(page, "document.documentElement.dataset.drawing === 'no'")
         for button in page.query_selector_all(f"#panel-{tab} .table-toggle"):
@@ -241,6 +242,6 @@ def test_a_run_shows_itself_in_a_notebook_without_a_network(visit, lab, tmp_path
 def test_a_printed_page_holds_every_tab_of_the_chosen_run(visit, page_file, tmp_path):
     page = visit(page_file, 1360, "#tab=story&lang=en")
     page.emulate_media(media="print")
-    for tab in report.TABS:
+    for tab in assemble.TABS:
         assert page.is_visible(f"#panel-{tab} h2, #panel-{tab} .big, #panel-{tab} ol"), tab
     assert not page.is_visible("nav")

@@ -11,7 +11,7 @@ from programs import pipeline_of_spans
 
 from glasscluster.sim.run import Cluster
 from glasscluster.visualize.figures.timeline import bar_count, timeline_figure
-from glasscluster.visualize.page.report import write_run_report
+from glasscluster.visualize.page.one_run import write_run_report
 
 pytestmark = pytest.mark.browser
 PLOT = "document.querySelector('#panel-timeline .view:not([hidden]) .plot')"

@@ -33,8 +33,8 @@ from glasscluster.sim.time.idle import IDLE_CAUSES
 from glasscluster.sim.time.network import Cable, build
 from glasscluster.sim.time.replay import replay
 from glasscluster.strategies.plan import make_model, make_plan
+from glasscluster.visualize.page.assemble import ENGINE
 from glasscluster.visualize.page.pack import pack_timeline
-from glasscluster.visualize.page.report import ENGINE
 from glasscluster.visualize.page.trace import chrome_trace
 
 TEMPLATES = Path(package.__file__).parent / "templates"
@@ -84,14 +84,20 @@ KNOBS: list[dict[str, Any]] = [
 ANSWER = """async ({ graph, cases }) => {
   const g = await GlassPack.loadPacked(graph);
   const list = (a) => Array.from(a);
+  const rows = ({ n, ...columns }) => Array.from({ length: n }, (_, i) =>
+    Object.fromEntries(Object.entries(columns).map(([name, column]) => [name, column[i]])));
+  const words = { collective: "collective", host: "host", send: "p2p" };
   return cases.map(([hardware, knobs]) => {
     const t = GlassReplay.replay(g, hardware, knobs), b = GlassBarArrays.barArrays(t);
     const names = list(b.kind).map((k) => GlassBarArrays.DRAWN[k]);
-    const works = t.communications().map((w) => ({ ...w, axis: g.axisOf(w.row), op: g.names[g.op[w.row]],
-      bytes: g.bytes[w.row], peer: g.peer[w.row], label: g.names[g.label[w.row]] }));
+    const works = rows(t.communications()).map((w) => ({ ...w, kind: words[g.kinds[g.kind[w.row]]],
+      axis: g.axisOf(w.row), op: g.names[g.op[w.row]], bytes: g.bytes[w.row], peer: g.peer[w.row],
+      label: g.names[g.label[w.row]] }));
+    const gaps = rows(t.allGaps).map((gap) => ({ ...gap, cause: GlassIdle.IDLE_CAUSES[gap.cause],
+      axis: gap.axis < 0 ? "" : g.axes[gap.axis] }));
     return { start: list(t.start), end: list(t.end), path: t.criticalPath, kinds: GlassCost.kindsOfWork(g),
-      window: t.window, useful: t.useful(), summary: t.summary(), gaps: t.allGaps, exposed: t.exposedComm(),
-      blocks: t.blocks(), works, lanes: list(b.lanePtr), bar_starts: list(b.start),
+      window: t.window, useful: t.useful(), summary: t.summary(), gaps, exposed: t.exposedComm(),
+      blocks: rows(t.blocks()), works, lanes: list(b.lanePtr), bar_starts: list(b.start),
       bars: names.map((name, i) => [name, b.rank[i], b.start[i], b.end[i],
         b.critical[i], b.events[i], b.flops[i]]) };
   });
@@ -305,6 +311,7 @@ CHANGES = [
     ("cost.js", "if (native[graph.op[i]])", "if (false)"),
     ("replay.js", "end[match[i]] + latency[i]", "end[match[i]]"),
     ("replay.js", "slowRanks.push([asked.slowRank, asked.slowFactor]);", ""),
+    ("graph.js", "kind[i] === KIND.begin", "kind[i] === KIND.send"),
     ("timeline.js", "return this.start[match[row]];", "return this.start[row];"),
     ("timeline.js", "return first === Infinity ? [0, this.makespan]", "return first === Infinity ? [0, 0]"),
     ("timeline.js", '"weight", "recompute"]', '"weight"]'),
@@ -313,10 +320,11 @@ CHANGES = [
     ("idle.js", "comm >= (end - start) / 2", "comm > 0"),
     ("idle.js", "if (launched <= start) break;", "break;"),
     ("idle.js", "awaited, number === 0", "awaited, false"),
-    ("bars.js", "current.micro_batch === micro_batch", "true"),
+    ("bars.js", "b.micro_batch[current] === micro_batch", "true"),
     ("bars.js", "lastEnd.get(key) || 0", "0"),
     ("bars.js", "pathWorks.has(work(row))", "false"),
     ("bar_arrays.js", "if (!turns.length) return;", "return;"),
+    ("bar_arrays.js", "send: p2p", "send: host"),
 ]
 
 

@@ -26,7 +26,9 @@ from glasscluster.visualize.figures.equivalence import NOTHING, equivalence_figu
 from glasscluster.visualize.figures.memory import StateBook, memory_bars, memory_by_strategy, memory_over_time
 from glasscluster.visualize.figures.side_by_side import side_by_side_figure
 from glasscluster.visualize.figures.timeline import time_unit, timeline_axes, timeline_figure
-from glasscluster.visualize.page.report import Chapter, notebook_html, state_book
+from glasscluster.visualize.page.assemble import notebook_html
+from glasscluster.visualize.page.chapters import state_book
+from glasscluster.visualize.page.report import Chapter
 
 MODEL = make_model("tiny", layers=4, hidden=32, seq=16)
 PLANS = {

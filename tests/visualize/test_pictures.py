@@ -23,7 +23,7 @@ from glasscluster.visualize import words
 from glasscluster.visualize.figures import palette, timeline
 from glasscluster.visualize.figures.memory import memory_bars
 from glasscluster.visualize.figures.network import matrix
-from glasscluster.visualize.page import report, trace
+from glasscluster.visualize.page import assemble, one_run, report, trace
 from glasscluster.visualize.words import CATALOGUE
 
 
@@ -57,7 +57,7 @@ def test_every_word_has_both_languages_with_the_same_blanks_and_is_used():
     )
     computed += " part_outside part_attention part_mlp part_scores"
     computed += " serving_prefill serving_decode serving_again serving_held cache_tokens cache_empty"
-    made = {*computed.split(), *(f"tab_{t}" for t in report.TABS)}
+    made = {*computed.split(), *(f"tab_{t}" for t in assemble.TABS)}
     for key, said in CATALOGUE.items():
         assert said.en.strip(), key
         assert said.zh.strip(), key
@@ -144,19 +144,19 @@ def test_the_perfetto_trace_has_every_event_once_and_an_arrow_for_every_message(
 def test_the_page_is_the_same_bytes_each_time_and_refuses_a_tampered_plotly(
     tour, trained, tmp_path, monkeypatch
 ):
-    pages = [report.write_run_report(trained.run, tmp_path / n).read_bytes() for n in ("a.html", "b.html")]
+    pages = [one_run.write_run_report(trained.run, tmp_path / n).read_bytes() for n in ("a.html", "b.html")]
     assert pages[0] == pages[1]
-    monkeypatch.setattr(report.hashlib, "sha256", lambda _data: report.hashlib.md5(b"tampered"))
-    report.plotly_source.cache_clear()
+    monkeypatch.setattr(assemble.hashlib, "sha256", lambda _data: assemble.hashlib.md5(b"tampered"))
+    assemble.plotly_source.cache_clear()
     with pytest.raises(RuntimeError, match="SHA256SUMS"):
-        report.plotly_source()
-    report.plotly_source.cache_clear()
+        assemble.plotly_source()
+    assemble.plotly_source.cache_clear()
 
 
 def test_a_failed_row_makes_the_page_say_fail(trained):
     row = Row("planted", Said("planted", "埋下的"), 1, 2, "nowhere")
     chapter = report.Chapter("x", Said("x", "x"), trained.run, {"classroom": trained.timeline}, [row])
-    page = report.render(report.Report("n", Said("t", "t"), Said("f", "f"), [chapter]))
+    page = assemble.render(report.Report("n", Said("t", "t"), Said("f", "f"), [chapter]))
     assert 'class="status fail"' in page
     assert "✗" in page
 
@@ -170,20 +170,20 @@ def test_a_row_that_is_not_applicable_is_shown_with_its_reason_in_both_languages
     name, why = Said("the row", "这一行"), Said("its terms do not hold here", "其条件在此不成立")
     off = not_applicable("off", name, why, "nowhere", predicted=3)
     made = page_of(trained, [*trained.checks, off])
-    page = report.render(made)
+    page = assemble.render(made)
     assert 'class="status pass"' in page
     (line,) = re.findall(r'<tr class="off">.*?</tr>', page, re.S)
     for text in (*vars(name).values(), *vars(why).values(), "– ", "not applicable", "不适用"):
         assert text in line
     assert f"{len(trained.checks)} held, 0 failed, 1 not applicable" in page
     assert f"{len(trained.checks)} 项成立，0 项不成立，1 项不适用" in page
-    last = report.ledger_csv(made).splitlines()[-1]
+    last = assemble.ledger_csv(made).splitlines()[-1]
     assert last == "x,the row,3,,,,bytes,,nowhere,off,not applicable,its terms do not hold here"
 
 
 def test_a_page_whose_run_was_not_fully_checked_is_partial_and_says_what_is_missing(trained):
-    page = report.render(page_of(trained, trained.checks, not_checked=[Said("that much", "那些")]))
+    page = assemble.render(page_of(trained, trained.checks, not_checked=[Said("that much", "那些")]))
     assert 'class="status partial"' in page
     assert "that much" in page
     assert "那些" in page
-    assert 'class="status partial"' in report.render(page_of(trained, []))
+    assert 'class="status partial"' in assemble.render(page_of(trained, []))

@@ -23,7 +23,8 @@ from glasscluster.sim.time.loads import carried_bytes, is_shared, network_of
 from glasscluster.sim.time.nccl import model as nccl
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.visualize.figures.collectives import bandwidth_figure, crossover_figure, scaling_figure
-from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
+from glasscluster.visualize.page.assemble import write_report
+from glasscluster.visualize.page.report import Chapter, Report, StoryStep
 
 OPERATIONS = tuple(o.replace("_", "-") for o in ALGORITHMS)
 NCCL = "nccl"

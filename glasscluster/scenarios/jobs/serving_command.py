@@ -20,7 +20,8 @@ from glasscluster.strategies.serving import batching
 from glasscluster.strategies.serving.batching import Request
 from glasscluster.strategies.serving.serving import ServingJob
 from glasscluster.visualize.figures.slots import cache_figure, slots_figure
-from glasscluster.visualize.page.report import Chapter, Report, StoryStep, write_report
+from glasscluster.visualize.page.assemble import write_report
+from glasscluster.visualize.page.report import Chapter, Report, StoryStep
 
 WORDS = {"continuous": "连续", "static": "静态"}
 

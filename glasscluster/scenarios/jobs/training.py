@@ -26,7 +26,7 @@ from glasscluster.strategies.judge import accounts, advice, check
 from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import train_rank
-from glasscluster.visualize.page.report import write_run_report
+from glasscluster.visualize.page.one_run import write_run_report
 from glasscluster.visualize.page.trace import write_chrome_trace
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.rows import FAILED, HELD, NOT_APPLICABLE, Row
+from glasscluster.base.text import Said
 from glasscluster.visualize.figures.layout import QUIET_AXIS, plain_layout
-from glasscluster.visualize.words import word
+from glasscluster.visualize.words import UNITS, word
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -48,7 +49,7 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
         found.append(max(abs(row.found - row.predicted) / scale, NOTHING))
         allowed.append(max(row.tolerance if relative else row.tolerance / scale, NOTHING))
         said = f"{word('predicted', lang)} {number(row.predicted)}"
-        hover.append(f"{said}<br>{word('found', lang)} {number(row.found)} {row.unit}")
+        hover.append(f"{said}<br>{word('found', lang)} {number(row.found)} {_unit(row).in_(lang)}")
     figure = go.Figure()
     colours = [BAD if row.verdict == FAILED else GOOD for _, row in judged]
     marks = [
@@ -75,6 +76,11 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
     return figure
 
 
+def _unit(row: Row) -> Said:
+    """The unit in both languages."""
+    return Said(row.unit, UNITS.get(row.unit, row.unit))
+
+
 def lines(rows: list[Row]) -> list[dict[str, Any]]:
     """Rows ready for the page: names and reasons in two languages, cells as text, and how a row looks."""
     return [
@@ -82,6 +88,7 @@ def lines(rows: list[Row]) -> list[dict[str, Any]]:
             "name": row.name,
             "cells": [number(getattr(row, column)) for column in COLUMNS],
             "unit": row.unit,
+            "unit_said": _unit(row),
             "source": row.source,
             "tolerance": number(row.tolerance),
             "look": LOOKS[row.verdict],

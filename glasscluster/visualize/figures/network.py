@@ -69,7 +69,7 @@ def sent_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
         for purpose in PURPOSES:
             values = graph.bytes_sent(axis=axis, purpose=purpose)
             if sum(values):
-                figure.add_trace(_bar(go, axis, purpose, names, [v / divisor for v in values], unit))
+                figure.add_trace(_bar(go, axis, purpose, lang, names, [v / divisor for v in values], unit))
     figure.update_layout(**_layout(word("sent", lang), unit, 360), barmode="stack")
     return figure
 
@@ -127,9 +127,12 @@ def _amber(share: float) -> str:
     return "#" + "".join(f"{round(255 + (b - 255) * share):02x}" for b in (230, 159, 0))
 
 
-def _bar(go: Any, axis: str, purpose: str, names: list[str], values: list[float], unit: str) -> Any:
+def _bar(
+    go: Any, axis: str, purpose: str, lang: str, names: list[str], values: list[float], unit: str
+) -> Any:
+    said = word(purpose, lang).lower()
     return go.Bar(
-        name=f"{axis or '-'} · {purpose}",
+        name=f"{axis or '-'} · {said}",
         x=names,
         y=[float(f"{v:.6g}") for v in values],
         marker={
@@ -137,5 +140,5 @@ def _bar(go: Any, axis: str, purpose: str, names: list[str], values: list[float]
             "pattern": {"shape": HATCH[purpose], "fgcolor": "#ffffff", "size": 7, "solidity": 0.2},
             "line": {"color": "#ffffff", "width": 1},
         },
-        hovertemplate=f"%{{x}}<br>{axis} · {purpose}: %{{y:.4g}} {unit}<extra></extra>",
+        hovertemplate=f"%{{x}}<br>{axis} · {said}: %{{y:.4g}} {unit}<extra></extra>",
     )

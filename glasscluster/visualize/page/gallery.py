@@ -8,7 +8,7 @@ from pathlib import Path
 
 from glasscluster.base.rows import Status
 from glasscluster.base.text import Said
-from glasscluster.visualize.page.report import _hash
+from glasscluster.visualize.page.assemble import script_hash
 from glasscluster.visualize.words import CATALOGUE, GLOSSARY
 
 
@@ -31,7 +31,10 @@ def write_gallery(cards: list[GalleryCard], folder: Path) -> Path:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("glasscluster.visualize", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("glasscluster.visualize", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     templates = files("glasscluster.visualize") / "templates"
     script, style = ((templates / name).read_text(encoding="utf-8") for name in ("gallery.js", "report.css"))
@@ -43,7 +46,8 @@ def write_gallery(cards: list[GalleryCard], folder: Path) -> Path:
         W=CATALOGUE,
         script=script,
         style=style,
-        policy=f"default-src 'none'; script-src {_hash(script)}; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; script-src {script_hash(script)}; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'",
     )
     path = folder / "index.html"
     path.write_text(text, encoding="utf-8")

@@ -31,7 +31,15 @@ def chrome_trace(timeline: Timeline) -> dict[str, Any]:
         rank, lane = int(g.rank[row]), int(g.lane[row])
         if (rank, lane) not in seen:
             seen.add((rank, lane))
-            events.append({"ph": "M", "name": "thread_name", "pid": rank, "tid": lane, "args": {"name": _lane_name(g, rank, lane)}})
+            events.append(
+                {
+                    "ph": "M",
+                    "name": "thread_name",
+                    "pid": rank,
+                    "tid": lane,
+                    "args": {"name": _lane_name(g, rank, lane)},
+                }
+            )
         if g.kind[row] == BEGIN:
             continue
         begun, ended = float(timeline.start[row]), float(timeline.end[row])
@@ -51,9 +59,21 @@ def chrome_trace(timeline: Timeline) -> dict[str, Any]:
             sender = int(g.match[row])
             common = {"name": "message", "cat": "message", "id": row}
             left = float(timeline.start[sender]) * 1e6
-            events.append({"ph": "s", **common, "pid": int(g.rank[sender]), "tid": int(g.lane[sender]), "ts": round(left, 6)})
-            events.append({"ph": "f", "bp": "e", **common, "pid": rank, "tid": lane, "ts": round(ended * 1e6, 6)})
-    names = [{"ph": "M", "name": "process_name", "pid": r, "args": {"name": f"rank {r}"}} for r in range(g.ranks)]
+            events.append(
+                {
+                    "ph": "s",
+                    **common,
+                    "pid": int(g.rank[sender]),
+                    "tid": int(g.lane[sender]),
+                    "ts": round(left, 6),
+                }
+            )
+            events.append(
+                {"ph": "f", "bp": "e", **common, "pid": rank, "tid": lane, "ts": round(ended * 1e6, 6)}
+            )
+    names = [
+        {"ph": "M", "name": "process_name", "pid": r, "args": {"name": f"rank {r}"}} for r in range(g.ranks)
+    ]
     about = {"hardware": timeline.hardware.name, "time": "measured" if timeline.measured else "virtual"}
     return {"traceEvents": names + events, "displayTimeUnit": "ns", "otherData": about}
 
@@ -80,7 +100,11 @@ def _name(g: Any, row: int) -> str:
 def _arguments(g: Any, row: int) -> dict[str, Any]:
     said: dict[str, Any] = {"phase": PHASES[g.phase[row]], "bytes": int(g.bytes[row])}
     if g.kind[row] == COMPUTE:
-        said |= {"flops": int(g.flops[row]), "layer": int(g.layer[row]), "micro_batch": int(g.micro_batch[row])}
+        said |= {
+            "flops": int(g.flops[row]),
+            "layer": int(g.layer[row]),
+            "micro_batch": int(g.micro_batch[row]),
+        }
     elif g.kind[row] in (SEND, RECV):
         said["peer"] = int(g.peer[row])
     elif g.kind[row] == COLLECTIVE:

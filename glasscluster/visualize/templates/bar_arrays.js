@@ -4,76 +4,92 @@
 const GlassBarArrays = (function () {
   const DRAWN = ["forward", "backward", "weight", "recompute", "optimizer", "other"];
   DRAWN.push("collective", "p2p", "host", "bubble");
+  const WHOLE = ["lane", "kind", "axis", "rank", "first", "last", "critical", "micro", "cause", "events"];
   const REALS = ["start", "end", "flops"];
 
   /* Of each bar: `kind` (its number in DRAWN), rank, axis (-1 on the compute lane), start, end, first, last
      row, critical, micro-batch, cause (in IDLE_CAUSES), events and FLOPs joined in it. The bars of lane l are
-     lanePtr[l] to lanePtr[l + 1]. */
+     lanePtr[l] to lanePtr[l + 1]. Written straight to their places in typed arrays: every slider step makes
+     them all anew. */
   function barArrays(timeline) {
     const { graph } = timeline;
-    const b = { kind: [], axis: [], rank: [], start: [], end: [], first: [], last: [], critical: [] };
-    Object.assign(b, { micro: [], cause: [], events: [], flops: [] });
-    const place = (kind, axis, { rank, start, end }) => {
-      b.kind.push(kind);
-      b.axis.push(axis);
-      b.rank.push(rank);
-      b.start.push(start);
-      b.end.push(end);
-    };
-    const tell = (first, last, critical, micro, cause, events, flops) => {
-      b.first.push(first);
-      b.last.push(last);
-      b.critical.push(critical ? 1 : 0);
-      b.micro.push(micro);
-      b.cause.push(cause);
-      b.events.push(events);
-      b.flops.push(flops);
-    };
-    const numbers = Object.fromEntries(DRAWN.map((kind, i) => [kind, i]));
-    const drawn = graph.phases.map((phase) => numbers[phase]);
-    for (const block of timeline.blocks()) {
-      const { first, last, critical, micro_batch, events, flops } = block;
-      place(drawn[block.phase], -1, block);
-      tell(first, last, critical, micro_batch, -1, events, flops);
-    }
-    for (const work of timeline.communications()) {
-      place(numbers[work.kind], graph.axis[work.row], work);
-      tell(work.row, work.row, work.critical, -1, -1, 1, 0);
-    }
-    for (const gap of timeline.allGaps) {
-      if (gap.end <= gap.start) continue;
-      place(numbers.bubble, -1, gap);
-      tell(gap.row, gap.row, false, -1, GlassIdle.IDLE_CAUSES.indexOf(gap.cause), 0, 0);
-    }
-    return sorted(graph, b);
-  }
-
-  /* Bars by lane, each lane by start. */
-  function sorted(graph, b) {
-    const n = b.kind.length;
+    const [blocks, works, gaps] = [timeline.blocks(), timeline.communications(), timeline.allGaps];
+    const lasting = []; // the gaps that take any time
+    for (let i = 0; i < gaps.n; i++) if (gaps.end[i] > gaps.start[i]) lasting.push(i);
     const lanes = 1 + graph.axes.length; // of a rank
-    const lanePtr = new Int32Array(graph.ranks * lanes + 1);
+    const firstGap = blocks.n + works.n;
+    const n = firstGap + lasting.length;
+    // as they come: lane and start of the blocks, then the communications, then the gaps
     const lane = new Int32Array(n);
-    for (let i = 0; i < n; i++) {
-      lane[i] = b.rank[i] * lanes + 1 + b.axis[i];
-      lanePtr[lane[i] + 1]++;
+    const start = new Float64Array(n);
+    start.set(blocks.start.subarray(0, blocks.n));
+    start.set(works.start, blocks.n);
+    for (let i = 0; i < blocks.n; i++) lane[i] = blocks.rank[i] * lanes;
+    for (let i = 0; i < works.n; i++) {
+      lane[blocks.n + i] = works.rank[i] * lanes + 1 + graph.axis[works.row[i]];
     }
-    for (let i = 0; i < graph.ranks * lanes; i++) lanePtr[i + 1] += lanePtr[i];
-    const order = new Int32Array(n);
-    const filled = lanePtr.slice(0, graph.ranks * lanes);
-    for (let i = 0; i < n; i++) order[filled[lane[i]]++] = i;
-    for (let l = 0; l < graph.ranks * lanes; l++) putInOrder(order, lanePtr[l], lanePtr[l + 1], b.start);
-    const out = { n, lanes, lanePtr, lane: taken(lane, order, Int32Array) };
-    for (const [name, values] of Object.entries(b)) {
-      out[name] = taken(values, order, REALS.includes(name) ? Float64Array : Int32Array);
+    for (let i = 0; i < lasting.length; i++) {
+      lane[firstGap + i] = gaps.rank[lasting[i]] * lanes;
+      start[firstGap + i] = gaps.start[lasting[i]];
     }
-    return out;
+    const { lanePtr, place } = places(lane, start, graph.ranks * lanes);
+
+    const b = { n, lanes, lanePtr };
+    for (const name of WHOLE) b[name] = new Int32Array(n);
+    for (const name of REALS) b[name] = new Float64Array(n);
+    const set = (i, kind, axis, rank, first, last, end) => {
+      const at = place[i];
+      b.kind[at] = kind;
+      b.axis[at] = axis;
+      b.rank[at] = rank;
+      b.first[at] = first;
+      b.last[at] = last;
+      b.start[at] = start[i];
+      b.end[at] = end;
+      b.lane[at] = lane[i];
+      return at;
+    };
+    b.micro.fill(-1);
+    b.cause.fill(-1);
+    const numbers = Object.fromEntries(DRAWN.map((kind, i) => [kind, i]));
+    const ofPhase = graph.phases.map((phase) => numbers[phase]);
+    for (let i = 0; i < blocks.n; i++) {
+      const kind = ofPhase[blocks.phase[i]];
+      const at = set(i, kind, -1, blocks.rank[i], blocks.first[i], blocks.last[i], blocks.end[i]);
+      b.critical[at] = blocks.critical[i];
+      b.micro[at] = blocks.micro_batch[i];
+      b.events[at] = blocks.events[i];
+      b.flops[at] = blocks.flops[i];
+    }
+    const { collective, host, p2p, bubble } = numbers;
+    const ofKind = graph.kinds.map((kind) => ({ collective, host, send: p2p })[kind]);
+    for (let i = 0; i < works.n; i++) {
+      const row = works.row[i];
+      const kind = ofKind[graph.kind[row]];
+      const at = set(blocks.n + i, kind, graph.axis[row], works.rank[i], row, row, works.end[i]);
+      b.critical[at] = works.critical[i];
+      b.events[at] = 1;
+    }
+    for (let i = 0; i < lasting.length; i++) {
+      const [gap, row] = [lasting[i], gaps.row[lasting[i]]];
+      const at = set(firstGap + i, bubble, -1, gaps.rank[gap], row, row, gaps.end[gap]);
+      b.cause[at] = gaps.cause[gap];
+    }
+    return b;
   }
 
-  function taken(values, order, Kind) {
-    const out = new Kind(order.length);
-    for (let i = 0; i < order.length; i++) out[i] = values[order[i]];
-    return out;
+  /* Where each bar stands among all, by lane, and in a lane by start; and where each lane begins. */
+  function places(lane, start, lanes) {
+    const lanePtr = new Int32Array(lanes + 1);
+    for (let i = 0; i < lane.length; i++) lanePtr[lane[i] + 1]++;
+    for (let l = 0; l < lanes; l++) lanePtr[l + 1] += lanePtr[l];
+    const order = new Int32Array(lane.length);
+    const filled = lanePtr.slice(0, lanes);
+    for (let i = 0; i < lane.length; i++) order[filled[lane[i]]++] = i;
+    for (let l = 0; l < lanes; l++) putInOrder(order, lanePtr[l], lanePtr[l + 1], start);
+    const place = new Int32Array(lane.length);
+    for (let at = 0; at < order.length; at++) place[order[at]] = at;
+    return { lanePtr, place };
   }
 
   /* Two runs that are each in order, as blocks and then gaps are, become one; anything else is sorted. */

@@ -21,7 +21,6 @@ const GlassCost = (function () {
         case K.compute:
           duration[i] =
             hw.launch_s + Math.max(graph.flops[i] / peaks[graph.op[i]], bytes / hw.memory_bandwidth);
-          for (const [rank, factor] of slowRanks) if (graph.rank[i] === rank) duration[i] *= factor;
           break;
         case K.send: {
           const link = GlassHardware.link(hw, graph.rank[i], graph.peer[i]);
@@ -41,6 +40,9 @@ const GlassCost = (function () {
         case K.collective: // one of ours takes no time of its own, only its messages do
           if (native[graph.op[i]]) duration[i] = hw.native[natives++];
       }
+    }
+    for (const [rank, factor] of slowRanks) {
+      if (factor !== 1) for (const i of graph.computing[rank] || []) duration[i] *= factor;
     }
     for (const [kind, factor] of faster) {
       if (factor === 1) continue;

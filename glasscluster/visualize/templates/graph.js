@@ -1,5 +1,6 @@
 "use strict";
-/* What every rank did, as columns of events and their dependencies. Counterpart: glasscluster/sim/recording/graph.py.
+/* What every rank did, as columns of events and their dependencies.
+   Counterpart: glasscluster/sim/recording/graph.py.
 
    Here rows stand in canonical order (rank, lane, order), so a row number is also its place in that order. */
 const GlassGraph = (function () {
@@ -14,6 +15,7 @@ const GlassGraph = (function () {
       this.phases = meta.phases;
       this.lanesPerGroup = meta.lanes_per_group;
       this.KIND = Object.fromEntries(meta.kinds.map((kind, i) => [kind, i]));
+      const K = this.KIND;
       const n = (this.n = this.rank.length);
       this.dep_ptr = new Int32Array(n + 1);
       for (let i = 0; i < n; i++) this.dep_ptr[i + 1] = this.dep_ptr[i] + this.dep_count[i];
@@ -27,7 +29,14 @@ const GlassGraph = (function () {
       nameAxesAndJoins(this);
       this.rows = Array.from({ length: this.ranks }, () => []);
       for (let i = 0; i < n; i++) this.rows[this.rank[i]].push(i);
-      this.computing = this.rows.map((rows) => rows.filter((i) => this.kind[i] === this.KIND.compute));
+      this.computing = this.rows.map((rows) =>
+        Int32Array.from(rows.filter((i) => this.kind[i] === K.compute)),
+      );
+      const drawn = (kind, sequence) => // a message of a collective is part of that
+        kind === K.collective || kind === K.host || (kind === K.send && sequence < 0);
+      this.communicating = this.rows.flat().filter((i) => drawn(this.kind[i], this.sequence[i]));
+      this.communicating = Int32Array.from(this.communicating);
+      nameLaunches(this);
     }
 
     /* The rows that a row follows (messages apart: see `match`). */
@@ -62,6 +71,19 @@ const GlassGraph = (function () {
     }
     graph.axes = axes;
     graph.joins = joins.size;
+  }
+
+  /* Sets `launches`, the rows that launched a collective, and `launchOf`: of each row of a collective the one
+     with which its rank launched it, else -1. */
+  function nameLaunches(graph) {
+    const { n, ranks, rank, kind, join, KIND } = graph;
+    const launch = new Map();
+    for (let i = 0; i < n; i++) if (kind[i] === KIND.begin) launch.set(join[i] * ranks + rank[i], i);
+    graph.launches = Int32Array.from(launch.values());
+    graph.launchOf = new Int32Array(n).fill(-1);
+    for (let i = 0; i < n; i++) {
+      if (join[i] >= 0) graph.launchOf[i] = launch.get(join[i] * ranks + rank[i]) ?? -1;
+    }
   }
 
   /* Rows of a rank's compute lane in program order. */

@@ -1,72 +1,106 @@
 "use strict";
-/* Every gap in a rank's compute lane and what it waited for. Counterpart: glasscluster/sim/time/idle.py. */
+/* Every gap in a rank's compute lane and what it waited for. Counterpart: glasscluster/sim/time/idle.py.
+
+   Python has an object for each gap; here gaps are columns, because every slider step makes them all anew. */
 const GlassIdle = (function () {
   const IDLE_CAUSES = ["communication", "dependency", "warm-up", "drain"];
+  const [COMMUNICATION, DEPENDENCY, WARM_UP, DRAIN] = IDLE_CAUSES.keys();
   const { latest } = GlassCriticalPath;
 
-  /* The gaps of a rank, from 0 to the makespan, in order of time and with their causes. */
-  function gaps(timeline, rank) {
+  /* The gaps of a rank, from 0 to the makespan, in order of time and with their causes, after those in
+     `found`: `n` rows of columns that have room for more. `cause` is a number in IDLE_CAUSES; `axis` is -1
+     where nothing was awaited. */
+  function gaps(timeline, rank, found = none(timeline.graph)) {
     const { graph, start, end, makespan } = timeline;
-    const found = [];
+    const rows = GlassGraph.computeRows(graph, rank);
     let clock = 0;
-    GlassGraph.computeRows(graph, rank).forEach((row, number) => {
+    for (let number = 0; number < rows.length; number++) {
+      const row = rows[number];
       if (start[row] > clock) {
         const awaited = blocker(timeline, row);
-        found.push(...waits(timeline, rank, clock, start[row], awaited, number === 0));
+        waits(timeline, found, rank, clock, start[row], awaited, number === 0);
       }
       clock = end[row];
-    });
+    }
     if (makespan > clock) {
-      const after = clock;
-      const own = graph.rows[rank].filter((i) => graph.kind[i] !== graph.KIND.compute && end[i] > after);
-      if (own.length) {
-        const last = latest(timeline, own);
-        found.push(gap(timeline, rank, clock, end[last], last, false));
+      const own = graph.rows[rank];
+      const later = (i) => graph.kind[i] !== graph.KIND.compute && end[i] > clock;
+      const last = latest(timeline, own, 0, own.length, later);
+      if (last >= 0) {
+        gap(timeline, found, rank, clock, end[last], last, false);
         clock = end[last];
       }
-      if (makespan > clock) {
-        found.push({ rank, start: clock, end: makespan, cause: "drain", axis: "", comm: 0, row: -1 });
-      }
+      if (makespan > clock) add(found, rank, clock, makespan, DRAIN, -1, 0, -1);
     }
     return found;
   }
 
-  /* The communication event whose end let `row` start: the latest that it depends on, -1 without one. */
-  function blocker(timeline, row) {
-    const { kind, KIND } = timeline.graph;
-    const awaited = (d) => kind[d] !== KIND.compute && kind[d] !== KIND.begin;
-    return latest(timeline, timeline.graph.dependencies(row).filter(awaited));
+  /* Columns with room for the gaps of all ranks: each ends at the start of a computing event or of a launch,
+     but for a rank's last two. */
+  function none(graph) {
+    const room = graph.computing.reduce((sum, rows) => sum + rows.length, 0);
+    const whole = () => new Int32Array(room + graph.launches.length + 2 * graph.ranks);
+    const reals = () => new Float64Array(room + graph.launches.length + 2 * graph.ranks);
+    const found = { n: 0, rank: whole(), start: reals(), end: reals(), cause: whole(), axis: whole() };
+    return Object.assign(found, { comm: reals(), row: whole() });
   }
 
-  /* One idle stretch as gaps, cut where what ended it was launched: before that it had another cause. */
-  function waits(timeline, rank, start, end, row, first) {
+  /* The communication event whose end let `row` start: the latest that it depends on, -1 without one. */
+  function blocker(timeline, row) {
+    const { kind, KIND, dep_idx, dep_ptr } = timeline.graph;
+    const awaited = (d) => kind[d] !== KIND.compute && kind[d] !== KIND.begin;
+    return latest(timeline, dep_idx, dep_ptr[row], dep_ptr[row + 1], awaited);
+  }
+
+  /* Adds one idle stretch as gaps, cut where what ended it was launched: before that it had another cause. */
+  function waits(timeline, found, rank, start, end, row, first) {
     const { graph } = timeline;
-    const found = [];
+    const cuts = []; // pairs of an awaited row and its launch, the latest first
+    let until = end;
     while (row >= 0 && graph.kind[row] === graph.KIND.collective) {
       const launch = timeline.launch(row);
       const launched = timeline.start[launch];
       if (launched <= start) break;
-      found.push(gap(timeline, rank, launched, end, row, false));
-      end = launched;
+      cuts.push([row, launched]);
+      until = launched;
       row = blocker(timeline, launch);
     }
-    found.push(gap(timeline, rank, start, end, row, first));
-    return found.reverse();
+    gap(timeline, found, rank, start, until, row, first);
+    for (let i = cuts.length - 1; i >= 0; i--) {
+      const [awaited, launched] = cuts[i];
+      gap(timeline, found, rank, launched, i > 0 ? cuts[i - 1][1] : end, awaited, false);
+    }
   }
 
-  /* The gap that the end of `row` closed, `comm` seconds of it with the awaited message on the wire. */
-  function gap(timeline, rank, start, end, row, first) {
-    if (row < 0)
-      return { rank, start, end, cause: first ? "warm-up" : "dependency", axis: "", comm: 0, row: -1 };
+  /* Adds the gap that the end of `row` closed, `comm` seconds of it with the awaited message on the wire. */
+  function gap(timeline, found, rank, start, end, row, first) {
+    const otherwise = first ? WARM_UP : DEPENDENCY;
+    if (row < 0) {
+      add(found, rank, start, end, otherwise, -1, 0, -1);
+      return;
+    }
     const comm = Math.max(0, Math.min(end, timeline.end[row]) - Math.max(start, timeline.underWay(row)));
-    const cause = comm >= (end - start) / 2 ? "communication" : first ? "warm-up" : "dependency";
-    return { rank, start, end, cause, axis: timeline.graph.axisOf(row), comm, row };
+    const cause = comm >= (end - start) / 2 ? COMMUNICATION : otherwise;
+    add(found, rank, start, end, cause, timeline.graph.axis[row], comm, row);
+  }
+
+  function add(found, rank, start, end, cause, axis, comm, row) {
+    const i = found.n++;
+    if (i >= found.row.length) throw new Error("more gaps than events that could end one");
+    found.rank[i] = rank;
+    found.start[i] = start;
+    found.end[i] = end;
+    found.cause[i] = cause;
+    found.axis[i] = axis;
+    found.comm[i] = comm;
+    found.row[i] = row;
   }
 
   /* Seconds each rank's compute lane stood still with the awaited message on the wire. */
   function exposedComm(timeline) {
     const exposed = new Array(timeline.graph.ranks).fill(0);
-    for (const { rank, comm } of timeline.allGaps) exposed[rank] += comm;
+    const { n, rank, comm } = timeline.allGaps;
+    for (let i = 0; i < n; i++) exposed[rank[i]] += comm[i];
     return exposed;
   }
 

@@ -1,5 +1,6 @@
 "use strict";
-/* Unpacks the recorded graph that the page carries. Counterpart: glasscluster/sim/recording/packed.py, which packs it.
+/* Unpacks the recorded graph that the page carries.
+   Counterpart: glasscluster/sim/recording/packed.py, which packs it.
 
    A column is stored as the steps from each number to the next, all lowest bytes first, then the next bytes;
    all columns together are one deflated stream in base64. No DOM here, nor in any file that names a

@@ -1,5 +1,6 @@
 "use strict";
-/* A graph on some hardware becomes a timeline of virtual seconds. Counterpart: glasscluster/sim/time/replay.py.
+/* A graph on some hardware becomes a timeline of virtual seconds.
+   Counterpart: glasscluster/sim/time/replay.py.
 
    Replay with contention is Python's alone: the page is told how long its messages took. */
 const GlassReplay = (function () {
@@ -26,7 +27,10 @@ const GlassReplay = (function () {
     for (let at = 0; at < n; at++) {
       const i = inOrder[at];
       let t = 0;
-      for (let k = dep_ptr[i]; k < dep_ptr[i + 1]; k++) if (end[dep_idx[k]] > t) t = end[dep_idx[k]];
+      for (let k = dep_ptr[i]; k < dep_ptr[i + 1]; k++) {
+        const ended = end[dep_idx[k]];
+        if (ended > t) t = ended;
+      }
       if (match[i] >= 0) t = Math.max(t, end[match[i]] + latency[i]);
       start[i] = t;
       end[i] = t + duration[i];

@@ -1,7 +1,7 @@
 "use strict";
-/* When everything happened, and questions of it. Counterpart: glasscluster/sim/time/timeline.py; only what the
-   page asks is here. Idle time is worked out in idle.js, the critical path in critical_path.js, what is drawn
-   in bars.js. */
+/* When everything happened, and questions of it.
+   Counterpart: glasscluster/sim/time/timeline.py; only what the page asks is here. Idle time is worked out in
+   idle.js, the critical path in critical_path.js, what is drawn in bars.js. */
 const GlassTimeline = (function () {
   const USEFUL = ["forward", "backward", "weight", "recompute"];
 
@@ -11,7 +11,8 @@ const GlassTimeline = (function () {
     /* `start` and `end`: seconds of every row of `graph`. */
     constructor(graph, start, end) {
       Object.assign(this, { graph, start, end });
-      this.makespan = end.reduce((most, seconds) => Math.max(most, seconds), 0);
+      this.makespan = 0;
+      for (let i = 0; i < end.length; i++) if (end[i] > this.makespan) this.makespan = end[i];
     }
 
     /* What `make` gives, worked out once. */
@@ -21,23 +22,17 @@ const GlassTimeline = (function () {
     }
 
     // ---- when communication began
-    /* Of each collective the row that launched it on each rank, and when the last rank had done so. */
-    #launches() {
+    /* Of each collective, by its number: when the last rank had launched it. */
+    #lastLaunches() {
       const { graph, start } = this;
-      const rows = new Map();
-      const everyone = new Float64Array(graph.joins);
-      for (let i = 0; i < graph.n; i++) {
-        if (graph.kind[i] !== graph.KIND.begin) continue;
-        rows.set(graph.join[i] * graph.ranks + graph.rank[i], i);
-        everyone[graph.join[i]] = Math.max(everyone[graph.join[i]], start[i]);
-      }
-      return { rows, everyone };
+      const last = new Float64Array(graph.joins);
+      for (const i of graph.launches) last[graph.join[i]] = Math.max(last[graph.join[i]], start[i]);
+      return last;
     }
 
     /* The row with which the rank of collective `row` launched it. */
     launch(row) {
-      const { rows } = this.#once("launches", () => this.#launches());
-      return rows.get(this.graph.join[row] * this.graph.ranks + this.graph.rank[row]);
+      return this.graph.launchOf[row];
     }
 
     /* When (seconds) a collective or message really began: when everybody had come to it. */
@@ -46,7 +41,7 @@ const GlassTimeline = (function () {
       if (kind[row] === KIND.recv) return this.start[match[row]];
       if (kind[row] === KIND.send) return this.start[row];
       if (kind[row] === KIND.host || join[row] < 0) return 0; // the host: its link or its CPU is busy
-      return this.#once("launches", () => this.#launches()).everyone[join[row]];
+      return this.#once("launches", () => this.#lastLaunches())[join[row]];
     }
 
     // ---- busy time and bubbles
@@ -85,13 +80,16 @@ const GlassTimeline = (function () {
     }
 
     // ---- idle time (idle.js)
-    gaps(rank) {
-      return GlassIdle.gaps(this, rank);
+    gaps(rank, found) {
+      return GlassIdle.gaps(this, rank, found);
     }
 
     get allGaps() {
-      const ranks = Array.from({ length: this.graph.ranks }, (_, rank) => rank);
-      return this.#once("gaps", () => ranks.flatMap((rank) => this.gaps(rank)));
+      return this.#once("gaps", () => {
+        let found;
+        for (let rank = 0; rank < this.graph.ranks; rank++) found = this.gaps(rank, found);
+        return found;
+      });
     }
 
     exposedComm() {
@@ -105,6 +103,10 @@ const GlassTimeline = (function () {
 
     /* The figures of the line under the sliders, named as in the JSON of `glass train`. */
     summary() {
+      return this.#once("summary", () => this.#summary());
+    }
+
+    #summary() {
       const exposed = this.exposedComm().reduce((sum, seconds) => sum + seconds, 0);
       const exposed_comm_s = this.graph.ranks ? exposed / this.graph.ranks : 0;
       return { makespan_s: this.makespan, ...this.bubble(), exposed_comm_s };

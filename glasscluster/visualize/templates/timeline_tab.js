@@ -45,7 +45,8 @@ const GlassTimelineTab = function (page) {
     if (!views.has(id)) {
       const about = data.views[id];
       const promise = graph(about.graph).then((g) => {
-        return { id, about, g, base: replayed(g, about, {}), hidden: new Set(), mode: "", lang: "" };
+        const known = { id, about, g, kinds: GlassCost.kindsOfWork(g), base: replayed(g, about, {}) };
+        return { ...known, hidden: new Set(), mode: "", lang: "" };
       });
       views.set(id, promise);
     }
@@ -439,10 +440,9 @@ const GlassTimelineTab = function (page) {
       : V.now === V.base
         ? say("whatif_idle", values)
         : say("whatif_says", values);
-    const kinds = GlassCost.kindsOfWork(V.g);
     fillSelect(
       "whatif-kind",
-      ["", ...kinds].map((k) => [
+      ["", ...V.kinds].map((k) => [
         k,
         k === "" ? "—" : V.g.phases.includes(k) ? say(k) : say("messages_of", { axis: k }),
       ]),

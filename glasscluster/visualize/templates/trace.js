@@ -1,5 +1,6 @@
 "use strict";
-/* The timeline as a Chrome/Perfetto trace, for the download. Counterpart: glasscluster/visualize/page/trace.py. */
+/* The timeline as a Chrome/Perfetto trace, for the download.
+   Counterpart: glasscluster/visualize/page/trace.py. */
 const GlassTrace = (function () {
   const LANES = ["collectives", "sends", "receives", "launches", "messages out", "messages in"];
 

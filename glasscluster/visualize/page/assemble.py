@@ -1,0 +1,154 @@
+"""One file of a report: data, styles, scripts and plotly. No server, no network, the same bytes each time."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from glasscluster.base.rows import tally
+from glasscluster.base.text import LANGUAGES, Said
+from glasscluster.visualize.figures import ledger
+from glasscluster.visualize.figures.palette import KINDS
+from glasscluster.visualize.page.chapters import chapter_contents, packed_graph, page_figures, plain, views
+from glasscluster.visualize.page.report import Report
+from glasscluster.visualize.words import CATALOGUE, word
+
+PLOTLY = "plotly-basic-4.1.1.min.js"
+# Each file of ENGINE is a copy of the Python file that its header names, but for bar_arrays.js; none needs a
+# page, so the tests run them under node.
+ENGINE: tuple[str, ...] = ("packed.js", "order.js", "graph.js", "hardware.js", "cost.js", "critical_path.js")
+ENGINE += ("idle.js", "bars.js", "timeline.js", "replay.js", "trace.js", "bar_arrays.js")
+SCRIPTS = (*ENGINE, "canvas.js", "timeline_tab.js", "report.js")
+PAGE_WORDS: tuple[str, ...] = ("show_table", "hide_table", "table_cut", "you_said", "not_a_number", "drawn")
+PAGE_WORDS += ("follows", "whatif_idle", "whatif_says", "whatif_shared")
+PAGE_WORDS += ("rank", "opt", "to_rank", "launched", "from_to", "length", "axis", "cause", "events")
+PAGE_WORDS += ("messages_of", "forward", "backward", "weight", "recompute", "optimizer", "other")
+PAGE_WORDS += ("collective", "p2p", "host", "bubble")
+PAGE_WORDS += ("communication", "dependency", "warm-up", "drain")
+TABS = ("story", "timeline", "memory", "network", "ledger", "checks")
+
+
+def _versions() -> str:
+    found = []
+    for name in ("glasscluster", "torch"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return " · ".join(found)
+
+
+def ledger_csv(report: Report) -> str:
+    """The ledger as CSV text, as the download button gives it."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    columns = ["predicted", "counted", "simulated", "measured", "unit", "ok", "source"]
+    columns += ["key", "verdict", "why"]
+    writer.writerow(["run", "quantity", *columns])
+    sections = [(c.key, c.checks) for c in report.chapters] + [("", report.checks)]
+    for key, rows in sections:
+        for r in rows:
+            content = r.as_dict()
+            writer.writerow([key, r.name.en, *(content[column] for column in columns)])
+    return out.getvalue()
+
+
+@lru_cache(maxsize=1)
+def plotly_source() -> str:
+    """The vendored plotly.js, refused when its hash is not the one on record."""
+    folder = files("glasscluster.visualize") / "vendor"
+    source = (folder / PLOTLY).read_bytes()
+    sums = (line.split() for line in (folder / "SHA256SUMS").read_text().splitlines())
+    expected = {name: digest for digest, name in sums}
+    if hashlib.sha256(source).hexdigest() != expected[PLOTLY]:
+        raise RuntimeError(f"{PLOTLY} is not the file whose hash is in SHA256SUMS")
+    return source.decode()
+
+
+def script_hash(script: str) -> str:
+    """What a content security policy says of a script that it allows."""
+    return "'sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() + "'"
+
+
+def _json(content: Any) -> str:
+    """JSON that may stand inside a script element."""
+    text = json.dumps(content, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def render(report: Report) -> str:
+    """The whole page as text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("glasscluster.visualize", "templates"),
+        autoescape=jinja2.select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    templates = files("glasscluster.visualize") / "templates"
+    style = (templates / "report.css").read_text(encoding="utf-8")
+    figures = page_figures(report)
+    own_scripts = "\n".join((templates / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    scripts = [plotly_source(), own_scripts]
+    data = {
+        "figures": figures,
+        "graphs": [packed_graph(c) for c in report.chapters],
+        "views": dict(views(report)),
+        "palette": {k: vars(look) for k, look in KINDS.items()},
+        "ledger": ledger_csv(report),
+        "words": {k: {"en": CATALOGUE[k].en, "zh": CATALOGUE[k].zh} for k in PAGE_WORDS},
+        "lesson": report.lesson and {"answer": report.lesson.answer, "unit": report.lesson.unit},
+    }
+    hardware = list(dict.fromkeys(h for c in report.chapters for h in c.timelines))
+    first = report.chapters[0].run if report.chapters else None
+    return environment.get_template("report.html").render(
+        report=report,
+        chapters=list(chapter_contents(report, figures)),
+        own=ledger.lines(report.checks),
+        counts=tally(report.all_checks()).said,
+        total=len(report.all_checks()),
+        tabs=TABS,
+        verdict=report.verdict(),
+        hardware=hardware,
+        backend=first.backend if first else "",
+        versions=_versions(),
+        figures=figures,
+        W=CATALOGUE,
+        say=lambda key, **values: Said(*(word(key, lang, **values) for lang in LANGUAGES)),
+        scripts=scripts,
+        style=style,
+        data=_json(data),
+        policy=f"default-src 'none'; script-src {' '.join(map(script_hash, scripts))}; "
+        "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'",
+    )
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Write the page."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(report), encoding="utf-8")
+    return path
+
+
+def notebook_html(figure: Any) -> str:
+    """A figure for a notebook's output cell: a frame that holds everything it needs, without a network."""
+    from html import escape
+
+    content = _json(plain(figure))
+    page = f"""<!doctype html><meta charset="utf-8"><div id="figure"></div><script>{plotly_source()}</script>
+<script>const f = {content};
+moduleName.newPlot("figure", f.data, f.layout, {{responsive: true, displaylogo: false}});</script>"""
+    height = int(figure.layout.height or 450) + 24
+    style = f"width:100%;height:{height}px;border:0"
+    return f'<iframe srcdoc="{escape(page, quote=True)}" style="{style}"></iframe>'

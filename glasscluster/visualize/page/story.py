@@ -1,0 +1,45 @@
+"""Sentences told from a run's own numbers, in both languages, each with the view it speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from glasscluster.base.rows import tally
+from glasscluster.base.text import LANGUAGES, Said
+from glasscluster.visualize.page.report import StoryStep
+from glasscluster.visualize.words import word
+
+if TYPE_CHECKING:
+    from glasscluster.sim.run import Run
+    from glasscluster.sim.time.timeline import Timeline
+
+
+def story_of(run: Run, timeline: Timeline) -> Iterator[StoryStep]:
+    """What can be said of any run, each sentence with the view it speaks of."""
+
+    def step(key: str, view: str, **values: Any) -> StoryStep:
+        return StoryStep(Said(*(word(key, lang, **values) for lang in LANGUAGES)), view)
+
+    losses = [float(x) for x in getattr(run.results[-1], "losses", [])] if run.results else []
+    if losses:
+        yield step(
+            "told_loss", "tab=checks", first=losses[0], last=losses[-1], steps=len(losses), gpus=run.gpus
+        )
+    said = timeline.summary()
+    yield step(
+        "told_time",
+        "tab=timeline",
+        step=said["makespan_s"] * 1e3,
+        hardware=timeline.hardware.name,
+        bubble=said["bubble_fraction"],
+        exposed=said["exposed_comm_s"] * 1e3,
+    )
+    peaks = [total for total, _ in run.peak_memory()]
+    yield step("told_memory", "tab=memory", peak=max(peaks) / 1e6)
+    sent = run.graph.bytes_sent()
+    if sum(sent):
+        yield step("told_bytes", "tab=network", sent=max(sent) / 1e6)
+    if run.checks:
+        counts = tally(run.checks).said
+        yield StoryStep(Said(f"Checks: {counts.en}.", f"检查：{counts.zh}。"), "tab=ledger")
