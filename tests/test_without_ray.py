@@ -1,4 +1,4 @@
-"""Ray is an extra of the package: without it, everything but its own backend works, and that one names the extra."""
+"""Ray is an extra of the package: without it all but its own backend works, and that one names the extra."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ CATALOGUE: dict[str, Said] = {
     "table_step": Said("step", "一步"),
     "table_mfu": Said("MFU", "MFU"),
     "unvalidated": Said(
-        "Seconds are virtual, from data sheets and formulas; they are not validated against measured clusters.",
+        "Seconds are virtual, from data sheets and formulas; not validated against measured clusters.",
         "秒是虚拟秒，由数据手册与公式算出，尚未与实测集群核对。",
     ),
     "definitions": Said(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.link import Link
@@ -91,7 +92,7 @@ class Hardware:
         return replace(self, gpu=gpu, intra=intra, inter=inter, topology=network, wider=wider, longer=longer)
 
     def save(self, path: str | Path) -> None:
-        """Write a profile file that `--hardware FILE` reads back as this machine: scaled links and a topology too.
+        """Write a file that `--hardware FILE` reads back as this machine, scaled links and topology too.
 
         Raises:
             InputError: a node of the topology is neither a word, a number nor a tuple of them.
@@ -270,7 +271,8 @@ def hardware(name: str | Hardware) -> Hardware:
 
 def _read_profile(path: Path) -> Hardware:
     fields = profile.read(path)
-    parts = {"gpu": GPU(**fields["gpu"])} | {wire: Link(**fields[wire]) for wire in ("intra", "inter")}
+    parts: dict[str, Any] = {wire: Link(**fields[wire]) for wire in ("intra", "inter")}
+    parts["gpu"] = GPU(**fields["gpu"])
     host = fields.pop("host", None)
     if host is not None:
         parts["host"] = HostShare(**host | {"link": Link(**host["link"])})
