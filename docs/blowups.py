@@ -1,6 +1,7 @@
 """Run the emergency room and write blowups.md and blowups.png anew: `python docs/blowups.py`.
 
-Some minutes; `--seeds 0` for one seed, `--held-out` for the section of held-out faults alone (half a minute a seed).
+Some minutes; `--seeds 0` for one seed, `--held-out` for the section of held-out faults alone (half a minute a
+seed).
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def confusion(by_seed: dict[int, list[Treated]]) -> str:
 
 
 def held_out(seeds: list[int]) -> str:
-    """The section of faults that the rules have not seen, over the same seeds; losses and signs are the first one's."""
+    """The section of faults that the rules have not seen; losses and signs are of the first seed."""
     by_seed: dict[int, dict[str, Chart]] = {}
     for seed in seeds:
         lab = Lab(find("emergency_room"), "threads", "classroom", seed=seed)
@@ -144,10 +145,12 @@ def held_out(seeds: list[int]) -> str:
         chart = by_seed[seeds[0]][h.name]
         losses = f"{healthy[h.tensor_ranks]:.3f} | {chart.loss:.3f}"
         named, worth = (", ".join(dict.fromkeys(x)) for x in (found, map(h.verdict, found)))
-        lines.append(f"| {h.title} | {losses} | {shown(chart.signs)} | {h.right or 'no rule'} | {named} | {worth} |")
+        cells = (h.title, losses, shown(chart.signs), h.right or "no rule", named, worth)
+        lines.append(f"| {' | '.join(cells)} |")
     speak = sum(h.right is not None for h in HELD_OUT)
     counts = ", ".join(f"{right[seed]} of {len(HELD_OUT)}" for seed in seeds)
-    text = f"Named rightly, seeds {', '.join(map(str, seeds))}: {counts}; of the {speak} faults that a rule speaks of, "
+    text = f"Named rightly, seeds {', '.join(map(str, seeds))}: {counts}; "
+    text += f"of the {speak} faults that a rule speaks of, "
     text += ", ".join(str(right[seed]) for seed in seeds) + "."
     return HELD_OUT_HEAD + "\n".join(lines) + "\n\n" + textwrap.fill(text, 120) + "\n"
 

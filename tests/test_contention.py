@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from glasscluster.scenarios.jobs.collective import Asked, record
@@ -218,8 +218,7 @@ CASES = st.tuples(
 def test_rates_are_max_min_fair_at_every_moment_and_every_byte_passes_every_link_of_its_route(case):
     name, messages, latency = case
     messages = [(s, d, n) for s, d, n in messages if s != d]
-    if not messages:
-        return
+    assume(messages)
     network = build(name, 8, Cable(1 * GB, latency))
     _, line = arrivals(messages, network)
     assert carried_bytes(line) == pytest.approx(routed_bytes(line.graph, network), rel=1e-9, abs=1e-6)

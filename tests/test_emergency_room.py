@@ -46,7 +46,7 @@ def test_a_cause_is_named_from_few_steps_and_never_in_a_healthy_run(name, lab, w
     assert diagnosis.diagnose(well.signs) == diagnosis.HEALTHY
 
 
-NAMED = {  # what the rules say of the faults they were not made with, as it came; docs/blowups.md shows the same
+NAMED = {  # what the rules say of faults they were not made with, as it came; as in docs/blowups.md
     "late-rate": ("rate-too-high", "right"),
     "one-layer-init": ("healthy", "missed"),
     "stuck-batch": ("repeated-data", "right"),
@@ -67,7 +67,7 @@ def well_to_the_end(lab):
 
 
 @pytest.mark.parametrize("fault", HELD_OUT, ids=lambda h: h.name)
-def test_a_fault_that_the_rules_have_not_seen_is_named_rightly_or_not_as_written_down(fault, lab, well_to_the_end):
+def test_a_fault_that_the_rules_have_not_seen_is_named_or_not_as_written_down(fault, lab, well_to_the_end):
     chart = examine(fault.case, "broken", lab, STEPS)
     assert chart.losses != well_to_the_end[fault.tensor_ranks], "the plant does nothing"
     found = diagnosis.diagnose(chart.signs)

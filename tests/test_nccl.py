@@ -253,12 +253,13 @@ def test_a_last_node_that_is_not_full_counts_as_a_node():
     assert choose("all_reduce", 2**20, "dgx-h100", 12).time_s > 0
 
 
-# ---- measured all-reduces: rows to look at, and rows held out ------------------------------------------------------
+# ---- measured all-reduces: rows to look at, and rows held out ----------------------------------------------
 def errors(held_out, hardware=None):
     """Absolute errors of our time and of NCCL's estimate alone, over the rows of one half.
 
-    The copy out was found by looking at the A100 rows. Halves are by message size, every other power of two: the
-    gates are on the odd ones, and whoever changes the model looks at the even ones only (benchmarks/nccl.py).
+    The copy out was found by looking at the A100 rows. Halves are by message size, every other power of two:
+    the gates are on the odd ones, and whoever changes the model looks at the even ones only
+    (benchmarks/nccl.py).
     """
     ours, theirs = [], []
     for row in published_rows("nccl_busbw_measured.csv"):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from glasscluster.sim.ranks.backends.fused_attention import fused_on_cpu
@@ -133,7 +133,7 @@ def test_a_dry_run_takes_the_fused_kernel_exactly_where_torch_does(data):
         chosen = torch._fused_sdp_choice(q, k, v, mask, dropout, causal, enable_gqa=gqa)
         F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)
     except RuntimeError:
-        return  # torch refuses these
+        reject()  # torch refuses these
     fused = torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
     assert fused_on_cpu(q, k, v, mask, dropout, causal, gqa) == (chosen == fused)
 

@@ -105,7 +105,9 @@ def test_torch_s_sharded_and_bucketed_training_holds_and_updates_what_ours_does(
     ours = {f"gradient {n}": g for n, g in results[0].gradients[-1].items()}
     ours |= {f"weight {n}": w for n, w in results[0].weights[-1].items()}
     same({k: v for k, v in ours.items() if k[0] == "g"}, {k: v for k, v in theirs.items() if k[0] == "g"})
-    for name in (n for n in theirs if n.startswith("weight")):
+    weights = [n for n in theirs if n.startswith("weight")]
+    assert weights
+    for name in weights:
         assert difference(ours[name], theirs[name], 1.0) <= 1e-10, name
     if oracle == "ddp_buckets":
         names = list(GPTStage(model).full_names())

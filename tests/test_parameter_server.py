@@ -134,6 +134,7 @@ def test_the_same_seed_gives_the_same_graph_and_the_same_bits_in_any_order_of_th
     job, layout = job_of(4, "adamw"), Layout(4, 2, 4, 2, True)
     runs = [run_of(job, virtual(job, layout, slow_ranks={0: 1.7}, jitter=0.5), seed=s) for s in (1, 2)]
     assert runs[0].graph.sha256() == runs[1].graph.sha256()
+    assert all(any(getattr(r, kind) is not None for r in runs[0].results) for kind in ("pulled", "shard"))
     for a, b in zip(*(r.results for r in runs), strict=True):
         assert a.losses == b.losses
         assert all(torch.equal(x, y) for x, y in ((a.pulled, b.pulled), (a.shard, b.shard)) if x is not None)
@@ -150,6 +151,7 @@ def test_a_dry_recording_is_the_real_one():
 def test_on_ray_actors_the_same_plan_gives_the_same_bits():
     job, plan = job_of(2, "adamw"), virtual(job_of(2, "adamw"), Layout(2, 2, 4, 1, True), slow_ranks={1: 3.0})
     there, here = run_of(job, plan, "ray", timeout_s=60), run_of(job, plan)
+    assert all(any(getattr(r, kind) is not None for r in here.results) for kind in ("pulled", "shard"))
     for a, b in zip(there.results, here.results, strict=True):
         assert all(torch.equal(x, y) for x, y in ((a.pulled, b.pulled), (a.shard, b.shard)) if x is not None)
     assert there.graph.sha256() == here.graph.sha256()

@@ -87,7 +87,9 @@ def test_the_published_lists_are_ours_rank_by_rank():
 def test_makespan_bubbles_and_live_chunks_are_the_published_ones():
     names = {theirs.removeprefix("Schedule"): ours for ours, theirs in THEIRS.items()}
     names["ZBV"] = "zb-v"
-    for row in published_rows("pp_schedules_pytorch_summary.csv"):
+    rows = published_rows("pp_schedules_pytorch_summary.csv")
+    assert len(rows) == 23
+    for row in rows:
         p, v, m = (int(row[k]) for k in ("pp", "chunks_per_rank", "microbatches"))
         judged = make_schedule(names[row["schedule"]], p, m, v).validate()
         assert judged.makespan == float(row["makespan_units"])
@@ -100,6 +102,7 @@ def test_pytorch_s_own_test_files_are_read_with_idle_and_communication_tokens_an
     files: dict[str, list[str]] = {}
     for row in published_rows("pp_schedules_pytorch_artifacts.csv"):
         files.setdefault(row["artifact"], []).append(row["actions"])
+    assert len(files) == 2
     for name, lines in files.items():
         theirs = read_schedule(name, "\n".join(lines), 2, 8)
         assert theirs.stages == 4
@@ -200,15 +203,16 @@ def test_the_throughput_ordering_of_table_4(model, m):
 
 
 def test_the_quoted_cells_are_those_of_the_published_files():
+    assert [len(published_rows(f"zero_bubble_{t}.csv")) for t in ("table5_bubble_rate", "table4")] == [36, 24]
     for row in published_rows("zero_bubble_table5_bubble_rate.csv"):
         quoted = TABLE_5[row["model"], int(row["n_microbatches"])]
         assert row["schedule"] in ("ZB-2p", "ZB-1p") or quoted[row["schedule"]] == float(row["bubble_rate"])
         assert row["schedule"] != "ZB-1p" or quoted["ZB-H1"] == float(row["bubble_rate"])
     for row in published_rows("zero_bubble_table4.csv"):
         assert TABLE_4[row["model"], int(row["n_microbatches"])][row["schedule"]] == float(row["samples_per_gpu_s"])
-    for row in published_rows("zero_bubble_profile_ms.csv"):
-        if row["model"] in PROFILE:
-            assert PROFILE[row["model"]][2:] == tuple(float(row[k]) for k in ("TF_ms", "TB_ms", "TW_ms", "Tcomm_ms"))
+    times = ("TF_ms", "TB_ms", "TW_ms", "Tcomm_ms")
+    profile = {r["model"]: tuple(float(r[k]) for k in times) for r in published_rows("zero_bubble_profile_ms.csv")}
+    assert profile == {model: values[2:] for model, values in PROFILE.items()}
 
 
 # ---- closed forms, for p = 2..8 and m up to 32 ----------------------------------------------------------------------

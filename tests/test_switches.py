@@ -174,6 +174,8 @@ def test_scaled_frequencies_keep_what_their_papers_say():
     assert frequencies(64, 10000.0, "interpolation", s) == tuple(t / s for t in plain)
     yarn = frequencies(d, 10000.0, "yarn", s, 4096)
     turns = [4096 * t / (2 * math.pi) for t in plain]
+    assert max(turns) > 40
+    assert min(turns) < 0.8
     assert all(y == t for y, t, r in zip(yarn, plain, turns, strict=True) if r > 40)
     assert all(y == pytest.approx(t / s) for y, t, r in zip(yarn, plain, turns, strict=True) if r < 0.8)
     assert any(t / s < y < t for y, t in zip(yarn, plain, strict=True))

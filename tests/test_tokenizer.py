@@ -148,16 +148,12 @@ def test_a_saved_file_means_the_same_to_tokenizers_and_to_us(ours, tmp_path):
 @example(texts=[b"ab ab ab"], vocab=262, specials=["ab"])
 @example(texts=[b"ab ab ab"], vocab=262, specials=["\u0120"])
 def test_a_tokenizer_is_read_back_as_it_was_saved_or_was_none(tmp_path, texts, vocab, specials):
-    try:
-        made = Tokenizer.train(texts, vocab, specials)
-    except ValueError as problem:
-        said = str(problem)
-    else:
-        said = ""
-    if said:
-        assert "spelled as an ordinary" in said
-        assert {s.encode() for s in specials} & {spelled(bytes([b])).encode() for b in range(256)} or "ab" in specials
+    ordinary = {spelled(token) for token in Tokenizer.train(texts, vocab - len(specials)).tokens.values()}
+    if ordinary & set(specials):
+        with pytest.raises(ValueError, match="spelled as an ordinary"):
+            Tokenizer.train(texts, vocab, specials)
         return
+    made = Tokenizer.train(texts, vocab, specials)
     made.save(tmp_path / "tokenizer.json")
     back = Tokenizer.load(tmp_path / "tokenizer.json")
     assert (back.tokens, back.merges, back.specials) == (made.tokens, made.merges, made.specials)

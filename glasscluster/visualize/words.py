@@ -306,6 +306,10 @@ CATALOGUE: dict[str, Said] = {
     "table_exposed": Said("exposed communication", "暴露的通信"),
     "table_step": Said("step", "一步"),
     "table_mfu": Said("MFU", "MFU"),
+    "unvalidated": Said(
+        "Seconds are virtual, from data sheets and formulas; not validated against measured clusters.",
+        "秒是虚拟秒，由数据手册与公式算出，尚未与实测集群核对。",
+    ),
     "definitions": Said(
         "Bubble: idle share of ranks × (first forward to last backward); over ideal: idle over useful time.",
         "气泡：rank 数 ×（首个前向到最后一个反向）中的空闲占比；相对理想：空闲时间除以有效时间。",

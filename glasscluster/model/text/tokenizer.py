@@ -56,7 +56,7 @@ class Tokenizer:
             raise ValueError(f"special tokens have numbers of their own; {sorted(taken)} are ordinary tokens")
         words = {spelled(token) for token in self.numbers} if self.specials else set()
         if alike := sorted(words & self.specials.keys()):
-            raise ValueError(f"a file cannot hold special tokens that are spelled as an ordinary one is: {alike[:8]}")
+            raise ValueError(f"special tokens that are spelled as an ordinary one is: {alike[:8]}")
         try:
             made = [self.numbers[self.tokens[a] + self.tokens[b]] for a, b in self.merges]
         except KeyError as problem:

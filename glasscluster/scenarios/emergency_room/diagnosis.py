@@ -1,9 +1,9 @@
 """From probes to a cause: ten signs of a run, and rules that are asked in order until one holds.
 
-What can be told exactly comes first (skipped steps, equal bits, a norm counted twice, data that comes again), then data, then the
-run's first step, then what grew. A rule reads signs alone: it does not know what was done to the run, nor its options.
-Limits and order were found on the eleven cases that emergency_room.py breaks. Of ten other faults (held_out.py) five
-are named; those are there to be counted, not to be fitted.
+What can be told exactly comes first (skipped steps, equal bits, a norm counted twice, data that comes again),
+then data, then the run's first step, then what grew. A rule reads signs alone: it does not know what was done
+to the run, nor its options. Limits and order were found on the eleven cases that emergency_room.py breaks. Of
+ten other faults (held_out.py) five are named; those are there to be counted, not to be fitted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Held-out cases: ten faults that the rules of diagnosis.py were not made with, and what the rules say of them.
+"""Held-out cases: ten faults that the rules of diagnosis.py were not made with, and what they say of them.
 
-The rules' thresholds and order were found on the eleven cases of emergency_room.py, so those say nothing about a
-twelfth. These ten were written down, each with the name that would be right, before the rules were run on them;
-the rules are not to be changed for them. Four have no rule at all: the best the rules can do is to stay silent.
-What comes out stands in docs/blowups.md.
+The rules' thresholds and order were found on the eleven cases of emergency_room.py, so those say nothing
+about a twelfth. These ten were written down, each with the name that would be right, before the rules were
+run on them; the rules are not to be changed for them. Four have no rule at all: the best the rules can do is
+to stay silent. What comes out stands in docs/blowups.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from glasscluster.scenarios.emergency_room.emergency_room import BY_NAME, Case
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A planted fault. `right`: the cause whose rule should hold; None where no rule speaks of such a fault."""
+    """A planted fault. `right`: the cause whose rule should hold; None where no rule speaks of it."""
 
     name: str
     title: str
@@ -27,10 +27,11 @@ class HeldOut:
     def case(self) -> Case:
         """As the emergency room examines it. Its plant has the fault's name."""
         base = BY_NAME["norm-counted-twice" if self.tensor_ranks else "missing-all-reduce"].base
-        return Case(self.name, (self.title, self.title), ("", ""), base=base, plant=self.name.replace("-", "_"))
+        plant = self.name.replace("-", "_")
+        return Case(self.name, (self.title, self.title), ("", ""), base=base, plant=plant)
 
     def verdict(self, found: str) -> str:
-        """What a name that the rules gave is worth: right, wrong, missed, or silent where no rule speaks of it."""
+        """What the name that the rules gave is worth; silent: no rule speaks of the fault."""
         if self.right is None:
             return "silent" if found == HEALTHY else "wrong"
         return "right" if found == self.right else "missed" if found == HEALTHY else "wrong"
@@ -42,7 +43,7 @@ HELD_OUT = (
     HeldOut("stuck-batch", "from step 10 on the same batch for ever", "repeated-data"),
     HeldOut("stale-layer", "one rank keeps an old copy of one layer", "missing-all-reduce"),
     HeldOut("noisy-labels", "one rank's targets are drawn at random, its inputs are text", "noisy-shard"),
-    HeldOut("norm-not-summed", "tensor ranks clip by their own norm each", "norm-counted-twice", tensor_ranks=True),
+    HeldOut("norm-not-summed", "tensor ranks clip by their own norm each", "norm-counted-twice", True),
     HeldOut("frozen-layer", "one layer's gradients never reach the optimizer", None),
     HeldOut("shifted-labels", "targets are one token further than they should be", None),
     HeldOut("lost-gradients", "one rank's gradients are zero before they are reduced", None),

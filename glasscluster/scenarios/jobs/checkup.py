@@ -19,7 +19,7 @@ def examine() -> list[dict[str, Any]]:
     rows = [
         _python(),
         _package("torch", OLDEST_TORCH, True),
-        _package("ray", OLDEST_RAY, False, "use --backend threads, or pip install ray"),
+        _package("ray", OLDEST_RAY, False, "use --backend threads, or pip install 'glasscluster[ray]'"),
     ]
     rows += [_package(name, (), True) for name in ("numpy", "numba", "networkx", "plotly", "pydantic", "typer", "rich", "jinja2")]
     return [*rows, _gloo(), _gpu(), _cores(), _browser(), _font()]

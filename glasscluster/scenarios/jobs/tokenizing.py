@@ -47,7 +47,8 @@ def learned(sources: Sequence[str], vocab: int, specials: Sequence[str], out: st
     say(f"merging in {len(pieces):,} different pieces")
     found = learn(pieces, vocab - len(specials), lambda n: say(f"{n:,} tokens") if n % TELL_EVERY == 0 else None)
     try:
-        made = Tokenizer(found.tokens, found.merges, {text: len(found.tokens) + i for i, text in enumerate(specials)})
+        numbers = {text: len(found.tokens) + i for i, text in enumerate(specials)}
+        made = Tokenizer(found.tokens, found.merges, numbers)
     except ValueError as problem:
         raise InputError("special", ", ".join(specials), str(problem)) from None
     try:

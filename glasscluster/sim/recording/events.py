@@ -12,7 +12,6 @@ OTHER, FORWARD, BACKWARD, WEIGHT, RECOMPUTE, OPTIMIZER = range(6)
 
 PURPOSES = ("activations", "gradients", "parameters", "scalars", "data")
 CATEGORIES = ("parameters", "gradients", "optimizer", "activations", "buffers")
-AXES = ("pp", "dp", "cp", "tp", "ep")  # slowest first: rank = ((pp·DP + dp)·CP + cp)·TP + tp
 
 LANES_PER_GROUP = 6  # stream, sends, receives, launches of collectives; sends, receives of the program
 

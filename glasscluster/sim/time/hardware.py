@@ -172,7 +172,7 @@ class Hardware:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a profile file that `--hardware FILE` reads back as this machine: scaled links and a topology too.
+        """Write a file that `--hardware FILE` reads back as this machine, scaled links and topology too.
 
         Args:
             path: the file to write, or to replace.
@@ -370,7 +370,8 @@ def hardware(name: str | Hardware) -> Hardware:
 
 def _read_profile(path: Path) -> Hardware:
     fields = profile.read(path)
-    parts: dict[str, Any] = {"gpu": GPU(**fields["gpu"])} | {wire: Link(**fields[wire]) for wire in ("intra", "inter")}
+    parts: dict[str, Any] = {wire: Link(**fields[wire]) for wire in ("intra", "inter")}
+    parts["gpu"] = GPU(**fields["gpu"])
     host = fields.pop("host", None)
     if host is not None:
         parts["host"] = HostShare(**host | {"link": Link(**host["link"])})

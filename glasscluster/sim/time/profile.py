@@ -1,7 +1,7 @@
 """A machine as a file: what `Hardware.save` writes and `--hardware FILE` reads.
 
-JSON with the fields of `Hardware`, in SI units. What a field may be is said here once, and pydantic holds a file
-to it; what is left out has the default of `Hardware`. Numbers come back as they were, to the last bit.
+JSON with the fields of `Hardware`, in SI units. What a field may be is said here once, and pydantic holds a
+file to it; what is left out has the default of `Hardware`. Numbers come back as they were, to the last bit.
 """
 
 from __future__ import annotations
@@ -74,19 +74,21 @@ class MachineProfile(_Part):
 
 
 def write(fields: dict[str, Any], path: str | Path) -> None:
-    """Write a machine's fields, nested dicts of them. JSON knows no infinity: 1e999 is read as one everywhere."""
+    """Write a machine's fields. JSON knows no infinity: 1e999 is read as one everywhere."""
     text = json.dumps(fields, indent=1, allow_nan=True)
-    # a string, which stays as it is, or an infinite number
-    path = Path(path)
-    path.write_text(re.sub(r'("(?:[^"\\]|\\.)*")|Infinity', lambda match: match[1] or "1e999", text) + "\n")
+    # either a string, which stays as it is, or an infinite number
+    text = re.sub(r'("(?:[^"\\]|\\.)*")|Infinity', lambda match: match[1] or "1e999", text)
+    Path(path).write_text(text + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:
     """The fields that a profile file gives, nested as `write` was given them.
 
     Raises:
-        InputError: the file cannot be read, is no JSON, or a field is unknown, missing or out of range. The error
-            names the field as `gpu.memory_bytes`, its value, the rule, and the nearest field where one is unknown.
+        InputError: the file cannot be read, is no JSON, or a field is unknown, missing or out of range. The
+        error
+            names the field as `gpu.memory_bytes`, its value, the rule, and the nearest field where one is
+            unknown.
     """
     try:
         raw = json.loads(path.read_text())

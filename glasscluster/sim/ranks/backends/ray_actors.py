@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from glasscluster.base.errors import BackendUnavailable, GlassError, RankDied, RankStalled
+from glasscluster.base.errors import BackendUnavailable, GlassError, InputError, RankDied, RankStalled
 from glasscluster.sim.ranks.backends.process_group import make_wire, one_thread
 from glasscluster.sim.ranks.deadlock import describe_deadlock
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
@@ -207,7 +207,8 @@ def _import_ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError as problem:
-        raise BackendUnavailable(f"ray is not installed ({problem}); use --backend threads") from None
+        rule = f"needs Ray, which cannot be imported ({problem}): pip install 'glasscluster[ray]'"
+        raise InputError("backend", "ray", rule, ["threads"]) from None
     version = tuple(int(n) for n in ray.__version__.split(".")[:2])
     if version < OLDEST:
         raise BackendUnavailable(

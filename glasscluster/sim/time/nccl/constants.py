@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-COMMIT = "5067397"
 PROTOCOLS = ("LL", "LL128", "Simple")
 Triple = tuple[float, float, float]
 

@@ -4,13 +4,15 @@
     time       the estimate, and for a ring its copy out: in the last step of a pass (src/device/all_reduce.h) a channel only
                receives; bytes/N are moved from the FIFO into the result, read and written at memory bandwidth / 2, unsent
 
-The copy out is ours, its rate from the data sheet; NCCL does not plan with it. We looked for it because the estimate
-falls short on large A100 messages by a part that goes as 1/N. So measured rows stand in two halves since, by message
-size: those to look at, and those held out, which gate (tests/test_nccl.py). The term is rough: buffers that are
-registered or written directly skip it, few channels copy slower than the memory allows. On A100 times stay too short,
-by 16 to 21 % in the median. `benchmarks/nccl.py` prints the errors of both halves, with and without it.
+The copy out is ours, its rate from the data sheet; NCCL does not plan with it. We looked for it because the
+estimate falls short on large A100 messages by a part that goes as 1/N. So measured rows stand in two halves
+since, by message size: those to look at, and those held out, which gate (tests/test_nccl.py). The term is
+rough: buffers that are registered or written directly skip it, few channels copy slower than the memory
+allows. On A100 times stay too short, by 16 to 21 % in the median. `benchmarks/nccl.py` prints the errors of
+both halves, with and without it.
 
-Follows NVIDIA/nccl src/graph/tuning.cc and search.cc, commit 5067397: figures in nccl_constants.py, formulas written anew.
+Follows NVIDIA/nccl src/graph/tuning.cc and search.cc, commit 5067397: figures in constants.py, formulas
+written anew.
 
 The search. NCCL looks for channels (rings, trees) through the node's links: it tries speeds from a short list, high to low,
 counts the channels that fit and keeps the greatest speed × count; wide channels are then split in two. Where all links are

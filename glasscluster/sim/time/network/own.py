@@ -55,8 +55,8 @@ def _number(field: str, value: Any) -> Any:
 def read(path: str | Path) -> Topology:
     """A file as `networkx.node_link_data` or `as_data` writes it.
 
-    {"nodes": [{"id", "kind"}], "edges": [{"source", "target", "bandwidth", ..}]}, and where `as_data` wrote it the
-    order of GPUs, the placement of ranks and the routes.
+    {"nodes": [{"id", "kind"}], "edges": [{"source", "target", "bandwidth", ..}]}, and where `as_data` wrote
+    it the order of GPUs, the placement of ranks and the routes.
     """
     path = Path(path)
     try:
@@ -72,17 +72,17 @@ def read(path: str | Path) -> Topology:
     return from_data(data, name=path.stem)
 
 
-# ---- as data, exactly ----------------------------------------------------------------------------------------------
+# ---- as data, exactly --------------------------------------------------------------------------------------
 NODE_FIELDS = ("kind", "pos")
 LINK_FIELDS = ("bandwidth", "latency_s", "overhead_s", "store_and_forward", "out")
 SAVED = ("gpus", "place", "routes")  # what only `as_data` writes
 
 
 def as_data(network: Topology) -> dict[str, Any]:
-    """A network as JSON data, from which `from_data` makes the same one: links, their order, placement and routes.
+    """A network as JSON data, from which `from_data` makes the same: links, order, placement and routes.
 
-    Routes are listed, as numbers of nodes, where a rule of the network's own makes them; else the fewest links do.
-    Raises InputError for a node that JSON cannot name.
+    Routes are listed, as numbers of nodes, where a rule of the network's own makes them; else the fewest
+    links do. Raises InputError for a node that JSON cannot name.
     """
     graph = network.graph
     number = {node: i for i, node in enumerate(graph)}
@@ -91,8 +91,7 @@ def as_data(network: Topology) -> dict[str, Any]:
         "directed": True,
         "nodes": [{"id": _json_node(n), **_plain(d, NODE_FIELDS)} for n, d in graph.nodes(data=True)],
         "edges": [
-            {"source": _json_node(u), "target": _json_node(v), **_plain(graph.edges[u, v], LINK_FIELDS)}
-            for u, v in links_as_added(graph)
+            {"source": _json_node(u), "target": _json_node(v), **_plain(graph.edges[u, v], LINK_FIELDS)} for u, v in links_as_added(graph)
         ],
         "gpus": [_json_node(n) for n in network.gpus],
         "place": network.place,

@@ -137,7 +137,7 @@ class Topology:
 
     def scaled(self, *, bandwidth: float = 1.0, latency: float = 1.0) -> Topology:
         """The same network with every link `bandwidth` times as wide and `latency` times as long."""
-        # not graph.copy(): it lists links in another order, and of two equally short routes the other one is taken
+        # not graph.copy(): it lists links in another order, which decides between equally short routes
         graph = nx.DiGraph()
         graph.add_nodes_from(self.graph.nodes(data=True))
         graph.add_edges_from((u, v, dict(self.graph.edges[u, v])) for u, v in links_as_added(self.graph))
@@ -148,7 +148,8 @@ class Topology:
         return self._with(graph, self.place)
 
     def _with(self, graph: nx.DiGraph, place: Sequence[int]) -> Topology:
-        return Topology(self.name, graph, self.gpus, None if self.routes_are_fewest_links else self.rule, place)
+        rule = None if self.routes_are_fewest_links else self.rule
+        return Topology(self.name, graph, self.gpus, rule, place)
 
     # ---- sameness ------------------------------------------------------------------------------------------------
     def check(self) -> Topology:
@@ -171,7 +172,7 @@ class Topology:
 
 
 def links_as_added(graph: nx.DiGraph) -> list[tuple[Node, Node]]:
-    """The links in an order in which adding them gives every node its links out and in as they are listed now.
+    """The links in an order in which adding them lists every node's links out and in as they are now.
 
     Where two routes are equally short, networkx takes the one that those lists name first.
     """
