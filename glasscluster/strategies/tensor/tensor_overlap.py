@@ -8,7 +8,8 @@ piece of s/t tokens, A and B matrices.
 
         compute  │ x_r A │ x_r-1 A │ x_r-2 A │ ...        send to the right:  x_r, x_r-1, ...
 
-    product ──► reduce-scatter  a piece's sum goes round, and each rank adds its part while the next is computed
+    product ──► reduce-scatter  a piece's sum goes round, and each rank adds its part while the next is
+    computed
 
         compute  │ y_r-1 B │ y_r-2 B │ ... │ y_r B │      send to the right:  sum of piece r-1, of r-2, ...
 

@@ -12,19 +12,19 @@ root) mod N, τ = o + S/(2kβ) the time that a piece holds a port, H = ⌈log2 N
                                      └─► 7                                       └─► 6
 
 A rank other than the root has children in one tree at most. For odd N the second tree is mirrored (v at place
-N-v), for even N it is shifted (v at place v+1, and N-1 at place 1: a leaf in both). So in an all-reduce a rank
-sends S/2 up in each tree and at most 2·S/2 down, 2S together: the ring's bytes in a tree's steps. `sent()` says
-what each rank sends exactly.
+N-v), for even N it is shifted (v at place v+1, and N-1 at place 1: a leaf in both). So in an all-reduce a
+rank sends S/2 up in each tree and at most 2·S/2 down, 2S together: the ring's bytes in a tree's steps.
+`sent()` says what each rank sends exactly.
 
 A rank has one port for both trees, so the order of its messages matters.
 
-    reduce      first the pieces of the tree in which it is a leaf: they wait for no child. Where one child is a
-                leaf and the other is not, the leaf's pieces are added first: they arrive first.
-    broadcast   receives are posted at once, first those of the tree in which it has children: other ranks wait
-                for what it passes on there, and nobody for what it gets as a leaf.
+    reduce      first the pieces of the tree in which it is a leaf: they wait for no child. Where one child is
+                a leaf and the other is not, the leaf's pieces are added first: they arrive first.
+    broadcast   receives are posted at once, first those of the tree in which it has children: other ranks
+                wait for what it passes on there, and nobody for what it gets as a leaf.
 
-No send is waited for before the end, so no rank blocks another. Additions have a fixed order (leaves, then left,
-then right).
+No send is waited for before the end, so no rank blocks another. Additions have a fixed order (leaves, then
+left, then right).
 But: as in the paper both trees hang below one root (NCCL gives each tree its own); all-reduce is the one
 after the other, since a port that sends S/2 a tree up and S down is as busy either way. 64 KiB a piece, at
 most 16 a half: the best number needs the link.

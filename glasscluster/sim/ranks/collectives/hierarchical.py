@@ -10,9 +10,9 @@ buffer.
         all-gather in each node          everybody has both
 
 A rank sends 2(g-1)/g·S inside its node and 2(M-1)/M·S/g between nodes (Eq 12): the slow wire carries 1/g of
-what a flat ring would. All-gather goes between nodes first, so that only a rank's own chunk crosses; then each
-rank passes on in its node what the ranks at its place p have (chunks p, g+p, 2g+p, ...: M messages a step).
-Reduce-scatter is the same backwards. Broadcast and reduce cross to each node once.
+what a flat ring would. All-gather goes between nodes first, so that only a rank's own chunk crosses; then
+each rank passes on in its node what the ranks at its place p have (chunks p, g+p, 2g+p, ...: M messages a
+step). Reduce-scatter is the same backwards. Broadcast and reduce cross to each node once.
 But: nodes must be equal. Where N is no multiple of the node size, the largest divisor of N that fits in a
 node is taken as g.
 """

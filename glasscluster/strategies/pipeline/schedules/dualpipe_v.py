@@ -9,8 +9,8 @@ deepseek-ai/DualPipe, "cut in half").
     steady    ([Fb] [fB]) x (m-2p+r+1) · (b [fB]) x (p-1-r)
     drain     (b B) x (r+1), the second half of these 2(r+1) in two parts · (W I) x (p-1-r) · W x (r+1)
 
-But: fewer than 2p micro-batches are a step of 2p cut short (DeepSeek and PyTorch refuse it). What a slot gains
-depends on the kernels, so here it costs f + b unless another cost is given.
+But: fewer than 2p micro-batches are a step of 2p cut short (DeepSeek and PyTorch refuse it). What a slot
+gains depends on the kernels, so here it costs f + b unless another cost is given.
 """
 
 from __future__ import annotations
