@@ -97,7 +97,7 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     last = {kind: [found["gradients"][kind, depth][-1] for depth in depths] for kind in KINDS}
     power = {kind: float(np.polyfit(np.log(depths), np.log(values), 1)[0]) for kind, values in last.items()}
     grown = {kind: found["stream"][kind, layers] for kind in KINDS}
-    stretch = grown["pre"][-1] / grown["pre"][shallow - 1]
+    growth = grown["pre"][-1] / grown["pre"][shallow - 1]
 
     # Random weights scatter these means over four seeds by about 1/√h. Over twelve seeds at h = 64 the
     # standard error was 0.05 for a power, 0.024 for the pre-norm stream, 0.002 for the post-norm one;
@@ -111,7 +111,7 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
         )
     depth: dict[str, Any] = {"layers": layers, "shallow": shallow}
     source = "variances of branches add: √4"
-    lab.row("pre_stream", 2, stretch, source, unit="×", **chance, tolerance=4 * 0.024 * error, **depth)
+    lab.row("pre_stream", 2, growth, source, unit="×", **chance, tolerance=4 * 0.024 * error, **depth)
     source, post = "it is a norm's output", grown["post"][-1]
     lab.row("post_stream", 1, post, source, unit="rms", **chance, tolerance=4 * 0.002 * error, layers=layers)
     source = "1910.07467, float64"
