@@ -28,9 +28,9 @@ from glasscluster.model.text.packing import positions as positions_in
 
 
 class Module(nn.Module):
-    """Parameters by full name, cut for this rank.
+    """A part of the model: parameters by full name, each cut for this rank.
 
-    `shards` says how each one is cut (None: whole on every rank).
+    `shards` says how each parameter is cut; None: it is whole on every rank.
     """
 
     def __init__(
@@ -56,7 +56,10 @@ class Module(nn.Module):
         shard: Shard | None = None,
         partial: bool = False,
     ) -> None:
-        """Create parameter `name`. partial: it is whole, and each tensor rank has a part of its gradient."""
+        """Create parameter `name`.
+
+        partial: it is whole on every tensor rank, and each rank gets a part of its gradient.
+        """
         full_name = f"{self.prefix}{name}"
         self.register_parameter(
             name, local_parameter(full_name, shape, std, mean, shard, self.parallel, self.seed, self.like)
@@ -66,7 +69,10 @@ class Module(nn.Module):
             self.partial.add(full_name)
 
     def bias(self, name: str, size: int, shard: Shard | None = None, partial: bool = False) -> None:
-        """A bias, in a model that has them. They start small and random, not zero: a zero hides mistakes."""
+        """Create a bias, in a model that has biases.
+
+        Biases start small and random instead of at zero, because a zero hides mistakes.
+        """
         if self.config.bias:
             self.weight(name, size, std=self.config.init_std, shard=shard, partial=partial)
 
@@ -115,9 +121,9 @@ class Block(Module):
 
     @property
     def out_std(self) -> float:
-        """Of the matrices into the residual.
+        """The standard deviation with which matrices into the residual start.
 
-        GPT-2 (section 2.3): 2L branches add up, so each starts 1/√(2L) as large.
+        GPT-2 (section 2.3): 2L branches are added up, so each starts 1/√(2L) as large.
         """
         config = self.config
         return (
@@ -127,7 +133,7 @@ class Block(Module):
         )
 
     def forward(self, x_BSH: Tensor, draw: Draw | None = None) -> Tensor:
-        """[B, S, H] -> [B, S, H]."""
+        """Compute the block: [B, S, H] -> [B, S, H]."""
         x_BSH = self.branch(
             x_BSH,
             1,
@@ -137,7 +143,7 @@ class Block(Module):
         return self.branch(x_BSH, 2, partial(self.mlp, self), draw)
 
     def branch(self, x: Tensor, number: int, f: Callable[[Tensor], Tensor], draw: Draw | None) -> Tensor:
-        """x and f of it, with the norm where the model has it; number: 1 attention, 2 MLP."""
+        """Add the branch f to x, with the norm where the model has it. number: 1 attention, 2 MLP."""
         where, place = self.config.norm_position, "attention output" if number == 1 else "mlp output"
         y = f(x if where == "post" else norms.norm(self, f"norm{number}", x))
         if where == "sandwich":
@@ -147,7 +153,7 @@ class Block(Module):
         return norms.norm(self, f"norm{number}", x) if where == "post" else x
 
     def attend(self, x_BSH: Tensor, draw: Draw | None) -> Tensor:
-        """Local heads of multi-head attention: [B, S, H] -> [B, S, A·D]."""
+        """Compute this rank's heads of attention: [B, S, H] -> [B, S, A·D]."""
         config, context = self.config, self.parallel.context
         q, k, v = self.queries_keys_values(x_BSH)
         if self.parallel.observe is not None:
@@ -184,7 +190,10 @@ class Block(Module):
         return (out[..., : config.head_dim] if config.rotary else out).transpose(1, 2).flatten(2)
 
     def declare_bias(self) -> None:
-        """What is added to scores by distance, for this rank's heads: a learned table, or fixed numbers."""
+        """Declare what is added to scores by distance, for this rank's heads.
+
+        It is a learned table (relative positions) or fixed numbers (ALiBi).
+        """
         config, cut = self.config, Shard(1)
         if config.position == "relative":
             self.weight(
@@ -199,7 +208,7 @@ class Block(Module):
             )
 
     def score_bias(self, tokens: int) -> Tensor | None:
-        """[A, 2·tokens - 1] in the accumulators' type, by distance (position.py)."""
+        """What is added to scores, by distance (position.py): [A, 2·tokens - 1] in the accumulators' type."""
         if self.config.position not in ("relative", "alibi"):
             return None
         here = slice(self.config.seq - tokens, self.config.seq + tokens - 1)
@@ -212,7 +221,10 @@ class Block(Module):
         )
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Rotary positions of [B, S, A, D], which in generation are each sequence's own."""
+        """Apply rotary positions to [B, S, A, D].
+
+        In generation every sequence has positions of its own.
+        """
         context, rows = self.parallel.context, self.keep.positions
         if rows is None or all(row == rows[0] for row in rows):
             at = context.positions(x.shape[1] * context.size) if rows is None else rows[0]
@@ -221,8 +233,9 @@ class Block(Module):
         return rope(x.flatten(0, 1).unsqueeze(0), spans, self.config).view(x.shape)
 
     def queries_keys_values(self, x_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, S, H] -> queries, keys and values of this rank's heads, as attention takes them: [B, S, A or
-        key heads, D].
+        """Queries, keys and values of this rank's heads, as attention takes them.
+
+        [B, S, H] -> [B, S, A, D] for queries, [B, S, key heads, D] for keys and for values.
         """
         config, parallel = self.config, self.parallel
         if config.kv_latent:
@@ -241,7 +254,7 @@ class Block(Module):
         return q, k, v
 
     def columns(self, x_BSH: Tensor) -> Sequence[Tensor]:
-        """This rank's columns of Q, K and V: [B, S, H] -> [B, S, columns] each."""
+        """This rank's columns of Q, K and V: [B, S, H] -> [B, S, columns], three times."""
         parallel, config = self.parallel, self.config
         if config.qkv == "fused":
             qkv = parallel.column(x_BSH, self.qkv_weight, self.get("qkv_bias"))
@@ -253,11 +266,10 @@ class Block(Module):
 
 
 class Embedding(Module):
-    """Token rows, and position rows where positions are learned or fixed sines; BERT adds token types and a
-    norm (1810.04805, section 3).
+    """Rows of a table for tokens, and for positions where these are learned or fixed sines.
 
-    Token types are those of a pair of sentences: 0 in the first half of a sequence, 1 in the second, unless
-    they are given.
+    BERT (1810.04805, section 3) adds rows for token types, and a norm. Token types are those of a pair of
+    sentences unless they are given: 0 in the first half of a sequence, 1 in the second.
     """
 
     def __init__(self, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
@@ -283,11 +295,14 @@ class Embedding(Module):
         types_BS: Tensor | None = None,
         positions: Sequence[Sequence[int]] | None = None,
     ) -> Tensor:
-        """[B, S] -> [B, S, H].
+        """Look tokens up: [B, S] -> [B, S, H].
 
-        types: of this rank's tokens; positions: of each sequence's where they do not start at 0 (generation).
-
-        With patches [B, pixels + tokens] comes in (captions.py).
+        Args:
+            tokens: [B, S] of this rank; with patches, pixels and then tokens: [B, pixels + tokens]
+                (captions.py).
+            types: token types of this rank's tokens; None: those of a pair of sentences.
+            positions: for each sequence the positions of its tokens, where they do not start at 0
+                (generation).
         """
         config, parallel = self.config, self.parallel
         documents = draw.documents if draw is not None else None
@@ -316,8 +331,10 @@ class Embedding(Module):
         return x
 
     def seen(self, x: Tensor, pixels: Tensor, tokens: int) -> Tensor:
-        """Embeddings of this rank's tokens [B, S, H] with the image's in the place of the first: pixels [B,
-        P·C], 0 to 255.
+        """Embeddings of this rank's tokens, [B, S, H], where the image's patches take the place of the first
+        ones.
+
+        pixels: [B, P·C], from 0 to 255.
         """
         config, parallel = self.config, self.parallel
         bright = (
@@ -331,11 +348,11 @@ class Embedding(Module):
 
 
 class Head(Module):
-    """Final norm, logits, loss summed over tokens. `table` is the embedding's when tied and on this stage.
+    """The final norm, the logits, and the loss summed over tokens.
 
-    Behind post-norm layers there is no final norm: the last layer ends with one. A masked model has one more
-    matrix, GELU and norm before the table, and a bias of the logits (google-research/bert,
-    get_masked_lm_output).
+    `table` is the embedding's where it is tied and on this stage. Behind post-norm layers there is no final
+    norm, as the last layer ends with one. A masked model has one more matrix, GELU and norm before the table,
+    and a bias of the logits (google-research/bert, get_masked_lm_output).
     """
 
     def __init__(
@@ -365,19 +382,19 @@ class Head(Module):
             self.table = self.token if config.tied else self.table
 
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
-        """Loss: a scalar, summed over tokens."""
+        """The loss, a scalar: summed over tokens."""
         config, loss = self.config, self.parallel.cross_entropy
         # the logits get no name here: the loss can let them go as soon as it has its own copy
         return loss(self.shown(self.scores(x_BSH)), targets_BS, config.vocab, config.z_loss)
 
     def shown(self, logits: Tensor) -> Tensor:
-        """The same logits, after whoever observes has seen them."""
+        """The logits as they are, after observers have seen them."""
         if self.parallel.observe is not None:
             self.parallel.observe("logits", -1, logits)
         return logits
 
     def scores(self, x_BSH: Tensor) -> Tensor:
-        """This rank's logits: [B, S, V]."""
+        """This rank's columns of the logits: [B, S, V]."""
         x = x_BSH if self.config.norm_position == "post" else norms.norm(self, "norm", x_BSH)
         if self.config.objective == "masked":
             x = nn.functional.gelu(self.parallel.linear(x, self.transform_weight, self.get("transform_bias")))
@@ -385,7 +402,7 @@ class Head(Module):
         return self.parallel.column(x, self.table, self.get("logit_bias"))
 
     def logits(self, x_BSH: Tensor) -> Tensor:
-        """All logits, on every rank: [B, S, vocabulary]. For what has no gradient."""
+        """The whole logits, on every rank: [B, S, vocabulary]. They carry no gradient."""
         return self.parallel.whole_logits(self.scores(x_BSH), self.config.vocab)
 
 
@@ -416,7 +433,7 @@ class GPTStage(nn.Module):
         self.keep = KeepAll()
 
     def keeping(self, keep: KeepAll) -> GPTStage:
-        """Let `keep` decide what stays for backward; returns the stage."""
+        """Set the policy that says what of a layer is saved for backward; returns the stage."""
         self.keep = keep
         for block in self.layers.values():
             block.keep = keep
@@ -429,10 +446,10 @@ class GPTStage(nn.Module):
         draw: Draw | None = None,
         types_BS: Tensor | None = None,
     ) -> Tensor:
-        """First stage: tokens [B, S], and token types if they are not the usual; others: activations [B, S,
-        H].
+        """Compute the stage.
 
-        Returns activations, or on the last stage the loss.
+        The first stage takes tokens [B, S], and token types if they are not the usual ones; the others take
+        activations [B, S, H]. Returns activations, or on the last stage the loss.
         """
         if self.embedding is not None:
             x = self.embedding(x, draw, types_BS)
@@ -443,12 +460,15 @@ class GPTStage(nn.Module):
         return x
 
     def parts(self) -> list[Any]:
-        """Embedding, blocks, head: in the order they run."""
+        """The embedding, the blocks and the head, in the order in which they run."""
         ends = (self.embedding, *self.layers.values(), self.head)
         return [p for p in ends if p is not None]
 
     def full_names(self) -> dict[str, tuple[nn.Parameter, Shard | None]]:
-        """Full name -> (parameter, how it is cut). The tied table appears once, as embedding.token."""
+        """From a full name to the parameter and how it is cut.
+
+        A tied table appears once, as embedding.token.
+        """
         return {
             name: (getattr(part, name.split(".")[-1]), shard)
             for part in self.parts()

@@ -25,8 +25,8 @@ IGNORE = -100  # a target that carries no loss
 
 @dataclass(frozen=True)
 class Shard:
-    """How a parameter is cut over tensor-parallel ranks: along `dim`, in which lie blocks (Q, K and V) that
-    are each cut.
+    """How a parameter is cut over tensor-parallel ranks: along `dim`, each of its blocks (Q, K and V) by
+    itself.
 
     A block that the ranks do not divide is padded with zeros at its end (the vocabulary). With `experts`, dim
     0 counts experts and is cut over the expert-parallel ranks as well.
@@ -37,7 +37,7 @@ class Shard:
     experts: bool = False
 
     def take(self, full: Tensor, rank: int, size: int, expert_rank: int = 0, expert_size: int = 1) -> Tensor:
-        """This rank's part of a full parameter."""
+        """This rank's part of a whole parameter."""
         if self.experts:
             full = full.chunk(expert_size)[expert_rank]
         if size == 1:
@@ -55,7 +55,7 @@ class Shard:
         return torch.cat(pieces, self.dim) if len(pieces) > 1 else pieces[0]
 
     def shape(self, full: tuple[int, ...], size: int, expert_size: int = 1) -> tuple[int, ...]:
-        """Shape of a rank's part."""
+        """The shape of a rank's part."""
         local = list(full)
         local[self.dim] = sum(-(-n // size) for n in self.blocks or (full[self.dim],))
         if self.experts:
@@ -64,7 +64,7 @@ class Shard:
 
 
 class WholeSequence:
-    """How a sequence is cut over context-parallel ranks: not at all."""
+    """How a sequence is cut over context-parallel ranks. Here: not at all."""
 
     size, rank = 1, 0
     heads_cut, heads_rank = (
@@ -73,15 +73,15 @@ class WholeSequence:
     )  # ranks that share out the heads inside attention (Ulysses), and which of them this is
 
     def positions(self, tokens: int) -> Sequence[int]:
-        """Which of a sequence's tokens this rank has, in its own order."""
+        """The positions of the tokens that this rank has, in its own order."""
         return range(tokens)
 
     def cut(self, x: Tensor, dim: int = 0) -> Tensor:
-        """This rank's tokens of a whole sequence along `dim`."""
+        """This rank's tokens of a whole sequence, which lies along `dim`."""
         return x
 
     def whole(self, x: Tensor) -> Tensor:
-        """All tokens of [b, s local, ...], in the sequence's order. For what has no gradient."""
+        """All tokens, in the sequence's order, from this rank's [b, s local, ...]. They carry no gradient."""
         return x
 
     def attend(
@@ -94,37 +94,36 @@ class WholeSequence:
         prefix: int = 0,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """Attention of local tokens to all that they may see: q [b, a, s local, d], k and v [b, a_kv, s
-        local, d]; returns like q.
+        """Attention of local tokens to all tokens that they may see.
 
-        bias [a, 2s - 1]: what is added to scores, by distance.
+        q [b, a, s local, d], k and v [b, a_kv, s local, d], bias [a, 2s - 1]: what is added to scores, by
+        distance. Returns a tensor like q.
         """
         return attention(q, k, v, causal=causal, prefix=prefix, bias=bias)
 
 
 class WholeExperts:
-    """Where the experts are: all here."""
+    """Where the experts are. Here: all on this rank."""
 
     size, rank = 1, 0
 
     def dispatch(self, x: Tensor, counts: list[int]) -> tuple[Tensor, list[list[int]]]:
         """Send tokens to their experts.
 
-        x [A, h]: assignments sorted by expert, counts[e] of them for expert e of all E. Returns what arrived
+        x [A, h]: assignments sorted by expert, counts[e] of them for expert e of all E. Returns what arrived,
         [R, h], ordered by source rank and then by local expert, and how many of each: arrived[source][local
         expert].
         """
         return x, [counts]
 
     def combine(self, y: Tensor, counts: list[int], arrived: list[list[int]]) -> Tensor:
-        """Send results [R, h] back to where they came from: [A, h], in the order in which they were
-        dispatched.
+        """Send results [R, h] back where they came from: [A, h], in the order in which they were dispatched.
         """
         return y
 
 
 class Unsharded:
-    """One device: everything is whole."""
+    """One device: every tensor is whole."""
 
     size, rank = 1, 0
     context = WholeSequence()
@@ -136,33 +135,34 @@ class Unsharded:
 
     @property
     def pieces(self) -> int:
-        """Ranks that share out a sequence's tokens outside the matrices."""
+        """How many ranks share out a sequence's tokens outside the matrices."""
         return self.context.size
 
     def positions(self, tokens: int) -> Sequence[int]:
-        """Which tokens of a sequence of `tokens` this rank has outside the matrices."""
+        """The positions of this rank's tokens, outside the matrices, in a sequence of `tokens`."""
         return self.context.positions(tokens)
 
     def spans(self, tokens: int, hidden: int) -> tuple[int, ...]:
-        """Which elements of [s, h] these are: first, how many, first, how many, ... (where dropout looks its
-        mask up).
+        """The elements of [s, h] that this rank has, as runs: first, how many, first, how many, ...
+
+        Dropout looks its mask up by them.
         """
         return runs(tuple(self.positions(tokens)), hidden)
 
     def cut(self, x: Tensor) -> Tensor:
-        """This rank's tokens of [s, ...]."""
+        """This rank's tokens of a whole [s, ...]."""
         return self.context.cut(x)
 
     def gather_tokens(self, x: Tensor) -> Tensor:
-        """[b, s outside the matrices, ...] -> [b, s inside]. For what has no gradient."""
+        """[b, s outside the matrices, ...] -> [b, s inside]. The result carries no gradient."""
         return x
 
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Into the parallel region and through its first matrix."""
+        """Enter the parallel region, and multiply by its first matrix."""
         return self.linear(self.f(x), weight, bias)
 
     def row(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Through the region's last matrix and out of it."""
+        """Multiply by the region's last matrix, and leave it."""
         return self.g(self.linear(x, weight))
 
     def linear(
@@ -185,28 +185,27 @@ class Unsharded:
         return k, v
 
     def f(self, x: Tensor, label: str = "f") -> Tensor:
-        """Into the parallel region; `label` names its messages."""
+        """Enter the parallel region (Megatron's f); `label` names its messages."""
         return x
 
     def g(self, x: Tensor) -> Tensor:
-        """Out of the parallel region."""
+        """Leave the parallel region (Megatron's g); `label` names its messages."""
         return x
 
     def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
-        """Rows of the table: [b, s] -> [b, s, h]."""
+        """Look up rows of the table: [b, s] -> [b, s, h]."""
         return F.embedding(tokens, table)
 
     def whole_logits(self, logits: Tensor, vocab: int) -> Tensor:
-        """Logits [b, s, V] of the whole vocabulary, from this rank's."""
+        """Logits of the whole vocabulary, [b, s, V], from this rank's columns."""
         return logits
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
-        """Sum over tokens of -log p(target), in fp32 of 16-bit logits; logits [b, s, V], targets [b, s];
-        IGNORE counts nothing.
+        """The sum over tokens of -log p(target), in fp32 for 16-bit logits.
 
-        The gradient is that of -log p(target) + z_loss · log² Z, Z = Σ exp(logit) (PaLM, 2204.02311, section
-        5): it keeps logits from drifting together. The loss that is returned is without it, so that losses
-        compare.
+        logits [b, s, V], targets [b, s]; a target of IGNORE counts nothing. With z_loss the gradient is that
+        of -log p(target) + z_loss · log² Z, Z = Σ exp(logit) (PaLM, 2204.02311, section 5), which keeps
+        logits from drifting together; the loss that is returned is without it, so that losses compare.
         """
         logits, targets = logits.flatten(0, 1).to(accumulation_dtype(logits.dtype)), targets.flatten()
         loss = F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE)
@@ -223,7 +222,8 @@ def plus(x: Tensor, bias: Tensor | None) -> Tensor:
 
 @lru_cache(maxsize=64)
 def runs(positions: tuple[int, ...], each: int) -> tuple[int, ...]:
-    """Positions as consecutive runs: first, how many, first, how many, ...; each position is `each` elements.
+    """Positions as runs of consecutive ones: first, how many, first, how many, ... Each position is `each`
+    elements.
     """
     starts = [i for i, p in enumerate(positions) if not i or p != positions[i - 1] + 1]
     ends = [*starts[1:], len(positions)]
@@ -231,9 +231,9 @@ def runs(positions: tuple[int, ...], each: int) -> tuple[int, ...]:
 
 
 class KeepAll:
-    """Everything that backward needs stays.
+    """A policy of what a layer saves for backward: here, everything that backward needs.
 
-    `strategies/memory/recompute.py` has the versions that let go and compute again.
+    `strategies/memory/recompute.py` has those that free it and compute it again.
     """
 
     active = False  # computing again just now
@@ -242,19 +242,18 @@ class KeepAll:
     )
 
     def layers(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
-        """Consecutive blocks."""
+        """Compute consecutive blocks."""
         for block in blocks:
             x = block(x, draw)
         return x
 
     def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
-        """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R].
-
-        For those who keep it (generation).
+        """Latent attention: what keys and values are made from, [b, s, d_c] and [b, s, 1, d_R], for a cache
+        that stores it.
         """
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Scores, softmax, its dropout, and the sum over V."""
+        """Compute the core of attention: scores, softmax, its dropout, and the sum over V."""
         return attention(q, k, v)
 
 
@@ -268,9 +267,10 @@ def local_parameter(
     seed: int,
     like: Tensor,
 ) -> torch.nn.Parameter:
-    """A parameter's local part. The full tensor depends on (seed, name) alone, so every layout starts equal.
+    """This rank's part of a parameter.
 
-    `like` gives dtype and device. Values are drawn in float64 and rounded, so precisions start equal too.
+    The full tensor depends on (seed, name) alone, so every layout starts equal. `like` gives dtype and
+    device; values are drawn in float64 and rounded, so precisions start equal too.
     """
     experts = parallel.experts
     local = shard.shape(shape, parallel.size, experts.size) if shard else shape

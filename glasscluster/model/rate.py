@@ -1,6 +1,7 @@
 """The learning rate over a run: warm-up, then constant, cosine, or warm-up-stable-decay.
 
-Symbols: η peak rate, W warm-up updates, T the update at which the floor is reached, D updates that the fall takes, f floor / η.
+Symbols: η peak rate, W warm-up updates, T the update at which the floor is reached, D updates that the fall
+takes, f floor / η.
 
     η |    ___________________          warm-up    t/W                       t = 1 ... W
       |   /                   \\ wsd     none       1
@@ -8,9 +9,11 @@ Symbols: η peak rate, W warm-up updates, T the update at which the floor is rea
       | /   turn from W to T    \\___    wsd        f + (1 - f)(1 - x)
       0 W                   T-D  T
 
-Warm-up: Goyal et al., 1706.02677, section 2.2. Cosine: Loshchilov and Hutter (SGDR), 1608.03983, equation 5, without restarts; D is all
-of T - W. WSD: Hu et al. (MiniCPM), 2404.06395, section 4.2: D is a tenth of T unless it is given, which they found to be enough.
-But: no restarts; WSD falls in a straight line (the paper leaves its shape open and uses an exponential); beyond T the floor stays.
+Warm-up: Goyal et al., 1706.02677, section 2.2. Cosine: Loshchilov and Hutter (SGDR), 1608.03983, equation 5,
+without restarts; D is all of T - W. WSD: Hu et al. (MiniCPM), 2404.06395, section 4.2: D is a tenth of T
+unless it is given, which they found to be enough.
+But: no restarts; WSD falls in a straight line (the paper leaves its shape open and uses an exponential);
+beyond T the floor stays.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ Decay = Literal["none", "cosine", "wsd"]
 
 @dataclass(frozen=True)
 class RateSchedule:
-    """`until` is T and `falling` is D (0: as above); both count updates, skipped steps do not. The default is constant: 1."""
+    """`until` is T and `falling` is D (0: as above); both count updates, skipped steps do not.
+
+    The default is constant: 1.
+    """
 
     warmup: int = 0
     decay: Decay = "none"
@@ -34,7 +40,7 @@ class RateSchedule:
 
     @property
     def length(self) -> int:
-        """D."""
+        """D: the number of steps over which the rate falls."""
         return self.falling or max(1, self.until - self.warmup if self.decay == "cosine" else round(self.until / 10))
 
     def factor(self, update: int) -> float:

@@ -61,13 +61,14 @@ class Job:
         return isinstance(self.data, Mixture) and self.data.packed
 
     def documents(self, step: int) -> tuple[tuple[int, ...], ...] | None:
-        """Of packed rows, the lengths of each one's documents; None where every row is one."""
+        """For packed rows, the lengths of the documents in each row; None where a row is one document."""
         if not isinstance(self.data, Mixture) or not self.data.packed:
             return None
         return self.data.batch(step, self.plan.global_batch, self.model.seq, self.model.vocab, self.seed).documents
 
     def check_packed(self) -> None:
-        """Packed documents need causal flash attention on whole rows: InputError for what has no such thing."""
+        """Packed documents need causal flash attention on whole rows: InputError for what has no such thing.
+        """
         if not self.packed:
             return
         model, plan = self.model, self.plan

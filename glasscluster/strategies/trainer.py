@@ -89,7 +89,10 @@ class Trainer:
 
     # ---- the run -------------------------------------------------------------------------------------------
     def run(self) -> RankResult:
-        """All steps. Each is recorded over the one before, so a failure shows its own step and a finished run the last."""
+        """All steps.
+
+        Each is recorded over the one before, so a failure shows its own step and a finished run the last.
+        """
         result = self.result
         for number in range(self.job.steps):
             self.manager.step_begins()
@@ -160,7 +163,9 @@ class Trainer:
 
     @in_optimizer
     def sum_tied(self, _step: Step) -> None:
-        """First and last stage add their gradients of the shared table, over the wire or, where both are here, at once."""
+        """First and last stage add their gradients of the shared table, over the wire or, where both are
+        here, at once.
+        """
         if not self.place.tied:
             return
         tables = [u.owned_gradient for u in self.manager.units if u.name == TIED]
@@ -225,7 +230,9 @@ class Trainer:
         return totals
 
     def norm_and_overflow(self) -> tuple[Tensor, Tensor | None]:
-        """The squared gradient norm over all ranks, and with a loss scale how many ranks overflowed, in one message."""
+        """The squared gradient norm over all ranks, and with a loss scale how many ranks overflowed, in one
+        message.
+        """
         stages, device = self.manager.all, self.gpu.device
         norm = norm_squared(stages, accumulator(self.plan.precision), device)
         if self.scaler is not None:
@@ -270,7 +277,7 @@ class Trainer:
 
     @property
     def blocks(self) -> list[Any]:
-        """Of all stages."""
+        """The blocks of all of this rank's stages."""
         return [block for stage in self.stages.values() for block in stage.layers.values()]
 
     def clear_routing(self) -> None:

@@ -1,7 +1,8 @@
 """Caches of keys and values: what generation keeps so that an earlier token is not computed again.
 
-A token's keys and values depend on itself and on what came before it, never on what comes after. So when one token is added, only
-its own are new (Pope et al., 2211.05102, section 2). A cache is handed to the blocks where training hands them what backward keeps:
+A token's keys and values depend on itself and on what came before it, never on what comes after. So when one
+token is added, only its own are new (Pope et al., 2211.05102, section 2). A cache is handed to the blocks
+where training hands them what backward keeps:
 
     training       keep.core(attention, q, k, v)                what stays, stays for backward
     generation     the same, with k and v of the new tokens     what stays, stays for the next token
@@ -13,8 +14,9 @@ its own are new (Pope et al., 2211.05102, section 2). A cache is handed to the b
     Eq 3   2·L·n_kv·d·s·B·w bytes        L layers, n_kv key heads of d elements, s tokens of B sequences, w bytes an element
            L·(d_c + d_R)·s·B·w           latent attention: d_c elements that all heads' keys and values are made from, d_R rotary ones
 
-GQA and MQA are a smaller n_kv. MLA keeps no key and no value: queries come down to the latents instead (2405.04434, section 2.1.2). On
-t tensor-parallel ranks each caches the heads it has: n_kv / t, and one where there are fewer; latents are whole on every rank.
+GQA and MQA are a smaller n_kv. MLA keeps no key and no value: queries come down to the latents instead
+(2405.04434, section 2.1.2). On t tensor-parallel ranks each caches the heads it has: n_kv / t, and one where
+there are fewer; latents are whole on every rank.
 But: one table for all layers; no sharing of equal prefixes, no swapping to the host, no quantised keys.
 """
 
@@ -33,14 +35,14 @@ from glasscluster.model.parallel import KeepAll
 
 
 class CacheFull(RuntimeError):
-    """No slot for a token."""
+    """An error: the cache has no slot for a token."""
 
 
 class Cache:
     """Keys and values of some sequences in a stage's layers; `lengths` tokens of each are there.
 
-    `capacity`: most tokens of a sequence. `bytes` is counted from the tensors; `used_bytes` are the blocks that sequences have, and
-    `filled_bytes` the tokens in them.
+    `capacity`: most tokens of a sequence. `bytes` is counted from the tensors; `used_bytes` are the blocks
+    that sequences have, and `filled_bytes` the tokens in them.
     """
 
     kind = ""
@@ -57,9 +59,10 @@ class Cache:
         }
         self.counts = [0] * sequences
 
-    # ---- one forward ---------------------------------------------------------------------------------------------
+    # ---- one forward ---------------------------------------------------------------------------------------
     def begin(self, counts: Sequence[int]) -> list[range]:
-        """The next forward brings counts[b] new tokens of sequence b: makes room for them; their positions."""
+        """The next forward brings counts[b] new tokens of sequence b: makes room for them; their positions.
+        """
         for b, (length, n) in enumerate(zip(self.lengths, counts, strict=True)):
             if length + n > self.capacity:
                 raise CacheFull(f"sequence {b} has {length} tokens and gets {n} more; the cache holds {self.capacity} of each")
@@ -77,7 +80,9 @@ class Cache:
         """See to it that a sequence has slots for so many tokens."""
 
     def truncate(self, sequence: int, tokens: int) -> None:
-        """Forget all but the first `tokens` of a sequence: what comes next is written over the rest (rejected draft tokens, 2211.17192)."""
+        """Forget all but the first `tokens` of a sequence: what comes next is written over the rest (rejected
+        draft tokens, 2211.17192).
+        """
         if not 0 <= tokens <= self.lengths[sequence]:
             raise ValueError(f"sequence {sequence} has {self.lengths[sequence]} tokens, {tokens} of them cannot stay")
         self.lengths[sequence] = tokens
@@ -89,7 +94,8 @@ class Cache:
     def attend(
         self, block: Any, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, of: Sequence[int] | None = None
     ) -> Tensor:
-        """New queries [b, a, S, d] to the past and to themselves; then the new keys and values [b, n_kv, S, d] are remembered.
+        """New queries [b, a, S, d] to the past and to themselves; then the new keys and values [b, n_kv, S,
+        d] are remembered.
 
         of: the sequences whose rows these are; None: all.
         """
@@ -111,25 +117,25 @@ class Cache:
             torch.ops.glasscluster.cache_write(pool, rows_, table, lengths, counts)
         return out
 
-    # ---- what it holds ---------------------------------------------------------------------------------------------
+    # ---- what it holds -------------------------------------------------------------------------------------
     @property
     def bytes(self) -> int:
-        """Of its tensors."""
+        """Bytes of the cache's tensors."""
         return sum(t.numel() * t.element_size() for pools in self.pools.values() for t in pools)
 
     @property
     def token_bytes(self) -> int:
-        """Of one token in all layers here."""
+        """Bytes that one token takes in all layers of this stage."""
         return sum(t[0, :, 0].numel() * t.element_size() for pools in self.pools.values() for t in pools)
 
     @property
     def used_bytes(self) -> int:
-        """Of the blocks that sequences have."""
+        """Bytes of the blocks that sequences hold."""
         return sum(block >= 0 for row in self.table for block in row) * self.block * self.token_bytes
 
     @property
     def filled_bytes(self) -> int:
-        """Of the tokens that are there."""
+        """Bytes of the tokens that are cached."""
         return sum(min(n, self.window) for n in self.lengths) * self.token_bytes
 
 
@@ -188,7 +194,9 @@ class PagedCache(Cache):
 
 
 def rows(config: ModelConfig, tp: int = 1) -> list[tuple[int, int]]:
-    """What is kept of a token in a layer, on one of tp ranks, as heads x elements: keys and values, or a latent and a rotary key."""
+    """What is kept of a token in a layer, on one of tp ranks, as heads x elements: keys and values, or a
+    latent and a rotary key.
+    """
     if config.kv_latent:
         return [(1, config.kv_latent + config.rotary)]
     return [(max(1, config.key_heads // tp), config.head_dim)] * 2
@@ -206,23 +214,26 @@ class Remember(KeepAll):
         self.cache, self.block, self.positions = cache, block, positions
 
     def latent(self, c: Tensor, k_rotary: Tensor | None) -> None:
-        """Those of the new tokens."""
+        """Remember the latents of the new tokens, from which keys and values are made."""
         c = c.unsqueeze(2)
         self.cache.latents = (c if k_rotary is None else torch.cat([c, k_rotary], -1)).transpose(1, 2)
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Of new tokens to all."""
+        """Attention of the new tokens to all cached ones, and the new ones are cached."""
         return self.cache.attend(self.block, attention, q, k, v, self.of)
 
 
 class Within(KeepAll):
-    """Attention within a window and without a cache: all tokens are there. The other side of SlidingWindowCache."""
+    """Attention within a window and without a cache: all tokens are there.
+
+    The other side of SlidingWindowCache.
+    """
 
     def __init__(self, window: int, block: Any) -> None:
         self.window, self.block = window, block
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Of all tokens to the last `window` of them."""
+        """Attention of all tokens, each to the last `window` of them."""
         b, s = q.shape[0], q.shape[2]
         none = k.new_empty(0, *k.shape[1:])
         rest = ([0] * b, [s] * b, self.window, q.shape[3] ** -0.5, by_distance(self.block, s))
@@ -240,7 +251,9 @@ def absorb(block: Any, q: Tensor) -> Tensor:
 
 
 def unfold(block: Any, seen: Tensor) -> Tensor:
-    """Values from averaged latents: sum P (W_UV c + bias) = W_UV (sum P c) + bias; [b, a, S, d_c] -> [b, a, S, d + d_R], zeros behind d."""
+    """Values from averaged latents: sum P (W_UV c + bias) = W_UV (sum P c) + bias; [b, a, S, d_c] -> [b, a,
+    S, d + d_R], zeros behind d.
+    """
     d, bias = block.config.head_dim, block.get("kv_up_bias")
     out = torch.einsum("basc,adc->basd", seen, block.kv_up_weight.unflatten(0, (-1, 2 * d))[:, d:])
     if bias is not None:
@@ -249,7 +262,8 @@ def unfold(block: Any, seen: Tensor) -> Tensor:
 
 
 def by_distance(block: Any, tokens: int) -> Tensor | None:
-    """What a block adds to scores of queries that stand 0, 1, ... tokens - 1 behind their key: [a, tokens]."""
+    """What a block adds to scores of queries that stand 0, 1, ... tokens - 1 behind their key: [a, tokens].
+    """
     bias = block.score_bias(tokens)
     return None if bias is None else bias[:, tokens - 1 :]
 
@@ -267,9 +281,10 @@ def keeping(stage: Any, made: Callable[[Any], KeepAll | None]) -> Iterator[None]
             block.keep = before[i]
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 def predict(config: ModelConfig, tokens: int, width: int, tp: int = 1, layers: int | None = None) -> int:
-    """Eq 3: bytes of `tokens` (s·B, all sequences together) on one of tp ranks: 2·L·n_kv·d·s·B·w / t while t divides n_kv.
+    """Eq 3: bytes of `tokens` (s·B, all sequences together) on one of tp ranks: 2·L·n_kv·d·s·B·w / t while t
+    divides n_kv.
 
     Latents are whole on every rank: L·(d_c + d_R)·s·B·w.
     """
@@ -280,6 +295,8 @@ def predict(config: ModelConfig, tokens: int, width: int, tp: int = 1, layers: i
 
 
 def predict_waste(lengths: Sequence[int], block: int | None = None) -> tuple[int, float]:
-    """Eq 33: slots without a token, and their share: padded to the longest (1 - mean/max), or in blocks, at most block - 1 a sequence."""
+    """Eq 33: slots without a token, and their share: padded to the longest (1 - mean/max), or in blocks, at
+    most block - 1 a sequence.
+    """
     slots = [max(lengths) if block is None else -(-n // block) * block for n in lengths]
     return sum(slots) - sum(lengths), 1 - sum(lengths) / sum(slots)

@@ -1,11 +1,14 @@
-"""New tokens of several sequences side by side in one forward, without padding: what continuous batching and speculation need.
+"""New tokens of several sequences side by side in one forward, without padding: what continuous batching and
+speculation need.
 
-Follows Orca's selective batching (Yu et al., OSDI'22, section 3). A prompt of 40 tokens and three sequences that get one each: 43 tokens:
+Follows Orca's selective batching (Yu et al., OSDI'22, section 3). A prompt of 40 tokens and three sequences
+that get one each: 43 tokens:
 
     embedding, norms, matrices, head       [1, 43, H]: they look at a token at a time, whose it is makes no difference
     attention, through the cache           [4, a, 40, d]: each sequence to its own past; rows behind counts[b] are never looked at
 
-A sequence without a new token is not in the forward at all; padded (generate.py) its column would be computed and dropped.
+A sequence without a new token is not in the forward at all; padded (generate.py) its column would be computed
+and dropped.
 But: where counts differ, unpacking copies queries, keys and values; a kernel for ragged rows would not.
 """
 
@@ -23,7 +26,9 @@ from glasscluster.model.gpt import GPTStage
 
 
 class Packing:
-    """Where the counts[b] new tokens of each sequence lie: one after the other, or as a row of their sequence."""
+    """Where the counts[b] new tokens of each sequence lie: one after the other, or as a row of their
+    sequence.
+    """
 
     def __init__(self, counts: Sequence[int], device: torch.device) -> None:
         self.each = counts[0] if len(set(counts)) == 1 else 0  # as many of each: nothing has to be moved
@@ -33,7 +38,8 @@ class Packing:
             first += n
         self.places = torch.tensor(places, device=device)  # [b, S] -> token
         back = [(b, i) for b, n in enumerate(counts) for i in range(n)]
-        self.rows, self.columns = (torch.tensor(axis, device=device) for axis in zip(*back, strict=True))  # token -> b, S
+        # token -> b, S
+        self.rows, self.columns = (torch.tensor(axis, device=device) for axis in zip(*back, strict=True))
 
     def unpack(self, x: Tensor) -> Tensor:
         """[1, a, tokens, d] -> [b, a, S, d]."""
@@ -49,14 +55,17 @@ class Packing:
 
 
 class Packed(Remember):
-    """A block's `keep`: unpacks for the cache what the block has side by side. Positions are those of all tokens in a row."""
+    """A block's `keep`: unpacks for the cache what the block has side by side.
+
+    Positions are those of all tokens in a row.
+    """
 
     def __init__(self, cache: Cache, block: Any, positions: Sequence[int], packing: Packing, of: Sequence[int]) -> None:
         super().__init__(cache, block, [positions])
         self.packing, self.of = packing, of
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Of new tokens to the past of their sequence: [1, a, tokens, d]."""
+        """Attention of the new tokens, each to the past of its own sequence: [1, a, tokens, d]."""
         unpack = self.packing.unpack
         if self.cache.latents is not None:
             self.cache.latents = unpack(self.cache.latents)
@@ -67,7 +76,8 @@ class Packed(Remember):
 def forward_packed(stage: GPTStage, cache: Cache, new: Sequence[Sequence[int]], last: int = 1) -> Tensor:
     """Take in new[b], the next tokens of sequence b of the cache (none: it pauses).
 
-    Returns logits [sequences with new tokens · last, V]: after each of the `last` tokens of each of them. CacheFull: no room.
+    Returns logits [sequences with new tokens · last, V]: after each of the `last` tokens of each of them.
+    CacheFull: no room.
     """
     assert stage.embedding is not None
     assert stage.head is not None

@@ -1,19 +1,23 @@
-"""Speculative decoding: a small model guesses some tokens, the large one judges all of them in one pass, and its distribution stays.
+"""Speculative decoding: a small model guesses some tokens, the large one judges all of them in one pass, and
+its distribution stays.
 
-Follows Leviathan et al., 2211.17192, algorithm 1 (Chen et al., 2302.01318, algorithm 2, is the same rule). Symbols: target p, draft q, γ
-guesses a pass.
+Follows Leviathan et al., 2211.17192, algorithm 1 (Chen et al., 2302.01318, algorithm 2, is the same rule).
+Symbols: target p, draft q, γ guesses a pass.
 
     guess      x_1 ~ q_1, ..., x_γ ~ q_γ                     γ passes of the draft, one token each
     judge      p_1, ..., p_{γ+1}                             one pass of the target over the last token and all guesses
     accept     x_i while r_i < p_i(x_i) / q_i(x_i)           r_i ~ U(0, 1); n guesses in a row
     correct    one token from (p_{n+1} - q_{n+1})₊, normed   where a guess was rejected; from p_{γ+1} where none was (q_{γ+1} = 0)
 
-A guess is accepted with probability β = Σ min(p, q), and what comes out of a position is p (their appendix A.1). Greedy is the same
-rule with distributions that have one token. Rejected tokens leave both caches (Cache.truncate). γ = 0 is plain generation.
+A guess is accepted with probability β = Σ min(p, q), and what comes out of a position is p (their appendix
+A.1). Greedy is the same rule with distributions that have one token. Rejected tokens leave both caches
+(Cache.truncate). γ = 0 is plain generation.
 
-    Eq 32  (1 - α^(γ+1)) / (1 - α) tokens a pass on average, if each guess is accepted with probability α whatever came before (eq. 1)
+    Eq 32  (1 - α^(γ+1)) / (1 - α) tokens a pass on average, if each guess is accepted with probability α
+           whatever came before (their equation 1)
 
-But: one draft, guesses in a row (no tree), γ the same in every pass. A sequence may overshoot its end by γ tokens, which are cut off.
+But: one draft, guesses in a row (no tree), γ the same in every pass. A sequence may overshoot its end by γ
+tokens, which are cut off.
 """
 
 from __future__ import annotations
@@ -32,7 +36,9 @@ from glasscluster.model.gpt import GPTStage
 
 
 class Guess(NamedTuple):
-    """Of the sequences `of`: guessed tokens [b, γ] and the distributions q [b, γ, V] that they were drawn from."""
+    """What the draft guessed for the sequences `of`: tokens [b, γ], and the distributions q [b, γ, V] they
+    were drawn from.
+    """
 
     of: list[int]
     tokens: Tensor
@@ -41,7 +47,9 @@ class Guess(NamedTuple):
 
 @dataclass
 class Judged:
-    """What each pass brought a sequence: its guesses, how many were accepted, the target's own token; β of guesses that were looked at."""
+    """What each pass brought a sequence: its guesses, how many were accepted, the target's own token; β of
+    guesses that were looked at.
+    """
 
     guessed: list[list[int]] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
@@ -51,9 +59,12 @@ class Judged:
 
 @dataclass
 class Speculation:
-    """A generation by two models. Call guess and judge in turn until `done`; caches must be empty, with room for γ tokens more.
+    """A generation by two models.
 
-    On tensor-parallel ranks the same draws are made everywhere. ValueError: models that do not fit each other.
+    Call guess and judge in turn until `done`; caches must be empty, with room for γ tokens more.
+
+    On tensor-parallel ranks the same draws are made everywhere. ValueError: models that do not fit each
+    other.
     """
 
     target: GPTStage
@@ -110,7 +121,9 @@ class Speculation:
         return Guess(running, tokens, q)
 
     def judge(self, guess: Guess) -> None:
-        """One pass of the target: guesses are accepted up to the first that is rejected, and one token of its own is added."""
+        """One pass of the target: guesses are accepted up to the first that is rejected, and one token of its
+        own is added.
+        """
         unseen = [self.sequences[b][self.target_cache.lengths[b] :] for b in guess.of]
         new = [[*tokens, *guessed] for tokens, guessed in zip(unseen, guess.tokens.tolist(), strict=True)]
         logits = forward_packed(self.target, self.target_cache, self.rows(guess.of, new), self.gamma + 1)
@@ -140,7 +153,9 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def reject(p: Tensor, q: Tensor, guessed: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Algorithm 1 for b sequences: p [b, γ+1, V], q [b, γ, V], guessed [b, γ] -> how many are accepted [b], the token after them [b]."""
+    """Algorithm 1 for b sequences: p [b, γ+1, V], q [b, γ, V], guessed [b, γ] -> how many are accepted [b],
+    the token after them [b].
+    """
     of_guess = guessed.unsqueeze(2)
     ratio = (p[:, :-1].gather(2, of_guess) / q.gather(2, of_guess))[..., 0]
     accept = torch.rand(ratio.shape, generator=draws, dtype=ratio.dtype) < ratio
@@ -191,12 +206,14 @@ def check(speculation: Speculation) -> None:
             raise ValueError(f"the {name} must be a causal model without a prefix and without dropout")
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 def predict_tokens(alpha: float, gamma: int) -> float:
     """Eq 32: tokens of a pass of the target, on average, its own included."""
     return gamma + 1 if alpha == 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
 
 
 def predict_speedup(alpha: float, gamma: int, cost: float) -> float:
-    """Theorem 3.8: against one token a pass, if a pass of the draft costs `cost` of the target's, and judging costs one pass."""
+    """Theorem 3.8: against one token a pass, if a pass of the draft costs `cost` of the target's, and judging
+    costs one pass.
+    """
     return predict_tokens(alpha, gamma) / (gamma * cost + 1)

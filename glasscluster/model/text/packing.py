@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
     @property
     def length(self) -> int:
-        """In tokens."""
+        """How many tokens the piece has."""
         return self.stop - self.start
 
 
@@ -41,7 +41,7 @@ class Packed(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of the documents."""
+        """How many tokens the documents have together."""
         return sum(piece.length for row in self.rows for piece in row)
 
     @property
@@ -50,7 +50,7 @@ class Packed(NamedTuple):
         return 1 - self.tokens / (len(self.rows) * self.row) if self.rows else 0.0
 
     def lengths(self, number: int) -> tuple[int, ...]:
-        """Of what lies in a row, in order, the filling last; they add up to the row."""
+        """The lengths of what lies in a row, in order, the filling last; they add up to the row."""
         found = [piece.length for piece in self.rows[number]]
         filling = self.row - sum(found)
         return (*found, filling) if filling else tuple(found)
@@ -81,5 +81,5 @@ def best_fit(lengths: Sequence[int], row: int) -> Packed:
 
 
 def positions(lengths: Sequence[int]) -> list[int]:
-    """Of each token of a row in its own document."""
+    """The position of each token of a row within its own document."""
     return [i for length in lengths for i in range(length)]

@@ -1,16 +1,20 @@
-"""Weights and shapes in Hugging Face's layout: a folder with config.json and model.safetensors, or several files and an index.
+"""Weights and shapes in Hugging Face's layout: a folder with config.json and model.safetensors, or several
+files and an index.
 
-Two libraries lay the same numbers out differently: we keep queries, keys and values in one matrix, Llama in three; GPT-2 stores
-its matrices transposed (its Conv1D computes x W, torch's Linear x W^T). Both sides are cut into the same *parts*:
+Two libraries lay the same numbers out differently: we keep queries, keys and values in one matrix, Llama in
+three; GPT-2 stores its matrices transposed (its Conv1D computes x W, torch's Linear x W^T). Both sides are
+cut into the same *parts*:
 
     ours     layers.0.qkv_weight                  =  layers.0.q_weight | layers.0.k_weight | layers.0.v_weight   below each other
     theirs   transformer.h.0.attn.c_attn.weight   =  the same three, side by side, because transposed
 
-A family (families.py) is a table from part to the name of their tensor; parts with the same name lie in one tensor, in our
-order. Names, shapes, loading and saving follow from it. A head that is the embedding table is in neither layout.
-Format: safetensors (https://huggingface.co/docs/safetensors); the index is transformers' `model.safetensors.index.json`.
-But: no tokenizer, no download, no quantised files; `save` wants a whole model. Dropout of config.json is not taken over, and a
-padding token (BERT's 0) gets a gradient like any other.
+A family (families.py) is a table from part to the name of their tensor; parts with the same name lie in one
+tensor, in our order. Names, shapes, loading and saving follow from it. A head that is the embedding table is
+in neither layout.
+Format: safetensors (https://huggingface.co/docs/safetensors); the index is transformers'
+`model.safetensors.index.json`.
+But: no tokenizer, no download, no quantised files; `save` wants a whole model. Dropout of config.json is not
+taken over, and a padding token (BERT's 0) gets a gradient like any other.
 """
 
 from __future__ import annotations
@@ -61,7 +65,7 @@ class Layout:
                 self.at[part], self.home[part] = (tensor, beside[-1]), name
 
     def shape(self, tensor: str) -> tuple[int, ...]:
-        """Of a tensor of theirs."""
+        """The shape of one of their tensors."""
         found = self.theirs[tensor]
         shape = (sum(p.rows for p in found), *self.shapes[self.home[found[0].part]][1:])
         return shape[::-1] if self.family.is_transposed(found[0].part) else shape
@@ -86,7 +90,9 @@ class Layout:
 
 
 def pieces(name: str, rows: int, config: ModelConfig) -> list[Piece]:
-    """What lies in one of our tensors: three of qkv, gate and value of a gated MLP's first matrix, otherwise itself."""
+    """What lies in one of our tensors: three of qkv, gate and value of a gated MLP's first matrix, otherwise
+    itself.
+    """
     place, _, rest = name.rpartition(".")
     stem, _, kind = rest.rpartition("_")
     if stem == "qkv":
@@ -98,11 +104,12 @@ def pieces(name: str, rows: int, config: ModelConfig) -> list[Piece]:
     return [Piece(f"{place}.{s}_{kind}", sum(n for _, n in inside[:i]), n) for i, (s, n) in enumerate(inside)]
 
 
-# ---- reading -------------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 class Weights(Mapping[str, Tensor]):
     """A folder's tensors by our names, each read when it is asked for. Names and shapes are checked at once.
 
-    The model is what config.json says, with `overrides` of its fields; or `config`, which the tensors must fit.
+    The model is what config.json says, with `overrides` of its fields; or `config`, which the tensors must
+    fit.
     """
 
     def __init__(self, folder: str | Path, config: ModelConfig | None = None, **overrides: Any) -> None:
@@ -158,7 +165,10 @@ class Weights(Mapping[str, Tensor]):
 
 
 class _Tensors(Mapping[str, Tensor]):
-    """Of one file, or of all that the index names; the base's prefix is put in front where a file of the bare model lacks it."""
+    """The tensors of one file, or of all files that the index names.
+
+    Where a file of the bare model lacks the base's prefix, it is put in front.
+    """
 
     def __init__(self, folder: Path, family: Family, files: ExitStack) -> None:
         from safetensors import SafetensorError, safe_open
@@ -205,7 +215,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32, **overrides: Any) -> GPTStage:
-    """A folder's model, whole. Overrides are fields of ModelConfig that its layout does not fix, as qkv or attention."""
+    """A folder's model, whole.
+
+    Overrides are fields of ModelConfig that its layout does not fix, as qkv or attention.
+    """
     with Weights(folder, **overrides) as weights:
         return weights.fill(GPTStage(weights.config, dtype=dtype))
 
@@ -216,9 +229,11 @@ def fill(stage: GPTStage, folder: str | Path) -> GPTStage:
         return weights.fill(stage)
 
 
-# ---- writing -------------------------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------------------
 def family_of(config: ModelConfig) -> Family:
-    """The first family that has a place for every part of a model; WeightsError with each one's reason otherwise."""
+    """The first family that has a place for every part of a model; WeightsError with each one's reason
+    otherwise.
+    """
     reasons = []
     for family in FAMILIES.values():
         try:

@@ -4,7 +4,8 @@
     message     overhead + bytes / bandwidth on the sender's port, then latency in flight
     addition    bytes / γ (the local sum inside a reduction; infinite on `classroom`)
     host        bytes over the host's link (α + bytes/β), or through its memory (an update on the CPU)
-    native      a collective handed to a library is re-costed whole: on NVIDIA GPUs as NCCL would do it (nccl.py), else as a ring (Eq 8)
+    native      a collective handed to a library is costed as a whole: on NVIDIA GPUs as NCCL would do it
+                (nccl/), else as a ring (Eq 8)
 
 The constants belong to a GPU or a link (hardware.py). Peaks are data-sheet peaks: no efficiency is guessed
 here.

@@ -18,7 +18,7 @@ over the groups:
 
     group 0   rank 0 [a] ─ rank 1 [b]     reduce-scatter and all-gather inside, where links are fast
                     │             │
-    group 1   rank 2 [a] ─ rank 3 [b]     one all-reduce of Ψ/K across: 2(R-1)/R Ψ/K sent per rank, once a step
+    group 1   rank 2 [a] ─ rank 3 [b]     one all-reduce of Ψ/K across, once a step: 2(R-1)/R Ψ/K per rank
 
 Each stage is a page: data_parallel.py (stage 0), zero1.py, zero2.py, zero3.py; what they are composed of is
 in reducer.py (when), gradients.py (where gradients live), optimizer.py (which slice), parameters.py (when

@@ -1,15 +1,16 @@
 """Backup workers: of N + b workers the fastest N gradients make the step, the others are dropped.
 
-Follows Chen et al., "Revisiting distributed synchronous SGD", 1604.00981, Algorithms 3 and 4. Symbols: N gradients a step,
-b backup workers, λ rate of an exponential time, H_n = 1 + 1/2 + ... + 1/n.
+Follows Chen et al., "Revisiting distributed synchronous SGD", 1604.00981, Algorithms 3 and 4. Symbols: N
+gradients a step, b backup workers, λ rate of an exponential time, H_n = 1 + 1/2 + ... + 1/n.
 
     worker, step t   w ← newest weights;  g ← gradient(w, own part of batch t);  if among the first N of step t: send g
     server           add up the first N gradients of step t, divide by their tokens, step;  send the weights to all N + b
 
-Still synchronous: every gradient that counts belongs to the newest weights. Who counts is drawn beforehand (`fastest`): the
-run repeats, and each step equals one device on the batch of those who counted.
+Still synchronous: every gradient that counts belongs to the newest weights. Who counts is drawn beforehand
+(`fastest`): the run repeats, and each step equals one device on the batch of those who counted.
 
-But: a dropped gradient is computed and not sent, where the paper sends it and drops it on arrival; one server.
+But: a dropped gradient is computed and not sent, where the paper sends it and drops it on arrival; one
+server.
 """
 
 from __future__ import annotations
@@ -32,14 +33,17 @@ Chosen = tuple[tuple[int, ...], ...]  # step -> the N workers that counted, in r
 
 
 def fastest(seconds: np.ndarray, needed: int) -> Chosen:
-    """Of every step's times [steps, workers] the `needed` shortest; equal ones in rank order."""
+    """For each step the `needed` workers with the shortest times [steps, workers]; equal times in rank order.
+    """
     order = np.argsort(seconds, axis=1, kind="stable")[:, :needed]
     return tuple(tuple(sorted(row)) for row in order.tolist())
 
 
 @dataclass
 class Counted:
-    """What a rank brings back: its losses; of the server its gradients (with capture) and weights after each step."""
+    """What a rank brings back: its losses; of the server its gradients (with capture) and weights after each
+    step.
+    """
 
     losses: list[float] = field(default_factory=list)
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
@@ -101,7 +105,7 @@ def tokens(gpu: GPU, job: Job, step: int, counted: tuple[int, ...], workers: int
         return int((job.batch(step)[1][rows(job, counted, workers)] != IGNORE).sum())
 
 
-# ---- its own reference ---------------------------------------------------------------------------------------------
+# ---- its own reference -------------------------------------------------------------------------------------
 
 
 @one_thread()
@@ -115,9 +119,11 @@ def one_device_on_what_counted(job: Job, chosen: Chosen, workers: int, dtype: to
     return train_one_device(job.model, batches, job.optimizer, 0.0, job.seed, dtype)
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict(needed: int, backups: int, rate: float = 1.0) -> float:
-    """Eq 36: expected time of a step whose workers take Exp(λ): the N-th of N + b, (H_(N+b) - H_b) / λ; b = 0: H_N / λ."""
+    """Eq 36: expected time of a step whose workers take Exp(λ): the N-th of N + b, (H_(N+b) - H_b) / λ; b =
+    0: H_N / λ.
+    """
     return sum(1.0 / k for k in range(backups + 1, needed + backups + 1)) / rate

@@ -7,11 +7,12 @@ Tried are single changes and pairs of changes of different kinds:
     schedule     1F1B, which holds fewer at once     layout         dp x tp x pp shared out differently over the same GPUs
     bucket       a quarter                           reshard        ZeRO-3 frees parameters after forward
 
-Each is judged by recording it dry with the GPU's capacity, by the strategies' own code: one rank of each pipeline stage (the
-others of a stage hold the same, up to the remainder of a division). Those recordings, standing in for all ranks and replayed on
-the hardware, bound the step's time from below. In the order of these bounds the plans that fit are recorded on every rank, until
-the next bound is above the times already found: so what is advised fits, and nothing quicker that was tried does.
-Recomputation and offload only ever add time, so they are not tried on top of a change that fits without them.
+Each is judged by recording it dry with the GPU's capacity, by the strategies' own code: one rank of each
+pipeline stage (the others of a stage hold the same, up to the remainder of a division). Those recordings,
+standing in for all ranks and replayed on the hardware, bound the step's time from below. In the order of
+these bounds the plans that fit are recorded on every rank, until the next bound is above the times already
+found: so what is advised fits, and nothing quicker that was tried does. Recomputation and offload only ever
+add time, so they are not tried on top of a change that fits without them.
 But: no three changes at once, and no change of the training itself (precision, global batch, optimizer).
 """
 
@@ -45,7 +46,9 @@ Change = dict[str, Any]
 
 @dataclass(frozen=True)
 class Fit:
-    """A change that fits: the fields that change, the plan, its fullest rank's bytes and the step's virtual seconds."""
+    """A change that fits: the fields that change, the plan, its fullest rank's bytes and the step's virtual
+    seconds.
+    """
 
     change: Change
     plan: Plan
@@ -54,7 +57,7 @@ class Fit:
 
     @property
     def options(self) -> str:
-        """As it is typed: `--zero 2 --micro-batch 1`."""
+        """The change as options of the command line: `--zero 2 --micro-batch 1`."""
         return " ".join(_option(name, value) for name, value in self.change.items())
 
     def as_dict(self) -> dict[str, Any]:
@@ -64,7 +67,10 @@ class Fit:
 
 @dataclass
 class Advice:
-    """What was tried and what fits, the quickest first. `complete` is False when time or number ended the search."""
+    """What was tried and what fits, the quickest first.
+
+    `complete` is False when time or number ended the search.
+    """
 
     best: list[Fit] = field(default_factory=list)
     candidates: int = 0
@@ -92,7 +98,9 @@ def advise(
     seconds: float = SECONDS,
     say: Callable[[str], None] = lambda _text: None,
 ) -> Advice:
-    """Try changes of `plan`; the same plan and capacity give the same advice unless the clock ended the search."""
+    """Try changes of `plan`; the same plan and capacity give the same advice unless the clock ended the
+    search.
+    """
     begun, listed = time.monotonic(), list(changes(plan, model))
     found: list[tuple[float, int, Change, Plan]] = []
     enough: list[Change] = []  # changes that fit
@@ -128,7 +136,7 @@ def advise(
     return advice
 
 
-# ---- what to try -----------------------------------------------------------------------------------------------------
+# ---- what to try -------------------------------------------------------------------------------------------
 def changes(plan: Plan, model: ModelConfig) -> Iterator[tuple[Change, Plan]]:
     """Single changes, then pairs of different kinds; each with its plan, if that plan can run."""
     kinds = singles(plan, model)
@@ -192,7 +200,9 @@ def _only_adds(change: Change, less: Change) -> bool:
 
 
 def _matters(values: dict[str, Any], change: Change) -> bool:
-    """Whether the change does anything: ZeRO needs replicas, a bucket one that is not a module, a schedule stages."""
+    """Whether the change does anything: ZeRO needs replicas, a bucket one that is not a module, a schedule
+    stages.
+    """
     if "zero" in change and values["dp"] == 1:
         return False
     if "bucket" in change and (values["dp"] == 1 or values["zero"] == 3):
@@ -207,7 +217,7 @@ def _option(name: str, value: Any) -> str:
     return f"--{flag} {value}"
 
 
-# ---- how it is judged ------------------------------------------------------------------------------------------------
+# ---- how it is judged --------------------------------------------------------------------------------------
 def stages(
     plan: Plan, model: ModelConfig, capacity: float | None, steps: int = 2, host_bytes: float | None = None
 ) -> list[dict[str, Any]] | OutOfMemory:
@@ -232,19 +242,25 @@ def _job(plan: Plan, model: ModelConfig, steps: int) -> Job:
 
 
 def _at_least(plan: Plan, model: ModelConfig, hardware: Hardware, recorded: list[dict[str, Any]]) -> float:
-    """A step takes at least as long: each rank of a stage does what the recorded one did. With cp or ep it may not."""
+    """A step takes at least as long: each rank of a stage does what the recorded one did.
+
+    With cp or ep it may not.
+    """
     if plan.cp > 1 or plan.ep > 1:
         return 0.0
     each = plan.dp * plan.tp
     every = [standing_in(recorded[rank // each], rank, plan.mesh, plan.shards) for rank in range(plan.gpus)]
     try:
         return replay(ExecutionGraph.build(every, job_info(_job(plan, model, 1))), hardware).makespan
-    except (MessageLost, Cycle):  # a buffer of fewer elements than ranks: no bound, so it is recorded on every rank
+    # a buffer of fewer elements than ranks: no bound, so it is recorded on every rank
+    except (MessageLost, Cycle):
         return 0.0
 
 
 def on_every_rank(plan: Plan, model: ModelConfig, hardware: Hardware, capacity: float | None, steps: int = 2) -> tuple[int, float]:
-    """Bytes of the fullest rank and seconds of a step, every rank recorded; OutOfMemory when one does not fit."""
+    """Bytes of the fullest rank and seconds of a step, every rank recorded; OutOfMemory when one does not
+    fit.
+    """
     job = _job(plan, model, steps)
     run = Cluster(hardware, plan.gpus, "dry", memory_bytes=capacity).run(train_rank, job, info=job_info(job))
     return max(total for total, _ in run.peak_memory()), run.timeline.makespan
@@ -253,8 +269,9 @@ def on_every_rank(plan: Plan, model: ModelConfig, hardware: Hardware, capacity: 
 def surely_fits(plan: Plan, model: ModelConfig, capacity: float) -> bool:
     """True when even the whole model and all micro-batches on one GPU, counted generously, would not fill it.
 
-    States, buckets, gathered copies and the optimizer's temporaries: 128 bytes a parameter. Activations: every tensor of a layer
-    several times over at 8 bytes, of all micro-batches at once. A plan that passes need not be recorded to know that it fits.
+    States, buckets, gathered copies and the optimizer's temporaries: 128 bytes a parameter. Activations:
+    every tensor of a layer several times over at 8 bytes, of all micro-batches at once. A plan that passes
+    need not be recorded to know that it fits.
     """
     a_layer = 64 * model.hidden + 16 * model.width + 8 * model.heads * model.seq
     tokens = plan.micro_batch * plan.micro_batches * model.seq

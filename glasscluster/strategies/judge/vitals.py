@@ -1,7 +1,8 @@
 """All ranks' readings of a step as one: what somebody at the screen of a training run would watch.
 
-Who counts what is decided here anew, from the plan alone (Eq 38: √Σ‖g‖² over shards, what several ranks have alike once), and not from
-the marks that the trainer's own norm goes by: the two can disagree, and `norm_ratio` says whether they do.
+Who counts what is decided here anew, from the plan alone (Eq 38: √Σ‖g‖² over shards, what several ranks have
+alike once), and not from the marks that the trainer's own norm goes by: the two can disagree, and
+`norm_ratio` says whether they do.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Seat:
 
     @classmethod
     def of(cls, rank: int, plan: Plan) -> Seat:
-        """From its number."""
+        """The seat of a rank, from its number."""
         return cls(rank % plan.tp, rank // plan.tp % plan.data_ranks, rank // (plan.data_ranks * plan.tp))
 
     def counts(self, cut: str, plan: Plan) -> bool:
@@ -65,13 +66,13 @@ class Seat:
 
 
 def layer_of(name: str, layers: int) -> int:
-    """Of a parameter."""
+    """The number of the layer that a parameter belongs to; the head counts as one more."""
     part, _, rest = name.partition(".")
     return int(rest.partition(".")[0]) if part == "layers" else EMBEDDING if part == "embedding" else layers
 
 
 def vitals(job: Job, results: Sequence[RankResult]) -> list[Vitals]:
-    """Of every step of a run with `Job(observers=(Probes,))`."""
+    """What the probes say of each step of a run with `Job(observers=(Probes,))`."""
     seen: set[int] = set()
     found = []
     for step, readings in enumerate(probed(list(results))):
@@ -125,12 +126,14 @@ def _over(a: float, b: float) -> float:
 
 
 def _one_of_each(seated: Iterable[tuple[Seat, Reading]]) -> list[Reading]:
-    """Of the data ranks, one tensor rank on the stage that has the loss."""
+    """For each data rank the reading of one tensor rank, on the stage that has the loss."""
     return [r for seat, r in seated if seat.tp == 0 and r.tokens]
 
 
 def _own(seated: Sequence[tuple[Seat, Reading]], plan: Plan, unit: float) -> tuple[float, ...]:
-    """What tensor ranks have whole counts as often as they have it: fit to compare data ranks with each other."""
+    """What tensor ranks have whole counts as often as they have it: fit to compare data ranks with each
+    other.
+    """
     own = [0.0] * plan.data_ranks
     for seat, reading in seated:
         own[seat.data] += reading.own
@@ -147,7 +150,11 @@ def _rms(readings: Sequence[Reading]) -> dict[int, float]:
 
 
 def _log_z(last: Sequence[Reading], tp: int) -> float:
-    """Of the ranks that have the head: those of a data rank stand beside each other and have columns of the same tokens."""
+    """The mean log Z over the ranks that have the head.
+
+    The tensor ranks of one data rank follow each other in `last`, and each has columns of the same tokens'
+    logits.
+    """
     values = []
     for i in range(0, len(last), tp):
         parts = [torch.cat([z.flatten() for z in r.log_z]) for r in last[i : i + tp]]

@@ -17,4 +17,7 @@ class Decision(Protocol):
     """
 
     def takes(self, norm: Tensor, overflow: Tensor | None) -> bool:
-        """From the norm of the mean gradient and, with a loss scale, the number of ranks that overflowed."""
+        """Whether the step is taken.
+
+        norm: of the mean gradient. overflow: with a loss scale, the number of ranks that overflowed.
+        """

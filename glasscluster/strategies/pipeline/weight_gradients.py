@@ -118,7 +118,7 @@ class WeightGradients:
 
 
 def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """As autograd does at a leaf."""
+    """Add a gradient to `.grad`, as autograd does at a leaf."""
     if parameter.grad is None:
         parameter.grad = gradient
     else:

@@ -3,7 +3,8 @@
     frozen    parameters                                                              bf16: 2 bytes an element
     learns    parameters, gradients, Adam's two moments, and in bf16 an fp32 master   2 + 2 + 4 + 4 + 4 = 16
 
-The parameters of a role are one flat buffer, so that they travel in one message. In fp32: 4, and 4 + 4 + 8 = 16.
+The parameters of a role are one flat buffer, so that they travel in one message. In fp32: 4, and 4 + 4 + 8 =
+16.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def make_model(role: str, job: Tuning, device: torch.device | str = "cpu", dtype
 
 
 def fill(model: Any, weights: Weights | None) -> None:
-    """Take over the weights that have a name here; the others (a scalar head that starts from a policy) stay as drawn."""
+    """Take over the weights that have a name here; the others (a scalar head that starts from a policy) stay
+    as drawn.
+    """
     given = weights or {}
     with torch.no_grad():
         for name, (parameter, _) in model.full_names().items():
@@ -39,7 +42,10 @@ def fill(model: Any, weights: Weights | None) -> None:
 
 
 class Held:
-    """A role's model on this rank. `flat` [Ψ]: its parameters; the memory ledger knows each tensor by role and category."""
+    """A role's model on this rank.
+
+    `flat` [Ψ]: its parameters; the memory ledger knows each tensor by role and category.
+    """
 
     def __init__(self, gpu: GPU, job: Tuning, role: str) -> None:
         self.gpu, self.job, self.role = gpu, job, role
@@ -61,7 +67,7 @@ class Held:
         return self.gpu.memory.register(tensor, category, f"{self.role} {category}")
 
     def state_bytes(self) -> dict[str, int]:
-        """As the ledger counted them, by category."""
+        """Bytes of the role's state by category, as the ledger counted them."""
         return {c: self.gpu.memory.named(f"{self.role} {c}") for c in ("parameters", "gradients", "optimizer")}
 
     def weights(self) -> dict[str, Tensor]:

@@ -5,8 +5,9 @@
     grpo                actor, reference, rollout, reward model or rule       16Ψ + 2Ψ (+ 2Ψ)
     ppo                 actor, critic, reference, rollout, reward model       2 · 16Ψ + 2 · 2Ψ = 36Ψ      (Eq 39)
 
-The rollout writes answers. On a rank of its own it has a copy of the actor's weights, which are sent to it before every iteration;
-on the actor's rank it uses them as they are. Roles may share ranks in any way: a message between two on one rank is not sent.
+The rollout writes answers. On a rank of its own it has a copy of the actor's weights, which are sent to it
+before every iteration; on the actor's rank it uses them as they are. Roles may share ranks in any way: a
+message between two on one rank is not sent.
 """
 
 from __future__ import annotations
@@ -49,10 +50,14 @@ def place(method: str, reward: str, *together: Sequence[str]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Everything a rank needs. Sizes: `prompts` x `group` answers an iteration, each trained on `epochs` times.
+    """Everything a rank needs.
 
-    `weights` start the policy and `reward_weights` the reward model (and the critic), by full parameter name; None: drawn from the seed.
-    `pairs`: (preferred [N, S], rejected [N, S]) for dpo and the reward model. A DPO or reward-model iteration takes `prompts` of them.
+    Sizes: `prompts` x `group` answers an iteration, each trained on `epochs` times.
+
+    `weights` start the policy and `reward_weights` the reward model (and the critic), by full parameter name;
+    None: drawn from the seed.
+    `pairs`: (preferred [N, S], rejected [N, S]) for dpo and the reward model. A DPO or reward-model iteration
+    takes `prompts` of them.
     """
 
     method: Method
@@ -97,7 +102,7 @@ class Tuning:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Of this method."""
+        """The roles that the method has."""
         return roles_of(self.method, self.reward)
 
     @property
@@ -120,5 +125,5 @@ class Tuning:
         return Optimizer("adamw", lr=self.critic_lr if role == "critic" else self.lr, weight_decay=0.0)
 
     def sampling_seed(self, iteration: int) -> int:
-        """Of an iteration's prompts and answers."""
+        """The seed of an iteration's prompts and answers."""
         return self.seed * 1_000_003 + iteration

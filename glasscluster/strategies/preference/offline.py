@@ -1,4 +1,6 @@
-"""One iteration of what learns from data that is there before: SFT, the reward model, DPO (the reference on a rank of its own)."""
+"""One iteration of what learns from data that is there before: SFT, the reward model, DPO (the reference on a
+rank of its own).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ def sft_iteration(cast: Cast, iteration: int) -> None:
 
 
 def demonstrations(job: Tuning, iteration: int) -> Tensor:
-    """[B, S]."""
+    """The sequences of an iteration that show right answers: [B, S]."""
     seed = job.sampling_seed(iteration)
     return job.task.demonstrations(prompts_of(job.task, job.prompts, job.group, seed), torch.Generator().manual_seed(seed + 1))
 

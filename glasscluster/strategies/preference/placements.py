@@ -1,8 +1,10 @@
-"""Which roles share a GPU when memory is short: the fewest GPUs of a capacity, and among those ways the most even one.
+"""Which roles share a GPU when memory is short: the fewest GPUs of a capacity, and among those ways the most
+even one.
 
-Eq 39 says what a role holds; to that come activations, for which `spare` is left on every GPU. Five roles can be put together in 52 ways
-(Bell's number), so all of them are tried.
-But: a role is one piece here. Where a single one does not fit it has to be cut, by ZeRO or tensor parallelism.
+Eq 39 says what a role holds; to that come activations, for which `spare` is left on every GPU. Five roles can
+be put together in 52 ways (Bell's number), so all of them are tried.
+But: a role is one piece here. Where a single one does not fit it has to be cut, by ZeRO or tensor
+parallelism.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def partitions(roles: Sequence[str]) -> Iterator[Groups]:
 
 
 def fewest(state_bytes: Mapping[str, int], capacity: float, spare: float = 0.0) -> Groups:
-    """Groups of roles that share a GPU. state_bytes: of each role; capacity and spare: bytes of a GPU, and of it what stays free."""
+    """Groups of roles that share a GPU. state_bytes: of each role; capacity and spare: bytes of a GPU, and of
+    it what stays free.
+    """
     for role, held in state_bytes.items():
         if held + spare > capacity:
             raise InputError("capacity", capacity, f"the {role} alone holds {held:,} bytes, and {spare:,.0f} are to stay free: cut it")
@@ -42,7 +46,10 @@ def fewest(state_bytes: Mapping[str, int], capacity: float, spare: float = 0.0) 
 
 
 def fit(job: Tuning, capacity: float, spare: float = 0.0) -> Groups:
-    """Of a job's roles; the rollout stands with the actor where it can use its weights, if that fits."""
+    """Groups of a job's roles, one group a GPU, as few as fit.
+
+    The rollout stands with the actor, whose weights it can use, if that fits.
+    """
     alone = predict_state(job)
     if "rollout" not in alone:
         return fewest(alone, capacity, spare)

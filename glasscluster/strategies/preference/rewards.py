@@ -2,10 +2,12 @@
 
     prompt 315>   right answer 135   reward 1        any other answer   reward 0
 
-Demonstrations are what people write: some sort upwards, the others downwards. A model that imitates them well is right as often as
-they are, and no more imitation makes it better; a reward can. Tokens are bytes: digits are 48 to 57, `>` is 62.
-The expected reward needs no sampling: one answer is right, so it is the policy's probability of that answer.
-But: answers all have one length, so a batch has no padding, and nobody writes anything but digits in a demonstration.
+Demonstrations are what people write: some sort upwards, the others downwards. A model that imitates them well
+is right as often as they are, and no more imitation makes it better; a reward can. Tokens are bytes: digits
+are 48 to 57, `>` is 62. The expected reward needs no sampling: one answer is right, so it is the policy's
+probability of that answer.
+But: answers all have one length, so a batch has no padding, and nobody writes anything but digits in a
+demonstration.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ ZERO, ENDS_PROMPT, VOCABULARY = ord("0"), ord(">"), 64
 
 @dataclass(frozen=True)
 class SortTask:
-    """`digits` of them to sort (at most 4: all prompts are listed); `upward` is the share of demonstrations that are right."""
+    """`digits` of them to sort (at most 4: all prompts are listed); `upward` is the share of demonstrations
+    that are right.
+    """
 
     digits: int = 3
     upward: float = 0.4
@@ -36,7 +40,8 @@ class SortTask:
         return 2 * self.digits + 1
 
     def prompts(self, held_out: bool = False) -> Tensor:
-        """[N, digits + 1]: every fifth prompt is held out, nothing trains on it; the others are for training."""
+        """[N, digits + 1]: every fifth prompt is held out, nothing trains on it; the others are for training.
+        """
         each = 10 ** torch.arange(self.digits - 1, -1, -1)
         numbers = torch.arange(10**self.digits)
         chosen = numbers[(numbers % 5 == 0) == held_out]
@@ -66,7 +71,10 @@ class SortTask:
 
 @dataclass(frozen=True)
 class Blank(SortTask):
-    """Lengths without content: prompts of zeros and answers of `answer_tokens`. For what is recorded dry, where no token has a value."""
+    """Lengths without content: prompts of zeros and answers of `answer_tokens`.
+
+    For what is recorded dry, where no token has a value.
+    """
 
     prompt_tokens: int = 1
     answer_tokens: int = 1
@@ -82,11 +90,11 @@ class Blank(SortTask):
         return self.prompt_tokens + self.answer_tokens
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """[count, prompt_tokens] zeros."""
+        """Prompts of zeros: [count, prompt_tokens]."""
         return torch.zeros(count, self.prompt_tokens, dtype=torch.int64)
 
     def demonstrations(self, prompts: Tensor, generator: torch.Generator) -> Tensor:
-        """[B, length] zeros."""
+        """Sequences of zeros: [B, length]."""
         return torch.zeros(len(prompts), self.length, dtype=torch.int64)
 
     def reward(self, tokens: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""What models say of whole sequences: a policy's log-probability of every answer token, a critic's or reward model's numbers.
+"""What models say of whole sequences: a policy's log-probability of every answer token, a critic's or reward
+model's numbers.
 
 Dims: B sequences, S tokens of prompt and answer, T answer tokens (the last T of S), H hidden, V vocabulary.
 
@@ -29,7 +30,10 @@ def hidden_states(stage: GPTStage, tokens_BS: Tensor) -> Tensor:
 
 
 def log_softmax(stage: GPTStage, tokens_BS: Tensor, answer: int) -> Tensor:
-    """Of all tokens in the places of the answer, the last `answer` of S: [B, T, V]; in float32 at least."""
+    """Log-probabilities of every token at the places of the answer, the last `answer` of S: [B, T, V].
+
+    They are in float32 at least.
+    """
     assert stage.head is not None
     logits = stage.head.scores(hidden_states(stage, tokens_BS[:, :-1])[:, -answer:])
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
@@ -41,7 +45,10 @@ def log_probs(stage: GPTStage, tokens_BS: Tensor, answer: int) -> Tensor:
 
 
 class ScalarHead(Module):
-    """Final norm and one row: [B, S, H] -> [B, S]. Its norm has the name of the policy's, so it can start from it."""
+    """Final norm and one row: [B, S, H] -> [B, S].
+
+    Its norm has the name of the policy's, so it can start from it.
+    """
 
     def __init__(self, config: ModelConfig, seed: int, like: Tensor) -> None:
         super().__init__("head.", config, Unsharded(), seed, like)
@@ -58,7 +65,10 @@ class ScalarHead(Module):
 
 
 class ScalarModel(nn.Module):
-    """A trunk and a scalar head: a critic or a reward model. It has h + 1 parameters that a policy with a tied head has not."""
+    """A trunk and a scalar head: a critic or a reward model.
+
+    It has h + 1 parameters that a policy with a tied head has not.
+    """
 
     def __init__(self, config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """Generation on tensor-parallel ranks: each computes and caches its own heads, and all draw the same token.
 
-Follows Megatron-LM (1909.08053, section 3) for the matrices and Pope et al. (2211.05102) for the rest. Symbols: t ranks, B sequences,
-S columns of a forward (the longest prompt, then 1), h hidden, V vocabulary (padded to a multiple of t), w bytes an element.
+Follows Megatron-LM (1909.08053, section 3) for the matrices and Pope et al. (2211.05102) for the rest.
+Symbols: t ranks, B sequences, S columns of a forward (the longest prompt, then 1), h hidden, V vocabulary
+(padded to a multiple of t), w bytes an element.
 
     rank i   q_i, k_i, v_i ──► its cache, its heads ──► out_i ──g──► residual ... ──► logits_i  ──all-gather──► argmax, or the same draw
 
@@ -12,7 +13,8 @@ A step is recorded as the micro-batch of its number: 0 is the prefill, i the i-t
     cached on a rank                 Eq 3 / t while t divides the key heads, one head from there on
     decode, at least                 (bytes of the parameters + bytes of the cache) / memory bandwidth seconds a step (Eq 31)
 
-But: no pipeline, no sequence parallelism (a step has one token a sequence); every rank holds the whole logits of one token.
+But: no pipeline, no sequence parallelism (a step has one token a sequence); every rank holds the whole logits
+of one token.
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ CacheKind = Literal["none", "static", "paged", "sliding"]
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """Everything a rank needs to generate. `weights` is a folder in Hugging Face's layout; None: drawn from the seed."""
+    """Everything a rank needs to generate.
+
+    `weights` is a folder in Hugging Face's layout; None: drawn from the seed.
+    """
 
     model: ModelConfig
     prompts: tuple[tuple[int, ...], ...]
@@ -74,7 +79,7 @@ class GenerationJob:
 
     @property
     def lengths(self) -> list[int]:
-        """Of every sequence in the end, in tokens that are cached."""
+        """How many tokens of each sequence are cached in the end."""
         return [len(p) + self.tokens - 1 for p in self.prompts]
 
     @property
@@ -160,10 +165,12 @@ def make_stage(
     return stage
 
 
-# ---- what was counted ----------------------------------------------------------------------------------------------
+# ---- what was counted --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Phase:
-    """A forward on one rank: work, traffic with slow memory, virtual seconds of the slowest rank; Eq 31 beside them."""
+    """A forward on one rank: work, traffic with slow memory, virtual seconds of the slowest rank; Eq 31
+    beside them.
+    """
 
     flops: int
     bytes: int
@@ -218,9 +225,11 @@ def mean(found: list[Phase]) -> Phase | None:
     return Phase(flops, nbytes, sum(p.time_s for p in found) / len(found), found[0].peak, found[0].bandwidth)
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 def predict_traffic(model: ModelConfig, tp: int, batch: int, columns: int, width: int) -> dict[str, int]:
-    """Bytes that all ranks send in a forward of `columns` tokens of each sequence, of which one has its logits taken."""
+    """Bytes that all ranks send in a forward of `columns` tokens of each sequence, of which one has its
+    logits taken.
+    """
     one = 2 * (tp - 1) * batch * columns * model.hidden * width
     logits = (tp - 1) * batch * -(-model.vocab // tp) * tp * width
     shared = tp // model.key_heads  # ranks that gather one key-value head
@@ -229,7 +238,9 @@ def predict_traffic(model: ModelConfig, tp: int, batch: int, columns: int, width
 
 
 def predict_cache(job: GenerationJob, width: int) -> int:
-    """Eq 3: bytes that a rank's cache allocates; paged: all blocks that the longest sequence could fill, of every sequence."""
+    """Eq 3: bytes that a rank's cache allocates; paged: all blocks that the longest sequence could fill, of
+    every sequence.
+    """
     slots = job.capacity
     if job.cache == "sliding":
         slots = min(slots, job.window or NO_WINDOW)

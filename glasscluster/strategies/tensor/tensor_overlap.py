@@ -4,11 +4,12 @@ Follows Wang et al., "Overlap communication with dependent computation via decom
 Megatron-LM calls tensor-parallel communication overlap. Symbols as in sequence_parallel.py: t ranks, x a
 piece of s/t tokens, A and B matrices.
 
-    all-gather ──► product           rank r computes with the piece it has, while the next one comes from the left
+    all-gather ──► product      rank r computes with the piece it has, while the next one comes from the left
 
         compute  │ x_r A │ x_r-1 A │ x_r-2 A │ ...        send to the right:  x_r, x_r-1, ...
 
-    product ──► reduce-scatter       a piece's sum goes round and every rank adds its part; the next part is computed meanwhile
+    product ──► reduce-scatter  a piece's sum goes round, and each rank adds its part while the next is
+    computed
 
         compute  │ y_r-1 B │ y_r-2 B │ ... │ y_r B │      send to the right:  sum of piece r-1, of r-2, ...
 
@@ -33,20 +34,21 @@ _GATHER, _SCATTER = 0, 1  # tags
 
 
 class OverlappedSequenceParallel(SequenceParallel):
-    """Handed to the model's blocks in place of `SequenceParallel`."""
+    """What a model's blocks get in place of `SequenceParallel`: the same, overlapped."""
 
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """f and the matrix behind it: [b, s/t, h] -> [b, s, n]."""
+        """f, and the matrix that follows it: [b, s/t, h] -> [b, s, n]."""
         return _GatherLinear.apply(x, weight, bias, self)
 
     def row(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The matrix and g behind it: [b, s, n] -> [b, s/t, h]."""
+        """The matrix, and g that follows it: [b, s, n] -> [b, s/t, h]."""
         return _LinearScatter.apply(x, weight, self)
 
     # ---- the two rings -------------------------------------------------------------------------------------
     def arriving(self, x: Tensor, label: str) -> Iterator[tuple[slice, Tensor]]:
-        """All ranks' pieces [b, s/t, h] and their tokens, one after the other; the next one is under way
-        while one is used.
+        """Iterate over all ranks' pieces [b, s/t, h], each with the positions of its tokens.
+
+        The next piece is under way while one is used.
         """
         for source, piece in self.comm.ring_rotate(
             x.contiguous(), _GATHER, purpose="activations", label=label
@@ -54,8 +56,10 @@ class OverlappedSequenceParallel(SequenceParallel):
             yield self.tokens(source, piece.shape[1]), piece
 
     def scattered(self, part: Callable[[slice], Tensor], tokens: int, label: str) -> Tensor:
-        """This rank's piece of the sum over ranks of part(tokens of a piece); a part is computed while a sum
-        is under way.
+        """This rank's piece of a sum over ranks.
+
+        part(tokens) computes this rank's summand for a piece; one is computed while the sum of another is
+        under way.
         """
         works: list[Work] = []
         total = arrived = None
@@ -73,12 +77,12 @@ class OverlappedSequenceParallel(SequenceParallel):
 
     @staticmethod
     def tokens(piece: int, each: int) -> slice:
-        """Where a rank's piece lies."""
+        """The positions of the tokens in a rank's piece."""
         return slice(piece * each, (piece + 1) * each)
 
 
 class _GatherLinear(torch.autograd.Function):
-    """f and the matrix behind it."""
+    """f and the matrix that follows it, with both backwards."""
 
     @staticmethod
     def forward(
@@ -111,7 +115,7 @@ class _GatherLinear(torch.autograd.Function):
 
 
 class _LinearScatter(torch.autograd.Function):
-    """The matrix and g behind it."""
+    """The matrix and g that follows it, with both backwards."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, parallel: OverlappedSequenceParallel) -> Tensor:

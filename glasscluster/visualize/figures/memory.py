@@ -1,4 +1,7 @@
-"""Memory pictures: peak bars by category, and the step's memory over virtual time. Both from the ledger of live tensors."""
+"""Memory pictures: peak bars by category, and the step's memory over virtual time.
+
+Both from the ledger of live tensors.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ def byte_unit(largest: float) -> tuple[float, str]:
 def memory_bars(
     peaks: Sequence[tuple[int, dict[str, int]]], lang: str = "en", title: str | None = None, capacity: float | None = None
 ) -> Figure:
-    """Peak bytes of each rank, split by category at that instant; the parts add up to the peak. `capacity` in bytes."""
+    """Peak bytes of each rank, split by category at that instant; the parts add up to the peak.
+
+    `capacity` in bytes.
+    """
     import plotly.graph_objects as go
 
     divisor, unit = byte_unit(max((total for total, _ in peaks), default=0))
@@ -88,7 +94,8 @@ def _totals(totals: list[float], unit: str) -> list[dict[str, Any]]:
 class StateBook:
     """Bytes of states a GPU holds (mean over ranks), counted and by the formula, for one strategy.
 
-    `more`: activations and buffers that lived beside them at the peak, counted (there is no formula for all of them).
+    `more`: activations and buffers that lived beside them at the peak, counted (there is no formula for all
+    of them).
     """
 
     name: str
@@ -98,7 +105,9 @@ class StateBook:
 
 
 def memory_by_strategy(books: Sequence[StateBook], lang: str = "en", title: str | None = None) -> Figure:
-    """Stacked bars of what was counted, one a strategy; the states' formula as a mark where their stack should end."""
+    """Stacked bars of what was counted, one a strategy; the states' formula as a mark where their stack
+    should end.
+    """
     import plotly.graph_objects as go
 
     totals = [sum(b.predicted.values()) for b in books]
@@ -130,7 +139,9 @@ def memory_by_strategy(books: Sequence[StateBook], lang: str = "en", title: str 
 
 
 def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str | None = None) -> Figure:
-    """Live bytes of a rank by category over virtual time, with the peak, the GPU's capacity, and on hover what holds most."""
+    """Live bytes of a rank by category over virtual time, with the peak, the GPU's capacity, and on hover
+    what holds most.
+    """
     import plotly.graph_objects as go
 
     curve = _thinned(timeline.memory(rank), POINTS)
@@ -212,7 +223,7 @@ def _holders(go: Any, curve: MemoryCurve, factor: float, time_name: str, divisor
 
 
 def size_words(nbytes: float) -> str:
-    """As `4.2 MB`."""
+    """Bytes as people write them: `4.2 MB`."""
     divisor, unit = byte_unit(nbytes)
     return f"{nbytes / divisor:.3g} {unit}"
 

@@ -1,4 +1,7 @@
-"""The wait-for graph: ranks on a circle, an arrow from who waits to whom it waits for. A cycle of arrows is a deadlock."""
+"""The wait-for graph: ranks on a circle, an arrow from who waits to whom it waits for.
+
+A cycle of arrows is a deadlock.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ class Panel:
 
 
 def waits_figure(panels: Sequence[Panel], lang: str = "en", across: int = 3) -> Figure:
-    """Panels in rows of `across`. Ranks of a cycle and ranks that wait outside it differ by colour and shape."""
+    """Panels in rows of `across`.
+
+    Ranks of a cycle and ranks that wait outside it differ by colour and shape.
+    """
     import plotly.graph_objects as go
 
     figure, deep = go.Figure(), -(-len(panels) // across)
@@ -43,7 +49,8 @@ def waits_figure(panels: Sequence[Panel], lang: str = "en", across: int = 3) -> 
         look = {**CELL_AXIS, "showticklabels": False, "range": [-1.4, 1.4]}
         square = {"scaleanchor": f"x{number}"}
         figure.update_layout({f"xaxis{number}": {**look, "domain": x, "anchor": f"y{number}"},
-                              f"yaxis{number}": {**look, "domain": y, "anchor": f"x{number}", **square}})  # fmt: skip
+                              # fmt: skip
+                              f"yaxis{number}": {**look, "domain": y, "anchor": f"x{number}", **square}})
         for trace in _arrows(go, panel, number, lang):
             figure.add_trace(trace)
         titles.append({"text": f"<b>{panel.title}</b>", "x": sum(x) / 2, "y": y[1], "xref": "paper", "yref": "paper",
@@ -100,7 +107,7 @@ def _arrows(go: Any, panel: Panel, number: str, lang: str) -> list[Any]:
 
 
 def _bent(a: tuple[float, float], b: tuple[float, float], points: int = 9, bend: float = 0.14) -> tuple[list[float], list[float]]:
-    """From the rim of one rank to the rim of another, along an arc to the right of the straight way."""
+    """Points of an arc from the rim of one rank to the rim of another, to the right of the straight line."""
     far = math.hypot(b[0] - a[0], b[1] - a[1])
     along, aside = ((b[0] - a[0]) / far, (b[1] - a[1]) / far), ((b[1] - a[1]) / far, -(b[0] - a[0]) / far)
     xs, ys = [], []

@@ -1,6 +1,8 @@
 """What operators give on `meta` tensors (shapes without data), worked out once and remembered.
 
-    func(inputs)  ->  shapes, strides and types of the outputs        depends on those of the inputs, and on every other argument
+    func(inputs)  ->  shapes, strides and types of the outputs
+
+They depend on those of the inputs, and on every other argument.
 
 torch works many of these out in Python: a linear layer with a bias takes it a hundred times as long as a
 matrix product without one. A model repeats each of its layers, every micro-batch and every rank, so a dry run

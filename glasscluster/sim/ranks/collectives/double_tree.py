@@ -1,26 +1,29 @@
-"""Double binary tree: two trees carry half of the buffer each, and who works in one rests in the other.
+"""Double binary tree: two trees carry half of the buffer each; an inner node of one is a leaf of the other.
 
 Follows Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan"
 (2009), the tree algorithm of NCCL since 2.4. Symbols: N ranks, S bytes, k pieces of each half, v = (rank -
 root) mod N, τ = o + S/(2kβ) the time that a piece holds a port, H = ⌈log2 N⌉ the depth.
 
-    N = 8, both below rank 0; odd places are leaves, and the second tree has everybody one place further
+    N = 8, both below rank 0; odd places are leaves, and in the second tree every rank is one place further
 
         first half    0 ─► 4 ─┬─► 2 ─┬─► 1          second half   0 ─► 3 ─┬─► 1 ─┬─► 7
                               │      └─► 3                                │      └─► 2
                               └─► 6 ─┬─► 5                                └─► 5 ─┬─► 4
                                      └─► 7                                       └─► 6
 
-Ranks but the root have children in one tree at most: odd N has the second tree mirrored (v at place N-v),
-even N has it shifted (v at place v+1, N-1 at place 1: a leaf in both). So an all-reduce costs a rank S/2 up
-in each tree and at most 2·S/2 down: 2S, the ring's bytes in a tree's steps. `sent()` is the exact share of
-every rank.
+A rank other than the root has children in one tree at most. For odd N the second tree is mirrored (v at place
+N-v), for even N it is shifted (v at place v+1, and N-1 at place 1: a leaf in both). So in an all-reduce a
+rank sends S/2 up in each tree and at most 2·S/2 down, 2S together: the ring's bytes in a tree's steps.
+`sent()` says what each rank sends exactly.
 
-A rank has one port for both trees, so what it does first matters.
-    reduce      its leaf's pieces first, which wait for nobody; its inner node's are not ready before. Where one child is a leaf
-                and the other is not, the leaf's pieces are taken and added first: they are there first.
-    broadcast   receives are posted at once, the inner node's first: nothing that a leaf is sent may hold up what others wait for.
-No send is waited for before the end, so nobody blocks anybody; additions have a fixed order (leaves, then
+A rank has one port for both trees, so the order of its messages matters.
+
+    reduce      first the pieces of the tree in which it is a leaf: they wait for no child. Where one child is
+                a leaf and the other is not, the leaf's pieces are added first: they arrive first.
+    broadcast   receives are posted at once, first those of the tree in which it has children: other ranks
+                wait for what it passes on there, and nobody for what it gets as a leaf.
+
+No send is waited for before the end, so no rank blocks another. Additions have a fixed order (leaves, then
 left, then right).
 But: as in the paper both trees hang below one root (NCCL gives each tree its own); all-reduce is the one
 after the other, since a port that sends S/2 a tree up and S down is as busy either way. 64 KiB a piece, at

@@ -5,14 +5,14 @@ buffer.
 
     all-reduce, N = 4, g = 2         node 0: 0 1        node 1: 2 3
 
-        reduce-scatter in each node      0 and 2 hold the first half summed over their node, 1 and 3 the second
+        reduce-scatter in each node      0 and 2 hold the first half, summed in their node; 1 and 3 the second
         ring all-reduce between nodes    0 ◄─► 2 on the first half, 1 ◄─► 3 on the second
         all-gather in each node          everybody has both
 
 A rank sends 2(g-1)/g·S inside its node and 2(M-1)/M·S/g between nodes (Eq 12): the slow wire carries 1/g of
-what a flat ring would. All-gather goes between nodes first, so that only a rank's own chunk crosses, and then
-hands on in the node what ranks of its place have (chunks p, g+p, 2g+p, ...: M messages a step);
-reduce-scatter is the way back. Broadcast and reduce cross once a node.
+what a flat ring would. All-gather goes between nodes first, so that only a rank's own chunk crosses; then
+each rank passes on in its node what the ranks at its place p have (chunks p, g+p, 2g+p, ...: M messages a
+step). Reduce-scatter is the same backwards. Broadcast and reduce cross to each node once.
 But: nodes must be equal. Where N is no multiple of the node size, the largest divisor of N that fits in a
 node is taken as g.
 """

@@ -1,12 +1,12 @@
-"""Pairwise exchange: N-1 steps, in each of which everybody talks to one partner.
+"""Pairwise exchange: N-1 steps, in each of which a rank exchanges with one partner.
 
 Follows Thakur, Rabenseifner and Gropp (2005), sections 4.2 and 4.4. Symbols: N ranks, S bytes of the full
 buffer, step k = 1 .. N-1.
 
-    N = 4, a power of two: partner r XOR k, so that a pair swaps        N = 3: send to r + k, receive from r - k
+    N = 4, a power of two: partner r XOR k            N = 3: send to r + k, receive from r - k
 
-        k = 1   0 ◄─► 1   2 ◄─► 3                                           k = 1   0 ─► 1 ─► 2 ─► 0
-        k = 2   0 ◄─► 2   1 ◄─► 3                                           k = 2   0 ─► 2 ─► 1 ─► 0
+        k = 1   0 ◄─► 1   2 ◄─► 3                         k = 1   0 ─► 1 ─► 2 ─► 0
+        k = 2   0 ◄─► 2   1 ◄─► 3                         k = 2   0 ─► 2 ─► 1 ─► 0
         k = 3   0 ◄─► 3   1 ◄─► 2
 
 The bytes of `direct.py`, (N-1)/N·S a rank, but one message at a time meets at each receiver, and

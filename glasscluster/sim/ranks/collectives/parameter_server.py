@@ -6,12 +6,12 @@ N workers, K shards, S bytes of the full buffer. Server k stands on rank k (serv
     K = 1: one server's port carries everything          K = N: every rank serves its own shard
 
         1 ─┐                                              0 ◄─► 1
-        2 ─┼─► 0 ─► sum ─► back                           │  ╳  │      (the same messages as direct all-reduce)
+        2 ─┼─► 0 ─► sum ─► back                           │  ╳  │      (as direct all-reduce)
         3 ─┘                                              3 ◄─► 2
 
-Worker r pushes to server r+1 first, then r+2, ...: if all began with server 0, its port would have everything
-at once. A server on a worker sends and receives (N-1)·S/K each way; balanced when K = N, when a rank sends
-2S(N-1)/N (Eq 11).
+Worker r pushes to server r+1 first, then to r+2, ...: if all began with server 0, everything would go through
+its port at once. A server on a worker sends (N-1)·S/K and receives as much. Ranks are balanced when K = N:
+then each sends 2S(N-1)/N (Eq 11).
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def slices(x: torch.Tensor, chunks: range, size: int) -> list[torch.Tensor]:
     """The pieces of `x` that hold chunks `c mod size`: one, or two where they wrap round the end."""
     if len(chunks) == 0:
         return []
-    each, remainder = divmod(x.numel(), size)  # as torch.tensor_split cuts: the first ones are an element longer
+    each, remainder = divmod(x.numel(), size)  # as torch.tensor_split: the first ones are one longer
     low, high = chunks.start % size, (chunks.stop - 1) % size + 1
     start, stop = (c * each + min(c, remainder) for c in (low, high))
     return [x[start:stop]] if low < high else [x[start:], x[:stop]]

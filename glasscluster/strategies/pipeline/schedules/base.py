@@ -174,7 +174,7 @@ class Schedule:
 
     @property
     def hops(self) -> int:
-        """From rank to rank on the way through the model."""
+        """How many times an activation goes from rank to rank on its way through the model."""
         return sum(a != b for a, b in pairwise(self.placement))
 
     def most_held(self, rank: int, held: Sequence[float], until: str = "BI") -> float:

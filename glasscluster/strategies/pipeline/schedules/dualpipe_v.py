@@ -2,15 +2,15 @@
 one hides behind the computation of the other (DeepSeek-V3 2412.19437, section 3.2.1; the V:
 deepseek-ai/DualPipe, "cut in half").
 
-    stage     0 1 2 3 | 4 5 6 7        one rank: F, B, I, W on stage r (down);  f, b, i, w on stage 2p-1-r (up);  [Fb] one slot
-    rank      0 1 2 3 | 3 2 1 0
+    stage     0 1 2 3 | 4 5 6 7        rank r: F, B, I, W on stage r (down);  f, b, i, w on stage 2p-1-r (up)
+    rank      0 1 2 3 | 3 2 1 0        [Fb] one slot
 
     fill      F x 2(p-1-r) · (F f) x (r+1) · (i w f) x (p-1-r)
     steady    ([Fb] [fB]) x (m-2p+r+1) · (b [fB]) x (p-1-r)
     drain     (b B) x (r+1), the second half of these 2(r+1) in two parts · (W I) x (p-1-r) · W x (r+1)
 
-But: fewer than 2p micro-batches are a step of 2p cut short (DeepSeek and PyTorch refuse it); what a slot
-gains is a cost of the kernels, so here it costs f + b unless told otherwise.
+But: fewer than 2p micro-batches are a step of 2p cut short (DeepSeek and PyTorch refuse it). What a slot
+gains depends on the kernels, so here it costs f + b unless another cost is given.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Eager 1F1B: 1F1B that runs ahead, so that a hop there and back is hidden (Zhuang et al., 2211.05322,
 section 4).
 
-    p = 3, m = 4     0 1 2 3 . . . 0 0 . 1 1 . 2 2 . 3 3      warm-up min(m, 2(p-s) - 1) forwards instead of p-s,
-                     . 0 1 2 . 0 0 3 1 1 . 2 2 . 3 3 . .      then B then F as in 1F1B
+    p = 3, m = 4     0 1 2 3 . . . 0 0 . 1 1 . 2 2 . 3 3      warm-up min(m, 2(p-s) - 1) forwards,
+                     . 0 1 2 . 0 0 3 1 1 . 2 2 . 3 3 . .      not p-s; then B then F as in 1F1B
                      . . 0 0 0 1 1 1 2 2 2 3 3 3 . . . .
 
 Two forwards, not one, are under way between neighbours, so a gradient may be late by some time before anybody

@@ -1,8 +1,10 @@
 """Interleaved 1F1B: v chunks of the model a rank, so that a pipeline of p ranks fills in the time of a chunk,
 not of a stage (Narayanan et al., 2104.04473, section 2.2.2; the order of Megatron-LM and PyTorch).
 
-    p = 2, v = 2, m = 4     0 1 A B 2 . a a 3 b b C 0 0 D 1 1 . c c . d d 2 2 3 3      numbers: first chunk, letters: second
+    p = 2, v = 2, m = 4     0 1 A B 2 . a a 3 b b C 0 0 D 1 1 . c c . d d 2 2 3 3
                             . 0 1 A a a B b b 2 0 0 3 1 1 C c c D d d 2 2 3 3 . .
+
+    numbers: a rank's first chunk; letters: its second
 
 Micro-batches go in rounds of p: a round goes forward through a rank's first chunk, then its second, ...;
 backward through the last chunk first. Rank r warms up with (v-1)p + 2(p-1-r) forwards, then one forward, one

@@ -1,8 +1,10 @@
 """Breadth-first: v chunks a rank, and all micro-batches through one chunk before the next (Lamy-Poirier,
 2211.05953, section 4).
 
-    p = 2, v = 2, m = 3     0 1 2 A B C . . . c c b b a a 2 2 1 1 0 0      numbers: first chunk, letters: second
+    p = 2, v = 2, m = 3     0 1 2 A B C . . . c c b b a a 2 2 1 1 0 0
                             . 0 1 2 A B C c c b b a a 2 2 1 1 0 0 . .
+
+    numbers: a rank's first chunk; letters: its second
 
 GPipe in a loop: the bubble is the interleaved schedule's, (p-1)/(vm) over ideal, for any m of at least p. A
 chunk is used for all micro-batches in a row, so sharded weights are gathered once a pass and its gradients

@@ -1,7 +1,7 @@
 """Reads a schedule that somebody else wrote: one line a rank, actions as PyTorch writes them, in text or CSV.
 
     0F0 0F1 - 0B0 0I1 0W1       B the whole backward, I and W its parts; - or an empty cell is idle time
-    0BW0 0B1 0W1                the same in PyTorch's older lists: B beside a W is the part that later became I
+    0BW0 0B1 0W1                the same in PyTorch's older lists, where B beside a W is what is I now
     (0F3;3B1)OVERLAP_F_B        two actions in one slot
     0SEND_F0 1RECV_F0 0UNSHARD 0RESHARD 0REDUCE_GRAD       left out: they follow from the rest
 

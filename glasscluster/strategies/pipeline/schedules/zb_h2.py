@@ -1,7 +1,7 @@
 """ZB-H2: no bubble in a stage's own time, for twice the memory (Qi et al., 2401.10241, section 2.2, by hand).
 
-    p = 3, m = 5     F F F F F I W I W I W I W I W . .      stage s begins s forwards late and ends as much later:
-                     . F F F I F I F I W I W I W W W .      a parallelogram instead of 1F1B's trapezoid
+    p = 3, m = 5     F F F F F I W I W I W I W I W . .      stage s begins s forwards late and ends as
+                     . F F F I F I F I W I W I W W W .      late: a parallelogram, not a trapezoid
                      . . F I F I F I F I F I W W W W W
 
 Warm-up of 2(p-s) - 1 forwards, eager 1F1B's, so that the first I finds every stage at work; stage s lets 2s

@@ -1,8 +1,10 @@
 """ZB-V: two chunks a rank, folded like a V, and the backward in two parts (Qi et al., 2405.15362, section 5;
 2401.10241).
 
-    stage     0 1 2 3 | 4 5 6 7        p = 2, m = 3     F F F f i w f i w I W f i w I W I W .    F, I, W: stage r, on the way down
-    rank      0 1 2 3 | 3 2 1 0                         . F f F f i w F I W f i w I i I W w W    f, i, w: stage 2p-1-r, up again
+    stage     0 1 2 3 | 4 5 6 7        p = 2, m = 3     F F F f i w f i w I W f i w I W I W .
+    rank      0 1 2 3 | 3 2 1 0                         . F f F f i w F I W f i w I i I W w W
+
+    F, I, W: on stage r, on the way down; f, i, w: on stage 2p-1-r, on the way up
 
 Rank 0 has the first and the last stage, so a micro-batch's backward begins where its forward began, and every
 rank holds the same number of chunks: 2p, as much as 1F1B's p stages at the worst. Zero bubble where f, I and
