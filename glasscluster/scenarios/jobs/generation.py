@@ -19,8 +19,8 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError
 from glasscluster.sim.run import Cluster, Run
-from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.check import TOLERANCE, difference
+from glasscluster.strategies.numerics.formats import WIDTH
 from glasscluster.strategies.serving import generation
 from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
 
@@ -145,7 +145,7 @@ def equality_rows(results: Sequence[Any], right: Generated) -> list[Row]:
 
 def counted_rows(job: GenerationJob, run: Run) -> list[Row]:
     """Eq 3 on every rank, Eq 33, and what tensor parallelism sends."""
-    width, results = accounts.WIDTH[job.precision], run.results
+    width, results = WIDTH[job.precision], run.results
     rows = []
     if job.cache != "none":
         each = generation.predict_cache(job, width)
@@ -235,7 +235,7 @@ def generate_command(
 
 def check_model(model: ModelConfig, tp: int, precision: str) -> None:
     """A model that goes on with a text, on tp ranks; InputError naming what does not fit."""
-    one_of("precision", precision, tuple(accounts.WIDTH))
+    one_of("precision", precision, tuple(WIDTH))
     if model.heads % tp:
         raise InputError("tp", tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0])
     if model.dropout:

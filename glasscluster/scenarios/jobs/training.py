@@ -26,6 +26,8 @@ from glasscluster.sim.run import Cluster, Run
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import accounts, advice, check
+from glasscluster.strategies.layout import tokens as cut
+from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import train_rank
@@ -177,17 +179,9 @@ def equivalence_rows(compared: dict[str, Any] | None) -> list[Row]:
 
 
 def counted_rows(trained: Trained) -> list[Row]:
-    """Traffic, model states and schedule against the papers."""
-    plan, model, run = trained.job.plan, trained.job.model, trained.run
-    return [
-        *accounts.traffic_rows(plan, model, run.graph, skipped=run.results[0].skipped[-1:] == [True]),
-        *accounts.state_rows(plan, model, run.results),
-        *accounts.host_rows(plan, model, run.graph, run.results),
-        *accounts.expert_rows(plan, model, run.graph, run.results),
-        *accounts.overlap_rows(plan, trained.timeline),
-        *accounts.recompute_rows(plan, model, run.graph, run.results),
-        *accounts.schedule_rows(plan, trained.timeline, run.results),
-    ]
+    """What every strategy's papers promise, beside what was counted."""
+    job, run = trained.job, trained.run
+    return accounts.rows(Judged(job.plan, job.model, run.graph, run.results, trained.timeline))
 
 
 def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
@@ -327,7 +321,6 @@ def _matrices(plan: Plan, model: ModelConfig, lang: str) -> Any:
 
 def _causal(plan: Plan, model: ModelConfig, lang: str) -> Any:
     """The mask of few tokens, by who has which; the work is the model's own."""
-    from glasscluster.strategies.context import context_parallel, ulysses
     from glasscluster.visualize.figures.causal import Shared, causal_figure
     from glasscluster.visualize.words import word
 
@@ -335,9 +328,9 @@ def _causal(plan: Plan, model: ModelConfig, lang: str) -> Any:
     tokens = 2 * groups * max(1, 8 // groups)
     queries = [0] * tokens
     for group in range(groups):
-        for token in context_parallel.tokens_of(plan.context, group, groups, tokens):
+        for token in cut.tokens_of(plan.context, group, groups, tokens):
             queries[token] = group
-    pairs = ulysses.work(plan.context, plan.cp, model.seq, model.heads // plan.tp, plan.heads_cut)
+    pairs = cut.work(plan.context, plan.cp, model.seq, model.heads // plan.tp, plan.heads_cut)
     return causal_figure([Shared(plan.context, queries, pairs)], lang, word("causal_work", lang, tokens=tokens))
 
 

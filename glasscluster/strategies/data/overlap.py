@@ -100,7 +100,7 @@ UNEQUAL = Said("a bucket does not divide evenly by the ranks", "有的桶不能�
 LATE_RANK = Said("the ranks are not ready at the same moment", "各 rank 不是同时就绪")
 
 
-def predict(plan: Plan, timeline: Timeline) -> tuple[float, float] | Said:
+def predict_last_bucket(plan: Plan, timeline: Timeline) -> tuple[float, float] | Said:
     """T_end of the latest data-parallel group, by the chain and as replayed; the r_i are read from the replay.
 
     Where the chain's terms do not hold (see the reasons below), why.

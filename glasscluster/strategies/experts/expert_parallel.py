@@ -94,7 +94,7 @@ def leaving(tokens: int, top_k: int, ep: int) -> float:
     return tokens * top_k * (ep - 1) / ep
 
 
-def predict(
+def predict_traffic(
     layers: int, micro_batches: int, tokens: int, top_k: int, experts: int, ep: int, hidden: int, width: int, again: int = 0
 ) -> dict[str, int]:
     """Eq 27: bytes sent by all N ranks together in a step, for a stage with `layers` layers, when nothing is dropped.

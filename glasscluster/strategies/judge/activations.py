@@ -42,8 +42,8 @@ from glasscluster.model.gpt import Block
 from glasscluster.model.layers.dropout import Draw
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.recording.saved_for_backward import Saved, saved_for_backward
-from glasscluster.strategies.context.context_parallel import layout
 from glasscluster.strategies.context.ulysses import make_context
+from glasscluster.strategies.layout.tokens import rectangle
 from glasscluster.strategies.memory.recompute import KINDS
 from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
@@ -176,7 +176,7 @@ def predict_layer(
     elif unfused:
         heads = (copies[3], "bmm 2")  # with one head on a rank nothing is copied
     elif cp > 1 and w < wide:  # rounded after the last merge; each block's output was widened for it
-        blocks = sum(layout(context, cp_rank, source, s // cp) is not None for source in range(cp))
+        blocks = sum(rectangle(context, cp_rank, source, s // cp) is not None for source in range(cp))
         heads = (f"_to_copy {blocks + 1}",)
     else:
         heads = ("flash_forward 1",)
