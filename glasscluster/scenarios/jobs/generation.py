@@ -20,7 +20,7 @@ from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, difference
-from glasscluster.strategies.numerics.formats import WIDTH
+from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.serving import generation
 from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
 

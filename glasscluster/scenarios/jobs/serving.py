@@ -19,7 +19,7 @@ from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.exchange.replica import one_thread
 from glasscluster.strategies.judge.check import TOLERANCE, difference
-from glasscluster.strategies.numerics.formats import WIDTH
+from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.serving import batching, generation, serving
 from glasscluster.strategies.serving.batching import Schedule
 from glasscluster.strategies.serving.serving import RankServing, ServingJob, make_schedule, serve_rank

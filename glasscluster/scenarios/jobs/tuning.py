@@ -15,7 +15,7 @@ from glasscluster.model.decoding import cache as caches
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.exchange.replica import one_thread
 from glasscluster.strategies.judge import check
-from glasscluster.strategies.numerics.formats import WIDTH
+from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.plan import make_model as make_gpt
 from glasscluster.strategies.preference import alone, policy, ranks, reward_model, sequences
 from glasscluster.strategies.preference.cast import Tuned

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from glasscluster.model.parallel import WholeSequence
+from glasscluster.sim.ranks.collectives import serving
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.strategies.context import context_parallel
 from glasscluster.strategies.context.context_parallel import RingContext, gather
@@ -81,7 +82,8 @@ class UlyssesContext(WholeSequence):
         """pieces[j] for rank j of the group -> what each rank i had for us."""
         pieces = pieces.contiguous()
         out = torch.empty_like(pieces)
-        self.comm.all_to_all(pieces, out, purpose="activations", label=label)
+        algorithm = serving("all_to_all", self.algorithm)
+        self.comm.all_to_all(pieces, out, algorithm=algorithm, purpose="activations", label=label)
         return out
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from glasscluster.base.errors import InputError
@@ -12,7 +11,10 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.rate import RateSchedule
 from glasscluster.strategies.layout.sizes import Layout
 from glasscluster.strategies.numerics.bad_batch import SkipRule
-from glasscluster.strategies.numerics.formats import DTYPES, WIDTH
+from glasscluster.strategies.numerics.widths import TORCH, WIDTH
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16", "fp8"]
 RUNS: tuple[Precision, ...] = ("fp64", "fp32", "bf16", "fp16")  # fp8 has a cost and does not run here
@@ -45,7 +47,9 @@ class PrecisionOptions(BaseModel):
     @property
     def dtype(self) -> torch.dtype:
         """The type of parameters and activations."""
-        return DTYPES[self.precision]
+        import torch  # here: options are read without it
+
+        return getattr(torch, TORCH[self.precision])
 
     @property
     def width(self) -> int:

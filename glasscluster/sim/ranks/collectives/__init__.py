@@ -21,6 +21,9 @@ from glasscluster.sim.ranks.collectives.registry import (
     THEORY,
     collective,
     find,
+    is_file,
+    load,
+    serving,
     with_option,
 )
 
@@ -34,6 +37,9 @@ __all__ = [
     "direct",
     "double_tree",
     "find",
+    "is_file",
+    "load",
+    "serving",
     "halving_doubling",
     "hierarchical",
     "pairwise",
