@@ -22,7 +22,7 @@ from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError
 from glasscluster.scenarios.jobs.kept import kept_picture
 from glasscluster.scenarios.jobs.sources import Data, check_data, read_so_far
-from glasscluster.sim.ranks.collectives import is_file, load
+from glasscluster.sim.ranks.collectives import load
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.job import Job, job_info
@@ -229,8 +229,7 @@ def train_command(
         check_saving(save, model, plan)
     job = Job(plan, model, steps, data, seed, weights=weights, keep=save is not None)
     job.check_packed()
-    if is_file(plan.algorithm):
-        load(plan.algorithm)  # before any rank does, so that a mistake in it is one of usage
+    load(plan.algorithm)  # before any rank does: a mistake in a file is one of usage
     check_memory(cluster, job, say)
     if not leads():
         with cluster:

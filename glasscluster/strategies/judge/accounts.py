@@ -1,10 +1,10 @@
 """The accounts: what the papers' formulas say beside what was counted, row by row.
 
-The predicted side is computed from plan and shapes; the counted side comes from the graph and the memory ledger,
-which know no formula. Where theory is exact the two must be equal, not close.
+The predicted side is computed from plan and shapes; the counted side comes from the graph and the memory
+ledger, which know no formula. Where theory is exact the two must be equal, not close.
 
-Each strategy's rows.py says what its own papers promise. A strategy more is its folder, a line in plan.PARTS for
-its options, and a line here.
+Each strategy's rows.py says what its own papers promise. A strategy more is its folder, a line in plan.PARTS
+for its options, and a line here. What is compared with one device is in check.py.
 """
 
 from __future__ import annotations
