@@ -149,7 +149,7 @@ ZOO: tuple[Bug, ...] = (
          "每个张量并行 rank 的归一化层和偏置只看到自己的 token，却没有把梯度加起来：各副本逐渐分叉。"),
         (Upstream("NVIDIA-NeMo/RL", 3716, "Split-API train step misses the TP grad all-reduce for replicated params (qk-layernorm / SP layernorms)"),
          Upstream("NVIDIA/Megatron-LM", 1446, "[BUG] final_layernorm gradient mismatch when TP+SP enabled")),
-        {"tp": 2, "sequence_parallel": True}, WRONG | {"tp gradients of norms, biases and positions sent"}),
+        {"tp": 2, "sequence_parallel": True}, WRONG | {"tp_norm_gradients_sent"}),
     Bug("loss-scaled-by-tp", ("Gradient t times too large under tensor parallelism", "张量并行下梯度放大 t 倍"),
         ("A gradient that every rank already has whole is taken for a part and added up over the t ranks once more. Clipping and AdamW hide the factor.",
          "每个 rank 手里已经是完整的梯度，却被当作部分和又在 t 个 rank 上加了一遍；裁剪和 AdamW 把这个倍数掩盖了。"),
@@ -200,13 +200,13 @@ ZOO: tuple[Bug, ...] = (
         ("The gradients of one bucket stay local, and each replica trains that part of the model on its own examples.",
          "有一个桶的梯度没有归约，各副本各自训练模型的这一部分。"),
         (Upstream("pytorch/pytorch", 104336, "DDP: moving model to CPU and back to GPU breaks gradient synchronization", nearest=True),),
-        {"dp": 2, "bucket": 4000}, WRONG | {"dp gradients sent, all ranks"}),
+        {"dp": 2, "bucket": 4000}, WRONG | {"dp_gradients_sent"}),
     Bug("tied-not-summed", ("A tied embedding on two stages, not summed", "首尾两级共享的词嵌入未求和"),
         ("First and last stage hold a copy of the table; each takes a step with its own half of the gradient.",
          "第一级和最后一级各有一份词嵌入，却各用自己的那一半梯度更新。"),
         (Upstream("uw-syfi/piper", 13, "Tied embedding support"),
          Upstream("NVIDIA/Megatron-LM", 844, "[BUG] Wrong embedding gradients with distributed optimizer and shared embedding", nearest=True)),
-        {"pp": 2}, WRONG | {"tied embedding gradients sent, all ranks"}),
+        {"pp": 2}, WRONG | {"tied_embedding_gradients_sent"}),
     Bug("norm-counted-twice", ("Clipping counts what every rank has t times", "裁剪范数把复制的参数算了 t 次"),
         ("Gradients are right, but their norm counts norms and biases once a rank, so clipping shortens the step too much.",
          "梯度是对的，但求范数时复制的归一化层和偏置每个 rank 都算了一次，裁剪因此过度。"),
@@ -217,7 +217,7 @@ ZOO: tuple[Bug, ...] = (
          "所有数值都对，但每个 rank 只需要自己的分片，却对梯度做了 all-reduce：通信量翻倍。"),
         (Upstream("karpathy/llm.c", 421, "Zero update", "pull"),
          Upstream("deepspeedai/DeepSpeed", 5758, "DS communication issue when using NCCL backend: All_reduce instead of reduce_scatter (or several reduce ops)")),
-        {"dp": 4, "zero": 1}, frozenset({"dp gradients sent, all ranks", "last bucket reduced"})),
+        {"dp": 4, "zero": 1}, frozenset({"dp_gradients_sent", "last_bucket_reduced"})),
 )
 # fmt: on
 

@@ -49,7 +49,6 @@ def waits_figure(panels: Sequence[Panel], lang: str = "en", across: int = 3) -> 
         look = {**CELL_AXIS, "showticklabels": False, "range": [-1.4, 1.4]}
         square = {"scaleanchor": f"x{number}"}
         figure.update_layout({f"xaxis{number}": {**look, "domain": x, "anchor": f"y{number}"},
-                              # fmt: skip
                               f"yaxis{number}": {**look, "domain": y, "anchor": f"x{number}", **square}})
         for trace in _arrows(go, panel, number, lang):
             figure.add_trace(trace)

@@ -21,6 +21,8 @@ from glasscluster.sim.ranks.collectives.registry import (
     THEORY,
     collective,
     find,
+    load,
+    serving,
     with_option,
 )
 
@@ -36,10 +38,12 @@ __all__ = [
     "find",
     "halving_doubling",
     "hierarchical",
+    "load",
     "pairwise",
     "parameter_server",
     "recursive_doubling",
     "ring",
+    "serving",
     "tree",
     "with_option",
 ]

@@ -5,8 +5,8 @@
         ...
         yield work.exchange(x, right, staging, left)
 
-`glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on
-every rank.
+`glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on every rank.
+Operations that the file registers nothing for run as they do by default.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from glasscluster.base.errors import InputError
@@ -46,7 +47,10 @@ ALGORITHMS: dict[str, dict[str, Callable | None]] = {
     operation: {NATIVE: None} if operation in LIBRARY else {} for operation in OPERATIONS
 }
 THEORY: dict[str, Callable[..., Theory]] = {}
+# What runs an operation that the chosen algorithm does not have; every other operation has a ring.
+DEFAULTS = {"scatter": "direct", "gather": "direct", "all_to_all": "direct", "barrier": "dissemination"}
 _LOADED: set[str] = set()  # files
+_LOADING = Lock()  # ranks may be threads
 
 
 def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
@@ -86,6 +90,8 @@ def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
     """
     if operation not in ALGORITHMS:
         raise InputError("operation", operation, "unknown collective", OPERATIONS)
+    if name in ALGORITHMS[operation]:
+        raise InputError("algorithm", name, f"{operation} has an algorithm of this name: choose another name")
 
     def register(steps: Callable) -> Callable:
         ALGORITHMS[operation][name] = steps
@@ -128,36 +134,20 @@ def is_file(algorithm: str) -> bool:
 
 
 def load(algorithm: str) -> str:
-    """Load the file of an algorithm, once in this process.
+    """Load the file of `FILE.py:NAME` once in this process; returns NAME, which must be registered by then.
 
-    Args:
-        algorithm: `FILE.py:NAME`.
-
-    Returns:
-        NAME, which the file has registered.
-
-    Raises:
-        InputError: if there is no such file, it fails on import, or registers no such name.
+    Any other name comes back as it is.
     """
+    if not is_file(algorithm):
+        return algorithm
     file, _, name = algorithm.rpartition(":")
     path = Path(file).absolute()
-    if str(path) not in _LOADED:
-        if not path.is_file():
-            raise InputError("algorithm", algorithm, f"there is no file {file}")
-        spec = importlib.util.spec_from_file_location(f"glasscluster_algorithm_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        try:
-            spec.loader.exec_module(module)
-        except InputError:
-            raise
-        except Exception as problem:
-            raise InputError(
-                "algorithm", algorithm, f"the file fails on import: {type(problem).__name__}: {problem}"
-            ) from None
-        _LOADED.add(str(path))
+    with _LOADING:
+        if str(path) not in _LOADED:
+            if not path.is_file():
+                raise InputError("algorithm", algorithm, f"there is no file {file}")
+            _run(path, algorithm)
+            _LOADED.add(str(path))
     if not any(name in known for known in ALGORITHMS.values()):
         found = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
         raise InputError(
@@ -166,24 +156,44 @@ def load(algorithm: str) -> str:
     return name
 
 
-def find(operation: str, algorithm: str) -> Callable | None:
-    """Look an algorithm up.
+def _run(path: Path, algorithm: str) -> None:
+    """Run a file that registers algorithms. Where it fails, nothing of it stays registered."""
+    spec = importlib.util.spec_from_file_location(f"glasscluster_algorithm_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    before = {operation: dict(known) for operation, known in ALGORITHMS.items()}
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        for operation, known in before.items():
+            ALGORITHMS[operation].clear()
+            ALGORITHMS[operation].update(known)
+        if isinstance(problem, InputError):
+            raise
+        rule = f"the file fails on import: {type(problem).__name__}: {problem}"
+        raise InputError("algorithm", algorithm, rule) from None
 
-    Args:
-        operation: one of `OPERATIONS`.
-        algorithm: a registered name, or `FILE.py:NAME`.
 
-    Returns:
-        The function that makes its steps; None for `native`, which a library runs.
+def serving(operation: str, algorithm: str) -> str:
+    """The name of what runs an operation where one algorithm was chosen for all of them, as for a training.
 
-    Raises:
-        InputError: for an unknown name, with the nearest known one.
+    It is the chosen algorithm where that has the operation, else the default: ring, or what DEFAULTS says.
     """
+    name = load(algorithm)
+    return name if name in ALGORITHMS[operation] else DEFAULTS.get(operation, "ring")
+
+
+def find(operation: str, algorithm: str) -> tuple[str, Callable | None]:
+    """Name and steps of an algorithm; the steps are None for `native`. Unknown names raise InputError.
+
+    `FILE.py:NAME` stands for NAME in the operations that its file registers, in all others for their default.
+    """
+    name = serving(operation, algorithm) if is_file(algorithm) else algorithm
     known = ALGORITHMS[operation]
-    name = load(algorithm) if is_file(algorithm) else algorithm
     if name not in known:
         raise InputError("algorithm", algorithm, f"{operation} has no such algorithm", list(known))
-    return known[name]
+    return name, known[name]
 
 
 def with_option(operation: str, option: str) -> list[str]:
