@@ -17,7 +17,9 @@ DECISIONS = sorted(DOCS.glob("decisions/0*.md"))
 NAMES = [p.relative_to(ROOT).as_posix() for p in PAGES]
 ROOMS = r"(?:glasscluster/)?(?:base|sim|model|strategies|visualize|scenarios|commands)"
 BESIDE = r"(?:tests|benchmarks|docs)"
-FILE = re.compile(rf"(?<![\w/])({ROOMS}/[\w/]+\.(?:py|toml|js)|{BESIDE}/[\w/]+\.(?:py|md|json))")
+FILE = re.compile(rf"(?<![\w/])({ROOMS}/[\w/]+\.(?:py|toml|json|js)\b|{BESIDE}/[\w/]+\.(?:py|md|json)\b)")
+SCRIPT = re.compile(r"(?<![\w./-])(?:[a-z]\w*/)*([a-z]\w*\.(?:py|js))\b")  # also named without its folder
+OTHERS = {"my_lesson.py", "my_ring.py", "clip_grads.py", "schedules.py"}  # a reader's own, Megatron's, PyTorch's
 
 
 def text(path: Path) -> str:
@@ -47,6 +49,14 @@ def test_a_link_leads_somewhere(page):
 def test_a_file_that_is_named_is_there(page):
     named = FILE.findall(text(page))
     assert not [f for f in named if not (ROOT / f).exists() and not (ROOT / "glasscluster" / f).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_a_script_that_is_named_without_its_folder_is_there_too(page):
+    folders = ("glasscluster", "tests", "benchmarks", "docs")
+    there = {p.name for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".js")}
+    words = re.sub(r"https?://[^\s)]+", "", text(page))
+    assert not set(SCRIPT.findall(words)) - there - OTHERS
 
 
 def test_the_architecture_is_short_enough_to_be_read():
