@@ -70,7 +70,8 @@ def shown(page: str) -> list[list[str]]:
 
 
 def test_both_readmes_give_the_same_commands_programs_and_places():
-    english, chinese = (shown((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "README.zh.md"))
+    pages = (ROOT / "README.md", ROOT / "README.zh.md")
+    english, chinese = (shown(page.read_text(encoding="utf-8")) for page in pages)
     assert len(english[0]) > 30
     assert len(english[2]) > 90
     assert english == chinese
