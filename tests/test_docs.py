@@ -18,7 +18,10 @@ DECISIONS = sorted(DOCS.glob("decisions/0*.md"))
 NAMES = [p.relative_to(ROOT).as_posix() for p in PAGES]
 ROOMS = r"(?:glasscluster/)?(?:base|sim|model|strategies|visualize|scenarios|commands)"
 BESIDE = r"(?:tests|benchmarks|docs)"
-FILE = re.compile(rf"(?<![\w/])({ROOMS}/[\w/]+\.(?:py|toml|js)|{BESIDE}/[\w/]+\.(?:py|md|json))")
+FILE = re.compile(rf"(?<![\w/])({ROOMS}/[\w/]+\.(?:py|toml|json|js)\b|{BESIDE}/[\w/]+\.(?:py|md|json)\b)")
+SCRIPT = re.compile(r"(?<![\w./-])(?:[a-z]\w*/)*([a-z]\w*\.(?:py|js))\b")  # also named without its folder
+# a reader's own, or libraries'
+OTHERS = {"my_lesson.py", "my_ring.py", "model.py", "plotly.js", "clip_grads.py", "schedules.py"}
 
 
 def text(path: Path) -> str:
@@ -48,6 +51,31 @@ def test_a_link_leads_somewhere(page):
 def test_a_file_that_is_named_is_there(page):
     named = FILE.findall(text(page))
     assert not [f for f in named if not (ROOT / f).exists() and not (ROOT / "glasscluster" / f).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_a_script_that_is_named_without_its_folder_is_there_too(page):
+    folders = ("glasscluster", "tests", "benchmarks", "docs")
+    there = {p.name for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".js")}
+    words = re.sub(r"https?://[^\s)]+", "", text(page))
+    assert sorted(set(SCRIPT.findall(words)) - there - OTHERS) == []
+
+
+def shown(page: str) -> list[list[str]]:
+    """What a README shows that is the same in every language: commands, Python, places of its tables."""
+    commands = re.findall(r"^(?:glass|make|torchrun) .*", page, re.MULTILINE)
+    python = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    rows = "\n".join(re.findall(r"^\| .*", page, re.MULTILINE))
+    places = re.findall(r"`[\w./-]+`|\]\([^)]*\)", rows)
+    return [[command.split(" # ")[0].strip() for command in commands], python, places]
+
+
+def test_both_readmes_give_the_same_commands_programs_and_places():
+    pages = (ROOT / "README.md", ROOT / "README.zh.md")
+    english, chinese = (shown(page.read_text(encoding="utf-8")) for page in pages)
+    assert len(english[0]) > 30
+    assert len(english[2]) > 90
+    assert english == chinese
 
 
 def test_the_architecture_is_short_enough_to_be_read():
