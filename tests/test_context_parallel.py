@@ -22,8 +22,10 @@ from glasscluster.sim.recording.events import COMPUTE, RECV, SEND
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.strategies.context import context_parallel, ulysses
-from glasscluster.strategies.context.context_parallel import KINDS, RingContext, layout
-from glasscluster.strategies.context.ulysses import make_context, predict, work
+from glasscluster.strategies.context.context_parallel import RingContext
+from glasscluster.strategies.context.ulysses import make_context, predict_traffic
+from glasscluster.strategies.layout import tokens as pieces
+from glasscluster.strategies.layout.tokens import KINDS, rectangle, work
 from glasscluster.strategies.memory.recompute import KINDS as RECOMPUTE
 
 B, D, S = 2, 4, 48  # 48 tokens: chunks for every kind and number of ranks below
@@ -167,7 +169,7 @@ def test_the_rectangles_cover_every_visible_pair_once_and_no_other(kind, ranks, 
         mine = tokens_of(kind, rank, ranks, s)
         assert mine == sorted(mine)
         for source in range(ranks):
-            if part := layout(kind, rank, source, n):
+            if part := rectangle(kind, rank, source, n):
                 theirs = tokens_of(kind, source, ranks, s)
                 square = [
                     (i, j) for i, q in enumerate(mine[part.queries]) for j, _ in enumerate(theirs[part.keys]) if not part.causal or j <= i
@@ -180,7 +182,7 @@ def test_the_rectangles_cover_every_visible_pair_once_and_no_other(kind, ranks, 
 @pytest.mark.parametrize(("kind", "ranks", "u", "a", "kv", "b"), CASES)
 def test_every_rank_sends_what_f26_says(kind, ranks, u, a, kv, b):
     graph = ran(ranks, kind, u, a, kv, b).graph
-    said = predict(kind, ranks, b, S, a, kv, D, 8, u)
+    said = predict_traffic(kind, ranks, b, S, a, kv, D, 8, u)
     assert graph.bytes_sent() == graph.bytes_sent(axis="cp", purpose="activations") == [said["forward"] + said["backward"]] * ranks
     forward = (graph.kind == SEND) & (graph.phase == 1)
     assert np.bincount(graph.rank[forward], graph.bytes[forward]).tolist() == [said["forward"]] * ranks
@@ -249,7 +251,7 @@ def test_the_next_keys_travel_while_a_block_is_computed(kind):
         if kind != "ring":  # the next one does
             assert all(arrival in graph.dependencies(kernel) for arrival, kernel in zip(arrivals, kernels[1:], strict=True))
     base = hardware("classroom")
-    size = context_parallel.predict(n, 1, s, kv, d, 4)["forward"] / (n - 1)
+    size = context_parallel.predict_traffic(n, 1, s, kv, d, 4)["forward"] / (n - 1)
     flops = 4 * a * (s // n) ** 2 * d  # of a whole block
     for ratio in (8.0, 1 / 8):  # seconds of a whole block over seconds of its message
         bandwidth = ratio * base.gpu.peak("fp32") * size / flops
@@ -272,7 +274,7 @@ def test_selective_recomputation_goes_round_again_and_gives_the_same_bits(kind, 
     plain, again = (ran(4, kind, u, 8, 4, attention=attention, recompute=r) for r in ("none", "selective"))
     for one, other in zip(plain.results, again.results, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(one["tensors"], other["tensors"], strict=True))
-    said = predict(kind, 4, B, S, 8, 4, D, 8, u)
+    said = predict_traffic(kind, 4, B, S, 8, 4, D, 8, u)
     assert again.graph.bytes_sent() == [sum(said.values())] * 4
 
 
@@ -366,14 +368,14 @@ def test_blocks_merged_without_their_log_sum_exp_are_caught(kind, wrong, monkeyp
 @pytest.mark.parametrize("at", [(1, 0), (3, 2)])
 def test_one_block_dropped_is_caught(kind, at, monkeypatch):
     monkeypatch.setattr(
-        context_parallel, "layout", lambda kind, rank, source, n: None if (rank, source) == at else layout(kind, rank, source, n)
+        pieces, "rectangle", lambda kind, rank, source, n: None if (rank, source) == at else rectangle(kind, rank, source, n)
     )
     assert caught(kind) > 1e-2
 
 
 @pytest.mark.parametrize(("computed", "placed"), [(a, b) for a in KINDS for b in KINDS if a != b])
 def test_tokens_that_lie_in_another_kind_s_order_are_caught(computed, placed, monkeypatch):
-    monkeypatch.setattr(context_parallel, "layout", lambda _kind, rank, source, n: layout(computed, rank, source, n))
+    monkeypatch.setattr(pieces, "rectangle", lambda _kind, rank, source, n: rectangle(computed, rank, source, n))
     assert caught(placed) > 1e-2
 
 
@@ -381,9 +383,9 @@ def test_tokens_that_lie_in_another_kind_s_order_are_caught(computed, placed, mo
 def test_a_causal_mask_of_stripes_that_is_one_token_off_is_caught(shift, monkeypatch):
     def shifted(kind, rank, source, n):
         part = context_parallel.Rectangle(slice(shift, n), slice(0, n - shift), True)
-        return part if source > rank else layout(kind, rank, source, n)
+        return part if source > rank else rectangle(kind, rank, source, n)
 
-    monkeypatch.setattr(context_parallel, "layout", shifted)
+    monkeypatch.setattr(pieces, "rectangle", shifted)
     assert caught("striped") > 1e-2
 
 

@@ -17,6 +17,7 @@ from glasscluster.sim.recording.events import CATEGORIES, COLLECTIVE, COMPUTE, H
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.data.parameters import GatheredParameters
 from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.numerics.loss_scale import ScaleRule
 from glasscluster.strategies.plan import make_model, make_plan
 
@@ -220,10 +221,7 @@ def test_a_tensor_parallel_rank_computes_one_t_th_of_the_matrices_flops():
 def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
     plan, model = build(choice)
     run = run_plan(plan, model, loss_scale=ScaleRule(initial=1.0))
-    rows = accounts.traffic_rows(plan, model, run.graph) + accounts.state_rows(plan, model, run.results)
-    rows += accounts.schedule_rows(plan, run.timeline, run.results) + accounts.overlap_rows(plan, run.timeline)
-    rows += accounts.recompute_rows(plan, model, run.graph, run.results)
-    rows += accounts.host_rows(plan, model, run.graph, run.results) + accounts.expert_rows(plan, model, run.graph, run.results)
+    rows = accounts.rows(Judged(plan, model, run.graph, run.results, run.timeline))
     assert [r for r in rows if r.verdict == "failed"] == []
     off = {r.key for r in rows if r.verdict == "not applicable"}
     assert off <= {"last_bucket_reduced", "gpipe_makespan", "layers_whole"}
@@ -238,7 +236,7 @@ def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
 def test_gpipe_s_makespan_counts_recomputation_as_a_part_of_backward(recompute):
     plan, model = make_plan(pp=4, schedule="gpipe", global_batch=8, recompute=recompute), make_model("tiny", attention="unfused")
     run = run_plan(plan, model, "dry")
-    rows = accounts.schedule_rows(plan, run.timeline, run.results)
+    rows = accounts.rows(Judged(plan, model, timeline=run.timeline))
     assert [r.verdict for r in rows if r.key == "gpipe_makespan"] == ["held"]
 
 
@@ -270,11 +268,10 @@ def test_any_changed_or_dropped_message_fails_exactly_the_row_that_counts_it(opt
     plan = make_plan(**{"global_batch": 6} | {k: v for k, v in options.items() if k not in MODEL_FIELDS})
     model = make_model("tiny", **shape)
     run = run_plan(plan, model)
-    graph = run.graph
+    graph, judged = run.graph, Judged(plan, model, run.graph, run.results)
 
     def bad() -> list[str]:
-        rows = accounts.traffic_rows(plan, model, graph) + accounts.expert_rows(plan, model, graph, run.results)
-        return [r.key for r in rows if r.verdict != "held"]
+        return [r.key for r in accounts.rows(judged) if "_sent" in r.key and r.verdict != "held"]
 
     names = np.array([*graph.names, ""])
     sends = np.flatnonzero((graph.kind == SEND) & (graph.purpose != PURPOSES.index("scalars")))
@@ -292,18 +289,17 @@ def test_any_changed_or_dropped_message_fails_exactly_the_row_that_counts_it(opt
 def test_any_changed_or_dropped_errand_of_the_host_fails_exactly_its_row(op, what):
     plan, model = make_plan(dp=2, zero=1, offload="optimizer", bucket=3000), make_model("tiny", layers=2, hidden=16, seq=6)
     run = run_plan(plan, model)
+    judged = Judged(plan, model, run.graph, run.results)
     rows = np.flatnonzero((run.graph.kind == HOST) & (run.graph.op == run.graph.names.index(op)))
     assert len(rows) > 4
     for row in rows.tolist():
         kept = int(run.graph.bytes[row]), int(run.graph.kind[row])
         run.graph.bytes[row], run.graph.kind[row] = (kept[0] + 1, HOST) if "more" in what else (kept[0], COMPUTE)
-        found = accounts.host_rows(plan, model, run.graph, run.results)
-        failed = [r.key for r in found if r.verdict != "held"]
+        failed = [r.key for r in accounts.rows(judged) if r.verdict != "held"]
         run.graph.bytes[row], run.graph.kind[row] = kept
         assert failed == [f"host_{op}"]
     run.results[0].host_bytes -= 1
-    failed = [r.key for r in accounts.host_rows(plan, model, run.graph, run.results) if r.verdict != "held"]
-    assert failed == ["host_held"]
+    assert [r.key for r in accounts.rows(judged) if r.verdict != "held"] == ["host_held"]
 
 
 def test_one_layer_gathered_too_early_fails_the_row_that_limits_them(monkeypatch):
@@ -318,14 +314,14 @@ def test_one_layer_gathered_too_early_fails_the_row_that_limits_them(monkeypatch
     for eager in (False, True):
         if eager:
             monkeypatch.setattr(GatheredParameters, "gather", gather)
-        rows = accounts.state_rows(plan, model, run_plan(plan, model, "dry").results)
+        rows = accounts.rows(Judged(plan, model, results=run_plan(plan, model, "dry").results))
         assert [r.key for r in rows if r.verdict != "held"] == ["layers_whole"] * eager
 
 
 def test_layers_kept_whole_in_several_chunks_of_a_rank_are_not_predicted_and_the_row_says_so():
     plan = make_plan(dp=2, pp=2, zero=3, virtual_stages=2, schedule="interleaved", reshard=False)
     model = make_model("tiny", layers=4, hidden=16, seq=6)
-    rows = accounts.state_rows(plan, model, run_plan(plan, model, "dry").results)
+    rows = accounts.rows(Judged(plan, model, results=run_plan(plan, model, "dry").results))
     (row,) = (r for r in rows if r.verdict != "held")
     assert (row.key, row.verdict, row.predicted) == ("layers_whole", "not applicable", None)
     assert row.counted > 0
@@ -337,13 +333,14 @@ def test_where_a_library_s_collectives_ran_every_row_of_bytes_is_not_applicable_
     model = make_model("tiny", layers=2, hidden=16, seq=6, experts=4)
     run = run_plan(plan, model)
     graph = run.graph
-    both = accounts.traffic_rows(plan, model, graph) + accounts.expert_rows(plan, model, graph, run.results)
+    judged = Judged(plan, model, graph, run.results)
+    both = [r for r in accounts.rows(judged) if "_sent" in r.key]
     assert {r.verdict for r in both} == {"held"}
     first = int(np.flatnonzero(graph.kind == COLLECTIVE)[0])
     graph.names.append("all_reduce/native")
     graph.op[first] = len(graph.names) - 1
     assert graph.has_native
-    rows = accounts.traffic_rows(plan, model, graph) + accounts.expert_rows(plan, model, graph, run.results)
+    rows = [r for r in accounts.rows(judged) if "_sent" in r.key]
     assert [r.key for r in rows] == [r.key for r in both]
     assert {(r.verdict, r.counted, r.ok) for r in rows} == {("not applicable", None, None)}
     assert [r.predicted for r in rows] == [r.predicted for r in both]
@@ -353,7 +350,8 @@ def test_where_a_library_s_collectives_ran_every_row_of_bytes_is_not_applicable_
 def test_one_byte_of_state_more_on_one_rank_fails_its_row(key):
     plan, model = make_plan(dp=2, zero=2), make_model("tiny", layers=2, hidden=16, seq=6)
     results = run_plan(plan, model).results
-    assert {r.verdict for r in accounts.state_rows(plan, model, results)} == {"held"}
+    judged = Judged(plan, model, results=results)
+    assert {r.verdict for r in accounts.rows(judged)} == {"held"}
     results[1].state_bytes[key] += 1
-    rows = accounts.state_rows(plan, model, results)
+    rows = accounts.rows(judged)
     assert [r.key for r in rows if r.verdict != "held"] == [f"{key}_held"]

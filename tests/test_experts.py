@@ -509,7 +509,7 @@ def test_a_dry_recording_has_balanced_rows_and_the_events_of_a_run(sizes, ep, se
     dry = spread(config, sizes, ep, 4, "dry", sequence=sequence)
     real = spread(config, sizes, ep, 4, sequence=sequence)
     tokens, tp = 4 * 24 // (sizes.get("dp", 1) * sizes.get("cp", 1)), sizes.get("tp", 1)
-    predicted = expert_parallel.predict(1, 1, tokens, 2, 8, ep, config.hidden, 8)
+    predicted = expert_parallel.predict_traffic(1, 1, tokens, 2, 8, ep, config.hidden, 8)
     groups = len(dry.results) // ep
     assert groups % tp == 0
     rows = sum(dry.graph.bytes_sent(axis="ep", purpose="activations"))
@@ -532,7 +532,7 @@ def test_recomputation_sends_rows_again(recompute):
     model = make_model("tiny", layers=3, hidden=16, seq=12, experts=8)
     plan = make_plan(dp=4, ep=4, global_batch=16, micro_batch=2, recompute=recompute, precision="fp32")
     graph = run_plan(plan, model, "dry").graph
-    predicted = expert_parallel.predict(3, 2, 2 * 12, 2, 8, 4, 16, 4, again=3 if recompute == "full" else 0)
+    predicted = expert_parallel.predict_traffic(3, 2, 2 * 12, 2, 8, 4, 16, 4, again=3 if recompute == "full" else 0)
     assert sum(graph.bytes_sent(axis="ep", purpose="activations")) == predicted["rows"]
     assert sum(graph.bytes_sent(axis="ep", purpose="scalars")) == predicted["counts"]
 

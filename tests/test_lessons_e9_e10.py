@@ -16,11 +16,12 @@ from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import taught_lesson
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.recording.graph import ExecutionGraph
-from glasscluster.strategies.context import context_parallel, ulysses
+from glasscluster.strategies.context import context_parallel
 from glasscluster.strategies.context.options import ContextOptions
 from glasscluster.strategies.experts import expert_parallel
 from glasscluster.strategies.experts.expert_parallel import ExpertParallel
 from glasscluster.strategies.job import Job
+from glasscluster.strategies.layout import tokens as pieces
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.visualize.figures.causal import Shared, causal_figure, colours
 from glasscluster.visualize.figures.experts import Load, expert_load_figure
@@ -92,7 +93,7 @@ def test_blocks_that_are_not_merged_or_tokens_in_other_hands_are_seen(monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(context_parallel, "merge", lambda *blocks: None)
         assert failed("E9") == {"largest difference of output and gradients from one device"}
-    right = context_parallel.tokens_of
+    right = pieces.tokens_of
     swapped = {"ring": "zigzag", "striped": "ring", "zigzag": "ring"}
     monkeypatch.setattr(context_parallel, "tokens_of", lambda kind, *rest: right(swapped[kind], *rest))
     assert failed("E9") >= {
@@ -154,14 +155,14 @@ def test_flops_and_parameters_are_counted(monkeypatch):
 
 
 # ---- the pictures ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", context_parallel.KINDS)
+@pytest.mark.parametrize("kind", pieces.KINDS)
 def test_the_mask_has_a_cell_for_every_visible_pair_in_its_owner_s_colour(kind):
-    n, tokens, pairs = 4, 16, ulysses.work(kind, 4, 64)
-    queries = [next(r for r in range(n) if t in context_parallel.tokens_of(kind, r, n, tokens)) for t in range(tokens)]
+    n, tokens, pairs = 4, 16, pieces.work(kind, 4, 64)
+    queries = [next(r for r in range(n) if t in pieces.tokens_of(kind, r, n, tokens)) for t in range(tokens)]
     mask, work = causal_figure([Shared(kind, queries, pairs)]).data
     assert len(mask.x) == tokens * (tokens + 1) // 2
     by_rank = [sum(c == colour for c in mask.marker.color) for colour in colours(n)]
-    assert by_rank == [sum(t + 1 for t in context_parallel.tokens_of(kind, r, n, tokens)) for r in range(n)]
+    assert by_rank == [sum(t + 1 for t in pieces.tokens_of(kind, r, n, tokens)) for r in range(n)]
     assert list(work.y) == pytest.approx([p / (sum(pairs) / n) for p in pairs], rel=1e-5)
     assert list(work.marker.color) == colours(n)
 

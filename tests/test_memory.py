@@ -23,6 +23,7 @@ from glasscluster.sim.time.history import MemoryHistory
 from glasscluster.strategies.data.zero import predict_state
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import accounts, advice
+from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.trainer import train_rank
 
@@ -69,12 +70,13 @@ def test_a_small_model_holds_exactly_2_2_and_12_bytes_a_parameter_over_n(stage, 
     for rank in results:
         shares = [gpus if stage >= least else 1 for least in (3, 2, 1)]
         assert list(rank.state_bytes.values()) == [w * padded // n for w, n in zip((2, 2, 12), shares, strict=True)]
-    rows = accounts.state_rows(plan, model, results)
+    judged = Judged(plan, model, results=results)
+    rows = accounts.rows(judged)
     assert {r.verdict for r in rows} <= {"held"}
     assert len(rows) == 3 + (stage == 3)
     for kind in ("parameters", "gradients", "optimizer"):
         results[-1].state_bytes[kind] += 1
-        wrong = [r.key for r in accounts.state_rows(plan, model, results) if r.verdict != "held"]
+        wrong = [r.key for r in accounts.rows(judged) if r.verdict != "held"]
         assert wrong == [f"{kind}_held"]
         results[-1].state_bytes[kind] -= 1
 

@@ -24,6 +24,7 @@ from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.check import check_job, compare, reference_for
 from glasscluster.strategies.judge.single_device import Reference, train_one_device
+from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.loader import Loader
 from glasscluster.strategies.numerics.loss_scale import (
     SMALLEST,
@@ -326,10 +327,12 @@ def test_a_skipped_step_sends_no_new_parameters_and_its_ledger_says_so():
         job = job_of("fp16", 1, FALLING, dp=2, zero=stage)
         run = run_plan(job.plan, job.model, loss_scale=FALLING)
         assert run.results[0].skipped == [True]
-        rows = accounts.traffic_rows(job.plan, job.model, run.graph, skipped=True)
+        rows = accounts.rows(Judged(job.plan, job.model, run.graph, run.results))
         assert {r.verdict for r in rows} == {"held"}
         if stage in (1, 2):
-            assert "failed" in {r.verdict for r in accounts.traffic_rows(job.plan, job.model, run.graph)}
+            run.results[0].skipped[-1] = False
+            rows = accounts.rows(Judged(job.plan, job.model, run.graph, run.results))
+            assert [r.key for r in rows if r.verdict == "failed"] == ["dp_parameters_sent"]
 
 
 def test_the_standard_check_of_an_fp16_run_is_in_float64_and_holds():

@@ -15,7 +15,8 @@ from glasscluster.scenarios.jobs import buckets
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.strategies.data import overlap
-from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.data import rows as data_rows
+from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.layout.units import cut
 from glasscluster.strategies.plan import make_model, make_plan
 
@@ -51,7 +52,7 @@ def plan_of(**options):
 def test_the_end_of_the_last_bucket_is_the_chain_s_and_lies_within_its_bounds(options, hw):
     plan, model = plan_of(**options), make_model("tiny", layers=2, hidden=16, heads=2, seq=8, vocab=32)
     line = run_plan(plan, model, "dry").replay(hw)
-    (row,) = accounts.overlap_rows(plan, line)
+    (row,) = last_bucket(plan, line)
     assert row.verdict == "held", row
     assert row.match == "virtual"
     ready, ended, nbytes = buckets.reductions(line)
@@ -61,6 +62,11 @@ def test_the_end_of_the_last_bucket_is_the_chain_s_and_lies_within_its_bounds(op
     assert low <= ended.max() * (1 + 1e-12)
     assert ended.max() <= high * (1 + 1e-12)
     assert len(nbytes) > 2
+
+
+def last_bucket(plan, timeline, model=SMALL):
+    """The rows of seconds: without a graph there is nothing else to count."""
+    return data_rows.predict(Judged(plan, model, timeline=timeline))
 
 
 def reason(rows):
@@ -85,22 +91,22 @@ def reason(rows):
 )
 def test_off_its_domain_the_row_says_why_it_is_not_applicable(options, why):
     plan = plan_of(**options)
-    assert why in reason(accounts.overlap_rows(plan, run_plan(plan, SMALL, "dry").timeline))
+    assert why in reason(last_bucket(plan, run_plan(plan, SMALL, "dry").timeline))
 
 
 def test_without_data_parallel_ranks_there_is_no_row():
     plan = plan_of(dp=1)
-    assert accounts.overlap_rows(plan, run_plan(plan, SMALL, "dry").timeline) == []
+    assert last_bucket(plan, run_plan(plan, SMALL, "dry").timeline) == []
 
 
 def test_the_row_is_not_applicable_when_one_rank_is_late_or_the_group_s_links_differ():
     plan = plan_of(dp=4, micro_batch=2, bucket=500)
     run = run_plan(plan, SMALL, "dry")
-    assert [row.verdict for row in accounts.overlap_rows(plan, run.timeline)] == ["held"]
+    assert [row.verdict for row in last_bucket(plan, run.timeline)] == ["held"]
     slow, small_nodes = {1: 2.0}, replace(hardware("dgx-h100"), node_size=2)
-    assert "same moment" in reason(accounts.overlap_rows(plan, run.replay("classroom", slow_ranks=slow)))
-    assert "links of several kinds" in reason(accounts.overlap_rows(plan, run.replay(small_nodes)))
-    assert "receivers" in reason(accounts.overlap_rows(plan, run.replay("classroom", rendezvous=True)))
+    assert "same moment" in reason(last_bucket(plan, run.replay("classroom", slow_ranks=slow)))
+    assert "links of several kinds" in reason(last_bucket(plan, run.replay(small_nodes)))
+    assert "receivers" in reason(last_bucket(plan, run.replay("classroom", rendezvous=True)))
 
 
 def test_a_longer_message_or_a_bucket_launched_at_the_end_fails_the_row():
@@ -109,13 +115,13 @@ def test_a_longer_message_or_a_bucket_launched_at_the_end_fails_the_row():
     graph = run.graph
     last = np.flatnonzero((graph.kind == SEND) & (graph.label == graph.names.index(f"bucket {len(run.results[0].units) - 1}")))
     graph.bytes[last[0]] += 64
-    (row,) = accounts.overlap_rows(plan, run.replay("classroom"))
+    (row,) = last_bucket(plan, run.replay("classroom"))
     assert row.verdict == "failed"
     graph.bytes[last[0]] -= 64
     late = run_plan(plan.model_copy(update={"overlap": False}), SMALL, "dry").timeline
     on_time = run.replay("classroom")
     assert late.makespan > on_time.makespan
-    chain, _ = overlap.predict(plan, on_time)
+    chain, _ = overlap.predict_last_bucket(plan, on_time)
     assert abs(buckets.reductions(late)[1].max() - chain) > 1e-9 * chain
 
 

@@ -21,8 +21,10 @@ from glasscluster.sim.run import Run
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.activations import predict
+from glasscluster.strategies.layout.judged import Judged
+from glasscluster.strategies.layout.segments import segments
 from glasscluster.strategies.memory import recompute
-from glasscluster.strategies.memory.recompute import best_every, predict_peak, segments
+from glasscluster.strategies.memory.recompute import best_every, predict_peak
 from glasscluster.strategies.plan import make_model, make_plan
 
 MODEL = {"layers": 5, "hidden": 16, "heads": 4, "seq": 6, "vocab": 40}
@@ -92,10 +94,9 @@ LAYOUTS = {
 def test_every_row_of_the_ledger_holds_with_recomputation_and_no_byte_is_outside_it(options, kind, every, attention):
     plan, model = plan_and_model(0.1 if every == 2 else 0.0, attention, recompute=kind, recompute_every=every, **options)
     run = run_plan(plan, model)
-    rows = accounts.traffic_rows(plan, model, run.graph) + accounts.state_rows(plan, model, run.results)
-    rows += accounts.schedule_rows(plan, run.timeline, run.results) + accounts.recompute_rows(plan, model, run.graph, run.results)
+    rows = accounts.rows(Judged(plan, model, run.graph, run.results, run.timeline))
     assert [(r.key, r.predicted, r.counted) for r in rows if r.verdict == "failed"] == []
-    assert {r.key for r in rows if r.verdict == "not applicable"} <= {"gpipe_makespan"}
+    assert {r.key for r in rows if r.verdict == "not applicable"} <= {"gpipe_makespan", "last_bucket_reduced"}
     again = [r for r in rows if r.key in ("flops_recomputed", "checkpoints_held")]
     assert len(again) == 2
     assert all(r.counted > 0 for r in again)
@@ -111,7 +112,7 @@ def test_one_flop_or_one_byte_more_fails_its_row(key):
         run.graph.flops[np.flatnonzero(run.graph.phase == RECOMPUTE)[3]] += 1
     else:
         run.results[1].checkpoint_bytes += 1
-    rows = accounts.recompute_rows(plan, model, run.graph, run.results)
+    rows = accounts.rows(Judged(plan, model, run.graph, run.results))
     bad = [r.key for r in rows if r.verdict != "held"]
     assert bad == [{"flops": "flops_recomputed", "bytes": "checkpoints_held"}[key]]
 

@@ -18,7 +18,7 @@ from glasscluster.sim.time.hardware import Hardware, hardware
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.data import overlap
 from glasscluster.strategies.job import Job, job_info
-from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.layout.units import units_of
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import train_rank
 
@@ -43,7 +43,7 @@ def every_size(plan: Plan, model: ModelConfig) -> list[int]:
 
 
 def _members(plan: Plan, model: ModelConfig) -> list:
-    return [m for u in accounts.units_of(plan, model, 0) for m in u.members]
+    return [m for u in units_of(plan, model, 0) for m in u.members]
 
 
 def record(plan: Plan, model: ModelConfig, size: int) -> Run:

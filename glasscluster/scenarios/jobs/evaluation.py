@@ -16,8 +16,8 @@ from glasscluster.scenarios.jobs.generation import check_model, not_asked_for
 from glasscluster.scenarios.jobs.shapes import model_of
 from glasscluster.scenarios.requests.evaluate import EvaluateRequest
 from glasscluster.sim.run import Cluster, Run
-from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.check import TOLERANCE, largest
+from glasscluster.strategies.layout.judged import bytes_row
 from glasscluster.strategies.serving import scores
 from glasscluster.strategies.serving.evaluation import (
     EvaluationJob,
@@ -148,10 +148,9 @@ def counted_rows(job: EvaluationJob, run: Run) -> list[Row]:
     name = Said("items that were not scored exactly once, all ranks", "没有恰好评分一次的题目，全部 rank")
     rows = [Row("items_not_scored_once", name, 0, other, "shared out over dp", unit="items")]
     if job.dp > 1:
-        sent = sum(run.graph.traffic()["by_axis"].get("dp", [0]))
+        sent = run.graph.where(axis="dp")
         name = Said("sent by all ranks for the scores", "全部 rank 为分数的发送量")
-        made = Row("scores_sent", name, predict_traffic(job), sent, "Eq 9: 2 (N − 1) S")
-        rows += accounts.if_counted(run.graph, [made])
+        rows.append(bytes_row(run.graph, "scores_sent", name, predict_traffic(job), sent, "Eq 9: 2 (N − 1) S"))
     return rows
 
 

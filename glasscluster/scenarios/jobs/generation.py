@@ -20,8 +20,8 @@ from glasscluster.model.weights import hugging_face
 from glasscluster.scenarios.jobs.shapes import model_of
 from glasscluster.scenarios.requests.generate import CACHES, GenerateRequest
 from glasscluster.sim.run import Cluster, Run
-from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.check import TOLERANCE, difference
+from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.serving import generation
 from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
 
@@ -146,7 +146,7 @@ def equality_rows(results: Sequence[Any], right: Generated) -> list[Row]:
 
 def counted_rows(job: GenerationJob, run: Run) -> list[Row]:
     """Eq 3 on every rank, Eq 33, and what tensor parallelism sends."""
-    width, results = accounts.WIDTH[job.precision], run.results
+    width, results = WIDTH[job.precision], run.results
     rows = []
     if job.cache != "none":
         each = generation.predict_cache(job, width)
@@ -222,7 +222,7 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
 
 def check_model(model: ModelConfig, tp: int, precision: str) -> None:
     """A model that goes on with a text, on tp ranks; InputError naming what does not fit."""
-    one_of("precision", precision, tuple(accounts.WIDTH))
+    one_of("precision", precision, tuple(WIDTH))
     if model.heads % tp:
         raise InputError("tp", tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0])
     if model.dropout:

@@ -10,7 +10,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.layers import moe
 from glasscluster.scenarios.jobs.kept import kept_picture
 from glasscluster.scenarios.jobs.trained import Trained
-from glasscluster.strategies.context import context_parallel, ulysses
+from glasscluster.strategies.layout import tokens as cut
 from glasscluster.strategies.plan import Plan
 from glasscluster.visualize.figures import network
 from glasscluster.visualize.figures.causal import Shared, causal_figure
@@ -48,9 +48,9 @@ def _causal(plan: Plan, model: ModelConfig, lang: str) -> Any:
     tokens = 2 * groups * max(1, 8 // groups)
     queries = [0] * tokens
     for group in range(groups):
-        for token in context_parallel.tokens_of(plan.context, group, groups, tokens):
+        for token in cut.tokens_of(plan.context, group, groups, tokens):
             queries[token] = group
-    pairs = ulysses.work(plan.context, plan.cp, model.seq, model.heads // plan.tp, plan.heads_cut)
+    pairs = cut.work(plan.context, plan.cp, model.seq, model.heads // plan.tp, plan.heads_cut)
     return causal_figure([Shared(plan.context, queries, pairs)], lang, word("causal_work", lang, tokens=tokens))
 
 

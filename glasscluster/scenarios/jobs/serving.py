@@ -18,8 +18,8 @@ from glasscluster.scenarios.jobs.generation import not_asked_for, text
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.exchange.replica import one_thread
-from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.judge.check import TOLERANCE, difference
+from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.serving import batching, generation, serving
 from glasscluster.strategies.serving.batching import Schedule
 from glasscluster.strategies.serving.serving import RankServing, ServingJob, make_schedule, serve_rank
@@ -239,7 +239,7 @@ def counted_rows(made: Serving) -> list[Row]:
     else:
         rows += _paged_rows(made)
     if job.tp > 1:
-        said = serving.predict_sent(job, schedule, accounts.WIDTH[job.precision])
+        said = serving.predict_sent(job, schedule, WIDTH[job.precision])
         name = Said("sent by all ranks, all steps", "全部 rank 的发送量，所有步")
         rows.append(Row("sent", name, said, generation.traffic(made.run.graph), "Eq 18, forward; logits"))
     return rows

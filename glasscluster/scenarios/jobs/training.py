@@ -20,9 +20,11 @@ from glasscluster.scenarios.jobs.shapes import model_of
 from glasscluster.scenarios.jobs.sources import check_data, parse_data
 from glasscluster.scenarios.jobs.trained import Say, Trained, silent
 from glasscluster.scenarios.requests.train import TrainRequest
+from glasscluster.sim.ranks.collectives import is_file, load
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import accounts, advice, check
+from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import Plan
 from glasscluster.strategies.trainer import train_rank
@@ -89,17 +91,9 @@ def equivalence_rows(compared: dict[str, Any] | None) -> list[Row]:
 
 
 def counted_rows(trained: Trained) -> list[Row]:
-    """Traffic, model states and schedule against the papers."""
-    plan, model, run = trained.job.plan, trained.job.model, trained.run
-    return [
-        *accounts.traffic_rows(plan, model, run.graph, skipped=run.results[0].skipped[-1:] == [True]),
-        *accounts.state_rows(plan, model, run.results),
-        *accounts.host_rows(plan, model, run.graph, run.results),
-        *accounts.expert_rows(plan, model, run.graph, run.results),
-        *accounts.overlap_rows(plan, trained.timeline),
-        *accounts.recompute_rows(plan, model, run.graph, run.results),
-        *accounts.schedule_rows(plan, trained.timeline, run.results),
-    ]
+    """What every strategy's papers promise, beside what was counted."""
+    job, run = trained.job, trained.run
+    return accounts.rows(Judged(job.plan, job.model, run.graph, run.results, trained.timeline))
 
 
 def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
@@ -133,6 +127,8 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
         check_saving(save, model, plan)
     job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=save is not None)
     job.check_packed()
+    if is_file(plan.algorithm):
+        load(plan.algorithm)  # before any rank does, so that a mistake in it is one of usage
     check_memory(cluster, job, say)
     if not is_leader():
         with cluster:
@@ -184,21 +180,3 @@ def write_files(folder: Path, trained: Trained, title: str) -> None:
     pictures, missing = network_pictures(trained), trained.not_checked
     trained.report = write_run_report(trained.run, folder / "report.html", pictures, missing)
     write_run_json(folder, {**trained.as_json(), "wall_s": trained.wall_s, "title": title})
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -14,7 +14,8 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import cache as caches
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.exchange.replica import one_thread
-from glasscluster.strategies.judge import accounts, check
+from glasscluster.strategies.judge import check
+from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.plan import make_model as make_gpt
 from glasscluster.strategies.preference import alone, policy, ranks, reward_model, sequences
 from glasscluster.strategies.preference.cast import Tuned
@@ -64,7 +65,7 @@ def memory_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
         name = Said(f"{method}: model states, {role}", f"{method}：模型状态，{ROLES.get(role, role)}")
         rows.append(Row(f"{method}_states_{role}", name, n, held.get(role, 0), "Eq 39, from Eq 15"))
     if method in ONLINE:
-        width = accounts.WIDTH[job.precision]
+        width = WIDTH[job.precision]
         cache = caches.predict(job.model, job.answers * (job.task.length - 1), width)
         name = Said(f"{method}: cache of the rollout", f"{method}：rollout 的缓存")
         rows.append(Row(f"{method}_rollout_cache", name, cache, max(r.cache_bytes for r in results), "Eq 3"))

@@ -268,7 +268,7 @@ class Communicator:
             raise TypeError(f"{operation}() got unexpected arguments {sorted(labels)}")
         if not x.is_contiguous():
             raise InputError(f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first")
-        steps = find(operation, algorithm)
+        algorithm, steps = find(operation, algorithm)
         average = options.get("op") == "avg"
         if average:
             options["op"] = "sum"

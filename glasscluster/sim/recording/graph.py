@@ -196,11 +196,16 @@ class ExecutionGraph:
         names = np.array([self.axis_of(int(r), int(g)) if g >= 0 else "" for r, g in unique] or [""])
         return names[inverse.reshape(-1)] if len(pairs) else np.empty(0, dtype="U1")
 
-    def bytes_sent(
-        self, *, axis: str | None = None, purpose: str | None = None, label: str | None = None, group: int | None = None
-    ) -> list[int]:
-        """Payload bytes that left each rank, optionally of one axis, purpose, label or communicator (its number)."""
-        chosen = self.kind == SEND
+    def where(
+        self,
+        *,
+        axis: str | None = None,
+        purpose: str | None = None,
+        label: str | None = None,
+        group: int | None = None,
+    ) -> np.ndarray:
+        """Which events belong to one axis, purpose, label or communicator (its number); one bool an event."""
+        chosen = np.ones(len(self), bool)
         if axis is not None:
             chosen &= self.axis == axis
         if purpose is not None:
@@ -209,7 +214,17 @@ class ExecutionGraph:
             chosen &= self.label == (self.names.index(label) if label in self.names else -1)
         if group is not None:
             chosen &= self.group == group
+        return chosen
+
+    def bytes_sent(self, **of: Any) -> list[int]:
+        """Payload bytes that left each rank, optionally of one axis, purpose, label or group: see `where`."""
+        chosen = (self.kind == SEND) & self.where(**of)
         return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+
+    def algorithms(self, where: np.ndarray) -> set[str]:
+        """The algorithms of the collectives among the chosen events, such as `ring` or `native`."""
+        ops = np.unique(self.op[where & (self.kind == COLLECTIVE)])
+        return {self.names[op].partition("/")[2] for op in ops.tolist()}
 
     def host_bytes(self, op: str) -> list[int]:
         """Bytes each rank moved `down` to the host or `up` from it, or that an `update` there read and wrote."""

@@ -33,56 +33,14 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from glasscluster.model.kernels.flash.costs import pairs
 from glasscluster.model.kernels.flash.operators import backward_part, flash_attention, forward_part
-from glasscluster.model.kernels.flash.parts import Rectangle, distances, halves, merge, with_prefix
+from glasscluster.model.kernels.flash.parts import Rectangle, distances, merge
 from glasscluster.model.parallel import WholeSequence
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.work import Work
+from glasscluster.strategies.layout.tokens import KINDS, parts, tokens_of
 
-KINDS = ("ring", "striped", "zigzag")
 _KEYS, _GRADIENTS = 0, 1  # tags
-
-
-def layout(kind: str, rank: int, source: int, tokens: int) -> Rectangle | None:
-    """What `rank` computes with the keys of `source`, both with `tokens` tokens; None: nothing, they are all in the future."""
-    everything = slice(0, tokens)
-    if source == rank:
-        return Rectangle(everything, everything, True)
-    if kind == "ring":
-        return Rectangle(everything, everything, False) if source < rank else None
-    if kind == "zigzag":
-        first, second = slice(0, tokens // 2), slice(tokens // 2, tokens)
-        return Rectangle(everything, first, False) if source < rank else Rectangle(second, everything, False)
-    if source < rank:
-        return Rectangle(everything, everything, True)
-    # striped, from a rank on the right: query j sees keys before j, so the first query sees none and the last key is seen by none
-    return Rectangle(slice(1, tokens), slice(0, tokens - 1), True) if tokens > 1 else None
-
-
-def parts(
-    kind: str, rank: int, source: int, ranks: int, tokens: int, causal: bool = True, prefix: int = 0, jumps: bool = False
-) -> list[Rectangle]:
-    """The same with any mask: all keys where it is not causal, the prefix's everywhere. The own block's first part has all queries.
-
-    tokens: of one rank. jumps: cut where a rank's positions jump, so that a part's distances are equally far apart.
-    """
-    if causal:
-        known = sum(p < prefix for p in tokens_of(kind, source, ranks, ranks * tokens)) if prefix else 0
-        found = with_prefix(layout(kind, rank, source, tokens), tokens, known)
-    else:
-        found = [Rectangle(slice(0, tokens), slice(0, tokens), False)]
-    return [piece for part in found for piece in halves(part, tokens // 2)] if jumps and kind == "zigzag" else found
-
-
-def tokens_of(kind: str, rank: int, ranks: int, tokens: int) -> Sequence[int]:
-    """Which of a sequence's tokens a rank has."""
-    if kind == "striped":
-        return range(rank, tokens, ranks)
-    if kind == "ring":
-        return range(tokens)[rank * tokens // ranks : (rank + 1) * tokens // ranks]
-    each, mirror = tokens // (2 * ranks), 2 * ranks - 1 - rank
-    return [*range(rank * each, (rank + 1) * each), *range(mirror * each, (mirror + 1) * each)]
 
 
 class RingContext(WholeSequence):
@@ -218,7 +176,7 @@ class RingAttention(torch.autograd.Function):
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
-def predict(ranks: int, batch: int, tokens: int, key_heads: int, head_dim: int, width: int) -> dict[str, int]:
+def predict_traffic(ranks: int, batch: int, tokens: int, key_heads: int, head_dim: int, width: int) -> dict[str, int]:
     """Eq 26: bytes that each rank sends for one attention, whatever the kind; tokens = s. `forward` also when it is computed again.
 
     forward    2B (N-1)(s/N) n_kv d w                     K and V, N-1 hops
@@ -229,19 +187,6 @@ def predict(ranks: int, batch: int, tokens: int, key_heads: int, head_dim: int, 
     accumulator = max(width, 4)
     one = 2 * batch * (tokens // ranks) * key_heads * head_dim
     return {"forward": one * (ranks - 1) * width, "backward": one * ((ranks - 1) * width + ranks * accumulator)}
-
-
-def work(kind: str, ranks: int, tokens: int, tile: int = 1, causal: bool = True, prefix: int = 0, jumps: bool = False) -> list[int]:
-    """Query-key pairs that each rank computes of one head; with tile = TILE those of the kernel, whose diagonal tiles are whole.
-
-    ring       r n^2 + n(n+1)/2 for rank r: the last has 2N-1 times the first's (n large)
-    zigzag     N n^2/2 + n/2, every rank
-    striped    (r+1) n(n+1)/2 + (N-1-r) n(n-1)/2: the ranks differ by at most (N-1) n, a row a block
-    """
-    n = tokens // ranks
-    return [
-        sum(pairs(parts(kind, rank, source, ranks, n, causal, prefix, jumps), tile) for source in range(ranks)) for rank in range(ranks)
-    ]
 
 
 def hidden(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from glasscluster.model.parallel import WholeSequence
+from glasscluster.sim.ranks.collectives import serving
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.strategies.context import context_parallel
 from glasscluster.strategies.context.context_parallel import RingContext, gather
@@ -81,7 +82,8 @@ class UlyssesContext(WholeSequence):
         """pieces[j] for rank j of the group -> what each rank i had for us."""
         pieces = pieces.contiguous()
         out = torch.empty_like(pieces)
-        self.comm.all_to_all(pieces, out, purpose="activations", label=label)
+        algorithm = serving("all_to_all", self.algorithm)
+        self.comm.all_to_all(pieces, out, algorithm=algorithm, purpose="activations", label=label)
         return out
 
 
@@ -125,13 +127,13 @@ def make_context(
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
-def predict(
+def predict_traffic(
     kind: str, ranks: int, batch: int, tokens: int, heads: int, key_heads: int, head_dim: int, width: int, ulysses: int = 1
 ) -> dict[str, int]:
     """Eq 26: bytes that each rank sends for one attention with any kind of context parallelism; tokens = s, heads before any exchange.
 
     exchange    (U-1)/U · B(s/N)(2a + 2 n_kv) d w forward and the same backward: 4(N-1)/N · B(s/N)h elements when n_kv = a, U = N
-    ring        of N/U groups and n_kv/U key heads, as context_parallel.predict has it
+    ring        of N/U groups and n_kv/U key heads, as context_parallel.predict_traffic has it
 
     `again`: what selective recomputation repeats of the forward. It stops at the last tensor that attention keeps, so the output's
     exchange is spared.
@@ -139,19 +141,9 @@ def predict(
     groups = ranks // ulysses if kind != "ulysses" else 1
     each = ranks // groups
     queries, keys = (n // each * (each - 1) * batch * (tokens // ranks) * head_dim * width for n in (heads, key_heads))
-    ring = context_parallel.predict(groups, batch, tokens, key_heads // each, head_dim, width)
+    ring = context_parallel.predict_traffic(groups, batch, tokens, key_heads // each, head_dim, width)
     return {
         "forward": 2 * queries + 2 * keys + ring["forward"],
         "backward": 2 * queries + 2 * keys + ring["backward"],
         "again": queries + 2 * keys + ring["forward"],
     }
-
-
-def work(
-    kind: str, ranks: int, tokens: int, heads: int = 1, ulysses: int = 1, tile: int = 1, causal: bool = True, prefix: int = 0,
-    jumps: bool = False,
-) -> list[int]:  # fmt: skip
-    """Query-key pairs that each rank computes, over its heads inside attention."""
-    each = ranks if kind == "ulysses" else ulysses
-    pairs = context_parallel.work("ring" if kind == "ulysses" else kind, ranks // each, tokens, tile, causal, prefix, jumps)
-    return [pairs[rank // each] * (heads // each) for rank in range(ranks)]

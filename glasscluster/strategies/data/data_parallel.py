@@ -153,10 +153,10 @@ def _buckets(setup: StageSetup, gradients: WholeGradients, order: list[str] | No
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
-def predict(parameters: int, dp: int, width: int) -> dict[str, float]:
-    """Traffic of a step (Eq 9, Eq 16) and state bytes per rank (Eq 15), without ZeRO; its time is Eq 14, in overlap.py.
+def predict_traffic(parameters: int, dp: int, width: int) -> dict[str, int]:
+    """Eq 9: bytes sent by all dp ranks together in a step, without ZeRO: 2 (N-1) Ψ width of gradients.
 
-    parameters: Ψ of one data-parallel rank; width: bytes of a gradient element.
-    Returns gradient bytes sent by all dp ranks together: 2 (N-1) Ψ width.
+    parameters: Ψ of one data-parallel rank; width: bytes of a gradient element. The dictionary is that of
+    zero.predict_traffic. State bytes are Eq 15, in zero.py; the time is Eq 14, in overlap.py.
     """
-    return {"gradients_bytes_total": 2 * (dp - 1) * parameters * width, "parameters_bytes_total": 0}
+    return {"gradients": 2 * (dp - 1) * parameters * width, "parameters": 0, "across": 0}

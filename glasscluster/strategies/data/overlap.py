@@ -26,9 +26,10 @@ from glasscluster.base.link import Link
 from glasscluster.base.text import Said
 from glasscluster.sim.ranks.collectives import ring
 from glasscluster.sim.ranks.mesh import GROUP_IDS
-from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES
+from glasscluster.sim.recording.events import BEGIN, COLLECTIVE
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.timeline import Timeline
+from glasscluster.strategies.layout.judged import NOT_A_RING, on_rings
 from glasscluster.strategies.layout.units import cut
 
 if TYPE_CHECKING:
@@ -100,23 +101,24 @@ UNEQUAL = Said("a bucket does not divide evenly by the ranks", "有的桶不能�
 LATE_RANK = Said("the ranks are not ready at the same moment", "各 rank 不是同时就绪")
 
 
-def predict(plan: Plan, timeline: Timeline) -> tuple[float, float] | Said:
+def predict_last_bucket(plan: Plan, timeline: Timeline) -> tuple[float, float] | Said:
     """T_end of the latest data-parallel group, by the chain and as replayed; the r_i are read from the replay.
 
     Where the chain's terms do not hold (see the reasons below), why.
     """
     graph, hw, n = timeline.graph, timeline.hardware, plan.shards
+    mine = graph.where(purpose="gradients", group=GROUP_IDS["dp"])
     for off, why in (
         (not plan.overlap, AT_THE_END),
         (plan.zero > 1, IN_TURN),
         (n != plan.data_ranks or plan.ep > 1, SEVERAL_GROUPS),
         (graph.has_native, A_LIBRARY),
+        (not on_rings(graph, mine), NOT_A_RING),
         (timeline.shared is not None, SHARED_LINKS),
         (bool(timeline.asked.get("rendezvous") or timeline.asked.get("faster")), OTHER_REPLAY),
     ):
         if off:
             return why
-    mine = (graph.group == GROUP_IDS["dp"]) & (graph.purpose == PURPOSES.index("gradients"))
     ends: list[tuple[float, float]] = []
     for members in {tuple(groups[GROUP_IDS["dp"]][1]) for groups in graph.groups.values()}:
         links = {hw.link(a, b) for a, b in zip(members, [*members[1:], members[0]], strict=True)}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from glasscluster.model.parallel import WholeExperts
-from glasscluster.sim.ranks.collectives import ALGORITHMS
+from glasscluster.sim.ranks.collectives import serving
 from glasscluster.sim.ranks.communicator import Communicator
 
 
@@ -33,7 +33,7 @@ class ExpertParallel(WholeExperts):
 
     def __init__(self, comm: Communicator, algorithm: str = "direct") -> None:
         self.comm, self.size, self.rank = comm, comm.size, comm.rank
-        self.algorithm = algorithm if algorithm in ALGORITHMS["all_to_all"] else "direct"  # a plan names one for reductions
+        self.algorithm = serving("all_to_all", algorithm)
 
     def dispatch(self, x: Tensor, counts: list[int]) -> tuple[Tensor, list[list[int]]]:
         """Rows [A, h] to the ranks of their experts."""
@@ -94,7 +94,7 @@ def leaving(tokens: int, top_k: int, ep: int) -> float:
     return tokens * top_k * (ep - 1) / ep
 
 
-def predict(
+def predict_traffic(
     layers: int, micro_batches: int, tokens: int, top_k: int, experts: int, ep: int, hidden: int, width: int, again: int = 0
 ) -> dict[str, int]:
     """Eq 27: bytes sent by all N ranks together in a step, for a stage with `layers` layers, when nothing is dropped.

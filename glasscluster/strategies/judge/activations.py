@@ -42,8 +42,8 @@ from glasscluster.model.gpt import Block
 from glasscluster.model.layers.dropout import Draw
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.recording.saved_for_backward import Saved, saved_for_backward
-from glasscluster.strategies.context.context_parallel import layout
 from glasscluster.strategies.context.ulysses import make_context
+from glasscluster.strategies.layout.tokens import rectangle
 from glasscluster.strategies.memory.recompute import KINDS
 from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
@@ -293,7 +293,7 @@ class _Layer:
             return (self.copies()[3], "bmm 2")  # with one head on a rank nothing is copied
         if self.cp > 1 and self.w < self.wide:  # rounded after the last merge; each block was widened for it
             length = self.model.seq // self.cp
-            pieces = (layout(self.context, self.cp_rank, source, length) for source in range(self.cp))
+            pieces = (rectangle(self.context, self.cp_rank, source, length) for source in range(self.cp))
             return (f"_to_copy {sum(piece is not None for piece in pieces) + 1}",)
         return ("flash_forward 1",)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
@@ -22,6 +24,13 @@ class BatchOptions(BaseModel):
         "ring",
         description="our rings, the collectives of gloo or NCCL (native), or your own: FILE.py:NAME",
     )
+
+    @field_validator("algorithm")
+    @classmethod
+    def _absolute(cls, algorithm: str) -> str:
+        """A file is named by its whole path: ranks may be processes that work in other folders."""
+        file, colon, name = algorithm.rpartition(":")
+        return f"{Path(file).absolute()}:{name}" if colon and file.endswith(".py") else algorithm
 
     def rules(self, _model: ModelConfig, layout: Layout) -> None:
         """The global batch is whole micro-batches on every data-parallel rank."""

@@ -18,14 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.parallel import Shard
+from glasscluster.model.parallel import Shard, Unsharded, WholeExperts
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.strategies.layout.padding import Padding
+
+if TYPE_CHECKING:
+    from glasscluster.strategies.plan import Plan
 
 TIED = "embedding.token"  # what embedding and head share: on two stages, its copies are units of their own
 
@@ -161,3 +166,27 @@ def as_they_complete(units: list[Unit], order: Sequence[str]) -> list[Unit]:
     """Sorted by when the last of a unit's gradients is ready: the order in which all ranks launch."""
     place = {name: i for i, name in enumerate(order)}
     return sorted(units, key=lambda u: max(place[m.name] for m in u.members))
+
+
+# ---- from shapes alone -------------------------------------------------------------------------------------
+
+
+class _Cut(Unsharded):
+    """Stands where tensor and expert parallelism would, so that a stage's parameters have a rank's shapes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.size, self.rank = plan.tp, 0
+        if plan.ep > 1:
+            self.experts = WholeExperts()
+            self.experts.size = plan.ep
+
+
+def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
+    """The units that every rank of a pipeline stage has; their tensors are on the meta device, without data."""
+    first, last = stage == 0, stage == plan.stages - 1
+    layers, meta = plan.stage_layers(model)[stage], torch.device("meta")
+    shape = GPTStage(model, layers, first, last, _Cut(plan), dtype=plan.dtype, device=meta)
+    apart = {TIED} if model.tied and plan.stages > 1 and (first or last) else set()
+    if plan.zero == 3:
+        return by_module(shape, plan.padding, apart)
+    return by_bucket(shape, plan.bucket_limits, plan.padding, apart)

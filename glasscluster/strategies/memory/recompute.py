@@ -31,6 +31,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.kernels.flash import costs, parts
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.ranks.gpu import GPU
+from glasscluster.strategies.layout.segments import last_spared, segments
 
 CHECKPOINT = "checkpoint"  # what the memory ledger calls a tensor that is kept to start from
 
@@ -91,11 +92,6 @@ KINDS: dict[str, Callable[[GPU, int], KeepAll]] = {"none": lambda _gpu, _every: 
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
-def segments(layers: int, every: int) -> list[int]:
-    """Layers of each segment of a stage."""
-    return [min(every, layers - start) for start in range(0, layers, every)]
-
-
 def predict_peak(layers: int, every: int, checkpoint_bytes: float, layer_bytes: float) -> float:
     """Eq 29: ceil(n/k) C + k A."""
     return len(segments(layers, every)) * checkpoint_bytes + every * layer_bytes
@@ -104,15 +100,6 @@ def predict_peak(layers: int, every: int, checkpoint_bytes: float, layer_bytes: 
 def best_every(layers: int, checkpoint_bytes: float, layer_bytes: float) -> float:
     """Eq 29: k = sqrt(n C / A), which is sqrt(n) only where a layer's input is all it keeps."""
     return sqrt(layers * checkpoint_bytes / layer_bytes)
-
-
-def predict_again(kind: str, layers: int, every: int, regions: int, spares: bool, each: int = 1) -> int:
-    """Eq 18: collectives of tensor parallelism that run again, of a stage and micro-batch.
-
-    A layer has `regions` pairs of matrices (attention, MLP), and of each `each` collectives forward. `spares`: recomputation stops at
-    the last tensor that was kept, before a segment's last collective. It is not so with dropout, whose mask comes after it.
-    """
-    return each * regions * layers - (len(segments(layers, every)) if spares else 0) if kind == "full" else 0
 
 
 def predict_checkpoints(
@@ -166,5 +153,5 @@ def predict_flops(
     layer = 2 * b * s * (model.head_products + latents * model.down * h + u * dense * h) + last + core
     experts = 2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f if model.experts else 0
     if spares is None:
-        spares = not model.dropout and model.norm_position == "pre"
+        spares = last_spared(model)
     return layers * layer + experts - (len(segments(layers, every)) * last if spares else 0)

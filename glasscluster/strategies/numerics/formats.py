@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from glasscluster.strategies.numerics.widths import TORCH
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, called) for name, called in TORCH.items()}
 
 
 def accumulator(precision: str) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,10 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.rate import RateSchedule
 from glasscluster.strategies.layout.sizes import Layout
 from glasscluster.strategies.numerics.bad_batch import SkipRule
+from glasscluster.strategies.numerics.widths import TORCH, WIDTH
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["fp64", "fp32", "bf16", "fp16", "fp8"]
 RUNS: tuple[Precision, ...] = ("fp64", "fp32", "bf16", "fp16")  # fp8 has a cost and does not run here
@@ -39,6 +43,18 @@ class PrecisionOptions(BaseModel):
     def wide_gradients(self) -> bool:
         """True when 16-bit parameters have fp32 gradients, kept and reduced apart from autograd's."""
         return self.narrow and self.grad_dtype == "fp32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of parameters and activations."""
+        import torch  # here: options are read without it
+
+        return getattr(torch, TORCH[self.precision])
+
+    @property
+    def width(self) -> int:
+        """Bytes of a parameter, or of an element of an activation."""
+        return WIDTH[self.precision]
 
     @property
     def gradient_width(self) -> int:

@@ -26,6 +26,7 @@ from torch import Tensor
 from glasscluster.model.kernels.precision import accumulation_dtype
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.sim.ranks.communicator import Communicator
+from glasscluster.strategies.layout.segments import segments
 from glasscluster.strategies.layout.units import Unit, owned_members
 
 
@@ -184,7 +185,7 @@ def sum_whole(
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
-def predict(
+def predict_traffic(
     layers: int,
     micro_batches: int,
     tokens: int,
@@ -218,3 +219,12 @@ def predict_shared_heads(key_heads: int, key_width: int, tp: int, tokens: int, w
     """
     sharing = tp // key_heads
     return runs * (sharing - 1) * 2 * tokens * key_width * width if sharing > 1 else 0
+
+
+def predict_again(layers: int, every: int, regions: int, spared: bool, each: int = 1) -> int:
+    """Eq 18: collectives that full recomputation repeats, of a stage and micro-batch.
+
+    A layer has `regions` pairs of matrices (attention, MLP), and of each `each` collectives forward. `spared`: recomputation
+    stops before a segment's last collective.
+    """
+    return each * regions * layers - (len(segments(layers, every)) if spared else 0)

@@ -9,7 +9,8 @@ from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.scenarios.texts import listed
 from glasscluster.strategies.data.zero import predict_state
-from glasscluster.strategies.judge.accounts import state_rows
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.visualize.figures.cells import Table, cells_figure, shade
 from glasscluster.visualize.figures.memory import StateBook, memory_by_strategy
@@ -103,8 +104,8 @@ def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:
 def book(lab: Lab, model: Any, **plan: Any) -> StateBook:
     """A plan recorded dry: its states counted and by the formula, and what else lived at the ranks' peaks."""
     layout, run = make_plan(**plan), lab.dry(model=model, **plan)
-    rows = {row.key.removesuffix("_held"): row for row in state_rows(layout, model, run.results)}
-    states = {kind: rows[kind] for kind in ("parameters", "gradients", "optimizer")}
+    rows = {row.key: row for row in accounts.rows(Judged(layout, model, results=run.results))}
+    states = {kind: rows[f"{kind}_held"] for kind in ("parameters", "gradients", "optimizer")}
     counted = {kind: (row.counted or 0) / layout.gpus for kind, row in states.items()}
     predicted = {kind: (row.predicted or 0) / layout.gpus for kind, row in states.items()}
     peaks = run.peak_memory()

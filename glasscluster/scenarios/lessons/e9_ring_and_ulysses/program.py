@@ -19,6 +19,7 @@ from glasscluster.scenarios.lesson import lesson
 from glasscluster.sim.time.hardware import hardware
 from glasscluster.strategies.context import context_parallel, ulysses
 from glasscluster.strategies.context.ulysses import make_context
+from glasscluster.strategies.layout.tokens import KINDS, work
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.visualize.figures.causal import Shared, causal_figure
 from glasscluster.visualize.figures.plots import bars
@@ -150,17 +151,17 @@ def check_runs(lab: Lab, runs: Any, every: Any, gqa: Any, mha: Any) -> dict[str,
     apart, other_bytes, other_flops, pairs = 0.0, 0, 0, {}
     for name, way, shape, run in shapes:
         (kind, neighbours), (a, heads, s, d) = WAYS[way], shape
-        theory = ulysses.predict(kind, N, 1, s, a, heads, d, 8, neighbours)
+        theory = ulysses.predict_traffic(kind, N, 1, s, a, heads, d, 8, neighbours)
         sent = run.graph.bytes_sent()
         lab.row("sent", theory["forward"] + theory["backward"], sent[0], "Eq 26", name=name)
         other_bytes += sum(x != sent[0] for x in sent)
-        tiles, flops = ulysses.work(kind, N, s, a, neighbours, TILE), flops_of_attention(run.graph)
+        tiles, flops = work(kind, N, s, a, neighbours, TILE), flops_of_attention(run.graph)
         source = "2 products forward, 5 backward, of whole tiles"
         lab.row("flops", 14 * d * tiles[-1], flops[-1], source, unit="FLOPs", name=name, hops=N - 1)
         other_flops += sum(x != 14 * d * t for x, t in zip(flops, tiles, strict=True))
         apart = max(apart, largest_difference(run.results, truth[shape]))
         if neighbours > 1 or kind == "ulysses":
-            pairs[name] = ulysses.work(kind, N, s, a, neighbours)
+            pairs[name] = work(kind, N, s, a, neighbours)
         else:
             pairs[name] = [a * sum(position + 1 for position in rank["positions"]) for rank in run.results]
     lab.row("ranks_with_other_bytes", 0, other_bytes, "Eq 26", unit="ranks")
@@ -186,7 +187,7 @@ def largest_difference(results: list[dict[str, Any]], truth: list[Any]) -> float
 
 def check_balance(lab: Lab, pairs: dict[str, list[int]], each: int) -> None:
     """Query-key pairs of the ranks in the three layouts of a ring."""
-    plain, striped, zigzag = (pairs[kind] for kind in context_parallel.KINDS)
+    plain, striped, zigzag = (pairs[kind] for kind in KINDS)
     expected, source = (2 * (N - 1) * each + each + 1) / (each + 1), "r n² + n(n+1)/2"
     lab.row("plain", expected, plain[-1] / plain[0], source, unit="×", tolerance=1e-12)
     uneven = max(striped) - min(striped)
@@ -226,13 +227,13 @@ def check_most_ranks(lab: Lab, s: int, d: int) -> None:
 def forward_bytes(way: str, heads: int, s: int, d: int) -> int:
     """Bytes that a rank sends forward, by the formula."""
     kind, neighbours = WAYS[way]
-    return ulysses.predict(kind, N, 1, s, HEADS, heads, d, 8, neighbours)["forward"]
+    return ulysses.predict_traffic(kind, N, 1, s, HEADS, heads, d, 8, neighbours)["forward"]
 
 
 def sent_long(way: str, heads: int) -> float:
     """GB that a GPU sends for a layer of 131072 tokens, 32 heads of 128, bf16, forward and backward."""
     kind, neighbours = WAYS[way]
-    theory = ulysses.predict(kind, N, 1, 131072, 32, heads, 128, 2, neighbours)
+    theory = ulysses.predict_traffic(kind, N, 1, 131072, 32, heads, 128, 2, neighbours)
     return (theory["forward"] + theory["backward"]) / 1e9
 
 

@@ -21,6 +21,9 @@ from glasscluster.sim.ranks.collectives.registry import (
     THEORY,
     collective,
     find,
+    is_file,
+    load,
+    serving,
     with_option,
 )
 
@@ -36,10 +39,13 @@ __all__ = [
     "find",
     "halving_doubling",
     "hierarchical",
+    "is_file",
+    "load",
     "pairwise",
     "parameter_server",
     "recursive_doubling",
     "ring",
+    "serving",
     "tree",
     "with_option",
 ]

@@ -6,6 +6,7 @@
         yield work.exchange(x, right, staging, left)
 
 `glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on every rank.
+Operations that the file registers nothing for run as they do by default.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from glasscluster.base.errors import InputError
@@ -25,7 +27,10 @@ NATIVE = "native"  # hand the collective to gloo or NCCL
 LIBRARY = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier")  # what a library is asked for
 ALGORITHMS: dict[str, dict[str, Callable | None]] = {operation: {NATIVE: None} if operation in LIBRARY else {} for operation in OPERATIONS}
 THEORY: dict[str, Callable[..., Theory]] = {}
+# What runs an operation that the chosen algorithm does not have; every other operation has a ring.
+DEFAULTS = {"scatter": "direct", "gather": "direct", "all_to_all": "direct", "barrier": "dissemination"}
 _LOADED: set[str] = set()  # files
+_LOADING = Lock()  # ranks may be threads
 
 
 def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
@@ -35,6 +40,8 @@ def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
     """
     if operation not in ALGORITHMS:
         raise InputError("operation", operation, "unknown collective", OPERATIONS)
+    if name in ALGORITHMS[operation]:
+        raise InputError("algorithm", name, f"{operation} has an algorithm of this name: choose another name")
 
     def register(steps: Callable) -> Callable:
         ALGORITHMS[operation][name] = steps
@@ -64,34 +71,56 @@ def load(algorithm: str) -> str:
     """Load the file of `FILE.py:NAME` once in this process; returns NAME, which must be registered by then."""
     file, _, name = algorithm.rpartition(":")
     path = Path(file).absolute()
-    if str(path) not in _LOADED:
-        if not path.is_file():
-            raise InputError("algorithm", algorithm, f"there is no file {file}")
-        spec = importlib.util.spec_from_file_location(f"glasscluster_algorithm_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        try:
-            spec.loader.exec_module(module)
-        except InputError:
-            raise
-        except Exception as problem:
-            raise InputError("algorithm", algorithm, f"the file fails on import: {type(problem).__name__}: {problem}") from None
-        _LOADED.add(str(path))
+    with _LOADING:
+        if str(path) not in _LOADED:
+            if not path.is_file():
+                raise InputError("algorithm", algorithm, f"there is no file {file}")
+            _run(path, algorithm)
+            _LOADED.add(str(path))
     if not any(name in known for known in ALGORITHMS.values()):
         found = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
         raise InputError("algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", found)
     return name
 
 
-def find(operation: str, algorithm: str) -> Callable | None:
-    """The steps of an algorithm; None for `native`. Unknown names raise InputError."""
-    known = ALGORITHMS[operation]
+def _run(path: Path, algorithm: str) -> None:
+    """Run a file that registers algorithms. Where it fails, nothing of it stays registered."""
+    spec = importlib.util.spec_from_file_location(f"glasscluster_algorithm_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    before = {operation: dict(known) for operation, known in ALGORITHMS.items()}
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        for operation, known in before.items():
+            ALGORITHMS[operation].clear()
+            ALGORITHMS[operation].update(known)
+        if isinstance(problem, InputError):
+            raise
+        rule = f"the file fails on import: {type(problem).__name__}: {problem}"
+        raise InputError("algorithm", algorithm, rule) from None
+
+
+def serving(operation: str, algorithm: str) -> str:
+    """The name of what runs an operation where one algorithm was chosen for all of them, as for a training.
+
+    It is the chosen algorithm where that has the operation, else the operation's default: ring, or `DEFAULTS`.
+    """
     name = load(algorithm) if is_file(algorithm) else algorithm
+    return name if name in ALGORITHMS[operation] else DEFAULTS.get(operation, "ring")
+
+
+def find(operation: str, algorithm: str) -> tuple[str, Callable | None]:
+    """Name and steps of an algorithm; the steps are None for `native`. Unknown names raise InputError.
+
+    `FILE.py:NAME` stands for NAME in the operations that its file registers, in all others for their default.
+    """
+    name = serving(operation, algorithm) if is_file(algorithm) else algorithm
+    known = ALGORITHMS[operation]
     if name not in known:
         raise InputError("algorithm", algorithm, f"{operation} has no such algorithm", list(known))
-    return known[name]
+    return name, known[name]
 
 
 def with_option(operation: str, option: str) -> list[str]:

@@ -1,0 +1,30 @@
+"""What expert parallelism promises, given what the routers chose, beside the bytes that were counted along ep."""
+
+from __future__ import annotations
+
+from glasscluster.base.rows import Row
+from glasscluster.base.text import Said
+from glasscluster.strategies.layout.judged import Judged, bytes_row
+
+
+def predict(run: Judged) -> list[Row]:
+    """Eq 27: tokens that left for experts on other ranks. Each goes out and back, forward and backward."""
+    plan, graph = run.plan, run.graph
+    if graph is None or run.results is None or plan.ep == 1:
+        return []
+    each, left = run.model.experts // plan.ep, 0
+    for rank, result in enumerate(run.results):
+        here = rank // plan.tp % plan.ep
+        for rows in result.routing_counts("kept"):
+            left += sum(rows) - sum(rows[here * each : (here + 1) * each])
+    trips = 6 if plan.recompute == "full" else 4
+    return [
+        bytes_row(
+            graph,
+            "ep_tokens_sent",
+            Said("ep tokens sent to experts and back, all ranks", "ep 往返专家的 token 发送量，所有 rank"),
+            left * trips * run.model.hidden * plan.width,
+            graph.where(axis="ep", purpose="activations"),
+            "GShard 2006.16668 section 3 (Eq 27), as routed",
+        )
+    ]

@@ -1,0 +1,81 @@
+"""What recomputation promises: FLOPs that run again, and bytes that are kept to start from."""
+
+from __future__ import annotations
+
+from glasscluster.base.rows import Row
+from glasscluster.base.text import Said
+from glasscluster.model.kernels.flash.tiles import TILE
+from glasscluster.sim.recording.events import RECOMPUTE
+from glasscluster.strategies.layout.judged import Judged
+from glasscluster.strategies.layout.segments import last_spared
+from glasscluster.strategies.layout.tokens import work
+from glasscluster.strategies.memory.recompute import predict_checkpoints, predict_flops
+
+SOURCE = "Korthikanti 2205.05198 section 5; Chen 1604.06174 (Eq 29)"
+
+
+def predict(run: Judged) -> list[Row]:
+    """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (Eq 29)."""
+    if run.graph is None or run.results is None or run.plan.recompute == "none":
+        return []
+    return [
+        Row(
+            "flops_recomputed",
+            Said("FLOPs computed again, all ranks", "重新计算的 FLOPs，全部 rank"),
+            _flops(run),
+            int(run.graph.flops[run.graph.phase == RECOMPUTE].sum()),
+            SOURCE,
+            unit="FLOPs",
+        ),
+        Row(
+            "checkpoints_held",
+            Said("activations kept to start again from, all ranks", "为重算而保留的激活，全部 rank"),
+            _checkpoints(run),
+            sum(r.checkpoint_bytes for r in run.results),
+            SOURCE,
+        ),
+    ]
+
+
+def _flops(run: Judged) -> int:
+    plan, model = run.plan, run.model
+    kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
+    mask = model.causal, model.prefix, model.position in ("relative", "alibi")
+    pairs = sum(work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask))
+    # a matrix whose gradient can wait keeps its input when it is done
+    fused = plan.tp > 1 and plan.tp_overlap
+    spared = last_spared(model, fused) and not plan.pipeline.splits
+    routers = 1 if plan.sequence_parallel else plan.tp
+    flops = 0
+    for layers in plan.stage_layers(model):
+        stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
+        one = predict_flops(*stage, pairs=pairs, spares=spared, routers=routers, latents=plan.tp)
+        flops += one * plan.micro_batches * plan.dp
+    if model.experts and plan.recompute == "full":
+        # tp ranks send the same rows to the same experts, each with its columns
+        kept = sum(sum(rows) for result in run.results or () for rows in result.routing_counts("kept"))
+        flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.width
+    return flops
+
+
+def _checkpoints(run: Judged) -> int:
+    plan, model = run.plan, run.model
+    stages = [
+        predict_checkpoints(
+            plan.recompute,
+            model,
+            len(layers),
+            plan.recompute_every,
+            plan.micro_batch,
+            plan.tp,
+            plan.width,
+            plan.pieces,
+            plan.cp,
+        )
+        for layers in plan.stage_layers(model)
+    ]
+    # without a norm before it a segment's input is its first matrix's, and is held until its weights' gradient is done
+    first = plan.recompute == "full" and model.norm_position == "post"
+    schedule, until = plan.pipeline, "BW" if first else "BI"
+    held = int(sum(schedule.most_held(rank, stages, until) for rank in range(plan.pp)))
+    return held * plan.data_ranks * plan.tp

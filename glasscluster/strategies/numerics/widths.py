@@ -1,0 +1,6 @@
+"""Number formats by the names that plans use: what torch calls them, and how wide they are. No torch is needed."""
+
+from __future__ import annotations
+
+TORCH = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+WIDTH = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}  # bytes of an element

@@ -1,0 +1,170 @@
+"""What tensor and sequence parallelism promise, beside the bytes that were counted along tp."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from glasscluster.base.rows import Row
+from glasscluster.base.text import Said
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.gpt import GPTStage
+from glasscluster.sim.recording.graph import ExecutionGraph
+from glasscluster.strategies.layout.judged import Judged, bytes_row
+from glasscluster.strategies.layout.segments import last_spared
+from glasscluster.strategies.tensor import sequence_parallel, tensor_parallel
+from glasscluster.strategies.tensor.tensor_parallel import predict_again, predict_shared_heads
+
+
+def predict(run: Judged) -> list[Row]:
+    """Bytes along tp, summed over ranks (Eq 18, Eq 19), and what is whole on every rank but used for a part (Eq 9)."""
+    if run.graph is None or run.plan.tp == 1:
+        return []
+    return [*_activations(run, run.graph), *_shared_heads(run, run.graph), *_router(run, run.graph), *_whole(run, run.graph)]
+
+
+# ---- what a layer sends for each micro-batch ---------------------------------------------------------------
+def _activations(run: Judged, graph: ExecutionGraph) -> list[Row]:
+    """Eq 18 and Eq 19, by where it is sent: in layers, at the embedding, at the head, and for the loss."""
+    plan, model = run.plan, run.model
+    theory = sequence_parallel if plan.sequence_parallel else tensor_parallel
+    pairs, per_layer = _pairs(model), _per_layer(run)
+    spared, each = last_spared(model, fused=plan.tp_overlap), 2 if plan.sequence_parallel else 1
+    b_s, h, t, w = plan.micro_batch * model.seq, model.hidden, plan.tp, plan.width
+    total = {"layer": 0, "embedding": 0, "head": 0, "loss": 0}
+    for stage, layers in enumerate(plan.stage_layers(model)):
+        n, ends = len(layers), (stage == 0, stage == plan.stages - 1)
+        again = predict_again(n, plan.recompute_every, pairs, spared, each) if plan.recompute == "full" else 0
+        part = theory.predict_traffic(n, plan.micro_batches, b_s, h, t, w, *ends, again, per_layer)
+        total = {k: sent + part[k] * plan.dp for k, sent in total.items()}
+    where, (what, place, source) = _places(graph), _names(run, per_layer)
+    return [
+        bytes_row(
+            graph,
+            f"tp_{k}_sent",
+            Said(f"{what.en}, {place[k].en}", f"{what.zh}，{place[k].zh}"),
+            sent,
+            where[k],
+            source,
+        )
+        for k, sent in total.items()
+    ]
+
+
+def _pairs(model: ModelConfig) -> int:
+    """Pairs of matrices in a layer: attention, MLP or experts, and the expert that every token passes."""
+    return 3 if model.experts and model.shared_ffn else 2
+
+
+def _per_layer(run: Judged) -> int:
+    """Collectives of a layer and micro-batch, nothing run again.
+
+    A pair of matrices that does not keep a piece of its input to gather again (three matrices; a router and experts)
+    has one gather less in backward.
+    """
+    if run.plan.sequence_parallel:
+        return 5 * _pairs(run.model) - (not run.model.one_gather) - (run.model.experts > 0)
+    return 2 * _pairs(run.model)
+
+
+def _places(graph: ExecutionGraph) -> dict[str, np.ndarray]:
+    """Which events on tp belong where: activations are told apart by layer and label."""
+    tp = graph.where(axis="tp", purpose="activations")
+    label, in_layer = np.array([*graph.names, ""])[graph.label], graph.layer >= 0
+    heads, router = np.char.startswith(label, "key-value head"), np.char.startswith(label, "router weights")
+    return {
+        "layer": tp & in_layer & ~heads & ~router,
+        "embedding": tp & ~in_layer & np.char.startswith(label, "g "),
+        "head": tp & ~in_layer & np.char.startswith(label, "f "),
+        "loss": tp & np.char.startswith(label, "cross_entropy"),
+        "heads": tp & heads,
+        "router": tp & router,
+    }
+
+
+def _names(run: Judged, per_layer: int) -> tuple[Said, dict[str, Said], str]:
+    """What tensor-parallel ranks send, where they send it, and who says how much."""
+    full = run.plan.recompute == "full"
+    if run.plan.sequence_parallel:
+        again = Said(" and what runs again", "及重算的部分") if full else Said("", "")
+        what = Said("tp gathers and scatters sent", "tp gather 与 scatter 的发送量")
+        source = "Korthikanti 2205.05198 section 4.2.2 (Eq 18)"
+        embedding, head = Said("embedding, 2", "嵌入 2 次"), Said("head input, 3", "输出层输入 3 次")
+    else:
+        again = Said(" and what runs again", "及重算的次数") if full else Said("", "")
+        what = Said("tp all-reduces sent", "tp all-reduce 发送量")
+        source = "Megatron-LM 1909.08053 section 3 (Eq 18, Eq 19)"
+        embedding = Said("embedding, once", "词嵌入（一次）")
+        head = Said("head input, once", "输出头的输入（一次）")
+    place = {
+        "layer": Said(f"{per_layer} per layer{again.en}", f"每层 {per_layer} 次{again.zh}"),
+        "embedding": embedding,
+        "head": head,
+        "loss": Said("loss, 3 scalars a token", "损失（每 token 3 个标量）"),
+    }
+    return what, place, source
+
+
+def _shared_heads(run: Judged, graph: ExecutionGraph) -> list[Row]:
+    """Where ranks share a key head, each gathers keys and values of the whole head."""
+    plan, model = run.plan, run.model
+    if plan.tp <= model.key_heads:
+        return []
+    runs, b_s = 3 if plan.recompute == "full" else 2, plan.micro_batch * model.seq
+    one = predict_shared_heads(model.key_heads, model.key_width, plan.tp, b_s, plan.width, runs)
+    return [
+        bytes_row(
+            graph,
+            "tp_shared_heads_sent",
+            Said("tp keys and values of shared heads sent", "tp 共享头的键和值的发送量"),
+            one * plan.micro_batches * model.layers * plan.dp,
+            _places(graph)["heads"],
+            "GQA 2305.13245; Eq 10 over tp / kv-heads",
+        )
+    ]
+
+
+def _router(run: Judged, graph: ExecutionGraph) -> list[Row]:
+    """Gradients of the k weights that the router gives a token: an all-reduce, or a gather and a scatter."""
+    plan, model = run.plan, run.model
+    if not model.experts:
+        return []
+    weights = plan.micro_batch * model.seq * model.top_k * max(plan.width, 4)
+    runs = 3 if plan.recompute == "full" and plan.sequence_parallel else 2
+    return [
+        bytes_row(
+            graph,
+            "tp_router_sent",
+            Said("tp weights of the router sent", "tp 路由权重的发送量"),
+            runs * (plan.tp - 1) * weights * plan.micro_batches * model.layers * plan.dp,
+            _places(graph)["router"],
+            "Eq 9, Eq 10: k numbers a token",
+        )
+    ]
+
+
+# ---- once a step -------------------------------------------------------------------------------------------
+def _whole(run: Judged, graph: ExecutionGraph) -> list[Row]:
+    """Gradients summed over tp once a step: 2 (t-1) of their elements (Eq 9).
+
+    They are those of every parameter that is whole where the sequence is cut, else of what the heads share.
+    """
+    plan, units = run.plan, run.units
+    whole = [x for u in units for x in u.members if x.shard is None]
+    if plan.sequence_parallel:
+        key, label = "tp_norm_gradients_sent", "norms, biases, positions"
+        name = Said("tp gradients of norms, biases and positions sent", "tp 归一化、偏置和位置梯度的发送量")
+        source = "Korthikanti 2205.05198 section 4.2.2"
+    else:
+        parts = GPTStage(run.model, device=torch.device("meta")).parts()
+        partial = set().union(*(part.partial for part in parts))
+        whole = [x for x in whole if x.name in partial]
+        key, label = "tp_shared_gradients_sent", "what all heads share"
+        name = Said("tp gradients of what all heads share sent", "tp 各头共用参数梯度的发送量")
+        source = "Eq 9: each rank has its heads' part"
+        if not whole:
+            return []
+    shares = plan.data_ranks // (plan.shards if plan.zero else 1)  # with ZeRO every dp rank sums what it owns
+    elements = sum(x.stop - x.start for x in whole)
+    predicted = 2 * (plan.tp - 1) * elements * plan.gradient_width * shares
+    return [bytes_row(graph, key, name, predicted, graph.where(axis="tp", label=label), source)]
