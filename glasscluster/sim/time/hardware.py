@@ -236,6 +236,7 @@ _LAPTOP_HOST = _host(4, 1, 32, 2, 4800, "a laptop with two channels of DDR5")
 
 _CLASS_LINK = Link("classroom link", 10 * GB, 8 * US, 2 * US, "invented: 10 GB/s, 10 us = 2 us on the port + 8 us in flight")
 
+MACHINES = Path(__file__).parent / "machines"  # profiles that stand here are in the catalogue, too
 CATALOGUE: dict[str, Hardware] = {
     h.name: h
     for h in (
@@ -283,3 +284,6 @@ def _read_profile(path: Path) -> Hardware:
         raise InputError("hardware", str(path), f"cannot be read: {problem.strerror}") from None
     except (ValueError, TypeError, KeyError) as problem:
         raise InputError("hardware", str(path), f"not a hardware profile: {problem}") from None
+
+
+CATALOGUE.update((found.name, found) for found in map(_read_profile, sorted(MACHINES.glob("*.json"))))

@@ -71,7 +71,7 @@ class StageSetup:
 
     `apart`: names of parameters that get a unit of their own (a tied table with copies on two stages);
     `counts(name, shard)`: whether this rank adds a parameter to the gradient norm; `observers` are told when
-    a unit's gradient is complete.
+    a unit's gradient is complete; `comm_hook` sums gradients in place of an all-reduce (comm_hooks.py).
     """
 
     gpu: GPU
@@ -83,6 +83,7 @@ class StageSetup:
     counts: Callable[[str, Shard | None], bool]
     observers: Sequence[Observer] = ()
     layers: WholeLayers = field(default_factory=WholeLayers)
+    comm_hook: Callable[[Unit], Work] | None = None
 
     @property
     def sum_over_groups(self) -> SumOverGroups | None:
