@@ -286,4 +286,4 @@ def _read_profile(path: Path) -> Hardware:
         raise InputError("hardware", str(path), f"not a hardware profile: {problem}") from None
 
 
-CATALOGUE.update((found.name, found) for found in map(_read_profile, sorted(MACHINES.glob("*.json"))))
+CATALOGUE.update((machine.name, machine) for machine in map(_read_profile, sorted(MACHINES.glob("*.json"))))
