@@ -367,15 +367,19 @@ def test_blocks_merged_without_their_log_sum_exp_are_caught(kind, wrong, monkeyp
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("at", [(1, 0), (3, 2)])
 def test_one_block_dropped_is_caught(kind, at, monkeypatch):
-    monkeypatch.setattr(
-        pieces, "rectangle", lambda kind, rank, source, n: None if (rank, source) == at else rectangle(kind, rank, source, n)
-    )
+    def without(kind, rank, source, n):
+        return None if (rank, source) == at else rectangle(kind, rank, source, n)
+
+    monkeypatch.setattr(pieces, "rectangle", without)
     assert caught(kind) > 1e-2
 
 
 @pytest.mark.parametrize(("computed", "placed"), [(a, b) for a in KINDS for b in KINDS if a != b])
 def test_tokens_that_lie_in_another_kind_s_order_are_caught(computed, placed, monkeypatch):
-    monkeypatch.setattr(pieces, "rectangle", lambda _kind, rank, source, n: rectangle(computed, rank, source, n))
+    def another(_kind, rank, source, n):
+        return rectangle(computed, rank, source, n)
+
+    monkeypatch.setattr(pieces, "rectangle", another)
     assert caught(placed) > 1e-2
 
 

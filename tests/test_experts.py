@@ -532,7 +532,8 @@ def test_recomputation_sends_rows_again(recompute):
     model = make_model("tiny", layers=3, hidden=16, seq=12, experts=8)
     plan = make_plan(dp=4, ep=4, global_batch=16, micro_batch=2, recompute=recompute, precision="fp32")
     graph = run_plan(plan, model, "dry").graph
-    predicted = expert_parallel.predict_traffic(3, 2, 2 * 12, 2, 8, 4, 16, 4, again=3 if recompute == "full" else 0)
+    again = 3 if recompute == "full" else 0
+    predicted = expert_parallel.predict_traffic(3, 2, 2 * 12, 2, 8, 4, 16, 4, again=again)
     assert sum(graph.bytes_sent(axis="ep", purpose="activations")) == predicted["rows"]
     assert sum(graph.bytes_sent(axis="ep", purpose="scalars")) == predicted["counts"]
 

@@ -86,7 +86,8 @@ def test_gpipe_on_the_real_gpt_takes_what_f20_says(p, m, dp, hardware):
 
 def makespan_row(plan, line, results):
     """The one row that Eq 20 predicts; it is there whatever becomes of it."""
-    (row,) = (r for r in accounts.rows(Judged(plan, make_model("tiny", **MODEL), line.graph, results, line)) if r.key == "gpipe_makespan")
+    judged = Judged(plan, make_model("tiny", **MODEL), line.graph, results, line)
+    (row,) = (r for r in accounts.rows(judged) if r.key == "gpipe_makespan")
     return row
 
 

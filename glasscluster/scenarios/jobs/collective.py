@@ -15,7 +15,7 @@ from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.folders import output_folder, write_run_json
 from glasscluster.scenarios.jobs.wires import wires
 from glasscluster.scenarios.requests.collective import CollectiveRequest
-from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY, is_file, load
+from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY, load
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.sim.time.hardware import Hardware, hardware
@@ -84,11 +84,6 @@ def parse_buffer(operation: str, size: str) -> int:
     if not size:
         raise InputError("size", size, "is needed: the full buffer of a rank, such as 64MiB")
     return parse_size("size", size)
-
-
-def named(algorithm: str) -> str:
-    """The name of an algorithm; `FILE.py:NAME` is loaded, and is NAME from then on."""
-    return load(algorithm) if is_file(algorithm) else algorithm
 
 
 def check(asked: Asked) -> None:
@@ -273,8 +268,8 @@ def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -
 
     operation, gpus = request.operation, request.gpus
     nbytes = parse_buffer(operation, request.size)
-    asked = Asked(operation, named(request.algorithm), gpus, nbytes, make(gpus), request.servers, request.contention)
-    others = [named(name) for name in (request.against or "").split(",") if name]
+    asked = Asked(operation, load(request.algorithm), gpus, nbytes, make(gpus), request.servers, request.contention)
+    others = [load(name) for name in (request.against or "").split(",") if name]
     sweeps, out = request.sweep, request.out
     return collective(asked, make, nodes=request.nodes, sweeps=sweeps, against=others, out=out, say=say)
 

@@ -150,7 +150,8 @@ def counted_rows(job: EvaluationJob, run: Run) -> list[Row]:
     if job.dp > 1:
         sent = run.graph.where(axis="dp")
         name = Said("sent by all ranks for the scores", "全部 rank 为分数的发送量")
-        rows.append(bytes_row(run.graph, "scores_sent", name, predict_traffic(job), sent, "Eq 9: 2 (N − 1) S"))
+        predicted, source = predict_traffic(job), "Eq 9: 2 (N − 1) S"
+        rows.append(bytes_row(run.graph, "scores_sent", name, predicted, sent, source))
     return rows
 
 

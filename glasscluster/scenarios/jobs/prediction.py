@@ -12,7 +12,7 @@ from glasscluster.base.errors import GlassError, InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.stored import slow_ranks
 from glasscluster.scenarios.requests.predict import CSV_COLUMNS, PredictRequest
-from glasscluster.sim.ranks.collectives import is_file, load
+from glasscluster.sim.ranks.collectives import load
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.history import MemoryHistory
 from glasscluster.strategies.job import Job, job_info
@@ -54,8 +54,7 @@ def predict(
             raise InputError("slow_rank", number, f"the plan has ranks 0 to {plan.gpus - 1}", range(plan.gpus))
     if cluster.hardware.gpu.sm and "algorithm" not in plan.model_fields_set:
         plan = plan.model_copy(update={"algorithm": "native"})
-    if is_file(plan.algorithm):
-        load(plan.algorithm)
+    load(plan.algorithm)
     precision = plan.precision
     if precision == "fp8":  # weights, activations and gradients stay in bf16; the matrices' products are in fp8
         plan = plan.model_copy(update={"precision": "bf16"})

@@ -20,7 +20,7 @@ from glasscluster.scenarios.jobs.shapes import model_of
 from glasscluster.scenarios.jobs.sources import check_data, parse_data
 from glasscluster.scenarios.jobs.trained import Say, Trained, silent
 from glasscluster.scenarios.requests.train import TrainRequest
-from glasscluster.sim.ranks.collectives import is_file, load
+from glasscluster.sim.ranks.collectives import load
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import accounts, advice, check
@@ -127,8 +127,7 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
         check_saving(save, model, plan)
     job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=save is not None)
     job.check_packed()
-    if is_file(plan.algorithm):
-        load(plan.algorithm)  # before any rank does, so that a mistake in it is one of usage
+    load(plan.algorithm)  # before any rank does: a mistake in a file is one of usage
     check_memory(cluster, job, say)
     if not is_leader():
         with cluster:

@@ -176,7 +176,9 @@ class RingAttention(torch.autograd.Function):
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
-def predict_traffic(ranks: int, batch: int, tokens: int, key_heads: int, head_dim: int, width: int) -> dict[str, int]:
+def predict_traffic(
+    ranks: int, batch: int, tokens: int, key_heads: int, head_dim: int, width: int
+) -> dict[str, int]:
     """Eq 26: bytes that each rank sends for one attention, whatever the kind; tokens = s. `forward` also when it is computed again.
 
     forward    2B (N-1)(s/N) n_kv d w                     K and V, N-1 hops

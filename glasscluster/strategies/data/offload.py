@@ -78,7 +78,9 @@ class HostOptimizer:
 # ---- theory --------------------------------------------------------------------------------------------------------
 
 
-def predict_host(parameters: int, width: int, gradient_width: int, state_width: int, moments: int) -> dict[str, int]:
+def predict_host(
+    parameters: int, width: int, gradient_width: int, state_width: int, moments: int
+) -> dict[str, int]:
     """Bytes of a step for `parameters` owned elements: over the link each way, through host memory, and held there."""
     held, down, up = (1 + moments) * state_width * parameters, gradient_width * parameters, width * parameters
     return {"down": down, "up": up, "update": down + 2 * held + up, "held": held}

@@ -1,10 +1,10 @@
-"""What data parallelism and ZeRO promise, beside what was counted: bytes sent and held, and the last bucket's end."""
+"""What data parallelism and ZeRO promise: bytes sent and held, the last bucket's end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.rows import Row, not_applicable
 from glasscluster.base.text import Said
@@ -29,7 +29,7 @@ HOOKED = Said(
 
 
 def predict(run: Judged) -> list[Row]:
-    """Bytes sent (Eq 9, Eq 16), states held (Eq 15), the optimizer in host memory, the last bucket's end (Eq 14)."""
+    """Bytes sent (Eq 9, Eq 16) and held (Eq 15), the optimizer on the host, the last bucket's end (Eq 14)."""
     return [*_sent(run), *_held(run), *_layers_whole(run), *_host(run), *_last_bucket(run)]
 
 
@@ -53,7 +53,9 @@ def _sent(run: Judged) -> list[Row]:
         return []
     theory = _traffic(run)
     hybrid = plan.zero > 0 and plan.shards < plan.data_ranks
-    source = "ZeRO 1910.02054 section 7 (Eq 16)" if plan.zero else "Patarasuk-Yuan 2009 (Eq 9); ZeRO section 7.1"
+    source = "Patarasuk-Yuan 2009 (Eq 9); ZeRO section 7.1"
+    if plan.zero:
+        source = "ZeRO 1910.02054 section 7 (Eq 16)"
     across = graph.where(purpose="gradients", group=GROUP_IDS["replicas"])
     rows = []
     for p in ("gradients", "parameters"):
@@ -177,4 +179,5 @@ def _last_bucket(run: Judged) -> list[Row]:
     if isinstance(found, Said):
         return [not_applicable(key, name, found, source, unit="s", match="virtual")]
     chain, replayed = found
-    return [Row(key, name, chain, None, source, simulated=replayed, unit="s", match="virtual", tolerance=1e-9)]
+    seconds: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    return [Row(key, name, chain, None, source, simulated=replayed, **seconds)]

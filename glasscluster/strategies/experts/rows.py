@@ -1,4 +1,4 @@
-"""What expert parallelism promises, given what the routers chose, beside the bytes that were counted along ep."""
+"""What expert parallelism promises, given what the routers chose, beside the bytes counted along ep."""
 
 from __future__ import annotations
 

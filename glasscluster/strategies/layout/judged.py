@@ -1,8 +1,9 @@
 """What the strategies' formulas are held against: a plan, a model, and what was recorded when they ran.
 
-Each strategy's rows.py has one function, `predict(run: Judged) -> list[Row]`. It makes a row for everything that the
-plan has of this strategy, and that was brought along: without a graph there are no bytes, without a timeline no
-seconds. Where a formula does not hold for this run the row is there all the same, not applicable, and says why.
+Each strategy's rows.py has one function, `predict(run: Judged) -> list[Row]`. It makes a row for everything
+that the plan has of this strategy, and that was brought along: without a graph there are no bytes, without a
+timeline no seconds. Where a formula does not hold for this run the row is there all the same, not applicable,
+and says why.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def bytes_row(
 ) -> Row:
     """A row of the bytes that were sent by all ranks together.
 
-    Not applicable, and without a count, where a library's collectives ran; not applicable beside its count where
-    those that sent these bytes ran by an algorithm whose formula this is not.
+    Not applicable, and without a count, where a library's collectives ran. Not applicable beside its count
+    where the collectives that sent these bytes ran by another algorithm than the formula's.
 
     Args:
         where: one bool an event, which of the graph's sends are meant (see `ExecutionGraph.where`).

@@ -16,12 +16,12 @@ def segments(layers: int, every: int) -> list[int]:
 def last_spared(model: ModelConfig, fused: bool = False) -> bool:
     """Whether recomputation of a segment stops before its last matrix, and before that matrix's collective.
 
-    It stops at the last tensor that was kept. A dropout mask comes after the matrix, and a norm behind the branch keeps
-    its input: then all of the branch runs again.
+    It stops at the last tensor that was kept. A dropout mask comes after the matrix, and a norm behind the
+    branch keeps its input: then all of the branch runs again.
 
     Args:
-        fused: matrix and collective are one operation (--tp-overlap), which runs again as a whole. A layer whose last
-            branch is routed experts is not: their columns are summed by a collective of its own.
+        fused: matrix and collective are one operation (--tp-overlap), which runs again as a whole. Where the
+            last branch is routed experts they are two all the same.
     """
     routed_last = bool(model.experts) and not model.shared_ffn
     return model.norm_position == "pre" and not model.dropout and (not fused or routed_last)

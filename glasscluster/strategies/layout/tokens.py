@@ -4,8 +4,9 @@
     striped   token i is rank i mod N's
     zigzag    of 2N chunks rank r has r and 2N-1-r
 
-context/context_parallel.py draws the parts of a block that a causal mask leaves to each of them. With `heads_cut` = U
-ranks that exchange heads (context/ulysses.py), the N/U groups are cut so, and inside a group the heads are shared out.
+context/context_parallel.py draws the parts of a block that a causal mask leaves to each of them. With
+`heads_cut` = U ranks that exchange heads (context/ulysses.py), the sequence is cut so over the N/U groups,
+and inside a group the heads are shared out.
 """
 
 from __future__ import annotations
@@ -39,13 +40,22 @@ def rectangle(kind: str, rank: int, source: int, tokens: int) -> Rectangle | Non
 
 
 def parts(
-    kind: str, rank: int, source: int, ranks: int, tokens: int, causal: bool = True, prefix: int = 0, jumps: bool = False
+    kind: str,
+    rank: int,
+    source: int,
+    ranks: int,
+    tokens: int,
+    causal: bool = True,
+    prefix: int = 0,
+    jumps: bool = False,
 ) -> list[Rectangle]:
     """The same with any mask: all keys where it is not causal, the prefix's everywhere.
 
     The first part of a rank's own block has all queries.
 
-    tokens: of one rank. jumps: cut where a rank's positions jump, so that a part's distances are equally far apart.
+    Args:
+        tokens: of one rank.
+        jumps: cut where a rank's positions jump, so that a part's distances are equally far apart.
     """
     if causal:
         known = sum(p < prefix for p in tokens_of(kind, source, ranks, ranks * tokens)) if prefix else 0
@@ -80,7 +90,7 @@ def work(
 ) -> list[int]:
     """Query-key pairs that each rank computes of one sequence, over the heads that it has inside attention.
 
-    With tile = TILE they are those of flash attention, whose diagonal tiles are whole. Of one head and without tiles:
+    With tile = TILE they are those of flash attention, whose diagonal tiles are whole. Of one head, no tiles:
 
     ring       r n^2 + n(n+1)/2 for rank r: the last has 2N-1 times the first's (n large)
     zigzag     N n^2/2 + n/2, every rank
@@ -95,9 +105,9 @@ def work(
     """
     each = ranks if kind == "ulysses" else heads_cut
     kind, groups = "ring" if kind == "ulysses" else kind, ranks // each
-    n = tokens // groups
+    n, mask = tokens // groups, (causal, prefix, jumps)
     of_group = [
-        sum(pairs(parts(kind, group, source, groups, n, causal, prefix, jumps), tile) for source in range(groups))
+        sum(pairs(parts(kind, group, source, groups, n, *mask), tile) for source in range(groups))
         for group in range(groups)
     ]
     return [of_group[rank // each] * (heads // each) for rank in range(ranks)]

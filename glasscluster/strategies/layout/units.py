@@ -182,7 +182,7 @@ class _Cut(Unsharded):
 
 
 def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
-    """The units that every rank of a pipeline stage has; their tensors are on the meta device, without data."""
+    """The units that every rank of a pipeline stage has, on the meta device: shapes without data."""
     first, last = stage == 0, stage == plan.stages - 1
     layers, meta = plan.stage_layers(model)[stage], torch.device("meta")
     shape = GPTStage(model, layers, first, last, _Cut(plan), dtype=plan.dtype, device=meta)

@@ -76,7 +76,8 @@ def _checkpoints(run: Judged) -> int:
         )
         for layers in plan.stage_layers(model)
     ]
-    # without a norm before it a segment's input is its first matrix's, and is held until its weights' gradient is done
+    # without a norm before it a segment's input is its first matrix's: held until its weights' gradient is
+    # computed
     first = plan.recompute == "full" and model.norm_position == "post"
     schedule, until = plan.pipeline, "BW" if first else "BI"
     held = int(sum(schedule.most_held(rank, stages, until) for rank in range(plan.pp)))

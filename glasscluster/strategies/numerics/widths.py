@@ -1,4 +1,4 @@
-"""Number formats by the names that plans use: what torch calls them, and how wide they are. No torch is needed."""
+"""Number formats by the names that plans use: what torch calls them, how wide they are. Needs no torch."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -95,7 +95,8 @@ def _makespan(run: Judged) -> list[Row]:
     span, predicted = last - first, gpipe_makespan(run.plan, run.timeline)
     if isinstance(predicted, Said):
         return [not_applicable(key, name, predicted, source, simulated=span, unit="s", match="virtual")]
-    return [Row(key, name, predicted, None, source, simulated=span, unit="s", match="virtual", tolerance=1e-9)]
+    seconds: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    return [Row(key, name, predicted, None, source, simulated=span, **seconds)]
 
 
 PARTNERS = Said(

@@ -19,10 +19,11 @@ PLACE = 20  # in the ledger
 
 
 def predict(run: Judged) -> list[Row]:
-    """Bytes along tp, summed over ranks (Eq 18, Eq 19), and what is whole on every rank but used for a part (Eq 9)."""
-    if run.graph is None or run.plan.tp == 1:
+    """Bytes along tp, summed over ranks: Eq 18, Eq 19, and Eq 9 for gradients added up once a step."""
+    graph = run.graph
+    if graph is None or run.plan.tp == 1:
         return []
-    return [*_activations(run, run.graph), *_shared_heads(run, run.graph), *_router(run, run.graph), *_whole(run, run.graph)]
+    return [*_activations(run, graph), *_shared_heads(run, graph), *_router(run, graph), *_whole(run, graph)]
 
 
 # ---- what a layer sends for each micro-batch ---------------------------------------------------------------
@@ -61,8 +62,8 @@ def _pairs(model: ModelConfig) -> int:
 def _per_layer(run: Judged) -> int:
     """Collectives of a layer and micro-batch, nothing run again.
 
-    A pair of matrices that does not keep a piece of its input to gather again (three matrices; a router and experts)
-    has one gather less in backward.
+    A pair of matrices that does not keep a piece of its input to gather again (three matrices; a router and
+    experts) has one gather less in backward.
     """
     if run.plan.sequence_parallel:
         return 5 * _pairs(run.model) - (not run.model.one_gather) - (run.model.experts > 0)

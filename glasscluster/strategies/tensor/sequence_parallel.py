@@ -152,7 +152,9 @@ def predict_traffic(
     again: int = 0,
     per_layer: int = 10,
 ) -> dict[str, int]:
-    """Eq 18 with sequence parallelism, in the terms of tensor_parallel.predict_traffic: bytes sent by all t ranks together in a step.
+    """Eq 18 with sequence parallelism, in the terms of tensor_parallel.predict_traffic.
+
+    Bytes sent by all t ranks together in a step.
 
     Each all-gather and reduce-scatter sends (t-1) b·s·h elements; a layer has `per_layer` = 10 (4 forward; 6 backward, 2 of
     them because only the shard is kept) and the `again` ones of a stage that recomputation repeats, the embedding 2, the head's input 3.

@@ -224,7 +224,7 @@ def predict_shared_heads(key_heads: int, key_width: int, tp: int, tokens: int, w
 def predict_again(layers: int, every: int, regions: int, spared: bool, each: int = 1) -> int:
     """Eq 18: collectives that full recomputation repeats, of a stage and micro-batch.
 
-    A layer has `regions` pairs of matrices (attention, MLP), and of each `each` collectives forward. `spared`: recomputation
-    stops before a segment's last collective.
+    A layer has `regions` pairs of matrices (attention, MLP), and each pair has `each` collectives forward.
+    `spared`: recomputation stops before a segment's last collective.
     """
     return each * regions * layers - (len(segments(layers, every)) if spared else 0)

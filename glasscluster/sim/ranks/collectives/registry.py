@@ -68,7 +68,12 @@ def is_file(algorithm: str) -> bool:
 
 
 def load(algorithm: str) -> str:
-    """Load the file of `FILE.py:NAME` once in this process; returns NAME, which must be registered by then."""
+    """Load the file of `FILE.py:NAME` once in this process; returns NAME, which must be registered by then.
+
+    Any other name comes back as it is.
+    """
+    if not is_file(algorithm):
+        return algorithm
     file, _, name = algorithm.rpartition(":")
     path = Path(file).absolute()
     with _LOADING:
@@ -105,9 +110,9 @@ def _run(path: Path, algorithm: str) -> None:
 def serving(operation: str, algorithm: str) -> str:
     """The name of what runs an operation where one algorithm was chosen for all of them, as for a training.
 
-    It is the chosen algorithm where that has the operation, else the operation's default: ring, or `DEFAULTS`.
+    It is the chosen algorithm where that has the operation, else the default: ring, or what DEFAULTS says.
     """
-    name = load(algorithm) if is_file(algorithm) else algorithm
+    name = load(algorithm)
     return name if name in ALGORITHMS[operation] else DEFAULTS.get(operation, "ring")
 
 
