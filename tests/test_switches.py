@@ -32,10 +32,10 @@ from glasscluster.model.text.data import masked
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies import assembly
 from glasscluster.strategies.context import context_parallel, ulysses
-from glasscluster.strategies.context.context_parallel import tokens_of
 from glasscluster.strategies.data import data_parallel
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge import check
+from glasscluster.strategies.layout.tokens import tokens_of
 from glasscluster.strategies.loader import Loader
 from glasscluster.strategies.plan import make_model, make_plan
 

@@ -25,6 +25,7 @@ from glasscluster.model.weights import hugging_face
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.context.ulysses import make_context
+from glasscluster.strategies.data import comm_hooks
 from glasscluster.strategies.data.setup import Groups, StageOptions, StageSetup, WholeLayers
 from glasscluster.strategies.data.stages import LADDER, Manager, Stages
 from glasscluster.strategies.experts.expert_parallel import ExpertParallel
@@ -170,6 +171,7 @@ def make_manager(
         counts,
         observers,
         layers,
+        comm_hooks.find(plan, job.model),
     )
     return LADDER[plan.zero](setup)
 

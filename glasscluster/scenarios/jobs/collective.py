@@ -15,7 +15,7 @@ from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.folders import output_folder, write_run_json
 from glasscluster.scenarios.jobs.wires import wires
 from glasscluster.scenarios.requests.collective import CollectiveRequest
-from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY
+from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY, load
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.sim.time.hardware import Hardware, hardware
@@ -153,7 +153,10 @@ def _speeds(asked: Asked, time: float) -> dict[str, float]:
 
 
 def theory(asked: Asked) -> float | None:
-    """The closed form, where there is one: equal chunks, additions free, no contention, one kind of wire or the hierarchical algorithm."""
+    """The closed form, where there is one.
+
+    It is of equal chunks, free additions, no contention, and one kind of wire or the hierarchical algorithm.
+    """
     hw, n = asked.hardware, asked.gpus
     hierarchical = asked.algorithm == "hierarchical"
     if (asked.nbytes % n and asked.algorithm not in ANY_SIZE) or hw.gpu.reduce_rate != float("inf"):
@@ -168,7 +171,8 @@ def theory(asked: Asked) -> float | None:
         return None
     more: dict[str, Any] = {"between": hw.inter, "node_size": hw.node_size} if hierarchical and hw.topology is None else {}
     more |= {"servers": asked.servers} if asked.servers is not None else {}
-    return THEORY[asked.algorithm](asked.inner, n, asked.nbytes, hw.link(0, 1), **more).time_s
+    known = THEORY.get(asked.algorithm)
+    return known(asked.inner, n, asked.nbytes, hw.link(0, 1), **more).time_s if known else None
 
 
 def by_nccl(asked: Asked, nodes: int | None = None) -> dict[str, Any]:
@@ -265,8 +269,8 @@ def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -
 
     operation, gpus = request.operation, request.gpus
     nbytes = parse_buffer(operation, request.size)
-    asked = Asked(operation, request.algorithm, gpus, nbytes, make(gpus), request.servers, request.contention)
-    others = [name for name in (request.against or "").split(",") if name]
+    asked = Asked(operation, load(request.algorithm), gpus, nbytes, make(gpus), request.servers, request.contention)
+    others = [load(name) for name in (request.against or "").split(",") if name]
     sweeps, out = request.sweep, request.out
     return collective(asked, make, nodes=request.nodes, sweeps=sweeps, against=others, out=out, say=say)
 

@@ -179,21 +179,3 @@ def write_files(folder: Path, trained: Trained, title: str) -> None:
     pictures, missing = network_pictures(trained), trained.not_checked
     trained.report = write_run_report(trained.run, folder / "report.html", pictures, missing)
     write_run_json(folder, {**trained.as_json(), "wall_s": trained.wall_s, "title": title})
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -12,7 +12,7 @@ OPERATIONS = (
 )
 ALGORITHMS = (
     *("ring", "tree", "double-tree", "recursive-doubling", "halving-doubling", "hierarchical"),
-    *("direct", "parameter-server", "nccl, ..."),
+    *("direct", "parameter-server", "nccl, ...", "FILE.py:NAME"),
 )
 TOPOLOGIES = (
     "ring | switch | fully-connected | line | mesh2d | torus2d | torus3d | hypercube | fat-tree | rail | "

@@ -323,6 +323,7 @@ _LAPTOP_HOST = _host(4, 1, 32, 2, 4800, "a laptop with two channels of DDR5")
 
 _CLASS_LINK = Link("classroom link", 10 * GB, 8 * US, 2 * US, "invented: 10 GB/s, 10 us = 2 us on the port + 8 us in flight")
 
+MACHINES = Path(__file__).parent / "machines"  # profiles that stand here are in the catalogue, too
 CATALOGUE: dict[str, Hardware] = {
     h.name: h
     for h in (
@@ -378,3 +379,6 @@ def _read_profile(path: Path) -> Hardware:
     if fields.get("topology") is not None:
         parts["topology"] = from_data(fields["topology"], name=path.stem)
     return Hardware(**fields | parts)
+
+
+CATALOGUE.update((machine.name, machine) for machine in map(_read_profile, sorted(MACHINES.glob("*.json"))))

@@ -7,6 +7,8 @@ from glasscluster.base.text import Said
 from glasscluster.strategies.context import ulysses
 from glasscluster.strategies.layout.judged import Judged, bytes_row
 
+PLACE = 30  # in the ledger
+
 
 def predict(run: Judged) -> list[Row]:
     """Eq 26: what attention sends along cp, summed over ranks."""

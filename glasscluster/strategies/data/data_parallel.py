@@ -67,8 +67,11 @@ class DataParallel:
             self.reduce(complete)
 
     def reduce(self, unit: Unit) -> None:
-        """All-reduce, while backward goes on."""
+        """All-reduce, or what a strategy does in its place, while backward goes on."""
         assert unit.grad is not None
+        if self.setup.comm_hook is not None:
+            self.in_flight.append((unit, self.setup.comm_hook(unit)))
+            return
         work = unit.comm.all_reduce(
             unit.grad,
             algorithm=self.algorithm,

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.rows import Row, not_applicable
 from glasscluster.base.text import Said
 from glasscluster.sim.ranks.mesh import GROUP_IDS
-from glasscluster.strategies.data import data_parallel, offload, overlap, zero, zero3
+from glasscluster.strategies.data import comm_hooks, data_parallel, offload, overlap, zero, zero3
 from glasscluster.strategies.layout.judged import Judged, bytes_row
 from glasscluster.strategies.layout.units import Unit
 
 if TYPE_CHECKING:
     from glasscluster.strategies.plan import Plan
 
+PLACE = 10  # in the ledger
 WHAT = {
     "gradients": Said("gradients", "梯度"),
     "parameters": Said("parameters", "参数"),
     "optimizer": Said("optimizer", "优化器状态"),
 }
+HOOKED = Said(
+    "another strategy sums the gradients (a communication hook): its own rows say what it sends",
+    "梯度由另一种策略求和（通信钩子）：发送量见其自己的账目",
+)
 
 
 def predict(run: Judged) -> list[Row]:
@@ -33,6 +39,10 @@ def parameters_of(units: Iterable[Unit]) -> dict[bool, int]:
     for unit in units:
         psi[unit.experts] += unit.padded
     return psi
+
+
+def _hooked(run: Judged) -> bool:
+    return comm_hooks.find(run.plan, run.model) is not None
 
 
 # ---- bytes sent --------------------------------------------------------------------------------------------
@@ -57,7 +67,8 @@ def _sent(run: Judged) -> list[Row]:
                 f"dp {p} sent inside groups of {plan.shards}, all ranks",
                 f"dp {WHAT[p].zh}：{plan.shards} 个 rank 的组内发送量（全部 rank）",
             )
-        rows.append(bytes_row(graph, f"dp_{p}_sent", name, theory[p], where, source))
+        row = bytes_row(graph, f"dp_{p}_sent", name, theory[p], where, source)
+        rows.append(replace(row, why=HOOKED) if p == "gradients" and _hooked(run) else row)
     if hybrid:
         groups = plan.data_ranks // plan.shards
         name = Said(
@@ -164,7 +175,7 @@ def _last_bucket(run: Judged) -> list[Row]:
         return []
     key, name = "last_bucket_reduced", Said("last bucket reduced", "最后一个桶归约完成的时刻")
     source = "Eq 14, PyTorch DDP 2006.15704: max(ready, end before) + c along the buckets"
-    found = overlap.predict_last_bucket(run.plan, run.timeline)
+    found = HOOKED if _hooked(run) else overlap.predict_last_bucket(run.plan, run.timeline)
     if isinstance(found, Said):
         return [not_applicable(key, name, found, source, unit="s", match="virtual")]
     chain, replayed = found

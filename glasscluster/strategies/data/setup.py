@@ -75,6 +75,7 @@ class StageSetup:
         separate: names of parameters that get a unit of their own (a tied table with copies on two stages).
         counts: `counts(name, shard)` says whether this rank adds a parameter to the gradient norm.
         observers: they are told when a unit's gradient is complete.
+        comm_hook: sums gradients in place of an all-reduce (comm_hooks.py).
     """
 
     gpu: GPU
@@ -86,6 +87,7 @@ class StageSetup:
     counts: Callable[[str, Shard | None], bool]
     observers: Sequence[Observer] = ()
     layers: WholeLayers = field(default_factory=WholeLayers)
+    comm_hook: Callable[[Unit], Work] | None = None
 
     @property
     def sum_over_groups(self) -> SumOverGroups | None:

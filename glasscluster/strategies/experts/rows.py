@@ -6,6 +6,8 @@ from glasscluster.base.rows import Row
 from glasscluster.base.text import Said
 from glasscluster.strategies.layout.judged import Judged, bytes_row
 
+PLACE = 50  # in the ledger
+
 
 def predict(run: Judged) -> list[Row]:
     """Eq 27: tokens that left for experts on other ranks. Each goes out and back, forward and backward."""

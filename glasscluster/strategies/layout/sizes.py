@@ -29,6 +29,10 @@ class Layout(Protocol):
         """Ranks that the experts are spread over."""
 
     @property
+    def zero(self) -> int:
+        """ZeRO stage."""
+
+    @property
     def sequence_parallel(self) -> bool:
         """Whether norms and residuals are cut along the sequence over the tensor-parallel ranks."""
 

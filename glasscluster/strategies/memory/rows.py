@@ -13,6 +13,8 @@ from glasscluster.strategies.memory.recompute import predict_checkpoints, predic
 
 SOURCE = "Korthikanti 2205.05198 section 5; Chen 1604.06174 (Eq 29)"
 
+PLACE = 60  # in the ledger
+
 
 def predict(run: Judged) -> list[Row]:
     """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (Eq 29)."""

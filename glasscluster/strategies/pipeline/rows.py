@@ -19,6 +19,8 @@ from glasscluster.strategies.pipeline.schedules import gpipe, predict_live
 if TYPE_CHECKING:
     from glasscluster.strategies.plan import Plan
 
+PLACE = 40  # in the ledger
+
 
 def predict(run: Judged) -> list[Row]:
     """Bytes along pp (Eq 21), activations in flight (Eq 22), and when the last stage ends (Eq 20)."""

@@ -15,6 +15,8 @@ from glasscluster.strategies.layout.segments import last_spared
 from glasscluster.strategies.tensor import sequence_parallel, tensor_parallel
 from glasscluster.strategies.tensor.tensor_parallel import predict_again, predict_shared_heads
 
+PLACE = 20  # in the ledger
+
 
 def predict(run: Judged) -> list[Row]:
     """Bytes along tp, summed over ranks: Eq 18, Eq 19, and Eq 9 for gradients added up once a step."""

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from glasscluster.sim.ranks.collectives import (
-    barrier,
-    binary_tree,
-    direct,
-    double_tree,
-    halving_doubling,
-    hierarchical,
-    pairwise,
-    parameter_server,
-    recursive_doubling,
-    ring,
-    tree,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from glasscluster.sim.ranks.collectives.registry import (
     ALGORITHMS,
     OPERATIONS,
@@ -26,24 +16,16 @@ from glasscluster.sim.ranks.collectives.registry import (
     with_option,
 )
 
+for _module in iter_modules(__path__):  # every file of this folder registers what it holds
+    import_module(f"{__name__}.{_module.name}")
+
 __all__ = [
     "ALGORITHMS",
     "OPERATIONS",
     "THEORY",
-    "barrier",
-    "binary_tree",
     "collective",
-    "direct",
-    "double_tree",
     "find",
-    "halving_doubling",
-    "hierarchical",
     "load",
-    "pairwise",
-    "parameter_server",
-    "recursive_doubling",
-    "ring",
     "serving",
-    "tree",
     "with_option",
 ]
