@@ -1,7 +1,7 @@
 """Attention's FLOPs, bytes and memory against length, counted: python -m benchmarks.attention_costs
 
-One head of 64, float32, nothing masked, forward and backward, recorded dry (the `meta` device); beside Eq 7 of
-2205.14135 and 2307.08691. The figures are the table and the picture of docs/attention.md.
+One head of 64, float32, nothing masked, forward and backward, recorded dry (the `meta` device); beside Eq 7
+of 2205.14135 and 2307.08691. The figures are the table and the picture of docs/attention.md.
 """
 
 from __future__ import annotations

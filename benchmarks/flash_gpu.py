@@ -4,8 +4,8 @@
 
 Goals: at least 1.0 times the TFLOP/s of torch's flash backend forward and 0.9 times backward. Needs torch,
 triton and this repository alone. Times are medians of `triton.testing.do_bench`, all kernels in one process,
-bfloat16, 16,384 tokens in all; FLOPs are Eq 30's 4 N n d a head forward and 2.5 times that backward, half of it
-under a causal mask, whoever computes more. Before a shape is timed, our errors are held against a float64
+bfloat16, 16,384 tokens in all; FLOPs are Eq 30's 4 N n d a head forward and 2.5 times that backward, half of
+it under a causal mask, whoever computes more. Before a shape is timed, our errors are held against a float64
 reference: at most twice those of plain torch in bfloat16.
 
     --interpret    no GPU: walk the same path at tiny sizes under Triton's interpreter; figures mean nothing

@@ -23,15 +23,27 @@ from typing import Any
 from glasscluster.sim.time.nccl.model import choose
 
 TABLES = Path(__file__).parents[1] / "tests" / "data" / "published"
-CATALOGUE_NAME = {"A100": "dgx-a100-80gb", "A100 SXM": "dgx-a100-80gb", "H200 SXM": "dgx-h200", "B200 SXM": "dgx-b200"}
+CATALOGUE_NAME = {
+    "A100": "dgx-a100-80gb",
+    "A100 SXM": "dgx-a100-80gb",
+    "H200 SXM": "dgx-h200",
+    "B200 SXM": "dgx-b200",
+}
 GOAL = 10.0  # percent, median, of the half held out
 HALVES = {"looked at": False, "held out": True}
 MIB = 1024**2
-CLASSES = (("up to 4 MiB", 4 * MIB), ("8 to 32 MiB", 32 * MIB), ("64 to 512 MiB", 512 * MIB), ("1 GiB and more", float("inf")))
+CLASSES = (
+    ("up to 4 MiB", 4 * MIB),
+    ("8 to 32 MiB", 32 * MIB),
+    ("64 to 512 MiB", 512 * MIB),
+    ("1 GiB and more", float("inf")),
+)
 
 
 def restriction(collective: str) -> set[str] | None:
-    """The algorithms a row's text allows: "all_reduce (NVLS)" ran NVLS, "(Ring, NVLS off)" a ring; None where it says nothing."""
+    """The algorithms a row's text allows: "all_reduce (NVLS)" ran NVLS, "(Ring, NVLS off)" a ring; None where
+    it says nothing.
+    """
     inside = collective.partition("(")[2].rstrip(")").partition(",")[0].strip()
     return {inside} if inside else None
 
@@ -42,7 +54,9 @@ def held_out(nbytes: int) -> bool:
 
 
 def compare(row: dict[str, str]) -> dict[str, Any]:
-    """One measured row beside the prediction, microseconds; errors are signed percent of the measured time."""
+    """One measured row beside the prediction, microseconds; errors are signed percent of the
+    measured time.
+    """
     operation, nbytes, gpus = row["collective"].split()[0], int(row["bytes"]), int(row["gpus"])
     hw, measured = CATALOGUE_NAME[row["hardware"]], float(row["time_us"])
     only = restriction(row["collective"])
@@ -71,7 +85,12 @@ def summary(rows: Iterable[dict[str, Any]], field: str = "error_percent") -> dic
     """Rows, median and mean of the absolute error in percent, and the mean signed one."""
     errors = [r[field] for r in rows]
     sizes = [abs(e) for e in errors]
-    return {"rows": len(errors), "median": round(median(sizes), 2), "mean": round(mean(sizes), 2), "signed": round(mean(errors), 2)}
+    return {
+        "rows": len(errors),
+        "median": round(median(sizes), 2),
+        "mean": round(mean(sizes), 2),
+        "signed": round(mean(errors), 2),
+    }
 
 
 def measure(tables: str = str(TABLES)) -> dict[str, Any]:
@@ -93,7 +112,9 @@ def measure(tables: str = str(TABLES)) -> dict[str, Any]:
         "nccl_estimate_alone": summary(rows, "estimate_error_percent"),
         "halves": {name: summary(half) for name, half in halves.items()},
         "halves_nccl_estimate_alone": alone,
-        "by_hardware": by(lambda r: f"{r['hardware']} x{r['gpus']}" if r["hardware"] == "A100" else r["hardware"]),
+        "by_hardware": by(
+            lambda r: f"{r['hardware']} x{r['gpus']}" if r["hardware"] == "A100" else r["hardware"]
+        ),
         "by_size": by(size_class),
         "furthest": sorted(rows, key=lambda r: -abs(r["error_percent"]))[:8],
         "rows": rows,
@@ -103,11 +124,16 @@ def measure(tables: str = str(TABLES)) -> dict[str, Any]:
 def main(tables: str = str(TABLES)) -> None:
     """Print the rows and what they add up to."""
     found = measure(tables)
-    print(f"{'hardware':<10}{'gpus':>5}{'MiB':>8}  {'measured us':>12}{'ours us':>12}{'error':>8}{'NCCL est.':>10}  ran / would choose")
+    print(
+        f"{'hardware':<10}{'gpus':>5}{'MiB':>8}  "
+        f"{'measured us':>12}{'ours us':>12}{'error':>8}{'NCCL est.':>10}  ran / would choose"
+    )
     for r in found["rows"]:
         print(
-            f"{r['hardware']:<10}{r['gpus']:>5}{r['bytes'] / MIB:>8.0f}  {r['measured_us']:>12.1f}{r['predicted_us']:>12.1f}"
-            f"{r['error_percent']:>+7.1f}%{r['estimate_error_percent']:>+9.1f}%  {r['choice']} / {r['unrestricted']}"
+            f"{r['hardware']:<10}{r['gpus']:>5}{r['bytes'] / MIB:>8.0f}  "
+            f"{r['measured_us']:>12.1f}{r['predicted_us']:>12.1f}"
+            f"{r['error_percent']:>+7.1f}%{r['estimate_error_percent']:>+9.1f}%  {r['choice']} / "
+            f"{r['unrestricted']}"
         )
     groups = {
         "overall": found["overall"],

@@ -34,7 +34,14 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 def table(courses: list[Learned]) -> str:
     """A row a method; gains are paired: a method's reward minus that of the SFT policy it started from."""
-    heads = ["policy", "expected reward", "gain over SFT", "least gain", "gain ÷ its standard error", "KL to SFT (nats)"]
+    heads = [
+        "policy",
+        "expected reward",
+        "gain over SFT",
+        "least gain",
+        "gain ÷ its standard error",
+        "KL to SFT (nats)",
+    ]
     heads += ["reward model's score", "tokens written", "tokens trained on"]
     out = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for method in ("sft", *VARIANTS):
@@ -43,10 +50,17 @@ def table(courses: list[Learned]) -> str:
         told = ["–"] * 4
         if method != "sft":
             error = stdev(gains) / len(gains) ** 0.5
-            told = [spread(gains), f"{min(gains):.3f}", f"{mean(gains) / error:.1f}", spread([r.kl for r in rows], 2)]
+            told = [
+                spread(gains),
+                f"{min(gains):.3f}",
+                f"{mean(gains) / error:.1f}",
+                spread([r.kl for r in rows], 2),
+            ]
         score = spread([r.score for r in rows if r.score is not None], 2)
         cells = [NAMES[method], spread([r.reward for r in rows])]
-        out.append("| " + " | ".join([*cells, *told, score, f"{rows[0].written:,}", f"{rows[0].trained:,}"]) + " |")
+        out.append(
+            "| " + " | ".join([*cells, *told, score, f"{rows[0].written:,}", f"{rows[0].trained:,}"]) + " |"
+        )
     agreement = spread([c.agreement for c in courses])
     out += ["", f"{len(courses)} seeds; ± is the standard deviation over them."]
     out += [f"The reward model agrees with the rule on {agreement} of comparisons that it never saw."]
@@ -55,9 +69,14 @@ def table(courses: list[Learned]) -> str:
 
 def by_seed(courses: list[Learned]) -> str:
     """Expected reward, a column a seed."""
-    out = ["| seed | " + " | ".join(str(s) for s in range(len(courses))) + " |", "|---" * (len(courses) + 1) + "|"]
+    out = [
+        "| seed | " + " | ".join(str(s) for s in range(len(courses))) + " |",
+        "|---" * (len(courses) + 1) + "|",
+    ]
     for method in ("sft", *VARIANTS):
-        out.append(f"| {NAMES[method]} | " + " | ".join(f"{c.rows[method].reward:.3f}" for c in courses) + " |")
+        out.append(
+            f"| {NAMES[method]} | " + " | ".join(f"{c.rows[method].reward:.3f}" for c in courses) + " |"
+        )
     return "\n".join(out)
 
 
@@ -67,7 +86,10 @@ def main() -> None:
     asked.add_argument("--out", type=Path)
     asked.add_argument("--seeds", type=int, default=SEEDS)
     options = asked.parse_args()
-    courses = [learn(s, Course(), tuple(VARIANTS), lambda text: print(text, file=sys.stderr, flush=True)) for s in range(options.seeds)]
+    courses = [
+        learn(s, Course(), tuple(VARIANTS), lambda text: print(text, file=sys.stderr, flush=True))
+        for s in range(options.seeds)
+    ]
     text = f"{table(courses)}\n\nExpected reward by seed:\n\n{by_seed(courses)}"
     if options.out is None:
         print(text)

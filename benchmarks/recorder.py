@@ -1,6 +1,7 @@
 """What recording costs: the same training step with and without the recorder, interleaved in one process.
 
-Goal: at most 10 % at hidden 512, sequence 512, micro-batch 4. Also microseconds an operation, and the tiny model's ratio.
+Goal: at most 10 % at hidden 512, sequence 512, micro-batch 4. Also microseconds an operation, and the tiny
+model's ratio.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def measure() -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(cores)})
     try:
-        large = Job(make_plan(micro_batch=4, global_batch=4), make_model("tiny", hidden=512, seq=512, heads=8))
+        large = Job(
+            make_plan(micro_batch=4, global_batch=4), make_model("tiny", hidden=512, seq=512, heads=8)
+        )
         tiny = Job(make_plan(micro_batch=1, global_batch=2), make_model("tiny"))
         return [_one("hidden 512, seq 512, micro-batch 4, 4 layers (goal: 0.10)", large), _one("tiny", tiny)]
     finally:

@@ -1,7 +1,8 @@
-"""The report in a browser: size, load, zoom and a what-if step, at 10,000, 100,000 and (asked for) 1,000,000 bars.
+"""The report in a browser: size, load, zoom and a what-if step, at 10,000, 100,000 and (asked for) 1,000,000
+bars.
 
-Goals: 10,000 bars load in 1 s; 100,000 in 2 s, zoom in 100 ms, 3 MB; 1,000,000 in 5 s, 15 MB; a slider step over 4,096
-spans in 50 ms. Load is from the start of navigation to two frames after the timeline was drawn.
+Goals: 10,000 bars load in 1 s; 100,000 in 2 s, zoom in 100 ms, 3 MB; 1,000,000 in 5 s, 15 MB; a slider step
+over 4,096 spans in 50 ms. Load is from the start of navigation to two frames after the timeline was drawn.
 """
 
 from __future__ import annotations

@@ -53,7 +53,9 @@ def measure() -> list[dict[str, Any]]:
                 ranks = cluster.run(program, nbytes, REPEATS, record=False).results
                 ours = median(max(r[i][0] for r in ranks) for i in range(REPEATS))
                 theirs = median(max(r[i][1] for r in ranks) for i in range(REPEATS))
-                ratios = sorted(max(r[i][0] for r in ranks) / max(r[i][1] for r in ranks) for i in range(REPEATS))
+                ratios = sorted(
+                    max(r[i][0] for r in ranks) / max(r[i][1] for r in ranks) for i in range(REPEATS)
+                )
                 rows.append(
                     {
                         "gpus": gpus,
@@ -61,7 +63,10 @@ def measure() -> list[dict[str, Any]]:
                         "ours_ms": round(ours * 1e3, 3),
                         "gloo_ms": round(theirs * 1e3, 3),
                         "ratio": round(ours / theirs, 2),
-                        "ratio_quartiles": [round(ratios[REPEATS // 4], 2), round(ratios[-1 - REPEATS // 4], 2)],
+                        "ratio_quartiles": [
+                            round(ratios[REPEATS // 4], 2),
+                            round(ratios[-1 - REPEATS // 4], 2),
+                        ],
                     }
                 )
     return rows

@@ -1,6 +1,8 @@
-"""Our tokenizer beside Hugging Face's `tokenizers`, in one run on one core: training 8,192 merges on 10 MB, and encoding.
+"""Our tokenizer beside Hugging Face's `tokenizers`, in one run on one core: training 8,192 merges on 10 MB,
+and encoding.
 
-Goal: training in less than a minute. The text is the standard library with its packages; both learn the same merges, or there is no figure.
+Goal: training in less than a minute. The text is the standard library with its packages; both learn the same
+merges, or there is no figure.
 """
 
 from __future__ import annotations

@@ -68,11 +68,23 @@ def shown(signs: Signs) -> str:
     """Those signs of a run that are not as in a healthy one."""
     found = []
     for text, value, usual in (
-        (f"{signs.skipped_fraction:.0%} of steps skipped", signs.skipped_fraction, signs.skipped_fraction < 0.05),
-        (f"{signs.zero_fraction:.0%} of gradients exactly 0", signs.zero_fraction, signs.zero_fraction < 0.05),
+        (
+            f"{signs.skipped_fraction:.0%} of steps skipped",
+            signs.skipped_fraction,
+            signs.skipped_fraction < 0.05,
+        ),
+        (
+            f"{signs.zero_fraction:.0%} of gradients exactly 0",
+            signs.zero_fraction,
+            signs.zero_fraction < 0.05,
+        ),
         ("replicas differ", signs.replicas_differ, not signs.replicas_differ),
         (f"norm × {signs.norm_ratio:.3f}", signs.norm_ratio, abs(signs.norm_ratio - 1) < 0.01),
-        (f"{signs.repeated_fraction:.0%} of data repeated", signs.repeated_fraction, signs.repeated_fraction < 0.05),
+        (
+            f"{signs.repeated_fraction:.0%} of data repeated",
+            signs.repeated_fraction,
+            signs.repeated_fraction < 0.05,
+        ),
         (f"ranks' losses {signs.rank_gap:.0%} apart", signs.rank_gap, signs.rank_gap < 0.25),
         (f"first loss ln V {signs.first_excess:+.1f}", signs.first_excess, abs(signs.first_excess) < 0.5),
         (f"update × {signs.largest_update:.2f}", signs.largest_update, signs.largest_update < 1 / 3),
@@ -95,7 +107,8 @@ def table(treated: list[Treated]) -> str:
     for t in treated:
         losses = " | ".join(f"{t.charts[state].loss:.3f}" for state in ("healthy", "broken", "cured"))
         lines.append(
-            f"| {t.case.title[0]} | {shown(t.charts['broken'].signs)} | {rule[t.case.name]} | {t.case.cure[0]} | {losses} | {t.back:.0%} |"
+            f"| {t.case.title[0]} | {shown(t.charts['broken'].signs)} | {rule[t.case.name]} | "
+            f"{t.case.cure[0]} | {losses} | {t.back:.0%} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -111,7 +124,8 @@ def confusion(by_seed: dict[int, list[Treated]]) -> str:
     lines = [
         f"## Told apart, over seeds {', '.join(map(str, by_seed))}",
         "",
-        "Rows: what was planted. Columns: what the probes name, in the same order. Each patient's healthy run is in the last row.",
+        "Rows: what was planted. Columns: what the probes name, in the same order. Each patient's "
+        "healthy run is in the last row.",
         "",
         "| planted | " + " | ".join(str(i + 1) for i in range(len(names))) + " |",
         "|---" * (len(names) + 1) + "|",
@@ -159,9 +173,13 @@ def draw(treated: list[Treated]) -> None:
     """The picture."""
     from playwright.sync_api import sync_playwright
 
-    curves: dict[tuple[str, str], Any] = {t.case.title: {s: c.losses for s, c in t.charts.items()} for t in treated}
+    curves: dict[tuple[str, str], Any] = {
+        t.case.title: {s: c.losses for s, c in t.charts.items()} for t in treated
+    }
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        browser = play.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
         page = browser.new_page(viewport={"width": 1200, "height": 880})
         page.set_content(clinic_figure(curves, "en").to_html(include_plotlyjs=True), timeout=200_000)
         page.wait_for_timeout(2500)
@@ -179,7 +197,13 @@ def main() -> None:
     seeds = [int(s) for s in sys.argv[2:]] if sys.argv[1:2] == ["--seeds"] else [0, 1, 2]
     by_seed = {}
     for seed in seeds:
-        lab = Lab(find("emergency_room"), "threads", "classroom", seed=seed, say=lambda text: print(text, flush=True))
+        lab = Lab(
+            find("emergency_room"),
+            "threads",
+            "classroom",
+            seed=seed,
+            say=lambda text: print(text, flush=True),
+        )
         by_seed[seed] = [treat(case, lab) for case in CASES]
         lab.close()
     text = HEAD.format(steps=STEPS, seed=seeds[0]) + table(by_seed[seeds[0]]) + "\n" + confusion(by_seed)

@@ -20,7 +20,15 @@ SLOWER = """() => { document.querySelector("details.whatif").open = true; const 
 
 
 def shoot(
-    browser: Any, page_file: Path, view: str, name: str, *, what: str = "", height: int = 820, width: int = 1360, steps: int = 0
+    browser: Any,
+    page_file: Path,
+    view: str,
+    name: str,
+    *,
+    what: str = "",
+    height: int = 820,
+    width: int = 1360,
+    steps: int = 0,
 ) -> None:
     """One picture of a view: the whole page, or the element that `what` selects."""
     page = browser.new_page(viewport={"width": 1360, "height": height}, reduced_motion="reduce")
@@ -30,7 +38,9 @@ def shoot(
         page.evaluate(SLOWER)
         page.wait_for_timeout(1000)
     for _ in range(steps):
-        (page.locator(what) if what else page.locator(".view:not([hidden])")).first.locator('[data-step="1"]').click()
+        (page.locator(what) if what else page.locator(".view:not([hidden])")).first.locator(
+            '[data-step="1"]'
+        ).click()
     if what:
         page.locator(what).first.screenshot(path=str(HERE / f"{name}.png"))
     else:
@@ -43,7 +53,9 @@ def draw_attention(browser: Any) -> None:
     from benchmarks.attention_costs import measure, picture
 
     page = browser.new_page(viewport={"width": 900, "height": 460})
-    page.set_content(picture(measure()).to_html(include_plotlyjs=True, default_height="440px"), timeout=200_000)
+    page.set_content(
+        picture(measure()).to_html(include_plotlyjs=True, default_height="440px"), timeout=200_000
+    )
     page.wait_for_timeout(2500)
     page.screenshot(path=str(HERE / "attention.png"))
     page.close()
@@ -68,7 +80,11 @@ def main() -> None:
 
     if sys.argv[1:] == ["attention"]:
         with sync_playwright() as play:
-            draw_attention(play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]))
+            draw_attention(
+                play.chromium.launch(
+                    executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+                )
+            )
         return
 
     from benchmarks.report import recorded
@@ -81,23 +97,59 @@ def main() -> None:
         large = write_run_report(recorded(32, 800), home / "large.html")
         placed = collective_report(home / "placed", "ring", placement="random:1", oversubscription=4.0)
         tree = collective_report(home / "tree", "double-tree", gpus=8)
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        browser = play.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
         shoot(browser, site, "lang=en", "gallery", height=1240)
         shoot(browser, home / "site" / "E4" / "report.html", "lang=en", "lesson-locked", height=520)
         shoot(browser, home / "site" / "E4" / "report.html", "lang=zh&guess=27", "lesson-zh", height=1180)
-        shoot(browser, home / "site" / "E4" / "report.html", "tab=timeline&lang=en&guess=27", "what-if", height=1100)
         shoot(
-            browser, home / "site" / "C3" / "report.html", "tab=network&lang=en&guess=2", "ring-stepper", what='[data-fig^="ring"]', steps=4
+            browser,
+            home / "site" / "E4" / "report.html",
+            "tab=timeline&lang=en&guess=27",
+            "what-if",
+            height=1100,
+        )
+        shoot(
+            browser,
+            home / "site" / "C3" / "report.html",
+            "tab=network&lang=en&guess=2",
+            "ring-stepper",
+            what='[data-fig^="ring"]',
+            steps=4,
         )
         shoot(browser, large, "tab=timeline&lang=en", "hundred-thousand", height=1290)
         shoot(browser, placed, "tab=network&lang=en", "link-load", what='figure[data-fig^="load"]', steps=9)
         shoot(browser, placed, "tab=story&lang=en", "crossover", what='figure[data-fig="own-1"]')
-        shoot(browser, tree, "tab=network&lang=en", "double-tree-stepper", what='figure[data-fig^="ring"]', steps=3)
         shoot(
-            browser, home / "site" / "C7" / "report.html", "tab=story&lang=en&guess=6", "deadlock-clinic", what='figure[data-fig="own-0"]'
+            browser,
+            tree,
+            "tab=network&lang=en",
+            "double-tree-stepper",
+            what='figure[data-fig^="ring"]',
+            steps=3,
         )
-        shoot(browser, home / "site" / "E8" / "report.html", "tab=story&lang=en&guess=3", "schedules", what='figure[data-fig="own-0"]')
-        shoot(browser, page, "tab=timeline&run=gpipe&lang=en", "gpipe-timeline", what='.view:not([hidden]) figure[data-fig^="tl"]')
+        shoot(
+            browser,
+            home / "site" / "C7" / "report.html",
+            "tab=story&lang=en&guess=6",
+            "deadlock-clinic",
+            what='figure[data-fig="own-0"]',
+        )
+        shoot(
+            browser,
+            home / "site" / "E8" / "report.html",
+            "tab=story&lang=en&guess=3",
+            "schedules",
+            what='figure[data-fig="own-0"]',
+        )
+        shoot(
+            browser,
+            page,
+            "tab=timeline&run=gpipe&lang=en",
+            "gpipe-timeline",
+            what='.view:not([hidden]) figure[data-fig^="tl"]',
+        )
         draw_attention(browser)
         shoot(browser, page, "tab=story&lang=en", "comparison", what='figure[data-fig="compare"]')
         browser.close()

@@ -1,4 +1,6 @@
-"""Train a small GPT on two Ray actors for some minutes and write trained.md and trained.png anew: `python docs/trained.py`."""
+"""Train a small GPT on two Ray actors for some minutes and write trained.md and trained.png anew: `python
+docs/trained.py`.
+"""
 
 from __future__ import annotations
 
@@ -56,14 +58,22 @@ next-line items share a piece of 50 characters with it all the same. The text ha
 Drawn at temperature 0.7 after `{prompts}`:
 
 {blocks}"""
-SHOWN = {"arithmetic": "acc", "brackets": "acc", "next-line": "acc_norm", "copying": "exact_match", "perplexity": "bits_per_byte"}
+SHOWN = {
+    "arithmetic": "acc",
+    "brackets": "acc",
+    "next-line": "acc_norm",
+    "copying": "exact_match",
+    "perplexity": "bits_per_byte",
+}
 
 
 def scored(model: Any, folder: Path, tokenizer: Path) -> list[dict[str, Any]]:
     """Every built-in task, its items shared out over two ranks."""
     tasks = tuple(make_task(name, ITEMS) for name in TASKS)
     job = EvaluationJob(model, tasks, dp=2, weights=str(folder), tokenizer=str(tokenizer))
-    result = Cluster("classroom", 2, "threads", memory_bytes=None).run(evaluate_rank, job, record=False).results[0]
+    result = (
+        Cluster("classroom", 2, "threads", memory_bytes=None).run(evaluate_rank, job, record=False).results[0]
+    )
     return [summary(task, i, result) for i, task in enumerate(tasks)]
 
 
@@ -71,7 +81,9 @@ def samples(stage: GPTStage, tokenizer: Tokenizer, tokens: int = 60) -> list[tup
     """What it writes after each prompt, drawn at temperature 0.7."""
     said = []
     for number, prompt in enumerate(PROMPTS):
-        made = generate(stage, [tokenizer.encode(prompt)], tokens, sampling=Sampling(0.7, top_k=40, seed=number))
+        made = generate(
+            stage, [tokenizer.encode(prompt)], tokens, sampling=Sampling(0.7, top_k=40, seed=number)
+        )
         said.append((prompt, prompt + tokenizer.decode(made.tokens[0])))
     return said
 
@@ -80,13 +92,17 @@ def picture(losses: list[float]) -> None:
     """The loss curve, through a headless browser."""
     from playwright.sync_api import sync_playwright
 
-    figure = lines({"": (list(range(1, len(losses) + 1)), losses)}, "step", "loss a token (nats)").update_traces(mode="lines")
+    figure = lines(
+        {"": (list(range(1, len(losses) + 1)), losses)}, "step", "loss a token (nats)"
+    ).update_traces(mode="lines")
     answer = f"{len(losses):,} steps bring the loss from {losses[0]:.2f} to {sum(losses[-10:]) / 10:.2f} nats a token"
     figure.update_layout(showlegend=False, title={"text": answer, "x": 0.02, "y": 0.97}, margin_t=48)
     with tempfile.TemporaryDirectory() as home, sync_playwright() as play:
         page_file = Path(home) / "page.html"
         figure.write_html(page_file, include_plotlyjs=True)
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        browser = play.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
+        )
         page = browser.new_page(viewport={"width": 1000, "height": 420})
         page.goto(page_file.as_uri())
         page.wait_for_timeout(1500)
@@ -107,7 +123,13 @@ def main() -> None:
     asked.add_argument("--backend", default="ray")
     steps, backend = (options := asked.parse_args()).steps, options.backend
     model = make_model("tiny", layers=4, hidden=128, heads=4, seq=96, vocab=1024, activation="gelu-tanh")
-    more: dict[str, Any] = {"lr": 3e-3, "warmup": 30, "decay": "cosine", "decay_until": steps, "lr_floor": 0.1}
+    more: dict[str, Any] = {
+        "lr": 3e-3,
+        "warmup": 30,
+        "decay": "cosine",
+        "decay_until": steps,
+        "lr_floor": 0.1,
+    }
     plan = make_plan(dp=2, global_batch=16, micro_batch=8, **more)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -123,14 +145,25 @@ def main() -> None:
         losses, tokenizer = [float(x) for x in results[-1].losses], Tokenizer.load(words)
         torch.set_num_threads(1)
         before, after = (scored(model, home / name, words) for name in ("before", "after"))
-        seen = {name: len(found) for name, found in flagged([make_task("next-line", ITEMS)], ["python"]).items()}
+        seen = {
+            name: len(found) for name, found in flagged([make_task("next-line", ITEMS)], ["python"]).items()
+        }
         picture(losses)
         blocks = "\n".join(f"```python\n{text}\n```\n" for _, text in samples(stage, tokenizer))
         size = f"{plan.global_batch} x {model.seq}"
         text_ = PAGE.format(
-            parameters=model.parameters(), vocab=model.vocab, steps=steps, size=size, first=losses[0], last=sum(losses[-10:]) / 10,
-            items=ITEMS, table="\n".join(map(row, before, after)), seen=seen["next-line"], blocks=blocks, prompts="`, `".join(PROMPTS),
-        )  # fmt: skip
+            parameters=model.parameters(),
+            vocab=model.vocab,
+            steps=steps,
+            size=size,
+            first=losses[0],
+            last=sum(losses[-10:]) / 10,
+            items=ITEMS,
+            table="\n".join(map(row, before, after)),
+            seen=seen["next-line"],
+            blocks=blocks,
+            prompts="`, `".join(PROMPTS),
+        )
         (HERE / "trained.md").write_text(text_)
     print(f"{HERE / 'trained.md'}")
 

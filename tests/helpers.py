@@ -25,13 +25,19 @@ def published_rows(name: str) -> list[dict[str, str]]:
 def run_plan(plan: Plan, model: ModelConfig, backend: str = "threads", **options: Any) -> Run:
     """Train on a backend; options are Job's."""
     job = Job(plan, model, **{"steps": 1, **options})
-    return Cluster("classroom", plan.gpus, backend, memory_bytes=None).run(train_rank, job, info=job_info(job))
+    return Cluster("classroom", plan.gpus, backend, memory_bytes=None).run(
+        train_rank, job, info=job_info(job)
+    )
 
 
 def differences(plan: Plan, model: ModelConfig, steps: int = 3, **options: Any) -> dict[str, Any]:
     """Largest differences from one device over `steps` steps in float64, on threads; options are Job's."""
     job = Job(plan.model_copy(update={"precision": "fp64"}), model, steps=steps, capture=True, **options)
-    results = Cluster("classroom", plan.gpus, "threads", memory_bytes=None).run(train_rank, job, record=False).results
+    results = (
+        Cluster("classroom", plan.gpus, "threads", memory_bytes=None)
+        .run(train_rank, job, record=False)
+        .results
+    )
     return check.compare(results, check.reference_for(job), job.plan)
 
 
@@ -41,7 +47,9 @@ def worst(compared: dict[str, Any]) -> float:
 
 
 def until(page: Any, expression: str, seconds: float = 15.0) -> None:
-    """Wait for a JavaScript expression to hold (playwright's own wait would need eval, which our pages forbid)."""
+    """Wait for a JavaScript expression to hold (playwright's own wait would need eval, which our pages
+    forbid).
+    """
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         if time.monotonic() > end:
@@ -50,7 +58,8 @@ def until(page: Any, expression: str, seconds: float = 15.0) -> None:
 
 
 def walk_through(page: Any, widths: tuple[int, ...] = ()) -> None:
-    """Enter a prediction where one is asked, then open every tab in both languages, and see every figure drawn.
+    """Enter a prediction where one is asked, then open every tab in both languages, and see every figure
+    drawn.
 
     `widths`: one a language, instead of the page's own.
     """
@@ -75,5 +84,7 @@ def walk_through(page: Any, widths: tuple[int, ...] = ()) -> None:
                 if plot.is_visible():
                     assert plot.query_selector(".main-svg"), tab
             wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-            assert wide <= 0, f"{tab} scrolls sideways by {wide} px"  # only figures may, inside their own frame
+            assert wide <= 0, (
+                f"{tab} scrolls sideways by {wide} px"
+            )  # only figures may, inside their own frame
         page.click("#language")

@@ -1,4 +1,6 @@
-"""16-bit training by torch's own recipe, in one process, and the gate that holds any plan against float64 beside it."""
+"""16-bit training by torch's own recipe, in one process, and the gate that holds any plan against float64
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,14 @@ Tensors = dict[str, Tensor]
 
 
 class Recipe:
-    """A job in one process: torch.amp.GradScaler and a torch.optim on master copies. Nothing of ours but model and data."""
+    """A job in one process: torch.amp.GradScaler and a torch.optim on master copies. Nothing of ours but
+    model and data.
+    """
 
     def __init__(self, job: Job, parameters: torch.dtype, masters: torch.dtype, pieces: int = 1) -> None:
-        """The batch goes through in so many equal `pieces`, whose gradients are added up as torch does, or in fp32."""
+        """The batch goes through in so many equal `pieces`, whose gradients are added up as torch does, or in
+        fp32.
+        """
         self.job, self.pieces, plan, rule = job, pieces, job.plan, job.loss_scale
         self.updates = 0
         self.model = GPTStage(job.model, seed=job.seed, dtype=DTYPES[plan.precision]).to(parameters)
@@ -44,25 +50,37 @@ class Recipe:
         if plan.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.masters.values(), lr=plan.lr)
         else:
-            self.optimizer = torch.optim.AdamW(self.masters.values(), lr=plan.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01)
+            self.optimizer = torch.optim.AdamW(
+                self.masters.values(), lr=plan.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01
+            )
         self.scaler = torch.amp.GradScaler(
-            "cpu", init_scale=rule.initial, growth_interval=rule.interval, growth_factor=rule.growth, backoff_factor=rule.backoff,
+            "cpu",
+            init_scale=rule.initial,
+            growth_interval=rule.interval,
+            growth_factor=rule.growth,
+            backoff_factor=rule.backoff,
             enabled=parameters == torch.float16,
-        )  # fmt: skip
+        )
 
     def backward(self, step: int, factor: float = 1.0, trial: bool = False) -> float:
-        """The loss; each master has its gradient then, unscaled (times a factor before that). A trial is followed by no update."""
+        """The loss; each master has its gradient then, unscaled (times a factor before that). A trial is
+        followed by no update.
+        """
         tokens, targets = self.job.batch(step)
         wide = torch.promote_types(next(iter(self.masters.values())).dtype, torch.float32)
         size, total, sums = len(tokens) // self.pieces, 0.0, {}
         self.model.zero_grad()
         for i in range(0, len(tokens), size):
             draw = Draw(self.job.seed, step, tuple(range(i, i + size)))
-            loss = self.model(tokens[i : i + size], targets[i : i + size], draw) / int((targets != IGNORE).sum())
+            loss = self.model(tokens[i : i + size], targets[i : i + size], draw) / int(
+                (targets != IGNORE).sum()
+            )
             self.scaler.scale(loss).backward()
             total += float(loss.detach())
             if self.job.plan.wide_gradients:
-                sums = {n: p.grad.to(wide) + sums.get(n, 0.0) for n, p in self.named.items() if p.grad is not None}
+                sums = {
+                    n: p.grad.to(wide) + sums.get(n, 0.0) for n, p in self.named.items() if p.grad is not None
+                }
                 self.model.zero_grad()
         for name, p in self.named.items():
             gradient = sums.get(name, p.grad)
@@ -138,33 +156,51 @@ def oracle(job: Job, bad: tuple[int, ...] = ()) -> Told:
 def ran(job: Job) -> list[RankResult]:
     """Every rank's results, with gradients and weights, on threads."""
     job = dataclasses.replace(job, capture=True)
-    return Cluster("classroom", job.plan.gpus, "threads", memory_bytes=None).run(train_rank, job, record=False).results
+    return (
+        Cluster("classroom", job.plan.gpus, "threads", memory_bytes=None)
+        .run(train_rank, job, record=False)
+        .results
+    )
 
 
-# ---- the gate ------------------------------------------------------------------------------------------------------
-def put_together(pieces: list[Tensors], named: Tensors, shards: dict[str, Shard | None], plan: Plan) -> Tensors:
-    """Whole tensors in float64 from all ranks' pieces. Whoever holds the same piece holds the same bits; all is held by someone."""
-    whole = {n: torch.full_like(p, torch.nan, dtype=torch.float64, requires_grad=False) for n, p in named.items()}
+# ---- the gate ----------------------------------------------------------------------------------------------
+def put_together(
+    pieces: list[Tensors], named: Tensors, shards: dict[str, Shard | None], plan: Plan
+) -> Tensors:
+    """Whole tensors in float64 from all ranks' pieces. Whoever holds the same piece holds the same bits; all
+    is held by someone.
+    """
+    whole = {
+        n: torch.full_like(p, torch.nan, dtype=torch.float64, requires_grad=False) for n, p in named.items()
+    }
     for rank, tensors in enumerate(pieces):
         for name, tensor in tensors.items():
             shard, places = shards[name], torch.arange(1, whole[name].numel() + 1).view(whole[name].shape)
-            mine = places if shard is None else shard.take(places, rank % plan.tp, plan.tp, rank // plan.tp % plan.ep, plan.ep)
+            mine = (
+                places
+                if shard is None
+                else shard.take(places, rank % plan.tp, plan.tp, rank // plan.tp % plan.ep, plan.ep)
+            )
             assert mine.shape == tensor.shape, f"{name}: {tuple(tensor.shape)} on rank {rank}"
             assert not bool(tensor[mine == 0].any()), f"{name}: padding is not zero on rank {rank}"
             mine, tensor = mine[mine > 0] - 1, tensor[mine > 0]
             assert bool(tensor.isfinite().all()), f"{name}: not finite on rank {rank}"
             known = whole[name].view(-1)[mine]
-            assert bool((known.isnan() | (known == tensor)).all()), f"{name}: rank {rank} has other bits than a rank before it"
+            assert bool((known.isnan() | (known == tensor)).all()), (
+                f"{name}: rank {rank} has other bits than a rank before it"
+            )
             whole[name].view(-1)[mine] = tensor.double()
     assert not [n for n, t in whole.items() if bool(t.isnan().any())], "no rank holds these"
     return whole
 
 
 def step_by_step(job: Job, results: list[RankResult] | None = None) -> tuple[float, str]:
-    """`check.compare`'s largest difference of a float64 run, each step judged from where the run itself began it, and where.
+    """`check.compare`'s largest difference of a float64 run, each step judged from where the run itself began
+    it, and where.
 
-    Two right runs part where an expert sees few tokens: Adam turns a gradient's last bit into lr / eps = 1e6 of it. So one device
-    takes the run's weights before a step for its gradients, and the run's gradients for its update; from the seed's weights on.
+    Two right runs part where an expert sees few tokens: Adam turns a gradient's last bit into lr / eps = 1e6
+    of it. So one device takes the run's weights before a step for its gradients, and the run's gradients for
+    its update; from the seed's weights on.
     """
     plan, results = job.plan, results or ran(job)
     model, found = GPTStage(job.model, seed=job.seed, dtype=torch.float64), {}
@@ -201,11 +237,13 @@ def step_by_step(job: Job, results: list[RankResult] | None = None) -> tuple[flo
 
 
 def distances(found: Tensors, truth: Tensors) -> dict[str, float]:
-    """Euclidean distance from the truth over its norm: for every tensor, and for all of them together ("all").
+    """Euclidean distance from the truth over its norm: for every tensor, and for all of them together
+    ("all").
 
-    Three matrices for queries, keys and values are judged as the one that they are when fused: a key bias by itself has a gradient of
-    zero, and a key matrix one that cancels over a sequence, of which context parallelism rounds the parts. So it is with the biases of
-    norms of queries and keys. The weights of ScaleNorm, single numbers, are judged together: one of them is often right by luck.
+    Three matrices for queries, keys and values are judged as the one that they are when fused: a key bias by
+    itself has a gradient of zero, and a key matrix one that cancels over a sequence, of which context
+    parallelism rounds the parts. So it is with the biases of norms of queries and keys. The weights of
+    ScaleNorm, single numbers, are judged together: one of them is often right by luck.
     """
     off: dict[str, float] = {}
     size: dict[str, float] = {}
@@ -220,13 +258,19 @@ def distances(found: Tensors, truth: Tensors) -> dict[str, float]:
     return {n: far / max(size[n], 1e-30) for n, far in off.items()} | {"all": whole}
 
 
-def beside(found: dict[str, float], own: list[dict[str, float]], floor: float) -> dict[str, tuple[float, float]]:
-    """Distances, and the largest of one process's own; a tensor's counts as at least the floor, all together stand alone."""
+def beside(
+    found: dict[str, float], own: list[dict[str, float]], floor: float
+) -> dict[str, tuple[float, float]]:
+    """Distances, and the largest of one process's own; a tensor's counts as at least the floor, all together
+    stand alone.
+    """
     return {n: (x, max(*(o[n] for o in own), 0.0 if n == "all" else floor, 1e-30)) for n, x in found.items()}
 
 
 def furthest(job: Job, results: list[RankResult] | None = None) -> tuple[float, str]:
-    """How many times as far from float64 as torch's recipe a 16-bit run is, where it is furthest: at most GATE is right."""
+    """How many times as far from float64 as torch's recipe a 16-bit run is, where it is furthest: at most
+    GATE is right.
+    """
     return largest({n: x / own for n, (x, own) in measured(job, results).items()})
 
 
@@ -238,28 +282,35 @@ def largest(found: dict[str, float]) -> tuple[float, str]:
 
 def lower(job: Job) -> Job:
     """The job with half the loss scale."""
-    return dataclasses.replace(job, loss_scale=dataclasses.replace(job.loss_scale, initial=job.loss_scale.initial / 2))
+    return dataclasses.replace(
+        job, loss_scale=dataclasses.replace(job.loss_scale, initial=job.loss_scale.initial / 2)
+    )
 
 
 def in_range(job: Job) -> dict[str, tuple[float, float]]:
     """`measured`, with a loss scale so low that torch's recipe overflows nowhere.
 
-    What overflows is skipped, and says nothing of precision; that runs skip the same steps is tested elsewhere (test_mixed_precision.py).
+    What overflows is skipped, and says nothing of precision; that runs skip the same steps is tested
+    elsewhere (test_mixed_precision.py).
     """
     while job.plan.precision == "fp16" and any(oracle(job).skipped):
         job = lower(job)
     found = measured(job)
-    while job.plan.precision == "fp16" and not all(math.isfinite(own) for _, own in found.values()):  # on another batch, or in pieces
+    while job.plan.precision == "fp16" and not all(
+        math.isfinite(own) for _, own in found.values()
+    ):  # on another batch, or in pieces
         job = lower(job)
         found = measured(job)
     return found
 
 
 def judged(job: Job) -> tuple[float, str]:
-    """`furthest`; where that passes GATE, once more over the seeds: the root mean square of the run's distances over torch's.
+    """`furthest`; where that passes GATE, once more over the seeds: the root mean square of the run's
+    distances over torch's.
 
-    A plan has hundreds of tensors and steps, and the largest of so many ratios of two chance numbers is sometimes past any gate. What
-    the code does wrongly it does on every batch: an error of more than three times torch's is as large in the mean over weights and data.
+    A plan has hundreds of tensors and steps, and the largest of so many ratios of two chance numbers is
+    sometimes past any gate. What the code does wrongly it does on every batch: an error of more than three
+    times torch's is as large in the mean over weights and data.
     """
     off, where = largest({n: x / own for n, (x, own) in in_range(job).items()})
     if off <= GATE:
@@ -273,19 +324,22 @@ def judged(job: Job) -> tuple[float, str]:
 
 
 def measured(job: Job, results: list[RankResult] | None = None) -> dict[str, tuple[float, float]]:
-    """How far from float64 a 16-bit run is, and how far torch's recipe: for losses, gradients and weights of every step.
+    """How far from float64 a 16-bit run is, and how far torch's recipe: for losses, gradients and weights of
+    every step.
 
-    Every step is judged from where the run itself began it. (Two right runs part for good where a gradient is nearly zero: a
-    rounding turns its sign, and Adam makes of that two whole learning rates.) From the run's weights before a step, float64 and
-    torch compute loss and gradients; from the run's gradients, they update their own master weights. So by induction nothing
-    is left out: step 0 begins at the seed's weights, rounded.
+    Every step is judged from where the run itself began it. (Two right runs part for good where a gradient is
+    nearly zero: a rounding turns its sign, and Adam makes of that two whole learning rates.) From the run's
+    weights before a step, float64 and torch compute loss and gradients; from the run's gradients, they update
+    their own master weights. So by induction nothing is left out: step 0 begins at the seed's weights,
+    rounded.
 
-    Distances are relative Euclidean norms: of the whole gradient or model, and of every tensor. torch's is its largest: on the plan's
-    batch and on two others at the same weights, each in one piece and in the plan's micro-batches. (On one batch a norm's 16 numbers
-    may be nearly right by luck: of 3,250 plans judged by their own batch alone one stood at 3.13, over other seeds at 0.5 to 0.9.)
-    One tensor of 16-bit gradients counts as at least one ulp off, of weights half an ulp, the rounding to the format itself.
-    (A plan rounds more often than torch: partial sums over tp, sums over dp and over tokens.)
-    A token's loss counts as half an ulp off, their mean as that over √tokens.
+    Distances are relative Euclidean norms: of the whole gradient or model, and of every tensor. torch's is
+    its largest: on the plan's batch and on two others at the same weights, each in one piece and in the
+    plan's micro-batches. (On one batch a norm's 16 numbers may be nearly right by luck: of 3,250 plans judged
+    by their own batch alone one stood at 3.13, over other seeds at 0.5 to 0.9.) One tensor of 16-bit
+    gradients counts as at least one ulp off, of weights half an ulp, the rounding to the format itself. (A
+    plan rounds more often than torch: partial sums over tp, sums over dp and over tokens.) A token's loss
+    counts as half an ulp off, their mean as that over √tokens.
     """
     plan, results = job.plan, results or ran(job)
     exact = Recipe(job, torch.float64, torch.float64)
@@ -302,14 +356,19 @@ def measured(job: Job, results: list[RankResult] | None = None) -> dict[str, tup
                 recipe.backward(step + 1000 * other, trial=True)
                 far.append(distances(recipe.gradients(), truth))
         loss, theirs = exact.backward(step), [recipe.backward(step) for recipe in own]
-        gradients, truth = put_together([r.gradients[step] for r in results], exact.named, exact.shards, plan), exact.gradients()
+        gradients, truth = (
+            put_together([r.gradients[step] for r in results], exact.named, exact.shards, plan),
+            exact.gradients(),
+        )
         far += [distances(recipe.gradients(), truth) for recipe in own]
         for name, x in beside(distances(gradients, truth), far, ulp).items():
             found[f"gradient of {name}, step {step}"] = x
         for recipe in (exact, *own):
             assert not recipe.update(gradients)
         weights = put_together([r.weights[step] for r in results], exact.named, exact.shards, plan)
-        for name, x in beside(distances(weights, exact.masters), [distances(own[0].named, exact.masters)], ulp / 2).items():
+        for name, x in beside(
+            distances(weights, exact.masters), [distances(own[0].named, exact.masters)], ulp / 2
+        ).items():
             found[f"weight {name}, step {step}"] = x
         for recipe in (exact, *own):
             recipe.begin(weights)

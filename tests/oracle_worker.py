@@ -1,4 +1,6 @@
-"""One rank of torch's own strategies on the same GPT and batch; rank 0 saves mean gradients by full name. See test_oracles.py."""
+"""One rank of torch's own strategies on the same GPT and batch; rank 0 saves mean gradients by full name. See
+test_oracles.py.
+"""
 
 from __future__ import annotations
 
@@ -58,13 +60,17 @@ def adamw(named: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def ddp_buckets() -> dict[str, torch.Tensor]:
-    """DDP over two steps with small buckets that are views, two micro-batches a rank, the first without synchronisation.
+    """DDP over two steps with small buckets that are views, two micro-batches a rank, the first without
+    synchronisation.
 
-    Besides gradients and weights of the second step: `buckets`, the bucket of each parameter as torch rebuilt them after the first.
+    Besides gradients and weights of the second step: `buckets`, the bucket of each parameter as torch rebuilt
+    them after the first.
     """
     config, tokens, targets = model_and_batch(True)
     whole = GPTStage(config, dtype=torch.float64)
-    model = nn.parallel.DistributedDataParallel(whole, bucket_cap_mb=BUCKET / 1024**2, gradient_as_bucket_view=True)
+    model = nn.parallel.DistributedDataParallel(
+        whole, bucket_cap_mb=BUCKET / 1024**2, gradient_as_bucket_view=True
+    )
     named = {n: p for n, (p, _) in whole.full_names().items()}
     optimizer, first = adamw(named), dist.get_rank() * 2
     job = Job(make_plan(global_batch=4, precision="fp64"), config)
@@ -82,14 +88,22 @@ def ddp_buckets() -> dict[str, torch.Tensor]:
     full = [known[id(p)] for p in dict(whole.named_parameters()).values()]
     assert len(full) == len(listed)
     text = model._get_ddp_logging_data()["rebuilt_per_bucket_param_indices"]
-    order = [[list(named).index(full[int(i)]) for i in bucket.split()] for bucket in text.split(",") if bucket.strip()]
+    order = [
+        [list(named).index(full[int(i)]) for i in bucket.split()]
+        for bucket in text.split(",")
+        if bucket.strip()
+    ]
     numbered = torch.tensor([[number, index] for number, bucket in enumerate(order) for index in bucket])
-    found = {f"gradient {n}": p.grad for n, p in named.items()} | {f"weight {n}": p.detach() for n, p in named.items()}
+    found = {f"gradient {n}": p.grad for n, p in named.items()} | {
+        f"weight {n}": p.detach() for n, p in named.items()
+    }
     return found | {"buckets": numbered}
 
 
 def sharded(mesh_shape: tuple[int, ...], reshard: bool) -> dict[str, torch.Tensor]:
-    """FSDP2 over a mesh (two dimensions: replicated, then sharded): one AdamW step; and the elements each rank holds."""
+    """FSDP2 over a mesh (two dimensions: replicated, then sharded): one AdamW step; and the elements each
+    rank holds.
+    """
     from torch.distributed.fsdp import fully_shard
 
     config, tokens, targets = model_and_batch(True)
@@ -110,13 +124,18 @@ def sharded(mesh_shape: tuple[int, ...], reshard: bool) -> dict[str, torch.Tenso
         [
             sum(p.to_local().numel() for p in named.values()),
             sum(p.grad.to_local().numel() for p in named.values()),
-            sum(s["exp_avg"].to_local().numel() + s["exp_avg_sq"].to_local().numel() for s in optimizer.state.values()),
+            sum(
+                s["exp_avg"].to_local().numel() + s["exp_avg_sq"].to_local().numel()
+                for s in optimizer.state.values()
+            ),
         ]
     )
     everyone = [torch.zeros_like(held) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, held)
     found = {f"gradient {n}": p.grad.full_tensor() for n, p in named.items()}
-    return found | {f"weight {n}": p.full_tensor() for n, p in named.items()} | {"held": torch.stack(everyone)}
+    return (
+        found | {f"weight {n}": p.full_tensor() for n, p in named.items()} | {"held": torch.stack(everyone)}
+    )
 
 
 def fsdp_resharded() -> dict[str, torch.Tensor]:
@@ -150,19 +169,30 @@ class Body(nn.Module):
 
 
 def pipelined(kind: str, stages: int, folded: bool = False) -> dict[str, torch.Tensor]:
-    """A schedule of torch.distributed.pipelining on two ranks and four micro-batches; four stages are two a rank, in a loop or like a V."""
+    """A schedule of torch.distributed.pipelining on two ranks and four micro-batches; four stages are two a
+    rank, in a loop or like a V.
+    """
     from torch.distributed import pipelining
 
     config, tokens, targets = model_and_batch(False)
     rank, each = dist.get_rank(), config.layers // stages
     numbers = [rank] if stages == 2 else [rank, stages - 1 - rank if folded else rank + 2]
-    ours = {i: GPTStage(config, range(i * each, (i + 1) * each), i == 0, i == stages - 1, dtype=torch.float64) for i in numbers}
-    pieces = [pipelining.PipelineStage(Body(stage), i, stages, torch.device("cpu")) for i, stage in ours.items()]
+    ours = {
+        i: GPTStage(config, range(i * each, (i + 1) * each), i == 0, i == stages - 1, dtype=torch.float64)
+        for i in numbers
+    }
+    pieces = [
+        pipelining.PipelineStage(Body(stage), i, stages, torch.device("cpu")) for i, stage in ours.items()
+    ]
     head = next((stage.head for stage in ours.values() if stage.last), None)
     options = {"loss_fn": (lambda x, target: head(x, target)), "scale_grads": False}
-    schedule = getattr(pipelining.schedules, f"Schedule{kind}")(pieces if stages > 2 else pieces[0], 4, **options)
+    schedule = getattr(pipelining.schedules, f"Schedule{kind}")(
+        pieces if stages > 2 else pieces[0], 4, **options
+    )
     schedule.step(*([tokens] if 0 in ours else []), **({"target": targets} if head is not None else {}))
-    mine = {n: p.grad / targets.numel() for stage in ours.values() for n, (p, _) in stage.full_names().items()}
+    mine = {
+        n: p.grad / targets.numel() for stage in ours.values() for n, (p, _) in stage.full_names().items()
+    }
     gathered: list = [None, None]
     dist.all_gather_object(gathered, mine)
     return gathered[0] | gathered[1]
@@ -184,7 +214,10 @@ def dtensor_mlp() -> dict[str, torch.Tensor]:
 
     config, _, _ = model_and_batch(True)
     block = GPTStage(config, [0], False, False, dtype=torch.float64).layers["0"]
-    up, down = nn.Linear(config.hidden, config.width).double(), nn.Linear(config.width, config.hidden).double()
+    up, down = (
+        nn.Linear(config.hidden, config.width).double(),
+        nn.Linear(config.width, config.hidden).double(),
+    )
     for linear, name in ((up, "up"), (down, "down")):
         linear.weight.data.copy_(getattr(block, f"{name}_weight"))
         linear.bias.data.copy_(getattr(block, f"{name}_bias"))
@@ -194,7 +227,12 @@ def dtensor_mlp() -> dict[str, torch.Tensor]:
     x = mlp_input(config.hidden).requires_grad_()
     out = mlp(x)
     out.backward(mlp_input(config.hidden, 1))
-    return {"out": out.detach(), "x": x.grad, "up": mlp[0].weight.grad.full_tensor(), "down": mlp[2].weight.grad.full_tensor()}
+    return {
+        "out": out.detach(),
+        "x": x.grad,
+        "up": mlp[0].weight.grad.full_tensor(),
+        "down": mlp[2].weight.grad.full_tensor(),
+    }
 
 
 def mlp_input(hidden: int, seed: int = 0) -> torch.Tensor:
@@ -203,7 +241,9 @@ def mlp_input(hidden: int, seed: int = 0) -> torch.Tensor:
 
 
 def ring_of_torch(balanced: bool) -> dict[str, torch.Tensor]:
-    """The ring inside torch's context_parallel, with the CPU's flash kernel: each rank's output and gradients, stacked."""
+    """The ring inside torch's context_parallel, with the CPU's flash kernel: each rank's output and
+    gradients, stacked.
+    """
     from test_context_parallel import B, D, S, whole_inputs
     from torch.distributed.tensor.experimental._context_parallel import _attention as ring
 
@@ -217,9 +257,14 @@ def ring_of_torch(balanced: bool) -> dict[str, torch.Tensor]:
     ring._cp_options.convert_to_f32, ring._cp_options.enable_load_balance = False, balanced
     n, r = dist.get_world_size(), dist.get_rank()
     chunks = [r, 2 * n - 1 - r] if balanced else [2 * r, 2 * r + 1]
-    q, k, v, d_out = (torch.cat([x.chunk(2 * n, 2)[c] for c in chunks], 2) for x in whole_inputs(B, 4, 4, S, D, torch.float64))
+    q, k, v, d_out = (
+        torch.cat([x.chunk(2 * n, 2)[c] for c in chunks], 2)
+        for x in whole_inputs(B, 4, 4, S, D, torch.float64)
+    )
     out, lse, *_ = ring._templated_ring_attention(dist.group.WORLD, 2, forward, q, k, v, is_causal=True)
-    found = ring._templated_ring_attention_backward(dist.group.WORLD, 2, kernel, d_out, "grad_out", q, k, v, out, lse, True)
+    found = ring._templated_ring_attention_backward(
+        dist.group.WORLD, 2, kernel, d_out, "grad_out", q, k, v, out, lse, True
+    )
     stacked = {}
     for name, mine in zip(("out", "q", "k", "v"), (out, *found), strict=True):
         everyone = [torch.zeros_like(mine) for _ in range(n)]
@@ -248,7 +293,9 @@ CUT = {
 
 
 def parallelized(name: str) -> dict[str, torch.Tensor]:
-    """The whole GPT in torch's modules, its matrices, vocabulary and perhaps tokens cut by DTensor over both ranks."""
+    """The whole GPT in torch's modules, its matrices, vocabulary and perhaps tokens cut by DTensor over both
+    ranks.
+    """
     from plain_gpt import trained
 
     more, tokens_too = CUT[name]
@@ -268,7 +315,13 @@ def plain(x: torch.Tensor) -> torch.Tensor:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     for name in sys.argv[2:]:
-        made = parallelized(name) if name in CUT else pipelined(*PIPELINES[name]) if name in PIPELINES else globals()[name]()
+        made = (
+            parallelized(name)
+            if name in CUT
+            else pipelined(*PIPELINES[name])
+            if name in PIPELINES
+            else globals()[name]()
+        )
         result = {n: plain(t) for n, t in made.items()}
         if dist.get_rank() == 0:
             save_file(result, str(Path(sys.argv[1]) / f"{name}.safetensors"))
@@ -277,4 +330,7 @@ if __name__ == "__main__":
     sys.stdout.flush()
     os._exit(
         0
-    )  # torch's own threads now and then abort an interpreter that ends by itself ("terminate called without an active exception")
+        # torch's own threads now and then abort an interpreter that ends by itself ("terminate called without
+        # an
+        # active exception")
+    )

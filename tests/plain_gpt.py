@@ -1,4 +1,6 @@
-"""Our GPT in torch's own modules, cut by torch's own `parallelize_module`: an oracle for tensor and sequence parallelism."""
+"""Our GPT in torch's own modules, cut by torch's own `parallelize_module`: an oracle for tensor and sequence
+parallelism.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,22 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         h, kv, self.d = config.hidden, config.key_width, config.head_dim
-        self.q, self.k, self.v, self.out = nn.Linear(h, h), nn.Linear(h, kv), nn.Linear(h, kv), nn.Linear(h, h)
+        self.q, self.k, self.v, self.out = (
+            nn.Linear(h, h),
+            nn.Linear(h, kv),
+            nn.Linear(h, kv),
+            nn.Linear(h, h),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (matrix(x).unflatten(-1, (-1, self.d)).transpose(1, 2) for matrix in (self.q, self.k, self.v))
-        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(2))
+        q, k, v = (
+            matrix(x).unflatten(-1, (-1, self.d)).transpose(1, 2) for matrix in (self.q, self.k, self.v)
+        )
+        return self.out(
+            F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            .transpose(1, 2)
+            .flatten(2)
+        )
 
 
 class MLP(nn.Module):
@@ -63,9 +76,15 @@ class PlainGPT(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.token, self.position = nn.Embedding(config.vocab, config.hidden), nn.Embedding(config.seq, config.hidden)
+        self.token, self.position = (
+            nn.Embedding(config.vocab, config.hidden),
+            nn.Embedding(config.seq, config.hidden),
+        )
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm, self.head = nn.LayerNorm(config.hidden, config.norm_eps), nn.Linear(config.hidden, config.vocab, bias=False)
+        self.norm, self.head = (
+            nn.LayerNorm(config.hidden, config.norm_eps),
+            nn.Linear(config.hidden, config.vocab, bias=False),
+        )
         self.double()
         ours = GPTStage(config, dtype=torch.float64).full_names()
         assert set(ours) == set(self.named())
@@ -85,10 +104,21 @@ class PlainGPT(nn.Module):
         }
         for i, block in enumerate(self.layers):
             a, m = block.attention, block.mlp
-            parts = {"norm1": [block.norm1], "q": [a.q], "k": [a.k], "v": [a.v], "out": [a.out], "norm2": [block.norm2], "down": [m.down]}
+            parts = {
+                "norm1": [block.norm1],
+                "q": [a.q],
+                "k": [a.k],
+                "v": [a.v],
+                "out": [a.out],
+                "norm2": [block.norm2],
+                "down": [m.down],
+            }
             parts["up"] = [m.up] if m.gate is None else [m.gate, m.up]
             for name, modules in parts.items():
-                found |= {f"layers.{i}.{name}_{kind}": [getattr(module, kind) for module in modules] for kind in ("weight", "bias")}
+                found |= {
+                    f"layers.{i}.{name}_{kind}": [getattr(module, kind) for module in modules]
+                    for kind in ("weight", "bias")
+                }
         return found
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -99,7 +129,9 @@ class PlainGPT(nn.Module):
 
 
 def cut(model: PlainGPT, mesh, sequence_parallel: bool) -> None:
-    """As torch's tutorials and torchtitan do: columns, rows, vocabulary; with sequence parallelism the tokens between them."""
+    """As torch's tutorials and torchtitan do: columns, rows, vocabulary; with sequence parallelism the tokens
+    between them.
+    """
     outside = Shard(1) if sequence_parallel else Replicate()
     norm = {"norm": SequenceParallel()} if sequence_parallel else {}
     ends = {
@@ -118,11 +150,16 @@ def cut(model: PlainGPT, mesh, sequence_parallel: bool) -> None:
         plan |= {name: RowwiseParallel(output_layouts=outside) for name in ("attention.out", "mlp.down")}
         if sequence_parallel:
             plan |= {name: SequenceParallel() for name in ("norm1", "norm2")}
-            plan |= {name: PrepareModuleInput(input_layouts=Shard(1), desired_input_layouts=Replicate()) for name in ("attention", "mlp")}
+            plan |= {
+                name: PrepareModuleInput(input_layouts=Shard(1), desired_input_layouts=Replicate())
+                for name in ("attention", "mlp")
+            }
         parallelize_module(block, mesh, plan)
 
 
-def trained(config: ModelConfig, tokens: torch.Tensor, targets: torch.Tensor, mesh, sequence_parallel: bool) -> dict[str, torch.Tensor]:
+def trained(
+    config: ModelConfig, tokens: torch.Tensor, targets: torch.Tensor, mesh, sequence_parallel: bool
+) -> dict[str, torch.Tensor]:
     """The mean loss, and its gradients by our names; the loss with logits cut over the vocabulary."""
     model = PlainGPT(config)
     cut(model, mesh, sequence_parallel)
@@ -130,6 +167,7 @@ def trained(config: ModelConfig, tokens: torch.Tensor, targets: torch.Tensor, me
         loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum")
         loss.backward()
     whole = {
-        n: torch.cat([p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in ps]) for n, ps in model.named().items()
+        n: torch.cat([p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in ps])
+        for n, ps in model.named().items()
     }
     return {"loss": loss.detach() / targets.numel()} | {n: g / targets.numel() for n, g in whole.items()}

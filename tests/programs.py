@@ -91,7 +91,9 @@ def one_is_killed(gpu: Any) -> None:
 
 
 def pipeline_of_spans(gpu: Any, m: int, schedule: str = "gpipe") -> None:
-    """A pipeline whose forward and backward are one planted event each: as many spans as a picture needs, cheaply."""
+    """A pipeline whose forward and backward are one planted event each: as many spans as a picture needs,
+    cheaply.
+    """
     p, s = gpu.size, gpu.rank
     x = torch.ones(1024)
     forward = [("F", i) for i in range(m)]

@@ -1,4 +1,6 @@
-"""The action lists that the installed PyTorch writes: an oracle for ours. Its schedules are made with stages that do nothing."""
+"""The action lists that the installed PyTorch writes: an oracle for ours. Its schedules are made with stages
+that do nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Stage:
 
 
 def pytorch_lists(name: str, p: int, m: int, v: int) -> list[list[str]] | None:
-    """One list of tokens a rank, idle time and gradient reductions left out; None if this PyTorch has no such schedule or list."""
+    """One list of tokens a rank, idle time and gradient reductions left out; None if this PyTorch has no such
+    schedule or list.
+    """
     kind = getattr(pytorch, THEIRS[name], None)
     if kind is None:
         return None

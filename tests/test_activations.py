@@ -1,4 +1,6 @@
-"""What a layer keeps for backward is the paper's list, tensor by tensor; nothing is kept that is not in it."""
+"""What a layer keeps for backward is the paper's list, tensor by tensor; nothing is kept that is
+not in it.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,29 @@ KINDS_OF_KEEPING = ("none", "selective", "full")
 
 
 def count(
-    model: ModelConfig, b: int, t: int = 1, precision: str = "bf16", recompute: str = "none", backend: str = "dry", cut: bool = False
+    model: ModelConfig,
+    b: int,
+    t: int = 1,
+    precision: str = "bf16",
+    recompute: str = "none",
+    backend: str = "dry",
+    cut: bool = False,
 ) -> list[list[Saved]]:
-    return Cluster("classroom", t, backend, memory_bytes=None).run(kept_by_a_layer, model, b, precision, recompute, cut).results
+    return (
+        Cluster("classroom", t, backend, memory_bytes=None)
+        .run(kept_by_a_layer, model, b, precision, recompute, cut)
+        .results
+    )
 
 
-def judged(model: ModelConfig, b: int, t: int = 1, precision: str = "bf16", recompute: str = "none", cut: bool = False) -> list[Line]:
+def judged(
+    model: ModelConfig,
+    b: int,
+    t: int = 1,
+    precision: str = "bf16",
+    recompute: str = "none",
+    cut: bool = False,
+) -> list[Line]:
     terms = predict_layer(model, b, t, DTYPES[precision].itemsize, recompute, cut)
     ranks = [account(terms, saved) for saved in count(model, b, t, precision, recompute, cut=cut)]
     assert all(r == ranks[0] for r in ranks)
@@ -45,7 +64,13 @@ def in_the_sum(lines: list[Line]) -> int:
     return sum(x.counted for x in lines if not x.separate)
 
 
-SHAPES = st.tuples(st.integers(1, 3), st.integers(2, 9), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 3]), st.integers(1, 5))
+SHAPES = st.tuples(
+    st.integers(1, 3),
+    st.integers(2, 9),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2, 3]),
+    st.integers(1, 5),
+)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -57,7 +82,9 @@ SHAPES = st.tuples(st.integers(1, 3), st.integers(2, 9), st.sampled_from([1, 2, 
     st.sampled_from(KINDS_OF_KEEPING),
     st.booleans(),
 )
-def test_any_layer_keeps_exactly_the_list_and_its_sum_is_the_closed_form(shape, attention, dropout, precision, recompute, cut):
+def test_any_layer_keeps_exactly_the_list_and_its_sum_is_the_closed_form(
+    shape, attention, dropout, precision, recompute, cut
+):
     b, s, t, heads, d = shape
     s = s * t if cut else s  # t cuts every sequence
     a, w = t * heads, DTYPES[precision].itemsize
@@ -74,7 +101,9 @@ def test_any_layer_keeps_exactly_the_list_and_its_sum_is_the_closed_form(shape, 
 @pytest.mark.parametrize(("t", "cut"), [(1, False), (2, False), (2, True)])
 def test_real_tensors_on_real_ranks_are_kept_as_shapes_are(t, cut, attention, recompute):
     model = make_model("tiny", hidden=16, seq=6, attention=attention, dropout=0.1)
-    assert count(model, 2, t, "bf16", recompute, "threads", cut) == count(model, 2, t, "bf16", recompute, "dry", cut)
+    assert count(model, 2, t, "bf16", recompute, "threads", cut) == count(
+        model, 2, t, "bf16", recompute, "dry", cut
+    )
 
 
 def test_the_equations_of_the_paper_in_its_own_symbols():
@@ -91,7 +120,12 @@ def test_the_equations_of_the_paper_in_its_own_symbols():
 
 @pytest.mark.parametrize(
     ("t", "recompute", "cut", "published"),
-    [(1, "none", False, 2.67), (8, "none", False, 0.54), (8, "none", True, 0.33), (8, "selective", True, 0.10)],
+    [
+        (1, "none", False, 2.67),
+        (8, "none", False, 0.54),
+        (8, "none", True, 0.33),
+        (8, "selective", True, 0.10),
+    ],
 )
 def test_a_layer_of_gpt_3_keeps_the_published_gib_counted_on_its_real_shapes(t, recompute, cut, published):
     model = make_model("gpt3-175b", attention="unfused", dropout=0.1)
@@ -100,15 +134,27 @@ def test_a_layer_of_gpt_3_keeps_the_published_gib_counted_on_its_real_shapes(t, 
     assert round(in_the_sum(lines) / GIB, 2) == published
 
 
-# ---- beyond the paper's layer: grouped queries, gates, context parallelism ----------------------------------------------
+# ---- beyond the paper's layer: grouped queries, gates, context parallelism ---------------------------------
 def judged_anywhere(
-    model: ModelConfig, b: int, t: int, cp: int, context: str, precision: str = "bf16", recompute: str = "none", cut: bool = False
+    model: ModelConfig,
+    b: int,
+    t: int,
+    cp: int,
+    context: str,
+    precision: str = "bf16",
+    recompute: str = "none",
+    cut: bool = False,
 ) -> list[Line]:
-    """Every rank's lines hold; those of rank 0. How many blocks a rank merges differs, what it keeps does not."""
+    """Every rank's lines hold; those of rank 0. How many blocks a rank merges differs, what it keeps does
+    not.
+    """
     cluster = Cluster("classroom", t * cp, "dry", memory_bytes=None)
     ranks = cluster.run(kept_by_a_layer, model, b, precision, recompute, cut, cp, context).results
     lines = [
-        account(predict_layer(model, b, t, DTYPES[precision].itemsize, recompute, cut, cp, context, rank // t), saved)
+        account(
+            predict_layer(model, b, t, DTYPES[precision].itemsize, recompute, cut, cp, context, rank // t),
+            saved,
+        )
         for rank, saved in enumerate(ranks)
     ]
     assert all(x == lines[0] for x in lines)
@@ -121,7 +167,13 @@ ANYWHERE = ("ring", "striped", "zigzag", "ulysses")
 
 @settings(max_examples=90, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    st.tuples(st.integers(1, 2), st.integers(2, 4), st.sampled_from([1, 2]), st.sampled_from([1, 2, 3]), st.integers(2, 5)),
+    st.tuples(
+        st.integers(1, 2),
+        st.integers(2, 4),
+        st.sampled_from([1, 2]),
+        st.sampled_from([1, 2, 3]),
+        st.integers(2, 5),
+    ),
     st.sampled_from([1, 2, 3]),
     st.sampled_from([(1, 1), (2, 1), (1, 2), (3, 2)]),
     st.sampled_from(ANYWHERE),
@@ -131,7 +183,11 @@ ANYWHERE = ("ring", "striped", "zigzag", "ulysses")
     st.sampled_from(list(DTYPES)),
     st.sampled_from(KINDS_OF_KEEPING),
     st.booleans(),
-    st.tuples(st.sampled_from(["layernorm", "rmsnorm", "scalenorm"]), st.booleans(), st.sampled_from(["learned", "rope", "none"])),
+    st.tuples(
+        st.sampled_from(["layernorm", "rmsnorm", "scalenorm"]),
+        st.booleans(),
+        st.sampled_from(["learned", "rope", "none"]),
+    ),
 )
 def test_any_layer_with_grouped_queries_gates_and_a_cut_sequence_keeps_the_list_and_the_closed_form(
     shape, cp, groups, context, attention, activation, dropout, precision, recompute, cut, switches
@@ -145,13 +201,35 @@ def test_any_layer_with_grouped_queries_gates_and_a_cut_sequence_keeps_the_list_
     kv = key_heads * t * (cp if context == "ulysses" else 1)  # on each rank at least one key head
     a, h = kv * queries, kv * queries * d
     s = each * cp * (2 if context == "zigzag" else 1) * (t if cut else 1)
-    model = make_model("tiny", hidden=h, heads=a, kv_heads=kv, ffn=f * t * 5, seq=s, vocab=4 * t, attention=attention,
-                       activation=activation, dropout=dropout, norm=norm, bias=bias, position=position)  # fmt: skip
+    model = make_model(
+        "tiny",
+        hidden=h,
+        heads=a,
+        kv_heads=kv,
+        ffn=f * t * 5,
+        seq=s,
+        vocab=4 * t,
+        attention=attention,
+        activation=activation,
+        dropout=dropout,
+        norm=norm,
+        bias=bias,
+        position=position,
+    )
     lines = judged_anywhere(model, b, t, cp, context, precision, recompute, cut)
     assert [x for x in lines if not x.ok] == []
-    more = {"flash": attention == "flash", "recompute": recompute, "sequence_parallel": cut, "key_width": kv * d, "cp": cp,
-            "mlp": KEPT_OF_MLP[activation] * f * t * 5, "exchange": cp > 1 and context == "ulysses"}  # fmt: skip
-    assert in_the_sum(lines) == predict(s, b, h, a, t, DTYPES[precision].itemsize, dropout=dropout > 0, **more)
+    more = {
+        "flash": attention == "flash",
+        "recompute": recompute,
+        "sequence_parallel": cut,
+        "key_width": kv * d,
+        "cp": cp,
+        "mlp": KEPT_OF_MLP[activation] * f * t * 5,
+        "exchange": cp > 1 and context == "ulysses",
+    }
+    assert in_the_sum(lines) == predict(
+        s, b, h, a, t, DTYPES[precision].itemsize, dropout=dropout > 0, **more
+    )
 
 
 @pytest.mark.parametrize("context", ANYWHERE)
@@ -159,7 +237,9 @@ def test_any_layer_with_grouped_queries_gates_and_a_cut_sequence_keeps_the_list_
 def test_a_cut_sequence_is_kept_by_real_ranks_as_by_shapes(context, cut):
     model = make_model("tiny", hidden=16, heads=4, seq=16, activation="swiglu", dropout=0.1)
     real, dry = (
-        Cluster("classroom", 4, backend, memory_bytes=None).run(kept_by_a_layer, model, 2, "bf16", "none", cut, 2, context).results
+        Cluster("classroom", 4, backend, memory_bytes=None)
+        .run(kept_by_a_layer, model, 2, "bf16", "none", cut, 2, context)
+        .results
         for backend in ("threads", "dry")
     )
     assert real == dry
@@ -177,11 +257,13 @@ def test_grouped_queries_keep_fewer_keys_and_swiglu_two_tensors_more():
     mha = judged(make_model("tiny", **shape), 1, 2)
     gqa = judged(make_model("tiny", **shape, kv_heads=2), 1, 2)
     assert in_the_sum(mha) - in_the_sum(gqa) == 2 * 2 * 32 * (64 - 16) // 2  # of K and of V
-    gelu, swiglu = (judged(make_model("tiny", **shape, ffn=128, activation=act), 1, 2) for act in ("gelu", "swiglu"))
+    gelu, swiglu = (
+        judged(make_model("tiny", **shape, ffn=128, activation=act), 1, 2) for act in ("gelu", "swiglu")
+    )
     assert in_the_sum(swiglu) - in_the_sum(gelu) == 2 * 2 * 32 * 128 // 2
 
 
-# ---- mutations -----------------------------------------------------------------------------------------------------
+# ---- mutations ---------------------------------------------------------------------------------------------
 MODEL = {"hidden": 16, "seq": 6, "attention": "unfused", "dropout": 0.1}
 
 
@@ -214,7 +296,11 @@ def test_a_mask_of_two_bytes_an_element_is_caught(monkeypatch):
 
     monkeypatch.setattr(dropout, "Dropout", Wide)
     bad = [x.name for x in judged(make_model("tiny", **MODEL), 2) if not x.ok]
-    assert {"mask of the attention's dropout", "mask of the MLP's dropout", "mask of the softmax's dropout"} <= set(bad)
+    assert {
+        "mask of the attention's dropout",
+        "mask of the MLP's dropout",
+        "mask of the softmax's dropout",
+    } <= set(bad)
 
 
 def test_ring_attention_that_keeps_a_neighbour_s_keys_is_caught_by_name(monkeypatch):
@@ -227,7 +313,13 @@ def test_ring_attention_that_keeps_a_neighbour_s_keys_is_caught_by_name(monkeypa
         return out * (k * 1.0).sum().exp()  # backward needs another copy of the keys' sum
 
     monkeypatch.setattr(context_parallel.RingContext, "attend", hoard)
-    bad = [x.name for x in judged_anywhere(make_model("tiny", **MODEL | {"attention": "flash", "seq": 8}), 2, 1, 2, "ring") if not x.ok]
+    bad = [
+        x.name
+        for x in judged_anywhere(
+            make_model("tiny", **MODEL | {"attention": "flash", "seq": 8}), 2, 1, 2, "ring"
+        )
+        if not x.ok
+    ]
     assert any("not in the list" in name for name in bad)
 
 
@@ -248,7 +340,9 @@ def test_a_sequence_that_is_not_cut_in_the_norms_shows_in_the_norms_lines(monkey
     from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
 
     model = make_model("tiny", **MODEL)
-    monkeypatch.setattr(SequenceParallel, "pieces", property(lambda self: 1))  # each rank is handed the whole sequence
+    monkeypatch.setattr(
+        SequenceParallel, "pieces", property(lambda self: 1)
+    )  # each rank is handed the whole sequence
     monkeypatch.setattr(SequenceParallel, "gather", lambda self, x, *rest, **more: (x, None))
     monkeypatch.setattr(SequenceParallel, "scatter", lambda self, x, *rest, **more: (x.clone(), None))
     bad = [x for x in judged(model, 2, 2, cut=True) if not x.ok]

@@ -51,10 +51,15 @@ def apart(a: Any, b: Any) -> float:
     return max(float((x - y).abs().max()) for x, y in zip(a.logits, b.logits, strict=True))
 
 
-# ---- the kernel ----------------------------------------------------------------------------------------------------
+# ---- the kernel --------------------------------------------------------------------------------------------
 @st.composite
 def shapes(draw):
-    b, groups, kv, d = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.sampled_from([2, 4]))
+    b, groups, kv, d = (
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 2)),
+        draw(st.sampled_from([2, 4])),
+    )
     window = draw(st.one_of(st.just(cached_attention.NO_WINDOW), st.integers(1, 9)))
     starts = draw(st.lists(st.integers(0, 12), min_size=b, max_size=b))
     counts = draw(st.lists(st.one_of(st.integers(0, 6), st.integers(126, 131)), min_size=b, max_size=b))
@@ -67,7 +72,9 @@ def test_the_kernel_is_masked_attention_and_reads_what_its_formula_says(shape):
     b, a, kv, d, block, window, starts, counts, biased = shape
     width, length = max(1, *counts), max(s + n for s, n in zip(starts, counts, strict=True)) or 1
     generator = torch.Generator().manual_seed(1)
-    whole_k, whole_v = (torch.randn(b, kv, length + width, d, generator=generator, dtype=torch.float64) for _ in range(2))
+    whole_k, whole_v = (
+        torch.randn(b, kv, length + width, d, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     q = torch.randn(b, a, width, d, generator=generator, dtype=torch.float64)
     each = -(-min(window, length) // block) if window <= length and block == 1 else -(-length // block)
     order = torch.randperm(b * each, generator=generator).tolist()
@@ -105,19 +112,30 @@ def test_a_ring_keeps_the_last_tokens_and_writes_what_its_formula_says(slots: in
         new = torch.arange(start, start + 9.0).view(1, 1, 9, 1)
         before = len(heard)
         cached_attention.write(pool, new, [0], [start], [n], lambda _, nbytes: heard.append(nbytes))
-        assert sum(heard[before:]) == cost_of("glasscluster::cache_write").nbytes((pool, new, [0], [start], [n]), None)
+        assert sum(heard[before:]) == cost_of("glasscluster::cache_write").nbytes(
+            (pool, new, [0], [start], [n]), None
+        )
         start += n
     kept = [p for p in range(start) if p >= start - slots]
-    assert {p % slots: float(p) for p in kept} == {s: float(x) for s, x in enumerate(pool.flatten().tolist()) if x >= 0}
+    assert {p % slots: float(p) for p in kept} == {
+        s: float(x) for s, x in enumerate(pool.flatten().tolist()) if x >= 0
+    }
 
 
-# ---- the same tokens -------------------------------------------------------------------------------------------------
+# ---- the same tokens ---------------------------------------------------------------------------------------
 MODELS: list[dict[str, Any]] = [
     {},
     {"kv_heads": 2, "attention": "unfused", "qkv": "separate"},
     {"kv_heads": 1, "tied": False, "activation": "swiglu"},
     {"experts": 3},
-    {"kv_heads": 2, "norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "qk_norm": True},
+    {
+        "kv_heads": 2,
+        "norm": "rmsnorm",
+        "bias": False,
+        "position": "rope",
+        "activation": "swiglu",
+        "qk_norm": True,
+    },
     {"position": "sinusoidal", "norm": "scalenorm", "norm_position": "post"},
     {"position": "none", "norm_position": "sandwich"},
     {"position": "alibi", "attention": "unfused"},
@@ -159,7 +177,9 @@ def test_a_sliding_window_is_attention_that_looks_no_further_back(window: int, p
         made = generate(stage, PROMPTS, NEW, make("sliding", stage, window), chunk=chunk)
         assert made.tokens == right.tokens
         assert apart(made, right) <= 1e-12
-    assert apart(generate(stage, PROMPTS, NEW, make("sliding", stage, window + 1)), right) > 1e-6  # one token more is seen
+    assert (
+        apart(generate(stage, PROMPTS, NEW, make("sliding", stage, window + 1)), right) > 1e-6
+    )  # one token more is seen
 
 
 def test_a_cache_that_loses_a_token_or_takes_one_for_another_is_noticed():
@@ -178,7 +198,7 @@ def test_a_cache_that_loses_a_token_or_takes_one_for_another_is_noticed():
         assert apart(generate(stage, PROMPTS, NEW, cache), right) > 1e-6
 
 
-# ---- bytes -----------------------------------------------------------------------------------------------------------
+# ---- bytes -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("kind", caches.KINDS)
 def test_bytes_are_those_of_f3(kind: str, kv_heads: int):
@@ -191,7 +211,11 @@ def test_bytes_are_those_of_f3(kind: str, kv_heads: int):
     assert cache.filled_bytes == caches.predict(stage.config, held, 8)
     waste = cache.used_bytes - cache.filled_bytes
     if kind == "paged":
-        assert waste == caches.predict_waste(cache.lengths, 3)[0] * cache.token_bytes <= n * 2 * cache.token_bytes
+        assert (
+            waste
+            == caches.predict_waste(cache.lengths, 3)[0] * cache.token_bytes
+            <= n * 2 * cache.token_bytes
+        )
     if kind == "static":
         assert waste == caches.predict_waste(cache.lengths)[0] * cache.token_bytes
     for change in ({"layers": 3}, {"heads": 2, "kv_heads": 1, "hidden": 4}):  # the check can fail
@@ -237,10 +261,14 @@ def test_the_published_sizes_are_allocated(shape: dict, tokens: int, gib: float)
     assert cache.bytes == caches.predict(stage.config, tokens, 2) == gib * GIB
 
 
-# ---- the allocator ---------------------------------------------------------------------------------------------------
+# ---- the allocator -----------------------------------------------------------------------------------------
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6), st.booleans()), max_size=40))
-def test_no_block_is_lost_or_shared_and_waste_is_less_than_a_block_a_sequence(block: int, moves: list[tuple[int, int, bool]]):
+@given(
+    st.integers(1, 4), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6), st.booleans()), max_size=40)
+)
+def test_no_block_is_lost_or_shared_and_waste_is_less_than_a_block_a_sequence(
+    block: int, moves: list[tuple[int, int, bool]]
+):
     cache = PagedCache(model(), 4, 12, block, blocks=11)
     for sequence, tokens, done in moves:
         try:
@@ -271,20 +299,27 @@ def test_a_freed_sequence_gives_its_blocks_to_the_next():
             cache.free(b)
     with pytest.raises(CacheFull, match="needs a block for its token 9, and none is left"):
         generate(stage, PROMPTS, NEW, PagedCache(stage, 3, CAPACITY, 3, blocks=7))
-    with pytest.raises(CacheFull, match="sequence 2 has 0 tokens and gets 11 more; the cache holds 10 of each"):
+    with pytest.raises(
+        CacheFull, match="sequence 2 has 0 tokens and gets 11 more; the cache holds 10 of each"
+    ):
         generate(stage, PROMPTS, NEW, StaticCache(stage, 3, 10))
 
 
-# ---- choosing --------------------------------------------------------------------------------------------------------
+# ---- choosing ----------------------------------------------------------------------------------------------
 def test_sampling_keeps_the_likely_and_draws_by_probability():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).log_softmax(-1)
     p = logits.exp()[0].double()
     assert torch.allclose(Sampling(1.0).probabilities(logits)[0], p)
-    assert torch.allclose(Sampling(1.0, top_k=2).probabilities(logits)[0], torch.tensor([*(p[:2] / p[:2].sum()), 0, 0]).double())
+    assert torch.allclose(
+        Sampling(1.0, top_k=2).probabilities(logits)[0], torch.tensor([*(p[:2] / p[:2].sum()), 0, 0]).double()
+    )
     for top_p, kept in ((0.5, 1), (float(p[0]) + 1e-6, 2), (0.95, 3), (1.0, 4)):
         assert int((Sampling(1.0, top_p=top_p).probabilities(logits) > 0).sum()) == kept
     assert torch.allclose(Sampling(2.0).probabilities(logits)[0], (logits[0].double() / 2).softmax(-1))
-    draws = Sampling(1.0).choose(logits.expand(4000, -1), torch.Generator().manual_seed(0)).bincount(minlength=4) / 4000
+    draws = (
+        Sampling(1.0).choose(logits.expand(4000, -1), torch.Generator().manual_seed(0)).bincount(minlength=4)
+        / 4000
+    )
     assert float((draws - p).abs().max()) < 4 * (0.25 / 4000) ** 0.5
     assert Sampling().choose(logits, torch.Generator()).item() == 0
 
@@ -322,12 +357,15 @@ def test_a_cache_in_use_is_refused():
         generate(stage, PROMPTS, NEW, cache)
 
 
-# ---- tensor-parallel ranks, work and time ------------------------------------------------------------------------------
+# ---- tensor-parallel ranks, work and time ------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("tp", "kv_heads", "cache"), [(2, 4, "static"), (2, 2, "paged"), (4, 2, "sliding"), (2, 1, "none"), (2, 0, "static")]
+    ("tp", "kv_heads", "cache"),
+    [(2, 4, "static"), (2, 2, "paged"), (4, 2, "sliding"), (2, 1, "none"), (2, 0, "static")],
 )
 def test_tensor_ranks_generate_the_same_and_cache_their_heads(tp: int, kv_heads: int, cache: Any):
-    config = model(**({"kv_heads": kv_heads} if kv_heads else {"kv_latent": 6, "rope_dim": 2, "position": "rope"})).config
+    config = model(
+        **({"kv_heads": kv_heads} if kv_heads else {"kv_latent": 6, "rope_dim": 2, "position": "rope"})
+    ).config
     right = generate(GPTStage(config, dtype=torch.float64), PROMPTS, 3)
     job = GenerationJob(config, PROMPTS, 3, cache, tp, block=4, precision="fp64", capture=True)
     run = Cluster("classroom", tp).run(generate_rank, job)
@@ -346,7 +384,17 @@ def test_tensor_ranks_generate_the_same_and_cache_their_heads(tp: int, kv_heads:
 
 
 def test_prefill_is_bound_by_compute_and_decode_by_memory():
-    config = ModelConfig(layers=2, hidden=4096, heads=32, kv_heads=8, ffn=14336, activation="swiglu", vocab=32000, seq=2048, tied=False)
+    config = ModelConfig(
+        layers=2,
+        hidden=4096,
+        heads=32,
+        kv_heads=8,
+        ffn=14336,
+        activation="swiglu",
+        vocab=32000,
+        seq=2048,
+        tied=False,
+    )
     found, parameters = {}, 0
     for batch, tokens in ((1, 1024), (64, 1024), (64, 512), (512, 1024)):
         job = GenerationJob(config, ((0,) * tokens,) * batch, 2, precision="bf16")
@@ -355,19 +403,25 @@ def test_prefill_is_bound_by_compute_and_decode_by_memory():
         parameters = run.results[0].parameter_bytes
     prefill, decode = found[1, 1024]
     assert (prefill.as_dict()["bound"], decode.as_dict()["bound"]) == ("compute", "memory")
-    assert 0.9 < decode.intensity < 1.1  # Eq 31: a batch of B has about B FLOPs a byte while weights are most of it
+    assert (
+        0.9 < decode.intensity < 1.1
+    )  # Eq 31: a batch of B has about B FLOPs a byte while weights are most of it
     assert decode.intensity < found[64, 1024][1].intensity < found[512, 1024][1].intensity
     looked_up = (config.vocab + config.seq) * config.hidden * 2  # of these a step reads its rows alone
     floor = generation.predict_floor(parameters - looked_up, caches.predict(config, 1024, 2), run.hardware)
     assert floor < decode.roof_s < 1.02 * floor
     longer, shorter = found[64, 1024][1], found[64, 512][1]
-    assert longer.bytes - shorter.bytes == caches.predict(config, 64 * 512, 2)  # each old key and value is read once
+    assert longer.bytes - shorter.bytes == caches.predict(
+        config, 64 * 512, 2
+    )  # each old key and value is read once
     assert longer.flops - shorter.flops == 64 * 512 * config.layers * 4 * config.hidden
 
 
-# ---- why training has none ---------------------------------------------------------------------------------------------
+# ---- why training has none ---------------------------------------------------------------------------------
 class Past(KeepAll):
-    """A cache that autograd could see through: keys and values of one token after the other, cut off from the graph or not."""
+    """A cache that autograd could see through: keys and values of one token after the other, cut off from the
+    graph or not.
+    """
 
     def __init__(self, detached: bool) -> None:
         self.detached, self.kept = detached, list[tuple[torch.Tensor, torch.Tensor]]()
@@ -398,12 +452,19 @@ def test_training_through_a_cache_is_the_same_work_one_token_at_a_time_or_wrong(
     stage = model(kv_heads=2)
     tokens = torch.tensor([PROMPTS[2]])
     targets = tokens.roll(-1, 1)
-    whole, kept, cut = stage(tokens, targets), by_token(stage, tokens, targets, False), by_token(stage, tokens, targets, True)
+    whole, kept, cut = (
+        stage(tokens, targets),
+        by_token(stage, tokens, targets, False),
+        by_token(stage, tokens, targets, True),
+    )
     for loss in (kept, cut):
         torch.testing.assert_close(loss, whole, rtol=1e-12, atol=0)
     right = gradients(stage, whole)
     floor = 1e-3 * max(float(g.abs().max()) for g in right)
-    found = [max(difference(a, b, floor) for a, b in zip(gradients(stage, loss), right, strict=True)) for loss in (kept, cut)]
+    found = [
+        max(difference(a, b, floor) for a, b in zip(gradients(stage, loss), right, strict=True))
+        for loss in (kept, cut)
+    ]
     assert found[0] <= TOLERANCE  # nothing was saved: every key stays on the graph
     assert found[1] > 0.01  # a cache without a graph: keys and values learn nothing from later tokens
 
@@ -419,7 +480,9 @@ def test_a_step_of_the_optimizer_makes_a_cache_stale():
         return made
 
     old = filled()
-    for parameter, gradient in zip(stage.parameters(), gradients(stage, stage(tokens, tokens.roll(-1, 1))), strict=True):
+    for parameter, gradient in zip(
+        stage.parameters(), gradients(stage, stage(tokens, tokens.roll(-1, 1))), strict=True
+    ):
         parameter.data.sub_(gradient, alpha=0.01)
     new = filled()
     answers = []

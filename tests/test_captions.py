@@ -1,4 +1,6 @@
-"""Images on the same blocks: what the patches are, that every strategy has them, and that the model learns to say what it sees."""
+"""Images on the same blocks: what the patches are, that every strategy has them, and that the model learns to
+say what it sees.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import make_model, make_plan
 
 MODEL = make_model("tiny", layers=4, hidden=16, heads=4, seq=18, patches=4, patch_size=16, prefix=4)
-LAYOUTS = ({"tp": 2, "sequence_parallel": True, "dp": 2, "zero": 2}, {"pp": 2, "schedule": "zb-v", "virtual_stages": 2, "tp": 2})
+LAYOUTS = (
+    {"tp": 2, "sequence_parallel": True, "dp": 2, "zero": 2},
+    {"pp": 2, "schedule": "zb-v", "virtual_stages": 2, "tp": 2},
+)
 
 
 @pytest.mark.parametrize("options", LAYOUTS, ids=str)
@@ -36,7 +41,9 @@ def test_a_patch_put_one_place_off_or_seen_by_one_rank_alone_is_caught(monkeypat
     monkeypatch.setattr(
         gpt.Embedding,
         "seen",
-        lambda self, x, pixels, tokens: honest(self, x, pixels.roll(1, 1) if self.parallel.size > 1 else pixels, tokens),
+        lambda self, x, pixels, tokens: honest(
+            self, x, pixels.roll(1, 1) if self.parallel.size > 1 else pixels, tokens
+        ),
     )
     assert worst(differences(make_plan(global_batch=4, tp=2), MODEL, steps=1)) > 1e-10
 
@@ -69,7 +76,8 @@ def test_each_patch_is_its_matrix_times_its_pixels_and_nothing_else_is():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "field"), [({"cp": 2}, "cp"), ({"patches": 18}, "patches"), ({"objective": "masked", "prefix": 0}, "patches")]
+    ("wrong", "field"),
+    [({"cp": 2}, "cp"), ({"patches": 18}, "patches"), ({"objective": "masked", "prefix": 0}, "patches")],
 )
 def test_what_does_not_go_with_patches_is_named(wrong, field):
     shape = {"patches": 4, "seq": 18, "prefix": 4} | {k: v for k, v in wrong.items() if k != "cp"}
@@ -91,4 +99,6 @@ def test_a_whole_model_needs_every_rank_s_piece():
     plan = make_plan(tp=2, global_batch=4)
     pieces = [{n: np.split(p.detach().numpy(), 1)[0] for n, (p, _) in GPTStage(MODEL).full_names().items()}]
     with pytest.raises(ValueError, match=r"no rank has \d+ of the"):
-        assemble(plan, MODEL, [{n: torch.tensor(t) for n, t in pieces[0].items() if n == "embedding.position"}])
+        assemble(
+            plan, MODEL, [{n: torch.tensor(t) for n, t in pieces[0].items() if n == "embedding.position"}]
+        )

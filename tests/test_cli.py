@@ -35,8 +35,10 @@ def test_train_prints_one_json_object_with_every_key_of_the_contract_and_writes_
     assert code == 0
     assert "checking" in err
     wanted = (
-        "schema plan model backend hardware gpus losses checked_steps reference_losses max_rel_loss_diff max_rel_grad_diff "
-        "max_rel_weight_diff bytes_sent peak_memory_bytes memory_bytes state_bytes makespan_s bubble_fraction bubble_over_ideal "
+        "schema plan model backend hardware gpus losses checked_steps reference_losses max_rel_loss_diff "
+        "max_rel_grad_diff "
+        "max_rel_weight_diff bytes_sent peak_memory_bytes memory_bytes state_bytes makespan_s "
+        "bubble_fraction bubble_over_ideal "
         "stage_span_bubble_fraction exposed_comm_s mfu checks report"
     ).split()
     assert set(wanted) <= set(said)
@@ -46,7 +48,18 @@ def test_train_prints_one_json_object_with_every_key_of_the_contract_and_writes_
     assert {"parameters", "gradients", "optimizer", "activations", "buffers"} == set(said["memory_bytes"])
     total = [sum(values) for values in zip(*said["memory_bytes"].values(), strict=True)]
     assert total == said["peak_memory_bytes"]
-    check_keys = {"name", "ok", "predicted", "counted", "simulated", "measured", "unit", "match", "tolerance", "source"}
+    check_keys = {
+        "name",
+        "ok",
+        "predicted",
+        "counted",
+        "simulated",
+        "measured",
+        "unit",
+        "match",
+        "tolerance",
+        "source",
+    }
     check_keys |= {"key", "names", "verdict", "why"}
     assert all(check_keys <= set(row) for row in said["checks"])
     for row in said["checks"]:
@@ -56,7 +69,13 @@ def test_train_prints_one_json_object_with_every_key_of_the_contract_and_writes_
     assert (said["status"], said["not_checked"]) == ("PASS", [])
     assert "failed" not in {row["verdict"] for row in said["checks"]}
     folder = Path(said["report"]).parent
-    assert {p.name for p in folder.iterdir()} == {"report.html", "graph.npz", "ledger.csv", "trace.json", "run.json"}
+    assert {p.name for p in folder.iterdir()} == {
+        "report.html",
+        "graph.npz",
+        "ledger.csv",
+        "trace.json",
+        "run.json",
+    }
 
 
 def test_run_json_and_the_ledger_are_read_back_as_what_was_printed(capsys):
@@ -144,10 +163,19 @@ def test_schedule_prints_pytorch_s_notation_and_both_bubbles(capsys):
     assert said["peak_live"] == [8, 8, 8, 8]
 
 
-SCHEDULES = {  # makespan of pp 4, 8 micro-batches, costs f=1,b=2,w=1,c=0 of a chunk; two chunks a rank where there are any
-    "gpipe": 33, "1f1b": 33, "eager-1f1b": 33, "interleaved": 57, "looped-bfs": 57,
-    "zb-h1": 27, "zb-h2": 27, "interleaved-zb": 51, "zb-v": 51, "dualpipe-v": 54,
-}  # fmt: skip
+# makespan of pp 4, 8 micro-batches, costs f=1,b=2,w=1,c=0 of a chunk; two chunks a rank where there are any
+SCHEDULES = {
+    "gpipe": 33,
+    "1f1b": 33,
+    "eager-1f1b": 33,
+    "interleaved": 57,
+    "looped-bfs": 57,
+    "zb-h1": 27,
+    "zb-h2": 27,
+    "interleaved-zb": 51,
+    "zb-v": 51,
+    "dualpipe-v": 54,
+}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -157,10 +185,18 @@ def test_all_ten_schedules_are_printed_and_what_is_printed_is_a_schedule_file(na
     code, out, _ = glass(capsys, *line.split(), "--json")
     said = json.loads(out)
     assert (code, said["schema"], said["makespan"]) == (0, "glass.schedule/1", SCHEDULES[name])
-    assert set(said) >= {"ranks", "bubble_fraction", "bubble_over_ideal", "stage_span_bubble_fraction", "peak_live"}
+    assert set(said) >= {
+        "ranks",
+        "bubble_fraction",
+        "bubble_over_ideal",
+        "stage_span_bubble_fraction",
+        "peak_live",
+    }
     assert said["virtual_stages"] == chunks
     Path("mine.txt").write_text("\n".join(" ".join(actions) for actions in said["ranks"]))
-    code, out, _ = glass(capsys, *f"schedule {name} --pp 4 --micro-batches 8 --validate mine.txt --json".split())
+    code, out, _ = glass(
+        capsys, *f"schedule {name} --pp 4 --micro-batches 8 --validate mine.txt --json".split()
+    )
     assert (code, json.loads(out)) == (0, said)
     code, out, _ = glass(capsys, *line.split())
     assert (code, out.splitlines()[2]) == (0, "rank 2: " + " ".join(said["ranks"][2]))
@@ -168,7 +204,9 @@ def test_all_ten_schedules_are_printed_and_what_is_printed_is_a_schedule_file(na
 
 def test_costs_of_a_schedule_are_of_a_chunk_b_whole_and_a_hop_in_flight(capsys):
     def makespan(name, costs):
-        return json.loads(glass(capsys, *f"schedule {name} --pp 4 --micro-batches 8 --costs {costs} --json".split())[1])["makespan"]
+        return json.loads(
+            glass(capsys, *f"schedule {name} --pp 4 --micro-batches 8 --costs {costs} --json".split())[1]
+        )["makespan"]
 
     assert [makespan(n, "c=0.25") for n in ("gpipe", "1f1b", "eager-1f1b")] == [34.5, 37.0, 34.5]
     assert makespan("zb-h1", "f=1,b=2,w=0.5") == 8 * 3 + 3 * (1 + 2 - 2 * 0.5)
@@ -250,11 +288,33 @@ BAD = [
     ("collective all-to-all --algorithm tree --gpus 4 --size 1MB", "algorithm", "direct"),
     ("collective all-reduce --gpus 1 --size 1MB", "gpus", None),
     ("collective all-reduce --gpus 4 --size 1MX", "size", None),
-    ("collective all-reduce --gpus 4 --size 1MB --topology torus4d --bandwidth 1GB/s --latency 1us", "topology", "torus3d"),
-    ("collective all-reduce --gpus 6 --size 1MB --topology hypercube --bandwidth 1GB/s --latency 1us", "gpus", "4"),
-    ("collective all-reduce --gpus 6 --size 1MB --topology torus2d --dims 4x2 --bandwidth 1GB/s --latency 1us", "dims", None),
-    ("collective all-reduce --gpus 8 --size 1MB --topology fat-tree --leaf 3 --bandwidth 1GB/s --latency 1us", "leaf", "2"),
-    ("collective all-reduce --gpus 8 --size 1MB --topology ring --bandwidth 1GB/s --latency -1us", "latency", None),
+    (
+        "collective all-reduce --gpus 4 --size 1MB --topology torus4d --bandwidth 1GB/s --latency 1us",
+        "topology",
+        "torus3d",
+    ),
+    (
+        "collective all-reduce --gpus 6 --size 1MB --topology hypercube --bandwidth 1GB/s --latency 1us",
+        "gpus",
+        "4",
+    ),
+    (
+        "collective all-reduce --gpus 6 --size 1MB --topology torus2d --dims 4x2 --bandwidth 1GB/s "
+        "--latency 1us",
+        "dims",
+        None,
+    ),
+    (
+        "collective all-reduce --gpus 8 --size 1MB --topology fat-tree --leaf 3 --bandwidth 1GB/s "
+        "--latency 1us",
+        "leaf",
+        "2",
+    ),
+    (
+        "collective all-reduce --gpus 8 --size 1MB --topology ring --bandwidth 1GB/s --latency -1us",
+        "latency",
+        None,
+    ),
     ("collective all-reduce --gpus 8 --size 1MB --topology nowhere.json", "topology", None),
     ("collective all-reduce --gpus 8 --size 1MB --oversubscription 2", "oversubscription", None),
     ("collective all-reduce --gpus 4 --size 1MB --placement 0,1,2,2", "placement", None),
@@ -265,7 +325,12 @@ BAD = [
     ("collective all-reduce --gpus 4 --size 1MB --sweep gpus=a:8", "sweep", None),
     ("collective all-reduce --gpus 4 --size 1MB --against trees --sweep 1KiB:4KiB", "algorithm", "tree"),
     ("collective all-reduce --gpus 4 --size 1MB --topology fully-connected --latency 1us", "bandwidth", None),
-    ("collective all-reduce --gpus 4 --size 1MB --topology fully-connected --bandwidth -1GB/s --latency 1us", "bandwidth", None),
+    (
+        "collective all-reduce --gpus 4 --size 1MB --topology fully-connected --bandwidth -1GB/s "
+        "--latency 1us",
+        "bandwidth",
+        None,
+    ),
     ("collective all-reduce --gpus 4 --size 1MB --nodes 3", "nodes", None),
     ("collective all-reduce --gpus 4 --size 1MB --servers 2", "servers", None),
     ("collective all-reduce --gpus 4 --size 1MB --sweep 1MB", "sweep", None),
@@ -295,8 +360,12 @@ def test_bad_input_is_exit_2_with_field_value_rule_and_nearest_and_no_traceback(
 def test_a_failed_run_is_exit_3_and_leaves_what_was_recorded(capsys, monkeypatch):
     from glasscluster.scenarios.jobs import training
 
-    monkeypatch.setattr(training, "check_memory", lambda *_: None)  # it would refuse before anything runs: exit 2
-    code, out, err = glass(capsys, "train", *LAYOUT, "--no-check", "--memory", "400KB", "--out", "full", "--json")
+    monkeypatch.setattr(
+        training, "check_memory", lambda *_: None
+    )  # it would refuse before anything runs: exit 2
+    code, out, err = glass(
+        capsys, "train", *LAYOUT, "--no-check", "--memory", "400KB", "--out", "full", "--json"
+    )
     said = json.loads(out)
     assert code == 3
     assert said["error"] == "OutOfMemory"
@@ -444,8 +513,14 @@ def test_a_collective_is_timed_counted_and_held_against_its_closed_form(capsys, 
     assert found["bytes_sent_per_gpu"] == [14_000_000] * 8
     assert found["steps"] == 14
     assert found["messages"] == 14 * 8
-    assert found["time_s"] == pytest.approx(14 * (10e-6 + 1e6 / 10e9), rel=1e-9) == pytest.approx(found["predicted_time_s"], rel=1e-9)
-    assert found["bus_bandwidth_bytes_per_s"] == pytest.approx(found["algorithm_bandwidth_bytes_per_s"] * 14 / 8)
+    assert (
+        found["time_s"]
+        == pytest.approx(14 * (10e-6 + 1e6 / 10e9), rel=1e-9)
+        == pytest.approx(found["predicted_time_s"], rel=1e-9)
+    )
+    assert found["bus_bandwidth_bytes_per_s"] == pytest.approx(
+        found["algorithm_bandwidth_bytes_per_s"] * 14 / 8
+    )
     assert found["contention"] is False  # in a ring no link carries two messages
     assert found["busiest_link"]["utilisation_fraction"] == pytest.approx(14 * 1e-4 / found["time_s"])
     assert [s["size_bytes"] for s in found["sweep"]] == [1024, 4096, 16384, 65536]
@@ -492,7 +567,9 @@ def test_nccl_says_what_it_would_choose_and_counts_nothing(capsys, tmp_path):
 
 
 def test_a_sweep_over_gpus_and_a_network_from_a_file(capsys, tmp_path):
-    words = "collective all-reduce --gpus 4 --size 4MB --json --sweep gpus=2:16 --sweep 1KB:16KB --against tree"
+    words = (
+        "collective all-reduce --gpus 4 --size 4MB --json --sweep gpus=2:16 --sweep 1KB:16KB --against tree"
+    )
     rows = json.loads(glass(capsys, *words.split())[1])["sweep"]
     assert [(r["algorithm"], r["gpus"]) for r in rows if r["size_bytes"] == 4_000_000] == [
         (a, n) for a in ("ring", "tree") for n in (2, 4, 8, 16)
@@ -500,16 +577,22 @@ def test_a_sweep_over_gpus_and_a_network_from_a_file(capsys, tmp_path):
     edges = [{"source": i, "target": i + 1, "bandwidth": "1GB/s", "latency": "1us"} for i in range(3)]
     net = tmp_path / "net.json"
     net.write_text(json.dumps({"nodes": [{"id": i} for i in range(4)], "edges": edges}))
-    found = json.loads(glass(capsys, *f"collective broadcast --gpus 4 --size 4MB --topology {net} --json".split())[1])
+    found = json.loads(
+        glass(capsys, *f"collective broadcast --gpus 4 --size 4MB --topology {net} --json".split())[1]
+    )
     assert found["hardware"] == "net"
     assert found["time_s"] == pytest.approx(3 * 1e-6 + (4 + 2) * 1e-3)
-    (tmp_path / "net.json").write_text(json.dumps({"nodes": [{"id": i} for i in range(4)], "edges": edges[:2]}))
+    (tmp_path / "net.json").write_text(
+        json.dumps({"nodes": [{"id": i} for i in range(4)], "edges": edges[:2]})
+    )
     code, _, err = glass(capsys, *f"collective broadcast --gpus 4 --size 4MB --topology {net}".split())
     assert code == 2
     assert "no route from 0 to 3" in err
 
 
-@pytest.mark.parametrize("plan", ["--tp 2", "--dp 4 --zero 3", "--tp 2 --pp 2 --dp 2 --zero 1", "--dp 16 --shard 8 --zero 2"])
+@pytest.mark.parametrize(
+    "plan", ["--tp 2", "--dp 4 --zero 3", "--tp 2 --pp 2 --dp 2 --zero 1", "--dp 16 --shard 8 --zero 2"]
+)
 def test_a_prediction_on_nvidia_gpus_uses_nccl_s_collectives_on_every_axis(capsys, plan):
     words = f"predict --hardware dgx-h100 --precision bf16 --hidden 128 {plan} --json"
     found = json.loads(glass(capsys, *words.split())[1])
@@ -525,8 +608,14 @@ def test_fp8_has_a_cost_in_which_only_the_matrices_are_quicker_but_does_not_run(
     words += " --json --precision"
     narrow, half = (json.loads(glass(capsys, *words.split(), p)[1]) for p in ("fp8", "bf16"))
     assert narrow["peak_memory_gib"] == half["peak_memory_gib"]
-    assert 0.5 * half["breakdown_s"]["compute"] < narrow["breakdown_s"]["compute"] < half["breakdown_s"]["compute"]
-    assert glass(capsys, *"predict --hardware dgx-a100-80gb --precision fp8".split())[0] == 2  # no listed peak
+    assert (
+        0.5 * half["breakdown_s"]["compute"]
+        < narrow["breakdown_s"]["compute"]
+        < half["breakdown_s"]["compute"]
+    )
+    assert (
+        glass(capsys, *"predict --hardware dgx-a100-80gb --precision fp8".split())[0] == 2
+    )  # no listed peak
     code, _, err = glass(capsys, *"train --precision fp8 --hardware dgx-h100 --backend threads".split())
     assert code == 2
     assert "has a cost (glass predict) but does not run" in err

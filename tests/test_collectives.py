@@ -1,4 +1,6 @@
-"""Every algorithm of every operation, for any number of ranks and elements: what torch says, and the bytes that theory says."""
+"""Every algorithm of every operation, for any number of ranks and elements: what torch says, and the bytes
+that theory says.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,16 @@ from glasscluster.sim.recording.graph import compute_rows
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
 
-CASES = [(op, name) for op, algorithms in ALGORITHMS.items() for name in algorithms if name != "native" and op != "barrier"]
+CASES = [
+    (op, name)
+    for op, algorithms in ALGORITHMS.items()
+    for name in algorithms
+    if name != "native" and op != "barrier"
+]
 BARRIERS = [name for name in ALGORITHMS["barrier"] if name != "native"]
-PIPELINED = [(op, name) for name in ("binary-tree", "double-tree") for op in ("all_reduce", "broadcast", "reduce")]
+PIPELINED = [
+    (op, name) for name in ("binary-tree", "double-tree") for op in ("all_reduce", "broadcast", "reduce")
+]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool)
 OPS = ("sum", "max", "min", "avg")
 REDUCING = ("all_reduce", "reduce_scatter", "reduce")
@@ -65,20 +74,26 @@ def reduced(op: str, n: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
     every = all_given(n, elements, dtype)
     if dtype == torch.bool:
         return every.any(0) if op in ("sum", "max", "avg") else every.all(0)
-    total = {"sum": every.sum(0), "avg": every.sum(0), "max": every.amax(0), "min": every.amin(0)}[op].to(dtype)
+    total = {"sum": every.sum(0), "avg": every.sum(0), "max": every.amax(0), "min": every.amin(0)}[op].to(
+        dtype
+    )
     if op == "avg":
         total = torch.div(total, n, rounding_mode="trunc") if dtype == torch.int64 else total / n
     return total
 
 
-def expected(operation: str, op: str, root: int, n: int, rank: int, elements: int, dtype: torch.dtype) -> tuple[slice, torch.Tensor]:
+def expected(
+    operation: str, op: str, root: int, n: int, rank: int, elements: int, dtype: torch.dtype
+) -> tuple[slice, torch.Tensor]:
     """Which part of the buffer is defined on a rank afterwards, and what it holds."""
     every = all_given(n, elements, dtype)
     starts = bounds(n, elements)
     mine, whole, nothing = slice(starts[rank], starts[rank + 1]), slice(None), slice(0, 0)
     if operation in REDUCING:
         total = reduced(op, n, elements, dtype)
-        where = {"all_reduce": whole, "reduce_scatter": mine, "reduce": whole if rank == root else nothing}[operation]
+        where = {"all_reduce": whole, "reduce_scatter": mine, "reduce": whole if rank == root else nothing}[
+            operation
+        ]
         return where, total[where]
     owners = torch.repeat_interleave(torch.arange(n), torch.tensor(np.diff(starts)))
     gathered = every[owners, torch.arange(elements)] if elements else every[0]
@@ -94,14 +109,22 @@ def expected(operation: str, op: str, root: int, n: int, rank: int, elements: in
     return whole, every[:, mine].reshape(-1)
 
 
-def call(gpu, operation: str, algorithm: str, op: str, root: int, x: torch.Tensor, **more: int) -> torch.Tensor:
+def call(
+    gpu, operation: str, algorithm: str, op: str, root: int, x: torch.Tensor, **more: int
+) -> torch.Tensor:
     """Run one collective; returns the buffer that it ends in."""
     if operation == "all_to_all":
         out = torch.zeros(gpu.size * gpu.comm.chunk(x).numel(), dtype=x.dtype)
         gpu.comm.all_to_all(x, out, algorithm=algorithm)
         return out
     options: dict = more | ({"op": op} if operation in REDUCING else {})
-    options |= {"src": root} if operation in ("broadcast", "scatter") else {"dst": root} if operation in ("reduce", "gather") else {}
+    options |= (
+        {"src": root}
+        if operation in ("broadcast", "scatter")
+        else {"dst": root}
+        if operation in ("reduce", "gather")
+        else {}
+    )
     getattr(gpu.comm, operation)(x, algorithm=algorithm, **options)
     return x
 
@@ -115,14 +138,31 @@ def all_sizes(gpu, operation: str, algorithm: str, more: dict[str, int] | None =
             for op in OPS if operation in REDUCING and elements in (n + 1, 1000) else ("sum",):
                 if dtype == torch.bool and op == "avg":
                     continue
-                x = call(gpu, operation, algorithm, op, root, all_given(n, elements, dtype)[gpu.rank].clone(), **(more or {}))
+                x = call(
+                    gpu,
+                    operation,
+                    algorithm,
+                    op,
+                    root,
+                    all_given(n, elements, dtype)[gpu.rank].clone(),
+                    **(more or {}),
+                )
                 where, right = expected(operation, op, root, n, gpu.rank, elements, dtype)
                 if not torch.equal(x[where], right):
                     wrong.append(f"rank {gpu.rank}: {elements} {dtype} {op} root {root}")
     return wrong
 
 
-LATER = (7, 10, 11, 12, 13, 14, 15, 16)  # no new case: odd, even and powers of two are among the others; `make soak` has them
+LATER = (
+    7,
+    10,
+    11,
+    12,
+    13,
+    14,
+    15,
+    16,
+)  # no new case: odd, even and powers of two are among the others; `make soak` has them
 NUMBERS = [2, 3, 4, 5, 6, 8, 9, 17, *(pytest.param(n, marks=pytest.mark.soak) for n in LATER)]
 
 
@@ -147,7 +187,9 @@ def moving(run) -> float:
 @pytest.mark.parametrize(("operation", "algorithm"), CASES)
 def test_counted_bytes_steps_and_virtual_time_are_the_predicted_ones(operation, algorithm, n):
     elements = 24 * n
-    hw = replace(hardware("classroom"), node_size=64) if algorithm != "hierarchical" else hardware("classroom")
+    hw = (
+        replace(hardware("classroom"), node_size=64) if algorithm != "hierarchical" else hardware("classroom")
+    )
     run = Cluster(hw, n, "threads").run(once, operation, algorithm, elements)
     far = {"between": hw.inter} if algorithm == "hierarchical" else {}
     theory = THEORY[algorithm](operation, n, 4 * elements, hw.intra, **far)
@@ -183,7 +225,9 @@ def test_a_longer_message_breaks_the_time_and_one_message_more_the_steps(operati
     sends = np.flatnonzero(graph.kind == SEND)
     graph.bytes[sends[-1]] += 4000
     if theory.time_s is not None:
-        assert moving(SimpleNamespace(timeline=run.replay("classroom"))) != pytest.approx(theory.time_s, rel=1e-9)
+        assert moving(SimpleNamespace(timeline=run.replay("classroom"))) != pytest.approx(
+            theory.time_s, rel=1e-9
+        )
     chains = []
     for begin in np.flatnonzero(graph.kind == BEGIN):  # one message more before one rank begins
         graph.kind[begin] = SEND
@@ -192,7 +236,7 @@ def test_a_longer_message_breaks_the_time_and_one_message_more_the_steps(operati
     assert max(chains) == theory.steps + 1
 
 
-# ---- trees that are pipelined --------------------------------------------------------------------------------------
+# ---- trees that are pipelined ------------------------------------------------------------------------------
 @pytest.mark.parametrize("n", NUMBERS)
 @pytest.mark.parametrize(("operation", "algorithm"), PIPELINED)
 def test_any_number_of_pieces_gives_what_torch_gives(operation, algorithm, n):
@@ -208,13 +252,17 @@ def test_bytes_steps_and_time_of_any_number_of_pieces_on_any_link(operation, alg
     fast, slow = replace(hardware("classroom"), node_size=64), Link("slow", 1e9, 1e-3, 2e-7)
     for pieces in (1, 2, 5, 16):
         nbytes = 4 * 2 * pieces * 50
-        run = Cluster(fast, n, "dry", memory_bytes=None).run(once, operation, algorithm, nbytes // 4, {"pieces": pieces})
+        run = Cluster(fast, n, "dry", memory_bytes=None).run(
+            once, operation, algorithm, nbytes // 4, {"pieces": pieces}
+        )
         for hw in (fast, replace(fast, intra=slow), replace(fast, intra=replace(slow, latency_s=0.0))):
             theory = THEORY[algorithm](operation, n, nbytes, hw.intra, pieces=pieces)
             assert sum(run.graph.bytes_sent()) == theory.bytes_total
             assert run.graph.message_chain() == theory.steps
             if theory.time_s is not None:
-                assert moving(SimpleNamespace(timeline=run.replay(hw))) == pytest.approx(theory.time_s, rel=1e-9)
+                assert moving(SimpleNamespace(timeline=run.replay(hw))) == pytest.approx(
+                    theory.time_s, rel=1e-9
+                )
             else:
                 assert algorithm == "double-tree"
                 assert operation != "broadcast"
@@ -242,7 +290,11 @@ def test_nobody_works_in_both_trees_and_nobody_sends_more_than_twice_the_buffer(
         assert heard == list(range(1, n))  # everybody hears from one parent
         assert all(v in double_tree.children(double_tree.parent(v, n, tree), n, tree) for v in range(1, n))
     elements = 24 * n
-    graph = Cluster("classroom", n, "dry", memory_bytes=None).run(once, "all_reduce", "double-tree", elements, {"pieces": 3}).graph
+    graph = (
+        Cluster("classroom", n, "dry", memory_bytes=None)
+        .run(once, "all_reduce", "double-tree", elements, {"pieces": 3})
+        .graph
+    )
     assert graph.bytes_sent() == double_tree.sent(n, 4 * elements)
     assert sum(graph.bytes_sent()) == 2 * (n - 1) * 4 * elements
     assert max(graph.bytes_sent()) == {2: 1, 3: 1.5}.get(n, 2) * 4 * elements
@@ -271,15 +323,24 @@ def shuffled_sum(gpu, operation: str, algorithm: str) -> torch.Tensor:
 
 @pytest.mark.parametrize(("operation", "algorithm"), [c for c in CASES if c[0] in REDUCING])
 def test_the_bits_of_a_sum_do_not_depend_on_who_runs_first(operation, algorithm):
-    first, *others = (Cluster("classroom", 12, "threads", seed=s).run(shuffled_sum, operation, algorithm, record=False) for s in range(4))
+    first, *others = (
+        Cluster("classroom", 12, "threads", seed=s).run(shuffled_sum, operation, algorithm, record=False)
+        for s in range(4)
+    )
     for other in others:
         for rank, (a, b) in enumerate(zip(first.results, other.results, strict=True)):
-            part = {"all_reduce": slice(None), "reduce": slice(None) if rank == 0 else slice(0)}.get(operation)
-            part = slice(*np.cumsum([0, *(len(c) for c in np.array_split(a, 12))])[rank : rank + 2]) if part is None else part
+            part = {"all_reduce": slice(None), "reduce": slice(None) if rank == 0 else slice(0)}.get(
+                operation
+            )
+            part = (
+                slice(*np.cumsum([0, *(len(c) for c in np.array_split(a, 12))])[rank : rank + 2])
+                if part is None
+                else part
+            )
             assert torch.equal(a[part], b[part])
 
 
-# ---- barriers ------------------------------------------------------------------------------------------------------
+# ---- barriers ----------------------------------------------------------------------------------------------
 def meet(gpu, algorithm: str, late: int) -> None:
     """One rank computes longer before the barrier; everybody computes after it."""
     a = torch.ones(64, 64)
@@ -311,12 +372,18 @@ def test_a_dissemination_barrier_is_counted_and_timed_as_predicted(n):
     hw = replace(hardware("classroom"), node_size=64)
     run = Cluster(hw, n, "threads").run(cross, "dissemination")
     theory, graph = THEORY["dissemination"]("barrier", n, 1, hw.intra), run.graph
-    assert graph.bytes_sent() == graph.bytes_sent(purpose="scalars", label="barrier") == [(n - 1).bit_length()] * n
+    assert (
+        graph.bytes_sent()
+        == graph.bytes_sent(purpose="scalars", label="barrier")
+        == [(n - 1).bit_length()] * n
+    )
     assert sum(graph.bytes_sent()) == theory.bytes_total
     assert graph.message_chain() == theory.steps
     assert moving(run) == pytest.approx(theory.time_s, rel=1e-9)
     assert [graph.names[o] for o in graph.op[graph.kind == COLLECTIVE]] == ["barrier/dissemination"] * n
-    assert graph.difference(Cluster(hw, n, "dry", memory_bytes=None).run(cross, "dissemination").graph) is None
+    assert (
+        graph.difference(Cluster(hw, n, "dry", memory_bytes=None).run(cross, "dissemination").graph) is None
+    )
     graph.kind[np.flatnonzero(graph.kind == SEND)[0]] = -1
     assert sum(graph.bytes_sent()) != theory.bytes_total
 
@@ -336,7 +403,11 @@ def test_the_slow_wire_carries_a_node_s_share_of_a_hierarchical_collective(opera
     graph, (inside, across) = run.graph, hierarchical.traffic(16, 640, node_size, operation)
     sends = graph.kind == SEND
     between = sends & (graph.rank // node_size != graph.peer // node_size)
-    assert int(graph.bytes[between].sum()) == across == (2 if operation == "all_reduce" else 1) * (16 // node_size - 1) * 640
+    assert (
+        int(graph.bytes[between].sum())
+        == across
+        == (2 if operation == "all_reduce" else 1) * (16 // node_size - 1) * 640
+    )
     assert int(graph.bytes[sends & ~between].sum()) == inside
     theory = hierarchical.predict(operation, 16, 640, hw.intra, hw.inter, node_size)
     assert moving(run) == pytest.approx(theory.time_s, rel=1e-9)
@@ -345,18 +416,30 @@ def test_the_slow_wire_carries_a_node_s_share_of_a_hierarchical_collective(opera
 
 @pytest.mark.parametrize("servers", [1, 3, 6])
 def test_workers_of_a_parameter_server_begin_with_different_servers(servers):
-    graph = Cluster("classroom", 6, "threads").run(once, "all_reduce", "parameter-server", 36, {"servers": servers}).graph
-    first = [int(graph.peer[np.flatnonzero((graph.kind == SEND) & (graph.rank == r) & (graph.order == 0))[0]]) for r in range(6)]
+    graph = (
+        Cluster("classroom", 6, "threads")
+        .run(once, "all_reduce", "parameter-server", 36, {"servers": servers})
+        .graph
+    )
+    first = [
+        int(graph.peer[np.flatnonzero((graph.kind == SEND) & (graph.rank == r) & (graph.order == 0))[0]])
+        for r in range(6)
+    ]
     for r, server in enumerate(first):
         others = [k for k in ((r + 1 + i) % servers for i in range(servers)) if k != r]
-        assert server == (others or [1])[0]  # the only server pushes to nobody: it hands out the sum, to rank 1 first
+        assert (
+            server == (others or [1])[0]
+        )  # the only server pushes to nobody: it hands out the sum, to rank 1 first
     if servers > 1:
         assert max(first.count(k) for k in range(servers)) <= (1 if servers == 6 else 3)
 
 
 def test_dry_records_what_threads_record_for_every_algorithm():
     for operation, algorithm in CASES:
-        real, dry = (Cluster("classroom", 6, b, memory_bytes=None).run(once, operation, algorithm, 50).graph for b in ("threads", "dry"))
+        real, dry = (
+            Cluster("classroom", 6, b, memory_bytes=None).run(once, operation, algorithm, 50).graph
+            for b in ("threads", "dry")
+        )
         assert real.difference(dry) is None, (operation, algorithm)
 
 

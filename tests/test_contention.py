@@ -38,10 +38,16 @@ def on(network):
 
 def exchange(gpu, messages):
     """Everybody posts all receives, then sends in order: (sender, receiver, bytes)."""
-    posted = [gpu.comm.irecv(torch.empty(n, dtype=torch.uint8, device=gpu.comm.wire.device), s, tag=i)
-              for i, (s, d, n) in enumerate(messages) if d == gpu.rank]  # fmt: skip
-    posted += [gpu.comm.isend(torch.empty(n, dtype=torch.uint8, device=gpu.comm.wire.device), d, tag=i)
-               for i, (s, d, n) in enumerate(messages) if s == gpu.rank]  # fmt: skip
+    posted = [
+        gpu.comm.irecv(torch.empty(n, dtype=torch.uint8, device=gpu.comm.wire.device), s, tag=i)
+        for i, (s, d, n) in enumerate(messages)
+        if d == gpu.rank
+    ]
+    posted += [
+        gpu.comm.isend(torch.empty(n, dtype=torch.uint8, device=gpu.comm.wire.device), d, tag=i)
+        for i, (s, d, n) in enumerate(messages)
+        if s == gpu.rank
+    ]
     for work in posted:
         work.wait()
 

@@ -1,4 +1,6 @@
-"""Counted bytes are the papers' formulas, written out here once more in their symbols. Change one size and it shows."""
+"""Counted bytes are the papers' formulas, written out here once more in their symbols. Change one size and it
+shows.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,16 @@ from glasscluster.strategies.plan import make_model, make_plan
 RANKS = range(2, 9)
 
 
-# ---- Eq 9, Eq 10: collectives of any size ------------------------------------------------------------------------
+# ---- Eq 9, Eq 10: collectives of any size ------------------------------------------------------------------
 def collectives(gpu, n: int, src: int):
     """Every collective on n integers; returns what this rank ended with."""
     base = torch.arange(n, dtype=torch.float64)
-    reduced, scattered, gathered, cast = base * (gpu.rank + 1), base * (gpu.rank + 1), torch.zeros(n, dtype=torch.float64), base * gpu.rank
+    reduced, scattered, gathered, cast = (
+        base * (gpu.rank + 1),
+        base * (gpu.rank + 1),
+        torch.zeros(n, dtype=torch.float64),
+        base * gpu.rank,
+    )
     gpu.comm.all_reduce(reduced, label="all_reduce")
     gpu.comm.reduce_scatter(scattered, label="reduce_scatter")
     gpu.comm.chunk(gathered).copy_(gpu.comm.chunk(base))
@@ -58,7 +65,7 @@ def test_every_rank_of_a_ring_sends_2_n_minus_1_over_n_when_n_divides(n):
     assert run.graph.bytes_sent(label="all_reduce") == [2 * (n - 1) * 7 * 8] * n
 
 
-# ---- Eq 16, Eq 15: data parallel and ZeRO ------------------------------------------------------------------------
+# ---- Eq 16, Eq 15: data parallel and ZeRO ------------------------------------------------------------------
 SHAPE = {"layers": 3, "hidden": 12, "heads": 2, "seq": 5, "vocab": 37}
 
 
@@ -80,7 +87,12 @@ def test_dp_and_zero_send_what_f16_says_and_hold_what_f15_says(n, zero):
     whole = SHAPE["layers"] * layer + rest
     plan = make_plan(dp=n, zero=zero, global_batch=m * n)
     run = run_plan(plan, make_model("tiny", **SHAPE))
-    unit = {0: whole, 1: padded(whole, n), 2: padded(whole, n), 3: SHAPE["layers"] * padded(layer, n) + padded(rest, n)}[zero]
+    unit = {
+        0: whole,
+        1: padded(whole, n),
+        2: padded(whole, n),
+        3: SHAPE["layers"] * padded(layer, n) + padded(rest, n),
+    }[zero]
     gradients = {0: 2, 1: 1, 2: m, 3: m}[zero] * (n - 1) * unit * w
     parameters = {0: 0, 1: 1, 2: 1, 3: 2 * m}[zero] * (n - 1) * unit * w
     assert sum(run.graph.bytes_sent(axis="dp", purpose="gradients")) == gradients
@@ -102,7 +114,9 @@ DIALS += [(3, accumulate, reshard) for accumulate in ("sharded", "whole") for re
 
 @pytest.mark.parametrize("k", [1, 2, 3, 6])
 @pytest.mark.parametrize(("zero", "accumulate", "reshard"), DIALS)
-def test_hybrid_sharding_and_both_dials_send_what_f16_says_inside_groups_and_across_them(zero, accumulate, reshard, k):
+def test_hybrid_sharding_and_both_dials_send_what_f16_says_inside_groups_and_across_them(
+    zero, accumulate, reshard, k
+):
     n, m, w, layers = 6, 3, 4, SHAPE["layers"]
     layer, rest = sizes()
     plan = make_plan(dp=n, zero=zero, shard=k, accumulate=accumulate, reshard=reshard, global_batch=m * n)
@@ -113,7 +127,10 @@ def test_hybrid_sharding_and_both_dials_send_what_f16_says_inside_groups_and_acr
     gathers = {1: 1, 2: 1, 3: 2 * m if reshard else m}[zero]
     across = sum(run.graph.bytes_sent(axis="dp", group=GROUP_IDS["replicas"])) if k < n else 0
     assert across == 2 * (groups - 1) * unit * w
-    assert sum(run.graph.bytes_sent(axis="dp", purpose="gradients")) - across == reductions * groups * (k - 1) * unit * w
+    assert (
+        sum(run.graph.bytes_sent(axis="dp", purpose="gradients")) - across
+        == reductions * groups * (k - 1) * unit * w
+    )
     assert sum(run.graph.bytes_sent(axis="dp", purpose="parameters")) == gathers * groups * (k - 1) * unit * w
     for result in run.results:
         assert result.state_bytes == {
@@ -124,12 +141,21 @@ def test_hybrid_sharding_and_both_dials_send_what_f16_says_inside_groups_and_acr
         assert result.most_layers == {True: 2, False: layers}[reshard] * (zero == 3)
 
 
-@pytest.mark.parametrize(("options", "reduced"), [
-    ({}, {2}), ({"zero": 1}, {2}), ({"zero": 2}, {0, 1, 2}), ({"zero": 2, "accumulate": "whole"}, {2}),
-    ({"zero": 3, "accumulate": "whole"}, {2}), ({"overlap": False}, {2}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "reduced"),
+    [
+        ({}, {2}),
+        ({"zero": 1}, {2}),
+        ({"zero": 2}, {0, 1, 2}),
+        ({"zero": 2, "accumulate": "whole"}, {2}),
+        ({"zero": 3, "accumulate": "whole"}, {2}),
+        ({"overlap": False}, {2}),
+    ],
+)
 def test_only_sharded_gradients_are_reduced_before_the_last_micro_batch(options, reduced):
-    graph = run_plan(make_plan(dp=2, global_batch=6, bucket=2000, **options), make_model("tiny", **SHAPE), "dry").graph
+    graph = run_plan(
+        make_plan(dp=2, global_batch=6, bucket=2000, **options), make_model("tiny", **SHAPE), "dry"
+    ).graph
     sent = (graph.kind == SEND) & (graph.purpose == PURPOSES.index("gradients"))
     assert set(graph.micro_batch[sent].tolist()) == reduced
 
@@ -143,18 +169,29 @@ def test_gradients_added_up_whole_cost_the_memory_of_all_of_them(whole):
     assert sum(n for _, n, _ in units) == SHAPE["layers"] * layer + rest
     total, largest = 4 * sum(p for _, _, p in units), 4 * max(p for _, _, p in units)
     log = np.asarray(run.graph.memory[0]["log"])  # clock, category, change, ...
-    gradients, buffers = (np.cumsum(log[log[:, 1] == CATEGORIES.index(c), 2]) for c in ("gradients", "buffers"))
+    gradients, buffers = (
+        np.cumsum(log[log[:, 1] == CATEGORIES.index(c), 2]) for c in ("gradients", "buffers")
+    )
     assert gradients.max(initial=0) == (total if whole else 0)
     assert whole or largest <= buffers.max() < total
 
 
-OFFLOADED = [("fp32", "adamw", 4, 4, 2), ("fp64", "adamw", 8, 8, 2), ("bf16", "adamw", 2, 4, 2), ("fp32", "sgd", 4, 4, 0)]
+OFFLOADED = [
+    ("fp32", "adamw", 4, 4, 2),
+    ("fp64", "adamw", 8, 8, 2),
+    ("bf16", "adamw", 2, 4, 2),
+    ("fp32", "sgd", 4, 4, 0),
+]
 
 
 @pytest.mark.parametrize(("precision", "optimizer", "w", "s", "moments"), OFFLOADED)
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_an_offloaded_optimizer_holds_nothing_on_the_gpu_and_moves_its_share_once_each_way(zero, precision, optimizer, w, s, moments):
-    plan = make_plan(dp=2, zero=zero, offload="optimizer", precision=precision, optimizer=optimizer, bucket=3000)
+def test_an_offloaded_optimizer_holds_nothing_on_the_gpu_and_moves_its_share_once_each_way(
+    zero, precision, optimizer, w, s, moments
+):
+    plan = make_plan(
+        dp=2, zero=zero, offload="optimizer", precision=precision, optimizer=optimizer, bucket=3000
+    )
     run = run_plan(plan, make_model("tiny", **SHAPE), "dry")
     mine = sum(p for _, _, p in run.results[0].units) // (2 if zero else 1)
     for rank, result in enumerate(run.results):
@@ -165,14 +202,18 @@ def test_an_offloaded_optimizer_holds_nothing_on_the_gpu_and_moves_its_share_onc
     there = run_plan(plan.model_copy(update={"offload": "none"}), make_model("tiny", **SHAPE), "dry")
     kept = there.results[0].state_bytes["optimizer"]
     assert kept == (moments * s + (s if precision == "bf16" else 0)) * mine
-    assert there.peak_memory()[0][0] - run.peak_memory()[0][0] >= kept  # the update's own temporaries are gone too
+    assert (
+        there.peak_memory()[0][0] - run.peak_memory()[0][0] >= kept
+    )  # the update's own temporaries are gone too
     assert there.results[0].host_bytes == 0
 
 
 @pytest.mark.parametrize(("zero", "each"), [(0, 16.0), (1, 4 + 12 / 4), (2, 2 + 14 / 4), (3, 16 / 4)])
 def test_mixed_precision_adam_holds_16_bytes_a_parameter_before_sharding(zero, each):
     layer, rest = sizes()
-    run = run_plan(make_plan(dp=4, zero=zero, precision="bf16"), make_model("tiny", **{**SHAPE, "vocab": 39, "seq": 9}))
+    run = run_plan(
+        make_plan(dp=4, zero=zero, precision="bf16"), make_model("tiny", **{**SHAPE, "vocab": 39, "seq": 9})
+    )
     whole = SHAPE["layers"] * layer + rest + (2 + 4) * SHAPE["hidden"]
     assert whole % 4 == 0
     assert layer % 4 == 0
@@ -180,7 +221,7 @@ def test_mixed_precision_adam_holds_16_bytes_a_parameter_before_sharding(zero, e
         assert sum(result.state_bytes.values()) == each * whole
 
 
-# ---- Eq 18, Eq 19: tensor parallel -------------------------------------------------------------------------------
+# ---- Eq 18, Eq 19: tensor parallel -------------------------------------------------------------------------
 @pytest.mark.parametrize("t", RANKS)
 def test_tensor_parallelism_sends_four_all_reduces_a_layer_and_the_once_per_model_ones(t):
     b, s, layers, m, w = 2, 5, 2, 3, 8
@@ -198,8 +239,13 @@ def test_tensor_parallelism_sends_four_all_reduces_a_layer_and_the_once_per_mode
     outside = tp & (graph.layer < 0)
     assert graph.bytes[outside & (label == "g forward")].sum() == m * one
     assert graph.bytes[outside & (label == "f backward")].sum() == m * one
-    assert graph.bytes[outside & np.char.startswith(label, "cross_entropy")].sum() == 3 * m * 2 * (t - 1) * b * s * w
-    known = np.isin(label, ["g forward", "f backward", "gradient norm"]) | np.char.startswith(label, "cross_entropy")
+    assert (
+        graph.bytes[outside & np.char.startswith(label, "cross_entropy")].sum()
+        == 3 * m * 2 * (t - 1) * b * s * w
+    )
+    known = np.isin(label, ["g forward", "f backward", "gradient norm"]) | np.char.startswith(
+        label, "cross_entropy"
+    )
     assert not (outside & ~known).any()
     if (b * s * h) % t == 0 and (b * s) % t == 0:
         big = tp & (label != "gradient norm")
@@ -216,7 +262,7 @@ def test_a_tensor_parallel_rank_computes_one_t_th_of_the_matrices_flops():
     assert counted[0] == 2 * counted[1] == 4 * counted[2]
 
 
-# ---- the ledger: every row holds, and each can fail --------------------------------------------------------------
+# ---- the ledger: every row holds, and each can fail --------------------------------------------------------
 @pytest.mark.parametrize("choice", every(3))
 def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
     plan, model = build(choice)
@@ -228,13 +274,18 @@ def test_every_traffic_and_state_row_of_a_plan_is_exact(choice):
     assert len({r.key for r in rows}) == len(rows)
     assert [r.name for r in rows if r.name.zh == r.name.en] == []
     counted = sum(r.counted for r in rows if "_sent" in r.key)
-    scalars = sum(sum(run.graph.bytes_sent(axis=a, purpose="scalars")) for a in ("dp", "pp", "tp", "cp", "ep"))
+    scalars = sum(
+        sum(run.graph.bytes_sent(axis=a, purpose="scalars")) for a in ("dp", "pp", "tp", "cp", "ep")
+    )
     assert counted + scalars == sum(run.graph.bytes_sent())  # no byte is outside the rows
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_gpipe_s_makespan_counts_recomputation_as_a_part_of_backward(recompute):
-    plan, model = make_plan(pp=4, schedule="gpipe", global_batch=8, recompute=recompute), make_model("tiny", attention="unfused")
+    plan, model = (
+        make_plan(pp=4, schedule="gpipe", global_batch=8, recompute=recompute),
+        make_model("tiny", attention="unfused"),
+    )
     run = run_plan(plan, model, "dry")
     rows = accounts.rows(Judged(plan, model, timeline=run.timeline))
     assert [r.verdict for r in rows if r.key == "gpipe_makespan"] == ["held"]
@@ -251,12 +302,27 @@ PLANS = {
     "hybrid 3": {"dp": 4, "zero": 3, "shard": 2, "reshard": False, "global_batch": 8},
     "whole": {"dp": 2, "zero": 2, "accumulate": "whole"},
     "tp overlapped": {"tp": 2, "sequence_parallel": True, "tp_overlap": True},
-    "shared heads": {"tp": 4, "kv_heads": 2, "qkv": "separate", "sequence_parallel": True, "seq": 8, "recompute": "full"},
+    "shared heads": {
+        "tp": 4,
+        "kv_heads": 2,
+        "qkv": "separate",
+        "sequence_parallel": True,
+        "seq": 8,
+        "recompute": "full",
+    },
     "zigzag": {"cp": 2, "context": "zigzag", "zero": 1, "seq": 8},
     "ulysses": {"cp": 2, "context": "ulysses", "recompute": "selective"},
     "hybrid context": {"cp": 4, "ulysses": 2, "seq": 8},
     "experts": {"dp": 2, "ep": 2, "experts": 4, "zero": 2},
-    "experts and tp": {"cp": 2, "ep": 2, "tp": 2, "experts": 4, "shared_ffn": 8, "capacity_factor": 1.0, "recompute": "full"},
+    "experts and tp": {
+        "cp": 2,
+        "ep": 2,
+        "tp": 2,
+        "experts": 4,
+        "shared_ffn": 8,
+        "capacity_factor": 1.0,
+        "recompute": "full",
+    },
 }
 MODEL_FIELDS = ("kv_heads", "qkv", "seq", "experts", "shared_ffn", "capacity_factor")
 
@@ -287,14 +353,19 @@ def test_any_changed_or_dropped_message_fails_exactly_the_row_that_counts_it(opt
 @pytest.mark.parametrize("op", ["down", "up", "update"])
 @pytest.mark.parametrize("what", ["one byte more", "one event fewer"])
 def test_any_changed_or_dropped_errand_of_the_host_fails_exactly_its_row(op, what):
-    plan, model = make_plan(dp=2, zero=1, offload="optimizer", bucket=3000), make_model("tiny", layers=2, hidden=16, seq=6)
+    plan, model = (
+        make_plan(dp=2, zero=1, offload="optimizer", bucket=3000),
+        make_model("tiny", layers=2, hidden=16, seq=6),
+    )
     run = run_plan(plan, model)
     judged = Judged(plan, model, run.graph, run.results)
     rows = np.flatnonzero((run.graph.kind == HOST) & (run.graph.op == run.graph.names.index(op)))
     assert len(rows) > 4
     for row in rows.tolist():
         kept = int(run.graph.bytes[row]), int(run.graph.kind[row])
-        run.graph.bytes[row], run.graph.kind[row] = (kept[0] + 1, HOST) if "more" in what else (kept[0], COMPUTE)
+        run.graph.bytes[row], run.graph.kind[row] = (
+            (kept[0] + 1, HOST) if "more" in what else (kept[0], COMPUTE)
+        )
         failed = [r.key for r in accounts.rows(judged) if r.verdict != "held"]
         run.graph.bytes[row], run.graph.kind[row] = kept
         assert failed == [f"host_{op}"]

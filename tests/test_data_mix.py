@@ -1,4 +1,6 @@
-"""Packing, mixing and sampling: no token crosses a document, no sample is lost or read twice, whoever stops when and goes on how."""
+"""Packing, mixing and sampling: no token crosses a document, no sample is lost or read twice, whoever stops
+when and goes on how.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from glasscluster.strategies.loader import Loader
 from glasscluster.strategies.plan import make_model, make_plan
 
 
-# ---- the sampler ---------------------------------------------------------------------------------------------------
+# ---- the sampler -------------------------------------------------------------------------------------------
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(0, 2**64 - 1))
 def test_a_permutation_meets_every_place_once(size, key):
@@ -36,11 +38,15 @@ def test_permutations_of_different_keys_differ_and_no_place_is_preferred():
     found = [[permuted(i, 6, key) for i in range(6)] for key in map(key_of, range(3000))]
     seen = Counter((i, to) for order in found for i, to in enumerate(order))
     assert len(set(map(tuple, found))) > 690  # of 720; 709 are expected of 3,000 draws
-    assert sum((n - 500) ** 2 / 500 for n in seen.values()) < 60  # χ² of 25 degrees of freedom: beyond 60 once in 10,000
+    assert (
+        sum((n - 500) ** 2 / 500 for n in seen.values()) < 60
+    )  # χ² of 25 degrees of freedom: beyond 60 once in 10,000
 
 
 def train_in_pieces(order: Sampler, pieces: list[tuple[int, int, int]]) -> list:
-    """Samples as ranks read them: for each piece (ranks, batch, steps) new ranks start from the one number that was saved."""
+    """Samples as ranks read them: for each piece (ranks, batch, steps) new ranks start from the one number
+    that was saved.
+    """
     consumed, seen = 0, []
     for ranks, batch, steps in pieces:
         for _ in range(steps):
@@ -50,13 +56,19 @@ def train_in_pieces(order: Sampler, pieces: list[tuple[int, int, int]]) -> list:
 
 
 def lost_or_repeated(order: Sampler, seen: list) -> list[str]:
-    """What is wrong with a training's samples: whole epochs have every row once, the last, unfinished one none twice."""
+    """What is wrong with a training's samples: whole epochs have every row once, the last, unfinished one
+    none twice.
+    """
     problems = []
     for source, size in enumerate(order.sizes):
         epochs = Counter(s.epoch for s in seen if s.source == source)
         rows = Counter((s.epoch, s.row) for s in seen if s.source == source)
         problems += [f"source {source} twice: {r}" for r, n in rows.items() if n > 1]
-        problems += [f"source {source}, epoch {e}: {n} of {size}" for e, n in epochs.items() if e < max(epochs) and n != size]
+        problems += [
+            f"source {source}, epoch {e}: {n} of {size}"
+            for e, n in epochs.items()
+            if e < max(epochs) and n != size
+        ]
     return problems
 
 
@@ -64,8 +76,14 @@ PIECES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(0,
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.1, 0.2, 0.7, 1.0])), min_size=1, max_size=3), PIECES, st.integers(0, 99))
-def test_a_training_killed_at_any_step_goes_on_with_any_ranks_and_loses_and_repeats_nothing(sources, pieces, seed):
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.sampled_from([0.1, 0.2, 0.7, 1.0])), min_size=1, max_size=3),
+    PIECES,
+    st.integers(0, 99),
+)
+def test_a_training_killed_at_any_step_goes_on_with_any_ranks_and_loses_and_repeats_nothing(
+    sources, pieces, seed
+):
     sizes, weights = zip(*sources, strict=True)
     order = Sampler(sizes, weights, seed, block=20)
     seen = train_in_pieces(order, pieces)
@@ -95,13 +113,17 @@ def test_weights_are_met_exactly_by_every_block_and_epochs_follow_f40():
             Sampler(sizes, weights)
 
 
-# ---- packing -------------------------------------------------------------------------------------------------------
+# ---- packing -----------------------------------------------------------------------------------------------
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 16))
-def test_packing_keeps_every_token_once_cuts_only_what_is_too_long_and_leaves_no_two_rows_that_fit_in_one(lengths, row):
+def test_packing_keeps_every_token_once_cuts_only_what_is_too_long_and_leaves_no_two_rows_that_fit_in_one(
+    lengths, row
+):
     packed = best_fit(lengths, row)
     places = sorted((p.document, p.start, p.stop) for pieces in packed.rows for p in pieces)
-    assert [(d, i) for d, a, b in places for i in range(a, b)] == [(d, i) for d, n in enumerate(lengths) for i in range(n)]
+    assert [(d, i) for d, a, b in places for i in range(a, b)] == [
+        (d, i) for d, n in enumerate(lengths) for i in range(n)
+    ]
     assert all(b - a == row or b == lengths[d] for d, a, b in places)
     full = [sum(p.length for p in pieces) for pieces in packed.rows]
     assert all(n <= row for n in full)
@@ -112,7 +134,11 @@ def test_packing_keeps_every_token_once_cuts_only_what_is_too_long_and_leaves_no
 
 def test_best_fit_by_hand():
     packed = best_fit([17, 6, 3, 2], 12)
-    assert [[(p.document, p.length) for p in row] for row in packed.rows] == [[(0, 12)], [(1, 6), (0, 5)], [(2, 3), (3, 2)]]
+    assert [[(p.document, p.length) for p in row] for row in packed.rows] == [
+        [(0, 12)],
+        [(1, 6), (0, 5)],
+        [(2, 3), (3, 2)],
+    ]
     assert packed.waste == pytest.approx(8 / 36)
 
 
@@ -154,10 +180,12 @@ def test_a_document_s_logits_have_the_same_bits_whatever_lies_beside_it_and_equa
     alone, _ = packed_logits(model, tokens[:1, 5:14], lengths=None)
     assert torch.allclose(alone[0], first[0, 5:14], rtol=0, atol=1e-12)
     unpacked, _ = packed_logits(model, tokens, lengths=None)
-    assert not torch.allclose(unpacked[0, 5:14], first[0, 5:14], rtol=0, atol=1e-6)  # without the lengths documents do see each other
+    assert not torch.allclose(
+        unpacked[0, 5:14], first[0, 5:14], rtol=0, atol=1e-6
+    )  # without the lengths documents do see each other
 
 
-# ---- mixtures ------------------------------------------------------------------------------------------------------
+# ---- mixtures ----------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A file of three documents, a folder of two, and a tokenizer."""
@@ -172,7 +200,9 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize("coded", [False, True], ids=["bytes", "tokens"])
 def test_packed_rows_hold_every_document_and_every_next_token_once(files, coded):
-    mixture = Mixture(((str(files / "a.txt"), 1.0),), str(files / "tokenizer.json") if coded else None, packed=True)
+    mixture = Mixture(
+        ((str(files / "a.txt"), 1.0),), str(files / "tokenizer.json") if coded else None, packed=True
+    )
     rows = read(mixture, 16)
     (source,) = rows.sources
     followed = Counter()
@@ -207,7 +237,12 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_trained_on_packed_documents_equals_one_device(files, name):
-    data = Mixture(((str(files / "a.txt"), 0.7), (str(files / "folder"), 0.3)), str(files / "tokenizer.json"), packed=True, block=10)
+    data = Mixture(
+        ((str(files / "a.txt"), 0.7), (str(files / "folder"), 0.3)),
+        str(files / "tokenizer.json"),
+        packed=True,
+        block=10,
+    )
     model = make_model("tiny", layers=2, hidden=16, heads=2, seq=16, vocab=300, dropout=0.1)
     plan = make_plan(micro_batch=2, global_batch=8, **PLANS[name])
     assert worst(differences(plan, model, steps=2, data=data)) < 1e-10
@@ -215,7 +250,10 @@ def test_a_plan_trained_on_packed_documents_equals_one_device(files, name):
 
 def test_ranks_that_forget_the_documents_are_noticed(files, monkeypatch):
     data = Mixture(((str(files / "a.txt"), 1.0),), packed=True)
-    plan, model = make_plan(dp=2, micro_batch=1, global_batch=4), make_model("tiny", layers=1, hidden=16, heads=2, seq=16)
+    plan, model = (
+        make_plan(dp=2, micro_batch=1, global_batch=4),
+        make_model("tiny", layers=1, hidden=16, heads=2, seq=16),
+    )
     honest = Loader.draws
     without = lambda self, step: [Draw(d.seed, d.step, d.sequences) for d in honest(self, step)]  # noqa: E731
     monkeypatch.setattr(Loader, "draws", without)

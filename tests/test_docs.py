@@ -102,7 +102,8 @@ def test_the_glossary_and_the_api_pages_name_what_exists():
         assert find(name) is not None
 
 
-# Names that glossary.md lists as gone. Lessons name the blanks of their texts, so their variables are their own.
+# Names that glossary.md lists as gone. Lessons name the blanks of their texts, so their variables are their
+# own.
 RETIRED = {
     *("Circle", "ScenarioError", "Mail", "Ways", "Notes", "BOOKS", "Judgement", "Errand", "Kept"),
     *("quicker", "wider", "longer", "turned", "played", "pass_on", "going_round", "put_off", "stretch"),
@@ -110,7 +111,9 @@ RETIRED = {
 
 
 def identifiers(tree: ast.AST) -> set[str]:
-    """Every name that a Python file defines or uses: of functions, classes, arguments, attributes, variables."""
+    """Every name that a Python file defines or uses: of functions, classes, arguments,
+    attributes, variables.
+    """
     return {
         str(getattr(node, field))
         for node in ast.walk(tree)

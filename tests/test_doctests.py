@@ -51,7 +51,11 @@ def test_the_examples_run(module, monkeypatch):
     for operation, known in ALGORITHMS.items():  # what an example registers is gone afterwards
         monkeypatch.setitem(ALGORITHMS, operation, dict(known))
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
-    tests = [t for t in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module)) if t.examples]
+    tests = [
+        t
+        for t in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(module))
+        if t.examples
+    ]
     assert tests, f"{module} has no example"
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for test in tests:

@@ -29,7 +29,10 @@ def same(plan, model) -> None:
     assert real.graph.sha256() == dry.graph.sha256()
     assert real.peak_memory() == dry.peak_memory()
     for rank, memory in real.graph.memory.items():  # every change, its moment, its name
-        assert all(np.array_equal(memory[table], dry.graph.memory[rank][table]) for table in ("base", "log", "waits", "before"))
+        assert all(
+            np.array_equal(memory[table], dry.graph.memory[rank][table])
+            for table in ("base", "log", "waits", "before")
+        )
         assert memory["named"] == dry.graph.memory[rank]["named"]
     assert [r.state_bytes for r in real.results] == [r.state_bytes for r in dry.results]
     assert [r.checkpoint_bytes for r in real.results] == [r.checkpoint_bytes for r in dry.results]
@@ -42,7 +45,9 @@ def test_the_tour_s_plans_are_recorded_dry_as_they_run(options, precision):
 
 
 def dense(choice):
-    """Without experts: where a token goes is data, and shapes do not have it (tests/test_experts.py has what is equal then)."""
+    """Without experts: where a token goes is data, and shapes do not have it (tests/test_experts.py has what
+    is equal then).
+    """
     return choice | {"experts": 0, "ep": 1}
 
 
@@ -63,7 +68,9 @@ def test_a_later_step_with_its_rebuilt_buckets_is_recorded_dry_as_it_runs(option
     assert real.graph.difference(later.graph) is None
     assert real.peak_memory() == later.peak_memory()
     assert [r.host_bytes for r in real.results] == [r.host_bytes for r in later.results]
-    assert first.difference(later.graph) is None  # a rebuild only changes places within a norm: `predict` may record step one
+    assert (
+        first.difference(later.graph) is None
+    )  # a rebuild only changes places within a norm: `predict` may record step one
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -73,7 +80,9 @@ def test_any_plan_is_recorded_dry_as_it_runs(choice):
 
 
 @pytest.mark.soak
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None)
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None
+)
 @given(choices())
 def test_any_plan_is_recorded_dry_as_it_runs_at_length(choice):
     same(*build(dense(choice)))
@@ -87,11 +96,19 @@ def graph() -> ExecutionGraph:
 def altered(graph: ExecutionGraph, column: str, row: int, by: int) -> ExecutionGraph:
     columns = {c: getattr(graph, c).copy() for c in COLUMNS}
     columns[column][row] += by
-    meta = {"names": graph.names, "groups": graph.groups, "ranks": graph.ranks, "info": graph.info, "memory": graph.memory}
+    meta = {
+        "names": graph.names,
+        "groups": graph.groups,
+        "ranks": graph.ranks,
+        "info": graph.info,
+        "memory": graph.memory,
+    }
     return ExecutionGraph(columns, graph.dep_ptr, graph.dep_idx, graph.match, meta)
 
 
-@pytest.mark.parametrize("column", ["bytes", "flops", "phase", "micro_batch", "peer", "label", "kind", "layer", "purpose", "op"])
+@pytest.mark.parametrize(
+    "column", ["bytes", "flops", "phase", "micro_batch", "peer", "label", "kind", "layer", "purpose", "op"]
+)
 def test_a_difference_in_any_column_of_any_event_is_seen(graph, column):
     for row in (0, len(graph) // 2, len(graph) - 1):
         by = -1 if column in ("op", "label") and getattr(graph, column)[row] > 0 else 1

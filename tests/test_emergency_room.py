@@ -1,4 +1,6 @@
-"""The loss emergency room: every planted cause is named from its probes, by rules that know nothing else; every cure helps."""
+"""The loss emergency room: every planted cause is named from its probes, by rules that know nothing else;
+every cure helps.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def well(lab):
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_cause_is_named_from_few_steps_and_never_in_a_healthy_run(name, lab, well):
-    steps = STEPS if name == "bad-batch" else VERY_FEW  # before that no batch is worse than what the model expects anyway
+    steps = (
+        STEPS if name == "bad-batch" else VERY_FEW
+    )  # before that no batch is worse than what the model expects anyway
     chart = examine(BY_NAME[name], "broken", lab, steps)
     assert diagnosis.diagnose(chart.signs) == name
     assert diagnosis.diagnose(well.signs) == diagnosis.HEALTHY

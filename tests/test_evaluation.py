@@ -31,7 +31,7 @@ from glasscluster.model.text.tasks import (
     make_task,
     plain,
     practice,
-)  # fmt: skip
+)
 from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.jobs import evaluation as scenario
 from glasscluster.sim.run import Cluster
@@ -45,7 +45,9 @@ JOB = EvaluationJob(MODEL, FEW, precision="fp64", batch=4)
 
 
 def run(job: EvaluationJob, record: bool = False):
-    return Cluster("classroom", job.dp * job.tp, "threads", memory_bytes=None).run(evaluate_rank, job, record=record)
+    return Cluster("classroom", job.dp * job.tp, "threads", memory_bytes=None).run(
+        evaluate_rank, job, record=record
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +55,27 @@ def alone():
     return run(JOB).results[0]
 
 
-# ---- sharing out -----------------------------------------------------------------------------------------------------
+# ---- sharing out -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("dp", "tp", "batch"), [(3, 1, 4), (2, 2, 16), (1, 4, 1), (7, 1, 2)])
-def test_every_score_of_every_rank_is_that_of_one_device_and_the_scores_bytes_are_counted(dp, tp, batch, alone):
+def test_every_score_of_every_rank_is_that_of_one_device_and_the_scores_bytes_are_counted(
+    dp, tp, batch, alone
+):
     job = replace(JOB, dp=dp, tp=tp, batch=batch)
     done = run(job, record=True)
     rows = scenario.equality_rows(done.results, alone) + scenario.counted_rows(job, done)
     assert {r.verdict for r in rows} == {"held"}, rows
     assert (predict_traffic(job) > 0) == (dp > 1)
-    assert sum(len(r.said) for r in done.results) == tp * sum(isinstance(i, Prompt) for t in FEW for i in t.items)
+    assert sum(len(r.said) for r in done.results) == tp * sum(
+        isinstance(i, Prompt) for t in FEW for i in t.items
+    )
 
 
 def test_an_item_left_out_or_scored_twice_fails_its_rows(monkeypatch, alone):
     honest = evaluation.loglikelihoods
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "loglikelihoods", lambda stage, rows: honest(stage, [(r, n - 1) for r, n in rows]))
+        patch.setattr(
+            evaluation, "loglikelihoods", lambda stage, rows: honest(stage, [(r, n - 1) for r, n in rows])
+        )
         (row,) = scenario.equality_rows(run(replace(JOB, dp=2)).results, alone)
         assert row.verdict == "failed"
     job = replace(JOB, dp=2)
@@ -86,7 +94,7 @@ def test_a_drawn_answer_depends_on_seed_and_item_alone():
     assert len(set(itertools.chain(*said[0].values()))) > 5
 
 
-# ---- likelihood ------------------------------------------------------------------------------------------------------
+# ---- likelihood --------------------------------------------------------------------------------------------
 def test_a_score_is_the_sum_of_log_probabilities_of_the_continuation_and_nothing_else(alone):
     stage = GPTStage(MODEL, dtype=torch.float64)
     item, found = FEW[0].items[2], alone.scores[0][2]
@@ -107,7 +115,7 @@ def test_a_long_context_loses_its_beginning_and_a_text_s_first_token_is_given():
     assert evaluation.row_of(Text(b"abcd"), 0, None, 16) == ([97, 98, 99, 100], 3)
 
 
-# ---- statistics ------------------------------------------------------------------------------------------------------
+# ---- statistics --------------------------------------------------------------------------------------------
 def test_the_error_of_an_accuracy_is_f41_and_that_of_many_samples():
     draw = np.random.default_rng(0)
     for n, k in ((5, 2), (100, 37), (1000, 712)):
@@ -146,7 +154,7 @@ def test_bits_a_byte_do_not_depend_on_the_tokens():
     assert scores.perplexity(-6.0, 3) == pytest.approx(math.e**2)
 
 
-# ---- tasks -----------------------------------------------------------------------------------------------------------
+# ---- tasks -------------------------------------------------------------------------------------------------
 def test_items_follow_from_task_and_seed_and_their_answers_are_right():
     for name in TASKS:
         assert make_task(name, 6, 1) == make_task(name, 6, 1)
@@ -164,7 +172,10 @@ def test_items_follow_from_task_and_seed_and_their_answers_are_right():
     for item in make_task("next-line", 20).items:
         assert any(item.context + item.choices[item.answer] in text for text in held_out())
     taught = practice(0, 500)
-    assert not any(item.context + item.choices[item.answer] in b"\n" + taught for item in make_task("arithmetic", 40).items)
+    assert not any(
+        item.context + item.choices[item.answer] in b"\n" + taught
+        for item in make_task("arithmetic", 40).items
+    )
     assert PAIRS.keys() == set("([{")
     assert len(HELD_OUT) > 2
 
@@ -192,9 +203,22 @@ def test_items_of_the_training_text_are_flagged_and_others_are_not():
     assert contaminated(Text(b"def   __init__ (self):"), seen)  # spaces and symbols do not hide it
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------------------
 def test_the_command_says_scores_errors_checks_and_what_is_wrong():
-    words = ["evaluate", "--layers", "1", "--hidden", "16", "--heads", "2", "--items", "4", "--dp", "2", "--json"]
+    words = [
+        "evaluate",
+        "--layers",
+        "1",
+        "--hidden",
+        "16",
+        "--heads",
+        "2",
+        "--items",
+        "4",
+        "--dp",
+        "2",
+        "--json",
+    ]
     done = CliRunner().invoke(app, words)
     told = json.loads(done.stdout)
     assert done.exit_code in (0, None), done.output
@@ -203,7 +227,11 @@ def test_the_command_says_scores_errors_checks_and_what_is_wrong():
     assert {"acc", "acc_norm", "acc_stderr"} <= set(told["scores"][0])
     assert told["scores"][-1]["bits_per_byte"] == pytest.approx(8, abs=0.4)  # it knows nothing yet
     assert {"refused_fraction", "answered_fraction"} <= set(told["scores"][4])
-    for wrong, field in ((["--task", "arithmetik"], "task"), (["--samples", "3"], "temperature"), (["--vocab", "64"], "vocab")):
+    for wrong, field in (
+        (["--task", "arithmetik"], "task"),
+        (["--samples", "3"], "temperature"),
+        (["--vocab", "64"], "vocab"),
+    ):
         failed = CliRunner().invoke(app, [*words, *wrong])
         assert isinstance(failed.exception, InputError)
         assert failed.exception.field == field

@@ -42,7 +42,9 @@ def test_the_plan_list_covers_every_pair_of_option_values():
 def test_a_plan_equals_one_device_in_float64_over_three_steps(choice):
     compared = differences(*build(choice))
     assert compared["checked_steps"] == 3
-    if worst(compared) > TOLERANCE:  # as in `make soak`: where Adam parts two right runs, each step from where the run began it
+    if (
+        worst(compared) > TOLERANCE
+    ):  # as in `make soak`: where Adam parts two right runs, each step from where the run began it
         off, where = step_by_step(Job(*build(choice, "fp64"), steps=3))
         assert off <= TOLERANCE / 100, where
 
@@ -64,10 +66,14 @@ def test_any_plan_equals_one_device(choice):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(20))  # 5,000 plans, for as many cores as there are
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None)
+@settings(
+    max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None
+)
 @given(choices())
 def test_any_plan_equals_one_device_at_length(part, choice):
-    if worst(differences(*build(choice))) > TOLERANCE:  # one layout of 5,000: two right runs that Adam parts; see there
+    if (
+        worst(differences(*build(choice))) > TOLERANCE
+    ):  # one layout of 5,000: two right runs that Adam parts; see there
         off, where = step_by_step(Job(*build(choice, "fp64"), steps=3))
         assert off <= TOLERANCE / 100, where
     if choice["precision"] != "fp64":
@@ -101,7 +107,9 @@ RARE_MODEL = {
 
 
 def test_where_adam_parts_two_right_runs_every_step_is_exact_from_where_it_began(monkeypatch):
-    """The layout of `make soak` that is 3.4e-10 apart after three steps, and 8e-16 in each; and the judgement can fail."""
+    """The layout of `make soak` that is 3.4e-10 apart after three steps, and 8e-16 in each; and the judgement
+    can fail.
+    """
     plan = make_plan(global_batch=2, lr=1e-2, precision="fp64", **RARE)
     job = Job(plan, make_model("tiny", hidden=16, heads=4, seq=8, **RARE_MODEL), steps=3)
     assert step_by_step(job)[0] <= TOLERANCE / 100
@@ -116,9 +124,11 @@ def test_where_adam_parts_two_right_runs_every_step_is_exact_from_where_it_began
 
 
 def own_precision(plan, model, steps: int) -> tuple[float, str]:
-    """How many times as far from float64 as one process in the plan's precision, and where; in fp32 in the first step.
+    """How many times as far from float64 as one process in the plan's precision, and where; in fp32 in the
+    first step.
 
-    One process's error is the largest on three batches, the plan's among them: on one of them it may be small by luck.
+    One process's error is the largest on three batches, the plan's among them: on one of them it may be small
+    by luck.
     """
     if plan.narrow:
         return judged(Job(plan, model, steps, loss_scale=GROWING))
@@ -126,19 +136,33 @@ def own_precision(plan, model, steps: int) -> tuple[float, str]:
     ulp = torch.finfo(torch.float32).eps  # one device's loss may be right by luck
     own, own_loss, exact = 0.0, ulp, None
     for batch in range(1 + OTHER_BATCHES):
-        right, alone = (train_one_device(model, [job.batch(batch)], job.optimizer, plan.clip, job.seed, dtype) for dtype in WIDE)
+        right, alone = (
+            train_one_device(model, [job.batch(batch)], job.optimizer, plan.clip, job.seed, dtype)
+            for dtype in WIDE
+        )
         exact = exact or right
         own = max(own, own_error(alone.gradients[0], right, plan))
         own_loss = max(own_loss, abs(alone.losses[0] - right.losses[0]) / right.losses[0])
     found = check.compare(ran(job), exact, plan)
-    return max((found["max_rel_grad_diff"] / own, found["worst_gradient"]), (found["max_rel_loss_diff"] / own_loss, "loss"))
+    return max(
+        (found["max_rel_grad_diff"] / own, found["worst_gradient"]),
+        (found["max_rel_loss_diff"] / own_loss, "loss"),
+    )
 
 
 def own_error(gradients, exact, plan) -> float:
-    """`check.compare`'s difference of what a rank would have of each tensor: a piece may be smaller than the whole, its error not."""
+    """`check.compare`'s difference of what a rank would have of each tensor: a piece may be smaller than the
+    whole, its error not.
+    """
     floor = 1e-3 * max(float(g.abs().max()) for g in exact.gradients[0].values())
     return max(
-        check.difference(*(x if shard is None else shard.take(x, rank, plan.tp) for x in (g.double(), exact.gradients[0][n])), floor)
+        check.difference(
+            *(
+                x if shard is None else shard.take(x, rank, plan.tp)
+                for x in (g.double(), exact.gradients[0][n])
+            ),
+            floor,
+        )
         for n, g in gradients.items()
         for shard in (exact.shards[n],)
         for rank in range(plan.tp)
@@ -166,12 +190,17 @@ def mask_some(monkeypatch: pytest.MonkeyPatch) -> None:
     check._reference.cache_clear()
 
 
-# ---- mutations: the check can fail -------------------------------------------------------------------------------
+# ---- mutations: the check can fail -------------------------------------------------------------------------
 MODEL = {"layers": 2, "hidden": 16, "heads": 4, "seq": 6, "vocab": 64}
 
 
 def judge(**options) -> float:
-    return worst(differences(make_plan(**{"global_batch": 8, "bucket": 4000, "clip": 0.01, **options}), make_model("tiny", **MODEL)))
+    return worst(
+        differences(
+            make_plan(**{"global_batch": 8, "bucket": 4000, "clip": 0.01, **options}),
+            make_model("tiny", **MODEL),
+        )
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +249,9 @@ def test_a_missing_tensor_parallel_all_reduce_is_caught(monkeypatch, direction):
 
 def test_a_vocabulary_slice_that_is_off_by_one_is_caught(monkeypatch):
     honest = tensor_parallel.TensorParallel.embed
-    monkeypatch.setattr(tensor_parallel.TensorParallel, "embed", lambda self, t, table: honest(self, t, table.roll(1, 0)))
+    monkeypatch.setattr(
+        tensor_parallel.TensorParallel, "embed", lambda self, t, table: honest(self, t, table.roll(1, 0))
+    )
     assert judge(tp=2) > TOLERANCE
 
 
@@ -255,12 +286,17 @@ def judge_split(**options) -> float:
 @pytest.mark.parametrize("broken", ["a matrix's part", "what I found", "twice", "early"])
 def test_a_backward_in_two_parts_that_loses_or_doubles_something_is_caught(monkeypatch, broken, zero):
     honest_w, run = weight_gradients.WeightGradients.weight_gradients, pipeline_parallel.PipelineExecutor.run
-    options = {"zero": zero, "accumulate": "whole"}  # sharded, ZeRO-2 and 3 reduce every micro-batch: none is early
+    options = {
+        "zero": zero,
+        "accumulate": "whole",
+    }  # sharded, ZeRO-2 and 3 reduce every micro-batch: none is early
 
     def spoiled(self, kept, parameters, ready):
         matrix = parameters.get("layers.1.up_weight")
         if matrix is not None and broken == "a matrix's part":
-            kept.deferred[matrix][0].compute = lambda honest=kept.deferred[matrix][0].compute: honest().mul_(1 + 1e-6)
+            kept.deferred[matrix][0].compute = lambda honest=kept.deferred[matrix][0].compute: honest().mul_(
+                1 + 1e-6
+            )
         if matrix is not None and broken == "twice":
             kept.deferred[matrix] *= 2
         if broken == "what I found":
@@ -319,7 +355,10 @@ def test_a_zero_2_shard_that_forgets_the_micro_batches_before_is_caught(monkeypa
 
 
 HYBRIDS = [{"dp": 4, "zero": z, "shard": k} for z in (1, 2, 3) for k in (1, 2)]
-HYBRIDS += [{"dp": 4, "zero": 3, "shard": 2, "tp": 2}, {"dp": 4, "zero": 2, "shard": 2, "pp": 2, "accumulate": "whole"}]
+HYBRIDS += [
+    {"dp": 4, "zero": 3, "shard": 2, "tp": 2},
+    {"dp": 4, "zero": 2, "shard": 2, "pp": 2, "accumulate": "whole"},
+]
 
 
 @pytest.mark.parametrize("options", HYBRIDS, ids=str)
@@ -380,7 +419,9 @@ def test_buckets_rebuilt_in_another_order_on_one_rank_are_caught(monkeypatch):
     with pytest.raises(CollectiveMismatch, match="all_reduce"):
         judge(dp=2, first_bucket=500)
     assert len(rebuilt) >= 1
-    assert judge(dp=2, bucket=10**9, first_bucket=10**9) > TOLERANCE  # one bucket: sizes agree, and only the sums are wrong
+    assert (
+        judge(dp=2, bucket=10**9, first_bucket=10**9) > TOLERANCE
+    )  # one bucket: sizes agree, and only the sums are wrong
 
 
 def test_every_rank_takes_the_order_of_rank_0_whatever_its_own_was(monkeypatch):
@@ -400,7 +441,11 @@ def skip_a_bias(monkeypatch: pytest.MonkeyPatch, times: float | None) -> None:
     honest = functional.linear
 
     def without(x, weight, bias=None):
-        mine = bias is not None and threading.current_thread().name == "rank-1" and getattr(weight, "planted", False)
+        mine = (
+            bias is not None
+            and threading.current_thread().name == "rank-1"
+            and getattr(weight, "planted", False)
+        )
         return honest(x, weight, (None if times is None else bias * times) if mine else bias)
 
     made = gpt.Block.__init__
@@ -415,7 +460,10 @@ def skip_a_bias(monkeypatch: pytest.MonkeyPatch, times: float | None) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_parameter_without_a_gradient_is_named_with_its_rank_or_counts_as_zero(monkeypatch, stage):
-    plan, model = make_plan(dp=2, zero=stage, bucket=900, global_batch=4, precision="fp64"), make_model("tiny", **MODEL)
+    plan, model = (
+        make_plan(dp=2, zero=stage, bucket=900, global_batch=4, precision="fp64"),
+        make_model("tiny", **MODEL),
+    )
     skip_a_bias(monkeypatch, None)
     with pytest.raises(GradientMissing, match=r"rank 1: no gradient for layers\.1\.up_bias\.") as caught:
         run_plan(plan, model)

@@ -1,4 +1,6 @@
-"""Mixture of experts: what a loop over tokens says, on any number of ranks, with every drop and every byte counted."""
+"""Mixture of experts: what a loop over tokens says, on any number of ranks, with every drop and every byte
+counted.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
 EXACT = 1e-12
 
 
-# ---- all-to-all of unequal pieces ----------------------------------------------------------------------------------
+# ---- all-to-all of unequal pieces --------------------------------------------------------------------------
 def rows_between(n: int) -> list[list[int]]:
     """Elements from rank i to rank j: all sizes, with empty ones, and a rank that sends nothing."""
     return [[0 if i == n - 1 else (3 * i + 5 * j + i * j) % 7 for j in range(n)] for i in range(n)]
@@ -62,20 +64,38 @@ def lopsided(gpu, sends: list[int], receives: list[int], elements: int = 4) -> N
 
 def test_lengths_that_do_not_fit_are_refused_by_name():
     cluster = Cluster("classroom", 2, "threads")
-    for sends, receives, why in (([4], [2, 2], "2 lengths"), ([5, -1], [2, 2], "2 lengths"), ([1, 2], [2, 2], "add up to 3")):
+    for sends, receives, why in (
+        ([4], [2, 2], "2 lengths"),
+        ([5, -1], [2, 2], "2 lengths"),
+        ([1, 2], [2, 2], "add up to 3"),
+    ):
         with pytest.raises(InputError, match=why):
             cluster.run(lopsided, sends, receives)
     with pytest.raises(InputError, match="keeps 1 elements"):
         cluster.run(lambda gpu: lopsided(gpu, [1, 3] if gpu.rank == 0 else [3, 1], [2, 2]))
     with pytest.raises(CollectiveMismatch, match=r"3 x torch.float32 sent, 2 x"):
-        cluster.run(lambda gpu: lopsided(gpu, [1, 3], [1, 3]) if gpu.rank == 0 else lopsided(gpu, [3, 2], [2, 2], 5))
-    with pytest.raises(InputError, match="all_to_all has no such algorithm"):  # gloo's own takes no uneven pieces from us
+        cluster.run(
+            lambda gpu: lopsided(gpu, [1, 3], [1, 3]) if gpu.rank == 0 else lopsided(gpu, [3, 2], [2, 2], 5)
+        )
+    with pytest.raises(
+        InputError, match="all_to_all has no such algorithm"
+    ):  # gloo's own takes no uneven pieces from us
         cluster.run(lambda gpu: gpu.comm.all_to_all(torch.ones(2), torch.ones(2), algorithm="native"))
 
 
-# ---- a reference that loops over tokens ----------------------------------------------------------------------------
+# ---- a reference that loops over tokens --------------------------------------------------------------------
 def shape(**more: Any) -> ModelConfig:
-    base = {"layers": 1, "hidden": 8, "heads": 2, "ffn": 12, "vocab": 16, "seq": 10, "experts": 4, "init_std": 0.7, "aux_loss": 0.3}
+    base = {
+        "layers": 1,
+        "hidden": 8,
+        "heads": 2,
+        "ffn": 12,
+        "vocab": 16,
+        "seq": 10,
+        "experts": 4,
+        "init_std": 0.7,
+        "aux_loss": 0.3,
+    }
     return ModelConfig(**{**base, **more})
 
 
@@ -87,29 +107,46 @@ def one_expert(config: ModelConfig, up: Tensor, down: Tensor, x: Tensor) -> Tens
     return down @ (y * 0.5 * (1 + torch.erf(y / 2**0.5)))
 
 
-def by_loops(config: ModelConfig, w: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor, list[dict[str, Counter]]]:
-    """Output, the auxiliary loss summed as the loss is, and who wanted and got which expert in each sequence."""
+def by_loops(
+    config: ModelConfig, w: dict[str, Tensor], x: Tensor
+) -> tuple[Tensor, Tensor, list[dict[str, Counter]]]:
+    """Output, the auxiliary loss summed as the loss is, and who wanted and got which expert in
+    each sequence.
+    """
     outputs, aux, seen = [], x.new_zeros(()), []
     for sequence in x:
         s, k, E = len(sequence), config.top_k, config.experts
         most = -(-int(config.capacity_factor * 100) * k * s // (100 * E)) if config.capacity_factor else s * k
         p = []
         for token in sequence:
-            e = torch.exp(w["router_weight"] @ token + torch.tensor([config.hot_expert] + [0.0] * (E - 1), dtype=x.dtype))
+            e = torch.exp(
+                w["router_weight"] @ token
+                + torch.tensor([config.hot_expert] + [0.0] * (E - 1), dtype=x.dtype)
+            )
             p.append(e / e.sum())
         best = [sorted(range(E), key=lambda i, t=t: -p[t][i].item())[:k] for t in range(s)]
-        wanted, kept, y = Counter(i for chosen in best for i in chosen), Counter(), [torch.zeros_like(t) for t in sequence]
+        wanted, kept, y = (
+            Counter(i for chosen in best for i in chosen),
+            Counter(),
+            [torch.zeros_like(t) for t in sequence],
+        )
         for j in range(k):
             for t in range(s):
                 i = best[t][j]
                 if kept[i] < most:
                     kept[i] += 1
                     weight = p[t][i] / sum(p[t][n] for n in best[t]) if k > 1 else p[t][i]
-                    y[t] = y[t] + weight * one_expert(config, w["expert_up_weight"][i], w["expert_down_weight"][i], sequence[t])
+                    y[t] = y[t] + weight * one_expert(
+                        config, w["expert_up_weight"][i], w["expert_down_weight"][i], sequence[t]
+                    )
         if config.shared_ffn:
             for t, token in enumerate(sequence):
                 inner = w["shared_up_weight"] @ token + w["shared_up_bias"]
-                y[t] = y[t] + w["shared_down_weight"] @ (inner * 0.5 * (1 + torch.erf(inner / 2**0.5))) + w["shared_down_bias"]
+                y[t] = (
+                    y[t]
+                    + w["shared_down_weight"] @ (inner * 0.5 * (1 + torch.erf(inner / 2**0.5)))
+                    + w["shared_down_bias"]
+                )
         mean = torch.stack(p).mean(0)
         aux = aux + s * config.aux_loss * E * sum(wanted[i] / (k * s) * mean[i] for i in range(E))
         outputs.append(torch.stack(y))
@@ -119,11 +156,18 @@ def by_loops(config: ModelConfig, w: dict[str, Tensor], x: Tensor) -> tuple[Tens
 
 def data(config: ModelConfig, b: int) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(7)
-    x, d_y = (torch.randn(b, config.seq, config.hidden, generator=draw, dtype=torch.float64) for _ in range(2))
+    x, d_y = (
+        torch.randn(b, config.seq, config.hidden, generator=draw, dtype=torch.float64) for _ in range(2)
+    )
     return x, d_y
 
 
-def make_block(config: ModelConfig, parallel: Unsharded | None = None, device: str = "cpu", dtype: torch.dtype = torch.float64) -> Block:
+def make_block(
+    config: ModelConfig,
+    parallel: Unsharded | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> Block:
     return Block(0, config, parallel or Unsharded(), 3, torch.empty(0, dtype=dtype, device=device))
 
 
@@ -169,7 +213,9 @@ def test_outputs_gradients_drops_and_the_balance_are_those_of_a_loop_over_tokens
     (routing,) = found["routing"]
     for what in ("wanted", "kept"):
         assert routing[what] == [sum(s[what][i] for s in seen) for i in range(config.experts)]
-    dropped = sum(moe.predict_dropped(config, [s["wanted"][i] for i in range(config.experts)], config.seq) for s in seen)
+    dropped = sum(
+        moe.predict_dropped(config, [s["wanted"][i] for i in range(config.experts)], config.seq) for s in seen
+    )
     assert dropped == sum(routing["wanted"]) - sum(routing["kept"])
     assert (dropped > 0) == (0 < config.capacity_factor < 1.25 or bool(config.hot_expert))
     if config.aux_loss:
@@ -184,7 +230,9 @@ def test_the_balance_is_alpha_a_token_when_uniform_and_more_when_it_is_not():
     assert float(moe.balance(even, choices, config)) == pytest.approx(0.3 * 20, rel=1e-14)
     assert moe.predict_aux(config, [0.25] * 4, [0.25] * 4) == pytest.approx(0.3)
     assert moe.predict_aux(config, [1, 0, 0, 0], [0.25] * 4) == pytest.approx(0.3)
-    assert moe.predict_aux(config, [1, 0, 0, 0], [1, 0, 0, 0]) == pytest.approx(1.2)  # all to one: E times as much
+    assert moe.predict_aux(config, [1, 0, 0, 0], [1, 0, 0, 0]) == pytest.approx(
+        1.2
+    )  # all to one: E times as much
     (cold,), (hot,) = (one_device(shape(hot_expert=h), *data(config, 2))["routing"] for h in (0.0, 8.0))
     assert 0.3 * 20 < float(cold["aux"]) < float(hot["aux"])
 
@@ -200,7 +248,8 @@ def test_a_loss_scale_reaches_the_balance_too():
 
 
 @pytest.mark.parametrize(
-    ("factor", "k", "s", "experts", "places"), [(1.1, 2, 100, 10, 22), (1.0, 1, 9, 4, 3), (0.5, 2, 10, 4, 3), (1.25, 2, 64, 8, 20)]
+    ("factor", "k", "s", "experts", "places"),
+    [(1.1, 2, 100, 10, 22), (1.0, 1, 9, 4, 3), (0.5, 2, 10, 4, 3), (1.25, 2, 64, 8, 20)],
 )
 def test_capacity_is_the_ceiling_of_the_written_decimal(factor, k, s, experts, places):
     assert moe.capacity(shape(capacity_factor=factor, top_k=k, experts=experts), s) == places
@@ -209,7 +258,9 @@ def test_capacity_is_the_ceiling_of_the_written_decimal(factor, k, s, experts, p
 def test_first_choices_find_their_places_before_second_ones():
     config = shape(experts=2, capacity_factor=0.5, seq=4)  # C = ceil(0.5 x 2 x 4 / 2) = 2
     choices = torch.tensor([[[0, 1], [1, 0], [1, 0], [1, 0]]])
-    assert moe.places(choices, config).tolist() == [[[True, False], [True, True], [True, False], [False, False]]]
+    assert moe.places(choices, config).tolist() == [
+        [[True, False], [True, True], [True, False], [False, False]]
+    ]
 
 
 def test_sixteen_bits_are_routed_and_added_up_in_thirty_two():
@@ -244,11 +295,14 @@ def test_mixtral_says_the_same():
     y = theirs(x)
     y.backward(d_y)
     right = {"y": y.detach(), "dx": x.grad, "router_weight": theirs.gate.weight.grad}
-    right |= {"expert_up_weight": theirs.experts.gate_up_proj.grad, "expert_down_weight": theirs.experts.down_proj.grad}
+    right |= {
+        "expert_up_weight": theirs.experts.gate_up_proj.grad,
+        "expert_down_weight": theirs.experts.down_proj.grad,
+    }
     assert max(apart(ours[n], right[n]) for n in right) <= 1e-6  # their softmax is in float32
 
 
-# ---- experts spread over ranks -------------------------------------------------------------------------------------
+# ---- experts spread over ranks -----------------------------------------------------------------------------
 class Stripes(WholeSequence):
     """Every size-th token, as a stand-in for context parallelism."""
 
@@ -271,7 +325,9 @@ def layout(gpu, sizes: dict[str, int], ep: int, sequence: bool, algorithm: str) 
     parallel: Any = kind(mesh["tp"]) if sizes.get("tp", 1) > 1 else Unsharded()
     if sizes.get("cp", 1) > 1:
         parallel.context = Stripes(mesh["cp"])
-    parallel.experts = ExpertParallel(mesh.inside(mesh.plane(("dp", "cp"), "dp"), ep, "ep", axis="ep"), algorithm)
+    parallel.experts = ExpertParallel(
+        mesh.inside(mesh.plane(("dp", "cp"), "dp"), ep, "ep", axis="ep"), algorithm
+    )
     return parallel
 
 
@@ -282,9 +338,13 @@ def mine_of(gpu, parallel: Unsharded, sizes: dict[str, int], x: Tensor) -> Tenso
     return x.chunk(parallel.size, 1)[parallel.rank] if isinstance(parallel, SequenceParallel) else x
 
 
-def program(gpu, config: ModelConfig, sizes: dict[str, int], ep: int, b: int, options: dict[str, Any]) -> dict[str, Any]:
+def program(
+    gpu, config: ModelConfig, sizes: dict[str, int], ep: int, b: int, options: dict[str, Any]
+) -> dict[str, Any]:
     """One block's experts forward and backward, of this rank's part of b sequences."""
-    sequence, forget_aux, algorithm = (options.get(n, v) for n, v in (("sequence", False), ("forget_aux", -1), ("algorithm", "direct")))
+    sequence, forget_aux, algorithm = (
+        options.get(n, v) for n, v in (("sequence", False), ("forget_aux", -1), ("algorithm", "direct"))
+    )
     with gpu.unrecorded():
         parallel = layout(gpu, sizes, ep, sequence, algorithm)
         if gpu.rank == forget_aux:
@@ -293,7 +353,12 @@ def program(gpu, config: ModelConfig, sizes: dict[str, int], ep: int, b: int, op
         block = make_block(config, parallel, device)
         if device == "meta":
             tokens = config.seq // parallel.pieces
-            x, d_y = (torch.empty(b // sizes.get("dp", 1), tokens, config.hidden, dtype=torch.float64, device="meta") for _ in range(2))
+            x, d_y = (
+                torch.empty(
+                    b // sizes.get("dp", 1), tokens, config.hidden, dtype=torch.float64, device="meta"
+                )
+                for _ in range(2)
+            )
         else:
             x, d_y = (mine_of(gpu, parallel, sizes, t).contiguous() for t in data(config, b))
     x.requires_grad_()
@@ -305,12 +370,16 @@ def program(gpu, config: ModelConfig, sizes: dict[str, int], ep: int, b: int, op
     return {"y": y.detach(), "dx": x.grad, **gradients(block), "routing": block.routing, "place": place}
 
 
-def spread(config: ModelConfig, sizes: dict[str, int], ep: int, b: int, backend: str = "threads", **more: Any) -> Run:
+def spread(
+    config: ModelConfig, sizes: dict[str, int], ep: int, b: int, backend: str = "threads", **more: Any
+) -> Run:
     gpus = int(np.prod(list(sizes.values())))
     return Cluster("classroom", gpus, backend, memory_bytes=None).run(program, config, sizes, ep, b, more)
 
 
-def errors(run: Run, config: ModelConfig, sizes: dict[str, int], ep: int, b: int, sequence: bool = False) -> dict[str, float]:
+def errors(
+    run: Run, config: ModelConfig, sizes: dict[str, int], ep: int, b: int, sequence: bool = False
+) -> dict[str, float]:
     """Largest relative difference from one device with all sequences, by tensor."""
     right, shards = one_device(config, *data(config, b)), make_block(config).shards
     full = {"dp": 1, "cp": 1, "tp": 1, **sizes}
@@ -327,7 +396,9 @@ def errors(run: Run, config: ModelConfig, sizes: dict[str, int], ep: int, b: int
         for name in right.keys() - {"y", "dx", "routing"}:
             shard = shards[f"layers.0.{name}"]
             place = (0, 0) if shard is None else (result["place"][0] if shard.experts else 0, tp)
-            if shard is not None or sequence or tp == 0:  # what every tp rank has whole saw all tokens, or each a part of them
+            if (
+                shard is not None or sequence or tp == 0
+            ):  # what every tp rank has whole saw all tokens, or each a part of them
                 sums[name, place] = sums.get((name, place), 0) + result[name]
     found = {n: apart(whole[n], right[n]) for n in whole}
     for (name, (expert_rank, tp)), total in sums.items():
@@ -353,11 +424,19 @@ def test_spread_experts_are_one_device_s_and_every_byte_is_the_routing_s(options
     run = spread(config, {"dp": n}, n, b)
     found = errors(run, config, {"dp": n}, n, b)
     assert max(found.values()) <= EXACT, found
-    (whole,), per_rank = one_device(config, *data(config, b))["routing"], [r["routing"][0] for r in run.results]
+    (whole,), per_rank = (
+        one_device(config, *data(config, b))["routing"],
+        [r["routing"][0] for r in run.results],
+    )
     for what in ("wanted", "kept"):
         assert np.sum([r[what] for r in per_rank], 0).tolist() == whole[what]
     traffic = np.array(expert_parallel.traffic([r["kept"] for r in per_rank], config.hidden, 8))
-    for label, matrix in (("dispatch", traffic), ("combine", traffic.T), ("dispatch backward", traffic.T), ("combine backward", traffic)):
+    for label, matrix in (
+        ("dispatch", traffic),
+        ("combine", traffic.T),
+        ("dispatch backward", traffic.T),
+        ("combine backward", traffic),
+    ):
         assert (sent(run, label) == matrix).all(), label
         assert run.graph.bytes_sent(axis="ep", purpose="activations", label=label) == matrix.sum(1).tolist()
     assert sum(run.graph.bytes_sent(purpose="scalars")) == (n - 1) * config.experts * 8
@@ -384,7 +463,9 @@ def test_a_hot_expert_fills_its_rank_until_places_run_out():
         kept[factor] = np.sum([r["routing"][0]["kept"] for r in run.results], 0)
         received = sent(run, "dispatch").sum(0)
         assert received.argmax() == 0
-        multiplied = [sum(run.graph.flops[(run.graph.kind == COMPUTE) & (run.graph.rank == r)]) for r in range(4)]
+        multiplied = [
+            sum(run.graph.flops[(run.graph.kind == COMPUTE) & (run.graph.rank == r)]) for r in range(4)
+        ]
         assert multiplied[0] == max(multiplied)
     assert kept[0.0][0] == 80  # every token
     assert kept[1.0][0] == 8 * 3  # C = ceil(2 x 10 / 8) of each of 8 sequences
@@ -409,7 +490,9 @@ COMBINED: dict[str, tuple[dict[str, int], int, bool]] = {
 
 
 @pytest.mark.parametrize(
-    "options", [{"experts": 8, "capacity_factor": 0.75}, {"activation": "swiglu", "shared_ffn": 8, "top_k": 1}], ids=str
+    "options",
+    [{"experts": 8, "capacity_factor": 0.75}, {"activation": "swiglu", "shared_ffn": 8, "top_k": 1}],
+    ids=str,
 )
 @pytest.mark.parametrize(("sizes", "ep", "sequence"), COMBINED.values(), ids=COMBINED)
 def test_spread_experts_with_other_axes_are_one_device_s(sizes, ep, sequence, options):
@@ -437,7 +520,7 @@ def test_a_plan_s_reduction_algorithm_does_not_choose_the_all_to_all():
     assert "all_to_all/direct" in run.graph.names
 
 
-# ---- mistakes are seen ---------------------------------------------------------------------------------------------
+# ---- mistakes are seen -------------------------------------------------------------------------------------
 def seen(config: ModelConfig, n: int = 2, **more: Any) -> dict[str, float]:
     return errors(spread(config, {"dp": n}, n, 4, **more), config, {"dp": n}, n, 4)
 
@@ -461,13 +544,17 @@ def test_a_dropped_token_that_is_not_dropped_is_seen(monkeypatch):
 
 def test_a_combine_in_the_wrong_order_is_seen(monkeypatch):
     right = ExpertParallel.combine
-    monkeypatch.setattr(ExpertParallel, "combine", lambda self, y, counts, arrived: right(self, y, counts, arrived).flip(0))
+    monkeypatch.setattr(
+        ExpertParallel, "combine", lambda self, y, counts, arrived: right(self, y, counts, arrived).flip(0)
+    )
     assert seen(shape())["y"] > 0.1
 
 
 def test_sources_taken_in_the_wrong_order_are_seen(monkeypatch):
     right = ExpertParallel.combine
-    monkeypatch.setattr(ExpertParallel, "combine", lambda self, y, counts, arrived: right(self, y.roll(1, 0), counts, arrived))
+    monkeypatch.setattr(
+        ExpertParallel, "combine", lambda self, y, counts, arrived: right(self, y.roll(1, 0), counts, arrived)
+    )
     assert seen(shape())["y"] > 0.1
 
 
@@ -501,9 +588,11 @@ def test_a_share_of_local_choices_in_place_of_the_whole_sequence_s_is_seen(monke
     assert errors(spread(config, {"cp": 2}, 2, 4), config, {"cp": 2}, 2, 4)["router_weight"] > 1e-4
 
 
-# ---- without data, and on other backends ---------------------------------------------------------------------------
+# ---- without data, and on other backends -------------------------------------------------------------------
 @pytest.mark.parametrize("factor", [0.0, 1.0, 0.5])
-@pytest.mark.parametrize(("sizes", "ep", "sequence"), [*COMBINED.values(), ({"dp": 4}, 4, False)], ids=[*COMBINED, "dp"])
+@pytest.mark.parametrize(
+    ("sizes", "ep", "sequence"), [*COMBINED.values(), ({"dp": 4}, 4, False)], ids=[*COMBINED, "dp"]
+)
 def test_a_dry_recording_has_balanced_rows_and_the_events_of_a_run(sizes, ep, sequence, factor):
     config = shape(seq=24, experts=8, capacity_factor=factor)
     dry = spread(config, sizes, ep, 4, "dry", sequence=sequence)

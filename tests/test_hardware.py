@@ -21,7 +21,18 @@ from glasscluster.sim.time.network import BUILDERS, Cable, build, from_graph, of
 from glasscluster.sim.time.network.own import as_data
 from glasscluster.strategies.plan import make_model, make_plan
 
-NAMES = ("classroom", "laptop", "dgx-v100", "dgx-a100-40gb", "dgx-a100-80gb", "dgx-h100", "dgx-h200", "dgx-b200", "pcie-a100", "pcie-4090")
+NAMES = (
+    "classroom",
+    "laptop",
+    "dgx-v100",
+    "dgx-a100-40gb",
+    "dgx-a100-80gb",
+    "dgx-h100",
+    "dgx-h200",
+    "dgx-b200",
+    "pcie-a100",
+    "pcie-4090",
+)
 
 
 def test_every_name_of_the_contract_is_there_with_a_source_for_every_part():
@@ -49,7 +60,10 @@ def test_an_errand_of_the_host_takes_its_bytes_over_the_link_or_through_memory()
         gpu.recorder.compute("work", 10**6, 0)
 
     line = Cluster("classroom", 1, "dry").run(program).timeline
-    took = {line.graph.names[op]: end - start for op, start, end in zip(line.graph.op, line.start, line.end, strict=True)}
+    took = {
+        line.graph.names[op]: end - start
+        for op, start, end in zip(line.graph.op, line.start, line.end, strict=True)
+    }
     assert took["down"] == pytest.approx(10e-6 + 1e6 / 10e9)
     assert took["update"] == pytest.approx(4e5 / 20e9)
     assert took["up"] == pytest.approx(10e-6 + 1e5 / 10e9)
@@ -62,7 +76,9 @@ def test_waiting_for_the_host_and_then_for_a_gather_are_told_apart(stage):
     plan = make_plan(dp=2, zero=stage, offload="optimizer", bucket=20_000)
     line = run_plan(plan, make_model("tiny", layers=2, hidden=32, seq=8), "dry").timeline
     spent = line.breakdown()
-    link, update = (sum(line.graph.host_bytes(k)[0] for k in kinds) for kinds in (("down", "up"), ("update",)))
+    link, update = (
+        sum(line.graph.host_bytes(k)[0] for k in kinds) for kinds in (("down", "up"), ("update",))
+    )
     assert spent["exposed_host"] >= max(link / 2 / 10e9, update / 20e9)  # down and up share no lane
     assert spent["exposed_host"] < link / 10e9 + update / 20e9 + 2e-5 * len(line.graph)
     assert spent["exposed_dp"] > 0
@@ -82,7 +98,9 @@ def test_what_lives_in_host_memory_is_no_byte_of_the_gpu_and_is_let_go_with_its_
         del kept
         return before, after, gpu.memory.host_bytes, sum(gpu.memory.snapshot().values())
 
-    assert Cluster("classroom", 1, "dry").run(program, record=False).results == [((40, 4000), (0, 4040), 40, 0)]
+    assert Cluster("classroom", 1, "dry").run(program, record=False).results == [
+        ((40, 4000), (0, 4040), 40, 0)
+    ]
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("classroom", "laptop")])
@@ -92,7 +110,12 @@ def test_peaks_bandwidths_and_memory_are_those_of_the_published_sheet(name):
     row = sheet[item.gpu.name]
     assert item.gpu.memory_bytes == float(row["memory_gb"]) * 1e9
     assert item.gpu.memory_bandwidth == float(row["mem_bw_GBps"]) * 1e9
-    columns = {"fp32": "fp32_tflops", "fp16": "fp16_dense_tflops", "bf16": "bf16_dense_tflops", "fp8": "fp8_dense_tflops"}
+    columns = {
+        "fp32": "fp32_tflops",
+        "fp16": "fp16_dense_tflops",
+        "bf16": "bf16_dense_tflops",
+        "fp8": "fp8_dense_tflops",
+    }
     for precision, column in columns.items():
         if row[column] not in ("", "n/a"):
             assert item.gpu.peak(precision) == float(row[column]) * 1e12, precision
@@ -169,7 +192,9 @@ def test_every_machine_is_read_back_as_it_was_saved(tmp_path, name, network, by,
 @given(networks())
 def test_a_network_with_wider_links_has_the_same_routes(network):
     ranks = range(len(network.gpus))
-    before, after = ([[n.route(a, b) for b in ranks] for a in ranks] for n in (network, network.scaled(bandwidth=2.0)))
+    before, after = (
+        [[n.route(a, b) for b in ranks] for a in ranks] for n in (network, network.scaled(bandwidth=2.0))
+    )
     assert after == before
 
 
@@ -203,7 +228,12 @@ def test_a_profile_of_before_is_read_with_what_it_leaves_out_as_it_is_by_default
         (lambda f: f["inter"].update(latency_s=float("inf")), "inter.latency_s", "finite", None),
         (lambda f: f.update(node_size=0), "node_size", "greater than or equal to 1", 1),
         (lambda f: f.update(topology={"nodes": [], "edges": []}), "topology", "at least 2 are needed", None),
-        (lambda f: f.update(topology={"gpus": 1, "place": 1, "routes": 1}), "topology", "is not a network", None),
+        (
+            lambda f: f.update(topology={"gpus": 1, "place": 1, "routes": 1}),
+            "topology",
+            "is not a network",
+            None,
+        ),
     ],
 )
 def test_a_mistake_in_a_profile_is_named_by_its_field(tmp_path, change, field, said, nearest):
@@ -236,7 +266,9 @@ def test_a_precision_without_a_listed_peak_is_an_input_error():
         CATALOGUE["dgx-v100"].gpu.peak("bf16")
 
 
-@pytest.mark.parametrize(("text", "value"), [("25MiB", 25 * 2**20), ("1.5KB", 1500), ("7", 7), ("2 GiB", 2**31)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("25MiB", 25 * 2**20), ("1.5KB", 1500), ("7", 7), ("2 GiB", 2**31)]
+)
 def test_sizes_are_read_as_people_write_them(text, value):
     assert parse_size("bucket", text) == value
 

@@ -1,4 +1,6 @@
-"""Hugging Face's own models, randomly initialised: equal logits and gradients, loading both ways, the same tokens."""
+"""Hugging Face's own models, randomly initialised: equal logits and gradients, loading both ways, the same
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,15 @@ pytestmark = pytest.mark.xdist_group("transformers")  # it is imported once
 
 VOCAB, SEQ = 37, 16
 SIZES: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 4, "n_positions": SEQ, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "gpt2": {
+        "n_layer": 2,
+        "n_embd": 16,
+        "n_head": 4,
+        "n_positions": SEQ,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
     "llama": {
         "num_hidden_layers": 2,
         "hidden_size": 16,
@@ -55,10 +65,19 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": SEQ,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "pad_token_id": None,  # their embedding's row for padding learns nothing, ours is a row like any other
+        # their embedding's row for padding learns nothing, ours is a row like any other
+        "pad_token_id": None,
     },
 }
-LLAMA = {"kv_heads": 2, "ffn": 24, "norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "tied": False}
+LLAMA = {
+    "kv_heads": 2,
+    "ffn": 24,
+    "norm": "rmsnorm",
+    "bias": False,
+    "position": "rope",
+    "activation": "swiglu",
+    "tied": False,
+}
 BERT = {"ffn": 24, "objective": "masked", "norm_position": "post", "norm_eps": 1e-12}
 OURS: dict[str, dict[str, Any]] = {"gpt2": {"activation": "gelu-tanh"}, "llama": LLAMA, "bert": BERT}
 
@@ -66,7 +85,8 @@ OURS: dict[str, dict[str, Any]] = {"gpt2": {"activation": "gelu-tanh"}, "llama":
 class Wide(TorchFunctionMode):
     """Their casts to float32 keep float64.
 
-    Llama's norms, softmax and rotary angles are in float32 whatever the model's type; in float64 that is an error of 1e-6.
+    Llama's norms, softmax and rotary angles are in float32 whatever the model's type; in float64 that is an
+    error of 1e-6.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,10 +104,21 @@ def wide():
 
 def theirs_of(name: str, **more: Any) -> Any:
     """Their model in float64 with weights large enough to matter, norms and biases included."""
-    values = {**SIZES[name], "vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None, "attn_implementation": "eager", **more}
+    values = {
+        **SIZES[name],
+        "vocab_size": VOCAB,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "attn_implementation": "eager",
+        **more,
+    }
     family = FAMILIES[name]
     torch.manual_seed(0)
-    model = getattr(transformers, family.architecture)(transformers.AutoConfig.for_model(name, **values)).double().eval()
+    model = (
+        getattr(transformers, family.architecture)(transformers.AutoConfig.for_model(name, **values))
+        .double()
+        .eval()
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -95,14 +126,25 @@ def theirs_of(name: str, **more: Any) -> Any:
 
 def ours_of(name: str, **more: Any) -> GPTStage:
     """Our model of the same size."""
-    values = {"layers": 2, "hidden": 16, "heads": 4, "vocab": VOCAB, "seq": SEQ, "init_std": 0.3, **OURS[name], **more}
+    values = {
+        "layers": 2,
+        "hidden": 16,
+        "heads": 4,
+        "vocab": VOCAB,
+        "seq": SEQ,
+        "init_std": 0.3,
+        **OURS[name],
+        **more,
+    }
     return GPTStage(ModelConfig(**values), dtype=torch.float64)
 
 
 def read_back(folder: Path, name: str) -> Any:
     """transformers' from_pretrained."""
     auto = transformers.AutoModelForMaskedLM if name == "bert" else transformers.AutoModelForCausalLM
-    model, said = auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float64, output_loading_info=True)
+    model, said = auto.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float64, output_loading_info=True
+    )
     assert not any(said.values()), said
     return model.eval()
 
@@ -113,7 +155,9 @@ def text(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def same(ours: GPTStage, theirs: Any) -> float:
-    """The largest difference of logits, loss and every gradient by name, and that each side has all of the other's."""
+    """The largest difference of logits, loss and every gradient by name, and that each side has all of the
+    other's.
+    """
     tokens, targets = text()
     more = {}
     if ours.config.objective == "masked":
@@ -138,13 +182,32 @@ def same(ours: GPTStage, theirs: Any) -> float:
 
 CASES = [
     ("gpt2", {}, {}),
-    ("gpt2", {"tie_word_embeddings": False, "n_inner": 24, "activation_function": "relu"}, {"qkv": "separate", "attention": "unfused"}),
+    (
+        "gpt2",
+        {"tie_word_embeddings": False, "n_inner": 24, "activation_function": "relu"},
+        {"qkv": "separate", "attention": "unfused"},
+    ),
     ("llama", {}, {}),
-    ("llama", {"num_key_value_heads": 1, "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_theta": 500.0}, {"qkv": "separate"}),
-    ("llama", {"num_key_value_heads": 4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"attention": "unfused"}),
     (
         "llama",
-        {"rope_parameters": {"rope_theta": 100.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4}},
+        {"num_key_value_heads": 1, "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "rope_theta": 500.0},
+        {"qkv": "separate"},
+    ),
+    (
+        "llama",
+        {"num_key_value_heads": 4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"attention": "unfused"},
+    ),
+    (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_theta": 100.0,
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 4,
+            }
+        },
         {},
     ),
     ("bert", {}, {}),
@@ -173,7 +236,16 @@ def test_their_model_is_ours(name: str, more: dict, overrides: dict, tmp_path: P
         ("gpt2", {"qkv": "separate"}),
         ("gpt2", {"tied": False, "ffn": 24, "activation": "relu", "norm_eps": 1e-6}),
         ("llama", {}),
-        ("llama", {"qkv": "separate", "tied": True, "rope_scaling": "interpolation", "rope_factor": 3.0, "rope_theta": 50.0}),
+        (
+            "llama",
+            {
+                "qkv": "separate",
+                "tied": True,
+                "rope_scaling": "interpolation",
+                "rope_factor": 3.0,
+                "rope_theta": 50.0,
+            },
+        ),
         ("llama", {"rope_scaling": "yarn", "rope_factor": 2.0, "rope_trained": 8}),
         ("bert", {"qkv": "separate"}),
     ],
@@ -196,9 +268,20 @@ def test_greedy_tokens_are_theirs_with_and_without_a_cache(name: str, tmp_path: 
     theirs.save_pretrained(tmp_path)
     ours = hugging_face.load(tmp_path, torch.float64)
     prompts = [text()[0][0, :5].tolist(), text()[0][1, :5].tolist()]
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones(2, 5, dtype=torch.int64)}
-    right = [theirs.generate(torch.tensor(prompts), use_cache=cached, **options)[:, 5:].tolist() for cached in (True, False)]
-    made = [generate(ours, prompts, 8, cache).tokens for cache in (None, StaticCache(ours, 2, 12), PagedCache(ours, 2, 12, 3))]
+    options = {
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones(2, 5, dtype=torch.int64),
+    }
+    right = [
+        theirs.generate(torch.tensor(prompts), use_cache=cached, **options)[:, 5:].tolist()
+        for cached in (True, False)
+    ]
+    made = [
+        generate(ours, prompts, 8, cache).tokens
+        for cache in (None, StaticCache(ours, 2, 12), PagedCache(ours, 2, 12, 3))
+    ]
     assert right[0] == right[1] == made[0] == made[1] == made[2]
 
 
@@ -211,8 +294,16 @@ def test_llama_with_its_casts_to_float32_is_ours_to_float32(tmp_path: Path):
 @pytest.mark.usefixtures("wide")
 def test_a_sliding_window_is_mistrals():
     ours = ours_of("llama")
-    more = {"vocab_size": VOCAB, "sliding_window": 5, "attn_implementation": "eager", "eos_token_id": None, "rms_norm_eps": 1e-5}
-    theirs = transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES["llama"], **more)).double().eval()
+    more = {
+        "vocab_size": VOCAB,
+        "sliding_window": 5,
+        "attn_implementation": "eager",
+        "eos_token_id": None,
+        "rms_norm_eps": 1e-5,
+    }
+    theirs = (
+        transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES["llama"], **more)).double().eval()
+    )
     tensors = hugging_face.state_dict(ours.config, {n: p.detach() for n, (p, _) in ours.full_names().items()})
     theirs.load_state_dict(tensors)
     prompts = text()[0][:, :7].tolist()
@@ -225,7 +316,7 @@ def test_a_sliding_window_is_mistrals():
     assert made.tokens != generate(ours, prompts, 8, SlidingWindowCache(ours, 2, 14, 6)).tokens
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 def test_a_file_of_the_bare_model_and_one_in_several_files_are_read(tmp_path: Path):
     theirs = theirs_of("gpt2")
     theirs.save_pretrained(tmp_path / "several", max_shard_size="8KB")
@@ -234,7 +325,9 @@ def test_a_file_of_the_bare_model_and_one_in_several_files_are_read(tmp_path: Pa
     right = dict(theirs.named_parameters())
     for folder in ("several", "bare"):
         ours = hugging_face.load(tmp_path / folder, torch.float64)
-        found = hugging_face.state_dict(ours.config, {n: p.detach() for n, (p, _) in ours.full_names().items()})
+        found = hugging_face.state_dict(
+            ours.config, {n: p.detach() for n, (p, _) in ours.full_names().items()}
+        )
         assert set(found) == set(right)
         assert all(torch.equal(found[n], right[n]) for n in right)
 
@@ -251,7 +344,9 @@ def test_a_rank_reads_its_part(tmp_path: Path):
 
     with hugging_face.Weights(tmp_path) as weights:
         for rank in range(2):
-            stage = weights.fill(GPTStage(whole.config, [1], first=False, parallel=Half(rank), seed=5, dtype=torch.float64))
+            stage = weights.fill(
+                GPTStage(whole.config, [1], first=False, parallel=Half(rank), seed=5, dtype=torch.float64)
+            )
             for name, (parameter, shard) in stage.full_names().items():
                 full = dict(whole.full_names())[name][0]
                 assert torch.equal(parameter, full if shard is None else shard.take(full, rank, 2))
@@ -276,7 +371,10 @@ DAMAGE = {
         lambda t: t.update({"transformer.h.0.attn.c_attn.weight": torch.zeros(48, 16)}),
         {},
     ),
-    "tie_word_embeddings is False; only True": (lambda t: None, {"model_type": "bert", "tie_word_embeddings": False}),
+    "tie_word_embeddings is False; only True": (
+        lambda t: None,
+        {"model_type": "bert", "tie_word_embeddings": False},
+    ),
     "model_type is 'mamba'; known are": (lambda t: None, {"model_type": "mamba"}),
     "activation_function is 'silu'": (lambda t: None, {"activation_function": "silu"}),
     "scale_attn_weights is False": (lambda t: None, {"scale_attn_weights": False}),
@@ -298,7 +396,10 @@ def test_old_buffers_are_passed_over_and_missing_files_named(tmp_path: Path):
     ours = ours_of("gpt2")
     hugging_face.save(ours, tmp_path)
     tensors = load_file(tmp_path / hugging_face.FILE)
-    spare = {"transformer.h.0.attn.bias": torch.ones(1, 1, SEQ, SEQ), "lm_head.weight": tensors["transformer.wte.weight"].clone()}
+    spare = {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, SEQ, SEQ),
+        "lm_head.weight": tensors["transformer.wte.weight"].clone(),
+    }
     damaged(tmp_path, tensors | spare)
     again = hugging_face.load(tmp_path, torch.float64)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), ours.parameters(), strict=True))
@@ -325,7 +426,7 @@ def test_a_model_that_no_family_has_is_refused(message: str, more: dict, tmp_pat
         hugging_face.save(ours_of("gpt2", **more), tmp_path)
 
 
-# ---- training and generating from a folder ---------------------------------------------------------------------------
+# ---- training and generating from a folder -----------------------------------------------------------------
 def test_a_cluster_trains_from_their_weights(tmp_path: Path):
     theirs = theirs_of("gpt2")
     theirs.save_pretrained(tmp_path)
@@ -353,7 +454,12 @@ def test_glass_generate_is_their_generate(tmp_path: Path, capsys: Any):
     theirs = theirs_of("gpt2", vocab_size=256)
     theirs.save_pretrained(tmp_path)
     prompts = torch.tensor([list(b"hello"), list(b"a dog")])
-    options = {"max_new_tokens": 7, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompts)}
+    options = {
+        "max_new_tokens": 7,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(prompts),
+    }
     right = theirs.generate(prompts, **options)[:, 5:].tolist()
     for more in (["--cache", "paged", "--block", "4"], ["--tp", "2"]):
         words = ["--prompt", "hello", "--prompt", "a dog", "--tokens", "7", "--precision", "fp64", *more]

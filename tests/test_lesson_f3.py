@@ -10,7 +10,9 @@ from glasscluster.scenarios.lessons.f3_eval_harness import program as f3
 from glasscluster.strategies.serving import evaluation, scores
 
 
-def test_a_row_scored_a_token_short_an_error_of_n_and_a_blind_search_fail_their_rows(monkeypatch: pytest.MonkeyPatch):
+def test_a_row_scored_a_token_short_an_error_of_n_and_a_blind_search_fail_their_rows(
+    monkeypatch: pytest.MonkeyPatch,
+):
     honest = evaluation.loglikelihoods
     calls = iter(range(10**6))
 
@@ -18,13 +20,19 @@ def test_a_row_scored_a_token_short_an_error_of_n_and_a_blind_search_fail_their_
         return honest(stage, [(row, n - (next(calls) % 7 == 0)) for row, n in rows])
 
     monkeypatch.setattr(evaluation, "loglikelihoods", short)
-    monkeypatch.setattr(scores, "spread", lambda values: (scores.mean(values) * (1 - scores.mean(values)) / len(values)) ** 0.5)
+    monkeypatch.setattr(
+        scores,
+        "spread",
+        lambda values: (scores.mean(values) * (1 - scores.mean(values)) / len(values)) ** 0.5,
+    )
     monkeypatch.setattr(f3, "contaminated", lambda item, training: False)
     monkeypatch.setattr(scores, "paired", lambda a, b: scores.Paired(0.0, 1.0, 3, 1, 1.0))
     taught = taught_lesson("F3")
     failed = {
         r.name.en
-        for r in perform(taught, Lab(taught, taught.backend, taught.hardware), {"items": 40, "late": 20, "early": 10}).checks
+        for r in perform(
+            taught, Lab(taught, taught.backend, taught.hardware), {"items": 40, "late": 20, "early": 10}
+        ).checks
         if r.verdict == "failed"
     }
     assert failed >= {

@@ -1,4 +1,6 @@
-"""RLHF anatomy: what breaks on ranks, in memory, in messages or in learning fails its rows; the picture shows what was replayed."""
+"""RLHF anatomy: what breaks on ranks, in memory, in messages or in learning fails its rows; the picture shows
+what was replayed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from glasscluster.visualize.figures.roles import blocks, roles_figure
 
 
 def test_everything_that_can_break_fails_its_own_rows(monkeypatch):
-    """At once, because a lesson takes seconds: hardly any training, stale weights, a copy too many, 4 bytes a message, other times."""
+    """At once, because a lesson takes seconds: hardly any training, stale weights, a copy too many, 4 bytes a
+    message, other times.
+    """
     f4 = importlib.import_module("glasscluster.scenarios.lessons.f4_rlhf_anatomy.program")
     build, init = ExecutionGraph.build.__func__, Held.__init__
 
@@ -46,12 +50,23 @@ def test_everything_that_can_break_fails_its_own_rows(monkeypatch):
     lab = perform(taught, Lab(taught, "threads", taught.hardware), {"sft": 120, "iterations": 1})
     held = {r.name.en for r in lab.all_checks if r.verdict == "held"}
     differences = {f"dpo: largest {what} difference from one process, float64" for what in ("loss", "weight")}
-    silent = {"grpo: model states, rollout", "sft: sent, all", "ppo: cache of the rollout", "grpo: cache of the rollout"}
+    silent = {
+        "grpo: model states, rollout",
+        "sft: sent, all",
+        "ppo: cache of the rollout",
+        "grpo: cache of the rollout",
+    }
     assert held == differences | silent
 
 
 def test_the_figure_of_roles_shows_the_replay():
-    job = Tuning("ppo", make_model("tiny", layers=1, hidden=16, seq=8), Blank(prompt_tokens=3, answer_tokens=4), prompts=2, reward="model")
+    job = Tuning(
+        "ppo",
+        make_model("tiny", layers=1, hidden=16, seq=8),
+        Blank(prompt_tokens=3, answer_tokens=4),
+        prompts=2,
+        reward="model",
+    )
     line = Cluster("dgx-h100", job.ranks, "threads").run(tune_rank, job).timeline
     written = blocks(line, job.where["rollout"], 4)
     assert [(what, step) for what, step, *_ in written] == [("writes", i) for i in range(4)]

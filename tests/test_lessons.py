@@ -1,4 +1,6 @@
-"""Every lesson in every beat: it runs, its checks hold in the class it claims, it is said in two languages, it is short."""
+"""Every lesson in every beat: it runs, its checks hold in the class it claims, it is said in two languages,
+it is short.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,14 @@ from glasscluster.cli import app
 from glasscluster.scenarios.find import find
 from glasscluster.scenarios.inventory import BACKEND_NOTES
 from glasscluster.scenarios.lab import Lab, perform
-from glasscluster.scenarios.lesson import LESSONS, Lesson, find_lesson, lessons_in, taught_lesson, teaching_plan
+from glasscluster.scenarios.lesson import (
+    LESSONS,
+    Lesson,
+    find_lesson,
+    lessons_in,
+    taught_lesson,
+    teaching_plan,
+)
 from glasscluster.scenarios.texts import Texts
 from glasscluster.sim.ranks import deadlock
 from glasscluster.sim.recording.events import SEND
@@ -33,7 +42,9 @@ from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import BACKENDS
 
 FIRST = ("L0", "B2", "B3", "C1", "C3", "D1", "D2", "D3", "D4", "E1", "E4")
-EACH = [pytest.param(id_, marks=pytest.mark.xdist_group(f"lesson {id_}")) for id_ in LESSONS]  # performed once, by one worker
+EACH = [
+    pytest.param(id_, marks=pytest.mark.xdist_group(f"lesson {id_}")) for id_ in LESSONS
+]  # performed once, by one worker
 CLASS = {"X": "exact", "V": "virtual", "T": "statistical"}
 
 
@@ -75,7 +86,11 @@ def test_the_first_eleven_are_there_and_every_folder_is_a_lesson_in_the_order_of
     home = Path(package.__file__).parent
     assert {f for f in home.iterdir() if f.is_dir() and f.name[0] not in "._"} == set(LESSONS.values())
     for id_, folder in LESSONS.items():
-        assert {f.name for f in folder.iterdir()} - {"__pycache__"} == {"__init__.py", "program.py", "text.toml"}
+        assert {f.name for f in folder.iterdir()} - {"__pycache__"} == {
+            "__init__.py",
+            "program.py",
+            "text.toml",
+        }
         assert find_lesson(id_).id == id_
     first, *others = LESSONS
     assert first == "L0"
@@ -88,7 +103,9 @@ def test_a_lesson_s_checks_hold_in_its_match_class_and_nothing_is_missing_in_eit
 
 
 def check_what_is_said(taught: Lesson, lab: Lab) -> None:
-    """What every lesson is held to: rows in the class it claims, all six beats, and both languages the same."""
+    """What every lesson is held to: rows in the class it claims, all six beats, and both
+    languages the same.
+    """
     assert lab.ok, [r.name.en for r in lab.all_checks if r.verdict == "failed"]
     assert CLASS[taught.formula.match] in {r.match for r in lab.checks}
     for row in lab.all_checks:
@@ -98,8 +115,24 @@ def check_what_is_said(taught: Lesson, lab: Lab) -> None:
     prompt, answer, unit = lab.prompt
     assert unit
     assert answer == answer
-    pairs = [taught.title, taught.topic, taught.question, taught.kills, prompt, lab.finding, lab.explanation, lab.own]
-    pairs += [card.question, card.short, card.long, *card.follow_ups, *lab.points, *(text for text, _ in lab.story)]
+    pairs = [
+        taught.title,
+        taught.topic,
+        taught.question,
+        taught.kills,
+        prompt,
+        lab.finding,
+        lab.explanation,
+        lab.own,
+    ]
+    pairs += [
+        card.question,
+        card.short,
+        card.long,
+        *card.follow_ups,
+        *lab.points,
+        *(text for text, _ in lab.story),
+    ]
     for english, other in ((text.en, text.zh) for text in pairs):
         assert english.strip()
         assert not chinese(english), english
@@ -113,15 +146,38 @@ def check_what_is_said(taught: Lesson, lab: Lab) -> None:
 
 
 BYTES = {  # rows that four bytes more in every message must fail
-    "C2": ["sent by the only server", "received by the only server", "workers that did not send S and receive S", "sent by every rank"]
+    "C2": [
+        "sent by the only server",
+        "received by the only server",
+        "workers that did not send S and receive S",
+        "sent by every rank",
+    ]
     + [f"busiest port, K = {k}" for k in (1, 2, 4, 8, 16)]
     + [f"time behind one switch, K = {k}" for k in (1, 16)],
-    "C4": [f"sent by each rank in {what}" for what in ("reduce-scatter", "all-gather", "all-to-all", "all-reduce", "a ZeRO step")]
-    + ["sent by each rank in reduce-scatter and all-gather", "received by rank 0 on the detour", "time of a ring's reduce-scatter"],
+    "C4": [
+        f"sent by each rank in {what}"
+        for what in ("reduce-scatter", "all-gather", "all-to-all", "all-reduce", "a ZeRO step")
+    ]
+    + [
+        "sent by each rank in reduce-scatter and all-gather",
+        "received by rank 0 on the detour",
+        "time of a ring's reduce-scatter",
+    ],
     "E2": [f"{key}: units of (t−1)/t·bsh sent a layer" for key in ("tp", "tp+sp", "overlapped")]
-    + ["tp+sp: units that gather an input again in backward", "tp+sp, Q, K and V apart keep attention's input whole: units"],
-    "E3": [f"V = {v}: {what}, all ranks" for v in (64, 1001, 8192, 50257) for what in ("three scalars a token", "logits gathered")],
-    "C5": ["time of tree, N = 8", "time of ring, N = 16, 1024 bytes", "size at which ring and tree take the same time"],
+    + [
+        "tp+sp: units that gather an input again in backward",
+        "tp+sp, Q, K and V apart keep attention's input whole: units",
+    ],
+    "E3": [
+        f"V = {v}: {what}, all ranks"
+        for v in (64, 1001, 8192, 50257)
+        for what in ("three scalars a token", "logits gathered")
+    ],
+    "C5": [
+        "time of tree, N = 8",
+        "time of ring, N = 16, 1024 bytes",
+        "size at which ring and tree take the same time",
+    ],
     "C6": [f"sent to another node by each GPU, {m} x 8 GPUs" for m in (2, 8)]
     + [f"time in two levels, {m} x 8 GPUs" for m in (2, 8)]
     + ["sent to another node by a flat ring's last GPU of a node"],
@@ -129,7 +185,8 @@ BYTES = {  # rows that four bytes more in every message must fail
 ONE_RANK = {  # rows that four bytes more in the messages of rank 0 must fail
     "C2": ["ranks that sent something else"],
     "C4": [
-        f"ranks that sent something else in {what}" for what in ("reduce-scatter", "all-gather", "all-to-all", "all-reduce", "a ZeRO step")
+        f"ranks that sent something else in {what}"
+        for what in ("reduce-scatter", "all-gather", "all-to-all", "all-reduce", "a ZeRO step")
     ],
     "C6": [f"GPUs that sent something else to another node, {m} x 8 GPUs" for m in (2, 8)],
 }
@@ -158,13 +215,24 @@ def test_a_wrong_result_fails_the_row_that_compares_it(monkeypatch):
     honest = c4.program
     monkeypatch.setattr(c4, "program", lambda gpu, *args: honest(gpu, *args) + (gpu.rank == 3))
     taught = taught_lesson("C4")
-    failed = {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), {"block": 8}).checks if r.verdict == "failed"}
-    assert {"elements that differ: all-to-all and torch's transpose", "elements that differ: ZeRO step and full update"} <= failed
+    failed = {
+        r.name.en
+        for r in perform(taught, Lab(taught, "threads", taught.hardware), {"block": 8}).checks
+        if r.verdict == "failed"
+    }
+    assert {
+        "elements that differ: all-to-all and torch's transpose",
+        "elements that differ: ZeRO step and full update",
+    } <= failed
 
 
 def failed_rows(id_: str, **options) -> set[str]:
     taught = taught_lesson(id_)
-    return {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), options).checks if r.verdict == "failed"}
+    return {
+        r.name.en
+        for r in perform(taught, Lab(taught, "threads", taught.hardware), options).checks
+        if r.verdict == "failed"
+    }
 
 
 def test_masks_of_two_bytes_and_a_gather_too_many_fail_the_rows_of_sequence_parallelism(monkeypatch):
@@ -181,8 +249,13 @@ def test_masks_of_two_bytes_and_a_gather_too_many_fail_the_rows_of_sequence_para
 
     with monkeypatch.context() as patch:
         patch.setattr(dropout, "Dropout", Wide)
-        kept = {f"GPT-3's layer, kept with {x}" for x in ("TP", "TP and SP", "TP, SP and cp = 2", "TP and SP, selective")}
-        assert failed_rows("E2") == kept | {"tensors of the small layer that the list does not name, or sizes wrongly, all ranks"}
+        kept = {
+            f"GPT-3's layer, kept with {x}"
+            for x in ("TP", "TP and SP", "TP, SP and cp = 2", "TP and SP, selective")
+        }
+        assert failed_rows("E2") == kept | {
+            "tensors of the small layer that the list does not name, or sizes wrongly, all ranks"
+        }
     honest = SequenceParallel.gather
 
     def twice(self, x, label, *rest, **more):
@@ -192,14 +265,20 @@ def test_masks_of_two_bytes_and_a_gather_too_many_fail_the_rows_of_sequence_para
 
     monkeypatch.setattr(SequenceParallel, "gather", twice)
     failed = failed_rows("E2")
-    assert {"tp+sp: units of (t−1)/t·bsh sent a layer", "tp+sp: units without those, as an all-reduce sends"} <= failed
+    assert {
+        "tp+sp: units of (t−1)/t·bsh sent a layer",
+        "tp+sp: units without those, as an all-reduce sends",
+    } <= failed
     assert "tp: units of (t−1)/t·bsh sent a layer" not in failed
 
 
 def test_a_sum_that_is_left_out_and_padding_that_passes_for_tokens_fail_the_rows_of_the_cut_loss(monkeypatch):
     from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
 
-    same = {f"largest {what} difference of the cut vocabularies from torch's cross-entropy" for what in ("loss", "gradient")}
+    same = {
+        f"largest {what} difference of the cut vocabularies from torch's cross-entropy"
+        for what in ("loss", "gradient")
+    }
     reduce, loss = TensorParallel.all_reduce, TensorParallel.cross_entropy
 
     def left_out(self, x, label, op="sum"):
@@ -209,11 +288,17 @@ def test_a_sum_that_is_left_out_and_padding_that_passes_for_tokens_fail_the_rows
         patch.setattr(TensorParallel, "all_reduce", left_out)
         assert same <= failed_rows("E3", tokens=4)
     with monkeypatch.context() as patch:
-        patch.setattr(TensorParallel, "cross_entropy", lambda self, x, y, vocab, *z: loss(self, x, y, x.shape[-1] * self.size, *z))
+        patch.setattr(
+            TensorParallel,
+            "cross_entropy",
+            lambda self, x, y, vocab, *z: loss(self, x, y, x.shape[-1] * self.size, *z),
+        )
         assert failed_rows("E3", tokens=4) == same | {"padded logits with a gradient"}
     e3 = importlib.import_module("glasscluster.scenarios.lessons.e3_vocab_parallel_loss.program")
     honest = e3.program
-    monkeypatch.setattr(e3, "program", lambda *args: {k: v + 1 if k == "padded" else v for k, v in honest(*args).items()})
+    monkeypatch.setattr(
+        e3, "program", lambda *args: {k: v + 1 if k == "padded" else v for k, v in honest(*args).items()}
+    )
     assert failed_rows("E3", tokens=4) == {"rows of padding, all vocabularies"}
 
 
@@ -221,19 +306,32 @@ def test_a_scheduler_that_buffers_nothing_or_a_rule_that_forgets_tags_fails_the_
     taught = taught_lesson("C7")
 
     def failed() -> set[str]:
-        return {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), {}).checks if r.verdict == "failed"}
+        return {
+            r.name.en
+            for r in perform(taught, Lab(taught, "threads", taught.hardware), {}).checks
+            if r.verdict == "failed"
+        }
 
     c7 = importlib.import_module("glasscluster.scenarios.lessons.c7_deadlock_clinic.program")
-    rows = {"programs that hang at 64 bytes, sends buffered up to 65536", "runs whose waits are not those of the rule"}
+    rows = {
+        "programs that hang at 64 bytes, sends buffered up to 65536",
+        "runs whose waits are not those of the rule",
+    }
     with monkeypatch.context() as patch:
         patch.setattr("glasscluster.sim.ranks.backends.threads.Scheduler._buffer", lambda self, send: None)
         assert failed() == rows
     rule = deadlock.standstill
     with monkeypatch.context() as patch:
-        patch.setattr(c7, "standstill", lambda lists, *rest: rule([[[(k, p, 0) for k, p, _ in s] for s in x] for x in lists], *rest))
+        patch.setattr(
+            c7,
+            "standstill",
+            lambda lists, *rest: rule([[[(k, p, 0) for k, p, _ in s] for s in x] for x in lists], *rest),
+        )
         assert "runs whose waits are not those of the rule" in failed()
     with monkeypatch.context() as patch:
-        patch.setattr(deadlock, "describe_deadlock", lambda waits, finished: Deadlock("?", waits=waits, cycle=[0]))
+        patch.setattr(
+            deadlock, "describe_deadlock", lambda waits, finished: Deadlock("?", waits=waits, cycle=[0])
+        )
         patch.setattr("glasscluster.sim.ranks.backends.threads.describe_deadlock", deadlock.describe_deadlock)
         assert failed() == {"hangs whose named ranks are not a cycle or a chain's end"}
 
@@ -248,11 +346,15 @@ def is_lesson(node: ast.stmt) -> bool:
 
 
 def check_the_program(folder: Path) -> None:
-    """A short lesson, plain lines, one statement a line, imports at the top, and all that people read in text.toml."""
+    """A short lesson, plain lines, one statement a line, imports at the top, and all that people read in
+    text.toml.
+    """
     source = (folder / "program.py").read_text(encoding="utf-8")
     tree = ast.parse(source)
     (function,) = filter(is_lesson, tree.body)
-    assert sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 2 <= MOST_STATEMENTS  # not itself, nor its docstring
+    assert (
+        sum(isinstance(node, ast.stmt) for node in ast.walk(function)) - 2 <= MOST_STATEMENTS
+    )  # not itself, nor its docstring
     assert len(ast.get_docstring(function) or "") > 40
     assert max(map(len, source.splitlines())) <= 110
     assert "# fmt:" not in source
@@ -293,7 +395,9 @@ def test_the_skeleton_of_a_lesson_passes_what_every_lesson_must(tmp_path):
 
 def test_texts_are_unwrapped_in_both_languages_and_a_wrong_blank_or_key_is_named(tmp_path):
     path = tmp_path / "text.toml"
-    path.write_text('[tell.a]\nen = """\none\ntwo {n}"""\nzh = """\n一行\n两行 {n} 个\nrank"""\n', encoding="utf-8")
+    path.write_text(
+        '[tell.a]\nen = """\none\ntwo {n}"""\nzh = """\n一行\n两行 {n} 个\nrank"""\n', encoding="utf-8"
+    )
     texts = Texts.read(path)
     assert texts.filled("tell", "a", blanks={"n": 3}) == Said("one two 3", "一行两行 3 个 rank")
     with pytest.raises(InputError, match="nearest valid choice is m"):
@@ -318,11 +422,16 @@ def test_every_backend_is_listed_in_words():
 
 
 WIDE, PHONE = 1360, 390
-ALSO = [pytest.param((PHONE, WIDE), marks=pytest.mark.soak), pytest.param((WIDE, WIDE), marks=pytest.mark.soak)]
+ALSO = [
+    pytest.param((PHONE, WIDE), marks=pytest.mark.soak),
+    pytest.param((WIDE, WIDE), marks=pytest.mark.soak),
+]
 
 
 PAGES = [  # every sixth lesson's in `make test`, all in `make soak`: what they are made of is the same
-    pytest.param(id_, marks=[pytest.mark.xdist_group(f"lesson {id_}"), *([pytest.mark.soak] if i % 6 else [])])
+    pytest.param(
+        id_, marks=[pytest.mark.xdist_group(f"lesson {id_}"), *([pytest.mark.soak] if i % 6 else [])]
+    )
     for i, id_ in enumerate(LESSONS)
 ]
 
@@ -339,7 +448,9 @@ def test_a_lesson_s_report_opens_without_an_error_or_a_request(id_, widths, repo
     assert all(s.query_selector("a") for s in sentences)
     page.click("#tab-timeline")
     page.click("details.whatif summary")
-    page.evaluate("""() => { const s = document.getElementById("whatif-lat"); s.value = "2"; s.dispatchEvent(new Event("input")); }""")
+    page.evaluate(
+        """() => { const s = document.getElementById("whatif-lat"); s.value = "2"; s.dispatchEvent(new Event("input")); }"""
+    )
     page.wait_for_timeout(100)
     assert "→" in page.inner_text("#whatif-says")
     page.click("#tab-story")
@@ -371,7 +482,9 @@ def test_the_same_seed_gives_the_same_bytes(reports, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("id_", ["C3", *(pytest.param(id_, marks=pytest.mark.soak) for id_ in ("E1", "C7", "E8"))])
+@pytest.mark.parametrize(
+    "id_", ["C3", *(pytest.param(id_, marks=pytest.mark.soak) for id_ in ("E1", "C7", "E8"))]
+)
 def test_a_lesson_runs_the_same_on_ray_actors(id_, labs):
     taught = taught_lesson(id_)
     on_ray = perform(taught, Lab(taught, "ray", taught.hardware, timeout_s=60), {})
@@ -398,7 +511,9 @@ def test_lessons_are_listed_and_planned_for_fifty_minutes():
 
 @pytest.mark.browser
 def test_the_gallery_opens_from_disk_filters_and_speaks_both_languages(tmp_path, visit):
-    done = CliRunner().invoke(app, ["gallery", "--out", str(tmp_path / "site"), "--only", "C3,B2,E1", "--json"])
+    done = CliRunner().invoke(
+        app, ["gallery", "--out", str(tmp_path / "site"), "--only", "C3,B2,E1", "--json"]
+    )
     assert done.exit_code == 0, done.output
     for width in (1360, 390):
         page = visit(tmp_path / "site" / "index.html", width)
@@ -438,7 +553,9 @@ def test_ten_lines_of_one_s_own_make_a_scenario_with_options(tmp_path):
     said = CliRunner().invoke(app, ["run", str(path), "--help"])
     assert "My own story" in said.output
     assert "--gpus" in said.output
-    done = CliRunner().invoke(app, ["run", str(path), "--gpus", "5", "--json", "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(
+        app, ["run", str(path), "--gpus", "5", "--json", "--out", str(tmp_path / "out")]
+    )
     assert done.exit_code == 0, done.output
     content = json.loads(done.stdout)
     assert content["checks"][-1]["counted"] == 5

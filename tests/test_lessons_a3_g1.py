@@ -15,17 +15,25 @@ from glasscluster.sim.recording import kernels
 
 def failed(id_: str) -> set[str]:
     taught = taught_lesson(id_)
-    return {r.name.en for r in perform(taught, Lab(taught, taught.backend, taught.hardware), {}).checks if r.verdict == "failed"}
+    return {
+        r.name.en
+        for r in perform(taught, Lab(taught, taught.backend, taught.hardware), {}).checks
+        if r.verdict == "failed"
+    }
 
 
-def test_a_kernel_that_reads_a_key_too_many_and_a_pool_too_large_fail_the_rows_of_decode(monkeypatch: pytest.MonkeyPatch):
+def test_a_kernel_that_reads_a_key_too_many_and_a_pool_too_large_fail_the_rows_of_decode(
+    monkeypatch: pytest.MonkeyPatch,
+):
     flops, nbytes = operator_costs.COSTS["glasscluster::cached_attention"]
     wasteful = OperatorCost(flops, lambda args, out: nbytes(args, out) + args[0].shape[0] * args[6][0] * 4)
     monkeypatch.setitem(operator_costs.COSTS, "glasscluster::cached_attention", wasteful)
     monkeypatch.setattr(kernels, "_rules", {})
     honest = caches.PagedCache.__init__
     monkeypatch.setattr(
-        caches.PagedCache, "__init__", lambda self, stage, n, capacity, block: honest(self, stage, n, capacity + block, block)
+        caches.PagedCache,
+        "__init__",
+        lambda self, stage, n, capacity, block: honest(self, stage, n, capacity + block, block),
     )
     attend = cached_attention.attend
 
@@ -41,9 +49,13 @@ def test_a_kernel_that_reads_a_key_too_many_and_a_pool_too_large_fail_the_rows_o
     }
 
 
-def test_a_slot_too_many_and_an_absorbed_query_that_forgets_its_rotary_part_fail_the_rows_of_the_cache(monkeypatch: pytest.MonkeyPatch):
+def test_a_slot_too_many_and_an_absorbed_query_that_forgets_its_rotary_part_fail_the_rows_of_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+):
     honest, absorb = caches.StaticCache.__init__, caches.absorb
-    monkeypatch.setattr(caches.StaticCache, "__init__", lambda self, stage, n, most: honest(self, stage, n, most + 1))
+    monkeypatch.setattr(
+        caches.StaticCache, "__init__", lambda self, stage, n, most: honest(self, stage, n, most + 1)
+    )
 
     def forgetful(block, q):
         made = absorb(block, q)
@@ -51,5 +63,9 @@ def test_a_slot_too_many_and_an_absorbed_query_that_forgets_its_rotary_part_fail
         return made
 
     monkeypatch.setattr(caches, "absorb", forgetful)
-    rows = {f"{n}: cache of {what}" for n in ("MHA", "GQA", "MQA", "MLA") for what in ("the small model", "so many users")}
+    rows = {
+        f"{n}: cache of {what}"
+        for n in ("MHA", "GQA", "MQA", "MLA")
+        for what in ("the small model", "so many users")
+    }
     assert failed("A3") >= {"largest logits difference from no cache, all four, float64"} | rows

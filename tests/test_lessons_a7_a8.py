@@ -16,7 +16,10 @@ from glasscluster.scenarios.lessons.a7_bpe_by_hand import program as a7
 from glasscluster.scenarios.lessons.a8_data_mix import program as a8
 
 PAIRS = texts.bilingual()[:200]
-PLACES = "numbers lost by going on with 3 ranks instead of 4", "numbers read twice by going on with 3 ranks instead of 4"
+PLACES = (
+    "numbers lost by going on with 3 ranks instead of 4",
+    "numbers read twice by going on with 3 ranks instead of 4",
+)
 OTHER = "rows that are not those of a run without the stop, 3 ranks"
 
 
@@ -32,25 +35,39 @@ class Untrained(Lab):
 @pytest.fixture
 def failed(monkeypatch):
     """Names of the rows that do not hold; no GPT is trained, and the rest of its losses stand still."""
-    monkeypatch.setattr(a7, "train_one_device", lambda _m, batches, *_, **__: SimpleNamespace(losses=[3.0] * len(batches)))
+    monkeypatch.setattr(
+        a7, "train_one_device", lambda _m, batches, *_, **__: SimpleNamespace(losses=[3.0] * len(batches))
+    )
 
     def rows(id_: str, **options: Any) -> set[str]:
         taught = taught_lesson(id_)
-        return {r.name.en for r in perform(taught, Untrained(taught, "threads", taught.hardware), options).checks if r.verdict == "failed"}
+        return {
+            r.name.en
+            for r in perform(taught, Untrained(taught, "threads", taught.hardware), options).checks
+            if r.verdict == "failed"
+        }
 
     return rows
 
 
 def test_another_order_of_merges_a_lost_byte_and_another_first_loss_fail_a7(failed, monkeypatch):
     monkeypatch.setattr(a7, "bilingual", lambda: PAIRS)
-    loss, kinds, small = "first loss of the GPT that reads tokens", ("en", "zh", "both"), {"vocab": 300, "steps": 4}
+    loss, kinds, small = (
+        "first loss of the GPT that reads tokens",
+        ("en", "zh", "both"),
+        {"vocab": 300, "steps": 4},
+    )
     with monkeypatch.context() as patch:
         pairs = bpe.pairwise
-        patch.setattr(bpe, "pairwise", lambda word: pairs(word[:-1]))  # the last pair of a piece is not counted
+        patch.setattr(
+            bpe, "pairwise", lambda word: pairs(word[:-1])
+        )  # the last pair of a piece is not counted
         assert "texts whose merges are not those of counting anew each time" in failed("A7", **small)
     with monkeypatch.context() as patch:
         back = Tokenizer.decode_bytes
-        patch.setattr(Tokenizer, "decode_bytes", lambda self, numbers: back(self, numbers).replace(b"\xe4", b""))
+        patch.setattr(
+            Tokenizer, "decode_bytes", lambda self, numbers: back(self, numbers).replace(b"\xe4", b"")
+        )
         assert failed("A7", **small) == {
             loss,
             *(f"texts that come back otherwise, tokenizer for {name}" for name in kinds),
@@ -63,7 +80,10 @@ def test_another_order_of_merges_a_lost_byte_and_another_first_loss_fail_a7(fail
         return made
 
     monkeypatch.setattr(Tokenizer, "train", idle)
-    assert failed("A7", **small) == {loss, *(f"different tokens of the tokenizer for {name}" for name in kinds)}
+    assert failed("A7", **small) == {
+        loss,
+        *(f"different tokens of the tokenizer for {name}" for name in kinds),
+    }
 
 
 def test_other_shares_repeated_rows_and_a_wrong_place_to_go_on_from_fail_a8(failed, monkeypatch):
@@ -77,7 +97,10 @@ def test_other_shares_repeated_rows_and_a_wrong_place_to_go_on_from_fail_a8(fail
         patch.setattr(sampler, "permuted", lambda place, size, key: key % size if 100 < size < 700 else place)
         assert "rows read twice within an epoch" in failed("A8", seq=512)
     monkeypatch.setattr(Sampler, "quotas", [60, 30, 10])
-    assert {name.split()[2] for name in failed("A8", seq=512) if name.startswith("epochs")} == {"python", "english"}
+    assert {name.split()[2] for name in failed("A8", seq=512) if name.startswith("epochs")} == {
+        "python",
+        "english",
+    }
 
 
 def test_what_ranks_with_places_of_their_own_would_lose_or_repeat():

@@ -37,7 +37,11 @@ class Untrained(Lab):
 
 def failed(id_: str, kind: type[Lab] = Untrained, **options: Any) -> set[str]:
     taught = taught_lesson(id_)
-    return {r["name"] for r in perform(taught, kind(taught, "threads", taught.hardware), options).checks if not r["ok"]}
+    return {
+        r["name"]
+        for r in perform(taught, kind(taught, "threads", taught.hardware), options).checks
+        if not r["ok"]
+    }
 
 
 def altered(monkeypatch: pytest.MonkeyPatch, change: Callable[[ExecutionGraph], None]) -> None:
@@ -70,7 +74,9 @@ def test_a_wrong_divisor_other_costs_and_another_first_loss_fail_a1(monkeypatch)
     lengths = (64, 128, 256, 512)
     with monkeypatch.context() as patch:
         altered(patch, more("flops"))
-        assert failed("A1") == {f"FLOPs of a head over {n} tokens" for n in lengths} | {"power of the length with which FLOPs grow"}
+        assert failed("A1") == {f"FLOPs of a head over {n} tokens" for n in lengths} | {
+            "power of the length with which FLOPs grow"
+        }
     with monkeypatch.context() as patch:
         altered(patch, more("bytes"))
         assert failed("A1") == {f"bytes of a head over {n} tokens" for n in lengths}
@@ -112,19 +118,37 @@ def test_positions_that_do_not_turn_evenly_and_another_base_fail_a4(monkeypatch)
         patch.setattr(rope, "_tables", uneven)
         found = failed("A4")
     for layout in ("half", "interleaved"):
-        assert {f"{layout}: largest difference of scores at the same distance", f"{layout}: largest change of a vector's length"} <= found
+        assert {
+            f"{layout}: largest difference of scores at the same distance",
+            f"{layout}: largest change of a vector's length",
+        } <= found
         assert f"{layout}: largest change of a score when all positions shift by 1000" in found
-    monkeypatch.setattr(a4, "frequencies", lambda d, base, scaling="none", *rest: honest(d, base * (2 if scaling == "ntk" else 1), "none"))
+    monkeypatch.setattr(
+        a4,
+        "frequencies",
+        lambda d, base, scaling="none", *rest: honest(d, base * (2 if scaling == "ntk" else 1), "none"),
+    )
     assert {"NTK: the slowest pair is stretched by"} <= failed("A4")
 
 
 def test_norms_in_each_other_s_place_fail_a5(monkeypatch):
-    swapped = dict(a5.KINDS) | {"post": a5.KINDS["pre"], "pre": a5.KINDS["post"], "pre, RMSNorm": ("post", "rmsnorm")}
+    swapped = dict(a5.KINDS) | {
+        "post": a5.KINDS["pre"],
+        "pre": a5.KINDS["post"],
+        "pre, RMSNorm": ("post", "rmsnorm"),
+    }
     monkeypatch.setattr(a5, "KINDS", swapped)
-    monkeypatch.setattr(a5, "rms_norm", lambda x, w, eps: torch.nn.functional.rms_norm(x, w.shape, w, 2 * eps + 1e-3))
+    monkeypatch.setattr(
+        a5, "rms_norm", lambda x, w, eps: torch.nn.functional.rms_norm(x, w.shape, w, 2 * eps + 1e-3)
+    )
     found = failed("A5", layers=16, h=32)
-    assert {f"{kind}: power of L in the last MLP's gradient" for kind in ("pre", "pre, RMSNorm", "post")} <= found
-    assert {"pre: residual stream after 16 layers over that after 4", "post: residual stream after 16 layers"} <= found
+    assert {
+        f"{kind}: power of L in the last MLP's gradient" for kind in ("pre", "pre, RMSNorm", "post")
+    } <= found
+    assert {
+        "pre: residual stream after 16 layers over that after 4",
+        "post: residual stream after 16 layers",
+    } <= found
     assert "largest difference of RMSNorm, output and gradients, from torch's" in found
 
 
@@ -150,8 +174,14 @@ def test_other_shares_of_masked_tokens_fail_a6(monkeypatch):
 
 def test_an_epsilon_that_is_another_fails_the_four_terms(monkeypatch):
     honest = torch.nn.functional.layer_norm
-    monkeypatch.setattr(torch.nn.functional, "layer_norm", lambda x, shape, w=None, b=None, eps=1e-5: honest(x, shape, w, b, eps * 1.01))
-    assert failed("A9", steps=1) == {f"{when}: the four terms less the score, largest" for when in ("before", "after")}
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "layer_norm",
+        lambda x, shape, w=None, b=None, eps=1e-5: honest(x, shape, w, b, eps * 1.01),
+    )
+    assert failed("A9", steps=1) == {
+        f"{when}: the four terms less the score, largest" for when in ("before", "after")
+    }
 
 
 def test_counts_and_times_that_differ_fail_the_roofline(monkeypatch):
@@ -171,13 +201,18 @@ def test_counts_and_times_that_differ_fail_the_roofline(monkeypatch):
     monkeypatch.setattr("glasscluster.sim.time.replay.costs", slower)
     found = failed("B1")
     assert {f"{n}: FLOP/s reached" for n in names} <= found
-    assert {f"largest error of the roofline's times on {m}" for m in ("dgx-h100", "dgx-a100-80gb", "pcie-4090", "classroom")} <= found
+    assert {
+        f"largest error of the roofline's times on {m}"
+        for m in ("dgx-h100", "dgx-a100-80gb", "pcie-4090", "classroom")
+    } <= found
 
 
 def test_one_flop_more_fails_the_rows_of_b7(monkeypatch):
     def change(graph: ExecutionGraph) -> None:
         for phase in ("forward", "backward", "recompute"):
-            rows = np.flatnonzero((graph.kind == COMPUTE) & (graph.phase == PHASES.index(phase)) & (graph.flops > 0))
+            rows = np.flatnonzero(
+                (graph.kind == COMPUTE) & (graph.phase == PHASES.index(phase)) & (graph.flops > 0)
+            )
             graph.flops[rows[:1]] += 1
 
     altered(monkeypatch, change)

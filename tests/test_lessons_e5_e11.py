@@ -33,9 +33,13 @@ from glasscluster.visualize.figures.pipelines import (
 TIMED = {
     "E5": [f"{n}: time of a step, f = 1 ms, b = 2 ms" for n in ("GPipe", "1F1B")],
     "E6": [
-        f"{n}: {row}" for n in ("GPipe", "1F1B", "eager 1F1B") for row in ("time of a step, 0.25 ms a hop", "the same by its list alone")
+        f"{n}: {row}"
+        for n in ("GPipe", "1F1B", "eager 1F1B")
+        for row in ("time of a step, 0.25 ms a hop", "the same by its list alone")
     ],
-    "E7": [f"v = {v}: {row}" for v in (1, 2, 4) for row in ("bubble over ideal", "time of a step by its list")],
+    "E7": [
+        f"v = {v}: {row}" for v in (1, 2, 4) for row in ("bubble over ideal", "time of a step by its list")
+    ],
     "E8": [f"{n}: time of a step by its list" for n in ("1F1B", "ZB-H1", "ZB-H2", "ZB-V", "DualPipe-V")]
     + [f"{n}: largest span less its work" for n in ("1F1B", "ZB-H1")],
 }
@@ -50,7 +54,11 @@ class OnlyEqualStages(Lab):
 
 def failed(id_: str, kind: type[Lab] = OnlyEqualStages) -> set[str]:
     taught = taught_lesson(id_)
-    return {r.name.en for r in perform(taught, kind(taught, "threads", taught.hardware), {}).checks if r.verdict == "failed"}
+    return {
+        r.name.en
+        for r in perform(taught, kind(taught, "threads", taught.hardware), {}).checks
+        if r.verdict == "failed"
+    }
 
 
 def altered(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
@@ -91,9 +99,13 @@ def test_a_hop_that_is_another_fails_the_formula_over_all_hops_and_the_limit(mon
         patch.setattr(equal_stages, "machine", lambda f=1e-3, hop=0.0: right(f, 1.01 * hop))
         found = failed("E6")
     assert {
-        f"{n}: largest error of the formula over {k} hops on its domain" for n, k in (("GPipe", 11), ("1F1B", 11), ("eager 1F1B", 7))
+        f"{n}: largest error of the formula over {k} hops on its domain"
+        for n, k in (("GPipe", 11), ("1F1B", 11), ("eager 1F1B", 7))
     } <= found
-    monkeypatch.setattr("glasscluster.strategies.pipeline.schedules.eager_1f1b.predict_hop_limit", lambda p, m, f, b: 0.9 * (f + b) / 2)
+    monkeypatch.setattr(
+        "glasscluster.strategies.pipeline.schedules.eager_1f1b.predict_hop_limit",
+        lambda p, m, f, b: 0.9 * (f + b) / 2,
+    )
     assert "eager 1F1B: the longest hop that it hides" in failed("E6")
 
 
@@ -101,8 +113,14 @@ def test_a_rank_that_holds_one_more_fails_the_rows_of_what_is_held(monkeypatch):
     with monkeypatch.context() as patch:
         for program in (e6, e7):
             patch.setattr(program, "held", lambda bars, rank: ([0.0], [max(held(bars, rank)[1]) + 1]))
-        assert failed("E6") == {f"{n}: most micro-batches held by stage {s}" for n in ("GPipe", "1F1B", "eager 1F1B") for s in range(4)}
-        assert failed("E7") >= {f"v = {v}: chunks held at most by rank {r}" for v in (1, 2, 4) for r in range(4)}
+        assert failed("E6") == {
+            f"{n}: most micro-batches held by stage {s}"
+            for n in ("GPipe", "1F1B", "eager 1F1B")
+            for s in range(4)
+        }
+        assert failed("E7") >= {
+            f"v = {v}: chunks held at most by rank {r}" for v in (1, 2, 4) for r in range(4)
+        }
     honest = equal_stages.stages
     monkeypatch.setattr(equal_stages, "stages", lambda *args: (r := honest(*args)) | {"live": r["live"] + 1})
     names = ("1F1B", "ZB-H1", "ZB-H2", "ZB-V", "DualPipe-V")
@@ -123,8 +141,15 @@ def test_a_weight_gradient_that_is_done_twice_fails_the_row_of_gradients(monkeyp
 
 
 def test_a_span_bubble_of_another_formula_is_seen(monkeypatch):
-    for name in ("zb_h1.predict_span_bubble", "zb_h2.predict_span_bubble", "zb_v.predict_span_bubble", "dualpipe_v.predict_bubble"):
-        monkeypatch.setattr(f"glasscluster.strategies.pipeline.schedules.{name}", lambda p, m, f, b, w: p * (f + b))
+    for name in (
+        "zb_h1.predict_span_bubble",
+        "zb_h2.predict_span_bubble",
+        "zb_v.predict_span_bubble",
+        "dualpipe_v.predict_bubble",
+    ):
+        monkeypatch.setattr(
+            f"glasscluster.strategies.pipeline.schedules.{name}", lambda p, m, f, b, w: p * (f + b)
+        )
     plain = {f"{n}: largest span less its work" for n in ("ZB-H1", "ZB-H2", "ZB-V")}
     assert failed("E8") == plain | {"DualPipe-V, slots of two as written: largest span less its work"}
 
@@ -151,27 +176,36 @@ def test_a_layout_left_out_bytes_and_states_that_differ_fail_the_puzzle(monkeypa
 
     with monkeypatch.context() as patch:
         altered(patch, four_more)
-        assert failed("E11") == {"legal layouts of 8 GPUs", "counted rows of all layouts that differ from their formula"}
+        assert failed("E11") == {
+            "legal layouts of 8 GPUs",
+            "counted rows of all layouts that differ from their formula",
+        }
     honest = Ledger.snapshot
     monkeypatch.setattr(Ledger, "snapshot", lambda self: {k: v + 8 for k, v in honest(self).items()})
     assert {f"dp 8, ZeRO-{z}: model states of all GPUs" for z in (0, 1, 3)} <= failed("E11")
 
 
-# ---- pictures ----------------------------------------------------------------------------------------------------
+# ---- pictures ----------------------------------------------------------------------------------------------
 def drawn(name: str, p: int, m: int, v: int) -> tuple[Any, list[Any]]:
     schedule = make_schedule(name, p, m, v)
-    line = Cluster("classroom", p, "threads").run(equal_stages.stages, name, m, v).replay(equal_stages.machine())
+    line = (
+        Cluster("classroom", p, "threads").run(equal_stages.stages, name, m, v).replay(equal_stages.machine())
+    )
     return schedule, bars_of(line, schedule.ranks, [schedule.stages_of(r) for r in range(p)])
 
 
-@pytest.mark.parametrize(("name", "v"), [("gpipe", 1), ("interleaved", 3), ("zb-h2", 1), ("zb-v", 2), ("dualpipe-v", 2)])
+@pytest.mark.parametrize(
+    ("name", "v"), [("gpipe", 1), ("interleaved", 3), ("zb-h2", 1), ("zb-v", 2), ("dualpipe-v", 2)]
+)
 def test_bars_are_the_schedule_s_actions_when_they_ran(name, v):
     schedule, bars = drawn(name, 3, 6, v)
     simulated = replace(schedule, together=frozenset()).validate(1e-3, 2e-3, 0.0, 1e-3)
     assert len(bars) == sum(map(len, schedule.ranks))
     for bar in bars:
         action = base.Action(schedule.stages_of(bar.rank)[bar.chunk], bar.kind, bar.micro_batch)
-        assert (bar.begin, bar.end) == pytest.approx((simulated.begin[action], simulated.end[action]), rel=1e-9, abs=1e-12), action
+        assert (bar.begin, bar.end) == pytest.approx(
+            (simulated.begin[action], simulated.end[action]), rel=1e-9, abs=1e-12
+        ), action
     for r in range(3):
         assert max(held(bars, r)[1]) == simulated.peak_live[r]
         assert held(bars, r)[1][-1] == 0
@@ -179,7 +213,11 @@ def test_bars_are_the_schedule_s_actions_when_they_ran(name, v):
 
 def test_a_recording_of_another_schedule_is_refused():
     _, bars = drawn("gpipe", 2, 4, 1)
-    line = Cluster("classroom", 2, "threads").run(equal_stages.stages, "gpipe", 4, 1).replay(equal_stages.machine())
+    line = (
+        Cluster("classroom", 2, "threads")
+        .run(equal_stages.stages, "gpipe", 4, 1)
+        .replay(equal_stages.machine())
+    )
     other = make_schedule("1f1b", 2, 4)
     with pytest.raises(ValueError, match=r"rank 0 recorded 0 operations where the schedule has 0B0"):
         bars_of(line, other.ranks, [[0], [1]])

@@ -1,4 +1,6 @@
-"""Long context and experts: every row of the two lessons can fail, and their pictures show what was counted."""
+"""Long context and experts: every row of the two lessons can fail, and their pictures show what
+was counted.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ KINDS = ("even", "hot", "places")
 def failed(id_: str, **options: Any) -> set[str]:
     """Rows that do not hold, quickly."""
     taught = taught_lesson(id_)
-    return {r.name.en for r in perform(taught, Lab(taught, "threads", taught.hardware), {**QUICK[id_], **options}).checks if r.verdict == "failed"}
+    return {
+        r.name.en
+        for r in perform(taught, Lab(taught, "threads", taught.hardware), {**QUICK[id_], **options}).checks
+        if r.verdict == "failed"
+    }
 
 
 def altered(monkeypatch: pytest.MonkeyPatch, change: Any, backend: str = "threads") -> None:
@@ -59,14 +65,16 @@ def test_the_quick_form_of_the_lesson_holds_too(id_):
     assert failed(id_) == set()
 
 
-# ---- E9 ----------------------------------------------------------------------------------------------------------
+# ---- E9 ----------------------------------------------------------------------------------------------------
 def test_four_bytes_too_many_fail_the_rows_that_count_them(monkeypatch):
     altered(monkeypatch, lambda g: g.bytes.__setitem__(g.kind == SEND, g.bytes[g.kind == SEND] + 4))
     assert failed("E9") >= {f"{way}: sent by rank 0, forward and backward" for way in WAYS} | {
         "MHA ring: first launch to last arrival",
         "forward, MHA: the ring's bytes over Ulysses', N/2",
     }
-    assert failed("E10") == {f"{kind}: pairs of ranks whose dispatch differs from the routing's" for kind in KINDS}
+    assert failed("E10") == {
+        f"{kind}: pairs of ranks whose dispatch differs from the routing's" for kind in KINDS
+    }
 
 
 def test_one_rank_that_sends_or_computes_something_else_is_seen(monkeypatch):
@@ -75,7 +83,10 @@ def test_one_rank_that_sends_or_computes_something_else_is_seen(monkeypatch):
         graph.flops[(graph.rank == 3) & (graph.flops > 0)] += 1
 
     altered(monkeypatch, one)
-    assert failed("E9") >= {"ranks that sent other bytes, all runs", "ranks with other FLOPs than the layout's, all runs"}
+    assert failed("E9") >= {
+        "ranks that sent other bytes, all runs",
+        "ranks with other FLOPs than the layout's, all runs",
+    }
 
 
 def test_flops_of_the_last_rank_are_counted(monkeypatch):
@@ -85,7 +96,10 @@ def test_flops_of_the_last_rank_are_counted(monkeypatch):
 
 @pytest.mark.parametrize(("name", "s", "factor"), [("GQA", 2048, 8), ("MHA", 2048, 0.125)])
 def test_messages_of_another_length_are_late_or_not(monkeypatch, name, s, factor):
-    altered(monkeypatch, lambda g: g.bytes.__setitem__(g.kind == SEND, (g.bytes[g.kind == SEND] * factor).astype(np.int64)))
+    altered(
+        monkeypatch,
+        lambda g: g.bytes.__setitem__(g.kind == SEND, (g.bytes[g.kind == SEND] * factor).astype(np.int64)),
+    )
     assert f"{name} ring: whole blocks that wait for their keys, rank 7" in failed("E9", s=s)
 
 
@@ -109,11 +123,15 @@ def test_a_plan_that_cuts_heads_is_seen(monkeypatch):
     assert failed("E9") == {"most ranks that Ulysses takes"}
 
 
-# ---- E10 ---------------------------------------------------------------------------------------------------------
+# ---- E10 ---------------------------------------------------------------------------------------------------
 def test_a_row_that_is_sent_twice_or_comes_back_changed_is_seen(monkeypatch):
     dispatch, combine = ExpertParallel.dispatch, ExpertParallel.combine
     with monkeypatch.context() as patch:
-        patch.setattr(ExpertParallel, "dispatch", lambda self, x, counts: (dispatch(self, x, counts), dispatch(self, x, counts))[1])
+        patch.setattr(
+            ExpertParallel,
+            "dispatch",
+            lambda self, x, counts: (dispatch(self, x, counts), dispatch(self, x, counts))[1],
+        )
         rows = {f"{kind}: pairs of ranks whose dispatch differs from the routing's" for kind in KINDS}
         rows |= {f"{kind}: all-to-alls of rows, a layer and micro-batch" for kind in KINDS}
         assert failed("E10") == rows | {"rows that left their rank in the dispatch, all ranks"}
@@ -123,7 +141,10 @@ def test_a_row_that_is_sent_twice_or_comes_back_changed_is_seen(monkeypatch):
 
 def test_a_place_for_everybody_is_seen(monkeypatch):
     monkeypatch.setattr(moe, "places", lambda whole, config: whole >= 0)
-    assert failed("E10") == {"places: assignments dropped, sequence by sequence", "places: most rows of a sequence that an expert took"}
+    assert failed("E10") == {
+        "places: assignments dropped, sequence by sequence",
+        "places: most rows of a sequence that an expert took",
+    }
 
 
 def test_another_share_of_rows_and_another_weight_of_the_balance_are_seen(monkeypatch):
@@ -154,7 +175,7 @@ def test_flops_and_parameters_are_counted(monkeypatch):
     }
 
 
-# ---- the pictures ------------------------------------------------------------------------------------------------
+# ---- the pictures ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", pieces.KINDS)
 def test_the_mask_has_a_cell_for_every_visible_pair_in_its_owner_s_colour(kind):
     n, tokens, pairs = 4, 16, pieces.work(kind, 4, 64)
@@ -187,7 +208,13 @@ def test_a_matrix_of_one_axis_and_label_has_those_bytes_and_no_others():
     model = make_model("tiny", layers=2, hidden=16, seq=16, experts=4)
     run = run_plan(make_plan(cp=2, dp=2, ep=4, context="striped", global_batch=4), model)
     graph = run.graph
-    for axis, label in (("ep", "dispatch"), ("ep", "combine backward"), ("cp", ""), ("", ""), ("ep", "no such label")):
+    for axis, label in (
+        ("ep", "dispatch"),
+        ("ep", "combine backward"),
+        ("cp", ""),
+        ("", ""),
+        ("ep", "no such label"),
+    ):
         sent = graph.bytes_sent(axis=axis or None, label=label or None)
         assert matrix(graph, axis, label).sum(1).tolist() == sent
     kept = [[sum(c) for c in zip(*r.routing_counts("kept"), strict=True)] for r in run.results]

@@ -15,11 +15,22 @@ from glasscluster.strategies.serving import batching
 
 def failed(id_: str, **options: int) -> set[str]:
     taught = taught_lesson(id_)
-    return {r.name.en for r in perform(taught, Lab(taught, taught.backend, taught.hardware), options).all_checks if r.verdict == "failed"}
+    return {
+        r.name.en
+        for r in perform(taught, Lab(taught, taught.backend, taught.hardware), options).all_checks
+        if r.verdict == "failed"
+    }
 
 
-def test_rows_mixed_up_a_slot_left_empty_and_a_block_too_many_fail_the_rows_of_continuous_batching(monkeypatch: pytest.MonkeyPatch):
-    pack, reserve, step, together = packed.Packing.pack, PagedCache.reserve, batching.Continuous.next, batching.Static.next
+def test_rows_mixed_up_a_slot_left_empty_and_a_block_too_many_fail_the_rows_of_continuous_batching(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    pack, reserve, step, together = (
+        packed.Packing.pack,
+        PagedCache.reserve,
+        batching.Continuous.next,
+        batching.Static.next,
+    )
     monkeypatch.setattr(packed.Packing, "pack", lambda self, x: pack(self, x.roll(1, 0)))
 
     def greedy(self, b, n):  # a token too many, in a pool that has room for it
@@ -40,7 +51,9 @@ def test_rows_mixed_up_a_slot_left_empty_and_a_block_too_many_fail_the_rows_of_c
 
     monkeypatch.setattr(batching.Continuous, "next", lazy)
     monkeypatch.setattr(batching.Static, "next", late)
-    monkeypatch.setattr(g2, "make_schedule", lambda job, hw: batching.plan(job.requests, job.make_policy(), lambda step: 1.0))
+    monkeypatch.setattr(
+        g2, "make_schedule", lambda job, hw: batching.plan(job.requests, job.make_policy(), lambda step: 1.0)
+    )
     rows = failed("G2", requests=8)
     assert rows >= {
         "continuous: largest logits difference from a request alone, float64",
@@ -50,7 +63,9 @@ def test_rows_mixed_up_a_slot_left_empty_and_a_block_too_many_fail_the_rows_of_c
     }
 
 
-def test_a_rejection_that_comes_too_seldom_and_is_corrected_from_p_fails_the_rows_of_speculation(monkeypatch: pytest.MonkeyPatch):
+def test_a_rejection_that_comes_too_seldom_and_is_corrected_from_p_fails_the_rows_of_speculation(
+    monkeypatch: pytest.MonkeyPatch,
+):
     rand = torch.rand
     monkeypatch.setattr(torch, "rand", lambda *shape, **more: rand(*shape, **more) - 0.3)
     monkeypatch.setattr(speculative, "residual", lambda p, q: p)

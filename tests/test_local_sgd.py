@@ -1,4 +1,6 @@
-"""Local SGD and DiLoCo equal N replicas trained one after the other; the noise scale is found from ranks' gradients alone."""
+"""Local SGD and DiLoCo equal N replicas trained one after the other; the noise scale is found from ranks'
+gradients alone.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,22 @@ MODEL = make_model("tiny", layers=1, hidden=16, heads=4, seq=6, vocab=30)
 
 
 def job_of(replicas: int, optimizer: str, steps: int = 7) -> Job:
-    plan = make_plan(dp=replicas, global_batch=2 * replicas, micro_batch=1, precision="fp64", optimizer=optimizer, lr=1e-2, clip=0.0)
+    plan = make_plan(
+        dp=replicas,
+        global_batch=2 * replicas,
+        micro_batch=1,
+        precision="fp64",
+        optimizer=optimizer,
+        lr=1e-2,
+        clip=0.0,
+    )
     return Job(plan, MODEL, steps, capture=True)
 
 
 def run_of(job: Job, outer: Outer, backend: str = "threads", **options):
-    return Cluster("classroom", job.plan.dp, backend, memory_bytes=None, **options).run(local_sgd.train_locally, job, outer)
+    return Cluster("classroom", job.plan.dp, backend, memory_bytes=None, **options).run(
+        local_sgd.train_locally, job, outer
+    )
 
 
 def worst(job: Job, outer: Outer, results=None) -> float:
@@ -56,7 +68,11 @@ def test_meeting_at_every_step_is_data_parallel_sgd():
 def test_what_is_sent_is_a_ring_of_the_parameters_at_every_meeting(replicas, every, steps):
     graph = run_of(job_of(replicas, "adamw", steps), Outer(every)).graph
     theory = local_sgd.predict(MODEL.parameters(), replicas, steps, every, 8)
-    assert sum(graph.bytes_sent()) == theory["parameters_bytes_total"] == sum(graph.bytes_sent(axis="dp", purpose="parameters"))
+    assert (
+        sum(graph.bytes_sent())
+        == theory["parameters_bytes_total"]
+        == sum(graph.bytes_sent(axis="dp", purpose="parameters"))
+    )
     assert theory["meetings"] == -(-steps // every)
 
 
@@ -64,7 +80,9 @@ def test_the_same_bits_in_any_order_of_threads_and_the_same_events_without_data(
     job, outer = job_of(3, "adamw", 4), Outer(2, 0.7, 0.9)
     runs = [run_of(job, outer, seed=s) for s in (1, 2)]
     assert runs[0].graph.sha256() == runs[1].graph.sha256()
-    assert all(torch.equal(a, b) for a, b in zip(runs[0].results[0].weights, runs[1].results[0].weights, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(runs[0].results[0].weights, runs[1].results[0].weights, strict=True)
+    )
     assert run_of(job, outer, "dry").graph.sha256() == runs[0].graph.sha256()
 
 
@@ -72,10 +90,12 @@ def test_the_same_bits_in_any_order_of_threads_and_the_same_events_without_data(
 def test_on_ray_actors_the_same_bits():
     job, outer = job_of(2, "adamw", 4), Outer(2, 0.7, 0.9)
     there, here = run_of(job, outer, "ray", timeout_s=60), run_of(job, outer)
-    assert all(torch.equal(a, b) for a, b in zip(there.results[0].weights, here.results[0].weights, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(there.results[0].weights, here.results[0].weights, strict=True)
+    )
 
 
-# ---- mutations: the check can fail -------------------------------------------------------------------------------
+# ---- mutations: the check can fail -------------------------------------------------------------------------
 def test_a_sum_for_an_average_is_caught(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "div_", lambda self, n: self)
     broken = run_of(job_of(2, "sgd"), Outer(3)).results
@@ -88,7 +108,11 @@ def test_a_forgotten_outer_momentum_is_caught(monkeypatch):
     broken = run_of(job, Outer(2, 0.7, 0.0)).results
     assert worst(job, outer, broken) > 1e-6
     monkeypatch.setattr(
-        Outer, "step", lambda self, shared, moved, velocity: shared.sub_(moved.add_(velocity.add_(moved), alpha=0.9), alpha=0.7)
+        Outer,
+        "step",
+        lambda self, shared, moved, velocity: shared.sub_(
+            moved.add_(velocity.add_(moved), alpha=0.9), alpha=0.7
+        ),
     )
     assert worst(job, outer) > 1e-6  # velocity that never decays
 
@@ -97,18 +121,22 @@ def test_inner_steps_that_start_anew_are_caught(monkeypatch):
     job, outer = job_of(2, "adamw"), Outer(2)
     honest = type(job.optimizer).update
     with monkeypatch.context() as patch:
-        patch.setattr(type(job.optimizer), "update", lambda self, p, g, s, n: honest(self, p, g, s, (n - 1) % 2 + 1))
+        patch.setattr(
+            type(job.optimizer), "update", lambda self, p, g, s, n: honest(self, p, g, s, (n - 1) % 2 + 1)
+        )
         broken = run_of(job, outer).results
     assert worst(job, outer, broken) > 1e-6
 
 
-# ---- the gradient noise scale ------------------------------------------------------------------------------------
+# ---- the gradient noise scale ------------------------------------------------------------------------------
 @pytest.mark.parametrize(("ranks", "own", "deviation"), [(2, 4, 3.0), (4, 8, 9.5), (6, 2, 5.0)])
 def test_the_noise_scale_is_found_within_15_percent(ranks, own, deviation):
     quadratic = importlib.import_module("glasscluster.scenarios.lessons.d5_critical_batch.program").quadratic
     for seed in range(2):
         norms = (
-            Cluster("classroom", ranks, "threads", memory_bytes=None).run(quadratic, 200, own, 300, deviation, seed, record=False).results
+            Cluster("classroom", ranks, "threads", memory_bytes=None)
+            .run(quadratic, 200, own, 300, deviation, seed, record=False)
+            .results
         )
         assert norms[0] == norms[-1]
         found = noise_scale.NoiseScale(own, own * ranks)

@@ -35,7 +35,7 @@ TABLE_1 = {  # ZeRO 1910.02054, table 1: GB of model states of 7.5 B parameters,
 }
 
 
-# ---- the paper's table, and the same formula counted -----------------------------------------------------------------
+# ---- the paper's table, and the same formula counted -------------------------------------------------------
 def as_printed(stage: int, gpus: int, digits: int) -> float:
     exact = sum(predict_state(stage, 7_500_000_000, gpus, 2, 2, 12).values()) / 1e9
     return float(f"{exact + 1e-12:.{digits}f}")  # 41.25 is printed as 41.3
@@ -57,14 +57,19 @@ def test_the_quoted_cells_are_those_of_the_published_file():
 @pytest.mark.parametrize("gpus", [1, 2, 3, 4])
 @pytest.mark.parametrize("stage", range(4))
 def test_a_small_model_holds_exactly_2_2_and_12_bytes_a_parameter_over_n(stage, gpus):
-    plan, model = make_plan(dp=gpus, zero=stage, precision="bf16", bucket=20_000), make_model("tiny", layers=2, hidden=20, heads=2, seq=7)
+    plan, model = (
+        make_plan(dp=gpus, zero=stage, precision="bf16", bucket=20_000),
+        make_model("tiny", layers=2, hidden=20, heads=2, seq=7),
+    )
     results = run_plan(plan, model).results
     padded = sum(size for _, _, size in results[0].units)
     assert sum(numel for _, numel, _ in results[0].units) == model.parameters()
     assert gpus == 1 or stage == 0 or padded % gpus == 0
     for rank in results:
         shares = [gpus if stage >= least else 1 for least in (3, 2, 1)]
-        assert list(rank.state_bytes.values()) == [w * padded // n for w, n in zip((2, 2, 12), shares, strict=True)]
+        assert list(rank.state_bytes.values()) == [
+            w * padded // n for w, n in zip((2, 2, 12), shares, strict=True)
+        ]
     judged = Judged(plan, model, results=results)
     rows = accounts.rows(judged)
     assert {r.verdict for r in rows} <= {"held"}
@@ -76,13 +81,20 @@ def test_a_small_model_holds_exactly_2_2_and_12_bytes_a_parameter_over_n(stage, 
         results[-1].state_bytes[kind] -= 1
 
 
-# ---- who and when ----------------------------------------------------------------------------------------------------
+# ---- who and when ------------------------------------------------------------------------------------------
 def recorded(**options):
     plan = make_plan(**options)
-    return run_plan(plan, make_model("tiny", layers=2, hidden=32, seq=16, attention="unfused"), "dry", steps=2)
+    return run_plan(
+        plan, make_model("tiny", layers=2, hidden=32, seq=16, attention="unfused"), "dry", steps=2
+    )
 
 
-MANY = [{"dp": 3, "bucket": 9000}, {"dp": 2, "zero": 3}, {"pp": 2, "schedule": "gpipe"}, {"tp": 2, "recompute": "full"}]
+MANY = [
+    {"dp": 3, "bucket": 9000},
+    {"dp": 2, "zero": 3},
+    {"pp": 2, "schedule": "gpipe"},
+    {"tp": 2, "recompute": "full"},
+]
 
 
 @pytest.mark.parametrize("options", MANY, ids=str)
@@ -107,12 +119,15 @@ def test_activations_are_called_after_their_operation_layer_and_phase():
     received = MemoryHistory(recorded(pp=2).graph, 1)
     everything = {r.called for at in range(0, len(received.log), 5) for r in received.residents(at, top=100)}
     assert "activation received" in everything
-    assert [plain_operation(n) for n in ("add.Tensor", "glasscluster.softmax_forward", "addmm", "bucket 3")] == [
-        "add", "softmax", "linear", "bucket 3"]  # fmt: skip
+    assert [
+        plain_operation(n) for n in ("add.Tensor", "glasscluster.softmax_forward", "addmm", "bucket 3")
+    ] == ["add", "softmax", "linear", "bucket 3"]
 
 
 def test_memory_moves_when_the_program_does_on_every_stream():
-    """An operation's result lives from its start; a collective's staging from its launch until its wait, which is after its end."""
+    """An operation's result lives from its start; a collective's staging from its launch until its wait,
+    which is after its end.
+    """
     run = recorded(dp=4, bucket=9000)
     graph, line = run.graph, run.timeline
     for rank in range(4):
@@ -151,23 +166,36 @@ def test_a_stored_graph_remembers_who_lived_when(tmp_path):
         assert np.array_equal(MemoryHistory(back, rank).levels, MemoryHistory(graph, rank).levels)
 
 
-# ---- full ------------------------------------------------------------------------------------------------------------
-FULL = [{"dp": 2}, {"dp": 2, "optimizer": "sgd"}, {"dp": 2, "precision": "bf16"}, {"dp": 2, "pp": 2, "zero": 3}, {"dp": 3, "zero": 2}]
+# ---- full --------------------------------------------------------------------------------------------------
+FULL = [
+    {"dp": 2},
+    {"dp": 2, "optimizer": "sgd"},
+    {"dp": 2, "precision": "bf16"},
+    {"dp": 2, "pp": 2, "zero": 3},
+    {"dp": 3, "zero": 2},
+]
 
 
 @pytest.mark.parametrize("options", FULL, ids=str)
 def test_a_dry_recording_says_to_the_byte_what_a_run_of_many_steps_needs(options):
     plan, model = make_plan(**options), make_model("tiny", layers=2, hidden=32, seq=8)
     peak, _ = advice.on_every_rank(plan, model, hardware("classroom"), None)
-    run = Cluster("classroom", plan.gpus, "threads", memory_bytes=peak).run(train_rank, Job(plan, model, steps=4))
+    run = Cluster("classroom", plan.gpus, "threads", memory_bytes=peak).run(
+        train_rank, Job(plan, model, steps=4)
+    )
     assert max(total for total, _ in run.peak_memory()) == peak
     with pytest.raises(OutOfMemory) as caught:
-        Cluster("classroom", plan.gpus, "threads", memory_bytes=peak - 1).run(train_rank, Job(plan, model, steps=4))
+        Cluster("classroom", plan.gpus, "threads", memory_bytes=peak - 1).run(
+            train_rank, Job(plan, model, steps=4)
+        )
     assert f"make {peak:,} of {peak - 1:,}" in caught.value.message
 
 
 def test_a_full_gpu_names_rank_phase_layer_and_what_holds_most():
-    plan, model = make_plan(micro_batch=4, global_batch=4), make_model("tiny", layers=3, hidden=32, seq=64, attention="unfused")
+    plan, model = (
+        make_plan(micro_batch=4, global_batch=4),
+        make_model("tiny", layers=3, hidden=32, seq=64, attention="unfused"),
+    )
     peak, _ = advice.on_every_rank(plan, model, hardware("classroom"), None)
     with pytest.raises(OutOfMemory) as caught:
         Cluster("classroom", 1, "threads", memory_bytes=0.8 * peak).run(train_rank, Job(plan, model, steps=1))
@@ -194,7 +222,10 @@ def test_stand_ins_bound_the_step_from_below_and_the_generous_estimate_bounds_me
 @pytest.fixture(scope="module")
 def tight():
     """A plan, and a capacity that it does not fit."""
-    plan, model = make_plan(dp=2, micro_batch=2, global_batch=8), make_model("tiny", layers=2, hidden=32, seq=32)
+    plan, model = (
+        make_plan(dp=2, micro_batch=2, global_batch=8),
+        make_model("tiny", layers=2, hidden=32, seq=32),
+    )
     peak, _ = advice.on_every_rank(plan, model, hardware("classroom"), None)
     return plan, model, int(0.7 * peak)
 
@@ -207,7 +238,9 @@ def test_the_advice_is_the_quickest_change_that_fits_and_it_really_fits(tight):
     assert found.best == sorted(found.best, key=lambda f: f.seconds)
     for fit in found.best:
         job = Job(fit.plan, model, steps=3)
-        run = Cluster("classroom", fit.plan.gpus, "threads", memory_bytes=capacity).run(train_rank, job, info=job_info(job))
+        run = Cluster("classroom", fit.plan.gpus, "threads", memory_bytes=capacity).run(
+            train_rank, job, info=job_info(job)
+        )
         assert max(total for total, _ in run.peak_memory()) <= fit.peak_bytes <= capacity
         assert run.timeline.makespan == pytest.approx(fit.seconds, rel=1e-9)
     times = {}
@@ -226,19 +259,40 @@ def test_a_plan_that_cannot_be_made_to_fit_is_said_so(tight):
     assert "no change of the plan was found that fits" in str(found)
 
 
-LAYOUT = ["--dp", "2", "--layers", "2", "--hidden", "32", "--seq", "32", "--micro-batch", "2", "--global-batch", "8"]
+LAYOUT = [
+    "--dp",
+    "2",
+    "--layers",
+    "2",
+    "--hidden",
+    "32",
+    "--seq",
+    "32",
+    "--micro-batch",
+    "2",
+    "--global-batch",
+    "8",
+]
 
 
 def test_train_refuses_before_it_runs_and_says_what_would_fit(capsys, tight):
-    code, out, err = glass(capsys, "train", *LAYOUT, "--memory", f"{tight[2]}B", "--backend", "threads", "--json")
+    code, out, err = glass(
+        capsys, "train", *LAYOUT, "--memory", f"{tight[2]}B", "--backend", "threads", "--json"
+    )
     said = json.loads(out)
     assert code == 2
-    assert (said["error"], said["field"], said["nearest"]) == ("InputError", "memory", said["would_fit"][0]["options"])
+    assert (said["error"], said["field"], said["nearest"]) == (
+        "InputError",
+        "memory",
+        said["would_fit"][0]["options"],
+    )
     assert "training" not in err
     assert said["residents"]
     assert said["would_fit"][0]["peak_memory_bytes"] <= tight[2]
     again = [*LAYOUT, *said["nearest"].split()]  # the last of an option given twice counts
-    code, out, _ = glass(capsys, "train", *again, "--memory", f"{tight[2]}B", "--backend", "threads", "--json")
+    code, out, _ = glass(
+        capsys, "train", *again, "--memory", f"{tight[2]}B", "--backend", "threads", "--json"
+    )
     assert code == 0
     assert max(json.loads(out)["peak_memory_bytes"]) <= tight[2]
 
@@ -246,11 +300,17 @@ def test_train_refuses_before_it_runs_and_says_what_would_fit(capsys, tight):
 def test_what_runs_out_on_the_way_is_advised_too(tight):
     plan, model, capacity = tight
     with pytest.raises(OutOfMemory) as caught:
-        training.train(Cluster("classroom", 2, "threads", memory_bytes=capacity), Job(plan, model, steps=1), checked=False)
+        training.train(
+            Cluster("classroom", 2, "threads", memory_bytes=capacity),
+            Job(plan, model, steps=1),
+            checked=False,
+        )
     assert caught.value.would_fit
     assert caught.value.would_fit[0]["options"] in caught.value.message
     with pytest.raises(DoesNotFit):
-        training.check_memory(Cluster("classroom", 2, "threads", memory_bytes=capacity), Job(plan, model, steps=1))
+        training.check_memory(
+            Cluster("classroom", 2, "threads", memory_bytes=capacity), Job(plan, model, steps=1)
+        )
 
 
 def test_predict_says_what_would_fit(capsys):

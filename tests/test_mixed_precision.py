@@ -1,9 +1,11 @@
-"""16-bit training: fp32 masters, fp32 gradients, and a loss scale that every rank agrees on. The oracle is torch's own.
+"""16-bit training: fp32 masters, fp32 gradients, and a loss scale that every rank agrees on. The oracle is
+torch's own.
 
-The oracle is one process with torch.amp.GradScaler and torch.optim.AdamW on fp32 copies of our model's parameters: it shares our
-model and our data, and neither our optimizer, nor our scale, nor anything distributed. Scales and skipped steps must be equal.
-Numbers cannot be: sums of 16-bit roundings depend on their order. So they are held against float64, where the run may be at most
-three times as far off as the oracle itself is, the rule for fp32 too: docs/decisions/0041 and tests/narrow.py.
+The oracle is one process with torch.amp.GradScaler and torch.optim.AdamW on fp32 copies of our model's
+parameters: it shares our model and our data, and neither our optimizer, nor our scale, nor anything
+distributed. Scales and skipped steps must be equal. Numbers cannot be: sums of 16-bit roundings depend on
+their order. So they are held against float64, where the run may be at most three times as far off as the
+oracle itself is, the rule for fp32 too: docs/decisions/0041 and tests/narrow.py.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from glasscluster.strategies.plan import make_model, make_plan
 
 MODEL = {"layers": 3, "hidden": 16, "heads": 4, "seq": 6, "vocab": 40, "dropout": 0.1, "attention": "unfused"}
 STANDARD = ScaleRule()
-FALLING = ScaleRule(initial=2.0**20, interval=2)  # too high to begin with, and growing back into overflow every third step
+FALLING = ScaleRule(
+    initial=2.0**20, interval=2
+)  # too high to begin with, and growing back into overflow every third step
 LAYOUTS = {
     "one": {},
     "dp": {"dp": 2},
@@ -55,7 +59,9 @@ def job_of(precision: str, steps: int, rule: ScaleRule = STANDARD, **options) ->
     return Job(plan, make_model("tiny", **MODEL), steps, loss_scale=rule)
 
 
-def distance(found: dict[str, Tensor], reference: Reference, plan, rank: int, truth: dict[str, Tensor]) -> float:
+def distance(
+    found: dict[str, Tensor], reference: Reference, plan, rank: int, truth: dict[str, Tensor]
+) -> float:
     """Squared Euclidean distance of one rank's tensors from the whole truth's slices."""
     total = 0.0
     for name, tensor in found.items():
@@ -65,9 +71,11 @@ def distance(found: dict[str, Tensor], reference: Reference, plan, rank: int, tr
     return total
 
 
-# ---- the trace -----------------------------------------------------------------------------------------------------
+# ---- the trace ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_rank_of_every_layout_has_torch_s_scale_and_skips_torch_s_steps_as_it_overflows_by_itself(options):
+def test_every_rank_of_every_layout_has_torch_s_scale_and_skips_torch_s_steps_as_it_overflows_by_itself(
+    options,
+):
     job = job_of("fp16", 10, FALLING, **options)
     told = oracle(job)
     assert 2 <= sum(told.skipped) <= 8
@@ -77,7 +85,9 @@ def test_every_rank_of_every_layout_has_torch_s_scale_and_skips_torch_s_steps_as
 
 
 def overflow_on(monkeypatch: pytest.MonkeyPatch, rank: int, steps: tuple[int, ...], where: str) -> None:
-    """One rank's gradients overflow: before they are reduced (its backward starts from infinity), or only its own shard after."""
+    """One rank's gradients overflow: before they are reduced (its backward starts from infinity), or only its
+    own shard after.
+    """
     seed, tied = trainer.Trainer.seed, trainer.Trainer.sum_tied
 
     def bad(self) -> bool:
@@ -95,12 +105,25 @@ def overflow_on(monkeypatch: pytest.MonkeyPatch, rank: int, steps: tuple[int, ..
     monkeypatch.setattr(trainer.Trainer, "sum_tied", spoiled)
 
 
-CASES = [("dp", 1, "loss"), ("zero1", 0, "shard"), ("zero2", 3, "shard"), ("zero3", 1, "shard"), ("zero3", 0, "loss"), ("tp", 1, "shard"),
-         ("pp", 0, "shard"), ("pp", 2, "loss"), ("3d", 1, "shard"), ("3d", 6, "loss"), ("3d", 7, "shard")]  # fmt: skip
+CASES = [
+    ("dp", 1, "loss"),
+    ("zero1", 0, "shard"),
+    ("zero2", 3, "shard"),
+    ("zero3", 1, "shard"),
+    ("zero3", 0, "loss"),
+    ("tp", 1, "shard"),
+    ("pp", 0, "shard"),
+    ("pp", 2, "loss"),
+    ("3d", 1, "shard"),
+    ("3d", 6, "loss"),
+    ("3d", 7, "shard"),
+]
 
 
 @pytest.mark.parametrize(("layout", "rank", "where"), CASES, ids=lambda c: str(c))
-def test_one_rank_s_overflow_at_chosen_steps_stops_all_ranks_as_it_stops_torch(layout, rank, where, monkeypatch):
+def test_one_rank_s_overflow_at_chosen_steps_stops_all_ranks_as_it_stops_torch(
+    layout, rank, where, monkeypatch
+):
     job = job_of("fp16", 7, ScaleRule(initial=256.0, interval=2), **LAYOUTS[layout])
     told = oracle(job, bad=(1, 4, 5))
     assert [i for i, s in enumerate(told.skipped) if s] == [1, 4, 5]
@@ -160,13 +183,17 @@ def test_what_fp16_makes_of_a_small_gradient(exponent):
             assert rounded == predict_rounded(x)
 
 
-# ---- the numbers ---------------------------------------------------------------------------------------------------
+# ---- the numbers -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("options", [LAYOUTS["zero2"], LAYOUTS["3d"] | {"grad_dtype": "fp32"}], ids=str)
-def test_four_steps_on_its_own_leave_a_run_within_three_times_the_error_of_torch_s_four_steps(options, precision):
+def test_four_steps_on_its_own_leave_a_run_within_three_times_the_error_of_torch_s_four_steps(
+    options, precision
+):
     """Every plan of the suite, tensor by tensor and step by step: test_exactness.py."""
     job = job_of(precision, 4, ScaleRule(initial=256.0), **options)
-    exact = train_one_device(job.model, [job.batch(i) for i in range(4)], job.optimizer, job.plan.clip, job.seed)
+    exact = train_one_device(
+        job.model, [job.batch(i) for i in range(4)], job.optimizer, job.plan.clip, job.seed
+    )
     told, results, plan = oracle(job), ran(job), job.plan
     assert not any(told.skipped)
     whole = dict.fromkeys(exact.shards)
@@ -174,7 +201,9 @@ def test_four_steps_on_its_own_leave_a_run_within_three_times_the_error_of_torch
         for step in (0, 3) if what == "weights" else (0,):
             truth = getattr(exact, what)[step]
             own = sum(float((found[step][n].double() - truth[n]).square().sum()) for n in whole)
-            per_rank = [distance(getattr(r, what)[step], exact, plan, rank, truth) for rank, r in enumerate(results)]
+            per_rank = [
+                distance(getattr(r, what)[step], exact, plan, rank, truth) for rank, r in enumerate(results)
+            ]
             assert max(per_rank) <= 9 * own, (what, step)
             assert max(per_rank) > 0
     for result in results:
@@ -209,8 +238,12 @@ def test_sixteen_bytes_a_parameter_become_eighteen_with_fp32_gradients_and_four_
 
 
 def test_clipping_before_unscaling_is_caught(monkeypatch):
-    job = job_of("fp16", 3, ScaleRule(initial=256.0), optimizer="sgd", lr=0.5, dp=2)  # Adam would hide a wrong length of the gradient
-    exact = train_one_device(job.model, [job.batch(i) for i in range(3)], job.optimizer, job.plan.clip, job.seed)
+    job = job_of(
+        "fp16", 3, ScaleRule(initial=256.0), optimizer="sgd", lr=0.5, dp=2
+    )  # Adam would hide a wrong length of the gradient
+    exact = train_one_device(
+        job.model, [job.batch(i) for i in range(3)], job.optimizer, job.plan.clip, job.seed
+    )
     right = distance(ran(job)[0].weights[2], exact, job.plan, 0, exact.weights[2])
     honest = trainer.Trainer.norm_and_overflow
 
@@ -222,7 +255,7 @@ def test_clipping_before_unscaling_is_caught(monkeypatch):
     assert distance(ran(job)[0].weights[2], exact, job.plan, 0, exact.weights[2]) > 9 * right
 
 
-# ---- the gate can fail ---------------------------------------------------------------------------------------------
+# ---- the gate can fail -------------------------------------------------------------------------------------
 NARROW = [("bf16", {}), ("bf16", {"master_weights": "none"}), ("fp16", {}), ("fp16", {"grad_dtype": "fp32"})]
 narrow = pytest.mark.parametrize(("precision", "more"), NARROW, ids=lambda x: str(x))
 
@@ -275,7 +308,9 @@ def test_one_small_tensor_that_is_a_tenth_too_long_is_caught(precision, more, mo
 
     def longer(self, step):
         honest(self, step)
-        for unit, member in ((u, m) for u in self.manager.units for m in u.members if m.name == "layers.1.norm1_bias"):
+        for unit, member in (
+            (u, m) for u in self.manager.units for m in u.members if m.name == "layers.1.norm1_bias"
+        ):
             unit.owned_gradient[member.start : member.stop].mul_(1.1)
 
     monkeypatch.setattr(trainer.Trainer, "sum_tied", longer)
@@ -290,8 +325,18 @@ def test_a_loss_scale_that_is_not_divided_out_is_caught(options, monkeypatch):
     assert judge("fp16", dp=2, optimizer="sgd", **options) > 3  # Adam does not care how long a gradient is
 
 
-def test_a_scale_shared_out_over_tokens_that_carry_no_loss_lets_gradients_underflow_and_is_caught(monkeypatch):
-    shape = {"layers": 2, "hidden": 16, "heads": 4, "seq": 16, "vocab": 42, "objective": "masked", "attention": "unfused"}
+def test_a_scale_shared_out_over_tokens_that_carry_no_loss_lets_gradients_underflow_and_is_caught(
+    monkeypatch,
+):
+    shape = {
+        "layers": 2,
+        "hidden": 16,
+        "heads": 4,
+        "seq": 16,
+        "vocab": 42,
+        "objective": "masked",
+        "attention": "unfused",
+    }
     model = make_model("tiny", **shape, kv_latent=12, q_latent=10)
     job = Job(make_plan(dp=2, global_batch=4, precision="fp16", lr=1e-2), model, 1, loss_scale=GROWING)
     assert judged(job)[0] <= GATE
@@ -321,7 +366,7 @@ def test_another_order_of_the_sums_is_other_bits_and_passes():
     assert not all(torch.equal(one[n], other[n]) for n in one)
 
 
-# ---- around it -----------------------------------------------------------------------------------------------------
+# ---- around it ---------------------------------------------------------------------------------------------
 def test_a_skipped_step_sends_no_new_parameters_and_its_ledger_says_so():
     for stage in (0, 1, 2, 3):
         job = job_of("fp16", 1, FALLING, dp=2, zero=stage)

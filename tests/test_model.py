@@ -25,18 +25,32 @@ from glasscluster.strategies.plan import make_model, make_plan
 
 
 def tensors(
-    b: int, a: int, n: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0, group: int = 1, keys: int | None = None
+    b: int,
+    a: int,
+    n: int,
+    d: int,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    group: int = 1,
+    keys: int | None = None,
 ) -> list[torch.Tensor]:
-    """q, k, v and the output's gradient; a·group query heads and a key heads, n queries and as many keys unless said."""
+    """q, k, v and the output's gradient; a·group query heads and a key heads, n queries and as many keys
+    unless said.
+    """
     generator = torch.Generator().manual_seed(seed)
     shapes = [(b, a * group, n, d), *[(b, a, keys or n, d)] * 2, (b, a * group, n, d)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def repeated(q, k, v, causal=True):
     """torch's attention, of key heads that are really repeated."""
     group = q.shape[1] // k.shape[1]
-    return F.scaled_dot_product_attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), is_causal=causal)
+    return F.scaled_dot_product_attention(
+        q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), is_causal=causal
+    )
 
 
 def gradients(attend, q, k, v, d_out):
@@ -45,7 +59,14 @@ def gradients(attend, q, k, v, d_out):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 70), st.integers(1, 9), st.booleans(), st.integers(1, 40))
+@given(
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 70),
+    st.integers(1, 9),
+    st.booleans(),
+    st.integers(1, 40),
+)
 def test_tiles_of_any_size_give_the_textbook_s_output_and_gradients(b, a, n, d, causal, tile):
     q, k, v, d_out = tensors(b, a, n, d)
     expected = gradients(lambda *x: unfused_attention(*x, causal=causal), q, k, v, d_out)
@@ -57,7 +78,13 @@ def test_tiles_of_any_size_give_the_textbook_s_output_and_gradients(b, a, n, d, 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 50), st.integers(1, 50), st.integers(1, 20), st.data()
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 4]),
+    st.integers(1, 50),
+    st.integers(1, 50),
+    st.integers(1, 20),
+    st.data(),
 )
 def test_groups_of_heads_and_rectangles_give_torch_s_output_and_gradients(b, a, group, n, keys, tile, data):
     causal = n == keys and data.draw(st.booleans())
@@ -142,14 +169,26 @@ def flash_program(gpu, n: int, d: int, causal: bool, dtype: torch.dtype, group: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("group", "keys"), [(1, None), (2, None), (4, 100), (1, 500)], ids=["heads", "groups", "few keys", "many keys"])
-@pytest.mark.parametrize(("n", "d", "causal"), [(64, 8, True), (300, 16, True), (300, 16, False), (257, 4, True)])
-def test_the_recorder_sees_one_kernel_each_way_whose_costs_a_counting_run_confirms(n, d, causal, dtype, group, keys):
+@pytest.mark.parametrize(
+    ("group", "keys"),
+    [(1, None), (2, None), (4, 100), (1, 500)],
+    ids=["heads", "groups", "few keys", "many keys"],
+)
+@pytest.mark.parametrize(
+    ("n", "d", "causal"), [(64, 8, True), (300, 16, True), (300, 16, False), (257, 4, True)]
+)
+def test_the_recorder_sees_one_kernel_each_way_whose_costs_a_counting_run_confirms(
+    n, d, causal, dtype, group, keys
+):
     causal = causal and keys is None
     graph = Cluster("classroom", 1, "threads").run(flash_program, n, d, causal, dtype, group, keys).graph
     q, k, v, d_out = (t.detach() for t in tensors(2, 3, n, d, dtype, group=group, keys=keys))
     for name, way in (("forward", algorithm.forward), ("backward", algorithm.backward)):
-        rows = [r for r in range(len(graph)) if graph.kind[r] == COMPUTE and graph.names[graph.op[r]] == f"glasscluster.flash_{name}"]
+        rows = [
+            r
+            for r in range(len(graph))
+            if graph.kind[r] == COMPUTE and graph.names[graph.op[r]] == f"glasscluster.flash_{name}"
+        ]
         assert len(rows) == 1
         moved = [0]
 
@@ -189,7 +228,9 @@ def test_f7_a_non_causal_forward_moves_2nd_plus_2_ceil_n_over_b_nd_plus_n_elemen
 def test_a_group_of_heads_reads_its_keys_once_and_in_tiles_of_one_only_visible_pairs_are_computed():
     n, d, g = 384, 16, 4
     alone, together = costs.forward_traffic(n, d, False), costs.forward_traffic(n, d, False, group=g)
-    assert g * alone - together == (g - 1) * 2 * 3 * n * d  # each of three tiles of queries read all K and V for every head
+    assert (
+        g * alone - together == (g - 1) * 2 * 3 * n * d
+    )  # each of three tiles of queries read all K and V for every head
     assert costs.tile_pairs(n, True, 1) == n * (n + 1) // 2
     assert costs.tile_pairs(n, False, keys=100) == n * 100
     for tile in (1, 7, 128):
@@ -199,14 +240,16 @@ def test_a_group_of_heads_reads_its_keys_once_and_in_tiles_of_one_only_visible_p
         assert costs.tile_pairs(n, True, tile) == sum(visible)
 
 
-# ---- optimizers --------------------------------------------------------------------------------------------------
+# ---- optimizers --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adamw_is_torch_s(decay):
     generator = torch.Generator().manual_seed(1)
     ours = torch.randn(50, generator=generator, dtype=torch.float64)
     theirs = torch.nn.Parameter(ours.clone())
     mine = Optimizer("adamw", lr=3e-3, weight_decay=decay)
-    reference = torch.optim.AdamW([theirs], lr=3e-3, betas=(mine.beta1, mine.beta2), eps=mine.eps, weight_decay=decay)
+    reference = torch.optim.AdamW(
+        [theirs], lr=3e-3, betas=(mine.beta1, mine.beta2), eps=mine.eps, weight_decay=decay
+    )
     state = [torch.zeros_like(ours) for _ in range(mine.moments)]
     for step in range(1, 12):
         gradient = torch.randn(50, generator=generator, dtype=torch.float64)
@@ -225,7 +268,7 @@ def test_sgd_is_torch_s():
     assert torch.equal(ours, theirs.detach())
 
 
-# ---- the GPT -----------------------------------------------------------------------------------------------------
+# ---- the GPT -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("ffn", [None, 40])
 def test_the_parameter_count_is_that_of_the_tensors_and_f1(tied, ffn):
@@ -251,7 +294,10 @@ def test_model_flops_are_three_times_the_matrix_products_of_an_unfused_forward()
 def test_stages_in_a_row_are_the_whole_model_and_layouts_start_from_the_same_weights():
     model = make_model("tiny", layers=4, hidden=16, heads=2, seq=8)
     whole = GPTStage(model, dtype=torch.float64)
-    parts = [GPTStage(model, [0, 1], True, False, dtype=torch.float64), GPTStage(model, [2, 3], False, True, dtype=torch.float64)]
+    parts = [
+        GPTStage(model, [0, 1], True, False, dtype=torch.float64),
+        GPTStage(model, [2, 3], False, True, dtype=torch.float64),
+    ]
     tokens = torch.arange(16).view(2, 8)
     assert torch.equal(parts[1](parts[0](tokens), tokens), whole(tokens, tokens))
 
@@ -261,7 +307,11 @@ def test_data_are_bytes_of_real_text_and_depend_on_seed_and_step_alone(tmp_path)
     assert text.dtype == np.uint8
     assert len(text) > 500_000
     assert b"def " in text[:100_000].tobytes()
-    one, again, other = batch(text, 3, 4, 16, 256, 7), batch(text, 3, 4, 16, 256, 7), batch(text, 4, 4, 16, 256, 7)
+    one, again, other = (
+        batch(text, 3, 4, 16, 256, 7),
+        batch(text, 3, 4, 16, 256, 7),
+        batch(text, 4, 4, 16, 256, 7),
+    )
     assert torch.equal(one[0], again[0])
     assert not torch.equal(one[0], other[0])
     assert torch.equal(one[0][:, 1:], one[1][:, :-1])

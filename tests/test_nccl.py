@@ -1,4 +1,6 @@
-"""NCCL's model: the formulas written out a second time on the published constants, hand-computed values, and measured all-reduces."""
+"""NCCL's model: the formulas written out a second time on the published constants, hand-computed values, and
+measured all-reduces.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from glasscluster.sim.time.nccl.model import ALGORITHMS, Channels, candidates, c
 NVIDIA = ("dgx-v100", "dgx-a100-80gb", "dgx-h100", "dgx-h200", "dgx-b200")
 SIZES = [2**k for k in range(6, 34)]
 RANKS = [*range(2, 9), 16, 24, 32, 64, 128]
-MEASURED_ON = {"A100": "dgx-a100-80gb", "A100 SXM": "dgx-a100-80gb", "H200 SXM": "dgx-h200", "B200 SXM": "dgx-b200"}
+MEASURED_ON = {
+    "A100": "dgx-a100-80gb",
+    "A100 SXM": "dgx-a100-80gb",
+    "H200 SXM": "dgx-h200",
+    "B200 SXM": "dgx-b200",
+}
 
 
 @cache
@@ -41,14 +48,18 @@ def constant(name, algo="", proto="", link="", row="", nodes=""):
 
 
 def formulas(operation, algo, proto, nbytes, hw, ranks, s):
-    """Latency and time in microseconds as nccl_tuning_formulas.csv writes them; the channels are the setup's."""
+    """Latency and time in microseconds as nccl_tuning_formulas.csv writes them; the channels are
+    the setup's.
+    """
     nodes, ppn = s.nodes, ranks / s.nodes
     at = "1 node" if nodes == 1 else "2 nodes" if nodes == 2 else ">=4"
     gpu = {70: "Volta", 80: "Ampere", 90: "Hopper", 100: "Blackwell"}[hw.gpu.sm]
     wire = "NVLINK" if hw.gpu.nvlinks else "PCI"
     base, intra = constant("baseLatency", algo, proto), constant("hwLatency", algo, proto, wire)
     inter = constant("hwLatency", "Tree" if ppn == 1 else algo, proto, "NET")
-    overhead = constant("netOverhead AMD" if hw.cpu == "amd" else "netOverhead Intel") * (3 if proto == "Simple" else 1)
+    overhead = constant("netOverhead AMD" if hw.cpu == "amd" else "netOverhead Intel") * (
+        3 if proto == "Simple" else 1
+    )
     ll = {"1 node": gpu}.get(at, "Ampere" if hw.cpu == "amd" else "Volta")
     ll_max = constant("llMaxBw", "", "LL", "", ll, at)
     if operation == "all_reduce":
@@ -69,20 +80,30 @@ def formulas(operation, algo, proto, nbytes, hw, ranks, s):
         alg = bus * ranks / nsteps
         if operation in ("broadcast", "reduce"):
             medium = wire if nodes == 1 else "NET"
-            one = constant("hwLatency", "Ring" if s.same_channels or proto != "Simple" else "Tree", proto, medium)
+            one = constant(
+                "hwLatency", "Ring" if s.same_channels or proto != "Simple" else "Tree", proto, medium
+            )
             lat = base + (one if s.same_channels else nsteps * one)
         else:
             crossings = 0 if nodes == 1 else (2 if operation == "all_reduce" else 1) * (nodes - 1)
             near = max(intra, overhead) if nodes > 1 else intra
             lat = base + (nsteps - crossings) * near + crossings * inter
-            if operation == "all_reduce" and proto == "Simple" and nodes > 1 and nbytes // (min(64, 2 * n) * ranks) >= 64:
+            if (
+                operation == "all_reduce"
+                and proto == "Simple"
+                and nodes > 1
+                and nbytes // (min(64, 2 * n) * ranks) >= 64
+            ):
                 lat *= constant("ring plateau pre-Ampere" if hw.gpu.sm < 80 else "ring plateau Ampere+")
     elif algo == "Tree":
         bus = min(0.92 * bus, n * constant("perChMaxTreeBw", "", "", "", gpu, at))
         if proto == "LL":
             bus = min(bus / 3.8, ll_max)
         if proto == "LL128":
-            bus = min(bus * (7 / 9 if nodes == 1 else 120 / 128), n * constant("perChMaxTreeLL128Bw", "", "", "", gpu, at))
+            bus = min(
+                bus * (7 / 9 if nodes == 1 else 120 / 128),
+                n * constant("perChMaxTreeLL128Bw", "", "", "", gpu, at),
+            )
         if ppn == 1:
             bus *= 0.85
         alg = 0.5 * bus
@@ -172,36 +193,51 @@ def test_the_constants_of_the_package_are_the_published_ones():
         for name, block in blocks.items():
             assert block[gpu] == tuple(constant(name, "", "", "", gpu, n) for n in scales)
     for p in K.PROTOCOLS:
-        assert K.TREE_CORRECTION[p] == tuple(constant("treeCorrectionFactor", "Tree", p, "", f"{2**k} B") for k in range(6, 30))
+        assert K.TREE_CORRECTION[p] == tuple(
+            constant("treeCorrectionFactor", "Tree", p, "", f"{2**k} B") for k in range(6, 30)
+        )
     assert {sm: constant(f"SM{sm}_NVLINK_BW") for sm in K.NVLINK_BW} == K.NVLINK_BW
     for name in ("PCI_BW", "NET_BW", "LOC_BW", "SKL_QPI_BW", "SRP_QPI_BW", "ERP_QPI_BW", "AMD_BW"):
         assert getattr(K, name) == constant(name)
     assert {"intel": constant("netOverhead Intel"), "amd": constant("netOverhead AMD")} == K.NET_OVERHEAD
     assert (constant("ring plateau pre-Ampere"), constant("ring plateau Ampere+")) == K.RING_PLATEAU
-    lists = {r["constant"]: tuple(map(float, r["value"].split())) for r in table() if "peedArray" in r["constant"]}
+    lists = {
+        r["constant"]: tuple(map(float, r["value"].split())) for r in table() if "peedArray" in r["constant"]
+    }
     for sm, begin in ((100, "sm100SpeedArray"), (90, "sm90SpeedArray"), (0, "speedArray")):
         for end, block in (("Intra", K.SPEEDS_INTRA), ("Inter", K.SPEEDS_INTER)):
             assert [v for k, v in lists.items() if k.startswith(begin + end)] == [block[sm]]
 
 
 def test_channels_are_those_that_nccl_logs():
-    assert setup("dgx-a100-80gb", 8).ring == setup("dgx-a100-80gb", 2).ring == Channels(12, 20, 20)  # published logs
-    assert setup("dgx-h100", 8).ring == setup("dgx-h100", 8).tree == Channels(12, 30, 30)  # NVIDIA/nccl issue 1197
+    assert (
+        setup("dgx-a100-80gb", 8).ring == setup("dgx-a100-80gb", 2).ring == Channels(12, 20, 20)
+    )  # published logs
+    assert (
+        setup("dgx-h100", 8).ring == setup("dgx-h100", 8).tree == Channels(12, 30, 30)
+    )  # NVIDIA/nccl issue 1197
     assert setup("dgx-h100", 8).nvls == Channels(8, 40, 40)  # issue 1197 (40 inside)
     assert setup("dgx-h200", 16).ring == Channels(8, 48, 48)  # a published log of two H200 nodes
     two = setup("dgx-h100", 4, node_size=2)
-    assert (two.ring.count, two.ring.bw_inter) == (4, 24)  # issue 1189: two GPUs, two 400 Gb/s ports, NVLink of H100
+    assert (two.ring.count, two.ring.bw_inter) == (
+        4,
+        24,
+    )  # issue 1189: two GPUs, two 400 Gb/s ports, NVLink of H100
     assert setup("dgx-v100", 8).ring == Channels(6, 20, 20)  # recalled
     assert setup("dgx-b200", 8).ring == Channels(16, 45, 45)  # by the rule; no log seen
 
 
 def test_times_that_can_be_computed_by_hand():
-    rings = {c.protocol: c for c in candidates("all_reduce", 2**30, "dgx-a100-80gb", 8) if c.algorithm == "Ring"}
+    rings = {
+        c.protocol: c for c in candidates("all_reduce", 2**30, "dgx-a100-80gb", 8) if c.algorithm == "Ring"
+    }
     assert rings["Simple"].latency_s == pytest.approx((8.4 + 14 * 3.4) * 1e-6, rel=1e-12)
     assert rings["Simple"].bandwidth_bytes_per_s == pytest.approx(240e9 * 8 / 14, rel=1e-12)
     assert rings["LL"].bandwidth_bytes_per_s == pytest.approx(87.7e9 * 8 / 14, rel=1e-12)
     assert rings["LL128"].bandwidth_bytes_per_s == pytest.approx(0.92 * 240e9 * 8 / 14, rel=1e-12)
-    assert rings["Simple"].copy_out_s == pytest.approx(2**30 / 8 / 1e12, rel=1e-12)  # read and written at 2 TB/s
+    assert rings["Simple"].copy_out_s == pytest.approx(
+        2**30 / 8 / 1e12, rel=1e-12
+    )  # read and written at 2 TB/s
     (nvls,) = [c for c in candidates("all_reduce", 2**33, "dgx-h200", 8) if c.algorithm == "NVLS"]
     assert nvls.estimate_s == pytest.approx(25e-6 + 2**33 / (8 * 40e9 * 0.85 * 7 / 8 * 2 * 8 / 14), rel=1e-12)
     assert nvls.bus_bandwidth_bytes_per_s == pytest.approx(2**33 * 14 / 8 / nvls.time_s, rel=1e-12)
@@ -242,9 +278,14 @@ def test_the_switch_reduces_from_hopper_on_and_only_inside_a_node():
     assert names("dgx-h100", 16) == {"Ring", "Tree", "NVLSTree"}
     assert names("dgx-h100", 16, "all_gather") == {"Ring"}
     assert {c.protocol for c in candidates("all_reduce", 2**20, "pcie-4090", 8)} == {"LL", "Simple"}
-    # the model alone gives the measured border on H200 (a ring up to four GPUs); on B200 it changes one GPU later than measured
+    # the model alone gives the measured border on H200 (a ring up to four GPUs); on B200 it changes one GPU
+    # later than measured
     assert [choose("all_reduce", 2**33, "dgx-h200", n).algorithm for n in (4, 5)] == ["Ring", "NVLS"]
-    assert [choose("all_reduce", 2**33, "dgx-b200", n).algorithm for n in (5, 6, 7)] == ["Ring", "Ring", "NVLS"]
+    assert [choose("all_reduce", 2**33, "dgx-b200", n).algorithm for n in (5, 6, 7)] == [
+        "Ring",
+        "Ring",
+        "NVLS",
+    ]
 
 
 def test_a_last_node_that_is_not_full_counts_as_a_node():

@@ -57,10 +57,14 @@ def test_a_convolution_costs_what_its_formula_says(backend, stride):
 
 
 def attend(gpu, how: dict, shapes: tuple, mask: str, transposed: bool, backward: bool) -> None:
-    """torch's scaled_dot_product_attention; `transposed`: heads and tokens lie the other way round in memory."""
+    """torch's scaled_dot_product_attention; `transposed`: heads and tokens lie the other way
+    round in memory.
+    """
     tensors = []
     for shape in shapes:
-        x = torch.ones(*((shape[0], shape[2], shape[1], shape[3]) if transposed else shape), device=gpu.device)
+        x = torch.ones(
+            *((shape[0], shape[2], shape[1], shape[3]) if transposed else shape), device=gpu.device
+        )
         tensors.append((x.transpose(1, 2) if transposed else x).requires_grad_(backward))
     if mask:
         dtype = torch.bool if mask == "bool" else torch.float32

@@ -1,4 +1,6 @@
-"""torch's own DDP, FSDP2, pipelining and DTensor give the same gradients; gloo's collectives give the same sums."""
+"""torch's own DDP, FSDP2, pipelining and DTensor give the same gradients; gloo's collectives give the same
+sums.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ STATEFUL = {
 
 @pytest.fixture(scope="module")
 def stateful(tmp_path_factory):
-    """Gradients, weights after a step and what ranks hold, by oracle: two gloo processes, and four for two by two."""
+    """Gradients, weights after a step and what ranks hold, by oracle: two gloo processes, and four for two by
+    two.
+    """
     folder = tmp_path_factory.mktemp("stateful")
     for n, names in ((2, [n for n in STATEFUL if n != "hsdp"]), (4, ["hsdp"])):
         done = torchrun(n, WORKER, str(folder), *names, cwd=folder)
@@ -140,13 +144,20 @@ def mlp(gpu, config):
 def test_dtensor_s_column_and_row_parallel_mlp_is_ours(theirs):
     config = make_model("tiny", **SHAPE)
     a, b = Cluster("classroom", 2, "threads").run(mlp, config).results
-    ours = {"out": a["out"], "x": a["x"], "up": torch.cat([a["up"], b["up"]], 0), "down": torch.cat([a["down"], b["down"]], 1)}
+    ours = {
+        "out": a["out"],
+        "x": a["x"],
+        "up": torch.cat([a["up"], b["up"]], 0),
+        "down": torch.cat([a["down"], b["down"]], 1),
+    }
     same(ours, theirs["dtensor_mlp"])
 
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
-    """The whole GPT in torch's modules, cut by DTensor's `parallelize_module` over two gloo processes: loss and gradients, by case."""
+    """The whole GPT in torch's modules, cut by DTensor's `parallelize_module` over two gloo processes: loss
+    and gradients, by case.
+    """
     folder = tmp_path_factory.mktemp("cut")
     done = torchrun(2, WORKER, str(folder), *CUT, cwd=folder)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -157,7 +168,9 @@ def ours_cut(case: str, **options) -> dict[str, torch.Tensor]:
     """Whole gradients of our tensor parallelism, pieced together from both ranks, and the loss."""
     more, tokens_too = CUT[case]
     model = make_model("tiny", tied=False, qkv="separate", **SHAPE, **more)
-    plan = make_plan(global_batch=4, micro_batch=2, tp=2, sequence_parallel=tokens_too, precision="fp64", **options)
+    plan = make_plan(
+        global_batch=4, micro_batch=2, tp=2, sequence_parallel=tokens_too, precision="fp64", **options
+    )
     results = run_plan(plan, model, capture=True).results
     whole = {"loss": results[0].losses[0]}
     for name, (full, shard) in GPTStage(model, dtype=torch.float64).full_names().items():
@@ -172,7 +185,10 @@ def ours_cut(case: str, **options) -> dict[str, torch.Tensor]:
     return whole
 
 
-@pytest.mark.parametrize(("case", "overlap"), [(case, o) for case, (_, tokens_too) in CUT.items() for o in (False, True)[: 1 + tokens_too]])
+@pytest.mark.parametrize(
+    ("case", "overlap"),
+    [(case, o) for case, (_, tokens_too) in CUT.items() for o in (False, True)[: 1 + tokens_too]],
+)
 def test_a_whole_gpt_cut_by_torch_s_parallelize_module_has_our_loss_and_gradients(cut, case, overlap):
     theirs, ours = cut[case], ours_cut(case, tp_overlap=overlap)
     assert set(ours) == set(theirs)
@@ -180,7 +196,10 @@ def test_a_whole_gpt_cut_by_torch_s_parallelize_module_has_our_loss_and_gradient
     same(ours, {n: g for n, g in theirs.items() if n != "loss"})
 
 
-@pytest.mark.parametrize("name", ["layers.1.norm1_weight", "layers.2.k_bias", "layers.0.up_weight", "embedding.token", "head.table"])
+@pytest.mark.parametrize(
+    "name",
+    ["layers.1.norm1_weight", "layers.2.k_bias", "layers.0.up_weight", "embedding.token", "head.table"],
+)
 def test_one_number_of_one_gradient_off_by_a_millionth_of_the_largest_is_seen(cut, name):
     theirs = {n: g for n, g in cut["swiglu_tokens"].items() if n != "loss"}
     ours = {n: g.clone() for n, g in theirs.items()}

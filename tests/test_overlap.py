@@ -32,9 +32,11 @@ def plan_of(**options):
     return make_plan(**{"dp": 2, "micro_batch": 4, "global_batch": 8, **options})
 
 
-# ---- Eq 14 -------------------------------------------------------------------------------------------------------
+# ---- Eq 14 -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    "hw", [*LINKS.values(), hardware("dgx-h100"), replace(hardware("dgx-a100-80gb"), node_size=1)], ids=[*LINKS, "nvlink", "nic"]
+    "hw",
+    [*LINKS.values(), hardware("dgx-h100"), replace(hardware("dgx-a100-80gb"), node_size=1)],
+    ids=[*LINKS, "nvlink", "nic"],
 )
 @pytest.mark.parametrize(
     "options",
@@ -57,7 +59,10 @@ def test_the_end_of_the_last_bucket_is_the_chain_s_and_lies_within_its_bounds(op
     assert row.match == "virtual"
     ready, ended, nbytes = buckets.reductions(line)
     operation = "reduce_scatter" if plan.zero else "all_reduce"
-    cost = [overlap.on_a_ring(operation, plan.dp, hw.link(0, plan.tp), hw.gpu.reduce_rate)(b) for b in nbytes.tolist()]
+    cost = [
+        overlap.on_a_ring(operation, plan.dp, hw.link(0, plan.tp), hw.gpu.reduce_rate)(b)
+        for b in nbytes.tolist()
+    ]
     low, high = overlap.bounds(ready.tolist(), cost)
     assert low <= ended.max() * (1 + 1e-12)
     assert ended.max() <= high * (1 + 1e-12)
@@ -113,7 +118,9 @@ def test_a_longer_message_or_a_bucket_launched_at_the_end_fails_the_row():
     plan = plan_of(bucket=500)
     run = run_plan(plan, SMALL, "dry")
     graph = run.graph
-    last = np.flatnonzero((graph.kind == SEND) & (graph.label == graph.names.index(f"bucket {len(run.results[0].units) - 1}")))
+    last = np.flatnonzero(
+        (graph.kind == SEND) & (graph.label == graph.names.index(f"bucket {len(run.results[0].units) - 1}"))
+    )
     graph.bytes[last[0]] += 64
     (row,) = last_bucket(plan, run.replay("classroom"))
     assert row.verdict == "failed"
@@ -132,7 +139,7 @@ def test_the_chain_lies_within_its_bounds_whatever_the_buckets(pairs):
     assert low - 1e-9 <= overlap.end_of_chain(ready, cost) <= high + 1e-9
 
 
-# ---- the best buckets --------------------------------------------------------------------------------------------
+# ---- the best buckets --------------------------------------------------------------------------------------
 def all_cuts(n: int):
     """Every way to cut n gradients into consecutive buckets."""
     for walls in itertools.product((False, True), repeat=n - 1):
@@ -141,7 +148,11 @@ def all_cuts(n: int):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 50)), min_size=1, max_size=9), st.floats(0, 2), st.floats(0.01, 1))
+@given(
+    st.lists(st.tuples(st.floats(0, 5), st.integers(1, 50)), min_size=1, max_size=9),
+    st.floats(0, 2),
+    st.floats(0.01, 1),
+)
 def test_the_best_of_all_cuts_is_found_without_trying_them(pairs, alpha, per_byte):
     ready, sizes = sorted(r for r, _ in pairs), [s for _, s in pairs]
 

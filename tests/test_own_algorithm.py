@@ -78,14 +78,18 @@ def rows_of(options, model=MODEL):
     return {r.key: r for r in accounts.rows(judged)}, run.graph
 
 
-@pytest.mark.parametrize(("options", "other"), [
-    ({"dp": 2}, {"dp_gradients_sent", "last_bucket_reduced"}),
-    ({"dp": 2, "zero": 1}, set()),  # a reduce-scatter and an all-gather, which the file does not have
-    ({"dp": 4, "zero": 2, "shard": 2}, {"dp_gradients_sent_across"}),
-    ({"tp": 2}, {"tp_layer_sent", "tp_embedding_sent", "tp_head_sent", "tp_loss_sent"}),
-    ({"tp": 2, "sequence_parallel": True}, {"tp_loss_sent", "tp_norm_gradients_sent"}),
-    ({"pp": 2}, {"tied_embedding_gradients_sent"}),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "other"),
+    [
+        ({"dp": 2}, {"dp_gradients_sent", "last_bucket_reduced"}),
+        ({"dp": 2, "zero": 1}, set()),  # a reduce-scatter and an all-gather, which the file does not have
+        ({"dp": 4, "zero": 2, "shard": 2}, {"dp_gradients_sent_across"}),
+        ({"tp": 2}, {"tp_layer_sent", "tp_embedding_sent", "tp_head_sent", "tp_loss_sent"}),
+        ({"tp": 2, "sequence_parallel": True}, {"tp_loss_sent", "tp_norm_gradients_sent"}),
+        ({"pp": 2}, {"tied_embedding_gradients_sent"}),
+    ],
+    ids=str,
+)
 def test_rows_of_a_ring_s_bytes_are_not_applicable_where_it_ran_and_all_others_hold(toy, options, other):
     ours, graph = rows_of({**options, "algorithm": toy})
     rings, _ = rows_of(options)
@@ -124,14 +128,18 @@ def test_a_file_s_all_to_all_serves_experts_and_ulysses(tmp_path):
         assert rows["dp_gradients_sent"].verdict == "held"
 
 
-@pytest.mark.parametrize(("source", "name", "rule"), [
-    (None, "x", "there is no file"),
-    ("nonsense = 1", "x", "registers no algorithm of this name"),
-    ("1 / 0", "x", "fails on import: ZeroDivisionError"),
-    (TOY.format(name="half") + "1 / 0", "half", "fails on import"),
-    (TOY.format(name="ring"), "ring", "has an algorithm of this name"),
-    (TOY.replace("all_reduce", "all_redcue").format(name="x"), "x", "unknown collective"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "name", "rule"),
+    [
+        (None, "x", "there is no file"),
+        ("nonsense = 1", "x", "registers no algorithm of this name"),
+        ("1 / 0", "x", "fails on import: ZeroDivisionError"),
+        (TOY.format(name="half") + "1 / 0", "half", "fails on import"),
+        (TOY.format(name="ring"), "ring", "has an algorithm of this name"),
+        (TOY.replace("all_reduce", "all_redcue").format(name="x"), "x", "unknown collective"),
+    ],
+    ids=str,
+)
 def test_a_mistake_in_the_file_is_one_of_usage(tmp_path, capsys, monkeypatch, source, name, rule):
     monkeypatch.chdir(tmp_path)
     if source is not None:

@@ -1,4 +1,6 @@
-"""Parameter servers and backup workers equal their own references; the order of arrival repeats, and breaking anything shows."""
+"""Parameter servers and backup workers equal their own references; the order of arrival repeats, and breaking
+anything shows.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +32,28 @@ MODEL = make_model("tiny", layers=1, hidden=16, heads=4, seq=6, vocab=30)
 
 
 def job_of(workers: int, optimizer: str = "sgd", steps: int = 4, **options) -> Job:
-    plan = make_plan(dp=workers, global_batch=2 * workers, micro_batch=2, precision="fp64", optimizer=optimizer, lr=1e-2, clip=0.0)
+    plan = make_plan(
+        dp=workers,
+        global_batch=2 * workers,
+        micro_batch=2,
+        precision="fp64",
+        optimizer=optimizer,
+        lr=1e-2,
+        clip=0.0,
+    )
     return Job(plan, MODEL, steps, capture=True, **options)
 
 
 def run_of(job: Job, plan, backend: str = "threads", **options):
-    return Cluster("classroom", plan.layout.ranks, backend, memory_bytes=None, **options).run(ps.exchange, job, plan, info=plan.info)
+    return Cluster("classroom", plan.layout.ranks, backend, memory_bytes=None, **options).run(
+        ps.exchange, job, plan, info=plan.info
+    )
 
 
 def worst(job: Job, plan, run=None, alone=None) -> float:
-    compared = ps.compare((run or run_of(job, plan)).results, alone or ps.in_one_process(job, plan), plan.layout)
+    compared = ps.compare(
+        (run or run_of(job, plan)).results, alone or ps.in_one_process(job, plan), plan.layout
+    )
     return max(compared.values())
 
 
@@ -57,7 +71,9 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(("workers", "servers", "staleness", "own_ranks"), LAYOUTS)
-def test_an_asynchronous_run_equals_its_arrival_plan_in_one_process(workers, servers, staleness, own_ranks, optimizer):
+def test_an_asynchronous_run_equals_its_arrival_plan_in_one_process(
+    workers, servers, staleness, own_ranks, optimizer
+):
     job, layout = job_of(workers, optimizer), Layout(workers, servers, 4, staleness, own_ranks)
     for seed in range(3):
         assert worst(job, seeded(layout, seed)) <= (1e-12 if optimizer == "sgd" else 1e-10)
@@ -75,7 +91,9 @@ def test_an_order_drawn_from_the_virtual_clock_is_followed_and_takes_as_long_as_
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize(("workers", "servers", "own_ranks"), [(1, 1, True), (3, 2, True), (4, 4, False), (4, 1, False)])
+@pytest.mark.parametrize(
+    ("workers", "servers", "own_ranks"), [(1, 1, True), (3, 2, True), (4, 4, False), (4, 1, False)]
+)
 def test_the_synchronous_mode_equals_one_device(workers, servers, own_ranks, optimizer):
     job, plan = job_of(workers, optimizer), synchronous(Layout(workers, servers, 4, None, own_ranks))
     run = run_of(job, plan)
@@ -84,7 +102,12 @@ def test_the_synchronous_mode_equals_one_device(workers, servers, own_ranks, opt
     for result in run.results[:workers]:
         assert check.difference(result.pulled, expected, 1.0) <= 1e-10
     gradients = torch.cat([t.reshape(-1) for t in one.gradients[0].values()])
-    assert check.difference(sum(r.pushes[0] for r in run.results[:workers]), gradients, 1e-3 * float(gradients.abs().max())) <= 1e-10
+    assert (
+        check.difference(
+            sum(r.pushes[0] for r in run.results[:workers]), gradients, 1e-3 * float(gradients.abs().max())
+        )
+        <= 1e-10
+    )
     assert worst(job, plan, run) <= 1e-10
 
 
@@ -109,13 +132,18 @@ def test_nobody_is_more_than_s_clocks_ahead_and_somebody_is_exactly_s(staleness)
                 before = [d for d in graph.dependencies(at).tolist() if d not in seen]
                 seen.update(before)
                 stack += before
-            came = [int(graph.peer[r]) for r in seen if graph.kind[r] == RECV and graph.rank[r] == layout.home(k)]
+            came = [
+                int(graph.peer[r]) for r in seen if graph.kind[r] == RECV and graph.rank[r] == layout.home(k)
+            ]
             clocks = [came.count(w) for w in range(layout.workers)]
             ahead.append(clocks[int(graph.peer[row])] - min(clocks))
     assert max(ahead) == staleness
 
 
-@pytest.mark.parametrize(("workers", "servers", "own_ranks"), [(1, 1, True), (3, 2, True), (4, 4, False), (4, 3, False), (2, 5, True)])
+@pytest.mark.parametrize(
+    ("workers", "servers", "own_ranks"),
+    [(1, 1, True), (3, 2, True), (4, 4, False), (4, 3, False), (2, 5, True)],
+)
 def test_bytes_of_servers_and_workers_are_the_formula_s(workers, servers, own_ranks):
     layout, psi = Layout(workers, servers, 3, 1, own_ranks), MODEL.parameters()
     graph = run_of(job_of(workers), seeded(layout, 0)).graph
@@ -158,7 +186,8 @@ def test_on_ray_actors_the_same_plan_gives_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "field"), [((2, 3, 1, 0, False), "servers"), ((2, 0, 1, 0, True), "servers"), ((2, 1, 1, -1, True), "staleness")]
+    ("wrong", "field"),
+    [((2, 3, 1, 0, False), "servers"), ((2, 0, 1, 0, True), "servers"), ((2, 1, 1, -1, True), "staleness")],
 )
 def test_a_layout_that_cannot_be_is_named(wrong, field):
     with pytest.raises(InputError, match=field):
@@ -171,7 +200,7 @@ def test_a_plan_that_cannot_happen_is_told_apart_from_one_that_can():
         ps.in_one_process(job_of(2), replace(plan, scripts=((WORK, WORK), (WORK, WORK), (0, 0, 1, 1))))
 
 
-# ---- mutations: the check can fail -------------------------------------------------------------------------------
+# ---- mutations: the check can fail -------------------------------------------------------------------------
 def planned(staleness: int | None = 1):
     job, layout = job_of(3), Layout(3, 2, 4, staleness, True)
     plan = virtual(job, layout, slow_ranks={2: 9.0}) if staleness is not None else synchronous(layout)
@@ -226,7 +255,7 @@ def test_a_gradient_on_fresh_instead_of_pulled_weights_is_caught(monkeypatch):
     assert worst(job, plan, run_of(job, plan), alone) > 1e-9
 
 
-# ---- backup workers ----------------------------------------------------------------------------------------------
+# ---- backup workers ----------------------------------------------------------------------------------------
 def backed_up(job: Job, chosen, workers: int, backend: str = "threads"):
     return Cluster("classroom", workers + 1, backend, memory_bytes=None).run(
         backup_workers.train_with_backups, job, chosen, info=job_info(job)
@@ -278,14 +307,18 @@ def test_the_expected_step_is_the_harmonic_sum():
 
 def test_the_clock_serves_what_is_ready_first():
     layout = Layout(2, 1, 1, 1, True)
-    times = arrivals.Times(lambda w, c: (5.0, 1.0)[w], lambda k: 1.0, lambda k: 0.5, lambda *_: 2.0, lambda *_: 0.25)
+    times = arrivals.Times(
+        lambda w, c: (5.0, 1.0)[w], lambda k: 1.0, lambda k: 0.5, lambda *_: 2.0, lambda *_: 0.25
+    )
     plan = arrivals.arrive(layout, times, "by hand")
     assert plan.scripts == ((WORK,), (WORK,), (1, 0))
-    assert plan.applied == ((4.25, 8.25),)  # 1 + 2 + 0.25 + 1; then 5 + 2 + 0.25 + 1: the server had long been free
+    assert plan.applied == (
+        (4.25, 8.25),
+    )  # 1 + 2 + 0.25 + 1; then 5 + 2 + 0.25 + 1: the server had long been free
     assert plan.makespan == pytest.approx(8.25 + 0.5 + 2 + 0.25)  # the answer to worker 0
 
 
-# ---- as a person runs it -----------------------------------------------------------------------------------------
+# ---- as a person runs it -----------------------------------------------------------------------------------
 def glass(*words: str):
     return CliRunner().invoke(app, [*words, "--backend", "threads"])
 
@@ -294,10 +327,15 @@ def glass(*words: str):
     ("options", "reference"),
     [
         (["--exchange", "parameter-server", "--servers", "2"], "one device"),
-        (["--exchange", "async-server", "--staleness", "1", "--jitter", "1", "--optimizer", "sgd"], "the arrival plan in one process"),
+        (
+            ["--exchange", "async-server", "--staleness", "1", "--jitter", "1", "--optimizer", "sgd"],
+            "the arrival plan in one process",
+        ),
     ],
 )
-def test_glass_train_checks_an_exchange_against_its_own_reference_and_its_order_stays_as_recorded(options, reference, tmp_path):
+def test_glass_train_checks_an_exchange_against_its_own_reference_and_its_order_stays_as_recorded(
+    options, reference, tmp_path
+):
     shape = ["--layers", "1", "--hidden", "16", "--seq", "8", "--vocab", "30", "--steps", "4"]
     done = glass("train", "--dp", "3", *options, *shape, "--json", "--out", str(tmp_path / "run"))
     assert done.exit_code == 0, done.output
@@ -306,7 +344,9 @@ def test_glass_train_checks_an_exchange_against_its_own_reference_and_its_order_
     assert said["checked_steps"] == 3
     assert len(said["losses"]) == 4
     assert max(said[f"max_rel_{k}_diff"] for k in ("grad", "weight", "loss")) <= 1e-10
-    again = json.loads(CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--hardware", "dgx-h100", "--json"]).stdout)
+    again = json.loads(
+        CliRunner().invoke(app, ["replay", str(tmp_path / "run"), "--hardware", "dgx-h100", "--json"]).stdout
+    )
     fixed = "async-server" in options
     assert again.get("order") == said.get("order") == ("as recorded" if fixed else None)
     assert ("order as recorded" in (tmp_path / "run" / "report.html").read_text()) == fixed
@@ -335,12 +375,17 @@ def test_staleness_without_an_asynchronous_server_is_named():
         assert isinstance(wrong.exception, InputError)
         assert "async-server" in str(wrong.exception)
     with pytest.raises(InputError, match="another program"):
-        Cluster("classroom", 2, "dry").run(train_rank, Job(make_plan(dp=2, exchange="async-server"), MODEL, 1))
+        Cluster("classroom", 2, "dry").run(
+            train_rank, Job(make_plan(dp=2, exchange="async-server"), MODEL, 1)
+        )
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("async_servers", {"workers": 3, "clocks": 6, "staleness": 1, "slow": 8.0}), ("diloco", {"replicas": 2, "steps": 10, "every": 4})],
+    [
+        ("async_servers", {"workers": 3, "clocks": 6, "staleness": 1, "slow": 8.0}),
+        ("diloco", {"replicas": 2, "steps": 10, "every": 4}),
+    ],
 )
 def test_the_scenarios_hold_in_both_languages_and_their_figures_are_drawn(name, options):
     scenario = find(name)

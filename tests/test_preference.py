@@ -1,4 +1,6 @@
-"""Preference tuning on ranks equals one process, holds what Eq 39 says, and raises the reward that a rule checks."""
+"""Preference tuning on ranks equals one process, holds what Eq 39 says, and raises the reward that a rule
+checks.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +36,35 @@ def start():
     """An SFT policy that is right now and then, and comparisons of its answers."""
     weights = alone.in_one_process(START).weights["actor"]
     with one_thread():
-        pairs = policy.compared(make_model("actor", replace(START, weights=weights), dtype=torch.float64), TASK, 60, 5)
+        pairs = policy.compared(
+            make_model("actor", replace(START, weights=weights), dtype=torch.float64), TASK, 60, 5
+        )
     return weights, pairs
 
 
 def job_of(method: str, **options) -> Tuning:
     weights, pairs = start()
-    more = {"ppo": {"epochs": 2, "reward": "model", "prompts": 12}, "grpo": {"epochs": 2, "group": 4, "prompts": 6}}.get(method, {})
-    defaults = {"iterations": 3, "prompts": 8, "precision": "fp64", "capture": True, "lr": 3e-3, "critic_lr": 3e-3, "seed": 3, **more}
+    more = {
+        "ppo": {"epochs": 2, "reward": "model", "prompts": 12},
+        "grpo": {"epochs": 2, "group": 4, "prompts": 6},
+    }.get(method, {})
+    defaults = {
+        "iterations": 3,
+        "prompts": 8,
+        "precision": "fp64",
+        "capture": True,
+        "lr": 3e-3,
+        "critic_lr": 3e-3,
+        "seed": 3,
+        **more,
+    }
     return Tuning(method, MODEL, TASK, weights=weights, pairs=pairs, **{**defaults, **options})
 
 
 def run_of(job: Tuning, backend: str = "threads", **options):
-    return Cluster("classroom", job.ranks, backend, memory_bytes=None, **options).run(tune_rank, job, info={"precision": job.precision})
+    return Cluster("classroom", job.ranks, backend, memory_bytes=None, **options).run(
+        tune_rank, job, info={"precision": job.precision}
+    )
 
 
 def failed(rows: list[Row]) -> list[str]:
@@ -60,11 +78,20 @@ JOBS = {
     "dpo with an SFT loss": ("dpo", {"imitation": 0.7}),
     "dpo on one rank": ("dpo", {"placement": place("dpo", "rule", ("actor", "reference"))}),
     "ppo": ("ppo", {}),
-    "ppo on one rank": ("ppo", {"placement": dict.fromkeys(("actor", "critic", "reference", "reward", "rollout"), 0)}),
-    "ppo on two ranks": ("ppo", {"placement": place("ppo", "model", ("actor", "rollout"), ("critic", "reference", "reward"))}),
+    "ppo on one rank": (
+        "ppo",
+        {"placement": dict.fromkeys(("actor", "critic", "reference", "reward", "rollout"), 0)},
+    ),
+    "ppo on two ranks": (
+        "ppo",
+        {"placement": place("ppo", "model", ("actor", "rollout"), ("critic", "reference", "reward"))},
+    ),
     "ppo with a rule": ("ppo", {"reward": "rule", "max_norm": 0.0}),
     "grpo": ("grpo", {}),
-    "grpo with a reward model": ("grpo", {"reward": "model", "placement": place("grpo", "model", ("rollout", "reward"))}),
+    "grpo with a reward model": (
+        "grpo",
+        {"reward": "model", "placement": place("grpo", "model", ("rollout", "reward"))},
+    ),
 }
 
 
@@ -73,7 +100,11 @@ def test_roles_on_ranks_equal_one_process_and_hold_and_send_what_theory_says(nam
     method, options = JOBS[name]
     job = job_of(method, **options)
     run = run_of(job)
-    rows = tuning.equality_rows(job, run.results) + tuning.memory_rows(job, run.results) + tuning.traffic_rows(job, run)
+    rows = (
+        tuning.equality_rows(job, run.results)
+        + tuning.memory_rows(job, run.results)
+        + tuning.traffic_rows(job, run)
+    )
     assert failed(rows) == []
     first = next(r for r in run.results if "actor" in r.losses or "reward" in r.losses)
     moved = next(iter(first.weights.values()))["layers.0.out_weight"] - job.weights["layers.0.out_weight"]
@@ -117,7 +148,9 @@ def test_a_mistake_on_ranks_is_seen(mistake, monkeypatch):
     job = job_of(method, **({"max_norm": 0.1} if method == "sft" else {}))
     right = alone.in_one_process(job)
     monkeypatch.setattr(owner, name, wrong)
-    found = alone.compare(Cluster("classroom", job.ranks, "threads").run(tune_rank, job, record=False).results, right)
+    found = alone.compare(
+        Cluster("classroom", job.ranks, "threads").run(tune_rank, job, record=False).results, right
+    )
     assert found["max_rel_weight_diff"] > 1e-6
 
 
@@ -126,15 +159,21 @@ def test_groups_that_are_mixed_up_or_not_scaled_are_seen(wrong, monkeypatch):
     job = job_of("grpo")
     right = alone.in_one_process(job)
     monkeypatch.setattr(online.grpo, "advantages", wrong)
-    found = alone.compare(Cluster("classroom", job.ranks, "threads").run(tune_rank, job, record=False).results, right)
+    found = alone.compare(
+        Cluster("classroom", job.ranks, "threads").run(tune_rank, job, record=False).results, right
+    )
     assert found["max_rel_weight_diff"] > 1e-6
 
 
-# ---- Eq 39 ---------------------------------------------------------------------------------------------------------
+# ---- Eq 39 -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("backend", ["threads", "dry"])
 def test_mixed_precision_holds_36_bytes_a_parameter_for_ppo_20_for_grpo_and_18_with_a_rule(backend):
     psi, head = MODEL.parameters(), MODEL.hidden + 1  # a critic's and a reward model's own
-    for method, reward, bytes_, heads in (("ppo", "model", 36, 16 + 2), ("grpo", "model", 20, 2), ("grpo", "rule", 18, 0)):
+    for method, reward, bytes_, heads in (
+        ("ppo", "model", 36, 16 + 2),
+        ("grpo", "model", 20, 2),
+        ("grpo", "rule", 18, 0),
+    ):
         job = job_of(method, reward=reward, precision="bf16", iterations=1, capture=False)
         job = replace(job, placement=place(method, reward, ("actor", "rollout")))
         run = run_of(job, backend)
@@ -148,7 +187,9 @@ def test_mixed_precision_holds_36_bytes_a_parameter_for_ppo_20_for_grpo_and_18_w
 
 def test_heads_of_models_that_are_not_tied_are_counted():
     job = replace(
-        job_of("ppo", iterations=1), model=MODEL.model_copy(update={"tied": False, "norm": "rmsnorm", "bias": False}), weights=None
+        job_of("ppo", iterations=1),
+        model=MODEL.model_copy(update={"tied": False, "norm": "rmsnorm", "bias": False}),
+        weights=None,
     )
     assert failed(tuning.memory_rows(job, run_of(job).results)) == []
 
@@ -193,7 +234,7 @@ def test_ray_actors_play_the_roles():
     assert failed(tuning.equality_rows(job, run.results) + tuning.memory_rows(job, run.results)) == []
 
 
-# ---- learning ------------------------------------------------------------------------------------------------------
+# ---- learning ----------------------------------------------------------------------------------------------
 @pytest.mark.soak
 def test_over_five_seeds_gains_are_far_outside_the_noise_and_a_judge_without_a_leash_is_fooled():
     """The table of docs/preference.md; one seed of a smaller course is lesson F4's own row."""
@@ -215,7 +256,9 @@ def test_a_reward_of_the_wrong_sign_unlearns(monkeypatch):
     job = Tuning("grpo", MODEL, TASK, iterations=6, prompts=12, group=8, weights=start, lr=3e-3)
     before = policy.expected_reward(make_model("actor", job), TASK)
     monkeypatch.setattr(SortTask, "reward", lambda task, tokens: 1 - right(task, tokens))
-    after = policy.expected_reward(make_model("actor", replace(job, weights=tuning.tuned(job)[0].weights["actor"])), TASK)
+    after = policy.expected_reward(
+        make_model("actor", replace(job, weights=tuning.tuned(job)[0].weights["actor"])), TASK
+    )
     assert after < before - 0.05
 
 
@@ -229,9 +272,13 @@ def test_the_expected_reward_is_the_mean_of_sampled_ones():
 
 
 def test_the_divergence_is_the_sum_over_all_answers():
-    """KL over all 64² answers to the held-out prompts, against the sampled prefixes; of a policy to itself it is 0."""
+    """KL over all 64² answers to the held-out prompts, against the sampled prefixes; of a policy to itself it
+    is 0.
+    """
     weights, _ = start()
-    stage, other = (make_model("actor", replace(START, weights=w), dtype=torch.float64) for w in (weights, None))
+    stage, other = (
+        make_model("actor", replace(START, weights=w), dtype=torch.float64) for w in (weights, None)
+    )
     assert policy.divergence(stage, stage, TASK) == 0
     prompts = TASK.prompts(held_out=True)
     pairs = torch.cartesian_prod(torch.arange(64), torch.arange(64))
@@ -245,7 +292,7 @@ def test_the_divergence_is_the_sum_over_all_answers():
     assert sampled == pytest.approx(exact, rel=0.03)
 
 
-# ---- mistakes of a person ------------------------------------------------------------------------------------------
+# ---- mistakes of a person ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("options", "field"),
     [
@@ -266,7 +313,7 @@ def test_a_job_that_cannot_be_names_the_field(options, field):
         place("dpo", "rule", ("critic",))
 
 
-# ---- placement -----------------------------------------------------------------------------------------------------
+# ---- placement ---------------------------------------------------------------------------------------------
 def test_all_ways_to_share_gpus_are_tried_once():
     for n, bell in enumerate((1, 1, 2, 5, 15, 52)):
         ways = [frozenset(frozenset(g) for g in groups) for groups in partitions("abcde"[:n])]
@@ -280,11 +327,16 @@ def test_a_placement_that_fits_runs_and_one_that_does_not_is_out_of_memory():
     groups = fit(job, states, spare=states * 0.4)
     assert len(groups) == 2
     assert any({"actor", "rollout"} <= set(group) for group in groups)
-    assert not any({"actor", "critic"} <= set(group) for group in groups), "two optimizers on one GPU would not fit"
+    assert not any({"actor", "critic"} <= set(group) for group in groups), (
+        "two optimizers on one GPU would not fit"
+    )
     placed = replace(job, placement=place("ppo", "model", *groups))
     peaks = [total for total, _ in run_of(placed).peak_memory()]
     Cluster("classroom", 2, "threads", memory_bytes=max(peaks)).run(tune_rank, placed)
-    for least, rank in ((max(peaks) - 1, placed), (max(peaks), replace(job, placement=dict.fromkeys(job.roles, 0)))):
+    for least, rank in (
+        (max(peaks) - 1, placed),
+        (max(peaks), replace(job, placement=dict.fromkeys(job.roles, 0))),
+    ):
         with pytest.raises(OutOfMemory):
             Cluster("classroom", rank.ranks, "threads", memory_bytes=least).run(tune_rank, rank)
     with pytest.raises(InputError, match="actor alone holds"):
@@ -293,7 +345,11 @@ def test_a_placement_that_fits_runs_and_one_that_does_not_is_out_of_memory():
 
 def test_the_scenario_holds_in_both_languages_and_its_figures_are_drawn():
     scenario = find("preference")
-    lab = perform(scenario, Lab(scenario, "threads", scenario.hardware), {"sft": 100, "iterations": 2, "tokens": 4})
+    lab = perform(
+        scenario, Lab(scenario, "threads", scenario.hardware), {"sft": 100, "iterations": 2, "tokens": 4}
+    )
     assert lab.ok, [r.key for r in lab.all_checks if r.verdict == "failed"]
     assert [r.key for r in lab.all_checks if r.name.zh == r.name.en] == []
-    assert [[len(make(lang).data) for _, make in lab.figures] for lang in ("en", "zh")] == [[3, 2, 3, 1, 1]] * 2
+    assert [[len(make(lang).data) for _, make in lab.figures] for lang in ("en", "zh")] == [
+        [3, 2, 3, 1, 1]
+    ] * 2

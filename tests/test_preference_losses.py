@@ -1,4 +1,6 @@
-"""Every loss of preference tuning equals the paper's sum written as loops over numbers, and its gradient the closed form."""
+"""Every loss of preference tuning equals the paper's sum written as loops over numbers, and its gradient the
+closed form.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +39,25 @@ SCORES, REWARDS = drawn(B, seed=5), drawn(B, T, seed=6)
 
 def test_the_rule_knows_right_from_wrong_and_nothing_trains_on_what_is_held_out():
     task = SortTask(3)
-    tokens = torch.tensor([list(b"315>135"), list(b"315>153"), list(b"090>009"), list(b"777>777"), list(b"315>531")])
+    tokens = torch.tensor(
+        [list(b"315>135"), list(b"315>153"), list(b"090>009"), list(b"777>777"), list(b"315>531")]
+    )
     assert task.reward(tokens).tolist() == [1, 0, 1, 1, 0]
     train, kept = ({tuple(p) for p in task.prompts(h).tolist()} for h in (False, True))
     assert (len(train), len(kept), train & kept) == (800, 200, set())
     assert {p[-1] for p in train | kept} == {ENDS_PROMPT}
-    shown = task.demonstrations(task.draw(4000, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2))
+    shown = task.demonstrations(
+        task.draw(4000, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(2)
+    )
     palindromes = (task.answers(shown[:, :4]) == task.answers(shown[:, :4]).flip(1)).all(1).double()
     assert float(task.reward(shown).mean() - 0.6 * palindromes.mean()) == pytest.approx(task.upward, abs=0.03)
 
 
 def test_sft_counts_answer_tokens_alone():
     stage, task = GPTStage(MODEL, dtype=torch.float64), SortTask(3)
-    tokens = task.demonstrations(task.draw(5, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1))
+    tokens = task.demonstrations(
+        task.draw(5, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1)
+    )
     mine = sft.loss(sequences.log_probs(stage, tokens, 3), torch.ones(5, 3))
     targets = tokens[:, 1:].clone()
     targets[:, :3] = IGNORE
@@ -63,14 +71,19 @@ def test_values_stand_before_their_token_and_a_score_behind_the_last():
     tokens = torch.randint(64, (3, 7), generator=torch.Generator().manual_seed(0))
     other = tokens.clone()
     other[:, -1] = (other[:, -1] + 1) % 64
-    assert torch.equal(sequences.values(model, tokens, 3), sequences.values(model, other, 3)), "a value has not seen its own token"
+    assert torch.equal(sequences.values(model, tokens, 3), sequences.values(model, other, 3)), (
+        "a value has not seen its own token"
+    )
     assert not torch.isclose(sequences.scores(model, tokens), sequences.scores(model, other)).any()
     other = tokens.clone()
     other[:, -2] = (other[:, -2] + 1) % 64
     moved = (sequences.values(model, tokens, 3) != sequences.values(model, other, 3)).any(0)
     assert moved.tolist() == [False, False, True]
     policy = GPTStage(MODEL)
-    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in policy.parameters()) + MODEL.hidden + 1
+    assert (
+        sum(p.numel() for p in model.parameters())
+        == sum(p.numel() for p in policy.parameters()) + MODEL.hidden + 1
+    )
     assert set(model.full_names()) - set(policy.full_names()) == {"head.scalar_weight", "head.scalar_bias"}
 
 
@@ -117,7 +130,9 @@ def test_dpos_reward_is_the_one_whose_optimum_the_policy_is():
     best = torch.log_softmax(reference + reward / beta, 0)
     for w in range(5):
         for l in range(5):
-            h = dpo.margins(best[w : w + 1], best[l : l + 1], reference[w : w + 1], reference[l : l + 1], beta)
+            h = dpo.margins(
+                best[w : w + 1], best[l : l + 1], reference[w : w + 1], reference[l : l + 1], beta
+            )
             assert float(h) == pytest.approx(float(reward[w] - reward[l]), abs=1e-12)
 
 
@@ -126,19 +141,31 @@ def test_gae_is_the_discounted_sum_of_surprises(gamma, lam):
     rewards = REWARDS * MASK
     made, targets = ppo.advantages(rewards, VALUES, MASK, gamma, lam)
     for b, n in enumerate(LENGTHS):
-        delta = [float(rewards[b, t] + (gamma * VALUES[b, t + 1] if t + 1 < n else 0) - VALUES[b, t]) for t in range(n)]
+        delta = [
+            float(rewards[b, t] + (gamma * VALUES[b, t + 1] if t + 1 < n else 0) - VALUES[b, t])
+            for t in range(n)
+        ]
         for t in range(T):
             sum_ = sum((gamma * lam) ** k * delta[t + k] for k in range(n - t)) if t < n else 0.0
             assert float(made[b, t]) == pytest.approx(sum_, abs=1e-12)
-            assert float(targets[b, t]) == pytest.approx(sum_ + float(VALUES[b, t]) if t < n else 0.0, abs=1e-12)
+            assert float(targets[b, t]) == pytest.approx(
+                sum_ + float(VALUES[b, t]) if t < n else 0.0, abs=1e-12
+            )
         if lam == 1:  # the value drops out of the target: it is what really came
-            assert float(targets[b, 0]) == pytest.approx(sum(gamma**k * float(rewards[b, k]) for k in range(n)), abs=1e-12)
+            assert float(targets[b, 0]) == pytest.approx(
+                sum(gamma**k * float(rewards[b, k]) for k in range(n)), abs=1e-12
+            )
 
 
 def test_ppos_rewards_are_a_penalty_a_token_and_the_score_on_the_last():
     made = ppo.token_rewards(SCORES, OLD, REFERENCE, MASK, 0.2)
     for b, n in enumerate(LENGTHS):
-        right = [-0.2 * float(OLD[b, t] - REFERENCE[b, t]) + (float(SCORES[b]) if t == n - 1 else 0.0) if t < n else 0.0 for t in range(T)]
+        right = [
+            -0.2 * float(OLD[b, t] - REFERENCE[b, t]) + (float(SCORES[b]) if t == n - 1 else 0.0)
+            if t < n
+            else 0.0
+            for t in range(T)
+        ]
         assert made[b].tolist() == pytest.approx(right, abs=1e-12)
 
 
@@ -193,24 +220,50 @@ def test_grpos_loss_equals_equation_3_written_as_loops():
         for t in range(n):
             ratio, a = math.exp(NEW[b, t]) / math.exp(OLD[b, t]), float(advantage[b])
             other = math.exp(REFERENCE[b, t]) / math.exp(NEW[b, t])
-            answer += min(ratio * a, clipped(ratio, 1 - clip, 1 + clip) * a) - beta * (other - math.log(other) - 1)
+            answer += min(ratio * a, clipped(ratio, 1 - clip, 1 + clip) * a) - beta * (
+                other - math.log(other) - 1
+            )
         total -= answer / n / B
-    assert float(grpo.loss(NEW, OLD, REFERENCE, advantage, MASK, clip, beta)) == pytest.approx(total, rel=1e-12)
+    assert float(grpo.loss(NEW, OLD, REFERENCE, advantage, MASK, clip, beta)) == pytest.approx(
+        total, rel=1e-12
+    )
 
 
 def test_grpos_kl_estimate_is_never_negative_and_its_mean_is_the_kl():
     policy, reference = torch.log_softmax(drawn(5, seed=1), 0), torch.log_softmax(drawn(5, seed=2), 0)
     k = grpo.kl(policy, reference)
     assert (k >= 0).all()
-    assert float((policy.exp() * k).sum()) == pytest.approx(float((policy.exp() * (policy - reference)).sum()), rel=1e-12)
+    assert float((policy.exp() * k).sum()) == pytest.approx(
+        float((policy.exp() * (policy - reference)).sum()), rel=1e-12
+    )
 
 
 BROKEN = {
-    "the ratio is not clipped": (ppo, "policy_loss", lambda n, o, a, m, c: -ppo.masked_mean(ppo.ratios(n, o) * a, m)),
-    "the value is not held": (ppo, "value_loss", lambda n, o, g, m, c: 0.5 * ppo.masked_mean((n - g) ** 2, m)),
-    "GAE forgets lambda": (ppo, "advantages", lambda r, v, m, g, _lam, right=ppo.advantages: right(r, v, m, g, 1.0)),
-    "a mean over all tokens": (grpo, "loss", lambda n, o, r, a, m, c, b, right=grpo.loss: right(n, o, r, a, torch.ones_like(m), c, b)),
-    "std divided by G - 1": (grpo, "advantages", lambda r: (r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-6)),
+    "the ratio is not clipped": (
+        ppo,
+        "policy_loss",
+        lambda n, o, a, m, c: -ppo.masked_mean(ppo.ratios(n, o) * a, m),
+    ),
+    "the value is not held": (
+        ppo,
+        "value_loss",
+        lambda n, o, g, m, c: 0.5 * ppo.masked_mean((n - g) ** 2, m),
+    ),
+    "GAE forgets lambda": (
+        ppo,
+        "advantages",
+        lambda r, v, m, g, _lam, right=ppo.advantages: right(r, v, m, g, 1.0),
+    ),
+    "a mean over all tokens": (
+        grpo,
+        "loss",
+        lambda n, o, r, a, m, c, b, right=grpo.loss: right(n, o, r, a, torch.ones_like(m), c, b),
+    ),
+    "std divided by G - 1": (
+        grpo,
+        "advantages",
+        lambda r: (r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-6),
+    ),
     "DPO without its reference": (dpo, "margins", lambda w, l, rw, rl, beta: beta * (w - l)),
     "padding has a loss": (sft, "loss", lambda p, m: -p.mean()),
 }

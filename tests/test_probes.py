@@ -54,7 +54,9 @@ def alone():
     return probed()
 
 
-@pytest.mark.parametrize("layout", [v for k, v in LAYOUTS.items() if k != "one"], ids=[k for k in LAYOUTS if k != "one"])
+@pytest.mark.parametrize(
+    "layout", [v for k, v in LAYOUTS.items() if k != "one"], ids=[k for k in LAYOUTS if k != "one"]
+)
 def test_any_layout_reads_what_one_device_reads(layout, alone):
     job, found = probed(**{**layout, "precision": "fp64"})
     for mine, one in zip(found, alone[1], strict=True):
@@ -63,10 +65,16 @@ def test_any_layout_reads_what_one_device_reads(layout, alone):
         for name in ("layer_norms", "update_ratio", "activation_rms"):
             assert getattr(mine, name) == pytest.approx(getattr(one, name), rel=1e-9), name
         assert mine.replicas_equal
-        assert mine.zero_fraction == pytest.approx(one.zero_fraction, abs=1e-3)  # a key bias has a gradient of zero, or of rounding
+        assert mine.zero_fraction == pytest.approx(
+            one.zero_fraction, abs=1e-3
+        )  # a key bias has a gradient of zero, or of rounding
         assert len(mine.rank_losses) == job.plan.data_ranks
-    if job.plan.micro_batch == 1 and job.plan.cp == 1:  # else the first sequence of fewer micro-batches, or fewer keys
-        assert [v.attention_logit for v in found] == pytest.approx([v.attention_logit for v in alone[1]], rel=1e-9)
+    if (
+        job.plan.micro_batch == 1 and job.plan.cp == 1
+    ):  # else the first sequence of fewer micro-batches, or fewer keys
+        assert [v.attention_logit for v in found] == pytest.approx(
+            [v.attention_logit for v in alone[1]], rel=1e-9
+        )
 
 
 def test_one_device_s_readings_are_those_of_plain_torch(alone):
@@ -81,7 +89,9 @@ def test_one_device_s_readings_are_those_of_plain_torch(alone):
     first = found[0]
     assert first.loss == pytest.approx(float(loss.detach()))
     assert first.loss == pytest.approx(math.log(42), abs=0.1)  # Eq 37
-    assert first.gradient_norm == pytest.approx(math.sqrt(sum(float(p.grad.square().sum()) for p in named.values())))
+    assert first.gradient_norm == pytest.approx(
+        math.sqrt(sum(float(p.grad.square().sum()) for p in named.values()))
+    )
     assert first.layer_norms[2] == pytest.approx(
         math.sqrt(sum(float(p.grad.square().sum()) for n, p in named.items() if n.startswith("layers.2.")))
     )

@@ -54,7 +54,13 @@ def shared_ray():
     import ray
 
     before = dict(os.environ)
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    ray.init(
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )
     yield ray
     ray.shutdown()
     for key in set(os.environ) - set(before):
@@ -72,9 +78,14 @@ def same_bits(ours, theirs) -> bool:
 
 
 def test_eight_actors_train_the_issue_s_plan_bit_equal_to_threads_and_exact(shared_ray):
-    plan = make_plan(dp=2, tp=2, pp=2, zero=1, schedule="gpipe", micro_batch=1, global_batch=8, precision="fp64")
+    plan = make_plan(
+        dp=2, tp=2, pp=2, zero=1, schedule="gpipe", micro_batch=1, global_batch=8, precision="fp64"
+    )
     job = Job(plan, make_model("tiny", seq=32), steps=3, capture=True)
-    runs = [Cluster("classroom", 8, backend).run(train_rank, job, info=job_info(job)) for backend in ("threads", "ray")]
+    runs = [
+        Cluster("classroom", 8, backend).run(train_rank, job, info=job_info(job))
+        for backend in ("threads", "ray")
+    ]
     threads, ray = runs
     assert same_bits(threads.results, ray.results)
     assert [float(x) for x in threads.results[-1].losses] == [float(x) for x in ray.results[-1].losses]
@@ -82,19 +93,32 @@ def test_eight_actors_train_the_issue_s_plan_bit_equal_to_threads_and_exact(shar
     assert threads.graph.difference(ray.graph) is None
     compared = check.compare(ray.results, check.reference_for(job), plan)
     assert compared["checked_steps"] == 3
-    assert max(compared["max_rel_grad_diff"], compared["max_rel_weight_diff"], compared["max_rel_loss_diff"]) <= 1e-10
+    assert (
+        max(compared["max_rel_grad_diff"], compared["max_rel_weight_diff"], compared["max_rel_loss_diff"])
+        <= 1e-10
+    )
 
 
 def test_the_tour_s_other_plans_are_bit_equal_to_threads_and_outstanding_works_do_not_swap(shared_ray):
     model = make_model("tiny", seq=32)
     with Cluster("classroom", 4, "ray") as cluster:
-        for options in ({"dp": 4, "bucket": 40_000}, {"dp": 4, "zero": 3}, {"tp": 4}, {"pp": 4, "schedule": "1f1b"}):
+        for options in (
+            {"dp": 4, "bucket": 40_000},
+            {"dp": 4, "zero": 3},
+            {"tp": 4},
+            {"pp": 4, "schedule": "1f1b"},
+        ):
             job = Job(make_plan(**options), model, steps=2, capture=True)
-            ours, theirs = Cluster("classroom", 4, "threads").run(train_rank, job), cluster.run(train_rank, job)
+            ours, theirs = (
+                Cluster("classroom", 4, "threads").run(train_rank, job),
+                cluster.run(train_rank, job),
+            )
             assert same_bits(ours.results, theirs.results), options
             assert ours.graph.difference(theirs.graph) is None, options
         for program in OUTSTANDING:
-            assert cluster.run(program).results == [expected(program, r, 4) for r in range(4)], program.__name__
+            assert cluster.run(program).results == [expected(program, r, 4) for r in range(4)], (
+                program.__name__
+            )
 
 
 def test_all_ranks_sending_first_is_a_named_deadlock_within_the_operation_timeout(shared_ray):
@@ -106,7 +130,9 @@ def test_all_ranks_sending_first_is_a_named_deadlock_within_the_operation_timeou
 
 
 def test_a_peer_whose_connection_a_stalled_rank_closed_is_part_of_the_deadlock_not_its_cause():
-    """gloo closes a rank's connections when its own time runs out; whoever waits there sees that before its own time is up."""
+    """gloo closes a rank's connections when its own time runs out; whoever waits there sees that before its
+    own time is up.
+    """
 
     def says(kind: type, rank: int, peer: int) -> Any:
         error = kind(f"rank {rank}", rank=rank, operation="send", peer=peer)
@@ -158,9 +184,12 @@ def test_a_ray_of_our_own_leaves_no_process_and_no_variable_behind(tmp_path):
         "    cluster.run(one_is_killed)\n"
         "except RankDied as error:\n"
         "    named = error.rank\n"
-        "print(json.dumps({'rank': named, 'environment': before == dict(os.environ), 'left': sorted(processes() - there)}))\n"
+        "print(json.dumps({'rank': named, 'environment': before == dict(os.environ), 'left': "
+        "sorted(processes() - there)}))\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     import json
 

@@ -1,4 +1,6 @@
-"""The ten schedules as data: whose lists they are, what the theory says of them, and what the judge refuses."""
+"""The ten schedules as data: whose lists they are, what the theory says of them, and what the
+judge refuses.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +49,12 @@ def near(value: float):
     return pytest.approx(value, rel=1e-9, abs=1e-9)
 
 
-# ---- whose lists these are -----------------------------------------------------------------------------------------
+# ---- whose lists these are ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("p", range(1, 9))
 @pytest.mark.parametrize("name", THEIRS)
 def test_every_rank_does_what_the_installed_pytorch_lists(name, p):
-    # PyTorch refuses rounds that do not come out whole and fewer micro-batches than stages; ours are longer steps cut short
+    # PyTorch refuses rounds that do not come out whole and fewer micro-batches than stages; ours are longer
+    # steps cut short
     refuses = {
         "1f1b": lambda m: m < p,
         "interleaved": lambda m: m % max(1, m // p) != 0,
@@ -68,7 +71,9 @@ def test_every_rank_does_what_the_installed_pytorch_lists(name, p):
         theirs = pytorch_lists(name, p, m, v)
         if theirs is None:
             pytest.skip("this PyTorch prints no list for it")
-        if name == "1f1b":  # the last rank's list counts its forwards from 1 in torch 2.13; its runtime does not
+        if (
+            name == "1f1b"
+        ):  # the last rank's list counts its forwards from 1 in torch 2.13; its runtime does not
             theirs[-1] = [f"{p - 1}{kind}{i}" for i in range(m) for kind in "FB"]
         assert [ours.written(r) for r in range(p)] == theirs, (v, m)
 
@@ -144,9 +149,11 @@ def test_the_picture_in_a_schedule_s_docstring_is_what_is_played(theory, name, p
         assert row in theory.__doc__
 
 
-# ---- table 5 and table 4 of the zero-bubble paper -----------------------------------------------------------------
-# Qi et al., 2401.10241: profiled T_F, T_B, T_W and T_comm in ms (as in tests/data/published/zero_bubble_profile_ms.csv), stages,
-# chunks of one layer; bubble rates of table 5, samples per GPU and second of table 4. ZB-1p is a search that finds ZB-H1's rate;
+# ---- table 5 and table 4 of the zero-bubble paper ----------------------------------------------------------
+# Qi et al., 2401.10241: profiled T_F, T_B, T_W and T_comm in ms (as in
+# tests/data/published/zero_bubble_profile_ms.csv), stages,
+# chunks of one layer; bubble rates of table 5, samples per GPU and second of table 4. ZB-1p is a search that
+# finds ZB-H1's rate;
 # ZB-2p is the same search with twice the memory, and no schedule here.
 PROFILE = {"1.5B": (8, 3, 18.522, 18.086, 9.337, 0.601), "14.6B": (16, 3, 11.347, 11.248, 8.132, 0.377)}
 OURS = {"1F1B": "1f1b", "1F1B-I": "interleaved", "ZB-H1": "zb-h1", "ZB-H2": "zb-h2"}
@@ -184,21 +191,32 @@ def test_bubble_rates_of_the_zero_bubble_paper_s_table_5_within_one_point(model,
 @pytest.mark.parametrize(("model", "m"), [("1.5B", 24), ("14.6B", 48)])
 def test_three_of_table_5_s_rates_come_out_to_its_last_digit(model, m):
     for schedule in ("1F1B", "ZB-H1", "ZB-H2"):
-        assert table_5_rate(model, m, schedule) == pytest.approx(TABLE_5[model, m][schedule], abs=0.000051), schedule
+        assert table_5_rate(model, m, schedule) == pytest.approx(TABLE_5[model, m][schedule], abs=0.000051), (
+            schedule
+        )
 
 
 def wrong_pairs(model: str, m: int, sends_block: bool) -> list[tuple[str, str]]:
     """Pairs (slower, faster) of table 4 that bubbles put the other way round; a tie measured says nothing."""
     measured, stand_in = TABLE_4[model, m], {"ZB-1p": "ZB-H1", "ZB-2p": "ZB-H2"}
     rates = {s: table_5_rate(model, m, stand_in.get(s, s), sends_block) for s in measured}
-    return [(slow, fast) for slow, fast in product(measured, measured) if measured[slow] < measured[fast] and rates[fast] >= rates[slow]]
+    return [
+        (slow, fast)
+        for slow, fast in product(measured, measured)
+        if measured[slow] < measured[fast] and rates[fast] >= rates[slow]
+    ]
 
 
 @pytest.mark.parametrize(("model", "m"), TABLE_4)
 def test_the_throughput_ordering_of_table_4(model, m):
-    """With sends that are waited for, every pair; with free ones all but the one where table 4 contradicts the paper's own table 5."""
+    """With sends that are waited for, every pair; with free ones all but the one where table 4 contradicts
+    the paper's own table 5.
+    """
     assert wrong_pairs(model, m, sends_block=True) == []
-    against = TABLE_4[model, m]["1F1B-I"] < TABLE_4[model, m]["ZB-1p"] and TABLE_5[model, m]["1F1B-I"] < TABLE_5[model, m]["ZB-H1"]
+    against = (
+        TABLE_4[model, m]["1F1B-I"] < TABLE_4[model, m]["ZB-1p"]
+        and TABLE_5[model, m]["1F1B-I"] < TABLE_5[model, m]["ZB-H1"]
+    )
     assert wrong_pairs(model, m, sends_block=False) == ([("1F1B-I", "ZB-1p")] if against else [])
 
 
@@ -209,13 +227,17 @@ def test_the_quoted_cells_are_those_of_the_published_files():
         assert row["schedule"] in ("ZB-2p", "ZB-1p") or quoted[row["schedule"]] == float(row["bubble_rate"])
         assert row["schedule"] != "ZB-1p" or quoted["ZB-H1"] == float(row["bubble_rate"])
     for row in published_rows("zero_bubble_table4.csv"):
-        assert TABLE_4[row["model"], int(row["n_microbatches"])][row["schedule"]] == float(row["samples_per_gpu_s"])
+        assert TABLE_4[row["model"], int(row["n_microbatches"])][row["schedule"]] == float(
+            row["samples_per_gpu_s"]
+        )
     times = ("TF_ms", "TB_ms", "TW_ms", "Tcomm_ms")
-    profile = {r["model"]: tuple(float(r[k]) for k in times) for r in published_rows("zero_bubble_profile_ms.csv")}
+    profile = {
+        r["model"]: tuple(float(r[k]) for k in times) for r in published_rows("zero_bubble_profile_ms.csv")
+    }
     assert profile == {model: values[2:] for model, values in PROFILE.items()}
 
 
-# ---- closed forms, for p = 2..8 and m up to 32 ----------------------------------------------------------------------
+# ---- closed forms, for p = 2..8 and m up to 32 -------------------------------------------------------------
 @pytest.mark.parametrize("p", PS)
 def test_f20_and_f22_for_gpipe_1f1b_and_eager_1f1b(p):
     for m, (f, b) in product(range(1, 33), ((1, 2), (2.5, 0.75))):
@@ -232,7 +254,9 @@ def test_f20_for_gpipe_with_any_stages_and_hops():
         p, m = draw.randint(1, 8), draw.randint(1, 32)
         f, b = ([draw.uniform(0.1, 3) for _ in range(p)] for _ in "fb")
         hop = draw.uniform(0, 1)
-        assert make_schedule("gpipe", p, m).validate(f, b, hop, 0).makespan == near(gpipe.predict_makespan(f, b, m, hop))
+        assert make_schedule("gpipe", p, m).validate(f, b, hop, 0).makespan == near(
+            gpipe.predict_makespan(f, b, m, hop)
+        )
 
 
 @pytest.mark.parametrize("p", PS)
@@ -252,7 +276,10 @@ def test_f21_and_f22_for_interleaved_and_breadth_first(p):
 @pytest.mark.parametrize("p", PS)
 def test_f23_strict_1f1b_pays_for_hops_where_p_divides_m_and_eager_does_not_up_to_its_limit(p):
     for m, hop, (f, b) in product(range(1, 33), (0.0, 0.25, 1.0), ((1, 2), (1.5, 0.5))):
-        strict, eager = one_f_one_b.predict_makespan(p, m, f, b, hop), eager_1f1b.predict_makespan(p, m, f, b, hop)
+        strict, eager = (
+            one_f_one_b.predict_makespan(p, m, f, b, hop),
+            eager_1f1b.predict_makespan(p, m, f, b, hop),
+        )
         assert (strict is None) == (m % p != 0)
         assert (eager is None) == (m > 3 and hop > (f + b) / 2)
         if strict is not None:
@@ -261,10 +288,14 @@ def test_f23_strict_1f1b_pays_for_hops_where_p_divides_m_and_eager_does_not_up_t
             assert make_schedule("eager-1f1b", p, m).validate(f, b, hop, 0).makespan == near(eager)
 
 
-@pytest.mark.parametrize(("p", "m"), [(2, 1), (2, 3), (2, 4), (3, 3), (3, 4), (4, 8), (5, 7), (8, 4), (8, 32)])
+@pytest.mark.parametrize(
+    ("p", "m"), [(2, 1), (2, 3), (2, 4), (3, 3), (3, 4), (4, 8), (5, 7), (8, 4), (8, 32)]
+)
 @pytest.mark.parametrize(("f", "b"), [(1, 2), (1, 1), (2, 1), (1, 2.5)])
 def test_the_eager_limit_of_f23_is_what_the_search_finds(p, m, f, b):
-    assert eager_1f1b.search_hop_limit(p, m, f, b) == pytest.approx(eager_1f1b.predict_hop_limit(p, m, f, b), rel=1e-6)
+    assert eager_1f1b.search_hop_limit(p, m, f, b) == pytest.approx(
+        eager_1f1b.predict_hop_limit(p, m, f, b), rel=1e-6
+    )
 
 
 def test_the_curriculum_s_ping_pong_tax_is_34_5_against_37():
@@ -282,16 +313,29 @@ def test_f24_and_f25_span_bubbles_are_exact_on_their_domain(p):
             b = t_b + w
             found = {n: plan.validate(f, b, 0, w) for n, plan in plans.items()}
             assert found["1f1b"].stage_span_bubble == near((p - 1) * (f + b))
-            for name, theory in (("zb-h1", zb_h1), ("zb-h2", zb_h2), ("zb-v", zb_v), ("interleaved-zb", interleaved_zb)):
+            for name, theory in (
+                ("zb-h1", zb_h1),
+                ("zb-h2", zb_h2),
+                ("zb-v", zb_v),
+                ("interleaved-zb", interleaved_zb),
+            ):
                 predicted = theory.predict_span_bubble(p, m, f, b, w)
-                assert predicted is None or found[name].stage_span_bubble == near(predicted), (name, m, f, b, w)
+                assert predicted is None or found[name].stage_span_bubble == near(predicted), (
+                    name,
+                    m,
+                    f,
+                    b,
+                    w,
+                )
                 if predicted is not None and w <= t_b and name in ("zb-h1", "interleaved-zb"):
                     assert found[name].makespan - found[name].work[0] == near(predicted)
             predicted = dualpipe_v.predict_bubble(p, m, f, b, w)
             assert predicted is None or found["dualpipe-v"].stage_span_bubble == near(predicted)
             for gain in (0.75, 0.9):
                 faster = dualpipe_v.predict_bubble(p, m, f, b, w, gain * (f + b))
-                judged = plans["dualpipe-v"].validate(f, b, 0, w, overlapped=lambda f, b, gain=gain: gain * (f + b))
+                judged = plans["dualpipe-v"].validate(
+                    f, b, 0, w, overlapped=lambda f, b, gain=gain: gain * (f + b)
+                )
                 assert faster is None or judged.makespan - judged.work[-1] == near(faster)
 
 
@@ -310,9 +354,15 @@ def test_f24_s_limits_are_what_the_search_finds(p, m, t_b):
 @pytest.mark.parametrize("p", PS)
 def test_chunks_live_of_the_zero_bubble_schedules(p):
     for m in MS:
-        assert make_schedule("zb-h1", p, m).validate().peak_live == [zb_h1.predict_in_flight(p, m, s) for s in range(p)]
-        assert make_schedule("zb-h2", p, m).validate().peak_live == [zb_h2.predict_in_flight(p, m, s) for s in range(p)]
-        assert make_schedule("zb-v", p, m).validate().peak_live == [zb_v.predict_in_flight(p, m, r) for r in range(p)]
+        assert make_schedule("zb-h1", p, m).validate().peak_live == [
+            zb_h1.predict_in_flight(p, m, s) for s in range(p)
+        ]
+        assert make_schedule("zb-h2", p, m).validate().peak_live == [
+            zb_h2.predict_in_flight(p, m, s) for s in range(p)
+        ]
+        assert make_schedule("zb-v", p, m).validate().peak_live == [
+            zb_v.predict_in_flight(p, m, r) for r in range(p)
+        ]
         for r, live in enumerate(make_schedule("dualpipe-v", p, m).validate().peak_live):
             assert dualpipe_v.predict_in_flight(p, m, r) in (None, live)
         for v in (1, 2, 3):
@@ -333,9 +383,15 @@ def test_interleaved_zero_bubble_with_one_chunk_is_zb_h1_and_interleaved_is_eage
         assert make_schedule("interleaved", p, p * m).ranks == make_schedule("eager-1f1b", p, p * m).ranks
 
 
-# ---- legal, all of them ------------------------------------------------------------------------------------------------
+# ---- legal, all of them ------------------------------------------------------------------------------------
 @settings(max_examples=300, deadline=None)
-@given(name=st.sampled_from(SCHEDULES), p=st.integers(1, 9), m=st.integers(1, 40), v=st.integers(1, 5), hop=st.floats(0, 3))
+@given(
+    name=st.sampled_from(SCHEDULES),
+    p=st.integers(1, 9),
+    m=st.integers(1, 40),
+    v=st.integers(1, 5),
+    hop=st.floats(0, 3),
+)
 def test_every_schedule_is_complete_and_free_of_deadlock(name, p, m, v, hop):
     v = number_of_chunks(name, v)
     plan = make_schedule(name, p, m, v)
@@ -343,7 +399,9 @@ def test_every_schedule_is_complete_and_free_of_deadlock(name, p, m, v, hop):
     assert plan.stages == p * v
     assert plan.placement == placement(name, p, v)
     assert judged.weights_held == [v] * p
-    assert [plan.stages_of(r) for r in range(p)] == [sorted({a.stage for a in actions}) for actions in plan.ranks]
+    assert [plan.stages_of(r) for r in range(p)] == [
+        sorted({a.stage for a in actions}) for actions in plan.ranks
+    ]
     assert judged.makespan >= m * v * 3
     assert sum(judged.work) == near(p * m * v * 3)
     assert max(judged.peak_live) <= m * v
@@ -368,7 +426,7 @@ def test_chunks_are_refused_where_the_schedule_has_its_own_number():
     assert (default_name(1), default_name(2)) == ("1f1b", "interleaved")
 
 
-# ---- mutations -----------------------------------------------------------------------------------------------------------
+# ---- mutations ---------------------------------------------------------------------------------------------
 def mutant(plan: Schedule, ranks: list[list[Action]]) -> Schedule:
     return Schedule("mutant", plan.stages, plan.micro_batches, ranks, plan.placement)
 
@@ -379,7 +437,9 @@ def test_a_dropped_and_a_doubled_action_are_refused_wherever_they_are(name):
     for rank, actions in enumerate(plan.ranks):
         for place, action in enumerate(actions):
             for changed in (actions[:place] + actions[place + 1 :], actions[: place + 1] + actions[place:]):
-                with pytest.raises(InputError, match=f"mutant.*rank {rank}.*{action.stage}[BFIW]{action.micro_batch}"):
+                with pytest.raises(
+                    InputError, match=f"mutant.*rank {rank}.*{action.stage}[BFIW]{action.micro_batch}"
+                ):
                     mutant(plan, [*plan.ranks[:rank], changed, *plan.ranks[rank + 1 :]]).validate()
 
 
@@ -399,7 +459,9 @@ def test_a_swapped_pair_is_refused_if_one_needs_the_other_and_never_hides_work(n
                 except (InputError, Deadlock):
                     refused += 1
                     continue
-                same = actions[i].stage == actions[k].stage and actions[i].micro_batch == actions[k].micro_batch
+                same = (
+                    actions[i].stage == actions[k].stage and actions[i].micro_batch == actions[k].micro_batch
+                )
                 assert not same, (actions[i], actions[k])
                 assert sum(judged.work) == near(sum(plan.validate().work))
     assert refused
@@ -428,13 +490,33 @@ def test_each_rule_has_its_words(change, said):
 @pytest.mark.parametrize(
     ("lines", "cycle", "said"),
     [
-        (["0F0 0B0 0F1 0B1", "1F1 1B1 1F0 1B0"], [0, 1], r"cycle rank 0 \(0B0\) → rank 1 \(1F1\) → rank 0 \(0B0\)"),
+        (
+            ["0F0 0B0 0F1 0B1", "1F1 1B1 1F0 1B0"],
+            [0, 1],
+            r"cycle rank 0 \(0B0\) → rank 1 \(1F1\) → rank 0 \(0B0\)",
+        ),
         (["0F0 0F1 0B0 0B1", "1F0 1F1 1B1 1B0", "2F0 2B0 2F1 2B1"], [], ""),
-        (["0F0 0F1 0B0 0B1", "1F0 1B0 1F1 1B1", "2F0 2F1 2B0 2B1"], [1, 2], r"cycle rank 1 \(1B0\) → rank 2 \(2F1\) → rank 1"),
-        (["0F0 0I0 0F1 0I1 0W0 0W1", "1F0 1F1 1I0 1I1 1W0 1W1"], [0, 1], r"rank 0 waits in 0I0 for 1I0; rank 1 waits in 1F1 for 0F1"),
+        (
+            ["0F0 0F1 0B0 0B1", "1F0 1B0 1F1 1B1", "2F0 2F1 2B0 2B1"],
+            [1, 2],
+            r"cycle rank 1 \(1B0\) → rank 2 \(2F1\) → rank 1",
+        ),
+        (
+            ["0F0 0I0 0F1 0I1 0W0 0W1", "1F0 1F1 1I0 1I1 1W0 1W1"],
+            [0, 1],
+            r"rank 0 waits in 0I0 for 1I0; rank 1 waits in 1F1 for 0F1",
+        ),
         (["0F0 1F0 2F0 2B0 1B0 0B0"], [], ""),
-        (["0F0 2F0 1F0 2B0 1B0 0B0"], [0], r"rank 0 waits in 2F0 for 1F0; cycle rank 0 \(2F0\) → rank 0 \(2F0\)"),
-        (["0F0 (3F0;0B0)OVERLAP_F_B 3B0", "1F0 2F0 2B0 1B0"], [0, 1], r"rank 0 waits in 0B0 for 1B0; rank 1 waits in 2B0 for 3B0"),
+        (
+            ["0F0 2F0 1F0 2B0 1B0 0B0"],
+            [0],
+            r"rank 0 waits in 2F0 for 1F0; cycle rank 0 \(2F0\) → rank 0 \(2F0\)",
+        ),
+        (
+            ["0F0 (3F0;0B0)OVERLAP_F_B 3B0", "1F0 2F0 2B0 1B0"],
+            [0, 1],
+            r"rank 0 waits in 0B0 for 1B0; rank 1 waits in 2B0 for 3B0",
+        ),
     ],
 )
 def test_a_planted_deadlock_names_ranks_actions_and_the_cycle(lines, cycle, said):
@@ -448,7 +530,7 @@ def test_a_planted_deadlock_names_ranks_actions_and_the_cycle(lines, cycle, said
     assert found.value.cycle == cycle
 
 
-# ---- costs -------------------------------------------------------------------------------------------------------------------
+# ---- costs -------------------------------------------------------------------------------------------------
 def test_a_hop_is_paid_between_ranks_only_and_occupies_nobody():
     folded = make_schedule("zb-v", 2, 1).validate(1, 2, 10, 1)
     # 0F, hop, 1F and 2F on one rank, hop, 3F; back the same way with I, and 2W before 1I; 0W at the end
@@ -458,7 +540,8 @@ def test_a_hop_is_paid_between_ranks_only_and_occupies_nobody():
 
 def test_a_send_that_is_waited_for_holds_up_its_rank_and_nothing_else():
     plan = make_schedule("gpipe", 2, 2)
-    # rank 0: F, hop, F, hop; its gradients come back behind rank 1's; rank 1's last send is waited for after its last backward
+    # rank 0: F, hop, F, hop; its gradients come back behind rank 1's; rank 1's last send is waited for after
+    # its last backward
     assert plan.validate(1, 2, 10, sends_block=True).begin[Action(0, "F", 1)] == 11
     assert plan.validate(1, 2, 10).begin[Action(0, "F", 1)] == 1
     alone = make_schedule("interleaved", 1, 3, 4)
@@ -475,7 +558,13 @@ def test_a_slot_of_two_begins_when_both_can_and_costs_what_it_is_told():
     assert (judged.makespan, judged.peak_live) == (9, [2])
     assert plan.validate(1, 2, overlapped=lambda f, b: 2.5).makespan == 8.5
     with pytest.raises(InputError, match="only a forward with a backward"):
-        Schedule("pair", 1, 2, [[Action(0, k, i) for k in "FB" for i in (0, 1)]], together=frozenset([Action(0, "F", 0)])).validate()
+        Schedule(
+            "pair",
+            1,
+            2,
+            [[Action(0, k, i) for k in "FB" for i in (0, 1)]],
+            together=frozenset([Action(0, "F", 0)]),
+        ).validate()
 
 
 def test_the_weight_part_cannot_cost_more_than_the_backward_it_is_a_part_of():

@@ -1,4 +1,6 @@
-"""GPipe and 1F1B as data, and what they cost when the real GPT or equal stages run them. All ten as data: test_schedule_lists.py."""
+"""GPipe and 1F1B as data, and what they cost when the real GPT or equal stages run them. All ten as data:
+test_schedule_lists.py.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from glasscluster.strategies.plan import make_model, make_plan
 SHAPES = [(1, 1), (1, 4), (2, 1), (2, 2), (3, 5), (4, 4), (4, 8), (4, 3), (8, 16)]
 
 
-# ---- as data -----------------------------------------------------------------------------------------------------
+# ---- as data -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("p", "m"), SHAPES)
 @pytest.mark.parametrize("name", ["gpipe", "1f1b"])
 def test_equal_stages_have_both_bubbles_of_f20_and_the_live_micro_batches_of_f22(name, p, m):
@@ -33,8 +35,10 @@ def test_equal_stages_have_both_bubbles_of_f20_and_the_live_micro_batches_of_f22
 
 
 def test_a_planted_deadlock_is_named_before_anything_runs():
-    ranks = [[Action(0, "F", 0), Action(0, "B", 0), Action(0, "F", 1), Action(0, "B", 1)],
-             [Action(1, "F", 1), Action(1, "B", 1), Action(1, "F", 0), Action(1, "B", 0)]]  # fmt: skip
+    ranks = [
+        [Action(0, "F", 0), Action(0, "B", 0), Action(0, "F", 1), Action(0, "B", 1)],
+        [Action(1, "F", 1), Action(1, "B", 1), Action(1, "F", 0), Action(1, "B", 0)],
+    ]
     with pytest.raises(Deadlock, match="rank 0 waits in 0B0 for 1B0; rank 1 waits in 1F1 for 0F1"):
         Schedule("planted", 2, 2, ranks).validate()
 
@@ -59,7 +63,7 @@ def test_layers_are_split_as_the_contract_says():
     assert split_layers(6, 4) == [1, 2, 2, 1]
 
 
-# ---- the real GPT ------------------------------------------------------------------------------------------------
+# ---- the real GPT ------------------------------------------------------------------------------------------
 EVERY = [(n, 2 if n in FOLDED or n in LOOPED else 1) for n in SCHEDULES] + [(n, 3) for n in LOOPED]
 MODEL = {"layers": 5, "hidden": 32, "heads": 4, "seq": 16}
 
@@ -77,7 +81,11 @@ def test_gpipe_on_the_real_gpt_takes_what_f20_says(p, m, dp, hardware):
             assert each == pytest.approx([each[0]] * m, rel=1e-9)
             times.append(each[0])
     link = line.hardware.link(0, 1)
-    hop = link.overhead_s + plan.micro_batch * MODEL["seq"] * MODEL["hidden"] * 4 / link.bandwidth + link.latency_s
+    hop = (
+        link.overhead_s
+        + plan.micro_batch * MODEL["seq"] * MODEL["hidden"] * 4 / link.bandwidth
+        + link.latency_s
+    )
     predicted = sum(forward) + sum(backward) + (m - 1) * (max(forward) + max(backward)) + 2 * (p - 1) * hop
     first, last = line.window
     assert last - first == pytest.approx(predicted, rel=1e-9)
@@ -134,20 +142,27 @@ def test_off_f20_s_domain_the_makespan_row_says_why(options, hardware, why):
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_micro_batches_in_flight_are_counted_from_what_ran(schedule, p, m):
     graph = run_plan(make_plan(pp=p, schedule=schedule, global_batch=m), make_model("tiny", **MODEL)).graph
-    assert [graph.in_flight(s) for s in range(p)] == [m if schedule == "gpipe" else min(m, p - s) for s in range(p)]
+    assert [graph.in_flight(s) for s in range(p)] == [
+        m if schedule == "gpipe" else min(m, p - s) for s in range(p)
+    ]
 
 
 def test_1f1b_holds_less_memory_than_gpipe_and_takes_no_longer_on_free_links():
     model = make_model("tiny", **MODEL)
-    peaks = {s: run_plan(make_plan(pp=4, schedule=s, global_batch=12), model, "dry").peak_memory()[-1][0] for s in ("gpipe", "1f1b")}
+    peaks = {
+        s: run_plan(make_plan(pp=4, schedule=s, global_batch=12), model, "dry").peak_memory()[-1][0]
+        for s in ("gpipe", "1f1b")
+    }
     assert peaks["1f1b"] < peaks["gpipe"]
 
 
-# ---- equal stages ------------------------------------------------------------------------------------------------
+# ---- equal stages ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("p", "m"), [(2, 1), (2, 4), (4, 4), (4, 8), (3, 7)])
 @pytest.mark.parametrize(("name", "v"), EVERY)
 def test_equal_stages_that_really_run_take_what_the_schedule_says(name, v, p, m):
-    """Every schedule, with F = I = W: what the validator says of the list is what the clock says of the run."""
+    """Every schedule, with F = I = W: what the validator says of the list is what the clock says
+    of the run.
+    """
     run = Cluster("classroom", p, "threads").run(equal_stages.stages, name, m, v)
     f, schedule = 1e-3, make_schedule(name, p, m, v)
     for hop in (0.0, 0.4 * f):
@@ -157,7 +172,9 @@ def test_equal_stages_that_really_run_take_what_the_schedule_says(name, v, p, m)
         bubble = line.bubble()
         assert bubble["bubble_fraction"] == pytest.approx(judged.bubble_fraction, rel=1e-9, abs=1e-12)
         assert bubble["bubble_over_ideal"] == pytest.approx(judged.bubble_over_ideal, rel=1e-9, abs=1e-12)
-        assert bubble["stage_span_bubble_fraction"] == pytest.approx(judged.stage_span_bubble_fraction, rel=1e-9, abs=1e-12)
+        assert bubble["stage_span_bubble_fraction"] == pytest.approx(
+            judged.stage_span_bubble_fraction, rel=1e-9, abs=1e-12
+        )
     if name in ("gpipe", "1f1b"):
         assert run.replay(equal_stages.machine()).makespan == pytest.approx((m + p - 1) * 3 * f, rel=1e-9)
     for r, result in enumerate(run.results):

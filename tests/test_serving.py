@@ -1,4 +1,6 @@
-"""Continuous batching: every request gets the tokens it would get alone, no block is lost, and waste is Eq 33's."""
+"""Continuous batching: every request gets the tokens it would get alone, no block is lost, and waste is Eq
+33's.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,25 @@ from glasscluster.strategies.serving import batching, serving
 from glasscluster.strategies.serving.batching import Continuous, Request, Static, plan
 from glasscluster.strategies.serving.serving import ServingJob
 
-SHAPE: dict[str, Any] = {"layers": 2, "hidden": 16, "heads": 4, "vocab": 23, "seq": 32, "init_std": 0.5, "tied": False}
+SHAPE: dict[str, Any] = {
+    "layers": 2,
+    "hidden": 16,
+    "heads": 4,
+    "vocab": 23,
+    "seq": 32,
+    "init_std": 0.5,
+    "tied": False,
+}
 REQUESTS = tuple(
     Request(tuple((7 * i + 3 * j) % 23 for j in range(prompt)), tokens, arrival)
-    for i, (prompt, tokens, arrival) in enumerate([(5, 6, 0), (2, 9, 0), (9, 1, 0), (3, 8, 1e-5), (4, 2, 1.5e-5), (6, 7, 1.0)])
+    for i, (prompt, tokens, arrival) in enumerate(
+        [(5, 6, 0), (2, 9, 0), (9, 1, 0), (3, 8, 1e-5), (4, 2, 1.5e-5), (6, 7, 1.0)]
+    )
 )
 FEW_DTYPE = torch.float64
-FEW = ServingJob(ModelConfig(**SHAPE), REQUESTS, slots=3, block=2, blocks=8)  # 8 blocks: sequences have to leave
+FEW = ServingJob(
+    ModelConfig(**SHAPE), REQUESTS, slots=3, block=2, blocks=8
+)  # 8 blocks: sequences have to leave
 
 
 def failed(job: ServingJob) -> set[str]:
@@ -47,7 +61,7 @@ def failed(job: ServingJob) -> set[str]:
         return {type(error).__name__}
 
 
-# ---- who runs when -------------------------------------------------------------------------------------------------
+# ---- who runs when -----------------------------------------------------------------------------------------
 @st.composite
 def loads(draw):
     block, slots = draw(st.integers(1, 4)), draw(st.integers(1, 4))
@@ -67,7 +81,12 @@ def test_everybody_is_served_in_the_end_and_nobody_has_what_another_has(load):
         for step, (start, _) in zip(made.steps, made.times, strict=True):
             for _, r in step.preempted:
                 cached[r] = 0
-            assert len({w.slot for w in step.work}) == len({w.request for w in step.work}) == len(step.work) <= slots
+            assert (
+                len({w.slot for w in step.work})
+                == len({w.request for w in step.work})
+                == len(step.work)
+                <= slots
+            )
             for w in step.work:
                 assert requests[w.request].arrival_s <= start
                 assert w.start == cached[w.request]
@@ -88,7 +107,11 @@ def test_everybody_is_served_in_the_end_and_nobody_has_what_another_has(load):
 def test_a_slot_is_filled_in_the_step_after_its_request_ended_and_the_oldest_never_leaves():
     requests = [Request((0,) * 2, n) for n in (9, 1, 9, 1)]
     made = plan(requests, Continuous(requests, 2, 4, 99), lambda step: 1.0)
-    assert [[(w.slot, w.request) for w in s.work] for s in made.steps[:3]] == [[(0, 0), (1, 1)], [(0, 0), (1, 2)], [(0, 0), (1, 2)]]
+    assert [[(w.slot, w.request) for w in s.work] for s in made.steps[:3]] == [
+        [(0, 0), (1, 1)],
+        [(0, 0), (1, 2)],
+        [(0, 0), (1, 2)],
+    ]
     tight = plan(requests, Continuous(requests, 4, 1, 12), lambda step: 1.0)
     assert tight.preemptions
     assert 0 not in tight.preemptions
@@ -108,29 +131,48 @@ def test_a_slot_is_filled_in_the_step_after_its_request_ended_and_the_oldest_nev
     ],
 )
 def test_what_can_never_be_served_is_refused(field: str, change: dict):
-    asked = {"model": FEW.model, "requests": REQUESTS, "policy": "continuous", "slots": 3, "block": 2, "blocks": 8, "tp": 1, **change}
+    asked = {
+        "model": FEW.model,
+        "requests": REQUESTS,
+        "policy": "continuous",
+        "slots": 3,
+        "block": 2,
+        "blocks": 8,
+        "tp": 1,
+        **change,
+    }
     with pytest.raises(InputError) as refused:
         serving_command.check_job(ServingJob(**asked))
     assert refused.value.field == field
 
 
-# ---- what runs -----------------------------------------------------------------------------------------------------
+# ---- what runs ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "more",
     [
         {},
         {"policy": "static"},
         {"tp": 2},
-        {"model": ModelConfig(**SHAPE, position="rope", kv_heads=2, norm="rmsnorm", activation="swiglu", bias=False)},
+        {
+            "model": ModelConfig(
+                **SHAPE, position="rope", kv_heads=2, norm="rmsnorm", activation="swiglu", bias=False
+            )
+        },
         {"model": ModelConfig(**SHAPE, position="rope", kv_latent=12, rope_dim=4)},
         {"model": ModelConfig(**SHAPE, position="alibi"), "policy": "static", "tp": 2},
     ],
     ids=["continuous", "static", "tp", "llama", "latent", "alibi"],
 )
-def test_every_request_gets_the_tokens_it_gets_alone_and_the_run_takes_as_long_as_planned(more: dict, monkeypatch: pytest.MonkeyPatch):
+def test_every_request_gets_the_tokens_it_gets_alone_and_the_run_takes_as_long_as_planned(
+    more: dict, monkeypatch: pytest.MonkeyPatch
+):
     job = replace(FEW, **more)
     if "model" in more:  # the same steps, without asking how long each takes
-        monkeypatch.setattr(scenario, "make_schedule", lambda job, hw: plan(job.requests, job.make_policy(), lambda step: 1e-5))
+        monkeypatch.setattr(
+            scenario,
+            "make_schedule",
+            lambda job, hw: plan(job.requests, job.make_policy(), lambda step: 1e-5),
+        )
     made = serve(Cluster("classroom", job.tp, "threads"), job)
     assert {r.key for r in made.checks if r.verdict != "held"} == ({"end"} if "model" in more else set())
     assert len(made.run.results[0].tokens) == len(REQUESTS)
@@ -140,8 +182,12 @@ def test_every_request_gets_the_tokens_it_gets_alone_and_the_run_takes_as_long_a
 
 
 def test_continuous_batching_has_more_tokens_a_second_and_less_that_is_empty_dry_as_on_threads():
-    load = replace(FEW, requests=tuple(Request((1,) * (1 + i % 4), 1 + 5 * i % 8) for i in range(9)), blocks=20)
-    both = {p: serve(Cluster("classroom", 1, "dry"), replace(load, policy=p)) for p in ("static", "continuous")}
+    load = replace(
+        FEW, requests=tuple(Request((1,) * (1 + i % 4), 1 + 5 * i % 8) for i in range(9)), blocks=20
+    )
+    both = {
+        p: serve(Cluster("classroom", 1, "dry"), replace(load, policy=p)) for p in ("static", "continuous")
+    }
     assert both["continuous"].tokens_per_s > both["static"].tokens_per_s
     assert both["continuous"].idle_slots < both["static"].idle_slots
     assert both["continuous"].empty_cache < both["static"].empty_cache
@@ -155,14 +201,20 @@ def test_continuous_batching_has_more_tokens_a_second_and_less_that_is_empty_dry
 @given(loads(), st.sampled_from(["continuous", "static"]), st.sampled_from([1, 2]))
 def test_any_load_is_served_as_alone(load, policy: str, tp: int):
     requests, slots, block, blocks = load
-    asked = tuple(replace(r, prompt=tuple((5 * i + j) % 23 for j in range(len(r.prompt)))) for i, r in enumerate(requests))
+    asked = tuple(
+        replace(r, prompt=tuple((5 * i + j) % 23 for j in range(len(r.prompt))))
+        for i, r in enumerate(requests)
+    )
     job = replace(FEW, requests=asked, slots=slots, block=block, blocks=blocks, policy=policy, tp=tp)  # type: ignore[arg-type]
     assert {r.verdict for r in serve(Cluster("classroom", tp, "threads"), job).checks} == {"held"}
 
 
 def test_what_goes_wrong_in_serving_fails_a_row(monkeypatch: pytest.MonkeyPatch):
     equal = "logits_difference"
-    honest = {blocks: serving.make_schedule(replace(FEW, blocks=blocks), hardware("classroom")) for blocks in (FEW.blocks, 40)}
+    honest = {
+        blocks: serving.make_schedule(replace(FEW, blocks=blocks), hardware("classroom"))
+        for blocks in (FEW.blocks, 40)
+    }
     monkeypatch.setattr(scenario, "make_schedule", lambda job, hw: honest[job.blocks])
     assert failed(FEW) == set()
     free, pack, reserve = PagedCache.free, packed.Packing.pack, PagedCache.reserve
@@ -190,8 +242,12 @@ def forgetful(honest: Any) -> Any:
     """What a request had before it was preempted is taken in without its last prompt token."""
 
     def forward(stage, cache, job, step, sequences):
-        again = [w.request for w in step.work if not w.start and w.count > len(job.requests[w.request].prompt)]
-        return honest(stage, cache, job, step, [[s[0], *s[:-1]] if r in again else s for r, s in enumerate(sequences)])
+        again = [
+            w.request for w in step.work if not w.start and w.count > len(job.requests[w.request].prompt)
+        ]
+        return honest(
+            stage, cache, job, step, [[s[0], *s[:-1]] if r in again else s for r, s in enumerate(sequences)]
+        )
 
     return forward
 
@@ -213,7 +269,7 @@ def late(schedule: batching.Schedule) -> batching.Schedule:
     return replace(schedule, times=(*schedule.times[:-1], (a, b * 1.0001)))
 
 
-# ---- forgetting ----------------------------------------------------------------------------------------------------
+# ---- forgetting --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cache_that_forgets_some_tokens_goes_on_as_if_they_had_never_been(kind: str):
     stage = GPTStage(ModelConfig(**SHAPE), dtype=FEW_DTYPE)
@@ -241,13 +297,19 @@ def test_a_ring_cannot_bring_back_what_it_has_written_over():
     assert cache.lengths == [0]
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------
-def test_the_command_reads_requests_and_says_when_each_had_its_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+# ---- the command -------------------------------------------------------------------------------------------
+def test_the_command_reads_requests_and_says_when_each_had_its_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     file = tmp_path / "requests.json"
-    file.write_text(json.dumps([{"prompt": "abc", "tokens": 3}, {"prompt": [1, 2], "tokens": 2, "arrival_s": 1e-6}]))
+    file.write_text(
+        json.dumps([{"prompt": "abc", "tokens": 3}, {"prompt": [1, 2], "tokens": 2, "arrival_s": 1e-6}])
+    )
     shape = ["--layers", "1", "--hidden", "16", "--heads", "2", "--vocab", "128"]
     with pytest.raises(SystemExit) as left:
-        main(["serve", "--requests", str(file), "--slots", "1", *shape, "--out", str(tmp_path / "r"), "--json"])
+        main(
+            ["serve", "--requests", str(file), "--slots", "1", *shape, "--out", str(tmp_path / "r"), "--json"]
+        )
     said = json.loads(capsys.readouterr().out)
     assert left.value.code == 0
     assert json.loads((tmp_path / "r" / "run.json").read_text())["requests"] == said["requests"]

@@ -18,13 +18,23 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool)
 CALLS = {
-    "sums of all types": [(aten.add.Tensor, (meta(3, 4, dtype=a), meta(4, dtype=b))) for a in TYPES for b in TYPES],
+    "sums of all types": [
+        (aten.add.Tensor, (meta(3, 4, dtype=a), meta(4, dtype=b))) for a in TYPES for b in TYPES
+    ],
     "numbers that are equal": [(aten.add.Tensor, (meta(3, dtype=torch.int64), x)) for x in (1, 1.0, True)],
     "strides": [(aten.clone.default, (x,)) for x in (meta(3, 4), meta(4, 3).t(), meta(3, 8)[:, ::2])],
     "a part of a larger storage": [(aten.clone.default, (meta(9)[2:5],)), (aten.clone.default, (meta(3),))],
-    "one dimension or none": [(aten.sum.dim_IntList, (meta(3, 4), *rest)) for rest in (([0],), ([1],), ([1], True), ([],))],
-    "keywords": [(aten.sum.dim_IntList, (meta(3, 4, dtype=torch.bool), [0]), {"dtype": t}) for t in (torch.float32, torch.float64)],
-    "products": [(aten.addmm.default, (meta(5), meta(2, 3), meta(3, 5))), (aten.addmm.default, (meta(5), meta(4, 3), meta(3, 5)))],
+    "one dimension or none": [
+        (aten.sum.dim_IntList, (meta(3, 4), *rest)) for rest in (([0],), ([1],), ([1], True), ([],))
+    ],
+    "keywords": [
+        (aten.sum.dim_IntList, (meta(3, 4, dtype=torch.bool), [0]), {"dtype": t})
+        for t in (torch.float32, torch.float64)
+    ],
+    "products": [
+        (aten.addmm.default, (meta(5), meta(2, 3), meta(3, 5))),
+        (aten.addmm.default, (meta(5), meta(4, 3), meta(3, 5))),
+    ],
     "several outputs": [(aten.topk.default, (meta(6, 5), k)) for k in (1, 2)],
     "lists": [(aten.cat.default, ([meta(2, 3)] * n, d)) for n, d in ((1, 0), (2, 0), (2, 1))],
 }
@@ -48,7 +58,10 @@ def wrong() -> list[str]:
     for name, calls in CALLS.items():
         for _ in range(2):  # the second time all are remembered
             for func, args, *kwargs in calls:
-                ours, theirs = shapes.operate(func, args, *kwargs or [{}]), func(*args, **(kwargs[0] if kwargs else {}))
+                ours, theirs = (
+                    shapes.operate(func, args, *kwargs or [{}]),
+                    func(*args, **(kwargs[0] if kwargs else {})),
+                )
                 if described(ours) != described(theirs):
                     found.append(name)
     return found

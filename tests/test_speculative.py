@@ -1,4 +1,6 @@
-"""Speculative decoding: the target's distribution and its greedy tokens, whatever the draft; Eq 32's tokens a pass."""
+"""Speculative decoding: the target's distribution and its greedy tokens, whatever the draft; Eq 32's tokens a
+pass.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,16 @@ RANDOM = Sampling(temperature=1.0, seed=5)
 
 @lru_cache(maxsize=8)
 def model(seed: int, **more: Any) -> GPTStage:
-    shape = {"layers": 1, "hidden": 8, "heads": 2, "vocab": 5, "seq": 40, "init_std": 0.7, "tied": False, **more}
+    shape = {
+        "layers": 1,
+        "hidden": 8,
+        "heads": 2,
+        "vocab": 5,
+        "seq": 40,
+        "init_std": 0.7,
+        "tied": False,
+        **more,
+    }
     return GPTStage(ModelConfig(**shape), seed=seed, dtype=torch.float64)
 
 
@@ -59,17 +70,21 @@ def fixed(p: list[float]) -> GPTStage:
 def likely(tokens: int = 3, samples: int = 1500, gamma: int = 2) -> float:
     """How probable a χ² this large or larger is, if what speculation draws has the target's distribution."""
     target, draft, prompt = model(0), model(1, layers=2), (2, 0, 3)
-    drawn = Counter(tuple(s) for s in speculate(target, draft, [prompt] * samples, tokens, gamma, RANDOM).generated)
+    drawn = Counter(
+        tuple(s) for s in speculate(target, draft, [prompt] * samples, tokens, gamma, RANDOM).generated
+    )
     return chi_square(drawn, {c: samples * p for c, p in joint(target, prompt, tokens, RANDOM).items()})[2]
 
 
-# ---- the distribution ----------------------------------------------------------------------------------------------
+# ---- the distribution --------------------------------------------------------------------------------------
 def test_samples_have_the_targets_distribution():
     assert likely() > 0.01
     assert sum(joint(model(0), (2, 0, 3), 3, RANDOM).values()) == pytest.approx(1)
 
 
-def test_a_rule_that_accepts_everything_or_corrects_from_p_does_not_and_nor_does_a_cache_that_keeps_what_was_rejected(monkeypatch):
+def test_a_rule_that_accepts_everything_or_corrects_from_p_does_not_and_nor_does_a_cache_that_keeps_what_was_rejected(
+    monkeypatch,
+):
     with monkeypatch.context() as m:
         m.setattr(torch, "rand", lambda *shape, **_: torch.zeros(*shape, dtype=torch.float64))
         assert likely(samples=700) < 1e-6
@@ -88,7 +103,9 @@ def test_a_rule_that_accepts_everything_or_corrects_from_p_does_not_and_nor_does
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 6), st.integers(0, 3), st.integers(0, 10_000))
 def test_the_rule_gives_p_at_every_place_for_any_p_and_q(v: int, gamma: int, seed: int):
-    """Exactly: over all guesses, probability of the first token that comes out; as the paper's appendix A.1, without draws."""
+    """Exactly: over all guesses, probability of the first token that comes out; as the paper's appendix A.1,
+    without draws.
+    """
     p, q = torch.rand(2, v, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 1e-3
     p, q = p / p.sum(), q / q.sum()
     rest = speculative.residual(p[None], q[None])[0]
@@ -96,7 +113,9 @@ def test_the_rule_gives_p_at_every_place_for_any_p_and_q(v: int, gamma: int, see
     assert (out - p).abs().max() < 1e-12
     many = 400
     guessed = torch.multinomial(q.expand(many, -1), max(1, gamma), replacement=True)[:, :gamma]
-    accepted, token = reject(p.expand(many, gamma + 1, v), q.expand(many, gamma, v), guessed, torch.Generator().manual_seed(seed))
+    accepted, token = reject(
+        p.expand(many, gamma + 1, v), q.expand(many, gamma, v), guessed, torch.Generator().manual_seed(seed)
+    )
     assert accepted.min() >= 0
     assert accepted.max() <= gamma
     assert (p[token] > 0).all()
@@ -104,9 +123,11 @@ def test_the_rule_gives_p_at_every_place_for_any_p_and_q(v: int, gamma: int, see
     assert (rest[wrong] > 0).all()
 
 
-# ---- greedy --------------------------------------------------------------------------------------------------------
+# ---- greedy ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("gamma", [0, 1, 4])
-@pytest.mark.parametrize("more", [{}, {"position": "rope", "kv_heads": 1}, {"position": "rope", "kv_latent": 6, "rope_dim": 2}])
+@pytest.mark.parametrize(
+    "more", [{}, {"position": "rope", "kv_heads": 1}, {"position": "rope", "kv_latent": 6, "rope_dim": 2}]
+)
 def test_greedy_tokens_are_the_targets_token_by_token(gamma: int, more: dict):
     target = model(0, vocab=23, hidden=16, layers=2, **more)
     for draft in (model(1, vocab=23), target):
@@ -128,7 +149,7 @@ def test_paged_caches_give_rejected_tokens_blocks_back():
     assert made.generated == [generate(target, [p], 9).tokens[0] for p in PROMPTS]
 
 
-# ---- how many ------------------------------------------------------------------------------------------------------
+# ---- how many ----------------------------------------------------------------------------------------------
 P, Q = [0.1, 0.2, 0.3, 0.4], [0.3, 0.2, 0.2, 0.3]  # Σ min = 0.8
 
 
@@ -150,11 +171,13 @@ def test_the_numbers_of_the_formula():
     assert predict_speedup(0.8, 4, 0.05) == pytest.approx(3.3616 / 1.2)
 
 
-# ---- on ranks ------------------------------------------------------------------------------------------------------
+# ---- on ranks ----------------------------------------------------------------------------------------------
 def test_tensor_ranks_draw_the_same_and_a_dry_run_is_refused():
     target, draft = (model(s, vocab=23, hidden=16, layers=layers).config for s, layers in ((0, 2), (1, 1)))
     one, two = (
-        Cluster("classroom", tp, "threads").run(speculate_rank, SpeculationJob(target, draft, PROMPTS, 7, 3, RANDOM, tp, "fp64"))
+        Cluster("classroom", tp, "threads").run(
+            speculate_rank, SpeculationJob(target, draft, PROMPTS, 7, 3, RANDOM, tp, "fp64")
+        )
         for tp in (1, 2)
     )
     assert one.results[0].tokens == two.results[0].tokens == two.results[1].tokens
@@ -167,7 +190,12 @@ def test_tensor_ranks_draw_the_same_and_a_dry_run_is_refused():
 
 @pytest.mark.parametrize(
     ("message", "more"),
-    [("γ", {"gamma": -1}), ("same tokens", {"draft": model(0)}), ("positions", {"tokens": 40}), ("at least one", {"prompts": [()]})],
+    [
+        ("γ", {"gamma": -1}),
+        ("same tokens", {"draft": model(0)}),
+        ("positions", {"tokens": 40}),
+        ("at least one", {"prompts": [()]}),
+    ],
 )
 def test_what_cannot_be_speculated_is_refused(message: str, more: dict):
     stage = model(1, vocab=23)

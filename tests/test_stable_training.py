@@ -1,4 +1,6 @@
-"""What keeps training from blowing up: each switch against torch or written-out algebra, under layouts, and broken on purpose."""
+"""What keeps training from blowing up: each switch against torch or written-out algebra, under layouts, and
+broken on purpose.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,13 @@ TOLERANCE = 1e-10
 MODEL = make_model("tiny", layers=4, hidden=16, heads=4, seq=8, vocab=42)
 
 
-# ---- the learning rate ---------------------------------------------------------------------------------------------
+# ---- the learning rate -------------------------------------------------------------------------------------
 def torch_s(schedulers, milestones: list[int], updates: int) -> list[float]:
     """Rates of torch's own schedulers, one after the other, of a peak of 1."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    course = torch.optim.lr_scheduler.SequentialLR(optimizer, [make(optimizer) for make in schedulers], milestones)
+    course = torch.optim.lr_scheduler.SequentialLR(
+        optimizer, [make(optimizer) for make in schedulers], milestones
+    )
     rates = []
     for _ in range(updates):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -51,7 +55,9 @@ def test_warm_up_and_cosine_are_torch_s():
     warm = lambda o: torch_schedulers.LinearLR(o, 1 / 5, 1.0, total_iters=4)  # noqa: E731
     cosine = lambda o: torch_schedulers.CosineAnnealingLR(o, T_max=15, eta_min=0.1)  # noqa: E731
     rate = RateSchedule(5, "cosine", 20, floor=0.1)
-    assert [rate.factor(t) for t in range(1, 21)] == pytest.approx(torch_s([warm, cosine], [4], 20), rel=1e-12)
+    assert [rate.factor(t) for t in range(1, 21)] == pytest.approx(
+        torch_s([warm, cosine], [4], 20), rel=1e-12
+    )
     assert rate.factor(25) == 0.1
 
 
@@ -64,7 +70,15 @@ def test_wsd_is_flat_until_its_fall_and_a_tenth_long_unless_told():
 
 
 def test_the_optimizer_s_rate_is_the_peak_times_the_schedule_and_forgetting_it_shows(monkeypatch):
-    options = {"dp": 2, "tp": 2, "global_batch": 4, "lr": 1e-2, "warmup": 3, "decay": "cosine", "decay_until": 6}
+    options = {
+        "dp": 2,
+        "tp": 2,
+        "global_batch": 4,
+        "lr": 1e-2,
+        "warmup": 3,
+        "decay": "cosine",
+        "decay_until": 6,
+    }
     assert worst(differences(make_plan(**options), MODEL)) <= TOLERANCE
     parameters = [torch.ones(3, dtype=torch.float64) for _ in range(2)]
     rate = RateSchedule(4)
@@ -80,15 +94,25 @@ def with_number(honest, number):
 
 
 def test_replicas_that_train_alone_warm_up_too():
-    plan = make_plan(dp=2, global_batch=4, lr=1e-2, optimizer="sgd", warmup=4, precision="fp64", exchange="parameter-server")
+    plan = make_plan(
+        dp=2,
+        global_batch=4,
+        lr=1e-2,
+        optimizer="sgd",
+        warmup=4,
+        precision="fp64",
+        exchange="parameter-server",
+    )
     job = Job(plan, MODEL, steps=3, capture=True)
-    run = Cluster("classroom", 2, "threads", memory_bytes=None).run(train_locally, job, Outer(every=1), record=False)
+    run = Cluster("classroom", 2, "threads", memory_bytes=None).run(
+        train_locally, job, Outer(every=1), record=False
+    )
     one = train_one_device(MODEL, [job.batch(s) for s in range(3)], job.optimizer, 0.0, job.seed)
     flat = torch.cat([t.reshape(-1) for t in one.weights[-1].values()])
     assert check.difference(run.results[0].weights[-1], flat, 1.0) <= TOLERANCE
 
 
-# ---- z-loss and the initial weights ---------------------------------------------------------------------------------
+# ---- z-loss and the initial weights ------------------------------------------------------------------------
 def z_loss_by_rank(gpu, logits, targets, vocab, z):
     """One rank's loss and the gradient of its columns, padded as a table is."""
     parallel = TensorParallel(gpu.comm) if gpu.size > 1 else Unsharded()
@@ -108,9 +132,15 @@ def z_difference(gpus: int, z: float = 0.1) -> float:
     plain = F.cross_entropy(x.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE)
     log_z = torch.log(x.exp().sum(-1))[targets != IGNORE]
     (3 * (plain + z * (log_z**2).sum())).backward()
-    results = Cluster("classroom", gpus, "threads").run(z_loss_by_rank, logits, targets, vocab, z, record=False).results
+    results = (
+        Cluster("classroom", gpus, "threads")
+        .run(z_loss_by_rank, logits, targets, vocab, z, record=False)
+        .results
+    )
     found = torch.cat([g for _, g in results], -1)[..., :vocab]
-    assert all(float(loss) == pytest.approx(float(plain.detach()), rel=1e-12) for loss, _ in results)  # what is reported is without it
+    assert all(
+        float(loss) == pytest.approx(float(plain.detach()), rel=1e-12) for loss, _ in results
+    )  # what is reported is without it
     return float((found - x.grad).abs().max())
 
 
@@ -119,13 +149,17 @@ def test_z_loss_has_the_gradient_of_its_formula_also_over_a_cut_vocabulary(gpus,
     assert z_difference(gpus) < 1e-12
     if gpus > 1:
         honest = tensor_parallel._CrossEntropy.forward
-        monkeypatch.setattr(tensor_parallel._CrossEntropy, "forward", staticmethod(lambda *args: honest(*args[:-1], 0.0)))
+        monkeypatch.setattr(
+            tensor_parallel._CrossEntropy, "forward", staticmethod(lambda *args: honest(*args[:-1], 0.0))
+        )
         assert z_difference(gpus) > 1e-3
 
 
 def test_the_residual_s_matrices_start_smaller_by_the_root_of_the_branches_or_not():
     scaled, plain = (
-        GPTStage(make_model("tiny", layers=8, residual_init=kind, init_std=0.1), dtype=torch.float64).full_names()
+        GPTStage(
+            make_model("tiny", layers=8, residual_init=kind, init_std=0.1), dtype=torch.float64
+        ).full_names()
         for kind in ("scaled", "plain")
     )
     for name, (p, _) in plain.items():
@@ -133,9 +167,13 @@ def test_the_residual_s_matrices_start_smaller_by_the_root_of_the_branches_or_no
         assert torch.allclose(p, factor * scaled[name][0], rtol=1e-12), name
 
 
-# ---- bad batches ----------------------------------------------------------------------------------------------------
+# ---- bad batches -------------------------------------------------------------------------------------------
 def test_the_guard_compares_with_the_median_of_what_was_taken():
-    norms, taken, guard = [1.0, 3.0, 2.0, 50.0, 2.5, math.nan, 4.1, math.inf, 4.9], [], Guard(SkipRule(2.0, window=3))
+    norms, taken, guard = (
+        [1.0, 3.0, 2.0, 50.0, 2.5, math.nan, 4.1, math.inf, 4.9],
+        [],
+        Guard(SkipRule(2.0, window=3)),
+    )
     for norm in norms:
         bad = not math.isfinite(norm) or (len(taken) >= 3 and norm > 2 * median(taken[-3:]))
         assert guard.harmful(norm) == bad, norm
@@ -143,8 +181,13 @@ def test_the_guard_compares_with_the_median_of_what_was_taken():
     assert taken == [1.0, 3.0, 2.0, 2.5, 4.1, 4.9]
     back = Guard(SkipRule(2.0, window=1, rollback=2))
     assert [(back.harmful(n), back.must_return()) for n in (1.0, 9.0, 1.0, 9.0, 9.0, 9.0)] == [
-        (False, False), (True, False), (False, False), (True, False), (True, True), (True, False),
-    ]  # fmt: skip
+        (False, False),
+        (True, False),
+        (False, False),
+        (True, False),
+        (True, True),
+        (True, False),
+    ]
 
 
 SOAK = pytest.mark.soak
@@ -159,27 +202,42 @@ BAD = (5, 6)
 
 
 def with_bad_batches(monkeypatch, kind: str = "constant") -> None:
-    """Batches of one token over and over: after a few steps of text their gradient is several times as long."""
+    """Batches of one token over and over: after a few steps of text their gradient is several
+    times as long.
+    """
     honest = Job.batch
 
     def batch(self, step):
         tokens, targets = honest(self, step)
-        return (torch.full_like(tokens, 41), torch.full_like(targets, 40)) if step in BAD else (tokens, targets)
+        return (
+            (torch.full_like(tokens, 41), torch.full_like(targets, 40)) if step in BAD else (tokens, targets)
+        )
 
     monkeypatch.setattr(Job, "batch", batch)
 
 
 def guarded(**options) -> Job:
     plan = make_plan(
-        **{"precision": "fp64", "global_batch": 8, "lr": 1e-2, "clip": 0.0, "skip_norm": 2.0, "skip_window": 3, "rollback": 2,
-           "snapshot_every": 4} | options
-    )  # fmt: skip
+        **{
+            "precision": "fp64",
+            "global_batch": 8,
+            "lr": 1e-2,
+            "clip": 0.0,
+            "skip_norm": 2.0,
+            "skip_window": 3,
+            "rollback": 2,
+            "snapshot_every": 4,
+        }
+        | options
+    )
     return Job(plan, MODEL, steps=9, capture=True)
 
 
 def against_one_device(job: Job) -> float:
     batches = [job.batch(s) for s in range(job.steps)]
-    one = train_one_device(job.model, batches, job.optimizer, job.plan.clip, job.seed, skip=job.plan.skip_rule)
+    one = train_one_device(
+        job.model, batches, job.optimizer, job.plan.clip, job.seed, skip=job.plan.skip_rule
+    )
     results = ran(job)
     for result in results:
         assert [i for i, s in enumerate(result.skipped) if s] == list(BAD)
@@ -196,7 +254,9 @@ def test_bad_batches_are_skipped_on_all_ranks_alike_and_what_came_before_is_take
 def test_after_a_return_the_weights_are_the_snapshot_s_and_the_run_goes_on_with_the_next_batch(monkeypatch):
     with_bad_batches(monkeypatch)
     first = ran(guarded())[0]
-    assert all(torch.equal(w, first.weights[3][n]) for n, w in first.weights[6].items())  # kept before step 4, taken up after step 6
+    assert all(
+        torch.equal(w, first.weights[3][n]) for n, w in first.weights[6].items()
+    )  # kept before step 4, taken up after step 6
     assert not all(torch.equal(w, first.weights[4][n]) for n, w in first.weights[6].items())
     honest = stages.put_back
 

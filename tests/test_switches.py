@@ -1,4 +1,6 @@
-"""The model's switches against torch, Hugging Face's formulas and their own algebra; and what breaks them is caught."""
+"""The model's switches against torch, Hugging Face's formulas and their own algebra; and what breaks them is
+caught.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +46,14 @@ EPS = 1e-5
 
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype).requires_grad_()
+    return (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        .to(dtype)
+        .requires_grad_()
+    )
 
 
-# ---- norms ---------------------------------------------------------------------------------------------------------
+# ---- norms -------------------------------------------------------------------------------------------------
 def plain_scale_norm(x, g, eps):
     return g * x / x.norm(dim=-1, keepdim=True).clamp(min=eps)
 
@@ -82,14 +88,20 @@ def with_gradients(f, view, inputs, d_out):
 def test_a_scale_norm_of_nearly_nothing_divides_by_epsilon_and_its_gradient_knows():
     x, g = (drawn(3, 4) * 1e-9).detach().requires_grad_(), drawn(1)
     d_out = drawn(3, 4, seed=3).detach()
-    for a, b in zip(*(with_gradients(f, x, (x, g), d_out) for f in (scale_norm, plain_scale_norm)), strict=True):
+    for a, b in zip(
+        *(with_gradients(f, x, (x, g), d_out) for f in (scale_norm, plain_scale_norm)), strict=True
+    ):
         assert torch.allclose(a, b, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("ours", "theirs", "width"), NORMS.values(), ids=NORMS)
 def test_in_narrow_types_a_norm_errs_at_most_twice_as_much_as_torch_s(ours, theirs, width, dtype):
-    x, w, d_out = drawn(64, 12, dtype=dtype), drawn(width, seed=1, dtype=dtype), drawn(64, 12, seed=2, dtype=dtype).detach()
+    x, w, d_out = (
+        drawn(64, 12, dtype=dtype),
+        drawn(width, seed=1, dtype=dtype),
+        drawn(64, 12, seed=2, dtype=dtype).detach(),
+    )
     exact = [t.detach().double().requires_grad_() for t in (x, w)]
     truth = with_gradients(theirs, exact[0], exact, d_out.double())
     mine, plain = (with_gradients(f, x, (x, w), d_out) for f in (ours, theirs))
@@ -99,16 +111,28 @@ def test_in_narrow_types_a_norm_errs_at_most_twice_as_much_as_torch_s(ours, thei
         assert (a.double() - true).abs().max().item() <= 2 * (b.double() - true).abs().max().item() + ulp
 
 
-# ---- rotary positions ----------------------------------------------------------------------------------------------
+# ---- rotary positions --------------------------------------------------------------------------------------
 def model_of(d: int, **options: Any) -> ModelConfig:
     return make_model("tiny", hidden=d, heads=1, position="rope", **options)
 
 
-LAYOUTS = [("half", "none"), ("interleaved", "none"), ("half", "interpolation"), ("interleaved", "ntk"), ("half", "yarn")]
+LAYOUTS = [
+    ("half", "none"),
+    ("interleaved", "none"),
+    ("half", "interpolation"),
+    ("interleaved", "ntk"),
+    ("half", "yarn"),
+]
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(st.integers(1, 8), st.integers(0, 4000), st.integers(0, 4000), st.integers(0, 4000), st.sampled_from(LAYOUTS))
+@given(
+    st.integers(1, 8),
+    st.integers(0, 4000),
+    st.integers(0, 4000),
+    st.integers(0, 4000),
+    st.sampled_from(LAYOUTS),
+)
 def test_f4_scores_of_turned_queries_and_keys_depend_only_on_the_distance(half, m, n, shift, how):
     config = model_of(2 * half, rope_layout=how[0], rope_scaling=how[1], rope_factor=4.0, seq=512)
     q, k = (drawn(1, 1, 1, 2 * half, seed=s).detach() for s in (0, 1))
@@ -125,15 +149,22 @@ def test_rope_turns_pair_i_by_m_theta_i_written_out_with_complex_numbers():
     config, x = model_of(8, rope_layout="interleaved", rope_theta=100.0), drawn(2, 6, 3, 8)
     at = [4, 5, 6, 20, 21, 22]
     found = rope(x, (4, 3, 20, 3), config)
-    angle = torch.tensor(at, dtype=torch.float64)[:, None] * 100.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
-    rotated = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    angle = torch.tensor(at, dtype=torch.float64)[:, None] * 100.0 ** (
+        -torch.arange(0, 8, 2, dtype=torch.float64) / 8
+    )
+    rotated = (
+        torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    )
     assert torch.allclose(found, torch.view_as_real(rotated).flatten(-2), rtol=1e-12)
     assert torch.autograd.gradcheck(lambda x: rope(x, (4, 3, 20, 3), config), (x,))
 
 
 def test_the_two_layouts_pair_the_same_columns_in_another_order():
     x, order = drawn(2, 5, 3, 8), torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
-    half, neighbours = (rope(t, (0, 5), model_of(8, rope_layout=layout)) for t, layout in ((x, "half"), (x[..., order], "interleaved")))
+    half, neighbours = (
+        rope(t, (0, 5), model_of(8, rope_layout=layout))
+        for t, layout in ((x, "half"), (x[..., order], "interleaved"))
+    )
     assert torch.allclose(half[..., order], neighbours, rtol=1e-12)
 
 
@@ -153,12 +184,17 @@ def test_frequencies_are_hugging_face_s(scaling):
     kind = {"none": "default", "interpolation": "linear", "ntk": "dynamic", "yarn": "yarn"}[scaling]
     theirs = LlamaConfig(hidden_size=256, num_attention_heads=4, max_position_embeddings=512)
     theirs.rope_parameters = {
-        "rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512,
-    }  # fmt: skip
+        "rope_type": kind,
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 512,
+    }
     ours = torch.tensor(frequencies(64, 10000.0, scaling, 4.0, 512))
     if scaling == "none":
         found, warm = 10000.0 ** (-torch.arange(0, 64, 2) / 64), 1.0
-    elif scaling == "ntk":  # theirs grows with the length seen: 4 n - 3 times the base's at n times the trained length
+    elif (
+        scaling == "ntk"
+    ):  # theirs grows with the length seen: 4 n - 3 times the base's at n times the trained length
         found, warm = rotary.ROPE_INIT_FUNCTIONS[kind](theirs, "cpu", seq_len=int(512 * 7 / 4))
     else:
         found, warm = rotary.ROPE_INIT_FUNCTIONS[kind](theirs, "cpu")
@@ -188,9 +224,16 @@ def test_sines_are_the_paper_s():
     assert table[49, 9] == pytest.approx(math.cos(49 / 10000 ** (8 / 10)))
 
 
-# ---- shapes --------------------------------------------------------------------------------------------------------
+# ---- shapes ------------------------------------------------------------------------------------------------
 SWITCHES: tuple[dict[str, Any], ...] = (
-    {"norm": "rmsnorm", "bias": False, "activation": "swiglu", "position": "rope", "kv_heads": 2, "tied": False},
+    {
+        "norm": "rmsnorm",
+        "bias": False,
+        "activation": "swiglu",
+        "position": "rope",
+        "kv_heads": 2,
+        "tied": False,
+    },
     {"norm": "scalenorm", "norm_position": "sandwich", "qk_norm": True, "position": "none"},
     {"norm_position": "post", "qk_norm": True, "position": "sinusoidal"},
     {"objective": "masked", "norm_position": "post", "position": "relative"},
@@ -249,7 +292,7 @@ def test_what_cannot_be_is_refused_by_its_field(options, field):
     assert said.value.nearest is not None
 
 
-# ---- every strategy: tests/plans.py. Here: what breaks them is caught ----------------------------------------------
+# ---- every strategy: tests/plans.py. Here: what breaks them is caught --------------------------------------
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 16, "heads": 4, "seq": 8, "vocab": 42}
 
 
@@ -261,12 +304,19 @@ def fresh_reference():
 
 
 def judge(switches: dict[str, Any], **options: Any) -> float:
-    plan, model = make_plan(**{"global_batch": 4, "lr": 1e-2, **options}), make_model("tiny", **{**SHAPE, **switches})
+    plan, model = (
+        make_plan(**{"global_batch": 4, "lr": 1e-2, **options}),
+        make_model("tiny", **{**SHAPE, **switches}),
+    )
     plan.check(model)
     return worst(differences(plan, model, steps=1))
 
 
-@pytest.mark.parametrize("options", [{"cp": 2}, {"cp": 2, "context": "ulysses"}, {"cp": 2, "tp": 2, "sequence_parallel": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"cp": 2}, {"cp": 2, "context": "ulysses"}, {"cp": 2, "tp": 2, "sequence_parallel": True}],
+    ids=str,
+)
 def test_turning_by_positions_that_are_not_the_rank_s_is_caught(monkeypatch, options):
     assert judge({"position": "rope"}, **options) <= TOLERANCE
     monkeypatch.setattr(gpt, "runs", lambda positions, each: (0, len(positions)))
@@ -275,7 +325,9 @@ def test_turning_by_positions_that_are_not_the_rank_s_is_caught(monkeypatch, opt
 
 def test_turning_by_a_distance_too_much_changes_nothing_because_only_distances_count(monkeypatch):
     honest = gpt.runs
-    monkeypatch.setattr(gpt, "runs", lambda positions, each: honest(tuple(p + 100 * (each == 1) for p in positions), each))
+    monkeypatch.setattr(
+        gpt, "runs", lambda positions, each: honest(tuple(p + 100 * (each == 1) for p in positions), each)
+    )
     reference = GPTStage(make_model("tiny", **SHAPE, position="rope"), dtype=torch.float64)
     tokens = torch.arange(8)[None] % 42
     shifted = reference(tokens, tokens)
@@ -294,12 +346,16 @@ def test_norms_of_queries_whose_gradient_is_not_summed_over_heads_are_caught(mon
 def test_the_sum_over_heads_is_one_message_of_the_shared_norms_alone():
     plan, model = make_plan(tp=2, precision="fp64"), make_model("tiny", **SHAPE, qk_norm=True)
     graph = run_plan(plan, model, "dry").graph
-    assert sum(graph.bytes_sent(label="what all heads share")) == 2 * (2 - 1) * SHAPE["layers"] * 2 * 2 * 4 * 8  # q and k, weight and bias
+    assert (
+        sum(graph.bytes_sent(label="what all heads share")) == 2 * (2 - 1) * SHAPE["layers"] * 2 * 2 * 4 * 8
+    )  # q and k, weight and bias
 
 
-# ---- what is added to scores, and who sees whom --------------------------------------------------------------------
+# ---- what is added to scores, and who sees whom ------------------------------------------------------------
 def textbook(q, k, v, causal: bool, prefix: int, bias: torch.Tensor | None) -> torch.Tensor:
-    """torch's attention with everything written down: an N x n mask and an N x n bias, key heads really repeated."""
+    """torch's attention with everything written down: an N x n mask and an N x n bias, key heads really
+    repeated.
+    """
     n, keys = q.shape[2], k.shape[2]
     i, j = torch.arange(n)[:, None], torch.arange(keys)[None]
     added = torch.zeros(n, keys, dtype=q.dtype) if bias is None else bias.to(q.dtype)[:, i - j + keys - 1]
@@ -308,7 +364,9 @@ def textbook(q, k, v, causal: bool, prefix: int, bias: torch.Tensor | None) -> t
     return F.scaled_dot_product_attention(q, k, v, added.masked_fill(hidden, -torch.inf))
 
 
-def inputs(b: int, a: int, group: int, n: int, d: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+def inputs(
+    b: int, a: int, group: int, n: int, d: int, dtype: torch.dtype = torch.float64
+) -> list[torch.Tensor]:
     wider = torch.float32 if dtype == torch.bfloat16 else dtype
     return [
         drawn(b, a * group, n, d, dtype=dtype),
@@ -319,26 +377,51 @@ def inputs(b: int, a: int, group: int, n: int, d: int, dtype: torch.dtype = torc
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    st.integers(1, 2), st.integers(1, 2), st.sampled_from([1, 3]), st.integers(1, 40), st.booleans(), st.integers(0, 12), st.booleans(),
+    st.integers(1, 2),
+    st.integers(1, 2),
+    st.sampled_from([1, 3]),
+    st.integers(1, 40),
+    st.booleans(),
+    st.integers(0, 12),
+    st.booleans(),
     st.sampled_from([flash_attention, unfused_attention]),
-)  # fmt: skip
+)
 def test_any_mask_and_bias_give_torch_s_output_and_gradients(b, a, group, n, causal, prefix, biased, attend):
     q, k, v, bias = inputs(b, a, group, n, 3)
-    prefix, given_bias, wanted = min(prefix, n - 1) if causal else 0, bias if biased else None, (q, k, v, *([bias] if biased else []))
+    prefix, given_bias, wanted = (
+        min(prefix, n - 1) if causal else 0,
+        bias if biased else None,
+        (q, k, v, *([bias] if biased else [])),
+    )
     d_out = drawn(*q.shape, seed=4).detach()
     found, expected = (
         (out, *torch.autograd.grad(out, wanted, d_out))
-        for out in (attend(q, k, v, causal, prefix=prefix, bias=given_bias), textbook(q, k, v, causal, prefix, given_bias))
+        for out in (
+            attend(q, k, v, causal, prefix=prefix, bias=given_bias),
+            textbook(q, k, v, causal, prefix, given_bias),
+        )
     )
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-11)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.integers(1, 2), st.sampled_from([1, 2]), st.integers(1, 60), st.integers(1, 60), st.integers(1, 9), st.data())
-def test_a_biased_kernel_in_tiles_of_any_size_is_the_textbook_s_and_its_traffic_is_the_formula_s(a, group, n, keys, tile, data):
+@given(
+    st.integers(1, 2),
+    st.sampled_from([1, 2]),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_a_biased_kernel_in_tiles_of_any_size_is_the_textbook_s_and_its_traffic_is_the_formula_s(
+    a, group, n, keys, tile, data
+):
     causal = n == keys and data.draw(st.booleans())
-    q, k, v, d_out = (drawn(2, h, m, 3, seed=s) for s, (h, m) in enumerate([(a * group, n), (a, keys), (a, keys), (a * group, n)]))
+    q, k, v, d_out = (
+        drawn(2, h, m, 3, seed=s)
+        for s, (h, m) in enumerate([(a * group, n), (a, keys), (a, keys), (a * group, n)])
+    )
     bias = drawn(a * group, n + keys - 1, seed=5)
     expected = textbook(q, k, v, causal, 0, bias)
     expected = (expected, *torch.autograd.grad(expected, (q, k, v, bias), d_out))
@@ -350,10 +433,22 @@ def test_a_biased_kernel_in_tiles_of_any_size_is_the_textbook_s_and_its_traffic_
         def meter(way: int, nbytes: int, biased=biased) -> None:
             moved[biased][way] += nbytes
 
-        out, lse = algorithm.forward(q, k, v, causal, tile, lambda _what, x, meter=meter: meter(0, x), bias=numbers)
+        out, lse = algorithm.forward(
+            q, k, v, causal, tile, lambda _what, x, meter=meter: meter(0, x), bias=numbers
+        )
         found = algorithm.backward(
-            d_out, q, k, v, out, lse, causal, tile, lambda _what, x, meter=meter: meter(1, x), bias=numbers, d_bias=sums
-        )  # fmt: skip
+            d_out,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            causal,
+            tile,
+            lambda _what, x, meter=meter: meter(1, x),
+            bias=numbers,
+            d_bias=sums,
+        )
         if sums is not None:
             for ours, theirs in zip((out, *found, sums), expected, strict=True):
                 assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-11)
@@ -387,9 +482,13 @@ def test_the_recorded_costs_of_a_biased_kernel_are_those_of_a_counting_run(learn
                 out, lse = algorithm.forward(*x, part.causal, meter=meter, bias=mine)
             else:
                 sums = torch.empty_like(mine) if learned else None
-                algorithm.backward(torch.ones_like(x[0]), *x, out, lse, part.causal, meter=meter, bias=mine, d_bias=sums)
+                algorithm.backward(
+                    torch.ones_like(x[0]), *x, out, lse, part.causal, meter=meter, bias=mine, d_bias=sums
+                )
     for way, total in counted.items():
-        rows = [r for r in range(len(graph)) if graph.names[graph.op[r]] == f"glasscluster.flash_biased_{way}"]
+        rows = [
+            r for r in range(len(graph)) if graph.names[graph.op[r]] == f"glasscluster.flash_biased_{way}"
+        ]
         assert len(rows) == 1 + bool(prefix)
         assert sum(int(graph.bytes[r]) for r in rows) == total
 
@@ -406,7 +505,9 @@ def test_buckets_are_hugging_face_s_t5():
     t5 = pytest.importorskip("transformers.models.t5.modeling_t5").T5Attention
     for both in (True, False):
         for count, largest in ((32, 128), (8, 20), (6, 6)):
-            theirs = t5._relative_position_bucket(-torch.arange(-199, 200), both, count, largest)  # theirs is key minus query
+            theirs = t5._relative_position_bucket(
+                -torch.arange(-199, 200), both, count, largest
+            )  # theirs is key minus query
             assert torch.equal(buckets(200, count, largest, both), theirs)
 
 
@@ -439,20 +540,28 @@ def test_the_parts_of_all_ranks_are_what_the_mask_shows_each_pair_once(kind, cau
 
 
 @pytest.mark.parametrize("position", ["relative", "alibi"])
-@pytest.mark.parametrize("options", [{"tp": 2}, {"cp": 2, "context": "zigzag"}, {"cp": 2, "context": "ulysses"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"tp": 2}, {"cp": 2, "context": "zigzag"}, {"cp": 2, "context": "ulysses"}], ids=str
+)
 def test_numbers_of_other_heads_or_distances_are_caught(monkeypatch, position, options):
     switches = {"position": position, "relative_buckets": 6, "relative_distance": 6, "init_std": 0.2}
     assert judge(switches, **options) <= TOLERANCE
     if "tp" in options:
         honest = gpt.Block.score_bias
-        monkeypatch.setattr(gpt.Block, "score_bias", lambda self, tokens: honest(self, tokens).roll(self.parallel.rank, 0))
+        monkeypatch.setattr(
+            gpt.Block, "score_bias", lambda self, tokens: honest(self, tokens).roll(self.parallel.rank, 0)
+        )
     elif options["context"] == "zigzag":
-        monkeypatch.setattr(context_parallel, "distances", lambda part, q, k, s: parts.distances(part, range(s), range(s), s))
+        monkeypatch.setattr(
+            context_parallel, "distances", lambda part, q, k, s: parts.distances(part, range(s), range(s), s)
+        )
     else:
         honest_chunk = ulysses.UlyssesContext.attend
 
         def first_heads(self, attention, q, k, v, causal, prefix, bias):
-            return honest_chunk(self, attention, q, k, v, causal, prefix, torch.cat([bias[: len(bias) // 2]] * 2))
+            return honest_chunk(
+                self, attention, q, k, v, causal, prefix, torch.cat([bias[: len(bias) // 2]] * 2)
+            )
 
         monkeypatch.setattr(ulysses.UlyssesContext, "attend", first_heads)
     assert judge(switches, **options) > TOLERANCE
@@ -474,10 +583,19 @@ def test_a_table_whose_gradient_is_not_summed_over_dp_is_caught(monkeypatch):
     assert judge(switches, dp=2, overlap=False) > TOLERANCE
 
 
-# ---- latents -------------------------------------------------------------------------------------------------------
+# ---- latents -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("q_latent", [0, 10])
 def test_latent_attention_is_the_paper_s_equations_head_by_head(q_latent):
-    model = make_model("tiny", **SHAPE, kv_latent=12, q_latent=q_latent, position="rope", norm="rmsnorm", bias=False, rope_dim=2)
+    model = make_model(
+        "tiny",
+        **SHAPE,
+        kv_latent=12,
+        q_latent=q_latent,
+        position="rope",
+        norm="rmsnorm",
+        bias=False,
+        rope_dim=2,
+    )
     block, x = GPTStage(model, dtype=torch.float64).layers["0"], drawn(2, 8, 16).detach()
     d, d_r, a, s = 4, 2, 4, 8
     latents = x @ block.down_to_latents_weight.T
@@ -486,8 +604,16 @@ def test_latent_attention_is_the_paper_s_equations_head_by_head(q_latent):
     c_q = F.rms_norm(latents[..., 14:], (10,), block.q_latent_norm_weight, 1e-5) if q_latent else x
     heads = []
     for head in range(a):
-        kv, q = (w[head * n : (head + 1) * n] for w, n in ((block.kv_up_weight, 2 * d), (block.q_up_weight, d + d_r)))
-        k_c, v, q_c, q_r = c @ kv[:d].T, c @ kv[d:].T, c_q @ q[:d].T, rope((c_q @ q[d:].T)[:, :, None], (0, s), model)[:, :, 0]
+        kv, q = (
+            w[head * n : (head + 1) * n]
+            for w, n in ((block.kv_up_weight, 2 * d), (block.q_up_weight, d + d_r))
+        )
+        k_c, v, q_c, q_r = (
+            c @ kv[:d].T,
+            c @ kv[d:].T,
+            c_q @ q[:d].T,
+            rope((c_q @ q[d:].T)[:, :, None], (0, s), model)[:, :, 0],
+        )
         scores = (q_c @ k_c.mT + q_r @ k_rotary.mT) / math.sqrt(d + d_r)
         heads.append(scores.masked_fill(torch.ones(s, s).triu(1).bool(), -torch.inf).softmax(-1) @ v)
     assert torch.allclose(block.attend(x, None), torch.cat(heads, -1), rtol=1e-11, atol=1e-13)
@@ -498,18 +624,23 @@ def test_f3_a_latent_cache_is_that_of_a_few_heads():
     full = 2 * llama.layers * llama.heads * llama.head_dim * 4096 * 2
     assert full == 2 * 1024**3
     latent = predict_cache(llama.layers, 4 * llama.head_dim, llama.head_dim // 2, 4096, 1, 2)
-    assert latent / full == 4.5 / (2 * llama.heads)  # table 1: what grouped queries with 2.25 groups would keep
+    assert latent / full == 4.5 / (
+        2 * llama.heads
+    )  # table 1: what grouped queries with 2.25 groups would keep
 
 
 @pytest.mark.parametrize("zero", [0, 3])
 def test_a_way_down_to_latents_whose_gradient_is_not_summed_over_heads_is_caught(monkeypatch, zero):
-    switches, options = {"kv_latent": 12, "q_latent": 10, "position": "rope"}, {"tp": 2, "dp": 2, "zero": zero}
+    switches, options = (
+        {"kv_latent": 12, "q_latent": 10, "position": "rope"},
+        {"tp": 2, "dp": 2, "zero": zero},
+    )
     assert judge(switches, **options) <= TOLERANCE
     monkeypatch.setattr(assembly, "sum_over_heads", lambda parallel, units, partial: None)
     assert judge(switches, **options) > TOLERANCE
 
 
-# ---- what is learned -----------------------------------------------------------------------------------------------
+# ---- what is learned ---------------------------------------------------------------------------------------
 def test_of_each_sequence_15_percent_are_predicted_and_of_them_80_10_10_are_hidden_changed_and_kept():
     tokens = torch.randint(0, 99, (400, 200), generator=torch.Generator().manual_seed(0))
     inputs, targets = masked(tokens, 100, 3, 7)
@@ -545,7 +676,11 @@ def test_a_token_of_a_prefix_sees_those_behind_it_and_no_other_does():
         assert moved.tolist() == [i >= seen_from for i in range(8)]
 
 
-@pytest.mark.parametrize("options", [{"cp": 4}, {"dp": 2, "tp": 2, "sequence_parallel": True}, {"pp": 2, "schedule": "zb-h1"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"cp": 4}, {"dp": 2, "tp": 2, "sequence_parallel": True}, {"pp": 2, "schedule": "zb-h1"}],
+    ids=str,
+)
 def test_a_masked_model_whose_ranks_average_their_own_loss_is_caught(monkeypatch, options):
     switches = {"objective": "masked", "norm_position": "post", "dropout": 0.1}
     assert judge(switches, **options) <= TOLERANCE
@@ -564,7 +699,9 @@ def test_token_types_are_those_of_the_rank_s_tokens(monkeypatch):
     switches = {"objective": "masked", "norm_position": "post"}
     honest = gpt.Embedding.forward
     monkeypatch.setattr(
-        gpt.Embedding, "forward", lambda self, tokens, draw=None, types=None: honest(self, tokens, draw, self.types[: tokens.shape[1]])
-    )  # fmt: skip
+        gpt.Embedding,
+        "forward",
+        lambda self, tokens, draw=None, types=None: honest(self, tokens, draw, self.types[: tokens.shape[1]]),
+    )
     assert judge(switches, dp=2) <= TOLERANCE
     assert judge(switches, cp=2) > TOLERANCE

@@ -52,7 +52,7 @@ def test_all_ranks_sending_first_is_an_immediate_error_with_the_cycle_and_the_so
     assert len(re.findall(r"programs\.py:\d+", error.message)) == 4
 
 
-# ---- sends that are buffered -------------------------------------------------------------------------------------
+# ---- sends that are buffered -------------------------------------------------------------------------------
 KIB = 1024
 
 
@@ -71,12 +71,16 @@ def test_small_sends_are_copied_away_and_return_at_once(nbytes):
     assert threads(4, eager_bytes=64 * KIB).run(send_right_then_receive, nbytes).results == [4, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("eager", "nbytes"), [(0, 0), (0, 64), (63, 64), (64 * KIB, 64 * KIB + 1), (64 * KIB, 128 * KIB)])
+@pytest.mark.parametrize(
+    ("eager", "nbytes"), [(0, 0), (0, 64), (63, 64), (64 * KIB, 64 * KIB + 1), (64 * KIB, 128 * KIB)]
+)
 def test_a_send_above_the_threshold_waits_and_the_cycle_is_named_at_once(eager, nbytes):
     with pytest.raises(Deadlock, match="passes only while sends are buffered") as caught:
         threads(4, eager_bytes=eager).run(send_right_then_receive, nbytes)
     assert sorted(caught.value.cycle) == [0, 1, 2, 3]
-    assert [(w.rank, w.kind, w.peer, w.nbytes) for w in caught.value.waits] == [(r, "send", (r + 1) % 4, nbytes) for r in range(4)]
+    assert [(w.rank, w.kind, w.peer, w.nbytes) for w in caught.value.waits] == [
+        (r, "send", (r + 1) % 4, nbytes) for r in range(4)
+    ]
 
 
 @pytest.mark.parametrize("program", [ring_while_waiting, two_in_flight], ids=lambda p: p.__name__)
@@ -113,7 +117,9 @@ def follow(gpu, steps_of_ranks) -> None:
 @pytest.mark.parametrize("eager", [0, 64])
 def test_a_receive_that_waits_beside_another_message_says_which_is_there(eager):
     tag = [[[("send", 1, 2)]], [[("recv", 0, 3)]]]
-    with pytest.raises(Deadlock, match="rank 1 waits for tag 3; a message with tag 2 from the same sender is queued"):
+    with pytest.raises(
+        Deadlock, match="rank 1 waits for tag 3; a message with tag 2 from the same sender is queued"
+    ):
         threads(2, eager_bytes=eager).run(follow, tag)
     source = [[[("send", 1, 0)]], [[("recv", 2, 0)]], []]
     with pytest.raises(Deadlock, match="rank 1 waits for rank 2; a message from rank 0 is queued"):
@@ -125,7 +131,9 @@ def test_a_receive_that_waits_beside_another_message_says_which_is_there(eager):
 def test_who_waits_for_whom_is_what_following_the_lists_by_hand_says(seed, eager):
     draw = random.Random(seed)
     lists = [[] for _ in range(4)]
-    for _ in range(draw.randint(2, 9)):  # messages that have both ends, in an order of each rank's own, and sometimes one end only
+    for _ in range(
+        draw.randint(2, 9)
+    ):  # messages that have both ends, in an order of each rank's own, and sometimes one end only
         src, dst = draw.sample(range(4), 2)
         tag = draw.randint(0, 1)
         for rank, action in ((src, ("send", dst, tag)), (dst, ("recv", src, tag))):
@@ -244,7 +252,13 @@ def two_groups(gpu):
 
 
 def test_split_makes_groups_whose_ranks_keep_their_order():
-    assert threads(5).run(two_groups).results == [(0, 3, 6.0), (0, 2, 4.0), (1, 3, 6.0), (1, 2, 4.0), (2, 3, 6.0)]
+    assert threads(5).run(two_groups).results == [
+        (0, 3, 6.0),
+        (0, 2, 4.0),
+        (1, 3, 6.0),
+        (1, 2, 4.0),
+        (2, 3, 6.0),
+    ]
 
 
 def reductions(gpu):
@@ -265,15 +279,20 @@ def test_reductions_are_sum_max_min_and_avg_and_another_is_refused():
         threads(2).run(lambda gpu: gpu.comm.all_reduce(torch.zeros(2), op="prod"))
 
 
-# ---- what a graph and a timeline always are ----------------------------------------------------------------------
+# ---- what a graph and a timeline always are ----------------------------------------------------------------
 @pytest.fixture(scope="module", params=[0, 5, 9])
 def run(request):
     return run_plan(*build(stratified()[request.param]))
 
 
 def beside_its_rows(graph):
-    """What a graph knows that its canonical rows do not show: as JSON, which has no tuples and names keys by words."""
-    memory = {r: {k: x.tolist() if hasattr(x, "tolist") else x for k, x in m.items()} for r, m in graph.memory.items()}
+    """What a graph knows that its canonical rows do not show: as JSON, which has no tuples and names keys by
+    words.
+    """
+    memory = {
+        r: {k: x.tolist() if hasattr(x, "tolist") else x for k, x in m.items()}
+        for r, m in graph.memory.items()
+    }
     return json.loads(json.dumps([graph.ranks, graph.info, graph.groups, memory], sort_keys=True))
 
 
@@ -366,14 +385,21 @@ def test_every_rank_s_seconds_add_up_and_the_critical_path_is_the_makespan(run, 
     assert line.start[path[0]] == 0
     assert line.end[path[-1]] == line.makespan
     for before, after in pairwise(path):
-        deps = set(line.graph.dep_idx[line.graph.dep_ptr[after] : line.graph.dep_ptr[after + 1]].tolist()) | {int(line.graph.match[after])}
+        deps = set(line.graph.dep_idx[line.graph.dep_ptr[after] : line.graph.dep_ptr[after + 1]].tolist()) | {
+            int(line.graph.match[after])
+        }
         assert before in deps
-        assert line.start[after] == pytest.approx(line.end[before], abs=1e-4 * line.makespan) or before == line.graph.match[after]
+        assert (
+            line.start[after] == pytest.approx(line.end[before], abs=1e-4 * line.makespan)
+            or before == line.graph.match[after]
+        )
 
 
 def test_overlap_is_a_property_of_the_program():
     model = make_model("tiny", layers=4, hidden=64)
-    spent = {o: run_plan(make_plan(dp=4, bucket=50_000, overlap=o), model, "dry").timeline for o in (True, False)}
+    spent = {
+        o: run_plan(make_plan(dp=4, bucket=50_000, overlap=o), model, "dry").timeline for o in (True, False)
+    }
     assert spent[True].makespan < spent[False].makespan
     assert sum(spent[True].graph.bytes_sent()) == sum(spent[False].graph.bytes_sent())
 

@@ -1,4 +1,6 @@
-"""The tokenizer against Hugging Face's `tokenizers`: the same cuts, merges and numbers; and what ours adds: any bytes come back."""
+"""The tokenizer against Hugging Face's `tokenizers`: the same cuts, merges and numbers; and what ours adds:
+any bytes come back.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
 from glasscluster.visualize import words
 
 SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False)
-ASSIGNED = [chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")]
+ASSIGNED = [
+    chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) not in ("Cn", "Cs", "Co")
+]
 ENGLISH = bytes(corpus()[:400_000]).decode(errors="ignore")
 CHINESE = "\n".join(said.zh for said in words.CATALOGUE.values())
 BOTH = [ENGLISH[:150_000], CHINESE]
@@ -32,7 +36,9 @@ def their_cut(text: str) -> list[str]:
 def their_training(texts: list[str], vocab: int) -> Theirs:
     theirs = Theirs(models.BPE())
     theirs.pre_tokenizer = SPLIT
-    trainer = trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     theirs.train_from_iterator(texts, trainer)
     return theirs
 
@@ -45,7 +51,7 @@ def spelled_merges(ours: Tokenizer) -> list[tuple[str, str]]:
     return [(spelled(ours.tokens[a]), spelled(ours.tokens[b])) for a, b in ours.merges]
 
 
-# ---- cuts ----------------------------------------------------------------------------------------------------------
+# ---- cuts --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.soak)])
 def test_every_character_that_this_python_knows_is_cut_as_tokenizers_cuts_it(every):
     text = "".join(f"a{c}1{c} {c}b,{c}{c}'s  {c}" for c in ASSIGNED[::every])
@@ -53,17 +59,31 @@ def test_every_character_that_this_python_knows_is_cut_as_tokenizers_cuts_it(eve
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(st.sampled_from("ab'strevdml 1\n\t\x1c\x85\u3000中²Ⅷé́-_") | st.sampled_from(ASSIGNED), max_size=40))
+@given(
+    st.text(
+        st.sampled_from("ab'strevdml 1\n\t\x1c\x85\u3000中²Ⅷé́-_") | st.sampled_from(ASSIGNED), max_size=40
+    )
+)
 def test_random_text_is_cut_as_tokenizers_cuts_it(text):
     assert pre_tokens(text.encode()) == their_cut(text)
 
 
 def test_bytes_that_are_no_character_lie_with_punctuation():
-    assert [as_bytes(p) for p in pre_tokens(b"ab\xff\xfe!c \x80 1")] == [b"ab", b"\xff\xfe!", b"c", b" \x80", b" 1"]
+    assert [as_bytes(p) for p in pre_tokens(b"ab\xff\xfe!c \x80 1")] == [
+        b"ab",
+        b"\xff\xfe!",
+        b"c",
+        b" \x80",
+        b" 1",
+    ]
 
 
-# ---- merges --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("texts", "vocab"), [([ENGLISH], 1256), ([CHINESE], 1500), (BOTH, 900)], ids=["English code", "Chinese", "both"])
+# ---- merges ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("texts", "vocab"),
+    [([ENGLISH], 1256), ([CHINESE], 1500), (BOTH, 900)],
+    ids=["English code", "Chinese", "both"],
+)
 def test_merges_and_numbers_equal_those_of_tokenizers_on_the_same_text(texts, vocab):
     ours, theirs = Tokenizer.train((t.encode() for t in texts), vocab), their_training(texts, vocab)
     assert spelled_merges(ours) == merges_of(theirs)
@@ -86,7 +106,9 @@ def test_another_tie_rule_would_be_noticed(monkeypatch):
     from glasscluster.model.text import bpe
 
     monkeypatch.setattr(bpe, "heapify", lambda heap: heap.sort(key=lambda e: (e[0], -e[1][0], e[1][1])))
-    assert spelled_merges(Tokenizer.train([b"ab cd ab cd"], 258)) != merges_of(their_training(["ab cd ab cd"], 258))
+    assert spelled_merges(Tokenizer.train([b"ab cd ab cd"], 258)) != merges_of(
+        their_training(["ab cd ab cd"], 258)
+    )
 
 
 def test_a_merge_happened_as_often_as_was_counted():
@@ -97,7 +119,7 @@ def test_a_merge_happened_as_often_as_was_counted():
         learn(count_pieces([b"abc"]), 255)
 
 
-# ---- encoding ------------------------------------------------------------------------------------------------------
+# ---- encoding ----------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def ours() -> Tokenizer:
     return Tokenizer.train((t.encode() for t in BOTH), 700, [END_OF_TEXT, "<|user|>"])
@@ -128,20 +150,29 @@ def test_a_special_token_is_made_only_where_it_is_allowed(ours):
         ours.encode("a", ["<|other|>"])
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 def test_a_saved_file_means_the_same_to_tokenizers_and_to_us(ours, tmp_path):
     ours.save(tmp_path / "tokenizer.json")
-    theirs, again = Theirs.from_file(str(tmp_path / "tokenizer.json")), Tokenizer.load(tmp_path / "tokenizer.json")
+    theirs, again = (
+        Theirs.from_file(str(tmp_path / "tokenizer.json")),
+        Tokenizer.load(tmp_path / "tokenizer.json"),
+    )
     text = f"def f(x):\n    return '数据'{END_OF_TEXT}<|user|>  \n"
     assert again.encode(text, "all") == ours.encode(text, "all") == theirs.encode(text).ids
-    assert theirs.decode(theirs.encode(text).ids, skip_special_tokens=False) == text == again.decode(again.encode(text, "all"))
+    assert (
+        theirs.decode(theirs.encode(text).ids, skip_special_tokens=False)
+        == text
+        == again.decode(again.encode(text, "all"))
+    )
     theirs.save(str(tmp_path / "theirs.json"))
     assert Tokenizer.load(tmp_path / "theirs.json").as_json() == again.as_json()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    texts=st.lists(st.binary(max_size=80) | st.sampled_from(["aaabbb ab ab", "数据 数据"]).map(str.encode), max_size=3),
+    texts=st.lists(
+        st.binary(max_size=80) | st.sampled_from(["aaabbb ab ab", "数据 数据"]).map(str.encode), max_size=3
+    ),
     vocab=st.integers(262, 280),
     specials=st.lists(st.text(min_size=1, max_size=4), max_size=4, unique=True),
 )

@@ -22,13 +22,21 @@ def glass(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict]:
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.txt").write_text("the cat sat on the mat, the hat on the cat\n" * 20 + "<|endoftext|>another document\n" * 9)
+    (tmp_path / "a.txt").write_text(
+        "the cat sat on the mat, the hat on the cat\n" * 20 + "<|endoftext|>another document\n" * 9
+    )
     (tmp_path / "b.txt").write_text("数据并行与张量并行\n" * 40)
 
 
 def test_a_tokenizer_is_trained_and_used_from_the_command_line(capsys):
     code, made = glass(capsys, "tokenize", "train", "a.txt", "b.txt", "--vocab", "300", "--out", "t.json")
-    assert (code, made["schema"], made["vocab"], made["merges"], made["documents"]) == (0, "glass.tokenize-train/1", 300, 43, 11)
+    assert (code, made["schema"], made["vocab"], made["merges"], made["documents"]) == (
+        0,
+        "glass.tokenize-train/1",
+        300,
+        43,
+        11,
+    )
     text = "the cat 数据<|endoftext|>"
     code, said = glass(capsys, "tokenize", "encode", text, "--tokenizer", "t.json", "--allow", "all")
     assert (code, said["tokens"]) == (0, Theirs.from_file("t.json").encode(text).ids)
@@ -68,7 +76,18 @@ def test_a_vocabulary_without_room_for_the_tokenizer_is_refused_with_the_right_s
 def test_glass_train_packs_weighted_sources_and_equals_one_device(capsys):
     glass(capsys, "tokenize", "train", "a.txt", "b.txt", "--vocab", "280", "--out", "t.json")
     layout = "--dp 2 --layers 1 --hidden 16 --heads 2 --seq 32 --vocab 280 --steps 2 --backend threads --out run".split()
-    code, said = glass(capsys, "train", *layout, "--data", "a.txt:0.7", "--data", "b.txt:0.3", "--tokenizer", "t.json", "--pack")
+    code, said = glass(
+        capsys,
+        "train",
+        *layout,
+        "--data",
+        "a.txt:0.7",
+        "--data",
+        "b.txt:0.3",
+        "--tokenizer",
+        "t.json",
+        "--pack",
+    )
     assert (code, said["checked_steps"]) == (0, 2)
     assert said["max_rel_grad_diff"] < 1e-10
     a, b = said["data"]["sources"]
@@ -77,7 +96,7 @@ def test_glass_train_packs_weighted_sources_and_equals_one_device(capsys):
     assert a["filling_fraction"] == pytest.approx(1 - a["tokens"] / (32 * a["rows"]))
 
 
-# ---- the picture ---------------------------------------------------------------------------------------------------
+# ---- the picture -------------------------------------------------------------------------------------------
 def test_a_merge_tree_ends_in_the_tokens_of_the_encoding_and_ranks_grow_upwards():
     tokenizer = Tokenizer.train([b"the cat sat on the mat; that hat " * 9, "数据并行数据".encode()], 290)
     for piece in (b" that", "数据并".encode(), b"zzz"):
@@ -92,5 +111,9 @@ def test_a_merge_tree_ends_in_the_tokens_of_the_encoding_and_ranks_grow_upwards(
                 a, b = (tokenizer.numbers[piece[c.start : c.stop]] for c in node.children)
                 assert tokenizer.merges[node.rank] == (a, b)
     figure = merge_tree_figure(tokenizer, [" that", "数据"], "zh")
-    assert [t.name for t in figure.data[1:]] == ["字节", "token 内部的合并及其名次", "token 及其最后一次合并的名次"]
+    assert [t.name for t in figure.data[1:]] == [
+        "字节",
+        "token 内部的合并及其名次",
+        "token 及其最后一次合并的名次",
+    ]
     assert len(figure.data[1].x) == 5 + 6

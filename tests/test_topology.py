@@ -17,7 +17,16 @@ from glasscluster.sim.time.hardware import CATALOGUE, hardware
 from glasscluster.sim.time.network import Cable, build, from_graph, of_hardware
 
 CABLE = Cable(10e9, 8e-6, 2e-6)
-SIZES = {"ring": 7, "switch": 5, "fully-connected": 6, "line": 5, "mesh2d": 12, "torus2d": 20, "torus3d": 27, "hypercube": 16}
+SIZES = {
+    "ring": 7,
+    "switch": 5,
+    "fully-connected": 6,
+    "line": 5,
+    "mesh2d": 12,
+    "torus2d": 20,
+    "torus3d": 27,
+    "hypercube": 16,
+}
 SIZES |= {"fat-tree": 16, "rail": 16, "nvlink-mesh": 8, "pcie-tree": 8}
 
 
@@ -78,7 +87,11 @@ def test_one_switch_costs_what_one_cable_costs_and_a_second_tier_two_more():
 def test_an_oversubscribed_fat_tree_has_that_much_less_bandwidth_up():
     for factor, spines in ((1.0, 8), (2.0, 4), (8.0, 1), (3.0, 2)):
         tree = build("fat-tree", 32, CABLE, leaf=8, oversubscription=factor)
-        up = [d["bandwidth"] for u, v, d in tree.graph.edges(data=True) if u == "leaf 0" and v.startswith("spine")]
+        up = [
+            d["bandwidth"]
+            for u, v, d in tree.graph.edges(data=True)
+            if u == "leaf 0" and v.startswith("spine")
+        ]
         assert len(up) == spines
         assert sum(up) == pytest.approx(8 * 10e9 / factor)
 
@@ -114,8 +127,14 @@ def test_the_catalogue_s_nodes_and_ports_keep_the_latency_of_their_links(name):
     assert len(ports) == 2 * (hw.nics or hw.node_size)
     if hw.node_size > 1:
         assert network.link(0, 1).bandwidth == hw.intra.bandwidth
-    out = sum(d["bandwidth"] for u, v, d in network.graph.edges(data=True) if v == "network" and u.startswith("nic 0"))
-    assert out == pytest.approx(hw.inter.bandwidth * hw.node_size), "a node's ports carry together what its GPUs were promised"
+    out = sum(
+        d["bandwidth"]
+        for u, v, d in network.graph.edges(data=True)
+        if v == "network" and u.startswith("nic 0")
+    )
+    assert out == pytest.approx(hw.inter.bandwidth * hw.node_size), (
+        "a node's ports carry together what its GPUs were promised"
+    )
 
 
 def test_a_graph_of_your_own_is_a_cluster():
@@ -140,17 +159,35 @@ def test_a_graph_of_your_own_is_a_cluster():
 
 
 def _path(**changes):
-    edges = [{"source": 0, "target": 1, "bandwidth": 1e9, "latency": 1e-6}, {"source": 1, "target": 2, "bandwidth": 1e9, "latency": 1e-6}]
+    edges = [
+        {"source": 0, "target": 1, "bandwidth": 1e9, "latency": 1e-6},
+        {"source": 1, "target": 2, "bandwidth": 1e9, "latency": 1e-6},
+    ]
     return {"nodes": [{"id": i} for i in range(3)], "edges": edges, **changes}
 
 
 BAD = {
-    "a disconnected network": (_path(edges=_path()["edges"][:1]), r"disconnected: there is no route from 0 to 2"),
+    "a disconnected network": (
+        _path(edges=_path()["edges"][:1]),
+        r"disconnected: there is no route from 0 to 2",
+    ),
     "a one-way street": (_path(directed=True), r"disconnected: there is no route from 1 to 0"),
-    "negative bandwidth": (_path(edges=[{**e, "bandwidth": -1} for e in _path()["edges"]]), r"bandwidth of link 0 → 1.*more than 0"),
-    "no bandwidth": (_path(edges=[{"source": 0, "target": 1}, {"source": 1, "target": 2}]), r"bandwidth of link 0 → 1.*more than 0"),
-    "negative latency": (_path(edges=[{**e, "latency": -1e-6} for e in _path()["edges"]]), r"latency of link 0 → 1.*negative"),
-    "not a number": (_path(edges=[{**e, "bandwidth": "fast"} for e in _path()["edges"]]), r"bandwidth of link 0 → 1"),
+    "negative bandwidth": (
+        _path(edges=[{**e, "bandwidth": -1} for e in _path()["edges"]]),
+        r"bandwidth of link 0 → 1.*more than 0",
+    ),
+    "no bandwidth": (
+        _path(edges=[{"source": 0, "target": 1}, {"source": 1, "target": 2}]),
+        r"bandwidth of link 0 → 1.*more than 0",
+    ),
+    "negative latency": (
+        _path(edges=[{**e, "latency": -1e-6} for e in _path()["edges"]]),
+        r"latency of link 0 → 1.*negative",
+    ),
+    "not a number": (
+        _path(edges=[{**e, "bandwidth": "fast"} for e in _path()["edges"]]),
+        r"bandwidth of link 0 → 1",
+    ),
     "no GPUs": ({"nodes": [{"id": 0, "kind": "switch"}], "edges": []}, r"at least 2"),
     "no edges": ({"nodes": 3}, r"not a network"),
     "a list": ([1, 2], r"not a network"),

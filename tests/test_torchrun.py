@@ -20,28 +20,56 @@ from glasscluster.strategies.trainer import train_rank
 
 pytestmark = pytest.mark.torchrun
 ISSUE = (
-    "--tp 2 --pp 2 --zero 1 --schedule gpipe --micro-batch 1 --global-batch 8 --layers 4 --hidden 64 --heads 4 --seq 32 "
+    "--tp 2 --pp 2 --zero 1 --schedule gpipe --micro-batch 1 --global-batch 8 --layers 4 --hidden 64 "
+    "--heads 4 --seq 32 "
     "--precision fp64 --steps 3 --json"
 ).split()
 
 
 def torchrun(processes: int, *command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Start processes the way a user does; on a free port."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *command]
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        *command,
+    ]
     here = Path(__file__).parent  # and this checkout, wherever the package is installed from
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
-    return subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=cwd, env=environment, check=False)
+    return subprocess.run(
+        words, capture_output=True, text=True, timeout=200, cwd=cwd, env=environment, check=False
+    )
 
 
 def on_threads(dp: int) -> dict[str, Any]:
-    plan = make_plan(dp=dp, tp=2, pp=2, zero=1, schedule="gpipe", micro_batch=1, global_batch=8, precision="fp64")
-    results = Cluster("classroom", plan.gpus, "threads").run(train_rank, Job(plan, make_model("tiny", seq=32), capture=True)).results
+    plan = make_plan(
+        dp=dp, tp=2, pp=2, zero=1, schedule="gpipe", micro_batch=1, global_batch=8, precision="fp64"
+    )
+    results = (
+        Cluster("classroom", plan.gpus, "threads")
+        .run(train_rank, Job(plan, make_model("tiny", seq=32), capture=True))
+        .results
+    )
     return {"losses": [float(x) for x in results[-1].losses], "weights_sha256": check.digest(results)}
 
 
 @pytest.mark.parametrize(("dp", "processes"), [(1, 4), pytest.param(2, 8, marks=pytest.mark.soak)])
 def test_the_issue_s_command_under_torchrun_is_bit_equal_to_threads(dp, processes, tmp_path):
-    done = torchrun(processes, "-m", "glasscluster", "train", "--dp", str(dp), *ISSUE, "--out", str(tmp_path / "run"), cwd=tmp_path)
+    done = torchrun(
+        processes,
+        "-m",
+        "glasscluster",
+        "train",
+        "--dp",
+        str(dp),
+        *ISSUE,
+        "--out",
+        str(tmp_path / "run"),
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout)
     assert said["backend"] == "torchrun"
@@ -69,7 +97,13 @@ def test_outstanding_works_do_not_deadlock_or_swap_under_torchrun(tmp_path):
 
 
 def test_native_collectives_train_the_same_model_and_count_nothing(tmp_path):
-    done = torchrun(2, "-m", "glasscluster", *"train --dp 2 --algorithm native --seq 32 --steps 2 --json --out run".split(), cwd=tmp_path)
+    done = torchrun(
+        2,
+        "-m",
+        "glasscluster",
+        *"train --dp 2 --algorithm native --seq 32 --steps 2 --json --out run".split(),
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout)
     assert said["max_rel_grad_diff"] <= 1e-10
@@ -91,7 +125,13 @@ def test_a_world_size_that_is_not_the_plan_s_is_exit_2(tmp_path):
 
 @pytest.mark.cuda
 def test_one_gpu_over_nccl_trains_and_checks_itself(tmp_path):
-    done = torchrun(1, "-m", "glasscluster", *"train --device cuda --seq 32 --steps 3 --json --out run".split(), cwd=tmp_path)
+    done = torchrun(
+        1,
+        "-m",
+        "glasscluster",
+        *"train --device cuda --seq 32 --steps 3 --json --out run".split(),
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout)
     assert max(said["max_rel_grad_diff"], said["max_rel_weight_diff"]) <= 1e-10

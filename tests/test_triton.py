@@ -146,7 +146,7 @@ def mutated(old, new, tmp_path, monkeypatch):
         ("head // GROUP * k_a", "head % GROUP * k_a", {"out", "dq"}),
         ("(m + tl.log2(total)) * LOG_2", "m * LOG_2", {"dq", "dk", "dv"}),
     ],
-)  # fmt: skip
+)
 def test_a_broken_kernel_breaks_the_rule(old, new, broken, tmp_path, monkeypatch):
     tensors = drawn((1, *((2, 2) if "GROUP" in old else (1, 1)), 20, 20, 16), torch.float32, 3)
     # later keys are larger, so the maximum moves

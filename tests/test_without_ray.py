@@ -27,7 +27,13 @@ def without_ray(tmp_path):
 
     def run(*words: str) -> tuple[int, dict]:
         done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, timeout=200, cwd=tmp_path, env=environment, check=False
+            [sys.executable, *words],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            cwd=tmp_path,
+            env=environment,
+            check=False,
         )
         assert done.stdout, done.stderr[-3000:]
         return done.returncode, json.loads(done.stdout)
@@ -50,7 +56,9 @@ def test_the_fixture_blocks_ray_and_the_package_is_imported_all_the_same(without
 
 
 def test_training_on_threads_and_predicting_dry_need_no_ray(without_ray):
-    code, said = without_ray("-m", "glasscluster", "train", *SMALL, "--dp", "2", "--backend", "threads", "--json")
+    code, said = without_ray(
+        "-m", "glasscluster", "train", *SMALL, "--dp", "2", "--backend", "threads", "--json"
+    )
     assert (code, said["status"]) == (0, "PASS")
     code, said = without_ray("-m", "glasscluster", "predict", *SMALL[:-2], "--dp", "4", "--json")
     assert (code, said["gpus"]) == (0, 4)
@@ -63,7 +71,9 @@ def test_torchrun_needs_no_ray(without_ray):
     assert (code, said["backend"], said["status"]) == (0, "torchrun", "PASS")
 
 
-@pytest.mark.parametrize("words", [["train", *SMALL, "--backend", "ray"], ["run", "tour"]])  # the tour's default
+@pytest.mark.parametrize(
+    "words", [["train", *SMALL, "--backend", "ray"], ["run", "tour"]]
+)  # the tour's default
 def test_the_ray_backend_is_then_an_input_error_that_names_the_extra(without_ray, words):
     code, said = without_ray("-m", "glasscluster", *words, "--json")
     assert (code, said["error"], said["field"], said["value"]) == (2, "InputError", "backend", "ray")
@@ -73,7 +83,9 @@ def test_the_ray_backend_is_then_an_input_error_that_names_the_extra(without_ray
 
 def test_in_python_too(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"pip install 'glasscluster\[ray\]'.*nearest valid choice is threads"):
+    with pytest.raises(
+        InputError, match=r"pip install 'glasscluster\[ray\]'.*nearest valid choice is threads"
+    ):
         Cluster("classroom", 2, "ray").run(lambda gpu: gpu.rank)
 
 

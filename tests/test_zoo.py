@@ -1,4 +1,6 @@
-"""Every bug of the zoo is caught by exactly the gates named for it; a bug that does nothing is not caught, and the scenario says so."""
+"""Every bug of the zoo is caught by exactly the gates named for it; a bug that does nothing is not caught,
+and the scenario says so.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def test_a_bug_is_caught_by_its_gates_and_by_no_other_and_its_honest_twin_by_non
     assert len(here.checks) == 3
     assert outcome.gates == bug.gates
     assert (outcome.first[LOSS] <= 1e-12) == (bug.id in SILENT) == (LOSS not in bug.gates)
-    clear = [d for gate, d in outcome.first.items() if gate in bug.gates], [d for gate, d in outcome.first.items() if gate not in bug.gates]
+    clear = (
+        [d for gate, d in outcome.first.items() if gate in bug.gates],
+        [d for gate, d in outcome.first.items() if gate not in bug.gates],
+    )
     assert all(d > 1e-7 for d in clear[0])  # no gate is close
     assert all(d < 3e-11 for d in clear[1])
 
@@ -103,7 +108,8 @@ def test_a_bug_that_does_nothing_is_reported_as_not_caught_with_exit_code_1(monk
     assert code == 1
     assert "0 of 1 bugs are caught" in out
     assert (
-        "FAILED: harmless: gates that must catch it and do not (gradient; tp gradients of norms, biases and positions sent; weight)" in out
+        "FAILED: harmless: gates that must catch it and do not (gradient; tp gradients of norms, biases "
+        "and positions sent; weight)" in out
     )
 
 

@@ -1,7 +1,7 @@
 """Where a Timeline or a Run finds its pictures, when somebody asks to see.
 
-What records and what times know nothing of drawing. The package itself, which stands above all of its rooms, declares
-here which function draws what (glasscluster/__init__.py); it is imported at the first picture.
+What records and what times know nothing of drawing. The package itself, which stands above all of its rooms,
+declares here which function draws what (glasscluster/__init__.py); it is imported at the first picture.
 """
 
 from __future__ import annotations

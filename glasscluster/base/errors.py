@@ -69,7 +69,9 @@ class CollectiveMismatch(GlassError):
 class Deadlock(GlassError):
     """Every unfinished rank waits for another. `waits` holds one `Wait` per blocked rank."""
 
-    def __init__(self, message: str, *, waits: list | None = None, cycle: list[int] | None = None, **names) -> None:
+    def __init__(
+        self, message: str, *, waits: list | None = None, cycle: list[int] | None = None, **names
+    ) -> None:
         super().__init__(message, **names)
         self.waits, self.cycle = waits or [], cycle or []
 
@@ -83,16 +85,25 @@ class GradientMissing(GlassError):
 
 
 class OutOfMemory(GlassError):
-    """The virtual GPU is full: where, what is resident (the largest first), and which changes of the plan would fit."""
+    """The virtual GPU is full: where, what is resident (the largest first), and which changes of the plan
+    would fit.
+    """
 
-    def __init__(self, message: str, *, phase: str = "", layer: int = -1, residents: list[dict] | None = None, **names) -> None:
+    def __init__(
+        self, message: str, *, phase: str = "", layer: int = -1, residents: list[dict] | None = None, **names
+    ) -> None:
         super().__init__(message, **names)
         self.phase, self.layer, self.residents = phase, layer, residents or []
         self.would_fit: list[dict] = []
 
     def as_dict(self) -> dict:
         """With phase, layer, residents and advice."""
-        more = {"phase": self.phase, "layer": self.layer, "residents": self.residents, "would_fit": self.would_fit}
+        more = {
+            "phase": self.phase,
+            "layer": self.layer,
+            "residents": self.residents,
+            "would_fit": self.would_fit,
+        }
         return {**super().as_dict(), **more}
 
     def advise(self, said: str, would_fit: list[dict]) -> None:
@@ -144,7 +155,9 @@ class InputError(GlassError, ValueError):
 
 
 class DoesNotFit(InputError):
-    """A plan whose recording ran out of the virtual GPU before anything was started: bad input, with what would fit."""
+    """A plan whose recording ran out of the virtual GPU before anything was started: bad input, with what
+    would fit.
+    """
 
     def __init__(self, capacity: float, found: OutOfMemory, said: str, would_fit: list[dict]) -> None:
         super().__init__("memory", int(capacity), f"the plan does not fit: {found.message}. {said}")

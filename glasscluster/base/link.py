@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Link:
-    """A wire in one direction: time of a message is `overhead_s + bytes / bandwidth`, then `latency_s` in flight."""
+    """A wire in one direction: time of a message is `overhead_s + bytes / bandwidth`, then `latency_s` in
+    flight.
+    """
 
     name: str
     bandwidth: float

@@ -1,4 +1,6 @@
-"""Sizes, rates and times as people write them: `25MiB`, `10GB/s`, `200Gb/s`, `10us` (docs/contract.md, General)."""
+"""Sizes, rates and times as people write them: `25MiB`, `10GB/s`, `200Gb/s`, `10us` (docs/contract.md,
+General).
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,17 @@ _WRITTEN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ/]*
 def _parse(field: str, text: str, units: dict[str, float] | dict[str, int], bare: str) -> float:
     match = _WRITTEN.fullmatch(text)
     if match is None:
-        raise InputError(field, text, f"must be a number and a unit, such as 4{next(iter(units))}", [f"1{u}" for u in units])
+        raise InputError(
+            field,
+            text,
+            f"must be a number and a unit, such as 4{next(iter(units))}",
+            [f"1{u}" for u in units],
+        )
     number, unit = match.groups()
     if (unit or bare) not in units:
-        raise InputError(field, text, f"the unit must be one of {' '.join(units)}", [number + u for u in units])
+        raise InputError(
+            field, text, f"the unit must be one of {' '.join(units)}", [number + u for u in units]
+        )
     return float(number) * units[unit or bare]
 
 
@@ -38,7 +47,9 @@ def parse_size(field: str, text: str) -> int:
     """Whole bytes; a bare number is bytes."""
     value = _parse(field, text, SIZES, "B")
     if value != int(value):
-        raise InputError(field, text, "must be a whole number of bytes", [f"{int(value)}B", f"{int(value) + 1}B"])
+        raise InputError(
+            field, text, "must be a whole number of bytes", [f"{int(value)}B", f"{int(value) + 1}B"]
+        )
     return int(value)
 
 

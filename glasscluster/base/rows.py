@@ -1,12 +1,13 @@
-"""A ledger row: one quantity as the paper's formula predicts it, as it was counted, simulated, measured; and a verdict.
+"""A ledger row: one quantity as the paper's formula predicts it, as it was counted, simulated, measured; and
+a verdict.
 
     row = Row("dp_gradients_sent", Said("gradients sent by dp", "dp 发送的梯度"), predicted=96, counted=96,
               source="Patarasuk-Yuan 2009 (Eq 9)")
     row.verdict                                   # "held"
 
-A row is made where its quantity is known, with its name in both languages. Code finds a row by `key`, never by name.
-A row whose two sides are not both there proves nothing: it is *not applicable* and says why. It is never dropped, so
-that a check which leaves its domain is seen to leave it.
+A row is made where its quantity is known, with its name in both languages. Code finds a row by `key`, never
+by name. A row whose two sides are not both there proves nothing: it is *not applicable* and says why. It is
+never dropped, so that a check which leaves its domain is seen to leave it.
 
 A ledger as a whole has a status: FAIL when a row failed; else PARTIAL when a check that was asked for, or is
 on by default, could not be made (`not_checked` says which); else PASS. Rows that are not applicable change
@@ -40,14 +41,13 @@ class Row:
     """One line of the ledger.
 
     Args:
-        key: what code calls the row: lower case, words joined by underscores, the same in every run of its kind.
-        name: what people call it, in both languages, with the numbers of this run in it.
-        predicted: by the formula of `source`; None where no formula is claimed.
-        counted: from the recording or the memory ledger, which know no formula; None where nothing was counted.
-        simulated: from the replay on the chosen hardware, in virtual seconds.
-        measured: on real accelerators only.
-        unit: of all four, such as `bytes`, `s`, `FLOPs`, `relative`.
-        match: `exact` and `statistical` rows hold |predicted - counted| <= tolerance; a `virtual` row holds
+        key: what code calls the row: lower case, words joined by underscores, the same in every run of its
+        kind. name: what people call it, in both languages, with the numbers of this run in it. predicted: by
+        the formula of `source`; None where no formula is claimed. counted: from the recording or the memory
+        ledger, which know no formula; None where nothing was counted. simulated: from the replay on the
+        chosen hardware, in virtual seconds. measured: on real accelerators only. unit: of all four, such as
+        `bytes`, `s`, `FLOPs`, `relative`. match: `exact` and `statistical` rows hold |predicted - counted| <=
+        tolerance; a `virtual` row holds
             |predicted - simulated| <= tolerance * |predicted|.
         tolerance: absolute, or relative where the match is virtual.
         source: paper and section, and the number of the formula in docs/formulas.md.
@@ -118,7 +118,9 @@ class Row:
 
 def not_applicable(key: str, name: Said, why: Said, source: str, **options: Any) -> Row:
     """A row that this run is outside the domain of: shown with its reason, neither held nor failed."""
-    return Row(key, name, options.pop("predicted", None), options.pop("counted", None), source, why=why, **options)
+    return Row(
+        key, name, options.pop("predicted", None), options.pop("counted", None), source, why=why, **options
+    )
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ class ModelConfig(BaseModel):
     init_std: float = Field(0.02, ge=0, description="standard deviation of the initial weights")
     residual_init: Literal["scaled", "plain"] = Field(
         "scaled",
-        description="matrices into the residual start with init-std / sqrt(2 layers) (GPT-2), or with init-std",
+        description="matrices into the residual start with init-std / sqrt(2 layers) (GPT-2), or with "
+        "init-std",
     )
     z_loss: float = Field(
         0.0, ge=0, description="weight of log² Z in the gradient, Z the sum of a token's exponentiated logits"
@@ -154,7 +155,8 @@ class ModelConfig(BaseModel):
             )
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
             raise ValueError(
-                f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is odd|learned"
+                f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is "
+                f"odd|learned"
             )
         self._latents_fit()
         if self.rope_scaling != "none" and self.position != "rope":
@@ -185,7 +187,8 @@ class ModelConfig(BaseModel):
             for field in ("q_latent", "rope_dim"):
                 if getattr(self, field):
                     raise ValueError(
-                        f"{field}|{getattr(self, field)}|needs --kv-latent|{0 if field == 'q_latent' else None}"
+                        f"{field}|{getattr(self, field)}|needs "
+                        f"--kv-latent|{0 if field == 'q_latent' else None}"
                     )
             return
         if self.key_heads != self.heads:
@@ -204,7 +207,8 @@ class ModelConfig(BaseModel):
 
     @property
     def rotary(self) -> int:
-        """d_R: elements that each head of a latent model has beside its own, for rotary positions; 0 without.
+        """d_R: elements that each head of a latent model has beside its own, for rotary
+        positions; 0 without.
         """
         if not self.kv_latent or self.position != "rope":
             return 0
@@ -351,8 +355,12 @@ class ModelConfig(BaseModel):
 
 
 _LLAMA: dict[str, Any] = {
-    "norm": "rmsnorm", "bias": False, "position": "rope", "activation": "swiglu", "tied": False,
-}  # fmt: skip
+    "norm": "rmsnorm",
+    "bias": False,
+    "position": "rope",
+    "activation": "swiglu",
+    "tied": False,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"layers": 4, "hidden": 64, "heads": 4, "vocab": 256, "seq": 64},
@@ -360,23 +368,70 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-small": {"layers": 12, "hidden": 768, "heads": 12, "vocab": 50257, "seq": 1024},
     "gpt3-175b": {"layers": 96, "hidden": 12288, "heads": 96, "vocab": 51200, "seq": 2048},
     # 2307.09288 table 1; 2407.21783 table 3; 2401.04088 table 1
-    "llama2-7b": {**_LLAMA, "layers": 32, "hidden": 4096, "heads": 32, "ffn": 11008, "vocab": 32000, "seq": 4096},
+    "llama2-7b": {
+        **_LLAMA,
+        "layers": 32,
+        "hidden": 4096,
+        "heads": 32,
+        "ffn": 11008,
+        "vocab": 32000,
+        "seq": 4096,
+    },
     "llama3-8b": {
-        **_LLAMA, "layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "vocab": 128256, "seq": 8192, "rope_theta": 5e5,
+        **_LLAMA,
+        "layers": 32,
+        "hidden": 4096,
+        "heads": 32,
+        "kv_heads": 8,
+        "ffn": 14336,
+        "vocab": 128256,
+        "seq": 8192,
+        "rope_theta": 5e5,
     },
     "llama3-70b": {
-        **_LLAMA, "layers": 80, "hidden": 8192, "heads": 64, "kv_heads": 8, "ffn": 28672, "vocab": 128256, "seq": 8192, "rope_theta": 5e5,
+        **_LLAMA,
+        "layers": 80,
+        "hidden": 8192,
+        "heads": 64,
+        "kv_heads": 8,
+        "ffn": 28672,
+        "vocab": 128256,
+        "seq": 8192,
+        "rope_theta": 5e5,
     },
     "llama3-405b": {
-        **_LLAMA, "layers": 126, "hidden": 16384, "heads": 128, "kv_heads": 8, "ffn": 53248, "vocab": 128256, "seq": 8192,
+        **_LLAMA,
+        "layers": 126,
+        "hidden": 16384,
+        "heads": 128,
+        "kv_heads": 8,
+        "ffn": 53248,
+        "vocab": 128256,
+        "seq": 8192,
         "rope_theta": 5e5,
     },
     "mixtral-8x7b": {
-        **_LLAMA, "layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 14336, "vocab": 32000, "seq": 4096, "rope_theta": 1e6,
-        "experts": 8, "top_k": 2,
+        **_LLAMA,
+        "layers": 32,
+        "hidden": 4096,
+        "heads": 32,
+        "kv_heads": 8,
+        "ffn": 14336,
+        "vocab": 32000,
+        "seq": 4096,
+        "rope_theta": 1e6,
+        "experts": 8,
+        "top_k": 2,
     },
     "bert-base": {  # 1810.04805 section 3
-        "layers": 12, "hidden": 768, "heads": 12, "vocab": 30522, "seq": 512, "objective": "masked", "norm_position": "post",
-        "norm_eps": 1e-12, "dropout": 0.1,
+        "layers": 12,
+        "hidden": 768,
+        "heads": 12,
+        "vocab": 30522,
+        "seq": 512,
+        "objective": "masked",
+        "norm_position": "post",
+        "norm_eps": 1e-12,
+        "dropout": 0.1,
     },
-}  # fmt: skip
+}

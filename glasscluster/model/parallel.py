@@ -117,7 +117,8 @@ class WholeExperts:
         return x, [counts]
 
     def combine(self, y: Tensor, counts: list[int], arrived: list[list[int]]) -> Tensor:
-        """Send results [R, h] back where they came from: [A, h], in the order in which they were dispatched.
+        """Send results [R, h] back where they came from: [A, h], in the order in which they were
+        dispatched.
         """
         return y
 

@@ -1,4 +1,6 @@
-"""Images on the same blocks: a small GPT with patches learns to say what it sees, on tensor- and pipeline-parallel ranks. `glass run captions`."""
+"""Images on the same blocks: a small GPT with patches learns to say what it sees, on tensor- and
+pipeline-parallel ranks. `glass run captions`.
+"""
 
 from __future__ import annotations
 
@@ -21,35 +23,55 @@ from glasscluster.visualize.figures.plots import lines
 
 @torch.no_grad()
 def describe(stage: Any, pixels: Tensor, tokens: int) -> list[bytes]:
-    """Captions of images [B, P·C] by the likeliest token each time, up to the end of the line; everything is computed anew for each token."""
+    """Captions of images [B, P·C] by the likeliest token each time, up to the end of the line; everything is
+    computed anew for each token.
+    """
     model, said = stage.config, torch.zeros(len(pixels), 0, dtype=torch.int64)
     for n in range(tokens):
-        x = stage.embedding(torch.nn.functional.pad(torch.cat([pixels, said], 1), (0, model.seq - model.patches - n)))
+        x = stage.embedding(
+            torch.nn.functional.pad(torch.cat([pixels, said], 1), (0, model.seq - model.patches - n))
+        )
         for block in stage.layers.values():
             x = block(x)
-        said = torch.cat([said, stage.head.logits(x[:, model.patches + n - 1 : model.patches + n]).argmax(-1)], 1)
+        said = torch.cat(
+            [said, stage.head.logits(x[:, model.patches + n - 1 : model.patches + n]).argmax(-1)], 1
+        )
     return [bytes(row.tolist()).split(b"\n")[0] for row in said]
 
 
-# fmt: off
 @scenario("captions")
 def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 48) -> None:
-    """An image is cut into patches, each becomes a token by one matrix, and the rest is the GPT that it was: prefix, tensor ranks and stages included.
-    The first steps are held against one device; then it trains on, and describes images that it has not seen, before and after.
+    """An image is cut into patches, each becomes a token by one matrix, and the rest is the GPT that it was:
+    prefix, tensor ranks and stages included. The first steps are held against one device; then it trains on,
+    and describes images that it has not seen, before and after.
     """
     model = make_model("tiny", layers=2, hidden=48, heads=4, seq=18, patches=4, patch_size=16, prefix=4)
     layout: dict[str, Any] = {"tp": tp, "pp": pp, "global_batch": 16, "micro_batch": 8}
-    lab.train("first", ("The first steps, beside one device", "最初几步，与单卡对照"), model=model, steps=2, **layout)
+    lab.train(
+        "first",
+        ("The first steps, beside one device", "最初几步，与单卡对照"),
+        model=model,
+        steps=2,
+        **layout,
+    )
     lab.say(f"training {steps} steps on {tp * pp} ranks")
     job = Job(make_plan(**layout, lr=4e-3), model, steps, seed=lab.seed, keep=True)
     results = lab.cluster(tp * pp).run(train_rank, job, record=False).results
     if not lab.leader:
         return
     unseen = drawn(10**6, asked, model, lab.seed)
-    right, pixels = [caption(pattern, place)[:-1] for _, pattern, place in unseen], torch.tensor([p.tolist() for p, *_ in unseen])
+    right, pixels = (
+        [caption(pattern, place)[:-1] for _, pattern, place in unseen],
+        torch.tensor([p.tolist() for p, *_ in unseen]),
+    )
     untrained = GPTStage(model, seed=lab.seed)
-    said = {"before": describe(untrained, pixels, 14), "after": describe(assemble(job.plan, model, [r.weights[-1] for r in results]), pixels, 14)}
-    share = {when: sum(a == b for a, b in zip(words, right, strict=True)) / asked for when, words in said.items()}
+    said = {
+        "before": describe(untrained, pixels, 14),
+        "after": describe(assemble(job.plan, model, [r.weights[-1] for r in results]), pixels, 14),
+    }
+    share = {
+        when: sum(a == b for a, b in zip(words, right, strict=True)) / asked for when, words in said.items()
+    }
     name = Said("parameters, with the patches' matrix", "参数，含图块矩阵")
     held = sum(p.numel() for p in untrained.parameters())
     lab.check("parameters", model.parameters(), held, "Eq 1 and h·(C + 1)", name=name, unit="parameters")
@@ -71,8 +93,34 @@ def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 
             tables.append(Table(text, [""] * 8, [""] * 8, [[""] * 8] * 8, fill))
         return cells_figure(tables, 3)
 
-    axes = {"en": ("step", "loss a caption token (nats)", "loss"), "zh": ("步", "每个描述 token 的损失 (nat)", "损失")}
-    lab.figure(("Unseen images, and what the model says of them; patches are numbered 0 to 3 row by row", "没见过的图像与模型的描述；图块逐行编号 0 到 3"), shown)
-    lab.figure(("Training on captions", "用图像描述训练"), lambda lang: lines({axes[lang][2]: (list(range(1, steps + 1)), losses)}, *axes[lang][:2]).update_traces(mode="lines"))
-    lab.tell((f"Before training {share['before']:.0%} of {asked} captions are right, after {steps} steps {share['after']:.0%}.", f"训练前 {asked} 条描述有 {share['before']:.0%} 正确，{steps} 步之后 {share['after']:.0%}。"))
-    lab.tell(("Only the embedding knows of images: blocks, tensor ranks, stages and checks are those of text.", "只有嵌入层知道图像：模块、张量并行、流水线和检查都与文本相同。"), view="tab=timeline&run=first")
+    axes = {
+        "en": ("step", "loss a caption token (nats)", "loss"),
+        "zh": ("步", "每个描述 token 的损失 (nat)", "损失"),
+    }
+    lab.figure(
+        (
+            "Unseen images, and what the model says of them; patches are numbered 0 to 3 row by row",
+            "没见过的图像与模型的描述；图块逐行编号 0 到 3",
+        ),
+        shown,
+    )
+    lab.figure(
+        ("Training on captions", "用图像描述训练"),
+        lambda lang: lines(
+            {axes[lang][2]: (list(range(1, steps + 1)), losses)}, *axes[lang][:2]
+        ).update_traces(mode="lines"),
+    )
+    lab.tell(
+        (
+            f"Before training {share['before']:.0%} of {asked} captions are right, after {steps} steps "
+            f"{share['after']:.0%}.",
+            f"训练前 {asked} 条描述有 {share['before']:.0%} 正确，{steps} 步之后 {share['after']:.0%}。",
+        )
+    )
+    lab.tell(
+        (
+            "Only the embedding knows of images: blocks, tensor ranks, stages and checks are those of text.",
+            "只有嵌入层知道图像：模块、张量并行、流水线和检查都与文本相同。",
+        ),
+        view="tab=timeline&run=first",
+    )

@@ -67,5 +67,7 @@ def _thumbnail(lab: Lab, title: str) -> str:
     """The timeline of the largest run that trained; of a lesson that trains nothing, its own first figure."""
     trained = [e.run.timeline for e in lab.entries if (e.run.graph.phase == FORWARD).any()]
     if trained or not lab.figures:
-        return timeline_svg(max(trained or [e.run.timeline for e in lab.entries], key=lambda t: len(t.graph)), title)
+        return timeline_svg(
+            max(trained or [e.run.timeline for e in lab.entries], key=lambda t: len(t.graph)), title
+        )
     return figure_svg(lab.figures[0][1]("en"), title)

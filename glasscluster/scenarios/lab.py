@@ -236,7 +236,9 @@ class Lab:
         layout = make_plan(**plan)
         layout.check(model)
         job = Job(layout, model, steps=1)
-        return Cluster(self.hardware, layout.gpus, "dry", memory_bytes=None).run(train_rank, job, info=job_info(job))
+        return Cluster(self.hardware, layout.gpus, "dry", memory_bytes=None).run(
+            train_rank, job, info=job_info(job)
+        )
 
     def _keep(self, entry: Entry, also_on: Sequence[str]) -> None:
         entry.timelines[self.hardware] = entry.run.timeline
@@ -377,7 +379,10 @@ class Lab:
         Args:
             **blanks: values for the blanks of the text, by name.
         """
-        self.explanation, self.points = self._texts.filled("explain", blanks=blanks), self._texts.points(blanks)
+        self.explanation, self.points = (
+            self._texts.filled("explain", blanks=blanks),
+            self._texts.points(blanks),
+        )
 
     def own_number(self, **blanks: Any) -> None:
         """Give the number of this run to the interview card: `own_number` of the text file.
@@ -455,7 +460,11 @@ class Lab:
             "seed": self.seed,
             "runs": [_run_json(e) for e in self.entries],
             **judged(self.all_checks, self.not_checked),
-            "figures": [{"kind": "timeline", "run": e.key, "hardware": h, "title": e.title.en} for e in self.entries for h in e.timelines],
+            "figures": [
+                {"kind": "timeline", "run": e.key, "hardware": h, "title": e.title.en}
+                for e in self.entries
+                for h in e.timelines
+            ],
             "report": str(report) if report else None,
         }
 
@@ -565,7 +574,10 @@ def _run_json(entry: Entry) -> dict[str, Any]:
             **entry.run.timeline.summary(graph.info.get("model_flops", 0.0)),
             **judged(entry.checks, [NOT_COUNTED] if graph.has_native else []),
         }
-    replays = {name: timeline.summary(graph.info.get("model_flops", 0.0)) for name, timeline in entry.timelines.items()}
+    replays = {
+        name: timeline.summary(graph.info.get("model_flops", 0.0))
+        for name, timeline in entry.timelines.items()
+    }
     return {"name": entry.key, **content, "replays": replays}
 
 

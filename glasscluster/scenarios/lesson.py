@@ -1,15 +1,15 @@
 """A lesson: a scenario with six beats. Question, predict, run, see, check, explain.
 
-A lesson is a folder that stands in `scenarios/lessons/`, named by its id and its subject: `c3_ring_all_reduce` is C3.
-Nothing else lists it. In the folder are
+A lesson is a folder that stands in `scenarios/lessons/`, named by its id and its subject:
+`c3_ring_all_reduce` is C3. Nothing else lists it. In the folder are
 
     program.py    the programs that run on ranks, and the lesson: a function decorated with `@lesson`
     text.toml     all that people read, in both languages (see `scenarios/texts.py`)
 
-The function runs real programs or plans, asks for a prediction (`lab.ask`), points at what to see (`lab.tell`,
-`lab.figure`), states its ledger rows (`lab.row`, at least one) and explains (`lab.explain`). What does not depend on
-the run (the question, the formula and its match class, the misconception it kills, the interview card) is read from
-text.toml alone, so that lessons are listed without importing any program.
+The function runs real programs or plans, asks for a prediction (`lab.ask`), points at what to see
+(`lab.tell`, `lab.figure`), states its ledger rows (`lab.row`, at least one) and explains (`lab.explain`).
+What does not depend on the run (the question, the formula and its match class, the misconception it kills,
+the interview card) is read from text.toml alone, so that lessons are listed without importing any program.
 """
 
 from __future__ import annotations
@@ -133,13 +133,15 @@ def taught_lesson(id_: str) -> TaughtLesson:
     return taught
 
 
-def lesson(function: Callable[..., None] | None = None, *, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
+def lesson(
+    function: Callable[..., None] | None = None, *, backend: str = "threads", hardware: str = "classroom"
+) -> Callable[..., Any]:
     """Make a function a lesson, registered under the id that the text.toml beside it gives.
 
     Args:
-        function: `function(lab, option: int = 4, ...)`; its docstring says what runs, its options are `glass run`'s.
-        backend: where it runs unless `--backend` says otherwise.
-        hardware: the virtual clock unless `--hardware` says otherwise.
+        function: `function(lab, option: int = 4, ...)`; its docstring says what runs, its options are `glass
+        run`'s. backend: where it runs unless `--backend` says otherwise. hardware: the virtual clock unless
+        `--hardware` says otherwise.
     """
     if function is None:
         return lambda decorated: lesson(decorated, backend=backend, hardware=hardware)
@@ -169,7 +171,10 @@ def teaching_plan(taught: Lesson) -> list[tuple[str, Said]]:
                 "看时间线与图：找出时间或字节去了哪里；改一个选项。",
             ),
         ),
-        ("28-36", Said(f"Ledger: derive {formula} and find the row.", f"账本：推导 {formula}，找到对应的一行。")),
+        (
+            "28-36",
+            Said(f"Ledger: derive {formula} and find the row.", f"账本：推导 {formula}，找到对应的一行。"),
+        ),
         ("36-42", Said(f"Kill the misconception: {kills.en}", f"破除误解：{kills.zh}")),
         ("42-50", Said(f"In pairs, the interview card: {card.en}", f"两人一组练习面试卡：{card.zh}")),
     ]

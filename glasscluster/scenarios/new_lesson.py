@@ -1,7 +1,9 @@
-"""`glass lessons --new NAME`: the skeleton of a lesson, a folder with a program and its texts, that runs as it stands.
+"""`glass lessons --new NAME`: the skeleton of a lesson, a folder with a program and its texts, that runs as
+it stands.
 
-It holds every part that a lesson must have, each with a placeholder to write over, and passes what every lesson is
-tested for. Standing in `scenarios/lessons/` it is one of the lessons; anywhere else `glass run FOLDER` runs it.
+It holds every part that a lesson must have, each with a placeholder to write over, and passes what every
+lesson is tested for. Standing in `scenarios/lessons/` it is one of the lessons; anywhere else `glass run
+FOLDER` runs it.
 """
 
 from __future__ import annotations
@@ -144,13 +146,17 @@ def new_lesson(name: str, home: Path) -> Path:
         InputError: the name is not of that form, or there is such a folder already.
     """
     if not NAME.fullmatch(name):
-        raise InputError("new", name, "must be a letter, a number and the subject in small letters, as c8_my_subject")
+        raise InputError(
+            "new", name, "must be a letter, a number and the subject in small letters, as c8_my_subject"
+        )
     folder = home / name
     if folder.exists():
         raise InputError("new", name, f"there is such a folder already: {folder}")
     folder.mkdir(parents=True)
     id_, subject = name.split("_", 1)
-    program = PROGRAM.replace("ID", id_.upper()).replace("NAME", subject if subject.isidentifier() else f"lesson_{subject}")
+    program = PROGRAM.replace("ID", id_.upper()).replace(
+        "NAME", subject if subject.isidentifier() else f"lesson_{subject}"
+    )
     (folder / "__init__.py").touch()
     (folder / "program.py").write_text(program, encoding="utf-8")
     (folder / "text.toml").write_text(TEXT.replace("ID", id_.upper()), encoding="utf-8")

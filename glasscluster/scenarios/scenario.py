@@ -57,7 +57,9 @@ class Scenario:
 REGISTRY: dict[str, Scenario] = {}
 
 
-def scenario(name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom") -> Callable[..., Any]:
+def scenario(
+    name: str, *, title: Text | None = None, backend: str = "threads", hardware: str = "classroom"
+) -> Callable[..., Any]:
     """Register the decorated function as a scenario.
 
     Args:

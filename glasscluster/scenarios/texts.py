@@ -8,8 +8,8 @@ A text stands there in both languages, with named blanks as in `str.format`:
     in {steps} steps.\"\"\"
     zh = "缓冲区 {size:,} 字节，每个 rank 发送 {sent:,} 字节：{ratio:.4g} S，共 {steps} 步。"
 
-A long text is wrapped where it is easy to read. A line break is read as a space; between two Chinese characters it is
-read as nothing. A blank that itself is said in two languages takes a `Said`.
+A long text is wrapped where it is easy to read. A line break is read as a space; between two Chinese
+characters it is read as nothing. A blank that itself is said in two languages takes a `Said`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Texts:
             InputError: there is no such file, or it is not TOML.
         """
         if not path.is_file():
-            raise InputError("text", str(path), "there is no such file: a lesson needs a text.toml beside its program.py")
+            raise InputError(
+                "text", str(path), "there is no such file: a lesson needs a text.toml beside its program.py"
+            )
         try:
             return cls(path, tomllib.loads(path.read_text(encoding="utf-8")))
         except tomllib.TOMLDecodeError as problem:
@@ -90,7 +92,9 @@ class Texts:
         try:
             return Said(*(text.in_(lang).format_map(_in(lang, blanks)) for lang in LANGUAGES))
         except KeyError as missing:
-            raise InputError(where, missing.args[0], f"a blank of {self.path} that got no value", list(blanks)) from None
+            raise InputError(
+                where, missing.args[0], f"a blank of {self.path} that got no value", list(blanks)
+            ) from None
 
     def points(self, blanks: dict[str, Any]) -> list[Said]:
         """What a good explanation says, for the reader to tick off."""

@@ -76,7 +76,9 @@ class Place:
             return False
         if self.plan.ep > 1:  # experts differ along dp and cp: the norm is summed over these ranks too
             expert = shard is not None and shard.experts
-            if self.plan.zero:  # ranks have shards of their own, or with hybrid sharding what their replicas have
+            if (
+                self.plan.zero
+            ):  # ranks have shards of their own, or with hybrid sharding what their replicas have
                 same = None if expert else self.replicas
             else:
                 same = self.expert_replicas if expert else self.data
@@ -230,7 +232,9 @@ def assemble(gpu: GPU, job: Job, observers: Sequence[Observer]) -> Parts:
     if observers:
         show_activations(parallel, stages, observers)
     shape, dtype = (plan.micro_batch, job.model.seq // plan.pieces, job.model.hidden), DTYPES[plan.precision]
-    executor = PipelineExecutor(gpu, place.pp, plan.pipeline, stages, shape, dtype, manager.of, weight_gradients)
+    executor = PipelineExecutor(
+        gpu, place.pp, plan.pipeline, stages, shape, dtype, manager.of, weight_gradients
+    )
     loader = Loader(job, gpu.device, place.dp_rank, parallel.context.cut, place.has_loss)
     return Parts(place, parallel, stages, manager, executor, loader, keep, layers, tensor_sum)
 

@@ -1,8 +1,9 @@
-"""The strategies' folders, found by standing there: whoever needs a part of every strategy asks for it by name.
+"""The strategies' folders, found by standing there: whoever needs a part of every strategy asks for it by
+name.
 
-    options.py    its options of `train`, `predict` and `plan`: a part of the Plan (plan.py)
-    rows.py       its rows of the ledger (judge/accounts.py)
-    comm_hook.py  what sums gradients in place of an all-reduce (data/comm_hooks.py)
+options.py    its options of `train`, `predict` and `plan`: a part of the Plan (plan.py)
+rows.py       its rows of the ledger (judge/accounts.py)
+comm_hook.py  what sums gradients in place of an all-reduce (data/comm_hooks.py)
 """
 
 from __future__ import annotations

@@ -53,7 +53,12 @@ class Job:
         if isinstance(self.data, Mixture):
             tokens, targets, *_ = self.data.batch(step, self.plan.global_batch, m.seq, m.vocab, self.seed)
             return objective(tokens, targets, m, step, self.seed)
-        return objective(*batch(corpus(self.data), step, self.plan.global_batch, m.seq, m.vocab, self.seed), m, step, self.seed)
+        return objective(
+            *batch(corpus(self.data), step, self.plan.global_batch, m.seq, m.vocab, self.seed),
+            m,
+            step,
+            self.seed,
+        )
 
     @property
     def packed(self) -> bool:
@@ -64,10 +69,13 @@ class Job:
         """For packed rows, the lengths of the documents in each row; None where a row is one document."""
         if not isinstance(self.data, Mixture) or not self.data.packed:
             return None
-        return self.data.batch(step, self.plan.global_batch, self.model.seq, self.model.vocab, self.seed).documents
+        return self.data.batch(
+            step, self.plan.global_batch, self.model.seq, self.model.vocab, self.seed
+        ).documents
 
     def check_packed(self) -> None:
-        """Packed documents need causal flash attention on whole rows: InputError for what has no such thing.
+        """Packed documents need causal flash attention on whole rows: InputError for what has no
+        such thing.
         """
         if not self.packed:
             return
@@ -78,7 +86,13 @@ class Job:
             ("objective", model.objective, "causal", "documents are triangles of a causal mask"),
             ("prefix", model.prefix, 0, "documents are triangles of a causal mask"),
             ("attention", model.attention, "flash", "documents are attended to one by one"),
-            ("experts", model.experts, 0, "places of experts are shared out within a row, so one document could push out another's tokens"),
+            (
+                "experts",
+                model.experts,
+                0,
+                "places of experts are shared out within a row, so one document could push out another's "
+                "tokens",
+            ),
         ):
             if value != good:
                 raise InputError(name, value, f"does not go with packed documents: {why}", [good])

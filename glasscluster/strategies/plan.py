@@ -1,8 +1,8 @@
 """The Plan: a parallel layout, validated. It is made of the strategies' own options and flat from outside.
 
-Each strategy's folder has an options.py: the fields that are its options of `train`, `predict` and `plan`, and `rules`
-that say which of their values go together with a model and the other axes. A strategy more is one more part here; its
-other files are found by standing in its folder (folders.py).
+Each strategy's folder has an options.py: the fields that are its options of `train`, `predict` and `plan`,
+and `rules` that say which of their values go together with a model and the other axes. A strategy more is one
+more part here; its other files are found by standing in its folder (folders.py).
 """
 
 from __future__ import annotations

@@ -21,10 +21,16 @@ class RankResult:
     in_flight: int = 0  # chunks' activations that waited for their B or W at once
     most_layers: int = 0  # ZeRO-3: blocks that were whole at once
     checkpoint_bytes: int = 0  # most that recomputation held to start from
-    routing: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # layer -> what its router did, a micro-batch of the last step
-    loss_scales: list[float] = field(default_factory=list)  # fp16: the scale of each step, and whether it was skipped
+    routing: dict[int, list[dict[str, Any]]] = field(
+        default_factory=dict
+    )  # layer -> what its router did, a micro-batch of the last step
+    loss_scales: list[float] = field(
+        default_factory=list
+    )  # fp16: the scale of each step, and whether it was skipped
     skipped: list[bool] = field(default_factory=list)  # by the loss scale, or as a bad batch
-    returned: list[int] = field(default_factory=list)  # bad batches: steps after which the last snapshot was taken up again
+    returned: list[int] = field(
+        default_factory=list
+    )  # bad batches: steps after which the last snapshot was taken up again
     readings: list[Any] = field(default_factory=list)  # probes: what this rank saw of each step
 
     def routing_counts(self, what: str) -> list[list[int]]:

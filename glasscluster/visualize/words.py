@@ -55,24 +55,30 @@ CATALOGUE: dict[str, Said] = {
     "span_bubble": Said("span bubble {x}", "级跨度气泡 {x}"),
     "idle_over_work": Said("idle over work {x}", "空闲相对有效时间 {x}"),
     "never_idle": Said("No rank was ever idle.", "没有任何 rank 空闲过。"),
-    "split_title": Said("Where each rank's time goes (adds up to the step)", "每个 rank 的时间去向（合计为一步）"),
+    "split_title": Said(
+        "Where each rank's time goes (adds up to the step)", "每个 rank 的时间去向（合计为一步）"
+    ),
     "idle_title": Said("Why ranks stood still", "rank 为什么空闲"),
     "path_title": Said("The critical path, and what would be gained", "关键路径，以及可以得到的收益"),
     "side_by_side": Said("The runs on one time axis", "同一时间轴上的各次运行"),
     # the roofline
     "roof": Said("Roof: min(peak, intensity × bandwidth)", "屋顶线：min(峰值, 强度 × 带宽)"),
     "intensity": Said("FLOPs per byte of slow memory", "每字节慢速内存访问的 FLOPs"),
-    "ridge_at": Said("ridge: {ridge:.3g} FLOPs a byte, {precision}", "脊点：每字节 {ridge:.3g} FLOPs，{precision}"),
+    "ridge_at": Said(
+        "ridge: {ridge:.3g} FLOPs a byte, {precision}", "脊点：每字节 {ridge:.3g} FLOPs，{precision}"
+    ),
     # axes and titles
     "virtual_time": Said("virtual time", "虚拟时间"),
     "measured_time": Said("measured time", "实测时间"),
     "rank": Said("rank", "rank"),
     "drawn": Said(
-        "{events} events, {blocks} bars; in view {single} drawn one by one, {binned} binned at {pixel} a pixel.",
+        "{events} events, {blocks} bars; in view {single} drawn one by one, {binned} binned at {pixel} a "
+        "pixel.",
         "共 {events} 个事件、{blocks} 个条；视野内逐个绘出 {single} 个，{binned} 个按每像素 {pixel} 合并。",
     ),
     "table_cut": Said(
-        "The first {shown} of {all} bars; trace.json has everything.", "前 {shown} 个，共 {all} 个条；完整数据见 trace.json。"
+        "The first {shown} of {all} bars; trace.json has everything.",
+        "前 {shown} 个，共 {all} 个条；完整数据见 trace.json。",
     ),
     "follows": Said("waited for", "等待的是"),
     "whatif": Said("What if?", "如果……会怎样？"),
@@ -83,7 +89,8 @@ CATALOGUE: dict[str, Said] = {
     "whatif_faster": Said("this kind of work, faster", "某类操作更快"),
     "whatif_reset": Said("As recorded", "恢复原样"),
     "whatif_idle": Said(
-        "The recorded graph takes {before}: move a slider and it is replayed here.", "记录的图需要 {before}：移动滑块，页面会当场重放。"
+        "The recorded graph takes {before}: move a slider and it is replayed here.",
+        "记录的图需要 {before}：移动滑块，页面会当场重放。",
     ),
     "whatif_shared": Said(
         "{before}, with messages that share links: for other links run `glass replay --contention`.",
@@ -107,13 +114,16 @@ CATALOGUE: dict[str, Said] = {
     "next": Said("next step", "下一步"),
     "your_words": Said("In one sentence, why did it come out so?", "用一句话说明：为什么会是这样？"),
     "compare_words": Said("Compare with ours", "与参考解释对照"),
-    "did_you_say": Said("Did your sentence say this? Nobody but you scores it.", "你的句子说到这些了吗？只由你自己评判。"),
+    "did_you_say": Said(
+        "Did your sentence say this? Nobody but you scores it.", "你的句子说到这些了吗？只由你自己评判。"
+    ),
     "click": Said("Click a bar to see what it waited for.", "点击一个条，查看它在等什么。"),
     "lane_compute": Said("compute", "计算"),
     "lane_comm": Said("comm", "通信"),
     "peak_memory": Said("Peak memory by category", "峰值显存（按类别）"),
     "memory_note": Said(
-        "Counted: every live tensor, from the operation that made it until it is let go. Not modelled: fragmentation and a kernel's own workspace.",
+        "Counted: every live tensor, from the operation that made it until it is let go. Not modelled: "
+        "fragmentation and a kernel's own workspace.",
         "计入：每个存活的张量，从产生它的操作到被释放为止。未建模：碎片与内核自身的工作区。",
     ),
     "together": Said("Together", "合计"),
@@ -121,7 +131,9 @@ CATALOGUE: dict[str, Said] = {
     "per_gpu": Said("per GPU, mean", "每卡平均"),
     "peak_of": Said("peak {size}", "峰值 {size}"),
     "capacity": Said("capacity of the GPU: {size}", "GPU 显存容量：{size}"),
-    "capacity_far": Said("↑ capacity of the GPU {size}: {times} × the peak", "↑ GPU 显存容量 {size}：峰值的 {times} 倍"),
+    "capacity_far": Said(
+        "↑ capacity of the GPU {size}: {times} × the peak", "↑ GPU 显存容量 {size}：峰值的 {times} 倍"
+    ),
     "held_at": Said("held most at {time}:", "{time} 时占用最多："),
     "layer_of": Said("layer {layer}", "第 {layer} 层"),
     "peak_by_strategy": Said("Memory of a GPU at its peak, by strategy", "各策略的每卡峰值显存"),
@@ -134,7 +146,9 @@ CATALOGUE: dict[str, Said] = {
     "chunk": Said("chunk", "块"),
     "chunk_axis": Said("chunk of the buffer ({size} each)", "缓冲区的块（每块 {size}）"),
     "steps_done": Said("steps done:", "已完成步数："),
-    "step_next": Said("step {step}: {messages} messages about to move", "第 {step} 步：即将传输 {messages} 条消息"),
+    "step_next": Said(
+        "step {step}: {messages} messages about to move", "第 {step} 步：即将传输 {messages} 条消息"
+    ),
     "step_over": Said("finished", "完成"),
     "sum_of": Said("holds contributions of ranks", "含有以下 rank 的贡献："),
     "all_ranks": Said("all", "全部"),
@@ -143,7 +157,9 @@ CATALOGUE: dict[str, Said] = {
     "sender": Said("sender", "发送方"),
     "receiver": Said("receiver", "接收方"),
     "by_formula": Said("By the formula", "按公式"),
-    "states_by_strategy": Said("Model states a GPU holds, before the optimizer step", "优化器步之前每卡持有的模型状态"),
+    "states_by_strategy": Said(
+        "Model states a GPU holds, before the optimizer step", "优化器步之前每卡持有的模型状态"
+    ),
     "loss_float64": Said("Loss (float64)", "损失（float64）"),
     "difference_from_one": Said("Difference from one device", "与单卡的差异"),
     "one_device": Said("one device", "单卡"),
@@ -153,7 +169,10 @@ CATALOGUE: dict[str, Said] = {
     "tolerance": Said("allowed", "允许"),
     "all_tensors": Said("all tensors (largest)", "所有张量（最大值）"),
     "step_number": Said("training step", "训练步"),
-    "relative_difference": Said("difference from the formula, relative (10⁻¹⁷: exactly none)", "与公式的相对差异（10⁻¹⁷ 表示完全相等）"),
+    "relative_difference": Said(
+        "difference from the formula, relative (10⁻¹⁷: exactly none)",
+        "与公式的相对差异（10⁻¹⁷ 表示完全相等）",
+    ),
     "found": Said("found", "实际"),
     "allowed": Said("allowed", "允许"),
     "binned": Said(
@@ -181,14 +200,20 @@ CATALOGUE: dict[str, Said] = {
     "by_rows": Said("cut by rows", "按行切"),
     "gate": Said("gate", "门"),
     "value": Said("value", "值"),
-    "shared_heads": Said("{heads} key heads, each gathered by {ranks} neighbours", "{heads} 个 KV 头，每个由相邻 {ranks} 个 rank 聚集"),
+    "shared_heads": Said(
+        "{heads} key heads, each gathered by {ranks} neighbours",
+        "{heads} 个 KV 头，每个由相邻 {ranks} 个 rank 聚集",
+    ),
     "f_reduces": Said("→ nothing<br>← all-reduce", "→ 无<br>← all-reduce"),
     "g_reduces": Said("→ all-reduce<br>← nothing", "→ all-reduce<br>← 无"),
     "f_scatters": Said("→ all-gather<br>← reduce-scatter", "→ all-gather<br>← reduce-scatter"),
     "g_scatters": Said("→ reduce-scatter<br>← all-gather", "→ reduce-scatter<br>← all-gather"),
-    "matrices_title": Said("One layer's matrices, and where sums over ranks land", "一层的矩阵，以及跨 rank 求和的位置"),
+    "matrices_title": Said(
+        "One layer's matrices, and where sums over ranks land", "一层的矩阵，以及跨 rank 求和的位置"
+    ),
     "kept_title": Said(
-        "What one layer keeps for backward on a GPU, counted tensor by tensor", "一层为反向在每块 GPU 上保留的量（逐个张量计数）"
+        "What one layer keeps for backward on a GPU, counted tensor by tensor",
+        "一层为反向在每块 GPU 上保留的量（逐个张量计数）",
     ),
     "kept_axis": Said("kept by a layer, per GPU ({unit})", "每层每卡保留（{unit}）"),
     "part_outside": Said("outside the matrices: norms, residuals, masks", "矩阵之外：归一化、残差、掩码"),
@@ -196,7 +221,9 @@ CATALOGUE: dict[str, Said] = {
     "part_attention": Said("inside attention: Q, K, V, output", "注意力内：Q、K、V、输出"),
     "part_scores": Said("attention scores, grow with s²", "注意力分数，随 s² 增长"),
     "one_gpu": Said("one GPU", "单卡"),
-    "strip_ms": Said("ms from the beginning of the layer's {phase} · {hardware}", "自该层{phase}开始的毫秒数 · {hardware}"),
+    "strip_ms": Said(
+        "ms from the beginning of the layer's {phase} · {hardware}", "自该层{phase}开始的毫秒数 · {hardware}"
+    ),
     "product": Said("matrix product", "矩阵乘"),
     "kernel": Said("attention", "注意力"),
     "elementwise": Said("norm, GELU, sums", "归一化、GELU、加法"),
@@ -230,7 +257,8 @@ CATALOGUE: dict[str, Said] = {
         "先写下一个数字：在此之前答案不会打开。",
     ),
     "you_said": Said(
-        "You said {guess} {unit}; it was {answer} {unit} ({ratio}).", "你的预测 {guess} {unit}；实际 {answer} {unit}（{ratio}）。"
+        "You said {guess} {unit}; it was {answer} {unit} ({ratio}).",
+        "你的预测 {guess} {unit}；实际 {answer} {unit}（{ratio}）。",
     ),
     "not_a_number": Said("That is not a number.", "这不是一个数字。"),
     "what_ran": Said("Run and see", "运行与观察"),
@@ -267,7 +295,8 @@ CATALOGUE: dict[str, Said] = {
         "本次运行没有故事。scenario 可用 lab.tell(...) 讲述。",
     ),
     "no_traffic": Said(
-        "No bytes were counted: nothing was sent, or the collectives were native (then use --algorithm ring).",
+        "No bytes were counted: nothing was sent, or the collectives were native (then use --algorithm "
+        "ring).",
         "没有计到字节：没有发送任何数据，或用了原生集合通信（可改用 --algorithm ring）。",
     ),
     "no_memory": Said(
@@ -300,7 +329,9 @@ CATALOGUE: dict[str, Said] = {
     "rows_dropped": Said("dropped: no place left", "丢弃：没有位置"),
     "mean_load": Said("(dotted: mean {rows})", "（点线：平均 {rows}）"),
     "places_line": Said("places: {rows}", "位置：{rows}"),
-    "expert_load": Said("Rows for each expert, all ranks, layers and micro-batches", "各专家的行数（所有 rank、层与微批次）"),
+    "expert_load": Said(
+        "Rows for each expert, all ranks, layers and micro-batches", "各专家的行数（所有 rank、层与微批次）"
+    ),
     "dispatch_matrix": Said("Rows on their way to experts, dispatch", "发往专家的行（dispatch）"),
     "table_bubble": Said("bubble", "气泡"),
     "table_exposed": Said("exposed communication", "暴露的通信"),
@@ -332,10 +363,13 @@ CATALOGUE: dict[str, Said] = {
         "{gpus} 个 rank 训练 {steps} 步，损失从 {first:.4f} 到 {last:.4f}。",
     ),
     "told_time": Said(
-        "A step takes {step:.4g} ms on {hardware}; {bubble:.1%} of it is bubble and {exposed:.4g} ms of communication is waited for.",
+        "A step takes {step:.4g} ms on {hardware}; {bubble:.1%} of it is bubble and {exposed:.4g} ms of "
+        "communication is waited for.",
         "在 {hardware} 上一步需 {step:.4g} ms，气泡占 {bubble:.1%}，等待通信 {exposed:.4g} ms。",
     ),
-    "told_memory": Said("The fullest rank holds {peak:.4g} MB at its peak.", "占用最多的 rank 峰值为 {peak:.4g} MB。"),
+    "told_memory": Said(
+        "The fullest rank holds {peak:.4g} MB at its peak.", "占用最多的 rank 峰值为 {peak:.4g} MB。"
+    ),
     "told_bytes": Said("The busiest rank sends {sent:.4g} MB.", "发送最多的 rank 发出 {sent:.4g} MB。"),
 }
 
@@ -374,16 +408,66 @@ GLOSSARY: tuple[tuple[str, Said, Said], ...] = (
     ("N", Said("ranks", "rank 数"), Said("GPUs that take part in a collective", "参与一次集合通信的 GPU 数")),
     ("S", Said("size", "大小"), Said("bytes of the full buffer on a rank", "一个 rank 上完整缓冲区的字节数")),
     ("Ψ", Said("parameters", "参数量"), Said("number of parameters of the model", "模型的参数个数")),
-    ("α", Said("latency", "延迟"), Said("fixed cost of a message: overhead o plus time in flight L", "一条消息的固定代价：开销 o 加飞行时间 L")),
+    (
+        "α",
+        Said("latency", "延迟"),
+        Said(
+            "fixed cost of a message: overhead o plus time in flight L",
+            "一条消息的固定代价：开销 o 加飞行时间 L",
+        ),
+    ),
     ("β", Said("bandwidth", "带宽"), Said("bytes per second of a link", "链路每秒传输的字节数")),
-    ("p", Said("stages", "级数"), Said("pieces the layers are cut into, one after the other", "层被切成的前后相接的段数")),
-    ("m", Said("micro-batches", "微批次数"), Said("pieces of a rank's batch that pass the pipeline", "一个 rank 的批被切成的份数")),
-    ("t", Said("tensor-parallel size", "张量并行度"), Said("GPUs a matrix is cut over", "切分一个矩阵的 GPU 数")),
-    ("f, b", Said("forward, backward", "前向、反向"), Said("time of one micro-batch on one stage", "一个微批次在一级上的时间")),
-    ("", Said("bubble", "气泡"), Said("idle time of ranks between the first forward and the last backward", "首个前向与最后一个反向之间 rank 的空闲")),
-    ("", Said("exposed communication", "暴露的通信"), Said("communication that compute waits for", "计算必须等待的那部分通信")),
-    ("", Said("all-reduce", "全归约"), Said("every rank ends with the sum over ranks", "每个 rank 都得到所有 rank 的和")),
-    ("", Said("reduce-scatter", "归约散发"), Said("every rank ends with its chunk of the sum", "每个 rank 得到和的一块")),
-    ("", Said("all-gather", "全聚集"), Said("every rank ends with every rank's chunk", "每个 rank 得到所有 rank 的块")),
-    ("", Said("MFU", "MFU"), Said("model FLOPs over what the GPUs could do in that time", "模型 FLOPs 与同一时间内峰值算力之比")),
-)  # fmt: skip
+    (
+        "p",
+        Said("stages", "级数"),
+        Said("pieces the layers are cut into, one after the other", "层被切成的前后相接的段数"),
+    ),
+    (
+        "m",
+        Said("micro-batches", "微批次数"),
+        Said("pieces of a rank's batch that pass the pipeline", "一个 rank 的批被切成的份数"),
+    ),
+    (
+        "t",
+        Said("tensor-parallel size", "张量并行度"),
+        Said("GPUs a matrix is cut over", "切分一个矩阵的 GPU 数"),
+    ),
+    (
+        "f, b",
+        Said("forward, backward", "前向、反向"),
+        Said("time of one micro-batch on one stage", "一个微批次在一级上的时间"),
+    ),
+    (
+        "",
+        Said("bubble", "气泡"),
+        Said(
+            "idle time of ranks between the first forward and the last backward",
+            "首个前向与最后一个反向之间 rank 的空闲",
+        ),
+    ),
+    (
+        "",
+        Said("exposed communication", "暴露的通信"),
+        Said("communication that compute waits for", "计算必须等待的那部分通信"),
+    ),
+    (
+        "",
+        Said("all-reduce", "全归约"),
+        Said("every rank ends with the sum over ranks", "每个 rank 都得到所有 rank 的和"),
+    ),
+    (
+        "",
+        Said("reduce-scatter", "归约散发"),
+        Said("every rank ends with its chunk of the sum", "每个 rank 得到和的一块"),
+    ),
+    (
+        "",
+        Said("all-gather", "全聚集"),
+        Said("every rank ends with every rank's chunk", "每个 rank 得到所有 rank 的块"),
+    ),
+    (
+        "",
+        Said("MFU", "MFU"),
+        Said("model FLOPs over what the GPUs could do in that time", "模型 FLOPs 与同一时间内峰值算力之比"),
+    ),
+)

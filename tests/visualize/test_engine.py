@@ -248,7 +248,10 @@ def test_a_replay_with_slow_ranks_rendezvous_fp8_or_rates_without_limit_is_the_s
     lines = [replay(graph, "dgx-h100", precision="fp8"), replay(graph, "classroom", **slow)]
     lines += [replay(graph, "classroom", rendezvous=True), replay(graph, free)]
     for line in lines:
-        request = {"graph": pack_graph(graph, line.replay_options["rendezvous"]), "cases": [(pack_timeline(line), {})]}
+        request = {
+            "graph": pack_graph(graph, line.replay_options["rendezvous"]),
+            "cases": [(pack_timeline(line), {})],
+        }
         assert "Infinity" not in json.dumps(request)  # which no browser could read
         demand_equal(node(ANSWER, request)[0], line)
 

@@ -7,12 +7,12 @@ where training hands them what backward keeps:
     training       keep.core(attention, q, k, v)                what stays, stays for backward
     generation     the same, with k and v of the new tokens     what stays, stays for the next token
 
-    StaticCache          s_max slots a sequence, allocated at once
-    PagedCache           blocks of k tokens from a pool, handed out as sequences grow (Kwon et al., 2309.06180): waste < k a sequence
-    SlidingWindowCache   the last W tokens (Beltagy et al., 2004.05150; Mistral, 2310.06825, section 2): as big at any length
+    StaticCache         s_max slots a sequence, allocated at once
+    PagedCache          blocks of k tokens from a pool, handed out as sequences grow (Kwon et al., 2309.06180): waste < k a sequence
+    SlidingWindowCache  the last W tokens (Beltagy et al., 2004.05150; Mistral, 2310.06825, section 2): as big at any length
 
-    Eq 3   2·L·n_kv·d·s·B·w bytes        L layers, n_kv key heads of d elements, s tokens of B sequences, w bytes an element
-           L·(d_c + d_R)·s·B·w           latent attention: d_c elements that all heads' keys and values are made from, d_R rotary ones
+    Eq 3  2·L·n_kv·d·s·B·w bytes  L layers, n_kv key heads of d elements, s tokens of B sequences, w bytes an element
+          L·(d_c + d_R)·s·B·w     latent attention: d_c elements that all heads' keys and values are made from, d_R rotary ones
 
 GQA and MQA are a smaller n_kv. MLA keeps no key and no value: queries come down to the latents instead
 (2405.04434, section 2.1.2). On t tensor-parallel ranks each caches the heads it has: n_kv / t, and one where
@@ -48,24 +48,38 @@ class Cache:
     kind = ""
     latents: Tensor | None = None  # of the new tokens of the layer that runs: [b, 1, S, d_c + d_R]
 
-    def __init__(self, stage: Any, sequences: int, capacity: int, block: int, blocks: int, each: int, window: int = NO_WINDOW) -> None:
+    def __init__(
+        self,
+        stage: Any,
+        sequences: int,
+        capacity: int,
+        block: int,
+        blocks: int,
+        each: int,
+        window: int = NO_WINDOW,
+    ) -> None:
         config: ModelConfig = stage.config
         self.config, self.capacity, self.block, self.window = config, capacity, block, window
         self.lengths = [0] * sequences
         self.table = [[-1] * each for _ in range(sequences)]
         like, parts = next(stage.parameters()), rows(config, stage.parts()[0].parallel.size)
         self.pools: dict[int, list[Tensor]] = {
-            int(i): [like.new_zeros((blocks, heads, block, d), requires_grad=False) for heads, d in parts] for i in stage.layers
+            int(i): [like.new_zeros((blocks, heads, block, d), requires_grad=False) for heads, d in parts]
+            for i in stage.layers
         }
         self.counts = [0] * sequences
 
     # ---- one forward ---------------------------------------------------------------------------------------
     def begin(self, counts: Sequence[int]) -> list[range]:
-        """The next forward brings counts[b] new tokens of sequence b: makes room for them; their positions.
+        """The next forward brings counts[b] new tokens of sequence b: makes room for them; their
+        positions.
         """
         for b, (length, n) in enumerate(zip(self.lengths, counts, strict=True)):
             if length + n > self.capacity:
-                raise CacheFull(f"sequence {b} has {length} tokens and gets {n} more; the cache holds {self.capacity} of each")
+                raise CacheFull(
+                    f"sequence {b} has {length} tokens and gets {n} more; the cache holds "
+                    f"{self.capacity} of each"
+                )
             if n:
                 self.reserve(b, length + n)
         self.counts = list(counts)
@@ -84,7 +98,9 @@ class Cache:
         draft tokens, 2211.17192).
         """
         if not 0 <= tokens <= self.lengths[sequence]:
-            raise ValueError(f"sequence {sequence} has {self.lengths[sequence]} tokens, {tokens} of them cannot stay")
+            raise ValueError(
+                f"sequence {sequence} has {self.lengths[sequence]} tokens, {tokens} of them cannot stay"
+            )
         self.lengths[sequence] = tokens
 
     def free(self, sequence: int) -> None:
@@ -92,7 +108,13 @@ class Cache:
         self.truncate(sequence, 0)
 
     def attend(
-        self, block: Any, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, of: Sequence[int] | None = None
+        self,
+        block: Any,
+        attention: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        of: Sequence[int] | None = None,
     ) -> Tensor:
         """New queries [b, a, S, d] to the past and to themselves; then the new keys and values [b, n_kv, S,
         d] are remembered.
@@ -106,12 +128,21 @@ class Cache:
         if not any(lengths) and self.window >= q.shape[2]:
             out = attention(q, k, v)  # no past: a square, and padding behind a sequence is seen by nobody
         else:
-            rest = (table, lengths, counts, self.window, q.shape[3] ** -0.5, by_distance(block, self.capacity))
+            rest = (
+                table,
+                lengths,
+                counts,
+                self.window,
+                q.shape[3] ** -0.5,
+                by_distance(block, self.capacity),
+            )
             if self.latents is None:
                 out = torch.ops.glasscluster.cached_attention(q, k, v, *pools, *rest, 0)
             else:
                 absorbed, shared = absorb(block, q), self.config.kv_latent
-                seen = torch.ops.glasscluster.cached_attention(absorbed, *new, *new, *pools, *pools, *rest, shared)
+                seen = torch.ops.glasscluster.cached_attention(
+                    absorbed, *new, *new, *pools, *pools, *rest, shared
+                )
                 out = unfold(block, seen)
         for pool, rows_ in zip(pools, new, strict=True):
             torch.ops.glasscluster.cache_write(pool, rows_, table, lengths, counts)
@@ -162,7 +193,10 @@ class SlidingWindowCache(Cache):
         """ValueError where the ring has already written over what the next token would see."""
         kept_from, seen_from = self.lengths[sequence] - self.block, max(0, tokens - self.window + 1)
         if tokens and seen_from < kept_from:
-            raise ValueError(f"tokens of sequence {sequence} before {kept_from} are gone; after {tokens} the next sees {seen_from}")
+            raise ValueError(
+                f"tokens of sequence {sequence} before {kept_from} are gone; after {tokens} the next "
+                f"sees {seen_from}"
+            )
         super().truncate(sequence, tokens)
 
 
@@ -171,9 +205,13 @@ class PagedCache(Cache):
 
     kind = "paged"
 
-    def __init__(self, stage: Any, sequences: int, capacity: int, block: int = 16, blocks: int | None = None) -> None:
+    def __init__(
+        self, stage: Any, sequences: int, capacity: int, block: int = 16, blocks: int | None = None
+    ) -> None:
         each = -(-capacity // block)
-        super().__init__(stage, sequences, capacity, block, sequences * each if blocks is None else blocks, each)
+        super().__init__(
+            stage, sequences, capacity, block, sequences * each if blocks is None else blocks, each
+        )
         self.unused = list(range(len(next(iter(self.pools.values()))[0])))[::-1]
 
     def reserve(self, sequence: int, tokens: int) -> None:
@@ -182,7 +220,10 @@ class PagedCache(Cache):
         for place in range(-(-tokens // self.block)):
             if row[place] < 0:
                 if not self.unused:
-                    raise CacheFull(f"sequence {sequence} needs a block for its token {place * self.block}, and none is left")
+                    raise CacheFull(
+                        f"sequence {sequence} needs a block for its token {place * self.block}, and none "
+                        f"is left"
+                    )
                 row[place] = self.unused.pop()
 
     def truncate(self, sequence: int, tokens: int) -> None:
@@ -262,7 +303,8 @@ def unfold(block: Any, seen: Tensor) -> Tensor:
 
 
 def by_distance(block: Any, tokens: int) -> Tensor | None:
-    """What a block adds to scores of queries that stand 0, 1, ... tokens - 1 behind their key: [a, tokens].
+    """What a block adds to scores of queries that stand 0, 1, ... tokens - 1 behind their key:
+    [a, tokens].
     """
     bias = block.score_bias(tokens)
     return None if bias is None else bias[:, tokens - 1 :]

@@ -1,12 +1,13 @@
 """Generation: one token after the other, with a cache of keys and values or without.
 
-    prefill   all tokens of the prompt at once (or in chunks): matrices times matrices, the arithmetic units are the limit
-    decode    one token of each sequence a step: all weights and all of the cache are read for it, memory is the limit (Eq 31)
+    prefill  all tokens of the prompt at once (or in chunks): matrices times matrices, the arithmetic units are the limit
+    decode   one token of each sequence a step: all weights and all of the cache are read for it, memory is the limit (Eq 31)
 
-Prompts of unequal length are padded behind; a position belongs to a token, not to a column, so padding is never attended to and its
-slots are overwritten. Without a cache every step computes all tokens again: the same logits, s times the work.
-Sampling: temperature; the k most likely tokens (Fan et al., 1805.04833); the smallest set of probability p (Holtzman et al., 1904.09751).
-But: sequences of a batch end together (packed.py: when they like); no beam search.
+Prompts of unequal length are padded behind; a position belongs to a token, not to a column, so padding is
+never attended to and its slots are overwritten. Without a cache every step computes all tokens again: the
+same logits, s times the work. Sampling: temperature; the k most likely tokens (Fan et al., 1805.04833); the
+smallest set of probability p (Holtzman et al., 1904.09751). But: sequences of a batch end together
+(packed.py: when they like); no beam search.
 """
 
 from __future__ import annotations
@@ -70,10 +71,11 @@ class Generated:
 
 @dataclass
 class Generator:
-    """One generation: the model, what its attention keeps, and how tokens are chosen. Iterating brings one token a sequence.
+    """One generation: the model, what its attention keeps, and how tokens are chosen. Iterating brings one
+    token a sequence.
 
-    Each step gives the logits [b, V] and the tokens [b] chosen from them; the first is the prefill. On every tensor-parallel rank
-    the same tokens come out.
+    Each step gives the logits [b, V] and the tokens [b] chosen from them; the first is the prefill. On every
+    tensor-parallel rank the same tokens come out.
     """
 
     stage: GPTStage
@@ -130,9 +132,11 @@ def forward(
     cache: Cache | None,
     window: int | None = None,
 ) -> Tensor:
-    """[b, S] -> the logits [b, V] after each sequence's last token here; a sequence that has none here gets its padding's.
+    """[b, S] -> the logits [b, V] after each sequence's last token here; a sequence that has none here gets
+    its padding's.
 
-    positions: of each sequence's tokens, as cache.begin gives them; what is behind them is padding. window: without a cache.
+    positions: of each sequence's tokens, as cache.begin gives them; what is behind them is padding. window:
+    without a cache.
     """
     width = tokens.shape[1]
     assert stage.embedding is not None
@@ -207,7 +211,8 @@ def check(generator: Generator) -> None:
         or windowed(cache)
     ):
         raise ValueError(
-            f"the prefix of {config.prefix} tokens has to be seen at once: in every prompt, in its first chunk, without a window"
+            f"the prefix of {config.prefix} tokens has to be seen at once: in every prompt, in its first "
+            f"chunk, without a window"
         )
     if cache is not None and (any(cache.lengths) or len(cache.lengths) != len(prompts)):
         raise ValueError(

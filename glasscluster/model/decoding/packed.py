@@ -4,8 +4,8 @@ speculation need.
 Follows Orca's selective batching (Yu et al., OSDI'22, section 3). A prompt of 40 tokens and three sequences
 that get one each: 43 tokens:
 
-    embedding, norms, matrices, head       [1, 43, H]: they look at a token at a time, whose it is makes no difference
-    attention, through the cache           [4, a, 40, d]: each sequence to its own past; rows behind counts[b] are never looked at
+    embedding, norms, matrices, head  [1, 43, H]: they look at a token at a time, whose it is makes no difference
+    attention, through the cache      [4, a, 40, d]: each sequence to its own past; rows behind counts[b] are never looked at
 
 A sequence without a new token is not in the forward at all; padded (generate.py) its column would be computed
 and dropped.
@@ -60,7 +60,9 @@ class Packed(Remember):
     Positions are those of all tokens in a row.
     """
 
-    def __init__(self, cache: Cache, block: Any, positions: Sequence[int], packing: Packing, of: Sequence[int]) -> None:
+    def __init__(
+        self, cache: Cache, block: Any, positions: Sequence[int], packing: Packing, of: Sequence[int]
+    ) -> None:
         super().__init__(cache, block, [positions])
         self.packing, self.of = packing, of
 
@@ -84,7 +86,9 @@ def forward_packed(stage: GPTStage, cache: Cache, new: Sequence[Sequence[int]], 
     counts, device = [len(tokens) for tokens in new], next(stage.parameters()).device
     positions, of = [p for row in cache.begin(counts) for p in row], [b for b, n in enumerate(counts) if n]
     packing = Packing([counts[b] for b in of], device)
-    x = stage.embedding(torch.tensor([[t for tokens in new for t in tokens]], device=device), positions=[positions])
+    x = stage.embedding(
+        torch.tensor([[t for tokens in new for t in tokens]], device=device), positions=[positions]
+    )
     with keeping(stage, lambda block: Packed(cache, block, positions, packing, of)):
         for block in stage.layers.values():
             x = block(x)

@@ -15,10 +15,9 @@ Longer than trained, by a factor s:
                     32 times or more, between them a ramp; and q and k times 0.1 ln s + 1, which cools the
                     softmax (Peng et al., 2309.00071, sections 3.2, 3.3)
 
-One kernel each way, backward rotates back; nothing is saved for it. Tables are made in float64, rounded to the
-accumulators' type.
-But: yarn's ramp is linear in i, as in the authors' code, and not in the number of turns, as in their equation
-18.
+One kernel each way, backward rotates back; nothing is saved for it. Tables are made in float64, rounded to
+the accumulators' type. But: yarn's ramp is linear in i, as in the authors' code, and not in the number of
+turns, as in their equation 18.
 """
 
 from __future__ import annotations

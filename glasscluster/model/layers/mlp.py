@@ -1,9 +1,11 @@
-"""The MLP of a block: up, activation, down (1706.03762, section 3.3), or with a gate (SwiGLU, Shazeer 2002.05202).
+"""The MLP of a block: up, activation, down (1706.03762, section 3.3), or with a gate (SwiGLU, Shazeer
+2002.05202).
 
-    gelu, gelu-tanh, relu     y = act(x A + a) B + b                    A [h, f] by columns, B [f, h] by rows over tensor ranks
-    swiglu                    y = (silu(x A_g + a_g) · (x A_u + a_u)) B + b      A_g and A_u lie in one matrix: one product
+    gelu, gelu-tanh, relu  y = act(x A + a) B + b                    A [h, f] by columns, B [f, h] by rows over tensor ranks
+    swiglu                 y = (silu(x A_g + a_g) · (x A_u + a_u)) B + b      A_g and A_u lie in one matrix: one product
 
-The activation sees whole columns, so cutting columns needs no communication before the second matrix (1909.08053, section 3).
+The activation sees whole columns, so cutting columns needs no communication before the second matrix
+(1909.08053, section 3).
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ def declare(block: Any, name: str = "", width: int | None = None) -> None:
 
 def mlp(block: Any, x: Tensor, name: str = "") -> Tensor:
     """[b, s, h] -> [b, s, h]."""
-    up, up_bias, down, down_bias = (block.get(name + n) for n in ("up_weight", "up_bias", "down_weight", "down_bias"))
+    up, up_bias, down, down_bias = (
+        block.get(name + n) for n in ("up_weight", "up_bias", "down_weight", "down_bias")
+    )
     y = activate(block.parallel.column(x, up, up_bias), block.config.activation)
     return plus(block.parallel.row(y, down), down_bias)

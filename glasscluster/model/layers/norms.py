@@ -1,4 +1,6 @@
-"""Which norm a model has: its parameters, and its use by name. The norms are kernels/layer_norm.py and rms_norm.py."""
+"""Which norm a model has: its parameters, and its use by name. The norms are kernels/layer_norm.py and
+rms_norm.py.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,14 @@ from glasscluster.model.kernels.rms_norm import rms_norm, scale_norm
 
 
 def declare(module: Any, name: str, width: int, partial: bool = False) -> None:
-    """A norm of `width` elements. partial: it is used on a tensor rank's own heads, so each rank has a part of its gradient."""
+    """A norm of `width` elements. partial: it is used on a tensor rank's own heads, so each rank has a part
+    of its gradient.
+    """
     config, std = module.config, module.config.init_std
     one = config.norm == "scalenorm"
-    module.weight(f"{name}_weight", 1 if one else width, std=std, mean=width**0.5 if one else 1.0, partial=partial)
+    module.weight(
+        f"{name}_weight", 1 if one else width, std=std, mean=width**0.5 if one else 1.0, partial=partial
+    )
     if config.norm == "layernorm" and config.bias:
         module.weight(f"{name}_bias", width, std=std, partial=partial)
 

@@ -10,7 +10,8 @@ numbers and not s x s: `bias` [a, 2s - 1], in the order of the distances from -(
 (kernels/flash/parts.py says how attention uses them).
 
     relative     table[bucket(i - j), head]: near distances have a bucket each, farther ones share buckets
-                 that grow like their logarithm, all from D on the last (Raffel et al., 1910.10683, section 2.1)
+                 that grow like their logarithm, all from D on the last (Raffel et al., 1910.10683, section
+                 2.1)
     alibi        -slope_head · |i - j|, slopes 2^(-8/a), 2^(-16/a), ...; nothing is learned
                  (Press et al., 2108.12409)
 
@@ -60,4 +61,7 @@ def slopes(heads: int) -> list[float]:
 
 def alibi(seq: int, heads: int) -> Tensor:
     """What ALiBi adds to the scores of each head, by distance: [a, 2s - 1] in float64."""
-    return -torch.tensor(slopes(heads), dtype=torch.float64)[:, None] * torch.arange(1 - seq, seq, dtype=torch.float64).abs()
+    return (
+        -torch.tensor(slopes(heads), dtype=torch.float64)[:, None]
+        * torch.arange(1 - seq, seq, dtype=torch.float64).abs()
+    )

@@ -1,21 +1,25 @@
-"""Byte-pair encoding: learn which neighbours to merge (Sennrich et al., 1508.07909, algorithm 1), on bytes (GPT-2).
+"""Byte-pair encoding: learn which neighbours to merge (Sennrich et al., 1508.07909, algorithm 1), on bytes
+(GPT-2).
 
     count the pieces of the text (pre_tokens.py); every piece is a row of bytes
     repeat: the pair of neighbours that is most frequent over all pieces becomes one new token, everywhere
 
-      l o w ×5   l o w e r ×2   n e w e s t ×6   w i d e s t ×3        e s: 9  ─►  es     es t: 9  ─►  est     l o: 7  ─►  lo  ...
+      l o w ×5  l o w e r ×2  n e w e s t ×6  w i d e s t ×3  e s: 9  ─►  es  es t: 9  ─►  est  l o: 7  ─►  lo  ...
 
-Algorithm 1 counts all pairs anew for each merge. Here pieces are counted once, and a merge only visits the pieces that have its pair:
+Algorithm 1 counts all pairs anew for each merge. Here pieces are counted once, and a merge only visits the
+pieces that have its pair:
 
-    counts   pair -> how often, over all pieces           where   pair -> the pieces that (at least once had) it
-    heap     (-count, pair): a count there may be too high, never too low; what is popped with an old count goes back with its new one
+    counts  pair -> how often, over all pieces           where   pair -> the pieces that (at least once had) it
+    heap    (-count, pair): a count there may be too high, never too low; what is popped with an old count goes back with its new one
 
-Of equally frequent pairs the one with the smaller numbers comes first, as in Hugging Face's `tokenizers`. A pair is counted at each place
-where it stands, so "aaa" has (a, a) twice, though only one of these can be merged.
-No two merges spell the same bytes (as a + bc and ab + c would): where a string ends as one token, no merge ever crossed its ends, so what
-happened inside it is what happens to it alone. Hence vocabulary = 256 + merges, exactly.
+Of equally frequent pairs the one with the smaller numbers comes first, as in Hugging Face's `tokenizers`. A
+pair is counted at each place where it stands, so "aaa" has (a, a) twice, though only one of these can be
+merged. No two merges spell the same bytes (as a + bc and ab + c would): where a string ends as one token, no
+merge ever crossed its ends, so what happened inside it is what happens to it alone. Hence vocabulary = 256 +
+merges, exactly.
 
-But: one process, plain Python; the different pieces must fit in memory (10 MB of source code have some 45,000).
+But: one process, plain Python; the different pieces must fit in memory (10 MB of source code have some
+45,000).
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ BYTES = [bytes([b]) for b in BYTE_ORDER]  # the first 256 tokens
 
 
 class Learned(NamedTuple):
-    """What training found: tokens by number, the first 256 being single bytes, and the merges in the order in which they were learned."""
+    """What training found: tokens by number, the first 256 being single bytes, and the merges in the order in
+    which they were learned.
+    """
 
     tokens: list[bytes]
     merges: list[Pair]
@@ -48,8 +54,11 @@ def count_pieces(texts: Iterable[bytes]) -> Counter[bytes]:
     return Counter({as_bytes(piece): count for piece, count in found.items()})
 
 
-def learn(pieces: Mapping[bytes, int], vocab: int, say: Callable[[int], None] = lambda _tokens: None) -> Learned:
-    """Merge until there are `vocab` tokens, or no pair is left. `say` hears after each merge how many tokens there are.
+def learn(
+    pieces: Mapping[bytes, int], vocab: int, say: Callable[[int], None] = lambda _tokens: None
+) -> Learned:
+    """Merge until there are `vocab` tokens, or no pair is left. `say` hears after each merge how many tokens
+    there are.
 
     Raises ValueError for a vocabulary that has no room for the 256 bytes.
     """
@@ -82,7 +91,12 @@ def learn(pieces: Mapping[bytes, int], vocab: int, say: Callable[[int], None] = 
 
 
 def _merge_everywhere(
-    pair: Pair, new: int, words: list[list[int]], times: Sequence[int], counts: Counter[Pair], where: defaultdict[Pair, set[int]]
+    pair: Pair,
+    new: int,
+    words: list[list[int]],
+    times: Sequence[int],
+    counts: Counter[Pair],
+    where: defaultdict[Pair, set[int]],
 ) -> set[Pair]:
     """Merge a pair in all pieces that have it, keep the counts right; returns the pairs that are new."""
     made = set()

@@ -1,4 +1,6 @@
-"""Real text as bytes. The default corpus is the running Python's own standard library: real, offline, everywhere."""
+"""Real text as bytes. The default corpus is the running Python's own standard library: real, offline,
+everywhere.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def corpus(path: str | None = None) -> np.ndarray:
     return np.frombuffer(b"".join(pieces)[:LIMIT], dtype=np.uint8)
 
 
-def batch(text: np.ndarray, step: int, sequences: int, seq: int, vocab: int, seed: int) -> tuple[Tensor, Tensor]:
+def batch(
+    text: np.ndarray, step: int, sequences: int, seq: int, vocab: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Tokens and next-token targets [sequences, seq] of a step; depends on (seed, step) alone."""
     draw = np.random.default_rng([seed, step])
     starts = draw.integers(0, len(text) - seq, size=sequences)
@@ -38,10 +42,14 @@ def batch(text: np.ndarray, step: int, sequences: int, seq: int, vocab: int, see
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
-def objective(tokens: Tensor, targets: Tensor, model: ModelConfig, step: int, seed: int) -> tuple[Tensor, Tensor]:
-    """What a model learns from [sequences, seq] tokens and the tokens behind them; whatever else carries no loss (IGNORE).
+def objective(
+    tokens: Tensor, targets: Tensor, model: ModelConfig, step: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """What a model learns from [sequences, seq] tokens and the tokens behind them; whatever else carries no
+    loss (IGNORE).
 
-    A prefix is given, not predicted (1910.10683, section 3.2.1). A masked model predicts tokens that were chosen from its input.
+    A prefix is given, not predicted (1910.10683, section 3.2.1). A masked model predicts tokens that were
+    chosen from its input.
     """
     if model.objective == "masked":
         return masked(tokens, model.vocab, step, seed)
@@ -58,14 +66,19 @@ def chosen_of(seq: int) -> int:
 
 def tokens_with_loss(model: ModelConfig) -> int:
     """How many tokens of a sequence carry loss."""
-    return chosen_of(model.seq) if model.objective == "masked" else model.seq - max(0, model.prefix - 1, model.patches - 1)
+    return (
+        chosen_of(model.seq)
+        if model.objective == "masked"
+        else model.seq - max(0, model.prefix - 1, model.patches - 1)
+    )
 
 
 def masked(tokens: Tensor, vocab: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
-    """15 % of each sequence's tokens, at least one, are to be predicted: 80 % of these are hidden, 10 % become any token, 10 % stay.
+    """15 % of each sequence's tokens, at least one, are to be predicted: 80 % of these are hidden, 10 %
+    become any token, 10 % stay.
 
-    Devlin et al., 1810.04805, section 3.1 and appendix A.1. Depends on (seed, step, sequence) alone. The last token of the vocabulary
-    stands for [MASK].
+    Devlin et al., 1810.04805, section 3.1 and appendix A.1. Depends on (seed, step, sequence) alone. The last
+    token of the vocabulary stands for [MASK].
     """
     inputs, targets, seq = tokens.clone(), torch.full_like(tokens, IGNORE), tokens.shape[1]
     for number, (row, target) in enumerate(zip(inputs, targets, strict=True)):

@@ -1,12 +1,12 @@
 """Several sources of text, mixed by weight, as batches of rows; whole rows of a stream, or documents packed.
 
-    stream    a source's tokens one after the other, cut every s tokens; a row sees the one before's last token as its own first target
-              d o c 1 ⏎ d o c 2 ⏎ ...   ─►   [d o c 1] [⏎ d o c] [2 ⏎ ...
-    packed    documents lie whole in rows where they fit (packing.py); nobody sees another document
+    stream  a source's tokens one after the other, cut every s tokens; a row sees the one before's last token as its own first target
+            d o c 1 ⏎ d o c 2 ⏎ ...   ─►   [d o c 1] [⏎ d o c] [2 ⏎ ...
+    packed  documents lie whole in rows where they fit (packing.py); nobody sees another document
 
-A row is a sample of sampler.py: the batch of a step follows from (seed, step) alone, so every rank draws its part without asking anybody,
-and a training can go on from any step on any number of ranks. Tokens are bytes, or those of a tokenizer.json; if that has an end of text,
-every document ends with it.
+A row is a sample of sampler.py: the batch of a step follows from (seed, step) alone, so every rank draws its
+part without asking anybody, and a training can go on from any step on any number of ranks. Tokens are bytes,
+or those of a tokenizer.json; if that has an end of text, every document ends with it.
 
 But: a source is read and cut into tokens as a whole, in every process.
 """
@@ -32,7 +32,9 @@ FILLING = 0  # the token where a packed row has none
 
 
 class Batch(NamedTuple):
-    """Rows of a step: tokens and targets [G, s], the samples they are, and of packed rows the lengths of their documents."""
+    """Rows of a step: tokens and targets [G, s], the samples they are, and of packed rows the lengths of
+    their documents.
+    """
 
     tokens: Tensor
     targets: Tensor
@@ -42,7 +44,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixture:
-    """What to train on: sources (see texts.py) with their weights, a tokenizer.json or None for bytes, packed or not."""
+    """What to train on: sources (see texts.py) with their weights, a tokenizer.json or None for bytes, packed
+    or not.
+    """
 
     sources: tuple[tuple[str, float], ...]
     tokenizer: str | None = None
@@ -50,12 +54,16 @@ class Mixture:
     block: int = BLOCK
 
     def batch(self, step: int, sequences: int, seq: int, vocab: int, seed: int) -> Batch:
-        """The global batch of a step; depends on (seed, step) alone. Without a tokenizer bytes are taken modulo the vocabulary."""
+        """The global batch of a step; depends on (seed, step) alone. Without a tokenizer bytes are taken
+        modulo the vocabulary.
+        """
         rows = read(self, seq)
         order = rows.sampler(seed)
         samples = order.share(step * sequences, sequences, 0, 1)
         drawn = [rows.row(sample) for sample in samples]
-        tokens, targets = (torch.from_numpy(np.stack(x)) for x in zip(*((r.tokens, r.targets) for r in drawn), strict=True))
+        tokens, targets = (
+            torch.from_numpy(np.stack(x)) for x in zip(*((r.tokens, r.targets) for r in drawn), strict=True)
+        )
         if self.tokenizer is None:
             tokens, targets = tokens % vocab, torch.where(targets == IGNORE, targets, targets % vocab)
         return Batch(tokens, targets, samples, tuple(r.lengths for r in drawn) if self.packed else None)
@@ -86,10 +94,15 @@ class Source:
         if self.packed is None:
             here = self.stream[number * self.seq : (number + 1) * self.seq + 1]
             return Row(here[:-1], here[1:], (self.seq,))
-        tokens, targets = np.full(self.seq, FILLING, dtype=np.int64), np.full(self.seq, IGNORE, dtype=np.int64)
+        tokens, targets = (
+            np.full(self.seq, FILLING, dtype=np.int64),
+            np.full(self.seq, IGNORE, dtype=np.int64),
+        )
         at = 0
         for document, start, stop in self.packed.rows[number]:
-            following = self.texts[document][start + 1 : stop + 1]  # one more than the piece where the document was cut
+            following = self.texts[document][
+                start + 1 : stop + 1
+            ]  # one more than the piece where the document was cut
             tokens[at : at + stop - start] = self.texts[document][start:stop]
             targets[at : at + len(following)] = following
             at += stop - start
@@ -102,7 +115,9 @@ class Rows:
     def __init__(self, mixture: Mixture, seq: int) -> None:
         self.mixture = mixture
         self.tokenizer = Tokenizer.load(mixture.tokenizer) if mixture.tokenizer is not None else None
-        self.sources = [Source(name, self.tokenised(documents(name)), seq, mixture.packed) for name, _ in mixture.sources]
+        self.sources = [
+            Source(name, self.tokenised(documents(name)), seq, mixture.packed) for name, _ in mixture.sources
+        ]
 
     def tokenised(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """Each document's tokens [n], with the end of text if the tokenizer has one."""

@@ -1,17 +1,20 @@
 """Where a text may be cut before any merge: GPT-2's rule, and its spelling of bytes as letters.
 
-Radford et al. 2019 (GPT-2), section 2.2: byte-pair encoding works on bytes, and no merge crosses from one category of characters to
-another, except that a word keeps one space before it. As a regular expression (openai/gpt-2, src/encoder.py):
+Radford et al. 2019 (GPT-2), section 2.2: byte-pair encoding works on bytes, and no merge crosses from one
+category of characters to another, except that a word keeps one space before it. As a regular expression
+(openai/gpt-2, src/encoder.py):
 
     's|'t|'re|'ve|'m|'ll|'d | ␣?\\p{L}+ | ␣?\\p{N}+ | ␣?[^\\s\\p{L}\\p{N}]+ | \\s+(?!\\S) | \\s+
 
-      x = it's  42+1\\n    ─►    x │ ␣= │ ␣it │ 's │ ␣ │ ␣42 │ + │ 1 │ \\n         (the last of several spaces goes to the word)
+      x = it's  42+1\\n  ─►  x │ ␣= │ ␣it │ 's │ ␣ │ ␣42 │ + │ 1 │ \\n  (the last of several spaces goes to the word)
 
-Python's `re` has no \\p{L}, so the classes are written out as ranges from `unicodedata`; its \\s has four control characters more than
-Unicode's White_Space, so that is written out too. Characters newer than this Python's Unicode tables count as punctuation.
+Python's `re` has no \\p{L}, so the classes are written out as ranges from `unicodedata`; its \\s has four
+control characters more than Unicode's White_Space, so that is written out too. Characters newer than this
+Python's Unicode tables count as punctuation.
 
-Bytes that are no valid UTF-8 become one character each (`surrogateescape`), which is neither letter, digit nor space: they lie with
-punctuation. Every byte string so has exactly one cut, and its pieces joined are the string again.
+Bytes that are no valid UTF-8 become one character each (`surrogateescape`), which is neither letter, digit
+nor space: they lie with punctuation. Every byte string so has exactly one cut, and its pieces joined are the
+string again.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ ESCAPE = "surrogateescape"
 
 @cache
 def category_ranges(major: str) -> str:
-    """All characters of a major category ("L" letters, "N" numbers) as the inside of a regular expression's [...]."""
+    """All characters of a major category ("L" letters, "N" numbers) as the inside of a regular expression's
+    [...].
+    """
     found = (span.span() for span in re.finditer(f"{major}+", _majors()))
     return "".join(f"\\U{first:08x}-\\U{after - 1:08x}" for first, after in found)
 
@@ -43,7 +48,10 @@ def _majors() -> str:
 def rule() -> re.Pattern[str]:
     """The regular expression above."""
     letter, number = category_ranges("L"), category_ranges("N")
-    return re.compile(f"'(?:[stmd]|re|ve|ll)| ?[{letter}]+| ?[{number}]+| ?[^{SPACE}{letter}{number}]+|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+")
+    return re.compile(
+        f"'(?:[stmd]|re|ve|ll)| ?[{letter}]+| ?[{number}]+| "
+        f"?[^{SPACE}{letter}{number}]+|[{SPACE}]+(?![^{SPACE}])|[{SPACE}]+"
+    )
 
 
 def pre_tokens(text: bytes) -> list[str]:
@@ -61,9 +69,11 @@ def pieces(text: bytes) -> Iterator[bytes]:
     return map(as_bytes, pre_tokens(text))
 
 
-# ---- bytes as letters ----------------------------------------------------------------------------------------------
-# In files a byte is one visible character: itself where Latin-1 has a visible one, else the next free one from U+0100 on.
-# A byte's number as a token is its place in this order (openai/gpt-2, bytes_to_unicode), so "!" is 0 and the space is 220.
+# ---- bytes as letters --------------------------------------------------------------------------------------
+# In files a byte is one visible character: itself where Latin-1 has a visible one, else the next free one
+# from U+0100 on.
+# A byte's number as a token is its place in this order (openai/gpt-2, bytes_to_unicode), so "!" is 0 and the
+# space is 220.
 
 VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_ORDER = bytes(VISIBLE + [b for b in range(256) if b not in VISIBLE])  # token number -> byte

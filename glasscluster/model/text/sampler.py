@@ -1,21 +1,25 @@
-"""Which sample comes n-th: weighted sources, shuffled anew in each epoch, cut over ranks; and all of it is a function of n.
+"""Which sample comes n-th: weighted sources, shuffled anew in each epoch, cut over ranks; and all of it is a
+function of n.
 
-Sources i = 1..k have |D_i| samples (rows of tokens) and weights w_i. Number n = 0, 1, 2, ... of a training is (source, epoch, row):
+Sources i = 1..k have |D_i| samples (rows of tokens) and weights w_i. Number n = 0, 1, 2, ... of a training is
+(source, epoch, row):
 
-    source   every `block` numbers hold exactly q_i = w_i·block of source i (rounded so that they add up), in an order of their own
-    turn     so how many of source i came in earlier blocks is known without counting; in its own block they are counted: turn t
-    epoch    t // |D_i|                    after T samples: w_i·T / |D_i| epochs of source i      (Eq 40; Muennighoff et al., 2305.16264)
-    row      the (t mod |D_i|)-th of a permutation of the source that is the epoch's own
+    source  every `block` numbers hold exactly q_i = w_i·block of source i (rounded so that they add up), in an order of their own
+    turn    so how many of source i came in earlier blocks is known without counting; in its own block they are counted: turn t
+    epoch   t // |D_i|                    after T samples: w_i·T / |D_i| epochs of source i      (Eq 40; Muennighoff et al., 2305.16264)
+    row     the (t mod |D_i|)-th of a permutation of the source that is the epoch's own
 
-         n        0 1 2 3 4 5 6 7 8 9 │ 10 ...              rank r of R takes of a step's G numbers those from r·G/R to (r+1)·G/R:
-         source   A B A A C A A A B A │ ...                 what is trained in a step does not depend on R
+         n       0 1 2 3 4 5 6 7 8 9 │ 10 ...  rank r of R takes of a step's G numbers those from r·G/R to (r+1)·G/R:
+         source  A B A A C A A A B A │ ...     what is trained in a step does not depend on R
 
-So the state of a training is one number, how many samples it has consumed; any number of ranks can go on from there, and a step that was
-lost is done again in full. A list of all samples or a generator's state would have to be saved, and cut anew for other ranks.
+So the state of a training is one number, how many samples it has consumed; any number of ranks can go on from
+there, and a step that was lost is done again in full. A list of all samples or a generator's state would have
+to be saved, and cut anew for other ranks.
 
-The permutation is a Feistel network: halves of a number's bits, each in turn changed by a hash of the other, which can be undone whatever
-the hash is; numbers that leave the range are sent through again (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite
-domains", CT-RSA 2002). It needs no memory; a shuffled list would need all |D_i| indices on every rank.
+The permutation is a Feistel network: halves of a number's bits, each in turn changed by a hash of the other,
+which can be undone whatever the hash is; numbers that leave the range are sent through again (cycle walking:
+Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). It needs no memory; a shuffled list
+would need all |D_i| indices on every rank.
 
 But: weights are rounded to 1/block; inside a block the order is random, so shares of few samples waver.
 """
@@ -64,7 +68,9 @@ def permuted(place: int, size: int, key: int) -> int:
 
 
 def quotas(weights: Sequence[float], block: int) -> list[int]:
-    """How many of a block's samples each source gets: in proportion to the weights, the largest remainders rounded up."""
+    """How many of a block's samples each source gets: in proportion to the weights, the largest remainders
+    rounded up.
+    """
     exact = [w / sum(weights) * block for w in weights]
     given = [int(x) for x in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (given[i] - exact[i], i))
@@ -89,7 +95,8 @@ def _shuffled(given: tuple[int, ...], key: int) -> list[tuple[int, int]]:
 class Sampler:
     """The order of samples. sizes: |D_i| in samples; weights: any positive numbers, their shares count.
 
-    Raises ValueError for an empty source, a weight that is not positive, or one too small to get a sample of a block.
+    Raises ValueError for an empty source, a weight that is not positive, or one too small to get a sample of
+    a block.
     """
 
     sizes: tuple[int, ...]
@@ -99,9 +106,14 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if not self.sizes or len(self.sizes) != len(self.weights) or min(self.sizes) < 1:
-            raise ValueError(f"sources of {self.sizes} samples with weights {self.weights}: each needs a sample and a weight")
+            raise ValueError(
+                f"sources of {self.sizes} samples with weights {self.weights}: each needs a sample and a "
+                f"weight"
+            )
         if min(self.weights) <= 0 or 0 in self.quotas:
-            raise ValueError(f"weights {self.weights}: each source needs at least one in {self.block} samples")
+            raise ValueError(
+                f"weights {self.weights}: each source needs at least one in {self.block} samples"
+            )
 
     @cached_property
     def quotas(self) -> list[int]:

@@ -1,9 +1,9 @@
 """Documents to train on: files, folders, and what every installation has: Python's own library, and sentences
 in two languages.
 
-FILE       its text; a line <|endoftext|> in it ends a document           python     the standard library, a module a document
-FOLDER     every file in it is a document                                 english    sentences about training on many GPUs,
-                                                                          chinese    and the same ones in Chinese
+FILE    its text; a line <|endoftext|> in it ends a document  python   the standard library, a module a document
+FOLDER  every file in it is a document                        english  sentences about training on many GPUs,
+                                                              chinese  and the same ones in Chinese
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ LIMIT = 4_000_000  # bytes of the standard library
 
 
 def documents(source: str) -> list[bytes]:
-    """The documents of a file, a folder, or a built-in text, in a fixed order, none empty. OSError where there is no such thing."""
+    """The documents of a file, a folder, or a built-in text, in a fixed order, none empty. OSError where
+    there is no such thing.
+    """
     path = Path(source)
     if path.is_dir():
         found = [p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()]
@@ -35,7 +37,9 @@ def documents(source: str) -> list[bytes]:
 
 @cache
 def standard_library(limit: int = LIMIT, deep: bool = False) -> list[bytes]:
-    """Modules of the running Python's standard library by name, until they have `limit` bytes. deep: packages inside it, too."""
+    """Modules of the running Python's standard library by name, until they have `limit` bytes. deep: packages
+    inside it, too.
+    """
     home, found, size = Path(sysconfig.get_paths()["stdlib"]), list[bytes](), 0
     for module in sorted(home.rglob("*.py") if deep else home.glob("*.py")):
         if size >= limit:

@@ -1,15 +1,18 @@
-"""A tokenizer: text to token numbers and back, by byte-pair merges (bpe.py) inside GPT-2's pieces (pre_tokens.py).
+"""A tokenizer: text to token numbers and back, by byte-pair merges (bpe.py) inside GPT-2's pieces
+(pre_tokens.py).
 
-Encoding a piece: its bytes, then always the merge that was learned first among those that its neighbours allow, the leftmost if it stands
-at several places, until none is allowed (1508.07909, section 3.2).
+Encoding a piece: its bytes, then always the merge that was learned first among those that its neighbours
+allow, the leftmost if it stands at several places, until none is allowed (1508.07909, section 3.2).
 
     n e w e r      (e, r) was learned 3rd, (n, e) 9th, (ne, w) 20th
     n e w er  ─►  ne w er  ─►  new er                 a heap of (rank, place) and a list of neighbours: O(n log n) for a piece of n bytes
 
-Most pieces have been seen before, so their tokens are kept. Special tokens (an end of text) stand outside all this: no merge makes one, and
-a text that spells one gets it only if the caller allows it (as in OpenAI's tiktoken): text of users must not end the document.
+Most pieces have been seen before, so their tokens are kept. Special tokens (an end of text) stand outside all
+this: no merge makes one, and a text that spells one gets it only if the caller allows it (as in OpenAI's
+tiktoken): text of users must not end the document.
 
-Files are Hugging Face's tokenizer.json, so `tokenizers.Tokenizer.from_file` reads them, and GPT-2's own can be read here.
+Files are Hugging Face's tokenizer.json, so `tokenizers.Tokenizer.from_file` reads them, and GPT-2's own can
+be read here.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ KEPT = 1 << 16  # pieces whose tokens are remembered
 
 
 class Merge(NamedTuple):
-    """One step of encoding: the tokens at `place` and behind it became `token`. Places count the piece's bytes."""
+    """One step of encoding: the tokens at `place` and behind it became `token`. Places count the piece's
+    bytes.
+    """
 
     place: int
     rank: int
@@ -40,12 +45,15 @@ class Merge(NamedTuple):
 class Tokenizer:
     """Tokens by number, merges in order of rank, and special tokens.
 
-    tokens: the bytes of each ordinary token, all 256 single bytes among them. merges: pairs of tokens, by rank.
-    specials: spelling -> number. Raises ValueError for tokens or merges that cannot be.
+    tokens: the bytes of each ordinary token, all 256 single bytes among them. merges: pairs of tokens, by
+    rank. specials: spelling -> number. Raises ValueError for tokens or merges that cannot be.
     """
 
     def __init__(
-        self, tokens: Mapping[int, bytes] | Sequence[bytes], merges: Iterable[Pair], specials: Mapping[str, int] | None = None
+        self,
+        tokens: Mapping[int, bytes] | Sequence[bytes],
+        merges: Iterable[Pair],
+        specials: Mapping[str, int] | None = None,
     ) -> None:
         self.tokens = dict(tokens) if isinstance(tokens, Mapping) else dict(enumerate(tokens))
         self.merges, self.specials = list(merges), dict(specials or {})
@@ -61,29 +69,43 @@ class Tokenizer:
             made = [self.numbers[self.tokens[a] + self.tokens[b]] for a, b in self.merges]
         except KeyError as problem:
             raise ValueError(f"every merge is of tokens and makes one; there is no token {problem}") from None
-        self.ranks = {pair: (rank, token) for rank, (pair, token) in enumerate(zip(self.merges, made, strict=True))}
+        self.ranks = {
+            pair: (rank, token) for rank, (pair, token) in enumerate(zip(self.merges, made, strict=True))
+        }
         self.size = max([*self.tokens, *self.specials.values()]) + 1  # rows that a model's embedding needs
         self._spellings = {number: text.encode() for text, number in self.specials.items()}
         self._known: dict[bytes, tuple[int, ...]] = {}
 
     @classmethod
     def train(
-        cls, texts: Iterable[bytes], vocab: int, specials: Sequence[str] = (), say: Callable[[int], None] = lambda _tokens: None
+        cls,
+        texts: Iterable[bytes],
+        vocab: int,
+        specials: Sequence[str] = (),
+        say: Callable[[int], None] = lambda _tokens: None,
     ) -> Tokenizer:
-        """Learn from texts up to `vocab` tokens, with the special ones, which come last (as GPT-2's). ValueError if that is too few."""
+        """Learn from texts up to `vocab` tokens, with the special ones, which come last (as GPT-2's).
+        ValueError if that is too few.
+        """
         found = learn(count_pieces(texts), vocab - len(specials), say)
-        return cls(found.tokens, found.merges, {text: len(found.tokens) + i for i, text in enumerate(specials)})
+        return cls(
+            found.tokens, found.merges, {text: len(found.tokens) + i for i, text in enumerate(specials)}
+        )
 
-    # ---- text to tokens ------------------------------------------------------------------------------------------
+    # ---- text to tokens ------------------------------------------------------------------------------------
     def encode(self, text: str | bytes, allowed: Collection[str] | Literal["all"] = ()) -> list[int]:
-        """Token numbers of a text, or of any bytes. `allowed`: special tokens that the text may spell; others are plain text."""
+        """Token numbers of a text, or of any bytes. `allowed`: special tokens that the text may spell; others
+        are plain text.
+        """
         data = text.encode() if isinstance(text, str) else text
         ready = self.specials if allowed == "all" else {s: self.specials[s] for s in allowed}
         if not ready:
             return self._ordinary(data)
         longest_first = sorted(ready, key=len, reverse=True)
         numbers: list[int] = []
-        for i, part in enumerate(re.split(b"(" + b"|".join(re.escape(s.encode()) for s in longest_first) + b")", data)):
+        for i, part in enumerate(
+            re.split(b"(" + b"|".join(re.escape(s.encode()) for s in longest_first) + b")", data)
+        ):
             numbers += [ready[part.decode()]] if i % 2 else self._ordinary(part)
         return numbers
 
@@ -101,9 +123,16 @@ class Tokenizer:
     def encode_piece(self, piece: bytes) -> tuple[list[int], list[Merge]]:
         """Tokens of one piece, and the merges that made them, in order."""
         tokens: list[int] = [self.numbers[piece[i : i + 1]] for i in range(len(piece))]
-        after, before = list(range(1, len(piece) + 1)), list(range(-1, len(piece) - 1))  # the places of neighbours
+        after, before = (
+            list(range(1, len(piece) + 1)),
+            list(range(-1, len(piece) - 1)),
+        )  # the places of neighbours
         alive, steps = [True] * len(piece), []
-        open_ = [(*self.ranks[pair], place, pair) for place, pair in enumerate(pairwise(tokens)) if pair in self.ranks]
+        open_ = [
+            (*self.ranks[pair], place, pair)
+            for place, pair in enumerate(pairwise(tokens))
+            if pair in self.ranks
+        ]
         heapify(open_)
         while open_:
             rank, token, place, pair = heappop(open_)
@@ -121,16 +150,18 @@ class Tokenizer:
                         heappush(open_, (*self.ranks[near], left, near))
         return [token for token, there in zip(tokens, alive, strict=True) if there], steps
 
-    # ---- and back ------------------------------------------------------------------------------------------------
+    # ---- and back ------------------------------------------------------------------------------------------
     def decode_bytes(self, numbers: Iterable[int]) -> bytes:
-        """The bytes that token numbers stand for; exact for whatever `encode` made. KeyError for a number without a token."""
+        """The bytes that token numbers stand for; exact for whatever `encode` made. KeyError for a number
+        without a token.
+        """
         return b"".join(self.tokens[n] if n in self.tokens else self._spellings[n] for n in numbers)
 
     def decode(self, numbers: Iterable[int]) -> str:
         """As text; bytes that are no UTF-8 (a token may end inside a character) are shown as U+FFFD."""
         return self.decode_bytes(numbers).decode("utf-8", "replace")
 
-    # ---- files ---------------------------------------------------------------------------------------------------
+    # ---- files ---------------------------------------------------------------------------------------------
     def as_json(self) -> dict[str, Any]:
         """The content of a tokenizer.json."""
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -140,7 +171,9 @@ class Tokenizer:
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": number, "content": text, **plain} for text, number in self.specials.items()],
+            "added_tokens": [
+                {"id": number, "content": text, **plain} for text, number in self.specials.items()
+            ],
             "normalizer": None,
             "pre_tokenizer": byte_level,
             "post_processor": None,
@@ -165,7 +198,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a tokenizer.json: byte-level BPE with GPT-2's pieces. ValueError for any other, with what is other about it."""
+        """Read a tokenizer.json: byte-level BPE with GPT-2's pieces. ValueError for any other, with what is
+        other about it.
+        """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             model = content["model"]
@@ -174,7 +209,9 @@ class Tokenizer:
             pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
             merges = [(numbers[unspelled(a)], numbers[unspelled(b)]) for a, b in pairs]
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
-            raise ValueError(f"{path} is no byte-level tokenizer.json: {type(problem).__name__} {problem}") from None
+            raise ValueError(
+                f"{path} is no byte-level tokenizer.json: {type(problem).__name__} {problem}"
+            ) from None
         _check_rules(content)
         return cls({n: token for token, n in numbers.items()}, merges, specials)
 
@@ -193,4 +230,7 @@ def _check_rules(content: Mapping[str, Any]) -> None:
     options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
     other += [f"model.{k} = {model[k]!r}" for k in options if model.get(k)]
     if other:
-        raise ValueError("this tokenizer splits by GPT-2's rule and merges bytes, nothing else; the file asks for " + ", ".join(other))
+        raise ValueError(
+            "this tokenizer splits by GPT-2's rule and merges bytes, nothing else; the file asks for "
+            + ", ".join(other)
+        )

@@ -1,7 +1,8 @@
-"""Where families of models keep what: from our parts to the names in Hugging Face's state dicts and config.json, as tables.
+"""Where families of models keep what: from our parts to the names in Hugging Face's state dicts and
+config.json, as tables.
 
-GPT-2 (Radford et al., 2019) · Llama (Touvron et al., 2302.13971) · BERT (Devlin et al., 1810.04805). The names are those of
-transformers' modeling_*.py, the keys those of its configuration_*.py.
+GPT-2 (Radford et al., 2019) · Llama (Touvron et al., 2302.13971) · BERT (Devlin et al., 1810.04805). The
+names are those of transformers' modeling_*.py, the keys those of its configuration_*.py.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Key:
         for ours, theirs in self.words.items():
             if value == theirs:
                 return ours
-        raise WeightsError(f"config.json: {self.name} is {value!r}; one of {list(self.words.values())} is known here")
+        raise WeightsError(
+            f"config.json: {self.name} is {value!r}; one of {list(self.words.values())} is known here"
+        )
 
     def theirs(self, value: Any) -> Any:
         """The value in their words."""
@@ -54,7 +57,9 @@ class Family:
     base: str  # in front of the names of all but the head; a file of the bare model lacks it
     ends: Mapping[str, str]  # parts outside the layers, by full name
     layer: str  # in front of a layer's names
-    inside: Mapping[str, str]  # a layer's parts: ours without _weight and _bias, theirs without .weight and .bias
+    inside: Mapping[
+        str, str
+    ]  # a layer's parts: ours without _weight and _bias, theirs without .weight and .bias
     keys: Mapping[str, Key]  # fields of ModelConfig in config.json
     always: Mapping[str, Any]  # fields of ModelConfig that the family fixes
     fixed: Mapping[str, Any]  # keys of config.json that can have one value here
@@ -75,7 +80,9 @@ class Family:
 
     def is_transposed(self, part: str) -> bool:
         """Whether a part lies transposed in their tensor."""
-        return self.transposed and part.startswith("layers.") and part.endswith("_weight") and "norm" not in part
+        return (
+            self.transposed and part.startswith("layers.") and part.endswith("_weight") and "norm" not in part
+        )
 
     def to_config(self, content: Mapping[str, Any], **overrides: Any) -> ModelConfig:
         """config.json as our model."""
@@ -87,23 +94,38 @@ class Family:
             values |= rope_in(content)
         config = ModelConfig(**{**values, **self.always, **overrides})
         if content.get("head_dim") not in (None, config.head_dim):
-            raise WeightsError(f"config.json: head_dim is {content['head_dim']}; only hidden / heads = {config.head_dim} is known here")
+            raise WeightsError(
+                f"config.json: head_dim is {content['head_dim']}; only hidden / heads = "
+                f"{config.head_dim} is known here"
+            )
         return config
 
     def to_json(self, config: ModelConfig, dtype: str) -> dict[str, Any]:
         """Our model as config.json; WeightsError where it is none of this family."""
         if "kv_heads" not in self.keys and config.key_heads != config.heads:
-            raise WeightsError(f"{self.model_type} has as many key heads as heads, this model {config.key_heads} of {config.heads}")
+            raise WeightsError(
+                f"{self.model_type} has as many key heads as heads, this model {config.key_heads} of "
+                f"{config.heads}"
+            )
         for name, value in self.always.items():
             if getattr(config, name) != value:
-                raise WeightsError(f"{self.model_type} has {name} = {value}, this model {getattr(config, name)}")
+                raise WeightsError(
+                    f"{self.model_type} has {name} = {value}, this model {getattr(config, name)}"
+                )
         written = {key.name: key.theirs(getattr(config, ours)) for ours, key in self.keys.items()}
         if self.rope:
             written["rope_parameters"] = rope_out(config)
-        return {"architectures": [self.architecture], "model_type": self.model_type, "dtype": dtype, **self.said, **self.fixed, **written}
+        return {
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            "dtype": dtype,
+            **self.said,
+            **self.fixed,
+            **written,
+        }
 
 
-# ---- rotary positions: one dictionary since transformers 5, two keys before --------------------------------------------
+# ---- rotary positions: one dictionary since transformers 5, two keys before --------------------------------
 SCALINGS = {"none": "default", "interpolation": "linear", "yarn": "yarn"}
 
 
@@ -117,8 +139,14 @@ def rope_in(content: Mapping[str, Any]) -> dict[str, Any]:
     kind = said.get("rope_type", said.get("type", "default"))
     known = {"rope_theta", "rope_type", "type", "factor", "original_max_position_embeddings"}
     if kind not in SCALINGS.values() or any(said[k] is not None for k in set(said) - known):
-        raise WeightsError(f"config.json: rotary positions are {said}; known are {list(SCALINGS.values())} with {sorted(known)}")
-    found = {"rope_theta": float(said["rope_theta"]), "rope_scaling": next(ours for ours, theirs in SCALINGS.items() if theirs == kind)}
+        raise WeightsError(
+            f"config.json: rotary positions are {said}; known are {list(SCALINGS.values())} with "
+            f"{sorted(known)}"
+        )
+    found = {
+        "rope_theta": float(said["rope_theta"]),
+        "rope_scaling": next(ours for ours, theirs in SCALINGS.items() if theirs == kind),
+    }
     if kind != "default":
         found["rope_factor"] = float(said["factor"])
     if kind == "yarn":
@@ -129,16 +157,27 @@ def rope_in(content: Mapping[str, Any]) -> dict[str, Any]:
 def rope_out(config: ModelConfig) -> dict[str, Any]:
     """config.json's dictionary from our fields."""
     if config.rope_scaling not in SCALINGS:
-        raise WeightsError(f"rope_type has no word for {config.rope_scaling!r}; it has one for {list(SCALINGS)}")
+        raise WeightsError(
+            f"rope_type has no word for {config.rope_scaling!r}; it has one for {list(SCALINGS)}"
+        )
     said: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_type": SCALINGS[config.rope_scaling]}
     if config.rope_scaling != "none":
         said["factor"] = config.rope_factor
     if config.rope_scaling == "yarn":
-        said["original_max_position_embeddings"] = config.rope_trained or max(1, round(config.seq / config.rope_factor))
+        said["original_max_position_embeddings"] = config.rope_trained or max(
+            1, round(config.seq / config.rope_factor)
+        )
     return said
 
 
-PLAIN = {"norm_position": "pre", "qk_norm": False, "experts": 0, "objective": "causal", "prefix": 0, "kv_latent": 0}
+PLAIN = {
+    "norm_position": "pre",
+    "qk_norm": False,
+    "experts": 0,
+    "objective": "causal",
+    "prefix": 0,
+    "kv_latent": 0,
+}
 
 GPT2 = Family(
     model_type="gpt2",
@@ -170,13 +209,25 @@ GPT2 = Family(
         "vocab": Key("vocab_size", 50257),
         "seq": Key("n_positions", 1024),
         "norm_eps": Key("layer_norm_epsilon", 1e-5),
-        "activation": Key("activation_function", "gelu_new", {"gelu-tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}),
+        "activation": Key(
+            "activation_function", "gelu_new", {"gelu-tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
+        ),
         "tied": Key("tie_word_embeddings", True),
         "init_std": Key("initializer_range", 0.02),
     },
     always={**PLAIN, "norm": "layernorm", "bias": True, "position": "learned"},
-    fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-    said={"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None},
+    fixed={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+    said={
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
     transposed=True,
     unused=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias"),
 )
@@ -214,7 +265,14 @@ LLAMA = Family(
         "tied": Key("tie_word_embeddings", False),
         "init_std": Key("initializer_range", 0.02),
     },
-    always={**PLAIN, "norm": "rmsnorm", "bias": False, "position": "rope", "rope_layout": "half", "activation": "swiglu"},
+    always={
+        **PLAIN,
+        "norm": "rmsnorm",
+        "bias": False,
+        "position": "rope",
+        "rope_layout": "half",
+        "activation": "swiglu",
+    },
     fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     said={"attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": None},
     unused=("model.layers.*.self_attn.rotary_emb.inv_freq",),
@@ -277,7 +335,12 @@ BERT = Family(
         "is_decoder": False,
     },
     said={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pad_token_id": None},
-    unused=("bert.embeddings.position_ids", "bert.pooler.*", "cls.seq_relationship.*", "cls.predictions.decoder.bias"),
+    unused=(
+        "bert.embeddings.position_ids",
+        "bert.pooler.*",
+        "cls.seq_relationship.*",
+        "cls.predictions.decoder.bias",
+    ),
 )
 
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT)}

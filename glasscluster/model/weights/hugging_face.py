@@ -5,8 +5,8 @@ Two libraries lay the same numbers out differently: we keep queries, keys and va
 three; GPT-2 stores its matrices transposed (its Conv1D computes x W, torch's Linear x W^T). Both sides are
 cut into the same *parts*:
 
-    ours     layers.0.qkv_weight                  =  layers.0.q_weight | layers.0.k_weight | layers.0.v_weight   below each other
-    theirs   transformer.h.0.attn.c_attn.weight   =  the same three, side by side, because transposed
+    ours    layers.0.qkv_weight                 =  layers.0.q_weight | layers.0.k_weight | layers.0.v_weight  below each other
+    theirs  transformer.h.0.attn.c_attn.weight  =  the same three, side by side, because transposed
 
 A family (families.py) is a table from part to the name of their tensor; parts with the same name lie in one
 tensor, in our order. Names, shapes, loading and saving follow from it. A head that is the embedding table is
@@ -52,7 +52,9 @@ class Layout:
 
     def __init__(self, family: Family, config: ModelConfig) -> None:
         self.family = family
-        self.shapes = {name: tuple(p.shape) for name, (p, _) in GPTStage(config, device="meta").full_names().items()}
+        self.shapes = {
+            name: tuple(p.shape) for name, (p, _) in GPTStage(config, device="meta").full_names().items()
+        }
         self.ours = {name: pieces(name, shape[0], config) for name, shape in self.shapes.items()}
         self.theirs: dict[str, list[Piece]] = {}
         self.at: dict[str, tuple[str, Piece]] = {}  # part -> their tensor, and where in it
@@ -117,7 +119,9 @@ class Weights(Mapping[str, Tensor]):
         content = _json(self.folder / "config.json")
         family = FAMILIES.get(str(content.get("model_type")))
         if family is None:
-            raise WeightsError(f"config.json: model_type is {content.get('model_type')!r}; known are {', '.join(FAMILIES)}")
+            raise WeightsError(
+                f"config.json: model_type is {content.get('model_type')!r}; known are {', '.join(FAMILIES)}"
+            )
         self.family, self.config = family, config or family.to_config(content, **overrides)
         self.layout = Layout(family, self.config)
         self.files = ExitStack()
@@ -127,15 +131,24 @@ class Weights(Mapping[str, Tensor]):
     def _check(self) -> None:
         wanted, there = set(self.layout.theirs), set(self.tensors)
         spare = {
-            n for n in there - wanted if any(fnmatch(n, p) for p in self.family.unused) or (n == "lm_head.weight" and self.config.tied)
+            n
+            for n in there - wanted
+            if any(fnmatch(n, p) for p in self.family.unused) or (n == "lm_head.weight" and self.config.tied)
         }
         if missing := sorted(wanted - there):
-            raise WeightsError(f"{self.folder}: no tensor {missing[0]}" + (f" and {len(missing) - 1} others" if missing[1:] else ""))
+            raise WeightsError(
+                f"{self.folder}: no tensor {missing[0]}"
+                + (f" and {len(missing) - 1} others" if missing[1:] else "")
+            )
         if odd := sorted(there - wanted - spare):
-            raise WeightsError(f"{self.folder}: nobody needs {odd[0]}" + (f" and {len(odd) - 1} others" if odd[1:] else ""))
+            raise WeightsError(
+                f"{self.folder}: nobody needs {odd[0]}" + (f" and {len(odd) - 1} others" if odd[1:] else "")
+            )
         for name in sorted(wanted):
             if (found := self.tensors.shape(name)) != (right := self.layout.shape(name)):
-                raise WeightsError(f"{self.folder}: {name} has shape {list(found)}, config.json makes it {list(right)}")
+                raise WeightsError(
+                    f"{self.folder}: {name} has shape {list(found)}, config.json makes it {list(right)}"
+                )
 
     def __getitem__(self, name: str) -> Tensor:
         return self.layout.to_ours(name, self.tensors)
@@ -158,7 +171,9 @@ class Weights(Mapping[str, Tensor]):
             for name, shard in part.shards.items():
                 full, parallel = self[name], part.parallel
                 if shard is not None:
-                    full = shard.take(full, parallel.rank, parallel.size, parallel.experts.rank, parallel.experts.size)
+                    full = shard.take(
+                        full, parallel.rank, parallel.size, parallel.experts.rank, parallel.experts.size
+                    )
                 with torch.no_grad():
                     getattr(part, name.split(".")[-1]).copy_(full)
         return stage
@@ -186,7 +201,10 @@ class _Tensors(Mapping[str, Tensor]):
                 raise WeightsError(f"{folder / name} cannot be read: {problem}") from None
             self.where |= {key: (opened, key) for key in opened.keys()}  # noqa: SIM118 - not a dict
         if family.base and not any(key.startswith(family.base) for key in self.where):
-            self.where = {key if key.startswith(("lm_head.", "cls.")) else family.base + key: found for key, found in self.where.items()}
+            self.where = {
+                key if key.startswith(("lm_head.", "cls.")) else family.base + key: found
+                for key, found in self.where.items()
+            }
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Without reading the tensor."""
@@ -245,7 +263,9 @@ def family_of(config: ModelConfig) -> Family:
     raise WeightsError("no family of Hugging Face's has this shape: " + "; ".join(reasons))
 
 
-def state_dict(config: ModelConfig, ours: Mapping[str, Tensor], family: Family | None = None) -> dict[str, Tensor]:
+def state_dict(
+    config: ModelConfig, ours: Mapping[str, Tensor], family: Family | None = None
+) -> dict[str, Tensor]:
     """Tensors by our names (weights, or their gradients) as a state dict of theirs."""
     layout = Layout(family or family_of(config), config)
     return {tensor: layout.to_theirs(tensor, ours) for tensor in layout.theirs}

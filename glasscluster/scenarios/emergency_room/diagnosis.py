@@ -54,7 +54,9 @@ class Signs:
             largest_update=max(updates),
             first_update=updates[0],
             attention_logit=max(v.attention_logit for v in vitals),
-            loss_jump=max((losses[i] - median(losses[i - 5 : i]) for i in range(5, len(losses))), default=0.0),
+            loss_jump=max(
+                (losses[i] - median(losses[i - 5 : i]) for i in range(5, len(losses))), default=0.0
+            ),
         )
 
 
@@ -73,22 +75,72 @@ class Rule:
 
 
 RULES = (
-    Rule("loss-scale-too-large", ("over half of all steps are skipped", "超过一半的步被跳过"), lambda s: s.skipped_fraction, 0.5),
+    Rule(
+        "loss-scale-too-large",
+        ("over half of all steps are skipped", "超过一半的步被跳过"),
+        lambda s: s.skipped_fraction,
+        0.5,
+    ),
     Rule(
         "norm-counted-twice",
         ("the norm that clips is off by over 1 %", "裁剪所用的范数相差超过 1 %"),
         lambda s: abs(s.norm_ratio - 1),
         0.01,
     ),
-    Rule("missing-all-reduce", ("replicas differ in a bit", "副本有比特不同"), lambda s: float(s.replicas_differ), 0.5),
-    Rule("repeated-data", ("over half of late sequences came before", "后期序列一半以上出现过"), lambda s: s.repeated_fraction, 0.5),
-    Rule("loss-scale-too-small", ("over half of gradients are exactly 0", "一半以上梯度恰为 0"), lambda s: s.zero_fraction, 0.5),
-    Rule("init-too-large", ("the first loss is over ln V + 1", "首个损失超过 ln V + 1"), lambda s: s.first_excess, 1.0),
-    Rule("rate-too-high", ("a step moves a layer by twice its size", "某步使一层移动其大小的两倍"), lambda s: s.largest_update, 2.0),
-    Rule("attention-logits", ("an attention logit is over 50", "注意力 logit 超过 50"), lambda s: s.attention_logit, 50.0),
-    Rule("noisy-shard", ("ranks' losses stay a quarter apart", "各 rank 的损失持续相差四分之一"), lambda s: s.rank_gap, 0.25),
-    Rule("bad-batch", ("the loss jumps by over 1.5 in a step", "损失一步跳升 1.5 以上"), lambda s: s.loss_jump, 1.5),
-    Rule("no-warm-up", ("the first step moves a layer by a third", "首步使一层移动三分之一"), lambda s: s.first_update, 1 / 3),
+    Rule(
+        "missing-all-reduce",
+        ("replicas differ in a bit", "副本有比特不同"),
+        lambda s: float(s.replicas_differ),
+        0.5,
+    ),
+    Rule(
+        "repeated-data",
+        ("over half of late sequences came before", "后期序列一半以上出现过"),
+        lambda s: s.repeated_fraction,
+        0.5,
+    ),
+    Rule(
+        "loss-scale-too-small",
+        ("over half of gradients are exactly 0", "一半以上梯度恰为 0"),
+        lambda s: s.zero_fraction,
+        0.5,
+    ),
+    Rule(
+        "init-too-large",
+        ("the first loss is over ln V + 1", "首个损失超过 ln V + 1"),
+        lambda s: s.first_excess,
+        1.0,
+    ),
+    Rule(
+        "rate-too-high",
+        ("a step moves a layer by twice its size", "某步使一层移动其大小的两倍"),
+        lambda s: s.largest_update,
+        2.0,
+    ),
+    Rule(
+        "attention-logits",
+        ("an attention logit is over 50", "注意力 logit 超过 50"),
+        lambda s: s.attention_logit,
+        50.0,
+    ),
+    Rule(
+        "noisy-shard",
+        ("ranks' losses stay a quarter apart", "各 rank 的损失持续相差四分之一"),
+        lambda s: s.rank_gap,
+        0.25,
+    ),
+    Rule(
+        "bad-batch",
+        ("the loss jumps by over 1.5 in a step", "损失一步跳升 1.5 以上"),
+        lambda s: s.loss_jump,
+        1.5,
+    ),
+    Rule(
+        "no-warm-up",
+        ("the first step moves a layer by a third", "首步使一层移动三分之一"),
+        lambda s: s.first_update,
+        1 / 3,
+    ),
 )
 HEALTHY = "healthy"
 

@@ -1,7 +1,9 @@
-"""The loss emergency room: eleven ways to ruin a training run, the probes that tell them apart, and what brings the loss back.
+"""The loss emergency room: eleven ways to ruin a training run, the probes that tell them apart, and what
+brings the loss back.
 
-Every patient is trained three times on real ranks: as it should be, broken, and broken with its cure. Nothing is drawn but what
-happened. Which cause it was is found from the probes alone (diagnosis.py). `glass run emergency_room`; `python docs/blowups.py`.
+Every patient is trained three times on real ranks: as it should be, broken, and broken with its cure. Nothing
+is drawn but what happened. Which cause it was is found from the probes alone (diagnosis.py). `glass run
+emergency_room`; `python docs/blowups.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ STATES = ("healthy", "broken", "cured")
 
 @dataclass(frozen=True)
 class Case:
-    """One cause. Options of plan and model, or `loss_scale`; `cured` on top of `broken`. Bugs are cured without their plant."""
+    """One cause. Options of plan and model, or `loss_scale`; `cured` on top of `broken`. Bugs are cured
+    without their plant.
+    """
 
     name: str
     title: Text
@@ -48,7 +52,9 @@ class Case:
 
     def options(self, state: str) -> dict[str, Any]:
         """Of a run."""
-        return self.base | (self.broken if state != "healthy" else {}) | (self.cured if state == "cured" else {})
+        return (
+            self.base | (self.broken if state != "healthy" else {}) | (self.cured if state == "cured" else {})
+        )
 
     def planted(self, state: str) -> str:
         """What is planted in a run."""
@@ -67,8 +73,20 @@ def dynamic(scale: float) -> dict[str, Any]:
 
 HALF = FALLING | {"precision": "fp16"}
 CASES = (
-    Case("rate-too-high", ("learning rate 100 times too high", "学习率高出 100 倍"), ("the rate", "改回学习率"), {"lr": 1.0}, {"lr": 1e-2}),
-    Case("no-warm-up", ("no warm-up", "没有预热"), ("warm-up over 10 steps", "10 步预热"), {"warmup": 0}, {"warmup": 10}),
+    Case(
+        "rate-too-high",
+        ("learning rate 100 times too high", "学习率高出 100 倍"),
+        ("the rate", "改回学习率"),
+        {"lr": 1.0},
+        {"lr": 1e-2},
+    ),
+    Case(
+        "no-warm-up",
+        ("no warm-up", "没有预热"),
+        ("warm-up over 10 steps", "10 步预热"),
+        {"warmup": 0},
+        {"warmup": 10},
+    ),
     Case(
         "init-too-large",
         ("initial weights 50 times too large", "初始权重大 50 倍"),
@@ -93,7 +111,10 @@ CASES = (
         base=HALF,
     ),
     Case(
-        "noisy-shard", ("one rank's data is noise", "一个 rank 的数据是噪声"), ("that shard out", "去掉该分片"), plant="noise_on_one_rank"
+        "noisy-shard",
+        ("one rank's data is noise", "一个 rank 的数据是噪声"),
+        ("that shard out", "去掉该分片"),
+        plant="noise_on_one_rank",
     ),
     Case(
         "bad-batch",
@@ -138,7 +159,9 @@ BY_NAME = {case.name: case for case in CASES}
 
 @dataclass(frozen=True)
 class Chart:
-    """What one run showed: vitals of every step, the signs in them, and the loss on text held out (of the worst rank)."""
+    """What one run showed: vitals of every step, the signs in them, and the loss on text held out (of the
+    worst rank).
+    """
 
     vitals: list[Vitals]
     signs: Signs
@@ -163,7 +186,9 @@ def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
     return Job(plan, model, steps, seed=seed, observers=(Probes,), loss_scale=scale)
 
 
-def examine(case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Any = None) -> Chart:
+def examine(
+    case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Any = None
+) -> Chart:
     """Train a patient in a state, and read its probes. With a title the run is recorded and shown."""
     job = job_of(case, state, lab.seed if seed is None else seed, steps)
     gpus, plant = job.plan.gpus, case.planted(state)
@@ -205,7 +230,9 @@ def treat(case: Case, lab: Lab, steps: int = STEPS, seed: int | None = None) -> 
 
 
 def rows(lab: Lab, treated: list[Treated]) -> None:
-    """Check rows: each cause is named, each cure brings the loss back, and no healthy or cured run is called ill."""
+    """Check rows: each cause is named, each cure brings the loss back, and no healthy or cured run is called
+    ill.
+    """
     named = {case.name: number for number, case in enumerate(CASES)}
     for one in treated:
         name = one.case.name
@@ -223,7 +250,9 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
             1.0,
             min(one.back, 1.0),
             "healthy, broken and cured run of the same seed",
-            name=Said(f"{name}: share of the damage that its cure takes back", f"{titled}：对症办法挽回的损失比例"),
+            name=Said(
+                f"{name}: share of the damage that its cure takes back", f"{titled}：对症办法挽回的损失比例"
+            ),
             unit="",
             match="statistical",
             tolerance=1 - BACK,
@@ -235,7 +264,9 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
 
 @scenario("emergency_room")
 def emergency_room(lab: Lab, steps: int = STEPS) -> None:
-    """Eleven runs are ruined, each in one way. Probes on every rank tell which way it was, and a cure brings the loss back."""
+    """Eleven runs are ruined, each in one way. Probes on every rank tell which way it was, and a cure brings
+    the loss back.
+    """
     treated = [treat(case, lab, steps) for case in CASES]
     examine(CASES[0], "broken", lab, steps, title=("A patient's last step", "一个病人的最后一步"))
     if not lab.leader:
@@ -243,13 +274,17 @@ def emergency_room(lab: Lab, steps: int = STEPS) -> None:
     rows(lab, treated)
     curves = {t.case.title: {state: chart.losses for state, chart in t.charts.items()} for t in treated}
     lab.figure(
-        ("Training loss: as it should be, broken, and cured", "训练损失：正常、损坏、治愈"), lambda lang: clinic_figure(curves, lang)
+        ("Training loss: as it should be, broken, and cured", "训练损失：正常、损坏、治愈"),
+        lambda lang: clinic_figure(curves, lang),
     )
     right = sum(t.found == t.case.name for t in treated)
     worst = max(treated, key=lambda t: t.lost)
     ill, well = worst.charts["broken"].loss, worst.charts["healthy"].loss
     lab.tell(
-        (f"{right} of {len(treated)} causes are named from the probes alone.", f"仅凭探针就说出了 {len(treated)} 个原因中的 {right} 个。"),
+        (
+            f"{right} of {len(treated)} causes are named from the probes alone.",
+            f"仅凭探针就说出了 {len(treated)} 个原因中的 {right} 个。",
+        ),
         view="tab=ledger",
     )
     lab.tell(

@@ -55,7 +55,9 @@ class OneBadBatch(Plant):
 
 
 class NoAllReduceOnOneRank(Plant):
-    """Rank 1 takes part in every all-reduce and then steps with its own gradient, as with a hook on the wrong tensor."""
+    """Rank 1 takes part in every all-reduce and then steps with its own gradient, as with a hook on the wrong
+    tensor.
+    """
 
     def assembled(self, trainer: Trainer) -> None:
         """Its own gradients, by unit."""
@@ -90,7 +92,9 @@ class SameBatches(Plant):
 
 
 class GrownQueriesAndKeys(Plant):
-    """The run starts from weights whose queries and keys have grown, as they do late in training at a high rate."""
+    """The run starts from weights whose queries and keys have grown, as they do late in training at a high
+    rate.
+    """
 
     def assembled(self, trainer: Trainer) -> None:
         """Grow them."""

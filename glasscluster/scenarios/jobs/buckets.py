@@ -1,6 +1,7 @@
 """The bucket sweep: a plan recorded dry once a bucket size, and replayed on as many links as you like.
 
-Nothing is fitted: every point is a recording. Which sizes are worth trying follows from the parameters (overlap.py).
+Nothing is fitted: every point is a recording. Which sizes are worth trying follows from the parameters
+(overlap.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from glasscluster.strategies.trainer import train_rank
 
 @dataclass(frozen=True)
 class Swept:
-    """One bucket size: how many buckets it makes, when the last is reduced, and the step's seconds in parts that add up to it."""
+    """One bucket size: how many buckets it makes, when the last is reduced, and the step's seconds in parts
+    that add up to it.
+    """
 
     size: int
     buckets: int
@@ -39,7 +42,9 @@ class Swept:
 
 def every_size(plan: Plan, model: ModelConfig) -> list[int]:
     """The bucket sizes that make different buckets of this model's parameters: one of each kind."""
-    return overlap.bucket_sizes([m.parameter.numel() * m.parameter.element_size() for m in _members(plan, model)])
+    return overlap.bucket_sizes(
+        [m.parameter.numel() * m.parameter.element_size() for m in _members(plan, model)]
+    )
 
 
 def _members(plan: Plan, model: ModelConfig) -> list:
@@ -50,25 +55,37 @@ def record(plan: Plan, model: ModelConfig, size: int) -> Run:
     """The plan with all buckets of one size, the first one too; shapes only."""
     layout = plan.model_copy(update={"bucket": size, "first_bucket": size})
     job = Job(layout, model, steps=1)
-    return Cluster("classroom", layout.gpus, "dry", memory_bytes=None).run(train_rank, job, info=job_info(job))
+    return Cluster("classroom", layout.gpus, "dry", memory_bytes=None).run(
+        train_rank, job, info=job_info(job)
+    )
 
 
-def sweep(plan: Plan, model: ModelConfig, clusters: Sequence[str | Hardware], sizes: Sequence[int] | None = None) -> list[list[Swept]]:
+def sweep(
+    plan: Plan, model: ModelConfig, clusters: Sequence[str | Hardware], sizes: Sequence[int] | None = None
+) -> list[list[Swept]]:
     """For every cluster, every size (by default all that differ)."""
     runs = [(size, record(plan, model, size)) for size in sizes or every_size(plan, model)]
     return [[_judge(size, run.replay(hardware(cluster))) for size, run in runs] for cluster in clusters]
 
 
 def best(swept: Sequence[Swept]) -> Swept:
-    """The size whose last bucket is reduced soonest; of equals the largest, which sends the fewest messages."""
+    """The size whose last bucket is reduced soonest; of equals the largest, which sends the
+    fewest messages.
+    """
     return min(swept, key=lambda s: (s.end_s, -s.size))
 
 
 def reductions(timeline: Timeline, rank: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of a rank's gradient buckets, in order: when they were ready, when they were reduced, their bytes."""
     graph = timeline.graph
-    mine = (graph.rank == rank) & (graph.group == GROUP_IDS["dp"]) & (graph.purpose == PURPOSES.index("gradients"))
-    begun, done = (overlap.in_order(graph, np.flatnonzero(mine & (graph.kind == kind))) for kind in (BEGIN, COLLECTIVE))
+    mine = (
+        (graph.rank == rank)
+        & (graph.group == GROUP_IDS["dp"])
+        & (graph.purpose == PURPOSES.index("gradients"))
+    )
+    begun, done = (
+        overlap.in_order(graph, np.flatnonzero(mine & (graph.kind == kind))) for kind in (BEGIN, COLLECTIVE)
+    )
     return timeline.start[begun], timeline.end[done], graph.bytes[done]
 
 
@@ -77,4 +94,13 @@ def _judge(size: int, timeline: Timeline) -> Swept:
     parts = timeline.split()
     mean = {key: float(np.mean([p[key] for p in parts])) for key in parts[0]}
     compute = mean["alone"] + mean["overlapped"]
-    return Swept(size, len(done), float(done.max()), timeline.makespan, compute, mean["exposed"], mean["bubble"], mean["optimizer"])
+    return Swept(
+        size,
+        len(done),
+        float(done.max()),
+        timeline.makespan,
+        compute,
+        mean["exposed"],
+        mean["bubble"],
+        mean["optimizer"],
+    )

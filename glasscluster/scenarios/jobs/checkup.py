@@ -21,7 +21,10 @@ def examine() -> list[dict[str, Any]]:
         _package("torch", OLDEST_TORCH, True),
         _package("ray", OLDEST_RAY, False, "use --backend threads, or pip install 'glasscluster[ray]'"),
     ]
-    rows += [_package(name, (), True) for name in ("numpy", "numba", "networkx", "plotly", "pydantic", "typer", "rich", "jinja2")]
+    rows += [
+        _package(name, (), True)
+        for name in ("numpy", "numba", "networkx", "plotly", "pydantic", "typer", "rich", "jinja2")
+    ]
     return [*rows, _gloo(), _gpu(), _cores(), _browser(), _font()]
 
 
@@ -51,7 +54,11 @@ def _gloo() -> dict[str, Any]:
 
     ok = dist.is_available() and dist.is_gloo_available()
     return _row(
-        "gloo", "in this torch" if ok else "not in this torch", ok, False, "ray and torchrun backends need it on CPU; use --backend threads"
+        "gloo",
+        "in this torch" if ok else "not in this torch",
+        ok,
+        False,
+        "ray and torchrun backends need it on CPU; use --backend threads",
     )
 
 
@@ -60,7 +67,11 @@ def _gpu() -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return _row(
-            "GPU", "none that torch sees", False, False, "nothing needs one; with GPUs: torchrun ... -m glasscluster train --device cuda"
+            "GPU",
+            "none that torch sees",
+            False,
+            False,
+            "nothing needs one; with GPUs: torchrun ... -m glasscluster train --device cuda",
         )
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return _row("GPU", ", ".join(names), True, False)
@@ -68,18 +79,39 @@ def _gpu() -> dict[str, Any]:
 
 def _cores() -> dict[str, Any]:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _row("cores", str(count), count >= 2, False, "two or more make Ray actors bearable; threads run on one")
+    return _row(
+        "cores", str(count), count >= 2, False, "two or more make Ray actors bearable; threads run on one"
+    )
 
 
 def _browser() -> dict[str, Any]:
-    found = next((b for b in ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox") if shutil.which(b)), None)
+    found = next(
+        (
+            b
+            for b in ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox")
+            if shutil.which(b)
+        ),
+        None,
+    )
     return _row(
-        "browser", found or "none on PATH", found is not None, False, "report.html opens in any browser; the browser tests need chromium"
+        "browser",
+        found or "none on PATH",
+        found is not None,
+        False,
+        "report.html opens in any browser; the browser tests need chromium",
     )
 
 
 def _font() -> dict[str, Any]:
     if shutil.which("fc-list") is None:
         return _row("CJK font", "cannot tell (no fc-list)", True, False)
-    found = subprocess.run(["fc-list", ":lang=zh", "family"], capture_output=True, text=True, check=False).stdout.strip()
-    return _row("CJK font", found.splitlines()[0] if found else "none", bool(found), False, "for 中文 figures: install fonts-noto-cjk")
+    found = subprocess.run(
+        ["fc-list", ":lang=zh", "family"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return _row(
+        "CJK font",
+        found.splitlines()[0] if found else "none",
+        bool(found),
+        False,
+        "for 中文 figures: install fonts-noto-cjk",
+    )

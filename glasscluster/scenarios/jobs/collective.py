@@ -1,4 +1,6 @@
-"""`glass collective`: one collective on some wires, recorded dry, timed and counted; swept over sizes and numbers of GPUs."""
+"""`glass collective`: one collective on some wires, recorded dry, timed and counted; swept over sizes and
+numbers of GPUs.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ from glasscluster.visualize.page.report import Chapter, Report, StoryStep
 OPERATIONS = tuple(o.replace("_", "-") for o in ALGORITHMS)
 NCCL = "nccl"
 SWEEP_STEP = 4
-ANY_SIZE = ("binary-tree", "double-tree", "dissemination")  # their closed forms say themselves where they hold; others need equal chunks
+ANY_SIZE = (
+    "binary-tree",
+    "double-tree",
+    "dissemination",
+)  # their closed forms say themselves where they hold; others need equal chunks
 ALIKE = ("ring",)  # algorithms in which every rank does what rank 0 does, relabelled
 
 # what nccl-tests multiplies S/t by, so that a bandwidth-optimal algorithm shows the wire's own rate
@@ -97,30 +103,45 @@ def check(asked: Asked) -> None:
             raise InputError("algorithm", NCCL, f"NCCL has no {asked.operation} of its own", known)
         if asked.hardware.topology is not None or asked.contention:
             field, value = ("contention", True) if asked.contention else ("topology", asked.hardware.name)
-            raise InputError(field, value, "NCCL's model knows nodes and network ports, not single messages: leave it out", [])
+            raise InputError(
+                field,
+                value,
+                "NCCL's model knows nodes and network ports, not single messages: leave it out",
+                [],
+            )
     elif asked.algorithm not in known:
-        raise InputError("algorithm", asked.algorithm, f"{asked.operation} has no such algorithm", [*known, NCCL])
+        raise InputError(
+            "algorithm", asked.algorithm, f"{asked.operation} has no such algorithm", [*known, NCCL]
+        )
     if asked.gpus < 2:
         raise InputError("gpus", asked.gpus, "a collective needs at least 2")
-    if asked.servers is not None and (asked.algorithm != "parameter-server" or not 1 <= asked.servers <= asked.gpus):
+    if asked.servers is not None and (
+        asked.algorithm != "parameter-server" or not 1 <= asked.servers <= asked.gpus
+    ):
         raise InputError("servers", asked.servers, f"parameter-server takes 1 to {asked.gpus} shards")
 
 
 def record(asked: Asked) -> Run:
     """The collective as every rank would do it, without data."""
     check(asked)
-    options: dict[str, Any] = {"node_size": asked.hardware.node_size} if asked.algorithm == "hierarchical" else {}
+    options: dict[str, Any] = (
+        {"node_size": asked.hardware.node_size} if asked.algorithm == "hierarchical" else {}
+    )
     options |= {"servers": asked.servers} if asked.servers is not None else {}
     rooted = asked.inner in ("broadcast", "reduce", "scatter", "gather")
     alike = asked.algorithm in ALIKE and not rooted and asked.nbytes % asked.gpus == 0 and asked.nbytes > 0
-    cluster = Cluster(asked.hardware, asked.gpus, "dry", memory_bytes=None, ring_bytes=asked.nbytes if alike else None)
+    cluster = Cluster(
+        asked.hardware, asked.gpus, "dry", memory_bytes=None, ring_bytes=asked.nbytes if alike else None
+    )
     return cluster.run(one_collective, asked.inner, asked.algorithm, asked.nbytes, options)
 
 
 def timed(asked: Asked, run: Run) -> Timeline:
     """The recording on its wires, with contention where links are shared (or as asked)."""
     hw, contention = asked.hardware, asked.contention
-    if contention is None:  # a port of several GPUs gives a lone message all it has: only replay with contention knows that
+    if (
+        contention is None
+    ):  # a port of several GPUs gives a lone message all it has: only replay with contention knows that
         one_port = hw.topology is None and asked.gpus > hw.node_size and 0 < hw.nics < hw.node_size
         contention = one_port or is_shared(run.graph, network_of(run.timeline))
     return run.replay(hw, contention=contention)
@@ -164,12 +185,17 @@ def theory(asked: Asked) -> float | None:
     if asked.inner == "barrier" and asked.algorithm != "dissemination":
         return None
     if hw.topology is not None:
-        kinds = {(x.bandwidth, x.latency_s, x.overhead_s) for x in (hw.link(a, b) for a in range(n) for b in range(n) if a != b)}
+        kinds = {
+            (x.bandwidth, x.latency_s, x.overhead_s)
+            for x in (hw.link(a, b) for a in range(n) for b in range(n) if a != b)
+        }
         if len(kinds) > 1:
             return None
     elif n > hw.node_size and not hierarchical:
         return None
-    more: dict[str, Any] = {"between": hw.inter, "node_size": hw.node_size} if hierarchical and hw.topology is None else {}
+    more: dict[str, Any] = (
+        {"between": hw.inter, "node_size": hw.node_size} if hierarchical and hw.topology is None else {}
+    )
     more |= {"servers": asked.servers} if asked.servers is not None else {}
     known = THEORY.get(asked.algorithm)
     return known(asked.inner, n, asked.nbytes, hw.link(0, 1), **more).time_s if known else None
@@ -199,7 +225,7 @@ def by_nccl(asked: Asked, nodes: int | None = None) -> dict[str, Any]:
     }
 
 
-# ---- sweeps ------------------------------------------------------------------------------------------------------
+# ---- sweeps ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Sweep:
     """Sizes (bytes) or numbers of GPUs to try."""
@@ -209,11 +235,15 @@ class Sweep:
 
 
 def parse_sweep(text: str) -> Sweep:
-    """`1KiB:1GiB`: sizes, each four times the one before. `gpus=2:64`: numbers of GPUs, each twice the one before."""
+    """`1KiB:1GiB`: sizes, each four times the one before. `gpus=2:64`: numbers of GPUs, each twice the one
+    before.
+    """
     over, _, limits = text.rpartition("=")
     low, separator, high = limits.partition(":")
     if not separator or over not in ("", "size", "gpus"):
-        raise InputError("sweep", text, "must be LOW:HIGH, such as 1KiB:1GiB or gpus=2:64", ["1KiB:1GiB", "gpus=2:64"])
+        raise InputError(
+            "sweep", text, "must be LOW:HIGH, such as 1KiB:1GiB or gpus=2:64", ["1KiB:1GiB", "gpus=2:64"]
+        )
     if over == "gpus":
         if not (low.isdigit() and high.isdigit()):
             raise InputError("sweep", text, "numbers of GPUs must be whole, as gpus=2:64")
@@ -229,26 +259,44 @@ def parse_sweep(text: str) -> Sweep:
 
 
 def swept(
-    asked: Asked, sweep: Sweep, algorithms: Sequence[str], make: Callable[[int], Hardware], nodes: int | None, say: Callable[[str], None]
+    asked: Asked,
+    sweep: Sweep,
+    algorithms: Sequence[str],
+    make: Callable[[int], Hardware],
+    nodes: int | None,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """A row for every value and algorithm. `make(gpus)` gives the wires of so many GPUs."""
     rows = []
     for algorithm in algorithms:
         for value in sweep.values:
             say(f"{algorithm}: {sweep.over} {value:,}")
-            here = replace(asked, algorithm=algorithm, servers=asked.servers if algorithm == "parameter-server" else None)
-            here = replace(here, nbytes=value) if sweep.over == "size" else replace(here, gpus=value, hardware=make(value))
+            here = replace(
+                asked, algorithm=algorithm, servers=asked.servers if algorithm == "parameter-server" else None
+            )
+            here = (
+                replace(here, nbytes=value)
+                if sweep.over == "size"
+                else replace(here, gpus=value, hardware=make(value))
+            )
             if algorithm == NCCL:
                 found = by_nccl(replace(here, contention=None), nodes)
             else:
                 line = timed(here, record(here))
                 found = {**_speeds(here, line.makespan), "contention": line.shared is not None}
             kept = ("time_s", "algorithm_bandwidth_bytes_per_s", "bus_bandwidth_bytes_per_s", "contention")
-            rows.append({"algorithm": algorithm, "gpus": here.gpus, "size_bytes": here.nbytes, **{k: found[k] for k in kept}})
+            rows.append(
+                {
+                    "algorithm": algorithm,
+                    "gpus": here.gpus,
+                    "size_bytes": here.nbytes,
+                    **{k: found[k] for k in kept},
+                }
+            )
     return rows
 
 
-# ---- the command -------------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------------------
 def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -> dict[str, Any]:
     """`glass collective`: one collective on the wires that were asked for, and sweeps around it."""
 
@@ -269,7 +317,9 @@ def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -
 
     operation, gpus = request.operation, request.gpus
     nbytes = parse_buffer(operation, request.size)
-    asked = Asked(operation, load(request.algorithm), gpus, nbytes, make(gpus), request.servers, request.contention)
+    asked = Asked(
+        operation, load(request.algorithm), gpus, nbytes, make(gpus), request.servers, request.contention
+    )
     others = [load(name) for name in (request.against or "").split(",") if name]
     sweeps, out = request.sweep, request.out
     return collective(asked, make, nodes=request.nodes, sweeps=sweeps, against=others, out=out, say=say)
@@ -320,15 +370,31 @@ def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
     by_gpus = [r for r in rows if r["size_bytes"] == content["size_bytes"]]
     figures: list[tuple[Said, Callable[[str], Any]]] = []
     if len({r["size_bytes"] for r in by_size}) > 1:
-        figures.append((Said("Bus bandwidth against size", "总线带宽与大小"), lambda lang: bandwidth_figure(by_size, lang)))
         figures.append(
-            (Said("Time against size: who is fastest where", "时间与大小：谁在哪里最快"), lambda lang: crossover_figure(by_size, lang))
+            (
+                Said("Bus bandwidth against size", "总线带宽与大小"),
+                lambda lang: bandwidth_figure(by_size, lang),
+            )
+        )
+        figures.append(
+            (
+                Said("Time against size: who is fastest where", "时间与大小：谁在哪里最快"),
+                lambda lang: crossover_figure(by_size, lang),
+            )
         )
     if len({r["gpus"] for r in by_gpus}) > 1:
-        figures.append((Said("Time against the number of GPUs", "时间与 GPU 数"), lambda lang: scaling_figure(by_gpus, lang)))
+        figures.append(
+            (
+                Said("Time against the number of GPUs", "时间与 GPU 数"),
+                lambda lang: scaling_figure(by_gpus, lang),
+            )
+        )
     name = f"{content['operation']} · {content['algorithm']} · {content['gpus']} GPUs · {content['hardware']}"
     ms, bus = content["time_s"] * 1e3, content["bus_bandwidth_bytes_per_s"] / 1e9
-    finding = Said(f"{ms:.4g} ms (virtual), bus bandwidth {bus:.4g} GB/s.", f"{ms:.4g} ms（虚拟），总线带宽 {bus:.4g} GB/s。")
+    finding = Said(
+        f"{ms:.4g} ms (virtual), bus bandwidth {bus:.4g} GB/s.",
+        f"{ms:.4g} ms（虚拟），总线带宽 {bus:.4g} GB/s。",
+    )
     chapters, story = [], []
     if run is not None:
         run.graph.save(folder / "graph.npz")
@@ -342,15 +408,21 @@ def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
 
 def _story(content: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:
     """What the numbers say, each sentence with the view it speaks of."""
-    link, most, theory = content["busiest_link"], max(content["bytes_sent_per_gpu"]), content["predicted_time_s"]
+    link, most, theory = (
+        content["busiest_link"],
+        max(content["bytes_sent_per_gpu"]),
+        content["predicted_time_s"],
+    )
     said = [
         (
-            f"{content['messages']:,} messages in {content['steps']} dependent steps; the busiest GPU sends {most:,} bytes.",
+            f"{content['messages']:,} messages in {content['steps']} dependent steps; the busiest GPU "
+            f"sends {most:,} bytes.",
             f"共 {content['messages']:,} 条消息，{content['steps']} 个相互依赖的步骤；发送最多的 GPU 发送 {most:,} 字节。",
             "tab=network",
         ),
         (
-            f"The busiest link is {link['from']} → {link['to']}, in use for {link['utilisation_fraction']:.0%} of the time.",
+            f"The busiest link is {link['from']} → {link['to']}, in use for "
+            f"{link['utilisation_fraction']:.0%} of the time.",
             f"最忙的链路是 {link['from']} → {link['to']}，占用率 {link['utilisation_fraction']:.0%}。",
             "tab=network",
         ),
@@ -366,7 +438,8 @@ def _story(content: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:
     elif theory is not None:
         said.append(
             (
-                f"No link is shared: the closed form says {theory * 1e3:.6g} ms, the replay {content['time_s'] * 1e3:.6g} ms.",
+                f"No link is shared: the closed form says {theory * 1e3:.6g} ms, the replay "
+                f"{content['time_s'] * 1e3:.6g} ms.",
                 f"没有共享的链路：闭式解为 {theory * 1e3:.6g} ms，重放为 {content['time_s'] * 1e3:.6g} ms。",
                 "tab=timeline",
             )

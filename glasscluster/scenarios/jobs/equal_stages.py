@@ -1,9 +1,11 @@
-"""Pipelines of equal stages that really run: each stage one matmul, so F, I and W take the same time on the clock.
+"""Pipelines of equal stages that really run: each stage one matmul, so F, I and W take the same time on the
+clock.
 
     y = x w          F: x w          I: dy w^T          W: x^T dy          B = I and W
 
-The executor is the one that trains the GPT. On links that cost nothing, or a fixed time in flight, what the clock says of the run is
-what a closed form says of its schedule, to the last digit. Real stages are lessons E4 and E11.
+The executor is the one that trains the GPT. On links that cost nothing, or a fixed time in flight, what the
+clock says of the run is what a closed form says of its schedule, to the last digit. Real stages are lessons
+E4 and E11.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ FREE = 1e30  # bytes per second: as good as no cost, and a number that a page ca
 
 
 def machine(f: float = 1e-3, hop: float = 0.0, n: int = N) -> Hardware:
-    """Classroom with the peak at which F, I and W take `f` seconds each, memory that costs nothing, and `hop` seconds in flight."""
+    """Classroom with the peak at which F, I and W take `f` seconds each, memory that costs nothing, and `hop`
+    seconds in flight.
+    """
     room = hardware("classroom")
     link = replace(room.intra, name=f"{hop * 1e3:g} ms a hop", bandwidth=FREE, latency_s=hop, overhead_s=0.0)
     gpu = replace(room.gpu, memory_bandwidth=FREE, peak_flops={"fp32": 2 * n**3 / f})
@@ -33,10 +37,11 @@ def machine(f: float = 1e-3, hop: float = 0.0, n: int = N) -> Hardware:
 
 
 def stages(gpu: Any, name: str, m: int, v: int = 1, n: int = N) -> dict[str, Any]:
-    """The program of a rank: one step of a schedule. Returns its weights' gradients (sums, by stage) and the most chunks it had live.
+    """The program of a rank: one step of a schedule. Returns its weights' gradients (sums, by stage) and the
+    most chunks it had live.
 
-    All weights and inputs are ones, and the loss is the sum of the last stage's output: with S stages, every element of every
-    gradient is m n^S, exactly.
+    All weights and inputs are ones, and the loss is the sum of the last stage's output: with S stages, every
+    element of every gradient is m n^S, exactly.
     """
     import torch
 
@@ -47,13 +52,24 @@ def stages(gpu: Any, name: str, m: int, v: int = 1, n: int = N) -> dict[str, Any
         mine = {s: _stage(n, weight_gradients) for s in schedule.stages_of(gpu.rank)}
         inputs = [torch.ones(n, n, requires_grad=True) for _ in range(m)]
         loss, seed = torch.zeros(n, n), torch.ones(n, n)
-    executor = PipelineExecutor(gpu, mesh["pp"], schedule, mine, (n, n), torch.float32, dict.fromkeys(mine, Nobody()), weight_gradients)
+    executor = PipelineExecutor(
+        gpu,
+        mesh["pp"],
+        schedule,
+        mine,
+        (n, n),
+        torch.float32,
+        dict.fromkeys(mine, Nobody()),
+        weight_gradients,
+    )
     executor.run(inputs, [None] * m, loss, seed)  # type: ignore[list-item]
     return {"gradients": {s: stage.w.grad for s, stage in mine.items()}, "live": executor.most_live}
 
 
 def as_it_runs(schedule: Schedule) -> Schedule:
-    """The same list for a rank that has one compute lane: a slot of two is its F, then its B; F is sent on before B begins."""
+    """The same list for a rank that has one compute lane: a slot of two is its F, then its B; F is sent on
+    before B begins.
+    """
     return replace(schedule, together=frozenset())
 
 
@@ -106,14 +122,25 @@ def _stage(n: int, weight_gradients: Any) -> Any:
     return Stage()
 
 
-def run_schedule(lab: Any, key: str, title: Any, name: str, p: int, m: int, v: int = 1, f: float = 1e-3, hop: float = 0.0) -> Any:
-    """Run a schedule in a lab, f seconds for a rank's share of F (f/v a chunk); returns (run, schedule, its metrics, its bars)."""
+def run_schedule(
+    lab: Any, key: str, title: Any, name: str, p: int, m: int, v: int = 1, f: float = 1e-3, hop: float = 0.0
+) -> Any:
+    """Run a schedule in a lab, f seconds for a rank's share of F (f/v a chunk); returns (run, schedule, its
+    metrics, its bars).
+    """
     schedule = make_schedule(name, p, m, v)
     run = lab.run(key, title, stages, name, m, v, gpus=p, clock=machine(f / v, hop))
     if lab.leader:
-        lab.entries[-1].compared = False  # chunks are as large as stages here: bytes of several v are no comparison
+        lab.entries[
+            -1
+        ].compared = False  # chunks are as large as stages here: bytes of several v are no comparison
     judged = as_it_runs(schedule).validate(f / v, 2 * f / v, hop, f / v)
-    return run, schedule, judged, bars_of(run.timeline, schedule.ranks, [schedule.stages_of(r) for r in range(p)])
+    return (
+        run,
+        schedule,
+        judged,
+        bars_of(run.timeline, schedule.ranks, [schedule.stages_of(r) for r in range(p)]),
+    )
 
 
 def wrong_gradients(runs: Any) -> int:

@@ -1,4 +1,6 @@
-"""`glass evaluate`: a model's scores on the built-in tasks, how sure they are, and the check that sharing items out changes none."""
+"""`glass evaluate`: a model's scores on the built-in tasks, how sure they are, and the check that sharing
+items out changes none.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def right(task: Task, found: Sequence[Sequence[float]], a_byte: bool = False) ->
     out = []
     for item, values in zip(task.items, found, strict=True):
         assert isinstance(item, Choice)
-        out.append(float(scores.chosen(values, [len(c) for c in item.choices] if a_byte else None) == item.answer))
+        out.append(
+            float(scores.chosen(values, [len(c) for c in item.choices] if a_byte else None) == item.answer)
+        )
     return out
 
 
@@ -50,15 +54,27 @@ def summary(task: Task, number: int, result: RankEvaluation, samples: int = 1) -
         share = [values[0] / samples for values in found]
         made |= {"exact_match": scores.mean(share), "exact_match_stderr": scores.spread(share)}
         for k in (1, samples) if samples > 1 else ():
-            made[f"pass_at_{k}"] = scores.mean([scores.pass_at_k(samples, round(values[0]), k) for values in found])
-        for name, request in (("refused_fraction", "refuse"), ("answered_fraction", "answer")) if kind.request else ():
+            made[f"pass_at_{k}"] = scores.mean(
+                [scores.pass_at_k(samples, round(values[0]), k) for values in found]
+            )
+        for name, request in (
+            (("refused_fraction", "refuse"), ("answered_fraction", "answer")) if kind.request else ()
+        ):
             made[name] = scores.mean(
-                [v for v, item in zip(share, task.items, strict=True) if isinstance(item, Prompt) and item.request == request]
+                [
+                    v
+                    for v, item in zip(share, task.items, strict=True)
+                    if isinstance(item, Prompt) and item.request == request
+                ]
             )
     else:
         total, tokens = sum(values[0] for values in found), sum(result.lengths[number])
         size = sum(len(item.text) - 1 for item in task.items if isinstance(item, Text))
-        made |= {"tokens": tokens, "perplexity": scores.perplexity(total, tokens), "bits_per_byte": scores.bits_per_byte(total, size)}
+        made |= {
+            "tokens": tokens,
+            "perplexity": scores.perplexity(total, tokens),
+            "bits_per_byte": scores.bits_per_byte(total, size),
+        }
     return made
 
 
@@ -103,14 +119,21 @@ class Evaluation:
         }
 
 
-def evaluate(cluster: Cluster, job: EvaluationJob, *, checked: bool = True, say: Say = lambda _text: None) -> Evaluation:
-    """Run a job; the check scores the first items of each task again in float64, on these ranks and on one device."""
+def evaluate(
+    cluster: Cluster, job: EvaluationJob, *, checked: bool = True, say: Say = lambda _text: None
+) -> Evaluation:
+    """Run a job; the check scores the first items of each task again in float64, on these ranks and on one
+    device.
+    """
     rows: list[Row] = []
     done = CHECKED_ITEMS if checked else 0
     if checked:
         few = tuple(replace(t, items=t.items[:CHECKED_ITEMS]) for t in job.tasks)
         small = replace(job, tasks=few, precision="fp64")
-        say(f"scoring {CHECKED_ITEMS} items of each task in float64 on {job.dp * job.tp} {cluster.backend_name} ranks, and on one device")
+        say(
+            f"scoring {CHECKED_ITEMS} items of each task in float64 on {job.dp * job.tp} "
+            f"{cluster.backend_name} ranks, and on one device"
+        )
         found = cluster.run(evaluate_rank, small, record=False).results
         if cluster.leader:
             alone = (
@@ -120,7 +143,9 @@ def evaluate(cluster: Cluster, job: EvaluationJob, *, checked: bool = True, say:
             )
             rows = equality_rows(found, alone)
     say(f"scoring {sum(len(t.items) for t in job.tasks)} items in {job.precision}")
-    run = cluster.run(evaluate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")})
+    run = cluster.run(
+        evaluate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")}
+    )
     made = Evaluation(job, run, checked_items=done)
     if cluster.leader:
         made.scores = [summary(t, i, run.results[0], job.samples) for i, t in enumerate(job.tasks)]

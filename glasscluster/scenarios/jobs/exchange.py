@@ -1,4 +1,6 @@
-"""`glass train --exchange parameter-server | async-server`: the same verdict as any training, against the strategy's own reference."""
+"""`glass train --exchange parameter-server | async-server`: the same verdict as any training, against the
+strategy's own reference.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def against_reference(small: Job, plan: Arrivals, results: list[ps.Exchanged]) -
         whole = flat(one.weights[-1])
         for result in results[: plan.layout.workers]:
             assert result.pulled is not None
-            compared["max_rel_weight_diff"] = max(compared["max_rel_weight_diff"], check.difference(result.pulled, whole, 1.0))
+            compared["max_rel_weight_diff"] = max(
+                compared["max_rel_weight_diff"], check.difference(result.pulled, whole, 1.0)
+            )
         for step, gradients in enumerate(flat(g) for g in one.gradients):
             summed = sum(r.pushes[step] for r in results[: plan.layout.workers])
             worst = check.difference(summed, gradients, 1e-3 * float(gradients.abs().max()))  # type: ignore[arg-type]
@@ -82,7 +86,9 @@ def against_reference(small: Job, plan: Arrivals, results: list[ps.Exchanged]) -
         mine = batch_losses(results)
         pairs = zip(mine, expected, strict=True)
         compared["max_rel_loss_diff"] = check.largest(abs(a - b) / abs(b) for a, b in pairs)
-    digest = sha256(b"".join(r.pulled.contiguous().numpy().tobytes() for r in results if r.pulled is not None)).hexdigest()
+    digest = sha256(
+        b"".join(r.pulled.contiguous().numpy().tobytes() for r in results if r.pulled is not None)
+    ).hexdigest()
     return {**compared, "checked_steps": small.steps, "reference_losses": expected, "weights_sha256": digest}
 
 

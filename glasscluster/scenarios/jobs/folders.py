@@ -33,7 +33,18 @@ def output_folder(out: str | None, name: str) -> Path:
 
 def write_ledger(path: Path, rows: list[Row]) -> None:
     """The checks as CSV."""
-    columns = ["name", "predicted", "counted", "simulated", "measured", "unit", "match", "tolerance", "ok", "source"]
+    columns = [
+        "name",
+        "predicted",
+        "counted",
+        "simulated",
+        "measured",
+        "unit",
+        "match",
+        "tolerance",
+        "ok",
+        "source",
+    ]
     columns += ["key", "verdict", "why"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
@@ -58,7 +69,9 @@ def keep_partial(folder: Path, error: GlassError, info: dict[str, Any], say: Say
 
 
 def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path:
-    """What a failed run leaves: each rank's events so far (npz, no pickle) and its last operations with the error."""
+    """What a failed run leaves: each rank's events so far (npz, no pickle) and its last operations with the
+    error.
+    """
     run, ranks = error.__dict__.get("run"), []
     for outcome in run.outcomes if run is not None else []:
         recording = outcome.recording
@@ -66,7 +79,10 @@ def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path
             continue
         table, names = recording["table"], recording["names"]
         np.savez_compressed(
-            folder / f"partial-rank{outcome.rank}.npz", table=table, fields=np.array(FIELDS), names=np.array(names, dtype=str)
+            folder / f"partial-rank{outcome.rank}.npz",
+            table=table,
+            fields=np.array(FIELDS),
+            names=np.array(names, dtype=str),
         )
         kind, op = FIELDS.index("kind"), FIELDS.index("op")
         last = [f"{KINDS[int(e[kind])]} {names[int(e[op])]}" for e in table[-64:]]

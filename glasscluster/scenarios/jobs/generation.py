@@ -53,7 +53,9 @@ class Generation:
         return [not_asked_for(what, self.run)]
 
     def as_json(self) -> dict[str, Any]:
-        """The `glass.generate/1` object: prefill and decode are of rank 0, decode is the mean over its steps."""
+        """The `glass.generate/1` object: prefill and decode are of rank 0, decode is the mean
+        over its steps.
+        """
         job, run, results = self.job, self.run, self.run.results
         first, *rest = generation.phases(run.timeline, run.hardware, job.precision)
         decode = generation.mean(rest)
@@ -96,19 +98,28 @@ def text(model: ModelConfig, tokens: Sequence[int]) -> str | None:
     return bytes(tokens).decode("utf-8", "replace") if model.vocab <= 256 else None
 
 
-def generate(cluster: Cluster, job: GenerationJob, *, checked: bool = True, say: Say = lambda _text: None) -> Generation:
-    """Run a job; the check reruns its first tokens in float64, on these ranks with the cache and on one device without."""
+def generate(
+    cluster: Cluster, job: GenerationJob, *, checked: bool = True, say: Say = lambda _text: None
+) -> Generation:
+    """Run a job; the check reruns its first tokens in float64, on these ranks with the cache and on one
+    device without.
+    """
     done = 0
     rows: list[Row] = []
     if checked and cluster.backend_name != "dry":
         done = min(job.tokens, CHECKED_TOKENS)
         small = replace(job, tokens=done, precision="fp64", capture=True)
-        say(f"checking {done} tokens in float64 on {job.tp} {cluster.backend_name} ranks, and on one device without a cache")
+        say(
+            f"checking {done} tokens in float64 on {job.tp} {cluster.backend_name} ranks, and on one "
+            f"device without a cache"
+        )
         found = cluster.run(generate_rank, small, record=False).results
         if cluster.leader:
             rows = equality_rows(found, without_cache(small))
     say(f"generating {job.tokens} tokens in {job.precision}, recording each step")
-    run = cluster.run(generate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")})
+    run = cluster.run(
+        generate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")}
+    )
     made = Generation(job, run, done)
     if cluster.leader:
         made.checks = run.checks = rows + counted_rows(job, run)
@@ -129,7 +140,11 @@ def equality_rows(results: Sequence[Any], right: Generated) -> list[Row]:
     """Logits of every step and rank within 1e-10, and the tokens the same."""
     worst, other = 0.0, 0
     for result in results:
-        other += sum(a != b for mine, theirs in zip(result.tokens, right.tokens, strict=True) for a, b in zip(mine, theirs, strict=True))
+        other += sum(
+            a != b
+            for mine, theirs in zip(result.tokens, right.tokens, strict=True)
+            for a, b in zip(mine, theirs, strict=True)
+        )
         for mine, theirs in zip(result.logits, right.logits, strict=True):
             worst = max(worst, difference(mine, theirs, 0.0))
     source = "one device without a cache, same seed"
@@ -172,10 +187,16 @@ def counted_rows(job: GenerationJob, run: Run) -> list[Row]:
     return rows
 
 
-def make_prompts(given: Sequence[str], length: int, batch: int, model: ModelConfig, seed: int) -> tuple[tuple[int, ...], ...]:
+def make_prompts(
+    given: Sequence[str], length: int, batch: int, model: ModelConfig, seed: int
+) -> tuple[tuple[int, ...], ...]:
     """Texts as bytes, or one prompt of random tokens; `batch` times."""
     if given and model.vocab < 256:
-        raise InputError("prompt", given[0], f"a text is taken as bytes, the vocabulary has {model.vocab} tokens; give prompt-length")
+        raise InputError(
+            "prompt",
+            given[0],
+            f"a text is taken as bytes, the vocabulary has {model.vocab} tokens; give prompt-length",
+        )
     draw = random.Random(seed)
     prompts = [tuple(p.encode()) for p in given] if not length else []
     if length:
@@ -191,7 +212,9 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
     if window and cache not in ("sliding", "none"):
         raise InputError("window", window, f"a {cache} cache keeps all tokens", [0])
     if cache == "sliding" and not window:
-        raise InputError("window", window, "a sliding cache needs a window of at least one token", [model.seq])
+        raise InputError(
+            "window", window, "a sliding cache needs a window of at least one token", [model.seq]
+        )
     prompts = make_prompts(request.prompts, request.prompt_length, request.batch, model, request.seed)
     if not all(prompts):
         raise InputError("prompt", "", "needs at least one byte")
@@ -224,13 +247,20 @@ def check_model(model: ModelConfig, tp: int, precision: str) -> None:
     """A model that goes on with a text, on tp ranks; InputError naming what does not fit."""
     one_of("precision", precision, tuple(WIDTH))
     if model.heads % tp:
-        raise InputError("tp", tp, f"must divide heads = {model.heads}", [t for t in range(1, model.heads + 1) if model.heads % t == 0])
+        raise InputError(
+            "tp",
+            tp,
+            f"must divide heads = {model.heads}",
+            [t for t in range(1, model.heads + 1) if model.heads % t == 0],
+        )
     if model.dropout:
         raise InputError("dropout", model.dropout, "is for training", [0])
     if model.patches:
         raise InputError("patches", model.patches, "a text has no pixels; `glass run captions` has", [0])
     if model.objective != "causal":
-        raise InputError("objective", model.objective, "a masked model fills in, it does not generate", ["causal"])
+        raise InputError(
+            "objective", model.objective, "a masked model fills in, it does not generate", ["causal"]
+        )
 
 
 def one_of(field_: str, value: str, words: tuple[str, ...]) -> None:

@@ -1,4 +1,6 @@
-"""What one layer of a plan keeps for backward, counted on its shapes: the figure that a training report shows beside the memory."""
+"""What one layer of a plan keeps for backward, counted on its shapes: the figure that a training report shows
+beside the memory.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +26,49 @@ from glasscluster.visualize.words import word
 def countable(plan: Plan, model: ModelConfig) -> bool:
     """Whether the list of activations.py is this plan's: see there what is not in it."""
     pure = plan.heads_cut in (1, plan.cp) and model.seq >= 2 * plan.pieces and model.head_dim > 1
-    other = model.qk_norm or model.kv_latent or model.prefix or model.position in ("relative", "alibi") or model.norm_position != "pre"
-    return pure and not other and not model.experts and model.qkv == "fused" and model.key_heads % plan.tp == 0
+    other = (
+        model.qk_norm
+        or model.kv_latent
+        or model.prefix
+        or model.position in ("relative", "alibi")
+        or model.norm_position != "pre"
+    )
+    return (
+        pure and not other and not model.experts and model.qkv == "fused" and model.key_heads % plan.tp == 0
+    )
 
 
 def kept(
-    model: ModelConfig, b: int, precision: str, tp: int, cut: bool, cp: int = 1, context: str = "ring", recompute: str = "none"
+    model: ModelConfig,
+    b: int,
+    precision: str,
+    tp: int,
+    cut: bool,
+    cp: int = 1,
+    context: str = "ring",
+    recompute: str = "none",
 ) -> tuple[dict[str, int], int]:
     """Bytes counted by part, on rank 0, and the closed form of Eq 17."""
     cluster, width = Cluster("classroom", tp * cp, "dry", memory_bytes=None), DTYPES[precision].itemsize
     saved = cluster.run(kept_by_a_layer, model, b, precision, recompute, cut, cp, context).results[0]
-    lines = [x for x in account(predict_layer(model, b, tp, width, recompute, cut, cp, context), saved) if not x.separate]
+    lines = [
+        x
+        for x in account(predict_layer(model, b, tp, width, recompute, cut, cp, context), saved)
+        if not x.separate
+    ]
     mlp = KEPT_OF_MLP[model.activation] * model.width
-    shape: dict[str, Any] = {"dropout": model.dropout > 0, "flash": model.attention == "flash", "key_width": model.key_width, "mlp": mlp}
-    layout: dict[str, Any] = {"recompute": recompute, "sequence_parallel": cut, "cp": cp, "exchange": cp > 1 and context == "ulysses"}
+    shape: dict[str, Any] = {
+        "dropout": model.dropout > 0,
+        "flash": model.attention == "flash",
+        "key_width": model.key_width,
+        "mlp": mlp,
+    }
+    layout: dict[str, Any] = {
+        "recompute": recompute,
+        "sequence_parallel": cut,
+        "cp": cp,
+        "exchange": cp > 1 and context == "ulysses",
+    }
     theory = predict(model.seq, b, model.hidden, model.heads, tp, width, **shape, **layout)
     return {part: sum(x.counted for x in lines if x.part == part) for part in PARTS}, theory
 
@@ -54,7 +85,10 @@ def layouts(plan: Plan, model: ModelConfig, one_gpu: str) -> dict[str, tuple[dic
     if plan.recompute != "none":
         steps[f"+ {plan.recompute}"] = (plan.tp, plan.sequence_parallel, plan.cp, plan.recompute)
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
-    return {name: kept(model, b, precision, tp, cut, cp, kind, again) for name, (tp, cut, cp, again) in steps.items()}
+    return {
+        name: kept(model, b, precision, tp, cut, cp, kind, again)
+        for name, (tp, cut, cp, again) in steps.items()
+    }
 
 
 def kept_picture(plan: Plan, model: ModelConfig) -> Callable[[str], Any] | None:

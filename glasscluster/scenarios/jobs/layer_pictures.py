@@ -20,12 +20,16 @@ from glasscluster.visualize.words import word
 
 
 def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
-    """What only the plan and the results know how to draw of who computes what: a cut causal mask, and the load of experts."""
+    """What only the plan and the results know how to draw of who computes what: a cut causal mask, and the
+    load of experts.
+    """
     plan, model, results = trained.job.plan, trained.job.model, trained.run.results
     made: dict[str, Callable[[str], Any]] = {}
     if plan.tp > 1 and not model.experts and not model.kv_latent:
         made["matrices"] = partial(_matrices, plan, model)
-    kept = None if trained.job.packed else kept_picture(plan, model)  # documents keep one more copy of attention's output than the list
+    kept = (
+        None if trained.job.packed else kept_picture(plan, model)
+    )  # documents keep one more copy of attention's output than the list
     if kept:
         made["kept"] = kept  # in the memory tab
     if plan.cp > plan.heads_cut and model.causal and not model.prefix:
@@ -51,17 +55,24 @@ def _causal(plan: Plan, model: ModelConfig, lang: str) -> Any:
         for token in tokens_of(plan.context, group, groups, tokens):
             queries[token] = group
     pairs = work(plan.context, plan.cp, model.seq, model.heads // plan.tp, plan.heads_cut)
-    return causal_figure([Shared(plan.context, queries, pairs)], lang, word("causal_work", lang, tokens=tokens))
+    return causal_figure(
+        [Shared(plan.context, queries, pairs)], lang, word("causal_work", lang, tokens=tokens)
+    )
 
 
 def _load(plan: Plan, model: ModelConfig, results: list[Any], lang: str) -> Any:
     """All ranks' rows for each expert; tp ranks route the same tokens."""
     first = results[:: plan.tp]
-    wanted, kept = ([sum(c) for c in zip(*(c for r in first for c in r.routing_counts(what)), strict=True)] for what in ("wanted", "kept"))
+    wanted, kept = (
+        [sum(c) for c in zip(*(c for r in first for c in r.routing_counts(what)), strict=True)]
+        for what in ("wanted", "kept")
+    )
     sequences = plan.global_batch * model.layers
     places = moe.capacity(model, model.seq) * sequences if model.capacity_factor else None
     return expert_load_figure([Load("", wanted, kept, places)], lang, word("expert_load", lang))
 
 
 def _dispatch(graph: Any, lang: str) -> Any:
-    return network.matrices_figure({word("dispatch_matrix", lang): network.matrix(graph, "ep", "dispatch")}, lang, across=1)
+    return network.matrices_figure(
+        {word("dispatch_matrix", lang): network.matrix(graph, "ep", "dispatch")}, lang, across=1
+    )

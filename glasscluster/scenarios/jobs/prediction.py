@@ -42,21 +42,27 @@ def predict(
     advised: bool = False,
     say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
-    """The `glass.predict/1` object: shapes only, no partners, nothing computed. On NVIDIA GPUs collectives are NCCL's own.
+    """The `glass.predict/1` object: shapes only, no partners, nothing computed. On NVIDIA GPUs collectives
+    are NCCL's own.
 
-    `advised`: of a plan that does not fit, also what holds the memory and which changes of the plan would fit.
+    `advised`: of a plan that does not fit, also what holds the memory and which changes of the plan would
+    fit.
     """
     begun = time.perf_counter()
     cluster = Cluster(hardware, plan.gpus, "dry", memory_bytes=None)
     cluster.hardware.gpu.peak(plan.precision)
     for number in slow or {}:
         if number >= plan.gpus:
-            raise InputError("slow_rank", number, f"the plan has ranks 0 to {plan.gpus - 1}", range(plan.gpus))
+            raise InputError(
+                "slow_rank", number, f"the plan has ranks 0 to {plan.gpus - 1}", range(plan.gpus)
+            )
     if cluster.hardware.gpu.sm and "algorithm" not in plan.model_fields_set:
         plan = plan.model_copy(update={"algorithm": "native"})
     load(plan.algorithm)
     precision = plan.precision
-    if precision == "fp8":  # weights, activations and gradients stay in bf16; the matrices' products are in fp8
+    if (
+        precision == "fp8"
+    ):  # weights, activations and gradients stay in bf16; the matrices' products are in fp8
         plan = plan.model_copy(update={"precision": "bf16"})
     job = Job(plan, model, steps=1)
     run = cluster.run(train_rank, job, info=job_info(job))
@@ -100,7 +106,12 @@ def _chosen(rank: str, peaks: list[int]) -> int:
     if rank == "last":
         return len(peaks) - 1
     if not rank.isdigit() or int(rank) >= len(peaks):
-        raise InputError("rank", rank, f"must be max, last or a rank from 0 to {len(peaks) - 1}", ["max", "last", str(len(peaks) - 1)])
+        raise InputError(
+            "rank",
+            rank,
+            f"must be max, last or a rank from 0 to {len(peaks) - 1}",
+            ["max", "last", str(len(peaks) - 1)],
+        )
     return int(rank)
 
 
@@ -117,7 +128,9 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
             reader = csv.DictReader(file)
             rows, header = list(reader), list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise InputError("csv", source, f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+        raise InputError(
+            "csv", source, f"cannot be read: {getattr(problem, 'strerror', None) or problem}"
+        ) from None
     if not header:
         raise InputError("csv", source, "is empty; the first line must name options, with _ for -")
     target = Path(out) if out else Path(source).with_suffix(".predicted.csv")

@@ -81,7 +81,10 @@ class Serving:
     def empty_cache(self) -> float:
         """Share of the cache's reserved bytes that held no token, over time."""
         result, spans = self.run.results[0], [b - a for a, b in self.times]
-        held, filled = (sum(s * n for s, n in zip(spans, which, strict=True)) for which in (result.reserved_bytes, result.filled_bytes))
+        held, filled = (
+            sum(s * n for s, n in zip(spans, which, strict=True))
+            for which in (result.reserved_bytes, result.filled_bytes)
+        )
         return 1 - filled / held
 
     @property
@@ -95,7 +98,15 @@ class Serving:
         found, been = list[Span](), set[int]()
         for step, (start, end) in zip(self.schedule.steps, self.times, strict=True):
             for w in step.work:
-                kind = "held" if not w.count else "decode" if w.start else "again" if w.request in been else "prefill"
+                kind = (
+                    "held"
+                    if not w.count
+                    else "decode"
+                    if w.start
+                    else "again"
+                    if w.request in been
+                    else "prefill"
+                )
                 been.add(w.request)
                 last = next((i for i in range(len(found) - 1, -1, -1) if found[i].slot == w.slot), None)
                 if last is not None and found[last][1:3] == (w.request, kind) and found[last].end == start:
@@ -107,16 +118,23 @@ class Serving:
     def held(self) -> list[Held]:
         """The cache after each step."""
         result = self.run.results[0]
-        return [Held(t, *b) for (_, t), *b in zip(self.times, result.reserved_bytes, result.filled_bytes, strict=True)]
+        return [
+            Held(t, *b)
+            for (_, t), *b in zip(self.times, result.reserved_bytes, result.filled_bytes, strict=True)
+        ]
 
     def grid(self, most: int = 120) -> str:
-        """Slots by steps as text: P a prompt is taken in, R once more, 0-9a-z a request gets a token, - it has ended and holds its slot."""
+        """Slots by steps as text: P a prompt is taken in, R once more, 0-9a-z a request gets a token, - it
+        has ended and holds its slot.
+        """
         rows = [[" "] * len(self.schedule.steps) for _ in range(self.job.slots)]
         been: set[int] = set()
         for n, step in enumerate(self.schedule.steps):
             for w in step.work:
                 taken_in = "R" if w.request in been else "P"
-                rows[w.slot][n] = "-" if not w.count else SIGNS[w.request % len(SIGNS)] if w.start else taken_in
+                rows[w.slot][n] = (
+                    "-" if not w.count else SIGNS[w.request % len(SIGNS)] if w.start else taken_in
+                )
                 been.add(w.request)
         cut = "…" if len(self.schedule.steps) > most else ""
         return "\n".join(f"slot {slot:<3}|{''.join(row[:most])}{cut}" for slot, row in enumerate(rows))
@@ -140,7 +158,10 @@ class Serving:
             {
                 "start_s": a,
                 "end_s": b,
-                "work": [{"slot": w.slot, "request": w.request, "start": w.start, "tokens": w.count} for w in step.work],
+                "work": [
+                    {"slot": w.slot, "request": w.request, "start": w.start, "tokens": w.count}
+                    for w in step.work
+                ],
                 "preempted": [r for _, r in step.preempted],
                 "cache_reserved_bytes": result.reserved_bytes[n],
                 "cache_filled_bytes": result.filled_bytes[n],
@@ -174,18 +195,32 @@ class Serving:
         }
 
 
-def serve(cluster: Cluster, job: ServingJob, *, checked: bool = True, say: Say = lambda _text: None) -> Serving:
-    """Plan and run a job; the check runs its steps once more in float64 and generates each request alone, without a cache."""
+def serve(
+    cluster: Cluster, job: ServingJob, *, checked: bool = True, say: Say = lambda _text: None
+) -> Serving:
+    """Plan and run a job; the check runs its steps once more in float64 and generates each request alone,
+    without a cache.
+    """
     say(f"planning {job.policy} batching of {len(job.requests)} requests on {cluster.hardware.name}")
     schedule = make_schedule(job, cluster.hardware)
     rows: list[Row] = []
     checked = checked and cluster.backend_name != "dry"
     if checked:
-        say(f"checking {len(schedule.steps)} steps in float64 on {job.tp} {cluster.backend_name} ranks, and each request alone")
-        found = cluster.run(serve_rank, replace(job, precision="fp64", capture=True), schedule, record=False).results
+        say(
+            f"checking {len(schedule.steps)} steps in float64 on {job.tp} {cluster.backend_name} ranks, "
+            f"and each request alone"
+        )
+        found = cluster.run(
+            serve_rank, replace(job, precision="fp64", capture=True), schedule, record=False
+        ).results
         rows = equality_rows(job, found) if cluster.leader else []
     say(f"serving in {job.precision}, recording each step")
-    run = cluster.run(serve_rank, job, schedule, info={"precision": job.precision, "model": job.model.model_dump(mode="json")})
+    run = cluster.run(
+        serve_rank,
+        job,
+        schedule,
+        info={"precision": job.precision, "model": job.model.model_dump(mode="json")},
+    )
     made = Serving(job, schedule, run, checked=checked)
     if cluster.leader:
         made.checks = run.checks = rows + counted_rows(made)
@@ -194,7 +229,9 @@ def serve(cluster: Cluster, job: ServingJob, *, checked: bool = True, say: Say =
 
 @one_thread()
 def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[Row]:
-    """Logits of every rank and request within 1e-10 of one device that generates each request alone, and the tokens the same."""
+    """Logits of every rank and request within 1e-10 of one device that generates each request alone, and the
+    tokens the same.
+    """
     stage = GPTStage(job.model, seed=job.seed, dtype=torch.float64)
     if job.weights is not None:
         hugging_face.fill(stage, job.weights)
@@ -206,8 +243,13 @@ def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[Row]:
             for mine, right in zip(rank.logits[i], alone.logits, strict=True):
                 worst = max(worst, difference(mine.cpu(), right[0], 0.0))
     source = "each request alone on one device, no cache"
-    logits = Said("largest logits difference from a request alone, float64", "与单独生成该请求的最大 logits 差异，float64")
-    tokens = Said("tokens that a request alone would get otherwise, float64", "请求单独生成时会另选的 token 数，float64")
+    logits = Said(
+        "largest logits difference from a request alone, float64",
+        "与单独生成该请求的最大 logits 差异，float64",
+    )
+    tokens = Said(
+        "tokens that a request alone would get otherwise, float64", "请求单独生成时会另选的 token 数，float64"
+    )
     return [
         Row("logits_difference", logits, 0.0, worst, source, unit="relative", tolerance=TOLERANCE),
         Row("tokens_chosen_otherwise", tokens, 0, other, source, unit="tokens"),

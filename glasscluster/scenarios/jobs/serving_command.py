@@ -1,4 +1,6 @@
-"""What `glass serve` is asked for: requests drawn or from a file, a job that can run, a report with who had which slot when."""
+"""What `glass serve` is asked for: requests drawn or from a file, a job that can run, a report with who had
+which slot when.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,11 @@ from glasscluster.visualize.page.report import Chapter, Report, StoryStep
 WORDS = {"continuous": "连续", "static": "静态"}
 
 
-def draw_requests(count: int, prompt_length: int, tokens: int, rate: float, model: ModelConfig, seed: int) -> tuple[Request, ...]:
-    """Lengths and gaps between arrivals are exponential with these means, as far as the model's positions allow.
+def draw_requests(
+    count: int, prompt_length: int, tokens: int, rate: float, model: ModelConfig, seed: int
+) -> tuple[Request, ...]:
+    """Lengths and gaps between arrivals are exponential with these means, as far as the model's positions
+    allow.
 
     rate: requests a second; 0: all are there at the start.
     """
@@ -47,9 +52,13 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
         found = []
         for entry in listed:
             prompt = entry["prompt"].encode() if isinstance(entry["prompt"], str) else entry["prompt"]
-            found.append(Request(tuple(int(t) for t in prompt), int(entry["tokens"]), float(entry.get("arrival_s", 0))))
+            found.append(
+                Request(tuple(int(t) for t in prompt), int(entry["tokens"]), float(entry.get("arrival_s", 0)))
+            )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        rule = f'must be a JSON list of {{"prompt", "tokens", "arrival_s"}}: {type(problem).__name__}: {problem}'
+        rule = (
+            f'must be a JSON list of {{"prompt", "tokens", "arrival_s"}}: {type(problem).__name__}: {problem}'
+        )
         raise InputError("requests", path, rule) from None
     for number, request in enumerate(found):
         if not all(0 <= t < model.vocab for t in request.prompt):
@@ -120,10 +129,14 @@ def write(made: Serving, out: str) -> Path:
     """The report: the run, who had which slot when, and the cache over time."""
     folder, run, job = output_folder(out, "serve"), made.run, made.job
     run.graph.save(folder / "graph.npz")
-    name = Said(f"{len(job.requests)} requests, {job.policy} batching", f"{len(job.requests)} 个请求，{WORDS[job.policy]}批处理")
+    name = Said(
+        f"{len(job.requests)} requests, {job.policy} batching",
+        f"{len(job.requests)} 个请求，{WORDS[job.policy]}批处理",
+    )
     first, hw = 1e3 * sum(made.first_token_s) / len(job.requests), run.hardware.name
     finding = Said(
-        f"{made.tokens_per_s:,.0f} tokens a second on {hw} (virtual), {first:.4g} ms to the first token on average.",
+        f"{made.tokens_per_s:,.0f} tokens a second on {hw} (virtual), {first:.4g} ms to the first token "
+        f"on average.",
         f"{hw} 上每秒 {made.tokens_per_s:,.0f} 个 token（虚拟），平均首 token 时间 {first:.4g} ms。",
     )
     story = [
@@ -138,7 +151,12 @@ def write(made: Serving, out: str) -> Path:
     ]
     if made.schedule.preemptions:
         times, again = len(made.schedule.preemptions), made.recomputed
-        story.append(Said(f"{times} preemptions: {again} tokens were computed again.", f"{times} 次抢占：{again} 个 token 被重算。"))
+        story.append(
+            Said(
+                f"{times} preemptions: {again} tokens were computed again.",
+                f"{times} 次抢占：{again} 个 token 被重算。",
+            )
+        )
     page = Report(
         "serve",
         name,

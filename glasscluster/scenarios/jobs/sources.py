@@ -1,4 +1,6 @@
-"""`--data`: one text file as it always was, or weighted sources, with a tokenizer, packed; and whether they can be read."""
+"""`--data`: one text file as it always was, or weighted sources, with a tokenizer, packed; and whether they
+can be read.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ Data = str | Mixture | None
 
 
 def parse_data(given: Sequence[str], tokenizer: str | None = None, packed: bool = False) -> Data:
-    """What to train on. A single FILE is read at random places; anything else is a Mixture: each row once an epoch.
+    """What to train on. A single FILE is read at random places; anything else is a Mixture: each row once an
+    epoch.
 
-    given: FILE, or several SOURCE or SOURCE:WEIGHT (no weight: 1). With a tokenizer or packed, none means the standard library.
+    given: FILE, or several SOURCE or SOURCE:WEIGHT (no weight: 1). With a tokenizer or packed, none means the
+    standard library.
     """
     if len(given) <= 1 and tokenizer is None and not packed and all(_weight(text) is None for text in given):
         return given[0] if given else None
@@ -41,7 +45,9 @@ def _weight(text: str) -> float | None:
 
 
 def read_so_far(data: Data, seq: int, rows: int, seed: int) -> dict[str, Any] | None:
-    """Of a mixture, after so many rows: how often each source has been read, and how much of packed rows is filling; None for a file."""
+    """Of a mixture, after so many rows: how often each source has been read, and how much of packed rows is
+    filling; None for a file.
+    """
     if not isinstance(data, Mixture):
         return None
     found = read(data, seq)
@@ -55,7 +61,9 @@ def read_so_far(data: Data, seq: int, rows: int, seed: int) -> dict[str, Any] | 
             "epochs": epochs,
             "filling_fraction": source.packed.waste if source.packed else None,
         }
-        for (name, _), quota, source, epochs in zip(data.sources, order.quotas, found.sources, order.epochs(rows), strict=True)
+        for (name, _), quota, source, epochs in zip(
+            data.sources, order.quotas, found.sources, order.epochs(rows), strict=True
+        )
     ]
     return {"rows_read": rows, "tokenizer": data.tokenizer, "packed": data.packed, "sources": sources}
 
@@ -74,14 +82,22 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
         rows = read(data, seq)
         rows.sampler(0)
     except OSError as problem:
-        where = "tokenizer" if problem.filename is not None and str(problem.filename) == data.tokenizer else "data"
+        where = (
+            "tokenizer"
+            if problem.filename is not None and str(problem.filename) == data.tokenizer
+            else "data"
+        )
         choices = None if where == "tokenizer" else BUILT_IN
-        raise InputError(where, problem.filename or said, f"cannot be read: {problem.strerror}", choices) from None
+        raise InputError(
+            where, problem.filename or said, f"cannot be read: {problem.strerror}", choices
+        ) from None
     except ValueError as problem:
         where = "tokenizer" if "tokenizer" in str(problem) else "data"
         raise InputError(where, data.tokenizer if where == "tokenizer" else said, str(problem)) from None
     if rows.tokenizer is not None and rows.tokenizer.size > vocab:
-        raise InputError("vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size])
+        raise InputError(
+            "vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size]
+        )
 
 
 def _check_file(path: str, seq: int) -> None:
@@ -91,4 +107,8 @@ def _check_file(path: str, seq: int) -> None:
         raise InputError("data", path, f"cannot be read: {problem.strerror}") from None
     if size < seq + 2:
         rule = "is empty" if size == 0 else f"has {size} bytes, one sequence needs seq + 2 = {seq + 2}"
-        raise InputError("data", path, f"{rule}; give a text of at least {seq + 2} bytes, or leave --data out for the built-in corpus")
+        raise InputError(
+            "data",
+            path,
+            f"{rule}; give a text of at least {seq + 2} bytes, or leave --data out for the built-in corpus",
+        )

@@ -68,13 +68,17 @@ def schedule_command(request: ScheduleRequest) -> dict[str, Any]:
         raise
 
 
-def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: bool, contention: bool, out: str | None) -> dict[str, Any]:
+def replay_stored(
+    run: str, hardware: str, slow: dict[int, float], rendezvous: bool, contention: bool, out: str | None
+) -> dict[str, Any]:
     """`glass replay`: the timeline keys of train; with `out` also a report."""
     found = find_graph(run)
     graph = load_packed(found) if found.suffix == ".json" else ExecutionGraph.load(found)
     for rank in slow:
         if rank >= graph.ranks:
-            raise InputError("slow_rank", rank, f"the run has ranks 0 to {graph.ranks - 1}", range(graph.ranks))
+            raise InputError(
+                "slow_rank", rank, f"the run has ranks 0 to {graph.ranks - 1}", range(graph.ranks)
+            )
     timeline = replay(graph, hardware, slow_ranks=slow, rendezvous=rendezvous, contention=contention)
     content = {
         "schema": "glass.replay/1",
@@ -90,7 +94,12 @@ def replay_stored(run: str, hardware: str, slow: dict[int, float], rendezvous: b
 
 
 def schedule_content(
-    name: str, ranks: int, micro_batches: int, costs: str, validate: str | None, virtual_stages: int | None = None
+    name: str,
+    ranks: int,
+    micro_batches: int,
+    costs: str,
+    validate: str | None,
+    virtual_stages: int | None = None,
 ) -> dict[str, Any]:
     """The `glass.schedule/1` object of a schedule by name, or of one in a file."""
     spent = _costs(costs)
@@ -127,7 +136,12 @@ def _costs(text: str) -> dict[str, float]:
         except ValueError:
             number = -1.0
         if key not in spent or number < 0:
-            raise InputError("costs", part, "must be f=, b=, w= or c= and a number that is not negative", ["f=1", "b=2", "w=1", "c=0"])
+            raise InputError(
+                "costs",
+                part,
+                "must be f=, b=, w= or c= and a number that is not negative",
+                ["f=1", "b=2", "w=1", "c=0"],
+            )
         spent[key] = number
     return spent
 
@@ -137,7 +151,9 @@ def _read(name: str, path: str, ranks: int, micro_batches: int, virtual_stages: 
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as problem:
-        raise InputError("validate", path, f"cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+        raise InputError(
+            "validate", path, f"cannot be read: {getattr(problem, 'strerror', None) or problem}"
+        ) from None
     known = name in SCHEDULES and (name not in LOOPED or virtual_stages is not None)
     v = chunks(name, virtual_stages) if known else virtual_stages
     return read_schedule(name, text, ranks, micro_batches, None if v is None else ranks * v)

@@ -31,11 +31,18 @@ def decode_command(request: DecodeRequest) -> dict[str, Any]:
     return decoded(request.tokenizer, request.tokens)
 
 
-def learned(sources: Sequence[str], vocab: int, specials: Sequence[str], out: str, say: Callable[[str], None]) -> dict[str, Any]:
+def learned(
+    sources: Sequence[str], vocab: int, specials: Sequence[str], out: str, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Train on sources (model/text/texts.py), write a tokenizer.json; the `glass.tokenize-train/1` object."""
     begun = time.perf_counter()
     if vocab < 256 + len(specials):
-        raise InputError("vocab", vocab, f"256 bytes and {len(specials)} special tokens need as many", [256 + len(specials)])
+        raise InputError(
+            "vocab",
+            vocab,
+            f"256 bytes and {len(specials)} special tokens need as many",
+            [256 + len(specials)],
+        )
     texts = []
     for name in sources:
         try:
@@ -45,7 +52,9 @@ def learned(sources: Sequence[str], vocab: int, specials: Sequence[str], out: st
     say(f"cutting {sum(map(len, texts)):,} bytes into pieces")
     pieces = count_pieces(texts)
     say(f"merging in {len(pieces):,} different pieces")
-    found = learn(pieces, vocab - len(specials), lambda n: say(f"{n:,} tokens") if n % TELL_EVERY == 0 else None)
+    found = learn(
+        pieces, vocab - len(specials), lambda n: say(f"{n:,} tokens") if n % TELL_EVERY == 0 else None
+    )
     try:
         numbers = {text: len(found.tokens) + i for i, text in enumerate(specials)}
         made = Tokenizer(found.tokens, found.merges, numbers)
@@ -91,7 +100,9 @@ def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> di
     everything: Sequence[str] | Literal["all"] = "all" if "all" in allowed else allowed
     for name in everything if everything != "all" else ():
         if name not in tokenizer.specials:
-            raise InputError("allow", name, "is no special token of this tokenizer", ["all", *tokenizer.specials])
+            raise InputError(
+                "allow", name, "is no special token of this tokenizer", ["all", *tokenizer.specials]
+            )
     numbers = tokenizer.encode(data, everything)
     return {
         "schema": "glass.tokenize-encode/1",
@@ -109,4 +120,8 @@ def decoded(path: str, numbers: Sequence[int]) -> dict[str, Any]:
         if number not in tokenizer.tokens and number not in tokenizer.specials.values():
             raise InputError("tokens", number, f"{path} has no such token", range(tokenizer.size))
     data = tokenizer.decode_bytes(numbers)
-    return {"schema": "glass.tokenize-decode/1", "text": data.decode("utf-8", "replace"), "bytes_hex": data.hex()}
+    return {
+        "schema": "glass.tokenize-decode/1",
+        "text": data.decode("utf-8", "replace"),
+        "bytes_hex": data.hex(),
+    }

@@ -63,7 +63,9 @@ class Trained:
         return {
             "peak_memory_bytes": [total for total, _ in peaks],
             "memory_bytes": {c: [split[c] for _, split in peaks] for c in peaks[0][1]},
-            "state_bytes": {k: [r.state_bytes[k] for r in self.run.results] for k in self.run.results[0].state_bytes},
+            "state_bytes": {
+                k: [r.state_bytes[k] for r in self.run.results] for k in self.run.results[0].state_bytes
+            },
             "host_bytes": [r.host_bytes for r in self.run.results],
         }
 

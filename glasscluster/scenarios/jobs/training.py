@@ -1,4 +1,6 @@
-"""One training run from plan to verdict: run it, check it against one device, count it, time it, write it down."""
+"""One training run from plan to verdict: run it, check it against one device, count it, time it, write it
+down.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +48,18 @@ def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent
         wall["check"] = time.perf_counter() - begun
     say(f"training {job.steps} steps in {job.plan.precision}, recording the last")
     begun = time.perf_counter()
-    given = {} if cluster.capacity in (None, cluster.hardware.gpu.memory_bytes) else {"memory_bytes": cluster.capacity}
+    given = (
+        {}
+        if cluster.capacity in (None, cluster.hardware.gpu.memory_bytes)
+        else {"memory_bytes": cluster.capacity}
+    )
     try:
         run = cluster.run(train_rank, job, info=job_info(job, seed=job.seed, **given))
     except OutOfMemory as error:
         assert cluster.capacity is not None
-        found = advice.advise(job.plan, job.model, cluster.hardware, cluster.capacity, steps=job.steps, say=say)
+        found = advice.advise(
+            job.plan, job.model, cluster.hardware, cluster.capacity, steps=job.steps, say=say
+        )
         error.advise(str(found), [fit.as_dict() for fit in found.best])
         raise
     wall["run"] = time.perf_counter() - begun
@@ -112,7 +120,9 @@ def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
 
 
 def train_command(request: TrainRequest, say: Say = silent) -> Trained:
-    """`glass train`: a cluster, a job, its folder. On failure what was recorded is written before the error goes on."""
+    """`glass train`: a cluster, a job, its folder. On failure what was recorded is written before the error
+    goes on.
+    """
     plan, model = request.plan, model_of(request)
     if request.weights is not None:  # the shape was not known before
         plan.check(model)
@@ -120,7 +130,12 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
     data = parse_data(request.data, request.tokenizer, request.pack)
     check_data(data, model.seq, model.vocab)
     if weights is not None and plan.exchange != "all-reduce":
-        raise InputError("weights", weights, f"--exchange {plan.exchange} starts from the seed's", ["--exchange all-reduce"])
+        raise InputError(
+            "weights",
+            weights,
+            f"--exchange {plan.exchange} starts from the seed's",
+            ["--exchange all-reduce"],
+        )
     cluster = make_cluster(request, plan.gpus)
     cluster.hardware.gpu.peak(plan.precision)
     if save is not None:
@@ -159,7 +174,9 @@ def make_cluster(request: TrainRequest, gpus: int) -> Cluster:
 def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
     """The weights will have a place in Hugging Face's layout; InputError otherwise, before anything runs."""
     if plan.exchange != "all-reduce":
-        raise InputError("save", folder, f"--exchange {plan.exchange} keeps no weights", ["--exchange all-reduce"])
+        raise InputError(
+            "save", folder, f"--exchange {plan.exchange} keeps no weights", ["--exchange all-reduce"]
+        )
     try:
         hugging_face.family_of(model)
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -167,8 +184,6 @@ def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
         raise InputError("save", folder, str(problem)) from None
     except OSError as problem:
         raise InputError("save", folder, f"cannot be made: {problem.strerror}") from None
-
-
 
 
 def write_files(folder: Path, trained: Trained, title: str) -> None:

@@ -1,4 +1,6 @@
-"""Preference tuning judged and tried: check rows of a run, and the course from demonstrations to DPO, PPO and GRPO."""
+"""Preference tuning judged and tried: check rows of a run, and the course from demonstrations to DPO, PPO and
+GRPO.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ from glasscluster.strategies.preference.job import ONLINE, Method, Tuning, Weigh
 from glasscluster.strategies.preference.ranks import tune_rank
 from glasscluster.strategies.preference.rewards import VOCABULARY, SortTask
 
-ROLES = {"actor": "策略模型", "critic": "价值模型", "reference": "参考模型", "reward": "奖励模型", "rollout": "rollout"}
+ROLES = {
+    "actor": "策略模型",
+    "critic": "价值模型",
+    "reference": "参考模型",
+    "reward": "奖励模型",
+    "rollout": "rollout",
+}
 MESSAGES = {
     "weights": "权重",
     "answers": "回答",
@@ -37,7 +45,7 @@ MESSAGES = {
 SMALL = make_gpt("tiny", layers=1, hidden=48, heads=2, vocab=VOCABULARY, seq=7, init_std=0.1)  # 3 digits
 
 
-# ---- check rows ----------------------------------------------------------------------------------------------------
+# ---- check rows --------------------------------------------------------------------------------------------
 def equality_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
     """Of a run in float64 with `capture`: every loss and all weights of what learned, against one process."""
     found, source = alone.compare(results, alone.in_one_process(job)), "one process, no messages"
@@ -88,7 +96,7 @@ def _held(results: list[Tuned]) -> dict[str, int]:
     return {role: sum(split.values()) for r in results for role, split in r.state_bytes.items()}
 
 
-# ---- the course ----------------------------------------------------------------------------------------------------
+# ---- the course --------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Course:
     """Sizes of a course; they are chosen so that each method has levelled off."""
@@ -110,7 +118,10 @@ class Course:
 VARIANTS: dict[str, tuple[Method, dict[str, Any]]] = {
     "dpo": ("dpo", {}),
     "dpo with SFT loss": ("dpo", {"imitation": 1.0, "lr": 1e-3}),
-    "preferred alone": ("dpo", {"imitation": 1.0, "lr": 1e-3, "beta": 0.0}),  # no comparison: SFT on the answers that were right
+    "preferred alone": (
+        "dpo",
+        {"imitation": 1.0, "lr": 1e-3, "beta": 0.0},
+    ),  # no comparison: SFT on the answers that were right
     "ppo": ("ppo", {}),
     "grpo": ("grpo", {}),
     "ppo without KL": ("ppo", {"beta": 0.0}),
@@ -120,7 +131,8 @@ VARIANTS: dict[str, tuple[Method, dict[str, Any]]] = {
 
 @dataclass
 class PolicyScore:
-    """A policy on held-out prompts: expected reward, KL to the SFT policy, mean score of the reward model (where there is one).
+    """A policy on held-out prompts: expected reward, KL to the SFT policy, mean score of the reward model
+    (where there is one).
 
     Then answer tokens that were written for it and that it was trained on, beyond the SFT policy's.
     """
@@ -137,7 +149,9 @@ class PolicyScore:
 
 @dataclass
 class Learned:
-    """A finished course: the policies' rows by method, and how often the reward model agrees with the rule on comparisons it never saw."""
+    """A finished course: the policies' rows by method, and how often the reward model agrees with the rule on
+    comparisons it never saw.
+    """
 
     rows: dict[str, PolicyScore] = field(default_factory=dict)
     agreement: float = 0.0
@@ -148,7 +162,11 @@ class Learned:
 
 def tuned(job: Tuning) -> list[Tuned]:
     """Run on threads, a rank a role, without recording."""
-    return Cluster("classroom", job.ranks, "threads", memory_bytes=None).run(tune_rank, replace(job, capture=True), record=False).results
+    return (
+        Cluster("classroom", job.ranks, "threads", memory_bytes=None)
+        .run(tune_rank, replace(job, capture=True), record=False)
+        .results
+    )
 
 
 @one_thread()
@@ -178,7 +196,11 @@ def learn(
         first = tuned(job)[0]
         model = make_model("actor", replace(base, weights=first.weights["actor"]))
         each = job.iterations * task.answer
-        written, trained = (0, each * 2 * job.prompts) if job.method == "dpo" else (each * job.answers, each * job.answers * job.epochs)
+        written, trained = (
+            (0, each * 2 * job.prompts)
+            if job.method == "dpo"
+            else (each * job.answers, each * job.answers * job.epochs)
+        )
         kl = policy.divergence(model, reference, task, seed)
         reward, score = policy.expected_reward(model, task), _score(out, base, model)
         by_iteration = first.rewards, first.kl, first.scores
@@ -200,22 +222,51 @@ def _score(learned: Learned, base: Tuning, stage: Any) -> float | None:
 def job_of(method: str, course: Course, seed: int, learned: Learned, **changes: Any) -> Tuning:
     """A method's job from the SFT policy of a course."""
     options: dict[str, Mapping[str, Any]] = {
-        "dpo": {"iterations": course.dpo, "prompts": 32, "lr": course.dpo_lr, "beta": course.dpo_beta, "pairs": learned.pairs},
-        "ppo": {"iterations": course.ppo, "prompts": 64, "epochs": 2, "critic_lr": 5e-3, "beta": course.beta, "reward": "model"},
+        "dpo": {
+            "iterations": course.dpo,
+            "prompts": 32,
+            "lr": course.dpo_lr,
+            "beta": course.dpo_beta,
+            "pairs": learned.pairs,
+        },
+        "ppo": {
+            "iterations": course.ppo,
+            "prompts": 64,
+            "epochs": 2,
+            "critic_lr": 5e-3,
+            "beta": course.beta,
+            "reward": "model",
+        },
         "grpo": {"iterations": course.grpo, "prompts": 16, "group": 8, "epochs": 2, "beta": course.beta},
     }
     kind, own = VARIANTS[method]
     weights = {"weights": learned.weights["sft"], "reward_weights": learned.judge}
-    return Tuning(kind, course.model, course.task, seed=seed, **{**weights, **options[kind], **own, **changes})
+    return Tuning(
+        kind, course.model, course.task, seed=seed, **{**weights, **options[kind], **own, **changes}
+    )
 
 
 def judge(course: Course, seed: int, start: Weights, reference: Any, pairs: Any) -> tuple[Weights, float]:
-    """A reward model that starts from the SFT policy, standardized on its answers; and its agreement on comparisons it never saw."""
+    """A reward model that starts from the SFT policy, standardized on its answers; and its agreement on
+    comparisons it never saw.
+    """
     task = course.task
-    job = Tuning("reward-model", course.model, task, course.reward_model, prompts=32, lr=3e-3, seed=seed, weights=start, pairs=pairs)
+    job = Tuning(
+        "reward-model",
+        course.model,
+        task,
+        course.reward_model,
+        prompts=32,
+        lr=3e-3,
+        seed=seed,
+        weights=start,
+        pairs=pairs,
+    )
     model = make_model("reward", replace(job, reward_weights=tuned(job)[0].weights["reward"]))
     new = policy.compared(reference, task, course.compare // 5, 2000 + seed)
-    answers = policy.sample(reference, policy.prompts_of(task, course.compare, 1, 3000 + seed), task.answer, 3000 + seed)
+    answers = policy.sample(
+        reference, policy.prompts_of(task, course.compare, 1, 3000 + seed), task.answer, 3000 + seed
+    )
     with torch.no_grad():
         agreement = reward_model.agreement(*(sequences.scores(model, x) for x in new))
         reward_model.standardize(model.scalar, sequences.scores(model, answers))

@@ -1,4 +1,6 @@
-"""Options of `glass collective` into a cluster: a catalogue entry, a named topology, or a network from a file."""
+"""Options of `glass collective` into a cluster: a catalogue entry, a named topology, or a network from a
+file.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +28,35 @@ def wires(
     placement: str | None = None,
     **shape: Any,
 ) -> Hardware:
-    """The hardware that was asked for. `shape`: dims, leaf, oversubscription of a named topology; None where not given."""
+    """The hardware that was asked for. `shape`: dims, leaf, oversubscription of a named topology; None where
+    not given.
+    """
     given = {k: v for k, v in shape.items() if v is not None}
     if topology is None:
-        for option, value in {"bandwidth": bandwidth, "latency": latency, "overhead": overhead, **given}.items():
+        for option, value in {
+            "bandwidth": bandwidth,
+            "latency": latency,
+            "overhead": overhead,
+            **given,
+        }.items():
             if value is not None:
                 raise InputError(option, value, "belongs to --topology", list(networks.BUILDERS))
         return _placed(_catalogued(gpus, name, nodes), gpus, placement)
     if topology.endswith(".json"):
-        for option, value in {"bandwidth": bandwidth, "latency": latency, "overhead": overhead, "nodes": nodes, **given}.items():
+        for option, value in {
+            "bandwidth": bandwidth,
+            "latency": latency,
+            "overhead": overhead,
+            "nodes": nodes,
+            **given,
+        }.items():
             if value is not None:
                 raise InputError(option, value, "the links of a network file have their own")
         network = networks.read(topology)
         if len(network.gpus) != gpus:
-            raise InputError("gpus", gpus, f"the network {network.name} has {len(network.gpus)} GPUs", [len(network.gpus)])
+            raise InputError(
+                "gpus", gpus, f"the network {network.name} has {len(network.gpus)} GPUs", [len(network.gpus)]
+            )
     else:
         if nodes is not None:
             given["node"] = _per_node(gpus, nodes)
@@ -47,9 +64,15 @@ def wires(
             given["dims"] = _dims(given["dims"], gpus)
         if topology in networks.BUILDERS:
             if not bandwidth or not latency:
-                raise InputError("bandwidth" if not bandwidth else "latency", "", "a topology needs --bandwidth and --latency")
+                raise InputError(
+                    "bandwidth" if not bandwidth else "latency",
+                    "",
+                    "a topology needs --bandwidth and --latency",
+                )
             given["cable"] = networks.Cable(
-                parse_rate("bandwidth", bandwidth), parse_time("latency", latency), parse_time("overhead", overhead or "0s")
+                parse_rate("bandwidth", bandwidth),
+                parse_time("latency", latency),
+                parse_time("overhead", overhead or "0s"),
             )
             if given["cable"].bandwidth <= 0:
                 raise InputError("bandwidth", bandwidth, "must be more than 0")
@@ -79,7 +102,11 @@ def _dims(text: str, gpus: int) -> list[int]:
     for n in dims:
         product *= n
     if not dims or min(dims) < 1 or product != gpus:
-        raise InputError("dims", text, f"must be whole numbers that multiply to {gpus}, as {'x'.join(map(str, factors(gpus, 2)))}")
+        raise InputError(
+            "dims",
+            text,
+            f"must be whole numbers that multiply to {gpus}, as {'x'.join(map(str, factors(gpus, 2)))}",
+        )
     return dims
 
 
@@ -99,6 +126,8 @@ def _placed(hw: Hardware, gpus: int, placement: str | None) -> Hardware:
         try:
             order = [int(n) for n in placement.split(",")]
         except ValueError:
-            raise InputError("placement", placement, f"must be one of {' | '.join(PLACEMENTS)}", PLACEMENTS) from None
+            raise InputError(
+                "placement", placement, f"must be one of {' | '.join(PLACEMENTS)}", PLACEMENTS
+            ) from None
     network = hw.topology or networks.of_hardware(hw, gpus)
     return replace(hw, topology=network.placed(order))

@@ -1,4 +1,5 @@
-"""The bug zoo: mistakes that real frameworks made, each planted here and caught by the gate that is named for it. `glass run zoo`.
+"""The bug zoo: mistakes that real frameworks made, each planted here and caught by the gate that is named for
+it. `glass run zoo`.
 
 A bug is data: what goes wrong, who reported the like, the plan it shows on, and the gates that must fail when
 it is planted: those and no others. What is planted is an observer of the same id (plants.py). A gate is a
@@ -76,11 +77,12 @@ class Bug:
     unequal: bool = False
 
 
-# ---- how it is planted and judged ----------------------------------------------------------------------------------
+# ---- how it is planted and judged --------------------------------------------------------------------------
 
 
 def make_job(bug: Bug, seed: int = 0) -> Job:
     """Training in float64 on the bug's plan, keeping gradients and weights."""
+
     class Unequal(Job):
         """The first targets of a sequence carry no loss: none, one, two, ... of them."""
 
@@ -103,7 +105,9 @@ def planted(bug: Bug, job: Job) -> Job:
 
 @dataclass
 class Outcome:
-    """A run beside one device: the rows that `glass train` would print, the gates that failed, the relative loss difference by step."""
+    """A run beside one device: the rows that `glass train` would print, the gates that failed, the relative
+    loss difference by step.
+    """
 
     rows: list[Row]
     gates: frozenset[str]
@@ -112,7 +116,9 @@ class Outcome:
 
     @property
     def loss_told(self) -> bool:
-        """Whether the first step's loss alone would have shown it: in the four decimals that a training log prints."""
+        """Whether the first step's loss alone would have shown it: in the four decimals that a training log
+        prints.
+        """
         return self.first[LOSS] > 1e-5
 
 
@@ -137,89 +143,272 @@ def judge(job: Job, run: Run, reference: Any) -> Outcome:
 def alone(job: Job) -> Any:
     """One device's training of the job, without any bug."""
     with one_thread():
-        return train_one_device(job.model, [job.batch(step) for step in range(job.steps)], job.optimizer, job.plan.clip, job.seed)
+        return train_one_device(
+            job.model, [job.batch(step) for step in range(job.steps)], job.optimizer, job.plan.clip, job.seed
+        )
 
 
-# ---- the zoo -------------------------------------------------------------------------------------------------------
-# fmt: off
+# ---- the zoo -----------------------------------------------------------------------------------------------
 WRONG, ALL = frozenset({GRADIENT, WEIGHT}), frozenset({GRADIENT, WEIGHT, LOSS})
 ZOO: tuple[Bug, ...] = (
-    Bug("norms-not-summed", ("Norms not summed under sequence parallelism", "序列并行下归一化层梯度未求和"),
-        ("Every tensor rank's norms and biases see only its own tokens, and nobody adds their gradients up: the copies drift apart.",
-         "每个张量并行 rank 的归一化层和偏置只看到自己的 token，却没有把梯度加起来：各副本逐渐分叉。"),
-        (Upstream("NVIDIA-NeMo/RL", 3716, "Split-API train step misses the TP grad all-reduce for replicated params (qk-layernorm / SP layernorms)"),
-         Upstream("NVIDIA/Megatron-LM", 1446, "[BUG] final_layernorm gradient mismatch when TP+SP enabled")),
-        {"tp": 2, "sequence_parallel": True}, WRONG | {"tp_norm_gradients_sent"}),
-    Bug("loss-scaled-by-tp", ("Gradient t times too large under tensor parallelism", "张量并行下梯度放大 t 倍"),
-        ("A gradient that every rank already has whole is taken for a part and added up over the t ranks once more. Clipping and AdamW hide the factor.",
-         "每个 rank 手里已经是完整的梯度，却被当作部分和又在 t 个 rank 上加了一遍；裁剪和 AdamW 把这个倍数掩盖了。"),
-        (Upstream("pytorch/torchtitan", 2106, "Fix gpt-oss backward numerics issue when TP is applied", "pull"),),
-        {"tp": 2, "lr": 1e-4}, frozenset({GRADIENT})),
-    Bug("experts-doubled", ("Expert gradients ep times too large", "专家梯度放大 ep 倍"),
-        ("An expert's gradient already comes from all ep ranks' tokens; it is scaled as if each of them had only a share of it.",
-         "专家的梯度已来自全部 ep 个 rank 的 token，却又按“各有一份”放大了 ep 倍。"),
-        (Upstream("pytorch/pytorch", 160285, "Wrong-size gradients in Expert Parallel MoE"),
-         Upstream("deepspeedai/DeepSpeed", 5259, "support bf16_optimizer moe expert parallel training and moe EP grad_scale/grad_norm fix", "pull")),
-        {"dp": 2, "ep": 2}, WRONG, {"experts": 4, "top_k": 2}),
-    Bug("cp-averaged", ("Averaged over context ranks instead of summed", "上下文并行上取平均而非求和"),
-        ("Context ranks have different tokens of one sequence: their gradients are summed and divided once by all tokens. An average divides again by cp.",
-         "上下文并行的各 rank 持有同一序列的不同 token：梯度应求和，再按全部 token 数除一次；取平均就多除了一次 cp。"),
-        (Upstream("NovaSky-AI/SkyRL", 1420, "[megatron] Fix loss aggregation for context parallelism (CP) in Megatron", "pull"),
-         Upstream("NVIDIA/Megatron-LM", 673, "[BUG] Incorrect loss scaling in context parallel code logic")),
-        {"cp": 2, "clip": 0.0}, WRONG),
-    Bug("padding-is-a-token", ("Padding takes part in the softmax", "填充词参与 softmax"),
-        ("The vocabulary is padded to a multiple of t; the padding's logits are not masked, so probability leaks to tokens that do not exist.",
-         "词表被填充到 t 的倍数，但填充列的 logits 没有屏蔽，概率漏给了并不存在的词。"),
+    Bug(
+        "norms-not-summed",
+        ("Norms not summed under sequence parallelism", "序列并行下归一化层梯度未求和"),
+        (
+            "Every tensor rank's norms and biases see only its own tokens, and nobody adds their gradients "
+            "up: the copies drift apart.",
+            "每个张量并行 rank 的归一化层和偏置只看到自己的 token，却没有把梯度加起来：各副本逐渐分叉。",
+        ),
+        (
+            Upstream(
+                "NVIDIA-NeMo/RL",
+                3716,
+                "Split-API train step misses the TP grad all-reduce for "
+                "replicated params (qk-layernorm / SP layernorms)",
+            ),
+            Upstream(
+                "NVIDIA/Megatron-LM", 1446, "[BUG] final_layernorm gradient mismatch when TP+SP enabled"
+            ),
+        ),
+        {"tp": 2, "sequence_parallel": True},
+        WRONG | {"tp_norm_gradients_sent"},
+    ),
+    Bug(
+        "loss-scaled-by-tp",
+        ("Gradient t times too large under tensor parallelism", "张量并行下梯度放大 t 倍"),
+        (
+            "A gradient that every rank already has whole is taken for a part and added up over the t ranks "
+            "once more. Clipping and AdamW hide the factor.",
+            "每个 rank 手里已经是完整的梯度，却被当作部分和又在 t 个 rank 上加了一遍；裁剪和 AdamW 把这个倍数掩盖了。",
+        ),
+        (
+            Upstream(
+                "pytorch/torchtitan", 2106, "Fix gpt-oss backward numerics issue when TP is applied", "pull"
+            ),
+        ),
+        {"tp": 2, "lr": 1e-4},
+        frozenset({GRADIENT}),
+    ),
+    Bug(
+        "experts-doubled",
+        ("Expert gradients ep times too large", "专家梯度放大 ep 倍"),
+        (
+            "An expert's gradient already comes from all ep ranks' tokens; it is scaled as if each of them "
+            "had only a share of it.",
+            "专家的梯度已来自全部 ep 个 rank 的 token，却又按“各有一份”放大了 ep 倍。",
+        ),
+        (
+            Upstream("pytorch/pytorch", 160285, "Wrong-size gradients in Expert Parallel MoE"),
+            Upstream(
+                "deepspeedai/DeepSpeed",
+                5259,
+                "support bf16_optimizer moe expert parallel training and moe EP grad_scale/grad_norm fix",
+                "pull",
+            ),
+        ),
+        {"dp": 2, "ep": 2},
+        WRONG,
+        {"experts": 4, "top_k": 2},
+    ),
+    Bug(
+        "cp-averaged",
+        ("Averaged over context ranks instead of summed", "上下文并行上取平均而非求和"),
+        (
+            "Context ranks have different tokens of one sequence: their gradients are summed and divided "
+            "once by all tokens. An average divides again by cp.",
+            "上下文并行的各 rank 持有同一序列的不同 token：梯度应求和，再按全部 token 数除一次；取平均就多除了一次 cp。",
+        ),
+        (
+            Upstream(
+                "NovaSky-AI/SkyRL",
+                1420,
+                "[megatron] Fix loss aggregation for context parallelism (CP) in Megatron",
+                "pull",
+            ),
+            Upstream(
+                "NVIDIA/Megatron-LM", 673, "[BUG] Incorrect loss scaling in context parallel code logic"
+            ),
+        ),
+        {"cp": 2, "clip": 0.0},
+        WRONG,
+    ),
+    Bug(
+        "padding-is-a-token",
+        ("Padding takes part in the softmax", "填充词参与 softmax"),
+        (
+            "The vocabulary is padded to a multiple of t; the padding's logits are not masked, so "
+            "probability leaks to tokens that do not exist.",
+            "词表被填充到 t 的倍数，但填充列的 logits 没有屏蔽，概率漏给了并不存在的词。",
+        ),
         (Upstream("NVIDIA-BioNeMo/bionemo-recipes", 631, "Loss disagreement between TP=1 and TP=2", "pull"),),
-        {"tp": 4}, ALL, {"vocab": 42}),
-    Bug("same-dropout-mask", ("Every tensor rank draws the same dropout mask", "所有张量并行 rank 抽到同一个 dropout 掩码"),
-        ("Each rank starts its generator at the same place, so different tokens lose the same elements. Training looks healthy.",
-         "每个 rank 的随机数都从同一位置开始，不同的 token 丢掉同样的元素；训练看上去一切正常。"),
-        (Upstream("NVIDIA/Megatron-LM", 1256, "[QUESTION] Effect of sequence parallel with dropout rng context"),
-         Upstream("PaddlePaddle/PaddleFleetX", 1005, "Fix dropout random seed for sequence parallel.", "pull")),
-        {"tp": 2, "sequence_parallel": True}, ALL, {"dropout": 0.2}),
-    Bug("ring-without-lse", ("A ring that averages blocks", "环形注意力直接平均各块"),
-        ("Two blocks' outputs are averaged instead of weighed by their softmax's sums (their log-sum-exp).",
-         "合并两块的输出时直接取平均，没有按各自 softmax 的分母（log-sum-exp）加权。"),
-        (Upstream("ROCm/aiter", 3334, "[Triton] SAGE: compensate softmax_lse for K-smoothing shift to enable ring-attention compatibility", "pull", nearest=True),
-         Upstream("zhuzilin/ring-flash-attention", 20, "Question about updating lse", nearest=True)),
-        {"cp": 2}, ALL),
-    Bug("ring-stale-keys", ("A ring whose backward uses its own keys for everybody's", "环形注意力反向总用自己的 K、V"),
-        ("Forward is right. Backward sends keys and values round again, but computes with those that were kept in the first step.",
-         "前向正确；反向时 K、V 又转了一圈，计算却仍用第一步保存下来的那一份。"),
-        (Upstream("huggingface/diffusers", 14265, "Ring attention backward uses stale iteration-0 KV from ctx.saved_tensors — silent gradient corruption when "
-                  "training with context parallelism"),),
-        {"cp": 2}, WRONG),
-    Bug("mean-of-means", ("A mean of means", "平均值的平均"),
-        ("Each micro-batch's loss is a mean over its own tokens, and the means are averaged: tokens of short sequences weigh more.",
-         "每个微批的损失先按自己的 token 取平均，再把平均值平均：短序列里的 token 权重更大。"),
-        (Upstream("huggingface/transformers", 24725, "Sum loss instead of mean loss should be used if gradient accumulation step is larger than 1 when training a "
-                  "language model"),),
-        {"dp": 2}, ALL, unequal=True),
-    Bug("lost-bucket", ("One bucket is never reduced", "漏掉一个梯度桶"),
-        ("The gradients of one bucket stay local, and each replica trains that part of the model on its own examples.",
-         "有一个桶的梯度没有归约，各副本各自训练模型的这一部分。"),
-        (Upstream("pytorch/pytorch", 104336, "DDP: moving model to CPU and back to GPU breaks gradient synchronization", nearest=True),),
-        {"dp": 2, "bucket": 4000}, WRONG | {"dp_gradients_sent"}),
-    Bug("tied-not-summed", ("A tied embedding on two stages, not summed", "首尾两级共享的词嵌入未求和"),
-        ("First and last stage hold a copy of the table; each takes a step with its own half of the gradient.",
-         "第一级和最后一级各有一份词嵌入，却各用自己的那一半梯度更新。"),
-        (Upstream("uw-syfi/piper", 13, "Tied embedding support"),
-         Upstream("NVIDIA/Megatron-LM", 844, "[BUG] Wrong embedding gradients with distributed optimizer and shared embedding", nearest=True)),
-        {"pp": 2}, WRONG | {"tied_embedding_gradients_sent"}),
-    Bug("norm-counted-twice", ("Clipping counts what every rank has t times", "裁剪范数把复制的参数算了 t 次"),
-        ("Gradients are right, but their norm counts norms and biases once a rank, so clipping shortens the step too much.",
-         "梯度是对的，但求范数时复制的归一化层和偏置每个 rank 都算了一次，裁剪因此过度。"),
-        (Upstream("NVIDIA-NeMo/RL", 3788, "fix(dtensor): count TP-replicated gradients once in get_grad_norm", "pull"),),
-        {"tp": 2, "clip": 0.01, "optimizer": "sgd", "lr": 0.1}, frozenset({WEIGHT})),
-    Bug("zero-all-reduces", ("ZeRO-1 that reduces everything everywhere", "ZeRO-1 用了 all-reduce"),
-        ("Every number is right. But gradients are all-reduced where a rank needs only its shard: twice the bytes.",
-         "所有数值都对，但每个 rank 只需要自己的分片，却对梯度做了 all-reduce：通信量翻倍。"),
-        (Upstream("karpathy/llm.c", 421, "Zero update", "pull"),
-         Upstream("deepspeedai/DeepSpeed", 5758, "DS communication issue when using NCCL backend: All_reduce instead of reduce_scatter (or several reduce ops)")),
-        {"dp": 4, "zero": 1}, frozenset({"dp_gradients_sent", "last_bucket_reduced"})),
+        {"tp": 4},
+        ALL,
+        {"vocab": 42},
+    ),
+    Bug(
+        "same-dropout-mask",
+        ("Every tensor rank draws the same dropout mask", "所有张量并行 rank 抽到同一个 dropout 掩码"),
+        (
+            "Each rank starts its generator at the same place, so different tokens lose the same elements. "
+            "Training looks healthy.",
+            "每个 rank 的随机数都从同一位置开始，不同的 token 丢掉同样的元素；训练看上去一切正常。",
+        ),
+        (
+            Upstream(
+                "NVIDIA/Megatron-LM", 1256, "[QUESTION] Effect of sequence parallel with dropout rng context"
+            ),
+            Upstream(
+                "PaddlePaddle/PaddleFleetX", 1005, "Fix dropout random seed for sequence parallel.", "pull"
+            ),
+        ),
+        {"tp": 2, "sequence_parallel": True},
+        ALL,
+        {"dropout": 0.2},
+    ),
+    Bug(
+        "ring-without-lse",
+        ("A ring that averages blocks", "环形注意力直接平均各块"),
+        (
+            "Two blocks' outputs are averaged instead of weighed by their softmax's sums (their "
+            "log-sum-exp).",
+            "合并两块的输出时直接取平均，没有按各自 softmax 的分母（log-sum-exp）加权。",
+        ),
+        (
+            Upstream(
+                "ROCm/aiter",
+                3334,
+                "[Triton] SAGE: compensate softmax_lse for K-smoothing shift to "
+                "enable ring-attention compatibility",
+                "pull",
+                nearest=True,
+            ),
+            Upstream("zhuzilin/ring-flash-attention", 20, "Question about updating lse", nearest=True),
+        ),
+        {"cp": 2},
+        ALL,
+    ),
+    Bug(
+        "ring-stale-keys",
+        ("A ring whose backward uses its own keys for everybody's", "环形注意力反向总用自己的 K、V"),
+        (
+            "Forward is right. Backward sends keys and values round again, but computes with those that "
+            "were kept in the first step.",
+            "前向正确；反向时 K、V 又转了一圈，计算却仍用第一步保存下来的那一份。",
+        ),
+        (
+            Upstream(
+                "huggingface/diffusers",
+                14265,
+                "Ring attention backward uses stale iteration-0 KV "
+                "from ctx.saved_tensors — silent gradient corruption when "
+                "training with context parallelism",
+            ),
+        ),
+        {"cp": 2},
+        WRONG,
+    ),
+    Bug(
+        "mean-of-means",
+        ("A mean of means", "平均值的平均"),
+        (
+            "Each micro-batch's loss is a mean over its own tokens, and the means are averaged: tokens of "
+            "short sequences weigh more.",
+            "每个微批的损失先按自己的 token 取平均，再把平均值平均：短序列里的 token 权重更大。",
+        ),
+        (
+            Upstream(
+                "huggingface/transformers",
+                24725,
+                "Sum loss instead of mean loss should be used if "
+                "gradient accumulation step is larger than 1 when "
+                "training a "
+                "language model",
+            ),
+        ),
+        {"dp": 2},
+        ALL,
+        unequal=True,
+    ),
+    Bug(
+        "lost-bucket",
+        ("One bucket is never reduced", "漏掉一个梯度桶"),
+        (
+            "The gradients of one bucket stay local, and each replica trains that part of the model on its "
+            "own examples.",
+            "有一个桶的梯度没有归约，各副本各自训练模型的这一部分。",
+        ),
+        (
+            Upstream(
+                "pytorch/pytorch",
+                104336,
+                "DDP: moving model to CPU and back to GPU breaks gradient synchronization",
+                nearest=True,
+            ),
+        ),
+        {"dp": 2, "bucket": 4000},
+        WRONG | {"dp_gradients_sent"},
+    ),
+    Bug(
+        "tied-not-summed",
+        ("A tied embedding on two stages, not summed", "首尾两级共享的词嵌入未求和"),
+        (
+            "First and last stage hold a copy of the table; each takes a step with its own half of the "
+            "gradient.",
+            "第一级和最后一级各有一份词嵌入，却各用自己的那一半梯度更新。",
+        ),
+        (
+            Upstream("uw-syfi/piper", 13, "Tied embedding support"),
+            Upstream(
+                "NVIDIA/Megatron-LM",
+                844,
+                "[BUG] Wrong embedding gradients with distributed optimizer and shared embedding",
+                nearest=True,
+            ),
+        ),
+        {"pp": 2},
+        WRONG | {"tied_embedding_gradients_sent"},
+    ),
+    Bug(
+        "norm-counted-twice",
+        ("Clipping counts what every rank has t times", "裁剪范数把复制的参数算了 t 次"),
+        (
+            "Gradients are right, but their norm counts norms and biases once a rank, so clipping shortens "
+            "the step too much.",
+            "梯度是对的，但求范数时复制的归一化层和偏置每个 rank 都算了一次，裁剪因此过度。",
+        ),
+        (
+            Upstream(
+                "NVIDIA-NeMo/RL",
+                3788,
+                "fix(dtensor): count TP-replicated gradients once in get_grad_norm",
+                "pull",
+            ),
+        ),
+        {"tp": 2, "clip": 0.01, "optimizer": "sgd", "lr": 0.1},
+        frozenset({WEIGHT}),
+    ),
+    Bug(
+        "zero-all-reduces",
+        ("ZeRO-1 that reduces everything everywhere", "ZeRO-1 用了 all-reduce"),
+        (
+            "Every number is right. But gradients are all-reduced where a rank needs only its shard: twice "
+            "the bytes.",
+            "所有数值都对，但每个 rank 只需要自己的分片，却对梯度做了 all-reduce：通信量翻倍。",
+        ),
+        (
+            Upstream("karpathy/llm.c", 421, "Zero update", "pull"),
+            Upstream(
+                "deepspeedai/DeepSpeed",
+                5758,
+                "DS communication issue when using NCCL backend: "
+                "All_reduce instead of reduce_scatter (or several "
+                "reduce ops)",
+            ),
+        ),
+        {"dp": 4, "zero": 1},
+        frozenset({"dp_gradients_sent", "last_bucket_reduced"}),
+    ),
 )
-# fmt: on
 
 
 def find(id_: str) -> Bug:
@@ -230,16 +419,22 @@ def find(id_: str) -> Bug:
     raise InputError("bug", id_, "unknown bug", [b.id for b in ZOO])
 
 
-# ---- the scenario --------------------------------------------------------------------------------------------------
+# ---- the scenario ------------------------------------------------------------------------------------------
 
 
 @scenario("zoo")
 def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
-    """Bugs that real frameworks had, planted one by one. Each runs beside its honest twin and one device, and must be caught by the gates
-    named for it. `--bug ID` runs one of them; with `--as-student` it runs unannounced: the checks fail, and what is wrong is yours to find.
+    """Bugs that real frameworks had, planted one by one. Each runs beside its honest twin and one device, and
+    must be caught by the gates named for it. `--bug ID` runs one of them; with `--as-student` it runs
+    unannounced: the checks fail, and what is wrong is yours to find.
     """
     if lab.backend != "threads":
-        raise InputError("backend", lab.backend, "bugs are planted in this process: the ranks have to be its threads", ["threads"])
+        raise InputError(
+            "backend",
+            lab.backend,
+            "bugs are planted in this process: the ranks have to be its threads",
+            ["threads"],
+        )
     if as_student and not bug:
         raise InputError("as_student", True, "is for one bug: give --bug, too", [b.id for b in ZOO])
     if as_student:
@@ -251,7 +446,9 @@ def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
 
 
 def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
-    """The honest run, then the planted one, and rows that say whether both did what they must. `kept`: the planted run in the report."""
+    """The honest run, then the planted one, and rows that say whether both did what they must. `kept`: the
+    planted run in the report.
+    """
     job = make_job(bug, lab.seed)
     reference = alone(job)
     lab.say(f"{bug.id}: {job.plan.gpus} threads, honest and planted")
@@ -296,14 +493,16 @@ def _unannounced(lab: Lab, bug: Bug) -> None:
     failed = tally(outcome.rows).failed
     lab.tell(
         (
-            f"{failed} of {len(outcome.rows)} checks fail. Which line of the strategy makes exactly these fail?",
+            f"{failed} of {len(outcome.rows)} checks fail. Which line of the strategy makes exactly "
+            f"these fail?",
             f"{len(outcome.rows)} 项检查中 {failed} 项失败。策略代码的哪一行会让恰好这些失败？",
         ),
         view="tab=ledger",
     )
     lab.tell(
         (
-            f"The loss of the first step differs from one device's by {outcome.losses[0]:.1e}, that of step {STEPS} by {outcome.losses[-1]:.1e}.",
+            f"The loss of the first step differs from one device's by {outcome.losses[0]:.1e}, that of "
+            f"step {STEPS} by {outcome.losses[-1]:.1e}.",
             f"第一步的损失与单卡相差 {outcome.losses[0]:.1e}，第 {STEPS} 步相差 {outcome.losses[-1]:.1e}。",
         ),
         view="tab=checks",
@@ -318,24 +517,38 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
         seen = found[bug.id]
         said = {row.key: row.name for row in seen.rows} | GATES
         gates = [said.get(gate, Said(gate, gate)) for gate in sorted(seen.gates)]
-        told = ("the loss tells", "损失看得出") if seen.loss_told else ("the loss does not tell", "损失看不出")
+        told = (
+            ("the loss tells", "损失看得出") if seen.loss_told else ("the loss does not tell", "损失看不出")
+        )
         numbers = ", ".join(f"{k} {seen.first[k]:.0e}" for k in (GRADIENT, WEIGHT, LOSS))
-        digits = "，".join(f"{zh} {seen.first[k]:.0e}" for k, zh in ((GRADIENT, "梯度"), (WEIGHT, "权重"), (LOSS, "损失")))
+        digits = "，".join(
+            f"{zh} {seen.first[k]:.0e}" for k, zh in ((GRADIENT, "梯度"), (WEIGHT, "权重"), (LOSS, "损失"))
+        )
         lab.tell(
             (
-                f"{bug.title[0]}. {bug.wrong[0]} First step against one device: {numbers}; {told[0]} (step {STEPS}: {seen.losses[-1]:.0e}). "
-                f"Caught by: {'; '.join(g.en for g in gates) or 'nothing'}. The like: {', '.join(r.cited() for r in bug.reports)}.",
-                f"{bug.title[1]}。{bug.wrong[1]}第一步与单卡相比：{digits}；{told[1]}（第 {STEPS} 步 {seen.losses[-1]:.0e}）。"
-                f"被这些检查发现：{'；'.join(g.zh for g in gates) or '无'}。上游类似报告：{'、'.join(r.cited('zh') for r in bug.reports)}。",
+                f"{bug.title[0]}. {bug.wrong[0]} First step against one device: {numbers}; {told[0]} "
+                f"(step {STEPS}: {seen.losses[-1]:.0e}). "
+                f"Caught by: {'; '.join(g.en for g in gates) or 'nothing'}. The like: "
+                f"{', '.join(r.cited() for r in bug.reports)}.",
+                f"{bug.title[1]}。{bug.wrong[1]}第一步与单卡相比：{digits}；{told[1]}（第 {STEPS} 步 "
+                f"{seen.losses[-1]:.0e}）。"
+                f"被这些检查发现：{'；'.join(g.zh for g in gates) or '无'}。上游类似报告："
+                f"{'、'.join(r.cited('zh') for r in bug.reports)}。",
             ),
             view=f"tab=timeline&run={bug.id}" if bug.id in kept else "tab=ledger",
         )
     for report in chosen[0].reports if len(chosen) == 1 else ():
         lab.tell(
-            (f"{report.cited()}: “{report.title}”, {report.url}", f"{report.cited('zh')}：“{report.title}”，{report.url}"),
+            (
+                f"{report.cited()}: “{report.title}”, {report.url}",
+                f"{report.cited('zh')}：“{report.title}”，{report.url}",
+            ),
             view="tab=ledger",
         )
-    words = {"en": ("loss", "gradient", "weight", f"loss, step {STEPS}"), "zh": ("损失", "梯度", "权重", f"损失，第 {STEPS} 步")}
+    words = {
+        "en": ("loss", "gradient", "weight", f"loss, step {STEPS}"),
+        "zh": ("损失", "梯度", "权重", f"损失，第 {STEPS} 步"),
+    }
 
     def drawn(lang: str) -> Any:
         loss, gradient, weight, later = words[lang]
@@ -351,7 +564,8 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
     silent = sum(not found[b.id].loss_told for b in chosen)
     lab.figure(
         (
-            f"In {silent} of {len(chosen)} the first step's printed loss does not tell; a gradient, a weight or the ledger does",
+            f"In {silent} of {len(chosen)} the first step's printed loss does not tell; a gradient, a "
+            f"weight or the ledger does",
             f"{len(chosen)} 个中有 {silent} 个首步打印的损失看不出来；梯度、权重或账目能看出来",
         ),
         drawn,
@@ -359,7 +573,8 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
     caught = sum(found[b.id].gates == b.gates for b in chosen)
     lab.conclude(
         (
-            f"{caught} of {len(chosen)} bugs are caught by exactly the gates named for them; {silent} of them the first step's loss would not have told.",
+            f"{caught} of {len(chosen)} bugs are caught by exactly the gates named for them; {silent} of "
+            f"them the first step's loss would not have told.",
             f"{len(chosen)} 个缺陷中 {caught} 个恰好被指定的检查发现；其中 {silent} 个单看第一步的损失看不出来。",
         ),
     )

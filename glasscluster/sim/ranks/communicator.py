@@ -717,7 +717,9 @@ class Communicator:
         if labels:
             raise TypeError(f"{operation}() got unexpected arguments {sorted(labels)}")
         if not x.is_contiguous():
-            raise InputError(f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first")
+            raise InputError(
+                f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first"
+            )
         algorithm, steps = find(operation, algorithm)
         average = options.get("op") == "avg"
         if average:

@@ -211,7 +211,8 @@ def _recorded(
             raise
         at = traceback.extract_tb(problem.__traceback__)[-1]
         error = RankDied(
-            f"rank {gpu.rank} raised {type(problem).__name__}: {problem} ({at.filename.rsplit('/', 1)[-1]}:{at.lineno}, in {at.name})",
+            f"rank {gpu.rank} raised {type(problem).__name__}: {problem} "
+            f"({at.filename.rsplit('/', 1)[-1]}:{at.lineno}, in {at.name})",
             rank=gpu.rank,
             operation=at.name,
         )

@@ -317,7 +317,9 @@ class ExecutionGraph:
     def bytes_sent(self, **of: Any) -> list[int]:
         """Payload bytes that left each rank, optionally of one axis, purpose, label or group: see `where`."""
         chosen = (self.kind == SEND) & self.where(**of)
-        return np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+        return (
+            np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
+        )
 
     def algorithms(self, where: np.ndarray) -> set[str]:
         """The algorithms of the collectives among the chosen events, such as `ring` or `native`."""
@@ -471,7 +473,8 @@ class ExecutionGraph:
 
 
 def _match_messages(columns: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
-    """For each receive the row of its send: messages of one (sender, receiver, group, tag) keep their order.
+    """For each receive the row of its send: messages of one (sender, receiver, group, tag) keep
+    their order.
     """
     match = np.full(len(columns["rank"]), -1, dtype=np.int64)
     group = (columns["lane"] - 1) // LANES_PER_GROUP
@@ -489,7 +492,8 @@ def _match_messages(columns: dict[str, np.ndarray], names: list[str]) -> np.ndar
         src, dst, _, tag = every[:, at].tolist()
         counts = [int((s == every[:, at, None]).all(axis=0).sum()) for s in (sent, received)]
         raise MessageLost(
-            f"rank {src} recorded {counts[0]} sends to rank {dst} (tag {tag - 1}), rank {dst} {counts[1]} receives",
+            f"rank {src} recorded {counts[0]} sends to rank {dst} (tag {tag - 1}), rank {dst} "
+            f"{counts[1]} receives",
             rank=src,
             operation="send",
             peer=dst,

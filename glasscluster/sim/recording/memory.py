@@ -198,7 +198,8 @@ class Ledger:
         by_category = ", ".join(f"{name} {value:,}" for name, value in self.snapshot().items() if value)
         residents = self.residents()
         return OutOfMemory(
-            f"rank {self.rank} is out of virtual memory {place}: {wanted:,} bytes more make {self.total:,} of {capacity:,.0f}. "
+            f"rank {self.rank} is out of virtual memory {place}: {wanted:,} bytes more make "
+            f"{self.total:,} of {capacity:,.0f}. "
             f"Resident: {by_category}. Largest: {'; '.join(map(str, residents))}",
             phase=PHASES[phase],
             layer=layer,

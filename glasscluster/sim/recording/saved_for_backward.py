@@ -29,7 +29,8 @@ class Saved:
 
 
 class _Makers(TorchDispatchMode):
-    """A dispatch mode that remembers, for each storage, the operation that made it, numbered among its kind.
+    """A dispatch mode that remembers, for each storage, the operation that made it, numbered
+    among its kind.
     """
 
     def __init__(self, known: dict[int, str]) -> None:

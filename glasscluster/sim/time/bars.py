@@ -19,7 +19,8 @@ JOINED_S = 1e-12  # two computing events this close (seconds) have no gap betwee
 
 
 def blocks(timeline: Timeline) -> list[dict[str, Any]]:
-    """Compute events joined: one block for each (phase, micro-batch) without a gap inside, by rank and time.
+    """Compute events joined: one block for each (phase, micro-batch) without a gap inside, by
+    rank and time.
     """
     graph, start, end = timeline.graph, timeline.start, timeline.end
     on_path = set(timeline.critical_path)

@@ -61,7 +61,9 @@ class GPU:
             InputError: if no peak is known for it.
         """
         if precision not in self.peak_flops:
-            raise InputError("precision", precision, f"{self.name} lists no peak for it", list(self.peak_flops))
+            raise InputError(
+                "precision", precision, f"{self.name} lists no peak for it", list(self.peak_flops)
+            )
         return self.peak_flops[precision]
 
 
@@ -83,7 +85,9 @@ class HostShare:
 
 
 _INVENTED = "invented: 10 GB/s and 10 us to the host, 64 GB of memory at 20 GB/s for each GPU"
-CLASSROOM_HOST = HostShare(Link("classroom host link", 10 * GB, 10 * US, 0.0, _INVENTED), 64e9, 20 * GB, _INVENTED)
+CLASSROOM_HOST = HostShare(
+    Link("classroom host link", 10 * GB, 10 * US, 0.0, _INVENTED), 64e9, 20 * GB, _INVENTED
+)
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,12 @@ class Hardware:
         """
         gpu = replace(self.gpu, peak_flops={k: v * flops for k, v in self.gpu.peak_flops.items()})
         intra, inter = (
-            replace(x, bandwidth=x.bandwidth * bandwidth, latency_s=x.latency_s * latency, overhead_s=x.overhead_s * latency)
+            replace(
+                x,
+                bandwidth=x.bandwidth * bandwidth,
+                latency_s=x.latency_s * latency,
+                overhead_s=x.overhead_s * latency,
+            )
             for x in (self.intra, self.inter)
         )
         network = self.topology and self.topology.scaled(bandwidth=bandwidth, latency=latency)
@@ -186,7 +195,9 @@ class Hardware:
 
 _ML_ENG = "stas00/ml-engineering, compute/accelerator and network READMEs"
 _NCCL = "latency per step: NCCL src/graph/tuning.cc hwLatency, Ring/Simple"
-_LAUNCH = "launch cost: not on a data sheet; 5 us is the order of an asynchronous CUDA kernel launch plus its gap"
+_LAUNCH = (
+    "launch cost: not on a data sheet; 5 us is the order of an asynchronous CUDA kernel launch plus its gap"
+)
 
 CLASSROOM_GPU = GPU(
     "classroom GPU",
@@ -298,17 +309,23 @@ def _nvlink(generation: int, gbps: float) -> Link:
 
 
 def _nic(name: str, gbps: float) -> Link:
-    return Link(name, gbps * GB, 14 * US, 0.0, f"unit conversion of the port rate; {_NCCL} over the network 14 us")
+    return Link(
+        name, gbps * GB, 14 * US, 0.0, f"unit conversion of the port rate; {_NCCL} over the network 14 us"
+    )
 
 
 def _pcie(generation: int, gbps: float) -> Link:
     return Link(f"PCIe {generation} x16", gbps * GB, 5.7 * US, 0.0, f"{_ML_ENG}; {_NCCL} over PCI 5.7 us")
 
 
-def _host(generation: int, gpus: int, memory_gb: float, channels: int, mega_transfers: int, cpus: str) -> HostShare:
+def _host(
+    generation: int, gpus: int, memory_gb: float, channels: int, mega_transfers: int, cpus: str
+) -> HostShare:
     """A GPU's own PCIe x16, and its share of memory: channels of all sockets x transfers x 8 bytes."""
     rate = {3: 16, 4: 31, 5: 63}[generation] * GB
-    link = Link(f"PCIe {generation} x16 to the host", rate, 5.7 * US, 0.0, f"{_ML_ENG}; {_NCCL} over PCI 5.7 us")
+    link = Link(
+        f"PCIe {generation} x16 to the host", rate, 5.7 * US, 0.0, f"{_ML_ENG}; {_NCCL} over PCI 5.7 us"
+    )
     source = f"{cpus}: data sheet (recalled), {channels} channels of {mega_transfers} MT/s x 8 bytes, shared by {gpus} GPUs"
     return HostShare(link, memory_gb * GB / gpus, channels * mega_transfers * 1e6 * 8 / gpus, source)
 
@@ -321,22 +338,59 @@ _B200_HOST = _host(5, 8, 2048, 16, 5600, "DGX B200: 2 x Xeon 8570")
 _SERVER_HOST = _host(4, 8, 1024, 16, 3200, "a server with 2 x EPYC 7742")
 _LAPTOP_HOST = _host(4, 1, 32, 2, 4800, "a laptop with two channels of DDR5")
 
-_CLASS_LINK = Link("classroom link", 10 * GB, 8 * US, 2 * US, "invented: 10 GB/s, 10 us = 2 us on the port + 8 us in flight")
+_CLASS_LINK = Link(
+    "classroom link", 10 * GB, 8 * US, 2 * US, "invented: 10 GB/s, 10 us = 2 us on the port + 8 us in flight"
+)
 
 MACHINES = Path(__file__).parent / "machines"  # profiles that stand here are in the catalogue, too
 CATALOGUE: dict[str, Hardware] = {
     h.name: h
     for h in (
         Hardware("classroom", CLASSROOM_GPU, _CLASS_LINK, _CLASS_LINK),
-        Hardware("laptop", LAPTOP_GPU, _pcie(4, 31), _nic("1 Gb/s Ethernet", 0.125), 1, nics=1, host=_LAPTOP_HOST),
-        Hardware("dgx-v100", V100, _nvlink(2, 150), _nic("4x EDR 100 Gb/s per node", 6.25), nics=4, host=_V100_HOST),
-        Hardware("dgx-a100-40gb", A100_40, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25), cpu="amd", host=_A100_40_HOST),
-        Hardware("dgx-a100-80gb", A100_80, _nvlink(3, 300), _nic("HDR 200 Gb/s per GPU", 25), cpu="amd", host=_A100_HOST),
+        Hardware(
+            "laptop", LAPTOP_GPU, _pcie(4, 31), _nic("1 Gb/s Ethernet", 0.125), 1, nics=1, host=_LAPTOP_HOST
+        ),
+        Hardware(
+            "dgx-v100", V100, _nvlink(2, 150), _nic("4x EDR 100 Gb/s per node", 6.25), nics=4, host=_V100_HOST
+        ),
+        Hardware(
+            "dgx-a100-40gb",
+            A100_40,
+            _nvlink(3, 300),
+            _nic("HDR 200 Gb/s per GPU", 25),
+            cpu="amd",
+            host=_A100_40_HOST,
+        ),
+        Hardware(
+            "dgx-a100-80gb",
+            A100_80,
+            _nvlink(3, 300),
+            _nic("HDR 200 Gb/s per GPU", 25),
+            cpu="amd",
+            host=_A100_HOST,
+        ),
         Hardware("dgx-h100", H100, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50), host=_H100_HOST),
         Hardware("dgx-h200", H200, _nvlink(4, 450), _nic("NDR 400 Gb/s per GPU", 50), host=_H100_HOST),
-        Hardware("dgx-b200", B200, _nvlink(5, 900), _nic("EFAv4 / NDR 400 Gb/s per GPU", 50), host=_B200_HOST),
-        Hardware("pcie-a100", A100_PCIE, _pcie(4, 31), _nic("HDR 200 Gb/s per 8 GPUs", 3.125), nics=1, cpu="amd", host=_SERVER_HOST),
-        Hardware("pcie-4090", RTX_4090, _pcie(4, 31), _nic("100 Gb/s per 8 GPUs", 1.5625), nics=1, host=_SERVER_HOST),
+        Hardware(
+            "dgx-b200", B200, _nvlink(5, 900), _nic("EFAv4 / NDR 400 Gb/s per GPU", 50), host=_B200_HOST
+        ),
+        Hardware(
+            "pcie-a100",
+            A100_PCIE,
+            _pcie(4, 31),
+            _nic("HDR 200 Gb/s per 8 GPUs", 3.125),
+            nics=1,
+            cpu="amd",
+            host=_SERVER_HOST,
+        ),
+        Hardware(
+            "pcie-4090",
+            RTX_4090,
+            _pcie(4, 31),
+            _nic("100 Gb/s per 8 GPUs", 1.5625),
+            nics=1,
+            host=_SERVER_HOST,
+        ),
     )
 }
 

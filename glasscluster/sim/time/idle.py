@@ -72,7 +72,8 @@ def gaps(timeline: Timeline, rank: int) -> list[Gap]:
 
 
 def _blocker(timeline: Timeline, row: int) -> int:
-    """The communication event whose end let `row` start: the latest of those it depends on; -1 without one.
+    """The communication event whose end let `row` start: the latest of those it depends on; -1
+    without one.
     """
     deps = timeline.dependencies(row)
     return latest(timeline, deps[~np.isin(timeline.graph.kind[deps], (COMPUTE, BEGIN))])

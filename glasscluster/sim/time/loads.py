@@ -37,7 +37,8 @@ class Flows:
 
 
 def network_of(timeline: Timeline) -> Topology:
-    """The topology that a timeline's messages moved over: the hardware's own, or its nodes and network ports.
+    """The topology that a timeline's messages moved over: the hardware's own, or its nodes and
+    network ports.
     """
     return timeline.hardware.topology or of_hardware(timeline.hardware, timeline.graph.ranks)
 
@@ -71,7 +72,8 @@ def carried_bytes(timeline: Timeline) -> np.ndarray:
 
 
 def routed_bytes(graph: ExecutionGraph, topology: Topology) -> np.ndarray:
-    """The bytes that each link carried, by the routes alone: each message counts on every link of its route.
+    """The bytes that each link carried, by the routes alone: each message counts on every link of
+    its route.
     """
     routes, total = routes_of(graph, topology), np.zeros(len(topology.links))
     each = np.bincount(routes.of_message, graph.bytes[graph.kind == SEND], minlength=len(routes.overhead))

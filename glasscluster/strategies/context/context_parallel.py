@@ -1,29 +1,32 @@
 """Ring attention: each rank has some tokens of every sequence; keys and values go round.
 
-Follows Liu et al., "Ring attention with blockwise transformers" (2310.01889). Symbols: N ranks, B sequences, s tokens, n = s/N on a
-rank, a query heads, n_kv key heads of d elements, w bytes an element, w' bytes of the accumulators' type (fp32 for 16-bit types).
+Follows Liu et al., "Ring attention with blockwise transformers" (2310.01889). Symbols: N ranks, B sequences,
+s tokens, n = s/N on a rank, a query heads, n_kv key heads of d elements, w bytes an element, w' bytes of the
+accumulators' type (fp32 for 16-bit types).
 
-    rank r   step 0: Q_r with K_r, V_r    step 1: with those of r-1    step 2: r-2 ...        the next ones arrive meanwhile
+    rank r  step 0: Q_r with K_r, V_r  step 1: with those of r-1  step 2: r-2 ...  the next ones arrive meanwhile
 
-    merge    share = sigmoid(L_block - L)       O += share (O_block - O)       L = log(e^L + e^L_block)        (Eq 6)
-    back     P of a block follows from the final L, so each block is done once more by itself: K and V go round again,
-             and behind them dK and dV, to which every rank adds its part, N hops until they are home
+    merge  share = sigmoid(L_block - L)       O += share (O_block - O)       L = log(e^L + e^L_block)        (Eq 6)
+    back   P of a block follows from the final L, so each block is done once more by itself: K and V go round again,
+           and behind them dK and dV, to which every rank adds its part, N hops until they are home
 
-Three ways to share out the tokens, and the part of each block (queries of a rank, keys of a source) that a causal mask leaves:
+Three ways to share out the tokens, and the part of each block (queries of a rank, keys of a source) that a
+causal mask leaves:
 
-    keys of      0 1 2 3              0 1 2 3             0 1 2 3        #  all of the block           .  nothing
-    ring      0  ◣ . . .   striped 0  ◣ ◺ ◺ ◺   zigzag 0  ◣ ▄ ▄ ▄        ◣  a triangle with its diagonal
-              1  # ◣ . .           1  ◣ ◣ ◺ ◺          1  ▌ ◣ ▄ ▄        ◺  a triangle without it: query j sees keys before j
-              2  # # ◣ .           2  ◣ ◣ ◣ ◺          2  ▌ ▌ ◣ ▄        ▌  all queries, the first half of the keys
-              3  # # # ◣           3  ◣ ◣ ◣ ◣          3  ▌ ▌ ▌ ◣        ▄  the second half of the queries, all keys
+    keys of     0 1 2 3             0 1 2 3            0 1 2 3  #  all of the block           .  nothing
+    ring     0  ◣ . . .  striped 0  ◣ ◺ ◺ ◺  zigzag 0  ◣ ▄ ▄ ▄  ◣  a triangle with its diagonal
+             1  # ◣ . .          1  ◣ ◣ ◺ ◺         1  ▌ ◣ ▄ ▄  ◺  a triangle without it: query j sees keys before j
+             2  # # ◣ .          2  ◣ ◣ ◣ ◺         2  ▌ ▌ ◣ ▄  ▌  all queries, the first half of the keys
+             3  # # # ◣          3  ◣ ◣ ◣ ◣         3  ▌ ▌ ▌ ◣  ▄  the second half of the queries, all keys
 
     ring      rank r has the r-th piece
     striped   token i is rank i mod N's (Brandon et al., 2311.09431)
     zigzag    of 2N chunks rank r has r and 2N-1-r (Megatron-LM; Llama 3, 2407.21783, section 3.3.2)
 
-Striped and zigzag give every rank the same work (striped within one row a block). Nothing masked is computed or allocated.
-But: all blocks go all the way round also where nobody needs them any more; a rank's own dK and dV could stay at home (one hop
-less). A block's output and gradients are rounded to the tensors' type, their sums are kept in the accumulators'. Flash attention only.
+Striped and zigzag give every rank the same work (striped within one row a block). Nothing masked is computed
+or allocated. But: all blocks go all the way round also where nobody needs them any more; a rank's own dK and
+dV could stay at home (one hop less). A block's output and gradients are rounded to the tensors' type, their
+sums are kept in the accumulators'. Flash attention only.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ class RingContext(WholeSequence):
         self.kind, self.comm, self.algorithm = kind, comm, algorithm
         self.size, self.rank = comm.size, comm.rank
 
-    # ---- which tokens are whose ------------------------------------------------------------------------------------
+    # ---- which tokens are whose ----------------------------------------------------------------------------
     def positions(self, tokens: int) -> Sequence[int]:
         """Which of a sequence's tokens this rank has, in its own order (which is the sequence's)."""
         return tokens_of(self.kind, self.rank, self.size, tokens)
@@ -72,10 +75,12 @@ class RingContext(WholeSequence):
             return pieces.movedim(0, 2).flatten(1, 2)
         if self.kind == "zigzag":
             first, second = pieces.chunk(2, 2)
-            pieces = torch.cat([first, second.flip(0)])  # chunks r, then chunks 2N-1-r from the last rank's on
+            pieces = torch.cat(
+                [first, second.flip(0)]
+            )  # chunks r, then chunks 2N-1-r from the last rank's on
         return pieces.transpose(0, 1).flatten(1, 2)
 
-    # ---- attention -------------------------------------------------------------------------------------------------
+    # ---- attention -----------------------------------------------------------------------------------------
     def attend(
         self,
         attention: Callable[..., Tensor],
@@ -86,12 +91,18 @@ class RingContext(WholeSequence):
         prefix: int = 0,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """Attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q. bias [a, 2s - 1]."""
+        """Attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q. bias [a,
+        2s - 1].
+        """
         assert attention is flash_attention, "a ring merges blocks by flash attention's log-sum-exp"
         return RingAttention.apply(q, k, v, bias, self, causal, prefix)
 
-    def parts(self, source: int, tokens: int, causal: bool, prefix: int, bias: Tensor | None) -> Iterator[tuple[Rectangle, Tensor | None]]:
-        """What this rank computes with the keys of `source`, both with `tokens` tokens, each with its piece of the bias."""
+    def parts(
+        self, source: int, tokens: int, causal: bool, prefix: int, bias: Tensor | None
+    ) -> Iterator[tuple[Rectangle, Tensor | None]]:
+        """What this rank computes with the keys of `source`, both with `tokens` tokens, each with its piece
+        of the bias.
+        """
         everything = tokens * self.size
         mine, theirs = (tokens_of(self.kind, r, self.size, everything) for r in (self.rank, source))
         for part in parts(self.kind, self.rank, source, self.size, tokens, causal, prefix, bias is not None):
@@ -118,8 +129,13 @@ def beginning(q: Tensor, part: Rectangle, block: Tensor, block_lse: Tensor) -> t
     """Output and log-sum-exp of all queries when the first part is done, in the accumulators' type."""
     if part.queries == slice(0, q.shape[2]):
         return block.to(block_lse.dtype), block_lse
-    out, lse = torch.zeros_like(q, dtype=block_lse.dtype), torch.full_like(q[..., 0], -torch.inf, dtype=block_lse.dtype)
-    merge(out[:, :, part.queries], lse[:, :, part.queries], block, block_lse)  # an output that has no weight yet
+    out, lse = (
+        torch.zeros_like(q, dtype=block_lse.dtype),
+        torch.full_like(q[..., 0], -torch.inf, dtype=block_lse.dtype),
+    )
+    merge(
+        out[:, :, part.queries], lse[:, :, part.queries], block, block_lse
+    )  # an output that has no weight yet
     return out, lse
 
 
@@ -127,7 +143,16 @@ class RingAttention(torch.autograd.Function):
     """softmax(Q K^T / sqrt(d) + bias) V over all ranks' keys; forward and backward side by side."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, context: RingContext, causal: bool, prefix: int) -> Tensor:
+    def forward(
+        ctx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        context: RingContext,
+        causal: bool,
+        prefix: int,
+    ) -> Tensor:
         out: Tensor | None = None
         for source, (k_s, v_s) in context.travelling(torch.stack([k, v]), "keys and values"):
             for part, numbers in context.parts(source, q.shape[2], causal, prefix, bias):
@@ -152,8 +177,12 @@ class RingAttention(torch.autograd.Function):
             d_kv = torch.zeros_like(kv, dtype=lse.dtype)
             gradients = context.parts(source, q.shape[2], *ctx.mask, d_bias)
             for part, numbers in context.parts(source, q.shape[2], *ctx.mask, bias):
-                d_q, d_k, d_v, d_numbers = backward_part((d_out, q, out, lse), kv[0], kv[1], part, numbers, wanted)
-                for total, d in zip(d_kv, (d_k, d_v), strict=True):  # without a bias no two parts have the same keys
+                d_q, d_k, d_v, d_numbers = backward_part(
+                    (d_out, q, out, lse), kv[0], kv[1], part, numbers, wanted
+                )
+                for total, d in zip(
+                    d_kv, (d_k, d_v), strict=True
+                ):  # without a bias no two parts have the same keys
                     (torch.Tensor.copy_ if bias is None else torch.Tensor.add_)(total[:, :, part.keys], d)
                 dq[:, :, part.queries] += d_q
                 if d_numbers is not None:
@@ -165,7 +194,9 @@ class RingAttention(torch.autograd.Function):
                 work.wait()
             if arriving is not None:  # the parts of those who had these keys before us
                 d_kv += arriving
-            arriving, works = context.comm.ring_shift(d_kv, _GRADIENTS, purpose="activations", label="gradients of keys and values")
+            arriving, works = context.comm.ring_shift(
+                d_kv, _GRADIENTS, purpose="activations", label="gradients of keys and values"
+            )
         for work in works:  # ours are home
             work.wait()
         assert arriving is not None
@@ -173,27 +204,44 @@ class RingAttention(torch.autograd.Function):
         return dq.to(q.dtype), d_k, d_v, d_bias, None, None, None
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_traffic(
     ranks: int, batch: int, tokens: int, key_heads: int, head_dim: int, width: int
 ) -> dict[str, int]:
-    """Eq 26: bytes that each rank sends for one attention, whatever the kind; tokens = s. `forward` also when it is computed again.
+    """Eq 26: bytes that each rank sends for one attention, whatever the kind; tokens = s. `forward` also when
+    it is computed again.
 
-    forward    2B (N-1)(s/N) n_kv d w                     K and V, N-1 hops
-    backward   2B (s/N) n_kv d [(N-1) w + N w']           K and V again, N-1 hops; dK and dV, N hops in the accumulators' type
+    forward   2B (N-1)(s/N) n_kv d w            K and V, N-1 hops
+    backward  2B (s/N) n_kv d [(N-1) w + N w']  K and V again, N-1 hops; dK and dV, N hops in the accumulators' type
     """
     if ranks == 1:
         return {"forward": 0, "backward": 0}
     accumulator = max(width, 4)
     one = 2 * batch * (tokens // ranks) * key_heads * head_dim
-    return {"forward": one * (ranks - 1) * width, "backward": one * ((ranks - 1) * width + ranks * accumulator)}
+    return {
+        "forward": one * (ranks - 1) * width,
+        "backward": one * ((ranks - 1) * width + ranks * accumulator),
+    }
 
 
 def hops_overlap(
-    ranks: int, batch: int, tokens: int, heads: int, key_heads: int, head_dim: int, width: int, peak: float, bandwidth: float
+    ranks: int,
+    batch: int,
+    tokens: int,
+    heads: int,
+    key_heads: int,
+    head_dim: int,
+    width: int,
+    peak: float,
+    bandwidth: float,
 ) -> bool:
-    """Eq 26: whether a whole block's products (4 B a n^2 d FLOPs) take as long as the next keys and values need to arrive."""
+    """Eq 26: whether a whole block's products (4 B a n^2 d FLOPs) take as long as the next keys and values
+    need to arrive.
+    """
     n = tokens // ranks
-    return 4 * batch * heads * n * n * head_dim / peak >= 2 * batch * n * key_heads * head_dim * width / bandwidth
+    return (
+        4 * batch * heads * n * n * head_dim / peak
+        >= 2 * batch * n * key_heads * head_dim * width / bandwidth
+    )

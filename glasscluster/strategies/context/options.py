@@ -18,8 +18,14 @@ class ContextOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, title="Context parallelism")
 
     cp: int = Field(1, ge=1, description="context-parallel GPUs a sequence is cut over")
-    context: Literal["ring", "striped", "zigzag", "ulysses"] = Field("ring", description="how context parallelism cuts a sequence")
-    ulysses: int = Field(0, ge=0, description="neighbours on cp that exchange heads, inside a ring of such groups; 0: none, or all")
+    context: Literal["ring", "striped", "zigzag", "ulysses"] = Field(
+        "ring", description="how context parallelism cuts a sequence"
+    )
+    ulysses: int = Field(
+        0,
+        ge=0,
+        description="neighbours on cp that exchange heads, inside a ring of such groups; 0: none, or all",
+    )
 
     @property
     def heads_cut(self) -> int:
@@ -65,4 +71,6 @@ class ContextOptions(BaseModel):
             if local % self.heads_cut:
                 fits = [k for k in divisors(self.cp) if all(n % k == 0 for n in heads.values())]
                 option = "ulysses" if self.ulysses else "cp"
-                raise InputError(option, self.heads_cut, f"a tensor rank has {local} {field} to share out", fits)
+                raise InputError(
+                    option, self.heads_cut, f"a tensor rank has {local} {field} to share out", fits
+                )

@@ -1,15 +1,17 @@
 """Ulysses: between layers a rank has some tokens of all heads, inside attention all tokens of some heads.
 
-Follows Jacobs et al., "DeepSpeed Ulysses" (2309.14509). Symbols: N ranks, B sequences, s tokens, h = a·d, a query and n_kv key heads.
+Follows Jacobs et al., "DeepSpeed Ulysses" (2309.14509). Symbols: N ranks, B sequences, s tokens, h = a·d, a
+query and n_kv key heads.
 
-              heads                         heads                    an all-to-all each for Q, K, V, and one back for the output;
-    tokens  [ 0 0 0 0 ]  all-to-all   [ 0 1 2 3 ]                    backward the same four the other way
-            [ 1 1 1 1 ]  ─────────►   [ 0 1 2 3 ]  any attention,
-            [ 2 2 2 2 ]  ◄─────────   [ 0 1 2 3 ]  also unfused      (numbers: the rank that has it)
-            [ 3 3 3 3 ]               [ 0 1 2 3 ]
+              heads                        heads                  an all-to-all each for Q, K, V, and one back for the output;
+    tokens  [ 0 0 0 0 ]  all-to-all  [ 0 1 2 3 ]                  backward the same four the other way
+            [ 1 1 1 1 ]  ─────────►  [ 0 1 2 3 ]  any attention,
+            [ 2 2 2 2 ]  ◄─────────  [ 0 1 2 3 ]  also unfused    (numbers: the rank that has it)
+            [ 3 3 3 3 ]              [ 0 1 2 3 ]
 
-Ranks share out heads, so N must divide n_kv. The hybrid has no such limit (USP; Fang and Zhao, 2405.07719): U neighbours exchange
-heads, and the N/U groups are the ranks of a ring (context_parallel.py), which sees U times longer pieces of a/U heads.
+Ranks share out heads, so N must divide n_kv. The hybrid has no such limit (USP; Fang and Zhao, 2405.07719): U
+neighbours exchange heads, and the N/U groups are the ranks of a ring (context_parallel.py), which sees U
+times longer pieces of a/U heads.
 
     N = 4, U = 2:    ranks 0 1 │ 2 3     heads inside a group, keys and values along 0-2 and 1-3
 
@@ -31,14 +33,18 @@ from glasscluster.strategies.context.context_parallel import RingContext, gather
 
 
 class UlyssesContext(WholeSequence):
-    """Handed to the model's blocks as `parallel.context`. `among` says how the sequence is cut over groups: not at all, or a ring."""
+    """Handed to the model's blocks as `parallel.context`. `among` says how the sequence is cut over groups:
+    not at all, or a ring.
+    """
 
-    def __init__(self, comm: Communicator, among: WholeSequence | None = None, algorithm: str = "ring") -> None:
+    def __init__(
+        self, comm: Communicator, among: WholeSequence | None = None, algorithm: str = "ring"
+    ) -> None:
         self.comm, self.among, self.algorithm = comm, among or WholeSequence(), algorithm
         self.size, self.rank = comm.size * self.among.size, self.among.rank * comm.size + comm.rank
         self.heads_cut, self.heads_rank = comm.size, comm.rank
 
-    # ---- which tokens are whose: the group's, in equal runs --------------------------------------------------------
+    # ---- which tokens are whose: the group's, in equal runs ------------------------------------------------
     def positions(self, tokens: int) -> Sequence[int]:
         """Which of a sequence's tokens this rank has, in its own order."""
         group = self.among.positions(tokens)
@@ -53,7 +59,7 @@ class UlyssesContext(WholeSequence):
         """All tokens of [b, n, ...], in the sequence's order. For what has no gradient."""
         return self.among.whole(gather(x, self.comm, self.algorithm).transpose(0, 1).flatten(1, 2))
 
-    # ---- attention -------------------------------------------------------------------------------------------------
+    # ---- attention -----------------------------------------------------------------------------------------
     def attend(
         self,
         attention: Callable[..., Tensor],
@@ -64,19 +70,33 @@ class UlyssesContext(WholeSequence):
         prefix: int = 0,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """Attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q. bias [a, 2s - 1]."""
+        """Attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q. bias [a,
+        2s - 1].
+        """
         assert k.shape[1] % self.comm.size == 0, "whole key heads are exchanged"
         q, k, v = (_ToHeads.apply(x, self, name) for x, name in ((q, "queries"), (k, "keys"), (v, "values")))
         bias = None if bias is None else bias.chunk(self.comm.size)[self.comm.rank]
-        return _ToTokens.apply(self.among.attend(attention, q, k, v, causal, prefix, bias), self, "attention output")
+        return _ToTokens.apply(
+            self.among.attend(attention, q, k, v, causal, prefix, bias), self, "attention output"
+        )
 
     def to_heads(self, x: Tensor, label: str) -> Tensor:
-        """[b, a, n, d], all heads of this rank's tokens -> [b, a/U, U·n, d], some heads of the group's tokens."""
-        return self.exchange(x.unflatten(1, (self.comm.size, -1)).movedim(1, 0), label).movedim(0, 2).flatten(2, 3)
+        """[b, a, n, d], all heads of this rank's tokens -> [b, a/U, U·n, d], some heads of the group's
+        tokens.
+        """
+        return (
+            self.exchange(x.unflatten(1, (self.comm.size, -1)).movedim(1, 0), label)
+            .movedim(0, 2)
+            .flatten(2, 3)
+        )
 
     def to_tokens(self, x: Tensor, label: str) -> Tensor:
         """The way back: [b, a/U, U·n, d] -> [b, a, n, d]."""
-        return self.exchange(x.unflatten(2, (self.comm.size, -1)).movedim(2, 0), label).movedim(0, 1).flatten(1, 2)
+        return (
+            self.exchange(x.unflatten(2, (self.comm.size, -1)).movedim(2, 0), label)
+            .movedim(0, 1)
+            .flatten(1, 2)
+        )
 
     def exchange(self, pieces: Tensor, label: str) -> Tensor:
         """pieces[j] for rank j of the group -> what each rank i had for us."""
@@ -114,9 +134,15 @@ class _ToTokens(torch.autograd.Function):
 
 
 def make_context(
-    kind: str, comm: Communicator, inner: Communicator | None = None, across: Communicator | None = None, algorithm: str = "ring"
+    kind: str,
+    comm: Communicator,
+    inner: Communicator | None = None,
+    across: Communicator | None = None,
+    algorithm: str = "ring",
 ) -> WholeSequence:
-    """Context parallelism over `comm`: one of the rings, "ulysses", or with `inner` and `across` a ring of groups that exchange heads."""
+    """Context parallelism over `comm`: one of the rings, "ulysses", or with `inner` and `across` a ring of
+    groups that exchange heads.
+    """
     if kind == "ulysses":
         return UlyssesContext(comm, algorithm=algorithm)
     if inner is None or across is None:
@@ -124,23 +150,34 @@ def make_context(
     return UlyssesContext(inner, RingContext(kind, across, algorithm), algorithm)
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_traffic(
-    kind: str, ranks: int, batch: int, tokens: int, heads: int, key_heads: int, head_dim: int, width: int, ulysses: int = 1
+    kind: str,
+    ranks: int,
+    batch: int,
+    tokens: int,
+    heads: int,
+    key_heads: int,
+    head_dim: int,
+    width: int,
+    ulysses: int = 1,
 ) -> dict[str, int]:
-    """Eq 26: bytes that each rank sends for one attention with any kind of context parallelism; tokens = s, heads before any exchange.
+    """Eq 26: bytes that each rank sends for one attention with any kind of context parallelism; tokens = s,
+    heads before any exchange.
 
-    exchange    (U-1)/U · B(s/N)(2a + 2 n_kv) d w forward and the same backward: 4(N-1)/N · B(s/N)h elements when n_kv = a, U = N
-    ring        of N/U groups and n_kv/U key heads, as context_parallel.predict_traffic has it
+    exchange  (U-1)/U · B(s/N)(2a + 2 n_kv) d w forward and the same backward: 4(N-1)/N · B(s/N)h elements when n_kv = a, U = N
+    ring      of N/U groups and n_kv/U key heads, as context_parallel.predict_traffic has it
 
-    `again`: what selective recomputation repeats of the forward. It stops at the last tensor that attention keeps, so the output's
-    exchange is spared.
+    `again`: what selective recomputation repeats of the forward. It stops at the last tensor that attention
+    keeps, so the output's exchange is spared.
     """
     groups = ranks // ulysses if kind != "ulysses" else 1
     each = ranks // groups
-    queries, keys = (n // each * (each - 1) * batch * (tokens // ranks) * head_dim * width for n in (heads, key_heads))
+    queries, keys = (
+        n // each * (each - 1) * batch * (tokens // ranks) * head_dim * width for n in (heads, key_heads)
+    )
     ring = context_parallel.predict_traffic(groups, batch, tokens, key_heads // each, head_dim, width)
     return {
         "forward": 2 * queries + 2 * keys + ring["forward"],

@@ -5,9 +5,9 @@ folder's comm_hook.py,
 
     def comm_hook(plan, model) -> CommHook | None
 
-which is None where its options do not ask for it. A hook is called when a bucket is complete and returns at once; its
-work's `wait` returns when `unit.grad` holds the sum over the ranks of `unit.comm`, the same bits on all of them.
-But: without ZeRO only; its stages reduce to slices.
+which is None where its options do not ask for it. A hook is called when a bucket is complete and returns at
+once; its work's `wait` returns when `unit.grad` holds the sum over the ranks of `unit.comm`, the same bits on
+all of them. But: without ZeRO only; its stages reduce to slices.
 """
 
 from __future__ import annotations

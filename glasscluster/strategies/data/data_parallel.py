@@ -7,15 +7,16 @@ Follows PyTorch DDP (Li et al., 2006.15704). Symbols: Ψ parameters, N ranks, m 
       ...                                                                       ... while earlier layers still compute
     finish: wait for all buckets; divide once by the global token count; every rank takes the same step
 
-    buckets     filled with the parameters from the last one back, the first bucket small, so that communication starts early
-    the order   is a guess until the first backward has shown in which order gradients really become ready: then the buckets
-                are filled anew, on all ranks in the order of rank 0 (torch's reducer does the same before its second forward)
-    launches    go strictly in bucket order: two ranks that launched in different orders would add up different buckets
+    buckets    filled with the parameters from the last one back, the first bucket small, so that communication starts early
+    the order  is a guess until the first backward has shown in which order gradients really become ready: then the buckets
+               are filled anew, on all ranks in the order of rank 0 (torch's reducer does the same before its
+               second forward)
+    launches   go strictly in bucket order: two ranks that launched in different orders would add up different buckets
 
-A parameter without a gradient leaves its bucket for ever incomplete: an error that names it, unless it counts as zero.
-Stage 0 of the ZeRO ladder (zero.py): nothing is shared out.
-But: torch starts with one bucket of everything and fills it in the order of modules; its unused parameters are found by
-walking the graph before backward, ours are what is missing after it.
+A parameter without a gradient leaves its bucket for ever incomplete: an error that names it, unless it counts
+as zero. Stage 0 of the ZeRO ladder (zero.py): nothing is shared out. But: torch starts with one bucket of
+everything and fills it in the order of modules; its unused parameters are found by walking the graph before
+backward, ours are what is missing after it.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ class DataParallel:
 
     # ---- the order of the buckets --------------------------------------------------------------------------
     def step_begins(self) -> None:
-        """Before the second step: fill the buckets anew, in the order in which rank 0's gradients became ready."""
+        """Before the second step: fill the buckets anew, in the order in which rank 0's gradients became
+        ready.
+        """
         if not self.arrived:
             return
         names = list(self.setup.stage.full_names())
@@ -153,7 +156,7 @@ def _buckets(setup: StageSetup, gradients: WholeGradients, order: list[str] | No
     return buckets
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_traffic(parameters: int, dp: int, width: int) -> dict[str, int]:

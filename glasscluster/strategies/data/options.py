@@ -21,8 +21,12 @@ class DataOptions(BaseModel):
 
     dp: int = Field(1, ge=1, description="data-parallel replicas")
     zero: Literal[0, 1, 2, 3] = Field(0, description="ZeRO stage")
-    shard: int = Field(0, ge=0, description="neighbours on dp that share out the ZeRO states; 0 means all of dp")
-    accumulate: Literal["sharded", "whole"] = Field("sharded", description="gradients of ZeRO-2 and 3 between micro-batches")
+    shard: int = Field(
+        0, ge=0, description="neighbours on dp that share out the ZeRO states; 0 means all of dp"
+    )
+    accumulate: Literal["sharded", "whole"] = Field(
+        "sharded", description="gradients of ZeRO-2 and 3 between micro-batches"
+    )
     reshard: bool = Field(True, description="ZeRO-3 frees a unit's parameters between forward and backward")
     offload: Literal["none", "optimizer"] = Field("none", description="states kept in host memory")
     bucket: Size = Field(25 * MIB, ge=1, description="size of a gradient bucket, as 25MiB")
@@ -46,7 +50,9 @@ class DataOptions(BaseModel):
             axes = f"dp = {layout.dp}" if layout.cp == 1 else f"dp x cp = {layout.data_ranks}"
             raise InputError("shard", self.shard, f"must divide {axes}", divisors(layout.data_ranks))
         if self.shard and not self.zero:
-            raise InputError("shard", self.shard, "needs a ZeRO stage of 1, 2 or 3: stage 0 shards nothing", [0])
+            raise InputError(
+                "shard", self.shard, "needs a ZeRO stage of 1, 2 or 3: stage 0 shards nothing", [0]
+            )
 
 
 class ExchangeOptions(BaseModel):
@@ -54,13 +60,22 @@ class ExchangeOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="Parameter servers")
 
-    exchange: Literal["all-reduce", "parameter-server", "async-server"] = Field("all-reduce", description="how ranks come to new weights")
-    servers: int = Field(0, ge=0, description="shards of the parameter server, on the first workers; 0 means one on every worker")
-    staleness: int = Field(0, ge=0, description="clocks a worker of the async-server may be ahead of the slowest")
+    exchange: Literal["all-reduce", "parameter-server", "async-server"] = Field(
+        "all-reduce", description="how ranks come to new weights"
+    )
+    servers: int = Field(
+        0,
+        ge=0,
+        description="shards of the parameter server, on the first workers; 0 means one on every worker",
+    )
+    staleness: int = Field(
+        0, ge=0, description="clocks a worker of the async-server may be ahead of the slowest"
+    )
     jitter: float = Field(
         0.0,
         ge=0,
-        description="async-server: a gradient takes 1 + jitter x Exp(1) times as long when the order is drawn",
+        description="async-server: a gradient takes 1 + jitter x Exp(1) times as long when the order is "
+        "drawn",
     )
 
     def rules(self, _model: ModelConfig, layout: Layout) -> None:

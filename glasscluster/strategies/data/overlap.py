@@ -1,18 +1,20 @@
 """Overlap: when the last bucket is reduced, and which buckets end soonest (Eq 14).
 
-Follows PyTorch DDP (Li et al., 2006.15704), section 3.2. Symbols: bucket i becomes ready at r_i and takes c_i on the wire.
+Follows PyTorch DDP (Li et al., 2006.15704), section 3.2. Symbols: bucket i becomes ready at r_i and takes c_i
+on the wire.
 
-    compute   ── backward ──r_1────r_2──────r_3│                      T_b = r_last: backward is over
-    wire                     [c_1 ] [  c_2  ]  [ c_3 ]                end_i = max(r_i, end_{i-1}) + c_i,  T_end = end_last
-                                               └─────┘ exposed
+    compute  ── backward ──r_1────r_2──────r_3│                T_b = r_last: backward is over
+    wire                    [c_1 ] [  c_2  ]  [ c_3 ]          end_i = max(r_i, end_{i-1}) + c_i,  T_end = end_last
+                                              └─────┘ exposed
 
-Buckets use one communication lane, in order. A bucket is ready when its last gradient is. Bounds, whatever the buckets:
+Buckets use one communication lane, in order. A bucket is ready when its last gradient is. Bounds, whatever
+the buckets:
 
     max(T_b + c_last, r_1 + Σc)  ≤  T_end  ≤  T_b + Σc
 
-The chain is monotone in end_{i-1}: to end the first j gradients soonest, end the first i < j soonest and make one bucket
-of the rest. So the best of all 2^(n-1) ways to cut n gradients into buckets takes n² steps to find.
-But: compute is not slowed by communication, and all ranks become ready at once.
+The chain is monotone in end_{i-1}: to end the first j gradients soonest, end the first i < j soonest and make
+one bucket of the rest. So the best of all 2^(n-1) ways to cut n gradients into buckets takes n² steps to
+find. But: compute is not slowed by communication, and all ranks become ready at once.
 """
 
 from __future__ import annotations
@@ -51,8 +53,12 @@ def bounds(ready: Sequence[float], cost: Sequence[float]) -> tuple[float, float]
     return max(ready[-1] + cost[-1], ready[0] + sum(cost)), ready[-1] + sum(cost)
 
 
-def end_of_buckets(buckets: Sequence[Sequence[int]], ready: Sequence[float], sizes: Sequence[float], cost: Cost) -> float:
-    """T_end when gradients, ready at `ready` and of `sizes` bytes, are cut into `buckets` of their indices."""
+def end_of_buckets(
+    buckets: Sequence[Sequence[int]], ready: Sequence[float], sizes: Sequence[float], cost: Cost
+) -> float:
+    """T_end when gradients, ready at `ready` and of `sizes` bytes, are cut into `buckets` of
+    their indices.
+    """
     return end_of_chain([ready[b[-1]] for b in buckets], [cost(sum(sizes[i] for i in b)) for b in buckets])
 
 
@@ -90,19 +96,24 @@ SEVERAL_GROUPS = Said(
     "gradients are reduced over several kinds of groups (sharding groups, experts)",
     "梯度在多种组内归约（分片组、专家组）",
 )
-A_LIBRARY = Said("a library's own collectives ran: their steps are not known", "运行的是库自带的集合通信，其步骤未知")
+A_LIBRARY = Said(
+    "a library's own collectives ran: their steps are not known", "运行的是库自带的集合通信，其步骤未知"
+)
 SHARED_LINKS = Said("messages share links in this replay", "本次回放中消息共享链路")
 OTHER_REPLAY = Said(
     "in this replay messages wait for their receivers, or some events are faster",
     "本次回放中消息等待接收方，或部分事件被加速",
 )
-SEVERAL_LINKS = Said("the ranks of a group are joined by links of several kinds", "组内 rank 之间的链路不是同一种")
+SEVERAL_LINKS = Said(
+    "the ranks of a group are joined by links of several kinds", "组内 rank 之间的链路不是同一种"
+)
 UNEQUAL = Said("a bucket does not divide evenly by the ranks", "有的桶不能被 rank 数整除")
 LATE_RANK = Said("the ranks are not ready at the same moment", "各 rank 不是同时就绪")
 
 
 def predict_last_bucket(plan: Plan, timeline: Timeline) -> tuple[float, float] | Said:
-    """T_end of the latest data-parallel group, by the chain and as replayed; the r_i are read from the replay.
+    """T_end of the latest data-parallel group, by the chain and as replayed; the r_i are read from the
+    replay.
 
     Where the chain's terms do not hold (see the reasons below), why.
     """
@@ -115,7 +126,10 @@ def predict_last_bucket(plan: Plan, timeline: Timeline) -> tuple[float, float] |
         (graph.has_native, A_LIBRARY),
         (not on_rings(graph, mine), NOT_A_RING),
         (timeline.shared is not None, SHARED_LINKS),
-        (bool(timeline.replay_options.get("rendezvous") or timeline.replay_options.get("faster")), OTHER_REPLAY),
+        (
+            bool(timeline.replay_options.get("rendezvous") or timeline.replay_options.get("faster")),
+            OTHER_REPLAY,
+        ),
     ):
         if off:
             return why
@@ -141,7 +155,9 @@ def predict_last_bucket(plan: Plan, timeline: Timeline) -> tuple[float, float] |
         if np.ptp(ready, axis=1).max() > 1e-12 * timeline.makespan:
             return LATE_RANK
         cost = on_a_ring("reduce_scatter" if plan.zero else "all_reduce", n, links.pop(), hw.gpu.reduce_rate)
-        ends.append((end_of_chain(ready.max(axis=1).tolist(), [cost(int(b)) for b in nbytes]), float(ended.max())))
+        ends.append(
+            (end_of_chain(ready.max(axis=1).tolist(), [cost(int(b)) for b in nbytes]), float(ended.max()))
+        )
     return max(p for p, _ in ends), max(s for _, s in ends)
 
 

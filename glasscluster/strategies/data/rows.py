@@ -161,7 +161,9 @@ def _host(run: Judged) -> list[Row]:
     names = {
         "down": Said("gradients moved down to the host, all ranks", "下传到主机的梯度（全部 rank）"),
         "up": Said("parameters moved up from the host, all ranks", "从主机上传的参数（全部 rank）"),
-        "update": Said("host memory read and written by the update, all ranks", "更新时读写的主机内存（全部 rank）"),
+        "update": Said(
+            "host memory read and written by the update, all ranks", "更新时读写的主机内存（全部 rank）"
+        ),
         "held": Said("optimizer held in host memory, all ranks", "主机内存中的优化器状态（全部 rank）"),
     }
     source = "ZeRO-Offload 2101.06840 sections 3, 4"

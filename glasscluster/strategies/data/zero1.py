@@ -50,7 +50,8 @@ class Zero1:
 
     # ---- backward: reduce-scatter --------------------------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """Called before a backward: gradients of the last micro-batch are reduced, the others only added up.
+        """Called before a backward: gradients of the last micro-batch are reduced, the others
+        only added up.
         """
         self.reducer.begin(reduce=last)
 

@@ -1,15 +1,18 @@
-"""The arrival plan: in which order pushes reach the servers, fixed before the run, so that a run repeats on any backend.
+"""The arrival plan: in which order pushes reach the servers, fixed before the run, so that a run repeats on
+any backend.
 
-An asynchronous program does what comes first, and what comes first depends on time, which no recording knows. So the order
-is computed beforehand on a virtual clock, and the program then follows it with real tensors. Two sources of the times:
+An asynchronous program does what comes first, and what comes first depends on time, which no recording knows.
+So the order is computed beforehand on a virtual clock, and the program then follows it with real tensors. Two
+sources of the times:
 
     virtual    one clock of the same program, recorded dry and replayed on some hardware (virtual_clock.py)
     seeded     every computation and message takes a random time
 
-Each rank gets a script, which it follows from first to last:  WORK (one gradient)  |  v (serve worker v's next push).
-Every shard has an order of its own, as nothing orders two servers: what a worker pulls may mix versions of two shards.
-A rank does one thing at a time, in the order in which things become ready; its messages leave one after the other. These are
-the rules of replay, so what is recorded, replayed on the hardware the order was drawn from, takes as long as this says.
+Each rank gets a script, which it follows from first to last:  WORK (one gradient)  |  v (serve worker v's
+next push). Every shard has an order of its own, as nothing orders two servers: what a worker pulls may mix
+versions of two shards. A rank does one thing at a time, in the order in which things become ready; its
+messages leave one after the other. These are the rules of replay, so what is recorded, replayed on the
+hardware the order was drawn from, takes as long as this says.
 """
 
 from __future__ import annotations
@@ -27,9 +30,11 @@ WORK = -1
 
 @dataclass(frozen=True)
 class Layout:
-    """W workers on ranks 0..W-1, K shards: with `own_ranks` on ranks of their own after them, else on the first K workers.
+    """W workers on ranks 0..W-1, K shards: with `own_ranks` on ranks of their own after them, else on the
+    first K workers.
 
-    `staleness` s: how many clocks a worker may be ahead of the slowest; None: synchronous, one update a clock.
+    `staleness` s: how many clocks a worker may be ahead of the slowest; None: synchronous, one update a
+    clock.
     """
 
     workers: int
@@ -40,9 +45,16 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not self.own_ranks and self.servers > self.workers:
-            raise InputError("servers", self.servers, f"shards stand on the {self.workers} workers", range(1, self.workers + 1))
+            raise InputError(
+                "servers",
+                self.servers,
+                f"shards stand on the {self.workers} workers",
+                range(1, self.workers + 1),
+            )
         if min(self.workers, self.servers, self.clocks) < 1:
-            raise InputError("servers", self.servers, "needs at least one worker, one server and one clock", [1])
+            raise InputError(
+                "servers", self.servers, "needs at least one worker, one server and one clock", [1]
+            )
         if self.staleness is not None and self.staleness < 0:
             raise InputError("staleness", self.staleness, "must not be negative (0: nobody runs ahead)", [0])
 
@@ -71,7 +83,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: of a worker's clock `compute`; of a shard `update` and `answer`; of its messages `port` (occupies the sender), `latency`."""
+    """Seconds: of a worker's clock `compute`; of a shard `update` and `answer`; of its messages `port`
+    (occupies the sender), `latency`.
+    """
 
     compute: Callable[[int, int], float]
     update: Callable[[int], float]
@@ -82,13 +96,17 @@ class Times:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """A script a rank, where it came from, and how long it says the run takes (None: it says nothing of time)."""
+    """A script a rank, where it came from, and how long it says the run takes (None: it says nothing of
+    time).
+    """
 
     layout: Layout
     scripts: tuple[tuple[int, ...], ...]
     source: str
     makespan: float | None = None
-    applied: tuple[tuple[float, ...], ...] = field(default=(), compare=False)  # shard -> when each push was in its weights
+    applied: tuple[tuple[float, ...], ...] = field(
+        default=(), compare=False
+    )  # shard -> when each push was in its weights
 
     @property
     def info(self) -> dict[str, Any]:
@@ -97,11 +115,15 @@ class Arrivals:
 
 
 def synchronous(layout: Layout) -> Arrivals:
-    """Everybody works, every server takes all pushes in rank order: the order of arrival makes no difference."""
+    """Everybody works, every server takes all pushes in rank order: the order of arrival makes no
+    difference.
+    """
     everyone = tuple(range(layout.workers))
     scripts = []
     for rank in range(layout.ranks):
-        clock = ((WORK,) if rank < layout.workers else ()) + (everyone if layout.shard_of(rank) is not None else ())
+        clock = ((WORK,) if rank < layout.workers else ()) + (
+            everyone if layout.shard_of(rank) is not None else ()
+        )
         scripts.append(clock * layout.clocks)
     return Arrivals(layout, tuple(scripts), "rank order")
 
@@ -109,8 +131,16 @@ def synchronous(layout: Layout) -> Arrivals:
 def arrive(layout: Layout, times: Times, source: str) -> Arrivals:
     """Run the clock: who is served when, if everybody does what is ready first."""
     w, k, s = layout.workers, layout.servers, layout.staleness or 0
-    free, lane, scripts = [0.0] * layout.ranks, [0.0] * layout.ranks, [list[int]() for _ in range(layout.ranks)]
-    done, missing, clock = np.zeros((k, w), int), [0] * w, [0] * w  # pushes served; answers a worker waits for
+    free, lane, scripts = (
+        [0.0] * layout.ranks,
+        [0.0] * layout.ranks,
+        [list[int]() for _ in range(layout.ranks)],
+    )
+    done, missing, clock = (
+        np.zeros((k, w), int),
+        [0] * w,
+        [0] * w,
+    )  # pushes served; answers a worker waits for
     waiting: list[set[int]] = [set() for _ in range(k)]  # served and not yet answered
     ready, applied, last = [0.0] * w, [list[float]() for _ in range(k)], 0.0
     queue: list[tuple[float, int, int]] = [(0.0, worker, WORK) for worker in range(w)]  # ready, rank, what
@@ -129,7 +159,10 @@ def arrive(layout: Layout, times: Times, source: str) -> Arrivals:
         if what == WORK:
             at += times.compute(rank, clock[rank])
             clock[rank], missing[rank] = clock[rank] + 1, k
-            queue += [(send(shard, rank, layout.home(shard), at), layout.home(shard), rank) for shard in layout.turn(rank)]
+            queue += [
+                (send(shard, rank, layout.home(shard), at), layout.home(shard), rank)
+                for shard in layout.turn(rank)
+            ]
         else:
             shard = layout.shard_of(rank)
             assert shard is not None

@@ -3,8 +3,8 @@
 Follows Chen et al., "Revisiting distributed synchronous SGD", 1604.00981, Algorithms 3 and 4. Symbols: N
 gradients a step, b backup workers, λ rate of an exponential time, H_n = 1 + 1/2 + ... + 1/n.
 
-    worker, step t   w ← newest weights;  g ← gradient(w, own part of batch t);  if among the first N of step t: send g
-    server           add up the first N gradients of step t, divide by their tokens, step;  send the weights to all N + b
+    worker, step t  w ← newest weights;  g ← gradient(w, own part of batch t);  if among the first N of step t: send g
+    server          add up the first N gradients of step t, divide by their tokens, step;  send the weights to all N + b
 
 Still synchronous: every gradient that counts belongs to the newest weights. Who counts is drawn beforehand
 (`fastest`): the run repeats, and each step equals one device on the batch of those who counted.
@@ -33,7 +33,8 @@ Chosen = tuple[tuple[int, ...], ...]  # step -> the N workers that counted, in r
 
 
 def fastest(seconds: np.ndarray, needed: int) -> Chosen:
-    """For each step the `needed` workers with the shortest times [steps, workers]; equal times in rank order.
+    """For each step the `needed` workers with the shortest times [steps, workers]; equal times in
+    rank order.
     """
     order = np.argsort(seconds, axis=1, kind="stable")[:, :needed]
     return tuple(tuple(sorted(row)) for row in order.tolist())
@@ -60,7 +61,10 @@ def train_with_backups(gpu: GPU, job: Job, chosen: Chosen) -> Counted:
             out.losses = [float(x) for x in replica.losses] if gpu.device.type != "meta" else []
         return out
     with gpu.unrecorded():
-        moments = [gpu.memory.register(torch.zeros_like(replica.flat), "optimizer", "server") for _ in range(job.optimizer.moments)]
+        moments = [
+            gpu.memory.register(torch.zeros_like(replica.flat), "optimizer", "server")
+            for _ in range(job.optimizer.moments)
+        ]
         incoming = gpu.memory.register(torch.zeros_like(replica.flat), "buffers", "push")
     gpu.start_step()
     leaving: list[Work] = []
@@ -109,7 +113,9 @@ def tokens(gpu: GPU, job: Job, step: int, counted: tuple[int, ...], workers: int
 
 
 @one_thread()
-def one_device_on_what_counted(job: Job, chosen: Chosen, workers: int, dtype: torch.dtype = torch.float64) -> Reference:
+def one_device_on_what_counted(
+    job: Job, chosen: Chosen, workers: int, dtype: torch.dtype = torch.float64
+) -> Reference:
     """One device, trained on the parts of each batch whose gradients counted."""
     batches = []
     for step, counted in enumerate(chosen):

@@ -3,14 +3,15 @@
 Follows Stich, 1805.09767, Algorithm 1 (local SGD) and Douillard et al., 2311.08105, Algorithm 1 (DiLoCo).
 Symbols: N replicas, Ψ parameters, H inner steps, θ shared weights, μ outer momentum, η outer rate.
 
-    for every replica i, alone:   θ_i ← θ;  H times  θ_i ← inner(θ_i, gradient of its own batch)        no communication
-    Δ ← mean over i of (θ − θ_i)                                                                        one all-reduce of Ψ
-    u ← μu + Δ;   θ ← θ − η(Δ + μu)                                                                     Nesterov, on every rank alike
+    for every replica i, alone:   θ_i ← θ;  H times  θ_i ← inner(θ_i, gradient of its own batch)  no communication
+    Δ ← mean over i of (θ − θ_i)                                                                  one all-reduce of Ψ
+    u ← μu + Δ;   θ ← θ − η(Δ + μu)                                                               Nesterov, on every rank alike
 
-Local SGD is η = 1, μ = 0, inner SGD: θ becomes the mean of the replicas. DiLoCo is inner AdamW, η = 0.7, μ = 0.9, H = 500.
-Inner optimizer state stays on its rank and is never sent.
+Local SGD is η = 1, μ = 0, inner SGD: θ becomes the mean of the replicas. DiLoCo is inner AdamW, η = 0.7, μ =
+0.9, H = 500. Inner optimizer state stays on its rank and is never sent.
 
-But: nobody leaves or joins, every replica makes H steps, and Δ is sent whole and in the precision of the weights.
+But: nobody leaves or joins, every replica makes H steps, and Δ is sent whole and in the precision of the
+weights.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ DILOCO = Outer(every=500, rate=0.7, momentum=0.9)
 
 @dataclass
 class Locally:
-    """What a rank brings back: its own losses, and the shared weights after each meeting (with capture), or the last."""
+    """What a rank brings back: its own losses, and the shared weights after each meeting (with capture), or
+    the last.
+    """
 
     losses: list[float] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
@@ -58,9 +61,14 @@ def train_locally(gpu: GPU, job: Job, outer: Outer) -> Locally:
     comm, replica, out = gpu.make_mesh({"dp": gpu.size})["dp"], Replica(gpu, job), Locally()
     keep = gpu.memory.register
     with gpu.unrecorded():
-        inner = [keep(torch.zeros_like(replica.flat), "optimizer", "inner") for _ in range(job.optimizer.moments)]
+        inner = [
+            keep(torch.zeros_like(replica.flat), "optimizer", "inner") for _ in range(job.optimizer.moments)
+        ]
         shared = keep(replica.flat.clone(), "parameters", "shared weights")
-        moved, velocity = keep(torch.zeros_like(shared), "buffers", "moved"), keep(torch.zeros_like(shared), "optimizer", "outer momentum")
+        moved, velocity = (
+            keep(torch.zeros_like(shared), "buffers", "moved"),
+            keep(torch.zeros_like(shared), "optimizer", "outer momentum"),
+        )
     gpu.start_step()
     for step in range(job.steps):
         replica.gradient(step, comm.rank, comm.size, whole=False)
@@ -82,12 +90,14 @@ def train_locally(gpu: GPU, job: Job, outer: Outer) -> Locally:
     return out
 
 
-# ---- its own reference ---------------------------------------------------------------------------------------------
+# ---- its own reference -------------------------------------------------------------------------------------
 
 
 @one_thread()
 def one_after_the_other(job: Job, outer: Outer, replicas: int) -> tuple[list[Tensor], list[list[float]]]:
-    """N replicas in one process, each round one after the other: shared weights after each round, losses by replica."""
+    """N replicas in one process, each round one after the other: shared weights after each round, losses by
+    replica.
+    """
     model = GPTStage(job.model, seed=job.seed, dtype=DTYPES[job.plan.precision])
     parameters = [p for p, _ in model.full_names().values()]
     theta = torch.nn.utils.parameters_to_vector(parameters).detach().clone()
@@ -117,10 +127,16 @@ def one_after_the_other(job: Job, outer: Outer, replicas: int) -> tuple[list[Ten
     return rounds, losses
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict(parameters: int, replicas: int, steps: int, every: int, width: int) -> dict[str, int]:
-    """Bytes all ranks send together: a ring all-reduce of Ψ, 2(N-1)Ψ, at every meeting; plain data parallelism sends it every step."""
+    """Bytes all ranks send together: a ring all-reduce of Ψ, 2(N-1)Ψ, at every meeting; plain data
+    parallelism sends it every step.
+    """
     meetings, once = -(-steps // every), 2 * (replicas - 1) * parameters * width
-    return {"meetings": meetings, "parameters_bytes_total": meetings * once, "every_step_bytes_total": steps * once}
+    return {
+        "meetings": meetings,
+        "parameters_bytes_total": meetings * once,
+        "every_step_bytes_total": steps * once,
+    }

@@ -1,20 +1,22 @@
 """Parameter servers: workers push gradients and pull weights; the weights live on K servers, a shard each.
 
-Follows Li et al., OSDI 2014, Algorithm 1; bounded staleness: Ho et al., NIPS 2013 (stale synchronous parallel), section 2.
-Symbols: W workers, K shards, S bytes of all parameters, clock c (gradients a worker has pushed), staleness s, rate η.
+Follows Li et al., OSDI 2014, Algorithm 1; bounded staleness: Ho et al., NIPS 2013 (stale synchronous
+parallel), section 2. Symbols: W workers, K shards, S bytes of all parameters, clock c (gradients a worker has
+pushed), staleness s, rate η.
 
-    worker w, clock c                             server k
-      w_w ← pull from every server                  push of worker v arrives: synchronous   sum g over all W, one step for all
-      g ← gradient(w_w, own part of batch c)                                  asynchronous  a step at once, on whatever w is now
-      push g to every server  ─── S/K each ──►      c_v ← c_v + 1
-      ◄──────── S/K each ───                        answer every u that has pushed and  c_u − min c ≤ s
+    worker w, clock c                           server k
+      w_w ← pull from every server                push of worker v arrives: synchronous   sum g over all W, one step for all
+      g ← gradient(w_w, own part of batch c)                                asynchronous  a step at once, on whatever w is now
+      push g to every server  ─── S/K each ──►    c_v ← c_v + 1
+      ◄──────── S/K each ───                      answer every u that has pushed and  c_u − min c ≤ s
 
-So nobody computes who is more than s clocks ahead of the slowest, and a gradient may belong to weights that are long gone:
-it is really computed on them. With s = 0 and SGD the weights are those of the synchronous mode; in which order pushes are
-served is the arrival plan (arrivals.py). Each run equals its own reference below: the plan, in one process, without a message.
+So nobody computes who is more than s clocks ahead of the slowest, and a gradient may belong to weights that
+are long gone: it is really computed on them. With s = 0 and SGD the weights are those of the synchronous
+mode; in which order pushes are served is the arrival plan (arrivals.py). Each run equals its own reference
+below: the plan, in one process, without a message.
 
-But: no replication, no ranges of keys, no user-defined filters, no norm clipping (no server sees the whole gradient), and a
-server answers when it has room for nothing else: a rank computes or serves, one at a time.
+But: no replication, no ranges of keys, no user-defined filters, no norm clipping (no server sees the whole
+gradient), and a server answers when it has room for nothing else: a rank computes or serves, one at a time.
 """
 
 from __future__ import annotations
@@ -40,14 +42,20 @@ PUSH, PULL = 0, 1  # tags: with servers on the workers both go from rank to rank
 
 @dataclass
 class Exchanged:
-    """What a rank brings back: of a worker its losses, pushes (with capture) and last pull; of a server its shard and its log."""
+    """What a rank brings back: of a worker its losses, pushes (with capture) and last pull; of a server its
+    shard and its log.
+    """
 
     losses: list[float] = field(default_factory=list)
     pushes: list[Tensor] = field(default_factory=list)
     pulled: Tensor | None = None
     shard: Tensor | None = None
-    leads: list[int] = field(default_factory=list)  # of every answer: how many clocks that worker was ahead of the slowest
-    missed: list[int] = field(default_factory=list)  # of every push served: how many others were served since its weights were sent
+    leads: list[int] = field(
+        default_factory=list
+    )  # of every answer: how many clocks that worker was ahead of the slowest
+    missed: list[int] = field(
+        default_factory=list
+    )  # of every push served: how many others were served since its weights were sent
     history: list[Tensor] = field(default_factory=list)  # with capture: a server's shard after every W pushes
     state_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -75,7 +83,9 @@ def exchange(gpu: GPU, job: Job, plan: Arrivals) -> Exchanged:
 class Worker:
     """Pull, compute, push."""
 
-    def __init__(self, gpu: GPU, comm: Communicator, plan: Arrivals, replica: Replica, where: list[slice]) -> None:
+    def __init__(
+        self, gpu: GPU, comm: Communicator, plan: Arrivals, replica: Replica, where: list[slice]
+    ) -> None:
         self.gpu, self.comm, self.layout, self.replica, self.where = gpu, comm, plan.layout, replica, where
         self.clock, self.leaving, self.pushes = 0, list[Work](), list[Tensor]()
 
@@ -90,14 +100,22 @@ class Worker:
         for k in self.layout.turn(self.gpu.rank):
             if self.layout.home(k) != self.gpu.rank:  # a shard on this rank finds the gradient where it is
                 piece = self.replica.grad[self.where[k]]
-                self.leaving.append(self.comm.isend(piece, self.layout.home(k), PUSH, purpose="gradients", label=f"push {k}"))
+                self.leaving.append(
+                    self.comm.isend(piece, self.layout.home(k), PUSH, purpose="gradients", label=f"push {k}")
+                )
         self.clock += 1
 
     def pull(self) -> None:
         """The weights as each server had them when it answered."""
         for k, part in enumerate(self.where):
             if self.layout.home(k) != self.gpu.rank:
-                self.comm.recv(self.replica.flat[part], self.layout.home(k), PULL, purpose="parameters", label=f"pull {k}")
+                self.comm.recv(
+                    self.replica.flat[part],
+                    self.layout.home(k),
+                    PULL,
+                    purpose="parameters",
+                    label=f"pull {k}",
+                )
         for work in self.leaving:  # whoever was answered has been heard
             work.wait()
         self.leaving.clear()
@@ -106,17 +124,32 @@ class Worker:
 class Server:
     """A shard of the weights, its optimizer state, and every worker's clock."""
 
-    def __init__(self, gpu: GPU, comm: Communicator, plan: Arrivals, replica: Replica, part: slice, job: Job) -> None:
+    def __init__(
+        self, gpu: GPU, comm: Communicator, plan: Arrivals, replica: Replica, part: slice, job: Job
+    ) -> None:
         self.gpu, self.comm, self.layout, self.replica, self.part = gpu, comm, plan.layout, replica, part
-        self.job, self.optimizer, remember, self.history = job, job.optimizer, gpu.memory.register, list[Tensor]()
+        self.job, self.optimizer, remember, self.history = (
+            job,
+            job.optimizer,
+            gpu.memory.register,
+            list[Tensor](),
+        )
         with gpu.unrecorded():
             self.shard = remember(replica.flat[part].clone(), "parameters", "shard")
-            self.moments = [remember(torch.zeros_like(self.shard), "optimizer", "shard") for _ in range(self.optimizer.moments)]
+            self.moments = [
+                remember(torch.zeros_like(self.shard), "optimizer", "shard")
+                for _ in range(self.optimizer.moments)
+            ]
             self.incoming = remember(torch.zeros_like(self.shard), "buffers", "push")
             self.total = remember(torch.zeros_like(self.shard), "gradients", "sum of pushes")
         self.clocks, self.waiting, self.version = [0] * self.layout.workers, set[int](), 0
         self.sent: dict[int, Work] = {}
-        self.served, self.leads, self.missed, self.given = 0, list[int](), list[int](), [0] * self.layout.workers
+        self.served, self.leads, self.missed, self.given = (
+            0,
+            list[int](),
+            list[int](),
+            [0] * self.layout.workers,
+        )
 
     def serve(self, v: int) -> None:
         """Worker v's next push: apply it, then answer whoever may go on."""
@@ -186,12 +219,14 @@ def bring_back(gpu: GPU, worker: Worker | None, server: Server | None) -> Exchan
     return out
 
 
-# ---- its own reference ---------------------------------------------------------------------------------------------
+# ---- its own reference -------------------------------------------------------------------------------------
 
 
 @dataclass
 class Alone:
-    """The same plan in one process: weights at the end, each worker's last pull, pushes and losses (worker -> clock)."""
+    """The same plan in one process: weights at the end, each worker's last pull, pushes and losses (worker ->
+    clock).
+    """
 
     weights: Tensor
     pulled: list[Tensor]
@@ -201,7 +236,9 @@ class Alone:
 
 @one_thread()
 def in_one_process(job: Job, plan: Arrivals) -> Alone:
-    """Follow all scripts, a rank as far as it goes, then the next: no messages, one model, W copies of its weights."""
+    """Follow all scripts, a rank as far as it goes, then the next: no messages, one model, W copies of its
+    weights.
+    """
     layout, s = plan.layout, plan.layout.staleness or 0
     model = GPTStage(job.model, seed=job.seed, dtype=DTYPES[job.plan.precision])
     parameters = [p for p, _ in model.full_names().values()]
@@ -210,8 +247,14 @@ def in_one_process(job: Job, plan: Arrivals) -> Alone:
     state = [[torch.zeros(len(c), dtype=weights.dtype) for _ in range(job.optimizer.moments)] for c in shards]
     everyone = range(layout.workers)
     out = Alone(weights, [weights.clone() for _ in everyone], [[] for _ in everyone], [[] for _ in everyone])
-    at, heard = [0] * layout.ranks, [[0] * layout.workers for _ in shards]  # place in the script; pushes each shard has heard
-    answered, sums = [[0] * layout.workers for _ in shards], [torch.zeros(len(c), dtype=weights.dtype) for c in shards]
+    at, heard = (
+        [0] * layout.ranks,
+        [[0] * layout.workers for _ in shards],
+    )  # place in the script; pushes each shard has heard
+    answered, sums = (
+        [[0] * layout.workers for _ in shards],
+        [torch.zeros(len(c), dtype=weights.dtype) for c in shards],
+    )
     steps = [0] * layout.servers
 
     def work(v: int) -> None:
@@ -219,14 +262,18 @@ def in_one_process(job: Job, plan: Arrivals) -> Alone:
         tokens, targets = job.batch(clock)
         each = job.plan.global_batch // layout.workers
         with torch.no_grad():
-            for p, value in zip(parameters, out.pulled[v].split([p.numel() for p in parameters]), strict=True):
+            for p, value in zip(
+                parameters, out.pulled[v].split([p.numel() for p in parameters]), strict=True
+            ):
                 p.copy_(value.view(p.shape))
         model.zero_grad()
         loss = model(tokens[v * each : (v + 1) * each], targets[v * each : (v + 1) * each])
         loss.backward()
         count = int((targets != IGNORE).sum())
         out.losses[v].append(float(loss.detach()) / count)
-        out.pushes[v].append(torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]) * (1.0 / count))
+        out.pushes[v].append(
+            torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]) * (1.0 / count)
+        )
 
     def serve(k: int, v: int) -> None:
         here = slice(int(shards[k][0]), int(shards[k][-1]) + 1)
@@ -236,7 +283,9 @@ def in_one_process(job: Job, plan: Arrivals) -> Alone:
             sums[k] = sums[k] + gradient
         if layout.staleness is not None or min(heard[k]) > steps[k]:
             steps[k] += 1
-            job.optimizer.update(weights[here], gradient if layout.staleness is not None else sums[k], state[k], steps[k])
+            job.optimizer.update(
+                weights[here], gradient if layout.staleness is not None else sums[k], state[k], steps[k]
+            )
             sums[k] = torch.zeros_like(sums[k])
         for u in everyone:
             if answered[k][u] < heard[k][u] <= min(heard[k]) + s:
@@ -267,8 +316,12 @@ def in_one_process(job: Job, plan: Arrivals) -> Alone:
 
 
 def compare(results: list[Exchanged], alone: Alone, layout: Layout) -> dict[str, float]:
-    """Largest differences from the reference: every pushed gradient, the weights on the servers, every last pull, every loss."""
-    servers = torch.cat([r.shard for r in (results[layout.home(k)] for k in range(layout.servers)) if r.shard is not None])
+    """Largest differences from the reference: every pushed gradient, the weights on the servers, every last
+    pull, every loss.
+    """
+    servers = torch.cat(
+        [r.shard for r in (results[layout.home(k)] for k in range(layout.servers)) if r.shard is not None]
+    )
     weight = [difference(servers.double(), alone.weights.double(), 1.0)]
     grad, loss = [0.0], [0.0]
     for v in range(layout.workers):
@@ -283,14 +336,14 @@ def compare(results: list[Exchanged], alone: Alone, layout: Layout) -> dict[str,
     return {f"max_rel_{what}_diff": most for what, most in found.items()}
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict(layout: Layout, parameters: int, width: int) -> dict[str, list[int]]:
     """Eq 11, exact: bytes every rank sends and receives in the whole run.
 
-    Apart: a worker 2S a clock, a server 2W·S/K (S/K: its shard). On the workers: a rank sends S less its own shard as a worker
-    and W-1 times its shard as a server; with K = W that is 2S(N-1)/N.
+    Apart: a worker 2S a clock, a server 2W·S/K (S/K: its shard). On the workers: a rank sends S less its own
+    shard as a worker and W-1 times its shard as a server; with K = W that is 2S(N-1)/N.
     """
     size, sizes = parameters * width, [n * width for n in layout.sizes(parameters)]
     sent = []

@@ -1,7 +1,9 @@
-"""One replica: a whole model whose parameters and gradients are two flat buffers, and the gradient of its part of a batch.
+"""One replica: a whole model whose parameters and gradients are two flat buffers, and the gradient of its
+part of a batch.
 
-What the strategies build on that exchange something else than gradients at every step: parameter servers, backup workers,
-local SGD. Divided by the tokens of the whole batch, as is usual here, parts add up to the batch's mean gradient.
+What the strategies build on that exchange something else than gradients at every step: parameter servers,
+backup workers, local SGD. Divided by the tokens of the whole batch, as is usual here, parts add up to the
+batch's mean gradient.
 """
 
 from __future__ import annotations
@@ -38,9 +40,13 @@ class Replica:
         job.plan.check_replica(job.model)
         self.gpu, self.job, self.losses = gpu, job, list[Tensor]()
         with gpu.unrecorded():
-            self.stage = GPTStage(job.model, seed=job.seed, dtype=DTYPES[job.plan.precision], device=gpu.device)
+            self.stage = GPTStage(
+                job.model, seed=job.seed, dtype=DTYPES[job.plan.precision], device=gpu.device
+            )
             for part in self.stage.parts():
-                part.register_forward_pre_hook(lambda module, _args: gpu.recorder.enter_layer(getattr(module, "index", -1)))
+                part.register_forward_pre_hook(
+                    lambda module, _args: gpu.recorder.enter_layer(getattr(module, "index", -1))
+                )
             unit = make_unit("model", [(n, p, s) for n, (p, s) in self.stage.full_names().items()], 1)
             self.members, self.flat = unit.members, gpu.memory.register(unit.flat, "parameters", "model")
             self.grad = gpu.memory.register(torch.zeros_like(self.flat), "gradients", "model")
@@ -48,15 +54,21 @@ class Replica:
                 m.parameter.grad = self.grad[m.start : m.stop].view(m.parameter.shape)
 
     def gradient(self, step: int, part: int, parts: int, *, whole: bool = True, divide: bool = True) -> None:
-        """Fill `grad` from part `part` of `parts` of a step's batch, divided by the tokens of the whole batch.
+        """Fill `grad` from part `part` of `parts` of a step's batch, divided by the tokens of the whole
+        batch.
 
-        With `whole=False` divided by the part's own, with `divide=False` not at all. The loss goes to `losses` likewise.
+        With `whole=False` divided by the part's own, with `divide=False` not at all. The loss goes to
+        `losses` likewise.
         """
         gpu, region = self.gpu, self.gpu.region
         with gpu.unrecorded():
             batches, tokens = self.load(step, part, parts, whole)
             count = tokens if divide else 1
-            loss = torch.zeros((), dtype=torch.float64 if self.flat.dtype == torch.float64 else torch.float32, device=gpu.device)
+            loss = torch.zeros(
+                (),
+                dtype=torch.float64 if self.flat.dtype == torch.float64 else torch.float32,
+                device=gpu.device,
+            )
         with region("backward"):
             self.grad.zero_()
         for i, (inputs, targets) in enumerate(batches):

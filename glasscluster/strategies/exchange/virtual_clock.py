@@ -19,15 +19,25 @@ ANSWERING = ("clone", "copy_")  # what a server computes to answer: everything e
 
 
 def virtual(
-    job: Job, layout: Layout, clock: str | Hardware = "classroom", *, slow_ranks: dict[int, float] | None = None, jitter: float = 0.0
+    job: Job,
+    layout: Layout,
+    clock: str | Hardware = "classroom",
+    *,
+    slow_ranks: dict[int, float] | None = None,
+    jitter: float = 0.0,
 ) -> Arrivals:
     """Times from one clock of the same program, recorded dry and replayed on `clock`.
 
-    `slow_ranks`: rank -> how many times as long it computes; `jitter`: each gradient takes 1 + jitter·Exp(1) times as long (seeded).
+    `slow_ranks`: rank -> how many times as long it computes; `jitter`: each gradient takes 1 + jitter·Exp(1)
+    times as long (seeded).
     """
     hw = hardware(clock)
-    once = Layout(layout.workers, layout.servers, 1, None if layout.staleness is None else 0, layout.own_ranks)
-    run = Cluster(hw, layout.ranks, "dry", memory_bytes=None).run(exchange, job, synchronous(once), info={"precision": job.plan.precision})
+    once = Layout(
+        layout.workers, layout.servers, 1, None if layout.staleness is None else 0, layout.own_ranks
+    )
+    run = Cluster(hw, layout.ranks, "dry", memory_bytes=None).run(
+        exchange, job, synchronous(once), info={"precision": job.plan.precision}
+    )
     line, graph = run.replay(hw, slow_ranks=slow_ranks), run.graph
     spent, on_server = line.end - line.start, graph.phase == OPTIMIZER
     answers = on_server & np.isin(graph.op, [i for i, n in enumerate(graph.names) if n in ANSWERING])
@@ -45,8 +55,16 @@ def virtual(
         lambda worker, c: work[worker] * float(slowdown[worker, c]),
         update.__getitem__,
         answer.__getitem__,
-        lambda src, dst, shard: hw.link(src, dst).overhead_s + sizes[shard] * width / hw.link(src, dst).bandwidth,
+        lambda src, dst, shard: (
+            hw.link(src, dst).overhead_s + sizes[shard] * width / hw.link(src, dst).bandwidth
+        ),
         lambda src, dst: hw.link(src, dst).latency_s,
     )
     made = arrive(layout, times, f"virtual clock of {hw.name}")
-    return made if not jitter else Arrivals(layout, made.scripts, made.source + f", jitter {jitter:g}, seed {job.seed}", None, made.applied)
+    return (
+        made
+        if not jitter
+        else Arrivals(
+            layout, made.scripts, made.source + f", jitter {jitter:g}, seed {job.seed}", None, made.applied
+        )
+    )

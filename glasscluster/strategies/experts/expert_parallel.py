@@ -1,19 +1,19 @@
 """Expert parallelism: each rank has some experts, and tokens travel to them and back.
 
-Follows GShard (Lepikhin et al., 2006.16668, section 3). Symbols: N ranks that see different tokens, T of them each, E experts
-(E/N a rank), k a token, h hidden.
+Follows GShard (Lepikhin et al., 2006.16668, section 3). Symbols: N ranks that see different tokens, T of them
+each, E experts (E/N a rank), k a token, h hidden.
 
-        rank 0   router ─► rows for 0 1 2 3 ─┐ all-to-all ┌─► experts 0, 1 on rows of both ranks ─┐ all-to-all ┌─► weighted sum
-        rank 1   router ─► rows for 0 1 2 3 ─┘  dispatch  └─► experts 2, 3 on rows of both ranks ─┘  combine   └─► weighted sum
+        rank 0  router ─► rows for 0 1 2 3 ─┐ all-to-all ┌─► experts 0, 1 on rows of both ranks ─┐ all-to-all ┌─► weighted sum
+        rank 1  router ─► rows for 0 1 2 3 ─┘  dispatch  └─► experts 2, 3 on rows of both ranks ─┘  combine   └─► weighted sum
 
     dispatch   rows by expert -> rows by (source, own expert)     its backward is a combine of gradients
     combine    the way back                                       its backward is a dispatch of gradients
 
-So 4 all-to-alls of rows a layer and micro-batch; before the first one ranks tell each other how many rows come (E integers), which
-makes the CPU wait for the GPU. An expert's gradient comes from the tokens of all N ranks: it is already their sum, and is added up
-only over ranks that hold the same expert.
-But: nothing hides the all-to-alls; with tensor parallelism each of the t ranks sends whole rows (t times the bytes); an all-to-all
-is as long as its busiest rank's part.
+So 4 all-to-alls of rows a layer and micro-batch; before the first one ranks tell each other how many rows
+come (E integers), which makes the CPU wait for the GPU. An expert's gradient comes from the tokens of all N
+ranks: it is already their sum, and is added up only over ranks that hold the same expert. But: nothing hides
+the all-to-alls; with tensor parallelism each of the t ranks sends whole rows (t times the bytes); an
+all-to-all is as long as its busiest rank's part.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class ExpertParallel(WholeExperts):
         h = x.shape[-1]
         out = x.new_empty(sum(receives), h)
         splits = [n * h for n in sends], [n * h for n in receives]
-        self.comm.all_to_all(x.contiguous(), out, *splits, algorithm=self.algorithm, purpose="activations", label=label)
+        self.comm.all_to_all(
+            x.contiguous(), out, *splits, algorithm=self.algorithm, purpose="activations", label=label
+        )
         return out
 
 
@@ -72,7 +74,9 @@ class _Move(torch.autograd.Function):
     """An all-to-all of rows; gradients take the way back."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, sends: list[int], receives: list[int], ranks: ExpertParallel, label: str) -> Tensor:
+    def forward(
+        ctx, x: Tensor, sends: list[int], receives: list[int], ranks: ExpertParallel, label: str
+    ) -> Tensor:
         ctx.way = (sends, receives, ranks, label)
         return ranks.move(x, sends, receives, label)
 
@@ -82,32 +86,47 @@ class _Move(torch.autograd.Function):
         return ranks.move(grad, receives, sends, f"{label} backward"), None, None, None, None
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def leaving(tokens: int, top_k: int, ep: int) -> float:
     """Eq 27: rows that leave a rank in a dispatch, T k (N-1)/N on average under uniform routing.
 
-    Skewed routing changes who receives, and each sender's number, but not the mean over senders, as long as all see alike tokens:
-    of the rows for rank j, one in N starts there.
+    Skewed routing changes who receives, and each sender's number, but not the mean over senders, as long as
+    all see alike tokens: of the rows for rank j, one in N starts there.
     """
     return tokens * top_k * (ep - 1) / ep
 
 
 def predict_traffic(
-    layers: int, micro_batches: int, tokens: int, top_k: int, experts: int, ep: int, hidden: int, width: int, again: int = 0
+    layers: int,
+    micro_batches: int,
+    tokens: int,
+    top_k: int,
+    experts: int,
+    ep: int,
+    hidden: int,
+    width: int,
+    again: int = 0,
 ) -> dict[str, int]:
-    """Eq 27: bytes sent by all N ranks together in a step, for a stage with `layers` layers, when nothing is dropped.
+    """Eq 27: bytes sent by all N ranks together in a step, for a stage with `layers` layers, when nothing is
+    dropped.
 
-    tokens = T of a rank's micro-batch. `rows` is the mean under uniform routing, and exact where routing is balanced: 4 all-to-alls a
-    layer and micro-batch; `counts` is exact. `again`: layers that recomputation runs again, with 2 all-to-alls each.
+    tokens = T of a rank's micro-batch. `rows` is the mean under uniform routing, and exact where routing is
+    balanced: 4 all-to-alls a layer and micro-batch; `counts` is exact. `again`: layers that recomputation
+    runs again, with 2 all-to-alls each.
     """
     one = (ep - 1) * tokens * top_k * hidden * width * micro_batches
-    return {"rows": (4 * layers + 2 * again) * one, "counts": (layers + again) * micro_batches * (ep - 1) * experts * 8}
+    return {
+        "rows": (4 * layers + 2 * again) * one,
+        "counts": (layers + again) * micro_batches * (ep - 1) * experts * 8,
+    }
 
 
 def traffic(counts: Sequence[Sequence[int]], hidden: int, width: int) -> list[list[int]]:
-    """Bytes from rank (row) to rank (column) in a dispatch, exactly; rank i has `counts[i][e]` rows for expert e."""
+    """Bytes from rank (row) to rank (column) in a dispatch, exactly; rank i has `counts[i][e]` rows for
+    expert e.
+    """
     n, each = len(counts), len(counts[0]) // len(counts)
     rows = [[sum(mine[r * each : (r + 1) * each]) for r in range(n)] for mine in counts]
     return [[0 if i == j else rows[i][j] * hidden * width for j in range(n)] for i in range(n)]

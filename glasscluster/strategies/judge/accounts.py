@@ -3,8 +3,8 @@
 The predicted side is computed from plan and shapes; the counted side comes from the graph and the memory
 ledger, which know no formula. Where theory is exact the two must be equal, not close.
 
-Each strategy's rows.py says what its own papers promise, and `PLACE` where in the ledger. Nothing else lists it.
-What is compared with one device is in check.py.
+Each strategy's rows.py says what its own papers promise, and `PLACE` where in the ledger. Nothing else lists
+it. What is compared with one device is in check.py.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """What a transformer layer keeps for backward: the paper's list, tensor by tensor, and its sums.
 
-Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198), section 4 and Eq 17.
-Symbols: s tokens, b sequences, h hidden, a heads, t tensor-parallel ranks, w bytes of an element (the paper: 2), masks 1 byte;
-beyond the paper: k columns of K and of V (h without grouped queries), f inner width of the MLP, c context-parallel ranks.
+Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198),
+section 4 and Eq 17. Symbols: s tokens, b sequences, h hidden, a heads, t tensor-parallel ranks, w bytes of an
+element (the paper: 2), masks 1 byte; beyond the paper: k columns of K and of V (h without grouped queries), f
+inner width of the MLP, c context-parallel ranks.
 
     x ─ norm ─ QKV ─ Q K^T ─ softmax ─ dropout ─ · V ─ out ─ dropout ─ + ─ norm ─ up ─ GELU ─ down ─ dropout ─ +
 
-    with dropout      sbh (16w + 2) + a s² b (2w + 1)          w = 2:  sbh (34 + 5 a s/h)                    eq. 1
+    with dropout      sbh (16w + 2) + a s² b (2w + 1)          w = 2:  sbh (34 + 5 a s/h)                eq. 1
     without           16w sbh + w a s² b
-    tensor parallel   w = 2:  sbh (10 + 24/t + 5 a s/(h t))                                                eq. 2
-    + sequence        w = 2:  sbh/t (34 + 5 a s/h)                                                         eq. 4
-    selective         the same without the a s² b term                                                     eq. 6
+    tensor parallel   w = 2:  sbh (10 + 24/t + 5 a s/(h t))                                            eq. 2
+    + sequence        w = 2:  sbh/t (34 + 5 a s/h)                                                     eq. 4
+    selective         the same without the a s² b term                                                 eq. 6
     full              w sbh: the input
 
     flash attention   no a s² b term; log-sum-exp instead, 4 a s b bytes
@@ -18,15 +19,18 @@ beyond the paper: k columns of K and of V (h without grouped queries), f inner w
 
     any k and f       inside the matrices w sb (2h + 2k + n f)/t, where the paper has 12 w sbh/t: k = h, f = 4h, n = 2
                       n = 2 GELU: in and out; 4 SwiGLU: gate, value, silu(gate), product; 1 ReLU: its output
-    context parallel  everything by c, also a s² b; Ulysses with flash attention keeps the output before and behind its way back
+    context parallel  everything by c, also a s² b; Ulysses with flash attention keeps the output before and
+    behind its way back
 
-The counted side is sim/recording/saved_for_backward.py, which knows none of this. A tensor that was saved and is not in the list gets a line of its own.
+The counted side is sim/recording/saved_for_backward.py, which knows none of this. A tensor that was saved and
+is not in the list gets a line of its own.
     RMSNorm, ScaleNorm   1/std alone, half as many bytes; no biases: no difference
     rope        Q and K rotated, and a copy of V beside them: three tensors, the same bytes
 
-But: embedding, head and the pipeline's buffers are not a layer. Not in the list: experts, separate Q, K and V matrices, fewer key
-heads than t, overlapped tensor parallelism (the same bytes under other names), rings of groups that exchange heads, exchanges
-of one token or one column (they copy less), norms of Q and K, and norms that do not stand before their branch.
+But: embedding, head and the pipeline's buffers are not a layer. Not in the list: experts, separate Q, K and V
+matrices, fewer key heads than t, overlapped tensor parallelism (the same bytes under other names), rings of
+groups that exchange heads, exchanges of one token or one column (they copy less), norms of Q and K, and norms
+that do not stand before their branch.
 """
 
 from __future__ import annotations
@@ -49,7 +53,12 @@ from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.tensor.sequence_parallel import SequenceParallel
 from glasscluster.strategies.tensor.tensor_parallel import TensorParallel
 
-PARTS = ("outside", "mlp", "attention", "scores")  # outside the matrices; inside those of the MLP, of attention; what grows with s²
+PARTS = (
+    "outside",
+    "mlp",
+    "attention",
+    "scores",
+)  # outside the matrices; inside those of the MLP, of attention; what grows with s²
 OPERATOR = {"layernorm": "layer_norm", "rmsnorm": "rms_norm", "scalenorm": "scale_norm"}
 KEPT_OF_MLP = {"gelu": 2, "gelu-tanh": 2, "relu": 1, "swiglu": 4}  # n, in inner widths f
 
@@ -64,9 +73,11 @@ def kept_by_a_layer(
     cp: int = 1,
     context: str = "ring",
 ) -> list[Saved]:
-    """The counting program: a real block on this rank's heads and tokens, its forward, and what autograd saved. Nothing below is used.
+    """The counting program: a real block on this rank's heads and tokens, its forward, and what autograd
+    saved. Nothing below is used.
 
-    Of the ranks `cp` share out each sequence, in the way of `context`; the others of a group are tensor-parallel.
+    Of the ranks `cp` share out each sequence, in the way of `context`; the others of a group are
+    tensor-parallel.
     """
     mesh = gpu.make_mesh({"cp": cp, "tp": gpu.size // cp})
     with gpu.unrecorded():
@@ -76,17 +87,21 @@ def kept_by_a_layer(
             parallel.context = make_context(context, mesh["cp"])
         block = Block(0, model, parallel, 0, torch.empty(0, dtype=dtype, device=gpu.device))
         block.keep = keep
-        x = torch.zeros(sequences, model.seq // parallel.pieces, model.hidden, dtype=dtype, device=gpu.device).requires_grad_()
+        x = torch.zeros(
+            sequences, model.seq // parallel.pieces, model.hidden, dtype=dtype, device=gpu.device
+        ).requires_grad_()
         draw = Draw(0, 0, tuple(range(sequences)))
         return saved_for_backward(lambda x: keep.layers([block], x, draw), x, block.parameters())
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Term:
-    """One kept tensor: what it is, its term of the formula, its bytes, and which operation of the layer makes it."""
+    """One kept tensor: what it is, its term of the formula, its bytes, and which operation of the layer makes
+    it.
+    """
 
     name: str
     term: str
@@ -109,8 +124,8 @@ def predict_layer(
 ) -> list[Term]:
     """The list for one of t·cp ranks, in the order in which the layer runs.
 
-    `sequence_parallel` cuts the norms' regions too. `cp_rank` says only how many blocks of a ring it merges, by
-    which the operations that make tensors are numbered.
+    `sequence_parallel` cuts the norms' regions too. `cp_rank` says only how many blocks of a ring it merges,
+    by which the operations that make tensors are numbered.
     """
     layer = _Layer(model, b, t, w, recompute, sequence_parallel, cp, context, cp_rank)
     if recompute == "full":
@@ -185,7 +200,7 @@ class _Layer:
         """Whether queries and keys are rotated behind their matrix."""
         return self.model.position == "rope"
 
-    # ---- terms -----------------------------------------------------------------------------------------------
+    # ---- terms ---------------------------------------------------------------------------------------------
     def region(self, name: str, *makers: str, width: int = 0) -> Term:
         """A tensor [s, b, h] outside the matrices."""
         width = width or self.w
@@ -209,7 +224,10 @@ class _Layer:
         made, mean = f"{OPERATOR[self.model.norm]}_forward {number}", self.model.norm == "layernorm"
         each = 2 * self.wide if mean else self.wide
         name = f"{'mean and ' if mean else ''}1/std of norm {number}"
-        nbytes, makers = each * self.model.seq * self.b // self.outside, (f"{made}.1", f"{made}.2")[: 1 + mean]
+        nbytes, makers = (
+            each * self.model.seq * self.b // self.outside,
+            (f"{made}.1", f"{made}.2")[: 1 + mean],
+        )
         statistics = Term(name, f"{each}·sb{self.over_sp}", nbytes, makers, True)
         before_and_behind = (
             self.region(f"input of norm {number}", before),
@@ -223,10 +241,12 @@ class _Layer:
             return []
         return [self.region(f"mask of the {place}'s dropout", f"dropout_forward {number}.1", width=1)]
 
-    # ---- attention -------------------------------------------------------------------------------------------
+    # ---- attention -----------------------------------------------------------------------------------------
     @property
     def clones_before(self) -> int:
-        """Copies made before Q, K and V: gathering several sequences copies each rank's piece to its place."""
+        """Copies made before Q, K and V: gathering several sequences copies each rank's piece to
+        its place.
+        """
         return int(self.sequence_parallel and self.t > 1 and self.b > 1) + self.rotates
 
     @property
@@ -256,7 +276,9 @@ class _Layer:
         if as_they_are and not self.rotates:
             together = "3·sbh" if k == h else "sb(h+2k)"
             first, columns = "addmm 1" if model.bias else "mm 1", h + 2 * k
-            terms = [self.cut("attention", "Q, K and V (one tensor)", first, columns=columns, symbols=together)]
+            terms = [
+                self.cut("attention", "Q, K and V (one tensor)", first, columns=columns, symbols=together)
+            ]
         else:
             keys = "sbh" if k == h else "sbk"
             makers = self.rotated if as_they_are else self.copies()[:3]
@@ -299,7 +321,9 @@ class _Layer:
 
 
 def _exchanged(b: int, heads: int, key_heads: int, before: int) -> tuple[str, ...]:
-    """What makes Q, K, V and the output of all heads in an exchange: the copy behind it, or its buffer where no copy is needed."""
+    """What makes Q, K, V and the output of all heads in an exchange: the copy behind it, or its buffer where
+    no copy is needed.
+    """
     made, clones = [], before
     for number, n in enumerate((heads, key_heads, key_heads), start=1):
         clones += 1 + (b * n > 1)  # before the exchange, and behind it unless heads and sequences are one
@@ -323,17 +347,34 @@ def _mlp(activation: str, cut: Callable[..., Term], f: int, symbols: str, second
         ]
     if activation == "relu":  # its derivative needs the output alone
         return [cut("output of ReLU", "relu 1", columns=f, symbols=symbols)]
-    return [cut("input of GELU", second, columns=f, symbols=symbols), cut("output of GELU", "gelu 1", columns=f, symbols=symbols)]
+    return [
+        cut("input of GELU", second, columns=f, symbols=symbols),
+        cut("output of GELU", "gelu 1", columns=f, symbols=symbols),
+    ]
 
 
 def predict(
-    s: int, b: int, h: int, a: int, t: int = 1, w: int = 2, *, dropout: bool = True, flash: bool = False, recompute: str = "none",
-    sequence_parallel: bool = False, key_width: int | None = None, mlp: int | None = None, cp: int = 1, exchange: bool = False,
-) -> int:  # fmt: skip
+    s: int,
+    b: int,
+    h: int,
+    a: int,
+    t: int = 1,
+    w: int = 2,
+    *,
+    dropout: bool = True,
+    flash: bool = False,
+    recompute: str = "none",
+    sequence_parallel: bool = False,
+    key_width: int | None = None,
+    mlp: int | None = None,
+    cp: int = 1,
+    exchange: bool = False,
+) -> int:
     """Eq 17, the closed form: bytes a layer keeps on one of t·cp ranks, without what is listed separately.
 
-    Outside the matrices' regions stay both norms' inputs and outputs and two masks: 4w + 2; inside 12w, cut by t: Q, K, V and the
-    heads' output 4, GELU 8. Other shapes: key_width k and mlp = n·f columns (KEPT_OF_MLP). exchange: Ulysses in place of a ring.
+    Outside the matrices' regions stay both norms' inputs and outputs and two masks: 4w + 2; inside 12w, cut
+    by t: Q, K, V and the heads' output 4, GELU 8. Other shapes: key_width k and mlp = n·f columns
+    (KEPT_OF_MLP). exchange: Ulysses in place of a ring.
     """
     outside = cp * (t if sequence_parallel else 1)
     if recompute == "full":
@@ -341,8 +382,14 @@ def predict(
     k, inner = key_width or h, mlp or 8 * h
     masks = 2 if dropout else 0
     twice = h if exchange and flash and recompute == "none" else 0
-    quadratic = 0 if flash or recompute == "selective" else a * s * s * b * (2 * w + 1 if dropout else w) // (t * cp)
-    return (4 * w + masks) * s * b * h // outside + w * s * b * (2 * h + 2 * k + inner + twice) // (t * cp) + quadratic
+    quadratic = (
+        0 if flash or recompute == "selective" else a * s * s * b * (2 * w + 1 if dropout else w) // (t * cp)
+    )
+    return (
+        (4 * w + masks) * s * b * h // outside
+        + w * s * b * (2 * h + 2 * k + inner + twice) // (t * cp)
+        + quadratic
+    )
 
 
 @dataclass(frozen=True)
@@ -365,7 +412,14 @@ class Line:
 def account(terms: Sequence[Term], saved: Sequence[Saved]) -> list[Line]:
     """Every term with what was counted for it, then every saved tensor that no term names."""
     claimed = {maker for term in terms for maker in term.makers}
-    lines = [Line(x.name, x.term, x.nbytes, sum(k.nbytes for k in saved if k.maker in x.makers), x.separate, x.part) for x in terms]
+    lines = [
+        Line(
+            x.name, x.term, x.nbytes, sum(k.nbytes for k in saved if k.maker in x.makers), x.separate, x.part
+        )
+        for x in terms
+    ]
     return lines + [
-        Line(f"not in the list: {k.maker} {k.dtype} {list(k.shape)}", "", 0, k.nbytes, True) for k in saved if k.maker not in claimed
+        Line(f"not in the list: {k.maker} {k.dtype} {list(k.shape)}", "", 0, k.nbytes, True)
+        for k in saved
+        if k.maker not in claimed
     ]

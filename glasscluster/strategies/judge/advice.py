@@ -2,10 +2,10 @@
 
 Tried are single changes and pairs of changes of different kinds:
 
-    zero         a higher stage                      micro-batch    smaller, with more accumulation
-    offload      the optimizer to the host           recompute      selective, full
-    schedule     1F1B, which holds fewer at once     layout         dp x tp x pp shared out differently over the same GPUs
-    bucket       a quarter                           reshard        ZeRO-3 frees parameters after forward
+    zero      a higher stage                   micro-batch  smaller, with more accumulation
+    offload   the optimizer to the host        recompute    selective, full
+    schedule  1F1B, which holds fewer at once  layout       dp x tp x pp shared out differently over the same GPUs
+    bucket    a quarter                        reshard      ZeRO-3 frees parameters after forward
 
 Each is judged by recording it dry with the GPU's capacity, by the strategies' own code: one rank of each
 pipeline stage (the others of a stage hold the same, up to the remainder of a division). Those recordings,
@@ -62,7 +62,12 @@ class Fit:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"options": self.options, "change": self.change, "peak_memory_bytes": self.peak_bytes, "iteration_time_s": self.seconds}
+        return {
+            "options": self.options,
+            "change": self.change,
+            "peak_memory_bytes": self.peak_bytes,
+            "iteration_time_s": self.seconds,
+        }
 
 
 @dataclass
@@ -152,7 +157,9 @@ def singles(plan: Plan, model: ModelConfig) -> list[list[Change]]:
     """The changes of each kind, the mildest first."""
     batches = [b for b in range(plan.micro_batch - 1, 0, -1) if plan.micro_batch % b == 0]
     kinds = {"none": 0, "selective": 1, "full": 2}
-    recomputed: list[Change] = [{"recompute": kind} for kind, rank in kinds.items() if rank > kinds[plan.recompute]]
+    recomputed: list[Change] = [
+        {"recompute": kind} for kind, rank in kinds.items() if rank > kinds[plan.recompute]
+    ]
     return [
         [{"zero": stage} for stage in range(plan.zero + 1, 4)],
         [{"micro_batch": b} for b in batches],
@@ -224,14 +231,19 @@ def stages(
     """The dry recording of one rank of each pipeline stage, or what the first of them ran out of."""
     recorded = []
     for stage in range(plan.pp):
-        outcome = record_rank(stage * plan.data_ranks * plan.tp, plan.gpus, train_rank, (_job(plan, model, steps),), capacity)
+        outcome = record_rank(
+            stage * plan.data_ranks * plan.tp, plan.gpus, train_rank, (_job(plan, model, steps),), capacity
+        )
         if isinstance(outcome.error, OutOfMemory):
             return outcome.error
         if outcome.error is not None:
             raise outcome.error
         assert outcome.recording is not None
         if host_bytes is not None and outcome.result.host_bytes > host_bytes:
-            return OutOfMemory(f"rank {outcome.rank} keeps {outcome.result.host_bytes:,} bytes in host memory of {host_bytes:,.0f}")
+            return OutOfMemory(
+                f"rank {outcome.rank} keeps {outcome.result.host_bytes:,} bytes in host memory of "
+                f"{host_bytes:,.0f}"
+            )
         recorded.append(outcome.recording)
     return recorded
 
@@ -257,7 +269,9 @@ def _at_least(plan: Plan, model: ModelConfig, hardware: Hardware, recorded: list
         return 0.0
 
 
-def on_every_rank(plan: Plan, model: ModelConfig, hardware: Hardware, capacity: float | None, steps: int = 2) -> tuple[int, float]:
+def on_every_rank(
+    plan: Plan, model: ModelConfig, hardware: Hardware, capacity: float | None, steps: int = 2
+) -> tuple[int, float]:
     """Bytes of the fullest rank and seconds of a step, every rank recorded; OutOfMemory when one does not
     fit.
     """

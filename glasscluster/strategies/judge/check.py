@@ -41,7 +41,17 @@ def check_job(job: Job) -> Job:
 def reference_for(job: Job) -> Reference:
     """One device's training of a (check) job. Plans that differ only in layout share it."""
     plan = job.plan
-    return _reference(job.model, plan.global_batch, job.steps, job.data, job.seed, job.optimizer, plan.clip, job.weights, plan.skip_rule)
+    return _reference(
+        job.model,
+        plan.global_batch,
+        job.steps,
+        job.data,
+        job.seed,
+        job.optimizer,
+        plan.clip,
+        job.weights,
+        plan.skip_rule,
+    )
 
 
 @lru_cache(maxsize=2)
@@ -60,8 +70,13 @@ def _reference(
     torch.set_num_threads(1)
     try:
         alone = Job(make_plan(global_batch=global_batch), model, steps, data, seed)
-        batches, documents = [alone.batch(s) for s in range(steps)], [alone.documents(s) for s in range(steps)]
-        return train_one_device(model, batches, optimizer, clip, seed, weights=weights, documents=documents, skip=skip)
+        batches, documents = (
+            [alone.batch(s) for s in range(steps)],
+            [alone.documents(s) for s in range(steps)],
+        )
+        return train_one_device(
+            model, batches, optimizer, clip, seed, weights=weights, documents=documents, skip=skip
+        )
     finally:
         torch.set_num_threads(threads)
 
@@ -84,7 +99,9 @@ def largest(differences: Iterable[float]) -> float:
 
 
 def digest(results: Sequence[RankResult]) -> str:
-    """sha256 over every rank's weights after the last checked step: equal on two backends means equal in every bit."""
+    """sha256 over every rank's weights after the last checked step: equal on two backends means equal in
+    every bit.
+    """
     sha = sha256()
     for result in results:
         for name, tensor in sorted(result.weights[-1].items()):
@@ -96,19 +113,34 @@ def digest(results: Sequence[RankResult]) -> str:
 def compare(results: Sequence[RankResult], reference: Reference, plan: Plan) -> dict[str, Any]:
     """Largest differences over ranks, steps and tensors, and which tensor was worst."""
     worst = {"grad": 0.0, "weight": 0.0, "loss": 0.0}
-    by_step: dict[str, list[dict[str, float]]] = {k: [{} for _ in reference.losses] for k in ("grad", "weight")}
+    by_step: dict[str, list[dict[str, float]]] = {
+        k: [{} for _ in reference.losses] for k in ("grad", "weight")
+    }
     where = {"grad": "", "weight": ""}
     stages: dict[int, set[str]] = {}
     for rank, result in enumerate(results):
-        tp_rank, stage, data_rank = rank % plan.tp, rank // (plan.data_ranks * plan.tp), rank // plan.tp % plan.data_ranks
+        tp_rank, stage, data_rank = (
+            rank % plan.tp,
+            rank // (plan.data_ranks * plan.tp),
+            rank // plan.tp % plan.data_ranks,
+        )
         if not len(result.gradients) == len(result.weights) == len(reference.losses):
-            raise AssertionError(f"rank {rank} brought back {len(result.weights)} steps of {len(reference.losses)}")
-        for kind, mine, theirs in (("grad", result.gradients, reference.gradients), ("weight", result.weights, reference.weights)):
+            raise AssertionError(
+                f"rank {rank} brought back {len(result.weights)} steps of {len(reference.losses)}"
+            )
+        for kind, mine, theirs in (
+            ("grad", result.gradients, reference.gradients),
+            ("weight", result.weights, reference.weights),
+        ):
             for step, (tensors, whole) in enumerate(zip(mine, theirs, strict=True)):
                 floor = 1e-3 * max(float(g.abs().max()) for g in whole.values()) if kind == "grad" else 1.0
                 for name, tensor in tensors.items():
                     shard = reference.shards[name]
-                    expected = whole[name] if shard is None else shard.take(whole[name], tp_rank, plan.tp, data_rank % plan.ep, plan.ep)
+                    expected = (
+                        whole[name]
+                        if shard is None
+                        else shard.take(whole[name], tp_rank, plan.tp, data_rank % plan.ep, plan.ep)
+                    )
                     d = difference(tensor.double().cpu(), expected, floor)
                     by_step[kind][step][name] = max(d, by_step[kind][step].get(name, 0.0))
                     if d > worst[kind]:

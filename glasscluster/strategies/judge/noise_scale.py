@@ -1,17 +1,20 @@
-"""The gradient noise scale: how large a batch is still useful, from gradients that data parallelism has anyway.
+"""The gradient noise scale: how large a batch is still useful, from gradients that data parallelism has
+anyway.
 
-Follows McCandlish et al., "An empirical model of large-batch training", 1812.06162, section 2 and appendix A.1.
-Symbols: G true gradient, Σ covariance of one example's gradient, B batch, b part of it on one rank, N = B/b ranks.
+Follows McCandlish et al., "An empirical model of large-batch training", 1812.06162, section 2 and appendix
+A.1. Symbols: G true gradient, Σ covariance of one example's gradient, B batch, b part of it on one rank, N =
+B/b ranks.
 
     E|G_B|² = |G|² + trΣ/B        two batch sizes, two equations: a rank's own gradient is the batch b, the all-reduced one B
     |G|²    ≈ (B|G_B|² − b|G_b|²) / (B − b)
     trΣ     ≈ (|G_b|² − |G_B|²) / (1/b − 1/B)            both unbiased; averaged over steps before they are divided
     B_simple = trΣ / |G|²
 
-Below B_simple twice the batch nearly halves the steps; above it, it hardly does: (S/S_min − 1)(E/E_min − 1) = 1 for S steps and
-E = B·S examples. The rate that suits a batch is ε_max / (1 + B_simple/B).
+Below B_simple twice the batch nearly halves the steps; above it, it hardly does: (S/S_min − 1)(E/E_min − 1) =
+1 for S steps and E = B·S examples. The rate that suits a batch is ε_max / (1 + B_simple/B).
 
-But: B_simple takes the Hessian for a multiple of the identity; it grows as the loss falls, so it is an average over a run.
+But: B_simple takes the Hessian for a multiple of the identity; it grows as the loss falls, so it is an
+average over a run.
 """
 
 from __future__ import annotations
@@ -35,12 +38,20 @@ class NoiseScale:
 
     def add(self, small_norm: float, large_norm: float) -> None:
         """One step's two norms, squared."""
-        self.small_norm, self.large_norm, self.steps = self.small_norm + small_norm, self.large_norm + large_norm, self.steps + 1
+        self.small_norm, self.large_norm, self.steps = (
+            self.small_norm + small_norm,
+            self.large_norm + large_norm,
+            self.steps + 1,
+        )
 
     @property
     def signal(self) -> float:
         """|G|²."""
-        return (self.large * self.large_norm - self.small * self.small_norm) / (self.large - self.small) / self.steps
+        return (
+            (self.large * self.large_norm - self.small * self.small_norm)
+            / (self.large - self.small)
+            / self.steps
+        )
 
     @property
     def noise(self) -> float:
@@ -54,7 +65,9 @@ class NoiseScale:
 
 
 def average(comm: Communicator, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Average a rank's mean gradient over ranks, in place; returns |G_b|² (averaged over ranks) and |G_B|²: one scalar more to send."""
+    """Average a rank's mean gradient over ranks, in place; returns |G_b|² (averaged over ranks) and |G_B|²:
+    one scalar more to send.
+    """
     own = gradient.square().sum()
     comm.all_reduce(gradient, purpose="gradients", label="gradient")
     comm.all_reduce(own, purpose="scalars", label="norm of a rank's own gradient")
@@ -62,7 +75,7 @@ def average(comm: Communicator, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return own / comm.size, gradient.square().sum()
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def rate(largest: float, noise_scale: float, batch: float) -> float:
@@ -71,8 +84,12 @@ def rate(largest: float, noise_scale: float, batch: float) -> float:
 
 
 def fit(batches: list[float], steps: list[float]) -> tuple[float, float]:
-    """S_min and E_min from S = S_min + E_min / B (the hyperbola, solved for S), relative least squares over the runs."""
-    rows = [(1.0 / s, 1.0 / (b * s)) for b, s in zip(batches, steps, strict=True)]  # S_min/S + E_min/(B S) = 1
+    """S_min and E_min from S = S_min + E_min / B (the hyperbola, solved for S), relative least squares over
+    the runs.
+    """
+    rows = [
+        (1.0 / s, 1.0 / (b * s)) for b, s in zip(batches, steps, strict=True)
+    ]  # S_min/S + E_min/(B S) = 1
     aa, ab, bb = (sum(r[i] * r[j] for r in rows) for i, j in ((0, 0), (0, 1), (1, 1)))
     a, b = (sum(r[i] for r in rows) for i in (0, 1))
     det = aa * bb - ab * ab

@@ -1,15 +1,16 @@
-"""Probes: what each rank of a run sees, step by step. They read and never write: a probed run is the same in every bit.
+"""Probes: what each rank of a run sees, step by step. They read and never write: a probed run is the same in
+every bit.
 
-    forward    │ rms of each part's output      │ largest q·k/√d of one sequence   │ log Z of each token, largest |logit|
-    backward   │ norm of the rank's own gradient, before it is reduced             │
-    reduced    │ squares of each parameter's gradient, and the norm that the trainer made of them (Eq 38)
-    update     │ squares of each parameter and of what it moved by                 │ a fingerprint of what replicas must share
-    data       │ a hash of every sequence, so that what comes again is known
+    forward   │ rms of each part's output      │ largest q·k/√d of one sequence   │ log Z of each token, largest |logit|
+    backward  │ norm of the rank's own gradient, before it is reduced             │
+    reduced   │ squares of each parameter's gradient, and the norm that the trainer made of them (Eq 38)
+    update    │ squares of each parameter and of what it moved by                 │ a fingerprint of what replicas must share
+    data      │ a hash of every sequence, so that what comes again is known
 
-A reading is local and costs no message; `vitals.py` puts the ranks' readings of a step together after the run.
-Which statistics are worth watching: Wortsman et al., 2309.14322, sections 3 and 4 (attention logits, output logits, size of updates).
-But: a ring's rank sees the scores of its own keys only, without biases by distance; under ZeRO-2 and 3 a rank's own gradient
-is summed up over micro-batches by squares.
+A reading is local and costs no message; `vitals.py` puts the ranks' readings of a step together after the
+run. Which statistics are worth watching: Wortsman et al., 2309.14322, sections 3 and 4 (attention logits,
+output logits, size of updates). But: a ring's rank sees the scores of its own keys only, without biases by
+distance; under ZeRO-2 and 3 a rank's own gradient is summed up over micro-batches by squares.
 """
 
 from __future__ import annotations
@@ -36,24 +37,34 @@ EMBEDDING = -1  # a layer's number stands for it; the head's is the number of la
 
 @dataclass
 class Reading:
-    """What one rank saw of one step. Norms are squared and in the units of the sum over tokens; `unit` makes the mean of them."""
+    """What one rank saw of one step. Norms are squared and in the units of the sum over tokens; `unit` makes
+    the mean of them.
+    """
 
     loss: float = 0.0  # summed over this rank's tokens (on the last stage)
     tokens: float = 0.0
     unit: float = 1.0  # tokens of the global batch x the loss scale
     rows: list[int] = field(default_factory=list)  # hashes of the sequences
     own: float = 0.0  # the rank's own gradient
-    gradients: dict[tuple[str, str], float] = field(default_factory=dict)  # (parameter, how it is cut) -> of what this rank owns
-    zeros: list[int] = field(default_factory=lambda: [0, 0])  # elements of the blocks' gradients that are 0, and all of them
+    gradients: dict[tuple[str, str], float] = field(
+        default_factory=dict
+    )  # (parameter, how it is cut) -> of what this rank owns
+    zeros: list[int] = field(
+        default_factory=lambda: [0, 0]
+    )  # elements of the blocks' gradients that are 0, and all of them
     used: float = 0.0  # what the trainer took for the sum of all squares
     rate: float = 0.0  # learning rate
     scale: float = 1.0  # loss scale
     weights: dict[str, float] = field(default_factory=dict)  # parameter -> before the update
     moved: dict[str, float] = field(default_factory=dict)
-    outputs: dict[int, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))  # layer -> squares, elements
+    outputs: dict[int, list[float]] = field(
+        default_factory=lambda: defaultdict(lambda: [0.0, 0.0])
+    )  # layer -> squares, elements
     scores: dict[int, float] = field(default_factory=lambda: defaultdict(float))  # layer -> largest |q·k|/√d
     logit: float = 0.0  # largest |logit|
-    log_z: list[Tensor] = field(default_factory=list)  # of each micro-batch's tokens, over this rank's part of the vocabulary
+    log_z: list[Tensor] = field(
+        default_factory=list
+    )  # of each micro-batch's tokens, over this rank's part of the vocabulary
     replica: int = 0  # fingerprint of all parameters but experts
     whole: int = 0  # of those that tensor ranks have whole
 
@@ -80,7 +91,7 @@ class Probes(Observer):
         """Whose steps these are."""
         self.trainer, self.gpu, self.reading = trainer, trainer.gpu, Reading()
 
-    # ---- a step ----------------------------------------------------------------------------------------------
+    # ---- a step --------------------------------------------------------------------------------------------
     def step_begins(self, number: int) -> None:
         """A new reading."""
         scaler = self.trainer.scaler

@@ -1,6 +1,7 @@
 """One device: the reference every run is checked against. Nothing distributed, nothing flat, nothing clever.
 
-Losses are summed over tokens and divided once by their count; the gradient norm is clipped; the optimizer steps.
+Losses are summed over tokens and divided once by their count; the gradient norm is clipped; the optimizer
+steps.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def train_one_device(
 ) -> Reference:
     """Train on whole batches [G, s] in one piece each; from a folder's `weights`, or from those of the seed.
 
-    documents: for each batch the lengths of its rows' documents, where rows are packed. skip: which steps are not taken.
+    documents: for each batch the lengths of its rows' documents, where rows are packed. skip: which steps are
+    not taken.
     """
     model = GPTStage(config, seed=seed, dtype=dtype)
     if weights is not None:

@@ -19,7 +19,9 @@ class BatchOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, title="Batches and collectives")
 
     micro_batch: int = Field(1, ge=1, description="sequences in a micro-batch")
-    global_batch: int = Field(0, ge=0, description="sequences in an optimizer step over all GPUs; 0 means 2 x dp x pp")
+    global_batch: int = Field(
+        0, ge=0, description="sequences in an optimizer step over all GPUs; 0 means 2 x dp x pp"
+    )
     algorithm: str = Field(
         "ring",
         description="our rings, the collectives of gloo or NCCL (native), or your own: FILE.py:NAME",
@@ -41,4 +43,6 @@ class BatchOptions(BaseModel):
         if self.global_batch % step:
             down = self.global_batch // step * step
             near = [n for n in (down, down + step) if n]
-            raise InputError("global_batch", self.global_batch, f"must be a multiple of micro-batch x dp = {step}", near)
+            raise InputError(
+                "global_batch", self.global_batch, f"must be a multiple of micro-batch x dp = {step}", near
+            )

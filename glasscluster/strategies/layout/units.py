@@ -1,4 +1,5 @@
-"""Units: parameters laid end to end in one flat buffer, which is what data parallelism reduces, shards and gathers.
+"""Units: parameters laid end to end in one flat buffer, which is what data parallelism reduces, shards and
+gathers.
 
 A unit is a bucket (DDP, ZeRO-1, ZeRO-2) or a module (ZeRO-3). Its parameters and gradients are views of flat
 tensors, so a collective moves one contiguous piece and an elementwise optimizer works on any slice of it.
@@ -99,7 +100,11 @@ def owned_members(unit: Unit) -> list[tuple[Member, slice]]:
 
 
 def make_unit(
-    name: str, named: Iterable[tuple[str, nn.Parameter, Shard | None]], pad_to: int, layer: int = -1, experts: bool = False
+    name: str,
+    named: Iterable[tuple[str, nn.Parameter, Shard | None]],
+    pad_to: int,
+    layer: int = -1,
+    experts: bool = False,
 ) -> Unit:
     """Lay parameters end to end, padded to a multiple of `pad_to`; the parameters become views."""
     entries = list(named)
@@ -116,7 +121,9 @@ def make_unit(
 
 
 def cut(sizes: Sequence[int], first: int, others: int) -> list[list[int]]:
-    """Consecutive indices, a bucket closed when it has reached its size: `first` bytes the first one, `others` the rest."""
+    """Consecutive indices, a bucket closed when it has reached its size: `first` bytes the first one,
+    `others` the rest.
+    """
     buckets: list[list[int]] = [[]]
     size = 0
     for index, nbytes in enumerate(sizes):
@@ -129,12 +136,17 @@ def cut(sizes: Sequence[int], first: int, others: int) -> list[list[int]]:
 
 
 def by_bucket(
-    stage: GPTStage, limits: tuple[int, int], padding: Padding, separate: set[str], order: Sequence[str] | None = None
+    stage: GPTStage,
+    limits: tuple[int, int],
+    padding: Padding,
+    separate: set[str],
+    order: Sequence[str] | None = None,
 ) -> list[Unit]:
     """Units in the order gradients become ready; `limits`: bytes of the first bucket and of the others.
 
-    `order` is that order by name; without it, it is guessed: the parameters backwards. Parameters named in `separate` (a tied
-    table with copies on two stages) get a unit of their own; experts never share a bucket with what is not spread over ranks.
+    `order` is that order by name; without it, it is guessed: the parameters backwards. Parameters named in
+    `separate` (a tied table with copies on two stages) get a unit of their own; experts never share a bucket
+    with what is not spread over ranks.
     """
     names = stage.full_names()
     order = list(order or reversed(names))
@@ -142,23 +154,42 @@ def by_bucket(
     for experts in (False, True):
         together = [n for n in order if n not in separate and padding.is_expert(names[n][1]) == experts]
         kind, pad = ("expert bucket", padding.experts or 1) if experts else ("bucket", pad_to)
-        for i, bucket in enumerate(cut([names[n][0].numel() * names[n][0].element_size() for n in together], *limits)):
-            units.append(make_unit(f"{kind} {i}", [(together[j], *names[together[j]]) for j in bucket], pad, experts=experts))
-    return as_they_complete(units + [make_unit(name, [(name, *names[name])], pad_to) for name in sorted(separate)], order)
+        for i, bucket in enumerate(
+            cut([names[n][0].numel() * names[n][0].element_size() for n in together], *limits)
+        ):
+            units.append(
+                make_unit(
+                    f"{kind} {i}", [(together[j], *names[together[j]]) for j in bucket], pad, experts=experts
+                )
+            )
+    return as_they_complete(
+        units + [make_unit(name, [(name, *names[name])], pad_to) for name in sorted(separate)], order
+    )
 
 
 def by_module(stage: GPTStage, padding: Padding, separate: set[str]) -> list[Unit]:
-    """One unit a block (and one for its experts), and one root unit for everything that is not a block (embedding, final norm, head)."""
+    """One unit a block (and one for its experts), and one root unit for everything that is not a block
+    (embedding, final norm, head).
+    """
     names, pad_to = stage.full_names(), padding.shards
     root = [(n, p, s) for n, (p, s) in names.items() if not n.startswith("layers.") and n not in separate]
     units = [make_unit("root", root, pad_to)] if root else []
     units += [make_unit(n, [(n, *names[n])], pad_to) for n in sorted(separate)]
     for block in stage.layers.values():
         inside = [(n, *names[n]) for n in names if n.startswith(f"layers.{block.index}.")]
-        units.append(make_unit(f"layer {block.index}", [x for x in inside if not padding.is_expert(x[2])], pad_to, block.index))
+        units.append(
+            make_unit(
+                f"layer {block.index}",
+                [x for x in inside if not padding.is_expert(x[2])],
+                pad_to,
+                block.index,
+            )
+        )
         experts = [x for x in inside if padding.is_expert(x[2])]
         if experts:
-            units.append(make_unit(f"experts of layer {block.index}", experts, padding.experts or 1, experts=True))
+            units.append(
+                make_unit(f"experts of layer {block.index}", experts, padding.experts or 1, experts=True)
+            )
     return as_they_complete(units, list(reversed(names)))
 
 

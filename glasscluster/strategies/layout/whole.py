@@ -22,19 +22,29 @@ if TYPE_CHECKING:
     from glasscluster.strategies.plan import Plan
 
 
-def assemble(plan: Plan, model: ModelConfig, pieces: Sequence[Mapping[str, Tensor]], dtype: torch.dtype = torch.float32) -> GPTStage:
-    """All layers on one device from each rank's weights by full name, in the order of ranks. ValueError names what nobody has."""
+def assemble(
+    plan: Plan, model: ModelConfig, pieces: Sequence[Mapping[str, Tensor]], dtype: torch.dtype = torch.float32
+) -> GPTStage:
+    """All layers on one device from each rank's weights by full name, in the order of ranks. ValueError names
+    what nobody has.
+    """
     stage = GPTStage(model, dtype=dtype)
     for name, (parameter, shard) in stage.full_names().items():
         numbers = torch.arange(1, parameter.numel() + 1).view(parameter.shape)
         missing = torch.ones(parameter.numel(), dtype=torch.bool)
         for rank, tensors in enumerate(pieces):
             if name in tensors:
-                mine = numbers if shard is None else shard.take(numbers, rank % plan.tp, plan.tp, rank // plan.tp % plan.ep, plan.ep)
+                mine = (
+                    numbers
+                    if shard is None
+                    else shard.take(numbers, rank % plan.tp, plan.tp, rank // plan.tp % plan.ep, plan.ep)
+                )
                 here = mine > 0
                 with torch.no_grad():
                     parameter.view(-1)[mine[here] - 1] = tensors[name].to(dtype)[here]
                 missing[mine[here] - 1] = False
         if bool(missing.any()):
-            raise ValueError(f"no rank has {int(missing.sum())} of the {parameter.numel()} elements of {name}")
+            raise ValueError(
+                f"no rank has {int(missing.sum())} of the {parameter.numel()} elements of {name}"
+            )
     return stage

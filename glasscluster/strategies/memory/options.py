@@ -15,7 +15,9 @@ class MemoryOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="Recomputation")
 
-    recompute: Literal["none", "selective", "full"] = Field("none", description="activations computed again in backward")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="activations computed again in backward"
+    )
     recompute_every: int = Field(1, ge=1, description="layers a segment of full recomputation")
 
     def rules(self, _model: ModelConfig, _layout: Layout) -> None:

@@ -1,7 +1,8 @@
 """Activation recomputation: let activations go after forward, compute them again when backward needs them.
 
-Follows Chen et al., "Training deep nets with sublinear memory cost" (1604.06174), and Korthikanti et al. (2205.05198, section 5).
-Symbols: n layers, k layers a segment, C bytes of a layer's input, A bytes of everything a layer keeps.
+Follows Chen et al., "Training deep nets with sublinear memory cost" (1604.06174), and Korthikanti et al.
+(2205.05198, section 5). Symbols: n layers, k layers a segment, C bytes of a layer's input, A bytes of
+everything a layer keeps.
 
     none        keep                 n A
     selective   drop the attention core (Q K^T, softmax, its dropout, the sum over V), keep Q, K, V
@@ -10,10 +11,10 @@ Symbols: n layers, k layers a segment, C bytes of a layer's input, A bytes of ev
         x ──[ layer 0 · layer 1 ]── x' ──[ layer 2 · layer 3 ]── y        k = 2: x and x' stay, n/k C
              backward: run again, keep k A for a moment, use it, let it go
 
-torch.utils.checkpoint without re-entry does the bookkeeping (the re-entrant kind runs a backward inside a backward, and every
-gradient hook twice). What runs again is recorded as the phase "recompute". It stops at the last tensor that was kept: without
-dropout that spares a segment its last matrix and, with tensor parallelism, its last all-reduce.
-But: segments are equal; a last one may be shorter. No offloading.
+torch.utils.checkpoint without re-entry does the bookkeeping (the re-entrant kind runs a backward inside a
+backward, and every gradient hook twice). What runs again is recorded as the phase "recompute". It stops at
+the last tensor that was kept: without dropout that spares a segment its last matrix and, with tensor
+parallelism, its last all-reduce. But: segments are equal; a last one may be shorter. No offloading.
 """
 
 from __future__ import annotations
@@ -50,7 +51,13 @@ class Recompute(KeepAll):
         for x in kept:
             self.gpu.memory.register(x, "activations", CHECKPOINT)
         # dropout hashes where an element stands, so there is no generator state to put back
-        return checkpoint(function, *kept, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), self.again()))
+        return checkpoint(
+            function,
+            *kept,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), self.again()),
+        )
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -86,10 +93,14 @@ class Full(Recompute):
         return KeepAll.layers(self, blocks, x, draw)
 
 
-KINDS: dict[str, Callable[[GPU, int], KeepAll]] = {"none": lambda _gpu, _every: KeepAll(), "selective": Selective, "full": Full}
+KINDS: dict[str, Callable[[GPU, int], KeepAll]] = {
+    "none": lambda _gpu, _every: KeepAll(),
+    "selective": Selective,
+    "full": Full,
+}
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_peak(layers: int, every: int, checkpoint_bytes: float, layer_bytes: float) -> float:
@@ -103,12 +114,21 @@ def best_every(layers: int, checkpoint_bytes: float, layer_bytes: float) -> floa
 
 
 def predict_checkpoints(
-    kind: str, model: ModelConfig, layers: int, every: int, sequences: int, tp: int, width: int, pieces: int = 1, cp: int = 1
+    kind: str,
+    model: ModelConfig,
+    layers: int,
+    every: int,
+    sequences: int,
+    tp: int,
+    width: int,
+    pieces: int = 1,
+    cp: int = 1,
 ) -> int:
-    """Bytes kept to start from, of a stage and micro-batch: w·sbh a segment, or Q, K and V a layer (3w·sbh/t with a key head a query).
+    """Bytes kept to start from, of a stage and micro-batch: w·sbh a segment, or Q, K and V a layer (3w·sbh/t
+    with a key head a query).
 
-    `pieces`: ranks that a segment's input is cut over (cp, and t with sequence parallelism). With fewer key heads than t, K and V of
-    a whole head beside what they were gathered from.
+    `pieces`: ranks that a segment's input is cut over (cp, and t with sequence parallelism). With fewer key
+    heads than t, K and V of a whole head beside what they were gathered from.
     """
     tokens = sequences * model.seq
     columns = (model.hidden + 2 * model.key_width) // tp
@@ -137,13 +157,18 @@ def predict_flops(
 ) -> int:
     """FLOPs that run again on the ranks of one replica together, of a stage and micro-batch.
 
-    pairs: query-key pairs of all heads and ranks, of a sequence (without context parallelism: those of flash attention's tiles);
-    spares: the last matrix of a segment is not run again; routers, latents: ranks that do the same router, or the same way down to
-    latents; assignments: of all the layers' tokens to experts.
+    pairs: query-key pairs of all heads and ranks, of a sequence (without context parallelism: those of flash
+    attention's tiles); spares: the last matrix of a segment is not run again; routers, latents: ranks that do
+    the same router, or the same way down to latents; assignments: of all the layers' tokens to experts.
     """
     b, s, h, f, a, u = sequences, model.seq, model.hidden, model.width, model.heads, model.gates
     scores = 2 * b * s * s * a * model.score_dim
-    flash = 4 * b * (a * costs.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs) * model.score_dim
+    flash = (
+        4
+        * b
+        * (a * costs.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs)
+        * model.score_dim
+    )
     core = flash if model.attention == "flash" else 2 * scores
     if kind != "full":
         # the sum over V is not run again: what it keeps are its inputs, and there recomputation stops
@@ -151,7 +176,11 @@ def predict_flops(
     dense = model.shared_ffn if model.experts else f
     last = 2 * b * s * dense * h
     layer = 2 * b * s * (model.head_products + latents * model.down * h + u * dense * h) + last + core
-    experts = 2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f if model.experts else 0
+    experts = (
+        2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f
+        if model.experts
+        else 0
+    )
     if spares is None:
         spares = last_spared(model)
     return layers * layer + experts - (len(segments(layers, every)) * last if spares else 0)

@@ -1,17 +1,19 @@
 """Skip a step that would do harm, and go back where skipping was too late.
 
-Follows PaLM (Chowdhery et al., 2204.02311, section 5.1): loss spikes, restart from an earlier checkpoint, leave out the batches around
-the spike. Symbols: g the gradient norm of a step before clipping, M the median of the last w norms of steps that were taken.
+Follows PaLM (Chowdhery et al., 2204.02311, section 5.1): loss spikes, restart from an earlier checkpoint,
+leave out the batches around the spike. Symbols: g the gradient norm of a step before clipping, M the median
+of the last w norms of steps that were taken.
 
-    g finite and g ≤ multiple · M      step (and as long as there are fewer than w norms to compare with)
-    else                               bad: no update, none counted; the batch is gone
-    `rollback` bad ones in a row       weights and optimizer state are those of the last snapshot; the run goes on with the next batch,
-                                       so everything read since the snapshot is left out
+    g finite and g ≤ multiple · M  step (and as long as there are fewer than w norms to compare with)
+    else                           bad: no update, none counted; the batch is gone
+    `rollback` bad ones in a row   weights and optimizer state are those of the last snapshot; the run goes on with the next batch,
+                                   so everything read since the snapshot is left out
 
-All ranks read the same norm, which was summed over ranks for clipping: they decide alike without another message.
-With fp16 a step that overflowed under its loss scale is the scaler's business (loss_scale.py) and not counted here.
-But: a snapshot is a copy each rank makes of what it owns, outside the recording (a real one goes to the host or to disk while training
-runs on); PaLM's was 100 steps old, and its operators chose by hand how many batches to leave out.
+All ranks read the same norm, which was summed over ranks for clipping: they decide alike without another
+message. With fp16 a step that overflowed under its loss scale is the scaler's business (loss_scale.py) and
+not counted here. But: a snapshot is a copy each rank makes of what it owns, outside the recording (a real one
+goes to the host or to disk while training runs on); PaLM's was 100 steps old, and its operators chose by hand
+how many batches to leave out.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SkipRule:
-    """A norm beyond `multiple` times the median of the last `window` is bad; after `rollback` in a row (0: never) go back."""
+    """A norm beyond `multiple` times the median of the last `window` is bad; after `rollback` in a row (0:
+    never) go back.
+    """
 
     multiple: float
     window: int = 16

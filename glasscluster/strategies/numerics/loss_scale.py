@@ -1,10 +1,11 @@
 """Dynamic loss scaling: fp16 gradients are computed S times too large, so that the small ones do not vanish.
 
-Follows Micikevicius et al., "Mixed precision training" (1710.03740, section 3.2) with the constants of torch's GradScaler.
+Follows Micikevicius et al., "Mixed precision training" (1710.03740, section 3.2) with the constants of
+torch's GradScaler.
 
-    backward from S · loss                            fp16 gradients, reduced as always
-    overflow on any rank?   yes   S ← S/2, nothing else happens: no optimizer step, no step counted
-                            no    gradients ÷ S in fp32, clip by their true norm, step; after 2000 clean ones in a row S ← 2S
+    backward from S · loss                           fp16 gradients, reduced as always
+    overflow on any rank?   yes  S ← S/2, nothing else happens: no optimizer step, no step counted
+                            no   gradients ÷ S in fp32, clip by their true norm, step; after 2000 clean ones in a row S ← 2S
 
 "Any rank" is one scalar, summed in the message that sums the gradient norm: all ranks decide alike, over dp,
 tp and pp. The rest of the recipe is in data/optimizer.py: the optimizer updates an fp32 master copy, from
@@ -58,11 +59,16 @@ class LossScaler:
             self.scale, self.clean = self.scale * self.rule.growth, 0
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
-SMALLEST_NORMAL, SMALLEST = 2.0**-14, 2.0**-24  # fp16: below the first it loses digits; at half the second it becomes 0
+SMALLEST_NORMAL, SMALLEST = (
+    2.0**-14,
+    2.0**-24,
+)  # fp16: below the first it loses digits; at half the second it becomes 0
 
 
 def predict_rounded(x: float) -> float:
-    """Eq 28: what fp16 makes of a magnitude below its normal numbers: the nearest multiple of 2^-24, ties to even."""
+    """Eq 28: what fp16 makes of a magnitude below its normal numbers: the nearest multiple of 2^-24, ties to
+    even.
+    """
     return round(x / SMALLEST) * SMALLEST

@@ -27,7 +27,9 @@ class PrecisionOptions(BaseModel):
 
     precision: Precision = Field("fp32", description="number format of weights and activations")
     grad_dtype: Literal["same", "fp32"] = Field("same", description="number format of gradients")
-    master_weights: Literal["auto", "none", "fp32"] = Field("auto", description="fp32 copies of narrow weights")
+    master_weights: Literal["auto", "none", "fp32"] = Field(
+        "auto", description="fp32 copies of narrow weights"
+    )
 
     @property
     def narrow(self) -> bool:
@@ -82,14 +84,24 @@ class StepOptions(BaseModel):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="update rule")
     lr: float = Field(1e-3, gt=0, description="learning rate, at its peak")
     warmup: int = Field(0, ge=0, description="updates over which the learning rate rises to its peak")
-    decay: Literal["none", "cosine", "wsd"] = Field("none", description="how the learning rate falls after that: at once or at the end")
+    decay: Literal["none", "cosine", "wsd"] = Field(
+        "none", description="how the learning rate falls after that: at once or at the end"
+    )
     decay_until: int = Field(0, ge=0, description="update at which the learning rate has reached its floor")
-    decay_steps: int = Field(0, ge=0, description="updates the fall takes; 0: all after warm-up (cosine), the last tenth (wsd)")
+    decay_steps: int = Field(
+        0, ge=0, description="updates the fall takes; 0: all after warm-up (cosine), the last tenth (wsd)"
+    )
     lr_floor: float = Field(0.0, ge=0, le=1, description="share of the peak at which the learning rate ends")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 means no clipping")
-    skip_norm: float = Field(0.0, ge=0, description="skip a step whose gradient norm is so many times its running median; 0: never")
-    skip_window: int = Field(16, ge=1, description="steps that this median is of; none is skipped for its size before so many")
-    rollback: int = Field(0, ge=0, description="skipped steps in a row after which to return to the last snapshot; 0: never")
+    skip_norm: float = Field(
+        0.0, ge=0, description="skip a step whose gradient norm is so many times its running median; 0: never"
+    )
+    skip_window: int = Field(
+        16, ge=1, description="steps that this median is of; none is skipped for its size before so many"
+    )
+    rollback: int = Field(
+        0, ge=0, description="skipped steps in a row after which to return to the last snapshot; 0: never"
+    )
     snapshot_every: int = Field(10, ge=1, description="steps between snapshots, with --rollback")
 
     @property

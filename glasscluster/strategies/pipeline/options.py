@@ -46,7 +46,9 @@ class PipelineOptions(BaseModel):
         stages, v = self.stages, self.virtual_stages
         if stages > model.layers:
             fewer_ranks = v == 1 or self.schedule in FOLDED
-            field, most = ("pp", model.layers // v) if fewer_ranks else ("virtual_stages", model.layers // self.pp)
+            field, most = (
+                ("pp", model.layers // v) if fewer_ranks else ("virtual_stages", model.layers // self.pp)
+            )
             why = f", and pp x virtual-stages = {stages}" if v > 1 else ""
             rule = f"every stage needs at least one of the {model.layers} layers{why}"
             raise InputError(field, getattr(self, field), rule, range(1, most + 1))

@@ -12,12 +12,12 @@ its forward to its backward. The loss is on the last stage.
 A rank may have several stages. Between two of its own, tensors are handed over; every other tensor is a
 message with a tag of its own. As long as the schedule itself has no cycle of waits, the executor adds none:
 
-    receives   are posted in the order in which the other rank sends (NCCL has no tags); a rank never waits for
-               a send before it posts one
-    sends      are launched, not waited for. An activation's buffer is released when its gradient has come
-               back, so the activation has surely arrived. A gradient's buffer is released before a later gradient
-               is sent, once a simulation of the schedule with F = I = W = 1 has seen it arrive. Every wait is
-               for something earlier in that simulation, so there is no cycle of waits
+    receives  are posted in the order in which the other rank sends (NCCL has no tags); a rank never waits for
+              a send before it posts one
+    sends     are launched, not waited for. An activation's buffer is released when its gradient has come
+              back, so the activation has surely arrived. A gradient's buffer is released before a later
+              gradient is sent, once a simulation of the schedule with F = I = W = 1 has seen it arrive.
+              Every wait is for something earlier in that simulation, so there is no cycle of waits
 
 In a slot of two (DualPipe) both receives are posted first, then F and B run one after the other.
 But: kernels of F and B of a slot do not overlap: one rank has one compute lane.

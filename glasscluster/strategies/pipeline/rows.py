@@ -103,7 +103,9 @@ PARTNERS = Said(
     "a stage also waits for tensor, context, expert or ZeRO-3 partners: Eq 20 knows computing and hops",
     "一级还要等待张量、上下文、专家或 ZeRO-3 的伙伴：Eq 20 只有计算和级间传递",
 )
-UNEQUAL = Said("a stage does not take the same time for every micro-batch", "同一级处理各个微批次的时间不相同")
+UNEQUAL = Said(
+    "a stage does not take the same time for every micro-batch", "同一级处理各个微批次的时间不相同"
+)
 SEVERAL_LINKS = Said("hops between stages go over links of several kinds", "级间传递经过多种链路")
 SLOW_PORT = Said(
     "sending a micro-batch takes longer than the slowest stage: the port is the bottleneck",

@@ -32,7 +32,8 @@ Compute = Callable[[], Tensor]
 
 @dataclass
 class Part:
-    """A term of a parameter's gradient that is still to be computed: of all of it, or of one expert's slice.
+    """A term of a parameter's gradient that is still to be computed: of all of it, or of one
+    expert's slice.
     """
 
     compute: Compute
@@ -49,7 +50,8 @@ class Remainder:
 
 
 class WeightGradients:
-    """Handed to the model's blocks as `parallel.deferred`; the executor says when a backward is in two parts.
+    """Handed to the model's blocks as `parallel.deferred`; the executor says when a backward is
+    in two parts.
     """
 
     def __init__(self, gpu: GPU) -> None:

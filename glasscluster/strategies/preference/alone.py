@@ -1,4 +1,6 @@
-"""The same tuning in one process: one list of instructions, no ranks, no messages, nothing flat. What runs on ranks must equal it."""
+"""The same tuning in one process: one list of instructions, no ranks, no messages, nothing flat. What runs on
+ranks must equal it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def in_one_process(job: Tuning) -> Alone:
     n, out = job.task.answer, Alone()
     models = {role: make_model(role, job, dtype=torch.float64) for role in job.roles if role != "rollout"}
     parameters = {role: [p for p, _ in models[role].full_names().values()] for role in LEARNS[job.method]}
-    moments = {role: [[torch.zeros_like(p) for _ in range(2)] for p in mine] for role, mine in parameters.items()}
+    moments = {
+        role: [[torch.zeros_like(p) for _ in range(2)] for p in mine] for role, mine in parameters.items()
+    }
     mask = torch.ones(job.answers, n, dtype=torch.float64)
 
     def update(role: str, loss: Tensor) -> None:
@@ -63,7 +67,9 @@ def in_one_process(job: Tuning) -> Alone:
             update("actor", preferred - job.imitation * policy_w.mean())
         else:
             _online(job, i, models, mask, update, out)
-    out.weights = {r: {k: p.detach() for k, (p, _) in models[r].full_names().items()} for r in LEARNS[job.method]}
+    out.weights = {
+        r: {k: p.detach() for k, (p, _) in models[r].full_names().items()} for r in LEARNS[job.method]
+    }
     return out
 
 
@@ -80,18 +86,28 @@ def _online(job: Tuning, i: int, models: dict[str, Any], mask: Tensor, update: A
     if job.method == "grpo":
         advantages = grpo.advantages(score.view(job.prompts, job.group)).view(-1)
         for _ in range(job.epochs):
-            update("actor", grpo.loss(log_probs(actor, tokens, n), old, reference, advantages, mask, job.clip, job.beta))
+            update(
+                "actor",
+                grpo.loss(log_probs(actor, tokens, n), old, reference, advantages, mask, job.clip, job.beta),
+            )
         return
     critic = models["critic"]
     before = values(critic, tokens, n).detach()
-    raw, targets = ppo.advantages(ppo.token_rewards(score, old, reference, mask, job.beta), before, mask, job.gamma, job.lam)
+    raw, targets = ppo.advantages(
+        ppo.token_rewards(score, old, reference, mask, job.beta), before, mask, job.gamma, job.lam
+    )
     for _ in range(job.epochs):
-        update("actor", ppo.policy_loss(log_probs(actor, tokens, n), old, ppo.whitened(raw, mask), mask, job.clip))
+        update(
+            "actor",
+            ppo.policy_loss(log_probs(actor, tokens, n), old, ppo.whitened(raw, mask), mask, job.clip),
+        )
         update("critic", ppo.value_loss(values(critic, tokens, n), before, targets, mask, job.clip))
 
 
 def compare(results: list[Tuned], alone: Alone) -> dict[str, float]:
-    """Largest differences of what ranks brought back: losses and rewards relative, weights by check.difference with floor 1."""
+    """Largest differences of what ranks brought back: losses and rewards relative, weights by
+    check.difference with floor 1.
+    """
     loss, weight, found = [0.0], [0.0], set()
     for result in results:
         for role, losses in result.losses.items():

@@ -1,6 +1,7 @@
 """The roles of one rank, and how what a role made gets to another.
 
-Every rank runs the same list of steps and does those of its roles: roles that share a rank take turns and send each other nothing.
+Every rank runs the same list of steps and does those of its roles: roles that share a rank take turns and
+send each other nothing.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ Made = Any  # a tensor on the rank that has it, None on the others
 
 @dataclass
 class Tuned:
-    """What a rank brings back: losses of every update by role, bytes by role and category, weights of what learned (with capture)."""
+    """What a rank brings back: losses of every update by role, bytes by role and category, weights of what
+    learned (with capture).
+    """
 
     losses: dict[str, list[float]] = field(default_factory=dict)
     state_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
     cache_bytes: int = 0  # most that a rollout's keys and values took
     weights: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     rewards: list[float] = field(default_factory=list)  # the actor's rank: mean of each iteration's answers
-    scores: list[float] = field(default_factory=list)  # the same, of what the policy was rewarded with: the reward model, or the rule
+    scores: list[float] = field(
+        default_factory=list
+    )  # the same, of what the policy was rewarded with: the reward model, or the rule
     kl: list[float] = field(default_factory=list)  # the same: mean of log π_old − log π_ref of whole answers
 
 
@@ -69,7 +74,11 @@ class Cast:
             self.comm.send(made.contiguous(), b, label=label)
         if self.gpu.rank != b:
             return None
-        return made if a == b else self.comm.recv(torch.empty(shape, dtype=self.wide, device=self.gpu.device), a, label=label)
+        return (
+            made
+            if a == b
+            else self.comm.recv(torch.empty(shape, dtype=self.wide, device=self.gpu.device), a, label=label)
+        )
 
     def learn(self, role: str, step: int, loss: Callable[[Any], Tensor]) -> None:
         """One update of a role that learns."""

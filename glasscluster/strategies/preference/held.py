@@ -22,7 +22,9 @@ from glasscluster.strategies.preference.job import LEARNS, Tuning, Weights
 from glasscluster.strategies.preference.sequences import ScalarModel
 
 
-def make_model(role: str, job: Tuning, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Any:
+def make_model(
+    role: str, job: Tuning, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Any:
     """A role's model with its first weights: a critic and a reward model have a scalar head."""
     kind = ScalarModel if role in ("critic", "reward") else GPTStage
     model = kind(job.model, seed=job.seed, dtype=dtype or DTYPES[job.precision], device=device)
@@ -51,7 +53,9 @@ class Held:
         self.gpu, self.job, self.role = gpu, job, role
         self.model = make_model(role, job, gpu.device)
         for part in self.model.parts():
-            part.register_forward_pre_hook(lambda module, _args: gpu.recorder.enter_layer(getattr(module, "index", -1)))
+            part.register_forward_pre_hook(
+                lambda module, _args: gpu.recorder.enter_layer(getattr(module, "index", -1))
+            )
         unit = make_unit(role, [(n, p, s) for n, (p, s) in self.model.full_names().items()], 1)
         self.members, self.flat = unit.members, self.remember(unit.flat, "parameters")
         if not self.learns:
@@ -68,12 +72,17 @@ class Held:
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes of the role's state by category, as the ledger counted them."""
-        return {c: self.gpu.memory.named(f"{self.role} {c}") for c in ("parameters", "gradients", "optimizer")}
+        return {
+            c: self.gpu.memory.named(f"{self.role} {c}") for c in ("parameters", "gradients", "optimizer")
+        }
 
     def weights(self) -> dict[str, Tensor]:
         """By full name, copied to the CPU."""
         with self.gpu.unrecorded():
-            return {m.name: self.flat[m.start : m.stop].view(m.parameter.shape).cpu().clone() for m in self.members}
+            return {
+                m.name: self.flat[m.start : m.stop].view(m.parameter.shape).cpu().clone()
+                for m in self.members
+            }
 
 
 class Learner(Held):
@@ -87,7 +96,9 @@ class Learner(Held):
             m.parameter.grad = self.grad[m.start : m.stop].view(m.parameter.shape)
         master = job.precision == "bf16"
         self.wide = self.remember(self.flat.float(), "optimizer") if master else self.flat
-        self.moments = [self.remember(torch.zeros_like(self.wide), "optimizer") for _ in range(self.optimizer.moments)]
+        self.moments = [
+            self.remember(torch.zeros_like(self.wide), "optimizer") for _ in range(self.optimizer.moments)
+        ]
 
     def step(self, loss: Tensor) -> None:
         """Backward, clip by the gradient's norm, update, and gradients at zero again."""

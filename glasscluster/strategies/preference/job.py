@@ -1,9 +1,9 @@
 """What is tuned, how, and which rank plays which role.
 
     sft, reward-model   one role that learns
-    dpo                 actor, reference                                      16Ψ + 2Ψ
-    grpo                actor, reference, rollout, reward model or rule       16Ψ + 2Ψ (+ 2Ψ)
-    ppo                 actor, critic, reference, rollout, reward model       2 · 16Ψ + 2 · 2Ψ = 36Ψ      (Eq 39)
+    dpo                 actor, reference                                    16Ψ + 2Ψ
+    grpo                actor, reference, rollout, reward model or rule     16Ψ + 2Ψ (+ 2Ψ)
+    ppo                 actor, critic, reference, rollout, reward model     2 · 16Ψ + 2 · 2Ψ = 36Ψ     (Eq 39)
 
 The rollout writes answers. On a rank of its own it has a copy of the actor's weights, which are sent to it
 before every iteration; on the actor's rank it uses them as they are. Roles may share ranks in any way: a
@@ -25,14 +25,24 @@ from glasscluster.strategies.preference.rewards import SortTask
 
 Method = Literal["sft", "reward-model", "dpo", "ppo", "grpo"]
 Weights = Mapping[str, Tensor]
-LEARNS = {"sft": ("actor",), "reward-model": ("reward",), "dpo": ("actor",), "ppo": ("actor", "critic"), "grpo": ("actor",)}
+LEARNS = {
+    "sft": ("actor",),
+    "reward-model": ("reward",),
+    "dpo": ("actor",),
+    "ppo": ("actor", "critic"),
+    "grpo": ("actor",),
+}
 ONLINE = ("ppo", "grpo")  # answers are written while training
 
 
 def roles_of(method: str, reward: str) -> tuple[str, ...]:
     """Every role of a method, those that learn first."""
     judge = ("reward",) if reward == "model" and method in ONLINE else ()
-    frozen = {"dpo": ("reference",), "ppo": ("reference", *judge, "rollout"), "grpo": ("reference", *judge, "rollout")}
+    frozen = {
+        "dpo": ("reference",),
+        "ppo": ("reference", *judge, "rollout"),
+        "grpo": ("reference", *judge, "rollout"),
+    }
     return (*LEARNS[method], *frozen.get(method, ()))
 
 
@@ -89,13 +99,25 @@ class Tuning:
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "must be at least 1")
         if self.method == "grpo" and self.group < 2:
-            raise InputError("group", self.group, "grpo compares answers to one prompt: it needs at least 2", range(2, 17))
+            raise InputError(
+                "group", self.group, "grpo compares answers to one prompt: it needs at least 2", range(2, 17)
+            )
         if self.method in ("dpo", "reward-model") and (self.pairs is None or not len(self.pairs[0])):
-            raise InputError("pairs", "none", f"{self.method} learns from comparisons: a policy that is never right gives none")
+            raise InputError(
+                "pairs",
+                "none",
+                f"{self.method} learns from comparisons: a policy that is never right gives none",
+            )
         if self.model.seq < self.task.length or self.model.vocab < 64:
-            raise InputError("model", (self.model.seq, self.model.vocab), f"the task needs seq >= {self.task.length} and vocab >= 64")
+            raise InputError(
+                "model",
+                (self.model.seq, self.model.vocab),
+                f"the task needs seq >= {self.task.length} and vocab >= 64",
+            )
         if self.precision not in ("fp64", "fp32", "bf16"):
-            raise InputError("precision", self.precision, "fp16 would need a loss scale", ["fp64", "fp32", "bf16"])
+            raise InputError(
+                "precision", self.precision, "fp16 would need a loss scale", ["fp64", "fp32", "bf16"]
+            )
         missing = set(self.roles) - set(self.where)
         if missing:
             raise InputError("placement", dict(self.where), f"has no rank for {', '.join(sorted(missing))}")

@@ -27,7 +27,9 @@ def sft_iteration(cast: Cast, iteration: int) -> None:
 def demonstrations(job: Tuning, iteration: int) -> Tensor:
     """The sequences of an iteration that show right answers: [B, S]."""
     seed = job.sampling_seed(iteration)
-    return job.task.demonstrations(prompts_of(job.task, job.prompts, job.group, seed), torch.Generator().manual_seed(seed + 1))
+    return job.task.demonstrations(
+        prompts_of(job.task, job.prompts, job.group, seed), torch.Generator().manual_seed(seed + 1)
+    )
 
 
 def pairs_of(job: Tuning, iteration: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-"""Preference tuning on ranks: each role is an actor somewhere, and what they tell each other are recorded messages.
+"""Preference tuning on ranks: each role is an actor somewhere, and what they tell each other are recorded
+messages.
 
 One iteration of PPO; GRPO has no critic, and what the critic is told falls away:
 
@@ -8,13 +9,14 @@ One iteration of PPO; GRPO has no critic, and what the critic is told falls away
     critic                               v_t ──► actor                                           time)
     actor            r_t, A_t ···········targets ──► critic; both train, side by side;  weights ──► rollout
 
-    sent a PPO iteration    Ψ·w  weights;  B·S·8 tokens (to each of the others);  B·T·w' of the reference and of values;  B·w' scores
-                            B·T·w' targets.   w bytes a parameter, w' = max(w, 4) a log-probability
+    sent a PPO iteration  Ψ·w  weights;  B·S·8 tokens (to each of the others);  B·T·w' of the reference and of values;  B·w' scores
+                          B·T·w' targets.   w bytes a parameter, w' = max(w, 4) a log-probability
 
-Every rank runs the same list of steps and does those of its roles, so roles that share a rank take turns and send nothing.
-A step of generation is recorded as the micro-batch of its number, then come the forwards of the answers, then each epoch.
-But: one rank a role (no data or tensor parallelism inside), whole batches (no minibatches), and strict turns: the rollout waits
-for new weights, training waits for answers. Systems that let it run ahead (2410.18252) train on answers of an older policy.
+Every rank runs the same list of steps and does those of its roles, so roles that share a rank take turns and
+send nothing. A step of generation is recorded as the micro-batch of its number, then come the forwards of the
+answers, then each epoch. But: one rank a role (no data or tensor parallelism inside), whole batches (no
+minibatches), and strict turns: the rollout waits for new weights, training waits for answers. Systems that
+let it run ahead (2410.18252) train on answers of an older policy.
 """
 
 from __future__ import annotations
@@ -105,8 +107,16 @@ def ppo_iteration(cast: Cast, iteration: int) -> None:
             advantages = ppo.whitened(raw, mask)
     targets = cast.hand(targets, (job.answers, n), "actor", "critic", "targets")
     for epoch in range(job.epochs):
-        cast.learn("actor", n + 1 + epoch, lambda model: ppo.policy_loss(log_probs(model, tokens, n), old, advantages, mask, job.clip))
-        cast.learn("critic", n + 1 + epoch, lambda model: ppo.value_loss(values(model, tokens, n), own, targets, mask, job.clip))
+        cast.learn(
+            "actor",
+            n + 1 + epoch,
+            lambda model: ppo.policy_loss(log_probs(model, tokens, n), old, advantages, mask, job.clip),
+        )
+        cast.learn(
+            "critic",
+            n + 1 + epoch,
+            lambda model: ppo.value_loss(values(model, tokens, n), own, targets, mask, job.clip),
+        )
 
 
 def grpo_iteration(cast: Cast, iteration: int) -> None:
@@ -123,5 +133,7 @@ def grpo_iteration(cast: Cast, iteration: int) -> None:
         cast.learn(
             "actor",
             n + 1 + epoch,
-            lambda model: grpo.loss(log_probs(model, tokens, n), old, reference, advantages, mask, job.clip, job.beta),
+            lambda model: grpo.loss(
+                log_probs(model, tokens, n), old, reference, advantages, mask, job.clip, job.beta
+            ),
         )

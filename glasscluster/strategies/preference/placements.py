@@ -36,7 +36,11 @@ def fewest(state_bytes: Mapping[str, int], capacity: float, spare: float = 0.0) 
     """
     for role, held in state_bytes.items():
         if held + spare > capacity:
-            raise InputError("capacity", capacity, f"the {role} alone holds {held:,} bytes, and {spare:,.0f} are to stay free: cut it")
+            raise InputError(
+                "capacity",
+                capacity,
+                f"the {role} alone holds {held:,} bytes, and {spare:,.0f} are to stay free: cut it",
+            )
 
     def fullest(groups: Groups) -> int:
         return max(sum(state_bytes[role] for role in group) for group in groups)

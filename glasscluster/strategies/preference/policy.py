@@ -17,7 +17,9 @@ def prompts_of(task: SortTask, count: int, group: int, seed: int) -> Tensor:
 
 
 def sample(stage: GPTStage, prompts: Tensor, tokens: int, seed: int) -> Tensor:
-    """Answers at temperature 1, the policy's own distribution: prompts [B, P] -> [B, P + tokens]. So few tokens need no cache."""
+    """Answers at temperature 1, the policy's own distribution: prompts [B, P] -> [B, P + tokens]. So few
+    tokens need no cache.
+    """
     steps = Generator(stage, prompts.tolist(), tokens, sampling=Sampling(temperature=1.0, seed=seed))
     chosen = [listed(c) for _, c in steps]
     return torch.cat([prompts, torch.tensor(chosen).T], 1)
@@ -34,7 +36,8 @@ def expected_reward(stage: GPTStage, task: SortTask) -> float:
 def divergence(stage: GPTStage, reference: GPTStage, task: SortTask, seed: int = 0) -> float:
     """KL(policy ‖ reference) of whole answers to the held-out prompts, in nats.
 
-    Prefixes are sampled from the policy, one answer a prompt; at each of its tokens the KL over the vocabulary is exact.
+    Prefixes are sampled from the policy, one answer a prompt; at each of its tokens the KL over the
+    vocabulary is exact.
     """
     tokens = sample(stage, task.prompts(held_out=True), task.answer, seed)
     with torch.no_grad():
@@ -42,11 +45,14 @@ def divergence(stage: GPTStage, reference: GPTStage, task: SortTask, seed: int =
     return float((mine.exp() * (mine - other)).sum(-1).sum(1).mean())
 
 
-def compared(stage: GPTStage, task: SortTask, prompts: int, seed: int, tries: int = 8) -> tuple[Tensor, Tensor]:
-    """Comparisons: of `tries` answers to a prompt, each that the rule calls wrong beside the first that it calls right.
+def compared(
+    stage: GPTStage, task: SortTask, prompts: int, seed: int, tries: int = 8
+) -> tuple[Tensor, Tensor]:
+    """Comparisons: of `tries` answers to a prompt, each that the rule calls wrong beside the first that it
+    calls right.
 
-    Returns (preferred [N, S], rejected [N, S]): a prompt whose answers are all alike gives no pair, another up to tries - 1 of them
-    (InstructGPT 2203.02155, section 3.5, takes all pairs of a prompt too).
+    Returns (preferred [N, S], rejected [N, S]): a prompt whose answers are all alike gives no pair, another
+    up to tries - 1 of them (InstructGPT 2203.02155, section 3.5, takes all pairs of a prompt too).
     """
     tokens = sample(stage, prompts_of(task, prompts, tries, seed), task.answer, seed).view(prompts, tries, -1)
     right = task.reward(tokens.flatten(0, 1)).view(prompts, tries)

@@ -1,17 +1,19 @@
-"""Proximal policy optimization for language models (Schulman et al., 1707.06347; with a KL reward: Ziegler et al., 1909.08593; 2203.02155).
+"""Proximal policy optimization for language models (Schulman et al., 1707.06347; with a KL reward: Ziegler et
+al., 1909.08593; 2203.02155).
 
-Symbols: token t of T in an answer, π_θ the policy being trained, π_old the one that wrote the answer, π_ref the reference,
-v_t the critic's value before token t, R the score of the whole answer, β, clip range ε, discount γ, λ of GAE.
+Symbols: token t of T in an answer, π_θ the policy being trained, π_old the one that wrote the answer, π_ref
+the reference, v_t the critic's value before token t, R the score of the whole answer, β, clip range ε,
+discount γ, λ of GAE.
 
-    r_t = − β (log π_old(o_t) − log π_ref(o_t)) + [t = T] R                                    2203.02155, section 3.5
-    δ_t = r_t + γ v_{t+1} − v_t      A_t = δ_t + γ λ A_{t+1}      target_t = A_t + v_t         GAE, 1506.02438, equation 16
+    r_t = − β (log π_old(o_t) − log π_ref(o_t)) + [t = T] R                             2203.02155, section 3.5
+    δ_t = r_t + γ v_{t+1} − v_t      A_t = δ_t + γ λ A_{t+1}      target_t = A_t + v_t  GAE, 1506.02438, equation 16
     ρ_t = π_θ(o_t) / π_old(o_t)
-    L_policy = − mean min(ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t)                                1707.06347, equation 7
-    L_value  = ½ mean max((v − target)², (clip(v, v_old ± ε_v) − target)²)                     openai/lm-human-preferences, train_policy.py
+    L_policy = − mean min(ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t)                         1707.06347, equation 7
+    L_value  = ½ mean max((v − target)², (clip(v, v_old ± ε_v) − target)²)              openai/lm-human-preferences, train_policy.py
 
-Where the ratio has left the range in the direction that A wants, the minimum is constant: no gradient, no further step that way.
-A mask [B, T] says which tokens are an answer's own; padding stands behind.
-But: no entropy bonus, no adaptive β; means are over all answer tokens of the batch.
+Where the ratio has left the range in the direction that A wants, the minimum is constant: no gradient, no
+further step that way. A mask [B, T] says which tokens are an answer's own; padding stands behind. But: no
+entropy bonus, no adaptive β; means are over all answer tokens of the batch.
 """
 
 from __future__ import annotations
@@ -25,14 +27,18 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum() / mask.sum()
 
 
-def token_rewards(scores_B: Tensor, old_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, beta: float) -> Tensor:
+def token_rewards(
+    scores_B: Tensor, old_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, beta: float
+) -> Tensor:
     """r_t: the penalty on every token, the score on the last one of each answer -> [B, T]."""
     rewards = -beta * (old_BT - reference_BT) * mask_BT
     last = mask_BT.sum(1, keepdim=True).long() - 1
     return rewards.scatter_add(1, last, scores_B[:, None].to(rewards.dtype))
 
 
-def advantages(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def advantages(
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
     """GAE from the last token back: A [B, T] and the critic's targets [B, T]."""
     steps, after, value_after = [], torch.zeros_like(rewards_BT[:, 0]), torch.zeros_like(rewards_BT[:, 0])
     for t in range(rewards_BT.shape[1] - 1, -1, -1):
@@ -46,7 +52,9 @@ def advantages(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: fl
 
 
 def whitened(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over what the mask keeps: the size of a step does not depend on the reward's scale."""
+    """Mean 0 and variance 1 over what the mask keeps: the size of a step does not depend on the reward's
+    scale.
+    """
     centred = (x - masked_mean(x, mask)) * mask
     return centred * torch.rsqrt(masked_mean(centred**2, mask) + 1e-8)
 
@@ -56,13 +64,19 @@ def ratios(new_BT: Tensor, old_BT: Tensor) -> Tensor:
     return (new_BT - old_BT).exp()
 
 
-def policy_loss(new_BT: Tensor, old_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:
+def policy_loss(
+    new_BT: Tensor, old_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip: float
+) -> Tensor:
     """The clipped surrogate, to be minimized -> scalar."""
     ratio = ratios(new_BT, old_BT)
-    return -masked_mean(torch.minimum(ratio * advantages_BT, ratio.clamp(1 - clip, 1 + clip) * advantages_BT), mask_BT)
+    return -masked_mean(
+        torch.minimum(ratio * advantages_BT, ratio.clamp(1 - clip, 1 + clip) * advantages_BT), mask_BT
+    )
 
 
 def value_loss(new_BT: Tensor, old_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:
-    """The larger of two squared errors: of the value, and of the value held within `clip` of what it was -> scalar."""
+    """The larger of two squared errors: of the value, and of the value held within `clip` of what it was ->
+    scalar.
+    """
     held = old_BT + (new_BT - old_BT).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.maximum((new_BT - targets_BT) ** 2, (held - targets_BT) ** 2), mask_BT)

@@ -29,12 +29,14 @@ def tune_rank(gpu: GPU, job: Tuning) -> Tuned:
     return cast.bring_back()
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 def predict_state(job: Tuning) -> dict[str, int]:
-    """Eq 39 by role, bytes: 16Ψ of a role that learns, 2Ψ of one that does not (in bf16; fp32: 16Ψ and 4Ψ, fp64: 32Ψ and 8Ψ).
+    """Eq 39 by role, bytes: 16Ψ of a role that learns, 2Ψ of one that does not (in bf16; fp32: 16Ψ and 4Ψ,
+    fp64: 32Ψ and 8Ψ).
 
-    Ψ: parameters of the policy. A critic and a reward model have a row of h and a bias instead of logits: with a tied head h + 1
-    elements more, without one V·h fewer as well. A rollout on a rank of its own has a copy, one on the actor's has nothing.
+    Ψ: parameters of the policy. A critic and a reward model have a row of h and a bias instead of logits:
+    with a tied head h + 1 elements more, without one V·h fewer as well. A rollout on a rank of its own has a
+    copy, one on the actor's has nothing.
     """
     width = {"fp64": 8, "fp32": 4, "bf16": 2}[job.precision]
     learning = 4 * width if job.precision != "bf16" else 2 + 2 + 4 + 4 + 4

@@ -1,12 +1,14 @@
-"""A reward model from comparisons (Bradley and Terry 1952; Stiennon et al., 2009.01325; InstructGPT 2203.02155, equation 1).
+"""A reward model from comparisons (Bradley and Terry 1952; Stiennon et al., 2009.01325; InstructGPT
+2203.02155, equation 1).
 
 Symbols: of two answers to a prompt w was preferred to l; r_w, r_l are the model's numbers for them.
 
     P(w is preferred to l) = σ(r_w − r_l)           L = − mean log σ(r_w − r_l)
 
-Only differences are seen, so a reward is known up to a constant, and what its scale is against a KL in nats nobody said. So it is
-standardized on answers of the policy that will be tuned: mean 0, variance 1 (Ziegler et al., 1909.08593, section 2).
-But: InstructGPT compares all pairs of K = 4 to 9 ranked answers in one step; here a pair is a pair.
+Only differences are seen, so a reward is known up to a constant, and what its scale is against a KL in nats
+nobody said. So it is standardized on answers of the policy that will be tuned: mean 0, variance 1 (Ziegler et
+al., 1909.08593, section 2). But: InstructGPT compares all pairs of K = 4 to 9 ranked answers in one step;
+here a pair is a pair.
 """
 
 from __future__ import annotations

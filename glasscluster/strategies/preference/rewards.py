@@ -40,7 +40,8 @@ class SortTask:
         return 2 * self.digits + 1
 
     def prompts(self, held_out: bool = False) -> Tensor:
-        """[N, digits + 1]: every fifth prompt is held out, nothing trains on it; the others are for training.
+        """[N, digits + 1]: every fifth prompt is held out, nothing trains on it; the others are
+        for training.
         """
         each = 10 ** torch.arange(self.digits - 1, -1, -1)
         numbers = torch.arange(10**self.digits)

@@ -3,9 +3,9 @@ model's numbers.
 
 Dims: B sequences, S tokens of prompt and answer, T answer tokens (the last T of S), H hidden, V vocabulary.
 
-    policy          log π(o_t | q, o_<t)   [B, T]   from the logits one place earlier
-    critic          v_t                    [B, T]   one number a place, in the place before o_t: what o_t has yet to decide
-    reward model    r                      [B]      the same number behind the last token (InstructGPT 2203.02155, section 3.5)
+    policy        log π(o_t | q, o_<t)  [B, T]  from the logits one place earlier
+    critic        v_t                   [B, T]  one number a place, in the place before o_t: what o_t has yet to decide
+    reward model  r                     [B]     the same number behind the last token (InstructGPT 2203.02155, section 3.5)
 
 A critic and a reward model are the policy's trunk with a row of numbers instead of the vocabulary's logits.
 """
@@ -70,7 +70,13 @@ class ScalarModel(nn.Module):
     It has h + 1 parameters that a policy with a tied head has not.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__()
         self.trunk = GPTStage(config, last=False, seed=seed, dtype=dtype, device=device)
         self.scalar = ScalarHead(config, seed, torch.empty(0, dtype=dtype, device=device))
@@ -81,7 +87,9 @@ class ScalarModel(nn.Module):
 
     def full_names(self) -> dict[str, tuple[nn.Parameter, Shard | None]]:
         """Full name -> (parameter, None: it is whole)."""
-        return self.trunk.full_names() | {name: (getattr(self.scalar, name.split(".")[-1]), None) for name in self.scalar.shards}
+        return self.trunk.full_names() | {
+            name: (getattr(self.scalar, name.split(".")[-1]), None) for name in self.scalar.shards
+        }
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """A number behind every token: [B, S] -> [B, S]."""

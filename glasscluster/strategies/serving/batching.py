@@ -1,20 +1,26 @@
-"""Who is in which slot at which step: static batches, or iteration-level scheduling with paged memory and preemption.
+"""Who is in which slot at which step: static batches, or iteration-level scheduling with paged memory and
+preemption.
 
-Follows Orca (Yu et al., OSDI'22, section 3) for deciding anew at every step, and vLLM (2309.06180, section 4.5) for blocks that run out:
+Follows Orca (Yu et al., OSDI'22, section 3) for deciding anew at every step, and vLLM (2309.06180, section
+4.5) for blocks that run out:
 
-    static        take up to n requests that have arrived; all slots run until the slowest of them has ended; then the next batch
-    continuous    at every step, in order of arrival:
-                    each running sequence gets room for a token; where no block is left, the youngest gives up its blocks,
-                      and waits at the head of the queue to be computed again (recomputation: prompt and tokens so far, in one prefill)
-                    then, if nobody had to go, those that wait are admitted while there is a slot and blocks for their tokens
-                    then all of them run one step together: prompts whole, running sequences one token each
+    static      take up to n requests that have arrived; all slots run until the slowest of them has ended; then the next batch
+    continuous  at every step, in order of arrival:
+                  each running sequence gets room for a token; where no block is left, the youngest gives up
+                  its blocks,
+                    and waits at the head of the queue to be computed again (recomputation: prompt and
+                    tokens so far, in one prefill)
+                  then, if nobody had to go, those that wait are admitted while there is a slot and blocks
+                  for their tokens then all of them run one step together: prompts whole, running sequences
+                  one token each
 
-The oldest running sequence never gives way to another, and alone it fits (checked): so every step brings it nearer its end, and
-there is no deadlock. A policy never looks at how many tokens a request will have: it learns after a step which sequences ended.
-A plan is these decisions written down with the steps' times from a clock, before the run, as arrivals.py does and for the same reason:
-what comes first depends on time, which a recording does not know.
-But: a request comes with its number of tokens, as in a trace (an end-of-sequence token is known only when it is chosen, and the plan is
-made before); a prompt is taken in at once (no chunks); first come, first served; nothing is swapped to the host.
+The oldest running sequence never gives way to another, and alone it fits (checked): so every step brings it
+nearer its end, and there is no deadlock. A policy never looks at how many tokens a request will have: it
+learns after a step which sequences ended. A plan is these decisions written down with the steps' times from a
+clock, before the run, as arrivals.py does and for the same reason: what comes first depends on time, which a
+recording does not know. But: a request comes with its number of tokens, as in a trace (an end-of-sequence
+token is known only when it is chosen, and the plan is made before); a prompt is taken in at once (no chunks);
+first come, first served; nothing is swapped to the host.
 """
 
 from __future__ import annotations
@@ -42,7 +48,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Work:
-    """A request's part in a step: `count` new tokens behind `start` that are cached. None: it has ended and holds its slot."""
+    """A request's part in a step: `count` new tokens behind `start` that are cached. None: it has ended and
+    holds its slot.
+    """
 
     slot: int
     request: int
@@ -52,7 +60,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Step:
-    """What one forward does. Before it slots of a finished batch are cleared, and preempted (slot, request) give up their blocks."""
+    """What one forward does. Before it slots of a finished batch are cleared, and preempted (slot, request)
+    give up their blocks.
+    """
 
     work: tuple[Work, ...]
     cleared: tuple[int, ...] = ()
@@ -110,8 +120,13 @@ class Static:
             cleared = tuple(range(len(self.batch)))
             self.batch, self.waiting = batch, [r for r in self.waiting if r not in batch]
             self.length, self.over = dict.fromkeys(batch, 0), set()
-        counts = [0 if r in self.over else 1 if self.length[r] else len(self.requests[r].prompt) for r in self.batch]
-        work = tuple(Work(slot, r, self.length[r], n) for slot, (r, n) in enumerate(zip(self.batch, counts, strict=True)))
+        counts = [
+            0 if r in self.over else 1 if self.length[r] else len(self.requests[r].prompt) for r in self.batch
+        ]
+        work = tuple(
+            Work(slot, r, self.length[r], n)
+            for slot, (r, n) in enumerate(zip(self.batch, counts, strict=True))
+        )
         return Step(work, cleared)
 
     def done(self, step: Step, ended: set[int]) -> None:
@@ -145,7 +160,9 @@ class Continuous:
                 break
             self.waiting.remove(r)
             self.running[r] = min(set(range(self.slots)) - set(self.running.values()))
-        work = [Work(self.running[r], r, self.length[r], self.tokens[r] - self.length[r]) for r in self.by_age()]
+        work = [
+            Work(self.running[r], r, self.length[r], self.tokens[r] - self.length[r]) for r in self.by_age()
+        ]
         return Step(tuple(sorted(work, key=lambda w: w.slot)), (), tuple(preempted)) if work else None
 
     def done(self, step: Step, ended: set[int]) -> None:
@@ -187,7 +204,9 @@ def in_order(requests: Sequence[Request]) -> list[int]:
 
 
 def plan(requests: Sequence[Request], policy: Policy, clock: Callable[[Step], float]) -> Schedule:
-    """Play the policy on a clock: clock(step) is how long a step takes, in seconds. An empty server waits for the next arrival."""
+    """Play the policy on a clock: clock(step) is how long a step takes, in seconds. An empty server waits for
+    the next arrival.
+    """
     now, steps, times, chosen = 0.0, list[Step](), list[tuple[float, float]](), [0] * len(requests)
     while True:
         step = policy.next(now)
@@ -199,14 +218,19 @@ def plan(requests: Sequence[Request], policy: Policy, clock: Callable[[Step], fl
             assert step is not None, "a request that fits alone was not admitted to an empty server"
         for work in step.work:
             chosen[work.request] += work.count > 0
-        policy.done(step, {w.request for w in step.work if w.count and chosen[w.request] == requests[w.request].tokens})
+        policy.done(
+            step,
+            {w.request for w in step.work if w.count and chosen[w.request] == requests[w.request].tokens},
+        )
         end = now + clock(step)
         steps.append(step)
         times.append((now, end))
         now = end
 
 
-def check(requests: Sequence[Request], slots: int, block: int = 0, blocks: int = 0, seq: int | None = None) -> None:
+def check(
+    requests: Sequence[Request], slots: int, block: int = 0, blocks: int = 0, seq: int | None = None
+) -> None:
     """InputError naming the request that can never be served. block 0: a static cache."""
     if not requests:
         raise InputError("requests", 0, "there is nothing to serve", [1])
@@ -216,15 +240,20 @@ def check(requests: Sequence[Request], slots: int, block: int = 0, blocks: int =
         if not request.prompt or request.tokens < 1:
             raise InputError("requests", number, "needs at least one token of prompt and one new token")
         if seq is not None and request.cached > seq:
-            raise InputError("requests", number, f"takes {request.cached} positions, the model has {seq}", [seq])
+            raise InputError(
+                "requests", number, f"takes {request.cached} positions, the model has {seq}", [seq]
+            )
         if block and request.cached > block * blocks:
             rule = f"request {number} has {request.cached} tokens in the end, {blocks} blocks hold {block * blocks}: it would never finish"
             raise InputError("blocks", blocks, rule, [-(-request.cached // block)])
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
-def predict_static(requests: Sequence[Request], batches: Sequence[Sequence[int]], slots: int) -> tuple[int, int]:
-    """Eq 33: (slots computed, of them without a token) over all steps of static batches, each as long as its slowest request.
+# ---- theory ------------------------------------------------------------------------------------------------
+def predict_static(
+    requests: Sequence[Request], batches: Sequence[Sequence[int]], slots: int
+) -> tuple[int, int]:
+    """Eq 33: (slots computed, of them without a token) over all steps of static batches, each as long as its
+    slowest request.
 
     Of a batch that fills its slots the share is 1 - mean/max of its requests' tokens.
     """

@@ -1,13 +1,14 @@
-"""Evaluation on many ranks: items are shared out over dp, each is scored by tp ranks together, one sum brings all scores everywhere.
+"""Evaluation on many ranks: items are shared out over dp, each is scored by tp ranks together, one sum brings
+all scores everywhere.
 
-    item 0 1 2 3 4 5 ...      rank 0: 0 2 4 ...   scores [x . x . x .]
-    dp = 2                    rank 1: 1 3 5 ...   scores [. x . x . x]   ──all-reduce──►  [x x x x x x] on every rank
+    item 0 1 2 3 4 5 ...  rank 0: 0 2 4 ...  scores [x . x . x .]
+    dp = 2                rank 1: 1 3 5 ...  scores [. x . x . x]  ──all-reduce──►  [x x x x x x] on every rank
 
-log p(continuation | context) is minus the loss of training, on the continuation's tokens alone: the same forward, the same
-vocabulary-parallel cross-entropy. Rows are padded behind, which nobody sees. An answer that is drawn depends on (seed, item) alone,
-so scores do not depend on the layout.
-Sent by all ranks for the scores, S numbers of 8 bytes: 2 (dp - 1) · 8 S (Eq 9), on each of tp planes.
-But: no pipeline; a row has to fit into the model's sequence (longer contexts lose their beginning, as in lm-evaluation-harness).
+log p(continuation | context) is minus the loss of training, on the continuation's tokens alone: the same
+forward, the same vocabulary-parallel cross-entropy. Rows are padded behind, which nobody sees. An answer that
+is drawn depends on (seed, item) alone, so scores do not depend on the layout. Sent by all ranks for the
+scores, S numbers of 8 bytes: 2 (dp - 1) · 8 S (Eq 9), on each of tp planes. But: no pipeline; a row has to
+fit into the model's sequence (longer contexts lose their beginning, as in lm-evaluation-harness).
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from glasscluster.strategies.serving.generation import make_stage
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """Everything a rank needs. `samples` answers to every prompt; a tokenizer.json, or None for bytes as tokens."""
+    """Everything a rank needs. `samples` answers to every prompt; a tokenizer.json, or None for bytes as
+    tokens.
+    """
 
     model: ModelConfig
     tasks: tuple[Task, ...]
@@ -49,14 +52,17 @@ class EvaluationJob:
 
     @property
     def scores(self) -> int:
-        """Numbers that all items have together: one a choice, one a prompt or text; and one an item that says who scored it."""
+        """Numbers that all items have together: one a choice, one a prompt or text; and one an item that says
+        who scored it.
+        """
         items = [item for task in self.tasks for item in task.items]
         return sum(numbers(item) for item in items) + len(items)
 
 
 @dataclass
 class RankEvaluation:
-    """What a rank brings back: for every task and item the scores of all ranks, how many ranks scored it, and what was said here.
+    """What a rank brings back: for every task and item the scores of all ranks, how many ranks scored it, and
+    what was said here.
 
     Scores of a Choice: log-likelihoods; of a Text: its own; of a Prompt: how many samples were right.
     """
@@ -81,7 +87,9 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
         for parameter in stage.parameters():
             gpu.memory.register(parameter, "parameters")
         found = torch.zeros(job.scores, dtype=torch.float64, device=gpu.device)
-    result = RankEvaluation(lengths=[[predicted(i, tokenizer, job.model.seq) for i in t.items] for t in job.tasks])
+    result = RankEvaluation(
+        lengths=[[predicted(i, tokenizer, job.model.seq) for i in t.items] for t in job.tasks]
+    )
     gpu.start_step()
     rank, at, step = mesh.index("dp"), 0, 0
     for t, task in enumerate(job.tasks):
@@ -92,7 +100,9 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
                 found[at + numbers(item)] = 1
                 if isinstance(item, Prompt):
                     with gpu.region("forward", micro_batch=step):
-                        result.said[t, i] = answers(stage, item, task.tokens, job, (job.seed, t, i), tokenizer)
+                        result.said[t, i] = answers(
+                            stage, item, task.tokens, job, (job.seed, t, i), tokenizer
+                        )
                     found[at] = sum(map(item.right, result.said[t, i]))
                     step += 1
                 else:
@@ -120,9 +130,11 @@ def encode(text: bytes, tokenizer: Tokenizer | None) -> list[int]:
 
 
 def row_of(item: Item, choice: int, tokenizer: Tokenizer | None, seq: int) -> tuple[list[int], int]:
-    """A sequence of at most seq + 1 tokens, and how many of them, at its end, are scored. A context loses its beginning.
+    """A sequence of at most seq + 1 tokens, and how many of them, at its end, are scored. A context loses its
+    beginning.
 
-    Context and continuation become tokens apart: a merge across the seam would hide where the continuation begins.
+    Context and continuation become tokens apart: a merge across the seam would hide where the continuation
+    begins.
     """
     if isinstance(item, Choice):
         before, after = encode(item.context, tokenizer), encode(item.choices[choice], tokenizer)
@@ -151,23 +163,33 @@ def loglikelihoods(stage: GPTStage, rows: Sequence[tuple[list[int], int]]) -> Te
     for block in stage.layers.values():
         x = block(x)
     logits, head = stage.head.scores(x), stage.head
-    losses = [head.parallel.cross_entropy(a, b, stage.config.vocab) for a, b in zip(logits.split(1), targets.split(1), strict=True)]
+    losses = [
+        head.parallel.cross_entropy(a, b, stage.config.vocab)
+        for a, b in zip(logits.split(1), targets.split(1), strict=True)
+    ]
     return -torch.stack(losses)
 
 
 def answers(
-    stage: GPTStage, item: Prompt, tokens: int, job: EvaluationJob, seed: tuple[int, ...], tokenizer: Tokenizer | None
+    stage: GPTStage,
+    item: Prompt,
+    tokens: int,
+    job: EvaluationJob,
+    seed: tuple[int, ...],
+    tokenizer: Tokenizer | None,
 ) -> list[bytes]:
     """What the model says to a prompt: `samples` texts of at most `tokens` tokens."""
     prompt = encode(item.text, tokenizer)[-(job.model.seq + 1 - tokens) :]
     cache = StaticCache(stage, job.samples, len(prompt) + tokens - 1)
-    sampling = dataclasses.replace(job.sampling, seed=hash(seed) & 0x7FFFFFFF)  # of integers: the same in every process
+    sampling = dataclasses.replace(
+        job.sampling, seed=hash(seed) & 0x7FFFFFFF
+    )  # of integers: the same in every process
     chosen = [listed(c) for _, c in Generator(stage, [prompt] * job.samples, tokens, cache, sampling)]
     texts = zip(*chosen, strict=True)
     return [bytes(text) if tokenizer is None else tokenizer.decode_bytes(text) for text in texts]
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 def predict_traffic(job: EvaluationJob) -> int:
     """Bytes that all ranks send for the scores: 2 (dp - 1) S of 8 bytes in each of tp planes (Eq 9)."""
     return 2 * (job.dp - 1) * job.scores * 8 * job.tp

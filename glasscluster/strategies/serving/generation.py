@@ -4,14 +4,14 @@ Follows Megatron-LM (1909.08053, section 3) for the matrices and Pope et al. (22
 Symbols: t ranks, B sequences, S columns of a forward (the longest prompt, then 1), h hidden, V vocabulary
 (padded to a multiple of t), w bytes an element.
 
-    rank i   q_i, k_i, v_i ──► its cache, its heads ──► out_i ──g──► residual ... ──► logits_i  ──all-gather──► argmax, or the same draw
+    rank i  q_i, k_i, v_i ──► its cache, its heads ──► out_i ──g──► residual ... ──► logits_i  ──all-gather──► argmax, or the same draw
 
 A step is recorded as the micro-batch of its number: 0 is the prefill, i the i-th decode.
 
-    sent by all ranks, a forward     2 (t-1) B S h w for each of 2 all-reduces a layer and one of the embedding (Eq 18, forward)
-                                     (t-1) B V w for the logits of one token a sequence
-    cached on a rank                 Eq 3 / t while t divides the key heads, one head from there on
-    decode, at least                 (bytes of the parameters + bytes of the cache) / memory bandwidth seconds a step (Eq 31)
+    sent by all ranks, a forward  2 (t-1) B S h w for each of 2 all-reduces a layer and one of the embedding (Eq 18, forward)
+                                  (t-1) B V w for the logits of one token a sequence
+    cached on a rank              Eq 3 / t while t divides the key heads, one head from there on
+    decode, at least              (bytes of the parameters + bytes of the cache) / memory bandwidth seconds a step (Eq 31)
 
 But: no pipeline, no sequence parallelism (a step has one token a sequence); every rank holds the whole logits
 of one token.
@@ -125,7 +125,11 @@ def generate_rank(gpu: GPU, job: GenerationJob) -> RankGeneration:
             gpu.memory.register(pool, "buffers", "cache")
     gpu.start_step()
     window = job.window or None
-    steps = iter(Generator(stage, job.prompts, job.tokens, cache, job.sampling, job.chunk, window if cache is None else None))
+    steps = iter(
+        Generator(
+            stage, job.prompts, job.tokens, cache, job.sampling, job.chunk, window if cache is None else None
+        )
+    )
     chosen: list[list[int]] = []
     for number in range(job.tokens):
         with gpu.region("forward", micro_batch=number):
@@ -137,7 +141,11 @@ def generate_rank(gpu: GPU, job: GenerationJob) -> RankGeneration:
     result.tokens = [list(t) for t in zip(*chosen, strict=True)] if gpu.device.type != "meta" else []
     result.parameter_bytes = sum(p.numel() * p.element_size() for p in stage.parameters())
     if cache is not None:
-        result.cache_bytes, result.used_bytes, result.filled_bytes = cache.bytes, cache.used_bytes, cache.filled_bytes
+        result.cache_bytes, result.used_bytes, result.filled_bytes = (
+            cache.bytes,
+            cache.used_bytes,
+            cache.filled_bytes,
+        )
     return result
 
 
@@ -156,10 +164,14 @@ def make_stage(
     if tp > 1:
         mesh = mesh or gpu.make_mesh({"tp": tp})
         sharing = tp // model.key_heads
-        parallel = TensorParallel(mesh["tp"], algorithm, mesh.inside(mesh["tp"], sharing, "heads") if sharing > 1 else None)
+        parallel = TensorParallel(
+            mesh["tp"], algorithm, mesh.inside(mesh["tp"], sharing, "heads") if sharing > 1 else None
+        )
     stage = GPTStage(model, parallel=parallel, seed=seed, dtype=DTYPES[precision], device=gpu.device)
     for part in stage.parts():
-        part.register_forward_pre_hook(lambda module, _args: gpu.recorder.enter_layer(getattr(module, "index", -1)))
+        part.register_forward_pre_hook(
+            lambda module, _args: gpu.recorder.enter_layer(getattr(module, "index", -1))
+        )
     if weights is not None and gpu.device.type != "meta":
         hugging_face.fill(stage, weights)
     return stage
@@ -234,7 +246,12 @@ def predict_traffic(model: ModelConfig, tp: int, batch: int, columns: int, width
     logits = (tp - 1) * batch * -(-model.vocab // tp) * tp * width
     shared = tp // model.key_heads  # ranks that gather one key-value head
     heads = model.layers * (shared - 1) * 2 * batch * columns * model.key_width * width if shared > 1 else 0
-    return {"layers": 2 * model.layers * one, "embedding": one, "logits": logits if tp > 1 else 0, "key-value heads": heads}
+    return {
+        "layers": 2 * model.layers * one,
+        "embedding": one,
+        "logits": logits if tp > 1 else 0,
+        "key-value heads": heads,
+    }
 
 
 def predict_cache(job: GenerationJob, width: int) -> int:

@@ -1,13 +1,15 @@
-"""What answers are worth: accuracy and how sure it is, two models on the same items, pass@k, perplexity and bits a byte.
+"""What answers are worth: accuracy and how sure it is, two models on the same items, pass@k, perplexity and
+bits a byte.
 
-    acc        the likeliest continuation is the right one        argmax_i log p(choice_i | context)
-    acc_norm   the same a byte                                    argmax_i log p(choice_i | context) / bytes of choice_i
-    Eq 41      standard error                                     √(p (1 - p) / (n - 1))
-    paired     two models on the same items                       mean of the differences over their own standard error; McNemar's test
-    Eq 37      bits a byte                                        loss in nats · tokens / (bytes · ln 2)
+    acc       the likeliest continuation is the right one  argmax_i log p(choice_i | context)
+    acc_norm  the same a byte                              argmax_i log p(choice_i | context) / bytes of choice_i
+    Eq 41     standard error                               √(p (1 - p) / (n - 1))
+    paired    two models on the same items                 mean of the differences over their own standard error; McNemar's test
+    Eq 37     bits a byte                                  loss in nats · tokens / (bytes · ln 2)
 
-Sums of log-likelihoods favour short continuations, divided by bytes they favour predictable ones: neither is right (lm-evaluation-harness
-reports both). A difference of two accuracies is judged on the same items, because what is hard for one model is hard for the other.
+Sums of log-likelihoods favour short continuations, divided by bytes they favour predictable ones: neither is
+right (lm-evaluation-harness reports both). A difference of two accuracies is judged on the same items,
+because what is hard for one model is hard for the other.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ from typing import NamedTuple
 
 def chosen(loglikelihoods: Sequence[float], lengths: Sequence[int] | None = None) -> int:
     """The likeliest continuation; with `lengths` (bytes), the likeliest a byte. Of equal ones the first."""
-    values = [x / n for x, n in zip(loglikelihoods, lengths, strict=True)] if lengths is not None else list(loglikelihoods)
+    values = (
+        [x / n for x, n in zip(loglikelihoods, lengths, strict=True)]
+        if lengths is not None
+        else list(loglikelihoods)
+    )
     return max(range(len(values)), key=values.__getitem__)
 
 
@@ -45,7 +51,9 @@ class Paired(NamedTuple):
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """McNemar (1947): only items that one of the two has right tell them apart; by chance they are a coin's."""
+    """McNemar (1947): only items that one of the two has right tell them apart; by chance they
+    are a coin's.
+    """
     differences = [b - a for a, b in zip(first, second, strict=True)]
     better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     n, tail = better + worse, min(better, worse)
@@ -54,7 +62,9 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Chance that one of k answers is right, from `right` of n samples: 1 - C(n - c, k) / C(n, k) (2107.03374, section 2.1)."""
+    """Chance that one of k answers is right, from `right` of n samples: 1 - C(n - c, k) / C(n, k)
+    (2107.03374, section 2.1).
+    """
     if not 0 < k <= samples:
         raise ValueError(f"k = {k} must be 1 to {samples}, the number of samples")
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
@@ -70,7 +80,7 @@ def bits_per_byte(loglikelihood: float, size: int) -> float:
     return -loglikelihood / size / math.log(2)
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 def predict_error(accuracy: float, items: int) -> float:
     """Eq 41: √(p (1 - p) / (n - 1))."""
     return math.sqrt(accuracy * (1 - accuracy) / (items - 1))

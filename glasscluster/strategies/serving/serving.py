@@ -1,13 +1,16 @@
-"""Serving on tensor-parallel ranks: a schedule (batching.py) carried out on the model, one forward a step, recorded.
+"""Serving on tensor-parallel ranks: a schedule (batching.py) carried out on the model, one forward a step,
+recorded.
 
-Every rank follows the same schedule, computes and caches its own heads, and chooses the same tokens (generation.py).
+Every rank follows the same schedule, computes and caches its own heads, and chooses the same tokens
+(generation.py).
 
-    static        [slots, S] padded to the longest prompt, then [slots, 1]; ended sequences are computed and dropped; a slot each
-    continuous    all new tokens side by side (model/decoding/packed.py); blocks from a pool (PagedCache)
+    static      [slots, S] padded to the longest prompt, then [slots, 1]; ended sequences are computed and dropped; a slot each
+    continuous  all new tokens side by side (model/decoding/packed.py); blocks from a pool (PagedCache)
 
-A step is the micro-batch of its number. Its virtual time is what replay gives it. The clock that a schedule is planned with records the
-very same step dry and replays that, so what ran takes as long as was planned: a check holds the two against each other. On other
-hardware the order stays, and the times are those of that hardware.
+A step is the micro-batch of its number. Its virtual time is what replay gives it. The clock that a schedule
+is planned with records the very same step dry and replays that, so what ran takes as long as was planned: a
+check holds the two against each other. On other hardware the order stays, and the times are those of that
+hardware.
 
     Eq 33  static: 1 - mean/max of slots, and of the cache; paged: at most block - 1 tokens a sequence
 But: greedy; an empty server costs nothing and is not in the recording (time jumps to the next arrival).
@@ -39,7 +42,9 @@ PolicyName = Literal["continuous", "static"]
 
 @dataclass(frozen=True)
 class ServingJob:
-    """Everything a rank needs to serve. `blocks` of `block` tokens are the pool of continuous; static has a slot of the longest each."""
+    """Everything a rank needs to serve. `blocks` of `block` tokens are the pool of continuous; static has a
+    slot of the longest each.
+    """
 
     model: ModelConfig
     requests: tuple[Request, ...]
@@ -74,7 +79,9 @@ class ServingJob:
 
 @dataclass
 class RankServing:
-    """What a rank brings back: each request's new tokens; by step what the forward computed, what was used, and the cache."""
+    """What a rank brings back: each request's new tokens; by step what the forward computed, what was used,
+    and the cache.
+    """
 
     tokens: list[list[int]] = field(default_factory=list)
     logits: list[list[Tensor]] = field(default_factory=list)  # with `capture`: [V] of each request's tokens
@@ -111,9 +118,16 @@ def serve_rank(gpu: GPU, job: ServingJob, schedule: Schedule) -> RankServing:
             sequences[work.request].append(tokens[row])
             if job.capture:
                 made.logits[work.request].append(logits[row])
-            if job.policy == "continuous" and len(sequences[work.request]) > job.requests[work.request].cached:
+            if (
+                job.policy == "continuous"
+                and len(sequences[work.request]) > job.requests[work.request].cached
+            ):
                 cache.free(work.slot)
-    made.tokens = [s[len(r.prompt) :] for s, r in zip(sequences, job.requests, strict=True)] if gpu.device.type != "meta" else []
+    made.tokens = (
+        [s[len(r.prompt) :] for s, r in zip(sequences, job.requests, strict=True)]
+        if gpu.device.type != "meta"
+        else []
+    )
     made.parameter_bytes = sum(p.numel() * p.element_size() for p in stage.parameters())
     made.cache_bytes, made.token_bytes = cache.bytes, cache.token_bytes
     made.left_bytes = cache.used_bytes if job.policy == "continuous" else 0
@@ -131,17 +145,21 @@ def set_up(gpu: GPU, job: ServingJob) -> tuple[GPTStage, Cache]:
     return stage, cache
 
 
-def forward(stage: GPTStage, cache: Cache, job: ServingJob, step: Step, sequences: Sequence[Sequence[int]]) -> Tensor:
+def forward(
+    stage: GPTStage, cache: Cache, job: ServingJob, step: Step, sequences: Sequence[Sequence[int]]
+) -> Tensor:
     """Logits [slots, V] of a padded step, or [work of the step, V] of tokens side by side."""
     new: list[Sequence[int]] = [() for _ in range(job.slots)]
     for work in step.work:
         new[work.slot] = sequences[work.request][work.start : work.start + work.count]
     if job.policy == "continuous":
         return forward_packed(stage, cache, new)
-    return forward_padded(stage, pad(new, next(stage.parameters()).device), cache.begin([len(tokens) for tokens in new]), cache)
+    return forward_padded(
+        stage, pad(new, next(stage.parameters()).device), cache.begin([len(tokens) for tokens in new]), cache
+    )
 
 
-# ---- time ----------------------------------------------------------------------------------------------------------
+# ---- time --------------------------------------------------------------------------------------------------
 def one_step(gpu: GPU, job: ServingJob, step: Step) -> None:
     """The same forward alone, on a cache that holds what the step finds in it."""
     with gpu.unrecorded():
@@ -166,7 +184,9 @@ def make_schedule(job: ServingJob, hardware: Hardware) -> Schedule:
 
 
 def step_times(timeline: Timeline, job: ServingJob, schedule: Schedule) -> list[tuple[float, float]]:
-    """When each step began and ended in seconds: as long as in the replay, after the last one, and after its requests had arrived."""
+    """When each step began and ended in seconds: as long as in the replay, after the last one, and after its
+    requests had arrived.
+    """
     graph, found, now, before = timeline.graph, list[tuple[float, float]](), 0.0, 0.0
     for number, step in enumerate(schedule.steps):
         end = float(timeline.end[graph.micro_batch == number].max())
@@ -176,7 +196,9 @@ def step_times(timeline: Timeline, job: ServingJob, schedule: Schedule) -> list[
     return found
 
 
-def token_times(job: ServingJob, schedule: Schedule, times: Sequence[tuple[float, float]]) -> list[list[float]]:
+def token_times(
+    job: ServingJob, schedule: Schedule, times: Sequence[tuple[float, float]]
+) -> list[list[float]]:
     """When each request had its first, second, ... token: the end of the step that chose it."""
     found: list[list[float]] = [[] for _ in job.requests]
     for step, (_, end) in zip(schedule.steps, times, strict=True):
@@ -186,14 +208,18 @@ def token_times(job: ServingJob, schedule: Schedule, times: Sequence[tuple[float
     return found
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 def predict_paged(schedule: Schedule, block: int) -> list[int]:
-    """Eq 33 by step: slots of blocks without a token when a forward has ended, at most block - 1 a sequence."""
+    """Eq 33 by step: slots of blocks without a token when a forward has ended, at most block - 1
+    a sequence.
+    """
     return [sum(-(w.start + w.count) % block for w in step.work) for step in schedule.steps]
 
 
 def predict_sent(job: ServingJob, schedule: Schedule, width: int) -> int:
-    """Bytes that all ranks send: two all-reduces a layer and one of the embedding over all columns, the logits of one a sequence."""
+    """Bytes that all ranks send: two all-reduces a layer and one of the embedding over all columns, the
+    logits of one a sequence.
+    """
     sent = 0
     for step in schedule.steps:
         columns, chosen = sum(w.count for w in step.work), len(step.work)

@@ -1,13 +1,15 @@
-"""Speculative decoding on ranks, recorded: passes of the draft and passes of the target, and what a token costs.
+"""Speculative decoding on ranks, recorded: passes of the draft and passes of the target, and what a token
+costs.
 
-The algorithm is model/decoding/speculative.py; here both models stand on the same tensor-parallel ranks, each with a cache of its own.
-Pass i is recorded as two micro-batches: 2i the draft's γ guesses, 2i + 1 the target's judgement and the draws.
+The algorithm is model/decoding/speculative.py; here both models stand on the same tensor-parallel ranks, each
+with a cache of its own. Pass i is recorded as two micro-batches: 2i the draft's γ guesses, 2i + 1 the
+target's judgement and the draws.
 
-    t_q(γ)                 virtual seconds of the γ guesses of a pass          t_p(γ)    of judging γ + 1 tokens
-    tokens a second        tokens a pass / (t_q(γ) + t_p(γ))                   Eq 32 says the tokens a pass, replay the seconds
+    t_q(γ)           virtual seconds of the γ guesses of a pass  t_p(γ)    of judging γ + 1 tokens
+    tokens a second  tokens a pass / (t_q(γ) + t_p(γ))           Eq 32 says the tokens a pass, replay the seconds
 
-So the best γ follows from α and from the hardware: each guess more is accepted less often and costs as much as the one before.
-But: how many guesses are accepted depends on data: there is no dry run.
+So the best γ follows from α and from the hardware: each guess more is accepted less often and costs as much
+as the one before. But: how many guesses are accepted depends on data: there is no dry run.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class SpeculationJob:
-    """Everything a rank needs. Whole parameters by full name, or weights drawn from the seed (the draft's from the next one)."""
+    """Everything a rank needs. Whole parameters by full name, or weights drawn from the seed (the draft's
+    from the next one).
+    """
 
     target: ModelConfig
     draft: ModelConfig
@@ -78,7 +82,9 @@ class RankSpeculation:
 def speculate_rank(gpu: GPU, job: SpeculationJob) -> RankSpeculation:
     """The SPMD program: the same on threads, Ray and torchrun."""
     if gpu.device.type == "meta":
-        raise InputError("backend", "dry", "how many guesses are accepted depends on data", ["threads", "ray"])
+        raise InputError(
+            "backend", "dry", "how many guesses are accepted depends on data", ["threads", "ray"]
+        )
     with gpu.unrecorded():
         target = make_stage(gpu, job.target, job.tp, job.precision, job.seed, algorithm=job.algorithm)
         draft = make_stage(gpu, job.draft, job.tp, job.precision, job.seed + 1, algorithm=job.algorithm)
@@ -97,7 +103,9 @@ def speculate_rank(gpu: GPU, job: SpeculationJob) -> RankSpeculation:
 
 
 def judge_alone(gpu: GPU, model: ModelConfig, context: int, tokens: int, precision: str = "bf16") -> None:
-    """A pass of the target over the last token and its guesses, `tokens` in all, behind a context; can be recorded dry at any scale."""
+    """A pass of the target over the last token and its guesses, `tokens` in all, behind a context; can be
+    recorded dry at any scale.
+    """
     with gpu.unrecorded():
         stage = make_stage(gpu, model, precision=precision)
         cache = StaticCache(stage, 1, context + tokens)
@@ -117,9 +125,11 @@ def fill(stage: GPTStage, state: State) -> None:
             parameter.copy_(whole if shard is None else shard.take(whole, parallel.rank, parallel.size))
 
 
-# ---- what was counted ----------------------------------------------------------------------------------------------
+# ---- what was counted --------------------------------------------------------------------------------------
 def pass_seconds(timeline: Timeline, first: int = 1) -> tuple[float, float]:
-    """Mean virtual seconds of a pass's guesses and of its judgement; passes before `first` (which take in the prompts) left out."""
+    """Mean virtual seconds of a pass's guesses and of its judgement; passes before `first` (which take in the
+    prompts) left out.
+    """
     graph, parts, before = timeline.graph, ([0.0], [0.0]), 0.0
     for number in range(int(graph.micro_batch.max()) + 1):
         rows = graph.micro_batch == number
@@ -132,7 +142,8 @@ def pass_seconds(timeline: Timeline, first: int = 1) -> tuple[float, float]:
 
 
 def chi_square(counted: Counter, expected: Mapping, least: float = 5.0) -> tuple[float, int, float]:
-    """Pearson's statistic of counts against expected ones, degrees of freedom, and the probability of a larger statistic.
+    """Pearson's statistic of counts against expected ones, degrees of freedom, and the probability of a
+    larger statistic.
 
     Cells that expect fewer than `least` are taken together (Cochran, 1954).
     """
@@ -141,15 +152,25 @@ def chi_square(counted: Counter, expected: Mapping, least: float = 5.0) -> tuple
     if rare:
         pairs.append((sum(counted[cell] for cell in rare), sum(expected[cell] for cell in rare)))
     statistic, degrees = sum((n - e) ** 2 / e for n, e in pairs), len(pairs) - 1
-    tail = torch.special.gammaincc(torch.tensor(degrees / 2, dtype=torch.float64), torch.tensor(statistic / 2, dtype=torch.float64))
+    tail = torch.special.gammaincc(
+        torch.tensor(degrees / 2, dtype=torch.float64), torch.tensor(statistic / 2, dtype=torch.float64)
+    )
     return statistic, degrees, float(tail)
 
 
-def joint(stage: GPTStage, prompt: Sequence[int], tokens: int, sampling: Sampling) -> dict[tuple[int, ...], float]:
-    """The exact probability of every continuation of so many tokens: V^tokens of them, one forward a length, no cache, no draws."""
+def joint(
+    stage: GPTStage, prompt: Sequence[int], tokens: int, sampling: Sampling
+) -> dict[tuple[int, ...], float]:
+    """The exact probability of every continuation of so many tokens: V^tokens of them, one forward a length,
+    no cache, no draws.
+    """
     found: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(tokens):
         before = list(found)
         p = sampling.probabilities(generate(stage, [[*prompt, *c] for c in before], 1).logits[0])
-        found = {(*c, t): found[c] * float(share) for c, row in zip(before, p, strict=True) for t, share in enumerate(row)}
+        found = {
+            (*c, t): found[c] * float(share)
+            for c, row in zip(before, p, strict=True)
+            for t, share in enumerate(row)
+        }
     return found

@@ -10,13 +10,18 @@ from glasscluster.strategies.layout.sizes import Layout, divisors
 
 
 class TensorOptions(BaseModel):
-    """A layer's matrices are cut over tp ranks; with sequence parallelism the rest of it too, along the sequence."""
+    """A layer's matrices are cut over tp ranks; with sequence parallelism the rest of it too, along the
+    sequence.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, title="Tensor and sequence parallelism")
 
     tp: int = Field(1, ge=1, description="tensor-parallel GPUs a layer is cut over")
     sequence_parallel: bool = Field(False, description="norms and residuals cut along the sequence")
-    tp_overlap: bool = Field(False, description="sequence parallelism's gathers and scatters in pieces, under the matrices' products")
+    tp_overlap: bool = Field(
+        False,
+        description="sequence parallelism's gathers and scatters in pieces, under the matrices' products",
+    )
 
     def rules(self, model: ModelConfig, _layout: Layout) -> None:
         """What is cut over tp ranks divides evenly; a key-value head is whole, or shared by some of them."""

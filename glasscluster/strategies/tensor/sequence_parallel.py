@@ -1,17 +1,18 @@
 """Sequence parallelism: outside the matrices each tensor-parallel rank has a piece of every sequence.
 
-Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198), section 4.2.2.
-Symbols: t ranks, b sequences, s tokens, h hidden.
+Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198),
+section 4.2.2. Symbols: t ranks, b sequences, s tokens, h hidden.
 
-        s/t tokens        all s tokens          s/t tokens           an all-reduce is a reduce-scatter and an all-gather:
-    norm ──► f ──► Y A_i ──► ... ──► Y_i B_i ──► g ──► dropout, +     the same bytes, and norms, dropouts and residuals hold 1/t
+        s/t tokens        all s tokens          s/t tokens         an all-reduce is a reduce-scatter and an all-gather:
+    norm ──► f ──► Y A_i ──► ... ──► Y_i B_i ──► g ──► dropout, +   the same bytes, and norms, dropouts and residuals hold 1/t
 
     f   all-gather forward, reduce-scatter backward         g   reduce-scatter forward, all-gather backward
 
-Only the shard before f is kept: backward gathers it again, while the gradient of Y is computed, and scatters that while the
-gradient of A is computed. Per layer 2 all-gathers and 2 reduce-scatters forward, 4 and 2 backward.
-What every rank has whole (norms, biases, positions) sees only its tokens: those gradients are summed over the t ranks at the end.
-But: t must divide s; with several sequences a micro-batch, gathering moves each rank's piece to its place (one copy).
+Only the shard before f is kept: backward gathers it again, while the gradient of Y is computed, and scatters
+that while the gradient of A is computed. Per layer 2 all-gathers and 2 reduce-scatters forward, 4 and 2
+backward. What every rank has whole (norms, biases, positions) sees only its tokens: those gradients are
+summed over the t ranks at the end. But: t must divide s; with several sequences a micro-batch, gathering
+moves each rank's piece to its place (one copy).
 """
 
 from __future__ import annotations
@@ -60,24 +61,39 @@ class SequenceParallel(TensorParallel):
         """Out of the parallel region: partial sums [b, s, h] -> [b, s/t, h]."""
         return _Scatter.apply(x, self)
 
-    # ---- the two collectives -------------------------------------------------------------------------------------
+    # ---- the two collectives -------------------------------------------------------------------------------
     def gather(
-        self, x: Tensor, label: str, meanwhile: Tensor | None = None, weight: Tensor | None = None, purpose: str = "activations"
+        self,
+        x: Tensor,
+        label: str,
+        meanwhile: Tensor | None = None,
+        weight: Tensor | None = None,
+        purpose: str = "activations",
     ) -> tuple[Tensor, Tensor | None]:
-        """All ranks' pieces [b, s/t, h] as [b, s, h]; meanwhile @ weight is computed while they are on their way."""
+        """All ranks' pieces [b, s/t, h] as [b, s, h]; meanwhile @ weight is computed while they are on their
+        way.
+        """
         pieces = x.new_empty(self.size, *x.shape)
         pieces[self.rank].copy_(x)
-        work = self.comm.all_gather(pieces, algorithm=self.algorithm, async_op=True, purpose=purpose, label=label)
+        work = self.comm.all_gather(
+            pieces, algorithm=self.algorithm, async_op=True, purpose=purpose, label=label
+        )
         product = None if meanwhile is None or weight is None else meanwhile @ weight
         work.wait()
         t, b, s, h = pieces.shape
         return (pieces.view(1, t * s, h) if b == 1 else pieces.transpose(0, 1).reshape(b, t * s, h)), product
 
-    def scatter(self, x: Tensor, label: str, meanwhile: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
-        """This rank's piece [b, s/t, h] of the sum of all ranks' [b, s, h] (scratch afterwards); a.T @ b is computed meanwhile."""
+    def scatter(
+        self, x: Tensor, label: str, meanwhile: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """This rank's piece [b, s/t, h] of the sum of all ranks' [b, s, h] (scratch afterwards); a.T @ b is
+        computed meanwhile.
+        """
         b, s, h = x.shape
         pieces = x.view(b, self.size, s // self.size, h).transpose(0, 1).contiguous()
-        work = self.comm.reduce_scatter(pieces, algorithm=self.algorithm, async_op=True, purpose="activations", label=label)
+        work = self.comm.reduce_scatter(
+            pieces, algorithm=self.algorithm, async_op=True, purpose="activations", label=label
+        )
         product = None if meanwhile is None else meanwhile[0].flatten(0, 1).T @ meanwhile[1].flatten(0, 1)
         work.wait()
         return torch.empty_like(pieces[self.rank]).copy_(pieces[self.rank]), product
@@ -111,7 +127,9 @@ class _GatherLinear(torch.autograd.Function):
         parallel = ctx.parallel
         if parallel.deferred is not None:
             grad_2d = grad.flatten(0, 1)
-            if parallel.deferred.defer(ctx.parameter, lambda: grad_2d.T @ parallel.gather(x, "f again")[0].flatten(0, 1)):
+            if parallel.deferred.defer(
+                ctx.parameter, lambda: grad_2d.T @ parallel.gather(x, "f again")[0].flatten(0, 1)
+            ):
                 d_x, _ = parallel.scatter(grad @ weight, "f backward")
                 return d_x, None, grad_2d.sum(0) if ctx.bias else None, None
         whole, d_whole = parallel.gather(x, "f again", grad, weight)
@@ -133,11 +151,13 @@ class _Scatter(torch.autograd.Function):
 
 
 def sum_over_tokens(parallel: SequenceParallel, units: Sequence[Unit]) -> None:
-    """Add up the gradients of what every rank has whole, as far as this rank owns them: one message for all of them."""
+    """Add up the gradients of what every rank has whole, as far as this rank owns them: one message for all
+    of them.
+    """
     sum_whole(parallel, units, lambda _name: True, "norms, biases, positions")
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_traffic(
@@ -156,8 +176,9 @@ def predict_traffic(
 
     Bytes sent by all t ranks together in a step.
 
-    Each all-gather and reduce-scatter sends (t-1) b·s·h elements; a layer has `per_layer` = 10 (4 forward; 6 backward, 2 of
-    them because only the shard is kept) and the `again` ones of a stage that recomputation repeats, the embedding 2, the head's input 3.
+    Each all-gather and reduce-scatter sends (t-1) b·s·h elements; a layer has `per_layer` = 10 (4 forward; 6
+    backward, 2 of them because only the shard is kept) and the `again` ones of a stage that recomputation
+    repeats, the embedding 2, the head's input 3.
     """
     one = (tp - 1) * tokens * width * micro_batches * hidden
     return {

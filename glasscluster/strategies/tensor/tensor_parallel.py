@@ -1,6 +1,7 @@
 """Tensor parallelism: each rank has some columns, then some rows, of every matrix.
 
-Follows Megatron-LM (Shoeybi et al., 1909.08053, section 3). Symbols: t ranks, b sequences, s tokens, h hidden.
+Follows Megatron-LM (Shoeybi et al., 1909.08053, section 3). Symbols: t ranks, b sequences, s tokens, h
+hidden.
 
     Y = GELU(X A), Z = Y B:   A by columns, B by rows, so GELU needs no communication
 
@@ -8,11 +9,12 @@ Follows Megatron-LM (Shoeybi et al., 1909.08053, section 3). Symbols: t ranks, b
                                                          g: all-reduce forward, identity backward
 
 Per layer and micro-batch 2 all-reduces forward and 2 backward of b·s·h elements; once per model one forward
-(embedding) and one backward (head input); the loss needs 3 of b·s scalars instead of gathering logits (Eq 18, Eq 19).
-A vocabulary that t does not divide is padded with rows of zeros; their logits are minus infinity. Fewer key-value heads than
-ranks: each rank computes some columns of a head's K and V, and t / key heads neighbours gather it (as Megatron-LM does, which
-gathers Q with them). What is whole on every rank but used for its own heads has partial gradients: summed once a step.
-But: whole query heads only (heads divisible by t).
+(embedding) and one backward (head input); the loss needs 3 of b·s scalars instead of gathering logits (Eq 18,
+Eq 19). A vocabulary that t does not divide is padded with rows of zeros; their logits are minus infinity.
+Fewer key-value heads than ranks: each rank computes some columns of a head's K and V, and t / key heads
+neighbours gather it (as Megatron-LM does, which gathers Q with them). What is whole on every rank but used
+for its own heads has partial gradients: summed once a step. But: whole query heads only (heads divisible by
+t).
 """
 
 from __future__ import annotations
@@ -33,9 +35,13 @@ from glasscluster.strategies.layout.units import Unit, owned_members
 class TensorParallel(Unsharded):
     """Handed to the model's blocks in place of `Unsharded`."""
 
-    def __init__(self, comm: Communicator, algorithm: str = "ring", same_head: Communicator | None = None) -> None:
+    def __init__(
+        self, comm: Communicator, algorithm: str = "ring", same_head: Communicator | None = None
+    ) -> None:
         self.comm, self.size, self.rank, self.algorithm = comm, comm.size, comm.rank, algorithm
-        self.same_head = same_head  # neighbours that share one key-value head, when there are fewer heads than ranks
+        self.same_head = (
+            same_head  # neighbours that share one key-value head, when there are fewer heads than ranks
+        )
 
     def f(self, x: Tensor, label: str = "f") -> Tensor:
         """Into the parallel region; `label` names its messages."""
@@ -54,7 +60,9 @@ class TensorParallel(Unsharded):
         return self.g(found)
 
     def whole_heads(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole key-value heads [b, s, columns]: what this rank has, or gathered from those that have parts of the same head."""
+        """Whole key-value heads [b, s, columns]: what this rank has, or gathered from those that have parts
+        of the same head.
+        """
         return (k, v) if self.same_head is None else _GatherHead.apply(k, v, self)
 
     def whole_logits(self, logits: Tensor, vocab: int) -> Tensor:
@@ -65,7 +73,9 @@ class TensorParallel(Unsharded):
         return pieces.movedim(0, -2).flatten(-2)[..., :vocab]
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
-        """Vocabulary-parallel: logits [b, s, V/t] never leave their rank. z-loss needs no message more: every rank knows log Z."""
+        """Vocabulary-parallel: logits [b, s, V/t] never leave their rank. z-loss needs no message more: every
+        rank knows log Z.
+        """
         return _CrossEntropy.apply(logits.to(accumulation_dtype(logits.dtype)), targets, self, vocab, z_loss)
 
     def all_reduce(self, x: Tensor, label: str, op: str = "sum") -> Tensor:
@@ -101,7 +111,9 @@ class _G(torch.autograd.Function):
 
 
 class _GatherHead(torch.autograd.Function):
-    """Columns of K and V: all-gather forward, reduce-scatter backward (every rank has other queries of the head)."""
+    """Columns of K and V: all-gather forward, reduce-scatter backward (every rank has other queries of the
+    head).
+    """
 
     @staticmethod
     def forward(ctx, k: Tensor, v: Tensor, parallel: TensorParallel) -> tuple[Tensor, Tensor]:
@@ -120,7 +132,9 @@ class _GatherHead(torch.autograd.Function):
     def backward(ctx, d_k: Tensor, d_v: Tensor):
         comm = ctx.comm
         pieces = torch.stack([d_k, d_v]).unflatten(3, (comm.size, -1)).permute(3, 0, 1, 2, 4).contiguous()
-        comm.reduce_scatter(pieces, algorithm=ctx.algorithm, purpose="activations", label="key-value head backward")
+        comm.reduce_scatter(
+            pieces, algorithm=ctx.algorithm, purpose="activations", label="key-value head backward"
+        )
         return pieces[comm.rank, 0].clone(), pieces[comm.rank, 1].clone(), None
 
 
@@ -131,7 +145,9 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, parallel: TensorParallel, vocab: int, z_loss: float) -> Tensor:
+    def forward(
+        ctx, logits: Tensor, targets: Tensor, parallel: TensorParallel, vocab: int, z_loss: float
+    ) -> Tensor:
         columns = logits.shape[-1]
         real = max(0, min(columns, vocab - parallel.rank * columns))
         if real < columns:  # padding is no token
@@ -141,7 +157,9 @@ class _CrossEntropy(torch.autograd.Function):
         local = targets - parallel.rank * columns
         absent = (local < 0) | (local >= columns)
         index = local.clamp(0, columns - 1).unsqueeze(-1)
-        target_logit = parallel.all_reduce(shifted.gather(-1, index).squeeze(-1).masked_fill(absent, 0.0), "cross_entropy target")
+        target_logit = parallel.all_reduce(
+            shifted.gather(-1, index).squeeze(-1).masked_fill(absent, 0.0), "cross_entropy target"
+        )
         p = shifted.exp_()
         total = parallel.all_reduce(p.sum(-1), "cross_entropy sum")
         counts = targets != IGNORE
@@ -158,11 +176,13 @@ class _CrossEntropy(torch.autograd.Function):
         return d.mul_((counts * grad).unsqueeze(-1)), None, None, None, None
 
 
-# ---- what every rank has whole -------------------------------------------------------------------------------------
+# ---- what every rank has whole -----------------------------------------------------------------------------
 
 
 def sum_over_heads(parallel: TensorParallel, units: Sequence[Unit], partial: Collection[str]) -> None:
-    """Add up the gradients of what is whole but used by each rank for its own heads (norms of queries and keys)."""
+    """Add up the gradients of what is whole but used by each rank for its own heads (norms of queries and
+    keys).
+    """
     sum_whole(parallel, units, lambda name: name in partial, "what all heads share")
 
 
@@ -182,7 +202,7 @@ def sum_whole(
             piece.copy_(summed)
 
 
-# ---- theory --------------------------------------------------------------------------------------------------------
+# ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict_traffic(
@@ -199,9 +219,10 @@ def predict_traffic(
 ) -> dict[str, int]:
     """Eq 18 and Eq 19: bytes sent by all t ranks together in a step, for a stage with `layers` layers.
 
-    tokens = b·s of a micro-batch; width = bytes of an element. `layer` is `per_layer` all-reduces a layer and micro-batch, two for
-    each pair of matrices, and the `again` ones of a stage that recomputation repeats; `embedding` and `head` one each
-    where the stage has them; `loss` three of one scalar a token, which is in fp32 when elements are 16 bit.
+    tokens = b·s of a micro-batch; width = bytes of an element. `layer` is `per_layer` all-reduces a layer and
+    micro-batch, two for each pair of matrices, and the `again` ones of a stage that recomputation repeats;
+    `embedding` and `head` one each where the stage has them; `loss` three of one scalar a token, which is in
+    fp32 when elements are 16 bit.
     """
     one = 2 * (tp - 1) * tokens * width * micro_batches
     return {
@@ -212,10 +233,14 @@ def predict_traffic(
     }
 
 
-def predict_shared_heads(key_heads: int, key_width: int, tp: int, tokens: int, width: int, runs: int = 2) -> int:
-    """Bytes sent by all t ranks together where t / key heads of them share one: each gathers K and V of its head.
+def predict_shared_heads(
+    key_heads: int, key_width: int, tp: int, tokens: int, width: int, runs: int = 2
+) -> int:
+    """Bytes sent by all t ranks together where t / key heads of them share one: each gathers K and V of its
+    head.
 
-    `runs`: times that a layer and micro-batch does so: forward, backward (as a reduce-scatter), and when forward runs again.
+    `runs`: times that a layer and micro-batch does so: forward, backward (as a reduce-scatter), and when
+    forward runs again.
     """
     sharing = tp // key_heads
     return runs * (sharing - 1) * 2 * tokens * key_width * width if sharing > 1 else 0

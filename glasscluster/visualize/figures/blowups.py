@@ -19,22 +19,33 @@ NAMES = {"healthy": "patient_healthy", "broken": "patient_broken", "cured": "pat
 
 
 def clinic_figure(curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]], lang: str) -> Figure:
-    """One panel a cause (its title in both languages), one line a state; losses on a logarithmic axis of their own."""
+    """One panel a cause (its title in both languages), one line a state; losses on a logarithmic axis of
+    their own.
+    """
     from plotly import graph_objects as go
     from plotly.subplots import make_subplots
 
     lines = -(-len(curves) // COLUMNS)
     figure: Figure = make_subplots(
-        rows=lines, cols=COLUMNS, subplot_titles=[t[lang == "zh"] for t in curves], vertical_spacing=0.09, horizontal_spacing=0.07
+        rows=lines,
+        cols=COLUMNS,
+        subplot_titles=[t[lang == "zh"] for t in curves],
+        vertical_spacing=0.09,
+        horizontal_spacing=0.07,
     )
     for number, states in enumerate(curves.values()):
         for state, losses in states.items():
             colour, dash = LOOKS[state]
             trace = go.Scatter(
-                name=word(NAMES[state], lang), legendgroup=state, showlegend=number == 0, x=list(range(len(losses))),
-                y=[float(f"{v:.5g}") for v in losses], mode="lines", line={"color": colour, "dash": dash, "width": 2.5},
+                name=word(NAMES[state], lang),
+                legendgroup=state,
+                showlegend=number == 0,
+                x=list(range(len(losses))),
+                y=[float(f"{v:.5g}") for v in losses],
+                mode="lines",
+                line={"color": colour, "dash": dash, "width": 2.5},
                 hovertemplate=f"{word(NAMES[state], lang)}<br>%{{x}}: %{{y:.3f}}<extra></extra>",
-            )  # fmt: skip
+            )
             figure.add_trace(trace, row=number // COLUMNS + 1, col=number % COLUMNS + 1)
     figure.update_layout(**plain_layout(90 + 190 * lines, left=64, right=16, top=40, bottom=90, size=14))
     figure.update_yaxes(type="log", tickvals=TICKS, ticktext=[f"{t:g}" for t in TICKS], **QUIET_AXIS)

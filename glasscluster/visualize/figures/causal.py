@@ -1,4 +1,6 @@
-"""Who computes what of a causal mask: the mask coloured by the rank that has the query, above the work that comes of it."""
+"""Who computes what of a causal mask: the mask coloured by the rank that has the query, above the work that
+comes of it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,25 @@ from glasscluster.visualize.words import word
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-CELL, HEAD, GAP, BARS, FOOT = 19, 62, 74, 170, 50  # pixels: a row of the mask, titles above it, its axis, the bars, their axis
-RAMP = ((0.0, (0xF0, 0xE4, 0x42)), (0.5, (0x00, 0x9E, 0x73)), (1.0, (0x00, 0x2F, 0x5C)))  # light to dark, so grey print keeps the order
+CELL, HEAD, GAP, BARS, FOOT = (
+    19,
+    62,
+    74,
+    170,
+    50,
+)  # pixels: a row of the mask, titles above it, its axis, the bars, their axis
+RAMP = (
+    (0.0, (0xF0, 0xE4, 0x42)),
+    (0.5, (0x00, 0x9E, 0x73)),
+    (1.0, (0x00, 0x2F, 0x5C)),
+)  # light to dark, so grey print keeps the order
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A way to share out a sequence: whose each query is, from the first to the last, and the query-key pairs of every rank."""
+    """A way to share out a sequence: whose each query is, from the first to the last, and the query-key pairs
+    of every rank.
+    """
 
     title: str
     queries: Sequence[int]
@@ -33,11 +47,14 @@ def colours(owners: int) -> list[str]:
 
 def _between(place: float) -> str:
     (a, low), (b, high) = RAMP[:2] if place <= 0.5 else RAMP[1:]
-    return "#" + "".join(f"{round(x + (y - x) * (place - a) / (b - a)):02x}" for x, y in zip(low, high, strict=True))
+    return "#" + "".join(
+        f"{round(x + (y - x) * (place - a) / (b - a)):02x}" for x, y in zip(low, high, strict=True)
+    )
 
 
 def causal_figure(ways: Sequence[Shared], lang: str = "en", heading: str = "") -> Figure:
-    """Side by side: each mask (row: query, column: key) with its owners' numbers, and below it the ranks' work over their mean.
+    """Side by side: each mask (row: query, column: key) with its owners' numbers, and below it the ranks'
+    work over their mean.
 
     Fewer owners than ranks: neighbours share an owner's queries between them (each has some of the heads).
     """
@@ -90,12 +107,25 @@ def causal_figure(ways: Sequence[Shared], lang: str = "en", heading: str = "") -
                 },
             }
         )
-        where = {"x": x[0], "y": 1 - top / height, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        where = {
+            "x": x[0],
+            "y": 1 - top / height,
+            "xref": "paper",
+            "yref": "paper",
+            "xanchor": "left",
+            "yanchor": "bottom",
+        }
         titles.append({**where, "text": f"<b>{way.title}</b>", "showarrow": False})
-    figure.update_layout(**plain_layout(height, left=36, right=10, top=0, bottom=0, size=15), annotations=titles, showlegend=False)
+    figure.update_layout(
+        **plain_layout(height, left=36, right=10, top=0, bottom=0, size=15),
+        annotations=titles,
+        showlegend=False,
+    )
     figure.update_layout(uniformtext={"minsize": 9, "mode": "show"}, bargap=0.15)
     if heading:
-        figure.update_layout(title={"text": heading, "x": 0, "xref": "paper", "y": 1, "pad": {"t": 22}, "font": {"size": 18}})
+        figure.update_layout(
+            title={"text": heading, "x": 0, "xref": "paper", "y": 1, "pad": {"t": 22}, "font": {"size": 18}}
+        )
     return figure
 
 
@@ -120,10 +150,11 @@ def _mask(go: Any, way: Shared, fill: list[str], number: str, lang: str) -> Any:
         textfont={"color": ink, "size": 13},
         marker={"color": [fill[o] for o in owner], "line": {"color": "#ffffff", "width": 1}},
         customdata=[
-            f"{word('query', lang)} {q}, {word('key', lang)} {k}: {word('rank', lang)} {way.queries[q]}" for q, k in cells
+            f"{word('query', lang)} {q}, {word('key', lang)} {k}: {word('rank', lang)} {way.queries[q]}"
+            for q, k in cells
         ],
         hovertemplate="%{customdata}<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def _work(go: Any, way: Shared, fill: list[str], number: str, lang: str) -> Any:

@@ -1,4 +1,6 @@
-"""Tables of coloured cells: blocks of a matrix before and after, the load of every port, what passed and what did not."""
+"""Tables of coloured cells: blocks of a matrix before and after, the load of every port, what passed and what
+did not.
+"""
 
 from __future__ import annotations
 
@@ -52,20 +54,41 @@ def cells_figure(tables: Sequence[Table], across: int = 1) -> Figure:
                 **_ticks(table.columns, table.x),
                 "range": [-0.5, len(table.columns) - 0.5],
             },
-            f"yaxis{number}": {"domain": y, "anchor": f"x{number}", **_ticks(table.rows, table.y), "range": [len(table.rows) - 0.5, -0.5]},
+            f"yaxis{number}": {
+                "domain": y,
+                "anchor": f"x{number}",
+                **_ticks(table.rows, table.y),
+                "range": [len(table.rows) - 0.5, -0.5],
+            },
         }
         if across == 1:
             axes[f"yaxis{number}"]["automargin"] = True
         figure.update_layout(**axes)
-        where = {"x": x[0], "y": y[1], "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+        where = {
+            "x": x[0],
+            "y": y[1],
+            "xref": "paper",
+            "yref": "paper",
+            "xanchor": "left",
+            "yanchor": "bottom",
+        }
         titles.append({**where, "text": f"<b>{table.title}</b>", "showarrow": False})
-    figure.update_layout(**plain_layout(height, left=20, right=16, top=0, bottom=0, size=14), annotations=titles, showlegend=False)
+    figure.update_layout(
+        **plain_layout(height, left=20, right=16, top=0, bottom=0, size=14),
+        annotations=titles,
+        showlegend=False,
+    )
     figure.update_layout(uniformtext={"minsize": 9, "mode": "hide"})
     return figure
 
 
 def _ticks(names: Sequence[str], title: str) -> dict[str, Any]:
-    return {"tickvals": list(range(len(names))), "ticktext": list(names), "title": {"text": title, "standoff": 6}, **CELL_AXIS}
+    return {
+        "tickvals": list(range(len(names))),
+        "ticktext": list(names),
+        "title": {"text": title, "standoff": 6},
+        **CELL_AXIS,
+    }
 
 
 def _cells(go: Any, table: Table, number: str) -> Any:
@@ -76,30 +99,55 @@ def _cells(go: Any, table: Table, number: str) -> Any:
         xaxis=f"x{number}",
         yaxis=f"y{number}",
         text=text,
-        customdata=[f"{r} · {c}<br>{table.text[i][j]}" for i, r in enumerate(table.rows) for j, c in enumerate(table.columns)],
+        customdata=[
+            f"{r} · {c}<br>{table.text[i][j]}"
+            for i, r in enumerate(table.rows)
+            for j, c in enumerate(table.columns)
+        ],
         marker={"color": fill, "line": {"color": "#ffffff", "width": 2}},
-        textfont={"color": ["#ffffff" if contrast("#ffffff", c) > contrast("#000000", c) else "#000000" for c in fill], "size": 16},
+        textfont={
+            "color": [
+                "#ffffff" if contrast("#ffffff", c) > contrast("#000000", c) else "#000000" for c in fill
+            ],
+            "size": 16,
+        },
     )
 
 
 def shade(share: float) -> str:
     """White-blue to dark blue for 0 to 1."""
     low, high = (232, 240, 247), (0, 82, 130)
-    return "#" + "".join(f"{round(a + (b - a) * min(1.0, max(0.0, share))):02x}" for a, b in zip(low, high, strict=True))
+    return "#" + "".join(
+        f"{round(a + (b - a) * min(1.0, max(0.0, share))):02x}" for a, b in zip(low, high, strict=True)
+    )
 
 
-def blocks_figure(titles: Sequence[str], held: Sequence[Sequence[Sequence[Parts]]], x: str, y: str, across: int = 3) -> Figure:
-    """Of each title a table of what every rank holds in every place: `held[table][rank][place]` are the (rank, chunk) in it.
+def blocks_figure(
+    titles: Sequence[str], held: Sequence[Sequence[Sequence[Parts]]], x: str, y: str, across: int = 3
+) -> Figure:
+    """Of each title a table of what every rank holds in every place: `held[table][rank][place]` are the
+    (rank, chunk) in it.
 
     A chunk of one rank has that rank's letter and colour, a sum over all ranks is Σ, nothing is grey.
     """
     tables = []
     for title, rows in zip(titles, held, strict=True):
         text = [
-            [f"Σ{parts[0][1]}" if len(parts) == len(rows) else "+".join(f"{chr(97 + r)}{c}" for r, c in parts) for parts in row]
+            [
+                f"Σ{parts[0][1]}"
+                if len(parts) == len(rows)
+                else "+".join(f"{chr(97 + r)}{c}" for r, c in parts)
+                for parts in row
+            ]
             for row in rows
         ]
-        fill = [[INK if len(parts) == len(rows) else SERIES[parts[0][0] % len(SERIES)] if parts else GRID for parts in row] for row in rows]
+        fill = [
+            [
+                INK if len(parts) == len(rows) else SERIES[parts[0][0] % len(SERIES)] if parts else GRID
+                for parts in row
+            ]
+            for row in rows
+        ]
         names = [str(i) for i in range(len(rows))]
         tables.append(Table(title, names, names, text, fill, x, y))
     return cells_figure(tables, across)

@@ -19,7 +19,10 @@ MOST_TICKS = 7
 
 def _series(rows: Rows, x: str, y: str, factor: float) -> dict[str, tuple[list[float], list[float]]]:
     """algorithm -> x and y, rising in x; a value that was asked for twice stands once."""
-    found = {row["algorithm"]: {r[x]: r[y] * factor for r in rows if r["algorithm"] == row["algorithm"]} for row in rows}
+    found = {
+        row["algorithm"]: {r[x]: r[y] * factor for r in rows if r["algorithm"] == row["algorithm"]}
+        for row in rows
+    }
     return {name: (sorted(points), [points[v] for v in sorted(points)]) for name, points in found.items()}
 
 
@@ -40,9 +43,13 @@ def _binary(nbytes: int) -> str:
 
 
 def half_size(sizes: Sequence[float], bandwidths: Sequence[float]) -> float:
-    """n½ (Hockney 1994): where half the largest bandwidth is reached; between two sizes 1/bandwidth is linear in 1/size."""
+    """n½ (Hockney 1994): where half the largest bandwidth is reached; between two sizes 1/bandwidth is linear
+    in 1/size.
+    """
     goal = max(bandwidths) / 2
-    for (a, low), (b, high) in zip(zip(sizes, bandwidths, strict=True), zip(sizes[1:], bandwidths[1:], strict=True), strict=False):
+    for (a, low), (b, high) in zip(
+        zip(sizes, bandwidths, strict=True), zip(sizes[1:], bandwidths[1:], strict=True), strict=False
+    ):
         if low <= goal <= high and high > low > 0:
             share = (1 / low - 1 / goal) / (1 / low - 1 / high)
             return 1 / (1 / a + (1 / b - 1 / a) * share)
@@ -50,16 +57,26 @@ def half_size(sizes: Sequence[float], bandwidths: Sequence[float]) -> float:
 
 
 def bandwidth_figure(rows: Rows, lang: str = "en") -> Figure:
-    """Bus bandwidth (as nccl-tests define it) against size; shaded where latency, not bandwidth, sets the best algorithm's time."""
+    """Bus bandwidth (as nccl-tests define it) against size; shaded where latency, not bandwidth, sets the
+    best algorithm's time.
+    """
     series = _series(rows, "size_bytes", "bus_bandwidth_bytes_per_s", 1e-9)
     figure = lines(series, word("buffer_size", lang), word("bus_bandwidth", lang), log_x=True, log_y=True)
     sizes = sorted({r["size_bytes"] for r in rows})
-    best = [max(y for xs, ys in series.values() for x, y in zip(xs, ys, strict=True) if x == size) for size in sizes]
+    best = [
+        max(y for xs, ys in series.values() for x, y in zip(xs, ys, strict=True) if x == size)
+        for size in sizes
+    ]
     knee = half_size(sizes, best)
-    for low, high, fill, key in ((sizes[0], knee, "#fbe9dd", "latency_region"), (knee, sizes[-1], "#e3f1ea", "bandwidth_region")):
+    for low, high, fill, key in (
+        (sizes[0], knee, "#fbe9dd", "latency_region"),
+        (knee, sizes[-1], "#e3f1ea", "bandwidth_region"),
+    ):
         if high > low:
             figure.add_vrect(x0=low, x1=high, fillcolor=fill, opacity=1, layer="below", line_width=0)
-            figure.add_annotation(**_note(word(key, lang)), x=_log((low * high) ** 0.5), y=1.0, yref="paper", yanchor="bottom")
+            figure.add_annotation(
+                **_note(word(key, lang)), x=_log((low * high) ** 0.5), y=1.0, yref="paper", yanchor="bottom"
+            )
     figure.update_layout(margin_t=52)
     _axes(figure, sizes, [y for _, ys in series.values() for y in ys])
     return figure
@@ -78,7 +95,9 @@ def winners(rows: Rows) -> list[tuple[str, int, int]]:
 
 
 def crossover_figure(rows: Rows, lang: str = "en") -> Figure:
-    """Time against size, and which algorithm is fastest where: a line between the sizes at which the fastest changes."""
+    """Time against size, and which algorithm is fastest where: a line between the sizes at which the fastest
+    changes.
+    """
     series = _series(rows, "size_bytes", "time_s", 1e6)
     figure = lines(series, word("buffer_size", lang), word("time_us", lang), log_x=True, log_y=True)
     stretches = winners(rows)
@@ -88,7 +107,14 @@ def crossover_figure(rows: Rows, lang: str = "en") -> Figure:
                 edge = (stretches[number - 1][2] * first) ** 0.5
                 figure.add_vline(x=edge, line={"color": "#1f2933", "width": 2, "dash": "dot"})
             lift = 4 + 20 * (number % 2) * (len(stretches) > 2)  # neighbours do not write over each other
-            figure.add_annotation(**_note(name), x=_log((first * last) ** 0.5), y=1.0, yref="paper", yanchor="bottom", yshift=lift)
+            figure.add_annotation(
+                **_note(name),
+                x=_log((first * last) ** 0.5),
+                y=1.0,
+                yref="paper",
+                yanchor="bottom",
+                yshift=lift,
+            )
         figure.update_layout(margin_t=72)
     _axes(figure, sorted({r["size_bytes"] for r in rows}), [y for _, ys in series.values() for y in ys])
     return figure
@@ -96,7 +122,13 @@ def crossover_figure(rows: Rows, lang: str = "en") -> Figure:
 
 def scaling_figure(rows: Rows, lang: str = "en") -> Figure:
     """Time of one size against the number of GPUs."""
-    return lines(_series(rows, "gpus", "time_s", 1e6), word("gpus_n", lang), word("time_us", lang), log_x=True, log_y=True)
+    return lines(
+        _series(rows, "gpus", "time_s", 1e6),
+        word("gpus_n", lang),
+        word("time_us", lang),
+        log_x=True,
+        log_y=True,
+    )
 
 
 def _note(text: str) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""One picture of several runs of the same model: where a step's time goes, what a GPU sends, what a GPU holds."""
+"""One picture of several runs of the same model: where a step's time goes, what a GPU sends, what a GPU
+holds.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Contender:
     sent: float
 
 
-def contender(name: dict[str, str], timeline: Timeline, peaks: Sequence[tuple[int, dict[str, int]]]) -> Contender:
+def contender(
+    name: dict[str, str], timeline: Timeline, peaks: Sequence[tuple[int, dict[str, int]]]
+) -> Contender:
     """The fullest rank's memory and the busiest rank's bytes stand for a run."""
     _, split = max(peaks, key=lambda p: p[0])
     return Contender(name, timeline, split, max(timeline.graph.bytes_sent(), default=0))
@@ -41,7 +45,14 @@ def comparison_figure(runs: Sequence[Contender], lang: str = "en") -> Figure:
 
     hardware = runs[0].timeline.hardware.name
     titles = [word("step_time", lang, hardware=hardware), word("sent_gpu", lang), word("memory_gpu", lang)]
-    figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.045, subplot_titles=titles, column_widths=[0.46, 0.2, 0.34])
+    figure = make_subplots(
+        1,
+        3,
+        shared_yaxes=True,
+        horizontal_spacing=0.045,
+        subplot_titles=titles,
+        column_widths=[0.46, 0.2, 0.34],
+    )
     names = [r.name[lang] for r in runs]
     time_name = _time_panel(figure, runs, names, lang)
     sent_name = _sent_panel(figure, runs, names, lang)
@@ -49,13 +60,22 @@ def comparison_figure(runs: Sequence[Contender], lang: str = "en") -> Figure:
     for column, unit in enumerate((time_name, sent_name, memory_name), start=1):
         figure.update_xaxes(title_text=unit, rangemode="tozero", **QUIET_AXIS, row=1, col=column)
     figure.update_yaxes(autorange="reversed", tickfont={"size": 15}, automargin=True)
-    figure.update_layout(**plain_layout(190 + 58 * len(runs), right=44, bottom=96), barmode="stack", bargap=0.38)
+    figure.update_layout(
+        **plain_layout(190 + 58 * len(runs), right=44, bottom=96), barmode="stack", bargap=0.38
+    )
     figure.update_layout(legend_traceorder="normal")
     return figure
 
 
 def _panel(
-    figure: Any, names: list[str], values: list[float], label: str, look: Any, unit: str, column: int, total: list[str] | None
+    figure: Any,
+    names: list[str],
+    values: list[float],
+    label: str,
+    look: Any,
+    unit: str,
+    column: int,
+    total: list[str] | None,
 ) -> None:
     import plotly.graph_objects as go
 
@@ -100,7 +120,9 @@ def _time_panel(figure: Any, runs: Sequence[Contender], names: list[str], lang: 
 def _sent_panel(figure: Any, runs: Sequence[Contender], names: list[str], lang: str) -> str:
     divisor, unit = byte_unit(max(r.sent for r in runs))
     values = [r.sent / divisor for r in runs]
-    _panel(figure, names, values, word("sent_gpu", lang), TIME["exposed"], unit, 2, [f"{v:.3g}" for v in values])
+    _panel(
+        figure, names, values, word("sent_gpu", lang), TIME["exposed"], unit, 2, [f"{v:.3g}" for v in values]
+    )
     return unit
 
 
@@ -109,5 +131,14 @@ def _memory_panel(figure: Any, runs: Sequence[Contender], names: list[str], lang
     totals = [f"{sum(r.peak.values()) / divisor:.3g}" for r in runs]
     for category in CATEGORIES:
         last = totals if category == CATEGORIES[-1] else None
-        _panel(figure, names, [r.peak[category] / divisor for r in runs], category_word(category, lang), MEMORY[category], unit, 3, last)
+        _panel(
+            figure,
+            names,
+            [r.peak[category] / divisor for r in runs],
+            category_word(category, lang),
+            MEMORY[category],
+            unit,
+            3,
+            last,
+        )
     return unit

@@ -1,4 +1,6 @@
-"""The load of experts: rows that each computes and rows that found no place, with the line where places end."""
+"""The load of experts: rows that each computes and rows that found no place, with the line where
+places end.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ HEAD = 62
 
 @dataclass(frozen=True)
 class Load:
-    """Rows that were wanted of and kept for each expert; `places`: the most that all sequences together leave it, None: any number."""
+    """Rows that were wanted of and kept for each expert; `places`: the most that all sequences together leave
+    it, None: any number.
+    """
 
     title: str
     wanted: Sequence[int]
@@ -27,7 +31,9 @@ class Load:
 
 
 def expert_load_figure(loads: Sequence[Load], lang: str = "en", heading: str = "") -> Figure:
-    """A panel a load, on one scale: bars of kept and, hatched on top, dropped rows; lines at the mean and at the places."""
+    """A panel a load, on one scale: bars of kept and, hatched on top, dropped rows; lines at the mean and at
+    the places.
+    """
     import plotly.graph_objects as go
 
     figure, top = go.Figure(), HEAD if heading else HEAD - 34
@@ -36,10 +42,15 @@ def expert_load_figure(loads: Sequence[Load], lang: str = "en", heading: str = "
     for i, load in enumerate(loads):
         number = "" if i == 0 else str(i + 1)
         x = [i / len(loads) + (0.012 if i else 0), (i + 1) / len(loads) - 0.012]
-        values = {"rows_kept": load.kept, "rows_dropped": [w - k for w, k in zip(load.wanted, load.kept, strict=True)]}
+        values = {
+            "rows_kept": load.kept,
+            "rows_dropped": [w - k for w, k in zip(load.wanted, load.kept, strict=True)],
+        }
         for key, (fill, hatch, ink) in LOOKS.items():
             if key == "rows_kept" or any_dropped:
-                figure.add_trace(_bar(go, key, values[key], fill, hatch, ink, number, lang, load, first=i == 0))
+                figure.add_trace(
+                    _bar(go, key, values[key], fill, hatch, ink, number, lang, load, first=i == 0)
+                )
         figure.update_layout(
             {
                 f"xaxis{number}": {
@@ -63,18 +74,42 @@ def expert_load_figure(loads: Sequence[Load], lang: str = "en", heading: str = "
         if load.places is not None:
             _line(figure, load.places, "solid", number, word("places_line", lang, rows=f"{load.places:,}"))
         where = {"x": x[0], "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
-        figure.add_annotation(**where, text=f"<b>{load.title}</b>   {word('mean_load', lang, rows=f'{mean:,.4g}')}", showarrow=False)
-    figure.update_layout(**plain_layout(430, left=70, right=16, top=top, bottom=100, size=15), barmode="stack", bargap=0.25)
+        figure.add_annotation(
+            **where,
+            text=f"<b>{load.title}</b>   {word('mean_load', lang, rows=f'{mean:,.4g}')}",
+            showarrow=False,
+        )
+    figure.update_layout(
+        **plain_layout(430, left=70, right=16, top=top, bottom=100, size=15), barmode="stack", bargap=0.25
+    )
     figure.update_layout(legend={**LEGEND, "traceorder": "normal"})
     if heading:
         figure.update_layout(
-            title={"text": heading, "x": 0, "xref": "paper", "y": 1, "yref": "container", "pad": {"t": 20}, "font": {"size": 18}}
+            title={
+                "text": heading,
+                "x": 0,
+                "xref": "paper",
+                "y": 1,
+                "yref": "container",
+                "pad": {"t": 20},
+                "font": {"size": 18},
+            }
         )
     return figure
 
 
 def _bar(
-    go: Any, key: str, values: Sequence[int], fill: str, hatch: str, ink: str, number: str, lang: str, load: Load, *, first: bool
+    go: Any,
+    key: str,
+    values: Sequence[int],
+    fill: str,
+    hatch: str,
+    ink: str,
+    number: str,
+    lang: str,
+    load: Load,
+    *,
+    first: bool,
 ) -> Any:
     return go.Bar(
         name=word(key, lang),
@@ -97,6 +132,10 @@ def _bar(
 def _line(figure: Any, y: float, dash: str, number: str, text: str = "") -> None:
     """Across a panel, said in words, so that no colour is needed."""
     axes = {"xref": f"x{number} domain", "yref": f"y{number}"}
-    figure.add_shape(type="line", x0=0, x1=1, y0=y, y1=y, line={"color": "#000000", "dash": dash, "width": 2.5}, **axes)
+    figure.add_shape(
+        type="line", x0=0, x1=1, y0=y, y1=y, line={"color": "#000000", "dash": dash, "width": 2.5}, **axes
+    )
     if text:
-        figure.add_annotation(**axes, x=1, y=y, text=text, showarrow=False, xanchor="right", yanchor="bottom", font={"size": 15})
+        figure.add_annotation(
+            **axes, x=1, y=y, text=text, showarrow=False, xanchor="right", yanchor="bottom", font={"size": 15}
+        )

@@ -1,4 +1,6 @@
-"""What a layer keeps for backward: tensor by tensor, each bar begins where the one above ended; or by layout, in parts that add up."""
+"""What a layer keeps for backward: tensor by tensor, each bar begins where the one above ended; or by layout,
+in parts that add up.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,12 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-def waterfall(rows: Sequence[tuple[str, str, float, bool]], x: str, total: str, kinds: tuple[str, str]) -> Figure:
-    """Rows are (name, term, size, grows with s²); the last bar is their sum. `kinds` names the two colours."""
+def waterfall(
+    rows: Sequence[tuple[str, str, float, bool]], x: str, total: str, kinds: tuple[str, str]
+) -> Figure:
+    """Rows are (name, term, size, grows with s²); the last bar is their sum. `kinds` names the
+    two colours.
+    """
     import plotly.graph_objects as go
 
     ends = [0.0]
@@ -34,7 +40,10 @@ def waterfall(rows: Sequence[tuple[str, str, float, bool]], x: str, total: str, 
                 text=[f"{rows[i][2]:.3g}" for i in chosen],
                 textposition="outside",
                 cliponaxis=False,
-                marker={"color": SERIES[quadratic], "pattern": {"shape": hatch, "fgcolor": "#ffffff", "size": 7, "solidity": 0.2}},
+                marker={
+                    "color": SERIES[quadratic],
+                    "pattern": {"shape": hatch, "fgcolor": "#ffffff", "size": 7, "solidity": 0.2},
+                },
                 hovertemplate="%{y}: %{x:.4g}<extra></extra>",
             )
         )
@@ -55,15 +64,21 @@ def waterfall(rows: Sequence[tuple[str, str, float, bool]], x: str, total: str, 
     )
     order = [f"{name}  ({term})" for name, term, _, _ in rows] + [total]
     figure.update_layout(
-        **plain_layout(120 + 30 * len(order), left=10, right=40, top=20, bottom=90, size=14), barmode="overlay", bargap=0.2
+        **plain_layout(120 + 30 * len(order), left=10, right=40, top=20, bottom=90, size=14),
+        barmode="overlay",
+        bargap=0.2,
     )
     figure.update_xaxes(title={"text": x}, **QUIET_AXIS)
     figure.update_yaxes(categoryorder="array", categoryarray=order[::-1], automargin=True)
     return figure
 
 
-def by_layout(layouts: Mapping[str, tuple[Mapping[str, int], int | None]], lang: str = "en", title: str = "") -> Figure:
-    """One stack a layout: bytes counted of each part (palette.KEPT), and the formula's sum as a mark where there is one."""
+def by_layout(
+    layouts: Mapping[str, tuple[Mapping[str, int], int | None]], lang: str = "en", title: str = ""
+) -> Figure:
+    """One stack a layout: bytes counted of each part (palette.KEPT), and the formula's sum as a mark where
+    there is one.
+    """
     import plotly.graph_objects as go
 
     totals = [sum(parts.values()) for parts, _ in layouts.values()]
@@ -95,12 +110,23 @@ def by_layout(layouts: Mapping[str, tuple[Mapping[str, int], int | None]], lang:
             hovertemplate=f"%{{x}}<br>{word('by_formula', lang)}: %{{y:.4g}} {unit}<extra></extra>",
         )
     )
-    figure.update_layout(**plain_layout(460, left=80, right=20, top=50 if title else 24, bottom=120, size=15), barmode="stack", bargap=0.32)
+    figure.update_layout(
+        **plain_layout(460, left=80, right=20, top=50 if title else 24, bottom=120, size=15),
+        barmode="stack",
+        bargap=0.32,
+    )
     figure.update_layout(title={"text": title, "x": 0, "xref": "paper", "font": {"size": 18}})
     figure.update_layout(legend_traceorder="normal", yaxis_range=[0, max(totals) / divisor * 1.14])
     figure.update_layout(
         annotations=[
-            {"x": i, "y": t / divisor, "text": f"<b>{t / divisor:.3g} {unit}</b>", "showarrow": False, "yanchor": "bottom", "yshift": 5}
+            {
+                "x": i,
+                "y": t / divisor,
+                "text": f"<b>{t / divisor:.3g} {unit}</b>",
+                "showarrow": False,
+                "yanchor": "bottom",
+                "yshift": 5,
+            }
             for i, t in enumerate(totals)
         ]
     )

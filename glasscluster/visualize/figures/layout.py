@@ -11,7 +11,9 @@ QUIET_AXIS = {"gridcolor": GRID, "zeroline": False}
 CELL_AXIS = {"fixedrange": True, "showgrid": False, "zeroline": False}
 
 
-def plain_layout(height: float, *, left: int = 20, right: int = 20, top: int = 34, bottom: int = 92, size: int = 14) -> dict[str, Any]:
+def plain_layout(
+    height: float, *, left: int = 20, right: int = 20, top: int = 34, bottom: int = 92, size: int = 14
+) -> dict[str, Any]:
     """A white figure of a height in pixels, its legend in a row at the bottom."""
     return {
         "template": {},

@@ -1,4 +1,6 @@
-"""The ledger: predicted | counted | simulated | measured, a row a quantity. An empty cell means nobody knows, never zero."""
+"""The ledger: predicted | counted | simulated | measured, a row a quantity. An empty cell means nobody knows,
+never zero.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,12 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
     for label, values, symbol, colour in marks:
         look = {"symbol": symbol, "color": colour, "size": 13, "line": {"width": 3, "color": colour}}
         template = "%{y}<br>%{customdata}<extra></extra>"
-        places = {"x": values, "y": [name for name, _ in judged], "customdata": hover, "hovertemplate": template}
+        places = {
+            "x": values,
+            "y": [name for name, _ in judged],
+            "customdata": hover,
+            "hovertemplate": template,
+        }
         figure.add_trace(go.Scatter(name=label, mode="markers", marker=look, **places))
     if off:
         template = "%{y}<br>%{customdata}<extra></extra>"
@@ -70,7 +77,9 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
         figure.add_trace(go.Scatter(name=label, mode="text", showlegend=False, **look, **places, **texts))
     title = {"text": word("relative_difference", lang)}
     figure.update_layout(**plain_layout(140 + 28 * len(rows), top=16))
-    figure.update_xaxes(type="log", title=title, range=[-17.5, 1], dtick=3, exponentformat="power", **QUIET_AXIS)
+    figure.update_xaxes(
+        type="log", title=title, range=[-17.5, 1], dtick=3, exponentformat="power", **QUIET_AXIS
+    )
     order = {"categoryorder": "array", "categoryarray": names}
     figure.update_yaxes(autorange="reversed", automargin=True, gridcolor="#eef2f6", **order)
     return figure

@@ -1,10 +1,12 @@
-"""A block's matrices as tensor parallelism cuts them: which rank has which part, and where sums over ranks land.
+"""A block's matrices as tensor parallelism cuts them: which rank has which part, and where sums over ranks
+land.
 
     x ──f──► [ Q K V ] ─► attention ─► [ out ] ──g──► + ──f──► [ up ] ─► GELU ─► [ down ] ──g──► +
 
-Drawn from the parameters of a stage: every rectangle is a weight with its own shape (as x A is written: height in, width out), and
-its parts are what its Shard gives each rank of a ruler laid along it. A matrix cut by columns (out) begins a region, one cut by
-rows (in) ends it with a sum. Nothing here knows what a block contains.
+Drawn from the parameters of a stage: every rectangle is a weight with its own shape (as x A is written:
+height in, width out), and its parts are what its Shard gives each rank of a ruler laid along it. A matrix cut
+by columns (out) begins a region, one cut by rows (in) ends it with a sum. Nothing here knows what a block
+contains.
 """
 
 from __future__ import annotations
@@ -26,9 +28,15 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 COLOURS = (*SERIES, "#5f6368", "#8c2d62")  # of ranks; their numbers stand on them
-WHOLE, SUM = "#d9d9d9", "#a84300"  # what no rank has alone; f and g: a collective's orange, dark enough to read
+WHOLE, SUM = (
+    "#d9d9d9",
+    "#a84300",
+)  # what no rank has alone; f and g: a collective's orange, dark enough to read
 ROW = 360  # pixels of a block
-GAP, WORDS = 0.42, 1.85  # in hidden widths: distance of matrices inside a region; room for f or g with its words
+GAP, WORDS = (
+    0.42,
+    1.85,
+)  # in hidden widths: distance of matrices inside a region; room for f or g with its words
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,9 @@ class Piece:
 
 
 def pieces(shape: tuple[int, ...], shard: Shard | None, ranks: int) -> list[Piece]:
-    """Who has what of a parameter: its Shard cuts a ruler 1, 2, 3, ... laid along its dimension (0 is padding)."""
+    """Who has what of a parameter: its Shard cuts a ruler 1, 2, 3, ... laid along its dimension (0 is
+    padding).
+    """
     if shard is None or ranks == 1:
         return [Piece(-1, 0, 0, shape[0])]
     n = shape[shard.dim]
@@ -53,9 +63,15 @@ def pieces(shape: tuple[int, ...], shard: Shard | None, ranks: int) -> list[Piec
         mine = shard.take(ruler, rank, ranks).flatten()
         mine = mine[mine > 0] - 1
         block = torch.searchsorted(ends, mine, right=True)
-        for run in mine.tensor_split((((mine.diff() != 1) | (block.diff() != 0)).nonzero().flatten() + 1).tolist()):
+        for run in mine.tensor_split(
+            (((mine.diff() != 1) | (block.diff() != 0)).nonzero().flatten() + 1).tolist()
+        ):
             if len(run):
-                found.append(Piece(rank, int(torch.searchsorted(ends, run[0], right=True)), int(run[0]), int(run[-1]) + 1))
+                found.append(
+                    Piece(
+                        rank, int(torch.searchsorted(ends, run[0], right=True)), int(run[0]), int(run[-1]) + 1
+                    )
+                )
     return found
 
 
@@ -94,15 +110,25 @@ def matrices(stage: GPTStage, ranks: int) -> list[_Matrix]:
 
 
 def matrices_figure(
-    blocks: Mapping[str, ModelConfig], ranks: int, lang: str = "en", sequence_parallel: bool = False, title: str = ""
+    blocks: Mapping[str, ModelConfig],
+    ranks: int,
+    lang: str = "en",
+    sequence_parallel: bool = False,
+    title: str = "",
 ) -> Figure:
-    """One row a model: its block's matrices side by side, each part in its rank's colour, f and g where regions begin and end."""
+    """One row a model: its block's matrices side by side, each part in its rank's colour, f and g where
+    regions begin and end.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
     seen: set[int] = set()
     rows = [list(_placed(matrices(stage_of(model, ranks), ranks), model.hidden)) for model in blocks.values()]
-    ends = [(x + m.out / model.hidden, m.into / model.hidden) for row, model in zip(rows, blocks.values(), strict=True) for x, m in row]
+    ends = [
+        (x + m.out / model.hidden, m.into / model.hidden)
+        for row, model in zip(rows, blocks.values(), strict=True)
+        for x, m in row
+    ]
     wide, tall = (max(e) for e in zip(*ends, strict=True))
     for number, ((name, model), drawn) in enumerate(zip(blocks.items(), rows, strict=True), start=1):
         axis = "" if number == 1 else str(number)
@@ -111,16 +137,35 @@ def matrices_figure(
             if rects:
                 figure.add_trace(_bars(go, rank, rects, axis, lang, rank not in seen))
                 seen.add(rank)
-        figure.add_annotation(text=f"<b>{name}</b>", x=0, y=1.0, xref="paper", yref=f"y{axis} domain", xanchor="left", yanchor="top",
-                              showarrow=False, font={"size": 17})  # fmt: skip
+        figure.add_annotation(
+            text=f"<b>{name}</b>",
+            x=0,
+            y=1.0,
+            xref="paper",
+            yref=f"y{axis} domain",
+            xanchor="left",
+            yanchor="top",
+            showarrow=False,
+            font={"size": 17},
+        )
         for note in _notes(drawn, model, ranks, lang, sequence_parallel):
             figure.add_annotation(**note, xref=f"x{axis}", yref=f"y{axis}", showarrow=False)
-        top, share, quiet = 1 - (number - 1) / len(blocks), 1 / len(blocks), {"visible": False, "fixedrange": True}
+        top, share, quiet = (
+            1 - (number - 1) / len(blocks),
+            1 / len(blocks),
+            {"visible": False, "fixedrange": True},
+        )
         across = {**quiet, "anchor": f"y{axis}", "range": [0, wide + WORDS]}
-        down = {**quiet, "anchor": f"x{axis}", "domain": [top - 0.96 * share, top], "range": [-tall / 2 - 0.8, tall / 2 + 0.2]}
+        down = {
+            **quiet,
+            "anchor": f"x{axis}",
+            "domain": [top - 0.96 * share, top],
+            "range": [-tall / 2 - 0.8, tall / 2 + 0.2],
+        }
         figure.update_layout({f"xaxis{axis}": across, f"yaxis{axis}": down})
     figure.update_layout(
-        **plain_layout(ROW * len(blocks) + 70, left=8, right=8, top=46 if title else 16, bottom=58, size=15), barmode="overlay"
+        **plain_layout(ROW * len(blocks) + 70, left=8, right=8, top=46 if title else 16, bottom=58, size=15),
+        barmode="overlay",
     )
     figure.update_layout(title={"text": title, "x": 0, "xref": "paper", "font": {"size": 18}})
     figure.update_layout(uniformtext={"minsize": 11, "mode": "hide"}, legend_traceorder="normal")
@@ -174,22 +219,37 @@ def _bars(go: Any, rank: int, rects: list[dict[str, Any]], axis: str, lang: str,
         textposition="inside",
         insidetextanchor="middle",
         textangle=0,
-        textfont={"size": 15, "color": "#ffffff" if contrast("#ffffff", fill) > contrast("#000000", fill) else "#000000"},
+        textfont={
+            "size": 15,
+            "color": "#ffffff" if contrast("#ffffff", fill) > contrast("#000000", fill) else "#000000",
+        },
         customdata=[r["says"] for r in rects],
         hovertemplate=f"{name}<br>%{{customdata}}<extra></extra>",
         marker={"color": fill, "line": {"color": "#ffffff", "width": 1.5}},
     )
 
 
-def _notes(drawn: list[tuple[float, _Matrix]], model: ModelConfig, ranks: int, lang: str, cut: bool) -> Iterator[dict[str, Any]]:
+def _notes(
+    drawn: list[tuple[float, _Matrix]], model: ModelConfig, ranks: int, lang: str, cut: bool
+) -> Iterator[dict[str, Any]]:
     """Names below the matrices, f and g between them, heads that neighbours share."""
     h = model.hidden
     for place, (x, m) in enumerate(drawn):
-        names = "QKV" if m.shard is not None and len(m.shard.blocks) == 3 else [word("gate", lang), word("value", lang)]
+        names = (
+            "QKV"
+            if m.shard is not None and len(m.shard.blocks) == 3
+            else [word("gate", lang), word("value", lang)]
+        )
         blocks = m.shard.blocks if m.shard is not None and len(m.shard.blocks) > 1 else ()
         low, at = -m.into / (2 * h), x
         for name, n in zip(names, blocks, strict=False):
-            yield {"x": at + n / (2 * h), "y": -low, "text": name, "yanchor": "bottom", "font": {"size": 14, "color": INK}}
+            yield {
+                "x": at + n / (2 * h),
+                "y": -low,
+                "text": name,
+                "yanchor": "bottom",
+                "font": {"size": 14, "color": INK},
+            }
             at += n / h
         kind = word("by_columns" if _begins(m) else "by_rows" if _ends(m) else "on_all_ranks", lang)
         what = f"<b>{m.name}</b> {m.into} × {m.out}<br>{kind}"
@@ -204,10 +264,27 @@ def _notes(drawn: list[tuple[float, _Matrix]], model: ModelConfig, ranks: int, l
                 "yshift": 22,
                 "font": {"size": 14, "color": INK},
             }
-        yield {"x": x + m.out / (2 * h), "y": low, "text": what, "yanchor": "top", "yshift": -4, "font": {"size": 14, "color": INK}}
+        yield {
+            "x": x + m.out / (2 * h),
+            "y": low,
+            "text": what,
+            "yanchor": "top",
+            "yshift": -4,
+            "font": {"size": 14, "color": INK},
+        }
         first = _begins(m) and (place == 0 or not _begins(drawn[place - 1][1]))
         if ranks > 1 and (first or _ends(m)):
-            letter, way = ("f", "f_scatters" if cut else "f_reduces") if first else ("g", "g_scatters" if cut else "g_reduces")
+            letter, way = (
+                ("f", "f_scatters" if cut else "f_reduces")
+                if first
+                else ("g", "g_scatters" if cut else "g_reduces")
+            )
             where = x - 0.06 if first else x + m.out / h + 0.06
             text = f"<b>{letter}</b><br>{word(way, lang)}"
-            yield {"x": where, "y": 0, "text": text, "xanchor": "right" if first else "left", "font": {"size": 15, "color": SUM}}
+            yield {
+                "x": where,
+                "y": 0,
+                "text": text,
+                "xanchor": "right" if first else "left",
+                "font": {"size": 15, "color": SUM},
+            }

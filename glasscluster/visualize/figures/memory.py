@@ -43,7 +43,10 @@ def byte_unit(largest: float) -> tuple[float, str]:
 
 
 def memory_bars(
-    peaks: Sequence[tuple[int, dict[str, int]]], lang: str = "en", title: str | None = None, capacity: float | None = None
+    peaks: Sequence[tuple[int, dict[str, int]]],
+    lang: str = "en",
+    title: str | None = None,
+    capacity: float | None = None,
 ) -> Figure:
     """Peak bytes of each rank, split by category at that instant; the parts add up to the peak.
 
@@ -55,10 +58,20 @@ def memory_bars(
     figure = go.Figure()
     for category in CATEGORIES:
         values = [split[category] / divisor for _, split in peaks]
-        figure.add_trace(_bar(go, category, [f"{word('rank', lang)} {r}" for r in range(len(peaks))], values, unit, lang))
+        figure.add_trace(
+            _bar(go, category, [f"{word('rank', lang)} {r}" for r in range(len(peaks))], values, unit, lang)
+        )
     totals = [total / divisor for total, _ in peaks]
-    figure.update_layout(**_layout(title if title is not None else word("peak_memory", lang), f"{word('live_memory', lang)} ({unit})", 400))
-    figure.update_layout(barmode="stack", annotations=_totals(totals, unit), yaxis_range=[0, max(totals, default=1.0) * 1.12])
+    figure.update_layout(
+        **_layout(
+            title if title is not None else word("peak_memory", lang),
+            f"{word('live_memory', lang)} ({unit})",
+            400,
+        )
+    )
+    figure.update_layout(
+        barmode="stack", annotations=_totals(totals, unit), yaxis_range=[0, max(totals, default=1.0) * 1.12]
+    )
     if capacity is not None and peaks:
         names, most = list(figure.data[0].x), max(total for total, _ in peaks)
         _draw_capacity(go, figure, capacity, most, divisor, unit, names, lang, _totals(totals, unit))
@@ -85,7 +98,15 @@ def _totals(totals: list[float], unit: str) -> list[dict[str, Any]]:
     if len(totals) > 16:
         return []
     return [
-        {"x": i, "y": t, "text": f"{t:.3g} {unit}", "showarrow": False, "yanchor": "bottom", "yshift": 3, "font": {"size": 14}}
+        {
+            "x": i,
+            "y": t,
+            "text": f"{t:.3g} {unit}",
+            "showarrow": False,
+            "yanchor": "bottom",
+            "yshift": 3,
+            "font": {"size": 14},
+        }
         for i, t in enumerate(totals)
     ]
 
@@ -126,15 +147,23 @@ def memory_by_strategy(books: Sequence[StateBook], lang: str = "en", title: str 
             x=names,
             y=theory,
             mode="markers",
-            marker={"symbol": "line-ew", "size": 56 if len(books) <= 8 else 36, "line": {"width": 4, "color": "#000000"}},
+            marker={
+                "symbol": "line-ew",
+                "size": 56 if len(books) <= 8 else 36,
+                "line": {"width": 4, "color": "#000000"},
+            },
             hovertemplate=f"%{{x}}<br>{word('by_formula', lang)}: %{{y:.4g}} {unit}<extra></extra>",
         )
     )
     beside = any(b.more for b in books)
-    heading = title if title is not None else word("peak_by_strategy" if beside else "states_by_strategy", lang)
+    heading = (
+        title if title is not None else word("peak_by_strategy" if beside else "states_by_strategy", lang)
+    )
     tops = [max(h / divisor, t) for h, t in zip(heights, theory, strict=True)]
     figure.update_layout(**_layout(heading, f"{word('per_gpu', lang)} ({unit})", 420))
-    figure.update_layout(barmode="stack", annotations=_totals(tops, unit), yaxis_range=[0, max(tops, default=1.0) * 1.16])
+    figure.update_layout(
+        barmode="stack", annotations=_totals(tops, unit), yaxis_range=[0, max(tops, default=1.0) * 1.16]
+    )
     return figure
 
 
@@ -159,19 +188,45 @@ def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str
                 stackgroup="memory",
                 line={"shape": "hv", "width": 0.5, "color": look.fill},
                 fillcolor=look.fill,
-                fillpattern={"shape": look.hatch, "fgcolor": "#ffffff", "bgcolor": look.fill, "size": 9, "solidity": 0.12},
+                fillpattern={
+                    "shape": look.hatch,
+                    "fgcolor": "#ffffff",
+                    "bgcolor": look.fill,
+                    "size": 9,
+                    "solidity": 0.12,
+                },
                 hovertemplate=f"{category_word(category, lang)}: %{{y:.4g}} {unit}<extra></extra>",
             )
         )
     figure.add_trace(_holders(go, curve, factor, time_name, divisor, lang))
     heading = title if title is not None else word("memory_over_time", lang, rank=rank)
-    figure.update_layout(**_layout(heading, f"{word('live_memory', lang)} ({unit})", 420), hovermode="x unified")
+    figure.update_layout(
+        **_layout(heading, f"{word('live_memory', lang)} ({unit})", 420), hovermode="x unified"
+    )
     figure.update_xaxes(title_text=f"{word('virtual_time', lang)} ({time_name}) · {timeline.hardware.name}")
     at = int(np.argmax(total))
-    peak = _note(word("peak_of", lang, size=f"{total[at] / divisor:.4g} {unit}"), x=times[at], y=total[at] / divisor)
+    peak = _note(
+        word("peak_of", lang, size=f"{total[at] / divisor:.4g} {unit}"), x=times[at], y=total[at] / divisor
+    )
     left = curve.times[at] > 0.6 * timeline.makespan  # towards the middle of the figure
-    peak |= {"showarrow": True, "arrowhead": 2, "ax": -40 if left else 40, "ay": -22, "xanchor": "right" if left else "left"}
-    _draw_capacity(go, figure, capacity_of(timeline), float(total.max(initial=0)), divisor, unit, [0, times[-1]], lang, [peak])
+    peak |= {
+        "showarrow": True,
+        "arrowhead": 2,
+        "ax": -40 if left else 40,
+        "ay": -22,
+        "xanchor": "right" if left else "left",
+    }
+    _draw_capacity(
+        go,
+        figure,
+        capacity_of(timeline),
+        float(total.max(initial=0)),
+        divisor,
+        unit,
+        [0, times[-1]],
+        lang,
+        [peak],
+    )
     return figure
 
 
@@ -181,26 +236,74 @@ def capacity_of(timeline: Timeline) -> float:
 
 
 def _draw_capacity(
-    go: Any, figure: Any, capacity: float, peak: float, divisor: float, unit: str, across: Sequence[Any], lang: str, notes: list[dict]
+    go: Any,
+    figure: Any,
+    capacity: float,
+    peak: float,
+    divisor: float,
+    unit: str,
+    across: Sequence[Any],
+    lang: str,
+    notes: list[dict],
 ) -> None:
     """A line at the capacity, or words where the line would squash what is below it."""
     size, height = f"{capacity / divisor:.4g} {unit}", max(peak, 1.0) / divisor
     if capacity > NEAR * max(peak, 1.0):
         large, name = byte_unit(capacity)
-        far = word("capacity_far", lang, size=f"{capacity / large:.4g} {name}", times=f"{float(f'{capacity / max(peak, 1.0):.3g}'):,g}")
-        notes = [*notes, {**_note(far, x=1, y=1.0), "xref": "paper", "yref": "paper", "xanchor": "right", "yanchor": "bottom"}]
+        far = word(
+            "capacity_far",
+            lang,
+            size=f"{capacity / large:.4g} {name}",
+            times=f"{float(f'{capacity / max(peak, 1.0):.3g}'):,g}",
+        )
+        notes = [
+            *notes,
+            {
+                **_note(far, x=1, y=1.0),
+                "xref": "paper",
+                "yref": "paper",
+                "xanchor": "right",
+                "yanchor": "bottom",
+            },
+        ]
     else:
         line = {"color": FULL, "width": 3, "dash": "dash"}
         value = [float(f"{capacity / divisor:.6g}")] * len(across)
         name = word("capacity", lang, size=size)
-        figure.add_trace(go.Scatter(name=name, x=list(across), y=value, mode="lines", line=line, hoverinfo="skip", showlegend=False))
-        notes = [*notes, {**_note(name, x=0.01, y=value[0]), "xref": "paper", "xanchor": "left", "yanchor": "bottom", "yshift": 3}]
+        figure.add_trace(
+            go.Scatter(
+                name=name,
+                x=list(across),
+                y=value,
+                mode="lines",
+                line=line,
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        )
+        notes = [
+            *notes,
+            {
+                **_note(name, x=0.01, y=value[0]),
+                "xref": "paper",
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "yshift": 3,
+            },
+        ]
         height = max(height, capacity / divisor)
     figure.update_layout(annotations=notes, yaxis_range=[0, height * 1.16])
 
 
 def _note(text: str, x: float, y: float) -> dict[str, Any]:
-    return {"text": text, "x": x, "y": y, "showarrow": False, "font": {"size": 15}, "bgcolor": "rgba(255,255,255,0.85)"}
+    return {
+        "text": text,
+        "x": x,
+        "y": y,
+        "showarrow": False,
+        "font": {"size": 15},
+        "bgcolor": "rgba(255,255,255,0.85)",
+    }
 
 
 def _holders(go: Any, curve: MemoryCurve, factor: float, time_name: str, divisor: float, lang: str) -> Any:

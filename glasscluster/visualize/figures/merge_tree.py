@@ -1,7 +1,9 @@
-"""How words became tokens: bytes below, every merge a fork above them with its rank, what is left at the end filled.
+"""How words became tokens: bytes below, every merge a fork above them with its rank, what is left at the end
+filled.
 
-The tree is the record of an encoding (`Tokenizer.encode_piece`): nothing is merged here. A word is drawn by itself, as it stands between
-two cuts of the text; a byte that is no printable ASCII is written in hexadecimal, and the characters stand below their bytes.
+The tree is the record of an encoding (`Tokenizer.encode_piece`): nothing is merged here. A word is drawn by
+itself, as it stands between two cuts of the text; a byte that is no printable ASCII is written in
+hexadecimal, and the characters stand below their bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ LEVEL, GAP = 1.0, 1.4  # height of a merge; bytes of room between two words
 
 @dataclass
 class Node:
-    """A token at some moment: the bytes [start, stop) of a word; `rank` of the merge that made it, None for a byte."""
+    """A token at some moment: the bytes [start, stop) of a word; `rank` of the merge that made it, None for a
+    byte.
+    """
 
     start: int
     stop: int
@@ -77,10 +81,19 @@ def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "e
         count = sum(len(merge_tree(tokenizer, p)) for p in pieces(text.encode()))
         said = word("tree_word", lang, text=text.replace(" ", "␣"), bytes=len(text.encode()), tokens=count)
         middle = (begin + left - 1) / 2
-        figure.add_annotation(x=middle, y=-1.35, text=f"<b>{said}</b>", showarrow=False, font={"size": 16}, yanchor="top")
+        figure.add_annotation(
+            x=middle, y=-1.35, text=f"<b>{said}</b>", showarrow=False, font={"size": 16}, yanchor="top"
+        )
         left += GAP
     figure.add_trace(
-        go.Scatter(x=lines[0], y=lines[1], mode="lines", line={"color": "#52606d", "width": 2}, hoverinfo="skip", showlegend=False)
+        go.Scatter(
+            x=lines[0],
+            y=lines[1],
+            mode="lines",
+            line={"color": "#52606d", "width": 2},
+            hoverinfo="skip",
+            showlegend=False,
+        )
     )
     for kind, found in marks.items():
         if found:
@@ -123,7 +136,9 @@ def _trace(go: Any, kind: str, found: list[dict[str, Any]], lang: str) -> Any:
             "line": {"color": TOKEN if final else "#52606d", "width": 2},
             "opacity": 1,
         },
-        customdata=[f"{m['text']} · {m['bytes']}" + ("" if m["rank"] is None else f" · #{m['rank']}") for m in found],
+        customdata=[
+            f"{m['text']} · {m['bytes']}" + ("" if m["rank"] is None else f" · #{m['rank']}") for m in found
+        ],
         hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
     )
 
@@ -135,6 +150,15 @@ def _characters(figure: Figure, piece: bytes, left: float) -> None:
         width = len(character.encode())
         if width > 1:
             first, last = left + at - 0.4, left + at + width - 0.6
-            figure.add_shape(type="line", x0=first, x1=last, y0=-0.55, y1=-0.55, line={"color": "#52606d", "width": 2})
-            figure.add_annotation(x=(first + last) / 2, y=-0.6, text=character, showarrow=False, yanchor="top", font={"size": 18})
+            figure.add_shape(
+                type="line", x0=first, x1=last, y0=-0.55, y1=-0.55, line={"color": "#52606d", "width": 2}
+            )
+            figure.add_annotation(
+                x=(first + last) / 2,
+                y=-0.6,
+                text=character,
+                showarrow=False,
+                yanchor="top",
+                font={"size": 18},
+            )
         at += width

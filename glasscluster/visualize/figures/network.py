@@ -37,7 +37,9 @@ def matrix(graph: ExecutionGraph, axis: str = "", label: str = "") -> np.ndarray
 
 
 def matrices_figure(named: Mapping[str, np.ndarray], lang: str = "en", across: int = 2) -> Figure | None:
-    """Several rank x rank matrices on one scale of colour, in one unit. None when nothing was sent or no cell could be read."""
+    """Several rank x rank matrices on one scale of colour, in one unit. None when nothing was sent or no cell
+    could be read.
+    """
     largest = max((int(m.max(initial=0)) for m in named.values()), default=0)
     if not largest or max(len(m) for m in named.values()) > MOST_RANKS:
         return None
@@ -47,7 +49,9 @@ def matrices_figure(named: Mapping[str, np.ndarray], lang: str = "en", across: i
         ranks = [str(r) for r in range(len(m))]
         text = [[f"{v / divisor:.3g}" if v else "" for v in row] for row in m.tolist()]
         fill = [[_amber(v / largest) for v in row] for row in m.tolist()]
-        tables.append(Table(name, ranks, ranks, text, fill, f"{word('receiver', lang)} ({unit})", word("sender", lang)))
+        tables.append(
+            Table(name, ranks, ranks, text, fill, f"{word('receiver', lang)} ({unit})", word("sender", lang))
+        )
     figure = cells_figure(tables, min(across, len(tables)))
     if len(tables) == 1:
         figure.update_layout(margin_l=70)
@@ -56,7 +60,9 @@ def matrices_figure(named: Mapping[str, np.ndarray], lang: str = "en", across: i
 
 
 def sent_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
-    """Stacked bars: bytes sent per rank, one colour an axis, one hatch a purpose. None when nothing was sent."""
+    """Stacked bars: bytes sent per rank, one colour an axis, one hatch a purpose. None when
+    nothing was sent.
+    """
     import plotly.graph_objects as go
 
     totals = graph.bytes_sent()
@@ -75,7 +81,9 @@ def sent_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
 
 
 def traffic_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
-    """Rank x rank: bytes from row to column, of all axes or one. None when nothing was sent or no cell could be read."""
+    """Rank x rank: bytes from row to column, of all axes or one. None when nothing was sent or no cell could
+    be read.
+    """
     import plotly.graph_objects as go
 
     n = graph.ranks
@@ -83,7 +91,11 @@ def traffic_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
     if not sends.any() or n > MOST_RANKS:
         return None
     axes = list(dict.fromkeys(graph.axis[sends].tolist()))
-    choices = [("", word("all_axes", lang)), *((a, a or "world") for a in axes)] if len(axes) > 1 else [("", word("all_axes", lang))]
+    choices = (
+        [("", word("all_axes", lang)), *((a, a or "world") for a in axes)]
+        if len(axes) > 1
+        else [("", word("all_axes", lang))]
+    )
     cells = [_cells(graph, axis, lang) for axis, _ in choices]
     figure = go.Figure(
         go.Bar(
@@ -95,11 +107,23 @@ def traffic_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
         )
     )
     buttons = [
-        {"label": label, "method": "restyle", "args": [{"marker.color": [c["colour"]], "text": [c["text"]], "customdata": [c["hover"]]}]}
+        {
+            "label": label,
+            "method": "restyle",
+            "args": [{"marker.color": [c["colour"]], "text": [c["text"]], "customdata": [c["hover"]]}],
+        }
         for (_, label), c in zip(choices, cells, strict=True)
     ]
     ticks = {"tickvals": list(range(n)), **CELL_AXIS}
-    menu = {"buttons": buttons, "type": "buttons", "direction": "right", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"}
+    menu = {
+        "buttons": buttons,
+        "type": "buttons",
+        "direction": "right",
+        "x": 1,
+        "xanchor": "right",
+        "y": 1.02,
+        "yanchor": "bottom",
+    }
     figure.update_layout(**_layout(word("matrix", lang), "", 170 + 38 * n))
     figure.update_layout(
         xaxis={"title": {"text": word("receiver", lang)}, "range": [-0.5, n - 0.5], **ticks},

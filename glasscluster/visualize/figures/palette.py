@@ -1,4 +1,6 @@
-"""Colours and their second channels: Okabe-Ito, plus lane, digit and hatch, because no palette survives grey printing."""
+"""Colours and their second channels: Okabe-Ito, plus lane, digit and hatch, because no palette survives grey
+printing.
+"""
 
 from __future__ import annotations
 
@@ -95,4 +97,11 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-SERIES = ("#0072B2", "#D55E00", "#00795a", "#8a5a7f", "#7a5c00", "#3d6f8e")  # lines and bars of lessons: white text stays readable
+SERIES = (
+    "#0072B2",
+    "#D55E00",
+    "#00795a",
+    "#8a5a7f",
+    "#7a5c00",
+    "#3d6f8e",
+)  # lines and bars of lessons: white text stays readable

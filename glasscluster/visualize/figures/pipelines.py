@@ -1,7 +1,8 @@
 """Schedules beside each other on one time axis, and how many chunks each rank holds while they run.
 
-A row a rank, a bar an action; what a run recorded is told apart by the schedule's own list (a graph knows phases and micro-batches,
-not stages). The first chunk of a rank is in full colour, later ones are lighter with their number in brackets.
+A row a rank, a bar an action; what a run recorded is told apart by the schedule's own list (a graph knows
+phases and micro-batches, not stages). The first chunk of a rank is in full colour, later ones are lighter
+with their number in brackets.
 """
 
 from __future__ import annotations
@@ -59,11 +60,15 @@ class Played:
         return max(b.end for b in self.bars)
 
 
-def bars_of(timeline: Timeline, actions: Sequence[Sequence[Any]], stages_of: Sequence[Sequence[int]]) -> list[Bar]:
-    """What ran, action by action. actions[rank] is the schedule's list, stages_of[rank] the stages that lie there.
+def bars_of(
+    timeline: Timeline, actions: Sequence[Sequence[Any]], stages_of: Sequence[Sequence[int]]
+) -> list[Bar]:
+    """What ran, action by action. actions[rank] is the schedule's list, stages_of[rank] the stages that lie
+    there.
 
-    Where actions of one phase and micro-batch follow each other (a V's lowest rank) the recording does not tell them apart: there a whole
-    backward counts as two parts, and all parts must be equally many operations, as equal stages have them.
+    Where actions of one phase and micro-batch follow each other (a V's lowest rank) the recording does not
+    tell them apart: there a whole backward counts as two parts, and all parts must be equally many
+    operations, as equal stages have them.
     """
     graph, found = timeline.graph, []
     for rank, listed in enumerate(actions):
@@ -76,7 +81,10 @@ def bars_of(timeline: Timeline, actions: Sequence[Sequence[Any]], stages_of: Seq
                 last += 1
             each, rest = divmod(last - place, sum(PARTS[a.kind] for a in same))
             if last == place or (len(same) > 1 and rest):
-                raise ValueError(f"rank {rank} recorded {last - place} operations where the schedule has {' '.join(map(str, same))}")
+                raise ValueError(
+                    f"rank {rank} recorded {last - place} operations where the schedule has "
+                    f"{' '.join(map(str, same))}"
+                )
             for action in same:
                 end = place + each * PARTS[action.kind] if len(same) > 1 else last
                 chunk = list(stages_of[rank]).index(action.stage)
@@ -90,7 +98,10 @@ def _alike(actions: Sequence[Any]) -> list[list[Any]]:
     """Neighbours of one phase and micro-batch, which a recording does not tell apart."""
     groups: list[list[Any]] = []
     for action in actions:
-        if groups and (PHASE[action.kind], action.micro_batch) == (PHASE[groups[-1][0].kind], groups[-1][0].micro_batch):
+        if groups and (PHASE[action.kind], action.micro_batch) == (
+            PHASE[groups[-1][0].kind],
+            groups[-1][0].micro_batch,
+        ):
             groups[-1].append(action)
         else:
             groups.append([action])
@@ -98,7 +109,9 @@ def _alike(actions: Sequence[Any]) -> list[list[Any]]:
 
 
 def comparison_figure(runs: Sequence[Played], lang: str = "en", hardware: str = "") -> Figure:
-    """One to six schedules, one above the other, begun together: F, B or its two parts I and W, each with its micro-batch."""
+    """One to six schedules, one above the other, begun together: F, B or its two parts I and W, each with its
+    micro-batch.
+    """
     import plotly.graph_objects as go
 
     runs = list(runs)[:MOST]
@@ -108,7 +121,15 @@ def comparison_figure(runs: Sequence[Played], lang: str = "en", hardware: str = 
     ticks, labels, notes, top = [], [], [], 0.0
     for run in runs:
         notes.append(
-            {"text": run.title, "x": 0, "xref": "paper", "xanchor": "left", "y": top + 0.62, "showarrow": False, "font": {"size": 16}}
+            {
+                "text": run.title,
+                "x": 0,
+                "xref": "paper",
+                "xanchor": "left",
+                "y": top + 0.62,
+                "showarrow": False,
+                "font": {"size": 16},
+            }
         )
         top += HEAD / ROW
         for bar in run.bars:
@@ -126,7 +147,11 @@ def comparison_figure(runs: Sequence[Played], lang: str = "en", hardware: str = 
         bargap=0,
         uniformtext={"minsize": 10, "mode": "hide"},
         plot_bgcolor="#f2f2f2",
-        xaxis={"title": {"text": title}, "range": [0, float(f"{longest * factor * 1.003:.6g}")], **QUIET_AXIS},
+        xaxis={
+            "title": {"text": title},
+            "range": [0, float(f"{longest * factor * 1.003:.6g}")],
+            **QUIET_AXIS,
+        },
         yaxis={"tickvals": ticks, "ticktext": labels, "range": [top, 0], **CELL_AXIS},
         annotations=notes,
         shapes=[_band(y - 0.5 * ROW / ROW) for y in _heads(runs)],
@@ -157,14 +182,18 @@ def _band(y: float) -> dict[str, Any]:
     }
 
 
-def _trace(go: Any, kind: str, chunk: int, bars: list[tuple[float, Bar]], factor: float, unit: str, lang: str) -> Any:
+def _trace(
+    go: Any, kind: str, chunk: int, bars: list[tuple[float, Bar]], factor: float, unit: str, lang: str
+) -> Any:
     look = chunk_look(kind, chunk)
     of = f"{word('chunk', lang)} {chunk}"
     hover = [
-        f"<b>{word('rank', lang)} {b.rank} · {b.kind} · {of}</b><br>{word('micro_batch', lang)} {b.micro_batch}"
-        f"<br>{word('from_to', lang)} {b.begin * factor:.5g} {unit}<br>{word('length', lang)} {(b.end - b.begin) * factor:.5g} {unit}"
+        f"<b>{word('rank', lang)} {b.rank} · {b.kind} · {of}</b><br>{word('micro_batch', lang)} "
+        f"{b.micro_batch}"
+        f"<br>{word('from_to', lang)} {b.begin * factor:.5g} {unit}<br>{word('length', lang)} "
+        f"{(b.end - b.begin) * factor:.5g} {unit}"
         for _, b in bars
-    ]  # fmt: skip
+    ]
     name = word(kind, lang)
     return go.Bar(
         name=name if chunk == 0 else f"{name}, {of}",
@@ -193,13 +222,17 @@ def chunk_look(kind: str, chunk: int) -> Look:
     """A rank's later chunks are paler, each by the same step."""
     look = KINDS[kind]
     keep = (1 - PALER) ** chunk
-    fill = "#" + "".join(f"{round(255 - (255 - int(look.fill[i : i + 2], 16)) * keep):02x}" for i in (1, 3, 5))
+    fill = "#" + "".join(
+        f"{round(255 - (255 - int(look.fill[i : i + 2], 16)) * keep):02x}" for i in (1, 3, 5)
+    )
     text = "#ffffff" if contrast("#ffffff", fill) > contrast("#000000", fill) else "#000000"
     return Look(fill, look.text if not chunk else text, look.hatch, look.ink if not chunk else fill)
 
 
 def held(bars: Sequence[Bar], rank: int) -> tuple[list[float], list[int]]:
-    """A rank's chunks that wait for their B, or for their I and W: times of change, and how many from then on."""
+    """A rank's chunks that wait for their B, or for their I and W: times of change, and how many from then
+    on.
+    """
     change: dict[float, int] = {}
     for bar in bars:
         if bar.rank == rank and bar.kind in "FBW":
@@ -217,7 +250,9 @@ def held(bars: Sequence[Bar], rank: int) -> tuple[list[float], list[int]]:
 
 
 def staircase_figure(runs: Sequence[Played], lang: str = "en", hardware: str = "") -> Figure:
-    """How many micro-batches' activations each rank holds over time: a panel a schedule, a line a rank, one scale for all."""
+    """How many micro-batches' activations each rank holds over time: a panel a schedule, a line a rank, one
+    scale for all.
+    """
     import plotly.graph_objects as go
 
     longest = max(r.end for r in runs)
@@ -239,7 +274,12 @@ def staircase_figure(runs: Sequence[Played], lang: str = "en", hardware: str = "
                     xaxis=f"x{number}",
                     yaxis=f"y{number}",
                     mode="lines",
-                    line={"shape": "hv", "color": SERIES[rank % len(SERIES)], "dash": DASH[rank % len(DASH)], "width": 3},
+                    line={
+                        "shape": "hv",
+                        "color": SERIES[rank % len(SERIES)],
+                        "dash": DASH[rank % len(DASH)],
+                        "width": 3,
+                    },
                     hovertemplate=f"{word('rank', lang)} {rank}<br>%{{x:.4g}} {unit}: %{{y}}<extra></extra>",
                 )
             )
@@ -253,12 +293,28 @@ def staircase_figure(runs: Sequence[Played], lang: str = "en", hardware: str = "
                     "range": [0, longest * factor],
                     **QUIET_AXIS,
                 },
-                f"yaxis{number}": {"anchor": f"x{number}", "title": {"text": word("held_chunks", lang) if i == 0 else ""}, **QUIET_AXIS},
+                f"yaxis{number}": {
+                    "anchor": f"x{number}",
+                    "title": {"text": word("held_chunks", lang) if i == 0 else ""},
+                    **QUIET_AXIS,
+                },
             }
         )
-        where = {"x": x[0], "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom", "showarrow": False}
+        where = {
+            "x": x[0],
+            "y": 1,
+            "xref": "paper",
+            "yref": "paper",
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "showarrow": False,
+        }
         notes.append({"text": run.title, "font": {"size": 16, "color": INK}, **where})
-    figure.update_layout(**plain_layout(400, left=76, right=16, top=40, bottom=96, size=15), annotations=notes)
+    figure.update_layout(
+        **plain_layout(400, left=76, right=16, top=40, bottom=96, size=15), annotations=notes
+    )
     for i in range(len(runs)):
-        figure.update_layout({f"yaxis{'' if i == 0 else i + 1}": {"range": [0, most * 1.08], "dtick": max(1, round(most / 8))}})
+        figure.update_layout(
+            {f"yaxis{'' if i == 0 else i + 1}": {"range": [0, most * 1.08], "dtick": max(1, round(most / 8))}}
+        )
     return figure

@@ -1,4 +1,6 @@
-"""Plain figures for lessons: lines, grouped bars, and every message of a collective. They know axes and colours, nothing else."""
+"""Plain figures for lessons: lines, grouped bars, and every message of a collective. They know axes and
+colours, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ HATCH = ("", "/", "x", ".", "-")
 
 
 def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, *, log_x: bool = False, log_y: bool = False
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x: str,
+    y: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
 ) -> Figure:
     """One line a series, told apart by colour, dash and mark. x and y are axis titles with units."""
     import plotly.graph_objects as go
@@ -51,8 +58,12 @@ def lines(
     return figure
 
 
-def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], y: str, *, stack: bool = False) -> Figure:
-    """Bars over named groups, side by side or stacked, with their values written on them when side by side."""
+def bars(
+    groups: Sequence[str], series: Mapping[str, Sequence[float]], y: str, *, stack: bool = False
+) -> Figure:
+    """Bars over named groups, side by side or stacked, with their values written on them when
+    side by side.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -67,7 +78,12 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], y: str, *
                 cliponaxis=False,
                 marker={
                     "color": SERIES[number % len(SERIES)],
-                    "pattern": {"shape": HATCH[number % len(HATCH)], "fgcolor": "#ffffff", "size": 7, "solidity": 0.2},
+                    "pattern": {
+                        "shape": HATCH[number % len(HATCH)],
+                        "fgcolor": "#ffffff",
+                        "size": 7,
+                        "solidity": 0.2,
+                    },
                     "line": {"color": "#ffffff", "width": 1},
                 },
                 hovertemplate=f"%{{x}}<br>{name}: %{{y:.5g}}<extra></extra>",
@@ -77,8 +93,17 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], y: str, *
     return figure
 
 
-def stack(groups: Sequence[str], parts: Mapping[str, tuple[Look, Sequence[float]]], x: str, y: str, *, totals: bool = False) -> Figure:
-    """Bars of parts that add up, each part in a look of its own (palette.py); with `totals` their sums stand above."""
+def stack(
+    groups: Sequence[str],
+    parts: Mapping[str, tuple[Look, Sequence[float]]],
+    x: str,
+    y: str,
+    *,
+    totals: bool = False,
+) -> Figure:
+    """Bars of parts that add up, each part in a look of its own (palette.py); with `totals` their sums stand
+    above.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -98,13 +123,31 @@ def stack(groups: Sequence[str], parts: Mapping[str, tuple[Look, Sequence[float]
         )
     figure.update_layout(**_layout(x, y), barmode="stack", bargap=0.25, legend_traceorder="normal")
     figure.update_xaxes(type="category")
-    for place, heights in enumerate(zip(*(values for _, values in parts.values()), strict=True) if totals else ()):
-        figure.add_annotation(x=place, y=sum(heights), text=f"<b>{sum(heights):.3g}</b>", yanchor="bottom", yshift=2, showarrow=False)
+    for place, heights in enumerate(
+        zip(*(values for _, values in parts.values()), strict=True) if totals else ()
+    ):
+        figure.add_annotation(
+            x=place,
+            y=sum(heights),
+            text=f"<b>{sum(heights):.3g}</b>",
+            yanchor="bottom",
+            yshift=2,
+            showarrow=False,
+        )
     return figure
 
 
-def dots(groups: Sequence[str], series: Mapping[str, Sequence[float]], x: str, *, least: float, limit: float | None = None) -> Figure:
-    """One row a group, one mark a series, on a logarithmic axis; what is below `least` is drawn there; a line at `limit`."""
+def dots(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    x: str,
+    *,
+    least: float,
+    limit: float | None = None,
+) -> Figure:
+    """One row a group, one mark a series, on a logarithmic axis; what is below `least` is drawn there; a line
+    at `limit`.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -115,7 +158,11 @@ def dots(groups: Sequence[str], series: Mapping[str, Sequence[float]], x: str, *
                 x=_clean([max(v, least) for v in values]),
                 y=list(groups),
                 mode="markers",
-                marker={"color": SERIES[number % len(SERIES)], "symbol": MARK[number % len(MARK)], "size": 12},
+                marker={
+                    "color": SERIES[number % len(SERIES)],
+                    "symbol": MARK[number % len(MARK)],
+                    "size": 12,
+                },
                 customdata=_clean(values),
                 hovertemplate=f"%{{y}}<br>{name}: %{{customdata:.3g}}<extra></extra>",
             )
@@ -153,7 +200,10 @@ def messages(timeline: Timeline, lang: str = "en") -> Figure:
                 textposition="inside",
                 insidetextanchor="middle",
                 textangle=0,
-                customdata=[f"{word('rank', lang)} {rank} → {graph.peer[r]}<br>{size_text(int(graph.bytes[r]))}" for r in rows.tolist()],
+                customdata=[
+                    f"{word('rank', lang)} {rank} → {graph.peer[r]}<br>{size_text(int(graph.bytes[r]))}"
+                    for r in rows.tolist()
+                ],
                 hovertemplate="%{customdata}<extra></extra>",
                 marker={"color": SERIES[rank % len(SERIES)], "line": {"color": "#ffffff", "width": 1}},
                 textfont={"color": "#ffffff", "size": 14},

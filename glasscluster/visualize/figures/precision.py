@@ -1,4 +1,6 @@
-"""Two pictures of 16-bit training: where gradients lie on fp16's scale of exponents, and the staircase of the loss scale."""
+"""Two pictures of 16-bit training: where gradients lie on fp16's scale of exponents, and the staircase of the
+loss scale.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,19 @@ from glasscluster.visualize.figures.palette import SERIES
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-ZERO, NORMAL, LARGEST = -25, -14, 16  # of fp16: at or below 2^-25 nothing is left; from 2^-14 on all digits; 2^16 is too much
+ZERO, NORMAL, LARGEST = (
+    -25,
+    -14,
+    16,
+)  # of fp16: at or below 2^-25 nothing is left; from 2^-14 on all digits; 2^16 is too much
 
 
-def exponents(shares: Mapping[str, Mapping[int, float]], x: str, y: str, words: tuple[str, str, str]) -> Figure:
-    """Share of gradients by exponent, one series a scale, over fp16's regions: nothing left, fewer digits, too large."""
+def exponents(
+    shares: Mapping[str, Mapping[int, float]], x: str, y: str, words: tuple[str, str, str]
+) -> Figure:
+    """Share of gradients by exponent, one series a scale, over fp16's regions: nothing left, fewer digits,
+    too large.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -27,7 +37,12 @@ def exponents(shares: Mapping[str, Mapping[int, float]], x: str, y: str, words: 
                 y=[float(f"{100 * v:.5g}") for v in share.values()],
                 marker={
                     "color": SERIES[number],
-                    "pattern": {"shape": ("", "/")[number % 2], "fgcolor": "#ffffff", "size": 7, "solidity": 0.2},
+                    "pattern": {
+                        "shape": ("", "/")[number % 2],
+                        "fgcolor": "#ffffff",
+                        "size": 7,
+                        "solidity": 0.2,
+                    },
                 },
                 hovertemplate=f"{name}<br>2^%{{x}}: %{{y:.3g}} %<extra></extra>",
             )
@@ -39,23 +54,39 @@ def exponents(shares: Mapping[str, Mapping[int, float]], x: str, y: str, words: 
         (LARGEST, LARGEST + 6, "#d9d9d9", words[2]),
     ):
         figure.add_vrect(
-            x0=a - 0.5, x1=b - 0.5, fillcolor=colour, line_width=0, layer="below", annotation={"text": text, "font": {"size": 14}}
+            x0=a - 0.5,
+            x1=b - 0.5,
+            fillcolor=colour,
+            line_width=0,
+            layer="below",
+            annotation={"text": text, "font": {"size": 14}},
         )
-    figure.update_layout(**plain_layout(440, left=76, right=24, top=30, bottom=110, size=15), barmode="overlay", bargap=0.1)
+    figure.update_layout(
+        **plain_layout(440, left=76, right=24, top=30, bottom=110, size=15), barmode="overlay", bargap=0.1
+    )
     figure.update_traces(opacity=0.85)
     figure.update_xaxes(title={"text": x}, range=[low - 0.5, LARGEST + 5.5], dtick=5, **QUIET_AXIS)
     figure.update_yaxes(title={"text": y}, **QUIET_AXIS)
     return figure
 
 
-def staircase(scales: Sequence[float], skipped: Sequence[bool], x: str, y: str, words: tuple[str, str, str]) -> Figure:
-    """The loss scale of every step, and which steps were skipped. `words`: the scale, a taken step, a skipped one."""
+def staircase(
+    scales: Sequence[float], skipped: Sequence[bool], x: str, y: str, words: tuple[str, str, str]
+) -> Figure:
+    """The loss scale of every step, and which steps were skipped. `words`: the scale, a taken step, a skipped
+    one.
+    """
     import plotly.graph_objects as go
 
     steps = list(range(len(scales)))
     figure = go.Figure(
         go.Scatter(
-            name=words[0], x=steps, y=list(scales), mode="lines", line={"shape": "hvh", "color": "#404040", "width": 2}, hoverinfo="skip"
+            name=words[0],
+            x=steps,
+            y=list(scales),
+            mode="lines",
+            line={"shape": "hvh", "color": "#404040", "width": 2},
+            hoverinfo="skip",
         )
     )
     for which, symbol, colour in ((False, "circle", SERIES[0]), (True, "x", SERIES[1])):
@@ -72,6 +103,8 @@ def staircase(scales: Sequence[float], skipped: Sequence[bool], x: str, y: str, 
         )
     figure.update_layout(**plain_layout(420, left=90, right=24, top=20, bottom=100, size=15))
     ticks = sorted(set(scales))
-    figure.update_yaxes(title={"text": y}, type="log", tickvals=ticks, ticktext=[f"{t:,.0f}" for t in ticks], **QUIET_AXIS)
+    figure.update_yaxes(
+        title={"text": y}, type="log", tickvals=ticks, ticktext=[f"{t:,.0f}" for t in ticks], **QUIET_AXIS
+    )
     figure.update_xaxes(title={"text": x}, **QUIET_AXIS)
     return figure

@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 
     from glasscluster.sim.time.timeline import Timeline
 
-LOOKS: dict[str, Look] = {"writes": Look("#009E73", "#000000", "."), "judges": KINDS["forward"], "trains": KINDS["backward"]}
+LOOKS: dict[str, Look] = {
+    "writes": Look("#009E73", "#000000", "."),
+    "judges": KINDS["forward"],
+    "trains": KINDS["backward"],
+}
 
 
 def blocks(timeline: Timeline, rank: int, tokens: int) -> list[tuple[str, int, float, float]]:
-    """(what, step, start, end) of a rank: each of the `tokens` steps of generation, the forwards of answers, then each update."""
+    """(what, step, start, end) of a rank: each of the `tokens` steps of generation, the forwards of answers,
+    then each update.
+    """
     graph, found = timeline.graph, []
     mine = (graph.rank == rank) & (graph.kind == COMPUTE) & (graph.micro_batch >= 0)
     for step in np.unique(graph.micro_batch[mine]).tolist():
@@ -32,8 +38,12 @@ def blocks(timeline: Timeline, rank: int, tokens: int) -> list[tuple[str, int, f
     return found
 
 
-def roles_figure(timeline: Timeline, lanes: Mapping[str, int], tokens: int, names: Mapping[str, str], lang: str = "en") -> Figure:
-    """lanes: role's name -> rank; tokens: of an answer; names: what `writes`, `judges` and `trains` are called."""
+def roles_figure(
+    timeline: Timeline, lanes: Mapping[str, int], tokens: int, names: Mapping[str, str], lang: str = "en"
+) -> Figure:
+    """lanes: role's name -> rank; tokens: of an answer; names: what `writes`, `judges` and `trains` are
+    called.
+    """
     import plotly.graph_objects as go
 
     factor, unit = time_unit(timeline.makespan)
@@ -62,8 +72,12 @@ def roles_figure(timeline: Timeline, lanes: Mapping[str, int], tokens: int, name
         )
     title = f"{word('virtual_time', lang)} ({unit}) · {timeline.hardware.name}"
     figure.update_layout(
-        **plain_layout(170 + 40 * len(lanes), left=20, right=24, top=20, bottom=96, size=15), barmode="overlay", bargap=0.25
+        **plain_layout(170 + 40 * len(lanes), left=20, right=24, top=20, bottom=96, size=15),
+        barmode="overlay",
+        bargap=0.25,
     )
     figure.update_xaxes(title={"text": title}, **QUIET_AXIS)
-    figure.update_yaxes(**QUIET_AXIS, autorange="reversed", automargin=True, categoryorder="array", categoryarray=list(lanes))
+    figure.update_yaxes(
+        **QUIET_AXIS, autorange="reversed", automargin=True, categoryorder="array", categoryarray=list(lanes)
+    )
     return figure

@@ -1,4 +1,6 @@
-"""The roofline: what a GPU can reach at each arithmetic intensity, and what was reached (Williams, Waterman and Patterson, CACM 2009)."""
+"""The roofline: what a GPU can reach at each arithmetic intensity, and what was reached (Williams, Waterman
+and Patterson, CACM 2009).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Dot(NamedTuple):
     seconds: float
 
 
-def roofline_figure(gpu: GPU, precision: str, series: Mapping[str, Sequence[Dot]], lang: str = "en") -> Figure:
+def roofline_figure(
+    gpu: GPU, precision: str, series: Mapping[str, Sequence[Dot]], lang: str = "en"
+) -> Figure:
     """min(peak, intensity x bandwidth), the ridge where they meet, and a path of dots for each series."""
     import plotly.graph_objects as go
 
@@ -36,7 +40,9 @@ def roofline_figure(gpu: GPU, precision: str, series: Mapping[str, Sequence[Dot]
     low, high = min([*at, ridge]) / 2, max([*at, ridge]) * 4
     figure = go.Figure()
     roof: dict[str, Any] = {"mode": "lines", "line": {"color": "#333333", "width": 3}, "hoverinfo": "skip"}
-    figure.add_trace(go.Scatter(x=[low, ridge, high], y=[low * bandwidth, peak, peak], name=word("roof", lang), **roof))
+    figure.add_trace(
+        go.Scatter(x=[low, ridge, high], y=[low * bandwidth, peak, peak], name=word("roof", lang), **roof)
+    )
     for number, (name, dots) in enumerate(series.items()):
         figure.add_trace(
             go.Scatter(
@@ -47,7 +53,11 @@ def roofline_figure(gpu: GPU, precision: str, series: Mapping[str, Sequence[Dot]
                 mode="lines+markers+text",
                 textposition="bottom right" if number % 2 == 0 else "top left",
                 line={"color": SERIES[number % len(SERIES)], "width": 1.5, "dash": "dot"},
-                marker={"symbol": MARK[number % len(MARK)], "size": 11, "color": SERIES[number % len(SERIES)]},
+                marker={
+                    "symbol": MARK[number % len(MARK)],
+                    "size": 11,
+                    "color": SERIES[number % len(SERIES)],
+                },
                 cliponaxis=False,
                 hovertemplate=f"{name}, %{{text}}<br>%{{x:.4g}} FLOPs/B<br>%{{y:.4s}}FLOP/s<extra></extra>",
             )
@@ -57,5 +67,7 @@ def roofline_figure(gpu: GPU, precision: str, series: Mapping[str, Sequence[Dot]
     figure.update_xaxes(type="log", title={"text": word("intensity", lang)}, **QUIET_AXIS)
     figure.update_yaxes(type="log", title={"text": "FLOP/s"}, exponentformat="SI", **QUIET_AXIS)
     note = word("ridge_at", lang, ridge=ridge, precision=precision)
-    figure.add_annotation(x=log10(ridge), y=0.02, yref="paper", text=note, showarrow=False, xanchor="right", xshift=-6)
+    figure.add_annotation(
+        x=log10(ridge), y=0.02, yref="paper", text=note, showarrow=False, xanchor="right", xshift=-6
+    )
     return figure

@@ -1,4 +1,6 @@
-"""Scores of models as a person should read them: with their intervals, and item by item against each other."""
+"""Scores of models as a person should read them: with their intervals, and item by item against
+each other.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,12 @@ class Score(NamedTuple):
     error: float
 
 
-def interval_figure(groups: Sequence[str], series: Mapping[str, Sequence[Score]], x: str, chance: Sequence[float] = ()) -> Figure:
-    """A row a group, a mark a series with its 95 % interval (1.96 standard errors), and a line where guessing stands."""
+def interval_figure(
+    groups: Sequence[str], series: Mapping[str, Sequence[Score]], x: str, chance: Sequence[float] = ()
+) -> Figure:
+    """A row a group, a mark a series with its 95 % interval (1.96 standard errors), and a line where guessing
+    stands.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -32,23 +38,46 @@ def interval_figure(groups: Sequence[str], series: Mapping[str, Sequence[Score]]
                 name=name,
                 x=[round(v.mean, 6) for v in values],
                 y=[place + (number - (len(series) - 1) / 2) * spacing for place in range(len(groups))],
-                error_x={"type": "data", "array": [round(1.96 * v.error, 6) for v in values], "thickness": 3, "width": 8},
+                error_x={
+                    "type": "data",
+                    "array": [round(1.96 * v.error, 6) for v in values],
+                    "thickness": 3,
+                    "width": 8,
+                },
                 mode="markers",
-                marker={"color": SERIES[number % len(SERIES)], "symbol": MARK[number % len(MARK)], "size": 13},
+                marker={
+                    "color": SERIES[number % len(SERIES)],
+                    "symbol": MARK[number % len(MARK)],
+                    "size": 13,
+                },
                 customdata=[round(v.error, 6) for v in values],
                 hovertemplate=f"{name}: %{{x:.3f}} ± %{{customdata:.3f}}<extra></extra>",
             )
         )
     for place, level in enumerate(chance):
-        figure.add_shape(type="line", x0=level, x1=level, y0=place - 0.45, y1=place + 0.45, line={"color": "#000000", "dash": "dot"})
-    figure.update_layout(**plain_layout(150 + 70 * len(groups), left=20, right=24, top=20, bottom=90, size=15))
+        figure.add_shape(
+            type="line",
+            x0=level,
+            x1=level,
+            y0=place - 0.45,
+            y1=place + 0.45,
+            line={"color": "#000000", "dash": "dot"},
+        )
+    figure.update_layout(
+        **plain_layout(150 + 70 * len(groups), left=20, right=24, top=20, bottom=90, size=15)
+    )
     figure.update_xaxes(title={"text": x}, range=[0, 1.02], **QUIET_AXIS)
-    figure.update_yaxes(tickvals=list(range(len(groups))), ticktext=list(groups), autorange="reversed", automargin=True)
+    figure.update_yaxes(
+        tickvals=list(range(len(groups))), ticktext=list(groups), autorange="reversed", automargin=True
+    )
     return figure
 
 
-def paired_figure(first: Sequence[float], second: Sequence[float], x: str, y: str, names: tuple[str, str, str, str]) -> Figure:
-    """An item a mark: how far each model prefers the right answer to the best wrong one (nats); right of and above 0 it is right.
+def paired_figure(
+    first: Sequence[float], second: Sequence[float], x: str, y: str, names: tuple[str, str, str, str]
+) -> Figure:
+    """An item a mark: how far each model prefers the right answer to the best wrong one (nats); right of and
+    above 0 it is right.
 
     `names`: both right, only the first, only the second, both wrong.
     """
@@ -64,7 +93,12 @@ def paired_figure(first: Sequence[float], second: Sequence[float], x: str, y: st
                 x=[round(a, 4) for a, _ in here],
                 y=[round(b, 4) for _, b in here],
                 mode="markers",
-                marker={"color": SERIES[number % len(SERIES)], "symbol": MARK[number], "size": 9, "opacity": 0.75},
+                marker={
+                    "color": SERIES[number % len(SERIES)],
+                    "symbol": MARK[number],
+                    "size": 9,
+                    "opacity": 0.75,
+                },
                 hovertemplate=f"{name}<br>%{{x:.2f}}, %{{y:.2f}}<extra></extra>",
             )
         )

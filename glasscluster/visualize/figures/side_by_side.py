@@ -27,7 +27,9 @@ GAP = 1.0  # rows left between two of them, for the name
 
 
 def side_by_side_figure(runs: Sequence[tuple[str, Timeline]], lang: str = "en") -> Figure:
-    """Two to six timelines, stacked, aligned at their start; one row a rank, each with its own total written beside it."""
+    """Two to six timelines, stacked, aligned at their start; one row a rank, each with its own total written
+    beside it.
+    """
     import plotly.graph_objects as go
 
     runs = list(runs)[:MOST]
@@ -37,7 +39,10 @@ def side_by_side_figure(runs: Sequence[tuple[str, Timeline]], lang: str = "en") 
     for name, timeline in runs:
         notes.append(_note(name, timeline, top + 0.62, factor, unit, lang))
         top += GAP
-        for bar in [*compute_bars(timeline, lang, factor, unit), *communication_bars(timeline, lang, factor, unit)]:
+        for bar in [
+            *compute_bars(timeline, lang, factor, unit),
+            *communication_bars(timeline, lang, factor, unit),
+        ]:
             bar.y += top
             by_kind.setdefault(bar.kind, []).append(bar)
         ticks += [top + r + COMPUTE_HEIGHT / 2 for r in range(timeline.graph.ranks)]
@@ -87,5 +92,15 @@ def _bars(go: Any, kind: str, bars: list[Bar], factor: float, lang: str) -> Any:
 
 def _note(name: str, timeline: Timeline, y: float, factor: float, unit: str, lang: str) -> dict[str, Any]:
     bubble = timeline.bubble()["bubble_fraction"]
-    text = f"<b>{name}</b>: {timeline.makespan * factor:.4g} {unit}, {word('table_bubble', lang)} {bubble:.1%}"
-    return {"text": text, "x": 0, "xref": "paper", "xanchor": "left", "y": y, "showarrow": False, "font": {"size": 15}}
+    text = (
+        f"<b>{name}</b>: {timeline.makespan * factor:.4g} {unit}, {word('table_bubble', lang)} {bubble:.1%}"
+    )
+    return {
+        "text": text,
+        "x": 0,
+        "xref": "paper",
+        "xanchor": "left",
+        "y": y,
+        "showarrow": False,
+        "font": {"size": 15},
+    }

@@ -1,7 +1,7 @@
 """Serving as pictures: which request has which slot when, and how much of the reserved cache holds tokens.
 
-    slot 0  ▐0 prefill▌0 decode ········▐5▌5 ·····       one row a slot, one block of rows a way of batching, one time axis for all
-    slot 1  ▐1▌1 ···░░░░░░░░░░░░░░░░░░░░░▐6▌6 ···       ░ has ended and holds its slot
+    slot 0  ▐0 prefill▌0 decode ········▐5▌5 ·····   one row a slot, one block of rows a way of batching, one time axis for all
+    slot 1  ▐1▌1 ···░░░░░░░░░░░░░░░░░░░░░▐6▌6 ···   ░ has ended and holds its slot
 
 Spans and curves come from the replay of what ran.
 """
@@ -54,22 +54,42 @@ def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = 
             names.append(f"{word('slot', lang)} {slot}")
         for span in spans:
             bars[span.kind].append((top + span.slot, span))
-        figure.add_annotation(x=0, xref="paper", xanchor="left", y=top - 0.5, yanchor="bottom", text=f"<b>{way}</b>", showarrow=False,
-                              font={"size": 15, "color": INK})  # fmt: skip
+        figure.add_annotation(
+            x=0,
+            xref="paper",
+            xanchor="left",
+            y=top - 0.5,
+            yanchor="bottom",
+            text=f"<b>{way}</b>",
+            showarrow=False,
+            font={"size": 15, "color": INK},
+        )
         top += slots + GAP
     for kind, found in bars.items():
         if found:
             figure.add_trace(_bars(go, kind, found, factor, unit, lang))
     title = f"{word('virtual_time', lang)} ({unit}) · {hardware}"
-    figure.update_layout(**plain_layout(90 + ROW * (top + GAP) + 70, left=20, right=20, top=24, bottom=104, size=15), barmode="overlay")
+    figure.update_layout(
+        **plain_layout(90 + ROW * (top + GAP) + 70, left=20, right=20, top=24, bottom=104, size=15),
+        barmode="overlay",
+    )
     figure.update_layout(uniformtext={"minsize": 11, "mode": "hide"}, legend_traceorder="normal")
     figure.update_xaxes(title={"text": title}, rangemode="tozero", **QUIET_AXIS)
-    figure.update_yaxes(tickvals=ticks, ticktext=names, range=[top - GAP - 0.4, -1.3], automargin=True, showgrid=False, zeroline=False,
-                        fixedrange=True)  # fmt: skip
+    figure.update_yaxes(
+        tickvals=ticks,
+        ticktext=names,
+        range=[top - GAP - 0.4, -1.3],
+        automargin=True,
+        showgrid=False,
+        zeroline=False,
+        fixedrange=True,
+    )
     return figure
 
 
-def _bars(go: Any, kind: str, found: Sequence[tuple[float, Span]], factor: float, unit: str, lang: str) -> Any:
+def _bars(
+    go: Any, kind: str, found: Sequence[tuple[float, Span]], factor: float, unit: str, lang: str
+) -> Any:
     look, name = SERVING[kind], word(f"serving_{kind}", lang)
     return go.Bar(
         name=name,
@@ -95,15 +115,26 @@ def _bars(go: Any, kind: str, found: Sequence[tuple[float, Span]], factor: float
 
 
 def cache_figure(ways: Mapping[str, Sequence[Held]], hardware: str, lang: str = "en") -> Figure:
-    """The cache over time for each way of batching, side by side on the same axes: tokens, and what is reserved above them."""
+    """The cache over time for each way of batching, side by side on the same axes: tokens, and what is
+    reserved above them.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     factor, unit = time_unit(max(h.end for curve in ways.values() for h in curve))
-    figure = make_subplots(1, len(ways), shared_yaxes="all", horizontal_spacing=0.04, subplot_titles=[f"<b>{way}</b>" for way in ways])
+    figure = make_subplots(
+        1,
+        len(ways),
+        shared_yaxes="all",
+        horizontal_spacing=0.04,
+        subplot_titles=[f"<b>{way}</b>" for way in ways],
+    )
     for column, curve in enumerate(ways.values(), start=1):
         times = [0.0] + [float(f"{h.end * factor:.6g}") for h in curve]
-        for kind, heights in (("tokens", [h.filled for h in curve]), ("empty", [h.reserved - h.filled for h in curve])):
+        for kind, heights in (
+            ("tokens", [h.filled for h in curve]),
+            ("empty", [h.reserved - h.filled for h in curve]),
+        ):
             look = SERVING[kind]
             figure.add_trace(
                 go.Scatter(
@@ -115,14 +146,24 @@ def cache_figure(ways: Mapping[str, Sequence[Held]], hardware: str, lang: str = 
                     stackgroup="cache",
                     line={"shape": "hv", "width": 1, "color": look.ink},
                     fillcolor=look.fill,
-                    fillpattern={"shape": look.hatch, "fgcolor": look.ink, "bgcolor": look.fill, "size": 7, "solidity": 0.2},
-                    hovertemplate=f"{word(f'cache_{kind}', lang)}<br>%{{x:.4g}} {unit}: %{{y:.4g}} kB<extra></extra>",
+                    fillpattern={
+                        "shape": look.hatch,
+                        "fgcolor": look.ink,
+                        "bgcolor": look.fill,
+                        "size": 7,
+                        "solidity": 0.2,
+                    },
+                    hovertemplate=f"{word(f'cache_{kind}', lang)}<br>%{{x:.4g}} {unit}: %{{y:.4g}} "
+                    f"kB<extra></extra>",
                 ),
                 1,
                 column,
             )
     figure.update_xaxes(
-        title={"text": f"{word('virtual_time', lang)} ({unit}) · {hardware}"}, rangemode="tozero", matches="x", **QUIET_AXIS
+        title={"text": f"{word('virtual_time', lang)} ({unit}) · {hardware}"},
+        rangemode="tozero",
+        matches="x",
+        **QUIET_AXIS,
     )
     figure.update_yaxes(rangemode="tozero", **QUIET_AXIS)
     figure.update_yaxes(title={"text": "kB"}, col=1)

@@ -1,7 +1,8 @@
-"""A collective, step by step: what every rank's chunks hold, by whose contributions, and what is about to move.
+"""A collective, step by step: what every rank's chunks hold, by whose contributions, and what is about to
+move.
 
-Replayed from the recorded messages and additions (their offsets say which chunk), so any algorithm can be stepped
-through, and one that loses a contribution shows it.
+Replayed from the recorded messages and additions (their offsets say which chunk), so any algorithm can be
+stepped through, and one that loses a contribution shows it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,22 @@ if TYPE_CHECKING:
 
 MOST_RANKS = 16
 LETTERS = 130  # that fit side by side across the chunks of a rank
-ARROW: dict[str, Any] = {"xref": "x", "yref": "y", "axref": "x", "ayref": "y", "text": "", "showarrow": True, "arrowhead": 2}
-ARROW |= {"arrowsize": 1.1, "arrowwidth": 2.5, "arrowcolor": KINDS["collective"].fill, "startstandoff": 7, "standoff": 7}
+ARROW: dict[str, Any] = {
+    "xref": "x",
+    "yref": "y",
+    "axref": "x",
+    "ayref": "y",
+    "text": "",
+    "showarrow": True,
+    "arrowhead": 2,
+}
+ARROW |= {
+    "arrowsize": 1.1,
+    "arrowwidth": 2.5,
+    "arrowcolor": KINDS["collective"].fill,
+    "startstandoff": 7,
+    "standoff": 7,
+}
 Holding = list[list[frozenset[int]]]  # [rank in the group][chunk] -> who has contributed
 
 
@@ -44,7 +59,8 @@ class Moved:
 class Steps:
     """`holding[s]` before step s (one more than there are steps), `moves[s]` the messages of step s.
 
-    The chunks are the finest pieces that any message or addition begins or ends at: `chunks` holds their first bytes.
+    The chunks are the finest pieces that any message or addition begins or ends at: `chunks` holds their
+    first bytes.
     """
 
     operation: str
@@ -56,11 +72,18 @@ class Steps:
 
 
 def collectives(graph: ExecutionGraph) -> list[tuple[int, int]]:
-    """(rank, row) of each whole collective that recorded its messages, one a group and sequence: most ranks, then most bytes, first."""
+    """(rank, row) of each whole collective that recorded its messages, one a group and sequence: most ranks,
+    then most bytes, first.
+    """
     rows = np.flatnonzero((graph.kind == COLLECTIVE) & (graph.sequence >= 0))
     native = np.array([n.endswith("/native") for n in graph.names], dtype=bool)
     found, seen = [], set()
-    size = np.array([len(graph.groups[r][g][1]) for r, g in zip(graph.rank[rows].tolist(), graph.group[rows].tolist(), strict=True)])
+    size = np.array(
+        [
+            len(graph.groups[r][g][1])
+            for r, g in zip(graph.rank[rows].tolist(), graph.group[rows].tolist(), strict=True)
+        ]
+    )
     for row in rows[np.lexsort((graph.place[rows], -graph.bytes[rows], -size.astype(int)))].tolist():
         rank, group = int(graph.rank[row]), int(graph.group[row])
         key = (group, graph.groups[rank][group][1][0], int(graph.sequence[row]))
@@ -79,7 +102,9 @@ def steps_of(graph: ExecutionGraph, row: int) -> Steps:
     rows = np.flatnonzero(mine & np.isin(graph.kind, (SEND, RECV, REDUCE))).tolist()  # topological order
     nbytes, operation = int(graph.bytes[row]), graph.names[graph.op[row]]
     touched = [r for r in rows if graph.offset[r] >= 0]
-    edges = sorted({0, nbytes, *(int(graph.offset[r] + size) for r in touched for size in (0, graph.bytes[r]))})
+    edges = sorted(
+        {0, nbytes, *(int(graph.offset[r] + size) for r in touched for size in (0, graph.bytes[r]))}
+    )
     column = {edge: i for i, edge in enumerate(edges)}
 
     def chunks_of(r: int) -> range:
@@ -90,7 +115,9 @@ def steps_of(graph: ExecutionGraph, row: int) -> Steps:
     depth = _depths(graph, rows)
     holding = _at_first(graph, rows, place, chunks_of, len(edges) - 1, operation)
     captured: dict[int, list[frozenset[int]]] = {}
-    staged: list[list[int]] = [[] for _ in members]  # sends that have arrived in staging and wait to be added, in order
+    staged: list[list[int]] = [
+        [] for _ in members
+    ]  # sends that have arrived in staging and wait to be added, in order
     changes: dict[int, list[tuple[int, int, frozenset[int]]]] = {}
     moves: dict[int, list[Moved]] = {}
     now = [list(chunks) for chunks in holding]
@@ -98,7 +125,9 @@ def steps_of(graph: ExecutionGraph, row: int) -> Steps:
         rank, kind, chunks = place[int(graph.rank[r])], graph.kind[r], chunks_of(r)
         if kind == SEND:
             captured[r] = [now[rank][c] for c in chunks]
-            moves.setdefault(depth[r], []).append(Moved(rank, place[int(graph.peer[r])], chunks, int(graph.bytes[r])))
+            moves.setdefault(depth[r], []).append(
+                Moved(rank, place[int(graph.peer[r])], chunks, int(graph.bytes[r]))
+            )
             continue
         if kind == RECV and not chunks:
             staged[rank].append(int(graph.match[r]))
@@ -113,12 +142,21 @@ def steps_of(graph: ExecutionGraph, row: int) -> Steps:
         for rank, chunk, who in changes.get(step, []):
             state[rank][chunk] = who
         states.append(state)
-    return Steps(operation, members, edges[:-1], nbytes, states, [sorted(moves[s], key=lambda m: m.src) for s in sorted(moves)])
+    return Steps(
+        operation,
+        members,
+        edges[:-1],
+        nbytes,
+        states,
+        [sorted(moves[s], key=lambda m: m.src) for s in sorted(moves)],
+    )
 
 
 def _fits(graph: ExecutionGraph, rank: int, row: int) -> bool:
     """Few enough ranks to read, and one buffer: an all-to-all has two."""
-    return len(graph.groups[rank][int(graph.group[row])][1]) <= MOST_RANKS and not graph.names[graph.op[row]].startswith("all_to_all")
+    return len(graph.groups[rank][int(graph.group[row])][1]) <= MOST_RANKS and not graph.names[
+        graph.op[row]
+    ].startswith("all_to_all")
 
 
 def _depths(graph: ExecutionGraph, rows: list[int]) -> dict[int, int]:
@@ -133,12 +171,18 @@ def _depths(graph: ExecutionGraph, rows: list[int]) -> dict[int, int]:
 
 
 def _at_first(
-    graph: ExecutionGraph, rows: list[int], place: dict[int, int], chunks_of: Callable[[int], range], chunks: int, operation: str
+    graph: ExecutionGraph,
+    rows: list[int],
+    place: dict[int, int],
+    chunks_of: Callable[[int], range],
+    chunks: int,
+    operation: str,
 ) -> Holding:
     """Who holds what before anything moves.
 
-    With additions every rank brings its own share of every chunk. Else a rank holds what it sends before it has received
-    it; beside that, a scatter's root holds everything, and whoever gathers holds the chunk that nobody sends it.
+    With additions every rank brings its own share of every chunk. Else a rank holds what it sends before it
+    has received it; beside that, a scatter's root holds everything, and whoever gathers holds the chunk that
+    nobody sends it.
     """
     if any(graph.kind[r] == REDUCE for r in rows):
         return [[frozenset({rank})] * chunks for rank in range(len(place))]
@@ -162,7 +206,9 @@ def _at_first(
 
 
 def stepper_figure(graph: ExecutionGraph, lang: str = "en", row: int | None = None) -> Figure | None:
-    """Ranks down, chunks across, a slider over the steps. None when no collective of at most 16 ranks recorded messages."""
+    """Ranks down, chunks across, a slider over the steps. None when no collective of at most 16 ranks
+    recorded messages.
+    """
     import plotly.graph_objects as go
 
     if row is None:
@@ -203,7 +249,10 @@ def stepper_figure(graph: ExecutionGraph, lang: str = "en", row: int | None = No
     ]
     figure.update_layout(**plain_layout(190 + 46 * n, left=80, top=62))
     names = [f"{word('rank', lang)} {m}" for m in steps.members]
-    across = {"title": {"text": word("chunk_axis", lang, size=size_text(steps.nbytes / max(k, 1)))}, "tickvals": list(range(k))}
+    across = {
+        "title": {"text": word("chunk_axis", lang, size=size_text(steps.nbytes / max(k, 1)))},
+        "tickvals": list(range(k)),
+    }
     slider = {
         "active": 0,
         "steps": listed,
@@ -231,8 +280,19 @@ def _view(steps: Steps, s: int, lang: str) -> dict[str, Any]:
     shares = [len(h) / full if full else 0.0 for h in held]
     changed = [a != b for a, b in zip(held, before, strict=True)]
     next_moves = steps.moves[s] if s < len(steps.moves) else []
-    done = word("step_over", lang) if not next_moves else word("step_next", lang, step=s + 1, messages=len(next_moves))
-    heading = {"text": f"<b>{steps.operation}</b> · {done}", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left", "yshift": 8}
+    done = (
+        word("step_over", lang)
+        if not next_moves
+        else word("step_next", lang, step=s + 1, messages=len(next_moves))
+    )
+    heading = {
+        "text": f"<b>{steps.operation}</b> · {done}",
+        "x": 0,
+        "y": 1,
+        "yanchor": "bottom",
+        "xanchor": "left",
+        "yshift": 8,
+    }
     notes = [{**heading, "xref": "paper", "yref": "paper", "showarrow": False, "font": {"size": 16}}]
     middle = {m: (m.chunks.start + m.chunks.stop - 1) / 2 for m in next_moves}
     notes += [{"x": middle[m], "y": m.dst, "ax": middle[m], "ay": m.src, **ARROW} for m in next_moves]
@@ -244,7 +304,8 @@ def _view(steps: Steps, s: int, lang: str) -> dict[str, Any]:
         "width": [4 if x else 1 for x in changed],
         "text": [_short(h, full, steps.members, LETTERS // k, lang) for h in held],
         "hover": [
-            f"{word('rank', lang)} {steps.members[r]}, {word('chunk', lang)} {c}<br>{word('sum_of', lang)} {w or '—'}"
+            f"{word('rank', lang)} {steps.members[r]}, {word('chunk', lang)} "
+            f"{c}<br>{word('sum_of', lang)} {w or '—'}"
             for (r, c), w in zip(cells, who, strict=True)
         ],
         "notes": notes,
@@ -262,4 +323,8 @@ def _short(held: frozenset[int], full: int, members: list[int], room: int, lang:
 def _shade(share: float) -> str:
     """White to blue, in the steps that the eye tells apart."""
     low, high = (238, 243, 248), (0, 114, 178)
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True)) if share else "#ffffff"
+    return (
+        "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True))
+        if share
+        else "#ffffff"
+    )

@@ -1,10 +1,11 @@
-"""One layer on one rank, forward and backward, as a strip: products, attention and the collectives between them.
+"""One layer on one rank, forward and backward, as a strip: products, attention and the collectives between
+them.
 
     tp          QKV attention out [AR] up GELU down [AR]
     + sequence  [AG] QKV attention out [RS] [AG] up GELU down [RS]
 
-From a replayed recording: bars stand where its events stand, compute above and communication below, and each strip's time begins
-with its layer. What a product is called is asked of its FLOPs.
+From a replayed recording: bars stand where its events stand, compute above and communication below, and each
+strip's time begins with its layer. What a product is called is asked of its FLOPs.
 """
 
 from __future__ import annotations
@@ -24,30 +25,71 @@ if TYPE_CHECKING:
 
     from glasscluster.sim.time.timeline import Timeline
 
-COLLECTIVES = {"gathers": "all_gather", "scatters": "reduce_scatter", "reduces": "all_reduce"}  # as operations are named
+COLLECTIVES = {
+    "gathers": "all_gather",
+    "scatters": "reduce_scatter",
+    "reduces": "all_reduce",
+}  # as operations are named
 SHORT = {"gathers": "AG", "scatters": "RS", "reduces": "AR"}
-HEIGHT, LANES = 0.42, {"compute": 0.22, "comm": -0.22}  # of a bar; middle of a lane above and below its strip's line
+HEIGHT, LANES = (
+    0.42,
+    {"compute": 0.22, "comm": -0.22},
+)  # of a bar; middle of a lane above and below its strip's line
 
 
-def layer_strip(strips: Sequence[tuple[str, Timeline]], layer: int, products: Mapping[int, str], lang: str = "en", rank: int = 0) -> Figure:
-    """Left the layer's forward, right its backward, one row a run. `products`: FLOPs of a whole product -> its name."""
+def layer_strip(
+    strips: Sequence[tuple[str, Timeline]],
+    layer: int,
+    products: Mapping[int, str],
+    lang: str = "en",
+    rank: int = 0,
+) -> Figure:
+    """Left the layer's forward, right its backward, one row a run. `products`: FLOPs of a whole product ->
+    its name.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     titles = [f"<b>{word(phase, lang)}</b>" for phase in ("forward", "backward")]
-    figure = make_subplots(1, 2, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles, column_widths=[0.36, 0.64])
+    figure = make_subplots(
+        1, 2, shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=titles, column_widths=[0.36, 0.64]
+    )
     for column, phase in ((1, FORWARD), (2, BACKWARD)):
-        bars = [(row, *bar) for row, (_, t) in enumerate(strips) for bar in strip_bars(t, layer, phase, rank, products)]
+        bars = [
+            (row, *bar)
+            for row, (_, t) in enumerate(strips)
+            for bar in strip_bars(t, layer, phase, rank, products)
+        ]
         for kind, look in LAYER.items():
             chosen = [b for b in bars if b[1] == kind]
             if chosen or column == 2:
-                figure.add_trace(_trace(go, kind, look, chosen, lang, column == 2 and any(b[1] == kind for b in bars)), 1, column)
+                figure.add_trace(
+                    _trace(go, kind, look, chosen, lang, column == 2 and any(b[1] == kind for b in bars)),
+                    1,
+                    column,
+                )
         hardware = strips[0][1].hardware.name
-        title = word("strip_ms", lang, phase=word("forward" if column == 1 else "backward", lang).lower(), hardware=hardware)
+        title = word(
+            "strip_ms",
+            lang,
+            phase=word("forward" if column == 1 else "backward", lang).lower(),
+            hardware=hardware,
+        )
         figure.update_xaxes(title_text=title, rangemode="tozero", row=1, col=column, **QUIET_AXIS)
-    figure.update_yaxes(tickvals=list(range(len(strips))), ticktext=[name for name, _ in strips], range=[len(strips) - 0.45, -0.55],
-                        tickfont={"size": 16, "color": INK}, automargin=True, showgrid=False, zeroline=False, fixedrange=True)  # fmt: skip
-    figure.update_layout(**plain_layout(160 + 110 * len(strips), left=20, right=20, top=40, bottom=104, size=15), barmode="overlay")
+    figure.update_yaxes(
+        tickvals=list(range(len(strips))),
+        ticktext=[name for name, _ in strips],
+        range=[len(strips) - 0.45, -0.55],
+        tickfont={"size": 16, "color": INK},
+        automargin=True,
+        showgrid=False,
+        zeroline=False,
+        fixedrange=True,
+    )
+    figure.update_layout(
+        **plain_layout(160 + 110 * len(strips), left=20, right=20, top=40, bottom=104, size=15),
+        barmode="overlay",
+    )
     figure.update_layout(uniformtext={"minsize": 11, "mode": "hide"}, legend_traceorder="normal")
     return figure
 
@@ -55,7 +97,9 @@ def layer_strip(strips: Sequence[tuple[str, Timeline]], layer: int, products: Ma
 def strip_bars(
     timeline: Timeline, layer: int, phase: int, rank: int, products: Mapping[int, str]
 ) -> Iterator[tuple[str, str, float, float]]:
-    """Kind, text, start and end in ms from the layer's beginning, of what a rank computes and sends in a layer and phase."""
+    """Kind, text, start and end in ms from the layer's beginning, of what a rank computes and sends in a
+    layer and phase.
+    """
     g, start, end = timeline.graph, timeline.start, timeline.end
     here = (g.rank == rank) & (g.layer == layer) & (g.phase == phase)
     work = np.flatnonzero(here & (g.kind == COMPUTE) & (end > start))
@@ -69,7 +113,9 @@ def strip_bars(
             found[-1][3] = float(end[row])
         else:
             found.append([kind, name or "", float(start[row]), float(end[row])])
-    for row in np.flatnonzero(here & ((g.kind == COLLECTIVE) | ((g.kind == SEND) & (g.sequence < 0)))).tolist():
+    for row in np.flatnonzero(
+        here & ((g.kind == COLLECTIVE) | ((g.kind == SEND) & (g.sequence < 0)))
+    ).tolist():
         op = g.names[g.op[row]]
         kind = next((k for k, part in COLLECTIVES.items() if part in op), "ring_pieces")
         found.append([kind, SHORT.get(kind, ""), timeline.under_way(row), float(end[row])])
@@ -79,7 +125,9 @@ def strip_bars(
 
 
 def named(flops: int, products: Mapping[int, str]) -> str | None:
-    """The product that has so many FLOPs, or of which this is the largest part: overlapped, a product comes in pieces."""
+    """The product that has so many FLOPs, or of which this is the largest part: overlapped, a product comes
+    in pieces.
+    """
     fits = [(whole // flops, name) for whole, name in products.items() if flops and whole % flops == 0]
     return min(fits)[1] if fits else None
 

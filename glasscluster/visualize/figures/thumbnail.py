@@ -1,4 +1,6 @@
-"""Any of our figures as a small static SVG, in plain Python: no browser, no kaleido. Bars, lines and marks, no text."""
+"""Any of our figures as a small static SVG, in plain Python: no browser, no kaleido. Bars, lines and marks,
+no text.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,15 @@ LANE, RANKS = 22, 8
 
 
 def timeline_svg(timeline: Timeline, title: str = "") -> str:
-    """A timeline, from the event table: at most eight ranks; compute above, communication below, idle grey."""
+    """A timeline, from the event table: at most eight ranks; compute above, communication below,
+    idle grey.
+    """
     ranks = min(timeline.graph.ranks, RANKS)
     scale = WIDTH / (timeline.makespan or 1.0)
-    parts = [f'<rect x="0" y="{r * LANE}" width="{WIDTH}" height="12" fill="{KINDS["bubble"].fill}"/>' for r in range(ranks)]
+    parts = [
+        f'<rect x="0" y="{r * LANE}" width="{WIDTH}" height="12" fill="{KINDS["bubble"].fill}"/>'
+        for r in range(ranks)
+    ]
     for block in timeline.blocks():
         if block["rank"] < ranks:
             x, width = block["start"] * scale, (block["end"] - block["start"]) * scale
@@ -32,7 +39,15 @@ def timeline_svg(timeline: Timeline, title: str = "") -> str:
     for work in timeline.communications():
         if work["rank"] < ranks:
             kind = work["kind"]
-            parts.append(_rect(work["start"] * scale, work["rank"] * LANE + 13, (work["end"] - work["start"]) * scale, 6, KINDS[kind].fill))
+            parts.append(
+                _rect(
+                    work["start"] * scale,
+                    work["rank"] * LANE + 13,
+                    (work["end"] - work["start"]) * scale,
+                    6,
+                    KINDS[kind].fill,
+                )
+            )
     return _svg(parts, ranks * LANE, title)
 
 
@@ -44,7 +59,9 @@ def figure_svg(figure: Figure, title: str = "") -> str:
     for trace in traces:
         names = trace.get("xaxis", "x"), trace.get("yaxis", "y")
         if names not in panels:
-            panels[names] = _Panel(_Axis.of(layout, names[0]), _Axis.of(layout, names[1]), layout.get("barmode", "group"))
+            panels[names] = _Panel(
+                _Axis.of(layout, names[0]), _Axis.of(layout, names[1]), layout.get("barmode", "group")
+            )
         panels[names].traces.append(trace)
     return _svg([part for panel in panels.values() for part in panel.draw()], HEIGHT, title)
 
@@ -80,7 +97,13 @@ class _Axis:
         if matches:
             axis = {**layout.get(matches[0] + "axis" + matches[1:], {}), **axis}
         fixed = axis.get("range")
-        return cls(axis.get("domain") or [0, 1], name[0] == "y", axis.get("type") == "log", fixed, axis.get("autorange") == "reversed")
+        return cls(
+            axis.get("domain") or [0, 1],
+            name[0] == "y",
+            axis.get("type") == "log",
+            fixed,
+            axis.get("autorange") == "reversed",
+        )
 
     def number(self, value: Any) -> float:
         """A value on the axis' own scale; categories count up in the order they come."""
@@ -114,7 +137,9 @@ class _Panel:
     traces: list[dict[str, Any]] = field(default_factory=list)
 
     def draw(self) -> list[str]:
-        """Bars first, then lines and marks. Positions are gathered before anything is placed, so that axes can stretch."""
+        """Bars first, then lines and marks. Positions are gathered before anything is placed, so that axes
+        can stretch.
+        """
         boxes = list(self._bars([t for t in self.traces if t["type"] == "bar"]))
         curves = list(self._curves([t for t in self.traces if t["type"] == "scatter"]))
         parts = []
@@ -142,7 +167,11 @@ class _Panel:
             share = 0.8 / len(traces) if self.barmode == "group" else 0.72
             for i, (at, length) in enumerate(zip(where, size, strict=True)):
                 place = along.number(at)
-                base = _pick(trace.get("base"), i, tops.get(place, 0.0) if self.barmode in ("stack", "relative") else 0.0)
+                base = _pick(
+                    trace.get("base"),
+                    i,
+                    tops.get(place, 0.0) if self.barmode in ("stack", "relative") else 0.0,
+                )
                 width = _pick(trace.get("width"), i, share)
                 if self.barmode == "group" and trace.get("width") is None:
                     place += (number - (len(traces) - 1) / 2) * share

@@ -1,4 +1,6 @@
-"""The rank timeline: who works, who waits, when. Ranks x (compute lane, communication lane), from the event table alone."""
+"""The rank timeline: who works, who waits, when. Ranks x (compute lane, communication lane), from the event
+table alone.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ COMPUTE_HEIGHT, COMM_TOP, COMM_HEIGHT = 0.52, 0.60, 0.30
 
 @dataclass
 class Bar:
-    """One rectangle: kind, lane centre and height, start and end in seconds, a digit, and the lines of its hover."""
+    """One rectangle: kind, lane centre and height, start and end in seconds, a digit, and the lines of its
+    hover.
+    """
 
     kind: str
     y: float
@@ -55,7 +59,9 @@ def size_text(nbytes: float) -> str:
 
 
 def timeline_figure(timeline: Timeline, lang: str = "en", title: str | None = None) -> Figure:
-    """The plotly figure of a timeline. Every rectangle is a recorded event or a run of them; gaps are the idle rest."""
+    """The plotly figure of a timeline. Every rectangle is a recorded event or a run of them; gaps are the
+    idle rest.
+    """
     import plotly.graph_objects as go
 
     factor, unit = time_unit(timeline.makespan)
@@ -99,7 +105,7 @@ def timeline_axes(timeline: Timeline, lang: str = "en") -> Figure:
     return figure
 
 
-# ---- what there is to draw ---------------------------------------------------------------------------------------
+# ---- what there is to draw ---------------------------------------------------------------------------------
 def _span(bar_start: float, bar_end: float, lang: str, factor: float, unit: str) -> list[str]:
     begun, length = bar_start * factor, (bar_end - bar_start) * factor
     return [f"{word('from_to', lang)} {begun:.5g} {unit}", f"{word('length', lang)} {length:.5g} {unit}"]
@@ -111,7 +117,13 @@ def compute_bars(timeline: Timeline, lang: str, factor: float, unit: str) -> Ite
         micro = block["micro_batch"]
         numbered = kind not in ("optimizer", "other") and micro >= 0
         text = (
-            f"{micro}w" if numbered and kind == "weight" else str(micro) if numbered else word("opt", lang) if kind == "optimizer" else ""
+            f"{micro}w"
+            if numbered and kind == "weight"
+            else str(micro)
+            if numbered
+            else word("opt", lang)
+            if kind == "optimizer"
+            else ""
         )
         hover = [f"<b>{word('rank', lang)} {block['rank']} · {word(kind, lang)}</b>"]
         hover += [f"{word('micro_batch', lang)} {micro}"] if numbered else []
@@ -130,7 +142,9 @@ def communication_bars(timeline: Timeline, lang: str, factor: float, unit: str) 
         kind = work["kind"]
         hover = [f"<b>{word('rank', lang)} {work['rank']} · {work['op']}</b> {work['label']}"]
         hover += [f"{word('to_rank', lang)} {work['peer']}"] if work["peer"] >= 0 else []
-        hover += [f"{word('launched', lang)} {work['launched'] * factor:.5g} {unit}"] if work["collective"] else []
+        hover += (
+            [f"{word('launched', lang)} {work['launched'] * factor:.5g} {unit}"] if work["collective"] else []
+        )
         hover += _span(work["start"], work["end"], lang, factor, unit)
         hover.append(f"{size_text(work['bytes'])}, {word('axis', lang)} {work['axis']}")
         centre = work["rank"] + COMM_TOP + height * (axes.index(work["axis"]) + 0.5)
@@ -142,14 +156,25 @@ def _idle(timeline: Timeline, lang: str, factor: float, unit: str) -> list[Bar]:
     for gap in timeline.all_gaps:
         if gap.length <= 0:
             continue
-        hover = [f"<b>{word('rank', lang)} {gap.rank} · {word('bubble', lang)}</b>", *_span(gap.start, gap.end, lang, factor, unit)]
-        hover.append(f"{word('cause', lang)}: {word(gap.cause, lang)}" + (f" ({gap.axis})" if gap.axis else ""))
-        found.append(Bar("bubble", gap.rank + COMPUTE_HEIGHT / 2, COMPUTE_HEIGHT, gap.start, gap.end, "", hover))
+        hover = [
+            f"<b>{word('rank', lang)} {gap.rank} · {word('bubble', lang)}</b>",
+            *_span(gap.start, gap.end, lang, factor, unit),
+        ]
+        hover.append(
+            f"{word('cause', lang)}: {word(gap.cause, lang)}" + (f" ({gap.axis})" if gap.axis else "")
+        )
+        found.append(
+            Bar("bubble", gap.rank + COMPUTE_HEIGHT / 2, COMPUTE_HEIGHT, gap.start, gap.end, "", hover)
+        )
     return found
 
 
-def _legible(bars: list[Bar], timeline: Timeline, lang: str, factor: float, unit: str) -> tuple[list[Bar], str]:
-    """With too many bars, join neighbours in a lane that are narrower than a pixel; the longest of them gives the kind."""
+def _legible(
+    bars: list[Bar], timeline: Timeline, lang: str, factor: float, unit: str
+) -> tuple[list[Bar], str]:
+    """With too many bars, join neighbours in a lane that are narrower than a pixel; the longest of them gives
+    the kind.
+    """
     if len(bars) <= DRAWN_SINGLY:
         return bars, ""
     pixel = timeline.makespan / PIXELS
@@ -158,20 +183,32 @@ def _legible(bars: list[Bar], timeline: Timeline, lang: str, factor: float, unit
     for bar in sorted((b for b in bars if b.end - b.start < pixel), key=lambda b: (b.y, b.start)):
         joined += 1
         if current and current.y == bar.y and bar.end - current.start < pixel:
-            current.end, current.joined, current.critical = max(current.end, bar.end), current.joined + 1, current.critical or bar.critical
+            current.end, current.joined, current.critical = (
+                max(current.end, bar.end),
+                current.joined + 1,
+                current.critical or bar.critical,
+            )
         else:
             current = Bar(bar.kind, bar.y, bar.height, bar.start, bar.end, "", list(bar.hover), bar.critical)
             out.append(current)
     for bar in out:
         if bar.joined > 1:
-            bar.hover = [f"<b>{bar.joined} × {word('events', lang)}</b>", *_span(bar.start, bar.end, lang, factor, unit)]
+            bar.hover = [
+                f"<b>{bar.joined} × {word('events', lang)}</b>",
+                *_span(bar.start, bar.end, lang, factor, unit),
+            ]
     text = word(
-        "binned", lang, events=f"{len(timeline.graph):,}", drawn=len(bars) - joined, binned=joined, pixel=f"{pixel * factor:.3g} {unit}"
+        "binned",
+        lang,
+        events=f"{len(timeline.graph):,}",
+        drawn=len(bars) - joined,
+        binned=joined,
+        pixel=f"{pixel * factor:.3g} {unit}",
     )
     return out, text
 
 
-# ---- plotly ------------------------------------------------------------------------------------------------------
+# ---- plotly ------------------------------------------------------------------------------------------------
 def _numbers(values: Iterable[float]) -> list[float]:
     """Six significant digits: a thousandth of a pixel at any zoom a person uses."""
     return [float(f"{v:.7g}") for v in values]
@@ -218,7 +255,9 @@ def _outline(go: Any, bars: list[Bar], lang: str, factor: float) -> Any:
     )
 
 
-def _layout(timeline: Timeline, lang: str, title: str | None, unit: str, factor: float, note: str) -> dict[str, Any]:
+def _layout(
+    timeline: Timeline, lang: str, title: str | None, unit: str, factor: float, note: str
+) -> dict[str, Any]:
     ranks = timeline.graph.ranks
     every = max(1, ranks // 16)
     ticks, labels = [], []
@@ -237,7 +276,12 @@ def _layout(timeline: Timeline, lang: str, title: str | None, unit: str, factor:
         "margin": {"l": 130, "r": 16, "t": 44 if title else 16, "b": 92 + (16 if note else 0)},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
-        "hoverlabel": {"align": "left", "bgcolor": "#ffffff", "bordercolor": "#52606d", "font": {"color": "#1f2933"}},
+        "hoverlabel": {
+            "align": "left",
+            "bgcolor": "#ffffff",
+            "bordercolor": "#52606d",
+            "font": {"color": "#1f2933"},
+        },
         "uniformtext": {"minsize": 11, "mode": "hide"},
         "dragmode": "pan",
         "xaxis": {
@@ -256,7 +300,14 @@ def _layout(timeline: Timeline, lang: str, title: str | None, unit: str, factor:
             "showgrid": False,
             "zeroline": False,
         },
-        "legend": {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom", "font": {"size": 14}},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 0,
+            "yref": "container",
+            "yanchor": "bottom",
+            "font": {"size": 14},
+        },
         "annotations": annotations,
     }
 

@@ -1,4 +1,6 @@
-"""The network as it stands: GPUs, switches and ports, and how much of every link's bandwidth is in use, slice by slice of time."""
+"""The network as it stands: GPUs, switches and ports, and how much of every link's bandwidth is in use, slice
+by slice of time.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 MOST_LINKS = 600  # more cannot be told apart
 MOST_MESSAGES = 400_000
 SLICES = 24
-# how much of a link is in use -> colour and width, so that grey print shows it too; above 1 only without contention
+# how much of a link is in use -> colour and width, so that grey print shows it too; above 1 only without
+# contention
 BINS = (
     (0.0, "#dde3ea", 1.5),
     (0.25, "#a9cfe8", 2.5),
@@ -31,12 +34,18 @@ BINS = (
     (0.95, "#D55E00", 7.0),
     (math.inf, "#7a1f00", 9.0),
 )
-KINDS = {"gpu": ("square", "#1f2933", 26), "switch": ("circle", "#6b7a8c", 18), "nic": ("diamond", "#6b7a8c", 16)}
+KINDS = {
+    "gpu": ("square", "#1f2933", 26),
+    "switch": ("circle", "#6b7a8c", 18),
+    "nic": ("diamond", "#6b7a8c", 16),
+}
 APART = 0.03  # the two directions of a link, side by side, in units of the picture
 
 
 def load_figure(timeline: Timeline, lang: str = "en") -> Figure | None:
-    """Every link coloured by its utilisation: over the whole run, or in a slice of time chosen with the slider. None when unreadable."""
+    """Every link coloured by its utilisation: over the whole run, or in a slice of time chosen with the
+    slider. None when unreadable.
+    """
     import plotly.graph_objects as go
 
     graph = timeline.graph
@@ -50,10 +59,19 @@ def load_figure(timeline: Timeline, lang: str = "en") -> Figure | None:
     ends = _segments(network)
     frames = [_traces(share, ends, network) for share in shares]
     figure = go.Figure()
-    for low, (high, colour, width), content in zip((0.0, *(b[0] for b in BINS)), BINS, frames[0][:-1], strict=False):
+    for low, (high, colour, width), content in zip(
+        (0.0, *(b[0] for b in BINS)), BINS, frames[0][:-1], strict=False
+    ):
         line = {"color": colour, "width": width}
-        figure.add_trace(go.Scatter(**content, mode="lines", line=line, name=_range(low, high), hoverinfo="skip"))
-    hidden = {"mode": "markers", "marker": {"size": 12, "opacity": 0}, "hovertemplate": "%{customdata}<extra></extra>", "showlegend": False}
+        figure.add_trace(
+            go.Scatter(**content, mode="lines", line=line, name=_range(low, high), hoverinfo="skip")
+        )
+    hidden = {
+        "mode": "markers",
+        "marker": {"size": 12, "opacity": 0},
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "showlegend": False,
+    }
     figure.add_trace(go.Scatter(**frames[0][-1], **hidden))
     for kind, (symbol, colour, size) in KINDS.items():
         nodes = [n for n, d in network.graph.nodes(data=True) if d["kind"] == kind]
@@ -82,7 +100,9 @@ def _height(network: Topology) -> int:
 
 
 def _segments(network: Topology) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Where each link is drawn: its two directions a little apart, one that wraps round as an end going out and one coming in."""
+    """Where each link is drawn: its two directions a little apart, one that wraps round as an end going out
+    and one coming in.
+    """
     wide, high = (b - a for a, b in (_range_of(network, 0), _range_of(network, 1)))
     scale, found = np.array([wide, high]) * APART / 6, []
     for u, v, out in network.graph.edges(data="out"):
@@ -91,11 +111,17 @@ def _segments(network: Topology) -> list[list[tuple[np.ndarray, np.ndarray]]]:
         norm = float(np.hypot(*along)) or 1.0
         side = np.array([-along[1], along[0]]) / norm * scale
         step = None if out is None else 0.4 * np.array(out)
-        found.append([(a + side, b + side)] if step is None else [(a + side, a + side + step), (b + side - step, b + side)])
+        found.append(
+            [(a + side, b + side)]
+            if step is None
+            else [(a + side, a + side + step), (b + side - step, b + side)]
+        )
     return found
 
 
-def _traces(share: np.ndarray, ends: list[list[tuple[np.ndarray, np.ndarray]]], network: Topology) -> list[dict[str, Any]]:
+def _traces(
+    share: np.ndarray, ends: list[list[tuple[np.ndarray, np.ndarray]]], network: Topology
+) -> list[dict[str, Any]]:
     """x and y of the links in each bin, then of their middles with what hovering says."""
     number = np.searchsorted([b[0] for b in BINS], np.round(share, 9))
     found: list[dict[str, Any]] = []
@@ -109,7 +135,13 @@ def _traces(share: np.ndarray, ends: list[list[tuple[np.ndarray, np.ndarray]]], 
         found.append({"x": x or [None], "y": y or [None]})
     middles = [a + 0.36 * (b - a) for (a, b), *_ in ends]
     said = [f"{u} → {v}<br>{s:.1%}" for (u, v), s in zip(network.links, share.tolist(), strict=True)]
-    found.append({"x": [round(float(m[0]), 4) for m in middles], "y": [round(float(m[1]), 4) for m in middles], "customdata": said})
+    found.append(
+        {
+            "x": [round(float(m[0]), 4) for m in middles],
+            "y": [round(float(m[1]), 4) for m in middles],
+            "customdata": said,
+        }
+    )
     return found
 
 
@@ -118,23 +150,41 @@ def _busiest(share: np.ndarray, network: Topology) -> str:
     return f"{u} → {v} {share.max():.0%}"
 
 
-def _slider(frames: list[list[dict[str, Any]]], shares: np.ndarray, edges: np.ndarray, network: Topology, lang: str) -> dict[str, Any]:
+def _slider(
+    frames: list[list[dict[str, Any]]], shares: np.ndarray, edges: np.ndarray, network: Topology, lang: str
+) -> dict[str, Any]:
     factor, unit = time_unit(float(edges[-1]))
     numbers = list(range(len(frames[0])))
     steps = []
     for i, frame in enumerate(frames):
-        label = word("whole_run", lang) if i == 0 else f"{edges[i - 1] * factor:.3g}–{edges[i] * factor:.3g} {unit}"
+        label = (
+            word("whole_run", lang)
+            if i == 0
+            else f"{edges[i - 1] * factor:.3g}–{edges[i] * factor:.3g} {unit}"
+        )
         change = {key: [content.get(key) for content in frame] for key in ("x", "y", "customdata")}
-        steps.append({"label": f"{label} · {_busiest(shares[i], network)}", "method": "update", "args": [change, {}, numbers]})
+        steps.append(
+            {
+                "label": f"{label} · {_busiest(shares[i], network)}",
+                "method": "update",
+                "args": [change, {}, numbers],
+            }
+        )
     return {
         "steps": steps,
         "active": 0,
-        "currentvalue": {"prefix": word("utilisation", lang) + ": ", "font": {"size": 15, "color": INK}, "xanchor": "left"},
+        "currentvalue": {
+            "prefix": word("utilisation", lang) + ": ",
+            "font": {"size": 15, "color": INK},
+            "xanchor": "left",
+        },
         "pad": {"t": 20, "b": 10},
         "len": 0.96,
         "x": 0.02,
         "tickcolor": "#ffffff",
-        "font": {"color": "rgba(0,0,0,0)"},  # the labels of 25 steps would overlap: the current one stands above
+        "font": {
+            "color": "rgba(0,0,0,0)"
+        },  # the labels of 25 steps would overlap: the current one stands above
     }
 
 
@@ -142,7 +192,9 @@ def _range(low: float, high: float) -> str:
     return "0 %" if high == 0 else f"> {low:.0%}" if math.isinf(high) else f"{low:.0%}–{high:.0%}"
 
 
-def _nodes(go: Any, network: Topology, nodes: list[Any], symbol: str, colour: str, size: int, lang: str) -> Any:
+def _nodes(
+    go: Any, network: Topology, nodes: list[Any], symbol: str, colour: str, size: int, lang: str
+) -> Any:
     """The nodes of one kind; a GPU carries the rank that runs on it."""
     ranks = {network.gpus[number]: rank for rank, number in enumerate(network.place)}
     small = size if len(network.gpus) <= 32 else size * 0.6

@@ -45,41 +45,80 @@ def waits_figure(panels: Sequence[Panel], lang: str = "en", across: int = 3) -> 
     for i, panel in enumerate(panels):
         down, right = divmod(i, across)
         number = "" if i == 0 else str(i + 1)
-        x, y = [right / across + 0.02, (right + 1) / across - 0.02], [1 - (down + 1) / deep, 1 - down / deep - 30 / (deep * SIDE)]
+        x, y = (
+            [right / across + 0.02, (right + 1) / across - 0.02],
+            [1 - (down + 1) / deep, 1 - down / deep - 30 / (deep * SIDE)],
+        )
         look = {**CELL_AXIS, "showticklabels": False, "range": [-1.4, 1.4]}
         square = {"scaleanchor": f"x{number}"}
-        figure.update_layout({f"xaxis{number}": {**look, "domain": x, "anchor": f"y{number}"},
-                              f"yaxis{number}": {**look, "domain": y, "anchor": f"x{number}", **square}})
+        figure.update_layout(
+            {
+                f"xaxis{number}": {**look, "domain": x, "anchor": f"y{number}"},
+                f"yaxis{number}": {**look, "domain": y, "anchor": f"x{number}", **square},
+            }
+        )
         for trace in _arrows(go, panel, number, lang):
             figure.add_trace(trace)
-        titles.append({"text": f"<b>{panel.title}</b>", "x": sum(x) / 2, "y": y[1], "xref": "paper", "yref": "paper",
-                       "xanchor": "center", "yanchor": "bottom", "showarrow": False})  # fmt: skip
+        titles.append(
+            {
+                "text": f"<b>{panel.title}</b>",
+                "x": sum(x) / 2,
+                "y": y[1],
+                "xref": "paper",
+                "yref": "paper",
+                "xanchor": "center",
+                "yanchor": "bottom",
+                "showarrow": False,
+            }
+        )
     for name, colour, symbol in _legend(lang):
         marker = {"color": colour, "symbol": symbol, "size": 14}
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", name=name, marker=marker))
-    figure.update_layout(**plain_layout(deep * SIDE + 62, left=10, right=10, top=6, bottom=56, size=15), annotations=titles)
+    figure.update_layout(
+        **plain_layout(deep * SIDE + 62, left=10, right=10, top=6, bottom=56, size=15), annotations=titles
+    )
     return figure
 
 
 def _legend(lang: str) -> tuple[tuple[str, str, str], ...]:
-    stuck, waits, over = {"en": ("in the cycle", "waits", "finished"), "zh": ("在环中", "等待", "已结束")}[lang]
+    stuck, waits, over = {"en": ("in the cycle", "waits", "finished"), "zh": ("在环中", "等待", "已结束")}[
+        lang
+    ]
     return (stuck, STUCK, "circle"), (waits, IDLE, "square"), (over, OVER, "diamond")
 
 
 def _arrows(go: Any, panel: Panel, number: str, lang: str) -> list[Any]:
     """An arrow a wait, bent a little so that two ranks that wait for each other show both, then the ranks."""
-    places = [(math.sin(2 * math.pi * r / panel.ranks), math.cos(2 * math.pi * r / panel.ranks)) for r in range(panel.ranks)]
+    places = [
+        (math.sin(2 * math.pi * r / panel.ranks), math.cos(2 * math.pi * r / panel.ranks))
+        for r in range(panel.ranks)
+    ]
     common = {"xaxis": f"x{number}", "yaxis": f"y{number}", "showlegend": False}
     traces = []
     for wait in panel.waits:
         colour = STUCK if wait.rank in panel.cycle and wait.peer in panel.cycle else IDLE
         xs, ys = _bent(places[wait.rank], places[wait.peer])
         sizes = [0] * (len(xs) - 1) + [19]
-        marker = {"symbol": "arrow", "angleref": "previous", "size": sizes, "color": colour, "opacity": 1, "line": {"width": 0}}
+        marker = {
+            "symbol": "arrow",
+            "angleref": "previous",
+            "size": sizes,
+            "color": colour,
+            "opacity": 1,
+            "line": {"width": 0},
+        }
         verb = {"en": f"waits in {wait.kind}", "zh": f"在 {wait.kind} 中等待"}[lang]
         template = f"rank {wait.rank} {verb}: rank {wait.peer}<extra></extra>"
         traces.append(
-            go.Scatter(x=xs, y=ys, mode="lines+markers", line={"color": colour, "width": 4}, marker=marker, hovertemplate=template, **common)
+            go.Scatter(
+                x=xs,
+                y=ys,
+                mode="lines+markers",
+                line={"color": colour, "width": 4},
+                marker=marker,
+                hovertemplate=template,
+                **common,
+            )
         )
     shapes, colours, names = [], [], []
     for rank in range(panel.ranks):
@@ -105,7 +144,9 @@ def _arrows(go: Any, panel: Panel, number: str, lang: str) -> list[Any]:
     return traces
 
 
-def _bent(a: tuple[float, float], b: tuple[float, float], points: int = 9, bend: float = 0.14) -> tuple[list[float], list[float]]:
+def _bent(
+    a: tuple[float, float], b: tuple[float, float], points: int = 9, bend: float = 0.14
+) -> tuple[list[float], list[float]]:
     """Points of an arc from the rim of one rank to the rim of another, to the right of the straight line."""
     far = math.hypot(b[0] - a[0], b[1] - a[1])
     along, aside = ((b[0] - a[0]) / far, (b[1] - a[1]) / far), ((b[1] - a[1]) / far, -(b[0] - a[0]) / far)

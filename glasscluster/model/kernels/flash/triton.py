@@ -139,7 +139,7 @@ def backward(
     lse, delta = lse.contiguous(), lse.new_empty(lse.shape)
     delta_kernel[(triton.cdiv(n, 64), a, b)](
         d_out, out, delta, n, *_strides(d_out, out), HEAD=d, WIDTH=sizes["WIDTH"], ROWS=64
-    )  # fmt: skip
+    )
     both = (q, k, v, d_out, lse, delta)
     of_keys = (*both, dk, dv, d**-0.5, n, keys, *_strides(q, k, v, d_out, dk, dv))
     of_queries = (*both, dq, d**-0.5, n, keys, *_strides(q, k, v, d_out, dq))

@@ -51,8 +51,15 @@ def _inside(first, count, TILE: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.cons
 
 @triton.jit
 def _load(
-    x, first, stride, count, TILE: tl.constexpr, WIDTH: tl.constexpr, HEAD: tl.constexpr, EDGE: tl.constexpr,
-):  # fmt: skip
+    x,
+    first,
+    stride,
+    count,
+    TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD: tl.constexpr,
+    EDGE: tl.constexpr,
+):
     """A tile of rows, zero where there is none; away from an edge and of a whole head it needs no mask."""
     if EDGE or HEAD < WIDTH:
         inside = _inside(first, count, TILE, WIDTH, HEAD)
@@ -101,10 +108,27 @@ def _seen(row, col, keys, ROWS: tl.constexpr, COLS: tl.constexpr, CAUSAL: tl.con
 
 @triton.jit
 def _attend(
-    acc, total, m, q, k, v, row, first, last, keys, k_n, v_n, c,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    CAUSAL: tl.constexpr, EDGE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    acc,
+    total,
+    m,
+    q,
+    k,
+    v,
+    row,
+    first,
+    last,
+    keys,
+    k_n,
+    v_n,
+    c,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    EDGE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Keys `first` to `last` stream past a tile of queries: online softmax, m the largest c·score so far."""
     for col in range(first, last, COLS):
         col = tl.multiple_of(col, COLS)
@@ -124,11 +148,34 @@ def _attend(
 
 @triton.jit
 def forward_kernel(
-    q, k, v, out, lse, scale, n, keys,
-    q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, out_b, out_a, out_n,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    out,
+    lse,
+    scale,
+    n,
+    keys,
+    q_b,
+    q_a,
+    q_n,
+    k_b,
+    k_a,
+    k_n,
+    v_b,
+    v_a,
+    v_n,
+    out_b,
+    out_a,
+    out_n,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
     """One tile of one head's queries; grid (tiles, a, b). The causal mask's longest rows start first."""
     tile = tl.program_id(0)
     if CAUSAL:
@@ -151,13 +198,49 @@ def forward_kernel(
         end = tl.minimum(row + ROWS, keys)
         whole = row // COLS * COLS
     acc, total, m = _attend(
-        acc, total, m, q_t, k, v, row, 0, whole, keys, k_n, v_n, c,
-        HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION,
-    )  # fmt: skip
+        acc,
+        total,
+        m,
+        q_t,
+        k,
+        v,
+        row,
+        0,
+        whole,
+        keys,
+        k_n,
+        v_n,
+        c,
+        HEAD,
+        WIDTH,
+        ROWS,
+        COLS,
+        CAUSAL,
+        False,
+        PRECISION,
+    )
     acc, total, m = _attend(
-        acc, total, m, q_t, k, v, row, whole, end, keys, k_n, v_n, c,
-        HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION,
-    )  # fmt: skip
+        acc,
+        total,
+        m,
+        q_t,
+        k,
+        v,
+        row,
+        whole,
+        end,
+        keys,
+        k_n,
+        v_n,
+        c,
+        HEAD,
+        WIDTH,
+        ROWS,
+        COLS,
+        CAUSAL,
+        True,
+        PRECISION,
+    )
     _store(out, row, out_n, n, acc / total[:, None], ROWS, WIDTH, HEAD)
     i = row + tl.arange(0, ROWS)
     tl.store(lse + i, (m + tl.log2(total)) * LOG_2, mask=i < n)
@@ -168,9 +251,20 @@ def forward_kernel(
 
 @triton.jit
 def delta_kernel(
-    d_out, out, delta, n, do_b, do_a, do_n, out_b, out_a, out_n,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    d_out,
+    out,
+    delta,
+    n,
+    do_b,
+    do_a,
+    do_n,
+    out_b,
+    out_a,
+    out_n,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """D = rowsum(dO * O) of one tile; grid (tiles, a, b)."""
     row, head, b = tl.program_id(0) * ROWS, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     do_t = _load(d_out + b * do_b + head * do_a, row, do_n, n, ROWS, WIDTH, HEAD, True).to(tl.float32)
@@ -181,10 +275,30 @@ def delta_kernel(
 
 @triton.jit
 def _gather(
-    dk, dv, k, v, q, d_out, lse, delta, col, first, last, n, keys, q_n, do_n, c,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    CAUSAL: tl.constexpr, EDGE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    dk,
+    dv,
+    k,
+    v,
+    q,
+    d_out,
+    lse,
+    delta,
+    col,
+    first,
+    last,
+    n,
+    keys,
+    q_n,
+    do_n,
+    c,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    EDGE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Queries `first` to `last` stream past a tile of keys; scores stand transposed, [COLS, ROWS].
 
     A row behind the last has L = inf, so P = 0; a key behind the last spoils its own row only, which is not
@@ -209,11 +323,43 @@ def _gather(
 
 @triton.jit
 def dkdv_kernel(
-    q, k, v, d_out, lse, delta, dk, dv, scale, n, keys,
-    q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, do_b, do_a, do_n, dk_b, dk_a, dk_n, dv_b, dv_a, dv_n,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    d_out,
+    lse,
+    delta,
+    dk,
+    dv,
+    scale,
+    n,
+    keys,
+    q_b,
+    q_a,
+    q_n,
+    k_b,
+    k_a,
+    k_n,
+    v_b,
+    v_a,
+    v_n,
+    do_b,
+    do_a,
+    do_n,
+    dk_b,
+    dk_a,
+    dk_n,
+    dv_b,
+    dv_a,
+    dv_n,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
     """dK and dV of one tile of one key head, summed over its group of query heads; grid (tiles, a_kv, b)."""
     col, head, b = tl.program_id(0) * COLS, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     c = scale * LOG2
@@ -232,24 +378,83 @@ def dkdv_kernel(
         at = (b * tl.num_programs(1) * GROUP + query_head) * n
         if CAUSAL:
             dk_t, dv_t = _gather(
-                dk_t, dv_t, k_t, v_t, q_h, do_h, lse + at, delta + at,
-                col, begin, clear, n, keys, q_n, do_n, c,
-                HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION,
-            )  # fmt: skip
+                dk_t,
+                dv_t,
+                k_t,
+                v_t,
+                q_h,
+                do_h,
+                lse + at,
+                delta + at,
+                col,
+                begin,
+                clear,
+                n,
+                keys,
+                q_n,
+                do_n,
+                c,
+                HEAD,
+                WIDTH,
+                ROWS,
+                COLS,
+                CAUSAL,
+                True,
+                PRECISION,
+            )
         dk_t, dv_t = _gather(
-            dk_t, dv_t, k_t, v_t, q_h, do_h, lse + at, delta + at, col, clear, n, n, keys, q_n, do_n, c,
-            HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION,
-        )  # fmt: skip
+            dk_t,
+            dv_t,
+            k_t,
+            v_t,
+            q_h,
+            do_h,
+            lse + at,
+            delta + at,
+            col,
+            clear,
+            n,
+            n,
+            keys,
+            q_n,
+            do_n,
+            c,
+            HEAD,
+            WIDTH,
+            ROWS,
+            COLS,
+            CAUSAL,
+            False,
+            PRECISION,
+        )
     _store(dk + b * dk_b + head * dk_a, col, dk_n, keys, dk_t * scale, COLS, WIDTH, HEAD)
     _store(dv + b * dv_b + head * dv_a, col, dv_n, keys, dv_t, COLS, WIDTH, HEAD)
 
 
 @triton.jit
 def _descend(
-    dq, q, d_out, k, v, lse, delta, row, first, last, keys, k_n, v_n, c,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    CAUSAL: tl.constexpr, EDGE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    dq,
+    q,
+    d_out,
+    k,
+    v,
+    lse,
+    delta,
+    row,
+    first,
+    last,
+    keys,
+    k_n,
+    v_n,
+    c,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    EDGE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Keys `first` to `last` stream past a tile of queries and its dO."""
     for col in range(first, last, COLS):
         col = tl.multiple_of(col, COLS)
@@ -265,11 +470,39 @@ def _descend(
 
 @triton.jit
 def dq_kernel(
-    q, k, v, d_out, lse, delta, dq, scale, n, keys,
-    q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, do_b, do_a, do_n, dq_b, dq_a, dq_n,
-    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    d_out,
+    lse,
+    delta,
+    dq,
+    scale,
+    n,
+    keys,
+    q_b,
+    q_a,
+    q_n,
+    k_b,
+    k_a,
+    k_n,
+    v_b,
+    v_a,
+    v_n,
+    do_b,
+    do_a,
+    do_n,
+    dq_b,
+    dq_a,
+    dq_n,
+    HEAD: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
     """dQ of one tile of one head; grid (tiles, a, b)."""
     tile = tl.program_id(0)
     if CAUSAL:
@@ -291,11 +524,49 @@ def dq_kernel(
         whole = row // COLS * COLS
     c = scale * LOG2
     dq_t = _descend(
-        dq_t, q_t, do_t, k, v, lse_t, delta_t, row, 0, whole, keys, k_n, v_n, c,
-        HEAD, WIDTH, ROWS, COLS, CAUSAL, False, PRECISION,
-    )  # fmt: skip
+        dq_t,
+        q_t,
+        do_t,
+        k,
+        v,
+        lse_t,
+        delta_t,
+        row,
+        0,
+        whole,
+        keys,
+        k_n,
+        v_n,
+        c,
+        HEAD,
+        WIDTH,
+        ROWS,
+        COLS,
+        CAUSAL,
+        False,
+        PRECISION,
+    )
     dq_t = _descend(
-        dq_t, q_t, do_t, k, v, lse_t, delta_t, row, whole, end, keys, k_n, v_n, c,
-        HEAD, WIDTH, ROWS, COLS, CAUSAL, True, PRECISION,
-    )  # fmt: skip
+        dq_t,
+        q_t,
+        do_t,
+        k,
+        v,
+        lse_t,
+        delta_t,
+        row,
+        whole,
+        end,
+        keys,
+        k_n,
+        v_n,
+        c,
+        HEAD,
+        WIDTH,
+        ROWS,
+        COLS,
+        CAUSAL,
+        True,
+        PRECISION,
+    )
     _store(dq + b * dq_b + head * dq_a, row, dq_n, n, dq_t * scale, ROWS, WIDTH, HEAD)

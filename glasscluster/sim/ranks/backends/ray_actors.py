@@ -212,7 +212,8 @@ def _import_ray() -> Any:
     version = tuple(int(n) for n in ray.__version__.split(".")[:2])
     if version < OLDEST:
         raise BackendUnavailable(
-            f"ray {ray.__version__} is too old (known remote-code holes): {'.'.join(map(str, OLDEST))} or later is needed"
+            f"ray {ray.__version__} is too old (known remote-code holes): {'.'.join(map(str, OLDEST))} "
+            f"or later is needed"
         )
     return ray
 

@@ -79,7 +79,8 @@ def _kind(schema: Any) -> str:
 
 
 def _key(x: Any) -> Any:
-    """A key that is equal for calls which the operator cannot tell from each other; 1, 1.0 and True differ.
+    """A key that is equal for calls which the operator cannot tell from each other; 1, 1.0 and
+    True differ.
     """
     if isinstance(x, Tensor):
         if not x.is_meta:
@@ -97,7 +98,8 @@ def _storage(x: Tensor) -> int:
 
 
 def _recipe(out: Any, given: set[int]) -> Any:
-    """How to make the same outputs again; None if one shares its storage with another, or does not fill it.
+    """How to make the same outputs again; None if one shares its storage with another, or does
+    not fill it.
     """
     if isinstance(out, (tuple, list)):
         parts = [_recipe(x, given) for x in out]

@@ -180,7 +180,8 @@ class Scheduler:
                     me, peer = (src, dst) if kind == "send" else (dst, src)
                     other = "received it" if kind == "send" else "sent it"
                     return MessageLost(
-                        f"rank {me} posted a {kind} with rank {peer} (wire tag {tag}) and rank {peer} never {other}",
+                        f"rank {me} posted a {kind} with rank {peer} (wire tag {tag}) and rank {peer} "
+                        f"never {other}",
                         rank=me,
                         operation=kind,
                         peer=peer,

@@ -27,10 +27,14 @@ class TorchrunBackend:
 
     def __init__(self, gpus: int, *, device: str = "cpu", timeout_s: float = 60.0, **_: Any) -> None:
         if "WORLD_SIZE" not in os.environ:
-            raise BackendUnavailable("the torchrun backend needs torchrun: torchrun --nproc-per-node N -m glasscluster train ...")
+            raise BackendUnavailable(
+                "the torchrun backend needs torchrun: torchrun --nproc-per-node N -m glasscluster train ..."
+            )
         world = int(os.environ["WORLD_SIZE"])
         if world != gpus:
-            raise InputError("world size", world, f"the plan needs dp x tp x pp x cp = {gpus} processes", [gpus])
+            raise InputError(
+                "world size", world, f"the plan needs dp x tp x pp x cp = {gpus} processes", [gpus]
+            )
         self.gpus, self.device, self.timeout_s = gpus, device, timeout_s
         self.rank = int(os.environ["RANK"])
         self.wire: GroupWire | None = None
@@ -44,11 +48,15 @@ class TorchrunBackend:
                 raise BackendUnavailable("--device cuda: torch sees no GPU here; use --device cpu")
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=self.timeout_s))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=self.timeout_s)
+            )
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         return make_wire(self.rank, self.gpus, device, self.timeout_s)
 
-    def run(self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None) -> list[Outcome]:
+    def run(
+        self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
+    ) -> list[Outcome]:
         """Every rank's outcome on rank 0, its own elsewhere."""
         self.wire = self.wire or self.start()
         outcome = run_rank(self.wire, program, args, record, capacity)

@@ -73,7 +73,8 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
 
 
 def _halve(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str) -> Steps:
-    """Fold the ranks from p on, then halve: rank r < p ends with chunk r (and r+p, if there is one) reduced.
+    """Fold the ranks from p on, then halve: rank r < p ends with chunk r (and r+p, if there is
+    one) reduced.
     """
     n, r = work.size, work.rank
     p = largest_power_of_two(n)

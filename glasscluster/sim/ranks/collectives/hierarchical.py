@@ -179,7 +179,8 @@ def predict(
 
 
 def traffic(size: int, nbytes: int, node_size: int = 8, operation: str = "all_reduce") -> tuple[int, int]:
-    """Bytes sent inside nodes and between them, over all ranks: (g-1)·S·M and (M-1)·S, all-reduce twice that.
+    """Bytes sent inside nodes and between them, over all ranks: (g-1)·S·M and (M-1)·S, all-reduce
+    twice that.
     """
     g = group_size(size, node_size)
     ways = 2 if operation == "all_reduce" else 1

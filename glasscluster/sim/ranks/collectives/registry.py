@@ -5,8 +5,8 @@
         ...
         yield work.exchange(x, right, staging, left)
 
-`glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on every rank.
-Operations that the file registers nothing for run as they do by default.
+`glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on
+every rank. Operations that the file registers nothing for run as they do by default.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What NCCL would choose, and how long it would take: its own tuning model on the hardware of the catalogue.
 
-    estimate   latency + bytes / bandwidth, for every (algorithm, protocol) that may run; the least one wins
-    time       the estimate, and for a ring its copy out: in the last step of a pass (src/device/all_reduce.h) a channel only
-               receives; bytes/N are moved from the FIFO into the result, read and written at memory bandwidth / 2, unsent
+    estimate  latency + bytes / bandwidth, for every (algorithm, protocol) that may run; the least one wins
+    time      the estimate, and for a ring its copy out: in the last step of a pass (src/device/all_reduce.h) a channel only
+              receives; bytes/N are moved from the FIFO into the result, read and written at memory bandwidth
+              / 2, unsent
 
 The copy out is ours, its rate from the data sheet; NCCL does not plan with it. We looked for it because the
 estimate falls short on large A100 messages by a part that goes as 1/N. So measured rows stand in two halves
@@ -14,25 +15,28 @@ both halves, with and without it.
 Follows NVIDIA/nccl src/graph/tuning.cc and search.cc, commit 5067397: figures in constants.py, formulas
 written anew.
 
-The search. NCCL looks for channels (rings, trees) through the node's links: it tries speeds from a short list, high to low,
-counts the channels that fit and keeps the greatest speed × count; wide channels are then split in two. Where all links are
-alike a count replaces its graph search:
+The search. NCCL looks for channels (rings, trees) through the node's links: it tries speeds from a short
+list, high to low, counts the channels that fit and keeps the greatest speed × count; wide channels are then
+split in two. Where all links are alike a count replaces its graph search:
 
     one node       channels · speed ≤ NVLinks · their rate         (without NVLink: PCIe, or the link between the sockets)
-    several nodes  each port carries ⌊port / speed⌋ channels, a port being min(NIC, PCIe) wide; a GPU's NVLinks carry
+    several nodes  each port carries ⌊port / speed⌋ channels, a port being min(NIC, PCIe) wide; a GPU's
+    NVLinks carry
                    the (g-1)/g of the channels that do not leave the node from it
     tree           the ring's channels; between nodes the speed inside the node goes up while NVLink has room
     NVLS           one channel a GPU; every GPU carries each channel once and its own twice: (g + 1) · speed ≤ NVLink
 
-That gives what NCCL logs: 12 rings of 20 on A100, 12 of 30 and 8 NVLS channels of 40 on H100, 8 rings of 48 between H200 nodes
-(published logs: NVIDIA/nccl issue 1197 and others). Approximated: every GPU reaches every other at full width (an NVSwitch; a
-V100 cube mesh is not that for fewer than 8 GPUs); half of a node's GPUs sit on each socket; where nodes are partly filled the
-nearest ports serve; trees are balanced unless a node has one GPU; NICs add no latency of their own (graph.latencyInter = 0).
+That gives what NCCL logs: 12 rings of 20 on A100, 12 of 30 and 8 NVLS channels of 40 on H100, 8 rings of 48
+between H200 nodes (published logs: NVIDIA/nccl issue 1197 and others). Approximated: every GPU reaches every
+other at full width (an NVSwitch; a V100 cube mesh is not that for fewer than 8 GPUs); half of a node's GPUs
+sit on each socket; where nodes are partly filled the nearest ports serve; trees are balanced unless a node
+has one GPU; NICs add no latency of their own (graph.latencyInter = 0).
 
-But: no CollNet and no NVLS between nodes, which need SHARP in the network; no user buffer registration, symmetric memory or
-MNNVL. NCCL caps NVLS by its speed between nodes, on one node too, where nothing crosses: here only between nodes. NCCL's own
-choice of NVLS for few GPUs has changed between its releases. The wire's rate is NCCL's for the GPU's generation: `Link` is not asked,
-except for the rate of the ports. all_to_all is no tuned collective in NCCL (grouped sends): bytes over the busiest port.
+But: no CollNet and no NVLS between nodes, which need SHARP in the network; no user buffer registration,
+symmetric memory or MNNVL. NCCL caps NVLS by its speed between nodes, on one node too, where nothing crosses:
+here only between nodes. NCCL's own choice of NVLS for few GPUs has changed between its releases. The wire's
+rate is NCCL's for the GPU's generation: `Link` is not asked, except for the rate of the ports. all_to_all is
+no tuned collective in NCCL (grouped sends): bytes over the busiest port.
 """
 
 from __future__ import annotations
@@ -58,7 +62,9 @@ MORE_RATIO = 0.49  # search.cc: a speed below this share of the best one found i
 
 @dataclass(frozen=True)
 class Channels:
-    """What the search found for one algorithm: `count` channels, each so fast inside a node and between nodes (GB/s)."""
+    """What the search found for one algorithm: `count` channels, each so fast inside a node and between nodes
+    (GB/s).
+    """
 
     count: int
     bw_intra: float
@@ -67,7 +73,9 @@ class Channels:
 
 @dataclass(frozen=True)
 class Setup:
-    """A communicator as NCCL's tuning sees it. Speeds in GB/s; `wire` and `port` are a GPU's NVLink or PCIe and its share of the ports."""
+    """A communicator as NCCL's tuning sees it. Speeds in GB/s; `wire` and `port` are a GPU's NVLink or PCIe
+    and its share of the ports.
+    """
 
     generation: str
     sm: int
@@ -96,15 +104,22 @@ class Setup:
 
     def found(self, algorithm: str) -> Channels | None:
         """The channels an algorithm runs on: NVLSTree shares those of NVLS, PAT those of the trees."""
-        return {"Ring": self.ring, "Tree": self.tree, "PAT": self.tree, "NVLS": self.nvls, "NVLSTree": self.nvls}[algorithm]
+        return {
+            "Ring": self.ring,
+            "Tree": self.tree,
+            "PAT": self.tree,
+            "NVLS": self.nvls,
+            "NVLSTree": self.nvls,
+        }[algorithm]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to run a collective. `bandwidth_bytes_per_s` is bytes of the buffer a second once latency is paid.
+    """One way to run a collective. `bandwidth_bytes_per_s` is bytes of the buffer a second once latency is
+    paid.
 
-    `estimate_s` is NCCL's tuning estimate (what it compares), `time_s` our prediction (estimate + `copy_out_s`), and
-    `bus_bandwidth_bytes_per_s` belongs to `time_s`, as nccl-tests define it.
+    `estimate_s` is NCCL's tuning estimate (what it compares), `time_s` our prediction (estimate +
+    `copy_out_s`), and `bus_bandwidth_bytes_per_s` belongs to `time_s`, as nccl-tests define it.
     """
 
     algorithm: str
@@ -124,30 +139,65 @@ def generation(sm: int) -> str:
 
 
 def setup(hw: str | Hardware, ranks: int, node_size: int | None = None) -> Setup:
-    """What NCCL finds for `ranks` GPUs of a cluster, `node_size` of each node. A last node that is not full counts as a node."""
+    """What NCCL finds for `ranks` GPUs of a cluster, `node_size` of each node. A last node that is not full
+    counts as a node.
+    """
     hw = hardware(hw)
     sm, size = hw.gpu.sm, node_size or hw.node_size
     if sm == 0:
-        raise InputError("algorithm", "nccl", f"NCCL needs an NVIDIA GPU, {hw.gpu.name} is none", ["ring", "tree", "direct"])
+        raise InputError(
+            "algorithm",
+            "nccl",
+            f"NCCL needs an NVIDIA GPU, {hw.gpu.name} is none",
+            ["ring", "tree", "direct"],
+        )
     if ranks < 2:
         raise InputError("ranks", ranks, "a collective needs at least two ranks", [2])
     if not 1 <= size <= hw.node_size:
-        raise InputError("node_size", size, f"a node of {hw.name} has {hw.node_size} GPUs", range(1, hw.node_size + 1))
+        raise InputError(
+            "node_size", size, f"a node of {hw.name} has {hw.node_size} GPUs", range(1, hw.node_size + 1)
+        )
     nodes = math.ceil(ranks / size)
     local = min(ranks, size)
     pci = K.PCI_BW * 2 ** (K.since(K.PCIE_GENERATION, sm) - 3)
     wire = hw.gpu.nvlinks * K.since(K.NVLINK_BW, sm) or pci
-    inside = K.LOC_BW if local == 1 else wire if hw.gpu.nvlinks or local <= hw.node_size / 2 else min(wire, _socket(sm, hw.cpu))
+    inside = (
+        K.LOC_BW
+        if local == 1
+        else wire
+        if hw.gpu.nvlinks or local <= hw.node_size / 2
+        else min(wire, _socket(sm, hw.cpu))
+    )
     all_ports = hw.nics or hw.node_size
     ports = max(1, all_ports * local // hw.node_size)
     nic = hw.inter.bandwidth * hw.node_size / all_ports / (100 * GB / 8) * K.NET_BW
     port = min(nic, pci)
     ring, tree = _ring_and_tree(sm, nodes, local, inside, ports, port)
     switch = hw.gpu.nvlinks > 0 and sm >= 90 and local >= 2
-    links = {"wire": inside if local > 1 else wire, "port": port * ports / local, "copy_rate": hw.gpu.memory_bandwidth / 2}
-    link, nvls = ("NVLINK" if hw.gpu.nvlinks else "PCI"), (_nvls(sm, nodes, local, wire, ports, port) if switch else None)
+    links = {
+        "wire": inside if local > 1 else wire,
+        "port": port * ports / local,
+        "copy_rate": hw.gpu.memory_bandwidth / 2,
+    }
+    link, nvls = (
+        ("NVLINK" if hw.gpu.nvlinks else "PCI"),
+        (_nvls(sm, nodes, local, wire, ports, port) if switch else None),
+    )
     one_port, ll128 = nodes == 1 or ports == 1, hw.gpu.nvlinks > 0 and sm >= 70
-    return Setup(generation(sm), sm, hw.cpu, ranks, nodes, link, ring, tree, nvls, same_channels=one_port, ll128=ll128, **links)
+    return Setup(
+        generation(sm),
+        sm,
+        hw.cpu,
+        ranks,
+        nodes,
+        link,
+        ring,
+        tree,
+        nvls,
+        same_channels=one_port,
+        ll128=ll128,
+        **links,
+    )
 
 
 def _socket(sm: int, cpu: str) -> float:
@@ -159,8 +209,12 @@ def _whole(x: float) -> int:
     return math.floor(x + 1e-9)
 
 
-def _search(speeds: tuple[float, ...], top: float, total: float, count: Callable[[float], int]) -> tuple[int, float]:
-    """The count and speed of greatest product; no speed above `top` is tried, none once `total` is reached."""
+def _search(
+    speeds: tuple[float, ...], top: float, total: float, count: Callable[[float], int]
+) -> tuple[int, float]:
+    """The count and speed of greatest product; no speed above `top` is tried, none once `total`
+    is reached.
+    """
     best, at = 0, 0.0
     for speed in speeds:
         if speed > top + 1e-9:
@@ -172,7 +226,9 @@ def _search(speeds: tuple[float, ...], top: float, total: float, count: Callable
     return best, at
 
 
-def _ring_and_tree(sm: int, nodes: int, local: int, inside: float, ports: int, port: float) -> tuple[Channels, Channels]:
+def _ring_and_tree(
+    sm: int, nodes: int, local: int, inside: float, ports: int, port: float
+) -> tuple[Channels, Channels]:
     limit = K.MAX_CHANNELS // 2
     speeds = K.since(K.SPEEDS_INTRA if nodes == 1 else K.SPEEDS_INTER, sm)
 
@@ -219,7 +275,13 @@ def _nvls(sm: int, nodes: int, local: int, wire: float, ports: int, port: float)
 
 def steps(operation: str, ranks: int) -> int:
     """Steps of a ring: 2(n-1) for all-reduce, n-1 for its halves, n for broadcast and reduce."""
-    return 2 * (ranks - 1) if operation == "all_reduce" else ranks - 1 if operation in ("reduce_scatter", "all_gather") else ranks
+    return (
+        2 * (ranks - 1)
+        if operation == "all_reduce"
+        else ranks - 1
+        if operation in ("reduce_scatter", "all_gather")
+        else ranks
+    )
 
 
 def allowed_here(operation: str, algorithm: str, protocol: str, s: Setup) -> bool:
@@ -228,7 +290,12 @@ def allowed_here(operation: str, algorithm: str, protocol: str, s: Setup) -> boo
         return False
     if algorithm in ("NVLS", "NVLSTree"):
         one_node = s.nodes == 1
-        return protocol == "Simple" and s.nvls is not None and s.nvls.count >= 2 and one_node == (algorithm == "NVLS")
+        return (
+            protocol == "Simple"
+            and s.nvls is not None
+            and s.nvls.count >= 2
+            and one_node == (algorithm == "NVLS")
+        )
     if algorithm == "PAT":
         return protocol == "Simple" and s.nodes == s.ranks
     return algorithm in ALGORITHMS[operation]
@@ -311,22 +378,54 @@ def _choice(operation: str, algorithm: str, protocol: str, nbytes: int, s: Setup
     if plateau and nbytes // (min(K.MAX_CHANNELS, 2 * found.count) * s.ranks) >= 64:
         lat *= K.RING_PLATEAU[s.sm >= 80]
     copies = algorithm == "Ring" and operation in ("all_reduce", "reduce_scatter", "all_gather")
-    return _timed(operation, algorithm, protocol, found.count, lat, bw, nbytes, nbytes / s.ranks / s.copy_rate if copies else 0.0, s)
+    return _timed(
+        operation,
+        algorithm,
+        protocol,
+        found.count,
+        lat,
+        bw,
+        nbytes,
+        nbytes / s.ranks / s.copy_rate if copies else 0.0,
+        s,
+    )
 
 
 def _timed(
-    operation: str, algorithm: str, protocol: str, channels: int, lat: float, bw: float, nbytes: int, copy: float, s: Setup
+    operation: str,
+    algorithm: str,
+    protocol: str,
+    channels: int,
+    lat: float,
+    bw: float,
+    nbytes: int,
+    copy: float,
+    s: Setup,
 ) -> Choice:
     estimate = lat + nbytes / bw
     n = s.ranks
     share = {"all_reduce": 2 * (n - 1) / n, "broadcast": 1.0, "reduce": 1.0}.get(operation, (n - 1) / n)
-    return Choice(algorithm, protocol, channels, lat, bw, estimate, copy, estimate + copy, nbytes * share / (estimate + copy))
+    return Choice(
+        algorithm,
+        protocol,
+        channels,
+        lat,
+        bw,
+        estimate,
+        copy,
+        estimate + copy,
+        nbytes * share / (estimate + copy),
+    )
 
 
-def candidates(operation: str, nbytes: int, hw: str | Hardware, ranks: int, node_size: int | None = None) -> list[Choice]:
-    """Every (algorithm, protocol) NCCL may choose from. `nbytes` is the full buffer of a rank (of all_gather: the gathered one).
+def candidates(
+    operation: str, nbytes: int, hw: str | Hardware, ranks: int, node_size: int | None = None
+) -> list[Choice]:
+    """Every (algorithm, protocol) NCCL may choose from. `nbytes` is the full buffer of a rank (of all_gather:
+    the gathered one).
 
-    all_to_all: each GPU sends (n-1)/n of its buffer, inside and between nodes at once; the slower of the two counts.
+    all_to_all: each GPU sends (n-1)/n of its buffer, inside and between nodes at once; the slower of the two
+    counts.
     """
     if operation not in ALGORITHMS:
         raise InputError("operation", operation, "NCCL has no such collective", list(ALGORITHMS))
@@ -347,12 +446,21 @@ def candidates(operation: str, nbytes: int, hw: str | Hardware, ranks: int, node
 
 
 def choose(
-    operation: str, nbytes: int, hw: str | Hardware, ranks: int, allowed: Collection[str] | None = None, node_size: int | None = None
+    operation: str,
+    nbytes: int,
+    hw: str | Hardware,
+    ranks: int,
+    allowed: Collection[str] | None = None,
+    node_size: int | None = None,
 ) -> Choice:
-    """The choice NCCL makes: the least estimate. `allowed` names the algorithms it may use, like NCCL_ALGO."""
+    """The choice NCCL makes: the least estimate. `allowed` names the algorithms it may use, like
+    NCCL_ALGO.
+    """
     options = candidates(operation, nbytes, hw, ranks, node_size)
     chosen = [c for c in options if allowed is None or c.algorithm in allowed]
     if not chosen:
         names = sorted({c.algorithm for c in options})
-        raise InputError("algorithm", ", ".join(sorted(allowed or ())), f"NCCL cannot run {operation} so here", names)
+        raise InputError(
+            "algorithm", ", ".join(sorted(allowed or ())), f"NCCL cannot run {operation} so here", names
+        )
     return min(chosen, key=lambda c: c.estimate_s)

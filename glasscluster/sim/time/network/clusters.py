@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
 
 def of_hardware(hw: Hardware, gpus: int) -> Topology:
-    """Nodes × network ports of a catalogue entry. GPUs of a node meet at one switch (NVSwitch, or the PCIe root).
+    """Nodes × network ports of a catalogue entry. GPUs of a node meet at one switch (NVSwitch, or the PCIe
+    root).
 
-    A node's `nics` ports are each shared by node_size/nics GPUs; all ports meet at one network switch without a bottleneck.
+    A node's `nics` ports are each shared by node_size/nics GPUs; all ports meet at one network switch without
+    a bottleneck.
     """
     g = min(hw.node_size, gpus)
     nodes, nics = -(-gpus // g), min(hw.nics or hw.node_size, hw.node_size)

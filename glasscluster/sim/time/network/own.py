@@ -19,8 +19,9 @@ LARGEST_FILE = 10_000_000
 def from_graph(graph: nx.Graph, gpus: Iterable[Node] | None = None, *, name: str = "graph") -> Topology:
     """A networkx graph with `bandwidth` (bytes/s) and `latency` (or `latency_s`, seconds) on its edges.
 
-    An undirected edge is a link each way. `gpus`: the nodes that are GPUs, in rank order (default: nodes whose `kind` is
-    gpu; all nodes where none has a kind). Routes have the fewest links. Raises InputError naming the link or the pair.
+    An undirected edge is a link each way. `gpus`: the nodes that are GPUs, in rank order (default: nodes
+    whose `kind` is gpu; all nodes where none has a kind). Routes have the fewest links. Raises InputError
+    naming the link or the pair.
     """
     directed = nx.DiGraph()
     for node, data in graph.nodes(data=True):
@@ -34,7 +35,9 @@ def from_graph(graph: nx.Graph, gpus: Iterable[Node] | None = None, *, name: str
         directed.add_edge(u, v, **values)
         if not graph.is_directed():
             directed.add_edge(v, u, **values)
-    chosen = list(gpus) if gpus is not None else [n for n, kind in directed.nodes(data="kind") if kind == "gpu"]
+    chosen = (
+        list(gpus) if gpus is not None else [n for n, kind in directed.nodes(data="kind") if kind == "gpu"]
+    )
     for node in chosen:
         if node not in directed:
             raise InputError("gpus", node, "is no node of the graph", list(directed.nodes))
@@ -91,7 +94,8 @@ def as_data(network: Topology) -> dict[str, Any]:
         "directed": True,
         "nodes": [{"id": _json_node(n), **_plain(d, NODE_FIELDS)} for n, d in graph.nodes(data=True)],
         "edges": [
-            {"source": _json_node(u), "target": _json_node(v), **_plain(graph.edges[u, v], LINK_FIELDS)} for u, v in links_as_added(graph)
+            {"source": _json_node(u), "target": _json_node(v), **_plain(graph.edges[u, v], LINK_FIELDS)}
+            for u, v in links_as_added(graph)
         ],
         "gpus": [_json_node(n) for n in network.gpus],
         "place": network.place,

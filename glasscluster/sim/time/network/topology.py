@@ -1,18 +1,19 @@
-"""Where the GPUs stand: directed networkx graphs of GPUs, switches and network ports, and explicit routes over them.
+"""Where the GPUs stand: directed networkx graphs of GPUs, switches and network ports, and explicit routes
+over them.
 
-Every edge is a link in one direction and may be shared: a GPU's port to its switch and a node's network port are links
-like any other. An edge has `bandwidth` (bytes/s), `latency_s`, `overhead_s` (on the sender's port before anything moves;
-the first link's counts), and `store_and_forward` (false: a message cuts through, and occupies all links of its route at
-once; true: it is whole at the far end before it goes on). A node has `kind` (gpu, switch, nic) and `pos`, where a
-picture puts it.
+Every edge is a link in one direction and may be shared: a GPU's port to its switch and a node's network port
+are links like any other. An edge has `bandwidth` (bytes/s), `latency_s`, `overhead_s` (on the sender's port
+before anything moves; the first link's counts), and `store_and_forward` (false: a message cuts through, and
+occupies all links of its route at once; true: it is whole at the far end before it goes on). A node has
+`kind` (gpu, switch, nic) and `pos`, where a picture puts it.
 
-    ring 0─1─2─3─0    line 0─1─2─3    switch  0 1 2 3     fat-tree   spine 0   spine 1       rail    rail 0  rail 1
-    mesh2d 0─1─2      torus2d: and           \\│ │/                    │ ╲     ╱ │                    │ ╲    ╱ │
-           │ │ │      round the edges        switch              leaf 0    leaf 1            node 0  0 ─ 1  2 ─ 3  node 1
-           3─4─5                                                   0 1       2 3
+    ring 0─1─2─3─0  line 0─1─2─3    switch  0 1 2 3  fat-tree   spine 0   spine 1  rail    rail 0  rail 1
+    mesh2d 0─1─2    torus2d: and           \\│ │/                 │ ╲     ╱ │               │ ╲    ╱ │
+           │ │ │    round the edges        switch           leaf 0    leaf 1       node 0  0 ─ 1  2 ─ 3  node 1
+           3─4─5                                              0 1       2 3
 
-Latency of the named topologies: L for a cable between two GPUs and L for every switch that a message passes, so one
-switch costs what one cable costs (half of it on either side).
+Latency of the named topologies: L for a cable between two GPUs and L for every switch that a message passes,
+so one switch costs what one cable costs (half of it on either side).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from glasscluster.base.errors import InputError
 from glasscluster.base.link import Link
 
 Node = Hashable
-Rule = Callable[[int, int], Sequence[Node]]  # from a GPU's number to another's: the nodes on the way, both ends included
+Rule = Callable[
+    [int, int], Sequence[Node]
+]  # from a GPU's number to another's: the nodes on the way, both ends included
 LIMITS = (
     ("bandwidth", 0.0, "must be more than 0"),
     ("latency_s", -1e-300, "must not be negative"),
@@ -41,7 +44,12 @@ class Topology:
     """A network. `gpus[i]` is the node of GPU i; `place[r]` the number of the GPU on which rank r runs."""
 
     def __init__(
-        self, name: str, graph: nx.DiGraph, gpus: Sequence[Node], rule: Rule | None = None, place: Sequence[int] | None = None
+        self,
+        name: str,
+        graph: nx.DiGraph,
+        gpus: Sequence[Node],
+        rule: Rule | None = None,
+        place: Sequence[int] | None = None,
     ) -> None:
         self.name, self.graph, self.gpus = name, graph, list(gpus)
         self.rule = rule or self._fewest_links
@@ -51,7 +59,7 @@ class Topology:
     def __repr__(self) -> str:
         return f"Topology({self.name}, {len(self.gpus)} GPUs, {len(self.links)} links)"
 
-    # ---- links ---------------------------------------------------------------------------------------------------
+    # ---- links ---------------------------------------------------------------------------------------------
     @cached_property
     def links(self) -> list[tuple[Node, Node]]:
         """Every link, numbered."""
@@ -63,7 +71,9 @@ class Topology:
         return {link: i for i, link in enumerate(self.links)}
 
     def _column(self, field: str, default: float) -> np.ndarray:
-        return np.array([data.get(field, default) for _, _, data in self.graph.edges(data=True)], dtype=np.float64)
+        return np.array(
+            [data.get(field, default) for _, _, data in self.graph.edges(data=True)], dtype=np.float64
+        )
 
     @cached_property
     def bandwidth(self) -> np.ndarray:
@@ -85,13 +95,18 @@ class Topology:
         """True where a message is stored at the far end before it goes on."""
         return self._column("store_and_forward", 0.0) > 0
 
-    # ---- routes --------------------------------------------------------------------------------------------------
+    # ---- routes --------------------------------------------------------------------------------------------
     def route(self, src: int, dst: int) -> list[int]:
         """Numbers of the links from rank `src` to rank `dst`. Raises InputError where there is no way."""
         if (src, dst) not in self._routes:
             for field, rank in (("src", src), ("dst", dst)):
                 if not 0 <= rank < len(self.place):
-                    raise InputError(field, rank, f"the topology {self.name} has ranks 0..{len(self.place) - 1}", range(len(self.place)))
+                    raise InputError(
+                        field,
+                        rank,
+                        f"the topology {self.name} has ranks 0..{len(self.place) - 1}",
+                        range(len(self.place)),
+                    )
             nodes = list(self.rule(self.place[src], self.place[dst]))
             self._routes[src, dst] = [self.number[hop] for hop in pairwise(nodes)]
         return self._routes[src, dst]
@@ -100,7 +115,9 @@ class Topology:
         try:
             found: Sequence[Node] = nx.shortest_path(self.graph, self.gpus[src], self.gpus[dst])
         except nx.NetworkXNoPath:
-            raise InputError("topology", self.name, f"there is no route from {self.gpus[src]} to {self.gpus[dst]}") from None
+            raise InputError(
+                "topology", self.name, f"there is no route from {self.gpus[src]} to {self.gpus[dst]}"
+            ) from None
         return found
 
     def link(self, src: int, dst: int) -> Link:
@@ -110,9 +127,15 @@ class Topology:
         """
         segments = self.segments(src, dst)
         slowness = sum(1.0 / float(self.bandwidth[s].min()) for s in segments)
-        bandwidth = 1.0 / slowness if len(segments) > 1 else min((float(self.bandwidth[s].min()) for s in segments), default=math.inf)
+        bandwidth = (
+            1.0 / slowness
+            if len(segments) > 1
+            else min((float(self.bandwidth[s].min()) for s in segments), default=math.inf)
+        )
         latency = math.fsum(self.latency_s[i] for s in segments for i in s)
-        return Link(self.name, bandwidth, latency, float(self.overhead_s[segments[0][0]]) if segments else 0.0)
+        return Link(
+            self.name, bandwidth, latency, float(self.overhead_s[segments[0][0]]) if segments else 0.0
+        )
 
     def segments(self, src: int, dst: int) -> list[list[int]]:
         """The route cut after every link that stores and forwards: a message is on one segment at a time."""
@@ -128,11 +151,13 @@ class Topology:
         """True where no rule of the network's own chooses the routes."""
         return self.rule == self._fewest_links
 
-    # ---- variations ----------------------------------------------------------------------------------------------
+    # ---- variations ----------------------------------------------------------------------------------------
     def placed(self, order: Sequence[int]) -> Topology:
         """The same network with rank r on GPU `order[r]`."""
         if sorted(order) != list(range(len(self.gpus))):
-            raise InputError("placement", list(order), f"must name each of the GPUs 0..{len(self.gpus) - 1} once")
+            raise InputError(
+                "placement", list(order), f"must name each of the GPUs 0..{len(self.gpus) - 1} once"
+            )
         return self._with(self.graph, order)
 
     def scaled(self, *, bandwidth: float = 1.0, latency: float = 1.0) -> Topology:
@@ -151,16 +176,27 @@ class Topology:
         rule = None if self.routes_are_fewest_links else self.rule
         return Topology(self.name, graph, self.gpus, rule, place)
 
-    # ---- sameness ------------------------------------------------------------------------------------------------
+    # ---- sameness ------------------------------------------------------------------------------------------
     def check(self) -> Topology:
         """Raise InputError for a link that cannot be and for two GPUs without a way; returns itself."""
         for u, v, data in self.graph.edges(data=True):
             for field, least, rule in LIMITS:
                 value = data.get(field, 0.0)
-                if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value <= least:
-                    raise InputError(f"{field.removesuffix('_s')} of link {u} → {v}", value, f"{rule}, a number in SI units")
+                if (
+                    not isinstance(value, (int, float))
+                    or isinstance(value, bool)
+                    or not math.isfinite(value)
+                    or value <= least
+                ):
+                    raise InputError(
+                        f"{field.removesuffix('_s')} of link {u} → {v}",
+                        value,
+                        f"{rule}, a number in SI units",
+                    )
         if len(self.gpus) < 2:
-            raise InputError("topology", self.name, f"has {len(self.gpus)} GPUs (nodes of kind gpu), at least 2 are needed")
+            raise InputError(
+                "topology", self.name, f"has {len(self.gpus)} GPUs (nodes of kind gpu), at least 2 are needed"
+            )
         first = self.gpus[0]
         for way, graph in ((1, self.graph), (-1, self.graph.reverse(copy=False))):
             reached = {first, *nx.descendants(graph, first)}

@@ -297,7 +297,8 @@ class Schedule:
         rank = self.placement[stage]
         if b in seen and (first in seen or w in seen):
             self._refuse(
-                f"rank {rank} has {b} and {first if first in seen else w}: a backward is whole or in two parts"
+                f"rank {rank} has {b} and {first if first in seen else w}: a backward is whole or in two "
+                f"parts"
             )
         order = [f, b] if b in seen or (first not in seen and w not in seen) else [f, first, w]
         for action in order:
@@ -327,7 +328,8 @@ class Schedule:
         overlapped: Callable[[float, float], float],
         sends_block: bool,
     ) -> tuple[dict[Action, float], dict[Action, float]]:
-        """When each action begins and ends; a slot begins when its rank is free and all it needs has arrived.
+        """When each action begins and ends; a slot begins when its rank is free and all it needs
+        has arrived.
         """
         begin: dict[Action, float] = {}
         end: dict[Action, float] = {}

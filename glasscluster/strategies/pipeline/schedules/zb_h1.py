@@ -69,7 +69,8 @@ def predict_in_flight(p: int, m: int, stage: int) -> int:
 
 
 def search_weight_limit(plan: Schedule, f: float, t_b: float, parts: int) -> float:
-    """The largest w for which the span bubble is (p-1)(f + T_B - parts·w), found by simulating the schedule.
+    """The largest w for which the span bubble is (p-1)(f + T_B - parts·w), found by simulating
+    the schedule.
     """
 
     def holds(w: float) -> bool:
