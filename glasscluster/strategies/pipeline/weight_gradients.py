@@ -105,8 +105,9 @@ class WeightGradients:
     ) -> None:
         """W: gradients are added to `.grad`, the last layer's first; `ready` hears of each."""
         for parameter in reversed(list(parameters.values())):
-            total = remainder.gradients.pop(parameter, None)
-            for part in remainder.deferred.pop(parameter, []):
+            # `parts` lives until the next parameter: what it holds is freed there, and memory is counted so
+            total, parts = remainder.gradients.pop(parameter, None), remainder.deferred.pop(parameter, [])
+            for part in parts:
                 with self.gpu.region(layer=part.layer):
                     gradient = part.compute()
                 if part.index is None:
