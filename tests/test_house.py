@@ -63,7 +63,11 @@ def named(node: ast.AST) -> list[str]:
         return [name if name in modules() else node.module for name in inside]
     if isinstance(node, ast.Import):
         return [a.name for a in node.names]
-    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("glasscluster."):
+    if (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.startswith("glasscluster.")
+    ):
         module = node.value.split(":")[0]
         return [module] if module in modules() else []
     return []
@@ -123,13 +127,25 @@ ROOMS = [  # from top to bottom; a room imports what stands below it, never what
 ]
 INSIDE = [  # the same inside folders
     [
-        ["glasscluster.strategies.exchange", "glasscluster.strategies.preference", "glasscluster.strategies.serving"],
+        [
+            "glasscluster.strategies.exchange",
+            "glasscluster.strategies.preference",
+            "glasscluster.strategies.serving",
+        ],
         ["glasscluster.strategies.judge"],
         ["glasscluster.strategies.trainer"],
         ["glasscluster.strategies.plan"],
         [
-            *("glasscluster.strategies.data", "glasscluster.strategies.tensor", "glasscluster.strategies.context"),
-            *("glasscluster.strategies.experts", "glasscluster.strategies.pipeline", "glasscluster.strategies.memory"),
+            *(
+                "glasscluster.strategies.data",
+                "glasscluster.strategies.tensor",
+                "glasscluster.strategies.context",
+            ),
+            *(
+                "glasscluster.strategies.experts",
+                "glasscluster.strategies.pipeline",
+                "glasscluster.strategies.memory",
+            ),
             "glasscluster.strategies.numerics",
         ],
         ["glasscluster.strategies.layout"],
@@ -142,7 +158,12 @@ INSIDE = [  # the same inside folders
         ["glasscluster.model.kernels"],
         ["glasscluster.model.config"],
     ],
-    [["glasscluster.scenarios.lessons"], ["glasscluster.scenarios.lesson"], ["glasscluster.scenarios.lab"], ["glasscluster.scenarios.jobs"]],
+    [
+        ["glasscluster.scenarios.lessons"],
+        ["glasscluster.scenarios.lesson"],
+        ["glasscluster.scenarios.lab"],
+        ["glasscluster.scenarios.jobs"],
+    ],
     [["glasscluster.visualize.page"], ["glasscluster.visualize.figures"]],
 ]
 
@@ -155,7 +176,9 @@ def level(module: str, rooms: list[list[str]]) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("rooms", [ROOMS, *INSIDE], ids=lambda rooms: rooms[0][0].removeprefix("glasscluster."))
+@pytest.mark.parametrize(
+    "rooms", [ROOMS, *INSIDE], ids=lambda rooms: rooms[0][0].removeprefix("glasscluster.")
+)
 def test_imports_only_go_down(rooms):
     up = []
     for module in modules():

@@ -88,7 +88,7 @@ def rows_of(options, model=MODEL):
         ({"tp": 2, "sequence_parallel": True}, {"tp_loss_sent", "tp_norm_gradients_sent"}),
         ({"pp": 2}, {"tied_embedding_gradients_sent"}),
     ],
-    ids=str,
+    ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_rows_of_a_ring_s_bytes_are_not_applicable_where_it_ran_and_all_others_hold(toy, options, other):
     ours, graph = rows_of({**options, "algorithm": toy})
