@@ -1,4 +1,6 @@
-"""The house: imports only go down and never in a circle, functions and lines stay short, and what must wait says why."""
+"""The house: imports only go down and never in a circle, functions and lines stay short, and what must wait
+says why.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ LATE = {
     "networkx": "for topologies alone",
     "jinja2": "for a page alone",
 }
-# Our own modules loaded by name: the body of a command, of a scenario, of a figure, at the moment it is asked for.
+# Our own modules loaded by name: the body of a command, of a scenario, of a figure, when it is asked for.
 REGISTRIES = {
     "glasscluster": "names of the public API, and where pictures are drawn",
     "glasscluster.base.display": "loads the module that draws what was asked for",
@@ -63,7 +65,9 @@ def named(node: ast.AST) -> list[str]:
         return [name if name in modules() else node.module for name in inside]
     if isinstance(node, ast.Import):
         return [a.name for a in node.names]
-    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("glasscluster."):
+    if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+        return []
+    if node.value.startswith("glasscluster."):
         module = node.value.split(":")[0]
         return [module] if module in modules() else []
     return []
@@ -123,13 +127,21 @@ ROOMS = [  # from top to bottom; a room imports what stands below it, never what
 ]
 INSIDE = [  # the same inside folders
     [
-        ["glasscluster.strategies.exchange", "glasscluster.strategies.preference", "glasscluster.strategies.serving"],
+        [
+            "glasscluster.strategies.exchange",
+            "glasscluster.strategies.preference",
+            "glasscluster.strategies.serving",
+        ],
         ["glasscluster.strategies.judge"],
         ["glasscluster.strategies.trainer"],
         ["glasscluster.strategies.plan"],
         [
-            *("glasscluster.strategies.data", "glasscluster.strategies.tensor", "glasscluster.strategies.context"),
-            *("glasscluster.strategies.experts", "glasscluster.strategies.pipeline", "glasscluster.strategies.memory"),
+            "glasscluster.strategies.data",
+            "glasscluster.strategies.tensor",
+            "glasscluster.strategies.context",
+            "glasscluster.strategies.experts",
+            "glasscluster.strategies.pipeline",
+            "glasscluster.strategies.memory",
             "glasscluster.strategies.numerics",
         ],
         ["glasscluster.strategies.layout"],
@@ -142,7 +154,12 @@ INSIDE = [  # the same inside folders
         ["glasscluster.model.kernels"],
         ["glasscluster.model.config"],
     ],
-    [["glasscluster.scenarios.lessons"], ["glasscluster.scenarios.lesson"], ["glasscluster.scenarios.lab"], ["glasscluster.scenarios.jobs"]],
+    [
+        ["glasscluster.scenarios.lessons"],
+        ["glasscluster.scenarios.lesson"],
+        ["glasscluster.scenarios.lab"],
+        ["glasscluster.scenarios.jobs"],
+    ],
     [["glasscluster.visualize.page"], ["glasscluster.visualize.figures"]],
 ]
 
@@ -155,7 +172,9 @@ def level(module: str, rooms: list[list[str]]) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("rooms", [ROOMS, *INSIDE], ids=lambda rooms: rooms[0][0].removeprefix("glasscluster."))
+@pytest.mark.parametrize(
+    "rooms", [ROOMS, *INSIDE], ids=lambda rooms: rooms[0][0].removeprefix("glasscluster.")
+)
 def test_imports_only_go_down(rooms):
     up = []
     for module in modules():
