@@ -23,9 +23,11 @@ SIZES = {"10,000": (16, 160), "100,000": (32, 800)}
 LARGE = {"1,000,000": (64, 4000)}
 REPEATS = 5
 LOADED = """() => new Promise((done) => { const look = () => window.glassReady
-  ? requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now()))) : setTimeout(look, 5); look(); })"""
+  ? requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now())))
+  : setTimeout(look, 5); look(); })"""
 ZOOM = """() => new Promise((done) => {
-  const plot = document.querySelector("#panel-timeline .view:not([hidden]) .plot"), full = plot._fullLayout.xaxis.range.slice();
+  const plot = document.querySelector("#panel-timeline .view:not([hidden]) .plot");
+  const full = plot._fullLayout.xaxis.range.slice();
   const middle = (full[0] + full[1]) / 2, width = 0.01 * (full[1] - full[0]), begun = performance.now();
   moduleName.relayout(plot, { "xaxis.range": [middle - width, middle + width] }).then(() => {
     const spent = performance.now() - begun;

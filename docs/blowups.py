@@ -32,10 +32,14 @@ HERE = Path(__file__).resolve().parent
 
 HEAD = """# Blow-ups: eleven causes, what the probes show, and what brings the loss back
 
-Made by `python docs/blowups.py`; `glass run emergency_room` gives the same with a report. A GPT of 2 layers, hidden size 32, on
-2 real ranks, {steps} steps of real text. Each patient is trained as it should be, broken, and broken with its cure. The cause is
-named from the probes of the broken run alone (`scenarios/emergency_room/diagnosis.py`), by the first rule that holds; the faults are in
-`scenarios/emergency_room/plants.py`. Losses are of text held out, of the worst rank, seed {seed}. "Back" is the share of the damage that the
+Made by `python docs/blowups.py`; `glass run emergency_room` gives the same with a report. A GPT of 2 \
+layers, hidden size 32, on
+2 real ranks, {steps} steps of real text. Each patient is trained as it should be, broken, and broken with \
+its cure. The cause is
+named from the probes of the broken run alone (`scenarios/emergency_room/diagnosis.py`), by the first rule \
+that holds; the faults are in
+`scenarios/emergency_room/plants.py`. Losses are of text held out, of the worst rank, seed {seed}. "Back" is \
+the share of the damage that the
 cure takes back.
 
 ![training losses](blowups.png)
@@ -44,9 +48,12 @@ cure takes back.
 
 HELD_OUT_HEAD = """## Held out: ten faults that the rules have not seen
 
-Thresholds and order of the rules were found on the eleven patients above, and the table above tells those same eleven
-apart: that is no test of the rules. These ten were planted afterwards (`scenarios/emergency_room/held_out.py`), each
-with the cause that should be named written down before the first run, and the rules were left as they were. For four of
+Thresholds and order of the rules were found on the eleven patients above, and the table above tells those \
+same eleven
+apart: that is no test of the rules. These ten were planted afterwards \
+(`scenarios/emergency_room/held_out.py`), each
+with the cause that should be named written down before the first run, and the rules were left as they were. \
+For four of
 them no rule exists; there the probes' "healthy" is a fault that goes unseen.
 
 """
@@ -54,13 +61,17 @@ them no rule exists; there the probes' "healthy" is a fault that goes unseen.
 TAIL = """
 ## What this does not show
 
-- Attention logits and fp16's vanishing gradients take long runs or large batches to appear by themselves. Here the run starts
-  from queries and keys that are 100 times too large, and the fixed loss scale is 2⁻¹⁴: with 256 tokens a batch that leaves
+- Attention logits and fp16's vanishing gradients take long runs or large batches to appear by themselves. \
+Here the run starts
+  from queries and keys that are 100 times too large, and the fixed loss scale is 2⁻¹⁴: with 256 tokens a \
+batch that leaves
   gradients as small as a scale of 1 does with 4 million.
-- Output logits do not drift in {steps} steps, so z-loss has no patient here. That its gradient is right, on one device and over a
+- Output logits do not drift in {steps} steps, so z-loss has no patient here. That its gradient is right, on \
+one device and over a
   cut vocabulary, is tested.
 - A missing all-reduce on one rank hardly shows in the loss. It shows in the bits at once.
-- The thresholds of the rules are for this model and these rates; the order of the rules is what carries over: exact signs first.
+- The thresholds of the rules are for this model and these rates; the order of the rules is what carries \
+over: exact signs first.
 """
 
 

@@ -15,7 +15,8 @@ from glasscluster.visualize.page.one_run import write_run_report
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
-SLOWER = """() => { document.querySelector("details.whatif").open = true; const s = document.getElementById("whatif-bw"); s.value = "-3";
+SLOWER = """() => { document.querySelector("details.whatif").open = true;
+  const s = document.getElementById("whatif-bw"); s.value = "-3";
   s.dispatchEvent(new Event("input")); }"""
 
 

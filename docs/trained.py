@@ -36,8 +36,10 @@ PROMPTS = ("def ", "class ", "    def __init__(self", "import ")
 ITEMS = 100
 PAGE = """# A GPT that was trained here
 
-Made by `python docs/trained.py`: {parameters:,} parameters (4 layers, hidden 128), a byte-level BPE tokenizer of {vocab} tokens
-learned here, {steps} steps of {size} tokens on two data-parallel Ray actors, warm-up and cosine. Text: four parts of Python's
+Made by `python docs/trained.py`: {parameters:,} parameters (4 layers, hidden 128), a byte-level BPE \
+tokenizer of {vocab} tokens
+learned here, {steps} steps of {size} tokens on two data-parallel Ray actors, warm-up and cosine. Text: four \
+parts of Python's
 standard library, one of practice (sums, brackets, copies; the sums that are asked are left out).
 
 ![loss](trained.png)
@@ -50,7 +52,8 @@ The loss falls from {first:.2f} (ln {vocab} = 6.93) to {last:.2f} nats a token.
 |---|---|---|---|
 {table}
 
-Guessing is 0.25 where there are four choices. Held-out text is of packages that the training text does not have; {seen} of the
+Guessing is 0.25 where there are four choices. Held-out text is of packages that the training text does not \
+have; {seen} of the
 next-line items share a piece of 50 characters with it all the same. The text has no refusals to learn from.
 
 ## What it writes
@@ -95,7 +98,8 @@ def picture(losses: list[float]) -> None:
     figure = lines(
         {"": (list(range(1, len(losses) + 1)), losses)}, "step", "loss a token (nats)"
     ).update_traces(mode="lines")
-    answer = f"{len(losses):,} steps bring the loss from {losses[0]:.2f} to {sum(losses[-10:]) / 10:.2f} nats a token"
+    last = sum(losses[-10:]) / 10
+    answer = f"{len(losses):,} steps bring the loss from {losses[0]:.2f} to {last:.2f} nats a token"
     figure.update_layout(showlegend=False, title={"text": answer, "x": 0.02, "y": 0.97}, margin_t=48)
     with tempfile.TemporaryDirectory() as home, sync_playwright() as play:
         page_file = Path(home) / "page.html"

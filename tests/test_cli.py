@@ -118,13 +118,19 @@ def test_replay_gives_the_timeline_keys_on_other_hardware_and_slow_ranks_slow_it
 
 
 def test_replay_needs_no_torch():
-    script = "import sys; import glasscluster.sim.time.replay, glasscluster.scenarios.jobs.stored; print('torch' in sys.modules)"
+    script = (
+        "import sys; import glasscluster.sim.time.replay, glasscluster.scenarios.jobs.stored; "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
 def test_importing_the_package_brings_no_torch_ray_or_plotly():
-    script = "import sys; import glasscluster; print(sorted({'torch', 'ray', 'plotly', 'numpy', 'pydantic'} & set(sys.modules)))"
+    script = (
+        "import sys; import glasscluster; "
+        "print(sorted({'torch', 'ray', 'plotly', 'numpy', 'pydantic'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -556,7 +562,8 @@ def test_a_badly_placed_ring_on_an_oversubscribed_tree_shares_its_links(capsys):
 
 
 def test_nccl_says_what_it_would_choose_and_counts_nothing(capsys, tmp_path):
-    words = "collective all-reduce --algorithm nccl --gpus 8 --size 1GiB --hardware dgx-a100-80gb --json --sweep 1KiB:1GiB --against ring"
+    words = "collective all-reduce --algorithm nccl --gpus 8 --size 1GiB --hardware dgx-a100-80gb --json"
+    words += " --sweep 1KiB:1GiB --against ring"
     found = json.loads(glass(capsys, *words.split(), "--out", str(tmp_path / "n"))[1])
     assert found["nccl"]["algorithm"] == "Ring"
     assert found["nccl"]["protocol"] == "Simple"
@@ -604,8 +611,8 @@ def test_a_prediction_on_nvidia_gpus_uses_nccl_s_collectives_on_every_axis(capsy
 
 
 def test_fp8_has_a_cost_in_which_only_the_matrices_are_quicker_but_does_not_run(capsys):
-    words = "predict --hardware dgx-h100 --dp 2 --hidden 4096 --heads 32 --layers 2 --seq 1024 --micro-batch 4 --global-batch 8"
-    words += " --json --precision"
+    words = "predict --hardware dgx-h100 --dp 2 --hidden 4096 --heads 32 --layers 2 --seq 1024"
+    words += " --micro-batch 4 --global-batch 8 --json --precision"
     narrow, half = (json.loads(glass(capsys, *words.split(), p)[1]) for p in ("fp8", "bf16"))
     assert narrow["peak_memory_gib"] == half["peak_memory_gib"]
     assert (

@@ -449,7 +449,8 @@ def test_a_lesson_s_report_opens_without_an_error_or_a_request(id_, widths, repo
     page.click("#tab-timeline")
     page.click("details.whatif summary")
     page.evaluate(
-        """() => { const s = document.getElementById("whatif-lat"); s.value = "2"; s.dispatchEvent(new Event("input")); }"""
+        """() => { const s = document.getElementById("whatif-lat");
+        s.value = "2"; s.dispatchEvent(new Event("input")); }"""
     )
     page.wait_for_timeout(100)
     assert "→" in page.inner_text("#whatif-says")

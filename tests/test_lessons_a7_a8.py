@@ -90,7 +90,10 @@ def test_other_shares_repeated_rows_and_a_wrong_place_to_go_on_from_fail_a8(fail
     assert failed("A8", seq=512) == set()
     honest = a8.read_on
     with monkeypatch.context() as patch:
-        early = lambda gpu, order, consumed, *more: honest(gpu, order, max(0, consumed - 12), *more)  # noqa: E731
+
+        def early(gpu, order, consumed, *more):
+            return honest(gpu, order, max(0, consumed - 12), *more)
+
         patch.setattr(a8, "read_on", early)  # from one step too early
         assert failed("A8", seq=512) == {*PLACES, OTHER}
     with monkeypatch.context() as patch:

@@ -218,8 +218,9 @@ def program(gpu):
         for seed in range(3):
             torch.manual_seed(100 * gpu.rank + seed)
             x = torch.randn(n, dtype=torch.float64)
-            for name, options in (("all_reduce", {}), ("reduce_scatter", {}), ("all_gather", {}), ("broadcast", {"src": 2}),
-                                  ("all_reduce", {"op": "max"}), ("all_reduce", {"op": "min"}), ("reduce_scatter", {"op": "avg"})):
+            for name, options in (("all_reduce", {}), ("reduce_scatter", {}), ("all_gather", {}),
+                                  ("broadcast", {"src": 2}), ("all_reduce", {"op": "max"}),
+                                  ("all_reduce", {"op": "min"}), ("reduce_scatter", {"op": "avg"})):
                 ours, theirs = x.clone(), x.clone()
                 getattr(gpu.comm, name)(ours, algorithm="ring", **options)
                 getattr(gpu.comm, name)(theirs, algorithm="native", **options)

@@ -205,7 +205,8 @@ def test_any_load_is_served_as_alone(load, policy: str, tp: int):
         replace(r, prompt=tuple((5 * i + j) % 23 for j in range(len(r.prompt))))
         for i, r in enumerate(requests)
     )
-    job = replace(FEW, requests=asked, slots=slots, block=block, blocks=blocks, policy=policy, tp=tp)  # type: ignore[arg-type]
+    cache: dict[str, Any] = {"slots": slots, "block": block, "blocks": blocks}
+    job = replace(FEW, requests=asked, policy=policy, tp=tp, **cache)  # type: ignore[arg-type]
     assert {r.verdict for r in serve(Cluster("classroom", tp, "threads"), job).checks} == {"held"}
 
 

@@ -82,7 +82,7 @@ def test_samples_have_the_targets_distribution():
     assert sum(joint(model(0), (2, 0, 3), 3, RANDOM).values()) == pytest.approx(1)
 
 
-def test_a_rule_that_accepts_everything_or_corrects_from_p_does_not_and_nor_does_a_cache_that_keeps_what_was_rejected(
+def test_a_rule_that_accepts_everything_or_corrects_from_p_does_not_and_nor_does_a_cache_that_keeps_all(
     monkeypatch,
 ):
     with monkeypatch.context() as m:

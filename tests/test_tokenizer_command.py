@@ -75,7 +75,8 @@ def test_a_vocabulary_without_room_for_the_tokenizer_is_refused_with_the_right_s
 
 def test_glass_train_packs_weighted_sources_and_equals_one_device(capsys):
     glass(capsys, "tokenize", "train", "a.txt", "b.txt", "--vocab", "280", "--out", "t.json")
-    layout = "--dp 2 --layers 1 --hidden 16 --heads 2 --seq 32 --vocab 280 --steps 2 --backend threads --out run".split()
+    layout = "--dp 2 --layers 1 --hidden 16 --heads 2 --seq 32 --vocab 280 --steps 2 --backend threads"
+    layout = f"{layout} --out run".split()
     code, said = glass(
         capsys,
         "train",

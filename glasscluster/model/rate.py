@@ -3,10 +3,10 @@
 Symbols: η peak rate, W warm-up updates, T the update at which the floor is reached, D updates that the fall
 takes, f floor / η.
 
-    η |    ___________________         warm-up  t/W                       t = 1 ... W
+    η |    ___________________         warm-up  t/W                        t = 1 ... W
       |   /                   \\ wsd    none     1
-      |  /  cosine: one half   \\       cosine   f + (1 - f)(1 + cos πx)/2      x = (t - (T - D)) / D, kept in 0 ... 1
-      | /   turn from W to T    \\___   wsd      f + (1 - f)(1 - x)
+      |  /  cosine: one half   \\       cosine   f + (1 - f)(1 + cos πx)/2  x = (t - (T - D)) / D,
+      | /   turn from W to T    \\___   wsd      f + (1 - f)(1 - x)         kept in 0 ... 1
       0 W                   T-D  T
 
 Warm-up: Goyal et al., 1706.02677, section 2.2. Cosine: Loshchilov and Hutter (SGDR), 1608.03983, equation 5,

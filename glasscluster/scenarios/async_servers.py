@@ -55,34 +55,8 @@ def async_servers(
         if not lab.leader:
             continue
         line = lab.entries[-1].timelines[lab.hardware] = run.replay(lab.hardware, slow_ranks=slow_ranks)
-        against = ps.compare(run.results, ps.in_one_process(job, plan), layout)
-        for what, chinese, field in (("gradient", "梯度", "grad"), ("weight", "权重", "weight")):
-            name = Said(
-                f"{key}: largest {what} difference from the same plan in one process",
-                f"{key}：与单进程按同一到达计划执行的最大{chinese}差异",
-            )
-            worst, exact = against[f"max_rel_{field}_diff"], {"unit": "relative", "tolerance": 1e-12}
-            lab.check(f"{key}_{what}_difference", 0.0, worst, "own reference", name=name, **exact)
-        sent = run.graph.bytes_sent()
-        theory = ps.predict(layout, model.parameters(), 8)["sent"]
-        name = Said(
-            f"{key}: ranks that sent something else than the formula", f"{key}：发送量与公式不同的 rank 数"
-        )
-        other = sum(a != b for a, b in zip(sent, theory, strict=True))
-        source = "Eq 11: 2S a worker and clock, 2WS/K a server"
-        lab.check(f"{key}_ranks_that_sent_otherwise", 0, other, source, name=name, unit="ranks")
         leads = max(x for r in run.results for x in r.leads)
-        if key != "free":
-            name = Said(
-                f"{key}: most clocks that a worker was ahead of the slowest",
-                f"{key}：worker 领先最慢者的最大时钟数",
-            )
-            source = "Ho et al. 2013, section 2"
-            lab.check(f"{key}_most_clocks_ahead", s, leads, source, name=name, unit="clocks")
-        name = Said(f"{key}: time of the whole run", f"{key}：整个运行的时间")
-        clock: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
-        clock |= {"name": name, "simulated": line.makespan}
-        lab.check(f"{key}_time_of_the_run", plan.makespan, None, "arrival plan", **clock)
+        _check_run(lab, key, job, plan, run, line.makespan)
         halves = zip(*(run.results[layout.home(k)].history for k in range(servers)), strict=True)
         runs[key] = {
             "plan": plan,
@@ -95,20 +69,66 @@ def async_servers(
         }
     if not lab.leader:
         return
+    _check_waiting(lab, job, servers, runs["waits"]["run"])
+    _draw(lab, names, runs)
+    _tell(lab, staleness, runs)
+
+
+def _check_run(lab: Lab, key: str, job: Job, plan: Any, run: Any, seconds: float) -> None:
+    """One run against its own reference in one process, against the bytes and the time of its plan."""
+    layout, s = plan.layout, plan.layout.staleness
+    against = ps.compare(run.results, ps.in_one_process(job, plan), layout)
+    for what, chinese, field in (("gradient", "梯度", "grad"), ("weight", "权重", "weight")):
+        name = Said(
+            f"{key}: largest {what} difference from the same plan in one process",
+            f"{key}：与单进程按同一到达计划执行的最大{chinese}差异",
+        )
+        worst, exact = against[f"max_rel_{field}_diff"], {"unit": "relative", "tolerance": 1e-12}
+        lab.check(f"{key}_{what}_difference", 0.0, worst, "own reference", name=name, **exact)
+    sent = run.graph.bytes_sent()
+    theory = ps.predict(layout, job.model.parameters(), 8)["sent"]
+    name = Said(
+        f"{key}: ranks that sent something else than the formula", f"{key}：发送量与公式不同的 rank 数"
+    )
+    other = sum(a != b for a, b in zip(sent, theory, strict=True))
+    source = "Eq 11: 2S a worker and clock, 2WS/K a server"
+    lab.check(f"{key}_ranks_that_sent_otherwise", 0, other, source, name=name, unit="ranks")
+    leads = max(x for r in run.results for x in r.leads)
+    if key != "free":
+        name = Said(
+            f"{key}: most clocks that a worker was ahead of the slowest",
+            f"{key}：worker 领先最慢者的最大时钟数",
+        )
+        source = "Ho et al. 2013, section 2"
+        lab.check(f"{key}_most_clocks_ahead", s, leads, source, name=name, unit="clocks")
+    name = Said(f"{key}: time of the whole run", f"{key}：整个运行的时间")
+    clock: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
+    clock |= {"name": name, "simulated": seconds}
+    lab.check(f"{key}_time_of_the_run", plan.makespan, None, "arrival plan", **clock)
+
+
+def _check_waiting(lab: Lab, job: Job, servers: int, run: Any) -> None:
+    """Where everybody waits: the bytes of a server, and the weights against one device."""
+    model, clocks, workers = job.model, job.steps, job.plan.dp
     name = Said("sent and received by a server, a clock", "一个服务器每个时钟收发的量")
-    counted = sum(runs["waits"]["run"].graph.bytes_sent()[workers:]) * 2 / servers / clocks
+    counted = sum(run.graph.bytes_sent()[workers:]) * 2 / servers / clocks
     predicted = 2 * workers * model.parameters() * 8 / servers
     lab.check("server_bytes", predicted, counted, "Eq 11: 2WS/K", name=name)
     with one_thread():
         one = train_one_device(model, [job.batch(c) for c in range(clocks)], job.optimizer, 0.0, job.seed)
     alone, there = (
         _join([t.reshape(-1) for t in one.weights[-1].values()]),
-        _join([runs["waits"]["run"].results[workers + k].shard for k in range(servers)]),
+        _join([run.results[workers + k].shard for k in range(servers)]),
     )
     name = Said("weights of s = 0: largest difference from one device", "s = 0 的权重：与单卡的最大差异")
     worst = float((alone - there).abs().max())
     source = "plain data parallelism"
     lab.check("waits_is_one_device", 0.0, worst, source, name=name, unit="relative", tolerance=1e-10)
+
+
+def _draw(lab: Lab, names: dict[str, tuple[str, str]], runs: dict[str, Any]) -> None:
+    """The loss of the three runs against virtual time and against examples."""
+    clocks = len(runs["waits"]["loss"])
     axes = {
         "en": ("virtual time (ms)", "batches' worth of pushes", "loss, held out"),
         "zh": ("虚拟时间（ms）", "相当于多少批的推送", "留出集损失"),
@@ -130,10 +150,13 @@ def async_servers(
             )
         ),
     )
-    half, late = (
-        clocks // 2,
-        {k: sum(r["loss"][clocks // 2 :]) / (clocks - clocks // 2) for k, r in runs.items()},
-    )
+
+
+def _tell(lab: Lab, staleness: int, runs: dict[str, Any]) -> None:
+    """The story, each sentence with the view it stands on."""
+    clocks = len(runs["waits"]["loss"])
+    half = clocks // 2
+    late = {k: sum(r["loss"][half:]) / (clocks - half) for k, r in runs.items()}
     wait, free, bound = runs["waits"], runs["free"], runs["bounded"]
     lab.tell(
         (

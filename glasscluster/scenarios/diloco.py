@@ -65,6 +65,12 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
         }
     if not lab.leader:
         return
+    _draw(lab, {key: title for key, (title, _, _) in ways.items()}, found)
+    _tell(lab, every, steps, found)
+
+
+def _draw(lab: Lab, titles: dict[str, tuple[str, str]], found: dict[str, Any]) -> None:
+    """The held-out loss of the three runs against bytes and against steps."""
     axes = {
         "en": ("MB sent by all ranks", "steps", "loss, held out"),
         "zh": ("所有 rank 发送的 MB", "步数", "留出集损失"),
@@ -73,7 +79,7 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
     def drawn(x: str, lang: str, **log: bool) -> Any:
         # a mark every fourth step is enough
         thin = {k: slice(0, None, 4 if len(f["loss"]) > 40 else 1) for k, f in found.items()}
-        series = {ways[k][0][lang == "zh"]: (f[x][thin[k]], f["loss"][thin[k]]) for k, f in found.items()}
+        series = {titles[k][lang == "zh"]: (f[x][thin[k]], f["loss"][thin[k]]) for k, f in found.items()}
         return lines(series, axes[lang][x == "step"], axes[lang][2], **log).update_yaxes(rangemode="normal")
 
     def against_bytes(lang: str) -> Any:
@@ -86,6 +92,10 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
 
     lab.figure(("Loss against bytes sent", "损失与发送的字节"), against_bytes)
     lab.figure(("Loss against steps", "损失与步数"), against_steps)
+
+
+def _tell(lab: Lab, every: int, steps: int, found: dict[str, Any]) -> None:
+    """The story, each sentence with the view it stands on."""
     dp, local, outer_way = found["dp"], found["local"], found["diloco"]
     lab.tell(
         (

@@ -47,7 +47,8 @@ def NAME(lab: Lab, gpus: int = 4, elements: int = 1200) -> None:
 '''
 
 TEXT = """\
-# All that people read. Blanks such as {gpus} are filled by the program, with a format where it helps: {sent:,}
+# All that people read. Blanks such as {gpus} are filled by the program, with a format \
+where it helps: {sent:,}
 id = "ID"
 
 [title]

@@ -17,6 +17,12 @@ from glasscluster.strategies.preference.ranks import predict_state, tune_rank
 from glasscluster.strategies.preference.rewards import Blank
 from glasscluster.visualize.figures.plots import bars, lines
 
+TITLES = {
+    "one": ("PPO on one GPU", "一块 GPU 上的 PPO"),
+    "two": ("PPO on two GPUs", "两块 GPU 上的 PPO"),
+    "five": ("PPO on five GPUs", "五块 GPU 上的 PPO"),
+}
+
 
 @scenario("preference", hardware="dgx-h100")
 def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8, tokens: int = 16) -> None:
@@ -28,27 +34,7 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
     fewer: dict[str, Any] = {} if full else {"compare": 120, "reward_model": 40}
     course = tuning.Course(sft=sft, ppo=iterations, grpo=iterations, **fewer)
     learned = tuning.learn(lab.seed, course, ("ppo", "ppo without KL", "grpo"), lab.say)
-    rows = learned.rows
-    names = {
-        "ppo": (f"PPO, β = {course.beta:g}", f"PPO，β = {course.beta:g}"),
-        "ppo without KL": ("PPO, β = 0", "PPO，β = 0"),
-        "grpo": ("GRPO, a rule", "GRPO，规则"),
-    }
-    for method in ("ppo", "grpo"):
-        exact = tuning.job_of(
-            method, course, lab.seed, learned, iterations=2, prompts=4, precision="fp64", capture=True
-        )
-        lab.checks += tuning.equality_rows(
-            exact, lab.cluster(exact.ranks).run(tune_rank, exact, record=False).results
-        )
-    held, free = rows["ppo"], rows["ppo without KL"]
-    likes, likes_free = (row.score or 0.0 for row in (held, free))
-    name = Said(
-        "β = 0: the policy is farther from the reference than with a pull",
-        "β = 0：策略比有约束时离参考模型更远",
-    )
-    farther = int(free.kl > held.kl)
-    lab.check("farther_without_pull", 1, farther, "2203.02155, section 3.5", name=name, unit="yes")
+    _check_learned(lab, course, learned)
 
     model = make_model("tiny", layers=2, seq=16 + tokens)
     job = Tuning(
@@ -60,20 +46,49 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
         precision="bf16",
         seed=lab.seed,
     )
+    times, fullest = _placed(lab, job)
+    if not lab.leader:
+        return
+    fewest = _fewest_gpus(lab, list(job.roles))
+    _draw_learned(lab, course, learned.rows)
+    _draw_placed(lab, times, fullest)
+    _tell(lab, learned, times, fullest, fewest)
+
+
+def _check_learned(lab: Lab, course: tuning.Course, learned: tuning.Learned) -> None:
+    """Two iterations of each method against one device, and whether the pull holds the policy back."""
+    for method in ("ppo", "grpo"):
+        exact = tuning.job_of(
+            method, course, lab.seed, learned, iterations=2, prompts=4, precision="fp64", capture=True
+        )
+        lab.checks += tuning.equality_rows(
+            exact, lab.cluster(exact.ranks).run(tune_rank, exact, record=False).results
+        )
+    held, free = learned.rows["ppo"], learned.rows["ppo without KL"]
+    name = Said(
+        "β = 0: the policy is farther from the reference than with a pull",
+        "β = 0：策略比有约束时离参考模型更远",
+    )
+    farther = int(free.kl > held.kl)
+    lab.check("farther_without_pull", 1, farther, "2203.02155, section 3.5", name=name, unit="yes")
+
+
+def _placed(lab: Lab, job: Tuning) -> tuple[dict[str, float], dict[str, float]]:
+    """Run PPO's roles on one, two and five GPUs, with the rows of their bytes.
+
+    Returns:
+        By number of GPUs: the virtual time of an iteration in ms, and the model states of the fullest GPU in
+        bytes a parameter. Both are empty where this process doesn't lead.
+    """
     ways: dict[str, list[tuple[str, ...]]] = {
         "one": [tuple(job.roles)],
         "two": [("actor", "rollout"), ("critic", "reference", "reward")],
         "five": [(role,) for role in job.roles],
     }
-    titles = {
-        "one": ("PPO on one GPU", "一块 GPU 上的 PPO"),
-        "two": ("PPO on two GPUs", "两块 GPU 上的 PPO"),
-        "five": ("PPO on five GPUs", "五块 GPU 上的 PPO"),
-    }
     times, fullest = dict[str, float](), dict[str, float]()
     for key, groups in ways.items():
         placed = replace(job, placement=place("ppo", "model", *groups))
-        run = lab.run(key, titles[key], tune_rank, placed, gpus=placed.ranks, precision="bf16")
+        run = lab.run(key, TITLES[key], tune_rank, placed, gpus=placed.ranks, precision="bf16")
         if not lab.leader:
             continue
         counted = tuning.memory_rows(placed, run.results) + tuning.traffic_rows(placed, run)
@@ -81,16 +96,19 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
         times[key] = run.timeline.makespan * 1e3
         fullest[key] = (
             max(sum(sum(split.values()) for split in r.state_bytes.values()) for r in run.results)
-            / model.parameters()
+            / job.model.parameters()
         )
-    if not lab.leader:
-        return
+    return times, fullest
+
+
+def _fewest_gpus(lab: Lab, roles: list[str]) -> dict[str, float]:
+    """Check the fewest GPUs of 80 GB for PPO of a larger model; return the numbers that the story tells."""
     big = Tuning(
         "ppo",
         make_model("gpt2-small", layers=32, hidden=2560, heads=32),
         reward="model",
         precision="bf16",
-        placement=dict.fromkeys(job.roles, 0),
+        placement=dict.fromkeys(roles, 0),
     )
     psi, groups = big.model.parameters(), fit(big, 80e9, spare=10e9)
     needed = sum(predict_state(big).values())
@@ -100,7 +118,17 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
     )
     source = "Eq 39, tried in all ways; at least the sum over the capacity"
     lab.check("fewest_gpus", -(-needed // int(70e9)), len(groups), source, name=name, unit="GPUs")
+    return {"parameters": psi, "bytes": needed, "gpus": len(groups)}
 
+
+def _draw_learned(lab: Lab, course: tuning.Course, rows: dict[str, Any]) -> None:
+    """What the rule and the reward model say after every iteration, and how far the policy has gone."""
+    iterations = course.ppo
+    names = {
+        "ppo": (f"PPO, β = {course.beta:g}", f"PPO，β = {course.beta:g}"),
+        "ppo without KL": ("PPO, β = 0", "PPO，β = 0"),
+        "grpo": ("GRPO, a rule", "GRPO，规则"),
+    }
     axes = {
         "en": (
             "iterations",
@@ -131,6 +159,10 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
         ("How far the policy has gone", "策略走了多远"),
         lambda lang: drawn("kls", 3, lang, ("ppo", "ppo without KL", "grpo")),
     )
+
+
+def _draw_placed(lab: Lab, times: dict[str, float], fullest: dict[str, float]) -> None:
+    """Time and memory of the three placements."""
     cost = {
         "en": ("an iteration (ms), virtual", "fullest GPU: bytes a parameter"),
         "zh": ("一次迭代（ms，虚拟）", "最满的 GPU：每个参数的字节数"),
@@ -138,7 +170,7 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
 
     def placed_bars(values: dict[str, float], axis: int, lang: str) -> Any:
         return bars(
-            [titles[k][lang == "zh"] for k in ways],
+            [TITLES[k][lang == "zh"] for k in TITLES],
             {cost[lang][axis]: list(values.values())},
             cost[lang][axis],
         )
@@ -150,6 +182,20 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
         ("Model states of the fullest GPU", "最满的 GPU 上的模型状态"),
         lambda lang: placed_bars(fullest, 1, lang),
     )
+
+
+def _tell(
+    lab: Lab,
+    learned: tuning.Learned,
+    times: dict[str, float],
+    fullest: dict[str, float],
+    fewest: dict[str, float],
+) -> None:
+    """The story, each sentence with the view it stands on."""
+    rows = learned.rows
+    held, free = rows["ppo"], rows["ppo without KL"]
+    likes, likes_free = (row.score or 0.0 for row in (held, free))
+    billions, gigabytes = fewest["parameters"] / 1e9, fewest["bytes"] / 1e9
     lab.tell(
         (
             f"With its pull PPO ends at {held.reward:.3f} right and a KL of {held.kl:.2f}; without, at "
@@ -179,10 +225,10 @@ def preference(lab: Lab, sft: int = 400, iterations: int = 40, answers: int = 8,
     lab.tell(
         (
             f"What they buy is memory: the fullest GPU holds {fullest['five']:.1f} bytes a parameter "
-            f"instead of {fullest['one']:.1f}. PPO of a model of {psi / 1e9:.1f}B parameters holds "
-            f"{needed / 1e9:.1f} GB: {len(groups)} GPUs of 80 GB.",
-            f"换来的是显存：最满的 GPU 每个参数 {fullest['five']:.1f} 字节，而不是 {fullest['one']:.1f}。{psi / 1e9:.1f}B "
-            f"参数的模型做 PPO 要 {needed / 1e9:.1f} GB：{len(groups)} 块 80 GB 的 GPU。",
+            f"instead of {fullest['one']:.1f}. PPO of a model of {billions:.1f}B parameters holds "
+            f"{gigabytes:.1f} GB: {fewest['gpus']} GPUs of 80 GB.",
+            f"换来的是显存：最满的 GPU 每个参数 {fullest['five']:.1f} 字节，而不是 {fullest['one']:.1f}。{billions:.1f}B "
+            f"参数的模型做 PPO 要 {gigabytes:.1f} GB：{fewest['gpus']} 块 80 GB 的 GPU。",
         ),
         view="tab=memory&run=one",
     )

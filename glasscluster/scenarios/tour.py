@@ -11,6 +11,7 @@ from glasscluster.strategies.plan import make_model
 
 OTHER = "dgx-h100"
 GPUS = 4
+MAIN = ("ddp", "zero3", "tp", "gpipe")  # all but the run without prefetch
 
 
 @scenario("tour", backend="ray")
@@ -64,7 +65,9 @@ def tour(lab: Lab, steps: int = 6, hidden: int = 128, seq: int = 128, data: str 
     if not lab.leader:
         return
     _check(lab, runs)
+    _conclude(lab, runs)
     _tell(lab, runs)
+    _tell_elsewhere(lab, runs)
 
 
 def _check(lab: Lab, runs: dict[str, Any]) -> None:
@@ -82,24 +85,24 @@ def _check(lab: Lab, runs: dict[str, Any]) -> None:
     lab.check("prefetch_adds_no_byte", sent[0], sent[1], "prefetch moves gathers, it adds none", name=name)
 
 
-def _tell(lab: Lab, runs: dict[str, Any]) -> None:
-    """The story in six sentences, each with the figure it stands on."""
-    here = lab.hardware
-    step = {k: t.timeline.makespan * 1e3 for k, t in runs.items()}
-    exposed = {k: t.timeline.summary()["exposed_comm_s"] * 1e3 for k, t in runs.items()}
-    peak = {k: max(b for b, _ in t.run.peak_memory()) / 1e6 for k, t in runs.items()}
-    sent = {k: max(t.run.graph.bytes_sent()) / 1e6 for k, t in runs.items()}
-    states = sum(runs["zero3"].run.results[0].state_bytes.values()) / sum(
-        runs["ddp"].run.results[0].state_bytes.values()
-    )
-    bubble = runs["gpipe"].timeline.bubble()
-    losses = [float(loss) for loss in runs["ddp"].run.results[-1].losses]
+def _step_ms(runs: dict[str, Any]) -> dict[str, float]:
+    """Time of a step of each run."""
+    return {k: t.timeline.makespan * 1e3 for k, t in runs.items()}
+
+
+def _peak_mb(runs: dict[str, Any]) -> dict[str, float]:
+    """Memory of the fullest GPU of each run."""
+    return {k: max(b for b, _ in t.run.peak_memory()) / 1e6 for k, t in runs.items()}
+
+
+def _conclude(lab: Lab, runs: dict[str, Any]) -> None:
+    """One model four times, and who is fastest and who needs least memory here."""
+    here, step = lab.hardware, _step_ms(runs)
+    peak = _peak_mb(runs)
     worst = max(t.comparison["max_rel_grad_diff"] for t in runs.values() if t.comparison)
-    main = ("ddp", "zero3", "tp", "gpipe")
-    fastest = min(main, key=lambda k: step[k])
-    leanest = min(main, key=lambda k: peak[k])
+    fastest = min(MAIN, key=lambda k: step[k])
+    leanest = min(MAIN, key=lambda k: peak[k])
     name = {e.key: e.title for e in lab.entries}
-    counts = tally(lab.all_checks).said
     lab.conclude(
         (
             f"All four train the same model (largest gradient difference from one device {worst:.1e}); "
@@ -111,6 +114,19 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
             f"{peak[leanest]:.1f} MB）。",
         ),
     )
+
+
+def _tell(lab: Lab, runs: dict[str, Any]) -> None:
+    """What ran here, a sentence a strategy, each with the view it stands on."""
+    step, peak = _step_ms(runs), _peak_mb(runs)
+    exposed = {k: t.timeline.summary()["exposed_comm_s"] * 1e3 for k, t in runs.items()}
+    sent = {k: max(t.run.graph.bytes_sent()) / 1e6 for k, t in runs.items()}
+    states = sum(runs["zero3"].run.results[0].state_bytes.values()) / sum(
+        runs["ddp"].run.results[0].state_bytes.values()
+    )
+    bubble = runs["gpipe"].timeline.bubble()
+    losses = [float(loss) for loss in runs["ddp"].run.results[-1].losses]
+    counts = tally(lab.all_checks).said
     lab.tell(
         (
             f"Four ranks on {lab.backend} trained a GPT on real text; the loss went from {losses[0]:.3f} to "
@@ -161,18 +177,23 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
         ),
         view="tab=timeline&run=gpipe",
     )
-    slow = {k: runs[k].run.replay(OTHER).makespan * 1e3 for k in main}
-    first = min(main, key=lambda k: slow[k])
-    busy = max(runs[k].run.replay(OTHER).mfu(runs[k].run.graph.info["model_flops"]) for k in main)
+
+
+def _tell_elsewhere(lab: Lab, runs: dict[str, Any]) -> None:
+    """The same recordings on the other hardware."""
+    name = {e.key: e.title for e in lab.entries}
+    slow = {k: runs[k].run.replay(OTHER).makespan * 1e3 for k in MAIN}
+    first = min(MAIN, key=lambda k: slow[k])
+    busy = max(runs[k].run.replay(OTHER).mfu(runs[k].run.graph.info["model_flops"]) for k in MAIN)
     lab.tell(
         (
             f"The same recordings replayed on {OTHER}: "
-            + ", ".join(f"{name[k].en} {slow[k]:.2f} ms" for k in main)
+            + ", ".join(f"{name[k].en} {slow[k]:.2f} ms" for k in MAIN)
             + f". {name[first].en} is "
             f"fastest there, and no run uses more than {busy:.1%} of the peak: a model this small waits "
             f"for kernel launches.",
             f"同一份记录在 {OTHER} 上重放："
-            + "，".join(f"{name[k].zh} {slow[k]:.2f} ms" for k in main)
+            + "，".join(f"{name[k].zh} {slow[k]:.2f} ms" for k in MAIN)
             + f"。{name[first].zh} 最快，"
             f"但没有一种用到超过 {busy:.1%} 的峰值算力：模型这么小，时间都花在内核启动上。",
         ),

@@ -8,11 +8,15 @@ where training hands them what backward keeps:
     generation     the same, with k and v of the new tokens     what stays, stays for the next token
 
     StaticCache         s_max slots a sequence, allocated at once
-    PagedCache          blocks of k tokens from a pool, handed out as sequences grow (Kwon et al., 2309.06180): waste < k a sequence
-    SlidingWindowCache  the last W tokens (Beltagy et al., 2004.05150; Mistral, 2310.06825, section 2): as big at any length
+    PagedCache          blocks of k tokens from a pool, handed out as sequences grow
+                        (Kwon et al., 2309.06180): waste < k a sequence
+    SlidingWindowCache  the last W tokens (Beltagy et al., 2004.05150; Mistral, 2310.06825, section 2):
+                        as big at any length
 
-    Eq 3  2·L·n_kv·d·s·B·w bytes  L layers, n_kv key heads of d elements, s tokens of B sequences, w bytes an element
-          L·(d_c + d_R)·s·B·w     latent attention: d_c elements that all heads' keys and values are made from, d_R rotary ones
+    Eq 3  2·L·n_kv·d·s·B·w bytes  L layers, n_kv key heads of d elements, s tokens of B sequences,
+                                  w bytes an element
+          L·(d_c + d_R)·s·B·w     latent attention: d_c elements that all heads' keys and values
+                                  are made from, d_R rotary ones
 
 GQA and MQA are a smaller n_kv. MLA keeps no key and no value: queries come down to the latents instead
 (2405.04434, section 2.1.2). On t tensor-parallel ranks each caches the heads it has: n_kv / t, and one where

@@ -1,7 +1,9 @@
 """Generation: one token after the other, with a cache of keys and values or without.
 
-    prefill  all tokens of the prompt at once (or in chunks): matrices times matrices, the arithmetic units are the limit
-    decode   one token of each sequence a step: all weights and all of the cache are read for it, memory is the limit (Eq 31)
+    prefill  all tokens of the prompt at once (or in chunks): matrices times matrices,
+             the arithmetic units are the limit
+    decode   one token of each sequence a step: all weights and all of the cache are read for it,
+             memory is the limit (Eq 31)
 
 Prompts of unequal length are padded behind; a position belongs to a token, not to a column, so padding is
 never attended to and its slots are overwritten. Without a cache every step computes all tokens again: the

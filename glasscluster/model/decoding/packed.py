@@ -4,8 +4,10 @@ speculation need.
 Follows Orca's selective batching (Yu et al., OSDI'22, section 3). A prompt of 40 tokens and three sequences
 that get one each: 43 tokens:
 
-    embedding, norms, matrices, head  [1, 43, H]: they look at a token at a time, whose it is makes no difference
-    attention, through the cache      [4, a, 40, d]: each sequence to its own past; rows behind counts[b] are never looked at
+    embedding, norms, matrices, head  [1, 43, H]: they look at a token at a time,
+                                      whose it is makes no difference
+    attention, through the cache      [4, a, 40, d]: each sequence to its own past;
+                                      rows behind counts[b] are never looked at
 
 A sequence without a new token is not in the forward at all; padded (generate.py) its column would be computed
 and dropped.

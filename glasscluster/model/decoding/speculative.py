@@ -5,9 +5,11 @@ Follows Leviathan et al., 2211.17192, algorithm 1 (Chen et al., 2302.01318, algo
 Symbols: target p, draft q, γ guesses a pass.
 
     guess    x_1 ~ q_1, ..., x_γ ~ q_γ                    γ passes of the draft, one token each
-    judge    p_1, ..., p_{γ+1}                            one pass of the target over the last token and all guesses
+    judge    p_1, ..., p_{γ+1}                            one pass of the target over the last token
+                                                          and all guesses
     accept   x_i while r_i < p_i(x_i) / q_i(x_i)          r_i ~ U(0, 1); n guesses in a row
-    correct  one token from (p_{n+1} - q_{n+1})₊, normed  where a guess was rejected; from p_{γ+1} where none was (q_{γ+1} = 0)
+    correct  one token from (p_{n+1} - q_{n+1})₊, normed  where a guess was rejected;
+                                                          from p_{γ+1} where none was (q_{γ+1} = 0)
 
 A guess is accepted with probability β = Σ min(p, q), and what comes out of a position is p (their appendix
 A.1). Greedy is the same rule with distributions that have one token. Rejected tokens leave both caches

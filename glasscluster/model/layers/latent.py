@@ -4,10 +4,11 @@
 Symbols: h hidden, a heads of d elements, d_c latent of keys and values, d_c' latent of queries (0: none), d_R
 decoupled rotary elements.
 
-    c = norm(W_DKV x)  [d_c]   k_C, v = W_UK c, W_UV c  [a, d] each  k_R = RoPE(W_KR x)   [d_R], one for all heads
+    c = norm(W_DKV x)  [d_c]   k_C, v = W_UK c, W_UV c  [a, d] each  k_R = RoPE(W_KR x)   [d_R], for all heads
     c' = norm(W_DQ x)  [d_c']  q_C = W_UQ c'            [a, d]       q_R = RoPE(W_QR c')  [a, d_R]
 
-        scores = (q_C · k_C + q_R · k_R) / sqrt(d + d_R)  what generation has to keep of a token: c and k_R, d_c + d_R numbers (Eq 3)
+        scores = (q_C · k_C + q_R · k_R) / sqrt(d + d_R)  what generation has to keep of a token: c and k_R,
+                                                          d_c + d_R numbers (Eq 3)
 
 Rotations stand apart because a rotated k_C would need its W_UK between rotations of two positions, and could
 not be absorbed. Where positions are not rotary, d_R = 0. Over tensor ranks heads are cut; the way down is

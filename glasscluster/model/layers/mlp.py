@@ -1,8 +1,10 @@
 """The MLP of a block: up, activation, down (1706.03762, section 3.3), or with a gate (SwiGLU, Shazeer
 2002.05202).
 
-    gelu, gelu-tanh, relu  y = act(x A + a) B + b                    A [h, f] by columns, B [f, h] by rows over tensor ranks
-    swiglu                 y = (silu(x A_g + a_g) · (x A_u + a_u)) B + b      A_g and A_u lie in one matrix: one product
+    gelu, gelu-tanh, relu  y = act(x A + a) B + b                         A [h, f] by columns, B [f, h]
+                                                                          by rows over tensor ranks
+    swiglu                 y = (silu(x A_g + a_g) · (x A_u + a_u)) B + b  A_g and A_u lie in one matrix:
+                                                                          one product
 
 The activation sees whole columns, so cutting columns needs no communication before the second matrix
 (1909.08053, section 3).

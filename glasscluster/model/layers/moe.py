@@ -5,16 +5,17 @@ Follows Switch Transformers (Fedus et al., 2101.03961, section 2), the capacity 
 experts, k of them a token, b sequences, s tokens, h hidden, f width of an expert, A assignments of a token to
 an expert (k·b·s, less what is dropped).
 
-        p = softmax(W x)  y = sum over the k largest p_i of w_i · expert_i(x)  w = p (k = 1), p over its sum (k > 1)
+        p = softmax(W x)  y = sum over the k largest p_i of w_i · expert_i(x)
+                          w = p (k = 1), p over its sum (k > 1)
 
-        tokens   a b c d                   expert 0 │ 1 │ 2
-        choices  2 0 2 1  ──sort──►  rows         b │ d │ a c  ──dispatch, expert, combine──►  a b c d, times w, added
+        tokens   a b c d           expert  0 │ 1 │ 2
+        choices  2 0 2 1  ─sort─►  rows    b │ d │ a c  ─dispatch, expert, combine─►  a b c d, times w, added
 
-    capacity  C = ⌈c·k·s/E⌉ tokens of a sequence an expert; places are taken by the first choices of all tokens, then by the
-              second ones, in the order of the tokens. Who finds none is dropped: that expert adds nothing to
-              that token.
-    balance   aux = α E · sum_i f_i P_i a sequence: f_i expert i's share of the k·s choices, P_i its mean probability. α when
-              uniform. It goes into the gradient, not into the loss that is reported.
+    capacity  C = ⌈c·k·s/E⌉ tokens of a sequence an expert; places are taken by the first choices of all
+              tokens, then by the second ones, in the order of the tokens. Who finds none is dropped: that
+              expert adds nothing to that token.
+    balance   aux = α E · sum_i f_i P_i a sequence: f_i expert i's share of the k·s choices, P_i its mean
+              probability. α when uniform. It goes into the gradient, not into the loss that is reported.
 
 The routing group is one sequence, so nothing here depends on how a batch is cut. Losses are summed over
 tokens and divided once by their number, so a token's part is α E · sum_i f_i p_i, and a rank that has some

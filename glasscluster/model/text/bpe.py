@@ -4,13 +4,16 @@
     count the pieces of the text (pre_tokens.py); every piece is a row of bytes
     repeat: the pair of neighbours that is most frequent over all pieces becomes one new token, everywhere
 
-      l o w ×5  l o w e r ×2  n e w e s t ×6  w i d e s t ×3  e s: 9  ─►  es  es t: 9  ─►  est  l o: 7  ─►  lo  ...
+      l o w ×5     l o w e r ×2     n e w e s t ×6     w i d e s t ×3
+      e s: 9  ─►  es     es t: 9  ─►  est     l o: 7  ─►  lo     ...
 
 Algorithm 1 counts all pairs anew for each merge. Here pieces are counted once, and a merge only visits the
 pieces that have its pair:
 
-    counts  pair -> how often, over all pieces           where   pair -> the pieces that (at least once had) it
-    heap    (-count, pair): a count there may be too high, never too low; what is popped with an old count goes back with its new one
+    counts  pair -> how often, over all pieces
+    where   pair -> the pieces that (at least once had) it
+    heap    (-count, pair): a count there may be too high, never too low; what is popped with an old count
+            goes back with its new one
 
 Of equally frequent pairs the one with the smaller numbers comes first, as in Hugging Face's `tokenizers`. A
 pair is counted at each place where it stands, so "aaa" has (a, a) twice, though only one of these can be

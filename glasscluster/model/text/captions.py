@@ -4,8 +4,8 @@ can, and that is easily judged.
     ┌────┬────┐  one patch of the image has a pattern (plain, rows, columns), all have noise;
     │    │▤▤▤▤│  the caption says which, and the pattern:   "1: rows⏎"
     ├────┼────┤
-    │    │    │  a sequence comes in as the pixels of all patches, then the caption's tokens: an image is numbers, too
-    └────┴────┘
+    │    │    │  a sequence comes in as the pixels of all patches, then the caption's tokens:
+    └────┴────┘  an image is numbers, too
 
 Patches are embedded by one matrix in place of the first tokens (ViT, 2010.11929, section 3.1; straight into a
 decoder's sequence as in Fuyu, Adept 2023). With `prefix` = patches they see each other, as in PaliGemma

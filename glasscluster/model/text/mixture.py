@@ -1,6 +1,7 @@
 """Several sources of text, mixed by weight, as batches of rows; whole rows of a stream, or documents packed.
 
-    stream  a source's tokens one after the other, cut every s tokens; a row sees the one before's last token as its own first target
+    stream  a source's tokens one after the other, cut every s tokens; a row sees the one before's last token
+            as its own first target
             d o c 1 ⏎ d o c 2 ⏎ ...   ─►   [d o c 1] [⏎ d o c] [2 ⏎ ...
     packed  documents lie whole in rows where they fit (packing.py); nobody sees another document
 

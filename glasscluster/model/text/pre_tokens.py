@@ -6,7 +6,8 @@ category of characters to another, except that a word keeps one space before it.
 
     's|'t|'re|'ve|'m|'ll|'d | ␣?\\p{L}+ | ␣?\\p{N}+ | ␣?[^\\s\\p{L}\\p{N}]+ | \\s+(?!\\S) | \\s+
 
-      x = it's  42+1\\n  ─►  x │ ␣= │ ␣it │ 's │ ␣ │ ␣42 │ + │ 1 │ \\n  (the last of several spaces goes to the word)
+      x = it's  42+1\\n  ─►  x │ ␣= │ ␣it │ 's │ ␣ │ ␣42 │ + │ 1 │ \\n
+                             (the last of several spaces goes to the word)
 
 Python's `re` has no \\p{L}, so the classes are written out as ranges from `unicodedata`; its \\s has four
 control characters more than Unicode's White_Space, so that is written out too. Characters newer than this

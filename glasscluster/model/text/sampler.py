@@ -4,12 +4,15 @@ function of n.
 Sources i = 1..k have |D_i| samples (rows of tokens) and weights w_i. Number n = 0, 1, 2, ... of a training is
 (source, epoch, row):
 
-    source  every `block` numbers hold exactly q_i = w_i·block of source i (rounded so that they add up), in an order of their own
-    turn    so how many of source i came in earlier blocks is known without counting; in its own block they are counted: turn t
-    epoch   t // |D_i|                    after T samples: w_i·T / |D_i| epochs of source i      (Eq 40; Muennighoff et al., 2305.16264)
+    source  every `block` numbers hold exactly q_i = w_i·block of source i (rounded so that they add up),
+            in an order of their own
+    turn    so how many of source i came in earlier blocks is known without counting; in its own block they
+            are counted: turn t
+    epoch   t // |D_i|; after T samples: w_i·T / |D_i| epochs of source i
+            (Eq 40; Muennighoff et al., 2305.16264)
     row     the (t mod |D_i|)-th of a permutation of the source that is the epoch's own
 
-         n       0 1 2 3 4 5 6 7 8 9 │ 10 ...  rank r of R takes of a step's G numbers those from r·G/R to (r+1)·G/R:
+         n       0 1 2 3 4 5 6 7 8 9 │ 10 ...  rank r of R takes numbers r·G/R to (r+1)·G/R of a step's G:
          source  A B A A C A A A B A │ ...     what is trained in a step does not depend on R
 
 So the state of a training is one number, how many samples it has consumed; any number of ranks can go on from

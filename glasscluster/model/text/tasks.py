@@ -1,8 +1,9 @@
 """What a model is asked: tasks made from rules and from text that training does not see, so that a tiny
 model's scores mean something.
 
-    Choice  a context and several continuations, one of them right: the likeliest one is the answer  7+5=  11 | 12 | 2 | 13
-    Prompt  the model goes on, a rule reads what it says                                             kqz>  kqz
+    Choice  a context and several continuations, one of them right:  7+5=  11 | 12 | 2 | 13
+            the likeliest one is the answer
+    Prompt  the model goes on, a rule reads what it says             kqz>  kqz
     Text    how likely it is: perplexity and bits a byte
 
 Items follow from (task, seed) alone. Rules and the held-out text are ours; the kinds of task are those of

@@ -1,9 +1,9 @@
 """Documents to train on: files, folders, and what every installation has: Python's own library, and sentences
 in two languages.
 
-FILE    its text; a line <|endoftext|> in it ends a document  python   the standard library, a module a document
-FOLDER  every file in it is a document                        english  sentences about training on many GPUs,
-                                                              chinese  and the same ones in Chinese
+FILE    its text; a line <|endoftext|> ends a document  python   the standard library, a module a document
+FOLDER  every file in it is a document                  english  sentences about training on many GPUs,
+                                                        chinese  and the same ones in Chinese
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Encoding a piece: its bytes, then always the merge that was learned first among 
 allow, the leftmost if it stands at several places, until none is allowed (1508.07909, section 3.2).
 
     n e w e r      (e, r) was learned 3rd, (n, e) 9th, (ne, w) 20th
-    n e w er  ─►  ne w er  ─►  new er                 a heap of (rank, place) and a list of neighbours: O(n log n) for a piece of n bytes
+    n e w er  ─►  ne w er  ─►  new er      a heap of (rank, place) and a list of neighbours:
+                                           O(n log n) for a piece of n bytes
 
 Most pieces have been seen before, so their tokens are kept. Special tokens (an end of text) stand outside all
 this: no merge makes one, and a text that spells one gets it only if the caller allows it (as in OpenAI's

@@ -5,7 +5,8 @@ Two libraries lay the same numbers out differently: we keep queries, keys and va
 three; GPT-2 stores its matrices transposed (its Conv1D computes x W, torch's Linear x W^T). Both sides are
 cut into the same *parts*:
 
-    ours    layers.0.qkv_weight                 =  layers.0.q_weight | layers.0.k_weight | layers.0.v_weight  below each other
+    ours    layers.0.qkv_weight                 =  layers.0.q_weight | layers.0.k_weight | layers.0.v_weight
+                                                   below each other
     theirs  transformer.h.0.attn.c_attn.weight  =  the same three, side by side, because transposed
 
 A family (families.py) is a table from part to the name of their tensor; parts with the same name lie in one

@@ -50,7 +50,10 @@ def train_with_servers(cluster: Cluster, job: Job, *, checked: bool = True, say:
     wall["run"] = time.perf_counter() - begun
     exchanged: list[ps.Exchanged] = run.results
     losses = batch_losses(exchanged)
-    run.results = [RankResult(losses=losses, state_bytes=r.state_bytes) for r in exchanged]  # type: ignore[arg-type]
+    run.results = [
+        RankResult(losses=losses, state_bytes=r.state_bytes)  # type: ignore[arg-type]
+        for r in exchanged
+    ]
     if not cluster.leader:
         return Trained(job, run, None)
     compared = against_reference(small, first, results) if checked else None
@@ -81,7 +84,8 @@ def against_reference(small: Job, plan: Arrivals, results: list[ps.Exchanged]) -
             )
         for step, gradients in enumerate(flat(g) for g in one.gradients):
             summed = sum(r.pushes[step] for r in results[: plan.layout.workers])
-            worst = check.difference(summed, gradients, 1e-3 * float(gradients.abs().max()))  # type: ignore[arg-type]
+            floor = 1e-3 * float(gradients.abs().max())
+            worst = check.difference(summed, gradients, floor)  # type: ignore[arg-type]
             compared["max_rel_grad_diff"] = max(compared["max_rel_grad_diff"], worst)
         mine = batch_losses(results)
         pairs = zip(mine, expected, strict=True)

@@ -27,7 +27,10 @@ class Wait:
         way = "to" if self.kind == "send" else "from"
         inside = "" if self.what in ("send", "recv") else f" inside {self.what}"
         miss = f"; {self.near_miss}" if self.near_miss else ""
-        return f"rank {self.rank} waits in {self.kind} {way} rank {self.peer} ({self.nbytes:,} bytes){inside} at {self.line}{miss}"
+        return (
+            f"rank {self.rank} waits in {self.kind} {way} rank {self.peer} ({self.nbytes:,} bytes)"
+            f"{inside} at {self.line}{miss}"
+        )
 
 
 def describe_deadlock(waits: list[Wait], finished: Sequence[int]) -> Deadlock:

@@ -99,8 +99,9 @@ def flops_of(func: Any) -> Count | None:
 # Operators of torch that multiply and add up, by their names: products, convolutions, attention, recurrent
 # layers, linear algebra, Fourier transforms, distances of all pairs. Others move, combine or reduce elements.
 _PRODUCTS = re.compile(
-    r"mm(_|$)|mv(_|$)|matmul|(^|_)v?dot(_|$)|(^|_)addr(_|$)|(^|_)(tri)?linear(_|$)|conv(?!ert)|attention|transformer"
-    r"|rnn|lstm|gru(_|$)|^_?linalg_(?!vector_norm|cross|check_errors)|cholesky|solve|lstsq|geqrf|orgqr|ormqr|svd|fft"
+    r"mm(_|$)|mv(_|$)|matmul|(^|_)v?dot(_|$)|(^|_)addr(_|$)|(^|_)(tri)?linear(_|$)|conv(?!ert)|attention"
+    r"|transformer|rnn|lstm|gru(_|$)|^_?linalg_(?!vector_norm|cross|check_errors)|cholesky|solve|lstsq|geqrf"
+    r"|orgqr|ormqr|svd|fft"
     r"|cdist|pdist|euclidean_dist"
 )
 

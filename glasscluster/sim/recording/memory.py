@@ -194,7 +194,11 @@ class Ledger:
             if self.clock()
             else "while setting up"
         )
-        place = f"{doing}{f' of micro-batch {micro_batch}' if micro_batch >= 0 else ''}{f', layer {layer}' if layer >= 0 else ''}"
+        place = doing
+        if micro_batch >= 0:
+            place += f" of micro-batch {micro_batch}"
+        if layer >= 0:
+            place += f", layer {layer}"
         by_category = ", ".join(f"{name} {value:,}" for name, value in self.snapshot().items() if value)
         residents = self.residents()
         return OutOfMemory(

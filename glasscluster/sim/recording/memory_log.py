@@ -41,7 +41,8 @@ class Resident:
         return f"{where}: {self.name}" if where else self.name
 
     def __str__(self) -> str:
-        return f"{self.category}, {self.called}{f' (x {self.count})' if self.count > 1 else ''}: {self.bytes:,} bytes"
+        times = f" (x {self.count})" if self.count > 1 else ""
+        return f"{self.category}, {self.called}{times}: {self.bytes:,} bytes"
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, and `called`, for JSON."""

@@ -326,7 +326,10 @@ def _host(
     link = Link(
         f"PCIe {generation} x16 to the host", rate, 5.7 * US, 0.0, f"{_ML_ENG}; {_NCCL} over PCI 5.7 us"
     )
-    source = f"{cpus}: data sheet (recalled), {channels} channels of {mega_transfers} MT/s x 8 bytes, shared by {gpus} GPUs"
+    source = (
+        f"{cpus}: data sheet (recalled), {channels} channels of {mega_transfers} MT/s x 8 bytes, "
+        f"shared by {gpus} GPUs"
+    )
     return HostShare(link, memory_gb * GB / gpus, channels * mega_transfers * 1e6 * 8 / gpus, source)
 
 

@@ -4,18 +4,18 @@ Follows Liu et al., "Ring attention with blockwise transformers" (2310.01889). S
 s tokens, n = s/N on a rank, a query heads, n_kv key heads of d elements, w bytes an element, w' bytes of the
 accumulators' type (fp32 for 16-bit types).
 
-    rank r  step 0: Q_r with K_r, V_r  step 1: with those of r-1  step 2: r-2 ...  the next ones arrive meanwhile
+    rank r  step 0: Q_r with K_r, V_r  step 1: with those of r-1  step 2: r-2 ...  the next arrive meanwhile
 
-    merge  share = sigmoid(L_block - L)       O += share (O_block - O)       L = log(e^L + e^L_block)        (Eq 6)
-    back   P of a block follows from the final L, so each block is done once more by itself: K and V go round again,
-           and behind them dK and dV, to which every rank adds its part, N hops until they are home
+    merge  share = sigmoid(L_block - L)    O += share (O_block - O)    L = log(e^L + e^L_block)    (Eq 6)
+    back   P of a block follows from the final L, so each block is done once more by itself: K and V go round
+           again, and behind them dK and dV, to which every rank adds its part, N hops until they are home
 
 Three ways to share out the tokens, and the part of each block (queries of a rank, keys of a source) that a
 causal mask leaves:
 
     keys of     0 1 2 3             0 1 2 3            0 1 2 3  #  all of the block           .  nothing
     ring     0  ◣ . . .  striped 0  ◣ ◺ ◺ ◺  zigzag 0  ◣ ▄ ▄ ▄  ◣  a triangle with its diagonal
-             1  # ◣ . .          1  ◣ ◣ ◺ ◺         1  ▌ ◣ ▄ ▄  ◺  a triangle without it: query j sees keys before j
+             1  # ◣ . .          1  ◣ ◣ ◺ ◺         1  ▌ ◣ ▄ ▄  ◺  one without it: query j sees keys before j
              2  # # ◣ .          2  ◣ ◣ ◣ ◺         2  ▌ ▌ ◣ ▄  ▌  all queries, the first half of the keys
              3  # # # ◣          3  ◣ ◣ ◣ ◣         3  ▌ ▌ ▌ ◣  ▄  the second half of the queries, all keys
 
@@ -214,7 +214,8 @@ def predict_traffic(
     it is computed again.
 
     forward   2B (N-1)(s/N) n_kv d w            K and V, N-1 hops
-    backward  2B (s/N) n_kv d [(N-1) w + N w']  K and V again, N-1 hops; dK and dV, N hops in the accumulators' type
+    backward  2B (s/N) n_kv d [(N-1) w + N w']  K and V again, N-1 hops;
+                                                dK and dV, N hops in the accumulators' type
     """
     if ranks == 1:
         return {"forward": 0, "backward": 0}

@@ -3,11 +3,11 @@
 Follows Jacobs et al., "DeepSpeed Ulysses" (2309.14509). Symbols: N ranks, B sequences, s tokens, h = a·d, a
 query and n_kv key heads.
 
-              heads                        heads                  an all-to-all each for Q, K, V, and one back for the output;
-    tokens  [ 0 0 0 0 ]  all-to-all  [ 0 1 2 3 ]                  backward the same four the other way
-            [ 1 1 1 1 ]  ─────────►  [ 0 1 2 3 ]  any attention,
-            [ 2 2 2 2 ]  ◄─────────  [ 0 1 2 3 ]  also unfused    (numbers: the rank that has it)
-            [ 3 3 3 3 ]              [ 0 1 2 3 ]
+              heads                      heads                    an all-to-all each for Q, K, V,
+    tokens  [ 0 0 0 0 ]  all-to-all  [ 0 1 2 3 ]                  and one back for the output;
+            [ 1 1 1 1 ]  ─────────►  [ 0 1 2 3 ]  any attention,  backward the same four the other way
+            [ 2 2 2 2 ]  ◄─────────  [ 0 1 2 3 ]  also unfused
+            [ 3 3 3 3 ]              [ 0 1 2 3 ]                  (numbers: the rank that has it)
 
 Ranks share out heads, so N must divide n_kv. The hybrid has no such limit (USP; Fang and Zhao, 2405.07719): U
 neighbours exchange heads, and the N/U groups are the ranks of a ring (context_parallel.py), which sees U
@@ -167,7 +167,8 @@ def predict_traffic(
     """Eq 26: bytes that each rank sends for one attention with any kind of context parallelism; tokens = s,
     heads before any exchange.
 
-    exchange  (U-1)/U · B(s/N)(2a + 2 n_kv) d w forward and the same backward: 4(N-1)/N · B(s/N)h elements when n_kv = a, U = N
+    exchange  (U-1)/U · B(s/N)(2a + 2 n_kv) d w forward and the same backward:
+              4(N-1)/N · B(s/N)h elements when n_kv = a, U = N
     ring      of N/U groups and n_kv/U key heads, as context_parallel.predict_traffic has it
 
     `again`: what selective recomputation repeats of the forward. It stops at the last tensor that attention

@@ -2,16 +2,20 @@
 
 Follows PyTorch DDP (Li et al., 2006.15704). Symbols: Ψ parameters, N ranks, m micro-batches.
 
-    backward of the last micro-batch (the others only add up: `no_sync`)        communication
-      gradients of a bucket are all ready (hook), and those before it launched  ──►  all-reduce(bucket), asynchronously
-      ...                                                                       ... while earlier layers still compute
+    backward of the last micro-batch                               communication
+    (the others only add up: `no_sync`)
+      gradients of a bucket are all ready (hook),
+      and those before it launched                            ──►  all-reduce(bucket), asynchronously
+      ...                                                          ... while earlier layers still compute
     finish: wait for all buckets; divide once by the global token count; every rank takes the same step
 
-    buckets    filled with the parameters from the last one back, the first bucket small, so that communication starts early
-    the order  is a guess until the first backward has shown in which order gradients really become ready: then the buckets
-               are filled anew, on all ranks in the order of rank 0 (torch's reducer does the same before its
-               second forward)
-    launches   go strictly in bucket order: two ranks that launched in different orders would add up different buckets
+    buckets    filled with the parameters from the last one back, the first bucket small, so that
+               communication starts early
+    the order  is a guess until the first backward has shown in which order gradients really become ready:
+               then the buckets are filled anew, on all ranks in the order of rank 0 (torch's reducer does the
+               same before its second forward)
+    launches   go strictly in bucket order: two ranks that launched in different orders would add up
+               different buckets
 
 A parameter without a gradient leaves its bucket for ever incomplete: an error that names it, unless it counts
 as zero. Stage 0 of the ZeRO ladder (zero.py): nothing is shared out. But: torch starts with one bucket of

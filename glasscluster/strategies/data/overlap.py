@@ -3,8 +3,8 @@
 Follows PyTorch DDP (Li et al., 2006.15704), section 3.2. Symbols: bucket i becomes ready at r_i and takes c_i
 on the wire.
 
-    compute  ── backward ──r_1────r_2──────r_3│                T_b = r_last: backward is over
-    wire                    [c_1 ] [  c_2  ]  [ c_3 ]          end_i = max(r_i, end_{i-1}) + c_i,  T_end = end_last
+    compute  ── backward ──r_1────r_2──────r_3│           T_b = r_last: backward is over
+    wire                    [c_1 ] [  c_2  ]  [ c_3 ]     end_i = max(r_i, end_{i-1}) + c_i,  T_end = end_last
                                               └─────┘ exposed
 
 Buckets use one communication lane, in order. A bucket is ready when its last gradient is. Bounds, whatever

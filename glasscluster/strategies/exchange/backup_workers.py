@@ -3,8 +3,10 @@
 Follows Chen et al., "Revisiting distributed synchronous SGD", 1604.00981, Algorithms 3 and 4. Symbols: N
 gradients a step, b backup workers, λ rate of an exponential time, H_n = 1 + 1/2 + ... + 1/n.
 
-    worker, step t  w ← newest weights;  g ← gradient(w, own part of batch t);  if among the first N of step t: send g
-    server          add up the first N gradients of step t, divide by their tokens, step;  send the weights to all N + b
+    worker, step t  w ← newest weights;  g ← gradient(w, own part of batch t);
+                    if among the first N of step t: send g
+    server          add up the first N gradients of step t, divide by their tokens, step;
+                    send the weights to all N + b
 
 Still synchronous: every gradient that counts belongs to the newest weights. Who counts is drawn beforehand
 (`fastest`): the run repeats, and each step equals one device on the batch of those who counted.

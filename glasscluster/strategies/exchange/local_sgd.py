@@ -3,9 +3,10 @@
 Follows Stich, 1805.09767, Algorithm 1 (local SGD) and Douillard et al., 2311.08105, Algorithm 1 (DiLoCo).
 Symbols: N replicas, Ψ parameters, H inner steps, θ shared weights, μ outer momentum, η outer rate.
 
-    for every replica i, alone:   θ_i ← θ;  H times  θ_i ← inner(θ_i, gradient of its own batch)  no communication
-    Δ ← mean over i of (θ − θ_i)                                                                  one all-reduce of Ψ
-    u ← μu + Δ;   θ ← θ − η(Δ + μu)                                                               Nesterov, on every rank alike
+    for every replica i, alone:   θ_i ← θ
+       H times  θ_i ← inner(θ_i, gradient of its own batch)   no communication
+    Δ ← mean over i of (θ − θ_i)                              one all-reduce of Ψ
+    u ← μu + Δ;   θ ← θ − η(Δ + μu)                           Nesterov, on every rank alike
 
 Local SGD is η = 1, μ = 0, inner SGD: θ becomes the mean of the replicas. DiLoCo is inner AdamW, η = 0.7, μ =
 0.9, H = 500. Inner optimizer state stays on its rank and is never sent.

@@ -5,9 +5,12 @@ parallel), section 2. Symbols: W workers, K shards, S bytes of all parameters, c
 pushed), staleness s, rate η.
 
     worker w, clock c                           server k
-      w_w ← pull from every server                push of worker v arrives: synchronous   sum g over all W, one step for all
-      g ← gradient(w_w, own part of batch c)                                asynchronous  a step at once, on whatever w is now
-      push g to every server  ─── S/K each ──►    c_v ← c_v + 1
+      w_w ← pull from every server
+      g ← gradient(w_w, own part of batch c)
+      push g to every server  ─── S/K each ──►    push of worker v arrives:
+                                                    synchronous   sum g over all W, one step for all
+                                                    asynchronous  a step at once, on whatever w is now
+                                                  c_v ← c_v + 1
       ◄──────── S/K each ───                      answer every u that has pushed and  c_u − min c ≤ s
 
 So nobody computes who is more than s clocks ahead of the slowest, and a gradient may belong to weights that

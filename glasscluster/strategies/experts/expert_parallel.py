@@ -3,8 +3,8 @@
 Follows GShard (Lepikhin et al., 2006.16668, section 3). Symbols: N ranks that see different tokens, T of them
 each, E experts (E/N a rank), k a token, h hidden.
 
-        rank 0  router ─► rows for 0 1 2 3 ─┐ all-to-all ┌─► experts 0, 1 on rows of both ranks ─┐ all-to-all ┌─► weighted sum
-        rank 1  router ─► rows for 0 1 2 3 ─┘  dispatch  └─► experts 2, 3 on rows of both ranks ─┘  combine   └─► weighted sum
+    rank 0  router ─► rows 0 1 2 3 ┐ all-to-all ┌─► experts 0, 1 on rows of both ┐ all-to-all ┌─► weighted sum
+    rank 1  router ─► rows 0 1 2 3 ┘  dispatch  └─► experts 2, 3 on rows of both ┘  combine   └─► weighted sum
 
     dispatch   rows by expert -> rows by (source, own expert)     its backward is a combine of gradients
     combine    the way back                                       its backward is a dispatch of gradients

@@ -5,7 +5,7 @@ section 4 and Eq 17. Symbols: s tokens, b sequences, h hidden, a heads, t tensor
 element (the paper: 2), masks 1 byte; beyond the paper: k columns of K and of V (h without grouped queries), f
 inner width of the MLP, c context-parallel ranks.
 
-    x ─ norm ─ QKV ─ Q K^T ─ softmax ─ dropout ─ · V ─ out ─ dropout ─ + ─ norm ─ up ─ GELU ─ down ─ dropout ─ +
+    x ─ norm ─ QKV ─ QK^T ─ softmax ─ dropout ─ ·V ─ out ─ dropout ─ + ─ norm ─ up ─ GELU ─ down ─ dropout ─ +
 
     with dropout      sbh (16w + 2) + a s² b (2w + 1)          w = 2:  sbh (34 + 5 a s/h)                eq. 1
     without           16w sbh + w a s² b
@@ -17,7 +17,8 @@ inner width of the MLP, c context-parallel ranks.
     flash attention   no a s² b term; log-sum-exp instead, 4 a s b bytes
     separate          each norm's mean and 1/std, 8 s b bytes in fp32
 
-    any k and f       inside the matrices w sb (2h + 2k + n f)/t, where the paper has 12 w sbh/t: k = h, f = 4h, n = 2
+    any k and f       inside the matrices w sb (2h + 2k + n f)/t,
+                      where the paper has 12 w sbh/t: k = h, f = 4h, n = 2
                       n = 2 GELU: in and out; 4 SwiGLU: gate, value, silu(gate), product; 1 ReLU: its output
     context parallel  everything by c, also a s² b; Ulysses with flash attention keeps the output before and
     behind its way back

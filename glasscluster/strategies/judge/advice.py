@@ -4,7 +4,7 @@ Tried are single changes and pairs of changes of different kinds:
 
     zero      a higher stage                   micro-batch  smaller, with more accumulation
     offload   the optimizer to the host        recompute    selective, full
-    schedule  1F1B, which holds fewer at once  layout       dp x tp x pp shared out differently over the same GPUs
+    schedule  1F1B, which holds fewer at once  layout       another dp x tp x pp over the same GPUs
     bucket    a quarter                        reshard      ZeRO-3 frees parameters after forward
 
 Each is judged by recording it dry with the GPU's capacity, by the strategies' own code: one rank of each
@@ -88,7 +88,10 @@ class Advice:
         if not self.best:
             return f"no change of the plan was found that fits ({how})"
         first = self.best[0]
-        return f"the quickest change that fits is {first.options} ({first.peak_bytes:,} bytes, {first.seconds * 1e3:.4g} ms a step; {how})"
+        return (
+            f"the quickest change that fits is {first.options} "
+            f"({first.peak_bytes:,} bytes, {first.seconds * 1e3:.4g} ms a step; {how})"
+        )
 
 
 def advise(

@@ -5,9 +5,10 @@ Follows McCandlish et al., "An empirical model of large-batch training", 1812.06
 A.1. Symbols: G true gradient, Σ covariance of one example's gradient, B batch, b part of it on one rank, N =
 B/b ranks.
 
-    E|G_B|² = |G|² + trΣ/B        two batch sizes, two equations: a rank's own gradient is the batch b, the all-reduced one B
-    |G|²    ≈ (B|G_B|² − b|G_b|²) / (B − b)
-    trΣ     ≈ (|G_b|² − |G_B|²) / (1/b − 1/B)            both unbiased; averaged over steps before they are divided
+    E|G_B|² = |G|² + trΣ/B                      two batch sizes, two equations: a rank's own gradient is
+                                                the batch b, the all-reduced one B
+    |G|²    ≈ (B|G_B|² − b|G_b|²) / (B − b)     both unbiased; averaged over steps
+    trΣ     ≈ (|G_b|² − |G_B|²) / (1/b − 1/B)   before they are divided
     B_simple = trΣ / |G|²
 
 Below B_simple twice the batch nearly halves the steps; above it, it hardly does: (S/S_min − 1)(E/E_min − 1) =

@@ -1,10 +1,10 @@
 """Probes: what each rank of a run sees, step by step. They read and never write: a probed run is the same in
 every bit.
 
-    forward   │ rms of each part's output      │ largest q·k/√d of one sequence   │ log Z of each token, largest |logit|
-    backward  │ norm of the rank's own gradient, before it is reduced             │
+    forward   │ rms of each part's output │ largest q·k/√d a sequence │ log Z of each token, largest |logit|
+    backward  │ norm of the rank's own gradient, before it is reduced │
     reduced   │ squares of each parameter's gradient, and the norm that the trainer made of them (Eq 38)
-    update    │ squares of each parameter and of what it moved by                 │ a fingerprint of what replicas must share
+    update    │ squares of each parameter and of what it moved by     │ hash of what replicas must share
     data      │ a hash of every sequence, so that what comes again is known
 
 A reading is local and costs no message; `vitals.py` puts the ranks' readings of a step together after the

@@ -44,7 +44,8 @@ class Recompute(KeepAll):
         self.gpu, self.every = gpu, every
         self.held = 0  # most bytes of checkpoints that were alive when a recomputation began
         with gpu.unrecorded():
-            import torch._dynamo  # noqa: F401  torch.utils.checkpoint wants it: once, and not inside a recording
+            # torch.utils.checkpoint wants it: once, and not inside a recording
+            import torch._dynamo  # noqa: F401
 
     def run(self, function: Callable[..., Tensor], *kept: Tensor) -> Tensor:
         """function(*kept), of which only `kept` stays for backward."""

@@ -6,8 +6,8 @@ of the last w norms of steps that were taken.
 
     g finite and g ≤ multiple · M  step (and as long as there are fewer than w norms to compare with)
     else                           bad: no update, none counted; the batch is gone
-    `rollback` bad ones in a row   weights and optimizer state are those of the last snapshot; the run goes on with the next batch,
-                                   so everything read since the snapshot is left out
+    `rollback` bad ones in a row   weights and optimizer state are those of the last snapshot; the run goes on
+                                   with the next batch, so everything read since the snapshot is left out
 
 All ranks read the same norm, which was summed over ranks for clipping: they decide alike without another
 message. With fp16 a step that overflowed under its loss scale is the scaler's business (loss_scale.py) and

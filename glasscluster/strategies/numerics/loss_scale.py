@@ -5,7 +5,8 @@ torch's GradScaler.
 
     backward from S · loss                           fp16 gradients, reduced as always
     overflow on any rank?   yes  S ← S/2, nothing else happens: no optimizer step, no step counted
-                            no   gradients ÷ S in fp32, clip by their true norm, step; after 2000 clean ones in a row S ← 2S
+                            no   gradients ÷ S in fp32, clip by their true norm, step;
+                                 after 2000 clean ones in a row S ← 2S
 
 "Any rank" is one scalar, summed in the message that sums the gradient norm: all ranks decide alike, over dp,
 tp and pp. The rest of the recipe is in data/optimizer.py: the optimizer updates an fp32 master copy, from

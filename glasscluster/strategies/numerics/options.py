@@ -72,7 +72,10 @@ class PrecisionOptions(BaseModel):
     def rules(self, _model: ModelConfig, _layout: Layout) -> None:
         """fp16 divides gradients by its loss scale in fp32."""
         if self.precision == "fp16" and not self.has_master:
-            rule = "fp16 needs fp32 master weights: gradients divided by the loss scale in fp16 would vanish again"
+            rule = (
+                "fp16 needs fp32 master weights: "
+                "gradients divided by the loss scale in fp16 would vanish again"
+            )
             raise InputError("master_weights", self.master_weights, rule, ["auto", "fp32"])
 
 

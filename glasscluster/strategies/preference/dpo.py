@@ -8,7 +8,8 @@ the reference.
     so  r(q, o) = β log π*(o|q) / π_ref(o|q) + a constant of q, which drops out of r_w − r_l
 
     h = β [(log π_θ(w) − log π_ref(w)) − (log π_θ(l) − log π_ref(l))]     L = − mean log σ(h)
-    dL/d log π_θ(w) = − β σ(−h) / B      dL/d log π_θ(l) = + β σ(−h) / B   a pair that is already far apart pulls little
+    dL/d log π_θ(w) = − β σ(−h) / B      dL/d log π_θ(l) = + β σ(−h) / B
+                                         a pair that is already far apart pulls little
 
 No reward model, no critic, no generation while training: two forwards of a frozen model instead, 16Ψ + 2Ψ
 bytes. Only the difference counts, so both probabilities may fall, to the benefit of answers that nobody

@@ -4,9 +4,9 @@ al., 2402.03300, section 4.1).
 Symbols: Q prompts, G answers to each, o_i of |o_i| tokens, rewards r_1 ... r_G of one prompt, β, clip range
 ε; ρ as in ppo.py.
 
-    A_i = (r_i − mean(r)) / std(r)                     every token of o_i has the same              section 4.1.2
-    k_t = π_ref/π_θ − log(π_ref/π_θ) − 1               ≥ 0, its mean over π_θ's samples is the KL   equation 4
-    L = − mean over answers  1/|o_i| Σ_t [ min(ρ_t A_i, clip(ρ_t, 1 − ε, 1 + ε) A_i) − β k_t ]     equation 3
+    A_i = (r_i − mean(r)) / std(r)                     every token of o_i has the same           section 4.1.2
+    k_t = π_ref/π_θ − log(π_ref/π_θ) − 1               ≥ 0, mean over π_θ's samples: the KL      equation 4
+    L = − mean over answers  1/|o_i| Σ_t [ min(ρ_t A_i, clip(ρ_t, 1 − ε, 1 + ε) A_i) − β k_t ]  equation 3
 
 No critic: 16Ψ bytes fewer than PPO, and the KL is in the loss, not in the reward. std is of all G (divided by
 G), plus 1e-6: a group whose answers are all right or all wrong teaches nothing. But: 1/|o_i| makes tokens of

@@ -9,8 +9,9 @@ One iteration of PPO; GRPO has no critic, and what the critic is told falls away
     critic                               v_t ──► actor                                           time)
     actor            r_t, A_t ···········targets ──► critic; both train, side by side;  weights ──► rollout
 
-    sent a PPO iteration  Ψ·w  weights;  B·S·8 tokens (to each of the others);  B·T·w' of the reference and of values;  B·w' scores
-                          B·T·w' targets.   w bytes a parameter, w' = max(w, 4) a log-probability
+    sent a PPO iteration  Ψ·w weights;  B·S·8 tokens (to each of the others);
+                          B·T·w' of the reference and of values;  B·w' scores;  B·T·w' targets.
+                          w bytes a parameter, w' = max(w, 4) a log-probability
 
 Every rank runs the same list of steps and does those of its roles, so roles that share a rank take turns and
 send nothing. A step of generation is recorded as the micro-batch of its number, then come the forwards of the

@@ -5,11 +5,12 @@ Symbols: token t of T in an answer, π_θ the policy being trained, π_old the o
 the reference, v_t the critic's value before token t, R the score of the whole answer, β, clip range ε,
 discount γ, λ of GAE.
 
-    r_t = − β (log π_old(o_t) − log π_ref(o_t)) + [t = T] R                             2203.02155, section 3.5
-    δ_t = r_t + γ v_{t+1} − v_t      A_t = δ_t + γ λ A_{t+1}      target_t = A_t + v_t  GAE, 1506.02438, equation 16
+    r_t = − β (log π_old(o_t) − log π_ref(o_t)) + [t = T] R                     2203.02155, section 3.5
+    δ_t = r_t + γ v_{t+1} − v_t  A_t = δ_t + γ λ A_{t+1}  target_t = A_t + v_t  GAE, 1506.02438, equation 16
     ρ_t = π_θ(o_t) / π_old(o_t)
-    L_policy = − mean min(ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t)                         1707.06347, equation 7
-    L_value  = ½ mean max((v − target)², (clip(v, v_old ± ε_v) − target)²)              openai/lm-human-preferences, train_policy.py
+    L_policy = − mean min(ρ_t A_t, clip(ρ_t, 1 − ε, 1 + ε) A_t)                 1707.06347, equation 7
+    L_value  = ½ mean max((v − target)², (clip(v, v_old ± ε_v) − target)²)      openai/lm-human-preferences,
+                                                                                train_policy.py
 
 Where the ratio has left the range in the direction that A wants, the minimum is constant: no gradient, no
 further step that way. A mask [B, T] says which tokens are an answer's own; padding stands behind. But: no

@@ -4,8 +4,10 @@ model's numbers.
 Dims: B sequences, S tokens of prompt and answer, T answer tokens (the last T of S), H hidden, V vocabulary.
 
     policy        log π(o_t | q, o_<t)  [B, T]  from the logits one place earlier
-    critic        v_t                   [B, T]  one number a place, in the place before o_t: what o_t has yet to decide
-    reward model  r                     [B]     the same number behind the last token (InstructGPT 2203.02155, section 3.5)
+    critic        v_t                   [B, T]  one number a place, in the place before o_t:
+                                                what o_t has yet to decide
+    reward model  r                     [B]     the same number behind the last token
+                                                (InstructGPT 2203.02155, section 3.5)
 
 A critic and a reward model are the policy's trunk with a row of numbers instead of the vocabulary's logits.
 """

@@ -4,16 +4,15 @@ preemption.
 Follows Orca (Yu et al., OSDI'22, section 3) for deciding anew at every step, and vLLM (2309.06180, section
 4.5) for blocks that run out:
 
-    static      take up to n requests that have arrived; all slots run until the slowest of them has ended; then the next batch
+    static      take up to n requests that have arrived; all slots run until the slowest of them has ended;
+                then the next batch
     continuous  at every step, in order of arrival:
                   each running sequence gets room for a token; where no block is left, the youngest gives up
-                  its blocks,
-                    and waits at the head of the queue to be computed again (recomputation: prompt and
-                    tokens so far, in one prefill)
+                    its blocks, and waits at the head of the queue to be computed again (recomputation: prompt
+                    and tokens so far, in one prefill)
                   then, if nobody had to go, those that wait are admitted while there is a slot and blocks
-                  for their tokens then all of them run one step together: prompts whole, running sequences
-                  one token each
-
+                    for their tokens
+                  then all of them run one step together: prompts whole, running sequences one token each
 The oldest running sequence never gives way to another, and alone it fits (checked): so every step brings it
 nearer its end, and there is no deadlock. A policy never looks at how many tokens a request will have: it
 learns after a step which sequences ended. A plan is these decisions written down with the steps' times from a
@@ -244,7 +243,10 @@ def check(
                 "requests", number, f"takes {request.cached} positions, the model has {seq}", [seq]
             )
         if block and request.cached > block * blocks:
-            rule = f"request {number} has {request.cached} tokens in the end, {blocks} blocks hold {block * blocks}: it would never finish"
+            rule = (
+                f"request {number} has {request.cached} tokens in the end, "
+                f"{blocks} blocks hold {block * blocks}: it would never finish"
+            )
             raise InputError("blocks", blocks, rule, [-(-request.cached // block)])
 
 

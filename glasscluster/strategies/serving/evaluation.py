@@ -2,7 +2,7 @@
 all scores everywhere.
 
     item 0 1 2 3 4 5 ...  rank 0: 0 2 4 ...  scores [x . x . x .]
-    dp = 2                rank 1: 1 3 5 ...  scores [. x . x . x]  ──all-reduce──►  [x x x x x x] on every rank
+    dp = 2                rank 1: 1 3 5 ...  scores [. x . x . x]  ─all-reduce─►  [x x x x x x] on every rank
 
 log p(continuation | context) is minus the loss of training, on the continuation's tokens alone: the same
 forward, the same vocabulary-parallel cross-entropy. Rows are padded behind, which nobody sees. An answer that

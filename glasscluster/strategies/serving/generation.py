@@ -4,14 +4,17 @@ Follows Megatron-LM (1909.08053, section 3) for the matrices and Pope et al. (22
 Symbols: t ranks, B sequences, S columns of a forward (the longest prompt, then 1), h hidden, V vocabulary
 (padded to a multiple of t), w bytes an element.
 
-    rank i  q_i, k_i, v_i ──► its cache, its heads ──► out_i ──g──► residual ... ──► logits_i  ──all-gather──► argmax, or the same draw
+    rank i  q_i, k_i, v_i ──► its cache, its heads ──► out_i ──g──► residual ... ──► logits_i
+            ──all-gather──► argmax, or the same draw
 
 A step is recorded as the micro-batch of its number: 0 is the prefill, i the i-th decode.
 
-    sent by all ranks, a forward  2 (t-1) B S h w for each of 2 all-reduces a layer and one of the embedding (Eq 18, forward)
+    sent by all ranks, a forward  2 (t-1) B S h w for each of 2 all-reduces a layer and one of the embedding
+                                  (Eq 18, forward)
                                   (t-1) B V w for the logits of one token a sequence
     cached on a rank              Eq 3 / t while t divides the key heads, one head from there on
-    decode, at least              (bytes of the parameters + bytes of the cache) / memory bandwidth seconds a step (Eq 31)
+    decode, at least              (bytes of the parameters + bytes of the cache) / memory bandwidth
+                                  seconds a step (Eq 31)
 
 But: no pipeline, no sequence parallelism (a step has one token a sequence); every rank holds the whole logits
 of one token.

@@ -1,11 +1,12 @@
 """What answers are worth: accuracy and how sure it is, two models on the same items, pass@k, perplexity and
 bits a byte.
 
-    acc       the likeliest continuation is the right one  argmax_i log p(choice_i | context)
-    acc_norm  the same a byte                              argmax_i log p(choice_i | context) / bytes of choice_i
-    Eq 41     standard error                               √(p (1 - p) / (n - 1))
-    paired    two models on the same items                 mean of the differences over their own standard error; McNemar's test
-    Eq 37     bits a byte                                  loss in nats · tokens / (bytes · ln 2)
+    acc       the likeliest continuation is right  argmax_i log p(choice_i | context)
+    acc_norm  the same a byte                      argmax_i log p(choice_i | context) / bytes of choice_i
+    Eq 41     standard error                       √(p (1 - p) / (n - 1))
+    paired    two models on the same items         mean of the differences over their own standard error;
+                                                   McNemar's test
+    Eq 37     bits a byte                          loss in nats · tokens / (bytes · ln 2)
 
 Sums of log-likelihoods favour short continuations, divided by bytes they favour predictable ones: neither is
 right (lm-evaluation-harness reports both). A difference of two accuracies is judged on the same items,

@@ -4,7 +4,8 @@ recorded.
 Every rank follows the same schedule, computes and caches its own heads, and chooses the same tokens
 (generation.py).
 
-    static      [slots, S] padded to the longest prompt, then [slots, 1]; ended sequences are computed and dropped; a slot each
+    static      [slots, S] padded to the longest prompt, then [slots, 1]; ended sequences are computed and
+                dropped; a slot each
     continuous  all new tokens side by side (model/decoding/packed.py); blocks from a pool (PagedCache)
 
 A step is the micro-batch of its number. Its virtual time is what replay gives it. The clock that a schedule

@@ -5,8 +5,9 @@ The algorithm is model/decoding/speculative.py; here both models stand on the sa
 with a cache of its own. Pass i is recorded as two micro-batches: 2i the draft's γ guesses, 2i + 1 the
 target's judgement and the draws.
 
-    t_q(γ)           virtual seconds of the γ guesses of a pass  t_p(γ)    of judging γ + 1 tokens
-    tokens a second  tokens a pass / (t_q(γ) + t_p(γ))           Eq 32 says the tokens a pass, replay the seconds
+    t_q(γ)           virtual seconds of the γ guesses of a pass
+    t_p(γ)           of judging γ + 1 tokens
+    tokens a second  tokens a pass / (t_q(γ) + t_p(γ)): Eq 32 says the tokens a pass, replay the seconds
 
 So the best γ follows from α and from the hardware: each guess more is accepted less often and costs as much
 as the one before. But: how many guesses are accepted depends on data: there is no dry run.

@@ -3,8 +3,9 @@
 Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198),
 section 4.2.2. Symbols: t ranks, b sequences, s tokens, h hidden.
 
-        s/t tokens        all s tokens          s/t tokens         an all-reduce is a reduce-scatter and an all-gather:
-    norm ──► f ──► Y A_i ──► ... ──► Y_i B_i ──► g ──► dropout, +   the same bytes, and norms, dropouts and residuals hold 1/t
+        s/t tokens        all s tokens          s/t tokens          an all-reduce is a reduce-scatter and an
+    norm ──► f ──► Y A_i ──► ... ──► Y_i B_i ──► g ──► dropout, +   all-gather: the same bytes, and norms,
+                                                                    dropouts and residuals hold 1/t
 
     f   all-gather forward, reduce-scatter backward         g   reduce-scatter forward, all-gather backward
 

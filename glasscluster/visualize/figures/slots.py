@@ -1,7 +1,7 @@
 """Serving as pictures: which request has which slot when, and how much of the reserved cache holds tokens.
 
-    slot 0  ▐0 prefill▌0 decode ········▐5▌5 ·····   one row a slot, one block of rows a way of batching, one time axis for all
-    slot 1  ▐1▌1 ···░░░░░░░░░░░░░░░░░░░░░▐6▌6 ···   ░ has ended and holds its slot
+    slot 0  ▐0 prefill▌0 decode ········▐5▌5 ·····   one row a slot, one block of rows a way of batching,
+    slot 1  ▐1▌1 ···░░░░░░░░░░░░░░░░░░░░░▐6▌6 ···    one time axis for all; ░ has ended and holds its slot
 
 Spans and curves come from the replay of what ran.
 """

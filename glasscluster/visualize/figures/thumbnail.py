@@ -73,7 +73,8 @@ def _svg(parts: Iterable[str], height: float, title: str) -> str:
 
 
 def _rect(x: float, y: float, width: float, height: float, fill: str) -> str:
-    return f'<rect x="{x:.2f}" y="{y:.2f}" width="{max(width, 0.6):.2f}" height="{max(height, 0.6):.2f}" fill="{fill}"/>'
+    size = f'width="{max(width, 0.6):.2f}" height="{max(height, 0.6):.2f}"'
+    return f'<rect x="{x:.2f}" y="{y:.2f}" {size} fill="{fill}"/>'
 
 
 @dataclass

@@ -148,34 +148,11 @@ def _attend(
 
 @triton.jit
 def forward_kernel(
-    q,
-    k,
-    v,
-    out,
-    lse,
-    scale,
-    n,
-    keys,
-    q_b,
-    q_a,
-    q_n,
-    k_b,
-    k_a,
-    k_n,
-    v_b,
-    v_a,
-    v_n,
-    out_b,
-    out_a,
-    out_n,
-    HEAD: tl.constexpr,
-    WIDTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
+    q, k, v, out, lse, scale, n, keys,
+    q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, out_b, out_a, out_n,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip  # in groups: one argument a line would be a screen of names
     """One tile of one head's queries; grid (tiles, a, b). The causal mask's longest rows start first."""
     tile = tl.program_id(0)
     if CAUSAL:
@@ -323,43 +300,11 @@ def _gather(
 
 @triton.jit
 def dkdv_kernel(
-    q,
-    k,
-    v,
-    d_out,
-    lse,
-    delta,
-    dk,
-    dv,
-    scale,
-    n,
-    keys,
-    q_b,
-    q_a,
-    q_n,
-    k_b,
-    k_a,
-    k_n,
-    v_b,
-    v_a,
-    v_n,
-    do_b,
-    do_a,
-    do_n,
-    dk_b,
-    dk_a,
-    dk_n,
-    dv_b,
-    dv_a,
-    dv_n,
-    HEAD: tl.constexpr,
-    WIDTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
+    q, k, v, d_out, lse, delta, dk, dv, scale, n, keys,
+    q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, do_b, do_a, do_n, dk_b, dk_a, dk_n, dv_b, dv_a, dv_n,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip  # in groups: one argument a line would be a screen of names
     """dK and dV of one tile of one key head, summed over its group of query heads; grid (tiles, a_kv, b)."""
     col, head, b = tl.program_id(0) * COLS, tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     c = scale * LOG2
@@ -470,39 +415,11 @@ def _descend(
 
 @triton.jit
 def dq_kernel(
-    q,
-    k,
-    v,
-    d_out,
-    lse,
-    delta,
-    dq,
-    scale,
-    n,
-    keys,
-    q_b,
-    q_a,
-    q_n,
-    k_b,
-    k_a,
-    k_n,
-    v_b,
-    v_a,
-    v_n,
-    do_b,
-    do_a,
-    do_n,
-    dq_b,
-    dq_a,
-    dq_n,
-    HEAD: tl.constexpr,
-    WIDTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
+    q, k, v, d_out, lse, delta, dq, scale, n, keys,
+    q_b, q_a, q_n, k_b, k_a, k_n, v_b, v_a, v_n, do_b, do_a, do_n, dq_b, dq_a, dq_n,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip  # in groups: one argument a line would be a screen of names
     """dQ of one tile of one head; grid (tiles, a, b)."""
     tile = tl.program_id(0)
     if CAUSAL:

@@ -167,7 +167,10 @@ class Scheduler:
         ]
         for src, other in queued:
             if src == ticket.peer:
-                return f"rank {rank} waits for tag {tag - 1}; a message with tag {other - 1} from the same sender is queued"
+                return (
+                    f"rank {rank} waits for tag {tag - 1}; "
+                    f"a message with tag {other - 1} from the same sender is queued"
+                )
         if queued:
             return f"rank {rank} waits for rank {ticket.peer}; a message from rank {queued[0][0]} is queued"
         return ""

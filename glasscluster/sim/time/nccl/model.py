@@ -1,9 +1,9 @@
 """What NCCL would choose, and how long it would take: its own tuning model on the hardware of the catalogue.
 
     estimate  latency + bytes / bandwidth, for every (algorithm, protocol) that may run; the least one wins
-    time      the estimate, and for a ring its copy out: in the last step of a pass (src/device/all_reduce.h) a channel only
-              receives; bytes/N are moved from the FIFO into the result, read and written at memory bandwidth
-              / 2, unsent
+    time      the estimate, and for a ring its copy out: in the last step of a pass (src/device/all_reduce.h)
+              a channel only receives; bytes/N are moved from the FIFO into the result, read and written at
+              memory bandwidth / 2, unsent
 
 The copy out is ours, its rate from the data sheet; NCCL does not plan with it. We looked for it because the
 estimate falls short on large A100 messages by a part that goes as 1/N. So measured rows stand in two halves
@@ -19,12 +19,13 @@ The search. NCCL looks for channels (rings, trees) through the node's links: it 
 list, high to low, counts the channels that fit and keeps the greatest speed × count; wide channels are then
 split in two. Where all links are alike a count replaces its graph search:
 
-    one node       channels · speed ≤ NVLinks · their rate         (without NVLink: PCIe, or the link between the sockets)
+    one node       channels · speed ≤ NVLinks · their rate (without NVLink: PCIe, or the link between
+                   the sockets)
     several nodes  each port carries ⌊port / speed⌋ channels, a port being min(NIC, PCIe) wide; a GPU's
-    NVLinks carry
-                   the (g-1)/g of the channels that do not leave the node from it
+                   NVLinks carry the (g-1)/g of the channels that do not leave the node from it
     tree           the ring's channels; between nodes the speed inside the node goes up while NVLink has room
-    NVLS           one channel a GPU; every GPU carries each channel once and its own twice: (g + 1) · speed ≤ NVLink
+    NVLS           one channel a GPU; every GPU carries each channel once and its own twice:
+                   (g + 1) · speed ≤ NVLink
 
 That gives what NCCL logs: 12 rings of 20 on A100, 12 of 30 and 8 NVLS channels of 40 on H100, 8 rings of 48
 between H200 nodes (published logs: NVIDIA/nccl issue 1197 and others). Approximated: every GPU reaches every

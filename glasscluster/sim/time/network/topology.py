@@ -7,10 +7,10 @@ before anything moves; the first link's counts), and `store_and_forward` (false:
 occupies all links of its route at once; true: it is whole at the far end before it goes on). A node has
 `kind` (gpu, switch, nic) and `pos`, where a picture puts it.
 
-    ring 0─1─2─3─0  line 0─1─2─3    switch  0 1 2 3  fat-tree   spine 0   spine 1  rail    rail 0  rail 1
-    mesh2d 0─1─2    torus2d: and           \\│ │/                 │ ╲     ╱ │               │ ╲    ╱ │
-           │ │ │    round the edges        switch           leaf 0    leaf 1       node 0  0 ─ 1  2 ─ 3  node 1
-           3─4─5                                              0 1       2 3
+    ring   0─1─2─3─0  line 0─1─2─3    switch  0 1 2 3  fat-tree spine 0   spine 1  rail rail 0  rail 1
+    mesh2d 0─1─2      torus2d: and             \\│ │/               │ ╲     ╱ │            │ ╲      ╱ │
+           │ │ │      round the edges          switch           leaf 0    leaf 1  node 0  0 ─ 1  2 ─ 3  node 1
+           3─4─5                                                 0 1       2 3
 
 Latency of the named topologies: L for a cable between two GPUs and L for every switch that a message passes,
 so one switch costs what one cable costs (half of it on either side).
