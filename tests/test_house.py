@@ -35,6 +35,8 @@ REGISTRIES = {
     "glasscluster.commands.bodies": "loads the body of a command",
     "glasscluster.scenarios.find": "loads a built-in scenario",
     "glasscluster.scenarios.lesson": "loads a lesson's program",
+    "glasscluster.sim.ranks.collectives": "loads every algorithm of its folder",
+    "glasscluster.strategies.folders": "loads a strategy's rows and communication hook from its folder",
     "glasscluster.strategies.pipeline.schedules": "loads every schedule of its folder",
 }
 # One module of ours that cannot be imported where its library is not.

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 from functools import lru_cache
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -143,8 +144,6 @@ def write_report(report: Report, path: Path) -> Path:
 
 def notebook_html(figure: Any) -> str:
     """A figure for a notebook's output cell: a frame that holds everything it needs, without a network."""
-    from html import escape
-
     content = _json(plain(figure))
     page = f"""<!doctype html><meta charset="utf-8"><div id="figure"></div><script>{plotly_source()}</script>
 <script>const f = {content};
