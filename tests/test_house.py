@@ -65,9 +65,11 @@ def named(node: ast.AST) -> list[str]:
         return [name if name in modules() else node.module for name in inside]
     if isinstance(node, ast.Import):
         return [a.name for a in node.names]
-    if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
-        return []
-    if node.value.startswith("glasscluster."):
+    if (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.startswith("glasscluster.")
+    ):
         module = node.value.split(":")[0]
         return [module] if module in modules() else []
     return []
@@ -136,12 +138,16 @@ INSIDE = [  # the same inside folders
         ["glasscluster.strategies.trainer"],
         ["glasscluster.strategies.plan"],
         [
-            "glasscluster.strategies.data",
-            "glasscluster.strategies.tensor",
-            "glasscluster.strategies.context",
-            "glasscluster.strategies.experts",
-            "glasscluster.strategies.pipeline",
-            "glasscluster.strategies.memory",
+            *(
+                "glasscluster.strategies.data",
+                "glasscluster.strategies.tensor",
+                "glasscluster.strategies.context",
+            ),
+            *(
+                "glasscluster.strategies.experts",
+                "glasscluster.strategies.pipeline",
+                "glasscluster.strategies.memory",
+            ),
             "glasscluster.strategies.numerics",
         ],
         ["glasscluster.strategies.layout"],
