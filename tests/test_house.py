@@ -39,8 +39,14 @@ REGISTRIES = {
     "glasscluster.strategies.folders": "loads a strategy's rows and communication hook from its folder",
     "glasscluster.strategies.pipeline.schedules": "loads every schedule of its folder",
 }
-# One module of ours that cannot be imported where its library is not.
-LATE_MODULES = {"glasscluster.model.kernels.flash.triton": "needs triton at import; on NVIDIA GPUs alone"}
+# Modules of ours that are imported when first used, because of what they bring.
+LATE_MODULES = {
+    "glasscluster.model.kernels.flash.triton": "needs triton at import; on NVIDIA GPUs alone",
+    "glasscluster.sim.ranks.backends.dry": "brings torch, which looking at a stored run needs not",
+    "glasscluster.sim.ranks.backends.ray_actors": "brings torch",
+    "glasscluster.sim.ranks.backends.threads": "brings torch",
+    "glasscluster.sim.ranks.backends.torchrun": "brings torch",
+}
 
 
 @cache

@@ -10,21 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from glasscluster.base.display import renderer
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.rows import Row
-from glasscluster.sim.ranks.backends.dry import DryBackend
-from glasscluster.sim.ranks.backends.ray_actors import RayBackend
-from glasscluster.sim.ranks.backends.threads import ThreadsBackend
-from glasscluster.sim.ranks.backends.torchrun import TorchrunBackend
-from glasscluster.sim.ranks.gpu import Outcome
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware, hardware
 from glasscluster.sim.time.history import MemoryHistory
 from glasscluster.sim.time.replay import replay
 from glasscluster.sim.time.timeline import Timeline
+
+if TYPE_CHECKING:
+    from glasscluster.sim.ranks.gpu import Outcome
 
 DEVICES = ("cpu", "cuda")
 BACKENDS = ("ray", "threads", "torchrun", "dry")
@@ -63,12 +61,20 @@ def make_backend(name: str, gpus: int, **options: Any) -> Backend:
         **options: of the backend.
     """
     if name == "threads":
+        from glasscluster.sim.ranks.backends.threads import ThreadsBackend
+
         return ThreadsBackend(gpus, **options)
     if name == "ray":
+        from glasscluster.sim.ranks.backends.ray_actors import RayBackend
+
         return RayBackend(gpus, **options)
     if name == "torchrun":
+        from glasscluster.sim.ranks.backends.torchrun import TorchrunBackend
+
         return TorchrunBackend(gpus, **options)
     if name == "dry":
+        from glasscluster.sim.ranks.backends.dry import DryBackend
+
         return DryBackend(gpus, **options)
     raise InputError("backend", name, "unknown backend", BACKENDS)
 

@@ -13,7 +13,8 @@ import torch
 
 from glasscluster.base.rows import Row
 from glasscluster.base.text import Said
-from glasscluster.scenarios.jobs.trained import Say, Trained, silent
+from glasscluster.scenarios.jobs.progress import Say, silent
+from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import Hardware
 from glasscluster.strategies.exchange import parameter_server as ps

@@ -12,7 +12,7 @@ import numpy as np
 
 from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.rows import Row
-from glasscluster.scenarios.jobs.trained import Say
+from glasscluster.scenarios.jobs.progress import Say
 from glasscluster.sim.recording.events import FIELDS, KINDS
 
 

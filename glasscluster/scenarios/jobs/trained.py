@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,10 @@ from glasscluster.sim.run import Run
 from glasscluster.sim.time.timeline import Timeline
 from glasscluster.strategies.job import Job
 
-Say = Callable[[str], None]
 NO_REFERENCE = Said(
     "that gradients, weights and losses are those of the reference in float64 (--no-check)",
     "梯度、权重和损失与 float64 参考是否一致（--no-check）",
 )
-
-
-def silent(_text: str) -> None:
-    """No progress."""
 
 
 @dataclass

@@ -18,9 +18,10 @@ from glasscluster.scenarios.jobs.exchange import train_with_servers
 from glasscluster.scenarios.jobs.folders import keep_partial, output_folder, write_ledger, write_run_json
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.processes import default_backend, is_leader
+from glasscluster.scenarios.jobs.progress import Say, silent
 from glasscluster.scenarios.jobs.shapes import model_of
 from glasscluster.scenarios.jobs.sources import check_data, parse_data
-from glasscluster.scenarios.jobs.trained import Say, Trained, silent
+from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.scenarios.requests.train import TrainRequest
 from glasscluster.sim.ranks.collectives import load
 from glasscluster.sim.run import Cluster
