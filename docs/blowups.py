@@ -24,7 +24,7 @@ from glasscluster.scenarios.emergency_room.emergency_room import (
     treat,
 )
 from glasscluster.scenarios.emergency_room.held_out import HELD_OUT
-from glasscluster.scenarios.find import find
+from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.lab import Lab
 from glasscluster.visualize.figures.blowups import clinic_figure
 

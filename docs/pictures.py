@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.scenarios import gallery
-from glasscluster.scenarios.find import find
+from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.visualize.page.one_run import write_run_report
 

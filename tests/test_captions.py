@@ -15,7 +15,7 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
 from glasscluster.model.text.captions import PATTERNS, caption, captioned, drawn, patch
 from glasscluster.model.text.data import tokens_with_loss
-from glasscluster.scenarios.find import find
+from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.strategies.layout.whole import assemble
 from glasscluster.strategies.plan import make_model, make_plan

@@ -22,7 +22,7 @@ from glasscluster.scenarios.emergency_room.emergency_room import (
 )
 from glasscluster.scenarios.emergency_room.held_out import HELD_OUT
 from glasscluster.scenarios.emergency_room.held_out_plants import HELD_OUT_PLANTS
-from glasscluster.scenarios.find import find
+from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.lab import Lab, perform
 
 VERY_FEW = 12

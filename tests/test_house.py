@@ -33,7 +33,7 @@ REGISTRIES = {
     "glasscluster": "names of the public API, and where pictures are drawn",
     "glasscluster.base.display": "loads the module that draws what was asked for",
     "glasscluster.commands.bodies": "loads the body of a command",
-    "glasscluster.scenarios.find": "loads a built-in scenario",
+    "glasscluster.scenarios.find_scenario": "loads a built-in scenario",
     "glasscluster.scenarios.lesson": "loads a lesson's program",
     "glasscluster.sim.ranks.collectives": "loads every algorithm of its folder",
     "glasscluster.strategies.folders": "loads a strategy's rows and communication hook from its folder",

@@ -24,7 +24,7 @@ import glasscluster.scenarios.lessons as package
 from glasscluster.base.errors import Deadlock, InputError
 from glasscluster.base.text import Said
 from glasscluster.cli import app
-from glasscluster.scenarios.find import find
+from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.inventory import BACKEND_NOTES
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import (

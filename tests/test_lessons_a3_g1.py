@@ -10,7 +10,7 @@ from glasscluster.model.decoding import cache as caches
 from glasscluster.model.kernels import cached_attention
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.lesson import taught_lesson
-from glasscluster.sim.recording import kernels
+from glasscluster.sim.recording import operator_rules
 
 
 def failed(id_: str) -> set[str]:
@@ -28,7 +28,7 @@ def test_a_kernel_that_reads_a_key_too_many_and_a_pool_too_large_fail_the_rows_o
     flops, nbytes = operator_costs.COSTS["glasscluster::cached_attention"]
     wasteful = OperatorCost(flops, lambda args, out: nbytes(args, out) + args[0].shape[0] * args[6][0] * 4)
     monkeypatch.setitem(operator_costs.COSTS, "glasscluster::cached_attention", wasteful)
-    monkeypatch.setattr(kernels, "_rules", {})
+    monkeypatch.setattr(operator_rules, "_rules", {})
     honest = caches.PagedCache.__init__
     monkeypatch.setattr(
         caches.PagedCache,

@@ -17,7 +17,7 @@ from glasscluster.sim.recording.graph import ExecutionGraph, compute_rows
 from glasscluster.sim.recording.memory_log import plain_operation
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time.hardware import hardware
-from glasscluster.sim.time.history import MemoryHistory
+from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.strategies.data.zero import predict_state
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge import accounts, advice

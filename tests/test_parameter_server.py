@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from glasscluster.base.errors import InputError
 from glasscluster.cli import app
-from glasscluster.scenarios.find import find
+from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.recording.events import RECV, SEND
 from glasscluster.sim.run import Cluster

@@ -14,7 +14,7 @@ import torch
 from glasscluster.base.errors import InputError, OutOfMemory
 from glasscluster.base.rows import Row
 from glasscluster.model.config import ModelConfig
-from glasscluster.scenarios.find import find
+from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.jobs import tuning
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.run import Cluster

@@ -11,7 +11,7 @@ import pytest
 from test_cli import glass
 
 from glasscluster.model.parallel import Unsharded
-from glasscluster.scenarios.find import find
+from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.scenarios.zoo import plants, zoo
 from glasscluster.scenarios.zoo.zoo import GRADIENT, LOSS, WEIGHT, ZOO

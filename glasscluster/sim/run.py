@@ -17,7 +17,7 @@ from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.rows import Row
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware, hardware
-from glasscluster.sim.time.history import MemoryHistory
+from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.sim.time.replay import replay
 from glasscluster.sim.time.timeline import Timeline
 

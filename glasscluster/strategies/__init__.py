@@ -1,1 +1,1 @@
-"""Training strategies, one a file, composed by `trainer.py`."""
+"""Training strategies, a folder an axis, composed by `trainer.py`."""

@@ -10,7 +10,7 @@ import pytest
 from helpers import until, walk_through
 
 from glasscluster.base.text import Said
-from glasscluster.scenarios.find import find
+from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.recording.packed import load_packed

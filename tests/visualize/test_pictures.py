@@ -13,7 +13,7 @@ import pytest
 import glasscluster.visualize as package
 from glasscluster.base.rows import Row, not_applicable
 from glasscluster.base.text import Said
-from glasscluster.scenarios.find import find
+from glasscluster.scenarios.find_scenario import find
 from glasscluster.scenarios.jobs.training import train
 from glasscluster.scenarios.lab import Lab, perform
 from glasscluster.sim.run import Cluster

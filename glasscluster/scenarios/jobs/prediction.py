@@ -14,7 +14,7 @@ from glasscluster.scenarios.jobs.stored import slow_ranks
 from glasscluster.scenarios.requests.predict import CSV_COLUMNS, PredictRequest
 from glasscluster.sim.ranks.collectives import load
 from glasscluster.sim.run import Cluster
-from glasscluster.sim.time.history import MemoryHistory
+from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.strategies.job import Job, job_info
 from glasscluster.strategies.judge.advice import Advice, advise
 from glasscluster.strategies.plan import Plan

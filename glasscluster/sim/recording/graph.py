@@ -63,7 +63,7 @@ class ExecutionGraph:
         groups: for each rank, from a communicator's number to its axis and ranks.
         ranks: how many ranks.
         info: what the run wants remembered: backend, precision, FLOPs of the model, ...
-        memory: for each rank, what lived when: see time/history.py.
+        memory: for each rank, what lived when: see sim/time/memory_history.py.
 
     Args:
         columns: the columns by name.
@@ -120,7 +120,7 @@ class ExecutionGraph:
         self.info: dict[str, Any] = meta.get("info", {})
         self.memory: dict[int, dict[str, Any]] = meta[
             "memory"
-        ]  # rank -> what the ledger wrote down: see history.py
+        ]  # rank -> what the ledger wrote down: see sim/time/memory_history.py
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -302,7 +302,17 @@ class ExecutionGraph:
         label: str | None = None,
         group: int | None = None,
     ) -> np.ndarray:
-        """Which events belong to one axis, purpose, label or communicator (its number); one bool an event."""
+        """Which events belong to an axis, a purpose, a label or a communicator.
+
+        Args:
+            axis: only events on this axis.
+            purpose: only those that carry this, one of `PURPOSES`.
+            label: only those of this name.
+            group: only those of the communicator with this number.
+
+        Returns:
+            One bool an event.
+        """
         chosen = np.ones(len(self), bool)
         if axis is not None:
             chosen &= self.axis == axis
@@ -315,14 +325,28 @@ class ExecutionGraph:
         return chosen
 
     def bytes_sent(self, **of: Any) -> list[int]:
-        """Payload bytes that left each rank, optionally of one axis, purpose, label or group: see `where`."""
+        """Payload bytes that left each rank.
+
+        Args:
+            **of: which messages to count, as in `where`: `axis`, `purpose`, `label`, `group`.
+
+        Returns:
+            One number a rank.
+        """
         chosen = (self.kind == SEND) & self.where(**of)
         return (
             np.bincount(self.rank[chosen], self.bytes[chosen], minlength=self.ranks).astype(np.int64).tolist()
         )
 
     def algorithms(self, where: np.ndarray) -> set[str]:
-        """The algorithms of the collectives among the chosen events, such as `ring` or `native`."""
+        """The algorithms that collectives ran with.
+
+        Args:
+            where: one bool an event: which events to look at (see `where`).
+
+        Returns:
+            Names such as `ring` or `native`.
+        """
         ops = np.unique(self.op[where & (self.kind == COLLECTIVE)])
         return {self.names[op].partition("/")[2] for op in ops.tolist()}
 

@@ -3,7 +3,8 @@
 A storage is counted from the operation that made it until Python lets go of it (a weak reference says when),
 so what is counted is what really lived, saved activations and temporaries included. Parameters, gradients,
 optimizer state and communication buffers are registered by who owns them; everything else is an activation,
-and is called after the operation that made it. What lived when is asked of the log afterwards: history.py.
+and is called after the operation that made it. What lived when is asked of the log
+afterwards: sim/time/memory_history.py, which also finds the peak.
 Fragmentation and a kernel's own workspace are not modelled.
 """
 

@@ -5,7 +5,7 @@ file keeps.
     waits       (clock, lane, order in the lane) of each wait
     before      (number, category, bytes) of what lived when the step began
 
-Questions about it, in program order and over virtual time, are sim/time/history.py's.
+Questions about it, in program order and over virtual time, are sim/time/memory_history.py's.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glasscluster.sim.recording.events import COMPUTE, FIELDS, PHASES, RECOMPUTE
-from glasscluster.sim.recording.kernels import in_parts, rule_of
 from glasscluster.sim.recording.memory import Ledger
+from glasscluster.sim.recording.operator_rules import in_parts, rule_of
 
 _ACCUMULATE = 1 << 62
 

@@ -2,7 +2,7 @@
 
 Without contention this is a longest path over the graph: an event starts when everything it depends on has
 ended (a receive: when its message has arrived), and a lane runs one event after the other. Rows are already
-sorted, so one pass in a compiled loop is enough. With contention messages share links: sim/contention.
+sorted, so one pass in a compiled loop is enough. With contention messages share links: sim/time/contention.
 """
 
 from __future__ import annotations

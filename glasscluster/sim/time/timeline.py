@@ -32,8 +32,8 @@ from glasscluster.sim.time import bars, idle
 from glasscluster.sim.time.contention import ContendedReplay
 from glasscluster.sim.time.critical_path import critical_path
 from glasscluster.sim.time.hardware import Hardware
-from glasscluster.sim.time.history import MemoryCurve, MemoryHistory
 from glasscluster.sim.time.idle import Gap
+from glasscluster.sim.time.memory_history import MemoryCurve, MemoryHistory
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

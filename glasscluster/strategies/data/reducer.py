@@ -7,8 +7,10 @@
 Two ranks that launched in different orders would add up different buckets. So bucket 1 waits for bucket 0,
 even when it is complete before it.
 
-The reducer only says when; what "reduce" means is the ZeRO stage's business (data_parallel.py, zero1.py,
-zero2.py, zero3.py).
+The list is made in strategies/layout/units.py (`by_bucket`, in the order in which gradients should become
+ready); without ZeRO it is made anew before the second step, in the order in which rank 0's really did
+(data_parallel.py, `rebuild`). The reducer only says when; what "reduce" means is the ZeRO stage's business
+(data_parallel.py, zero1.py, zero2.py, zero3.py).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from glasscluster.sim.recording.memory_log import Resident
-    from glasscluster.sim.time.history import MemoryCurve
+    from glasscluster.sim.time.memory_history import MemoryCurve
     from glasscluster.sim.time.timeline import Timeline
 POINTS, NAMED = 2400, 160  # moments drawn in a curve, and of these, those that say on hover what holds most
 HOLDERS = 5

@@ -28,7 +28,7 @@ class Chapter:
     checks: list[Row] = field(default_factory=list)
     note: Said | None = None
     compared: bool = True
-    equivalence: dict[str, Any] | None = None  # what strategies.check.compare returned
+    equivalence: dict[str, Any] | None = None  # what strategies.judge.check.compare returned
     # more pictures of who computes and sends what
     network: dict[str, Callable[[str], Any]] = field(default_factory=dict)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from glasscluster.sim.recording.kernels import composites
+from glasscluster.sim.recording.operator_rules import composites
 
 _attention = torch.ops.aten.scaled_dot_product_attention.default
 _library = Library("aten", "IMPL")
