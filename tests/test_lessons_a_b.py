@@ -38,9 +38,9 @@ class Untrained(Lab):
 def failed(id_: str, kind: type[Lab] = Untrained, **options: Any) -> set[str]:
     taught = taught_lesson(id_)
     return {
-        r["name"]
+        r.name.en
         for r in perform(taught, kind(taught, "threads", taught.hardware), options).checks
-        if not r["ok"]
+        if r.verdict == "failed"
     }
 
 
