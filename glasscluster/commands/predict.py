@@ -14,6 +14,7 @@ from glasscluster.scenarios.requests.predict import PredictRequest
 def predict(request: PredictRequest, as_json: bool) -> int:
     """What a plan will cost on some hardware, recorded dry:
     shapes only, no partners, the strategies' own code.
+    Seconds are virtual, from data sheets and formulas; they are not validated against measured clusters.
     """
     if request.csv is not None:
         return predict_rows(request, as_json)
