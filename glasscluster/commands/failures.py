@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from glasscluster.base.errors import GlassError, InputError
+from glasscluster.base.errors import GlassError, InputError, nearest
 from glasscluster.commands.console import emit, is_leader
 
 # typer brings click along, or has it within
@@ -19,6 +19,8 @@ def fail(error: Any, arguments: list[str]) -> int:
     """Name the error on standard error (and as JSON on standard output when asked); the exit code."""
     named = error if isinstance(error, GlassError) else usage(error, arguments)
     content, code = named.as_dict(), named.exit_code
+    if not content["message"] or content.get("rule") == "":  # `glass` alone: its help was the answer
+        return code
     if "--json" in arguments:
         emit({"schema": "glass.error/1", **content, "exit_code": code})
     if is_leader() or code == 3:
@@ -36,4 +38,5 @@ def usage(error: Any, arguments: list[str]) -> InputError:
     value = value or next((a.partition("=")[2] for a in arguments if a.partition("=")[0] in spelled), "")
     if field == "command" and arguments:
         value = arguments[0]
-    return InputError(field, value, text.rstrip("."), getattr(error, "possibilities", None))
+    close = getattr(error, "possibilities", None)
+    return InputError(field, value, text.rstrip("."), [nearest(spelled[0], close)] if close else None)
