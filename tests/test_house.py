@@ -1,4 +1,7 @@
-"""The house: imports only go down and never in a circle, functions and lines stay short, and what must wait says why."""
+"""The house: imports only go down and never in a circle, functions and lines stay short.
+
+What must be imported late says why.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ LATE = {
     "networkx": "for topologies alone",
     "jinja2": "for a page alone",
 }
-# Our own modules loaded by name: the body of a command, of a scenario, of a figure, at the moment it is asked for.
+# Our own modules loaded by name: the body of a command, of a scenario, of a figure, when it is asked for.
 REGISTRIES = {
     "glasscluster": "names of the public API, and where pictures are drawn",
     "glasscluster.base.display": "loads the module that draws what was asked for",

@@ -1,7 +1,7 @@
 """Who waits for whom, in words: a cycle, or a chain that ends at a finished rank.
 
-A backend sees that ranks stand still: backends/threads.py at once, because it knows every rank's wait, process
-groups when an operation's time has run out (backends/ray_actors.py). What they saw is put into words here.
+A backend sees that ranks stand still: backends/threads.py at once, because it knows every rank's wait,
+process groups when an operation's time has run out (backends/ray_actors.py). What they saw is put into words here.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ TOLERANCE = 1e-10
 
 
 def equivalence_figure(compared: Mapping[str, Any], lang: str = "en") -> Figure:
-    """`compared` is what strategies.judge.check.compare returns. Left: losses. Right: differences per step, of all
-    tensors or one.
+    """`compared` is what strategies.judge.check.compare returns. Left: losses. Right: differences per
+    step, of all tensors or one.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
