@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_bytes
 from glasscluster.model.text.mixture import Mixture, read
-from glasscluster.model.text.texts import BUILT_IN
 
 Data = str | Mixture | None
 
@@ -81,16 +81,8 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
     try:
         rows = read(data, seq)
         rows.sampler(0)
-    except OSError as problem:
-        where = (
-            "tokenizer"
-            if problem.filename is not None and str(problem.filename) == data.tokenizer
-            else "data"
-        )
-        choices = None if where == "tokenizer" else BUILT_IN
-        raise InputError(
-            where, problem.filename or said, f"cannot be read: {problem.strerror}", choices
-        ) from None
+    except InputError:
+        raise
     except ValueError as problem:
         where = "tokenizer" if "tokenizer" in str(problem) else "data"
         raise InputError(where, data.tokenizer if where == "tokenizer" else said, str(problem)) from None
@@ -101,10 +93,7 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
 
 
 def _check_file(path: str, seq: int) -> None:
-    try:
-        size = len(Path(path).read_bytes())
-    except OSError as problem:
-        raise InputError("data", path, f"cannot be read: {problem.strerror}") from None
+    size = len(read_bytes("data", path))
     if size < seq + 2:
         rule = "is empty" if size == 0 else f"has {size} bytes, one sequence needs seq + 2 = {seq + 2}"
         raise InputError(
