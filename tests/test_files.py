@@ -206,3 +206,70 @@ def test_two_at_once_never_get_the_same_new_folder(tmp_path):
     ]
     made = [child.communicate()[0].strip() for child in children]
     assert sorted(made) == [str(tmp_path / f"train-{n}") for n in range(1, 7)]
+
+
+# ---- what commands leave -----------------------------------------------------------------------------------
+TRAIN = "train --layers 1 --hidden 16 --heads 2 --seq 8 --backend threads --steps 2 --no-check --json"
+
+
+def run_glass(*words: str) -> int:
+    from glasscluster.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    return int(end.value.code)
+
+
+def test_a_run_that_fails_takes_away_the_verdict_of_the_one_before(tmp_path):
+    out = ["--out", str(tmp_path / "run")]
+    assert run_glass(*TRAIN.split(), *out) == 0
+    (tmp_path / "run" / "mine.txt").write_text("a note of the reader's")
+    before = {p.name for p in (tmp_path / "run").iterdir()}
+    assert before == {"report.html", "graph.npz", "ledger.csv", "trace.json", "run.json", "mine.txt"}
+    assert run_glass(*TRAIN.split(), *out, "--lr", "1e30") == 3
+    after = {p.name for p in (tmp_path / "run").iterdir()}
+    assert after == {"partial-rank0.npz", "run.json", "mine.txt"}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["error"] == "NonFinite"
+    assert run_glass(*TRAIN.split(), *out) == 0
+    assert {p.name for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_weights_are_saved_before_anything_that_could_still_fail(tmp_path, monkeypatch):
+    from glasscluster.scenarios.jobs import training
+
+    def full(*_, **__):
+        raise InputError("out", "run", "cannot be written: No space left on device")
+
+    monkeypatch.setattr(training, "write_files", full)
+    words = [*TRAIN.split(), "--out", str(tmp_path / "run"), "--save", str(tmp_path / "weights")]
+    assert run_glass(*words) == 2
+    assert (tmp_path / "weights" / "model.safetensors").is_file()
+
+
+def test_new_weights_in_a_folder_of_several_files_are_the_ones_that_are_read(tmp_path):
+    from glasscluster.model.config import ModelConfig
+    from glasscluster.model.gpt import GPTStage
+    from glasscluster.model.weights import hugging_face
+
+    tiny = ModelConfig(layers=1, hidden=16, heads=2, seq=8, vocab=32)
+    hugging_face.save(GPTStage(tiny, seed=1), tmp_path)
+    os.rename(tmp_path / "model.safetensors", tmp_path / "model-1.safetensors")
+    index = {"weight_map": {"transformer.wte.weight": "model-1.safetensors"}}
+    (tmp_path / hugging_face.INDEX).write_text(json.dumps(index))
+    new = GPTStage(tiny, seed=2)
+    hugging_face.save(new, tmp_path)
+    assert not (tmp_path / hugging_face.INDEX).exists()
+    assert hugging_face.load(tmp_path).embedding.token.equal(new.embedding.token)
+
+
+@pytest.mark.parametrize("name", ["../../x.safetensors", "/etc/passwd", "", "..", 3, None])
+def test_an_index_names_files_beside_it_and_no_others(tmp_path, name):
+    from glasscluster.model.config import ModelConfig
+    from glasscluster.model.gpt import GPTStage
+    from glasscluster.model.weights import hugging_face
+    from glasscluster.model.weights.families import WeightsError
+
+    hugging_face.save(GPTStage(ModelConfig(layers=1, hidden=16, heads=2, seq=8, vocab=32)), tmp_path)
+    (tmp_path / hugging_face.INDEX).write_text(json.dumps({"weight_map": {"transformer.wte.weight": name}}))
+    with pytest.raises(WeightsError, match="is no file beside it"):
+        hugging_face.load(tmp_path)

@@ -67,6 +67,20 @@ def read_bytes(field: str, path: str | Path, limit: int = LARGEST_DATA) -> bytes
         raise InputError(field, shown(path), f"cannot be read: {why(problem)}") from None
 
 
+def check_regular(field: str, path: str | Path) -> None:
+    """Refuse a pipe, a device or a folder before somebody else's reader waits for it; a missing file passes.
+
+    Raises:
+        InputError: the path is there and is no regular file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        raise InputError(field, shown(path), f"is {_kind(mode)}; a regular file is needed")
+
+
 def read_text(field: str, path: str | Path, limit: int = LARGEST_TEXT) -> str:
     """A text in UTF-8, with or without a byte-order mark; line ends become newlines.
 

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glasscluster.base.files import finish, read_json, replacing_together
+from glasscluster.base.files import check_regular, finish, read_json, replacing_together
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights.families import FAMILIES, Family, WeightsError
@@ -197,6 +197,7 @@ class _Tensors(Mapping[str, Tensor]):
             names = [FILE]
         self.where: dict[str, tuple[Any, str]] = {}
         for name in names:
+            check_regular("weights", folder / name)
             try:
                 opened = files.enter_context(safe_open(folder / name, framework="pt"))
             except (OSError, SafetensorError) as problem:
@@ -237,7 +238,7 @@ def _indexed(path: Path) -> list[str]:
     if not isinstance(where, dict) or not where:
         raise WeightsError(f"{path} holds no weight_map from names of tensors to names of files")
     for name in where.values():
-        if not isinstance(name, str) or Path(name).name != name or name in (".", ".."):
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
             raise WeightsError(f"{path}: {name!r} is no file beside it")
     return sorted(set(where.values()))
 
