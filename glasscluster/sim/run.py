@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda")
 BACKENDS = ("ray", "threads", "torchrun", "dry")
+OPTIONS = ("seed", "device", "timeout_s", "eager_bytes", "compare", "ring_bytes")  # of all backends together
 
 
 class Backend(Protocol):
@@ -95,9 +96,11 @@ class Cluster:
         memory_bytes: capacity of each simulated GPU in bytes; None: unlimited; by default what the hardware
             has.
         **options: of the backend. `seed`: the order in which threads run. `device`: `cpu` or `cuda`.
-            `timeout_s`: seconds that one operation may wait, where a backend cannot see a deadlock.
+            `timeout_s`: seconds that one operation may wait, where a backend cannot see a deadlock; on
+            threads: that a rank may compute without a message (600).
             `eager_bytes` (threads only): a send of at most so many bytes does not wait for its receive; 0 by
-            default, so every send waits. `ring_bytes` (dry only): see `DryBackend`.
+            default, so every send waits. `compare`: False to run collectives without comparing first what
+            the ranks say of them (sim/ranks/agreement.py). `ring_bytes` (dry only): see `DryBackend`.
 
     Raises:
         InputError: for hardware, a backend, a device or a number of GPUs that does not exist.
@@ -132,6 +135,10 @@ class Cluster:
         self.capacity: float | None = (
             self.hardware.gpu.memory_bytes if isinstance(memory_bytes, str) else memory_bytes
         )
+        if unknown := sorted(options.keys() - OPTIONS):
+            raise InputError(
+                unknown[0], options[unknown[0]], "is no option of a cluster", OPTIONS, by_name=True
+            )
         if options.get("device", "cpu") not in DEVICES:
             raise InputError("device", options["device"], "unknown device", DEVICES)
         self._backend: Backend | None = None

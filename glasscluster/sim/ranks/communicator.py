@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from glasscluster.base.errors import InputError
+from glasscluster.sim.ranks.agreement import describe
 from glasscluster.sim.ranks.collectives import find, with_option
 from glasscluster.sim.ranks.wire import TAGS_PER_GROUP, Wire
 from glasscluster.sim.ranks.work import REDUCTIONS, CollectiveWork, Done, MessageWork, Progress, Steps, Work
@@ -721,7 +722,7 @@ class Communicator:
                 f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first"
             )
         algorithm, steps = find(operation, algorithm)
-        average = options.get("op") == "avg"
+        asked, average = dict(options), options.get("op") == "avg"
         if average:
             options["op"] = "sum"
         if options.get("op", "sum") not in REDUCTIONS:
@@ -729,6 +730,8 @@ class Communicator:
         if self.size == 1:
             return Done()
         x = x.detach()
+        call = describe(operation, algorithm, x, (self.group, self.axis, self.ranks), asked)
+        self.wire.agree(call, self.ranks, options.get("sends", ()), options.get("receives", ()))
         work = CollectiveWork(self, operation, algorithm, purpose, label, x)
         work.steps = (
             self._native(work, operation, x, options) if steps is None else steps(work, x.view(-1), **options)

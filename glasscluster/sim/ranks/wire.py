@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from glasscluster.sim.ranks.agreement import Call
+
 TAGS_PER_GROUP = 1 << 16
 
 
@@ -61,6 +63,27 @@ class Wire(ABC):
         self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
     ) -> None:
         """Hand a whole collective to the library underneath (gloo, NCCL)."""
+
+    def agree(  # noqa: B027
+        self, call: Call, ranks: Sequence[int], sends: Sequence[int] = (), receives: Sequence[int] = ()
+    ) -> None:
+        """Compare this rank's collective with what the group's other ranks say of it (agreement.py).
+
+        sends, receives: of an all-to-all, in elements, one length a rank. Where there is one rank to ask (the
+        dry backend), nothing is compared.
+
+        Raises:
+            CollectiveMismatch: they differ.
+        """
+
+    def start_run(self) -> None:  # noqa: B027
+        """Begin to number collectives and messages anew."""
+
+    def unmatched(self) -> dict[tuple[int, int, int], int]:
+        """By (sender, receiver, tag): messages that this rank has sent in this run less those that it has
+        received. Empty where the backend itself knows.
+        """
+        return {}
 
     # ---- only a device with streams overrides these --------------------------------------------------------
     def group(self) -> AbstractContextManager[object]:
