@@ -196,8 +196,8 @@ def examine(
         ran = lab.run("patient", title, planted_rank, job, plant, gpus=gpus, **job_info(job)).results
     else:
         ran = lab.cluster(gpus).run(planted_rank, job, plant, record=False).results
-    found = vitals(job, [result for result, _ in ran])
-    return Chart(found, Signs.of(found, job.model.vocab), max(loss for _, loss in ran))
+    readings = vitals(job, [result for result, _ in ran])
+    return Chart(readings, Signs.of(readings, job.model.vocab), max(loss for _, loss in ran))
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Treated:
     charts: dict[str, Chart]
 
     @property
-    def found(self) -> str:
+    def diagnosis(self) -> str:
         """What the rules say of the broken run."""
         return diagnose(self.charts["broken"].signs)
 
@@ -234,13 +234,13 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
     ill.
     """
     named = {case.name: number for number, case in enumerate(CASES)}
-    for one in treated:
-        name = one.case.name
-        key, titled = name.replace("-", "_"), one.case.title[1]
+    for patient in treated:
+        name = patient.case.name
+        key, titled = name.replace("-", "_"), patient.case.title[1]
         lab.check(
             f"{key}_cause",
             named[name],
-            named.get(one.found, -1),
+            named.get(patient.diagnosis, -1),
             "diagnosis.py: rules on probes alone",
             name=Said(f"{name}: the cause that the probes name", f"{titled}：探针说出的原因编号"),
             unit="cause number",
@@ -248,7 +248,7 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
         lab.check(
             f"{key}_cure",
             1.0,
-            min(one.back, 1.0),
+            min(patient.back, 1.0),
             "healthy, broken and cured run of the same seed",
             name=Said(
                 f"{name}: share of the damage that its cure takes back", f"{titled}：对症办法挽回的损失比例"
@@ -257,7 +257,7 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
             match="statistical",
             tolerance=1 - BACK,
         )
-        well = diagnose(one.charts["healthy"].signs)
+        well = diagnose(patient.charts["healthy"].signs)
         healthy = Said(f"{name}: causes named in the healthy run", f"{titled}：在正常运行中说出的原因数")
         lab.check(f"{key}_healthy", 0, int(well != "healthy"), "diagnosis.py", name=healthy, unit="causes")
 
@@ -277,7 +277,7 @@ def emergency_room(lab: Lab, steps: int = STEPS) -> None:
         ("Training loss: as it should be, broken, and cured", "训练损失：正常、损坏、治愈"),
         lambda lang: clinic_figure(curves, lang),
     )
-    right = sum(t.found == t.case.name for t in treated)
+    right = sum(t.diagnosis == t.case.name for t in treated)
     worst = max(treated, key=lambda t: t.lost)
     ill, well = worst.charts["broken"].loss, worst.charts["healthy"].loss
     lab.tell(

@@ -30,11 +30,11 @@ class HeldOut:
         plant = self.name.replace("-", "_")
         return Case(self.name, (self.title, self.title), ("", ""), base=base, plant=plant)
 
-    def verdict(self, found: str) -> str:
+    def verdict(self, diagnosis: str) -> str:
         """What the name that the rules gave is worth; silent: no rule speaks of the fault."""
         if self.right is None:
-            return "silent" if found == HEALTHY else "wrong"
-        return "right" if found == self.right else "missed" if found == HEALTHY else "wrong"
+            return "silent" if diagnosis == HEALTHY else "wrong"
+        return "right" if diagnosis == self.right else "missed" if diagnosis == HEALTHY else "wrong"
 
 
 HELD_OUT = (

@@ -50,7 +50,7 @@ class Generation:
         if self.checked_tokens:
             return []
         what = Said("that tokens and logits are those of one device", "token 与 logits 是否与单卡一致")
-        return [not_asked_for(what, self.run)]
+        return [skipped_check(what, self.run)]
 
     def as_json(self) -> dict[str, Any]:
         """The `glass.generate/1` object: prefill and decode are of rank 0, decode is the mean
@@ -86,7 +86,7 @@ class Generation:
         }
 
 
-def not_asked_for(what: Said, run: Run) -> Said:
+def skipped_check(what: Said, run: Run) -> Said:
     """A check that was not made, and why: `--no-check`, or a dry run, which has no numbers."""
     dry = run.backend == "dry"
     why = Said("a dry run has no numbers", "空跑没有数值") if dry else Said("--no-check", "--no-check")
@@ -113,9 +113,9 @@ def generate(
             f"checking {done} tokens in float64 on {job.tp} {cluster.backend_name} ranks, and on one "
             f"device without a cache"
         )
-        found = cluster.run(generate_rank, small, record=False).results
+        results = cluster.run(generate_rank, small, record=False).results
         if cluster.leader:
-            rows = equality_rows(found, without_cache(small))
+            rows = equality_rows(results, without_cache(small))
     say(f"generating {job.tokens} tokens in {job.precision}, recording each step")
     run = cluster.run(
         generate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")}

@@ -93,10 +93,10 @@ def predict(
         "events": len(timeline.graph),
     }
     if advised:
-        found = Advice() if fits else advise(plan, model, cluster.hardware, capacity, say=say)
+        advice = Advice() if fits else advise(plan, model, cluster.hardware, capacity, say=say)
         fullest = MemoryHistory(timeline.graph, _chosen(rank, [total for total, _ in peaks]))
         content["residents"] = [r.as_dict() for r in fullest.residents()]
-        content["would_fit"] = [fit.as_dict() for fit in found.best]
+        content["would_fit"] = [fit.as_dict() for fit in advice.best]
     return content
 
 
@@ -158,9 +158,9 @@ def _predict_row(row: dict[Any, Any], defaults: dict[str, Any]) -> dict[str, Any
         given = {**defaults, **{k: _value(v) for k, v in row.items() if v}}
         if unknown := sorted(set(given) - set(COLUMNS)):
             raise InputError(unknown[0], given[unknown[0]], "unknown column", COLUMNS, by_name=True)
-        asked = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
-        assert asked.shape is not None
-        return flat(predict(asked.plan, asked.shape, asked.hardware, rank=asked.rank))
+        request = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
+        assert request.shape is not None
+        return flat(predict(request.plan, request.shape, request.hardware, rank=request.rank))
     except GlassError as problem:
         return {"error": problem.message}
 

@@ -14,7 +14,7 @@ from glasscluster.base.text import Said
 from glasscluster.model.decoding.generate import generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
-from glasscluster.scenarios.jobs.generation import not_asked_for, text
+from glasscluster.scenarios.jobs.generation import skipped_check, text
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.exchange.replica import one_thread
@@ -55,7 +55,7 @@ class Serving:
             "that each request gets the tokens and logits that it gets alone",
             "每个请求的 token 与 logits 是否与单独生成时一致",
         )
-        return [] if self.checked else [not_asked_for(what, self.run)]
+        return [] if self.checked else [skipped_check(what, self.run)]
 
     @property
     def tokens_per_s(self) -> float:
@@ -95,7 +95,7 @@ class Serving:
 
     def spans(self) -> list[Span]:
         """Who has which slot when; steps of a kind in a row are one span."""
-        found, been = list[Span](), set[int]()
+        spans, prefilled = list[Span](), set[int]()
         for step, (start, end) in zip(self.schedule.steps, self.times, strict=True):
             for w in step.work:
                 kind = (
@@ -104,16 +104,16 @@ class Serving:
                     else "decode"
                     if w.start
                     else "again"
-                    if w.request in been
+                    if w.request in prefilled
                     else "prefill"
                 )
-                been.add(w.request)
-                last = next((i for i in range(len(found) - 1, -1, -1) if found[i].slot == w.slot), None)
-                if last is not None and found[last][1:3] == (w.request, kind) and found[last].end == start:
-                    found[last] = found[last]._replace(end=end)
+                prefilled.add(w.request)
+                last = next((i for i in range(len(spans) - 1, -1, -1) if spans[i].slot == w.slot), None)
+                if last is not None and spans[last][1:3] == (w.request, kind) and spans[last].end == start:
+                    spans[last] = spans[last]._replace(end=end)
                 else:
-                    found.append(Span(w.slot, w.request, kind, start, end))
-        return found
+                    spans.append(Span(w.slot, w.request, kind, start, end))
+        return spans
 
     def held(self) -> list[Held]:
         """The cache after each step."""
@@ -210,10 +210,10 @@ def serve(
             f"checking {len(schedule.steps)} steps in float64 on {job.tp} {cluster.backend_name} ranks, "
             f"and each request alone"
         )
-        found = cluster.run(
+        results = cluster.run(
             serve_rank, replace(job, precision="fp64", capture=True), schedule, record=False
         ).results
-        rows = equality_rows(job, found) if cluster.leader else []
+        rows = equality_rows(job, results) if cluster.leader else []
     say(f"serving in {job.precision}, recording each step")
     run = cluster.run(
         serve_rank,

@@ -36,23 +36,23 @@ def draw_requests(
 
     rate: requests a second; 0: all are there at the start.
     """
-    draw, now, found = random.Random(seed), 0.0, []
+    draw, now, requests = random.Random(seed), 0.0, []
     for _ in range(count):
         new = min(model.seq - 1, 1 + int(draw.expovariate(1 / tokens)))
         prompt = min(model.seq - new, 1 + int(draw.expovariate(1 / prompt_length)))
-        found.append(Request(tuple(draw.randrange(model.vocab) for _ in range(prompt)), new, now))
+        requests.append(Request(tuple(draw.randrange(model.vocab) for _ in range(prompt)), new, now))
         now += draw.expovariate(rate) if rate else 0.0
-    return tuple(found)
+    return tuple(requests)
 
 
 def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
     """A JSON list of {"prompt": a text or a list of tokens, "tokens": how many, "arrival_s": when}."""
     try:
         listed = json.loads(Path(path).read_text())
-        found = []
+        requests = []
         for entry in listed:
             prompt = entry["prompt"].encode() if isinstance(entry["prompt"], str) else entry["prompt"]
-            found.append(
+            requests.append(
                 Request(tuple(int(t) for t in prompt), int(entry["tokens"]), float(entry.get("arrival_s", 0)))
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
@@ -60,10 +60,10 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
             f'must be a JSON list of {{"prompt", "tokens", "arrival_s"}}: {type(problem).__name__}: {problem}'
         )
         raise InputError("requests", path, rule) from None
-    for number, request in enumerate(found):
+    for number, request in enumerate(requests):
         if not all(0 <= t < model.vocab for t in request.prompt):
             raise InputError("requests", number, f"has a token that is not one of the model's {model.vocab}")
-    return tuple(found)
+    return tuple(requests)
 
 
 def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None]:
@@ -83,16 +83,16 @@ def make_job(request: ServeRequest) -> ServingJob:
     """The job that was asked for: its requests drawn, or read from a file."""
     model = model_of(request)
     if request.requests:
-        found = read_requests(request.requests, model)
+        requests = read_requests(request.requests, model)
     else:
         lengths = (request.count, request.prompt_length, request.tokens)
-        found = draw_requests(*lengths, request.rate, model, request.seed)
-    blocks, longest = request.blocks, max((r.cached for r in found), default=0)
+        requests = draw_requests(*lengths, request.rate, model, request.seed)
+    blocks, longest = request.blocks, max((r.cached for r in requests), default=0)
     blocks = blocks or request.slots * -(-longest // request.block)  # room for the longest in every slot
     return check_job(
         ServingJob(
             model,
-            found,
+            requests,
             request.policy,  # type: ignore[arg-type]
             request.slots,
             request.block,

@@ -21,7 +21,7 @@ def model_of(request: ModelRequest) -> ModelConfig:
 def read_model(weights: str, **given: Any) -> ModelConfig:
     """The shape in a folder; InputError naming what is wrong with it."""
     try:
-        with hugging_face.Weights(weights, **given) as found:
-            return found.config
+        with hugging_face.Weights(weights, **given) as folder:
+            return folder.config
     except WeightsError as problem:
         raise InputError("weights", weights, str(problem)) from None

@@ -50,8 +50,8 @@ def read_so_far(data: Data, seq: int, rows: int, seed: int) -> dict[str, Any] | 
     """
     if not isinstance(data, Mixture):
         return None
-    found = read(data, seq)
-    order = found.sampler(seed)
+    mixture = read(data, seq)
+    order = mixture.sampler(seed)
     sources = [
         {
             "source": name,
@@ -62,7 +62,7 @@ def read_so_far(data: Data, seq: int, rows: int, seed: int) -> dict[str, Any] | 
             "filling_fraction": source.packed.waste if source.packed else None,
         }
         for (name, _), quota, source, epochs in zip(
-            data.sources, order.quotas, found.sources, order.epochs(rows), strict=True
+            data.sources, order.quotas, mixture.sources, order.epochs(rows), strict=True
         )
     ]
     return {"rows_read": rows, "tokenizer": data.tokenizer, "packed": data.packed, "sources": sources}

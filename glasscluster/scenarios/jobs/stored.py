@@ -72,8 +72,8 @@ def replay_stored(
     run: str, hardware: str, slow: dict[int, float], rendezvous: bool, contention: bool, out: str | None
 ) -> dict[str, Any]:
     """`glass replay`: the timeline keys of train; with `out` also a report."""
-    found = find_graph(run)
-    graph = load_packed(found) if found.suffix == ".json" else ExecutionGraph.load(found)
+    path = find_graph(run)
+    graph = load_packed(path) if path.suffix == ".json" else ExecutionGraph.load(path)
     for rank in slow:
         if rank >= graph.ranks:
             raise InputError(

@@ -52,12 +52,12 @@ def learned(
     say(f"cutting {sum(map(len, texts)):,} bytes into pieces")
     pieces = count_pieces(texts)
     say(f"merging in {len(pieces):,} different pieces")
-    found = learn(
+    bpe = learn(
         pieces, vocab - len(specials), lambda n: say(f"{n:,} tokens") if n % TELL_EVERY == 0 else None
     )
     try:
-        numbers = {text: len(found.tokens) + i for i, text in enumerate(specials)}
-        made = Tokenizer(found.tokens, found.merges, numbers)
+        numbers = {text: len(bpe.tokens) + i for i, text in enumerate(specials)}
+        made = Tokenizer(bpe.tokens, bpe.merges, numbers)
     except ValueError as problem:
         raise InputError("special", ", ".join(specials), str(problem)) from None
     try:

@@ -48,8 +48,8 @@ class Trained:
     @property
     def not_checked(self) -> list[Said]:
         """What is checked by default and was not."""
-        found = [] if self.comparison else [NO_REFERENCE]
-        return [*found, NOT_COUNTED] if self.run.graph.has_native else found
+        unchecked = [] if self.comparison else [NO_REFERENCE]
+        return [*unchecked, NOT_COUNTED] if self.run.graph.has_native else unchecked
 
     def memory(self) -> dict[str, Any]:
         """Peak, its split, and state bytes, one entry a rank."""

@@ -58,10 +58,10 @@ def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent
         run = cluster.run(train_rank, job, info=job_info(job, seed=job.seed, **given))
     except OutOfMemory as error:
         assert cluster.capacity is not None
-        found = advice.advise(
+        suggestions = advice.advise(
             job.plan, job.model, cluster.hardware, cluster.capacity, steps=job.steps, say=say
         )
-        error.advise(str(found), [fit.as_dict() for fit in found.best])
+        error.advise(str(suggestions), [fit.as_dict() for fit in suggestions.best])
         raise
     wall["run"] = time.perf_counter() - begun
     if not cluster.leader:
@@ -116,8 +116,8 @@ def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
     say(f"recording one rank of each stage without data, to see whether {capacity / 1e9:.4g} GB are enough")
     recorded = advice.stages(plan, model, capacity, job.steps, cluster.hardware.host.memory_bytes)
     if isinstance(recorded, OutOfMemory):
-        found = advice.advise(plan, model, cluster.hardware, capacity, steps=job.steps, say=say)
-        raise DoesNotFit(capacity, recorded, str(found), [fit.as_dict() for fit in found.best])
+        suggestions = advice.advise(plan, model, cluster.hardware, capacity, steps=job.steps, say=say)
+        raise DoesNotFit(capacity, recorded, str(suggestions), [fit.as_dict() for fit in suggestions.best])
 
 
 def train_command(request: TrainRequest, say: Say = silent) -> Trained:

@@ -48,7 +48,7 @@ SMALL = make_gpt("tiny", layers=1, hidden=48, heads=2, vocab=VOCABULARY, seq=7, 
 # ---- check rows --------------------------------------------------------------------------------------------
 def equality_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
     """Of a run in float64 with `capture`: every loss and all weights of what learned, against one process."""
-    found, source = alone.compare(results, alone.in_one_process(job)), "one process, no messages"
+    comparison, source = alone.compare(results, alone.in_one_process(job)), "one process, no messages"
     return [
         Row(
             f"{job.method}_{what}_difference",
@@ -57,7 +57,7 @@ def equality_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
                 f"{job.method}：与单进程（float64）的最大{check.WHAT[what].zh}差异",
             ),
             0.0,
-            found[f"max_rel_{what}_diff"],
+            comparison[f"max_rel_{what}_diff"],
             source,
             unit="relative",
             tolerance=check.TOLERANCE,

@@ -115,7 +115,7 @@ class Outcome:
     losses: list[float]
 
     @property
-    def loss_told(self) -> bool:
+    def loss_shows_it(self) -> bool:
         """Whether the first step's loss alone would have shown it: in the four decimals that a training log
         prints.
         """
@@ -441,8 +441,8 @@ def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
         _unannounced(lab, find(bug))
         return
     chosen = [find(bug)] if bug else list(ZOO)
-    found = {b.id: examine(lab, b, kept=len(chosen) == 1 or bool(b.gates - ALL)) for b in chosen}
-    _tell(lab, chosen, found)
+    outcomes = {b.id: examine(lab, b, kept=len(chosen) == 1 or bool(b.gates - ALL)) for b in chosen}
+    _tell(lab, chosen, outcomes)
 
 
 def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
@@ -510,28 +510,30 @@ def _unannounced(lab: Lab, bug: Bug) -> None:
     lab.conclude(("A bug is planted in this run: find it.", "这次运行里埋了一个错误：把它找出来。"))
 
 
-def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
+def _tell(lab: Lab, chosen: list[Bug], outcomes: dict[str, Outcome]) -> None:
     """One sentence a bug, one figure, and how many the loss would have told."""
     kept = {e.key for e in lab.entries} if len(lab.entries) > 1 else set()
     for bug in chosen:
-        seen = found[bug.id]
-        said = {row.key: row.name for row in seen.rows} | GATES
-        gates = [said.get(gate, Said(gate, gate)) for gate in sorted(seen.gates)]
-        told = (
-            ("the loss tells", "损失看得出") if seen.loss_told else ("the loss does not tell", "损失看不出")
+        outcome = outcomes[bug.id]
+        said = {row.key: row.name for row in outcome.rows} | GATES
+        gates = [said.get(gate, Said(gate, gate)) for gate in sorted(outcome.gates)]
+        by_loss = (
+            ("the loss tells", "损失看得出")
+            if outcome.loss_shows_it
+            else ("the loss does not tell", "损失看不出")
         )
-        numbers = ", ".join(f"{k} {seen.first[k]:.0e}" for k in (GRADIENT, WEIGHT, LOSS))
+        numbers = ", ".join(f"{k} {outcome.first[k]:.0e}" for k in (GRADIENT, WEIGHT, LOSS))
         digits = "，".join(
-            f"{zh} {seen.first[k]:.0e}" for k, zh in ((GRADIENT, "梯度"), (WEIGHT, "权重"), (LOSS, "损失"))
+            f"{zh} {outcome.first[k]:.0e}" for k, zh in ((GRADIENT, "梯度"), (WEIGHT, "权重"), (LOSS, "损失"))
         )
         lab.tell(
             (
-                f"{bug.title[0]}. {bug.wrong[0]} First step against one device: {numbers}; {told[0]} "
-                f"(step {STEPS}: {seen.losses[-1]:.0e}). "
+                f"{bug.title[0]}. {bug.wrong[0]} First step against one device: {numbers}; {by_loss[0]} "
+                f"(step {STEPS}: {outcome.losses[-1]:.0e}). "
                 f"Caught by: {'; '.join(g.en for g in gates) or 'nothing'}. The like: "
                 f"{', '.join(r.cited() for r in bug.reports)}.",
-                f"{bug.title[1]}。{bug.wrong[1]}第一步与单卡相比：{digits}；{told[1]}（第 {STEPS} 步 "
-                f"{seen.losses[-1]:.0e}）。"
+                f"{bug.title[1]}。{bug.wrong[1]}第一步与单卡相比：{digits}；{by_loss[1]}（第 {STEPS} 步 "
+                f"{outcome.losses[-1]:.0e}）。"
                 f"被这些检查发现：{'；'.join(g.zh for g in gates) or '无'}。上游类似报告："
                 f"{'、'.join(r.cited('zh') for r in bug.reports)}。",
             ),
@@ -551,17 +553,17 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
     }
 
     def drawn(lang: str) -> Any:
-        loss, gradient, weight, later = words[lang]
+        loss, gradient, weight, last_loss = words[lang]
         series = {
-            loss: [found[b.id].first[LOSS] for b in chosen],
-            later: [found[b.id].losses[-1] for b in chosen],
-            gradient: [found[b.id].first[GRADIENT] for b in chosen],
-            weight: [found[b.id].first[WEIGHT] for b in chosen],
+            loss: [outcomes[b.id].first[LOSS] for b in chosen],
+            last_loss: [outcomes[b.id].losses[-1] for b in chosen],
+            gradient: [outcomes[b.id].first[GRADIENT] for b in chosen],
+            weight: [outcomes[b.id].first[WEIGHT] for b in chosen],
         }
         axis = "relative difference from one device" if lang == "en" else "与单卡的相对差异"
         return dots([b.title[lang == "zh"] for b in chosen], series, axis, least=1e-17, limit=TOLERANCE)
 
-    silent = sum(not found[b.id].loss_told for b in chosen)
+    silent = sum(not outcomes[b.id].loss_shows_it for b in chosen)
     lab.figure(
         (
             f"In {silent} of {len(chosen)} the first step's printed loss does not tell; a gradient, a "
@@ -570,7 +572,7 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
         ),
         drawn,
     )
-    caught = sum(found[b.id].gates == b.gates for b in chosen)
+    caught = sum(outcomes[b.id].gates == b.gates for b in chosen)
     lab.conclude(
         (
             f"{caught} of {len(chosen)} bugs are caught by exactly the gates named for them; {silent} of "

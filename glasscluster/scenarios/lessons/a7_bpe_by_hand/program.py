@@ -33,7 +33,7 @@ def by_hand(pieces: Mapping[bytes, int], merges: int) -> list[tuple[bytes, bytes
     repeat.
     """
 
-    tokens, found = list(BYTES), []
+    tokens, merged_pairs = list(BYTES), []
     words = {
         tuple(BYTES.index(piece[i : i + 1]) for i in range(len(piece))): n for piece, n in pieces.items()
     }
@@ -51,9 +51,9 @@ def by_hand(pieces: Mapping[bytes, int], merges: int) -> list[tuple[bytes, bytes
                 out[-1:] = [len(tokens)] if joins else [*out[-1:], token]
             merged[tuple(out)] = times
         words = merged
-        found.append((tokens[best[0]], tokens[best[1]]))
+        merged_pairs.append((tokens[best[0]], tokens[best[1]]))
         tokens.append(tokens[best[0]] + tokens[best[1]])
-    return found
+    return merged_pairs
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,15 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
 
     lab.say("training a GPT on bytes and one on tokens")
     share = sum(counts["both"].values()) / sum(size.values())  # tokens of a byte
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as home:
         file = str(Path(home) / "tokenizer.json")
         made["both"].save(Path(file))
         for reader in (Reader("bytes", 256, 64, None), Reader("tokens", vocab, round(64 * share), file)):
-            found[reader.name] = read_text(lab, reader, made["both"], steps)
+            results[reader.name] = read_text(lab, reader, made["both"], steps)
     if not lab.leader:
         return
-    over_loss = found["bytes"]["bits"] / (found["bytes"]["loss"] / math.log(2))
+    over_loss = results["bytes"]["bits"] / (results["bytes"]["loss"] / math.log(2))
     lab.row("bits_of_a_byte", 1, over_loss, "Eq 37: a token is a byte", unit="×", tolerance=1e-12)
 
     lab.ask("ratio", ratio["en"], "×")
@@ -114,13 +114,13 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
     marked = [" gradients", "梯度", "通信"]
     lab.figure("merges_en", partial(merge_tree_figure, made["en"], marked))
     lab.figure("merges_both", partial(merge_tree_figure, made["both"], marked))
-    lab.figure("two_units", lambda lang: two_units(lab, found, lang))
+    lab.figure("two_units", lambda lang: two_units(lab, results, lang))
     lab.tell("bytes_of_the_sentences", english=size["en"], chinese=size["zh"])
     learned: dict[str, Any] = {f"en_on_{lang}": per["en"][lang] for lang in per["en"]}
     lab.tell("learned_from_english", **learned, ratio_en=ratio["en"])
     lab.tell("learned_from_others", ratio_zh=ratio["zh"], ratio_both=ratio["both"])
-    losses: dict[str, Any] = {f"loss_{name}": each["loss"] for name, each in found.items()}
-    bits: dict[str, Any] = {f"bits_{name}": each["bits"] for name, each in found.items()}
+    losses: dict[str, Any] = {f"loss_{name}": each["loss"] for name, each in results.items()}
+    bits: dict[str, Any] = {f"bits_{name}": each["bits"] for name, each in results.items()}
     lab.tell("after_training", view="tab=story", steps=steps, **losses, **bits)
     lab.conclude(ratio_en=ratio["en"], ratio_both=ratio["both"])
     lab.explain()
@@ -189,8 +189,8 @@ def bytes_per_token(lab: Lab, per: dict[str, dict[str, float]], lang: str) -> An
     return bars(learned_from, series, lab.word("bytes_per_token", lang))
 
 
-def two_units(lab: Lab, found: dict[str, dict[str, float]], lang: str) -> Any:
+def two_units(lab: Lab, results: dict[str, dict[str, float]], lang: str) -> Any:
     """The same two models in nats a token and in bits a byte."""
     units = [lab.word("loss_per_token", lang), lab.word("bits_per_byte", lang)]
-    series = {lab.word(f"gpt_{name}", lang): [each["loss"], each["bits"]] for name, each in found.items()}
+    series = {lab.word(f"gpt_{name}", lang): [each["loss"], each["bits"]] for name, each in results.items()}
     return bars(units, series, lab.word("nats_and_bits", lang))

@@ -147,10 +147,10 @@ def figures_of_sources(lab: Lab, order: Any, epochs: list[float], counted: list[
 def who_reads_which(lab: Lab, before: Any, after: Any, batch: int, lang: str) -> Any:
     """A row a rank: the numbers it reads, coloured by source."""
     stopped = len(before.results[0])
-    told = lab.word("table_before", lang, ranks=len(before.results), before=stopped - 1)
-    then = lab.word("table_after", lang, others=len(after.results), read=stopped * batch)
+    title_before = lab.word("table_before", lang, ranks=len(before.results), before=stopped - 1)
+    title_after = lab.word("table_after", lang, others=len(after.results), read=stopped * batch)
     tables = []
-    for title, run, first in ((told, before, 0), (then, after, stopped)):
+    for title, run, first in ((title_before, before, 0), (title_after, after, stopped)):
         each = batch // len(run.results)
         text, fill = [], []
         for rank, seen in enumerate(run.results):

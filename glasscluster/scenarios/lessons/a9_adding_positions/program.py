@@ -66,18 +66,18 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
     learnt = train_one_device(model, text, job.optimizer, 1.0, 0, torch.float32)
     grown = {name: weight.double() for name, weight in learnt.weights[-1].items()}
     tokens = text[0][0][0]
-    found = {"before": four_terms(born, tokens, model), "after": four_terms(grown, tokens, model)}
+    by_moment = {"before": four_terms(born, tokens, model), "after": four_terms(grown, tokens, model)}
 
-    for when, terms in found.items():
+    for when, terms in by_moment.items():
         source = "the dot product of two sums, float64"
         lab.row("terms_less_score", 0, terms["sum"], source, unit="absolute", tolerance=1e-10, when=when)
-        source, apart = "(e+p)W = [e, p][W; W]", terms["side by side"]
-        lab.row("added_less_side_by_side", 0, apart, source, unit="absolute", tolerance=1e-12, when=when)
-    expected, cosine = hidden**-0.5, found["before"]["cosine"]
+        source, difference = "(e+p)W = [e, p][W; W]", terms["side by side"]
+        lab.row("added_less_side_by_side", 0, difference, source, unit="absolute", tolerance=1e-12, when=when)
+    expected, cosine = hidden**-0.5, by_moment["before"]["cosine"]
     source = "random vectors of dimension h: 1/√h"
     lab.row("cosine", expected, cosine, source, unit="", match="statistical", tolerance=0.02)
 
-    share = {when: [100 * v / sum(f["spread"]) for v in f["spread"]] for when, f in found.items()}
+    share = {when: [100 * v / sum(f["spread"]) for v in f["spread"]] for when, f in by_moment.items()}
     cross = {when: percent[1] + percent[2] for when, percent in share.items()}
     lab.ask("cross_terms", cross["after"], "%", steps=steps)
 
@@ -89,8 +89,8 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
         return bars([lab.word(term, lang) for term in TERMS], series, lab.word("share_variance", lang))
 
     lab.figure("four_terms", four_bars)
-    lab.tell("add_up", view="tab=ledger", worst=max(f["sum"] for f in found.values()))
-    cosines: dict[str, Any] = {"cosine_before": cosine, "cosine_after": found["after"]["cosine"]}
+    lab.tell("add_up", view="tab=ledger", worst=max(f["sum"] for f in by_moment.values()))
+    cosines: dict[str, Any] = {"cosine_before": cosine, "cosine_after": by_moment["after"]["cosine"]}
     lab.tell("cosines", view="tab=ledger", hidden=hidden, expected=expected, **cosines)
     crosses: dict[str, Any] = {f"cross_{when}": percent for when, percent in cross.items()}
     lab.tell("cross_terms", view="tab=story", **crosses, steps=steps)

@@ -31,12 +31,12 @@ def program(gpu: Any, job: Any) -> dict[str, Any]:
     with gpu.unrecorded():
         g = torch.cat([p.grad.flatten() for p, _ in model.full_names().values() if p.grad is not None]).abs()
         g = g[g > 0]
-        found: dict[str, Any] = {"all": len(g)}
+        measured: dict[str, Any] = {"all": len(g)}
         for scale in (1.0, RAISED):
             x = g * scale
             at, counts = torch.frexp(x)[1].sub(1).unique(return_counts=True)
             half = x.half()
-            found[f"x{scale:.0f}"] = {
+            measured[f"x{scale:.0f}"] = {
                 "exponents": dict(zip(at.tolist(), counts.tolist(), strict=True)),
                 "small": int((x < 2.0**-14).sum()),
                 "gone": int((half == 0).sum()),
@@ -44,7 +44,7 @@ def program(gpu: Any, job: Any) -> dict[str, Any]:
                 "over": int(half.isinf().sum()),
                 "above": int((x >= 65520).sum()),
             }
-        return found
+        return measured
 
 
 @lesson

@@ -63,9 +63,9 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
     lab.row("ranks_with_a_wrong_sum", 0, wrong, "definition", unit="ranks")
 
     gain = {key: rings[key].timeline.makespan / twos[key].timeline.makespan for key in rings}
-    ratio, found = hw.intra.bandwidth / hw.inter.bandwidth, gain[large_nodes, shown]
+    ratio, speed_up = hw.intra.bandwidth / hw.inter.bandwidth, gain[large_nodes, shown]
     cluster: dict[str, Any] = {"large_nodes": large_nodes, "g": g}
-    lab.ask("speed_up", found, "×", **cluster, hardware=hw.name, shown_mib=shown / 2**20)
+    lab.ask("speed_up", speed_up, "×", **cluster, hardware=hw.name, shown_mib=shown / 2**20)
     sent = {way: between_nodes(run.graph, g)[:g] for way, run in (("one_ring", ring), ("levels", two))}
 
     def by_gpu(lang: str) -> Any:
@@ -87,12 +87,12 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
         g=g,
         levels_sent=sent["levels"][0] / shown,
     )
-    lab.tell("large", **cluster, shown_mib=shown / 2**20, found=found, ratio=ratio)
+    lab.tell("large", **cluster, shown_mib=shown / 2**20, speed_up=speed_up, ratio=ratio)
     steps: dict[str, Any] = {"flat_steps": 2 * (n - 1), "level_steps": 2 * (g - 1) + 2 * (large_nodes - 1)}
     lab.tell("small", smallest=sizes[0], gain=gain[large_nodes, sizes[0]], **steps)
-    lab.conclude(found=found, **cluster, ratio=ratio)
+    lab.conclude(speed_up=speed_up, **cluster, ratio=ratio)
     lab.explain()
-    lab.own_number(found=found, **cluster, hardware=hw.name, ratio=ratio)
+    lab.own_number(speed_up=speed_up, **cluster, hardware=hw.name, ratio=ratio)
 
 
 def record(hw: Any, nodes: int, algorithm: str, size: int) -> Any:

@@ -75,22 +75,23 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
     """
     eager, large = eager_kib * KIB, large_kib * KIB
     cases = [(e, s) for e in (0, eager) for s in (small, large)]
-    found = {(name, e, s): run_broken(lab, name, e, s) for name in NAMES for e, s in cases}
+    deadlocks = {(name, e, s): run_broken(lab, name, e, s) for name in NAMES for e, s in cases}
     waits = {
-        (n, e, s): standstill([steps_of(n, r, RANKS, False) for r in range(RANKS)], s, e) for n, e, s in found
+        (n, e, s): standstill([steps_of(n, r, RANKS, False) for r in range(RANKS)], s, e)
+        for n, e, s in deadlocks
     }
     fixed = [[step for name in NAMES for step in steps_of(name, r, RANKS, True)] for r in range(RANKS)]
     run = lab.run("repaired", lab.text("repaired"), program, list(NAMES), large, True, gpus=RANKS)
-    hangs = {(e, s): sum(found[n, e, s] is not None for n in NAMES) for e, s in cases}
+    hangs = {(e, s): sum(deadlocks[n, e, s] is not None for n in NAMES) for e, s in cases}
     lab.ask("hangs", hangs[eager, small], "programs", small=small, eager_kib=eager_kib)
     for e, s in cases:
         ruled = sum(bool(waits[n, e, s]) for n in NAMES)
         lab.row("programs_that_hang", ruled, hangs[e, s], "rule", unit="programs", s=s, e=e)
-    check_reports(lab, found, waits)
+    check_reports(lab, deadlocks, waits)
     done = sum(run.results)
     lab.row("steps_finished", sum(map(len, fixed)), done, "definition", unit="steps")
 
-    stuck = {n: hang for n in NAMES if (hang := found[n, 0, large])}
+    stuck = {n: hang for n in NAMES if (hang := deadlocks[n, 0, large])}
 
     def who_waits(lang: str) -> Any:
         panels = []
@@ -100,7 +101,7 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
         return waits_figure(panels, lang)
 
     lab.figure("who_waits", who_waits, large_kib=large_kib)
-    lab.figure("what_passes", lambda lang: what_passes(lab, found, cases, lang))
+    lab.figure("what_passes", lambda lang: what_passes(lab, deadlocks, cases, lang))
     counts: dict[str, Any] = {"programs": len(NAMES), "small": small}
     unbuffered: dict[str, Any] = {"hang_unbuffered": hangs[0, small], "ring": cycle_names(stuck["ring"])}
     lab.tell("without_buffering", **counts, **unbuffered)
@@ -110,7 +111,7 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
         "large_kib": large_kib,
     }
     lab.tell("with_buffering", eager_kib=eager_kib, small=small, **buffered)
-    tag = found["tag", eager, small]
+    tag = deadlocks["tag", eager, small]
     assert tag is not None
     near = next(w.near_miss for w in tag.waits if w.near_miss)
     rank, wanted, there = re.findall(r"\d+", near)
@@ -131,12 +132,12 @@ def run_broken(lab: Lab, name: str, eager: int, nbytes: int) -> Deadlock | None:
     return None
 
 
-def check_reports(lab: Lab, found: dict[Case, Deadlock | None], waits: dict[Case, Any]) -> None:
+def check_reports(lab: Lab, deadlocks: dict[Case, Deadlock | None], waits: dict[Case, Any]) -> None:
     """What was reported of each hang: who waits for whom, and the cycle, or the finished rank at a chain's
     end.
     """
     other_waits = other_names = 0
-    for key, error in found.items():
+    for key, error in deadlocks.items():
         reported = {w.rank: w.peer for w in error.waits} if error else {}
         other_waits += waits[key] != reported
         graph = nx.DiGraph(list(reported.items()))
@@ -148,7 +149,9 @@ def check_reports(lab: Lab, found: dict[Case, Deadlock | None], waits: dict[Case
     lab.row("named_ranks", 0, other_names, "rule, by networkx", unit="runs")
 
 
-def what_passes(lab: Lab, found: dict[Case, Deadlock | None], cases: list[tuple[int, int]], lang: str) -> Any:
+def what_passes(
+    lab: Lab, deadlocks: dict[Case, Deadlock | None], cases: list[tuple[int, int]], lang: str
+) -> Any:
     """A row a program, a column a case."""
     heads = []
     for eager, nbytes in cases:
@@ -156,8 +159,8 @@ def what_passes(lab: Lab, found: dict[Case, Deadlock | None], cases: list[tuple[
             lab.word("buffered", lang, size=binary(eager)) if eager else lab.word("nothing_buffered", lang)
         )
         heads.append(f"{binary(nbytes)}<br>{buffered}")
-    text = [[outcome(lab, found[n, e, s], lang) for e, s in cases] for n in NAMES]
-    fill = [["#56B4E9" if found[n, e, s] is None else "#E69F00" for e, s in cases] for n in NAMES]
+    text = [[outcome(lab, deadlocks[n, e, s], lang) for e, s in cases] for n in NAMES]
+    fill = [["#56B4E9" if deadlocks[n, e, s] is None else "#E69F00" for e, s in cases] for n in NAMES]
     return cells_figure([Table("", [lab.word(n, lang) for n in NAMES], heads, text, fill)])
 
 

@@ -81,7 +81,7 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
     known = scale_of(norms, QUADRATIC["own"], RANKS)
     if not lab.leader:
         return
-    worst, source = apart_from_one_device(exact, run.results), "one device, same batches"
+    worst, source = difference_from_one_device(exact, run.results), "one device, same batches"
     lab.row("weights_and_one_device", 0.0, worst, source, unit="relative", tolerance=1e-10)
     check_quadratic(lab, known)
     fewest, examples = ns.fit(list(BATCHES), list(steps))
@@ -151,7 +151,7 @@ def sweep(lab: Lab, gpus: int, target: float, most_steps: int) -> tuple[list[flo
     return steps, scales
 
 
-def apart_from_one_device(job: Job, results: list[dict[str, Any]]) -> float:
+def difference_from_one_device(job: Job, results: list[dict[str, Any]]) -> float:
     """The largest relative difference of any rank's weights from those of one device on the same batches."""
     batches = [job.batch(step) for step in range(job.steps)]
     with one_thread():
@@ -160,7 +160,7 @@ def apart_from_one_device(job: Job, results: list[dict[str, Any]]) -> float:
     return max(difference(result["weights"], whole, 1.0) for result in results)
 
 
-def check_quadratic(lab: Lab, found: ns.NoiseScale) -> None:
+def check_quadratic(lab: Lab, noise_scale: ns.NoiseScale) -> None:
     """The estimator where the truth is known, to four of its own standard deviations.
 
     |G_b|², averaged over the ranks, is |G_B|² + s, where s, the spread of the ranks' gradients, does not
@@ -176,9 +176,9 @@ def check_quadratic(lab: Lab, found: ns.NoiseScale) -> None:
     of_signal = (together**2 + (spread / others) ** 2) ** 0.5 / d
     of_ratio = ((together / d) ** 2 + (of_noise + spread / others / d) ** 2) ** 0.5
     rows = (
-        ("trΣ", d * variance, found.noise, of_noise),
-        ("|G|²", d, found.signal, of_signal),
-        ("B_simple", variance, found.simple, of_ratio),
+        ("trΣ", d * variance, noise_scale.noise, of_noise),
+        ("|G|²", d, noise_scale.signal, of_signal),
+        ("B_simple", variance, noise_scale.simple, of_ratio),
     )
     source = "Eq 35: two-batch estimator, four standard deviations"
     for name, true, estimate, deviation in rows:

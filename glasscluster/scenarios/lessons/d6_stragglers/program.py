@@ -86,8 +86,8 @@ def check_last_gradient(lab: Lab, run: Any, late: Any, slow_rank: int, slow: flo
     for rank in range(graph.ranks):
         last = float((run.timeline.end[ready] * (graph.rank[ready] == rank)).max())
         alone.append(last * (slow if rank == slow_rank else 1))
-    found, source = float(late.end[ready].max()), "Eq 36: the maximum over ranks"
-    lab.row("last_gradient", max(alone), None, source, simulated=found, **VIRTUAL)
+    replayed, source = float(late.end[ready].max()), "Eq 36: the maximum over ranks"
+    lab.row("last_gradient", max(alone), None, source, simulated=replayed, **VIRTUAL)
 
 
 def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups: int) -> None:
@@ -110,8 +110,8 @@ def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups
     # another, smaller model: not compared with the others
     lab.entries[-1] = replace(lab.entries[-1], timelines={lab.hardware: dropped}, compared=False, note=note)
     for name, results, counted in (("drawn", ran.results, chosen), ("recorded", spared.results, without)):
-        one = bw.one_device_on_what_counted(job, counted, workers)
-        worst, source = largest_difference(results[-1], one), "one device, the sequences that counted"
+        reference = bw.one_device_on_what_counted(job, counted, workers)
+        worst, source = largest_difference(results[-1], reference), "one device, the sequences that counted"
         lab.row("gradients_that_counted", 0.0, worst, source, unit="relative", tolerance=1e-10, name=name)
     server = spared.graph.rank == workers
     even, late = (float(line.end[server].max()) for line in (spared.timeline, dropped))
@@ -119,12 +119,12 @@ def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups
     lab.row("last_update", even, None, source, simulated=late, **VIRTUAL)
 
 
-def largest_difference(found: Any, one: Any) -> float:
+def largest_difference(result: Any, reference: Any) -> float:
     """Of any step's gradients from one device's, relative to the tensor, or to a
     thousandth of the largest.
     """
     worst = 0.0
-    for ours, theirs in zip(found.gradients, one.gradients, strict=True):
+    for ours, theirs in zip(result.gradients, reference.gradients, strict=True):
         floor = 1e-3 * max(float(tensor.abs().max()) for tensor in theirs.values())
         worst = max(worst, *(difference(ours[name], theirs[name], floor) for name in theirs))
     return worst

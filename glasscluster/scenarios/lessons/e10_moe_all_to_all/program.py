@@ -74,9 +74,9 @@ def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
         for key, config in configs.items()
     }
     loads = {key: check_routing(lab, key, configs[key], run) for key, run in runs.items()}  # wanted, kept
-    apart = max(apart_from_one_device(configs[key], run) for key, run in runs.items())
+    difference = max(difference_from_one_device(configs[key], run) for key, run in runs.items())
     source = "all experts in one place, float64"
-    lab.row("apart", 0, apart, source, unit="absolute", tolerance=1e-12)
+    lab.row("apart", 0, difference, source, unit="absolute", tolerance=1e-12)
     places = moe.capacity(configs["places"], plain.seq)
     taken = max(max(routed["kept"]) for rank in runs["places"].results for routed in rank["routing"])
     lab.row("most_rows_of_an_expert", places, taken, "C = ⌈1.25·k·s/E⌉", unit="rows")
@@ -151,9 +151,9 @@ def check_routing(lab: Lab, key: str, config: Any, run: Any) -> tuple[list[int],
     routing, graph = [rank["routing"] for rank in run.results], run.graph
     wanted = [sums(routed["wanted"] for routed in mine) for mine in routing]
     kept = [sums(routed["kept"] for routed in mine) for mine in routing]
-    found = matrix(graph, "ep", "dispatch").tolist()
+    sent = matrix(graph, "ep", "dispatch").tolist()
     theory = expert_parallel.traffic(kept, config.hidden, WIDTH)
-    pairs = [pair for rows in zip(found, theory, strict=True) for pair in zip(*rows, strict=True)]
+    pairs = [pair for rows in zip(sent, theory, strict=True) for pair in zip(*rows, strict=True)]
     different = sum(counted != routed for counted, routed in pairs)
     lab.row("dispatch_not_as_routed", 0, different, "Eq 27, as routed", unit="pairs", key=key)
     moved = (graph.kind == COLLECTIVE) & (graph.axis == "ep") & (graph.rank == 0)
@@ -168,7 +168,7 @@ def check_routing(lab: Lab, key: str, config: Any, run: Any) -> tuple[list[int],
     return sums(wanted), sums(kept)
 
 
-def apart_from_one_device(config: Any, run: Any) -> float:
+def difference_from_one_device(config: Any, run: Any) -> float:
     """The largest difference of any sequence's output from a block that has all experts."""
     alone, worst = block_of(config), 0.0
     for rank, result in enumerate(run.results):

@@ -101,8 +101,8 @@ def check_units(
     again = sent_inside(runs["tp+sp"].graph, "f again") / unit
     lab.row("gathered_again", 2, again, "Eq 18", unit="units")
     lab.row("without_those", sent["tp"], sent["tp+sp"] - again, "Eq 18, Eq 10", unit="units")
-    apart = lab.dry(model=model.model_copy(update={"qkv": "separate"}), **plan, sequence_parallel=True)
-    lab.row("apart", 9, sent_inside(apart.graph) / unit, "Eq 18", unit="units")
+    separate = lab.dry(model=model.model_copy(update={"qkv": "separate"}), **plan, sequence_parallel=True)
+    lab.row("apart", 9, sent_inside(separate.graph) / unit, "Eq 18", unit="units")
     return sent, again
 
 

@@ -127,11 +127,11 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
     sizes: dict[str, Any] = {"odd": ODD, "largest": LARGEST}
     lab.tell("time", view="tab=timeline&run=scalars", tokens=tokens, **sizes, **milliseconds)
     mistake, _, _ = alone(66, tokens)
-    found: dict[str, Any] = {
+    padding: dict[str, Any] = {
         "mistake": mistaken / mistake - 1,
         "difference": trained.comparison["max_rel_grad_diff"],
     }
-    lab.tell("padding", view="tab=checks&run=gpt", **sizes, t=t, **found)
+    lab.tell("padding", view="tab=checks&run=gpt", **sizes, t=t, **padding)
     lab.conclude(largest=LARGEST, times=times)
     lab.explain()
     lab.own_number(times=times, largest=LARGEST)

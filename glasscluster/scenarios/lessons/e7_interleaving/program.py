@@ -59,10 +59,10 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
     if cross is not None:
         lab.tell("slower", view="tab=timeline&run=v4", cross_ms=cross * 1e3)
     lab.tell("gpt", view="tab=checks&run=gpt")
-    found: dict[str, Any] = {"over_1": over[1], "over_4": over[4], "times_messages": sent[4] / sent[1]}
-    lab.conclude(**found)
+    summary: dict[str, Any] = {"over_1": over[1], "over_4": over[4], "times_messages": sent[4] / sent[1]}
+    lab.conclude(**summary)
     lab.explain()
-    lab.own_number(**found)
+    lab.own_number(**summary)
 
 
 def run_one(lab: Lab, p: int, m: int, v: int) -> Any:

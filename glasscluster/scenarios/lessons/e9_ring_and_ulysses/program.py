@@ -148,7 +148,7 @@ def check_runs(lab: Lab, runs: Any, every: Any, gqa: Any, mha: Any) -> dict[str,
     shapes = [(way, way, gqa, run) for way, run in runs.items()]
     shapes += [(f"{way}, MHA", way, mha, run) for way, run in every.items()]
     truth = {shape: one_device(shape) for shape in (gqa, mha)}
-    apart, other_bytes, other_flops, pairs = 0.0, 0, 0, {}
+    difference, other_bytes, other_flops, pairs = 0.0, 0, 0, {}
     for name, way, shape, run in shapes:
         (kind, neighbours), (a, heads, s, d) = WAYS[way], shape
         theory = ulysses.predict_traffic(kind, N, 1, s, a, heads, d, 8, neighbours)
@@ -159,14 +159,14 @@ def check_runs(lab: Lab, runs: Any, every: Any, gqa: Any, mha: Any) -> dict[str,
         source = "2 products forward, 5 backward, of whole tiles"
         lab.row("flops", 14 * d * tiles[-1], flops[-1], source, unit="FLOPs", name=name, hops=N - 1)
         other_flops += sum(x != 14 * d * t for x, t in zip(flops, tiles, strict=True))
-        apart = max(apart, largest_difference(run.results, truth[shape]))
+        difference = max(difference, largest_difference(run.results, truth[shape]))
         if neighbours > 1 or kind == "ulysses":
             pairs[name] = work(kind, N, s, a, neighbours)
         else:
             pairs[name] = [a * sum(position + 1 for position in rank["positions"]) for rank in run.results]
     lab.row("ranks_with_other_bytes", 0, other_bytes, "Eq 26", unit="ranks")
     lab.row("ranks_with_other_flops", 0, other_flops, "work in whole tiles", unit="ranks")
-    lab.row("apart", 0, apart, "torch's attention, float64", unit="absolute", tolerance=1e-12)
+    lab.row("apart", 0, difference, "torch's attention, float64", unit="absolute", tolerance=1e-12)
     return pairs
 
 

@@ -50,7 +50,7 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     lab.row("first_loss", math.log(vocab), well.losses[0], "Eq 37, ± 0.1", **chance)
     check_norms(lab, well, twice)
     number = {rule.cause: i for i, rule in enumerate(RULES, start=1)}
-    named = number.get(treated.found, 0)
+    named = number.get(treated.diagnosis, 0)
     lab.row("rule_that_names_it", number[case.name], named, "diagnosis.py: probes alone", unit="rule")
     holding = sum(rule.holds(well.signs) for rule in RULES)
     lab.row("rules_in_sound_run", 0, holding, "diagnosis.py", unit="rules")
