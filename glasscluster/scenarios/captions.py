@@ -23,8 +23,10 @@ from glasscluster.visualize.figures.plots import lines
 
 @torch.no_grad()
 def describe(stage: Any, pixels: Tensor, tokens: int) -> list[bytes]:
-    """Captions of images [B, P·C] by the likeliest token each time, up to the end of the line; everything is
-    computed anew for each token.
+    """Write a caption for each image of pixels [B, P·C], a list of B byte strings.
+
+    Each next token is the likeliest one, up to the end of the line or `tokens` of them; there is no cache, so
+    everything is computed again for each token.
     """
     model, said = stage.config, torch.zeros(len(pixels), 0, dtype=torch.int64)
     for n in range(tokens):

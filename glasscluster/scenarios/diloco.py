@@ -70,7 +70,7 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
 
 
 def _draw(lab: Lab, titles: dict[str, tuple[str, str]], curves: dict[str, Any]) -> None:
-    """The held-out loss of the three runs against bytes and against steps."""
+    """Draw the held-out loss of the three runs against bytes and against steps."""
     axes = {
         "en": ("MB sent by all ranks", "steps", "loss, held out"),
         "zh": ("所有 rank 发送的 MB", "步数", "留出集损失"),
@@ -95,7 +95,7 @@ def _draw(lab: Lab, titles: dict[str, tuple[str, str]], curves: dict[str, Any]) 
 
 
 def _tell(lab: Lab, every: int, steps: int, curves: dict[str, Any]) -> None:
-    """The story, each sentence with the view it stands on."""
+    """Tell the story: each sentence links to the view that shows it."""
     dp, local, outer_way = curves["dp"], curves["local"], curves["diloco"]
     lab.tell(
         (

@@ -191,7 +191,7 @@ def _tell(
     fullest: dict[str, float],
     fewest: dict[str, float],
 ) -> None:
-    """The story, each sentence with the view it stands on."""
+    """Tell the story: each sentence links to the view that shows it."""
     rows = learned.rows
     held, free = rows["ppo"], rows["ppo without KL"]
     likes, likes_free = (row.score or 0.0 for row in (held, free))

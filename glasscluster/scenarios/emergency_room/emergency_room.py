@@ -1,9 +1,9 @@
-"""The loss emergency room: eleven ways to ruin a training run, the probes that tell them apart, and what
-brings the loss back.
+"""The loss emergency room: eleven ways to ruin a training run, the probes that distinguish them, and the cure
+of each.
 
-Every patient is trained three times on real ranks: as it should be, broken, and broken with its cure. Nothing
-is drawn but what happened. Which cause it was is found from the probes alone (diagnosis.py). `glass run
-emergency_room`; `python docs/blowups.py`.
+Every case is trained three times on real ranks: healthy, broken, and broken with its cure. All curves are of
+runs that happened. The cause is named from the probes alone (diagnosis.py). `glass run emergency_room`;
+`python docs/blowups.py`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ STATES = ("healthy", "broken", "cured")
 
 @dataclass(frozen=True)
 class Case:
-    """One cause. Options of plan and model, or `loss_scale`; `cured` on top of `broken`. Bugs are cured
-    without their plant.
+    """One cause: what breaks the run, and what cures it.
+
+    `broken` holds options of plan and model, or `loss_scale`; `cured` holds those that are set on top of
+    `broken`. A bug is cured by leaving its plant out.
     """
 
     name: str
@@ -51,23 +53,23 @@ class Case:
     stays: bool = False  # what was planted is still there in the cured run
 
     def options(self, state: str) -> dict[str, Any]:
-        """Of a run."""
+        """The options of the run in a state: healthy, broken or cured."""
         return (
             self.base | (self.broken if state != "healthy" else {}) | (self.cured if state == "cured" else {})
         )
 
     def planted(self, state: str) -> str:
-        """What is planted in a run."""
+        """The name of the plant in the run of a state."""
         return self.plant if state == "broken" or (state == "cured" and self.stays) else "healthy"
 
 
 def static(scale: float) -> dict[str, Any]:
-    """A loss scale that nothing changes."""
+    """Options for fp16 with a loss scale that never changes."""
     return {"precision": "fp16", "loss_scale": ScaleRule(scale, growth=1.0, backoff=1.0)}
 
 
 def dynamic(scale: float) -> dict[str, Any]:
-    """A loss scale that adapts every few steps, so that a short run sees it."""
+    """Options for a loss scale that adapts every few steps, so that a short run shows it."""
     return {"loss_scale": ScaleRule(scale, interval=4)}
 
 
@@ -159,8 +161,8 @@ BY_NAME = {case.name: case for case in CASES}
 
 @dataclass(frozen=True)
 class Chart:
-    """What one run showed: vitals of every step, the signs in them, and the loss on text held out (of the
-    worst rank).
+    """What one run showed: the vitals of every step, the signs computed from them, and the loss on held-out
+    text (the worst rank's).
     """
 
     vitals: list[Vitals]
@@ -174,7 +176,7 @@ class Chart:
 
 
 def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
-    """The job of a run."""
+    """The training job of a case in a state: healthy, broken or cured."""
     given = PLAN | MODEL | case.options(state)
     scale = given.pop("loss_scale", None) or ScaleRule()
     if given.get("decay", "none") != "none":
@@ -189,7 +191,7 @@ def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
 def examine(
     case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Any = None
 ) -> Chart:
-    """Train a patient in a state, and read its probes. With a title the run is recorded and shown."""
+    """Train a case in a state, and read its probes. With a title the run is recorded and shown in the report."""
     job = job_of(case, state, lab.seed if seed is None else seed, steps)
     gpus, plant = job.plan.gpus, case.planted(state)
     if title is not None:
@@ -209,29 +211,29 @@ class Treated:
 
     @property
     def diagnosis(self) -> str:
-        """What the rules say of the broken run."""
+        """The cause that the rules name from the probes of the broken run."""
         return diagnose(self.charts["broken"].signs)
 
     @property
     def lost(self) -> float:
-        """How much worse the broken run is."""
+        """How much larger the held-out loss of the broken run is than that of the healthy one."""
         return self.charts["broken"].loss - self.charts["healthy"].loss
 
     @property
     def back(self) -> float:
-        """Share of it that the cure takes back."""
+        """The share of the lost loss that the cure takes back; 0 where nothing was lost."""
         return (self.charts["broken"].loss - self.charts["cured"].loss) / self.lost if self.lost > 0 else 0.0
 
 
 def treat(case: Case, lab: Lab, steps: int = STEPS, seed: int | None = None) -> Treated:
-    """Healthy, broken, cured."""
+    """Train a case healthy, broken and cured."""
     lab.say(f"{case.name}: {case.title[0]}")
     return Treated(case, {state: examine(case, state, lab, steps, seed) for state in STATES})
 
 
 def rows(lab: Lab, treated: list[Treated]) -> None:
-    """Check rows: each cause is named, each cure brings the loss back, and no healthy or cured run is called
-    ill.
+    """Add check rows to the lab: each cause is named, each cure takes the damage back, and no healthy run is
+    given a cause.
     """
     named = {case.name: number for number, case in enumerate(CASES)}
     for patient in treated:

@@ -15,7 +15,7 @@ OLDEST_TORCH, OLDEST_RAY = (2, 10), (2, 59)
 
 
 def examine() -> list[dict[str, Any]]:
-    """One row an item: name, found, ok, needed, advice."""
+    """Examine this machine; one row an item, with the keys name, found, ok, needed and advice."""
     rows = [
         _python(),
         _package("torch", OLDEST_TORCH, True),

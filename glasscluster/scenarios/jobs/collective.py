@@ -1,4 +1,4 @@
-"""`glass collective`: one collective on some wires, recorded dry, timed and counted; swept over sizes and
+"""`glass collective`: one collective on some network, recorded dry, timed and counted; swept over sizes and
 numbers of GPUs.
 """
 
@@ -48,13 +48,19 @@ BUS_FACTOR: dict[str, Callable[[int], float]] = {
 
 
 def bus_factor(operation: str, n: int) -> float:
-    """The share of the buffer that each GPU has to send."""
+    """Bus bandwidth over algorithm bandwidth, as in nccl-tests: the share of the buffer that each GPU must
+    send.
+    """
     return BUS_FACTOR.get(operation.replace("-", "_"), lambda n: (n - 1) / n)(n)
 
 
 @dataclass(frozen=True)
 class CollectiveJob:
-    """One collective: what, how, on what. `contention` None: where links are shared."""
+    """One collective to time: operation, algorithm, number of GPUs, bytes of a rank's buffer, hardware.
+
+    `servers` is the number of shards of a parameter server. `contention` True shares links between messages,
+    False does not, None shares them where several messages use one link.
+    """
 
     operation: str
     algorithm: str
@@ -66,12 +72,12 @@ class CollectiveJob:
 
     @property
     def inner(self) -> str:
-        """The operation as communicators call it."""
+        """The operation's name as a method of communicators."""
         return self.operation.replace("-", "_")
 
 
 def one_collective(gpu: Any, operation: str, algorithm: str, nbytes: int, options: dict[str, Any]) -> None:
-    """The program: a buffer of `nbytes` single bytes on every rank."""
+    """Run one collective on every rank, on a buffer of `nbytes` single bytes."""
     import torch
 
     x = torch.empty(nbytes, dtype=torch.uint8, device=gpu.comm.wire.device)
@@ -85,7 +91,9 @@ def one_collective(gpu: Any, operation: str, algorithm: str, nbytes: int, option
 
 
 def parse_buffer(operation: str, size: str) -> int:
-    """`--size` in bytes; only a barrier has none (its messages are single bytes)."""
+    """Parse `--size` into bytes; InputError where it is missing. A barrier has none: its messages are single
+    bytes.
+    """
     if operation == "barrier":
         return 1
     if not size:
@@ -94,7 +102,7 @@ def parse_buffer(operation: str, size: str) -> int:
 
 
 def check(job: CollectiveJob) -> None:
-    """Raise InputError for what cannot be asked."""
+    """Raise InputError for a job that cannot run."""
     if job.inner not in ALGORITHMS:
         raise InputError("operation", job.operation, "unknown collective", list(OPERATIONS))
     known = [a for a in ALGORITHMS[job.inner] if a != "native"]
@@ -118,7 +126,7 @@ def check(job: CollectiveJob) -> None:
 
 
 def record(job: CollectiveJob) -> Run:
-    """The collective as every rank would do it, without data."""
+    """Record the collective dry: all messages of every rank, without data."""
     check(job)
     options: dict[str, Any] = {"node_size": job.hardware.node_size} if job.algorithm == "hierarchical" else {}
     options |= {"servers": job.servers} if job.servers is not None else {}
@@ -131,7 +139,7 @@ def record(job: CollectiveJob) -> Run:
 
 
 def timed(job: CollectiveJob, run: Run) -> Timeline:
-    """The recording on its wires, with contention where links are shared (or as asked)."""
+    """Replay the recording on the job's hardware, with contention as the job says."""
     hw, contention = job.hardware, job.contention
     if (
         contention is None
@@ -142,7 +150,7 @@ def timed(job: CollectiveJob, run: Run) -> Timeline:
 
 
 def judged(job: CollectiveJob, timeline: Timeline) -> dict[str, Any]:
-    """Time, bytes, steps, bandwidths and the busiest link of a recorded collective."""
+    """The JSON keys of a recorded collective: time, bytes, steps, bandwidths and the busiest link."""
     graph, time, network = timeline.graph, timeline.makespan, network_of(timeline)
     share = carried_bytes(timeline) / network.bandwidth
     busiest = int(np.argmax(share))
@@ -168,9 +176,10 @@ def _speeds(job: CollectiveJob, time: float) -> dict[str, float]:
 
 
 def theory(job: CollectiveJob) -> float | None:
-    """The closed form, where there is one.
+    """The closed form's time in seconds, or None where it does not hold.
 
-    It is of equal chunks, free additions, no contention, and one kind of wire or the hierarchical algorithm.
+    It holds for equal chunks, free additions, no contention, and one kind of link (or the hierarchical
+    algorithm).
     """
     hw, n = job.hardware, job.gpus
     hierarchical = job.algorithm == "hierarchical"
@@ -196,7 +205,7 @@ def theory(job: CollectiveJob) -> float | None:
 
 
 def by_nccl(job: CollectiveJob, nodes: int | None = None) -> dict[str, Any]:
-    """NCCL's choice on this hardware. It moves nothing here, so nothing is counted: those cells are empty."""
+    """NCCL's choice on this hardware, as JSON keys. Its model sends no messages, so what is counted is null."""
     check(job)
     node_size = None if nodes is None else job.gpus // nodes
     built = hardware(job.hardware.name) if nodes is not None else job.hardware
@@ -222,14 +231,16 @@ def by_nccl(job: CollectiveJob, nodes: int | None = None) -> dict[str, Any]:
 # ---- sweeps ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Sweep:
-    """Sizes (bytes) or numbers of GPUs to try."""
+    """The sizes (bytes) or numbers of GPUs of a sweep."""
 
     over: str  # size | gpus
     values: tuple[int, ...]
 
 
 def parse_sweep(text: str) -> Sweep:
-    """`1KiB:1GiB`: sizes, each four times the one before. `gpus=2:64`: numbers of GPUs, each twice the one
+    """Parse a sweep; InputError for anything else.
+
+    `1KiB:1GiB` gives sizes, each four times the one before; `gpus=2:64` numbers of GPUs, each twice the one
     before.
     """
     over, _, limits = text.rpartition("=")
@@ -260,7 +271,10 @@ def swept(
     nodes: int | None,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """A row for every value and algorithm. `make(gpus)` gives the wires of so many GPUs."""
+    """Time the job at every value of the sweep with every algorithm: one row each.
+
+    `make(gpus)` returns the hardware for that many GPUs.
+    """
     rows = []
     for algorithm in algorithms:
         for value in sweep.values:
@@ -292,7 +306,7 @@ def swept(
 
 # ---- the command -------------------------------------------------------------------------------------------
 def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """`glass collective`: one collective on the wires that were asked for, and sweeps around it."""
+    """Run `glass collective`: one collective on the requested network, and sweeps around it."""
 
     def make(gpus: int) -> Hardware:
         return wires(
@@ -329,7 +343,11 @@ def collective(
     out: str | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
-    """The `glass.collective/1` object; with `out` also a report."""
+    """The `glass.collective/1` object; with `out` a report is written too.
+
+    `make(gpus)` returns the hardware for that many GPUs, and `against` names further algorithms for the
+    sweeps. Raises InputError for a job that cannot run.
+    """
     check(job)
     plans = [parse_sweep(text) for text in sweeps]
     for name in against:
@@ -357,7 +375,7 @@ def collective(
 
 
 def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
-    """The report: the run with its stepper, traffic and load of the links, and what the sweeps found."""
+    """Write the report: the run with its stepper, the traffic and load of links, and figures of the sweeps."""
     folder = output_folder(out, "collective")
     rows = content.get("sweep", [])
     by_size = [r for r in rows if r["gpus"] == content["gpus"]]
@@ -401,7 +419,7 @@ def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
 
 
 def _story(content: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:
-    """What the numbers say, each sentence with the view it speaks of."""
+    """The sentences about the numbers, each with the view that shows it."""
     link, most, theory = (
         content["busiest_link"],
         max(content["bytes_sent_per_gpu"]),

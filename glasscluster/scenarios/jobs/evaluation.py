@@ -1,5 +1,5 @@
-"""`glass evaluate`: a model's scores on the built-in tasks, how sure they are, and the check that sharing
-items out changes none.
+"""`glass evaluate`: a model's scores on the built-in tasks with their standard errors, and the check that
+sharing the items over ranks changes no score.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ CHECKED_ITEMS = 8  # of each task are scored once more in float64
 
 
 def right(task: Task, item_scores: Sequence[Sequence[float]], a_byte: bool = False) -> list[float]:
-    """Of a task of Choices: 1 where the likeliest continuation (a byte) is the right one, else 0."""
+    """Grade a task of Choices: for each item 1 where its most likely continuation is the right one, else 0.
+
+    `item_scores` [items][choices] are log-likelihoods in nats; with `a_byte` each is divided by its
+    continuation's bytes.
+    """
     out = []
     for item, values in zip(task.items, item_scores, strict=True):
         assert isinstance(item, Choice)
@@ -44,7 +48,7 @@ def right(task: Task, item_scores: Sequence[Sequence[float]], a_byte: bool = Fal
 
 
 def summary(task: Task, number: int, result: RankEvaluation, samples: int = 1) -> dict[str, Any]:
-    """A task's scores with their standard errors."""
+    """A task's scores with their standard errors, as JSON keys."""
     item_scores, kind = result.scores[number], task.items[0]
     made: dict[str, Any] = {"task": task.name, "items": len(task.items)}
     if isinstance(kind, Choice):
@@ -157,7 +161,7 @@ def evaluate(
 
 
 def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> list[Row]:
-    """Every score of every rank is that of one device."""
+    """The check row that every score of every rank is that of one device."""
     worst = largest(
         abs(a - b) / max(1.0, abs(b))
         for result in results
@@ -171,7 +175,9 @@ def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> l
 
 
 def counted_rows(job: EvaluationJob, run: Run) -> list[Row]:
-    """Each item was scored by one rank of dp, and the scores' bytes are Eq 9's."""
+    """The check rows that each item was scored by one rank of dp, and that the scores' bytes are those of Eq
+    9.
+    """
     other = sum(times != 1 for result in run.results for task in result.scored for times in task)
     name = Said("items that were not scored exactly once, all ranks", "没有恰好评分一次的题目，全部 rank")
     rows = [Row("items_not_scored_once", name, 0, other, "shared out over dp", unit="items")]
@@ -184,13 +190,13 @@ def counted_rows(job: EvaluationJob, run: Run) -> list[Row]:
 
 
 def flagged(tasks: Sequence[Task], sources: Sequence[str]) -> dict[str, list[int]]:
-    """Of each task, the items that training text has."""
+    """For each task, the numbers of the items that the training text contains."""
     training = plain(b"\n".join(text for source in sources for text in documents(source)))
     return {t.name: [i for i, item in enumerate(t.items) if contaminated(item, training)] for t in tasks}
 
 
 def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
-    """`glass evaluate`: a job, validated, on a cluster."""
+    """Run `glass evaluate`: validate the request, make a job of it, and run it on a cluster."""
     model, precision, seed = model_of(request), request.precision, request.seed
     for name in request.task:
         if name not in TASKS:

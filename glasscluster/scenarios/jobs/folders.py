@@ -53,7 +53,7 @@ def write_ledger(path: Path, rows: list[Row]) -> None:
 
 
 def write_run_json(folder: Path, content: dict[str, Any]) -> None:
-    """Everything that differs from machine to machine lives here, not in the report."""
+    """Write run.json, which alone holds what differs from machine to machine; the report has none of it."""
     import torch
 
     versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -69,8 +69,8 @@ def keep_partial(folder: Path, error: GlassError, info: dict[str, Any], say: Say
 
 
 def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path:
-    """What a failed run leaves: each rank's events so far (npz, no pickle) and its last operations with the
-    error.
+    """Write what a failed run leaves: each rank's events so far (npz, no pickle), and its last operations
+    with the error.
     """
     run, ranks = error.__dict__.get("run"), []
     for outcome in run.outcomes if run is not None else []:

@@ -26,7 +26,7 @@ COLUMNS = (*Plan.model_fields, *ModelConfig.model_fields, *CSV_COLUMNS)
 
 
 def predict_command(request: PredictRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """`glass predict`: of one plan, with advice where it does not fit."""
+    """Run `glass predict` for one plan, with advice where it does not fit."""
     slow, shape = slow_ranks(request.slow_rank), request.shape
     assert shape is not None  # no folder of weights can be asked for
     return predict(request.plan, shape, request.hardware, rank=request.rank, slow=slow, advised=True, say=say)
@@ -42,11 +42,11 @@ def predict(
     advised: bool = False,
     say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
-    """The `glass.predict/1` object: shapes only, no partners, nothing computed. On NVIDIA GPUs collectives
-    are NCCL's own.
+    """The `glass.predict/1` object of a plan, recorded dry: shapes only, nothing is computed.
 
-    `advised`: of a plan that does not fit, also what holds the memory and which changes of the plan would
-    fit.
+    On NVIDIA GPUs collectives are NCCL's own. With `advised` a plan that does not fit also gets what holds
+    the memory, and changes of the plan that would fit. Raises InputError for options that cannot run
+    together.
     """
     begun = time.perf_counter()
     cluster = Cluster(hardware, plan.gpus, "dry", memory_bytes=None)
@@ -166,7 +166,7 @@ def _predict_row(row: dict[Any, Any], defaults: dict[str, Any]) -> dict[str, Any
 
 
 def _value(text: str) -> Any:
-    """A cell: truth values, whole numbers and numbers as such, everything else as it is written."""
+    """Parse a cell: a truth value, a whole number, a number; anything else stays text."""
     if text.lower() in TRUTH:
         return TRUTH[text.lower()]
     for kind in (int, float):

@@ -1,6 +1,4 @@
-"""What `glass serve` is asked for: requests drawn or from a file, a job that can run, a report with who had
-which slot when.
-"""
+"""The body of `glass serve`: requests drawn or from a file, a job that can run, a report of slots over time."""
 
 from __future__ import annotations
 
@@ -31,10 +29,10 @@ WORDS = {"continuous": "连续", "static": "静态"}
 def draw_requests(
     count: int, prompt_length: int, tokens: int, rate: float, model: ModelConfig, seed: int
 ) -> tuple[Request, ...]:
-    """Lengths and gaps between arrivals are exponential with these means, as far as the model's positions
-    allow.
+    """Draw requests: lengths and gaps between arrivals are exponential with these means, cut to the model's
+    positions.
 
-    rate: requests a second; 0: all are there at the start.
+    `rate` is requests a second; with 0 all of them are there at the start.
     """
     draw, now, requests = random.Random(seed), 0.0, []
     for _ in range(count):
@@ -46,7 +44,11 @@ def draw_requests(
 
 
 def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
-    """A JSON list of {"prompt": a text or a list of tokens, "tokens": how many, "arrival_s": when}."""
+    """Read requests from a JSON list of {"prompt": a text or a list of tokens, "tokens": how many,
+    "arrival_s": when}.
+
+    Raises InputError for a file that is none, or for a token that the model does not have.
+    """
     try:
         listed = json.loads(Path(path).read_text())
         requests = []
@@ -67,7 +69,7 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
 
 
 def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None]:
-    """`glass serve`: the requests, a job, a cluster, and a report where one was asked for."""
+    """Run `glass serve`: the requests, a job, a cluster, and a report if one is requested."""
     job = make_job(request)
     cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
     cluster.hardware.gpu.peak(job.precision)
@@ -80,7 +82,7 @@ def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None
 
 
 def make_job(request: ServeRequest) -> ServingJob:
-    """The job that was asked for: its requests drawn, or read from a file."""
+    """Make the job of a request to `glass serve`: its requests are drawn, or read from a file."""
     model = model_of(request)
     if request.requests:
         requests = read_requests(request.requests, model)
@@ -106,7 +108,7 @@ def make_job(request: ServeRequest) -> ServingJob:
 
 
 def check_job(job: ServingJob) -> ServingJob:
-    """The job, which can run; InputError otherwise."""
+    """Return the job if it can run; raise InputError otherwise."""
     model = job.model
     one_of("policy", job.policy, POLICIES)
     check_model(model, job.tp, job.precision)
@@ -126,7 +128,7 @@ def check_job(job: ServingJob) -> ServingJob:
 
 
 def write(made: Serving, out: str) -> Path:
-    """The report: the run, who had which slot when, and the cache over time."""
+    """Write the report: the run, which request has which slot at which time, and the cache over time."""
     folder, run, job = output_folder(out, "serve"), made.run, made.job
     run.graph.save(folder / "graph.npz")
     name = Said(

@@ -1,4 +1,4 @@
-"""What can be asked without running anything: a stored graph on other hardware, a schedule as data."""
+"""Commands that run no program: a stored graph replayed on other hardware, a schedule as data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def find_graph(run: str) -> Path:
-    """The graph.npz of a run folder (or the file itself)."""
+    """The path of a run folder's graph.npz, or of the file itself; InputError where there is none."""
     path = Path(run)
     if path.is_file():
         return path
@@ -41,7 +41,7 @@ def _nearby(path: Path) -> list[str] | None:
 
 
 def slow_ranks(given: list[str]) -> dict[int, float]:
-    """`R:FACTOR` options as rank -> factor."""
+    """Parse `R:FACTOR` options into rank -> factor; InputError for any other form."""
     slow = {}
     for text in given:
         match = re.fullmatch(r"(\d+):([0-9.]+)", text)
@@ -52,13 +52,13 @@ def slow_ranks(given: list[str]) -> dict[int, float]:
 
 
 def replay_command(request: ReplayRequest) -> dict[str, Any]:
-    """`glass replay`: a recorded run on some hardware."""
+    """Run `glass replay`: replay a recorded run on some hardware."""
     slow, shared = slow_ranks(request.slow_rank), request.contention
     return replay_stored(request.run, request.hardware, slow, request.rendezvous, shared, request.out)
 
 
 def schedule_command(request: ScheduleRequest) -> dict[str, Any]:
-    """`glass schedule`: a schedule by name, or one of a file, which passes or ends with exit code 1."""
+    """Run `glass schedule`: a schedule by name, or one in a file, which passes or ends with exit code 1."""
     file, stages = request.validate_, request.virtual_stages
     try:
         return schedule_content(request.name, request.pp, request.micro_batches, request.costs, file, stages)
@@ -71,7 +71,9 @@ def schedule_command(request: ScheduleRequest) -> dict[str, Any]:
 def replay_stored(
     run: str, hardware: str, slow: dict[int, float], rendezvous: bool, contention: bool, out: str | None
 ) -> dict[str, Any]:
-    """`glass replay`: the timeline keys of train; with `out` also a report."""
+    """The `glass.replay/1` object, with the timeline keys of `glass train`; with `out` a report is written
+    too.
+    """
     path = find_graph(run)
     graph = load_packed(path) if path.suffix == ".json" else ExecutionGraph.load(path)
     for rank in slow:
@@ -147,7 +149,9 @@ def _costs(text: str) -> dict[str, float]:
 
 
 def _read(name: str, path: str, ranks: int, micro_batches: int, virtual_stages: int | None) -> Schedule:
-    """A schedule file; the stages of a name that we know are ours, of any other they are counted."""
+    """Read a schedule file. A known name fixes the number of stages; for any other name they are counted in
+    the file.
+    """
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as problem:

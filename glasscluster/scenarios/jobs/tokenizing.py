@@ -17,24 +17,26 @@ TELL_EVERY = 1000  # tokens
 
 
 def learn_command(request: LearnRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """`glass tokenize train`: a tokenizer.json of some texts."""
+    """Run `glass tokenize train`: learn a tokenizer.json from texts."""
     return learned(request.files, request.vocab, request.special or [END_OF_TEXT], request.out, say)
 
 
 def encode_command(request: EncodeRequest) -> dict[str, Any]:
-    """`glass tokenize encode`: the tokens of a text or of a file."""
+    """Run `glass tokenize encode`: the tokens of a text or of a file."""
     return encoded(request.tokenizer, request.text, request.allow, request.file)
 
 
 def decode_command(request: DecodeRequest) -> dict[str, Any]:
-    """`glass tokenize decode`: the text of some tokens."""
+    """Run `glass tokenize decode`: the text of some tokens."""
     return decoded(request.tokenizer, request.tokens)
 
 
 def learned(
     sources: Sequence[str], vocab: int, specials: Sequence[str], out: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Train on sources (model/text/texts.py), write a tokenizer.json; the `glass.tokenize-train/1` object."""
+    """Learn a tokenizer from sources (model/text/texts.py) and write its file; the `glass.tokenize-train/1`
+    object.
+    """
     begun = time.perf_counter()
     if vocab < 256 + len(specials):
         raise InputError(
@@ -81,7 +83,7 @@ def learned(
 
 
 def opened(path: str) -> Tokenizer:
-    """A tokenizer.json; InputError for anything else."""
+    """Load a tokenizer.json; InputError for anything else."""
     try:
         return Tokenizer.load(path)
     except OSError as problem:
@@ -114,7 +116,7 @@ def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> di
 
 
 def decoded(path: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """The `glass.tokenize-decode/1` object: the text, and its bytes, which need not be one."""
+    """The `glass.tokenize-decode/1` object: the text, and its bytes, which need not be valid text."""
     tokenizer = opened(path)
     for number in numbers:
         if number not in tokenizer.tokens and number not in tokenizer.specials.values():

@@ -1,4 +1,4 @@
-"""What came of a training: its run, its checks, and the object that `--json` prints."""
+"""The result of a training: its run, its checks, and the object that `--json` prints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trained:
 
     @property
     def timeline(self) -> Timeline:
-        """On the cluster's hardware."""
+        """The run's timeline on the cluster's own hardware."""
         return self.run.timeline
 
     @property
@@ -52,7 +52,7 @@ class Trained:
         return [*unchecked, NOT_COUNTED] if self.run.graph.has_native else unchecked
 
     def memory(self) -> dict[str, Any]:
-        """Peak, its split, and state bytes, one entry a rank."""
+        """The peak memory with its split by category, and the state bytes: lists with one entry a rank."""
         peaks = self.run.peak_memory()
         return {
             "peak_memory_bytes": [total for total, _ in peaks],

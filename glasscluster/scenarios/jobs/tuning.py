@@ -1,6 +1,4 @@
-"""Preference tuning judged and tried: check rows of a run, and the course from demonstrations to DPO, PPO and
-GRPO.
-"""
+"""Preference tuning: the check rows of a run, and the course from demonstrations to DPO, PPO and GRPO."""
 
 from __future__ import annotations
 
@@ -47,7 +45,10 @@ SMALL = make_gpt("tiny", layers=1, hidden=48, heads=2, vocab=VOCABULARY, seq=7, 
 
 # ---- check rows --------------------------------------------------------------------------------------------
 def equality_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
-    """Of a run in float64 with `capture`: every loss and all weights of what learned, against one process."""
+    """The check rows that every loss and all trained weights are those of one process.
+
+    The run must be in float64 with `capture`.
+    """
     comparison, source = alone.compare(results, alone.in_one_process(job)), "one process, no messages"
     return [
         Row(
@@ -67,7 +68,7 @@ def equality_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
 
 
 def memory_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
-    """Eq 39: model states of every role, and the rollout's keys and values (Eq 3)."""
+    """The check rows of every role's model states (Eq 39), and of the rollout's keys and values (Eq 3)."""
     method, held, rows = job.method, _held(results), []
     for role, n in ranks.predict_state(job).items():
         name = Said(f"{method}: model states, {role}", f"{method}：模型状态，{ROLES.get(role, role)}")
@@ -81,7 +82,9 @@ def memory_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
 
 
 def traffic_rows(job: Tuning, run: Run) -> list[Row]:
-    """What roles tell each other in an iteration, by label; and that nothing else was sent."""
+    """The check rows of the bytes that roles send each other in an iteration, by label, and that nothing else
+    is sent.
+    """
     method, rows = job.method, []
     said = {label: n for label, n in ranks.predict_traffic(job).items() if n}
     for label, n in said.items():
@@ -99,7 +102,7 @@ def _held(results: list[Tuned]) -> dict[str, int]:
 # ---- the course --------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Course:
-    """Sizes of a course; they are chosen so that each method has levelled off."""
+    """The sizes of a course, chosen so that the reward of each method has stopped growing."""
 
     model: ModelConfig = SMALL
     task: SortTask = field(default_factory=SortTask)
@@ -131,10 +134,11 @@ VARIANTS: dict[str, tuple[Method, dict[str, Any]]] = {
 
 @dataclass
 class PolicyScore:
-    """A policy on held-out prompts: expected reward, KL to the SFT policy, mean score of the reward model
-    (where there is one).
+    """A policy on held-out prompts: its expected reward, its KL to the SFT policy in nats, the mean score of
+    the reward model (None without one).
 
-    Then answer tokens that were written for it and that it was trained on, beyond the SFT policy's.
+    `written` counts the answer tokens that were generated for its training, `trained` those it was trained
+    on, after SFT.
     """
 
     reward: float
@@ -161,7 +165,7 @@ class Learned:
 
 
 def tuned(job: Tuning) -> list[Tuned]:
-    """Run on threads, a rank a role, without recording."""
+    """Run a job on threads without recording, one rank a role; return the ranks' results."""
     return (
         Cluster("classroom", job.ranks, "threads", memory_bytes=None)
         .run(tune_rank, replace(job, capture=True), record=False)
@@ -176,7 +180,7 @@ def learn(
     methods: tuple[str, ...] = ("dpo", "ppo", "grpo"),
     say: Callable[[str], None] = lambda _text: None,
 ) -> Learned:
-    """Imitate, compare, then tune with each method from the same SFT policy."""
+    """Train the SFT policy and the reward model, then tune with each method from that SFT policy."""
     course, out = course or Course(), Learned()
     task = course.task
     base = Tuning("sft", course.model, task, course.sft, prompts=course.demonstrations, lr=1e-2, seed=seed)
@@ -210,7 +214,7 @@ def learn(
 
 
 def _score(learned: Learned, base: Tuning, stage: Any) -> float | None:
-    """What the reward model thinks of a policy's answers to held-out prompts, on average."""
+    """The mean score that the reward model gives a policy's answers to held-out prompts; None without one."""
     if learned.judge is None:
         return None
     model = make_model("reward", replace(base, reward_weights=learned.judge))
@@ -220,7 +224,7 @@ def _score(learned: Learned, base: Tuning, stage: Any) -> float | None:
 
 
 def job_of(method: str, course: Course, seed: int, learned: Learned, **changes: Any) -> Tuning:
-    """A method's job from the SFT policy of a course."""
+    """The job of a method that starts from a course's SFT policy."""
     options: dict[str, Mapping[str, Any]] = {
         "dpo": {
             "iterations": course.dpo,
@@ -247,8 +251,9 @@ def job_of(method: str, course: Course, seed: int, learned: Learned, **changes: 
 
 
 def judge(course: Course, seed: int, start: Weights, reference: Any, pairs: Any) -> tuple[Weights, float]:
-    """A reward model that starts from the SFT policy, standardized on its answers; and its agreement on
-    comparisons it never saw.
+    """Train a reward model from the SFT policy and standardize it on that policy's answers.
+
+    Returns its weights, and the share of unseen comparisons on which it agrees with the rule.
     """
     task = course.task
     job = Tuning(

@@ -1,4 +1,4 @@
-"""What `glass predict` is asked for."""
+"""The request of `glass predict`."""
 
 from __future__ import annotations
 

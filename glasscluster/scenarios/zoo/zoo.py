@@ -41,7 +41,9 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Upstream:
-    """Who reported the like. `nearest`: not this very mistake, but the closest report that we found."""
+    """A report of the bug in another project. With `nearest` it is not this very bug, but the closest report
+    known.
+    """
 
     repository: str
     number: int
@@ -51,20 +53,20 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        """On GitHub."""
+        """The report's address on GitHub."""
         return f"https://github.com/{self.repository}/{self.kind}/{self.number}"
 
     def cited(self, lang: str = "en") -> str:
-        """For a sentence."""
+        """The report as a sentence cites it: repository and number."""
         near = (" (nearest)" if lang == "en" else "（最接近的）") if self.nearest else ""
         return f"{self.repository}#{self.number}{near}"
 
 
 @dataclass(frozen=True)
 class Bug:
-    """One of the zoo; plants.py has what is planted under its id.
+    """A bug of the zoo; plants.py has its plant under the same id.
 
-    `unequal`: it needs sequences with unequally many targets.
+    `unequal` means that it only shows on sequences with different numbers of targets.
     """
 
     id: str
@@ -81,10 +83,10 @@ class Bug:
 
 
 def make_job(bug: Bug, seed: int = 0) -> Job:
-    """Training in float64 on the bug's plan, keeping gradients and weights."""
+    """The training job in float64 that shows the bug, keeping gradients and weights."""
 
     class Unequal(Job):
-        """The first targets of a sequence carry no loss: none, one, two, ... of them."""
+        """Drops the loss of a sequence's first targets: of none, one, two, ... of them, sequence by sequence."""
 
         def batch(self, step: int) -> Any:
             tokens, targets = super().batch(step)
@@ -116,14 +118,14 @@ class Outcome:
 
     @property
     def loss_shows_it(self) -> bool:
-        """Whether the first step's loss alone would have shown it: in the four decimals that a training log
-        prints.
+        """Whether the first step's loss alone would have shown the bug, in the four decimals that a training
+        log prints.
         """
         return self.first[LOSS] > 1e-5
 
 
 def judge(job: Job, run: Run, reference: Any) -> Outcome:
-    """Compare with one device, and count."""
+    """Compare a run with one device, and collect its check rows and failed gates."""
     compared = check.compare(run.results, reference, job.plan)
     counted = counted_rows(Trained(job, run, compared))
     losses = [
@@ -141,7 +143,7 @@ def judge(job: Job, run: Run, reference: Any) -> Outcome:
 
 
 def alone(job: Job) -> Any:
-    """One device's training of the job, without any bug."""
+    """Train the job on one device, without any bug."""
     with one_thread():
         return train_one_device(
             job.model, [job.batch(step) for step in range(job.steps)], job.optimizer, job.plan.clip, job.seed
@@ -412,7 +414,7 @@ ZOO: tuple[Bug, ...] = (
 
 
 def find(id_: str) -> Bug:
-    """By id."""
+    """The bug of an id; InputError for an unknown one."""
     for bug in ZOO:
         if bug.id == id_:
             return bug
@@ -446,8 +448,9 @@ def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
 
 
 def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
-    """The honest run, then the planted one, and rows that say whether both did what they must. `kept`: the
-    planted run in the report.
+    """Run without and with the bug, and add rows that say whether both runs did what they must.
+
+    With `kept` the planted run is shown in the report.
     """
     job = make_job(bug, lab.seed)
     reference = alone(job)
@@ -475,7 +478,7 @@ def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
 
 
 def _list(gates: Sequence[str], said: dict[str, Said]) -> Said:
-    """The gates by the names that people know them by, in brackets."""
+    """The names of the gates that people know, in brackets; empty without any."""
     if not gates:
         return Said("", "")
     names = [said.get(gate, Said(gate, gate)) for gate in gates]
@@ -483,7 +486,7 @@ def _list(gates: Sequence[str], said: dict[str, Said]) -> Said:
 
 
 def _unannounced(lab: Lab, bug: Bug) -> None:
-    """As a student sees it: a run whose checks fail."""
+    """Show a bug as a student meets it: a run whose checks fail."""
     job = make_job(bug, lab.seed)
     reference = alone(job)
     title = ("Something is wrong here", "这里有个错误")
@@ -511,7 +514,7 @@ def _unannounced(lab: Lab, bug: Bug) -> None:
 
 
 def _tell(lab: Lab, chosen: list[Bug], outcomes: dict[str, Outcome]) -> None:
-    """One sentence a bug, one figure, and how many the loss would have told."""
+    """Tell one sentence a bug, draw one figure, and count the bugs that the loss alone would have shown."""
     kept = {e.key for e in lab.entries} if len(lab.entries) > 1 else set()
     for bug in chosen:
         outcome = outcomes[bug.id]
