@@ -19,7 +19,9 @@ PAIRS, KEYS = 20_000, 256
 
 
 def by_hand(x: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, heads: int) -> Any:
-    """Multi-head attention of x [b, n, h], every token seeing every other (1706.03762, section 3.2)."""
+    """Multi-head attention of x [b, n, h], written out; every token sees every other (1706.03762, section
+    3.2).
+    """
     q, k, v = (x @ w_in.T + b_in).chunk(3, -1)  # [b, n, h] each
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # [b, a, n, d]
     scores = q @ k.mT / math.sqrt(q.shape[-1])  # [b, a, n, n]
@@ -28,7 +30,9 @@ def by_hand(x: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, heads: int) ->
 
 
 def program(gpu: Any, dims: list[int], lengths: list[int], d: int) -> dict[str, Any]:
-    """Random scores for each head size, attention by hand beside torch's, and one head at each length."""
+    """Measure random scores at each head size, compare attention by hand with torch's, and run one head at
+    each length.
+    """
 
     with gpu.unrecorded():
         draw = torch.Generator().manual_seed(0)
@@ -42,7 +46,9 @@ def program(gpu: Any, dims: list[int], lengths: list[int], d: int) -> dict[str, 
 
 
 def random_scores(dims: list[int], draw: torch.Generator) -> dict[str, Any]:
-    """For each head size: the variance of q·k, and entropy and slope of softmax, divided by √d and raw."""
+    """For each head size: the variance of q·k, and the entropy and slope of softmax with and without the
+    division by √d.
+    """
     variance: list[float] = []
     entropy: dict[str, list[float]] = {"divided": [], "raw": []}
     slope: dict[str, list[float]] = {"divided": [], "raw": []}
@@ -128,7 +134,7 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
 def figures(
     lab: Lab, measured: Any, dims: list[int], lengths: list[int], flops: list[int], moved: list[int]
 ) -> None:
-    """What softmax loses with the head size, and what a head costs with the length."""
+    """Draw entropy and slope of softmax against the head size, and the cost of a head against the length."""
 
     def by_head_size(what: str, lang: str) -> Any:
         series = {lab.word(way, lang): (dims, measured[what][way]) for way in ("divided", "raw")}

@@ -1,4 +1,4 @@
-"""A2: causal, padding and packed documents: who can influence whom, by trying."""
+"""A2: causal, padding and packed-document masks: which token can influence which, found by experiment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ("none", "causal", "padding", "packed")
 
 
 def allowed(kind: str, n: int) -> Any:
-    """[n, n] of truth: may query i see key j?"""
+    """The mask [n, n] of truth values: whether query i may see key j."""
 
     i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
     document = torch.repeat_interleave(torch.arange(len(DOCUMENTS)), torch.tensor(DOCUMENTS))
@@ -34,7 +34,7 @@ def allowed(kind: str, n: int) -> Any:
 
 
 def transformer(x: Any, weights: list[Any], mask: Any) -> Any:
-    """Two layers over x [n, h]: attention under a mask, then an MLP, each added to what came in."""
+    """Two layers on x [n, h]: attention under a mask, then an MLP, each with a residual connection."""
 
     for w_qkv, w_out, w_up, w_down in weights:
         q, k, v = (layer_norm(x, x.shape[-1:]) @ w_qkv).chunk(3, -1)
@@ -45,7 +45,7 @@ def transformer(x: Any, weights: list[Any], mask: Any) -> Any:
 
 
 def influence(mask: Any, x: Any, weights: list[Any]) -> list[list[float]]:
-    """[n][n]: how far output i moves when input j is changed."""
+    """The matrix [n][n] of how far output i moves when input j is changed."""
 
     before, moved = transformer(x, weights, mask), []
     for j in range(len(x)):
@@ -56,7 +56,7 @@ def influence(mask: Any, x: Any, weights: list[Any]) -> list[list[float]]:
 
 
 def program(gpu: Any, h: int) -> dict[str, Any]:
-    """Influence under every mask; what additive masks do in 16 bits; the model's own causal attention."""
+    """Measure influence under every mask, additive masks in 16 bits, and the model's own causal attention."""
     n = sum(DOCUMENTS)
     with gpu.unrecorded():
         draw = torch.Generator().manual_seed(0)
@@ -127,13 +127,16 @@ def masks(lab: Lab, h: int = 16) -> None:
 
 
 def pairs_not_as_masked(moved: list[list[float]], may: list[list[bool]]) -> int:
-    """Pairs whose influence is not what the mask allows; a token influences itself, round attention."""
+    """How many pairs have an influence that the mask forbids, or lack one that it allows.
+
+    A token always influences itself, through the residual connection.
+    """
     n = len(may)
     return sum((moved[i][j] != 0) != (may[i][j] or i == j) for i in range(n) for j in range(n))
 
 
 def table(lab: Lab, kind: str, moved: list[list[float]], lang: str) -> Table:
-    """How far each output moved with each input, under one mask."""
+    """One mask's table: how far each output moved with each input."""
     top = max(max(row) for row in moved)
     tokens = [str(i) for i in range(len(moved))]
     text = [["" if x else "0" for x in row] for row in moved]

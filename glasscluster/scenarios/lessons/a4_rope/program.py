@@ -1,4 +1,4 @@
-"""A4: rotary positions know distances, not places; and what becomes of them beyond the trained length."""
+"""A4: rotary positions depend on distances alone; and what becomes of them beyond the trained length."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ LAYOUTS = ("half", "interleaved")
 
 
 def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]:
-    """Scores of one query and one key at every pair of positions: in both layouts, shifted, and squeezed."""
+    """Score one query and one key at every pair of positions: in both layouts, shifted, and interpolated."""
 
     def model(**more: Any) -> Any:
         return make_model("tiny", hidden=d, heads=1, seq=n, position="rope", **more)
 
     def turn(x: Any, first: int, count: int, config: Any) -> Any:
-        """x [1, count, 1, d] turned as positions first, first + 1, ...; returns [count, d]."""
+        """Rotate x [1, count, 1, d] to the positions first, first + 1, ...; returns [count, d]."""
         return rope(x.contiguous(), (first, count), config)[0, :, 0]
 
     def scores(first: int, config: Any) -> Any:
-        """[n, n]: the query at position first + m against the key at first + n."""
+        """The scores [n, n] of the query at position first + i against the key at first + j."""
         return turn(q, first, n, config) @ turn(k, first, n, config).T / d**0.5
 
     measured: dict[str, Any] = {"moved": {}, "uneven": {}, "length": {}}
@@ -58,7 +58,7 @@ def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]
 
 
 def spread(scores: Any, offset: int) -> float:
-    """How far the scores at one distance are apart."""
+    """The largest less the smallest score among pairs at one distance."""
     diagonal = scores.diagonal(offset)
     return float(diagonal.max() - diagonal.min())
 
@@ -99,7 +99,9 @@ def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, fac
 
 
 def figures(lab: Lab, d: int, n: int, factor: float, curve: list[float]) -> None:
-    """What single pairs say of a distance, what all of them say together, and how they are stretched."""
+    """Draw the cosines of single pairs, the score of all pairs against distance, and how scaling lengthens
+    the periods.
+    """
     base, pairs, distances = 10_000.0, d // 2, list(range(n))
     angles = frequencies(d, base)
 

@@ -1,4 +1,6 @@
-"""A5: pre-norm, post-norm, sandwich; LayerNorm, RMSNorm: whose gradients explode in 24 layers at birth."""
+"""A5: pre-norm, post-norm, sandwich; LayerNorm, RMSNorm: which have exploding gradients in 24 layers at
+initialization.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ WORDS = {"post": "post", "pre": "pre", "pre, RMSNorm": "pre_rms", "sandwich": "s
 
 
 def program(gpu: Any, depths: list[int], h: int) -> dict[str, Any]:
-    """One backward through models of each kind and depth, as they are born; RMSNorm beside torch's."""
+    """Run one backward through freshly initialized models of each kind and depth; compare RMSNorm with
+    torch's.
+    """
     with gpu.unrecorded():
         draw = torch.Generator().manual_seed(0)
         measured: dict[str, Any] = {"gradients": {}, "stream": {}}
@@ -46,7 +50,9 @@ def program(gpu: Any, depths: list[int], h: int) -> dict[str, Any]:
 
 
 def born(kind: str, depth: int, h: int, seed: int) -> tuple[list[float], list[float]]:
-    """By layer: the gradient norm of the MLP's last matrix, and the size of the residual stream."""
+    """For each layer of a fresh model: the gradient norm of the MLP's last matrix, and the size of the
+    residual stream.
+    """
     draw = torch.Generator().manual_seed(seed)
     tokens, targets = torch.randint(0, 64, (2, 8, 16), generator=draw)
     place, norm = KINDS[kind]
@@ -134,7 +140,7 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
 
 
 def figures(lab: Lab, gradients: Any, grown: Any, last: Any, depths: list[int]) -> None:
-    """Gradients by layer and by depth, and the size of the residual stream."""
+    """Draw gradients by layer and by depth, and the size of the residual stream."""
     at = list(range(depths[-1]))
 
     def by_layer(lang: str) -> Any:

@@ -29,8 +29,9 @@ from glasscluster.visualize.figures.plots import bars
 
 
 def by_hand(pieces: Mapping[bytes, int], merges: int) -> list[tuple[bytes, bytes]]:
-    """Algorithm 1 of the paper as it stands there: count all pairs anew, merge the most frequent one,
-    repeat.
+    """Learn merges by algorithm 1 of the paper, as written: count all pairs, merge the most frequent, repeat.
+
+    Returns the merged pairs of byte strings, in order.
     """
 
     tokens, merged_pairs = list(BYTES), []
@@ -67,12 +68,12 @@ class Reader:
 
     @property
     def model(self) -> Any:
-        """Its shape."""
+        """The GPT's shape."""
         return make_model("tiny", layers=1, hidden=64, heads=4, seq=self.seq, vocab=self.vocab)
 
     @property
     def data(self) -> Mixture:
-        """English and Chinese, row by row."""
+        """English and Chinese sentences, with equal weights."""
         return Mixture((("english", 1.0), ("chinese", 1.0)), self.tokenizer)
 
 
@@ -128,7 +129,7 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
 
 
 def check_the_algorithm(lab: Lab, sentences: list[bytes]) -> None:
-    """The merges that are learned, against the paper's algorithm and its own example."""
+    """Check the learned merges against the paper's algorithm and its own example."""
     paper = {b"low": 5, b"lower": 2, b"newest": 6, b"widest": 3}
     few = count_pieces(sentences)
     wrong = 0
@@ -141,7 +142,9 @@ def check_the_algorithm(lab: Lab, sentences: list[bytes]) -> None:
 
 
 def check_a_tokenizer(lab: Lab, name: str, tokenizer: Tokenizer, texts: dict[str, list[bytes]]) -> None:
-    """Its tokens are all different, and every text comes back, even bytes that are no text."""
+    """Check that all tokens differ, and that decoding restores every text, even bytes that are not valid
+    text.
+    """
     blanks: dict[str, Any] = {"name": lab.text({"en": "english", "zh": "chinese", "both": "two"}[name])}
     different = len(set(tokenizer.tokens.values()))
     expected = 256 + len(tokenizer.merges)
@@ -152,13 +155,13 @@ def check_a_tokenizer(lab: Lab, name: str, tokenizer: Tokenizer, texts: dict[str
 
 
 def tokens_in(tokenizer: Tokenizer, sentences: list[bytes]) -> int:
-    """How many tokens the sentences become."""
+    """The number of tokens of all sentences."""
     return sum(len(tokenizer.encode(sentence)) for sentence in sentences)
 
 
 def read_text(lab: Lab, reader: Reader, tokenizer: Tokenizer, steps: int) -> dict[str, float]:
-    """Train a GPT: the loss a token of the last quarter of the steps, in bits a byte too, and bytes a
-    token.
+    """Train a GPT; return its loss over the last quarter of the steps, in nats a token and bits a byte, and
+    its bytes a token.
     """
     model, data = reader.model, reader.data
     title = lab.text("gpt_reads_bytes" if reader.tokenizer is None else "gpt_reads_tokens")
@@ -180,7 +183,7 @@ def read_text(lab: Lab, reader: Reader, tokenizer: Tokenizer, steps: int) -> dic
 
 
 def bytes_per_token(lab: Lab, per: dict[str, dict[str, float]], lang: str) -> Any:
-    """By what the merges were learned from, for either language."""
+    """Draw bytes a token of either language, by the texts that the merges were learned from."""
     learned_from = [lab.word(name, lang) for name in per]
     series = {
         lab.word("english_text", lang): [each["en"] for each in per.values()],
@@ -190,7 +193,7 @@ def bytes_per_token(lab: Lab, per: dict[str, dict[str, float]], lang: str) -> An
 
 
 def two_units(lab: Lab, results: dict[str, dict[str, float]], lang: str) -> Any:
-    """The same two models in nats a token and in bits a byte."""
+    """Draw the same two models in nats a token and in bits a byte."""
     units = [lab.word("loss_per_token", lang), lab.word("bits_per_byte", lang)]
     series = {lab.word(f"gpt_{name}", lang): [each["loss"], each["bits"]] for name, each in results.items()}
     return bars(units, series, lab.word("nats_and_bits", lang))

@@ -1,4 +1,6 @@
-"""A9: why token and position embeddings may be added: the dot product's four terms, before and after."""
+"""A9: why token and position embeddings may be added: the four terms of the dot product, before and after
+training.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ TERMS = ("token_token", "token_position", "position_token", "position_position")
 
 
 def four_terms(state: dict[str, Any], tokens: Any, config: Any) -> dict[str, Any]:
-    """The first layer's scores [a, s, s] of a sequence, term by term; the norm's mean and scale are those
-    of the sum, so it is linear.
+    """Split the first layer's attention scores [a, s, s] of a sequence into four terms.
 
-    x = e + p; q = W_q (γ (x − mean x) / σ + β) + b_q: the part from e, the part from p, and a constant,
-    which goes with the position.
+    With x = e + p and q = W_q (γ (x − mean x) / σ + β) + b_q, a query is a part from e, a part from p, and a
+    constant, which is counted with the position. Mean and σ of the norm are those of the sum x, so that the
+    split is linear.
     """
     e, p = state["embedding.token"][tokens], state["embedding.position"][: len(tokens)]
     h, a = config.hidden, config.heads

@@ -18,8 +18,8 @@ RAISED = 2.0**16
 
 
 def program(gpu: Any, job: Any) -> dict[str, Any]:
-    """One fp32 backward of the mean loss: gradients by exponent, and what fp16 makes of them, raised or
-    not.
+    """Run one fp32 backward of the mean loss; count its gradients by exponent, and those that fp16 loses at
+    each scale.
     """
 
     model = GPTStage(job.model, seed=job.seed)
@@ -100,7 +100,7 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
 
 
 def steps_unlike_torch(rule: ScaleRule, scales: list[float], skipped: list[bool]) -> int:
-    """Steps at which torch's GradScaler, told of the same overflows, has another scale."""
+    """The number of steps at which torch's GradScaler, given the same overflows, has another scale."""
     theirs = torch.amp.GradScaler("cpu", init_scale=rule.initial, growth_interval=rule.interval)
     other, weight = 0, torch.zeros(1, requires_grad=True)
     for scale, overflow in zip(scales, skipped, strict=True):
@@ -113,7 +113,7 @@ def steps_unlike_torch(rule: ScaleRule, scales: list[float], skipped: list[bool]
 
 
 def by_exponent(lab: Lab, looks: dict[str, Any], total: int, lang: str) -> Any:
-    """Shares of the gradients by exponent, those below 2^-32 in one bar."""
+    """Draw the share of gradients at each exponent, with those below 2^-32 in one bar."""
     series: dict[str, dict[int, float]] = {}
     for name, of in looks.items():
         share: dict[int, float] = {}
@@ -126,6 +126,6 @@ def by_exponent(lab: Lab, looks: dict[str, Any], total: int, lang: str) -> Any:
 
 
 def loss_scale(lab: Lab, scales: list[float], skipped: list[bool], lang: str) -> Any:
-    """The loss scale, step by step."""
+    """Draw the loss scale, step by step."""
     words = (lab.word("scale", lang), lab.word("step_taken", lang), lab.word("step_skipped", lang))
     return staircase(scales, skipped, lab.word("step", lang), lab.word("loss_scale", lang), words)

@@ -28,7 +28,7 @@ def program(gpu: Any, elements: int, algorithm: str, servers: int | None) -> flo
 
 
 def port_load(graph: Any, topology: Any) -> dict[str, list[int]]:
-    """Bytes that every GPU's link carries, out of the GPU and into it, along the routes of all messages."""
+    """The bytes that each GPU's link carries out of the GPU and into it, along the routes of all messages."""
 
     load = dict.fromkeys(topology.links, 0)
     for row in (graph.kind == SEND).nonzero()[0].tolist():
@@ -92,7 +92,7 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
 
 
 def check_bytes(lab: Lab, one: Any, every: Any, load: dict[str, list[int]], size: int) -> None:
-    """Who sent and received how much, with one server and with a shard on every rank."""
+    """Check how much each rank sent and received, with one server and with a shard on every rank."""
     gpus = len(one.results)
     lab.row("sent_by_server", (gpus - 1) * size, one.graph.bytes_sent()[0], "Eq 11")
     lab.row("received_by_server", (gpus - 1) * size, load["in"][0], "Eq 11")
@@ -109,7 +109,7 @@ def check_bytes(lab: Lab, one: Any, every: Any, load: dict[str, list[int]], size
 def check_ports_and_times(
     lab: Lab, runs: dict[int, Any], star: Any, network: Any, size: int
 ) -> dict[int, float]:
-    """The busiest port for every number of shards, and the time with ports shared; returns seconds by
+    """Check the busiest port for every number of shards, and the time with ports shared; return seconds by
     shards.
     """
     gpus, elements = len(runs[1].results), size // 4
@@ -126,7 +126,7 @@ def check_ports_and_times(
 
 
 def expected_times(star: Any, gpus: int, size: int) -> dict[int, float]:
-    """Seconds with one shard and with one on every rank, ports shared, additions included."""
+    """The seconds with one shard and with one on every rank, with ports shared and additions included."""
     link = star.intra
     push = (
         link.overhead_s + (gpus - 1) * size / link.bandwidth + link.latency_s
@@ -138,7 +138,7 @@ def expected_times(star: Any, gpus: int, size: int) -> dict[int, float]:
 
 
 def bytes_by_link(lab: Lab, loads: dict[int, dict[str, list[int]]], size: int, lang: str) -> Any:
-    """Bytes that every GPU's link carries, in S, in both directions."""
+    """Draw the bytes that each GPU's link carries in both directions, in multiples of S."""
     busiest = max(loads[1]["in"] + loads[1]["out"])
     names, rows = [], []
     for k, load in loads.items():
@@ -154,9 +154,7 @@ def bytes_by_link(lab: Lab, loads: dict[int, dict[str, list[int]]], size: int, l
 def time_by_shards(
     lab: Lab, shared: dict[int, float], least: dict[int, float], ring: float, lang: str
 ) -> Any:
-    """Milliseconds of one sum against the number of shards, with a server's own bytes and the ring beside
-    it.
-    """
+    """Draw milliseconds of one sum against the number of shards, beside a server's own bytes and the ring."""
     counts = list(shared)
     series = {
         lab.word("parameter_server", lang): (counts, [t * 1e3 for t in shared.values()]),

@@ -29,7 +29,7 @@ def program(gpu: Any, algorithm: str, nbytes: int, node_size: int | None) -> flo
 
 
 def between_nodes(graph: Any, g: int) -> list[int]:
-    """Bytes that every rank sent to another node."""
+    """The bytes that each rank sent to another node."""
 
     out = (graph.kind == SEND) & (graph.rank // g != graph.peer // g)
     return np.bincount(graph.rank[out], graph.bytes[out], minlength=graph.ranks).astype(int).tolist()
@@ -96,7 +96,7 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
 
 
 def record(hw: Any, nodes: int, algorithm: str, size: int) -> Any:
-    """An all-reduce on some nodes, without data."""
+    """Record an all-reduce on some nodes, without data."""
     # a ring is the same all round: rank 0 is recorded, and relabelled for the others
     ring = {"ring_bytes": size} if algorithm == "ring" else {}
     cluster = Cluster(hw, nodes * hw.node_size, "dry", memory_bytes=None, **ring)
@@ -104,7 +104,7 @@ def record(hw: Any, nodes: int, algorithm: str, size: int) -> Any:
 
 
 def check_two_levels(lab: Lab, hw: Any, run: Any, m: int, size: int) -> None:
-    """Time of two levels, and what every GPU sends to another node."""
+    """Check the time of two levels, and what each GPU sends to another node."""
     g = hw.node_size
     theory = THEORY["hierarchical"]
     wires = theory("all_reduce", m * g, size, hw.intra, between=hw.inter, node_size=g).time_s
@@ -120,7 +120,7 @@ def check_two_levels(lab: Lab, hw: Any, run: Any, m: int, size: int) -> None:
 
 
 def gains(lab: Lab, gain: dict[tuple[int, int], float], g: int, ratio: float, lang: str) -> Any:
-    """Speed-up over a flat ring against the size, a line for each number of nodes."""
+    """Draw the speed-up over a flat ring against the size, a line for each number of nodes."""
     counts, sizes = sorted({m for m, _ in gain}), sorted({s for _, s in gain})
     series = {lab.word("cluster", lang, nodes=m, g=g): (sizes, [gain[m, s] for s in sizes]) for m in counts}
     series[lab.word("ratio_of_bandwidths", lang)] = (sizes, [ratio] * len(sizes))

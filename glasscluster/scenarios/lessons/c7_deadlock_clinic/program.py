@@ -1,4 +1,4 @@
-"""C7: six programs that hang, why two of them do not with small messages, and their repairs."""
+"""C7: six programs that hang, why two of them do not hang with small messages, and their repairs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ NAMES = ("ring", "order", "absent", "tag", "source", "never")
 
 
 def steps_of(name: str, rank: int, n: int, repaired: bool) -> list[Any]:
-    """What a rank does in one of the six programs, broken or repaired: steps of ("send" | "recv", peer,
-    tag).
-    """
+    """The steps of a rank in one of the six programs, broken or repaired: ("send" | "recv", peer, tag)."""
     left, right, other = (rank - 1) % n, (rank + 1) % n, 1 - rank
     if name == "ring":
         steps = [[("send", right, 0)], [("recv", left, 0)]]
@@ -42,7 +40,7 @@ def steps_of(name: str, rank: int, n: int, repaired: bool) -> list[Any]:
 
 
 def program(gpu: Any, names: list[str], nbytes: int, repaired: bool) -> int:
-    """Do it, with blocking sends and receives; returns how many steps this rank finished."""
+    """Run the steps with blocking sends and receives; return how many of them this rank finished."""
 
     done, x = 0, torch.zeros(nbytes, dtype=torch.uint8)
     for name in names:
@@ -56,12 +54,12 @@ def program(gpu: Any, names: list[str], nbytes: int, repaired: bool) -> int:
 
 
 def cycle_names(error: Any) -> str:
-    """0 → 1 → 0."""
+    """A cycle as text, such as 0 → 1 → 0."""
     return " → ".join(map(str, [*error.cycle, *error.cycle[:1]]))
 
 
 def binary(nbytes: int) -> str:
-    """64 B, 128 KiB."""
+    """A number of bytes as text, such as 64 B or 128 KiB."""
     return f"{nbytes / KIB:g} KiB" if nbytes >= KIB else f"{nbytes} B"
 
 
@@ -123,7 +121,7 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
 
 
 def run_broken(lab: Lab, name: str, eager: int, nbytes: int) -> Deadlock | None:
-    """The deadlock that a broken program ends in, if it does."""
+    """Run a broken program; return the deadlock it ends in, or None if it ends well."""
     cluster = Cluster(lab.hardware, RANKS, "threads", eager_bytes=eager, seed=lab.seed)
     try:
         cluster.run(program, [name], nbytes, False, record=False)
@@ -133,8 +131,8 @@ def run_broken(lab: Lab, name: str, eager: int, nbytes: int) -> Deadlock | None:
 
 
 def check_reports(lab: Lab, deadlocks: dict[Case, Deadlock | None], waits: dict[Case, Any]) -> None:
-    """What was reported of each hang: who waits for whom, and the cycle, or the finished rank at a chain's
-    end.
+    """Check what each hang's error reports: who waits for whom, and the cycle, or the finished rank at the
+    end of a chain.
     """
     other_waits = other_names = 0
     for key, error in deadlocks.items():
@@ -152,7 +150,7 @@ def check_reports(lab: Lab, deadlocks: dict[Case, Deadlock | None], waits: dict[
 def what_passes(
     lab: Lab, deadlocks: dict[Case, Deadlock | None], cases: list[tuple[int, int]], lang: str
 ) -> Any:
-    """A row a program, a column a case."""
+    """Draw the table of outcomes: a row for each program, a column for each case."""
     heads = []
     for eager, nbytes in cases:
         buffered = (
@@ -165,7 +163,7 @@ def what_passes(
 
 
 def outcome(lab: Lab, error: Deadlock | None, lang: str) -> str:
-    """Passes, or the cycle, or the rank that has finished."""
+    """An outcome as text: passes, the cycle, or the rank that has finished."""
     if error is None:
         return lab.word("passes", lang)
     if error.cycle:

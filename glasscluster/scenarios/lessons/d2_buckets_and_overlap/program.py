@@ -1,4 +1,4 @@
-"""D2: gradient buckets, and what of their reduction fits behind backward."""
+"""D2: gradient buckets, and how much of their reduction overlaps with backward."""
 
 from __future__ import annotations
 

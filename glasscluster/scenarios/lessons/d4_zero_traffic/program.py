@@ -59,13 +59,11 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
 
 
 def bytes_sent(run: Any) -> int:
-    """Bytes of gradients and parameters that all data-parallel ranks sent."""
+    """The bytes of gradients and parameters that all data-parallel ranks sent."""
     return sum(sum(run.graph.bytes_sent(axis="dp", purpose=what)) for what in ("gradients", "parameters"))
 
 
 def whole(run: Any) -> int:
-    """Bytes that all ranks send when the parameters, padded, go round once: (N−1)·Ψ
-    elements of four bytes.
-    """
+    """The bytes that all ranks send to gather the padded parameters once: (N−1)·Ψ elements of four bytes."""
     padded = sum(size for _, _, size in run.results[0].units)
     return (len(run.results) - 1) * padded * 4

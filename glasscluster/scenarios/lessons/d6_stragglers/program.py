@@ -1,4 +1,4 @@
-"""D6: a step lasts as long as its slowest rank, and what backup workers buy."""
+"""D6: a step lasts as long as its slowest rank, and what backup workers gain."""
 
 from __future__ import annotations
 
@@ -77,8 +77,9 @@ def stragglers(
 
 
 def check_last_gradient(lab: Lab, run: Any, late: Any, slow_rank: int, slow: float) -> None:
-    """The last gradient is ready when the slowest rank's is: each rank's own time, the slow one's
-    stretched.
+    """Check that the last gradient is ready when the slowest rank's is.
+
+    Each rank's own time is taken from the even run; the slow rank's is multiplied by its factor.
     """
     graph = run.graph
     ready = np.flatnonzero((graph.kind == COMPUTE) & (graph.phase == BACKWARD))
@@ -91,7 +92,9 @@ def check_last_gradient(lab: Lab, run: Any, late: Any, slow_rank: int, slow: flo
 
 
 def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups: int) -> None:
-    """Train on the first gradients that come: drawn by chance, then with the slow worker never among them."""
+    """Train on the first gradients to arrive: in an order drawn at random, then with the slow worker never
+    among them.
+    """
     workers = needed + backups
     small = make_model("tiny", layers=2, hidden=16, heads=4, seq=16, vocab=64)
     plan = make_plan(dp=workers, global_batch=2 * workers, micro_batch=2, precision="fp64", clip=0.0)
@@ -120,8 +123,9 @@ def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups
 
 
 def largest_difference(result: Any, reference: Any) -> float:
-    """Of any step's gradients from one device's, relative to the tensor, or to a
-    thousandth of the largest.
+    """The largest difference of a gradient from one device's, over steps and tensors.
+
+    It is relative to the tensor, or to a thousandth of the step's largest element where that is more.
     """
     worst = 0.0
     for ours, theirs in zip(result.gradients, reference.gradients, strict=True):
@@ -131,13 +135,13 @@ def largest_difference(result: Any, reference: Any) -> float:
 
 
 def mean_of_first(draw: Any, first: int, ranks: int) -> float:
-    """Mean time, drawn, at which the first so many of all ranks are done."""
+    """The mean time, over random draws, at which the first `first` of `ranks` ranks are done."""
     times = np.sort(draw.exponential(size=(DRAWS, ranks)), axis=1)
     return float(times[:, first - 1].mean())
 
 
 def slowest_of_n(lab: Lab, times: dict[int, Any], lang: str) -> Any:
-    """How the time of the slowest is spread, a line for each number of ranks."""
+    """Draw the distribution of the slowest rank's time, a line for each number of ranks."""
     edges = np.linspace(0, 14, 29)
     middle: list[float] = ((edges[1:] + edges[:-1]) / 2).tolist()
     shares = {n: (np.histogram(drawn, edges)[0] / DRAWS).tolist() for n, drawn in times.items()}
@@ -146,7 +150,7 @@ def slowest_of_n(lab: Lab, times: dict[int, Any], lang: str) -> Any:
 
 
 def backup_workers(lab: Lab, kept: dict[int, float], lang: str) -> Any:
-    """The mean step against the number of backup workers, drawn and by the formula."""
+    """Draw the mean step against the number of backup workers, drawn at random and by the formula."""
     spare = tuple(kept)
     series = {
         lab.word("drawn", lang): (spare, list(kept.values())),

@@ -28,8 +28,9 @@ Choice = tuple[int, int, int, int]  # dp, tp, pp, ZeRO stage
 
 
 def legal(zeros: tuple[int, ...] = ZEROS) -> list[Choice]:
-    """All (dp, tp, pp, zero) of eight GPUs with a layer a stage at least; without data parallelism ZeRO has
-    nothing to shard.
+    """All (dp, tp, pp, zero) of eight GPUs with at least one layer a stage.
+
+    Without data parallelism ZeRO has nothing to shard, so there stage 0 stands alone.
     """
     sizes = [
         (d, t, GPUS // (d * t))
@@ -41,7 +42,7 @@ def legal(zeros: tuple[int, ...] = ZEROS) -> list[Choice]:
 
 def layout(dp: int, tp: int, pp: int, zero: int, batch: int, precision: str) -> dict[str, Any]:
     """A plan's options: two micro-batches a stage, one where there are no stages; sequence parallelism
-    wherever tensors are cut.
+    wherever there is tensor parallelism.
     """
     m = 2 * pp if pp > 1 else 1
     return {
@@ -59,7 +60,7 @@ def layout(dp: int, tp: int, pp: int, zero: int, batch: int, precision: str) -> 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One layout, recorded on shapes alone."""
+    """One layout, recorded from shapes alone."""
 
     run: Any
     ms: float  # of a step
@@ -115,12 +116,12 @@ def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float =
 
 
 def all_sizes() -> list[tuple[int, int, int]]:
-    """Every (dp, tp, pp) whose product is the number of GPUs, by trying all."""
+    """Every (dp, tp, pp) whose product is the number of GPUs, by enumeration."""
     return [(d, t, p) for d, t, p in product(range(1, GPUS + 1), repeat=3) if d * t * p == GPUS]
 
 
 def record(machine: Any, model: Any, choice: Choice, batch: int) -> Recorded:
-    """One step of a layout, without data."""
+    """Record one step of a layout, without data."""
     plan = make_plan(**layout(*choice, batch, "bf16"))
     plan.check(model)
     job = Job(plan, model, steps=1)
@@ -135,7 +136,7 @@ def record(machine: Any, model: Any, choice: Choice, batch: int) -> Recorded:
 
 
 def check_states(lab: Lab, recorded: Recorded, zero: int) -> None:
-    """Model states of eight data-parallel GPUs."""
+    """Check the model states of eight data-parallel GPUs."""
     padded = sum(size for _, _, size in recorded.run.results[0].units)
     of_parameters, of_gradients, of_optimizer = (GPUS if zero >= stage else 1 for stage in (3, 2, 1))
     each = 2 * padded / of_parameters + 2 * padded / of_gradients + 12 * padded / of_optimizer
@@ -143,13 +144,13 @@ def check_states(lab: Lab, recorded: Recorded, zero: int) -> None:
 
 
 def spelled(choice: Choice) -> str:
-    """dp 4 · tp 2 · pp 1 · ZeRO-1."""
+    """A layout as text: dp 4 · tp 2 · pp 1 · ZeRO-1."""
     dp, tp, pp, zero = choice
     return f"dp {dp} · tp {tp} · pp {pp} · ZeRO-{zero}"
 
 
 def every_layout(recorded: dict[Choice, Recorded], cap_gb: float) -> Any:
-    """Time and memory of every layout; what does not fit is grey."""
+    """Draw time and memory of every layout; those that do not fit are grey."""
     sizes = sorted({choice[:3] for choice in recorded}, key=lambda size: (-size[0], size[1]))
     quickest = min(each.ms for each in recorded.values())
 
@@ -168,7 +169,7 @@ def every_layout(recorded: dict[Choice, Recorded], cap_gb: float) -> Any:
 
 
 def where_time_goes(lab: Lab, fits: dict[Choice, Recorded], order: list[Choice], lang: str) -> Any:
-    """Milliseconds of the last GPU to finish, part by part, from the quickest layout to the slowest."""
+    """Draw the milliseconds of the last GPU to finish, part by part, from the fastest layout to the slowest."""
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
     for choice in order:
         split = fits[choice].split
@@ -181,7 +182,7 @@ def where_time_goes(lab: Lab, fits: dict[Choice, Recorded], order: list[Choice],
 
 
 def sixty_four_gpus() -> Any:
-    """GB of model states a GPU by Eq 15: 13 billion parameters on 64 GPUs of 80 GB."""
+    """Draw GB of model states a GPU by Eq 15: 13 billion parameters on 64 GPUs of 80 GB."""
     sizes = [
         (d, t, 64 // (d * t))
         for t, d in product((1, 2, 4, 8), (64, 16, 8, 4, 2))

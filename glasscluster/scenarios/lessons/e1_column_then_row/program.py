@@ -16,7 +16,7 @@ from glasscluster.visualize.figures.plots import bars
 
 
 def program(gpu: Any, tokens: int, hidden: int) -> dict[str, float]:
-    """One MLP, cut both ways; messages of each order carry its label."""
+    """Run one MLP sharded both ways; the messages of each way carry its label."""
 
     t, r = gpu.size, gpu.rank
     generator = torch.Generator().manual_seed(0)

@@ -73,7 +73,7 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
 
 
 def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int) -> Played:
-    """Micro-batches held by each stage, and the time of the step; returns what the figures draw."""
+    """Check the micro-batches held by each stage, and the time of the step; return what the figures draw."""
     name = NAMES[key]
     for s in range(p):
         expected, most = SCHEDULES[key].predict_in_flight(p, m, s), max(held(drawn, s)[1])
@@ -85,12 +85,12 @@ def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int)
 
 
 def activations(run: Any) -> list[int]:
-    """Bytes of activations of each stage at its peak."""
+    """The bytes of activations of each stage at its peak."""
     return [split["activations"] for _, split in run.peak_memory()]
 
 
 def check_growth(lab: Lab, grown: dict[str, list[list[int]]], one: list[float], m: int) -> None:
-    """What 3m micro-batches more cost: in GPipe each is held, in 1F1B none."""
+    """Check what 3m more micro-batches cost: GPipe holds each of them, 1F1B none."""
     source = "Eq 22: each micro-batch is held"
     for s, nbytes in enumerate(one):
         more = grown["gpipe"][3][s] - grown["gpipe"][1][s]
@@ -100,7 +100,7 @@ def check_growth(lab: Lab, grown: dict[str, list[list[int]]], one: list[float], 
 
 
 def figures_of_the_gpt(lab: Lab, kept: Any, grown: Any, counts: list[int]) -> None:
-    """Activations of each stage, and of the fullest one against the number of micro-batches."""
+    """Draw the activations of each stage, and of the fullest one against the number of micro-batches."""
 
     def by_stage(lang: str) -> Any:
         series = {NAMES[key]: [nbytes / 1e6 for nbytes in by_stage] for key, by_stage in kept.items()}

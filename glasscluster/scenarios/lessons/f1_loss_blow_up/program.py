@@ -1,4 +1,4 @@
-"""F1: a loss curve that went wrong, and the few probes that say why."""
+"""F1: a loss curve that went wrong, and the few probes that explain it."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ TENSOR_RANKS = 2
 
 
 def check_norms(lab: Lab, well: Any, twice: Any) -> None:
-    """The norm that clips, against the true one: in the sound run, and where tensor
-    ranks are summed twice.
+    """Check the norm that clips against the true one: in the healthy run, and where tensor ranks are summed
+    twice.
     """
     off = max(abs(vital.norm_ratio - 1) for vital in well.vitals)
     source = "Eq 38: √Σ‖g‖² over shards, replicated parameters once"
@@ -89,7 +89,7 @@ def check_norms(lab: Lab, well: Any, twice: Any) -> None:
 
 
 def figures(lab: Lab, runs: dict[str, Any], same: bool) -> None:
-    """The curves, every sign, the patient rank by rank, and gradient norms."""
+    """Draw the curves, every sign, the broken run rank by rank, and gradient norms."""
     two = ("healthy", "broken")
     steps = range(len(runs["broken"].losses))
 
@@ -123,5 +123,5 @@ def figures(lab: Lab, runs: dict[str, Any], same: bool) -> None:
 
 
 def drawable(vital: Any) -> float:
-    """A gradient norm on a logarithmic axis: at least 1e-9, also where it is not finite."""
+    """A gradient norm for a logarithmic axis: at least 1e-9, also where it is not finite."""
     return max(vital.gradient_norm, 1e-9) if math.isfinite(vital.gradient_norm) else 1e-9

@@ -1,5 +1,5 @@
-"""F3: what an accuracy is worth: its error, paired items, two normalisations, the
-prompt, text seen before.
+"""F3: how much an accuracy says: its standard error, paired items, two normalisations, the prompt,
+contamination.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from glasscluster.visualize.figures.scores import Score, interval_figure, paired
 def learn(
     model: Any, text: bytes, stops: tuple[int, ...], folders: list[str], lr: float = 5e-3, tokens: int = 32
 ) -> None:
-    """One process trains on a text, 16 pieces of so many tokens a step, and saves the weights at some
-    steps.
-    """
+    """Train one process on a text, 16 pieces of `tokens` tokens a step, and save the weights at some steps."""
 
     stage, words, optimizer = GPTStage(model), np.frombuffer(text, dtype=np.uint8), Optimizer("adamw", lr=lr)
     state = [[torch.zeros_like(p) for _ in range(optimizer.moments)] for p in stage.parameters()]
@@ -47,8 +45,9 @@ def learn(
 
 
 def margins(task: Any, item_scores: Any) -> list[float]:
-    """How far the right continuation is likelier than the best wrong one, in nats: above 0 the item is
-    right.
+    """For each item: how much more likely the right continuation is than the best wrong one, in nats.
+
+    Above 0 the item is answered right.
     """
     gaps = []
     for item, values in zip(task.items, item_scores, strict=True):
@@ -123,7 +122,7 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
 
 
 def make_tasks(items: int) -> tuple[Task, ...]:
-    """Sums, brackets, next lines, and the same brackets asked in other words."""
+    """The tasks: sums, brackets, next lines, and the same brackets with the question in other words."""
     brackets = make_task("brackets", items)
     reworded = [
         Choice(b"Q: what closes " + item.context + b"?\nA: ", item.choices, item.answer)
@@ -137,7 +136,7 @@ def make_tasks(items: int) -> tuple[Task, ...]:
 def train_and_score(
     lab: Lab, tasks: tuple[Task, ...], training: bytes, stops: tuple[int, int]
 ) -> dict[str, Any]:
-    """Scores of both moments; the ranks' are checked against one device, and counted."""
+    """Score the model at both moments; the ranks' scores are checked against one device, and counted."""
     model = make_model("tiny", layers=2, hidden=48, heads=4, seq=64, activation="gelu-tanh")
     four = lab.cluster(RANKS)
     with tempfile.TemporaryDirectory() as home:
@@ -159,7 +158,7 @@ def train_and_score(
 
 
 def intervals(lab: Lab, right: dict[str, Any], steps: dict[str, int], lang: str) -> Any:
-    """Accuracies with their intervals, task by task."""
+    """Draw accuracies with their confidence intervals, task by task."""
     series = {}
     for key, by_task in right.items():
         name = lab.word(key, lang, steps=steps.get(key))
@@ -168,7 +167,7 @@ def intervals(lab: Lab, right: dict[str, Any], steps: dict[str, int], lang: str)
 
 
 def item_by_item(lab: Lab, margin: dict[str, list[float]], steps: dict[str, int], lang: str) -> Any:
-    """Every item as a point: how sure the early model is of it, and the late one."""
+    """Draw every item as a point: the margin of the early model against that of the late one."""
     early, late = [lab.word("nats", lang) + lab.word(kind, lang, steps=steps[kind]) for kind in KINDS]
     verdicts = (
         lab.word("both_right", lang),
