@@ -115,13 +115,13 @@ def _check_waiting(lab: Lab, job: Job, servers: int, run: Any) -> None:
     predicted = 2 * workers * model.parameters() * 8 / servers
     lab.check("server_bytes", predicted, counted, "Eq 11: 2WS/K", name=name)
     with one_thread():
-        one = train_one_device(model, [job.batch(c) for c in range(clocks)], job.optimizer, 0.0, job.seed)
-    alone, there = (
-        _join([t.reshape(-1) for t in one.weights[-1].values()]),
+        single = train_one_device(model, [job.batch(c) for c in range(clocks)], job.optimizer, 0.0, job.seed)
+    alone, on_servers = (
+        _join([t.reshape(-1) for t in single.weights[-1].values()]),
         _join([run.results[workers + k].shard for k in range(servers)]),
     )
     name = Said("weights of s = 0: largest difference from one device", "s = 0 的权重：与单卡的最大差异")
-    worst = float((alone - there).abs().max())
+    worst = float((alone - on_servers).abs().max())
     source = "plain data parallelism"
     lab.check("waits_is_one_device", 0.0, worst, source, name=name, unit="relative", tolerance=1e-10)
 

@@ -114,10 +114,10 @@ def _in(lang: str, blanks: dict[str, Any]) -> dict[str, Any]:
 def unwrap(text: str) -> str:
     """Join a wrapped text into one line: breaks become spaces, or nothing between two wide characters."""
     lines = text.strip("\n").split("\n")
-    whole = lines[0]
+    joined = lines[0]
     for line in lines[1:]:
-        whole += ("" if whole and line and _is_wide(whole[-1]) and _is_wide(line[0]) else " ") + line
-    return whole
+        joined += ("" if joined and line and _is_wide(joined[-1]) and _is_wide(line[0]) else " ") + line
+    return joined
 
 
 def _is_wide(character: str) -> bool:

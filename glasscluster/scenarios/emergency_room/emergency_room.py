@@ -50,7 +50,7 @@ class Case:
     cured: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=lambda: FALLING)
     plant: str = "healthy"
-    stays: bool = False  # what was planted is still there in the cured run
+    stays: bool = False  # the plant stays in the cured run
 
     def options(self, state: str) -> dict[str, Any]:
         """The options of the run in a state: healthy, broken or cured."""

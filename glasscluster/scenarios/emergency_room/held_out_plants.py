@@ -14,7 +14,7 @@ from glasscluster.strategies.step import Batch, Step
 from glasscluster.strategies.trainer import Trainer
 
 FROM_STEP = 10
-LAYER = 1  # of the one layer that a fault is in
+LAYER = 1  # the layer that has the fault
 
 
 class LateRate(Plant):

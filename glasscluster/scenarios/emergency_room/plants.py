@@ -21,7 +21,7 @@ from glasscluster.strategies.step import Batch, Step
 from glasscluster.strategies.trainer import Trainer
 
 HELD_OUT = 10**6  # the number of the first batch that no run trains on
-BAD_STEPS = (4, 3, 2)  # that many before the end
+BAD_STEPS = (4, 3, 2)  # steps before the end of the run
 
 
 class NoiseOnOneRank(Plant):

@@ -35,10 +35,10 @@ ANY_SIZE = (
     "binary-tree",
     "double-tree",
     "dissemination",
-)  # their closed forms say themselves where they hold; others need equal chunks
+)  # their closed forms decide where they hold; the others need equal chunks
 ALIKE = ("ring",)  # algorithms in which every rank does what rank 0 does, relabelled
 
-# what nccl-tests multiplies S/t by, so that a bandwidth-optimal algorithm shows the wire's own rate
+# nccl-tests multiplies S/t by this, so that a bandwidth-optimal algorithm shows the link's bandwidth
 BUS_FACTOR: dict[str, Callable[[int], float]] = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
     "broadcast": lambda n: 1.0,
@@ -143,7 +143,7 @@ def timed(job: CollectiveJob, run: Run) -> Timeline:
     hw, contention = job.hardware, job.contention
     if (
         contention is None
-    ):  # a port of several GPUs gives a lone message all it has: only replay with contention knows that
+    ):  # only a replay with contention gives a lone message all of a port that several GPUs share
         one_port = hw.topology is None and job.gpus > hw.node_size and 0 < hw.nics < hw.node_size
         contention = one_port or is_shared(run.graph, network_of(run.timeline))
     return run.replay(hw, contention=contention)

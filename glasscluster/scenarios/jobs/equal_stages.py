@@ -134,7 +134,7 @@ def run_schedule(
     if lab.leader:
         lab.entries[
             -1
-        ].compared = False  # chunks are as large as stages here: bytes of several v are no comparison
+        ].compared = False  # a chunk is as large as a stage here, so bytes of different v cannot be compared
     judged = as_it_runs(schedule).validate(f / v, 2 * f / v, hop, f / v)
     return (
         run,

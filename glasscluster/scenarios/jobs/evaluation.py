@@ -29,7 +29,7 @@ from glasscluster.strategies.serving.evaluation import (
 )
 
 Say = Callable[[str], None]
-CHECKED_ITEMS = 8  # of each task are scored once more in float64
+CHECKED_ITEMS = 8  # items of each task that are scored again in float64
 
 
 def right(task: Task, item_scores: Sequence[Sequence[float]], a_byte: bool = False) -> list[float]:

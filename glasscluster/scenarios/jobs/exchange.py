@@ -79,15 +79,15 @@ def against_reference(small: Job, plan: Arrivals, results: list[ps.Exchanged]) -
     compared: dict[str, Any] = {**ps.compare(results, alone, plan.layout), "reference": OWN}
     expected = [sum(parts) for parts in zip(*alone.losses, strict=True)]
     if plan.layout.staleness is None:
-        one = check.reference_for(small)
-        expected, compared["reference"] = one.losses, "one device"
-        whole = flat(one.weights[-1])
+        single = check.reference_for(small)
+        expected, compared["reference"] = single.losses, "one device"
+        weights = flat(single.weights[-1])
         for result in results[: plan.layout.workers]:
             assert result.pulled is not None
             compared["max_rel_weight_diff"] = max(
-                compared["max_rel_weight_diff"], check.difference(result.pulled, whole, 1.0)
+                compared["max_rel_weight_diff"], check.difference(result.pulled, weights, 1.0)
             )
-        for step, gradients in enumerate(flat(g) for g in one.gradients):
+        for step, gradients in enumerate(flat(g) for g in single.gradients):
             summed = sum(r.pushes[step] for r in results[: plan.layout.workers])
             floor = 1e-3 * float(gradients.abs().max())
             worst = check.difference(summed, gradients, floor)  # type: ignore[arg-type]

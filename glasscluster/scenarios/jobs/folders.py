@@ -86,7 +86,7 @@ def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path
         )
         kind, op = FIELDS.index("kind"), FIELDS.index("op")
         last = [f"{KINDS[int(e[kind])]} {names[int(e[op])]}" for e in table[-64:]]
-        said = outcome.error.as_dict() if outcome.error is not None else None
-        ranks.append({"rank": outcome.rank, "events": len(table), "error": said, "last_operations": last})
+        failure = outcome.error.as_dict() if outcome.error is not None else None
+        ranks.append({"rank": outcome.rank, "events": len(table), "error": failure, "last_operations": last})
     write_run_json(folder, {"schema": "glass.partial/1", **error.as_dict(), "info": info, "ranks": ranks})
     return folder

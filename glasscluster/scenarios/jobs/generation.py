@@ -26,7 +26,7 @@ from glasscluster.strategies.serving import generation
 from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
 
 Say = Callable[[str], None]
-CHECKED_TOKENS = 8  # of each sequence are generated once more in float64
+CHECKED_TOKENS = 8  # tokens of each sequence that are generated again in float64
 WORK = "the model's own forward; roofline, Williams et al. 2009"
 
 
@@ -183,9 +183,9 @@ def counted_rows(job: GenerationJob, run: Run) -> list[Row]:
     if job.tp > 1:
         batch = len(job.prompts)
         parts = [generation.predict_traffic(job.model, job.tp, batch, n, width) for n in job.columns]
-        said, sent = sum(sum(part.values()) for part in parts), generation.traffic(run.graph)
+        predicted, sent = sum(sum(part.values()) for part in parts), generation.traffic(run.graph)
         name = Said("sent by all ranks, prefill and decode", "全部 rank 的发送量，预填充与解码")
-        rows.append(Row("sent", name, said, sent, "Eq 18, forward; all-gather of the logits"))
+        rows.append(Row("sent", name, predicted, sent, "Eq 18, forward; all-gather of the logits"))
     return rows
 
 

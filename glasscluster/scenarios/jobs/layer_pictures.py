@@ -25,11 +25,11 @@ def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
     made: dict[str, Callable[[str], Any]] = {}
     if plan.tp > 1 and not model.experts and not model.kv_latent:
         made["matrices"] = partial(_matrices, plan, model)
-    kept = (
+    picture = (
         None if trained.job.packed else kept_picture(plan, model)
-    )  # documents keep one more copy of attention's output than the list
-    if kept:
-        made["kept"] = kept  # in the memory tab
+    )  # packed documents keep one more copy of attention's output than the formula lists
+    if picture:
+        made["kept"] = picture  # in the memory tab
     if plan.cp > plan.heads_cut and model.causal and not model.prefix:
         made["causal"] = partial(_causal, plan, model)
     if model.experts:

@@ -28,7 +28,7 @@ COLUMNS = (*Plan.model_fields, *ModelConfig.model_fields, *CSV_COLUMNS)
 def predict_command(request: PredictRequest, say: Callable[[str], None]) -> dict[str, Any]:
     """Run `glass predict` for one plan, with advice where it does not fit."""
     slow, shape = slow_ranks(request.slow_rank), request.shape
-    assert shape is not None  # no folder of weights can be asked for
+    assert shape is not None  # `glass predict` has no --weights, so the request has a shape
     return predict(request.plan, shape, request.hardware, rank=request.rank, slow=slow, advised=True, say=say)
 
 

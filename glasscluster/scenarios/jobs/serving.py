@@ -130,14 +130,14 @@ class Serving:
         that has ended and still holds its slot.
         """
         rows = [[" "] * len(self.schedule.steps) for _ in range(self.job.slots)]
-        been: set[int] = set()
+        prefilled: set[int] = set()
         for n, step in enumerate(self.schedule.steps):
             for w in step.work:
-                taken_in = "R" if w.request in been else "P"
+                taken_in = "R" if w.request in prefilled else "P"
                 rows[w.slot][n] = (
                     "-" if not w.count else SIGNS[w.request % len(SIGNS)] if w.start else taken_in
                 )
-                been.add(w.request)
+                prefilled.add(w.request)
         cut = "…" if len(self.schedule.steps) > most else ""
         return "\n".join(f"slot {slot:<3}|{''.join(row[:most])}{cut}" for slot, row in enumerate(rows))
 
@@ -276,16 +276,20 @@ def counted_rows(made: Serving) -> list[Row]:
     source = "the plan: preempted ones twice"
     rows.append(Row("tokens_written", name, taken_in, written, source, unit="tokens"))
     if job.policy == "static":
-        said = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
+        predicted = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
         counted = sum(first.computed) - sum(first.used)
         name = Said("slots computed without a token, all steps", "计算了却没有得到 token 的槽位，所有步")
-        rows.append(Row("slots_idle", name, said, counted, "Eq 33: 1 − mean/max of a batch", unit="slots"))
+        rows.append(
+            Row("slots_idle", name, predicted, counted, "Eq 33: 1 − mean/max of a batch", unit="slots")
+        )
     else:
         rows += _paged_rows(made)
     if job.tp > 1:
-        said = serving.predict_sent(job, schedule, WIDTH[job.precision])
+        predicted = serving.predict_sent(job, schedule, WIDTH[job.precision])
         name = Said("sent by all ranks, all steps", "全部 rank 的发送量，所有步")
-        rows.append(Row("sent", name, said, generation.traffic(made.run.graph), "Eq 18, forward; logits"))
+        rows.append(
+            Row("sent", name, predicted, generation.traffic(made.run.graph), "Eq 18, forward; logits")
+        )
     return rows
 
 
@@ -300,9 +304,9 @@ def _paged_rows(made: Serving) -> list[Row]:
     slots = Said("cache, slots without a token, all steps", "缓存中没有 token 的槽位，所有步")
     steps = Said("steps with more than block − 1 of them a sequence", "每条序列超过 块长 − 1 个空槽的步数")
     held = Said("blocks that are still held in the end", "最后仍被占用的块")
-    said = sum(serving.predict_paged(schedule, job.block))
+    predicted = sum(serving.predict_paged(schedule, job.block))
     return [
-        Row("cache_empty", slots, said, sum(empty), "Eq 33: blocks of each sequence", unit="slots"),
+        Row("cache_empty", slots, predicted, sum(empty), "Eq 33: blocks of each sequence", unit="slots"),
         Row("steps_with_too_many_empty", steps, 0, over, "Eq 33", unit="steps"),
         Row("blocks_left", held, 0, left, "no leak"),
     ]

@@ -76,7 +76,7 @@ def check_data(data: Data, seq: int, vocab: int) -> None:
 
 
 def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
-    said = ", ".join(f"{name}:{weight:g}" for name, weight in data.sources)
+    sources = ", ".join(f"{name}:{weight:g}" for name, weight in data.sources)
     try:
         rows = read(data, seq)
         rows.sampler(0)
@@ -88,11 +88,11 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
         )
         choices = None if where == "tokenizer" else BUILT_IN
         raise InputError(
-            where, problem.filename or said, f"cannot be read: {problem.strerror}", choices
+            where, problem.filename or sources, f"cannot be read: {problem.strerror}", choices
         ) from None
     except ValueError as problem:
         where = "tokenizer" if "tokenizer" in str(problem) else "data"
-        raise InputError(where, data.tokenizer if where == "tokenizer" else said, str(problem)) from None
+        raise InputError(where, data.tokenizer if where == "tokenizer" else sources, str(problem)) from None
     if rows.tokenizer is not None and rows.tokenizer.size > vocab:
         raise InputError(
             "vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size]

@@ -32,7 +32,7 @@ class Trained:
     read: dict[str, Any] | None = None  # what the steps read of each source of a mixture
 
     def __post_init__(self) -> None:
-        job = self.job  # now: later its files may be gone
+        job = self.job  # read now: the files may be gone when the result is printed
         self.read = read_so_far(job.data, job.model.seq, job.steps * job.plan.global_batch, job.seed)
 
     @property

@@ -147,7 +147,7 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
         check_saving(save, model, plan)
     job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=save is not None)
     job.check_packed()
-    load(plan.algorithm)  # before any rank does: a mistake in a file is one of usage
+    load(plan.algorithm)  # before the ranks do, so that a mistake in the file is a usage error
     check_memory(cluster, job, say)
     if not is_leader():
         with cluster:

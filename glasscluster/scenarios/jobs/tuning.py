@@ -86,13 +86,16 @@ def traffic_rows(job: Tuning, run: Run) -> list[Row]:
     is sent.
     """
     method, rows = job.method, []
-    said = {label: n for label, n in ranks.predict_traffic(job).items() if n}
-    for label, n in said.items():
+    predicted = {label: n for label, n in ranks.predict_traffic(job).items() if n}
+    for label, n in predicted.items():
         name = Said(f"{method}: sent, {label}", f"{method}：发送，{MESSAGES.get(label, label)}")
         key = f"{method}_sent_{label.replace(' ', '_').replace('-', '_')}"
         rows.append(Row(key, name, n, sum(run.graph.bytes_sent(label=label)), "shapes"))
     name = Said(f"{method}: sent, all", f"{method}：发送，全部")
-    return [*rows, Row(f"{method}_sent", name, sum(said.values()), sum(run.graph.bytes_sent()), "shapes")]
+    return [
+        *rows,
+        Row(f"{method}_sent", name, sum(predicted.values()), sum(run.graph.bytes_sent()), "shapes"),
+    ]
 
 
 def _held(results: list[Tuned]) -> dict[str, int]:
@@ -146,9 +149,11 @@ class PolicyScore:
     score: float | None
     written: int
     trained: int
-    rewards: list[float] = field(default_factory=list)  # of each iteration's answers, by the rule
+    rewards: list[float] = field(default_factory=list)  # mean reward of each iteration's answers, by the rule
     kls: list[float] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)  # of the same answers, by what rewarded them
+    scores: list[float] = field(
+        default_factory=list
+    )  # mean reward of the same answers, by the model or rule that trained on them
 
 
 @dataclass

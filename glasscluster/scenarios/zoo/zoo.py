@@ -443,21 +443,21 @@ def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
         _unannounced(lab, find(bug))
         return
     chosen = [find(bug)] if bug else list(ZOO)
-    outcomes = {b.id: examine(lab, b, kept=len(chosen) == 1 or bool(b.gates - ALL)) for b in chosen}
+    outcomes = {b.id: examine(lab, b, shown=len(chosen) == 1 or bool(b.gates - ALL)) for b in chosen}
     _tell(lab, chosen, outcomes)
 
 
-def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
+def examine(lab: Lab, bug: Bug, shown: bool = True) -> Outcome:
     """Run without and with the bug, and add rows that say whether both runs did what they must.
 
-    With `kept` the planted run is shown in the report.
+    With `shown` the planted run is shown in the report.
     """
     job = make_job(bug, lab.seed)
     reference = alone(job)
     lab.say(f"{bug.id}: {job.plan.gpus} threads, honest and planted")
     honest = judge(job, lab.cluster(job.plan.gpus).run(train_rank, job, info=job_info(job)), reference)
     wrong = planted(bug, job)
-    if kept:
+    if shown:
         run = lab.run(bug.id, (bug.id, bug.title[1]), train_rank, wrong, gpus=job.plan.gpus, **job_info(job))
         lab.entries[-1].compared = False
     else:
@@ -465,23 +465,23 @@ def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
     outcome = judge(job, run, reference)
     source = ", ".join(r.cited() for r in bug.reports)
     missed, surprising = sorted(bug.gates - outcome.gates), sorted(outcome.gates - bug.gates)
-    said = {row.key: row.name for row in outcome.rows} | GATES
+    row_names = {row.key: row.name for row in outcome.rows} | GATES
     for key, gates, name in (
         ("honest", sorted(honest.gates), Said("gates that fail without it", "没有它时不成立的检查")),
         ("missed", missed, Said("gates that must catch it and do not", "应当发现它却没有发现的检查")),
         ("surprising", surprising, Said("gates that fail beside those named", "指定之外不成立的检查")),
     ):
-        which = _list([] if key == "honest" else gates, said)
+        which = _list([] if key == "honest" else gates, row_names)
         name = Said(f"{bug.id}: {name.en}{which.en}", f"{bug.id}：{name.zh}{which.zh}")
         lab.check(f"{bug.id.replace('-', '_')}_{key}", 0, len(gates), source, name=name, unit="gates")
     return outcome
 
 
-def _list(gates: Sequence[str], said: dict[str, Said]) -> Said:
+def _list(gates: Sequence[str], row_names: dict[str, Said]) -> Said:
     """The names of the gates that people know, in brackets; empty without any."""
     if not gates:
         return Said("", "")
-    names = [said.get(gate, Said(gate, gate)) for gate in gates]
+    names = [row_names.get(gate, Said(gate, gate)) for gate in gates]
     return Said(f" ({'; '.join(n.en for n in names)})", f"（{'；'.join(n.zh for n in names)}）")
 
 
@@ -515,11 +515,11 @@ def _unannounced(lab: Lab, bug: Bug) -> None:
 
 def _tell(lab: Lab, chosen: list[Bug], outcomes: dict[str, Outcome]) -> None:
     """Tell one sentence a bug, draw one figure, and count the bugs that the loss alone would have shown."""
-    kept = {e.key for e in lab.entries} if len(lab.entries) > 1 else set()
+    shown = {e.key for e in lab.entries} if len(lab.entries) > 1 else set()
     for bug in chosen:
         outcome = outcomes[bug.id]
-        said = {row.key: row.name for row in outcome.rows} | GATES
-        gates = [said.get(gate, Said(gate, gate)) for gate in sorted(outcome.gates)]
+        row_names = {row.key: row.name for row in outcome.rows} | GATES
+        gates = [row_names.get(gate, Said(gate, gate)) for gate in sorted(outcome.gates)]
         by_loss = (
             ("the loss tells", "损失看得出")
             if outcome.loss_shows_it
@@ -540,7 +540,7 @@ def _tell(lab: Lab, chosen: list[Bug], outcomes: dict[str, Outcome]) -> None:
                 f"被这些检查发现：{'；'.join(g.zh for g in gates) or '无'}。上游类似报告："
                 f"{'、'.join(r.cited('zh') for r in bug.reports)}。",
             ),
-            view=f"tab=timeline&run={bug.id}" if bug.id in kept else "tab=ledger",
+            view=f"tab=timeline&run={bug.id}" if bug.id in shown else "tab=ledger",
         )
     for report in chosen[0].reports if len(chosen) == 1 else ():
         lab.tell(

@@ -68,7 +68,7 @@ def program(gpu: Any, h: int) -> dict[str, Any]:
         x = torch.randn(n, h, generator=draw, dtype=torch.float64)
         measured: dict[str, Any] = {kind: influence(allowed(kind, n), x, weights) for kind in KINDS}
         scores, hidden = torch.randn(n, n, generator=draw), ~allowed("packed", n)
-        hidden[0] = True  # a query that may see nothing
+        hidden[0] = True  # this query may see nothing
         for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
             added = scores.to(dtype) + torch.where(hidden, -1e9, 0.0).to(dtype)
             measured[name] = int(added.softmax(-1).isnan().any(-1).sum())

@@ -38,19 +38,19 @@ def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]
     with gpu.unrecorded():
         for layout in LAYOUTS:
             config = model(rope_layout=layout)
-            here = scores(0, config)
-            measured["moved"][layout] = float((scores(shift, config) - here).abs().max())
-            measured["uneven"][layout] = max(spread(here, offset) for offset in range(1 - n, n))
+            unshifted = scores(0, config)
+            measured["moved"][layout] = float((scores(shift, config) - unshifted).abs().max())
+            measured["uneven"][layout] = max(spread(unshifted, offset) for offset in range(1 - n, n))
             lengths = turn(q, shift, n, config).norm(dim=-1)
             measured["length"][layout] = float((lengths - q[0, :, 0].norm(dim=-1)).abs().max())
 
-        here = scores(0, model())
+        unshifted = scores(0, model())
         stretched = model(rope_scaling="interpolation", rope_factor=float(factor))
         last, first = turn(q[:, :1], factor * (n - 1), 1, stretched)[0], turn(k[:, :1], 0, 1, model())[0]
-        measured["squeezed"] = float((last @ first / d**0.5 - here[n - 1, 0]).abs())
-        measured["curve"] = here[:, 0].tolist()
+        measured["squeezed"] = float((last @ first / d**0.5 - unshifted[n - 1, 0]).abs())
+        measured["curve"] = unshifted[:, 0].tolist()
 
-        # learned positions, added: they know places
+        # learned positions, which are added: scores depend on the places, not on their distance alone
         table = torch.randn(2 * n, d, generator=draw, dtype=torch.float64)
         added = (q[0, 0, 0] + table[:n]) @ (k[0, 0, 0] + table[:n]).T / d**0.5
         measured["learned"] = max(spread(added, offset) for offset in range(1, 4))

@@ -57,7 +57,7 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
         lab.train(kind, lab.text(kind), model=model, steps=1, dp=2, global_batch=SEQUENCES)
         job = Job(make_plan(dp=2, global_batch=SEQUENCES, lr=3e-3), model, steps)
         text = [job.batch(step) for step in range(steps)]
-        # the rest of the way on one device, which the two ranks equal
+        # the other steps run on one device, which the two ranks equal
         losses[kind] = train_one_device(model, text, job.optimizer, 1.0, 0, torch.float32).losses
         batches[kind] = text[0]
         with_loss[kind] = int((text[0][1] != IGNORE).sum())

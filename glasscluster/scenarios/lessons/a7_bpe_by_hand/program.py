@@ -173,7 +173,7 @@ def read_text(lab: Lab, reader: Reader, tokenizer: Tokenizer, steps: int) -> dic
         lab.row("first_loss", math.log(reader.vocab), first, "Eq 37: ln V ± 0.1", **chance, name=what)
     job = Job(make_plan(global_batch=16, lr=3e-3), model, steps, data, lab.seed)
     batches = [job.batch(step) for step in range(steps)]
-    with one_thread():  # the rest of the way on one device, which the two ranks equal
+    with one_thread():  # the other steps run on one device, which the two ranks equal
         losses = train_one_device(model, batches, job.optimizer, 1.0, lab.seed, torch.float32).losses
     late = [targets.flatten().tolist() for _, targets in batches[-steps // 4 :]]
     tokens = sum(map(len, late))

@@ -22,15 +22,15 @@ def read_on(gpu: Any, order: Any, consumed: int, batch: int, steps: int) -> list
     All ranks sum how much they read of each source. Returns the rank's samples of each step.
     """
 
-    comm, seen = gpu.make_mesh({"dp": gpu.size})["dp"], []
+    comm, shares = gpu.make_mesh({"dp": gpu.size})["dp"], []
     for step in range(steps):
         gpu.start_step()
         with gpu.unrecorded():
             share = order.share(consumed + step * batch, batch, comm.rank, comm.size)
             counts = torch.tensor([float(sum(s.source == i for s in share)) for i in range(len(order.sizes))])
         comm.all_reduce(counts, purpose="scalars", label="rows read of each source")
-        seen.append(share)
-    return seen
+        shares.append(share)
+    return shares
 
 
 NAMES = ("python", "english", "chinese")
@@ -155,8 +155,8 @@ def who_reads_which(lab: Lab, before: Any, after: Any, batch: int, lang: str) ->
     for title, run, first in ((title_before, before, 0), (title_after, after, stopped)):
         each = batch // len(run.results)
         text, fill = [], []
-        for rank, seen in enumerate(run.results):
-            read_here = [sample for share in seen for sample in share]
+        for rank, shares in enumerate(run.results):
+            read_here = [sample for share in shares for sample in share]
             numbers = [
                 (first + step) * batch + rank * each + i for step in range(stopped) for i in range(each)
             ]

@@ -43,13 +43,13 @@ def four_terms(state: dict[str, Any], tokens: Any, config: Any) -> dict[str, Any
     q, k = (y.unflatten(-1, (a, -1)).transpose(0, 1) for y in (normed @ weight.T + bias).chunk(2, -1))
     score = q @ k.mT * scale
     side_by_side = torch.cat([e, p], -1) @ torch.cat([weight.T, weight.T])  # through the matrix twice
-    both = side_by_side - x @ weight.T
-    seen = torch.ones_like(score[0], dtype=torch.bool).tril()
+    difference = side_by_side - x @ weight.T
+    visible = torch.ones_like(score[0], dtype=torch.bool).tril()
     cosine = torch.nn.functional.cosine_similarity(e[:, None], p[None], dim=-1)
     return {
         "sum": float((sum(terms) - score).abs().max()),
-        "side by side": float(both.abs().max()),
-        "spread": [float(t[:, seen].var()) for t in terms],
+        "side by side": float(difference.abs().max()),
+        "spread": [float(t[:, visible].var()) for t in terms],
         "cosine": float(cosine.square().mean().sqrt()),
     }
 

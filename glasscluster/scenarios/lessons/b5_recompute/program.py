@@ -139,6 +139,6 @@ def two_terms(lab: Lab, best: int, lang: str) -> Any:
     figure = lines(series, *axes, log_x=True, log_y=True).update_yaxes(dtick=1)
     for k in (best, 12):
         gib = gib_of_gpt3(k)
-        said = f"k = {k}: {gib:.1f} GiB"
-        figure.add_annotation(x=math.log10(k), y=math.log10(gib), text=said, showarrow=True, ay=-36, ax=-10)
+        label = f"k = {k}: {gib:.1f} GiB"
+        figure.add_annotation(x=math.log10(k), y=math.log10(gib), text=label, showarrow=True, ay=-36, ax=-10)
     return figure

@@ -58,9 +58,9 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
     looks = {"as_they_are": look["x1"], "raised": look[f"x{RAISED:.0f}"]}
     count: dict[str, Any] = {"unit": "gradients"}
     for name, of in looks.items():
-        said = lab.text(f"name_{name}")
-        lab.row("become_zero", of["below"], of["gone"], "Eq 28: |g| ≤ 2⁻²⁵", **count, name=said)
-        lab.row("become_infinite", of["above"], of["over"], "|g| ≥ 65520 rounds to 2¹⁶", **count, name=said)
+        title = lab.text(f"name_{name}")
+        lab.row("become_zero", of["below"], of["gone"], "Eq 28: |g| ≤ 2⁻²⁵", **count, name=title)
+        lab.row("become_infinite", of["above"], of["over"], "|g| ≥ 65520 rounds to 2¹⁶", **count, name=title)
 
     rule = ScaleRule(initial=2.0**24, interval=interval)
     plan: dict[str, Any] = {"model": model, "steps": steps, "dp": 2, "tp": 2, "global_batch": 8}

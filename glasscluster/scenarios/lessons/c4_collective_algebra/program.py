@@ -30,7 +30,7 @@ def program(gpu: Any, what: str, block: int) -> Any:
     comm, n = gpu.comm, gpu.size
     with gpu.unrecorded():
         x, w = whole(gpu.rank, n * block * block), whole(n, n * block * block)
-        # of a row of blocks, each block transposed
+        # each block of a row of blocks, transposed
         columns = x.view(block, n, block).permute(1, 2, 0).contiguous()
         out = torch.zeros_like(columns)
     if what == "all-reduce":
@@ -47,7 +47,7 @@ def program(gpu: Any, what: str, block: int) -> Any:
         if what != "scatter":
             comm.all_gather(x if what == "halves" else w, algorithm="ring")
     with gpu.unrecorded():
-        rows = out.permute(1, 0, 2).reshape(block, -1)  # of the transposed matrix
+        rows = out.permute(1, 0, 2).reshape(block, -1)  # rows of the transposed matrix
         return {"all-reduce": x, "halves": x, "transpose": rows, "zero": w}.get(what, comm.chunk(x)).clone()
 
 
@@ -123,16 +123,16 @@ def collective_algebra(lab: Lab, gpus: int = 8, block: int = 200) -> None:
     lab.own_number(ratio=ratio, gpus=gpus)
 
 
-def check_results(lab: Lab, got: dict[str, Any], gpus: int, block: int) -> None:
+def check_results(lab: Lab, results: dict[str, Any], gpus: int, block: int) -> None:
     """Check the results of the compositions, element by element."""
     count = gpus * block * block
     matrix = torch.cat([whole(r, count).view(block, -1) for r in range(gpus)])
-    updated = whole(gpus, count) - RATE * got["all-reduce"]
+    updated = whole(gpus, count) - RATE * results["all-reduce"]
     pairs = {
-        "pair_halves": (got["all-reduce"], got["halves"]),
-        "pair_detour": (got["scatter"], got["root"]),
-        "pair_transpose": (got["transpose"].view(-1, gpus * block), matrix.T),
-        "pair_zero": (got["zero"], updated),
+        "pair_halves": (results["all-reduce"], results["halves"]),
+        "pair_detour": (results["scatter"], results["root"]),
+        "pair_transpose": (results["transpose"].view(-1, gpus * block), matrix.T),
+        "pair_zero": (results["zero"], updated),
     }
     for pair, (one, other) in pairs.items():
         differ = int((one != other).sum())

@@ -119,7 +119,7 @@ def record_large(lab: Lab, machine: Any, gpus: int) -> dict[str, list[tuple[int,
     replayed: dict[str, list[tuple[int, float]]] = {a: [] for a in RECORDED}
     for a in RECORDED:
         for size in (SMALL * gpus, LARGE * gpus):
-            # a ring is the same all round: rank 0 is recorded, and relabelled for the others
+            # all ranks of a ring do the same: rank 0 is recorded, and relabelled for the others
             ring = {"ring_bytes": size} if a == "ring" else {}
             cluster = Cluster(machine, gpus, "dry", memory_bytes=None, **ring)
             time = cluster.run(program, a, size).timeline.makespan

@@ -97,7 +97,7 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
 
 def record(hw: Any, nodes: int, algorithm: str, size: int) -> Any:
     """Record an all-reduce on some nodes, without data."""
-    # a ring is the same all round: rank 0 is recorded, and relabelled for the others
+    # all ranks of a ring do the same: rank 0 is recorded, and relabelled for the others
     ring = {"ring_bytes": size} if algorithm == "ring" else {}
     cluster = Cluster(hw, nodes * hw.node_size, "dry", memory_bytes=None, **ring)
     return cluster.run(program, algorithm, size, None if ring else hw.node_size)

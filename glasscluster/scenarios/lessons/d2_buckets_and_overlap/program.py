@@ -61,8 +61,8 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
 
     lab.figure("step_by_bucket", step_in_parts)
     lab.figure("best_by_link", on_three_wires)
-    both: dict[str, Any] = {"step_ms": trained.timeline.makespan * 1e3, "late_ms": late.makespan * 1e3}
-    lab.tell("step", view="tab=timeline&run=buckets", buckets=len(done), bucket_kib=bucket_kib, **both)
+    times: dict[str, Any] = {"step_ms": trained.timeline.makespan * 1e3, "late_ms": late.makespan * 1e3}
+    lab.tell("step", view="tab=timeline&run=buckets", buckets=len(done), bucket_kib=bucket_kib, **times)
     sizes: dict[str, Any] = {
         "slow_kib": best_by_wire["1/8"].size // KIB,
         "fast_kib": best_by_wire["8"].size // KIB,

@@ -19,7 +19,7 @@ from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.visualize.figures.plots import lines
 
 BATCHES = (2, 4, 8, 16, 32, 64)
-EVERY = 4  # steps between two looks at the held-out loss
+EVERY = 4  # steps between two evaluations of the held-out loss
 
 
 def descend(gpu: Any, job: Any, lr: float, target: float) -> dict[str, Any]:
@@ -61,10 +61,10 @@ def quadratic(
     return norms
 
 
-# what is known of the quadratic: |G|² = dims, Σ = deviation² · 1
+# the quadratic's true values are |G|² = dims and Σ = deviation² · 1
 QUADRATIC: dict[str, Any] = {"dims": 200, "own": 8, "steps": 400, "deviation": 9.5}
 RANKS = 4  # of the quadratic
-# From one batch to the next, "the steps halve" and "the steps stay" are a factor 2 apart. A curve whose ratio
+# From one batch to the next, "the steps halve" and "the steps stay" differ by a factor 2. A curve whose ratio
 # of two neighbours is off by less than √2 cannot take one for the other. The errors at both ends are
 # independent, so they add as squares: each may be ln √2 / √2.
 NEAR = log(2) / (2 * sqrt(2))
@@ -149,9 +149,9 @@ def sweep(lab: Lab, gpus: int, target: float, most_steps: int) -> tuple[list[flo
     for b in BATCHES:
         lab.say(f"batch of {b} sequences")
         job, rate = job_of(gpus, b, most_steps, lab.seed), ns.rate(0.4, guess, b)
-        went = cluster.run(descend, job, rate, target, record=False).results[0]
-        steps.append(went["steps"])
-        scales.append(scale_of(went["norms"], b // gpus, gpus).simple)
+        result = cluster.run(descend, job, rate, target, record=False).results[0]
+        steps.append(result["steps"])
+        scales.append(scale_of(result["norms"], b // gpus, gpus).simple)
     return steps, scales
 
 
@@ -160,8 +160,8 @@ def difference_from_one_device(job: Job, results: list[dict[str, Any]]) -> float
     batches = [job.batch(step) for step in range(job.steps)]
     with one_thread():
         alone = train_one_device(job.model, batches, job.optimizer, 0.0, job.seed)
-    whole = torch.cat([tensor.reshape(-1) for tensor in alone.weights[-1].values()])
-    return max(difference(result["weights"], whole, 1.0) for result in results)
+    expected = torch.cat([tensor.reshape(-1) for tensor in alone.weights[-1].values()])
+    return max(difference(result["weights"], expected, 1.0) for result in results)
 
 
 def check_quadratic(lab: Lab, noise_scale: ns.NoiseScale) -> None:

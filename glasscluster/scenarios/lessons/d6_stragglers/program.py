@@ -57,20 +57,20 @@ def stragglers(
     for n in (8, 64, 512):
         mean, source = float(times[n].mean()), "Eq 36: H_N/λ; four standard errors"
         lab.row("mean_step", bw.predict(n, 0), mean, source, **FOUR_ERRORS, n=n, draws=DRAWS)
-    kept = {b: mean_of_first(draw, 64, 64 + b) for b in (0, 1, 2, 4, 8, 16, 32)}
+    mean_steps = {b: mean_of_first(draw, 64, 64 + b) for b in (0, 1, 2, 4, 8, 16, 32)}
     for b in (4, 16):
         source = "Eq 36: (H_(N+b) − H_b)/λ"
         names: dict[str, Any] = {"ranks": 64 + b, "draws": DRAWS}
-        lab.row("mean_step_with_backups", bw.predict(64, b), kept[b], source, **FOUR_ERRORS, **names)
+        lab.row("mean_step_with_backups", bw.predict(64, b), mean_steps[b], source, **FOUR_ERRORS, **names)
 
     lab.figure("slowest", lambda lang: slowest_of_n(lab, times, lang))
-    lab.figure("backup_workers_buy", lambda lang: backup_workers(lab, kept, lang))
+    lab.figure("backup_workers_buy", lambda lang: backup_workers(lab, mean_steps, lang))
     grown: dict[str, Any] = {"slower": slower, "longer": longer, "slower_mean": slower / gpus}
     lab.tell("step_grows", view="tab=timeline&run=slow", slow_rank=slow_rank, **grown)
     idle = [sum(gap.length for gap in late.gaps(rank)) * 1e3 for rank in range(gpus)]
     lab.tell("slow_rank", view="tab=timeline&run=slow", idle_least=min(idle), idle_most=max(idle))
     lab.tell("by_chance", view="tab=story", mean_8=times[8].mean(), mean_512=times[512].mean())
-    lab.tell("backups", view="tab=timeline&run=backup", kept_none=kept[0], kept_four=kept[4])
+    lab.tell("backups", view="tab=timeline&run=backup", kept_none=mean_steps[0], kept_four=mean_steps[4])
     lab.conclude(slower=slower, gpus=gpus, longer=longer)
     lab.explain()
     lab.own_number(longer=longer, gpus=gpus, hardware=lab.hardware)
@@ -149,11 +149,11 @@ def slowest_of_n(lab: Lab, times: dict[int, Any], lang: str) -> Any:
     return lines(series, lab.word("step_time", lang), lab.word("share_steps", lang))
 
 
-def backup_workers(lab: Lab, kept: dict[int, float], lang: str) -> Any:
+def backup_workers(lab: Lab, mean_steps: dict[int, float], lang: str) -> Any:
     """Draw the mean step against the number of backup workers, drawn at random and by the formula."""
-    spare = tuple(kept)
+    spare = tuple(mean_steps)
     series = {
-        lab.word("drawn", lang): (spare, list(kept.values())),
+        lab.word("drawn", lang): (spare, list(mean_steps.values())),
         lab.word("formula", lang): (spare, [bw.predict(64, b) for b in spare]),
     }
     return lines(series, lab.word("backup_workers", lang), lab.word("mean_step", lang))

@@ -173,15 +173,15 @@ def difference_from_one_device(config: Any, run: Any) -> float:
     alone, worst = block_of(config), 0.0
     for rank, result in enumerate(run.results):
         for i, output in enumerate(result["outputs"]):
-            whole = moe.experts(alone, sequence(rank, i, config.seq, config.hidden)).detach()
-            worst = max(worst, float((whole - output).abs().max()))
+            expected = moe.experts(alone, sequence(rank, i, config.seq, config.hidden)).detach()
+            worst = max(worst, float((expected - output).abs().max()))
     return worst
 
 
 def check_leaving(lab: Lab, graph: Any, rows: int, hidden: int) -> tuple[int, float]:
     """Check the rows that left their rank; returns them, and three standard errors of their expected number."""
     left = sum(graph.bytes_sent(axis="ep", label="dispatch")) // (hidden * WIDTH)
-    # of a sum of independent choices; a token's own two are never the same, which makes it less
+    # of a sum of independent choices; a token's two experts always differ, so the true error is less
     error = 3 * (rows * 7 / 8 / 8) ** 0.5
     expected, source = (
         expert_parallel.leaving(rows // TOP, TOP, RANKS),

@@ -113,7 +113,7 @@ def check_as_run(lab: Lab, key: str, ran: Any, theory: float | None, span: float
     name: dict[str, Any] = {"said": NAMES[key]}
     if (
         key != "dualpipe-v"
-    ):  # its slots of two really run one after the other: its formula is checked on the list
+    ):  # a slot of two operations runs one after the other here: the formula is checked on the schedule
         lab.row("span_less_work", theory, span, "Eq 24, Eq 25", unit="s", tolerance=1e-12, **name)
     time, source = run.timeline.makespan, "the list, played"
     lab.row("time_by_its_list", judged.makespan, None, source, simulated=time, unit="s", **VIRTUAL, **name)

@@ -181,8 +181,8 @@ def largest_difference(results: list[dict[str, Any]], truth: list[Any]) -> float
     """The largest difference of outputs and gradients from one device's, over all ranks."""
     worst = 0.0
     for rank in results:
-        for ours, whole in zip(rank["tensors"], truth, strict=True):
-            worst = max(worst, float((ours - whole[:, :, rank["positions"]]).abs().max()))
+        for ours, theirs in zip(rank["tensors"], truth, strict=True):
+            worst = max(worst, float((ours - theirs[:, :, rank["positions"]]).abs().max()))
     return worst
 
 

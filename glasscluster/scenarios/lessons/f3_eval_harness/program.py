@@ -86,9 +86,12 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     lab.row(
         "won_less_lost", comparison.better - comparison.worse, won_less_lost, "the same items", unit="items"
     )
-    seen = plain(training)
+    plain_training = plain(training)
     planted = [Text(training[a : a + 120]) for a in range(0, 3_000_000, 200_000)]
-    caught, source = sum(contaminated(item, seen) for item in planted), "GPT-4 report, 2303.08774, appendix C"
+    caught, source = (
+        sum(contaminated(item, plain_training) for item in planted),
+        "GPT-4 report, 2303.08774, appendix C",
+    )
     lab.row("flagged", len(planted), caught, source, unit="items")
 
     errors = 0.008 / scores.predict_unpaired(0.712, 0.704, 1000)
@@ -113,7 +116,7 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     )
     lab.tell("other_words", a=mean["late", "acc"][BRACKETS], b=mean["late", "acc"][OTHER_WORDS])
     next_line: dict[str, Any] = {how: mean["late", how][NEXT_LINE] for how in ("acc", "acc_norm")}
-    flagged = sum(contaminated(item, seen) for item in tasks[NEXT_LINE].items)
+    flagged = sum(contaminated(item, plain_training) for item in tasks[NEXT_LINE].items)
     lab.tell("normalised", **next_line, flagged=flagged)
     lab.tell("shared_out", view="tab=timeline&run=scoring")
     lab.conclude(errors=errors)

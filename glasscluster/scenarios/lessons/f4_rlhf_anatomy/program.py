@@ -127,8 +127,8 @@ def check_states(lab: Lab, job: Callable[..., Tuning]) -> dict[str, int]:
         alone = job(method, 1, reward=reward, prompts=2, **two)
         held[name] = states_on_one_rank(lab, alone)
         expected = each * alone.model.parameters() + more * (alone.model.hidden + 1)
-        source, said = "Eq 39; h + 1 of a scalar head", lab.text(f"name_{name}")
-        lab.row("states_on_one_rank", expected, held[name], source, name=said)
+        source, title = "Eq 39; h + 1 of a scalar head", lab.text(f"name_{name}")
+        lab.row("states_on_one_rank", expected, held[name], source, name=title)
     return held
 
 

@@ -79,7 +79,7 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     ridge, decode, prefill = llama.ridge, llama.decode(1, 128), llama.prefill(1, context)
     source = "989 TFLOP/s ÷ 3.35 TB/s"
     lab.row("ridge", 295, ridge, source, unit="FLOPs/byte", tolerance=0.5)
-    said = check_matrices(lab, llama)
+    smallest_batch = check_matrices(lab, llama)
     many, far = llama.decode(64, 128), llama.decode(64, context)
     expected, source = (
         caches.predict(llama.model, 64 * (context - 128), 2),
@@ -93,12 +93,12 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     lab.row("prefill_limited_by_compute", 1, limited, "Eq 31", **YES, context=context)
     check_other_machines(lab, llama)
 
-    lab.ask("batch", said, "×")
+    lab.ask("batch", smallest_batch, "×")
     lab.figure("on_the_roofline", lambda lang: on_the_roofline(lab, llama, context, lang))
     lab.figure("decode_step", lambda lang: decode_step(lab, llama, context, read, lang))
     both: dict[str, Any] = {"decode_intensity": decode.intensity, "prefill_intensity": prefill.intensity}
     lab.tell("intensities", **both, context=context, ridge=ridge)
-    lab.tell("rule", said=said)
+    lab.tell("rule", smallest_batch=smallest_batch)
     lab.tell("long_context", context=context, far_ms=far.roof_s * 1e3, many_ms=many.roof_s * 1e3)
     launches = int((llama.run(1, 128).graph.micro_batch == 1).sum())
     step: dict[str, Any] = {
@@ -108,9 +108,9 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     }
     lab.tell("launches", **step, floor_ms=floor * 1e3)
     lab.tell("small_gpt", view="tab=timeline&run=generation")
-    lab.conclude(said=said)
+    lab.conclude(smallest_batch=smallest_batch)
     lab.explain()
-    lab.own_number(said=said, floor_ms=floor * 1e3)
+    lab.own_number(smallest_batch=smallest_batch, floor_ms=floor * 1e3)
 
 
 def generate_small(lab: Lab) -> None:
@@ -130,16 +130,16 @@ def check_matrices(lab: Lab, llama: Llama) -> int:
     Returns that batch, by the rule.
     """
     elements, ends = matrices(llama.model)
-    said = ceil(llama.ridge * elements / (elements - llama.ridge * ends))
+    by_rule = ceil(llama.ridge * elements / (elements - llama.ridge * ends))
     reached = None
-    for batch in (said, said - 1):
+    for batch in (by_rule, by_rule - 1):
         flops, nbytes = of_kind(llama.run(batch, 1), ("mm",))
         if flops >= llama.ridge * nbytes:
             reached = batch
-    lab.row("smallest_batch", said, reached, "2BP FLOPs over 2(P + B·ends) bytes", unit="sequences")
+    lab.row("smallest_batch", by_rule, reached, "2BP FLOPs over 2(P + B·ends) bytes", unit="sequences")
     flops, _ = of_kind(llama.run(64, 128), ("mm",))
     lab.row("flops_of_matrices", 2 * 64 * elements, flops, "2BP", unit="FLOPs")
-    return said
+    return by_rule
 
 
 def check_attention(lab: Lab, llama: Llama, batch: int, tokens: int) -> None:
@@ -159,7 +159,7 @@ def check_floor(lab: Lab, llama: Llama) -> tuple[int, float]:
     seconds.
     """
     held = llama.run(1, 128).results[0].parameter_bytes
-    read = held - llama.model.vocab * llama.model.hidden * 2  # of the embedding a step reads a row
+    read = held - llama.model.vocab * llama.model.hidden * 2  # a step reads one row of the embedding
     floor = generation.predict_floor(read, caches.predict(llama.model, 128, 2), llama.machine)
     simulated = llama.decode(1, 128).roof_s
     one_percent: dict[str, Any] = {"match": "virtual", "tolerance": 0.01}

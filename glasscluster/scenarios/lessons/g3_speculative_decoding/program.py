@@ -89,7 +89,7 @@ def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
     figures(lab, counted, speed, predicted)
     lab.tell("tokens", counted_4=counted[4], predicted_4=four)
     drafting, _ = passes[4].seconds
-    cost = drafting / 4 / passes[0].seconds[1]  # of a pass of the draft, in passes of the target
+    cost = drafting / 4 / passes[0].seconds[1]  # cost of a draft's pass, in passes of the target
     best = max(SIZES, key=speed.__getitem__)
     speedups: dict[str, Any] = {"best_speedup": speed[best] / speed[0], "long_speedup": speed[16] / speed[0]}
     lab.tell("cost", cost=cost, best=best, **speedups, long_predicted=predict_speedup(ALPHA, 16, cost))
@@ -204,12 +204,12 @@ def check_llama(lab: Lab) -> tuple[float, float]:
         run = cluster.run(judge_alone, model, 128, tokens, info={"precision": "bf16"})
         return phases(run.timeline, h100, "bf16")[0]
 
-    one, five = judge(1), judge(5)
+    single, five = judge(1), judge(5)
     ridge = h100.gpu.peak("bf16") / h100.gpu.memory_bandwidth
     lab.row("bound_by_memory", 1, int(five.intensity < ridge), "Eq 31", unit="yes")
-    times, source = five.flops / one.flops, "2P a token, and attention to one more each"
+    times, source = five.flops / single.flops, "2P a token, and attention to one more each"
     lab.row("flops_of_five", 5, times, source, unit="×", tolerance=0.01)
-    return times, five.roof_s / one.roof_s
+    return times, five.roof_s / single.roof_s
 
 
 def accepted_and_rejected(lab: Lab, judged: Any, gamma: int, lang: str) -> Any:
