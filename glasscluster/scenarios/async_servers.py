@@ -108,7 +108,9 @@ def _check_run(lab: Lab, key: str, job: Job, plan: Any, run: Any, seconds: float
 
 
 def _check_waiting(lab: Lab, job: Job, servers: int, run: Any) -> None:
-    """Check the run in which everybody waits: the bytes of each server, and the weights against one device."""
+    """Check the run in which everybody waits: the bytes of each server, and the weights against one
+    device.
+    """
     model, clocks, workers = job.model, job.steps, job.plan.dp
     name = Said("sent and received by a server, a clock", "一个服务器每个时钟收发的量")
     counted = sum(run.graph.bytes_sent()[workers:]) * 2 / servers / clocks

@@ -1,5 +1,6 @@
-"""Longer than lesson F4: a judge that is fooled when nothing pulls back, and what placements cost. `glass run
-preference`.
+"""Beyond lesson F4: PPO exploits a reward model when no KL penalty holds it back, and what placements cost.
+
+`glass run preference`.
 """
 
 from __future__ import annotations

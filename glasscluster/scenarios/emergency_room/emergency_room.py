@@ -191,7 +191,9 @@ def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
 def examine(
     case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Any = None
 ) -> Chart:
-    """Train a case in a state, and read its probes. With a title the run is recorded and shown in the report."""
+    """Train a case in a state, and read its probes. With a title the run is recorded and shown in the
+    report.
+    """
     job = job_of(case, state, lab.seed if seed is None else seed, steps)
     gpus, plant = job.plan.gpus, case.planted(state)
     if title is not None:

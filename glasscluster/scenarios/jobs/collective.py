@@ -138,7 +138,7 @@ def record(job: CollectiveJob) -> Run:
     return cluster.run(one_collective, job.inner, job.algorithm, job.nbytes, options)
 
 
-def timed(job: CollectiveJob, run: Run) -> Timeline:
+def replayed(job: CollectiveJob, run: Run) -> Timeline:
     """Replay the recording on the job's hardware, with contention as the job says."""
     hw, contention = job.hardware, job.contention
     if (
@@ -149,7 +149,7 @@ def timed(job: CollectiveJob, run: Run) -> Timeline:
     return run.replay(hw, contention=contention)
 
 
-def judged(job: CollectiveJob, timeline: Timeline) -> dict[str, Any]:
+def measured(job: CollectiveJob, timeline: Timeline) -> dict[str, Any]:
     """The JSON keys of a recorded collective: time, bytes, steps, bandwidths and the busiest link."""
     graph, time, network = timeline.graph, timeline.makespan, network_of(timeline)
     share = carried_bytes(timeline) / network.bandwidth
@@ -205,7 +205,9 @@ def theory(job: CollectiveJob) -> float | None:
 
 
 def by_nccl(job: CollectiveJob, nodes: int | None = None) -> dict[str, Any]:
-    """NCCL's choice on this hardware, as JSON keys. Its model sends no messages, so what is counted is null."""
+    """NCCL's choice on this hardware, as JSON keys. Its model sends no messages, so what is counted is
+    null.
+    """
     check(job)
     node_size = None if nodes is None else job.gpus // nodes
     built = hardware(job.hardware.name) if nodes is not None else job.hardware
@@ -290,7 +292,7 @@ def swept(
             if algorithm == NCCL:
                 result = by_nccl(replace(here, contention=None), nodes)
             else:
-                line = timed(here, record(here))
+                line = replayed(here, record(here))
                 result = {**_speeds(here, line.makespan), "contention": line.shared is not None}
             columns = ("time_s", "algorithm_bandwidth_bytes_per_s", "bus_bandwidth_bytes_per_s", "contention")
             rows.append(
@@ -364,8 +366,8 @@ def collective(
     if run is None:
         content |= by_nccl(job, nodes)
     else:
-        run.__dict__["timeline"] = timed(job, run)
-        content |= judged(job, run.timeline)
+        run.__dict__["timeline"] = replayed(job, run)
+        content |= measured(job, run.timeline)
     algorithms = list(dict.fromkeys([job.algorithm, *against]))
     if plans:
         content["sweep"] = [row for plan in plans for row in swept(job, plan, algorithms, make, nodes, say)]
@@ -375,7 +377,9 @@ def collective(
 
 
 def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
-    """Write the report: the run with its stepper, the traffic and load of links, and figures of the sweeps."""
+    """Write the report: the run with its stepper, the traffic and load of links, and figures of the
+    sweeps.
+    """
     folder = output_folder(out, "collective")
     rows = content.get("sweep", [])
     by_size = [r for r in rows if r["gpus"] == content["gpus"]]

@@ -135,11 +135,11 @@ def run_schedule(
         lab.entries[
             -1
         ].compared = False  # a chunk is as large as a stage here, so bytes of different v cannot be compared
-    judged = as_it_runs(schedule).validate(f / v, 2 * f / v, hop, f / v)
+    metrics = as_it_runs(schedule).validate(f / v, 2 * f / v, hop, f / v)
     return (
         run,
         schedule,
-        judged,
+        metrics,
         bars_of(run.timeline, schedule.ranks, [schedule.stages_of(r) for r in range(p)]),
     )
 

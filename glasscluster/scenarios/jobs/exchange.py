@@ -69,12 +69,16 @@ def train_with_servers(cluster: Cluster, job: Job, *, checked: bool = True, say:
 
 
 def batch_losses(results: list[ps.Exchanged]) -> list[float]:
-    """The mean loss of each clock's batch. Each worker computes its part with the weights that it had then."""
+    """The mean loss of each clock's batch. Each worker computes its part with the weights that it had
+    then.
+    """
     return [sum(parts) for parts in zip(*(r.losses for r in results if r.losses), strict=True)]
 
 
 def against_reference(small: Job, plan: Arrivals, results: list[ps.Exchanged]) -> dict[str, Any]:
-    """The largest differences from the plan run in one process; for a synchronous plan from one device too."""
+    """The largest differences from the plan run in one process; for a synchronous plan from one device
+    too.
+    """
     alone = ps.in_one_process(small, plan)
     compared: dict[str, Any] = {**ps.compare(results, alone, plan.layout), "reference": OWN}
     expected = [sum(parts) for parts in zip(*alone.losses, strict=True)]
@@ -107,7 +111,9 @@ def flat(named: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def rows(job: Job, plan: Arrivals, results: list[ps.Exchanged], trained: Trained) -> list[Row]:
-    """The check rows of a run with servers: differences, bytes (Eq 11), bound on staleness, time of the plan."""
+    """The check rows of a run with servers: differences, bytes (Eq 11), bound on staleness, time of the
+    plan.
+    """
     graph, layout = trained.run.graph, plan.layout
     made = _difference_rows(trained.comparison) if trained.comparison else []
     width = 8 if job.plan.precision == "fp64" else 4

@@ -38,7 +38,7 @@ def countable(plan: Plan, model: ModelConfig) -> bool:
     )
 
 
-def kept(
+def kept_bytes(
     model: ModelConfig,
     b: int,
     precision: str,
@@ -88,13 +88,15 @@ def layouts(plan: Plan, model: ModelConfig, one_gpu: str) -> dict[str, tuple[dic
         steps[f"+ {plan.recompute}"] = (plan.tp, plan.sequence_parallel, plan.cp, plan.recompute)
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     return {
-        name: kept(model, b, precision, tp, cut, cp, kind, again)
+        name: kept_bytes(model, b, precision, tp, cut, cp, kind, again)
         for name, (tp, cut, cp, again) in steps.items()
     }
 
 
 def kept_picture(plan: Plan, model: ModelConfig) -> Callable[[str], Any] | None:
-    """The figure; None where the formula does not cover the plan, or where the plan does not shard a layer."""
+    """The figure; None where the formula does not cover the plan, or where the plan does not shard a
+    layer.
+    """
     if plan.tp * plan.cp == 1 or not countable(plan, model):
         return None
 

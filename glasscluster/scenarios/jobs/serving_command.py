@@ -1,4 +1,6 @@
-"""The body of `glass serve`: requests drawn or from a file, a job that can run, a report of slots over time."""
+"""The body of `glass serve`: requests drawn or from a file, a job that can run, a report of slots over
+time.
+"""
 
 from __future__ import annotations
 

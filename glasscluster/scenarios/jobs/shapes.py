@@ -12,7 +12,9 @@ from glasscluster.scenarios.requests.parts import ModelRequest
 
 
 def model_of(request: ModelRequest) -> ModelConfig:
-    """The shape of the request's model: a preset with the given fields, or the shape in a folder of weights."""
+    """The shape of the request's model: a preset with the given fields, or the shape in a folder of
+    weights.
+    """
     if request.shape is not None:
         return request.shape
     return read_model(str(request.given["weights"]), **request.shape_given)

@@ -1,4 +1,6 @@
-"""`--data`: one plain text file, or weighted sources, with a tokenizer, packed; and whether they can be read."""
+"""`--data`: one plain text file, or weighted sources, with a tokenizer, packed; and whether they can be
+read.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def parse_data(given: Sequence[str], tokenizer: str | None = None, packed: bool 
 
 
 def _weight(text: str) -> float | None:
-    """The number behind the last colon; None where there is none, or where a file of that whole name exists."""
+    """The number behind the last colon; None where there is none, or where a file of that whole name
+    exists.
+    """
     name, colon, last = text.rpartition(":")
     if not colon or not name or Path(text).exists():
         return None

@@ -109,7 +109,7 @@ def schedule_content(
         plan = make_schedule(name, ranks, micro_batches, virtual_stages)
     else:
         plan = _read(name, validate, ranks, micro_batches, virtual_stages)
-    judged = plan.validate(spent["f"], spent["b"], spent["c"], spent["w"])
+    metrics = plan.validate(spent["f"], spent["b"], spent["c"], spent["w"])
     return {
         "schema": "glass.schedule/1",
         "name": name,
@@ -118,13 +118,13 @@ def schedule_content(
         "virtual_stages": plan.stages // ranks,
         "placement": list(plan.placement),
         "ranks": [plan.written(rank) for rank in range(ranks)],
-        "makespan": judged.makespan,
-        "bubble_fraction": judged.bubble_fraction,
-        "bubble_over_ideal": judged.bubble_over_ideal,
-        "stage_span_bubble_fraction": judged.stage_span_bubble_fraction,
-        "peak_live": judged.peak_live,
-        "peak_postponed": judged.peak_postponed,
-        "weights_held": judged.weights_held,
+        "makespan": metrics.makespan,
+        "bubble_fraction": metrics.bubble_fraction,
+        "bubble_over_ideal": metrics.bubble_over_ideal,
+        "stage_span_bubble_fraction": metrics.stage_span_bubble_fraction,
+        "peak_live": metrics.peak_live,
+        "peak_postponed": metrics.peak_postponed,
+        "weights_held": metrics.weights_held,
         "messages": plan.messages,
     }
 

@@ -165,7 +165,7 @@ class Learned:
     rows: dict[str, PolicyScore] = field(default_factory=dict)
     agreement: float = 0.0
     weights: dict[str, Weights] = field(default_factory=dict)
-    judge: Weights | None = None
+    reward_weights: Weights | None = None
     pairs: Any = None
 
 
@@ -196,7 +196,7 @@ def learn(
     say(f"seed {seed}: comparisons, a reward model")
     out.pairs = policy.compared(reference, task, course.compare, 1000 + seed)
     if any(VARIANTS[m][0] == "ppo" for m in methods):
-        out.judge, out.agreement = judge(course, seed, start, reference, out.pairs)
+        out.reward_weights, out.agreement = train_reward_model(course, seed, start, reference, out.pairs)
     reward = policy.expected_reward(reference, task)
     out.rows["sft"] = PolicyScore(reward, 0.0, _score(out, base, reference), 0, 0)
     for method in methods:
@@ -220,9 +220,9 @@ def learn(
 
 def _score(learned: Learned, base: Tuning, stage: Any) -> float | None:
     """The mean score that the reward model gives a policy's answers to held-out prompts; None without one."""
-    if learned.judge is None:
+    if learned.reward_weights is None:
         return None
-    model = make_model("reward", replace(base, reward_weights=learned.judge))
+    model = make_model("reward", replace(base, reward_weights=learned.reward_weights))
     with torch.no_grad():
         tokens = policy.sample(stage, base.task.prompts(held_out=True), base.task.answer, base.seed)
         return float(sequences.scores(model, tokens).mean())
@@ -249,13 +249,15 @@ def job_of(method: str, course: Course, seed: int, learned: Learned, **changes: 
         "grpo": {"iterations": course.grpo, "prompts": 16, "group": 8, "epochs": 2, "beta": course.beta},
     }
     kind, own = VARIANTS[method]
-    weights = {"weights": learned.weights["sft"], "reward_weights": learned.judge}
+    weights = {"weights": learned.weights["sft"], "reward_weights": learned.reward_weights}
     return Tuning(
         kind, course.model, course.task, seed=seed, **{**weights, **options[kind], **own, **changes}
     )
 
 
-def judge(course: Course, seed: int, start: Weights, reference: Any, pairs: Any) -> tuple[Weights, float]:
+def train_reward_model(
+    course: Course, seed: int, start: Weights, reference: Any, pairs: Any
+) -> tuple[Weights, float]:
     """Train a reward model from the SFT policy and standardize it on that policy's answers.
 
     Returns its weights, and the share of unseen comparisons on which it agrees with the rule.

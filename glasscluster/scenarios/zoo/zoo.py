@@ -86,7 +86,9 @@ def make_job(bug: Bug, seed: int = 0) -> Job:
     """The training job in float64 that shows the bug, keeping gradients and weights."""
 
     class Unequal(Job):
-        """Drops the loss of a sequence's first targets: of none, one, two, ... of them, sequence by sequence."""
+        """Drops the loss of a sequence's first targets: of none, one, two, ... of them, sequence by
+        sequence.
+        """
 
         def batch(self, step: int) -> Any:
             tokens, targets = super().batch(step)

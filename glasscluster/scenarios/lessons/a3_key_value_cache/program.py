@@ -119,7 +119,9 @@ def check_small_models(lab: Lab) -> None:
 
 
 def measure(lab: Lab, kind: str, capacity: int) -> Big:
-    """Find how many users' caches fit a virtual GPU beside the weights, and count the FLOPs of a decode step."""
+    """Find how many users' caches fit a virtual GPU beside the weights, and count the FLOPs of a decode
+    step.
+    """
     model = make_model("llama3-8b", **BIG[kind])
     weights, a_user = 2 * model.parameters(), caches.predict(model, model.seq, 2)
     expected, fits = (capacity - weights) // a_user, {}

@@ -73,7 +73,9 @@ def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
 
 
 def ring_seconds(machine: str, n: int, size: int) -> float:
-    """The seconds of Eq 8 with the additions: 2(N−1) messages of S/N bytes, and N−1 times S/N bytes to add."""
+    """The seconds of Eq 8 with the additions: 2(N−1) messages of S/N bytes, and N−1 times S/N bytes to
+    add.
+    """
     link, add_rate = hardware(machine).link(0, 1), hardware(machine).gpu.reduce_rate
     return 2 * (n - 1) * (link.alpha + size / n / link.bandwidth) + (n - 1) * size / n / add_rate
 

@@ -147,7 +147,9 @@ def over_the_mean(load: list[int]) -> float:
 
 
 def check_routing(lab: Lab, key: str, config: Any, run: Any) -> tuple[list[int], list[int]]:
-    """Check dispatch, all-to-alls and dropped rows of one run; returns the rows wanted and kept, by expert."""
+    """Check dispatch, all-to-alls and dropped rows of one run; returns the rows wanted and kept, by
+    expert.
+    """
     routing, graph = [rank["routing"] for rank in run.results], run.graph
     wanted = [sums(routed["wanted"] for routed in mine) for mine in routing]
     kept = [sums(routed["kept"] for routed in mine) for mine in routing]
@@ -179,7 +181,9 @@ def difference_from_one_device(config: Any, run: Any) -> float:
 
 
 def check_leaving(lab: Lab, graph: Any, rows: int, hidden: int) -> tuple[int, float]:
-    """Check the rows that left their rank; returns them, and three standard errors of their expected number."""
+    """Check the rows that left their rank; returns them, and three standard errors of their expected
+    number.
+    """
     left = sum(graph.bytes_sent(axis="ep", label="dispatch")) // (hidden * WIDTH)
     # of a sum of independent choices; a token's two experts always differ, so the true error is less
     error = 3 * (rows * 7 / 8 / 8) ** 0.5

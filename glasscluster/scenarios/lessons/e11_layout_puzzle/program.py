@@ -169,7 +169,9 @@ def every_layout(recorded: dict[Choice, Recorded], cap_gb: float) -> Any:
 
 
 def where_time_goes(lab: Lab, fits: dict[Choice, Recorded], order: list[Choice], lang: str) -> Any:
-    """Draw the milliseconds of the last GPU to finish, part by part, from the fastest layout to the slowest."""
+    """Draw the milliseconds of the last GPU to finish, part by part, from the fastest layout to the
+    slowest.
+    """
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
     for choice in order:
         split = fits[choice].split

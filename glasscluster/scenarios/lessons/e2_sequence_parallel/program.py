@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from glasscluster.scenarios.jobs.kept import kept
+from glasscluster.scenarios.jobs.kept import kept_bytes
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.sim.recording.events import PURPOSES, SEND
@@ -118,7 +118,9 @@ def sent_inside(graph: Any, *labels: str) -> float:
 
 # ---- what is kept: the small layer on real ranks, GPT-3's on its shapes
 def check_small_layer(lab: Lab, model: Any, t: int) -> None:
-    """Check every tensor that each rank keeps, whole or sharded along the sequence, against the paper's list."""
+    """Check every tensor that each rank keeps, whole or sharded along the sequence, against the paper's
+    list.
+    """
     unfused, wrong = model.model_copy(update={"attention": "unfused"}), 0
     for cut in (False, True):
         theory = predict_layer(unfused, 1, t, 2, "none", cut)
@@ -130,11 +132,13 @@ def check_small_layer(lab: Lab, model: Any, t: int) -> None:
 
 
 def check_gpt3s_layer(lab: Lab) -> dict[str, tuple[dict[str, int], int]]:
-    """Check what a rank keeps in each layout: counted by part, against the formula; returns both by layout."""
+    """Check what a rank keeps in each layout: counted by part, against the formula; returns both by
+    layout.
+    """
     giant = make_model("gpt3-175b", attention="unfused", dropout=0.1)
     layouts = {}
     for key, options in LAYOUTS.items():
-        parts, theory = layouts[key] = kept(giant, 1, "bf16", WIDE, context="ulysses", **options)
+        parts, theory = layouts[key] = kept_bytes(giant, 1, "bf16", WIDE, context="ulysses", **options)
         lab.row("kept", theory, sum(parts.values()), "Eq 17", way=lab.text(f"way_{key}"))
     return layouts
 

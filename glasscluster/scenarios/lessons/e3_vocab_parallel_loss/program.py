@@ -140,7 +140,9 @@ SCALARS = ("max", "target", "sum")
 
 
 def both_ways(lab: Lab, way: str, vocab: int, tokens: int, t: int) -> Any:
-    """Run the loss from scalars or from gathered logits; the runs of the odd vocabulary go into the report."""
+    """Run the loss from scalars or from gathered logits; the runs of the odd vocabulary go into the
+    report.
+    """
     job = (program, vocab, tokens, way == "gather", True)
     if vocab == ODD:
         return lab.run(way, lab.text(way, vocab=vocab), *job, gpus=t)

@@ -93,12 +93,12 @@ def held_by_formula(key: str, p: int, m: int, s: int) -> int:
 
 def check_as_run(lab: Lab, key: str, ran: Any, hop_ms: float) -> None:
     """Check time, held micro-batches and messages of one schedule as it ran."""
-    run, schedule, judged, drawn = ran
+    run, schedule, metrics, drawn = ran
     p, m = run.gpus, schedule.micro_batches
     name: dict[str, Any] = {"schedule": NAMES[key]}
     time, expected = run.timeline.makespan, seconds_by_formula(key, p, m, hop_ms * 1e-3)
     lab.row("time_of_a_step", expected, None, "Eq 23", simulated=time, **VIRTUAL, **name, hop_ms=hop_ms)
-    lab.row("time_by_its_list", judged.makespan, None, "the list, played", simulated=time, **VIRTUAL, **name)
+    lab.row("time_by_its_list", metrics.makespan, None, "the list, played", simulated=time, **VIRTUAL, **name)
     for s in range(p):
         most = max(held(drawn, s)[1])
         lab.row(
@@ -131,6 +131,6 @@ def deeper_warm_ups(p: int, m: int, hop: float) -> list[tuple[int, float]]:
     depths = []
     for extra in range(p):
         ranks = [one_f_one_b.one_rank(s, m, min(m, p - s + min(extra, p - 1 - s))) for s in range(p)]
-        judged = Schedule("a deeper warm-up", p, m, ranks).validate(F, B, hop, 0.0)
-        depths.append((max(judged.peak_live), judged.makespan))
+        metrics = Schedule("a deeper warm-up", p, m, ranks).validate(F, B, hop, 0.0)
+        depths.append((max(metrics.peak_live), metrics.makespan))
     return depths

@@ -80,14 +80,14 @@ def bubble_by_formula(p: int, m: int, v: int) -> float:
 
 def check_as_run(lab: Lab, v: int, ran: Any, bubble: float) -> None:
     """Check bubble, time, messages and held chunks of one run."""
-    run, schedule, judged, drawn = ran
+    run, schedule, metrics, drawn = ran
     p, m = len(schedule.ranks), schedule.micro_batches
     ideal = bubble_by_formula(p, m, v)
     lab.row("bubble_over_ideal", ideal, None, "Eq 21", simulated=bubble, unit="of the work", **VIRTUAL, v=v)
     time = run.timeline.makespan
     lab.row(
         "time_by_its_list",
-        judged.makespan,
+        metrics.makespan,
         None,
         "the list, played",
         simulated=time,

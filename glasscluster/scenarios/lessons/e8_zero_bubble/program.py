@@ -109,14 +109,14 @@ def span_less_work(drawn: Any, p: int) -> float:
 
 def check_as_run(lab: Lab, key: str, ran: Any, theory: float | None, span: float) -> None:
     """Check bubble, time and held chunks of one schedule."""
-    run, schedule, judged, _ = ran
+    run, schedule, metrics, _ = ran
     name: dict[str, Any] = {"said": NAMES[key]}
     if (
         key != "dualpipe-v"
     ):  # a slot of two operations runs one after the other here: the formula is checked on the schedule
         lab.row("span_less_work", theory, span, "Eq 24, Eq 25", unit="s", tolerance=1e-12, **name)
     time, source = run.timeline.makespan, "the list, played"
-    lab.row("time_by_its_list", judged.makespan, None, source, simulated=time, unit="s", **VIRTUAL, **name)
+    lab.row("time_by_its_list", metrics.makespan, None, source, simulated=time, unit="s", **VIRTUAL, **name)
     live = predict_live(key, len(schedule.ranks), schedule.micro_batches, chunks(key))
     for r, expected in enumerate(live):
         lab.row("chunks_held", expected, run.results[r]["live"], "Eq 22", unit="chunks", **name, r=r)

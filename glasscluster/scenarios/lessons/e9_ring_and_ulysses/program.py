@@ -198,7 +198,9 @@ def check_balance(lab: Lab, pairs: dict[str, list[int]], each: int) -> None:
 
 
 def check_hiding(lab: Lab, gqa: Any, mha: Any, s: int, d: int) -> int:
-    """Check how long the ring's messages take, and how many blocks wait for their keys; returns those of MHA."""
+    """Check how long the ring's messages take, and how many blocks wait for their keys; returns those
+    of MHA.
+    """
     machine = hardware(lab.hardware)
     link, peak = machine.intra, machine.gpu.peak("fp64")
     took, late = ring_of(mha.timeline, N - 1)
@@ -241,7 +243,9 @@ def sent_long(way: str, heads: int) -> float:
 
 
 def tokens_that_hide() -> dict[str, float]:
-    """The fewest tokens a rank at which a block's computation hides the next one's message, on H100s in bf16."""
+    """The fewest tokens a rank at which a block's computation hides the next one's message, on H100s in
+    bf16.
+    """
     far = hardware("dgx-h100")
     cases = {"one": (32, far.intra), "two": (32, far.inter), "three": (8, far.inter)}
     peak = far.gpu.peak("bf16")

@@ -29,7 +29,9 @@ from glasscluster.visualize.figures.scores import Score, interval_figure, paired
 def learn(
     model: Any, text: bytes, stops: tuple[int, ...], folders: list[str], lr: float = 5e-3, tokens: int = 32
 ) -> None:
-    """Train one process on a text, 16 pieces of `tokens` tokens a step, and save the weights at some steps."""
+    """Train one process on a text, 16 pieces of `tokens` tokens a step, and save the weights at some
+    steps.
+    """
 
     stage, words, optimizer = GPTStage(model), np.frombuffer(text, dtype=np.uint8), Optimizer("adamw", lr=lr)
     state = [[torch.zeros_like(p) for _ in range(optimizer.moments)] for p in stage.parameters()]

@@ -1,4 +1,6 @@
-"""F4: four models in memory, two of them with an optimizer, and most of the time goes into writing answers."""
+"""F4: four models in memory, two of them with an optimizer, and most of the time goes into writing
+answers.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ def parts_of_time(run: Any, where: Any, tokens: int, clock: str) -> tuple[float,
     """
     line, graph = run.replay(clock), run.graph
     written = float(line.end[(graph.rank == where["rollout"]) & (graph.micro_batch == tokens - 1)].max())
-    judged = float(line.end[graph.micro_batch == tokens].max())
-    return written, judged - written, line.makespan - judged
+    scored = float(line.end[graph.micro_batch == tokens].max())
+    return written, scored - written, line.makespan - scored
 
 
 @lesson(hardware="dgx-h100")
@@ -65,8 +67,8 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
     for method, run in runs.items():
         lab.checks += tuning.memory_rows(jobs[method], run.results) + tuning.traffic_rows(jobs[method], run)
     held = check_states(lab, job)
-    longer = {n: job("ppo", n, reward="model") for n in LENGTHS}
-    times = times_by_length(lab, longer, runs["ppo"])
+    by_length = {n: job("ppo", n, reward="model") for n in LENGTHS}
+    times = times_by_length(lab, by_length, runs["ppo"])
     share = {
         clock: {n: 100 * parts[0] / sum(parts) for n, parts in each.items()} for clock, each in times.items()
     }
@@ -167,7 +169,9 @@ def gigabytes_of_an_8b() -> float:
 
 
 def figures(lab: Lab, job: Tuning, runs: dict[str, Any], learned: Any, times: dict[int, Any]) -> None:
-    """Draw what each role holds, who computes what at which time, where the time goes, and what was learned."""
+    """Draw what each role holds, who computes what at which time, where the time goes, and what was
+    learned.
+    """
     psi = job.model.parameters()
 
     def memory(lang: str) -> Any:

@@ -199,12 +199,12 @@ def check_llama(lab: Lab) -> tuple[float, float]:
     """
     model, h100 = make_model("llama3-8b"), hardware("dgx-h100")
 
-    def judge(tokens: int) -> Any:
+    def verify(tokens: int) -> Any:
         cluster = Cluster(h100, 1, "dry", memory_bytes=None)
         run = cluster.run(judge_alone, model, 128, tokens, info={"precision": "bf16"})
         return phases(run.timeline, h100, "bf16")[0]
 
-    single, five = judge(1), judge(5)
+    single, five = verify(1), verify(5)
     ridge = h100.gpu.peak("bf16") / h100.gpu.memory_bandwidth
     lab.row("bound_by_memory", 1, int(five.intensity < ridge), "Eq 31", unit="yes")
     times, source = five.flops / single.flops, "2P a token, and attention to one more each"
