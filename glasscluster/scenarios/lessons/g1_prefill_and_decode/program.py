@@ -98,7 +98,7 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     lab.figure("decode_step", lambda lang: decode_step(lab, llama, context, read, lang))
     both: dict[str, Any] = {"decode_intensity": decode.intensity, "prefill_intensity": prefill.intensity}
     lab.tell("intensities", **both, context=context, ridge=ridge)
-    lab.tell("rule", smallest_batch=smallest_batch)
+    lab.tell("rule", batch=smallest_batch)
     lab.tell("long_context", context=context, far_ms=far.roof_s * 1e3, many_ms=many.roof_s * 1e3)
     launches = int((llama.run(1, 128).graph.micro_batch == 1).sum())
     step: dict[str, Any] = {
@@ -108,9 +108,9 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     }
     lab.tell("launches", **step, floor_ms=floor * 1e3)
     lab.tell("small_gpt", view="tab=timeline&run=generation")
-    lab.conclude(smallest_batch=smallest_batch)
+    lab.conclude(batch=smallest_batch)
     lab.explain()
-    lab.own_number(smallest_batch=smallest_batch, floor_ms=floor * 1e3)
+    lab.own_number(batch=smallest_batch, floor_ms=floor * 1e3)
 
 
 def generate_small(lab: Lab) -> None:
