@@ -587,8 +587,8 @@ def distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
         The distinct keys, [k]; and for each key a position in them, [n].
     """
     if bound > 8 * len(keys) + 1_000_000:
-        found, place = np.unique(keys, return_inverse=True)
-        return found, place.reshape(-1)
+        ordered, place = np.unique(keys, return_inverse=True)
+        return ordered, place.reshape(-1)
     there = np.zeros(bound, dtype=bool)
     there[keys] = True
     return np.flatnonzero(there), (np.cumsum(there) - 1)[keys]

@@ -24,7 +24,7 @@ def blocks(timeline: Timeline) -> list[dict[str, Any]]:
     """
     graph, start, end = timeline.graph, timeline.start, timeline.end
     on_path = set(timeline.critical_path)
-    found: list[dict[str, Any]] = []
+    bars: list[dict[str, Any]] = []
     for rank in range(graph.ranks):
         current: dict[str, Any] | None = None
         for row in compute_rows(graph, rank).tolist():
@@ -47,9 +47,9 @@ def blocks(timeline: Timeline) -> list[dict[str, Any]]:
                     "flops": int(graph.flops[row]),
                     "critical": False,
                 }
-                found.append(current)
+                bars.append(current)
             current["critical"] |= row in on_path
-    return found
+    return bars
 
 
 def communications(timeline: Timeline) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def communications(timeline: Timeline) -> list[dict[str, Any]]:
     steps = [row for row in on_path if graph.sequence[row] >= 0]  # of collectives
     path_works = {(int(graph.rank[row]), int(graph.group[row]), int(graph.sequence[row])) for row in steps}
     last_end: dict[tuple[int, int], float] = {}  # collectives of one communicator run one after the other
-    found = []
+    bars = []
     for row in np.flatnonzero(whole).tolist():
         rank, group, sequence = int(graph.rank[row]), int(graph.group[row]), int(graph.sequence[row])
         launched = begun = float(timeline.start[row])
@@ -71,7 +71,7 @@ def communications(timeline: Timeline) -> list[dict[str, Any]]:
             launched = float(timeline.start[timeline.launch(row)])
             begun = max(timeline.under_way(row), last_end.get((rank, group), 0.0))
             last_end[rank, group] = float(end[row])
-        found.append(
+        bars.append(
             {
                 "rank": rank,
                 "row": row,
@@ -88,4 +88,4 @@ def communications(timeline: Timeline) -> list[dict[str, Any]]:
                 "critical": row in on_path or (sequence >= 0 and (rank, group, sequence) in path_works),
             }
         )
-    return found
+    return bars

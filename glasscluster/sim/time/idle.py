@@ -53,22 +53,22 @@ class Gap:
 def gaps(timeline: Timeline, rank: int) -> list[Gap]:
     """The gaps of a rank's compute lane, from 0 to the makespan, in order of time and with their causes."""
     graph, start, end = timeline.graph, timeline.start, timeline.end
-    found: list[Gap] = []
+    idle: list[Gap] = []
     clock = 0.0
     for number, row in enumerate(compute_rows(graph, rank).tolist()):
         if start[row] > clock:
             awaited = _blocker(timeline, row)
-            found += _waits(timeline, rank, clock, float(start[row]), awaited, first=number == 0)
+            idle += _waits(timeline, rank, clock, float(start[row]), awaited, first=number == 0)
         clock = float(end[row])
     if timeline.makespan > clock:
         own = np.flatnonzero((graph.rank == rank) & (graph.kind != COMPUTE) & (end > clock))
         if len(own):
             last = latest(timeline, own)
-            found.append(_gap(timeline, rank, clock, float(end[last]), last))
+            idle.append(_gap(timeline, rank, clock, float(end[last]), last))
             clock = float(end[last])
         if timeline.makespan > clock:
-            found.append(Gap(rank, clock, timeline.makespan, "drain", "", 0.0, -1))
-    return found
+            idle.append(Gap(rank, clock, timeline.makespan, "drain", "", 0.0, -1))
+    return idle
 
 
 def _blocker(timeline: Timeline, row: int) -> int:
@@ -84,15 +84,15 @@ def _waits(timeline: Timeline, rank: int, start: float, end: float, row: int, fi
 
     Before that moment the lane waited for something else.
     """
-    found: list[Gap] = []
+    cuts: list[Gap] = []
     while row >= 0 and timeline.graph.kind[row] == COLLECTIVE:
         launch = timeline.launch(row)
         launched = float(timeline.start[launch])
         if launched <= start:
             break
-        found.append(_gap(timeline, rank, launched, end, row))
+        cuts.append(_gap(timeline, rank, launched, end, row))
         end, row = launched, _blocker(timeline, launch)
-    return [*found, _gap(timeline, rank, start, end, row, first)][::-1]
+    return [*cuts, _gap(timeline, rank, start, end, row, first)][::-1]
 
 
 def _gap(timeline: Timeline, rank: int, start: float, end: float, row: int, first: bool = False) -> Gap:
@@ -118,12 +118,12 @@ def idle_causes(timeline: Timeline) -> list[dict[str, float]]:
     """For each rank, idle seconds by cause; while the awaited message is on the wire the cause is
     `communication`.
     """
-    found = [dict.fromkeys(IDLE_CAUSES, 0.0) for _ in range(timeline.graph.ranks)]
+    seconds = [dict.fromkeys(IDLE_CAUSES, 0.0) for _ in range(timeline.graph.ranks)]
     for gap in timeline.all_gaps:
         rest = "dependency" if gap.cause == "communication" else gap.cause
-        found[gap.rank]["communication"] += gap.comm
-        found[gap.rank][rest] += gap.length - gap.comm
-    return found
+        seconds[gap.rank]["communication"] += gap.comm
+        seconds[gap.rank][rest] += gap.length - gap.comm
+    return seconds
 
 
 def breakdown(timeline: Timeline, rank: int) -> dict[str, float]:
@@ -155,7 +155,7 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
     moving: list[list[tuple[float, float]]] = [[] for _ in range(graph.ranks)]
     for work in timeline.communications():
         moving[work["rank"]].append((work["start"], work["end"]))
-    found = []
+    parts = []
     for rank in range(graph.ranks):
         rows = compute_rows(graph, rank)
         start, end = timeline.start[rows], timeline.end[rows]
@@ -164,7 +164,7 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
         idle = timeline.gaps(rank)
         exposed = sum(gap.comm for gap in idle)
         covered = _covered(start[~optimizer], end[~optimizer], moving[rank])
-        found.append(
+        parts.append(
             {
                 "alone": float(spent[~optimizer].sum()) - covered,
                 "overlapped": covered,
@@ -173,7 +173,7 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
                 "bubble": sum(gap.length for gap in idle) - exposed,
             }
         )
-    return found
+    return parts
 
 
 def _covered(start: np.ndarray, end: np.ndarray, spans: list[tuple[float, float]]) -> float:

@@ -88,11 +88,11 @@ def utilisation(timeline: Timeline, edges: np.ndarray) -> np.ndarray:
     links].
     """
     flows, network = flows_of(timeline), network_of(timeline)
-    found = np.zeros((len(edges) - 1, len(network.links)))
+    used = np.zeros((len(edges) - 1, len(network.links)))
     for i, (a, b) in enumerate(pairwise(edges)):
         inside = np.clip(flows.end, a, b) - np.clip(flows.start, a, b)
-        found[i] = _onto_links(flows, flows.rate * inside, len(network.links)) / (network.bandwidth * (b - a))
-    return found
+        used[i] = _onto_links(flows, flows.rate * inside, len(network.links)) / (network.bandwidth * (b - a))
+    return used
 
 
 def _onto_links(flows: Flows, amount: np.ndarray, links: int) -> np.ndarray:

@@ -161,8 +161,8 @@ class MemoryCurve:
 
     def residents(self, top: int = 5) -> list[list[Resident]]:
         """What held most bytes at each moment."""
-        wanted, found = set(self.at.tolist()), {}
+        wanted, residents = set(self.at.tolist()), {}
         for number, live in enumerate(self.history.walk()):
             if number in wanted:
-                found[number] = self.history._largest(live, top)
-        return [found[number] for number in self.at.tolist()]
+                residents[number] = self.history._largest(live, top)
+        return [residents[number] for number in self.at.tolist()]

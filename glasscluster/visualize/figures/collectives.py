@@ -19,11 +19,11 @@ MOST_TICKS = 7
 
 def _series(rows: Rows, x: str, y: str, factor: float) -> dict[str, tuple[list[float], list[float]]]:
     """algorithm -> x and y, rising in x; a value that was asked for twice stands once."""
-    found = {
+    curves = {
         row["algorithm"]: {r[x]: r[y] * factor for r in rows if r["algorithm"] == row["algorithm"]}
         for row in rows
     }
-    return {name: (sorted(points), [points[v] for v in sorted(points)]) for name, points in found.items()}
+    return {name: (sorted(points), [points[v] for v in sorted(points)]) for name, points in curves.items()}
 
 
 def _axes(figure: Figure, sizes: list[int], values: Sequence[float]) -> None:
@@ -84,14 +84,14 @@ def bandwidth_figure(rows: Rows, lang: str = "en") -> Figure:
 
 def winners(rows: Rows) -> list[tuple[str, int, int]]:
     """(algorithm, from size, to size) of each stretch of sizes over which one algorithm is fastest."""
-    found: list[tuple[str, int, int]] = []
+    ranges: list[tuple[str, int, int]] = []
     for size in sorted({r["size_bytes"] for r in rows}):
         best = min((r for r in rows if r["size_bytes"] == size), key=lambda r: r["time_s"])["algorithm"]
-        if found and found[-1][0] == best:
-            found[-1] = (best, found[-1][1], size)
+        if ranges and ranges[-1][0] == best:
+            ranges[-1] = (best, ranges[-1][1], size)
         else:
-            found.append((best, size, size))
-    return found
+            ranges.append((best, size, size))
+    return ranges
 
 
 def crossover_figure(rows: Rows, lang: str = "en") -> Figure:

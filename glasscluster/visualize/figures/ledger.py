@@ -42,21 +42,21 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
     names = [f"{i + 1}. {row.name.in_(lang)}" for i, row in enumerate(rows)]
     judged = [(name, row) for name, row in zip(names, rows, strict=True) if row.verdict != NOT_APPLICABLE]
     off = [(name, row.because.in_(lang)) for name, row in zip(names, rows, strict=True) if row.because]
-    found, allowed, hover = [], [], []
+    distances, allowed, hover = [], [], []
     for _, row in judged:
         assert row.predicted is not None
-        assert row.found is not None
+        assert row.observed is not None
         relative = row.match == "virtual"
         scale = abs(row.predicted) or 1.0
-        found.append(max(abs(row.found - row.predicted) / scale, NOTHING))
+        distances.append(max(abs(row.observed - row.predicted) / scale, NOTHING))
         allowed.append(max(row.tolerance if relative else row.tolerance / scale, NOTHING))
         said = f"{word('predicted', lang)} {number(row.predicted)}"
-        hover.append(f"{said}<br>{word('found', lang)} {number(row.found)} {_unit(row).in_(lang)}")
+        hover.append(f"{said}<br>{word('observed', lang)} {number(row.observed)} {_unit(row).in_(lang)}")
     figure = go.Figure()
     colours = [BAD if row.verdict == FAILED else GOOD for _, row in judged]
     marks = [
         (word("allowed", lang), allowed, "line-ns-open", [QUIET] * len(judged)),
-        (word("found", lang), found, "circle", colours),
+        (word("observed", lang), distances, "circle", colours),
     ]
     for label, values, symbol, colour in marks:
         look = {"symbol": symbol, "color": colour, "size": 13, "line": {"width": 3, "color": colour}}

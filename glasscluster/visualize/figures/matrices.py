@@ -58,7 +58,7 @@ def pieces(shape: tuple[int, ...], shard: Shard | None, ranks: int) -> list[Piec
     n = shape[shard.dim]
     ends = torch.tensor(shard.blocks or (n,)).cumsum(0)
     ruler = torch.arange(1, n + 1).view([n if d == shard.dim else 1 for d in range(len(shape))])
-    found = []
+    cuts = []
     for rank in range(ranks):
         mine = shard.take(ruler, rank, ranks).flatten()
         mine = mine[mine > 0] - 1
@@ -67,12 +67,12 @@ def pieces(shape: tuple[int, ...], shard: Shard | None, ranks: int) -> list[Piec
             (((mine.diff() != 1) | (block.diff() != 0)).nonzero().flatten() + 1).tolist()
         ):
             if len(run):
-                found.append(
+                cuts.append(
                     Piece(
                         rank, int(torch.searchsorted(ends, run[0], right=True)), int(run[0]), int(run[-1]) + 1
                     )
                 )
-    return found
+    return cuts
 
 
 class _Ranks(Unsharded):
@@ -99,14 +99,14 @@ class _Matrix:
 
 def matrices(stage: GPTStage, ranks: int) -> list[_Matrix]:
     """The two-dimensional weights of a stage's first block, with their whole shapes."""
-    found = []
+    weights = []
     for name, (parameter, shard) in stage.full_names().items():
         if name.startswith("layers.") and name.endswith("_weight") and parameter.ndim == 2:
             whole = list(parameter.shape)
             if shard is not None:
                 whole[shard.dim] = sum(shard.blocks) if shard.blocks else whole[shard.dim] * ranks
-            found.append(_Matrix(name.split(".")[-1].removesuffix("_weight"), whole[0], whole[1], shard))
-    return found
+            weights.append(_Matrix(name.split(".")[-1].removesuffix("_weight"), whole[0], whole[1], shard))
+    return weights
 
 
 def matrices_figure(
@@ -172,10 +172,10 @@ def matrices_figure(
     return figure
 
 
-def _placed(found: list[_Matrix], hidden: int) -> Iterator[tuple[float, _Matrix]]:
+def _placed(weights: list[_Matrix], hidden: int) -> Iterator[tuple[float, _Matrix]]:
     """Left edges, in hidden widths."""
     x = WORDS
-    for matrix in found:
+    for matrix in weights:
         yield x, matrix
         x += matrix.out / hidden + (2 * WORDS if _ends(matrix) else GAP)
 

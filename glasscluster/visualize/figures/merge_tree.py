@@ -95,9 +95,9 @@ def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "e
             showlegend=False,
         )
     )
-    for kind, found in marks.items():
-        if found:
-            figure.add_trace(_trace(go, kind, found, lang))
+    for kind, nodes in marks.items():
+        if nodes:
+            figure.add_trace(_trace(go, kind, nodes, lang))
     width, height = max(left - GAP, 1), (highest + 2.6) * LEVEL
     figure.update_layout(**plain_layout(150 + 62 * height, left=16, right=16, top=20, bottom=60, size=15))
     figure.update_layout(legend=LEGEND)
@@ -116,16 +116,16 @@ def _byte(own: bytes) -> str:
     return "␣" if own == b" " else own.decode() if 0x20 < own[0] < 0x7F else own.hex().upper()
 
 
-def _trace(go: Any, kind: str, found: list[dict[str, Any]], lang: str) -> Any:
+def _trace(go: Any, kind: str, nodes: list[dict[str, Any]], lang: str) -> Any:
     """Bytes and tokens are written in their boxes; a merge inside a token says only its rank."""
     final = kind == "tree_token"
     inner = kind == "tree_merge"
-    texts = [f"#{m['rank']}" if inner or (final and m["rank"] is not None) else m["text"] for m in found]
+    texts = [f"#{m['rank']}" if inner or (final and m["rank"] is not None) else m["text"] for m in nodes]
     wide = [max(26, 9 * len(t) + 12) for t in texts]
     return go.Scatter(
         name=word(kind, lang),
-        x=[m["x"] for m in found],
-        y=[m["y"] for m in found],
+        x=[m["x"] for m in nodes],
+        y=[m["y"] for m in nodes],
         mode="markers+text",
         text=texts,
         textfont={"color": "#ffffff" if final else "#000000", "size": 14},
@@ -137,7 +137,7 @@ def _trace(go: Any, kind: str, found: list[dict[str, Any]], lang: str) -> Any:
             "opacity": 1,
         },
         customdata=[
-            f"{m['text']} · {m['bytes']}" + ("" if m["rank"] is None else f" · #{m['rank']}") for m in found
+            f"{m['text']} · {m['bytes']}" + ("" if m["rank"] is None else f" · #{m['rank']}") for m in nodes
         ],
         hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
     )

@@ -70,7 +70,7 @@ def bars_of(
     tell them apart: there a whole backward counts as two parts, and all parts must be equally many
     operations, as equal stages have them.
     """
-    graph, found = timeline.graph, []
+    graph, bars = timeline.graph, []
     for rank, listed in enumerate(actions):
         rows = [r for r in compute_rows(graph, rank).tolist() if timeline.end[r] > timeline.start[r]]
         place = 0
@@ -89,9 +89,9 @@ def bars_of(
                 end = place + each * PARTS[action.kind] if len(same) > 1 else last
                 chunk = list(stages_of[rank]).index(action.stage)
                 span = float(timeline.start[rows[place]]), float(timeline.end[rows[end - 1]])
-                found.append(Bar(rank, action.kind, chunk, action.micro_batch, *span))
+                bars.append(Bar(rank, action.kind, chunk, action.micro_batch, *span))
                 place = end
-    return found
+    return bars
 
 
 def _alike(actions: Sequence[Any]) -> list[list[Any]]:

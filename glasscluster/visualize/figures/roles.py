@@ -29,13 +29,15 @@ def blocks(timeline: Timeline, rank: int, tokens: int) -> list[tuple[str, int, f
     """(what, step, start, end) of a rank: each of the `tokens` steps of generation, the forwards of answers,
     then each update.
     """
-    graph, found = timeline.graph, []
+    graph, blocks_of_rank = timeline.graph, []
     mine = (graph.rank == rank) & (graph.kind == COMPUTE) & (graph.micro_batch >= 0)
     for step in np.unique(graph.micro_batch[mine]).tolist():
         here = mine & (graph.micro_batch == step)
         what = "writes" if step < tokens else "judges" if step == tokens else "trains"
-        found.append((what, int(step), float(timeline.start[here].min()), float(timeline.end[here].max())))
-    return found
+        blocks_of_rank.append(
+            (what, int(step), float(timeline.start[here].min()), float(timeline.end[here].max()))
+        )
+    return blocks_of_rank
 
 
 def roles_figure(

@@ -65,9 +65,9 @@ def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = 
             font={"size": 15, "color": INK},
         )
         top += slots + GAP
-    for kind, found in bars.items():
-        if found:
-            figure.add_trace(_bars(go, kind, found, factor, unit, lang))
+    for kind, placed in bars.items():
+        if placed:
+            figure.add_trace(_bars(go, kind, placed, factor, unit, lang))
     title = f"{word('virtual_time', lang)} ({unit}) · {hardware}"
     figure.update_layout(
         **plain_layout(90 + ROW * (top + GAP) + 70, left=20, right=20, top=24, bottom=104, size=15),
@@ -88,23 +88,23 @@ def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = 
 
 
 def _bars(
-    go: Any, kind: str, found: Sequence[tuple[float, Span]], factor: float, unit: str, lang: str
+    go: Any, kind: str, placed: Sequence[tuple[float, Span]], factor: float, unit: str, lang: str
 ) -> Any:
     look, name = SERVING[kind], word(f"serving_{kind}", lang)
     return go.Bar(
         name=name,
         orientation="h",
-        base=[float(f"{s.start * factor:.6g}") for _, s in found],
-        x=[float(f"{(s.end - s.start) * factor:.6g}") for _, s in found],
-        y=[row for row, _ in found],
+        base=[float(f"{s.start * factor:.6g}") for _, s in placed],
+        x=[float(f"{(s.end - s.start) * factor:.6g}") for _, s in placed],
+        y=[row for row, _ in placed],
         width=0.84,
-        text=[str(s.request) if kind != "held" else "" for _, s in found],
+        text=[str(s.request) if kind != "held" else "" for _, s in placed],
         textposition="inside",
         insidetextanchor="middle",
         textangle=0,
         constraintext="inside",
         textfont={"size": 14, "color": look.text},
-        customdata=[f"{word('request', lang)} {s.request}, {name}" for _, s in found],
+        customdata=[f"{word('request', lang)} {s.request}, {name}" for _, s in placed],
         hovertemplate=f"%{{customdata}}<br>%{{x:.4g}} {unit}<extra></extra>",
         marker={
             "color": look.fill,

@@ -77,7 +77,7 @@ def collectives(graph: ExecutionGraph) -> list[tuple[int, int]]:
     """
     rows = np.flatnonzero((graph.kind == COLLECTIVE) & (graph.sequence >= 0))
     native = np.array([n.endswith("/native") for n in graph.names], dtype=bool)
-    found, seen = [], set()
+    first_rows, seen = [], set()
     size = np.array(
         [
             len(graph.groups[r][g][1])
@@ -89,8 +89,8 @@ def collectives(graph: ExecutionGraph) -> list[tuple[int, int]]:
         key = (group, graph.groups[rank][group][1][0], int(graph.sequence[row]))
         if key not in seen and not native[graph.op[row]]:
             seen.add(key)
-            found.append((rank, row))
-    return found
+            first_rows.append((rank, row))
+    return first_rows
 
 
 def steps_of(graph: ExecutionGraph, row: int) -> Steps:

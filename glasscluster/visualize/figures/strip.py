@@ -103,24 +103,24 @@ def strip_bars(
     g, start, end = timeline.graph, timeline.start, timeline.end
     here = (g.rank == rank) & (g.layer == layer) & (g.phase == phase)
     work = np.flatnonzero(here & (g.kind == COMPUTE) & (end > start))
-    found: list[list[Any]] = []
+    bars: list[list[Any]] = []
     for row in work[np.argsort(start[work], kind="stable")].tolist():
         op = g.names[g.op[row]]
         attention = "flash" in op or "softmax" in op or op == "bmm"
         name = None if attention else named(int(g.flops[row]), products)
         kind = "product" if name else "kernel" if attention else "elementwise"
-        if found and found[-1][0] == kind == "elementwise" and float(start[row]) - found[-1][3] < 1e-9:
-            found[-1][3] = float(end[row])
+        if bars and bars[-1][0] == kind == "elementwise" and float(start[row]) - bars[-1][3] < 1e-9:
+            bars[-1][3] = float(end[row])
         else:
-            found.append([kind, name or "", float(start[row]), float(end[row])])
+            bars.append([kind, name or "", float(start[row]), float(end[row])])
     for row in np.flatnonzero(
         here & ((g.kind == COLLECTIVE) | ((g.kind == SEND) & (g.sequence < 0)))
     ).tolist():
         op = g.names[g.op[row]]
         kind = next((k for k, part in COLLECTIVES.items() if part in op), "ring_pieces")
-        found.append([kind, SHORT.get(kind, ""), timeline.under_way(row), float(end[row])])
-    first = min((bar[2] for bar in found), default=0.0)
-    for kind, text, a, b in found:
+        bars.append([kind, SHORT.get(kind, ""), timeline.under_way(row), float(end[row])])
+    first = min((bar[2] for bar in bars), default=0.0)
+    for kind, text, a, b in bars:
         yield kind, text, (a - first) * 1e3, (b - first) * 1e3
 
 

@@ -152,7 +152,7 @@ def communication_bars(timeline: Timeline, lang: str, factor: float, unit: str) 
 
 
 def _idle(timeline: Timeline, lang: str, factor: float, unit: str) -> list[Bar]:
-    found = []
+    bars = []
     for gap in timeline.all_gaps:
         if gap.length <= 0:
             continue
@@ -163,10 +163,10 @@ def _idle(timeline: Timeline, lang: str, factor: float, unit: str) -> list[Bar]:
         hover.append(
             f"{word('cause', lang)}: {word(gap.cause, lang)}" + (f" ({gap.axis})" if gap.axis else "")
         )
-        found.append(
+        bars.append(
             Bar("bubble", gap.rank + COMPUTE_HEIGHT / 2, COMPUTE_HEIGHT, gap.start, gap.end, "", hover)
         )
-    return found
+    return bars
 
 
 def _legible(

@@ -104,19 +104,19 @@ def _segments(network: Topology) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     and one coming in.
     """
     wide, high = (b - a for a, b in (_range_of(network, 0), _range_of(network, 1)))
-    scale, found = np.array([wide, high]) * APART / 6, []
+    scale, lines = np.array([wide, high]) * APART / 6, []
     for u, v, out in network.graph.edges(data="out"):
         a, b = _place(network, u), _place(network, v)
         along = (b - a if out is None else np.array(out)) / np.array([wide, high])
         norm = float(np.hypot(*along)) or 1.0
         side = np.array([-along[1], along[0]]) / norm * scale
         step = None if out is None else 0.4 * np.array(out)
-        found.append(
+        lines.append(
             [(a + side, b + side)]
             if step is None
             else [(a + side, a + side + step), (b + side - step, b + side)]
         )
-    return found
+    return lines
 
 
 def _traces(
@@ -124,7 +124,7 @@ def _traces(
 ) -> list[dict[str, Any]]:
     """x and y of the links in each bin, then of their middles with what hovering says."""
     number = np.searchsorted([b[0] for b in BINS], np.round(share, 9))
-    found: list[dict[str, Any]] = []
+    traces: list[dict[str, Any]] = []
     for i in range(len(BINS)):
         x: list[float | None] = []
         y: list[float | None] = []
@@ -132,17 +132,17 @@ def _traces(
             for (ax, ay), (bx, by) in ends[link]:
                 x += [round(float(ax), 4), round(float(bx), 4), None]
                 y += [round(float(ay), 4), round(float(by), 4), None]
-        found.append({"x": x or [None], "y": y or [None]})
+        traces.append({"x": x or [None], "y": y or [None]})
     middles = [a + 0.36 * (b - a) for (a, b), *_ in ends]
     said = [f"{u} → {v}<br>{s:.1%}" for (u, v), s in zip(network.links, share.tolist(), strict=True)]
-    found.append(
+    traces.append(
         {
             "x": [round(float(m[0]), 4) for m in middles],
             "y": [round(float(m[1]), 4) for m in middles],
             "customdata": said,
         }
     )
-    return found
+    return traces
 
 
 def _busiest(share: np.ndarray, network: Topology) -> str:

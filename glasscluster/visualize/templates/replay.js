@@ -10,11 +10,11 @@ const GlassReplay = (function () {
 
   /* The timeline of `graph` on packed hardware `hw`, as Python was asked to replay it, then with `knobs`. */
   function replay(graph, hw, knobs) {
-    const asked = { ...AS_RECORDED, ...knobs };
+    const settings = { ...AS_RECORDED, ...knobs };
     const slowRanks = Object.entries(hw.slow).map(([rank, factor]) => [Number(rank), factor]);
-    slowRanks.push([asked.slowRank, asked.slowFactor]);
-    const faster = [...Object.entries(hw.faster), [asked.kind, asked.factor]];
-    const cost = GlassCost.costs(graph, GlassHardware.scaled(hw, asked), slowRanks, faster);
+    slowRanks.push([settings.slowRank, settings.slowFactor]);
+    const faster = [...Object.entries(hw.faster), [settings.kind, settings.factor]];
+    const cost = GlassCost.costs(graph, GlassHardware.scaled(hw, settings), slowRanks, faster);
     const { start, end } = longestPath(graph, cost.duration, cost.latency);
     return new GlassTimeline.Timeline(graph, start, end);
   }

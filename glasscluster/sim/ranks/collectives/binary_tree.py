@@ -143,7 +143,7 @@ def slowest(v: int, n: int, first: float, period: int, pieces: int, busy: float,
     """
     below = children(v, n)
     pace = max(period, len(below))
-    later = [
+    arrivals = [
         slowest(c, n, first + j * busy + latency, pace, pieces, busy, latency) for j, c in enumerate(below, 1)
     ]
-    return max([first + (pieces - 1) * period * busy, *later])
+    return max([first + (pieces - 1) * period * busy, *arrivals])

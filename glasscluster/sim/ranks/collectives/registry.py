@@ -149,9 +149,9 @@ def load(algorithm: str) -> str:
             _run(path, algorithm)
             _LOADED.add(str(path))
     if not any(name in known for known in ALGORITHMS.values()):
-        found = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
+        registered = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
         raise InputError(
-            "algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", found
+            "algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", registered
         )
     return name
 

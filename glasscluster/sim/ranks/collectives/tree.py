@@ -32,12 +32,12 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 def children(v: int, n: int) -> list[int]:
     """The virtual ranks that v sends to, the one with the largest subtree first."""
     lowest = v & -v if v else 1 << (n - 1).bit_length()
-    found, step = [], lowest >> 1
+    below, step = [], lowest >> 1
     while step:
         if v + step < n:
-            found.append(v + step)
+            below.append(v + step)
         step >>= 1
-    return found
+    return below
 
 
 def parent(v: int) -> int:

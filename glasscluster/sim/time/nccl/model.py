@@ -103,7 +103,7 @@ class Setup:
         """Channels of the rings."""
         return self.ring.count
 
-    def found(self, algorithm: str) -> Channels | None:
+    def channels_of(self, algorithm: str) -> Channels | None:
         """The channels an algorithm runs on: NVLSTree shares those of NVLS, PAT those of the trees."""
         return {
             "Ring": self.ring,
@@ -239,20 +239,20 @@ def _ring_and_tree(
         through = _whole(inside / speed * local / (local - 1)) if local > 1 else limit
         return min(limit, through, ports * _whole(port / speed))
 
-    found, speed = _search(speeds, min(inside, port) if nodes > 1 else inside, inside, count)
-    if found == 0:  # NCCL's last resort
+    channels, speed = _search(speeds, min(inside, port) if nodes > 1 else inside, inside, count)
+    if channels == 0:  # NCCL's last resort
         return Channels(1, 0.1, 0.1), Channels(1, 0.1, 0.1)
-    if speed >= 25 and not (sm > 80 and speed < 50 and found > 4):
-        doubled = min(2 * found, limit)
-        found, speed = doubled, speed / math.ceil(doubled / found)
-    faster = [s for s in speeds if s > speed and count(s) >= found]
+    if speed >= 25 and not (sm > 80 and speed < 50 and channels > 4):
+        doubled = min(2 * channels, limit)
+        channels, speed = doubled, speed / math.ceil(doubled / channels)
+    faster = [s for s in speeds if s > speed and count(s) >= channels]
     speed = max(faster, default=speed)
     intra = speed
     for s in sorted(s for s in speeds if s > speed) if nodes > 1 else ():
-        if intra >= 2 * speed or found * s > inside + 1e-9:
+        if intra >= 2 * speed or channels * s > inside + 1e-9:
             break
         intra = s
-    return Channels(found, speed, speed), Channels(found, intra, speed)
+    return Channels(channels, speed, speed), Channels(channels, intra, speed)
 
 
 def _nvls(sm: int, nodes: int, local: int, wire: float, ports: int, port: float) -> Channels | None:
@@ -265,13 +265,13 @@ def _nvls(sm: int, nodes: int, local: int, wire: float, ports: int, port: float)
         return min(heads, ports * _whole(port / speed), _whole(wire / speed) - 1)
 
     speeds = K.since(K.SPEEDS_INTER, sm)
-    found, speed = _search(speeds, port, wire, count)
+    channels, speed = _search(speeds, port, wire, count)
     inter = speed
     for s in sorted(s for s in speeds if speed < s <= port):
-        if inter >= 2 * speed or ports * _whole(port / s) < found:
+        if inter >= 2 * speed or ports * _whole(port / s) < channels:
             break
         inter = s
-    return Channels(found, speed, inter) if found else None
+    return Channels(channels, speed, inter) if channels else None
 
 
 def steps(operation: str, ranks: int) -> int:
@@ -334,17 +334,19 @@ def bandwidth(operation: str, algorithm: str, protocol: str, s: Setup) -> float:
     """Algorithm bandwidth in bytes/s, before the correction by size; 0 where it may not run."""
     if not allowed_here(operation, algorithm, protocol, s):
         return 0.0
-    found = s.found(algorithm)
-    assert found is not None
-    c, column, gen = found.count, min(s.nodes, 3) - 1, s.generation
-    bus = c * (found.bw_intra if s.nodes <= 2 else found.bw_inter)
+    channels = s.channels_of(algorithm)
+    assert channels is not None
+    c, column, gen = channels.count, min(s.nodes, 3) - 1, s.generation
+    bus = c * (channels.bw_intra if s.nodes <= 2 else channels.bw_inter)
     ll_row = gen if s.nodes == 1 else "Ampere" if s.cpu == "amd" else "Volta"
     ll_max = K.LL_MAX_BW[ll_row][column]
     if algorithm in ("NVLS", "NVLSTree"):
-        speed = found.bw_intra * K.NVLS_EFFICIENCY[gen] * (c - 1) / c
+        speed = channels.bw_intra * K.NVLS_EFFICIENCY[gen] * (c - 1) / c
         speed *= 2 if operation == "all_reduce" else (s.ppn - 1) / s.ppn
         if algorithm == "NVLSTree":
-            speed = min(speed, found.bw_inter * (2 if s.nodes <= 2 else 1), K.NVLS_TREE_MAX_BW[gen][column])
+            speed = min(
+                speed, channels.bw_inter * (2 if s.nodes <= 2 else 1), K.NVLS_TREE_MAX_BW[gen][column]
+            )
         bus = c * speed
     elif algorithm == "Ring" and protocol == "LL":
         bus = min(ll_max, bus / 2)
@@ -369,21 +371,21 @@ def bandwidth(operation: str, algorithm: str, protocol: str, s: Setup) -> float:
 
 def _choice(operation: str, algorithm: str, protocol: str, nbytes: int, s: Setup) -> Choice:
     lat, bw = latency(operation, algorithm, protocol, s), bandwidth(operation, algorithm, protocol, s)
-    found = s.found(algorithm)
-    assert found is not None
+    channels = s.channels_of(algorithm)
+    assert channels is not None
     size = int(math.log2(nbytes // 64)) if nbytes >= 64 else 0
     corrected = algorithm == "Tree" or (algorithm == "NVLSTree" and s.sm >= 100)
     if corrected and size < len(K.TREE_CORRECTION[protocol]):
         bw *= K.TREE_CORRECTION[protocol][size]
     plateau = algorithm == "Ring" and protocol == "Simple" and operation == "all_reduce" and s.nodes > 1
-    if plateau and nbytes // (min(K.MAX_CHANNELS, 2 * found.count) * s.ranks) >= 64:
+    if plateau and nbytes // (min(K.MAX_CHANNELS, 2 * channels.count) * s.ranks) >= 64:
         lat *= K.RING_PLATEAU[s.sm >= 80]
     copies = algorithm == "Ring" and operation in ("all_reduce", "reduce_scatter", "all_gather")
     return _timed(
         operation,
         algorithm,
         protocol,
-        found.count,
+        channels.count,
         lat,
         bw,
         nbytes,

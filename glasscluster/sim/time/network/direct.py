@@ -78,11 +78,11 @@ def _grid(name: str, dims: Sequence[int], cable: Cable, *, wraps: bool, where: A
 
 def coordinates(i: int, dims: Sequence[int]) -> list[int]:
     """Where GPU i stands in a grid, the last dim fastest."""
-    found = []
+    place = []
     for size in reversed(dims):
-        found.append(i % size)
+        place.append(i % size)
         i //= size
-    return found[::-1]
+    return place[::-1]
 
 
 def _at(changed: dict[int, int], here: Sequence[int], dims: Sequence[int]) -> int:

@@ -113,12 +113,12 @@ class Topology:
 
     def _fewest_links(self, src: int, dst: int) -> Sequence[Node]:
         try:
-            found: Sequence[Node] = nx.shortest_path(self.graph, self.gpus[src], self.gpus[dst])
+            nodes: Sequence[Node] = nx.shortest_path(self.graph, self.gpus[src], self.gpus[dst])
         except nx.NetworkXNoPath:
             raise InputError(
                 "topology", self.name, f"there is no route from {self.gpus[src]} to {self.gpus[dst]}"
             ) from None
-        return found
+        return nodes
 
     def link(self, src: int, dst: int) -> Link:
         """The route as one wire, for replay without contention: the narrowest link and all latencies.
