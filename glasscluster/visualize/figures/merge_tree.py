@@ -1,5 +1,5 @@
-"""How words became tokens: bytes below, every merge a fork above them with its rank, what is left at the end
-filled.
+"""How words become tokens: the bytes are at the bottom, every merge is a fork above them with its rank, and
+the final tokens are filled.
 
 The tree is the record of an encoding (`Tokenizer.encode_piece`): nothing is merged here. A word is drawn by
 itself, as it stands between two cuts of the text; a byte that is no printable ASCII is written in
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from glasscluster.model.text.tokenizer import Tokenizer
 
 TOKEN, INNER, BYTE = "#0072B2", "#ffffff", "#ffffff"
-LEVEL, GAP = 1.0, 1.4  # height of a merge; bytes of room between two words
+LEVEL, GAP = 1.0, 1.4  # height of a merge; gap between two words, as wide as so many bytes
 
 
 @dataclass
 class Node:
-    """A token at some moment: the bytes [start, stop) of a word; `rank` of the merge that made it, None for a
-    byte.
+    """A node of the tree: the bytes [start, stop) of a word. `rank` is that of the merge which made it; None
+    for a single byte.
     """
 
     start: int
@@ -38,16 +38,16 @@ class Node:
 
     @property
     def height(self) -> int:
-        """Merges one above the other."""
+        """The largest number of merges between this node and a byte below it."""
         return 1 + max(c.height for c in self.children) if self.children else 0
 
     def all(self) -> list[Node]:
-        """This one and all below it."""
+        """Return this node and all nodes below it."""
         return [self, *(n for c in self.children for n in c.all())]
 
 
 def merge_tree(tokenizer: Tokenizer, piece: bytes) -> list[Node]:
-    """The tokens of a piece, left to right, each with the tokens it was made of."""
+    """Return the tokens of a piece of text, left to right, each with the tokens it was merged from."""
     at = {i: Node(i, i + 1) for i in range(len(piece))}
     for step in tokenizer.encode_piece(piece)[1]:
         left = at[step.place]
@@ -57,7 +57,9 @@ def merge_tree(tokenizer: Tokenizer, piece: bytes) -> list[Node]:
 
 
 def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "en") -> Figure:
-    """The trees of some words side by side. A word that the rule cuts is drawn in its pieces."""
+    """Draw the trees of some words side by side. A word that the pre-tokenizer splits is drawn as several
+    trees.
+    """
     import plotly.graph_objects as go
 
     figure, left, highest = go.Figure(), 0.0, 1
@@ -117,7 +119,9 @@ def _byte(own: bytes) -> str:
 
 
 def _trace(go: Any, kind: str, nodes: list[dict[str, Any]], lang: str) -> Any:
-    """Bytes and tokens are written in their boxes; a merge inside a token says only its rank."""
+    """Make the marks of one kind. Bytes and tokens show their text; a merge inside a token shows only its
+    rank.
+    """
     final = kind == "tree_token"
     inner = kind == "tree_merge"
     texts = [f"#{m['rank']}" if inner or (final and m["rank"] is not None) else m["text"] for m in nodes]
@@ -144,7 +148,7 @@ def _trace(go: Any, kind: str, nodes: list[dict[str, Any]], lang: str) -> Any:
 
 
 def _characters(figure: Figure, piece: bytes, left: float) -> None:
-    """Under the bytes of a character that has several: the character, and a line as wide as they."""
+    """Write each character of several bytes below them, with a line that spans these bytes."""
     at = 0
     for character in piece.decode("utf-8", "replace"):
         width = len(character.encode())

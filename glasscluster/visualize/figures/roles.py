@@ -1,4 +1,6 @@
-"""Who works when in an iteration of preference tuning: a lane a role, from the replayed recording."""
+"""Which model works when in an iteration of preference tuning: a lane for each role, drawn from the replayed
+recording.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ LOOKS: dict[str, Look] = {
 
 
 def blocks(timeline: Timeline, rank: int, tokens: int) -> list[tuple[str, int, float, float]]:
-    """(what, step, start, end) of a rank: each of the `tokens` steps of generation, the forwards of answers,
-    then each update.
+    """Return (what, step, start, end) for what a rank did: each of the `tokens` steps of generation, then the
+    forwards over the answers, then each update.
     """
     graph, blocks_of_rank = timeline.graph, []
     mine = (graph.rank == rank) & (graph.kind == COMPUTE) & (graph.micro_batch >= 0)
@@ -43,8 +45,8 @@ def blocks(timeline: Timeline, rank: int, tokens: int) -> list[tuple[str, int, f
 def roles_figure(
     timeline: Timeline, lanes: Mapping[str, int], tokens: int, names: Mapping[str, str], lang: str = "en"
 ) -> Figure:
-    """lanes: role's name -> rank; tokens: of an answer; names: what `writes`, `judges` and `trains` are
-    called.
+    """Draw the lanes. `lanes` maps a role's name to its rank, `tokens` is the length of an answer, and
+    `names` are the labels of `writes`, `judges` and `trains`.
     """
     import plotly.graph_objects as go
 

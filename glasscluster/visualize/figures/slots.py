@@ -1,9 +1,9 @@
-"""Serving as pictures: which request has which slot when, and how much of the reserved cache holds tokens.
+"""Figures of serving: which request has which slot when, and how much of the reserved cache holds tokens.
 
     slot 0  ▐0 prefill▌0 decode ········▐5▌5 ·····   one row a slot, one block of rows a way of batching,
     slot 1  ▐1▌1 ···░░░░░░░░░░░░░░░░░░░░░▐6▌6 ···    one time axis for all; ░ has ended and holds its slot
 
-Spans and curves come from the replay of what ran.
+Spans and curves come from the replayed recording.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from glasscluster.visualize.words import word
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-ROW, GAP = 30, 0.6  # pixels of a slot; rows between two ways of batching
+ROW, GAP = 30, 0.6  # height of a slot in pixels; empty rows between two ways of batching
 
 
 class Span(NamedTuple):
-    """A request in a slot, in seconds. kind: prefill, decode, again (taken in once more) or held."""
+    """What a request does in a slot, from start to end in seconds. `kind` is prefill, decode, again (prefill
+    after it was preempted) or held (the request has ended but keeps the slot).
+    """
 
     slot: int
     request: int
@@ -33,7 +35,9 @@ class Span(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The cache after a step that ended at a time: bytes that are reserved, and that hold tokens."""
+    """The cache after the step that ended at some time: how many bytes are reserved, and how many hold
+    tokens.
+    """
 
     end: float
     reserved: float
@@ -41,7 +45,7 @@ class Held(NamedTuple):
 
 
 def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = "en") -> Figure:
-    """One block of rows for each way of batching, below each other on one time axis."""
+    """Draw a block of rows for each way of batching, below each other on one time axis."""
     import plotly.graph_objects as go
 
     factor, unit = time_unit(max(s.end for spans in ways.values() for s in spans))
@@ -115,8 +119,8 @@ def _bars(
 
 
 def cache_figure(ways: Mapping[str, Sequence[Held]], hardware: str, lang: str = "en") -> Figure:
-    """The cache over time for each way of batching, side by side on the same axes: tokens, and what is
-    reserved above them.
+    """Draw the cache over time for each way of batching, side by side on the same axes: what holds tokens,
+    and above it what is only reserved.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots

@@ -1,5 +1,5 @@
-"""The network as it stands: GPUs, switches and ports, and how much of every link's bandwidth is in use, slice
-by slice of time.
+"""The network: GPUs, switches and ports, and how much of every link's bandwidth is used in each slice of
+time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glasscluster.sim.time.network import Topology
     from glasscluster.sim.time.timeline import Timeline
 
-MOST_LINKS = 600  # more cannot be told apart
+MOST_LINKS = 600  # more links cannot be distinguished in a picture
 MOST_MESSAGES = 400_000
 SLICES = 24
 # how much of a link is in use -> colour and width, so that grey print shows it too; above 1 only without
@@ -43,8 +43,8 @@ APART = 0.03  # the two directions of a link, side by side, in units of the pict
 
 
 def load_figure(timeline: Timeline, lang: str = "en") -> Figure | None:
-    """Every link coloured by its utilisation: over the whole run, or in a slice of time chosen with the
-    slider. None when unreadable.
+    """Draw every link coloured by its utilisation, over the whole run or in a slice of time chosen with the
+    slider. Returns None when there are too many links to read.
     """
     import plotly.graph_objects as go
 
@@ -100,8 +100,8 @@ def _height(network: Topology) -> int:
 
 
 def _segments(network: Topology) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Where each link is drawn: its two directions a little apart, one that wraps round as an end going out
-    and one coming in.
+    """Return the lines that draw each link. Its two directions are drawn side by side. A link that wraps
+    round is drawn as two ends: one leaves the picture, one enters it.
     """
     wide, high = (b - a for a, b in (_range_of(network, 0), _range_of(network, 1)))
     scale, lines = np.array([wide, high]) * APART / 6, []
@@ -122,7 +122,7 @@ def _segments(network: Topology) -> list[list[tuple[np.ndarray, np.ndarray]]]:
 def _traces(
     share: np.ndarray, ends: list[list[tuple[np.ndarray, np.ndarray]]], network: Topology
 ) -> list[dict[str, Any]]:
-    """x and y of the links in each bin, then of their middles with what hovering says."""
+    """Return x and y of the links in each bin, and last the middles of all links with their hover texts."""
     number = np.searchsorted([b[0] for b in BINS], np.round(share, 9))
     traces: list[dict[str, Any]] = []
     for i in range(len(BINS)):
@@ -184,7 +184,7 @@ def _slider(
         "tickcolor": "#ffffff",
         "font": {
             "color": "rgba(0,0,0,0)"
-        },  # the labels of 25 steps would overlap: the current one stands above
+        },  # the labels of 25 steps would overlap, so only the current one is shown, above the slider
     }
 
 
@@ -195,7 +195,7 @@ def _range(low: float, high: float) -> str:
 def _nodes(
     go: Any, network: Topology, nodes: list[Any], symbol: str, colour: str, size: int, lang: str
 ) -> Any:
-    """The nodes of one kind; a GPU carries the rank that runs on it."""
+    """Draw the nodes of one kind; a GPU is labelled with the rank that runs on it."""
     ranks = {network.gpus[number]: rank for rank, number in enumerate(network.place)}
     small = size if len(network.gpus) <= 32 else size * 0.6
     return go.Scatter(
