@@ -1,8 +1,8 @@
-"""The communicator: what a program talks through. Everything here is written once, above two primitives.
+"""The communicator, by which a program sends messages. Everything here is written once, above two primitives.
 
-A backend gives each rank a `Wire` (wire.py) with `isend`, `irecv` and `block`. On top of it stand groups,
-checks and recording here, works under way in work.py, and one algorithm a file in collectives/. Each
-communicator runs its collectives in one queue, in launch order (as NCCL does on a stream).
+A backend gives each rank a `Wire` (wire.py) with `isend`, `irecv` and `block`. Above it, this file adds
+groups, checks and recording, work.py the operations under way, and collectives/ the algorithms, one in each
+file. Each communicator runs its collectives in one queue, in launch order (as NCCL does on a stream).
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ class Communicator:
         if not recorder.paused:
             lane = self.lane(
                 4 if kind == SEND else 5
-            )  # not those of collectives: when their steps run is up to the CPU
+            )  # not the lanes of collectives, because when their steps run depends on the CPU
             nbytes = x.numel() * x.element_size()
             more = {"peer": world, "tag": 1 + tag, "purpose": PURPOSES.index(purpose), "label": label}
             ticket.row = recorder.row(lane, kind, name, 0, nbytes, recorder.frontier, **more)
@@ -772,7 +772,7 @@ class Communicator:
 
 
 def _average(x: torch.Tensor, n: int) -> None:
-    """Divide in place; whole numbers are rounded towards zero."""
+    """Divide a tensor in place; whole numbers are rounded towards zero."""
     x.div_(n) if x.is_floating_point() else x.copy_(torch.div(x, n, rounding_mode="trunc"))
 
 

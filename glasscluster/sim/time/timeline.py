@@ -1,4 +1,4 @@
-"""The timeline: when everything happened, and questions of it.
+"""The timeline: when everything happened, and what follows from it.
 
 A predicted and a measured timeline are the same type: a graph with a start and an end for every event.
 Bubble, exposed communication, idle causes, the critical path and MFU are all computed from these arrays,

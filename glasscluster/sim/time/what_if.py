@@ -1,4 +1,6 @@
-"""What would be gained if one kind of work were faster: the recorded graph, replayed once a kind."""
+"""How much time it would save if one kind of work were faster: the recorded graph is replayed once for each
+kind.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,7 @@ from glasscluster.sim.time.timeline import Timeline
 
 
 def makespans_if_faster(timeline: Timeline, factor: float = 2.0) -> dict[str, float]:
-    """What one faster kind of work would gain: the makespan in seconds if it took 1/factor of its time, by
-    kind.
+    """Return, for each kind of work, the makespan in seconds if that kind took 1/factor of its time.
 
     Kinds are the phases that were computed, the axes that were communicated on (all messages there), and the
     `latency` of every link.
@@ -31,8 +32,8 @@ def makespans_if_faster(timeline: Timeline, factor: float = 2.0) -> dict[str, fl
 
 
 def critical_seconds(timeline: Timeline) -> dict[str, float]:
-    """The critical path's seconds by kind of work, with `latency` for messages in flight; they add up to the
-    makespan.
+    """Return the seconds of the critical path by kind of work, with `latency` for messages in flight. They
+    add up to the makespan.
     """
     graph, seconds, clock = timeline.graph, dict[str, float](), 0.0
     for row in timeline.critical_path:

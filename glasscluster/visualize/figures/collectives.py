@@ -102,13 +102,13 @@ def crossover_figure(rows: Rows, lang: str = "en") -> Figure:
     """Draw time against size, with a vertical line wherever another algorithm becomes the fastest."""
     series = _series(rows, "size_bytes", "time_s", 1e6)
     figure = lines(series, word("buffer_size", lang), word("time_us", lang), log_x=True, log_y=True)
-    stretches = winners(rows)
+    fastest = winners(rows)
     if len(series) > 1:
-        for number, (name, first, last) in enumerate(stretches):
+        for number, (name, first, last) in enumerate(fastest):
             if number:
-                edge = (stretches[number - 1][2] * first) ** 0.5
+                edge = (fastest[number - 1][2] * first) ** 0.5
                 figure.add_vline(x=edge, line={"color": "#1f2933", "width": 2, "dash": "dot"})
-            lift = 4 + 20 * (number % 2) * (len(stretches) > 2)  # so that neighbouring labels do not overlap
+            lift = 4 + 20 * (number % 2) * (len(fastest) > 2)  # so that neighbouring labels do not overlap
             figure.add_annotation(
                 **_note(name),
                 x=_log((first * last) ** 0.5),

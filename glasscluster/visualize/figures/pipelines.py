@@ -44,7 +44,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Played:
+class ScheduleRun:
     """A schedule that ran: its title and its bars."""
 
     title: str
@@ -109,7 +109,7 @@ def _alike(actions: Sequence[Any]) -> list[list[Any]]:
     return groups
 
 
-def comparison_figure(runs: Sequence[Played], lang: str = "en", hardware: str = "") -> Figure:
+def comparison_figure(runs: Sequence[ScheduleRun], lang: str = "en", hardware: str = "") -> Figure:
     """Draw one to six schedules below each other, all starting at time 0: F, and B or its two halves I and W,
     each with its micro-batch.
     """
@@ -160,7 +160,7 @@ def comparison_figure(runs: Sequence[Played], lang: str = "en", hardware: str = 
     return figure
 
 
-def _heads(runs: Sequence[Played]) -> list[float]:
+def _heads(runs: Sequence[ScheduleRun]) -> list[float]:
     """Return the heights at which the titles are written. Titles have a white background, idle time a grey
     one.
     """
@@ -252,7 +252,7 @@ def held(bars: Sequence[Bar], rank: int) -> tuple[list[float], list[int]]:
     return times, counts
 
 
-def staircase_figure(runs: Sequence[Played], lang: str = "en", hardware: str = "") -> Figure:
+def staircase_figure(runs: Sequence[ScheduleRun], lang: str = "en", hardware: str = "") -> Figure:
     """Draw how many micro-batches' activations each rank holds over time: a panel for each schedule, a line
     for each rank, and one scale for all.
     """

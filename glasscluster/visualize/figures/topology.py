@@ -39,7 +39,7 @@ KINDS = {
     "switch": ("circle", "#6b7a8c", 18),
     "nic": ("diamond", "#6b7a8c", 16),
 }
-APART = 0.03  # the two directions of a link, side by side, in units of the picture
+DIRECTION_GAP = 0.03  # the two directions of a link, side by side, in units of the picture
 
 
 def load_figure(timeline: Timeline, lang: str = "en") -> Figure | None:
@@ -104,7 +104,7 @@ def _segments(network: Topology) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     round is drawn as two ends: one leaves the picture, one enters it.
     """
     wide, high = (b - a for a, b in (_range_of(network, 0), _range_of(network, 1)))
-    scale, lines = np.array([wide, high]) * APART / 6, []
+    scale, lines = np.array([wide, high]) * DIRECTION_GAP / 6, []
     for u, v, out in network.graph.edges(data="out"):
         a, b = _place(network, u), _place(network, v)
         along = (b - a if out is None else np.array(out)) / np.array([wide, high])

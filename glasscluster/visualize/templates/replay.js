@@ -2,13 +2,13 @@
 /* A graph on some hardware becomes a timeline of virtual seconds.
    Counterpart: glasscluster/sim/time/replay.py.
 
-   Replay with contention is Python's alone: the page is told how long its messages took. */
+   Replay with contention is Python's alone: the page gets how long its messages took. */
 const GlassReplay = (function () {
   /* The page's sliders. In Python: replay(graph, hw.scaled(bandwidth=..., latency=..., flops=...),
      slow_ranks={slowRank: slowFactor}, faster={kind: factor}). */
   const AS_RECORDED = { bandwidth: 1, latency: 1, flops: 1, slowRank: 0, slowFactor: 1, kind: "", factor: 1 };
 
-  /* The timeline of `graph` on packed hardware `hw`, as Python was asked to replay it, then with `knobs`. */
+  /* The timeline of `graph` on packed hardware `hw`, with the options of Python's replay and then `knobs`. */
   function replay(graph, hw, knobs) {
     const settings = { ...AS_RECORDED, ...knobs };
     const slowRanks = Object.entries(hw.slow).map(([rank, factor]) => [Number(rank), factor]);

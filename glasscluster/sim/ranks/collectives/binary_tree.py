@@ -1,9 +1,9 @@
 """Pipelined binary tree: every rank has at most two children, and pieces follow each other down and up.
 
 Section 2 of Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan"
-(2009), describes it as the thing to beat; `double_tree.py` stands on the shape here. Symbols: N ranks, S
-bytes, k pieces, v = (rank - root) mod N, τ = o + S/(kβ) the time a piece holds a port, H = ⌈log2 N⌉ the
-depth.
+(2009), describes it as the baseline of their algorithm; `double_tree.py` uses the tree defined here. Symbols:
+N ranks, S bytes, k pieces, v = (rank - root) mod N, τ = o + S/(kβ) the time a piece holds a port, H = ⌈log2
+N⌉ the depth.
 
     in-order tree, N = 8: 0 stands above, odd numbers are leaves
 
@@ -34,12 +34,14 @@ PIECE, MOST_PIECES = 64 * 1024, 16
 
 
 def pieces_of(nbytes: float) -> int:
-    """k, the number of pieces, when no other is given: pieces of 64 KiB, at least one and at most 16."""
+    """Return the default number of pieces k: as many as 64 KiB pieces need, at least one and at most 16."""
     return max(1, min(MOST_PIECES, int(-(-nbytes // PIECE))))
 
 
 def children(v: int, n: int) -> list[int]:
-    """Left and right child of v, where they exist. 0 has one: the root of the binary tree over 1 .. n-1."""
+    """Return the left and right child of v where they exist. Rank 0 has only one child, the root of the
+    binary tree over 1 .. n-1.
+    """
     if v == 0:
         return [1 << ((n - 1).bit_length() - 1)]
     half = (v & -v) >> 1
@@ -50,7 +52,7 @@ def children(v: int, n: int) -> list[int]:
 
 
 def parent(v: int, n: int) -> int:
-    """The virtual rank that is v's parent."""
+    """Return the virtual rank that is v's parent."""
     lowest = v & -v
     above = (v ^ lowest) | (lowest << 1)
     return above if above < n else v ^ lowest
@@ -135,7 +137,7 @@ def predict(
 
 
 def slowest(v: int, n: int, first: float, period: int, pieces: int, busy: float, latency: float) -> float:
-    """When the last piece reaches the last of the ranks at or below v.
+    """Return the time at which the last piece has reached v and every rank below it.
 
     The first piece reaches v at `first`, and one more every `period`·τ. Child j gets a piece jτ + L after v
     has it, and the pieces follow each other at the pace of the widest node on the way: max(period, children

@@ -16,18 +16,18 @@ N-v), for even N it is shifted (v at place v+1, and N-1 at place 1: a leaf in bo
 rank sends S/2 up in each tree and at most 2·S/2 down, 2S together: the ring's bytes in a tree's steps.
 `sent()` says what each rank sends exactly.
 
-A rank has one port for both trees, so the order of its messages matters.
+Both trees share a rank's port, so the order of its messages matters.
 
     reduce      first the pieces of the tree in which it is a leaf: they wait for no child. Where one child is
                 a leaf and the other is not, the leaf's pieces are added first: they arrive first.
-    broadcast   receives are posted at once, first those of the tree in which it has children: other ranks
-                wait for what it passes on there, and nobody for what it gets as a leaf.
+    broadcast receives are posted at once, first those of the tree in which it has children, because other
+    ranks wait for what it forwards there, and no rank for what it receives as a leaf.
 
 No send is waited for before the end, so no rank blocks another. Additions have a fixed order (leaves, then
 left, then right).
-But: as in the paper both trees hang below one root (NCCL gives each tree its own); all-reduce is the one
-after the other, since a port that sends S/2 a tree up and S down is as busy either way. 64 KiB a piece, at
-most 16 a half: the best number needs the link.
+But: as in the paper both trees hang below one root (NCCL gives each tree its own); all-reduce is a reduce
+followed by a broadcast, because overlapping them would not make a port any less busy: it sends S/2 up in each
+tree and S down. A piece has 64 KiB and a half at most 16 pieces; the best number depends on the link.
 """
 
 from __future__ import annotations
@@ -46,36 +46,36 @@ TREES = (0, 1)
 
 
 def place(v: int, n: int, tree: int) -> int:
-    """The place of v in a tree; the root is at place 0 in both."""
+    """Return the place of v in a tree; the root is at place 0 in both."""
     if tree == 0 or v == 0:
         return v
     return n - v if n % 2 else v % (n - 1) + 1
 
 
 def at(p: int, n: int, tree: int) -> int:
-    """The virtual rank at a place in a tree: the inverse of `place`."""
+    """Return the virtual rank at a place in a tree: the inverse of `place`."""
     if tree == 0 or p == 0:
         return p
     return n - p if n % 2 else (p - 2) % (n - 1) + 1
 
 
 def children(v: int, n: int, tree: int) -> list[int]:
-    """The children of v in a tree."""
+    """Return the children of v in a tree."""
     return [at(p, n, tree) for p in binary_tree.children(place(v, n, tree), n)]
 
 
 def parent(v: int, n: int, tree: int) -> int:
-    """The parent of v in a tree."""
+    """Return the parent of v in a tree."""
     return at(binary_tree.parent(place(v, n, tree), n), n, tree)
 
 
 def inner_trees(v: int, n: int) -> list[int]:
-    """The trees in which v has children: both for the root, at most one for the others."""
+    """Return the trees in which v has children: both for the root, at most one for other ranks."""
     return [t for t in TREES if children(v, n, t)]
 
 
 def cut(x: torch.Tensor, pieces: int | None) -> list[tuple[torch.Tensor, ...]]:
-    """Two halves of k pieces each."""
+    """Cut the buffer into two halves of k pieces each."""
     k = pieces or pieces_of(x.numel() * x.element_size() / 2)
     return [torch.tensor_split(half, k) for half in torch.tensor_split(x, 2)]
 
@@ -86,13 +86,11 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
     n = work.size
     v = (work.rank - src) % n
     parts, inner = cut(x, pieces), inner_trees(v, n)
-    turns = [
-        (i, t) for i in range(len(parts[0])) for t in TREES
-    ]  # the root's order of sending: the trees in turn
+    turns = [(i, t) for i in range(len(parts[0])) for t in TREES]  # the root sends to both trees in turn
     first = (inner or TREES)[0]
     heard = (
         sorted(turns, key=lambda turn: turn[1] != first) if n > 2 else turns
-    )  # two ranks have one wire for both trees
+    )  # with two ranks both trees use the same wire
     arriving: dict[tuple[int, int], list[Ticket]] = {turn: [] for turn in turns}
     if v:
         for i, t in heard:

@@ -10,9 +10,9 @@ buffer.
         all-gather in each node          everybody has both
 
 A rank sends 2(g-1)/g·S inside its node and 2(M-1)/M·S/g between nodes (Eq 12): the slow wire carries 1/g of
-what a flat ring would. All-gather goes between nodes first, so that only a rank's own chunk crosses; then
-each rank passes on in its node what the ranks at its place p have (chunks p, g+p, 2g+p, ...: M messages a
-step). Reduce-scatter is the same backwards. Broadcast and reduce cross to each node once.
+what a flat ring would. All-gather begins between the nodes, so that each rank sends only chunks of its own
+place p (chunks p, g+p, 2g+p, ...) to other nodes; then each rank forwards these M chunks inside its node,
+with M messages a step. Reduce-scatter is the same in reverse. Broadcast and reduce cross to each node once.
 But: nodes must be equal. Where N is no multiple of the node size, the largest divisor of N that fits in a
 node is taken as g.
 """
@@ -30,7 +30,7 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def group_size(n: int, node_size: int) -> int:
-    """g: the largest divisor of N that is at most the node size."""
+    """Return g, the largest divisor of N that is at most the node size."""
     return max(g for g in range(1, min(n, node_size) + 1) if n % g == 0)
 
 
@@ -108,7 +108,7 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0,
 
 
 def _levels(work: CollectiveWork, node_size: int) -> tuple[list[int], list[int]]:
-    """The ranks of this rank's node, and the ranks at its place in every node."""
+    """Return the ranks of this rank's node, and the ranks at its place in every node."""
     g = group_size(work.size, node_size)
     node, place = divmod(work.rank, g)
     return list(range(node * g, node * g + g)), list(range(place, work.size, g))
@@ -117,7 +117,7 @@ def _levels(work: CollectiveWork, node_size: int) -> tuple[list[int], list[int]]
 def _combs(
     work: CollectiveWork, x: torch.Tensor, node_size: int
 ) -> tuple[list[int], list[int], list[list[torch.Tensor]], int]:
-    """Both levels, and chunks by place.
+    """Return both levels, and the chunks by place.
 
     Returns:
         The ranks of this rank's node; the ranks at its place in every node; for each place in a node, the

@@ -3,13 +3,13 @@
 Follows Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (2009).
 Symbols: N ranks, S bytes of the full buffer, chunk i the i-th of N nearly equal pieces.
 
-    reduce-scatter, N = 4: each chunk walks once round the ring and is added to at every stop
+    reduce-scatter, N = 4: each chunk goes once round the ring, and every rank adds its own to it
 
         step 0   rank r sends chunk r-1 to r+1, receives chunk r-2 from r-1 and adds it
         step 1   rank r sends chunk r-2 ...
         step 2   ... after N-1 steps rank r holds chunk r, summed over all ranks
 
-    all-gather walks the finished chunks round once more; all-reduce is the one after the other.
+    all-gather sends the finished chunks round once more; all-reduce is a reduce-scatter and an all-gather.
 
 Every rank sends all chunks but one in each half: 2(N-1)/N · S in all when N divides the element count, and
 2(N-1)·S over all ranks for any size (Eq 9). Additions happen in ring order, so the bits do not depend on

@@ -4,7 +4,7 @@ Follows Thakur, Rabenseifner and Gropp, "Optimization of collective communicatio
 section 4.
 Symbols: N ranks, S bytes of the full buffer, v = (rank - root) mod N.
 
-    broadcast, N = 8: in each round every rank that has the data hands it to one that has not
+    broadcast, N = 8: in each round every rank that has the data sends it to one that has not
 
         round 1   0 ──────────────► 4
         round 2   0 ──────► 2       4 ──────► 6
@@ -12,11 +12,10 @@ Symbols: N ranks, S bytes of the full buffer, v = (rank - root) mod N.
 
     v's parent is v without its lowest set bit; its subtree is the ranks v .. v + lowest bit - 1.
 
-Reduce is the same tree upwards, with an addition at every stop; gather and scatter move a whole subtree's
-chunks at once. All-reduce is reduce and broadcast: 2⌈log2 N⌉ messages one after the other, each of S bytes
-(Eq 8): few steps, many bytes.
-But: leaves are idle and the root sends the whole buffer log2 N times. `binary_tree.py` cuts it in pieces,
-`double_tree.py` puts leaves to work.
+Reduce is the same tree upwards, with an addition at every rank on the way; gather and scatter move a whole
+subtree's chunks at once. All-reduce is reduce and broadcast: 2⌈log2 N⌉ messages one after the other, each of
+S bytes (Eq 8). That is few steps and many bytes. But: leaves are idle and the root sends the whole buffer
+log2 N times. `binary_tree.py` cuts the buffer into pieces, and in `double_tree.py` leaves send as well.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def children(v: int, n: int) -> list[int]:
-    """The virtual ranks that v sends to, the one with the largest subtree first."""
+    """Return the virtual ranks that v sends to, the one with the largest subtree first."""
     lowest = v & -v if v else 1 << (n - 1).bit_length()
     below, step = [], lowest >> 1
     while step:
@@ -41,20 +40,23 @@ def children(v: int, n: int) -> list[int]:
 
 
 def parent(v: int) -> int:
-    """The virtual rank that v receives from."""
+    """Return the virtual rank that v receives from."""
     return v & (v - 1)
 
 
 def subtree(v: int, n: int) -> range:
-    """v and everything below it."""
+    """Return v and all virtual ranks below it."""
     return range(v, min(v + ((v & -v) if v else n), n))
 
 
 def slices(x: torch.Tensor, chunks: range, size: int) -> list[torch.Tensor]:
-    """The pieces of `x` that hold chunks `c mod size`: one, or two where they wrap round the end."""
+    """Return the slices of `x` that hold the chunks `c mod size`: one slice, or two where they wrap round the
+    end.
+    """
     if len(chunks) == 0:
         return []
-    each, remainder = divmod(x.numel(), size)  # as torch.tensor_split: the first ones are one longer
+    # as torch.tensor_split does: the first chunks are an element longer
+    each, remainder = divmod(x.numel(), size)
     low, high = chunks.start % size, (chunks.stop - 1) % size + 1
     start, stop = (c * each + min(c, remainder) for c in (low, high))
     return [x[start:stop]] if low < high else [x[start:], x[:stop]]
@@ -142,7 +144,7 @@ def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
 
 
 def _below(x: torch.Tensor, v: int, root: int, n: int) -> list[torch.Tensor]:
-    """The chunks of v's subtree, wherever the root is."""
+    """Return the chunks of v's subtree, whatever rank the root is."""
     under = subtree(v, n)
     return slices(x, range(under.start + root, under.stop + root), n)
 

@@ -1,4 +1,4 @@
-"""Time a graph over shared links: make the tables, run the compiled event loop, hand out what it found."""
+"""Time a graph over shared links: make the tables, run the compiled event loop, return the times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ContendedReplay:
     """When every row starts and ends and every message arrives, in seconds, and the rates on the way."""
 
     start: np.ndarray  # of a row
-    end: np.ndarray  # of a row; of one that sends a message: its lane is free again
+    end: np.ndarray  # of a row; for a row that sends a message, when its lane is free again
     arrival: np.ndarray  # of a message, at its receiver
     rows: np.ndarray  # message -> the row that sends it
     routes: Routes
