@@ -154,7 +154,15 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """Stop the backend's actors, if any. A later `run` starts new ones."""
+        """Stop the backend's actors, if any. A later `run` starts new ones.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> cluster = Cluster("classroom", gpus=2)
+            >>> cluster.close()
+            >>> cluster.run(lambda gpu: gpu.rank).results
+            [0, 1]
+        """
         if self._backend is not None:
             self._backend.close()
             self._backend = None
@@ -245,6 +253,14 @@ class Run:
 
         Returns:
             A Run with that graph, on the timeline's hardware.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> from glasscluster.sim.run import Run
+            >>> timeline = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.barrier()).timeline
+            >>> run = Run.stored(timeline)
+            >>> run.results, run.timeline is timeline
+            ([], True)
         """
         run = cls.__new__(cls)
         run.hardware, run.gpus = timeline.hardware, timeline.graph.ranks
@@ -283,6 +299,16 @@ class Run:
 
         Returns:
             A Timeline; the run's own is left as it is.
+
+        Raises:
+            InputError: if the run was not recorded, and as `glasscluster.replay` raises it.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> run = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.all_reduce(torch.ones(1000)) and None)
+            >>> run.replay("dgx-h100", slow_ranks={0: 2.0})
+            Timeline(2 ranks, 0.01681 ms virtual, dgx-h100)
         """
         return replay(self.graph, hw, **options)
 
@@ -312,6 +338,19 @@ class Run:
 
         Returns:
             The path.
+
+        Raises:
+            InputError: if the run was not recorded.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from tempfile import TemporaryDirectory
+            >>> from glasscluster import Cluster
+            >>> run = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.barrier())
+            >>> with TemporaryDirectory() as folder:
+            ...     page = run.report(Path(folder) / "run.html")
+            ...     page.name, page.read_text(encoding="utf-8")[:15].lower()
+            ('run.html', '<!doctype html>')
         """
         return renderer("report")(self, Path(path))
 
