@@ -135,7 +135,7 @@ class Cluster:
         if options.get("device", "cpu") not in DEVICES:
             raise InputError("device", options["device"], "unknown device", DEVICES)
         self._backend: Backend | None = None
-        self._kept = False
+        self._entered = False
         if backend not in BACKENDS:
             raise InputError("backend", backend, "unknown backend", BACKENDS)
         if "eager_bytes" in options and backend != "threads":
@@ -147,7 +147,7 @@ class Cluster:
             )
 
     def __enter__(self) -> Cluster:
-        self._kept = True
+        self._entered = True
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -206,7 +206,7 @@ class Cluster:
             error.__dict__["run"] = self._partial(error)
             raise
         finally:
-            if not self._kept:
+            if not self._entered:
                 self.close()
         return Run(self, outcomes, info or {})
 

@@ -65,7 +65,7 @@ class Host:
             recorder.row(lane, HOST, op, 0, nbytes, deps, purpose=PURPOSES.index(purpose), label=label),
         )
 
-    def keep(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+    def store(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Count a tensor as living in host memory, under a name; returns the tensor."""
         self.ledger.on_host(tensor, name)
         return tensor

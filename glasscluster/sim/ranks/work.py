@@ -268,13 +268,13 @@ class CollectiveWork(Work):
         )
         return [ticket]
 
-    def _offset(self, part: torch.Tensor) -> int:
+    def _offset(self, view: torch.Tensor) -> int:
         """The byte of the collective's buffer at which a part of it begins; -1 for memory outside it
         (staging).
         """
-        if not self.recorded or part.untyped_storage()._cdata != self.buffer.untyped_storage()._cdata:
+        if not self.recorded or view.untyped_storage()._cdata != self.buffer.untyped_storage()._cdata:
             return -1
-        return int(part.storage_offset() - self.buffer.storage_offset()) * part.element_size()
+        return int(view.storage_offset() - self.buffer.storage_offset()) * view.element_size()
 
     def _row(
         self, kind: int, op: str, nbytes: int, peer: int, lane: int, offset: int = -1, advance: bool = False

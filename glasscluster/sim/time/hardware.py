@@ -150,7 +150,7 @@ class Hardware:
         return self.intra if src // self.node_size == dst // self.node_size else self.inter
 
     def scaled(self, *, bandwidth: float = 1.0, latency: float = 1.0, flops: float = 1.0) -> Hardware:
-        """The same cluster with faster or slower parts.
+        """The same cluster with faster or slower links and GPUs.
 
         Args:
             bandwidth: factor on the bandwidth of every link.
@@ -431,14 +431,14 @@ def hardware(name: str | Hardware) -> Hardware:
 
 def _read_profile(path: Path) -> Hardware:
     fields = profile.read(path)
-    parts: dict[str, Any] = {wire: Link(**fields[wire]) for wire in ("intra", "inter")}
-    parts["gpu"] = GPU(**fields["gpu"])
+    built: dict[str, Any] = {wire: Link(**fields[wire]) for wire in ("intra", "inter")}
+    built["gpu"] = GPU(**fields["gpu"])
     host = fields.pop("host", None)
     if host is not None:
-        parts["host"] = HostShare(**host | {"link": Link(**host["link"])})
+        built["host"] = HostShare(**host | {"link": Link(**host["link"])})
     if fields.get("topology") is not None:
-        parts["topology"] = from_data(fields["topology"], name=path.stem)
-    return Hardware(**fields | parts)
+        built["topology"] = from_data(fields["topology"], name=path.stem)
+    return Hardware(**fields | built)
 
 
 CATALOGUE.update((machine.name, machine) for machine in map(_read_profile, sorted(MACHINES.glob("*.json"))))

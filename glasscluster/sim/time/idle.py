@@ -157,7 +157,7 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
     moving: list[list[tuple[float, float]]] = [[] for _ in range(graph.ranks)]
     for work in timeline.communications():
         moving[work["rank"]].append((work["start"], work["end"]))
-    parts = []
+    seconds = []
     for rank in range(graph.ranks):
         rows = compute_rows(graph, rank)
         start, end = timeline.start[rows], timeline.end[rows]
@@ -166,7 +166,7 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
         idle = timeline.gaps(rank)
         exposed = sum(gap.comm for gap in idle)
         covered = _covered(start[~optimizer], end[~optimizer], moving[rank])
-        parts.append(
+        seconds.append(
             {
                 "alone": float(spent[~optimizer].sum()) - covered,
                 "overlapped": covered,
@@ -175,7 +175,7 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
                 "bubble": sum(gap.length for gap in idle) - exposed,
             }
         )
-    return parts
+    return seconds
 
 
 def _covered(start: np.ndarray, end: np.ndarray, spans: list[tuple[float, float]]) -> float:

@@ -133,17 +133,17 @@ class MemoryHistory:
 
         Of several changes at one moment it keeps the fullest, then the last.
         """
-        when, keep = self.moments(timeline), []
-        for part in np.split(np.arange(len(when)), np.flatnonzero(np.diff(when)) + 1):
-            keep += sorted({int(part[np.argmax(self.total[part])]), int(part[-1])})
+        when, chosen = self.moments(timeline), []
+        for together in np.split(np.arange(len(when)), np.flatnonzero(np.diff(when)) + 1):
+            chosen += sorted({int(together[np.argmax(self.total[together])]), int(together[-1])})
         if when[-1] < timeline.makespan:  # what is left stays alive until the end
-            when, keep = np.append(when, timeline.makespan), [*keep, len(when)]
+            when, chosen = np.append(when, timeline.makespan), [*chosen, len(when)]
             levels, at = (
                 np.append(self.levels, self.levels[-1:], axis=0),
                 np.append(np.arange(len(when) - 1), len(when) - 2),
             )
-            return MemoryCurve(self, when[keep], levels[keep], at[keep])
-        return MemoryCurve(self, when[keep], self.levels[keep], np.array(keep))
+            return MemoryCurve(self, when[chosen], levels[chosen], at[chosen])
+        return MemoryCurve(self, when[chosen], self.levels[chosen], np.array(chosen))
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ class MemoryCurve:
     levels: np.ndarray
     at: np.ndarray
 
-    def __getitem__(self, keep: np.ndarray) -> MemoryCurve:
+    def __getitem__(self, chosen: np.ndarray) -> MemoryCurve:
         """The curve at some of its moments."""
-        return MemoryCurve(self.history, self.times[keep], self.levels[keep], self.at[keep])
+        return MemoryCurve(self.history, self.times[chosen], self.levels[chosen], self.at[chosen])
 
     def residents(self, top: int = 5) -> list[list[Resident]]:
         """Return what held most bytes at each moment."""

@@ -240,7 +240,7 @@ class Timeline:
             [2080, 2080]
         """
         rows, spent = self._useful, np.zeros(self.graph.ranks)
-        # in event order, exactly: a sum of equal pieces must not depend on how numpy pairs them
+        # in event order, exactly: a sum of equal terms must not depend on how numpy pairs them
         np.add.at(spent, self.graph.rank[rows], (self.end - self.start)[rows])
         return spent
 

@@ -103,8 +103,8 @@ def _recipe(out: Any, given: set[int]) -> Any:
     not fill it.
     """
     if isinstance(out, (tuple, list)):
-        parts = [_recipe(x, given) for x in out]
-        return None if None in parts else (type(out), parts)
+        recipes = [_recipe(x, given) for x in out]
+        return None if None in recipes else (type(out), recipes)
     if not isinstance(out, Tensor) or _storage(out) in given:
         return None
     given.add(_storage(out))

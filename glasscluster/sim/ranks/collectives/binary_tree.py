@@ -63,13 +63,13 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
     """`x`: flat [n]. Ends as rank `src`'s on every rank."""
     n = work.size
     v = (work.rank - src) % n
-    parts = torch.tensor_split(x, pieces or pieces_of(x.numel() * x.element_size()))
-    arriving = [work.recv(part, (parent(v, n) + src) % n) if v else [] for part in parts]
+    cut = torch.tensor_split(x, pieces or pieces_of(x.numel() * x.element_size()))
+    arriving = [work.recv(piece, (parent(v, n) + src) % n) if v else [] for piece in cut]
     sends: list[Ticket] = []
-    for part, arrived in zip(parts, arriving, strict=True):
+    for piece, arrived in zip(cut, arriving, strict=True):
         yield arrived
         for child in children(v, n):
-            sends += work.send(part, (child + src) % n)
+            sends += work.send(piece, (child + src) % n)
     yield sends
 
 
@@ -81,22 +81,22 @@ def reduce(
     n = work.size
     v = (work.rank - dst) % n
     below = children(v, n)
-    parts = torch.tensor_split(x, pieces or pieces_of(x.numel() * x.element_size()))
-    slots = work.stage(len(below) * parts[0].numel(), x).view(len(below), parts[0].numel())
+    cut = torch.tensor_split(x, pieces or pieces_of(x.numel() * x.element_size()))
+    slots = work.stage(len(below) * cut[0].numel(), x).view(len(below), cut[0].numel())
 
     def steps() -> Steps:
         sends: list[Ticket] = []
-        for part in parts:
-            arrived = [slots[i, : part.numel()] for i in range(len(below))]
+        for piece in cut:
+            arrived = [slots[i, : piece.numel()] for i in range(len(below))]
             yield [
                 t
                 for child, slot in zip(below, arrived, strict=True)
                 for t in work.recv(slot, (child + dst) % n)
             ]
             for slot in arrived:
-                work.reduce(part, slot, op)
+                work.reduce(piece, slot, op)
             if v:
-                sends += work.send(part, (parent(v, n) + dst) % n)
+                sends += work.send(piece, (parent(v, n) + dst) % n)
         yield sends
 
     return steps()

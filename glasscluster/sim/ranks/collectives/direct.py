@@ -43,10 +43,10 @@ def _reduce_chunk(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, 
     mine = chunks[work.rank]
     sources = [r for r in range(work.size) if r != work.rank]
     arrived = [staging[i * mine.numel() : (i + 1) * mine.numel()] for i in range(len(sources))]
-    incoming = [t for src, part in zip(sources, arrived, strict=True) for t in work.recv(part, src)]
+    incoming = [t for src, chunk in zip(sources, arrived, strict=True) for t in work.recv(chunk, src)]
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[dst], dst)]
-    for part in arrived:
-        work.reduce(mine, part, op)
+    for chunk in arrived:
+        work.reduce(mine, chunk, op)
 
 
 @collective("reduce_scatter", "direct")
@@ -96,9 +96,9 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0)
             return
         sources = [r for r in range(work.size) if r != dst]
         arrived = [staging[i * x.numel() : (i + 1) * x.numel()] for i in range(len(sources))]
-        yield [t for src, part in zip(sources, arrived, strict=True) for t in work.recv(part, src)]
-        for part in arrived:
-            work.reduce(x, part, op)
+        yield [t for src, buffer in zip(sources, arrived, strict=True) for t in work.recv(buffer, src)]
+        for buffer in arrived:
+            work.reduce(x, buffer, op)
 
     return steps()
 
@@ -128,9 +128,9 @@ def all_to_all(
     work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
 ) -> Steps:
     """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
-    chunks, pieces = x.split(list(sends)), out.split(list(receives))
-    pieces[work.rank].copy_(chunks[work.rank])
-    incoming = [t for src in _sources(work) for t in work.recv(pieces[src], src)]
+    chunks, slots = x.split(list(sends)), out.split(list(receives))
+    slots[work.rank].copy_(chunks[work.rank])
+    incoming = [t for src in _sources(work) for t in work.recv(slots[src], src)]
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[dst], dst)]
 
 

@@ -85,8 +85,8 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
     """`x`: flat [n]. Ends as rank `src`'s on every rank."""
     n = work.size
     v = (work.rank - src) % n
-    parts, inner = cut(x, pieces), inner_trees(v, n)
-    turns = [(i, t) for i in range(len(parts[0])) for t in TREES]  # the root sends to both trees in turn
+    halves, inner = cut(x, pieces), inner_trees(v, n)
+    turns = [(i, t) for i in range(len(halves[0])) for t in TREES]  # the root sends to both trees in turn
     first = (inner or TREES)[0]
     heard = (
         sorted(turns, key=lambda turn: turn[1] != first) if n > 2 else turns
@@ -94,13 +94,13 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
     arriving: dict[tuple[int, int], list[Ticket]] = {turn: [] for turn in turns}
     if v:
         for i, t in heard:
-            arriving[i, t] = work.recv(parts[t][i], (parent(v, n, t) + src) % n)
+            arriving[i, t] = work.recv(halves[t][i], (parent(v, n, t) + src) % n)
     sends: list[Ticket] = []
     for i, t in turns:
         if t in inner:
             yield arriving[i, t]
             for child in children(v, n, t):
-                sends += work.send(parts[t][i], (child + src) % n)
+                sends += work.send(halves[t][i], (child + src) % n)
     yield sends + [ticket for tickets in arriving.values() for ticket in tickets]
 
 
@@ -111,11 +111,11 @@ def reduce(
     """`x`: flat [n]. Rank `dst` ends with the `op` over ranks; on the others `x` is scratch."""
     n = work.size
     v = (work.rank - dst) % n
-    parts, inner = cut(x, pieces), inner_trees(v, n)
+    halves, inner = cut(x, pieces), inner_trees(v, n)
     below = [(t, child) for t in inner for child in children(v, n, t)]
     leaves = [(t, child) for t, child in below if not children(child, n, t)]
     waves = [leaves, [b for b in below if b not in leaves]] if 0 < len(leaves) < len(below) else [below]
-    width = parts[0][0].numel()
+    width = halves[0][0].numel()
     slots = work.stage(len(below) * width, x).view(len(below), width)
 
     def steps() -> Steps:
@@ -123,20 +123,20 @@ def reduce(
 
         def up(i: int, trees: list[int]) -> None:
             for t in trees:
-                sends.extend(work.send(parts[t][i], (parent(v, n, t) + dst) % n))
+                sends.extend(work.send(halves[t][i], (parent(v, n, t) + dst) % n))
 
-        k = len(parts[0])
+        k = len(halves[0])
         for i in range(k if v else 0):
             up(i, [t for t in TREES if t not in inner])
         for wave in waves:
             for i in range(k):
                 arrived = [
-                    (slot[: parts[t][i].numel()], t, child)
+                    (slot[: halves[t][i].numel()], t, child)
                     for slot, (t, child) in zip(slots, wave, strict=False)
                 ]
                 yield [ticket for slot, _, child in arrived for ticket in work.recv(slot, (child + dst) % n)]
                 for slot, t, _ in arrived:
-                    work.reduce(parts[t][i], slot, op)
+                    work.reduce(halves[t][i], slot, op)
                 if v and wave is waves[-1]:
                     up(i, inner)
         yield sends

@@ -62,8 +62,8 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
         while distance < p:
             partner = r ^ distance
             mine, theirs = _block(r, distance), _block(partner, distance)
-            incoming = [t for part in _parts(x, theirs, n, p) for t in work.recv(part, partner)]
-            outgoing = [t for part in _parts(x, mine, n, p) for t in work.send(part, partner)]
+            incoming = [t for chunk in _chunks_of(x, theirs, n, p) for t in work.recv(chunk, partner)]
+            outgoing = [t for chunk in _chunks_of(x, mine, n, p) for t in work.send(chunk, partner)]
             yield incoming + outgoing
             distance *= 2
         if r + p < n:
@@ -87,14 +87,17 @@ def _halve(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str
     distance = p // 2
     while distance:
         partner = r ^ distance
-        keep, give = _parts(x, _block(r, distance), n, p), _parts(x, _block(partner, distance), n, p)
+        ours, theirs = (
+            _chunks_of(x, _block(r, distance), n, p),
+            _chunks_of(x, _block(partner, distance), n, p),
+        )
         arrived, at = [], 0
-        for part in keep:
-            arrived.append(staging[at : at + part.numel()])
-            at += part.numel()
-        incoming = [t for part in arrived for t in work.recv(part, partner)]
-        yield incoming + [t for part in give for t in work.send(part, partner)]
-        for into, other in zip(keep, arrived, strict=True):
+        for chunk in ours:
+            arrived.append(staging[at : at + chunk.numel()])
+            at += chunk.numel()
+        incoming = [t for chunk in arrived for t in work.recv(chunk, partner)]
+        yield incoming + [t for chunk in theirs for t in work.send(chunk, partner)]
+        for into, other in zip(ours, arrived, strict=True):
             work.reduce(into, other, op)
         distance //= 2
 
@@ -107,7 +110,7 @@ def _block(rank: int, distance: int) -> range:
     return range(low, low + distance)
 
 
-def _parts(x: torch.Tensor, ranks: range, n: int, p: int) -> list[torch.Tensor]:
+def _chunks_of(x: torch.Tensor, ranks: range, n: int, p: int) -> list[torch.Tensor]:
     """Return the chunks of these ranks and of the ranks that were folded into them."""
     folded = range(p + ranks.start, min(p + ranks.stop, n))
     return slices(x, ranks, n) + (slices(x, folded, n) if len(folded) else [])

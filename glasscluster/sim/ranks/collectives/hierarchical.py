@@ -39,13 +39,13 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size
     """`x`: flat [n]. Ends with the `op` over ranks."""
     inside, across = _levels(work, node_size)
     chunks = torch.tensor_split(x, len(inside))
-    pieces = torch.tensor_split(chunks[work.rank % len(inside)], len(across))
-    staging = work.stage(max(chunks[0].numel(), pieces[0].numel()), x)
+    subchunks = torch.tensor_split(chunks[work.rank % len(inside)], len(across))
+    staging = work.stage(max(chunks[0].numel(), subchunks[0].numel()), x)
 
     def steps() -> Steps:
         yield from ring._reduce_scatter(work, chunks, staging, op, inside)
-        yield from ring._reduce_scatter(work, pieces, staging, op, across)
-        yield from ring._all_gather(work, pieces, across)
+        yield from ring._reduce_scatter(work, subchunks, staging, op, across)
+        yield from ring._all_gather(work, subchunks, across)
         yield from ring._all_gather(work, chunks, inside)
 
     return steps()
@@ -61,10 +61,10 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_
     def steps() -> Steps:
         for step in range(g - 1):
             outgoing, incoming = combs[(place - step - 1) % g], combs[(place - step - 2) % g]
-            arrived = [slot[: part.numel()] for slot, part in zip(staging, incoming, strict=True)]
+            arrived = [slot[: chunk.numel()] for slot, chunk in zip(staging, incoming, strict=True)]
             yield _next_door(work, outgoing, inside[(place + 1) % g], arrived, inside[(place - 1) % g])
-            for part, other in zip(incoming, arrived, strict=True):
-                work.reduce(part, other, op)
+            for chunk, other in zip(incoming, arrived, strict=True):
+                work.reduce(chunk, other, op)
         yield from ring._reduce_scatter(work, combs[place], staging[0], op, across)
 
     return steps()
@@ -134,8 +134,8 @@ def _next_door(
     """Send the chunks of one place to the right neighbour and receive those of another from the left one."""
     return [
         t
-        for part, other in zip(outgoing, incoming, strict=True)
-        for t in work.exchange(part, dst, other, src)
+        for chunk, other in zip(outgoing, incoming, strict=True)
+        for t in work.exchange(chunk, dst, other, src)
     ]
 
 

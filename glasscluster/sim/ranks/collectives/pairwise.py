@@ -39,10 +39,10 @@ def all_to_all(
     work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
 ) -> Steps:
     """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
-    chunks, pieces = x.split(list(sends)), out.split(list(receives))
-    pieces[work.rank].copy_(chunks[work.rank])
+    chunks, slots = x.split(list(sends)), out.split(list(receives))
+    slots[work.rank].copy_(chunks[work.rank])
     for dst, src in partners(work):
-        yield work.exchange(chunks[dst], dst, pieces[src], src)
+        yield work.exchange(chunks[dst], dst, slots[src], src)
 
 
 @collective("reduce_scatter", "pairwise")

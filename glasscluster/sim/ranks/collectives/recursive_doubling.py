@@ -69,10 +69,10 @@ def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
         more = min(held, n - held)
         incoming = [
             t
-            for part in slices(x, range(r + held, r + held + more), n)
-            for t in work.recv(part, (r + held) % n)
+            for chunk in slices(x, range(r + held, r + held + more), n)
+            for t in work.recv(chunk, (r + held) % n)
         ]
-        outgoing = [t for part in slices(x, range(r, r + more), n) for t in work.send(part, (r - held) % n)]
+        outgoing = [t for chunk in slices(x, range(r, r + more), n) for t in work.send(chunk, (r - held) % n)]
         yield incoming + outgoing
         held += more
 

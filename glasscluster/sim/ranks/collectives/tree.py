@@ -96,9 +96,9 @@ def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Steps:
     n = work.size
     v = (work.rank - dst) % n
     for child in reversed(children(v, n)):
-        yield [t for part in _below(x, child, dst, n) for t in work.recv(part, (child + dst) % n)]
+        yield [t for chunk in _below(x, child, dst, n) for t in work.recv(chunk, (child + dst) % n)]
     if v:
-        yield [t for part in _below(x, v, dst, n) for t in work.send(part, (parent(v) + dst) % n)]
+        yield [t for chunk in _below(x, v, dst, n) for t in work.send(chunk, (parent(v) + dst) % n)]
 
 
 @collective("scatter", "tree")
@@ -107,9 +107,9 @@ def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Steps:
     n = work.size
     v = (work.rank - src) % n
     if v:
-        yield [t for part in _below(x, v, src, n) for t in work.recv(part, (parent(v) + src) % n)]
+        yield [t for chunk in _below(x, v, src, n) for t in work.recv(chunk, (parent(v) + src) % n)]
     for child in children(v, n):
-        yield [t for part in _below(x, child, src, n) for t in work.send(part, (child + src) % n)]
+        yield [t for chunk in _below(x, child, src, n) for t in work.send(chunk, (child + src) % n)]
 
 
 @collective("all_reduce", "tree")
@@ -163,7 +163,7 @@ def predict(operation: str, size: int, nbytes: int, link: Link | None = None) ->
     even = link if power_of_two(size) else None
     full = one_after_another(even, chain, nbytes)
     doubling = None if even is None else chain * even.alpha + (size - 1) / size * nbytes / even.bandwidth
-    parts = {
+    phases = {
         "broadcast": ["whole"],
         "reduce": ["whole"],
         "gather": ["chunks"],
@@ -172,6 +172,8 @@ def predict(operation: str, size: int, nbytes: int, link: Link | None = None) ->
         "reduce_scatter": ["whole", "chunks"],
         "all_gather": ["chunks", "whole"],
     }[operation]
-    times = [full if p == "whole" else doubling for p in parts]
-    total = sum(whole if p == "whole" else chunks for p in parts)
-    return Theory(total, chain * len(parts), None if even is None else sum(t for t in times if t is not None))
+    times = [full if p == "whole" else doubling for p in phases]
+    total = sum(whole if p == "whole" else chunks for p in phases)
+    return Theory(
+        total, chain * len(phases), None if even is None else sum(t for t in times if t is not None)
+    )
