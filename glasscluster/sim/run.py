@@ -142,7 +142,7 @@ class Cluster:
         if options.get("device", "cpu") not in DEVICES:
             raise InputError("device", options["device"], "unknown device", DEVICES)
         self._backend: Backend | None = None
-        self._kept = False
+        self._entered = False
         if backend not in BACKENDS:
             raise InputError("backend", backend, "unknown backend", BACKENDS)
         if "eager_bytes" in options and backend != "threads":
@@ -154,14 +154,22 @@ class Cluster:
             )
 
     def __enter__(self) -> Cluster:
-        self._kept = True
+        self._entered = True
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop the backend's actors, if any. A later `run` starts new ones."""
+        """Stop the backend's actors, if any. A later `run` starts new ones.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> cluster = Cluster("classroom", gpus=2)
+            >>> cluster.close()
+            >>> cluster.run(lambda gpu: gpu.rank).results
+            [0, 1]
+        """
         if self._backend is not None:
             self._backend.close()
             self._backend = None
@@ -205,7 +213,7 @@ class Cluster:
             error.__dict__["run"] = self._partial(error)
             raise
         finally:
-            if not self._kept:
+            if not self._entered:
                 self.close()
         return Run(self, outcomes, info or {})
 
@@ -252,6 +260,14 @@ class Run:
 
         Returns:
             A Run with that graph, on the timeline's hardware.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> from glasscluster.sim.run import Run
+            >>> timeline = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.barrier()).timeline
+            >>> run = Run.stored(timeline)
+            >>> run.results, run.timeline is timeline
+            ([], True)
         """
         run = cls.__new__(cls)
         run.hardware, run.gpus = timeline.hardware, timeline.graph.ranks
@@ -290,6 +306,16 @@ class Run:
 
         Returns:
             A Timeline; the run's own is left as it is.
+
+        Raises:
+            InputError: if the run was not recorded, and as `glasscluster.replay` raises it.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> run = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.all_reduce(torch.ones(1000)) and None)
+            >>> run.replay("dgx-h100", slow_ranks={0: 2.0})
+            Timeline(2 ranks, 0.01681 ms virtual, dgx-h100)
         """
         return replay(self.graph, hw, **options)
 
@@ -319,6 +345,19 @@ class Run:
 
         Returns:
             The path.
+
+        Raises:
+            InputError: if the run was not recorded.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from tempfile import TemporaryDirectory
+            >>> from glasscluster import Cluster
+            >>> run = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.barrier())
+            >>> with TemporaryDirectory() as folder:
+            ...     page = run.report(Path(folder) / "run.html")
+            ...     page.name, page.read_text(encoding="utf-8")[:15].lower()
+            ('run.html', '<!doctype html>')
         """
         return renderer("report")(self, Path(path))
 

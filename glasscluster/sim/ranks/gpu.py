@@ -1,4 +1,4 @@
-"""What a program holds: its rank, its communicators, its memory, its place on the mesh."""
+"""The object that a program gets: its rank, its communicators, its memory, its place on the mesh."""
 
 from __future__ import annotations
 
@@ -57,14 +57,15 @@ class GPU:
         self.comm = Communicator(wire, self.progress, recorder, ledger, ranks, "world", GROUP_IDS["world"])
         self._mesh: Mesh | None = None
         self._host: Host | None = None
-        self.afterwards = contextlib.ExitStack()  # what is to be let go when the recording is complete
+        # called when the recording is complete, to free what it needed
+        self.afterwards = contextlib.ExitStack()
 
     def __repr__(self) -> str:
         return f"GPU(rank {self.rank} of {self.size})"
 
     @property
     def mesh(self) -> Mesh:
-        """Named axes; a program that made none has all ranks on `dp`."""
+        """The mesh of named axes; if the program made none, all ranks are on `dp`."""
         if self._mesh is None:
             self._mesh = Mesh(self.comm, {"dp": self.size})
         return self._mesh
@@ -86,7 +87,7 @@ class GPU:
 
     @property
     def host(self) -> Host:
-        """The node's CPU and memory, over this GPU's link to them."""
+        """The node's CPU and memory, reached over this GPU's link."""
         if self._host is None:
             self._host = Host(self.rank, self.recorder, self.memory, self.device)
         return self._host

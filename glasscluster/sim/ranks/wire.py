@@ -1,6 +1,6 @@
 """The wire: the two primitives that a backend gives each rank, send and receive, and one way to block.
 
-Everything else (groups, collectives, checks, recording) is written once above them.
+Groups, collectives, checks and recording are written once, above these primitives.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Wire(ABC):
     size: int
     device: torch.device
     operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = (
-        None  # runs an operator with its arguments; None: just call it
+        None  # runs an operator with its arguments; None: the operator is called directly
     )
 
     @abstractmethod

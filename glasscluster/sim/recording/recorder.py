@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.events import COMPUTE, FIELDS, PHASES, RECOMPUTE
 from glasscluster.sim.recording.memory import Ledger
-from glasscluster.sim.recording.operator_rules import in_parts, rule_of
+from glasscluster.sim.recording.operator_rules import decomposed, rule_of
 
 _ACCUMULATE = 1 << 62
 LARGEST_LABEL = (1 << 31) - 1  # of a layer or a micro-batch
@@ -290,11 +290,11 @@ class RecordingMode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if (
             torch.is_inference_mode_enabled()
-        ):  # here torch does not take its composite operators apart beforehand
+        ):  # here torch does not decompose its composite operators beforehand
             with self:
-                parts = in_parts(func, args, kwargs or {})
-            if parts is not NotImplemented:
-                return parts
+                result = decomposed(func, args, kwargs or {})
+            if result is not NotImplemented:
+                return result
         out = self.operate(func, args, kwargs or {}) if self.operate else func(*args, **(kwargs or {}))
         if not self.recorder.paused:
             self.recorder.operation(func, args, kwargs or {}, out)

@@ -50,7 +50,7 @@ class HostOptimizer:
         master = parameters.detach().to(self.host.device, dtype, copy=True)
         moments = [torch.zeros_like(master) for _ in range(self.optimizer.moments)]
         for tensor in (master, *moments):
-            self.host.keep(tensor, name)
+            self.host.store(tensor, name)
         return State(moments, master)
 
     def update(

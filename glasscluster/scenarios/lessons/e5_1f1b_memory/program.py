@@ -9,7 +9,7 @@ from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.strategies.pipeline.schedules import gpipe, one_f_one_b
 from glasscluster.strategies.plan import make_model
-from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held, staircase_figure
+from glasscluster.visualize.figures.pipelines import ScheduleRun, comparison_figure, held, staircase_figure
 from glasscluster.visualize.figures.plots import bars, lines
 
 SCHEDULES = {"gpipe": gpipe, "1f1b": one_f_one_b}
@@ -83,7 +83,7 @@ def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int)
     time = run.timeline.makespan
     virtual: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     lab.row("time_of_a_step", (m + p - 1) * 3e-3, None, "Eq 20", simulated=time, **virtual, schedule=name)
-    return Played(f"<b>{name}</b>: {time * 1e3:g} ms", drawn)
+    return ScheduleRun(f"<b>{name}</b>: {time * 1e3:g} ms", drawn)
 
 
 def activations(run: Any) -> list[int]:

@@ -11,7 +11,7 @@ from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.strategies.pipeline.schedules import eager_1f1b, gpipe, one_f_one_b
 from glasscluster.strategies.pipeline.schedules.base import Schedule
-from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
+from glasscluster.visualize.figures.pipelines import ScheduleRun, comparison_figure, held
 from glasscluster.visualize.figures.plots import bars, lines
 
 F, B = 1e-3, 2e-3  # seconds of a stage's forward and backward
@@ -31,7 +31,7 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
     shown = []
     for key, (_, _, _, drawn) in runs.items():
         check_as_run(lab, key, runs[key], hop_ms)
-        shown.append(Played(f"<b>{NAMES[key]}</b>: {took[key]:g} ms", drawn))
+        shown.append(ScheduleRun(f"<b>{NAMES[key]}</b>: {took[key]:g} ms", drawn))
     swept = {
         key: [run.replay(equal_stages.machine(F, c)).makespan for c in HOPS]
         for key, (run, *_) in runs.items()

@@ -10,7 +10,7 @@ from glasscluster.scenarios.lesson import lesson
 from glasscluster.scenarios.texts import listed
 from glasscluster.strategies.pipeline.schedules import interleaved, one_f_one_b
 from glasscluster.strategies.plan import make_model
-from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
+from glasscluster.visualize.figures.pipelines import ScheduleRun, comparison_figure, held
 from glasscluster.visualize.figures.plots import bars, lines
 from glasscluster.visualize.words import word
 
@@ -107,7 +107,7 @@ def as_they_ran(runs: dict[int, Any], over: dict[int, float], lang: str) -> Any:
     shown = []
     for v, (run, _, _, drawn) in runs.items():
         idle = word("idle_over_work", lang, x=f"{over[v]:.3%}")
-        shown.append(Played(f"<b>v = {v}</b>: {run.timeline.makespan * 1e3:g} ms, {idle}", drawn))
+        shown.append(ScheduleRun(f"<b>v = {v}</b>: {run.timeline.makespan * 1e3:g} ms, {idle}", drawn))
     return comparison_figure(shown, lang, "f = 1 ms, b = 2 ms")
 
 

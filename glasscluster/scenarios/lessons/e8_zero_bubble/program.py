@@ -10,7 +10,7 @@ from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.strategies.pipeline.schedules import dualpipe_v, predict_live, zb_h1, zb_h2, zb_v
 from glasscluster.strategies.plan import make_model
-from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
+from glasscluster.visualize.figures.pipelines import ScheduleRun, comparison_figure, held
 from glasscluster.visualize.figures.plots import bars
 from glasscluster.visualize.words import word
 
@@ -132,5 +132,5 @@ def as_they_ran(runs: dict[str, Any], in_f: dict[str, float], lang: str) -> Any:
     shown = []
     for key, (run, _, _, drawn) in runs.items():
         bubble = word("span_bubble", lang, x=f"{in_f[key]:.3g} F")
-        shown.append(Played(f"<b>{NAMES[key]}</b>: {run.timeline.makespan * 1e3:g} ms, {bubble}", drawn))
+        shown.append(ScheduleRun(f"<b>{NAMES[key]}</b>: {run.timeline.makespan * 1e3:g} ms, {bubble}", drawn))
     return comparison_figure(shown, lang, "F = I = W = 1 ms")

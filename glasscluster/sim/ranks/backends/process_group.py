@@ -103,7 +103,7 @@ class GroupWire(Wire):
 
     @contextlib.contextmanager
     def _named(self, ticket: Ticket) -> Iterator[None]:
-        """Turn the library's error into ours."""
+        """Return a named error of ours for an error of the library."""
         try:
             yield
         except GlassError:
@@ -156,7 +156,7 @@ class GroupWire(Wire):
         """Run the library's own collective, in place on the full buffer."""
         ranks = tuple(group)
         if ranks not in self._library_groups:
-            limit = timedelta(seconds=self.timeout_s)  # the group everybody met in allows more
+            limit = timedelta(seconds=self.timeout_s)  # the default group allows more
             self._library_groups[ranks] = dist.new_group(
                 list(ranks), timeout=limit, use_local_synchronization=True
             )
@@ -166,13 +166,13 @@ class GroupWire(Wire):
         if operation in (
             "all_reduce",
             "reduce_scatter",
-        ):  # gloo reduces whole; our chunk is then right as well
+        ):  # gloo reduces the whole buffer, which includes our chunk
             dist.all_reduce(tensor, _LIBRARY_OPS[op], group=members)
         elif operation == "broadcast":
             dist.broadcast(tensor, ranks[root], group=members)
         elif len({c.numel() for c in chunks}) == 1:
             dist.all_gather(chunks, mine.clone(), group=members)
-        else:  # unequal pieces: each owner broadcasts its own
+        else:  # chunks of different lengths: each rank broadcasts its own
             for owner, chunk in zip(ranks, chunks, strict=True):
                 dist.broadcast(chunk, owner, group=members)
 
@@ -183,7 +183,9 @@ class GroupWire(Wire):
 
 
 class NcclWire(GroupWire):
-    """GPUs: messages are enqueued at launch on their communicator's stream; nothing waits on the host."""
+    """A wire between GPUs: messages are enqueued at launch on their communicator's stream, and the host waits
+    for nothing.
+    """
 
     def __init__(
         self, rank: int, size: int, device: torch.device, timeout_s: float, notes: StoreNotes | None = None

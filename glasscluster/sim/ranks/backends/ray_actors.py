@@ -22,8 +22,8 @@ from glasscluster.sim.ranks.deadlock import describe_deadlock
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
 OLDEST = (2, 59)
-MEETING_S = 120.0  # how long actors have to start and to meet
-GRACE_S = 2.0  # after a stall, how long the other ranks have to say what they waited for
+MEETING_S = 120.0  # seconds for the actors to start and to join their group
+GRACE_S = 2.0  # seconds after a stall in which other ranks may report what they waited for
 
 
 class _Rank:
@@ -174,7 +174,7 @@ class RayBackend:
                     errors.append(error)
                     grace = (
                         GRACE_S if isinstance(error, RankStalled) else GRACE_S / 2
-                    )  # the others may yet tell what they did
+                    )  # other ranks may still report what they waited for
                     give_up = min(give_up, time.monotonic() + grace)
         if errors:
             self.close()

@@ -1,13 +1,14 @@
-"""The `threads` backend: a rank is a thread of this process; a seeded scheduler hands a baton around.
+"""The `threads` backend: every rank is a thread of this process, and a seeded scheduler decides whose turn it
+is.
 
 One rank runs at a time, until it blocks. Who runs next is drawn from a seeded generator among the ranks that
 can run, so a run repeats exactly. When nobody can run and somebody has not finished, that is a deadlock: it
 is known at once, without a timeout, with the cycle and the source lines.
 
-A send completes when its receive is posted (rendezvous): what passes here passes on a network without
-buffers. With `eager_bytes` a send of at most so many bytes is copied away and completes at once, as MPI
-libraries do with small messages. Messages of one (sender, receiver, tag) keep their order; the copy is made
-by whichever rank comes second.
+A send completes when its receive is posted (rendezvous), so a program that does not deadlock here needs no
+buffers on a network either. With `eager_bytes` a send of at most so many bytes is copied to a buffer and
+completes at once, as MPI libraries do with small messages. Messages of one (sender, receiver, tag) arrive in
+the order in which they were sent. A message is copied by whichever of its two ranks comes second.
 """
 
 from __future__ import annotations
@@ -49,20 +50,22 @@ RUNNABLE, BLOCKED, FINISHED = "runnable", "blocked", "finished"
 
 
 class _Abandoned(BaseException):
-    """Unwinds a rank after another one failed; never seen outside."""
+    """Raised inside a rank to end it after another one failed; the backend catches it."""
 
 
 class Scheduler:
-    """The baton, and every message that has been posted but not met."""
+    """Decides which rank runs, and holds every message that has been posted and has no partner yet."""
 
     def __init__(self, size: int, seed: int, eager_bytes: int = 0, compare: bool = True) -> None:
         self.size, self.draw, self.eager_bytes = size, random.Random(seed), eager_bytes
-        self.turn = [threading.Lock() for _ in range(size)]  # locked while it is another's turn
+        # one lock for each rank, locked while it is another rank's turn
+        self.turn = [threading.Lock() for _ in range(size)]
         for lock in self.turn:
             lock.acquire()
         self.state = [RUNNABLE] * size
         self.waiting: list[Sequence[Ticket]] = [()] * size
-        self.enough: list[Callable[..., bool]] = [any] * size  # of the tickets a rank waits for: any, or all
+        # whether a rank waits for any of its tickets, or for all
+        self.enough: list[Callable[..., bool]] = [any] * size
         self.threads: list[threading.Thread] = []
         self.sends: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
         self.receives: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
@@ -92,7 +95,9 @@ class Scheduler:
         return ticket
 
     def _buffer(self, send: Ticket) -> None:
-        """Copy the payload of a small send away, so that its sender goes on as if it had been received."""
+        """Copy the payload of a small send into a buffer, so that its sender continues as if it had been
+        received.
+        """
         assert send.tensor is not None
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             send.tensor = send.tensor.clone()
@@ -189,7 +194,7 @@ class Scheduler:
         if self.failure is None:
             self.failure = error
         for lock in self.turn:
-            with contextlib.suppress(RuntimeError):  # not locked: it has a turn already
+            with contextlib.suppress(RuntimeError):  # not locked: this rank is about to run anyway
                 lock.release()
 
     # ---- naming what went wrong ----------------------------------------------------------------------------
@@ -267,7 +272,7 @@ class ThreadWire(Wire):
         return self.scheduler.post(self.rank, Ticket("recv", src, tag, out, what))
 
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
-        """Hand the baton over until a ticket is done, or all."""
+        """Let other ranks run until one of the tickets is done, or all of them."""
         self.scheduler.block(self.rank, tickets, together)
 
     def agree(
@@ -280,14 +285,14 @@ class ThreadWire(Wire):
     def native(
         self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
     ) -> None:
-        """There is no library underneath."""
+        """Raise an error, because threads have no library with collectives of its own."""
         raise InputError(
             "algorithm", "native", "the threads backend has no library to hand a collective to", ["ring"]
         )
 
 
 class ThreadsBackend:
-    """Runs ranks as threads. Nothing to set up, nothing left behind."""
+    """Runs ranks as threads of this process, which start with a run and end with it."""
 
     name = "threads"
 

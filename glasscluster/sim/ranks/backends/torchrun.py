@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 4 -m glasscluster train --dp 4
 
-Rank 0 gathers every rank's outcome and goes on to checks and reports; the others have only their own.
+Rank 0 gathers every rank's outcome and continues with checks and reports; every other rank only has its own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TorchrunBackend:
     def run(
         self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
     ) -> list[Outcome]:
-        """Every rank's outcome on rank 0, its own elsewhere."""
+        """Run the program; returns every rank's outcome on rank 0, and only its own on other ranks."""
         self.wire = self.wire or self.start()
         outcome = run_rank(self.wire, program, args, record, capacity)
         if outcome.error is not None:
