@@ -65,10 +65,10 @@ def end_of_buckets(
 def bucket_sizes(sizes: Sequence[int]) -> list[int]:
     """Every bucket size that makes other buckets than the next smaller one: no other size need be tried."""
     sums = {0, *(int(s) for i in range(len(sizes)) for s in np.cumsum(sizes[i:]))}
-    found: dict[tuple[tuple[int, ...], ...], int] = {}
+    limit_of_cut: dict[tuple[tuple[int, ...], ...], int] = {}
     for size in sorted(sums):
-        found[tuple(map(tuple, cut(sizes, size, size)))] = max(size, 1)
-    return sorted(found.values())
+        limit_of_cut[tuple(map(tuple, cut(sizes, size, size)))] = max(size, 1)
+    return sorted(limit_of_cut.values())
 
 
 def best_buckets(ready: Sequence[float], sizes: Sequence[float], cost: Cost) -> tuple[float, list[list[int]]]:

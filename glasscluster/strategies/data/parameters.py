@@ -50,10 +50,11 @@ class GatheredParameters:
         parts = stage.parts()
         of_part = [self._units_of(part) for part in parts]
         for number, (part, mine) in enumerate(zip(parts, of_part, strict=True)):
-            later, earlier = _flatten(of_part[number + 1 :]), _flatten(of_part[:number][::-1])
-            done = [u for u in mine if u not in later]  # no later part of this pass needs them
-            passed = [u for u in later if u not in mine and u not in earlier]  # nor, in backward, one before
-            part.register_forward_pre_hook(partial(self._before_forward, mine, later))
+            following, earlier = _flatten(of_part[number + 1 :]), _flatten(of_part[:number][::-1])
+            done = [u for u in mine if u not in following]  # no later part of this pass needs them
+            # in backward, no earlier part needs these either
+            passed = [u for u in following if u not in mine and u not in earlier]
+            part.register_forward_pre_hook(partial(self._before_forward, mine, following))
             part.register_forward_hook(partial(self._after_forward, mine, done, earlier, passed))
 
     # ---- gather and free -----------------------------------------------------------------------------------
@@ -74,18 +75,18 @@ class GatheredParameters:
             label=unit.name,
         )
 
-    def gather(self, unit: Unit, later: list[Unit]) -> None:
+    def gather(self, unit: Unit, following: list[Unit]) -> None:
         """Gather a unit, and start to gather those that follow.
 
         The unit is whole when this returns; the next `prefetch` units, with their experts, are on their way.
         """
         self.launch(unit)
         ahead = 0
-        for following in later:
-            ahead += not following.experts
+        for upcoming in following:
+            ahead += not upcoming.experts
             if ahead > self.options.prefetch:
                 break
-            self.launch(following)
+            self.launch(upcoming)
         work = self.whole[unit.name]
         if work is not None:
             work.wait()
@@ -112,10 +113,9 @@ class GatheredParameters:
         inside = set(part.parameters(recurse=False))
         return [u for u in self.units if any(m.parameter in inside for m in u.members)]
 
-    def _before_forward(self, units: list[Unit], later: list[Unit], _part: Any, _args: Any) -> None:
-        self._gather_all(
-            units, [] if self.stage.keep.active else later
-        )  # computing again: what comes next is backward
+    def _before_forward(self, units: list[Unit], following: list[Unit], _part: Any, _args: Any) -> None:
+        # when activations are recomputed, what comes next is backward: gather nothing ahead
+        self._gather_all(units, [] if self.stage.keep.active else following)
 
     def _after_forward(
         self,

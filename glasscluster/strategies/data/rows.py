@@ -177,9 +177,9 @@ def _last_bucket(run: Judged) -> list[Row]:
         return []
     key, name = "last_bucket_reduced", Said("last bucket reduced", "最后一个桶归约完成的时刻")
     source = "Eq 14, PyTorch DDP 2006.15704: max(ready, end before) + c along the buckets"
-    found = HOOKED if _hooked(run) else overlap.predict_last_bucket(run.plan, run.timeline)
-    if isinstance(found, Said):
-        return [not_applicable(key, name, found, source, unit="s", match="virtual")]
-    chain, replayed = found
+    ends = HOOKED if _hooked(run) else overlap.predict_last_bucket(run.plan, run.timeline)
+    if isinstance(ends, Said):
+        return [not_applicable(key, name, ends, source, unit="s", match="virtual")]
+    chain, replayed = ends
     seconds: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     return [Row(key, name, chain, None, source, simulated=replayed, **seconds)]

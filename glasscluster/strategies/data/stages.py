@@ -136,23 +136,23 @@ class Stages:
     def gradients(self) -> dict[str, Tensor]:
         """Reduced gradients by full parameter name, whole along dp."""
         with self.gpu.unrecorded():
-            found = [_named(m, lambda unit: unit.owned_gradient) for m in self.all]
-        return _union(found)
+            of_stages = [_named(m, lambda unit: unit.owned_gradient) for m in self.all]
+        return _union(of_stages)
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters by full name, whole along dp."""
         with self.gpu.unrecorded():
-            found = [_named(m, lambda unit: unit.owned_parameters) for m in self.all]
-        return _union(found)
+            of_stages = [_named(m, lambda unit: unit.owned_parameters) for m in self.all]
+        return _union(of_stages)
 
 
 def pieces(manager: Manager) -> Pieces:
     """Views of what this rank owns: each parameter's part and the same part of its optimizer state."""
-    found: Pieces = {}
+    pieces: Pieces = {}
     for unit, state in zip(manager.units, manager.optimizer.state, strict=True):
         for member, part in owned_members(unit):
-            found[member.name] = [t[part] for t in (unit.owned_parameters, *state.tensors)]
-    return found
+            pieces[member.name] = [t[part] for t in (unit.owned_parameters, *state.tensors)]
+    return pieces
 
 
 def put_back(manager: Manager, kept: Pieces) -> None:

@@ -72,7 +72,7 @@ class Layout:
         shard = rank - (self.workers if self.own_ranks else 0)
         return shard if 0 <= shard < self.servers else None
 
-    def turn(self, worker: int) -> list[int]:
+    def push_order(self, worker: int) -> list[int]:
         """The order in which a worker pushes its shards: each worker begins with another one."""
         return [(worker + 1 + i) % self.servers for i in range(self.servers)]
 
@@ -161,7 +161,7 @@ def arrive(layout: Layout, times: Times, source: str) -> Arrivals:
             clock[rank], missing[rank] = clock[rank] + 1, k
             queue += [
                 (send(shard, rank, layout.home(shard), at), layout.home(shard), rank)
-                for shard in layout.turn(rank)
+                for shard in layout.push_order(rank)
             ]
         else:
             shard = layout.shard_of(rank)

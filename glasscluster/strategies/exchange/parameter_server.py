@@ -100,7 +100,7 @@ class Worker:
         if self.replica.job.capture:
             with self.gpu.unrecorded():
                 self.pushes.append(self.replica.grad.clone())
-        for k in self.layout.turn(self.gpu.rank):
+        for k in self.layout.push_order(self.gpu.rank):
             if self.layout.home(k) != self.gpu.rank:  # a shard on this rank finds the gradient where it is
                 piece = self.replica.grad[self.where[k]]
                 self.leaving.append(
@@ -335,8 +335,8 @@ def compare(results: list[Exchanged], alone: Alone, layout: Layout) -> dict[str,
             pairs = zip(mine.pushes, theirs, strict=True)
             grad += [difference(a.double().cpu(), b.double(), 1e-3 * float(b.abs().max())) for a, b in pairs]
         loss += [abs(a - b) / abs(b) for a, b in zip(mine.losses, alone.losses[v], strict=True)]
-    found = {"grad": largest(grad), "weight": largest(weight), "loss": largest(loss)}
-    return {f"max_rel_{what}_diff": most for what, most in found.items()}
+    worst = {"grad": largest(grad), "weight": largest(weight), "loss": largest(loss)}
+    return {f"max_rel_{what}_diff": value for what, value in worst.items()}
 
 
 # ---- theory ------------------------------------------------------------------------------------------------

@@ -51,13 +51,15 @@ class ExpertParallel(WholeExperts):
 
     def exchange_counts(self, counts: list[int], device: torch.device) -> list[list[int]]:
         """How many rows each rank sends to each expert here."""
-        told = torch.tensor(counts, device=device)
-        heard = torch.empty_like(told)
-        self.comm.all_to_all(told, heard, algorithm=self.algorithm, purpose="scalars", label="rows an expert")
+        sent = torch.tensor(counts, device=device)
+        received = torch.empty_like(sent)
+        self.comm.all_to_all(
+            sent, received, algorithm=self.algorithm, purpose="scalars", label="rows an expert"
+        )
         each = len(counts) // self.size
         if device.type == "meta":  # balanced: everybody sends what we send
             return [counts[self.rank * each : (self.rank + 1) * each]] * self.size
-        return heard.view(self.size, each).tolist()
+        return received.view(self.size, each).tolist()
 
     def move(self, x: Tensor, sends: Sequence[int], receives: Sequence[int], label: str) -> Tensor:
         """Rows [sum of sends, h], sends[r] of them to rank r -> rows [sum of receives, h]."""

@@ -47,7 +47,7 @@ def _norm_squared(units: Sequence[Unit], dtype: torch.dtype, device: torch.devic
 
 
 def _overflowed(units: Sequence[Unit], device: torch.device) -> Tensor:
-    found = torch.zeros((), dtype=torch.float32, device=device)
+    not_finite = torch.zeros((), dtype=torch.float32, device=device)
     for unit in units:
-        found += (~torch.isfinite(unit.owned_gradient).all()).float()
-    return found.clamp_(max=1.0)
+        not_finite += (~torch.isfinite(unit.owned_gradient).all()).float()
+    return not_finite.clamp_(max=1.0)

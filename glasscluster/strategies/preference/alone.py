@@ -108,15 +108,15 @@ def compare(results: list[Tuned], alone: Alone) -> dict[str, float]:
     """Largest differences of what ranks brought back: losses and rewards relative, weights by
     check.difference with floor 1.
     """
-    loss, weight, found = [0.0], [0.0], set()
+    loss, weight, roles = [0.0], [0.0], set()
     for result in results:
         for role, losses in result.losses.items():
             loss += [abs(a - b) / max(abs(b), 1e-3) for a, b in zip(losses, alone.losses[role], strict=True)]
         for role, weights in result.weights.items():
-            found.add(role)
+            roles.add(role)
             weight += [difference(t.double(), alone.weights[role][name], 1.0) for name, t in weights.items()]
         for mine, theirs in ((result.rewards, alone.rewards), (result.kl, alone.kl)):
             loss += [abs(a - b) for a, b in zip(mine, theirs, strict=True)] if mine else []
-    if found != set(alone.weights):
-        raise AssertionError(f"no rank brought back the weights of {sorted(set(alone.weights) - found)}")
+    if roles != set(alone.weights):
+        raise AssertionError(f"no rank brought back the weights of {sorted(set(alone.weights) - roles)}")
     return {"max_rel_loss_diff": largest(loss), "max_rel_weight_diff": largest(weight)}

@@ -86,7 +86,7 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
         stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm, mesh)
         for parameter in stage.parameters():
             gpu.memory.register(parameter, "parameters")
-        found = torch.zeros(job.scores, dtype=torch.float64, device=gpu.device)
+        all_scores = torch.zeros(job.scores, dtype=torch.float64, device=gpu.device)
     result = RankEvaluation(
         lengths=[[predicted(i, tokenizer, job.model.seq) for i in t.items] for t in job.tasks]
     )
@@ -97,13 +97,13 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
         rows: list[tuple[list[int], int]] = []  # and what is scored
         for i, item in enumerate(task.items):
             if i % job.dp == rank:
-                found[at + numbers(item)] = 1
+                all_scores[at + numbers(item)] = 1
                 if isinstance(item, Prompt):
                     with gpu.region("forward", micro_batch=step):
                         result.said[t, i] = answers(
                             stage, item, task.tokens, job, (job.seed, t, i), tokenizer
                         )
-                    found[at] = sum(map(item.right, result.said[t, i]))
+                    all_scores[at] = sum(map(item.right, result.said[t, i]))
                     step += 1
                 else:
                     new = [row_of(item, c, tokenizer, job.model.seq) for c in range(numbers(item))]
@@ -112,11 +112,11 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
         for a in range(0, len(rows), job.batch):
             with gpu.region("forward", micro_batch=step):
                 scores = loglikelihoods(stage, rows[a : a + job.batch])
-            found[torch.tensor(places[a : a + job.batch])] = scores.double()
+            all_scores[torch.tensor(places[a : a + job.batch])] = scores.double()
             step += 1
     with gpu.region("forward", micro_batch=step):
-        mesh["dp"].all_reduce(found, algorithm=job.algorithm, purpose="scalars", label="scores")
-    rest = iter(found.tolist())
+        mesh["dp"].all_reduce(all_scores, algorithm=job.algorithm, purpose="scalars", label="scores")
+    rest = iter(all_scores.tolist())
     for task in job.tasks:
         pairs = [([next(rest) for _ in range(numbers(item))], round(next(rest))) for item in task.items]
         result.scores.append([scores for scores, _ in pairs])

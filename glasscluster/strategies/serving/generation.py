@@ -222,22 +222,22 @@ def phases(timeline: Timeline, hw: Hardware, precision: str, rank: int = 0) -> l
     """Every step: the prefill, then each decode."""
     graph = timeline.graph
     mine = (graph.rank == rank) & (graph.kind == COMPUTE)
-    found, before = [], 0.0
+    steps, before = [], 0.0
     for number in range(int(graph.micro_batch.max()) + 1):
         here = graph.micro_batch == number
         end = float(timeline.end[here].max())
         flops, nbytes = (int(column[mine & here].sum()) for column in (graph.flops, graph.bytes))
-        found.append(Phase(flops, nbytes, end - before, hw.gpu.peak(precision), hw.gpu.memory_bandwidth))
+        steps.append(Phase(flops, nbytes, end - before, hw.gpu.peak(precision), hw.gpu.memory_bandwidth))
         before = end
-    return found
+    return steps
 
 
-def mean(found: list[Phase]) -> Phase | None:
+def mean(steps: list[Phase]) -> Phase | None:
     """One step that stands for several; None for none."""
-    if not found:
+    if not steps:
         return None
-    flops, nbytes = (round(sum(getattr(p, what) for p in found) / len(found)) for what in ("flops", "bytes"))
-    return Phase(flops, nbytes, sum(p.time_s for p in found) / len(found), found[0].peak, found[0].bandwidth)
+    flops, nbytes = (round(sum(getattr(p, what) for p in steps) / len(steps)) for what in ("flops", "bytes"))
+    return Phase(flops, nbytes, sum(p.time_s for p in steps) / len(steps), steps[0].peak, steps[0].bandwidth)
 
 
 # ---- theory ------------------------------------------------------------------------------------------------

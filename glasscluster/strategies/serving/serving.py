@@ -188,25 +188,25 @@ def step_times(timeline: Timeline, job: ServingJob, schedule: Schedule) -> list[
     """When each step began and ended in seconds: as long as in the replay, after the last one, and after its
     requests had arrived.
     """
-    graph, found, now, before = timeline.graph, list[tuple[float, float]](), 0.0, 0.0
+    graph, times, now, before = timeline.graph, list[tuple[float, float]](), 0.0, 0.0
     for number, step in enumerate(schedule.steps):
         end = float(timeline.end[graph.micro_batch == number].max())
         now = max(now, *(job.requests[w.request].arrival_s for w in step.work))
-        found.append((now, now + end - before))
+        times.append((now, now + end - before))
         now, before = now + end - before, end
-    return found
+    return times
 
 
 def token_times(
     job: ServingJob, schedule: Schedule, times: Sequence[tuple[float, float]]
 ) -> list[list[float]]:
     """When each request had its first, second, ... token: the end of the step that chose it."""
-    found: list[list[float]] = [[] for _ in job.requests]
+    tokens_at: list[list[float]] = [[] for _ in job.requests]
     for step, (_, end) in zip(schedule.steps, times, strict=True):
         for work in step.work:
             if work.count:
-                found[work.request].append(end)
-    return found
+                tokens_at[work.request].append(end)
+    return tokens_at
 
 
 # ---- theory ------------------------------------------------------------------------------------------------

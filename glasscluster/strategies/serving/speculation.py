@@ -165,13 +165,13 @@ def joint(
     """The exact probability of every continuation of so many tokens: V^tokens of them, one forward a length,
     no cache, no draws.
     """
-    found: dict[tuple[int, ...], float] = {(): 1.0}
+    probability: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(tokens):
-        before = list(found)
+        before = list(probability)
         p = sampling.probabilities(generate(stage, [[*prompt, *c] for c in before], 1).logits[0])
-        found = {
-            (*c, t): found[c] * float(share)
+        probability = {
+            (*c, t): probability[c] * float(share)
             for c, row in zip(before, p, strict=True)
             for t, share in enumerate(row)
         }
-    return found
+    return probability

@@ -56,8 +56,8 @@ class TensorParallel(Unsharded):
         rows = table.shape[0]
         local = tokens - self.rank * rows
         absent = (local < 0) | (local >= rows)
-        found = F.embedding(local.clamp(0, rows - 1), table).masked_fill(absent.unsqueeze(-1), 0.0)
-        return self.g(found)
+        rows_here = F.embedding(local.clamp(0, rows - 1), table).masked_fill(absent.unsqueeze(-1), 0.0)
+        return self.g(rows_here)
 
     def whole_heads(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Whole key-value heads [b, s, columns]: what this rank has, or gathered from those that have parts
