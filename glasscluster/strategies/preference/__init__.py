@@ -11,8 +11,7 @@
 The losses are pure functions of tensors. On ranks:
 
     job.py            what is tuned, and which rank has which role (actor, critic, reference, ...)
-    held.py           the model of a role on its rank: parameters, and for a role that learns gradients and
-    Adam
+    held.py           the model of a role on its rank: frozen, or with gradients and Adam's state
     cast.py           the roles of one rank, and the messages by which a role's results reach another role
     online.py         one iteration of PPO and GRPO: rollout, experience, training
     offline.py        one iteration of SFT, reward model and DPO

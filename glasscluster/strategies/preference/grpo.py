@@ -31,7 +31,7 @@ def advantages(rewards_QG: Tensor) -> Tensor:
 
 
 def kl(new_BT: Tensor, reference_BT: Tensor) -> Tensor:
-    """k_t, an estimate of KL(π_θ ‖ π_ref) from one sample, never negative: log-probabilities [B, T] -> [B, T]."""
+    """k_t, an estimate of KL(π_θ ‖ π_ref) from one sample, never negative, from log-probabilities [B, T]."""
     log_ratio = reference_BT - new_BT
     return log_ratio.exp() - log_ratio - 1
 

@@ -25,7 +25,7 @@ from glasscluster.strategies.preference.sequences import ScalarModel
 def make_model(
     role: str, job: Tuning, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Any:
-    """A role's model with its initial weights. A critic and a reward model have a scalar head, others logits."""
+    """A role's model with its initial weights; a critic and a reward model have a scalar head."""
     kind = ScalarModel if role in ("critic", "reward") else GPTStage
     model = kind(job.model, seed=job.seed, dtype=dtype or DTYPES[job.precision], device=device)
     fill(model, job.reward_weights or job.weights if role in ("critic", "reward") else job.weights)

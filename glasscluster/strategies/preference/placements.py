@@ -33,7 +33,7 @@ def partitions(roles: Sequence[str]) -> Iterator[Groups]:
 
 
 def fewest(state_bytes: Mapping[str, int], capacity: float, spare: float = 0.0) -> Groups:
-    """Group roles on as few GPUs as their state fits on; among such ways, the one with the emptiest fullest GPU.
+    """Group roles on as few GPUs as their state fits on, and among such groupings as evenly as possible.
 
     Args:
         state_bytes: role -> bytes that it holds.

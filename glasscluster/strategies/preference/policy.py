@@ -53,7 +53,7 @@ def divergence(stage: GPTStage, reference: GPTStage, task: SortTask, seed: int =
 def compared(
     stage: GPTStage, task: SortTask, prompts: int, seed: int, tries: int = 8
 ) -> tuple[Tensor, Tensor]:
-    """Make comparisons: sample `tries` answers to each prompt, and pair each wrong one with the first right one.
+    """Make comparisons: sample `tries` answers a prompt, and pair each wrong one with the first right one.
 
     The task's rule says which are right. A prompt whose answers are all right or all wrong gives no pair,
     another one up to tries - 1 (InstructGPT, 2203.02155, section 3.5, also takes all pairs of a prompt).
