@@ -59,7 +59,7 @@ class DataParallel:
 
     # ---- backward: all-reduce ------------------------------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """Called before a backward: only the `last` micro-batch's gradients are reduced, others are added up."""
+        """Called before a backward: the `last` micro-batch's gradients are reduced, others only added up."""
         self.last = last
         self.reducer.begin(reduce=last)
 

@@ -29,7 +29,7 @@ HOOKED = Said(
 
 
 def predict(run: Judged) -> list[Row]:
-    """Bytes sent (Eq 9, Eq 16) and held (Eq 15), an offloaded optimizer's bytes, and the last bucket (Eq 14)."""
+    """Bytes sent (Eq 9, Eq 16) and held (Eq 15), an offloaded optimizer's, and the last bucket (Eq 14)."""
     return [*_sent(run), *_held(run), *_layers_whole(run), *_host(run), *_last_bucket(run)]
 
 

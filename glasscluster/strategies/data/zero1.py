@@ -50,7 +50,7 @@ class Zero1:
 
     # ---- backward: reduce-scatter --------------------------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """Called before a backward: only the `last` micro-batch's gradients are reduced, others are added up."""
+        """Called before a backward: the `last` micro-batch's gradients are reduced, others only added up."""
         self.reducer.begin(reduce=last)
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
