@@ -105,7 +105,7 @@ class DataParallel:
             work.wait()
         self.in_flight.clear()
 
-    # ---- step: everybody updates everything ----------------------------------------------------------------
+    # ---- step: every rank updates everything ---------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
         """Take step `number` with gradients times `scale`."""
         self.share(self.optimizer.update(scale, number))

@@ -54,7 +54,7 @@ class Cast:
         self.wide = torch.promote_types(DTYPES[job.precision], torch.float32)
         with gpu.unrecorded():
             for role in job.roles:
-                if self.plays(role) and not (role == "rollout" and self.shares):
+                if self.has_role(role) and not (role == "rollout" and self.shares):
                     self.held[role] = (Learner if role in LEARNS[job.method] else Held)(gpu, job, role)
             self.mask = torch.ones(job.answers, job.task.answer, dtype=self.wide, device=gpu.device)
 
@@ -63,7 +63,7 @@ class Cast:
         """Whether the rollout uses the actor's own weights."""
         return self.job.where["rollout"] == self.job.where["actor"]
 
-    def plays(self, role: str) -> bool:
+    def has_role(self, role: str) -> bool:
         """Whether this rank has the role."""
         return self.job.where.get(role) == self.gpu.rank
 
@@ -72,7 +72,7 @@ class Cast:
 
         Recorded as micro-batch `step`.
         """
-        if not self.plays(role):
+        if not self.has_role(role):
             return None
         with self.gpu.region("forward", micro_batch=step), torch.no_grad():
             return work(self.held[role].model)
@@ -95,7 +95,7 @@ class Cast:
 
     def learn(self, role: str, step: int, loss: Callable[[Any], Tensor]) -> None:
         """Update a role that learns by the gradient of `loss(model)`; ranks without the role do nothing."""
-        if not self.plays(role):
+        if not self.has_role(role):
             return
         learner: Learner = self.held[role]
         with self.gpu.region(micro_batch=step):

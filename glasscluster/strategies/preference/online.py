@@ -3,7 +3,7 @@
 One iteration of PPO (Schulman et al., 1707.06347; with the roles of InstructGPT, 2203.02155). GRPO has no
 critic, and so none of the critic's messages:
 
-    rollout          writes answers ···  tokens ──► everybody
+    rollout          writes answers ···  tokens ──► all ranks
     reference                            log π_ref(o_t) ──► actor                               (these three
     reward model                         R ──► actor                                             at the same
     critic                               v_t ──► actor                                           time)
@@ -41,9 +41,9 @@ def refresh(cast: Cast) -> None:
     if cast.shares:
         return
     where = cast.job.where
-    if cast.plays("actor"):
+    if cast.has_role("actor"):
         cast.comm.send(cast.held["actor"].flat, where["rollout"], purpose="parameters", label="weights")
-    if cast.plays("rollout"):
+    if cast.has_role("rollout"):
         held = cast.held["rollout"]
         cast.comm.recv(held.flat, where["actor"], purpose="parameters", label="weights")
         # receiving has renamed the buffer to the message's label, so it gets its name back
@@ -55,7 +55,7 @@ def roll_out(cast: Cast, iteration: int) -> Tensor:
     gpu, job, n = cast.gpu, cast.job, cast.job.task.answer
     with gpu.unrecorded():
         tokens = torch.zeros(job.answers, job.task.length, dtype=torch.int64, device=gpu.device)
-    if cast.plays("rollout"):
+    if cast.has_role("rollout"):
         seed = job.sampling_seed(iteration)
         stage = cast.held["actor" if cast.shares else "rollout"].model
         with gpu.unrecorded():
