@@ -37,7 +37,7 @@ def documents(source: str, field: str = "data") -> list[bytes]:
     elif not path.exists() and source not in BUILT_IN:
         raise InputError(field, source, "is no file, no folder and no built-in text", BUILT_IN)
     elif path.exists():
-        found = read_bytes(field, path).split(END_OF_TEXT.encode())
+        texts = read_bytes(field, path).split(END_OF_TEXT.encode())
     elif source == "python":
         texts = standard_library()
     else:

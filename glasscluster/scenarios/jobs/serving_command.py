@@ -53,7 +53,7 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
     """
     try:
         listed = read_json("requests", path)
-        found = []
+        requests: list[Request] = []
         for entry in listed:
             prompt = entry["prompt"].encode() if isinstance(entry["prompt"], str) else entry["prompt"]
             requests.append(

@@ -74,7 +74,7 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
     lab.own_number(ratio=ratio, p=p, m=m)
 
 
-def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int) -> Played:
+def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int) -> ScheduleRun:
     """Check the micro-batches held by each stage, and the time of the step; return what the figures draw."""
     name = NAMES[key]
     for s in range(p):
