@@ -9,15 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import FAILED, Row
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.parallel import IGNORE
 from glasscluster.scenarios.jobs import generation, serving, training
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.strategies.serving.batching import Request
+from glasscluster.strategies.serving.evaluation import loglikelihoods
 from glasscluster.strategies.serving.generation import GenerationJob
 from glasscluster.strategies.serving.serving import ServingJob
 
@@ -45,6 +49,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "rope_truncate": False,
         "rope_attention_factor": 0.8,
     },
+    "scaled embeddings": {"embedding_scale": True, "norm_position": "sandwich"},
+    "capped logits": {"logit_cap": 0.05, "z_loss": 0.1},
 }
 LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the plan, of the model
     "flash": ({"dp": 2, "zero": 3}, {}),
@@ -115,6 +121,7 @@ REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"position": "rope", "rope_truncate": False}, "rope_truncate"),
     ({"position": "rope", "rope_scaling": "ntk", "rope_attention_factor": 1.1}, "rope_attention_factor"),
     ({"position": "rope", "rope_scaling": "yarn", "rope_beta_slow": 40.0}, "rope_beta_fast"),
+    ({"logit_cap": -1.0}, "logit_cap"),
 )
 
 
@@ -127,3 +134,38 @@ def test_what_a_switch_cannot_be_is_refused_by_its_field_and_the_nearest_value_w
     assert near is not None
     changed = {k: v for k, v in options.items() if k != field}
     make_model("tiny", **changed, **({} if near == "None" else {field: near}))
+
+
+# ---- what a switch computes --------------------------------------------------------------------------------
+TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]])
+
+
+def test_capped_logits_are_those_of_the_plain_model_through_a_tanh_in_training_and_in_scoring():
+    plain, capped = (
+        GPTStage(make_model("tiny", **SHAPE, init_std=0.5, logit_cap=cap), dtype=torch.float64)
+        for cap in (0.0, 3.0)
+    )
+    x = plain.keep.layers(list(plain.layers.values()), plain.embedding(TOKENS), None)
+    expected = 3 * torch.tanh(plain.head.scores(x) / 3)
+    loss = F.cross_entropy(expected[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="sum")
+    targets = F.pad(TOKENS[:, 1:], (0, 1), value=IGNORE)
+    found = capped(TOKENS, targets)
+    assert torch.allclose(found, loss, rtol=1e-12)
+    assert plain.head.scores(x).abs().max() > 3 > expected.abs().max()  # the cap is felt
+    gradients = [torch.autograd.grad(y, list(m.parameters())) for y, m in ((loss, plain), (found, capped))]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+    scores = loglikelihoods(capped, [(row.tolist(), 7) for row in TOKENS])
+    assert torch.allclose(scores.sum(), -loss, rtol=1e-12)
+
+
+def test_scaled_embeddings_are_rows_times_the_root_of_hidden_and_patches_and_positions_are_not_scaled():
+    options = {**SHAPE, "patches": 2, "patch_size": 4}
+    plain, scaled = (
+        GPTStage(make_model("tiny", **options, embedding_scale=on), dtype=torch.float64).embedding
+        for on in (False, True)
+    )
+    x = torch.cat([torch.full((2, 8), 200), TOKENS[:, 2:]], 1)
+    added = (SHAPE["hidden"] ** 0.5 - 1) * plain.token[TOKENS]
+    added[:, :2] = 0
+    assert torch.allclose(scaled(x), plain(x) + added, rtol=1e-12)
