@@ -11,6 +11,7 @@ from typing import Any
 from glasscluster.base.errors import InputError
 from glasscluster.model.text.mixture import Mixture, read
 from glasscluster.model.text.texts import BUILT_IN
+from glasscluster.model.text.tokenizer import Tokenizer
 
 Data = str | Mixture | None
 
@@ -94,10 +95,24 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
     except ValueError as problem:
         where = "tokenizer" if "tokenizer" in str(problem) else "data"
         raise InputError(where, data.tokenizer if where == "tokenizer" else said, str(problem)) from None
-    if rows.tokenizer is not None and rows.tokenizer.size > vocab:
-        raise InputError(
-            "vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size]
-        )
+    if rows.tokenizer is not None:
+        _check_size(rows.tokenizer, str(data.tokenizer), vocab)
+
+
+def check_tokenizer(path: str, vocab: int) -> None:
+    """The file can be read, and the model has a row for each of its tokens; InputError otherwise."""
+    try:
+        tokenizer = Tokenizer.load(path)
+    except OSError as problem:
+        raise InputError("tokenizer", path, f"cannot be read: {problem.strerror}") from None
+    except ValueError as problem:
+        raise InputError("tokenizer", path, str(problem)) from None
+    _check_size(tokenizer, path, vocab)
+
+
+def _check_size(tokenizer: Tokenizer, path: str, vocab: int) -> None:
+    if tokenizer.size > vocab:
+        raise InputError("vocab", vocab, f"{path} has {tokenizer.size} tokens", [tokenizer.size])
 
 
 def _check_file(path: str, seq: int) -> None:
