@@ -24,17 +24,20 @@ from torch import Tensor
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Over what the mask keeps -> scalar."""
-    return (x * mask).sum() / mask.sum()
+    """Over what the mask keeps, 0 if that is nothing -> scalar."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
 def token_rewards(
     scores_B: Tensor, old_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, beta: float
 ) -> Tensor:
-    """r_t: the penalty on every token, the score on the last one of each answer -> [B, T]."""
+    """r_t: the penalty on every token, the score on the last one of each answer -> [B, T].
+
+    An empty answer has no token that could be rewarded.
+    """
     rewards = -beta * (old_BT - reference_BT) * mask_BT
-    last = mask_BT.sum(1, keepdim=True).long() - 1
-    return rewards.scatter_add(1, last, scores_B[:, None].to(rewards.dtype))
+    last = (mask_BT.sum(1, keepdim=True).long() - 1).clamp(min=0)
+    return rewards.scatter_add(1, last, scores_B[:, None].to(rewards.dtype)) * mask_BT
 
 
 def advantages(

@@ -14,5 +14,7 @@ from torch import Tensor
 
 
 def loss(log_probs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean over all answer tokens of the batch (mask 1: a token of an answer, 0: padding) -> scalar."""
-    return -(log_probs_BT * mask_BT).sum() / mask_BT.sum()
+    """Mean over all answer tokens of the batch (mask 1: a token of an answer, 0: padding), 0 of none ->
+    scalar.
+    """
+    return -(log_probs_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)
