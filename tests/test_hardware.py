@@ -249,9 +249,9 @@ def test_a_mistake_in_a_profile_is_named_by_its_field(tmp_path, change, field, s
 
 def test_a_file_that_is_no_profile_is_said_to_be_none(tmp_path):
     path = tmp_path / "mine.json"
-    for text in ("[]", "nothing", "{}"):
+    for text, rule in (("[]", "not a hardware"), ("nothing", "is no JSON"), ("{}", "not a hardware")):
         path.write_text(text)
-        with pytest.raises(InputError, match="not a hardware profile"):
+        with pytest.raises(InputError, match=rule):
             hardware(str(path))
     with pytest.raises(InputError, match="cannot be read"):
         hardware(str(tmp_path / "none.json"))

@@ -235,6 +235,7 @@ CATALOGUE: dict[str, Said] = {
     "pass": Said("PASS", "通过"),
     "fail": Said("FAIL", "未通过"),
     "partial": Said("PARTIAL", "部分完成"),
+    "cut": Said("INCOMPLETE FILE", "文件不完整"),
     "simulated": Said("simulated: {hardware}", "模拟：{hardware}"),
     "order_fixed": Said("order as recorded", "顺序同记录"),
     "tab_story": Said("Story", "概要"),

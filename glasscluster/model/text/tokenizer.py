@@ -26,6 +26,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_json, write_text
 from glasscluster.model.text.bpe import Pair, count_pieces, learn
 from glasscluster.model.text.pre_tokens import pieces, spelled, unspelled
 
@@ -92,6 +94,15 @@ class Tokenizer:
         return cls(
             found.tokens, found.merges, {text: len(found.tokens) + i for i, text in enumerate(specials)}
         )
+
+    def check_vocab(self, vocab: int, name: str) -> None:
+        """Check that a model has a row for each token; `name` is the file's, for the message.
+
+        Raises:
+            InputError: naming the vocabulary, and the least that works.
+        """
+        if self.size > vocab:
+            raise InputError("vocab", vocab, f"{name} has {self.size} tokens", [self.size])
 
     # ---- text to tokens ------------------------------------------------------------------------------------
     def encode(self, text: str | bytes, allowed: Collection[str] | Literal["all"] = ()) -> list[int]:
@@ -195,7 +206,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json."""
-        Path(path).write_text(json.dumps(self.as_json(), ensure_ascii=False, indent=1), encoding="utf-8")
+        write_text(path, json.dumps(self.as_json(), ensure_ascii=False, indent=1))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -203,12 +214,14 @@ class Tokenizer:
         other about it.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json("tokenizer", path)
             model = content["model"]
             specials = {t["content"]: t["id"] for t in content.get("added_tokens") or []}
             numbers = {unspelled(w): n for w, n in model["vocab"].items() if specials.get(w) != n}
             pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
             merges = [(numbers[unspelled(a)], numbers[unspelled(b)]) for a, b in pairs]
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise ValueError(
                 f"{path} is no byte-level tokenizer.json: {type(problem).__name__} {problem}"

@@ -14,7 +14,7 @@ import numpy as np
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size
 from glasscluster.base.text import Said
-from glasscluster.scenarios.jobs.folders import output_folder, write_run_json
+from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
 from glasscluster.scenarios.jobs.wires import wires
 from glasscluster.scenarios.requests.collective import CollectiveRequest
 from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY, load
@@ -365,6 +365,11 @@ def collective(
 def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
     """The report: the run with its stepper, traffic and load of the links, and what the sweeps found."""
     folder = output_folder(out, "collective")
+    with rewriting(folder) as beside:
+        return _write(content, run, beside, folder)
+
+
+def _write(content: dict[str, Any], run: Run | None, folder: Path, shown: Path) -> Path:
     rows = content.get("sweep", [])
     by_size = [r for r in rows if r["gpus"] == content["gpus"]]
     by_gpus = [r for r in rows if r["size_bytes"] == content["size_bytes"]]
@@ -401,9 +406,9 @@ def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
         chapters = [Chapter("run", Said(name, name), run, {run.timeline.hardware.name: run.timeline})]
         story = [StoryStep(Said(*text), view) for text, view in _story(content)]
     page = Report("collective", Said(name, name), finding, chapters, story, figures=figures)
-    report = write_report(page, folder / "report.html")
-    write_run_json(folder, {**content, "report": str(report)})
-    return report
+    write_report(page, folder / "report.html")
+    write_run_json(folder, {**content, "report": str(shown / "report.html")})
+    return shown / "report.html"
 
 
 def _story(content: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:

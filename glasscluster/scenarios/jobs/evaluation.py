@@ -16,7 +16,7 @@ from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, contamina
 from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.jobs.generation import check_model, not_asked_for
 from glasscluster.scenarios.jobs.shapes import model_of
-from glasscluster.scenarios.jobs.sources import check_tokenizer
+from glasscluster.scenarios.jobs.tokenizing import opened
 from glasscluster.scenarios.requests.evaluate import EvaluateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, largest
@@ -196,7 +196,7 @@ def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
             raise InputError("task", name, "is unknown", list(TASKS))
     check_model(model, request.tp, precision)
     if request.tokenizer is not None:
-        check_tokenizer(request.tokenizer, model.vocab)
+        opened(request.tokenizer)  # or an InputError that names the file
     if request.samples > 1 and not request.temperature:
         rule = f"{request.samples} samples of the likeliest token are all alike"
         raise InputError("temperature", request.temperature, rule, [0.8])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import GlassError, InputError
+from glasscluster.base.files import read_text, replacing
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.stored import slow_ranks
 from glasscluster.scenarios.requests.predict import CSV_COLUMNS, PredictRequest
@@ -124,13 +126,10 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     source, out = request.csv, request.out
     defaults = {k: v for k, v in request.given.items() if k in COLUMNS and k != "rank"}
     try:
-        with Path(source).open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows, header = list(reader), list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise InputError(
-            "csv", source, f"cannot be read: {getattr(problem, 'strerror', None) or problem}"
-        ) from None
+        reader = csv.DictReader(io.StringIO(read_text("csv", source)))
+        rows, header = list(reader), list(reader.fieldnames or [])
+    except csv.Error as problem:
+        raise InputError("csv", source, f"cannot be read: {problem}") from None
     if not header:
         raise InputError("csv", source, "is empty; the first line must name options, with _ for -")
     target = Path(out) if out else Path(source).with_suffix(".predicted.csv")
@@ -141,13 +140,10 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     columns = list(dict.fromkeys([*header, *(k for a in answered for k in a)]))
     if "error" not in columns:
         columns.append("error")
-    try:
-        with target.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(answered)
-    except OSError as problem:
-        raise InputError("out", str(target), f"cannot be written: {problem.strerror}") from None
+    with replacing(target) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(answered)
     return len(answered), sum(bool(a.get("error")) for a in answered), target
 
 

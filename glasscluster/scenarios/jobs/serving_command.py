@@ -4,14 +4,14 @@ which slot when.
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_json
 from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
-from glasscluster.scenarios.jobs.folders import output_folder, write_run_json
+from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
 from glasscluster.scenarios.jobs.generation import check_model, one_of
 from glasscluster.scenarios.jobs.processes import is_leader
 from glasscluster.scenarios.jobs.serving import Say, Serving, serve
@@ -48,14 +48,16 @@ def draw_requests(
 def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
     """A JSON list of {"prompt": a text or a list of tokens, "tokens": how many, "arrival_s": when}."""
     try:
-        listed = json.loads(Path(path).read_text())
+        listed = read_json("requests", path)
         found = []
         for entry in listed:
             prompt = entry["prompt"].encode() if isinstance(entry["prompt"], str) else entry["prompt"]
             found.append(
                 Request(tuple(int(t) for t in prompt), int(entry["tokens"]), float(entry.get("arrival_s", 0)))
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
         rule = (
             f'must be a JSON list of {{"prompt", "tokens", "arrival_s"}}: {type(problem).__name__}: {problem}'
         )
@@ -127,7 +129,13 @@ def check_job(job: ServingJob) -> ServingJob:
 
 def write(made: Serving, out: str) -> Path:
     """The report: the run, who had which slot when, and the cache over time."""
-    folder, run, job = output_folder(out, "serve"), made.run, made.job
+    folder = output_folder(out, "serve")
+    with rewriting(folder) as beside:
+        return _write(made, beside, folder)
+
+
+def _write(made: Serving, folder: Path, shown: Path) -> Path:
+    run, job = made.run, made.job
     run.graph.save(folder / "graph.npz")
     name = Said(
         f"{len(job.requests)} requests, {job.policy} batching",
@@ -176,6 +184,6 @@ def write(made: Serving, out: str) -> Path:
             ),
         ],
     )
-    report = write_report(page, folder / "report.html")
-    write_run_json(folder, {**made.as_json(), "report": str(report)})
-    return report
+    write_report(page, folder / "report.html")
+    write_run_json(folder, {**made.as_json(), "report": str(shown / "report.html")})
+    return shown / "report.html"

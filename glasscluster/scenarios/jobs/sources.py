@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_bytes
 from glasscluster.model.text.mixture import Mixture, read
-from glasscluster.model.text.texts import BUILT_IN
-from glasscluster.model.text.tokenizer import Tokenizer
 
 Data = str | Mixture | None
 
@@ -82,44 +81,17 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
     try:
         rows = read(data, seq)
         rows.sampler(0)
-    except OSError as problem:
-        where = (
-            "tokenizer"
-            if problem.filename is not None and str(problem.filename) == data.tokenizer
-            else "data"
-        )
-        choices = None if where == "tokenizer" else BUILT_IN
-        raise InputError(
-            where, problem.filename or said, f"cannot be read: {problem.strerror}", choices
-        ) from None
+    except InputError:
+        raise
     except ValueError as problem:
         where = "tokenizer" if "tokenizer" in str(problem) else "data"
         raise InputError(where, data.tokenizer if where == "tokenizer" else said, str(problem)) from None
     if rows.tokenizer is not None:
-        _check_size(rows.tokenizer, str(data.tokenizer), vocab)
-
-
-def check_tokenizer(path: str, vocab: int) -> None:
-    """The file can be read, and the model has a row for each of its tokens; InputError otherwise."""
-    try:
-        tokenizer = Tokenizer.load(path)
-    except OSError as problem:
-        raise InputError("tokenizer", path, f"cannot be read: {problem.strerror}") from None
-    except ValueError as problem:
-        raise InputError("tokenizer", path, str(problem)) from None
-    _check_size(tokenizer, path, vocab)
-
-
-def _check_size(tokenizer: Tokenizer, path: str, vocab: int) -> None:
-    if tokenizer.size > vocab:
-        raise InputError("vocab", vocab, f"{path} has {tokenizer.size} tokens", [tokenizer.size])
+        rows.tokenizer.check_vocab(vocab, str(data.tokenizer))
 
 
 def _check_file(path: str, seq: int) -> None:
-    try:
-        size = len(Path(path).read_bytes())
-    except OSError as problem:
-        raise InputError("data", path, f"cannot be read: {problem.strerror}") from None
+    size = len(read_bytes("data", path))
     if size < seq + 2:
         rule = "is empty" if size == 0 else f"has {size} bytes, one sequence needs seq + 2 = {seq + 2}"
         raise InputError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.errors import Deadlock, InputError
+from glasscluster.base.files import finish, read_text
 from glasscluster.scenarios.jobs.folders import output_folder
 from glasscluster.scenarios.requests.stored import ReplayRequest, ScheduleRequest
 from glasscluster.sim.recording.graph import ExecutionGraph
@@ -25,7 +26,9 @@ def find_graph(run: str) -> Path:
     path = Path(run)
     if path.is_file():
         return path
-    if not path.is_dir():
+    if path.is_dir():
+        finish(path)
+    else:
         raise InputError("run", run, "there is no such folder or file", _nearby(path))
     if (path / "graph.npz").is_file():
         return path / "graph.npz"
@@ -148,12 +151,7 @@ def _costs(text: str) -> dict[str, float]:
 
 def _read(name: str, path: str, ranks: int, micro_batches: int, virtual_stages: int | None) -> Schedule:
     """A schedule file; the stages of a name that we know are ours, of any other they are counted."""
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise InputError(
-            "validate", path, f"cannot be read: {getattr(problem, 'strerror', None) or problem}"
-        ) from None
+    text = read_text("validate", path)
     known = name in SCHEDULES and (name not in LOOPED or virtual_stages is not None)
     v = chunks(name, virtual_stages) if known else virtual_stages
     return read_schedule(name, text, ranks, micro_batches, None if v is None else ranks * v)

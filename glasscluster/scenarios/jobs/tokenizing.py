@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_bytes
 from glasscluster.model.text.bpe import count_pieces, learn
-from glasscluster.model.text.texts import BUILT_IN, documents
+from glasscluster.model.text.texts import documents
 from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
 from glasscluster.scenarios.requests.tokenize import DecodeRequest, EncodeRequest, LearnRequest
 
@@ -45,10 +45,7 @@ def learned(
         )
     texts = []
     for name in sources:
-        try:
-            texts += documents(name)
-        except OSError as problem:
-            raise InputError("files", name, f"cannot be read: {problem.strerror}", BUILT_IN) from None
+        texts += documents(name, "files")
     say(f"cutting {sum(map(len, texts)):,} bytes into pieces")
     pieces = count_pieces(texts)
     say(f"merging in {len(pieces):,} different pieces")
@@ -60,10 +57,7 @@ def learned(
         made = Tokenizer(found.tokens, found.merges, numbers)
     except ValueError as problem:
         raise InputError("special", ", ".join(specials), str(problem)) from None
-    try:
-        made.save(out)
-    except OSError as problem:
-        raise InputError("out", out, f"cannot be written: {problem.strerror}") from None
+    made.save(out)
     size = sum(map(len, texts))
     tokens = sum(len(made.encode_piece(piece)[0]) * many for piece, many in pieces.items())
     return {
@@ -84,8 +78,8 @@ def opened(path: str) -> Tokenizer:
     """A tokenizer.json; InputError for anything else."""
     try:
         return Tokenizer.load(path)
-    except OSError as problem:
-        raise InputError("tokenizer", path, f"cannot be read: {problem.strerror}") from None
+    except InputError:
+        raise
     except ValueError as problem:
         raise InputError("tokenizer", path, str(problem)) from None
 
@@ -93,10 +87,7 @@ def opened(path: str) -> Tokenizer:
 def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> dict[str, Any]:
     """The `glass.tokenize-encode/1` object of a text, or of a file's bytes."""
     tokenizer = opened(path)
-    try:
-        data = Path(text).read_bytes() if from_file else text.encode("utf-8", "surrogateescape")
-    except OSError as problem:
-        raise InputError("text", text, f"cannot be read: {problem.strerror}") from None
+    data = read_bytes("text", text) if from_file else text.encode("utf-8", "surrogateescape")
     everything: Sequence[str] | Literal["all"] = "all" if "all" in allowed else allowed
     for name in everything if everything != "all" else ():
         if name not in tokenizer.specials:

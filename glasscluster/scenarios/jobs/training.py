@@ -15,7 +15,13 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError
 from glasscluster.scenarios.jobs.exchange import train_with_servers
-from glasscluster.scenarios.jobs.folders import keep_partial, output_folder, write_ledger, write_run_json
+from glasscluster.scenarios.jobs.folders import (
+    keep_partial,
+    output_folder,
+    rewriting,
+    write_ledger,
+    write_run_json,
+)
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.processes import default_backend, is_leader
 from glasscluster.scenarios.jobs.progress import Say, silent
@@ -155,11 +161,12 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
     except GlassError as error:
         keep_partial(folder, error, job_info(job, seed=job.seed, backend=cluster.backend_name), say)
         raise
-    say(f"writing {folder}/report.html")
-    write_files(folder, trained, f"train on {plan.gpus} GPUs")
-    if save is not None:
+    if save is not None:  # before the report: what took longest to make is safe first
         say(f"writing the weights to {save}")
         hugging_face.save(assemble(plan, model, [r.weights[-1] for r in trained.run.results]), save)
+    say(f"writing {folder}/report.html")
+    with rewriting(folder) as beside:
+        write_files(beside, trained, f"train on {plan.gpus} GPUs", folder)
     return trained
 
 
@@ -187,11 +194,15 @@ def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
         raise InputError("save", folder, f"cannot be made: {problem.strerror}") from None
 
 
-def write_files(folder: Path, trained: Trained, title: str) -> None:
-    """report.html, graph.npz, ledger.csv, trace.json and run.json."""
+def write_files(folder: Path, trained: Trained, title: str, shown: Path | None = None) -> None:
+    """Write report.html, graph.npz, ledger.csv, trace.json and run.json.
+
+    shown: the folder that they will lie in, where `folder` is only on the way there.
+    """
     trained.run.graph.save(folder / "graph.npz")
     write_chrome_trace(trained.timeline, folder / "trace.json")
     write_ledger(folder / "ledger.csv", trained.checks)
     pictures, missing = network_pictures(trained), trained.not_checked
-    trained.report = write_run_report(trained.run, folder / "report.html", pictures, missing)
+    report = write_run_report(trained.run, folder / "report.html", pictures, missing)
+    trained.report = (shown or folder) / report.name
     write_run_json(folder, {**trained.as_json(), "wall_s": trained.wall_s, "title": title})

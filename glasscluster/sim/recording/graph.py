@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from glasscluster.base.arrays import read_npz
 from glasscluster.base.errors import InputError, MessageLost
+from glasscluster.base.files import replacing
 from glasscluster.sim.recording.events import (
     BACKWARD,
     BEGIN,
@@ -445,14 +447,9 @@ class ExecutionGraph:
             "memory": beside,
         }
         arrays = {c: getattr(self, c) for c in COLUMNS} | memory
-        np.savez_compressed(
-            path,
-            meta=np.array(json.dumps(meta)),
-            dep_ptr=self.dep_ptr,
-            dep_idx=self.dep_idx,
-            match=self.match,
-            **arrays,
-        )
+        arrays |= {"dep_ptr": self.dep_ptr, "dep_idx": self.dep_idx, "match": self.match}
+        with replacing(path) as beside_it, beside_it.open("wb") as written:
+            np.savez_compressed(written, meta=np.array(json.dumps(meta)), **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> ExecutionGraph:
@@ -468,28 +465,25 @@ class ExecutionGraph:
             InputError: if the file cannot be read, is no graph, or has a format of another version.
         """
         try:
-            with np.load(path, allow_pickle=False) as data:
-                meta = json.loads(str(data["meta"]))
-                if meta["format"] != FORMAT:
-                    raise InputError(
-                        "graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}"
-                    )
-                columns = {c: data[c] for c in COLUMNS}
-                full = {
-                    "names": meta["names"],
-                    "ranks": meta["ranks"],
-                    "info": meta["info"],
-                    "groups": {
-                        int(r): {int(g): (a, m) for g, (a, m) in gs.items()}
-                        for r, gs in meta["groups"].items()
-                    },
-                    "memory": from_columns(data, meta["memory"]),
-                }
-                return cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
+            data = read_npz("graph", path)
+            meta = json.loads(str(data["meta"]))
+            if meta["format"] != FORMAT:
+                raise InputError(
+                    "graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}"
+                )
+            columns = {c: data[c] for c in COLUMNS}
+            full = {
+                "names": meta["names"],
+                "ranks": meta["ranks"],
+                "info": meta["info"],
+                "groups": {
+                    int(r): {int(g): (a, m) for g, (a, m) in gs.items()} for r, gs in meta["groups"].items()
+                },
+                "memory": from_columns(data, meta["memory"]),
+            }
+            return cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
         except InputError:
             raise
-        except OSError as problem:
-            raise InputError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
         except Exception as problem:  # a damaged or foreign file fails in many ways inside numpy
             raise InputError(
                 "graph", str(path), f"is not a recorded graph ({type(problem).__name__})"

@@ -187,8 +187,8 @@ def check_items(job: EvaluationJob) -> Tokenizer | None:
     tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer is not None else None
     if tokenizer is None and vocab < 256:
         raise InputError("vocab", vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
-    if tokenizer is not None and tokenizer.size > vocab:
-        raise InputError("vocab", vocab, f"{job.tokenizer} has {tokenizer.size} tokens", [tokenizer.size])
+    if tokenizer is not None:
+        tokenizer.check_vocab(vocab, str(job.tokenizer))
     for task in job.tasks:
         for number, item in enumerate(task.items):
             empty = ""

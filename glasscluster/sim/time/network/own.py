@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import networkx as nx
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_json
 from glasscluster.base.quantities import parse_rate, parse_time
 from glasscluster.sim.time.network.topology import Node, Topology, links_as_added
 
@@ -62,17 +62,7 @@ def read(path: str | Path) -> Topology:
     it the order of GPUs, the placement of ranks and the routes.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise InputError("topology", path.name, f"the file is larger than {LARGEST_FILE:,} bytes")
-        data = json.loads(path.read_text())
-    except InputError:
-        raise
-    except OSError as problem:
-        raise InputError("topology", str(path), f"cannot be read: {problem.strerror}") from None
-    except ValueError as problem:
-        raise InputError("topology", path.name, f"is not a network (nodes and edges): {problem}") from None
-    return from_data(data, name=path.stem)
+    return from_data(read_json("topology", path, LARGEST_FILE), name=path.stem)
 
 
 # ---- as data, exactly --------------------------------------------------------------------------------------
