@@ -88,12 +88,12 @@ def test_waiting_for_the_host_and_then_for_a_gather_are_told_apart(stage):
 
 def test_what_lives_in_host_memory_is_no_byte_of_the_gpu_and_is_let_go_with_its_tensor():
     def program(gpu):
-        kept = gpu.host.keep(torch.zeros(1000), "moments")
+        kept = gpu.host.store(torch.zeros(1000), "moments")
         gpu.memory.allocated([kept.view(-1)], OPTIMIZER)
         moved = torch.zeros(10)
         gpu.memory.register(moved, "optimizer")
         before = gpu.memory.snapshot()["optimizer"], gpu.memory.host_bytes
-        gpu.host.keep(moved, "more")
+        gpu.host.store(moved, "more")
         after = gpu.memory.snapshot()["optimizer"], gpu.memory.host_bytes
         del kept
         return before, after, gpu.memory.host_bytes, sum(gpu.memory.snapshot().values())

@@ -95,14 +95,14 @@ def parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
 # ---- commands ----------------------------------------------------------------------------------------
 def parameters(request: type[Request]) -> list[inspect.Parameter]:
     """What a command of this request takes: what is shown first, then each part's; --request and --json."""
-    found = {}
+    options = {}
     for name, field, owner in request.options():
-        found[name] = parameter(name, field, panel_of(name, owner, request))
-    order = [*(request.first or ()), *(name for name in found if name not in (request.first or ()))]
+        options[name] = parameter(name, field, panel_of(name, owner, request))
+    order = [*(request.first or ()), *(name for name in options if name not in (request.first or ()))]
     file = typer.Option("--request", help=FILE, metavar="FILE", is_eager=True, callback=take_file)
-    extra = {"request": Annotated[str | None, file]} if found else {}
+    extra = {"request": Annotated[str | None, file]} if options else {}
     extra["json"] = Annotated[bool, typer.Option("--json", help=JSON)]
-    made = [found[name] for name in order]
+    made = [options[name] for name in order]
     for name, annotation in extra.items():
         default = False if name == "json" else None
         more = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -435,8 +435,8 @@ class Lab:
 
         That a run is trained without a reference is the scenario's choice; its other checks stand for that.
         """
-        found = [] if self.all_checks else [NO_CHECKS]
-        return found + [_of_run(e, NOT_COUNTED) for e in self.entries if e.run.graph.has_native]
+        unchecked = [] if self.all_checks else [NO_CHECKS]
+        return unchecked + [_of_run(e, NOT_COUNTED) for e in self.entries if e.run.graph.has_native]
 
     @property
     def status(self) -> Status:

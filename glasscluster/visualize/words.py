@@ -173,7 +173,7 @@ CATALOGUE: dict[str, Said] = {
         "difference from the formula, relative (10⁻¹⁷: exactly none)",
         "与公式的相对差异（10⁻¹⁷ 表示完全相等）",
     ),
-    "found": Said("found", "实际"),
+    "observed": Said("found", "实际"),
     "allowed": Said("allowed", "允许"),
     "binned": Said(
         "{events} events; {drawn} blocks drawn one by one, {binned} shorter ones joined at {pixel} a pixel",

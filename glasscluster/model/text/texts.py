@@ -37,12 +37,12 @@ def documents(source: str, field: str = "data") -> list[bytes]:
     elif not path.exists() and source not in BUILT_IN:
         raise InputError(field, source, "is no file, no folder and no built-in text", BUILT_IN)
     elif path.exists():
-        found = read_bytes(field, path).split(END_OF_TEXT.encode())
+        texts = read_bytes(field, path).split(END_OF_TEXT.encode())
     elif source == "python":
-        found = standard_library()
+        texts = standard_library()
     else:
-        found = [pair[source == "chinese"].encode() for pair in bilingual()]
-    return [text for text in found if text.strip()]
+        texts = [pair[source == "chinese"].encode() for pair in bilingual()]
+    return [text for text in texts if text.strip()]
 
 
 @cache
@@ -50,14 +50,14 @@ def standard_library(limit: int = LIMIT, deep: bool = False) -> list[bytes]:
     """Modules of the running Python's standard library by name, until they have `limit` bytes. deep: packages
     inside it, too.
     """
-    home, found, size = Path(sysconfig.get_paths()["stdlib"]), list[bytes](), 0
+    home, texts, size = Path(sysconfig.get_paths()["stdlib"]), list[bytes](), 0
     for module in sorted(home.rglob("*.py") if deep else home.glob("*.py")):
         if size >= limit:
             break
         if "site-packages" not in module.parts:
-            found.append(module.read_bytes()[: limit - size])
-            size += len(found[-1])
-    return found
+            texts.append(module.read_bytes()[: limit - size])
+            size += len(texts[-1])
+    return texts
 
 
 @cache

@@ -90,9 +90,9 @@ class Tokenizer:
         """Learn from texts up to `vocab` tokens, with the special ones, which come last (as GPT-2's).
         ValueError if that is too few.
         """
-        found = learn(count_pieces(texts), vocab - len(specials), say)
+        learned = learn(count_pieces(texts), vocab - len(specials), say)
         return cls(
-            found.tokens, found.merges, {text: len(found.tokens) + i for i, text in enumerate(specials)}
+            learned.tokens, learned.merges, {text: len(learned.tokens) + i for i, text in enumerate(specials)}
         )
 
     def check_vocab(self, vocab: int, name: str) -> None:

@@ -61,8 +61,8 @@ class Layout:
         self.theirs: dict[str, list[Piece]] = {}
         self.at: dict[str, tuple[str, Piece]] = {}  # part -> their tensor, and where in it
         self.home: dict[str, str] = {}  # part -> our tensor
-        for name, found in self.ours.items():
-            for part, _, rows in found:
+        for name, parts in self.ours.items():
+            for part, _, rows in parts:
                 tensor = family.name(part)
                 beside = self.theirs.setdefault(tensor, [])
                 beside.append(Piece(part, sum(p.rows for p in beside), rows))
@@ -70,9 +70,9 @@ class Layout:
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The shape of one of their tensors."""
-        found = self.theirs[tensor]
-        shape = (sum(p.rows for p in found), *self.shapes[self.home[found[0].part]][1:])
-        return shape[::-1] if self.family.is_transposed(found[0].part) else shape
+        stacked = self.theirs[tensor]
+        shape = (sum(p.rows for p in stacked), *self.shapes[self.home[stacked[0].part]][1:])
+        return shape[::-1] if self.family.is_transposed(stacked[0].part) else shape
 
     def to_ours(self, name: str, theirs: Mapping[str, Tensor]) -> Tensor:
         """One of our tensors."""
@@ -148,9 +148,9 @@ class Weights(Mapping[str, Tensor]):
                 f"{self.folder}: nobody needs {odd[0]}" + (f" and {len(odd) - 1} others" if odd[1:] else "")
             )
         for name in sorted(wanted):
-            if (found := self.tensors.shape(name)) != (right := self.layout.shape(name)):
+            if (shape := self.tensors.shape(name)) != (right := self.layout.shape(name)):
                 raise WeightsError(
-                    f"{self.folder}: {name} has shape {list(found)}, config.json makes it {list(right)}"
+                    f"{self.folder}: {name} has shape {list(shape)}, config.json makes it {list(right)}"
                 )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -205,8 +205,8 @@ class _Tensors(Mapping[str, Tensor]):
             self.where |= {key: (opened, key) for key in opened.keys()}  # noqa: SIM118 - not a dict
         if family.base and not any(key.startswith(family.base) for key in self.where):
             self.where = {
-                key if key.startswith(("lm_head.", "cls.")) else family.base + key: found
-                for key, found in self.where.items()
+                key if key.startswith(("lm_head.", "cls.")) else family.base + key: tensor
+                for key, tensor in self.where.items()
             }
 
     def shape(self, name: str) -> tuple[int, ...]:

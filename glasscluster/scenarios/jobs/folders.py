@@ -69,7 +69,7 @@ def write_ledger(path: Path, rows: list[Row]) -> None:
 
 
 def write_run_json(folder: Path, content: dict[str, Any]) -> None:
-    """Everything that differs from machine to machine lives here, not in the report."""
+    """Write run.json, which alone holds what differs from machine to machine; the report has none of it."""
     import torch
 
     versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -86,8 +86,8 @@ def keep_partial(folder: Path, error: GlassError, info: dict[str, Any], say: Say
 
 
 def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path:
-    """What a failed run leaves: each rank's events so far (npz, no pickle) and its last operations with the
-    error.
+    """Write what a failed run leaves: each rank's events so far (npz, no pickle), and its last operations
+    with the error.
     """
     with rewriting(folder) as beside:
         _write_partial(beside, error, info)
@@ -109,6 +109,6 @@ def _write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Non
         )
         kind, op = FIELDS.index("kind"), FIELDS.index("op")
         last = [f"{KINDS[int(e[kind])]} {names[int(e[op])]}" for e in table[-64:]]
-        said = outcome.error.as_dict() if outcome.error is not None else None
-        ranks.append({"rank": outcome.rank, "events": len(table), "error": said, "last_operations": last})
+        failure = outcome.error.as_dict() if outcome.error is not None else None
+        ranks.append({"rank": outcome.rank, "events": len(table), "error": failure, "last_operations": last})
     write_run_json(folder, {"schema": "glass.partial/1", **error.as_dict(), "info": info, "ranks": ranks})

@@ -17,24 +17,26 @@ TELL_EVERY = 1000  # tokens
 
 
 def learn_command(request: LearnRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """`glass tokenize train`: a tokenizer.json of some texts."""
+    """Run `glass tokenize train`: learn a tokenizer.json from texts."""
     return learned(request.files, request.vocab, request.special or [END_OF_TEXT], request.out, say)
 
 
 def encode_command(request: EncodeRequest) -> dict[str, Any]:
-    """`glass tokenize encode`: the tokens of a text or of a file."""
+    """Run `glass tokenize encode`: the tokens of a text or of a file."""
     return encoded(request.tokenizer, request.text, request.allow, request.file)
 
 
 def decode_command(request: DecodeRequest) -> dict[str, Any]:
-    """`glass tokenize decode`: the text of some tokens."""
+    """Run `glass tokenize decode`: the text of some tokens."""
     return decoded(request.tokenizer, request.tokens)
 
 
 def learned(
     sources: Sequence[str], vocab: int, specials: Sequence[str], out: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Train on sources (model/text/texts.py), write a tokenizer.json; the `glass.tokenize-train/1` object."""
+    """Learn a tokenizer from sources (model/text/texts.py) and write its file; the `glass.tokenize-train/1`
+    object.
+    """
     begun = time.perf_counter()
     if vocab < 256 + len(specials):
         raise InputError(
@@ -49,12 +51,12 @@ def learned(
     say(f"cutting {sum(map(len, texts)):,} bytes into pieces")
     pieces = count_pieces(texts)
     say(f"merging in {len(pieces):,} different pieces")
-    found = learn(
+    bpe = learn(
         pieces, vocab - len(specials), lambda n: say(f"{n:,} tokens") if n % TELL_EVERY == 0 else None
     )
     try:
-        numbers = {text: len(found.tokens) + i for i, text in enumerate(specials)}
-        made = Tokenizer(found.tokens, found.merges, numbers)
+        numbers = {text: len(bpe.tokens) + i for i, text in enumerate(specials)}
+        made = Tokenizer(bpe.tokens, bpe.merges, numbers)
     except ValueError as problem:
         raise InputError("special", ", ".join(specials), str(problem)) from None
     made.save(out)
@@ -75,7 +77,7 @@ def learned(
 
 
 def opened(path: str) -> Tokenizer:
-    """A tokenizer.json; InputError for anything else."""
+    """Load a tokenizer.json; InputError for anything else."""
     try:
         return Tokenizer.load(path)
     except InputError:
@@ -105,7 +107,7 @@ def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> di
 
 
 def decoded(path: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """The `glass.tokenize-decode/1` object: the text, and its bytes, which need not be one."""
+    """The `glass.tokenize-decode/1` object: the text, and its bytes, which need not be valid text."""
     tokenizer = opened(path)
     for number in numbers:
         if number not in tokenizer.tokens and number not in tokenizer.specials.values():

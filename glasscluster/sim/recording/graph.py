@@ -151,19 +151,19 @@ class ExecutionGraph:
         recordings = sorted(recordings, key=lambda r: r["rank"])
         names = sorted({n for r in recordings for n in r["names"]})
         number = {n: i for i, n in enumerate(names)}
-        parts: dict[str, list[np.ndarray]] = {c: [] for c in COLUMNS}
+        pending: dict[str, list[np.ndarray]] = {c: [] for c in COLUMNS}
         sources, targets, offset = [], [], 0
         for r in recordings:
             table = r["table"]
             rename = np.array([number[n] for n in r["names"]] or [0], dtype=np.int64)
-            parts["rank"].append(np.full(len(table), r["rank"], dtype=np.int64))
+            pending["rank"].append(np.full(len(table), r["rank"], dtype=np.int64))
             for i, field in enumerate(FIELDS):
                 column = table[:, i]
-                parts[field].append(rename[column] if field in ("op", "label") and len(column) else column)
+                pending[field].append(rename[column] if field in ("op", "label") and len(column) else column)
             targets.append(np.repeat(np.arange(len(table)), r["dep_counts"]) + offset)
             sources.append(r["deps"] + offset)
             offset += len(table)
-        columns = {c: np.concatenate(v) if v else np.empty(0, np.int64) for c, v in parts.items()}
+        columns = {c: np.concatenate(v) if v else np.empty(0, np.int64) for c, v in pending.items()}
         none = [np.empty(0, np.int64)]
         source, target = np.concatenate(none + sources), np.concatenate(none + targets)
         unknown = sorted({name for r in recordings for name in r["unknown_flops"]})  # operators, counted as 0
@@ -581,8 +581,8 @@ def distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
         The distinct keys, [k]; and for each key a position in them, [n].
     """
     if bound > 8 * len(keys) + 1_000_000:
-        found, place = np.unique(keys, return_inverse=True)
-        return found, place.reshape(-1)
+        ordered, place = np.unique(keys, return_inverse=True)
+        return ordered, place.reshape(-1)
     there = np.zeros(bound, dtype=bool)
     there[keys] = True
     return np.flatnonzero(there), (np.cumsum(there) - 1)[keys]

@@ -40,13 +40,13 @@ def pack(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     The data is one zlib stream in base64.
     """
-    listed, parts = [], []
+    listed, streams = [], []
     for name, values in columns.items():
         steps = _narrow(np.diff(np.asarray(values, dtype=np.int64), prepend=0))
         listed.append([name, steps.itemsize, len(steps)])
         # all lowest bytes first, then the next: runs of equal bytes are what deflate finds
-        parts.append(steps.view(np.uint8).reshape(-1, steps.itemsize).T.tobytes())
-    return {"columns": listed, "data": base64.b64encode(zlib.compress(b"".join(parts), 9)).decode()}
+        streams.append(steps.view(np.uint8).reshape(-1, steps.itemsize).T.tobytes())
+    return {"columns": listed, "data": base64.b64encode(zlib.compress(b"".join(streams), 9)).decode()}
 
 
 def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -124,9 +124,9 @@ def _named(problem: ValidationError, path: Path) -> InputError:
 
 def _part(where: tuple[int | str, ...]) -> type[BaseModel]:
     """The model that stands at a place of the profile."""
-    part: type[BaseModel] = MachineProfile
+    model: type[BaseModel] = MachineProfile
     for name in where:
-        annotation = part.model_fields[str(name)].annotation
-        parts = [annotation, *get_args(annotation)]
-        part = next(p for p in parts if isinstance(p, type) and issubclass(p, BaseModel))
-    return part
+        annotation = model.model_fields[str(name)].annotation
+        types = [annotation, *get_args(annotation)]
+        model = next(p for p in types if isinstance(p, type) and issubclass(p, BaseModel))
+    return model

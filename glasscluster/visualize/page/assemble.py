@@ -39,13 +39,13 @@ TABS = ("story", "timeline", "memory", "network", "ledger", "checks")
 
 
 def _versions() -> str:
-    found = []
+    versions = []
     for name in ("glasscluster", "torch"):
         try:
-            found.append(f"{name} {version(name)}")
+            versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    return " · ".join(found)
+    return " · ".join(versions)
 
 
 def ledger_csv(report: Report) -> str:
