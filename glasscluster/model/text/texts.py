@@ -33,7 +33,7 @@ def documents(source: str, field: str = "data") -> list[bytes]:
     """
     path = Path(source)
     if path.is_dir():
-        found = [read_bytes(field, p) for p in sorted(path.rglob("*")) if p.is_file()]
+        texts = [read_bytes(field, p) for p in sorted(path.rglob("*")) if p.is_file()]
     elif not path.exists() and source not in BUILT_IN:
         raise InputError(field, source, "is no file, no folder and no built-in text", BUILT_IN)
     elif path.exists():

@@ -9,8 +9,8 @@ one said:
     rank 0   group dp, number 7:  all_reduce(ring), op sum, 8 x float32     ──►  noted
     rank 2   group dp, number 7:  all_reduce(ring), op max, 8 x float32     ──►  CollectiveMismatch, on rank 2
 
-On threads the notes are a dictionary (`Notes`). Between processes they lie in the store in which the process
-group met (`StoreNotes`): one request a collective, about as long as one message, on TCP also where the data goes
+On threads the calls are a dictionary (`Calls`). Between processes they lie in the store in which the process
+group met (`StoreCalls`): one request a collective, about as long as one message, on TCP also where the data goes
 over NCCL. This is control traffic: neither counted nor on the graph. Messages between two ranks are compared in
 the same way, by number, dtype and length; on threads where they are delivered.
 """
@@ -94,7 +94,7 @@ def mismatch(mine: Call, number: int, rank: int, first: int, said: str) -> Colle
     )
 
 
-class Notes:
+class Calls:
     """What the ranks of one process have said of their collectives."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Notes:
             del self._said[call.key, number]
 
 
-class StoreNotes:
+class StoreCalls:
     """The same between processes, in the store in which they met. One object a rank.
 
     A group's calls share SLOTS keys. A call replaces the one that was SLOTS before it, whose value every rank

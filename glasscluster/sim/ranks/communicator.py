@@ -852,7 +852,7 @@ class Communicator:
                 f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first"
             )
         algorithm, steps = find(operation, algorithm)
-        asked, average = dict(options), options.get("op") == "avg"
+        given, average = dict(options), options.get("op") == "avg"
         if average:
             options["op"] = "sum"
         if options.get("op", "sum") not in REDUCTIONS:
@@ -860,7 +860,7 @@ class Communicator:
         if self.size == 1:
             return Done()
         x = x.detach()
-        call = describe(operation, algorithm, x, (self.group, self.axis, self.ranks), asked)
+        call = describe(operation, algorithm, x, (self.group, self.axis, self.ranks), given)
         self.wire.agree(call, self.ranks, options.get("sends", ()), options.get("receives", ()))
         work = CollectiveWork(self, operation, algorithm, purpose, label, x)
         work.steps = (

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from glasscluster.base.errors import GlassError, MessageLost, RankDied, RankStalled
-from glasscluster.sim.ranks.agreement import Call, StoreNotes
+from glasscluster.sim.ranks.agreement import Call, StoreCalls
 from glasscluster.sim.ranks.deadlock import Wait, source_line
 from glasscluster.sim.ranks.wire import Ticket, Wire
 
@@ -35,10 +35,10 @@ class GroupWire(Wire):
     """A rank's end of the default process group."""
 
     def __init__(
-        self, rank: int, size: int, device: torch.device, timeout_s: float, notes: StoreNotes | None = None
+        self, rank: int, size: int, device: torch.device, timeout_s: float, calls: StoreCalls | None = None
     ) -> None:
         self.rank, self.size, self.device, self.timeout_s = rank, size, device, timeout_s
-        self.notes = notes
+        self.calls = calls
         self._arrived: queue.SimpleQueue[tuple[Ticket, Exception | None]] = queue.SimpleQueue()
         self._helpers: ThreadPoolExecutor | None = None
         self._submitted: set[int] = set()
@@ -129,25 +129,25 @@ class GroupWire(Wire):
         self, call: Call, ranks: Sequence[int], sends: Sequence[int] = (), receives: Sequence[int] = ()
     ) -> None:
         """Compare with what the first rank wrote into the store."""
-        if self.notes is not None:
-            number = self.notes.compare(call)
+        if self.calls is not None:
+            number = self.calls.compare(call)
             if sends or receives:
-                self.notes.compare_splits(call, number, ranks, sends, receives)
+                self.calls.compare_splits(call, number, ranks, sends, receives)
 
     def _compare(self, ticket: Ticket) -> None:
         """Compare a message of the program's own; those of a collective are described by it."""
-        if self.notes is not None and ticket.what in ("send", "recv"):
+        if self.calls is not None and ticket.what in ("send", "recv"):
             assert ticket.tensor is not None
-            self.notes.compare_message(ticket.kind, ticket.peer, ticket.tag, ticket.tensor)
+            self.calls.compare_message(ticket.kind, ticket.peer, ticket.tag, ticket.tensor)
 
     def start_run(self) -> None:
         """Begin to number collectives and messages anew."""
-        if self.notes is not None:
-            self.notes.start_run()
+        if self.calls is not None:
+            self.calls.start_run()
 
     def unmatched(self) -> dict[tuple[int, int, int], int]:
         """What this rank has sent less what it has received, by sender, receiver and tag."""
-        return {} if self.notes is None else {k: n for k, n in self.notes.posted.items() if n}
+        return {} if self.calls is None else {k: n for k, n in self.calls.posted.items() if n}
 
     # ---- whole collectives ---------------------------------------------------------------------------------
     def native(
@@ -188,9 +188,9 @@ class NcclWire(GroupWire):
     """
 
     def __init__(
-        self, rank: int, size: int, device: torch.device, timeout_s: float, notes: StoreNotes | None = None
+        self, rank: int, size: int, device: torch.device, timeout_s: float, calls: StoreCalls | None = None
     ) -> None:
-        super().__init__(rank, size, device, timeout_s, notes)
+        super().__init__(rank, size, device, timeout_s, calls)
         self._streams: dict[int, torch.cuda.Stream] = {}
         self._batch: list[tuple[Ticket, dist.P2POp]] | None = None
 
@@ -246,8 +246,8 @@ class NcclWire(GroupWire):
 def make_wire(rank: int, size: int, device: torch.device, timeout_s: float, compare: bool) -> GroupWire:
     """The wire for a device, in the default process group. compare: collectives are compared before they run."""
     store: Any = dist.distributed_c10d._get_default_store() if compare else None
-    notes = StoreNotes(store, rank) if compare else None
-    return (NcclWire if device.type == "cuda" else GroupWire)(rank, size, device, timeout_s, notes)
+    calls = StoreCalls(store, rank) if compare else None
+    return (NcclWire if device.type == "cuda" else GroupWire)(rank, size, device, timeout_s, calls)
 
 
 def lost_message(unmatched: Iterable[dict[tuple[int, int, int], int]]) -> MessageLost | None:

@@ -36,7 +36,7 @@ from glasscluster.base.errors import (
     RankDied,
     RankStalled,
 )
-from glasscluster.sim.ranks.agreement import Call, Notes
+from glasscluster.sim.ranks.agreement import Call, Calls
 from glasscluster.sim.ranks.deadlock import Wait, describe_deadlock, source_line
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 from glasscluster.sim.ranks.wire import TAGS_PER_GROUP, Ticket, Wire
@@ -72,7 +72,7 @@ class Scheduler:
         self.failure: GlassError | None = None
         self.refused = [0] * size  # how often a rank has communicated after the failure
         self.running, self.since = 0, time.monotonic()  # whose turn it is, and since when
-        self.notes: Notes | None = Notes() if compare else None
+        self.calls: Calls | None = Calls() if compare else None
 
     # ---- messages ------------------------------------------------------------------------------------------
     def post(self, me: int, ticket: Ticket) -> Ticket:
@@ -279,8 +279,8 @@ class ThreadWire(Wire):
         self, call: Call, ranks: Sequence[int], sends: Sequence[int] = (), receives: Sequence[int] = ()
     ) -> None:
         """Compare with what the first rank said; the lengths of an all-to-all are, where they arrive."""
-        if self.scheduler.notes is not None:
-            self.scheduler.notes.compare(self.rank, call, len(ranks))
+        if self.scheduler.calls is not None:
+            self.scheduler.calls.compare(self.rank, call, len(ranks))
 
     def native(
         self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
