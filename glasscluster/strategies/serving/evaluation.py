@@ -129,8 +129,10 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
                     step += 1
                 else:
                     new = [row_of(item, c, tokenizer, job.model.seq) for c in range(numbers(item))]
-                    asked = [(at + c, row) for c, row in enumerate(new) if row[1]]  # not a text of one token
-                    places, rows = places + [place for place, _ in asked], rows + [row for _, row in asked]
+                    # a text of one token has nothing to score
+                    scorable = [(at + c, row) for c, row in enumerate(new) if row[1]]
+                    places += [place for place, _ in scorable]
+                    rows += [row for _, row in scorable]
             at += numbers(item) + 1
         for a in range(0, len(rows), job.batch):
             with gpu.region("forward", micro_batch=step):
