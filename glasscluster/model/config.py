@@ -326,7 +326,14 @@ class ModelConfig(BaseModel):
         return 2 if self.activation in ("swiglu", "geglu", "swiglu-clamped") else 1
 
     def routed(self, layer: int) -> bool:
-        """Whether a layer has a router and experts in the place of its MLP."""
+        """Whether a layer has a router and experts in the place of its MLP.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            True for layers behind the first dense ones, of a model with experts.
+        """
         return self.experts > 0 and layer >= self.dense_layers
 
     @property
@@ -335,13 +342,26 @@ class ModelConfig(BaseModel):
         return sum(map(self.routed, range(self.layers)))
 
     def dense_width(self, layer: int) -> int:
-        """The inner width of the MLP that every token of a layer passes; 0: there is none."""
+        """The inner width of the MLP that every token of a layer passes.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            Columns of the MLP, or of the shared expert; 0 where there is none.
+        """
         return self.shared_ffn if self.routed(layer) else self.width
 
     def matrix_pairs(self, layer: int) -> int:
         """Pairs of matrices into and out of the tensor-parallel region that a layer has.
 
         They are attention, the MLP or the experts, and the expert that every token passes.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            2, or 3 with a shared expert.
         """
         return 2 + (self.routed(layer) and self.shared_ffn > 0)
 

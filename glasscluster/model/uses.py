@@ -42,6 +42,7 @@ RULES = (
         frozenset({"evaluate"}),
         "its tokens see each other, so those that are scored would already have been seen",
     ),
+    Rule("router_bias", False, frozenset({"tune"}), "roles hand each other parameters alone"),
     Rule(
         "capacity_factor",
         0,
