@@ -142,15 +142,12 @@ def route(
         logits = logits + F.pad(logits.new_full((1,), config.hot_expert), (0, config.experts - 1))
     p = logits.sigmoid() if config.router == "sigmoid" else logits.softmax(-1)
     if correction is None and config.router_top_groups == config.router_groups:
-        weights, choices = p.topk(config.top_k, dim=-1)
+        of_chosen, choices = p.topk(config.top_k, dim=-1)
     else:
         choices = best(p.detach(), config, correction)
-        weights = p.gather(-1, choices)
-    if config.normalises:
-        weights = weights / weights.sum(-1, keepdim=True)
-    if config.router_scale != 1:
-        weights = weights * config.router_scale
-    return p, weights, choices
+        of_chosen = p.gather(-1, choices)
+    weights = of_chosen / of_chosen.sum(-1, keepdim=True) if config.normalises else of_chosen
+    return p, weights if config.router_scale == 1 else weights * config.router_scale, choices
 
 
 def best(scores: Tensor, config: ModelConfig, correction: Tensor | None) -> Tensor:
@@ -261,8 +258,13 @@ def apply_experts(block: Any, rows: Tensor, sources: list[list[int]]) -> Tensor:
     for e, (up, down) in enumerate(zip(up_all.unbind(), down_all.unbind(), strict=True)):
         mine = pieces[e::here]
         x = torch.cat(mine) if len(mine) > 1 else mine[0]
-        inner = mlp.activate(linear(x, up, up_bias[e], whole=up_all, index=e), block.config.activation)
-        y = linear(inner, down, down_bias[e], whole=down_all, index=e)
+        y = linear(
+            mlp.activate(linear(x, up, up_bias[e], whole=up_all, index=e), block.config.activation),
+            down,
+            down_bias[e],
+            whole=down_all,
+            index=e,
+        )
         results[e::here] = y.split([counts[e] for counts in sources])
     return torch.cat(results)
 
