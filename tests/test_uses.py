@@ -88,7 +88,9 @@ def test_generation_and_tuning_refuse_places_of_experts_too():
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.field} {sorted(rule.uses)}")
 def test_every_rule_of_the_table_refuses_in_its_uses_alone(rule):
     unfit = {"dropout": 0.1, "patches": 4, "objective": "masked", "prefix": 2, "capacity_factor": 1.0}
-    model = ModelConfig(**{**SHAPE, rule.field: unfit[rule.field]})
+    unfit["router_bias"] = True
+    experts = {"experts": 4} if rule.field in ("capacity_factor", "router_bias") else {}
+    model = ModelConfig(**{**SHAPE, **experts, rule.field: unfit[rule.field]})
     for use in rule.uses:
         with pytest.raises(InputError) as said:
             check_use(model, use)

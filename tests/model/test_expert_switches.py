@@ -15,6 +15,7 @@ from glasscluster.base.errors import InputError
 from glasscluster.model import uses
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.weights import hugging_face
 from glasscluster.scenarios.jobs import generation, serving, training
 from glasscluster.sim.recording.events import COMPUTE
 from glasscluster.sim.run import Cluster, Run
@@ -182,6 +183,30 @@ def test_a_correction_is_brought_back_whole_from_any_layout_and_stays_as_it_was(
     assert moved
     with pytest.raises(ValueError, match="router_correction"):
         assemble(plan, model, [r.weights[-1] for r in results])
+
+
+def test_a_correction_is_saved_and_loaded_with_the_weights():
+    model = model_with("deepseek-v3")
+    tensors = hugging_face.tensors_of(GPTStage(model, seed=7))
+    assert tensors.keys() >= {"layers.1.router_correction", "layers.2.router_correction"}
+    layout = hugging_face.Layout(SameNames(), model)  # type: ignore[arg-type]
+    theirs = {name: layout.to_theirs(name, tensors) for name in layout.theirs}
+    assert theirs.keys() >= {"layers.1.router_correction", "layers.2.router_correction"}
+    loaded = GPTStage(model, [1, 2], first=False, seed=8)
+    found = {name: layout.to_ours(name, theirs) for name in tensors}
+    hugging_face.Weights.fill(found, loaded)  # type: ignore[arg-type]
+    for name, tensor in hugging_face.tensors_of(loaded).items():
+        assert torch.equal(tensor, tensors[name])
+
+
+class SameNames:
+    """A family that calls every part as we do."""
+
+    def name(self, part: str) -> str:
+        return part
+
+    def is_transposed(self, part: str) -> bool:
+        return False
 
 
 def test_a_correction_is_in_the_accumulators_type_and_not_among_the_parameters_units():

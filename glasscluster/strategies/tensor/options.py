@@ -24,7 +24,7 @@ class TensorOptions(BaseModel):
     )
 
     def rules(self, model: ModelConfig, _layout: Layout) -> None:
-        """What is cut over tp ranks divides evenly; a key-value head is whole, or shared by some of them."""
+        """tp divides what it cuts. A key-value head is whole on a rank, or shared evenly by several ranks."""
         if rule := self.broken(model, self.tp):
             fits = [t for t in divisors(model.heads) if self.broken(model, t) is None]
             raise InputError("tp", self.tp, rule, fits)
