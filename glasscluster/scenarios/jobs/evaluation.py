@@ -204,7 +204,7 @@ def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
     for name in request.task:
         if name not in TASKS:
             raise InputError("task", name, "is unknown", list(TASKS))
-    check_model(model, request.tp, precision)
+    check_model(model, "evaluate", request.tp, precision)
     if request.tokenizer is not None:
         opened(request.tokenizer)  # or an InputError that names the file
     if request.samples > 1 and not request.temperature:
