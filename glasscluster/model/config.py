@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from glasscluster.base.errors import InputError
+
 
 class ModelConfig(BaseModel):
     """The shape of a transformer: L layers, hidden h, a heads, sequence s, vocabulary V.
@@ -21,7 +23,7 @@ class ModelConfig(BaseModel):
         (64, 3072, 124439808)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     groups: ClassVar[dict[str, tuple[str, ...]]] = {  # what stands together in a list of options
         "sizes": ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq"),
         "attention": ("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
@@ -143,62 +145,56 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
-        if self.hidden % self.heads:
-            divisors = [d for d in range(1, self.hidden + 1) if self.hidden % d == 0]
-            best = min(divisors, key=lambda d: abs(d - self.heads))
-            raise ValueError(f"heads|{self.heads}|hidden = {self.hidden} must be a multiple of heads|{best}")
-        if self.heads % self.key_heads:
-            divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
-            best = min(divisors, key=lambda d: abs(d - self.key_heads))
-            raise ValueError(
-                f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}"
-            )
+        h, a, k = self.hidden, self.heads, self.key_heads
+        if h % a:
+            rule = f"hidden = {h} must be a multiple of heads"
+            raise InputError("heads", a, rule, [d for d in range(1, h + 1) if h % d == 0])
+        if a % k:
+            rule = f"heads = {a} must be a multiple of kv-heads"
+            raise InputError("kv_heads", k, rule, [d for d in range(1, a + 1) if a % d == 0])
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
-            raise ValueError(
-                f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is "
-                f"odd|learned"
-            )
+            rule = f"turns pairs, and the head size hidden / heads = {self.head_dim} is odd"
+            raise InputError("position", "rope", rule, ["learned"])
         self._latents_fit()
         if self.rope_scaling != "none" and self.position != "rope":
-            raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
-        if self.position == "relative" and self.relative_distance <= self.relative_buckets // (
-            4 if self.both_ways else 2
-        ):
-            rule = "must be larger than the distances that have a bucket each"
-            raise ValueError(f"relative_distance|{self.relative_distance}|{rule}|{self.relative_buckets}")
-        if self.prefix and self.objective == "masked":
-            raise ValueError(f"prefix|{self.prefix}|all tokens of a masked model see each other|0")
-        if self.patches and self.objective == "masked":
-            raise ValueError(
-                f"patches|{self.patches}|a caption is predicted token by token, by a causal model|0"
-            )
-        if self.patches >= self.seq:
-            raise ValueError(
-                f"patches|{self.patches}|must leave room for text: fewer than seq = {self.seq}|{self.seq - 1}"
-            )
-        if self.prefix >= self.seq:
-            raise ValueError(f"prefix|{self.prefix}|must be shorter than seq = {self.seq}|{self.seq - 1}")
+            raise InputError("rope_scaling", self.rope_scaling, "needs --position rope", ["none"])
+        near = self.relative_buckets // (4 if self.both_ways else 2)  # distances that have a bucket each
+        if self.position == "relative" and self.relative_distance <= near:
+            rule = f"must be larger than the {near} distances that have a bucket each"
+            raise InputError("relative_distance", self.relative_distance, rule, [near + 1])
+        self._text_fits()
         if self.experts and self.top_k > self.experts:
-            raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
+            raise InputError("top_k", self.top_k, f"there are {self.experts} experts", [self.experts])
         return self
+
+    def _text_fits(self) -> None:
+        if self.objective == "masked":
+            for field, rule in (
+                ("prefix", "all tokens of a masked model see each other"),
+                ("patches", "a caption is predicted token by token, by a causal model"),
+            ):
+                if getattr(self, field):
+                    raise InputError(field, getattr(self, field), rule, [0])
+        if self.patches >= self.seq:
+            rule = f"must leave room for text: fewer than seq = {self.seq}"
+            raise InputError("patches", self.patches, rule, [self.seq - 1])
+        if self.prefix >= self.seq:
+            raise InputError("prefix", self.prefix, f"must be shorter than seq = {self.seq}", [self.seq - 1])
 
     def _latents_fit(self) -> None:
         if not self.kv_latent:
-            for field in ("q_latent", "rope_dim"):
+            for field, nothing in (("q_latent", 0), ("rope_dim", None)):
                 if getattr(self, field):
-                    raise ValueError(
-                        f"{field}|{getattr(self, field)}|needs "
-                        f"--kv-latent|{0 if field == 'q_latent' else None}"
-                    )
+                    raise InputError(field, getattr(self, field), "needs --kv-latent", [nothing])
             return
         if self.key_heads != self.heads:
-            raise ValueError(
-                f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}"
-            )
+            rule = "with kv-latent every head has keys of its own"
+            raise InputError("kv_heads", self.key_heads, rule, [self.heads])
         if self.qk_norm:
-            raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
+            rule = "with kv-latent it is the latents that have norms"
+            raise InputError("qk_norm", True, rule, [False])
         if self.rotary % 2:
-            raise ValueError(f"rope_dim|{self.rotary}|turns pairs|{self.rotary + 1}")
+            raise InputError("rope_dim", self.rotary, "turns pairs", [self.rotary - 1, self.rotary + 1])
 
     @property
     def columns(self) -> int:

@@ -24,6 +24,7 @@ from glasscluster.strategies.judge.check import TOLERANCE, difference
 from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.serving import generation
 from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
+from glasscluster.strategies.tensor.options import check_tensor_ranks
 
 Say = Callable[[str], None]
 CHECKED_TOKENS = 8  # of each sequence are generated once more in float64
@@ -246,13 +247,7 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
 def check_model(model: ModelConfig, tp: int, precision: str) -> None:
     """A model that goes on with a text, on tp ranks; InputError naming what does not fit."""
     one_of("precision", precision, tuple(WIDTH))
-    if model.heads % tp:
-        raise InputError(
-            "tp",
-            tp,
-            f"must divide heads = {model.heads}",
-            [t for t in range(1, model.heads + 1) if model.heads % t == 0],
-        )
+    check_tensor_ranks(model, tp)
     if model.dropout:
         raise InputError("dropout", model.dropout, "is for training", [0])
     if model.patches:

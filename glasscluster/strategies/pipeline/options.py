@@ -5,20 +5,20 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.requests import Numbers
+from glasscluster.base.requests import Numbers, Options
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout
 from glasscluster.strategies.pipeline.schedules import FOLDED, SCHEDULES, chunks, default_name, make_schedule
 from glasscluster.strategies.pipeline.schedules.base import Schedule
 
 
-class PipelineOptions(BaseModel):
+class PipelineOptions(Options):
     """The layers are cut into pp·V stages, which micro-batches pass one after the other."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Pipeline parallelism")
+    model_config = ConfigDict(title="Pipeline parallelism")
 
     pp: int = Field(1, ge=1, description="pipeline stages")
     schedule: str = Field(
