@@ -7,9 +7,10 @@ a plan and a model of them. Commands make their options, their JSON and their er
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import get_annotations
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -25,6 +26,8 @@ from pydantic.fields import FieldInfo
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size, parse_time
 from glasscluster.base.valid_choice import advised
+
+T = TypeVar("T")
 
 
 class Options(BaseModel):
@@ -103,10 +106,13 @@ def choices_of(mistake: Mapping[str, Any], field: FieldInfo | None) -> list[Any]
         return list(_literals(field)) or None
     if kind in ("greater_than_equal", "less_than_equal"):
         return [limits["ge"] if "ge" in limits else limits["le"]]
+    if kind == "int_from_float":
+        return [math.floor(mistake["input"]), math.ceil(mistake["input"])]
     if kind in ("greater_than", "less_than") and isinstance(mistake.get("input"), int):
-        whole = limits["gt"] + 1 if "gt" in limits else limits["lt"] - 1
-        return [whole] if default is None else [whole, default]
-    return [default] if default is not None and kind != "missing" else None
+        return [limits["gt"] + 1 if "gt" in limits else limits["lt"] - 1]
+    return (
+        [default] if kind in ("greater_than", "less_than", "finite_number") and default is not None else None
+    )
 
 
 def _literals(field: FieldInfo | None) -> tuple[Any, ...]:
@@ -196,6 +202,17 @@ class Request(Options):
     def compose(cls, given: dict[str, Any]) -> dict[str, Any]:
         """The fields that are made from several options: name -> object."""
         return {}
+
+    def prepared(self, prepare: Callable[[Self], T]) -> T:
+        """What a command's `prepare` makes of this request before anything runs.
+
+        Where it refuses a value, the choice that it names is one that the whole of it and the request's own
+        rules allow.
+
+        Raises:
+            InputError: of `prepare`.
+        """
+        return advised(lambda given: prepare(type(self).of(**given)), self.given)
 
     @model_validator(mode="before")
     @classmethod

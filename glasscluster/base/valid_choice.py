@@ -69,7 +69,12 @@ class Search:
         return self.passes
 
     def leads(
-        self, given: dict[str, Any], refused: InputError, choice: object, changes: int, changed: tuple[str, ...]
+        self,
+        given: dict[str, Any],
+        refused: InputError,
+        choice: object,
+        changes: int,
+        changed: tuple[str, ...],
     ) -> bool:
         """Whether a choice is allowed, or at most `changes` - 1 further ones make it so.
 

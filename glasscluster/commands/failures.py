@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -33,10 +34,32 @@ def usage(error: Any, arguments: list[str]) -> InputError:
     text = str(getattr(error, "message", "") or error)
     parameter = getattr(error, "param", None)
     spelled = list(getattr(parameter, "opts", None) or [getattr(error, "option_name", None) or "command"])
-    field = spelled[0].lstrip("-").replace("-", "_")
-    value = next((v for o, v in zip(arguments, [*arguments[1:], ""], strict=False) if o in spelled), "")
-    value = value or next((a.partition("=")[2] for a in arguments if a.partition("=")[0] in spelled), "")
+    field, value = named(spelled[0]), value_of(spelled, arguments)
     if field == "command" and arguments:
         value = arguments[0]
     close = getattr(error, "possibilities", None)
-    return InputError(field, value, text.rstrip("."), [nearest(spelled[0], close)] if close else None)
+    kind = str(getattr(getattr(parameter, "type", None), "name", ""))
+    if value and kind in KINDS and "alid" in text:  # "is not a valid integer", "Invalid value"
+        text = KINDS[kind]
+    elif value == "" and "requires an argument" in text:
+        text = "needs a value"
+    text = _PREAMBLE.sub("", text).rstrip(".")
+    return InputError(field, value, text, [nearest(spelled[0], close)] if close else None)
+
+
+KINDS = {"integer": "must be a whole number", "float": "must be a number", "boolean": "must be true or false"}
+_PREAMBLE = re.compile(r"^Invalid value for [^:]*: ")  # the field and its value are said already
+
+
+def named(option: str) -> str:
+    """The field of an option: `micro_batch` of `--micro-batch`."""
+    return option.lstrip("-").replace("-", "_")
+
+
+def value_of(spelled: list[str], arguments: list[str]) -> str:
+    """What stands behind an option on the command line, after a space or an `=`; empty where nothing does."""
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        option, equals, value = word.partition("=")
+        if option in spelled:
+            return value if equals else "" if following.startswith("--") else following
+    return ""

@@ -145,7 +145,6 @@ class Plan(
             InputError: naming the field, its value, the rule that it breaks and the nearest valid choice.
         """
 
-
         def judge(given: dict[str, Any]) -> None:
             plan = build(Plan, taken(Plan, given)) if given is not own else self
             shape = build(ModelConfig, taken(ModelConfig, given)) if given is not own else model

@@ -90,6 +90,11 @@ class Source:
         if not self.rows:
             raise ValueError(f"{name} has {self.tokens} tokens, a row needs {1 if packed else seq + 1}")
 
+    @property
+    def largest(self) -> int:
+        """The largest of its tokens."""
+        return max((int(text.max()) for text in self.texts if len(text)), default=0)
+
     def row(self, number: int) -> Row:
         """A row by number."""
         if self.packed is None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,12 @@ def check(asked: Asked) -> None:
             "algorithm", asked.algorithm, f"{asked.operation} has no such algorithm", [*known, NCCL]
         )
     if asked.gpus < 2:
-        raise InputError("gpus", asked.gpus, "a collective needs at least 2")
-    if asked.servers is not None and (
-        asked.algorithm != "parameter-server" or not 1 <= asked.servers <= asked.gpus
-    ):
-        raise InputError("servers", asked.servers, f"parameter-server takes 1 to {asked.gpus} shards")
+        raise InputError("gpus", asked.gpus, "a collective needs at least 2", [2])
+    if asked.servers is not None and asked.algorithm != "parameter-server":
+        raise InputError("servers", asked.servers, "are a parameter-server's: leave them out")
+    if asked.servers is not None and not 1 <= asked.servers <= asked.gpus:
+        rule = f"parameter-server takes 1 to {asked.gpus} shards"
+        raise InputError("servers", asked.servers, rule, [1, asked.gpus])
 
 
 def record(asked: Asked) -> Run:
@@ -299,30 +301,45 @@ def swept(
 # ---- the command -------------------------------------------------------------------------------------------
 def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -> dict[str, Any]:
     """`glass collective`: one collective on the wires that were asked for, and sweeps around it."""
-
-    def make(gpus: int) -> Hardware:
-        return wires(
-            gpus,
-            request.hardware,
-            request.nodes,
-            request.topology,
-            request.bandwidth,
-            request.latency,
-            request.overhead,
-            request.placement,
-            dims=request.dims,
-            leaf=request.leaf,
-            oversubscription=request.oversubscription,
-        )
-
-    operation, gpus = request.operation, request.gpus
-    nbytes = parse_buffer(operation, request.size)
-    asked = Asked(
-        operation, load(request.algorithm), gpus, nbytes, make(gpus), request.servers, request.contention
-    )
-    others = [load(name) for name in (request.against or "").split(",") if name]
-    sweeps, out = request.sweep, request.out
+    asked, others = request.prepared(prepare)
+    sweeps, out, make = request.sweep, request.out, partial(wires_of, request)
     return collective(asked, make, nodes=request.nodes, sweeps=sweeps, against=others, out=out, say=say)
+
+
+def wires_of(request: CollectiveRequest, gpus: int) -> Hardware:
+    """The wires that were asked for, between so many GPUs."""
+    return wires(
+        gpus,
+        request.hardware,
+        request.nodes,
+        request.topology,
+        request.bandwidth,
+        request.latency,
+        request.overhead,
+        request.placement,
+        dims=request.dims,
+        leaf=request.leaf,
+        oversubscription=request.oversubscription,
+    )
+
+
+def prepare(request: CollectiveRequest) -> tuple[Asked, list[str]]:
+    """What was asked for, and the algorithms beside it; InputError naming what cannot be."""
+    operation, gpus = request.operation, request.gpus
+    if gpus < 2:
+        raise InputError("gpus", gpus, "a collective needs at least 2", [2])
+    if operation not in OPERATIONS:
+        raise InputError("operation", operation, "unknown collective", OPERATIONS)
+    nbytes, algorithm = parse_buffer(operation, request.size), load(request.algorithm)
+    wired = wires_of(request, gpus)
+    asked = Asked(operation, algorithm, gpus, nbytes, wired, request.servers, request.contention)
+    check(asked)
+    others = [load(name) for name in (request.against or "").split(",") if name]
+    for text in request.sweep:
+        parse_sweep(text)
+    for name in others:
+        check(replace(asked, algorithm=name, servers=None))
+    return asked, others
 
 
 def collective(

@@ -187,7 +187,18 @@ def flagged(tasks: Sequence[Task], sources: Sequence[str]) -> dict[str, list[int
 
 
 def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
-    """`glass evaluate`: a job, validated, on a cluster."""
+    """`glass evaluate`: a job on a cluster."""
+    job, cluster = request.prepared(prepare)
+    with cluster:
+        done = evaluate(cluster, job, checked=request.check, say=say)
+    if request.against:
+        say("looking for items in the training text")
+        done.contaminated = {name: len(found) for name, found in flagged(job.tasks, request.against).items()}
+    return done
+
+
+def prepare(request: EvaluateRequest) -> tuple[EvaluationJob, Cluster]:
+    """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
     model, precision, seed = model_of(request), request.precision, request.seed
     for name in request.task:
         if name not in TASKS:
@@ -214,11 +225,7 @@ def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
         weights=request.weights,
         tokenizer=request.tokenizer,
     )
-    ranks, backend, device = job.dp * job.tp, request.backend, request.device
-    with Cluster(request.hardware, ranks, backend, seed=seed, device=device) as cluster:
-        cluster.hardware.gpu.peak(precision)
-        done = evaluate(cluster, job, checked=request.check, say=say)
-    if request.against:
-        say("looking for items in the training text")
-        done.contaminated = {name: len(found) for name, found in flagged(made, request.against).items()}
-    return done
+    ranks = job.dp * job.tp
+    cluster = Cluster(request.hardware, ranks, request.backend, seed=seed, device=request.device)
+    cluster.hardware.gpu.peak(precision)
+    return job, cluster

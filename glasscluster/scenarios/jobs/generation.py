@@ -206,7 +206,14 @@ def make_prompts(
 
 
 def generate_command(request: GenerateRequest, say: Say) -> Generation:
-    """`glass generate`: a job, validated, on a cluster."""
+    """`glass generate`: a job on a cluster."""
+    job, cluster = request.prepared(prepare)
+    with cluster:
+        return generate(cluster, job, checked=request.check, say=say)
+
+
+def prepare(request: GenerateRequest) -> tuple[GenerationJob, Cluster]:
+    """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
     model, window, cache = model_of(request), request.window, request.cache
     one_of("cache", cache, CACHES)
     check_model(model, request.tp, request.precision)
@@ -236,12 +243,13 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
     )
     if job.capacity > model.seq:
         rule = f"prompt and new tokens take {job.capacity} positions, the model has seq = {model.seq}"
-        fits = max(1, request.tokens - job.capacity + model.seq)
+        fits = request.tokens - job.capacity + model.seq
+        if fits < 1:  # the prompt alone is too long
+            raise InputError("seq", model.seq, rule, [job.capacity])
         raise InputError("tokens", request.tokens, rule, [fits])
     cluster = Cluster(request.hardware, request.tp, request.backend, seed=request.seed, device=request.device)
     cluster.hardware.gpu.peak(request.precision)
-    with cluster:
-        return generate(cluster, job, checked=request.check, say=say)
+    return job, cluster
 
 
 def check_model(model: ModelConfig, tp: int, precision: str) -> None:

@@ -68,15 +68,21 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
 
 def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None]:
     """`glass serve`: the requests, a job, a cluster, and a report where one was asked for."""
-    job = make_job(request)
-    cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
-    cluster.hardware.gpu.peak(job.precision)
+    job, cluster = request.prepared(prepare)
     with cluster:
         made = serve(cluster, job, checked=request.check, say=say)
     if not request.out or not is_leader():
         return made, None
     say(f"writing a report to {request.out}")
     return made, write(made, request.out)
+
+
+def prepare(request: ServeRequest) -> tuple[ServingJob, Cluster]:
+    """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
+    job = make_job(request)
+    cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
+    cluster.hardware.gpu.peak(job.precision)
+    return job, cluster
 
 
 def make_job(request: ServeRequest) -> ServingJob:

@@ -4,11 +4,12 @@ can be read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glasscluster.base.errors import InputError
+from glasscluster.base.errors import InputError, alike
 from glasscluster.model.text.mixture import Mixture, read
 from glasscluster.model.text.texts import BUILT_IN
 
@@ -28,8 +29,8 @@ def parse_data(given: Sequence[str], tokenizer: str | None = None, packed: bool 
     for text in given or ("python",):
         weight = _weight(text)
         sources.append((text, 1.0) if weight is None else (text.rpartition(":")[0], weight))
-        if sources[-1][1] <= 0:
-            raise InputError("data", text, "a weight is a positive number, as in a.txt:0.7")
+        if not 0 < sources[-1][1] < math.inf:
+            raise InputError("data", text, "a weight is a positive, finite number, as in a.txt:0.7")
     return Mixture(tuple(sources), tokenizer, packed)
 
 
@@ -73,7 +74,14 @@ def check_data(data: Data, seq: int, vocab: int) -> None:
     if isinstance(data, Mixture):
         _check_mixture(data, seq, vocab)
     elif data is not None:
-        _check_file(data, seq)
+        _check_file(data, seq, vocab)
+
+
+def is_folded(data: Data, vocab: int) -> bool:
+    """Whether bytes of a built-in text are folded into a vocabulary that has not all of them."""
+    if vocab >= 256:
+        return False
+    return data is None or (isinstance(data, Mixture) and data.tokenizer is None)
 
 
 def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
@@ -87,10 +95,9 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
             if problem.filename is not None and str(problem.filename) == data.tokenizer
             else "data"
         )
-        choices = None if where == "tokenizer" else BUILT_IN
-        raise InputError(
-            where, problem.filename or said, f"cannot be read: {problem.strerror}", choices
-        ) from None
+        name = str(problem.filename or said)
+        choices = None if where == "tokenizer" else alike(name, BUILT_IN)
+        raise InputError(where, name, f"cannot be read: {problem.strerror}", choices) from None
     except ValueError as problem:
         where = "tokenizer" if "tokenizer" in str(problem) else "data"
         raise InputError(where, data.tokenizer if where == "tokenizer" else said, str(problem)) from None
@@ -98,13 +105,17 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
         raise InputError(
             "vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size]
         )
+    for (name, _), source in zip(data.sources, rows.sources, strict=True):
+        if rows.tokenizer is None and name not in BUILT_IN:
+            _check_bytes(name, source.largest, vocab)
 
 
-def _check_file(path: str, seq: int) -> None:
+def _check_file(path: str, seq: int, vocab: int) -> None:
     try:
-        size = len(Path(path).read_bytes())
+        text = Path(path).read_bytes()
     except OSError as problem:
         raise InputError("data", path, f"cannot be read: {problem.strerror}") from None
+    size = len(text)
     if size < seq + 2:
         rule = "is empty" if size == 0 else f"has {size} bytes, one sequence needs seq + 2 = {seq + 2}"
         raise InputError(
@@ -112,3 +123,11 @@ def _check_file(path: str, seq: int) -> None:
             path,
             f"{rule}; give a text of at least {seq + 2} bytes, or leave --data out for the built-in corpus",
         )
+    _check_bytes(path, max(text), vocab)
+
+
+def _check_bytes(said: str, largest: int, vocab: int) -> None:
+    """Every byte of a text that somebody gave is a token of its own; none is folded into another."""
+    if largest >= vocab:
+        rule = f"{said} has the byte {largest}, and bytes are tokens: the vocabulary must have it"
+        raise InputError("vocab", vocab, rule, [largest + 1, 256])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from glasscluster.base.errors import InputError
+from glasscluster.base.errors import InputError, alike
 from glasscluster.model.text.bpe import count_pieces, learn
 from glasscluster.model.text.texts import BUILT_IN, documents
 from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -48,7 +48,8 @@ def learned(
         try:
             texts += documents(name)
         except OSError as problem:
-            raise InputError("files", name, f"cannot be read: {problem.strerror}", BUILT_IN) from None
+            rule = f"cannot be read: {problem.strerror}"
+            raise InputError("files", name, rule, alike(name, BUILT_IN)) from None
     say(f"cutting {sum(map(len, texts)):,} bytes into pieces")
     pieces = count_pieces(texts)
     say(f"merging in {len(pieces):,} different pieces")

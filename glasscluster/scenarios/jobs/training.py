@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import DoesNotFit, GlassError, InputError, OutOfMemory
+from glasscluster.base.quantities import written_bytes
 from glasscluster.base.rows import Row
 from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
@@ -20,7 +21,7 @@ from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.processes import default_backend, is_leader
 from glasscluster.scenarios.jobs.progress import Say, silent
 from glasscluster.scenarios.jobs.shapes import model_of
-from glasscluster.scenarios.jobs.sources import check_data, parse_data
+from glasscluster.scenarios.jobs.sources import check_data, is_folded, parse_data
 from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.scenarios.requests.train import TrainRequest
 from glasscluster.sim.ranks.collectives import load
@@ -113,7 +114,7 @@ def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
     plan, model, capacity = job.plan, job.model, cluster.capacity
     if capacity is None or advice.surely_fits(plan, model, capacity):
         return
-    say(f"recording one rank of each stage without data, to see whether {capacity / 1e9:.4g} GB are enough")
+    say(f"recording one rank of each stage without data, to see whether {written_bytes(capacity)} suffice")
     recorded = advice.stages(plan, model, capacity, job.steps, cluster.hardware.host.memory_bytes)
     if isinstance(recorded, OutOfMemory):
         found = advice.advise(plan, model, cluster.hardware, capacity, steps=job.steps, say=say)
@@ -124,26 +125,12 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
     """`glass train`: a cluster, a job, its folder. On failure what was recorded is written before the error
     goes on.
     """
-    plan, model = request.plan, model_of(request)
-    if request.weights is not None:  # the shape was not known before
-        plan.check(model)
-    weights, save = request.weights, request.save
-    data = parse_data(request.data, request.tokenizer, request.pack)
-    check_data(data, model.seq, model.vocab)
-    if weights is not None and plan.exchange != "all-reduce":
-        raise InputError(
-            "weights",
-            weights,
-            f"--exchange {plan.exchange} starts from the seed's",
-            ["--exchange all-reduce"],
-        )
-    cluster = make_cluster(request, plan.gpus)
-    cluster.hardware.gpu.peak(plan.precision)
-    if save is not None:
-        check_saving(save, model, plan)
-    job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=save is not None)
-    job.check_packed()
-    load(plan.algorithm)  # before any rank does: a mistake in a file is one of usage
+    job, cluster = request.prepared(prepare)
+    plan, model = job.plan, job.model
+    if request.save is not None:
+        check_saving(request.save, model, plan)
+    if is_folded(job.data, model.vocab):
+        say(f"the built-in text's bytes are taken modulo the vocabulary of {model.vocab} tokens")
     check_memory(cluster, job, say)
     if not is_leader():
         with cluster:
@@ -157,10 +144,30 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
         raise
     say(f"writing {folder}/report.html")
     write_files(folder, trained, f"train on {plan.gpus} GPUs")
-    if save is not None:
-        say(f"writing the weights to {save}")
-        hugging_face.save(assemble(plan, model, [r.weights[-1] for r in trained.run.results]), save)
+    if request.save is not None:
+        say(f"writing the weights to {request.save}")
+        weights = [r.weights[-1] for r in trained.run.results]
+        hugging_face.save(assemble(plan, model, weights), request.save)
     return trained
+
+
+def prepare(request: TrainRequest) -> tuple[Job, Cluster]:
+    """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
+    plan, model, weights = request.plan, model_of(request), request.weights
+    if weights is not None:  # the shape was not known before
+        plan.check(model)
+    data = parse_data(request.data, request.tokenizer, request.pack)
+    check_data(data, model.seq, model.vocab)
+    if weights is not None and plan.exchange != "all-reduce":
+        rule = f"--exchange {plan.exchange} starts from the seed's: leave them out, or take all-reduce"
+        raise InputError("weights", weights, rule)
+    cluster = make_cluster(request, plan.gpus)
+    cluster.hardware.gpu.peak(plan.precision)
+    keep = request.save is not None
+    job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=keep)
+    job.check_packed()
+    load(plan.algorithm)  # before any rank does: a mistake in a file is one of usage
+    return job, cluster
 
 
 def make_cluster(request: TrainRequest, gpus: int) -> Cluster:
@@ -175,9 +182,7 @@ def make_cluster(request: TrainRequest, gpus: int) -> Cluster:
 def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
     """The weights will have a place in Hugging Face's layout; InputError otherwise, before anything runs."""
     if plan.exchange != "all-reduce":
-        raise InputError(
-            "save", folder, f"--exchange {plan.exchange} keeps no weights", ["--exchange all-reduce"]
-        )
+        raise InputError("save", folder, f"--exchange {plan.exchange} keeps no weights; all-reduce does")
     try:
         hugging_face.family_of(model)
         Path(folder).mkdir(parents=True, exist_ok=True)

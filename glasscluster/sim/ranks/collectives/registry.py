@@ -149,11 +149,20 @@ def load(algorithm: str) -> str:
             _run(path, algorithm)
             _LOADED.add(str(path))
     if not any(name in known for known in ALGORITHMS.values()):
-        found = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
-        raise InputError(
-            "algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", found
+        found = sorted(
+            {n for known in ALGORITHMS.values() for n, run in known.items() if _stands_in(run, path)}
         )
+        rule = (
+            f"{file} registers {', '.join(found) or 'no algorithm'} with @collective, and none of this name"
+        )
+        raise InputError("algorithm", algorithm, rule, [f"{file}:{n}" for n in found])
     return name
+
+
+def _stands_in(steps: Callable | None, path: Path) -> bool:
+    """Whether the steps of an algorithm are written in this file."""
+    code = getattr(steps, "__code__", None)
+    return code is not None and Path(code.co_filename) == path
 
 
 def _run(path: Path, algorithm: str) -> None:
