@@ -100,19 +100,18 @@ def choices_of(mistake: Mapping[str, Any], field: FieldInfo | None) -> list[Any]
     A limit that is itself allowed is the nearest. There is no nearest to one that is not: then it is the next
     whole number, or the default of a number that need not be whole.
     """
-    kind, limits = str(mistake["type"]), mistake.get("ctx", {})
-    default = None if field is None or field.is_required() else field.default
+    kind, limits, value = str(mistake["type"]), mistake.get("ctx", {}), mistake.get("input")
+    default = [] if field is None or field.default is None or field.is_required() else [field.default]
     if kind == "literal_error":
         return list(_literals(field)) or None
     if kind in ("greater_than_equal", "less_than_equal"):
-        return [limits["ge"] if "ge" in limits else limits["le"]]
+        return [limits["ge"] if "ge" in limits else limits["le"], *default]
+    if kind in ("greater_than", "less_than") and isinstance(value, int):
+        return [limits["gt"] + 1 if "gt" in limits else limits["lt"] - 1, *default]
     if kind == "int_from_float":
-        return [math.floor(mistake["input"]), math.ceil(mistake["input"])]
-    if kind in ("greater_than", "less_than") and isinstance(mistake.get("input"), int):
-        return [limits["gt"] + 1 if "gt" in limits else limits["lt"] - 1]
-    return (
-        [default] if kind in ("greater_than", "less_than", "finite_number") and default is not None else None
-    )
+        least = [note.ge for note in field.metadata if hasattr(note, "ge")] if field is not None else []
+        return [math.floor(value), math.ceil(value), *least, *default]  # type: ignore[arg-type]
+    return default if kind in ("greater_than", "less_than", "finite_number") else None
 
 
 def _literals(field: FieldInfo | None) -> tuple[Any, ...]:
@@ -165,11 +164,13 @@ class Request(Options):
 
     parts: classes whose fields are options, too; `compose` makes their objects.
     first: options that help shows first; None: all of the request's own.
+    called: fields of refusals that are an option by another name: field -> option.
     """
 
     model_config = ConfigDict(defer_build=True)
     parts: ClassVar[tuple[type[BaseModel], ...]] = ()
     first: ClassVar[tuple[str, ...] | None] = None
+    called: ClassVar[Mapping[str, str]] = {}
 
     # the options that were given, by name
     given: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
@@ -212,7 +213,11 @@ class Request(Options):
         Raises:
             InputError: of `prepare`.
         """
-        return advised(lambda given: prepare(type(self).of(**given)), self.given)
+
+        def judge(given: dict[str, Any]) -> T:
+            return prepare(type(self).of(**{self.called.get(name, name): v for name, v in given.items()}))
+
+        return advised(judge, self.given)
 
     @model_validator(mode="before")
     @classmethod

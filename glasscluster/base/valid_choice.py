@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from glasscluster.base.errors import InputError, by_nearness
@@ -56,41 +56,54 @@ class Search:
 
     judge: Callable[[dict[str, Any]], Any]
     judged: int = 0
-    passes: object | None = field(default=None, init=False)  # the nearest choice that passes its own rule
 
     def choice(self, given: dict[str, Any], refused: InputError) -> object | None:
-        """The first of those changes; None where no choice passes even the rule that refused the value."""
+        """The first of those changes; None where no choice passes even the rules about its own field."""
         for changes in range(1, len(TRIED) + 1):
-            for choice in by_nearness(refused.value, refused.choices)[: TRIED[0]]:
-                if self.leads(given, refused, choice, changes, (refused.field,)):
-                    return choice
-                if self.judged > MOST:
-                    return self.passes
-        return self.passes
+            if first := self.first_change(given, refused, changes, ()):
+                return first[0]
+            if self.judged > MOST:
+                break
+        return next((choice for choice, _ in self.allowed(given, refused, TRIED[0])), None)
 
-    def leads(
-        self,
-        given: dict[str, Any],
-        refused: InputError,
-        choice: object,
-        changes: int,
-        changed: tuple[str, ...],
-    ) -> bool:
-        """Whether a choice is allowed, or at most `changes` - 1 further ones make it so.
+    def first_change(
+        self, given: dict[str, Any], refused: InputError, changes: int, changed: tuple[str, ...]
+    ) -> list[object]:
+        """The nearest choice that is allowed, or that at most `changes` - 1 further changes make so; or none.
 
         changed: the fields that have been changed so far; to change one twice would go round in a circle.
         """
-        self.judged += 1
-        tried = {**given, refused.field: choice}
-        try:
-            self.judge(tried)
-        except InputError as other:
-            if other.field == refused.field:
-                return False
-            if len(changed) == 1 and self.passes is None:
-                self.passes = choice
-            if changes == 1 or other.field in changed or self.judged > MOST:
-                return False
-            further = by_nearness(other.value, other.choices)[: TRIED[len(changed)]]
-            return any(self.leads(tried, other, c, changes - 1, (*changed, other.field)) for c in further)
-        return True
+        changed = (*changed, refused.field)
+        reached = self.allowed(given, refused, TRIED[len(changed) - 1])
+        for choice, other in reached:
+            if other is None:
+                return [choice]
+        for choice, other in reached if changes > 1 else ():
+            if other is None or other.field in changed or self.judged > MOST:
+                continue
+            if self.first_change({**given, refused.field: choice}, other, changes - 1, changed):
+                return [choice]
+        return []
+
+    def allowed(
+        self, given: dict[str, Any], refused: InputError, most: int
+    ) -> list[tuple[object, InputError | None]]:
+        """The choices that pass all rules about their own field, the nearest first, each with what is refused
+        next. Another rule about the same field offers its own choices: they are tried, too.
+        """
+        offered = by_nearness(refused.value, refused.choices)[:most]
+        found: list[tuple[object, InputError | None]] = []
+        for choice in offered:  # which grows while it is read
+            self.judged += 1
+            try:
+                self.judge({**given, refused.field: choice})
+            except InputError as other:
+                if other.field != refused.field:
+                    found.append((choice, other))
+                    continue
+                further = [c for c in other.choices if c not in offered]
+                offered += by_nearness(refused.value, further)[: most - len(offered)]
+            else:
+                found.append((choice, None))
+        order = by_nearness(refused.value, [choice for choice, _ in found])
+        return sorted(found, key=lambda pair: order.index(pair[0]))

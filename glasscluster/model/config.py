@@ -183,9 +183,10 @@ class ModelConfig(BaseModel):
 
     def _latents_fit(self) -> None:
         if not self.kv_latent:
-            for field, nothing in (("q_latent", 0), ("rope_dim", None)):
-                if getattr(self, field):
-                    raise InputError(field, getattr(self, field), "needs --kv-latent", [nothing])
+            if self.q_latent:
+                raise InputError("q_latent", self.q_latent, "needs --kv-latent", [0])
+            if self.rope_dim:
+                raise InputError("rope_dim", self.rope_dim, "needs --kv-latent: leave it out without")
             return
         if self.key_heads != self.heads:
             rule = "with kv-latent every head has keys of its own"

@@ -48,7 +48,7 @@ class DataOptions(Options):
         """Groups that shard are equal parts of the data ranks, and there is something to shard."""
         if self.shard and layout.data_ranks % self.shard:
             axes = f"dp = {layout.dp}" if layout.cp == 1 else f"dp x cp = {layout.data_ranks}"
-            raise InputError("shard", self.shard, f"must divide {axes}", divisors(layout.data_ranks))
+            raise InputError("shard", self.shard, f"must divide {axes}", [0, *divisors(layout.data_ranks)])
         if self.shard and not self.zero:
             raise InputError(
                 "shard", self.shard, "needs a ZeRO stage of 1, 2 or 3: stage 0 shards nothing", [0]

@@ -45,13 +45,15 @@ class PipelineOptions(Options):
         chunks(self.schedule, self.virtual_stages)  # as many as the schedule has
         stages, v = self.stages, self.virtual_stages
         if stages > model.layers:
-            fewer_ranks = v == 1 or self.schedule in FOLDED
-            field, most = (
-                ("pp", model.layers // v) if fewer_ranks else ("virtual_stages", model.layers // self.pp)
-            )
             why = f", and pp x virtual-stages = {stages}" if v > 1 else ""
             rule = f"every stage needs at least one of the {model.layers} layers{why}"
-            raise InputError(field, getattr(self, field), rule, range(1, most + 1))
+            if self.schedule in FOLDED and model.layers < v:
+                raise InputError(
+                    "layers", model.layers, f"{self.schedule} cuts them in {v} stages a rank", [v]
+                )
+            if v == 1 or self.schedule in FOLDED or self.pp > model.layers:
+                raise InputError("pp", self.pp, rule, range(1, max(1, model.layers // v) + 1))
+            raise InputError("virtual_stages", v, rule, range(1, model.layers // self.pp + 1))
         if self.layers_per_stage is not None:
             given = list(self.layers_per_stage)
             if len(given) != stages or sum(given) != model.layers or min(given) < 1:

@@ -1,0 +1,153 @@
+"""What a refusal calls the nearest valid choice is valid: whoever follows the advice gets to something that runs.
+
+Random plans and random single options of every command are refused and follow the advice, option by option.
+Nothing runs here: the commands' own functions judge the requests.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args, get_origin
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glasscluster.base.errors import InputError
+from glasscluster.base.requests import Request
+from glasscluster.base.valid_choice import TRIED
+from glasscluster.scenarios.jobs import (
+    collective,
+    evaluation,
+    generation,
+    prediction,
+    serving_command,
+    stored,
+    training,
+)
+from glasscluster.scenarios.requests.collective import CollectiveRequest
+from glasscluster.scenarios.requests.evaluate import EvaluateRequest
+from glasscluster.scenarios.requests.generate import GenerateRequest
+from glasscluster.scenarios.requests.predict import PredictRequest
+from glasscluster.scenarios.requests.serve import ServeRequest
+from glasscluster.scenarios.requests.stored import ScheduleRequest
+from glasscluster.scenarios.requests.train import TrainRequest
+
+COMMANDS: dict[str, tuple[type[Request], Any, dict[str, Any]]] = {
+    "train": (TrainRequest, training.prepare, {"backend": "threads"}),
+    "predict": (PredictRequest, prediction.prepare, {}),
+    "generate": (GenerateRequest, generation.prepare, {}),
+    "serve": (ServeRequest, serving_command.prepare, {}),
+    "evaluate": (EvaluateRequest, evaluation.prepare, {"seq": 512, "items": 2}),
+    "collective": (
+        CollectiveRequest,
+        collective.prepare,
+        {"operation": "all-reduce", "gpus": 4, "size": "1KiB"},
+    ),
+    "schedule": (ScheduleRequest, stored.schedule_of, {"name": "1f1b", "pp": 2, "micro_batches": 4}),
+}
+STEADY = settings(derandomize=True, deadline=None, database=None)
+FILES = {"csv", "out", "weights", "save", "data", "tokenizer", "requests", "against", "validate", "sweep"}
+WORDS = st.sampled_from(["", "nope", "ring", "fp8", "1f1b", "-1", "0", "3", "64QB", "2x2", "nan", "max"])
+NUMBERS = st.sampled_from([-3, -1, 0, 1, 2, 3, 5, 8, 65, 1.5, 0.0, 1.0, -0.5, math.inf, -math.inf, math.nan])
+
+
+def follow(command: str, values: dict[str, Any]) -> list[InputError]:
+    """Follow the advice until nothing is refused, or nothing is advised; the refusals on the way."""
+    request, prepare, _ = COMMANDS[command]
+    refusals: list[InputError] = []
+    while True:
+        try:
+            request.of(**values).prepared(prepare)
+        except InputError as refused:
+            refusals.append(refused)
+            steps = [(r.field, r.value, r.nearest) for r in refusals]
+            assert len(refusals) <= len(TRIED), f"{command} {values}: the advice does not end: {steps}"
+            if refused.nearest is None:
+                assert not any(passes(command, values, refused, choice) for choice in refused.choices)
+                return refusals
+            values = {**values, request.called.get(refused.field, refused.field): refused.nearest}
+        else:
+            return refusals
+
+
+def passes(command: str, values: dict[str, Any], refused: InputError, choice: object) -> bool:
+    """Whether a choice that was not advised would have been right."""
+    request, prepare, _ = COMMANDS[command]
+    try:
+        request.of(**{**values, refused.field: choice}).prepared(prepare)
+    except InputError:
+        return False
+    return True
+
+
+def odd_values(request: type[Request]) -> st.SearchStrategy[dict[str, Any]]:
+    """One option of a request with a value of its kind that is often wrong."""
+    made = []
+    for name, field, _ in request.options():
+        kinds = {field.annotation, *get_args(field.annotation)}
+        if name in FILES or list in {get_origin(kind) for kind in kinds}:
+            continue
+        values = st.booleans() if bool in kinds else NUMBERS if kinds & {int, float} else WORDS
+        made.append(values.map(lambda value, name=name: {name: value}))
+    return st.one_of(made)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@settings(STEADY, max_examples=250)
+@given(data=st.data())
+def test_the_advice_for_any_single_option_is_accepted(command, data):
+    request, _, base = COMMANDS[command]
+    given_values = data.draw(odd_values(request))
+    follow(command, {**base, **given_values})
+
+
+def up_to_five(options: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    """At most five of these options: each may be a mistake, and each mistake is a step of advice."""
+    names = st.lists(st.sampled_from(sorted(options)), max_size=5, unique=True)
+    return names.flatmap(lambda chosen: st.fixed_dictionaries({name: options[name] for name in chosen}))
+
+
+AXES = st.integers(1, 9)
+PLANS = up_to_five(
+    {
+        **dict.fromkeys(("dp", "tp", "pp", "cp", "ep", "micro_batch", "layers", "heads", "kv_heads"), AXES),
+        **dict.fromkeys(("hidden", "ffn", "seq", "global_batch"), st.integers(1, 40)),
+        **dict.fromkeys(("zero", "shard", "experts"), st.integers(0, 4)),
+        "sequence_parallel": st.booleans(),
+        "virtual_stages": st.integers(0, 3),
+        "schedule": st.sampled_from(["1f1b", "interleaved", "zb-v", "gpipe", "dualpipe-v", "zb-h2"]),
+        "context": st.sampled_from(["ring", "zigzag", "ulysses", "striped"]),
+        "exchange": st.sampled_from(["all-reduce", "async-server"]),
+    }
+)
+
+
+@settings(STEADY, max_examples=400)
+@given(plan=PLANS)
+def test_the_advice_for_a_random_plan_leads_to_one_that_is_accepted(plan):
+    refusals = follow("predict", plan)
+    assert all(r.nearest is not None for r in refusals)
+
+
+DECODING = up_to_five(
+    {
+        **dict.fromkeys(("tp", "layers", "heads", "kv_heads"), AXES),
+        **dict.fromkeys(("hidden", "ffn"), st.integers(1, 40)),
+        "seq": st.integers(20, 90),
+        "tokens": st.integers(0, 90),
+        "prompt_length": st.integers(1, 90),
+        "dropout": st.sampled_from([0.0, 0.1, 1.0]),
+        "objective": st.sampled_from(["causal", "masked"]),
+        "precision": st.sampled_from(["fp32", "fp8", "fp64", "bf61"]),
+        "experts": st.integers(0, 4),
+    }
+)
+
+
+@pytest.mark.parametrize("command", ["generate", "serve"])
+@settings(STEADY, max_examples=200)
+@given(given_values=DECODING)
+def test_the_advice_for_a_random_model_that_decodes_leads_to_one_that_is_accepted(command, given_values):
+    refusals = follow(command, given_values)
+    assert all(r.nearest is not None for r in refusals)
