@@ -32,6 +32,7 @@ from glasscluster.scenarios.requests.predict import PredictRequest
 from glasscluster.scenarios.requests.serve import ServeRequest
 from glasscluster.scenarios.requests.stored import ScheduleRequest
 from glasscluster.scenarios.requests.train import TrainRequest
+from glasscluster.strategies.plan import make_model, make_plan
 
 COMMANDS: dict[str, tuple[type[Request], Any, dict[str, Any]]] = {
     "train": (TrainRequest, training.prepare, {"backend": "threads"}),
@@ -94,7 +95,7 @@ def odd_values(request: type[Request]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@settings(STEADY, max_examples=250)
+@settings(STEADY, max_examples=100)
 @given(data=st.data())
 def test_the_advice_for_any_single_option_is_accepted(command, data):
     request, _, base = COMMANDS[command]
@@ -123,7 +124,7 @@ PLANS = up_to_five(
 )
 
 
-@settings(STEADY, max_examples=400)
+@settings(STEADY, max_examples=200)
 @given(plan=PLANS)
 def test_the_advice_for_a_random_plan_leads_to_one_that_is_accepted(plan):
     refusals = follow("predict", plan)
@@ -146,8 +147,79 @@ DECODING = up_to_five(
 
 
 @pytest.mark.parametrize("command", ["generate", "serve"])
-@settings(STEADY, max_examples=200)
+@settings(STEADY, max_examples=100)
 @given(given_values=DECODING)
 def test_the_advice_for_a_random_model_that_decodes_leads_to_one_that_is_accepted(command, given_values):
     refusals = follow(command, given_values)
     assert all(r.nearest is not None for r in refusals)
+
+
+# ---- single cases, as people met them ----------------------------------------------------------------------
+def refused_by(command: str, **values: Any) -> InputError:
+    request, prepare, base = COMMANDS[command]
+    with pytest.raises(InputError) as refused:
+        request.of(**{**base, **values}).prepared(prepare)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "nearest"),
+    [
+        ({"lr": 0.0}, "must be more than 0", 1e-3),
+        ({"lr": math.inf}, "must be a finite number", 1e-3),
+        ({"lr": math.nan}, "must be a finite number", 1e-3),
+        ({"norm_eps": 0.0}, "must be more than 0", 1e-5),
+        ({"rope_theta": 1.0}, "must be more than 1", 1e4),
+        ({"dropout": 1.0}, "must be less than 1", 0.0),
+        ({"tp": 2.5}, "must be a whole number", 2),
+        ({"layers": "x"}, "must be a whole number", None),
+        ({"optimizer": "adamx"}, "must be adamw or sgd", "adamw"),
+        ({"tp": 8, "sequence_parallel": True, "seq": 9, "heads": 8}, "must divide seq = 9", 1),
+        ({"pp": 8, "virtual_stages": 2}, "every stage needs at least one of the 4 layers", 2),
+    ],
+)
+def test_a_limit_that_is_not_allowed_itself_is_never_advised(values, rule, nearest):
+    refused = refused_by("train", **values)
+    assert rule in refused.rule
+    assert refused.nearest == nearest
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "generate", "serve", "evaluate"])
+def test_every_command_names_the_true_rule_of_key_heads_and_tensor_ranks(command):
+    refused = refused_by(command, heads=6, hidden=24, kv_heads=2, ffn=24, tp=6)
+    assert refused.field == "tp"
+    assert "divides the 8 columns of K" in refused.rule
+    assert refused.nearest == 2
+    request, prepare, base = COMMANDS[command]
+    request.of(**{**base, "heads": 6, "hidden": 24, "kv_heads": 2, "ffn": 24, "tp": 2}).prepared(prepare)
+
+
+def test_a_plan_and_a_model_of_python_are_advised_as_those_of_a_command():
+    with pytest.raises(InputError) as refused:
+        make_plan(tp=8, sequence_parallel=True).check(make_model(seq=9, heads=8))
+    assert refused.value.nearest == 1
+    with pytest.raises(InputError) as refused:
+        make_model(heads=8, kv_heads=3)
+    assert refused.value.nearest in (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("written", "nearest"), [("64QB", "64GB"), ("64gb", "64GB"), ("64Kib", "64KiB"), ("1e400GB", None)]
+)
+def test_the_unit_that_is_advised_is_near_to_what_was_written(written, nearest):
+    assert refused_by("collective", size=written).nearest == nearest
+
+
+def test_an_algorithm_that_a_file_does_not_register_is_told_those_that_it_does(tmp_path):
+    file = tmp_path / "star.py"
+    file.write_text(
+        "from glasscluster.sim.ranks.collectives import collective\n"
+        '@collective("all_reduce", "star-of-this-test")\ndef star(work, x, op="sum"):\n    yield from ()\n'
+    )
+    refused = refused_by("train", algorithm=f"{file}:nope")
+    assert refused.nearest == f"{file}:star-of-this-test"
+
+
+def test_a_cost_that_cannot_be_is_put_right_within_all_of_them():
+    assert refused_by("schedule", costs="f=1,b=x,w=1").nearest == "f=1,b=2,w=1"
+    assert refused_by("schedule", costs="f=nan").nearest is not None

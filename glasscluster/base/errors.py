@@ -195,7 +195,7 @@ def by_nearness(value: object, choices: Iterable[object]) -> list[object]:
     options = list(choices)
     if isinstance(value, (int, float)) and all(isinstance(o, (int, float)) for o in options):
         return sorted(options, key=lambda o: (abs(o - value), o))  # type: ignore[operator]
-    return sorted(options, key=lambda o: -_likeness(str(value), str(o)))
+    return sorted(options, key=lambda o: (_likeness(str(value), str(o)), str(o)), reverse=True)
 
 
 def alike(word: str, choices: Iterable[object]) -> list[object]:

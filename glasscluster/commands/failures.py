@@ -7,8 +7,10 @@ import sys
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 
 from glasscluster.base.errors import GlassError, InputError, nearest
+from glasscluster.base.requests import rule_of
 from glasscluster.commands.console import emit, is_leader
 
 # typer brings click along, or has it within
@@ -38,16 +40,15 @@ def usage(error: Any, arguments: list[str]) -> InputError:
     if field == "command" and arguments:
         value = arguments[0]
     close = getattr(error, "possibilities", None)
-    kind = str(getattr(getattr(parameter, "type", None), "name", ""))
-    if value and kind in KINDS and "alid" in text:  # "is not a valid integer", "Invalid value"
-        text = KINDS[kind]
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, ValidationError):  # typer's types are judged by pydantic
+        text = rule_of(cause.errors()[0])
     elif value == "" and "requires an argument" in text:
         text = "needs a value"
     text = _PREAMBLE.sub("", text).rstrip(".")
     return InputError(field, value, text, [nearest(spelled[0], close)] if close else None)
 
 
-KINDS = {"integer": "must be a whole number", "float": "must be a number", "boolean": "must be true or false"}
 _PREAMBLE = re.compile(r"^Invalid value for [^:]*: ")  # the field and its value are said already
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.scenarios.jobs.folders import output_folder, write_run_json
 from glasscluster.scenarios.jobs.wires import wires
 from glasscluster.scenarios.requests.collective import CollectiveRequest
@@ -338,7 +338,12 @@ def prepare(request: CollectiveRequest) -> tuple[Asked, list[str]]:
     for text in request.sweep:
         parse_sweep(text)
     for name in others:
-        check(replace(asked, algorithm=name, servers=None))
+        try:
+            check(replace(asked, algorithm=name, servers=None))
+        except InputError as refused:  # the option was another one, which lists them
+            near = [",".join(str(choice) if n == name else n for n in others) for choice in refused.choices]
+            rule = refused.rule if near else f"{refused.field}: {refused.rule}"
+            raise InputError("against", request.against, rule, near) from None
     return asked, others
 
 
@@ -406,7 +411,7 @@ def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
                 lambda lang: scaling_figure(by_gpus, lang),
             )
         )
-    name = f"{content['operation']} · {content['algorithm']} · {content['gpus']} GPUs · {content['hardware']}"
+    name = f"{content['operation']} · {content['algorithm']} · {counted(content['gpus'], 'GPU')} · {content['hardware']}"
     ms, bus = content["time_s"] * 1e3, content["bus_bandwidth_bytes_per_s"] / 1e9
     finding = Said(
         f"{ms:.4g} ms (virtual), bus bandwidth {bus:.4g} GB/s.",

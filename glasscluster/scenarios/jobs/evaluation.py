@@ -10,7 +10,7 @@ from typing import Any
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import Row, judged, tally
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.decoding.generate import Sampling
 from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, Text, contaminated, make_task, plain
 from glasscluster.model.text.texts import documents
@@ -131,8 +131,8 @@ def evaluate(
         few = tuple(replace(t, items=t.items[:CHECKED_ITEMS]) for t in job.tasks)
         small = replace(job, tasks=few, precision="fp64")
         say(
-            f"scoring {CHECKED_ITEMS} items of each task in float64 on {job.dp * job.tp} "
-            f"{cluster.backend_name} ranks, and on one device"
+            f"scoring {CHECKED_ITEMS} items of each task in float64 on "
+            f"{counted(job.dp * job.tp, cluster.backend_name + ' rank')}, and on one device"
         )
         found = cluster.run(evaluate_rank, small, record=False).results
         if cluster.leader:
@@ -142,7 +142,7 @@ def evaluate(
                 .results[0]
             )
             rows = equality_rows(found, alone)
-    say(f"scoring {sum(len(t.items) for t in job.tasks)} items in {job.precision}")
+    say(f"scoring {counted(sum(len(t.items) for t in job.tasks), 'item')} in {job.precision}")
     run = cluster.run(
         evaluate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")}
     )

@@ -11,7 +11,7 @@ import torch
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import Row, judged, tally
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import cache as caches
 from glasscluster.model.decoding.generate import Generated, Generator, Sampling, listed
@@ -111,13 +111,13 @@ def generate(
         done = min(job.tokens, CHECKED_TOKENS)
         small = replace(job, tokens=done, precision="fp64", capture=True)
         say(
-            f"checking {done} tokens in float64 on {job.tp} {cluster.backend_name} ranks, and on one "
+            f"checking {counted(done, 'token')} in float64 on {counted(job.tp, cluster.backend_name + ' rank')}, and on one "
             f"device without a cache"
         )
         found = cluster.run(generate_rank, small, record=False).results
         if cluster.leader:
             rows = equality_rows(found, without_cache(small))
-    say(f"generating {job.tokens} tokens in {job.precision}, recording each step")
+    say(f"generating {counted(job.tokens, 'token')} in {job.precision}, recording each step")
     run = cluster.run(
         generate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")}
     )
@@ -150,7 +150,7 @@ def equality_rows(results: Sequence[Any], right: Generated) -> list[Row]:
             worst = max(worst, difference(mine, theirs, 0.0))
     source = "one device without a cache, same seed"
     name = Said(
-        f"largest logits difference from one device, float64, {len(right.logits)} tokens",
+        f"largest logits difference from one device, float64, {counted(len(right.logits), 'token')}",
         f"与单卡（float64，{len(right.logits)} 个 token）的最大 logits 差异",
     )
     others = Said("tokens that one device chooses otherwise", "单卡会另选的 token 数")

@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.folders import output_folder, write_run_json
 from glasscluster.scenarios.jobs.generation import check_model, one_of
@@ -136,7 +136,7 @@ def write(made: Serving, out: str) -> Path:
     folder, run, job = output_folder(out, "serve"), made.run, made.job
     run.graph.save(folder / "graph.npz")
     name = Said(
-        f"{len(job.requests)} requests, {job.policy} batching",
+        f"{counted(len(job.requests), 'request')}, {job.policy} batching",
         f"{len(job.requests)} 个请求，{WORDS[job.policy]}批处理",
     )
     first, hw = 1e3 * sum(made.first_token_s) / len(job.requests), run.hardware.name

@@ -11,7 +11,7 @@ from typing import Any
 from glasscluster.base.errors import DoesNotFit, GlassError, InputError, OutOfMemory
 from glasscluster.base.quantities import written_bytes
 from glasscluster.base.rows import Row
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError
@@ -44,11 +44,13 @@ def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent
     compared = None
     if checked:
         small = check.check_job(job)
-        say(f"checking {small.steps} steps in float64 on {job.plan.gpus} {cluster.backend_name} ranks")
+        say(
+            f"checking {counted(small.steps, 'step')} in float64 on {counted(job.plan.gpus, cluster.backend_name + ' rank')}"
+        )
         begun = time.perf_counter()
         results = cluster.run(train_rank, small, record=False).results
         wall["check"] = time.perf_counter() - begun
-    say(f"training {job.steps} steps in {job.plan.precision}, recording the last")
+    say(f"training {counted(job.steps, 'step')} in {job.plan.precision}, recording the last")
     begun = time.perf_counter()
     given = (
         {}
@@ -87,7 +89,7 @@ def equivalence_rows(compared: dict[str, Any] | None) -> list[Row]:
         Row(
             f"{what}_difference",
             Said(
-                f"largest {what} difference from one device, float64, {steps} steps",
+                f"largest {what} difference from one device, float64, {counted(steps, 'step')}",
                 f"与单卡（float64，{steps} 步）的最大{check.WHAT[what].zh}差异",
             ),
             0.0,
@@ -143,7 +145,7 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
         keep_partial(folder, error, job_info(job, seed=job.seed, backend=cluster.backend_name), say)
         raise
     say(f"writing {folder}/report.html")
-    write_files(folder, trained, f"train on {plan.gpus} GPUs")
+    write_files(folder, trained, f"train on {counted(plan.gpus, 'GPU')}")
     if request.save is not None:
         say(f"writing the weights to {request.save}")
         weights = [r.weights[-1] for r in trained.run.results]
