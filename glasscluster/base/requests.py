@@ -106,7 +106,8 @@ def choices_of(mistake: Mapping[str, Any], field: FieldInfo | None) -> list[Any]
         return list(_literals(field)) or None
     if kind in ("greater_than_equal", "less_than_equal"):
         return [limits["ge"] if "ge" in limits else limits["le"], *default]
-    if kind in ("greater_than", "less_than") and isinstance(value, int):
+    whole = field is not None and int in (field.annotation, *get_args(field.annotation))
+    if kind in ("greater_than", "less_than") and whole:
         return [limits["gt"] + 1 if "gt" in limits else limits["lt"] - 1, *default]
     if kind == "int_from_float":
         least = [note.ge for note in field.metadata if hasattr(note, "ge")] if field is not None else []

@@ -57,7 +57,7 @@ class ModelConfig(BaseModel):
     )
     q_latent: int = Field(0, ge=0, description="the same of queries, of a model with kv-latent; 0: none")
     rope_dim: int | None = Field(
-        None, ge=2, description="rotary elements beside a head's own, with kv-latent (half a head's)"
+        None, ge=0, description="rotary elements beside a head's own, with kv-latent; 0: half a head's"
     )
     ffn: int | None = Field(None, ge=1, description="inner width of the MLP, or of each expert (4 x hidden)")
     activation: Literal["gelu", "gelu-tanh", "relu", "swiglu"] = Field(
@@ -186,7 +186,7 @@ class ModelConfig(BaseModel):
             if self.q_latent:
                 raise InputError("q_latent", self.q_latent, "needs --kv-latent", [0])
             if self.rope_dim:
-                raise InputError("rope_dim", self.rope_dim, "needs --kv-latent: leave it out without")
+                raise InputError("rope_dim", self.rope_dim, "needs --kv-latent", [0])
             return
         if self.key_heads != self.heads:
             rule = "with kv-latent every head has keys of its own"
