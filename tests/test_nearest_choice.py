@@ -55,31 +55,28 @@ NUMBERS = st.sampled_from([-3, -1, 0, 1, 2, 3, 5, 8, 65, 1.5, 0.0, 1.0, -0.5, ma
 
 def follow(command: str, values: dict[str, Any]) -> list[InputError]:
     """Follow the advice until nothing is refused, or nothing is advised; the refusals on the way."""
-    request, prepare, _ = COMMANDS[command]
+    request = COMMANDS[command][0]
     refusals: list[InputError] = []
-    while True:
-        try:
-            request.of(**values).prepared(prepare)
-        except InputError as refused:
-            refusals.append(refused)
-            steps = [(r.field, r.value, r.nearest) for r in refusals]
-            assert len(refusals) <= len(TRIED), f"{command} {values}: the advice does not end: {steps}"
-            if refused.nearest is None:
-                assert not any(passes(command, values, refused, choice) for choice in refused.choices)
-                return refusals
-            values = {**values, request.called.get(refused.field, refused.field): refused.nearest}
-        else:
+    while refused := refusal(command, values):
+        refusals.append(refused)
+        steps = [(r.field, r.value, r.nearest) for r in refusals]
+        assert len(refusals) <= len(TRIED), f"{command} {values}: the advice does not end: {steps}"
+        field = request.called.get(refused.field, refused.field)
+        if refused.nearest is None:
+            assert all(refusal(command, {**values, field: choice}) for choice in refused.choices)
             return refusals
+        values = {**values, field: refused.nearest}
+    return refusals
 
 
-def passes(command: str, values: dict[str, Any], refused: InputError, choice: object) -> bool:
-    """Whether a choice that was not advised would have been right."""
+def refusal(command: str, values: dict[str, Any]) -> InputError | None:
+    """What a command says of these options; None where they may run."""
     request, prepare, _ = COMMANDS[command]
     try:
-        request.of(**{**values, refused.field: choice}).prepared(prepare)
-    except InputError:
-        return False
-    return True
+        request.of(**values).prepared(prepare)
+    except InputError as refused:
+        return refused
+    return None
 
 
 def odd_values(request: type[Request]) -> st.SearchStrategy[dict[str, Any]]:

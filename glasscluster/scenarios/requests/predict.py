@@ -1,4 +1,4 @@
-"""What `glass predict` is asked for."""
+"""The request of `glass predict`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.requests.parts import ModelRequest, PlanRequest
 from glasscluster.strategies.plan import Plan
 
-CSV_COLUMNS = ("model", "hardware", "rank")  # beside those of a plan and of a model
+CSV_COLUMNS = ("model", "hardware", "rank")  # columns beside the fields of a plan and of a model
 
 
 class PredictRequest(ModelRequest, PlanRequest):
@@ -42,6 +42,6 @@ class PredictRequest(ModelRequest, PlanRequest):
         if self.slow_rank and self.csv is not None:
             rule = "is for a single prediction: the rows of --csv have no column for it"
             raise InputError("slow_rank", ", ".join(self.slow_rank), rule)
-        if self.csv is None and self.shape is not None:  # of a file every row is judged by itself
+        if self.csv is None and self.shape is not None:  # with a file every row is checked on its own
             self.plan.check(self.shape, runs=False)
         return self

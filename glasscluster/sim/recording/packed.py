@@ -8,7 +8,6 @@ itself: its times, its downloads and its what-if come from what ran.
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_json
 from glasscluster.sim.recording.events import COLUMNS, KINDS, LANES_PER_GROUP, PHASES, PURPOSES
 from glasscluster.sim.recording.graph import ExecutionGraph, rendezvous_edges
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
@@ -40,13 +40,13 @@ def pack(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     The data is one zlib stream in base64.
     """
-    listed, parts = [], []
+    listed, streams = [], []
     for name, values in columns.items():
         steps = _narrow(np.diff(np.asarray(values, dtype=np.int64), prepend=0))
         listed.append([name, steps.itemsize, len(steps)])
         # all lowest bytes first, then the next: runs of equal bytes are what deflate finds
-        parts.append(steps.view(np.uint8).reshape(-1, steps.itemsize).T.tobytes())
-    return {"columns": listed, "data": base64.b64encode(zlib.compress(b"".join(parts), 9)).decode()}
+        streams.append(steps.view(np.uint8).reshape(-1, steps.itemsize).T.tobytes())
+    return {"columns": listed, "data": base64.b64encode(zlib.compress(b"".join(streams), 9)).decode()}
 
 
 def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -103,7 +103,7 @@ def pack_graph(graph: ExecutionGraph, rendezvous: bool = False) -> dict[str, Any
 def load_packed(path: str | Path) -> ExecutionGraph:
     """The graph of a `graph.json` that a report's download button wrote."""
     try:
-        packed = json.loads(Path(path).read_text())
+        packed = read_json("graph", path)
         if packed["format"] != FORMAT:
             raise InputError(
                 "graph", str(path), f"has format {packed['format']}, this version reads {FORMAT}"
@@ -133,8 +133,6 @@ def load_packed(path: str | Path) -> ExecutionGraph:
         return ExecutionGraph({c: columns[c][order] for c in COLUMNS}, dep_ptr, dep_idx, match, meta)
     except InputError:
         raise
-    except OSError as problem:
-        raise InputError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
     except Exception as problem:  # a damaged or foreign file fails in many ways
         raise InputError(
             "graph", str(path), f"is not a report's graph.json ({type(problem).__name__})"

@@ -59,12 +59,12 @@ def parts(
     """
     if causal:
         known = sum(p < prefix for p in tokens_of(kind, source, ranks, ranks * tokens)) if prefix else 0
-        found = with_prefix(rectangle(kind, rank, source, tokens), tokens, known)
+        rectangles = with_prefix(rectangle(kind, rank, source, tokens), tokens, known)
     else:
-        found = [Rectangle(slice(0, tokens), slice(0, tokens), False)]
+        rectangles = [Rectangle(slice(0, tokens), slice(0, tokens), False)]
     if jumps and kind == "zigzag":
-        return [piece for part in found for piece in halves(part, tokens // 2)]
-    return found
+        return [piece for part in rectangles for piece in halves(part, tokens // 2)]
+    return rectangles
 
 
 def tokens_of(kind: str, rank: int, ranks: int, tokens: int) -> Sequence[int]:
