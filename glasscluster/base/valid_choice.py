@@ -92,18 +92,18 @@ class Search:
         next. Another rule about the same field offers its own choices: they are tried, too.
         """
         offered = by_nearness(refused.value, refused.choices)[:most]
-        found: list[tuple[object, InputError | None]] = []
+        passing: list[tuple[object, InputError | None]] = []
         for choice in offered:  # which grows while it is read
             self.judged += 1
             try:
                 self.judge({**given, refused.field: choice})
             except InputError as other:
                 if other.field != refused.field:
-                    found.append((choice, other))
+                    passing.append((choice, other))
                     continue
                 further = [c for c in other.choices if c not in offered]
                 offered += by_nearness(refused.value, further)[: most - len(offered)]
             else:
-                found.append((choice, None))
-        order = by_nearness(refused.value, [choice for choice, _ in found])
-        return sorted(found, key=lambda pair: order.index(pair[0]))
+                passing.append((choice, None))
+        order = by_nearness(refused.value, [choice for choice, _ in passing])
+        return sorted(passing, key=lambda pair: order.index(pair[0]))
