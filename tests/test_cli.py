@@ -693,10 +693,16 @@ def test_the_weight_of_a_source_is_a_positive_finite_number(weight, capsys):
 
 
 @pytest.mark.parametrize("more", [(), ("--pack",), ("--data", "python:1")])
-def test_bytes_of_a_file_are_never_folded_into_a_smaller_vocabulary(more, capsys):
+def test_bytes_that_are_folded_into_a_smaller_vocabulary_are_said(more, capsys):
     Path("a.txt").write_text("a text " * 50)
-    said = refusal(capsys, "train", "--data", "a.txt", "--vocab", "64", "--backend", "threads", *more)
-    assert (said["field"], said["nearest"]) == ("vocab", ord("x") + 1)
+    line = "train --data a.txt --steps 1 --layers 1 --no-check --backend threads --out small --vocab".split()
+    code, _, err = glass(capsys, *line, "64", *more)
+    assert code == 0
+    assert "a.txt" in err
+    assert "are taken modulo the vocabulary of 64 tokens" in err
+    code, _, err = glass(capsys, *line, "256", *more)
+    assert code == 0
+    assert "modulo" not in err
 
 
 def test_one_thing_is_not_said_in_the_plural(capsys):

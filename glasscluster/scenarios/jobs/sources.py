@@ -11,8 +11,8 @@ from typing import Any
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.files import read_bytes
+from glasscluster.model.text.data import corpus
 from glasscluster.model.text.mixture import Mixture, read
-from glasscluster.model.text.texts import BUILT_IN
 
 Data = str | Mixture | None
 
@@ -78,14 +78,28 @@ def check_data(data: Data, seq: int, vocab: int) -> None:
     if isinstance(data, Mixture):
         _check_mixture(data, seq, vocab)
     elif data is not None:
-        _check_file(data, seq, vocab)
+        _check_file(data, seq)
 
 
-def is_folded(data: Data, vocab: int) -> bool:
-    """Whether bytes of a built-in text are folded into a vocabulary that has not all of them."""
-    if vocab >= 256:
-        return False
-    return data is None or (isinstance(data, Mixture) and data.tokenizer is None)
+def folded(data: Data, seq: int, vocab: int) -> str | None:
+    """A sentence where a text has bytes that the vocabulary has not, which are taken modulo its size; else None.
+
+    Without a tokenizer every byte is a token: of 256 tokens each is its own.
+    """
+    if vocab >= 256 or (isinstance(data, Mixture) and data.tokenizer is not None):
+        return None
+    if isinstance(data, Mixture):
+        sources = zip(data.sources, read(data, seq).sources, strict=True)
+        largest = {name: source.largest for (name, _), source in sources}
+    else:
+        largest = {data or "the built-in text": int(corpus(data).max())}
+    names = [name for name, byte in largest.items() if byte >= vocab]
+    if not names:
+        return None
+    return (
+        f"{', '.join(names)}: bytes from {vocab} to {max(largest.values())} are taken modulo the vocabulary of "
+        f"{vocab} tokens, so different bytes become one token; --vocab 256 keeps them apart"
+    )
 
 
 def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
@@ -102,14 +116,10 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
         raise InputError(
             "vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size]
         )
-    for (name, _), source in zip(data.sources, rows.sources, strict=True):
-        if rows.tokenizer is None and name not in BUILT_IN:
-            _check_bytes(name, source.largest, vocab)
 
 
-def _check_file(path: str, seq: int, vocab: int) -> None:
-    text = read_bytes("data", path)
-    size = len(text)
+def _check_file(path: str, seq: int) -> None:
+    size = len(read_bytes("data", path))
     if size < seq + 2:
         rule = "is empty" if size == 0 else f"has {size} bytes, one sequence needs seq + 2 = {seq + 2}"
         raise InputError(
@@ -117,11 +127,3 @@ def _check_file(path: str, seq: int, vocab: int) -> None:
             path,
             f"{rule}; give a text of at least {seq + 2} bytes, or leave --data out for the built-in corpus",
         )
-    _check_bytes(path, max(text), vocab)
-
-
-def _check_bytes(said: str, largest: int, vocab: int) -> None:
-    """Every byte of a text that somebody gave is a token of its own; none is folded into another."""
-    if largest >= vocab:
-        rule = f"{said} has the byte {largest}, and bytes are tokens: the vocabulary must have it"
-        raise InputError("vocab", vocab, rule, [largest + 1, 256])

@@ -25,7 +25,7 @@ from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.processes import default_backend, is_leader
 from glasscluster.scenarios.jobs.progress import Say, silent
 from glasscluster.scenarios.jobs.shapes import model_of
-from glasscluster.scenarios.jobs.sources import check_data, is_folded, parse_data
+from glasscluster.scenarios.jobs.sources import check_data, folded, parse_data
 from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.scenarios.requests.train import TrainRequest
 from glasscluster.sim.ranks.collectives import load
@@ -141,8 +141,8 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
     plan, model = job.plan, job.model
     if request.save is not None:
         check_saving(request.save, model, plan)
-    if is_folded(job.data, model.vocab):
-        say(f"the built-in text's bytes are taken modulo the vocabulary of {model.vocab} tokens")
+    if sentence := folded(job.data, model.seq, model.vocab):
+        say(sentence)
     check_memory(cluster, job, say)
     if not is_leader():
         with cluster:
