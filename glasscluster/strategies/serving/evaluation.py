@@ -96,7 +96,7 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
     with gpu.unrecorded():
         stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm, mesh)
         for parameter in stage.parameters():
-            gpu.memory.register(parameter, "parameters", "model")
+            gpu.memory.register(parameter, "parameters")
         all_scores = torch.zeros(job.scores, dtype=torch.float64, device=gpu.device)
     result = RankEvaluation(
         lengths=[[predicted(i, tokenizer, job.model.seq) for i in t.items] for t in job.tasks]

@@ -125,7 +125,7 @@ def generate_rank(gpu: GPU, job: GenerationJob) -> RankGeneration:
         stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm)
         cache = job.make_cache(stage)
         for parameter in stage.parameters():
-            gpu.memory.register(parameter, "parameters", "model")
+            gpu.memory.register(parameter, "parameters")
         for pool in (t for pools in (cache.pools.values() if cache else ()) for t in pools):
             gpu.memory.register(pool, "buffers", "cache")
     gpu.start_step()

@@ -141,7 +141,7 @@ def set_up(gpu: GPU, job: ServingJob) -> tuple[GPTStage, Cache]:
     stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm)
     cache = job.make_cache(stage)
     for parameter in stage.parameters():
-        gpu.memory.register(parameter, "parameters", "model")
+        gpu.memory.register(parameter, "parameters")
     for pool in (t for pools in cache.pools.values() for t in pools):
         gpu.memory.register(pool, "buffers", "cache")
     return stage, cache
