@@ -52,8 +52,8 @@ def slow_ranks(given: list[str]) -> dict[int, float]:
     """Parse `R:FACTOR` options into rank -> factor; InputError for any other form."""
     slow = {}
     for text in given:
-        match = re.fullmatch(r"(\d+):([0-9.]+)", text)
-        if match is None or match[2].count(".") > 1 or match[2] == "." or float(match[2]) <= 0:
+        match = re.fullmatch(r"(\d{1,9}):(\d+\.?\d*|\.\d+)", text, re.ASCII)
+        if match is None or not 0 < float(match[2]) < math.inf:
             raise InputError("slow_rank", text, "must be RANK:FACTOR, such as 3:1.5")
         slow[int(match[1])] = float(match[2])
     return slow
@@ -153,7 +153,7 @@ def _costs(text: str) -> dict[str, float]:
         if key not in spent or not 0 <= number < math.inf:
             near = str(nearest(part, [f"{k}={n:g}" for k, n in spent.items()]))
             right = ",".join(near if other == part else other for other in text.split(","))
-            rule = f"{part!r} must be f=, b=, w= or c= and a number that is not negative"
+            rule = f"{part!r} must be f=, b=, w= or c= and a finite number that is not negative"
             raise InputError("costs", text, rule, [right])
         spent[key] = number
     return spent

@@ -24,7 +24,7 @@ from glasscluster.scenarios.jobs.folders import (
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.processes import default_backend, is_leader
 from glasscluster.scenarios.jobs.progress import Say, silent
-from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.jobs.shapes import check_room, model_of
 from glasscluster.scenarios.jobs.sources import check_data, folded, parse_data
 from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.scenarios.requests.train import TrainRequest
@@ -176,6 +176,7 @@ def prepare(request: TrainRequest) -> tuple[Job, Cluster]:
         raise InputError("weights", weights, rule)
     cluster = make_cluster(request, plan.gpus)
     cluster.hardware.gpu.peak(plan.precision)
+    check_room(model, plan.precision, cluster)
     keep = request.save is not None
     job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=keep)
     job.check_packed()
