@@ -32,11 +32,11 @@ class Cut:
             return [text] if text else []
         if not self.gaps:
             return self.pattern.findall(text)
-        found, done = [], 0
+        pieces, done = [], 0
         for match in self.pattern.finditer(text):
-            found += [text[done : match.start()], match[0]]
+            pieces += [text[done : match.start()], match[0]]
             done = match.end()
-        return [piece for piece in (*found, text[done:]) if piece]
+        return [piece for piece in (*pieces, text[done:]) if piece]
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,5 @@ class Rules:
         """The pieces of a text, inside which bytes are merged."""
         pieces = [text]
         for cut in self.cuts:
-            pieces = [piece for longer in pieces for piece in cut.pieces(longer)]
+            pieces = [part for piece in pieces for part in cut.pieces(piece)]
         return pieces
