@@ -1,0 +1,52 @@
+"""The fuzzer from the command line: see tests/fuzz/__init__.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.fuzz.campaign import Worker, campaign
+from tests.fuzz.case import Case
+from tests.fuzz.judge import faults
+from tests.fuzz.kinds import KINDS
+
+
+def main() -> int:
+    """Run what is asked for; exit code 1 where a case failed."""
+    take = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Fuzz the glass command.")
+    take.add_argument("--cases", type=int, default=500)
+    take.add_argument("--start", type=int, default=0)
+    take.add_argument("--seed", type=int, default=0)
+    take.add_argument("--only", choices=list(KINDS))
+    take.add_argument("--as-they-are", action="store_true", help="do not shrink what fails")
+    take.add_argument("--failures", type=Path, default=Path(tempfile.gettempdir()) / "glass-fuzz-failures")
+    take.add_argument("--rerun", type=Path, help="a file of a failing case")
+    asked = take.parse_args()
+    if asked.rerun:
+        case = Case.read(asked.rerun)
+        with Worker() as worker:
+            ending = worker.run(case.sheet)
+        print("glass", *map(ascii, case.sheet.words))
+        print(ending.out[-2000:], ending.err[-3000:], ending.escaped or "", sep="\n")
+        said = faults(case, ending)
+        print("; ".join(said) or f"nothing is wrong; exit {ending.code}")
+        return bool(said)
+    began = time.monotonic()
+    tally = campaign(
+        range(asked.start, asked.start + asked.cases),
+        asked.seed,
+        asked.failures,
+        only=asked.only,
+        small=not asked.as_they_are,
+        say=lambda text: print(text, flush=True),
+    )
+    print(tally.words())
+    print(f"{time.monotonic() - began:.1f} s; the slowest: {tally.slowest[::-1]}")
+    return bool(tally.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

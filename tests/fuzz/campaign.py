@@ -1,0 +1,261 @@
+"""Runs cases under limits of time and memory, and makes a failing one small."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz import judge
+from tests.fuzz.case import Case, Sheet
+from tests.fuzz.cases import make
+from tests.fuzz.judge import Ending, faults
+
+ROOT = Path(__file__).parents[2]
+CASES_A_WORKER = 400  # what threads and caches leave behind does not pile up
+TRIES = 80  # runs that shrinking a case may take
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Worker:
+    """A process that runs one case after the other; it is replaced when it dies, or is stopped."""
+
+    def __init__(self) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="glass-fuzz-"))
+        self.process: subprocess.Popen[str] | None = None
+        self.done = 0
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def start(self) -> subprocess.Popen[str]:
+        """The process, a new one where there is none."""
+        if self.process is None or self.done >= CASES_A_WORKER:
+            self.stop()
+            (self.home / "tmp").mkdir(exist_ok=True)
+            path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+            environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(self.home / "tmp")}
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fuzz.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment | {"OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+            assert self.process.stdout is not None
+            if self.process.stdout.readline() != "ready\n":
+                raise RuntimeError("a worker of the fuzzer does not start: python -m tests.fuzz.worker")
+            self.done = 0
+        return self.process
+
+    def stop(self) -> None:
+        """End the process and what it started."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            for stream in (self.process.stdin, self.process.stdout):
+                assert stream is not None
+                with suppress(OSError):
+                    stream.close()
+        self.process = None
+
+    def run(self, sheet: Sheet) -> Ending:
+        """Run a command line in a folder of its own."""
+        process = self.start()
+        folder = self.home / "case"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        sheet.write(folder)
+        (folder / ".in").write_bytes(sheet.stdin)
+        began, used = time.monotonic(), cpu_seconds(process.pid)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(json.dumps({"folder": str(folder), "words": sheet.words}), file=process.stdin, flush=True)
+        stopped = None
+        while not select.select([process.stdout], [], [], 0.1)[0]:
+            if cpu_seconds(process.pid) - used > judge.MOST_CPU_S:
+                stopped = f"hang: more than {judge.MOST_CPU_S:g} s of work"
+            elif time.monotonic() - began > judge.MOST_WALL_S:
+                stopped = f"hang: waits for more than {judge.MOST_WALL_S:g} s"
+            elif resident_bytes(process.pid) > judge.MOST_BYTES:
+                stopped = f"memory: more than {judge.MOST_BYTES >> 30} GiB"
+            if stopped:
+                break
+        self.done += 1
+        line = "" if stopped else process.stdout.readline()
+        if not stopped and not line:
+            stopped = f"crash: signal {-process.wait()}"
+        answer: dict[str, Any] = json.loads(line) if line else {}
+        out, err = (read(folder / name) for name in (".out", ".err"))
+        if stopped:
+            self.stop()
+        return Ending(out=out, err=err, stopped=stopped, **answer)
+
+
+def read(path: Path) -> str:
+    """The first million characters of an output."""
+    if not path.exists():
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(1_000_000)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Seconds of work that a process did."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+    except (OSError, IndexError):
+        return 0.0
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process has now."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+# ---- shrinking ---------------------------------------------------------------------------------------------
+def kind_of_fault(said: list[str]) -> str:
+    """What a smaller case must still show: the first fault without its numbers and names."""
+    return said[0].split(":")[0].rstrip("0123456789., sGiB") if said else ""
+
+
+def shrink(worker: Worker, case: Case, said: list[str]) -> Case:
+    """The same fault with fewer mutations, fewer words, shorter values and files."""
+    fault, tries = kind_of_fault(said), 0
+
+    def fails(candidate: Case) -> bool:
+        nonlocal tries
+        tries += 1
+        return tries <= TRIES and kind_of_fault(faults(candidate, worker.run(candidate.sheet))) == fault
+
+    for i in range(len(case.mutations)):
+        if len(case.mutations) > 1:
+            smaller = make(case.number, case.seed, case.kind, frozenset([i]))
+            if fails(smaller):
+                case = smaller
+                break
+    natures = list(case.mutations)  # what follows is no mutation: the case keeps what it must show
+    for step in (_fewer_words, _shorter_words, _shorter_files):
+        for sheet in step(case.sheet):
+            candidate = Case(case.kind, case.number, case.seed, sheet, natures)
+            if tries < TRIES and fails(candidate):
+                case = candidate
+    return case
+
+
+def _fewer_words(sheet: Sheet) -> Iterable[Sheet]:
+    for at in range(len(sheet.words) - 1, 0, -1):
+        for length in (2, 1):
+            if sheet.words[at].startswith("-") or length == 1:
+                smaller = sheet.copy()
+                del smaller.words[at : at + length]
+                yield smaller
+
+
+def _shorter_words(sheet: Sheet) -> Iterable[Sheet]:
+    for at, word in enumerate(sheet.words):
+        for length in (len(word) // 2, len(word) // 8):
+            if length > 20:
+                smaller = sheet.copy()
+                smaller.words[at] = word[:length]
+                yield smaller
+
+
+def _shorter_files(sheet: Sheet) -> Iterable[Sheet]:
+    for name, content in sheet.files.items():
+        smaller = sheet.copy()
+        del smaller.files[name]
+        yield smaller
+        if isinstance(content, bytes) and content[:1] in (b"{", b"["):
+            yield from _fewer_keys(sheet, name, content)
+
+
+def _fewer_keys(sheet: Sheet, name: str, content: bytes) -> Iterable[Sheet]:
+    with suppress(ValueError, RecursionError):
+        whole = json.loads(content)
+        for key in list(whole) if isinstance(whole, dict) else range(len(whole)):
+            part = {k: v for k, v in whole.items() if k != key} if isinstance(whole, dict) else whole[:key]
+            smaller = sheet.copy()
+            smaller.files[name] = json.dumps(part).encode()
+            yield smaller
+
+
+# ---- many cases --------------------------------------------------------------------------------------------
+@dataclass
+class Tally:
+    """What came out of many cases."""
+
+    ran: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    failed: list[tuple[Case, list[str], Path]] = field(default_factory=list)
+    slowest: list[tuple[float, str]] = field(default_factory=list)
+
+    def words(self) -> str:
+        """For people."""
+        lines = [f"{sum(self.ran.values()):,} cases, {len(self.failed)} failed"]
+        lines += [f"  {kind:17} {n:6,}" for kind, n in sorted(self.ran.items())]
+        lines += [f"  exit {code}: {n:,}" for code, n in sorted(self.codes.items())]
+        for case, said, path in self.failed:
+            lines.append(f"{case.kind} {case.number} of seed {case.seed}: {'; '.join(said)}\n    {path}")
+            lines += [f"    {m.nature}: {m.says[:120]}" for m in case.mutations]
+        return "\n".join(lines)
+
+
+def campaign(
+    numbers: Iterable[int],
+    seed: int,
+    failures: Path,
+    *,
+    only: str | None = None,
+    small: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Tally:
+    """Run cases; each that fails is shrunk, and written to a file in `failures`."""
+    tally = Tally()
+    with Worker() as worker:
+        for number in numbers:
+            case = make(number, seed, only)
+            ending = worker.run(case.sheet)
+            said = faults(case, ending)
+            tally.ran[case.kind] += 1
+            tally.codes[str(ending.stopped or ending.code)] += 1
+            tally.slowest = sorted([*tally.slowest, (ending.cpu_s, f"{case.kind} {number}")])[-10:]
+            if said:
+                if small:
+                    case = shrink(worker, case, said)
+                tally.failed.append((case, said, write(case, said, ending, failures)))
+                say(f"{case.kind} {number}: {'; '.join(said)[:300]}")
+                say(f"    {[m.says[:100] for m in case.mutations]} {' '.join(case.sheet.words)[:200]}")
+    return tally
+
+
+def write(case: Case, said: list[str], ending: Ending, failures: Path) -> Path:
+    """A failing case as a file that `--rerun` reads."""
+    failures.mkdir(parents=True, exist_ok=True)
+    path = failures / f"{case.kind.replace(' ', '-')}-{case.seed}-{case.number}.json"
+    content = {**case.as_json(), "faults": said, "err": ending.err[-3000:], "escaped": ending.escaped}
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return path

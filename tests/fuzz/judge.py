@@ -1,0 +1,94 @@
+"""What a case may end with. Everything else is a fault of the package."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from tests.fuzz.case import HARMLESS, NONSENSE, Case
+
+LONGEST_MESSAGE = 2000  # characters
+LONGEST_OUTPUT = 20_000  # characters on standard error, progress and all
+MOST_CPU_S, MOST_WALL_S = 5.0, 60.0  # of its own work; of waiting
+MOST_BYTES = 2 << 30
+CODES = (0, 1, 2, 3)
+NAMED = re.compile(r"^([A-Z]\w+): (.+)$", re.DOTALL)
+OF_A_FIELD = re.compile(r"^\S.{0,200}? = ", re.DOTALL)
+
+
+@dataclass
+class Ending:
+    """How a case ended: an exit code, or what stopped it."""
+
+    code: int | None = None
+    out: str = ""
+    err: str = ""
+    escaped: str | None = None  # a traceback that left main()
+    stopped: str | None = None  # hang, crash or memory, by whom watched it
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
+
+
+def faults(case: Case, ending: Ending) -> list[str]:
+    """What is wrong with an ending, in words; empty where nothing is."""
+    if ending.stopped:
+        return [ending.stopped]
+    if ending.escaped:
+        return [f"traceback: {ending.escaped.strip().splitlines()[-1][:200]}"]
+    found = []
+    if "Traceback (most recent call last)" in ending.err + ending.out:
+        found.append("traceback on the screen")
+    if "a fault of ours" in ending.err:
+        found.append("a fault of ours")
+    if re.search(r"\.py:\d+: \w*Warning: ", ending.err):
+        found.append("a warning of Python's on the screen")
+    if ending.code not in CODES:
+        found.append(f"exit code {ending.code}")
+    if ending.cpu_s > MOST_CPU_S:
+        found.append(f"took {ending.cpu_s:.1f} s")
+    if ending.peak_bytes > MOST_BYTES:
+        found.append(f"took {ending.peak_bytes / 2**30:.1f} GiB")
+    if ending.code == 0 and case.nature == NONSENSE:
+        found.append("nonsense was taken")
+    if ending.code != 0 and case.nature == HARMLESS:
+        found.append(f"what is right was refused: {ending.err.strip()[-200:]}")
+    if len(ending.err) > LONGEST_OUTPUT:
+        found.append(f"{len(ending.err):,} characters on standard error")
+    if ending.code in (2, 3):
+        found += _message(ending)
+    return found + (_json(ending) if "--json" in case.sheet.words else [])
+
+
+def _message(ending: Ending) -> list[str]:
+    """The error is one of ours, of a reader's length, and a refusal names a field."""
+    lines = ending.err.splitlines()
+    starts = [i for i, line in enumerate(lines) if NAMED.match(line)]
+    if not starts:
+        if not ending.err.strip() and "Usage" in ending.out:  # help was the answer
+            return []
+        return [f"no named error: {ending.err.strip()[-100:]!r}"]
+    message = "\n".join(lines[starts[-1] :])
+    found = []
+    if len(message) > LONGEST_MESSAGE:
+        found.append(f"a message of {len(message):,} characters")
+    match = NAMED.match(message)
+    assert match is not None
+    if match[1] in ("InputError", "DoesNotFit") and not OF_A_FIELD.match(match[2]):
+        found.append(f"names no field: {message[:100]!r}")
+    if "pydantic" in message or "Traceback" in message or "For further information" in message:
+        found.append(f"somebody else's words: {message[:100]!r}")
+    return found
+
+
+def _json(ending: Ending) -> list[str]:
+    """With --json there is one JSON object on standard output, with a schema."""
+
+    def not_json(word: str) -> None:
+        raise ValueError(f"{word} is no JSON")
+
+    try:
+        content = json.loads(ending.out, parse_constant=not_json)
+    except ValueError as problem:
+        return [f"--json: {problem}: {ending.out[:60]!r}"]
+    return [] if isinstance(content, dict) and "schema" in content else ["--json: no object with a schema"]
