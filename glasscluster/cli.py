@@ -12,7 +12,7 @@ import typer
 from glasscluster.base.errors import GlassError
 from glasscluster.commands import console
 from glasscluster.commands.app import app
-from glasscluster.commands.failures import Aborts, UsageError, fail
+from glasscluster.commands.failures import Aborts, UsageError, fail, fault
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
         console.answers, sys.stdout = out, sys.stderr
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="glass", standalone_mode=False)
+        out.flush()
     except Aborts:
         print("interrupted", file=sys.stderr)
         code = 130
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = fail(problem, arguments)
     except typer.Exit as done:
         code = done.exit_code
+    except Exception as problem:  # whatever it is, no traceback reaches a person
+        code = fault(problem, arguments)
     finally:
         console.answers, sys.stdout = None, out
-    out.flush()
     sys.exit(code if isinstance(code, int) else 0)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.files import read_bytes, shown
+from glasscluster.base.files import read_bytes
+from glasscluster.base.text import shown
 
 LARGEST_UNPACKED = 4 << 30  # bytes of all arrays; a graph of ten million events has less
 

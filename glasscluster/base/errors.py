@@ -9,8 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from glasscluster.base.text import shown
+
 # how alike two words must be for one to be taken as a slip of the other (difflib's own default)
 ALIKE = 0.6
+LONGEST_RULE = 1000  # characters of the rule in a message
+LONGEST_COMPARED = 200  # characters of a word whose likeness to others is judged
 
 
 class GlassError(Exception):
@@ -153,8 +157,9 @@ class InputError(GlassError, ValueError):
     def suggest(self, choice: object | None) -> None:
         """Name this choice as the nearest valid one; None: no choice is known that would run."""
         self.nearest = choice
-        hint = f"; the nearest valid choice is {choice}" if choice is not None else ""
-        self.message = f"{self.field} = {self.value!r}: {self.rule}{hint}"
+        hint = f"; the nearest valid choice is {shown(choice)}" if choice is not None else ""
+        field, rule = shown(self.field) or "''", shown(self.rule, LONGEST_RULE)  # a name can be empty, too
+        self.message = f"{field} = {shown(repr(self.value))}: {rule}{hint}"
         self.args = (self.message,)
 
     def as_dict(self) -> dict:
@@ -162,9 +167,9 @@ class InputError(GlassError, ValueError):
         return {
             "error": "InputError",
             "message": self.message,
-            "field": self.field,
-            "value": str(self.value),
-            "rule": self.rule,
+            "field": shown(self.field),
+            "value": shown(self.value),
+            "rule": shown(self.rule, LONGEST_RULE),
             "nearest": self.nearest,
         }
 
@@ -209,5 +214,5 @@ def alike(word: str, choices: Iterable[object]) -> list[object]:
 
 def _likeness(a: str, b: str) -> float:
     """How much two words look alike, from 0 to 1; capitals, - and _ make no difference."""
-    a, b = (word.lower().replace("_", "-").lstrip("-") for word in (a, b))
+    a, b = (word[:LONGEST_COMPARED].lower().replace("_", "-").lstrip("-") for word in (a, b))
     return difflib.SequenceMatcher(None, b, a).ratio()

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.text import shown
 
 LARGEST_TEXT = 256 << 20  # bytes of a text that is parsed
 LARGEST_DATA = 2 << 30  # bytes of text to train on
@@ -38,7 +39,6 @@ TOO_DEEP = f"has more than {DEEPEST} brackets inside each other"
 WRITING, COMPLETE = ".glass-writing-", ".glass-complete"
 REMOVED = ".removed"  # in a complete set: names of files that the new ones replace
 BYTE_ORDER_MARK = "\ufeff"  # what some editors of Windows write first; `read_text` takes it off
-LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -136,12 +136,6 @@ def _too_deep(value: Any) -> bool:
             return False
         level = [inner for x in level for inner in (x.values() if isinstance(x, dict) else x)]
     return True
-
-
-def shown(value: object) -> str:
-    """A value for a message, not longer than a person reads."""
-    text = str(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _kind(mode: int) -> str:
@@ -258,14 +252,16 @@ def finish(folder: str | Path) -> None:
     """Bring the files of a complete set to their places, if a writer was killed between them.
 
     Raises:
+        InputError: the list of what the new files replace is none, or names files outside the folder.
         OSError: a file cannot be moved, for instance because the disk may only be read.
     """
     complete = Path(folder) / COMPLETE
     if not complete.is_dir():
         return
-    with suppress(FileNotFoundError):  # the removals are done, and this file went first
-        for name in json.loads((complete / REMOVED).read_text()):
-            (Path(folder) / name).unlink(missing_ok=True)
+    if (complete / REMOVED).exists():  # else the removals are done, and this file went first
+        for name in _removed(complete / REMOVED):
+            with suppress(IsADirectoryError):
+                (Path(folder) / name).unlink(missing_ok=True)
     with suppress(FileNotFoundError):  # another reader did it
         for file in sorted(complete.rglob("*")):
             place = Path(folder) / file.relative_to(complete)
@@ -275,6 +271,19 @@ def finish(folder: str | Path) -> None:
                 os.replace(file, place)
         _flush(Path(folder))
         shutil.rmtree(complete)
+
+
+def _removed(path: Path) -> list[str]:
+    """The names in a list of removals: files below the folder, and nothing else."""
+    names = read_json("folder", path)
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise InputError("folder", shown(path), "must be a JSON list of names of files")
+    for name in names:
+        if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(
+                "folder", shown(path), f"names {shown(repr(name))}, which is not below its folder"
+            )
+    return names
 
 
 def new_folder(parent: str | Path, name: str, field: str = "out") -> Path:

@@ -7,12 +7,47 @@ here: a prediction starts nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from glasscluster.base.errors import InputError
 
 MOST_THREADS = 1024  # ranks of the threads backend
 MOST_DRY = 1 << 16  # ranks that are recorded one after the other, without data
+MOST_ACTIONS = 1 << 19  # of a pipeline schedule: stages x micro-batches x forward and backward
+MOST_STAGES = 1 << 11  # of a pipeline schedule: judging it takes their square
+# The largest number that an option may have, many times what anybody trained: a slip of a few zeros would be
+# counted, listed or drawn for hours. What fits a machine or a plan is judged by other rules.
+LARGEST = {
+    **dict.fromkeys(("dp", "tp", "pp", "cp", "ep", "shard", "ulysses", "gpus", "nodes", "servers"), MOST_DRY),
+    **dict.fromkeys(("layers", "dense_layers", "virtual_stages"), 10_000),
+    **dict.fromkeys(("hidden", "ffn", "expert_ffn", "shared_ffn", "kv_latent", "q_latent"), 1 << 24),
+    **dict.fromkeys(
+        ("heads", "kv_heads", "experts", "top_k", "router_groups", "router_top_groups"), MOST_DRY
+    ),
+    **dict.fromkeys(("seq", "prefix", "patches", "tokens", "prompt_length", "window", "chunk"), 1 << 24),
+    **dict.fromkeys(("vocab", "rope_trained", "relative_buckets", "relative_distance"), 1 << 28),
+    **dict.fromkeys(("global_batch", "micro_batch", "micro_batches", "batch", "slots", "count"), 1 << 20),
+    **dict.fromkeys(("items", "samples", "leaf", "prefetch", "recompute_every"), 1 << 20),
+    **dict.fromkeys(("block", "blocks", "steps", "warmup", "decay_until", "decay_steps"), 1 << 32),
+    **dict.fromkeys(("skip_window", "rollback", "snapshot_every", "staleness"), 1 << 32),
+    "patch_size": 1 << 12,
+}
 ACTOR_BYTES = 150 << 20  # that a Ray actor with torch takes at least
+
+
+def check_numbers(values: Mapping[str, object]) -> None:
+    """Refuse an option with a number that nothing here can count to.
+
+    Args:
+        values: options by name; those without a limit, or that are no whole numbers, are not judged.
+
+    Raises:
+        InputError: naming the limit, which is also the nearest number that is allowed.
+    """
+    for name, value in values.items():
+        most = LARGEST.get(name)
+        if most is not None and isinstance(value, int) and value > most:
+            raise InputError(name, value, f"must be at most {most:,}", [most])
 
 
 def machine_bytes() -> int | None:
@@ -65,3 +100,27 @@ def check_bytes(field: str, value: object, needed: int) -> None:
         raise InputError(
             field, value, f"{rule}; --backend dry records shapes alone, glass predict needs neither"
         )
+
+
+def check_actions(ranks: int, micro_batches: int, virtual_stages: int) -> None:
+    """Refuse a pipeline schedule with more actions than are listed here.
+
+    Args:
+        ranks: p, of the pipeline.
+        micro_batches: m, in one step.
+        virtual_stages: v, stages on each rank.
+
+    Raises:
+        InputError: for the number that is too large, with the largest that would do beside the others.
+    """
+    for field, value, other in (("pp", ranks, virtual_stages), ("virtual_stages", virtual_stages, ranks)):
+        if ranks * virtual_stages > MOST_STAGES and value >= other:
+            most = max(1, MOST_STAGES // other)
+            rule = f"a pipeline schedule has at most {MOST_STAGES:,} stages: here {most:,} at most"
+            raise InputError(field, value, rule, [most])
+    most = MOST_ACTIONS // (2 * ranks * virtual_stages)
+    if micro_batches > most:
+        rule = (
+            f"a pipeline schedule has at most {MOST_ACTIONS:,} actions: here {most:,} micro-batches at most"
+        )
+        raise InputError("micro_batches", micro_batches, rule, [most])

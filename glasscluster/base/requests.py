@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.limits import check_numbers
 from glasscluster.base.quantities import parse_size, parse_time
 from glasscluster.base.valid_choice import advised
 
@@ -46,6 +47,7 @@ def build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 def _build(cls: type[BaseModel], values: dict[str, Any]) -> Any:
+    check_numbers(values)
     try:
         return cls(**values)
     except ValidationError as problem:

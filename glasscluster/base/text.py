@@ -26,6 +26,15 @@ class Said:
         return self.en
 
 
+LONGEST_SHOWN = 200  # characters of a value in a message
+
+
+def shown(value: object, longest: int = LONGEST_SHOWN) -> str:
+    """A value for a message, not longer than a person reads."""
+    text = str(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things in English: `counted(1, "GPU")` is 1 GPU, `counted(8, "GPU")` is 8 GPUs."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,9 +1,17 @@
-"""How a command ends when it cannot go on: one named error, also as JSON, and no traceback."""
+"""How a command ends when it cannot go on: one named error, also as JSON, and no traceback.
+
+What nobody foresaw is a fault of ours (`fault`): one line says so, and names the file with the traceback.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
+import tempfile
+import traceback
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -11,11 +19,15 @@ from pydantic import ValidationError
 
 from glasscluster.base.errors import GlassError, InputError, nearest
 from glasscluster.base.requests import rule_of
+from glasscluster.base.text import shown
 from glasscluster.commands.console import emit, is_leader
 
 # typer brings click along, or has it within
 UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 Aborts: Any = (typer.Abort, KeyboardInterrupt)
+LONGEST_MESSAGE = 1800  # characters on standard error
+# of a disk, not of ours: it is full, or may only be read, or nobody reads what is written
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPIPE, errno.EIO)
 
 
 def fail(error: Any, arguments: list[str]) -> int:
@@ -27,8 +39,48 @@ def fail(error: Any, arguments: list[str]) -> int:
     if "--json" in arguments:
         emit({"schema": "glass.error/1", **content, "exit_code": code})
     if is_leader() or code == 3:
-        print(f"{content['error']}: {content['message']}", file=sys.stderr, flush=True)
+        print(
+            shown(f"{content['error']}: {content['message']}", LONGEST_MESSAGE), file=sys.stderr, flush=True
+        )
     return code
+
+
+def fault(problem: BaseException, arguments: list[str]) -> int:
+    """The end for what nobody foresaw: one line, the traceback in a file, exit code 3.
+
+    A disk that refuses to be written to is no fault of ours: it ends as bad input, by name.
+    """
+    if isinstance(problem, OSError) and problem.errno in OF_THE_DISK:
+        name = shown(problem.filename or "standard output")
+        if problem.filename is None:  # what is left in the buffer would fail again as Python ends
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return fail(InputError("out", name, f"cannot be written: {problem.strerror}"), [])
+    last = traceback.extract_tb(problem.__traceback__)[-1:]
+    place = f" ({os.path.basename(last[0].filename)}:{last[0].lineno})" if last else ""
+    said = shown(_said(problem), LONGEST_MESSAGE - 600)
+    message = f"a fault of ours: {type(problem).__name__}: {said}{place}"
+    try:
+        number, name = tempfile.mkstemp(prefix="glass-fault-", suffix=".txt")
+        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"glass {' '.join(map(ascii, arguments))}\n")
+            traceback.print_exception(problem, file=file)
+        message += f"; the traceback is in {name}"
+    except Exception:  # a full disk must not hide the fault
+        message += "; its traceback could not be kept"
+    if "--json" in arguments:
+        with suppress(OSError):
+            emit({"schema": "glass.error/1", "error": "Fault", "message": message, "exit_code": 3})
+    print(message, file=sys.stderr, flush=True)
+    return 3
+
+
+def _said(problem: BaseException) -> str:
+    """What an exception says in one line; its own `__str__` may raise."""
+    try:
+        return " ".join(str(problem).split())
+    except Exception:
+        return "it does not say what"
 
 
 def usage(error: Any, arguments: list[str]) -> InputError:

@@ -5,7 +5,8 @@
     python -m tests.fuzz --only weights --cases 100      one kind
     python -m tests.fuzz --rerun FILE.json               a failing case that an earlier run wrote down
 
-values.py hostile values, and mutators of JSON, archives, tensors and texts · samples.py sound files to begin with
-kinds.py   what is attacked, and how · cases.py a number and a seed -> a case · worker.py many cases in one process
-judge.py   what a case may end with · campaign.py runs cases under limits, and shrinks what fails
+    samples.py   sound files to begin with          values.py     hostile values, mutators of formats
+    kinds.py     what is attacked, and how          cases.py      a number and a seed -> a case
+    worker.py    many cases in one process          judge.py      what a case may end with
+    campaign.py  cases under limits; what fails is made small
 """

@@ -46,7 +46,7 @@ class Sheet:
 
 @dataclass
 class Mutation:
-    """What was done, and what must follow from it: NONSENSE is refused, HARMLESS is taken, UNKNOWN is either."""
+    """What was done, and what must follow: NONSENSE is refused, HARMLESS is taken, UNKNOWN is either."""
 
     says: str
     nature: str

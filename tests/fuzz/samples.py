@@ -51,7 +51,7 @@ def _made(folder: Path) -> dict[str, bytes]:
     from glasscluster.model.gpt import GPTStage
     from glasscluster.model.text.tokenizer import Tokenizer
     from glasscluster.model.weights import hugging_face
-    from glasscluster.sim.recording.packed import pack_graph
+    from glasscluster.sim.recording.packed import FORMAT, pack_graph
     from glasscluster.sim.run import Cluster
     from glasscluster.sim.time.hardware import hardware
     from glasscluster.strategies.job import Job, job_info
@@ -77,7 +77,7 @@ def _made(folder: Path) -> dict[str, bytes]:
     run = Cluster("classroom", 2, "dry").run(train_rank, job, info=job_info(job))
     (folder / "run").mkdir()
     run.graph.save(folder / "run" / "graph.npz")
-    (folder / "graph.json").write_text(json.dumps(pack_graph(run.graph)))
+    (folder / "graph.json").write_text(json.dumps({"format": FORMAT, **pack_graph(run.graph)}))
     hardware("dgx-a100-40gb").save(folder / "hw.json")
     Tokenizer.train([b"abc def abc def ghi"], 260).save(folder / "tok.json")
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

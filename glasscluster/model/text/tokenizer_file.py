@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.files import read_json, shown
+from glasscluster.base.files import read_json
+from glasscluster.base.text import shown
 from glasscluster.model.text.added_tokens import AddedToken
 from glasscluster.model.text.pre_tokens import rule, unspelled
 from glasscluster.model.text.split_pattern import translated

@@ -7,8 +7,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from pydantic import ConfigDict, Field
+
 from glasscluster.base.errors import InputError
 from glasscluster.base.files import read_json
+from glasscluster.base.requests import Options, build
 from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
@@ -45,27 +48,42 @@ def draw_requests(
     return tuple(requests)
 
 
+class Listed(Options):
+    """An entry of a file of requests."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: str | list[int]
+    tokens: int = Field(ge=1)
+    arrival_s: float = Field(0.0, ge=0)
+
+
+def as_bytes(number: int, prompt: str) -> bytes:
+    """The bytes of a prompt, which are its tokens."""
+    try:
+        return prompt.encode()
+    except UnicodeEncodeError:  # JSON can say half of a surrogate pair
+        raise InputError(f"requests[{number}].prompt", ascii(prompt), "is no text in Unicode") from None
+
+
 def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
     """Read requests from a JSON list of {"prompt": a text or a list of tokens, "tokens": how many,
     "arrival_s": when}.
 
     Raises InputError for a file that is none, or for a token that the model does not have.
     """
-    try:
-        listed = read_json("requests", path)
-        requests: list[Request] = []
-        for entry in listed:
-            prompt = entry["prompt"].encode() if isinstance(entry["prompt"], str) else entry["prompt"]
-            requests.append(
-                Request(tuple(int(t) for t in prompt), int(entry["tokens"]), float(entry.get("arrival_s", 0)))
-            )
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        rule = (
-            f'must be a JSON list of {{"prompt", "tokens", "arrival_s"}}: {type(problem).__name__}: {problem}'
-        )
-        raise InputError("requests", path, rule) from None
+    listed = read_json("requests", path)
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        raise InputError("requests", path, 'must be a JSON list of {"prompt", "tokens", "arrival_s"}')
+    requests = []
+    for number, entry in enumerate(listed):
+        try:
+            asked = build(Listed, entry)
+        except InputError as problem:
+            field = f"requests[{number}].{problem.field}"
+            raise InputError(field, problem.value, problem.rule, problem.choices) from None
+        prompt = as_bytes(number, asked.prompt) if isinstance(asked.prompt, str) else asked.prompt
+        requests.append(Request(tuple(prompt), asked.tokens, asked.arrival_s))
     for number, request in enumerate(requests):
         if not all(0 <= t < model.vocab for t in request.prompt):
             raise InputError("requests", number, f"has a token that is not one of the model's {model.vocab}")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from glasscluster.base.errors import InputError
 from glasscluster.base.limits import check_bytes
+from glasscluster.base.requests import rule_of
+from glasscluster.base.text import shown
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError
@@ -30,6 +34,18 @@ def read_model(weights: str, **given: Any) -> ModelConfig:
             return folder.config
     except WeightsError as problem:
         raise InputError("weights", weights, str(problem)) from None
+    except ValidationError as problem:
+        raise InputError("weights", weights, f"config.json makes no model: {_first(problem)}") from None
+
+
+def _first(problem: ValidationError) -> str:
+    """The first mistake that was found in a shape: field, value, rule."""
+    first = problem.errors()[0]
+    said = first.get("ctx", {}).get("error")
+    if isinstance(said, InputError):  # a rule of ours
+        return said.message
+    field = ".".join(map(str, first["loc"])) or "the shape"
+    return f"{field} = {shown(repr(first.get('input')))}: {rule_of(first)}"
 
 
 def check_room(model: ModelConfig, precision: str, cluster: Cluster) -> None:

@@ -25,6 +25,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.limits import check_actions
 from glasscluster.strategies.pipeline.schedules import registry
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule, folded, looped
 
@@ -108,6 +109,7 @@ def make_schedule(name: str, p: int, micro_batches: int, virtual_stages: int | N
     for field, value in (("pp", p), ("micro_batches", micro_batches)):
         if value < 1:
             raise InputError(field, value, "must be at least 1", [1])
+    check_actions(p, micro_batches, v)
     make = registry.REGISTRY[name].make
     return make(p, micro_batches, v) if name in LOOPED else make(p, micro_batches)
 

@@ -16,7 +16,7 @@ from glasscluster.base.errors import InputError
 from glasscluster.strategies.pipeline.schedules.base import Action, Schedule
 
 IDLE = re.compile(r"-|\d+((SEND|RECV)_[FB]\d+|UNSHARD|RESHARD|REDUCE_GRAD\d*)")
-ONE = re.compile(r"(\d+)(F|BW|B|I|W)(\d+)")
+ONE = re.compile(r"(\d{1,9})(F|BW|B|I|W)(\d{1,9})", re.ASCII)
 PAIR = re.compile(r"\((\d+F\d+);(\d+(?:BW|B|I)\d+)\)OVERLAP_F_B")
 
 
