@@ -177,6 +177,7 @@ PLAIN = {
     "objective": "causal",
     "prefix": 0,
     "kv_latent": 0,
+    "head_size": None,
 }
 
 GPT2 = Family(
