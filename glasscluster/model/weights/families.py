@@ -178,6 +178,7 @@ PLAIN = {
     "prefix": 0,
     "kv_latent": 0,
     "head_size": None,
+    "attention_scale": None,
 }
 
 GPT2 = Family(
