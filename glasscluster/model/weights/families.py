@@ -179,6 +179,7 @@ PLAIN = {
     "kv_latent": 0,
     "head_size": None,
     "attention_scale": None,
+    "window": 0,
 }
 
 GPT2 = Family(

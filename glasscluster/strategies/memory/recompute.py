@@ -158,25 +158,24 @@ def predict_flops(
 ) -> int:
     """FLOPs that run again on the ranks of one replica together, of a stage and micro-batch.
 
-    pairs: query-key pairs of all heads and ranks, of a sequence (without context parallelism: those of flash
-    attention's tiles); spares: the last matrix of a segment is not run again; routers, latents: ranks that do
+    pairs: query-key pairs of all heads, ranks and these layers, of a sequence (None: those of flash attention's
+    tiles in the first layers, without context parallelism); spares: the last matrix of a segment is not run again; routers, latents: ranks that do
     the same router, or the same way down to latents; assignments: of all the layers' tokens to experts.
     """
     b, s, h, f, a, u = sequences, model.seq, model.hidden, model.width, model.heads, model.gates
-    scores = 2 * b * s * s * a * model.score_dim
-    flash = (
-        4
-        * b
-        * (a * costs.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs)
-        * model.score_dim
-    )
+    scores = 2 * b * s * s * a * model.score_dim * layers
+    if pairs is None:
+        windows = (model.window_of(layer) for layer in range(layers))
+        masks = (parts.whole(s, model.causal, model.prefix, window) for window in windows)
+        pairs = a * sum(map(costs.pairs, masks))
+    flash = 4 * b * pairs * model.score_dim
     core = flash if model.attention == "flash" else 2 * scores
     if kind != "full":
         # the sum over V is not run again: what it keeps are its inputs, and there recomputation stops
-        return layers * (flash if model.attention == "flash" else scores) if kind == "selective" else 0
+        return (flash if model.attention == "flash" else scores) if kind == "selective" else 0
     dense = model.shared_ffn if model.experts else f
     last = 2 * b * s * dense * h
-    layer = 2 * b * s * (model.head_products + latents * model.down * h + u * dense * h) + last + core
+    layer = 2 * b * s * (model.head_products + latents * model.down * h + u * dense * h) + last
     experts = (
         2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f
         if model.experts
@@ -184,4 +183,4 @@ def predict_flops(
     )
     if spares is None:
         spares = last_spared(model)
-    return layers * layer + experts - (len(segments(layers, every)) * last if spares else 0)
+    return layers * layer + core + experts - (len(segments(layers, every)) * last if spares else 0)

@@ -43,7 +43,8 @@ def _flops(run: Judged) -> int:
     plan, model = run.plan, run.model
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     mask = model.causal, model.prefix, model.position in ("relative", "alibi")
-    pairs = sum(work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask))
+    shape = kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask
+    pairs = {window: sum(work(*shape, window)) for window in model.windows}
     # a matrix whose gradient can wait keeps its input when it is done
     fused = plan.tp > 1 and plan.tp_overlap
     spared = last_spared(model, fused) and not plan.pipeline.splits
@@ -51,7 +52,8 @@ def _flops(run: Judged) -> int:
     flops = 0
     for layers in plan.stage_layers(model):
         stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
-        one = predict_flops(*stage, pairs=pairs, spares=spared, routers=routers, latents=plan.tp)
+        seen = sum(pairs[model.window_of(layer)] for layer in layers)
+        one = predict_flops(*stage, pairs=seen, spares=spared, routers=routers, latents=plan.tp)
         flops += one * plan.micro_batches * plan.dp
     if model.experts and plan.recompute == "full":
         # tp ranks send the same rows to the same experts, each with its columns
