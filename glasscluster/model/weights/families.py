@@ -180,6 +180,7 @@ PLAIN = {
     "head_size": None,
     "attention_scale": None,
     "window": 0,
+    "attention_cap": 0.0,
 }
 
 GPT2 = Family(
