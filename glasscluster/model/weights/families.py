@@ -181,6 +181,7 @@ PLAIN = {
     "attention_scale": None,
     "window": 0,
     "attention_cap": 0.0,
+    "sinks": False,
 }
 
 GPT2 = Family(
