@@ -175,6 +175,26 @@ def test_a_broken_kernel_breaks_the_rule(old, new, broken, tmp_path, monkeypatch
     assert {way for way, by in over.items() if not by <= 0} >= broken
 
 
+@pytest.mark.skipif(GPU, reason="one run of each is enough, and the interpreter needs no compilation")
+@pytest.mark.parametrize(
+    ("old", "new", "broken"),
+    [
+        ("> i[:, None] - window", ">= i[:, None] - window", {"out", "dq"}),
+        ("> i[None, :] - window, p", ">= i[None, :] - window, p", {"dk", "dv"}),
+        ("stop = tl.minimum(n, col + COLS - 1 + window)", "stop = tl.minimum(n, col + COLS)", {"dk", "dv"}),
+        ("// COLS * COLS\n        clear", "// COLS * COLS + COLS\n        clear", {"out", "dq"}),
+        ("turn = scale / cap", "turn = scale", {"out", "dq", "dk", "dv"}),
+        ("ds = ds * (1.0 - t * t)", "ds = ds * (1.0 - t)", {"dq", "dk"}),
+    ],
+)
+def test_a_broken_window_or_cap_breaks_the_rule(old, new, broken, tmp_path, monkeypatch):
+    tensors, how = drawn((1, 1, 1, 60, 60, 16), torch.float32, 3), Scores(0.6, 21, 3.0)
+    over = excess(
+        ours(mutated(old, new, tmp_path, monkeypatch), *tensors, True, (16, 16), how), tensors, True, how
+    )
+    assert {way for way, by in over.items() if not by <= 0} >= broken
+
+
 # ---- compiled for GPUs that are not here -------------------------------------------------------------------
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import run_plan
+from helpers import differences, run_plan, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_activations import ANYWHERE, in_the_sum, judged_anywhere
+from test_hugging_face import Wide
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.operator_costs import cost_of
@@ -19,9 +20,14 @@ from glasscluster.model.decoding.generate import generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.kernels.flash import algorithm, costs
 from glasscluster.model.kernels.flash.operators import flash_attention
-from glasscluster.model.kernels.scores import Scores
+from glasscluster.model.kernels.flash.parts import within
+from glasscluster.model.kernels.scores import Scores, sink_gradient
 from glasscluster.model.layers.attention import unfused_attention
+from glasscluster.model.layers.dropout import Draw
+from glasscluster.strategies.context import context_parallel, ulysses
+from glasscluster.strategies.judge import check
 from glasscluster.strategies.judge.activations import KEPT_OF_MLP, predict
+from glasscluster.strategies.layout import tokens
 from glasscluster.strategies.layout.tokens import KINDS, parts, tokens_of, work
 from glasscluster.strategies.plan import make_model, make_plan
 
@@ -218,12 +224,11 @@ def test_a_layer_with_a_head_size_of_its_own_keeps_the_list_and_the_closed_form(
 def test_parts_of_a_ring_are_the_pairs_of_the_window_each_once_and_nothing_outside_it(
     kind, ranks, each, window, tile
 ):
-    n = 2 * each  # of one rank
-    tokens = n * ranks
-    seen = torch.zeros(tokens, tokens, dtype=torch.int64)
+    n, everything = 2 * each, 2 * each * ranks  # of one rank, of all
+    seen = torch.zeros(everything, everything, dtype=torch.int64)
     for rank in range(ranks):
         for source in range(ranks):
-            mine, theirs = (torch.tensor(tokens_of(kind, r, ranks, tokens)) for r in (rank, source))
+            mine, theirs = (torch.tensor(tokens_of(kind, r, ranks, everything)) for r in (rank, source))
             for part in parts(kind, rank, source, ranks, n, window=window):
                 rows, cols = mine[part.queries], theirs[part.keys]
                 i, j = torch.arange(len(rows))[:, None], torch.arange(len(cols))[None]
@@ -232,10 +237,10 @@ def test_parts_of_a_ring_are_the_pairs_of_the_window_each_once_and_nothing_outsi
                 assert here.any(0).all()
                 assert here.any(1).all()
                 seen[rows[:, None], cols[None]] += here
-    i, j = torch.arange(tokens)[:, None], torch.arange(tokens)[None]
+    i, j = torch.arange(everything)[:, None], torch.arange(everything)[None]
     assert torch.equal(seen, ((j <= i) & (j > i - window)).long())
-    assert sum(work(kind, ranks, tokens, window=window)) == int(seen.sum())
-    assert sum(work(kind, ranks, tokens, tile=tile, window=window)) >= int(seen.sum())
+    assert sum(work(kind, ranks, everything, window=window)) == int(seen.sum())
+    assert sum(work(kind, ranks, everything, tile=tile, window=window)) >= int(seen.sum())
 
 
 def test_layers_have_the_window_all_or_in_turn():
@@ -310,3 +315,144 @@ def test_a_layer_with_a_cap_a_window_and_sinks_keeps_the_scores_where_they_are_w
     mlp = KEPT_OF_MLP["gelu"] * 64
     said = predict(16, 2, 16, 4, 2, 2, **kept, capped=True, mlp=mlp, cp=2, exchange=True)
     assert in_the_sum(lines) == said
+
+
+# ---- whole layers against transformers' --------------------------------------------------------------------
+HEADS: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "num_hidden_layers": 2,
+    "sliding_window": 3,
+    "attn_implementation": "eager",
+}
+OURS: dict[str, Any] = {
+    "hidden": 16,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_size": 6,
+    "layers": 2,
+    "seq": 12,
+    "vocab": 8,
+    "window": 3,
+    "window_layers": "alternate",
+    "position": "rope",
+    "qkv": "separate",
+    "init_std": 0.8,
+}
+
+
+def attention_of(family: str, layer: int) -> tuple[Any, ModelConfig]:
+    """Their attention of a layer, and our model of the same."""
+    if family == "gemma2":
+        from transformers.models.gemma2 import modeling_gemma2 as theirs
+
+        more = {"query_pre_attn_scalar": 11, "attn_logit_softcapping": 2.0}
+        made = theirs.Gemma2Attention(theirs.Gemma2Config(**HEADS, **more), layer)
+        return made, ModelConfig(**OURS, bias=False, attention_scale=11**-0.5, attention_cap=2.0)
+    from transformers.models.gpt_oss import modeling_gpt_oss as theirs_too
+
+    made = theirs_too.GptOssAttention(theirs_too.GptOssConfig(**HEADS), layer)
+    return made, ModelConfig(**OURS, sinks=True)
+
+
+@pytest.mark.parametrize("attention", ["flash", "unfused"])
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+def test_a_layer_s_attention_is_that_of_gemma_2_and_gpt_oss_with_its_gradients(family, layer, attention):
+    from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
+
+    theirs, config = attention_of(family, layer)
+    ours = GPTStage(config.model_copy(update={"attention": attention}), dtype=torch.float64).layers[
+        str(layer)
+    ]
+    theirs = theirs.double()
+    names = {f"{n}_proj.{kind}": f"{n}_{kind}" for n in "qkv" for kind in ("weight", "bias")}
+    names |= {f"o_proj.{kind}": f"out_{kind}" for kind in ("weight", "bias")} | {"sinks": "sink"}
+    for name, parameter in theirs.named_parameters():
+        parameter.data = getattr(ours, names[name]).detach().clone()
+    sees = causal_mask_function if layer else sliding_window_causal_mask_function(HEADS["sliding_window"])
+    places = torch.arange(12)
+    hidden = torch.tensor([[not sees(0, 0, i, j) for j in places] for i in places])
+    mask = torch.zeros(12, 12, dtype=torch.float64).masked_fill(hidden, -torch.inf)[None, None]
+    frequencies = 10000.0 ** -(torch.arange(0, 6, 2, dtype=torch.float64) / 6)
+    angles = torch.arange(12)[:, None] * frequencies
+    angles = angles if family == "gpt_oss" else torch.cat([angles, angles], -1)
+    x, y = (drawn(2, 12, 16) for _ in range(2))
+    rows = ours.parallel.row(ours.attend(x, None), ours.out_weight)
+    out = rows if ours.get("out_bias") is None else rows + ours.out_bias
+    with Wide():
+        expected = theirs(y, (angles.cos()[None], angles.sin()[None]), mask)[0]
+    close((out,), (expected,))
+    d_out = drawn(*out.shape, seed=7).detach()
+    out.backward(d_out)
+    expected.backward(d_out)
+    pairs = [(getattr(ours, names[name]).grad, p.grad) for name, p in theirs.named_parameters()]
+    assert len(pairs) == (4 if family == "gemma2" else 9)
+    close(*zip(*pairs, (x.grad, y.grad), strict=True))
+
+
+@pytest.mark.parametrize("attention", ["flash", "unfused"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_sixteen_bits_errors_are_at_most_twice_plain_torch_s(dtype, attention):
+    how, narrow = Scores(0.5, 20, 3.0), inputs(1, 2, 2, 70, 70, 16, dtype)
+    q, k, v, _, sink = narrow
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v, sink)]
+    attend = {"flash": flash_attention, "unfused": unfused_attention}[attention]
+    d_out = drawn(*q.shape, seed=8, dtype=dtype).detach()
+
+    def found(f: Any, *x: torch.Tensor) -> list[torch.Tensor]:
+        out = f(*x)
+        return [out.detach(), *torch.autograd.grad(out, x, d_out.to(out.dtype))]
+
+    plain = found(lambda q, k, v, s: textbook(q, k, v, True, 0, None, how, s), q, k, v, sink)
+    truth = found(lambda q, k, v, s: textbook(q, k, v, True, 0, None, how, s), *exact)
+    ours = found(lambda q, k, v, s: attend(q, k, v, causal=True, how=how, sink=s), q, k, v, sink)
+    for mine, theirs, right in zip(ours, plain, truth, strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - right).abs().max() <= 2 * (theirs.double() - right).abs().max()
+
+
+# ---- documents, and what is wrong is caught ----------------------------------------------------------------
+@pytest.mark.parametrize("attention", ["flash", "unfused"])
+def test_packed_documents_have_windows_caps_and_sinks_of_their_own(attention):
+    more = {"window": 3, "attention_cap": 2.0, "sinks": True, "position": "rope", "attention": attention}
+    block = GPTStage(make_model("tiny", **SHAPE, **more, init_std=0.8), dtype=torch.float64).layers["0"]
+    x, lengths = drawn(2, 16, 16), ((9, 7), (16,))
+    packed = block.attend(x, Draw(0, 0, (0, 1), documents=lengths))
+    for row, alone in enumerate(lengths):
+        whole = [block.attend(piece[None], None)[0] for piece in x[row].split(alone)]
+        close((packed[row],), (torch.cat(whole),))
+
+
+@pytest.fixture
+def fresh_reference():
+    check._reference.cache_clear()
+    yield
+    check._reference.cache_clear()
+
+
+WRONG: list[tuple[dict[str, Any], str, Any, str, Any]] = [
+    ({"sinks": True}, "ring", context_parallel, "add_sink", lambda _out, _lse, _sink: None),
+    ({"sinks": True}, "ring", context_parallel, "sink_gradient", lambda *x: sink_gradient(*x) * 1.01),
+    ({"window": 3}, "zigzag", tokens, "within", lambda *x: within(*x[:3], x[3] + 1)),
+    ({"window": 3}, "striped", tokens, "within", lambda *x: within(*x[:3], x[3] - 1)),
+    (
+        {"sinks": True},
+        "ulysses",
+        ulysses,
+        "_heads_of",
+        lambda x, _context: None if x is None else x[: len(x) // 2],
+    ),
+]
+
+
+@pytest.mark.usefixtures("fresh_reference")
+@pytest.mark.parametrize(("switch", "context", "module", "name", "wrong"), WRONG)
+def test_what_a_context_parallel_rank_does_wrong_is_caught(monkeypatch, switch, context, module, name, wrong):
+    plan = make_plan(global_batch=2, cp=2, context=context)
+    model = make_model("tiny", **SHAPE, layers=1, init_std=0.5, **switch)
+    assert worst(differences(plan, model, steps=1)) <= check.TOLERANCE
+    monkeypatch.setattr(module, name, wrong)
+    assert worst(differences(plan, model, steps=1)) > check.TOLERANCE

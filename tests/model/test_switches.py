@@ -32,7 +32,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     },
     "a scale of the scores": {"attention_scale": 0.9, "position": "alibi"},
     "a soft cap": {"attention_cap": 1.5, "attention_scale": 0.9, "position": "rope", "kv_heads": 2},
-    "a soft cap, latents": {"attention_cap": 1.5, "kv_latent": 10, "bias": False, "window": 5},
+    "a soft cap and sinks, latents": {"attention_cap": 1.5, "kv_latent": 10, "bias": False, "sinks": True},
     "sinks": {"sinks": True, "head_size": 6, "kv_heads": 2, "position": "rope"},
     "sinks beside windows and biases by distance": {
         "sinks": True,

@@ -78,7 +78,7 @@ class UlyssesContext(WholeSequence):
         """
         assert k.shape[1] % self.comm.size == 0, "whole key heads are exchanged"
         q, k, v = (_ToHeads.apply(x, self, name) for x, name in ((q, "queries"), (k, "keys"), (v, "values")))
-        bias, sink = (None if x is None else x.chunk(self.comm.size)[self.comm.rank] for x in (bias, sink))
+        bias, sink = (_heads_of(x, self) for x in (bias, sink))
         out = self.among.attend(attention, q, k, v, causal, prefix, bias, how, sink)
         return _ToTokens.apply(out, self, "attention output")
 
@@ -107,6 +107,11 @@ class UlyssesContext(WholeSequence):
         algorithm = serving("all_to_all", self.algorithm)
         self.comm.all_to_all(pieces, out, algorithm=algorithm, purpose="activations", label=label)
         return out
+
+
+def _heads_of(x: Tensor | None, context: UlyssesContext) -> Tensor | None:
+    """What belongs to the heads that this rank has inside attention, of [a, ...]."""
+    return None if x is None else x.chunk(context.heads_cut)[context.heads_rank]
 
 
 class _ToHeads(torch.autograd.Function):
