@@ -254,7 +254,14 @@ class ModelConfig(BaseModel):
         return self.rope_dim or max(2, self.head_dim // 4 * 2)
 
     def window_of(self, layer: int) -> int:
-        """Keys that a query of a layer sees, its own the last; 0: all."""
+        """How far back a layer's attention looks.
+
+        Args:
+            layer: counted from 0.
+
+        Returns:
+            Keys that a query sees, of which its own is the last; 0: all.
+        """
         return self.window if self.window_layers == "all" or layer % 2 == 0 else 0
 
     @property
