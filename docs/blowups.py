@@ -130,7 +130,7 @@ def confusion(by_seed: dict[int, list[Treated]]) -> str:
     counts = {a: dict.fromkeys(names, 0) for a in names}
     for treated in by_seed.values():
         for t in treated:
-            counts[t.case.name][t.found] += 1
+            counts[t.case.name][t.diagnosis] += 1
             counts[HEALTHY][diagnose(t.charts["healthy"].signs)] += 1
     lines = [
         f"## Told apart, over seeds {', '.join(map(str, by_seed))}",

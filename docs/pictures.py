@@ -64,15 +64,15 @@ def draw_attention(browser: Any) -> None:
 
 def collective_report(out: Path, algorithm: str, gpus: int = 16, **shape: Any) -> Path:
     """`glass collective` on a fat tree, swept over sizes against two others."""
-    from glasscluster.scenarios.jobs.collective import Asked, collective
+    from glasscluster.scenarios.jobs.collective import CollectiveJob, collective
     from glasscluster.scenarios.jobs.wires import wires
 
     def make(n: int) -> Any:
         return wires(n, topology="fat-tree", bandwidth="25GB/s", latency="2us", **shape)
 
-    asked = Asked("all-reduce", algorithm, gpus, 16 * 2**20, make(gpus))
+    job = CollectiveJob("all-reduce", algorithm, gpus, 16 * 2**20, make(gpus))
     others = ["tree", "halving-doubling"]
-    return Path(collective(asked, make, sweeps=["1KiB:256MiB"], against=others, out=str(out))["report"])
+    return Path(collective(job, make, sweeps=["1KiB:256MiB"], against=others, out=str(out))["report"])
 
 
 def main() -> None:

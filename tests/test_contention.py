@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from glasscluster.scenarios.jobs.collective import Asked, record
+from glasscluster.scenarios.jobs.collective import CollectiveJob, record
 from glasscluster.sim.recording.events import SEND
 from glasscluster.sim.run import Cluster
 from glasscluster.sim.time import contention
@@ -154,8 +154,8 @@ def test_the_overhead_keeps_the_port_busy_before_the_bytes_move():
 
 
 def ring_time(network, nbytes):
-    asked = Asked("all-reduce", "ring", len(network.gpus), nbytes, on(network))
-    return record(asked).replay(on(network), contention=True)
+    job = CollectiveJob("all-reduce", "ring", len(network.gpus), nbytes, on(network))
+    return record(job).replay(on(network), contention=True)
 
 
 def test_a_ring_over_an_oversubscribed_fat_tree_is_slower_by_the_load_of_its_uplinks():
@@ -205,7 +205,7 @@ def test_a_node_s_one_network_port_is_shared_by_its_gpus():
 @pytest.mark.parametrize("algorithm", ["ring", "tree", "halving-doubling", "hierarchical"])
 def test_where_nothing_is_shared_contention_changes_nothing(name, algorithm):
     network = build(name, 8, Cable(10 * GB, 8e-6, 2e-6))
-    run = record(Asked("all-reduce", algorithm, 8, 8 * 12345, on(network)))
+    run = record(CollectiveJob("all-reduce", algorithm, 8, 8 * 12345, on(network)))
     free, shared = run.replay(on(network)), run.replay(on(network), contention=True)
     if not is_shared(run.graph, network):
         assert np.abs(free.end - shared.end).max() <= 1e-12 * free.makespan
@@ -282,7 +282,7 @@ def test_what_if_and_rendezvous_work_with_contention_too():
 
 def test_the_same_graph_gives_the_same_times_bit_for_bit():
     network = build("torus2d", 9, Cable(3 * GB, 1e-6)).placed([4, 2, 7, 0, 8, 5, 1, 3, 6])
-    run = record(Asked("all-to-all", "direct", 9, 9 * 1001, on(network)))
+    run = record(CollectiveJob("all-to-all", "direct", 9, 9 * 1001, on(network)))
     one, two = (run.replay(on(network), contention=True) for _ in range(2))
     assert np.array_equal(one.start, two.start)
     assert np.array_equal(one.shared.history.rate, two.shared.history.rate)
@@ -290,7 +290,7 @@ def test_the_same_graph_gives_the_same_times_bit_for_bit():
 
 def test_a_history_that_grows_many_times_is_the_same(monkeypatch):
     network = build("torus2d", 9, Cable(3 * GB, 1e-6)).placed([4, 2, 7, 0, 8, 5, 1, 3, 6])
-    run = record(Asked("all-to-all", "direct", 9, 9 * 1001, on(network)))
+    run = record(CollectiveJob("all-to-all", "direct", 9, 9 * 1001, on(network)))
     expected = run.replay(on(network), contention=True).shared
     lengths, grow = [], contention.replay.grow
     monkeypatch.setattr(contention.replay, "make_history", lambda length: contention.history.make_history(0))

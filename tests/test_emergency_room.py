@@ -118,7 +118,7 @@ def test_a_plant_that_does_nothing_fails_the_rows_of_f1_that_name_and_count(monk
 @pytest.mark.parametrize("name", BY_NAME)
 def test_over_seeds_every_cause_is_named_and_its_cure_takes_back_half_of_the_damage(name, seed, lab):
     treated = treat(BY_NAME[name], lab, STEPS, seed)
-    assert treated.found == name
+    assert treated.diagnosis == name
     assert treated.lost > 0
     assert treated.back >= BACK
     assert diagnosis.diagnose(treated.charts["healthy"].signs) == diagnosis.HEALTHY

@@ -65,7 +65,7 @@ def test_every_score_of_every_rank_is_that_of_one_device_and_the_scores_bytes_ar
     rows = scenario.equality_rows(done.results, alone) + scenario.counted_rows(job, done)
     assert {r.verdict for r in rows} == {"held"}, rows
     assert (predict_traffic(job) > 0) == (dp > 1)
-    assert sum(len(r.said) for r in done.results) == tp * sum(
+    assert sum(len(r.answers) for r in done.results) == tp * sum(
         isinstance(i, Prompt) for t in FEW for i in t.items
     )
 
@@ -89,9 +89,11 @@ def test_an_item_left_out_or_scored_twice_fails_its_rows(monkeypatch, alone):
 
 def test_a_drawn_answer_depends_on_seed_and_item_alone():
     job = replace(JOB, tasks=FEW[2:3], samples=3, sampling=replace(JOB.sampling, temperature=1.0))
-    said = [{k: v for r in run(replace(job, dp=dp)).results for k, v in r.said.items()} for dp in (1, 4)]
-    assert said[0] == said[1]
-    assert len(set(itertools.chain(*said[0].values()))) > 5
+    answers = [
+        {k: v for r in run(replace(job, dp=dp)).results for k, v in r.answers.items()} for dp in (1, 4)
+    ]
+    assert answers[0] == answers[1]
+    assert len(set(itertools.chain(*answers[0].values()))) > 5
 
 
 # ---- likelihood --------------------------------------------------------------------------------------------

@@ -88,12 +88,12 @@ def test_waiting_for_the_host_and_then_for_a_gather_are_told_apart(stage):
 
 def test_what_lives_in_host_memory_is_no_byte_of_the_gpu_and_is_let_go_with_its_tensor():
     def program(gpu):
-        kept = gpu.host.keep(torch.zeros(1000), "moments")
+        kept = gpu.host.store(torch.zeros(1000), "moments")
         gpu.memory.allocated([kept.view(-1)], OPTIMIZER)
         moved = torch.zeros(10)
         gpu.memory.register(moved, "optimizer")
         before = gpu.memory.snapshot()["optimizer"], gpu.memory.host_bytes
-        gpu.host.keep(moved, "more")
+        gpu.host.store(moved, "more")
         after = gpu.memory.snapshot()["optimizer"], gpu.memory.host_bytes
         del kept
         return before, after, gpu.memory.host_bytes, sum(gpu.memory.snapshot().values())
@@ -249,9 +249,9 @@ def test_a_mistake_in_a_profile_is_named_by_its_field(tmp_path, change, field, s
 
 def test_a_file_that_is_no_profile_is_said_to_be_none(tmp_path):
     path = tmp_path / "mine.json"
-    for text in ("[]", "nothing", "{}"):
+    for text, rule in (("[]", "not a hardware"), ("nothing", "is no JSON"), ("{}", "not a hardware")):
         path.write_text(text)
-        with pytest.raises(InputError, match="not a hardware profile"):
+        with pytest.raises(InputError, match=rule):
             hardware(str(path))
     with pytest.raises(InputError, match="cannot be read"):
         hardware(str(tmp_path / "none.json"))

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from glasscluster.base.errors import InputError
 from glasscluster.cli import main
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding.cache import PagedCache, SlidingWindowCache, StaticCache
@@ -408,7 +409,7 @@ def test_old_buffers_are_passed_over_and_missing_files_named(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"model.safetensors cannot be read"):
         hugging_face.load(tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(WeightsError, match=r"config.json cannot be read"):
+    with pytest.raises(InputError, match=r"config.json': cannot be read"):
         hugging_face.load(tmp_path)
 
 
@@ -479,7 +480,7 @@ USAGE = {
     "cache = 'statik': is unknown; the nearest valid choice is static": ["--cache", "statik"],
     "tp = 3: must divide heads = 4": ["--tp", "3"],
     "take 67 positions, the model has seq = 64; the nearest valid choice is 61": ["--tokens", "64"],
-    "config.json cannot be read": ["--weights", "nowhere"],
+    "config.json': cannot be read": ["--weights", "nowhere"],
     "a text is taken as bytes, the vocabulary has 100 tokens": ["--vocab", "100"],
 }
 

@@ -22,7 +22,7 @@ from glasscluster.strategies.pipeline.options import make_pipeline
 from glasscluster.strategies.pipeline.schedules import base, make_schedule, one_f_one_b
 from glasscluster.strategies.pipeline.weight_gradients import WeightGradients
 from glasscluster.visualize.figures.pipelines import (
-    Played,
+    ScheduleRun,
     bars_of,
     chunk_look,
     comparison_figure,
@@ -225,7 +225,7 @@ def test_a_recording_of_another_schedule_is_refused():
 
 
 def test_the_figures_have_a_bar_an_action_and_a_line_a_rank_in_both_languages():
-    runs = [Played(n, drawn(n, 2, 4, v)[1]) for n, v in (("1f1b", 1), ("zb-v", 2))]
+    runs = [ScheduleRun(n, drawn(n, 2, 4, v)[1]) for n, v in (("1f1b", 1), ("zb-v", 2))]
     for lang, word in (("en", "Weight gradient, chunk 1"), ("zh", "权重梯度")):
         figure = comparison_figure(runs, lang)
         assert sum(len(t.x) for t in figure.data) == 2 * 4 * 2 + 2 * 4 * 2 * 3

@@ -159,14 +159,18 @@ class DoesNotFit(InputError):
     would fit.
     """
 
-    def __init__(self, capacity: float, found: OutOfMemory, said: str, would_fit: list[dict]) -> None:
-        super().__init__("memory", int(capacity), f"the plan does not fit: {found.message}. {said}")
-        self.rank, self.found, self.would_fit = found.rank, found, would_fit
+    def __init__(self, capacity: float, out_of_memory: OutOfMemory, said: str, would_fit: list[dict]) -> None:
+        super().__init__("memory", int(capacity), f"the plan does not fit: {out_of_memory.message}. {said}")
+        self.rank, self.out_of_memory, self.would_fit = out_of_memory.rank, out_of_memory, would_fit
         self.nearest = would_fit[0]["options"] if would_fit else None
 
     def as_dict(self) -> dict:
         """With rank, phase, layer, residents and advice."""
-        more = {k: v for k, v in self.found.as_dict().items() if k in ("rank", "phase", "layer", "residents")}
+        more = {
+            k: v
+            for k, v in self.out_of_memory.as_dict().items()
+            if k in ("rank", "phase", "layer", "residents")
+        }
         return {**super().as_dict(), **more, "would_fit": self.would_fit}
 
 

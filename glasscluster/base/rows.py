@@ -67,17 +67,17 @@ class Row:
     why: Said | None = None
 
     @property
-    def found(self) -> float | None:
+    def observed(self) -> float | None:
         """The side that is held against the prediction: simulated for a virtual row, else counted."""
         return self.simulated if self.match == "virtual" else self.counted
 
     @property
     def verdict(self) -> Verdict:
         """`held`, `failed`, or `not applicable` (see `because`). A NaN never holds."""
-        if self.why is not None or self.predicted is None or self.found is None:
+        if self.why is not None or self.predicted is None or self.observed is None:
             return NOT_APPLICABLE
         allowed = self.tolerance * abs(self.predicted) if self.match == "virtual" else self.tolerance
-        return HELD if abs(self.predicted - self.found) <= allowed else FAILED
+        return HELD if abs(self.predicted - self.observed) <= allowed else FAILED
 
     @property
     def because(self) -> Said | None:

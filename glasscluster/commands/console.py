@@ -82,8 +82,8 @@ def show_checks(rows: list[Row]) -> None:
 
 def verdict(rows: list[Row], report: Any, wall: float | None = None, not_checked: Sequence[Said] = ()) -> int:
     """The last lines a person sees, and the exit code: 1 when a check failed."""
-    found = status(rows, not_checked)
-    print(f"{found}: {tally(rows)}" + (f" in {wall:.1f} s" if wall else ""))
+    result = status(rows, not_checked)
+    print(f"{result}: {tally(rows)}" + (f" in {wall:.1f} s" if wall else ""))
     for row in rows:
         if row.verdict == FAILED:
             print(f"FAILED: {row.name}")
@@ -91,4 +91,4 @@ def verdict(rows: list[Row], report: Any, wall: float | None = None, not_checked
         print(f"not checked: {check}")
     if report:
         print(f"report: {report}")
-    return 1 if found == "FAIL" else 0
+    return 1 if result == "FAIL" else 0

@@ -25,7 +25,7 @@ def evaluate(request: EvaluateRequest, as_json: bool) -> int:
         known = ((k, v) for k, v in row.items() if k != "task" and v is not None)
         numbers = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in known)
         print(f"{row['task']:12} " + "  ".join(numbers))
-    for name, found in made.contaminated.items():
-        print(f"{name:12} {found} items are in the training text")
+    for name, items in made.contaminated.items():
+        print(f"{name:12} {items} items are in the training text")
     show_checks(made.checks)
     return verdict(made.checks, None, not_checked=made.not_checked)

@@ -11,11 +11,11 @@ from glasscluster.commands.options import command
 @command(Request)
 def list_(_request: Request, as_json: bool) -> int:
     """Scenarios, model presets, hardware, schedules and backends."""
-    found = body("list")()
+    listing = body("list")()
     if as_json:
-        emit(found)
+        emit(listing)
         return 0
-    for heading, names in found.items():
+    for heading, names in listing.items():
         if isinstance(names, dict):
             print(f"{heading}:")
             for name, text in names.items():

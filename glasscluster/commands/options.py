@@ -8,10 +8,8 @@ values.
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -20,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import parse_json, read_json
 from glasscluster.base.quantities import SIZES
 from glasscluster.base.requests import Request, build
 
@@ -96,14 +95,14 @@ def parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
 # ---- commands ----------------------------------------------------------------------------------------
 def parameters(request: type[Request]) -> list[inspect.Parameter]:
     """What a command of this request takes: what is shown first, then each part's; --request and --json."""
-    found = {}
+    options = {}
     for name, field, owner in request.options():
-        found[name] = parameter(name, field, panel_of(name, owner, request))
-    order = [*(request.first or ()), *(name for name in found if name not in (request.first or ()))]
+        options[name] = parameter(name, field, panel_of(name, owner, request))
+    order = [*(request.first or ()), *(name for name in options if name not in (request.first or ()))]
     file = typer.Option("--request", help=FILE, metavar="FILE", is_eager=True, callback=take_file)
-    extra = {"request": Annotated[str | None, file]} if found else {}
+    extra = {"request": Annotated[str | None, file]} if options else {}
     extra["json"] = Annotated[bool, typer.Option("--json", help=JSON)]
-    made = [found[name] for name in order]
+    made = [options[name] for name in order]
     for name, annotation in extra.items():
         default = False if name == "json" else None
         more = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -116,11 +115,7 @@ def take_file(context: typer.Context, path: str | None) -> str | None:
     """Read --request before anything else: what it holds need not stand on the command line."""
     if path is None:
         return None
-    try:
-        values = json.loads(sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
-        why = getattr(problem, "strerror", None) or problem
-        raise InputError("request", path, f"cannot be read: {why}") from None
+    values = parse_json("request", path, sys.stdin.read()) if path == "-" else read_json("request", path)
     if not isinstance(values, dict):
         raise InputError("request", path, "must be a JSON object: names and values of options")
     values = {name.replace("-", "_"): value for name, value in values.items() if value is not None}

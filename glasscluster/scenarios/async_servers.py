@@ -75,7 +75,7 @@ def async_servers(
 
 
 def _check_run(lab: Lab, key: str, job: Job, plan: Any, run: Any, seconds: float) -> None:
-    """One run against its own reference in one process, against the bytes and the time of its plan."""
+    """Check one run against its reference in one process, and against the bytes and the time of its plan."""
     layout, s = plan.layout, plan.layout.staleness
     against = ps.compare(run.results, ps.in_one_process(job, plan), layout)
     for what, chinese, field in (("gradient", "梯度", "grad"), ("weight", "权重", "weight")):
@@ -108,26 +108,28 @@ def _check_run(lab: Lab, key: str, job: Job, plan: Any, run: Any, seconds: float
 
 
 def _check_waiting(lab: Lab, job: Job, servers: int, run: Any) -> None:
-    """Where everybody waits: the bytes of a server, and the weights against one device."""
+    """Check the run in which everybody waits: the bytes of each server, and the weights against one
+    device.
+    """
     model, clocks, workers = job.model, job.steps, job.plan.dp
     name = Said("sent and received by a server, a clock", "一个服务器每个时钟收发的量")
     counted = sum(run.graph.bytes_sent()[workers:]) * 2 / servers / clocks
     predicted = 2 * workers * model.parameters() * 8 / servers
     lab.check("server_bytes", predicted, counted, "Eq 11: 2WS/K", name=name)
     with one_thread():
-        one = train_one_device(model, [job.batch(c) for c in range(clocks)], job.optimizer, 0.0, job.seed)
-    alone, there = (
-        _join([t.reshape(-1) for t in one.weights[-1].values()]),
+        single = train_one_device(model, [job.batch(c) for c in range(clocks)], job.optimizer, 0.0, job.seed)
+    alone, on_servers = (
+        _join([t.reshape(-1) for t in single.weights[-1].values()]),
         _join([run.results[workers + k].shard for k in range(servers)]),
     )
     name = Said("weights of s = 0: largest difference from one device", "s = 0 的权重：与单卡的最大差异")
-    worst = float((alone - there).abs().max())
+    worst = float((alone - on_servers).abs().max())
     source = "plain data parallelism"
     lab.check("waits_is_one_device", 0.0, worst, source, name=name, unit="relative", tolerance=1e-10)
 
 
 def _draw(lab: Lab, names: dict[str, tuple[str, str]], runs: dict[str, Any]) -> None:
-    """The loss of the three runs against virtual time and against examples."""
+    """Draw the loss of the three runs against virtual time and against examples."""
     clocks = len(runs["waits"]["loss"])
     axes = {
         "en": ("virtual time (ms)", "batches' worth of pushes", "loss, held out"),
@@ -153,7 +155,7 @@ def _draw(lab: Lab, names: dict[str, tuple[str, str]], runs: dict[str, Any]) -> 
 
 
 def _tell(lab: Lab, staleness: int, runs: dict[str, Any]) -> None:
-    """The story, each sentence with the view it stands on."""
+    """Tell the story: each sentence links to the view that shows it."""
     clocks = len(runs["waits"]["loss"])
     half = clocks // 2
     late = {k: sum(r["loss"][half:]) / (clocks - half) for k, r in runs.items()}
@@ -214,7 +216,7 @@ def _tell(lab: Lab, staleness: int, runs: dict[str, Any]) -> None:
 
 
 def held_out(model: Any, weights: list[Any]) -> list[float]:
-    """Mean loss of flat weights on sequences that nobody trains on."""
+    """Return the mean loss of flat weights on sequences that no run trains on."""
     import torch
 
     shape = GPTStage(model, dtype=torch.float64)

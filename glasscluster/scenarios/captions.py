@@ -23,20 +23,22 @@ from glasscluster.visualize.figures.plots import lines
 
 @torch.no_grad()
 def describe(stage: Any, pixels: Tensor, tokens: int) -> list[bytes]:
-    """Captions of images [B, P·C] by the likeliest token each time, up to the end of the line; everything is
-    computed anew for each token.
+    """Write a caption for each image of pixels [B, P·C], a list of B byte strings.
+
+    Each next token is the likeliest one, up to the end of the line or `tokens` of them; there is no cache, so
+    everything is computed again for each token.
     """
-    model, said = stage.config, torch.zeros(len(pixels), 0, dtype=torch.int64)
+    model, written = stage.config, torch.zeros(len(pixels), 0, dtype=torch.int64)
     for n in range(tokens):
         x = stage.embedding(
-            torch.nn.functional.pad(torch.cat([pixels, said], 1), (0, model.seq - model.patches - n))
+            torch.nn.functional.pad(torch.cat([pixels, written], 1), (0, model.seq - model.patches - n))
         )
         for block in stage.layers.values():
             x = block(x)
-        said = torch.cat(
-            [said, stage.head.logits(x[:, model.patches + n - 1 : model.patches + n]).argmax(-1)], 1
+        written = torch.cat(
+            [written, stage.head.logits(x[:, model.patches + n - 1 : model.patches + n]).argmax(-1)], 1
         )
-    return [bytes(row.tolist()).split(b"\n")[0] for row in said]
+    return [bytes(row.tolist()).split(b"\n")[0] for row in written]
 
 
 @scenario("captions")
@@ -65,12 +67,13 @@ def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 
         torch.tensor([p.tolist() for p, *_ in unseen]),
     )
     untrained = GPTStage(model, seed=lab.seed)
-    said = {
+    described = {
         "before": describe(untrained, pixels, 14),
         "after": describe(assemble(job.plan, model, [r.weights[-1] for r in results]), pixels, 14),
     }
     share = {
-        when: sum(a == b for a, b in zip(words, right, strict=True)) / asked for when, words in said.items()
+        when: sum(a == b for a, b in zip(words, right, strict=True)) / asked
+        for when, words in described.items()
     }
     name = Said("parameters, with the patches' matrix", "参数，含图块矩阵")
     held = sum(p.numel() for p in untrained.parameters())
@@ -89,7 +92,7 @@ def captions(lab: Lab, steps: int = 160, tp: int = 2, pp: int = 2, asked: int = 
         for i in range(6):
             grid = pixels[i].view(2, 2, 4, 4).permute(0, 2, 1, 3).reshape(8, 8).tolist()
             fill = [[f"#{v:02x}{v:02x}{v:02x}" for v in row] for row in grid]
-            text = said["after"][i].decode(errors="replace")
+            text = described["after"][i].decode(errors="replace")
             tables.append(Table(text, [""] * 8, [""] * 8, [[""] * 8] * 8, fill))
         return cells_figure(tables, 3)
 

@@ -35,7 +35,7 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
         "local": ((f"Local SGD, H = {every}", f"local SGD，H = {every}"), sgd, ls.Outer(every)),
         "diloco": ((f"DiLoCo, H = {every}", f"DiLoCo，H = {every}"), adam, replace(ls.DILOCO, every=every)),
     }
-    found: dict[str, Any] = {}
+    curves: dict[str, Any] = {}
     for key, (title, plan, outer) in ways.items():
         job = Job(plan, model, steps, seed=lab.seed, capture=True)
         run = lab.run(key, title, ls.train_locally, job, outer, gpus=replicas, **job_info(job))
@@ -57,7 +57,7 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
         source = f"2(N−1)Ψ every {outer.every} steps"
         lab.check(f"{key}_sent", theory["parameters_bytes_total"], sent, source, name=name)
         each = [sent * (i + 1) / len(rounds) / 1e6 for i in range(len(rounds))]
-        found[key] = {
+        curves[key] = {
             "mb": each,
             "loss": held_out(model, run.results[0].weights),
             "step": [min((i + 1) * outer.every, steps) for i in range(len(rounds))],
@@ -65,12 +65,12 @@ def diloco(lab: Lab, replicas: int = 4, every: int = 8, steps: int = 64) -> None
         }
     if not lab.leader:
         return
-    _draw(lab, {key: title for key, (title, _, _) in ways.items()}, found)
-    _tell(lab, every, steps, found)
+    _draw(lab, {key: title for key, (title, _, _) in ways.items()}, curves)
+    _tell(lab, every, steps, curves)
 
 
-def _draw(lab: Lab, titles: dict[str, tuple[str, str]], found: dict[str, Any]) -> None:
-    """The held-out loss of the three runs against bytes and against steps."""
+def _draw(lab: Lab, titles: dict[str, tuple[str, str]], curves: dict[str, Any]) -> None:
+    """Draw the held-out loss of the three runs against bytes and against steps."""
     axes = {
         "en": ("MB sent by all ranks", "steps", "loss, held out"),
         "zh": ("所有 rank 发送的 MB", "步数", "留出集损失"),
@@ -78,8 +78,8 @@ def _draw(lab: Lab, titles: dict[str, tuple[str, str]], found: dict[str, Any]) -
 
     def drawn(x: str, lang: str, **log: bool) -> Any:
         # a mark every fourth step is enough
-        thin = {k: slice(0, None, 4 if len(f["loss"]) > 40 else 1) for k, f in found.items()}
-        series = {titles[k][lang == "zh"]: (f[x][thin[k]], f["loss"][thin[k]]) for k, f in found.items()}
+        thin = {k: slice(0, None, 4 if len(f["loss"]) > 40 else 1) for k, f in curves.items()}
+        series = {titles[k][lang == "zh"]: (f[x][thin[k]], f["loss"][thin[k]]) for k, f in curves.items()}
         return lines(series, axes[lang][x == "step"], axes[lang][2], **log).update_yaxes(rangemode="normal")
 
     def against_bytes(lang: str) -> Any:
@@ -94,9 +94,9 @@ def _draw(lab: Lab, titles: dict[str, tuple[str, str]], found: dict[str, Any]) -
     lab.figure(("Loss against steps", "损失与步数"), against_steps)
 
 
-def _tell(lab: Lab, every: int, steps: int, found: dict[str, Any]) -> None:
-    """The story, each sentence with the view it stands on."""
-    dp, local, outer_way = found["dp"], found["local"], found["diloco"]
+def _tell(lab: Lab, every: int, steps: int, curves: dict[str, Any]) -> None:
+    """Tell the story: each sentence links to the view that shows it."""
+    dp, local, outer_way = curves["dp"], curves["local"], curves["diloco"]
     lab.tell(
         (
             f"Averaging gradients at every step sends {dp['mb'][-1]:.2f} MB in {steps} steps; meeting "

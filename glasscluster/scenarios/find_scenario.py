@@ -1,6 +1,6 @@
 """Find a scenario: a built-in one or a lesson by name, one in a file, a lesson in a folder.
 
-This is the registry of scenarios: what is asked for is imported when it is asked for, and nothing else.
+This is the registry of scenarios: it imports the one that is requested, and no other.
 """
 
 from __future__ import annotations

@@ -18,13 +18,13 @@ from glasscluster.visualize.page.gallery import GalleryCard, write_gallery
 
 
 def gallery_command(request: GalleryRequest, say: Say) -> tuple[Path, list[dict[str, Any]]]:
-    """`glass gallery`: the index and one row a lesson."""
+    """Run `glass gallery`: write the lessons' reports; return the index and one row a lesson."""
     only = request.only.split(",") if request.only else None
     return build(request.out, request.backend or "threads", only, say)
 
 
 def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Path, list[dict[str, Any]]]:
-    """Returns the index and one row a lesson."""
+    """Run the lessons and write their reports; return the index and one row a lesson."""
     for name in only or []:
         if name.upper() not in LESSONS:
             raise InputError("only", name, "unknown lesson", list(LESSONS))
@@ -64,7 +64,7 @@ def build(out: str, backend: str, only: list[str] | None, say: Say) -> tuple[Pat
 
 
 def _thumbnail(lab: Lab, title: str) -> str:
-    """The timeline of the largest run that trained; of a lesson that trains nothing, its own first figure."""
+    """The timeline of the largest run that trained, or a lesson's first figure where nothing trains."""
     trained = [e.run.timeline for e in lab.entries if (e.run.graph.phase == FORWARD).any()]
     if trained or not lab.figures:
         return timeline_svg(

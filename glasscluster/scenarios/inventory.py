@@ -49,7 +49,7 @@ def lesson_list() -> dict[str, Any]:
 
 
 def lesson_plan(id_: str) -> dict[str, Any]:
-    """Fifty minutes with a class."""
+    """A teaching plan for one lesson: fifty minutes with a class."""
     if id_.upper() not in LESSONS:
         raise InputError("plan", id_, "unknown lesson", list(LESSONS))
     beats = teaching_plan(find_lesson(id_.upper()))
@@ -76,6 +76,6 @@ def inventory() -> dict[str, Any]:
 
 
 def described(hardware: Hardware) -> str:
-    """A machine in a line."""
+    """Describe a machine in one line."""
     within, between = hardware.intra.name, hardware.inter.name
     return f"{hardware.gpu.name}, {hardware.node_size} a node by {within}; between nodes {between}"

@@ -25,7 +25,7 @@ from typing import Any
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import NO_CHECKS, NOT_COUNTED, Match, Row, Status, judged, status, tally
 from glasscluster.base.text import Said
-from glasscluster.scenarios.jobs.folders import write_ledger, write_run_json
+from glasscluster.scenarios.jobs.folders import rewriting, write_ledger, write_run_json
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.sources import check_data
 from glasscluster.scenarios.jobs.training import train
@@ -435,8 +435,8 @@ class Lab:
 
         That a run is trained without a reference is the scenario's choice; its other checks stand for that.
         """
-        found = [] if self.all_checks else [NO_CHECKS]
-        return found + [_of_run(e, NOT_COUNTED) for e in self.entries if e.run.graph.has_native]
+        unchecked = [] if self.all_checks else [NO_CHECKS]
+        return unchecked + [_of_run(e, NOT_COUNTED) for e in self.entries if e.run.graph.has_native]
 
     @property
     def status(self) -> Status:
@@ -517,6 +517,11 @@ class Lab:
         Returns:
             The report's path.
         """
+        with rewriting(folder) as beside:
+            self._write(beside, folder / "report.html")
+        return folder / "report.html"
+
+    def _write(self, folder: Path, report: Path) -> None:
         for entry in self.entries:
             home = folder if len(self.entries) == 1 else folder / entry.key
             home.mkdir(exist_ok=True)
@@ -549,10 +554,9 @@ class Lab:
             figures=self.figures,
             lesson=self._lesson_page(),
         )
-        report = write_report(page, folder / "report.html")
+        write_report(page, folder / "report.html")
         wall = {e.key: e.trained.wall_s for e in self.entries if e.trained is not None}
         write_run_json(folder, {**self.as_json(report), "wall_s": wall})
-        return report
 
 
 def _of_run(entry: Entry, what: Said) -> Said:

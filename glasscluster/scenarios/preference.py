@@ -1,5 +1,6 @@
-"""Longer than lesson F4: a judge that is fooled when nothing pulls back, and what placements cost. `glass run
-preference`.
+"""Beyond lesson F4: PPO exploits a reward model when no KL penalty holds it back, and what placements cost.
+
+`glass run preference`.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ def _tell(
     fullest: dict[str, float],
     fewest: dict[str, float],
 ) -> None:
-    """The story, each sentence with the view it stands on."""
+    """Tell the story: each sentence links to the view that shows it."""
     rows = learned.rows
     held, free = rows["ppo"], rows["ppo without KL"]
     likes, likes_free = (row.score or 0.0 for row in (held, free))

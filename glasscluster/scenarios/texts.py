@@ -61,10 +61,9 @@ class Texts:
             raise InputError("text", str(path), f"is not TOML: {problem}") from None
 
     def table(self, *names: str) -> Any:
-        """What stands under these names.
+        """The value under these names, one inside the other.
 
-        Raises:
-            InputError: nothing does; the nearest name is suggested.
+        Raises InputError where there is none, with the nearest name.
         """
         here: Any = self.content
         for name in names:
@@ -75,11 +74,11 @@ class Texts:
         return here
 
     def plain(self, *names: str) -> Said:
-        """A text without blanks."""
+        """The text under these names, which has no blanks."""
         return self._both(self.table(*names), ".".join(names))
 
     def item(self, *names: str, index: int) -> Said:
-        """One text of a list, without blanks."""
+        """One text of a list, which has no blanks."""
         return self._both(self.table(*names)[index], ".".join(names))
 
     def filled(self, *names: str, blanks: dict[str, Any]) -> Said:
@@ -113,20 +112,22 @@ def _in(lang: str, blanks: dict[str, Any]) -> dict[str, Any]:
 
 
 def unwrap(text: str) -> str:
-    """A wrapped text as one line: breaks become spaces, or nothing between two wide characters."""
+    """Join a wrapped text into one line: breaks become spaces, or nothing between two wide characters."""
     lines = text.strip("\n").split("\n")
-    whole = lines[0]
+    joined = lines[0]
     for line in lines[1:]:
-        whole += ("" if whole and line and _is_wide(whole[-1]) and _is_wide(line[0]) else " ") + line
-    return whole
+        joined += ("" if joined and line and _is_wide(joined[-1]) and _is_wide(line[0]) else " ") + line
+    return joined
 
 
 def _is_wide(character: str) -> bool:
-    """Chinese characters and punctuation; quotation marks and the ellipsis are shared with English."""
+    """Whether a character is Chinese or its punctuation; quotation marks and the ellipsis are shared with
+    English.
+    """
     return unicodedata.east_asian_width(character) in "WF" or character in "“”‘’…"
 
 
 def listed(values: Iterable[object]) -> Said:
-    """Several values one after the other: with commas in English, with enumeration commas in Chinese."""
+    """Join several values: with commas in English, with enumeration commas in Chinese."""
     words = [str(value) for value in values]
     return Said(", ".join(words), "、".join(words))

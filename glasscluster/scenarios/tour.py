@@ -71,7 +71,7 @@ def tour(lab: Lab, steps: int = 6, hidden: int = 128, seq: int = 128, data: str 
 
 
 def _check(lab: Lab, runs: dict[str, Any]) -> None:
-    """What holds between the runs: prefetch moves gathers in time and changes nothing else."""
+    """Check what holds between the runs: prefetch moves gathers in time and changes nothing else."""
     with_it, without = runs["zero3"], runs["bare"]
     losses = [float(loss) for loss in with_it.run.results[-1].losses]
     other = [float(loss) for loss in without.run.results[-1].losses]
@@ -86,17 +86,17 @@ def _check(lab: Lab, runs: dict[str, Any]) -> None:
 
 
 def _step_ms(runs: dict[str, Any]) -> dict[str, float]:
-    """Time of a step of each run."""
+    """The milliseconds of a step, by run."""
     return {k: t.timeline.makespan * 1e3 for k, t in runs.items()}
 
 
 def _peak_mb(runs: dict[str, Any]) -> dict[str, float]:
-    """Memory of the fullest GPU of each run."""
+    """The megabytes of the fullest GPU, by run."""
     return {k: max(b for b, _ in t.run.peak_memory()) / 1e6 for k, t in runs.items()}
 
 
 def _conclude(lab: Lab, runs: dict[str, Any]) -> None:
-    """One model four times, and who is fastest and who needs least memory here."""
+    """Conclude: one model four times, and which way is fastest and which needs least memory here."""
     here, step = lab.hardware, _step_ms(runs)
     peak = _peak_mb(runs)
     worst = max(t.comparison["max_rel_grad_diff"] for t in runs.values() if t.comparison)
@@ -117,7 +117,7 @@ def _conclude(lab: Lab, runs: dict[str, Any]) -> None:
 
 
 def _tell(lab: Lab, runs: dict[str, Any]) -> None:
-    """What ran here, a sentence a strategy, each with the view it stands on."""
+    """Tell what ran here: one sentence a strategy, each with the view that shows it."""
     step, peak = _step_ms(runs), _peak_mb(runs)
     exposed = {k: t.timeline.summary()["exposed_comm_s"] * 1e3 for k, t in runs.items()}
     sent = {k: max(t.run.graph.bytes_sent()) / 1e6 for k, t in runs.items()}
@@ -180,7 +180,7 @@ def _tell(lab: Lab, runs: dict[str, Any]) -> None:
 
 
 def _tell_elsewhere(lab: Lab, runs: dict[str, Any]) -> None:
-    """The same recordings on the other hardware."""
+    """Tell how the same recordings do on the other hardware."""
     name = {e.key: e.title for e in lab.entries}
     slow = {k: runs[k].run.replay(OTHER).makespan * 1e3 for k in MAIN}
     first = min(MAIN, key=lambda k: slow[k])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda")
 BACKENDS = ("ray", "threads", "torchrun", "dry")
+OPTIONS = ("seed", "device", "timeout_s", "eager_bytes", "compare", "ring_bytes")  # of all backends together
 
 
 class Backend(Protocol):
@@ -95,9 +96,11 @@ class Cluster:
         memory_bytes: capacity of each simulated GPU in bytes; None: unlimited; by default what the hardware
             has.
         **options: of the backend. `seed`: the order in which threads run. `device`: `cpu` or `cuda`.
-            `timeout_s`: seconds that one operation may wait, where a backend cannot see a deadlock.
+            `timeout_s`: seconds that one operation may wait, where a backend cannot see a deadlock; on
+            threads: that a rank may compute without a message (600).
             `eager_bytes` (threads only): a send of at most so many bytes does not wait for its receive; 0 by
-            default, so every send waits. `ring_bytes` (dry only): see `DryBackend`.
+            default, so every send waits. `compare`: False to run collectives without comparing first what
+            the ranks say of them (sim/ranks/agreement.py). `ring_bytes` (dry only): see `DryBackend`.
 
     Raises:
         InputError: for hardware, a backend, a device or a number of GPUs that does not exist.
@@ -132,10 +135,14 @@ class Cluster:
         self.capacity: float | None = (
             self.hardware.gpu.memory_bytes if isinstance(memory_bytes, str) else memory_bytes
         )
+        if unknown := sorted(options.keys() - OPTIONS):
+            raise InputError(
+                unknown[0], options[unknown[0]], "is no option of a cluster", OPTIONS, by_name=True
+            )
         if options.get("device", "cpu") not in DEVICES:
             raise InputError("device", options["device"], "unknown device", DEVICES)
         self._backend: Backend | None = None
-        self._kept = False
+        self._entered = False
         if backend not in BACKENDS:
             raise InputError("backend", backend, "unknown backend", BACKENDS)
         if "eager_bytes" in options and backend != "threads":
@@ -147,14 +154,22 @@ class Cluster:
             )
 
     def __enter__(self) -> Cluster:
-        self._kept = True
+        self._entered = True
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop the backend's actors, if any. A later `run` starts new ones."""
+        """Stop the backend's actors, if any. A later `run` starts new ones.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> cluster = Cluster("classroom", gpus=2)
+            >>> cluster.close()
+            >>> cluster.run(lambda gpu: gpu.rank).results
+            [0, 1]
+        """
         if self._backend is not None:
             self._backend.close()
             self._backend = None
@@ -198,7 +213,7 @@ class Cluster:
             error.__dict__["run"] = self._partial(error)
             raise
         finally:
-            if not self._kept:
+            if not self._entered:
                 self.close()
         return Run(self, outcomes, info or {})
 
@@ -245,6 +260,14 @@ class Run:
 
         Returns:
             A Run with that graph, on the timeline's hardware.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> from glasscluster.sim.run import Run
+            >>> timeline = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.barrier()).timeline
+            >>> run = Run.stored(timeline)
+            >>> run.results, run.timeline is timeline
+            ([], True)
         """
         run = cls.__new__(cls)
         run.hardware, run.gpus = timeline.hardware, timeline.graph.ranks
@@ -283,6 +306,16 @@ class Run:
 
         Returns:
             A Timeline; the run's own is left as it is.
+
+        Raises:
+            InputError: if the run was not recorded, and as `glasscluster.replay` raises it.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> run = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.all_reduce(torch.ones(1000)) and None)
+            >>> run.replay("dgx-h100", slow_ranks={0: 2.0})
+            Timeline(2 ranks, 0.01681 ms virtual, dgx-h100)
         """
         return replay(self.graph, hw, **options)
 
@@ -312,6 +345,19 @@ class Run:
 
         Returns:
             The path.
+
+        Raises:
+            InputError: if the run was not recorded.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from tempfile import TemporaryDirectory
+            >>> from glasscluster import Cluster
+            >>> run = Cluster("classroom", gpus=2).run(lambda gpu: gpu.comm.barrier())
+            >>> with TemporaryDirectory() as folder:
+            ...     page = run.report(Path(folder) / "run.html")
+            ...     page.name, page.read_text(encoding="utf-8")[:15].lower()
+            ('run.html', '<!doctype html>')
         """
         return renderer("report")(self, Path(path))
 

@@ -25,8 +25,8 @@ class Capture(Observer):
         """Gradients, before the update scales them in place."""
         with self.trainer.gpu.unrecorded():
             weight = step.totals[1] if step.seed is None else step.totals[1] * step.seed
-            found, dtype = self.trainer.manager.gradients(), step.loss.dtype
-            self.trainer.result.gradients.append({n: g.to(dtype) / weight for n, g in found.items()})
+            gradients, dtype = self.trainer.manager.gradients(), step.loss.dtype
+            self.trainer.result.gradients.append({n: g.to(dtype) / weight for n, g in gradients.items()})
 
     def step_ends(self, step: Step) -> None:
         """Weights, new or, in a step that was skipped, as they were."""

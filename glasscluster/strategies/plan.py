@@ -142,6 +142,13 @@ class Plan(
 
         Raises:
             InputError: naming the field, its value, the rule that it breaks and the nearest valid choice.
+
+        Example:
+            >>> from glasscluster.strategies.plan import make_model, make_plan
+            >>> make_plan(tp=3).check(make_model("tiny"))
+            Traceback (most recent call last):
+            ...
+            glasscluster.base.errors.InputError: ...
         """
         if runs:
             self.runs()
@@ -159,6 +166,13 @@ class Plan(
 
         Raises:
             InputError: naming the option.
+
+        Example:
+            >>> from glasscluster.strategies.plan import make_model, make_plan
+            >>> make_plan(dp=2, zero=1, clip=0.0).check_replica(make_model("tiny"))
+            Traceback (most recent call last):
+            ...
+            glasscluster.base.errors.InputError: ...
         """
         rule = "is not available where every worker holds a whole replica"
         for field, info in type(self).model_fields.items():

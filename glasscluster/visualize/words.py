@@ -173,7 +173,7 @@ CATALOGUE: dict[str, Said] = {
         "difference from the formula, relative (10⁻¹⁷: exactly none)",
         "与公式的相对差异（10⁻¹⁷ 表示完全相等）",
     ),
-    "found": Said("found", "实际"),
+    "observed": Said("found", "实际"),
     "allowed": Said("allowed", "允许"),
     "binned": Said(
         "{events} events; {drawn} blocks drawn one by one, {binned} shorter ones joined at {pixel} a pixel",
@@ -235,6 +235,7 @@ CATALOGUE: dict[str, Said] = {
     "pass": Said("PASS", "通过"),
     "fail": Said("FAIL", "未通过"),
     "partial": Said("PARTIAL", "部分完成"),
+    "cut": Said("INCOMPLETE FILE", "文件不完整"),
     "simulated": Said("simulated: {hardware}", "模拟：{hardware}"),
     "order_fixed": Said("order as recorded", "顺序同记录"),
     "tab_story": Said("Story", "概要"),

@@ -245,3 +245,15 @@ def test_a_printed_page_holds_every_tab_of_the_chosen_run(visit, page_file, tmp_
     for tab in assemble.TABS:
         assert page.is_visible(f"#panel-{tab} h2, #panel-{tab} .big, #panel-{tab} ol"), tab
     assert not page.is_visible("nav")
+
+
+def test_a_report_that_was_cut_anywhere_shows_no_verdict(visit, page_file, tmp_path):
+    whole = page_file.read_bytes()
+    page = visit(page_file, 1360)
+    assert page.inner_text("header .status:visible").split()[-1] == "PASS"
+    for share in (0.2, 0.9, 0.999):
+        cut = tmp_path / f"cut{share}.html"
+        cut.write_bytes(whole[: int(share * len(whole))])
+        page = visit(cut, 1360)
+        assert "INCOMPLETE" in page.inner_text("header .status:visible")
+        assert "PASS" not in page.inner_text("header")

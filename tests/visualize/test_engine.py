@@ -313,7 +313,7 @@ CHANGES = [
     ("cost.js", "graph.axis[i] === axis", "graph.axis[i] !== axis"),
     ("cost.js", "if (native[graph.op[i]])", "if (false)"),
     ("replay.js", "end[match[i]] + latency[i]", "end[match[i]]"),
-    ("replay.js", "slowRanks.push([asked.slowRank, asked.slowFactor]);", ""),
+    ("replay.js", "slowRanks.push([settings.slowRank, settings.slowFactor]);", ""),
     ("graph.js", "kind[i] === KIND.begin", "kind[i] === KIND.send"),
     ("timeline.js", "return this.start[match[row]];", "return this.start[row];"),
     ("timeline.js", "return first === Infinity ? [0, this.makespan]", "return first === Infinity ? [0, 0]"),

@@ -34,10 +34,10 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tupl
 
 def _backward(d_out: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     of = accumulation_dtype(x.dtype)
-    found = torch.ops.aten.native_layer_norm_backward(
+    gradients = torch.ops.aten.native_layer_norm_backward(
         d_out.to(of), x.to(of), [x.shape[-1]], mean, rstd, weight.to(of), weight.to(of), [True, True, True]
     )
-    return tuple(t.to(x.dtype).contiguous() for t in found)
+    return tuple(t.to(x.dtype).contiguous() for t in gradients)
 
 
 def _meta_forward(

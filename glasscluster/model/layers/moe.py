@@ -166,8 +166,8 @@ def by_expert(
     if keys.device.type == "meta":
         wanted, counts_kept = balanced(keys.numel(), keys.numel() // config.top_k, tokens, config)
     else:
-        found = counts.tolist()
-        wanted, counts_kept = [a + b for a, b in zip(found[:E], found[E:], strict=True)], found[:E]
+        tally = counts.tolist()
+        wanted, counts_kept = [a + b for a, b in zip(tally[:E], tally[E:], strict=True)], tally[:E]
     return order[: sum(counts_kept)], wanted, counts_kept
 
 

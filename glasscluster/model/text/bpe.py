@@ -51,10 +51,10 @@ class Learned(NamedTuple):
 
 def count_pieces(texts: Iterable[bytes]) -> Counter[bytes]:
     """How often each piece stands in some texts. No piece reaches from one text into the next."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for text in texts:
-        found.update(pre_tokens(text))
-    return Counter({as_bytes(piece): count for piece, count in found.items()})
+        counts.update(pre_tokens(text))
+    return Counter({as_bytes(piece): count for piece, count in counts.items()})
 
 
 def learn(
@@ -84,8 +84,8 @@ def learn(
             if count > 0:
                 heappush(heap, (-count, pair))
             continue
-        for found in _merge_everywhere(pair, len(tokens), words, times, counts, where):
-            heappush(heap, (-counts[found], found))
+        for touched in _merge_everywhere(pair, len(tokens), words, times, counts, where):
+            heappush(heap, (-counts[touched], touched))
         tokens.append(tokens[pair[0]] + tokens[pair[1]])
         merges.append(pair)
         seen.append(count)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glasscluster.base.files import read_bytes
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.parallel import IGNORE
 
@@ -22,7 +23,7 @@ LIMIT = 4_000_000
 def corpus(path: str | None = None) -> np.ndarray:
     """Bytes of a file, or of the standard library's top-level sources in alphabetical order (first 4 MB)."""
     if path is not None:
-        return np.frombuffer(Path(path).read_bytes(), dtype=np.uint8)
+        return np.frombuffer(read_bytes("data", path), dtype=np.uint8)
     pieces, size = [], 0
     for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         pieces.append(source.read_bytes())

@@ -51,9 +51,9 @@ class Packed(NamedTuple):
 
     def lengths(self, number: int) -> tuple[int, ...]:
         """The lengths of what lies in a row, in order, the filling last; they add up to the row."""
-        found = [piece.length for piece in self.rows[number]]
-        filling = self.row - sum(found)
-        return (*found, filling) if filling else tuple(found)
+        lengths = [piece.length for piece in self.rows[number]]
+        filling = self.row - sum(lengths)
+        return (*lengths, filling) if filling else tuple(lengths)
 
 
 def pieces_of(lengths: Sequence[int], row: int) -> Iterator[Piece]:

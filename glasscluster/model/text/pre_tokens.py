@@ -35,8 +35,8 @@ def category_ranges(major: str) -> str:
     """All characters of a major category ("L" letters, "N" numbers) as the inside of a regular expression's
     [...].
     """
-    found = (span.span() for span in re.finditer(f"{major}+", _majors()))
-    return "".join(f"\\U{first:08x}-\\U{after - 1:08x}" for first, after in found)
+    spans = (span.span() for span in re.finditer(f"{major}+", _majors()))
+    return "".join(f"\\U{first:08x}-\\U{after - 1:08x}" for first, after in spans)
 
 
 @cache

@@ -86,12 +86,12 @@ def quotas(weights: Sequence[float], block: int) -> list[int]:
 def _shuffled(given: tuple[int, ...], key: int) -> list[tuple[int, int]]:
     """given[i] times source i in the order of a key, each with how many of its source come before it."""
     whose = [source for source, many in enumerate(given) for _ in range(many)]
-    seen, found = [0] * len(given), []
+    seen, order = [0] * len(given), []
     for place in range(len(whose)):
         source = whose[permuted(place, len(whose), key)]
-        found.append((source, seen[source]))
+        order.append((source, seen[source]))
         seen[source] += 1
-    return found
+    return order
 
 
 @dataclass(frozen=True)

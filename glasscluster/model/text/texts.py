@@ -13,26 +13,36 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
+from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_bytes
 from glasscluster.model.text.tokenizer import END_OF_TEXT
 
 BUILT_IN = ("python", "english", "chinese")
 LIMIT = 4_000_000  # bytes of the standard library
 
 
-def documents(source: str) -> list[bytes]:
-    """The documents of a file, a folder, or a built-in text, in a fixed order, none empty. OSError where
-    there is no such thing.
+def documents(source: str, field: str = "data") -> list[bytes]:
+    """The documents of a file, a folder, or a built-in text, in a fixed order, none empty.
+
+    Args:
+        source: path, or the name of a built-in text.
+        field: the option that named it, for the message.
+
+    Raises:
+        InputError: there is no such thing, or it cannot be read.
     """
     path = Path(source)
     if path.is_dir():
-        found = [p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()]
-    elif path.exists() or source not in BUILT_IN:
-        found = path.read_bytes().split(END_OF_TEXT.encode())
+        texts = [read_bytes(field, p) for p in sorted(path.rglob("*")) if p.is_file()]
+    elif not path.exists() and source not in BUILT_IN:
+        raise InputError(field, source, "is no file, no folder and no built-in text", BUILT_IN)
+    elif path.exists():
+        texts = read_bytes(field, path).split(END_OF_TEXT.encode())
     elif source == "python":
-        found = standard_library()
+        texts = standard_library()
     else:
-        found = [pair[source == "chinese"].encode() for pair in bilingual()]
-    return [text for text in found if text.strip()]
+        texts = [pair[source == "chinese"].encode() for pair in bilingual()]
+    return [text for text in texts if text.strip()]
 
 
 @cache
@@ -40,14 +50,14 @@ def standard_library(limit: int = LIMIT, deep: bool = False) -> list[bytes]:
     """Modules of the running Python's standard library by name, until they have `limit` bytes. deep: packages
     inside it, too.
     """
-    home, found, size = Path(sysconfig.get_paths()["stdlib"]), list[bytes](), 0
+    home, texts, size = Path(sysconfig.get_paths()["stdlib"]), list[bytes](), 0
     for module in sorted(home.rglob("*.py") if deep else home.glob("*.py")):
         if size >= limit:
             break
         if "site-packages" not in module.parts:
-            found.append(module.read_bytes()[: limit - size])
-            size += len(found[-1])
-    return found
+            texts.append(module.read_bytes()[: limit - size])
+            size += len(texts[-1])
+    return texts
 
 
 @cache

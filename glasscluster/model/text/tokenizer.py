@@ -26,6 +26,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_json, write_text
 from glasscluster.model.text.bpe import Pair, count_pieces, learn
 from glasscluster.model.text.pre_tokens import pieces, spelled, unspelled
 
@@ -88,9 +90,9 @@ class Tokenizer:
         """Learn from texts up to `vocab` tokens, with the special ones, which come last (as GPT-2's).
         ValueError if that is too few.
         """
-        found = learn(count_pieces(texts), vocab - len(specials), say)
+        learned = learn(count_pieces(texts), vocab - len(specials), say)
         return cls(
-            found.tokens, found.merges, {text: len(found.tokens) + i for i, text in enumerate(specials)}
+            learned.tokens, learned.merges, {text: len(learned.tokens) + i for i, text in enumerate(specials)}
         )
 
     # ---- text to tokens ------------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json."""
-        Path(path).write_text(json.dumps(self.as_json(), ensure_ascii=False, indent=1), encoding="utf-8")
+        write_text(path, json.dumps(self.as_json(), ensure_ascii=False, indent=1))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -203,12 +205,14 @@ class Tokenizer:
         other about it.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json("tokenizer", path)
             model = content["model"]
             specials = {t["content"]: t["id"] for t in content.get("added_tokens") or []}
             numbers = {unspelled(w): n for w, n in model["vocab"].items() if specials.get(w) != n}
             pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
             merges = [(numbers[unspelled(a)], numbers[unspelled(b)]) for a, b in pairs]
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as problem:
             raise ValueError(
                 f"{path} is no byte-level tokenizer.json: {type(problem).__name__} {problem}"

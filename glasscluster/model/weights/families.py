@@ -143,15 +143,15 @@ def rope_in(content: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json: rotary positions are {said}; known are {list(SCALINGS.values())} with "
             f"{sorted(known)}"
         )
-    found = {
+    fields = {
         "rope_theta": float(said["rope_theta"]),
         "rope_scaling": next(ours for ours, theirs in SCALINGS.items() if theirs == kind),
     }
     if kind != "default":
-        found["rope_factor"] = float(said["factor"])
+        fields["rope_factor"] = float(said["factor"])
     if kind == "yarn":
-        found["rope_trained"] = said.get("original_max_position_embeddings")
-    return found
+        fields["rope_trained"] = said.get("original_max_position_embeddings")
+    return fields
 
 
 def rope_out(config: ModelConfig) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from glasscluster.base.files import check_regular, finish, read_json, replacing_together
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights.families import FAMILIES, Family, WeightsError
@@ -60,8 +61,8 @@ class Layout:
         self.theirs: dict[str, list[Piece]] = {}
         self.at: dict[str, tuple[str, Piece]] = {}  # part -> their tensor, and where in it
         self.home: dict[str, str] = {}  # part -> our tensor
-        for name, found in self.ours.items():
-            for part, _, rows in found:
+        for name, parts in self.ours.items():
+            for part, _, rows in parts:
                 tensor = family.name(part)
                 beside = self.theirs.setdefault(tensor, [])
                 beside.append(Piece(part, sum(p.rows for p in beside), rows))
@@ -69,9 +70,9 @@ class Layout:
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The shape of one of their tensors."""
-        found = self.theirs[tensor]
-        shape = (sum(p.rows for p in found), *self.shapes[self.home[found[0].part]][1:])
-        return shape[::-1] if self.family.is_transposed(found[0].part) else shape
+        stacked = self.theirs[tensor]
+        shape = (sum(p.rows for p in stacked), *self.shapes[self.home[stacked[0].part]][1:])
+        return shape[::-1] if self.family.is_transposed(stacked[0].part) else shape
 
     def to_ours(self, name: str, theirs: Mapping[str, Tensor]) -> Tensor:
         """One of our tensors."""
@@ -117,6 +118,7 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, folder: str | Path, config: ModelConfig | None = None, **overrides: Any) -> None:
         self.folder = Path(folder)
+        finish(self.folder)
         content = _json(self.folder / "config.json")
         family = FAMILIES.get(str(content.get("model_type")))
         if family is None:
@@ -146,9 +148,9 @@ class Weights(Mapping[str, Tensor]):
                 f"{self.folder}: nobody needs {odd[0]}" + (f" and {len(odd) - 1} others" if odd[1:] else "")
             )
         for name in sorted(wanted):
-            if (found := self.tensors.shape(name)) != (right := self.layout.shape(name)):
+            if (shape := self.tensors.shape(name)) != (right := self.layout.shape(name)):
                 raise WeightsError(
-                    f"{self.folder}: {name} has shape {list(found)}, config.json makes it {list(right)}"
+                    f"{self.folder}: {name} has shape {list(shape)}, config.json makes it {list(right)}"
                 )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -190,12 +192,12 @@ class _Tensors(Mapping[str, Tensor]):
         from safetensors import SafetensorError, safe_open
 
         if (folder / INDEX).exists():
-            where: Mapping[str, str] = _json(folder / INDEX)["weight_map"]
-            names = sorted(set(where.values()))
+            names = _indexed(folder / INDEX)
         else:
             names = [FILE]
         self.where: dict[str, tuple[Any, str]] = {}
         for name in names:
+            check_regular("weights", folder / name)
             try:
                 opened = files.enter_context(safe_open(folder / name, framework="pt"))
             except (OSError, SafetensorError) as problem:
@@ -203,8 +205,8 @@ class _Tensors(Mapping[str, Tensor]):
             self.where |= {key: (opened, key) for key in opened.keys()}  # noqa: SIM118 - not a dict
         if family.base and not any(key.startswith(family.base) for key in self.where):
             self.where = {
-                key if key.startswith(("lm_head.", "cls.")) else family.base + key: found
-                for key, found in self.where.items()
+                key if key.startswith(("lm_head.", "cls.")) else family.base + key: tensor
+                for key, tensor in self.where.items()
             }
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -224,13 +226,21 @@ class _Tensors(Mapping[str, Tensor]):
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as problem:
-        raise WeightsError(f"{path} cannot be read: {problem}") from None
+    content = read_json("weights", path)
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds no object")
     return content
+
+
+def _indexed(path: Path) -> list[str]:
+    """The files that an index names: beside it, in the same folder."""
+    where = _json(path).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise WeightsError(f"{path} holds no weight_map from names of tensors to names of files")
+    for name in where.values():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise WeightsError(f"{path}: {name!r} is no file beside it")
+    return sorted(set(where.values()))
 
 
 def load(folder: str | Path, dtype: torch.dtype = torch.float32, **overrides: Any) -> GPTStage:
@@ -281,8 +291,8 @@ def save(stage: GPTStage, folder: str | Path) -> Path:
     layout = Layout(family, stage.config)
     if {n: tuple(p.shape) for n, p in ours.items()} != layout.shapes:
         raise WeightsError("only a whole model can be saved; this stage has a part of it")
-    folder.mkdir(parents=True, exist_ok=True)
     content = family.to_json(stage.config, str(stage.dtype).removeprefix("torch."))
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-    save_file({t: layout.to_theirs(t, ours) for t in layout.theirs}, folder / FILE, {"format": "pt"})
+    with replacing_together(folder, "save", without=[INDEX]) as beside:
+        (beside / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        save_file({t: layout.to_theirs(t, ours) for t in layout.theirs}, beside / FILE, {"format": "pt"})
     return folder

@@ -1,1 +1,1 @@
-"""Ways to ruin a training run, and the probes that tell them apart."""
+"""Ways to ruin a training run, and the probes that distinguish them."""

@@ -1,9 +1,10 @@
-"""From probes to a cause: ten signs of a run, and rules that are asked in order until one holds.
+"""From probes to a cause: eleven signs of a run, and rules that are tried in order until one holds.
 
-What can be told exactly comes first (skipped steps, equal bits, a norm counted twice, data that comes again),
-then data, then the run's first step, then what grew. A rule reads signs alone: it does not know what was done
-to the run, nor its options. Limits and order were found on the eleven cases that emergency_room.py breaks. Of
-ten other faults (held_out.py) five are named; those are there to be counted, not to be fitted.
+Causes that a sign proves come first (skipped steps, equal bits, a norm counted twice, repeated data), then
+causes in the data, then those seen in the run's first step, then those seen as growth. A rule reads signs
+alone: it knows neither what was done to the run nor its options. Limits and order were found on the eleven
+cases that emergency_room.py breaks. Of ten other faults (held_out.py) the rules name five; those faults are
+there to measure the rules, and the rules are not fitted to them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Text = tuple[str, str]  # English, 中文
 
 @dataclass(frozen=True)
 class Signs:
-    """A run's vitals in ten numbers. Late: over the last quarter of its steps."""
+    """A run's probes, summarized in eleven numbers. "Late" means: over the last quarter of its steps."""
 
     skipped_fraction: float  # of all steps
     zero_fraction: float  # of the blocks' gradient elements that are exactly 0, median over steps
@@ -38,7 +39,7 @@ class Signs:
 
     @classmethod
     def of(cls, vitals: Sequence[Vitals], vocab: int) -> Signs:
-        """Read a run."""
+        """Compute the signs from the vitals of every step."""
         late = vitals[-max(1, len(vitals) // 4) :]
         losses = [v.loss for v in vitals]
         updates = [max(v.update_ratio.values(), default=0.0) for v in vitals]
@@ -62,7 +63,7 @@ class Signs:
 
 @dataclass(frozen=True)
 class Rule:
-    """A cause, and the sign beyond a limit that tells it when no rule before it has held."""
+    """A cause, and the sign that names it when it is beyond a limit and no earlier rule has held."""
 
     cause: str
     text: Text
@@ -70,7 +71,7 @@ class Rule:
     limit: float
 
     def holds(self, signs: Signs) -> bool:
-        """Whether the sign is there."""
+        """Whether the sign is beyond its limit."""
         return self.reading(signs) > self.limit
 
 
@@ -146,5 +147,5 @@ HEALTHY = "healthy"
 
 
 def diagnose(signs: Signs) -> str:
-    """The first rule that holds names the cause."""
+    """Return the cause that the first rule to hold names, or `healthy` where none holds."""
     return next((rule.cause for rule in RULES if rule.holds(signs)), HEALTHY)

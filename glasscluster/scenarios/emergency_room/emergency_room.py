@@ -1,9 +1,9 @@
-"""The loss emergency room: eleven ways to ruin a training run, the probes that tell them apart, and what
-brings the loss back.
+"""The loss emergency room: eleven ways to ruin a training run, the probes that distinguish them, and the cure
+of each.
 
-Every patient is trained three times on real ranks: as it should be, broken, and broken with its cure. Nothing
-is drawn but what happened. Which cause it was is found from the probes alone (diagnosis.py). `glass run
-emergency_room`; `python docs/blowups.py`.
+Every case is trained three times on real ranks: healthy, broken, and broken with its cure. All curves are of
+runs that happened. The cause is named from the probes alone (diagnosis.py). `glass run emergency_room`;
+`python docs/blowups.py`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ STATES = ("healthy", "broken", "cured")
 
 @dataclass(frozen=True)
 class Case:
-    """One cause. Options of plan and model, or `loss_scale`; `cured` on top of `broken`. Bugs are cured
-    without their plant.
+    """One cause: what breaks the run, and what cures it.
+
+    `broken` holds options of plan and model, or `loss_scale`; `cured` holds those that are set on top of
+    `broken`. A bug is cured by leaving its plant out.
     """
 
     name: str
@@ -48,26 +50,26 @@ class Case:
     cured: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=lambda: FALLING)
     plant: str = "healthy"
-    stays: bool = False  # what was planted is still there in the cured run
+    stays: bool = False  # the plant stays in the cured run
 
     def options(self, state: str) -> dict[str, Any]:
-        """Of a run."""
+        """The options of the run in a state: healthy, broken or cured."""
         return (
             self.base | (self.broken if state != "healthy" else {}) | (self.cured if state == "cured" else {})
         )
 
     def planted(self, state: str) -> str:
-        """What is planted in a run."""
+        """The name of the plant in the run of a state."""
         return self.plant if state == "broken" or (state == "cured" and self.stays) else "healthy"
 
 
 def static(scale: float) -> dict[str, Any]:
-    """A loss scale that nothing changes."""
+    """Options for fp16 with a loss scale that never changes."""
     return {"precision": "fp16", "loss_scale": ScaleRule(scale, growth=1.0, backoff=1.0)}
 
 
 def dynamic(scale: float) -> dict[str, Any]:
-    """A loss scale that adapts every few steps, so that a short run sees it."""
+    """Options for a loss scale that adapts every few steps, so that a short run shows it."""
     return {"loss_scale": ScaleRule(scale, interval=4)}
 
 
@@ -159,8 +161,8 @@ BY_NAME = {case.name: case for case in CASES}
 
 @dataclass(frozen=True)
 class Chart:
-    """What one run showed: vitals of every step, the signs in them, and the loss on text held out (of the
-    worst rank).
+    """What one run showed: the vitals of every step, the signs computed from them, and the loss on held-out
+    text (the worst rank's).
     """
 
     vitals: list[Vitals]
@@ -174,7 +176,7 @@ class Chart:
 
 
 def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
-    """The job of a run."""
+    """The training job of a case in a state: healthy, broken or cured."""
     given = PLAN | MODEL | case.options(state)
     scale = given.pop("loss_scale", None) or ScaleRule()
     if given.get("decay", "none") != "none":
@@ -189,15 +191,17 @@ def job_of(case: Case, state: str, seed: int, steps: int) -> Job:
 def examine(
     case: Case, state: str, lab: Lab, steps: int = STEPS, seed: int | None = None, *, title: Any = None
 ) -> Chart:
-    """Train a patient in a state, and read its probes. With a title the run is recorded and shown."""
+    """Train a case in a state, and read its probes. With a title the run is recorded and shown in the
+    report.
+    """
     job = job_of(case, state, lab.seed if seed is None else seed, steps)
     gpus, plant = job.plan.gpus, case.planted(state)
     if title is not None:
         ran = lab.run("patient", title, planted_rank, job, plant, gpus=gpus, **job_info(job)).results
     else:
         ran = lab.cluster(gpus).run(planted_rank, job, plant, record=False).results
-    found = vitals(job, [result for result, _ in ran])
-    return Chart(found, Signs.of(found, job.model.vocab), max(loss for _, loss in ran))
+    readings = vitals(job, [result for result, _ in ran])
+    return Chart(readings, Signs.of(readings, job.model.vocab), max(loss for _, loss in ran))
 
 
 @dataclass(frozen=True)
@@ -208,39 +212,39 @@ class Treated:
     charts: dict[str, Chart]
 
     @property
-    def found(self) -> str:
-        """What the rules say of the broken run."""
+    def diagnosis(self) -> str:
+        """The cause that the rules name from the probes of the broken run."""
         return diagnose(self.charts["broken"].signs)
 
     @property
     def lost(self) -> float:
-        """How much worse the broken run is."""
+        """How much larger the held-out loss of the broken run is than that of the healthy one."""
         return self.charts["broken"].loss - self.charts["healthy"].loss
 
     @property
     def back(self) -> float:
-        """Share of it that the cure takes back."""
+        """The share of the lost loss that the cure takes back; 0 where nothing was lost."""
         return (self.charts["broken"].loss - self.charts["cured"].loss) / self.lost if self.lost > 0 else 0.0
 
 
 def treat(case: Case, lab: Lab, steps: int = STEPS, seed: int | None = None) -> Treated:
-    """Healthy, broken, cured."""
+    """Train a case healthy, broken and cured."""
     lab.say(f"{case.name}: {case.title[0]}")
     return Treated(case, {state: examine(case, state, lab, steps, seed) for state in STATES})
 
 
 def rows(lab: Lab, treated: list[Treated]) -> None:
-    """Check rows: each cause is named, each cure brings the loss back, and no healthy or cured run is called
-    ill.
+    """Add check rows to the lab: each cause is named, each cure takes the damage back, and no healthy run is
+    given a cause.
     """
     named = {case.name: number for number, case in enumerate(CASES)}
-    for one in treated:
-        name = one.case.name
-        key, titled = name.replace("-", "_"), one.case.title[1]
+    for patient in treated:
+        name = patient.case.name
+        key, titled = name.replace("-", "_"), patient.case.title[1]
         lab.check(
             f"{key}_cause",
             named[name],
-            named.get(one.found, -1),
+            named.get(patient.diagnosis, -1),
             "diagnosis.py: rules on probes alone",
             name=Said(f"{name}: the cause that the probes name", f"{titled}：探针说出的原因编号"),
             unit="cause number",
@@ -248,7 +252,7 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
         lab.check(
             f"{key}_cure",
             1.0,
-            min(one.back, 1.0),
+            min(patient.back, 1.0),
             "healthy, broken and cured run of the same seed",
             name=Said(
                 f"{name}: share of the damage that its cure takes back", f"{titled}：对症办法挽回的损失比例"
@@ -257,7 +261,7 @@ def rows(lab: Lab, treated: list[Treated]) -> None:
             match="statistical",
             tolerance=1 - BACK,
         )
-        well = diagnose(one.charts["healthy"].signs)
+        well = diagnose(patient.charts["healthy"].signs)
         healthy = Said(f"{name}: causes named in the healthy run", f"{titled}：在正常运行中说出的原因数")
         lab.check(f"{key}_healthy", 0, int(well != "healthy"), "diagnosis.py", name=healthy, unit="causes")
 
@@ -277,7 +281,7 @@ def emergency_room(lab: Lab, steps: int = STEPS) -> None:
         ("Training loss: as it should be, broken, and cured", "训练损失：正常、损坏、治愈"),
         lambda lang: clinic_figure(curves, lang),
     )
-    right = sum(t.found == t.case.name for t in treated)
+    right = sum(t.diagnosis == t.case.name for t in treated)
     worst = max(treated, key=lambda t: t.lost)
     ill, well = worst.charts["broken"].loss, worst.charts["healthy"].loss
     lab.tell(

@@ -1,9 +1,10 @@
-"""Held-out cases: ten faults that the rules of diagnosis.py were not made with, and what they say of them.
+"""Held-out cases: ten faults that played no part in making the rules of diagnosis.py, and what the rules say
+of them.
 
-The rules' thresholds and order were found on the eleven cases of emergency_room.py, so those say nothing
-about a twelfth. These ten were written down, each with the name that would be right, before the rules were
-run on them; the rules are not to be changed for them. Four have no rule at all: the best the rules can do is
-to stay silent. What comes out stands in docs/blowups.md.
+The rules' thresholds and order were found on the eleven cases of emergency_room.py, so those cases say
+nothing about a twelfth. The faults here were written down, each with its right name, before the rules were
+run on them; the rules must not be changed to fit them. For four of them there is no rule: then the best
+answer is silence. The results are in docs/blowups.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from glasscluster.scenarios.emergency_room.emergency_room import BY_NAME, Case
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A planted fault. `right`: the cause whose rule should hold; None where no rule speaks of it."""
+    """A planted fault. `right` is the cause whose rule should hold; None where no rule covers the fault."""
 
     name: str
     title: str
@@ -25,16 +26,18 @@ class HeldOut:
 
     @property
     def case(self) -> Case:
-        """As the emergency room examines it. Its plant has the fault's name."""
+        """The fault as a case of the emergency room. Its plant has the fault's name."""
         base = BY_NAME["norm-counted-twice" if self.tensor_ranks else "missing-all-reduce"].base
         plant = self.name.replace("-", "_")
         return Case(self.name, (self.title, self.title), ("", ""), base=base, plant=plant)
 
-    def verdict(self, found: str) -> str:
-        """What the name that the rules gave is worth; silent: no rule speaks of the fault."""
+    def verdict(self, diagnosis: str) -> str:
+        """Grade the diagnosis: right, wrong, missed (a rule should have held), or silent (no rule covers the
+        fault).
+        """
         if self.right is None:
-            return "silent" if found == HEALTHY else "wrong"
-        return "right" if found == self.right else "missed" if found == HEALTHY else "wrong"
+            return "silent" if diagnosis == HEALTHY else "wrong"
+        return "right" if diagnosis == self.right else "missed" if diagnosis == HEALTHY else "wrong"
 
 
 HELD_OUT = (

@@ -14,14 +14,14 @@ from glasscluster.strategies.step import Batch, Step
 from glasscluster.strategies.trainer import Trainer
 
 FROM_STEP = 10
-LAYER = 1  # of the one layer that a fault is in
+LAYER = 1  # the layer that has the fault
 
 
 class LateRate(Plant):
     """The learning rate is 30 times what it should be from a step on, as after a wrong edit of a schedule."""
 
     def step_begins(self, number: int) -> None:
-        """Every rank's optimizer."""
+        """From one step on, raise the rate of every optimizer on every rank."""
         if number == FROM_STEP:
             for manager in self.trainer.manager.all:
                 manager.optimizer.rule = replace(manager.optimizer.rule, lr=30 * manager.optimizer.rule.lr)
@@ -31,7 +31,7 @@ class OneLayerInit(Plant):
     """One layer's matrices are drawn 10 times too large."""
 
     def assembled(self, trainer: Trainer) -> None:
-        """All of its matrices."""
+        """Scale all matrices of the layer."""
         with torch.no_grad():
             for block in trainer.blocks:
                 for parameter in block.parameters() if block.index == LAYER else ():
@@ -44,7 +44,7 @@ class StuckBatch(Plant):
     """The loader hands out one batch for ever from a step on."""
 
     def batch_chosen(self, number: int) -> int:
-        """0, 1, .. 9, 10, 10, ..."""
+        """The batch of each step: 0, 1, .. 9, 10, 10, ..."""
         return min(number, FROM_STEP)
 
 
@@ -52,34 +52,36 @@ class StaleLayer(Plant):
     """Rank 1 misses every update of one layer: it computes with the weights it began with."""
 
     def assembled(self, trainer: Trainer) -> None:
-        """Whose weights these are, and which."""
+        """Remember the trainer, and make room for the layer's old weights."""
         self.trainer, self.old = trainer, list[torch.Tensor]()
 
     def own_layer(self) -> list[torch.nn.Parameter]:
-        """The layer's parameters on the rank that keeps them."""
+        """The layer's parameters on data-parallel rank 1; none on other ranks."""
         if self.trainer.place.dp_rank != 1:
             return []
         return [p for block in self.trainer.blocks if block.index == LAYER for p in block.parameters()]
 
     def before_update(self, step: Step) -> None:
-        """Keep them."""
+        """Copy the layer's weights."""
         self.old = [p.detach().clone() for p in self.own_layer()]
 
     def after_update(self, step: Step) -> None:
-        """Put them back."""
+        """Put the copies back."""
         for parameter, old in zip(self.own_layer(), self.old, strict=True):
             parameter.detach().copy_(old)
 
 
 class NoisyLabels(Plant):
-    """Data-parallel rank 1 reads text, but targets that are drawn evenly: a wrong column of its file."""
+    """Data-parallel rank 1 reads text, but targets that are drawn uniformly, as from a wrong column of its
+    file.
+    """
 
     def assembled(self, trainer: Trainer) -> None:
-        """The draws go on from step to step."""
+        """Start one random generator for all steps."""
         self.trainer, self.draw = trainer, torch.Generator().manual_seed(trainer.job.seed)
 
     def batch_loaded(self, number: int, batch: Batch) -> Batch:
-        """Noise in the place of targets."""
+        """Replace the targets by noise."""
         if self.trainer.place.dp_rank != 1:
             return batch
         vocab = self.trainer.job.model.vocab
@@ -91,7 +93,9 @@ class NormNotSummed(Plant):
     """The squared norm is not summed over tensor ranks: each clips by its own part of the gradient."""
 
     def norm_summed(self, norm: torch.Tensor) -> None:
-        """The rank's own part again (fp32, nothing else to sum over than tensor ranks)."""
+        """Put the rank's own part back. The plans that use it have fp32 and no ranks to sum over except
+        tensor ranks.
+        """
         plan = self.trainer.plan
         norm.copy_(norm_squared(self.trainer.manager.all, accumulator(plan.precision), norm.device))
 
@@ -100,7 +104,7 @@ class FrozenLayer(Plant):
     """One layer was left out of the optimizer's list: its gradients are right and change nothing."""
 
     def before_update(self, step: Step) -> None:
-        """The optimizer sees zeros (and the layer's weights decay a little)."""
+        """Show the optimizer gradients of zero (weight decay still shrinks the layer's weights a little)."""
         for unit in self.trainer.manager.units:
             for member, part in owned_members(unit):
                 if member.name.startswith(f"layers.{LAYER}."):
@@ -111,7 +115,7 @@ class ShiftedLabels(Plant):
     """The shift by one token was made twice: each position learns the token after the next."""
 
     def batch_loaded(self, number: int, batch: Batch) -> Batch:
-        """Targets of the neighbour."""
+        """Shift the targets by one more token."""
         return Batch(batch.inputs, [y.roll(-1, dims=-1) for y in batch.targets], batch.counted)
 
 
@@ -119,17 +123,17 @@ class LostGradients(Plant):
     """Data-parallel rank 1's gradients are zero when they are reduced, as after a second zero_grad."""
 
     def gradient_complete(self, unit: Unit) -> bool:
-        """Lose it."""
+        """Set the gradient to zero before it is reduced."""
         if self.trainer.place.dp_rank == 1 and unit.grad is not None:
             unit.grad.zero_()
         return False
 
 
 class WeightDecay(Plant):
-    """Weight decay is 10 in the place of 0.01."""
+    """Weight decay is 10 instead of 0.01."""
 
     def assembled(self, trainer: Trainer) -> None:
-        """Every rank's optimizer."""
+        """Change the rule of every optimizer on every rank."""
         self.trainer = trainer
         for manager in trainer.manager.all:
             manager.optimizer.rule = replace(manager.optimizer.rule, weight_decay=10.0)

@@ -1,4 +1,4 @@
-"""What every planted fault knows: the rank's trainer."""
+"""The base class of the emergency room's planted faults."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from glasscluster.strategies.trainer import Trainer
 
 
 class Plant(Observer):
-    """What all plants know: the rank's trainer."""
+    """An observer that changes what it is shown; it knows its rank's trainer."""
 
     def assembled(self, trainer: Trainer) -> None:
-        """Whom it is planted in."""
+        """Remember the trainer."""
         self.trainer = trainer
 
 
@@ -19,7 +19,7 @@ class Healthy(Plant):
 
 
 def masters_follow(trainer: Trainer) -> None:
-    """The optimizer's fp32 copies are those of the weights as they stand."""
+    """Copy the current weights into the optimizer's fp32 master copies."""
     for manager in trainer.manager.all:
         for unit, state in zip(manager.units, manager.optimizer.state, strict=True):
             if state.master is not None:

@@ -1,7 +1,7 @@
-"""Faults as plants: each breaks one thing of a real rank's training and leaves the rest to happen.
+"""Faults as plants: each breaks one thing of a real rank's training, and the rest follows from it.
 
 A plant is an observer (strategies/observer.py) that changes what it is shown. Most causes of a blow-up need
-none: a rate too high is an option.
+none: a rate that is too high is an option.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from glasscluster.strategies.step import Batch, Step
 from glasscluster.strategies.trainer import Trainer
 
 HELD_OUT = 10**6  # the number of the first batch that no run trains on
-BAD_STEPS = (4, 3, 2)  # that many before the end
+BAD_STEPS = (4, 3, 2)  # steps before the end of the run
 
 
 class NoiseOnOneRank(Plant):
-    """Data-parallel rank 1 reads a shard that is no text: every token and every target drawn evenly."""
+    """Data-parallel rank 1 reads a shard of noise: every token and every target is drawn uniformly."""
 
     def assembled(self, trainer: Trainer) -> None:
-        """The shard goes on from step to step."""
+        """Start one random generator for all steps."""
         self.trainer, self.draw = trainer, torch.Generator().manual_seed(trainer.job.seed)
 
     def batch_loaded(self, number: int, batch: Batch) -> Batch:
-        """Noise in the place of text."""
+        """Replace tokens and targets by noise."""
         if self.trainer.place.dp_rank != 1:
             return batch
 
@@ -44,10 +44,10 @@ class NoiseOnOneRank(Plant):
 
 
 class OneBadBatch(Plant):
-    """For three steps every rank reads one token over and over, a file of zeros, say."""
+    """For three steps every rank reads one token over and over, as from a file of zeros."""
 
     def batch_loaded(self, number: int, batch: Batch) -> Batch:
-        """Zeros in the place of text."""
+        """Replace tokens and targets by zeros."""
         if self.trainer.job.steps - number not in BAD_STEPS:
             return batch
         tokens, targets = ([torch.zeros_like(x) for x in xs] for xs in (batch.inputs, batch.targets))
@@ -60,17 +60,17 @@ class NoAllReduceOnOneRank(Plant):
     """
 
     def assembled(self, trainer: Trainer) -> None:
-        """Its own gradients, by unit."""
+        """Make room for the rank's own gradients, by unit."""
         self.trainer, self.own = trainer, dict[str, torch.Tensor]()
 
     def gradient_complete(self, unit: Unit) -> bool:
-        """Keep it."""
+        """Copy the gradient before it is reduced."""
         if self.trainer.place.dp_rank == 1 and unit.grad is not None:
             self.own[unit.name] = unit.grad.clone()
         return False
 
     def gradient_reduced(self, step: Step) -> None:
-        """Put it back."""
+        """Replace the reduced gradient by the copy."""
         for unit in self.trainer.manager.units if self.trainer.place.dp_rank == 1 else ():
             unit.owned_gradient.copy_(self.own[unit.name])
 
@@ -79,7 +79,7 @@ class NormCountsCopies(Plant):
     """The squared norm is summed over tensor ranks twice, so gradients are clipped √tp times too short."""
 
     def norm_summed(self, norm: torch.Tensor) -> None:
-        """Sum it again."""
+        """Sum the norm over tensor ranks once more."""
         self.trainer.add_up(norm, (self.trainer.place.tp,), "gradient norm, again")
 
 
@@ -87,7 +87,7 @@ class SameBatches(Plant):
     """The sampler starts again after two batches."""
 
     def batch_chosen(self, number: int) -> int:
-        """0, 1, 0, 1, ..."""
+        """The batch of each step: 0, 1, 0, 1, ..."""
         return number % 2
 
 
@@ -97,7 +97,7 @@ class GrownQueriesAndKeys(Plant):
     """
 
     def assembled(self, trainer: Trainer) -> None:
-        """Grow them."""
+        """Scale the query and key rows of every layer's matrix by 100."""
         with torch.no_grad():
             for block in trainer.blocks:
                 rows = block.config.query_width + block.config.key_width
@@ -118,9 +118,9 @@ PLANTS: dict[str, Callable[[], Plant]] = {
 
 
 def planted_rank(gpu: GPU, job: Job, plant: str) -> tuple[RankResult, float]:
-    """The SPMD program: a run with a plant. Returns the rank's result and its loss on held-out text.
+    """Train a rank with a plant: the SPMD program. Returns its result and its loss on held-out text.
 
-    What the job's own observers see of a batch is what the rank loaded, before a plant changes it.
+    The job's own observers see each batch as it was loaded, before the plant changes it.
     """
     trainer = Trainer(gpu, replace(job, observers=(*job.observers, PLANTS[plant])))
     result = trainer.run()

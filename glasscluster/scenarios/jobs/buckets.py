@@ -1,7 +1,7 @@
-"""The bucket sweep: a plan recorded dry once a bucket size, and replayed on as many links as you like.
+"""The bucket sweep: a plan is recorded dry once for each bucket size, and replayed on as many links as you
+like.
 
-Nothing is fitted: every point is a recording. Which sizes are worth trying follows from the parameters
-(overlap.py).
+Nothing is fitted: every point is a recording. The sizes worth trying follow from the parameters (overlap.py).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Swept:
 
 
 def every_size(plan: Plan, model: ModelConfig) -> list[int]:
-    """The bucket sizes that make different buckets of this model's parameters: one of each kind."""
+    """The bucket sizes, in bytes, that group this model's parameters differently: one for each grouping."""
     return overlap.bucket_sizes(
         [m.parameter.numel() * m.parameter.element_size() for m in _members(plan, model)]
     )
@@ -52,7 +52,7 @@ def _members(plan: Plan, model: ModelConfig) -> list:
 
 
 def record(plan: Plan, model: ModelConfig, size: int) -> Run:
-    """The plan with all buckets of one size, the first one too; shapes only."""
+    """Record a step of the plan dry, with every bucket (the first one too) of one size in bytes."""
     layout = plan.model_copy(update={"bucket": size, "first_bucket": size})
     job = Job(layout, model, steps=1)
     return Cluster("classroom", layout.gpus, "dry", memory_bytes=None).run(
@@ -63,20 +63,25 @@ def record(plan: Plan, model: ModelConfig, size: int) -> Run:
 def sweep(
     plan: Plan, model: ModelConfig, clusters: Sequence[str | Hardware], sizes: Sequence[int] | None = None
 ) -> list[list[Swept]]:
-    """For every cluster, every size (by default all that differ)."""
+    """Time every bucket size on every cluster: a list by cluster of lists by size.
+
+    `sizes` are bytes; None takes every size that makes different buckets.
+    """
     runs = [(size, record(plan, model, size)) for size in sizes or every_size(plan, model)]
     return [[_judge(size, run.replay(hardware(cluster))) for size, run in runs] for cluster in clusters]
 
 
 def best(swept: Sequence[Swept]) -> Swept:
-    """The size whose last bucket is reduced soonest; of equals the largest, which sends the
-    fewest messages.
+    """The size whose last bucket is reduced soonest; among equals the largest, which sends the fewest
+    messages.
     """
     return min(swept, key=lambda s: (s.end_s, -s.size))
 
 
 def reductions(timeline: Timeline, rank: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of a rank's gradient buckets, in order: when they were ready, when they were reduced, their bytes."""
+    """A rank's gradient buckets in order: when each was ready and when it was reduced, in seconds, and its
+    bytes.
+    """
     graph = timeline.graph
     mine = (
         (graph.rank == rank)

@@ -15,7 +15,7 @@ OLDEST_TORCH, OLDEST_RAY = (2, 10), (2, 59)
 
 
 def examine() -> list[dict[str, Any]]:
-    """One row an item: name, found, ok, needed, advice."""
+    """Examine this machine; one row an item, with the keys name, found, ok, needed and advice."""
     rows = [
         _python(),
         _package("torch", OLDEST_TORCH, True),
@@ -28,8 +28,8 @@ def examine() -> list[dict[str, Any]]:
     return [*rows, _gloo(), _gpu(), _cores(), _browser(), _font()]
 
 
-def _row(name: str, found: str, ok: bool, needed: bool, advice: str = "") -> dict[str, Any]:
-    return {"name": name, "found": found, "ok": ok, "needed": needed, "advice": "" if ok else advice}
+def _row(name: str, present: str, ok: bool, needed: bool, advice: str = "") -> dict[str, Any]:
+    return {"name": name, "found": present, "ok": ok, "needed": needed, "advice": "" if ok else advice}
 
 
 def _python() -> dict[str, Any]:
@@ -41,12 +41,12 @@ def _package(name: str, oldest: tuple[int, ...], needed: bool, advice: str = "")
     if importlib.util.find_spec(name) is None:
         return _row(name, "not installed", False, needed, advice or f"pip install {name}")
     try:
-        found = version(name)
+        installed = version(name)
     except PackageNotFoundError:
         return _row(name, "version unknown", True, needed)
-    numbers = tuple(int(n) for n in found.split("+")[0].split(".")[:2] if n.isdigit())
+    numbers = tuple(int(n) for n in installed.split("+")[0].split(".")[:2] if n.isdigit())
     wanted = ".".join(map(str, oldest))
-    return _row(name, found, numbers >= oldest, needed, f"{name} {wanted} or later is needed")
+    return _row(name, installed, numbers >= oldest, needed, f"{name} {wanted} or later is needed")
 
 
 def _gloo() -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _cores() -> dict[str, Any]:
 
 
 def _browser() -> dict[str, Any]:
-    found = next(
+    browser = next(
         (
             b
             for b in ("chromium", "chromium-browser", "google-chrome", "chrome", "firefox")
@@ -95,8 +95,8 @@ def _browser() -> dict[str, Any]:
     )
     return _row(
         "browser",
-        found or "none on PATH",
-        found is not None,
+        browser or "none on PATH",
+        browser is not None,
         False,
         "report.html opens in any browser; the browser tests need chromium",
     )
@@ -105,13 +105,13 @@ def _browser() -> dict[str, Any]:
 def _font() -> dict[str, Any]:
     if shutil.which("fc-list") is None:
         return _row("CJK font", "cannot tell (no fc-list)", True, False)
-    found = subprocess.run(
+    fonts = subprocess.run(
         ["fc-list", ":lang=zh", "family"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return _row(
         "CJK font",
-        found.splitlines()[0] if found else "none",
-        bool(found),
+        fonts.splitlines()[0] if fonts else "none",
+        bool(fonts),
         False,
         "for 中文 figures: install fonts-noto-cjk",
     )

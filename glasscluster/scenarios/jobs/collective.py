@@ -1,4 +1,4 @@
-"""`glass collective`: one collective on some wires, recorded dry, timed and counted; swept over sizes and
+"""`glass collective`: one collective on some network, recorded dry, timed and counted; swept over sizes and
 numbers of GPUs.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from glasscluster.base.errors import InputError
 from glasscluster.base.quantities import parse_size
 from glasscluster.base.text import Said
-from glasscluster.scenarios.jobs.folders import output_folder, write_run_json
+from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
 from glasscluster.scenarios.jobs.wires import wires
 from glasscluster.scenarios.requests.collective import CollectiveRequest
 from glasscluster.sim.ranks.collectives import ALGORITHMS, THEORY, load
@@ -35,10 +35,10 @@ ANY_SIZE = (
     "binary-tree",
     "double-tree",
     "dissemination",
-)  # their closed forms say themselves where they hold; others need equal chunks
+)  # their closed forms decide where they hold; the others need equal chunks
 ALIKE = ("ring",)  # algorithms in which every rank does what rank 0 does, relabelled
 
-# what nccl-tests multiplies S/t by, so that a bandwidth-optimal algorithm shows the wire's own rate
+# nccl-tests multiplies S/t by this, so that a bandwidth-optimal algorithm shows the link's bandwidth
 BUS_FACTOR: dict[str, Callable[[int], float]] = {
     "all_reduce": lambda n: 2 * (n - 1) / n,
     "broadcast": lambda n: 1.0,
@@ -48,13 +48,19 @@ BUS_FACTOR: dict[str, Callable[[int], float]] = {
 
 
 def bus_factor(operation: str, n: int) -> float:
-    """The share of the buffer that each GPU has to send."""
+    """Bus bandwidth over algorithm bandwidth, as in nccl-tests: the share of the buffer that each GPU must
+    send.
+    """
     return BUS_FACTOR.get(operation.replace("-", "_"), lambda n: (n - 1) / n)(n)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One collective: what, how, on what. `contention` None: where links are shared."""
+class CollectiveJob:
+    """One collective to time: operation, algorithm, number of GPUs, bytes of a rank's buffer, hardware.
+
+    `servers` is the number of shards of a parameter server. `contention` True shares links between messages,
+    False does not, None shares them where several messages use one link.
+    """
 
     operation: str
     algorithm: str
@@ -66,12 +72,12 @@ class Asked:
 
     @property
     def inner(self) -> str:
-        """The operation as communicators call it."""
+        """The operation's name as a method of communicators."""
         return self.operation.replace("-", "_")
 
 
 def one_collective(gpu: Any, operation: str, algorithm: str, nbytes: int, options: dict[str, Any]) -> None:
-    """The program: a buffer of `nbytes` single bytes on every rank."""
+    """Run one collective on every rank, on a buffer of `nbytes` single bytes."""
     import torch
 
     x = torch.empty(nbytes, dtype=torch.uint8, device=gpu.comm.wire.device)
@@ -85,7 +91,9 @@ def one_collective(gpu: Any, operation: str, algorithm: str, nbytes: int, option
 
 
 def parse_buffer(operation: str, size: str) -> int:
-    """`--size` in bytes; only a barrier has none (its messages are single bytes)."""
+    """Parse `--size` into bytes; InputError where it is missing. A barrier has none: its messages are single
+    bytes.
+    """
     if operation == "barrier":
         return 1
     if not size:
@@ -93,62 +101,56 @@ def parse_buffer(operation: str, size: str) -> int:
     return parse_size("size", size)
 
 
-def check(asked: Asked) -> None:
-    """Raise InputError for what cannot be asked."""
-    if asked.inner not in ALGORITHMS:
-        raise InputError("operation", asked.operation, "unknown collective", list(OPERATIONS))
-    known = [a for a in ALGORITHMS[asked.inner] if a != "native"]
-    if asked.algorithm == NCCL:
-        if asked.inner not in nccl.ALGORITHMS:
-            raise InputError("algorithm", NCCL, f"NCCL has no {asked.operation} of its own", known)
-        if asked.hardware.topology is not None or asked.contention:
-            field, value = ("contention", True) if asked.contention else ("topology", asked.hardware.name)
+def check(job: CollectiveJob) -> None:
+    """Raise InputError for a job that cannot run."""
+    if job.inner not in ALGORITHMS:
+        raise InputError("operation", job.operation, "unknown collective", list(OPERATIONS))
+    known = [a for a in ALGORITHMS[job.inner] if a != "native"]
+    if job.algorithm == NCCL:
+        if job.inner not in nccl.ALGORITHMS:
+            raise InputError("algorithm", NCCL, f"NCCL has no {job.operation} of its own", known)
+        if job.hardware.topology is not None or job.contention:
+            field, value = ("contention", True) if job.contention else ("topology", job.hardware.name)
             raise InputError(
                 field,
                 value,
                 "NCCL's model knows nodes and network ports, not single messages: leave it out",
                 [],
             )
-    elif asked.algorithm not in known:
-        raise InputError(
-            "algorithm", asked.algorithm, f"{asked.operation} has no such algorithm", [*known, NCCL]
-        )
-    if asked.gpus < 2:
-        raise InputError("gpus", asked.gpus, "a collective needs at least 2")
-    if asked.servers is not None and (
-        asked.algorithm != "parameter-server" or not 1 <= asked.servers <= asked.gpus
-    ):
-        raise InputError("servers", asked.servers, f"parameter-server takes 1 to {asked.gpus} shards")
+    elif job.algorithm not in known:
+        raise InputError("algorithm", job.algorithm, f"{job.operation} has no such algorithm", [*known, NCCL])
+    if job.gpus < 2:
+        raise InputError("gpus", job.gpus, "a collective needs at least 2")
+    if job.servers is not None and (job.algorithm != "parameter-server" or not 1 <= job.servers <= job.gpus):
+        raise InputError("servers", job.servers, f"parameter-server takes 1 to {job.gpus} shards")
 
 
-def record(asked: Asked) -> Run:
-    """The collective as every rank would do it, without data."""
-    check(asked)
-    options: dict[str, Any] = (
-        {"node_size": asked.hardware.node_size} if asked.algorithm == "hierarchical" else {}
-    )
-    options |= {"servers": asked.servers} if asked.servers is not None else {}
-    rooted = asked.inner in ("broadcast", "reduce", "scatter", "gather")
-    alike = asked.algorithm in ALIKE and not rooted and asked.nbytes % asked.gpus == 0 and asked.nbytes > 0
+def record(job: CollectiveJob) -> Run:
+    """Record the collective dry: all messages of every rank, without data."""
+    check(job)
+    options: dict[str, Any] = {"node_size": job.hardware.node_size} if job.algorithm == "hierarchical" else {}
+    options |= {"servers": job.servers} if job.servers is not None else {}
+    rooted = job.inner in ("broadcast", "reduce", "scatter", "gather")
+    alike = job.algorithm in ALIKE and not rooted and job.nbytes % job.gpus == 0 and job.nbytes > 0
     cluster = Cluster(
-        asked.hardware, asked.gpus, "dry", memory_bytes=None, ring_bytes=asked.nbytes if alike else None
+        job.hardware, job.gpus, "dry", memory_bytes=None, ring_bytes=job.nbytes if alike else None
     )
-    return cluster.run(one_collective, asked.inner, asked.algorithm, asked.nbytes, options)
+    return cluster.run(one_collective, job.inner, job.algorithm, job.nbytes, options)
 
 
-def timed(asked: Asked, run: Run) -> Timeline:
-    """The recording on its wires, with contention where links are shared (or as asked)."""
-    hw, contention = asked.hardware, asked.contention
+def replayed(job: CollectiveJob, run: Run) -> Timeline:
+    """Replay the recording on the job's hardware, with contention as the job says."""
+    hw, contention = job.hardware, job.contention
     if (
         contention is None
-    ):  # a port of several GPUs gives a lone message all it has: only replay with contention knows that
-        one_port = hw.topology is None and asked.gpus > hw.node_size and 0 < hw.nics < hw.node_size
+    ):  # only a replay with contention gives a lone message all of a port that several GPUs share
+        one_port = hw.topology is None and job.gpus > hw.node_size and 0 < hw.nics < hw.node_size
         contention = one_port or is_shared(run.graph, network_of(run.timeline))
     return run.replay(hw, contention=contention)
 
 
-def judged(asked: Asked, timeline: Timeline) -> dict[str, Any]:
-    """Time, bytes, steps, bandwidths and the busiest link of a recorded collective."""
+def measured(job: CollectiveJob, timeline: Timeline) -> dict[str, Any]:
+    """The JSON keys of a recorded collective: time, bytes, steps, bandwidths and the busiest link."""
     graph, time, network = timeline.graph, timeline.makespan, network_of(timeline)
     share = carried_bytes(timeline) / network.bandwidth
     busiest = int(np.argmax(share))
@@ -157,32 +159,33 @@ def judged(asked: Asked, timeline: Timeline) -> dict[str, Any]:
         src, dst = network.links[busiest]
         link = {"from": str(src), "to": str(dst), "utilisation_fraction": float(share[busiest]) / time}
     return {
-        **_speeds(asked, time),
+        **_speeds(job, time),
         "contention": timeline.shared is not None,
         "bytes_sent_per_gpu": graph.bytes_sent(),
         "steps": graph.message_chain(),
         "messages": int((graph.kind == SEND).sum()),
         "busiest_link": link,
-        "predicted_time_s": theory(asked) if timeline.shared is None else None,
+        "predicted_time_s": theory(job) if timeline.shared is None else None,
     }
 
 
-def _speeds(asked: Asked, time: float) -> dict[str, float]:
-    rate = asked.nbytes / time if time else 0.0
-    bus = rate * bus_factor(asked.operation, asked.gpus)
+def _speeds(job: CollectiveJob, time: float) -> dict[str, float]:
+    rate = job.nbytes / time if time else 0.0
+    bus = rate * bus_factor(job.operation, job.gpus)
     return {"time_s": time, "algorithm_bandwidth_bytes_per_s": rate, "bus_bandwidth_bytes_per_s": bus}
 
 
-def theory(asked: Asked) -> float | None:
-    """The closed form, where there is one.
+def theory(job: CollectiveJob) -> float | None:
+    """The closed form's time in seconds, or None where it does not hold.
 
-    It is of equal chunks, free additions, no contention, and one kind of wire or the hierarchical algorithm.
+    It holds for equal chunks, free additions, no contention, and one kind of link (or the hierarchical
+    algorithm).
     """
-    hw, n = asked.hardware, asked.gpus
-    hierarchical = asked.algorithm == "hierarchical"
-    if (asked.nbytes % n and asked.algorithm not in ANY_SIZE) or hw.gpu.reduce_rate != float("inf"):
+    hw, n = job.hardware, job.gpus
+    hierarchical = job.algorithm == "hierarchical"
+    if (job.nbytes % n and job.algorithm not in ANY_SIZE) or hw.gpu.reduce_rate != float("inf"):
         return None
-    if asked.inner == "barrier" and asked.algorithm != "dissemination":
+    if job.inner == "barrier" and job.algorithm != "dissemination":
         return None
     if hw.topology is not None:
         kinds = {
@@ -196,19 +199,21 @@ def theory(asked: Asked) -> float | None:
     more: dict[str, Any] = (
         {"between": hw.inter, "node_size": hw.node_size} if hierarchical and hw.topology is None else {}
     )
-    more |= {"servers": asked.servers} if asked.servers is not None else {}
-    known = THEORY.get(asked.algorithm)
-    return known(asked.inner, n, asked.nbytes, hw.link(0, 1), **more).time_s if known else None
+    more |= {"servers": job.servers} if job.servers is not None else {}
+    known = THEORY.get(job.algorithm)
+    return known(job.inner, n, job.nbytes, hw.link(0, 1), **more).time_s if known else None
 
 
-def by_nccl(asked: Asked, nodes: int | None = None) -> dict[str, Any]:
-    """NCCL's choice on this hardware. It moves nothing here, so nothing is counted: those cells are empty."""
-    check(asked)
-    node_size = None if nodes is None else asked.gpus // nodes
-    built = hardware(asked.hardware.name) if nodes is not None else asked.hardware
-    chosen = nccl.choose(asked.inner, asked.nbytes, built, asked.gpus, node_size=node_size)
+def by_nccl(job: CollectiveJob, nodes: int | None = None) -> dict[str, Any]:
+    """NCCL's choice on this hardware, as JSON keys. Its model sends no messages, so what is counted is
+    null.
+    """
+    check(job)
+    node_size = None if nodes is None else job.gpus // nodes
+    built = hardware(job.hardware.name) if nodes is not None else job.hardware
+    chosen = nccl.choose(job.inner, job.nbytes, built, job.gpus, node_size=node_size)
     return {
-        **_speeds(asked, chosen.time_s),
+        **_speeds(job, chosen.time_s),
         "contention": False,
         "bytes_sent_per_gpu": None,
         "steps": None,
@@ -228,14 +233,16 @@ def by_nccl(asked: Asked, nodes: int | None = None) -> dict[str, Any]:
 # ---- sweeps ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Sweep:
-    """Sizes (bytes) or numbers of GPUs to try."""
+    """The sizes (bytes) or numbers of GPUs of a sweep."""
 
     over: str  # size | gpus
     values: tuple[int, ...]
 
 
 def parse_sweep(text: str) -> Sweep:
-    """`1KiB:1GiB`: sizes, each four times the one before. `gpus=2:64`: numbers of GPUs, each twice the one
+    """Parse a sweep; InputError for anything else.
+
+    `1KiB:1GiB` gives sizes, each four times the one before; `gpus=2:64` numbers of GPUs, each twice the one
     before.
     """
     over, _, limits = text.rpartition("=")
@@ -259,20 +266,23 @@ def parse_sweep(text: str) -> Sweep:
 
 
 def swept(
-    asked: Asked,
+    job: CollectiveJob,
     sweep: Sweep,
     algorithms: Sequence[str],
     make: Callable[[int], Hardware],
     nodes: int | None,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """A row for every value and algorithm. `make(gpus)` gives the wires of so many GPUs."""
+    """Time the job at every value of the sweep with every algorithm: one row each.
+
+    `make(gpus)` returns the hardware for that many GPUs.
+    """
     rows = []
     for algorithm in algorithms:
         for value in sweep.values:
             say(f"{algorithm}: {sweep.over} {value:,}")
             here = replace(
-                asked, algorithm=algorithm, servers=asked.servers if algorithm == "parameter-server" else None
+                job, algorithm=algorithm, servers=job.servers if algorithm == "parameter-server" else None
             )
             here = (
                 replace(here, nbytes=value)
@@ -280,17 +290,17 @@ def swept(
                 else replace(here, gpus=value, hardware=make(value))
             )
             if algorithm == NCCL:
-                found = by_nccl(replace(here, contention=None), nodes)
+                result = by_nccl(replace(here, contention=None), nodes)
             else:
-                line = timed(here, record(here))
-                found = {**_speeds(here, line.makespan), "contention": line.shared is not None}
-            kept = ("time_s", "algorithm_bandwidth_bytes_per_s", "bus_bandwidth_bytes_per_s", "contention")
+                line = replayed(here, record(here))
+                result = {**_speeds(here, line.makespan), "contention": line.shared is not None}
+            columns = ("time_s", "algorithm_bandwidth_bytes_per_s", "bus_bandwidth_bytes_per_s", "contention")
             rows.append(
                 {
                     "algorithm": algorithm,
                     "gpus": here.gpus,
                     "size_bytes": here.nbytes,
-                    **{k: found[k] for k in kept},
+                    **{k: result[k] for k in columns},
                 }
             )
     return rows
@@ -298,7 +308,7 @@ def swept(
 
 # ---- the command -------------------------------------------------------------------------------------------
 def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """`glass collective`: one collective on the wires that were asked for, and sweeps around it."""
+    """Run `glass collective`: one collective on the requested network, and sweeps around it."""
 
     def make(gpus: int) -> Hardware:
         return wires(
@@ -317,16 +327,16 @@ def collective_command(request: CollectiveRequest, say: Callable[[str], None]) -
 
     operation, gpus = request.operation, request.gpus
     nbytes = parse_buffer(operation, request.size)
-    asked = Asked(
+    job = CollectiveJob(
         operation, load(request.algorithm), gpus, nbytes, make(gpus), request.servers, request.contention
     )
     others = [load(name) for name in (request.against or "").split(",") if name]
     sweeps, out = request.sweep, request.out
-    return collective(asked, make, nodes=request.nodes, sweeps=sweeps, against=others, out=out, say=say)
+    return collective(job, make, nodes=request.nodes, sweeps=sweeps, against=others, out=out, say=say)
 
 
 def collective(
-    asked: Asked,
+    job: CollectiveJob,
     make: Callable[[int], Hardware],
     *,
     nodes: int | None = None,
@@ -335,36 +345,47 @@ def collective(
     out: str | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
-    """The `glass.collective/1` object; with `out` also a report."""
-    check(asked)
+    """The `glass.collective/1` object; with `out` a report is written too.
+
+    `make(gpus)` returns the hardware for that many GPUs, and `against` names further algorithms for the
+    sweeps. Raises InputError for a job that cannot run.
+    """
+    check(job)
     plans = [parse_sweep(text) for text in sweeps]
     for name in against:
-        check(replace(asked, algorithm=name, servers=None))
+        check(replace(job, algorithm=name, servers=None))
     content: dict[str, Any] = {
         "schema": "glass.collective/1",
-        "operation": asked.operation,
-        "algorithm": asked.algorithm,
-        "gpus": asked.gpus,
-        "size_bytes": asked.nbytes,
-        "hardware": asked.hardware.name,
+        "operation": job.operation,
+        "algorithm": job.algorithm,
+        "gpus": job.gpus,
+        "size_bytes": job.nbytes,
+        "hardware": job.hardware.name,
     }
-    run = None if asked.algorithm == NCCL else record(asked)
+    run = None if job.algorithm == NCCL else record(job)
     if run is None:
-        content |= by_nccl(asked, nodes)
+        content |= by_nccl(job, nodes)
     else:
-        run.__dict__["timeline"] = timed(asked, run)
-        content |= judged(asked, run.timeline)
-    algorithms = list(dict.fromkeys([asked.algorithm, *against]))
+        run.__dict__["timeline"] = replayed(job, run)
+        content |= measured(job, run.timeline)
+    algorithms = list(dict.fromkeys([job.algorithm, *against]))
     if plans:
-        content["sweep"] = [row for plan in plans for row in swept(asked, plan, algorithms, make, nodes, say)]
+        content["sweep"] = [row for plan in plans for row in swept(job, plan, algorithms, make, nodes, say)]
     if out is not None:
         content["report"] = str(write(content, run, out))
     return content
 
 
 def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
-    """The report: the run with its stepper, traffic and load of the links, and what the sweeps found."""
+    """Write the report: the run with its stepper, the traffic and load of links, and figures of the
+    sweeps.
+    """
     folder = output_folder(out, "collective")
+    with rewriting(folder) as beside:
+        return _write(content, run, beside, folder)
+
+
+def _write(content: dict[str, Any], run: Run | None, folder: Path, shown: Path) -> Path:
     rows = content.get("sweep", [])
     by_size = [r for r in rows if r["gpus"] == content["gpus"]]
     by_gpus = [r for r in rows if r["size_bytes"] == content["size_bytes"]]
@@ -401,13 +422,13 @@ def write(content: dict[str, Any], run: Run | None, out: str) -> Path:
         chapters = [Chapter("run", Said(name, name), run, {run.timeline.hardware.name: run.timeline})]
         story = [StoryStep(Said(*text), view) for text, view in _story(content)]
     page = Report("collective", Said(name, name), finding, chapters, story, figures=figures)
-    report = write_report(page, folder / "report.html")
-    write_run_json(folder, {**content, "report": str(report)})
-    return report
+    write_report(page, folder / "report.html")
+    write_run_json(folder, {**content, "report": str(shown / "report.html")})
+    return shown / "report.html"
 
 
 def _story(content: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:
-    """What the numbers say, each sentence with the view it speaks of."""
+    """The sentences about the numbers, each with the view that shows it."""
     link, most, theory = (
         content["busiest_link"],
         max(content["bytes_sent_per_gpu"]),

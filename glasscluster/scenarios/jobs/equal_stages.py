@@ -37,8 +37,8 @@ def machine(f: float = 1e-3, hop: float = 0.0, n: int = N) -> Hardware:
 
 
 def stages(gpu: Any, name: str, m: int, v: int = 1, n: int = N) -> dict[str, Any]:
-    """The program of a rank: one step of a schedule. Returns its weights' gradients (sums, by stage) and the
-    most chunks it had live.
+    """Run one step of a schedule on a rank; return its weights' gradients (sums, by stage) and the most
+    chunks it had live.
 
     All weights and inputs are ones, and the loss is the sum of the last stage's output: with S stages, every
     element of every gradient is m n^S, exactly.
@@ -67,33 +67,33 @@ def stages(gpu: Any, name: str, m: int, v: int = 1, n: int = N) -> dict[str, Any
 
 
 def as_it_runs(schedule: Schedule) -> Schedule:
-    """The same list for a rank that has one compute lane: a slot of two is its F, then its B; F is sent on
-    before B begins.
+    """The schedule as a rank with one compute lane runs it: a slot of two operations is its F, then its B,
+    and the output of F is sent before B begins.
     """
     return replace(schedule, together=frozenset())
 
 
 class Nobody:
-    """Reduces no gradients: there is one copy of each stage."""
+    """Stands in for gradient reduction: there is one copy of each stage, so nothing is sent."""
 
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """Nothing to gather."""
+        """Gather nothing."""
 
     def backward_ends(self) -> None:
-        """Nothing to reduce."""
+        """Reduce nothing."""
 
     def input_gradient_begins(self) -> None:
-        """Nothing to gather."""
+        """Gather nothing."""
 
     def input_gradient_ends(self) -> None:
-        """Nothing to let go."""
+        """Free nothing."""
 
     def gradient_ready(self, parameter: Any) -> None:
-        """Nothing to reduce."""
+        """Reduce nothing."""
 
 
 def _stage(n: int, weight_gradients: Any) -> Any:
-    """A module whose weight's gradient can wait."""
+    """A stage of one matmul whose weight gradient can be deferred."""
     import torch
     from torch import nn
 
@@ -125,26 +125,27 @@ def _stage(n: int, weight_gradients: Any) -> Any:
 def run_schedule(
     lab: Any, key: str, title: Any, name: str, p: int, m: int, v: int = 1, f: float = 1e-3, hop: float = 0.0
 ) -> Any:
-    """Run a schedule in a lab, f seconds for a rank's share of F (f/v a chunk); returns (run, schedule, its
-    metrics, its bars).
+    """Run a schedule in a lab; a rank's share of F takes f seconds (f/v a chunk).
+
+    Returns (run, schedule, its metrics, its bars).
     """
     schedule = make_schedule(name, p, m, v)
     run = lab.run(key, title, stages, name, m, v, gpus=p, clock=machine(f / v, hop))
     if lab.leader:
         lab.entries[
             -1
-        ].compared = False  # chunks are as large as stages here: bytes of several v are no comparison
-    judged = as_it_runs(schedule).validate(f / v, 2 * f / v, hop, f / v)
+        ].compared = False  # a chunk is as large as a stage here, so bytes of different v cannot be compared
+    metrics = as_it_runs(schedule).validate(f / v, 2 * f / v, hop, f / v)
     return (
         run,
         schedule,
-        judged,
+        metrics,
         bars_of(run.timeline, schedule.ranks, [schedule.stages_of(r) for r in range(p)]),
     )
 
 
 def wrong_gradients(runs: Any) -> int:
-    """Elements of all ranks' gradients that are not m n^S; runs: (run, schedule) pairs."""
+    """How many elements of all ranks' gradients are not m n^S, over (run, schedule) pairs."""
     wrong = 0
     for run, schedule in runs:
         truth = float(schedule.micro_batches) * float(N) ** schedule.stages

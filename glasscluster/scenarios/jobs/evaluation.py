@@ -1,5 +1,5 @@
-"""`glass evaluate`: a model's scores on the built-in tasks, how sure they are, and the check that sharing
-items out changes none.
+"""`glass evaluate`: a model's scores on the built-in tasks with their standard errors, and the check that
+sharing the items over ranks changes no score.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from glasscluster.base.text import Said
 from glasscluster.model.decoding.generate import Sampling
 from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, Text, contaminated, make_task, plain
 from glasscluster.model.text.texts import documents
-from glasscluster.scenarios.jobs.generation import check_model, not_asked_for
+from glasscluster.scenarios.jobs.generation import check_model, skipped_check
 from glasscluster.scenarios.jobs.shapes import model_of
 from glasscluster.scenarios.requests.evaluate import EvaluateRequest
 from glasscluster.sim.run import Cluster, Run
@@ -29,13 +29,17 @@ from glasscluster.strategies.serving.evaluation import (
 )
 
 Say = Callable[[str], None]
-CHECKED_ITEMS = 8  # of each task are scored once more in float64
+CHECKED_ITEMS = 8  # items of each task that are scored again in float64
 
 
-def right(task: Task, found: Sequence[Sequence[float]], a_byte: bool = False) -> list[float]:
-    """Of a task of Choices: 1 where the likeliest continuation (a byte) is the right one, else 0."""
+def right(task: Task, item_scores: Sequence[Sequence[float]], a_byte: bool = False) -> list[float]:
+    """Grade a task of Choices: for each item 1 where its most likely continuation is the right one, else 0.
+
+    `item_scores` [items][choices] are log-likelihoods in nats; with `a_byte` each is divided by its
+    continuation's bytes.
+    """
     out = []
-    for item, values in zip(task.items, found, strict=True):
+    for item, values in zip(task.items, item_scores, strict=True):
         assert isinstance(item, Choice)
         out.append(
             float(scores.chosen(values, [len(c) for c in item.choices] if a_byte else None) == item.answer)
@@ -44,18 +48,21 @@ def right(task: Task, found: Sequence[Sequence[float]], a_byte: bool = False) ->
 
 
 def summary(task: Task, number: int, result: RankEvaluation, samples: int = 1) -> dict[str, Any]:
-    """A task's scores with their standard errors."""
-    found, kind = result.scores[number], task.items[0]
+    """A task's scores with their standard errors, as JSON keys."""
+    item_scores, kind = result.scores[number], task.items[0]
     made: dict[str, Any] = {"task": task.name, "items": len(task.items)}
     if isinstance(kind, Choice):
-        for name, values in (("acc", right(task, found)), ("acc_norm", right(task, found, a_byte=True))):
+        for name, values in (
+            ("acc", right(task, item_scores)),
+            ("acc_norm", right(task, item_scores, a_byte=True)),
+        ):
             made |= {name: scores.mean(values), f"{name}_stderr": scores.spread(values)}
     elif isinstance(kind, Prompt):
-        share = [values[0] / samples for values in found]
+        share = [values[0] / samples for values in item_scores]
         made |= {"exact_match": scores.mean(share), "exact_match_stderr": scores.spread(share)}
         for k in (1, samples) if samples > 1 else ():
             made[f"pass_at_{k}"] = scores.mean(
-                [scores.pass_at_k(samples, round(values[0]), k) for values in found]
+                [scores.pass_at_k(samples, round(values[0]), k) for values in item_scores]
             )
         for name, request in (
             (("refused_fraction", "refuse"), ("answered_fraction", "answer")) if kind.request else ()
@@ -68,7 +75,7 @@ def summary(task: Task, number: int, result: RankEvaluation, samples: int = 1) -
                 ]
             )
     else:
-        total, tokens = sum(values[0] for values in found), sum(result.lengths[number])
+        total, tokens = sum(values[0] for values in item_scores), sum(result.lengths[number])
         size = sum(len(item.text) - 1 for item in task.items if isinstance(item, Text))
         made |= {
             "tokens": tokens,
@@ -98,7 +105,7 @@ class Evaluation:
     def not_checked(self) -> list[Said]:
         """What is checked by default and was not."""
         what = Said("that the scores are those of one device", "分数是否与单卡一致")
-        return [] if self.checked_items else [not_asked_for(what, self.run)]
+        return [] if self.checked_items else [skipped_check(what, self.run)]
 
     def as_json(self) -> dict[str, Any]:
         """The `glass.evaluate/1` object."""
@@ -134,14 +141,14 @@ def evaluate(
             f"scoring {CHECKED_ITEMS} items of each task in float64 on {job.dp * job.tp} "
             f"{cluster.backend_name} ranks, and on one device"
         )
-        found = cluster.run(evaluate_rank, small, record=False).results
+        results = cluster.run(evaluate_rank, small, record=False).results
         if cluster.leader:
             alone = (
                 Cluster("classroom", 1, "threads", memory_bytes=None)
                 .run(evaluate_rank, replace(small, dp=1, tp=1), record=False)
                 .results[0]
             )
-            rows = equality_rows(found, alone)
+            rows = equality_rows(results, alone)
     say(f"scoring {sum(len(t.items) for t in job.tasks)} items in {job.precision}")
     run = cluster.run(
         evaluate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")}
@@ -154,7 +161,7 @@ def evaluate(
 
 
 def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> list[Row]:
-    """Every score of every rank is that of one device."""
+    """The check row that every score of every rank is that of one device."""
     worst = largest(
         abs(a - b) / max(1.0, abs(b))
         for result in results
@@ -168,7 +175,9 @@ def equality_rows(results: Sequence[RankEvaluation], alone: RankEvaluation) -> l
 
 
 def counted_rows(job: EvaluationJob, run: Run) -> list[Row]:
-    """Each item was scored by one rank of dp, and the scores' bytes are Eq 9's."""
+    """The check rows that each item was scored by one rank of dp, and that the scores' bytes are those of Eq
+    9.
+    """
     other = sum(times != 1 for result in run.results for task in result.scored for times in task)
     name = Said("items that were not scored exactly once, all ranks", "没有恰好评分一次的题目，全部 rank")
     rows = [Row("items_not_scored_once", name, 0, other, "shared out over dp", unit="items")]
@@ -181,13 +190,13 @@ def counted_rows(job: EvaluationJob, run: Run) -> list[Row]:
 
 
 def flagged(tasks: Sequence[Task], sources: Sequence[str]) -> dict[str, list[int]]:
-    """Of each task, the items that training text has."""
+    """For each task, the numbers of the items that the training text contains."""
     training = plain(b"\n".join(text for source in sources for text in documents(source)))
     return {t.name: [i for i, item in enumerate(t.items) if contaminated(item, training)] for t in tasks}
 
 
 def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
-    """`glass evaluate`: a job, validated, on a cluster."""
+    """Run `glass evaluate`: validate the request, make a job of it, and run it on a cluster."""
     model, precision, seed = model_of(request), request.precision, request.seed
     for name in request.task:
         if name not in TASKS:
@@ -220,5 +229,5 @@ def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
         done = evaluate(cluster, job, checked=request.check, say=say)
     if request.against:
         say("looking for items in the training text")
-        done.contaminated = {name: len(found) for name, found in flagged(made, request.against).items()}
+        done.contaminated = {name: len(items) for name, items in flagged(made, request.against).items()}
     return done

@@ -1,4 +1,4 @@
-"""`glass train --exchange parameter-server | async-server`: the same verdict as any training, against the
+"""`glass train --exchange parameter-server | async-server`: the checks of any training run, against the
 strategy's own reference.
 """
 
@@ -28,7 +28,9 @@ OWN = "the arrival plan in one process"
 
 
 def plan_of(job: Job, clock: Hardware) -> Arrivals:
-    """Who is served when: in rank order, or as on the virtual clock. Servers stand on the first workers."""
+    """The order in which workers are served: by rank, or as on the virtual clock. Servers share GPUs with the
+    first workers.
+    """
     plan = job.plan
     staleness = plan.staleness if plan.exchange == "async-server" else None
     layout = Layout(plan.dp, plan.servers or plan.dp, job.steps, staleness)
@@ -36,7 +38,9 @@ def plan_of(job: Job, clock: Hardware) -> Arrivals:
 
 
 def train_with_servers(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent) -> Trained:
-    """Fix the order, check it in float64, then the recorded run: all clocks, since they overlap."""
+    """Fix the order of arrivals, check it in float64, then record the run: all clocks of it, since they
+    overlap.
+    """
     wall, results = {}, []
     small, plan = check.check_job(job), plan_of(job, cluster.hardware)
     first = plan_of(replace(job, steps=small.steps), cluster.hardware)
@@ -65,25 +69,29 @@ def train_with_servers(cluster: Cluster, job: Job, *, checked: bool = True, say:
 
 
 def batch_losses(results: list[ps.Exchanged]) -> list[float]:
-    """Of every clock the batch's mean loss, each worker's part on the weights it had."""
+    """The mean loss of each clock's batch. Each worker computes its part with the weights that it had
+    then.
+    """
     return [sum(parts) for parts in zip(*(r.losses for r in results if r.losses), strict=True)]
 
 
 def against_reference(small: Job, plan: Arrivals, results: list[ps.Exchanged]) -> dict[str, Any]:
-    """Largest differences: asynchronous from the plan in one process, synchronous also from one device."""
+    """The largest differences from the plan run in one process; for a synchronous plan from one device
+    too.
+    """
     alone = ps.in_one_process(small, plan)
     compared: dict[str, Any] = {**ps.compare(results, alone, plan.layout), "reference": OWN}
     expected = [sum(parts) for parts in zip(*alone.losses, strict=True)]
     if plan.layout.staleness is None:
-        one = check.reference_for(small)
-        expected, compared["reference"] = one.losses, "one device"
-        whole = flat(one.weights[-1])
+        single = check.reference_for(small)
+        expected, compared["reference"] = single.losses, "one device"
+        weights = flat(single.weights[-1])
         for result in results[: plan.layout.workers]:
             assert result.pulled is not None
             compared["max_rel_weight_diff"] = max(
-                compared["max_rel_weight_diff"], check.difference(result.pulled, whole, 1.0)
+                compared["max_rel_weight_diff"], check.difference(result.pulled, weights, 1.0)
             )
-        for step, gradients in enumerate(flat(g) for g in one.gradients):
+        for step, gradients in enumerate(flat(g) for g in single.gradients):
             summed = sum(r.pushes[step] for r in results[: plan.layout.workers])
             floor = 1e-3 * float(gradients.abs().max())
             worst = check.difference(summed, gradients, floor)  # type: ignore[arg-type]
@@ -98,12 +106,14 @@ def against_reference(small: Job, plan: Arrivals, results: list[ps.Exchanged]) -
 
 
 def flat(named: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Parameters by name, laid end to end."""
+    """Concatenate named parameters into one vector."""
     return torch.cat([t.reshape(-1) for t in named.values()])
 
 
 def rows(job: Job, plan: Arrivals, results: list[ps.Exchanged], trained: Trained) -> list[Row]:
-    """Differences, bytes (Eq 11), the bound on staleness, and the time of the plan."""
+    """The check rows of a run with servers: differences, bytes (Eq 11), bound on staleness, time of the
+    plan.
+    """
     graph, layout = trained.run.graph, plan.layout
     made = _difference_rows(trained.comparison) if trained.comparison else []
     width = 8 if job.plan.precision == "fp64" else 4

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from glasscluster.base.errors import GlassError, InputError
+from glasscluster.base.files import finish, naming, new_folder, replacing, replacing_together, why, write_text
 from glasscluster.base.rows import Row
 from glasscluster.scenarios.jobs.progress import Say
 from glasscluster.sim.recording.events import FIELDS, KINDS
@@ -19,16 +22,29 @@ from glasscluster.sim.recording.events import FIELDS, KINDS
 def output_folder(out: str | None, name: str) -> Path:
     """The folder to write to; the default is the first free runs/NAME-N."""
     if out is None:
-        number = 1
-        while Path(f"runs/{name}-{number}").exists():
-            number += 1
-        out = f"runs/{name}-{number}"
+        return new_folder("runs", name)
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise InputError("out", out, f"cannot be made: {problem.strerror}") from None
+    except (OSError, ValueError) as problem:
+        raise InputError("out", out, f"cannot be made: {why(problem)}") from None
     return folder
+
+
+WRITTEN = ("report.html", "graph.npz", "ledger.csv", "trace.json", "run.json", "partial-rank*.npz")
+
+
+@contextmanager
+def rewriting(folder: Path) -> Iterator[Path]:
+    """Give a folder for the files of one run; they come into `folder` together, and those of the run that
+    was there before go. A run that is killed while it writes leaves the older one as it was.
+    """
+    with naming("out", folder):
+        finish(folder)
+        old = [p.relative_to(folder) for pattern in WRITTEN for p in folder.rglob(pattern)]
+    mine = [str(p) for p in old if len(p.parts) <= 2]  # the runs of a scenario have a folder each
+    with replacing_together(folder, without=mine) as beside:
+        yield beside
 
 
 def write_ledger(path: Path, rows: list[Row]) -> None:
@@ -46,18 +62,19 @@ def write_ledger(path: Path, rows: list[Row]) -> None:
         "source",
     ]
     columns += ["key", "verdict", "why"]
-    with path.open("w", newline="") as file:
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(row.as_dict() for row in rows)
 
 
 def write_run_json(folder: Path, content: dict[str, Any]) -> None:
-    """Everything that differs from machine to machine lives here, not in the report."""
+    """Write run.json, which alone holds what differs from machine to machine; the report has none of it."""
     import torch
 
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    (folder / "run.json").write_text(json.dumps({**content, "versions": versions}, indent=1, default=str))
+    text = json.dumps({**content, "versions": versions}, indent=1, default=str)
+    write_text(folder / "run.json", text)
 
 
 def keep_partial(folder: Path, error: GlassError, info: dict[str, Any], say: Say) -> None:
@@ -69,9 +86,15 @@ def keep_partial(folder: Path, error: GlassError, info: dict[str, Any], say: Say
 
 
 def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path:
-    """What a failed run leaves: each rank's events so far (npz, no pickle) and its last operations with the
-    error.
+    """Write what a failed run leaves: each rank's events so far (npz, no pickle), and its last operations
+    with the error.
     """
+    with rewriting(folder) as beside:
+        _write_partial(beside, error, info)
+    return folder
+
+
+def _write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> None:
     run, ranks = error.__dict__.get("run"), []
     for outcome in run.outcomes if run is not None else []:
         recording = outcome.recording
@@ -86,7 +109,6 @@ def write_partial(folder: Path, error: GlassError, info: dict[str, Any]) -> Path
         )
         kind, op = FIELDS.index("kind"), FIELDS.index("op")
         last = [f"{KINDS[int(e[kind])]} {names[int(e[op])]}" for e in table[-64:]]
-        said = outcome.error.as_dict() if outcome.error is not None else None
-        ranks.append({"rank": outcome.rank, "events": len(table), "error": said, "last_operations": last})
+        failure = outcome.error.as_dict() if outcome.error is not None else None
+        ranks.append({"rank": outcome.rank, "events": len(table), "error": failure, "last_operations": last})
     write_run_json(folder, {"schema": "glass.partial/1", **error.as_dict(), "info": info, "ranks": ranks})
-    return folder

@@ -26,7 +26,7 @@ from glasscluster.strategies.serving import generation
 from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
 
 Say = Callable[[str], None]
-CHECKED_TOKENS = 8  # of each sequence are generated once more in float64
+CHECKED_TOKENS = 8  # tokens of each sequence that are generated again in float64
 WORK = "the model's own forward; roofline, Williams et al. 2009"
 
 
@@ -50,11 +50,11 @@ class Generation:
         if self.checked_tokens:
             return []
         what = Said("that tokens and logits are those of one device", "token 与 logits 是否与单卡一致")
-        return [not_asked_for(what, self.run)]
+        return [skipped_check(what, self.run)]
 
     def as_json(self) -> dict[str, Any]:
-        """The `glass.generate/1` object: prefill and decode are of rank 0, decode is the mean
-        over its steps.
+        """The `glass.generate/1` object. Prefill and decode are those of rank 0; decode is the mean over its
+        steps.
         """
         job, run, results = self.job, self.run, self.run.results
         first, *rest = generation.phases(run.timeline, run.hardware, job.precision)
@@ -86,7 +86,7 @@ class Generation:
         }
 
 
-def not_asked_for(what: Said, run: Run) -> Said:
+def skipped_check(what: Said, run: Run) -> Said:
     """A check that was not made, and why: `--no-check`, or a dry run, which has no numbers."""
     dry = run.backend == "dry"
     why = Said("a dry run has no numbers", "空跑没有数值") if dry else Said("--no-check", "--no-check")
@@ -94,7 +94,7 @@ def not_asked_for(what: Said, run: Run) -> Said:
 
 
 def text(model: ModelConfig, tokens: Sequence[int]) -> str | None:
-    """Bytes as text, where tokens are bytes."""
+    """Decode tokens as text where each is a byte; None for a larger vocabulary."""
     return bytes(tokens).decode("utf-8", "replace") if model.vocab <= 256 else None
 
 
@@ -113,9 +113,9 @@ def generate(
             f"checking {done} tokens in float64 on {job.tp} {cluster.backend_name} ranks, and on one "
             f"device without a cache"
         )
-        found = cluster.run(generate_rank, small, record=False).results
+        results = cluster.run(generate_rank, small, record=False).results
         if cluster.leader:
-            rows = equality_rows(found, without_cache(small))
+            rows = equality_rows(results, without_cache(small))
     say(f"generating {job.tokens} tokens in {job.precision}, recording each step")
     run = cluster.run(
         generate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")}
@@ -127,7 +127,7 @@ def generate(
 
 
 def without_cache(job: GenerationJob) -> Generated:
-    """One device computes every token again at every step."""
+    """Generate on one device without a cache: every token is computed again at every step."""
     stage = GPTStage(job.model, seed=job.seed, dtype=torch.float64)
     if job.weights is not None:
         hugging_face.fill(stage, job.weights)
@@ -137,7 +137,9 @@ def without_cache(job: GenerationJob) -> Generated:
 
 
 def equality_rows(results: Sequence[Any], right: Generated) -> list[Row]:
-    """Logits of every step and rank within 1e-10, and the tokens the same."""
+    """The check rows that every step's logits are within 1e-10 of one device's on every rank, and the tokens
+    equal.
+    """
     worst, other = 0.0, 0
     for result in results:
         other += sum(
@@ -160,7 +162,7 @@ def equality_rows(results: Sequence[Any], right: Generated) -> list[Row]:
 
 
 def counted_rows(job: GenerationJob, run: Run) -> list[Row]:
-    """Eq 3 on every rank, Eq 33, and what tensor parallelism sends."""
+    """The check rows of cache bytes (Eq 3), empty cache slots (Eq 33) and tensor-parallel traffic."""
     width, results = WIDTH[job.precision], run.results
     rows = []
     if job.cache != "none":
@@ -181,16 +183,16 @@ def counted_rows(job: GenerationJob, run: Run) -> list[Row]:
     if job.tp > 1:
         batch = len(job.prompts)
         parts = [generation.predict_traffic(job.model, job.tp, batch, n, width) for n in job.columns]
-        said, sent = sum(sum(part.values()) for part in parts), generation.traffic(run.graph)
+        predicted, sent = sum(sum(part.values()) for part in parts), generation.traffic(run.graph)
         name = Said("sent by all ranks, prefill and decode", "全部 rank 的发送量，预填充与解码")
-        rows.append(Row("sent", name, said, sent, "Eq 18, forward; all-gather of the logits"))
+        rows.append(Row("sent", name, predicted, sent, "Eq 18, forward; all-gather of the logits"))
     return rows
 
 
 def make_prompts(
     given: Sequence[str], length: int, batch: int, model: ModelConfig, seed: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Texts as bytes, or one prompt of random tokens; `batch` times."""
+    """The prompts as tokens: texts as bytes, or one prompt of `length` random tokens; each `batch` times."""
     if given and model.vocab < 256:
         raise InputError(
             "prompt",
@@ -205,7 +207,7 @@ def make_prompts(
 
 
 def generate_command(request: GenerateRequest, say: Say) -> Generation:
-    """`glass generate`: a job, validated, on a cluster."""
+    """Run `glass generate`: validate the request, make a job of it, and run it on a cluster."""
     model, cache = model_of(request), request.cache
     one_of("cache", cache, CACHES)
     check_model(model, request.tp, request.precision)
@@ -244,7 +246,9 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
 
 
 def check_model(model: ModelConfig, tp: int, precision: str) -> None:
-    """A model that goes on with a text, on tp ranks; InputError naming what does not fit."""
+    """Raise InputError unless the model can continue a text on tp ranks; it names the option that does not
+    fit.
+    """
     one_of("precision", precision, tuple(WIDTH))
     if model.heads % tp:
         raise InputError(
@@ -264,6 +268,6 @@ def check_model(model: ModelConfig, tp: int, precision: str) -> None:
 
 
 def one_of(field_: str, value: str, words: tuple[str, ...]) -> None:
-    """InputError naming the nearest."""
+    """Raise InputError, naming the nearest word, unless the value is one of the words."""
     if value not in words:
         raise InputError(field_, value, "is unknown", words)

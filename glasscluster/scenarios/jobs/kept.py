@@ -24,7 +24,7 @@ from glasscluster.visualize.words import word
 
 
 def countable(plan: Plan, model: ModelConfig) -> bool:
-    """Whether the list of activations.py is this plan's: see there what is not in it."""
+    """Whether the formula's list of tensors (activations.py) covers this plan and model."""
     pure = plan.heads_cut in (1, plan.cp) and model.seq >= 2 * plan.pieces and model.head_dim > 1
     other = (
         model.qk_norm
@@ -39,7 +39,7 @@ def countable(plan: Plan, model: ModelConfig) -> bool:
     )
 
 
-def kept(
+def kept_bytes(
     model: ModelConfig,
     b: int,
     precision: str,
@@ -49,7 +49,7 @@ def kept(
     context: str = "ring",
     recompute: str = "none",
 ) -> tuple[dict[str, int], int]:
-    """Bytes counted by part, on rank 0, and the closed form of Eq 17."""
+    """What one layer keeps on rank 0: counted bytes by part, and the bytes that Eq 17 predicts."""
     cluster, width = Cluster("classroom", tp * cp, "dry", memory_bytes=None), DTYPES[precision].itemsize
     saved = cluster.run(kept_by_a_layer, model, b, precision, recompute, cut, cp, context).results[0]
     lines = [
@@ -77,7 +77,9 @@ def kept(
 
 
 def layouts(plan: Plan, model: ModelConfig, one_gpu: str) -> dict[str, tuple[dict[str, int], int]]:
-    """From one GPU to the plan, one axis after the other: its name -> what a layer keeps there."""
+    """For each layout on the way from one GPU to the plan, one axis after the other: its name, and what a
+    layer keeps there.
+    """
     b, precision, steps = plan.micro_batch, plan.precision, {one_gpu: (1, False, 1, "none")}
     if plan.tp > 1:
         steps[f"tp = {plan.tp}"] = (plan.tp, False, 1, "none")
@@ -89,13 +91,15 @@ def layouts(plan: Plan, model: ModelConfig, one_gpu: str) -> dict[str, tuple[dic
         steps[f"+ {plan.recompute}"] = (plan.tp, plan.sequence_parallel, plan.cp, plan.recompute)
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     return {
-        name: kept(model, b, precision, tp, cut, cp, kind, again)
+        name: kept_bytes(model, b, precision, tp, cut, cp, kind, again)
         for name, (tp, cut, cp, again) in steps.items()
     }
 
 
 def kept_picture(plan: Plan, model: ModelConfig) -> Callable[[str], Any] | None:
-    """The figure, or None where the list is not the plan's or the plan cuts nothing of a layer."""
+    """The figure; None where the formula does not cover the plan, or where the plan does not shard a
+    layer.
+    """
     if plan.tp * plan.cp == 1 or not countable(plan, model):
         return None
 

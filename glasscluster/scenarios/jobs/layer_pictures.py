@@ -1,4 +1,4 @@
-"""Pictures that only the plan and the results can draw: who computes what."""
+"""Figures of who computes what, which need the plan and the results beside the graph."""
 
 from __future__ import annotations
 
@@ -20,18 +20,16 @@ from glasscluster.visualize.words import word
 
 
 def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
-    """What only the plan and the results know how to draw of who computes what: a cut causal mask, and the
-    load of experts.
-    """
+    """The figures of a trained network by rank: matrices, a sharded causal mask, the load of experts."""
     plan, model, results = trained.job.plan, trained.job.model, trained.run.results
     made: dict[str, Callable[[str], Any]] = {}
     if plan.tp > 1 and not model.experts and not model.kv_latent:
         made["matrices"] = partial(_matrices, plan, model)
-    kept = (
+    picture = (
         None if trained.job.packed else kept_picture(plan, model)
-    )  # documents keep one more copy of attention's output than the list
-    if kept:
-        made["kept"] = kept  # in the memory tab
+    )  # packed documents keep one more copy of attention's output than the formula lists
+    if picture:
+        made["kept"] = picture  # in the memory tab
     if plan.cp > plan.heads_cut and model.causal and not model.prefix and not model.window:
         made["causal"] = partial(_causal, plan, model)
     if model.experts:
@@ -42,12 +40,14 @@ def network_pictures(trained: Trained) -> dict[str, Callable[[str], Any]]:
 
 
 def _matrices(plan: Plan, model: ModelConfig, lang: str) -> Any:
-    """One layer's matrices by rank."""
+    """A layer's matrices, rank by rank."""
     return matrices_figure({"": model}, plan.tp, lang, plan.sequence_parallel, word("matrices_title", lang))
 
 
 def _causal(plan: Plan, model: ModelConfig, lang: str) -> Any:
-    """The mask of few tokens, by who has which; the work is the model's own."""
+    """The causal mask of a few tokens, coloured by the rank that holds them; the work shown is the real
+    model's.
+    """
     groups = plan.cp // plan.heads_cut
     tokens = 2 * groups * max(1, 8 // groups)
     queries = [0] * tokens
@@ -61,7 +61,9 @@ def _causal(plan: Plan, model: ModelConfig, lang: str) -> Any:
 
 
 def _load(plan: Plan, model: ModelConfig, results: list[Any], lang: str) -> Any:
-    """All ranks' rows for each expert; tp ranks route the same tokens."""
+    """The rows of every expert, summed over all ranks; tensor ranks route the same tokens, so they count
+    once.
+    """
     first = results[:: plan.tp]
     wanted, kept = (
         [sum(c) for c in zip(*(c for r in first for c in r.routing_counts(what)), strict=True)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import GlassError, InputError
+from glasscluster.base.files import read_text, replacing
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.stored import slow_ranks
 from glasscluster.scenarios.requests.predict import CSV_COLUMNS, PredictRequest
@@ -26,9 +28,9 @@ COLUMNS = (*Plan.model_fields, *ModelConfig.model_fields, *CSV_COLUMNS)
 
 
 def predict_command(request: PredictRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """`glass predict`: of one plan, with advice where it does not fit."""
+    """Run `glass predict` for one plan, with advice where it does not fit."""
     slow, shape = slow_ranks(request.slow_rank), request.shape
-    assert shape is not None  # no folder of weights can be asked for
+    assert shape is not None  # `glass predict` has no --weights, so the request has a shape
     return predict(request.plan, shape, request.hardware, rank=request.rank, slow=slow, advised=True, say=say)
 
 
@@ -42,11 +44,11 @@ def predict(
     advised: bool = False,
     say: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
-    """The `glass.predict/1` object: shapes only, no partners, nothing computed. On NVIDIA GPUs collectives
-    are NCCL's own.
+    """The `glass.predict/1` object of a plan, recorded dry: shapes only, nothing is computed.
 
-    `advised`: of a plan that does not fit, also what holds the memory and which changes of the plan would
-    fit.
+    On NVIDIA GPUs collectives are NCCL's own. With `advised` a plan that does not fit also gets what holds
+    the memory, and changes of the plan that would fit. Raises InputError for options that cannot run
+    together.
     """
     begun = time.perf_counter()
     cluster = Cluster(hardware, plan.gpus, "dry", memory_bytes=None)
@@ -93,10 +95,10 @@ def predict(
         "events": len(timeline.graph),
     }
     if advised:
-        found = Advice() if fits else advise(plan, model, cluster.hardware, capacity, say=say)
+        advice = Advice() if fits else advise(plan, model, cluster.hardware, capacity, say=say)
         fullest = MemoryHistory(timeline.graph, _chosen(rank, [total for total, _ in peaks]))
         content["residents"] = [r.as_dict() for r in fullest.residents()]
-        content["would_fit"] = [fit.as_dict() for fit in found.best]
+        content["would_fit"] = [fit.as_dict() for fit in advice.best]
     return content
 
 
@@ -124,13 +126,10 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     source, out = request.csv, request.out
     defaults = {k: v for k, v in request.given.items() if k in COLUMNS and k != "rank"}
     try:
-        with Path(source).open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows, header = list(reader), list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise InputError(
-            "csv", source, f"cannot be read: {getattr(problem, 'strerror', None) or problem}"
-        ) from None
+        reader = csv.DictReader(io.StringIO(read_text("csv", source)))
+        rows, header = list(reader), list(reader.fieldnames or [])
+    except csv.Error as problem:
+        raise InputError("csv", source, f"cannot be read: {problem}") from None
     if not header:
         raise InputError("csv", source, "is empty; the first line must name options, with _ for -")
     target = Path(out) if out else Path(source).with_suffix(".predicted.csv")
@@ -141,13 +140,10 @@ def predict_csv(request: PredictRequest, say: Callable[[str], None]) -> tuple[in
     columns = list(dict.fromkeys([*header, *(k for a in answered for k in a)]))
     if "error" not in columns:
         columns.append("error")
-    try:
-        with target.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(answered)
-    except OSError as problem:
-        raise InputError("out", str(target), f"cannot be written: {problem.strerror}") from None
+    with replacing(target) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(answered)
     return len(answered), sum(bool(a.get("error")) for a in answered), target
 
 
@@ -158,15 +154,15 @@ def _predict_row(row: dict[Any, Any], defaults: dict[str, Any]) -> dict[str, Any
         given = {**defaults, **{k: _value(v) for k, v in row.items() if v}}
         if unknown := sorted(set(given) - set(COLUMNS)):
             raise InputError(unknown[0], given[unknown[0]], "unknown column", COLUMNS, by_name=True)
-        asked = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
-        assert asked.shape is not None
-        return flat(predict(asked.plan, asked.shape, asked.hardware, rank=asked.rank))
+        request = PredictRequest.of(**given | {k: str(given[k]) for k in CSV_COLUMNS if k in given})
+        assert request.shape is not None
+        return flat(predict(request.plan, request.shape, request.hardware, rank=request.rank))
     except GlassError as problem:
         return {"error": problem.message}
 
 
 def _value(text: str) -> Any:
-    """A cell: truth values, whole numbers and numbers as such, everything else as it is written."""
+    """Parse a cell: a truth value, a whole number, a number; anything else stays text."""
     if text.lower() in TRUTH:
         return TRUTH[text.lower()]
     for kind in (int, float):

@@ -8,4 +8,4 @@ Say = Callable[[str], None]
 
 
 def silent(_text: str) -> None:
-    """No progress."""
+    """Report no progress."""

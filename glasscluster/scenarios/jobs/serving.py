@@ -14,7 +14,7 @@ from glasscluster.base.text import Said
 from glasscluster.model.decoding.generate import generate
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
-from glasscluster.scenarios.jobs.generation import not_asked_for, text
+from glasscluster.scenarios.jobs.generation import skipped_check, text
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.exchange.replica import one_thread
@@ -55,31 +55,31 @@ class Serving:
             "that each request gets the tokens and logits that it gets alone",
             "每个请求的 token 与 logits 是否与单独生成时一致",
         )
-        return [] if self.checked else [not_asked_for(what, self.run)]
+        return [] if self.checked else [skipped_check(what, self.run)]
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all requests, from the first arrival's moment 0 to the last step's end."""
+        """Generated tokens of all requests over the seconds from moment 0 to the end of the last step."""
         return sum(map(len, self.token_times)) / self.times[-1][1]
 
     @property
     def first_token_s(self) -> list[float]:
-        """Of each request, from its arrival."""
+        """Seconds from each request's arrival to its first token."""
         return [times[0] - r.arrival_s for times, r in zip(self.token_times, self.job.requests, strict=True)]
 
     @property
     def latency_s(self) -> list[float]:
-        """Of each request, from its arrival to its last token."""
+        """Seconds from each request's arrival to its last token."""
         return [times[-1] - r.arrival_s for times, r in zip(self.token_times, self.job.requests, strict=True)]
 
     @property
     def idle_slots(self) -> float:
-        """Share of the slots of all steps in which nobody got a token."""
+        """The share of slots, over all steps, in which no request got a token."""
         return 1 - sum(self.run.results[0].used) / (self.job.slots * len(self.schedule.steps))
 
     @property
     def empty_cache(self) -> float:
-        """Share of the cache's reserved bytes that held no token, over time."""
+        """The share of the cache's reserved bytes that held no token, weighted by time."""
         result, spans = self.run.results[0], [b - a for a, b in self.times]
         held, filled = (
             sum(s * n for s, n in zip(spans, which, strict=True))
@@ -89,13 +89,13 @@ class Serving:
 
     @property
     def recomputed(self) -> int:
-        """Tokens whose keys and values were computed once more after a preemption."""
+        """How many tokens had their keys and values computed again after a preemption."""
         taken_in = sum(w.count for step in self.schedule.steps for w in step.work)
         return taken_in - sum(r.cached for r in self.job.requests)
 
     def spans(self) -> list[Span]:
-        """Who has which slot when; steps of a kind in a row are one span."""
-        found, been = list[Span](), set[int]()
+        """Which request has which slot at which time; consecutive steps of one kind make one span."""
+        spans, prefilled = list[Span](), set[int]()
         for step, (start, end) in zip(self.schedule.steps, self.times, strict=True):
             for w in step.work:
                 kind = (
@@ -104,19 +104,19 @@ class Serving:
                     else "decode"
                     if w.start
                     else "again"
-                    if w.request in been
+                    if w.request in prefilled
                     else "prefill"
                 )
-                been.add(w.request)
-                last = next((i for i in range(len(found) - 1, -1, -1) if found[i].slot == w.slot), None)
-                if last is not None and found[last][1:3] == (w.request, kind) and found[last].end == start:
-                    found[last] = found[last]._replace(end=end)
+                prefilled.add(w.request)
+                last = next((i for i in range(len(spans) - 1, -1, -1) if spans[i].slot == w.slot), None)
+                if last is not None and spans[last][1:3] == (w.request, kind) and spans[last].end == start:
+                    spans[last] = spans[last]._replace(end=end)
                 else:
-                    found.append(Span(w.slot, w.request, kind, start, end))
-        return found
+                    spans.append(Span(w.slot, w.request, kind, start, end))
+        return spans
 
     def held(self) -> list[Held]:
-        """The cache after each step."""
+        """The cache's reserved and filled bytes at the end of each step."""
         result = self.run.results[0]
         return [
             Held(t, *b)
@@ -124,23 +124,25 @@ class Serving:
         ]
 
     def grid(self, most: int = 120) -> str:
-        """Slots by steps as text: P a prompt is taken in, R once more, 0-9a-z a request gets a token, - it
-        has ended and holds its slot.
+        """Slots by steps as text, at most `most` steps wide.
+
+        P is a prefill, R a prefill again after a preemption, 0-9a-z a request that gets a token, - a request
+        that has ended and still holds its slot.
         """
         rows = [[" "] * len(self.schedule.steps) for _ in range(self.job.slots)]
-        been: set[int] = set()
+        prefilled: set[int] = set()
         for n, step in enumerate(self.schedule.steps):
             for w in step.work:
-                taken_in = "R" if w.request in been else "P"
+                taken_in = "R" if w.request in prefilled else "P"
                 rows[w.slot][n] = (
                     "-" if not w.count else SIGNS[w.request % len(SIGNS)] if w.start else taken_in
                 )
-                been.add(w.request)
+                prefilled.add(w.request)
         cut = "…" if len(self.schedule.steps) > most else ""
         return "\n".join(f"slot {slot:<3}|{''.join(row[:most])}{cut}" for slot, row in enumerate(rows))
 
     def as_json(self) -> dict[str, Any]:
-        """The `glass.serve/1` object; times are virtual, bytes are of rank 0."""
+        """The `glass.serve/1` object. Times are virtual, bytes are those of rank 0."""
         job, result = self.job, self.run.results[0]
         requests = [
             {
@@ -210,10 +212,10 @@ def serve(
             f"checking {len(schedule.steps)} steps in float64 on {job.tp} {cluster.backend_name} ranks, "
             f"and each request alone"
         )
-        found = cluster.run(
+        results = cluster.run(
             serve_rank, replace(job, precision="fp64", capture=True), schedule, record=False
         ).results
-        rows = equality_rows(job, found) if cluster.leader else []
+        rows = equality_rows(job, results) if cluster.leader else []
     say(f"serving in {job.precision}, recording each step")
     run = cluster.run(
         serve_rank,
@@ -229,8 +231,8 @@ def serve(
 
 @one_thread()
 def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[Row]:
-    """Logits of every rank and request within 1e-10 of one device that generates each request alone, and the
-    tokens the same.
+    """The check rows that every rank's logits of every request are within 1e-10 of generating it alone on one
+    device, and the tokens equal.
     """
     stage = GPTStage(job.model, seed=job.seed, dtype=torch.float64)
     if job.weights is not None:
@@ -257,7 +259,7 @@ def equality_rows(job: ServingJob, served: Sequence[RankServing]) -> list[Row]:
 
 
 def counted_rows(made: Serving) -> list[Row]:
-    """Eq 33, no block lost, the plan's clock, and what tensor parallelism sends."""
+    """The check rows of empty slots (Eq 33), lost blocks, the plan's clock and tensor-parallel traffic."""
     job, schedule, first = made.job, made.schedule, made.run.results[0]
     rows = []
     starts = [(step, begun) for step, (begun, _) in zip(schedule.steps, schedule.times, strict=True)]
@@ -274,21 +276,25 @@ def counted_rows(made: Serving) -> list[Row]:
     source = "the plan: preempted ones twice"
     rows.append(Row("tokens_written", name, taken_in, written, source, unit="tokens"))
     if job.policy == "static":
-        said = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
+        predicted = batching.predict_static(job.requests, batches(job, schedule), job.slots)[1]
         counted = sum(first.computed) - sum(first.used)
         name = Said("slots computed without a token, all steps", "计算了却没有得到 token 的槽位，所有步")
-        rows.append(Row("slots_idle", name, said, counted, "Eq 33: 1 − mean/max of a batch", unit="slots"))
+        rows.append(
+            Row("slots_idle", name, predicted, counted, "Eq 33: 1 − mean/max of a batch", unit="slots")
+        )
     else:
         rows += _paged_rows(made)
     if job.tp > 1:
-        said = serving.predict_sent(job, schedule, WIDTH[job.precision])
+        predicted = serving.predict_sent(job, schedule, WIDTH[job.precision])
         name = Said("sent by all ranks, all steps", "全部 rank 的发送量，所有步")
-        rows.append(Row("sent", name, said, generation.traffic(made.run.graph), "Eq 18, forward; logits"))
+        rows.append(
+            Row("sent", name, predicted, generation.traffic(made.run.graph), "Eq 18, forward; logits")
+        )
     return rows
 
 
 def _paged_rows(made: Serving) -> list[Row]:
-    """What blocks waste (Eq 33), and that none is lost."""
+    """The check rows of slots that blocks leave empty (Eq 33), and of blocks that are not given back."""
     job, schedule, first = made.job, made.schedule, made.run.results[0]
     pairs = zip(first.reserved_bytes, first.filled_bytes, strict=True)
     empty = [(reserved - filled) // first.token_bytes for reserved, filled in pairs]
@@ -298,20 +304,22 @@ def _paged_rows(made: Serving) -> list[Row]:
     slots = Said("cache, slots without a token, all steps", "缓存中没有 token 的槽位，所有步")
     steps = Said("steps with more than block − 1 of them a sequence", "每条序列超过 块长 − 1 个空槽的步数")
     held = Said("blocks that are still held in the end", "最后仍被占用的块")
-    said = sum(serving.predict_paged(schedule, job.block))
+    predicted = sum(serving.predict_paged(schedule, job.block))
     return [
-        Row("cache_empty", slots, said, sum(empty), "Eq 33: blocks of each sequence", unit="slots"),
+        Row("cache_empty", slots, predicted, sum(empty), "Eq 33: blocks of each sequence", unit="slots"),
         Row("steps_with_too_many_empty", steps, 0, over, "Eq 33", unit="steps"),
         Row("blocks_left", held, 0, left, "no leak"),
     ]
 
 
 def written_tokens(graph: ExecutionGraph, token_bytes: int) -> int:
-    """From the bytes that the cache's writes moved on rank 0: each is read and written."""
+    """How many tokens were written into rank 0's cache, from the bytes of its writes: each is read and
+    written.
+    """
     writes = [i for i, name in enumerate(graph.names) if name == "glasscluster.cache_write"]
     return int(graph.bytes[(graph.rank == 0) & np.isin(graph.op, writes)].sum()) // (2 * token_bytes)
 
 
 def batches(job: ServingJob, schedule: Schedule) -> list[list[int]]:
-    """Who was together in a static batch: those whose prompts were taken in by one step."""
+    """The requests of each static batch: those whose prompts one step prefilled together."""
     return [[w.request for w in step.work] for step in schedule.steps if not any(w.start for w in step.work)]

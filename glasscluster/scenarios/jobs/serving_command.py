@@ -1,17 +1,17 @@
-"""What `glass serve` is asked for: requests drawn or from a file, a job that can run, a report with who had
-which slot when.
+"""The body of `glass serve`: requests drawn or from a file, a job that can run, a report of slots over
+time.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_json
 from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
-from glasscluster.scenarios.jobs.folders import output_folder, write_run_json
+from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
 from glasscluster.scenarios.jobs.generation import check_model, one_of
 from glasscluster.scenarios.jobs.processes import is_leader
 from glasscluster.scenarios.jobs.serving import Say, Serving, serve
@@ -31,43 +31,49 @@ WORDS = {"continuous": "连续", "static": "静态"}
 def draw_requests(
     count: int, prompt_length: int, tokens: int, rate: float, model: ModelConfig, seed: int
 ) -> tuple[Request, ...]:
-    """Lengths and gaps between arrivals are exponential with these means, as far as the model's positions
-    allow.
+    """Draw requests: lengths and gaps between arrivals are exponential with these means, cut to the model's
+    positions.
 
-    rate: requests a second; 0: all are there at the start.
+    `rate` is requests a second; with 0 all of them are there at the start.
     """
-    draw, now, found = random.Random(seed), 0.0, []
+    draw, now, requests = random.Random(seed), 0.0, []
     for _ in range(count):
         new = min(model.seq - 1, 1 + int(draw.expovariate(1 / tokens)))
         prompt = min(model.seq - new, 1 + int(draw.expovariate(1 / prompt_length)))
-        found.append(Request(tuple(draw.randrange(model.vocab) for _ in range(prompt)), new, now))
+        requests.append(Request(tuple(draw.randrange(model.vocab) for _ in range(prompt)), new, now))
         now += draw.expovariate(rate) if rate else 0.0
-    return tuple(found)
+    return tuple(requests)
 
 
 def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
-    """A JSON list of {"prompt": a text or a list of tokens, "tokens": how many, "arrival_s": when}."""
+    """Read requests from a JSON list of {"prompt": a text or a list of tokens, "tokens": how many,
+    "arrival_s": when}.
+
+    Raises InputError for a file that is none, or for a token that the model does not have.
+    """
     try:
-        listed = json.loads(Path(path).read_text())
-        found = []
+        listed = read_json("requests", path)
+        requests: list[Request] = []
         for entry in listed:
             prompt = entry["prompt"].encode() if isinstance(entry["prompt"], str) else entry["prompt"]
-            found.append(
+            requests.append(
                 Request(tuple(int(t) for t in prompt), int(entry["tokens"]), float(entry.get("arrival_s", 0)))
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
         rule = (
             f'must be a JSON list of {{"prompt", "tokens", "arrival_s"}}: {type(problem).__name__}: {problem}'
         )
         raise InputError("requests", path, rule) from None
-    for number, request in enumerate(found):
+    for number, request in enumerate(requests):
         if not all(0 <= t < model.vocab for t in request.prompt):
             raise InputError("requests", number, f"has a token that is not one of the model's {model.vocab}")
-    return tuple(found)
+    return tuple(requests)
 
 
 def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None]:
-    """`glass serve`: the requests, a job, a cluster, and a report where one was asked for."""
+    """Run `glass serve`: the requests, a job, a cluster, and a report if one is requested."""
     job = make_job(request)
     cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
     cluster.hardware.gpu.peak(job.precision)
@@ -80,19 +86,19 @@ def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None
 
 
 def make_job(request: ServeRequest) -> ServingJob:
-    """The job that was asked for: its requests drawn, or read from a file."""
+    """Make the job of a request to `glass serve`: its requests are drawn, or read from a file."""
     model = model_of(request)
     if request.requests:
-        found = read_requests(request.requests, model)
+        requests = read_requests(request.requests, model)
     else:
         lengths = (request.count, request.prompt_length, request.tokens)
-        found = draw_requests(*lengths, request.rate, model, request.seed)
-    blocks, longest = request.blocks, max((r.cached for r in found), default=0)
+        requests = draw_requests(*lengths, request.rate, model, request.seed)
+    blocks, longest = request.blocks, max((r.cached for r in requests), default=0)
     blocks = blocks or request.slots * -(-longest // request.block)  # room for the longest in every slot
     return check_job(
         ServingJob(
             model,
-            found,
+            requests,
             request.policy,  # type: ignore[arg-type]
             request.slots,
             request.block,
@@ -106,7 +112,7 @@ def make_job(request: ServeRequest) -> ServingJob:
 
 
 def check_job(job: ServingJob) -> ServingJob:
-    """The job, which can run; InputError otherwise."""
+    """Return the job if it can run; raise InputError otherwise."""
     model = job.model
     one_of("policy", job.policy, POLICIES)
     check_model(model, job.tp, job.precision)
@@ -127,7 +133,13 @@ def check_job(job: ServingJob) -> ServingJob:
 
 def write(made: Serving, out: str) -> Path:
     """The report: the run, who had which slot when, and the cache over time."""
-    folder, run, job = output_folder(out, "serve"), made.run, made.job
+    folder = output_folder(out, "serve")
+    with rewriting(folder) as beside:
+        return _write(made, beside, folder)
+
+
+def _write(made: Serving, folder: Path, shown: Path) -> Path:
+    run, job = made.run, made.job
     run.graph.save(folder / "graph.npz")
     name = Said(
         f"{len(job.requests)} requests, {job.policy} batching",
@@ -176,6 +188,6 @@ def write(made: Serving, out: str) -> Path:
             ),
         ],
     )
-    report = write_report(page, folder / "report.html")
-    write_run_json(folder, {**made.as_json(), "report": str(report)})
-    return report
+    write_report(page, folder / "report.html")
+    write_run_json(folder, {**made.as_json(), "report": str(shown / "report.html")})
+    return shown / "report.html"

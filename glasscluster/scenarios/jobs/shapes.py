@@ -1,4 +1,4 @@
-"""The shape of the model that a request asks for."""
+"""The shape of the model that a command's request describes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from glasscluster.scenarios.requests.parts import ModelRequest
 
 
 def model_of(request: ModelRequest) -> ModelConfig:
-    """A preset with what was given otherwise, or the shape in the folder of weights that was named."""
+    """The shape of the request's model: a preset with the given fields, or the shape in a folder of
+    weights.
+    """
     if request.shape is not None:
         return request.shape
     return read_model(str(request.given["weights"]), **request.shape_given)
 
 
 def read_model(weights: str, **given: Any) -> ModelConfig:
-    """The shape in a folder; InputError naming what is wrong with it."""
+    """The shape in a folder of weights; InputError says what is wrong with the folder."""
     try:
-        with hugging_face.Weights(weights, **given) as found:
-            return found.config
+        with hugging_face.Weights(weights, **given) as folder:
+            return folder.config
     except WeightsError as problem:
         raise InputError("weights", weights, str(problem)) from None

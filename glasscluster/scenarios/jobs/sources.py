@@ -1,5 +1,5 @@
-"""`--data`: one text file as it always was, or weighted sources, with a tokenizer, packed; and whether they
-can be read.
+"""`--data`: one plain text file, or weighted sources, with a tokenizer, packed; and whether they can be
+read.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_bytes
 from glasscluster.model.text.mixture import Mixture, read
-from glasscluster.model.text.texts import BUILT_IN
 
 Data = str | Mixture | None
 
 
 def parse_data(given: Sequence[str], tokenizer: str | None = None, packed: bool = False) -> Data:
-    """What to train on. A single FILE is read at random places; anything else is a Mixture: each row once an
-    epoch.
+    """Parse what to train on. A single FILE is read at random places; anything else is a Mixture, which reads
+    each row once an epoch.
 
-    given: FILE, or several SOURCE or SOURCE:WEIGHT (no weight: 1). With a tokenizer or packed, none means the
-    standard library.
+    `given` is one FILE, or several of SOURCE or SOURCE:WEIGHT (weight 1 if left out). With a tokenizer or
+    with packing, nothing given means the standard library. Raises InputError for a weight that is not
+    positive.
     """
     if len(given) <= 1 and tokenizer is None and not packed and all(_weight(text) is None for text in given):
         return given[0] if given else None
@@ -34,7 +35,9 @@ def parse_data(given: Sequence[str], tokenizer: str | None = None, packed: bool 
 
 
 def _weight(text: str) -> float | None:
-    """The number behind the last colon; None where there is none, or where a file has that name."""
+    """The number behind the last colon; None where there is none, or where a file of that whole name
+    exists.
+    """
     name, colon, last = text.rpartition(":")
     if not colon or not name or Path(text).exists():
         return None
@@ -45,13 +48,13 @@ def _weight(text: str) -> float | None:
 
 
 def read_so_far(data: Data, seq: int, rows: int, seed: int) -> dict[str, Any] | None:
-    """Of a mixture, after so many rows: how often each source has been read, and how much of packed rows is
-    filling; None for a file.
+    """What has been read of a mixture after `rows` rows: the epochs of each source, and the padding of packed
+    rows. None for a file.
     """
     if not isinstance(data, Mixture):
         return None
-    found = read(data, seq)
-    order = found.sampler(seed)
+    mixture = read(data, seq)
+    order = mixture.sampler(seed)
     sources = [
         {
             "source": name,
@@ -62,14 +65,14 @@ def read_so_far(data: Data, seq: int, rows: int, seed: int) -> dict[str, Any] | 
             "filling_fraction": source.packed.waste if source.packed else None,
         }
         for (name, _), quota, source, epochs in zip(
-            data.sources, order.quotas, found.sources, order.epochs(rows), strict=True
+            data.sources, order.quotas, mixture.sources, order.epochs(rows), strict=True
         )
     ]
     return {"rows_read": rows, "tokenizer": data.tokenizer, "packed": data.packed, "sources": sources}
 
 
 def check_data(data: Data, seq: int, vocab: int) -> None:
-    """The data can be read and holds at least one row for each source; InputError otherwise."""
+    """Raise InputError unless the data can be read and has at least one row for each source."""
     if isinstance(data, Mixture):
         _check_mixture(data, seq, vocab)
     elif data is not None:
@@ -77,23 +80,15 @@ def check_data(data: Data, seq: int, vocab: int) -> None:
 
 
 def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
-    said = ", ".join(f"{name}:{weight:g}" for name, weight in data.sources)
+    sources = ", ".join(f"{name}:{weight:g}" for name, weight in data.sources)
     try:
         rows = read(data, seq)
         rows.sampler(0)
-    except OSError as problem:
-        where = (
-            "tokenizer"
-            if problem.filename is not None and str(problem.filename) == data.tokenizer
-            else "data"
-        )
-        choices = None if where == "tokenizer" else BUILT_IN
-        raise InputError(
-            where, problem.filename or said, f"cannot be read: {problem.strerror}", choices
-        ) from None
+    except InputError:
+        raise
     except ValueError as problem:
         where = "tokenizer" if "tokenizer" in str(problem) else "data"
-        raise InputError(where, data.tokenizer if where == "tokenizer" else said, str(problem)) from None
+        raise InputError(where, data.tokenizer if where == "tokenizer" else sources, str(problem)) from None
     if rows.tokenizer is not None and rows.tokenizer.size > vocab:
         raise InputError(
             "vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size]
@@ -101,10 +96,7 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
 
 
 def _check_file(path: str, seq: int) -> None:
-    try:
-        size = len(Path(path).read_bytes())
-    except OSError as problem:
-        raise InputError("data", path, f"cannot be read: {problem.strerror}") from None
+    size = len(read_bytes("data", path))
     if size < seq + 2:
         rule = "is empty" if size == 0 else f"has {size} bytes, one sequence needs seq + 2 = {seq + 2}"
         raise InputError(

@@ -1,12 +1,14 @@
-"""What can be asked without running anything: a stored graph on other hardware, a schedule as data."""
+"""Commands that run no program: a stored graph replayed on other hardware, a schedule as data."""
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glasscluster.base.errors import Deadlock, InputError
+from glasscluster.base.files import finish, read_text
 from glasscluster.scenarios.jobs.folders import output_folder
 from glasscluster.scenarios.requests.stored import ReplayRequest, ScheduleRequest
 from glasscluster.sim.recording.graph import ExecutionGraph
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 
 
 def find_graph(run: str) -> Path:
-    """The graph.npz of a run folder (or the file itself)."""
+    """The path of a run folder's graph.npz, or of the file itself; InputError where there is none."""
     path = Path(run)
     if path.is_file():
         return path
-    if not path.is_dir():
+    if path.is_dir():
+        finish(path)
+    else:
         raise InputError("run", run, "there is no such folder or file", _nearby(path))
     if (path / "graph.npz").is_file():
         return path / "graph.npz"
@@ -41,24 +45,24 @@ def _nearby(path: Path) -> list[str] | None:
 
 
 def slow_ranks(given: list[str]) -> dict[int, float]:
-    """`R:FACTOR` options as rank -> factor."""
+    """Parse `R:FACTOR` options into rank -> factor; InputError for any other form."""
     slow = {}
     for text in given:
-        match = re.fullmatch(r"(\d+):([0-9.]+)", text)
-        if match is None or float(match[2]) <= 0:
+        match = re.fullmatch(r"(\d{1,9}):(\d+\.?\d*|\.\d+)", text, re.ASCII)
+        if match is None or not 0 < float(match[2]) < math.inf:
             raise InputError("slow_rank", text, "must be RANK:FACTOR, such as 3:1.5")
         slow[int(match[1])] = float(match[2])
     return slow
 
 
 def replay_command(request: ReplayRequest) -> dict[str, Any]:
-    """`glass replay`: a recorded run on some hardware."""
+    """Run `glass replay`: replay a recorded run on some hardware."""
     slow, shared = slow_ranks(request.slow_rank), request.contention
     return replay_stored(request.run, request.hardware, slow, request.rendezvous, shared, request.out)
 
 
 def schedule_command(request: ScheduleRequest) -> dict[str, Any]:
-    """`glass schedule`: a schedule by name, or one of a file, which passes or ends with exit code 1."""
+    """Run `glass schedule`: a schedule by name, or one in a file, which passes or ends with exit code 1."""
     file, stages = request.validate_, request.virtual_stages
     try:
         return schedule_content(request.name, request.pp, request.micro_batches, request.costs, file, stages)
@@ -71,9 +75,11 @@ def schedule_command(request: ScheduleRequest) -> dict[str, Any]:
 def replay_stored(
     run: str, hardware: str, slow: dict[int, float], rendezvous: bool, contention: bool, out: str | None
 ) -> dict[str, Any]:
-    """`glass replay`: the timeline keys of train; with `out` also a report."""
-    found = find_graph(run)
-    graph = load_packed(found) if found.suffix == ".json" else ExecutionGraph.load(found)
+    """The `glass.replay/1` object, with the timeline keys of `glass train`; with `out` a report is written
+    too.
+    """
+    path = find_graph(run)
+    graph = load_packed(path) if path.suffix == ".json" else ExecutionGraph.load(path)
     for rank in slow:
         if rank >= graph.ranks:
             raise InputError(
@@ -107,7 +113,7 @@ def schedule_content(
         plan = make_schedule(name, ranks, micro_batches, virtual_stages)
     else:
         plan = _read(name, validate, ranks, micro_batches, virtual_stages)
-    judged = plan.validate(spent["f"], spent["b"], spent["c"], spent["w"])
+    metrics = plan.validate(spent["f"], spent["b"], spent["c"], spent["w"])
     return {
         "schema": "glass.schedule/1",
         "name": name,
@@ -116,13 +122,13 @@ def schedule_content(
         "virtual_stages": plan.stages // ranks,
         "placement": list(plan.placement),
         "ranks": [plan.written(rank) for rank in range(ranks)],
-        "makespan": judged.makespan,
-        "bubble_fraction": judged.bubble_fraction,
-        "bubble_over_ideal": judged.bubble_over_ideal,
-        "stage_span_bubble_fraction": judged.stage_span_bubble_fraction,
-        "peak_live": judged.peak_live,
-        "peak_postponed": judged.peak_postponed,
-        "weights_held": judged.weights_held,
+        "makespan": metrics.makespan,
+        "bubble_fraction": metrics.bubble_fraction,
+        "bubble_over_ideal": metrics.bubble_over_ideal,
+        "stage_span_bubble_fraction": metrics.stage_span_bubble_fraction,
+        "peak_live": metrics.peak_live,
+        "peak_postponed": metrics.peak_postponed,
+        "weights_held": metrics.weights_held,
         "messages": plan.messages,
     }
 
@@ -135,11 +141,11 @@ def _costs(text: str) -> dict[str, float]:
             number = float(value)
         except ValueError:
             number = -1.0
-        if key not in spent or number < 0:
+        if key not in spent or not 0 <= number < math.inf:
             raise InputError(
                 "costs",
                 part,
-                "must be f=, b=, w= or c= and a number that is not negative",
+                "must be f=, b=, w= or c= and a finite number that is not negative",
                 ["f=1", "b=2", "w=1", "c=0"],
             )
         spent[key] = number
@@ -148,12 +154,7 @@ def _costs(text: str) -> dict[str, float]:
 
 def _read(name: str, path: str, ranks: int, micro_batches: int, virtual_stages: int | None) -> Schedule:
     """A schedule file; the stages of a name that we know are ours, of any other they are counted."""
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise InputError(
-            "validate", path, f"cannot be read: {getattr(problem, 'strerror', None) or problem}"
-        ) from None
+    text = read_text("validate", path)
     known = name in SCHEDULES and (name not in LOOPED or virtual_stages is not None)
     v = chunks(name, virtual_stages) if known else virtual_stages
     return read_schedule(name, text, ranks, micro_batches, None if v is None else ranks * v)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_bytes
 from glasscluster.model.text.bpe import count_pieces, learn
-from glasscluster.model.text.texts import BUILT_IN, documents
+from glasscluster.model.text.texts import documents
 from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
 from glasscluster.scenarios.requests.tokenize import DecodeRequest, EncodeRequest, LearnRequest
 
@@ -17,24 +17,26 @@ TELL_EVERY = 1000  # tokens
 
 
 def learn_command(request: LearnRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """`glass tokenize train`: a tokenizer.json of some texts."""
+    """Run `glass tokenize train`: learn a tokenizer.json from texts."""
     return learned(request.files, request.vocab, request.special or [END_OF_TEXT], request.out, say)
 
 
 def encode_command(request: EncodeRequest) -> dict[str, Any]:
-    """`glass tokenize encode`: the tokens of a text or of a file."""
+    """Run `glass tokenize encode`: the tokens of a text or of a file."""
     return encoded(request.tokenizer, request.text, request.allow, request.file)
 
 
 def decode_command(request: DecodeRequest) -> dict[str, Any]:
-    """`glass tokenize decode`: the text of some tokens."""
+    """Run `glass tokenize decode`: the text of some tokens."""
     return decoded(request.tokenizer, request.tokens)
 
 
 def learned(
     sources: Sequence[str], vocab: int, specials: Sequence[str], out: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Train on sources (model/text/texts.py), write a tokenizer.json; the `glass.tokenize-train/1` object."""
+    """Learn a tokenizer from sources (model/text/texts.py) and write its file; the `glass.tokenize-train/1`
+    object.
+    """
     begun = time.perf_counter()
     if vocab < 256 + len(specials):
         raise InputError(
@@ -45,25 +47,19 @@ def learned(
         )
     texts = []
     for name in sources:
-        try:
-            texts += documents(name)
-        except OSError as problem:
-            raise InputError("files", name, f"cannot be read: {problem.strerror}", BUILT_IN) from None
+        texts += documents(name, "files")
     say(f"cutting {sum(map(len, texts)):,} bytes into pieces")
     pieces = count_pieces(texts)
     say(f"merging in {len(pieces):,} different pieces")
-    found = learn(
+    bpe = learn(
         pieces, vocab - len(specials), lambda n: say(f"{n:,} tokens") if n % TELL_EVERY == 0 else None
     )
     try:
-        numbers = {text: len(found.tokens) + i for i, text in enumerate(specials)}
-        made = Tokenizer(found.tokens, found.merges, numbers)
+        numbers = {text: len(bpe.tokens) + i for i, text in enumerate(specials)}
+        made = Tokenizer(bpe.tokens, bpe.merges, numbers)
     except ValueError as problem:
         raise InputError("special", ", ".join(specials), str(problem)) from None
-    try:
-        made.save(out)
-    except OSError as problem:
-        raise InputError("out", out, f"cannot be written: {problem.strerror}") from None
+    made.save(out)
     size = sum(map(len, texts))
     tokens = sum(len(made.encode_piece(piece)[0]) * many for piece, many in pieces.items())
     return {
@@ -81,11 +77,11 @@ def learned(
 
 
 def opened(path: str) -> Tokenizer:
-    """A tokenizer.json; InputError for anything else."""
+    """Load a tokenizer.json; InputError for anything else."""
     try:
         return Tokenizer.load(path)
-    except OSError as problem:
-        raise InputError("tokenizer", path, f"cannot be read: {problem.strerror}") from None
+    except InputError:
+        raise
     except ValueError as problem:
         raise InputError("tokenizer", path, str(problem)) from None
 
@@ -93,10 +89,7 @@ def opened(path: str) -> Tokenizer:
 def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> dict[str, Any]:
     """The `glass.tokenize-encode/1` object of a text, or of a file's bytes."""
     tokenizer = opened(path)
-    try:
-        data = Path(text).read_bytes() if from_file else text.encode("utf-8", "surrogateescape")
-    except OSError as problem:
-        raise InputError("text", text, f"cannot be read: {problem.strerror}") from None
+    data = read_bytes("text", text) if from_file else text.encode("utf-8", "surrogateescape")
     everything: Sequence[str] | Literal["all"] = "all" if "all" in allowed else allowed
     for name in everything if everything != "all" else ():
         if name not in tokenizer.specials:
@@ -114,7 +107,7 @@ def encoded(path: str, text: str, allowed: Sequence[str], from_file: bool) -> di
 
 
 def decoded(path: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """The `glass.tokenize-decode/1` object: the text, and its bytes, which need not be one."""
+    """The `glass.tokenize-decode/1` object: the text, and its bytes, which need not be valid text."""
     tokenizer = opened(path)
     for number in numbers:
         if number not in tokenizer.tokens and number not in tokenizer.specials.values():

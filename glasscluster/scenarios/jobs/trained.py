@@ -1,4 +1,4 @@
-"""What came of a training: its run, its checks, and the object that `--json` prints."""
+"""The result of a training: its run, its checks, and the object that `--json` prints."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Trained:
     read: dict[str, Any] | None = None  # what the steps read of each source of a mixture
 
     def __post_init__(self) -> None:
-        job = self.job  # now: later its files may be gone
+        job = self.job  # read now: the files may be gone when the result is printed
         self.read = read_so_far(job.data, job.model.seq, job.steps * job.plan.global_batch, job.seed)
 
     @property
     def timeline(self) -> Timeline:
-        """On the cluster's hardware."""
+        """The run's timeline on the cluster's own hardware."""
         return self.run.timeline
 
     @property
@@ -48,11 +48,11 @@ class Trained:
     @property
     def not_checked(self) -> list[Said]:
         """What is checked by default and was not."""
-        found = [] if self.comparison else [NO_REFERENCE]
-        return [*found, NOT_COUNTED] if self.run.graph.has_native else found
+        unchecked = [] if self.comparison else [NO_REFERENCE]
+        return [*unchecked, NOT_COUNTED] if self.run.graph.has_native else unchecked
 
     def memory(self) -> dict[str, Any]:
-        """Peak, its split, and state bytes, one entry a rank."""
+        """The peak memory with its split by category, and the state bytes: lists with one entry a rank."""
         peaks = self.run.peak_memory()
         return {
             "peak_memory_bytes": [total for total, _ in peaks],

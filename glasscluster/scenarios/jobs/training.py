@@ -1,6 +1,4 @@
-"""One training run from plan to verdict: run it, check it against one device, count it, time it, write it
-down.
-"""
+"""One training run: train, check against one device, count, time, and write the folder."""
 
 from __future__ import annotations
 
@@ -15,7 +13,13 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError
 from glasscluster.scenarios.jobs.exchange import train_with_servers
-from glasscluster.scenarios.jobs.folders import keep_partial, output_folder, write_ledger, write_run_json
+from glasscluster.scenarios.jobs.folders import (
+    keep_partial,
+    output_folder,
+    rewriting,
+    write_ledger,
+    write_run_json,
+)
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.processes import default_backend, is_leader
 from glasscluster.scenarios.jobs.progress import Say, silent
@@ -36,7 +40,10 @@ from glasscluster.visualize.page.trace import write_chrome_trace
 
 
 def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent) -> Trained:
-    """Run a job on a cluster: the float64 check first, then the recorded run in the plan's precision."""
+    """Run a job on a cluster: first the float64 check, then the recorded run in the plan's precision.
+
+    Without `checked` nothing is compared. Raises OutOfMemory, with advice, where a rank's memory is full.
+    """
     if job.plan.exchange != "all-reduce":
         return train_with_servers(cluster, job, checked=checked, say=say)
     wall: dict[str, float] = {}
@@ -58,10 +65,10 @@ def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent
         run = cluster.run(train_rank, job, info=job_info(job, seed=job.seed, **given))
     except OutOfMemory as error:
         assert cluster.capacity is not None
-        found = advice.advise(
+        suggestions = advice.advise(
             job.plan, job.model, cluster.hardware, cluster.capacity, steps=job.steps, say=say
         )
-        error.advise(str(found), [fit.as_dict() for fit in found.best])
+        error.advise(str(suggestions), [fit.as_dict() for fit in suggestions.best])
         raise
     wall["run"] = time.perf_counter() - begun
     if not cluster.leader:
@@ -78,7 +85,9 @@ def train(cluster: Cluster, job: Job, *, checked: bool = True, say: Say = silent
 
 
 def equivalence_rows(compared: dict[str, Any] | None) -> list[Row]:
-    """Gradients and weights within 1e-10 of one device."""
+    """The check rows that gradients and weights are within 1e-10 of one device's; none where nothing was
+    compared.
+    """
     if compared is None:
         return []
     steps = compared["checked_steps"]
@@ -100,15 +109,16 @@ def equivalence_rows(compared: dict[str, Any] | None) -> list[Row]:
 
 
 def counted_rows(trained: Trained) -> list[Row]:
-    """What every strategy's papers promise, beside what was counted."""
+    """The check rows of the plan's strategies: what each formula promises beside what was counted."""
     job, run = trained.job, trained.run
     return accounts.rows(Judged(job.plan, job.model, run.graph, run.results, trained.timeline))
 
 
 def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
-    """Refuse a plan that does not fit the virtual GPU before anything starts, and say what would fit.
+    """Raise DoesNotFit before anything starts if the plan does not fit the virtual GPU, with changes that
+    would fit.
 
-    One rank of each stage is recorded dry, unless the model is so small that it fits however it is cut.
+    One rank of each stage is recorded dry, unless the model is so small that it fits in any layout.
     """
     plan, model, capacity = job.plan, job.model, cluster.capacity
     if capacity is None or advice.surely_fits(plan, model, capacity):
@@ -116,13 +126,13 @@ def check_memory(cluster: Cluster, job: Job, say: Say = silent) -> None:
     say(f"recording one rank of each stage without data, to see whether {capacity / 1e9:.4g} GB are enough")
     recorded = advice.stages(plan, model, capacity, job.steps, cluster.hardware.host.memory_bytes)
     if isinstance(recorded, OutOfMemory):
-        found = advice.advise(plan, model, cluster.hardware, capacity, steps=job.steps, say=say)
-        raise DoesNotFit(capacity, recorded, str(found), [fit.as_dict() for fit in found.best])
+        suggestions = advice.advise(plan, model, cluster.hardware, capacity, steps=job.steps, say=say)
+        raise DoesNotFit(capacity, recorded, str(suggestions), [fit.as_dict() for fit in suggestions.best])
 
 
 def train_command(request: TrainRequest, say: Say = silent) -> Trained:
-    """`glass train`: a cluster, a job, its folder. On failure what was recorded is written before the error
-    goes on.
+    """Run `glass train`: a cluster, a job, its folder. On failure the events so far are written before the
+    error goes on.
     """
     plan, model = request.plan, model_of(request)
     if request.weights is not None:  # the shape was not known before
@@ -143,7 +153,7 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
         check_saving(save, model, plan)
     job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=save is not None)
     job.check_packed()
-    load(plan.algorithm)  # before any rank does: a mistake in a file is one of usage
+    load(plan.algorithm)  # before the ranks do, so that a mistake in the file is a usage error
     check_memory(cluster, job, say)
     if not is_leader():
         with cluster:
@@ -155,16 +165,17 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
     except GlassError as error:
         keep_partial(folder, error, job_info(job, seed=job.seed, backend=cluster.backend_name), say)
         raise
-    say(f"writing {folder}/report.html")
-    write_files(folder, trained, f"train on {plan.gpus} GPUs")
-    if save is not None:
+    if save is not None:  # before the report: what took longest to make is safe first
         say(f"writing the weights to {save}")
         hugging_face.save(assemble(plan, model, [r.weights[-1] for r in trained.run.results]), save)
+    say(f"writing {folder}/report.html")
+    with rewriting(folder) as beside:
+        write_files(beside, trained, f"train on {plan.gpus} GPUs", folder)
     return trained
 
 
 def make_cluster(request: TrainRequest, gpus: int) -> Cluster:
-    """The cluster that was asked for."""
+    """The cluster of the request, with `gpus` ranks."""
     options: dict[str, Any] = {"timeout_s": request.timeout} if request.timeout else {}
     memory: float | str = "hardware" if request.memory is None else request.memory
     backend = request.backend or default_backend()
@@ -173,7 +184,7 @@ def make_cluster(request: TrainRequest, gpus: int) -> Cluster:
 
 
 def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
-    """The weights will have a place in Hugging Face's layout; InputError otherwise, before anything runs."""
+    """Raise InputError, before anything runs, if Hugging Face's layout has no place for the weights."""
     if plan.exchange != "all-reduce":
         raise InputError(
             "save", folder, f"--exchange {plan.exchange} keeps no weights", ["--exchange all-reduce"]
@@ -187,11 +198,15 @@ def check_saving(folder: str, model: ModelConfig, plan: Plan) -> None:
         raise InputError("save", folder, f"cannot be made: {problem.strerror}") from None
 
 
-def write_files(folder: Path, trained: Trained, title: str) -> None:
-    """report.html, graph.npz, ledger.csv, trace.json and run.json."""
+def write_files(folder: Path, trained: Trained, title: str, shown: Path | None = None) -> None:
+    """Write report.html, graph.npz, ledger.csv, trace.json and run.json.
+
+    shown: the folder that they will lie in, where `folder` is only on the way there.
+    """
     trained.run.graph.save(folder / "graph.npz")
     write_chrome_trace(trained.timeline, folder / "trace.json")
     write_ledger(folder / "ledger.csv", trained.checks)
     pictures, missing = network_pictures(trained), trained.not_checked
-    trained.report = write_run_report(trained.run, folder / "report.html", pictures, missing)
+    report = write_run_report(trained.run, folder / "report.html", pictures, missing)
+    trained.report = (shown or folder) / report.name
     write_run_json(folder, {**trained.as_json(), "wall_s": trained.wall_s, "title": title})

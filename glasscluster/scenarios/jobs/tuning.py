@@ -1,6 +1,4 @@
-"""Preference tuning judged and tried: check rows of a run, and the course from demonstrations to DPO, PPO and
-GRPO.
-"""
+"""Preference tuning: the check rows of a run, and the course from demonstrations to DPO, PPO and GRPO."""
 
 from __future__ import annotations
 
@@ -47,8 +45,11 @@ SMALL = make_gpt("tiny", layers=1, hidden=48, heads=2, vocab=VOCABULARY, seq=7, 
 
 # ---- check rows --------------------------------------------------------------------------------------------
 def equality_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
-    """Of a run in float64 with `capture`: every loss and all weights of what learned, against one process."""
-    found, source = alone.compare(results, alone.in_one_process(job)), "one process, no messages"
+    """The check rows that every loss and all trained weights are those of one process.
+
+    The run must be in float64 with `capture`.
+    """
+    comparison, source = alone.compare(results, alone.in_one_process(job)), "one process, no messages"
     return [
         Row(
             f"{job.method}_{what}_difference",
@@ -57,7 +58,7 @@ def equality_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
                 f"{job.method}：与单进程（float64）的最大{check.WHAT[what].zh}差异",
             ),
             0.0,
-            found[f"max_rel_{what}_diff"],
+            comparison[f"max_rel_{what}_diff"],
             source,
             unit="relative",
             tolerance=check.TOLERANCE,
@@ -67,7 +68,7 @@ def equality_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
 
 
 def memory_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
-    """Eq 39: model states of every role, and the rollout's keys and values (Eq 3)."""
+    """The check rows of every role's model states (Eq 39), and of the rollout's keys and values (Eq 3)."""
     method, held, rows = job.method, _held(results), []
     for role, n in ranks.predict_state(job).items():
         name = Said(f"{method}: model states, {role}", f"{method}：模型状态，{ROLES.get(role, role)}")
@@ -81,15 +82,20 @@ def memory_rows(job: Tuning, results: list[Tuned]) -> list[Row]:
 
 
 def traffic_rows(job: Tuning, run: Run) -> list[Row]:
-    """What roles tell each other in an iteration, by label; and that nothing else was sent."""
+    """The check rows of the bytes that roles send each other in an iteration, by label, and that nothing else
+    is sent.
+    """
     method, rows = job.method, []
-    said = {label: n for label, n in ranks.predict_traffic(job).items() if n}
-    for label, n in said.items():
+    predicted = {label: n for label, n in ranks.predict_traffic(job).items() if n}
+    for label, n in predicted.items():
         name = Said(f"{method}: sent, {label}", f"{method}：发送，{MESSAGES.get(label, label)}")
         key = f"{method}_sent_{label.replace(' ', '_').replace('-', '_')}"
         rows.append(Row(key, name, n, sum(run.graph.bytes_sent(label=label)), "shapes"))
     name = Said(f"{method}: sent, all", f"{method}：发送，全部")
-    return [*rows, Row(f"{method}_sent", name, sum(said.values()), sum(run.graph.bytes_sent()), "shapes")]
+    return [
+        *rows,
+        Row(f"{method}_sent", name, sum(predicted.values()), sum(run.graph.bytes_sent()), "shapes"),
+    ]
 
 
 def _held(results: list[Tuned]) -> dict[str, int]:
@@ -99,7 +105,7 @@ def _held(results: list[Tuned]) -> dict[str, int]:
 # ---- the course --------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Course:
-    """Sizes of a course; they are chosen so that each method has levelled off."""
+    """The sizes of a course, chosen so that the reward of each method has stopped growing."""
 
     model: ModelConfig = SMALL
     task: SortTask = field(default_factory=SortTask)
@@ -131,10 +137,11 @@ VARIANTS: dict[str, tuple[Method, dict[str, Any]]] = {
 
 @dataclass
 class PolicyScore:
-    """A policy on held-out prompts: expected reward, KL to the SFT policy, mean score of the reward model
-    (where there is one).
+    """A policy on held-out prompts: its expected reward, its KL to the SFT policy in nats, the mean score of
+    the reward model (None without one).
 
-    Then answer tokens that were written for it and that it was trained on, beyond the SFT policy's.
+    `written` counts the answer tokens that were generated for its training, `trained` those it was trained
+    on, after SFT.
     """
 
     reward: float
@@ -142,9 +149,11 @@ class PolicyScore:
     score: float | None
     written: int
     trained: int
-    rewards: list[float] = field(default_factory=list)  # of each iteration's answers, by the rule
+    rewards: list[float] = field(default_factory=list)  # mean reward of each iteration's answers, by the rule
     kls: list[float] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)  # of the same answers, by what rewarded them
+    scores: list[float] = field(
+        default_factory=list
+    )  # mean reward of the same answers, by the model or rule that trained on them
 
 
 @dataclass
@@ -156,12 +165,12 @@ class Learned:
     rows: dict[str, PolicyScore] = field(default_factory=dict)
     agreement: float = 0.0
     weights: dict[str, Weights] = field(default_factory=dict)
-    judge: Weights | None = None
+    reward_weights: Weights | None = None
     pairs: Any = None
 
 
 def tuned(job: Tuning) -> list[Tuned]:
-    """Run on threads, a rank a role, without recording."""
+    """Run a job on threads without recording, one rank a role; return the ranks' results."""
     return (
         Cluster("classroom", job.ranks, "threads", memory_bytes=None)
         .run(tune_rank, replace(job, capture=True), record=False)
@@ -176,7 +185,7 @@ def learn(
     methods: tuple[str, ...] = ("dpo", "ppo", "grpo"),
     say: Callable[[str], None] = lambda _text: None,
 ) -> Learned:
-    """Imitate, compare, then tune with each method from the same SFT policy."""
+    """Train the SFT policy and the reward model, then tune with each method from that SFT policy."""
     course, out = course or Course(), Learned()
     task = course.task
     base = Tuning("sft", course.model, task, course.sft, prompts=course.demonstrations, lr=1e-2, seed=seed)
@@ -187,7 +196,7 @@ def learn(
     say(f"seed {seed}: comparisons, a reward model")
     out.pairs = policy.compared(reference, task, course.compare, 1000 + seed)
     if any(VARIANTS[m][0] == "ppo" for m in methods):
-        out.judge, out.agreement = judge(course, seed, start, reference, out.pairs)
+        out.reward_weights, out.agreement = train_reward_model(course, seed, start, reference, out.pairs)
     reward = policy.expected_reward(reference, task)
     out.rows["sft"] = PolicyScore(reward, 0.0, _score(out, base, reference), 0, 0)
     for method in methods:
@@ -210,17 +219,17 @@ def learn(
 
 
 def _score(learned: Learned, base: Tuning, stage: Any) -> float | None:
-    """What the reward model thinks of a policy's answers to held-out prompts, on average."""
-    if learned.judge is None:
+    """The mean score that the reward model gives a policy's answers to held-out prompts; None without one."""
+    if learned.reward_weights is None:
         return None
-    model = make_model("reward", replace(base, reward_weights=learned.judge))
+    model = make_model("reward", replace(base, reward_weights=learned.reward_weights))
     with torch.no_grad():
         tokens = policy.sample(stage, base.task.prompts(held_out=True), base.task.answer, base.seed)
         return float(sequences.scores(model, tokens).mean())
 
 
 def job_of(method: str, course: Course, seed: int, learned: Learned, **changes: Any) -> Tuning:
-    """A method's job from the SFT policy of a course."""
+    """The job of a method that starts from a course's SFT policy."""
     options: dict[str, Mapping[str, Any]] = {
         "dpo": {
             "iterations": course.dpo,
@@ -240,15 +249,18 @@ def job_of(method: str, course: Course, seed: int, learned: Learned, **changes: 
         "grpo": {"iterations": course.grpo, "prompts": 16, "group": 8, "epochs": 2, "beta": course.beta},
     }
     kind, own = VARIANTS[method]
-    weights = {"weights": learned.weights["sft"], "reward_weights": learned.judge}
+    weights = {"weights": learned.weights["sft"], "reward_weights": learned.reward_weights}
     return Tuning(
         kind, course.model, course.task, seed=seed, **{**weights, **options[kind], **own, **changes}
     )
 
 
-def judge(course: Course, seed: int, start: Weights, reference: Any, pairs: Any) -> tuple[Weights, float]:
-    """A reward model that starts from the SFT policy, standardized on its answers; and its agreement on
-    comparisons it never saw.
+def train_reward_model(
+    course: Course, seed: int, start: Weights, reference: Any, pairs: Any
+) -> tuple[Weights, float]:
+    """Train a reward model from the SFT policy and standardize it on that policy's answers.
+
+    Returns its weights, and the share of unseen comparisons on which it agrees with the rule.
     """
     task = course.task
     job = Tuning(

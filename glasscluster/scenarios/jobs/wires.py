@@ -28,8 +28,9 @@ def wires(
     placement: str | None = None,
     **shape: Any,
 ) -> Hardware:
-    """The hardware that was asked for. `shape`: dims, leaf, oversubscription of a named topology; None where
-    not given.
+    """The hardware of `gpus` GPUs that the options describe; InputError for options that do not fit together.
+
+    `shape` holds dims, leaf and oversubscription of a named topology; None where not given.
     """
     given = {k: v for k, v in shape.items() if v is not None}
     if topology is None:

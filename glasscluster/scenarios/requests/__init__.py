@@ -1,1 +1,1 @@
-"""What each command is asked for: a typed request with its options, and what they are made into."""
+"""The typed request of each command: its options, and the plan or model made of them."""

@@ -1,4 +1,4 @@
-"""What `glass collective` is asked for."""
+"""The request of `glass collective`."""
 
 from __future__ import annotations
 

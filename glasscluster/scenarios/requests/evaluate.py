@@ -1,4 +1,4 @@
-"""What `glass evaluate` is asked for."""
+"""The request of `glass evaluate`."""
 
 from __future__ import annotations
 

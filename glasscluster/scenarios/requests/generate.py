@@ -1,4 +1,4 @@
-"""What `glass generate` is asked for."""
+"""The request of `glass generate`."""
 
 from __future__ import annotations
 

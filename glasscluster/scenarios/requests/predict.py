@@ -1,4 +1,4 @@
-"""What `glass predict` is asked for."""
+"""The request of `glass predict`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.requests.parts import ModelRequest, PlanRequest
 from glasscluster.strategies.plan import Plan
 
-CSV_COLUMNS = ("model", "hardware", "rank")  # beside those of a plan and of a model
+CSV_COLUMNS = ("model", "hardware", "rank")  # columns beside the fields of a plan and of a model
 
 
 class PredictRequest(ModelRequest, PlanRequest):
@@ -35,6 +35,6 @@ class PredictRequest(ModelRequest, PlanRequest):
 
     @model_validator(mode="after")
     def _can_be_recorded(self) -> Self:
-        if self.csv is None and self.shape is not None:  # of a file every row is judged by itself
+        if self.csv is None and self.shape is not None:  # with a file every row is checked on its own
             self.plan.check(self.shape, runs=False)
         return self

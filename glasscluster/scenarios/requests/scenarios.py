@@ -1,4 +1,4 @@
-"""What `glass run`, `glass lessons` and `glass gallery` are asked for."""
+"""The requests of `glass run`, `glass lessons` and `glass gallery`."""
 
 from __future__ import annotations
 

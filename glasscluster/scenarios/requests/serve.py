@@ -1,4 +1,4 @@
-"""What `glass serve` is asked for."""
+"""The request of `glass serve`."""
 
 from __future__ import annotations
 

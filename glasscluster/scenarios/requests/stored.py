@@ -1,4 +1,4 @@
-"""What `glass replay` and `glass schedule` are asked for: nothing runs."""
+"""The requests of `glass replay` and `glass schedule`, which run no program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `glass tokenize train`, `encode` and `decode` are asked for."""
+"""The requests of `glass tokenize train`, `encode` and `decode`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `glass train` is asked for."""
+"""The request of `glass train`."""
 
 from __future__ import annotations
 

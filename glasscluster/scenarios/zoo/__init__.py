@@ -1,1 +1,1 @@
-"""Real bugs of the field, planted."""
+"""Bugs that real frameworks had, planted here."""

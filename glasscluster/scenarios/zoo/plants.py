@@ -24,10 +24,10 @@ from glasscluster.strategies.trainer import Trainer
 
 
 class Plant(Observer):
-    """What all plants know: the rank's trainer."""
+    """An observer that knows its rank's trainer."""
 
     def assembled(self, trainer: Trainer) -> None:
-        """Whom it is planted in."""
+        """Remember the trainer."""
         self.trainer = trainer
 
 
@@ -35,36 +35,36 @@ class Plant(Observer):
 
 
 class NormsNotSummed(Observer):
-    """Tensor ranks' gradients of norms and biases are not added up."""
+    """Tensor ranks do not sum their gradients of norms and biases."""
 
     def assembled(self, trainer: Trainer) -> None:
-        """Take the phase out."""
+        """Remove the phase that sums them."""
         trainer.phases.remove(trainer.sum_over_tensor_ranks)
 
 
 class TiedNotSummed(Observer):
-    """First and last stage keep their own gradient of the table."""
+    """First and last stage each keep their own gradient of the tied embedding."""
 
     def assembled(self, trainer: Trainer) -> None:
-        """Take the phase out."""
+        """Remove the phase that sums them."""
         trainer.phases.remove(trainer.sum_tied)
 
 
 class ExpertsDoubled(Plant):
-    """An expert's gradient, which comes from all ep ranks' tokens, once more times ep."""
+    """An expert's gradient, which already contains all ep ranks' tokens, is multiplied by ep."""
 
     def gradient_reduced(self, step: Step) -> None:
-        """Scale the units of experts."""
+        """Scale the gradients of units that hold experts."""
         for unit in self.trainer.manager.units:
             if unit.experts:
                 unit.owned_gradient.mul_(self.trainer.plan.ep)
 
 
 class AveragedOverContext(Plant):
-    """Context ranks' gradients averaged, where they are a sum that is divided by all tokens anyway."""
+    """Context ranks' gradients are averaged, although their sum is already divided by all tokens."""
 
     def gradient_reduced(self, step: Step) -> None:
-        """Divide by cp."""
+        """Divide every gradient by cp."""
         for unit in self.trainer.manager.units:
             unit.owned_gradient.mul_(1 / self.trainer.plan.cp)
 
@@ -73,19 +73,19 @@ class LostBucket(Plant):
     """The second bucket is never reduced."""
 
     def gradient_complete(self, unit: Unit) -> bool:
-        """Say that it was."""
+        """Claim that the second bucket has been reduced."""
         return unit is self.trainer.manager.units[1]
 
 
 class WholeReduction(Plant):
-    """An all-reduce where a rank needs its slice only."""
+    """Gradients are all-reduced, although a rank needs only its slice."""
 
     def assembled(self, trainer: Trainer) -> None:
-        """What is under way."""
+        """Make room for the reductions in flight."""
         self.trainer, self.in_flight = trainer, list[Work]()
 
     def gradient_complete(self, unit: Unit) -> bool:
-        """Reduce all of it, everywhere."""
+        """Launch an all-reduce of the whole gradient."""
         assert unit.grad is not None
         work = unit.comm.all_reduce(
             unit.grad,
@@ -98,17 +98,17 @@ class WholeReduction(Plant):
         return True
 
     def gradient_reduced(self, step: Step) -> None:
-        """Wait for it."""
+        """Wait for the reductions in flight."""
         for work in self.in_flight:
             work.wait()
         self.in_flight.clear()
 
 
 class NormCountedTwice(Plant):
-    """What every tensor rank has whole is counted by each of them in the gradient norm."""
+    """Each tensor rank counts the parameters that all of them hold whole in the gradient norm."""
 
     def step_begins(self, number: int) -> None:
-        """Count everything."""
+        """Mark every parameter as counted by this rank."""
         for unit in self.trainer.manager.units:
             for member in unit.members:
                 member.counts = True
@@ -118,23 +118,23 @@ class NormCountedTwice(Plant):
 
 
 def in_place_of(parallel: Any, kind: type[TensorParallel]) -> TensorParallel:
-    """Tensor parallelism of another kind, over the same ranks."""
+    """A tensor-parallel strategy of another class, over the same ranks."""
     return kind(parallel.comm, parallel.algorithm, parallel.same_head)
 
 
 class LossScaledByRanks(Observer):
-    """The loss is the same number, and its gradient t times too large."""
+    """The loss is right, and its gradient is t times too large."""
 
     class Wrong(TensorParallel):
-        """Takes a whole gradient for a part."""
+        """Treats a gradient that is already complete as one rank's share of it."""
 
         def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
-            """The same number, t times the gradient."""
+            """Return the right loss with t times its gradient."""
             loss = super().cross_entropy(logits, targets, vocab, z_loss)
             return loss + (self.size - 1) * (loss - loss.detach())
 
     def parallel_made(self, parallel: Unsharded) -> Unsharded:
-        """Plant it."""
+        """Replace the tensor parallelism by the wrong one."""
         return in_place_of(parallel, self.Wrong)
 
 
@@ -142,29 +142,29 @@ class PaddingIsAToken(Observer):
     """The vocabulary's padding takes part in the softmax."""
 
     class Wrong(TensorParallel):
-        """Masks no column."""
+        """Masks none of the padded columns."""
 
         def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
-            """As if the vocabulary were as long as all ranks' columns."""
+            """Compute the loss as if the vocabulary were as long as all ranks' columns."""
             return super().cross_entropy(logits, targets, logits.shape[-1] * self.size, z_loss)
 
     def parallel_made(self, parallel: Unsharded) -> Unsharded:
-        """Plant it."""
+        """Replace the tensor parallelism by the wrong one."""
         return in_place_of(parallel, self.Wrong)
 
 
 class SameDropoutMask(Observer):
-    """Every tensor rank's random numbers begin at the same place."""
+    """Every tensor rank starts its random numbers at the same offset."""
 
     class Wrong(SequenceParallel):
-        """Looks its masks up from the beginning."""
+        """Draws the same dropout mask on every rank."""
 
         def spans(self, tokens: int, hidden: int) -> tuple[int, ...]:
-            """The first tokens' place, whatever tokens they are."""
+            """Return the offsets of the first tokens, whichever tokens the rank holds."""
             return (0, len(self.positions(tokens)) * hidden)
 
     def parallel_made(self, parallel: Unsharded) -> Unsharded:
-        """Plant it."""
+        """Replace the sequence parallelism by the wrong one."""
         return in_place_of(parallel, self.Wrong)
 
 
@@ -172,22 +172,22 @@ class MeanOfMeans(Plant):
     """Each micro-batch's loss is a mean over its own tokens, and the means are averaged."""
 
     class Wrong(Unsharded):
-        """Weighs every micro-batch alike: `average` tokens each."""
+        """Weighs every micro-batch alike, as if each had `average` tokens."""
 
         average: Any = 1
 
         def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
-            """Times the average number of tokens over the number here."""
+            """Scale the loss by the average number of tokens over this micro-batch's number."""
             loss = super().cross_entropy(logits, targets, vocab, z_loss)
             return loss * (self.average / (targets != IGNORE).sum())
 
     def parallel_made(self, parallel: Unsharded) -> Unsharded:
-        """Plant it."""
+        """Replace the single-device parallelism by the wrong one."""
         self.wrong = self.Wrong()
         return self.wrong
 
     def batch_loaded(self, number: int, batch: Batch) -> Batch:
-        """How many tokens a micro-batch has on average."""
+        """Set the average number of tokens of a micro-batch."""
         self.wrong.average = batch.counted / len(batch.targets)
         return batch
 
@@ -196,18 +196,18 @@ class MeanOfMeans(Plant):
 
 
 class RingWithoutLogSumExp(Observer):
-    """A ring's blocks are averaged."""
+    """Ring attention averages the outputs of blocks."""
 
     class Wrong(RingContext):
-        """Merges without weights."""
+        """Merges two blocks without their softmax weights."""
 
         def merge(self, out: Tensor, lse: Tensor, block: Tensor, block_lse: Tensor) -> None:
-            """Half of each."""
+            """Take half of each output."""
             out.lerp_(block.to(out.dtype), 0.5)
             lse.copy_(torch.logaddexp(lse, block_lse))
 
     def parallel_made(self, parallel: Unsharded) -> Unsharded:
-        """Plant it."""
+        """Replace the ring by the wrong one."""
         honest: Any = parallel.context
         parallel.context = self.Wrong(honest.kind, honest.comm, honest.algorithm)
         return parallel
@@ -217,15 +217,15 @@ class RingStaleKeys(Observer):
     """A ring's backward computes with its own keys and values in the place of those that have arrived."""
 
     class Wrong(RingContext):
-        """Forward is right."""
+        """Passes keys and values on correctly, but in backward computes with its own."""
 
         def travelling(self, kv: Tensor, label: str) -> Iterator[tuple[int, Tensor]]:
-            """What it started with, again and again."""
+            """Yield the rank's own keys and values at every hop of the backward."""
             for source, arrived in super().travelling(kv, label):
                 yield source, kv if label.endswith("again") else arrived
 
     def parallel_made(self, parallel: Unsharded) -> Unsharded:
-        """Plant it."""
+        """Replace the ring by the wrong one."""
         honest: Any = parallel.context
         parallel.context = self.Wrong(honest.kind, honest.comm, honest.algorithm)
         return parallel

@@ -41,7 +41,9 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Upstream:
-    """Who reported the like. `nearest`: not this very mistake, but the closest report that we found."""
+    """A report of the bug in another project. With `nearest` it is not this very bug, but the closest report
+    known.
+    """
 
     repository: str
     number: int
@@ -51,20 +53,20 @@ class Upstream:
 
     @property
     def url(self) -> str:
-        """On GitHub."""
+        """The report's address on GitHub."""
         return f"https://github.com/{self.repository}/{self.kind}/{self.number}"
 
     def cited(self, lang: str = "en") -> str:
-        """For a sentence."""
+        """The report as a sentence cites it: repository and number."""
         near = (" (nearest)" if lang == "en" else "（最接近的）") if self.nearest else ""
         return f"{self.repository}#{self.number}{near}"
 
 
 @dataclass(frozen=True)
 class Bug:
-    """One of the zoo; plants.py has what is planted under its id.
+    """A bug of the zoo; plants.py has its plant under the same id.
 
-    `unequal`: it needs sequences with unequally many targets.
+    `unequal` means that it only shows on sequences with different numbers of targets.
     """
 
     id: str
@@ -81,10 +83,12 @@ class Bug:
 
 
 def make_job(bug: Bug, seed: int = 0) -> Job:
-    """Training in float64 on the bug's plan, keeping gradients and weights."""
+    """The training job in float64 that shows the bug, keeping gradients and weights."""
 
     class Unequal(Job):
-        """The first targets of a sequence carry no loss: none, one, two, ... of them."""
+        """Drops the loss of a sequence's first targets: of none, one, two, ... of them, sequence by
+        sequence.
+        """
 
         def batch(self, step: int) -> Any:
             tokens, targets = super().batch(step)
@@ -115,15 +119,15 @@ class Outcome:
     losses: list[float]
 
     @property
-    def loss_told(self) -> bool:
-        """Whether the first step's loss alone would have shown it: in the four decimals that a training log
-        prints.
+    def loss_shows_it(self) -> bool:
+        """Whether the first step's loss alone would have shown the bug, in the four decimals that a training
+        log prints.
         """
         return self.first[LOSS] > 1e-5
 
 
 def judge(job: Job, run: Run, reference: Any) -> Outcome:
-    """Compare with one device, and count."""
+    """Compare a run with one device, and collect its check rows and failed gates."""
     compared = check.compare(run.results, reference, job.plan)
     counted = counted_rows(Trained(job, run, compared))
     losses = [
@@ -141,7 +145,7 @@ def judge(job: Job, run: Run, reference: Any) -> Outcome:
 
 
 def alone(job: Job) -> Any:
-    """One device's training of the job, without any bug."""
+    """Train the job on one device, without any bug."""
     with one_thread():
         return train_one_device(
             job.model, [job.batch(step) for step in range(job.steps)], job.optimizer, job.plan.clip, job.seed
@@ -412,7 +416,7 @@ ZOO: tuple[Bug, ...] = (
 
 
 def find(id_: str) -> Bug:
-    """By id."""
+    """The bug of an id; InputError for an unknown one."""
     for bug in ZOO:
         if bug.id == id_:
             return bug
@@ -441,20 +445,21 @@ def zoo(lab: Lab, bug: str = "", as_student: bool = False) -> None:
         _unannounced(lab, find(bug))
         return
     chosen = [find(bug)] if bug else list(ZOO)
-    found = {b.id: examine(lab, b, kept=len(chosen) == 1 or bool(b.gates - ALL)) for b in chosen}
-    _tell(lab, chosen, found)
+    outcomes = {b.id: examine(lab, b, shown=len(chosen) == 1 or bool(b.gates - ALL)) for b in chosen}
+    _tell(lab, chosen, outcomes)
 
 
-def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
-    """The honest run, then the planted one, and rows that say whether both did what they must. `kept`: the
-    planted run in the report.
+def examine(lab: Lab, bug: Bug, shown: bool = True) -> Outcome:
+    """Run without and with the bug, and add rows that say whether both runs did what they must.
+
+    With `shown` the planted run is shown in the report.
     """
     job = make_job(bug, lab.seed)
     reference = alone(job)
     lab.say(f"{bug.id}: {job.plan.gpus} threads, honest and planted")
     honest = judge(job, lab.cluster(job.plan.gpus).run(train_rank, job, info=job_info(job)), reference)
     wrong = planted(bug, job)
-    if kept:
+    if shown:
         run = lab.run(bug.id, (bug.id, bug.title[1]), train_rank, wrong, gpus=job.plan.gpus, **job_info(job))
         lab.entries[-1].compared = False
     else:
@@ -462,28 +467,28 @@ def examine(lab: Lab, bug: Bug, kept: bool = True) -> Outcome:
     outcome = judge(job, run, reference)
     source = ", ".join(r.cited() for r in bug.reports)
     missed, surprising = sorted(bug.gates - outcome.gates), sorted(outcome.gates - bug.gates)
-    said = {row.key: row.name for row in outcome.rows} | GATES
+    row_names = {row.key: row.name for row in outcome.rows} | GATES
     for key, gates, name in (
         ("honest", sorted(honest.gates), Said("gates that fail without it", "没有它时不成立的检查")),
         ("missed", missed, Said("gates that must catch it and do not", "应当发现它却没有发现的检查")),
         ("surprising", surprising, Said("gates that fail beside those named", "指定之外不成立的检查")),
     ):
-        which = _list([] if key == "honest" else gates, said)
+        which = _list([] if key == "honest" else gates, row_names)
         name = Said(f"{bug.id}: {name.en}{which.en}", f"{bug.id}：{name.zh}{which.zh}")
         lab.check(f"{bug.id.replace('-', '_')}_{key}", 0, len(gates), source, name=name, unit="gates")
     return outcome
 
 
-def _list(gates: Sequence[str], said: dict[str, Said]) -> Said:
-    """The gates by the names that people know them by, in brackets."""
+def _list(gates: Sequence[str], row_names: dict[str, Said]) -> Said:
+    """The names of the gates that people know, in brackets; empty without any."""
     if not gates:
         return Said("", "")
-    names = [said.get(gate, Said(gate, gate)) for gate in gates]
+    names = [row_names.get(gate, Said(gate, gate)) for gate in gates]
     return Said(f" ({'; '.join(n.en for n in names)})", f"（{'；'.join(n.zh for n in names)}）")
 
 
 def _unannounced(lab: Lab, bug: Bug) -> None:
-    """As a student sees it: a run whose checks fail."""
+    """Show a bug as a student meets it: a run whose checks fail."""
     job = make_job(bug, lab.seed)
     reference = alone(job)
     title = ("Something is wrong here", "这里有个错误")
@@ -510,32 +515,34 @@ def _unannounced(lab: Lab, bug: Bug) -> None:
     lab.conclude(("A bug is planted in this run: find it.", "这次运行里埋了一个错误：把它找出来。"))
 
 
-def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
-    """One sentence a bug, one figure, and how many the loss would have told."""
-    kept = {e.key for e in lab.entries} if len(lab.entries) > 1 else set()
+def _tell(lab: Lab, chosen: list[Bug], outcomes: dict[str, Outcome]) -> None:
+    """Tell one sentence a bug, draw one figure, and count the bugs that the loss alone would have shown."""
+    shown = {e.key for e in lab.entries} if len(lab.entries) > 1 else set()
     for bug in chosen:
-        seen = found[bug.id]
-        said = {row.key: row.name for row in seen.rows} | GATES
-        gates = [said.get(gate, Said(gate, gate)) for gate in sorted(seen.gates)]
-        told = (
-            ("the loss tells", "损失看得出") if seen.loss_told else ("the loss does not tell", "损失看不出")
+        outcome = outcomes[bug.id]
+        row_names = {row.key: row.name for row in outcome.rows} | GATES
+        gates = [row_names.get(gate, Said(gate, gate)) for gate in sorted(outcome.gates)]
+        by_loss = (
+            ("the loss tells", "损失看得出")
+            if outcome.loss_shows_it
+            else ("the loss does not tell", "损失看不出")
         )
-        numbers = ", ".join(f"{k} {seen.first[k]:.0e}" for k in (GRADIENT, WEIGHT, LOSS))
+        numbers = ", ".join(f"{k} {outcome.first[k]:.0e}" for k in (GRADIENT, WEIGHT, LOSS))
         digits = "，".join(
-            f"{zh} {seen.first[k]:.0e}" for k, zh in ((GRADIENT, "梯度"), (WEIGHT, "权重"), (LOSS, "损失"))
+            f"{zh} {outcome.first[k]:.0e}" for k, zh in ((GRADIENT, "梯度"), (WEIGHT, "权重"), (LOSS, "损失"))
         )
         lab.tell(
             (
-                f"{bug.title[0]}. {bug.wrong[0]} First step against one device: {numbers}; {told[0]} "
-                f"(step {STEPS}: {seen.losses[-1]:.0e}). "
+                f"{bug.title[0]}. {bug.wrong[0]} First step against one device: {numbers}; {by_loss[0]} "
+                f"(step {STEPS}: {outcome.losses[-1]:.0e}). "
                 f"Caught by: {'; '.join(g.en for g in gates) or 'nothing'}. The like: "
                 f"{', '.join(r.cited() for r in bug.reports)}.",
-                f"{bug.title[1]}。{bug.wrong[1]}第一步与单卡相比：{digits}；{told[1]}（第 {STEPS} 步 "
-                f"{seen.losses[-1]:.0e}）。"
+                f"{bug.title[1]}。{bug.wrong[1]}第一步与单卡相比：{digits}；{by_loss[1]}（第 {STEPS} 步 "
+                f"{outcome.losses[-1]:.0e}）。"
                 f"被这些检查发现：{'；'.join(g.zh for g in gates) or '无'}。上游类似报告："
                 f"{'、'.join(r.cited('zh') for r in bug.reports)}。",
             ),
-            view=f"tab=timeline&run={bug.id}" if bug.id in kept else "tab=ledger",
+            view=f"tab=timeline&run={bug.id}" if bug.id in shown else "tab=ledger",
         )
     for report in chosen[0].reports if len(chosen) == 1 else ():
         lab.tell(
@@ -551,17 +558,17 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
     }
 
     def drawn(lang: str) -> Any:
-        loss, gradient, weight, later = words[lang]
+        loss, gradient, weight, last_loss = words[lang]
         series = {
-            loss: [found[b.id].first[LOSS] for b in chosen],
-            later: [found[b.id].losses[-1] for b in chosen],
-            gradient: [found[b.id].first[GRADIENT] for b in chosen],
-            weight: [found[b.id].first[WEIGHT] for b in chosen],
+            loss: [outcomes[b.id].first[LOSS] for b in chosen],
+            last_loss: [outcomes[b.id].losses[-1] for b in chosen],
+            gradient: [outcomes[b.id].first[GRADIENT] for b in chosen],
+            weight: [outcomes[b.id].first[WEIGHT] for b in chosen],
         }
         axis = "relative difference from one device" if lang == "en" else "与单卡的相对差异"
         return dots([b.title[lang == "zh"] for b in chosen], series, axis, least=1e-17, limit=TOLERANCE)
 
-    silent = sum(not found[b.id].loss_told for b in chosen)
+    silent = sum(not outcomes[b.id].loss_shows_it for b in chosen)
     lab.figure(
         (
             f"In {silent} of {len(chosen)} the first step's printed loss does not tell; a gradient, a "
@@ -570,7 +577,7 @@ def _tell(lab: Lab, chosen: list[Bug], found: dict[str, Outcome]) -> None:
         ),
         drawn,
     )
-    caught = sum(found[b.id].gates == b.gates for b in chosen)
+    caught = sum(outcomes[b.id].gates == b.gates for b in chosen)
     lab.conclude(
         (
             f"{caught} of {len(chosen)} bugs are caught by exactly the gates named for them; {silent} of "

@@ -1,4 +1,4 @@
 """Ranks that run programs: the GPU a program holds, its communicators, collectives, backends.
 
-Writes into a recording.
+What ranks do is written into a recording.
 """

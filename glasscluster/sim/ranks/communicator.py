@@ -1,8 +1,8 @@
-"""The communicator: what a program talks through. Everything here is written once, above two primitives.
+"""The communicator, by which a program sends messages. Everything here is written once, above two primitives.
 
-A backend gives each rank a `Wire` (wire.py) with `isend`, `irecv` and `block`. On top of it stand groups,
-checks and recording here, works under way in work.py, and one algorithm a file in collectives/. Each
-communicator runs its collectives in one queue, in launch order (as NCCL does on a stream).
+A backend gives each rank a `Wire` (wire.py) with `isend`, `irecv` and `block`. Above it, this file adds
+groups, checks and recording, work.py the operations under way, and collectives/ the algorithms, one in each
+file. Each communicator runs its collectives in one queue, in launch order (as NCCL does on a stream).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from glasscluster.base.errors import InputError
+from glasscluster.sim.ranks.agreement import describe
 from glasscluster.sim.ranks.collectives import find, with_option
 from glasscluster.sim.ranks.wire import TAGS_PER_GROUP, Wire
 from glasscluster.sim.ranks.work import REDUCTIONS, CollectiveWork, Done, MessageWork, Progress, Steps, Work
@@ -132,6 +133,17 @@ class Communicator:
 
         Raises:
             InputError: if `src` is no rank of the group, or the tag is out of range.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.full((2,), float(gpu.rank))
+            ...     arriving = gpu.comm.irecv(x, src=0) if gpu.rank else gpu.comm.isend(x + 5, dst=1)
+            ...     arriving.wait()
+            ...     return x.tolist()
+            >>> Cluster("classroom", gpus=2).run(program).results
+            [[0.0, 0.0], [5.0, 5.0]]
         """
         if out.is_contiguous():
             return self._message(RECV, out, src, tag, purpose, label, None)
@@ -149,6 +161,18 @@ class Communicator:
 
         Raises:
             Deadlock: if the wait can never end, with the cycle of ranks that wait for each other.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.tensor([7.0])
+            ...     if gpu.rank == 0:
+            ...         gpu.comm.send(x, dst=1, purpose="activations")
+            ...         return None
+            ...     return gpu.comm.recv(torch.empty(1), src=0).item()
+            >>> Cluster("classroom", gpus=2).run(program).results
+            [None, 7.0]
         """
         self.isend(x, dst, tag, **labels).wait()
 
@@ -166,6 +190,18 @@ class Communicator:
 
         Raises:
             Deadlock: if nobody will ever send it.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.tensor([7.0])
+            ...     if gpu.rank == 0:
+            ...         gpu.comm.send(x, dst=1)
+            ...         return None
+            ...     return gpu.comm.recv(torch.empty(1), src=0).item()
+            >>> Cluster("classroom", gpus=2).run(program).results
+            [None, 7.0]
         """
         self.irecv(out, src, tag, **labels).wait()
         return out
@@ -185,6 +221,20 @@ class Communicator:
 
         Returns:
             `out`, filled.
+
+        Raises:
+            InputError: if `dst` or `src` is no rank of the group, or the tag is out of range.
+            Deadlock: if a wait can never end, with the cycle of ranks that wait for each other.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     out = torch.empty(1)
+            ...     right, left = (gpu.rank + 1) % 3, (gpu.rank - 1) % 3
+            ...     return gpu.comm.sendrecv(torch.tensor([float(gpu.rank)]), right, out, left).item()
+            >>> Cluster("classroom", gpus=3).run(program).results
+            [2.0, 0.0, 1.0]
         """
         works = [self.irecv(out, src, tag, **labels), self.isend(x, dst, tag, **labels)]
         for work in works:
@@ -202,6 +252,9 @@ class Communicator:
         Returns:
             A buffer of `x`'s shape, and the works after whose `wait()` it holds what came from rank - 1. In a
             group of one rank, `x` itself and no works.
+
+        Raises:
+            InputError: if the tag is out of range.
 
         Example:
             >>> import torch
@@ -234,6 +287,9 @@ class Communicator:
         Returns:
             An iterator over (group rank whose tensor it is, that tensor): first one's own, then rank - 1's,
             and so on.
+
+        Raises:
+            InputError: if the tag is out of range.
 
         Example:
             >>> import torch
@@ -274,7 +330,7 @@ class Communicator:
         if not recorder.paused:
             lane = self.lane(
                 4 if kind == SEND else 5
-            )  # not those of collectives: when their steps run is up to the CPU
+            )  # not the lanes of collectives, because when their steps run depends on the CPU
             nbytes = x.numel() * x.element_size()
             more = {"peer": world, "tag": 1 + tag, "purpose": PURPOSES.index(purpose), "label": label}
             ticket.row = recorder.row(lane, kind, name, 0, nbytes, recorder.frontier, **more)
@@ -384,8 +440,8 @@ class Communicator:
         """Every rank ends with every rank's chunk.
 
         Args:
-            x: the whole buffer, contiguous, of the same shape on every rank; its `chunk(x)` holds this rank's
-                part. A ring sends (n-1)/n of its bytes from each rank.
+            x: the whole buffer, contiguous, of the same shape on every rank; its `chunk(x)` holds what this
+                rank contributes. A ring sends (n-1)/n of its bytes from each rank.
             algorithm: a registered name, or `native`.
             async_op: return at once; otherwise only when the collective has finished on this rank.
             node_size: of the algorithm `hierarchical`: ranks that share a node; 8 by default.
@@ -441,6 +497,16 @@ class Communicator:
         Raises:
             InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
             CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.tensor([1.0, 2.0]) * gpu.rank
+            ...     gpu.comm.broadcast(x, src=2)
+            ...     return x.tolist()
+            >>> Cluster("classroom", gpus=3).run(program).results
+            [[2.0, 4.0], [2.0, 4.0], [2.0, 4.0]]
         """
         options = self._options("broadcast", algorithm, node_size=node_size, pieces=pieces)
         return self._collective(
@@ -479,6 +545,16 @@ class Communicator:
         Raises:
             InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
             CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.tensor([1.0, 10.0])
+            ...     gpu.comm.reduce(x, dst=1)
+            ...     return x.tolist() if gpu.rank == 1 else None
+            >>> Cluster("classroom", gpus=3).run(program).results
+            [None, [3.0, 30.0], None]
         """
         options = self._options("reduce", algorithm, node_size=node_size, pieces=pieces)
         return self._collective(
@@ -504,6 +580,16 @@ class Communicator:
         Raises:
             InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
             CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.arange(6.0) if gpu.rank == 0 else torch.zeros(6)
+            ...     gpu.comm.scatter(x, src=0)
+            ...     return gpu.comm.chunk(x).tolist()
+            >>> Cluster("classroom", gpus=3).run(program).results
+            [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
         """
         return self._collective(
             "scatter", algorithm, x, async_op, labels, src=self._member("scatter src", src)
@@ -515,8 +601,8 @@ class Communicator:
         """The root ends with every rank's chunk.
 
         Args:
-            x: the whole buffer, contiguous, of the same shape on every rank; its `chunk(x)` holds this rank's
-                part.
+            x: the whole buffer, contiguous, of the same shape on every rank; its `chunk(x)` holds what this
+                rank contributes.
             dst: the root: the group rank that gets all chunks.
             algorithm: a registered name.
             async_op: return at once; otherwise only when the collective has finished on this rank.
@@ -528,6 +614,16 @@ class Communicator:
         Raises:
             InputError: for an unknown algorithm or option, or a tensor that is not contiguous.
             CollectiveMismatch: where a backend sees that ranks of the group launched different collectives.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     x = torch.full((4,), float(gpu.rank))
+            ...     gpu.comm.gather(x, dst=0)
+            ...     return x.tolist() if gpu.rank == 0 else None
+            >>> Cluster("classroom", gpus=2).run(program).results
+            [[0.0, 0.0, 1.0, 1.0], None]
         """
         return self._collective("gather", algorithm, x, async_op, labels, dst=self._member("gather dst", dst))
 
@@ -634,6 +730,15 @@ class Communicator:
 
         Args:
             algorithm: a registered name: `dissemination`, or any all-reduce (of one byte).
+
+        Raises:
+            InputError: for an unknown algorithm.
+            Deadlock: if a rank of the group never arrives, where the backend can see it.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> Cluster("classroom", gpus=3).run(lambda gpu: gpu.comm.barrier()).graph.bytes_sent()
+            [2, 2, 2]
         """
         with self.recorder.unrecorded():
             signal = torch.zeros(1, dtype=torch.uint8, device=self.wire.device)
@@ -647,6 +752,14 @@ class Communicator:
 
         Returns:
             n views of it, [numel / n] each. Where n does not divide, the first ones are an element longer.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     return [len(chunk) for chunk in gpu.comm.chunks(torch.zeros(5))]
+            >>> Cluster("classroom", gpus=2).run(program).results
+            [[3, 2], [3, 2]]
         """
         return list(torch.tensor_split(x.view(-1), self.size))
 
@@ -658,6 +771,14 @@ class Communicator:
 
         Returns:
             A view, [numel / n]: `chunks(x)[rank]`.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     return gpu.comm.chunk(torch.arange(4)).tolist()
+            >>> Cluster("classroom", gpus=2).run(program).results
+            [[0, 1], [2, 3]]
         """
         return self.chunks(x)[self.rank]
 
@@ -707,6 +828,16 @@ class Communicator:
 
         Returns:
             The communicator.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     if gpu.rank == 1:
+            ...         return None
+            ...     ends = gpu.comm.subgroup([0, 2], axis="ends", group=100)
+            ...     return ends.rank, ends.size
+            >>> Cluster("classroom", gpus=3).run(program).results
+            [(0, 2), None, (1, 2)]
         """
         return Communicator(self.wire, self.progress, self.recorder, self.ledger, ranks, axis, group)
 
@@ -721,7 +852,7 @@ class Communicator:
                 f"{operation} tensor", tuple(x.shape), "must be contiguous: call .contiguous() first"
             )
         algorithm, steps = find(operation, algorithm)
-        average = options.get("op") == "avg"
+        given, average = dict(options), options.get("op") == "avg"
         if average:
             options["op"] = "sum"
         if options.get("op", "sum") not in REDUCTIONS:
@@ -729,6 +860,8 @@ class Communicator:
         if self.size == 1:
             return Done()
         x = x.detach()
+        call = describe(operation, algorithm, x, (self.group, self.axis, self.ranks), given)
+        self.wire.agree(call, self.ranks, options.get("sends", ()), options.get("receives", ()))
         work = CollectiveWork(self, operation, algorithm, purpose, label, x)
         work.steps = (
             self._native(work, operation, x, options) if steps is None else steps(work, x.view(-1), **options)
@@ -758,21 +891,45 @@ class Communicator:
 
         Returns:
             The lane's number; lane 0 is compute's.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> Cluster("classroom", gpus=1).run(lambda gpu: [gpu.comm.lane(which) for which in range(6)]).results
+            [[1, 2, 3, 4, 5, 6]]
         """
         return group_lane(self.group, which)
 
     def next_sequence(self) -> int:
-        """Count one more collective; returns its number on this communicator, from 0."""
+        """Count one more collective.
+
+        Returns:
+            Its number on this communicator, from 0.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> Cluster("classroom", gpus=1).run(lambda gpu: [gpu.comm.next_sequence() for _ in range(3)]).results
+            [[0, 1, 2]]
+        """
         self._launched += 1
         return self._launched - 1
 
     def restart_numbering(self) -> None:
-        """Number collectives from 0 again, because a new recording starts."""
+        """Number collectives from 0 again, because a new recording starts.
+
+        Example:
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     first = gpu.comm.next_sequence(), gpu.comm.next_sequence()
+            ...     gpu.comm.restart_numbering()
+            ...     return first, gpu.comm.next_sequence()
+            >>> Cluster("classroom", gpus=1).run(program).results
+            [((0, 1), 0)]
+        """
         self._launched, self.last_collective = 0, -1
 
 
 def _average(x: torch.Tensor, n: int) -> None:
-    """Divide in place; whole numbers are rounded towards zero."""
+    """Divide a tensor in place; whole numbers are rounded towards zero."""
     x.div_(n) if x.is_floating_point() else x.copy_(torch.div(x, n, rounding_mode="trunc"))
 
 

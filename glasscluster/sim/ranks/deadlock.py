@@ -1,7 +1,8 @@
-"""Who waits for whom, in words: a cycle, or a chain that ends at a finished rank.
+"""Describes a deadlock in words: a cycle of ranks that wait for each other, or a chain that ends at a
+finished rank.
 
-A backend sees that ranks stand still: backends/threads.py at once, because it knows every rank's wait,
-process groups when an operation's time has run out (backends/ray_actors.py). What they saw is put into words here.
+The backends notice that ranks no longer progress: backends/threads.py at once, because it knows what every
+rank waits for, process groups when an operation times out (backends/ray_actors.py). Both call this file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Wait:
     what: str
     nbytes: int
     line: str
-    near_miss: str = ""  # what stands there in place of what is waited for
+    near_miss: str = ""  # a message that was posted instead of the one waited for
 
     def __str__(self) -> str:
         way = "to" if self.kind == "send" else "from"

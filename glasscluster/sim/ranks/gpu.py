@@ -1,8 +1,9 @@
-"""What a program holds: its rank, its communicators, its memory, its place on the mesh."""
+"""The object that a program gets: its rank, its communicators, its memory, its place on the mesh."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -56,14 +57,15 @@ class GPU:
         self.comm = Communicator(wire, self.progress, recorder, ledger, ranks, "world", GROUP_IDS["world"])
         self._mesh: Mesh | None = None
         self._host: Host | None = None
-        self.afterwards = contextlib.ExitStack()  # what is to be let go when the recording is complete
+        # called when the recording is complete, to free what it needed
+        self.afterwards = contextlib.ExitStack()
 
     def __repr__(self) -> str:
         return f"GPU(rank {self.rank} of {self.size})"
 
     @property
     def mesh(self) -> Mesh:
-        """Named axes; a program that made none has all ranks on `dp`."""
+        """The mesh of named axes; if the program made none, all ranks are on `dp`."""
         if self._mesh is None:
             self._mesh = Mesh(self.comm, {"dp": self.size})
         return self._mesh
@@ -85,7 +87,7 @@ class GPU:
 
     @property
     def host(self) -> Host:
-        """The node's CPU and memory, over this GPU's link to them."""
+        """The node's CPU and memory, reached over this GPU's link."""
         if self._host is None:
             self._host = Host(self.rank, self.recorder, self.memory, self.device)
         return self._host
@@ -154,6 +156,7 @@ class Outcome:
     recording: dict[str, Any] | None = None
     error: GlassError | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    unmatched: dict[tuple[int, int, int], int] = field(default_factory=dict)  # see Wire.unmatched
 
 
 def run_rank(
@@ -178,6 +181,7 @@ def run_rank(
     Returns:
         The outcome. An error that is no GlassError becomes a RankDied with the line that raised it.
     """
+    wire.start_run()
     ledger = Ledger(wire.rank, capacity if record else None)
     recorder = Recorder(wire.rank, ledger)
     recorder.paused = not record
@@ -209,12 +213,31 @@ def _recorded(
     except BaseException as problem:
         if abandoned is not None and isinstance(problem, abandoned):
             raise
+        if isinstance(problem, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # a person's, not the program's: the rank runs in the process that the person sees
         at = traceback.extract_tb(problem.__traceback__)[-1]
         error = RankDied(
-            f"rank {gpu.rank} raised {type(problem).__name__}: {problem} "
+            f"rank {gpu.rank} raised {type(problem).__name__}: {_said(problem)} "
             f"({at.filename.rsplit('/', 1)[-1]}:{at.lineno}, in {at.name})",
             rank=gpu.rank,
             operation=at.name,
         )
         error.__cause__ = problem
-    return Outcome(gpu.rank, result, recorder.columns() if mode else None, error)
+    try:
+        columns = recorder.columns() if mode else None
+    except Exception as problem:  # what was recorded cannot be told; that must not hide the rank's own error
+        columns = None
+        error = error or RankDied(
+            f"rank {gpu.rank}: its recording cannot be read ({type(problem).__name__}: {_said(problem)})",
+            rank=gpu.rank,
+            operation="recording",
+        )
+    return Outcome(gpu.rank, result, columns, error, unmatched=gpu.comm.wire.unmatched())
+
+
+def _said(problem: BaseException) -> str:
+    """What an exception says, also where its own words raise."""
+    try:
+        return str(problem)
+    except Exception:
+        return "(an exception that cannot be shown)"

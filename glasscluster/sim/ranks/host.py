@@ -1,10 +1,10 @@
-"""The host as one GPU sees it: a link down, a link up, and memory in which its CPU updates what lies there.
+"""The host as one GPU uses it: a link to it, a link back, and memory whose contents its CPU can update.
 
-    gradients ── down ──►  update  ── up ──► parameters          three lanes: of different units they overlap
+    gradients ── down ──►  update  ── up ──► parameters          three lanes; work on different units overlaps
 
-Each is an event of kind `host` on the axis `host`: costed by the host's link or its memory (cost.py), not
-counted as sent, because nothing leaves the rank. What lives in host memory is counted separately from the
-GPU's (memory.py).
+Each copy or update is an event of kind `host` on the axis `host`. Its cost comes from the host's link or
+memory (cost.py). It is not counted as sent, because nothing goes to another rank. Host memory is counted
+separately from the GPU's (memory.py).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class HostWork(Work):
         self.recorder, self.row = recorder, row
 
     def wait(self) -> None:
-        """Make what the program does next follow this."""
+        """Let everything that the program does next start after this work."""
         if self.row >= 0:
             self.recorder.waited(self.row)
 
 
 class Host:
-    """Records what goes over the link to the host and through its memory, and what each event follows."""
+    """Records copies over the host's link and updates in its memory, and which events each one follows."""
 
     def __init__(self, rank: int, recorder: Recorder, ledger: Ledger, device: torch.device) -> None:
         self.recorder, self.ledger = recorder, ledger
@@ -65,7 +65,7 @@ class Host:
             recorder.row(lane, HOST, op, 0, nbytes, deps, purpose=PURPOSES.index(purpose), label=label),
         )
 
-    def keep(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+    def store(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Count a tensor as living in host memory, under a name; returns the tensor."""
         self.ledger.on_host(tensor, name)
         return tensor

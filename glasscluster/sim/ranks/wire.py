@@ -1,6 +1,6 @@
 """The wire: the two primitives that a backend gives each rank, send and receive, and one way to block.
 
-Everything else (groups, collectives, checks, recording) is written once above them.
+Groups, collectives, checks and recording are written once, above these primitives.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+
+from glasscluster.sim.ranks.agreement import Call
 
 TAGS_PER_GROUP = 1 << 16
 
@@ -34,7 +36,7 @@ class Wire(ABC):
     size: int
     device: torch.device
     operate: Callable[[Any, tuple, dict[str, Any]], Any] | None = (
-        None  # runs an operator with its arguments; None: just call it
+        None  # runs an operator with its arguments; None: the operator is called directly
     )
 
     @abstractmethod
@@ -61,6 +63,27 @@ class Wire(ABC):
         self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
     ) -> None:
         """Hand a whole collective to the library underneath (gloo, NCCL)."""
+
+    def agree(  # noqa: B027
+        self, call: Call, ranks: Sequence[int], sends: Sequence[int] = (), receives: Sequence[int] = ()
+    ) -> None:
+        """Compare this rank's collective with what the group's other ranks say of it (agreement.py).
+
+        sends, receives: of an all-to-all, in elements, one length a rank. Where there is one rank to ask (the
+        dry backend), nothing is compared.
+
+        Raises:
+            CollectiveMismatch: they differ.
+        """
+
+    def start_run(self) -> None:  # noqa: B027
+        """Begin to number collectives and messages anew."""
+
+    def unmatched(self) -> dict[tuple[int, int, int], int]:
+        """By (sender, receiver, tag): messages that this rank has sent in this run less those that it has
+        received. Empty where the backend itself knows.
+        """
+        return {}
 
     # ---- only a device with streams overrides these --------------------------------------------------------
     def group(self) -> AbstractContextManager[object]:

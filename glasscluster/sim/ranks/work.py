@@ -1,4 +1,4 @@
-"""Works: what has been launched and is not finished, and the engine that drives it.
+"""Works: operations that were launched and may not be finished, and the engine that drives them.
 
 A collective is a generator of steps behind a `CollectiveWork`. Each step posts sends and receives and yields
 their tickets; it is resumed when they are done. Nothing progresses by itself: whenever a rank blocks,
@@ -19,11 +19,11 @@ from glasscluster.sim.recording.events import BEGIN, COLLECTIVE, PURPOSES, RECV,
 from glasscluster.sim.recording.memory import Ledger
 from glasscluster.sim.recording.recorder import Recorder
 
-Steps = Iterator[list[Ticket]]  # each step's messages; the next step begins when they are done
+Steps = Iterator[list[Ticket]]  # yields each step's messages; the next step begins when they are done
 
 
 class Group(Protocol):
-    """What a work needs to know of its communicator."""
+    """What a work needs to know about its communicator."""
 
     wire: Wire
     progress: Progress
@@ -57,8 +57,8 @@ class Progress:
         self._driving = False
 
     def drive(self) -> list[Ticket]:
-        """Advance every queue as far as it goes without blocking; returns the messages that the first works
-        wait for.
+        """Advance every queue as far as possible without blocking; returns the messages that the first work
+        of each queue waits for.
         """
         if self._driving:  # a step of a collective never waits; a nested call would run a generator twice
             return []
@@ -91,14 +91,14 @@ class Progress:
 
 
 class Work:
-    """Something that was launched. When `wait()` returns, its buffers may be used."""
+    """An operation that was launched. When `wait()` returns, its buffers may be used."""
 
     def wait(self) -> None:
         """Block until finished; may be called more than once."""
 
 
 class Done(Work):
-    """The Work of an operation that had nothing to do (a group of one)."""
+    """The Work of an operation that had nothing to do, as in a group of one rank."""
 
 
 class MessageWork(Work):
@@ -168,7 +168,7 @@ class CollectiveWork(Work):
         return self.comm.size
 
     def stage(self, numel: int, like: torch.Tensor) -> torch.Tensor:
-        """Scratch memory; it is the collective's from launch to `wait()`."""
+        """Return scratch memory, which the collective owns until `wait()`."""
         self.staging = (
             like.new_empty(numel) if self.recorder_off() else _quiet_empty(self.comm.recorder, numel, like)
         )
@@ -189,7 +189,7 @@ class CollectiveWork(Work):
         return self._post(RECV, out, src)
 
     def exchange(self, x: torch.Tensor, dst: int, out: torch.Tensor, src: int) -> list[Ticket]:
-        """Post a send and a receive as one."""
+        """Post a send and a receive together."""
         with self.comm.wire.group():
             return self.recv(out, src) + self.send(x, dst)
 
@@ -268,13 +268,13 @@ class CollectiveWork(Work):
         )
         return [ticket]
 
-    def _offset(self, part: torch.Tensor) -> int:
+    def _offset(self, view: torch.Tensor) -> int:
         """The byte of the collective's buffer at which a part of it begins; -1 for memory outside it
         (staging).
         """
-        if not self.recorded or part.untyped_storage()._cdata != self.buffer.untyped_storage()._cdata:
+        if not self.recorded or view.untyped_storage()._cdata != self.buffer.untyped_storage()._cdata:
             return -1
-        return int(part.storage_offset() - self.buffer.storage_offset()) * part.element_size()
+        return int(view.storage_offset() - self.buffer.storage_offset()) * view.element_size()
 
     def _row(
         self, kind: int, op: str, nbytes: int, peer: int, lane: int, offset: int = -1, advance: bool = False

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from glasscluster.base.arrays import read_npz
 from glasscluster.base.errors import InputError, MessageLost
+from glasscluster.base.files import replacing
 from glasscluster.sim.recording.events import (
     BACKWARD,
     BEGIN,
@@ -36,6 +38,7 @@ from glasscluster.sim.recording.events import (
 )
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
 from glasscluster.sim.recording.order import csr, topological_order
+from glasscluster.sim.recording.sound import Unsound, check
 
 FORMAT = 4
 
@@ -149,19 +152,19 @@ class ExecutionGraph:
         recordings = sorted(recordings, key=lambda r: r["rank"])
         names = sorted({n for r in recordings for n in r["names"]})
         number = {n: i for i, n in enumerate(names)}
-        parts: dict[str, list[np.ndarray]] = {c: [] for c in COLUMNS}
+        pending: dict[str, list[np.ndarray]] = {c: [] for c in COLUMNS}
         sources, targets, offset = [], [], 0
         for r in recordings:
             table = r["table"]
             rename = np.array([number[n] for n in r["names"]] or [0], dtype=np.int64)
-            parts["rank"].append(np.full(len(table), r["rank"], dtype=np.int64))
+            pending["rank"].append(np.full(len(table), r["rank"], dtype=np.int64))
             for i, field in enumerate(FIELDS):
                 column = table[:, i]
-                parts[field].append(rename[column] if field in ("op", "label") and len(column) else column)
+                pending[field].append(rename[column] if field in ("op", "label") and len(column) else column)
             targets.append(np.repeat(np.arange(len(table)), r["dep_counts"]) + offset)
             sources.append(r["deps"] + offset)
             offset += len(table)
-        columns = {c: np.concatenate(v) if v else np.empty(0, np.int64) for c, v in parts.items()}
+        columns = {c: np.concatenate(v) if v else np.empty(0, np.int64) for c, v in pending.items()}
         none = [np.empty(0, np.int64)]
         source, target = np.concatenate(none + sources), np.concatenate(none + targets)
         unknown = sorted({name for r in recordings for name in r["unknown_flops"]})  # operators, counted as 0
@@ -445,14 +448,9 @@ class ExecutionGraph:
             "memory": beside,
         }
         arrays = {c: getattr(self, c) for c in COLUMNS} | memory
-        np.savez_compressed(
-            path,
-            meta=np.array(json.dumps(meta)),
-            dep_ptr=self.dep_ptr,
-            dep_idx=self.dep_idx,
-            match=self.match,
-            **arrays,
-        )
+        arrays |= {"dep_ptr": self.dep_ptr, "dep_idx": self.dep_idx, "match": self.match}
+        with replacing(path) as beside_it, beside_it.open("wb") as written:
+            np.savez_compressed(written, meta=np.array(json.dumps(meta)), **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> ExecutionGraph:
@@ -468,28 +466,29 @@ class ExecutionGraph:
             InputError: if the file cannot be read, is no graph, or has a format of another version.
         """
         try:
-            with np.load(path, allow_pickle=False) as data:
-                meta = json.loads(str(data["meta"]))
-                if meta["format"] != FORMAT:
-                    raise InputError(
-                        "graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}"
-                    )
-                columns = {c: data[c] for c in COLUMNS}
-                full = {
-                    "names": meta["names"],
-                    "ranks": meta["ranks"],
-                    "info": meta["info"],
-                    "groups": {
-                        int(r): {int(g): (a, m) for g, (a, m) in gs.items()}
-                        for r, gs in meta["groups"].items()
-                    },
-                    "memory": from_columns(data, meta["memory"]),
-                }
-                return cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
+            data = read_npz("graph", path)
+            meta = json.loads(str(data["meta"]))
+            if meta["format"] != FORMAT:
+                raise InputError(
+                    "graph", str(path), f"has format {meta['format']}, this version reads {FORMAT}"
+                )
+            columns = {c: data[c] for c in COLUMNS}
+            full = {
+                "names": meta["names"],
+                "ranks": meta["ranks"],
+                "info": meta["info"],
+                "groups": {
+                    int(r): {int(g): (a, m) for g, (a, m) in gs.items()} for r, gs in meta["groups"].items()
+                },
+                "memory": from_columns(data, meta["memory"]),
+            }
+            graph = cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
+            check(graph)
+            return graph
         except InputError:
             raise
-        except OSError as problem:
-            raise InputError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
+        except Unsound as problem:
+            raise InputError("graph", str(path), f"is not a recorded graph: {problem}") from None
         except Exception as problem:  # a damaged or foreign file fails in many ways inside numpy
             raise InputError(
                 "graph", str(path), f"is not a recorded graph ({type(problem).__name__})"
@@ -587,8 +586,8 @@ def distinct(keys: np.ndarray, bound: int) -> tuple[np.ndarray, np.ndarray]:
         The distinct keys, [k]; and for each key a position in them, [n].
     """
     if bound > 8 * len(keys) + 1_000_000:
-        found, place = np.unique(keys, return_inverse=True)
-        return found, place.reshape(-1)
+        ordered, place = np.unique(keys, return_inverse=True)
+        return ordered, place.reshape(-1)
     there = np.zeros(bound, dtype=bool)
     there[keys] = True
     return np.flatnonzero(there), (np.cumsum(there) - 1)[keys]

@@ -56,13 +56,13 @@ def largest(held: Iterable[tuple[str, str, int, str, int]], top: int) -> list[Re
     groups: dict[tuple[str, str, int, str], list[int]] = {}
     for category, phase, layer, name, nbytes in held:
         groups.setdefault((category, phase, layer, _NUMBERED.sub("bucket", name)), []).append(nbytes)
-    found = [
+    residents = [
         Resident(
             category, plain_operation(name), sum(sizes), len(sizes), layer, "" if phase == "other" else phase
         )
         for (category, phase, layer, name), sizes in groups.items()
     ]
-    return sorted(found, key=lambda r: (-r.bytes, r.category, r.called))[:top]
+    return sorted(residents, key=lambda r: (-r.bytes, r.category, r.called))[:top]
 
 
 _NUMBERED = re.compile(r"^bucket \d+")
@@ -108,11 +108,13 @@ def from_columns(columns: Mapping[str, np.ndarray], beside: Mapping[str, Any]) -
     """Undo `as_columns`."""
     memory = {}
     for rank, base in beside["base"].items():
-        found: dict[str, Any] = {t: columns[f"memory_{t}_{rank}"].reshape(w, -1).T for t, w in TABLES.items()}
+        tables: dict[str, Any] = {
+            t: columns[f"memory_{t}_{rank}"].reshape(w, -1).T for t, w in TABLES.items()
+        }
         numbers, names = columns[f"memory_named_{rank}"].reshape(2, -1).tolist()
         memory[int(rank)] = {
             "base": base,
-            **found,
+            **tables,
             "named": {n: beside["names"][i] for n, i in zip(numbers, names, strict=True)},
         }
     return memory

@@ -7,8 +7,8 @@ FLOPs are those of products of matrices. Who says how many, in this order:
     3. torch.utils.flop_counter     convolutions, fused attention on GPUs, and what a user registers there
     4. nobody                       counted as 0 and marked: the graph's info lists it under "unknown_flops"
 
-Bytes are those of all inputs and outputs, unless a formula says otherwise. An operator that torch itself puts
-together from others is not seen here: its parts are.
+Bytes are those of all inputs and outputs, unless a formula says otherwise. An operator that torch itself
+composes of others is not seen here, but the others are.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def rule_of(func: Any) -> OpRule:
     return rule
 
 
-composites: dict[Any, Callable[..., Any]] = {}  # operators that are not taken apart as torch does it
+composites: dict[Any, Callable[..., Any]] = {}  # operators that are not decomposed as torch does it
 
 
-def in_parts(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+def decomposed(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Run the operators that torch composes `func` of; NotImplemented if it is one of its own.
 
     Autograd does so before a recorder sees anything; under torch.inference_mode a recorder sees linear,

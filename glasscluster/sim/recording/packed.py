@@ -8,7 +8,6 @@ itself: its times, its downloads and its what-if come from what ran.
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from glasscluster.base.arrays import LARGEST_UNPACKED
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_json
 from glasscluster.sim.recording.events import COLUMNS, KINDS, LANES_PER_GROUP, PHASES, PURPOSES
 from glasscluster.sim.recording.graph import ExecutionGraph, rendezvous_edges
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
 from glasscluster.sim.recording.order import csr, topological_order
+from glasscluster.sim.recording.sound import Unsound, check
 
 FORMAT = "glasscluster.graph/3"
 WIDTHS = (np.int8, np.int16, np.int32, np.int64)
@@ -40,18 +42,21 @@ def pack(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     The data is one zlib stream in base64.
     """
-    listed, parts = [], []
+    listed, streams = [], []
     for name, values in columns.items():
         steps = _narrow(np.diff(np.asarray(values, dtype=np.int64), prepend=0))
         listed.append([name, steps.itemsize, len(steps)])
         # all lowest bytes first, then the next: runs of equal bytes are what deflate finds
-        parts.append(steps.view(np.uint8).reshape(-1, steps.itemsize).T.tobytes())
-    return {"columns": listed, "data": base64.b64encode(zlib.compress(b"".join(parts), 9)).decode()}
+        streams.append(steps.view(np.uint8).reshape(-1, steps.itemsize).T.tobytes())
+    return {"columns": listed, "data": base64.b64encode(zlib.compress(b"".join(streams), 9)).decode()}
 
 
 def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Undo `pack`: the columns by name."""
-    raw, at, columns = zlib.decompress(base64.b64decode(packed["data"])), 0, {}
+    stream = zlib.decompressobj()
+    raw, at, columns = stream.decompress(base64.b64decode(packed["data"]), LARGEST_UNPACKED), 0, {}
+    if stream.unconsumed_tail:
+        raise Unsound(f"it unpacks to more than {LARGEST_UNPACKED:,} bytes")
     for name, width, n in packed["columns"]:
         shuffled = np.frombuffer(raw, np.uint8, n * width, at).reshape(width, n)
         at += n * width
@@ -103,15 +108,19 @@ def pack_graph(graph: ExecutionGraph, rendezvous: bool = False) -> dict[str, Any
 def load_packed(path: str | Path) -> ExecutionGraph:
     """The graph of a `graph.json` that a report's download button wrote."""
     try:
-        packed = json.loads(Path(path).read_text())
+        packed = read_json("graph", path)
         if packed["format"] != FORMAT:
             raise InputError(
                 "graph", str(path), f"has format {packed['format']}, this version reads {FORMAT}"
             )
         columns = unpack(packed)
         n = len(columns["rank"])
+        if not ((columns["match"] >= -1) & (columns["match"] < n)).all():
+            raise Unsound("a receive's send is not there")
         target = np.repeat(np.arange(n), columns["dep_count"])
         source, match = target - columns["dep_back"], columns["match"]
+        if not ((source >= 0) & (source < n)).all():
+            raise Unsound("an event follows one that is not there")
         received = np.flatnonzero(match >= 0)
         order = topological_order(
             n, np.concatenate([source, match[received]]), np.concatenate([target, received]), np.arange(n)
@@ -130,11 +139,13 @@ def load_packed(path: str | Path) -> ExecutionGraph:
             "memory": from_columns(columns, packed["memory"]),
         }
         match = np.where(match[order] >= 0, place[match[order]], -1)
-        return ExecutionGraph({c: columns[c][order] for c in COLUMNS}, dep_ptr, dep_idx, match, meta)
+        graph = ExecutionGraph({c: columns[c][order] for c in COLUMNS}, dep_ptr, dep_idx, match, meta)
+        check(graph)
+        return graph
     except InputError:
         raise
-    except OSError as problem:
-        raise InputError("graph", str(path), f"cannot be read: {problem.strerror or problem}") from None
+    except Unsound as problem:
+        raise InputError("graph", str(path), f"is not a recorded graph: {problem}") from None
     except Exception as problem:  # a damaged or foreign file fails in many ways
         raise InputError(
             "graph", str(path), f"is not a report's graph.json ({type(problem).__name__})"

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glasscluster.base.errors import InputError
 from glasscluster.sim.recording.events import COMPUTE, FIELDS, PHASES, RECOMPUTE
 from glasscluster.sim.recording.memory import Ledger
-from glasscluster.sim.recording.operator_rules import in_parts, rule_of
+from glasscluster.sim.recording.operator_rules import decomposed, rule_of
 
 _ACCUMULATE = 1 << 62
+LARGEST_LABEL = (1 << 31) - 1  # of a layer or a micro-batch
 
 
 def tensors(args):
@@ -34,6 +36,15 @@ def tensors(args):
             yield a
         elif isinstance(a, (list, tuple)):
             yield from tensors(a)
+
+
+def _check_label(name: str, value: object) -> None:
+    """Refuse a layer or micro-batch that the graph has no room for, where it is given."""
+    if value is None:
+        return
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not -1 <= value <= LARGEST_LABEL:  # type: ignore[operator]
+        raise InputError(name, value, f"must be a whole number from -1 to {LARGEST_LABEL}")
 
 
 class Recorder:
@@ -107,6 +118,8 @@ class Recorder:
     def region(self, name: str | None = None, *, layer: int | None = None, micro_batch: int | None = None):
         """A context manager that labels what runs inside: a phase of `PHASES`, a layer, a micro-batch."""
         before = (self.phase, self.layer, self.micro_batch)
+        _check_label("layer", layer)
+        _check_label("micro_batch", micro_batch)
         if name is not None:
             self.phase = PHASES.index(name) if name in PHASES else 0
         self.layer = self.layer if layer is None else layer
@@ -277,11 +290,11 @@ class RecordingMode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if (
             torch.is_inference_mode_enabled()
-        ):  # here torch does not take its composite operators apart beforehand
+        ):  # here torch does not decompose its composite operators beforehand
             with self:
-                parts = in_parts(func, args, kwargs or {})
-            if parts is not NotImplemented:
-                return parts
+                result = decomposed(func, args, kwargs or {})
+            if result is not NotImplemented:
+                return result
         out = self.operate(func, args, kwargs or {}) if self.operate else func(*args, **(kwargs or {}))
         if not self.recorder.paused:
             self.recorder.operation(func, args, kwargs or {}, out)

@@ -1,1 +1,1 @@
-"""From a recording to seconds: costs, replay, the timeline and what can be asked of it. Reads a recording."""
+"""From a recording to seconds: costs, replay, and the timeline with everything that is computed from it."""

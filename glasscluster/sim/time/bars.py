@@ -1,4 +1,4 @@
-"""Bars: events joined into what a person sees of a timeline. Every picture of one is drawn from these.
+"""Bars: events joined into the rectangles of a timeline. Every figure of a timeline is drawn from them.
 
 The report page has its own copy, visualize/templates/bars.js, which the tests hold equal to this file.
 """
@@ -19,12 +19,12 @@ JOINED_S = 1e-12  # two computing events this close (seconds) have no gap betwee
 
 
 def blocks(timeline: Timeline) -> list[dict[str, Any]]:
-    """Compute events joined: one block for each (phase, micro-batch) without a gap inside, by
+    """Join compute events into blocks: one for each (phase, micro-batch) without a gap inside, in order of
     rank and time.
     """
     graph, start, end = timeline.graph, timeline.start, timeline.end
     on_path = set(timeline.critical_path)
-    found: list[dict[str, Any]] = []
+    bars: list[dict[str, Any]] = []
     for rank in range(graph.ranks):
         current: dict[str, Any] | None = None
         for row in compute_rows(graph, rank).tolist():
@@ -47,23 +47,23 @@ def blocks(timeline: Timeline) -> list[dict[str, Any]]:
                     "flops": int(graph.flops[row]),
                     "critical": False,
                 }
-                found.append(current)
+                bars.append(current)
             current["critical"] |= row in on_path
-    return found
+    return bars
 
 
 def communications(timeline: Timeline) -> list[dict[str, Any]]:
-    """Whole collectives, messages between two ranks, and what the host did.
+    """Return whole collectives, messages between two ranks, and the host's work.
 
     Each says when it was launched and when it began, which is when every rank that takes part had come to it.
     """
     graph, end = timeline.graph, timeline.end
     on_path = set(timeline.critical_path)
     whole = (graph.kind == COLLECTIVE) | ((graph.kind == SEND) & (graph.sequence < 0)) | (graph.kind == HOST)
-    steps = [row for row in on_path if graph.sequence[row] >= 0]  # of collectives
+    steps = [row for row in on_path if graph.sequence[row] >= 0]  # events inside collectives
     path_works = {(int(graph.rank[row]), int(graph.group[row]), int(graph.sequence[row])) for row in steps}
     last_end: dict[tuple[int, int], float] = {}  # collectives of one communicator run one after the other
-    found = []
+    bars = []
     for row in np.flatnonzero(whole).tolist():
         rank, group, sequence = int(graph.rank[row]), int(graph.group[row]), int(graph.sequence[row])
         launched = begun = float(timeline.start[row])
@@ -71,7 +71,7 @@ def communications(timeline: Timeline) -> list[dict[str, Any]]:
             launched = float(timeline.start[timeline.launch(row)])
             begun = max(timeline.under_way(row), last_end.get((rank, group), 0.0))
             last_end[rank, group] = float(end[row])
-        found.append(
+        bars.append(
             {
                 "rank": rank,
                 "row": row,
@@ -88,4 +88,4 @@ def communications(timeline: Timeline) -> list[dict[str, Any]]:
                 "critical": row in on_path or (sequence >= 0 and (rank, group, sequence) in path_works),
             }
         )
-    return found
+    return bars

@@ -1,4 +1,4 @@
-"""Seconds for an operation on a GPU and for a message on a wire: roofline plus α–β.
+"""How many seconds an operation takes on a GPU (roofline) and a message on a wire (α–β).
 
     operation   launch + max(FLOPs / peak, bytes / memory bandwidth)
     message     overhead + bytes / bandwidth on the sender's port, then latency in flight
@@ -107,11 +107,12 @@ def costs(
     return Costs(duration, latency, speedup)
 
 
-FP8_KERNELS = ("mm", "addmm")  # what runs in fp8; all else stays in bf16, as in NVIDIA's Transformer Engine
+# operations that run in fp8; all others run in bf16, as in NVIDIA's Transformer Engine
+FP8_KERNELS = ("mm", "addmm")
 
 
 def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str, compute: np.ndarray) -> np.ndarray:
-    """FLOP/s that each computing event may reach.
+    """Return the peak FLOP/s for each computing event.
 
     fp8 is a cost only: casts and their scales are not counted.
     """
@@ -124,13 +125,15 @@ def _peaks(graph: ExecutionGraph, hw: Hardware, precision: str, compute: np.ndar
 
 
 def kinds_of_work(graph: ExecutionGraph) -> list[str]:
-    """The names that `faster` may have for a graph: phases that it computed, axes that it communicated on."""
+    """Return the names that `faster` accepts for a graph: its phases of compute and the axes it communicates
+    on.
+    """
     phases = [PHASES[p] for p in np.unique(graph.phase[graph.kind == COMPUTE])]
     return phases + sorted(set(graph.axis[graph.kind != COMPUTE].tolist()) - {""})
 
 
 def of_kind(graph: ExecutionGraph, kind: str) -> np.ndarray:
-    """A mask of the events of one kind of work."""
+    """Return a mask of the events of one kind of work."""
     known = kinds_of_work(graph)
     if kind not in known:
         raise InputError("faster", kind, "this run did no such work", known)
@@ -140,7 +143,7 @@ def of_kind(graph: ExecutionGraph, kind: str) -> np.ndarray:
 
 
 def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[Link, np.ndarray]]:
-    """Each kind of wire, and a mask of the messages that go over it."""
+    """Yield each kind of wire with a mask of the messages that go over it."""
     if hw.topology is None:
         inside = src // hw.node_size == dst // hw.node_size
         yield from ((hw.intra, inside), (hw.inter, ~inside))
@@ -157,7 +160,7 @@ def _by_wire(hw: Hardware, src: np.ndarray, dst: np.ndarray) -> Iterator[tuple[L
 
 
 def native_cost(graph: ExecutionGraph, row: int, hw: Hardware) -> tuple[float, float]:
-    """The seconds of a collective that a library ran: those of latency, and those of moving bytes.
+    """Return the seconds of a collective that a library ran, in two addends: latency, and moving bytes.
 
     On NVIDIA GPUs it is what NCCL would choose; its figures are for the links as built, so the result is
     scaled as `Hardware.scaled` scaled them. On other hardware it is a ring in rank order, each step as long

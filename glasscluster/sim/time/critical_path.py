@@ -1,4 +1,5 @@
-"""The critical path: the events that hand the makespan on to each other, from first start to last end.
+"""The critical path: a chain of events, each of which had to wait for the one before, and which
+together span the makespan.
 
 The report page has a copy, visualize/templates/critical_path.js, which the tests hold equal to this file.
 """
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def latest(timeline: Timeline, rows: np.ndarray) -> int:
-    """The row of these that ends last, of several the first in canonical order; -1 of none."""
+    """Return the row among these that ends last (the first of several in canonical order), or -1 if there is
+    none.
+    """
     if not len(rows):
         return -1
     ends = timeline.end[rows]

@@ -100,7 +100,7 @@ class Hardware:
         intra: the link between two GPUs of a node.
         inter: the link between two GPUs of different nodes, its bandwidth that of one GPU.
         node_size: GPUs in a node.
-        note: for people.
+        note: a remark for readers.
         nics: network ports of a node, each shared by node_size / nics GPUs; 0: one a GPU.
         cpu: intel or amd; NCCL's constants of the network differ.
         host: each GPU's share of its node's host.
@@ -129,7 +129,8 @@ class Hardware:
     host: HostShare = CLASSROOM_HOST
     # in place of `intra` and `inter`: a network of its own
     topology: Topology | None = field(default=None, compare=False)
-    bandwidth_scale: float = 1.0  # what `scaled` made of the links, for a library's own figures (nccl.py)
+    # by which factors `scaled` changed the links; needed for a library's own figures (nccl/)
+    bandwidth_scale: float = 1.0
     latency_scale: float = 1.0
 
     def link(self, src: int, dst: int) -> Link:
@@ -149,7 +150,7 @@ class Hardware:
         return self.intra if src // self.node_size == dst // self.node_size else self.inter
 
     def scaled(self, *, bandwidth: float = 1.0, latency: float = 1.0, flops: float = 1.0) -> Hardware:
-        """The same cluster with faster or slower parts.
+        """The same cluster with faster or slower links and GPUs.
 
         Args:
             bandwidth: factor on the bandwidth of every link.
@@ -321,7 +322,9 @@ def _pcie(generation: int, gbps: float) -> Link:
 def _host(
     generation: int, gpus: int, memory_gb: float, channels: int, mega_transfers: int, cpus: str
 ) -> HostShare:
-    """A GPU's own PCIe x16, and its share of memory: channels of all sockets x transfers x 8 bytes."""
+    """Make a GPU's share of the host: its own PCIe x16 link, and its share of the memory, whose bandwidth is
+    channels of all sockets x transfers/s x 8 bytes.
+    """
     rate = {3: 16, 4: 31, 5: 63}[generation] * GB
     link = Link(
         f"PCIe {generation} x16 to the host", rate, 5.7 * US, 0.0, f"{_ML_ENG}; {_NCCL} over PCI 5.7 us"
@@ -345,7 +348,7 @@ _CLASS_LINK = Link(
     "classroom link", 10 * GB, 8 * US, 2 * US, "invented: 10 GB/s, 10 us = 2 us on the port + 8 us in flight"
 )
 
-MACHINES = Path(__file__).parent / "machines"  # profiles that stand here are in the catalogue, too
+MACHINES = Path(__file__).parent / "machines"  # profiles in this folder belong to the catalogue, too
 CATALOGUE: dict[str, Hardware] = {
     h.name: h
     for h in (
@@ -428,14 +431,14 @@ def hardware(name: str | Hardware) -> Hardware:
 
 def _read_profile(path: Path) -> Hardware:
     fields = profile.read(path)
-    parts: dict[str, Any] = {wire: Link(**fields[wire]) for wire in ("intra", "inter")}
-    parts["gpu"] = GPU(**fields["gpu"])
+    built: dict[str, Any] = {wire: Link(**fields[wire]) for wire in ("intra", "inter")}
+    built["gpu"] = GPU(**fields["gpu"])
     host = fields.pop("host", None)
     if host is not None:
-        parts["host"] = HostShare(**host | {"link": Link(**host["link"])})
+        built["host"] = HostShare(**host | {"link": Link(**host["link"])})
     if fields.get("topology") is not None:
-        parts["topology"] = from_data(fields["topology"], name=path.stem)
-    return Hardware(**fields | parts)
+        built["topology"] = from_data(fields["topology"], name=path.stem)
+    return Hardware(**fields | built)
 
 
 CATALOGUE.update((machine.name, machine) for machine in map(_read_profile, sorted(MACHINES.glob("*.json"))))

@@ -1,7 +1,7 @@
 """Idle time: every gap in a rank's compute lane, what it waited for, and where a rank's seconds went.
 
     compute lane    | forward |....gap....| backward |      a gap ends when what it waited for has ended
-    message                     begun ==== arrived          `comm`: how long that was under way in the gap
+    message                     begun ==== arrived          `comm`: how much of the gap it was under way
 
 The report page has a copy of `gaps` and `exposed_comm`, visualize/templates/idle.js, which the tests hold
 equal to this file.
@@ -45,58 +45,58 @@ class Gap:
 
     @property
     def length(self) -> float:
-        """Its seconds."""
+        """The gap's length in seconds."""
         return self.end - self.start
 
 
 # ---- gaps --------------------------------------------------------------------------------------------------
 def gaps(timeline: Timeline, rank: int) -> list[Gap]:
-    """The gaps of a rank's compute lane, from 0 to the makespan, in order of time and with their causes."""
+    """Return the gaps of a rank's compute lane, from 0 to the makespan, in order of time and with their
+    causes.
+    """
     graph, start, end = timeline.graph, timeline.start, timeline.end
-    found: list[Gap] = []
+    idle: list[Gap] = []
     clock = 0.0
     for number, row in enumerate(compute_rows(graph, rank).tolist()):
         if start[row] > clock:
             awaited = _blocker(timeline, row)
-            found += _waits(timeline, rank, clock, float(start[row]), awaited, first=number == 0)
+            idle += _waits(timeline, rank, clock, float(start[row]), awaited, first=number == 0)
         clock = float(end[row])
     if timeline.makespan > clock:
         own = np.flatnonzero((graph.rank == rank) & (graph.kind != COMPUTE) & (end > clock))
         if len(own):
             last = latest(timeline, own)
-            found.append(_gap(timeline, rank, clock, float(end[last]), last))
+            idle.append(_gap(timeline, rank, clock, float(end[last]), last))
             clock = float(end[last])
         if timeline.makespan > clock:
-            found.append(Gap(rank, clock, timeline.makespan, "drain", "", 0.0, -1))
-    return found
+            idle.append(Gap(rank, clock, timeline.makespan, "drain", "", 0.0, -1))
+    return idle
 
 
 def _blocker(timeline: Timeline, row: int) -> int:
-    """The communication event whose end let `row` start: the latest of those it depends on; -1
-    without one.
-    """
+    """Return the communication event whose end let `row` start: the latest of those it depends on, or -1."""
     deps = timeline.dependencies(row)
     return latest(timeline, deps[~np.isin(timeline.graph.kind[deps], (COMPUTE, BEGIN))])
 
 
 def _waits(timeline: Timeline, rank: int, start: float, end: float, row: int, first: bool) -> list[Gap]:
-    """Cut one idle time into gaps, at the moment when the event that ended it was launched.
+    """Cut an idle interval into gaps at the moment at which the event that ended it was launched.
 
     Before that moment the lane waited for something else.
     """
-    found: list[Gap] = []
+    cuts: list[Gap] = []
     while row >= 0 and timeline.graph.kind[row] == COLLECTIVE:
         launch = timeline.launch(row)
         launched = float(timeline.start[launch])
         if launched <= start:
             break
-        found.append(_gap(timeline, rank, launched, end, row))
+        cuts.append(_gap(timeline, rank, launched, end, row))
         end, row = launched, _blocker(timeline, launch)
-    return [*found, _gap(timeline, rank, start, end, row, first)][::-1]
+    return [*cuts, _gap(timeline, rank, start, end, row, first)][::-1]
 
 
 def _gap(timeline: Timeline, rank: int, start: float, end: float, row: int, first: bool = False) -> Gap:
-    """The gap that ended when `row` did. `first`: nothing was computed before it."""
+    """Return the gap that ended with `row`. `first`: whether nothing was computed before it."""
     if row < 0:
         return Gap(rank, start, end, "warm-up" if first else "dependency", "", 0.0, -1)
     comm = max(0.0, min(end, float(timeline.end[row])) - max(start, timeline.under_way(row)))
@@ -107,7 +107,9 @@ def _gap(timeline: Timeline, rank: int, start: float, end: float, row: int, firs
 
 # ---- sums over gaps ----------------------------------------------------------------------------------------
 def exposed_comm(timeline: Timeline) -> list[float]:
-    """For each rank, the seconds for which its compute lane was idle and the awaited message on the wire."""
+    """Return, for each rank, the seconds for which its compute lane was idle with the awaited message on the
+    wire.
+    """
     exposed = [0.0] * timeline.graph.ranks
     for gap in timeline.all_gaps:
         exposed[gap.rank] += gap.comm
@@ -115,20 +117,20 @@ def exposed_comm(timeline: Timeline) -> list[float]:
 
 
 def idle_causes(timeline: Timeline) -> list[dict[str, float]]:
-    """For each rank, idle seconds by cause; while the awaited message is on the wire the cause is
+    """Return the idle seconds of each rank by cause. While the awaited message is on the wire the cause is
     `communication`.
     """
-    found = [dict.fromkeys(IDLE_CAUSES, 0.0) for _ in range(timeline.graph.ranks)]
+    seconds = [dict.fromkeys(IDLE_CAUSES, 0.0) for _ in range(timeline.graph.ranks)]
     for gap in timeline.all_gaps:
         rest = "dependency" if gap.cause == "communication" else gap.cause
-        found[gap.rank]["communication"] += gap.comm
-        found[gap.rank][rest] += gap.length - gap.comm
-    return found
+        seconds[gap.rank]["communication"] += gap.comm
+        seconds[gap.rank][rest] += gap.length - gap.comm
+    return seconds
 
 
 def breakdown(timeline: Timeline, rank: int) -> dict[str, float]:
-    """A rank's seconds by what they went to: compute, waits by axis, other waits, optimizer; they add up to
-    the makespan.
+    """Divide a rank's makespan into seconds of compute, of waiting for each axis, of other waiting, and of
+    the optimizer.
     """
     rows = compute_rows(timeline.graph, rank)
     spent = timeline.end[rows] - timeline.start[rows]
@@ -145,7 +147,7 @@ def breakdown(timeline: Timeline, rank: int) -> dict[str, float]:
 
 
 def split(timeline: Timeline) -> list[dict[str, float]]:
-    """For each rank, its makespan in parts that add up to it, in seconds.
+    """Divide each rank's makespan into five kinds of seconds that add up to it.
 
     `alone` and `overlapped` are forward, backward and other compute while nothing, or something, is
     communicated; `exposed` is waiting while the awaited message is on the wire; `bubble` is all other
@@ -155,7 +157,7 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
     moving: list[list[tuple[float, float]]] = [[] for _ in range(graph.ranks)]
     for work in timeline.communications():
         moving[work["rank"]].append((work["start"], work["end"]))
-    found = []
+    seconds = []
     for rank in range(graph.ranks):
         rows = compute_rows(graph, rank)
         start, end = timeline.start[rows], timeline.end[rows]
@@ -164,7 +166,7 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
         idle = timeline.gaps(rank)
         exposed = sum(gap.comm for gap in idle)
         covered = _covered(start[~optimizer], end[~optimizer], moving[rank])
-        found.append(
+        seconds.append(
             {
                 "alone": float(spent[~optimizer].sum()) - covered,
                 "overlapped": covered,
@@ -173,11 +175,11 @@ def split(timeline: Timeline) -> list[dict[str, float]]:
                 "bubble": sum(gap.length for gap in idle) - exposed,
             }
         )
-    return found
+    return seconds
 
 
 def _covered(start: np.ndarray, end: np.ndarray, spans: list[tuple[float, float]]) -> float:
-    """Seconds of the intervals [start, end) that lie inside the union of `spans`."""
+    """Return for how many seconds the intervals [start, end) lie inside the union of `spans`."""
     if not len(start) or not spans:
         return 0.0
     joined: list[list[float]] = []
@@ -190,7 +192,7 @@ def _covered(start: np.ndarray, end: np.ndarray, spans: list[tuple[float, float]
     total = np.concatenate([[0.0], np.cumsum(edges[:, 1] - edges[:, 0])])
 
     def until(t: np.ndarray) -> np.ndarray:
-        """Covered seconds before t."""
+        """Return the covered seconds before t."""
         at = np.searchsorted(edges[:, 0], t, side="right")
         over = np.where(at > 0, np.maximum(0.0, edges[np.maximum(at - 1, 0), 1] - t), 0.0)
         return total[at] - over

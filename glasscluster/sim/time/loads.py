@@ -1,8 +1,8 @@
 """What the links carried: bytes and utilisation of every link, over the whole run or over slices of time.
 
-From the history of rates where messages shared links; elsewhere each message is taken to move evenly from the
-moment its overhead is over until its lane is free (so a link may be asked for more than it has: utilisation
-above 1 says so).
+After a replay with contention this follows from the history of rates. Otherwise each message is taken to move
+evenly from the end of its overhead until its lane is free; then a link may carry more than its bandwidth
+allows, which shows as a utilisation above 1.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Flows:
-    """Times at which a message moved at one rate: on `segment` (see Routes), from `start` to `end`, at `rate`
-    bytes/s.
+    """Intervals in which a message moved at one rate: on `segment` (see Routes), from `start` to `end`, at
+    `rate` bytes/s.
     """
 
     message: np.ndarray
@@ -37,20 +37,20 @@ class Flows:
 
 
 def network_of(timeline: Timeline) -> Topology:
-    """The topology that a timeline's messages moved over: the hardware's own, or its nodes and
-    network ports.
+    """Return the topology that a timeline's messages moved over: the hardware's own, or one made of its nodes
+    and network ports.
     """
     return timeline.hardware.topology or of_hardware(timeline.hardware, timeline.graph.ranks)
 
 
 def flows_of(timeline: Timeline) -> Flows:
-    """The times at which every message moved, with its rates."""
+    """Return the intervals in which every message moved, with its rates."""
     shared = timeline.shared
     if shared is not None:
         history = shared.history
         by_message = np.lexsort((np.arange(len(history.time)), history.segment, history.message))
         time, message, segment, rate = (column[by_message] for column in history)
-        # each lasts until the next entry of the same message and segment, of which the last has rate 0
+        # each entry lasts until the next one of the same message and segment; the last one has rate 0
         at = np.flatnonzero(rate > 0)
         return Flows(message[at], segment[at], time[at], time[at + 1], rate[at], shared.routes)
     graph, routes = timeline.graph, routes_of(timeline.graph, network_of(timeline))
@@ -66,14 +66,14 @@ def flows_of(timeline: Timeline) -> Flows:
 
 
 def carried_bytes(timeline: Timeline) -> np.ndarray:
-    """The bytes that each link of `network_of(timeline)` carried: rates times seconds, summed."""
+    """Return the bytes that each link of `network_of(timeline)` carried: the sum of rates times seconds."""
     flows, network = flows_of(timeline), network_of(timeline)
     return _onto_links(flows, flows.rate * (flows.end - flows.start), len(network.links))
 
 
 def routed_bytes(graph: ExecutionGraph, topology: Topology) -> np.ndarray:
-    """The bytes that each link carried, by the routes alone: each message counts on every link of
-    its route.
+    """Return the bytes that each link carried according to the routes alone: each message counts on every
+    link of its route.
     """
     routes, total = routes_of(graph, topology), np.zeros(len(topology.links))
     each = np.bincount(routes.of_message, graph.bytes[graph.kind == SEND], minlength=len(routes.overhead))
@@ -84,15 +84,15 @@ def routed_bytes(graph: ExecutionGraph, topology: Topology) -> np.ndarray:
 
 
 def utilisation(timeline: Timeline, edges: np.ndarray) -> np.ndarray:
-    """The share of each link's bandwidth that was used between neighbouring `edges` (seconds): [slices,
-    links].
+    """Return the share of each link's bandwidth that was used between neighbouring `edges` (seconds),
+    [slices, links].
     """
     flows, network = flows_of(timeline), network_of(timeline)
-    found = np.zeros((len(edges) - 1, len(network.links)))
+    used = np.zeros((len(edges) - 1, len(network.links)))
     for i, (a, b) in enumerate(pairwise(edges)):
         inside = np.clip(flows.end, a, b) - np.clip(flows.start, a, b)
-        found[i] = _onto_links(flows, flows.rate * inside, len(network.links)) / (network.bandwidth * (b - a))
-    return found
+        used[i] = _onto_links(flows, flows.rate * inside, len(network.links)) / (network.bandwidth * (b - a))
+    return used
 
 
 def _onto_links(flows: Flows, amount: np.ndarray, links: int) -> np.ndarray:

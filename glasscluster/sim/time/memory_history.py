@@ -1,12 +1,12 @@
-"""What lived when: a rank's step as its memory ledger saw it, in program order and, after replay, over
-virtual time.
+"""Which memory was in use when: a rank's step as its memory ledger recorded it, in program order and, after a
+replay, over virtual time.
 
     program     op 0 · op 1 · wait a · op 2 ...            the ledger's clock counts these
     log         (clock, category, change in bytes, number of the storage)
 
-A change happens when everything that the program had done or waited for by then is over: what an operation
-makes lives from its start, what is let go after a wait is free once what was waited for has ended, and a
-message's buffer lives from its launch, whichever stream is busy meanwhile.
+A change takes place when everything that the program had done or waited for by then is over. So the output of
+an operation lives from the operation's start, memory that is freed after a wait is free when the awaited
+event has ended, and a message's buffer lives from the message's launch, whatever other streams are doing.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class MemoryHistory:
             yield live
 
     def residents(self, at: int | None = None, top: int = 5) -> list[Resident]:
-        """What held most bytes after `at` changes (None: at the peak); storages of one name together."""
+        """Return what held most bytes after `at` changes (None: at the peak). Storages of one name count
+        together.
+        """
         at = self.peak_at if at is None else at
         live = next(state for number, state in enumerate(self.walk()) if number == at)
         return self._largest(live, top)
@@ -131,17 +133,17 @@ class MemoryHistory:
 
         Of several changes at one moment it keeps the fullest, then the last.
         """
-        when, keep = self.moments(timeline), []
-        for part in np.split(np.arange(len(when)), np.flatnonzero(np.diff(when)) + 1):
-            keep += sorted({int(part[np.argmax(self.total[part])]), int(part[-1])})
-        if when[-1] < timeline.makespan:  # what is left lives on
-            when, keep = np.append(when, timeline.makespan), [*keep, len(when)]
+        when, chosen = self.moments(timeline), []
+        for together in np.split(np.arange(len(when)), np.flatnonzero(np.diff(when)) + 1):
+            chosen += sorted({int(together[np.argmax(self.total[together])]), int(together[-1])})
+        if when[-1] < timeline.makespan:  # what is left stays alive until the end
+            when, chosen = np.append(when, timeline.makespan), [*chosen, len(when)]
             levels, at = (
                 np.append(self.levels, self.levels[-1:], axis=0),
                 np.append(np.arange(len(when) - 1), len(when) - 2),
             )
-            return MemoryCurve(self, when[keep], levels[keep], at[keep])
-        return MemoryCurve(self, when[keep], self.levels[keep], np.array(keep))
+            return MemoryCurve(self, when[chosen], levels[chosen], at[chosen])
+        return MemoryCurve(self, when[chosen], self.levels[chosen], np.array(chosen))
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,14 @@ class MemoryCurve:
     levels: np.ndarray
     at: np.ndarray
 
-    def __getitem__(self, keep: np.ndarray) -> MemoryCurve:
+    def __getitem__(self, chosen: np.ndarray) -> MemoryCurve:
         """The curve at some of its moments."""
-        return MemoryCurve(self.history, self.times[keep], self.levels[keep], self.at[keep])
+        return MemoryCurve(self.history, self.times[chosen], self.levels[chosen], self.at[chosen])
 
     def residents(self, top: int = 5) -> list[list[Resident]]:
-        """What held most bytes at each moment."""
-        wanted, found = set(self.at.tolist()), {}
+        """Return what held most bytes at each moment."""
+        wanted, residents = set(self.at.tolist()), {}
         for number, live in enumerate(self.history.walk()):
             if number in wanted:
-                found[number] = self.history._largest(live, top)
-        return [found[number] for number in self.at.tolist()]
+                residents[number] = self.history._largest(live, top)
+        return [residents[number] for number in self.at.tolist()]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_json, write_text
 
 Positive = Annotated[float, Field(gt=0)]  # infinite is allowed: a rate that costs nothing
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -78,7 +79,7 @@ def write(fields: dict[str, Any], path: str | Path) -> None:
     text = json.dumps(fields, indent=1, allow_nan=True)
     # either a string, which stays as it is, or an infinite number
     text = re.sub(r'("(?:[^"\\]|\\.)*")|Infinity', lambda match: match[1] or "1e999", text)
-    Path(path).write_text(text + "\n")
+    write_text(path, text + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def read(path: Path) -> dict[str, Any]:
             unknown.
     """
     try:
-        raw = json.loads(path.read_text())
+        raw = read_json("hardware", path)
         if not isinstance(raw, dict):
             raise InputError("hardware", str(path), "not a hardware profile: must be a JSON object")
         return MachineProfile(**raw).model_dump(exclude_unset=True)
@@ -99,8 +100,6 @@ def read(path: Path) -> dict[str, Any]:
         raise _named(problem, path) from None
     except InputError:
         raise
-    except OSError as problem:
-        raise InputError("hardware", str(path), f"cannot be read: {problem.strerror}") from None
     except (ValueError, TypeError) as problem:
         raise InputError("hardware", str(path), f"not a hardware profile: {problem}") from None
 
@@ -125,9 +124,9 @@ def _named(problem: ValidationError, path: Path) -> InputError:
 
 def _part(where: tuple[int | str, ...]) -> type[BaseModel]:
     """The model that stands at a place of the profile."""
-    part: type[BaseModel] = MachineProfile
+    model: type[BaseModel] = MachineProfile
     for name in where:
-        annotation = part.model_fields[str(name)].annotation
-        parts = [annotation, *get_args(annotation)]
-        part = next(p for p in parts if isinstance(p, type) and issubclass(p, BaseModel))
-    return part
+        annotation = model.model_fields[str(name)].annotation
+        types = [annotation, *get_args(annotation)]
+        model = next(p for p in types if isinstance(p, type) and issubclass(p, BaseModel))
+    return model

@@ -1,4 +1,4 @@
-"""The timeline: when everything happened, and questions of it.
+"""The timeline: when everything happened, and what follows from it.
 
 A predicted and a measured timeline are the same type: a graph with a start and an end for every event.
 Bubble, exposed communication, idle causes, the critical path and MFU are all computed from these arrays,
@@ -105,7 +105,19 @@ class Timeline:
         return float(self.end.max(initial=0.0))
 
     def last_rank(self) -> int:
-        """The rank that finishes last; the lowest of several."""
+        """Find the rank that finishes last.
+
+        Returns:
+            Its number; the lowest of several that finish at the same time.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def program(gpu):
+            ...     torch.ones(1000, 100 * (1 + gpu.rank)).sum()
+            >>> Cluster("classroom", gpus=3).run(program).timeline.last_rank()
+            2
+        """
         if not len(self.graph):
             return 0
         ends = np.zeros(self.graph.ranks)
@@ -121,6 +133,14 @@ class Timeline:
 
         Returns:
             Row numbers.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> timeline.dependencies(4).tolist()  # rank 0's product follows its second matrix
+            [2]
         """
         return self.dep_idx[self.dep_ptr[row] : self.dep_ptr[row + 1]]
 
@@ -133,13 +153,26 @@ class Timeline:
         return dict(zip(keys, rows.tolist(), strict=True))
 
     def launch(self, row: int) -> int:
-        """The launch of a collective.
+        """Find the launch of a collective.
 
         Args:
             row: an event that is a whole collective.
 
         Returns:
             The row with which its rank launched it.
+
+        Raises:
+            KeyError: if the row belongs to no collective.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> row = timeline.communications()[0]["row"]
+            >>> names, launch = timeline.graph.names, timeline.launch(row)
+            >>> names[timeline.graph.op[row]], round(1e6 * timeline.start[launch])
+            ('all_reduce/ring', 2080)
         """
         g = self.graph
         return self._launches[int(g.rank[row]), int(g.group[row]), int(g.sequence[row])]
@@ -152,6 +185,15 @@ class Timeline:
 
         Returns:
             Seconds; 0 for the host, which is waited for whether its link or its CPU is busy.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> row = timeline.communications()[0]["row"]
+            >>> round(1e6 * timeline.under_way(row)), round(1e6 * timeline.end[row])  # microseconds
+            (2080, 2500)
         """
         g = self.graph
         if g.kind[row] == RECV:
@@ -184,9 +226,21 @@ class Timeline:
         return float(self.start[rows].min()), float(self.end[rows].max())
 
     def useful(self) -> np.ndarray:
-        """Seconds of forward and backward compute of each rank; [ranks]."""
+        """Add up the seconds of forward and backward compute.
+
+        Returns:
+            Seconds of each rank, [ranks]; of all compute when nothing is labelled forward or backward.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> [round(1e6 * s) for s in timeline.useful()]  # microseconds
+            [2080, 2080]
+        """
         rows, spent = self._useful, np.zeros(self.graph.ranks)
-        # in event order, exactly: a sum of equal pieces must not depend on how numpy pairs them
+        # in event order, exactly: a sum of equal terms must not depend on how numpy pairs them
         np.add.at(spent, self.graph.rank[rows], (self.end - self.start)[rows])
         return spent
 
@@ -198,6 +252,14 @@ class Timeline:
 
         Returns:
             From (phase, micro-batch) to seconds.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> {key: round(1e6 * s) for key, s in timeline.phase_seconds(0).items()}  # microseconds
+            {('other', -1): 2080}
         """
         spent: dict[tuple[str, int], float] = {}
         for row in compute_rows(self.graph, rank).tolist():
@@ -212,6 +274,16 @@ class Timeline:
             `bubble_fraction`: idle time over ranks × window. `bubble_over_ideal`: idle time over useful time.
             `stage_span_bubble_fraction`: of the rank with the longest span from its first to its last useful
                 event, idle time over span.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> def step(gpu):
+            ...     with gpu.region("forward", micro_batch=0):
+            ...         return torch.ones(1000 * (1 + gpu.rank), 1000).sum().item()
+            >>> bubble = Cluster("classroom", gpus=2).run(step).timeline.bubble()
+            >>> {name: round(fraction, 3) for name, fraction in bubble.items()}
+            {'bubble_fraction': 0.25, 'bubble_over_ideal': 0.333, 'stage_span_bubble_fraction': 0.0}
         """
         first, last = self.window
         useful, span = self.useful(), last - first
@@ -237,6 +309,14 @@ class Timeline:
 
         Returns:
             Gaps in order of time, each with its cause (see idle.py).
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> [(gap.cause, round(1e6 * gap.length)) for gap in timeline.gaps(0)]  # microseconds
+            [('communication', 420)]
         """
         return idle.gaps(self, rank)
 
@@ -246,8 +326,19 @@ class Timeline:
         return [g for rank in range(self.graph.ranks) for g in self.gaps(rank)]
 
     def exposed_comm(self) -> list[float]:
-        """Seconds for which each rank's compute lane was idle while the awaited message was on the wire;
-        [ranks].
+        """Find how long each rank waited for messages on the wire.
+
+        Returns:
+            For each rank, the seconds for which its compute lane was idle while the awaited message was on the
+            wire.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> [round(1e6 * s) for s in timeline.exposed_comm()]  # microseconds
+            [420, 420]
         """
         return idle.exposed_comm(self)
 
@@ -259,18 +350,47 @@ class Timeline:
 
         Returns:
             From a cause to seconds; they add up to the makespan.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> {cause: round(1e6 * s) for cause, s in timeline.breakdown(0).items() if s}  # microseconds
+            {'compute': 2080, 'exposed_world': 420}
         """
         return idle.breakdown(self, self.last_rank() if rank is None else rank)
 
     def split(self) -> list[dict[str, float]]:
-        """For each rank, the makespan as seconds alone, overlapped, optimizer, exposed and bubble: see
-        idle.split.
+        """Divide each rank's makespan into five kinds of seconds.
+
+        Returns:
+            For each rank, seconds by `alone`, `overlapped`, `optimizer`, `exposed` and `bubble`, which add up to
+            the makespan (see idle.split).
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> {name: round(1e6 * s) for name, s in timeline.split()[0].items()}  # microseconds
+            {'alone': 2080, 'overlapped': 0, 'optimizer': 0, 'exposed': 420, 'bubble': 0}
         """
         return idle.split(self)
 
     def idle_causes(self) -> list[dict[str, float]]:
-        """For each rank, idle seconds by cause; those with the awaited message on the wire are
-        `communication`.
+        """Divide each rank's idle time by cause.
+
+        Returns:
+            For each rank, idle seconds by cause; those with the awaited message on the wire are `communication`.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> {cause: round(1e6 * s) for cause, s in timeline.idle_causes()[0].items()}  # microseconds
+            {'communication': 420, 'dependency': 0, 'warm-up': 0, 'drain': 0}
         """
         return idle.idle_causes(self)
 
@@ -289,6 +409,17 @@ class Timeline:
 
         Returns:
             A fraction of the peak at the timeline's precision.
+
+        Raises:
+            InputError: if no peak of the GPU is known at this precision.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> round(timeline.mfu(2 * 2 * 1000**3), 3)  # two ranks, 2·1000³ FLOPs each
+            0.8
         """
         if not self.makespan:
             return 0.0
@@ -302,6 +433,15 @@ class Timeline:
 
         Returns:
             Values by the names of docs/contract.md; seconds and fractions.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> summary = timeline.summary()
+            >>> round(1e6 * summary["makespan_s"]), round(1e6 * summary["exposed_comm_s"])  # microseconds
+            (2500, 420)
         """
         exposed = self.exposed_comm()
         return {
@@ -323,17 +463,51 @@ class Timeline:
 
         Returns:
             A MemoryCurve: bytes by category at every change, and what held them.
+
+        Raises:
+            KeyError: if the rank is not in the recording.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> curve = timeline.memory(0)
+            >>> [(round(1e6 * s), int(b) // 10**6) for s, b in zip(curve.times, curve.levels.sum(axis=1))]
+            [(0, 4), (40, 8), (80, 12), (2080, 8), (2080, 6), (2500, 4), (2500, 0)]
         """
         return MemoryHistory(self.graph, rank).over(self)
 
     # ---- for pictures (bars.py) ----------------------------------------------------------------------------
     def blocks(self) -> list[dict[str, Any]]:
-        """Compute events joined for drawing: one block for each (phase, micro-batch) without a gap inside."""
+        """Join compute events for drawing.
+
+        Returns:
+            One block for each (phase, micro-batch) without a gap inside, in order of rank and time.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> [(b["rank"], b["events"], round(1e6 * b["end"])) for b in timeline.blocks()]
+            [(0, 3, 2080), (1, 3, 2080)]
+        """
         return bars.blocks(self)
 
     def communications(self) -> list[dict[str, Any]]:
-        """Whole collectives, messages and the host's work for drawing: when each was launched and when it
-        began.
+        """List whole collectives, messages and the host's work for drawing.
+
+        Returns:
+            One dictionary for each, which says when it was launched and when it began, in seconds.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> [(c["op"], c["bytes"], round(1e6 * c["start"])) for c in timeline.communications()]
+            [('all_reduce/ring', 4000000, 2080), ('all_reduce/ring', 4000000, 2080)]
         """
         return bars.communications(self)
 
@@ -345,6 +519,14 @@ class Timeline:
 
         Returns:
             A plotly figure.
+
+        Example:
+            >>> import torch
+            >>> from glasscluster import Cluster
+            >>> step = lambda gpu: gpu.comm.all_reduce(torch.ones(1000, 1000) @ torch.ones(1000, 1000))
+            >>> timeline = Cluster("classroom", gpus=2).run(step).timeline
+            >>> timeline.figure(lang="zh").layout.xaxis.title.text
+            '虚拟时间 (ms) · classroom'
         """
         return renderer("timeline")(self, **options)
 

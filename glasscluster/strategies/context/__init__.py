@@ -1,1 +1,1 @@
-"""Context parallelism: rings and Ulysses."""
+"""Context parallelism: ring attention and Ulysses."""

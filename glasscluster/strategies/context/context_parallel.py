@@ -1,17 +1,17 @@
-"""Ring attention: each rank has some tokens of every sequence; keys and values go round.
+"""Ring attention: each rank has some tokens of every sequence; keys and values travel round a ring of ranks.
 
 Follows Liu et al., "Ring attention with blockwise transformers" (2310.01889). Symbols: N ranks, B sequences,
 s tokens, n = s/N on a rank, a query heads, n_kv key heads of d elements, w bytes an element, w' bytes of the
 accumulators' type (fp32 for 16-bit types).
 
-    rank r  step 0: Q_r with K_r, V_r  step 1: with those of r-1  step 2: r-2 ...  the next arrive meanwhile
+    rank r  step 0: Q_r with K_r, V_r  step 1: with those of r-1  step 2: r-2 ...  while the next ones arrive
 
     merge  share = sigmoid(L_block - L)    O += share (O_block - O)    L = log(e^L + e^L_block)    (Eq 6)
-    back   P of a block follows from the final L, so each block is done once more by itself: K and V go round
-           again, and behind them dK and dV, to which every rank adds its part, N hops until they are home
+    back   P of a block follows from the final L, so each block's backward needs no other block: K and V go
+           round again, followed by dK and dV, to which every rank adds its part; after N hops they are back
 
-Three ways to share out the tokens, and the part of each block (queries of a rank, keys of a source) that a
-causal mask leaves:
+There are three ways to share out the tokens. The pictures show which part of each block (row: the rank with
+the queries, column: the rank that the keys came from) a causal mask leaves:
 
     keys of     0 1 2 3             0 1 2 3            0 1 2 3  #  all of the block           .  nothing
     ring     0  ◣ . . .  striped 0  ◣ ◺ ◺ ◺  zigzag 0  ◣ ▄ ▄ ▄  ◣  a triangle with its diagonal
@@ -19,14 +19,16 @@ causal mask leaves:
              2  # # ◣ .          2  ◣ ◣ ◣ ◺         2  ▌ ▌ ◣ ▄  ▌  all queries, the first half of the keys
              3  # # # ◣          3  ◣ ◣ ◣ ◣         3  ▌ ▌ ▌ ◣  ▄  the second half of the queries, all keys
 
-    ring      rank r has the r-th piece
-    striped   token i is rank i mod N's (Brandon et al., 2311.09431)
-    zigzag    of 2N chunks rank r has r and 2N-1-r (Megatron-LM; Llama 3, 2407.21783, section 3.3.2)
+    ring      rank r has the r-th of N equal pieces
+    striped   rank i mod N has token i (Brandon et al., 2311.09431)
+    zigzag    rank r has pieces r and 2N-1-r of 2N (Megatron-LM; Llama 3, 2407.21783, section 3.3.2)
 
-Striped and zigzag give every rank the same work (striped within one row a block). Nothing masked is computed
-or allocated. But: all blocks go all the way round also where nobody needs them any more; a rank's own dK and
-dV could stay at home (one hop less). A block's output and gradients are rounded to the tensors' type, their
-sums are kept in the accumulators'. Flash attention only.
+Striped and zigzag give every rank the same work (striped up to one row of each block). What is masked is
+neither computed nor allocated.
+
+But: every block travels the whole ring, even past ranks that mask all of it; a rank's own dK and dV could be
+added without a message (one hop less). Each block's output and gradients are rounded to the tensors' type;
+their sums are in the accumulators' type. Flash attention only.
 """
 
 from __future__ import annotations
@@ -48,7 +50,10 @@ _KEYS, _GRADIENTS = 0, 1  # tags
 
 
 class RingContext(WholeSequence):
-    """Handed to the model's blocks as `parallel.context`."""
+    """Ring attention for a model's blocks, which get it as `parallel.context`.
+
+    `kind` says how tokens are shared out: "ring", "striped" or "zigzag".
+    """
 
     def __init__(self, kind: str, comm: Communicator, algorithm: str = "ring") -> None:
         assert kind in KINDS, kind
@@ -57,7 +62,7 @@ class RingContext(WholeSequence):
 
     # ---- which tokens are whose ----------------------------------------------------------------------------
     def positions(self, tokens: int) -> Sequence[int]:
-        """Which of a sequence's tokens this rank has, in its own order (which is the sequence's)."""
+        """The positions of this rank's tokens in a sequence of `tokens` tokens, in ascending order."""
         return tokens_of(self.kind, self.rank, self.size, tokens)
 
     def cut(self, x: Tensor, dim: int = 0) -> Tensor:
@@ -70,15 +75,13 @@ class RingContext(WholeSequence):
         return torch.cat([chunks[self.rank], chunks[2 * self.size - 1 - self.rank]], dim)
 
     def whole(self, x: Tensor) -> Tensor:
-        """All tokens of [b, n, ...], in the sequence's order. For what has no gradient."""
+        """Gather all tokens, in the sequence's order, without gradient: [b, n, ...] -> [b, s, ...]."""
         pieces = gather(x, self.comm, self.algorithm)  # [N, b, n, ...]
         if self.kind == "striped":
             return pieces.movedim(0, 2).flatten(1, 2)
         if self.kind == "zigzag":
             first, second = pieces.chunk(2, 2)
-            pieces = torch.cat(
-                [first, second.flip(0)]
-            )  # chunks r, then chunks 2N-1-r from the last rank's on
+            pieces = torch.cat([first, second.flip(0)])  # pieces 0 to N-1, then N (last rank) to 2N-1 (first)
         return pieces.transpose(0, 1).flatten(1, 2)
 
     # ---- attention -----------------------------------------------------------------------------------------
@@ -94,8 +97,10 @@ class RingContext(WholeSequence):
         how: Scores = PLAIN,
         sink: Tensor | None = None,
     ) -> Tensor:
-        """Attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q. bias [a,
-        2s - 1].
+        """Attention of this rank's tokens to all tokens.
+
+        q [b, a, n, d], k and v [b, n_kv, n, d]; `bias` [a, 2s - 1] by distance; `prefix`: tokens at the
+        beginning that all tokens see. Returns [b, a, n, d].
         """
         assert attention is flash_attention, "a ring merges blocks by flash attention's log-sum-exp"
         return RingAttention.apply(q, k, v, bias, sink, self, causal, prefix, how)
@@ -103,8 +108,9 @@ class RingContext(WholeSequence):
     def parts(
         self, source: int, tokens: int, causal: bool, prefix: int, window: int, bias: Tensor | None
     ) -> Iterator[tuple[Rectangle, Tensor | None]]:
-        """What this rank computes with the keys of `source`, both with `tokens` tokens, each with its piece
-        of the bias.
+        """The parts that this rank computes with the keys of rank `source`, each with its part of the bias.
+
+        Both ranks have `tokens` tokens.
         """
         everything = tokens * self.size
         mine, theirs = (tokens_of(self.kind, r, self.size, everything) for r in (self.rank, source))
@@ -113,16 +119,16 @@ class RingContext(WholeSequence):
             yield part, None if bias is None else bias[:, distances(part, mine, theirs, everything)]
 
     def merge(self, out: Tensor, lse: Tensor, block: Tensor, block_lse: Tensor) -> None:
-        """Add a block of keys and values to what came before, in place."""
+        """Merge a block's output and log-sum-exp into those of the blocks before it, in place (Eq 6)."""
         merge(out, lse, block, block_lse)
 
     def travelling(self, kv: Tensor, label: str) -> Iterator[tuple[int, Tensor]]:
-        """Every rank's keys and values [2, b, n_kv, n, d] and whose they are."""
+        """Iterate over all ranks' keys and values [2, b, n_kv, n, d]; yields (rank, keys and values)."""
         return self.comm.ring_rotate(kv, _KEYS, purpose="activations", label=label)
 
 
 def gather(x: Tensor, comm: Communicator, algorithm: str) -> Tensor:
-    """Every rank's x, in rank order: [N, ...]."""
+    """Gather every rank's x, in rank order: [...] -> [N, ...]."""
     pieces = x.new_empty(comm.size, *x.shape)
     pieces[comm.rank].copy_(x)
     comm.all_gather(pieces, algorithm=algorithm, purpose="scalars", label="routing")
@@ -130,16 +136,17 @@ def gather(x: Tensor, comm: Communicator, algorithm: str) -> Tensor:
 
 
 def beginning(q: Tensor, part: Rectangle, block: Tensor, block_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of all queries when the first part is done, in the accumulators' type."""
+    """Output and log-sum-exp of all queries after the first part, in the accumulators' type.
+
+    Queries that are not in the part have output 0 and log-sum-exp minus infinity.
+    """
     if part.queries == slice(0, q.shape[2]):
         return block.to(block_lse.dtype), block_lse
     out, lse = (
         torch.zeros_like(q, dtype=block_lse.dtype),
         torch.full_like(q[..., 0], -torch.inf, dtype=block_lse.dtype),
     )
-    merge(
-        out[:, :, part.queries], lse[:, :, part.queries], block, block_lse
-    )  # an output that has no weight yet
+    merge(out[:, :, part.queries], lse[:, :, part.queries], block, block_lse)
     return out, lse
 
 
@@ -198,15 +205,15 @@ class RingAttention(torch.autograd.Function):
                     into = next(gradients)[1]
                     assert into is not None
                     into += d_numbers
-                del d_q, d_k, d_v, d, d_numbers  # or a part's gradients would lie beside the next one's
+                del d_q, d_k, d_v, d, d_numbers  # else they would be in memory together with the next part's
             for work in works:
                 work.wait()
-            if arriving is not None:  # the parts of those who had these keys before us
+            if arriving is not None:  # the sum over the ranks that had these keys before this one
                 d_kv += arriving
             arriving, works = context.comm.ring_shift(
                 d_kv, _GRADIENTS, purpose="activations", label="gradients of keys and values"
             )
-        for work in works:  # ours are home
+        for work in works:  # this rank's own dK and dV are back
             work.wait()
         assert arriving is not None
         d_k, d_v = arriving.to(q.dtype)
@@ -220,12 +227,13 @@ class RingAttention(torch.autograd.Function):
 def predict_traffic(
     ranks: int, batch: int, tokens: int, key_heads: int, head_dim: int, width: int
 ) -> dict[str, int]:
-    """Eq 26: bytes that each rank sends for one attention, whatever the kind; tokens = s. `forward` also when
-    it is computed again.
+    """Eq 26: bytes that each rank sends for one attention, however tokens are shared out; tokens = s.
 
     forward   2B (N-1)(s/N) n_kv d w            K and V, N-1 hops
     backward  2B (s/N) n_kv d [(N-1) w + N w']  K and V again, N-1 hops;
                                                 dK and dV, N hops in the accumulators' type
+
+    Recomputation sends `forward` once more.
     """
     if ranks == 1:
         return {"forward": 0, "backward": 0}
@@ -248,8 +256,10 @@ def hops_overlap(
     peak: float,
     bandwidth: float,
 ) -> bool:
-    """Eq 26: whether a whole block's products (4 B a n^2 d FLOPs) take as long as the next keys and values
-    need to arrive.
+    """Eq 26: whether messages are overlapped completely.
+
+    They are if computing an unmasked block (4 B a n^2 d FLOPs) takes at least as long as the next block's
+    keys and values need to arrive. `peak`: FLOPs a second; `bandwidth`: bytes a second of the link.
     """
     n = tokens // ranks
     return (

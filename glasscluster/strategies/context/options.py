@@ -33,7 +33,7 @@ class ContextOptions(BaseModel):
         return self.cp if self.context == "ulysses" else self.ulysses or 1
 
     def rules(self, model: ModelConfig, layout: Layout) -> None:
-        """Equal pieces of a sequence; heads to share out; a ring needs flash attention's log-sum-exp."""
+        """A sequence is cut into equal pieces, heads can be shared out, and a ring has flash attention."""
         if model.patches and self.cp > 1:
             rule = "cuts tokens; an image's pixels at the beginning of a sequence are none"
             raise InputError("cp", self.cp, rule, [1])

@@ -1,4 +1,4 @@
-"""What context parallelism promises, beside the bytes that were counted along cp."""
+"""The ledger row of context parallelism: bytes predicted and counted along cp."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PLACE = 30  # in the ledger
 
 
 def predict(run: Judged) -> list[Row]:
-    """Eq 26: what attention sends along cp, summed over ranks."""
+    """Eq 26: the bytes that attention sends along cp, summed over ranks."""
     plan, model, graph = run.plan, run.model, run.graph
     if graph is None or plan.cp == 1:
         return []

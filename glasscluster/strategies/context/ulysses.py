@@ -1,21 +1,21 @@
-"""Ulysses: between layers a rank has some tokens of all heads, inside attention all tokens of some heads.
+"""Ulysses: ranks have some tokens of all heads outside attention, and all tokens of some heads inside it.
 
 Follows Jacobs et al., "DeepSpeed Ulysses" (2309.14509). Symbols: N ranks, B sequences, s tokens, h = a·d, a
 query and n_kv key heads.
 
-              heads                      heads                    an all-to-all each for Q, K, V,
-    tokens  [ 0 0 0 0 ]  all-to-all  [ 0 1 2 3 ]                  and one back for the output;
-            [ 1 1 1 1 ]  ─────────►  [ 0 1 2 3 ]  any attention,  backward the same four the other way
+              heads                      heads                    one all-to-all each for Q, K and V,
+    tokens  [ 0 0 0 0 ]  all-to-all  [ 0 1 2 3 ]                  one back for the output;
+            [ 1 1 1 1 ]  ─────────►  [ 0 1 2 3 ]  any attention,  in backward four the other way round
             [ 2 2 2 2 ]  ◄─────────  [ 0 1 2 3 ]  also unfused
             [ 3 3 3 3 ]              [ 0 1 2 3 ]                  (numbers: the rank that has it)
 
-Ranks share out heads, so N must divide n_kv. The hybrid has no such limit (USP; Fang and Zhao, 2405.07719): U
-neighbours exchange heads, and the N/U groups are the ranks of a ring (context_parallel.py), which sees U
-times longer pieces of a/U heads.
+Ranks share out heads, so N must divide n_kv. In the hybrid only U must (USP; Fang and Zhao, 2405.07719):
+groups of U neighbours exchange heads, and the N/U groups form a ring (context_parallel.py), whose members
+have U times as many tokens of a/U heads.
 
     N = 4, U = 2:    ranks 0 1 │ 2 3     heads inside a group, keys and values along 0-2 and 1-3
 
-But: the exchanges are not overlapped with anything; each is one copy before and one behind it.
+But: the exchanges are not overlapped with anything; each needs one copy before and one after it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from glasscluster.strategies.context.context_parallel import RingContext, gather
 
 
 class UlyssesContext(WholeSequence):
-    """Handed to the model's blocks as `parallel.context`. `among` says how the sequence is cut over groups:
-    not at all, or a ring.
+    """Ulysses for a model's blocks, which get it as `parallel.context`.
+
+    `comm` has the ranks that exchange heads. `among` says how a sequence is cut over such groups: by a ring;
+    None: there is one group.
     """
 
     def __init__(
@@ -45,9 +47,9 @@ class UlyssesContext(WholeSequence):
         self.size, self.rank = comm.size * self.among.size, self.among.rank * comm.size + comm.rank
         self.heads_cut, self.heads_rank = comm.size, comm.rank
 
-    # ---- which tokens are whose: the group's, in equal runs ------------------------------------------------
+    # ---- which tokens are whose: a group's tokens are divided evenly, in order -----------------------------
     def positions(self, tokens: int) -> Sequence[int]:
-        """Which of a sequence's tokens this rank has, in its own order."""
+        """The positions of this rank's tokens in a sequence of `tokens` tokens, in ascending order."""
         group = self.among.positions(tokens)
         each = len(group) // self.comm.size
         return group[self.comm.rank * each : (self.comm.rank + 1) * each]
@@ -57,7 +59,7 @@ class UlyssesContext(WholeSequence):
         return self.among.cut(x, dim).chunk(self.comm.size, dim)[self.comm.rank]
 
     def whole(self, x: Tensor) -> Tensor:
-        """All tokens of [b, n, ...], in the sequence's order. For what has no gradient."""
+        """Gather all tokens, in the sequence's order, without gradient: [b, n, ...] -> [b, s, ...]."""
         return self.among.whole(gather(x, self.comm, self.algorithm).transpose(0, 1).flatten(1, 2))
 
     # ---- attention -----------------------------------------------------------------------------------------
@@ -73,8 +75,10 @@ class UlyssesContext(WholeSequence):
         how: Scores = PLAIN,
         sink: Tensor | None = None,
     ) -> Tensor:
-        """Attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q. bias [a,
-        2s - 1].
+        """Attention of this rank's tokens to all tokens.
+
+        q [b, a, n, d], k and v [b, n_kv, n, d]; `bias` [a, 2s - 1] by distance; `prefix`: tokens at the
+        beginning that all tokens see. Returns [b, a, n, d].
         """
         assert k.shape[1] % self.comm.size == 0, "whole key heads are exchanged"
         q, k, v = (_ToHeads.apply(x, self, name) for x, name in ((q, "queries"), (k, "keys"), (v, "values")))
@@ -83,8 +87,9 @@ class UlyssesContext(WholeSequence):
         return _ToTokens.apply(out, self, "attention output")
 
     def to_heads(self, x: Tensor, label: str) -> Tensor:
-        """[b, a, n, d], all heads of this rank's tokens -> [b, a/U, U·n, d], some heads of the group's
-        tokens.
+        """Exchange all heads of this rank's tokens for some heads of the group's tokens.
+
+        [b, a, n, d] -> [b, a/U, U·n, d].
         """
         return (
             self.exchange(x.unflatten(1, (self.comm.size, -1)).movedim(1, 0), label)
@@ -93,7 +98,7 @@ class UlyssesContext(WholeSequence):
         )
 
     def to_tokens(self, x: Tensor, label: str) -> Tensor:
-        """The way back: [b, a/U, U·n, d] -> [b, a, n, d]."""
+        """The inverse of `to_heads`: [b, a/U, U·n, d] -> [b, a, n, d]."""
         return (
             self.exchange(x.unflatten(2, (self.comm.size, -1)).movedim(2, 0), label)
             .movedim(0, 1)
@@ -101,7 +106,7 @@ class UlyssesContext(WholeSequence):
         )
 
     def exchange(self, pieces: Tensor, label: str) -> Tensor:
-        """pieces[j] for rank j of the group -> what each rank i had for us."""
+        """All-to-all: send pieces[j] to rank j of the group. Returns what each rank sent to this one."""
         pieces = pieces.contiguous()
         out = torch.empty_like(pieces)
         algorithm = serving("all_to_all", self.algorithm)
@@ -115,7 +120,7 @@ def _heads_of(x: Tensor | None, context: UlyssesContext) -> Tensor | None:
 
 
 class _ToHeads(torch.autograd.Function):
-    """Heads scattered, tokens gathered forward; the other way backward."""
+    """Forward scatters heads and gathers tokens; backward does the inverse."""
 
     @staticmethod
     def forward(ctx, x: Tensor, context: UlyssesContext, label: str) -> Tensor:
@@ -128,7 +133,7 @@ class _ToHeads(torch.autograd.Function):
 
 
 class _ToTokens(torch.autograd.Function):
-    """Tokens scattered, heads gathered forward; the other way backward."""
+    """Forward scatters tokens and gathers heads; backward does the inverse."""
 
     @staticmethod
     def forward(ctx, x: Tensor, context: UlyssesContext, label: str) -> Tensor:
@@ -147,8 +152,10 @@ def make_context(
     across: Communicator | None = None,
     algorithm: str = "ring",
 ) -> WholeSequence:
-    """Context parallelism over `comm`: one of the rings, "ulysses", or with `inner` and `across` a ring of
-    groups that exchange heads.
+    """Context parallelism over the ranks of `comm`.
+
+    `kind`: "ring", "striped" or "zigzag", or "ulysses". With `inner` and `across` it is a ring of Ulysses
+    groups: `inner` has the ranks of this rank's group, `across` those in the same place of all groups.
     """
     if kind == "ulysses":
         return UlyssesContext(comm, algorithm=algorithm)
@@ -171,15 +178,16 @@ def predict_traffic(
     width: int,
     ulysses: int = 1,
 ) -> dict[str, int]:
-    """Eq 26: bytes that each rank sends for one attention with any kind of context parallelism; tokens = s,
-    heads before any exchange.
+    """Eq 26: bytes that each rank sends for one attention, with any kind of context parallelism.
+
+    `tokens` is s; heads are a rank's before any exchange; `ulysses` is U, the ranks that exchange heads.
 
     exchange  (U-1)/U · B(s/N)(2a + 2 n_kv) d w forward and the same backward:
               4(N-1)/N · B(s/N)h elements when n_kv = a, U = N
-    ring      of N/U groups and n_kv/U key heads, as context_parallel.predict_traffic has it
+    ring      of N/U groups and n_kv/U key heads: see context_parallel.predict_traffic
 
-    `again`: what selective recomputation repeats of the forward. It stops at the last tensor that attention
-    keeps, so the output's exchange is spared.
+    `again` is what selective recomputation sends once more. It ends at the last tensor that attention saves
+    for backward, so that the output is not exchanged again.
     """
     groups = ranks // ulysses if kind != "ulysses" else 1
     each = ranks // groups

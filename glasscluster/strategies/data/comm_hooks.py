@@ -1,13 +1,15 @@
-"""Communication hooks: what sums a bucket's gradient over data ranks in place of an all-reduce.
+"""Communication hooks: functions that sum a bucket's gradient over data ranks in place of an all-reduce.
 
-Named as in PyTorch (DDP communication hooks): compression of gradients stands here. A strategy has one in its
-folder's comm_hook.py,
+They are named after PyTorch's DDP communication hooks, and are where gradients can be compressed. A strategy
+that has one defines in its folder's comm_hook.py
 
     def comm_hook(plan, model) -> CommHook | None
 
-which is None where its options do not ask for it. A hook is called when a bucket is complete and returns at
-once; its work's `wait` returns when `unit.grad` holds the sum over the ranks of `unit.comm`, the same bits on
-all of them. But: without ZeRO only; its stages reduce to slices.
+which returns None when the plan's options do not ask for it. A hook is called when a bucket is complete, and
+returns a `Work` at once. When the work's `wait` returns, `unit.grad` holds the sum over the ranks of
+`unit.comm`, with the same bits on all of them.
+
+But: without ZeRO only, because ZeRO stages reduce gradients to slices.
 """
 
 from __future__ import annotations

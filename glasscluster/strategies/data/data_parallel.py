@@ -11,16 +11,18 @@ Follows PyTorch DDP (Li et al., 2006.15704). Symbols: Ψ parameters, N ranks, m 
 
     buckets    filled with the parameters from the last one back, the first bucket small, so that
                communication starts early
-    the order  is a guess until the first backward has shown in which order gradients really become ready:
-               then the buckets are filled anew, on all ranks in the order of rank 0 (torch's reducer does the
-               same before its second forward)
+    the order  is a guess until the first backward has shown in which order gradients become ready. Before the
+               second step the buckets are filled anew, on all ranks in rank 0's order (torch's reducer does
+               the same before its second forward)
     launches   go strictly in bucket order: two ranks that launched in different orders would add up
                different buckets
 
-A parameter without a gradient leaves its bucket for ever incomplete: an error that names it, unless it counts
-as zero. Stage 0 of the ZeRO ladder (zero.py): nothing is shared out. But: torch starts with one bucket of
-everything and fills it in the order of modules; its unused parameters are found by walking the graph before
-backward, ours are what is missing after it.
+A parameter without a gradient would leave its bucket incomplete for ever, so it is an error that names the
+parameter, unless the plan counts it as zero. This is stage 0 of the ZeRO ladder (zero.py): every rank has
+everything.
+
+But: torch starts with one bucket for all parameters, in the order of modules. It detects unused parameters by
+walking the autograd graph before backward; here they are the ones without a gradient after it.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class DataParallel:
 
     # ---- backward: all-reduce ------------------------------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """A micro-batch's gradients are coming: those of the last are reduced, the others only added up."""
+        """Called before a backward: the `last` micro-batch's gradients are reduced, others only added up."""
         self.last = last
         self.reducer.begin(reduce=last)
 
@@ -72,7 +74,7 @@ class DataParallel:
             self.reduce(complete)
 
     def reduce(self, unit: Unit) -> None:
-        """All-reduce, or what a strategy does in its place, while backward goes on."""
+        """Start the all-reduce of a bucket, or the communication hook in its place, during backward."""
         assert unit.grad is not None
         if self.setup.comm_hook is not None:
             self.in_flight.append((unit, self.setup.comm_hook(unit)))
@@ -87,44 +89,42 @@ class DataParallel:
         self.in_flight.append((unit, work))
 
     def backward_ends(self) -> None:
-        """What is left to reduce."""
+        """Called after a backward: reduce the buckets that are left."""
         for unit in self.reducer.rest():
             self.reduce(unit)
 
     def input_gradient_begins(self) -> None:
-        """The first part of a backward in two: no gradient comes."""
+        """Called before I, the first part of a backward in two: no gradient of a parameter comes."""
 
     def input_gradient_ends(self) -> None:
-        """It is over."""
+        """Called after I."""
 
     def finish(self) -> None:
-        """Every gradient is reduced when this returns."""
+        """Wait until every gradient is reduced."""
         for _, work in self.in_flight:
             work.wait()
         self.in_flight.clear()
 
-    # ---- step: everybody updates everything ----------------------------------------------------------------
+    # ---- step: every rank updates everything ---------------------------------------------------------------
     def step(self, scale: Tensor, number: int) -> None:
-        """Update `number` with gradients times `scale`."""
+        """Take step `number` with gradients times `scale`."""
         self.share(self.optimizer.update(scale, number))
         self.clear()
 
     def share(self, updated: Iterable[Unit]) -> None:
-        """Nothing to send: every rank has taken the same step."""
+        """Nothing is sent: every rank has taken the same step."""
         for _ in updated:
             pass
 
     def clear(self) -> None:
-        """Gradients start at zero."""
+        """Set gradients to zero."""
         for unit in self.units:
             assert unit.grad is not None
             unit.grad.zero_()
 
     # ---- the order of the buckets --------------------------------------------------------------------------
     def step_begins(self) -> None:
-        """Before the second step: fill the buckets anew, in the order in which rank 0's gradients became
-        ready.
-        """
+        """Before the second step: refill the buckets in the order in which rank 0's gradients got ready."""
         if not self.arrived:
             return
         names = list(self.setup.stage.full_names())
@@ -136,7 +136,10 @@ class DataParallel:
         self.arrived = None
 
     def rebuild(self, order: list[str]) -> None:
-        """Parameters and optimizer state move to new buckets; gradients are zero at this point."""
+        """Move parameters and optimizer state to new buckets in the given order of parameter names.
+
+        Gradients are zero at this point, and so need not be moved.
+        """
         before = self.optimizer
         kept: dict[str, list[Tensor]] = {}
         for unit, state in zip(self.units, before.state, strict=True):
@@ -151,7 +154,7 @@ class DataParallel:
 
 
 def _buckets(setup: StageSetup, gradients: WholeGradients, order: list[str] | None = None) -> list[Unit]:
-    """Buckets with their gradients; unpadded, because an all-reduce needs no equal chunks."""
+    """The buckets of a stage with their gradients."""
     options = setup.options
     buckets = by_bucket(setup.stage, options.bucket_limits, options.padding, setup.separate, order)
     for unit in setup.assign(buckets, shared_out=False):
@@ -164,9 +167,16 @@ def _buckets(setup: StageSetup, gradients: WholeGradients, order: list[str] | No
 
 
 def predict_traffic(parameters: int, dp: int, width: int) -> dict[str, int]:
-    """Eq 9: bytes sent by all dp ranks together in a step, without ZeRO: 2 (N-1) Ψ width of gradients.
+    """Eq 9: bytes that all dp ranks together send in a step without ZeRO, 2 (N-1) Ψ · width of gradients.
 
-    parameters: Ψ of one data-parallel rank; width: bytes of a gradient element. The dictionary is that of
-    zero.predict_traffic. State bytes are Eq 15, in zero.py; the time is Eq 14, in overlap.py.
+    Bytes of model state are Eq 15, in zero.py; the time of the last bucket is Eq 14, in overlap.py.
+
+    Args:
+        parameters: Ψ, elements on each rank.
+        dp: N, the number of ranks.
+        width: bytes of a gradient element.
+
+    Returns:
+        Bytes by purpose, with the keys of zero.predict_traffic.
     """
     return {"gradients": 2 * (dp - 1) * parameters * width, "parameters": 0, "across": 0}

@@ -2,9 +2,10 @@
 
 Stages 0 and 1 have the first, stages 2 and 3 the second:
 
-    WholeGradients      one flat gradient a unit, for ever; autograd adds into views of it
-    ShardedGradients    the owned slice, for ever; a bucket from a unit's first gradient until it has been
-                        reduce-scattered: once a micro-batch or, added up whole, once a step
+    WholeGradients      one flat gradient for each unit, never freed; autograd adds into views of it
+    ShardedGradients    the owned slice, never freed; and a bucket, from a unit's first gradient until its
+                        reduce-scatter has finished: once a micro-batch or, with `accumulate whole`, once a
+                        step
 """
 
 from __future__ import annotations

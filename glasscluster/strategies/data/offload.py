@@ -1,17 +1,19 @@
 """Optimizer offload: moments and master weights live in the host's memory, and the CPU updates them there.
 
 Follows ZeRO-Offload (Ren et al., 2101.06840), sections 3 and 4. Symbols: Ψ parameters, n ranks that share out
-the optimizer, w bytes of a parameter or gradient on the GPU, s bytes of a number of the state, k moments
-(Adam: 2).
+the optimizer state, w bytes of a parameter or gradient on the GPU, s bytes of a number of optimizer state, k
+moments of each parameter (Adam: 2).
 
     GPU   gradients ─────────┐                              ┌─► parameters
     link                     └─ down: Ψ/n·w      up: Ψ/n·w ─┘
     CPU                               └─► update ─┘            reads w + (1+k)s, writes (1+k)s + w a parameter
 
-Units follow each other through the three, so a unit goes up while the next one is updated. The GPU keeps no
-optimizer state: 2w bytes a parameter are left of w + w + (1+k)s (16 bytes become 4 with 16-bit numbers). The
-host always holds a master copy, since the CPU can only update what it has. But: gradients go down when they
-are all reduced (the CPU scales them), not bucket by bucket during backward; no delayed update.
+Units are pipelined through the three steps: one goes up while the next one is updated. The GPU keeps no
+optimizer state, so that of w + w + (1+k)s bytes a parameter only 2w stay there (with 16-bit numbers 4 bytes
+of 16). The host always holds a master copy, because the CPU updates parameters in its own memory.
+
+But: gradients go down after all of them are reduced, not bucket by bucket during backward; there is no
+delayed parameter update.
 """
 
 from __future__ import annotations
@@ -28,29 +30,33 @@ from glasscluster.sim.ranks.work import Work
 
 @dataclass
 class State:
-    """Of a unit's owned slice: Adam's moments, and the wide copy of narrow or offloaded parameters."""
+    """The optimizer state of a unit's owned slice.
+
+    `moments`: Adam's two tensors of the slice's shape. `master`: a copy of the parameters, in fp32 for 16-bit
+    ones, and on the host for offloaded ones; None where there is none.
+    """
 
     moments: list[Tensor]
     master: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of it."""
+        """The moments and, if there is one, the master copy."""
         return [*self.moments, self.master] if self.master is not None else self.moments
 
 
 class HostOptimizer:
-    """The optimizer on the other side of the link."""
+    """An optimizer whose state is in the host's memory, and which the CPU computes."""
 
     def __init__(self, gpu: GPU, optimizer: Optimizer) -> None:
         self.gpu, self.host, self.optimizer = gpu, gpu.host, optimizer
 
     def make_state(self, parameters: Tensor, dtype: torch.dtype, name: str) -> State:
-        """Moments and a master copy of the owned parameters, in host memory."""
+        """Allocate moments of zero and a master copy of the owned parameters in host memory."""
         master = parameters.detach().to(self.host.device, dtype, copy=True)
         moments = [torch.zeros_like(master) for _ in range(self.optimizer.moments)]
         for tensor in (master, *moments):
-            self.host.keep(tensor, name)
+            self.host.store(tensor, name)
         return State(moments, master)
 
     def update(
@@ -62,7 +68,10 @@ class HostOptimizer:
         number: int,
         label: str,
     ) -> Work:
-        """Gradients down, one step on the CPU, parameters up; `wait()` before the parameters are used."""
+        """Move gradients down, take step `number` on the CPU, and move parameters up.
+
+        Returns a `Work`; the parameters are up to date when its `wait()` has returned.
+        """
         master, moments = state.master, state.moments
         assert master is not None
         sent, returned = (
@@ -87,8 +96,17 @@ class HostOptimizer:
 def predict_host(
     parameters: int, width: int, gradient_width: int, state_width: int, moments: int
 ) -> dict[str, int]:
-    """Bytes of a step for `parameters` owned elements: over the link each way, through host memory, and held
-    there.
+    """Bytes of an offloaded optimizer step, for `parameters` owned elements.
+
+    Args:
+        parameters: elements of the owned slices.
+        width: bytes of a parameter on the GPU.
+        gradient_width: bytes of a gradient element.
+        state_width: bytes of a number of the optimizer state.
+        moments: numbers of moments that the optimizer has of each parameter.
+
+    Returns:
+        Bytes moved "down" to and "up" from the host, read and written by the "update", and "held" there.
     """
     held, down, up = (1 + moments) * state_width * parameters, gradient_width * parameters, width * parameters
     return {"down": down, "up": up, "update": down + 2 * held + up, "held": held}

@@ -1,4 +1,4 @@
-"""The optimizer's part of a rank: moments and master weights of the slices that it owns, and their update.
+"""The optimizer on one rank: moments and master weights of the slices that the rank owns, and their update.
 
 It knows no ZeRO stage. A unit says which slice is owned (all of it, or 1/N) and where its parameters and
 gradients are.
@@ -20,16 +20,17 @@ from glasscluster.strategies.layout.units import Unit
 
 
 class SliceOptimizer:
-    """The optimizer's state of the slices that this rank owns; `state[i]` belongs to `units[i]`.
+    """The optimizer state of the slices that this rank owns; `state[i]` belongs to `units[i]`.
 
-    `master`: narrow parameters have an fp32 copy. `offload`: the state is in host memory.
+    `rule` is the optimizer's update. By `options`, 16-bit parameters have an fp32 master copy, and the state
+    is in host memory.
     """
 
     def __init__(self, gpu: GPU, units: list[Unit], rule: Optimizer, options: StageOptions) -> None:
         self.gpu, self.units, self.rule, self.master = gpu, units, rule, options.master_weights
         self.host = HostOptimizer(gpu, rule) if options.offload else None
         self.state = [self._make(unit) for unit in units]
-        self.scaled: Tensor | None = None  # the gradient that the optimizer takes: of the last slice
+        self.scaled: Tensor | None = None  # the scaled gradient of the slice updated last
 
     def _make(self, unit: Unit) -> State:
         """A slice's state: moments of zero and, if there is one, the master copy."""
@@ -67,7 +68,7 @@ class SliceOptimizer:
         would vanish.
         """
         gradient = unit.owned_gradient if state.master is None else unit.owned_gradient.to(state.master.dtype)
-        self.scaled = gradient  # the one before goes only now: two copies are alive while the new one is made
+        self.scaled = gradient  # frees the gradient of the slice before, so two were alive for a moment
         gradient.mul_(scale.to(gradient.dtype))
         if state.master is None:
             self.rule.update(unit.owned_parameters, gradient, state.moments, number)

@@ -45,7 +45,7 @@ class DataOptions(BaseModel):
         return min(self.first_bucket, self.bucket), self.bucket
 
     def rules(self, _model: ModelConfig, layout: Layout) -> None:
-        """Groups that shard are equal parts of the data ranks, and there is something to shard."""
+        """The groups of --shard divide the data ranks evenly, and need a ZeRO stage that shards something."""
         if self.shard and layout.data_ranks % self.shard:
             axes = f"dp = {layout.dp}" if layout.cp == 1 else f"dp x cp = {layout.data_ranks}"
             raise InputError("shard", self.shard, f"must divide {axes}", divisors(layout.data_ranks))
@@ -79,7 +79,7 @@ class ExchangeOptions(BaseModel):
     )
 
     def rules(self, _model: ModelConfig, layout: Layout) -> None:
-        """Servers stand on workers; only an asynchronous server has clocks that run apart."""
+        """Servers run on workers' ranks; only asynchronous workers can be ahead of each other."""
         if self.exchange == "all-reduce":
             for field in ("servers", "staleness", "jitter"):
                 if getattr(self, field):

@@ -1,20 +1,22 @@
-"""Overlap: when the last bucket is reduced, and which buckets end soonest (Eq 14).
+"""Overlap of backward and the reduction of buckets: when the last bucket is reduced, and the best buckets.
 
-Follows PyTorch DDP (Li et al., 2006.15704), section 3.2. Symbols: bucket i becomes ready at r_i and takes c_i
-on the wire.
+Follows PyTorch DDP (Li et al., 2006.15704), section 3.2; Eq 14. Symbols: bucket i becomes ready at r_i and
+takes c_i on the wire (seconds); T_b is the end of backward, T_end the end of the last reduction.
 
     compute  ── backward ──r_1────r_2──────r_3│           T_b = r_last: backward is over
     wire                    [c_1 ] [  c_2  ]  [ c_3 ]     end_i = max(r_i, end_{i-1}) + c_i,  T_end = end_last
                                               └─────┘ exposed
 
-Buckets use one communication lane, in order. A bucket is ready when its last gradient is. Bounds, whatever
-the buckets:
+Buckets are reduced one after the other on one communication lane. A bucket is ready when its last gradient
+is. For any division of the gradients into buckets, T_end is bounded by
 
     max(T_b + c_last, r_1 + Σc)  ≤  T_end  ≤  T_b + Σc
 
-The chain is monotone in end_{i-1}: to end the first j gradients soonest, end the first i < j soonest and make
-one bucket of the rest. So the best of all 2^(n-1) ways to cut n gradients into buckets takes n² steps to
-find. But: compute is not slowed by communication, and all ranks become ready at once.
+end_i grows with end_{i-1}, so in a best division of the first j gradients those before the last bucket are
+also divided best. Dynamic programming thus finds the best of all 2^(n-1) ways to divide n gradients in n²
+steps.
+
+But: communication does not slow computation down, and all ranks are ready at the same time.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ Cost = Callable[[float], float]  # bytes of a bucket -> seconds on the wire
 
 
 def end_of_chain(ready: Sequence[float], cost: Sequence[float]) -> float:
-    """T_end."""
+    """T_end (seconds) of buckets that become ready at `ready` and take `cost` on the wire."""
     end = 0.0
     for r, c in zip(ready, cost, strict=True):
         end = max(r, end) + c
@@ -49,30 +51,35 @@ def end_of_chain(ready: Sequence[float], cost: Sequence[float]) -> float:
 
 
 def bounds(ready: Sequence[float], cost: Sequence[float]) -> tuple[float, float]:
-    """The least and the most that T_end can be."""
+    """The bounds of T_end, lowest and highest, for buckets ready at `ready` that take `cost` (seconds)."""
     return max(ready[-1] + cost[-1], ready[0] + sum(cost)), ready[-1] + sum(cost)
 
 
 def end_of_buckets(
     buckets: Sequence[Sequence[int]], ready: Sequence[float], sizes: Sequence[float], cost: Cost
 ) -> float:
-    """T_end when gradients, ready at `ready` and of `sizes` bytes, are cut into `buckets` of
-    their indices.
+    """T_end of a division of gradients into buckets.
+
+    Args:
+        buckets: each a list of indices of consecutive gradients.
+        ready: when each gradient is ready, in seconds.
+        sizes: bytes of each gradient.
+        cost: seconds that a bucket of some bytes takes on the wire.
     """
     return end_of_chain([ready[b[-1]] for b in buckets], [cost(sum(sizes[i] for i in b)) for b in buckets])
 
 
 def bucket_sizes(sizes: Sequence[int]) -> list[int]:
-    """Every bucket size that makes other buckets than the next smaller one: no other size need be tried."""
+    """The bucket sizes (bytes) worth trying: one for each different division into buckets."""
     sums = {0, *(int(s) for i in range(len(sizes)) for s in np.cumsum(sizes[i:]))}
-    found: dict[tuple[tuple[int, ...], ...], int] = {}
+    limit_of_cut: dict[tuple[tuple[int, ...], ...], int] = {}
     for size in sorted(sums):
-        found[tuple(map(tuple, cut(sizes, size, size)))] = max(size, 1)
-    return sorted(found.values())
+        limit_of_cut[tuple(map(tuple, cut(sizes, size, size)))] = max(size, 1)
+    return sorted(limit_of_cut.values())
 
 
 def best_buckets(ready: Sequence[float], sizes: Sequence[float], cost: Cost) -> tuple[float, list[list[int]]]:
-    """The least T_end over all ways to cut gradients into buckets, and one that has it."""
+    """The least T_end over all ways to divide gradients into buckets, and buckets that reach it."""
     best: list[tuple[float, list[list[int]]]] = [(0.0, [])]
     for j in range(1, len(sizes) + 1):
         ways = [(max(ready[j - 1], best[i][0]) + cost(sum(sizes[i:j])), i) for i in range(j)]
@@ -83,7 +90,7 @@ def best_buckets(ready: Sequence[float], sizes: Sequence[float], cost: Cost) -> 
 
 # ---- theory ----------------------------------------------------------------------------------------------
 
-# where the chain does not hold
+# why Eq 14 does not apply to a run
 AT_THE_END = Said(
     "buckets are launched when backward is over (--no-overlap): there is no chain beside it",
     "各桶在反向结束后才发起（--no-overlap）：没有与反向并行的链",
@@ -112,10 +119,10 @@ LATE_RANK = Said("the ranks are not ready at the same moment", "各 rank 不是�
 
 
 def predict_last_bucket(plan: Plan, timeline: Timeline) -> tuple[float, float] | Said:
-    """T_end of the latest data-parallel group, by the chain and as replayed; the r_i are read from the
-    replay.
+    """T_end of the data-parallel group that ends last, by Eq 14 and as replayed (seconds).
 
-    Where the chain's terms do not hold (see the reasons below), why.
+    The r_i are read from the replay, the c_i computed from the hardware. Where Eq 14 does not apply, the
+    reason is returned instead.
     """
     graph, hw, n = timeline.graph, timeline.hardware, plan.shards
     mine = graph.where(purpose="gradients", group=GROUP_IDS["dp"])
@@ -162,12 +169,16 @@ def predict_last_bucket(plan: Plan, timeline: Timeline) -> tuple[float, float] |
 
 
 def in_order(graph: ExecutionGraph, rows: np.ndarray) -> np.ndarray:
-    """Rows of one communicator by collective, then by rank."""
+    """Sort rows of the graph that belong to one communicator: by collective, then by rank."""
     return rows[np.lexsort((graph.rank[rows], graph.sequence[rows]))]
 
 
 def on_a_ring(operation: str, n: int, link: Link, reduce_rate: float = float("inf")) -> Cost:
-    """c of a bucket that N divides: the ring's steps (Eq 8), and its N-1 additions of 1/N at γ."""
+    """The seconds of a bucket on a ring of n ranks, for buckets whose elements n divides.
+
+    They are the ring's steps (Eq 8) and N - 1 additions of 1/N of the bucket, at γ = `reduce_rate` bytes a
+    second.
+    """
 
     def seconds(nbytes: float) -> float:
         moved = ring.predict(operation, n, nbytes, link).time_s

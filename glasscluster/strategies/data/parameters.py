@@ -1,14 +1,17 @@
 """When parameters are whole under ZeRO-3: gathered before a part of the model uses them, and freed after.
 
-Follows PyTorch FSDP (Zhao et al., 2304.11277), section 3. Unit: a block; what is no block (embedding, final
-norm, head) is the root unit and stays through a pass.
+Follows PyTorch FSDP (Zhao et al., 2304.11277), section 3. A unit is a block; the parameters outside blocks
+(embedding, final norm, head) are the root unit, which stays whole during a pass.
 
     forward     gather(1)  gather(2) ┐ block 1 │ free(1)  gather(3) ┐ block 2 │ free(2) ...      prefetch = 1
     backward    ... gather(2)  gather(1) ┐ block 2 │ free(2)   block 1 │ free(1)
 
-Hooks do it: before and after a part's forward, and when the gradient of its output arrives. In backward a
-unit goes with the last of its gradients, which zero3.py says. At most prefetch + 1 blocks are whole at once.
-But: a prefetch is by number of units, not by bytes; what is computed again in backward gathers nothing ahead.
+Hooks gather and free: before and after a module's forward, and when the gradient of its output arrives. In
+backward a unit is freed when the last of its gradients has come (zero3.py). At most prefetch + 1 blocks are
+whole at once.
+
+But: the prefetch limit is a number of units, not of bytes; while backward recomputes activations, nothing is
+prefetched.
 """
 
 from __future__ import annotations
@@ -41,8 +44,8 @@ class GatheredParameters:
         layers: WholeLayers,
     ) -> None:
         self.gpu, self.stage, self.units, self.options, self.layers = gpu, stage, units, options, layers
-        self.whole: dict[str, Work | None] = {}  # units that are whole, or on their way: what to wait for
-        self.only_input = False  # the first part of a backward in two: no gradient comes
+        self.whole: dict[str, Work | None] = {}  # gathered units, and the work to wait for while under way
+        self.only_input = False  # True during I, the first part of a backward in two
         for unit in units:
             gpu.memory.register(unit.flat, "buffers", f"{unit.name} gathered")
             gpu.memory.register(unit.owned_parameters, "parameters", unit.name)
@@ -50,15 +53,16 @@ class GatheredParameters:
         parts = stage.parts()
         of_part = [self._units_of(part) for part in parts]
         for number, (part, mine) in enumerate(zip(parts, of_part, strict=True)):
-            later, earlier = _flatten(of_part[number + 1 :]), _flatten(of_part[:number][::-1])
-            done = [u for u in mine if u not in later]  # no later part of this pass needs them
-            passed = [u for u in later if u not in mine and u not in earlier]  # nor, in backward, one before
-            part.register_forward_pre_hook(partial(self._before_forward, mine, later))
+            following, earlier = _flatten(of_part[number + 1 :]), _flatten(of_part[:number][::-1])
+            done = [u for u in mine if u not in following]  # no later part of forward needs them
+            # when backward comes to this part, neither it nor an earlier part needs these
+            passed = [u for u in following if u not in mine and u not in earlier]
+            part.register_forward_pre_hook(partial(self._before_forward, mine, following))
             part.register_forward_hook(partial(self._after_forward, mine, done, earlier, passed))
 
     # ---- gather and free -----------------------------------------------------------------------------------
     def launch(self, unit: Unit) -> None:
-        """Start to gather a unit, unless it is here or on its way."""
+        """Start to gather a unit, unless it is whole or on its way."""
         if unit.name in self.whole:
             return
         self.gpu.memory.resize(unit.flat, unit.nbytes)
@@ -74,32 +78,35 @@ class GatheredParameters:
             label=unit.name,
         )
 
-    def gather(self, unit: Unit, later: list[Unit]) -> None:
+    def gather(self, unit: Unit, following: list[Unit]) -> None:
         """Gather a unit, and start to gather those that follow.
 
         The unit is whole when this returns; the next `prefetch` units, with their experts, are on their way.
         """
         self.launch(unit)
         ahead = 0
-        for following in later:
-            ahead += not following.experts
+        for upcoming in following:
+            ahead += not upcoming.experts
             if ahead > self.options.prefetch:
                 break
-            self.launch(following)
+            self.launch(upcoming)
         work = self.whole[unit.name]
         if work is not None:
             work.wait()
             self.whole[unit.name] = None
 
     def free(self, unit: Unit) -> None:
-        """Free all but the owned slice of a unit."""
+        """Free a unit's parameters; the owned slice is kept in a tensor of its own."""
         if self.whole.pop(unit.name, "absent") != "absent":
             self.layers.now -= unit.layer >= 0
             self.gpu.memory.resize(unit.flat, 0)
 
     # ---- when ----------------------------------------------------------------------------------------------
     def input_gradient_begins(self) -> None:
-        """Called before I: a part's parameters are freed when backward has come to the part before it."""
+        """Called before I: from now on a unit is freed when backward has come to the part before it.
+
+        I computes no gradients of parameters, after which units could be freed.
+        """
         self.only_input = True
 
     def input_gradient_ends(self) -> None:
@@ -112,10 +119,9 @@ class GatheredParameters:
         inside = set(part.parameters(recurse=False))
         return [u for u in self.units if any(m.parameter in inside for m in u.members)]
 
-    def _before_forward(self, units: list[Unit], later: list[Unit], _part: Any, _args: Any) -> None:
-        self._gather_all(
-            units, [] if self.stage.keep.active else later
-        )  # computing again: what comes next is backward
+    def _before_forward(self, units: list[Unit], following: list[Unit], _part: Any, _args: Any) -> None:
+        # when activations are recomputed, what comes next is backward: gather nothing ahead
+        self._gather_all(units, [] if self.stage.keep.active else following)
 
     def _after_forward(
         self,
@@ -128,14 +134,14 @@ class GatheredParameters:
         out: Tensor,
     ) -> None:
         if self.stage.keep.active:
-            return  # backward follows, and needs them
+            return  # the forward was a recomputation: backward follows and needs the parameters
         for unit in done if self.options.reshard else ():
             self.free(unit)
         if out.requires_grad:
             out.register_hook(lambda _grad: self._backward_comes(units, earlier, passed))
 
     def _backward_comes(self, units: list[Unit], earlier: list[Unit], passed: list[Unit]) -> None:
-        for unit in passed if self.only_input else ():  # else a unit goes with the last of its gradients
+        for unit in passed if self.only_input else ():  # else a unit is freed after the last of its gradients
             self.free(unit)
         self._gather_all(units, earlier)
 

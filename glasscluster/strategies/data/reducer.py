@@ -8,9 +8,9 @@ Two ranks that launched in different orders would add up different buckets. So b
 even when it is complete before it.
 
 The list is made in strategies/layout/units.py (`by_bucket`, in the order in which gradients should become
-ready); without ZeRO it is made anew before the second step, in the order in which rank 0's really did
-(data_parallel.py, `rebuild`). The reducer only says when; what "reduce" means is the ZeRO stage's business
-(data_parallel.py, zero1.py, zero2.py, zero3.py).
+ready). Without ZeRO it is made anew before the second step, in the order in which rank 0's gradients became
+ready (data_parallel.py, `rebuild`). The reducer only decides when a bucket is reduced; how is up to the ZeRO
+stage (data_parallel.py, zero1.py, zero2.py, zero3.py).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from glasscluster.strategies.observer import Observer
 class Reducer:
     """Counts the gradients of a micro-batch as they become ready.
 
-    `overlap`: units are given out during backward, otherwise at its end. `needs_all`: a parameter that gets
-    no gradient is an error.
+    `options.overlap`: units are reduced during backward, otherwise at its end. `options.needs_all_gradients`:
+    a parameter that gets no gradient is an error.
     """
 
     def __init__(
@@ -88,6 +88,6 @@ class Reducer:
         """The next unit in order, unless an observer takes it away: a planted bug loses one."""
         unit = self.units[self.given_out]
         self.given_out += 1
-        taken = [observer.gradient_complete(unit) for observer in self.observers]  # every one is told
+        taken = [observer.gradient_complete(unit) for observer in self.observers]  # a list: all are called
         if not any(taken):
             yield unit

@@ -1,4 +1,4 @@
-"""What data parallelism and ZeRO promise: bytes sent and held, the last bucket's end."""
+"""The ledger rows of data parallelism and ZeRO: bytes sent and held, and when the last bucket is reduced."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ HOOKED = Said(
 
 
 def predict(run: Judged) -> list[Row]:
-    """Bytes sent (Eq 9, Eq 16) and held (Eq 15), the optimizer on the host, the last bucket's end (Eq 14)."""
+    """Bytes sent (Eq 9, Eq 16) and held (Eq 15), an offloaded optimizer's, and the last bucket (Eq 14)."""
     return [*_sent(run), *_held(run), *_layers_whole(run), *_host(run), *_last_bucket(run)]
 
 
 def parameters_of(units: Iterable[Unit]) -> dict[bool, int]:
-    """Ψ, a rank's parameters with the padding of their units: of experts (True) and of everything else."""
+    """Ψ, a rank's parameters and their units' padding: of experts (True) and of everything else (False)."""
     psi = {False: 0, True: 0}
     for unit in units:
         psi[unit.experts] += unit.padded
@@ -47,7 +47,7 @@ def _hooked(run: Judged) -> bool:
 
 # ---- bytes sent --------------------------------------------------------------------------------------------
 def _sent(run: Judged) -> list[Row]:
-    """Bytes along dp, summed over ranks; with hybrid sharding, those across groups apart."""
+    """Bytes sent along dp, summed over ranks; with hybrid sharding, a row for those between groups."""
     plan, graph = run.plan, run.graph
     if graph is None or plan.data_ranks == 1:
         return []
@@ -81,7 +81,7 @@ def _sent(run: Judged) -> list[Row]:
 
 
 def _traffic(run: Judged) -> dict[str, int]:
-    """Eq 9 or Eq 16 of all ranks of the run. Experts are reduced over fewer ranks, in more groups."""
+    """Eq 9 or Eq 16, summed over all ranks. Experts are reduced over fewer ranks, in more groups."""
     plan = run.plan
     total = {"gradients": 0, "parameters": 0, "across": 0}
     for experts, psi in parameters_of(run.units).items():
@@ -98,7 +98,7 @@ def _traffic(run: Judged) -> dict[str, int]:
 
 # ---- bytes held --------------------------------------------------------------------------------------------
 def _state(plan: Plan) -> tuple[int, int]:
-    """How many moments the optimizer keeps of a parameter, and the bytes of each, and of a master copy."""
+    """How many moments the optimizer has of each parameter, and the bytes of a moment or master weight."""
     return 2 if plan.optimizer == "adamw" else 0, 4 if plan.has_master else plan.width
 
 
@@ -127,7 +127,7 @@ def _held(run: Judged) -> list[Row]:
 
 
 def _layers_whole(run: Judged) -> list[Row]:
-    """ZeRO-3: how many layers are whole at once. One stage is used at a time and lets its layers go."""
+    """ZeRO-3: how many layers are whole at once. Only one stage of a rank is used at a time."""
     plan = run.plan
     if run.results is None or plan.zero < 3:
         return []
@@ -146,7 +146,7 @@ def _layers_whole(run: Judged) -> list[Row]:
 
 # ---- the optimizer in host memory --------------------------------------------------------------------------
 def _host(run: Judged) -> list[Row]:
-    """What an optimizer in host memory moves, touches and holds, summed over ranks."""
+    """Bytes that an optimizer in host memory moves, reads and writes, and holds, summed over ranks."""
     plan, graph = run.plan, run.graph
     if graph is None or run.results is None or plan.offload == "none":
         return []
@@ -177,9 +177,9 @@ def _last_bucket(run: Judged) -> list[Row]:
         return []
     key, name = "last_bucket_reduced", Said("last bucket reduced", "最后一个桶归约完成的时刻")
     source = "Eq 14, PyTorch DDP 2006.15704: max(ready, end before) + c along the buckets"
-    found = HOOKED if _hooked(run) else overlap.predict_last_bucket(run.plan, run.timeline)
-    if isinstance(found, Said):
-        return [not_applicable(key, name, found, source, unit="s", match="virtual")]
-    chain, replayed = found
+    ends = HOOKED if _hooked(run) else overlap.predict_last_bucket(run.plan, run.timeline)
+    if isinstance(ends, Said):
+        return [not_applicable(key, name, ends, source, unit="s", match="virtual")]
+    chain, replayed = ends
     seconds: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     return [Row(key, name, chain, None, source, simulated=replayed, **seconds)]

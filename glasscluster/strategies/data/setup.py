@@ -1,4 +1,4 @@
-"""What every ZeRO stage is built from: a stage of the model, the ranks that share it, the options."""
+"""What the manager of every ZeRO stage is built from: a pipeline stage, its communicators, the options."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class StageSetup:
     Attributes:
         separate: names of parameters that get a unit of their own (a tied table with copies on two stages).
         counts: `counts(name, shard)` says whether this rank adds a parameter to the gradient norm.
-        observers: they are told when a unit's gradient is complete.
+        observers: `gradient_complete` is called on them when a unit's gradient is complete.
         comm_hook: sums gradients in place of an all-reduce (comm_hooks.py).
     """
 
@@ -96,8 +96,9 @@ class StageSetup:
         return None if replicas is None else SumOverGroups(replicas, self.options.algorithm)
 
     def assign(self, units: list[Unit], shared_out: bool) -> list[Unit]:
-        """Say over which ranks each unit is reduced, and what of it this rank owns: 1/N if it is
-        `shared_out`, else all.
+        """Set over which ranks each unit is reduced, and what this rank owns of it.
+
+        That is 1/N of it if the states are `shared_out`, else all.
         """
         for unit in units:
             unit.comm = comm = self.groups.of(unit)
@@ -140,7 +141,10 @@ class SumOverGroups:
 
 
 def gathered(unit: Unit, owned: Tensor) -> Tensor:
-    """The whole flat buffer, gathered from every owner's slice. Only checks need it, no step does."""
+    """A unit's whole flat tensor [padded], gathered from the slice that each rank owns.
+
+    Only checks use it; no training step does.
+    """
     whole = torch.empty_like(unit.flat, device=owned.device)
     whole[unit.owned] = owned
     unit.comm.all_gather(whole)

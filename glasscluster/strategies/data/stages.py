@@ -1,8 +1,8 @@
-"""The pipeline stages of a rank: each has a ZeRO stage's manager of its own, and together they answer as one.
+"""The pipeline stages of a rank. Each has a manager (its ZeRO stage), and `Stages` treats them as one.
 
-Every stage's gradients become complete at a time of their own, so every stage has its own buckets and
-launches; the step goes over all of them. `LADDER` is the one place that knows which class is which ZeRO
-stage.
+The gradients of different pipeline stages become complete at different times, so each has its own buckets and
+its own reductions; the optimizer step goes over all of them. `LADDER` says which class implements which ZeRO
+stage, and nothing else knows it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ Pieces = dict[str, list[Tensor]]  # parameter name -> what a rank owns of it and
 
 
 class Manager(Protocol):
-    """What a ZeRO stage does with a gradient in backward, and in the step.
+    """What a ZeRO stage does with gradients in backward and with parameters in the step.
 
-    Each stage has a class with these methods.
+    Each ZeRO stage has a class with these methods. Where a pipeline schedule splits a backward in two, I is
+    the part that computes gradients of inputs, and W the part that computes those of weights.
     """
 
     shared_out: bool  # a rank owns 1/N of every unit
@@ -39,9 +40,10 @@ class Manager(Protocol):
         """Called before a step. Without ZeRO, buckets may be filled anew."""
 
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """Called before a micro-batch's backward, or its W; `last`: it is the last of the step.
+        """Called before a micro-batch's backward, or its W.
 
-        In W the parameters themselves are not used.
+        `last`: it is the last micro-batch of the step. `parameters_used`: False for W, which needs gradients
+        and inputs but not the parameters.
         """
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
@@ -51,7 +53,7 @@ class Manager(Protocol):
         """Called after the backward, or W."""
 
     def input_gradient_begins(self) -> None:
-        """Called before I: parameters are used, and no gradient of theirs comes."""
+        """Called before I, which uses parameters but computes no gradients of them."""
 
     def input_gradient_ends(self) -> None:
         """Called after I."""
@@ -60,7 +62,7 @@ class Manager(Protocol):
         """Wait until every owned gradient is reduced."""
 
     def step(self, scale: Tensor, number: int) -> None:
-        """Update the owned parameters, and bring parameters up to date everywhere."""
+        """Take step `number` (from 1) with gradients times `scale`, and bring parameters up to date."""
 
     def share(self, updated: Iterable[Unit]) -> None:
         """After the owned slices have new values: bring parameters up to date on every rank."""
@@ -86,8 +88,10 @@ class Stages:
         ]
 
     def close(self) -> None:
-        """Release the parameters: a hook on a tensor is a reference cycle that the garbage collector does not
-        see.
+        """Remove the hooks on the parameters.
+
+        A hook on a tensor is a reference cycle that the garbage collector does not see, so that the model
+        would never be freed.
         """
         for hook in self.hooks:
             hook.remove()
@@ -108,20 +112,21 @@ class Stages:
             m.finish()
 
     def step(self, scale: Tensor, number: int) -> None:
-        """Update the owned parameters and bring them up to date everywhere."""
+        """Take step `number` (from 1) with gradients times `scale`, and bring parameters up to date."""
         for m in self.all:
             m.step(scale, number)
             m.optimizer.release()
 
     def clear(self) -> None:
-        """Make no update: set gradients to zero."""
+        """Set gradients to zero, without an update."""
         for m in self.all:
             m.clear()
 
     # ---- snapshots -----------------------------------------------------------------------------------------
     def keep(self) -> list[Pieces]:
-        """Copies of what this rank owns, stage by stage; by name, since buckets may be filled anew in
-        between.
+        """Copies of what this rank owns, stage by stage.
+
+        They are kept by parameter name, because buckets may be filled anew before `restore`.
         """
         return [{name: [t.clone() for t in tensors] for name, tensors in pieces(m).items()} for m in self.all]
 
@@ -136,23 +141,23 @@ class Stages:
     def gradients(self) -> dict[str, Tensor]:
         """Reduced gradients by full parameter name, whole along dp."""
         with self.gpu.unrecorded():
-            found = [_named(m, lambda unit: unit.owned_gradient) for m in self.all]
-        return _union(found)
+            of_stages = [_named(m, lambda unit: unit.owned_gradient) for m in self.all]
+        return _union(of_stages)
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters by full name, whole along dp."""
         with self.gpu.unrecorded():
-            found = [_named(m, lambda unit: unit.owned_parameters) for m in self.all]
-        return _union(found)
+            of_stages = [_named(m, lambda unit: unit.owned_parameters) for m in self.all]
+        return _union(of_stages)
 
 
 def pieces(manager: Manager) -> Pieces:
     """Views of what this rank owns: each parameter's part and the same part of its optimizer state."""
-    found: Pieces = {}
+    owned: Pieces = {}
     for unit, state in zip(manager.units, manager.optimizer.state, strict=True):
         for member, part in owned_members(unit):
-            found[member.name] = [t[part] for t in (unit.owned_parameters, *state.tensors)]
-    return found
+            owned[member.name] = [t[part] for t in (unit.owned_parameters, *state.tensors)]
+    return owned
 
 
 def put_back(manager: Manager, kept: Pieces) -> None:

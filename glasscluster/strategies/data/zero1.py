@@ -7,9 +7,9 @@ ladder.
     on a rank            Ψ            Ψ           1/N              Ψ reduce-scatter + Ψ all-gather
 
     backward     a bucket is complete  ─►  reduce-scatter: each rank gets the sum of its own slice
-    step         update the slice      ─►  all-gather: everybody gets the new parameters
+    step         update the slice      ─►  all-gather: every rank gets the new parameters
 
-But: buckets keep their guessed order; filling them anew would move shards between ranks.
+But: buckets keep the order that was guessed for them; filling them anew would move shards between ranks.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ class Zero1:
 
     # ---- backward: reduce-scatter --------------------------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """Called before a backward: gradients of the last micro-batch are reduced, the others
-        only added up.
-        """
+        """Called before a backward: the `last` micro-batch's gradients are reduced, others only added up."""
         self.reducer.begin(reduce=last)
 
     def gradient_ready(self, parameter: nn.Parameter) -> None:
@@ -63,7 +61,7 @@ class Zero1:
             self.reduce(unit)
 
     def reduce(self, unit: Unit) -> None:
-        """Reduce-scatter, while backward goes on."""
+        """Start the reduce-scatter of a bucket, while backward goes on."""
         assert unit.grad is not None
         work = unit.comm.reduce_scatter(
             unit.grad,

@@ -1,4 +1,4 @@
-"""ZeRO stage 2: gradients are shared out too. A bucket lives until its reduce-scatter has landed.
+"""ZeRO stage 2: gradients are shared out too. A bucket is freed when its reduce-scatter has finished.
 
 Follows Rajbhandari et al. (1910.02054), section 5.2. Symbols: Ψ parameters, N ranks, m micro-batches. zero.py
 has the whole ladder.
@@ -7,9 +7,10 @@ has the whole ladder.
     on a rank            Ψ           1/N          1/N              mΨ reduce-scatter + Ψ all-gather
 
     backward     a bucket is complete  ─►  reduce-scatter  ─►  add the slice to the shard, free the bucket
-    step         update the slice      ─►  all-gather: everybody gets the new parameters
+    step         update the slice      ─►  all-gather: every rank gets the new parameters
 
-With `accumulate whole` buckets live as long as a step, while micro-batches are added up in them, and m is 1.
+With `accumulate whole` the gradients of a step's micro-batches are added up in the buckets, which are then
+held for the whole step and reduce-scattered once (Ψ instead of mΨ).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Zero2:
 
     # ---- backward: reduce-scatter, keep the slice ----------------------------------------------------------
     def backward_begins(self, last: bool, parameters_used: bool = True) -> None:
-        """Called before a backward: gradients are reduced, or with `accumulate whole` only the last one's."""
+        """Called before a backward: gradients are reduced; with `accumulate whole` only after the `last`."""
         self.last = last
         self.reducer.begin(reduce=last or not self.whole)
 
@@ -60,13 +61,13 @@ class Zero2:
             self.reduce(unit)
 
     def reduce(self, unit: Unit) -> None:
-        """Reduce-scatter, while backward goes on."""
+        """Start the reduce-scatter of a bucket, while backward goes on."""
         self.gradients.reduce_scatter(unit, self.last)
 
     def backward_ends(self) -> None:
         """Called after a backward: reduce what is left.
 
-        Buckets do not outlive a micro-batch, unless micro-batches are added up in them.
+        Buckets are freed at the end of a micro-batch, unless micro-batches are added up in them.
         """
         for unit in self.reducer.rest():
             self.reduce(unit)

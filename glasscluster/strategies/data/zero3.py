@@ -1,4 +1,4 @@
-"""ZeRO stage 3: parameters are shared out too. A unit is whole only while it is used.
+"""ZeRO stage 3: parameters are shared out too. A unit's parameters are whole only while they are used.
 
 Follows Rajbhandari et al. (1910.02054), section 5.3, and PyTorch FSDP (Zhao et al., 2304.11277), section 3.
 Symbols: Ψ parameters, N ranks, m micro-batches. zero.py has the whole ladder.
@@ -7,10 +7,10 @@ Symbols: Ψ parameters, N ranks, m micro-batches. zero.py has the whole ladder.
     on a rank           1/N          1/N          1/N              2mΨ all-gather + mΨ reduce-scatter
 
     forward      all-gather a block  ─►  use it  ─►  free it                                (parameters.py)
-    backward     all-gather a block  ─►  its gradients  ─►  free it, reduce-scatter  ─►  slice to the shard
-    step         update the slice: forward will gather
+    backward     all-gather a block  ─►  its gradients  ─►  free it, reduce-scatter  ─►  add to the shard
+    step         update the slice; the next forward gathers it
 
-`no-reshard` keeps parameters whole from forward to backward: one gather less.
+With `no-reshard` parameters stay whole from forward to backward, which saves one all-gather.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class Zero3:
             self.parameters.free(unit)
 
     def reduce(self, unit: Unit) -> None:
-        """Reduce-scatter, while backward goes on."""
+        """Start the reduce-scatter of a bucket, while backward goes on."""
         self.gradients.reduce_scatter(unit, self.last)
 
     def backward_ends(self) -> None:
-        """Called after a backward: reduce what is left, and free what got no gradient."""
+        """Called after a backward: reduce the buckets that are left, and free units that got no gradient."""
         for unit in self.reducer.rest():
             self.reduce(unit)
         self.gradients.settle(self.last)
@@ -88,7 +88,7 @@ class Zero3:
                 self.parameters.free(unit)
 
     def input_gradient_begins(self) -> None:
-        """Called before I: no gradient of a parameter comes, after which it could be freed."""
+        """Called before I, which computes no gradients of parameters, after which they could be freed."""
         self.parameters.input_gradient_begins()
 
     def input_gradient_ends(self) -> None:
@@ -121,10 +121,10 @@ class Zero3:
 
 
 def predict_layers(plan: Plan, layers: int) -> int:
-    """Blocks of a stage that are whole at once: the one in use and those prefetched, or all when they are
-    kept for backward.
+    """How many of a stage's `layers` blocks are whole at once: the one in use and those that are prefetched.
 
-    A segment that full recomputation runs again is whole until its backward has passed.
+    With `no-reshard` they are all blocks. With full recomputation a segment of blocks is whole until its
+    backward is over.
     """
     together = plan.recompute_every if plan.recompute == "full" else 1
     return min(max(plan.prefetch + 1, together), layers) if plan.reshard else layers

@@ -1,18 +1,20 @@
-"""The arrival plan: in which order pushes reach the servers, fixed before the run, so that a run repeats on
-any backend.
+"""The arrival plan: in which order pushes reach the servers. It is fixed before the run, which thus repeats.
 
-An asynchronous program does what comes first, and what comes first depends on time, which no recording knows.
-So the order is computed beforehand on a virtual clock, and the program then follows it with real tensors. Two
-sources of the times:
+An asynchronous server takes the push that arrives first. Which one that is depends on time, and a recording
+has no time. So the order is computed beforehand on a virtual clock, and the program then follows it with real
+tensors, on any backend. The times come from one of two sources:
 
-    virtual    one clock of the same program, recorded dry and replayed on some hardware (virtual_clock.py)
+    virtual    one clock of the same program, recorded on the dry backend and replayed on some hardware
+               (virtual_clock.py)
     seeded     every computation and message takes a random time
 
-Each rank gets a script, which it follows from first to last:  WORK (one gradient)  |  v (serve worker v's
-next push). Every shard has an order of its own, as nothing orders two servers: what a worker pulls may mix
-versions of two shards. A rank does one thing at a time, in the order in which things become ready; its
-messages leave one after the other. These are the rules of replay, so what is recorded, replayed on the
-hardware the order was drawn from, takes as long as this says.
+Each rank gets a script, a list of entries that it follows in order: WORK (compute one gradient and push it),
+or v (serve worker v's next push). Each server has an order of its own, because nothing synchronizes two
+servers: a worker may pull one shard from before and another from after some other worker's push.
+
+A rank does one thing at a time, in the order in which they become ready, and its messages leave one after the
+other. Replay has the same rules, so a run that is replayed on the hardware of its plan takes as long as the
+plan says.
 """
 
 from __future__ import annotations
@@ -30,11 +32,19 @@ WORK = -1
 
 @dataclass(frozen=True)
 class Layout:
-    """W workers on ranks 0..W-1, K shards: with `own_ranks` on ranks of their own after them, else on the
-    first K workers.
+    """Where workers and servers are, and how long they run.
 
-    `staleness` s: how many clocks a worker may be ahead of the slowest; None: synchronous, one update a
-    clock.
+    Attributes:
+        workers: W workers, on ranks 0 to W - 1.
+        servers: K shards of the weights, each with its server.
+        clocks: gradients that each worker pushes.
+        staleness: s, how many clocks a worker may be ahead of the slowest; None: synchronous, one update for
+            the gradients of all workers.
+        own_ranks: whether servers have ranks of their own, after the workers'; else the first K workers have
+            them.
+
+    Raises:
+        InputError: for numbers that are too small, or more servers than workers to place them on.
     """
 
     workers: int
@@ -60,31 +70,37 @@ class Layout:
 
     @property
     def ranks(self) -> int:
-        """World size."""
+        """How many ranks there are."""
         return self.workers + (self.servers if self.own_ranks else 0)
 
     def home(self, shard: int) -> int:
-        """The rank a shard stands on."""
+        """The rank of a shard's server."""
         return shard + (self.workers if self.own_ranks else 0)
 
     def shard_of(self, rank: int) -> int | None:
-        """The shard on a rank, if any."""
+        """The shard whose server is on a rank; None without one."""
         shard = rank - (self.workers if self.own_ranks else 0)
         return shard if 0 <= shard < self.servers else None
 
-    def turn(self, worker: int) -> list[int]:
-        """The order in which a worker pushes its shards: each worker begins with another one."""
+    def push_order(self, worker: int) -> list[int]:
+        """The order in which a worker pushes to the shards: each worker begins with a different one."""
         return [(worker + 1 + i) % self.servers for i in range(self.servers)]
 
     def sizes(self, numel: int) -> list[int]:
-        """Elements of each shard: the first ones are an element longer where it does not divide."""
+        """Elements of each shard; the first ones have one more where K does not divide `numel`."""
         return [numel // self.servers + (k < numel % self.servers) for k in range(self.servers)]
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: of a worker's clock `compute`; of a shard `update` and `answer`; of its messages `port`
-    (occupies the sender), `latency`.
+    """What takes how long, in seconds.
+
+    Attributes:
+        compute: (worker, clock) -> to compute a gradient.
+        update: shard -> to apply a push.
+        answer: shard -> to prepare an answer.
+        port: (source rank, destination rank, shard) -> for which a message occupies its sender.
+        latency: (source rank, destination rank) -> from then until the message is there.
     """
 
     compute: Callable[[int, int], float]
@@ -96,27 +112,35 @@ class Times:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """A script a rank, where it came from, and how long it says the run takes (None: it says nothing of
-    time).
+    """An arrival plan.
+
+    Attributes:
+        layout: where workers and servers are.
+        scripts: for each rank its entries: WORK, or the worker whose push is served.
+        source: where the order comes from, for people.
+        makespan: seconds that the run takes on the plan's clock; None if the times mean nothing.
+        applied: for each shard, when each push was applied to its weights (seconds).
     """
 
     layout: Layout
     scripts: tuple[tuple[int, ...], ...]
     source: str
     makespan: float | None = None
-    applied: tuple[tuple[float, ...], ...] = field(
-        default=(), compare=False
-    )  # shard -> when each push was in its weights
+    applied: tuple[tuple[float, ...], ...] = field(default=(), compare=False)
 
     @property
     def info(self) -> dict[str, Any]:
-        """For graph.info: the order in this recording is fixed, though elsewhere it would be another."""
+        """What a recording notes in `graph.info`: that its order was fixed by a plan, and by which one.
+
+        Empty with a synchronous server, whose results do not depend on the order.
+        """
         return {"order_fixed": True, "order_from": self.source} if self.layout.staleness is not None else {}
 
 
 def synchronous(layout: Layout) -> Arrivals:
-    """Everybody works, every server takes all pushes in rank order: the order of arrival makes no
-    difference.
+    """The plan of synchronous servers: in each clock all workers compute, then every server takes all pushes.
+
+    It does so in rank order, as the order of arrival makes no difference.
     """
     everyone = tuple(range(layout.workers))
     scripts = []
@@ -129,7 +153,16 @@ def synchronous(layout: Layout) -> Arrivals:
 
 
 def arrive(layout: Layout, times: Times, source: str) -> Arrivals:
-    """Run the clock: who is served when, if everybody does what is ready first."""
+    """Simulate a run on a virtual clock, in which every rank does first what is ready first.
+
+    Args:
+        layout: workers, servers, clocks and staleness.
+        times: what takes how long.
+        source: where the times come from, for people.
+
+    Returns:
+        The plan, with its makespan.
+    """
     w, k, s = layout.workers, layout.servers, layout.staleness or 0
     free, lane, scripts = (
         [0.0] * layout.ranks,
@@ -161,7 +194,7 @@ def arrive(layout: Layout, times: Times, source: str) -> Arrivals:
             clock[rank], missing[rank] = clock[rank] + 1, k
             queue += [
                 (send(shard, rank, layout.home(shard), at), layout.home(shard), rank)
-                for shard in layout.turn(rank)
+                for shard in layout.push_order(rank)
             ]
         else:
             shard = layout.shard_of(rank)
@@ -182,7 +215,7 @@ def arrive(layout: Layout, times: Times, source: str) -> Arrivals:
 
 
 def seeded(layout: Layout, seed: int) -> Arrivals:
-    """Random times: any order that can happen may come out."""
+    """A plan from random times: every order that can happen may come out. It says nothing of time."""
     draw = np.random.default_rng([seed, 36])
     some = lambda *_: float(draw.exponential())  # noqa: E731
     made = arrive(layout, Times(lambda *_: 3 * some(), some, some, some, some), f"seed {seed}")

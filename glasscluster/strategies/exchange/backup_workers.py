@@ -1,4 +1,4 @@
-"""Backup workers: of N + b workers the fastest N gradients make the step, the others are dropped.
+"""Backup workers: of N + b workers' gradients the first N make the step, the others are dropped.
 
 Follows Chen et al., "Revisiting distributed synchronous SGD", 1604.00981, Algorithms 3 and 4. Symbols: N
 gradients a step, b backup workers, λ rate of an exponential time, H_n = 1 + 1/2 + ... + 1/n.
@@ -8,11 +8,12 @@ gradients a step, b backup workers, λ rate of an exponential time, H_n = 1 + 1/
     server          add up the first N gradients of step t, divide by their tokens, step;
                     send the weights to all N + b
 
-Still synchronous: every gradient that counts belongs to the newest weights. Who counts is drawn beforehand
-(`fastest`): the run repeats, and each step equals one device on the batch of those who counted.
+Training is still synchronous: every gradient that is used belongs to the newest weights. Which workers are
+used is chosen beforehand (`fastest`), so a run repeats, and each step equals a step of one device on the
+parts of the batch that were used.
 
-But: a dropped gradient is computed and not sent, where the paper sends it and drops it on arrival; one
-server.
+But: a dropped gradient is computed and not sent (in the paper it is sent, and dropped on arrival); there is
+one server.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ Chosen = tuple[tuple[int, ...], ...]  # step -> the N workers that counted, in r
 
 
 def fastest(seconds: np.ndarray, needed: int) -> Chosen:
-    """For each step the `needed` workers with the shortest times [steps, workers]; equal times in
-    rank order.
+    """Choose, for each step, the `needed` workers with the shortest times.
+
+    `seconds` [steps, workers] says how long each gradient takes. Of workers with equal times the one with the
+    lower rank is chosen.
     """
     order = np.argsort(seconds, axis=1, kind="stable")[:, :needed]
     return tuple(tuple(sorted(row)) for row in order.tolist())
@@ -44,8 +47,10 @@ def fastest(seconds: np.ndarray, needed: int) -> Chosen:
 
 @dataclass
 class Counted:
-    """What a rank brings back: its losses; of the server its gradients (with capture) and weights after each
-    step.
+    """What a rank brings back.
+
+    A worker has its losses. The server has its weights after the last step and, with capture, the weights and
+    mean gradients of every step.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -54,7 +59,7 @@ class Counted:
 
 
 def train_with_backups(gpu: GPU, job: Job, chosen: Chosen) -> Counted:
-    """The SPMD program: workers on all ranks but the last, which is the server."""
+    """Train on this rank (an SPMD program: every rank runs it). The last rank is the server."""
     comm, replica, out = gpu.make_mesh({"dp": gpu.size})["dp"], Replica(gpu, job), Counted()
     workers = comm.size - 1
     if comm.rank < workers:
@@ -88,7 +93,7 @@ def train_with_backups(gpu: GPU, job: Job, chosen: Chosen) -> Counted:
 
 
 def work(comm: Communicator, replica: Replica, chosen: Chosen) -> None:
-    """A worker's steps. Losses and gradients are sums over its own tokens: the server divides, once."""
+    """Run a worker's steps. It pushes sums over its own tokens, which the server divides by their number."""
     replica.gpu.start_step()
     for step, counted in enumerate(chosen):
         replica.gradient(step, comm.rank, comm.size - 1, divide=False)
@@ -98,13 +103,13 @@ def work(comm: Communicator, replica: Replica, chosen: Chosen) -> None:
 
 
 def rows(job: Job, counted: tuple[int, ...], workers: int) -> list[int]:
-    """The sequences of a batch that counted."""
+    """The indices of the sequences in a batch that belong to the workers `counted`."""
     each = job.plan.global_batch // workers
     return [v * each + i for v in counted for i in range(each)]
 
 
 def tokens(gpu: GPU, job: Job, step: int, counted: tuple[int, ...], workers: int) -> int:
-    """Targets of a step that count: the server knows the data as well as any worker."""
+    """How many target tokens the workers `counted` have in a step; the server loads the batch to know."""
     if gpu.device.type == "meta":
         return 1
     with gpu.unrecorded():
@@ -118,7 +123,7 @@ def tokens(gpu: GPU, job: Job, step: int, counted: tuple[int, ...], workers: int
 def one_device_on_what_counted(
     job: Job, chosen: Chosen, workers: int, dtype: torch.dtype = torch.float64
 ) -> Reference:
-    """One device, trained on the parts of each batch whose gradients counted."""
+    """The reference: one device, trained on the parts of each batch whose gradients were used."""
     batches = []
     for step, counted in enumerate(chosen):
         inputs, targets = job.batch(step)
@@ -131,7 +136,9 @@ def one_device_on_what_counted(
 
 
 def predict(needed: int, backups: int, rate: float = 1.0) -> float:
-    """Eq 36: expected time of a step whose workers take Exp(λ): the N-th of N + b, (H_(N+b) - H_b) / λ; b =
-    0: H_N / λ.
+    """Eq 36: the expected seconds until the first N of N + b gradients are there, (H_(N+b) - H_b) / λ.
+
+    N = `needed`, b = `backups`; each gradient takes a time that is exponentially distributed with rate λ =
+    `rate`, independently of the others.
     """
     return sum(1.0 / k for k in range(backups + 1, needed + backups + 1)) / rate

@@ -1,4 +1,4 @@
-"""Local SGD and DiLoCo: every rank trains alone for H steps, then what moved is averaged.
+"""Local SGD and DiLoCo: every rank trains alone for H steps, then the changes of the weights are averaged.
 
 Follows Stich, 1805.09767, Algorithm 1 (local SGD) and Douillard et al., 2311.08105, Algorithm 1 (DiLoCo).
 Symbols: N replicas, Ψ parameters, H inner steps, θ shared weights, μ outer momentum, η outer rate.
@@ -9,10 +9,10 @@ Symbols: N replicas, Ψ parameters, H inner steps, θ shared weights, μ outer m
     u ← μu + Δ;   θ ← θ − η(Δ + μu)                           Nesterov, on every rank alike
 
 Local SGD is η = 1, μ = 0, inner SGD: θ becomes the mean of the replicas. DiLoCo is inner AdamW, η = 0.7, μ =
-0.9, H = 500. Inner optimizer state stays on its rank and is never sent.
+0.9, H = 500. The inner optimizer's state stays on its rank and is never sent.
 
-But: nobody leaves or joins, every replica makes H steps, and Δ is sent whole and in the precision of the
-weights.
+But: replicas neither leave nor join, all make the same number of steps, and Δ is sent uncompressed, in the
+precision of the weights.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ from glasscluster.strategies.numerics.formats import DTYPES
 
 @dataclass(frozen=True)
 class Outer:
-    """H steps between meetings, and the outer step: Nesterov with rate η and momentum μ."""
+    """The outer optimizer: Nesterov momentum with rate η and momentum μ, once every H inner steps."""
 
     every: int = 8
     rate: float = 1.0
     momentum: float = 0.0
 
     def step(self, shared: Tensor, moved: Tensor, velocity: Tensor) -> None:
-        """θ ← θ − η(Δ + μu), in place."""
+        """Take an outer step in place: u ← μu + Δ, then θ ← θ − η(Δ + μu).
+
+        All tensors are [Ψ]: `shared` is θ, `moved` is Δ (overwritten), `velocity` is u.
+        """
         velocity.mul_(self.momentum).add_(moved)
         shared.sub_(moved.add_(velocity, alpha=self.momentum), alpha=self.rate)
 
@@ -49,8 +52,9 @@ DILOCO = Outer(every=500, rate=0.7, momentum=0.9)
 
 @dataclass
 class Locally:
-    """What a rank brings back: its own losses, and the shared weights after each meeting (with capture), or
-    the last.
+    """What a rank brings back: its own losses, and the shared weights after the last averaging.
+
+    With capture `weights` has the shared weights after every averaging.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -58,7 +62,10 @@ class Locally:
 
 
 def train_locally(gpu: GPU, job: Job, outer: Outer) -> Locally:
-    """The SPMD program: `job.steps` inner steps; the last steps, if fewer than H, also end in a meeting."""
+    """Train on this rank (an SPMD program: every rank runs it) for `job.steps` inner steps.
+
+    Changes are averaged after every H steps and after the last step.
+    """
     comm, replica, out = gpu.make_mesh({"dp": gpu.size})["dp"], Replica(gpu, job), Locally()
     keep = gpu.memory.register
     with gpu.unrecorded():
@@ -96,8 +103,10 @@ def train_locally(gpu: GPU, job: Job, outer: Outer) -> Locally:
 
 @one_thread()
 def one_after_the_other(job: Job, outer: Outer, replicas: int) -> tuple[list[Tensor], list[list[float]]]:
-    """N replicas in one process, each round one after the other: shared weights after each round, losses by
-    replica.
+    """The reference: N replicas in one process, which train one after the other in each round of H steps.
+
+    Returns:
+        The shared weights after each round, and each replica's losses.
     """
     model = GPTStage(job.model, seed=job.seed, dtype=DTYPES[job.plan.precision])
     parameters = [p for p, _ in model.full_names().values()]
@@ -132,8 +141,10 @@ def one_after_the_other(job: Job, outer: Outer, replicas: int) -> tuple[list[Ten
 
 
 def predict(parameters: int, replicas: int, steps: int, every: int, width: int) -> dict[str, int]:
-    """Bytes all ranks send together: a ring all-reduce of Ψ, 2(N-1)Ψ, at every meeting; plain data
-    parallelism sends it every step.
+    """Bytes that all N ranks send together: a ring all-reduce of Ψ parameters every H steps (Eq 9).
+
+    An all-reduce sends 2 (N-1) Ψ parameters. Data parallelism has one at every step,
+    `every_step_bytes_total`. `width`: bytes a parameter; `meetings`: how often changes are averaged.
     """
     meetings, once = -(-steps // every), 2 * (replicas - 1) * parameters * width
     return {

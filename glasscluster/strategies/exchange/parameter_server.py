@@ -13,13 +13,15 @@ pushed), staleness s, rate η.
                                                   c_v ← c_v + 1
       ◄──────── S/K each ───                      answer every u that has pushed and  c_u − min c ≤ s
 
-So nobody computes who is more than s clocks ahead of the slowest, and a gradient may belong to weights that
-are long gone: it is really computed on them. With s = 0 and SGD the weights are those of the synchronous
-mode; in which order pushes are served is the arrival plan (arrivals.py). Each run equals its own reference
-below: the plan, in one process, without a message.
+So no worker computes while it is more than s clocks ahead of the slowest one. A gradient may belong to
+weights that the server has since replaced; it is really computed on those older weights. With s = 0 and SGD
+the result equals that of the synchronous mode. The order in which servers take pushes is fixed by the arrival
+plan (arrivals.py). Each run must equal the reference below, which follows the same plan in one process,
+without messages.
 
-But: no replication, no ranges of keys, no user-defined filters, no norm clipping (no server sees the whole
-gradient), and a server answers when it has room for nothing else: a rank computes or serves, one at a time.
+But: no replication, no key ranges, no user-defined filters, no clipping by the gradient norm (no server sees
+the whole gradient). A rank that is both worker and server does one thing at a time, so that a push waits
+while the rank computes.
 """
 
 from __future__ import annotations
@@ -45,26 +47,32 @@ PUSH, PULL = 0, 1  # tags: with servers on the workers both go from rank to rank
 
 @dataclass
 class Exchanged:
-    """What a rank brings back: of a worker its losses, pushes (with capture) and last pull; of a server its
-    shard and its log.
+    """What a rank brings back.
+
+    Attributes:
+        losses: of a worker: its loss at every clock.
+        pushes: of a worker, with capture: the gradients that it pushed.
+        pulled: of a worker: the weights that it pulled last.
+        shard: of a server: its shard of the weights at the end.
+        leads: of a server, for every answer: how many clocks the worker was ahead of the slowest.
+        missed: of a server, for every push: how many pushes it had served since it sent the weights that the
+            gradient belongs to.
+        history: of a server, with capture: its shard after every W pushes.
+        state_bytes: bytes of parameters, gradients and optimizer state on the rank.
     """
 
     losses: list[float] = field(default_factory=list)
     pushes: list[Tensor] = field(default_factory=list)
     pulled: Tensor | None = None
     shard: Tensor | None = None
-    leads: list[int] = field(
-        default_factory=list
-    )  # of every answer: how many clocks that worker was ahead of the slowest
-    missed: list[int] = field(
-        default_factory=list
-    )  # of every push served: how many others were served since its weights were sent
-    history: list[Tensor] = field(default_factory=list)  # with capture: a server's shard after every W pushes
+    leads: list[int] = field(default_factory=list)
+    missed: list[int] = field(default_factory=list)
+    history: list[Tensor] = field(default_factory=list)
     state_bytes: dict[str, int] = field(default_factory=dict)
 
 
 def exchange(gpu: GPU, job: Job, plan: Arrivals) -> Exchanged:
-    """The SPMD program: a rank follows its script."""
+    """Train on this rank (an SPMD program: every rank runs it): follow the rank's script in the plan."""
     comm, layout = gpu.make_mesh({"dp": gpu.size})["dp"], plan.layout
     replica = Replica(gpu, job)
     cuts = torch.tensor_split(torch.arange(len(replica.flat)), layout.servers)
@@ -84,7 +92,7 @@ def exchange(gpu: GPU, job: Job, plan: Arrivals) -> Exchanged:
 
 
 class Worker:
-    """Pull, compute, push."""
+    """A worker: it pulls weights, computes a gradient on its part of the batch, and pushes it."""
 
     def __init__(
         self, gpu: GPU, comm: Communicator, plan: Arrivals, replica: Replica, where: list[slice]
@@ -93,15 +101,15 @@ class Worker:
         self.clock, self.leaving, self.pushes = 0, list[Work](), list[Tensor]()
 
     def work(self) -> None:
-        """One clock. The weights it starts from are those everybody started from, then what was pulled."""
+        """Run one clock: pull the weights (but for the first, which all workers have), compute, push."""
         if self.clock:
             self.pull()
         self.replica.gradient(self.clock, self.gpu.rank, self.layout.workers)
         if self.replica.job.capture:
             with self.gpu.unrecorded():
                 self.pushes.append(self.replica.grad.clone())
-        for k in self.layout.turn(self.gpu.rank):
-            if self.layout.home(k) != self.gpu.rank:  # a shard on this rank finds the gradient where it is
+        for k in self.layout.push_order(self.gpu.rank):
+            if self.layout.home(k) != self.gpu.rank:  # a shard on this rank reads the gradient in place
                 piece = self.replica.grad[self.where[k]]
                 self.leaving.append(
                     self.comm.isend(piece, self.layout.home(k), PUSH, purpose="gradients", label=f"push {k}")
@@ -109,7 +117,7 @@ class Worker:
         self.clock += 1
 
     def pull(self) -> None:
-        """The weights as each server had them when it answered."""
+        """Receive the weights of every shard, as they were when the server answered."""
         for k, part in enumerate(self.where):
             if self.layout.home(k) != self.gpu.rank:
                 self.comm.recv(
@@ -119,7 +127,7 @@ class Worker:
                     purpose="parameters",
                     label=f"pull {k}",
                 )
-        for work in self.leaving:  # whoever was answered has been heard
+        for work in self.leaving:  # a server that answered has received the push, so this does not wait
             work.wait()
         self.leaving.clear()
 
@@ -155,7 +163,7 @@ class Server:
         )
 
     def serve(self, v: int) -> None:
-        """Worker v's next push: apply it, then answer whoever may go on."""
+        """Receive worker v's next push, apply it, then answer all waiting workers that may go on."""
         if v == self.gpu.rank:
             gradient = self.replica.grad[self.part]
         else:
@@ -173,7 +181,7 @@ class Server:
                 self.answer(u)
 
     def apply(self, gradient: Tensor) -> None:
-        """Asynchronous: a step for every push. Synchronous: a step when all have come."""
+        """Update the shard: asynchronously at every push, synchronously when all workers have pushed."""
         if self.layout.staleness is None:
             self.total.add_(gradient)
             if min(self.clocks) == self.version:
@@ -185,11 +193,11 @@ class Server:
             self.total.zero_()
 
     def may_go_on(self, u: int) -> bool:
-        """Not more than s clocks ahead of the slowest."""
+        """Whether worker u is at most s clocks ahead of the slowest worker."""
         return self.clocks[u] - min(self.clocks) <= (self.layout.staleness or 0)
 
     def answer(self, u: int) -> None:
-        """The shard as it is now."""
+        """Send the shard, as it is now, to worker u."""
         self.waiting.remove(u)
         self.leads.append(self.clocks[u] - min(self.clocks))
         self.given[u] = self.served
@@ -202,7 +210,7 @@ class Server:
 
 
 def bring_back(gpu: GPU, worker: Worker | None, server: Server | None) -> Exchanged:
-    """The last pull, then results; no message is left under way."""
+    """Pull for the last time, wait for all messages, and collect what the rank brings back."""
     held = gpu.memory.snapshot()
     out = Exchanged(state_bytes={k: held[k] for k in ("parameters", "gradients", "optimizer")})
     if worker is not None:
@@ -227,8 +235,13 @@ def bring_back(gpu: GPU, worker: Worker | None, server: Server | None) -> Exchan
 
 @dataclass
 class Alone:
-    """The same plan in one process: weights at the end, each worker's last pull, pushes and losses (worker ->
-    clock).
+    """What the reference computed, in one process.
+
+    Attributes:
+        weights: the weights at the end.
+        pulled: for each worker, the weights that it pulled last.
+        pushes: for each worker, its gradient at every clock.
+        losses: for each worker, its loss at every clock.
     """
 
     weights: Tensor
@@ -239,8 +252,12 @@ class Alone:
 
 @one_thread()
 def in_one_process(job: Job, plan: Arrivals) -> Alone:
-    """Follow all scripts, a rank as far as it goes, then the next: no messages, one model, W copies of its
-    weights.
+    """The reference: follow an arrival plan in one process, with one model and each worker's weights.
+
+    Each rank in turn follows its script until it has to wait for another rank.
+
+    Raises:
+        ValueError: if the plan cannot be followed to its end.
     """
     layout, s = plan.layout, plan.layout.staleness or 0
     model = GPTStage(job.model, seed=job.seed, dtype=DTYPES[job.plan.precision])
@@ -250,14 +267,10 @@ def in_one_process(job: Job, plan: Arrivals) -> Alone:
     state = [[torch.zeros(len(c), dtype=weights.dtype) for _ in range(job.optimizer.moments)] for c in shards]
     everyone = range(layout.workers)
     out = Alone(weights, [weights.clone() for _ in everyone], [[] for _ in everyone], [[] for _ in everyone])
-    at, heard = (
-        [0] * layout.ranks,
-        [[0] * layout.workers for _ in shards],
-    )  # place in the script; pushes each shard has heard
-    answered, sums = (
-        [[0] * layout.workers for _ in shards],
-        [torch.zeros(len(c), dtype=weights.dtype) for c in shards],
-    )
+    at = [0] * layout.ranks  # each rank's place in its script
+    served = [[0] * layout.workers for _ in shards]  # of each shard and worker, pushes applied
+    answered = [[0] * layout.workers for _ in shards]  # of each shard and worker, answers sent
+    sums = [torch.zeros(len(c), dtype=weights.dtype) for c in shards]
     steps = [0] * layout.servers
 
     def work(v: int) -> None:
@@ -280,18 +293,18 @@ def in_one_process(job: Job, plan: Arrivals) -> Alone:
 
     def serve(k: int, v: int) -> None:
         here = slice(int(shards[k][0]), int(shards[k][-1]) + 1)
-        gradient = out.pushes[v][heard[k][v]][here]
-        heard[k][v] += 1
+        gradient = out.pushes[v][served[k][v]][here]
+        served[k][v] += 1
         if layout.staleness is None:
             sums[k] = sums[k] + gradient
-        if layout.staleness is not None or min(heard[k]) > steps[k]:
+        if layout.staleness is not None or min(served[k]) > steps[k]:
             steps[k] += 1
             job.optimizer.update(
                 weights[here], gradient if layout.staleness is not None else sums[k], state[k], steps[k]
             )
             sums[k] = torch.zeros_like(sums[k])
         for u in everyone:
-            if answered[k][u] < heard[k][u] <= min(heard[k]) + s:
+            if answered[k][u] < served[k][u] <= min(served[k]) + s:
                 answered[k][u] += 1
                 out.pulled[u][here] = weights[here]
 
@@ -299,7 +312,7 @@ def in_one_process(job: Job, plan: Arrivals) -> Alone:
         if entry == WORK:
             return all(a[rank] == len(out.pushes[rank]) for a in answered)
         shard = layout.shard_of(rank)
-        return shard is not None and heard[shard][entry] < len(out.pushes[entry])
+        return shard is not None and served[shard][entry] < len(out.pushes[entry])
 
     moved = True
     while moved:
@@ -319,8 +332,10 @@ def in_one_process(job: Job, plan: Arrivals) -> Alone:
 
 
 def compare(results: list[Exchanged], alone: Alone, layout: Layout) -> dict[str, float]:
-    """Largest differences from the reference: every pushed gradient, the weights on the servers, every last
-    pull, every loss.
+    """The largest relative differences from the reference, of gradients, weights and losses.
+
+    Gradients are those that workers pushed; weights are those on the servers at the end and those that
+    workers pulled last.
     """
     servers = torch.cat(
         [r.shard for r in (results[layout.home(k)] for k in range(layout.servers)) if r.shard is not None]
@@ -335,18 +350,28 @@ def compare(results: list[Exchanged], alone: Alone, layout: Layout) -> dict[str,
             pairs = zip(mine.pushes, theirs, strict=True)
             grad += [difference(a.double().cpu(), b.double(), 1e-3 * float(b.abs().max())) for a, b in pairs]
         loss += [abs(a - b) / abs(b) for a, b in zip(mine.losses, alone.losses[v], strict=True)]
-    found = {"grad": largest(grad), "weight": largest(weight), "loss": largest(loss)}
-    return {f"max_rel_{what}_diff": most for what, most in found.items()}
+    worst = {"grad": largest(grad), "weight": largest(weight), "loss": largest(loss)}
+    return {f"max_rel_{what}_diff": value for what, value in worst.items()}
 
 
 # ---- theory ------------------------------------------------------------------------------------------------
 
 
 def predict(layout: Layout, parameters: int, width: int) -> dict[str, list[int]]:
-    """Eq 11, exact: bytes every rank sends and receives in the whole run.
+    """Eq 11, exact: bytes that every rank sends and receives in the whole run.
 
-    Apart: a worker 2S a clock, a server 2W·S/K (S/K: its shard). On the workers: a rank sends S less its own
-    shard as a worker and W-1 times its shard as a server; with K = W that is 2S(N-1)/N.
+    In each clock a worker sends and receives S bytes. With servers on ranks of their own, a server sends and
+    receives W times its shard, W·S/K. With servers on the workers, what a rank would send itself is not sent:
+    a rank sends S less its own shard as a worker, and W - 1 times its shard as a server. With K = W = N that
+    is 2S (N-1)/N.
+
+    Args:
+        layout: where workers and shards are, and the number of clocks.
+        parameters: elements of the model.
+        width: bytes of one.
+
+    Returns:
+        For "sent" and "received", the bytes of every rank.
     """
     size, sizes = parameters * width, [n * width for n in layout.sizes(parameters)]
     sent = []

@@ -1,9 +1,8 @@
-"""One replica: a whole model whose parameters and gradients are two flat buffers, and the gradient of its
-part of a batch.
+"""One replica of a model, with its parameters and gradients in two flat buffers.
 
-What the strategies build on that exchange something else than gradients at every step: parameter servers,
-backup workers, local SGD. Divided by the tokens of the whole batch, as is usual here, parts add up to the
-batch's mean gradient.
+Parameter servers, backup workers and local SGD are built on it: they do not all-reduce gradients at every
+step. A replica computes the gradient of its part of a batch, divided by the number of tokens of the whole
+batch, so that the gradients of all parts add up to the batch's mean gradient.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from glasscluster.strategies.numerics.formats import DTYPES
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A reference computes like a rank: one thread, or sums differ in bits."""
+    """Compute with one thread, as ranks do. With more, sums would differ in their last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -34,7 +33,11 @@ def one_thread() -> Iterator[None]:
 
 
 class Replica:
-    """`flat` [Ψ] are the parameters, `grad` [Ψ] their gradients, both in the order of the model's names."""
+    """A whole model on this rank; `job.plan` must ask for nothing else.
+
+    `flat` [Ψ] holds its parameters and `grad` [Ψ] their gradients, both in the order of the model's names;
+    `losses` has the loss of every call of `gradient`.
+    """
 
     def __init__(self, gpu: GPU, job: Job) -> None:
         job.plan.check_replica(job.model)
@@ -54,11 +57,10 @@ class Replica:
                 m.parameter.grad = self.grad[m.start : m.stop].view(m.parameter.shape)
 
     def gradient(self, step: int, part: int, parts: int, *, whole: bool = True, divide: bool = True) -> None:
-        """Fill `grad` from part `part` of `parts` of a step's batch, divided by the tokens of the whole
-        batch.
+        """Compute the gradient of part number `part`, of `parts` equal parts, of a step's batch into `grad`.
 
-        With `whole=False` divided by the part's own, with `divide=False` not at all. The loss goes to
-        `losses` likewise.
+        It is divided by the number of tokens of the whole batch; with `whole=False` by that of the part; with
+        `divide=False` by nothing. The loss, divided likewise, is added to `losses`.
         """
         gpu, region = self.gpu, self.gpu.region
         with gpu.unrecorded():
@@ -83,9 +85,10 @@ class Replica:
                 self.grad.mul_(1.0 / count)
         with gpu.unrecorded():
             self.losses.append(loss / count)
+        gpu.check_finite(self.losses[-1], "loss", step)
 
     def load(self, step: int, part: int, parts: int, whole: bool) -> tuple[list[tuple[Tensor, Tensor]], int]:
-        """The part's micro-batches, and the number of tokens to divide by."""
+        """The (tokens, targets) of each micro-batch of a part, and the number of tokens to divide by."""
         plan, device = self.job.plan, self.gpu.device
         each = plan.global_batch // parts
         if device.type == "meta":
@@ -98,6 +101,6 @@ class Replica:
         return list(zip(*pieces, strict=True)), count
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
-        """A flat tensor cut into parameters by full name (copies)."""
+        """Copies of a flat tensor's parts, in the shapes of the parameters, by full name."""
         with self.gpu.unrecorded():
             return {m.name: flat[m.start : m.stop].view(m.parameter.shape).clone() for m in self.members}

@@ -1,7 +1,7 @@
-"""The arrival plan of a virtual clock: times are those of one clock of the same program, replayed.
+"""Arrival plans from a virtual clock: what takes how long is read from a dry run on some hardware, replayed.
 
-arrivals.py has the plan itself and the queue that makes it from such times; the program is
-parameter_server.py's.
+One clock of parameter_server.py (a gradient of every worker, and its updates) is recorded on the dry backend
+and replayed; arrivals.py makes the plan from these times.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from glasscluster.strategies.exchange.arrivals import Arrivals, Layout, Times, a
 from glasscluster.strategies.exchange.parameter_server import exchange
 from glasscluster.strategies.job import Job
 
-ANSWERING = ("clone", "copy_")  # what a server computes to answer: everything else it computes is the update
+# operations of a server that belong to an answer; all its others belong to the update
+ANSWERING = ("clone", "copy_")
 
 
 def virtual(
@@ -26,10 +27,17 @@ def virtual(
     slow_ranks: dict[int, float] | None = None,
     jitter: float = 0.0,
 ) -> Arrivals:
-    """Times from one clock of the same program, recorded dry and replayed on `clock`.
+    """Make an arrival plan from the times of one clock, recorded on the dry backend and replayed on `clock`.
 
-    `slow_ranks`: rank -> how many times as long it computes; `jitter`: each gradient takes 1 + jitter·Exp(1)
-    times as long (seeded).
+    Args:
+        job: what is trained.
+        layout: workers, shards, clocks and staleness.
+        clock: the hardware, by name or as it is.
+        slow_ranks: rank -> how many times as long it computes.
+        jitter: each gradient takes 1 + jitter·Exp(1) times as long, drawn from the job's seed.
+
+    Returns:
+        The plan. It says how long the run takes (in seconds), unless there is jitter.
     """
     hw = hardware(clock)
     once = Layout(

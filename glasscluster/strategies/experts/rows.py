@@ -1,4 +1,4 @@
-"""What expert parallelism promises, given what the routers chose, beside the bytes counted along ep."""
+"""The ledger row of expert parallelism: bytes predicted from the routers' choices, and counted along ep."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PLACE = 50  # in the ledger
 
 
 def predict(run: Judged) -> list[Row]:
-    """Eq 27: tokens that left for experts on other ranks. Each goes out and back, forward and backward."""
+    """Eq 27: bytes of the rows that went to experts on other ranks, and back, in forward and backward."""
     plan, graph = run.plan, run.graph
     if graph is None or run.results is None or plan.ep == 1:
         return []

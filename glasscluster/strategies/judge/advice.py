@@ -110,7 +110,7 @@ def advise(
     search.
     """
     begun, listed = time.monotonic(), list(changes(plan, model))
-    found: list[tuple[float, int, Change, Plan]] = []
+    fitting: list[tuple[float, int, Change, Plan]] = []
     enough: list[Change] = []  # changes that fit
     advice = Advice(candidates=len(listed))
     say(f"looking for a plan that fits {capacity / 1e9:.4g} GB: {len(listed)} changes to judge")
@@ -122,13 +122,13 @@ def advise(
             break
         advice.tried += 1
         if advice.tried % 40 == 0:
-            say(f"{number + 1} of {len(listed)} changes judged, {len(found)} fit")
+            say(f"{number + 1} of {len(listed)} changes judged, {len(fitting)} fit")
         recorded = stages(other, model, capacity, 1, hardware.host.memory_bytes)
         if isinstance(recorded, list):
-            found.append((_at_least(other, model, hardware, recorded), advice.tried, change, other))
+            fitting.append((_at_least(other, model, hardware, recorded), advice.tried, change, other))
             enough.append(change)
-    advice.fitting = len(found)
-    for number, (bound, _, change, other) in enumerate(sorted(found, key=lambda f: f[:2])):
+    advice.fitting = len(fitting)
+    for number, (bound, _, change, other) in enumerate(sorted(fitting, key=lambda f: f[:2])):
         if len(advice.best) >= top and bound >= advice.best[top - 1].seconds:
             break
         if number == VERIFIED or (time.monotonic() - begun > 2 * seconds and advice.best):

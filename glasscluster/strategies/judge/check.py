@@ -94,8 +94,8 @@ def difference(a: Tensor, b: Tensor, floor: float) -> float:
 
 def largest(differences: Iterable[float]) -> float:
     """The largest; infinite when one is not a number, which `max` would pass over."""
-    found = list(differences)
-    return float("inf") if any(d != d for d in found) else max(found)
+    values = list(differences)
+    return float("inf") if any(d != d for d in values) else max(values)
 
 
 def digest(results: Sequence[RankResult]) -> str:

@@ -196,14 +196,14 @@ class Probes(Observer):
 
         Its name, how it is cut, its unit, and where in the unit's owned slice it is.
         """
-        found = []
+        owned = []
         for number, manager in self.trainer.manager.of.items():
             for unit in manager.units:
                 for m, part in owned_members(unit):
                     copy = self.trainer.place.tied and m.name == TIED and number > 0  # the last stage's
                     if not copy:
-                        found.append((m.name, kind(m.shard), unit, part))
-        return found
+                        owned.append((m.name, kind(m.shard), unit, part))
+        return owned
 
     def mark(self) -> None:
         """Fingerprints."""

@@ -74,11 +74,11 @@ def layer_of(name: str, layers: int) -> int:
 def vitals(job: Job, results: Sequence[RankResult]) -> list[Vitals]:
     """What the probes say of each step of a run with `Job(observers=(Probes,))`."""
     seen: set[int] = set()
-    found = []
+    steps = []
     for step, readings in enumerate(probed(list(results))):
         skipped = results[0].skipped[step] if results[0].skipped else False
-        found.append(_step(job, readings, seen, skipped))
-    return found
+        steps.append(_step(job, readings, seen, skipped))
+    return steps
 
 
 def _step(job: Job, readings: list[Reading], seen: set[int], skipped: bool) -> Vitals:

@@ -62,16 +62,16 @@ def parts(
     """
     if causal:
         known = sum(p < prefix for p in tokens_of(kind, source, ranks, ranks * tokens)) if prefix else 0
-        found = with_prefix(rectangle(kind, rank, source, tokens), tokens, known)
+        rectangles = with_prefix(rectangle(kind, rank, source, tokens), tokens, known)
     else:
-        found = [Rectangle(slice(0, tokens), slice(0, tokens), False)]
+        rectangles = [Rectangle(slice(0, tokens), slice(0, tokens), False)]
     if (jumps or window) and kind == "zigzag":
-        found = [piece for part in found for piece in halves(part, tokens // 2)]
+        rectangles = [piece for part in rectangles for piece in halves(part, tokens // 2)]
     if not window:
-        return found
+        return rectangles
     mine, theirs = (tokens_of(kind, r, ranks, ranks * tokens) for r in (rank, source))
-    left = (within(part, mine, theirs, window) for part in found)
-    return [part for part in left if part is not None]
+    seen = (within(part, mine, theirs, window) for part in rectangles)
+    return [part for part in seen if part is not None]
 
 
 def tokens_of(kind: str, rank: int, ranks: int, tokens: int) -> Sequence[int]:

@@ -217,7 +217,7 @@ def units_of(plan: Plan, model: ModelConfig, stage: int) -> list[Unit]:
     first, last = stage == 0, stage == plan.stages - 1
     layers, meta = plan.stage_layers(model)[stage], torch.device("meta")
     shape = GPTStage(model, layers, first, last, _Cut(plan), dtype=plan.dtype, device=meta)
-    apart = {TIED} if model.tied and plan.stages > 1 and (first or last) else set()
+    separate = {TIED} if model.tied and plan.stages > 1 and (first or last) else set()
     if plan.zero == 3:
-        return by_module(shape, plan.padding, apart)
-    return by_bucket(shape, plan.bucket_limits, plan.padding, apart)
+        return by_module(shape, plan.padding, separate)
+    return by_bucket(shape, plan.bucket_limits, plan.padding, separate)

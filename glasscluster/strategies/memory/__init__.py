@@ -1,1 +1,1 @@
-"""Activations given up and computed again."""
+"""Recomputation: activations that are freed in forward and computed again in backward."""

@@ -1,4 +1,4 @@
-"""The options of recomputation: which activations are let go in forward and computed again in backward."""
+"""The options of recomputation: which activations are freed in forward and computed again in backward."""
 
 from __future__ import annotations
 

@@ -1,20 +1,22 @@
-"""Activation recomputation: let activations go after forward, compute them again when backward needs them.
+"""Activation recomputation: free activations after forward, and compute them again when backward needs them.
 
 Follows Chen et al., "Training deep nets with sublinear memory cost" (1604.06174), and Korthikanti et al.
 (2205.05198, section 5). Symbols: n layers, k layers a segment, C bytes of a layer's input, A bytes of
 everything a layer keeps.
 
-    none        keep                 n A
+    none        keep everything, n A
     selective   drop the attention core (Q K^T, softmax, its dropout, the sum over V), keep Q, K, V
     full        keep each segment's input; backward of a segment first runs its forward again
 
         x ──[ layer 0 · layer 1 ]── x' ──[ layer 2 · layer 3 ]── y        k = 2: x and x' stay, n/k C
-             backward: run again, keep k A for a moment, use it, let it go
+             backward of a segment: run its forward again, hold k A until its backward is over
 
-torch.utils.checkpoint without re-entry does the bookkeeping (the re-entrant kind runs a backward inside a
-backward, and every gradient hook twice). What runs again is recorded as the phase "recompute". It stops at
-the last tensor that was kept: without dropout that spares a segment its last matrix and, with tensor
-parallelism, its last all-reduce. But: segments are equal; a last one may be shorter. No offloading.
+torch.utils.checkpoint with use_reentrant=False does the bookkeeping (the re-entrant variant runs a backward
+inside a backward, and with it every gradient hook twice). What runs again is recorded as phase "recompute".
+It ends when the last tensor that backward needs has been computed; without dropout this spares a segment its
+last matrix product and, with tensor parallelism, its last all-reduce.
+
+But: all segments have the same number of layers, but for a shorter last one; activations are not offloaded.
 """
 
 from __future__ import annotations
@@ -38,20 +40,23 @@ CHECKPOINT = "checkpoint"  # what the memory ledger calls a tensor that is kept 
 
 
 class Recompute(KeepAll):
-    """What both kinds share: run a function without keeping its inside, and say so when it runs again."""
+    """What selective and full recomputation share: run a function without saving its intermediate tensors.
+
+    `held` is the most bytes of checkpoints that were alive when a recomputation began.
+    """
 
     def __init__(self, gpu: GPU, every: int = 1) -> None:
         self.gpu, self.every = gpu, every
-        self.held = 0  # most bytes of checkpoints that were alive when a recomputation began
+        self.held = 0
         with gpu.unrecorded():
-            # torch.utils.checkpoint wants it: once, and not inside a recording
+            # torch.utils.checkpoint imports it at its first use, which must not be inside a recording
             import torch._dynamo  # noqa: F401
 
     def run(self, function: Callable[..., Tensor], *kept: Tensor) -> Tensor:
-        """function(*kept), of which only `kept` stays for backward."""
+        """Compute function(*kept), and save only `kept` for backward."""
         for x in kept:
             self.gpu.memory.register(x, "activations", CHECKPOINT)
-        # dropout hashes where an element stands, so there is no generator state to put back
+        # dropout hashes the position of an element, so there is no generator state to restore
         return checkpoint(
             function,
             *kept,
@@ -62,7 +67,7 @@ class Recompute(KeepAll):
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Around what is computed again."""
+        """The context in which the forward runs again: it is recorded as phase "recompute"."""
         self.held = max(self.held, self.gpu.memory.named(CHECKPOINT))
         self.active = True
         try:
@@ -73,24 +78,24 @@ class Recompute(KeepAll):
 
 
 class Selective(Recompute):
-    """Only the attention core: a quadratic part of the memory for a small part of the work."""
+    """Recompute only the attention core, whose memory grows with s² and whose FLOPs are a small share."""
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Q, K and V stay."""
+        """Run attention and save only Q, K and V for backward."""
         return self.run(attention, q, k, v)
 
 
 class Full(Recompute):
-    """Whole segments of `every` layers."""
+    """Recompute whole segments of `every` layers."""
 
     def layers(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
-        """Each segment's input stays."""
+        """Run all blocks, and save only each segment's input for backward."""
         for start in range(0, len(blocks), self.every):
             x = self.run(partial(self.segment, blocks[start : start + self.every], draw=draw), x)
         return x
 
     def segment(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
-        """A few layers, as they are."""
+        """Run the layers of one segment."""
         return KeepAll.layers(self, blocks, x, draw)
 
 
@@ -105,12 +110,12 @@ KINDS: dict[str, Callable[[GPU, int], KeepAll]] = {
 
 
 def predict_peak(layers: int, every: int, checkpoint_bytes: float, layer_bytes: float) -> float:
-    """Eq 29: ceil(n/k) C + k A."""
+    """Eq 29: the peak bytes of activations, ceil(n/k) C + k A, with n `layers` and k `every`."""
     return len(segments(layers, every)) * checkpoint_bytes + every * layer_bytes
 
 
 def best_every(layers: int, checkpoint_bytes: float, layer_bytes: float) -> float:
-    """Eq 29: k = sqrt(n C / A), which is sqrt(n) only where a layer's input is all it keeps."""
+    """Eq 29: the k with the lowest peak, sqrt(n C / A). It is sqrt(n) only where A = C."""
     return sqrt(layers * checkpoint_bytes / layer_bytes)
 
 
@@ -125,11 +130,22 @@ def predict_checkpoints(
     pieces: int = 1,
     cp: int = 1,
 ) -> int:
-    """Bytes kept to start from, of a stage and micro-batch: w·sbh a segment, or Q, K and V a layer (3w·sbh/t
-    with a key head a query).
+    """Bytes of checkpoints that a rank saves for a stage and micro-batch.
 
-    `pieces`: ranks that a segment's input is cut over (cp, and t with sequence parallelism). With fewer key
-    heads than t, K and V of a whole head beside what they were gathered from.
+    Full recomputation saves w·sbh for each segment. Selective recomputation saves Q, K and V for each layer:
+    3w·sbh/t where every query head has a key head of its own. Where t is larger than the number of key heads,
+    K and V of a whole head are saved beside the columns that they were gathered from.
+
+    Args:
+        kind: "none", "selective" or "full".
+        model: sizes of the model.
+        layers: layers of the stage.
+        every: layers of a segment.
+        sequences: b, sequences of a micro-batch.
+        tp: t.
+        width: w, bytes of an element.
+        pieces: ranks that a segment's input is cut over: cp, times t with sequence parallelism.
+        cp: context-parallel ranks.
     """
     tokens = sequences * model.seq
     columns = (model.query_width + 2 * model.key_width) // tp
@@ -156,11 +172,20 @@ def predict_flops(
     latents: int = 1,
     assignments: int = 0,
 ) -> int:
-    """FLOPs that run again on the ranks of one replica together, of a stage and micro-batch.
+    """FLOPs that recomputation repeats for a stage and micro-batch, over all ranks of one replica.
 
-    pairs: query-key pairs of all heads, ranks and these layers, of a sequence (None: those of flash attention's
-    tiles in the first layers, without context parallelism); spares: the last matrix of a segment is not run again; routers, latents: ranks that do
-    the same router, or the same way down to latents; assignments: of all the layers' tokens to experts.
+    Args:
+        kind: "none", "selective" or "full".
+        model: sizes of the model.
+        layers: layers of the stage.
+        every: layers of a segment.
+        sequences: b, sequences of a micro-batch.
+        pairs: query-key pairs of a sequence, over all heads, ranks and layers of the stage; None: those of flash
+            attention's tiles in the model's first layers, without context parallelism.
+        spares: whether the last matrix of a segment is not repeated; None: as the model has it.
+        routers: ranks that all compute the same router.
+        latents: ranks that all compute the same projection to latents.
+        assignments: assignments of tokens to experts, over all layers.
     """
     b, s, h, f, a, u = sequences, model.seq, model.hidden, model.width, model.heads, model.gates
     scores = 2 * b * s * s * a * model.score_dim * layers
@@ -171,7 +196,7 @@ def predict_flops(
     flash = 4 * b * pairs * model.score_dim
     core = flash if model.attention == "flash" else 2 * scores
     if kind != "full":
-        # the sum over V is not run again: what it keeps are its inputs, and there recomputation stops
+        # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
         return (flash if model.attention == "flash" else scores) if kind == "selective" else 0
     dense = model.shared_ffn if model.experts else f
     last = 2 * b * s * dense * h

@@ -1,4 +1,4 @@
-"""What recomputation promises: FLOPs that run again, and bytes that are kept to start from."""
+"""The ledger rows of recomputation: FLOPs that run again, and bytes of checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACE = 60  # in the ledger
 
 
 def predict(run: Judged) -> list[Row]:
-    """FLOPs that ran again, and bytes kept to start from at the fullest moment, over all ranks (Eq 29)."""
+    """FLOPs that ran again, and the most bytes of checkpoints held at one time, over all ranks (Eq 29)."""
     if run.graph is None or run.results is None or run.plan.recompute == "none":
         return []
     return [
@@ -45,7 +45,7 @@ def _flops(run: Judged) -> int:
     mask = model.causal, model.prefix, model.position in ("relative", "alibi")
     shape = kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask
     pairs = {window: sum(work(*shape, window)) for window in model.windows}
-    # a matrix whose gradient can wait keeps its input when it is done
+    # a matrix whose weight gradient is deferred saves its input after its product, so the product runs again
     fused = plan.tp > 1 and plan.tp_overlap
     spared = last_spared(model, fused) and not plan.pipeline.splits
     routers = 1 if plan.sequence_parallel else plan.tp
@@ -56,7 +56,7 @@ def _flops(run: Judged) -> int:
         one = predict_flops(*stage, pairs=seen, spares=spared, routers=routers, latents=plan.tp)
         flops += one * plan.micro_batches * plan.dp
     if model.experts and plan.recompute == "full":
-        # tp ranks send the same rows to the same experts, each with its columns
+        # the tp ranks send the same rows to the same experts, of which each has some columns
         kept = sum(sum(rows) for result in run.results or () for rows in result.routing_counts("kept"))
         flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.width
     return flops
@@ -78,8 +78,8 @@ def _checkpoints(run: Judged) -> int:
         )
         for layers in plan.stage_layers(model)
     ]
-    # without a norm before it a segment's input is its first matrix's: held until its weights' gradient is
-    # computed
+    # without a norm before it, a segment's input is also the input of its first matrix and is held until that
+    # matrix's weight gradient is computed
     first = plan.recompute == "full" and model.norm_position == "post"
     schedule, until = plan.pipeline, "BW" if first else "BI"
     held = int(sum(schedule.most_held(rank, stages, until) for rank in range(plan.pp)))

@@ -1,1 +1,1 @@
-"""Number formats, the loss scale, steps that are skipped."""
+"""Number formats, gradient norm and loss scale, and the decision whether a step is skipped."""

@@ -1,19 +1,21 @@
-"""Skip a step that would do harm, and go back where skipping was too late.
+"""Skip steps whose gradient norm is far too large, and return to a snapshot after several such steps.
 
-Follows PaLM (Chowdhery et al., 2204.02311, section 5.1): loss spikes, restart from an earlier checkpoint,
-leave out the batches around the spike. Symbols: g the gradient norm of a step before clipping, M the median
-of the last w norms of steps that were taken.
+Follows PaLM (Chowdhery et al., 2204.02311, section 5.1), where training was restarted from an earlier
+checkpoint after a loss spike, without the batches around the spike. Symbols: g the norm of a step's gradient
+before clipping, M the median of the norms of the last w steps that were taken.
 
-    g finite and g ≤ multiple · M  step (and as long as there are fewer than w norms to compare with)
-    else                           bad: no update, none counted; the batch is gone
-    `rollback` bad ones in a row   weights and optimizer state are those of the last snapshot; the run goes on
-                                   with the next batch, so everything read since the snapshot is left out
+    g finite and g ≤ multiple · M  take the step (g is not compared until w steps have been taken)
+    else                           a bad step: no update, and the batch is not used again
+    `rollback` bad steps in a row  restore weights and optimizer state of the last snapshot and go on with the
+                                   next batch, so that all batches since the snapshot are left out
 
-All ranks read the same norm, which was summed over ranks for clipping: they decide alike without another
-message. With fp16 a step that overflowed under its loss scale is the scaler's business (loss_scale.py) and
-not counted here. But: a snapshot is a copy each rank makes of what it owns, outside the recording (a real one
-goes to the host or to disk while training runs on); PaLM's was 100 steps old, and its operators chose by hand
-how many batches to leave out.
+All ranks have the same norm, because it was summed over ranks for clipping; so they all decide the same
+without another message. With fp16, a step that overflowed is skipped by the loss scaler (loss_scale.py) and
+is not counted here.
+
+But: a snapshot is a copy that each rank makes of what it owns, outside the recording (a real one is copied to
+the host or to disk while training goes on). PaLM's checkpoint was 100 steps old, and people chose which
+batches to leave out.
 """
 
 from __future__ import annotations
@@ -30,14 +32,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SkipRule:
-    """A norm beyond `multiple` times the median of the last `window` is bad; after `rollback` in a row (0:
-    never) go back.
+    """When a step is bad, and what is done about it.
+
+    Attributes:
+        multiple: a norm larger than this many times the median is bad; 0: none is.
+        window: w, the norms that the median is of.
+        rollback: bad steps in a row after which the last snapshot is restored; 0: never.
+        every: steps between snapshots.
     """
 
     multiple: float
     window: int = 16
     rollback: int = 0
-    every: int = 10  # steps between snapshots
+    every: int = 10
 
     def __bool__(self) -> bool:
         """Whether anything is ever skipped."""
@@ -46,7 +53,7 @@ class SkipRule:
 
 @dataclass
 class Snapshot:
-    """What a run returns to: by stage, what its manager kept; and how many updates had been made."""
+    """What a run returns to: copies of what each pipeline stage owns, and how many updates were made."""
 
     kept: list[Any]
     updates: int
@@ -54,7 +61,7 @@ class Snapshot:
 
 @dataclass
 class Guard:
-    """The norms so far, how many bad ones came last, and the snapshot to return to."""
+    """The recent norms, how many bad steps came last in a row, and the snapshot to return to."""
 
     rule: SkipRule
     norms: deque[float] = field(default_factory=deque)
@@ -62,11 +69,11 @@ class Guard:
     snapshot: Snapshot | None = None
 
     def takes(self, norm: Tensor, _overflow: Tensor | None) -> bool:
-        """Decide whether a step of this gradient norm is taken: the norm is the same number on all ranks."""
+        """Whether a step with this gradient norm, which is the same on all ranks, is taken."""
         return not self.harmful(float(norm))
 
     def harmful(self, norm: float) -> bool:
-        """Judge a step by its gradient norm, and remember it."""
+        """Whether a step with this gradient norm is bad; the norm of a good one is remembered."""
         history, rule = self.norms, self.rule
         compared = len(history) >= rule.window
         if not math.isfinite(norm) or (compared and norm > rule.multiple * median(history)):
@@ -83,7 +90,7 @@ class Guard:
         return bool(self.rule.rollback) and step % self.rule.every == 0
 
     def must_return(self) -> bool:
-        """Whether it is time to go back to the snapshot; the count of bad steps starts again."""
+        """Whether to return to the snapshot now; if so, bad steps are counted from 0 again."""
         if self.rule.rollback and self.bad >= self.rule.rollback:
             self.bad = 0
             return True

@@ -1,6 +1,6 @@
 """A decision: whether a training step is taken.
 
-fp16's loss scale and the guard against bad batches are the two there are.
+There are two: fp16's loss scaler (loss_scale.py) and the guard against bad batches (bad_batch.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 class Decision(Protocol):
     """Says whether a step is taken.
 
-    All ranks read the same numbers, so all decide alike without another message.
+    All ranks have the same numbers, so they decide the same without another message.
     """
 
     def takes(self, norm: Tensor, overflow: Tensor | None) -> bool:

@@ -10,5 +10,5 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, called) for name, called 
 
 
 def accumulator(precision: str) -> torch.dtype:
-    """In which sums over many numbers are kept (losses, norms): fp32 at least."""
+    """The type in which losses and norms are summed: fp64 for fp64, else fp32."""
     return torch.float64 if precision == "fp64" else torch.float32

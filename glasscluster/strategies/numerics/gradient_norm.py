@@ -1,9 +1,9 @@
-"""The gradient norm for clipping, and whether a gradient has overflowed: each rank's part of either.
+"""Each rank's part of the gradient norm for clipping, and whether one of its gradients has overflowed.
 
     ‖g‖² = Σ over ranks of  Σ over the slices that this rank counts  ‖slice‖²
 
-What several ranks have alike (a norm's weight on every tensor rank) is counted by one of them:
-`Member.counts` says by which.
+A gradient that several ranks have (that of a norm's weight, on every tensor-parallel rank) is counted by one
+of them; `Member.counts` says whether it is this one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class HasUnits(Protocol):
 
 
 def norm_squared(stages: Sequence[HasUnits], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Sum of squares of the owned gradients that this rank counts, over its stages: a scalar."""
+    """The sum of squares of the owned gradients that this rank counts, over its pipeline stages: a scalar."""
     if len(stages) == 1:
         return _norm_squared(stages[0].units, dtype, device)
     return torch.stack([_norm_squared(stage.units, dtype, device) for stage in stages]).sum()
@@ -47,7 +47,7 @@ def _norm_squared(units: Sequence[Unit], dtype: torch.dtype, device: torch.devic
 
 
 def _overflowed(units: Sequence[Unit], device: torch.device) -> Tensor:
-    found = torch.zeros((), dtype=torch.float32, device=device)
+    not_finite = torch.zeros((), dtype=torch.float32, device=device)
     for unit in units:
-        found += (~torch.isfinite(unit.owned_gradient).all()).float()
-    return found.clamp_(max=1.0)
+        not_finite += (~torch.isfinite(unit.owned_gradient).all()).float()
+    return not_finite.clamp_(max=1.0)

@@ -38,12 +38,12 @@ class PrecisionOptions(BaseModel):
 
     @property
     def has_master(self) -> bool:
-        """True when fp32 copies of the weights are kept by the optimizer."""
+        """True when the optimizer has fp32 copies of the weights."""
         return self.narrow and self.master_weights != "none"
 
     @property
     def wide_gradients(self) -> bool:
-        """True when 16-bit parameters have fp32 gradients, kept and reduced apart from autograd's."""
+        """True when 16-bit parameters have fp32 gradients, held and reduced separately from autograd's."""
         return self.narrow and self.grad_dtype == "fp32"
 
     @property
@@ -60,17 +60,17 @@ class PrecisionOptions(BaseModel):
 
     @property
     def gradient_width(self) -> int:
-        """Bytes of a gradient as it is kept and reduced."""
+        """Bytes of a gradient element as it is held and reduced."""
         return 4 if self.wide_gradients else {"fp64": 8, "fp32": 4}.get(self.precision, 2)
 
     def runs(self) -> None:
-        """InputError for a precision that can only be predicted."""
+        """Check that the precision can be run. Raises InputError for one that can only be predicted."""
         if self.precision not in RUNS:
             rule = "has a cost (glass predict) but does not run"
             raise InputError("precision", self.precision, rule, RUNS)
 
     def rules(self, _model: ModelConfig, _layout: Layout) -> None:
-        """fp16 divides gradients by its loss scale in fp32."""
+        """fp16 needs fp32 master weights, because gradients are divided by the loss scale in fp32."""
         if self.precision == "fp16" and not self.has_master:
             rule = (
                 "fp16 needs fp32 master weights: "
@@ -118,7 +118,7 @@ class StepOptions(BaseModel):
         return SkipRule(self.skip_norm, self.skip_window, self.rollback, self.snapshot_every)
 
     def rules(self, _model: ModelConfig, _layout: Layout) -> None:
-        """A learning rate falls after it has risen; a return needs steps that are skipped."""
+        """The learning rate falls after its warm-up; returning to a snapshot needs steps that are skipped."""
         if self.decay == "none":
             for field in ("decay_until", "decay_steps", "lr_floor"):
                 if getattr(self, field):

@@ -1,5 +1,6 @@
-"""The same tuning in one process: one list of instructions, no ranks, no messages, nothing flat. What runs on
-ranks must equal it.
+"""The reference: the same tuning in one process, without ranks, messages and flat buffers.
+
+Losses, rewards and weights of a run on ranks must equal its results; `compare` says by how much they differ.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from glasscluster.strategies.preference.sequences import log_probs, scores, valu
 
 @dataclass
 class Alone:
-    """Losses of every update by role, rewards and KL of every iteration, weights in the end."""
+    """What the reference computed.
+
+    Attributes:
+        losses: role -> the loss of every update.
+        rewards: of every iteration, the mean reward by the task's rule.
+        kl: of every iteration, the mean of log π_old − log π_ref over whole answers.
+        weights: role -> weights at the end by full name, of the roles that learn.
+    """
 
     losses: dict[str, list[float]] = field(default_factory=dict)
     rewards: list[float] = field(default_factory=list)
@@ -33,7 +41,7 @@ class Alone:
 
 @one_thread()
 def in_one_process(job: Tuning) -> Alone:
-    """In float64, whatever the job's precision; answers are written without a cache."""
+    """Run a job in one process, in float64 whatever its precision, and without a key-value cache."""
     n, out = job.task.answer, Alone()
     models = {role: make_model(role, job, dtype=torch.float64) for role in job.roles if role != "rollout"}
     parameters = {role: [p for p, _ in models[role].full_names().values()] for role in LEARNS[job.method]}
@@ -74,7 +82,7 @@ def in_one_process(job: Tuning) -> Alone:
 
 
 def _online(job: Tuning, i: int, models: dict[str, Any], mask: Tensor, update: Any, out: Alone) -> None:
-    """One iteration of PPO or GRPO."""
+    """Run iteration `i` of PPO or GRPO: sample answers, score them, and `update(role, loss)`."""
     n, actor, seed = job.task.answer, models["actor"], job.sampling_seed(i)
     tokens = sample(actor, prompts_of(job.task, job.prompts, job.group, seed), n, seed)
     right = job.task.reward(tokens)
@@ -105,18 +113,22 @@ def _online(job: Tuning, i: int, models: dict[str, Any], mask: Tensor, update: A
 
 
 def compare(results: list[Tuned], alone: Alone) -> dict[str, float]:
-    """Largest differences of what ranks brought back: losses and rewards relative, weights by
-    check.difference with floor 1.
+    """The largest differences between what ranks brought back and the reference.
+
+    Losses are compared relatively, rewards and KL absolutely, weights by check.difference with floor 1.
+
+    Raises:
+        AssertionError: if no rank brought back the weights of a role that learns.
     """
-    loss, weight, found = [0.0], [0.0], set()
+    loss, weight, roles = [0.0], [0.0], set()
     for result in results:
         for role, losses in result.losses.items():
             loss += [abs(a - b) / max(abs(b), 1e-3) for a, b in zip(losses, alone.losses[role], strict=True)]
         for role, weights in result.weights.items():
-            found.add(role)
+            roles.add(role)
             weight += [difference(t.double(), alone.weights[role][name], 1.0) for name, t in weights.items()]
         for mine, theirs in ((result.rewards, alone.rewards), (result.kl, alone.kl)):
             loss += [abs(a - b) for a, b in zip(mine, theirs, strict=True)] if mine else []
-    if found != set(alone.weights):
-        raise AssertionError(f"no rank brought back the weights of {sorted(set(alone.weights) - found)}")
+    if roles != set(alone.weights):
+        raise AssertionError(f"no rank brought back the weights of {sorted(set(alone.weights) - roles)}")
     return {"max_rel_loss_diff": largest(loss), "max_rel_weight_diff": largest(weight)}

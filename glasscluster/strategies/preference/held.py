@@ -1,10 +1,10 @@
-"""What a rank holds for a role: a model that only answers, or one that learns too.
+"""The model that a rank holds for a role: frozen, or with gradients and optimizer state.
 
     frozen    parameters                                                              bf16: 2 bytes an element
     learns    parameters, gradients, Adam's two moments, and in bf16 an fp32 master   2 + 2 + 4 + 4 + 4 = 16
 
-The parameters of a role are one flat buffer, so that they travel in one message. In fp32: 4, and 4 + 4 + 8 =
-16.
+In fp32 they are 4 bytes and 4 + 4 + 8 = 16 bytes. The parameters of a role lie in one flat buffer, so that
+they are sent in one message.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from glasscluster.strategies.preference.sequences import ScalarModel
 def make_model(
     role: str, job: Tuning, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Any:
-    """A role's model with its first weights: a critic and a reward model have a scalar head."""
+    """A role's model with its initial weights; a critic and a reward model have a scalar head."""
     kind = ScalarModel if role in ("critic", "reward") else GPTStage
     model = kind(job.model, seed=job.seed, dtype=dtype or DTYPES[job.precision], device=device)
     fill(model, job.reward_weights or job.weights if role in ("critic", "reward") else job.weights)
@@ -33,8 +33,10 @@ def make_model(
 
 
 def fill(model: Any, weights: Weights | None) -> None:
-    """Take over the weights that have a name here; the others (a scalar head that starts from a policy) stay
-    as drawn.
+    """Copy the given weights into a model by full name.
+
+    Parameters that `weights` does not have stay as they were drawn, as the scalar head of a critic that
+    starts from a policy's weights.
     """
     given = weights or {}
     with torch.no_grad():
@@ -46,7 +48,7 @@ def fill(model: Any, weights: Weights | None) -> None:
 class Held:
     """A role's model on this rank.
 
-    `flat` [Ψ]: its parameters; the memory ledger knows each tensor by role and category.
+    `flat` [Ψ] holds its parameters. Memory is counted by role and category.
     """
 
     def __init__(self, gpu: GPU, job: Tuning, role: str) -> None:
@@ -63,21 +65,21 @@ class Held:
 
     @property
     def learns(self) -> bool:
-        """Whether it has an optimizer."""
+        """Whether the role has an optimizer."""
         return self.role in LEARNS[self.job.method]
 
     def remember(self, tensor: Tensor, category: str) -> Tensor:
-        """Tell the ledger whose it is."""
+        """Register a tensor with the memory recorder as this role's, and return it."""
         return self.gpu.memory.register(tensor, category, f"{self.role} {category}")
 
     def state_bytes(self) -> dict[str, int]:
-        """Bytes of the role's state by category, as the ledger counted them."""
+        """Bytes of the role's state by category, as the memory recorder counted them."""
         return {
             c: self.gpu.memory.named(f"{self.role} {c}") for c in ("parameters", "gradients", "optimizer")
         }
 
     def weights(self) -> dict[str, Tensor]:
-        """By full name, copied to the CPU."""
+        """Copies of the weights on the CPU, by full name."""
         with self.gpu.unrecorded():
             return {
                 m.name: self.flat[m.start : m.stop].view(m.parameter.shape).cpu().clone()
@@ -86,7 +88,7 @@ class Held:
 
 
 class Learner(Held):
-    """A role that learns."""
+    """A role's model that learns: with a flat gradient, Adam's moments and, in bf16, an fp32 master copy."""
 
     def __init__(self, gpu: GPU, job: Tuning, role: str) -> None:
         super().__init__(gpu, job, role)
@@ -101,7 +103,7 @@ class Learner(Held):
         ]
 
     def step(self, loss: Tensor) -> None:
-        """Backward, clip by the gradient's norm, update, and gradients at zero again."""
+        """Run backward, clip the gradient by its norm, update, and set the gradient to zero."""
         with self.gpu.region("backward"):
             loss.backward()
         with self.gpu.region("optimizer", layer=-1), torch.no_grad():

@@ -1,13 +1,15 @@
-"""What is tuned, how, and which rank plays which role.
+"""What is tuned, by which method, and which rank has which role.
 
-    sft, reward-model   one role that learns
+Bytes of model state in bf16, for Ψ parameters of the policy:
+
+    sft, reward-model   one role that learns                                16Ψ
     dpo                 actor, reference                                    16Ψ + 2Ψ
     grpo                actor, reference, rollout, reward model or rule     16Ψ + 2Ψ (+ 2Ψ)
     ppo                 actor, critic, reference, rollout, reward model     2 · 16Ψ + 2 · 2Ψ = 36Ψ     (Eq 39)
 
-The rollout writes answers. On a rank of its own it has a copy of the actor's weights, which are sent to it
-before every iteration; on the actor's rank it uses them as they are. Roles may share ranks in any way: a
-message between two on one rank is not sent.
+The actor is the policy that is trained; the rollout samples answers from it. A rollout with a rank of its own
+has a copy of the actor's weights (2Ψ more), which is sent to it before every iteration; on the actor's rank
+it uses the actor's weights. Roles may share ranks in any way; between roles on one rank nothing is sent.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ ONLINE = ("ppo", "grpo")  # answers are written while training
 
 
 def roles_of(method: str, reward: str) -> tuple[str, ...]:
-    """Every role of a method, those that learn first."""
+    """The roles of a method, those that learn first.
+
+    `reward`: whether PPO and GRPO are rewarded by a "model" (a role of its own) or by the task's "rule".
+    """
     judge = ("reward",) if reward == "model" and method in ONLINE else ()
     frozen = {
         "dpo": ("reference",),
@@ -47,7 +52,11 @@ def roles_of(method: str, reward: str) -> tuple[str, ...]:
 
 
 def place(method: str, reward: str, *together: Sequence[str]) -> dict[str, int]:
-    """Role -> rank: each group of `together` on one rank; every other role on a rank of its own."""
+    """Assign roles to ranks: each group in `together` shares one rank, every other role has its own.
+
+    Raises:
+        InputError: if a group names a role that the method does not have.
+    """
     roles = roles_of(method, reward)
     unknown = [r for group in together for r in group if r not in roles]
     if unknown:
@@ -60,14 +69,19 @@ def place(method: str, reward: str, *together: Sequence[str]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Everything a rank needs.
+    """Everything a rank needs to tune a model.
 
-    Sizes: `prompts` x `group` answers an iteration, each trained on `epochs` times.
+    An iteration samples `group` answers to each of `prompts` prompts, and trains on all of them `epochs`
+    times. DPO and the reward model take `prompts` comparisons in an iteration instead.
 
-    `weights` start the policy and `reward_weights` the reward model (and the critic), by full parameter name;
-    None: drawn from the seed.
-    `pairs`: (preferred [N, S], rejected [N, S]) for dpo and the reward model. A DPO or reward-model iteration
-    takes `prompts` of them.
+    Attributes:
+        weights: initial weights of the policy by full name; None: drawn from the seed.
+        reward_weights: initial weights of the reward model and the critic; None: `weights`.
+        pairs: comparisons for DPO and the reward model, (preferred [N, S], rejected [N, S]).
+        placement: role -> rank; None: every role has a rank of its own.
+
+    Raises:
+        InputError: for sizes, a precision or a placement that the method cannot run with.
     """
 
     method: Method
@@ -79,12 +93,12 @@ class Tuning:
     epochs: int = 1
     lr: float = 1e-3
     critic_lr: float = 1e-3
-    beta: float = 0.05  # pull to the reference
+    beta: float = 0.05  # weight of the KL to the reference
     imitation: float = 0.0  # dpo: weight of the preferred answers' own SFT loss
-    clip: float = 0.2  # of a ratio, and of how far a value moves
-    gamma: float = 1.0
-    lam: float = 0.95
-    max_norm: float = 1.0  # of a gradient; 0: as it is
+    clip: float = 0.2  # clip range of a probability ratio, and of the change of a critic's value
+    gamma: float = 1.0  # discount of rewards
+    lam: float = 0.95  # λ of generalized advantage estimation
+    max_norm: float = 1.0  # largest norm of a gradient; 0: no clipping
     reward: Literal["model", "rule"] = "rule"
     precision: str = "fp32"
     seed: int = 0
@@ -134,16 +148,16 @@ class Tuning:
 
     @property
     def ranks(self) -> int:
-        """How many it takes."""
+        """How many ranks the job runs on."""
         return max(self.where.values()) + 1
 
     @property
     def answers(self) -> int:
-        """Sequences an iteration."""
+        """How many sequences an iteration trains on."""
         return self.prompts * self.group
 
     def optimizer(self, role: str) -> Optimizer:
-        """AdamW without weight decay: the pull is to the reference, not to zero."""
+        """The role's optimizer: AdamW without weight decay, as the KL keeps weights near the reference's."""
         return Optimizer("adamw", lr=self.critic_lr if role == "critic" else self.lr, weight_decay=0.0)
 
     def sampling_seed(self, iteration: int) -> int:

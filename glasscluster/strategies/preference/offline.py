@@ -1,6 +1,4 @@
-"""One iteration of what learns from data that is there before: SFT, the reward model, DPO (the reference on a
-rank of its own).
-"""
+"""One iteration of the methods that learn from a fixed data set: SFT, the reward model, and DPO."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from glasscluster.strategies.preference.sequences import log_probs, scores
 
 
 def sft_iteration(cast: Cast, iteration: int) -> None:
-    """Demonstrations of this iteration's prompts."""
+    """Train the actor on demonstrations of this iteration's prompts."""
     job, n = cast.job, cast.job.task.answer
     with cast.gpu.unrecorded():
         tokens = demonstrations(job, iteration).to(cast.gpu.device)
@@ -25,7 +23,7 @@ def sft_iteration(cast: Cast, iteration: int) -> None:
 
 
 def demonstrations(job: Tuning, iteration: int) -> Tensor:
-    """The sequences of an iteration that show right answers: [B, S]."""
+    """An iteration's prompts, each followed by a demonstrated answer (which may be wrong): [B, S]."""
     seed = job.sampling_seed(iteration)
     return job.task.demonstrations(
         prompts_of(job.task, job.prompts, job.group, seed), torch.Generator().manual_seed(seed + 1)
@@ -41,7 +39,7 @@ def pairs_of(job: Tuning, iteration: int) -> tuple[Tensor, Tensor]:
 
 
 def reward_model_iteration(cast: Cast, iteration: int) -> None:
-    """Both answers of a pair go through the model together."""
+    """Train the reward model on comparisons; both answers of a pair are in one batch."""
     with cast.gpu.unrecorded():
         tokens = torch.cat(pairs_of(cast.job, iteration)).to(cast.gpu.device)
 
@@ -53,7 +51,7 @@ def reward_model_iteration(cast: Cast, iteration: int) -> None:
 
 
 def dpo_iteration(cast: Cast, iteration: int) -> None:
-    """The reference says what it thinks of both answers; the policy learns."""
+    """Train the actor on comparisons, with the reference's log-probabilities of both answers of each pair."""
     job, n = cast.job, cast.job.task.answer
     with cast.gpu.unrecorded():
         tokens = torch.cat(pairs_of(job, iteration)).to(cast.gpu.device)

@@ -1,23 +1,26 @@
-"""Preference tuning on ranks: each role is an actor somewhere, and what they tell each other are recorded
-messages.
+"""PPO and GRPO on ranks: each role runs on a rank, and what roles send each other is recorded.
 
-One iteration of PPO; GRPO has no critic, and what the critic is told falls away:
+One iteration of PPO (Schulman et al., 1707.06347; with the roles of InstructGPT, 2203.02155). GRPO has no
+critic, and so none of the critic's messages:
 
-    rollout          writes answers ···  tokens ──► everybody
+    rollout          writes answers ···  tokens ──► all ranks
     reference                            log π_ref(o_t) ──► actor                               (these three
     reward model                         R ──► actor                                             at the same
     critic                               v_t ──► actor                                           time)
     actor            r_t, A_t ···········targets ──► critic; both train, side by side;  weights ──► rollout
 
-    sent a PPO iteration  Ψ·w weights;  B·S·8 tokens (to each of the others);
-                          B·T·w' of the reference and of values;  B·w' scores;  B·T·w' targets.
-                          w bytes a parameter, w' = max(w, 4) a log-probability
+    sent in an iteration  Ψ·w weights;  B·S·8 tokens (to each other rank);
+    of PPO (bytes)        B·T·w' log-probabilities of the reference;  B·T·w' values;  B·w' scores;
+                          B·T·w' targets. w bytes a parameter, w' = max(w, 4) bytes a log-probability;
+                          B answers, S tokens of prompt and answer, T of the answer
 
-Every rank runs the same list of steps and does those of its roles, so roles that share a rank take turns and
-send nothing. A step of generation is recorded as the micro-batch of its number, then come the forwards of the
-answers, then each epoch. But: one rank a role (no data or tensor parallelism inside), whole batches (no
-minibatches), and strict turns: the rollout waits for new weights, training waits for answers. Systems that
-let it run ahead (2410.18252) train on answers of an older policy.
+Every rank runs the same list of steps and computes only those of its own roles, so that roles on one rank run
+one after the other and send nothing. Each step of generation is recorded as a micro-batch, then the forwards
+on the answers as one, then each epoch as one.
+
+But: one rank a role (no data or tensor parallelism within it); no mini-batches; and no overlap of generation
+and training: the rollout waits for new weights, training waits for answers. Systems in which the rollout runs
+ahead (2410.18252) train on answers of an older policy.
 """
 
 from __future__ import annotations
@@ -34,24 +37,25 @@ from glasscluster.strategies.preference.sequences import log_probs, scores, valu
 
 
 def refresh(cast: Cast) -> None:
-    """The actor's weights to the rollout."""
+    """Send the actor's weights to the rollout, unless they share a rank."""
     if cast.shares:
         return
     where = cast.job.where
-    if cast.plays("actor"):
+    if cast.has_role("actor"):
         cast.comm.send(cast.held["actor"].flat, where["rollout"], purpose="parameters", label="weights")
-    if cast.plays("rollout"):
+    if cast.has_role("rollout"):
         held = cast.held["rollout"]
         cast.comm.recv(held.flat, where["actor"], purpose="parameters", label="weights")
-        held.remember(held.flat, "parameters")  # a message that arrives gives its name to the buffer
+        # receiving has renamed the buffer to the message's label, so it gets its name back
+        held.remember(held.flat, "parameters")
 
 
 def roll_out(cast: Cast, iteration: int) -> Tensor:
-    """Answers to this iteration's prompts, on every rank: [B, S]."""
+    """Sample answers to this iteration's prompts and broadcast them: [B, S] on every rank."""
     gpu, job, n = cast.gpu, cast.job, cast.job.task.answer
     with gpu.unrecorded():
         tokens = torch.zeros(job.answers, job.task.length, dtype=torch.int64, device=gpu.device)
-    if cast.plays("rollout"):
+    if cast.has_role("rollout"):
         seed = job.sampling_seed(iteration)
         stage = cast.held["actor" if cast.shares else "rollout"].model
         with gpu.unrecorded():
@@ -72,7 +76,10 @@ def roll_out(cast: Cast, iteration: int) -> Tensor:
 
 
 def experience(cast: Cast, tokens: Tensor) -> tuple[Made, Made, Made]:
-    """On the actor's rank: log π_old and log π_ref of every token [B, T], and the scores [B]."""
+    """Score the answers. On the actor's rank: log π_old and log π_ref [B, T], and the scores [B].
+
+    On all other ranks (None, None, None).
+    """
     job, n = cast.job, cast.job.task.answer
     reference = cast.on("reference", n, lambda model: log_probs(model, tokens, n))
     score = cast.on("reward", n, lambda model: scores(model, tokens))
@@ -92,7 +99,7 @@ def experience(cast: Cast, tokens: Tensor) -> tuple[Made, Made, Made]:
 
 
 def ppo_iteration(cast: Cast, iteration: int) -> None:
-    """1707.06347, Algorithm 1, with the rewards of 2203.02155."""
+    """Run one iteration of PPO (1707.06347, Algorithm 1) with the rewards of 2203.02155."""
     job, n, mask = cast.job, cast.job.task.answer, cast.mask
     refresh(cast)
     tokens = roll_out(cast, iteration)
@@ -121,7 +128,7 @@ def ppo_iteration(cast: Cast, iteration: int) -> None:
 
 
 def grpo_iteration(cast: Cast, iteration: int) -> None:
-    """2402.03300, Algorithm 1, with the reference held fixed."""
+    """Run one iteration of GRPO (2402.03300, Algorithm 1), with a reference that is never updated."""
     job, n, mask = cast.job, cast.job.task.answer, cast.mask
     refresh(cast)
     tokens = roll_out(cast, iteration)

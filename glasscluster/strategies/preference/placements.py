@@ -1,10 +1,9 @@
-"""Which roles share a GPU when memory is short: the fewest GPUs of a capacity, and among those ways the most
-even one.
+"""Which roles share a GPU when memory is short: as few GPUs as possible, filled as evenly as possible.
 
-Eq 39 says what a role holds; to that come activations, for which `spare` is left on every GPU. Five roles can
-be put together in 52 ways (Bell's number), so all of them are tried.
-But: a role is one piece here. Where a single one does not fit it has to be cut, by ZeRO or tensor
-parallelism.
+Eq 39 says how many bytes of model state a role holds; `spare` bytes of every GPU stay free for activations.
+Five roles can be grouped in 52 ways (the Bell number), so all of them are tried.
+
+But: a role is never split. One that does not fit a GPU would need ZeRO or tensor parallelism.
 """
 
 from __future__ import annotations
@@ -19,7 +18,10 @@ Groups = list[tuple[str, ...]]
 
 
 def partitions(roles: Sequence[str]) -> Iterator[Groups]:
-    """Every way to put roles together, each once: the first joins a group of the others', or stays alone."""
+    """Every way to divide roles into groups, each once.
+
+    For each way to group all roles but the first, the first one gets a group of its own or joins a group.
+    """
     if not roles:
         yield []
         return
@@ -31,8 +33,15 @@ def partitions(roles: Sequence[str]) -> Iterator[Groups]:
 
 
 def fewest(state_bytes: Mapping[str, int], capacity: float, spare: float = 0.0) -> Groups:
-    """Groups of roles that share a GPU. state_bytes: of each role; capacity and spare: bytes of a GPU, and of
-    it what stays free.
+    """Group roles on as few GPUs as their state fits on, and among such groupings as evenly as possible.
+
+    Args:
+        state_bytes: role -> bytes that it holds.
+        capacity: bytes of a GPU.
+        spare: bytes of each GPU that stay free.
+
+    Raises:
+        InputError: if one role does not fit a GPU.
     """
     for role, held in state_bytes.items():
         if held + spare > capacity:
@@ -50,9 +59,9 @@ def fewest(state_bytes: Mapping[str, int], capacity: float, spare: float = 0.0) 
 
 
 def fit(job: Tuning, capacity: float, spare: float = 0.0) -> Groups:
-    """Groups of a job's roles, one group a GPU, as few as fit.
+    """Group a job's roles on as few GPUs as fit, one group for each GPU; see `fewest`.
 
-    The rollout stands with the actor, whose weights it can use, if that fits.
+    The rollout shares the actor's GPU, and uses its weights.
     """
     alone = predict_state(job)
     if "rollout" not in alone:

@@ -1,4 +1,4 @@
-"""A policy writes answers, and is judged without sampling where that is possible."""
+"""What is done with a policy: sample answers, measure its reward and its KL, make comparisons."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from glasscluster.strategies.preference.sequences import log_probs, log_softmax
 
 
 def prompts_of(task: SortTask, count: int, group: int, seed: int) -> Tensor:
-    """[count · group, P]: each prompt `group` times in a row."""
+    """`count` prompts of the task, each repeated `group` times in a row: [count · group, P]."""
     return task.draw(count, torch.Generator().manual_seed(seed)).repeat_interleave(group, 0)
 
 
 def sample(stage: GPTStage, prompts: Tensor, tokens: int, seed: int) -> Tensor:
-    """Answers at temperature 1, the policy's own distribution: prompts [B, P] -> [B, P + tokens]. So few
-    tokens need no cache.
+    """Sample answers of `tokens` tokens from the policy: prompts [B, P] -> [B, P + tokens].
+
+    The temperature is 1, so answers come from the policy's own distribution. There is no key-value cache, as
+    answers are short.
     """
     steps = Generator(stage, prompts.tolist(), tokens, sampling=Sampling(temperature=1.0, seed=seed))
     chosen = [listed(c) for _, c in steps]
@@ -26,7 +28,10 @@ def sample(stage: GPTStage, prompts: Tensor, tokens: int, seed: int) -> Tensor:
 
 
 def expected_reward(stage: GPTStage, task: SortTask) -> float:
-    """Exact on the held-out prompts: one answer is right, so it is the mean probability of that answer."""
+    """The exact expected reward on the held-out prompts.
+
+    Of a prompt exactly one answer is right, so it is the mean probability of the right answers.
+    """
     prompts = task.prompts(held_out=True)
     with torch.no_grad():
         right = log_probs(stage, torch.cat([prompts, task.answers(prompts)], 1), task.answer)
@@ -36,8 +41,8 @@ def expected_reward(stage: GPTStage, task: SortTask) -> float:
 def divergence(stage: GPTStage, reference: GPTStage, task: SortTask, seed: int = 0) -> float:
     """KL(policy ‖ reference) of whole answers to the held-out prompts, in nats.
 
-    Prefixes are sampled from the policy, one answer a prompt; at each of its tokens the KL over the
-    vocabulary is exact.
+    One answer to each prompt is sampled from the policy; at each of its tokens the KL over the vocabulary is
+    exact, given the tokens before it.
     """
     tokens = sample(stage, task.prompts(held_out=True), task.answer, seed)
     with torch.no_grad():
@@ -48,11 +53,13 @@ def divergence(stage: GPTStage, reference: GPTStage, task: SortTask, seed: int =
 def compared(
     stage: GPTStage, task: SortTask, prompts: int, seed: int, tries: int = 8
 ) -> tuple[Tensor, Tensor]:
-    """Comparisons: of `tries` answers to a prompt, each that the rule calls wrong beside the first that it
-    calls right.
+    """Make comparisons: sample `tries` answers a prompt, and pair each wrong one with the first right one.
 
-    Returns (preferred [N, S], rejected [N, S]): a prompt whose answers are all alike gives no pair, another
-    up to tries - 1 of them (InstructGPT 2203.02155, section 3.5, takes all pairs of a prompt too).
+    The task's rule says which are right. A prompt whose answers are all right or all wrong gives no pair,
+    another one up to tries - 1 (InstructGPT, 2203.02155, section 3.5, also takes all pairs of a prompt).
+
+    Returns:
+        preferred [N, S] and rejected [N, S] sequences of prompt and answer.
     """
     tokens = sample(stage, prompts_of(task, prompts, tries, seed), task.answer, seed).view(prompts, tries, -1)
     right = task.reward(tokens.flatten(0, 1)).view(prompts, tries)

@@ -1,9 +1,9 @@
-"""Proximal policy optimization for language models (Schulman et al., 1707.06347; with a KL reward: Ziegler et
-al., 1909.08593; 2203.02155).
+"""Proximal policy optimization for language models, with a reward that contains the KL to a reference.
 
-Symbols: token t of T in an answer, π_θ the policy being trained, π_old the one that wrote the answer, π_ref
-the reference, v_t the critic's value before token t, R the score of the whole answer, β, clip range ε,
-discount γ, λ of GAE.
+Follows Schulman et al. (1707.06347), Ziegler et al. (1909.08593) and InstructGPT (2203.02155). Symbols: token
+t of T in an answer, π_θ the policy that is trained, π_old the one that sampled the answer, π_ref the
+reference, v_t the critic's value before token t, R the score of the whole answer, β weight of the KL, ε clip
+range, γ discount, λ of generalized advantage estimation (GAE).
 
     r_t = − β (log π_old(o_t) − log π_ref(o_t)) + [t = T] R                     2203.02155, section 3.5
     δ_t = r_t + γ v_{t+1} − v_t  A_t = δ_t + γ λ A_{t+1}  target_t = A_t + v_t  GAE, 1506.02438, equation 16
@@ -12,9 +12,11 @@ discount γ, λ of GAE.
     L_value  = ½ mean max((v − target)², (clip(v, v_old ± ε_v) − target)²)      openai/lm-human-preferences,
                                                                                 train_policy.py
 
-Where the ratio has left the range in the direction that A wants, the minimum is constant: no gradient, no
-further step that way. A mask [B, T] says which tokens are an answer's own; padding stands behind. But: no
-entropy bonus, no adaptive β; means are over all answer tokens of the batch.
+Where ρ_t has left the clip range in the direction that increases the advantage term, the minimum is constant:
+the token has no gradient and the policy moves no further. A mask [B, T] is 1 for tokens of an answer and 0
+for padding, which comes last. Means are over all answer tokens of the batch.
+
+But: no entropy bonus, no adaptive β.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from torch import Tensor
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Over what the mask keeps -> scalar."""
+    """The mean of x over the elements where the mask is 1: a scalar."""
     return (x * mask).sum() / mask.sum()
 
 
 def token_rewards(
     scores_B: Tensor, old_BT: Tensor, reference_BT: Tensor, mask_BT: Tensor, beta: float
 ) -> Tensor:
-    """r_t: the penalty on every token, the score on the last one of each answer -> [B, T]."""
+    """r_t: the KL penalty on every token, and the answer's score added on its last one: [B, T].
+
+    `scores_B` [B] are of whole answers; `old_BT` and `reference_BT` are log-probabilities [B, T].
+    """
     rewards = -beta * (old_BT - reference_BT) * mask_BT
     last = mask_BT.sum(1, keepdim=True).long() - 1
     return rewards.scatter_add(1, last, scores_B[:, None].to(rewards.dtype))
@@ -40,7 +45,11 @@ def token_rewards(
 def advantages(
     rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """GAE from the last token back: A [B, T] and the critic's targets [B, T]."""
+    """Generalized advantage estimation, computed from the last token backwards.
+
+    Returns:
+        The advantages A [B, T] and the critic's targets [B, T].
+    """
     steps, after, value_after = [], torch.zeros_like(rewards_BT[:, 0]), torch.zeros_like(rewards_BT[:, 0])
     for t in range(rewards_BT.shape[1] - 1, -1, -1):
         here = mask_BT[:, t]
@@ -53,22 +62,23 @@ def advantages(
 
 
 def whitened(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over what the mask keeps: the size of a step does not depend on the reward's
-    scale.
+    """Scale x to mean 0 and variance 1 over the elements where the mask is 1.
+
+    The size of a step then does not depend on the scale of the rewards.
     """
     centred = (x - masked_mean(x, mask)) * mask
     return centred * torch.rsqrt(masked_mean(centred**2, mask) + 1e-8)
 
 
 def ratios(new_BT: Tensor, old_BT: Tensor) -> Tensor:
-    """ρ_t."""
+    """ρ_t = π_θ / π_old of each token, from log-probabilities [B, T]."""
     return (new_BT - old_BT).exp()
 
 
 def policy_loss(
     new_BT: Tensor, old_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip: float
 ) -> Tensor:
-    """The clipped surrogate, to be minimized -> scalar."""
+    """The policy's loss, a scalar: minus the clipped surrogate objective, from log-probabilities [B, T]."""
     ratio = ratios(new_BT, old_BT)
     return -masked_mean(
         torch.minimum(ratio * advantages_BT, ratio.clamp(1 - clip, 1 + clip) * advantages_BT), mask_BT
@@ -76,8 +86,10 @@ def policy_loss(
 
 
 def value_loss(new_BT: Tensor, old_BT: Tensor, targets_BT: Tensor, mask_BT: Tensor, clip: float) -> Tensor:
-    """The larger of two squared errors: of the value, and of the value held within `clip` of what it was ->
-    scalar.
+    """The critic's loss, a scalar, from values and targets [B, T].
+
+    For each token it takes the larger of two squared errors: that of the new value, and that of the new value
+    clipped to within `clip` of the old one.
     """
     held = old_BT + (new_BT - old_BT).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.maximum((new_BT - targets_BT) ** 2, (held - targets_BT) ** 2), mask_BT)

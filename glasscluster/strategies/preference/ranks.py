@@ -1,4 +1,4 @@
-"""Preference tuning as a program for ranks, and what theory says of its memory and messages."""
+"""Preference tuning as an SPMD program, and what theory says of its memory and messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ ITERATIONS: dict[str, Callable[[Cast, int], None]] = {
 
 
 def tune_rank(gpu: GPU, job: Tuning) -> Tuned:
-    """The SPMD program: the same on every backend. The recording shows the last iteration."""
+    """Tune on this rank (an SPMD program: every rank runs it, on every backend).
+
+    Each iteration starts a new recording, so that it shows the last one.
+    """
     cast = Cast(gpu, job)
     iteration = ITERATIONS[job.method]
     for number in range(job.iterations):
@@ -31,12 +34,12 @@ def tune_rank(gpu: GPU, job: Tuning) -> Tuned:
 
 # ---- theory ------------------------------------------------------------------------------------------------
 def predict_state(job: Tuning) -> dict[str, int]:
-    """Eq 39 by role, bytes: 16Ψ of a role that learns, 2Ψ of one that does not (in bf16; fp32: 16Ψ and 4Ψ,
-    fp64: 32Ψ and 8Ψ).
+    """Eq 39: bytes of model state of each role.
 
-    Ψ: parameters of the policy. A critic and a reward model have a row of h and a bias instead of logits:
-    with a tied head h + 1 elements more, without one V·h fewer as well. A rollout on a rank of its own has a
-    copy, one on the actor's has nothing.
+    For Ψ parameters a role that learns holds 16Ψ bytes in bf16 and fp32 (32Ψ in fp64), a frozen one 2Ψ in
+    bf16, 4Ψ in fp32, 8Ψ in fp64. A critic and a reward model have a scalar head of h + 1 parameters in
+    addition to the trunk, and lack an untied head's V·h. A rollout on a rank of its own has a copy of the
+    weights; one on the actor's rank holds nothing.
     """
     width = {"fp64": 8, "fp32": 4, "bf16": 2}[job.precision]
     learning = 4 * width if job.precision != "bf16" else 2 + 2 + 4 + 4 + 4
@@ -49,7 +52,7 @@ def predict_state(job: Tuning) -> dict[str, int]:
 
 
 def predict_traffic(job: Tuning) -> dict[str, int]:
-    """Bytes that all ranks send in an iteration, by label."""
+    """Bytes that all ranks send in an iteration, by the label of their messages."""
     width = {"fp64": 8, "fp32": 4, "bf16": 2}[job.precision]
     wide, b, t, where = max(width, 4), job.answers, job.task.answer, job.where
 

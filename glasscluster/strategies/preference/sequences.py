@@ -1,15 +1,14 @@
-"""What models say of whole sequences: a policy's log-probability of every answer token, a critic's or reward
-model's numbers.
+"""What models compute of whole sequences: log-probabilities of answers, values, scores.
 
 Dims: B sequences, S tokens of prompt and answer, T answer tokens (the last T of S), H hidden, V vocabulary.
 
-    policy        log π(o_t | q, o_<t)  [B, T]  from the logits one place earlier
-    critic        v_t                   [B, T]  one number a place, in the place before o_t:
-                                                what o_t has yet to decide
-    reward model  r                     [B]     the same number behind the last token
+    policy        log π(o_t | q, o_<t)  [B, T]  from the logits at the position before o_t
+    critic        v_t                   [B, T]  its output at the position before o_t, so that it does not
+                                                depend on o_t
+    reward model  r                     [B]     its output at the last token
                                                 (InstructGPT 2203.02155, section 3.5)
 
-A critic and a reward model are the policy's trunk with a row of numbers instead of the vocabulary's logits.
+A critic and a reward model are a policy whose logits are replaced by a scalar head: one number a position.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from glasscluster.model.parallel import Shard, Unsharded
 
 
 def hidden_states(stage: GPTStage, tokens_BS: Tensor) -> Tensor:
-    """Behind the last block, before the final norm: [B, S] -> [B, S, H]."""
+    """The output of the last block, before the final norm: tokens [B, S] -> [B, S, H]."""
     assert stage.embedding is not None
     return stage.keep.layers(list(stage.layers.values()), stage.embedding(tokens_BS), None)
 
 
 def log_softmax(stage: GPTStage, tokens_BS: Tensor, answer: int) -> Tensor:
-    """Log-probabilities of every token at the places of the answer, the last `answer` of S: [B, T, V].
+    """Log-probabilities of all V tokens at each position of the answer, the last `answer` tokens: [B, T, V].
 
-    They are in float32 at least.
+    They are in float32, or float64 if the model is.
     """
     assert stage.head is not None
     logits = stage.head.scores(hidden_states(stage, tokens_BS[:, :-1])[:, -answer:])
@@ -42,14 +41,14 @@ def log_softmax(stage: GPTStage, tokens_BS: Tensor, answer: int) -> Tensor:
 
 
 def log_probs(stage: GPTStage, tokens_BS: Tensor, answer: int) -> Tensor:
-    """log π(o_t | q, o_<t) of the last `answer` tokens: [B, S] -> [B, T]."""
+    """log π(o_t | q, o_<t) of each of the last `answer` tokens: [B, S] -> [B, T]."""
     return log_softmax(stage, tokens_BS, answer).gather(-1, tokens_BS[:, -answer:, None]).squeeze(-1)
 
 
 class ScalarHead(Module):
-    """Final norm and one row: [B, S, H] -> [B, S].
+    """The final norm and a linear layer with one output: [B, S, H] -> [B, S].
 
-    Its norm has the name of the policy's, so it can start from it.
+    The norm has the same parameter names as a policy's head, so it can start from the policy's weights.
     """
 
     def __init__(self, config: ModelConfig, seed: int, like: Tensor) -> None:
@@ -60,17 +59,14 @@ class ScalarHead(Module):
         self.weight("scalar_bias", 1, std=config.init_std)
 
     def forward(self, x_BSH: Tensor) -> Tensor:
-        """[B, S, H] -> [B, S], in float32 at least."""
+        """One number a position: [B, S, H] -> [B, S], in float32, or float64 if the input is."""
         x = x_BSH if self.config.norm_position == "post" else norms.norm(self, "norm", x_BSH)
         y = (self.parallel.linear(x, self.scalar_weight, self.scalar_bias)).squeeze(-1)
         return y.to(torch.promote_types(y.dtype, torch.float32))
 
 
 class ScalarModel(nn.Module):
-    """A trunk and a scalar head: a critic or a reward model.
-
-    It has h + 1 parameters that a policy with a tied head has not.
-    """
+    """A critic or a reward model: a policy's trunk and a scalar head of h + 1 parameters beside its norm."""
 
     def __init__(
         self,
@@ -84,25 +80,25 @@ class ScalarModel(nn.Module):
         self.scalar = ScalarHead(config, seed, torch.empty(0, dtype=dtype, device=device))
 
     def parts(self) -> list[Any]:
-        """Embedding, blocks, head: in the order they run."""
+        """Embedding, blocks and head, in the order in which they run."""
         return [*self.trunk.parts(), self.scalar]
 
     def full_names(self) -> dict[str, tuple[nn.Parameter, Shard | None]]:
-        """Full name -> (parameter, None: it is whole)."""
+        """Full name -> (parameter, its shard); the shard is None, as every parameter is whole."""
         return self.trunk.full_names() | {
             name: (getattr(self.scalar, name.split(".")[-1]), None) for name in self.scalar.shards
         }
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
-        """A number behind every token: [B, S] -> [B, S]."""
+        """The scalar head's output at every token: [B, S] -> [B, S]."""
         return self.scalar(hidden_states(self.trunk, tokens_BS))
 
 
 def values(critic: ScalarModel, tokens_BS: Tensor, answer: int) -> Tensor:
-    """v_t, from the place before each of the last `answer` tokens: [B, S] -> [B, T]."""
+    """The values v_t, at the position before each of the last `answer` tokens: [B, S] -> [B, T]."""
     return critic(tokens_BS[:, :-1])[:, -answer:]
 
 
 def scores(reward_model: ScalarModel, tokens_BS: Tensor) -> Tensor:
-    """r, from behind the last token: [B, S] -> [B]."""
+    """The scores r of whole sequences, at their last token: [B, S] -> [B]."""
     return reward_model(tokens_BS)[:, -1]

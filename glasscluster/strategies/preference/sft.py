@@ -4,8 +4,10 @@ Symbols: prompt q, answer o of tokens o_1 ... o_T, policy π_θ.
 
     L = − Σ log π_θ(o_t | q, o_<t)  /  answer tokens
 
-The prompt is read and carries no loss: nobody asks the model to write questions.
-But: the whole answer counts alike, right or wrong; what is imitated is the average demonstration.
+Tokens of the prompt have no loss: the model learns to answer, not to ask.
+
+But: every token of a demonstration counts the same, whether the answer is right or wrong, so the model
+imitates the average demonstration.
 """
 
 from __future__ import annotations
@@ -14,5 +16,8 @@ from torch import Tensor
 
 
 def loss(log_probs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean over all answer tokens of the batch (mask 1: a token of an answer, 0: padding) -> scalar."""
+    """The mean negative log-probability over all answer tokens of the batch, a scalar.
+
+    Both arguments are [B, T]; the mask is 1 for tokens of an answer and 0 for padding.
+    """
     return -(log_probs_BT * mask_BT).sum() / mask_BT.sum()

@@ -1,25 +1,31 @@
-"""Who is in which slot at which step: static batches, or iteration-level scheduling with paged memory and
-preemption.
+"""Batching: which requests run together at each step, in static batches or by continuous batching.
 
-Follows Orca (Yu et al., OSDI'22, section 3) for deciding anew at every step, and vLLM (2309.06180, section
-4.5) for blocks that run out:
+Continuous batching follows Orca (Yu et al., OSDI'22, section 3), which chooses the batch anew at every step,
+and vLLM (Kwon et al., 2309.06180, section 4.5), which preempts a request when the blocks of its key-value
+cache run out:
 
-    static      take up to n requests that have arrived; all slots run until the slowest of them has ended;
-                then the next batch
+    static      admit up to n requests that have arrived; all slots run until the longest request has ended;
+                then admit the next batch
     continuous  at every step, in order of arrival:
-                  each running sequence gets room for a token; where no block is left, the youngest gives up
-                    its blocks, and waits at the head of the queue to be computed again (recomputation: prompt
-                    and tokens so far, in one prefill)
-                  then, if nobody had to go, those that wait are admitted while there is a slot and blocks
-                    for their tokens
-                  then all of them run one step together: prompts whole, running sequences one token each
-The oldest running sequence never gives way to another, and alone it fits (checked): so every step brings it
-nearer its end, and there is no deadlock. A policy never looks at how many tokens a request will have: it
-learns after a step which sequences ended. A plan is these decisions written down with the steps' times from a
-clock, before the run, as arrivals.py does and for the same reason: what comes first depends on time, which a
-recording does not know. But: a request comes with its number of tokens, as in a trace (an end-of-sequence
-token is known only when it is chosen, and the plan is made before); a prompt is taken in at once (no chunks);
-first come, first served; nothing is swapped to the host.
+                  1. each running sequence reserves cache for one more token; where no block is left, the
+                     sequence that arrived last is preempted: it frees its blocks and goes back to the head of
+                     the queue, to be recomputed (its prompt and its tokens so far, in one prefill)
+                  2. if none was preempted, waiting requests are admitted while a slot and enough blocks for
+                     their tokens are free
+                  3. all of them run one step together: a new request its whole prompt, the others one token
+
+Continuous batching cannot deadlock: the oldest running sequence is never preempted for another one, and
+`check` has made sure that each request fits into the cache alone, so every step brings the oldest nearer to
+its end. A policy does not know how many tokens a request will generate; after each step it receives the
+requests that ended in it.
+
+A serving plan (`Schedule`) is the list of these decisions, with times from a virtual clock. It is made before
+the run, as in exchange/arrivals.py and for the same reason: which request comes first depends on time, and a
+recording has none.
+
+But: a request states how many tokens it generates, as in a trace (a real server ends at an end-of-sequence
+token, which no plan can know beforehand); a prompt is prefilled in one step (no chunked prefill); first come,
+first served; nothing is swapped to the host.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ from glasscluster.base.errors import InputError
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt that arrives at a time and gets so many tokens."""
+    """A prompt that arrives at `arrival_s` (seconds) and is answered with `tokens` tokens."""
 
     prompt: tuple[int, ...]
     tokens: int
@@ -41,14 +47,15 @@ class Request:
 
     @property
     def cached(self) -> int:
-        """Tokens in the cache in the end: the last one that is chosen never is."""
+        """Tokens in the cache when the request has ended. The last token chosen is never fed back."""
         return len(self.prompt) + self.tokens - 1
 
 
 @dataclass(frozen=True)
 class Work:
-    """A request's part in a step: `count` new tokens behind `start` that are cached. None: it has ended and
-    holds its slot.
+    """What a step computes of one request: `count` new tokens, after `start` tokens that are in the cache.
+
+    A count of 0 means that the request has ended but still occupies its slot in a static batch.
     """
 
     slot: int
@@ -59,8 +66,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Step:
-    """What one forward does. Before it slots of a finished batch are cleared, and preempted (slot, request)
-    give up their blocks.
+    """One forward pass: the requests that it computes.
+
+    Before it the caches of the `cleared` slots (of the last static batch) and of the `preempted` requests,
+    given as (slot, request), are freed.
     """
 
     work: tuple[Work, ...]
@@ -70,7 +79,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps in order, and when each began and ended on the clock they were planned with, in seconds."""
+    """A serving plan: its steps in order, and when each begins and ends on the clock it was planned with.
+
+    `times` are (begin, end) in seconds, one pair for each step.
+    """
 
     policy: str
     slots: int
@@ -79,28 +91,28 @@ class Schedule:
 
     @property
     def preemptions(self) -> list[int]:
-        """Requests that had to leave, in that order."""
+        """The requests that were preempted, in order; one that was preempted twice is there twice."""
         return [request for step in self.steps for _, request in step.preempted]
 
 
 class Policy(Protocol):
-    """Decides each step; the same whoever carries it out."""
+    """Chooses what each step computes. It depends on neither the model nor the hardware."""
 
     slots: int
 
     def next(self, now: float) -> Step | None:
-        """What to do now; None where nobody is there."""
+        """The step to run at time `now` (seconds); None when no request is running or has arrived."""
 
     def done(self, step: Step, ended: set[int]) -> None:
-        """A step is over, and these requests had their last token in it."""
+        """Take note that a step is over, and that the requests `ended` got their last token in it."""
 
     @property
     def waiting(self) -> list[int]:
-        """Requests that are still to be admitted, in order."""
+        """The requests that have not been admitted yet, or were preempted, in the order of admission."""
 
 
 class Static:
-    """A batch is filled once and waits for its slowest."""
+    """Static batching: a batch is filled once, and the next one starts when its longest request has ended."""
 
     def __init__(self, requests: Sequence[Request], slots: int) -> None:
         self.requests, self.slots = requests, slots
@@ -110,7 +122,7 @@ class Static:
         self.over: set[int] = set()
 
     def next(self, now: float) -> Step | None:
-        """The batch's next step; a new batch when all of the last have ended."""
+        """The next step of the current batch, or the first of a new one when all its requests have ended."""
         cleared: tuple[int, ...] = ()
         if self.over == set(self.batch):
             batch = [r for r in self.waiting if self.requests[r].arrival_s <= now][: self.slots]
@@ -129,26 +141,29 @@ class Static:
         return Step(work, cleared)
 
     def done(self, step: Step, ended: set[int]) -> None:
-        """Who ended stays in its slot."""
+        """Take note of the requests that ended; they stay in their slots until the batch is over."""
         self.over |= ended
         for work in step.work:
             self.length[work.request] += work.count
 
 
 class Continuous:
-    """Slots and blocks are handed out anew at every step."""
+    """Continuous batching: requests are admitted, and may be preempted, at every step.
+
+    The cache consists of `blocks` blocks with room for `block` tokens each.
+    """
 
     def __init__(self, requests: Sequence[Request], slots: int, block: int, blocks: int) -> None:
         self.requests, self.slots, self.block, self.unused = requests, slots, block, blocks
         self.waiting = in_order(requests)
         self.running: dict[int, int] = {}  # request -> slot
-        self.rank = {r: i for i, r in enumerate(self.waiting)}  # of age
-        self.length = dict.fromkeys(self.waiting, 0)  # tokens that are cached
-        self.tokens = {r: len(requests[r].prompt) for r in self.waiting}  # that there are, prompt and chosen
-        self.held = dict.fromkeys(self.waiting, 0)  # blocks
+        self.rank = {r: i for i, r in enumerate(self.waiting)}  # place in the order of arrival
+        self.length = dict.fromkeys(self.waiting, 0)  # tokens in the cache
+        self.tokens = {r: len(requests[r].prompt) for r in self.waiting}  # of the prompt and generated so far
+        self.held = dict.fromkeys(self.waiting, 0)  # blocks that the request occupies
 
     def next(self, now: float) -> Step | None:
-        """Room for those that run, then whoever can be admitted."""
+        """Reserve cache for the running requests (preempting where needed), then admit waiting ones."""
         preempted = []
         for r in self.by_age():
             while r in self.running and not self.take(r):
@@ -165,7 +180,7 @@ class Continuous:
         return Step(tuple(sorted(work, key=lambda w: w.slot)), (), tuple(preempted)) if work else None
 
     def done(self, step: Step, ended: set[int]) -> None:
-        """Who ended frees its slot and blocks at once."""
+        """Count the new tokens, and free the slots and blocks of the requests that ended."""
         for work in step.work:
             self.length[work.request] += work.count
             self.tokens[work.request] += 1
@@ -173,11 +188,11 @@ class Continuous:
             self.release(r)
 
     def by_age(self) -> list[int]:
-        """Running requests, the one that came first first."""
+        """The running requests, in the order of their arrival."""
         return sorted(self.running, key=self.rank.__getitem__)
 
     def take(self, r: int) -> bool:
-        """Blocks for all of a request's tokens, if there are so many."""
+        """Reserve the blocks that all of a request's tokens need; False if too few are free."""
         more = -(-self.tokens[r] // self.block) - self.held[r]
         if more > self.unused:
             return False
@@ -185,26 +200,36 @@ class Continuous:
         return True
 
     def give_up(self, r: int) -> tuple[int, int]:
-        """Back to the head of the queue: its tokens are kept, its keys and values are not."""
+        """Preempt a request: free its cache and put it at the head of the queue. Its tokens are not lost.
+
+        Returns (slot, request).
+        """
         slot = self.running[r]
         self.release(r)
         self.waiting.insert(0, r)
         return slot, r
 
     def release(self, r: int) -> None:
-        """Its slot and blocks are free."""
+        """Free the slot and the blocks of a request."""
         del self.running[r]
         self.unused, self.held[r], self.length[r] = self.unused + self.held[r], 0, 0
 
 
 def in_order(requests: Sequence[Request]) -> list[int]:
-    """By arrival, of equals by number."""
+    """The indices of the requests by time of arrival; requests with equal times by index."""
     return sorted(range(len(requests)), key=lambda r: (requests[r].arrival_s, r))
 
 
 def plan(requests: Sequence[Request], policy: Policy, clock: Callable[[Step], float]) -> Schedule:
-    """Play the policy on a clock: clock(step) is how long a step takes, in seconds. An empty server waits for
-    the next arrival.
+    """Run a policy on a virtual clock, without a model: the steps that it chooses, and when each one runs.
+
+    Args:
+        requests: what arrives, and when.
+        policy: chooses the steps; it must not have been used before.
+        clock: `clock(step)` is how long a step takes, in seconds.
+
+    Returns:
+        The plan. Where no request is there, time jumps to the next arrival.
     """
     now, steps, times, chosen = 0.0, list[Step](), list[tuple[float, float]](), [0] * len(requests)
     while True:
@@ -230,7 +255,18 @@ def plan(requests: Sequence[Request], policy: Policy, clock: Callable[[Step], fl
 def check(
     requests: Sequence[Request], slots: int, block: int = 0, blocks: int = 0, seq: int | None = None
 ) -> None:
-    """InputError naming the request that can never be served. block 0: a static cache."""
+    """Check that every request can be served.
+
+    Args:
+        requests: what is to be served.
+        slots: sequences that a step computes at most.
+        block: tokens that a block of the paged cache has room for; 0 for a static cache.
+        blocks: blocks of the paged cache.
+        seq: positions of the model, if they are limited.
+
+    Raises:
+        InputError: with the request that could never be served, or the size that is too small.
+    """
     if not requests:
         raise InputError("requests", 0, "there is nothing to serve", [1])
     if slots < 1:
@@ -254,10 +290,10 @@ def check(
 def predict_static(
     requests: Sequence[Request], batches: Sequence[Sequence[int]], slots: int
 ) -> tuple[int, int]:
-    """Eq 33: (slots computed, of them without a token) over all steps of static batches, each as long as its
-    slowest request.
+    """Eq 33: the waste of static batching, as (slots computed, slots that generated no token).
 
-    Of a batch that fills its slots the share is 1 - mean/max of its requests' tokens.
+    Both are summed over all steps. A batch takes as many steps as its longest request has tokens, so in a
+    batch that fills its slots the wasted share is 1 - mean/max of the requests' numbers of tokens.
     """
     computed = slots * sum(max(requests[r].tokens for r in batch) for batch in batches)
     return computed, computed - sum(requests[r].tokens for batch in batches for r in batch)

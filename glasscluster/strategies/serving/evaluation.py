@@ -1,14 +1,17 @@
-"""Evaluation on many ranks: items are shared out over dp, each is scored by tp ranks together, one sum brings
-all scores everywhere.
+"""Evaluation on many ranks: dp ranks share out the items of a task, tp ranks score each item together.
+
+One all-reduce at the end gives every rank the scores of all items:
 
     item 0 1 2 3 4 5 ...  rank 0: 0 2 4 ...  scores [x . x . x .]
     dp = 2                rank 1: 1 3 5 ...  scores [. x . x . x]  ─all-reduce─►  [x x x x x x] on every rank
 
-log p(continuation | context) is minus the loss of training, on the continuation's tokens alone: the same
-forward, the same vocabulary-parallel cross-entropy. Rows are padded behind, which nobody sees. An answer that
-is drawn depends on (seed, item) alone, so scores do not depend on the layout. Sent by all ranks for the
-scores, S numbers of 8 bytes: 2 (dp - 1) · 8 S (Eq 9), on each of tp planes. But: no pipeline; a row has to
-fit into the model's sequence (longer contexts lose their beginning, as in lm-evaluation-harness).
+log p(continuation | context) is minus the training loss, summed over the continuation's tokens only: the same
+forward, the same vocabulary-parallel cross-entropy. Shorter sequences are padded at their end, where causal
+attention does not see the padding. A sampled answer depends only on the seed and the item, so scores do not
+depend on dp and tp. For S scores of 8 bytes all ranks together send tp · 2 (dp - 1) · 8 S bytes (Eq 9).
+
+But: no pipeline; a sequence must fit into the model's positions, so a longer context loses its beginning (as
+in lm-evaluation-harness).
 """
 
 from __future__ import annotations
@@ -33,8 +36,10 @@ from glasscluster.strategies.serving.generation import make_stage
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """Everything a rank needs. `samples` answers to every prompt; a tokenizer.json, or None for bytes as
-    tokens.
+    """Everything a rank needs to evaluate.
+
+    `samples`: answers drawn for every prompt. `tokenizer`: the path of a tokenizer.json; None: each byte is a
+    token.
     """
 
     model: ModelConfig
@@ -52,8 +57,10 @@ class EvaluationJob:
 
     @property
     def scores(self) -> int:
-        """Numbers that all items have together: one a choice, one a prompt or text; and one an item that says
-        who scored it.
+        """How many numbers are all-reduced.
+
+        An item has one for each of its choices, or one if it is a prompt or a text; and one more in which the
+        ranks that scored it are counted.
         """
         items = [item for task in self.tasks for item in task.items]
         return sum(numbers(item) for item in items) + len(items)
@@ -61,49 +68,53 @@ class EvaluationJob:
 
 @dataclass
 class RankEvaluation:
-    """What a rank brings back: for every task and item the scores of all ranks, how many ranks scored it, and
-    what was said here.
+    """What a rank brings back of an evaluation.
 
-    Scores of a Choice: log-likelihoods; of a Text: its own; of a Prompt: how many samples were right.
+    Attributes:
+        scores: for every task and item, its scores: the log-likelihood of each choice, the log-likelihood of
+            a text, or how many samples of a prompt were right.
+        scored: for every task and item, how many ranks of dp scored it; 1 where all is well.
+        lengths: for every task and item, how many tokens of a text were scored; 0 for other items.
+        answers: (task, item) -> the answers that this rank sampled.
     """
 
     scores: list[list[list[float]]] = field(default_factory=list)
     scored: list[list[int]] = field(default_factory=list)
-    lengths: list[list[int]] = field(default_factory=list)  # tokens of each Text that were predicted
-    said: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
+    lengths: list[list[int]] = field(default_factory=list)
+    answers: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
 
 
 def numbers(item: Item) -> int:
-    """Scores of an item."""
+    """How many scores an item has: one for each choice, or one."""
     return len(item.choices) if isinstance(item, Choice) else 1
 
 
 def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
-    """The SPMD program: the same on every backend."""
+    """Evaluate on this rank (an SPMD program: every rank runs it, on every backend)."""
     mesh = gpu.make_mesh({"dp": job.dp, "tp": job.tp})
     tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer is not None else None
     with gpu.unrecorded():
         stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm, mesh)
         for parameter in stage.parameters():
             gpu.memory.register(parameter, "parameters")
-        found = torch.zeros(job.scores, dtype=torch.float64, device=gpu.device)
+        all_scores = torch.zeros(job.scores, dtype=torch.float64, device=gpu.device)
     result = RankEvaluation(
         lengths=[[predicted(i, tokenizer, job.model.seq) for i in t.items] for t in job.tasks]
     )
     gpu.start_step()
     rank, at, step = mesh.index("dp"), 0, 0
     for t, task in enumerate(job.tasks):
-        places: list[int] = []  # of this rank's rows: where each score goes
-        rows: list[tuple[list[int], int]] = []  # and what is scored
+        places: list[int] = []  # for each of this rank's rows, the index of its score in `all_scores`
+        rows: list[tuple[list[int], int]] = []  # for each, its tokens and how many of them are scored
         for i, item in enumerate(task.items):
             if i % job.dp == rank:
-                found[at + numbers(item)] = 1
+                all_scores[at + numbers(item)] = 1
                 if isinstance(item, Prompt):
                     with gpu.region("forward", micro_batch=step):
-                        result.said[t, i] = answers(
+                        result.answers[t, i] = answers(
                             stage, item, task.tokens, job, (job.seed, t, i), tokenizer
                         )
-                    found[at] = sum(map(item.right, result.said[t, i]))
+                    all_scores[at] = sum(map(item.right, result.answers[t, i]))
                     step += 1
                 else:
                     new = [row_of(item, c, tokenizer, job.model.seq) for c in range(numbers(item))]
@@ -112,11 +123,11 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
         for a in range(0, len(rows), job.batch):
             with gpu.region("forward", micro_batch=step):
                 scores = loglikelihoods(stage, rows[a : a + job.batch])
-            found[torch.tensor(places[a : a + job.batch])] = scores.double()
+            all_scores[torch.tensor(places[a : a + job.batch])] = scores.double()
             step += 1
     with gpu.region("forward", micro_batch=step):
-        mesh["dp"].all_reduce(found, algorithm=job.algorithm, purpose="scalars", label="scores")
-    rest = iter(found.tolist())
+        mesh["dp"].all_reduce(all_scores, algorithm=job.algorithm, purpose="scalars", label="scores")
+    rest = iter(all_scores.tolist())
     for task in job.tasks:
         pairs = [([next(rest) for _ in range(numbers(item))], round(next(rest))) for item in task.items]
         result.scores.append([scores for scores, _ in pairs])
@@ -125,16 +136,15 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
 
 
 def encode(text: bytes, tokenizer: Tokenizer | None) -> list[int]:
-    """Tokens of a text."""
+    """The tokens of a text; without a tokenizer its bytes."""
     return list(text) if tokenizer is None else tokenizer.encode(text)
 
 
 def row_of(item: Item, choice: int, tokenizer: Tokenizer | None, seq: int) -> tuple[list[int], int]:
-    """A sequence of at most seq + 1 tokens, and how many of them, at its end, are scored. A context loses its
-    beginning.
+    """The tokens of an item with one of its continuations, and how many tokens at the end are scored.
 
-    Context and continuation become tokens apart: a merge across the seam would hide where the continuation
-    begins.
+    There are at most seq + 1 tokens; a context that is too long loses its beginning. Context and continuation
+    are tokenized separately: if a token spanned both, no token would be where the continuation begins.
     """
     if isinstance(item, Choice):
         before, after = encode(item.context, tokenizer), encode(item.choices[choice], tokenizer)
@@ -145,13 +155,13 @@ def row_of(item: Item, choice: int, tokenizer: Tokenizer | None, seq: int) -> tu
 
 
 def predicted(item: Item, tokenizer: Tokenizer | None, seq: int) -> int:
-    """How many tokens of a Text are scored: all but the first. 0 for others."""
+    """How many tokens of a text are scored: all but the first. 0 for choices and prompts."""
     return 0 if isinstance(item, (Choice, Prompt)) else row_of(item, 0, tokenizer, seq)[1]
 
 
 @torch.no_grad()
 def loglikelihoods(stage: GPTStage, rows: Sequence[tuple[list[int], int]]) -> Tensor:
-    """log p of the last tokens of each row, given those before: [rows]."""
+    """The log-likelihood, in nats, of the scored tokens of each row, given the tokens before them: [rows]."""
     assert stage.embedding is not None
     assert stage.head is not None
     device = next(stage.parameters()).device
@@ -178,12 +188,11 @@ def answers(
     seed: tuple[int, ...],
     tokenizer: Tokenizer | None,
 ) -> list[bytes]:
-    """What the model says to a prompt: `samples` texts of at most `tokens` tokens."""
+    """The model's answers to a prompt: `job.samples` texts of `tokens` tokens each."""
     prompt = encode(item.text, tokenizer)[-(job.model.seq + 1 - tokens) :]
     cache = StaticCache(stage, job.samples, len(prompt) + tokens - 1)
-    sampling = dataclasses.replace(
-        job.sampling, seed=hash(seed) & 0x7FFFFFFF
-    )  # of integers: the same in every process
+    # the hash of a tuple of integers is the same in every process
+    sampling = dataclasses.replace(job.sampling, seed=hash(seed) & 0x7FFFFFFF)
     chosen = [listed(c) for _, c in Generator(stage, [prompt] * job.samples, tokens, cache, sampling)]
     texts = zip(*chosen, strict=True)
     return [bytes(text) if tokenizer is None else tokenizer.decode_bytes(text) for text in texts]
@@ -191,5 +200,5 @@ def answers(
 
 # ---- theory ------------------------------------------------------------------------------------------------
 def predict_traffic(job: EvaluationJob) -> int:
-    """Bytes that all ranks send for the scores: 2 (dp - 1) S of 8 bytes in each of tp planes (Eq 9)."""
+    """Bytes that all ranks send for S scores: tp ring all-reduces of 8 S bytes over dp ranks (Eq 9)."""
     return 2 * (job.dp - 1) * job.scores * 8 * job.tp

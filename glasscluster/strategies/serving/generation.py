@@ -1,23 +1,24 @@
-"""Generation on tensor-parallel ranks: each computes and caches its own heads, and all draw the same token.
+"""Generation on tensor-parallel ranks: each computes and caches its own heads, and all sample the same token.
 
 Follows Megatron-LM (1909.08053, section 3) for the matrices and Pope et al. (2211.05102) for the rest.
-Symbols: t ranks, B sequences, S columns of a forward (the longest prompt, then 1), h hidden, V vocabulary
-(padded to a multiple of t), w bytes an element.
+Symbols: t ranks, B sequences, S columns of a forward, that is tokens of each sequence with its padding (the
+longest prompt in the prefill, 1 in a decode step), h hidden, V vocabulary (padded to a multiple of t), w
+bytes an element.
 
     rank i  q_i, k_i, v_i ──► its cache, its heads ──► out_i ──g──► residual ... ──► logits_i
-            ──all-gather──► argmax, or the same draw
+            ──all-gather──► argmax, or a sample drawn from the same seed on every rank
 
-A step is recorded as the micro-batch of its number: 0 is the prefill, i the i-th decode.
+Step i is recorded as micro-batch i: 0 is the prefill, the others are decode steps.
 
     sent by all ranks, a forward  2 (t-1) B S h w for each of 2 all-reduces a layer and one of the embedding
                                   (Eq 18, forward)
                                   (t-1) B V w for the logits of one token a sequence
-    cached on a rank              Eq 3 / t while t divides the key heads, one head from there on
+    cached on a rank              Eq 3 / t where t divides the key heads; one key head where t is larger
     decode, at least              (bytes of the parameters + bytes of the cache) / memory bandwidth
                                   seconds a step (Eq 31)
 
-But: no pipeline, no sequence parallelism (a step has one token a sequence); every rank holds the whole logits
-of one token.
+But: no pipeline, no sequence parallelism (a decode step has one token a sequence); every rank holds the whole
+vocabulary's logits of one token a sequence.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ CacheKind = Literal["none", "static", "paged", "sliding"]
 class GenerationJob:
     """Everything a rank needs to generate.
 
-    `weights` is a folder in Hugging Face's layout; None: drawn from the seed.
+    `weights` is a folder in Hugging Face's layout; without one the weights are drawn from `seed`. `block`:
+    tokens of a block of the paged cache. `chunk`: tokens of the prompts that one forward takes; 0: all.
     """
 
     model: ModelConfig
@@ -77,7 +79,7 @@ class GenerationJob:
 
     @property
     def capacity(self) -> int:
-        """Tokens of the longest sequence that are cached: the last one that is chosen never is."""
+        """Cached tokens of the longest sequence. The last token chosen is never fed back, so never cached."""
         return max(map(len, self.prompts)) + self.tokens - 1
 
     @property
@@ -95,7 +97,7 @@ class GenerationJob:
         return [min(each, longest - a) for a in range(0, longest, each)] + [1] * (self.tokens - 1)
 
     def make_cache(self, stage: GPTStage) -> Cache | None:
-        """An empty one."""
+        """An empty cache of the kind that the job names; None for `cache="none"`."""
         n = len(self.prompts)
         if self.cache == "paged":
             return PagedCache(stage, n, self.capacity, self.block)
@@ -106,18 +108,18 @@ class GenerationJob:
 
 @dataclass
 class RankGeneration:
-    """What a rank brings back."""
+    """What a rank brings back: the new tokens of every sequence, and the bytes that it held at the end."""
 
     tokens: list[list[int]] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)  # with `capture`
+    logits: list[Tensor] = field(default_factory=list)  # with `capture`: [B, V] of every step
     parameter_bytes: int = 0
-    cache_bytes: int = 0  # counted from the tensors
-    used_bytes: int = 0
-    filled_bytes: int = 0
+    cache_bytes: int = 0  # allocated, counted from the tensors
+    used_bytes: int = 0  # of them, in blocks that a sequence has
+    filled_bytes: int = 0  # of them, with a token's keys and values
 
 
 def generate_rank(gpu: GPU, job: GenerationJob) -> RankGeneration:
-    """The SPMD program: the same on every backend."""
+    """Generate on this rank (an SPMD program: every rank runs it, on every backend)."""
     result = RankGeneration()
     with gpu.unrecorded():
         stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm)
@@ -162,7 +164,11 @@ def make_stage(
     algorithm: str = "ring",
     mesh: Mesh | None = None,
 ) -> GPTStage:
-    """The whole model's depth, this rank's heads and columns. `mesh`: where tp is one axis of several."""
+    """All layers of a model, with this rank's heads and columns of each.
+
+    `mesh`: the ranks' mesh, where tp is one of several axes. `weights`: a folder in Hugging Face's layout;
+    None: drawn from the seed.
+    """
     parallel = Unsharded()
     if tp > 1:
         mesh = mesh or gpu.make_mesh({"tp": tp})
@@ -183,8 +189,14 @@ def make_stage(
 # ---- what was counted --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Phase:
-    """A forward on one rank: work, traffic with slow memory, virtual seconds of the slowest rank; Eq 31
-    beside them.
+    """One step of generation for the roofline model (Eq 31).
+
+    Attributes:
+        flops: FLOPs that one rank computed.
+        bytes: bytes that it read from and wrote to its GPU memory.
+        time_s: virtual seconds until the slowest rank had finished the step.
+        peak: FLOPs a second that the GPU computes at most.
+        bandwidth: bytes a second of the GPU's memory.
     """
 
     flops: int
@@ -195,16 +207,16 @@ class Phase:
 
     @property
     def intensity(self) -> float:
-        """FLOPs a byte."""
+        """Arithmetic intensity: FLOPs for each byte of memory traffic."""
         return self.flops / self.bytes
 
     @property
     def roof_s(self) -> float:
-        """Eq 31: no GPU is faster, however the work is cut into kernels."""
+        """Eq 31: the least seconds that the step can take, however the work is cut into kernels."""
         return max(self.flops / self.peak, self.bytes / self.bandwidth)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The fields and what follows from them, for JSON."""
         bound = "compute" if self.intensity >= self.peak / self.bandwidth else "memory"
         return {
             "flops": self.flops,
@@ -219,31 +231,32 @@ class Phase:
 
 
 def phases(timeline: Timeline, hw: Hardware, precision: str, rank: int = 0) -> list[Phase]:
-    """Every step: the prefill, then each decode."""
+    """The prefill and each decode step of a replayed generation, as `rank` computed them."""
     graph = timeline.graph
     mine = (graph.rank == rank) & (graph.kind == COMPUTE)
-    found, before = [], 0.0
+    steps, before = [], 0.0
     for number in range(int(graph.micro_batch.max()) + 1):
         here = graph.micro_batch == number
         end = float(timeline.end[here].max())
         flops, nbytes = (int(column[mine & here].sum()) for column in (graph.flops, graph.bytes))
-        found.append(Phase(flops, nbytes, end - before, hw.gpu.peak(precision), hw.gpu.memory_bandwidth))
+        steps.append(Phase(flops, nbytes, end - before, hw.gpu.peak(precision), hw.gpu.memory_bandwidth))
         before = end
-    return found
+    return steps
 
 
-def mean(found: list[Phase]) -> Phase | None:
-    """One step that stands for several; None for none."""
-    if not found:
+def mean(steps: list[Phase]) -> Phase | None:
+    """The average of several steps; None if there are none."""
+    if not steps:
         return None
-    flops, nbytes = (round(sum(getattr(p, what) for p in found) / len(found)) for what in ("flops", "bytes"))
-    return Phase(flops, nbytes, sum(p.time_s for p in found) / len(found), found[0].peak, found[0].bandwidth)
+    flops, nbytes = (round(sum(getattr(p, what) for p in steps) / len(steps)) for what in ("flops", "bytes"))
+    return Phase(flops, nbytes, sum(p.time_s for p in steps) / len(steps), steps[0].peak, steps[0].bandwidth)
 
 
 # ---- theory ------------------------------------------------------------------------------------------------
 def predict_traffic(model: ModelConfig, tp: int, batch: int, columns: int, width: int) -> dict[str, int]:
-    """Bytes that all ranks send in a forward of `columns` tokens of each sequence, of which one has its
-    logits taken.
+    """Bytes that all ranks send in a forward of `columns` tokens of each of `batch` sequences (Eq 18, Eq 10).
+
+    The head is applied to one token of each sequence. `width`: bytes an element.
     """
     one = 2 * (tp - 1) * batch * columns * model.hidden * width
     logits = (tp - 1) * batch * -(-model.vocab // tp) * tp * width
@@ -258,8 +271,9 @@ def predict_traffic(model: ModelConfig, tp: int, batch: int, columns: int, width
 
 
 def predict_cache(job: GenerationJob, width: int) -> int:
-    """Eq 3: bytes that a rank's cache allocates; paged: all blocks that the longest sequence could fill, of
-    every sequence.
+    """Eq 3: bytes that a rank's cache allocates; `width`: bytes an element.
+
+    A paged cache has enough blocks for every sequence to become as long as the longest.
     """
     slots = job.capacity
     if job.cache == "sliding":
@@ -270,10 +284,10 @@ def predict_cache(job: GenerationJob, width: int) -> int:
 
 
 def predict_floor(parameter_bytes: int, cache_bytes: int, hw: Hardware) -> float:
-    """Eq 31: seconds that reading all weights and all of the cache once takes, the least of a decode step."""
+    """Eq 31: the least seconds of a decode step, in which all weights and all of the cache are read once."""
     return (parameter_bytes + cache_bytes) / hw.gpu.memory_bandwidth
 
 
 def traffic(graph: ExecutionGraph) -> int:
-    """Bytes that all ranks sent."""
+    """Bytes that all ranks sent, as the recording counted them."""
     return int(np.sum(graph.bytes_sent()))

@@ -1,16 +1,15 @@
-"""What answers are worth: accuracy and how sure it is, two models on the same items, pass@k, perplexity and
-bits a byte.
+"""Scores of a model's answers: accuracy with its standard error, paired comparison, pass@k, perplexity.
 
     acc       the likeliest continuation is right  argmax_i log p(choice_i | context)
-    acc_norm  the same a byte                      argmax_i log p(choice_i | context) / bytes of choice_i
+    acc_norm  the likeliest for its length         argmax_i log p(choice_i | context) / bytes of choice_i
     Eq 41     standard error                       √(p (1 - p) / (n - 1))
     paired    two models on the same items         mean of the differences over their own standard error;
                                                    McNemar's test
     Eq 37     bits a byte                          loss in nats · tokens / (bytes · ln 2)
 
-Sums of log-likelihoods favour short continuations, divided by bytes they favour predictable ones: neither is
-right (lm-evaluation-harness reports both). A difference of two accuracies is judged on the same items,
-because what is hard for one model is hard for the other.
+`acc` favours short continuations, `acc_norm` favours predictable ones; neither is right, so
+lm-evaluation-harness reports both. Two models are compared on the same items, because items that are hard for
+one model are hard for the other: the difference then varies less than either accuracy.
 """
 
 from __future__ import annotations
@@ -21,7 +20,10 @@ from typing import NamedTuple
 
 
 def chosen(loglikelihoods: Sequence[float], lengths: Sequence[int] | None = None) -> int:
-    """The likeliest continuation; with `lengths` (bytes), the likeliest a byte. Of equal ones the first."""
+    """The index of the likeliest continuation; with `lengths` (bytes), the likeliest for its length.
+
+    Of equally likely ones, the first.
+    """
     values = (
         [x / n for x, n in zip(loglikelihoods, lengths, strict=True)]
         if lengths is not None
@@ -31,29 +33,35 @@ def chosen(loglikelihoods: Sequence[float], lengths: Sequence[int] | None = None
 
 
 def mean(right: Sequence[float]) -> float:
-    """Accuracy, of n items that are 1 or 0; or any mean."""
+    """The mean; of numbers that are 1 for a right answer and 0 for a wrong one, the accuracy."""
     return sum(right) / len(right)
 
 
 def spread(values: Sequence[float]) -> float:
-    """Standard error of the mean of n values, counted from them: their standard deviation (n - 1) over √n."""
+    """Standard error of the mean of n values: their standard deviation (divisor n - 1) over √n."""
     m, n = mean(values), len(values)
     return math.sqrt(sum((x - m) ** 2 for x in values) / (n - 1) / n) if n > 1 else math.inf
 
 
 class Paired(NamedTuple):
-    """A second model against a first on the same items."""
+    """A second model compared with a first one, on the same items."""
 
     difference: float  # of the accuracies
     error: float  # its standard error
     better: int  # items that only the second has right
     worse: int  # items that only the first has right
-    p: float  # McNemar's exact test, two-sided: as unequal by chance
+    p: float  # of McNemar's exact, two-sided test: chance of a split at least as unequal as better and worse
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """McNemar (1947): only items that one of the two has right tell them apart; by chance they
-    are a coin's.
+    """Compare two models by McNemar's test (1947).
+
+    Only items that exactly one of the two has right say which model is better. Were the models equally good,
+    each such item would favour either with probability 1/2.
+
+    Args:
+        first: for each item 1 if the first model has it right, else 0.
+        second: the same for the second model.
     """
     differences = [b - a for a, b in zip(first, second, strict=True)]
     better, worse = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
@@ -63,8 +71,12 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Chance that one of k answers is right, from `right` of n samples: 1 - C(n - c, k) / C(n, k)
-    (2107.03374, section 2.1).
+    """pass@k: the chance that at least one of k answers is right (Chen et al., 2107.03374, section 2.1).
+
+    Estimated from n = `samples` answers of which c = `right` are right: 1 - C(n - c, k) / C(n, k).
+
+    Raises:
+        ValueError: if k is not between 1 and the number of samples.
     """
     if not 0 < k <= samples:
         raise ValueError(f"k = {k} must be 1 to {samples}, the number of samples")
@@ -72,21 +84,27 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def perplexity(loglikelihood: float, tokens: int) -> float:
-    """exp of the mean loss a token; depends on the tokenizer."""
+    """exp of the mean loss (nats) of a token. It depends on the tokenizer."""
     return math.exp(-loglikelihood / tokens)
 
 
 def bits_per_byte(loglikelihood: float, size: int) -> float:
-    """Eq 37; the same whatever the tokenizer."""
+    """Eq 37: the loss in bits for each byte of text. Unlike perplexity it is comparable across tokenizers.
+
+    loglikelihood: of the whole text, in nats. size: its bytes.
+    """
     return -loglikelihood / size / math.log(2)
 
 
 # ---- theory ------------------------------------------------------------------------------------------------
 def predict_error(accuracy: float, items: int) -> float:
-    """Eq 41: √(p (1 - p) / (n - 1))."""
+    """Eq 41: the standard error of an accuracy p on n items, √(p (1 - p) / (n - 1))."""
     return math.sqrt(accuracy * (1 - accuracy) / (items - 1))
 
 
 def predict_unpaired(first: float, second: float, items: int) -> float:
-    """Standard error of the difference of two accuracies on different items: √(e² + e'²)."""
+    """The standard error of the difference of two accuracies on different items, √(e² + e'²).
+
+    e and e' are the standard errors of the two, each on `items` items (Eq 41).
+    """
     return math.hypot(predict_error(first, items), predict_error(second, items))

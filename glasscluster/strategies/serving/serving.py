@@ -1,20 +1,21 @@
-"""Serving on tensor-parallel ranks: a schedule (batching.py) carried out on the model, one forward a step,
-recorded.
+"""Serving on tensor-parallel ranks: a serving plan (batching.py) run on the model, one forward a step.
 
-Every rank follows the same schedule, computes and caches its own heads, and chooses the same tokens
+Every rank follows the same plan, computes and caches its own heads, and chooses the same tokens
 (generation.py).
 
-    static      [slots, S] padded to the longest prompt, then [slots, 1]; ended sequences are computed and
-                dropped; a slot each
-    continuous  all new tokens side by side (model/decoding/packed.py); blocks from a pool (PagedCache)
+    static      tokens [slots, S], padded to the longest prompt, then [slots, 1]; a sequence that has ended is
+                computed on, and its token thrown away; the cache has a slot of equal size for each sequence
+    continuous  all new tokens packed side by side (model/decoding/packed.py); the cache takes blocks from a
+                pool (PagedCache)
 
-A step is the micro-batch of its number. Its virtual time is what replay gives it. The clock that a schedule
-is planned with records the very same step dry and replays that, so what ran takes as long as was planned: a
-check holds the two against each other. On other hardware the order stays, and the times are those of that
-hardware.
+Step i is recorded as micro-batch i, and replay gives its virtual time. The plan's clock runs the same step on
+the dry backend and replays that, so a run must take as long as was planned; a check compares the two. On
+other hardware the order of the plan stays, and the times are those of that hardware.
 
-    Eq 33  static: 1 - mean/max of slots, and of the cache; paged: at most block - 1 tokens a sequence
-But: greedy; an empty server costs nothing and is not in the recording (time jumps to the next arrival).
+    Eq 33  wasted share: static 1 - mean/max of the requests' tokens, in slots computed and in cache;
+                         continuous at most block - 1 tokens of cache a sequence
+
+But: greedy decoding only; an idle server is not recorded (time jumps to the next arrival).
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ PolicyName = Literal["continuous", "static"]
 
 @dataclass(frozen=True)
 class ServingJob:
-    """Everything a rank needs to serve. `blocks` of `block` tokens are the pool of continuous; static has a
-    slot of the longest each.
+    """Everything a rank needs to serve.
+
+    Continuous batching has a pool of `blocks` blocks of `block` tokens. Static batching has `slots` slots,
+    each with room for the longest request.
     """
 
     model: ModelConfig
@@ -62,17 +65,17 @@ class ServingJob:
 
     @property
     def capacity(self) -> int:
-        """Tokens of the longest request that are cached."""
+        """The most tokens that a request has in the cache."""
         return max(r.cached for r in self.requests)
 
     def make_policy(self) -> Policy:
-        """Nobody served yet."""
+        """The policy of the job, before its first step."""
         if self.policy == "static":
             return Static(self.requests, self.slots)
         return Continuous(self.requests, self.slots, self.block, self.blocks)
 
     def make_cache(self, stage: GPTStage) -> Cache:
-        """An empty one."""
+        """An empty cache: paged for continuous batching, else static."""
         if self.policy == "static":
             return StaticCache(stage, self.slots, self.capacity)
         return PagedCache(stage, self.slots, self.capacity, self.block, self.blocks)
@@ -80,24 +83,22 @@ class ServingJob:
 
 @dataclass
 class RankServing:
-    """What a rank brings back: each request's new tokens; by step what the forward computed, what was used,
-    and the cache.
-    """
+    """What a rank brings back: each request's new tokens, and for every step what it computed and held."""
 
     tokens: list[list[int]] = field(default_factory=list)
     logits: list[list[Tensor]] = field(default_factory=list)  # with `capture`: [V] of each request's tokens
-    computed: list[int] = field(default_factory=list)  # sequences that a forward chose a token for
-    used: list[int] = field(default_factory=list)  # of them had not ended
-    reserved_bytes: list[int] = field(default_factory=list)  # of the cache at the end of the forward, by step
-    filled_bytes: list[int] = field(default_factory=list)
+    computed: list[int] = field(default_factory=list)  # by step, sequences that a token was chosen for
+    used: list[int] = field(default_factory=list)  # by step, those of them that had not ended
+    reserved_bytes: list[int] = field(default_factory=list)  # by step, bytes of cache that sequences occupied
+    filled_bytes: list[int] = field(default_factory=list)  # by step, bytes of them that hold a token
     parameter_bytes: int = 0
-    cache_bytes: int = 0
-    token_bytes: int = 0  # of the cache
-    left_bytes: int = 0  # of its blocks that somebody still had when all requests were done
+    cache_bytes: int = 0  # bytes that the cache allocated
+    token_bytes: int = 0  # bytes of one token in the cache
+    left_bytes: int = 0  # bytes of blocks that were not freed when all requests were done; 0 is right
 
 
 def serve_rank(gpu: GPU, job: ServingJob, schedule: Schedule) -> RankServing:
-    """The SPMD program: the same on every backend."""
+    """Serve on this rank (an SPMD program: every rank runs it, on every backend)."""
     with gpu.unrecorded():
         stage, cache = set_up(gpu, job)
     sequences, made = [list(r.prompt) for r in job.requests], RankServing(logits=[[] for _ in job.requests])
@@ -136,7 +137,7 @@ def serve_rank(gpu: GPU, job: ServingJob, schedule: Schedule) -> RankServing:
 
 
 def set_up(gpu: GPU, job: ServingJob) -> tuple[GPTStage, Cache]:
-    """The model and an empty cache, both on the memory ledger."""
+    """The model and an empty cache, both registered with the memory recorder."""
     stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm)
     cache = job.make_cache(stage)
     for parameter in stage.parameters():
@@ -149,7 +150,10 @@ def set_up(gpu: GPU, job: ServingJob) -> tuple[GPTStage, Cache]:
 def forward(
     stage: GPTStage, cache: Cache, job: ServingJob, step: Step, sequences: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Logits [slots, V] of a padded step, or [work of the step, V] of tokens side by side."""
+    """Run the model on a step.
+
+    Returns logits: [slots, V] with static batching, [len(step.work), V] with continuous batching.
+    """
     new: list[Sequence[int]] = [() for _ in range(job.slots)]
     for work in step.work:
         new[work.slot] = sequences[work.request][work.start : work.start + work.count]
@@ -162,7 +166,7 @@ def forward(
 
 # ---- time --------------------------------------------------------------------------------------------------
 def one_step(gpu: GPU, job: ServingJob, step: Step) -> None:
-    """The same forward alone, on a cache that holds what the step finds in it."""
+    """Record one step alone, with a cache as full as it would be at that step. For the plan's clock."""
     with gpu.unrecorded():
         stage, cache = set_up(gpu, job)
         for work in step.work:
@@ -175,7 +179,7 @@ def one_step(gpu: GPU, job: ServingJob, step: Step) -> None:
 
 
 def make_schedule(job: ServingJob, hardware: Hardware) -> Schedule:
-    """Plan a job on the virtual clock of some hardware: each step recorded dry and replayed."""
+    """Plan a job on the virtual clock of some hardware: each step runs on the dry backend and is replayed."""
     cluster = Cluster(hardware, job.tp, "dry", memory_bytes=None)
 
     def clock(step: Step) -> float:
@@ -185,47 +189,55 @@ def make_schedule(job: ServingJob, hardware: Hardware) -> Schedule:
 
 
 def step_times(timeline: Timeline, job: ServingJob, schedule: Schedule) -> list[tuple[float, float]]:
-    """When each step began and ended in seconds: as long as in the replay, after the last one, and after its
-    requests had arrived.
+    """When each step of a recorded run begins and ends, in seconds.
+
+    A step takes as long as in the replay. It begins when the step before it has ended and its requests have
+    arrived.
     """
-    graph, found, now, before = timeline.graph, list[tuple[float, float]](), 0.0, 0.0
+    graph, times, now, before = timeline.graph, list[tuple[float, float]](), 0.0, 0.0
     for number, step in enumerate(schedule.steps):
         end = float(timeline.end[graph.micro_batch == number].max())
         now = max(now, *(job.requests[w.request].arrival_s for w in step.work))
-        found.append((now, now + end - before))
+        times.append((now, now + end - before))
         now, before = now + end - before, end
-    return found
+    return times
 
 
 def token_times(
     job: ServingJob, schedule: Schedule, times: Sequence[tuple[float, float]]
 ) -> list[list[float]]:
-    """When each request had its first, second, ... token: the end of the step that chose it."""
-    found: list[list[float]] = [[] for _ in job.requests]
+    """For each request, when it got its first, second, ... token, in seconds.
+
+    A token is there at the end of the step that chose it.
+    """
+    tokens_at: list[list[float]] = [[] for _ in job.requests]
     for step, (_, end) in zip(schedule.steps, times, strict=True):
         for work in step.work:
             if work.count:
-                found[work.request].append(end)
-    return found
+                tokens_at[work.request].append(end)
+    return tokens_at
 
 
 # ---- theory ------------------------------------------------------------------------------------------------
 def predict_paged(schedule: Schedule, block: int) -> list[int]:
-    """Eq 33 by step: slots of blocks without a token when a forward has ended, at most block - 1
-    a sequence.
+    """Eq 33: for each step, how many tokens more would fit into the occupied blocks.
+
+    They are at most block - 1 for each sequence.
     """
     return [sum(-(w.start + w.count) % block for w in step.work) for step in schedule.steps]
 
 
 def predict_sent(job: ServingJob, schedule: Schedule, width: int) -> int:
-    """Bytes that all ranks send: two all-reduces a layer and one of the embedding over all columns, the
-    logits of one a sequence.
+    """Bytes that all ranks send over a whole plan: for each step what generation.predict_traffic says.
+
+    The two all-reduces a layer and the one of the embedding carry all columns, padding included; the logits
+    are gathered for one token of each sequence.
     """
     sent = 0
     for step in schedule.steps:
         columns, chosen = sum(w.count for w in step.work), len(step.work)
         if job.policy == "static":
             columns, chosen = job.slots * max(w.count for w in step.work), job.slots
-        said = predict_traffic(job.model, job.tp, 1, columns, width)
-        sent += sum(said.values()) + (chosen - 1) * said["logits"]
+        predicted = predict_traffic(job.model, job.tp, 1, columns, width)
+        sent += sum(predicted.values()) + (chosen - 1) * predicted["logits"]
     return sent

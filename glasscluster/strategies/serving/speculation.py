@@ -1,16 +1,19 @@
-"""Speculative decoding on ranks, recorded: passes of the draft and passes of the target, and what a token
-costs.
+"""Speculative decoding on ranks: what a pass of both models costs, and how many tokens it yields.
 
-The algorithm is model/decoding/speculative.py; here both models stand on the same tensor-parallel ranks, each
-with a cache of its own. Pass i is recorded as two micro-batches: 2i the draft's γ guesses, 2i + 1 the
-target's judgement and the draws.
+Follows Leviathan et al., "Fast inference from transformers via speculative decoding" (2211.17192). The
+algorithm is in model/decoding/speculative.py; here both models run on the same tensor-parallel ranks, each
+with a cache of its own. Symbols: p the target's distribution, q the draft's, γ guesses a pass, α the rate at
+which guesses are accepted. Pass i is recorded as two micro-batches: in 2i the draft makes γ guesses, in
+2i + 1 the target verifies them and draws.
 
-    t_q(γ)           virtual seconds of the γ guesses of a pass
-    t_p(γ)           of judging γ + 1 tokens
-    tokens a second  tokens a pass / (t_q(γ) + t_p(γ)): Eq 32 says the tokens a pass, replay the seconds
+    t_q(γ)           virtual seconds in which the draft makes γ guesses
+    t_p(γ)           virtual seconds in which the target verifies γ + 1 tokens
+    tokens a second  tokens a pass / (t_q(γ) + t_p(γ)); Eq 32 gives the tokens a pass, replay the seconds
 
-So the best γ follows from α and from the hardware: each guess more is accepted less often and costs as much
-as the one before. But: how many guesses are accepted depends on data: there is no dry run.
+The best γ depends on α and on the hardware: a further guess costs as much as the one before it, but is
+accepted less often.
+
+But: how many guesses are accepted depends on the data, so there is no dry run.
 """
 
 from __future__ import annotations
@@ -38,8 +41,10 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class SpeculationJob:
-    """Everything a rank needs. Whole parameters by full name, or weights drawn from the seed (the draft's
-    from the next one).
+    """Everything a rank needs for speculative decoding.
+
+    `target_state` and `draft_state` are whole parameters by full name. Without one, a model's weights are
+    drawn from `seed` (the target's) or `seed + 1` (the draft's). `gamma`: guesses a pass.
     """
 
     target: ModelConfig
@@ -58,30 +63,34 @@ class SpeculationJob:
 
 @dataclass
 class RankSpeculation:
-    """What a rank brings back, by sequence."""
+    """What a rank brings back: for each sequence its new tokens, and how its guesses were judged."""
 
     tokens: list[list[int]] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
 
     @property
     def accepted(self) -> list[int]:
-        """Guesses that each pass accepted, all sequences together."""
+        """How many guesses were accepted in each pass of each sequence."""
         return [n for judged in self.judged for n in judged.accepted]
 
     @property
     def tokens_per_pass(self) -> float:
-        """With the target's own."""
+        """Tokens generated in a pass, on average: the accepted guesses and one from the target itself."""
         return 1 + sum(self.accepted) / len(self.accepted)
 
     @property
     def alpha(self) -> float:
-        """Mean of β = Σ min(p, q) over the guesses that were looked at (2211.17192, definition 3.1)."""
+        """α: the mean of β = Σ min(p, q) over the guesses that were verified (2211.17192, section 3)."""
         overlap = [beta for judged in self.judged for beta in judged.overlap]
         return sum(overlap) / len(overlap)
 
 
 def speculate_rank(gpu: GPU, job: SpeculationJob) -> RankSpeculation:
-    """The SPMD program: the same on threads, Ray and torchrun."""
+    """Decode on this rank (an SPMD program: every rank runs it, on threads, Ray and torchrun).
+
+    Raises:
+        InputError: on the dry backend, where tokens have no values.
+    """
     if gpu.device.type == "meta":
         raise InputError(
             "backend", "dry", "how many guesses are accepted depends on data", ["threads", "ray"]
@@ -104,8 +113,9 @@ def speculate_rank(gpu: GPU, job: SpeculationJob) -> RankSpeculation:
 
 
 def judge_alone(gpu: GPU, model: ModelConfig, context: int, tokens: int, precision: str = "bf16") -> None:
-    """A pass of the target over the last token and its guesses, `tokens` in all, behind a context; can be
-    recorded dry at any scale.
+    """Run the target once on `tokens` tokens (the last one and the guesses) after a context.
+
+    No data is needed, so that the dry backend records it for a model of any size.
     """
     with gpu.unrecorded():
         stage = make_stage(gpu, model, precision=precision)
@@ -118,7 +128,7 @@ def judge_alone(gpu: GPU, model: ModelConfig, context: int, tokens: int, precisi
 
 @torch.no_grad()
 def fill(stage: GPTStage, state: State) -> None:
-    """Put whole parameters into a stage, each rank its part of them."""
+    """Copy whole parameters, by full name, into a stage; each rank takes its shard of them."""
     parallel = stage.parts()[0].parallel
     for name, (parameter, shard) in stage.full_names().items():
         if name in state:
@@ -128,8 +138,9 @@ def fill(stage: GPTStage, state: State) -> None:
 
 # ---- what was counted --------------------------------------------------------------------------------------
 def pass_seconds(timeline: Timeline, first: int = 1) -> tuple[float, float]:
-    """Mean virtual seconds of a pass's guesses and of its judgement; passes before `first` (which take in the
-    prompts) left out.
+    """Mean virtual seconds in which a pass makes its guesses, and in which it verifies them.
+
+    Passes before number `first` are left out, because they also prefill the prompts.
     """
     graph, parts, before = timeline.graph, ([0.0], [0.0]), 0.0
     for number in range(int(graph.micro_batch.max()) + 1):
@@ -143,10 +154,12 @@ def pass_seconds(timeline: Timeline, first: int = 1) -> tuple[float, float]:
 
 
 def chi_square(counted: Counter, expected: Mapping, least: float = 5.0) -> tuple[float, int, float]:
-    """Pearson's statistic of counts against expected ones, degrees of freedom, and the probability of a
-    larger statistic.
+    """Pearson's chi-square test of counted against expected numbers.
 
-    Cells that expect fewer than `least` are taken together (Cochran, 1954).
+    Cells that expect fewer than `least` are merged into one (Cochran, 1954).
+
+    Returns:
+        The statistic, its degrees of freedom, and the probability of a larger statistic.
     """
     rare = {cell for cell, n in expected.items() if n < least}
     pairs = [(counted[cell], n) for cell, n in expected.items() if cell not in rare]
@@ -162,16 +175,18 @@ def chi_square(counted: Counter, expected: Mapping, least: float = 5.0) -> tuple
 def joint(
     stage: GPTStage, prompt: Sequence[int], tokens: int, sampling: Sampling
 ) -> dict[tuple[int, ...], float]:
-    """The exact probability of every continuation of so many tokens: V^tokens of them, one forward a length,
-    no cache, no draws.
+    """The exact probability of every continuation of `tokens` tokens, of which there are V^tokens.
+
+    Computed with one forward for each length, without a cache and without sampling. It is what samples are
+    tested against.
     """
-    found: dict[tuple[int, ...], float] = {(): 1.0}
+    probability: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(tokens):
-        before = list(found)
+        before = list(probability)
         p = sampling.probabilities(generate(stage, [[*prompt, *c] for c in before], 1).logits[0])
-        found = {
-            (*c, t): found[c] * float(share)
+        probability = {
+            (*c, t): probability[c] * float(share)
             for c, row in zip(before, p, strict=True)
             for t, share in enumerate(row)
         }
-    return found
+    return probability

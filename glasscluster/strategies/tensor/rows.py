@@ -1,4 +1,4 @@
-"""What tensor and sequence parallelism promise, beside the bytes that were counted along tp."""
+"""The ledger rows of tensor and sequence parallelism: bytes predicted and counted along tp."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLACE = 20  # in the ledger
 
 
 def predict(run: Judged) -> list[Row]:
-    """Bytes along tp, summed over ranks: Eq 18, Eq 19, and Eq 9 for gradients added up once a step."""
+    """Bytes sent along tp, summed over ranks: Eq 18, Eq 19, and Eq 9 for gradients summed once a step."""
     graph = run.graph
     if graph is None or run.plan.tp == 1:
         return []
@@ -28,7 +28,7 @@ def predict(run: Judged) -> list[Row]:
 
 # ---- what a layer sends for each micro-batch ---------------------------------------------------------------
 def _activations(run: Judged, graph: ExecutionGraph) -> list[Row]:
-    """Eq 18 and Eq 19, by where it is sent: in layers, at the embedding, at the head, and for the loss."""
+    """Eq 18 and Eq 19: a row each for layers, the embedding, the head, and the loss."""
     plan, model = run.plan, run.model
     theory = sequence_parallel if plan.sequence_parallel else tensor_parallel
     pairs, per_layer = _pairs(model), _per_layer(run)
@@ -60,10 +60,10 @@ def _pairs(model: ModelConfig) -> int:
 
 
 def _per_layer(run: Judged) -> int:
-    """Collectives of a layer and micro-batch, nothing run again.
+    """How many collectives a layer and micro-batch has, without recomputation.
 
-    A pair of matrices that does not keep a piece of its input to gather again (three matrices; a router and
-    experts) has one gather less in backward.
+    A pair of matrices that saves its whole input instead of gathering it again in backward (a gated MLP of
+    three matrices; a router with its experts) has one all-gather less.
     """
     if run.plan.sequence_parallel:
         return 5 * _pairs(run.model) - (not run.model.one_gather) - (run.model.experts > 0)
@@ -71,7 +71,7 @@ def _per_layer(run: Judged) -> int:
 
 
 def _places(graph: ExecutionGraph) -> dict[str, np.ndarray]:
-    """Which events on tp belong where: activations are told apart by layer and label."""
+    """Which events along tp belong to what: activations are distinguished by their layer and label."""
     tp = graph.where(axis="tp", purpose="activations")
     label, in_layer = np.array([*graph.names, ""])[graph.label], graph.layer >= 0
     heads, router = np.char.startswith(label, "key-value head"), np.char.startswith(label, "router weights")
@@ -86,7 +86,7 @@ def _places(graph: ExecutionGraph) -> dict[str, np.ndarray]:
 
 
 def _names(run: Judged, per_layer: int) -> tuple[Said, dict[str, Said], str]:
-    """What tensor-parallel ranks send, where they send it, and who says how much."""
+    """The names of the rows: what is sent, for which part of the model, and the source of the formula."""
     full = run.plan.recompute == "full"
     if run.plan.sequence_parallel:
         again = Said(" and what runs again", "及重算的部分") if full else Said("", "")
@@ -109,7 +109,7 @@ def _names(run: Judged, per_layer: int) -> tuple[Said, dict[str, Said], str]:
 
 
 def _shared_heads(run: Judged, graph: ExecutionGraph) -> list[Row]:
-    """Where ranks share a key head, each gathers keys and values of the whole head."""
+    """The bytes for key-value heads that several ranks share: each gathers K and V of the whole head."""
     plan, model = run.plan, run.model
     if plan.tp <= model.key_heads:
         return []
@@ -128,7 +128,10 @@ def _shared_heads(run: Judged, graph: ExecutionGraph) -> list[Row]:
 
 
 def _router(run: Judged, graph: ExecutionGraph) -> list[Row]:
-    """Gradients of the k weights that the router gives a token: an all-reduce, or a gather and a scatter."""
+    """The bytes for gradients of the k weights that the router gives a token.
+
+    They are all-reduced; with sequence parallelism the weights are gathered and their gradients scattered.
+    """
     plan, model = run.plan, run.model
     if not model.experts:
         return []
@@ -148,9 +151,10 @@ def _router(run: Judged, graph: ExecutionGraph) -> list[Row]:
 
 # ---- once a step -------------------------------------------------------------------------------------------
 def _whole(run: Judged, graph: ExecutionGraph) -> list[Row]:
-    """Gradients summed over tp once a step: 2 (t-1) of their elements (Eq 9).
+    """The bytes for gradients that are summed over tp once a step: 2 (t-1) times their elements (Eq 9).
 
-    They are those of every parameter that is whole where the sequence is cut, else of what the heads share.
+    With sequence parallelism they are those of all parameters that are whole on every rank, else of the whole
+    parameters that each rank uses for its own heads only.
     """
     plan, units = run.plan, run.units
     whole = [x for u in units for x in u.members if x.shard is None]

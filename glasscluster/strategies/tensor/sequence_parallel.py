@@ -1,4 +1,4 @@
-"""Sequence parallelism: outside the matrices each tensor-parallel rank has a piece of every sequence.
+"""Sequence parallelism: outside the matrices each tensor-parallel rank has a part of every sequence's tokens.
 
 Follows Korthikanti et al., "Reducing activation recomputation in large transformer models" (2205.05198),
 section 4.2.2. Symbols: t ranks, b sequences, s tokens, h hidden.
@@ -9,11 +9,14 @@ section 4.2.2. Symbols: t ranks, b sequences, s tokens, h hidden.
 
     f   all-gather forward, reduce-scatter backward         g   reduce-scatter forward, all-gather backward
 
-Only the shard before f is kept: backward gathers it again, while the gradient of Y is computed, and scatters
-that while the gradient of A is computed. Per layer 2 all-gathers and 2 reduce-scatters forward, 4 and 2
-backward. What every rank has whole (norms, biases, positions) sees only its tokens: those gradients are
-summed over the t ranks at the end. But: t must divide s; with several sequences a micro-batch, gathering
-moves each rank's piece to its place (one copy).
+Only the shard before f is saved for backward, which gathers it again. The gather overlaps with computing the
+gradient of f's output, and the reduce-scatter of that gradient overlaps with computing the gradient of A. A
+layer has 2 all-gathers and 2 reduce-scatters in forward, 4 and 2 in backward. Parameters that are whole on
+every rank (norms, biases, positions) see only the rank's own tokens, so that their gradients are summed over
+the t ranks at the end of a step.
+
+But: t must divide s; with several sequences in a micro-batch, gathering needs one copy that moves each rank's
+tokens to their place.
 """
 
 from __future__ import annotations
@@ -29,37 +32,37 @@ from glasscluster.strategies.tensor.tensor_parallel import TensorParallel, sum_w
 
 
 class SequenceParallel(TensorParallel):
-    """Handed to the model's blocks in place of `TensorParallel`."""
+    """Sequence parallelism for a model's blocks, which get it in place of `TensorParallel`."""
 
     @property
     def pieces(self) -> int:
-        """Ranks that share out a sequence's tokens outside the matrices."""
+        """How many ranks share out a sequence's tokens outside the matrices."""
         return self.size * self.context.size
 
     def positions(self, tokens: int) -> Sequence[int]:
-        """Which of a sequence's tokens this rank has outside the matrices."""
+        """The positions of the tokens that this rank has outside the matrices, of a sequence of `tokens`."""
         inside = self.context.positions(tokens)
         each = len(inside) // self.size
         return inside[self.rank * each : (self.rank + 1) * each]
 
     def cut(self, x: Tensor) -> Tensor:
-        """This rank's tokens of [s, ...]."""
+        """This rank's tokens of a whole sequence [s, ...], a slice of its first dimension."""
         return self.context.cut(x).tensor_split(self.size)[self.rank]
 
     def gather_tokens(self, x: Tensor) -> Tensor:
-        """[b, s/t, k] -> [b, s, k], of what has no gradient."""
+        """Gather all ranks' tokens of a tensor that needs no gradient: [b, s/t, k] -> [b, s, k]."""
         return self.gather(x, "routing", purpose="scalars")[0]
 
     def f(self, x: Tensor, label: str = "f") -> Tensor:
-        """Into the parallel region: [b, s/t, h] -> [b, s, h]."""
+        """Enter the parallel region: [b, s/t, h] -> [b, s, h]."""
         return _Gather.apply(x, self, label)
 
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """f, then the matrix: [b, s/t, h] -> [b, s, n]."""
+        """Apply f and the column-parallel matrix that follows it: [b, s/t, h] -> [b, s, n]."""
         return _GatherLinear.apply(x, weight, bias, self)
 
     def g(self, x: Tensor) -> Tensor:
-        """Out of the parallel region: partial sums [b, s, h] -> [b, s/t, h]."""
+        """Leave the parallel region: partial sums [b, s, h] -> the rank's tokens of their sum [b, s/t, h]."""
         return _Scatter.apply(x, self)
 
     # ---- the two collectives -------------------------------------------------------------------------------
@@ -71,8 +74,10 @@ class SequenceParallel(TensorParallel):
         weight: Tensor | None = None,
         purpose: str = "activations",
     ) -> tuple[Tensor, Tensor | None]:
-        """All ranks' pieces [b, s/t, h] as [b, s, h]; meanwhile @ weight is computed while they are on their
-        way.
+        """All-gather the ranks' tokens: [b, s/t, h] -> [b, s, h].
+
+        `meanwhile @ weight` is computed while they are under way. Returns the gathered tensor and that
+        product, which is None if `meanwhile` or `weight` is.
         """
         pieces = x.new_empty(self.size, *x.shape)
         pieces[self.rank].copy_(x)
@@ -87,8 +92,10 @@ class SequenceParallel(TensorParallel):
     def scatter(
         self, x: Tensor, label: str, meanwhile: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """This rank's piece [b, s/t, h] of the sum of all ranks' [b, s, h] (scratch afterwards); a.T @ b is
-        computed meanwhile.
+        """Reduce-scatter: sum x [b, s, h] over ranks and return this rank's tokens [b, s/t, h].
+
+        With `meanwhile=(a, b)`, a.T @ b (summed over all tokens) is computed while messages are under way.
+        Returns the rank's tokens and that product, or None.
         """
         b, s, h = x.shape
         pieces = x.view(b, self.size, s // self.size, h).transpose(0, 1).contiguous()
@@ -101,7 +108,7 @@ class SequenceParallel(TensorParallel):
 
 
 class _Gather(torch.autograd.Function):
-    """f alone: all-gather forward, reduce-scatter backward. What stands behind it keeps the whole."""
+    """f alone: all-gather forward, reduce-scatter backward. The operation after it saves the whole tensor."""
 
     @staticmethod
     def forward(ctx, x: Tensor, parallel: SequenceParallel, label: str) -> Tensor:
@@ -114,7 +121,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _GatherLinear(torch.autograd.Function):
-    """f and the matrix behind it: all-gather, x A forward; all-gather again, reduce-scatter backward."""
+    """f and the matrix A after it: all-gather x forward; all-gather x again and reduce-scatter backward."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, parallel: SequenceParallel) -> Tensor:
@@ -152,9 +159,7 @@ class _Scatter(torch.autograd.Function):
 
 
 def sum_over_tokens(parallel: SequenceParallel, units: Sequence[Unit]) -> None:
-    """Add up the gradients of what every rank has whole, as far as this rank owns them: one message for all
-    of them.
-    """
+    """Sum over the t ranks the owned gradients of the parameters that are whole on every rank."""
     sum_whole(parallel, units, lambda _name: True, "norms, biases, positions")
 
 
@@ -173,13 +178,11 @@ def predict_traffic(
     again: int = 0,
     per_layer: int = 10,
 ) -> dict[str, int]:
-    """Eq 18 with sequence parallelism, in the terms of tensor_parallel.predict_traffic.
+    """Eq 18 with sequence parallelism: bytes that all t ranks together send in a step, for a pipeline stage.
 
-    Bytes sent by all t ranks together in a step.
-
-    Each all-gather and reduce-scatter sends (t-1) b·s·h elements; a layer has `per_layer` = 10 (4 forward; 6
-    backward, 2 of them because only the shard is kept) and the `again` ones of a stage that recomputation
-    repeats, the embedding 2, the head's input 3.
+    Arguments and result are those of tensor_parallel.predict_traffic, except that `per_layer` and `again` are
+    numbers of all-gathers and reduce-scatters. Each sends (t-1) b·s·h elements. A layer has 10 (4 in forward;
+    6 in backward, 2 of them because only the shard is saved), the embedding 2, the head's input 3.
     """
     one = (tp - 1) * tokens * width * micro_batches * hidden
     return {

@@ -1,22 +1,23 @@
-"""Overlapped tensor parallelism: a collective in pieces, each under the product that needs it or made it.
+"""Overlapped tensor parallelism: collectives are cut into pieces that overlap with a matrix product.
 
 Follows Wang et al., "Overlap communication with dependent computation via decomposition" (ASPLOS 2023), which
-Megatron-LM calls tensor-parallel communication overlap. Symbols as in sequence_parallel.py: t ranks, x a
-piece of s/t tokens, A and B matrices.
+Megatron-LM calls tensor-parallel communication overlap. Symbols as in sequence_parallel.py: t ranks, x_i the
+s/t tokens of rank i, A and B matrices.
 
-    all-gather ──► product      rank r computes with the piece it has, while the next one comes from the left
+    all-gather ──► product      rank r multiplies the piece it has, while the next one comes from the left
 
         compute  │ x_r A │ x_r-1 A │ x_r-2 A │ ...        send to the right:  x_r, x_r-1, ...
 
-    product ──► reduce-scatter  a piece's sum goes round, and each rank adds its part while the next is
-    computed
+    product ──► reduce-scatter  the sum of a piece travels round the ring, and each rank adds a summand to it,
+                                which it computes while the sum is under way
 
         compute  │ y_r-1 B │ y_r-2 B │ ... │ y_r B │      send to the right:  sum of piece r-1, of r-2, ...
 
-The same bytes as sequence parallelism, (t-1)/t·bsh for each collective, in t-1 messages that wait for one
-product each. Backward has two more: (dY A^T) scattered and A's gradient summed over gathered pieces, for the
-column; the mirror image for the row.
-But: t small products for one large one. The embedding and the router stay as they are.
+Each collective sends the same bytes as in sequence parallelism, (t-1)/t·bsh a rank, in t-1 messages, each of
+which overlaps with one product. The backward of the column-parallel matrix scatters dY A^T and sums A's
+gradient over gathered pieces of x, both overlapped; that of the row-parallel matrix is its mirror image.
+
+But: t small products take the place of one large one. The embedding and the router are not overlapped.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ _GATHER, _SCATTER = 0, 1  # tags
 
 
 class OverlappedSequenceParallel(SequenceParallel):
-    """What a model's blocks get in place of `SequenceParallel`: the same, overlapped."""
+    """Sequence parallelism whose collectives overlap with matrix products; blocks get it in its place."""
 
     def column(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """f, and the matrix that follows it: [b, s/t, h] -> [b, s, n]."""
+        """Apply f and the column-parallel matrix that follows it: [b, s/t, h] -> [b, s, n]."""
         return _GatherLinear.apply(x, weight, bias, self)
 
     def row(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The matrix, and g that follows it: [b, s, n] -> [b, s/t, h]."""
+        """Apply the row-parallel matrix and g that follows it: [b, s, n] -> [b, s/t, h]."""
         return _LinearScatter.apply(x, weight, self)
 
     # ---- the two rings -------------------------------------------------------------------------------------
@@ -105,9 +106,8 @@ class _GatherLinear(torch.autograd.Function):
         def d_weight() -> Tensor:
             total = torch.zeros_like(weight)
             for tokens, piece in parallel.arriving(x, "f again"):
-                total.addmm_(
-                    grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1)
-                )  # one kernel: the product adds to what is there
+                # one kernel, which adds the product to what is there
+                total.addmm_(grad[:, tokens].flatten(0, 1).T, piece.flatten(0, 1))
             return total
 
         is_deferred = parallel.deferred is not None and parallel.deferred.defer(ctx.parameter, d_weight)
@@ -135,9 +135,8 @@ class _LinearScatter(torch.autograd.Function):
                 total.addmm_(piece.flatten(0, 1).T, x[:, tokens].flatten(0, 1))
             return total
 
-        if deferred is not None and deferred.defer(
-            ctx.parameter, d_weight
-        ):  # the gathered gradient stays until then
+        # deferred: the gathered pieces of the gradient are held until d_weight runs
+        if deferred is not None and deferred.defer(ctx.parameter, d_weight):
             for tokens, piece in ctx.parallel.arriving(grad, "g backward"):
                 d_x[:, tokens] = piece @ weight
                 parts.append((tokens, piece))

@@ -1,4 +1,4 @@
-"""Tensor parallelism: each rank has some columns, then some rows, of every matrix.
+"""Tensor parallelism: a layer's matrices are cut over ranks, in each pair one by columns, the next by rows.
 
 Follows Megatron-LM (Shoeybi et al., 1909.08053, section 3). Symbols: t ranks, b sequences, s tokens, h
 hidden.
@@ -8,13 +8,17 @@ hidden.
         X ──f──► X A_i ──GELU──► Y_i B_i ──g──► Z        f: identity forward, all-reduce backward
                                                          g: all-reduce forward, identity backward
 
-Per layer and micro-batch 2 all-reduces forward and 2 backward of b·s·h elements; once per model one forward
-(embedding) and one backward (head input); the loss needs 3 of b·s scalars instead of gathering logits (Eq 18,
-Eq 19). A vocabulary that t does not divide is padded with rows of zeros; their logits are minus infinity.
-Fewer key-value heads than ranks: each rank computes some columns of a head's K and V, and t / key heads
-neighbours gather it (as Megatron-LM does, which gathers Q with them). What is whole on every rank but used
-for its own heads has partial gradients: summed once a step. But: whole query heads only (heads divisible by
-t).
+A layer and micro-batch has 2 all-reduces of b·s·h elements in forward and 2 in backward; the embedding has
+one in forward, the head's input one in backward. The loss needs 3 all-reduces of b·s scalars, so that logits
+need not be gathered (Eq 18, Eq 19).
+
+A vocabulary that t does not divide is padded with rows of zeros, whose logits are set to minus infinity. With
+fewer key-value heads than ranks, each rank computes some columns of one head's K and V, and the t / (key
+heads) ranks that share a head gather it (as Megatron-LM does, which also gathers Q). A parameter that is
+whole on every rank but that each rank uses for its own heads only has partial gradients, which are summed
+once a step.
+
+But: whole query heads only, so t must divide the number of heads.
 """
 
 from __future__ import annotations
@@ -33,53 +37,58 @@ from glasscluster.strategies.layout.units import Unit, owned_members
 
 
 class TensorParallel(Unsharded):
-    """Handed to the model's blocks in place of `Unsharded`."""
+    """Tensor parallelism for a model's blocks, which get it in place of `Unsharded`.
+
+    `comm` has the t tensor-parallel ranks. `same_head` has the ranks that share one key-value head, when
+    there are fewer such heads than ranks.
+    """
 
     def __init__(
         self, comm: Communicator, algorithm: str = "ring", same_head: Communicator | None = None
     ) -> None:
         self.comm, self.size, self.rank, self.algorithm = comm, comm.size, comm.rank, algorithm
-        self.same_head = (
-            same_head  # neighbours that share one key-value head, when there are fewer heads than ranks
-        )
+        self.same_head = same_head
 
     def f(self, x: Tensor, label: str = "f") -> Tensor:
-        """Into the parallel region; `label` names its messages."""
+        """Enter the parallel region: identity forward, all-reduce backward. `label` names its messages."""
         return _F.apply(x, self, label)
 
     def g(self, x: Tensor) -> Tensor:
-        """Out of the parallel region."""
+        """Leave the parallel region: all-reduce forward, identity backward."""
         return _G.apply(x, self)
 
     def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
-        """Each rank looks up the rows it has; the sum is the whole look-up."""
+        """Look tokens up in a table whose rows are cut over ranks.
+
+        Each rank looks up the rows that it has, and zeros for others; the sum over ranks is the result.
+        """
         rows = table.shape[0]
         local = tokens - self.rank * rows
         absent = (local < 0) | (local >= rows)
-        found = F.embedding(local.clamp(0, rows - 1), table).masked_fill(absent.unsqueeze(-1), 0.0)
-        return self.g(found)
+        rows_here = F.embedding(local.clamp(0, rows - 1), table).masked_fill(absent.unsqueeze(-1), 0.0)
+        return self.g(rows_here)
 
     def whole_heads(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole key-value heads [b, s, columns]: what this rank has, or gathered from those that have parts
-        of the same head.
-        """
+        """Whole key-value heads: K and V [b, s, columns], gathered from the ranks that share a head."""
         return (k, v) if self.same_head is None else _GatherHead.apply(k, v, self)
 
     def whole_logits(self, logits: Tensor, vocab: int) -> Tensor:
-        """All ranks' columns beside each other, without the padding: b·s·V/t elements of each go round."""
+        """Gather all ranks' logits [b, s, V/t] as [b, s, vocab], without the padding."""
         pieces = logits.new_empty(self.size, *logits.shape)
         pieces[self.rank].copy_(logits)
         self.comm.all_gather(pieces, algorithm=self.algorithm, purpose="activations", label="logits")
         return pieces.movedim(0, -2).flatten(-2)[..., :vocab]
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, vocab: int, z_loss: float = 0.0) -> Tensor:
-        """Vocabulary-parallel: logits [b, s, V/t] never leave their rank. z-loss needs no message more: every
-        rank knows log Z.
+        """Vocabulary-parallel cross-entropy: logits [b, s, V/t] never leave their rank.
+
+        Returns a scalar, summed over the tokens that count. z-loss needs no further message, because every
+        rank has log Z.
         """
         return _CrossEntropy.apply(logits.to(accumulation_dtype(logits.dtype)), targets, self, vocab, z_loss)
 
     def all_reduce(self, x: Tensor, label: str, op: str = "sum") -> Tensor:
-        """In place, over the tensor-parallel ranks."""
+        """All-reduce x in place over the tensor-parallel ranks, and return it."""
         self.comm.all_reduce(x, op=op, algorithm=self.algorithm, purpose="activations", label=label)
         return x
 
@@ -111,8 +120,9 @@ class _G(torch.autograd.Function):
 
 
 class _GatherHead(torch.autograd.Function):
-    """Columns of K and V: all-gather forward, reduce-scatter backward (every rank has other queries of the
-    head).
+    """Gather the columns of one head's K and V: all-gather forward, reduce-scatter backward.
+
+    Each rank has other queries of the head, so the gradients of K and V are summed over ranks.
     """
 
     @staticmethod
@@ -139,9 +149,10 @@ class _GatherHead(torch.autograd.Function):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """log Z = log sum exp over all ranks' columns, minus the target's logit; summed over tokens that count.
+    """The loss log Z minus the target's logit, with Z the sum of exp over all ranks' columns.
 
-    The gradient of z · log² Z is 2z · log Z · p, so with z-loss p is kept times 1 + 2z · log Z.
+    It is summed over the tokens that count. With z-loss, z · log² Z is added, whose gradient is 2z · log Z ·
+    p; so p is saved for backward multiplied by 1 + 2z · log Z.
     """
 
     @staticmethod
@@ -150,7 +161,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         columns = logits.shape[-1]
         real = max(0, min(columns, vocab - parallel.rank * columns))
-        if real < columns:  # padding is no token
+        if real < columns:  # padded rows of the vocabulary are no tokens
             logits = F.pad(logits[..., :real], (0, columns - real), value=-torch.inf)
         largest = parallel.all_reduce(logits.amax(-1), "cross_entropy max", op="max")
         shifted = logits - largest.unsqueeze(-1)
@@ -180,8 +191,9 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def sum_over_heads(parallel: TensorParallel, units: Sequence[Unit], partial: Collection[str]) -> None:
-    """Add up the gradients of what is whole but used by each rank for its own heads (norms of queries and
-    keys).
+    """Sum over ranks the gradients of whole parameters that each rank uses for its own heads only.
+
+    They are those with a name in `partial`: norms of queries and keys.
     """
     sum_whole(parallel, units, lambda name: name in partial, "what all heads share")
 
@@ -192,7 +204,10 @@ def sum_whole(
     wanted: Callable[[str], bool],
     label: str,
 ) -> None:
-    """Add up gradients over the t ranks, as far as this rank owns them: one message for all of them."""
+    """Sum the owned gradients of whole parameters over the t ranks, with one all-reduce for all of them.
+
+    `wanted(name)` says which parameters are summed.
+    """
     mine = [(unit, member, part) for unit in units for member, part in owned_members(unit)]
     pieces = [u.owned_gradient[part] for u, m, part in mine if m.shard is None and wanted(m.name)]
     if pieces:
@@ -217,12 +232,23 @@ def predict_traffic(
     again: int = 0,
     per_layer: int = 4,
 ) -> dict[str, int]:
-    """Eq 18 and Eq 19: bytes sent by all t ranks together in a step, for a stage with `layers` layers.
+    """Eq 18 and Eq 19: bytes that all t ranks together send in a step, for one pipeline stage.
 
-    tokens = b·s of a micro-batch; width = bytes of an element. `layer` is `per_layer` all-reduces a layer and
-    micro-batch, two for each pair of matrices, and the `again` ones of a stage that recomputation repeats;
-    `embedding` and `head` one each where the stage has them; `loss` three of one scalar a token, which is in
-    fp32 when elements are 16 bit.
+    Args:
+        layers: layers of the stage.
+        micro_batches: micro-batches of a step.
+        tokens: b·s, tokens of a micro-batch.
+        hidden: h.
+        tp: t.
+        width: bytes of an element.
+        embedding: whether the stage has the embedding.
+        head: whether the stage has the head.
+        again: all-reduces of the stage that recomputation repeats for each micro-batch.
+        per_layer: all-reduces of a layer and micro-batch, two for each pair of matrices.
+
+    Returns:
+        Bytes of the "layer" all-reduces, of the "embedding" and the "head" (one each), and of the "loss"
+        (three of a scalar for each token, in fp32 when elements have 16 bits).
     """
     one = 2 * (tp - 1) * tokens * width * micro_batches
     return {
@@ -236,20 +262,19 @@ def predict_traffic(
 def predict_shared_heads(
     key_heads: int, key_width: int, tp: int, tokens: int, width: int, runs: int = 2
 ) -> int:
-    """Bytes sent by all t ranks together where t / key heads of them share one: each gathers K and V of its
-    head.
+    """Eq 10: bytes that all t ranks together send to gather K and V where t / (key heads) ranks share a head.
 
-    `runs`: times that a layer and micro-batch does so: forward, backward (as a reduce-scatter), and when
-    forward runs again.
+    They are of a layer and micro-batch of `tokens` tokens. `runs`: how often they are gathered or scattered:
+    in forward, in backward (a reduce-scatter), and when recomputation repeats the forward.
     """
     sharing = tp // key_heads
     return runs * (sharing - 1) * 2 * tokens * key_width * width if sharing > 1 else 0
 
 
 def predict_again(layers: int, every: int, regions: int, spared: bool, each: int = 1) -> int:
-    """Eq 18: collectives that full recomputation repeats, of a stage and micro-batch.
+    """Eq 18: how many collectives full recomputation repeats for a stage and micro-batch.
 
-    A layer has `regions` pairs of matrices (attention, MLP), and each pair has `each` collectives forward.
-    `spared`: recomputation stops before a segment's last collective.
+    A layer has `regions` pairs of matrices (attention, MLP), and each pair has `each` collectives in forward.
+    `every`: layers of a segment. `spared`: recomputation ends before the last collective of each segment.
     """
     return each * regions * layers - (len(segments(layers, every)) if spared else 0)

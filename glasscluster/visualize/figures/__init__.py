@@ -1,1 +1,1 @@
-"""One picture a file."""
+"""The figures: each file draws one kind of picture."""

@@ -1,4 +1,4 @@
-"""Loss curves of many patients, each as it should be, broken, and cured."""
+"""Loss curves of many trainings, each in three states: as it should be, with a fault, and cured."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NAMES = {"healthy": "patient_healthy", "broken": "patient_broken", "cured": "pat
 
 
 def clinic_figure(curves: Mapping[tuple[str, str], Mapping[str, Sequence[float]]], lang: str) -> Figure:
-    """One panel a cause (its title in both languages), one line a state; losses on a logarithmic axis of
-    their own.
+    """Draw a panel for each cause (its title in both languages) with a line for each state. Every panel has a
+    logarithmic loss axis of its own.
     """
     from plotly import graph_objects as go
     from plotly.subplots import make_subplots

@@ -1,4 +1,4 @@
-"""Where the step's time goes: a rank's 100 percent, why it was idle, what the critical path is made of."""
+"""Where a step's time goes: what each rank did, why it was idle, and what the critical path consists of."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from glasscluster.sim.time.timeline import Timeline
 
-MOST_RANKS = 64  # ranks with a bar of their own
+MOST_RANKS = 64  # at most so many ranks get a bar
 
 
 def split_figure(timeline: Timeline, lang: str = "en") -> Figure:
-    """Each rank's makespan in parts that add up to it exactly (Timeline.split)."""
+    """Draw each rank's makespan as a stack of seconds that add up to it exactly (Timeline.split)."""
     parts = timeline.split()[:MOST_RANKS]
     rows = {key: [p[key] for p in parts] for key in SPLIT}
     return _per_rank(
@@ -31,14 +31,16 @@ def split_figure(timeline: Timeline, lang: str = "en") -> Figure:
 
 
 def idle_figure(timeline: Timeline, lang: str = "en") -> Figure:
-    """Each rank's idle time by cause (Timeline.idle_causes)."""
+    """Draw each rank's idle time by cause (Timeline.idle_causes)."""
     causes = timeline.idle_causes()[:MOST_RANKS]
     rows = {key: [c[key] for c in causes] for key in IDLE_CAUSES}
     return _per_rank(timeline, rows, IDLE, lang, {})
 
 
 def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -> Figure:
-    """Left: what the critical path consists of. Right: what a kind of work `factor` times as fast saves."""
+    """Draw, on the left, what the critical path consists of, and on the right, how much time would be saved
+    if one kind of work were `factor` times as fast.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -88,7 +90,7 @@ def critical_figure(timeline: Timeline, lang: str = "en", factor: float = 2.0) -
 
 
 def kind_name(kind: str, lang: str) -> str:
-    """A phase, the messages of an axis, or latency, in words."""
+    """Return the words for a kind of work: a phase, the messages of an axis, or latency."""
     if kind in PHASES:
         return word(kind, lang)
     return word("latency", lang) if kind == "latency" else word("messages_of", lang, axis=kind)

@@ -1,5 +1,5 @@
-"""Who computes what of a causal mask: the mask coloured by the rank that has the query, above the work that
-comes of it.
+"""Which rank computes which part of a causal mask: the mask coloured by the rank that has the query, and
+below it how much work each rank has.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ CELL, HEAD, GAP, BARS, FOOT = (
     74,
     170,
     50,
-)  # pixels: a row of the mask, titles above it, its axis, the bars, their axis
+)  # heights in pixels: a row of the mask, the titles, the mask's axis, the bars, the bars' axis
 RAMP = (
     (0.0, (0xF0, 0xE4, 0x42)),
     (0.5, (0x00, 0x9E, 0x73)),
     (1.0, (0x00, 0x2F, 0x5C)),
-)  # light to dark, so grey print keeps the order
+)  # from light to dark, so that the order survives grey printing
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A way to share out a sequence: whose each query is, from the first to the last, and the query-key pairs
-    of every rank.
+    """A way to share out a sequence: the owner of each query, from the first to the last, and how many
+    query-key pairs every rank computes.
     """
 
     title: str
@@ -41,7 +41,7 @@ class Shared:
 
 
 def colours(owners: int) -> list[str]:
-    """A colour an owner, from light to dark."""
+    """Return one colour for each owner, from light to dark."""
     return [_between(i / max(owners - 1, 1)) for i in range(owners)]
 
 
@@ -53,10 +53,10 @@ def _between(place: float) -> str:
 
 
 def causal_figure(ways: Sequence[Shared], lang: str = "en", heading: str = "") -> Figure:
-    """Side by side: each mask (row: query, column: key) with its owners' numbers, and below it the ranks'
-    work over their mean.
+    """Draw the masks side by side (row: query, column: key) with the numbers of the owners, and below each
+    mask the work of every rank divided by the mean over ranks.
 
-    Fewer owners than ranks: neighbours share an owner's queries between them (each has some of the heads).
+    With fewer owners than ranks, neighbouring ranks work on the same queries, each on some of the heads.
     """
     import plotly.graph_objects as go
 
@@ -130,7 +130,7 @@ def causal_figure(ways: Sequence[Shared], lang: str = "en", heading: str = "") -
 
 
 def _mask(go: Any, way: Shared, fill: list[str], number: str, lang: str) -> Any:
-    """A cell for each visible pair; the first of a row has its owner's number."""
+    """Draw a cell for each visible pair; the first cell of a row shows its owner's number."""
     cells = [(q, k) for q in range(len(way.queries)) for k in range(q + 1)]
     owner = [way.queries[q] for q, _ in cells]
     ink = [_ink(fill[o]) for o in owner]
@@ -158,7 +158,7 @@ def _mask(go: Any, way: Shared, fill: list[str], number: str, lang: str) -> Any:
 
 
 def _work(go: Any, way: Shared, fill: list[str], number: str, lang: str) -> Any:
-    """Bars of the ranks' pairs over their mean."""
+    """Draw a bar for each rank: its number of pairs divided by the mean over ranks."""
     mean, each = sum(way.pairs) / len(way.pairs), len(way.pairs) // len(fill)
     shares = [p / mean for p in way.pairs]
     return go.Bar(

@@ -1,5 +1,5 @@
-"""Tables of coloured cells: blocks of a matrix before and after, the load of every port, what passed and what
-did not.
+"""Tables of coloured cells, for example what every rank holds before and after a collective, the load of
+every port, or which checks passed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from glasscluster.visualize.figures.palette import SERIES, contrast
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-Parts = Sequence[tuple[int, int]]  # (rank, chunk) of all that were added up in a place
-CELL, HEAD, FOOT = 38, 40, 62  # pixels: a row of cells, the title above a table, its axis below
+Parts = Sequence[tuple[int, int]]  # the (rank, chunk) pairs that were added up in one place
+CELL, HEAD, FOOT = 38, 40, 62  # heights in pixels: a row of cells, the title above a table, the axis below it
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by row and column: a text and a fill each. `x` and `y` are axis titles."""
+    """A table of cells, by row and column; each cell has a text and a fill. `x` and `y` are axis titles."""
 
     title: str
     rows: Sequence[str]
@@ -32,7 +32,7 @@ class Table:
 
 
 def cells_figure(tables: Sequence[Table], across: int = 1) -> Figure:
-    """The tables in rows of `across`, left to right."""
+    """Draw the tables from left to right, `across` of them in a row."""
     import plotly.graph_objects as go
 
     figure, deep = go.Figure(), -(-len(tables) // across)
@@ -115,7 +115,7 @@ def _cells(go: Any, table: Table, number: str) -> Any:
 
 
 def shade(share: float) -> str:
-    """White-blue to dark blue for 0 to 1."""
+    """Return a blue for a number from 0 (nearly white) to 1 (dark)."""
     low, high = (232, 240, 247), (0, 82, 130)
     return "#" + "".join(
         f"{round(a + (b - a) * min(1.0, max(0.0, share))):02x}" for a, b in zip(low, high, strict=True)
@@ -125,10 +125,11 @@ def shade(share: float) -> str:
 def blocks_figure(
     titles: Sequence[str], held: Sequence[Sequence[Sequence[Parts]]], x: str, y: str, across: int = 3
 ) -> Figure:
-    """Of each title a table of what every rank holds in every place: `held[table][rank][place]` are the
-    (rank, chunk) in it.
+    """Draw a table for each title that shows what every rank holds in every place: `held[table][rank][place]`
+    lists the (rank, chunk) pairs that were added up there.
 
-    A chunk of one rank has that rank's letter and colour, a sum over all ranks is Σ, nothing is grey.
+    A chunk of one rank has that rank's letter and colour, a sum over all ranks is written Σ, and an empty
+    place is grey.
     """
     tables = []
     for title, rows in zip(titles, held, strict=True):

@@ -1,4 +1,6 @@
-"""What a sweep of collectives found: bus bandwidth and time against size, time against the number of GPUs."""
+"""Results of a sweep of collectives: bus bandwidth and time against size, and time against the number of
+GPUs.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,18 @@ MOST_TICKS = 7
 
 
 def _series(rows: Rows, x: str, y: str, factor: float) -> dict[str, tuple[list[float], list[float]]]:
-    """algorithm -> x and y, rising in x; a value that was asked for twice stands once."""
-    found = {
+    """Return, for each algorithm, x (rising) and y; an x that occurs in several rows appears once."""
+    curves = {
         row["algorithm"]: {r[x]: r[y] * factor for r in rows if r["algorithm"] == row["algorithm"]}
         for row in rows
     }
-    return {name: (sorted(points), [points[v] for v in sorted(points)]) for name, points in found.items()}
+    return {name: (sorted(points), [points[v] for v in sorted(points)]) for name, points in curves.items()}
 
 
 def _axes(figure: Figure, sizes: list[int], values: Sequence[float]) -> None:
-    """Sizes as people ask for them (KiB), at most a few; decades only where there are many."""
+    """Label the size axis with at most a few of the sizes, and the other axis at powers of ten where its
+    values differ by much.
+    """
     shown = sizes[:: -(-len(sizes) // MOST_TICKS)]
     figure.update_xaxes(type="log", tickvals=shown, ticktext=[_binary(s) for s in shown])
     if max(values) > 300 * min(values):
@@ -35,7 +39,7 @@ def _axes(figure: Figure, sizes: list[int], values: Sequence[float]) -> None:
 
 
 def _binary(nbytes: int) -> str:
-    """16384 -> 16 KiB; other sizes in decimal units."""
+    """Write a multiple of a binary unit in it (16384 is 16 KiB), other sizes in decimal units."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if nbytes >= size and nbytes % size == 0:
             return f"{nbytes // size} {unit}"
@@ -43,8 +47,8 @@ def _binary(nbytes: int) -> str:
 
 
 def half_size(sizes: Sequence[float], bandwidths: Sequence[float]) -> float:
-    """n½ (Hockney 1994): where half the largest bandwidth is reached; between two sizes 1/bandwidth is linear
-    in 1/size.
+    """Return n½ (Hockney 1994), the size at which half the largest bandwidth is reached. Between two measured
+    sizes 1/bandwidth is taken to be linear in 1/size.
     """
     goal = max(bandwidths) / 2
     for (a, low), (b, high) in zip(
@@ -57,8 +61,8 @@ def half_size(sizes: Sequence[float], bandwidths: Sequence[float]) -> float:
 
 
 def bandwidth_figure(rows: Rows, lang: str = "en") -> Figure:
-    """Bus bandwidth (as nccl-tests define it) against size; shaded where latency, not bandwidth, sets the
-    best algorithm's time.
+    """Draw bus bandwidth (as nccl-tests define it) against size. Sizes at which latency and not bandwidth
+    decides the best algorithm's time are shaded.
     """
     series = _series(rows, "size_bytes", "bus_bandwidth_bytes_per_s", 1e-9)
     figure = lines(series, word("buffer_size", lang), word("bus_bandwidth", lang), log_x=True, log_y=True)
@@ -83,30 +87,28 @@ def bandwidth_figure(rows: Rows, lang: str = "en") -> Figure:
 
 
 def winners(rows: Rows) -> list[tuple[str, int, int]]:
-    """(algorithm, from size, to size) of each stretch of sizes over which one algorithm is fastest."""
-    found: list[tuple[str, int, int]] = []
+    """Return (algorithm, first size, last size) for each interval in which one algorithm is fastest."""
+    ranges: list[tuple[str, int, int]] = []
     for size in sorted({r["size_bytes"] for r in rows}):
         best = min((r for r in rows if r["size_bytes"] == size), key=lambda r: r["time_s"])["algorithm"]
-        if found and found[-1][0] == best:
-            found[-1] = (best, found[-1][1], size)
+        if ranges and ranges[-1][0] == best:
+            ranges[-1] = (best, ranges[-1][1], size)
         else:
-            found.append((best, size, size))
-    return found
+            ranges.append((best, size, size))
+    return ranges
 
 
 def crossover_figure(rows: Rows, lang: str = "en") -> Figure:
-    """Time against size, and which algorithm is fastest where: a line between the sizes at which the fastest
-    changes.
-    """
+    """Draw time against size, with a vertical line wherever another algorithm becomes the fastest."""
     series = _series(rows, "size_bytes", "time_s", 1e6)
     figure = lines(series, word("buffer_size", lang), word("time_us", lang), log_x=True, log_y=True)
-    stretches = winners(rows)
+    fastest = winners(rows)
     if len(series) > 1:
-        for number, (name, first, last) in enumerate(stretches):
+        for number, (name, first, last) in enumerate(fastest):
             if number:
-                edge = (stretches[number - 1][2] * first) ** 0.5
+                edge = (fastest[number - 1][2] * first) ** 0.5
                 figure.add_vline(x=edge, line={"color": "#1f2933", "width": 2, "dash": "dot"})
-            lift = 4 + 20 * (number % 2) * (len(stretches) > 2)  # neighbours do not write over each other
+            lift = 4 + 20 * (number % 2) * (len(fastest) > 2)  # so that neighbouring labels do not overlap
             figure.add_annotation(
                 **_note(name),
                 x=_log((first * last) ** 0.5),
@@ -121,7 +123,7 @@ def crossover_figure(rows: Rows, lang: str = "en") -> Figure:
 
 
 def scaling_figure(rows: Rows, lang: str = "en") -> Figure:
-    """Time of one size against the number of GPUs."""
+    """Draw the time for one size against the number of GPUs."""
     return lines(
         _series(rows, "gpus", "time_s", 1e6),
         word("gpus_n", lang),
@@ -136,5 +138,5 @@ def _note(text: str) -> dict[str, Any]:
 
 
 def _log(x: float) -> float:
-    """Annotations on a log axis are placed by exponent."""
+    """Return log10 of a value, because plotly places annotations on a logarithmic axis by exponent."""
     return log10(x)

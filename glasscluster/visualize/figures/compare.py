@@ -1,5 +1,5 @@
-"""One picture of several runs of the same model: where a step's time goes, what a GPU sends, what a GPU
-holds.
+"""One picture of several runs of the same model: where a step's time goes, how much a GPU sends, and how much
+memory it needs.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Contender:
 def contender(
     name: dict[str, str], timeline: Timeline, peaks: Sequence[tuple[int, dict[str, int]]]
 ) -> Contender:
-    """The fullest rank's memory and the busiest rank's bytes stand for a run."""
+    """Describe a run by the memory of the rank that needs most and the bytes of the rank that sends most."""
     _, split = max(peaks, key=lambda p: p[0])
     return Contender(name, timeline, split, max(timeline.graph.bytes_sent(), default=0))
 
 
 def comparison_figure(runs: Sequence[Contender], lang: str = "en") -> Figure:
-    """Three panels side by side, one row a run."""
+    """Draw three panels side by side, with one row for each run."""
     from plotly.subplots import make_subplots
 
     hardware = runs[0].timeline.hardware.name

@@ -1,5 +1,5 @@
-"""Is it the same training? Losses beside one device's, and the distance of gradients and weights, step by
-step.
+"""Whether a parallel training equals the one on a single device: both losses, and the differences of
+gradients and weights at every step.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from glasscluster.visualize.words import word
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-NOTHING = 1e-18  # where a difference of exactly zero stands on the logarithmic axis
+NOTHING = 1e-18  # a difference of exactly zero is drawn here, because a logarithmic axis has no zero
 TOLERANCE = 1e-10
 
 
 def equivalence_figure(compared: Mapping[str, Any], lang: str = "en") -> Figure:
-    """`compared` is what strategies.judge.check.compare returns. Left: losses. Right: differences per
-    step, of all tensors or one.
+    """Draw the losses on the left, and on the right the differences at each step, of all tensors together or
+    of one. `compared` is what strategies.judge.check.compare returns.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -92,7 +92,7 @@ def equivalence_figure(compared: Mapping[str, Any], lang: str = "en") -> Figure:
 
 
 def _shown(by_step: list[dict[str, float]], tensor: str | None) -> list[float]:
-    """The largest difference of each step, or one tensor's; exactly zero stands at 1e-18."""
+    """Return the largest difference at each step, or that of one tensor; exactly zero becomes 1e-18."""
     values = [
         max(step.values(), default=0.0) if tensor is None else step.get(tensor, 0.0) for step in by_step
     ]

@@ -1,6 +1,4 @@
-"""The load of experts: rows that each computes and rows that found no place, with the line where
-places end.
-"""
+"""The load of experts: how many rows each computes, how many were dropped, and a line at its capacity."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ HEAD = 62
 
 @dataclass(frozen=True)
 class Load:
-    """Rows that were wanted of and kept for each expert; `places`: the most that all sequences together leave
-    it, None: any number.
+    """How many rows the router sent to each expert, and how many of them it computed. `places` is the
+    capacity of an expert over all sequences together; None means that it has no limit.
     """
 
     title: str
@@ -31,8 +29,8 @@ class Load:
 
 
 def expert_load_figure(loads: Sequence[Load], lang: str = "en", heading: str = "") -> Figure:
-    """A panel a load, on one scale: bars of kept and, hatched on top, dropped rows; lines at the mean and at
-    the places.
+    """Draw one panel for each load, all on one scale: a bar of computed rows and, hatched on top of it,
+    dropped rows, with lines at the mean and at the capacity.
     """
     import plotly.graph_objects as go
 
@@ -130,7 +128,7 @@ def _bar(
 
 
 def _line(figure: Any, y: float, dash: str, number: str, text: str = "") -> None:
-    """Across a panel, said in words, so that no colour is needed."""
+    """Draw a line across a panel with a label, so that it can be read without its colour."""
     axes = {"xref": f"x{number} domain", "yref": f"y{number}"}
     figure.add_shape(
         type="line", x0=0, x1=1, y0=y, y1=y, line={"color": "#000000", "dash": dash, "width": 2.5}, **axes

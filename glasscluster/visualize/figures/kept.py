@@ -1,5 +1,5 @@
-"""What a layer keeps for backward: tensor by tensor, each bar begins where the one above ended; or by layout,
-in parts that add up.
+"""What a layer keeps for backward, as a waterfall (tensor by tensor, each bar begins where the one above
+ended) or as a stack for each parallel layout.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def waterfall(
     rows: Sequence[tuple[str, str, float, bool]], x: str, total: str, kinds: tuple[str, str]
 ) -> Figure:
-    """Rows are (name, term, size, grows with s²); the last bar is their sum. `kinds` names the
-    two colours.
+    """Draw a waterfall. Each row is (name, term of the formula, size, whether it grows with s²); the last bar
+    is the sum. `kinds` names the two colours.
     """
     import plotly.graph_objects as go
 
@@ -76,8 +76,8 @@ def waterfall(
 def by_layout(
     layouts: Mapping[str, tuple[Mapping[str, int], int | None]], lang: str = "en", title: str = ""
 ) -> Figure:
-    """One stack a layout: bytes counted of each part (palette.KEPT), and the formula's sum as a mark where
-    there is one.
+    """Draw one stack for each layout from the counted bytes of each kind of tensor (palette.KEPT), and a mark
+    at the formula's sum where there is a formula.
     """
     import plotly.graph_objects as go
 

@@ -1,4 +1,6 @@
-"""What all figures share: fonts, margins, quiet grid, the legend below. No plotly here, only its words."""
+"""The layout that all figures share: fonts, margins, a light grid, the legend below. It is written as
+plotly's dictionaries, so this file does not import plotly.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ CELL_AXIS = {"fixedrange": True, "showgrid": False, "zeroline": False}
 def plain_layout(
     height: float, *, left: int = 20, right: int = 20, top: int = 34, bottom: int = 92, size: int = 14
 ) -> dict[str, Any]:
-    """A white figure of a height in pixels, its legend in a row at the bottom."""
+    """Return the layout of a white figure, its height in pixels, with the legend in a row at the bottom."""
     return {
         "template": {},
         "height": int(height),
@@ -27,7 +29,9 @@ def plain_layout(
 
 
 def grid_cells(rows: int, columns: int, inset: float = 0.0) -> dict[str, Any]:
-    """A bar trace's geometry for a table of cells, row by row: cell (r, c) is centred at x = c, y = r."""
+    """Return the geometry of a bar trace that draws a table of cells, row by row: cell (r, c) is centred at x
+    = c, y = r.
+    """
     return {
         "orientation": "h",
         "base": [c - 0.5 + inset / 2 for _ in range(rows) for c in range(columns)],

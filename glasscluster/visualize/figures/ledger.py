@@ -1,5 +1,5 @@
-"""The ledger: predicted | counted | simulated | measured, a row a quantity. An empty cell means nobody knows,
-never zero.
+"""The ledger: one row for each quantity, with the columns predicted, counted, simulated and measured. An
+empty cell means unknown, never zero.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from glasscluster.visualize.words import UNITS, word
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-NOTHING = 1e-17  # where an exact zero stands on the logarithmic axis
+NOTHING = 1e-17  # an exact zero is drawn here, because a logarithmic axis has no zero
 
 COLUMNS = ("predicted", "counted", "simulated", "measured")
-LOOKS = {HELD: "ok", FAILED: "bad", NOT_APPLICABLE: "off"}  # the classes of report.css
+LOOKS = {HELD: "ok", FAILED: "bad", NOT_APPLICABLE: "off"}  # CSS classes of report.css
 GOOD, BAD, QUIET = "#0072B2", "#a32a00", "#52606d"
 
 
 def number(value: float | None) -> str:
-    """A number as a ledger shows it: whole numbers in full, the rest to nine digits."""
+    """Write a number as the ledger shows it: whole numbers in full, others to nine digits."""
     if value is None:
         return ""
     if float(value).is_integer() and abs(value) < 1e15:
@@ -31,9 +31,9 @@ def number(value: float | None) -> str:
 
 
 def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
-    """How far each row's counted or simulated figure is from the formula, beside what is allowed.
+    """Draw how far the counted or simulated value of each row is from its formula, beside the tolerance.
 
-    A row that is not applicable has no such distance. It keeps its line, in grey; pointed at, it says why.
+    A row that is not applicable has no such distance. It is still listed, in grey, and says why on hover.
     """
     import plotly.graph_objects as go
 
@@ -42,21 +42,21 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
     names = [f"{i + 1}. {row.name.in_(lang)}" for i, row in enumerate(rows)]
     judged = [(name, row) for name, row in zip(names, rows, strict=True) if row.verdict != NOT_APPLICABLE]
     off = [(name, row.because.in_(lang)) for name, row in zip(names, rows, strict=True) if row.because]
-    found, allowed, hover = [], [], []
+    distances, allowed, hover = [], [], []
     for _, row in judged:
         assert row.predicted is not None
-        assert row.found is not None
+        assert row.observed is not None
         relative = row.match == "virtual"
         scale = abs(row.predicted) or 1.0
-        found.append(max(abs(row.found - row.predicted) / scale, NOTHING))
+        distances.append(max(abs(row.observed - row.predicted) / scale, NOTHING))
         allowed.append(max(row.tolerance if relative else row.tolerance / scale, NOTHING))
         said = f"{word('predicted', lang)} {number(row.predicted)}"
-        hover.append(f"{said}<br>{word('found', lang)} {number(row.found)} {_unit(row).in_(lang)}")
+        hover.append(f"{said}<br>{word('observed', lang)} {number(row.observed)} {_unit(row).in_(lang)}")
     figure = go.Figure()
     colours = [BAD if row.verdict == FAILED else GOOD for _, row in judged]
     marks = [
         (word("allowed", lang), allowed, "line-ns-open", [QUIET] * len(judged)),
-        (word("found", lang), found, "circle", colours),
+        (word("observed", lang), distances, "circle", colours),
     ]
     for label, values, symbol, colour in marks:
         look = {"symbol": symbol, "color": colour, "size": 13, "line": {"width": 3, "color": colour}}
@@ -86,12 +86,14 @@ def ledger_figure(rows: list[Row], lang: str = "en") -> Figure | None:
 
 
 def _unit(row: Row) -> Said:
-    """The unit in both languages."""
+    """Return a row's unit in both languages."""
     return Said(row.unit, UNITS.get(row.unit, row.unit))
 
 
 def lines(rows: list[Row]) -> list[dict[str, Any]]:
-    """Rows ready for the page: names and reasons in two languages, cells as text, and how a row looks."""
+    """Prepare rows for the page: names and reasons in both languages, cells as text, and the CSS class of
+    each row.
+    """
     return [
         {
             "name": row.name,

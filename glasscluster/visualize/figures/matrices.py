@@ -1,12 +1,12 @@
-"""A block's matrices as tensor parallelism cuts them: which rank has which part, and where sums over ranks
-land.
+"""A block's matrices as tensor parallelism shards them: which rank has which shard, and where sums over ranks
+are needed.
 
     x ──f──► [ Q K V ] ─► attention ─► [ out ] ──g──► + ──f──► [ up ] ─► GELU ─► [ down ] ──g──► +
 
-Drawn from the parameters of a stage: every rectangle is a weight with its own shape (as x A is written:
-height in, width out), and its parts are what its Shard gives each rank of a ruler laid along it. A matrix cut
-by columns (out) begins a region, one cut by rows (in) ends it with a sum. Nothing here knows what a block
-contains.
+Drawn from the parameters of a stage: every rectangle is a weight with its own shape (as in x A: its height is
+the input, its width the output). To find its shards, its Shard is applied to the numbers 1, 2, 3, ... along
+the sharded dimension. A matrix cut by columns (out) begins a region, one cut by rows (in) ends it with a sum.
+Nothing here knows what a block contains.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ from glasscluster.visualize.words import word
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-COLOURS = (*SERIES, "#5f6368", "#8c2d62")  # of ranks; their numbers stand on them
+COLOURS = (*SERIES, "#5f6368", "#8c2d62")  # one for each rank; the rank's number is written on it
 WHOLE, SUM = (
     "#d9d9d9",
     "#a84300",
-)  # what no rank has alone; f and g: a collective's orange, dark enough to read
-ROW = 360  # pixels of a block
+)  # grey for what all ranks have; f and g in a collective's orange, dark enough to read
+ROW = 360  # height of a block in pixels
 GAP, WORDS = (
     0.42,
     1.85,
-)  # in hidden widths: distance of matrices inside a region; room for f or g with its words
+)  # in units of the hidden size: the gap between matrices of a region, and the room for f or g with its text
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a matrix: columns or rows [start, stop) of block `block`, held by `rank` (-1: by all)."""
+    """Consecutive columns or rows [start, stop) of a matrix, in its block number `block`, held by `rank` (-1:
+    by all ranks).
+    """
 
     rank: int
     block: int
@@ -50,15 +52,15 @@ class Piece:
 
 
 def pieces(shape: tuple[int, ...], shard: Shard | None, ranks: int) -> list[Piece]:
-    """Who has what of a parameter: its Shard cuts a ruler 1, 2, 3, ... laid along its dimension (0 is
-    padding).
+    """Return which rank has which rows or columns of a parameter. Its Shard is applied to the numbers 1, 2,
+    3, ... along the sharded dimension; 0 is padding.
     """
     if shard is None or ranks == 1:
         return [Piece(-1, 0, 0, shape[0])]
     n = shape[shard.dim]
     ends = torch.tensor(shard.blocks or (n,)).cumsum(0)
     ruler = torch.arange(1, n + 1).view([n if d == shard.dim else 1 for d in range(len(shape))])
-    found = []
+    cuts = []
     for rank in range(ranks):
         mine = shard.take(ruler, rank, ranks).flatten()
         mine = mine[mine > 0] - 1
@@ -67,29 +69,29 @@ def pieces(shape: tuple[int, ...], shard: Shard | None, ranks: int) -> list[Piec
             (((mine.diff() != 1) | (block.diff() != 0)).nonzero().flatten() + 1).tolist()
         ):
             if len(run):
-                found.append(
+                cuts.append(
                     Piece(
                         rank, int(torch.searchsorted(ends, run[0], right=True)), int(run[0]), int(run[-1]) + 1
                     )
                 )
-    return found
+    return cuts
 
 
 class _Ranks(Unsharded):
-    """Stands where tensor parallelism would, for shapes."""
+    """Takes the place of tensor parallelism when only shapes are needed."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
 
 def stage_of(model: ModelConfig, ranks: int) -> GPTStage:
-    """One layer's parameters, without data."""
+    """Make a stage of one layer on the meta device: parameters with shapes and without data."""
     return GPTStage(model, [0], False, False, _Ranks(ranks), device=torch.device("meta"))
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A weight: name, whole [out, in], how it is cut, and by what it is followed."""
+    """A weight: its name, its full shape [out, in], and how it is sharded (None: not at all)."""
 
     name: str
     out: int
@@ -98,15 +100,15 @@ class _Matrix:
 
 
 def matrices(stage: GPTStage, ranks: int) -> list[_Matrix]:
-    """The two-dimensional weights of a stage's first block, with their whole shapes."""
-    found = []
+    """Return the two-dimensional weights of a stage's first block, with their full shapes."""
+    weights = []
     for name, (parameter, shard) in stage.full_names().items():
         if name.startswith("layers.") and name.endswith("_weight") and parameter.ndim == 2:
             whole = list(parameter.shape)
             if shard is not None:
                 whole[shard.dim] = sum(shard.blocks) if shard.blocks else whole[shard.dim] * ranks
-            found.append(_Matrix(name.split(".")[-1].removesuffix("_weight"), whole[0], whole[1], shard))
-    return found
+            weights.append(_Matrix(name.split(".")[-1].removesuffix("_weight"), whole[0], whole[1], shard))
+    return weights
 
 
 def matrices_figure(
@@ -116,8 +118,8 @@ def matrices_figure(
     sequence_parallel: bool = False,
     title: str = "",
 ) -> Figure:
-    """One row a model: its block's matrices side by side, each part in its rank's colour, f and g where
-    regions begin and end.
+    """Draw one row for each model: the matrices of a block side by side, each shard in its rank's colour,
+    with f and g where a tensor-parallel region begins and ends.
     """
     import plotly.graph_objects as go
 
@@ -172,10 +174,10 @@ def matrices_figure(
     return figure
 
 
-def _placed(found: list[_Matrix], hidden: int) -> Iterator[tuple[float, _Matrix]]:
-    """Left edges, in hidden widths."""
+def _placed(weights: list[_Matrix], hidden: int) -> Iterator[tuple[float, _Matrix]]:
+    """Yield each weight with its left edge, in units of the hidden size."""
     x = WORDS
-    for matrix in found:
+    for matrix in weights:
         yield x, matrix
         x += matrix.out / hidden + (2 * WORDS if _ends(matrix) else GAP)
 
@@ -189,12 +191,12 @@ def _ends(matrix: _Matrix) -> bool:
 
 
 def _rectangles(drawn: list[tuple[float, _Matrix]], ranks: int, hidden: int) -> Iterator[dict[str, Any]]:
-    """Every part: left, bottom, width and height in hidden widths."""
+    """Compute the rectangle of every shard: left, bottom, width and height in units of the hidden size."""
     for x, m in drawn:
         height = m.into / hidden
         for p in pieces((m.out, m.into), m.shard, ranks):
             along, size = p.start / hidden, (p.stop - p.start) / hidden
-            if _ends(m):  # rows, from the top
+            if _ends(m):  # row numbers, counted from the top
                 box = {"x": x, "y": height / 2 - along - size, "width": m.out / hidden, "height": size}
             else:
                 box = {"x": x + along, "y": -height / 2, "width": size, "height": height}
@@ -232,7 +234,7 @@ def _bars(go: Any, rank: int, rects: list[dict[str, Any]], axis: str, lang: str,
 def _notes(
     drawn: list[tuple[float, _Matrix]], model: ModelConfig, ranks: int, lang: str, cut: bool
 ) -> Iterator[dict[str, Any]]:
-    """Names below the matrices, f and g between them, heads that neighbours share."""
+    """Write the names below the matrices, f and g between them, and which ranks share heads."""
     h = model.hidden
     for place, (x, m) in enumerate(drawn):
         names = (

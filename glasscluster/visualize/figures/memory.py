@@ -1,6 +1,6 @@
-"""Memory pictures: peak bars by category, and the step's memory over virtual time.
+"""Figures of memory: the peak of each rank by category, and a step's memory over virtual time.
 
-Both from the ledger of live tensors.
+Both are drawn from the ledger of live tensors.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from glasscluster.sim.recording.memory_log import Resident
     from glasscluster.sim.time.memory_history import MemoryCurve
     from glasscluster.sim.time.timeline import Timeline
-POINTS, NAMED = 2400, 160  # moments drawn in a curve, and of these, those that say on hover what holds most
+POINTS, NAMED = 2400, 160  # points of a curve, and how many of them list on hover what holds most
 HOLDERS = 5
-NEAR = 2.5  # a capacity of so many peaks is still drawn as a line
+NEAR = 2.5  # a capacity of up to so many times the peak is drawn as a line
 FULL = "#a32a00"
 
 
 def category_word(category: str, lang: str) -> str:
-    """A memory category in words (the optimizer's state, not its phase)."""
+    """Return the words for a memory category; `optimizer` means the optimizer's state, not the phase."""
     return word("optimizer_state" if category == "optimizer" else category, lang)
 
 
 def byte_unit(largest: float) -> tuple[float, str]:
-    """Divisor and name of the unit in which bytes read well."""
+    """Return the divisor and the name of the unit in which so many bytes are easy to read."""
     for limit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if largest >= limit:
             return limit, name
@@ -48,7 +48,7 @@ def memory_bars(
     title: str | None = None,
     capacity: float | None = None,
 ) -> Figure:
-    """Peak bytes of each rank, split by category at that instant; the parts add up to the peak.
+    """Draw the peak of each rank, divided by category at that moment; the categories add up to the peak.
 
     `capacity` in bytes.
     """
@@ -94,7 +94,7 @@ def _bar(go: Any, category: str, names: list[str], values: list[float], unit: st
 
 
 def _totals(totals: list[float], unit: str) -> list[dict[str, Any]]:
-    """The sum above each stack, unless there are too many to read."""
+    """Write the sum above each stack, unless there are too many stacks to read."""
     if len(totals) > 16:
         return []
     return [
@@ -113,10 +113,11 @@ def _totals(totals: list[float], unit: str) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class StateBook:
-    """Bytes of states a GPU holds (mean over ranks), counted and by the formula, for one strategy.
+    """The bytes of model states that a GPU holds under one strategy (mean over ranks), counted and by
+    formula.
 
-    `more`: activations and buffers that lived beside them at the peak, counted (there is no formula for all
-    of them).
+    `more` is what else was alive at the peak, activations and buffers; it is only counted, because no formula
+    covers all of it.
     """
 
     name: str
@@ -126,8 +127,8 @@ class StateBook:
 
 
 def memory_by_strategy(books: Sequence[StateBook], lang: str = "en", title: str | None = None) -> Figure:
-    """Stacked bars of what was counted, one a strategy; the states' formula as a mark where their stack
-    should end.
+    """Draw one stacked bar of counted bytes for each strategy, with a mark at the height that the formula
+    predicts for the states.
     """
     import plotly.graph_objects as go
 
@@ -168,8 +169,8 @@ def memory_by_strategy(books: Sequence[StateBook], lang: str = "en", title: str 
 
 
 def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str | None = None) -> Figure:
-    """Live bytes of a rank by category over virtual time, with the peak, the GPU's capacity, and on hover
-    what holds most.
+    """Draw a rank's live bytes by category over virtual time, with the peak and the GPU's capacity. Hovering
+    lists what holds most.
     """
     import plotly.graph_objects as go
 
@@ -208,7 +209,7 @@ def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str
     peak = _note(
         word("peak_of", lang, size=f"{total[at] / divisor:.4g} {unit}"), x=times[at], y=total[at] / divisor
     )
-    left = curve.times[at] > 0.6 * timeline.makespan  # towards the middle of the figure
+    left = curve.times[at] > 0.6 * timeline.makespan  # the label goes towards the middle of the figure
     peak |= {
         "showarrow": True,
         "arrowhead": 2,
@@ -231,7 +232,9 @@ def memory_over_time(timeline: Timeline, rank: int, lang: str = "en", title: str
 
 
 def capacity_of(timeline: Timeline) -> float:
-    """Bytes of a virtual GPU: the run's own, where one was given, or the hardware's."""
+    """Return the memory of a simulated GPU in bytes: the run's own setting where there is one, else the
+    hardware's.
+    """
     return float(timeline.graph.info.get("memory_bytes") or timeline.hardware.gpu.memory_bytes)
 
 
@@ -246,7 +249,7 @@ def _draw_capacity(
     lang: str,
     notes: list[dict],
 ) -> None:
-    """A line at the capacity, or words where the line would squash what is below it."""
+    """Draw a line at the capacity, or write it in words where the line would flatten everything below it."""
     size, height = f"{capacity / divisor:.4g} {unit}", max(peak, 1.0) / divisor
     if capacity > NEAR * max(peak, 1.0):
         large, name = byte_unit(capacity)
@@ -307,7 +310,7 @@ def _note(text: str, x: float, y: float) -> dict[str, Any]:
 
 
 def _holders(go: Any, curve: MemoryCurve, factor: float, time_name: str, divisor: float, lang: str) -> Any:
-    """An unseen line that says, on hover, what holds most at the nearest of some moments."""
+    """Draw an invisible line that lists, on hover, what holds most at the nearest of some moments."""
     few = _thinned(curve, NAMED)
     said = []
     for when, held in zip(few.times, few.residents(HOLDERS), strict=True):
@@ -326,13 +329,13 @@ def _holders(go: Any, curve: MemoryCurve, factor: float, time_name: str, divisor
 
 
 def size_words(nbytes: float) -> str:
-    """Bytes as people write them: `4.2 MB`."""
+    """Write a number of bytes as people do: `4.2 MB`."""
     divisor, unit = byte_unit(nbytes)
     return f"{nbytes / divisor:.3g} {unit}"
 
 
 def resident_words(resident: Resident, lang: str) -> str:
-    """What a person calls a resident: its layer, phase and operation, or the name it was given."""
+    """Describe a resident of memory: its layer, phase and operation, or the name that it was given."""
     many = f" × {resident.count}" if resident.count > 1 else ""
     layer = word("layer_of", lang, layer=resident.layer) if resident.layer >= 0 else ""
     phase = word(resident.phase, lang).lower() if resident.phase else ""
@@ -342,7 +345,9 @@ def resident_words(resident: Resident, lang: str) -> str:
 
 
 def _thinned(curve: MemoryCurve, points: int) -> MemoryCurve:
-    """At most so many moments: of each interval of time its fullest and its last, so that no peak is lost."""
+    """Choose at most so many moments: from each interval of time the one with most bytes and the last one, so
+    that no peak is lost.
+    """
     if len(curve.times) <= points:
         return curve
     half = points // 2

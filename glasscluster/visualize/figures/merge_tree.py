@@ -1,5 +1,5 @@
-"""How words became tokens: bytes below, every merge a fork above them with its rank, what is left at the end
-filled.
+"""How words become tokens: the bytes are at the bottom, every merge is a fork above them with its rank, and
+the final tokens are filled.
 
 The tree is the record of an encoding (`Tokenizer.encode_piece`): nothing is merged here. A word is drawn by
 itself, as it stands between two cuts of the text; a byte that is no printable ASCII is written in
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from glasscluster.model.text.tokenizer import Tokenizer
 
 TOKEN, INNER, BYTE = "#0072B2", "#ffffff", "#ffffff"
-LEVEL, GAP = 1.0, 1.4  # height of a merge; bytes of room between two words
+LEVEL, GAP = 1.0, 1.4  # height of a merge; gap between two words, as wide as so many bytes
 
 
 @dataclass
 class Node:
-    """A token at some moment: the bytes [start, stop) of a word; `rank` of the merge that made it, None for a
-    byte.
+    """A node of the tree: the bytes [start, stop) of a word. `rank` is that of the merge which made it; None
+    for a single byte.
     """
 
     start: int
@@ -38,16 +38,16 @@ class Node:
 
     @property
     def height(self) -> int:
-        """Merges one above the other."""
+        """The largest number of merges between this node and a byte below it."""
         return 1 + max(c.height for c in self.children) if self.children else 0
 
     def all(self) -> list[Node]:
-        """This one and all below it."""
+        """Return this node and all nodes below it."""
         return [self, *(n for c in self.children for n in c.all())]
 
 
 def merge_tree(tokenizer: Tokenizer, piece: bytes) -> list[Node]:
-    """The tokens of a piece, left to right, each with the tokens it was made of."""
+    """Return the tokens of a piece of text, left to right, each with the tokens it was merged from."""
     at = {i: Node(i, i + 1) for i in range(len(piece))}
     for step in tokenizer.encode_piece(piece)[1]:
         left = at[step.place]
@@ -57,7 +57,9 @@ def merge_tree(tokenizer: Tokenizer, piece: bytes) -> list[Node]:
 
 
 def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "en") -> Figure:
-    """The trees of some words side by side. A word that the rule cuts is drawn in its pieces."""
+    """Draw the trees of some words side by side. A word that the pre-tokenizer splits is drawn as several
+    trees.
+    """
     import plotly.graph_objects as go
 
     figure, left, highest = go.Figure(), 0.0, 1
@@ -95,9 +97,9 @@ def merge_tree_figure(tokenizer: Tokenizer, words: Sequence[str], lang: str = "e
             showlegend=False,
         )
     )
-    for kind, found in marks.items():
-        if found:
-            figure.add_trace(_trace(go, kind, found, lang))
+    for kind, nodes in marks.items():
+        if nodes:
+            figure.add_trace(_trace(go, kind, nodes, lang))
     width, height = max(left - GAP, 1), (highest + 2.6) * LEVEL
     figure.update_layout(**plain_layout(150 + 62 * height, left=16, right=16, top=20, bottom=60, size=15))
     figure.update_layout(legend=LEGEND)
@@ -116,16 +118,18 @@ def _byte(own: bytes) -> str:
     return "␣" if own == b" " else own.decode() if 0x20 < own[0] < 0x7F else own.hex().upper()
 
 
-def _trace(go: Any, kind: str, found: list[dict[str, Any]], lang: str) -> Any:
-    """Bytes and tokens are written in their boxes; a merge inside a token says only its rank."""
+def _trace(go: Any, kind: str, nodes: list[dict[str, Any]], lang: str) -> Any:
+    """Make the marks of one kind. Bytes and tokens show their text; a merge inside a token shows only its
+    rank.
+    """
     final = kind == "tree_token"
     inner = kind == "tree_merge"
-    texts = [f"#{m['rank']}" if inner or (final and m["rank"] is not None) else m["text"] for m in found]
+    texts = [f"#{m['rank']}" if inner or (final and m["rank"] is not None) else m["text"] for m in nodes]
     wide = [max(26, 9 * len(t) + 12) for t in texts]
     return go.Scatter(
         name=word(kind, lang),
-        x=[m["x"] for m in found],
-        y=[m["y"] for m in found],
+        x=[m["x"] for m in nodes],
+        y=[m["y"] for m in nodes],
         mode="markers+text",
         text=texts,
         textfont={"color": "#ffffff" if final else "#000000", "size": 14},
@@ -137,14 +141,14 @@ def _trace(go: Any, kind: str, found: list[dict[str, Any]], lang: str) -> Any:
             "opacity": 1,
         },
         customdata=[
-            f"{m['text']} · {m['bytes']}" + ("" if m["rank"] is None else f" · #{m['rank']}") for m in found
+            f"{m['text']} · {m['bytes']}" + ("" if m["rank"] is None else f" · #{m['rank']}") for m in nodes
         ],
         hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
     )
 
 
 def _characters(figure: Figure, piece: bytes, left: float) -> None:
-    """Under the bytes of a character that has several: the character, and a line as wide as they."""
+    """Write each character of several bytes below them, with a line that spans these bytes."""
     at = 0
     for character in piece.decode("utf-8", "replace"):
         width = len(character.encode())

@@ -1,4 +1,6 @@
-"""Who talks to whom: bytes a rank sent by axis and purpose, and the rank x rank matrix."""
+"""Who sends to whom: the bytes that each rank sent, by axis and purpose, and the matrix of bytes from rank to
+rank.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,15 @@ if TYPE_CHECKING:
 
     from glasscluster.sim.recording.graph import ExecutionGraph
 
-MOST_RANKS = 32  # cells of more ranks cannot be read
+MOST_RANKS = 32  # with more ranks the cells are too small to read
 HATCH = {"gradients": "/", "parameters": "", "activations": ".", "scalars": "x", "data": "-"}
 FILL = {"dp": "#0072B2", "tp": "#D55E00", "pp": "#CC79A7", "cp": "#009E73", "ep": "#56B4E9"}
 
 
 def matrix(graph: ExecutionGraph, axis: str = "", label: str = "") -> np.ndarray:
-    """Bytes from rank (row) to rank (column), of everything or of one axis or label."""
+    """Return the bytes sent from rank (row) to rank (column), of all messages or of those of one axis or
+    label.
+    """
     total = np.zeros((graph.ranks, graph.ranks), dtype=np.int64)
     chosen = graph.kind == SEND
     if axis:
@@ -37,8 +41,8 @@ def matrix(graph: ExecutionGraph, axis: str = "", label: str = "") -> np.ndarray
 
 
 def matrices_figure(named: Mapping[str, np.ndarray], lang: str = "en", across: int = 2) -> Figure | None:
-    """Several rank x rank matrices on one scale of colour, in one unit. None when nothing was sent or no cell
-    could be read.
+    """Draw several rank x rank matrices on one colour scale and in one unit. Returns None when nothing was
+    sent, or when there are too many ranks to read a cell.
     """
     largest = max((int(m.max(initial=0)) for m in named.values()), default=0)
     if not largest or max(len(m) for m in named.values()) > MOST_RANKS:
@@ -60,8 +64,8 @@ def matrices_figure(named: Mapping[str, np.ndarray], lang: str = "en", across: i
 
 
 def sent_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
-    """Stacked bars: bytes sent per rank, one colour an axis, one hatch a purpose. None when
-    nothing was sent.
+    """Draw the bytes that each rank sent as stacked bars, with a colour for each axis and a hatch for each
+    purpose. Returns None when nothing was sent.
     """
     import plotly.graph_objects as go
 
@@ -81,8 +85,8 @@ def sent_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
 
 
 def traffic_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
-    """Rank x rank: bytes from row to column, of all axes or one. None when nothing was sent or no cell could
-    be read.
+    """Draw the rank x rank matrix of bytes from row to column, of all axes or of one. Returns None when
+    nothing was sent, or when there are too many ranks to read a cell.
     """
     import plotly.graph_objects as go
 
@@ -135,7 +139,7 @@ def traffic_figure(graph: ExecutionGraph, lang: str = "en") -> Figure | None:
 
 
 def _cells(graph: ExecutionGraph, axis: str, lang: str) -> dict[str, list[str]]:
-    """Colour, text and hover of every cell, for one axis ("" for all)."""
+    """Return the colour, text and hover of every cell for one axis ("" means all)."""
     total = matrix(graph, axis)
     largest = max(int(total.max(initial=0)), 1)
     flat = [(r, c, int(total[r, c])) for r in range(graph.ranks) for c in range(graph.ranks)]
@@ -147,7 +151,7 @@ def _cells(graph: ExecutionGraph, axis: str, lang: str) -> dict[str, list[str]]:
 
 
 def _amber(share: float) -> str:
-    """White to the palette's orange; black text stays readable on all of it."""
+    """Return a colour from white to the palette's orange; black text is readable on all of them."""
     return "#" + "".join(f"{round(255 + (b - 255) * share):02x}" for b in (230, 159, 0))
 
 

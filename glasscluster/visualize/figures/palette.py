@@ -1,5 +1,5 @@
-"""Colours and their second channels: Okabe-Ito, plus lane, digit and hatch, because no palette survives grey
-printing.
+"""Colours (Okabe-Ito), and for each a hatch, a lane or a digit that says the same, because no palette
+survives grey printing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Look:
-    """A fill, the hatch over it (plotly pattern shape), the hatch's colour, and the colour of text on it."""
+    """How something is drawn: its fill, the hatch over it (a plotly pattern shape), the hatch's colour, and
+    the colour of text on it.
+    """
 
     fill: str
     text: str = "#000000"
@@ -29,7 +31,8 @@ KINDS: dict[str, Look] = {
     "host": Look("#a08c5b", "#000000", "-"),
     "bubble": Look("#f2f2f2", "#404040", "/", "#cfcfcf"),
 }
-LAYER: dict[str, Look] = {  # what stands in one layer (strip.py): three shades of compute, and messages
+# kinds of bars in a layer's strip (strip.py): three shades of compute, and messages
+LAYER: dict[str, Look] = {
     "product": KINDS["forward"],
     "kernel": Look("#3d6f8e", "#ffffff", ".", "#ffffff"),
     "elementwise": Look("#9cc4de"),
@@ -38,13 +41,13 @@ LAYER: dict[str, Look] = {  # what stands in one layer (strip.py): three shades 
     "reduces": Look("#E69F00", "#000000", "x", "#ffffff"),
     "ring_pieces": KINDS["p2p"],
 }
-KEPT: dict[str, Look] = {  # what a layer keeps for backward (activations.PARTS)
+KEPT: dict[str, Look] = {  # kinds of tensors that a layer keeps for backward (activations.PARTS)
     "outside": Look("#9aa0a6", "#000000", "-", "#5f6368"),
     "mlp": Look("#0072B2", "#ffffff"),
     "attention": Look("#56B4E9", "#000000", ".", "#0a5a8c"),
     "scores": Look("#D55E00", "#000000", "/"),
 }
-SERVING: dict[str, Look] = {  # a request in its slot, and the cache (slots.py)
+SERVING: dict[str, Look] = {  # what a request does in its slot, and the cache (slots.py)
     "prefill": KINDS["forward"],
     "again": Look("#D55E00", "#000000", "/"),
     "decode": Look("#9cc4de", "#000000", "", "#2a7fb0"),
@@ -62,21 +65,21 @@ MEMORY: dict[str, Look] = {
     "buffers": Look("#9aa0a6", "#000000", "-"),
 }
 
-TIME: dict[str, Look] = {  # where a step's seconds go
+TIME: dict[str, Look] = {  # how a step's seconds are spent
     "compute": KINDS["forward"],
     "exposed": KINDS["collective"],
     "bubble": Look("#d9d9d9", "#000000", "/", "#9a9a9a"),
     "optimizer": KINDS["optimizer"],
 }
 
-SPLIT: dict[str, Look] = {  # one rank's makespan (Timeline.split), in the order it is stacked
+SPLIT: dict[str, Look] = {  # how one rank's makespan is divided (Timeline.split), in stacking order
     "alone": KINDS["forward"],
     "overlapped": Look("#56B4E9", "#000000", "/", "#2a7fb0"),
     "optimizer": KINDS["optimizer"],
     "exposed": KINDS["collective"],
     "bubble": Look("#d9d9d9", "#000000", "x", "#b0b0b0"),
 }
-IDLE: dict[str, Look] = {  # why a rank stood still
+IDLE: dict[str, Look] = {  # why a rank was idle
     "communication": KINDS["collective"],
     "dependency": Look("#9aa0a6", "#000000", ".", "#5f6368"),
     "warm-up": Look("#56B4E9", "#000000", "-", "#2a7fb0"),
@@ -104,4 +107,4 @@ SERIES = (
     "#8a5a7f",
     "#7a5c00",
     "#3d6f8e",
-)  # lines and bars of lessons: white text stays readable
+)  # lines and bars of lessons; white text is readable on all of them

@@ -1,8 +1,8 @@
 """Schedules beside each other on one time axis, and how many chunks each rank holds while they run.
 
-A row a rank, a bar an action; what a run recorded is told apart by the schedule's own list (a graph knows
-phases and micro-batches, not stages). The first chunk of a rank is in full colour, later ones are lighter
-with their number in brackets.
+Each rank has a row, each action a bar. The recording knows phases and micro-batches but not stages, so the
+schedule's own list of actions says which recorded operations belong to which action. The first model chunk of
+a rank is in full colour; further chunks are lighter, with their number in brackets.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 PHASE = {"F": "forward", "B": "backward", "I": "backward", "W": "weight"}
 PARTS = {"F": 1, "B": 2, "I": 1, "W": 1}
-ROW, HEAD, MOST = 26, 34, 6  # pixels of a rank's row and of a schedule's title; schedules in one figure
-PALER = 0.45  # how far towards white the next chunk is
+# height in pixels of a rank's row and of a title; the most schedules in one figure
+ROW, HEAD, MOST = 26, 34, 6
+PALER = 0.45  # how much lighter each further chunk of a rank is
 
 
 @dataclass(frozen=True)
 class Bar:
-    """An action as it ran: chunk is the how-manieth stage of its rank."""
+    """An action as it ran. `chunk` numbers the stages of its rank from 0."""
 
     rank: int
     kind: str
@@ -43,34 +44,34 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Played:
-    """A schedule that ran: its name, what a bar below it says, and its bars."""
+class ScheduleRun:
+    """A schedule that ran: its title and its bars."""
 
     title: str
     bars: list[Bar]
 
     @property
     def ranks(self) -> int:
-        """Rows."""
+        """How many ranks the schedule has."""
         return 1 + max(b.rank for b in self.bars)
 
     @property
     def end(self) -> float:
-        """Seconds until the last action is done."""
+        """Seconds until the last action has ended."""
         return max(b.end for b in self.bars)
 
 
 def bars_of(
     timeline: Timeline, actions: Sequence[Sequence[Any]], stages_of: Sequence[Sequence[int]]
 ) -> list[Bar]:
-    """What ran, action by action. actions[rank] is the schedule's list, stages_of[rank] the stages that lie
-    there.
+    """Return a bar for every action that ran. actions[rank] is the schedule's list; stages_of[rank] are the
+    stages on that rank.
 
-    Where actions of one phase and micro-batch follow each other (a V's lowest rank) the recording does not
-    tell them apart: there a whole backward counts as two parts, and all parts must be equally many
-    operations, as equal stages have them.
+    Where actions of one phase and micro-batch follow each other, as on the last rank of a V-shaped schedule,
+    the recording does not show where one ends. Its operations are then divided equally: a whole backward gets
+    two shares, every other action one. That is right because stages are equal.
     """
-    graph, found = timeline.graph, []
+    graph, bars = timeline.graph, []
     for rank, listed in enumerate(actions):
         rows = [r for r in compute_rows(graph, rank).tolist() if timeline.end[r] > timeline.start[r]]
         place = 0
@@ -89,13 +90,13 @@ def bars_of(
                 end = place + each * PARTS[action.kind] if len(same) > 1 else last
                 chunk = list(stages_of[rank]).index(action.stage)
                 span = float(timeline.start[rows[place]]), float(timeline.end[rows[end - 1]])
-                found.append(Bar(rank, action.kind, chunk, action.micro_batch, *span))
+                bars.append(Bar(rank, action.kind, chunk, action.micro_batch, *span))
                 place = end
-    return found
+    return bars
 
 
 def _alike(actions: Sequence[Any]) -> list[list[Any]]:
-    """Neighbours of one phase and micro-batch, which a recording does not tell apart."""
+    """Group neighbouring actions of one phase and micro-batch, which a recording cannot distinguish."""
     groups: list[list[Any]] = []
     for action in actions:
         if groups and (PHASE[action.kind], action.micro_batch) == (
@@ -108,9 +109,9 @@ def _alike(actions: Sequence[Any]) -> list[list[Any]]:
     return groups
 
 
-def comparison_figure(runs: Sequence[Played], lang: str = "en", hardware: str = "") -> Figure:
-    """One to six schedules, one above the other, begun together: F, B or its two parts I and W, each with its
-    micro-batch.
+def comparison_figure(runs: Sequence[ScheduleRun], lang: str = "en", hardware: str = "") -> Figure:
+    """Draw one to six schedules below each other, all starting at time 0: F, and B or its two halves I and W,
+    each with its micro-batch.
     """
     import plotly.graph_objects as go
 
@@ -159,8 +160,10 @@ def comparison_figure(runs: Sequence[Played], lang: str = "en", hardware: str = 
     return figure
 
 
-def _heads(runs: Sequence[Played]) -> list[float]:
-    """Where the titles stand: they lie on white, idle time on grey."""
+def _heads(runs: Sequence[ScheduleRun]) -> list[float]:
+    """Return the heights at which the titles are written. Titles have a white background, idle time a grey
+    one.
+    """
     tops, top = [], 0.0
     for run in runs:
         tops.append(top + 0.5)
@@ -219,7 +222,7 @@ def _trace(
 
 
 def chunk_look(kind: str, chunk: int) -> Look:
-    """A rank's later chunks are paler, each by the same step."""
+    """Return how an action looks: each further chunk of a rank is lighter by the same step."""
     look = KINDS[kind]
     keep = (1 - PALER) ** chunk
     fill = "#" + "".join(
@@ -230,8 +233,8 @@ def chunk_look(kind: str, chunk: int) -> Look:
 
 
 def held(bars: Sequence[Bar], rank: int) -> tuple[list[float], list[int]]:
-    """A rank's chunks that wait for their B, or for their I and W: times of change, and how many from then
-    on.
+    """Return how many micro-batches' activations a rank holds, from a forward until its B, or its I and W, is
+    done: the times at which the number changes, and the number from then on.
     """
     change: dict[float, int] = {}
     for bar in bars:
@@ -249,9 +252,9 @@ def held(bars: Sequence[Bar], rank: int) -> tuple[list[float], list[int]]:
     return times, counts
 
 
-def staircase_figure(runs: Sequence[Played], lang: str = "en", hardware: str = "") -> Figure:
-    """How many micro-batches' activations each rank holds over time: a panel a schedule, a line a rank, one
-    scale for all.
+def staircase_figure(runs: Sequence[ScheduleRun], lang: str = "en", hardware: str = "") -> Figure:
+    """Draw how many micro-batches' activations each rank holds over time: a panel for each schedule, a line
+    for each rank, and one scale for all.
     """
     import plotly.graph_objects as go
 

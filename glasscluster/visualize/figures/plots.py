@@ -1,6 +1,4 @@
-"""Plain figures for lessons: lines, grouped bars, and every message of a collective. They know axes and
-colours, nothing else.
-"""
+"""Plain figures for lessons: lines, bars, dots, and the messages of a collective."""
 
 from __future__ import annotations
 
@@ -33,7 +31,9 @@ def lines(
     log_x: bool = False,
     log_y: bool = False,
 ) -> Figure:
-    """One line a series, told apart by colour, dash and mark. x and y are axis titles with units."""
+    """Draw one line for each series; lines differ by colour, dash and mark. x and y are axis titles with
+    units.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -61,9 +61,7 @@ def lines(
 def bars(
     groups: Sequence[str], series: Mapping[str, Sequence[float]], y: str, *, stack: bool = False
 ) -> Figure:
-    """Bars over named groups, side by side or stacked, with their values written on them when
-    side by side.
-    """
+    """Draw bars over named groups, side by side (with their values written on them) or stacked."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -101,8 +99,8 @@ def stack(
     *,
     totals: bool = False,
 ) -> Figure:
-    """Bars of parts that add up, each part in a look of its own (palette.py); with `totals` their sums stand
-    above.
+    """Draw stacked bars, each component with its own look (palette.py). With `totals` the sum is written
+    above each bar.
     """
     import plotly.graph_objects as go
 
@@ -145,8 +143,8 @@ def dots(
     least: float,
     limit: float | None = None,
 ) -> Figure:
-    """One row a group, one mark a series, on a logarithmic axis; what is below `least` is drawn there; a line
-    at `limit`.
+    """Draw one row for each group with one mark for each series, on a logarithmic axis, and a line at
+    `limit`. Values below `least` are drawn at `least`.
     """
     import plotly.graph_objects as go
 
@@ -177,7 +175,7 @@ def dots(
 
 
 def messages(timeline: Timeline, lang: str = "en") -> Figure:
-    """Every message, rank by rank: from leaving the sender to arriving, numbered in the order it was sent."""
+    """Draw every message of each rank from departure to arrival, numbered in the order of sending."""
     import plotly.graph_objects as go
 
     graph = timeline.graph

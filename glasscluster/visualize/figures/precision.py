@@ -1,5 +1,5 @@
-"""Two pictures of 16-bit training: where gradients lie on fp16's scale of exponents, and the staircase of the
-loss scale.
+"""Two figures of 16-bit training: how gradients are distributed over fp16's exponents, and how the loss scale
+changes from step to step.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ ZERO, NORMAL, LARGEST = (
     -25,
     -14,
     16,
-)  # of fp16: at or below 2^-25 nothing is left; from 2^-14 on all digits; 2^16 is too much
+)  # fp16 rounds 2^-25 and less to zero, has all its digits from 2^-14 on, and overflows at 2^16
 
 
 def exponents(
     shares: Mapping[str, Mapping[int, float]], x: str, y: str, words: tuple[str, str, str]
 ) -> Figure:
-    """Share of gradients by exponent, one series a scale, over fp16's regions: nothing left, fewer digits,
-    too large.
+    """Draw the share of gradients by exponent, one series for each loss scale. Shading marks where fp16
+    underflows to zero, loses digits, or overflows.
     """
     import plotly.graph_objects as go
 
@@ -73,8 +73,8 @@ def exponents(
 def staircase(
     scales: Sequence[float], skipped: Sequence[bool], x: str, y: str, words: tuple[str, str, str]
 ) -> Figure:
-    """The loss scale of every step, and which steps were skipped. `words`: the scale, a taken step, a skipped
-    one.
+    """Draw the loss scale at every step, and mark the skipped steps. `words` are the labels of the scale, of
+    a step that was taken and of one that was skipped.
     """
     import plotly.graph_objects as go
 

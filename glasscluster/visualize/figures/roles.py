@@ -1,4 +1,6 @@
-"""Who works when in an iteration of preference tuning: a lane a role, from the replayed recording."""
+"""Which model works when in an iteration of preference tuning: a lane for each role, drawn from the replayed
+recording.
+"""
 
 from __future__ import annotations
 
@@ -26,23 +28,25 @@ LOOKS: dict[str, Look] = {
 
 
 def blocks(timeline: Timeline, rank: int, tokens: int) -> list[tuple[str, int, float, float]]:
-    """(what, step, start, end) of a rank: each of the `tokens` steps of generation, the forwards of answers,
-    then each update.
+    """Return (what, step, start, end) for what a rank did: each of the `tokens` steps of generation, then the
+    forwards over the answers, then each update.
     """
-    graph, found = timeline.graph, []
+    graph, blocks_of_rank = timeline.graph, []
     mine = (graph.rank == rank) & (graph.kind == COMPUTE) & (graph.micro_batch >= 0)
     for step in np.unique(graph.micro_batch[mine]).tolist():
         here = mine & (graph.micro_batch == step)
         what = "writes" if step < tokens else "judges" if step == tokens else "trains"
-        found.append((what, int(step), float(timeline.start[here].min()), float(timeline.end[here].max())))
-    return found
+        blocks_of_rank.append(
+            (what, int(step), float(timeline.start[here].min()), float(timeline.end[here].max()))
+        )
+    return blocks_of_rank
 
 
 def roles_figure(
     timeline: Timeline, lanes: Mapping[str, int], tokens: int, names: Mapping[str, str], lang: str = "en"
 ) -> Figure:
-    """lanes: role's name -> rank; tokens: of an answer; names: what `writes`, `judges` and `trains` are
-    called.
+    """Draw the lanes. `lanes` maps a role's name to its rank, `tokens` is the length of an answer, and
+    `names` are the labels of `writes`, `judges` and `trains`.
     """
     import plotly.graph_objects as go
 

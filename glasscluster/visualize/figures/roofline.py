@@ -1,5 +1,5 @@
-"""The roofline: what a GPU can reach at each arithmetic intensity, and what was reached (Williams, Waterman
-and Patterson, CACM 2009).
+"""The roofline: the FLOP/s that a GPU can reach at each arithmetic intensity, and those that were reached
+(Williams, Waterman and Patterson, CACM 2009).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class Dot(NamedTuple):
-    """Some work: what it is called, its FLOPs and bytes of slow memory, and the seconds it took."""
+    """A piece of work: its name, its FLOPs, the bytes that it moved to and from slow memory, and the seconds
+    it took.
+    """
 
     name: str
     flops: float
@@ -31,7 +33,9 @@ class Dot(NamedTuple):
 def roofline_figure(
     gpu: GPU, precision: str, series: Mapping[str, Sequence[Dot]], lang: str = "en"
 ) -> Figure:
-    """min(peak, intensity x bandwidth), the ridge where they meet, and a path of dots for each series."""
+    """Draw min(peak, intensity x bandwidth), the ridge where the two meet, and the dots of each series joined
+    by a line.
+    """
     import plotly.graph_objects as go
 
     peak, bandwidth = gpu.peak(precision), gpu.memory_bandwidth

@@ -1,6 +1,4 @@
-"""Scores of models as a person should read them: with their intervals, and item by item against
-each other.
-"""
+"""Scores of models: with confidence intervals, and one model against another item by item."""
 
 from __future__ import annotations
 
@@ -25,8 +23,8 @@ class Score(NamedTuple):
 def interval_figure(
     groups: Sequence[str], series: Mapping[str, Sequence[Score]], x: str, chance: Sequence[float] = ()
 ) -> Figure:
-    """A row a group, a mark a series with its 95 % interval (1.96 standard errors), and a line where guessing
-    stands.
+    """Draw a row for each group and in it a mark for each series with its 95 % interval (1.96 standard
+    errors), and a line at the score of guessing.
     """
     import plotly.graph_objects as go
 
@@ -76,10 +74,10 @@ def interval_figure(
 def paired_figure(
     first: Sequence[float], second: Sequence[float], x: str, y: str, names: tuple[str, str, str, str]
 ) -> Figure:
-    """An item a mark: how far each model prefers the right answer to the best wrong one (nats); right of and
-    above 0 it is right.
+    """Draw a mark for each item. Its coordinates are by how many nats each of the two models prefers the
+    right answer to the best wrong one; a model is right where its coordinate is above 0.
 
-    `names`: both right, only the first, only the second, both wrong.
+    `names` are the labels for: both right, only the first, only the second, both wrong.
     """
     import plotly.graph_objects as go
 

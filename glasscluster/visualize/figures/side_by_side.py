@@ -1,4 +1,4 @@
-"""Several timelines on one time axis: what a schedule or a strategy buys, seen without reading a number."""
+"""Several timelines on one time axis, so that one sees how much time a schedule or a strategy saves."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from glasscluster.sim.time.timeline import Timeline
 
-MOST = 6  # timelines in one figure
-GAP = 1.0  # rows left between two of them, for the name
+MOST = 6  # the most timelines in one figure
+GAP = 1.0  # empty rows between two timelines, for the name
 
 
 def side_by_side_figure(runs: Sequence[tuple[str, Timeline]], lang: str = "en") -> Figure:
-    """Two to six timelines, stacked, aligned at their start; one row a rank, each with its own total written
-    beside it.
+    """Draw two to six timelines below each other, aligned at their start, with one row for each rank and each
+    timeline's makespan written beside it.
     """
     import plotly.graph_objects as go
 

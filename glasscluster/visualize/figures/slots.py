@@ -1,9 +1,9 @@
-"""Serving as pictures: which request has which slot when, and how much of the reserved cache holds tokens.
+"""Figures of serving: which request has which slot when, and how much of the reserved cache holds tokens.
 
     slot 0  ▐0 prefill▌0 decode ········▐5▌5 ·····   one row a slot, one block of rows a way of batching,
     slot 1  ▐1▌1 ···░░░░░░░░░░░░░░░░░░░░░▐6▌6 ···    one time axis for all; ░ has ended and holds its slot
 
-Spans and curves come from the replay of what ran.
+Spans and curves come from the replayed recording.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from glasscluster.visualize.words import word
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-ROW, GAP = 30, 0.6  # pixels of a slot; rows between two ways of batching
+ROW, GAP = 30, 0.6  # height of a slot in pixels; empty rows between two ways of batching
 
 
 class Span(NamedTuple):
-    """A request in a slot, in seconds. kind: prefill, decode, again (taken in once more) or held."""
+    """What a request does in a slot, from start to end in seconds. `kind` is prefill, decode, again (prefill
+    after it was preempted) or held (the request has ended but keeps the slot).
+    """
 
     slot: int
     request: int
@@ -33,7 +35,9 @@ class Span(NamedTuple):
 
 
 class Held(NamedTuple):
-    """The cache after a step that ended at a time: bytes that are reserved, and that hold tokens."""
+    """The cache after the step that ended at some time: how many bytes are reserved, and how many hold
+    tokens.
+    """
 
     end: float
     reserved: float
@@ -41,7 +45,7 @@ class Held(NamedTuple):
 
 
 def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = "en") -> Figure:
-    """One block of rows for each way of batching, below each other on one time axis."""
+    """Draw a block of rows for each way of batching, below each other on one time axis."""
     import plotly.graph_objects as go
 
     factor, unit = time_unit(max(s.end for spans in ways.values() for s in spans))
@@ -65,9 +69,9 @@ def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = 
             font={"size": 15, "color": INK},
         )
         top += slots + GAP
-    for kind, found in bars.items():
-        if found:
-            figure.add_trace(_bars(go, kind, found, factor, unit, lang))
+    for kind, placed in bars.items():
+        if placed:
+            figure.add_trace(_bars(go, kind, placed, factor, unit, lang))
     title = f"{word('virtual_time', lang)} ({unit}) · {hardware}"
     figure.update_layout(
         **plain_layout(90 + ROW * (top + GAP) + 70, left=20, right=20, top=24, bottom=104, size=15),
@@ -88,23 +92,23 @@ def slots_figure(ways: Mapping[str, Sequence[Span]], hardware: str, lang: str = 
 
 
 def _bars(
-    go: Any, kind: str, found: Sequence[tuple[float, Span]], factor: float, unit: str, lang: str
+    go: Any, kind: str, placed: Sequence[tuple[float, Span]], factor: float, unit: str, lang: str
 ) -> Any:
     look, name = SERVING[kind], word(f"serving_{kind}", lang)
     return go.Bar(
         name=name,
         orientation="h",
-        base=[float(f"{s.start * factor:.6g}") for _, s in found],
-        x=[float(f"{(s.end - s.start) * factor:.6g}") for _, s in found],
-        y=[row for row, _ in found],
+        base=[float(f"{s.start * factor:.6g}") for _, s in placed],
+        x=[float(f"{(s.end - s.start) * factor:.6g}") for _, s in placed],
+        y=[row for row, _ in placed],
         width=0.84,
-        text=[str(s.request) if kind != "held" else "" for _, s in found],
+        text=[str(s.request) if kind != "held" else "" for _, s in placed],
         textposition="inside",
         insidetextanchor="middle",
         textangle=0,
         constraintext="inside",
         textfont={"size": 14, "color": look.text},
-        customdata=[f"{word('request', lang)} {s.request}, {name}" for _, s in found],
+        customdata=[f"{word('request', lang)} {s.request}, {name}" for _, s in placed],
         hovertemplate=f"%{{customdata}}<br>%{{x:.4g}} {unit}<extra></extra>",
         marker={
             "color": look.fill,
@@ -115,8 +119,8 @@ def _bars(
 
 
 def cache_figure(ways: Mapping[str, Sequence[Held]], hardware: str, lang: str = "en") -> Figure:
-    """The cache over time for each way of batching, side by side on the same axes: tokens, and what is
-    reserved above them.
+    """Draw the cache over time for each way of batching, side by side on the same axes: what holds tokens,
+    and above it what is only reserved.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots

@@ -1,8 +1,8 @@
-"""A collective, step by step: what every rank's chunks hold, by whose contributions, and what is about to
-move.
+"""A collective step by step: whose contributions every chunk of every rank holds, and which messages come
+next.
 
-Replayed from the recorded messages and additions (their offsets say which chunk), so any algorithm can be
-stepped through, and one that loses a contribution shows it.
+It is computed from the recorded messages and additions, whose offsets say which chunk they belong to. So it
+works for any algorithm, and shows it when an algorithm loses a contribution.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from glasscluster.sim.recording.graph import ExecutionGraph
 
 MOST_RANKS = 16
-LETTERS = 130  # that fit side by side across the chunks of a rank
+LETTERS = 130  # so many letters fit across all chunks of a rank
 ARROW: dict[str, Any] = {
     "xref": "x",
     "yref": "y",
@@ -47,7 +47,9 @@ Holding = list[list[frozenset[int]]]  # [rank in the group][chunk] -> who has co
 
 @dataclass(frozen=True)
 class Moved:
-    """One message of a step: from and to (ranks in the group), the chunks it carries, its bytes."""
+    """One message of a step: its sender and receiver (ranks in the group), the chunks that it carries, and
+    its bytes.
+    """
 
     src: int
     dst: int
@@ -57,10 +59,10 @@ class Moved:
 
 @dataclass
 class Steps:
-    """`holding[s]` before step s (one more than there are steps), `moves[s]` the messages of step s.
+    """The steps of a collective: `holding[s]` is what ranks hold before step s (the last entry: at the end),
+    `moves[s]` are the messages of step s.
 
-    The chunks are the finest pieces that any message or addition begins or ends at: `chunks` holds their
-    first bytes.
+    A chunk ends wherever some message or addition begins or ends; `chunks` are the first bytes of all chunks.
     """
 
     operation: str
@@ -72,12 +74,12 @@ class Steps:
 
 
 def collectives(graph: ExecutionGraph) -> list[tuple[int, int]]:
-    """(rank, row) of each whole collective that recorded its messages, one a group and sequence: most ranks,
-    then most bytes, first.
+    """Return (rank, row) of each collective whose messages were recorded, once for all its ranks. Those with
+    most ranks come first, among them those with most bytes.
     """
     rows = np.flatnonzero((graph.kind == COLLECTIVE) & (graph.sequence >= 0))
     native = np.array([n.endswith("/native") for n in graph.names], dtype=bool)
-    found, seen = [], set()
+    first_rows, seen = [], set()
     size = np.array(
         [
             len(graph.groups[r][g][1])
@@ -89,12 +91,12 @@ def collectives(graph: ExecutionGraph) -> list[tuple[int, int]]:
         key = (group, graph.groups[rank][group][1][0], int(graph.sequence[row]))
         if key not in seen and not native[graph.op[row]]:
             seen.add(key)
-            found.append((rank, row))
-    return found
+            first_rows.append((rank, row))
+    return first_rows
 
 
 def steps_of(graph: ExecutionGraph, row: int) -> Steps:
-    """Replay the collective that `row` ends."""
+    """Compute the steps of the collective that ends with `row`."""
     group, sequence = int(graph.group[row]), int(graph.sequence[row])
     members = list(graph.groups[int(graph.rank[row])][group][1])
     place = {rank: i for i, rank in enumerate(members)}
@@ -108,7 +110,7 @@ def steps_of(graph: ExecutionGraph, row: int) -> Steps:
     column = {edge: i for i, edge in enumerate(edges)}
 
     def chunks_of(r: int) -> range:
-        """The chunks that a row covers; none when it lies in staging."""
+        """Return the chunks that a row covers; none when it is in staging memory."""
         first = int(graph.offset[r])
         return range(column[first], column[first + int(graph.bytes[r])]) if first >= 0 else range(0)
 
@@ -117,7 +119,7 @@ def steps_of(graph: ExecutionGraph, row: int) -> Steps:
     captured: dict[int, list[frozenset[int]]] = {}
     staged: list[list[int]] = [
         [] for _ in members
-    ]  # sends that have arrived in staging and wait to be added, in order
+    ]  # messages that have arrived in staging memory and are not added yet, in order
     changes: dict[int, list[tuple[int, int, frozenset[int]]]] = {}
     moves: dict[int, list[Moved]] = {}
     now = [list(chunks) for chunks in holding]
@@ -153,14 +155,16 @@ def steps_of(graph: ExecutionGraph, row: int) -> Steps:
 
 
 def _fits(graph: ExecutionGraph, rank: int, row: int) -> bool:
-    """Few enough ranks to read, and one buffer: an all-to-all has two."""
+    """Whether a collective can be drawn: it has few enough ranks, and one buffer (an all-to-all has two)."""
     return len(graph.groups[rank][int(graph.group[row])][1]) <= MOST_RANKS and not graph.names[
         graph.op[row]
     ].startswith("all_to_all")
 
 
 def _depths(graph: ExecutionGraph, rows: list[int]) -> dict[int, int]:
-    """How many messages, one after the other, lead to each row: the step it belongs to, from 1."""
+    """Return the step, from 1, that each row belongs to: the length of the longest chain of messages up to
+    it.
+    """
     depth: dict[int, int] = {}
     for r in rows:
         before = [depth[d] for d in graph.dependencies(r).tolist() if d in depth]
@@ -178,11 +182,11 @@ def _at_first(
     chunks: int,
     operation: str,
 ) -> Holding:
-    """Who holds what before anything moves.
+    """Return what every rank holds before the first message.
 
-    With additions every rank brings its own share of every chunk. Else a rank holds what it sends before it
-    has received it; beside that, a scatter's root holds everything, and whoever gathers holds the chunk that
-    nobody sends it.
+    If there are additions, every rank contributes to every chunk. Otherwise a rank holds what it sends
+    without having received it. In addition, the root of a scatter holds everything, and a rank that gathers
+    holds the chunk that nobody sends to it.
     """
     if any(graph.kind[r] == REDUCE for r in rows):
         return [[frozenset({rank})] * chunks for rank in range(len(place))]
@@ -206,8 +210,8 @@ def _at_first(
 
 
 def stepper_figure(graph: ExecutionGraph, lang: str = "en", row: int | None = None) -> Figure | None:
-    """Ranks down, chunks across, a slider over the steps. None when no collective of at most 16 ranks
-    recorded messages.
+    """Draw a table of ranks (rows) and chunks (columns) with a slider over the steps. Returns None when no
+    collective of at most 16 ranks recorded its messages.
     """
     import plotly.graph_objects as go
 
@@ -271,7 +275,7 @@ def stepper_figure(graph: ExecutionGraph, lang: str = "en", row: int | None = No
 
 
 def _view(steps: Steps, s: int, lang: str) -> dict[str, Any]:
-    """Colours, texts and arrows before step s."""
+    """Return the colours, texts and arrows that show the state before step s."""
     n, k = len(steps.members), len(steps.chunks)
     cells = [(r, c) for r in range(n) for c in range(k)]
     held = [steps.holding[s][r][c] for r, c in cells]
@@ -313,7 +317,9 @@ def _view(steps: Steps, s: int, lang: str) -> dict[str, Any]:
 
 
 def _short(held: frozenset[int], full: int, members: list[int], room: int, lang: str) -> str:
-    """Whose contributions a cell holds, or how many of how many when that is wider than `room` letters."""
+    """List the contributors to a cell, or write how many of how many there are if the list is longer than
+    `room` letters.
+    """
     if len(held) == full and full > 2 and len(word("all_ranks", lang)) <= room:
         return word("all_ranks", lang)
     named = "+".join(str(members[i]) for i in sorted(held))
@@ -321,7 +327,7 @@ def _short(held: frozenset[int], full: int, members: list[int], room: int, lang:
 
 
 def _shade(share: float) -> str:
-    """White to blue, in the steps that the eye tells apart."""
+    """Return a colour from white to blue, in so few steps that the eye can distinguish them."""
     low, high = (238, 243, 248), (0, 114, 178)
     return (
         "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True))

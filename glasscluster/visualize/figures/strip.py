@@ -1,11 +1,11 @@
-"""One layer on one rank, forward and backward, as a strip: products, attention and the collectives between
-them.
+"""One layer on one rank, forward and backward, as a strip of bars: matrix products, attention, and the
+collectives between them.
 
     tp          QKV attention out [AR] up GELU down [AR]
     + sequence  [AG] QKV attention out [RS] [AG] up GELU down [RS]
 
-From a replayed recording: bars stand where its events stand, compute above and communication below, and each
-strip's time begins with its layer. What a product is called is asked of its FLOPs.
+The bars are the events of a replayed recording, compute above and communication below. The time of each strip
+starts with its layer. A product is recognised by its FLOPs.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ COLLECTIVES = {
     "gathers": "all_gather",
     "scatters": "reduce_scatter",
     "reduces": "all_reduce",
-}  # as operations are named
+}  # part of an operation's name -> what it is called here
 SHORT = {"gathers": "AG", "scatters": "RS", "reduces": "AR"}
 HEIGHT, LANES = (
     0.42,
     {"compute": 0.22, "comm": -0.22},
-)  # of a bar; middle of a lane above and below its strip's line
+)  # height of a bar; distance of the middle of each lane from the strip's line
 
 
 def layer_strip(
@@ -44,8 +44,8 @@ def layer_strip(
     lang: str = "en",
     rank: int = 0,
 ) -> Figure:
-    """Left the layer's forward, right its backward, one row a run. `products`: FLOPs of a whole product ->
-    its name.
+    """Draw one row for each run: on the left the layer's forward, on the right its backward. `products` maps
+    the FLOPs of a whole product to its name.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -97,36 +97,36 @@ def layer_strip(
 def strip_bars(
     timeline: Timeline, layer: int, phase: int, rank: int, products: Mapping[int, str]
 ) -> Iterator[tuple[str, str, float, float]]:
-    """Kind, text, start and end in ms from the layer's beginning, of what a rank computes and sends in a
-    layer and phase.
+    """Yield (kind, text, start, end) for what a rank computes and sends in a layer and phase; times in ms
+    from the layer's start.
     """
     g, start, end = timeline.graph, timeline.start, timeline.end
     here = (g.rank == rank) & (g.layer == layer) & (g.phase == phase)
     work = np.flatnonzero(here & (g.kind == COMPUTE) & (end > start))
-    found: list[list[Any]] = []
+    bars: list[list[Any]] = []
     for row in work[np.argsort(start[work], kind="stable")].tolist():
         op = g.names[g.op[row]]
         attention = "flash" in op or "softmax" in op or op == "bmm"
         name = None if attention else named(int(g.flops[row]), products)
         kind = "product" if name else "kernel" if attention else "elementwise"
-        if found and found[-1][0] == kind == "elementwise" and float(start[row]) - found[-1][3] < 1e-9:
-            found[-1][3] = float(end[row])
+        if bars and bars[-1][0] == kind == "elementwise" and float(start[row]) - bars[-1][3] < 1e-9:
+            bars[-1][3] = float(end[row])
         else:
-            found.append([kind, name or "", float(start[row]), float(end[row])])
+            bars.append([kind, name or "", float(start[row]), float(end[row])])
     for row in np.flatnonzero(
         here & ((g.kind == COLLECTIVE) | ((g.kind == SEND) & (g.sequence < 0)))
     ).tolist():
         op = g.names[g.op[row]]
         kind = next((k for k, part in COLLECTIVES.items() if part in op), "ring_pieces")
-        found.append([kind, SHORT.get(kind, ""), timeline.under_way(row), float(end[row])])
-    first = min((bar[2] for bar in found), default=0.0)
-    for kind, text, a, b in found:
+        bars.append([kind, SHORT.get(kind, ""), timeline.under_way(row), float(end[row])])
+    first = min((bar[2] for bar in bars), default=0.0)
+    for kind, text, a, b in bars:
         yield kind, text, (a - first) * 1e3, (b - first) * 1e3
 
 
 def named(flops: int, products: Mapping[int, str]) -> str | None:
-    """The product that has so many FLOPs, or of which this is the largest part: overlapped, a product comes
-    in pieces.
+    """Return the name of the product with so many FLOPs. With overlap a product is computed in several
+    pieces; then it is the product of which so many FLOPs are the largest piece.
     """
     fits = [(whole // flops, name) for whole, name in products.items() if flops and whole % flops == 0]
     return min(fits)[1] if fits else None

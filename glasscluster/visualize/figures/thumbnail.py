@@ -1,5 +1,5 @@
-"""Any of our figures as a small static SVG, in plain Python: no browser, no kaleido. Bars, lines and marks,
-no text.
+"""Any figure of this folder as a small static SVG, in plain Python without a browser or kaleido. It draws
+bars, lines and marks, and no text.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ LANE, RANKS = 22, 8
 
 
 def timeline_svg(timeline: Timeline, title: str = "") -> str:
-    """A timeline, from the event table: at most eight ranks; compute above, communication below,
-    idle grey.
+    """Draw a timeline of at most eight ranks from its events: compute above, communication below, idle time
+    grey.
     """
     ranks = min(timeline.graph.ranks, RANKS)
     scale = WIDTH / (timeline.makespan or 1.0)
@@ -52,7 +52,7 @@ def timeline_svg(timeline: Timeline, title: str = "") -> str:
 
 
 def figure_svg(figure: Figure, title: str = "") -> str:
-    """A plotly figure made of bars and scatters (all of visualize's are)."""
+    """Draw a plotly figure that consists of bars and scatters, as all figures of this folder do."""
     content = figure.to_dict()
     layout, traces = content["layout"], [t for t in content["data"] if t.get("visible", True) is True]
     panels: dict[tuple[str, str], _Panel] = {}
@@ -79,7 +79,7 @@ def _rect(x: float, y: float, width: float, height: float, fill: str) -> str:
 
 @dataclass
 class _Axis:
-    """Values, or categories by their number, onto a stretch of pixels."""
+    """An axis: it maps values, or categories by their number, to pixels."""
 
     domain: Sequence[float]
     vertical: bool
@@ -92,7 +92,7 @@ class _Axis:
 
     @classmethod
     def of(cls, layout: dict[str, Any], name: str) -> _Axis:
-        """Read an axis of a layout: "x2" is `xaxis2`."""
+        """Make an axis from a plotly layout: "x2" is `xaxis2` there."""
         axis = layout.get(name[0] + "axis" + name[1:], {})
         matches = axis.get("matches")
         if matches:
@@ -107,7 +107,7 @@ class _Axis:
         )
 
     def number(self, value: Any) -> float:
-        """A value on the axis' own scale; categories count up in the order they come."""
+        """Return a value as a number on the axis; categories are numbered in the order in which they come."""
         if isinstance(value, str):
             return self.places.setdefault(value, float(len(self.places)))
         if self.log:
@@ -115,12 +115,12 @@ class _Axis:
         return float(value or 0.0)
 
     def see(self, *values: float) -> None:
-        """Stretch the range over values."""
+        """Extend the range so that it includes these values."""
         self.low, self.high = min(self.low, *values), max(self.high, *values)
 
     def pixel(self, value: float) -> float:
-        """Where a number stands, in the SVG."""
-        room = 0.04 * (self.high - self.low)  # marks at the ends stay whole
+        """Return the pixel of a number in the SVG."""
+        room = 0.04 * (self.high - self.low)  # so that marks at the ends are not cut off
         low, high = self.fixed or (self.low - room, self.high + room)
         share = (value - low) / ((high - low) or 1.0)
         share = 1 - share if self.reverse else share
@@ -130,7 +130,7 @@ class _Axis:
 
 @dataclass
 class _Panel:
-    """The traces of one pair of axes."""
+    """A panel: the traces that share one pair of axes."""
 
     x: _Axis
     y: _Axis
@@ -138,8 +138,8 @@ class _Panel:
     traces: list[dict[str, Any]] = field(default_factory=list)
 
     def draw(self) -> list[str]:
-        """Bars first, then lines and marks. Positions are gathered before anything is placed, so that axes
-        can stretch.
+        """Draw bars first, then lines and marks. All positions are collected before anything is placed,
+        because each may extend the axes.
         """
         boxes = list(self._bars([t for t in self.traces if t["type"] == "bar"]))
         curves = list(self._curves([t for t in self.traces if t["type"] == "scatter"]))
@@ -207,12 +207,12 @@ class _Panel:
 
 
 def _pick(value: Any, i: int, default: Any) -> Any:
-    """The i-th of a list, a single value, or the default."""
+    """Return the i-th entry of a list, a single value as it is, or the default."""
     if value is None:
         return default
     return value[i] if isinstance(value, (list, tuple)) else value
 
 
 def _colour(value: Any) -> str:
-    """A fill that an SVG may hold; "" for a transparent one."""
+    """Return a fill that an SVG understands; "" for a transparent one."""
     return value if isinstance(value, str) and value.startswith("#") else ""

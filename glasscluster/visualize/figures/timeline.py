@@ -1,5 +1,5 @@
-"""The rank timeline: who works, who waits, when. Ranks x (compute lane, communication lane), from the event
-table alone.
+"""The timeline of all ranks: who computes, communicates or waits when. Each rank has a compute lane and a
+communication lane; both are drawn from the events alone.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
     from glasscluster.sim.time.timeline import Timeline
 
-DRAWN_SINGLY = 2000  # above this many bars, those narrower than a pixel are joined
+DRAWN_SINGLY = 2000  # with more bars than this, those narrower than a pixel are joined
 PIXELS = 1200
 COMPUTE_HEIGHT, COMM_TOP, COMM_HEIGHT = 0.52, 0.60, 0.30
 
 
 @dataclass
 class Bar:
-    """One rectangle: kind, lane centre and height, start and end in seconds, a digit, and the lines of its
-    hover.
+    """One rectangle: its kind, the centre and height of its lane, start and end in seconds, a digit, and the
+    lines that it shows on hover.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Bar:
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
-    """Factor and name of the unit in which a span of time reads well."""
+    """Return the factor and the name of the unit in which a span of time is easy to read."""
     for limit, factor, name in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms")):
         if seconds < limit:
             return factor, name
@@ -51,7 +51,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def size_text(nbytes: float) -> str:
-    """Bytes as people read them."""
+    """Write a number of bytes in a unit that is easy to read."""
     for limit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if nbytes >= limit:
             return f"{nbytes / limit:.4g} {name}"
@@ -59,8 +59,8 @@ def size_text(nbytes: float) -> str:
 
 
 def timeline_figure(timeline: Timeline, lang: str = "en", title: str | None = None) -> Figure:
-    """The plotly figure of a timeline. Every rectangle is a recorded event or a run of them; gaps are the
-    idle rest.
+    """Draw a timeline. Every rectangle is one recorded event or several consecutive ones; the gaps are idle
+    time.
     """
     import plotly.graph_objects as go
 
@@ -83,12 +83,14 @@ def timeline_figure(timeline: Timeline, lang: str = "en", title: str | None = No
 
 
 def bar_count(timeline: Timeline) -> int:
-    """How many bars the figure would draw one by one, idle ones not counted."""
+    """Return how many bars the figure would have if none were joined, without those of idle time."""
     return len(timeline.blocks()) + len(timeline.communications())
 
 
 def timeline_axes(timeline: Timeline, lang: str = "en") -> Figure:
-    """Axes and legend alone: what a page puts under its canvas when there are more than DRAWN_SINGLY bars."""
+    """Draw only the axes and the legend, which the page puts under its canvas when there are more than
+    DRAWN_SINGLY bars.
+    """
     import plotly.graph_objects as go
 
     factor, unit = time_unit(timeline.makespan)
@@ -134,7 +136,7 @@ def compute_bars(timeline: Timeline, lang: str, factor: float, unit: str) -> Ite
 
 
 def communication_bars(timeline: Timeline, lang: str, factor: float, unit: str) -> Iterable[Bar]:
-    """Sub-lanes of the communication lane: one a parallel axis that sent anything."""
+    """Make the bars of the communication lane, which has a sub-lane for each axis that sent anything."""
     works = timeline.communications()
     axes = sorted({w["axis"] for w in works})
     height = COMM_HEIGHT / max(len(axes), 1)
@@ -152,7 +154,7 @@ def communication_bars(timeline: Timeline, lang: str, factor: float, unit: str) 
 
 
 def _idle(timeline: Timeline, lang: str, factor: float, unit: str) -> list[Bar]:
-    found = []
+    bars = []
     for gap in timeline.all_gaps:
         if gap.length <= 0:
             continue
@@ -163,17 +165,17 @@ def _idle(timeline: Timeline, lang: str, factor: float, unit: str) -> list[Bar]:
         hover.append(
             f"{word('cause', lang)}: {word(gap.cause, lang)}" + (f" ({gap.axis})" if gap.axis else "")
         )
-        found.append(
+        bars.append(
             Bar("bubble", gap.rank + COMPUTE_HEIGHT / 2, COMPUTE_HEIGHT, gap.start, gap.end, "", hover)
         )
-    return found
+    return bars
 
 
 def _legible(
     bars: list[Bar], timeline: Timeline, lang: str, factor: float, unit: str
 ) -> tuple[list[Bar], str]:
-    """With too many bars, join neighbours in a lane that are narrower than a pixel; the longest of them gives
-    the kind.
+    """If there are too many bars, join neighbours in a lane that are narrower than a pixel. The joined bar
+    has the kind of the longest of them.
     """
     if len(bars) <= DRAWN_SINGLY:
         return bars, ""
@@ -210,7 +212,7 @@ def _legible(
 
 # ---- plotly ------------------------------------------------------------------------------------------------
 def _numbers(values: Iterable[float]) -> list[float]:
-    """Six significant digits: a thousandth of a pixel at any zoom a person uses."""
+    """Round to six significant digits, which is far finer than a pixel."""
     return [float(f"{v:.7g}") for v in values]
 
 

@@ -1,5 +1,5 @@
-"""The network as it stands: GPUs, switches and ports, and how much of every link's bandwidth is in use, slice
-by slice of time.
+"""The network: GPUs, switches and ports, and how much of every link's bandwidth is used in each slice of
+time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glasscluster.sim.time.network import Topology
     from glasscluster.sim.time.timeline import Timeline
 
-MOST_LINKS = 600  # more cannot be told apart
+MOST_LINKS = 600  # more links cannot be distinguished in a picture
 MOST_MESSAGES = 400_000
 SLICES = 24
 # how much of a link is in use -> colour and width, so that grey print shows it too; above 1 only without
@@ -39,12 +39,12 @@ KINDS = {
     "switch": ("circle", "#6b7a8c", 18),
     "nic": ("diamond", "#6b7a8c", 16),
 }
-APART = 0.03  # the two directions of a link, side by side, in units of the picture
+DIRECTION_GAP = 0.03  # the two directions of a link, side by side, in units of the picture
 
 
 def load_figure(timeline: Timeline, lang: str = "en") -> Figure | None:
-    """Every link coloured by its utilisation: over the whole run, or in a slice of time chosen with the
-    slider. None when unreadable.
+    """Draw every link coloured by its utilisation, over the whole run or in a slice of time chosen with the
+    slider. Returns None when there are too many links to read.
     """
     import plotly.graph_objects as go
 
@@ -100,31 +100,31 @@ def _height(network: Topology) -> int:
 
 
 def _segments(network: Topology) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Where each link is drawn: its two directions a little apart, one that wraps round as an end going out
-    and one coming in.
+    """Return the lines that draw each link. Its two directions are drawn side by side. A link that wraps
+    round is drawn as two ends: one leaves the picture, one enters it.
     """
     wide, high = (b - a for a, b in (_range_of(network, 0), _range_of(network, 1)))
-    scale, found = np.array([wide, high]) * APART / 6, []
+    scale, lines = np.array([wide, high]) * DIRECTION_GAP / 6, []
     for u, v, out in network.graph.edges(data="out"):
         a, b = _place(network, u), _place(network, v)
         along = (b - a if out is None else np.array(out)) / np.array([wide, high])
         norm = float(np.hypot(*along)) or 1.0
         side = np.array([-along[1], along[0]]) / norm * scale
         step = None if out is None else 0.4 * np.array(out)
-        found.append(
+        lines.append(
             [(a + side, b + side)]
             if step is None
             else [(a + side, a + side + step), (b + side - step, b + side)]
         )
-    return found
+    return lines
 
 
 def _traces(
     share: np.ndarray, ends: list[list[tuple[np.ndarray, np.ndarray]]], network: Topology
 ) -> list[dict[str, Any]]:
-    """x and y of the links in each bin, then of their middles with what hovering says."""
+    """Return x and y of the links in each bin, and last the middles of all links with their hover texts."""
     number = np.searchsorted([b[0] for b in BINS], np.round(share, 9))
-    found: list[dict[str, Any]] = []
+    traces: list[dict[str, Any]] = []
     for i in range(len(BINS)):
         x: list[float | None] = []
         y: list[float | None] = []
@@ -132,17 +132,17 @@ def _traces(
             for (ax, ay), (bx, by) in ends[link]:
                 x += [round(float(ax), 4), round(float(bx), 4), None]
                 y += [round(float(ay), 4), round(float(by), 4), None]
-        found.append({"x": x or [None], "y": y or [None]})
+        traces.append({"x": x or [None], "y": y or [None]})
     middles = [a + 0.36 * (b - a) for (a, b), *_ in ends]
     said = [f"{u} → {v}<br>{s:.1%}" for (u, v), s in zip(network.links, share.tolist(), strict=True)]
-    found.append(
+    traces.append(
         {
             "x": [round(float(m[0]), 4) for m in middles],
             "y": [round(float(m[1]), 4) for m in middles],
             "customdata": said,
         }
     )
-    return found
+    return traces
 
 
 def _busiest(share: np.ndarray, network: Topology) -> str:
@@ -184,7 +184,7 @@ def _slider(
         "tickcolor": "#ffffff",
         "font": {
             "color": "rgba(0,0,0,0)"
-        },  # the labels of 25 steps would overlap: the current one stands above
+        },  # the labels of 25 steps would overlap, so only the current one is shown, above the slider
     }
 
 
@@ -195,7 +195,7 @@ def _range(low: float, high: float) -> str:
 def _nodes(
     go: Any, network: Topology, nodes: list[Any], symbol: str, colour: str, size: int, lang: str
 ) -> Any:
-    """The nodes of one kind; a GPU carries the rank that runs on it."""
+    """Draw the nodes of one kind; a GPU is labelled with the rank that runs on it."""
     ranks = {network.gpus[number]: rank for rank, number in enumerate(network.place)}
     small = size if len(network.gpus) <= 32 else size * 0.6
     return go.Scatter(

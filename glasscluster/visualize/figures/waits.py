@@ -1,4 +1,4 @@
-"""The wait-for graph: ranks on a circle, an arrow from who waits to whom it waits for.
+"""The wait-for graph: ranks on a circle, with an arrow from each rank that waits to the rank it waits for.
 
 A cycle of arrows is a deadlock.
 """
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from glasscluster.sim.ranks.deadlock import Wait
 
-SIDE, NODE = 270, 0.34  # pixels of a panel; radius of a rank where the circle's is 1
+SIDE, NODE = 270, 0.34  # size of a panel in pixels; radius of a rank, the circle's being 1
 STUCK, OVER, IDLE = KINDS["collective"].fill, "#5f6b76", KINDS["forward"].fill
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One program: who waits, who has finished, and the cycle if there is one."""
+    """One program: which ranks wait, which have finished, and the cycle if there is one."""
 
     title: str
     ranks: int
@@ -34,9 +34,9 @@ class Panel:
 
 
 def waits_figure(panels: Sequence[Panel], lang: str = "en", across: int = 3) -> Figure:
-    """Panels in rows of `across`.
+    """Draw the panels, `across` of them in a row.
 
-    Ranks of a cycle and ranks that wait outside it differ by colour and shape.
+    Ranks in the cycle differ by colour and shape from ranks that wait outside it.
     """
     import plotly.graph_objects as go
 
@@ -88,7 +88,9 @@ def _legend(lang: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def _arrows(go: Any, panel: Panel, number: str, lang: str) -> list[Any]:
-    """An arrow a wait, bent a little so that two ranks that wait for each other show both, then the ranks."""
+    """Draw an arrow for each wait, then the ranks. Arrows are bent a little, so that those between two ranks
+    which wait for each other do not overlap.
+    """
     places = [
         (math.sin(2 * math.pi * r / panel.ranks), math.cos(2 * math.pi * r / panel.ranks))
         for r in range(panel.ranks)
@@ -147,7 +149,9 @@ def _arrows(go: Any, panel: Panel, number: str, lang: str) -> list[Any]:
 def _bent(
     a: tuple[float, float], b: tuple[float, float], points: int = 9, bend: float = 0.14
 ) -> tuple[list[float], list[float]]:
-    """Points of an arc from the rim of one rank to the rim of another, to the right of the straight line."""
+    """Return points of an arc from the rim of one rank to the rim of another, to the right of the straight
+    line between them.
+    """
     far = math.hypot(b[0] - a[0], b[1] - a[1])
     along, aside = ((b[0] - a[0]) / far, (b[1] - a[1]) / far), ((b[1] - a[1]) / far, -(b[0] - a[0]) / far)
     xs, ys = [], []

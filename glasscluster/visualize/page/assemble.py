@@ -14,6 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from glasscluster.base.files import write_text
 from glasscluster.base.rows import tally
 from glasscluster.base.text import LANGUAGES, Said
 from glasscluster.visualize.figures import ledger
@@ -38,13 +39,13 @@ TABS = ("story", "timeline", "memory", "network", "ledger", "checks")
 
 
 def _versions() -> str:
-    found = []
+    versions = []
     for name in ("glasscluster", "torch"):
         try:
-            found.append(f"{name} {version(name)}")
+            versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
-    return " · ".join(found)
+    return " · ".join(versions)
 
 
 def ledger_csv(report: Report) -> str:
@@ -138,7 +139,7 @@ def write_report(report: Report, path: Path) -> Path:
     """Write the page."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(report), encoding="utf-8")
+    write_text(path, render(report))
     return path
 
 

@@ -89,8 +89,8 @@ def page_figures(report: Report) -> dict[str, Any]:
     made["rows"] = lambda lang: ledger.ledger_figure(report.all_checks(), lang)
     for number, (_, make) in enumerate(report.figures):
         made[f"own-{number}"] = make
-    found = {key: bilingual(make) for key, make in made.items()}
-    return {k: v for k, v in found.items() if v is not None}
+    figures = {key: bilingual(make) for key, make in made.items()}
+    return {k: v for k, v in figures.items() if v is not None}
 
 
 def _chapter_figures(number: int, chapter: Chapter) -> Iterator[tuple[str, Callable[[str], Any]]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from glasscluster.base.files import write_text
 from glasscluster.base.rows import Status
 from glasscluster.base.text import Said
 from glasscluster.visualize.page.assemble import script_hash
@@ -50,5 +51,5 @@ def write_gallery(cards: list[GalleryCard], folder: Path) -> Path:
         "base-uri 'none'; form-action 'none'",
     )
     path = folder / "index.html"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path

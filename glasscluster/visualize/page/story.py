@@ -1,4 +1,4 @@
-"""Sentences told from a run's own numbers, in both languages, each with the view it speaks of."""
+"""Sentences about a run, made from its own numbers in both languages, each with the view that shows it."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glasscluster.base.files import write_text
 from glasscluster.sim.recording.events import (
     BEGIN,
     COLLECTIVE,
@@ -81,7 +82,7 @@ def chrome_trace(timeline: Timeline) -> dict[str, Any]:
 def write_chrome_trace(timeline: Timeline, path: str | Path) -> Path:
     """Write the trace; it opens in ui.perfetto.dev and chrome://tracing."""
     path = Path(path)
-    path.write_text(json.dumps(chrome_trace(timeline), separators=(",", ":"), sort_keys=True))
+    write_text(path, json.dumps(chrome_trace(timeline), separators=(",", ":"), sort_keys=True))
     return path
 
 

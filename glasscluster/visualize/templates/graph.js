@@ -39,11 +39,11 @@ const GlassGraph = (function () {
       nameLaunches(this);
     }
 
-    /* The rows that a row follows (messages apart: see `match`). */
+    /* The rows that a row follows (its message is not among them: see `match`). */
     dependencies(row) {
-      const found = []; // an array and no view of dep_idx: those take a hundred times as long to make
-      for (let k = this.dep_ptr[row]; k < this.dep_ptr[row + 1]; k++) found.push(this.dep_idx[k]);
-      return found;
+      const rows = []; // an array and no view of dep_idx: those take a hundred times as long to make
+      for (let k = this.dep_ptr[row]; k < this.dep_ptr[row + 1]; k++) rows.push(this.dep_idx[k]);
+      return rows;
     }
 
     /* The axis name of a row's communicator, "" for compute. */

@@ -2,19 +2,19 @@
 /* A graph on some hardware becomes a timeline of virtual seconds.
    Counterpart: glasscluster/sim/time/replay.py.
 
-   Replay with contention is Python's alone: the page is told how long its messages took. */
+   Replay with contention is Python's alone: the page gets how long its messages took. */
 const GlassReplay = (function () {
   /* The page's sliders. In Python: replay(graph, hw.scaled(bandwidth=..., latency=..., flops=...),
      slow_ranks={slowRank: slowFactor}, faster={kind: factor}). */
   const AS_RECORDED = { bandwidth: 1, latency: 1, flops: 1, slowRank: 0, slowFactor: 1, kind: "", factor: 1 };
 
-  /* The timeline of `graph` on packed hardware `hw`, as Python was asked to replay it, then with `knobs`. */
+  /* The timeline of `graph` on packed hardware `hw`, with the options of Python's replay and then `knobs`. */
   function replay(graph, hw, knobs) {
-    const asked = { ...AS_RECORDED, ...knobs };
+    const settings = { ...AS_RECORDED, ...knobs };
     const slowRanks = Object.entries(hw.slow).map(([rank, factor]) => [Number(rank), factor]);
-    slowRanks.push([asked.slowRank, asked.slowFactor]);
-    const faster = [...Object.entries(hw.faster), [asked.kind, asked.factor]];
-    const cost = GlassCost.costs(graph, GlassHardware.scaled(hw, asked), slowRanks, faster);
+    slowRanks.push([settings.slowRank, settings.slowFactor]);
+    const faster = [...Object.entries(hw.faster), [settings.kind, settings.factor]];
+    const cost = GlassCost.costs(graph, GlassHardware.scaled(hw, settings), slowRanks, faster);
     const { start, end } = longestPath(graph, cost.duration, cost.latency);
     return new GlassTimeline.Timeline(graph, start, end);
   }

@@ -20,17 +20,17 @@
   const free = ["guess", "sel", "bw", "lat", "flops", "slow", "faster"];
 
   function read() {
-    const asked = new URLSearchParams(location.hash.slice(1));
+    const fromHash = new URLSearchParams(location.hash.slice(1));
     const tabs = all("[data-tab]").map((b) => b.dataset.tab);
     const take = (name, allowed) => {
-      if (allowed.includes(asked.get(name))) state[name] = asked.get(name);
+      if (allowed.includes(fromHash.get(name))) state[name] = fromHash.get(name);
     };
     take("tab", tabs);
     take("lang", ["en", "zh"]);
     take("run", runs);
     take("hw", hardware);
     free.forEach((name) => {
-      if (asked.has(name)) state[name] = asked.get(name);
+      if (fromHash.has(name)) state[name] = fromHash.get(name);
       else if (name !== "guess") delete state[name];
     });
   }

@@ -80,15 +80,15 @@ const GlassTimeline = (function () {
     }
 
     // ---- idle time (idle.js)
-    gaps(rank, found) {
-      return GlassIdle.gaps(this, rank, found);
+    gaps(rank, columns) {
+      return GlassIdle.gaps(this, rank, columns);
     }
 
     get allGaps() {
       return this.#once("gaps", () => {
-        let found;
-        for (let rank = 0; rank < this.graph.ranks; rank++) found = this.gaps(rank, found);
-        return found;
+        let columns;
+        for (let rank = 0; rank < this.graph.ranks; rank++) columns = this.gaps(rank, columns);
+        return columns;
       });
     }
 

@@ -27,7 +27,7 @@ const GlassTimelineTab = function (page) {
       factor: number(factor),
     };
   }
-  const asked = (k) =>
+  const movesAnything = (k) =>
     k.bandwidth !== 1 || k.latency !== 1 || k.flops !== 1 || k.slowFactor !== 1 || (k.kind && k.factor !== 1);
 
   function graph(number) {
@@ -64,7 +64,7 @@ const GlassTimelineTab = function (page) {
       shared ? { bandwidth: 1, latency: 1, flops: 1, slowFactor: 1, kind: "", factor: 1 } : {},
     );
     V.knobs = k;
-    V.now = asked(k) ? replayed(V.g, V.about, k) : V.base;
+    V.now = movesAnything(k) ? replayed(V.g, V.about, k) : V.base;
     const mode = V.about.canvas || V.now !== V.base ? "canvas" : "bars";
     if (V.mode !== mode || V.lang !== page.state().lang) outline(V, mode);
     reach(V);
@@ -348,12 +348,12 @@ const GlassTimelineTab = function (page) {
           last = r;
       if (last >= 0) rows.push(last); // the rank that came last let it begin
     } else if (kindOf(V, i) === "bubble") return [barOf(V, row)].filter((x) => x >= 0);
-    const found = new Set();
+    const bars = new Set();
     rows.forEach((r) => {
-      for (const d of g.dependencies(r)) found.add(barOf(V, d));
-      if (g.match[r] >= 0) found.add(barOf(V, g.match[r]));
+      for (const d of g.dependencies(r)) bars.add(barOf(V, d));
+      if (g.match[r] >= 0) bars.add(barOf(V, g.match[r]));
     });
-    return [...found].filter((x) => x >= 0 && x !== i).sort((x, y) => b.end[y] - b.end[x]);
+    return [...bars].filter((x) => x >= 0 && x !== i).sort((x, y) => b.end[y] - b.end[x]);
   }
 
   function choose(V, i) {

@@ -19,7 +19,9 @@ PAIRS, KEYS = 20_000, 256
 
 
 def by_hand(x: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, heads: int) -> Any:
-    """Multi-head attention of x [b, n, h], every token seeing every other (1706.03762, section 3.2)."""
+    """Multi-head attention of x [b, n, h], written out; every token sees every other (1706.03762, section
+    3.2).
+    """
     q, k, v = (x @ w_in.T + b_in).chunk(3, -1)  # [b, n, h] each
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # [b, a, n, d]
     scores = q @ k.mT / math.sqrt(q.shape[-1])  # [b, a, n, n]
@@ -28,21 +30,25 @@ def by_hand(x: Any, w_in: Any, b_in: Any, w_out: Any, b_out: Any, heads: int) ->
 
 
 def program(gpu: Any, dims: list[int], lengths: list[int], d: int) -> dict[str, Any]:
-    """Random scores for each head size, attention by hand beside torch's, and one head at each length."""
+    """Measure random scores at each head size, compare attention by hand with torch's, and run one head at
+    each length.
+    """
 
     with gpu.unrecorded():
         draw = torch.Generator().manual_seed(0)
-        found = {**random_scores(dims, draw), "apart": by_hand_and_torch(draw)}
+        measured = {**random_scores(dims, draw), "difference": by_hand_and_torch(draw)}
     for number, n in enumerate(lengths):
         with gpu.unrecorded():
             q, k, v = torch.randn(3, 1, 1, n, d, generator=draw)
         with gpu.region("forward", layer=0, micro_batch=number):
             unfused_attention(q, k, v, causal=False)
-    return found
+    return measured
 
 
 def random_scores(dims: list[int], draw: torch.Generator) -> dict[str, Any]:
-    """For each head size: the variance of q·k, and entropy and slope of softmax, divided by √d and raw."""
+    """For each head size: the variance of q·k, and the entropy and slope of softmax with and without the
+    division by √d.
+    """
     variance: list[float] = []
     entropy: dict[str, list[float]] = {"divided": [], "raw": []}
     slope: dict[str, list[float]] = {"divided": [], "raw": []}
@@ -74,14 +80,14 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
     """
     dims, lengths = [8, 32, 128, 512], [n // 8, n // 4, n // 2, n]
     run = lab.run("attention", lab.text("four_lengths"), program, dims, lengths, d, gpus=1)
-    found, graph = run.results[0], run.graph
+    measured, graph = run.results[0], run.graph
     chance: dict[str, Any] = {"match": "statistical", "unit": ""}
-    for size, variance in zip(dims, found["variance"], strict=True):
+    for size, variance in zip(dims, measured["variance"], strict=True):
         # the sample variance of n terms is off by √(2/n) of itself, one deviation; six of them are allowed
         six_deviations = 6 * size * (2 / PAIRS) ** 0.5
         lab.row("variance_of_scores", size, variance, "Eq 2", **chance, tolerance=six_deviations, size=size)
     source = "1706.03762 §3.2, float64"
-    lab.row("by_hand_and_torch", 0, found["apart"], source, unit="absolute", tolerance=1e-12)
+    lab.row("by_hand_and_torch", 0, measured["difference"], source, unit="absolute", tolerance=1e-12)
 
     at = [(graph.kind == COMPUTE) & (graph.micro_batch == i) for i in range(len(lengths))]
     flops = [int(graph.flops[rows].sum()) for rows in at]
@@ -105,13 +111,13 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
     lab.row("first_loss", uniform, first, "Eq 37: ln V", **chance, tolerance=0.1, vocab=model.vocab)
 
     place, even = dims.index(128), math.log(KEYS)
-    raw, divided = found["entropy"]["raw"], found["entropy"]["divided"]
+    raw, divided = measured["entropy"]["raw"], measured["entropy"]["divided"]
     lab.ask("entropy_undivided", raw[place], "nats", KEYS=KEYS, even=even)
 
-    figures(lab, found, dims, lengths, flops, moved)
+    figures(lab, measured, dims, lengths, flops, moved)
     falls: dict[str, Any] = {"divided": divided[place], "raw": raw[place], "even": even}
-    lab.tell("entropy_falls", variance=found["variance"][place], **falls)
-    slope = found["slope"]
+    lab.tell("entropy_falls", variance=measured["variance"][place], **falls)
+    slope = measured["slope"]
     lab.tell("gradient_falls", slope_divided=slope["divided"][place], slope_raw=slope["raw"][place])
     grown: dict[str, Any] = {
         "shortest": lengths[0],
@@ -126,12 +132,12 @@ def attention_by_hand(lab: Lab, d: int = 64, n: int = 512) -> None:
 
 
 def figures(
-    lab: Lab, found: Any, dims: list[int], lengths: list[int], flops: list[int], moved: list[int]
+    lab: Lab, measured: Any, dims: list[int], lengths: list[int], flops: list[int], moved: list[int]
 ) -> None:
-    """What softmax loses with the head size, and what a head costs with the length."""
+    """Draw entropy and slope of softmax against the head size, and the cost of a head against the length."""
 
     def by_head_size(what: str, lang: str) -> Any:
-        series = {lab.word(way, lang): (dims, found[what][way]) for way in ("divided", "raw")}
+        series = {lab.word(way, lang): (dims, measured[what][way]) for way in ("divided", "raw")}
         return lines(series, lab.word("head_size", lang), lab.word(what, lang), log_x=True)
 
     def cost(lang: str) -> Any:

@@ -1,4 +1,4 @@
-"""A2: causal, padding and packed documents: who can influence whom, by trying."""
+"""A2: causal, padding and packed-document masks: which token can influence which, found by experiment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = ("none", "causal", "padding", "packed")
 
 
 def allowed(kind: str, n: int) -> Any:
-    """[n, n] of truth: may query i see key j?"""
+    """The mask [n, n] of truth values: whether query i may see key j."""
 
     i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
     document = torch.repeat_interleave(torch.arange(len(DOCUMENTS)), torch.tensor(DOCUMENTS))
@@ -34,7 +34,7 @@ def allowed(kind: str, n: int) -> Any:
 
 
 def transformer(x: Any, weights: list[Any], mask: Any) -> Any:
-    """Two layers over x [n, h]: attention under a mask, then an MLP, each added to what came in."""
+    """Two layers on x [n, h]: attention under a mask, then an MLP, each with a residual connection."""
 
     for w_qkv, w_out, w_up, w_down in weights:
         q, k, v = (layer_norm(x, x.shape[-1:]) @ w_qkv).chunk(3, -1)
@@ -45,7 +45,7 @@ def transformer(x: Any, weights: list[Any], mask: Any) -> Any:
 
 
 def influence(mask: Any, x: Any, weights: list[Any]) -> list[list[float]]:
-    """[n][n]: how far output i moves when input j is changed."""
+    """The matrix [n][n] of how far output i moves when input j is changed."""
 
     before, moved = transformer(x, weights, mask), []
     for j in range(len(x)):
@@ -56,7 +56,7 @@ def influence(mask: Any, x: Any, weights: list[Any]) -> list[list[float]]:
 
 
 def program(gpu: Any, h: int) -> dict[str, Any]:
-    """Influence under every mask; what additive masks do in 16 bits; the model's own causal attention."""
+    """Measure influence under every mask, additive masks in 16 bits, and the model's own causal attention."""
     n = sum(DOCUMENTS)
     with gpu.unrecorded():
         draw = torch.Generator().manual_seed(0)
@@ -66,19 +66,19 @@ def program(gpu: Any, h: int) -> dict[str, Any]:
             for _ in range(2)
         ]
         x = torch.randn(n, h, generator=draw, dtype=torch.float64)
-        found: dict[str, Any] = {kind: influence(allowed(kind, n), x, weights) for kind in KINDS}
+        measured: dict[str, Any] = {kind: influence(allowed(kind, n), x, weights) for kind in KINDS}
         scores, hidden = torch.randn(n, n, generator=draw), ~allowed("packed", n)
-        hidden[0] = True  # a query that may see nothing
+        hidden[0] = True  # this query may see nothing
         for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
             added = scores.to(dtype) + torch.where(hidden, -1e9, 0.0).to(dtype)
-            found[name] = int(added.softmax(-1).isnan().any(-1).sum())
+            measured[name] = int(added.softmax(-1).isnan().any(-1).sum())
         q, k, v = torch.randn(3, 1, 1, n, h, generator=draw, dtype=torch.float64)
     with gpu.region("forward", layer=0, micro_batch=0):
         ours = unfused_attention(q, k, v)
     with gpu.unrecorded():
         plain = (q @ k.mT * h**-0.5).masked_fill(~allowed("causal", n), float("-inf")).softmax(-1) @ v
-        found["apart"] = float((ours - plain).abs().max())
-    return found
+        measured["difference"] = float((ours - plain).abs().max())
+    return measured
 
 
 @lesson
@@ -88,7 +88,7 @@ def masks(lab: Lab, h: int = 16) -> None:
     """
     n = sum(DOCUMENTS)
     run = lab.run("masks", lab.text("four_masks"), program, h, gpus=1)
-    found = run.results[0]
+    measured = run.results[0]
     size = {
         "none": n * n,
         "causal": n * (n + 1) // 2,
@@ -96,42 +96,47 @@ def masks(lab: Lab, h: int = 16) -> None:
         "packed": sum(k * (k + 1) // 2 for k in DOCUMENTS),
     }
     for kind in KINDS:
-        moved = sum(x != 0 for row in found[kind] for x in row)
+        moved = sum(x != 0 for row in measured[kind] for x in row)
         relation = "the relation, and each token itself"
         lab.row("pairs_with_influence", size[kind], moved, relation, unit="pairs", kind=kind)
-        wrong = pairs_not_as_masked(found[kind], allowed(kind, n).tolist())
+        wrong = pairs_not_as_masked(measured[kind], allowed(kind, n).tolist())
         lab.row("pairs_not_as_masked", 0, wrong, "allowed(i, j)", unit="pairs", kind=kind)
     may = allowed("packed", n).tolist()
-    leak = max(found["packed"][i][j] for i in range(n) for j in range(n) if not may[i][j])
+    leak = max(measured["packed"][i][j] for i in range(n) for j in range(n) if not may[i][j])
     lab.row("between_documents", 0, leak, "exactly 0", unit="absolute")
-    lab.row("own_causal_attention", 0, found["apart"], "float64", unit="absolute", tolerance=1e-12)
-    lab.row("nan_in_fp16", 1, found["fp16"], "−1e9 is −∞ in fp16: 0/0 where a row sees nothing", unit="rows")
-    lab.row("nan_in_bf16", 0, found["bf16"], "bf16 has the range of fp32", unit="rows")
+    lab.row("own_causal_attention", 0, measured["difference"], "float64", unit="absolute", tolerance=1e-12)
+    lab.row(
+        "nan_in_fp16", 1, measured["fp16"], "−1e9 is −∞ in fp16: 0/0 where a row sees nothing", unit="rows"
+    )
+    lab.row("nan_in_bf16", 0, measured["bf16"], "bf16 has the range of fp32", unit="rows")
 
     packed, pairs = size["packed"], n * n
     lab.ask("pairs_allowed", packed, "pairs", documents=listed(DOCUMENTS), n=n, pairs=pairs)
 
     def who_moves(lang: str) -> Any:
-        return cells_figure([table(lab, kind, found[kind], lang) for kind in KINDS], across=2)
+        return cells_figure([table(lab, kind, measured[kind], lang) for kind in KINDS], across=2)
 
     lab.figure("who_moves", who_moves)
     lab.tell("packed", view="tab=ledger", packed=packed, pairs=pairs)
     lab.tell("causal_alone", view="tab=ledger", across=size["causal"] - packed)
     lab.tell("padded_token", view="tab=ledger")
-    lab.tell("added_mask", view="tab=ledger", fp16=found["fp16"], bf16=found["bf16"])
+    lab.tell("added_mask", view="tab=ledger", fp16=measured["fp16"], bf16=measured["bf16"])
     lab.conclude(packed=packed, causal=size["causal"])
     lab.explain()
     lab.own_number(packed=packed, pairs=pairs)
 
 
 def pairs_not_as_masked(moved: list[list[float]], may: list[list[bool]]) -> int:
-    """Pairs whose influence is not what the mask allows; a token influences itself, round attention."""
+    """How many pairs have an influence that the mask forbids, or lack one that it allows.
+
+    A token always influences itself, through the residual connection.
+    """
     n = len(may)
     return sum((moved[i][j] != 0) != (may[i][j] or i == j) for i in range(n) for j in range(n))
 
 
 def table(lab: Lab, kind: str, moved: list[list[float]], lang: str) -> Table:
-    """How far each output moved with each input, under one mask."""
+    """One mask's table: how far each output moved with each input."""
     top = max(max(row) for row in moved)
     tokens = [str(i) for i in range(len(moved))]
     text = [["" if x else "0" for x in row] for row in moved]

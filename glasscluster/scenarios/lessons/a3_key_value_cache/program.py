@@ -22,7 +22,7 @@ from glasscluster.visualize.figures.plots import bars
 
 
 def hold(gpu: Any, model: Any, users: int) -> int:
-    """A model in bf16 and the caches of some users, each as long as the model's sequences; returns the
+    """Hold a model in bf16 and the caches of some users, each as long as the model's sequences; return the
     caches' bytes.
     """
 
@@ -47,8 +47,8 @@ MACHINE, BATCHES = "dgx-a100-80gb", (1, 16, 64)
 
 @dataclass(frozen=True)
 class Big:
-    """An 8B model with one kind of attention: bytes of its weights and of a user's cache, users that fit,
-    FLOPs of a decode step.
+    """An 8B model with one kind of attention: bytes of its weights and of a user's cache, how many users fit,
+    and FLOPs of a decode step.
     """
 
     weights: int
@@ -92,8 +92,8 @@ def key_value_cache(lab: Lab, capacity: int = 80_000_000_000) -> None:
 
 
 def check_small_models(lab: Lab) -> None:
-    """Four small models generate: the bytes of their caches, and the same logits and tokens as without a
-    cache.
+    """Check four small models that generate: the bytes of their caches, and that logits and tokens are those
+    without a cache.
     """
     llama: dict[str, Any] = {
         "norm": "rmsnorm",
@@ -119,7 +119,9 @@ def check_small_models(lab: Lab) -> None:
 
 
 def measure(lab: Lab, kind: str, capacity: int) -> Big:
-    """Fill a virtual GPU with users until it is out of memory, and count a decode step."""
+    """Find how many users' caches fit a virtual GPU beside the weights, and count the FLOPs of a decode
+    step.
+    """
     model = make_model("llama3-8b", **BIG[kind])
     weights, a_user = 2 * model.parameters(), caches.predict(model, model.seq, 2)
     expected, fits = (capacity - weights) // a_user, {}
@@ -136,7 +138,7 @@ def measure(lab: Lab, kind: str, capacity: int) -> Big:
 
 
 def memory(lab: Lab, models: dict[str, Big], capacity: int, lang: str) -> Any:
-    """Weights and caches by batch and kind of attention, against the GPU's memory."""
+    """Draw weights and caches by batch and kind of attention, against the GPU's memory."""
     groups = [f"{kind}, B = {batch}" for batch in BATCHES for kind in models]
     series = {
         lab.word("weights", lang): [model.weights / 1e9 for _ in BATCHES for model in models.values()],

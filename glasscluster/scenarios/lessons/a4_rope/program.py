@@ -1,4 +1,4 @@
-"""A4: rotary positions know distances, not places; and what becomes of them beyond the trained length."""
+"""A4: rotary positions depend on distances alone; and what becomes of them beyond the trained length."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ LAYOUTS = ("half", "interleaved")
 
 
 def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]:
-    """Scores of one query and one key at every pair of positions: in both layouts, shifted, and squeezed."""
+    """Score one query and one key at every pair of positions: in both layouts, shifted, and interpolated."""
 
     def model(**more: Any) -> Any:
         return make_model("tiny", hidden=d, heads=1, seq=n, position="rope", **more)
 
     def turn(x: Any, first: int, count: int, config: Any) -> Any:
-        """x [1, count, 1, d] turned as positions first, first + 1, ...; returns [count, d]."""
+        """Rotate x [1, count, 1, d] to the positions first, first + 1, ...; returns [count, d]."""
         return rope(x.contiguous(), (first, count), config)[0, :, 0]
 
     def scores(first: int, config: Any) -> Any:
-        """[n, n]: the query at position first + m against the key at first + n."""
+        """The scores [n, n] of the query at position first + i against the key at first + j."""
         return turn(q, first, n, config) @ turn(k, first, n, config).T / d**0.5
 
-    found: dict[str, Any] = {"moved": {}, "uneven": {}, "length": {}}
+    measured: dict[str, Any] = {"moved": {}, "uneven": {}, "length": {}}
     draw = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 1, 1, d, generator=draw, dtype=torch.float64).expand(2, 1, n, 1, d)
     with gpu.region("forward", layer=0, micro_batch=0):
@@ -38,27 +38,27 @@ def program(gpu: Any, d: int, n: int, shift: int, factor: int) -> dict[str, Any]
     with gpu.unrecorded():
         for layout in LAYOUTS:
             config = model(rope_layout=layout)
-            here = scores(0, config)
-            found["moved"][layout] = float((scores(shift, config) - here).abs().max())
-            found["uneven"][layout] = max(spread(here, offset) for offset in range(1 - n, n))
+            unshifted = scores(0, config)
+            measured["moved"][layout] = float((scores(shift, config) - unshifted).abs().max())
+            measured["uneven"][layout] = max(spread(unshifted, offset) for offset in range(1 - n, n))
             lengths = turn(q, shift, n, config).norm(dim=-1)
-            found["length"][layout] = float((lengths - q[0, :, 0].norm(dim=-1)).abs().max())
+            measured["length"][layout] = float((lengths - q[0, :, 0].norm(dim=-1)).abs().max())
 
-        here = scores(0, model())
+        unshifted = scores(0, model())
         stretched = model(rope_scaling="interpolation", rope_factor=float(factor))
         last, first = turn(q[:, :1], factor * (n - 1), 1, stretched)[0], turn(k[:, :1], 0, 1, model())[0]
-        found["squeezed"] = float((last @ first / d**0.5 - here[n - 1, 0]).abs())
-        found["curve"] = here[:, 0].tolist()
+        measured["squeezed"] = float((last @ first / d**0.5 - unshifted[n - 1, 0]).abs())
+        measured["curve"] = unshifted[:, 0].tolist()
 
-        # learned positions, added: they know places
+        # learned positions, which are added: scores depend on the places, not on their distance alone
         table = torch.randn(2 * n, d, generator=draw, dtype=torch.float64)
         added = (q[0, 0, 0] + table[:n]) @ (k[0, 0, 0] + table[:n]).T / d**0.5
-        found["learned"] = max(spread(added, offset) for offset in range(1, 4))
-    return found
+        measured["learned"] = max(spread(added, offset) for offset in range(1, 4))
+    return measured
 
 
 def spread(scores: Any, offset: int) -> float:
-    """How far the scores at one distance are apart."""
+    """The largest less the smallest score among pairs at one distance."""
     diagonal = scores.diagonal(offset)
     return float(diagonal.max() - diagonal.min())
 
@@ -69,15 +69,15 @@ def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, fac
     are squeezed.
     """
     run = lab.run("turned", lab.text("turned"), program, d, n, shift, factor, gpus=1)
-    found = run.results[0]
+    measured = run.results[0]
     rounding: dict[str, Any] = {"unit": "absolute", "tolerance": 1e-12}
     for layout in LAYOUTS:
         shifted: dict[str, Any] = {"unit": "absolute", "tolerance": 1e-11, "layout": layout, "shift": shift}
-        lab.row("change_by_a_shift", 0, found["moved"][layout], "Eq 4, float64", **shifted)
-        lab.row("same_distance", 0, found["uneven"][layout], "Eq 4, float64", **rounding, layout=layout)
-        lab.row("length", 0, found["length"][layout], "a rotation", **rounding, layout=layout)
+        lab.row("change_by_a_shift", 0, measured["moved"][layout], "Eq 4, float64", **shifted)
+        lab.row("same_distance", 0, measured["uneven"][layout], "Eq 4, float64", **rounding, layout=layout)
+        lab.row("length", 0, measured["length"][layout], "a rotation", **rounding, layout=layout)
     source = "2306.15595: positions over s"
-    lab.row("interpolated_score", 0, found["squeezed"], source, **rounding, factor=factor, last=n - 1)
+    lab.row("interpolated_score", 0, measured["squeezed"], source, **rounding, factor=factor, last=n - 1)
 
     base, pairs = 10_000.0, d // 2
     plain, ntk = frequencies(d, base), frequencies(d, base, "ntk", float(factor))
@@ -88,9 +88,9 @@ def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, fac
     lab.row("not_turned_once", expected, new, "2π/θ_i > L ⇔ i > d/2 · ln(L/2π)/ln base", unit="pairs", n=n)
 
     lab.ask("pairs_not_turned", new, "pairs", d=d, pairs=pairs, n=n)
-    figures(lab, d, n, float(factor), found["curve"])
-    lab.tell("shift_changes_nothing", view="tab=ledger", shift=shift, moved_half=found["moved"]["half"])
-    lab.tell("learned_positions", view="tab=ledger", learned=found["learned"])
+    figures(lab, d, n, float(factor), measured["curve"])
+    lab.tell("shift_changes_nothing", view="tab=ledger", shift=shift, moved_half=measured["moved"]["half"])
+    lab.tell("learned_positions", view="tab=ledger", learned=measured["learned"])
     lab.tell("not_turned", view="tab=story", new=new, pairs=pairs, n=n)
     lab.tell("interpolation", view="tab=ledger", factor=factor, far=factor * (n - 1), last=n - 1)
     lab.conclude(shift=shift, factor=factor, new=new, pairs=pairs)
@@ -99,7 +99,9 @@ def rope_is_relative(lab: Lab, d: int = 64, n: int = 128, shift: int = 1000, fac
 
 
 def figures(lab: Lab, d: int, n: int, factor: float, curve: list[float]) -> None:
-    """What single pairs say of a distance, what all of them say together, and how they are stretched."""
+    """Draw the cosines of single pairs, the score of all pairs against distance, and how scaling lengthens
+    the periods.
+    """
     base, pairs, distances = 10_000.0, d // 2, list(range(n))
     angles = frequencies(d, base)
 

@@ -1,4 +1,6 @@
-"""A5: pre-norm, post-norm, sandwich; LayerNorm, RMSNorm: whose gradients explode in 24 layers at birth."""
+"""A5: pre-norm, post-norm, sandwich; LayerNorm, RMSNorm: which have exploding gradients in 24 layers at
+initialization.
+"""
 
 from __future__ import annotations
 
@@ -25,28 +27,32 @@ WORDS = {"post": "post", "pre": "pre", "pre, RMSNorm": "pre_rms", "sandwich": "s
 
 
 def program(gpu: Any, depths: list[int], h: int) -> dict[str, Any]:
-    """One backward through models of each kind and depth, as they are born; RMSNorm beside torch's."""
+    """Run one backward through freshly initialized models of each kind and depth; compare RMSNorm with
+    torch's.
+    """
     with gpu.unrecorded():
         draw = torch.Generator().manual_seed(0)
-        found: dict[str, Any] = {"gradients": {}, "stream": {}}
+        measured: dict[str, Any] = {"gradients": {}, "stream": {}}
         for kind in KINDS:
             for depth in depths:
                 several = [born(kind, depth, h, seed) for seed in range(SEEDS)]
                 gradients, sizes = (torch.tensor(x).mean(0).tolist() for x in zip(*several, strict=True))
-                found["gradients"][kind, depth], found["stream"][kind, depth] = gradients, sizes
+                measured["gradients"][kind, depth], measured["stream"][kind, depth] = gradients, sizes
         x = torch.randn(5, h, generator=draw, dtype=torch.float64).requires_grad_()
         weight = torch.randn(h, generator=draw, dtype=torch.float64).requires_grad_()
         upstream = torch.randn(5, h, generator=draw, dtype=torch.float64)
-        found["apart"] = apart_from_torch(x, weight, upstream)
+        measured["difference"] = difference_from_torch(x, weight, upstream)
         few = x[:2, :8].detach().requires_grad_(), weight[:8].detach().requires_grad_()
-        found["checked"] = int(torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-5), few))
+        measured["checked"] = int(torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-5), few))
     with gpu.region("forward", layer=0, micro_batch=0):
         rms_norm(x.detach(), weight.detach(), 1e-5)
-    return found
+    return measured
 
 
 def born(kind: str, depth: int, h: int, seed: int) -> tuple[list[float], list[float]]:
-    """By layer: the gradient norm of the MLP's last matrix, and the size of the residual stream."""
+    """For each layer of a fresh model: the gradient norm of the MLP's last matrix, and the size of the
+    residual stream.
+    """
     draw = torch.Generator().manual_seed(seed)
     tokens, targets = torch.randint(0, 64, (2, 8, 16), generator=draw)
     place, norm = KINDS[kind]
@@ -73,7 +79,7 @@ def born(kind: str, depth: int, h: int, seed: int) -> tuple[list[float], list[fl
     return [float(block.down_weight.grad.norm()) for block in model.layers.values()], sizes
 
 
-def apart_from_torch(x: Any, weight: Any, upstream: Any) -> float:
+def difference_from_torch(x: Any, weight: Any, upstream: Any) -> float:
     """The largest difference of our RMSNorm from torch's, in its output and its two gradients."""
 
     def torch_norm(x: Any, w: Any) -> Any:
@@ -93,10 +99,10 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     shallow = layers // 4
     depths = [shallow, layers]
     run = lab.run("born", lab.text("born"), program, depths, h, gpus=1)
-    found = run.results[0]
-    last = {kind: [found["gradients"][kind, depth][-1] for depth in depths] for kind in KINDS}
+    measured = run.results[0]
+    last = {kind: [measured["gradients"][kind, depth][-1] for depth in depths] for kind in KINDS}
     power = {kind: float(np.polyfit(np.log(depths), np.log(values), 1)[0]) for kind, values in last.items()}
-    grown = {kind: found["stream"][kind, layers] for kind in KINDS}
+    grown = {kind: measured["stream"][kind, layers] for kind in KINDS}
     growth = grown["pre"][-1] / grown["pre"][shallow - 1]
 
     # Random weights scatter these means over four seeds. Over twelve seeds, at h = 64 and 24 layers, the
@@ -114,13 +120,13 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
     source, post = "it is a norm's output", grown["post"][-1]
     lab.row("post_stream", 1, post, source, unit="rms", **chance, tolerance=0.01, layers=layers)
     source = "1910.07467, float64"
-    lab.row("rms_norm_and_torch", 0, found["apart"], source, unit="absolute", tolerance=1e-12)
-    lab.row("gradcheck", 1, found["checked"], "finite differences", unit="")
+    lab.row("rms_norm_and_torch", 0, measured["difference"], source, unit="absolute", tolerance=1e-12)
+    lab.row("gradcheck", 1, measured["checked"], "finite differences", unit="")
 
     ratio = last["post"][-1] / last["pre"][-1]
     lab.ask("ratio", ratio, "×", layers=layers)
-    figures(lab, found["gradients"], grown, last, depths)
-    first = {kind: found["gradients"][kind, layers][0] for kind in KINDS}
+    figures(lab, measured["gradients"], grown, last, depths)
+    first = {kind: measured["gradients"][kind, layers][0] for kind in KINDS}
     deepest = {kind: values[-1] for kind, values in last.items()}
     lab.tell("last_layer", view="tab=story", last_post=deepest["post"], last_pre=deepest["pre"], ratio=ratio)
     powers: dict[str, Any] = {"pre": power["pre"], "post": power["post"]}
@@ -134,7 +140,7 @@ def where_the_norm_goes(lab: Lab, layers: int = 24, h: int = 64) -> None:
 
 
 def figures(lab: Lab, gradients: Any, grown: Any, last: Any, depths: list[int]) -> None:
-    """Gradients by layer and by depth, and the size of the residual stream."""
+    """Draw gradients by layer and by depth, and the size of the residual stream."""
     at = list(range(depths[-1]))
 
     def by_layer(lang: str) -> Any:

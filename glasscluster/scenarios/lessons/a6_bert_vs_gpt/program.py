@@ -1,4 +1,6 @@
-"""A6: the same tokens for BERT and for GPT: which carry a loss, and how much each learns from them."""
+"""A6: the same tokens for BERT and for GPT: which tokens carry a loss, and how much each model learns from
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ SEQUENCES = 8  # of a step
 
 
 def fates(vocab: int, seq: int, sequences: int) -> dict[str, float]:
-    """What became of the chosen tokens of many sequences: the shares hidden, changed and kept, and counts."""
+    """Count what happened to the chosen tokens of many sequences: the shares hidden, changed and kept, and
+    the counts.
+    """
     tokens = torch.randint(0, vocab - 1, (sequences, seq), generator=torch.Generator().manual_seed(0))
     inputs, targets = masked(tokens, vocab, 0, 0)
     chosen = targets != IGNORE
@@ -53,7 +57,7 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
         lab.train(kind, lab.text(kind), model=model, steps=1, dp=2, global_batch=SEQUENCES)
         job = Job(make_plan(dp=2, global_batch=SEQUENCES, lr=3e-3), model, steps)
         text = [job.batch(step) for step in range(steps)]
-        # the rest of the way on one device, which the two ranks equal
+        # the other steps run on one device, which the two ranks equal
         losses[kind] = train_one_device(model, text, job.optimizer, 1.0, 0, torch.float32).losses
         batches[kind] = text[0]
         with_loss[kind] = int((text[0][1] != IGNORE).sum())
@@ -87,7 +91,7 @@ def bert_vs_gpt(lab: Lab, steps: int = 20, seq: int = 64) -> None:
 
 
 def coloured_text(lab: Lab, batches: dict[str, Any], lang: str) -> Any:
-    """The first 32 tokens of both models' batches; those that carry a loss have a colour."""
+    """Draw the first 32 tokens of both models' batches; tokens that carry a loss are coloured."""
     tables = []
     for kind in ("causal", "masked"):
         inputs, targets = (x[0, :32].tolist() for x in batches[kind])
@@ -99,12 +103,12 @@ def coloured_text(lab: Lab, batches: dict[str, Any], lang: str) -> Any:
 
 
 def letter(token: int) -> str:
-    """A byte as it is printed; ▢ is [MASK], · a byte that has no letter."""
+    """A byte as it is printed; ▢ stands for [MASK], · for a byte without a letter."""
     return "▢" if token == VOCAB - 1 else chr(token) if 32 < token < 127 else "·"
 
 
 def figures_of_training(lab: Lab, losses: dict[str, Any], with_loss: dict[str, int], tokens: int) -> None:
-    """Losses by step, and how many tokens were learned from by how many were read."""
+    """Draw losses by step, and the number of tokens learned from against the number read."""
     at = list(range(1, len(losses["causal"]) + 1))
     read = [tokens * step for step in at]
     models = {"gpt": "causal", "bert": "masked"}

@@ -29,11 +29,12 @@ from glasscluster.visualize.figures.plots import bars
 
 
 def by_hand(pieces: Mapping[bytes, int], merges: int) -> list[tuple[bytes, bytes]]:
-    """Algorithm 1 of the paper as it stands there: count all pairs anew, merge the most frequent one,
-    repeat.
+    """Learn merges by algorithm 1 of the paper, as written: count all pairs, merge the most frequent, repeat.
+
+    Returns the merged pairs of byte strings, in order.
     """
 
-    tokens, found = list(BYTES), []
+    tokens, merged_pairs = list(BYTES), []
     words = {
         tuple(BYTES.index(piece[i : i + 1]) for i in range(len(piece))): n for piece, n in pieces.items()
     }
@@ -51,9 +52,9 @@ def by_hand(pieces: Mapping[bytes, int], merges: int) -> list[tuple[bytes, bytes
                 out[-1:] = [len(tokens)] if joins else [*out[-1:], token]
             merged[tuple(out)] = times
         words = merged
-        found.append((tokens[best[0]], tokens[best[1]]))
+        merged_pairs.append((tokens[best[0]], tokens[best[1]]))
         tokens.append(tokens[best[0]] + tokens[best[1]])
-    return found
+    return merged_pairs
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class Reader:
 
     @property
     def model(self) -> Any:
-        """Its shape."""
+        """The GPT's shape."""
         return make_model("tiny", layers=1, hidden=64, heads=4, seq=self.seq, vocab=self.vocab)
 
     @property
     def data(self) -> Mixture:
-        """English and Chinese, row by row."""
+        """English and Chinese sentences, with equal weights."""
         return Mixture((("english", 1.0), ("chinese", 1.0)), self.tokenizer)
 
 
@@ -97,15 +98,15 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
 
     lab.say("training a GPT on bytes and one on tokens")
     share = sum(counts["both"].values()) / sum(size.values())  # tokens of a byte
-    found: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as home:
         file = str(Path(home) / "tokenizer.json")
         made["both"].save(Path(file))
         for reader in (Reader("bytes", 256, 64, None), Reader("tokens", vocab, round(64 * share), file)):
-            found[reader.name] = read_text(lab, reader, made["both"], steps)
+            results[reader.name] = read_text(lab, reader, made["both"], steps)
     if not lab.leader:
         return
-    over_loss = found["bytes"]["bits"] / (found["bytes"]["loss"] / math.log(2))
+    over_loss = results["bytes"]["bits"] / (results["bytes"]["loss"] / math.log(2))
     lab.row("bits_of_a_byte", 1, over_loss, "Eq 37: a token is a byte", unit="×", tolerance=1e-12)
 
     lab.ask("ratio", ratio["en"], "×")
@@ -114,13 +115,13 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
     marked = [" gradients", "梯度", "通信"]
     lab.figure("merges_en", partial(merge_tree_figure, made["en"], marked))
     lab.figure("merges_both", partial(merge_tree_figure, made["both"], marked))
-    lab.figure("two_units", lambda lang: two_units(lab, found, lang))
+    lab.figure("two_units", lambda lang: two_units(lab, results, lang))
     lab.tell("bytes_of_the_sentences", english=size["en"], chinese=size["zh"])
     learned: dict[str, Any] = {f"en_on_{lang}": per["en"][lang] for lang in per["en"]}
     lab.tell("learned_from_english", **learned, ratio_en=ratio["en"])
     lab.tell("learned_from_others", ratio_zh=ratio["zh"], ratio_both=ratio["both"])
-    losses: dict[str, Any] = {f"loss_{name}": each["loss"] for name, each in found.items()}
-    bits: dict[str, Any] = {f"bits_{name}": each["bits"] for name, each in found.items()}
+    losses: dict[str, Any] = {f"loss_{name}": each["loss"] for name, each in results.items()}
+    bits: dict[str, Any] = {f"bits_{name}": each["bits"] for name, each in results.items()}
     lab.tell("after_training", view="tab=story", steps=steps, **losses, **bits)
     lab.conclude(ratio_en=ratio["en"], ratio_both=ratio["both"])
     lab.explain()
@@ -128,7 +129,7 @@ def bpe_by_hand(lab: Lab, vocab: int = 1024, steps: int = 40) -> None:
 
 
 def check_the_algorithm(lab: Lab, sentences: list[bytes]) -> None:
-    """The merges that are learned, against the paper's algorithm and its own example."""
+    """Check the learned merges against the paper's algorithm and its own example."""
     paper = {b"low": 5, b"lower": 2, b"newest": 6, b"widest": 3}
     few = count_pieces(sentences)
     wrong = 0
@@ -141,7 +142,9 @@ def check_the_algorithm(lab: Lab, sentences: list[bytes]) -> None:
 
 
 def check_a_tokenizer(lab: Lab, name: str, tokenizer: Tokenizer, texts: dict[str, list[bytes]]) -> None:
-    """Its tokens are all different, and every text comes back, even bytes that are no text."""
+    """Check that all tokens differ, and that decoding restores every text, even bytes that are not valid
+    text.
+    """
     blanks: dict[str, Any] = {"name": lab.text({"en": "english", "zh": "chinese", "both": "two"}[name])}
     different = len(set(tokenizer.tokens.values()))
     expected = 256 + len(tokenizer.merges)
@@ -152,13 +155,13 @@ def check_a_tokenizer(lab: Lab, name: str, tokenizer: Tokenizer, texts: dict[str
 
 
 def tokens_in(tokenizer: Tokenizer, sentences: list[bytes]) -> int:
-    """How many tokens the sentences become."""
+    """The number of tokens of all sentences."""
     return sum(len(tokenizer.encode(sentence)) for sentence in sentences)
 
 
 def read_text(lab: Lab, reader: Reader, tokenizer: Tokenizer, steps: int) -> dict[str, float]:
-    """Train a GPT: the loss a token of the last quarter of the steps, in bits a byte too, and bytes a
-    token.
+    """Train a GPT; return its loss over the last quarter of the steps, in nats a token and bits a byte, and
+    its bytes a token.
     """
     model, data = reader.model, reader.data
     title = lab.text("gpt_reads_bytes" if reader.tokenizer is None else "gpt_reads_tokens")
@@ -170,7 +173,7 @@ def read_text(lab: Lab, reader: Reader, tokenizer: Tokenizer, steps: int) -> dic
         lab.row("first_loss", math.log(reader.vocab), first, "Eq 37: ln V ± 0.1", **chance, name=what)
     job = Job(make_plan(global_batch=16, lr=3e-3), model, steps, data, lab.seed)
     batches = [job.batch(step) for step in range(steps)]
-    with one_thread():  # the rest of the way on one device, which the two ranks equal
+    with one_thread():  # the other steps run on one device, which the two ranks equal
         losses = train_one_device(model, batches, job.optimizer, 1.0, lab.seed, torch.float32).losses
     late = [targets.flatten().tolist() for _, targets in batches[-steps // 4 :]]
     tokens = sum(map(len, late))
@@ -180,7 +183,7 @@ def read_text(lab: Lab, reader: Reader, tokenizer: Tokenizer, steps: int) -> dic
 
 
 def bytes_per_token(lab: Lab, per: dict[str, dict[str, float]], lang: str) -> Any:
-    """By what the merges were learned from, for either language."""
+    """Draw bytes a token of either language, by the texts that the merges were learned from."""
     learned_from = [lab.word(name, lang) for name in per]
     series = {
         lab.word("english_text", lang): [each["en"] for each in per.values()],
@@ -189,8 +192,8 @@ def bytes_per_token(lab: Lab, per: dict[str, dict[str, float]], lang: str) -> An
     return bars(learned_from, series, lab.word("bytes_per_token", lang))
 
 
-def two_units(lab: Lab, found: dict[str, dict[str, float]], lang: str) -> Any:
-    """The same two models in nats a token and in bits a byte."""
+def two_units(lab: Lab, results: dict[str, dict[str, float]], lang: str) -> Any:
+    """Draw the same two models in nats a token and in bits a byte."""
     units = [lab.word("loss_per_token", lang), lab.word("bits_per_byte", lang)]
-    series = {lab.word(f"gpt_{name}", lang): [each["loss"], each["bits"]] for name, each in found.items()}
+    series = {lab.word(f"gpt_{name}", lang): [each["loss"], each["bits"]] for name, each in results.items()}
     return bars(units, series, lab.word("nats_and_bits", lang))

@@ -1,4 +1,4 @@
-"""A8: what a weight does to a source, and how ranks read on after a stop without losing a row."""
+"""A8: what a source's weight does, and how ranks resume reading without losing a row."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from glasscluster.visualize.figures.plots import bars
 
 
 def read_on(gpu: Any, order: Any, consumed: int, batch: int, steps: int) -> list[list[Any]]:
-    """A data-parallel rank's samples, step by step, from the one number that was saved; all ranks add up what
-    they read of each source.
+    """Read a data-parallel rank's samples, step by step, from the one saved number of consumed rows.
+
+    All ranks sum how much they read of each source. Returns the rank's samples of each step.
     """
 
-    comm, seen = gpu.make_mesh({"dp": gpu.size})["dp"], []
+    comm, shares = gpu.make_mesh({"dp": gpu.size})["dp"], []
     for step in range(steps):
         gpu.start_step()
         with gpu.unrecorded():
             share = order.share(consumed + step * batch, batch, comm.rank, comm.size)
             counts = torch.tensor([float(sum(s.source == i for s in share)) for i in range(len(order.sizes))])
         comm.all_reduce(counts, purpose="scalars", label="rows read of each source")
-        seen.append(share)
-    return seen
+        shares.append(share)
+    return shares
 
 
 NAMES = ("python", "english", "chinese")
@@ -37,8 +38,9 @@ WEIGHTS = (0.7, 0.2, 0.1)
 
 
 def own_places(ranks: int, others: int, each: int, steps: int) -> tuple[int, int]:
-    """If every rank saved how far it had come itself, and others began there: numbers read twice, and numbers
-    that nobody reads.
+    """Count the faults if every rank saved its own place and a different number of ranks resumed there.
+
+    Returns how many numbers would be read twice, and how many never.
     """
     before = {place * ranks + rank for rank in range(ranks) for place in range(each * steps)}
     start = each * steps * others  # rank r of the others goes on with its own `each·steps`-th number
@@ -94,12 +96,12 @@ def data_mix(lab: Lab, ranks: int = 4, others: int = 3, stopped: int = 3, seq: i
 
 
 def samples(run: Any) -> list[Any]:
-    """Everything that was read, step by step, and in a step rank by rank."""
+    """All samples that a run read: step by step, and rank by rank within a step."""
     return [sample for step in zip(*run.results, strict=True) for share in step for sample in share]
 
 
 def check_epochs(lab: Lab, order: Any, rows: list[Any], total: int) -> list[int]:
-    """How often each source was read, against Eq 40; returns rows read of each source."""
+    """Check how often each source was read, against Eq 40; returns the rows read of each source."""
     counted = [sum(sample.source == i for sample in rows) for i in range(len(NAMES))]
     for name, weight, size, many in zip(NAMES, WEIGHTS, order.sizes, counted, strict=True):
         blanks: dict[str, Any] = {"name": lab.text(f"name_{name}"), "total": total}
@@ -111,7 +113,7 @@ def check_epochs(lab: Lab, order: Any, rows: list[Any], total: int) -> list[int]
 
 
 def check_the_stop(lab: Lab, order: Any, rows: list[Any], ranks: int, others: int) -> None:
-    """What was read before and after the stop, against the same numbers read without one."""
+    """Check the samples read before and after the stop against the same numbers read without one."""
     wanted = [order.sample(n) for n in range(len(rows))]
     missing, twice = Counter(wanted) - Counter(rows), Counter(rows) - Counter(wanted)
     sizes: dict[str, Any] = {"ranks": ranks, "others": others}
@@ -122,7 +124,7 @@ def check_the_stop(lab: Lab, order: Any, rows: list[Any], ranks: int, others: in
 
 
 def figures_of_sources(lab: Lab, order: Any, epochs: list[float], counted: list[int], total: int) -> None:
-    """Epochs of each source, and its share of the text beside its share of what is read."""
+    """Draw the epochs of each source, and its share of the text beside its share of the samples."""
     expected = [weight * total / size for weight, size in zip(WEIGHTS, order.sizes, strict=True)]
 
     def names(lang: str) -> list[str]:
@@ -145,16 +147,16 @@ def figures_of_sources(lab: Lab, order: Any, epochs: list[float], counted: list[
 
 
 def who_reads_which(lab: Lab, before: Any, after: Any, batch: int, lang: str) -> Any:
-    """A row a rank: the numbers it reads, coloured by source."""
+    """Draw a row for each rank: the numbers of the samples that it reads, coloured by source."""
     stopped = len(before.results[0])
-    told = lab.word("table_before", lang, ranks=len(before.results), before=stopped - 1)
-    then = lab.word("table_after", lang, others=len(after.results), read=stopped * batch)
+    title_before = lab.word("table_before", lang, ranks=len(before.results), before=stopped - 1)
+    title_after = lab.word("table_after", lang, others=len(after.results), read=stopped * batch)
     tables = []
-    for title, run, first in ((told, before, 0), (then, after, stopped)):
+    for title, run, first in ((title_before, before, 0), (title_after, after, stopped)):
         each = batch // len(run.results)
         text, fill = [], []
-        for rank, seen in enumerate(run.results):
-            read_here = [sample for share in seen for sample in share]
+        for rank, shares in enumerate(run.results):
+            read_here = [sample for share in shares for sample in share]
             numbers = [
                 (first + step) * batch + rank * each + i for step in range(stopped) for i in range(each)
             ]

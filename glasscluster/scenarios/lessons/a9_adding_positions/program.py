@@ -1,4 +1,6 @@
-"""A9: why token and position embeddings may be added: the dot product's four terms, before and after."""
+"""A9: why token and position embeddings may be added: the four terms of the dot product, before and after
+training.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,11 @@ TERMS = ("token_token", "token_position", "position_token", "position_position")
 
 
 def four_terms(state: dict[str, Any], tokens: Any, config: Any) -> dict[str, Any]:
-    """The first layer's scores [a, s, s] of a sequence, term by term; the norm's mean and scale are those
-    of the sum, so it is linear.
+    """Split the first layer's attention scores [a, s, s] of a sequence into four terms.
 
-    x = e + p; q = W_q (γ (x − mean x) / σ + β) + b_q: the part from e, the part from p, and a constant,
-    which goes with the position.
+    With x = e + p and q = W_q (γ (x − mean x) / σ + β) + b_q, a query is a part from e, a part from p, and a
+    constant, which is counted with the position. Mean and σ of the norm are those of the sum x, so that the
+    split is linear.
     """
     e, p = state["embedding.token"][tokens], state["embedding.position"][: len(tokens)]
     h, a = config.hidden, config.heads
@@ -41,13 +43,13 @@ def four_terms(state: dict[str, Any], tokens: Any, config: Any) -> dict[str, Any
     q, k = (y.unflatten(-1, (a, -1)).transpose(0, 1) for y in (normed @ weight.T + bias).chunk(2, -1))
     score = q @ k.mT * scale
     side_by_side = torch.cat([e, p], -1) @ torch.cat([weight.T, weight.T])  # through the matrix twice
-    both = side_by_side - x @ weight.T
-    seen = torch.ones_like(score[0], dtype=torch.bool).tril()
+    difference = side_by_side - x @ weight.T
+    visible = torch.ones_like(score[0], dtype=torch.bool).tril()
     cosine = torch.nn.functional.cosine_similarity(e[:, None], p[None], dim=-1)
     return {
         "sum": float((sum(terms) - score).abs().max()),
-        "side by side": float(both.abs().max()),
-        "spread": [float(t[:, seen].var()) for t in terms],
+        "side by side": float(difference.abs().max()),
+        "spread": [float(t[:, visible].var()) for t in terms],
         "cosine": float(cosine.square().mean().sqrt()),
     }
 
@@ -66,18 +68,18 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
     learnt = train_one_device(model, text, job.optimizer, 1.0, 0, torch.float32)
     grown = {name: weight.double() for name, weight in learnt.weights[-1].items()}
     tokens = text[0][0][0]
-    found = {"before": four_terms(born, tokens, model), "after": four_terms(grown, tokens, model)}
+    by_moment = {"before": four_terms(born, tokens, model), "after": four_terms(grown, tokens, model)}
 
-    for when, terms in found.items():
+    for when, terms in by_moment.items():
         source = "the dot product of two sums, float64"
         lab.row("terms_less_score", 0, terms["sum"], source, unit="absolute", tolerance=1e-10, when=when)
-        source, apart = "(e+p)W = [e, p][W; W]", terms["side by side"]
-        lab.row("added_less_side_by_side", 0, apart, source, unit="absolute", tolerance=1e-12, when=when)
-    expected, cosine = hidden**-0.5, found["before"]["cosine"]
+        source, difference = "(e+p)W = [e, p][W; W]", terms["side by side"]
+        lab.row("added_less_side_by_side", 0, difference, source, unit="absolute", tolerance=1e-12, when=when)
+    expected, cosine = hidden**-0.5, by_moment["before"]["cosine"]
     source = "random vectors of dimension h: 1/√h"
     lab.row("cosine", expected, cosine, source, unit="", match="statistical", tolerance=0.02)
 
-    share = {when: [100 * v / sum(f["spread"]) for v in f["spread"]] for when, f in found.items()}
+    share = {when: [100 * v / sum(f["spread"]) for v in f["spread"]] for when, f in by_moment.items()}
     cross = {when: percent[1] + percent[2] for when, percent in share.items()}
     lab.ask("cross_terms", cross["after"], "%", steps=steps)
 
@@ -89,8 +91,8 @@ def adding_positions(lab: Lab, steps: int = 30, hidden: int = 64, seq: int = 64)
         return bars([lab.word(term, lang) for term in TERMS], series, lab.word("share_variance", lang))
 
     lab.figure("four_terms", four_bars)
-    lab.tell("add_up", view="tab=ledger", worst=max(f["sum"] for f in found.values()))
-    cosines: dict[str, Any] = {"cosine_before": cosine, "cosine_after": found["after"]["cosine"]}
+    lab.tell("add_up", view="tab=ledger", worst=max(f["sum"] for f in by_moment.values()))
+    cosines: dict[str, Any] = {"cosine_before": cosine, "cosine_after": by_moment["after"]["cosine"]}
     lab.tell("cosines", view="tab=ledger", hidden=hidden, expected=expected, **cosines)
     crosses: dict[str, Any] = {f"cross_{when}": percent for when, percent in cross.items()}
     lab.tell("cross_terms", view="tab=story", **crosses, steps=steps)

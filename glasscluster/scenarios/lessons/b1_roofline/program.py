@@ -1,4 +1,4 @@
-"""B1: eight operations on the roofline: which wait for arithmetic, which for memory."""
+"""B1: eight operations on the roofline: which are bound by arithmetic, which by memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ MACHINES = ("dgx-a100-80gb", "pcie-4090", "classroom")
 
 
 def program(gpu: Any, n: int, d: int) -> None:
-    """Each operation once, in fp32, in a micro-batch of its own so that it is told apart."""
+    """Run each operation once in fp32, each in a micro-batch of its own, which identifies it in the
+    recording.
+    """
 
     with gpu.unrecorded():
         draw = torch.Generator().manual_seed(0)
@@ -53,8 +55,8 @@ def program(gpu: Any, n: int, d: int) -> None:
 
 
 def by_hand(n: int, d: int) -> dict[str, tuple[int, int]]:
-    """FLOPs of matrix products, and fp32 numbers through memory: operands read once, results written once;
-    attention by Eq 7.
+    """The expected FLOPs of matrix products, and fp32 numbers through memory: operands read once, results
+    written once; attention by Eq 7.
     """
     costs = (
         (2 * n**3, 3 * n * n),
@@ -117,7 +119,7 @@ def roofline(lab: Lab, n: int = 512, d: int = 64) -> None:
 
 
 def rows_of(run: Any, number: int) -> Any:
-    """The recorded operations of one micro-batch."""
+    """The rows of the graph that were recorded in one micro-batch."""
     return np.flatnonzero((run.graph.kind == COMPUTE) & (run.graph.micro_batch == number))
 
 
@@ -130,12 +132,12 @@ def spot(run: Any, number: int, name: str) -> Dot:
 
 
 def seconds(line: Any, rows: Any) -> float:
-    """Time of some operations on a timeline, without their launches."""
+    """The time of some operations on a timeline, without their launches."""
     return float((line.end[rows] - line.start[rows]).sum()) - len(rows) * line.hardware.gpu.launch_s
 
 
 def check_rate(lab: Lab, name: str, dot: Dot) -> None:
-    """FLOP/s reached on the lab's hardware, against the roofline at the operation's intensity."""
+    """Check the FLOP/s reached on the lab's hardware against the roofline at the operation's intensity."""
     gpu = hardware(lab.hardware).gpu
     roof = min(gpu.peak("fp32"), dot.flops / dot.bytes * gpu.memory_bandwidth)
     reached = dot.flops / dot.seconds
@@ -144,7 +146,7 @@ def check_rate(lab: Lab, name: str, dot: Dot) -> None:
 
 
 def error_of_times(run: Any, spots: dict[str, Dot], machine: str) -> float:
-    """The largest relative difference of an operation's time from the roofline, on some hardware."""
+    """The largest relative difference between an operation's time and the roofline's, on some hardware."""
     line, gpu = run.replay(machine), hardware(machine).gpu
     worst = 0.0
     for number, dot in enumerate(spots.values()):

@@ -20,7 +20,7 @@ def combine(state: tuple[Any, Any], block: Any) -> tuple[Any, Any]:
 
 
 def program(gpu: Any, n: int, blocks: int, scale: float) -> dict[str, Any]:
-    """Each rank combines the same row's blocks in an order of its own."""
+    """Combine the blocks of one row; each rank takes them in an order of its own."""
 
     row = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * scale
     pieces = list(row.tensor_split(blocks))

@@ -15,7 +15,9 @@ from glasscluster.visualize.figures.plots import lines
 
 
 def program(gpu: Any, sizes: list[int], d: int) -> dict[int, dict[str, int]]:
-    """Elements through slow memory for each N: tiled and textbook, by a meter inside the loops."""
+    """Count the elements through slow memory for each N, tiled and textbook, with a meter inside the
+    loops.
+    """
 
     counted = {}
     for n in sizes:

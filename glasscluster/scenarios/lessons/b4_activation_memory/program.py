@@ -69,8 +69,8 @@ def activation_memory(lab: Lab, hidden: int = 64, heads: int = 4, seq: int = 64)
 def kept(
     model: Any, t: int, recompute: str, backend: str = "dry", sequence_parallel: bool = False
 ) -> list[Line]:
-    """The tensors that rank 0 of t keeps of one layer and one sequence, each beside its term of the
-    formula.
+    """The tensors that one layer keeps for one sequence on the first of t tensor ranks, each beside its term
+    of the formula.
     """
     cluster = Cluster("classroom", t, backend, memory_bytes=None)
     saved = cluster.run(kept_by_a_layer, model, 1, "bf16", recompute, sequence_parallel).results[0]
@@ -78,7 +78,7 @@ def kept(
 
 
 def ways_to_keep_less(model: Any) -> tuple[dict[str, list[Line]], dict[str, int]]:
-    """What each way keeps, counted tensor by tensor, and in bytes by the formula."""
+    """What each way of keeping less keeps: counted tensor by tensor, and in bytes by the formula."""
     flash = model.model_copy(update={"attention": "flash"})
     counted = {
         "none": kept(model, 1, "none"),
@@ -101,7 +101,7 @@ def ways_to_keep_less(model: Any) -> tuple[dict[str, list[Line]], dict[str, int]
 
 
 def total(lines: list[Line]) -> int:
-    """Counted bytes of the tensors that the formula speaks of."""
+    """The counted bytes of the tensors that the formula covers."""
     return sum(line.counted for line in lines if not line.separate)
 
 

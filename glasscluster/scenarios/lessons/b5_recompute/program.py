@@ -1,4 +1,4 @@
-"""B5: memory bought with time, and how much of each."""
+"""B5: memory saved by recomputation, and the time it costs."""
 
 from __future__ import annotations
 
@@ -99,19 +99,19 @@ def most_activations(run: Any) -> int:
 
 
 def gib_of_gpt3(k: int) -> float:
-    """Peak of GPT-3 with flash attention and one sequence, k layers a segment."""
+    """GPT-3's peak in GiB with flash attention and one sequence, k layers a segment."""
     return predict_peak(GPT3["n"], k, GPT3["c"], 17 * GPT3["c"])
 
 
 def percent_more(values: dict[str, Any], key: str) -> float:
-    """How much more than the run that keeps everything."""
+    """How much more than the run that keeps everything, in percent."""
     return 100 * (values[key] / values["none"] - 1)
 
 
 def memory_against_time(
     lab: Lab, peak: dict[str, int], time: dict[str, float], lengths: list[int], lang: str
 ) -> Any:
-    """Every run as a point: most activations at once, time of a step."""
+    """Draw every run as a point: its most activations at once, and its time of a step."""
     at = {key: (peak[key] / 1e6, time[key] * 1e3) for key in peak}
     full = [at[f"full{k}"] for k in lengths]
     series = {
@@ -127,7 +127,7 @@ def memory_against_time(
 
 
 def two_terms(lab: Lab, best: int, lang: str) -> Any:
-    """GPT-3's peak and its two terms against the segment length."""
+    """Draw GPT-3's peak and its two terms against the segment length."""
     n, c = GPT3["n"], GPT3["c"]
     span = [k for k in (1, 2, 3, 4, 6, 8, 12, 24, 48, 96) if n % k == 0]
     series = {
@@ -139,6 +139,6 @@ def two_terms(lab: Lab, best: int, lang: str) -> Any:
     figure = lines(series, *axes, log_x=True, log_y=True).update_yaxes(dtick=1)
     for k in (best, 12):
         gib = gib_of_gpt3(k)
-        said = f"k = {k}: {gib:.1f} GiB"
-        figure.add_annotation(x=math.log10(k), y=math.log10(gib), text=said, showarrow=True, ay=-36, ax=-10)
+        label = f"k = {k}: {gib:.1f} GiB"
+        figure.add_annotation(x=math.log10(k), y=math.log10(gib), text=label, showarrow=True, ay=-36, ax=-10)
     return figure

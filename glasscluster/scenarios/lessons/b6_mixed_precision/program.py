@@ -18,8 +18,8 @@ RAISED = 2.0**16
 
 
 def program(gpu: Any, job: Any) -> dict[str, Any]:
-    """One fp32 backward of the mean loss: gradients by exponent, and what fp16 makes of them, raised or
-    not.
+    """Run one fp32 backward of the mean loss; count its gradients by exponent, and those that fp16 loses at
+    each scale.
     """
 
     model = GPTStage(job.model, seed=job.seed)
@@ -31,12 +31,12 @@ def program(gpu: Any, job: Any) -> dict[str, Any]:
     with gpu.unrecorded():
         g = torch.cat([p.grad.flatten() for p, _ in model.full_names().values() if p.grad is not None]).abs()
         g = g[g > 0]
-        found: dict[str, Any] = {"all": len(g)}
+        measured: dict[str, Any] = {"all": len(g)}
         for scale in (1.0, RAISED):
             x = g * scale
             at, counts = torch.frexp(x)[1].sub(1).unique(return_counts=True)
             half = x.half()
-            found[f"x{scale:.0f}"] = {
+            measured[f"x{scale:.0f}"] = {
                 "exponents": dict(zip(at.tolist(), counts.tolist(), strict=True)),
                 "small": int((x < 2.0**-14).sum()),
                 "gone": int((half == 0).sum()),
@@ -44,7 +44,7 @@ def program(gpu: Any, job: Any) -> dict[str, Any]:
                 "over": int(half.isinf().sum()),
                 "above": int((x >= 65520).sum()),
             }
-        return found
+        return measured
 
 
 @lesson
@@ -58,9 +58,9 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
     looks = {"as_they_are": look["x1"], "raised": look[f"x{RAISED:.0f}"]}
     count: dict[str, Any] = {"unit": "gradients"}
     for name, of in looks.items():
-        said = lab.text(f"name_{name}")
-        lab.row("become_zero", of["below"], of["gone"], "Eq 28: |g| ≤ 2⁻²⁵", **count, name=said)
-        lab.row("become_infinite", of["above"], of["over"], "|g| ≥ 65520 rounds to 2¹⁶", **count, name=said)
+        title = lab.text(f"name_{name}")
+        lab.row("become_zero", of["below"], of["gone"], "Eq 28: |g| ≤ 2⁻²⁵", **count, name=title)
+        lab.row("become_infinite", of["above"], of["over"], "|g| ≥ 65520 rounds to 2¹⁶", **count, name=title)
 
     rule = ScaleRule(initial=2.0**24, interval=interval)
     plan: dict[str, Any] = {"model": model, "steps": steps, "dp": 2, "tp": 2, "global_batch": 8}
@@ -100,7 +100,7 @@ def mixed_precision(lab: Lab, steps: int = 19, interval: int = 4) -> None:
 
 
 def steps_unlike_torch(rule: ScaleRule, scales: list[float], skipped: list[bool]) -> int:
-    """Steps at which torch's GradScaler, told of the same overflows, has another scale."""
+    """The number of steps at which torch's GradScaler, given the same overflows, has another scale."""
     theirs = torch.amp.GradScaler("cpu", init_scale=rule.initial, growth_interval=rule.interval)
     other, weight = 0, torch.zeros(1, requires_grad=True)
     for scale, overflow in zip(scales, skipped, strict=True):
@@ -113,7 +113,7 @@ def steps_unlike_torch(rule: ScaleRule, scales: list[float], skipped: list[bool]
 
 
 def by_exponent(lab: Lab, looks: dict[str, Any], total: int, lang: str) -> Any:
-    """Shares of the gradients by exponent, those below 2^-32 in one bar."""
+    """Draw the share of gradients at each exponent, with those below 2^-32 in one bar."""
     series: dict[str, dict[int, float]] = {}
     for name, of in looks.items():
         share: dict[int, float] = {}
@@ -126,6 +126,6 @@ def by_exponent(lab: Lab, looks: dict[str, Any], total: int, lang: str) -> Any:
 
 
 def loss_scale(lab: Lab, scales: list[float], skipped: list[bool], lang: str) -> Any:
-    """The loss scale, step by step."""
+    """Draw the loss scale, step by step."""
     words = (lab.word("scale", lang), lab.word("step_taken", lang), lab.word("step_skipped", lang))
     return staircase(scales, skipped, lab.word("step", lang), lab.word("loss_scale", lang), words)

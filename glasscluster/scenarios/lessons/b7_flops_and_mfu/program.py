@@ -86,7 +86,7 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
 
 
 def flops_by_phase(trained: Any) -> dict[str, int]:
-    """FLOPs that ran in each phase."""
+    """The FLOPs that ran in each phase."""
     graph = trained.run.graph
     return {phase: int(graph.flops[graph.phase == PHASES.index(phase)].sum()) for phase in RAN}
 
@@ -100,7 +100,7 @@ def parameters_of_a_layer(model: Any) -> int:
 def figures(
     lab: Lab, counted: dict[str, dict[str, int]], mfu: dict[str, float], hfu: dict[str, float]
 ) -> None:
-    """FLOPs by phase, both utilisations, and attention's share against the length."""
+    """Draw FLOPs by phase, both utilisations, and attention's share against the length."""
 
     def by_phase(lang: str) -> Any:
         series = {lab.word(phase, lang): [counted[kind][phase] / 1e6 for kind in KINDS] for phase in RAN}

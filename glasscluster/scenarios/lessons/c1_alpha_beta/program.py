@@ -15,7 +15,7 @@ LINKS = ("classroom", "dgx-h100", "pcie-4090", "laptop")
 
 
 def ping_pong(gpu: Any, nbytes: int) -> None:
-    """Rank 0 sends, rank 1 sends back."""
+    """Send from rank 0 to rank 1, and back."""
 
     with gpu.unrecorded():  # only the messages are timed
         x = torch.zeros(nbytes, dtype=torch.uint8)

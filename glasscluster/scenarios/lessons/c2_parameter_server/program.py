@@ -28,7 +28,7 @@ def program(gpu: Any, elements: int, algorithm: str, servers: int | None) -> flo
 
 
 def port_load(graph: Any, topology: Any) -> dict[str, list[int]]:
-    """Bytes that every GPU's link carries, out of the GPU and into it, along the routes of all messages."""
+    """The bytes that each GPU's link carries out of the GPU and into it, along the routes of all messages."""
 
     load = dict.fromkeys(topology.links, 0)
     for row in (graph.kind == SEND).nonzero()[0].tolist():
@@ -53,19 +53,19 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
     )  # one switch: every GPU's port is a link of its own
     network, link = of_hardware(star, gpus), star.intra
     server = (program, elements, "parameter-server")
-    one = lab.run("one", lab.text("one_server"), *server, 1, gpus=gpus)
-    every = lab.run("sharded", lab.text("sharded", gpus=gpus), *server, gpus, gpus=gpus)
+    single = lab.run("one", lab.text("one_server"), *server, 1, gpus=gpus)
+    sharded = lab.run("sharded", lab.text("sharded", gpus=gpus), *server, gpus, gpus=gpus)
     for entry in lab.entries:  # the times to compare are those with shared links, below
         entry.compared, entry.note = False, lab.text("no_sharing")
     counts = [k for k in (1, 2, 4, 8, 16, 32) if k < gpus] + [gpus]
-    runs = {1: one, gpus: every}
+    runs = {1: single, gpus: sharded}
     runs |= {k: lab.cluster(gpus).run(*server, k) for k in counts if k not in runs}
     ring_run = lab.cluster(gpus).run(program, elements, "ring", None)
-    loads = {1: port_load(one.graph, network), gpus: port_load(every.graph, network)}
+    loads = {1: port_load(single.graph, network), gpus: port_load(sharded.graph, network)}
     busiest = max(loads[1]["in"] + loads[1]["out"])
     lab.ask("busiest_port", busiest / size, "S", gpus=gpus)
 
-    check_bytes(lab, one, every, loads[1], size)
+    check_bytes(lab, single, sharded, loads[1], size)
     shared = check_ports_and_times(lab, runs, star, network, size)
     ring = ring_run.replay(star, contention=True).makespan
     least = {k: 2 * (gpus - 1) * size / k / link.bandwidth for k in counts}  # pushed in, then pulled out
@@ -83,7 +83,7 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
         lab.tell("between", between=between, least_ms=least[between] * 1e3, between_ms=shared[between] * 1e3)
     chains: dict[str, Any] = {
         "longest": ring_run.graph.message_chain(),
-        "shortest": every.graph.message_chain(),
+        "shortest": sharded.graph.message_chain(),
     }
     lab.tell("ring", **chains, ring_ms=ring * 1e3)
     lab.conclude(busiest=busiest / size, shard_in=shard["shard_in"])
@@ -91,25 +91,25 @@ def parameter_server(lab: Lab, gpus: int = 16, elements: int = 800_000) -> None:
     lab.own_number(busiest=busiest / size, **shard)
 
 
-def check_bytes(lab: Lab, one: Any, every: Any, load: dict[str, list[int]], size: int) -> None:
-    """Who sent and received how much, with one server and with a shard on every rank."""
-    gpus = len(one.results)
-    lab.row("sent_by_server", (gpus - 1) * size, one.graph.bytes_sent()[0], "Eq 11")
+def check_bytes(lab: Lab, single: Any, sharded: Any, load: dict[str, list[int]], size: int) -> None:
+    """Check how much each rank sent and received, with one server and with a shard on every rank."""
+    gpus = len(single.results)
+    lab.row("sent_by_server", (gpus - 1) * size, single.graph.bytes_sent()[0], "Eq 11")
     lab.row("received_by_server", (gpus - 1) * size, load["in"][0], "Eq 11")
     others = sum(load[way][r] != size for way in load for r in range(1, gpus))
     lab.row("workers", 0, others, "Eq 11", unit="ranks")
-    even = every.graph.bytes_sent()
+    even = sharded.graph.bytes_sent()
     lab.row("sent_by_every_rank", 2 * (gpus - 1) * size // gpus, even[0], "Eq 11, K = N")
     different = sum(s != even[0] for s in even)
     lab.row("ranks_that_sent_something_else", 0, different, "Eq 11, K = N", unit="ranks")
-    wrong = sum(x != sum(range(gpus)) for x in one.results + every.results)
+    wrong = sum(x != sum(range(gpus)) for x in single.results + sharded.results)
     lab.row("ranks_with_a_wrong_sum", 0, wrong, "definition", unit="ranks")
 
 
 def check_ports_and_times(
     lab: Lab, runs: dict[int, Any], star: Any, network: Any, size: int
 ) -> dict[int, float]:
-    """The busiest port for every number of shards, and the time with ports shared; returns seconds by
+    """Check the busiest port for every number of shards, and the time with ports shared; return seconds by
     shards.
     """
     gpus, elements = len(runs[1].results), size // 4
@@ -126,7 +126,7 @@ def check_ports_and_times(
 
 
 def expected_times(star: Any, gpus: int, size: int) -> dict[int, float]:
-    """Seconds with one shard and with one on every rank, ports shared, additions included."""
+    """The seconds with one shard and with one on every rank, with ports shared and additions included."""
     link = star.intra
     push = (
         link.overhead_s + (gpus - 1) * size / link.bandwidth + link.latency_s
@@ -138,7 +138,7 @@ def expected_times(star: Any, gpus: int, size: int) -> dict[int, float]:
 
 
 def bytes_by_link(lab: Lab, loads: dict[int, dict[str, list[int]]], size: int, lang: str) -> Any:
-    """Bytes that every GPU's link carries, in S, in both directions."""
+    """Draw the bytes that each GPU's link carries in both directions, in multiples of S."""
     busiest = max(loads[1]["in"] + loads[1]["out"])
     names, rows = [], []
     for k, load in loads.items():
@@ -154,9 +154,7 @@ def bytes_by_link(lab: Lab, loads: dict[int, dict[str, list[int]]], size: int, l
 def time_by_shards(
     lab: Lab, shared: dict[int, float], least: dict[int, float], ring: float, lang: str
 ) -> Any:
-    """Milliseconds of one sum against the number of shards, with a server's own bytes and the ring beside
-    it.
-    """
+    """Draw milliseconds of one sum against the number of shards, beside a server's own bytes and the ring."""
     counts = list(shared)
     series = {
         lab.word("parameter_server", lang): (counts, [t * 1e3 for t in shared.values()]),

@@ -73,18 +73,20 @@ def ring_all_reduce(lab: Lab, gpus: int = 8, elements: int = 800_000) -> None:
 
 
 def ring_seconds(machine: str, n: int, size: int) -> float:
-    """Eq 8 with the additions: 2(N−1) messages of S/N bytes, and N−1 times S/N bytes to add."""
+    """The seconds of Eq 8 with the additions: 2(N−1) messages of S/N bytes, and N−1 times S/N bytes to
+    add.
+    """
     link, add_rate = hardware(machine).link(0, 1), hardware(machine).gpu.reduce_rate
     return 2 * (n - 1) * (link.alpha + size / n / link.bandwidth) + (n - 1) * size / n / add_rate
 
 
 def moving(timeline: Any) -> float:
-    """Seconds from the launch of the all-reduce to its end on the last rank."""
+    """The seconds from the launch of the all-reduce to its end on the last rank."""
     works = timeline.communications()
     return max(w["end"] for w in works) - max(w["launched"] for w in works)
 
 
 def sent_by_fullest(lab: Lab, gpus: int, members: int) -> float:
-    """Bytes that a rank sends when the first `members` ranks sum a vector, over the vector's bytes."""
+    """The bytes that a rank sends when the first `members` ranks sum a vector, over the vector's bytes."""
     run = lab.cluster(gpus).run(program, SWEEP_ELEMENTS, members)
     return max(run.graph.bytes_sent()) / (4 * SWEEP_ELEMENTS)

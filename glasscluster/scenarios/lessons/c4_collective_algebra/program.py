@@ -19,18 +19,18 @@ WHAT = ("all-reduce", "halves", "scatter", "root", "transpose", "zero")
 
 
 def whole(rank: int, elements: int) -> Any:
-    """A buffer of small whole numbers, another on every rank."""
+    """A buffer of small whole numbers, different on every rank."""
 
     return ((torch.arange(elements) * 7 + rank * 5) % 11 - 5).float()
 
 
 def program(gpu: Any, what: str, block: int) -> Any:
-    """One composition on N·block² elements; returns what this rank ends with. Only messages are recorded."""
+    """Run one composition on N·block² elements; return this rank's result. Only messages are recorded."""
 
     comm, n = gpu.comm, gpu.size
     with gpu.unrecorded():
         x, w = whole(gpu.rank, n * block * block), whole(n, n * block * block)
-        # of a row of blocks, each block transposed
+        # each block of a row of blocks, transposed
         columns = x.view(block, n, block).permute(1, 2, 0).contiguous()
         out = torch.zeros_like(columns)
     if what == "all-reduce":
@@ -47,12 +47,15 @@ def program(gpu: Any, what: str, block: int) -> Any:
         if what != "scatter":
             comm.all_gather(x if what == "halves" else w, algorithm="ring")
     with gpu.unrecorded():
-        rows = out.permute(1, 0, 2).reshape(block, -1)  # of the transposed matrix
+        rows = out.permute(1, 0, 2).reshape(block, -1)  # rows of the transposed matrix
         return {"all-reduce": x, "halves": x, "transpose": rows, "zero": w}.get(what, comm.chunk(x)).clone()
 
 
 def digits(gpu: Any) -> list[Any]:
-    """The same collectives on numbers in which digit k is chunk + 1 where rank k has contributed."""
+    """Run the same collectives on numbers whose digit k is chunk + 1 where rank k has contributed.
+
+    Returns this rank's contributions to every chunk, before and after each collective.
+    """
 
     n, mine = gpu.size, torch.arange(gpu.size) == gpu.rank
     start = torch.arange(1, n + 1) * 10**gpu.rank
@@ -68,7 +71,7 @@ def digits(gpu: Any) -> list[Any]:
 
 
 def contributions(value: int) -> list[tuple[int, int]]:
-    """(rank, chunk) of every rank that has contributed to a number."""
+    """The (rank, chunk) of every rank that has contributed to a number."""
     return [(rank, int(digit) - 1) for rank, digit in enumerate(str(value)[::-1]) if digit != "0"]
 
 
@@ -120,16 +123,16 @@ def collective_algebra(lab: Lab, gpus: int = 8, block: int = 200) -> None:
     lab.own_number(ratio=ratio, gpus=gpus)
 
 
-def check_results(lab: Lab, got: dict[str, Any], gpus: int, block: int) -> None:
-    """What the compositions gave, element by element."""
+def check_results(lab: Lab, results: dict[str, Any], gpus: int, block: int) -> None:
+    """Check the results of the compositions, element by element."""
     count = gpus * block * block
     matrix = torch.cat([whole(r, count).view(block, -1) for r in range(gpus)])
-    updated = whole(gpus, count) - RATE * got["all-reduce"]
+    updated = whole(gpus, count) - RATE * results["all-reduce"]
     pairs = {
-        "pair_halves": (got["all-reduce"], got["halves"]),
-        "pair_detour": (got["scatter"], got["root"]),
-        "pair_transpose": (got["transpose"].view(-1, gpus * block), matrix.T),
-        "pair_zero": (got["zero"], updated),
+        "pair_halves": (results["all-reduce"], results["halves"]),
+        "pair_detour": (results["scatter"], results["root"]),
+        "pair_transpose": (results["transpose"].view(-1, gpus * block), matrix.T),
+        "pair_zero": (results["zero"], updated),
     }
     for pair, (one, other) in pairs.items():
         differ = int((one != other).sum())
@@ -139,7 +142,9 @@ def check_results(lab: Lab, got: dict[str, Any], gpus: int, block: int) -> None:
 def check_time(
     lab: Lab, name: str, algorithm: str, sums: float, simulated: float, gpus: int, size: int
 ) -> None:
-    """Seconds of a reduce-scatter by an algorithm that adds `sums` whole buffers one after the other."""
+    """Check the seconds of a reduce-scatter by an algorithm that adds `sums` whole buffers one after the
+    other.
+    """
     machine = hardware(lab.hardware)
     wires = THEORY[algorithm]("reduce_scatter", gpus, size, machine.link(0, 1)).time_s
     seconds = wires and wires + sums * size / machine.gpu.reduce_rate
@@ -148,12 +153,12 @@ def check_time(
 
 
 def through_port(graph: Any) -> list[int]:
-    """Bytes that every rank sends and receives."""
+    """The bytes that each rank sends and receives."""
     return [int(graph.bytes[(graph.rank == r) & (graph.peer >= 0)].sum()) for r in range(graph.ranks)]
 
 
 def who_is_where(lab: Lab, seen: list[Any], lang: str) -> Any:
-    """Every rank's blocks before and after each collective."""
+    """Draw every rank's blocks before and after each collective."""
     moments = ["before", "after_reduce_scatter", "after_all_reduce"]
     moments += ("before_all_gather", "after_all_gather", "after_all_to_all")
     titles = tuple(lab.word(moment, lang) for moment in moments)

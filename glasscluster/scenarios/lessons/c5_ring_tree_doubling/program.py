@@ -33,7 +33,7 @@ def program(gpu: Any, algorithm: str, nbytes: int) -> float:
 
 
 def crossing(one: Any, other: Any) -> float:
-    """The size at which two straight lines of time over size meet; each a pair ((size, time), (size,
+    """The size at which two straight lines of time over size meet; each is a pair ((size, time), (size,
     time)).
     """
     levels, slopes = [], []
@@ -44,13 +44,13 @@ def crossing(one: Any, other: Any) -> float:
 
 
 def decades(figure: Any) -> Any:
-    """Powers of ten on both axes."""
+    """Put powers of ten on both axes."""
     figure.update_xaxes(dtick=1, exponentformat="power")
     return figure.update_yaxes(dtick=1, exponentformat="power")
 
 
 def seconds(machine: Any, algorithm: str, n: int, size: float) -> float:
-    """The closed form of an all-reduce of n ranks, with its additions."""
+    """The closed form of an all-reduce over n ranks in seconds, with its additions."""
     wires = THEORY[algorithm]("all_reduce", n, size, machine.link(0, 1)).time_s
     assert wires is not None
     whole_buffers = algorithm in ("tree", "recursive-doubling")  # added one after the other
@@ -112,11 +112,14 @@ SHARED = {"ring": "ring", "halving": "halving-doubling"}  # replayed where wires
 
 
 def record_large(lab: Lab, machine: Any, gpus: int) -> dict[str, list[tuple[int, float]]]:
-    """(size, seconds) of two sizes for each algorithm, recorded on many ranks without data."""
+    """Record two sizes with each algorithm on many ranks without data, and check their times.
+
+    Returns (size, seconds) of both sizes, by algorithm.
+    """
     replayed: dict[str, list[tuple[int, float]]] = {a: [] for a in RECORDED}
     for a in RECORDED:
         for size in (SMALL * gpus, LARGE * gpus):
-            # a ring is the same all round: rank 0 is recorded, and relabelled for the others
+            # all ranks of a ring do the same: rank 0 is recorded, and relabelled for the others
             ring = {"ring_bytes": size} if a == "ring" else {}
             cluster = Cluster(machine, gpus, "dry", memory_bytes=None, **ring)
             time = cluster.run(program, a, size).timeline.makespan
@@ -128,7 +131,11 @@ def record_large(lab: Lab, machine: Any, gpus: int) -> dict[str, list[tuple[int,
 
 
 def check_meetings(lab: Lab, machine: Any, gpus: int, replayed: Any) -> dict[str, float]:
-    """Sizes at which the ring and another take the same time, by the formula and as replayed."""
+    """Check the sizes at which the ring and another algorithm take the same time: replayed, against the
+    formula.
+
+    Returns the replayed sizes in bytes, by algorithm.
+    """
     met = {}
     ends = (SMALL * gpus, LARGE * gpus)
     ring = [(size, seconds(machine, "ring", gpus, size)) for size in ends]
@@ -141,14 +148,14 @@ def check_meetings(lab: Lab, machine: Any, gpus: int, replayed: Any) -> dict[str
 
 
 def on_a_ring_of_cables(machine: Any, run: Any) -> float:
-    """Seconds of a run where the GPUs are cabled in a ring, so that distant pairs share wires."""
+    """The seconds of a run where the GPUs are cabled in a ring, so that distant pairs share links."""
     link = machine.intra
     cables = build("ring", REAL, Cable(link.bandwidth, link.latency_s, link.overhead_s))
     return run.replay(replace(machine, topology=cables), contention=True).makespan
 
 
 def time_by_size(lab: Lab, sizes: list[int], times: Any, replayed: Any, lang: str) -> Any:
-    """The formulas as lines, what was replayed as marks."""
+    """Draw the formulas as lines and the replayed times as marks."""
     series = {lab.word(a, lang): (sizes, [t * 1e3 for t in ts]) for a, ts in times.items()}
     for a, points in replayed.items():
         marks = ([size for size, _ in points], [time * 1e3 for _, time in points])
@@ -162,7 +169,7 @@ def time_by_size(lab: Lab, sizes: list[int], times: Any, replayed: Any, lang: st
 
 
 def who_wins(lab: Lab, sizes: list[int], times: Any, lang: str) -> Any:
-    """Time over that of the fastest, at each size."""
+    """Draw each algorithm's time over that of the fastest, at each size."""
     best = [min(column) for column in zip(*times.values(), strict=True)]
     series = {}
     for a, ts in times.items():

@@ -29,7 +29,7 @@ def program(gpu: Any, algorithm: str, nbytes: int, node_size: int | None) -> flo
 
 
 def between_nodes(graph: Any, g: int) -> list[int]:
-    """Bytes that every rank sent to another node."""
+    """The bytes that each rank sent to another node."""
 
     out = (graph.kind == SEND) & (graph.rank // g != graph.peer // g)
     return np.bincount(graph.rank[out], graph.bytes[out], minlength=graph.ranks).astype(int).tolist()
@@ -63,9 +63,9 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
     lab.row("ranks_with_a_wrong_sum", 0, wrong, "definition", unit="ranks")
 
     gain = {key: rings[key].timeline.makespan / twos[key].timeline.makespan for key in rings}
-    ratio, found = hw.intra.bandwidth / hw.inter.bandwidth, gain[large_nodes, shown]
+    ratio, speed_up = hw.intra.bandwidth / hw.inter.bandwidth, gain[large_nodes, shown]
     cluster: dict[str, Any] = {"large_nodes": large_nodes, "g": g}
-    lab.ask("speed_up", found, "×", **cluster, hardware=hw.name, shown_mib=shown / 2**20)
+    lab.ask("speed_up", speed_up, "×", **cluster, hardware=hw.name, shown_mib=shown / 2**20)
     sent = {way: between_nodes(run.graph, g)[:g] for way, run in (("one_ring", ring), ("levels", two))}
 
     def by_gpu(lang: str) -> Any:
@@ -87,24 +87,24 @@ def hierarchy(lab: Lab, nodes: int = 2, large_nodes: int = 8, mib: int = 16) -> 
         g=g,
         levels_sent=sent["levels"][0] / shown,
     )
-    lab.tell("large", **cluster, shown_mib=shown / 2**20, found=found, ratio=ratio)
+    lab.tell("large", **cluster, shown_mib=shown / 2**20, speed_up=speed_up, ratio=ratio)
     steps: dict[str, Any] = {"flat_steps": 2 * (n - 1), "level_steps": 2 * (g - 1) + 2 * (large_nodes - 1)}
     lab.tell("small", smallest=sizes[0], gain=gain[large_nodes, sizes[0]], **steps)
-    lab.conclude(found=found, **cluster, ratio=ratio)
+    lab.conclude(speed_up=speed_up, **cluster, ratio=ratio)
     lab.explain()
-    lab.own_number(found=found, **cluster, hardware=hw.name, ratio=ratio)
+    lab.own_number(speed_up=speed_up, **cluster, hardware=hw.name, ratio=ratio)
 
 
 def record(hw: Any, nodes: int, algorithm: str, size: int) -> Any:
-    """An all-reduce on some nodes, without data."""
-    # a ring is the same all round: rank 0 is recorded, and relabelled for the others
+    """Record an all-reduce on some nodes, without data."""
+    # all ranks of a ring do the same: rank 0 is recorded, and relabelled for the others
     ring = {"ring_bytes": size} if algorithm == "ring" else {}
     cluster = Cluster(hw, nodes * hw.node_size, "dry", memory_bytes=None, **ring)
     return cluster.run(program, algorithm, size, None if ring else hw.node_size)
 
 
 def check_two_levels(lab: Lab, hw: Any, run: Any, m: int, size: int) -> None:
-    """Time of two levels, and what every GPU sends to another node."""
+    """Check the time of two levels, and what each GPU sends to another node."""
     g = hw.node_size
     theory = THEORY["hierarchical"]
     wires = theory("all_reduce", m * g, size, hw.intra, between=hw.inter, node_size=g).time_s
@@ -120,7 +120,7 @@ def check_two_levels(lab: Lab, hw: Any, run: Any, m: int, size: int) -> None:
 
 
 def gains(lab: Lab, gain: dict[tuple[int, int], float], g: int, ratio: float, lang: str) -> Any:
-    """Speed-up over a flat ring against the size, a line for each number of nodes."""
+    """Draw the speed-up over a flat ring against the size, a line for each number of nodes."""
     counts, sizes = sorted({m for m, _ in gain}), sorted({s for _, s in gain})
     series = {lab.word("cluster", lang, nodes=m, g=g): (sizes, [gain[m, s] for s in sizes]) for m in counts}
     series[lab.word("ratio_of_bandwidths", lang)] = (sizes, [ratio] * len(sizes))

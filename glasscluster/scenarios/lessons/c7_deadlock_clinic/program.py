@@ -1,4 +1,4 @@
-"""C7: six programs that hang, why two of them do not with small messages, and their repairs."""
+"""C7: six programs that hang, why two of them do not hang with small messages, and their repairs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ NAMES = ("ring", "order", "absent", "tag", "source", "never")
 
 
 def steps_of(name: str, rank: int, n: int, repaired: bool) -> list[Any]:
-    """What a rank does in one of the six programs, broken or repaired: steps of ("send" | "recv", peer,
-    tag).
-    """
+    """The steps of a rank in one of the six programs, broken or repaired: ("send" | "recv", peer, tag)."""
     left, right, other = (rank - 1) % n, (rank + 1) % n, 1 - rank
     if name == "ring":
         steps = [[("send", right, 0)], [("recv", left, 0)]]
@@ -42,7 +40,7 @@ def steps_of(name: str, rank: int, n: int, repaired: bool) -> list[Any]:
 
 
 def program(gpu: Any, names: list[str], nbytes: int, repaired: bool) -> int:
-    """Do it, with blocking sends and receives; returns how many steps this rank finished."""
+    """Run the steps with blocking sends and receives; return how many of them this rank finished."""
 
     done, x = 0, torch.zeros(nbytes, dtype=torch.uint8)
     for name in names:
@@ -56,12 +54,12 @@ def program(gpu: Any, names: list[str], nbytes: int, repaired: bool) -> int:
 
 
 def cycle_names(error: Any) -> str:
-    """0 → 1 → 0."""
+    """A cycle as text, such as 0 → 1 → 0."""
     return " → ".join(map(str, [*error.cycle, *error.cycle[:1]]))
 
 
 def binary(nbytes: int) -> str:
-    """64 B, 128 KiB."""
+    """A number of bytes as text, such as 64 B or 128 KiB."""
     return f"{nbytes / KIB:g} KiB" if nbytes >= KIB else f"{nbytes} B"
 
 
@@ -75,22 +73,23 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
     """
     eager, large = eager_kib * KIB, large_kib * KIB
     cases = [(e, s) for e in (0, eager) for s in (small, large)]
-    found = {(name, e, s): run_broken(lab, name, e, s) for name in NAMES for e, s in cases}
+    deadlocks = {(name, e, s): run_broken(lab, name, e, s) for name in NAMES for e, s in cases}
     waits = {
-        (n, e, s): standstill([steps_of(n, r, RANKS, False) for r in range(RANKS)], s, e) for n, e, s in found
+        (n, e, s): standstill([steps_of(n, r, RANKS, False) for r in range(RANKS)], s, e)
+        for n, e, s in deadlocks
     }
     fixed = [[step for name in NAMES for step in steps_of(name, r, RANKS, True)] for r in range(RANKS)]
     run = lab.run("repaired", lab.text("repaired"), program, list(NAMES), large, True, gpus=RANKS)
-    hangs = {(e, s): sum(found[n, e, s] is not None for n in NAMES) for e, s in cases}
+    hangs = {(e, s): sum(deadlocks[n, e, s] is not None for n in NAMES) for e, s in cases}
     lab.ask("hangs", hangs[eager, small], "programs", small=small, eager_kib=eager_kib)
     for e, s in cases:
         ruled = sum(bool(waits[n, e, s]) for n in NAMES)
         lab.row("programs_that_hang", ruled, hangs[e, s], "rule", unit="programs", s=s, e=e)
-    check_reports(lab, found, waits)
+    check_reports(lab, deadlocks, waits)
     done = sum(run.results)
     lab.row("steps_finished", sum(map(len, fixed)), done, "definition", unit="steps")
 
-    stuck = {n: hang for n in NAMES if (hang := found[n, 0, large])}
+    stuck = {n: hang for n in NAMES if (hang := deadlocks[n, 0, large])}
 
     def who_waits(lang: str) -> Any:
         panels = []
@@ -100,7 +99,7 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
         return waits_figure(panels, lang)
 
     lab.figure("who_waits", who_waits, large_kib=large_kib)
-    lab.figure("what_passes", lambda lang: what_passes(lab, found, cases, lang))
+    lab.figure("what_passes", lambda lang: what_passes(lab, deadlocks, cases, lang))
     counts: dict[str, Any] = {"programs": len(NAMES), "small": small}
     unbuffered: dict[str, Any] = {"hang_unbuffered": hangs[0, small], "ring": cycle_names(stuck["ring"])}
     lab.tell("without_buffering", **counts, **unbuffered)
@@ -110,7 +109,7 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
         "large_kib": large_kib,
     }
     lab.tell("with_buffering", eager_kib=eager_kib, small=small, **buffered)
-    tag = found["tag", eager, small]
+    tag = deadlocks["tag", eager, small]
     assert tag is not None
     near = next(w.near_miss for w in tag.waits if w.near_miss)
     rank, wanted, there = re.findall(r"\d+", near)
@@ -122,7 +121,7 @@ def deadlock_clinic(lab: Lab, eager_kib: int = 64, small: int = 64, large_kib: i
 
 
 def run_broken(lab: Lab, name: str, eager: int, nbytes: int) -> Deadlock | None:
-    """The deadlock that a broken program ends in, if it does."""
+    """Run a broken program; return the deadlock it ends in, or None if it ends well."""
     cluster = Cluster(lab.hardware, RANKS, "threads", eager_bytes=eager, seed=lab.seed)
     try:
         cluster.run(program, [name], nbytes, False, record=False)
@@ -131,12 +130,12 @@ def run_broken(lab: Lab, name: str, eager: int, nbytes: int) -> Deadlock | None:
     return None
 
 
-def check_reports(lab: Lab, found: dict[Case, Deadlock | None], waits: dict[Case, Any]) -> None:
-    """What was reported of each hang: who waits for whom, and the cycle, or the finished rank at a chain's
-    end.
+def check_reports(lab: Lab, deadlocks: dict[Case, Deadlock | None], waits: dict[Case, Any]) -> None:
+    """Check what each hang's error reports: who waits for whom, and the cycle, or the finished rank at the
+    end of a chain.
     """
     other_waits = other_names = 0
-    for key, error in found.items():
+    for key, error in deadlocks.items():
         reported = {w.rank: w.peer for w in error.waits} if error else {}
         other_waits += waits[key] != reported
         graph = nx.DiGraph(list(reported.items()))
@@ -148,21 +147,23 @@ def check_reports(lab: Lab, found: dict[Case, Deadlock | None], waits: dict[Case
     lab.row("named_ranks", 0, other_names, "rule, by networkx", unit="runs")
 
 
-def what_passes(lab: Lab, found: dict[Case, Deadlock | None], cases: list[tuple[int, int]], lang: str) -> Any:
-    """A row a program, a column a case."""
+def what_passes(
+    lab: Lab, deadlocks: dict[Case, Deadlock | None], cases: list[tuple[int, int]], lang: str
+) -> Any:
+    """Draw the table of outcomes: a row for each program, a column for each case."""
     heads = []
     for eager, nbytes in cases:
         buffered = (
             lab.word("buffered", lang, size=binary(eager)) if eager else lab.word("nothing_buffered", lang)
         )
         heads.append(f"{binary(nbytes)}<br>{buffered}")
-    text = [[outcome(lab, found[n, e, s], lang) for e, s in cases] for n in NAMES]
-    fill = [["#56B4E9" if found[n, e, s] is None else "#E69F00" for e, s in cases] for n in NAMES]
+    text = [[outcome(lab, deadlocks[n, e, s], lang) for e, s in cases] for n in NAMES]
+    fill = [["#56B4E9" if deadlocks[n, e, s] is None else "#E69F00" for e, s in cases] for n in NAMES]
     return cells_figure([Table("", [lab.word(n, lang) for n in NAMES], heads, text, fill)])
 
 
 def outcome(lab: Lab, error: Deadlock | None, lang: str) -> str:
-    """Passes, or the cycle, or the rank that has finished."""
+    """An outcome as text: passes, the cycle, or the rank that has finished."""
     if error is None:
         return lab.word("passes", lang)
     if error.cycle:

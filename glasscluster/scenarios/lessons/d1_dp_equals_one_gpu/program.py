@@ -12,7 +12,7 @@ from glasscluster.visualize.figures.plots import bars
 
 
 def program(gpu: Any, lengths: list[int]) -> dict[str, Any]:
-    """Whole-number gradients, one a token; two ways to average them over ranks."""
+    """Average whole-number gradients, one a token, over ranks in two ways."""
 
     mine = torch.arange(1, lengths[gpu.rank] + 1, dtype=torch.float64) * (gpu.rank + 1)
     totals = torch.tensor([float(mine.sum()), float(len(mine))], dtype=torch.float64)

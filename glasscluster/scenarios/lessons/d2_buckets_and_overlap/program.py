@@ -1,4 +1,4 @@
-"""D2: gradient buckets, and what of their reduction fits behind backward."""
+"""D2: gradient buckets, and how much of their reduction overlaps with backward."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
     wires = {"1": here, "1/8": here.scaled(bandwidth=1 / 8), "8": here.scaled(bandwidth=8)}
     rows = sweep(make_plan(**plan), model, list(wires.values()), [kib * KIB for kib in SIZES])
     swept = dict(zip(wires, rows, strict=True))
-    found = {wire: best(results) for wire, results in swept.items()}
+    best_by_wire = {wire: best(results) for wire, results in swept.items()}
     steps = [result.step_s * 1e3 for result in swept["1"]]
     best_kib = SIZES[steps.index(min(steps))]
     ends: dict[str, Any] = {"smallest": SIZES[0], "largest": SIZES[-1]}
@@ -61,9 +61,12 @@ def buckets_and_overlap(lab: Lab, gpus: int = 4, bucket_kib: int = 256) -> None:
 
     lab.figure("step_by_bucket", step_in_parts)
     lab.figure("best_by_link", on_three_wires)
-    both: dict[str, Any] = {"step_ms": trained.timeline.makespan * 1e3, "late_ms": late.makespan * 1e3}
-    lab.tell("step", view="tab=timeline&run=buckets", buckets=len(done), bucket_kib=bucket_kib, **both)
-    sizes: dict[str, Any] = {"slow_kib": found["1/8"].size // KIB, "fast_kib": found["8"].size // KIB}
+    times: dict[str, Any] = {"step_ms": trained.timeline.makespan * 1e3, "late_ms": late.makespan * 1e3}
+    lab.tell("step", view="tab=timeline&run=buckets", buckets=len(done), bucket_kib=bucket_kib, **times)
+    sizes: dict[str, Any] = {
+        "slow_kib": best_by_wire["1/8"].size // KIB,
+        "fast_kib": best_by_wire["8"].size // KIB,
+    }
     lab.tell("other_links", view="tab=timeline&run=buckets", **sizes)
     lab.conclude(best_kib=best_kib, best=min(steps), small_step=steps[0], large_step=steps[-1], **ends)
     lab.explain()

@@ -82,7 +82,7 @@ def zero_memory(lab: Lab, gpus: int = 4, hidden: int = 64) -> None:
 
 
 def table_1(lab: Lab, lang: str) -> Any:
-    """The paper's table, from the formula: GB of 7.5 billion parameters by stage and number of GPUs."""
+    """The paper's table from the formula: GB of 7.5 billion parameters by stage and number of GPUs."""
     sizes = (1, 4, 16, 64, 256, 1024)
     rows = [[sum(predict_state(s, 7_500_000_000, n, 2, 2, 12).values()) / 1e9 for n in sizes] for s in STAGES]
     text = [[f"{gb:.3g}" for gb in row] for row in rows]
@@ -92,8 +92,9 @@ def table_1(lab: Lab, lang: str) -> Any:
 
 
 def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:
-    """What was counted here, bytes a parameter, for 7.5 billion parameters: within half
-    of the last digit that the paper prints.
+    """Check the bytes a parameter counted here against the paper's table.
+
+    For 7.5 billion parameters they must be within half of the last digit that the paper prints.
     """
     for stage, (printed, digits) in enumerate(TABLE_1.get(gpus, ()), start=1):
         half: dict[str, Any] = {"unit": "GB", "tolerance": 0.5 * 10**-digits}
@@ -102,7 +103,9 @@ def check_table_1(lab: Lab, gpus: int, totals: list[float]) -> None:
 
 
 def book(lab: Lab, model: Any, **plan: Any) -> StateBook:
-    """A plan recorded dry: its states counted and by the formula, and what else lived at the ranks' peaks."""
+    """Record a plan dry; return its model states, counted and by the formula, and what else was live at the
+    ranks' peaks.
+    """
     layout, run = make_plan(**plan), lab.dry(model=model, **plan)
     rows = {row.key: row for row in accounts.rows(Judged(layout, model, results=run.results))}
     states = {kind: rows[f"{kind}_held"] for kind in ("parameters", "gradients", "optimizer")}

@@ -11,25 +11,25 @@ from glasscluster.strategies.plan import make_model
 from glasscluster.visualize.figures.plots import bars
 
 STAGES = range(4)
-MANY = 3  # micro-batches where accumulation is looked at
+MANY = 3  # micro-batches of the runs with accumulation
 
 
 @lesson
 def zero_traffic(lab: Lab, gpus: int = 4) -> None:
     """Stages 0 to 3 train the same GPT with every byte counted; stage 3 runs with and without prefetch."""
     plan: dict[str, Any] = {"model": make_model("tiny", hidden=128, seq=128), "dp": gpus, "micro_batch": 2}
-    one: dict[str, Any] = {"global_batch": 2 * gpus, **plan}  # one micro-batch a rank
+    single: dict[str, Any] = {"global_batch": 2 * gpus, **plan}  # one micro-batch a rank
     sent, exposed = [], []
     for stage in STAGES:
         title = lab.text("stage", stage=stage) if stage else lab.text("data_parallel")
-        trained = lab.train(f"zero{stage}", title, steps=1, checked=stage == 3, zero=stage, **one)
+        trained = lab.train(f"zero{stage}", title, steps=1, checked=stage == 3, zero=stage, **single)
         times = 3 if stage == 3 else 2
         lab.row("sent", times * whole(trained.run), bytes_sent(trained.run), "Eq 16, m = 1", stage=stage)
         sent.append(bytes_sent(trained.run) / whole(trained.run))
         exposed.append(trained.timeline.summary()["exposed_comm_s"])
 
-    kept = lab.dry(zero=3, reshard=False, **one)
-    lab.row("sent_when_kept", 2 * whole(kept), bytes_sent(kept), "Eq 16")
+    not_resharded = lab.dry(zero=3, reshard=False, **single)
+    lab.row("sent_when_kept", 2 * whole(not_resharded), bytes_sent(not_resharded), "Eq 16")
     several: dict[str, Any] = {"zero": 2, "global_batch": 2 * MANY * gpus, **plan}
     each = lab.dry(**several)
     lab.row("sent_in_micro_batches", (MANY + 1) * whole(each), bytes_sent(each), "Eq 16", m=MANY)
@@ -37,7 +37,7 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
     lab.row("sent_when_added_up", 2 * whole(added_up), bytes_sent(added_up), "Eq 16", m=MANY)
 
     bare = lab.train(
-        "no-prefetch", lab.text("no_prefetch"), steps=1, checked=False, zero=3, prefetch=0, **one
+        "no-prefetch", lab.text("no_prefetch"), steps=1, checked=False, zero=3, prefetch=0, **single
     )
     without = bare.timeline.summary()["exposed_comm_s"]
     times_bytes = sent[3] / sent[0]
@@ -59,13 +59,11 @@ def zero_traffic(lab: Lab, gpus: int = 4) -> None:
 
 
 def bytes_sent(run: Any) -> int:
-    """Bytes of gradients and parameters that all data-parallel ranks sent."""
+    """The bytes of gradients and parameters that all data-parallel ranks sent."""
     return sum(sum(run.graph.bytes_sent(axis="dp", purpose=what)) for what in ("gradients", "parameters"))
 
 
 def whole(run: Any) -> int:
-    """Bytes that all ranks send when the parameters, padded, go round once: (N−1)·Ψ
-    elements of four bytes.
-    """
+    """The bytes that all ranks send to gather the padded parameters once: (N−1)·Ψ elements of four bytes."""
     padded = sum(size for _, _, size in run.results[0].units)
     return (len(run.results) - 1) * padded * 4

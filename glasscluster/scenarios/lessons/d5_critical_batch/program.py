@@ -1,4 +1,4 @@
-"""D5: what doubling the batch buys, and how to tell beforehand from the gradients of the ranks."""
+"""D5: what doubling the batch gains, and how the gradients of the ranks predict it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from glasscluster.strategies.plan import make_model, make_plan
 from glasscluster.visualize.figures.plots import lines
 
 BATCHES = (2, 4, 8, 16, 32, 64)
-EVERY = 4  # steps between two looks at the held-out loss
+EVERY = 4  # steps between two evaluations of the held-out loss
 
 
 def descend(gpu: Any, job: Any, lr: float, target: float) -> dict[str, Any]:
-    """Data-parallel SGD until the held-out loss is reached: steps, the two squared norms of each, the
-    weights.
+    """Run data-parallel SGD until the held-out loss is reached; return the steps, the two squared norms of
+    each, and the weights.
     """
 
     comm, replica, model = gpu.make_mesh({"dp": gpu.size})["dp"], Replica(gpu, job), job.model
@@ -47,8 +47,10 @@ def descend(gpu: Any, job: Any, lr: float, target: float) -> dict[str, Any]:
 def quadratic(
     gpu: Any, dims: int, own: int, steps: int, deviation: float, seed: int
 ) -> list[tuple[float, float]]:
-    """Gradients of a quadratic at one point: G = (1, ..., 1) and independent noise, so trΣ and |G|² are
-    known.
+    """Average the ranks' random gradients of a quadratic at one point; returns the two squared norms of each
+    step.
+
+    Each gradient is G = (1, ..., 1) plus independent noise, so trΣ and |G|² are known.
     """
 
     draw, norms = torch.Generator().manual_seed(1000 * seed + gpu.rank), []
@@ -59,10 +61,10 @@ def quadratic(
     return norms
 
 
-# what is known of the quadratic: |G|² = dims, Σ = deviation² · 1
+# the quadratic's true values are |G|² = dims and Σ = deviation² · 1
 QUADRATIC: dict[str, Any] = {"dims": 200, "own": 8, "steps": 400, "deviation": 9.5}
 RANKS = 4  # of the quadratic
-# From one batch to the next, "the steps halve" and "the steps stay" are a factor 2 apart. A curve whose ratio
+# From one batch to the next, "the steps halve" and "the steps stay" differ by a factor 2. A curve whose ratio
 # of two neighbours is off by less than √2 cannot take one for the other. The errors at both ends are
 # independent, so they add as squares: each may be ln √2 / √2.
 NEAR = log(2) / (2 * sqrt(2))
@@ -81,7 +83,7 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
     known = scale_of(norms, QUADRATIC["own"], RANKS)
     if not lab.leader:
         return
-    worst, source = apart_from_one_device(exact, run.results), "one device, same batches"
+    worst, source = difference_from_one_device(exact, run.results), "one device, same batches"
     lab.row("weights_and_one_device", 0.0, worst, source, unit="relative", tolerance=1e-10)
     check_quadratic(lab, known)
     fewest, examples = ns.fit(list(BATCHES), list(steps))
@@ -121,7 +123,7 @@ def critical_batch(lab: Lab, gpus: int = 2, target: float = 2.75, most_steps: in
 
 
 def job_of(gpus: int, sequences: int, steps: int, seed: int, precision: str = "fp32") -> Job:
-    """SGD on batches of so many sequences."""
+    """A job of SGD with batches of `sequences` sequences."""
     model = make_model("tiny", layers=1, hidden=32, heads=2, seq=16, vocab=64)
     sizes: dict[str, Any] = {"dp": gpus, "global_batch": sequences, "micro_batch": sequences // gpus}
     plan = make_plan(**sizes, clip=0.0, optimizer="sgd", lr=0.2, precision=precision)
@@ -129,7 +131,7 @@ def job_of(gpus: int, sequences: int, steps: int, seed: int, precision: str = "f
 
 
 def scale_of(norms: list[tuple[float, float]], own: int, ranks: int) -> ns.NoiseScale:
-    """The noise scale from each step's two squared norms."""
+    """Estimate the noise scale from the two squared norms of each step."""
     made = ns.NoiseScale(own, own * ranks)
     for pair in norms:
         made.add(*pair)
@@ -137,7 +139,9 @@ def scale_of(norms: list[tuple[float, float]], own: int, ranks: int) -> ns.Noise
 
 
 def sweep(lab: Lab, gpus: int, target: float, most_steps: int) -> tuple[list[float], list[float]]:
-    """Steps to the target at every batch size, and the noise scale that each run's gradients tell."""
+    """Train at every batch size; return the steps to the target, and the noise scale that each run's
+    gradients give.
+    """
     cluster = lab.cluster(gpus)
     probe = cluster.run(descend, job_of(gpus, 16, 60, lab.seed), 0.2, 0.0, record=False).results[0]
     guess = scale_of(probe["norms"], 16 // gpus, gpus).simple
@@ -145,23 +149,23 @@ def sweep(lab: Lab, gpus: int, target: float, most_steps: int) -> tuple[list[flo
     for b in BATCHES:
         lab.say(f"batch of {b} sequences")
         job, rate = job_of(gpus, b, most_steps, lab.seed), ns.rate(0.4, guess, b)
-        went = cluster.run(descend, job, rate, target, record=False).results[0]
-        steps.append(went["steps"])
-        scales.append(scale_of(went["norms"], b // gpus, gpus).simple)
+        result = cluster.run(descend, job, rate, target, record=False).results[0]
+        steps.append(result["steps"])
+        scales.append(scale_of(result["norms"], b // gpus, gpus).simple)
     return steps, scales
 
 
-def apart_from_one_device(job: Job, results: list[dict[str, Any]]) -> float:
+def difference_from_one_device(job: Job, results: list[dict[str, Any]]) -> float:
     """The largest relative difference of any rank's weights from those of one device on the same batches."""
     batches = [job.batch(step) for step in range(job.steps)]
     with one_thread():
         alone = train_one_device(job.model, batches, job.optimizer, 0.0, job.seed)
-    whole = torch.cat([tensor.reshape(-1) for tensor in alone.weights[-1].values()])
-    return max(difference(result["weights"], whole, 1.0) for result in results)
+    expected = torch.cat([tensor.reshape(-1) for tensor in alone.weights[-1].values()])
+    return max(difference(result["weights"], expected, 1.0) for result in results)
 
 
-def check_quadratic(lab: Lab, found: ns.NoiseScale) -> None:
-    """The estimator where the truth is known, to four of its own standard deviations.
+def check_quadratic(lab: Lab, noise_scale: ns.NoiseScale) -> None:
+    """Check the estimator on a quadratic of known noise scale, to four of its own standard deviations.
 
     |G_b|², averaged over the ranks, is |G_B|² + s, where s, the spread of the ranks' gradients, does not
     depend on |G_B|². With v = σ²/B, s is v times a χ² of (N−1)·d degrees of freedom and |G_B|² a sum of d
@@ -176,9 +180,9 @@ def check_quadratic(lab: Lab, found: ns.NoiseScale) -> None:
     of_signal = (together**2 + (spread / others) ** 2) ** 0.5 / d
     of_ratio = ((together / d) ** 2 + (of_noise + spread / others / d) ** 2) ** 0.5
     rows = (
-        ("trΣ", d * variance, found.noise, of_noise),
-        ("|G|²", d, found.signal, of_signal),
-        ("B_simple", variance, found.simple, of_ratio),
+        ("trΣ", d * variance, noise_scale.noise, of_noise),
+        ("|G|²", d, noise_scale.signal, of_signal),
+        ("B_simple", variance, noise_scale.simple, of_ratio),
     )
     source = "Eq 35: two-batch estimator, four standard deviations"
     for name, true, estimate, deviation in rows:
@@ -187,7 +191,7 @@ def check_quadratic(lab: Lab, found: ns.NoiseScale) -> None:
 
 
 def steps_and_examples(lab: Lab, steps: list[float], fewest: float, examples: float, lang: str) -> Any:
-    """The six runs and the hyperbola through them."""
+    """Draw the six runs and the hyperbola through them."""
     along = [fewest * (1 + 0.04 * 1.35**i) for i in range(18)]
     curve = [s for s in along if min(steps) * 0.85 < s < max(steps) * 1.1]
     series: dict[str, Any] = {
@@ -200,7 +204,7 @@ def steps_and_examples(lab: Lab, steps: list[float], fewest: float, examples: fl
 
 
 def against_batch(lab: Lab, steps: list[float], fitted: list[float], lang: str) -> Any:
-    """Steps by batch size, as run, as fitted, and as they would be if doubling always halved them."""
+    """Draw steps by batch size: as run, as fitted, and as they would be if doubling always halved them."""
     series: dict[str, Any] = {
         lab.word("runs", lang): (BATCHES, steps),
         lab.word("hyperbola", lang): (BATCHES, fitted),

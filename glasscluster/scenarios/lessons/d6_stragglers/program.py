@@ -1,4 +1,4 @@
-"""D6: a step lasts as long as its slowest rank, and what backup workers buy."""
+"""D6: a step lasts as long as its slowest rank, and what backup workers gain."""
 
 from __future__ import annotations
 
@@ -57,28 +57,29 @@ def stragglers(
     for n in (8, 64, 512):
         mean, source = float(times[n].mean()), "Eq 36: H_N/λ; four standard errors"
         lab.row("mean_step", bw.predict(n, 0), mean, source, **FOUR_ERRORS, n=n, draws=DRAWS)
-    kept = {b: mean_of_first(draw, 64, 64 + b) for b in (0, 1, 2, 4, 8, 16, 32)}
+    mean_steps = {b: mean_of_first(draw, 64, 64 + b) for b in (0, 1, 2, 4, 8, 16, 32)}
     for b in (4, 16):
         source = "Eq 36: (H_(N+b) − H_b)/λ"
         names: dict[str, Any] = {"ranks": 64 + b, "draws": DRAWS}
-        lab.row("mean_step_with_backups", bw.predict(64, b), kept[b], source, **FOUR_ERRORS, **names)
+        lab.row("mean_step_with_backups", bw.predict(64, b), mean_steps[b], source, **FOUR_ERRORS, **names)
 
     lab.figure("slowest", lambda lang: slowest_of_n(lab, times, lang))
-    lab.figure("backup_workers_buy", lambda lang: backup_workers(lab, kept, lang))
+    lab.figure("backup_workers_buy", lambda lang: backup_workers(lab, mean_steps, lang))
     grown: dict[str, Any] = {"slower": slower, "longer": longer, "slower_mean": slower / gpus}
     lab.tell("step_grows", view="tab=timeline&run=slow", slow_rank=slow_rank, **grown)
     idle = [sum(gap.length for gap in late.gaps(rank)) * 1e3 for rank in range(gpus)]
     lab.tell("slow_rank", view="tab=timeline&run=slow", idle_least=min(idle), idle_most=max(idle))
     lab.tell("by_chance", view="tab=story", mean_8=times[8].mean(), mean_512=times[512].mean())
-    lab.tell("backups", view="tab=timeline&run=backup", kept_none=kept[0], kept_four=kept[4])
+    lab.tell("backups", view="tab=timeline&run=backup", kept_none=mean_steps[0], kept_four=mean_steps[4])
     lab.conclude(slower=slower, gpus=gpus, longer=longer)
     lab.explain()
     lab.own_number(longer=longer, gpus=gpus, hardware=lab.hardware)
 
 
 def check_last_gradient(lab: Lab, run: Any, late: Any, slow_rank: int, slow: float) -> None:
-    """The last gradient is ready when the slowest rank's is: each rank's own time, the slow one's
-    stretched.
+    """Check that the last gradient is ready when the slowest rank's is.
+
+    Each rank's own time is taken from the even run; the slow rank's is multiplied by its factor.
     """
     graph = run.graph
     ready = np.flatnonzero((graph.kind == COMPUTE) & (graph.phase == BACKWARD))
@@ -86,12 +87,14 @@ def check_last_gradient(lab: Lab, run: Any, late: Any, slow_rank: int, slow: flo
     for rank in range(graph.ranks):
         last = float((run.timeline.end[ready] * (graph.rank[ready] == rank)).max())
         alone.append(last * (slow if rank == slow_rank else 1))
-    found, source = float(late.end[ready].max()), "Eq 36: the maximum over ranks"
-    lab.row("last_gradient", max(alone), None, source, simulated=found, **VIRTUAL)
+    replayed, source = float(late.end[ready].max()), "Eq 36: the maximum over ranks"
+    lab.row("last_gradient", max(alone), None, source, simulated=replayed, **VIRTUAL)
 
 
 def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups: int) -> None:
-    """Train on the first gradients that come: drawn by chance, then with the slow worker never among them."""
+    """Train on the first gradients to arrive: in an order drawn at random, then with the slow worker never
+    among them.
+    """
     workers = needed + backups
     small = make_model("tiny", layers=2, hidden=16, heads=4, seq=16, vocab=64)
     plan = make_plan(dp=workers, global_batch=2 * workers, micro_batch=2, precision="fp64", clip=0.0)
@@ -110,8 +113,8 @@ def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups
     # another, smaller model: not compared with the others
     lab.entries[-1] = replace(lab.entries[-1], timelines={lab.hardware: dropped}, compared=False, note=note)
     for name, results, counted in (("drawn", ran.results, chosen), ("recorded", spared.results, without)):
-        one = bw.one_device_on_what_counted(job, counted, workers)
-        worst, source = largest_difference(results[-1], one), "one device, the sequences that counted"
+        reference = bw.one_device_on_what_counted(job, counted, workers)
+        worst, source = largest_difference(results[-1], reference), "one device, the sequences that counted"
         lab.row("gradients_that_counted", 0.0, worst, source, unit="relative", tolerance=1e-10, name=name)
     server = spared.graph.rank == workers
     even, late = (float(line.end[server].max()) for line in (spared.timeline, dropped))
@@ -119,25 +122,26 @@ def train_with_backups(lab: Lab, draw: Any, slow_rank: int, needed: int, backups
     lab.row("last_update", even, None, source, simulated=late, **VIRTUAL)
 
 
-def largest_difference(found: Any, one: Any) -> float:
-    """Of any step's gradients from one device's, relative to the tensor, or to a
-    thousandth of the largest.
+def largest_difference(result: Any, reference: Any) -> float:
+    """The largest difference of a gradient from one device's, over steps and tensors.
+
+    It is relative to the tensor, or to a thousandth of the step's largest element where that is more.
     """
     worst = 0.0
-    for ours, theirs in zip(found.gradients, one.gradients, strict=True):
+    for ours, theirs in zip(result.gradients, reference.gradients, strict=True):
         floor = 1e-3 * max(float(tensor.abs().max()) for tensor in theirs.values())
         worst = max(worst, *(difference(ours[name], theirs[name], floor) for name in theirs))
     return worst
 
 
 def mean_of_first(draw: Any, first: int, ranks: int) -> float:
-    """Mean time, drawn, at which the first so many of all ranks are done."""
+    """The mean time, over random draws, at which the first `first` of `ranks` ranks are done."""
     times = np.sort(draw.exponential(size=(DRAWS, ranks)), axis=1)
     return float(times[:, first - 1].mean())
 
 
 def slowest_of_n(lab: Lab, times: dict[int, Any], lang: str) -> Any:
-    """How the time of the slowest is spread, a line for each number of ranks."""
+    """Draw the distribution of the slowest rank's time, a line for each number of ranks."""
     edges = np.linspace(0, 14, 29)
     middle: list[float] = ((edges[1:] + edges[:-1]) / 2).tolist()
     shares = {n: (np.histogram(drawn, edges)[0] / DRAWS).tolist() for n, drawn in times.items()}
@@ -145,11 +149,11 @@ def slowest_of_n(lab: Lab, times: dict[int, Any], lang: str) -> Any:
     return lines(series, lab.word("step_time", lang), lab.word("share_steps", lang))
 
 
-def backup_workers(lab: Lab, kept: dict[int, float], lang: str) -> Any:
-    """The mean step against the number of backup workers, drawn and by the formula."""
-    spare = tuple(kept)
+def backup_workers(lab: Lab, mean_steps: dict[int, float], lang: str) -> Any:
+    """Draw the mean step against the number of backup workers, drawn at random and by the formula."""
+    spare = tuple(mean_steps)
     series = {
-        lab.word("drawn", lang): (spare, list(kept.values())),
+        lab.word("drawn", lang): (spare, list(mean_steps.values())),
         lab.word("formula", lang): (spare, [bw.predict(64, b) for b in spare]),
     }
     return lines(series, lab.word("backup_workers", lang), lab.word("mean_step", lang))

@@ -1,5 +1,5 @@
-"""E10: experts on 8 ranks: which rows leave, what a hot expert does to load, traffic and time, and what
-puts it right.
+"""E10: experts on 8 ranks: which rows leave their rank, what a hot expert does to load, traffic and time, and
+how to correct it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from glasscluster.visualize.figures.network import matrices_figure, matrix
 
 
 def sequence(rank: int, number: int, tokens: int, hidden: int) -> Any:
-    """Independent tokens [1, s, h]: nothing about one says where another goes."""
+    """Independent random tokens [1, s, h]: the routing of one says nothing about another's."""
 
     draw = torch.Generator().manual_seed(1000 * rank + number)
     return torch.randn(1, tokens, hidden, generator=draw, dtype=torch.float64)
 
 
 def block_of(config: Any, ranks: Any = None) -> Any:
-    """A block whose experts are all here, or spread over a communicator's ranks; its weights depend on
-    nothing but their names.
+    """A block whose experts are all on this rank, or spread over a communicator's ranks; the weights are the
+    same.
     """
     parallel: Any = Unsharded()
     if ranks is not None:
@@ -39,7 +39,7 @@ def block_of(config: Any, ranks: Any = None) -> Any:
 
 
 def program(gpu: Any, config: Any, sequences: int) -> dict[str, Any]:
-    """One layer's router and experts, forward and backward, a sequence at a time."""
+    """Run one layer's router and experts, forward and backward, one sequence at a time."""
 
     mesh = gpu.make_mesh({"dp": gpu.size})
     with gpu.unrecorded():
@@ -74,9 +74,9 @@ def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
         for key, config in configs.items()
     }
     loads = {key: check_routing(lab, key, configs[key], run) for key, run in runs.items()}  # wanted, kept
-    apart = max(apart_from_one_device(configs[key], run) for key, run in runs.items())
+    difference = max(difference_from_one_device(configs[key], run) for key, run in runs.items())
     source = "all experts in one place, float64"
-    lab.row("apart", 0, apart, source, unit="absolute", tolerance=1e-12)
+    lab.row("apart", 0, difference, source, unit="absolute", tolerance=1e-12)
     places = moe.capacity(configs["places"], plain.seq)
     taken = max(max(routed["kept"]) for rank in runs["places"].results for routed in rank["routing"])
     lab.row("most_rows_of_an_expert", places, taken, "C = ⌈1.25·k·s/E⌉", unit="rows")
@@ -115,7 +115,7 @@ def moe_all_to_all(lab: Lab, sequences: int = 4, steps: int = 10) -> None:
 
 
 def figures(lab: Lab, runs: Any, loads: Any, limits: dict[str, int], after: Any, steps: int) -> None:
-    """Who sends to whom, rows by expert as asked and kept, and after training."""
+    """Draw who sends to whom, the rows that experts get (wanted and kept), and the same after training."""
 
     def dispatch(lang: str) -> Any:
         shown = {lab.word(key, lang): matrix(runs[key].graph, "ep", "dispatch") for key in ("even", "hot")}
@@ -137,23 +137,25 @@ def figures(lab: Lab, runs: Any, loads: Any, limits: dict[str, int], after: Any,
 
 
 def sums(columns: Any) -> list[int]:
-    """Of several lists, place by place."""
+    """Add several lists, element by element."""
     return [sum(column) for column in zip(*columns, strict=True)]
 
 
 def over_the_mean(load: list[int]) -> float:
-    """The fullest expert's rows over the mean."""
+    """The most loaded expert's rows over the mean."""
     return max(load) / (sum(load) / len(load))
 
 
 def check_routing(lab: Lab, key: str, config: Any, run: Any) -> tuple[list[int], list[int]]:
-    """Dispatch, all-to-alls and dropped rows of one run; returns rows wanted and kept, by expert."""
+    """Check dispatch, all-to-alls and dropped rows of one run; returns the rows wanted and kept, by
+    expert.
+    """
     routing, graph = [rank["routing"] for rank in run.results], run.graph
     wanted = [sums(routed["wanted"] for routed in mine) for mine in routing]
     kept = [sums(routed["kept"] for routed in mine) for mine in routing]
-    found = matrix(graph, "ep", "dispatch").tolist()
+    sent = matrix(graph, "ep", "dispatch").tolist()
     theory = expert_parallel.traffic(kept, config.hidden, WIDTH)
-    pairs = [pair for rows in zip(found, theory, strict=True) for pair in zip(*rows, strict=True)]
+    pairs = [pair for rows in zip(sent, theory, strict=True) for pair in zip(*rows, strict=True)]
     different = sum(counted != routed for counted, routed in pairs)
     lab.row("dispatch_not_as_routed", 0, different, "Eq 27, as routed", unit="pairs", key=key)
     moved = (graph.kind == COLLECTIVE) & (graph.axis == "ep") & (graph.rank == 0)
@@ -168,20 +170,22 @@ def check_routing(lab: Lab, key: str, config: Any, run: Any) -> tuple[list[int],
     return sums(wanted), sums(kept)
 
 
-def apart_from_one_device(config: Any, run: Any) -> float:
-    """The largest difference of any sequence's output from a block that has all experts."""
+def difference_from_one_device(config: Any, run: Any) -> float:
+    """The largest difference of a sequence's output from a block that has all experts."""
     alone, worst = block_of(config), 0.0
     for rank, result in enumerate(run.results):
         for i, output in enumerate(result["outputs"]):
-            whole = moe.experts(alone, sequence(rank, i, config.seq, config.hidden)).detach()
-            worst = max(worst, float((whole - output).abs().max()))
+            expected = moe.experts(alone, sequence(rank, i, config.seq, config.hidden)).detach()
+            worst = max(worst, float((expected - output).abs().max()))
     return worst
 
 
 def check_leaving(lab: Lab, graph: Any, rows: int, hidden: int) -> tuple[int, float]:
-    """Rows that left their rank, and three standard errors of what is expected."""
+    """Check the rows that left their rank; returns them, and three standard errors of their expected
+    number.
+    """
     left = sum(graph.bytes_sent(axis="ep", label="dispatch")) // (hidden * WIDTH)
-    # of a sum of independent choices; a token's own two are never the same, which makes it less
+    # of a sum of independent choices; a token's two experts always differ, so the true error is less
     error = 3 * (rows * 7 / 8 / 8) ** 0.5
     expected, source = (
         expert_parallel.leaving(rows // TOP, TOP, RANKS),
@@ -192,7 +196,7 @@ def check_leaving(lab: Lab, graph: Any, rows: int, hidden: int) -> tuple[int, fl
 
 
 def check_auxiliary_loss(lab: Lab, config: Any, alpha: float) -> None:
-    """A router that knows nothing pays α a token."""
+    """Check that a uniform router pays an auxiliary loss of α a token."""
     uniform = block_of(config)
     uniform.router_weight.data.zero_()
     moe.experts(uniform, sequence(0, 0, config.seq, config.hidden))
@@ -201,7 +205,7 @@ def check_auxiliary_loss(lab: Lab, config: Any, alpha: float) -> None:
 
 
 def train_hot(lab: Lab, config: Any, steps: int) -> dict[str, Any]:
-    """The GPT with a hot expert, without and with the auxiliary loss."""
+    """Train the GPT with a hot expert, without and with the auxiliary loss."""
     plan: dict[str, Any] = {"dp": RANKS, "ep": RANKS, "micro_batch": 1, "global_batch": RANKS, "lr": 5e-3}
     trained = {}
     for key, weight in (("left", 0.0), ("balanced", 0.3)):
@@ -214,12 +218,12 @@ def train_hot(lab: Lab, config: Any, steps: int) -> dict[str, Any]:
 
 
 def rows_kept(trained: Any) -> list[int]:
-    """Rows that each expert took, all ranks and layers."""
+    """The rows that each expert took, over all ranks and layers."""
     return sums(counts for rank in trained.run.results for counts in rank.routing_counts("kept"))
 
 
 def check_dense(lab: Lab, plain: Any, trained: Any) -> None:
-    """FLOPs and parameters against a dense model as wide as the experts of one token."""
+    """Check FLOPs and parameters against a dense model as wide as the experts of one token."""
     dense = plain.model_copy(update={"experts": 0, "ffn": TOP * plain.width})
     same = lab.dry(model=dense, dp=RANKS, micro_batch=1, global_batch=RANKS).graph
     forward = [int(graph.flops[graph.phase == 1].sum()) for graph in (same, trained.run.graph)]
@@ -232,7 +236,9 @@ def check_dense(lab: Lab, plain: Any, trained: Any) -> None:
 
 
 def check_mixtral(lab: Lab) -> dict[str, float]:
-    """Billions of parameters of Mixtral 8x7B, all of them and those that a token meets."""
+    """Check the billions of parameters of Mixtral 8x7B: all of them, and those that one token uses; returns
+    both.
+    """
     size: dict[str, Any] = {
         "layers": 32,
         "hidden": 4096,

@@ -28,8 +28,9 @@ Choice = tuple[int, int, int, int]  # dp, tp, pp, ZeRO stage
 
 
 def legal(zeros: tuple[int, ...] = ZEROS) -> list[Choice]:
-    """All (dp, tp, pp, zero) of eight GPUs with a layer a stage at least; without data parallelism ZeRO has
-    nothing to shard.
+    """All (dp, tp, pp, zero) of eight GPUs with at least one layer a stage.
+
+    Without data parallelism ZeRO has nothing to shard, so there stage 0 stands alone.
     """
     sizes = [
         (d, t, GPUS // (d * t))
@@ -41,7 +42,7 @@ def legal(zeros: tuple[int, ...] = ZEROS) -> list[Choice]:
 
 def layout(dp: int, tp: int, pp: int, zero: int, batch: int, precision: str) -> dict[str, Any]:
     """A plan's options: two micro-batches a stage, one where there are no stages; sequence parallelism
-    wherever tensors are cut.
+    wherever there is tensor parallelism.
     """
     m = 2 * pp if pp > 1 else 1
     return {
@@ -59,7 +60,7 @@ def layout(dp: int, tp: int, pp: int, zero: int, batch: int, precision: str) -> 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One layout, recorded on shapes alone."""
+    """One layout, recorded from shapes alone."""
 
     run: Any
     ms: float  # of a step
@@ -76,28 +77,28 @@ def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float =
     """
     machine = replace(hardware(lab.hardware), name=f"{lab.hardware}, nodes of {NODE}", node_size=NODE)
     model = make_model("tiny", layers=LAYERS, hidden=hidden, heads=16, seq=512, vocab=2048)
-    found = {choice: record(machine, model, choice, batch) for choice in legal()}
-    fits = {choice: each for choice, each in found.items() if each.gb <= cap_gb}
+    recorded = {choice: record(machine, model, choice, batch) for choice in legal()}
+    fits = {choice: each for choice, each in recorded.items() if each.gb <= cap_gb}
     order = sorted(fits, key=lambda choice: fits[choice].ms)
     best, worst = order[0], order[-1]
     ratio = fits[worst].ms / fits[best].ms
     expected = sum(len(ZEROS) if d > 1 else 1 for d, t, p in all_sizes() if p <= LAYERS)
-    lab.row("legal_layouts", expected, len(found), "dp·tp·pp = 8, ZeRO where dp > 1", unit="layouts")
-    rows = [row for each in found.values() for row in each.rows]
+    lab.row("legal_layouts", expected, len(recorded), "dp·tp·pp = 8, ZeRO where dp > 1", unit="layouts")
+    rows = [row for each in recorded.values() for row in each.rows]
     wrong = sum(row.verdict == FAILED for row in rows)
     lab.row("wrong_rows", 0, wrong, "Eq 15, Eq 16, Eq 18, Eq 19, Eq 22 and 2m·bsh a hop", unit="rows")
     for zero in ZEROS:
-        check_states(lab, found[8, 1, 1, zero], zero)
+        check_states(lab, recorded[8, 1, 1, zero], zero)
     small = make_model("tiny", layers=LAYERS, hidden=32, heads=8, seq=16)
     for key, choice in (("best", best), ("worst", worst)):
         lab.train(key, lab.text(f"title_{key}"), model=small, steps=2, **layout(*choice, 16, "fp32"))
 
     lab.ask("ratio", ratio, "×", parameters=model.parameters() / 1e6, NODE=NODE)
-    lab.figure("every_layout", lambda _lang: every_layout(found, cap_gb), cap_gb=cap_gb)
+    lab.figure("every_layout", lambda _lang: every_layout(recorded, cap_gb), cap_gb=cap_gb)
     lab.figure("where_time_goes", lambda lang: where_time_goes(lab, fits, order, lang))
     lab.figure("sixty_four_gpus", lambda _lang: sixty_four_gpus())
     counts: dict[str, Any] = {
-        "legal_ones": len(found),
+        "legal_ones": len(recorded),
         "fitting": len(fits),
         "rows_seen": len(rows),
         "wrong": wrong,
@@ -106,21 +107,21 @@ def layout_puzzle(lab: Lab, hidden: int = 1024, batch: int = 32, cap_gb: float =
     names: dict[str, Any] = {"best": spelled(best), "worst": spelled(worst)}
     times: dict[str, Any] = {"best_ms": fits[best].ms, "worst_ms": fits[worst].ms, "ratio": ratio}
     lab.tell("best_and_worst", view="tab=story", **names, **times)
-    across = min(each.ms for (_, tp, _, _), each in found.items() if tp == GPUS)
+    across = min(each.ms for (_, tp, _, _), each in recorded.items() if tp == GPUS)
     lab.tell("across_nodes", view="tab=story", across_ms=across)
     lab.tell("trained", view="tab=checks&run=best")
-    lab.conclude(legal_ones=len(found), ratio=ratio, best=spelled(best))
+    lab.conclude(legal_ones=len(recorded), ratio=ratio, best=spelled(best))
     lab.explain()
     lab.own_number(best=spelled(best), ratio=ratio)
 
 
 def all_sizes() -> list[tuple[int, int, int]]:
-    """Every (dp, tp, pp) whose product is the number of GPUs, by trying all."""
+    """Every (dp, tp, pp) whose product is the number of GPUs, by enumeration."""
     return [(d, t, p) for d, t, p in product(range(1, GPUS + 1), repeat=3) if d * t * p == GPUS]
 
 
 def record(machine: Any, model: Any, choice: Choice, batch: int) -> Recorded:
-    """One step of a layout, without data."""
+    """Record one step of a layout, without data."""
     plan = make_plan(**layout(*choice, batch, "bf16"))
     plan.check(model)
     job = Job(plan, model, steps=1)
@@ -135,7 +136,7 @@ def record(machine: Any, model: Any, choice: Choice, batch: int) -> Recorded:
 
 
 def check_states(lab: Lab, recorded: Recorded, zero: int) -> None:
-    """Model states of eight data-parallel GPUs."""
+    """Check the model states of eight data-parallel GPUs."""
     padded = sum(size for _, _, size in recorded.run.results[0].units)
     of_parameters, of_gradients, of_optimizer = (GPUS if zero >= stage else 1 for stage in (3, 2, 1))
     each = 2 * padded / of_parameters + 2 * padded / of_gradients + 12 * padded / of_optimizer
@@ -143,15 +144,15 @@ def check_states(lab: Lab, recorded: Recorded, zero: int) -> None:
 
 
 def spelled(choice: Choice) -> str:
-    """dp 4 · tp 2 · pp 1 · ZeRO-1."""
+    """A layout as text: dp 4 · tp 2 · pp 1 · ZeRO-1."""
     dp, tp, pp, zero = choice
     return f"dp {dp} · tp {tp} · pp {pp} · ZeRO-{zero}"
 
 
-def every_layout(found: dict[Choice, Recorded], cap_gb: float) -> Any:
-    """Time and memory of every layout; what does not fit is grey."""
-    sizes = sorted({choice[:3] for choice in found}, key=lambda size: (-size[0], size[1]))
-    quickest = min(each.ms for each in found.values())
+def every_layout(recorded: dict[Choice, Recorded], cap_gb: float) -> Any:
+    """Draw time and memory of every layout; those that do not fit are grey."""
+    sizes = sorted({choice[:3] for choice in recorded}, key=lambda size: (-size[0], size[1]))
+    quickest = min(each.ms for each in recorded.values())
 
     def text(each: Recorded | None) -> str:
         return f"{each.ms:.1f} ms · {each.gb:.2f} GB{'' if each.gb <= cap_gb else ' ✗'}" if each else ""
@@ -161,14 +162,16 @@ def every_layout(found: dict[Choice, Recorded], cap_gb: float) -> Any:
             return "#ffffff"
         return "#d9d9d9" if each.gb > cap_gb else shade(min(1.0, (each.ms / quickest - 1) / 3))
 
-    cells = [[found.get((*size, zero)) for zero in ZEROS] for size in sizes]
+    cells = [[recorded.get((*size, zero)) for zero in ZEROS] for size in sizes]
     labels = [f"dp {d} · tp {t} · pp {p}" for d, t, p in sizes]
     texts, fills = [[text(x) for x in row] for row in cells], [[fill(x) for x in row] for row in cells]
     return cells_figure([Table("", labels, [f"ZeRO-{zero}" for zero in ZEROS], texts, fills)])
 
 
 def where_time_goes(lab: Lab, fits: dict[Choice, Recorded], order: list[Choice], lang: str) -> Any:
-    """Milliseconds of the last GPU to finish, part by part, from the quickest layout to the slowest."""
+    """Draw the milliseconds of the last GPU to finish, part by part, from the fastest layout to the
+    slowest.
+    """
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
     for choice in order:
         split = fits[choice].split
@@ -181,7 +184,7 @@ def where_time_goes(lab: Lab, fits: dict[Choice, Recorded], order: list[Choice],
 
 
 def sixty_four_gpus() -> Any:
-    """GB of model states a GPU by Eq 15: 13 billion parameters on 64 GPUs of 80 GB."""
+    """Draw GB of model states a GPU by Eq 15: 13 billion parameters on 64 GPUs of 80 GB."""
     sizes = [
         (d, t, 64 // (d * t))
         for t, d in product((1, 2, 4, 8), (64, 16, 8, 4, 2))

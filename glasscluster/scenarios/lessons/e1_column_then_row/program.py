@@ -16,14 +16,14 @@ from glasscluster.visualize.figures.plots import bars
 
 
 def program(gpu: Any, tokens: int, hidden: int) -> dict[str, float]:
-    """One MLP, cut both ways; messages of each order carry its label."""
+    """Run one MLP sharded both ways; the messages of each way carry its label."""
 
     t, r = gpu.size, gpu.rank
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(tokens, hidden, generator=generator, dtype=torch.float64)
     a = torch.randn(hidden, 4 * hidden, generator=generator, dtype=torch.float64) / hidden**0.5
     b = torch.randn(4 * hidden, hidden, generator=generator, dtype=torch.float64) / hidden**0.5
-    whole = F.gelu(x @ a) @ b
+    expected = F.gelu(x @ a) @ b
     # columns of A, then rows of B: GELU is local, one sum at the end
     column = F.gelu(x @ a.chunk(t, 1)[r]) @ b.chunk(t, 0)[r]
     gpu.comm.all_reduce(column, purpose="activations", label="column then row")
@@ -36,11 +36,11 @@ def program(gpu: Any, tokens: int, hidden: int) -> dict[str, float]:
     pieces[r] = F.gelu(middle) @ b.chunk(t, 1)[r]
     gpu.comm.all_gather(pieces, purpose="activations", label="row then column")
     row = torch.cat(list(pieces), 1)
-    scale = float(whole.abs().max())
+    scale = float(expected.abs().max())
     return {
-        "column": float((column - whole).abs().max()) / scale,
-        "row": float((row - whole).abs().max()) / scale,
-        "wrong": float((wrong @ b - whole).abs().max()) / scale,
+        "column": float((column - expected).abs().max()) / scale,
+        "row": float((row - expected).abs().max()) / scale,
+        "wrong": float((wrong @ b - expected).abs().max()) / scale,
     }
 
 
@@ -48,7 +48,7 @@ def program(gpu: Any, tokens: int, hidden: int) -> dict[str, float]:
 def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     """One MLP is cut both ways over real ranks, then a whole GPT trains with tensor parallelism."""
     tokens, layers, seq = 128, 4, 64
-    both = lab.run("mlp", lab.text("both_ways"), program, tokens, hidden, gpus=t)
+    run = lab.run("mlp", lab.text("both_ways"), program, tokens, hidden, gpus=t)
     model = make_model("tiny", layers=layers, hidden=hidden, seq=seq)
     plan: dict[str, Any] = {"tp": t, "micro_batch": 2, "global_batch": 2}
     trained = lab.train("tp", lab.text("gpt"), model=model, steps=1, **plan)
@@ -60,13 +60,11 @@ def column_then_row(lab: Lab, t: int = 4, hidden: int = 64) -> None:
     of_layers = next(r for r in trained.checks if r.key == "tp_layer_sent")
     predicted = 8 * 2 * seq * hidden * (t - 1) * layers * 4
     lab.row("bytes_of_all_reduces", predicted, of_layers.counted, "Eq 18")
-    sent = {
-        label: sum(both.graph.bytes_sent(label=label)) for label in ("column then row", "row then column")
-    }
-    one = tokens * hidden * 8
-    lab.row("column_then_row", 2 * (t - 1) * one, sent["column then row"], "Eq 9")
-    lab.row("row_then_column", (2 * 4 + 1) * (t - 1) * one, sent["row then column"], "Eq 9, Eq 10")
-    worst = {way: max(result[way] for result in both.results) for way in ("column", "row", "wrong")}
+    sent = {label: sum(run.graph.bytes_sent(label=label)) for label in ("column then row", "row then column")}
+    size = tokens * hidden * 8
+    lab.row("column_then_row", 2 * (t - 1) * size, sent["column then row"], "Eq 9")
+    lab.row("row_then_column", (2 * 4 + 1) * (t - 1) * size, sent["row then column"], "Eq 9, Eq 10")
+    worst = {way: max(result[way] for result in run.results) for way in ("column", "row", "wrong")}
     rounding: dict[str, Any] = {"unit": "relative", "tolerance": 1e-12}
     lab.row("error_column_then_row", 0, worst["column"], "one device", **rounding)
     lab.row("error_row_then_column", 0, worst["row"], "one device", **rounding)

@@ -1,11 +1,11 @@
-"""E2: what tensor parallelism sends, what sequence parallelism makes of it, and where both may stand."""
+"""E2: what tensor parallelism sends, how sequence parallelism changes it, and where both may be placed."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from glasscluster.scenarios.jobs.kept import kept
+from glasscluster.scenarios.jobs.kept import kept_bytes
 from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.sim.recording.events import PURPOSES, SEND
@@ -89,8 +89,9 @@ def sequence_parallel(lab: Lab, t: int = 4, hidden: int = 64) -> None:
 def check_units(
     lab: Lab, model: Any, runs: dict[str, Any], plan: dict[str, Any]
 ) -> tuple[dict[str, float], float]:
-    """Units of (t−1)/t·bsh elements that every layer sends; returns them by variant, and those gathered
-    again.
+    """Check the units of (t−1)/t·bsh elements that every layer sends.
+
+    Returns them by variant, and the units that are gathered a second time.
     """
     unit = (
         (plan["tp"] - 1) * 2 * model.seq * model.hidden * 4 * model.layers
@@ -101,13 +102,13 @@ def check_units(
     again = sent_inside(runs["tp+sp"].graph, "f again") / unit
     lab.row("gathered_again", 2, again, "Eq 18", unit="units")
     lab.row("without_those", sent["tp"], sent["tp+sp"] - again, "Eq 18, Eq 10", unit="units")
-    apart = lab.dry(model=model.model_copy(update={"qkv": "separate"}), **plan, sequence_parallel=True)
-    lab.row("apart", 9, sent_inside(apart.graph) / unit, "Eq 18", unit="units")
+    separate = lab.dry(model=model.model_copy(update={"qkv": "separate"}), **plan, sequence_parallel=True)
+    lab.row("apart", 9, sent_inside(separate.graph) / unit, "Eq 18", unit="units")
     return sent, again
 
 
 def sent_inside(graph: Any, *labels: str) -> float:
-    """Bytes of activations that tensor ranks send inside the layers, or those of some labels alone."""
+    """The bytes of activations that tensor ranks send inside the layers, of all labels or of some."""
     inside = (graph.kind == SEND) & (graph.axis == "tp") & (graph.layer >= 0)
     inside &= graph.purpose == PURPOSES.index("activations")
     if labels:
@@ -117,7 +118,9 @@ def sent_inside(graph: Any, *labels: str) -> float:
 
 # ---- what is kept: the small layer on real ranks, GPT-3's on its shapes
 def check_small_layer(lab: Lab, model: Any, t: int) -> None:
-    """Every tensor that every rank keeps, whole and cut along the sequence, against the paper's list."""
+    """Check every tensor that each rank keeps, whole or sharded along the sequence, against the paper's
+    list.
+    """
     unfused, wrong = model.model_copy(update={"attention": "unfused"}), 0
     for cut in (False, True):
         theory = predict_layer(unfused, 1, t, 2, "none", cut)
@@ -129,18 +132,22 @@ def check_small_layer(lab: Lab, model: Any, t: int) -> None:
 
 
 def check_gpt3s_layer(lab: Lab) -> dict[str, tuple[dict[str, int], int]]:
-    """What a rank keeps in each layout: counted by part, and the formula."""
+    """Check what a rank keeps in each layout: counted by part, against the formula; returns both by
+    layout.
+    """
     giant = make_model("gpt3-175b", attention="unfused", dropout=0.1)
     layouts = {}
     for key, options in LAYOUTS.items():
-        parts, theory = layouts[key] = kept(giant, 1, "bf16", WIDE, context="ulysses", **options)
+        parts, theory = layouts[key] = kept_bytes(giant, 1, "bf16", WIDE, context="ulysses", **options)
         lab.row("kept", theory, sum(parts.values()), "Eq 17", way=lab.text(f"way_{key}"))
     return layouts
 
 
 # ---- how long it takes: the same step in one node and in two
 def time_of_a_step() -> tuple[dict[str, Any], dict[tuple[str, str], tuple[float, float]]]:
-    """Timelines by variant in one node; (milliseconds computing, waiting) by variant and place."""
+    """Time a step: returns timelines by variant in one node, and (milliseconds computing, waiting) by variant
+    and place.
+    """
     long, node = make_model("gpt3-175b", layers=2, seq=8192), hardware("dgx-h100")
     steps, took = {}, {}
     for key, more in VARIANTS.items():
@@ -157,14 +164,14 @@ def time_of_a_step() -> tuple[dict[str, Any], dict[tuple[str, str], tuple[float,
 
 # ---- see
 def one_layer(lab: Lab, steps: dict[str, Any], lang: str) -> Any:
-    """Which collective stands where in a layer, by variant."""
+    """Draw which collective stands where in a layer, by variant."""
     h, s = make_model("gpt3-175b").hidden, 8192
     products = {6 * s * h * h // WIDE: "QKV", 2 * s * h * h // WIDE: "out", 8 * s * h * h // WIDE: "MLP"}
     return layer_strip([(lab.word(WORDS[key], lang), line) for key, line in steps.items()], 1, products, lang)
 
 
 def time_in_parts(lab: Lab, took: dict[tuple[str, str], tuple[float, float]], lang: str) -> Any:
-    """Computing and waiting, by place and variant."""
+    """Draw computing and waiting time, by place and variant."""
     names = [
         f"{lab.word(WORDS[key], lang)}<br>{lab.word(f'place_{place}', lang)}"
         for place in PLACES
@@ -178,7 +185,7 @@ def time_in_parts(lab: Lab, took: dict[tuple[str, str], tuple[float, float]], la
 
 
 def matrices(lang: str) -> Any:
-    """A layer's matrices on four ranks, of two kinds of model."""
+    """Draw a layer's matrices on four ranks, for two kinds of model."""
     models = {
         "MHA, GELU": make_model("tiny", heads=8),
         "GQA (kv = 2), SwiGLU": make_model("tiny", heads=8, kv_heads=2, activation="swiglu", ffn=168),

@@ -1,6 +1,4 @@
-"""E3: cross-entropy over a vocabulary that is cut over ranks, without ever putting a row of logits
-together.
-"""
+"""E3: cross-entropy over a vocabulary that is sharded over ranks, without ever gathering a row of logits."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ VOCABULARIES, ODD, LARGEST = (64, 1_001, 8_192, 50_257), 1_001, 50_257
 
 
 def inputs(vocab: int, tokens: int) -> tuple[Any, Any, Any]:
-    """The same hidden states [1, tokens, h], table [V, h] and targets everywhere."""
+    """The hidden states [1, tokens, h], the table [V, h] and the targets, the same on every rank."""
 
     generator = torch.Generator().manual_seed(vocab)
     x = torch.randn(1, tokens, HIDDEN, generator=generator, dtype=torch.float64)
@@ -32,7 +30,7 @@ def inputs(vocab: int, tokens: int) -> tuple[Any, Any, Any]:
 
 
 def alone(vocab: int, tokens: int) -> tuple[float, Any, Any]:
-    """Loss, gradient of x and of the table on one device: torch's own cross-entropy."""
+    """The loss and the gradients of x and of the table on one device, by torch's own cross-entropy."""
 
     x, table, targets = inputs(vocab, tokens)
     logits = x.requires_grad_() @ table.requires_grad_().T
@@ -42,13 +40,14 @@ def alone(vocab: int, tokens: int) -> tuple[float, Any, Any]:
 
 
 def program(gpu: Any, vocab: int, tokens: int, gathers: bool, pads: bool) -> dict[str, Any]:
-    """This rank's rows of the table, and the loss either way. `pads` False: rows of padding pass for tokens
-    (the mistake).
+    """Compute the loss from this rank's rows of the table, from scalars or from gathered logits.
+
+    With `pads` False rows of padding count as tokens, which is the mistake that the lesson shows.
     """
     seen: list[tuple[float, float]] = []
 
     class Watched(TensorParallel):
-        """Notes what the first token's scalar was before and after each sum or maximum over ranks."""
+        """Records the first token's scalar before and after each sum or maximum over ranks."""
 
         def all_reduce(self, x: Any, label: str, op: str = "sum") -> Any:
             before = float(x.flatten()[0])
@@ -127,11 +126,11 @@ def vocab_parallel_loss(lab: Lab, t: int = 4, tokens: int = 32) -> None:
     sizes: dict[str, Any] = {"odd": ODD, "largest": LARGEST}
     lab.tell("time", view="tab=timeline&run=scalars", tokens=tokens, **sizes, **milliseconds)
     mistake, _, _ = alone(66, tokens)
-    found: dict[str, Any] = {
+    padding: dict[str, Any] = {
         "mistake": mistaken / mistake - 1,
         "difference": trained.comparison["max_rel_grad_diff"],
     }
-    lab.tell("padding", view="tab=checks&run=gpt", **sizes, t=t, **found)
+    lab.tell("padding", view="tab=checks&run=gpt", **sizes, t=t, **padding)
     lab.conclude(largest=LARGEST, times=times)
     lab.explain()
     lab.own_number(times=times, largest=LARGEST)
@@ -141,7 +140,9 @@ SCALARS = ("max", "target", "sum")
 
 
 def both_ways(lab: Lab, way: str, vocab: int, tokens: int, t: int) -> Any:
-    """The loss from scalars or from gathered logits; the odd vocabulary's runs are in the report."""
+    """Run the loss from scalars or from gathered logits; the runs of the odd vocabulary go into the
+    report.
+    """
     job = (program, vocab, tokens, way == "gather", True)
     if vocab == ODD:
         return lab.run(way, lab.text(way, vocab=vocab), *job, gpus=t)
@@ -149,7 +150,7 @@ def both_ways(lab: Lab, way: str, vocab: int, tokens: int, t: int) -> Any:
 
 
 def sent(run: Any, label: str) -> int:
-    """Bytes that all ranks sent under a label."""
+    """The bytes that all ranks sent under a label."""
     return sum(run.graph.bytes_sent(label=label))
 
 
@@ -169,7 +170,7 @@ def differences(cut: dict[int, Any], gathered: dict[int, Any], tokens: int, t: i
 
 
 def three_all_reduces(lab: Lab, ranks: list[dict[str, Any]], lang: str) -> Any:
-    """One token's scalars: what every rank has before each all-reduce, and what all have after it."""
+    """Draw one token's scalars: every rank's value before each all-reduce, and the value after it."""
     t = len(ranks)
     each = -(-ODD // t)  # rows of a rank
     heads = ["largest_logit", "max_over_ranks", "target_less_max"]
@@ -184,7 +185,7 @@ def three_all_reduces(lab: Lab, ranks: list[dict[str, Any]], lang: str) -> Any:
 
 
 def bytes_by_vocabulary(lab: Lab, each: dict[str, dict[int, int]], tokens: int, lang: str) -> Any:
-    """Bytes a token that all ranks send, either way."""
+    """Draw the bytes a token that all ranks send, from scalars and from gathered logits."""
     series = {}
     for way, nbytes in each.items():
         series[lab.word(way, lang)] = (VOCABULARIES, [nbytes[v] / tokens for v in VOCABULARIES])

@@ -62,25 +62,23 @@ def gpipe_bubble(lab: Lab, p: int = 4, m: int = 8, hidden: int = 128) -> None:
 
 
 def ideal_share(p: int, m: int) -> float:
-    """Idle share of the whole when stages are equal and messages free."""
+    """The idle share of all GPU time when stages are equal and messages are free."""
     return (p - 1) / (m + p - 1)
 
 
 def share_of_equal_stages(lab: Lab, p: int, m: int) -> float:
-    """The same share of stages that are one matmul each, run on ranks and timed where messages cost
-    nothing.
-    """
+    """The idle share with stages of one matmul each, run on ranks and timed where messages cost nothing."""
     run = lab.cluster(p).run(equal_stages.stages, "gpipe", m)
     run.hardware = equal_stages.machine()
     return run.timeline.bubble()["bubble_fraction"]
 
 
 def share_of_a_gpt(lab: Lab, model: Any, p: int, m: int) -> float:
-    """The same share of a GPT's stages, from shapes alone."""
+    """The idle share of a GPT's stages, from shapes alone."""
     run = lab.dry(model=model, pp=p, schedule="gpipe", global_batch=m)
     return run.timeline.bubble()["bubble_fraction"]
 
 
 def fullest_rank(trained: Any) -> float:
-    """Bytes at the peak of the rank that holds most."""
+    """The peak bytes of the rank that holds most."""
     return max(total for total, _ in trained.run.peak_memory())

@@ -9,7 +9,7 @@ from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.strategies.pipeline.schedules import gpipe, one_f_one_b
 from glasscluster.strategies.plan import make_model
-from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held, staircase_figure
+from glasscluster.visualize.figures.pipelines import ScheduleRun, comparison_figure, held, staircase_figure
 from glasscluster.visualize.figures.plots import bars, lines
 
 SCHEDULES = {"gpipe": gpipe, "1f1b": one_f_one_b}
@@ -35,22 +35,24 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
         key: lab.train(f"{key}-gpt", lab.text("gpt", schedule=name), schedule=key, **plan)
         for key, name in NAMES.items()
     }
-    kept = {key: activations(t.run) for key, t in trained.items()}  # bytes of each stage at its peak
+    held_bytes = {key: activations(t.run) for key, t in trained.items()}  # bytes of each stage at its peak
     counts = [p, m, 2 * m, 4 * m]
     grown = {
         key: [activations(lab.dry(model=model, pp=p, schedule=key, global_batch=k)) for k in counts]
         for key in SCHEDULES
     }
     few, some = grown["gpipe"][:2]
-    one = [(b - a) / (m - p) for a, b in zip(few, some, strict=True)]  # bytes of a micro-batch, by stage
-    check_growth(lab, grown, one, m)
+    micro_batch_bytes = [
+        (b - a) / (m - p) for a, b in zip(few, some, strict=True)
+    ]  # bytes of a micro-batch, by stage
+    check_growth(lab, grown, micro_batch_bytes, m)
     for s in range(p):
         # 1F1B is fullest in the middle, where the gradient it sent last may still be on its way
         on_its_way = model.seq * hidden * 4 if s else 0
-        expected = one[s] * (m - min(m, p - s)) - on_its_way
+        expected = micro_batch_bytes[s] * (m - min(m, p - s)) - on_its_way
         source, less = (
             "Eq 22: m − min(m, p−s) micro-batches; a gradient on its way",
-            kept["gpipe"][s] - kept["1f1b"][s],
+            held_bytes["gpipe"][s] - held_bytes["1f1b"][s],
         )
         lab.row("holds_less", expected, less, source, s=s)
 
@@ -58,22 +60,22 @@ def memory_of_1f1b(lab: Lab, p: int = 4, m: int = 8, hidden: int = 64) -> None:
     lab.ask("lecture" if (p, m) == (4, 8) else "other_sizes", step_ms, "ms", p=p, m=m)
     lab.figure("same_bubble", lambda lang: comparison_figure(shown, lang, "f = 1 ms, b = 2 ms"))
     lab.figure("staircase", lambda lang: staircase_figure(shown, lang))
-    figures_of_the_gpt(lab, kept, grown, counts)
+    figures_of_the_gpt(lab, held_bytes, grown, counts)
     lab.tell("same_time", view="tab=timeline&run=1f1b", step_ms=step_ms, fill=p - 1, slots=m + p - 1)
     lab.tell("held", view="tab=timeline&run=gpipe", m=m, p=p)
-    total = {key: sum(by_stage) / 1e6 for key, by_stage in kept.items()}
+    total = {key: sum(by_stage) / 1e6 for key, by_stage in held_bytes.items()}
     lab.tell("gpt", view="tab=memory&run=1f1b-gpt", gpipe_mb=total["gpipe"], f1b_mb=total["1f1b"])
     fullest = {key: max(by_count[3]) / 1e6 for key, by_count in grown.items()}
     many: dict[str, Any] = {"many": 4 * m, "gpipe_many_mb": fullest["gpipe"], "f1b_many_mb": fullest["1f1b"]}
     lab.tell("more_micro_batches", view="tab=memory&run=gpipe-gpt", **many)
-    ratio = sum(kept["gpipe"]) / sum(kept["1f1b"])
+    ratio = sum(held_bytes["gpipe"]) / sum(held_bytes["1f1b"])
     lab.conclude(ratio=ratio)
     lab.explain()
     lab.own_number(ratio=ratio, p=p, m=m)
 
 
-def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int) -> Played:
-    """Micro-batches held by each stage, and the time of the step; returns what the figures draw."""
+def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int) -> ScheduleRun:
+    """Check the micro-batches held by each stage, and the time of the step; return what the figures draw."""
     name = NAMES[key]
     for s in range(p):
         expected, most = SCHEDULES[key].predict_in_flight(p, m, s), max(held(drawn, s)[1])
@@ -81,30 +83,30 @@ def check_equal_stages(lab: Lab, key: str, run: Any, drawn: Any, p: int, m: int)
     time = run.timeline.makespan
     virtual: dict[str, Any] = {"unit": "s", "match": "virtual", "tolerance": 1e-9}
     lab.row("time_of_a_step", (m + p - 1) * 3e-3, None, "Eq 20", simulated=time, **virtual, schedule=name)
-    return Played(f"<b>{name}</b>: {time * 1e3:g} ms", drawn)
+    return ScheduleRun(f"<b>{name}</b>: {time * 1e3:g} ms", drawn)
 
 
 def activations(run: Any) -> list[int]:
-    """Bytes of activations of each stage at its peak."""
+    """The bytes of activations of each stage at its peak."""
     return [split["activations"] for _, split in run.peak_memory()]
 
 
-def check_growth(lab: Lab, grown: dict[str, list[list[int]]], one: list[float], m: int) -> None:
-    """What 3m micro-batches more cost: in GPipe each is held, in 1F1B none."""
+def check_growth(lab: Lab, grown: dict[str, list[list[int]]], micro_batch_bytes: list[float], m: int) -> None:
+    """Check what 3m more micro-batches cost: GPipe holds each of them, 1F1B none."""
     source = "Eq 22: each micro-batch is held"
-    for s, nbytes in enumerate(one):
+    for s, nbytes in enumerate(micro_batch_bytes):
         more = grown["gpipe"][3][s] - grown["gpipe"][1][s]
         lab.row("more_in_gpipe", nbytes * 3 * m, more, source, s=s, more=3 * m)
     more = sum(grown["1f1b"][3]) - sum(grown["1f1b"][1])
     lab.row("more_in_1f1b", 0, more, "Eq 22: min(m, p−s) for m ≥ p", more=3 * m)
 
 
-def figures_of_the_gpt(lab: Lab, kept: Any, grown: Any, counts: list[int]) -> None:
-    """Activations of each stage, and of the fullest one against the number of micro-batches."""
+def figures_of_the_gpt(lab: Lab, held_bytes: Any, grown: Any, counts: list[int]) -> None:
+    """Draw the activations of each stage, and of the fullest one against the number of micro-batches."""
 
     def by_stage(lang: str) -> Any:
-        series = {NAMES[key]: [nbytes / 1e6 for nbytes in by_stage] for key, by_stage in kept.items()}
-        stages = [lab.word("stage", lang, s=s) for s in range(len(kept["gpipe"]))]
+        series = {NAMES[key]: [nbytes / 1e6 for nbytes in by_stage] for key, by_stage in held_bytes.items()}
+        stages = [lab.word("stage", lang, s=s) for s in range(len(held_bytes["gpipe"]))]
         return bars(stages, series, lab.word("activations_at_peak", lang))
 
     def by_micro_batches(lang: str) -> Any:

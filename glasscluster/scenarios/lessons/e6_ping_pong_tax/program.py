@@ -11,7 +11,7 @@ from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.strategies.pipeline.schedules import eager_1f1b, gpipe, one_f_one_b
 from glasscluster.strategies.pipeline.schedules.base import Schedule
-from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
+from glasscluster.visualize.figures.pipelines import ScheduleRun, comparison_figure, held
 from glasscluster.visualize.figures.plots import bars, lines
 
 F, B = 1e-3, 2e-3  # seconds of a stage's forward and backward
@@ -31,7 +31,7 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
     shown = []
     for key, (_, _, _, drawn) in runs.items():
         check_as_run(lab, key, runs[key], hop_ms)
-        shown.append(Played(f"<b>{NAMES[key]}</b>: {took[key]:g} ms", drawn))
+        shown.append(ScheduleRun(f"<b>{NAMES[key]}</b>: {took[key]:g} ms", drawn))
     swept = {
         key: [run.replay(equal_stages.machine(F, c)).makespan for c in HOPS]
         for key, (run, *_) in runs.items()
@@ -79,7 +79,7 @@ def ping_pong_tax(lab: Lab, p: int = 4, m: int = 8, hop_ms: float = 0.25) -> Non
 
 
 def seconds_by_formula(key: str, p: int, m: int, hop: float) -> float | None:
-    """Eq 23's time of a step; None off its domain."""
+    """A step's seconds by Eq 23; None outside its domain."""
     if key == "gpipe":
         return gpipe.predict_makespan([F] * p, [B] * p, m, hop)
     schedule = one_f_one_b if key == "1f1b" else eager_1f1b
@@ -87,18 +87,18 @@ def seconds_by_formula(key: str, p: int, m: int, hop: float) -> float | None:
 
 
 def held_by_formula(key: str, p: int, m: int, s: int) -> int:
-    """Micro-batches that stage s holds at most."""
+    """The most micro-batches that stage s holds at once."""
     return {"gpipe": m, "1f1b": min(m, p - s), "eager-1f1b": min(m, 2 * (p - s) - 1)}[key]
 
 
 def check_as_run(lab: Lab, key: str, ran: Any, hop_ms: float) -> None:
-    """Time, micro-batches held and messages of one schedule as it ran."""
-    run, schedule, judged, drawn = ran
+    """Check time, held micro-batches and messages of one schedule as it ran."""
+    run, schedule, metrics, drawn = ran
     p, m = run.gpus, schedule.micro_batches
     name: dict[str, Any] = {"schedule": NAMES[key]}
     time, expected = run.timeline.makespan, seconds_by_formula(key, p, m, hop_ms * 1e-3)
     lab.row("time_of_a_step", expected, None, "Eq 23", simulated=time, **VIRTUAL, **name, hop_ms=hop_ms)
-    lab.row("time_by_its_list", judged.makespan, None, "the list, played", simulated=time, **VIRTUAL, **name)
+    lab.row("time_by_its_list", metrics.makespan, None, "the list, played", simulated=time, **VIRTUAL, **name)
     for s in range(p):
         most = max(held(drawn, s)[1])
         lab.row(
@@ -115,7 +115,7 @@ def check_as_run(lab: Lab, key: str, ran: Any, hop_ms: float) -> None:
 
 
 def check_longer_hops(lab: Lab, key: str, times: list[float], p: int, m: int) -> None:
-    """The largest relative error of the formula over the hops of its domain."""
+    """Check the formula's largest relative error over the hops of its domain."""
     formula = [seconds_by_formula(key, p, m, c) for c in HOPS]
     errors = [
         abs(time - known) / known for known, time in zip(formula, times, strict=True) if known is not None
@@ -125,12 +125,12 @@ def check_longer_hops(lab: Lab, key: str, times: list[float], p: int, m: int) ->
 
 
 def deeper_warm_ups(p: int, m: int, hop: float) -> list[tuple[int, float]]:
-    """(most held, seconds) under a memory cap: one warm-up forward more at a time, the
-    same on every stage.
+    """(most held, seconds) under a memory cap, with one more warm-up forward at a time, the same on every
+    stage.
     """
     depths = []
     for extra in range(p):
         ranks = [one_f_one_b.one_rank(s, m, min(m, p - s + min(extra, p - 1 - s))) for s in range(p)]
-        judged = Schedule("a deeper warm-up", p, m, ranks).validate(F, B, hop, 0.0)
-        depths.append((max(judged.peak_live), judged.makespan))
+        metrics = Schedule("a deeper warm-up", p, m, ranks).validate(F, B, hop, 0.0)
+        depths.append((max(metrics.peak_live), metrics.makespan))
     return depths

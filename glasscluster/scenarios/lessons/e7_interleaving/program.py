@@ -10,7 +10,7 @@ from glasscluster.scenarios.lesson import lesson
 from glasscluster.scenarios.texts import listed
 from glasscluster.strategies.pipeline.schedules import interleaved, one_f_one_b
 from glasscluster.strategies.plan import make_model
-from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
+from glasscluster.visualize.figures.pipelines import ScheduleRun, comparison_figure, held
 from glasscluster.visualize.figures.plots import bars, lines
 from glasscluster.visualize.words import word
 
@@ -59,35 +59,35 @@ def interleaving(lab: Lab, p: int = 4, m: int = 8) -> None:
     if cross is not None:
         lab.tell("slower", view="tab=timeline&run=v4", cross_ms=cross * 1e3)
     lab.tell("gpt", view="tab=checks&run=gpt")
-    found: dict[str, Any] = {"over_1": over[1], "over_4": over[4], "times_messages": sent[4] / sent[1]}
-    lab.conclude(**found)
+    summary: dict[str, Any] = {"over_1": over[1], "over_4": over[4], "times_messages": sent[4] / sent[1]}
+    lab.conclude(**summary)
     lab.explain()
-    lab.own_number(**found)
+    lab.own_number(**summary)
 
 
 def run_one(lab: Lab, p: int, m: int, v: int) -> Any:
-    """Run v chunks a rank: (run, schedule, its metrics, its bars)."""
+    """Run v chunks a rank; returns (run, schedule, its metrics, its bars)."""
     name = "1f1b" if v == 1 else "interleaved"
     return equal_stages.run_schedule(lab, f"v{v}", lab.text("run", v=v), name, p, m, v)
 
 
 def bubble_by_formula(p: int, m: int, v: int) -> float:
-    """Eq 21, over the useful time; 0 where it is not defined."""
+    """The bubble over the useful time by Eq 21; 0 where it is not defined."""
     if v == 1:
         return one_f_one_b.predict_bubble(p, m)[1]
     return (interleaved.predict_bubble(p, m, v) or (0.0, 0.0))[1]
 
 
 def check_as_run(lab: Lab, v: int, ran: Any, bubble: float) -> None:
-    """Bubble, time, messages and chunks held of one run."""
-    run, schedule, judged, drawn = ran
+    """Check bubble, time, messages and held chunks of one run."""
+    run, schedule, metrics, drawn = ran
     p, m = len(schedule.ranks), schedule.micro_batches
     ideal = bubble_by_formula(p, m, v)
     lab.row("bubble_over_ideal", ideal, None, "Eq 21", simulated=bubble, unit="of the work", **VIRTUAL, v=v)
     time = run.timeline.makespan
     lab.row(
         "time_by_its_list",
-        judged.makespan,
+        metrics.makespan,
         None,
         "the list, played",
         simulated=time,
@@ -103,16 +103,16 @@ def check_as_run(lab: Lab, v: int, ran: Any, bubble: float) -> None:
 
 
 def as_they_ran(runs: dict[int, Any], over: dict[int, float], lang: str) -> Any:
-    """The runs one below the other."""
+    """Draw the runs one below the other."""
     shown = []
     for v, (run, _, _, drawn) in runs.items():
         idle = word("idle_over_work", lang, x=f"{over[v]:.3%}")
-        shown.append(Played(f"<b>v = {v}</b>: {run.timeline.makespan * 1e3:g} ms, {idle}", drawn))
+        shown.append(ScheduleRun(f"<b>v = {v}</b>: {run.timeline.makespan * 1e3:g} ms, {idle}", drawn))
     return comparison_figure(shown, lang, "f = 1 ms, b = 2 ms")
 
 
 def figures(lab: Lab, p: int, over: Any, most: Any, sent: Any, slow: dict[int, list[float]]) -> None:
-    """The bubble against micro-batches, the price of chunks, and longer hops."""
+    """Draw the bubble against micro-batches, the price of chunks, and longer hops."""
     names = {v: f"v = {v}" for v in CHUNKS}
 
     def by_micro_batches(lang: str) -> Any:

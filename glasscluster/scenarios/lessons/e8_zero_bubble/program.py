@@ -1,4 +1,4 @@
-"""E8: if the weights' gradients can wait, they fill the holes."""
+"""E8: weight gradients that are deferred fill the bubble."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from glasscluster.scenarios.lab import Lab
 from glasscluster.scenarios.lesson import lesson
 from glasscluster.strategies.pipeline.schedules import dualpipe_v, predict_live, zb_h1, zb_h2, zb_v
 from glasscluster.strategies.plan import make_model
-from glasscluster.visualize.figures.pipelines import Played, comparison_figure, held
+from glasscluster.visualize.figures.pipelines import ScheduleRun, comparison_figure, held
 from glasscluster.visualize.figures.plots import bars
 from glasscluster.visualize.words import word
 
@@ -78,17 +78,17 @@ def zero_bubble(lab: Lab, p: int = 4, m: int = 8) -> None:
 
 
 def chunks(key: str) -> int:
-    """Chunks of a rank."""
+    """The number of chunks of a rank."""
     return 2 if key in TWO_CHUNKS else 1
 
 
 def run_one(lab: Lab, key: str, p: int, m: int) -> Any:
-    """Run a schedule: (run, schedule, its metrics, its bars)."""
+    """Run a schedule; returns (run, schedule, its metrics, its bars)."""
     return equal_stages.run_schedule(lab, key, lab.text(key), key, p, m, chunks(key), F)
 
 
 def spans_by_formula(p: int, m: int) -> dict[str, float | None]:
-    """Eq 24 and Eq 25: the largest stage's span less its work, in seconds."""
+    """The longest span of a stage less its work, in seconds, by Eq 24 and Eq 25."""
     half = F / 2  # of a chunk where a rank has two
     return {
         "1f1b": (p - 1) * 3 * F,
@@ -100,7 +100,7 @@ def spans_by_formula(p: int, m: int) -> dict[str, float | None]:
 
 
 def span_less_work(drawn: Any, p: int) -> float:
-    """Of the rank whose first and last operation are farthest apart: that span, less what it computed."""
+    """The longest time between a rank's first and last operation, less what that rank computed."""
     of_rank = [[bar for bar in drawn if bar.rank == rank] for rank in range(p)]
     spans = [max(bar.end for bar in mine) - min(bar.begin for bar in mine) for mine in of_rank]
     largest = spans.index(max(spans))
@@ -108,29 +108,29 @@ def span_less_work(drawn: Any, p: int) -> float:
 
 
 def check_as_run(lab: Lab, key: str, ran: Any, theory: float | None, span: float) -> None:
-    """Bubble, time and chunks held of one schedule."""
-    run, schedule, judged, _ = ran
+    """Check bubble, time and held chunks of one schedule."""
+    run, schedule, metrics, _ = ran
     name: dict[str, Any] = {"said": NAMES[key]}
     if (
         key != "dualpipe-v"
-    ):  # its slots of two really run one after the other: its formula is checked on the list
+    ):  # a slot of two operations runs one after the other here: the formula is checked on the schedule
         lab.row("span_less_work", theory, span, "Eq 24, Eq 25", unit="s", tolerance=1e-12, **name)
     time, source = run.timeline.makespan, "the list, played"
-    lab.row("time_by_its_list", judged.makespan, None, source, simulated=time, unit="s", **VIRTUAL, **name)
+    lab.row("time_by_its_list", metrics.makespan, None, source, simulated=time, unit="s", **VIRTUAL, **name)
     live = predict_live(key, len(schedule.ranks), schedule.micro_batches, chunks(key))
     for r, expected in enumerate(live):
         lab.row("chunks_held", expected, run.results[r]["live"], "Eq 22", unit="chunks", **name, r=r)
 
 
 def most_held(drawn: Any, p: int, key: str) -> float:
-    """Micro-batches that the fullest rank holds at once."""
+    """The micro-batches that the fullest rank holds at once."""
     return max(max(held(drawn, rank)[1]) for rank in range(p)) / chunks(key)
 
 
 def as_they_ran(runs: dict[str, Any], in_f: dict[str, float], lang: str) -> Any:
-    """The schedules one below the other."""
+    """Draw the schedules one below the other."""
     shown = []
     for key, (run, _, _, drawn) in runs.items():
         bubble = word("span_bubble", lang, x=f"{in_f[key]:.3g} F")
-        shown.append(Played(f"<b>{NAMES[key]}</b>: {run.timeline.makespan * 1e3:g} ms, {bubble}", drawn))
+        shown.append(ScheduleRun(f"<b>{NAMES[key]}</b>: {run.timeline.makespan * 1e3:g} ms, {bubble}", drawn))
     return comparison_figure(shown, lang, "F = I = W = 1 ms")

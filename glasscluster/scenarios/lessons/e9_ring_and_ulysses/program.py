@@ -1,4 +1,4 @@
-"""E9: a long sequence on 8 ranks: rings and Ulysses, what each sends, who works and who waits under a
+"""E9: a long sequence on 8 ranks: rings and Ulysses, what each sends, and who works and who waits under a
 causal mask.
 """
 
@@ -26,14 +26,15 @@ from glasscluster.visualize.figures.plots import bars
 
 
 def inputs(a: int, kv: int, s: int, d: int) -> list[Any]:
-    """Q, K, V and the output's gradient: query heads, key heads, tokens, elements of a head."""
+    """Q, K, V and the output's gradient for a shape: query heads, key heads, tokens, elements of a head."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(1, heads, s, d, generator=generator, dtype=torch.float64) for heads in (a, kv, kv, a)]
 
 
 def program(gpu: Any, kind: str, neighbours: int, shape: tuple[int, int, int, int]) -> dict[str, Any]:
-    """One causal attention, forward and backward, of this rank's tokens; `neighbours` exchange heads inside
-    a ring of such groups.
+    """Run one causal attention, forward and backward, on this rank's tokens.
+
+    `neighbours` ranks exchange heads, and a ring connects such groups.
     """
     cp = gpu.make_mesh({"cp": gpu.size})["cp"]
     groups: tuple[Any, ...] = ()
@@ -50,15 +51,15 @@ def program(gpu: Any, kind: str, neighbours: int, shape: tuple[int, int, int, in
 
 
 def one_device(shape: tuple[int, int, int, int]) -> list[Any]:
-    """Output and gradients by torch's own attention."""
+    """The output and gradients of torch's own attention on one device."""
     q, k, v, d_out = (x.requires_grad_() for x in inputs(*shape))
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return [out.detach(), *torch.autograd.grad(out, (q, k, v), d_out)]
 
 
 def ring_of(timeline: Any, rank: int) -> tuple[float, int]:
-    """A rank's ring, forward: seconds from the first launch to the last arrival, and whole blocks that
-    waited for their keys.
+    """A rank's ring in forward: seconds from the first launch to the last arrival, and the number of whole
+    blocks that waited for their keys.
     """
     g, start, end = timeline.graph, timeline.start, timeline.end
     mine = [(g.names[g.op[r]], r) for r in g.canonical.tolist() if g.rank[r] == rank and g.phase[r] == 1]
@@ -144,11 +145,11 @@ LONG_HEADS = {"mha": 32, "gqa": 8}  # key heads of the long sequence
 
 
 def check_runs(lab: Lab, runs: Any, every: Any, gqa: Any, mha: Any) -> dict[str, list[int]]:
-    """Bytes, FLOPs and results of every run; returns the query-key pairs of every rank."""
+    """Check bytes, FLOPs and results of every run; returns the query-key pairs of every rank."""
     shapes = [(way, way, gqa, run) for way, run in runs.items()]
     shapes += [(f"{way}, MHA", way, mha, run) for way, run in every.items()]
     truth = {shape: one_device(shape) for shape in (gqa, mha)}
-    apart, other_bytes, other_flops, pairs = 0.0, 0, 0, {}
+    difference, other_bytes, other_flops, pairs = 0.0, 0, 0, {}
     for name, way, shape, run in shapes:
         (kind, neighbours), (a, heads, s, d) = WAYS[way], shape
         theory = ulysses.predict_traffic(kind, N, 1, s, a, heads, d, 8, neighbours)
@@ -159,34 +160,34 @@ def check_runs(lab: Lab, runs: Any, every: Any, gqa: Any, mha: Any) -> dict[str,
         source = "2 products forward, 5 backward, of whole tiles"
         lab.row("flops", 14 * d * tiles[-1], flops[-1], source, unit="FLOPs", name=name, hops=N - 1)
         other_flops += sum(x != 14 * d * t for x, t in zip(flops, tiles, strict=True))
-        apart = max(apart, largest_difference(run.results, truth[shape]))
+        difference = max(difference, largest_difference(run.results, truth[shape]))
         if neighbours > 1 or kind == "ulysses":
             pairs[name] = work(kind, N, s, a, neighbours)
         else:
             pairs[name] = [a * sum(position + 1 for position in rank["positions"]) for rank in run.results]
     lab.row("ranks_with_other_bytes", 0, other_bytes, "Eq 26", unit="ranks")
     lab.row("ranks_with_other_flops", 0, other_flops, "work in whole tiles", unit="ranks")
-    lab.row("apart", 0, apart, "torch's attention, float64", unit="absolute", tolerance=1e-12)
+    lab.row("apart", 0, difference, "torch's attention, float64", unit="absolute", tolerance=1e-12)
     return pairs
 
 
 def flops_of_attention(graph: Any) -> list[int]:
-    """FLOPs of the flash kernels, by rank."""
+    """The FLOPs of the flash kernels, by rank."""
     kernels = np.isin(graph.op, [i for i, name in enumerate(graph.names) if "flash_" in name])
     return np.bincount(graph.rank[kernels], graph.flops[kernels], N).tolist()
 
 
 def largest_difference(results: list[dict[str, Any]], truth: list[Any]) -> float:
-    """Of outputs and gradients from one device's, over all ranks."""
+    """The largest difference of outputs and gradients from one device's, over all ranks."""
     worst = 0.0
     for rank in results:
-        for ours, whole in zip(rank["tensors"], truth, strict=True):
-            worst = max(worst, float((ours - whole[:, :, rank["positions"]]).abs().max()))
+        for ours, theirs in zip(rank["tensors"], truth, strict=True):
+            worst = max(worst, float((ours - theirs[:, :, rank["positions"]]).abs().max()))
     return worst
 
 
 def check_balance(lab: Lab, pairs: dict[str, list[int]], each: int) -> None:
-    """Query-key pairs of the ranks in the three layouts of a ring."""
+    """Check the query-key pairs of each rank in the three layouts of a ring."""
     plain, striped, zigzag = (pairs[kind] for kind in KINDS)
     expected, source = (2 * (N - 1) * each + each + 1) / (each + 1), "r n² + n(n+1)/2"
     lab.row("plain", expected, plain[-1] / plain[0], source, unit="×", tolerance=1e-12)
@@ -197,7 +198,9 @@ def check_balance(lab: Lab, pairs: dict[str, list[int]], each: int) -> None:
 
 
 def check_hiding(lab: Lab, gqa: Any, mha: Any, s: int, d: int) -> int:
-    """How long the ring's messages take, and how many blocks wait for their keys; returns those of MHA."""
+    """Check how long the ring's messages take, and how many blocks wait for their keys; returns those
+    of MHA.
+    """
     machine = hardware(lab.hardware)
     link, peak = machine.intra, machine.gpu.peak("fp64")
     took, late = ring_of(mha.timeline, N - 1)
@@ -215,7 +218,7 @@ def check_hiding(lab: Lab, gqa: Any, mha: Any, s: int, d: int) -> int:
 
 
 def check_most_ranks(lab: Lab, s: int, d: int) -> None:
-    """How many ranks Ulysses takes before a plan is refused."""
+    """Check how many ranks Ulysses takes before a plan is refused."""
     model, taken = make_model("tiny", hidden=HEADS * d, heads=HEADS, kv_heads=KEY_HEADS, seq=s), []
     for ranks in (2, 4, 8, 16, 32):
         with suppress(InputError):
@@ -225,20 +228,24 @@ def check_most_ranks(lab: Lab, s: int, d: int) -> None:
 
 
 def forward_bytes(way: str, heads: int, s: int, d: int) -> int:
-    """Bytes that a rank sends forward, by the formula."""
+    """The bytes that a rank sends in forward, by the formula."""
     kind, neighbours = WAYS[way]
     return ulysses.predict_traffic(kind, N, 1, s, HEADS, heads, d, 8, neighbours)["forward"]
 
 
 def sent_long(way: str, heads: int) -> float:
-    """GB that a GPU sends for a layer of 131072 tokens, 32 heads of 128, bf16, forward and backward."""
+    """The GB that a GPU sends for a layer of 131072 tokens with 32 heads of 128 in bf16, forward and
+    backward.
+    """
     kind, neighbours = WAYS[way]
     theory = ulysses.predict_traffic(kind, N, 1, 131072, 32, heads, 128, 2, neighbours)
     return (theory["forward"] + theory["backward"]) / 1e9
 
 
 def tokens_that_hide() -> dict[str, float]:
-    """Tokens a rank from which a block's FLOPs hide the next one's message, on H100s in bf16."""
+    """The fewest tokens a rank at which a block's computation hides the next one's message, on H100s in
+    bf16.
+    """
     far = hardware("dgx-h100")
     cases = {"one": (32, far.intra), "two": (32, far.inter), "three": (8, far.inter)}
     peak = far.gpu.peak("bf16")

@@ -1,4 +1,4 @@
-"""F1: a loss curve that went wrong, and the few probes that say why."""
+"""F1: a loss curve that went wrong, and the few probes that explain it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def loss_blow_up(lab: Lab, fault: str = "drawn") -> None:
     lab.row("first_loss", math.log(vocab), well.losses[0], "Eq 37, ± 0.1", **chance)
     check_norms(lab, well, twice)
     number = {rule.cause: i for i, rule in enumerate(RULES, start=1)}
-    named = number.get(treated.found, 0)
+    named = number.get(treated.diagnosis, 0)
     lab.row("rule_that_names_it", number[case.name], named, "diagnosis.py: probes alone", unit="rule")
     holding = sum(rule.holds(well.signs) for rule in RULES)
     lab.row("rules_in_sound_run", 0, holding, "diagnosis.py", unit="rules")
@@ -78,8 +78,8 @@ TENSOR_RANKS = 2
 
 
 def check_norms(lab: Lab, well: Any, twice: Any) -> None:
-    """The norm that clips, against the true one: in the sound run, and where tensor
-    ranks are summed twice.
+    """Check the norm that clips against the true one: in the healthy run, and where tensor ranks are summed
+    twice.
     """
     off = max(abs(vital.norm_ratio - 1) for vital in well.vitals)
     source = "Eq 38: √Σ‖g‖² over shards, replicated parameters once"
@@ -89,7 +89,7 @@ def check_norms(lab: Lab, well: Any, twice: Any) -> None:
 
 
 def figures(lab: Lab, runs: dict[str, Any], same: bool) -> None:
-    """The curves, every sign, the patient rank by rank, and gradient norms."""
+    """Draw the curves, every sign, the broken run rank by rank, and gradient norms."""
     two = ("healthy", "broken")
     steps = range(len(runs["broken"].losses))
 
@@ -123,5 +123,5 @@ def figures(lab: Lab, runs: dict[str, Any], same: bool) -> None:
 
 
 def drawable(vital: Any) -> float:
-    """A gradient norm on a logarithmic axis: at least 1e-9, also where it is not finite."""
+    """A gradient norm for a logarithmic axis: at least 1e-9, also where it is not finite."""
     return max(vital.gradient_norm, 1e-9) if math.isfinite(vital.gradient_norm) else 1e-9

@@ -1,5 +1,5 @@
-"""F3: what an accuracy is worth: its error, paired items, two normalisations, the
-prompt, text seen before.
+"""F3: how much an accuracy says: its standard error, paired items, two normalisations, the prompt,
+contamination.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from glasscluster.visualize.figures.scores import Score, interval_figure, paired
 def learn(
     model: Any, text: bytes, stops: tuple[int, ...], folders: list[str], lr: float = 5e-3, tokens: int = 32
 ) -> None:
-    """One process trains on a text, 16 pieces of so many tokens a step, and saves the weights at some
+    """Train one process on a text, 16 pieces of `tokens` tokens a step, and save the weights at some
     steps.
     """
 
@@ -46,15 +46,16 @@ def learn(
                 optimizer.update(p, p.grad if p.grad is not None else torch.zeros_like(p), moments, step + 1)
 
 
-def margins(task: Any, found: Any) -> list[float]:
-    """How far the right continuation is likelier than the best wrong one, in nats: above 0 the item is
-    right.
+def margins(task: Any, item_scores: Any) -> list[float]:
+    """For each item: how much more likely the right continuation is than the best wrong one, in nats.
+
+    Above 0 the item is answered right.
     """
-    apart = []
-    for item, values in zip(task.items, found, strict=True):
+    gaps = []
+    for item, values in zip(task.items, item_scores, strict=True):
         wrong = [value for n, value in enumerate(values) if n != item.answer]
-        apart.append(values[item.answer] - max(wrong))
-    return apart
+        gaps.append(values[item.answer] - max(wrong))
+    return gaps
 
 
 KINDS = ("early", "late")  # moments of the training
@@ -70,10 +71,10 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     """
     training = corpus(None).tobytes()
     tasks = make_tasks(items)
-    found = train_and_score(lab, tasks, training, (early, late))
+    by_moment = train_and_score(lab, tasks, training, (early, late))
     right = {
         (kind, how): [
-            evaluation.right(t, found[kind].scores[i], how == "acc_norm") for i, t in enumerate(tasks)
+            evaluation.right(t, by_moment[kind].scores[i], how == "acc_norm") for i, t in enumerate(tasks)
         ]
         for kind in KINDS
         for how in ("acc", "acc_norm")
@@ -82,12 +83,17 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     for task, share, values in zip(tasks, mean["late", "acc"], right["late", "acc"], strict=True):
         expected, counted = scores.predict_error(share, items), scores.spread(values)
         lab.row("standard_error", expected, counted, "Eq 41", unit="", tolerance=1e-12, task=task.name)
-    told = scores.paired(right["early", "acc"][BRACKETS], right["late", "acc"][BRACKETS])
-    won_less_lost = round(told.difference * items)
-    lab.row("won_less_lost", told.better - told.worse, won_less_lost, "the same items", unit="items")
-    seen = plain(training)
+    comparison = scores.paired(right["early", "acc"][BRACKETS], right["late", "acc"][BRACKETS])
+    won_less_lost = round(comparison.difference * items)
+    lab.row(
+        "won_less_lost", comparison.better - comparison.worse, won_less_lost, "the same items", unit="items"
+    )
+    plain_training = plain(training)
     planted = [Text(training[a : a + 120]) for a in range(0, 3_000_000, 200_000)]
-    caught, source = sum(contaminated(item, seen) for item in planted), "GPT-4 report, 2303.08774, appendix C"
+    caught, source = (
+        sum(contaminated(item, plain_training) for item in planted),
+        "GPT-4 report, 2303.08774, appendix C",
+    )
     lab.row("flagged", len(planted), caught, source, unit="items")
 
     errors = 0.008 / scores.predict_unpaired(0.712, 0.704, 1000)
@@ -95,40 +101,47 @@ def eval_harness(lab: Lab, items: int = 120, early: int = 120, late: int = 300) 
     two_moments = {kind: right[kind, "acc"] for kind in KINDS}
     steps = {"early": early, "late": late}
     lab.figure("two_moments", lambda lang: intervals(lab, two_moments, steps, lang))
-    margin = {kind: margins(tasks[BRACKETS], found[kind].scores[BRACKETS]) for kind in KINDS}
+    margin = {kind: margins(tasks[BRACKETS], by_moment[kind].scores[BRACKETS]) for kind in KINDS}
     lab.figure("item_by_item", lambda lang: item_by_item(lab, margin, steps, lang))
     two_ways = {how: right["late", how] for how in ("acc", "acc_norm")}
     lab.figure("two_ways", lambda lang: intervals(lab, two_ways, {}, lang))
     needed = round(2 * 0.708 * 0.292 * (1.96 / 0.008) ** 2)
     lab.tell("points", view="tab=ledger", errors=errors, needed=needed)
-    apart = scores.predict_unpaired(mean["early", "acc"][BRACKETS], mean["late", "acc"][BRACKETS], items)
-    lab.tell("same_items", won=told.better, lost=told.worse, error=told.error, apart=apart, p=told.p)
+    unpaired = scores.predict_unpaired(mean["early", "acc"][BRACKETS], mean["late", "acc"][BRACKETS], items)
+    lab.tell(
+        "same_items",
+        won=comparison.better,
+        lost=comparison.worse,
+        error=comparison.error,
+        unpaired=unpaired,
+        p=comparison.p,
+    )
     lab.tell("other_words", a=mean["late", "acc"][BRACKETS], b=mean["late", "acc"][OTHER_WORDS])
     next_line: dict[str, Any] = {how: mean["late", how][NEXT_LINE] for how in ("acc", "acc_norm")}
-    flagged = sum(contaminated(item, seen) for item in tasks[NEXT_LINE].items)
+    flagged = sum(contaminated(item, plain_training) for item in tasks[NEXT_LINE].items)
     lab.tell("normalised", **next_line, flagged=flagged)
     lab.tell("shared_out", view="tab=timeline&run=scoring")
     lab.conclude(errors=errors)
     lab.explain()
-    lab.own_number(errors=errors, p=told.p)
+    lab.own_number(errors=errors, p=comparison.p)
 
 
 def make_tasks(items: int) -> tuple[Task, ...]:
-    """Sums, brackets, next lines, and the same brackets asked in other words."""
+    """The tasks: sums, brackets, next lines, and the same brackets with the question in other words."""
     brackets = make_task("brackets", items)
-    asked = [
+    reworded = [
         Choice(b"Q: what closes " + item.context + b"?\nA: ", item.choices, item.answer)
         for item in brackets.items
         if isinstance(item, Choice)
     ]
-    other_words = Task("brackets in other words", tuple(asked))
+    other_words = Task("brackets in other words", tuple(reworded))
     return make_task("arithmetic", items), brackets, make_task("next-line", items), other_words
 
 
 def train_and_score(
     lab: Lab, tasks: tuple[Task, ...], training: bytes, stops: tuple[int, int]
 ) -> dict[str, Any]:
-    """Scores of both moments; the ranks' are checked against one device, and counted."""
+    """Score the model at both moments; the ranks' scores are checked against one device, and counted."""
     model = make_model("tiny", layers=2, hidden=48, heads=4, seq=64, activation="gelu-tanh")
     four = lab.cluster(RANKS)
     with tempfile.TemporaryDirectory() as home:
@@ -142,15 +155,15 @@ def train_and_score(
         lab.checks += evaluation.equality_rows(four.run(evaluate_rank, exact, record=False).results, alone)
         late = replace(exact, tasks=tasks, precision="fp32")
         early = replace(late, weights=folders[0])
-        found = {"early": four.run(evaluate_rank, early, record=False).results[0]}
+        by_moment = {"early": four.run(evaluate_rank, early, record=False).results[0]}
         run = lab.run("scoring", lab.text("scoring"), evaluate_rank, late, gpus=RANKS, precision="fp32")
-        found["late"] = run.results[0]
+        by_moment["late"] = run.results[0]
     lab.checks += evaluation.counted_rows(late, run)
-    return found
+    return by_moment
 
 
 def intervals(lab: Lab, right: dict[str, Any], steps: dict[str, int], lang: str) -> Any:
-    """Accuracies with their intervals, task by task."""
+    """Draw accuracies with their confidence intervals, task by task."""
     series = {}
     for key, by_task in right.items():
         name = lab.word(key, lang, steps=steps.get(key))
@@ -159,7 +172,7 @@ def intervals(lab: Lab, right: dict[str, Any], steps: dict[str, int], lang: str)
 
 
 def item_by_item(lab: Lab, margin: dict[str, list[float]], steps: dict[str, int], lang: str) -> Any:
-    """Every item as a point: how sure the early model is of it, and the late one."""
+    """Draw every item as a point: the margin of the early model against that of the late one."""
     early, late = [lab.word("nats", lang) + lab.word(kind, lang, steps=steps[kind]) for kind in KINDS]
     verdicts = (
         lab.word("both_right", lang),

@@ -1,4 +1,6 @@
-"""F4: four models in memory, two of them with an optimizer, and most of the time spent writing."""
+"""F4: four models in memory, two of them with an optimizer, and most of the time goes into writing
+answers.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,13 @@ HELD = {  # bytes of every parameter of the policy, and of a scalar head; method
 
 
 def parts_of_time(run: Any, where: Any, tokens: int, clock: str) -> tuple[float, float, float]:
-    """Seconds of an iteration: until the last token is written, until the answers are judged, until all is
-    trained.
+    """The seconds of an iteration: until the last token is written, until the answers are scored, until all
+    is trained.
     """
     line, graph = run.replay(clock), run.graph
     written = float(line.end[(graph.rank == where["rollout"]) & (graph.micro_batch == tokens - 1)].max())
-    judged = float(line.end[graph.micro_batch == tokens].max())
-    return written, judged - written, line.makespan - judged
+    scored = float(line.end[graph.micro_batch == tokens].max())
+    return written, scored - written, line.makespan - scored
 
 
 @lesson(hardware="dgx-h100")
@@ -51,7 +53,7 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
     psi, head = model.parameters(), model.hidden + 1
 
     def job(method: Any, tokens: int = LENGTHS[1], **options: Any) -> Tuning:
-        """One iteration of a method on blank prompts."""
+        """The job of one iteration of a method on blank prompts."""
         task = Blank(prompt_tokens=PROMPT, answer_tokens=tokens)
         return Tuning(method, model, task, precision="bf16", seed=lab.seed, **{"prompts": answers, **options})
 
@@ -65,8 +67,8 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
     for method, run in runs.items():
         lab.checks += tuning.memory_rows(jobs[method], run.results) + tuning.traffic_rows(jobs[method], run)
     held = check_states(lab, job)
-    longer = {n: job("ppo", n, reward="model") for n in LENGTHS}
-    times = times_by_length(lab, longer, runs["ppo"])
+    by_length = {n: job("ppo", n, reward="model") for n in LENGTHS}
+    times = times_by_length(lab, by_length, runs["ppo"])
     share = {
         clock: {n: 100 * parts[0] / sum(parts) for n, parts in each.items()} for clock, each in times.items()
     }
@@ -99,8 +101,8 @@ def rlhf_anatomy(lab: Lab, sft: int = 200, iterations: int = 8, answers: int = 8
 
 
 def learn_to_sort(lab: Lab, sft: int, iterations: int) -> Any:
-    """SFT, then DPO, PPO and GRPO from it; what each reaches, and each method on ranks
-    against one process.
+    """Train SFT, then DPO, PPO and GRPO from it; check what each reaches, and each method on ranks against
+    one process.
     """
     small: dict[str, Any] = {"demonstrations": 256, "compare": 150, "reward_model": 80}
     course = tuning.Course(sft=sft, **small, dpo=5 * iterations, ppo=iterations, grpo=iterations)
@@ -118,27 +120,31 @@ def learn_to_sort(lab: Lab, sft: int, iterations: int) -> Any:
 
 
 def check_states(lab: Lab, job: Callable[..., Tuning]) -> dict[str, int]:
-    """Bytes of model states when all roles of a method share a rank, against Eq 39."""
+    """Check the bytes of model states when all roles of a method share a rank, against Eq 39; returns them by
+    method.
+    """
     held = {}
     for name, (each, more, method, reward) in HELD.items():
         two = {"group": 2} if method == "grpo" else {}
         alone = job(method, 1, reward=reward, prompts=2, **two)
         held[name] = states_on_one_rank(lab, alone)
         expected = each * alone.model.parameters() + more * (alone.model.hidden + 1)
-        source, said = "Eq 39; h + 1 of a scalar head", lab.text(f"name_{name}")
-        lab.row("states_on_one_rank", expected, held[name], source, name=said)
+        source, title = "Eq 39; h + 1 of a scalar head", lab.text(f"name_{name}")
+        lab.row("states_on_one_rank", expected, held[name], source, name=title)
     return held
 
 
 def states_on_one_rank(lab: Lab, job: Tuning) -> int:
-    """Bytes of model states when all roles of a method share a rank."""
+    """The bytes of model states when all roles of a method share a rank."""
     together = replace(job, placement=dict.fromkeys(job.roles, 0))
     results = lab.cluster(1).run(tune_rank, together, record=False).results
     return sum(sum(split.values()) for split in results[0].state_bytes.values())
 
 
 def times_by_length(lab: Lab, jobs: dict[int, Tuning], middle: Any) -> dict[str, dict[int, Any]]:
-    """Seconds of each part of an iteration, by clock and tokens of an answer; the middle length has run."""
+    """The seconds of each part of an iteration, by hardware and tokens of an answer; the middle length was
+    really run.
+    """
     times: dict[str, dict[int, Any]] = {clock: {} for clock in CLOCKS}
     for tokens, job in jobs.items():
         run = middle
@@ -150,20 +156,22 @@ def times_by_length(lab: Lab, jobs: dict[int, Tuning], middle: Any) -> dict[str,
 
 
 def ridge_of(clock: str) -> float:
-    """FLOPs a byte at which a GPU is as busy computing as reading, bf16."""
+    """The FLOPs a byte at which computing and reading take a GPU equally long, in bf16."""
     gpu = hardware(clock).gpu
     return gpu.peak("bf16") / gpu.memory_bandwidth
 
 
 def gigabytes_of_an_8b() -> float:
-    """Model states of PPO of an 8B model, all roles together."""
+    """The GB of model states of PPO with an 8B model, all roles together."""
     together = dict.fromkeys(ROLES, 0)
     job = Tuning("ppo", make_model("llama3-8b"), reward="model", precision="bf16", placement=together)
     return sum(ranks.predict_state(job).values()) / 1e9
 
 
 def figures(lab: Lab, job: Tuning, runs: dict[str, Any], learned: Any, times: dict[int, Any]) -> None:
-    """What each role holds, who does what when, where the time goes, and what was learned."""
+    """Draw what each role holds, who computes what at which time, where the time goes, and what was
+    learned.
+    """
     psi = job.model.parameters()
 
     def memory(lang: str) -> Any:

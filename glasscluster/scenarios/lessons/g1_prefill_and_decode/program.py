@@ -1,4 +1,4 @@
-"""G1: the same weights twice: prefill multiplies matrices, decode waits for memory."""
+"""G1: the same weights twice: prefill is bound by arithmetic, decode by memory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from glasscluster.visualize.figures.roofline import Dot, roofline_figure
 
 
 def matrices(model: Any) -> tuple[int, int]:
-    """Elements of the matrices that a token is multiplied with, and of the vectors that go in and come out
-    of them.
+    """The elements of the matrices that a token is multiplied with, and of the vectors that go into and come
+    out of them.
     """
     h, kv, f, layers = model.hidden, model.key_width, model.width, model.layers
     elements = h * (h + 2 * kv) + h * h + (model.gates + 1) * h * f
@@ -32,7 +32,7 @@ def matrices(model: Any) -> tuple[int, int]:
 
 
 def of_kind(run: Any, names: tuple[str, ...], step: int = 1) -> tuple[int, int]:
-    """FLOPs and bytes of a step's kernels of some names, on rank 0."""
+    """The FLOPs and bytes of a step's kernels of some names, on rank 0."""
     graph = run.graph
     chosen = [i for i, name in enumerate(graph.names) if name in names]
     here = np.isin(graph.op, chosen) & (graph.micro_batch == step) & (graph.rank == 0)
@@ -45,7 +45,7 @@ YES: dict[str, Any] = {"unit": "yes"}
 
 
 class Llama:
-    """Llama 3 8B on one H100: prompts and batches, each recorded dry once, when it is asked for."""
+    """Llama 3 8B on one H100, recorded dry once for each prompt length and batch that is used."""
 
     def __init__(self) -> None:
         self.model, self.machine = make_model("llama3-8b"), hardware(H100)
@@ -53,7 +53,7 @@ class Llama:
         self._recorded: dict[tuple[int, int], Any] = {}
 
     def run(self, batch: int, tokens: int) -> Any:
-        """One prefill of so many tokens and one decode step."""
+        """Record one prefill and one decode step of this size."""
         if (batch, tokens) not in self._recorded:
             job = GenerationJob(self.model, ((0,) * tokens,) * batch, 2, precision=PRECISION)
             cluster = Cluster(self.machine, 1, "dry", memory_bytes=None)
@@ -61,11 +61,11 @@ class Llama:
         return self._recorded[batch, tokens]
 
     def prefill(self, batch: int, tokens: int) -> Any:
-        """What the prefill cost."""
+        """The cost of the prefill."""
         return generation.phases(self.run(batch, tokens).timeline, self.machine, PRECISION)[0]
 
     def decode(self, batch: int, tokens: int) -> Any:
-        """What the decode step cost."""
+        """The cost of the decode step."""
         return generation.phases(self.run(batch, tokens).timeline, self.machine, PRECISION)[1]
 
 
@@ -79,7 +79,7 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     ridge, decode, prefill = llama.ridge, llama.decode(1, 128), llama.prefill(1, context)
     source = "989 TFLOP/s ÷ 3.35 TB/s"
     lab.row("ridge", 295, ridge, source, unit="FLOPs/byte", tolerance=0.5)
-    said = check_matrices(lab, llama)
+    smallest_batch = check_matrices(lab, llama)
     many, far = llama.decode(64, 128), llama.decode(64, context)
     expected, source = (
         caches.predict(llama.model, 64 * (context - 128), 2),
@@ -93,12 +93,12 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     lab.row("prefill_limited_by_compute", 1, limited, "Eq 31", **YES, context=context)
     check_other_machines(lab, llama)
 
-    lab.ask("batch", said, "×")
+    lab.ask("batch", smallest_batch, "×")
     lab.figure("on_the_roofline", lambda lang: on_the_roofline(lab, llama, context, lang))
     lab.figure("decode_step", lambda lang: decode_step(lab, llama, context, read, lang))
     both: dict[str, Any] = {"decode_intensity": decode.intensity, "prefill_intensity": prefill.intensity}
     lab.tell("intensities", **both, context=context, ridge=ridge)
-    lab.tell("rule", said=said)
+    lab.tell("rule", batch=smallest_batch)
     lab.tell("long_context", context=context, far_ms=far.roof_s * 1e3, many_ms=many.roof_s * 1e3)
     launches = int((llama.run(1, 128).graph.micro_batch == 1).sum())
     step: dict[str, Any] = {
@@ -108,13 +108,13 @@ def prefill_and_decode(lab: Lab, context: int = 4096) -> None:
     }
     lab.tell("launches", **step, floor_ms=floor * 1e3)
     lab.tell("small_gpt", view="tab=timeline&run=generation")
-    lab.conclude(said=said)
+    lab.conclude(batch=smallest_batch)
     lab.explain()
-    lab.own_number(said=said, floor_ms=floor * 1e3)
+    lab.own_number(batch=smallest_batch, floor_ms=floor * 1e3)
 
 
 def generate_small(lab: Lab) -> None:
-    """A small GPT really generates: equal to no cache, and every byte counted."""
+    """Generate with a small GPT; check it against no cache, with every byte counted."""
     prompts = tuple(tuple(text) for text in (b"def generate(", b"a cache", b"import torch"))
     small = GenerationJob(make_model("tiny", kv_heads=2), prompts, 9, cache="paged", block=8)
     exact = replace(small, precision="fp64", capture=True)
@@ -125,22 +125,25 @@ def generate_small(lab: Lab) -> None:
 
 
 def check_matrices(lab: Lab, llama: Llama) -> int:
-    """The batch from which matrices are bound by compute, by the rule and by trying; and their FLOPs."""
+    """Check the batch from which matrices are bound by arithmetic, by the rule and by trial, and their FLOPs.
+
+    Returns that batch, by the rule.
+    """
     elements, ends = matrices(llama.model)
-    said = ceil(llama.ridge * elements / (elements - llama.ridge * ends))
+    by_rule = ceil(llama.ridge * elements / (elements - llama.ridge * ends))
     reached = None
-    for batch in (said, said - 1):
+    for batch in (by_rule, by_rule - 1):
         flops, nbytes = of_kind(llama.run(batch, 1), ("mm",))
         if flops >= llama.ridge * nbytes:
             reached = batch
-    lab.row("smallest_batch", said, reached, "2BP FLOPs over 2(P + B·ends) bytes", unit="sequences")
+    lab.row("smallest_batch", by_rule, reached, "2BP FLOPs over 2(P + B·ends) bytes", unit="sequences")
     flops, _ = of_kind(llama.run(64, 128), ("mm",))
     lab.row("flops_of_matrices", 2 * 64 * elements, flops, "2BP", unit="FLOPs")
-    return said
+    return by_rule
 
 
 def check_attention(lab: Lab, llama: Llama, batch: int, tokens: int) -> None:
-    """FLOPs a byte of a decode step's attention."""
+    """Check the FLOPs a byte of a decode step's attention."""
     group, d = llama.model.heads // llama.model.key_heads, llama.model.head_dim
     flops, nbytes = of_kind(llama.run(batch, tokens), ("glasscluster.cached_attention",))
     expected = 2 * 2 * group * d * (tokens + 1) / (2 * (2 * d * (tokens + 1) + 2 * group * d))
@@ -152,9 +155,11 @@ def check_attention(lab: Lab, llama: Llama, batch: int, tokens: int) -> None:
 
 
 def check_floor(lab: Lab, llama: Llama) -> tuple[int, float]:
-    """The least time of a step of one sequence; returns bytes of the weights that it reads, and seconds."""
+    """Check the least time of a step of one sequence; returns the bytes of weights that it reads, and its
+    seconds.
+    """
     held = llama.run(1, 128).results[0].parameter_bytes
-    read = held - llama.model.vocab * llama.model.hidden * 2  # of the embedding a step reads a row
+    read = held - llama.model.vocab * llama.model.hidden * 2  # a step reads one row of the embedding
     floor = generation.predict_floor(read, caches.predict(llama.model, 128, 2), llama.machine)
     simulated = llama.decode(1, 128).roof_s
     one_percent: dict[str, Any] = {"match": "virtual", "tolerance": 0.01}
@@ -171,7 +176,7 @@ def check_floor(lab: Lab, llama: Llama) -> tuple[int, float]:
 
 
 def check_other_machines(lab: Lab, llama: Llama) -> None:
-    """A decode step with twice the FLOP/s, and with an H200's memory; launches taken off."""
+    """Check a decode step with twice the FLOP/s, and with an H200's memory; launches are left out."""
     run, machine = llama.run(1, 128), llama.machine
 
     def busy(clock: Any) -> float:
@@ -188,7 +193,7 @@ def check_other_machines(lab: Lab, llama: Llama) -> None:
 
 
 def on_the_roofline(lab: Lab, llama: Llama, context: int, lang: str) -> Any:
-    """Prompts by length, batches by size."""
+    """Draw prompts by length and batches by size on the roofline."""
 
     def dot(name: str, phase: Any) -> Dot:
         return Dot(name, phase.flops, phase.bytes, phase.time_s)
@@ -205,7 +210,7 @@ def on_the_roofline(lab: Lab, llama: Llama, context: int, lang: str) -> Any:
 
 
 def decode_step(lab: Lab, llama: Llama, context: int, read: int, lang: str) -> Any:
-    """Milliseconds of a step by batch, at two lengths, and of the weights alone."""
+    """Draw milliseconds of a step by batch, at two lengths, and of reading the weights alone."""
 
     def step(tokens: int) -> list[float]:
         return [llama.decode(batch, tokens).roof_s * 1e3 for batch in BATCHES]

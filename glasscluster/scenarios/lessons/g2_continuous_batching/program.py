@@ -1,4 +1,4 @@
-"""G2: the same requests in static batches, and with slots and blocks handed out anew at every step."""
+"""G2: the same requests in static batches, and with slots and blocks that are reassigned at every step."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def serve(lab: Lab, name: str, job: ServingJob, **blanks: int) -> Serving:
 
 
 def check_static(lab: Lab, made: Serving, longest: int) -> None:
-    """Static batches: slots and cache without a token, and steps."""
+    """Check the static batches: slots and cache without a token, and steps."""
     load, slots = made.job.requests, made.job.slots
     together = checks.batches(made.job, made.schedule)
     computed, empty = batching.predict_static(load, together, slots)
@@ -106,7 +106,11 @@ def check_static(lab: Lab, made: Serving, longest: int) -> None:
 
 
 def check_many_requests(lab: Lab, model: Any) -> dict[str, list[float]]:
-    """Shares of slots × steps without a token, by number of slots: planned for 192 requests, and by Eq 33."""
+    """Check the share of slots × steps without a token, by number of slots: as planned for 192 requests, and
+    by Eq 33.
+
+    Returns the shares by policy, one for each number of slots.
+    """
     many = draw_requests(192, 8, 12, 0.0, model, lab.seed + 1)
     each = -(-max(request.cached for request in many) // BLOCK)
     idle: dict[str, list[float]] = {"static": [], "formula": [], "continuous": [], "waiting": []}
@@ -128,18 +132,18 @@ def check_many_requests(lab: Lab, model: Any) -> dict[str, list[float]]:
 
 
 def steps_of(requests: Any, policy: Any) -> Sequence[Any]:
-    """The steps of a policy, each as long as the other."""
+    """The steps that a policy plans when every step takes the same time."""
     return plan(requests, policy, lambda _step: 1.0).steps
 
 
 def idle_share(steps: Sequence[Any], slots: int) -> float:
-    """Share of slots × steps that gives no token."""
+    """The share of slots × steps that give no token."""
     tokens = sum(work.count > 0 for step in steps for work in step.work)
     return 1 - tokens / (slots * len(steps))
 
 
 def figures(lab: Lab, made: dict[str, Serving], idle: dict[str, list[float]], blanks: dict[str, Any]) -> None:
-    """Who has which slot, what the cache holds, and padding by the size of the batch."""
+    """Draw which request has which slot, what the cache holds, and padding against the size of the batch."""
 
     def title(name: str, lang: str) -> str:
         return lab.word(name, lang, **blanks.get(name, {}))

@@ -1,4 +1,6 @@
-"""G3: a draft guesses, the target judges: how many tokens a pass, at what cost, and whose distribution."""
+"""G3: a draft model guesses, the target accepts or rejects: how many tokens a pass, at what cost, and from
+whose distribution.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,9 @@ COLOURS = {"yes": "#0072B2", "no": "#D55E00", "own": "#00795a", "off": "#e4e7eb"
 
 
 def always(model: Any, p: tuple[float, ...]) -> dict[str, Any]:
-    """Weights with which a model's next token has these probabilities after any other: the last norm gives
-    e_0, the table log p.
+    """Weights with which a model's next token has these probabilities after any other token.
+
+    The last norm gives e_0, and the table gives log p.
     """
     table = torch.zeros(len(p), model.hidden)
     table[:, 0] = torch.tensor([log(share) for share in p])
@@ -54,7 +57,7 @@ def always(model: Any, p: tuple[float, ...]) -> dict[str, Any]:
 
 
 def trained(model: Any, steps: int, seed: int) -> dict[str, Any]:
-    """Weights after a short training on the first 3 kB of the built-in text."""
+    """The weights after a short training on the first 3 kB of the built-in text."""
     batches = [batch(corpus()[:3000], step, 8, 32, model.vocab, seed) for step in range(steps)]
     optimizer = Optimizer(lr=5e-3, weight_decay=0.0)
     return train_one_device(model, batches, optimizer, 1.0, seed, torch.float32).weights[-1]
@@ -86,7 +89,7 @@ def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
     figures(lab, counted, speed, predicted)
     lab.tell("tokens", counted_4=counted[4], predicted_4=four)
     drafting, _ = passes[4].seconds
-    cost = drafting / 4 / passes[0].seconds[1]  # of a pass of the draft, in passes of the target
+    cost = drafting / 4 / passes[0].seconds[1]  # cost of a draft's pass, in passes of the target
     best = max(SIZES, key=speed.__getitem__)
     speedups: dict[str, Any] = {"best_speedup": speed[best] / speed[0], "long_speedup": speed[16] / speed[0]}
     lab.tell("cost", cost=cost, best=best, **speedups, long_predicted=predict_speedup(ALPHA, 16, cost))
@@ -105,7 +108,7 @@ def speculative_decoding(lab: Lab, gamma: int = 4) -> None:
 
 
 def speculate_on_text(lab: Lab, gamma: int) -> Any:
-    """Two small GPTs, trained for a moment: greedily as the target alone, then sampled on a rank."""
+    """Train two small GPTs briefly; check them greedily against the target alone, then sample on a rank."""
     shape: dict[str, Any] = {
         "vocab": 128,
         "seq": 96,
@@ -132,13 +135,13 @@ def speculate_on_text(lab: Lab, gamma: int) -> Any:
 
 
 def warm(lab: Lab) -> Sampling:
-    """Draws from the model's own distribution."""
+    """Sampling at temperature 1: from the model's own distribution."""
     return Sampling(temperature=1.0, seed=lab.seed)
 
 
 def check_distribution(lab: Lab) -> tuple[int, float, int, float]:
-    """Samples of a tiny pair against the target's exact distribution: their number, χ², its degrees and its
-    tail.
+    """Check samples of a tiny pair against the target's exact distribution; returns their number, χ², its
+    degrees of freedom and its tail probability.
     """
     tiny: dict[str, Any] = {"hidden": 8, "heads": 2, "vocab": 5, "seq": 16, "init_std": 0.7, "tied": False}
     target, draft = (
@@ -157,8 +160,8 @@ def check_distribution(lab: Lab) -> tuple[int, float, int, float]:
 
 @dataclass(frozen=True)
 class Passes:
-    """Of the constant pair with γ guesses: tokens of every pass, seconds of draft and target a pass, β of a
-    guess.
+    """Results of the constant pair with γ guesses: the tokens of every pass, seconds of draft and target a
+    pass, and the share of guesses that are accepted.
     """
 
     tokens: list[int]
@@ -167,7 +170,9 @@ class Passes:
 
 
 def constant_pair(lab: Lab, n: int) -> Passes:
-    """Two models whose next token has the same probabilities everywhere, so that Eq 32's assumption holds."""
+    """Run two models whose next token has the same probabilities everywhere, so that Eq 32's assumption
+    holds.
+    """
     shape: dict[str, Any] = {"hidden": 16, "heads": 1, "vocab": len(P), "seq": 64, "tied": False}
     deep, flat = ModelConfig(layers=4, **shape), ModelConfig(layers=1, **shape)
     weights: dict[str, Any] = {"target_state": always(deep, P), "draft_state": always(flat, Q)}
@@ -179,7 +184,7 @@ def constant_pair(lab: Lab, n: int) -> Passes:
 
 
 def check_tokens(lab: Lab, n: int, passes: Passes) -> None:
-    """The mean tokens of a pass against Eq 32, to four standard errors of that mean."""
+    """Check the mean tokens of a pass against Eq 32, to four standard errors of that mean."""
     error = stdev(passes.tokens) / sqrt(len(passes.tokens))
     chance: dict[str, Any] = {"unit": "tokens", "match": "statistical", "tolerance": 4 * error}
     mean, source = fmean(passes.tokens), "Eq 32, 4 standard errors"
@@ -187,26 +192,28 @@ def check_tokens(lab: Lab, n: int, passes: Passes) -> None:
 
 
 def check_llama(lab: Lab) -> tuple[float, float]:
-    """Llama 3 8B on an H100, judging five tokens and one: how many times the FLOPs, and
-    the seconds by Eq 31.
+    """Check Llama 3 8B on an H100, verifying five tokens against one: the ratio of FLOPs, and the roofline of
+    Eq 31.
+
+    Returns the ratio of FLOPs, and the ratio of roofline times.
     """
     model, h100 = make_model("llama3-8b"), hardware("dgx-h100")
 
-    def judge(tokens: int) -> Any:
+    def verify(tokens: int) -> Any:
         cluster = Cluster(h100, 1, "dry", memory_bytes=None)
         run = cluster.run(judge_alone, model, 128, tokens, info={"precision": "bf16"})
         return phases(run.timeline, h100, "bf16")[0]
 
-    one, five = judge(1), judge(5)
+    single, five = verify(1), verify(5)
     ridge = h100.gpu.peak("bf16") / h100.gpu.memory_bandwidth
     lab.row("bound_by_memory", 1, int(five.intensity < ridge), "Eq 31", unit="yes")
-    times, source = five.flops / one.flops, "2P a token, and attention to one more each"
+    times, source = five.flops / single.flops, "2P a token, and attention to one more each"
     lab.row("flops_of_five", 5, times, source, unit="×", tolerance=0.01)
-    return times, five.roof_s / one.roof_s
+    return times, five.roof_s / single.roof_s
 
 
 def accepted_and_rejected(lab: Lab, judged: Any, gamma: int, lang: str) -> Any:
-    """A row a pass: the guesses, and the target's own token."""
+    """Draw a row for each pass: the guesses, and the target's own token."""
     rows = list(zip(judged.guessed, judged.accepted, judged.own, strict=True))[:12]
     text, fill = [], []
     for guessed, accepted, own in rows:
@@ -226,7 +233,7 @@ def letter(token: int) -> str:
 
 
 def figures(lab: Lab, counted: Any, speed: Any, predicted: Any) -> None:
-    """Tokens and speed against the number of guesses."""
+    """Draw tokens a pass and speed against the number of guesses."""
 
     def tokens(lang: str) -> Any:
         series = {

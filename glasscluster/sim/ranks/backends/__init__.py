@@ -1,1 +1,1 @@
-"""Backends: each only moves messages and starts ranks."""
+"""Backends: a backend starts ranks and moves their messages, and does nothing else."""

@@ -22,7 +22,7 @@ from glasscluster.sim.recording.events import FIELDS, PURPOSES, RECV, REDUCE, SE
 
 
 class DryWire(Wire):
-    """A wire with nobody at the other end."""
+    """A wire without partners: every message is done at once and carries nothing."""
 
     device = torch.device("meta")
     operate = staticmethod(operate)
@@ -53,7 +53,8 @@ class DryWire(Wire):
 
 
 def relabelled(recording: dict[str, Any], rank: int, size: int, nbytes: int) -> dict[str, Any]:
-    """Rank 0's recording as another rank would have made it, for a program that is the same all round a ring.
+    """Turn rank 0's recording into that of another rank, for a program that is the same on every rank of a
+    ring.
 
     Peers are shifted by `rank`, and so are the chunks that offsets point into.
 
@@ -81,12 +82,13 @@ def record_rank(
 
 
 def standing_in(recording: dict[str, Any], rank: int, sizes: Mapping[str, int], block: int) -> dict[str, Any]:
-    """A rank's recording, relabelled as another rank of the same pipeline stage would have made it: peers and
-    groups are shifted along dp (in blocks of `block` neighbours, and among the blocks) and along tp.
+    """Turn a rank's recording into that of another rank of the same pipeline stage. Peers and groups are
+    shifted along dp (within blocks of `block` neighbours, and from block to block) and along tp.
 
-    Bytes are exact up to the remainder of a division. Messages of scalars are left out: where a ring has only
-    a few numbers to share out, its ranks send different amounts. Work that a rank does for itself alone is
-    the recorded rank's. So a replay of such recordings bounds the step from below.
+    Bytes are exact up to the remainder of a division. Messages of scalars are left out, because a ring that
+    cuts only a few numbers into chunks sends different amounts from each rank. Computing is copied from the
+    recorded rank, so work that only another rank does is missing. A replay of such recordings is therefore a
+    lower bound on the time of the step.
     """
     here, there = coordinates(recording["rank"], sizes), coordinates(rank, sizes)
     shift = (

@@ -33,7 +33,9 @@ def fused_on_cpu(
     causal: bool,
     gqa: bool,
 ) -> bool:
-    """Whether torch's CPU kernel takes these: `use_flash_attention_cpp` in torch 2.13."""
+    """Whether torch's CPU kernel accepts these inputs; the rules are those of `use_flash_attention_cpp` in
+    torch 2.13.
+    """
     tensors = (q, k, v)
     if dropout or any(x.dim() != 4 or x.stride(-1) != 1 or x.shape[2] == 0 for x in tensors):
         return False

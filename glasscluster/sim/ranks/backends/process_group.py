@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import queue
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -22,7 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from glasscluster.base.errors import GlassError, RankDied, RankStalled
+from glasscluster.base.errors import GlassError, MessageLost, RankDied, RankStalled
+from glasscluster.sim.ranks.agreement import Call, StoreCalls
 from glasscluster.sim.ranks.deadlock import Wait, source_line
 from glasscluster.sim.ranks.wire import Ticket, Wire
 
@@ -32,8 +34,11 @@ _LIBRARY_OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.
 class GroupWire(Wire):
     """A rank's end of the default process group."""
 
-    def __init__(self, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+    def __init__(
+        self, rank: int, size: int, device: torch.device, timeout_s: float, calls: StoreCalls | None = None
+    ) -> None:
         self.rank, self.size, self.device, self.timeout_s = rank, size, device, timeout_s
+        self.calls = calls
         self._arrived: queue.SimpleQueue[tuple[Ticket, Exception | None]] = queue.SimpleQueue()
         self._helpers: ThreadPoolExecutor | None = None
         self._submitted: set[int] = set()
@@ -43,6 +48,7 @@ class GroupWire(Wire):
     def isend(self, tensor: torch.Tensor, dst: int, tag: int, what: str) -> Ticket:
         """Post a send."""
         ticket = Ticket("send", dst, tag, tensor, what)
+        self._compare(ticket)
         with self._named(ticket):
             ticket.handle = dist.isend(tensor, dst, tag=tag)
         return ticket
@@ -50,6 +56,7 @@ class GroupWire(Wire):
     def irecv(self, out: torch.Tensor, src: int, tag: int, what: str) -> Ticket:
         """Post a receive."""
         ticket = Ticket("recv", src, tag, out, what)
+        self._compare(ticket)
         with self._named(ticket):
             ticket.handle = dist.irecv(out, src, tag=tag)
         return ticket
@@ -96,7 +103,7 @@ class GroupWire(Wire):
 
     @contextlib.contextmanager
     def _named(self, ticket: Ticket) -> Iterator[None]:
-        """Turn the library's error into ours."""
+        """Return a named error of ours for an error of the library."""
         try:
             yield
         except GlassError:
@@ -117,6 +124,31 @@ class GroupWire(Wire):
         error.__dict__["wait"] = wait
         return error
 
+    # ---- agreement -----------------------------------------------------------------------------------------
+    def agree(
+        self, call: Call, ranks: Sequence[int], sends: Sequence[int] = (), receives: Sequence[int] = ()
+    ) -> None:
+        """Compare with what the first rank wrote into the store."""
+        if self.calls is not None:
+            number = self.calls.compare(call)
+            if sends or receives:
+                self.calls.compare_splits(call, number, ranks, sends, receives)
+
+    def _compare(self, ticket: Ticket) -> None:
+        """Compare a message of the program's own; those of a collective are described by it."""
+        if self.calls is not None and ticket.what in ("send", "recv"):
+            assert ticket.tensor is not None
+            self.calls.compare_message(ticket.kind, ticket.peer, ticket.tag, ticket.tensor)
+
+    def start_run(self) -> None:
+        """Begin to number collectives and messages anew."""
+        if self.calls is not None:
+            self.calls.start_run()
+
+    def unmatched(self) -> dict[tuple[int, int, int], int]:
+        """What this rank has sent less what it has received, by sender, receiver and tag."""
+        return {} if self.calls is None else {k: n for k, n in self.calls.posted.items() if n}
+
     # ---- whole collectives ---------------------------------------------------------------------------------
     def native(
         self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
@@ -124,7 +156,7 @@ class GroupWire(Wire):
         """Run the library's own collective, in place on the full buffer."""
         ranks = tuple(group)
         if ranks not in self._library_groups:
-            limit = timedelta(seconds=self.timeout_s)  # the group everybody met in allows more
+            limit = timedelta(seconds=self.timeout_s)  # the default group allows more
             self._library_groups[ranks] = dist.new_group(
                 list(ranks), timeout=limit, use_local_synchronization=True
             )
@@ -134,13 +166,13 @@ class GroupWire(Wire):
         if operation in (
             "all_reduce",
             "reduce_scatter",
-        ):  # gloo reduces whole; our chunk is then right as well
+        ):  # gloo reduces the whole buffer, which includes our chunk
             dist.all_reduce(tensor, _LIBRARY_OPS[op], group=members)
         elif operation == "broadcast":
             dist.broadcast(tensor, ranks[root], group=members)
         elif len({c.numel() for c in chunks}) == 1:
             dist.all_gather(chunks, mine.clone(), group=members)
-        else:  # unequal pieces: each owner broadcasts its own
+        else:  # chunks of different lengths: each rank broadcasts its own
             for owner, chunk in zip(ranks, chunks, strict=True):
                 dist.broadcast(chunk, owner, group=members)
 
@@ -151,10 +183,14 @@ class GroupWire(Wire):
 
 
 class NcclWire(GroupWire):
-    """GPUs: messages are enqueued at launch on their communicator's stream; nothing waits on the host."""
+    """A wire between GPUs: messages are enqueued at launch on their communicator's stream, and the host waits
+    for nothing.
+    """
 
-    def __init__(self, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
-        super().__init__(rank, size, device, timeout_s)
+    def __init__(
+        self, rank: int, size: int, device: torch.device, timeout_s: float, calls: StoreCalls | None = None
+    ) -> None:
+        super().__init__(rank, size, device, timeout_s, calls)
         self._streams: dict[int, torch.cuda.Stream] = {}
         self._batch: list[tuple[Ticket, dist.P2POp]] | None = None
 
@@ -168,6 +204,7 @@ class NcclWire(GroupWire):
 
     def _enqueue(self, ticket: Ticket, post: Any) -> Ticket:
         assert ticket.tensor is not None
+        self._compare(ticket)
         entry = (ticket, dist.P2POp(post, ticket.tensor, ticket.peer))
         if self._batch is not None:
             self._batch.append(entry)
@@ -206,9 +243,28 @@ class NcclWire(GroupWire):
             torch.cuda.current_stream().wait_stream(self._streams[group])
 
 
-def make_wire(rank: int, size: int, device: torch.device, timeout_s: float) -> GroupWire:
-    """The wire for a device."""
-    return (NcclWire if device.type == "cuda" else GroupWire)(rank, size, device, timeout_s)
+def make_wire(rank: int, size: int, device: torch.device, timeout_s: float, compare: bool) -> GroupWire:
+    """The wire for a device, in the default process group. compare: collectives are compared before they run."""
+    store: Any = dist.distributed_c10d._get_default_store() if compare else None
+    calls = StoreCalls(store, rank) if compare else None
+    return (NcclWire if device.type == "cuda" else GroupWire)(rank, size, device, timeout_s, calls)
+
+
+def lost_message(unmatched: Iterable[dict[tuple[int, int, int], int]]) -> MessageLost | None:
+    """An error for a message that one rank sent and its receiver never asked for, or the other way round.
+
+    unmatched: of every rank, as `Wire.unmatched` returns it.
+    """
+    total: Counter[tuple[int, int, int]] = Counter()
+    for counts in unmatched:
+        total.update(counts)
+    for (src, dst, tag), n in sorted(total.items()):
+        if n:
+            me, peer, kind = (src, dst, "send") if n > 0 else (dst, src, "recv")
+            never = "received" if n > 0 else "sent"
+            text = f"rank {me} posted a {kind} with rank {peer} (wire tag {tag}) and rank {peer} never {never} it"
+            return MessageLost(text, rank=me, operation=kind, peer=peer)
+    return None
 
 
 def one_thread() -> None:

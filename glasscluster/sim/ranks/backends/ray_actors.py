@@ -17,13 +17,13 @@ from datetime import timedelta
 from typing import Any
 
 from glasscluster.base.errors import BackendUnavailable, GlassError, InputError, RankDied, RankStalled
-from glasscluster.sim.ranks.backends.process_group import make_wire, one_thread
+from glasscluster.sim.ranks.backends.process_group import lost_message, make_wire, one_thread
 from glasscluster.sim.ranks.deadlock import describe_deadlock
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
 OLDEST = (2, 59)
-MEETING_S = 120.0  # how long actors have to start and to meet
-GRACE_S = 2.0  # after a stall, how long the other ranks have to say what they waited for
+MEETING_S = 120.0  # seconds for the actors to start and to join their group
+GRACE_S = 2.0  # seconds after a stall in which other ranks may report what they waited for
 
 
 class _Rank:
@@ -48,7 +48,15 @@ class _Rank:
         return address, self.store.port
 
     def join(
-        self, rank: int, size: int, address: str, port: int, device: str, timeout_s: float, local: bool
+        self,
+        rank: int,
+        size: int,
+        address: str,
+        port: int,
+        device: str,
+        timeout_s: float,
+        local: bool,
+        compare: bool,
     ) -> int:
         """Enter the process group; returns this process's id."""
         import torch
@@ -64,9 +72,8 @@ class _Rank:
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=meeting_s)
         )
-        self.wire = make_wire(
-            rank, size, torch.device(device, 0) if device == "cuda" else torch.device("cpu"), timeout_s
-        )
+        place = torch.device(device, 0) if device == "cuda" else torch.device("cpu")
+        self.wire = make_wire(rank, size, place, timeout_s, compare)
         return os.getpid()
 
     def run(self, blob: bytes, record: bool, capacity: float | None) -> Outcome:
@@ -82,7 +89,10 @@ class RayBackend:
 
     name = "ray"
 
-    def __init__(self, gpus: int, *, device: str = "cpu", timeout_s: float = 30.0, **_: Any) -> None:
+    def __init__(
+        self, gpus: int, *, device: str = "cpu", timeout_s: float = 30.0, compare: bool = True, **_: Any
+    ) -> None:
+        self.compare = compare
         self.gpus, self.device, self.timeout_s = gpus, device, timeout_s
         self.actors: list[Any] = []
         self.pids: list[int] = []
@@ -113,7 +123,9 @@ class RayBackend:
             self.actors = [rank_class.remote() for _ in range(self.gpus)]
             host, port = ray.get(self.actors[0].host.remote(), timeout=MEETING_S)
             joins = [
-                a.join.remote(r, self.gpus, host, port, self.device, self.timeout_s, host == "127.0.0.1")
+                a.join.remote(
+                    r, self.gpus, host, port, self.device, self.timeout_s, host == "127.0.0.1", self.compare
+                )
                 for r, a in enumerate(self.actors)
             ]
             self.pids = ray.get(joins, timeout=MEETING_S)
@@ -162,13 +174,16 @@ class RayBackend:
                     errors.append(error)
                     grace = (
                         GRACE_S if isinstance(error, RankStalled) else GRACE_S / 2
-                    )  # the others may yet tell what they did
+                    )  # other ranks may still report what they waited for
                     give_up = min(give_up, time.monotonic() + grace)
         if errors:
             self.close()
             failure = self._verdict(errors, outcomes)
             failure.__dict__["outcomes"] = list(outcomes.values())
             raise failure
+        if lost := lost_message(outcome.unmatched for outcome in outcomes.values()):
+            self.close()
+            raise lost
         return [outcomes[r] for r in range(self.gpus)]
 
     def _collect(self, ray: Any, future: Any, rank: int, outcomes: dict[int, Outcome]) -> GlassError | None:

@@ -1,15 +1,16 @@
-"""What operators give on `meta` tensors (shapes without data), worked out once and remembered.
+"""Remembers what operators return on `meta` tensors (shapes without data), so that torch computes it only
+once.
 
     func(inputs)  ->  shapes, strides and types of the outputs
 
-They depend on those of the inputs, and on every other argument.
+The outputs' shapes depend on the inputs' shapes, strides and types, and on every other argument.
 
 torch works many of these out in Python: a linear layer with a bias takes it a hundred times as long as a
 matrix product without one. A model repeats each of its layers, every micro-batch and every rank, so a dry run
 asks for the same few hundred again and again. An in-place operator has nothing to do once it is known that it
-leaves its tensor's shape alone.
-But: views, operators with an `out`, those that hand on an input's storage without saying so (`_unsafe_view`),
-and those that give a tensor another storage or more of it (`set_`, `resize_`) run each time.
+does not change its tensor's shape. But: views, operators with an `out`, those that hand on an input's storage
+without saying so (`_unsafe_view`), and those that give a tensor another storage or more of it (`set_`,
+`resize_`) run each time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from glasscluster.sim.recording.recorder import tensors
 
-LIMIT = 100_000  # calls that are remembered; then all are forgotten
+LIMIT = 100_000  # the most calls that are remembered; then all are forgotten
 _PLAIN = (
     int,
     float,
@@ -32,7 +33,7 @@ _PLAIN = (
     torch.device,
     torch.layout,
     torch.memory_format,
-)  # arguments that hold nothing alive
+)  # remembering arguments of these types keeps no tensor alive
 
 _kinds: dict[Any, str] = {}
 _known: dict[tuple, Any] = {}
@@ -102,8 +103,8 @@ def _recipe(out: Any, given: set[int]) -> Any:
     not fill it.
     """
     if isinstance(out, (tuple, list)):
-        parts = [_recipe(x, given) for x in out]
-        return None if None in parts else (type(out), parts)
+        recipes = [_recipe(x, given) for x in out]
+        return None if None in recipes else (type(out), recipes)
     if not isinstance(out, Tensor) or _storage(out) in given:
         return None
     given.add(_storage(out))

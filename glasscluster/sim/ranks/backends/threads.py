@@ -1,59 +1,83 @@
-"""The `threads` backend: a rank is a thread of this process; a seeded scheduler hands a baton around.
+"""The `threads` backend: every rank is a thread of this process, and a seeded scheduler decides whose turn it
+is.
 
 One rank runs at a time, until it blocks. Who runs next is drawn from a seeded generator among the ranks that
 can run, so a run repeats exactly. When nobody can run and somebody has not finished, that is a deadlock: it
 is known at once, without a timeout, with the cycle and the source lines.
 
-A send completes when its receive is posted (rendezvous): what passes here passes on a network without
-buffers. With `eager_bytes` a send of at most so many bytes is copied away and completes at once, as MPI
-libraries do with small messages. Messages of one (sender, receiver, tag) keep their order; the copy is made
-by whichever rank comes second.
+A send completes when its receive is posted (rendezvous), so a program that does not deadlock here needs no
+buffers on a network either. With `eager_bytes` a send of at most so many bytes is copied to a buffer and
+completes at once, as MPI libraries do with small messages. Messages of one (sender, receiver, tag) arrive in
+the order in which they were sent. A message is copied by whichever of its two ranks comes second.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import sys
 import threading
+import time
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from glasscluster.base.errors import CollectiveMismatch, Deadlock, GlassError, InputError, MessageLost
+from glasscluster.base.errors import (
+    CollectiveMismatch,
+    Deadlock,
+    GlassError,
+    InputError,
+    MessageLost,
+    RankDied,
+    RankStalled,
+)
+from glasscluster.sim.ranks.agreement import Call, Calls
 from glasscluster.sim.ranks.deadlock import Wait, describe_deadlock, source_line
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 from glasscluster.sim.ranks.wire import TAGS_PER_GROUP, Ticket, Wire
+
+TIMEOUT_S = 600.0  # how long a rank may compute without a message
+GRACE_S = 2.0  # after a failure: how long the other ranks have to unwind
+REFUSALS = 1000  # how often a rank may communicate after a failure before it is left standing
+STACK_SHOWN = 8  # the innermost lines of a rank that computes for too long
 
 RUNNABLE, BLOCKED, FINISHED = "runnable", "blocked", "finished"
 
 
 class _Abandoned(BaseException):
-    """Unwinds a rank after another one failed; never seen outside."""
+    """Raised inside a rank to end it after another one failed; the backend catches it."""
 
 
 class Scheduler:
-    """The baton, and every message that has been posted but not met."""
+    """Decides which rank runs, and holds every message that has been posted and has no partner yet."""
 
-    def __init__(self, size: int, seed: int, eager_bytes: int = 0) -> None:
+    def __init__(self, size: int, seed: int, eager_bytes: int = 0, compare: bool = True) -> None:
         self.size, self.draw, self.eager_bytes = size, random.Random(seed), eager_bytes
-        self.turn = [threading.Lock() for _ in range(size)]  # locked while it is another's turn
+        # one lock for each rank, locked while it is another rank's turn
+        self.turn = [threading.Lock() for _ in range(size)]
         for lock in self.turn:
             lock.acquire()
         self.state = [RUNNABLE] * size
         self.waiting: list[Sequence[Ticket]] = [()] * size
-        self.enough: list[Callable[..., bool]] = [any] * size  # of the tickets a rank waits for: any, or all
+        # whether a rank waits for any of its tickets, or for all
+        self.enough: list[Callable[..., bool]] = [any] * size
         self.threads: list[threading.Thread] = []
         self.sends: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
         self.receives: dict[tuple[int, int, int], deque[Ticket]] = defaultdict(deque)
         self.failure: GlassError | None = None
+        self.refused = [0] * size  # how often a rank has communicated after the failure
+        self.running, self.since = 0, time.monotonic()  # whose turn it is, and since when
+        self.calls: Calls | None = Calls() if compare else None
 
     # ---- messages ------------------------------------------------------------------------------------------
     def post(self, me: int, ticket: Ticket) -> Ticket:
         """Post a send or a receive; if the partner is already posted, the message is copied."""
+        self.stop_if_failed(me)
         sending = ticket.kind == "send"
         key = (me, ticket.peer, ticket.tag) if sending else (ticket.peer, me, ticket.tag)
         mine, theirs = (self.sends, self.receives) if sending else (self.receives, self.sends)
@@ -71,7 +95,9 @@ class Scheduler:
         return ticket
 
     def _buffer(self, send: Ticket) -> None:
-        """Copy the payload of a small send away, so that its sender goes on as if it had been received."""
+        """Copy the payload of a small send into a buffer, so that its sender continues as if it had been
+        received.
+        """
         assert send.tensor is not None
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             send.tensor = send.tensor.clone()
@@ -91,12 +117,39 @@ class Scheduler:
         send.done = receive.done = True
         send.tensor = receive.tensor = None
 
+    def _busy(self, timeout_s: float) -> RankStalled:
+        """The error for a rank that keeps its turn for too long: where it is, from the outside in."""
+        frame = sys._current_frames().get(self.threads[self.running].ident or -1)
+        stack = traceback.extract_stack(frame) if frame is not None else []
+        shown = [f"{os.path.basename(f.filename)}:{f.lineno}, in {f.name}" for f in stack[-STACK_SHOWN:]]
+        text = (
+            f"rank {self.running} has computed for {timeout_s:g} s without a message, at {source_line(frame)}"
+        )
+        return RankStalled(
+            "\n  ".join([text, *shown]), rank=self.running, operation=stack[-1].name if stack else None
+        )
+
+    def watch(self, timeout_s: float) -> None:
+        """Wait until every rank has finished, or for one that keeps its turn for longer than `timeout_s`."""
+        step = min(1.0, timeout_s / 4)
+        for thread in self.threads:
+            while thread.is_alive() and self.failure is None:
+                thread.join(step)
+                if thread.is_alive() and time.monotonic() - self.since > timeout_s:
+                    self.fail(self._busy(timeout_s))
+        patience = time.monotonic() + GRACE_S
+        for thread in self.threads:  # after a failure: as long as unwinding takes, and no longer
+            thread.join(max(0.0, patience - time.monotonic()) if self.failure is not None else None)
+            if thread.is_alive():
+                _interrupt(thread)
+
     def _mismatch(self, src: int, dst: int, message: str) -> None:
         raise CollectiveMismatch(message, rank=dst, operation="recv", peer=src)
 
     # ---- the baton -----------------------------------------------------------------------------------------
     def block(self, me: int, tickets: Sequence[Ticket], together: bool) -> None:
         """Let other ranks run until one of `tickets` is done, or all of them where the program needs all."""
+        self.stop_if_failed(me)
         enough = all if together else any
         if enough(t.done for t in tickets):
             return
@@ -107,9 +160,19 @@ class Scheduler:
 
     def _take(self, me: int) -> None:
         self.turn[me].acquire()
-        if self.failure is not None:
-            raise _Abandoned
-        self.state[me] = RUNNABLE
+        self.stop_if_failed(me)
+        self.state[me], self.running, self.since = RUNNABLE, me, time.monotonic()
+
+    def stop_if_failed(self, me: int) -> None:
+        """Unwind a rank after another one failed, whatever it does on the way: a `finally` that communicates
+        is unwound as well, and a rank that catches everything is left standing after a while.
+        """
+        if self.failure is None:
+            return
+        self.refused[me] += 1
+        if self.refused[me] > REFUSALS:
+            threading.Event().wait()  # for ever: the thread is a daemon, and nobody waits for it
+        raise _Abandoned
 
     def _hand_over(self) -> None:
         if self.failure is None:
@@ -131,7 +194,7 @@ class Scheduler:
         if self.failure is None:
             self.failure = error
         for lock in self.turn:
-            with contextlib.suppress(RuntimeError):  # not locked: it has a turn already
+            with contextlib.suppress(RuntimeError):  # not locked: this rank is about to run anyway
                 lock.release()
 
     # ---- naming what went wrong ----------------------------------------------------------------------------
@@ -209,35 +272,52 @@ class ThreadWire(Wire):
         return self.scheduler.post(self.rank, Ticket("recv", src, tag, out, what))
 
     def block(self, tickets: Sequence[Ticket], together: bool) -> None:
-        """Hand the baton over until a ticket is done, or all."""
+        """Let other ranks run until one of the tickets is done, or all of them."""
         self.scheduler.block(self.rank, tickets, together)
+
+    def agree(
+        self, call: Call, ranks: Sequence[int], sends: Sequence[int] = (), receives: Sequence[int] = ()
+    ) -> None:
+        """Compare with what the first rank said; the lengths of an all-to-all are, where they arrive."""
+        if self.scheduler.calls is not None:
+            self.scheduler.calls.compare(self.rank, call, len(ranks))
 
     def native(
         self, operation: str, tensor: torch.Tensor, group: Sequence[int], root: int, op: str = "sum"
     ) -> None:
-        """There is no library underneath."""
+        """Raise an error, because threads have no library with collectives of its own."""
         raise InputError(
             "algorithm", "native", "the threads backend has no library to hand a collective to", ["ring"]
         )
 
 
 class ThreadsBackend:
-    """Runs ranks as threads. Nothing to set up, nothing left behind."""
+    """Runs ranks as threads of this process, which start with a run and end with it."""
 
     name = "threads"
 
-    def __init__(self, gpus: int, *, seed: int = 0, eager_bytes: int = 0, **_: Any) -> None:
+    def __init__(
+        self,
+        gpus: int,
+        *,
+        seed: int = 0,
+        eager_bytes: int = 0,
+        timeout_s: float = TIMEOUT_S,
+        compare: bool = True,
+        **_: Any,
+    ) -> None:
         if eager_bytes < 0:
             raise InputError(
                 "eager_bytes", eager_bytes, "must not be negative (0: every send waits for its receive)"
             )
         self.gpus, self.seed, self.eager_bytes = gpus, seed, eager_bytes
+        self.timeout_s, self.compare = timeout_s, compare
 
     def run(
         self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
     ) -> list[Outcome]:
         """One outcome a rank; the first failure is raised."""
-        scheduler = Scheduler(self.gpus, self.seed, self.eager_bytes)
+        scheduler = Scheduler(self.gpus, self.seed, self.eager_bytes, self.compare)
         outcomes: list[Outcome | None] = [None] * self.gpus
         cpu = _one_cpu()
 
@@ -258,6 +338,9 @@ class ThreadsBackend:
                     scheduler.fail(outcome.error)
             except _Abandoned:
                 pass
+            except BaseException as problem:  # a fault of ours: outside what guards the program
+                text = f"rank {rank} ended outside its program: {type(problem).__name__}"
+                scheduler.fail(RankDied(text, rank=rank, operation="run"))
             finally:
                 scheduler.finish(rank)
 
@@ -270,10 +353,10 @@ class ThreadsBackend:
             for thread in scheduler.threads:
                 thread.start()
             scheduler._hand_over()
-            for thread in scheduler.threads:
-                thread.join()
-        except KeyboardInterrupt:
+            scheduler.watch(self.timeout_s)
+        except BaseException:  # a person's ctrl-C, or SIGTERM: let the ranks go before the interpreter does
             scheduler.fail(GlassError("interrupted"))
+            scheduler.watch(GRACE_S)
             raise
         finally:
             torch.set_num_threads(threads_before)
@@ -283,10 +366,19 @@ class ThreadsBackend:
         lost = scheduler.leftovers()
         if lost is not None:
             raise lost
+        missing = [rank for rank, outcome in enumerate(outcomes) if outcome is None]
+        if missing:
+            raise RankDied(f"rank {missing[0]} ended without a result", rank=missing[0], operation="run")
         return [o for o in outcomes if o is not None]
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Ask a thread that computes to stop, at its next line of Python."""
+    ident = ctypes.c_ulong(thread.ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(_Abandoned))
 
 
 def _nbytes(ticket: Ticket) -> int:

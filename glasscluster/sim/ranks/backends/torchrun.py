@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 4 -m glasscluster train --dp 4
 
-Rank 0 gathers every rank's outcome and goes on to checks and reports; the others have only their own.
+Rank 0 gathers every rank's outcome and continues with checks and reports; every other rank only has its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from glasscluster.base.errors import BackendUnavailable, InputError
-from glasscluster.sim.ranks.backends.process_group import GroupWire, make_wire, one_thread
+from glasscluster.sim.ranks.backends.process_group import GroupWire, lost_message, make_wire, one_thread
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
 
 
@@ -25,7 +25,9 @@ class TorchrunBackend:
 
     name = "torchrun"
 
-    def __init__(self, gpus: int, *, device: str = "cpu", timeout_s: float = 60.0, **_: Any) -> None:
+    def __init__(
+        self, gpus: int, *, device: str = "cpu", timeout_s: float = 60.0, compare: bool = True, **_: Any
+    ) -> None:
         if "WORLD_SIZE" not in os.environ:
             raise BackendUnavailable(
                 "the torchrun backend needs torchrun: torchrun --nproc-per-node N -m glasscluster train ..."
@@ -35,7 +37,7 @@ class TorchrunBackend:
             raise InputError(
                 "world size", world, f"the plan needs dp x tp x pp x cp = {gpus} processes", [gpus]
             )
-        self.gpus, self.device, self.timeout_s = gpus, device, timeout_s
+        self.gpus, self.device, self.timeout_s, self.compare = gpus, device, timeout_s, compare
         self.rank = int(os.environ["RANK"])
         self.wire: GroupWire | None = None
 
@@ -52,12 +54,12 @@ class TorchrunBackend:
                 "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=self.timeout_s)
             )
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        return make_wire(self.rank, self.gpus, device, self.timeout_s)
+        return make_wire(self.rank, self.gpus, device, self.timeout_s, self.compare)
 
     def run(
         self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
     ) -> list[Outcome]:
-        """Every rank's outcome on rank 0, its own elsewhere."""
+        """Run the program; returns every rank's outcome on rank 0, and only its own on other ranks."""
         self.wire = self.wire or self.start()
         outcome = run_rank(self.wire, program, args, record, capacity)
         if outcome.error is not None:
@@ -65,7 +67,11 @@ class TorchrunBackend:
             raise outcome.error
         gathered: list[Any] | None = [None] * self.gpus if self.rank == 0 else None
         dist.gather_object(outcome, gathered, dst=0)
-        return gathered if gathered is not None else [outcome]
+        if gathered is None:
+            return [outcome]
+        if lost := lost_message(one.unmatched for one in gathered):
+            raise lost
+        return gathered
 
     def close(self) -> None:
         """Leave the group."""

@@ -1,4 +1,4 @@
-"""Collective algorithms, one a file, written once over send and receive and chosen by name."""
+"""Collective algorithms: each file holds one, written once above send and receive, and chosen by its name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from glasscluster.sim.ranks.collectives.registry import (
     with_option,
 )
 
-for _module in iter_modules(__path__):  # every file of this folder registers what it holds
+for _module in iter_modules(__path__):  # importing a file of this folder registers its algorithm
     import_module(f"{__name__}.{_module.name}")
 
 __all__ = [

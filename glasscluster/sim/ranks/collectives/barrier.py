@@ -1,4 +1,4 @@
-"""Dissemination barrier: after round k everybody knows of 2^(k+1) ranks that they have arrived.
+"""Dissemination barrier: after round k every rank knows that 2^(k+1) ranks, itself included, have arrived.
 
 Follows Hensgen, Finkel and Manber, "Two algorithms for barrier synchronization" (1988). Symbols: N ranks, r
 this rank.
@@ -9,7 +9,7 @@ this rank.
         round 1   0 ─► 2 ─► 4 ─► 1 ─► 3 ─► 0          2 knows of 4, 0, 1, 2
         round 2   0 ─► 4 ─► 3 ─► 2 ─► 1 ─► 0          2 knows of all
 
-⌈log2 N⌉ rounds for any N, the fewest that there can be. But: N·⌈log2 N⌉ messages, where a tree up and down
+It takes ⌈log2 N⌉ rounds for any N, which is the minimum. But: N·⌈log2 N⌉ messages, where a tree up and down
 sends 2(N-1).
 """
 
@@ -25,7 +25,7 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 @collective("barrier", "dissemination")
 def barrier(work: CollectiveWork, x: torch.Tensor) -> Steps:
-    """`x`: the signal, whatever it holds. Ends when every rank has begun."""
+    """Finish when every rank has begun. `x` is the signal; its content does not matter."""
     heard = work.stage(x.numel(), x)
 
     def steps() -> Steps:

@@ -1,9 +1,9 @@
 """Pipelined binary tree: every rank has at most two children, and pieces follow each other down and up.
 
 Section 2 of Sanders, Speck and Träff, "Two-tree algorithms for full bandwidth broadcast, reduction and scan"
-(2009), describes it as the thing to beat; `double_tree.py` stands on the shape here. Symbols: N ranks, S
-bytes, k pieces, v = (rank - root) mod N, τ = o + S/(kβ) the time a piece holds a port, H = ⌈log2 N⌉ the
-depth.
+(2009), describes it as the baseline of their algorithm; `double_tree.py` uses the tree defined here. Symbols:
+N ranks, S bytes, k pieces, v = (rank - root) mod N, τ = o + S/(kβ) the time a piece holds a port, H = ⌈log2
+N⌉ the depth.
 
     in-order tree, N = 8: 0 stands above, odd numbers are leaves
 
@@ -34,12 +34,14 @@ PIECE, MOST_PIECES = 64 * 1024, 16
 
 
 def pieces_of(nbytes: float) -> int:
-    """k, the number of pieces, when no other is given: pieces of 64 KiB, at least one and at most 16."""
+    """Return the default number of pieces k: as many as 64 KiB pieces need, at least one and at most 16."""
     return max(1, min(MOST_PIECES, int(-(-nbytes // PIECE))))
 
 
 def children(v: int, n: int) -> list[int]:
-    """Left and right child of v, where they exist. 0 has one: the root of the binary tree over 1 .. n-1."""
+    """Return the left and right child of v where they exist. Rank 0 has only one child, the root of the
+    binary tree over 1 .. n-1.
+    """
     if v == 0:
         return [1 << ((n - 1).bit_length() - 1)]
     half = (v & -v) >> 1
@@ -50,7 +52,7 @@ def children(v: int, n: int) -> list[int]:
 
 
 def parent(v: int, n: int) -> int:
-    """The virtual rank that is v's parent."""
+    """Return the virtual rank that is v's parent."""
     lowest = v & -v
     above = (v ^ lowest) | (lowest << 1)
     return above if above < n else v ^ lowest
@@ -61,13 +63,13 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
     """`x`: flat [n]. Ends as rank `src`'s on every rank."""
     n = work.size
     v = (work.rank - src) % n
-    parts = torch.tensor_split(x, pieces or pieces_of(x.numel() * x.element_size()))
-    arriving = [work.recv(part, (parent(v, n) + src) % n) if v else [] for part in parts]
+    cut = torch.tensor_split(x, pieces or pieces_of(x.numel() * x.element_size()))
+    arriving = [work.recv(piece, (parent(v, n) + src) % n) if v else [] for piece in cut]
     sends: list[Ticket] = []
-    for part, arrived in zip(parts, arriving, strict=True):
+    for piece, arrived in zip(cut, arriving, strict=True):
         yield arrived
         for child in children(v, n):
-            sends += work.send(part, (child + src) % n)
+            sends += work.send(piece, (child + src) % n)
     yield sends
 
 
@@ -79,22 +81,22 @@ def reduce(
     n = work.size
     v = (work.rank - dst) % n
     below = children(v, n)
-    parts = torch.tensor_split(x, pieces or pieces_of(x.numel() * x.element_size()))
-    slots = work.stage(len(below) * parts[0].numel(), x).view(len(below), parts[0].numel())
+    cut = torch.tensor_split(x, pieces or pieces_of(x.numel() * x.element_size()))
+    slots = work.stage(len(below) * cut[0].numel(), x).view(len(below), cut[0].numel())
 
     def steps() -> Steps:
         sends: list[Ticket] = []
-        for part in parts:
-            arrived = [slots[i, : part.numel()] for i in range(len(below))]
+        for piece in cut:
+            arrived = [slots[i, : piece.numel()] for i in range(len(below))]
             yield [
                 t
                 for child, slot in zip(below, arrived, strict=True)
                 for t in work.recv(slot, (child + dst) % n)
             ]
             for slot in arrived:
-                work.reduce(part, slot, op)
+                work.reduce(piece, slot, op)
             if v:
-                sends += work.send(part, (parent(v, n) + dst) % n)
+                sends += work.send(piece, (parent(v, n) + dst) % n)
         yield sends
 
     return steps()
@@ -135,7 +137,7 @@ def predict(
 
 
 def slowest(v: int, n: int, first: float, period: int, pieces: int, busy: float, latency: float) -> float:
-    """When the last piece reaches the last of the ranks at or below v.
+    """Return the time at which the last piece has reached v and every rank below it.
 
     The first piece reaches v at `first`, and one more every `period`·τ. Child j gets a piece jτ + L after v
     has it, and the pieces follow each other at the pace of the widest node on the way: max(period, children
@@ -143,7 +145,7 @@ def slowest(v: int, n: int, first: float, period: int, pieces: int, busy: float,
     """
     below = children(v, n)
     pace = max(period, len(below))
-    later = [
+    arrivals = [
         slowest(c, n, first + j * busy + latency, pace, pieces, busy, latency) for j, c in enumerate(below, 1)
     ]
-    return max([first + (pieces - 1) * period * busy, *later])
+    return max([first + (pieces - 1) * period * busy, *arrivals])

@@ -1,7 +1,8 @@
-"""Direct collectives: everybody sends to everybody it owes something, at once.
+"""Direct collectives: every rank sends all its messages at once, each straight to the rank that needs it.
 
-What MPI calls "basic linear" or "spread out" (Thakur, Rabenseifner and Gropp 2005, section 4.4), and what a
-full NVSwitch makes sensible. Symbols: N ranks, S bytes of the full buffer.
+MPI libraries call it "basic linear" or "spread out" (Thakur, Rabenseifner and Gropp 2005, section 4.4). It
+makes sense where every pair of ranks has full bandwidth, as behind an NVSwitch. Symbols: N ranks, S bytes of
+the full buffer.
 
     all-to-all, N = 3: chunk j of rank i goes to place i of rank j
 
@@ -9,10 +10,10 @@ full NVSwitch makes sensible. Symbols: N ranks, S bytes of the full buffer.
         rank 1  [b0 b1 b2]   ──►  [a1 b1 c1]
         rank 2  [c0 c1 c2]        [a2 b2 c2]
 
-One step and N-1 messages a rank (reduce-scatter, all-gather, all-to-all: (N-1)/N·S sent, the lower bound);
-all-reduce is a reduce-scatter and an all-gather. Additions happen in rank order, so the bits do not depend on
-timing.
-But: N-1 messages meet at each receiver at once, and reduce-scatter needs room for N-1 chunks.
+It takes one step with N-1 messages from each rank. Reduce-scatter, all-gather and all-to-all send (N-1)/N·S
+from each rank, which is the lower bound. All-reduce is a reduce-scatter followed by an all-gather. Additions
+happen in rank order, so the bits do not depend on timing. But: N-1 messages arrive at each receiver at once,
+and reduce-scatter needs room for N-1 chunks.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def _others(work: CollectiveWork) -> list[int]:
-    """The other ranks, the right neighbour first, so that not every rank begins with rank 0."""
+    """Return the other ranks, the right neighbour first, so that not every rank begins with rank 0."""
     return [(work.rank + k) % work.size for k in range(1, work.size)]
 
 
 def _sources(work: CollectiveWork) -> list[int]:
-    """The other ranks in the order in which their messages arrive: the left neighbour first."""
+    """Return the other ranks in the order in which their messages arrive: the left neighbour first."""
     return _others(work)[::-1]
 
 
@@ -42,10 +43,10 @@ def _reduce_chunk(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, 
     mine = chunks[work.rank]
     sources = [r for r in range(work.size) if r != work.rank]
     arrived = [staging[i * mine.numel() : (i + 1) * mine.numel()] for i in range(len(sources))]
-    incoming = [t for src, part in zip(sources, arrived, strict=True) for t in work.recv(part, src)]
+    incoming = [t for src, chunk in zip(sources, arrived, strict=True) for t in work.recv(chunk, src)]
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[dst], dst)]
-    for part in arrived:
-        work.reduce(mine, part, op)
+    for chunk in arrived:
+        work.reduce(mine, chunk, op)
 
 
 @collective("reduce_scatter", "direct")
@@ -95,9 +96,9 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0)
             return
         sources = [r for r in range(work.size) if r != dst]
         arrived = [staging[i * x.numel() : (i + 1) * x.numel()] for i in range(len(sources))]
-        yield [t for src, part in zip(sources, arrived, strict=True) for t in work.recv(part, src)]
-        for part in arrived:
-            work.reduce(x, part, op)
+        yield [t for src, buffer in zip(sources, arrived, strict=True) for t in work.recv(buffer, src)]
+        for buffer in arrived:
+            work.reduce(x, buffer, op)
 
     return steps()
 
@@ -127,9 +128,9 @@ def all_to_all(
     work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
 ) -> Steps:
     """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
-    chunks, pieces = x.split(list(sends)), out.split(list(receives))
-    pieces[work.rank].copy_(chunks[work.rank])
-    incoming = [t for src in _sources(work) for t in work.recv(pieces[src], src)]
+    chunks, slots = x.split(list(sends)), out.split(list(receives))
+    slots[work.rank].copy_(chunks[work.rank])
+    incoming = [t for src in _sources(work) for t in work.recv(slots[src], src)]
     yield incoming + [t for dst in _others(work) for t in work.send(chunks[dst], dst)]
 
 
@@ -139,9 +140,9 @@ def predict(operation: str, size: int, nbytes: int, link: Link | None = None) ->
     """Bytes for any size: (N-1)·S, all-reduce twice that, scatter and gather (N-1)/N·S. Time for equal
     chunks.
 
-    Who sends N-1 messages sends them back to back through one port: (N-1)(o + bytes/β) + L; all-reduce does
-    so twice. Who sends one (reduce, gather) takes α + bytes/β: without contention the receiver's port is no
-    limit.
+    A rank that sends N-1 messages sends them back to back through one port: (N-1)(o + bytes/β) + L;
+    all-reduce does so twice. Where each rank sends one message (reduce, gather) it takes α + bytes/β, because
+    without contention the receiver's port is no limit.
     """
     n, whole, chunk = size, (size - 1) * nbytes, nbytes / size
     if operation in ("reduce", "gather"):

@@ -16,18 +16,18 @@ N-v), for even N it is shifted (v at place v+1, and N-1 at place 1: a leaf in bo
 rank sends S/2 up in each tree and at most 2·S/2 down, 2S together: the ring's bytes in a tree's steps.
 `sent()` says what each rank sends exactly.
 
-A rank has one port for both trees, so the order of its messages matters.
+Both trees share a rank's port, so the order of its messages matters.
 
     reduce      first the pieces of the tree in which it is a leaf: they wait for no child. Where one child is
                 a leaf and the other is not, the leaf's pieces are added first: they arrive first.
-    broadcast   receives are posted at once, first those of the tree in which it has children: other ranks
-                wait for what it passes on there, and nobody for what it gets as a leaf.
+    broadcast receives are posted at once, first those of the tree in which it has children, because other
+    ranks wait for what it forwards there, and no rank for what it receives as a leaf.
 
 No send is waited for before the end, so no rank blocks another. Additions have a fixed order (leaves, then
 left, then right).
-But: as in the paper both trees hang below one root (NCCL gives each tree its own); all-reduce is the one
-after the other, since a port that sends S/2 a tree up and S down is as busy either way. 64 KiB a piece, at
-most 16 a half: the best number needs the link.
+But: as in the paper both trees hang below one root (NCCL gives each tree its own); all-reduce is a reduce
+followed by a broadcast, because overlapping them would not make a port any less busy: it sends S/2 up in each
+tree and S down. A piece has 64 KiB and a half at most 16 pieces; the best number depends on the link.
 """
 
 from __future__ import annotations
@@ -46,36 +46,36 @@ TREES = (0, 1)
 
 
 def place(v: int, n: int, tree: int) -> int:
-    """The place of v in a tree; the root is at place 0 in both."""
+    """Return the place of v in a tree; the root is at place 0 in both."""
     if tree == 0 or v == 0:
         return v
     return n - v if n % 2 else v % (n - 1) + 1
 
 
 def at(p: int, n: int, tree: int) -> int:
-    """The virtual rank at a place in a tree: the inverse of `place`."""
+    """Return the virtual rank at a place in a tree: the inverse of `place`."""
     if tree == 0 or p == 0:
         return p
     return n - p if n % 2 else (p - 2) % (n - 1) + 1
 
 
 def children(v: int, n: int, tree: int) -> list[int]:
-    """The children of v in a tree."""
+    """Return the children of v in a tree."""
     return [at(p, n, tree) for p in binary_tree.children(place(v, n, tree), n)]
 
 
 def parent(v: int, n: int, tree: int) -> int:
-    """The parent of v in a tree."""
+    """Return the parent of v in a tree."""
     return at(binary_tree.parent(place(v, n, tree), n), n, tree)
 
 
 def inner_trees(v: int, n: int) -> list[int]:
-    """The trees in which v has children: both for the root, at most one for the others."""
+    """Return the trees in which v has children: both for the root, at most one for other ranks."""
     return [t for t in TREES if children(v, n, t)]
 
 
 def cut(x: torch.Tensor, pieces: int | None) -> list[tuple[torch.Tensor, ...]]:
-    """Two halves of k pieces each."""
+    """Cut the buffer into two halves of k pieces each."""
     k = pieces or pieces_of(x.numel() * x.element_size() / 2)
     return [torch.tensor_split(half, k) for half in torch.tensor_split(x, 2)]
 
@@ -85,24 +85,22 @@ def broadcast(work: CollectiveWork, x: torch.Tensor, src: int = 0, pieces: int |
     """`x`: flat [n]. Ends as rank `src`'s on every rank."""
     n = work.size
     v = (work.rank - src) % n
-    parts, inner = cut(x, pieces), inner_trees(v, n)
-    turns = [
-        (i, t) for i in range(len(parts[0])) for t in TREES
-    ]  # the root's order of sending: the trees in turn
+    halves, inner = cut(x, pieces), inner_trees(v, n)
+    turns = [(i, t) for i in range(len(halves[0])) for t in TREES]  # the root sends to both trees in turn
     first = (inner or TREES)[0]
     heard = (
         sorted(turns, key=lambda turn: turn[1] != first) if n > 2 else turns
-    )  # two ranks have one wire for both trees
+    )  # with two ranks both trees use the same wire
     arriving: dict[tuple[int, int], list[Ticket]] = {turn: [] for turn in turns}
     if v:
         for i, t in heard:
-            arriving[i, t] = work.recv(parts[t][i], (parent(v, n, t) + src) % n)
+            arriving[i, t] = work.recv(halves[t][i], (parent(v, n, t) + src) % n)
     sends: list[Ticket] = []
     for i, t in turns:
         if t in inner:
             yield arriving[i, t]
             for child in children(v, n, t):
-                sends += work.send(parts[t][i], (child + src) % n)
+                sends += work.send(halves[t][i], (child + src) % n)
     yield sends + [ticket for tickets in arriving.values() for ticket in tickets]
 
 
@@ -113,11 +111,11 @@ def reduce(
     """`x`: flat [n]. Rank `dst` ends with the `op` over ranks; on the others `x` is scratch."""
     n = work.size
     v = (work.rank - dst) % n
-    parts, inner = cut(x, pieces), inner_trees(v, n)
+    halves, inner = cut(x, pieces), inner_trees(v, n)
     below = [(t, child) for t in inner for child in children(v, n, t)]
     leaves = [(t, child) for t, child in below if not children(child, n, t)]
     waves = [leaves, [b for b in below if b not in leaves]] if 0 < len(leaves) < len(below) else [below]
-    width = parts[0][0].numel()
+    width = halves[0][0].numel()
     slots = work.stage(len(below) * width, x).view(len(below), width)
 
     def steps() -> Steps:
@@ -125,20 +123,20 @@ def reduce(
 
         def up(i: int, trees: list[int]) -> None:
             for t in trees:
-                sends.extend(work.send(parts[t][i], (parent(v, n, t) + dst) % n))
+                sends.extend(work.send(halves[t][i], (parent(v, n, t) + dst) % n))
 
-        k = len(parts[0])
+        k = len(halves[0])
         for i in range(k if v else 0):
             up(i, [t for t in TREES if t not in inner])
         for wave in waves:
             for i in range(k):
                 arrived = [
-                    (slot[: parts[t][i].numel()], t, child)
+                    (slot[: halves[t][i].numel()], t, child)
                     for slot, (t, child) in zip(slots, wave, strict=False)
                 ]
                 yield [ticket for slot, _, child in arrived for ticket in work.recv(slot, (child + dst) % n)]
                 for slot, t, _ in arrived:
-                    work.reduce(parts[t][i], slot, op)
+                    work.reduce(halves[t][i], slot, op)
                 if v and wave is waves[-1]:
                     up(i, inner)
         yield sends

@@ -4,16 +4,16 @@ Follows Rabenseifner, "Optimization of collective reduction operations" (ICCS 20
 and Gropp (2005).
 Symbols: N ranks, S bytes, p the largest power of two ≤ N.
 
-    reduce-scatter, N = 4: halve what you are responsible for, hand the other half to the one who keeps it
+    reduce-scatter, N = 4: in each step keep one half of the ranks' chunks and send the other half away
 
         distance 2   0 gives the right half to 2 and is given the left one; 1 and 3 likewise
         distance 1   0 gives chunk 1 to 1 and is given chunk 0; 2 and 3 likewise
 
-    all-gather walks back: distance 1, then 2, and what one holds doubles.
+    all-gather is the same in reverse: distance 1, then 2, and what a rank holds doubles each time.
 
 For N a power of two a rank sends 2(N-1)/N·S in 2·log2 N steps: the ring's bytes with a tree's steps. With
-other N, rank i < N-p also stands for rank p+i: it is handed p+i's whole vector first, keeps chunk p+i beside
-its own, and hands back at the end.
+other N, rank i < N-p also works for rank p+i: it first receives p+i's whole vector, computes chunk p+i beside
+its own, and sends the result back at the end.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum") -> Steps:
         while distance < p:
             partner = r ^ distance
             mine, theirs = _block(r, distance), _block(partner, distance)
-            incoming = [t for part in _parts(x, theirs, n, p) for t in work.recv(part, partner)]
-            outgoing = [t for part in _parts(x, mine, n, p) for t in work.send(part, partner)]
+            incoming = [t for chunk in _chunks_of(x, theirs, n, p) for t in work.recv(chunk, partner)]
+            outgoing = [t for chunk in _chunks_of(x, mine, n, p) for t in work.send(chunk, partner)]
             yield incoming + outgoing
             distance *= 2
         if r + p < n:
@@ -87,28 +87,31 @@ def _halve(work: CollectiveWork, x: torch.Tensor, staging: torch.Tensor, op: str
     distance = p // 2
     while distance:
         partner = r ^ distance
-        keep, give = _parts(x, _block(r, distance), n, p), _parts(x, _block(partner, distance), n, p)
+        ours, theirs = (
+            _chunks_of(x, _block(r, distance), n, p),
+            _chunks_of(x, _block(partner, distance), n, p),
+        )
         arrived, at = [], 0
-        for part in keep:
-            arrived.append(staging[at : at + part.numel()])
-            at += part.numel()
-        incoming = [t for part in arrived for t in work.recv(part, partner)]
-        yield incoming + [t for part in give for t in work.send(part, partner)]
-        for into, other in zip(keep, arrived, strict=True):
+        for chunk in ours:
+            arrived.append(staging[at : at + chunk.numel()])
+            at += chunk.numel()
+        incoming = [t for chunk in arrived for t in work.recv(chunk, partner)]
+        yield incoming + [t for chunk in theirs for t in work.send(chunk, partner)]
+        for into, other in zip(ours, arrived, strict=True):
             work.reduce(into, other, op)
         distance //= 2
 
 
 def _block(rank: int, distance: int) -> range:
-    """The ranks whose chunks `rank` is responsible for at a distance: those equal to it in all bits from
-    there up.
+    """Return the ranks whose chunks `rank` still works on at a distance: those whose numbers agree with it in
+    this bit and all higher ones.
     """
     low = rank // distance * distance
     return range(low, low + distance)
 
 
-def _parts(x: torch.Tensor, ranks: range, n: int, p: int) -> list[torch.Tensor]:
-    """The chunks of these ranks, and of the ranks that were folded into them."""
+def _chunks_of(x: torch.Tensor, ranks: range, n: int, p: int) -> list[torch.Tensor]:
+    """Return the chunks of these ranks and of the ranks that were folded into them."""
     folded = range(p + ranks.start, min(p + ranks.stop, n))
     return slices(x, ranks, n) + (slices(x, folded, n) if len(folded) else [])
 

@@ -10,9 +10,9 @@ buffer.
         all-gather in each node          everybody has both
 
 A rank sends 2(g-1)/g·S inside its node and 2(M-1)/M·S/g between nodes (Eq 12): the slow wire carries 1/g of
-what a flat ring would. All-gather goes between nodes first, so that only a rank's own chunk crosses; then
-each rank passes on in its node what the ranks at its place p have (chunks p, g+p, 2g+p, ...: M messages a
-step). Reduce-scatter is the same backwards. Broadcast and reduce cross to each node once.
+what a flat ring would. All-gather begins between the nodes, so that each rank sends only chunks of its own
+place p (chunks p, g+p, 2g+p, ...) to other nodes; then each rank forwards these M chunks inside its node,
+with M messages a step. Reduce-scatter is the same in reverse. Broadcast and reduce cross to each node once.
 But: nodes must be equal. Where N is no multiple of the node size, the largest divisor of N that fits in a
 node is taken as g.
 """
@@ -30,7 +30,7 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def group_size(n: int, node_size: int) -> int:
-    """g: the largest divisor of N that is at most the node size."""
+    """Return g, the largest divisor of N that is at most the node size."""
     return max(g for g in range(1, min(n, node_size) + 1) if n % g == 0)
 
 
@@ -39,13 +39,13 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_size
     """`x`: flat [n]. Ends with the `op` over ranks."""
     inside, across = _levels(work, node_size)
     chunks = torch.tensor_split(x, len(inside))
-    pieces = torch.tensor_split(chunks[work.rank % len(inside)], len(across))
-    staging = work.stage(max(chunks[0].numel(), pieces[0].numel()), x)
+    subchunks = torch.tensor_split(chunks[work.rank % len(inside)], len(across))
+    staging = work.stage(max(chunks[0].numel(), subchunks[0].numel()), x)
 
     def steps() -> Steps:
         yield from ring._reduce_scatter(work, chunks, staging, op, inside)
-        yield from ring._reduce_scatter(work, pieces, staging, op, across)
-        yield from ring._all_gather(work, pieces, across)
+        yield from ring._reduce_scatter(work, subchunks, staging, op, across)
+        yield from ring._all_gather(work, subchunks, across)
         yield from ring._all_gather(work, chunks, inside)
 
     return steps()
@@ -61,10 +61,10 @@ def reduce_scatter(work: CollectiveWork, x: torch.Tensor, op: str = "sum", node_
     def steps() -> Steps:
         for step in range(g - 1):
             outgoing, incoming = combs[(place - step - 1) % g], combs[(place - step - 2) % g]
-            arrived = [slot[: part.numel()] for slot, part in zip(staging, incoming, strict=True)]
+            arrived = [slot[: chunk.numel()] for slot, chunk in zip(staging, incoming, strict=True)]
             yield _next_door(work, outgoing, inside[(place + 1) % g], arrived, inside[(place - 1) % g])
-            for part, other in zip(incoming, arrived, strict=True):
-                work.reduce(part, other, op)
+            for chunk, other in zip(incoming, arrived, strict=True):
+                work.reduce(chunk, other, op)
         yield from ring._reduce_scatter(work, combs[place], staging[0], op, across)
 
     return steps()
@@ -108,7 +108,7 @@ def reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0,
 
 
 def _levels(work: CollectiveWork, node_size: int) -> tuple[list[int], list[int]]:
-    """The ranks of this rank's node, and the ranks at its place in every node."""
+    """Return the ranks of this rank's node, and the ranks at its place in every node."""
     g = group_size(work.size, node_size)
     node, place = divmod(work.rank, g)
     return list(range(node * g, node * g + g)), list(range(place, work.size, g))
@@ -117,7 +117,7 @@ def _levels(work: CollectiveWork, node_size: int) -> tuple[list[int], list[int]]
 def _combs(
     work: CollectiveWork, x: torch.Tensor, node_size: int
 ) -> tuple[list[int], list[int], list[list[torch.Tensor]], int]:
-    """Both levels, and chunks by place.
+    """Return both levels, and the chunks by place.
 
     Returns:
         The ranks of this rank's node; the ranks at its place in every node; for each place in a node, the
@@ -134,8 +134,8 @@ def _next_door(
     """Send the chunks of one place to the right neighbour and receive those of another from the left one."""
     return [
         t
-        for part, other in zip(outgoing, incoming, strict=True)
-        for t in work.exchange(part, dst, other, src)
+        for chunk, other in zip(outgoing, incoming, strict=True)
+        for t in work.exchange(chunk, dst, other, src)
     ]
 
 

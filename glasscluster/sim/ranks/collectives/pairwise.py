@@ -9,9 +9,9 @@ buffer, step k = 1 .. N-1.
         k = 2   0 ◄─► 2   1 ◄─► 3                         k = 2   0 ─► 2 ─► 1 ─► 0
         k = 3   0 ◄─► 3   1 ◄─► 2
 
-The bytes of `direct.py`, (N-1)/N·S a rank, but one message at a time meets at each receiver, and
-reduce-scatter needs room for one chunk. But: N-1 steps of α each. Additions follow the steps, so the bits do
-not depend on timing.
+It sends the same bytes as `direct.py`, (N-1)/N·S from each rank, but only one message at a time arrives at
+each receiver, and reduce-scatter needs room for one chunk only. But: N-1 steps of α each. Additions follow
+the steps, so the bits do not depend on timing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def partners(work: CollectiveWork) -> list[tuple[int, int]]:
-    """(whom to send to, whom to receive from) in each step."""
+    """Yield, for each step, the rank to send to and the rank to receive from."""
     n, r = work.size, work.rank
     if power_of_two(n):
         return [(r ^ k, r ^ k) for k in range(1, n)]
@@ -39,10 +39,10 @@ def all_to_all(
     work: CollectiveWork, x: torch.Tensor, out: torch.Tensor, sends: Sequence[int], receives: Sequence[int]
 ) -> Steps:
     """`x`: flat, sends[j] elements for rank j. `out`: flat, receives[i] elements from rank i."""
-    chunks, pieces = x.split(list(sends)), out.split(list(receives))
-    pieces[work.rank].copy_(chunks[work.rank])
+    chunks, slots = x.split(list(sends)), out.split(list(receives))
+    slots[work.rank].copy_(chunks[work.rank])
     for dst, src in partners(work):
-        yield work.exchange(chunks[dst], dst, pieces[src], src)
+        yield work.exchange(chunks[dst], dst, slots[src], src)
 
 
 @collective("reduce_scatter", "pairwise")

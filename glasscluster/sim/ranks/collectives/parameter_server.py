@@ -38,12 +38,14 @@ def all_reduce(work: CollectiveWork, x: torch.Tensor, op: str = "sum", servers: 
         onwards = [(r + k) % n for k in range(1, n)]
         others = [
             k for k in ((r + 1 + i) % len(shards) for i in range(len(shards))) if k != r
-        ]  # not everybody to server 0 first
+        ]  # so that not all ranks send to server 0 first
         arrived = [staging[i * mine.numel() : (i + 1) * mine.numel()] for i in range(n - 1)]
         pushed = [t for k in others for t in work.send(shards[k], k)]
-        yield [t for w, part in zip(workers, arrived, strict=True) for t in work.recv(part, w)] + pushed
-        for part in arrived:
-            work.reduce(mine, part, op)
+        yield [
+            t for w, pushed_shard in zip(workers, arrived, strict=True) for t in work.recv(pushed_shard, w)
+        ] + pushed
+        for pushed_shard in arrived:
+            work.reduce(mine, pushed_shard, op)
         pulled = [t for k in reversed(others) for t in work.recv(shards[k], k)]
         yield pulled + [t for w in onwards for t in work.send(mine, w)]
 

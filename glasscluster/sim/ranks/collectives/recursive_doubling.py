@@ -4,14 +4,14 @@ Follows Thakur, Rabenseifner and Gropp (2005), section 4, and Bruck et al., "Eff
 all-to-all communications" (1997), for all-gather with any number of ranks. Symbols: N ranks, S bytes, p the
 largest power of two ≤ N.
 
-    all-reduce, N = 4: everybody always holds the sum over a block of ranks, and blocks double
+    all-reduce, N = 4: every rank holds the sum over a block of ranks, and the blocks double in each step
 
         distance 1   0 ◄─► 1   2 ◄─► 3       {01} {01} {23} {23}
         distance 2   0 ◄─► 2   1 ◄─► 3       everybody {0123}
 
-All-reduce takes log2 N exchanges of S bytes each (Eq 8): the fewest steps, so best when latency is what
-costs. With N not a power of two, the last N-p ranks first hand their vector to a partner and get the sum
-back: 2 more messages.
+All-reduce takes log2 N exchanges of S bytes each (Eq 8): the fewest steps, so it is best when latency
+dominates. If N is no power of two, each of the last N-p ranks first sends its vector to a partner and gets
+the sum back at the end: 2 more messages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def largest_power_of_two(n: int) -> int:
-    """The p of the folding."""
+    """Return p, the largest power of two that is at most n."""
     return 1 << (n.bit_length() - 1)
 
 
@@ -69,10 +69,10 @@ def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
         more = min(held, n - held)
         incoming = [
             t
-            for part in slices(x, range(r + held, r + held + more), n)
-            for t in work.recv(part, (r + held) % n)
+            for chunk in slices(x, range(r + held, r + held + more), n)
+            for t in work.recv(chunk, (r + held) % n)
         ]
-        outgoing = [t for part in slices(x, range(r, r + more), n) for t in work.send(part, (r - held) % n)]
+        outgoing = [t for chunk in slices(x, range(r, r + more), n) for t in work.send(chunk, (r - held) % n)]
         yield incoming + outgoing
         held += more
 

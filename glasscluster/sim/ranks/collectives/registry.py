@@ -1,12 +1,12 @@
-"""Which collective algorithms there are: each registers itself by operation and name.
+"""The registry of collective algorithms: each registers itself by operation and name.
 
     @collective("all_reduce", "my-ring")
     def my_all_reduce(work, x, op="sum"):
         ...
         yield work.exchange(x, right, staging, left)
 
-`glass train --algorithm my_file.py:my-ring` trains with it: the file is loaded where it is asked for, on
-every rank. Operations that the file registers nothing for run as they do by default.
+`glass train --algorithm my_file.py:my-ring` trains with it: every rank loads the file when it first uses the
+algorithm. Operations for which the file registers nothing run as they do by default.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ OPERATIONS = (
         "barrier",
     ),
 )
-NATIVE = "native"  # hand the collective to gloo or NCCL
+NATIVE = "native"  # the name that leaves the collective to gloo or NCCL
 LIBRARY = (
     "all_reduce",
     "reduce_scatter",
     "all_gather",
     "broadcast",
     "barrier",
-)  # what a library is asked for
+)  # the operations that gloo and NCCL run as a whole
 ALGORITHMS: dict[str, dict[str, Callable | None]] = {
     operation: {NATIVE: None} if operation in LIBRARY else {} for operation in OPERATIONS
 }
 THEORY: dict[str, Callable[..., Theory]] = {}
-# What runs an operation that the chosen algorithm does not have; every other operation has a ring.
+# The algorithm of an operation that the chosen one does not have; for every other operation it is the ring.
 DEFAULTS = {"scatter": "direct", "gather": "direct", "all_to_all": "direct", "barrier": "dissemination"}
 _LOADED: set[str] = set()  # files
 _LOADING = Lock()  # ranks may be threads
@@ -58,7 +58,8 @@ def collective(operation: str, name: str) -> Callable[[Callable], Callable]:
 
     The function is called on every rank as `steps(work, x, **options)`, x the flat buffer [numel]; it posts
     messages with `work.send`, `work.recv` or `work.exchange` and yields what they return after each step, as
-    in ring.py. An all-reduce serves as a barrier too, of one byte: who has the sum has heard of everybody.
+    in ring.py. An all-reduce of one byte also serves as a barrier, because a rank that has the sum has heard
+    from every rank.
 
     Args:
         operation: one of `OPERATIONS`, such as `all_reduce`.
@@ -149,15 +150,15 @@ def load(algorithm: str) -> str:
             _run(path, algorithm)
             _LOADED.add(str(path))
     if not any(name in known for known in ALGORITHMS.values()):
-        found = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
+        registered = sorted({n for known in ALGORITHMS.values() for n in known if n != NATIVE})
         raise InputError(
-            "algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", found
+            "algorithm", algorithm, f"{file} registers no algorithm of this name with @collective", registered
         )
     return name
 
 
 def _run(path: Path, algorithm: str) -> None:
-    """Run a file that registers algorithms. Where it fails, nothing of it stays registered."""
+    """Run a file that registers algorithms. If it fails, nothing that it registered remains."""
     spec = importlib.util.spec_from_file_location(f"glasscluster_algorithm_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -176,16 +177,17 @@ def _run(path: Path, algorithm: str) -> None:
 
 
 def serving(operation: str, algorithm: str) -> str:
-    """The name of what runs an operation where one algorithm was chosen for all of them, as for a training.
+    """Return the algorithm that runs an operation when one was chosen for all operations, as for a training.
 
-    It is the chosen algorithm where that has the operation, else the default: ring, or what DEFAULTS says.
+    It is the chosen algorithm if that has the operation, else the default: the ring, or what DEFAULTS names.
     """
     name = load(algorithm)
     return name if name in ALGORITHMS[operation] else DEFAULTS.get(operation, "ring")
 
 
 def find(operation: str, algorithm: str) -> tuple[str, Callable | None]:
-    """Name and steps of an algorithm; the steps are None for `native`. Unknown names raise InputError.
+    """Return the name and the steps of an algorithm; the steps are None for `native`. Unknown names raise
+    InputError.
 
     `FILE.py:NAME` stands for NAME in the operations that its file registers, in all others for their default.
     """
@@ -197,7 +199,7 @@ def find(operation: str, algorithm: str) -> tuple[str, Callable | None]:
 
 
 def with_option(operation: str, option: str) -> list[str]:
-    """The algorithms of an operation that have an option, such as `pieces`."""
+    """Return the algorithms of an operation that have a certain option, such as `pieces`."""
     return [
         n
         for n, steps in ALGORITHMS[operation].items()
@@ -208,7 +210,7 @@ def with_option(operation: str, option: str) -> list[str]:
 def predict(
     algorithm: str, operation: str, size: int, nbytes: float, link: Any = None, **options: Any
 ) -> Theory:
-    """What an algorithm should cost: bytes over all ranks, dependent messages, seconds where a closed form
-    holds.
+    """Return what an algorithm should cost: bytes sent by all ranks, messages that wait for each other, and
+    seconds where there is a closed form.
     """
     return THEORY[algorithm](operation, size, nbytes, link, **options)

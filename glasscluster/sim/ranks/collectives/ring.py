@@ -1,15 +1,15 @@
 """Ring collectives.
 
 Follows Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (2009).
-Symbols: N ranks, S bytes of the full buffer, chunk i the i-th of N nearly equal pieces.
+Symbols: N ranks, S bytes of the full buffer, chunk i the i-th of N nearly equal slices.
 
-    reduce-scatter, N = 4: each chunk walks once round the ring and is added to at every stop
+    reduce-scatter, N = 4: each chunk goes once round the ring, and every rank adds its own to it
 
         step 0   rank r sends chunk r-1 to r+1, receives chunk r-2 from r-1 and adds it
         step 1   rank r sends chunk r-2 ...
         step 2   ... after N-1 steps rank r holds chunk r, summed over all ranks
 
-    all-gather walks the finished chunks round once more; all-reduce is the one after the other.
+    all-gather sends the finished chunks round once more; all-reduce is a reduce-scatter and an all-gather.
 
 Every rank sends all chunks but one in each half: 2(N-1)/N · S in all when N divides the element count, and
 2(N-1)·S over all ranks for any size (Eq 9). Additions happen in ring order, so the bits do not depend on
@@ -86,17 +86,17 @@ def reduce(
     work: CollectiveWork, x: torch.Tensor, op: str = "sum", dst: int = 0, pieces: int | None = None
 ) -> Steps:
     """`x`: flat [n]. Pieces travel up the chain ..., dst+2, dst+1, dst and are added to at every stop."""
-    parts = torch.tensor_split(x, pieces or work.size)
-    staging = work.stage(parts[0].numel() if (work.rank + 1) % work.size != dst else 0, x)
-    return _reduce(work, parts, staging, op, dst)
+    cut = torch.tensor_split(x, pieces or work.size)
+    staging = work.stage(cut[0].numel() if (work.rank + 1) % work.size != dst else 0, x)
+    return _reduce(work, cut, staging, op, dst)
 
 
-def _broadcast(work, parts, src, members=None) -> Steps:
+def _broadcast(work, pieces, src, members=None) -> Steps:
     ring = members or range(work.size)
     n, r = len(ring), ring.index(work.rank)
     place = (r - ring.index(src)) % n
     sends: list[Ticket] = []
-    for piece in parts:
+    for piece in pieces:
         if place > 0:
             yield work.recv(piece, ring[(r - 1) % n])
         if place < n - 1:
@@ -104,12 +104,12 @@ def _broadcast(work, parts, src, members=None) -> Steps:
     yield sends
 
 
-def _reduce(work, parts, staging, op, dst, members=None) -> Steps:
+def _reduce(work, pieces, staging, op, dst, members=None) -> Steps:
     ring = members or range(work.size)
     n, r = len(ring), ring.index(work.rank)
     place = (r - ring.index(dst)) % n
     sends: list[Ticket] = []
-    for piece in parts:
+    for piece in pieces:
         if place < n - 1:
             arrived = staging[: piece.numel()]
             yield work.recv(arrived, ring[(r + 1) % n])

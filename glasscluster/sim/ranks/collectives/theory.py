@@ -1,4 +1,4 @@
-"""What a collective should cost, said the same way by every algorithm's `predict`."""
+"""What a collective should cost: the type that every `predict` returns, and formulas they share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ class Theory:
     """Payload bytes sent over all ranks, the longest chain of dependent messages, and seconds (α–β, no
     contention, γ infinite).
 
-    `time_s` is None where no closed form is claimed: no link given, or off the formula's domain.
+    `time_s` is None where no closed form is claimed: no link was given, or the case is outside the formula's
+    domain.
     """
 
     bytes_total: float
@@ -26,12 +27,14 @@ def power_of_two(n: int) -> bool:
 
 
 def one_after_another(link: Link | None, messages: int, nbytes: float) -> float | None:
-    """Seconds for messages that each wait for the one before to arrive: messages · (α + nbytes/β)."""
+    """Return the seconds for messages that each wait until the one before has arrived: messages · (α +
+    nbytes/β).
+    """
     return None if link is None else messages * (link.alpha + nbytes / link.bandwidth)
 
 
 def through_one_port(link: Link | None, messages: int, nbytes: float) -> float | None:
-    """Seconds until the last of some messages that leave one port back to back arrives: messages · (o +
+    """Return the seconds until all messages have arrived that leave one port back to back: messages · (o +
     nbytes/β) + L.
     """
     return None if link is None else messages * (link.overhead_s + nbytes / link.bandwidth) + link.latency_s

@@ -4,7 +4,7 @@ Follows Thakur, Rabenseifner and Gropp, "Optimization of collective communicatio
 section 4.
 Symbols: N ranks, S bytes of the full buffer, v = (rank - root) mod N.
 
-    broadcast, N = 8: in each round every rank that has the data hands it to one that has not
+    broadcast, N = 8: in each round every rank that has the data sends it to one that has not
 
         round 1   0 ──────────────► 4
         round 2   0 ──────► 2       4 ──────► 6
@@ -12,11 +12,10 @@ Symbols: N ranks, S bytes of the full buffer, v = (rank - root) mod N.
 
     v's parent is v without its lowest set bit; its subtree is the ranks v .. v + lowest bit - 1.
 
-Reduce is the same tree upwards, with an addition at every stop; gather and scatter move a whole subtree's
-chunks at once. All-reduce is reduce and broadcast: 2⌈log2 N⌉ messages one after the other, each of S bytes
-(Eq 8): few steps, many bytes.
-But: leaves are idle and the root sends the whole buffer log2 N times. `binary_tree.py` cuts it in pieces,
-`double_tree.py` puts leaves to work.
+Reduce is the same tree upwards, with an addition at every rank on the way; gather and scatter move a whole
+subtree's chunks at once. All-reduce is reduce and broadcast: 2⌈log2 N⌉ messages one after the other, each of
+S bytes (Eq 8). That is few steps and many bytes. But: leaves are idle and the root sends the whole buffer
+log2 N times. `binary_tree.py` cuts the buffer into pieces, and in `double_tree.py` leaves send as well.
 """
 
 from __future__ import annotations
@@ -30,31 +29,34 @@ from glasscluster.sim.ranks.work import CollectiveWork, Steps
 
 
 def children(v: int, n: int) -> list[int]:
-    """The virtual ranks that v sends to, the one with the largest subtree first."""
+    """Return the virtual ranks that v sends to, the one with the largest subtree first."""
     lowest = v & -v if v else 1 << (n - 1).bit_length()
-    found, step = [], lowest >> 1
+    below, step = [], lowest >> 1
     while step:
         if v + step < n:
-            found.append(v + step)
+            below.append(v + step)
         step >>= 1
-    return found
+    return below
 
 
 def parent(v: int) -> int:
-    """The virtual rank that v receives from."""
+    """Return the virtual rank that v receives from."""
     return v & (v - 1)
 
 
 def subtree(v: int, n: int) -> range:
-    """v and everything below it."""
+    """Return v and all virtual ranks below it."""
     return range(v, min(v + ((v & -v) if v else n), n))
 
 
 def slices(x: torch.Tensor, chunks: range, size: int) -> list[torch.Tensor]:
-    """The pieces of `x` that hold chunks `c mod size`: one, or two where they wrap round the end."""
+    """Return the slices of `x` that hold the chunks `c mod size`: one slice, or two where they wrap round the
+    end.
+    """
     if len(chunks) == 0:
         return []
-    each, remainder = divmod(x.numel(), size)  # as torch.tensor_split: the first ones are one longer
+    # as torch.tensor_split does: the first chunks are an element longer
+    each, remainder = divmod(x.numel(), size)
     low, high = chunks.start % size, (chunks.stop - 1) % size + 1
     start, stop = (c * each + min(c, remainder) for c in (low, high))
     return [x[start:stop]] if low < high else [x[start:], x[:stop]]
@@ -94,9 +96,9 @@ def gather(work: CollectiveWork, x: torch.Tensor, dst: int = 0) -> Steps:
     n = work.size
     v = (work.rank - dst) % n
     for child in reversed(children(v, n)):
-        yield [t for part in _below(x, child, dst, n) for t in work.recv(part, (child + dst) % n)]
+        yield [t for chunk in _below(x, child, dst, n) for t in work.recv(chunk, (child + dst) % n)]
     if v:
-        yield [t for part in _below(x, v, dst, n) for t in work.send(part, (parent(v) + dst) % n)]
+        yield [t for chunk in _below(x, v, dst, n) for t in work.send(chunk, (parent(v) + dst) % n)]
 
 
 @collective("scatter", "tree")
@@ -105,9 +107,9 @@ def scatter(work: CollectiveWork, x: torch.Tensor, src: int = 0) -> Steps:
     n = work.size
     v = (work.rank - src) % n
     if v:
-        yield [t for part in _below(x, v, src, n) for t in work.recv(part, (parent(v) + src) % n)]
+        yield [t for chunk in _below(x, v, src, n) for t in work.recv(chunk, (parent(v) + src) % n)]
     for child in children(v, n):
-        yield [t for part in _below(x, child, src, n) for t in work.send(part, (child + src) % n)]
+        yield [t for chunk in _below(x, child, src, n) for t in work.send(chunk, (child + src) % n)]
 
 
 @collective("all_reduce", "tree")
@@ -142,7 +144,7 @@ def all_gather(work: CollectiveWork, x: torch.Tensor) -> Steps:
 
 
 def _below(x: torch.Tensor, v: int, root: int, n: int) -> list[torch.Tensor]:
-    """The chunks of v's subtree, wherever the root is."""
+    """Return the chunks of v's subtree, whatever rank the root is."""
     under = subtree(v, n)
     return slices(x, range(under.start + root, under.stop + root), n)
 
@@ -161,7 +163,7 @@ def predict(operation: str, size: int, nbytes: int, link: Link | None = None) ->
     even = link if power_of_two(size) else None
     full = one_after_another(even, chain, nbytes)
     doubling = None if even is None else chain * even.alpha + (size - 1) / size * nbytes / even.bandwidth
-    parts = {
+    phases = {
         "broadcast": ["whole"],
         "reduce": ["whole"],
         "gather": ["chunks"],
@@ -170,6 +172,8 @@ def predict(operation: str, size: int, nbytes: int, link: Link | None = None) ->
         "reduce_scatter": ["whole", "chunks"],
         "all_gather": ["chunks", "whole"],
     }[operation]
-    times = [full if p == "whole" else doubling for p in parts]
-    total = sum(whole if p == "whole" else chunks for p in parts)
-    return Theory(total, chain * len(parts), None if even is None else sum(t for t in times if t is not None))
+    times = [full if p == "whole" else doubling for p in phases]
+    total = sum(whole if p == "whole" else chunks for p in phases)
+    return Theory(
+        total, chain * len(phases), None if even is None else sum(t for t in times if t is not None)
+    )

@@ -14,8 +14,9 @@ from glasscluster.sim.time.contention.event_queue import push
 def time_ready_rows(program, network, times, waiting, traffic, counters):
     """Time every row that waits for nothing.
 
-    The first time all rows are looked at, in order; later those that `wake_rows_behind` found. A row that
-    sends a message over links is only given its start, and a transfer which will begin after the overhead.
+    The first call looks at all rows, in order; every further call looks at those that `wake_rows_behind` has
+    put on the stack. A row that sends a message over links only gets its start, and a transfer that begins
+    after the overhead.
     """
     while counters.ready_rows > 0 or counters.visited_rows < len(program.duration):
         if counters.ready_rows > 0:
@@ -35,7 +36,7 @@ def time_ready_rows(program, network, times, waiting, traffic, counters):
             _prepare_transfer(row, message, start, program, network, traffic, counters)
             continue
         times.end[row] = start + program.duration[row]
-        if message >= 0:  # to itself
+        if message >= 0:  # a message to the rank itself
             times.arrival[message] = times.end[row]
         wake_rows_behind(row, waiting, counters)
 
@@ -53,7 +54,7 @@ def wake_rows_behind(row, waiting, counters):
 
 @inlined
 def speedup_of(row, program):
-    """What divides a row's bytes, overhead and latency."""
+    """The factor by which a row's bytes, overhead and latency are divided."""
     return program.speedup[row] if len(program.speedup) > 0 else 1.0
 
 

@@ -18,7 +18,7 @@ def _compile(stamp):
     """The loop, compiled when it is first called; see compiled.py for what the stamp is for."""
 
     @entry_point
-    def run(program, network, times, waiting, traffic, history, keeps_history, all_counters):
+    def run(program, network, times, waiting, traffic, history, record_history, all_counters):
         """Replay until all is done: True. Or until the history may have no room for the next event: False.
 
         Fills `times` and `history`. After False, call it again with a longer history: the tables hold all the
@@ -33,13 +33,13 @@ def _compile(stamp):
             now = min(earliest(traffic.starts), earliest(traffic.ends))
             if now == float("inf"):
                 return True
-            if keeps_history and counters.history + most_entries > len(history.time):
+            if record_history and counters.history + most_entries > len(history.time):
                 return False
             counters.changed_links = counters.changed_transfers = 0
-            _end_transfers(now, program, network, times, waiting, traffic, history, keeps_history, counters)
+            _end_transfers(now, program, network, times, waiting, traffic, history, record_history, counters)
             _start_transfers(now, program, network, traffic, counters)
             _find_new_rates(traffic, network.links, counters)
-            _change_rates(now, traffic, history, keeps_history, counters)
+            _change_rates(now, traffic, history, record_history, counters)
 
     return run
 
@@ -49,13 +49,13 @@ run = _compile(source_stamp())
 
 # ---- transfers come and go ---------------------------------------------------------------------------------
 @inlined
-def _end_transfers(now, program, network, times, waiting, traffic, history, keeps_history, counters):
+def _end_transfers(now, program, network, times, waiting, traffic, history, record_history, counters):
     """Every transfer whose last byte leaves its links now: latency begins, the sender's lane may be free."""
     while earliest(traffic.ends) <= now * (1.0 + SAME_MOMENT):
         t = pop(traffic.ends, traffic.transfers)
         transfer = traffic.transfers[t]
         _leave_links(t, transfer, network.links, traffic, counters)
-        if keeps_history:
+        if record_history:
             note_rate(history, counters, now, transfer, 0.0)
         row, route = program.message_row[transfer.message], network.route[transfer.message]
         segment = transfer.segment
@@ -168,7 +168,7 @@ def _mark_rate_changed(t, traffic, counters):
 
 
 @inlined
-def _change_rates(now, traffic, history, keeps_history, counters):
+def _change_rates(now, traffic, history, record_history, counters):
     """Give the changed transfers their new rates: count what has passed until now, and set another end."""
     for i in range(counters.changed_transfers):
         t = traffic.changed_transfers[i]
@@ -181,5 +181,5 @@ def _change_rates(now, traffic, history, keeps_history, counters):
         transfer.remaining = max(0.0, transfer.remaining - passed)
         transfer.rate, transfer.since = transfer.new_rate, now
         push_or_change(traffic.ends, now + transfer.remaining / transfer.rate, t, traffic.transfers)
-        if keeps_history:
+        if record_history:
             note_rate(history, counters, now, transfer, transfer.rate)

@@ -63,9 +63,9 @@ def push_or_change(queue, time, t, transfers):
     if at < 0:
         push(queue, time, t, transfers)
         return
-    later = time > queue.heap[at].time
+    delayed = time > queue.heap[at].time
     queue.heap[at].time = time
-    if later:
+    if delayed:
         _move_down(queue.heap, queue.size[0], at, transfers)
     else:
         _move_up(queue.heap, at, transfers)

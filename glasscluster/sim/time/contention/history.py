@@ -1,4 +1,4 @@
-"""The history of rates: what every message was given, and from when on."""
+"""The history of rates: which rate every message had, and from which time on."""
 
 from __future__ import annotations
 

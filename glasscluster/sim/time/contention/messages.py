@@ -21,10 +21,10 @@ class Messages:
 
 
 def messages_of(graph: ExecutionGraph) -> Messages:
-    """The messages of a graph. They are computed once and kept with the graph."""
-    kept: Messages | None = graph.__dict__.get("_messages")
-    if kept is not None and len(kept.rows) == np.count_nonzero(graph.kind == SEND):
-        return kept
+    """The messages of a graph. They are computed once and cached on the graph."""
+    cached: Messages | None = graph.__dict__.get("_messages")
+    if cached is not None and len(cached.rows) == np.count_nonzero(graph.kind == SEND):
+        return cached
     rows = np.flatnonzero(graph.kind == SEND)
     sent_by = np.full(len(graph), -1, dtype=np.int32)
     awaited_by = np.full(len(graph), -1, dtype=np.int32)

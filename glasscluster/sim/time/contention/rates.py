@@ -151,18 +151,18 @@ def _fill_progressively(traffic, route_links, n_affected, n_links, recomputation
 
 @inlined
 def _smallest_fair_share(links, unfilled, n_links):
-    """The smallest fair share of the first `n_links` of `unfilled`; and how many of these are kept.
+    """The smallest fair share of the first `n_links` of `unfilled`; and how many of these remain.
 
     Links on which every affected transfer has a rate are dropped.
     """
-    smallest, kept = np.inf, 0
+    smallest, remaining = np.inf, 0
     for i in range(n_links):
         link = links[unfilled[i]]
         if link.unfixed > 0:
-            unfilled[kept] = unfilled[i]
-            kept += 1
+            unfilled[remaining] = unfilled[i]
+            remaining += 1
             smallest = min(smallest, link.spare / link.unfixed)
-    return smallest, kept
+    return smallest, remaining
 
 
 @inlined

@@ -1,4 +1,4 @@
-"""Time a graph over shared links: make the tables, run the compiled event loop, hand out what it found."""
+"""Time a graph over shared links: make the tables, run the compiled event loop, return the times."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class ContendedReplay:
     """When every row starts and ends and every message arrives, in seconds, and the rates on the way."""
 
     start: np.ndarray  # of a row
-    end: np.ndarray  # of a row; of one that sends a message: its lane is free again
+    end: np.ndarray  # of a row; for a row that sends a message, when its lane is free again
     arrival: np.ndarray  # of a message, at its receiver
     rows: np.ndarray  # message -> the row that sends it
     routes: Routes
-    history: RateHistory  # empty where it was not kept
+    history: RateHistory  # empty where it was not recorded
 
 
 def replay_shared(
@@ -49,7 +49,7 @@ def replay_shared(
         duration: seconds of every row that is no message.
         speedup: of every row, what divides the bytes, overhead and latency of its message (what-if); None: 1.
         dependencies: (dep_ptr, dep_idx, order) in place of the graph's own. The order is not used.
-        history: whether to keep the history of rates.
+        history: whether to record the history of rates.
 
     Raises:
         InputError: the topology has too few GPUs, or no route for a message.
@@ -89,5 +89,5 @@ def replay_shared(
         rates = grow(rates, 2 * len(traffic.transfers))
     if len(graph) and times.end.min() < 0:
         raise AssertionError("the recorded events depend on each other in a cycle")
-    kept = RateHistory(*(column[: counters["history"][0]] for column in rates))
-    return ContendedReplay(times.start, times.end, times.arrival, messages.rows, routes, kept)
+    recorded = RateHistory(*(column[: counters["history"][0]] for column in rates))
+    return ContendedReplay(times.start, times.end, times.arrival, messages.rows, routes, recorded)

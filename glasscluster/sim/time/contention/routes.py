@@ -36,12 +36,12 @@ class Routes:
 def routes_of(graph: ExecutionGraph, topology: Topology) -> Routes:
     """The routes of all messages of a graph; every pair of sender and receiver has one.
 
-    The routes on the topology that was asked for last are kept with the graph. Raises InputError when the
+    The routes on the topology that was used last are cached on the graph. Raises InputError when the
     topology has fewer GPUs than the graph has ranks, or no route for one of the pairs.
     """
-    messages, kept = messages_of(graph), graph.__dict__.get("_routes")
-    if kept is not None and kept[0] is topology and kept[1].messages is messages:
-        routes: Routes = kept[1]
+    messages, cached = messages_of(graph), graph.__dict__.get("_routes")
+    if cached is not None and cached[0] is topology and cached[1].messages is messages:
+        routes: Routes = cached[1]
         return routes
     if graph.ranks > len(topology.place):
         rule = f"has {len(topology.place)} GPUs, the run {graph.ranks} ranks"

@@ -1,9 +1,10 @@
 """The tables that the compiled event loop works on. All are made here, by numpy, before the loop starts.
 
-A transfer is a message from the moment it may start until its last byte has left the last link of its route.
-Its number is free for another message afterwards, so the tables are only as long as messages can be under way
-at once. Tables with several fields (`transfers[t].rate`) are numpy structured arrays: compiled code changes a
-field in place, and all that is known of one transfer or link lies together in memory.
+A transfer is a message between the moment at which it may start and the moment at which its last byte has
+left the last link of its route. Its number is free for another message afterwards, so the tables are only as
+long as messages can be under way at once. Tables with several fields (`transfers[t].rate`) are numpy
+structured arrays: compiled code changes a field in place, and all that is known of one transfer or link lies
+together in memory.
 """
 
 from __future__ import annotations
@@ -123,17 +124,17 @@ class Traffic(NamedTuple):
 
 
 def make_times(rows: int, messages: int) -> Times:
-    """Nothing known."""
+    """Make the table of times, in which nothing is known yet."""
     return Times(np.empty(rows), np.full(rows, -1.0), np.full(messages, -1.0))
 
 
 def make_waiting_rows(rows: int) -> WaitingRows:
-    """Nobody waits."""
+    """Make the lists of waiting rows, all empty."""
     return WaitingRows(np.full(rows, -1, np.int32), np.empty(rows, np.int32), np.empty(rows + 1, np.int32))
 
 
 def make_traffic(capacity: np.ndarray, transfers: int, longest_segment: int) -> Traffic:
-    """Empty links of the given capacities, and room for so many transfers."""
+    """Make links of the given capacities without transfers, and room for so many transfers."""
     numbers = np.arange(transfers, dtype=np.int32)
     links = np.zeros(len(capacity), LINK)
     links["capacity"], links["first_entry"] = capacity, -1
@@ -159,7 +160,7 @@ def make_traffic(capacity: np.ndarray, transfers: int, longest_segment: int) -> 
 
 
 def make_counters(transfers: int) -> np.ndarray:
-    """Nothing done, all transfers free. One record in an array, so that compiled code can change it."""
+    """Make the counters, one record in an array so that compiled code can change it."""
     counters = np.zeros(1, COUNTERS)
     counters["free_transfers"] = transfers
     return counters

@@ -48,8 +48,8 @@ HW_LATENCY: dict[str, dict[str, Triple]] = {
     },
 }
 
-# src/graph/tuning.cc: the most LL moves, GB/s. One node: the row of the GPU; several: Ampere's row for AMD
-# CPUs, else Volta's.
+# src/graph/tuning.cc: the most bandwidth that LL reaches, GB/s. One node: the row of the GPU; several:
+# Ampere's row for AMD CPUs, else Volta's.
 LL_MAX_BW: dict[str, Triple] = {
     "Volta": (39.0, 39.0, 20.4),
     "Ampere": (87.7, 22.5, 19.0),
@@ -57,7 +57,7 @@ LL_MAX_BW: dict[str, Triple] = {
     "Blackwell": (282.0, 90.0, 70.0),
 }
 
-# src/graph/tuning.cc: the most a channel moves, GB/s.
+# src/graph/tuning.cc: the most bandwidth that a channel reaches, GB/s.
 RING_LL128_MAX_BW: dict[str, Triple] = {
     "Volta": (20.0, 20.0, 20.0),
     "Ampere": (20.0, 20.0, 20.0),
@@ -83,7 +83,7 @@ NVLS_TREE_MAX_BW: dict[str, Triple] = {
     "Blackwell": (0.0, 96.0, 80.0),
 }
 
-# src/graph/tuning.cc: share of the NVLink rate that reductions in the switch keep.
+# src/graph/tuning.cc: the share of the NVLink rate that remains when the switch reduces.
 NVLS_EFFICIENCY: dict[str, float] = {"Volta": 0.0, "Ampere": 0.0, "Hopper": 0.85, "Blackwell": 0.74}
 
 # src/graph/tuning.cc: a tree's bandwidth is multiplied by entry floor(log2(bytes / 64)); from 1 GiB on by

@@ -6,11 +6,11 @@
               memory bandwidth / 2, unsent
 
 The copy out is ours, its rate from the data sheet; NCCL does not plan with it. We looked for it because the
-estimate falls short on large A100 messages by a part that goes as 1/N. So measured rows stand in two halves
-since, by message size: those to look at, and those held out, which gate (tests/test_nccl.py). The term is
-rough: buffers that are registered or written directly skip it, few channels copy slower than the memory
-allows. On A100 times stay too short, by 16 to 21 % in the median. `benchmarks/nccl.py` prints the errors of
-both halves, with and without it.
+estimate is too short on large A100 messages, by an amount proportional to 1/N. The measured rows are
+therefore divided into two halves by message size: one that we looked at, and one held out, which decides
+whether the tests pass (tests/test_nccl.py). The term is rough: buffers that are registered or written
+directly skip it, few channels copy slower than the memory allows. On A100 times stay too short, by 16 to 21 %
+in the median. `benchmarks/nccl.py` prints the errors of both halves, with and without it.
 
 Follows NVIDIA/nccl src/graph/tuning.cc and search.cc, commit 5067397: figures in constants.py, formulas
 written anew.
@@ -63,8 +63,8 @@ MORE_RATIO = 0.49  # search.cc: a speed below this share of the best one found i
 
 @dataclass(frozen=True)
 class Channels:
-    """What the search found for one algorithm: `count` channels, each so fast inside a node and between nodes
-    (GB/s).
+    """The channels that the search gives one algorithm: `count` of them, each with these speeds (GB/s) inside
+    a node and between nodes.
     """
 
     count: int
@@ -95,15 +95,15 @@ class Setup:
 
     @property
     def ppn(self) -> float:
-        """Ranks a node, on average: nodes need not be equally full."""
+        """The mean number of ranks in a node; nodes need not be equally full."""
         return self.ranks / self.nodes
 
     @property
     def channels(self) -> int:
-        """Channels of the rings."""
+        """The number of ring channels."""
         return self.ring.count
 
-    def found(self, algorithm: str) -> Channels | None:
+    def channels_of(self, algorithm: str) -> Channels | None:
         """The channels an algorithm runs on: NVLSTree shares those of NVLS, PAT those of the trees."""
         return {
             "Ring": self.ring,
@@ -135,13 +135,13 @@ class Choice:
 
 
 def generation(sm: int) -> str:
-    """The row of NCCL's tables that a compute capability uses."""
+    """Return the row of NCCL's tables that a compute capability uses."""
     return "Blackwell" if sm >= 100 else "Hopper" if sm >= 90 else "Ampere" if sm >= 80 else "Volta"
 
 
 def setup(hw: str | Hardware, ranks: int, node_size: int | None = None) -> Setup:
-    """What NCCL finds for `ranks` GPUs of a cluster, `node_size` of each node. A last node that is not full
-    counts as a node.
+    """Return what NCCL's search gives for `ranks` GPUs of a cluster, `node_size` in each node. A last node
+    that is not full counts as a node.
     """
     hw = hardware(hw)
     sm, size = hw.gpu.sm, node_size or hw.node_size
@@ -202,7 +202,9 @@ def setup(hw: str | Hardware, ranks: int, node_size: int | None = None) -> Setup
 
 
 def _socket(sm: int, cpu: str) -> float:
-    """GB/s between two sockets; an Intel node is as old as its GPU (approximated)."""
+    """Return the GB/s between two sockets. The age of an Intel CPU is taken to be that of the GPU, which is
+    an approximation.
+    """
     return K.AMD_BW if cpu == "amd" else K.SRP_QPI_BW if sm >= 90 else K.SKL_QPI_BW
 
 
@@ -213,8 +215,8 @@ def _whole(x: float) -> int:
 def _search(
     speeds: tuple[float, ...], top: float, total: float, count: Callable[[float], int]
 ) -> tuple[int, float]:
-    """The count and speed of greatest product; no speed above `top` is tried, none once `total`
-    is reached.
+    """Return the count and the speed with the greatest product. No speed above `top` is tried, and none after
+    `total` is reached.
     """
     best, at = 0, 0.0
     for speed in speeds:
@@ -239,20 +241,20 @@ def _ring_and_tree(
         through = _whole(inside / speed * local / (local - 1)) if local > 1 else limit
         return min(limit, through, ports * _whole(port / speed))
 
-    found, speed = _search(speeds, min(inside, port) if nodes > 1 else inside, inside, count)
-    if found == 0:  # NCCL's last resort
+    channels, speed = _search(speeds, min(inside, port) if nodes > 1 else inside, inside, count)
+    if channels == 0:  # NCCL's last resort
         return Channels(1, 0.1, 0.1), Channels(1, 0.1, 0.1)
-    if speed >= 25 and not (sm > 80 and speed < 50 and found > 4):
-        doubled = min(2 * found, limit)
-        found, speed = doubled, speed / math.ceil(doubled / found)
-    faster = [s for s in speeds if s > speed and count(s) >= found]
+    if speed >= 25 and not (sm > 80 and speed < 50 and channels > 4):
+        doubled = min(2 * channels, limit)
+        channels, speed = doubled, speed / math.ceil(doubled / channels)
+    faster = [s for s in speeds if s > speed and count(s) >= channels]
     speed = max(faster, default=speed)
     intra = speed
     for s in sorted(s for s in speeds if s > speed) if nodes > 1 else ():
-        if intra >= 2 * speed or found * s > inside + 1e-9:
+        if intra >= 2 * speed or channels * s > inside + 1e-9:
             break
         intra = s
-    return Channels(found, speed, speed), Channels(found, intra, speed)
+    return Channels(channels, speed, speed), Channels(channels, intra, speed)
 
 
 def _nvls(sm: int, nodes: int, local: int, wire: float, ports: int, port: float) -> Channels | None:
@@ -265,17 +267,19 @@ def _nvls(sm: int, nodes: int, local: int, wire: float, ports: int, port: float)
         return min(heads, ports * _whole(port / speed), _whole(wire / speed) - 1)
 
     speeds = K.since(K.SPEEDS_INTER, sm)
-    found, speed = _search(speeds, port, wire, count)
+    channels, speed = _search(speeds, port, wire, count)
     inter = speed
     for s in sorted(s for s in speeds if speed < s <= port):
-        if inter >= 2 * speed or ports * _whole(port / s) < found:
+        if inter >= 2 * speed or ports * _whole(port / s) < channels:
             break
         inter = s
-    return Channels(found, speed, inter) if found else None
+    return Channels(channels, speed, inter) if channels else None
 
 
 def steps(operation: str, ranks: int) -> int:
-    """Steps of a ring: 2(n-1) for all-reduce, n-1 for its halves, n for broadcast and reduce."""
+    """Return the steps of a ring: 2(n-1) for all-reduce, n-1 for reduce-scatter and all-gather, n for
+    broadcast and reduce.
+    """
     return (
         2 * (ranks - 1)
         if operation == "all_reduce"
@@ -286,7 +290,7 @@ def steps(operation: str, ranks: int) -> int:
 
 
 def allowed_here(operation: str, algorithm: str, protocol: str, s: Setup) -> bool:
-    """NCCL's switches: which algorithm and protocol may run this operation on this communicator."""
+    """Whether NCCL lets this algorithm and protocol run the operation on this communicator."""
     if protocol == "LL128" and not s.ll128:
         return False
     if algorithm in ("NVLS", "NVLSTree"):
@@ -303,7 +307,7 @@ def allowed_here(operation: str, algorithm: str, protocol: str, s: Setup) -> boo
 
 
 def latency(operation: str, algorithm: str, protocol: str, s: Setup) -> float:
-    """Seconds before the first byte counts: base + steps inside the node + steps between nodes."""
+    """Return the latency in seconds: base + steps inside the node + steps between nodes."""
     p = K.PROTOCOLS.index(protocol)
     base = K.BASE_LATENCY[algorithm][p]
     intra, net = K.HW_LATENCY[s.link][algorithm][p], K.HW_LATENCY["NET"]
@@ -331,20 +335,24 @@ def latency(operation: str, algorithm: str, protocol: str, s: Setup) -> float:
 
 
 def bandwidth(operation: str, algorithm: str, protocol: str, s: Setup) -> float:
-    """Algorithm bandwidth in bytes/s, before the correction by size; 0 where it may not run."""
+    """Return the algorithm bandwidth in bytes/s before the correction by size; 0 where the algorithm may not
+    run.
+    """
     if not allowed_here(operation, algorithm, protocol, s):
         return 0.0
-    found = s.found(algorithm)
-    assert found is not None
-    c, column, gen = found.count, min(s.nodes, 3) - 1, s.generation
-    bus = c * (found.bw_intra if s.nodes <= 2 else found.bw_inter)
+    channels = s.channels_of(algorithm)
+    assert channels is not None
+    c, column, gen = channels.count, min(s.nodes, 3) - 1, s.generation
+    bus = c * (channels.bw_intra if s.nodes <= 2 else channels.bw_inter)
     ll_row = gen if s.nodes == 1 else "Ampere" if s.cpu == "amd" else "Volta"
     ll_max = K.LL_MAX_BW[ll_row][column]
     if algorithm in ("NVLS", "NVLSTree"):
-        speed = found.bw_intra * K.NVLS_EFFICIENCY[gen] * (c - 1) / c
+        speed = channels.bw_intra * K.NVLS_EFFICIENCY[gen] * (c - 1) / c
         speed *= 2 if operation == "all_reduce" else (s.ppn - 1) / s.ppn
         if algorithm == "NVLSTree":
-            speed = min(speed, found.bw_inter * (2 if s.nodes <= 2 else 1), K.NVLS_TREE_MAX_BW[gen][column])
+            speed = min(
+                speed, channels.bw_inter * (2 if s.nodes <= 2 else 1), K.NVLS_TREE_MAX_BW[gen][column]
+            )
         bus = c * speed
     elif algorithm == "Ring" and protocol == "LL":
         bus = min(ll_max, bus / 2)
@@ -356,7 +364,7 @@ def bandwidth(operation: str, algorithm: str, protocol: str, s: Setup) -> float:
             bus = min(bus / 3.8, ll_max)
         elif protocol == "LL128":
             bus = min(bus * (7 / 9 if s.nodes == 1 else 120 / 128), c * K.TREE_LL128_MAX_BW[gen][column])
-        if s.ppn == 1:  # all of a node's traffic through one GPU
+        if s.ppn == 1:  # all of a node's traffic goes through one GPU
             bus *= 0.85
     elif algorithm == "PAT":
         bus *= 0.75
@@ -369,21 +377,21 @@ def bandwidth(operation: str, algorithm: str, protocol: str, s: Setup) -> float:
 
 def _choice(operation: str, algorithm: str, protocol: str, nbytes: int, s: Setup) -> Choice:
     lat, bw = latency(operation, algorithm, protocol, s), bandwidth(operation, algorithm, protocol, s)
-    found = s.found(algorithm)
-    assert found is not None
+    channels = s.channels_of(algorithm)
+    assert channels is not None
     size = int(math.log2(nbytes // 64)) if nbytes >= 64 else 0
     corrected = algorithm == "Tree" or (algorithm == "NVLSTree" and s.sm >= 100)
     if corrected and size < len(K.TREE_CORRECTION[protocol]):
         bw *= K.TREE_CORRECTION[protocol][size]
     plateau = algorithm == "Ring" and protocol == "Simple" and operation == "all_reduce" and s.nodes > 1
-    if plateau and nbytes // (min(K.MAX_CHANNELS, 2 * found.count) * s.ranks) >= 64:
+    if plateau and nbytes // (min(K.MAX_CHANNELS, 2 * channels.count) * s.ranks) >= 64:
         lat *= K.RING_PLATEAU[s.sm >= 80]
     copies = algorithm == "Ring" and operation in ("all_reduce", "reduce_scatter", "all_gather")
     return _timed(
         operation,
         algorithm,
         protocol,
-        found.count,
+        channels.count,
         lat,
         bw,
         nbytes,
@@ -454,7 +462,7 @@ def choose(
     allowed: Collection[str] | None = None,
     node_size: int | None = None,
 ) -> Choice:
-    """The choice NCCL makes: the least estimate. `allowed` names the algorithms it may use, like
+    """Return NCCL's choice, the one with the least estimate. `allowed` names the algorithms it may use, like
     NCCL_ALGO.
     """
     options = candidates(operation, nbytes, hw, ranks, node_size)

@@ -1,5 +1,5 @@
-"""Networks: directed graphs of links with explicit routes; the named ones, the catalogue's clusters, your
-own.
+"""Networks, which are directed graphs of links with explicit routes: named ones, those of the catalogue's
+clusters, and your own.
 """
 
 from glasscluster.sim.time.network.blocks import Cable, gpu

@@ -1,4 +1,4 @@
-"""What named networks are built of: GPUs, switches, cables."""
+"""The components of named networks: GPUs, switches, cables."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from glasscluster.sim.time.network.topology import Node
 
 
 def gpu(i: int) -> str:
-    """The node of GPU i."""
+    """Return the graph's node of GPU i."""
     return f"gpu {i}"
 
 
 @dataclass(frozen=True)
 class Cable:
-    """What the named topologies are wired with: bytes/s, seconds a switch or cable adds, seconds on a
-    sender's port.
+    """The cable of the named topologies: bytes/s, seconds of latency for each cable or switch, seconds of
+    overhead on a sender's port.
     """
 
     bandwidth: float
@@ -35,7 +35,9 @@ def network(n: int, where: Callable[[int], tuple[float, float]]) -> nx.DiGraph:
 
 
 def join(graph: nx.DiGraph, a: Node, b: Node, cable: Cable, *, wide: float = 1.0, long: float = 1.0) -> None:
-    """A link each way, `wide` times the cable's bandwidth and `long` times its latency."""
+    """Join two nodes by a link in each direction, with `wide` times the cable's bandwidth and `long` times
+    its latency.
+    """
     for u, v in ((a, b), (b, a)):
         graph.add_edge(
             u,
@@ -56,7 +58,9 @@ def on_circle(n: int) -> Callable[[int], tuple[float, float]]:
 
 
 def factors(n: int, dims: int) -> list[int]:
-    """n as a product of `dims` whole numbers, as equal as they come, largest first: 12 in 2 -> [4, 3]."""
+    """Write n as a product of `dims` whole numbers that are as equal as possible, largest first: 12 in 2
+    gives [4, 3].
+    """
     if dims == 1:
         return [n]
     best = max(f for f in range(1, round(n ** (1 / dims)) + 1) if n % f == 0)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def of_hardware(hw: Hardware, gpus: int) -> Topology:
-    """Nodes × network ports of a catalogue entry. GPUs of a node meet at one switch (NVSwitch, or the PCIe
-    root).
+    """Build the network of a catalogue entry from its nodes and network ports. The GPUs of a node are joined
+    by one switch (NVSwitch, or the PCIe root).
 
     A node's `nics` ports are each shared by node_size/nics GPUs; all ports meet at one network switch without
     a bottleneck.

@@ -53,7 +53,7 @@ def _grid(name: str, dims: Sequence[int], cable: Cable, *, wraps: bool, where: A
                 join(graph, gpu(i), after, cable)
                 if (
                     where is None and here[axis] + 1 == size > 2
-                ):  # drawn as going out of the picture and coming in again
+                ):  # drawn as leaving the picture on one side and entering it on the other
                     out = np.subtract(
                         _flat([h + (a == axis) for a, h in enumerate(here)], dims), _flat(here, dims)
                     )
@@ -67,7 +67,8 @@ def _grid(name: str, dims: Sequence[int], cable: Cable, *, wraps: bool, where: A
         nodes: list[Node] = [gpu(src)]
         for axis in reversed(range(len(dims))):
             size, forward = dims[axis], (there[axis] - here[axis]) % dims[axis]
-            direct = there[axis] > here[axis] if not wraps else 2 * forward <= size  # halfway round: up
+            # half way round both directions are equally short: upwards is taken
+            direct = there[axis] > here[axis] if not wraps else 2 * forward <= size
             while here[axis] != there[axis]:
                 here[axis] = (here[axis] + (1 if direct else -1)) % size
                 nodes.append(gpu(_at({}, here, dims)))
@@ -77,12 +78,12 @@ def _grid(name: str, dims: Sequence[int], cable: Cable, *, wraps: bool, where: A
 
 
 def coordinates(i: int, dims: Sequence[int]) -> list[int]:
-    """Where GPU i stands in a grid, the last dim fastest."""
-    found = []
+    """Return the coordinates of GPU i in a grid, the last dim fastest."""
+    place = []
     for size in reversed(dims):
-        found.append(i % size)
+        place.append(i % size)
         i //= size
-    return found[::-1]
+    return place[::-1]
 
 
 def _at(changed: dict[int, int], here: Sequence[int], dims: Sequence[int]) -> int:
@@ -93,14 +94,16 @@ def _at(changed: dict[int, int], here: Sequence[int], dims: Sequence[int]) -> in
 
 
 def _flat(place: Sequence[int], dims: Sequence[int]) -> tuple[float, float]:
-    """A grid on paper: two dims as they are, a third slanted."""
+    """Return where a node of a grid is drawn: two dims along the axes, a third one slanted."""
     padded = [0] * (3 - len(place)) + list(place)
     deep, down, right = padded
     return right + 0.28 * deep, -down - 0.22 * deep - deep * 0.02 * len(dims)
 
 
 def hypercube(n: int, cable: Cable) -> Topology:
-    """GPUs whose numbers differ in one bit are joined; messages mend the lowest bit first (e-cube)."""
+    """GPUs whose numbers differ in one bit are joined; a message changes the lowest differing bit first
+    (e-cube routing).
+    """
     if n & (n - 1) or n < 2:
         raise InputError("gpus", n, "a hypercube has a power of two of GPUs", [2**k for k in range(1, 16)])
     graph = network(n, on_circle(n))
@@ -121,7 +124,7 @@ def hypercube(n: int, cable: Cable) -> Topology:
 
 
 def fully_connected(n: int, cable: Cable) -> Topology:
-    """A cable between every two GPUs."""
+    """Join every two GPUs by a cable."""
     graph = network(n, on_circle(n))
     for i in range(n):
         for j in range(i):

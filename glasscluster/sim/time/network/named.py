@@ -37,7 +37,7 @@ BUILDERS: dict[str, Callable[..., Topology]] = {
 
 
 def build(name: str, n: int, cable: Cable, **options: Any) -> Topology:
-    """A topology by name. `options` are the builder's own: dims, leaf, oversubscription, node."""
+    """Build a topology by name. `options` are those of its builder: dims, leaf, oversubscription, node."""
     if name not in BUILDERS:
         raise InputError("topology", name, "is neither a known topology nor a .json file", list(BUILDERS))
     if n < 2:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import networkx as nx
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.files import read_json
 from glasscluster.base.quantities import parse_rate, parse_time
 from glasscluster.sim.time.network.topology import Node, Topology, links_as_added
 
@@ -62,23 +62,13 @@ def read(path: str | Path) -> Topology:
     it the order of GPUs, the placement of ranks and the routes.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise InputError("topology", path.name, f"the file is larger than {LARGEST_FILE:,} bytes")
-        data = json.loads(path.read_text())
-    except InputError:
-        raise
-    except OSError as problem:
-        raise InputError("topology", str(path), f"cannot be read: {problem.strerror}") from None
-    except ValueError as problem:
-        raise InputError("topology", path.name, f"is not a network (nodes and edges): {problem}") from None
-    return from_data(data, name=path.stem)
+    return from_data(read_json("topology", path, LARGEST_FILE), name=path.stem)
 
 
 # ---- as data, exactly --------------------------------------------------------------------------------------
 NODE_FIELDS = ("kind", "pos")
 LINK_FIELDS = ("bandwidth", "latency_s", "overhead_s", "store_and_forward", "out")
-SAVED = ("gpus", "place", "routes")  # what only `as_data` writes
+SAVED = ("gpus", "place", "routes")  # fields that only `as_data` writes
 
 
 def as_data(network: Topology) -> dict[str, Any]:
@@ -116,7 +106,7 @@ def from_data(data: Any, *, name: str) -> Topology:
         graph = nx.node_link_graph({"directed": False, "multigraph": False, "graph": {}, **data}, edges=edges)
     except InputError:
         raise
-    except Exception as problem:  # networkx raises whatever the data's shape leads it into
+    except Exception as problem:  # networkx may raise anything when the data is malformed
         said = f"is not a network (nodes and edges): {type(problem).__name__}: {problem}"
         raise InputError("topology", name, said) from None
     return from_graph(graph, name=name)
@@ -148,10 +138,10 @@ def _json_node(node: Node) -> Any:
 
 
 def _node(value: Any) -> Any:
-    """What JSON made a list of was a tuple."""
+    """Turn a list back into the tuple that JSON wrote as a list."""
     return tuple(_node(x) for x in value) if isinstance(value, list) else value
 
 
 def _plain(data: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
-    """Numbers as Python's own (a picture's places come from numpy)."""
+    """Convert numpy's numbers, as in the positions of a picture, to Python's."""
     return {k: [float(x) for x in data[k]] if k in ("pos", "out") else data[k] for k in fields if k in data}

@@ -1,5 +1,5 @@
-"""Where the GPUs stand: directed networkx graphs of GPUs, switches and network ports, and explicit routes
-over them.
+"""The network between GPUs: a directed networkx graph of GPUs, switches and network ports, with explicit
+routes.
 
 Every edge is a link in one direction and may be shared: a GPU's port to its switch and a node's network port
 are links like any other. An edge has `bandwidth` (bytes/s), `latency_s`, `overhead_s` (on the sender's port
@@ -32,7 +32,7 @@ from glasscluster.base.link import Link
 Node = Hashable
 Rule = Callable[
     [int, int], Sequence[Node]
-]  # from a GPU's number to another's: the nodes on the way, both ends included
+]  # (number of a GPU, number of another) -> the nodes on the way, both ends included
 LIMITS = (
     ("bandwidth", 0.0, "must be more than 0"),
     ("latency_s", -1e-300, "must not be negative"),
@@ -67,7 +67,7 @@ class Topology:
 
     @cached_property
     def number(self) -> dict[tuple[Node, Node], int]:
-        """Link -> its number."""
+        """The number of each link."""
         return {link: i for i, link in enumerate(self.links)}
 
     def _column(self, field: str, default: float) -> np.ndarray:
@@ -97,7 +97,9 @@ class Topology:
 
     # ---- routes --------------------------------------------------------------------------------------------
     def route(self, src: int, dst: int) -> list[int]:
-        """Numbers of the links from rank `src` to rank `dst`. Raises InputError where there is no way."""
+        """Return the numbers of the links from rank `src` to rank `dst`. Raises InputError where there is no
+        route.
+        """
         if (src, dst) not in self._routes:
             for field, rank in (("src", src), ("dst", dst)):
                 if not 0 <= rank < len(self.place):
@@ -113,12 +115,12 @@ class Topology:
 
     def _fewest_links(self, src: int, dst: int) -> Sequence[Node]:
         try:
-            found: Sequence[Node] = nx.shortest_path(self.graph, self.gpus[src], self.gpus[dst])
+            nodes: Sequence[Node] = nx.shortest_path(self.graph, self.gpus[src], self.gpus[dst])
         except nx.NetworkXNoPath:
             raise InputError(
                 "topology", self.name, f"there is no route from {self.gpus[src]} to {self.gpus[dst]}"
             ) from None
-        return found
+        return nodes
 
     def link(self, src: int, dst: int) -> Link:
         """The route as one wire, for replay without contention: the narrowest link and all latencies.
@@ -148,7 +150,7 @@ class Topology:
 
     @property
     def routes_are_fewest_links(self) -> bool:
-        """True where no rule of the network's own chooses the routes."""
+        """Whether routes have the fewest links, as they do where the network has no rule of its own."""
         return self.rule == self._fewest_links
 
     # ---- variations ----------------------------------------------------------------------------------------
@@ -178,7 +180,9 @@ class Topology:
 
     # ---- sameness ------------------------------------------------------------------------------------------
     def check(self) -> Topology:
-        """Raise InputError for a link that cannot be and for two GPUs without a way; returns itself."""
+        """Raise InputError for an impossible link and for two GPUs without a route; returns the network
+        itself.
+        """
         for u, v, data in self.graph.edges(data=True):
             for field, least, rule in LIMITS:
                 value = data.get(field, 0.0)

@@ -74,8 +74,8 @@ def search_weight_limit(plan: Schedule, f: float, t_b: float, parts: int) -> flo
     """
 
     def holds(w: float) -> bool:
-        found = plan.validate(f, t_b + w, 0.0, w).stage_span_bubble
-        return abs(found - (len(plan.ranks) - 1) * (f + t_b - parts * w)) <= 1e-9 * (f + t_b) * len(
+        bubble = plan.validate(f, t_b + w, 0.0, w).stage_span_bubble
+        return abs(bubble - (len(plan.ranks) - 1) * (f + t_b - parts * w)) <= 1e-9 * (f + t_b) * len(
             plan.ranks
         )
 

@@ -1,0 +1,321 @@
+"""Files that people bring, and files that must not be lost: the one reader, and the one writer.
+
+A file that somebody names can be anything: a pipe that never ends, a device, four gigabytes in four megabytes,
+a text in another encoding, JSON a million brackets deep. `read_bytes`, `read_text` and `read_json` (and `arrays.read_npz`)
+take regular files up to a size, and refuse everything else by an InputError that names the field.
+
+A file that we write can be cut anywhere: the process is killed, the disk is full. `replacing` writes beside the
+file, makes the disk keep it, and renames: whoever looks sees the old file or the new one. `replacing_together`
+does it for files that are true only together, as a model's shape and its weights:
+
+    1. all of them are written into FOLDER/.glass-writing-XXXX, and flushed          (killed here: the old ones)
+    2. that folder is renamed to FOLDER/.glass-complete                              (this is the moment)
+    3. each file is moved to its place; `finish` does what is left of this           (killed here: the new ones)
+
+Every reader and every writer of such a set calls `finish` first.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from glasscluster.base.errors import InputError
+
+LARGEST_TEXT = 256 << 20  # bytes of a text that is parsed
+LARGEST_DATA = 2 << 30  # bytes of text to train on
+DEEPEST = 64  # brackets inside each other
+TOO_DEEP = f"has more than {DEEPEST} brackets inside each other"
+WRITING, COMPLETE = ".glass-writing-", ".glass-complete"
+REMOVED = ".removed"  # in a complete set: names of files that the new ones replace
+LONGEST_SHOWN = 200  # characters of a value in a message
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+def read_bytes(field: str, path: str | Path, limit: int = LARGEST_DATA) -> bytes:
+    """All bytes of a regular file.
+
+    Args:
+        field: the option that named the file, for the message.
+        path: the file.
+        limit: bytes that it may have.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, it is no regular file, or it is too large.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise InputError(field, shown(path), f"is {_kind(about.st_mode)}; a regular file is needed")
+            if about.st_size > limit:
+                rule = f"has {about.st_size:,} bytes; at most {limit:,} are read"
+                raise InputError(field, shown(path), rule)
+            return file.read(limit + 1)
+    except InputError:
+        raise
+    except (OSError, ValueError) as problem:  # ValueError: a name with a zero character
+        raise InputError(field, shown(path), f"cannot be read: {why(problem)}") from None
+
+
+def check_regular(field: str, path: str | Path) -> None:
+    """Refuse a pipe, a device or a folder before somebody else's reader waits for it; a missing file passes.
+
+    Raises:
+        InputError: the path is there and is no regular file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        raise InputError(field, shown(path), f"is {_kind(mode)}; a regular file is needed")
+
+
+def read_text(field: str, path: str | Path, limit: int = LARGEST_TEXT) -> str:
+    """A text in UTF-8, with or without a byte-order mark; line ends become newlines.
+
+    Raises:
+        InputError: as `read_bytes`, or the bytes are no UTF-8.
+    """
+    try:
+        text = read_bytes(field, path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        rule = f"is not UTF-8 text: byte {problem.start} is 0x{problem.object[problem.start]:02x}"
+        raise InputError(field, shown(path), rule) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(field: str, path: str | Path, limit: int = LARGEST_TEXT) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        InputError: as `read_text`, or the text is no JSON, or its brackets stand too deep.
+    """
+    return parse_json(field, path, read_text(field, path, limit))
+
+
+def parse_json(field: str, name: str | Path, text: str) -> Any:
+    """What a JSON text holds; `name` says in messages where it came from.
+
+    Raises:
+        InputError: the text is no JSON, or its brackets stand too deep.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise InputError(field, shown(name), TOO_DEEP) from None
+    except ValueError as problem:
+        raise InputError(field, shown(name), f"is no JSON: {shown(problem)}") from None
+    if _too_deep(value):
+        raise InputError(field, shown(name), TOO_DEEP)
+    return value
+
+
+def why(problem: BaseException) -> str:
+    """Why a file could not be read or written, in words."""
+    return str(getattr(problem, "strerror", None) or problem)
+
+
+def _too_deep(value: Any) -> bool:
+    """Whether more than DEEPEST lists and objects stand inside each other."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [inner for inner in level if isinstance(inner, (dict, list))]
+        if not level:
+            return False
+        level = [inner for x in level for inner in (x.values() if isinstance(x, dict) else x)]
+    return True
+
+
+def shown(value: object) -> str:
+    """A value for a message, not longer than a person reads."""
+    text = str(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    kinds |= {stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+@contextmanager
+def replacing(path: str | Path, field: str = "out") -> Iterator[Path]:
+    """Give a path beside `path` to write to; when the block ends well it takes the place of `path`.
+
+    Args:
+        path: the file to make, or to replace.
+        field: the option that named it, for the message.
+
+    Raises:
+        InputError: it cannot be written; what was there is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with replacing(folder / "a.txt") as beside:
+        ...     _ = beside.write_text("whole")
+        >>> [p.name for p in folder.iterdir()], (folder / "a.txt").read_text()
+        (['a.txt'], 'whole')
+    """
+    path = Path(path)
+    with naming(field, path):
+        number, name = tempfile.mkstemp(prefix=".glass-", suffix=path.suffix[-20:], dir=path.parent)
+    os.close(number)
+    beside = Path(name)
+    try:
+        with naming(field, path):
+            yield beside
+            os.chmod(beside, _mode_of(path))
+            _flush(beside)
+            os.replace(beside, path)
+            _flush(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def write_text(path: str | Path, text: str, field: str = "out") -> None:
+    """Write a text as UTF-8, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"), field)
+
+
+def write_bytes(path: str | Path, data: bytes, field: str = "out") -> None:
+    """Write bytes, whole or not at all. A pipe or a device (`/dev/stdout`) is written to as it is."""
+    with naming(field, path):
+        special = Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
+        if special:
+            Path(path).write_bytes(data)
+            return
+    with replacing(path, field) as beside:
+        beside.write_bytes(data)
+
+
+@contextmanager
+def naming(field: str, path: str | Path) -> Iterator[None]:
+    """Make what the disk refuses an error that names the option."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as problem:
+        raise InputError(field, shown(path), f"cannot be written: {why(problem)}") from None
+    except ValueError as problem:  # a name with a zero character
+        if "null" not in str(problem):
+            raise
+        raise InputError(field, shown(path), f"cannot be written: {problem}") from None
+
+
+@contextmanager
+def replacing_together(folder: str | Path, field: str = "out", without: Sequence[str] = ()) -> Iterator[Path]:
+    """Give a folder to write files to that are true only together; they all come into `folder`, or none.
+
+    Args:
+        folder: where they belong; made if it is not there. Other files in it stay as they are.
+        field: the option that named it, for the message.
+        without: names of files that must be gone when the new ones are there.
+
+    Raises:
+        InputError: they cannot be written; what was there is untouched.
+    """
+    folder = Path(folder)
+    with naming(field, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        finish(folder)
+        staging = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder))
+    try:
+        with naming(field, folder):
+            yield staging
+            there = [file.relative_to(staging) for file in staging.rglob("*")]
+            (staging / REMOVED).write_text(json.dumps(sorted(set(without) - set(map(str, there)))))
+            for name in there:
+                if (staging / name).is_file():
+                    os.chmod(staging / name, _mode_of(folder / name))
+                _flush(staging / name)
+            _flush(staging / REMOVED)
+            _flush(staging)
+            os.rename(staging, folder / COMPLETE)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    finish(folder)
+
+
+def finish(folder: str | Path) -> None:
+    """Bring the files of a complete set to their places, if a writer was killed between them.
+
+    Raises:
+        OSError: a file cannot be moved, for instance because the disk may only be read.
+    """
+    complete = Path(folder) / COMPLETE
+    if not complete.is_dir():
+        return
+    with suppress(FileNotFoundError):  # the removals are done, and this file went first
+        for name in json.loads((complete / REMOVED).read_text()):
+            (Path(folder) / name).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):  # another reader did it
+        for file in sorted(complete.rglob("*")):
+            place = Path(folder) / file.relative_to(complete)
+            if file.is_dir():
+                place.mkdir(exist_ok=True)
+            elif file.name != REMOVED:
+                os.replace(file, place)
+        _flush(Path(folder))
+        shutil.rmtree(complete)
+
+
+def new_folder(parent: str | Path, name: str, field: str = "out") -> Path:
+    """Make PARENT/NAME-1, or the first number that is free, also beside runs that do the same just now."""
+    number = 1
+    with naming(field, parent):
+        Path(parent).mkdir(parents=True, exist_ok=True)
+        while True:
+            folder = Path(parent) / f"{name}-{number}"
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                number += 1
+
+
+def _mode_of(path: Path) -> int:
+    """The permissions that a file has, or that a new one would get."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return 0o666 & ~_UMASK
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
+def _flush(path: Path) -> None:
+    """Make the disk keep a file, or the names in a folder."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as problem:
+        if problem.errno not in (errno.EINVAL, errno.EROFS):  # some file systems cannot
+            raise
+    finally:
+        os.close(number)
