@@ -232,7 +232,9 @@ class ModelConfig(BaseModel):
             )
         for field, none in (("attention_cap", 0), ("sinks", False)):
             if getattr(self, field) and self.bias:
-                rule = "with kv-latent needs --no-bias: a cached latent has lost its key's bias, and here it counts"
+                rule = (
+                    "with kv-latent needs --no-bias: a cached latent has lost its key's bias, and it counts"
+                )
                 raise ValueError(f"{field}|{getattr(self, field)}|{rule}|{none}")
         if self.qk_norm:
             raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")

@@ -180,8 +180,8 @@ def predict_flops(
         layers: layers of the stage.
         every: layers of a segment.
         sequences: b, sequences of a micro-batch.
-        pairs: query-key pairs of a sequence, over all heads, ranks and layers of the stage; None: those of flash
-            attention's tiles in the model's first layers, without context parallelism.
+        pairs: query-key pairs of a sequence, over all heads, ranks and layers of the stage; None: those of
+            flash attention's tiles in the model's first layers, without context parallelism.
         spares: whether the last matrix of a segment is not repeated; None: as the model has it.
         routers: ranks that all compute the same router.
         latents: ranks that all compute the same projection to latents.
