@@ -89,8 +89,8 @@ def attend(
     """Output [b, a, S, d of v]: rows beyond counts[b] are padding and come out as zeros.
 
     bias [a, n]: what is added to scores, by how far the key is behind its query. shared: the values are the
-    first so many columns of the keys, read once (latent attention); v and its pool are not looked at. cap, sink
-    [a]: see scores.py.
+    first so many columns of the keys, read once (latent attention); v and its pool are not looked at.
+    cap, sink [a]: see scores.py.
     """
     heads, of = k.shape[1], accumulation_dtype(q.dtype)
     slots = len(table) // len(q) * k_pool.shape[2]

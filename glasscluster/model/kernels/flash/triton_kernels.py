@@ -123,7 +123,7 @@ def _tanh(x):
 def _spans(
     row, keys, window, ROWS: tl.constexpr, COLS: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr
 ):
-    """For a tile of queries the first key, the first and the last that need no mask, and the end of the keys."""
+    """For a tile of queries: the first key, from which to which key no mask is needed, the end of the keys."""
     first, clear = 0, 0
     end = keys
     whole = keys // COLS * COLS
