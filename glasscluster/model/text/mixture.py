@@ -89,6 +89,15 @@ class Source:
         self.rows = len(self.packed.rows) if self.packed else max(0, (len(self.stream) - 1) // seq)
         if not self.rows:
             raise ValueError(f"{name} has {self.tokens} tokens, a row needs {1 if packed else seq + 1}")
+        if packed and all(len(text) < 2 for text in texts):
+            raise ValueError(
+                f"{name} has no document of two tokens, so no token has one behind it to predict"
+            )
+
+    @property
+    def largest(self) -> int:
+        """The largest of its tokens."""
+        return max((int(text.max()) for text in self.texts if len(text)), default=0)
 
     def row(self, number: int) -> Row:
         """A row by number."""
