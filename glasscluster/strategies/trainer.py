@@ -185,6 +185,8 @@ class Trainer:
         for observer in self.observers:
             observer.gradient_summed(step)
         step.totals = self.totals(step.loss, step.batch.counted)
+        with self.gpu.unrecorded():
+            step.totals[1].clamp_(min=1)  # of a step in which no token carries loss, all means are 0
         held = self.gpu.memory.snapshot()
         self.result.state_bytes = {k: held[k] for k in held if k in ("parameters", "gradients", "optimizer")}
         step.norm, step.overflow = self.norm_and_overflow()

@@ -25,6 +25,8 @@ from glasscluster.model.decoding.cache import Cache, Remember, Within, keeping
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import KeepAll
 
+COLDEST = 1e-300  # the smallest temperature that a logit can be divided by; long before, sampling is greedy
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -37,14 +39,15 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[b, V] -> [b, V], what is out has 0."""
-        logits = logits.double() / self.temperature
+        logits = logits.double() / max(self.temperature, COLDEST)
         if self.top_k:
             least = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))
         if self.top_p < 1:
             p, order = logits.softmax(-1).sort(-1, descending=True)
-            out = (p.cumsum(-1) - p >= self.top_p).scatter(-1, order, p.cumsum(-1) - p >= self.top_p)
-            logits = logits.masked_fill(out, float("-inf"))
+            beyond = p.cumsum(-1) - p >= self.top_p
+            beyond[:, 0] = False  # the likeliest stays: a set of probability 0 has one token, too
+            logits = logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
         return logits.softmax(-1)
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
