@@ -23,7 +23,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     groups: ClassVar[dict[str, tuple[str, ...]]] = {  # what stands together in a list of options
-        "sizes": ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq"),
+        "sizes": ("layers", "hidden", "heads", "kv_heads", "head_size", "ffn", "vocab", "seq"),
         "attention": ("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
         "positions": (
             *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
@@ -44,6 +44,9 @@ class ModelConfig(BaseModel):
     heads: int = Field(4, ge=1, description="attention heads")
     kv_heads: int | None = Field(
         None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)"
+    )
+    head_size: int | None = Field(
+        None, ge=1, description="elements of a query, a key and a value of each head (hidden / heads)"
     )
     qkv: Literal["fused", "separate"] = Field(
         "fused", description="queries, keys and values from one matrix or from three"
@@ -143,10 +146,11 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
-        if self.hidden % self.heads:
+        if self.head_size is None and self.hidden % self.heads:
             divisors = [d for d in range(1, self.hidden + 1) if self.hidden % d == 0]
             best = min(divisors, key=lambda d: abs(d - self.heads))
-            raise ValueError(f"heads|{self.heads}|hidden = {self.hidden} must be a multiple of heads|{best}")
+            rule = f"hidden = {self.hidden} must be a multiple of heads, or give head-size"
+            raise ValueError(f"heads|{self.heads}|{rule}|{best}")
         if self.heads % self.key_heads:
             divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
             best = min(divisors, key=lambda d: abs(d - self.key_heads))
@@ -154,9 +158,9 @@ class ModelConfig(BaseModel):
                 f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}"
             )
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
+            said = "" if self.head_size else "hidden / heads = "
             raise ValueError(
-                f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is "
-                f"odd|learned"
+                f"position|rope|turns pairs, and the head size {said}{self.head_dim} is odd|learned"
             )
         self._latents_fit()
         if self.rope_scaling != "none" and self.position != "rope":
@@ -238,15 +242,20 @@ class ModelConfig(BaseModel):
     @property
     def head_products(self) -> int:
         """How many weights the matrices of attention have that are cut over heads."""
-        h, a, d = self.hidden, self.heads, self.head_dim
+        h, a, q = self.hidden, self.heads, self.query_width
         if not self.kv_latent:
-            return (h + 2 * self.key_width) * h + h * h
-        return a * 2 * d * self.kv_latent + a * self.score_dim * (self.q_latent or h) + h * h
+            return (q + 2 * self.key_width) * h + h * q
+        return 2 * q * self.kv_latent + a * self.score_dim * (self.q_latent or h) + h * q
 
     @property
     def head_dim(self) -> int:
-        """d = h / a."""
-        return self.hidden // self.heads
+        """d: h / a unless it is given."""
+        return self.head_size or self.hidden // self.heads
+
+    @property
+    def query_width(self) -> int:
+        """Columns of Q, and of attention's output before its last matrix: heads x head size."""
+        return self.heads * self.head_dim
 
     @property
     def width(self) -> int:
@@ -307,12 +316,12 @@ class ModelConfig(BaseModel):
         positions.
         """
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
-        attention = self.head_products + self.down * (h + one) + one * (h + (h + 2 * k))
+        attention = self.head_products + self.down * (h + one) + one * (h + self.query_width + 2 * k)
         if self.kv_latent:
             attention += self.norm_size(self.kv_latent) + (
                 self.norm_size(self.q_latent) if self.q_latent else 0
             )
-            attention += one * (self.heads * (2 * self.head_dim + self.score_dim) - (h + 2 * k))
+            attention += one * (self.heads * (self.head_dim + self.score_dim) - 2 * k)
         attention += self.relative_buckets * self.heads if self.position == "relative" else 0
         attention += 2 * self.norm_size(self.head_dim) if self.qk_norm else 0
 

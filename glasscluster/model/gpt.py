@@ -99,10 +99,10 @@ class Block(Module):
 
     def __init__(self, index: int, config: ModelConfig, parallel: Unsharded, seed: int, like: Tensor) -> None:
         super().__init__(f"layers.{index}.", config, parallel, seed, like)
-        h, kv, std = config.hidden, config.key_width, config.init_std
+        h, q, kv, std = config.hidden, config.query_width, config.key_width, config.init_std
         self.index = index
         norms.declare(self, "norm1", h)
-        columns = {"qkv": (h, kv, kv)} if config.qkv == "fused" else {"q": (h,), "k": (kv,), "v": (kv,)}
+        columns = {"qkv": (q, kv, kv)} if config.qkv == "fused" else {"q": (q,), "k": (kv,), "v": (kv,)}
         for name, blocks in columns.items() if not config.kv_latent else ():
             self.weight(f"{name}_weight", sum(blocks), h, std=std, shard=Shard(0, blocks))  # column parallel
             self.bias(f"{name}_bias", sum(blocks), shard=Shard(0, blocks))
@@ -111,7 +111,7 @@ class Block(Module):
         for name in ("q_norm", "k_norm") if config.qk_norm else ():
             norms.declare(self, name, config.head_dim, partial=True)
         self.declare_bias()
-        self.weight("out_weight", h, h, std=self.out_std, shard=Shard(1))  # row parallel
+        self.weight("out_weight", h, q, std=self.out_std, shard=Shard(1))  # row parallel
         self.bias("out_bias", h)
         norms.declare(self, "norm2", h)
         for name in ("after1", "after2") if config.norm_position == "sandwich" else ():
@@ -259,7 +259,7 @@ class Block(Module):
         if config.qkv == "fused":
             qkv = parallel.column(x_BSH, self.qkv_weight, self.get("qkv_bias"))
             return qkv.split(
-                [n // parallel.size for n in (config.hidden, config.key_width, config.key_width)], -1
+                [n // parallel.size for n in (config.query_width, config.key_width, config.key_width)], -1
             )
         y = parallel.f(x_BSH)
         return [parallel.linear(y, getattr(self, f"{n}_weight"), self.get(f"{n}_bias")) for n in "qkv"]

@@ -100,7 +100,7 @@ class GrownQueriesAndKeys(Plant):
         """Grow them."""
         with torch.no_grad():
             for block in trainer.blocks:
-                rows = block.config.hidden + block.config.key_width
+                rows = block.config.query_width + block.config.key_width
                 block.qkv_weight[:rows] *= 100
         masters_follow(trainer)
 

@@ -61,6 +61,7 @@ def kept(
         "dropout": model.dropout > 0,
         "flash": model.attention == "flash",
         "key_width": model.key_width,
+        "query_width": model.query_width,
         "mlp": mlp,
     }
     layout: dict[str, Any] = {

@@ -290,7 +290,9 @@ def surely_fits(plan: Plan, model: ModelConfig, capacity: float) -> bool:
     every tensor of a layer several times over at 8 bytes, of all micro-batches at once. A plan that passes
     need not be recorded to know that it fits.
     """
-    a_layer = 64 * model.hidden + 16 * model.width + 8 * model.heads * model.seq
+    a_layer = (
+        64 * max(model.hidden, model.heads * model.score_dim) + 16 * model.width + 8 * model.heads * model.seq
+    )
     tokens = plan.micro_batch * plan.micro_batches * model.seq
     activations = 8 * tokens * (model.layers * a_layer + 8 * model.hidden + 8 * model.vocab)
     return 128 * model.parameters() + activations <= capacity

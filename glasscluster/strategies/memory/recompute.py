@@ -132,13 +132,13 @@ def predict_checkpoints(
     heads than t, K and V of a whole head beside what they were gathered from.
     """
     tokens = sequences * model.seq
-    columns = (model.hidden + 2 * model.key_width) // tp
+    columns = (model.query_width + 2 * model.key_width) // tp
     if model.kv_latent:
         columns = 3 * model.heads * model.score_dim // tp
     elif model.transforms_qk:
-        columns = model.hidden // tp + 2 * max(model.key_width // tp, model.head_dim)
+        columns = model.query_width // tp + 2 * max(model.key_width // tp, model.head_dim)
     elif tp > model.key_heads:
-        columns = (model.hidden // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
+        columns = (model.query_width // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
     full = width * tokens * model.hidden // pieces * len(segments(layers, every))
     return {"none": 0, "selective": width * tokens // cp * columns * layers, "full": full}[kind]
 
