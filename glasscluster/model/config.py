@@ -27,14 +27,16 @@ class ModelConfig(BaseModel):
         "attention": ("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
         "positions": (
             *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
-            *("rope_scaling", "rope_factor", "rope_trained"),
+            *("rope_scaling", "rope_factor", "rope_trained", "rope_low_factor", "rope_high_factor"),
+            *("rope_beta_fast", "rope_beta_slow", "rope_truncate", "rope_attention_factor"),
         ),
         "MLP and experts": (
             *("activation", "experts", "top_k", "capacity_factor"),
             *("aux_loss", "shared_ffn", "hot_expert"),
         ),
         "norms, biases and initial weights": (
-            *("norm", "norm_eps", "norm_position", "bias", "tied", "dropout", "init_std", "residual_init"),
+            *("norm", "norm_eps", "norm_position", "bias", "qkv_bias", "tied"),
+            *("dropout", "init_std", "residual_init"),
         ),
         "what it learns from": ("objective", "prefix", "patches", "patch_size", "z_loss"),
     }
@@ -89,6 +91,7 @@ class ModelConfig(BaseModel):
     )
     qk_norm: bool = Field(False, description="queries and keys pass a norm head by head")
     bias: bool = Field(True, description="matrices and layer norms have biases")
+    qkv_bias: bool | None = Field(None, description="queries, keys and values have biases (as bias)")
     position: Literal["learned", "sinusoidal", "relative", "alibi", "rope", "none"] = Field(
         "learned", description="how tokens know where they stand"
     )
@@ -98,11 +101,29 @@ class ModelConfig(BaseModel):
         "half", description="which columns rope pairs: i and i + d/2, or neighbours"
     )
     rope_theta: float = Field(10000.0, gt=1, description="base of rope's frequencies")
-    rope_scaling: Literal["none", "interpolation", "ntk", "yarn"] = Field(
+    rope_scaling: Literal["none", "interpolation", "ntk", "yarn", "llama3"] = Field(
         "none", description="how rope reaches beyond the trained length"
     )
     rope_factor: float = Field(1.0, ge=1, description="how many times as long as trained")
-    rope_trained: int | None = Field(None, ge=1, description="trained length, for yarn (seq / rope-factor)")
+    rope_trained: int | None = Field(
+        None, ge=1, description="trained length, for yarn and llama3 (seq / rope-factor)"
+    )
+    rope_low_factor: float = Field(
+        1.0, gt=0, description="llama3: a pair that turns less often in the trained length is slowed down"
+    )
+    rope_high_factor: float = Field(
+        4.0, gt=0, description="llama3: a pair that turns more often in the trained length is left alone"
+    )
+    rope_beta_fast: float = Field(
+        32.0, gt=0, description="yarn: turns in the trained length from which a pair is left alone"
+    )
+    rope_beta_slow: float = Field(
+        1.0, gt=0, description="yarn: turns in the trained length up to which a pair is slowed down"
+    )
+    rope_truncate: bool = Field(True, description="yarn: the ramp begins and ends at whole pairs")
+    rope_attention_factor: float | None = Field(
+        None, gt=0, description="yarn: queries and keys are multiplied by it (0.1 ln(rope-factor) + 1)"
+    )
     objective: Literal["causal", "masked"] = Field(
         "causal", description="the next token (GPT), or hidden ones from both sides (BERT)"
     )
@@ -163,8 +184,7 @@ class ModelConfig(BaseModel):
                 f"position|rope|turns pairs, and the head size {said}{self.head_dim} is odd|learned"
             )
         self._latents_fit()
-        if self.rope_scaling != "none" and self.position != "rope":
-            raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
+        self._rope_fits()
         if self.position == "relative" and self.relative_distance <= self.relative_buckets // (
             4 if self.both_ways else 2
         ):
@@ -186,6 +206,23 @@ class ModelConfig(BaseModel):
             raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
         return self
 
+    def _rope_fits(self) -> None:
+        if self.rope_scaling != "none" and self.position != "rope":
+            raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
+        for scaling, fields in ROPE_FIELDS.items():
+            for field in fields if self.rope_scaling != scaling else ():
+                value, plain = getattr(self, field), type(self).model_fields[field].default
+                if value != plain:
+                    raise ValueError(f"{field}|{value}|needs --rope-scaling {scaling}|{plain}")
+        if self.rope_scaling == "llama3" and self.rope_high_factor <= self.rope_low_factor:
+            rule = f"must be larger than rope-low-factor = {self.rope_low_factor:g}"
+            raise ValueError(
+                f"rope_high_factor|{self.rope_high_factor:g}|{rule}|{4 * self.rope_low_factor:g}"
+            )
+        if self.rope_scaling == "yarn" and self.rope_beta_fast <= self.rope_beta_slow:
+            rule = f"must be larger than rope-beta-slow = {self.rope_beta_slow:g}"
+            raise ValueError(f"rope_beta_fast|{self.rope_beta_fast:g}|{rule}|{32 * self.rope_beta_slow:g}")
+
     def _latents_fit(self) -> None:
         if not self.kv_latent:
             for field in ("q_latent", "rope_dim"):
@@ -199,6 +236,9 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}"
             )
+        if self.qkv_bias is not None:
+            rule = "with kv-latent the matrices of keys and values have biases as bias says"
+            raise ValueError(f"qkv_bias|{self.qkv_bias}|{rule}|None")
         if self.qk_norm:
             raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
         if self.rotary % 2:
@@ -238,6 +278,11 @@ class ModelConfig(BaseModel):
         They are whole on every tensor rank, and each computes them.
         """
         return self.kv_latent + self.rotary + self.q_latent if self.kv_latent else 0
+
+    @property
+    def biased_qkv(self) -> bool:
+        """Whether the matrices of queries, keys and values have biases."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
 
     @property
     def head_products(self) -> int:
@@ -316,7 +361,8 @@ class ModelConfig(BaseModel):
         positions.
         """
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
-        attention = self.head_products + self.down * (h + one) + one * (h + self.query_width + 2 * k)
+        attention = self.head_products + self.down * (h + one) + one * h
+        attention += self.biased_qkv * (self.query_width + 2 * k)
         if self.kv_latent:
             attention += self.norm_size(self.kv_latent) + (
                 self.norm_size(self.q_latent) if self.q_latent else 0
@@ -362,6 +408,12 @@ class ModelConfig(BaseModel):
         head = 2 * h * (self.vocab + (h if self.objective == "masked" else 0))
         return 3 * tokens * (self.layers * per_layer + head)
 
+
+# options of rope that only one scaling has
+ROPE_FIELDS = {
+    "llama3": ("rope_low_factor", "rope_high_factor"),
+    "yarn": ("rope_beta_fast", "rope_beta_slow", "rope_truncate", "rope_attention_factor"),
+}
 
 _LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",

@@ -68,12 +68,19 @@ class Module(nn.Module):
         if partial:
             self.partial.add(full_name)
 
-    def bias(self, name: str, size: int, shard: Shard | None = None, partial: bool = False) -> None:
-        """Create a bias, in a model that has biases.
+    def bias(
+        self,
+        name: str,
+        size: int,
+        shard: Shard | None = None,
+        partial: bool = False,
+        wanted: bool | None = None,
+    ) -> None:
+        """Create a bias if it is wanted; None: in a model that has biases.
 
         Biases start small and random instead of at zero, because a zero hides mistakes.
         """
-        if self.config.bias:
+        if self.config.bias if wanted is None else wanted:
             self.weight(name, size, std=self.config.init_std, shard=shard, partial=partial)
 
     def get(self, name: str) -> nn.Parameter | None:
@@ -105,7 +112,7 @@ class Block(Module):
         columns = {"qkv": (q, kv, kv)} if config.qkv == "fused" else {"q": (q,), "k": (kv,), "v": (kv,)}
         for name, blocks in columns.items() if not config.kv_latent else ():
             self.weight(f"{name}_weight", sum(blocks), h, std=std, shard=Shard(0, blocks))  # column parallel
-            self.bias(f"{name}_bias", sum(blocks), shard=Shard(0, blocks))
+            self.bias(f"{name}_bias", sum(blocks), shard=Shard(0, blocks), wanted=config.biased_qkv)
         if config.kv_latent:
             latent.declare(self)
         for name in ("q_norm", "k_norm") if config.qk_norm else ():

@@ -135,7 +135,9 @@ def predict_layer(
     f, h = model.width, model.hidden
     first_drop = 1 if layer.unfused and layer.drops else 0
     residual = "add 2" if model.bias else "add 1"
-    second = "addmm 2" if model.bias else "mm 3"
+    # the output's bias is added apart, so its matrix is an mm: those of one kind are counted up to the second
+    same_before = (model.bias is model.biased_qkv) + (not model.bias)
+    second = f"{'addmm' if model.bias else 'mm'} {same_before + 1}"
     return [
         *layer.norm(1, "input"),
         *layer.inside_attention(),
@@ -286,7 +288,7 @@ class _Layer:
         as_they_are = self.recompute == "selective" or not (self.unfused or self.exchange)
         if as_they_are and not self.rotates:
             together = f"3·sb{self.queries}" if k == q else f"sb({self.queries}+2k)"
-            first, columns = "addmm 1" if model.bias else "mm 1", q + 2 * k
+            first, columns = "addmm 1" if model.biased_qkv else "mm 1", q + 2 * k
             terms = [
                 self.cut("attention", "Q, K and V (one tensor)", first, columns=columns, symbols=together)
             ]
