@@ -339,9 +339,9 @@ def test_a_seed_gives_the_same_tokens_with_and_without_a_cache():
         ("at least one token", [[1], []], {}),
         ("tokens 0 to 22, a prompt has 23", [[23]], {}),
         ("30 positions, the model has 29", [[1] * 25], {"seq": 29}),
-        ("dropout is for training", [[1]], {"dropout": 0.1}),
-        ("it fills in, it does not generate", [[1]], {"objective": "masked"}),
-        ("the prefix of 3 tokens has to be seen at once", [[1, 2, 3], [1, 2]], {"prefix": 3}),
+        ("dropout = 0.1: is for training", [[1]], {"dropout": 0.1}),
+        ("a masked model fills in, it does not generate", [[1]], {"objective": "masked"}),
+        ("prefix = 3: has to be seen at once", [[1, 2, 3], [1, 2]], {"prefix": 3}),
     ],
 )
 def test_what_cannot_be_generated_is_refused(message: str, prompts: list, more: dict):

@@ -324,6 +324,17 @@ class ModelConfig(BaseModel):
         """Matrices into the MLP: with SwiGLU the gate and the value."""
         return 2 if self.activation == "swiglu" else 1
 
+    def routed(self, layer: int) -> bool:
+        """Whether a layer has a router and experts in the place of its MLP."""
+        return self.experts > 0
+
+    def matrix_pairs(self, layer: int) -> int:
+        """Pairs of matrices into and out of the tensor-parallel region that a layer has.
+
+        They are attention, the MLP or the experts, and the expert that every token passes.
+        """
+        return 2 + (self.routed(layer) and self.shared_ffn > 0)
+
     @property
     def causal(self) -> bool:
         """Whether a query sees only the keys up to its own (and the prefix's); otherwise it sees all."""

@@ -192,7 +192,7 @@ def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
     for name in request.task:
         if name not in TASKS:
             raise InputError("task", name, "is unknown", list(TASKS))
-    check_model(model, request.tp, precision)
+    check_model(model, "evaluate", request.tp, precision)
     if request.tokenizer is None and model.vocab < 256:
         raise InputError("vocab", model.vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
     if request.samples > 1 and not request.temperature:

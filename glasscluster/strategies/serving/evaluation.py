@@ -27,6 +27,7 @@ from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
 from glasscluster.model.text.tasks import Choice, Item, Prompt, Task
 from glasscluster.model.text.tokenizer import Tokenizer
+from glasscluster.model.uses import check_use
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.serving.generation import make_stage
 
@@ -154,6 +155,7 @@ def loglikelihoods(stage: GPTStage, rows: Sequence[tuple[list[int], int]]) -> Te
     """log p of the last tokens of each row, given those before: [rows]."""
     assert stage.embedding is not None
     assert stage.head is not None
+    check_use(stage.config, "evaluate")
     device = next(stage.parameters()).device
     tokens = pad([row[:-1] for row, _ in rows], device)
     targets = torch.full_like(tokens, IGNORE)

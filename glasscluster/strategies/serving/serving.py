@@ -218,8 +218,8 @@ def predict_paged(schedule: Schedule, block: int) -> list[int]:
 
 
 def predict_sent(job: ServingJob, schedule: Schedule, width: int) -> int:
-    """Bytes that all ranks send: two all-reduces a layer and one of the embedding over all columns, the
-    logits of one a sequence.
+    """Bytes that all ranks send: an all-reduce for every pair of matrices and one of the embedding over all
+    columns, the logits of one a sequence.
     """
     sent = 0
     for step in schedule.steps:
