@@ -26,6 +26,14 @@ transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()
 
 VOCAB, SEQ = 37, 16
+_LLAMA_SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": SEQ,
+}
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {
         "n_layer": 2,
@@ -36,14 +44,10 @@ SIZES: dict[str, dict[str, Any]] = {
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
     },
-    "llama": {
-        "num_hidden_layers": 2,
-        "hidden_size": 16,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 24,
-        "max_position_embeddings": SEQ,
-    },
+    "llama": _LLAMA_SIZES,
+    **{name: dict(_LLAMA_SIZES) for name in ("mistral", "qwen2")},
+    "mixtral": {**_LLAMA_SIZES, "num_local_experts": 4},
+    "qwen3": {**_LLAMA_SIZES, "head_dim": 8},
     "bert": {
         "num_hidden_layers": 2,
         "hidden_size": 16,
@@ -83,26 +87,35 @@ class Wide(TorchFunctionMode):
         return func(*map(wide, args), **{k: wide(v) for k, v in (kwargs or {}).items()})
 
 
-def theirs_of(name: str, **more: Any) -> Any:
-    """Their model in float64 with weights large enough to matter, norms and biases included."""
+def theirs_of(name: str, config: Any = None, **more: Any) -> Any:
+    """Their model in float64 with weights large enough to matter, norms, biases and buffers included."""
     values = {
         **SIZES[name],
         "vocab_size": VOCAB,
         "bos_token_id": None,
         "eos_token_id": None,
+        "pad_token_id": None,
         "attn_implementation": "eager",
         **more,
     }
-    family = FAMILIES[name]
     torch.manual_seed(0)
-    model = (
-        getattr(transformers, family.architecture)(transformers.AutoConfig.for_model(name, **values))
-        .double()
-        .eval()
-    )
+    config = config or transformers.AutoConfig.for_model(name, **values)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, FAMILIES[name].architecture)(config).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def loaded(theirs: Any, family: Any) -> GPTStage:
+    """Our model with the weights of theirs, from its memory."""
+    config = family.to_config(theirs.config.to_dict())
+    layout, found = hugging_face.Layout(family.in_memory(), config), theirs.state_dict()
+    stage = GPTStage(config, dtype=torch.float64)
+    with torch.no_grad():
+        for name, (parameter, _) in stage.full_names().items():
+            parameter.copy_(layout.to_ours(name, found))
+    return stage
 
 
 def ours_of(name: str, **more: Any) -> GPTStage:
@@ -155,7 +168,8 @@ def same(ours: GPTStage, theirs: Any) -> float:
         worst = [difference(ours.head.logits(x), logits, 0.0), difference(mine.detach(), loss.detach(), 0.0)]
     mine_by_name = {name: p.grad for name, (p, _) in ours.full_names().items()}
     assert all(g is not None for g in mine_by_name.values())
-    found = hugging_face.state_dict(ours.config, mine_by_name)
+    family = FAMILIES[theirs.config.model_type]
+    found = hugging_face.state_dict(ours.config, mine_by_name, family, in_memory=True, gradients=True)
     right = {name: p.grad for name, p in theirs.named_parameters()}
     assert set(found) == set(right)
     floor = 1e-3 * max(float(g.abs().max()) for g in right.values())

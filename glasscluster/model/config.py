@@ -38,6 +38,7 @@ class ModelConfig(BaseModel):
             *("norm", "norm_eps", "norm_position", "bias", "qkv_bias", "tied"),
             *("dropout", "init_std", "residual_init"),
         ),
+        "embeddings and logits": ("embedding_scale", "logit_cap"),
         "what it learns from": ("objective", "prefix", "patches", "patch_size", "z_loss"),
     }
 
@@ -151,6 +152,9 @@ class ModelConfig(BaseModel):
     z_loss: float = Field(
         0.0, ge=0, description="weight of log² Z in the gradient, Z the sum of a token's exponentiated logits"
     )
+
+    embedding_scale: bool = Field(False, description="embeddings of tokens are multiplied by sqrt(hidden)")
+    logit_cap: float = Field(0.0, ge=0, description="logits become cap x tanh(logit / cap); 0: as they are")
 
     @model_validator(mode="before")
     @classmethod

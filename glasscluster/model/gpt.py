@@ -275,6 +275,8 @@ class Block(Module):
 class Embedding(Module):
     """Rows of a table for tokens, and for positions where these are learned or fixed sines.
 
+    Rows for tokens can be multiplied by √h, as in the transformer's paper (1706.03762, section 3.4) and Gemma's
+    files: a tied table then serves the head with small numbers and the layers with large ones.
     BERT (1810.04805, section 3) adds rows for token types, and a norm. Token types are those of a pair of
     sentences unless they are given: 0 in the first half of a sequence, 1 in the second.
     """
@@ -317,6 +319,8 @@ class Embedding(Module):
         if config.patches:  # the first tokens' places are the patches'
             tokens_BS = nn.functional.pad(tokens_BS[:, pixels.shape[1] :], (config.patches, 0))
         x, tokens = parallel.embed(tokens_BS, self.token), tokens_BS.shape[1] * parallel.context.size
+        if config.embedding_scale:
+            x = x * config.hidden**0.5
         if config.patches:
             x = self.seen(x, pixels, tokens)
         if config.position in ("learned", "sinusoidal"):
@@ -359,7 +363,8 @@ class Head(Module):
 
     `table` is the embedding's where it is tied and on this stage. Behind post-norm layers there is no final
     norm, as the last layer ends with one. A masked model has one more matrix, GELU and norm before the table,
-    and a bias of the logits (google-research/bert, get_masked_lm_output).
+    and a bias of the logits (google-research/bert, get_masked_lm_output). With a cap c, logits z become
+    c·tanh(z/c), which lie between -c and c (Gemma 2, 2408.00118, section 2).
     """
 
     def __init__(
@@ -401,12 +406,13 @@ class Head(Module):
         return logits
 
     def scores(self, x_BSH: Tensor) -> Tensor:
-        """This rank's columns of the logits: [B, S, V]."""
+        """This rank's columns of the logits, capped: [B, S, V]."""
         x = x_BSH if self.config.norm_position == "post" else norms.norm(self, "norm", x_BSH)
         if self.config.objective == "masked":
             x = nn.functional.gelu(self.parallel.linear(x, self.transform_weight, self.get("transform_bias")))
             x = norms.norm(self, "transform_norm", x)
-        return self.parallel.column(x, self.table, self.get("logit_bias"))
+        logits, cap = self.parallel.column(x, self.table, self.get("logit_bias")), self.config.logit_cap
+        return (logits / cap).tanh() * cap if cap else logits
 
     def logits(self, x_BSH: Tensor) -> Tensor:
         """The whole logits, on every rank: [B, S, vocabulary]. They carry no gradient."""

@@ -18,7 +18,12 @@ from glasscluster.strategies.serving.generation import GenerationJob
 from glasscluster.strategies.serving.serving import ServingJob
 
 SHAPE: dict[str, Any] = {
-    **{"layers": 2, "hidden": 16, "heads": 4, "vocab": 43, "seq": 12, "init_std": 0.5},
+    "layers": 2,
+    "hidden": 16,
+    "heads": 4,
+    "vocab": 43,
+    "seq": 12,
+    "init_std": 0.5,
 }
 LATENT = {"kv_latent": 10, "position": "rope"}
 ROUTED = {"experts": 4, "hot_expert": 0.3}

@@ -333,11 +333,14 @@ def state_dict(
     return {tensor: layout.to_theirs(tensor, ours, gradients) for tensor in layout.theirs}
 
 
-def save(stage: GPTStage, folder: str | Path) -> Path:
-    """Write a whole model so that transformers' `from_pretrained(folder)` loads it; returns the folder."""
+def save(stage: GPTStage, folder: str | Path, family: Family | None = None) -> Path:
+    """Write a whole model so that transformers' `from_pretrained(folder)` loads it; returns the folder.
+
+    family: whose layout; None: the first that has this shape.
+    """
     from safetensors.torch import save_file
 
-    folder, family = Path(folder), family_of(stage.config)
+    folder, family = Path(folder), family or family_of(stage.config)
     ours = {name: p.detach().cpu() for name, (p, _) in stage.full_names().items()}
     layout = Layout(family, stage.config)
     if {n: tuple(p.shape) for n, p in ours.items()} != layout.shapes:

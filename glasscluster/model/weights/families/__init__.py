@@ -12,10 +12,11 @@ from glasscluster.model.weights.families.bert import BERT
 from glasscluster.model.weights.families.gpt2 import GPT2
 from glasscluster.model.weights.families.llama import LLAMA, MISTRAL
 from glasscluster.model.weights.families.mixtral import MIXTRAL
+from glasscluster.model.weights.families.qwen import QWEN2, QWEN3
 
 __all__ = ["FAMILIES", "Family", "KeyRefused", "Reading", "WeightsError", "family_in", "json_object"]
 
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT, MISTRAL, MIXTRAL)}
+FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT, MISTRAL, MIXTRAL, QWEN2, QWEN3)}
 
 
 def family_in(content: Mapping[str, Any]) -> Family:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from math import isfinite
+from math import isclose, isfinite
 from typing import Any
 
 from glasscluster.base.errors import InputError
@@ -158,6 +158,8 @@ FREE = ("attention", "qkv", "dropout", "residual_init", "aux_loss", "z_loss")
 # Fields that mean nothing unless another one has a value.
 IDLE: tuple[tuple[str, Callable[[ModelConfig], bool]], ...] = (
     ("rope_", lambda config: config.position != "rope"),
+    ("rope_trained", lambda config: config.rope_scaling not in ("yarn", "llama3")),
+    ("rope_dim", lambda config: not config.kv_latent),
     ("relative_", lambda config: config.position != "relative"),
     ("top_k", lambda config: not config.experts),
     ("patch_size", lambda config: not config.patches),
@@ -266,6 +268,7 @@ class Family:
         rest = sorted(set(content) - told)
         harmless = [n for n in rest if n in self.said or any(fnmatch(n, p) for p in HARMLESS)]
         unknown = [n for n in rest if n not in harmless and content[n] is not None]
+        values = {k: v for k, v in values.items() if k in ModelConfig.model_fields}  # TEMPORARY
         return Reading({**values, **self.unread, **self.always}, recognised, refused, harmless, unknown)
 
     def by_own_names(self, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,9 +340,9 @@ class Family:
                 f"{config.heads}"
             )
         again, mine = meant(self.to_config(content)), meant(config)
-        for name in mine:
-            if again.get(name) != mine[name]:
-                raise WeightsError(f"{self.model_type} cannot say {name} = {mine[name]}")
+        for name, value in mine.items():
+            if not alike(again.get(name), value):
+                raise WeightsError(f"{self.model_type} cannot say {name} = {value}")
 
     def tensors_passed_over(self, content: Mapping[str, Any]) -> tuple[str, ...]:
         """Patterns of tensors that a file may have and nobody needs."""
@@ -347,16 +350,20 @@ class Family:
 
 
 def meant(config: ModelConfig) -> dict[str, Any]:
-    """The fields of a model that its logits depend on."""
+    """The fields of a model that its logits depend on, with their values where None stands for one."""
     idle = tuple(start for start, is_idle in IDLE if is_idle(config))
-    fields = {
-        k: v for k, v in config.model_dump().items() if k not in FREE and not k.startswith(idle or ("|",))
-    }
-    if config.position == "rope":
+    fields = {k: v for k, v in config.model_dump().items() if k not in FREE and not k.startswith(idle)}
+    fields |= {"head_size": config.head_dim, "qkv_bias": config.biased_qkv}
+    if config.rope_scaling in ("yarn", "llama3"):
         fields["rope_trained"] = config.rope_trained or max(1, round(config.seq / config.rope_factor))
-    if config.rope_scaling != "yarn":
-        fields.pop("rope_trained", None)
     return fields
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Equal; numbers with a fraction to the last digits."""
+    if isinstance(one, float) and isinstance(other, float):
+        return isclose(one, other, rel_tol=1e-12)
+    return bool(one == other)
 
 
 # What a plain model of today's families has not.

@@ -5,11 +5,13 @@ Names and keys: modeling_llama.py, configuration_llama.py, configuration_mistral
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from glasscluster.model.weights.families.base import PLAIN, Family, Key
+from glasscluster.model.weights.families.base import NOT_ALLOWED, PLAIN, Family, Key, Special, taken
 from glasscluster.model.weights.families.rope import rope
+from glasscluster.model.weights.families.windows import all_layers
 
 # What they all have: RMSNorm before a branch, rotary positions, SwiGLU.
 ALWAYS: dict[str, Any] = {
@@ -20,6 +22,21 @@ ALWAYS: dict[str, Any] = {
     "rope_layout": "half",
     "activation": "swiglu",
 }
+
+
+def head_size(absent: int | None) -> Special:
+    """head_dim, where it is not hidden_size / num_attention_heads. absent: its value where it is not said."""
+
+    def ours(content: Mapping[str, Any]) -> dict[str, Any]:
+        found = taken(content, "head_dim", int, absent, None if absent is None else NOT_ALLOWED)
+        hidden, heads = content.get("hidden_size"), content.get("num_attention_heads")
+        plain = isinstance(heads, int) and found is not None and found * heads == hidden
+        return {"head_size": None if plain else found}
+
+    return Special(
+        ("head_dim",), ours, lambda config: {"head_dim": config.head_dim}, {"head_size": "head_dim"}
+    )
+
 
 LLAMA = Family(
     model_type="llama",
@@ -56,7 +73,7 @@ LLAMA = Family(
     },
     always=ALWAYS,
     fixed={"hidden_act": ("silu", "swish"), "attention_bias": False, "mlp_bias": False},
-    specials=(rope(trained=2048),),
+    specials=(rope(length=2048), head_size(None)),
     said={"attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": None},
     unused=("model.layers.*.self_attn.rotary_emb.inv_freq",),
 )
@@ -72,5 +89,5 @@ MISTRAL = replace(
         "seq": Key("max_position_embeddings", 131072),
     },
     fixed={"hidden_act": ("silu", "swish")},
-    specials=(rope(trained=131072),),
+    specials=(rope(length=131072), head_size(None), all_layers(4096)),
 )

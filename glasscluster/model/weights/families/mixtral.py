@@ -10,8 +10,9 @@ from typing import Any
 
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.weights.families.base import Key, Special, taken
-from glasscluster.model.weights.families.llama import ALWAYS, MISTRAL
+from glasscluster.model.weights.families.llama import ALWAYS, MISTRAL, head_size
 from glasscluster.model.weights.families.rope import rope
+from glasscluster.model.weights.families.windows import all_layers
 
 
 def balance(coefficient: float) -> Special:
@@ -56,6 +57,6 @@ MIXTRAL = replace(
     },
     always={**without(ALWAYS, "experts"), "shared_ffn": 0, "capacity_factor": 0.0},
     fixed={"hidden_act": ("silu", "swish"), "router_jitter_noise": 0.0},
-    specials=(rope(1e6, trained=131072), balance(0.001)),
+    specials=(rope(1e6, length=131072), head_size(None), all_layers(None), balance(0.001)),
     aliases={"num_experts": "num_local_experts"},
 )
