@@ -100,7 +100,7 @@ def theirs_of(name: str, config: Any = None, **more: Any) -> Any:
     }
     torch.manual_seed(0)
     config = config or transformers.AutoConfig.for_model(name, **values)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     model = getattr(transformers, FAMILIES[name].architecture)(config).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -137,7 +137,11 @@ def read_back(folder: Path, name: str) -> Any:
     """transformers' from_pretrained."""
     auto = transformers.AutoModelForMaskedLM if name == "bert" else transformers.AutoModelForCausalLM
     model, said = auto.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float64, output_loading_info=True
+        folder,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        dtype=torch.float64,
+        output_loading_info=True,
     )
     assert not any(said.values()), said
     return model.eval()

@@ -297,9 +297,11 @@ class Family:
             if problem.field in overrides or problem.field in ("options", *self.always):
                 raise
             key = self.key_of(problem.field)
-            value = self.by_own_names(content).get(key, problem.value)
+            said = self.by_own_names(content)
+            value = said.get(key, reading.values.get(problem.field, problem.value))
             near = "" if problem.nearest is None else f"; the nearest valid choice is {problem.nearest}"
-            raise KeyRefused(key, value, f"{problem.field} = {problem.value}: {problem.rule}{near}") from None
+            why = f"{problem.field} = {problem.value}: {problem.rule}{near}"
+            raise KeyRefused(key, value, why if key in said else f"as it is absent: {why}") from None
         return config
 
     def key_of(self, ours: str) -> str:

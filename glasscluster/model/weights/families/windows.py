@@ -56,9 +56,9 @@ def types_in(content: Mapping[str, Any], layers: int, absent: list[str]) -> list
 
 def window_of(config: ModelConfig) -> dict[str, Any]:
     """sliding_window, of a model that has it in all layers or in none."""
-    if config.window and config.window_layers != "all":
+    if getattr(config, "window", 0) and getattr(config, "window_layers", "all") != "all":
         raise WeightsError(f"sliding_window has no word for window_layers = {config.window_layers!r}")
-    return {"sliding_window": config.window or None}
+    return {"sliding_window": getattr(config, "window", 0) or None}
 
 
 def all_layers(absent: int | None) -> Special:
@@ -81,7 +81,11 @@ def some_layers(layers: int = 32) -> Special:
         return fields_of(types_in(content, count, absent), window)
 
     def theirs(config: ModelConfig) -> dict[str, Any]:
-        return {**window_of(config), "use_sliding_window": config.window > 0, "max_window_layers": 0}
+        return {
+            **window_of(config),
+            "use_sliding_window": getattr(config, "window", 0) > 0,
+            "max_window_layers": 0,
+        }
 
     return Special(keys, ours, theirs, FIELDS)
 
@@ -95,8 +99,12 @@ def every_other_layer(absent: int, layers: int) -> Special:
         return fields_of(types_in(content, count, alternating(max(0, count))), window)
 
     def theirs(config: ModelConfig) -> dict[str, Any]:
-        plain = [SLIDING if config.window else FULL] * config.layers
-        types = alternating(config.layers) if config.window and config.window_layers == "alternate" else plain
-        return {"sliding_window": config.window or None, "layer_types": types}
+        plain = [SLIDING if getattr(config, "window", 0) else FULL] * config.layers
+        types = (
+            alternating(config.layers)
+            if getattr(config, "window", 0) and getattr(config, "window_layers", "all") == "alternate"
+            else plain
+        )
+        return {"sliding_window": getattr(config, "window", 0) or None, "layer_types": types}
 
     return Special(AS_TYPES, ours, theirs, FIELDS)
