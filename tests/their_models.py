@@ -46,7 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "llama": _LLAMA_SIZES,
     **{name: dict(_LLAMA_SIZES) for name in ("mistral", "qwen2")},
-    "mixtral": {**_LLAMA_SIZES, "num_local_experts": 4},
+    "mixtral": {**_LLAMA_SIZES, "num_local_experts": 4, "head_dim": 4},
     "qwen3": {**_LLAMA_SIZES, "head_dim": 8},
     "bert": {
         "num_hidden_layers": 2,

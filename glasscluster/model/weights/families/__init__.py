@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from glasscluster.base.errors import InputError
+from glasscluster.model.config import ModelConfig
 from glasscluster.model.weights.families.base import Family, KeyRefused, Reading, WeightsError
 from glasscluster.model.weights.families.bert import BERT
 from glasscluster.model.weights.families.gpt2 import GPT2
@@ -14,7 +16,10 @@ from glasscluster.model.weights.families.llama import LLAMA, MISTRAL
 from glasscluster.model.weights.families.mixtral import MIXTRAL
 from glasscluster.model.weights.families.qwen import QWEN2, QWEN3
 
-__all__ = ["FAMILIES", "Family", "KeyRefused", "Reading", "WeightsError", "family_in", "json_object"]
+__all__ = [
+    *("FAMILIES", "Family", "KeyRefused", "Reading", "WeightsError"),
+    *("config_file", "family_in", "is_path", "json_object", "read_shape"),
+]
 
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT, MISTRAL, MIXTRAL, QWEN2, QWEN3)}
 
@@ -40,3 +45,50 @@ def json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds no object")
     return content
+
+
+# ---- a config.json on its own: shapes without weights ------------------------------------------------------
+def is_path(name: str) -> bool:
+    """Whether a model's name is that of a file or folder: it has a slash, ends in .json, or is there."""
+    return "/" in name or "\\" in name or name.endswith(".json") or Path(name).exists()
+
+
+def config_file(path: str) -> Path:
+    """The config.json that a path means: itself, or the one in a folder."""
+    found = Path(path)
+    return found / "config.json" if found.is_dir() else found
+
+
+def read_shape(path: str, **overrides: Any) -> ModelConfig:
+    """The model of a config.json, or of a folder with one, with some fields otherwise.
+
+    Args:
+        path: of the file, or of its folder.
+        **overrides: fields of ModelConfig. A width that others in the file were made for needs them too.
+
+    Raises:
+        InputError: for a file that cannot be read (field `model`), a key in it that cannot (its name and its
+            value are in the rule), or an override that contradicts it.
+    """
+    try:
+        content = json_object(config_file(path))
+        family = family_in(content)
+        config = family.to_config(content, **overrides)
+        check_widths(family, content, overrides)
+    except WeightsError as problem:
+        raise InputError("model", path, str(problem)) from None
+    return config
+
+
+def check_widths(family: Family, content: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """InputError for another hidden size where the file says a head size or a width that go with its own."""
+    said = family.read(content).values
+    if overrides.get("hidden", said.get("hidden")) == said.get("hidden"):
+        return
+    content = family.by_own_names(content)
+    needed = {"head_dim": ("head_size", "heads"), family.key_of("ffn"): ("ffn",)}
+    for key, fields in needed.items():
+        if content.get(key) is not None and not any(field in overrides for field in fields):
+            option = " or ".join("--" + field.replace("_", "-") for field in fields)
+            rule = f"config.json says {key} = {content[key]} for hidden = {said['hidden']}: give {option} too"
+            raise InputError("hidden", overrides["hidden"], rule, [said["hidden"]])
