@@ -39,6 +39,7 @@ class Module(nn.Module):
         super().__init__()
         self.prefix, self.config, self.parallel, self.seed, self.like = prefix, config, parallel, seed, like
         self.shards: dict[str, Shard | None] = {}
+        self.constants: list[str] = []  # full names of what is saved beside the parameters
         self.partial: set[str] = (
             set()
         )  # whole on every rank, but used for its own heads: the ranks' gradients add up
@@ -83,8 +84,19 @@ class Module(nn.Module):
         if self.config.bias if wanted is None else wanted:
             self.weight(name, size, std=self.config.init_std, shard=shard, partial=partial)
 
-    def get(self, name: str) -> nn.Parameter | None:
-        """A parameter, or None where the model has no such bias."""
+    def constant(self, name: str, size: int, std: float) -> None:
+        """Create numbers that belong to the weights and are not trained, in the accumulators' type.
+
+        They are no parameters, but are saved and loaded, and whole on every rank.
+        """
+        full_name = f"{self.prefix}{name}"
+        wide = self.like.to(accumulation_dtype(self.like.dtype))
+        made = local_parameter(full_name, (size,), std, 0.0, None, self.parallel, self.seed, wide)
+        self.register_buffer(name, made.detach())
+        self.constants.append(full_name)
+
+    def get(self, name: str) -> Tensor | None:
+        """A parameter or constant, or None where the model has no such thing."""
         return getattr(self, name, None)
 
 
@@ -123,8 +135,9 @@ class Block(Module):
         norms.declare(self, "norm2", h)
         for name in ("after1", "after2") if config.norm_position == "sandwich" else ():
             norms.declare(self, name, h)
-        self.mlp = moe.experts if config.experts else mlp.mlp
-        (moe if config.experts else mlp).declare(self)
+        routed = config.routed(index)
+        self.mlp = moe.experts if routed else mlp.mlp
+        (moe if routed else mlp).declare(self)
 
     @property
     def out_std(self) -> float:
@@ -487,3 +500,7 @@ class GPTStage(nn.Module):
             for part in self.parts()
             for name, shard in part.shards.items()
         }
+
+    def full_constants(self) -> dict[str, Tensor]:
+        """What is saved beside the parameters, by full name: numbers that are not trained."""
+        return {n: getattr(part, n.split(".")[-1]) for part in self.parts() for n in part.constants}

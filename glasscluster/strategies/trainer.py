@@ -105,9 +105,11 @@ class Trainer:
             del loss
         if self.job.keep and not self.job.capture:
             result.weights.append(self.manager.weights())
+        result.constants = {n: x for s in self.stages.values() for n, x in s.full_constants().items()}
         result.losses = [loss.cpu() if loss.device.type != "meta" else loss for loss in result.losses]
         result.checkpoint_bytes = getattr(self.parts.keep, "held", 0)
-        result.routing = {block.index: list(block.routing) for block in self.blocks if self.job.model.experts}
+        model = self.job.model
+        result.routing = {b.index: list(b.routing) for b in self.blocks if model.routed(b.index)}
         result.in_flight = self.parts.executor.most_live
         result.units = [(u.name, u.numel, u.padded) for u in self.manager.units]
         result.host_bytes = self.gpu.memory.host_bytes
@@ -282,5 +284,6 @@ class Trainer:
 
     def clear_routing(self) -> None:
         """Routers tell of a step what they did."""
-        for block in self.blocks if self.job.model.experts else ():
-            block.routing.clear()
+        for block in self.blocks:
+            if self.job.model.routed(block.index):
+                block.routing.clear()

@@ -57,7 +57,7 @@ class Layout:
     def __init__(self, family: Family, config: ModelConfig) -> None:
         self.family = family
         self.shapes = {
-            name: tuple(p.shape) for name, (p, _) in GPTStage(config, device="meta").full_names().items()
+            name: tuple(x.shape) for name, x in tensors_of(GPTStage(config, device="meta")).items()
         }
         self.ours = {name: pieces(name, shape, config, family) for name, shape in self.shapes.items()}
         self.theirs: dict[str, list[Piece]] = {}
@@ -106,6 +106,11 @@ class Layout:
         whole = torch.cat(made) if len(made) > 1 else made[0]
         turn = form.gradient if gradients and form.gradient is not None else form.theirs
         return turn(whole).contiguous()
+
+
+def tensors_of(stage: GPTStage) -> dict[str, Tensor]:
+    """Everything that is saved, by full name: parameters, and numbers that are not trained."""
+    return {name: p.detach() for name, (p, _) in stage.full_names().items()} | stage.full_constants()
 
 
 def rows_of(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -157,6 +162,8 @@ class Weights(Mapping[str, Tensor]):
         self.folder = Path(folder)
         self.content = json_object(self.folder / "config.json")
         family = family_in(self.content)
+        if unread := family.read(self.content).refused_weights:
+            raise unread[0]
         self.config = config or family.to_config(self.content, **overrides)
         self.files = ExitStack()
         self.tensors = _Tensors(self.folder, family, self.files)
@@ -219,6 +226,8 @@ class Weights(Mapping[str, Tensor]):
                     )
                 with torch.no_grad():
                     getattr(part, name.split(".")[-1]).copy_(full)
+            for name in part.constants:
+                getattr(part, name.split(".")[-1]).copy_(self[name])
         return stage
 
 
@@ -323,14 +332,16 @@ def state_dict(
 
     Args:
         config: the model.
-        ours: weights, or their gradients, by our full names.
+        ours: weights, or their gradients, by our full names. What is not there is left out: constants have
+            no gradient.
         family: whose names; None: the first that has this shape.
         in_memory: the names of a model in memory, where experts lie stacked, and not those of its files.
         gradients: they are gradients: what is added to a weight in its file does not concern them.
     """
     family = family or family_of(config)
     layout = Layout(family.in_memory() if in_memory else family, config)
-    return {tensor: layout.to_theirs(tensor, ours, gradients) for tensor in layout.theirs}
+    wanted = [t for t, found in layout.theirs.items() if all(layout.home[p.part] in ours for p in found)]
+    return {tensor: layout.to_theirs(tensor, ours, gradients) for tensor in wanted}
 
 
 def save(stage: GPTStage, folder: str | Path, family: Family | None = None) -> Path:
@@ -341,7 +352,7 @@ def save(stage: GPTStage, folder: str | Path, family: Family | None = None) -> P
     from safetensors.torch import save_file
 
     folder, family = Path(folder), family or family_of(stage.config)
-    ours = {name: p.detach().cpu() for name, (p, _) in stage.full_names().items()}
+    ours = {name: x.cpu() for name, x in tensors_of(stage).items()}
     layout = Layout(family, stage.config)
     if {n: tuple(p.shape) for n, p in ours.items()} != layout.shapes:
         raise WeightsError("only a whole model can be saved; this stage has a part of it")

@@ -159,7 +159,8 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
     write_files(folder, trained, f"train on {plan.gpus} GPUs")
     if save is not None:
         say(f"writing the weights to {save}")
-        hugging_face.save(assemble(plan, model, [r.weights[-1] for r in trained.run.results]), save)
+        pieces = [r.weights[-1] | r.constants for r in trained.run.results]
+        hugging_face.save(assemble(plan, model, pieces), save)
     return trained
 
 

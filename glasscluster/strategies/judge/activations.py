@@ -19,7 +19,8 @@ own), k columns of K and of V (q without grouped queries), f inner width of the 
 
     any q, k and f    inside the matrices w sb (2q + 2k + n f)/t,
                       where the paper has 12 w sbh/t: q = k = h, f = 4h, n = 2
-                      n = 2 GELU: in and out; 4 SwiGLU: gate, value, silu(gate), product; 1 ReLU: its output
+                      n = 2 GELU: in and out; 4 SwiGLU: gate, value, silu(gate), product (GEGLU: the same
+                      with gelu); 7 clamped SwiGLU: both clamped too, and the sigmoid; 1 ReLU: its output
     context parallel  everything by c, also a s² b; Ulysses with flash attention keeps the output before and
     behind its way back
 
@@ -61,7 +62,14 @@ PARTS = (
     "scores",
 )  # outside the matrices; inside those of the MLP, of attention; what grows with s²
 OPERATOR = {"layernorm": "layer_norm", "rmsnorm": "rms_norm", "scalenorm": "scale_norm"}
-KEPT_OF_MLP = {"gelu": 2, "gelu-tanh": 2, "relu": 1, "swiglu": 4}  # n, in inner widths f
+KEPT_OF_MLP = {
+    "gelu": 2,
+    "gelu-tanh": 2,
+    "relu": 1,
+    "swiglu": 4,
+    "geglu": 4,
+    "swiglu-clamped": 7,
+}  # n, in inner widths f
 
 
 def kept_by_a_layer(
@@ -355,12 +363,20 @@ def _over(**ranks: int) -> str:
 
 def _mlp(activation: str, cut: Callable[..., Term], f: int, symbols: str, second: str) -> list[Term]:
     """What the activation keeps, and the input of the second matrix."""
-    if activation == "swiglu":
-        return [
-            cut("gate and value (one tensor)", second, columns=2 * f, symbols="2·sbf"),
-            cut("silu of the gate", "silu 1", columns=f, symbols="sbf"),
-            cut("gated value, input of the second matrix", "mul 1", columns=f, symbols="sbf"),
-        ]
+    gated = {
+        "swiglu": (("silu of the gate", "silu 1"), ("gated value, input of the second matrix", "mul 1")),
+        "geglu": (("gelu of the gate", "gelu 1"), ("gated value, input of the second matrix", "mul 1")),
+        "swiglu-clamped": (
+            ("clamped gate", "clamp 1"),
+            ("value and one", "add 3" if second.startswith("addmm") else "add 2"),
+            ("sigmoid of the gate", "sigmoid 1"),
+            ("gate times sigmoid", "mul 2"),
+            ("gated value, input of the second matrix", "mul 3"),
+        ),
+    }
+    if activation in gated:
+        terms = [cut("gate and value (one tensor)", second, columns=2 * f, symbols="2·sbf")]
+        return terms + [cut(name, maker, columns=f, symbols="sbf") for name, maker in gated[activation]]
     if activation == "relu":  # its derivative needs the output alone
         return [cut("output of ReLU", "relu 1", columns=f, symbols=symbols)]
     return [

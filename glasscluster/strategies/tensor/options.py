@@ -36,8 +36,14 @@ class TensorOptions(BaseModel):
         """The first rule that so many tensor ranks break with a model; None: they fit."""
         if self.sequence_parallel and model.seq % tp:
             return f"must divide seq = {model.seq} when the sequence is cut"
-        shared = {"shared-ffn": model.shared_ffn} if model.shared_ffn else {}
-        for field, size in {"heads": model.heads, "ffn": model.width, **shared}.items():
+        sizes = {"heads": model.heads}
+        if not model.experts or model.dense_layers or not model.expert_ffn:
+            sizes["ffn"] = model.width
+        if model.experts:
+            sizes |= {"expert-ffn": model.expert_width, "shared-ffn": model.shared_ffn}
+        if model.expert_bias:  # each rank adds a part of a bias that is not cut with its matrix
+            sizes["hidden"] = model.hidden
+        for field, size in sizes.items():
             if size % tp:
                 return f"must divide {field} = {size}"
         heads, width = model.key_heads, model.key_width

@@ -11,17 +11,34 @@ from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.weights.families.base import Family, KeyRefused, Reading, WeightsError
 from glasscluster.model.weights.families.bert import BERT
+from glasscluster.model.weights.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from glasscluster.model.weights.families.gemma import GEMMA2
 from glasscluster.model.weights.families.gpt2 import GPT2
+from glasscluster.model.weights.families.gpt_oss import GPT_OSS
 from glasscluster.model.weights.families.llama import LLAMA, MISTRAL
-from glasscluster.model.weights.families.mixtral import MIXTRAL
+from glasscluster.model.weights.families.mixtral import MIXTRAL, QWEN3_MOE
 from glasscluster.model.weights.families.qwen import QWEN2, QWEN3
 
 __all__ = [
-    *("FAMILIES", "Family", "KeyRefused", "Reading", "WeightsError"),
-    *("config_file", "family_in", "is_path", "json_object", "read_shape"),
+    "FAMILIES",
+    "Family",
+    "KeyRefused",
+    "Reading",
+    "WeightsError",
+    "config_file",
+    "family_in",
+    "is_path",
+    "json_object",
+    "read_shape",
 ]
 
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, BERT, MISTRAL, MIXTRAL, QWEN2, QWEN3)}
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        *(GPT2, LLAMA, BERT, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE),
+        *(GEMMA2, DEEPSEEK_V2, DEEPSEEK_V3, GPT_OSS),
+    )
+}
 
 
 def family_in(content: Mapping[str, Any]) -> Family:

@@ -129,6 +129,7 @@ class Reading:
     values: dict[str, Any]
     recognised: dict[str, str]  # key -> "heads = 32", or what it says
     refused: list[KeyRefused]
+    refused_weights: list[KeyRefused]  # what does not concern shapes, and keeps weights from being read
     harmless: list[str]
     unknown: list[str]
 
@@ -149,10 +150,11 @@ HARMLESS = (
 )
 # Keys that change what a model computes, in whatever family they stand: one value can be read.
 FIXED_FOR_ALL: dict[str, Any] = {
-    "quantization_config": None,
     "partial_rotary_factor": (1.0, None),
     "original_max_position_embeddings": None,  # beside the dictionary of rotary positions
 }
+# Keys that change how tensors are stored: shapes can be read without them, weights cannot.
+FOR_WEIGHTS: dict[str, str] = {"quantization_config": "quantised weights are not read here; shapes are"}
 # Fields that say how a model is computed or trained, and nothing that config.json would have to say.
 FREE = ("attention", "qkv", "dropout", "residual_init", "aux_loss", "z_loss")
 # Fields that mean nothing unless another one has a value.
@@ -187,6 +189,7 @@ class Family:
     unread: Mapping[str, Any] = field(
         default_factory=dict
     )  # fields that a loaded model has, of any value saved
+    notes: Mapping[str, str] = field(default_factory=dict)  # keys that need no field, and what they are
     aliases: Mapping[str, str] = field(default_factory=dict)  # other names of keys
     forms: Mapping[str, Form] = field(default_factory=dict)  # a part's end, as "q_weight" -> how it lies
     unused: tuple[str, ...] = ()  # patterns of tensors that some files have and nobody needs
@@ -264,12 +267,14 @@ class Family:
             values |= found
             said = ", ".join(f"{ours} = {value}" for ours, value in found.items())
             recognised |= {name: said for name in special.keys if name in content}
-        told = set(recognised) | {problem.key.partition("[")[0] for problem in refused}
+        stored = [KeyRefused(k, content[k], why) for k, why in FOR_WEIGHTS.items() if content.get(k) is not None]
+        recognised |= {name: said for name, said in self.notes.items() if name in content}
+        told = set(recognised) | {problem.key.partition("[")[0] for problem in (*refused, *stored)}
         rest = sorted(set(content) - told)
         harmless = [n for n in rest if n in self.said or any(fnmatch(n, p) for p in HARMLESS)]
         unknown = [n for n in rest if n not in harmless and content[n] is not None]
         values = {k: v for k, v in values.items() if k in ModelConfig.model_fields}  # TEMPORARY
-        return Reading({**values, **self.unread, **self.always}, recognised, refused, harmless, unknown)
+        return Reading({**values, **self.unread, **self.always}, recognised, refused, stored, harmless, unknown)
 
     def by_own_names(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """config.json with the family's own names in place of their aliases."""
