@@ -34,6 +34,28 @@ _LLAMA_SIZES = {
     "intermediate_size": 24,
     "max_position_embeddings": SEQ,
 }
+_EXPERTS = {"moe_intermediate_size": 8}
+_LATENTS = {
+    **_LLAMA_SIZES,
+    **_EXPERTS,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 12,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 4,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.9,
+}
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {
         "n_layer": 2,
@@ -48,6 +70,17 @@ SIZES: dict[str, dict[str, Any]] = {
     **{name: dict(_LLAMA_SIZES) for name in ("mistral", "qwen2")},
     "mixtral": {**_LLAMA_SIZES, "num_local_experts": 4, "head_dim": 4},
     "qwen3": {**_LLAMA_SIZES, "head_dim": 8},
+    "qwen3_moe": {**_LLAMA_SIZES, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, **_EXPERTS},
+    "gemma2": {**_LLAMA_SIZES, "head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 12},
+    "deepseek_v2": {**_LATENTS, "n_shared_experts": 2, "rope_parameters": _YARN},
+    "deepseek_v3": {**_LATENTS, "n_shared_experts": 1, "n_group": 2, "topk_group": 1},
+    "gpt_oss": {
+        **_LLAMA_SIZES,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 5,
+    },
     "bert": {
         "num_hidden_layers": 2,
         "hidden_size": 16,
@@ -102,8 +135,9 @@ def theirs_of(name: str, config: Any = None, **more: Any) -> Any:
     config = config or transformers.AutoConfig.for_model(name, **values)
     config._attn_implementation = config._experts_implementation = "eager"
     model = getattr(transformers, FAMILIES[name].architecture)(config).double().eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    buffers = (b for name, b in model.named_buffers() if "correction" in name)
+    for tensor in (*model.parameters(), *buffers):
+        torch.nn.init.normal_(tensor, std=0.3)
     return model
 
 
@@ -113,8 +147,8 @@ def loaded(theirs: Any, family: Any) -> GPTStage:
     layout, found = hugging_face.Layout(family.in_memory(), config), theirs.state_dict()
     stage = GPTStage(config, dtype=torch.float64)
     with torch.no_grad():
-        for name, (parameter, _) in stage.full_names().items():
-            parameter.copy_(layout.to_ours(name, found))
+        for name, tensor in hugging_face.tensors_of(stage).items():
+            tensor.copy_(layout.to_ours(name, found))
     return stage
 
 

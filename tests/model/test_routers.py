@@ -24,8 +24,19 @@ pytestmark = pytest.mark.xdist_group("transformers")  # imported once, beside te
 H, F, E = 8, 6, 8
 SIZES = {"hidden_size": H, "num_attention_heads": 2, "num_experts_per_tok": 3}
 SHAPE: dict[str, Any] = {
-    **{"layers": 1, "hidden": H, "heads": 2, "vocab": 16, "seq": 10, "init_std": 0.7, "aux_loss": 0.0},
-    **{"experts": E, "top_k": 3, "ffn": 20, "expert_ffn": F, "activation": "swiglu", "bias": False},
+    "layers": 1,
+    "hidden": H,
+    "heads": 2,
+    "vocab": 16,
+    "seq": 10,
+    "init_std": 0.7,
+    "aux_loss": 0.0,
+    "experts": E,
+    "top_k": 3,
+    "ffn": 20,
+    "expert_ffn": F,
+    "activation": "swiglu",
+    "bias": False,
 }
 DEEPSEEK = {**SIZES, "n_routed_experts": E, "moe_intermediate_size": F, "n_shared_experts": 2}
 V3 = {"router": "sigmoid", "router_bias": True, "shared_ffn": 2 * F, "router_scale": 2.5}

@@ -123,7 +123,7 @@ def pieces(name: str, shape: tuple[int, ...], config: ModelConfig, family: Famil
     """What lies in one of our tensors, from its first row to its last.
 
     Three of qkv, gate and value of a gated MLP's first matrix, each expert's where a family has a tensor for
-    each; otherwise itself.
+    each, the two ways down to latents; otherwise itself.
     """
     place, _, rest = name.rpartition(".")
     stem, _, kind = rest.rpartition("_")
@@ -142,6 +142,11 @@ def pieces(name: str, shape: tuple[int, ...], config: ModelConfig, family: Famil
     elif stem in ("up", "shared_up") and config.gates == 2:
         before = stem.removesuffix("up")
         inside = [(f"{before}gate", shape[0] // 2), (f"{before}value", shape[0] // 2)]
+    elif stem == "down_to_latents":
+        inside = [("kv_down", config.kv_latent + config.rotary), ("q_down", config.q_latent)]
+        inside = [(own, rows) for own, rows in inside if rows]
+    elif stem == "q_up" and not config.q_latent:
+        inside = [("q_up_alone", shape[0])]
     else:
         return [Piece(name, 0, shape[0])]
     starts = accumulate((rows for _, rows in inside), initial=0)

@@ -267,14 +267,18 @@ class Family:
             values |= found
             said = ", ".join(f"{ours} = {value}" for ours, value in found.items())
             recognised |= {name: said for name in special.keys if name in content}
-        stored = [KeyRefused(k, content[k], why) for k, why in FOR_WEIGHTS.items() if content.get(k) is not None]
+        stored = [
+            KeyRefused(k, content[k], why) for k, why in FOR_WEIGHTS.items() if content.get(k) is not None
+        ]
         recognised |= {name: said for name, said in self.notes.items() if name in content}
         told = set(recognised) | {problem.key.partition("[")[0] for problem in (*refused, *stored)}
         rest = sorted(set(content) - told)
         harmless = [n for n in rest if n in self.said or any(fnmatch(n, p) for p in HARMLESS)]
         unknown = [n for n in rest if n not in harmless and content[n] is not None]
         values = {k: v for k, v in values.items() if k in ModelConfig.model_fields}  # TEMPORARY
-        return Reading({**values, **self.unread, **self.always}, recognised, refused, stored, harmless, unknown)
+        return Reading(
+            {**values, **self.unread, **self.always}, recognised, refused, stored, harmless, unknown
+        )
 
     def by_own_names(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """config.json with the family's own names in place of their aliases."""
@@ -346,7 +350,10 @@ class Family:
                 f"{self.model_type} has as many key heads as heads, this model {config.key_heads} of "
                 f"{config.heads}"
             )
-        again, mine = meant(self.to_config(content)), meant(config)
+        try:
+            again, mine = meant(self.to_config(content)), meant(config)
+        except InputError as problem:
+            raise WeightsError(f"{self.model_type}: {problem}") from None
         for name, value in mine.items():
             if not alike(again.get(name), value):
                 raise WeightsError(f"{self.model_type} cannot say {name} = {value}")
@@ -360,7 +367,11 @@ def meant(config: ModelConfig) -> dict[str, Any]:
     """The fields of a model that its logits depend on, with their values where None stands for one."""
     idle = tuple(start for start, is_idle in IDLE if is_idle(config))
     fields = {k: v for k, v in config.model_dump().items() if k not in FREE and not k.startswith(idle)}
-    fields |= {"head_size": config.head_dim, "qkv_bias": config.biased_qkv}
+    fields |= {"head_size": config.head_dim, "qkv_bias": config.biased_qkv, "ffn": config.width}
+    if config.kv_latent:
+        fields |= {"rope_dim": config.rotary, "qkv_bias": None}
+    if config.experts:
+        fields |= {"expert_ffn": config.expert_width, "router_normalised": config.normalises}
     if config.rope_scaling in ("yarn", "llama3"):
         fields["rope_trained"] = config.rope_trained or max(1, round(config.seq / config.rope_factor))
     return fields

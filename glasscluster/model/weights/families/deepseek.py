@@ -38,7 +38,9 @@ def heads_in(content: Mapping[str, Any]) -> dict[str, Any]:
     heads = content.get("num_attention_heads")
     keys = content.get("num_key_value_heads", heads)
     if keys is not None and heads is not None and keys != heads:
-        raise KeyRefused("num_key_value_heads", keys, f"as many as num_attention_heads = {heads} are known here")
+        raise KeyRefused(
+            "num_key_value_heads", keys, f"as many as num_attention_heads = {heads} are known here"
+        )
     return {"head_size": size, "rope_dim": rotary}
 
 

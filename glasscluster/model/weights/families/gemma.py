@@ -55,9 +55,7 @@ def scale_of(config: ModelConfig) -> dict[str, Any]:
     return {"query_pre_attn_scalar": whole if isclose(found, whole, rel_tol=1e-9) else found}
 
 
-SCALE = Special(
-    ("query_pre_attn_scalar",), scale_in, scale_of, {"attention_scale": "query_pre_attn_scalar"}
-)
+SCALE = Special(("query_pre_attn_scalar",), scale_in, scale_of, {"attention_scale": "query_pre_attn_scalar"})
 
 GEMMA2 = replace(
     LLAMA,
@@ -99,8 +97,7 @@ GEMMA2 = replace(
         ),
     ),
     said={**LLAMA.said, "hidden_act": "gelu_pytorch_tanh", "pad_token_id": None},
-    forms={
-        name: LESS_ONE
-        for name in ("norm1_weight", "norm2_weight", "after1_weight", "after2_weight", "head.norm_weight")
-    },
+    forms=dict.fromkeys(
+        ("norm1_weight", "norm2_weight", "after1_weight", "after2_weight", "head.norm_weight"), LESS_ONE
+    ),
 )
