@@ -257,7 +257,7 @@ class Family:
                 refused.append(problem)
                 continue
             if key.name in content:
-                recognised[key.name] = f"{ours} = {values[ours]}"
+                recognised[key.name] = f"{ours} = {shown(values[ours])}"
         for special in self.specials:
             try:
                 found = special.ours(content)
@@ -265,8 +265,9 @@ class Family:
                 refused.append(problem)
                 continue
             values |= found
-            said = ", ".join(f"{ours} = {value}" for ours, value in found.items())
-            recognised |= {name: said for name in special.keys if name in content}
+            said = ", ".join(f"{ours} = {shown(value)}" for ours, value in found.items())
+            first, *others = [name for name in special.keys if name in content] or [""]
+            recognised |= {name: f"with {first}" for name in others} | ({first: said} if first else {})
         stored = [
             KeyRefused(k, content[k], why) for k, why in FOR_WEIGHTS.items() if content.get(k) is not None
         ]
@@ -361,6 +362,11 @@ class Family:
     def tensors_passed_over(self, content: Mapping[str, Any]) -> tuple[str, ...]:
         """Patterns of tensors that a file may have and nobody needs."""
         return (*self.unused, *self.beyond(content))
+
+
+def shown(value: Any) -> str:
+    """A value in a line of text."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def meant(config: ModelConfig) -> dict[str, Any]:
