@@ -24,7 +24,10 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     groups: ClassVar[dict[str, tuple[str, ...]]] = {  # what stands together in a list of options
         "sizes": ("layers", "hidden", "heads", "kv_heads", "head_size", "ffn", "vocab", "seq"),
-        "attention": ("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
+        "attention": (
+            *("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
+            *("attention_scale",),
+        ),
         "positions": (
             *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
             *("rope_scaling", "rope_factor", "rope_trained", "rope_low_factor", "rope_high_factor"),
@@ -104,6 +107,11 @@ class ModelConfig(BaseModel):
         json_schema_extra={"off": "untied"},
     )
     attention: Literal["flash", "unfused"] = Field("flash", description="attention kernel")
+    attention_scale: float | None = Field(
+        None,
+        gt=0,
+        description="what a query's product with a key is multiplied by (1 / sqrt of their elements)",
+    )
     norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field(
         "layernorm", description="layer norm, without a mean, with one weight"
     )

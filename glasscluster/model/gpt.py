@@ -19,6 +19,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.kernels.flash.parts import by_document
 from glasscluster.model.kernels.precision import accumulation_dtype
 from glasscluster.model.kernels.rope import rope
+from glasscluster.model.kernels.scores import Scores
 from glasscluster.model.layers import latent, mlp, moe, norms
 from glasscluster.model.layers.attention import ATTENTION
 from glasscluster.model.layers.dropout import Draw, dropout
@@ -198,16 +199,20 @@ class Block(Module):
             attention = partial(attention, drop=drop)
 
         def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            how, bias = self.scoring, self.score_bias(q.shape[2] * context.size)
             if draw is not None and draw.documents is not None:
                 assert context.size == 1, "a document lies whole on one rank"
                 assert config.causal, "documents are triangles of a causal mask"
-                return by_document(attention, q, k, v, draw.documents, self.score_bias(q.shape[2]))
-            return context.attend(
-                attention, q, k, v, config.causal, config.prefix, self.score_bias(q.shape[2] * context.size)
-            )
+                return by_document(partial(attention, how=how), q, k, v, draw.documents, bias)
+            return context.attend(attention, q, k, v, config.causal, config.prefix, bias, how)
 
         out = self.keep.core(core, q, k, v)
         return (out[..., : config.head_dim] if config.rotary else out).transpose(1, 2).flatten(2)
+
+    @property
+    def scoring(self) -> Scores:
+        """How products of queries and keys become scores in this layer."""
+        return Scores(self.config.attention_scale)
 
     def declare_bias(self) -> None:
         """Declare what is added to scores by distance, for this rank's heads.

@@ -5,14 +5,155 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_activations import ANYWHERE, in_the_sum, judged_anywhere
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.operator_costs import cost_of
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.kernels.flash import algorithm, costs
+from glasscluster.model.kernels.flash.operators import flash_attention
+from glasscluster.model.kernels.scores import Scores
+from glasscluster.model.layers.attention import unfused_attention
 from glasscluster.strategies.judge.activations import KEPT_OF_MLP, predict
 from glasscluster.strategies.plan import make_model
 
 SHAPE: dict[str, Any] = {"hidden": 16, "heads": 4, "seq": 16, "vocab": 32}
+
+
+# ---- kernels against what is written down --------------------------------------------------------------------
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def textbook(q, k, v, causal: bool, prefix: int, bias, how: Scores, sink) -> torch.Tensor:
+    """All N x n scores, one operation after the other; key heads really repeated, a sink really one key more.
+
+    In a rectangle a window counts from its first query and its first key.
+    """
+    n, keys = q.shape[2], k.shape[2]
+    i, j = torch.arange(n)[:, None], torch.arange(keys)[None]
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = q @ k.mT * (q.shape[3] ** -0.5 if how.scale is None else how.scale)
+    scores = how.cap * torch.tanh(scores / how.cap) if how.cap else scores
+    scores = scores if bias is None else scores + bias[:, i - j + keys - 1]
+    hidden = (j > i) & (j >= prefix) if causal else torch.zeros(n, keys, dtype=torch.bool)
+    hidden = hidden | (j <= i - how.window) if how.window else hidden
+    scores = scores.masked_fill(hidden, -torch.inf)
+    if sink is not None:
+        scores = torch.cat([scores, sink[:, None, None].expand(*scores.shape[:3], 1)], -1)
+    return scores.softmax(-1)[..., :keys] @ v
+
+
+def inputs(b: int, a: int, group: int, n: int, keys: int, d: int, dtype: torch.dtype = torch.float64):
+    """q, k, v, a bias by distance and sinks; the scores are large enough for a cap to bend them."""
+    q, sink = drawn(b, a * group, n, d, dtype=dtype), drawn(a * group, seed=4, dtype=dtype)
+    k, v = (drawn(b, a, keys, d, seed=s, dtype=dtype) for s in (1, 2))
+    return q, k, v, drawn(a * group, n + keys - 1, seed=3), sink
+
+
+def close(found, expected) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+hows = st.builds(
+    Scores,
+    scale=st.sampled_from([None, 0.7]),
+    window=st.one_of(st.just(0), st.integers(1, 45)),
+    cap=st.sampled_from([0.0, 1.5]),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.tuples(st.integers(1, 2), st.integers(1, 2), st.sampled_from([1, 3]), st.integers(1, 40)),
+    hows,
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 9),
+    st.sampled_from([flash_attention, unfused_attention]),
+)
+def test_any_score_mask_and_sink_give_the_textbook_s_output_and_gradients(
+    shape, how, biased, sinks, prefix, attend
+):
+    b, a, group, n = shape
+    q, k, v, bias, sink = inputs(b, a, group, n, n, 3)
+    prefix = 0 if how.window else min(prefix, n - 1)
+    more: dict[str, Any] = {"bias": bias if biased else None, "how": how, "sink": sink if sinks else None}
+    parameters = [q, k, v] + [bias] * biased + [sink] * sinks
+    d_out = drawn(*q.shape, seed=5).detach()
+    found, expected = (f(q, k, v, causal=True, prefix=prefix, **more) for f in (attend, textbook))
+    close((found,), (expected,))
+    close(*(torch.autograd.grad(out, parameters, d_out) for out in (found, expected)))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.sampled_from([1, 2]), st.integers(1, 60), st.integers(1, 60), st.integers(1, 9), hows, st.data())
+def test_kernels_in_tiles_of_any_size_are_the_textbook_s_and_their_traffic_is_the_formula_s(
+    group, n, keys, tile, how, data
+):
+    causal = n == keys and data.draw(st.booleans())
+    if how.window:  # every query sees a key
+        n = min(n, keys + how.window - 1)
+        causal = causal and n == keys
+    q, k, v, bias, _ = inputs(2, 2, group, n, keys, 3)
+    given_bias, sums = data.draw(st.sampled_from([(None, None), (bias, torch.empty_like(bias))]))
+    parameters = [q, k, v] + [bias] * (sums is not None)
+    d_out = drawn(*q.shape, seed=5).detach()
+    expected = textbook(q, k, v, causal, 0, given_bias, how, None)
+    expected = expected.detach(), *torch.autograd.grad(expected, parameters, d_out)
+    moved = []
+    meter = lambda _what, nbytes: moved.append(nbytes)  # noqa: E731
+    q, k, v, bias = (x.detach() for x in (q, k, v, bias))
+    given_bias = None if sums is None else bias
+    out, lse = algorithm.forward(q, k, v, causal, tile, meter, given_bias, how)
+    forward, moved = sum(moved), []
+    meter = lambda _what, nbytes: moved.append(nbytes)  # noqa: E731
+    found = algorithm.backward(*(d_out, q, k, v, out, lse, causal, tile, meter, given_bias, sums), how=how)
+    close((out, *found, *([] if sums is None else [sums])), expected)
+    like = {"keys": keys, "group": group, "window": how.window}
+    read = costs.bias_steps(n, causal, tile, keys, how.window) if sums is not None else (0, 0)
+    more = 8 * 2 * group * read[0], 8 * 2 * group * (3 * read[1] + (n + keys - 1) * (sums is not None))
+    assert forward == 2 * 2 * costs.forward_traffic(n, 3, causal, 8, 8, tile, **like) + more[0]
+    assert sum(moved) == 2 * 2 * costs.backward_traffic(n, 3, causal, 8, 8, tile, **like) + more[1]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 9), st.integers(1, 30), st.booleans())
+def test_the_pairs_of_a_window_are_the_tiles_that_hold_a_pair_it_sees(n, keys, tile, window, causal):
+    keys = n if causal else keys
+    n = min(n, keys + window - 1)
+    causal = causal and n == keys
+    i, j = torch.arange(n)[:, None], torch.arange(keys)[None]
+    seen = (j > i - window) & ((j <= i) if causal else torch.ones(n, keys, dtype=torch.bool))
+    computed = 0
+    for r in range(0, n, tile):
+        for c in range(0, keys, tile):
+            here = seen[r : r + tile, c : c + tile]
+            # without a causal mask keys behind are seen by all
+            computed += here.numel() if here.any() else 0
+    assert costs.tile_pairs(n, causal, tile, keys, window) == computed
+
+
+def test_a_recorded_kernel_costs_what_its_tiles_do_with_a_window_and_names_no_scale():
+    q, k, v, _, _ = (x.detach() for x in inputs(1, 2, 2, 300, 300, 4, torch.float32))
+    how = Scores(0.3, 70, 2.0)
+    flops, nbytes = cost_of("glasscluster::flash_forward")
+    moved = []
+    algorithm.forward(q, k, v, True, meter=lambda _what, n: moved.append(n), how=how)
+    assert nbytes((q, k, v, True, *how), None) == sum(moved)
+    assert flops((q, k, v, True, *how), None) == 4 * 4 * 4 * costs.tile_pairs(300, True, window=70)
+    assert flops((q, k, v, True, None), None) > flops((q, k, v, True, *how), None)
+
+
+def test_a_query_that_would_see_no_key_is_refused():
+    q, k, v, _, _ = inputs(1, 1, 1, 9, 5, 2)
+    with pytest.raises(ValueError, match="the last query sees no key"):
+        flash_attention(q, k, v, False, how=Scores(window=4))
 
 
 # ---- the size of a head ------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ SHAPE: dict[str, Any] = {"layers": 2, "hidden": 16, "heads": 4, "seq": 8, "vocab
 SWITCHES: dict[str, dict[str, Any]] = {
     "a head size of its own": {"head_size": 6, "kv_heads": 2, "position": "rope"},
     "a head size of its own, latents": {"head_size": 6, "kv_latent": 10, "q_latent": 8, "position": "rope"},
+    "a scale of the scores": {"attention_scale": 0.9, "position": "alibi"},
+    "a scale of the scores, latents": {"attention_scale": 0.9, "kv_latent": 10, "position": "rope"},
 }
 LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the plan, of the model
     "flash": ({"dp": 2, "zero": 3}, {}),

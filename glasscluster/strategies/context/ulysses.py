@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from glasscluster.model.kernels.scores import PLAIN, Scores
 from glasscluster.model.parallel import WholeSequence
 from glasscluster.sim.ranks.collectives import serving
 from glasscluster.sim.ranks.communicator import Communicator
@@ -69,16 +70,17 @@ class UlyssesContext(WholeSequence):
         causal: bool = True,
         prefix: int = 0,
         bias: Tensor | None = None,
+        how: Scores = PLAIN,
+        sink: Tensor | None = None,
     ) -> Tensor:
         """Attention of local tokens to all: q [b, a, n, d], k and v [b, n_kv, n, d]; returns like q. bias [a,
         2s - 1].
         """
         assert k.shape[1] % self.comm.size == 0, "whole key heads are exchanged"
         q, k, v = (_ToHeads.apply(x, self, name) for x, name in ((q, "queries"), (k, "keys"), (v, "values")))
-        bias = None if bias is None else bias.chunk(self.comm.size)[self.comm.rank]
-        return _ToTokens.apply(
-            self.among.attend(attention, q, k, v, causal, prefix, bias), self, "attention output"
-        )
+        bias, sink = (None if x is None else x.chunk(self.comm.size)[self.comm.rank] for x in (bias, sink))
+        out = self.among.attend(attention, q, k, v, causal, prefix, bias, how, sink)
+        return _ToTokens.apply(out, self, "attention output")
 
     def to_heads(self, x: Tensor, label: str) -> Tensor:
         """[b, a, n, d], all heads of this rank's tokens -> [b, a/U, U·n, d], some heads of the group's
