@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from glasscluster.base.errors import InputError
+from glasscluster.cli import main
+from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import FAMILIES, WeightsError
+from glasscluster.scenarios.jobs.training import train
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.job import Job
 from glasscluster.strategies.judge.check import TOLERANCE, difference
+from glasscluster.strategies.plan import make_model, make_plan
 from tests.their_models import SEQ, SIZES, VOCAB, Wide, loaded, read_back, same, text, theirs_of, transformers
 
 pytestmark = pytest.mark.xdist_group("transformers")  # it is imported once
 NAMES = list(SIZES)
+
+
+def glass(capsys: Any, *words: str) -> tuple[int, str, Any]:
+    """Exit code, text, and the JSON object if it is one."""
+    with pytest.raises(SystemExit) as done:
+        main(list(words))
+    out = capsys.readouterr().out
+    return int(done.value.code or 0), out, json.loads(out) if "--json" in words else None
 
 
 # ---- logits and gradients ----------------------------------------------------------------------------------
@@ -93,6 +109,10 @@ def read_by_them(content: dict[str, Any], folder: Path) -> Any:
         return None, None
 
 
+# keys that say nothing to them where experts stand in no groups, and where they always do
+GROUPS = {"deepseek_v2": ("n_group", "topk_group"), "deepseek_v3": ()}
+
+
 def meaning(config: Any) -> dict[str, Any]:
     """What their model computes by: their keys, with the values that theirs modules work out."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -111,6 +131,8 @@ def meaning(config: Any) -> dict[str, Any]:
         said["head_dim"] = said["hidden_size"] // said["num_attention_heads"]
     if said.get("n_inner", 0) is None:
         said["n_inner"] = 4 * said["n_embd"]
+    if said["model_type"] == "deepseek_v3" or said.get("topk_method") == "greedy":
+        said = {k: v for k, v in said.items() if k not in (*GROUPS[said["model_type"]], "topk_method")}
     if "sliding_attention" not in said.get("layer_types", ["sliding_attention"]):
         said["sliding_window"] = None
     return said
@@ -216,3 +238,243 @@ def logits_in(stage: Any, tokens: torch.Tensor) -> torch.Tensor:
         x = stage.embedding(tokens, types_BS=types(tokens))
         x = stage.keep.layers(list(stage.layers.values()), x, None)
         return stage.head.logits(x)
+
+
+ODD = (None, True, -1, 0, 0.5, 3, 1e300, "x", [], [3], {}, {"rope_type": 3}, 10**9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_values_are_refused_by_key_or_make_a_model(name: str):
+    """Whatever stands in a config.json: a model, or an error that names a key of it."""
+    family = FAMILIES[name]
+    for content in contents(name).values():
+        inside = {k: v for k, v in content.items() if isinstance(v, dict) and k.startswith("rope")}
+        changes = [{**content, key: odd} for key in content for odd in ODD]
+        changes += [{**content, k: {**v, n: odd}} for k, v in inside.items() for n in v for odd in ODD]
+        for changed in changes:
+            try:
+                family.to_config(changed)
+            except WeightsError as problem:
+                assert re.match(r"config\.json: (\w+)(\[\w+\])? is ", str(problem)), problem
+
+
+LLAMA = {"model_type": "llama", "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a dictionary that is a word": ({**LLAMA, "rope_scaling": "linear"}, "rope_scaling is 'linear'"),
+    "a base that is null": ({**LLAMA, "rope_theta": None}, "rope_theta is None"),
+    "no factor": ({**LLAMA, "rope_scaling": {"rope_type": "linear"}}, "rope_scaling[factor] is None"),
+    "a factor below 1": (
+        {**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 0.5}},
+        "rope_scaling[factor] is 0.5",
+    ),
+    "an unknown type": ({**LLAMA, "rope_scaling": {"type": "dynamic", "factor": 2}}, "'dynamic'; one of"),
+    "heads that do not divide": ({**LLAMA, "num_attention_heads": 3}, "num_attention_heads is 3"),
+    "no layer": ({"model_type": "gpt2", "n_layer": 0}, "n_layer is 0"),
+    "no epsilon": ({**LLAMA, "rms_norm_eps": 0}, "rms_norm_eps is 0"),
+    "a word for a number": ({**LLAMA, "hidden_size": "16"}, "hidden_size is '16'; it must be a whole number"),
+    "biases": ({**LLAMA, "attention_bias": True}, "attention_bias is True; only False"),
+    "an activation": ({**LLAMA, "hidden_act": "relu"}, "hidden_act is 'relu'"),
+    "windows in some layers": (
+        {**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 3},
+        "layer_types is",
+    ),
+    "values of another size": ({**LLAMA, "model_type": "deepseek_v3", "v_head_dim": 4}, "v_head_dim is 4"),
+    "a family that is not here": ({"model_type": "mamba"}, "model_type is 'mamba'; known are gpt2"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_every_command_refuses_it_with_key_and_value(case: str, tmp_path: Path, capsys: Any):
+    content, said = REFUSED[case]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    for command in ("predict", "train", "generate", "serve", "evaluate"):
+        code, _, told = glass(capsys, command, "--model", str(tmp_path), "--json")
+        assert (code, told["field"], told["value"]) == (2, "model", str(tmp_path))
+        assert said in told["rule"]
+    code, _, told = glass(capsys, "doctor", "--model", str(tmp_path), "--json")
+    assert code == 1
+    assert said.split(" is ")[0] in [row["key"] for row in told["refused"]] or "'dynamic'" in said
+
+
+# ---- published models --------------------------------------------------------------------------------------
+CONFIGS = sorted((Path(__file__).parent / "data" / "configs").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])
+def test_a_published_model_has_as_many_parameters_as_theirs(file: Path):
+    content = json.loads(file.read_text())
+    ours = make_model(str(file))
+    content.pop("quantization_config", None)
+    config = transformers.AutoConfig.for_model(**content)
+    with torch.device("meta"):
+        model = getattr(transformers, FAMILIES[content["model_type"]].architecture)(config)
+    assert ours.parameters() == model.num_parameters()
+    assert ours.parameters() == sum(p.numel() for p, _ in GPTStage(ours, device="meta").full_names().values())
+    assert ours.parameters() == PUBLISHED.get(file.stem, ours.parameters())
+
+
+# what model cards and papers say, where they say it to the last parameter
+PUBLISHED = {
+    "gpt2": 124_439_808,
+    "llama-2-7b": 6_738_415_616,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "gemma-2-9b": 9_241_705_984,
+    "deepseek-v2-lite": 15_706_484_224,
+}
+
+
+def test_a_path_is_a_value_of_model_in_every_command(tmp_path: Path, capsys: Any):
+    file = str(CONFIGS[0].parent / "llama-3.1-8b.json")
+    small = "--layers 2 --hidden 32 --heads 4 --kv-heads 2 --ffn 48 --vocab 256 --seq 64".split()
+    commands = {
+        "predict": ["--tp", "2"],
+        "train": ["--steps", "1", "--tp", "2", "--backend", "threads", "--out", str(tmp_path / "out")],
+        "generate": ["--tokens", "2"],
+        "serve": ["--count", "2", "--tokens", "2"],
+        "evaluate": ["--items", "2", "--task", "perplexity"],
+    }
+    for command, more in commands.items():
+        code, _, told = glass(capsys, command, "--model", file, *small, *more, "--json")
+        assert code == 0, (command, told)
+        assert told.get("model", {"rope_scaling": "llama3"})["rope_scaling"] == "llama3"
+
+
+def test_a_folder_a_preset_and_an_unknown_name(tmp_path: Path, monkeypatch: Any):
+    content = json.loads((CONFIGS[0].parent / "qwen3-8b.json").read_text())
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert make_model("mine", layers=4) == make_model(str(folder / "config.json"), layers=4)
+    (tmp_path / "tiny").mkdir()
+    assert make_model("tiny").layers == 4  # a preset's name is the preset's
+    for name, said in {"nowhere/at/all": "cannot be read", "qwen": "unknown preset"}.items():
+        with pytest.raises(InputError, match=said):
+            make_model(name)
+
+
+def test_another_hidden_needs_the_widths_that_the_file_says():
+    qwen, llama = (str(CONFIGS[0].parent / f"{name}.json") for name in ("qwen3-8b", "llama-2-7b"))
+    with pytest.raises(InputError, match="head_dim = 128 for hidden = 4096: give --head-size or --heads too"):
+        make_model(qwen, hidden=512)
+    with pytest.raises(InputError, match="intermediate_size = 12288 for hidden = 4096: give --ffn too"):
+        make_model(qwen, hidden=512, heads=4)
+    assert make_model(qwen, hidden=512, heads=4, ffn=1024, kv_heads=4).head_dim == 128
+    assert make_model(qwen, hidden=4096, heads=16, kv_heads=8).head_dim == 128
+    assert make_model(llama, hidden=512, ffn=1024).head_dim == 16
+    assert make_model(str(CONFIGS[0].parent / "gpt2.json"), hidden=384).ffn == 4 * 384
+
+
+def test_weights_load_into_the_shape_of_a_path_or_are_refused(tmp_path: Path, capsys: Any):
+    theirs_of("llama", vocab_size=256).save_pretrained(tmp_path / "weights")
+    content = json.loads((tmp_path / "weights" / "config.json").read_text())
+    (tmp_path / "same.json").write_text(json.dumps(content))
+    (tmp_path / "other.json").write_text(json.dumps({**content, "rms_norm_eps": 1e-5}))
+    words = ["generate", "--weights", str(tmp_path / "weights"), "--tokens", "2", "--prompt", "a", "--json"]
+    assert glass(capsys, *words, "--model", str(tmp_path / "same.json"))[0] == 0
+    code, _, told = glass(capsys, *words, "--model", str(tmp_path / "other.json"))
+    assert (code, told["field"]) == (2, "model")
+    assert "norm_eps = 1e-05, the config.json of the weights 1e-06" in told["rule"]
+
+
+def test_doctor_says_on_one_screen_what_is_recognised_and_what_is_refused(tmp_path: Path, capsys: Any):
+    for file in CONFIGS:
+        code, out, _ = glass(capsys, "doctor", "--model", str(file))
+        assert code == 0
+        assert f"{make_model(str(file)).parameters():,} parameters" in out
+        assert len(out.splitlines()) <= 50
+    content = json.loads((CONFIGS[0].parent / "qwen3-8b.json").read_text())
+    changed = {**content, "attention_bias": True, "hidden_act": "relu", "mystery": 3}
+    (tmp_path / "odd.json").write_text(json.dumps(changed))
+    code, _, told = glass(capsys, "doctor", "--model", str(tmp_path / "odd.json"), "--json")
+    assert (code, told["ok"], told["parameters"]) == (1, False, None)
+    assert [row["key"] for row in told["refused"]] == ["hidden_act", "attention_bias"]
+    assert told["unknown"] == [{"key": "mystery", "value": 3}, {"key": "max_window_layers", "value": 36}][:1]
+    theirs_of("qwen3").save_pretrained(tmp_path / "whole")
+    code, _, told = glass(capsys, "doctor", "--model", str(tmp_path / "whole"), "--json")
+    assert (code, told["weights"]["ok"], told["weights"]["tensors"]) == (0, True, 25)
+
+
+# ---- files of other layouts --------------------------------------------------------------------------------
+def test_berts_own_layout_with_gamma_and_beta_is_read(tmp_path: Path):
+    """bert-base-uncased: norms have gamma and beta, and there is a pooler and a head for sentence pairs."""
+    theirs_of("bert").save_pretrained(tmp_path)
+    right = hugging_face.load(tmp_path, torch.float64)
+    tensors = load_file(tmp_path / hugging_face.FILE)
+    old = {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): x
+        for n, x in tensors.items()
+    }
+    old |= {"bert.pooler.dense.weight": torch.zeros(16, 16), "cls.seq_relationship.bias": torch.zeros(2)}
+    assert sum(n.endswith(("gamma", "beta")) for n in old) == 12
+    save_file(old, tmp_path / hugging_face.FILE)
+    again = hugging_face.load(tmp_path, torch.float64)
+    for mine, other in zip(again.state_dict().values(), right.state_dict().values(), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if FAMILIES[name].stacked])
+def test_experts_stacked_in_one_tensor_are_read_too(name: str, tmp_path: Path):
+    theirs = theirs_of(name)
+    theirs.save_pretrained(tmp_path)
+    right = hugging_face.load(tmp_path, torch.float64)
+    save_file({n: x.clone() for n, x in theirs.state_dict().items()}, tmp_path / hugging_face.FILE)
+    again = hugging_face.load(tmp_path, torch.float64)
+    for mine, other in zip(again.state_dict().values(), right.state_dict().values(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_layers_that_predict_more_tokens_are_passed_over(tmp_path: Path):
+    theirs_of("deepseek_v3").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / hugging_face.FILE)
+    save_file({**tensors, "model.layers.2.eh_proj.weight": torch.zeros(3)}, tmp_path / hugging_face.FILE)
+    with hugging_face.Weights(tmp_path) as weights:
+        assert weights.passed_over == ["model.layers.2.eh_proj.weight"]
+    save_file({**tensors, "model.layers.3.eh_proj.weight": torch.zeros(3)}, tmp_path / hugging_face.FILE)
+    with pytest.raises(WeightsError, match=r"nobody needs model.layers.3"):
+        hugging_face.load(tmp_path)
+
+
+def test_quantised_weights_are_refused_and_their_shapes_read(tmp_path: Path):
+    theirs_of("llama").save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "quantization_config": {"bits": 4}}))
+    assert make_model(str(tmp_path)).layers == 2
+    with pytest.raises(WeightsError, match="quantization_config is {'bits': 4}"):
+        hugging_face.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    tensors = load_file(tmp_path / hugging_face.FILE)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, tmp_path / hugging_face.FILE)
+    with pytest.raises(WeightsError, match=r"model.norm.weight is of type I8"):
+        hugging_face.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index", ["{}", '{"weight_map": 3}', '{"weight_map": {"a": "../a"}}', "[", '{"weight_map": {"a": 1}}']
+)
+def test_an_odd_index_is_named(index: str, tmp_path: Path):
+    theirs_of("gpt2").save_pretrained(tmp_path)
+    (tmp_path / hugging_face.INDEX).write_text(index)
+    with pytest.raises(WeightsError, match=r"model\.safetensors\.index\.json"):
+        hugging_face.load(tmp_path)
+
+
+# ---- on a cluster ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cluster_of_eight_trains_it_as_one_device_does(name: str, tmp_path: Path):
+    """Their weights on tp 2 x pp 2 x dp 2: losses, gradients and weights within 1e-10 in float64."""
+    theirs_of(name).save_pretrained(tmp_path)
+    with hugging_face.Weights(tmp_path) as weights:
+        model = weights.config
+    job = Job(make_plan(tp=2, pp=2, dp=2), model, steps=1, weights=str(tmp_path))
+    trained = train(Cluster("classroom", 8), job)
+    assert trained.ok
+    assert trained.comparison is not None
+    assert trained.comparison["max_rel_grad_diff"] <= TOLERANCE

@@ -90,8 +90,10 @@ def read_shape(path: str, **overrides: Any) -> ModelConfig:
     try:
         content = json_object(config_file(path))
         family = family_in(content)
-        config = family.to_config(content, **overrides)
         check_widths(family, content, overrides)
+        if "heads" in overrides and not {"hidden", "head_size"} & set(overrides) and content.get("head_dim"):
+            overrides["head_size"] = content["head_dim"]  # other heads of the same size
+        config = family.to_config(content, **overrides)
     except WeightsError as problem:
         raise InputError("model", path, str(problem)) from None
     return config

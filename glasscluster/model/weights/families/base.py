@@ -267,7 +267,7 @@ class Family:
             values |= found
             said = ", ".join(f"{ours} = {shown(value)}" for ours, value in found.items())
             first, *others = [name for name in special.keys if name in content] or [""]
-            recognised |= {name: f"with {first}" for name in others} | ({first: said} if first else {})
+            recognised |= dict.fromkeys(others, f"with {first}") | ({first: said} if first else {})
         stored = [
             KeyRefused(k, content[k], why) for k, why in FOR_WEIGHTS.items() if content.get(k) is not None
         ]
