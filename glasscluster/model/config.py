@@ -26,7 +26,7 @@ class ModelConfig(BaseModel):
         "sizes": ("layers", "hidden", "heads", "kv_heads", "head_size", "ffn", "vocab", "seq"),
         "attention": (
             *("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
-            *("attention_scale",),
+            *("window", "window_layers", "attention_scale"),
         ),
         "positions": (
             *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
@@ -107,6 +107,12 @@ class ModelConfig(BaseModel):
         json_schema_extra={"off": "untied"},
     )
     attention: Literal["flash", "unfused"] = Field("flash", description="attention kernel")
+    window: int = Field(
+        0, ge=0, description="tokens that attention looks back, the query's own the last; 0: all"
+    )
+    window_layers: Literal["all", "alternate"] = Field(
+        "all", description="which layers have the window: all, or the first, the third, ..."
+    )
     attention_scale: float | None = Field(
         None,
         gt=0,
@@ -218,6 +224,7 @@ class ModelConfig(BaseModel):
             )
         self._latents_fit()
         self._rope_fits()
+        self._window_fits()
         if self.position == "relative" and self.relative_distance <= self.relative_buckets // (
             4 if self.both_ways else 2
         ):
@@ -280,6 +287,16 @@ class ModelConfig(BaseModel):
             rule = f"{chosen} groups have {chosen * each} experts"
             raise ValueError(f"top_k|{self.top_k}|{rule}|{chosen * each}")
 
+    def _window_fits(self) -> None:
+        """A window is of a causal model, and looks back from each token alone."""
+        if self.window_layers != "all" and not self.window:
+            raise ValueError(f"window_layers|{self.window_layers}|needs --window|all")
+        if self.window and not self.causal:
+            raise ValueError(f"window|{self.window}|a masked model looks ahead as well as back|0")
+        if self.window and self.prefix:
+            rule = "tokens of a prefix all see each other, however far apart"
+            raise ValueError(f"window|{self.window}|{rule}|0")
+
     def _latents_fit(self) -> None:
         if not self.kv_latent:
             for field in ("q_latent", "rope_dim"):
@@ -314,6 +331,18 @@ class ModelConfig(BaseModel):
         if not self.kv_latent or self.position != "rope":
             return 0
         return self.rope_dim or max(2, self.head_dim // 4 * 2)
+
+    def window_of(self, layer: int) -> int:
+        """Keys that a query of a layer sees, its own the last; 0: all."""
+        return self.window if self.window_layers == "all" or layer % 2 == 0 else 0
+
+    @property
+    def windows(self) -> dict[int, int]:
+        """The windows of all layers: size (0: none) -> how many layers have it."""
+        found: dict[int, int] = {}
+        for layer in range(self.layers):
+            found[self.window_of(layer)] = found.get(self.window_of(layer), 0) + 1
+        return found
 
     @property
     def score_dim(self) -> int:

@@ -212,7 +212,8 @@ class Block(Module):
     @property
     def scoring(self) -> Scores:
         """How products of queries and keys become scores in this layer."""
-        return Scores(self.config.attention_scale)
+        config = self.config
+        return Scores(config.attention_scale, config.window_of(self.index))
 
     def declare_bias(self) -> None:
         """Declare what is added to scores by distance, for this rank's heads.

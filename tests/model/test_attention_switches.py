@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import run_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_activations import ANYWHERE, in_the_sum, judged_anywhere
@@ -13,12 +14,16 @@ from test_activations import ANYWHERE, in_the_sum, judged_anywhere
 from glasscluster.base.errors import InputError
 from glasscluster.base.operator_costs import cost_of
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.decoding.cache import PagedCache, SlidingWindowCache, StaticCache
+from glasscluster.model.decoding.generate import generate
+from glasscluster.model.gpt import GPTStage
 from glasscluster.model.kernels.flash import algorithm, costs
 from glasscluster.model.kernels.flash.operators import flash_attention
 from glasscluster.model.kernels.scores import Scores
 from glasscluster.model.layers.attention import unfused_attention
 from glasscluster.strategies.judge.activations import KEPT_OF_MLP, predict
-from glasscluster.strategies.plan import make_model
+from glasscluster.strategies.layout.tokens import KINDS, parts, tokens_of, work
+from glasscluster.strategies.plan import make_model, make_plan
 
 SHAPE: dict[str, Any] = {"hidden": 16, "heads": 4, "seq": 16, "vocab": 32}
 
@@ -199,3 +204,87 @@ def test_a_layer_with_a_head_size_of_its_own_keeps_the_list_and_the_closed_form(
         exchange=context == "ulysses",
     )
     assert in_the_sum(lines) == said
+
+
+# ---- a window ----------------------------------------------------------------------------------------------
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(KINDS),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 45),
+    st.integers(1, 5),
+)
+def test_parts_of_a_ring_are_the_pairs_of_the_window_each_once_and_nothing_outside_it(
+    kind, ranks, each, window, tile
+):
+    n = 2 * each  # of one rank
+    tokens = n * ranks
+    seen = torch.zeros(tokens, tokens, dtype=torch.int64)
+    for rank in range(ranks):
+        for source in range(ranks):
+            mine, theirs = (torch.tensor(tokens_of(kind, r, ranks, tokens)) for r in (rank, source))
+            for part in parts(kind, rank, source, ranks, n, window=window):
+                rows, cols = mine[part.queries], theirs[part.keys]
+                i, j = torch.arange(len(rows))[:, None], torch.arange(len(cols))[None]
+                here = (j <= i) | (not part.causal)
+                here = here & (j > i - part.window) if part.window else here
+                assert here.any(0).all()
+                assert here.any(1).all()
+                seen[rows[:, None], cols[None]] += here
+    i, j = torch.arange(tokens)[:, None], torch.arange(tokens)[None]
+    assert torch.equal(seen, ((j <= i) & (j > i - window)).long())
+    assert sum(work(kind, ranks, tokens, window=window)) == int(seen.sum())
+    assert sum(work(kind, ranks, tokens, tile=tile, window=window)) >= int(seen.sum())
+
+
+def test_layers_have_the_window_all_or_in_turn():
+    model = make_model("tiny", **SHAPE, layers=5, window=3, window_layers="alternate")
+    assert [model.window_of(layer) for layer in range(5)] == [3, 0, 3, 0, 3]
+    assert model.windows == {3: 3, 0: 2}
+    assert make_model("tiny", **SHAPE, layers=5, window=3).windows == {3: 5}
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"window": 3, "objective": "masked"}, "window"),
+    ({"window": 3, "prefix": 2}, "window"),
+    ({"window_layers": "alternate"}, "window_layers"),
+    ({"attention_scale": 0.0}, "attention_scale"),
+]
+
+
+@pytest.mark.parametrize(("options", "field"), REFUSED, ids=str)
+def test_what_cannot_be_is_refused_by_its_field(options, field):
+    with pytest.raises(InputError) as said:
+        make_model("tiny", **SHAPE, **options)
+    assert said.value.field == field
+
+
+def test_a_window_saves_flash_attention_s_work_and_not_the_unfused_kernel_s():
+    shape = {"layers": 1, "hidden": 8, "heads": 1, "seq": 1024, "vocab": 8}
+    flops = {
+        (attention, window): int(
+            run_plan(
+                make_plan(), make_model("tiny", **shape, attention=attention, window=window), "dry"
+            ).graph.flops.sum()
+        )
+        for attention in ("flash", "unfused")
+        for window in (0, 100)
+    }
+    pairs = [costs.tile_pairs(1024, True, window=window) for window in (0, 100)]
+    assert flops["flash", 0] - flops["flash", 100] == 14 * 8 * (pairs[0] - pairs[1])
+    assert flops["unfused", 0] == flops["unfused", 100]
+
+
+def test_a_sliding_cache_of_a_model_with_a_window_is_that_model():
+    model = make_model("tiny", **SHAPE, layers=2, window=3, init_std=0.5)
+    stage, prompts = GPTStage(model, dtype=torch.float64), ((1, 2, 3, 4, 5, 6), (7,))
+    right = generate(stage, prompts, 5)
+    cache = SlidingWindowCache(stage, 2, 10, 3)
+    for kept in (cache, StaticCache(stage, 2, 10), PagedCache(stage, 2, 10, 2)):
+        made = generate(stage, prompts, 5, kept)
+        close(made.logits, right.logits)
+    whole = GPTStage(make_model("tiny", **SHAPE, layers=2, init_std=0.5), dtype=torch.float64)
+    close(generate(whole, prompts, 5, window=3).logits, right.logits)
+    assert not torch.allclose(generate(whole, prompts, 5).logits[-1], right.logits[-1])
+    assert cache.bytes < StaticCache(stage, 2, 10).bytes

@@ -26,6 +26,9 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "a head size of its own, latents": {"head_size": 6, "kv_latent": 10, "q_latent": 8, "position": "rope"},
     "a scale of the scores": {"attention_scale": 0.9, "position": "alibi"},
     "a scale of the scores, latents": {"attention_scale": 0.9, "kv_latent": 10, "position": "rope"},
+    "a window": {"window": 3, "window_layers": "alternate", "position": "rope", "kv_heads": 2},
+    "a window of all layers, beside a bias by distance": {"window": 5, "position": "relative"},
+    "a window, latents": {"window": 2, "kv_latent": 10, "position": "rope"},
 }
 LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the plan, of the model
     "flash": ({"dp": 2, "zero": 3}, {}),

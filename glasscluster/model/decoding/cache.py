@@ -287,11 +287,12 @@ def cached(
 ) -> Tensor:
     """A block's new queries [b, a, S, d] to what is cached and to the new keys and values.
 
-    past: table, tokens of each sequence there, and new ones; window: tokens that are kept; tokens: most of a
-    sequence; shared: with latents, the columns that are the values (kernels/cached_attention.py).
+    past: table, tokens of each sequence there, and new ones; window: tokens that are kept, of which the layer's own
+    window may show fewer; tokens: most of a sequence; shared: with latents, the columns that are the values (kernels/cached_attention.py).
     """
     how: Scores = block.scoring
     scale, bias = how.scale_of(q.shape[3]), by_distance(block, tokens)
+    window = min(window, how.window or NO_WINDOW)
     seen = absorb(block, q) if shared else q
     return torch.ops.glasscluster.cached_attention(seen, *new, *pools, *past, window, scale, bias, shared)
 

@@ -32,6 +32,7 @@ def countable(plan: Plan, model: ModelConfig) -> bool:
         or model.prefix
         or model.position in ("relative", "alibi")
         or model.norm_position != "pre"
+        or (model.window and plan.cp > plan.heads_cut)
     )
     return (
         pure and not other and not model.experts and model.qkv == "fused" and model.key_heads % plan.tp == 0

@@ -158,25 +158,24 @@ def predict_flops(
 ) -> int:
     """FLOPs that run again on the ranks of one replica together, of a stage and micro-batch.
 
-    layers: which ones the stage has; a number: the first ones. pairs: query-key pairs of all heads and ranks, of
-    a sequence (without context parallelism: those of flash attention's tiles); spares: of each segment, its last
-    matrix is not run again; routers, latents: ranks that do the same router, or the same way down to latents;
-    assignments: of all the layers' tokens to experts.
+    layers: which ones the stage has; a number: the first ones. pairs: query-key pairs of all heads, ranks and these
+    layers, of a sequence (None: those of flash attention's tiles, without context parallelism); spares: of each
+    segment, its last matrix is not run again; routers, latents: ranks that do the same router, or the same way
+    down to latents; assignments: of all the layers' tokens to experts.
     """
     b, s, h, a, u = sequences, model.seq, model.hidden, model.heads, model.gates
     layers = range(layers) if isinstance(layers, int) else layers
-    scores = 2 * b * s * s * a * model.score_dim
-    flash = (
-        4
-        * b
-        * (a * costs.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs)
-        * model.score_dim
-    )
+    scores = 2 * b * s * s * a * model.score_dim * len(layers)
+    if pairs is None:
+        windows = (model.window_of(layer) for layer in layers)
+        masks = (parts.whole(s, model.causal, model.prefix, window) for window in windows)
+        pairs = a * sum(map(costs.pairs, masks))
+    flash = 4 * b * pairs * model.score_dim
     core = flash if model.attention == "flash" else 2 * scores
     if kind != "full":
         # the sum over V is not run again: what it keeps are its inputs, and there recomputation stops
-        return len(layers) * (flash if model.attention == "flash" else scores) if kind == "selective" else 0
-    attention = len(layers) * (2 * b * s * (model.head_products + latents * model.down * h) + core)
+        return (flash if model.attention == "flash" else scores) if kind == "selective" else 0
+    attention = len(layers) * 2 * b * s * (model.head_products + latents * model.down * h) + core
     dense = 2 * b * s * (u + 1) * h * sum(map(model.dense_width, layers))
     experts = 2 * b * s * h * model.experts * routers * sum(map(model.routed, layers))
     experts += 2 * assignments * (u + 1) * h * model.expert_width

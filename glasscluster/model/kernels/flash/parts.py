@@ -11,6 +11,10 @@
               # │ # ◣ .              and outputs are merged by log-sum-exp (Eq 6), as a ring merges blocks:
               # │ # # ◣              s = sigmoid(L_part - L);  O += s (O_part - O);  L = log(e^L + e^L_part)
 
+A window w is a part's own: query i of the part sees keys j > i - w. In a whole sequence this is what the model
+says; in a block of a ring, whose first query stands d tokens behind its first key, it is w - d, and keys or
+queries that are left with nothing are cut off (`within`).
+
 Packed documents (packing.py) are a triangle each, and nothing else: no two share queries or keys, so there is
 nothing to merge.
 
