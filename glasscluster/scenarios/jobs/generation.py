@@ -220,7 +220,7 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
     prompts = make_prompts(request.prompts, request.prompt_length, request.batch, model, request.seed)
     if not all(prompts):
         raise InputError("prompt", "", "needs at least one byte")
-    check_prefix(model, prompts, request.chunk, bool(window))
+    check_prefix(model, prompts, request.chunk, bool(model.window))
     sampling = Sampling(request.temperature, request.sample_top_k, request.sample_top_p, request.seed)
     job = GenerationJob(
         model,

@@ -91,12 +91,20 @@ def read_shape(path: str, **overrides: Any) -> ModelConfig:
         content = json_object(config_file(path))
         family = family_in(content)
         check_widths(family, content, overrides)
-        if "heads" in overrides and not {"hidden", "head_size"} & set(overrides) and content.get("head_dim"):
-            overrides["head_size"] = content["head_dim"]  # other heads of the same size
-        config = family.to_config(content, **overrides)
+        config = family.to_config(content, **same_heads(family, content, overrides))
     except WeightsError as problem:
         raise InputError("model", path, str(problem)) from None
     return config
+
+
+def same_heads(family: Family, content: Mapping[str, Any], overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The overrides; heads of the size that the file says, where their number alone is another."""
+    same_hidden = "hidden" not in overrides or overrides["hidden"] == family.read(content).values.get(
+        "hidden"
+    )
+    if "heads" in overrides and "head_size" not in overrides and same_hidden and content.get("head_dim"):
+        return {**overrides, "head_size": content["head_dim"]}
+    return overrides
 
 
 def check_widths(family: Family, content: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:

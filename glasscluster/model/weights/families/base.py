@@ -304,11 +304,14 @@ class Family:
         try:
             config: ModelConfig = build(ModelConfig, {**reading.values, **overrides})
         except InputError as problem:
-            if problem.field in overrides or problem.field in ("options", *self.always):
+            field = problem.field
+            if field in overrides or field == "options":
                 raise
-            key = self.key_of(problem.field)
+            if field in self.always:  # a rule of what the family fixes: broken by the size of a head
+                field = "head_size" if content.get("head_dim") is not None else "heads"
+            key = self.key_of(field)
             said = self.by_own_names(content)
-            value = said.get(key, reading.values.get(problem.field, problem.value))
+            value = said.get(key, reading.values.get(field, problem.value))
             near = "" if problem.nearest is None else f"; the nearest valid choice is {problem.nearest}"
             why = f"{problem.field} = {problem.value}: {problem.rule}{near}"
             raise KeyRefused(key, value, why if key in said else f"as it is absent: {why}") from None

@@ -62,6 +62,9 @@ HEADS = Special(
 )
 
 
+MOST = 1e6  # that scores are multiplied by
+
+
 # ---- rotary positions, and what yarn does to the scores ----------------------------------------------------
 def rope_and_scale(length: int) -> Special:
     """The keys of rotary positions; mscale_all_dim also scales the scores."""
@@ -75,7 +78,10 @@ def rope_and_scale(length: int) -> Special:
             return {**found, "attention_scale": None}
         sizes = heads_in(content)
         times = temperature(float(turns.needed("factor", float)), weight)
-        return {**found, "attention_scale": times**2 * (sizes["head_size"] + sizes["rope_dim"]) ** -0.5}
+        elements = sizes["head_size"] + sizes["rope_dim"]
+        if not 0 < times < MOST or elements < 1:
+            raise KeyRefused(f"{turns.key}[mscale_all_dim]", weight, "scores cannot be scaled by it")
+        return {**found, "attention_scale": times**2 * elements**-0.5}
 
     def theirs(config: ModelConfig) -> dict[str, Any]:
         said = written(config)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import log
+from math import inf, log
 from typing import Any
 
 from glasscluster.model.config import ModelConfig
@@ -97,7 +97,7 @@ def rope(theta: float = 10000.0, absent: Mapping[str, Any] | None = None, length
     def ours(content: Mapping[str, Any]) -> dict[str, Any]:
         found = turning(content, absent)
         key, said, kind = found.key, found.said, found.kind
-        if kind not in NEEDS:
+        if not isinstance(kind, str) or kind not in NEEDS:
             raise KeyRefused(f"{key}[rope_type]", kind, f"one of {list(NEEDS)} is known here")
         for name, value in said.items():
             known = name in ("rope_type", "type", "rope_theta", *NEEDS[kind])
@@ -131,9 +131,9 @@ def rope(theta: float = 10000.0, absent: Mapping[str, Any] | None = None, length
 
 
 def checked_positive(found: Turning, name: str, value: float) -> None:
-    """KeyRefused unless a value is larger than 0."""
-    if value <= 0:
-        raise KeyRefused(f"{found.key}[{name}]", value, "it must be larger than 0")
+    """KeyRefused unless a value, or what is made of it, is larger than 0 and a number."""
+    if not 0 < value < inf:
+        raise KeyRefused(f"{found.key}[{name}]", found.said.get(name), "it must be larger than 0")
 
 
 def yarn(found: Turning, stretch: float) -> dict[str, Any]:
@@ -149,6 +149,7 @@ def yarn(found: Turning, stretch: float) -> dict[str, Any]:
         above, below = (found.take(name, float, 0, 0) for name in ("mscale", "mscale_all_dim"))
         if above and below:
             together = temperature(factor, above) / temperature(factor, below)
+            checked_positive(found, "mscale", together)
     return {
         "rope_factor": factor,
         "rope_beta_fast": float(found.take("beta_fast", float, 32, 32) or 32),

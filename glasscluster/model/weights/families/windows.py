@@ -16,6 +16,7 @@ from glasscluster.model.weights.families.base import KeyRefused, Special, Weight
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 FIELDS = {"window": "sliding_window", "window_layers": "layer_types"}
+MOST = 100_000  # layers
 AS_TYPES = ("sliding_window", "layer_types")
 
 
@@ -27,8 +28,8 @@ def length_in(content: Mapping[str, Any], absent: int | None) -> int:
     return found or 0
 
 
-def fields_of(types: list[str], window: int) -> dict[str, Any]:
-    """Our fields from the type of each layer; KeyRefused where they cannot say it."""
+def fields_of(types: list[str], window: int, key: str, value: Any) -> dict[str, Any]:
+    """Our fields from the type of each layer; KeyRefused, for a key and its value, where they cannot say it."""
     if window == 0 or SLIDING not in types:
         return {"window": 0}
     if FULL not in types:
@@ -36,12 +37,20 @@ def fields_of(types: list[str], window: int) -> dict[str, Any]:
     if types == alternating(len(types)):
         return {"window": window, "window_layers": "alternate"}
     rule = "windows in all layers, in none, and in layers 0, 2, 4, ... are known here"
-    raise KeyRefused("layer_types", types, rule)
+    raise KeyRefused(key, value, rule)
 
 
 def alternating(layers: int) -> list[str]:
     """Windows in layers 0, 2, 4, ..."""
     return [FULL if i % 2 else SLIDING for i in range(layers)]
+
+
+def layers_in(content: Mapping[str, Any], absent: int) -> int:
+    """num_hidden_layers, of which there are not so many that a list of them would fill the memory."""
+    layers: int = taken(content, "num_hidden_layers", int, absent)
+    if not 1 <= layers <= MOST:
+        raise KeyRefused("num_hidden_layers", layers, f"it must be from 1 to {MOST:,}")
+    return layers
 
 
 def types_in(content: Mapping[str, Any], layers: int, absent: list[str]) -> list[str]:
@@ -56,9 +65,9 @@ def types_in(content: Mapping[str, Any], layers: int, absent: list[str]) -> list
 
 def window_of(config: ModelConfig) -> dict[str, Any]:
     """sliding_window, of a model that has it in all layers or in none."""
-    if getattr(config, "window", 0) and getattr(config, "window_layers", "all") != "all":
+    if config.window and config.window_layers != "all":
         raise WeightsError(f"sliding_window has no word for window_layers = {config.window_layers!r}")
-    return {"sliding_window": getattr(config, "window", 0) or None}
+    return {"sliding_window": config.window or None}
 
 
 def all_layers(absent: int | None) -> Special:
@@ -76,14 +85,16 @@ def some_layers(layers: int = 32) -> Special:
         used = taken(content, "use_sliding_window", bool, False)
         window = length_in(content, 4096) if used else 0
         first = taken(content, "max_window_layers", int, 28)
-        count = taken(content, "num_hidden_layers", int, layers)
-        absent = [SLIDING if window and i >= first else FULL for i in range(max(0, count))]
-        return fields_of(types_in(content, count, absent), window)
+        count = layers_in(content, layers)
+        absent = [SLIDING if window and i >= first else FULL for i in range(count)]
+        types = types_in(content, count, absent)
+        key = "max_window_layers" if content.get("layer_types") is None else "layer_types"
+        return fields_of(types, window, key, content.get(key, first))
 
     def theirs(config: ModelConfig) -> dict[str, Any]:
         return {
             **window_of(config),
-            "use_sliding_window": getattr(config, "window", 0) > 0,
+            "use_sliding_window": config.window > 0,
             "max_window_layers": 0,
         }
 
@@ -95,16 +106,12 @@ def every_other_layer(absent: int, layers: int) -> Special:
 
     def ours(content: Mapping[str, Any]) -> dict[str, Any]:
         window = length_in(content, absent)
-        count = taken(content, "num_hidden_layers", int, layers)
-        return fields_of(types_in(content, count, alternating(max(0, count))), window)
+        types = types_in(content, layers_in(content, layers), alternating(layers_in(content, layers)))
+        return fields_of(types, window, "layer_types", types)
 
     def theirs(config: ModelConfig) -> dict[str, Any]:
-        plain = [SLIDING if getattr(config, "window", 0) else FULL] * config.layers
-        types = (
-            alternating(config.layers)
-            if getattr(config, "window", 0) and getattr(config, "window_layers", "all") == "alternate"
-            else plain
-        )
-        return {"sliding_window": getattr(config, "window", 0) or None, "layer_types": types}
+        plain = [SLIDING if config.window else FULL] * config.layers
+        types = alternating(config.layers) if config.window and config.window_layers == "alternate" else plain
+        return {"sliding_window": config.window or None, "layer_types": types}
 
     return Special(AS_TYPES, ours, theirs, FIELDS)
