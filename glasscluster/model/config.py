@@ -26,7 +26,7 @@ class ModelConfig(BaseModel):
         "sizes": ("layers", "hidden", "heads", "kv_heads", "head_size", "ffn", "vocab", "seq"),
         "attention": (
             *("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
-            *("window", "window_layers", "attention_scale"),
+            *("window", "window_layers", "attention_scale", "attention_cap"),
         ),
         "positions": (
             *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
@@ -117,6 +117,9 @@ class ModelConfig(BaseModel):
         None,
         gt=0,
         description="what a query's product with a key is multiplied by (1 / sqrt of their elements)",
+    )
+    attention_cap: float = Field(
+        0.0, ge=0, description="a soft cap of the scores: cap x tanh(score / cap); 0: none"
     )
     norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field(
         "layernorm", description="layer norm, without a mean, with one weight"
@@ -313,6 +316,11 @@ class ModelConfig(BaseModel):
         if self.qkv_bias is not None:
             rule = "with kv-latent the matrices of keys and values have biases as bias says"
             raise ValueError(f"qkv_bias|{self.qkv_bias}|{rule}|None")
+        if self.attention_cap and self.bias:
+            rule = (
+                "with kv-latent needs --no-bias: a cached latent forgets its key's bias, which a cap does not"
+            )
+            raise ValueError(f"attention_cap|{self.attention_cap}|{rule}|0")
         if self.qk_norm:
             raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
         if self.rotary % 2:

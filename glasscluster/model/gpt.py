@@ -213,7 +213,7 @@ class Block(Module):
     def scoring(self) -> Scores:
         """How products of queries and keys become scores in this layer."""
         config = self.config
-        return Scores(config.attention_scale, config.window_of(self.index))
+        return Scores(config.attention_scale, config.window_of(self.index), config.attention_cap)
 
     def declare_bias(self) -> None:
         """Declare what is added to scores by distance, for this rank's heads.

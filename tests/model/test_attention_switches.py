@@ -250,6 +250,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"window": 3, "prefix": 2}, "window"),
     ({"window_layers": "alternate"}, "window_layers"),
     ({"attention_scale": 0.0}, "attention_scale"),
+    ({"attention_cap": -1.0}, "attention_cap"),
+    ({"attention_cap": 1.0, "kv_latent": 8}, "attention_cap"),
 ]
 
 
@@ -265,7 +267,9 @@ def test_a_window_saves_flash_attention_s_work_and_not_the_unfused_kernel_s():
     flops = {
         (attention, window): int(
             run_plan(
-                make_plan(), make_model("tiny", **shape, attention=attention, window=window), "dry"
+                make_plan(global_batch=1),
+                make_model("tiny", **shape, attention=attention, window=window),
+                "dry",
             ).graph.flops.sum()
         )
         for attention in ("flash", "unfused")
@@ -288,3 +292,20 @@ def test_a_sliding_cache_of_a_model_with_a_window_is_that_model():
     close(generate(whole, prompts, 5, window=3).logits, right.logits)
     assert not torch.allclose(generate(whole, prompts, 5).logits[-1], right.logits[-1])
     assert cache.bytes < StaticCache(stage, 2, 10).bytes
+
+
+# ---- a soft cap --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("attention", ["flash", "unfused"])
+def test_a_layer_with_a_cap_and_a_window_keeps_the_scores_where_they_are_written_down(
+    attention, dropout, recompute
+):
+    more = {"attention_cap": 3.0, "window": 5, "dropout": dropout, "attention": attention}
+    model = make_model("tiny", **SHAPE, position="rope", **more)
+    lines = judged_anywhere(model, 2, 2, 2, "ulysses", recompute=recompute)
+    assert [x for x in lines if not x.ok] == []
+    kept = {"flash": attention == "flash", "recompute": recompute, "dropout": dropout > 0}
+    mlp = KEPT_OF_MLP["gelu"] * 64
+    said = predict(16, 2, 16, 4, 2, 2, **kept, capped=True, mlp=mlp, cp=2, exchange=True)
+    assert in_the_sum(lines) == said

@@ -23,12 +23,18 @@ from glasscluster.strategies.serving.serving import ServingJob
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 16, "heads": 4, "seq": 8, "vocab": 42}
 SWITCHES: dict[str, dict[str, Any]] = {
     "a head size of its own": {"head_size": 6, "kv_heads": 2, "position": "rope"},
-    "a head size of its own, latents": {"head_size": 6, "kv_latent": 10, "q_latent": 8, "position": "rope"},
+    "a head size and a scale, latents": {
+        "head_size": 6,
+        "kv_latent": 10,
+        "q_latent": 8,
+        "position": "rope",
+        "attention_scale": 0.9,
+    },
     "a scale of the scores": {"attention_scale": 0.9, "position": "alibi"},
-    "a scale of the scores, latents": {"attention_scale": 0.9, "kv_latent": 10, "position": "rope"},
+    "a soft cap": {"attention_cap": 1.5, "attention_scale": 0.9, "position": "rope", "kv_heads": 2},
+    "a soft cap, latents": {"attention_cap": 1.5, "kv_latent": 10, "bias": False, "window": 5},
     "a window": {"window": 3, "window_layers": "alternate", "position": "rope", "kv_heads": 2},
     "a window of all layers, beside a bias by distance": {"window": 5, "position": "relative"},
-    "a window, latents": {"window": 2, "kv_latent": 10, "position": "rope"},
 }
 LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the plan, of the model
     "flash": ({"dp": 2, "zero": 3}, {}),

@@ -294,7 +294,8 @@ def cached(
     scale, bias = how.scale_of(q.shape[3]), by_distance(block, tokens)
     window = min(window, how.window or NO_WINDOW)
     seen = absorb(block, q) if shared else q
-    return torch.ops.glasscluster.cached_attention(seen, *new, *pools, *past, window, scale, bias, shared)
+    scored = window, scale, bias, shared, how.cap
+    return torch.ops.glasscluster.cached_attention(seen, *new, *pools, *past, *scored)
 
 
 def absorb(block: Any, q: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ def kept(
     shape: dict[str, Any] = {
         "dropout": model.dropout > 0,
         "flash": model.attention == "flash",
+        "capped": model.attention_cap > 0,
         "key_width": model.key_width,
         "query_width": model.query_width,
         "mlp": mlp,

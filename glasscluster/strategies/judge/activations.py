@@ -27,6 +27,7 @@ own), k columns of K and of V (q without grouped queries), f inner width of the 
 The counted side is sim/recording/saved_for_backward.py, which knows none of this. A tensor that was saved and
 is not in the list gets a line of its own.
     RMSNorm, ScaleNorm   1/std alone, half as many bytes; no biases: no difference
+    soft cap    unfused: the scores before it, w a s² b
     rope        Q and K rotated, and a copy of V beside them: three tensors, the same bytes
 
 But: embedding, head and the pipeline's buffers are not a layer. Not in the list: experts, separate Q, K and V
@@ -317,6 +318,8 @@ class _Layer:
     def _scores(self) -> list[Term]:
         scores = partial(self.cut, "scores", columns=self.model.heads * self.model.seq, symbols="a·s²b")
         terms = [scores("softmax", "softmax_forward 1")]
+        if self.model.attention_cap:
+            terms.insert(0, scores("scores before the cap", "bmm 1"))
         if self.drops:
             terms.append(scores("mask of the softmax's dropout", "dropout_forward 1.1", width=1))
             terms.append(scores("softmax after dropout", "dropout_forward 1"))
@@ -397,6 +400,7 @@ def predict(
     flash: bool = False,
     recompute: str = "none",
     sequence_parallel: bool = False,
+    capped: bool = False,
     key_width: int | None = None,
     query_width: int | None = None,
     mlp: int | None = None,
@@ -407,7 +411,8 @@ def predict(
 
     Outside the matrices' regions stay both norms' inputs and outputs and two masks: 4w + 2; inside 12w, cut
     by t: Q, K, V and the heads' output 4, GELU 8. Other shapes: key_width k, query_width q (h where heads
-    share out h) and mlp = n·f columns (KEPT_OF_MLP). exchange: Ulysses in place of a ring.
+    share out h) and mlp = n·f columns (KEPT_OF_MLP). capped: the scores are kept as well as their softmax.
+    exchange: Ulysses in place of a ring.
     """
     outside = cp * (t if sequence_parallel else 1)
     if recompute == "full":
@@ -416,9 +421,8 @@ def predict(
     k = key_width or q
     masks = 2 if dropout else 0
     twice = q if exchange and flash and recompute == "none" else 0
-    quadratic = (
-        0 if flash or recompute == "selective" else a * s * s * b * (2 * w + 1 if dropout else w) // (t * cp)
-    )
+    each = (2 * w + 1 if dropout else w) + (w if capped else 0)
+    quadratic = 0 if flash or recompute == "selective" else a * s * s * b * each // (t * cp)
     return (
         (4 * w + masks) * s * b * h // outside
         + w * s * b * (2 * q + 2 * k + inner + twice) // (t * cp)
