@@ -122,14 +122,16 @@ def meaning(config: Any) -> dict[str, Any]:
     heads = said.get("num_attention_heads", said.get("n_head"))
     assert said.get("head_dim") or said.get("hidden_size", said.get("n_embd")) % heads == 0, "no model"
     assert heads % (said.get("num_key_value_heads") or heads) == 0, "no model"
-    assert said.get("num_experts_per_tok", 0) <= said.get("num_local_experts", said.get("n_routed_experts", 0))
+    assert said.get("num_experts_per_tok", 0) <= said.get(
+        "num_local_experts", said.get("n_routed_experts", 0)
+    )
     rope = said.pop("rope_parameters", None)
     if rope is not None:
         said["rope"] = [rope["rope_theta"] ** 0.5]
         if rope["rope_type"] != "default":
             theta, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
             said["rope"] = [float(f"{x:.5g}") for x in (factor, *theta.tolist())]
-    if said.get("head_dim", 0) is None:
+    if said.get("head_dim") is None and "hidden_size" in said:
         said["head_dim"] = said["hidden_size"] // said["num_attention_heads"]
     if said.get("n_inner", 0) is None:
         said["n_inner"] = 4 * said["n_embd"]

@@ -29,18 +29,22 @@ from glasscluster.model.weights.families.rope import rope, temperature, turning,
 
 
 # ---- heads -------------------------------------------------------------------------------------------------
-def heads_in(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of a head; keys and values of one size, and as many key heads as heads."""
-    size, rotary = (taken(content, f"qk_{n}_head_dim", int, d) for n, d in (("nope", 128), ("rope", 64)))
+def sizes_in(content: Mapping[str, Any]) -> tuple[int, int]:
+    """Elements of a head, and its rotary ones."""
+    return taken(content, "qk_nope_head_dim", int, 128), taken(content, "qk_rope_head_dim", int, 64)
+
+
+def heads_in(content: Mapping[str, Any], heads: int, key_heads: int | None) -> dict[str, Any]:
+    """Sizes of a head; keys and values of one size, and as many key heads as heads (the numbers if unsaid)."""
+    size, rotary = sizes_in(content)
     values = taken(content, "v_head_dim", int, 128)
     if values != size:
         raise KeyRefused("v_head_dim", values, f"as large as qk_nope_head_dim = {size} is known here")
-    heads = content.get("num_attention_heads")
-    keys = content.get("num_key_value_heads", heads)
-    if keys is not None and heads is not None and keys != heads:
-        raise KeyRefused(
-            "num_key_value_heads", keys, f"as many as num_attention_heads = {heads} are known here"
-        )
+    count = taken(content, "num_attention_heads", int, heads)
+    keys = taken(content, "num_key_value_heads", int, key_heads, None)
+    if keys not in (None, count):
+        rule = f"as many as num_attention_heads = {count} are known here"
+        raise KeyRefused("num_key_value_heads", keys, rule)
     return {"head_size": size, "rope_dim": rotary}
 
 
@@ -54,12 +58,14 @@ def heads_of(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-HEADS = Special(
-    ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "num_key_value_heads"),
-    heads_in,
-    heads_of,
-    {"head_size": "qk_nope_head_dim", "rope_dim": "qk_rope_head_dim", "kv_heads": "num_key_value_heads"},
-)
+def head_sizes(heads: int, key_heads: int | None) -> Special:
+    """The keys of heads; the arguments are their numbers where config.json has none."""
+    return Special(
+        ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "num_key_value_heads"),
+        lambda content: heads_in(content, heads, key_heads),
+        heads_of,
+        {"head_size": "qk_nope_head_dim", "rope_dim": "qk_rope_head_dim", "kv_heads": "num_key_value_heads"},
+    )
 
 
 MOST = 1e6  # that scores are multiplied by
@@ -76,9 +82,8 @@ def rope_and_scale(length: int) -> Special:
         weight = turns.take("mscale_all_dim", float, 0, 0)
         if turns.kind == "default" or not weight:
             return {**found, "attention_scale": None}
-        sizes = heads_in(content)
         times = temperature(float(turns.needed("factor", float)), weight)
-        elements = sizes["head_size"] + sizes["rope_dim"]
+        elements = sum(sizes_in(content))
         if not 0 < times < MOST or elements < 1:
             raise KeyRefused(f"{turns.key}[mscale_all_dim]", weight, "scores cannot be scaled by it")
         return {**found, "attention_scale": times**2 * elements**-0.5}
@@ -216,7 +221,7 @@ DEEPSEEK_V2 = replace(
         "scoring_func": "softmax",
     },
     specials=(
-        HEADS,
+        head_sizes(32, None),
         rope_and_scale(2048),
         shared(2, 1407),
         Special(("topk_method", *GROUPS), methods_in, methods_of, GROUP_FIELDS),
@@ -264,7 +269,7 @@ DEEPSEEK_V3 = replace(
     },
     fixed={**FIXED, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     specials=(
-        HEADS,
+        head_sizes(128, 128),
         rope_and_scale(4096),
         shared(1, 2048),
         Special(GROUPS, lambda content: groups_in(content, (8, 4)), groups_of, GROUP_FIELDS),

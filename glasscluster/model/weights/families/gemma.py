@@ -96,7 +96,11 @@ GEMMA2 = replace(
             {ours: name for ours, (name, _) in CAPS.items()},
         ),
     ),
-    said={**LLAMA.said, "hidden_act": "gelu_pytorch_tanh", "pad_token_id": None},
+    said={**LLAMA.said, "pad_token_id": None},
+    notes={
+        "hidden_act": "hidden_activation is what counts",
+        "cache_implementation": "how transformers generates",
+    },
     forms=dict.fromkeys(
         ("norm1_weight", "norm2_weight", "after1_weight", "after2_weight", "head.norm_weight"), LESS_ONE
     ),
