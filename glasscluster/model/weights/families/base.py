@@ -88,7 +88,7 @@ class Key:
     def theirs(self, value: Any) -> Any:
         """The value in their words."""
         if self.words is None:
-            return value
+            return None if value == 0 and self.null == 0 and self.kind is int else value
         if value not in self.words:
             raise WeightsError(f"{self.name} has no word for {value!r}; it has one for {list(self.words)}")
         return self.words[value]

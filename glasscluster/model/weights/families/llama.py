@@ -24,11 +24,14 @@ ALWAYS: dict[str, Any] = {
 }
 
 
-def head_size(absent: int | None) -> Special:
-    """head_dim, where it is not hidden_size / num_attention_heads. absent: its value where it is not said."""
+def head_size(absent: int | None, null: Any = None) -> Special:
+    """head_dim, where it is not hidden_size / num_attention_heads.
+
+    absent: its value where it is not said; None: that quotient. null: what null means.
+    """
 
     def ours(content: Mapping[str, Any]) -> dict[str, Any]:
-        found = taken(content, "head_dim", int, absent, None if absent is None else NOT_ALLOWED)
+        found = taken(content, "head_dim", int, absent, null if absent is None else NOT_ALLOWED)
         hidden, heads = content.get("hidden_size"), content.get("num_attention_heads")
         plain = isinstance(heads, int) and found is not None and found * heads == hidden
         return {"head_size": None if plain else found}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.weights.families.base import Key, KeyRefused, Special, taken
+from glasscluster.model.weights.families.base import NOT_ALLOWED, Key, KeyRefused, Special, taken
 from glasscluster.model.weights.families.llama import ALWAYS, MISTRAL, head_size
 from glasscluster.model.weights.families.qwen import QWEN3
 from glasscluster.model.weights.families.rope import rope
@@ -119,6 +119,6 @@ QWEN3_MOE = replace(
     },
     always={**without(ALWAYS, "experts"), "qk_norm": True, "shared_ffn": 0},
     fixed={"hidden_act": ("silu", "swish"), "attention_bias": False, "decoder_sparse_step": 1},
-    specials=(rope(length=32768), used_window(), head_size(None), first_dense(), balance(0.001)),
+    specials=(rope(length=32768), used_window(), head_size(None, NOT_ALLOWED), first_dense(), balance(0.001)),
     aliases={"num_experts": "num_local_experts"},
 )

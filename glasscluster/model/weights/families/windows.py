@@ -107,6 +107,8 @@ def every_other_layer(absent: int, layers: int) -> Special:
     def ours(content: Mapping[str, Any]) -> dict[str, Any]:
         window = length_in(content, absent)
         types = types_in(content, layers_in(content, layers), alternating(layers_in(content, layers)))
+        if not window and SLIDING in types:
+            raise KeyRefused("sliding_window", None, f"there are layers of {SLIDING}")
         return fields_of(types, window, "layer_types", types)
 
     def theirs(config: ModelConfig) -> dict[str, Any]:
