@@ -26,7 +26,7 @@ class ModelConfig(BaseModel):
         "sizes": ("layers", "hidden", "heads", "kv_heads", "head_size", "ffn", "vocab", "seq"),
         "attention": (
             *("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
-            *("window", "window_layers", "attention_scale", "attention_cap"),
+            *("window", "window_layers", "attention_scale", "attention_cap", "sinks"),
         ),
         "positions": (
             *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
@@ -120,6 +120,9 @@ class ModelConfig(BaseModel):
     )
     attention_cap: float = Field(
         0.0, ge=0, description="a soft cap of the scores: cap x tanh(score / cap); 0: none"
+    )
+    sinks: bool = Field(
+        False, description="a learned number of each head joins the softmax's denominator, with no value"
     )
     norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field(
         "layernorm", description="layer norm, without a mean, with one weight"
@@ -316,11 +319,10 @@ class ModelConfig(BaseModel):
         if self.qkv_bias is not None:
             rule = "with kv-latent the matrices of keys and values have biases as bias says"
             raise ValueError(f"qkv_bias|{self.qkv_bias}|{rule}|None")
-        if self.attention_cap and self.bias:
-            rule = (
-                "with kv-latent needs --no-bias: a cached latent forgets its key's bias, which a cap does not"
-            )
-            raise ValueError(f"attention_cap|{self.attention_cap}|{rule}|0")
+        for field, none in (("attention_cap", 0), ("sinks", False)):
+            if getattr(self, field) and self.bias:
+                rule = "with kv-latent needs --no-bias: a cached latent has lost its key's bias, and here it counts"
+                raise ValueError(f"{field}|{getattr(self, field)}|{rule}|{none}")
         if self.qk_norm:
             raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
         if self.rotary % 2:
@@ -494,6 +496,7 @@ class ModelConfig(BaseModel):
             attention += one * (self.heads * (self.head_dim + self.score_dim) - 2 * k)
         attention += self.relative_buckets * self.heads if self.position == "relative" else 0
         attention += 2 * self.norm_size(self.head_dim) if self.qk_norm else 0
+        attention += self.heads if self.sinks else 0
 
         def mlp(f: int) -> int:
             return u * f * (h + one) + h * (f + one)

@@ -131,6 +131,8 @@ class Block(Module):
         for name in ("q_norm", "k_norm") if config.qk_norm else ():
             norms.declare(self, name, config.head_dim, partial=True)
         self.declare_bias()
+        if config.sinks:
+            self.weight("sink", config.heads, std=std, shard=Shard(0))
         self.weight("out_weight", h, q, std=self.out_std, shard=Shard(1))  # row parallel
         self.bias("out_bias", h)
         norms.declare(self, "norm2", h)
@@ -199,12 +201,12 @@ class Block(Module):
             attention = partial(attention, drop=drop)
 
         def core(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            how, bias = self.scoring, self.score_bias(q.shape[2] * context.size)
+            how, sink, bias = self.scoring, self.get("sink"), self.score_bias(q.shape[2] * context.size)
             if draw is not None and draw.documents is not None:
                 assert context.size == 1, "a document lies whole on one rank"
                 assert config.causal, "documents are triangles of a causal mask"
-                return by_document(partial(attention, how=how), q, k, v, draw.documents, bias)
-            return context.attend(attention, q, k, v, config.causal, config.prefix, bias, how)
+                return by_document(partial(attention, how=how, sink=sink), q, k, v, draw.documents, bias)
+            return context.attend(attention, q, k, v, config.causal, config.prefix, bias, how, sink)
 
         out = self.keep.core(core, q, k, v)
         return (out[..., : config.head_dim] if config.rotary else out).transpose(1, 2).flatten(2)

@@ -28,7 +28,7 @@ from glasscluster.strategies.plan import make_model, make_plan
 SHAPE: dict[str, Any] = {"hidden": 16, "heads": 4, "seq": 16, "vocab": 32}
 
 
-# ---- kernels against what is written down --------------------------------------------------------------------
+# ---- kernels against what is written down ------------------------------------------------------------------
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
@@ -252,6 +252,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"attention_scale": 0.0}, "attention_scale"),
     ({"attention_cap": -1.0}, "attention_cap"),
     ({"attention_cap": 1.0, "kv_latent": 8}, "attention_cap"),
+    ({"sinks": True, "kv_latent": 8}, "sinks"),
 ]
 
 
@@ -298,10 +299,10 @@ def test_a_sliding_cache_of_a_model_with_a_window_is_that_model():
 @pytest.mark.parametrize("recompute", ["none", "selective"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("attention", ["flash", "unfused"])
-def test_a_layer_with_a_cap_and_a_window_keeps_the_scores_where_they_are_written_down(
+def test_a_layer_with_a_cap_a_window_and_sinks_keeps_the_scores_where_they_are_written_down(
     attention, dropout, recompute
 ):
-    more = {"attention_cap": 3.0, "window": 5, "dropout": dropout, "attention": attention}
+    more = {"sinks": True, "attention_cap": 3.0, "window": 5, "dropout": dropout, "attention": attention}
     model = make_model("tiny", **SHAPE, position="rope", **more)
     lines = judged_anywhere(model, 2, 2, 2, "ulysses", recompute=recompute)
     assert [x for x in lines if not x.ok] == []

@@ -33,6 +33,13 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "a scale of the scores": {"attention_scale": 0.9, "position": "alibi"},
     "a soft cap": {"attention_cap": 1.5, "attention_scale": 0.9, "position": "rope", "kv_heads": 2},
     "a soft cap, latents": {"attention_cap": 1.5, "kv_latent": 10, "bias": False, "window": 5},
+    "sinks": {"sinks": True, "head_size": 6, "kv_heads": 2, "position": "rope"},
+    "sinks beside windows and biases by distance": {
+        "sinks": True,
+        "window": 3,
+        "window_layers": "alternate",
+        "position": "relative",
+    },
     "a window": {"window": 3, "window_layers": "alternate", "position": "rope", "kv_heads": 2},
     "a window of all layers, beside a bias by distance": {"window": 5, "position": "relative"},
 }

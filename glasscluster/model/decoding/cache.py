@@ -294,7 +294,7 @@ def cached(
     scale, bias = how.scale_of(q.shape[3]), by_distance(block, tokens)
     window = min(window, how.window or NO_WINDOW)
     seen = absorb(block, q) if shared else q
-    scored = window, scale, bias, shared, how.cap
+    scored = window, scale, bias, shared, how.cap, block.get("sink")
     return torch.ops.glasscluster.cached_attention(seen, *new, *pools, *past, *scored)
 
 

@@ -28,6 +28,7 @@ The counted side is sim/recording/saved_for_backward.py, which knows none of thi
 is not in the list gets a line of its own.
     RMSNorm, ScaleNorm   1/std alone, half as many bytes; no biases: no difference
     soft cap    unfused: the scores before it, w a s² b
+    sinks       unfused: their probabilities, 4 a s b bytes, listed separately
     rope        Q and K rotated, and a copy of V beside them: three tensors, the same bytes
 
 But: embedding, head and the pipeline's buffers are not a layer. Not in the list: experts, separate Q, K and V
@@ -317,9 +318,14 @@ class _Layer:
 
     def _scores(self) -> list[Term]:
         scores = partial(self.cut, "scores", columns=self.model.heads * self.model.seq, symbols="a·s²b")
-        terms = [scores("softmax", "softmax_forward 1")]
+        made = "softmax_sink_forward 1" if self.model.sinks else "softmax_forward 1"
+        terms = [scores("softmax", made)]
         if self.model.attention_cap:
             terms.insert(0, scores("scores before the cap", "bmm 1"))
+        if self.model.sinks:
+            nbytes = self.wide * self.model.heads * self.model.seq * self.b // (self.t * self.cp)
+            text = f"{self.wide}·a·sb{self.over_t}"
+            terms.append(Term("probabilities of the sinks", text, nbytes, (f"{made}.1",), True, "attention"))
         if self.drops:
             terms.append(scores("mask of the softmax's dropout", "dropout_forward 1.1", width=1))
             terms.append(scores("softmax after dropout", "dropout_forward 1"))

@@ -276,7 +276,6 @@ class Family:
         rest = sorted(set(content) - told)
         harmless = [n for n in rest if n in self.said or any(fnmatch(n, p) for p in HARMLESS)]
         unknown = [n for n in rest if n not in harmless and content[n] is not None]
-        values = {k: v for k, v in values.items() if k in ModelConfig.model_fields}  # TEMPORARY
         return Reading(
             {**values, **self.unread, **self.always}, recognised, refused, stored, harmless, unknown
         )
