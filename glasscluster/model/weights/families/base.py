@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from math import isclose, isfinite
+from math import isclose, isfinite, log
 from typing import Any
 
 from glasscluster.base.errors import InputError
@@ -380,6 +380,10 @@ def meant(config: ModelConfig) -> dict[str, Any]:
         fields |= {"rope_dim": config.rotary, "qkv_bias": None}
     if config.experts:
         fields |= {"expert_ffn": config.expert_width, "router_normalised": config.normalises}
+    if config.attention_scale is None:
+        fields["attention_scale"] = config.score_dim**-0.5
+    if config.rope_scaling == "yarn" and config.rope_attention_factor is None:
+        fields["rope_attention_factor"] = 0.1 * log(config.rope_factor) + 1
     if config.rope_scaling in ("yarn", "llama3"):
         fields["rope_trained"] = config.rope_trained or max(1, round(config.seq / config.rope_factor))
     return fields

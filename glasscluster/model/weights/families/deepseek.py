@@ -31,7 +31,10 @@ from glasscluster.model.weights.families.rope import rope, temperature, turning,
 # ---- heads -------------------------------------------------------------------------------------------------
 def sizes_in(content: Mapping[str, Any]) -> tuple[int, int]:
     """Elements of a head, and its rotary ones."""
-    return taken(content, "qk_nope_head_dim", int, 128), taken(content, "qk_rope_head_dim", int, 64)
+    size, rotary = (taken(content, f"qk_{n}_head_dim", int, d) for n, d in (("nope", 128), ("rope", 64)))
+    if content.get("head_dim") not in (None, rotary):
+        raise KeyRefused("head_dim", content["head_dim"], f"it is qk_rope_head_dim = {rotary} here")
+    return size, rotary
 
 
 def heads_in(content: Mapping[str, Any], heads: int, key_heads: int | None) -> dict[str, Any]:
