@@ -1,4 +1,4 @@
-"""Families of models in Hugging Face's layout, each tiny and randomly initialised, beside transformers' own."""
+"""Families of models in Hugging Face's layout: each tiny and random, beside transformers' own."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 
 def without_one(content: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
-    """Each key left out, and each null; of an older file those of rotary positions, and what is inside them."""
+    """Each key left out, and each null; of an older file only those of rotary positions."""
     made = {"nothing": content}
     for key in content:
         about_rope = key.startswith("rope") or key == "max_position_embeddings"

@@ -37,34 +37,34 @@ def doctor_model(path: str, as_json: bool) -> int:
     """0 if the model can be used, 1 if something in it is refused."""
     with progress() as say:
         say(f"glass doctor: reading {path}")
-        found: dict[str, Any] = body("doctor model")(path)
+        report: dict[str, Any] = body("doctor model")(path)
     if as_json:
-        emit(found)
+        emit(report)
     else:
-        show_model(found)
-    return 0 if found["ok"] else 1
+        show_model(report)
+    return 0 if report["ok"] else 1
 
 
-def show_model(found: dict[str, Any]) -> None:
+def show_model(report: dict[str, Any]) -> None:
     """One screen: parameters, then a line for each key."""
-    size = "" if found["parameters"] is None else f": {found['parameters']:,} parameters"
-    print(f"{found['config']}: {found['model_type']} ({found['architecture'] or 'not known here'}){size}")
+    size = "" if report["parameters"] is None else f": {report['parameters']:,} parameters"
+    print(f"{report['config']}: {report['model_type']} ({report['architecture'] or 'not known here'}){size}")
     for mark, rows in (
-        ("ok     ", [(r["key"], r["value"], r["means"]) for r in found["recognised"]]),
-        ("REFUSED", [(r["key"], r["value"], r["why"]) for r in found["refused"]]),
-        ("weights", [(r["key"], r["value"], r["why"]) for r in found["refused_weights"]]),
-        ("unknown", [(r["key"], r["value"], "passed over, as transformers does") for r in found["unknown"]]),
+        ("ok     ", [(r["key"], r["value"], r["means"]) for r in report["recognised"]]),
+        ("REFUSED", [(r["key"], r["value"], r["why"]) for r in report["refused"]]),
+        ("weights", [(r["key"], r["value"], r["why"]) for r in report["refused_weights"]]),
+        ("unknown", [(r["key"], r["value"], "passed over, as transformers does") for r in report["unknown"]]),
     ):
         for key, value, said in rows:
             line = f"{mark} {key:25} {shorten(str(value), 24, placeholder='…'):24} {said}"
             print(fill(line, 130, subsequent_indent=" " * 59))
-    if found["harmless"]:
-        print(fill(f"harmless: {', '.join(found['harmless'])}", 130, subsequent_indent=" " * 10))
-    weights = found["weights"]
+    if report["harmless"]:
+        print(fill(f"harmless: {', '.join(report['harmless'])}", 130, subsequent_indent=" " * 10))
+    weights = report["weights"]
     if weights is not None and weights["ok"]:
         over = f", {len(weights['passed_over'])} more are passed over" if weights["passed_over"] else ""
         print(f"ok      its {weights['tensors']} tensors have these names and shapes{over}")
     elif weights is not None:
         print(f"REFUSED {weights['why']}")
-    if found["refused"]:
+    if report["refused"]:
         print("cannot be read as a model here: what is REFUSED is not modelled")

@@ -11,7 +11,7 @@ cut into the same *parts*:
 
 A family (families/) is a table from part to the name of their tensor; parts with the same name lie in one
 tensor, in our order. Names, shapes, loading and saving follow from it. A head that is the embedding table is
-in neither layout. We keep a layer's experts in one tensor; their files have a tensor for each, or one as we do.
+in neither layout. We keep a layer's experts in one tensor; their files have a tensor for each, or one too.
 Format: safetensors (https://huggingface.co/docs/safetensors); the index is transformers'
 `model.safetensors.index.json`.
 But: no tokenizer, no download, no quantised files; `save` wants a whole model. Dropout of config.json is not
@@ -64,8 +64,8 @@ class Layout:
         self.theirs: dict[str, list[Piece]] = {}
         self.at: dict[str, tuple[str, Piece]] = {}  # part -> their tensor, and where in it
         self.home: dict[str, str] = {}  # part -> our tensor
-        for name, found in self.ours.items():
-            for part, _, rows in found:
+        for name, parts in self.ours.items():
+            for part, _, rows in parts:
                 tensor = family.name(part)
                 beside = self.theirs.setdefault(tensor, [])
                 beside.append(Piece(part, sum(p.rows for p in beside), rows))
@@ -73,11 +73,11 @@ class Layout:
 
     def natural(self, tensor: str) -> tuple[int, ...]:
         """The shape of one of their tensors in the form that ours has."""
-        found = self.theirs[tensor]
-        name = self.home[found[0].part]
-        if len(found) == 1 and len(self.ours[name]) == 1:
+        parts = self.theirs[tensor]
+        name = self.home[parts[0].part]
+        if len(parts) == 1 and len(self.ours[name]) == 1:
             return self.shapes[name]
-        return (sum(p.rows for p in found), *rows_of(name, self.shapes[name])[1:])
+        return (sum(p.rows for p in parts), *rows_of(name, self.shapes[name])[1:])
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         """The shape of one of their tensors."""
@@ -198,9 +198,9 @@ class Weights(Mapping[str, Tensor]):
                 f"{self.folder}: nobody needs {odd[0]}" + (f" and {len(odd) - 1} others" if odd[1:] else "")
             )
         for name in sorted(wanted):
-            if (found := self.tensors.shape(name)) != (right := self.layout.shape(name)):
+            if (shape := self.tensors.shape(name)) != (right := self.layout.shape(name)):
                 raise WeightsError(
-                    f"{self.folder}: {name} has shape {list(found)}, config.json makes it {list(right)}"
+                    f"{self.folder}: {name} has shape {list(shape)}, config.json makes it {list(right)}"
                 )
             if (dtype := self.tensors.dtype(name)) not in NUMBERS:
                 raise WeightsError(
@@ -258,13 +258,13 @@ class _Tensors(Mapping[str, Tensor]):
             self.where |= {key: (opened, key) for key in opened.keys()}  # noqa: SIM118 - not a dict
         if family.base and not any(key.startswith(family.base) for key in self.where):
             self.where = {
-                key if key.startswith(("lm_head.", "cls.")) else family.base + key: found
-                for key, found in self.where.items()
+                key if key.startswith(("lm_head.", "cls.")) else family.base + key: tensor
+                for key, tensor in self.where.items()
             }
         for old, new in family.renamed.items():
             self.where = {
-                (key.removesuffix(old) + new if key.endswith(old) else key): found
-                for key, found in self.where.items()
+                (key.removesuffix(old) + new if key.endswith(old) else key): tensor
+                for key, tensor in self.where.items()
             }
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -349,7 +349,7 @@ def state_dict(
     """
     family = family or family_of(config)
     layout = Layout(family.in_memory() if in_memory else family, config)
-    wanted = [t for t, found in layout.theirs.items() if all(layout.home[p.part] in ours for p in found)]
+    wanted = [t for t, parts in layout.theirs.items() if all(layout.home[p.part] in ours for p in parts)]
     return {tensor: layout.to_theirs(tensor, ours, gradients) for tensor in wanted}
 
 

@@ -1,4 +1,4 @@
-"""`glass doctor --model`: what a config.json is taken for, key by key, and whether the weights beside it fit."""
+"""`glass doctor --model`: how each key of a config.json is read, and whether the weights beside it fit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def examine_model(path: str) -> dict[str, Any]:
         content = json_object("model", file)
     except WeightsError as problem:
         raise InputError("model", path, str(problem)) from None
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "schema": "glass.doctor-model/1",
         "config": str(file),
         "model_type": content.get("model_type"),
@@ -46,13 +46,13 @@ def examine_model(path: str) -> dict[str, Any]:
     family = FAMILIES.get(str(content.get("model_type")))
     if family is None:
         known = f"known are {', '.join(FAMILIES)}"
-        return {**found, "refused": [told(KeyRefused("model_type", content.get("model_type"), known))]}
-    config = look(family, content, found)
+        return {**report, "refused": [told(KeyRefused("model_type", content.get("model_type"), known))]}
+    config = look(family, content, report)
     files = (file.parent / hugging_face.FILE, file.parent / hugging_face.INDEX)
     if config is not None and any(f.exists() for f in files):
-        found["weights"] = weigh(str(file.parent))
-        found["ok"] = found["weights"]["ok"]
-    return found
+        report["weights"] = weigh(str(file.parent))
+        report["ok"] = report["weights"]["ok"]
+    return report
 
 
 def told(problem: KeyRefused) -> dict[str, Any]:
@@ -60,29 +60,29 @@ def told(problem: KeyRefused) -> dict[str, Any]:
     return {"key": problem.key, "value": problem.value, "why": problem.why}
 
 
-def look(family: Family, content: dict[str, Any], found: dict[str, Any]) -> ModelConfig | None:
+def look(family: Family, content: dict[str, Any], report: dict[str, Any]) -> ModelConfig | None:
     """Fill in what the keys say; the model, if all of it can be read."""
     reading = family.read(content)
     own = family.by_own_names(content)
-    found["architecture"] = family.architecture
-    found["recognised"] = [
+    report["architecture"] = family.architecture
+    report["recognised"] = [
         {"key": key, "value": own[key], "means": means} for key, means in reading.recognised.items()
     ]
-    found["refused"] = [told(problem) for problem in reading.refused]
-    found["refused_weights"] = [told(problem) for problem in reading.refused_weights]
-    found["unknown"] = [{"key": key, "value": own[key]} for key in reading.unknown]
-    found["harmless"] = reading.harmless
+    report["refused"] = [told(problem) for problem in reading.refused]
+    report["refused_weights"] = [told(problem) for problem in reading.refused_weights]
+    report["unknown"] = [{"key": key, "value": own[key]} for key in reading.unknown]
+    report["harmless"] = reading.harmless
     if reading.refused:
         return None
     try:
         config = family.to_config(content)
     except KeyRefused as problem:
-        found["refused"] = [told(problem)]
+        report["refused"] = [told(problem)]
         return None
     except InputError as problem:
-        found["refused"] = [{"key": problem.field, "value": problem.value, "why": problem.rule}]
+        report["refused"] = [{"key": problem.field, "value": problem.value, "why": problem.rule}]
         return None
-    found |= {"ok": True, "parameters": config.parameters(), "model": config.model_dump(mode="json")}
+    report |= {"ok": True, "parameters": config.parameters(), "model": config.model_dump(mode="json")}
     return config
 
 

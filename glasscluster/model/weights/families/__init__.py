@@ -74,11 +74,11 @@ def is_path(name: str) -> bool:
 
 def config_file(path: str) -> Path:
     """The config.json that a path means: itself, or the one in a folder."""
-    found = Path(path)
-    if not found.is_dir():
-        return found
-    finish(found)
-    return found / "config.json"
+    file = Path(path)
+    if not file.is_dir():
+        return file
+    finish(file)
+    return file / "config.json"
 
 
 def read_shape(path: str, **overrides: Any) -> ModelConfig:

@@ -8,8 +8,8 @@ which form they lie (forms.py). Everything in config.json is one of these:
     special      several keys for several fields (rotary positions, windows, latents): a pair of functions
     fixed        can have one value here; any other is refused by name
     harmless     changes nothing in the model (names, tokens that end a text, dropout)
-    unknown      nobody knows it here; transformers passes such keys over, and so do we: `glass doctor --model`
-                 shows them
+    unknown      nobody knows it here; transformers passes such keys over, and so do we; they are shown by
+                 `glass doctor --model`
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ class Family:
     base: str  # in front of the names of all but the head; a file of the bare model lacks it
     ends: Mapping[str, str]  # parts outside the layers, by full name
     layer: str  # in front of a layer's names
-    # a layer's parts: ours without _weight and _bias, theirs without .weight and .bias; `expert.` is one of an
-    # expert's own, {} in its name the expert's number
+    # a layer's parts: ours without _weight and _bias, theirs without .weight and .bias; `expert.` is a part
+    # of one expert, {} in its name the expert's number
     inside: Mapping[str, str]
     keys: Mapping[str, Key]  # fields of ModelConfig in config.json
     always: Mapping[str, Any]  # fields of ModelConfig that the family fixes
@@ -244,10 +244,10 @@ class Family:
         refused: list[KeyRefused] = []
         for name, value in {**FIXED_FOR_ALL, **self.fixed}.items():
             known = value if isinstance(value, tuple) else (value,)
-            found = content.get(name, known[0])
-            if not any(found == v and isinstance(found, bool) == isinstance(v, bool) for v in known):
+            given = content.get(name, known[0])
+            if not any(given == v and isinstance(given, bool) == isinstance(v, bool) for v in known):
                 only = " or ".join(map(repr, known))
-                refused.append(KeyRefused(name, found, f"only {only} is known here"))
+                refused.append(KeyRefused(name, given, f"only {only} is known here"))
             elif name in content:
                 recognised[name] = "as here"
         for ours, key in self.keys.items():
@@ -260,12 +260,12 @@ class Family:
                 recognised[key.name] = f"{ours} = {shown(values[ours])}"
         for special in self.specials:
             try:
-                found = special.ours(content)
+                fields = special.ours(content)
             except KeyRefused as problem:
                 refused.append(problem)
                 continue
-            values |= found
-            said = ", ".join(f"{ours} = {shown(value)}" for ours, value in found.items())
+            values |= fields
+            said = ", ".join(f"{ours} = {shown(value)}" for ours, value in fields.items())
             first, *others = [name for name in special.keys if name in content] or [""]
             recognised |= dict.fromkeys(others, f"with {first}") | ({first: said} if first else {})
         stored = [

@@ -1,6 +1,6 @@
-"""DeepSeek-V2 (2405.04434) and V3 (2412.19437): keys and values from a latent, many small experts and one that
-every token passes, the first layers without. V3's router is a sigmoid with a correction, and its experts stand
-in groups.
+"""DeepSeek-V2 (2405.04434) and V3 (2412.19437): keys and values from a latent, many small experts and one
+that every token passes, the first layers without. V3's router is a sigmoid with a correction, and its experts
+stand in groups.
 
     config.json                            here
     kv_lora_rank, q_lora_rank              kv-latent, q-latent
@@ -10,8 +10,8 @@ in groups.
     mscale_all_dim m of a yarn             attention-scale: (1 + 0.1 m ln factor)² / sqrt(d + d_R)
 
 Names and keys: modeling_deepseek_v2.py, modeling_deepseek_v3.py, as transformers has them: the latents' norms
-have an epsilon of 1e-6 of their own, and layers that predict more tokens at once (V3's last) are no part of the
-model.
+have an epsilon of 1e-6 of their own, and layers that predict more tokens at once (V3's last) are no part of
+the model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def sizes_in(content: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def heads_in(content: Mapping[str, Any], heads: int, key_heads: int | None) -> dict[str, Any]:
-    """Sizes of a head; keys and values of one size, and as many key heads as heads (the numbers if unsaid)."""
+    """Sizes of a head. Keys and values must have one size, and as many key heads as heads.
+
+    heads, key_heads: their numbers where config.json does not say them.
+    """
     size, rotary = sizes_in(content)
     values = taken(content, "v_head_dim", int, 128)
     if values != size:
@@ -80,16 +83,16 @@ def rope_and_scale(length: int) -> Special:
     plain = rope(length=length)
 
     def ours(content: Mapping[str, Any]) -> dict[str, Any]:
-        found = plain.ours(content)
+        fields = plain.ours(content)
         turns = turning(content)
         weight = turns.take("mscale_all_dim", float, 0, 0)
         if turns.kind == "default" or not weight:
-            return {**found, "attention_scale": None}
+            return {**fields, "attention_scale": None}
         times = temperature(float(turns.needed("factor", float)), weight)
         elements = sum(sizes_in(content))
         if not 0 < times < MOST or elements < 1:
             raise KeyRefused(f"{turns.key}[mscale_all_dim]", weight, "scores cannot be scaled by it")
-        return {**found, "attention_scale": times**2 * elements**-0.5}
+        return {**fields, "attention_scale": times**2 * elements**-0.5}
 
     def theirs(config: ModelConfig) -> dict[str, Any]:
         said = written(config)
@@ -103,8 +106,8 @@ def rope_and_scale(length: int) -> Special:
             said["attention_factor"] = temperature(config.rope_factor, 1.0)
         return {"rope_parameters": said}
 
-    fields = {**plain.fields, "attention_scale": "rope_scaling[mscale_all_dim]"}
-    return Special(plain.keys, ours, theirs, fields)
+    told = {**plain.fields, "attention_scale": "rope_scaling[mscale_all_dim]"}
+    return Special(plain.keys, ours, theirs, told)
 
 
 # ---- experts -----------------------------------------------------------------------------------------------
@@ -135,12 +138,12 @@ GROUP_FIELDS = {"router_groups": "n_group", "router_top_groups": "topk_group"}
 
 def groups_in(content: Mapping[str, Any], absent: tuple[int | None, int | None]) -> dict[str, Any]:
     """Groups of experts, and how many of them a token's experts come from."""
-    found = {}
+    fields = {}
     for ours, name, plain in zip(GROUP_FIELDS, GROUPS, absent, strict=True):
-        found[ours] = taken(content, name, int, plain)
-        if found[ours] is None:
+        fields[ours] = taken(content, name, int, plain)
+        if fields[ours] is None:
             raise KeyRefused(name, None, "it must be a whole number")
-    return found
+    return fields
 
 
 def groups_of(config: ModelConfig) -> dict[str, Any]:
@@ -279,8 +282,8 @@ DEEPSEEK_V3 = replace(
     ),
     notes={
         **NOTES,
-        "num_nextn_predict_layers": "layers that predict more tokens: no part of the model, their tensors are "
-        "passed over",
+        "num_nextn_predict_layers": "layers that predict more tokens: no part of the model, their tensors "
+        "are passed over",
     },
     aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     beyond=predicting_more,

@@ -17,7 +17,9 @@ def _same(x: Any) -> Any:
 
 @dataclass(frozen=True)
 class Form:
-    """A way to lie: `ours` from their tensor, `theirs` from ours; `gradient` where that of a gradient differs."""
+    """One way: `ours` makes our part of their tensor, `theirs` the reverse; `gradient` is the reverse for
+    gradients, where these differ from weights.
+    """
 
     ours: Callable[[Any], Any] = _same
     theirs: Callable[[Any], Any] = _same
@@ -25,7 +27,7 @@ class Form:
 
 
 def _columns_to_rows(x: Any) -> Any:
-    """[E, h, 2f] with gate and value in turns -> [E, 2f, h], all rows of the gate before those of the value."""
+    """[E, h, 2f] with gate and value in turns -> [E, 2f, h] with all rows of the gate first."""
     return _apart(x.transpose(1, 2))
 
 

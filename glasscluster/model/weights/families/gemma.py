@@ -1,5 +1,5 @@
-"""Gemma 2 (2408.00118): norms before and behind each branch, GEGLU, caps on scores and logits, windows in every
-other layer, embeddings times the root of hidden.
+"""Gemma 2 (2408.00118): norms before and behind each branch, GEGLU, caps on scores and logits, windows in
+every other layer, embeddings times the root of hidden.
 
 A norm multiplies by 1 + w, so its weight lies in the file less one. Names and keys: modeling_gemma2.py,
 configuration_gemma2.py.
@@ -28,11 +28,11 @@ CAPS = {  # ours -> the key, and its value where it is absent
 
 def caps_in(content: Mapping[str, Any]) -> dict[str, Any]:
     """Both caps; null is none."""
-    found = {ours: taken(content, name, float, absent, None) for ours, (name, absent) in CAPS.items()}
-    for ours, value in found.items():
+    values = {ours: taken(content, name, float, absent, None) for ours, (name, absent) in CAPS.items()}
+    for ours, value in values.items():
         if value is not None and value <= 0:
             raise KeyRefused(CAPS[ours][0], value, "it must be larger than 0, or null for none")
-    return {ours: float(value or 0) for ours, value in found.items()}
+    return {ours: float(value or 0) for ours, value in values.items()}
 
 
 def caps_of(config: ModelConfig) -> dict[str, Any]:
@@ -42,17 +42,17 @@ def caps_of(config: ModelConfig) -> dict[str, Any]:
 
 def scale_in(content: Mapping[str, Any]) -> dict[str, Any]:
     """Scores are divided by the root of query_pre_attn_scalar."""
-    found = taken(content, "query_pre_attn_scalar", int, 256)
-    if found <= 0:
-        raise KeyRefused("query_pre_attn_scalar", found, "it must be larger than 0")
-    return {"attention_scale": float(found) ** -0.5}
+    scalar = taken(content, "query_pre_attn_scalar", int, 256)
+    if scalar <= 0:
+        raise KeyRefused("query_pre_attn_scalar", scalar, "it must be larger than 0")
+    return {"attention_scale": float(scalar) ** -0.5}
 
 
 def scale_of(config: ModelConfig) -> dict[str, Any]:
     """The number whose root scores are divided by: a whole one where it is."""
-    found = config.head_dim if config.attention_scale is None else config.attention_scale**-2
-    whole = round(found)
-    return {"query_pre_attn_scalar": whole if isclose(found, whole, rel_tol=1e-9) else found}
+    scalar = config.head_dim if config.attention_scale is None else config.attention_scale**-2
+    whole = round(scalar)
+    return {"query_pre_attn_scalar": whole if isclose(scalar, whole, rel_tol=1e-9) else scalar}
 
 
 SCALE = Special(("query_pre_attn_scalar",), scale_in, scale_of, {"attention_scale": "query_pre_attn_scalar"})

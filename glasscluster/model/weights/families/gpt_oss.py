@@ -1,4 +1,5 @@
-"""gpt-oss (2508.10925): experts with biases and a clamped SwiGLU, attention sinks, windows in every other layer.
+"""gpt-oss (2508.10925): experts with biases and a clamped SwiGLU, attention sinks, windows in every other
+layer.
 
 An expert's gate and value lie in turns in the columns of one matrix, and its matrices are transposed
 (modeling_gpt_oss.py). The files that OpenAI gives away are quantised; shapes are read from their config.json,

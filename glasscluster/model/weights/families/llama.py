@@ -31,10 +31,10 @@ def head_size(absent: int | None, null: Any = None) -> Special:
     """
 
     def ours(content: Mapping[str, Any]) -> dict[str, Any]:
-        found = taken(content, "head_dim", int, absent, null if absent is None else NOT_ALLOWED)
+        size = taken(content, "head_dim", int, absent, null if absent is None else NOT_ALLOWED)
         hidden, heads = content.get("hidden_size"), content.get("num_attention_heads")
-        plain = isinstance(heads, int) and found is not None and found * heads == hidden
-        return {"head_size": None if plain else found}
+        plain = isinstance(heads, int) and size is not None and size * heads == hidden
+        return {"head_size": None if plain else size}
 
     return Special(
         ("head_dim",), ours, lambda config: {"head_dim": config.head_dim}, {"head_size": "head_dim"}

@@ -1,5 +1,5 @@
-"""Mixtral (2401.04088): Mistral with experts; and Qwen3-MoE (2505.09388), the same of Qwen3, whose experts have a
-width of their own.
+"""Mixtral (2401.04088): Mistral with experts; and Qwen3-MoE (2505.09388), the same of Qwen3, whose experts
+have a width of their own.
 
 Files have a tensor for every matrix of every expert, a model in memory has them stacked (modeling_mixtral.py,
 modeling_qwen3_moe.py).
@@ -20,7 +20,10 @@ from glasscluster.model.weights.families.windows import all_layers, length_in, w
 
 
 def balance(coefficient: float) -> Special:
-    """The load-balancing loss: its weight where config.json asks for it, 0 otherwise, as transformers has it."""
+    """The load-balancing loss: its weight where output_router_logits is true, 0 otherwise.
+
+    transformers does so too. coefficient: the weight where config.json has none.
+    """
 
     def ours(content: Mapping[str, Any]) -> dict[str, Any]:
         weight = taken(content, "router_aux_loss_coef", float, coefficient)

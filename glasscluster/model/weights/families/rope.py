@@ -4,8 +4,8 @@
     rope_scaling      the same, of older files; `type` may stand for `rope_type`
     rope_theta        the base, where the dictionary has none
 
-Absent values mean what modeling_rope_utils.py makes of them. A yarn's `mscale` and `mscale_all_dim` (DeepSeek)
-say the same as one `attention_factor`, which we keep; what else mscale_all_dim does there: deepseek.py.
+Absent values mean what modeling_rope_utils.py makes of them. Two keys of yarn, `mscale` and `mscale_all_dim`
+(DeepSeek), say the same as one `attention_factor`, which we keep; what else the second does: deepseek.py.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def rope(theta: float = 10000.0, absent: Mapping[str, Any] | None = None, length
     """
 
     def ours(content: Mapping[str, Any]) -> dict[str, Any]:
-        found = turning(content, absent)
-        key, said, kind = found.key, found.said, found.kind
+        turns = turning(content, absent)
+        key, said, kind = turns.key, turns.said, turns.kind
         if not isinstance(kind, str) or kind not in NEEDS:
             raise KeyRefused(f"{key}[rope_type]", kind, f"one of {list(NEEDS)} is known here")
         for name, value in said.items():
@@ -112,14 +112,14 @@ def rope(theta: float = 10000.0, absent: Mapping[str, Any] | None = None, length
             return values
         trained = taken(content, "max_position_embeddings", int, length)
         if kind in ("yarn", "llama3"):
-            values["rope_trained"] = found.take(TRAINED, int, trained)
-            checked_positive(found, TRAINED, values["rope_trained"])
+            values["rope_trained"] = turns.take(TRAINED, int, trained)
+            checked_positive(turns, TRAINED, values["rope_trained"])
         if kind == "yarn":
-            return values | yarn(found, trained / values["rope_trained"])
-        values["rope_factor"] = float(found.needed("factor", float))
+            return values | yarn(turns, trained / values["rope_trained"])
+        values["rope_factor"] = float(turns.needed("factor", float))
         if kind == "llama3":
-            values["rope_low_factor"] = float(found.needed("low_freq_factor", float))
-            values["rope_high_factor"] = float(found.needed("high_freq_factor", float))
+            values["rope_low_factor"] = float(turns.needed("low_freq_factor", float))
+            values["rope_high_factor"] = float(turns.needed("high_freq_factor", float))
         return values
 
     return Special(
@@ -130,31 +130,31 @@ def rope(theta: float = 10000.0, absent: Mapping[str, Any] | None = None, length
     )
 
 
-def checked_positive(found: Turning, name: str, value: float) -> None:
+def checked_positive(turns: Turning, name: str, value: float) -> None:
     """KeyRefused unless a value, or what is made of it, is larger than 0 and a number."""
     if not 0 < value < inf:
-        raise KeyRefused(f"{found.key}[{name}]", found.said.get(name), "it must be larger than 0")
+        raise KeyRefused(f"{turns.key}[{name}]", turns.said.get(name), "it must be larger than 0")
 
 
-def yarn(found: Turning, stretch: float) -> dict[str, Any]:
+def yarn(turns: Turning, stretch: float) -> dict[str, Any]:
     """What yarn says; `stretch`: the factor where it says null."""
-    if "factor" not in found.said:
-        found.needed("factor", float)
-    factor = float(found.take("factor", float, None, stretch))
-    checked_positive(found, "factor", factor)
+    if "factor" not in turns.said:
+        turns.needed("factor", float)
+    factor = float(turns.take("factor", float, None, stretch))
+    checked_positive(turns, "factor", factor)
     together = None
-    if (given := found.take("attention_factor", float, None, None)) is not None:
+    if (given := turns.take("attention_factor", float, None, None)) is not None:
         together = float(given)
     else:
-        above, below = (found.take(name, float, 0, 0) for name in ("mscale", "mscale_all_dim"))
+        above, below = (turns.take(name, float, 0, 0) for name in ("mscale", "mscale_all_dim"))
         if above and below:
             together = temperature(factor, above) / temperature(factor, below)
-            checked_positive(found, "mscale", together)
+            checked_positive(turns, "mscale", together)
     return {
         "rope_factor": factor,
-        "rope_beta_fast": float(found.take("beta_fast", float, 32, 32) or 32),
-        "rope_beta_slow": float(found.take("beta_slow", float, 1, 1) or 1),
-        "rope_truncate": found.take("truncate", bool, True, False),
+        "rope_beta_fast": float(turns.take("beta_fast", float, 32, 32) or 32),
+        "rope_beta_slow": float(turns.take("beta_slow", float, 1, 1) or 1),
+        "rope_truncate": turns.take("truncate", bool, True, False),
         "rope_attention_factor": together,
     }
 

@@ -1,4 +1,5 @@
-"""Sliding windows in config.json: in all layers (Mistral), in some (Qwen), in every other one (Gemma 2, gpt-oss).
+"""Sliding windows in config.json: in all layers (Mistral), in some (Qwen), or in every other one (Gemma 2 and
+gpt-oss).
 
 sliding_window      tokens that a query looks back over; null: all
 layer_types         for each layer full_attention or sliding_attention
@@ -22,14 +23,14 @@ AS_TYPES = ("sliding_window", "layer_types")
 
 def length_in(content: Mapping[str, Any], absent: int | None) -> int:
     """The window, 0 for none."""
-    found = taken(content, "sliding_window", int, absent, None)
-    if found is not None and found < 1:
-        raise KeyRefused("sliding_window", found, "it must be a number of tokens, or null")
-    return found or 0
+    length = taken(content, "sliding_window", int, absent, None)
+    if length is not None and length < 1:
+        raise KeyRefused("sliding_window", length, "it must be a number of tokens, or null")
+    return length or 0
 
 
 def fields_of(types: list[str], window: int, key: str, value: Any) -> dict[str, Any]:
-    """Our fields from the type of each layer; KeyRefused, for a key and its value, where they cannot say it."""
+    """Our fields from the type of each layer; KeyRefused, of a key and its value, where they cannot say it."""
     if window == 0 or SLIDING not in types:
         return {"window": 0}
     if FULL not in types:
@@ -102,7 +103,10 @@ def some_layers(layers: int = 32) -> Special:
 
 
 def every_other_layer(absent: int, layers: int) -> Special:
-    """Windows in layers 0, 2, 4, ... unless layer_types says otherwise. absent: the window, and the layers."""
+    """Windows in layers 0, 2, 4, ... unless layer_types says otherwise.
+
+    absent: the window where config.json has none; layers: their number there.
+    """
 
     def ours(content: Mapping[str, Any]) -> dict[str, Any]:
         window = length_in(content, absent)
