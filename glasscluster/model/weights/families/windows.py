@@ -118,6 +118,7 @@ def every_other_layer(absent: int, layers: int) -> Special:
     def theirs(config: ModelConfig) -> dict[str, Any]:
         plain = [SLIDING if config.window else FULL] * config.layers
         types = alternating(config.layers) if config.window and config.window_layers == "alternate" else plain
-        return {"sliding_window": config.window or None, "layer_types": types}
+        # they make a mask of it even where no layer uses it
+        return {"sliding_window": config.window or absent, "layer_types": types}
 
     return Special(AS_TYPES, ours, theirs, FIELDS)
