@@ -26,6 +26,14 @@ SHAPE: dict[str, Any] = {
     "init_std": 0.5,
 }
 LATENT = {"kv_latent": 10, "position": "rope"}
+LLAMA3 = {
+    "position": "rope",
+    "rope_scaling": "llama3",
+    "rope_factor": 2.0,
+    "rope_trained": 12,
+    "rope_theta": 4.0,
+}
+YARN = {"position": "rope", "rope_scaling": "yarn", "rope_factor": 4.0, "rope_trained": 50}
 ROUTED = {"experts": 4, "hot_expert": 0.3}
 # of each option the values that are tried, each with what it needs beside it; the option is named by its field
 TRIED: dict[str, tuple[dict[str, Any], ...]] = {
@@ -71,10 +79,20 @@ TRIED: dict[str, tuple[dict[str, Any], ...]] = {
     "rope_layout": ({"position": "rope", "rope_layout": "interleaved"},),
     "rope_theta": ({"position": "rope", "rope_theta": 50.0},),
     "rope_scaling": tuple(
-        {"position": "rope", "rope_scaling": s, "rope_factor": 2.0} for s in ("interpolation", "ntk", "yarn")
+        {"position": "rope", "rope_scaling": s, "rope_factor": 2.0}
+        for s in ("interpolation", "ntk", "yarn", "llama3")
     ),
     "rope_factor": ({"position": "rope", "rope_scaling": "interpolation", "rope_factor": 3.0},),
     "rope_trained": ({"position": "rope", "rope_scaling": "yarn", "rope_factor": 2.0, "rope_trained": 7},),
+    "rope_low_factor": ({**LLAMA3, "rope_low_factor": 0.5},),
+    "rope_high_factor": ({**LLAMA3, "rope_high_factor": 2.5},),
+    "rope_beta_fast": ({**YARN, "rope_beta_fast": 6.0},),
+    "rope_beta_slow": ({**YARN, "rope_beta_slow": 0.5},),
+    "rope_truncate": ({**YARN, "rope_truncate": False},),
+    "rope_attention_factor": ({**YARN, "rope_attention_factor": 0.8},),
+    "qkv_bias": ({"qkv_bias": False}, {"qkv_bias": True, "bias": False, "kv_heads": 1}),
+    "embedding_scale": ({"embedding_scale": True},),
+    "logit_cap": ({"logit_cap": 0.3}, {"logit_cap": 0.3, "vocab": 44}),
     "objective": ({"objective": "masked"},),
     "patches": ({"patches": 4},),
     "patch_size": ({"patch_size": 9},),

@@ -207,8 +207,6 @@ def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
     check_model(model, "evaluate", request.tp, precision)
     if request.tokenizer is not None:
         opened(request.tokenizer)  # or an InputError that names the file
-    if request.tokenizer is None and model.vocab < 256:
-        raise InputError("vocab", model.vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
     if request.samples > 1 and not request.temperature:
         rule = f"{request.samples} samples of the likeliest token are all alike"
         raise InputError("temperature", request.temperature, rule, [0.8])
