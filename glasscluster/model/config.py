@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from glasscluster.base.errors import InputError
+
 
 class ModelConfig(BaseModel):
     """The shape of a transformer: L layers, hidden h, a heads, sequence s, vocabulary V.
@@ -22,7 +24,7 @@ class ModelConfig(BaseModel):
         (64, 3072, 124439808)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     groups: ClassVar[dict[str, tuple[str, ...]]] = {  # what stands together in a list of options
         "sizes": ("layers", "hidden", "heads", "kv_heads", "head_size", "ffn", "vocab", "seq"),
         "attention": (
@@ -67,7 +69,7 @@ class ModelConfig(BaseModel):
     )
     q_latent: int = Field(0, ge=0, description="the same of queries, of a model with kv-latent; 0: none")
     rope_dim: int | None = Field(
-        None, ge=2, description="rotary elements beside a head's own, with kv-latent (half a head's)"
+        None, ge=0, description="rotary elements beside a head's own, with kv-latent; 0: half a head's"
     )
     ffn: int | None = Field(None, ge=1, description="inner width of the MLP, or of each expert (4 x hidden)")
     activation: Literal["gelu", "gelu-tanh", "relu", "swiglu", "geglu", "swiglu-clamped"] = Field(
@@ -213,121 +215,120 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
-        if self.head_size is None and self.hidden % self.heads:
-            divisors = [d for d in range(1, self.hidden + 1) if self.hidden % d == 0]
-            best = min(divisors, key=lambda d: abs(d - self.heads))
-            rule = f"hidden = {self.hidden} must be a multiple of heads, or give head-size"
-            raise ValueError(f"heads|{self.heads}|{rule}|{best}")
-        if self.heads % self.key_heads:
-            divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
-            best = min(divisors, key=lambda d: abs(d - self.key_heads))
-            raise ValueError(
-                f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}"
-            )
+        h, a, k = self.hidden, self.heads, self.key_heads
+        if self.head_size is None and h % a:
+            rule = f"hidden = {h} must be a multiple of heads, or give head-size"
+            raise InputError("heads", a, rule, [d for d in range(1, h + 1) if h % d == 0])
+        if a % k:
+            rule = f"heads = {a} must be a multiple of kv-heads"
+            raise InputError("kv_heads", k, rule, [d for d in range(1, a + 1) if a % d == 0])
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
             said = "" if self.head_size else "hidden / heads = "
-            raise ValueError(
-                f"position|rope|turns pairs, and the head size {said}{self.head_dim} is odd|learned"
-            )
+            rule = f"turns pairs, and the head size {said}{self.head_dim} is odd"
+            raise InputError("position", "rope", rule, ["learned"])
         self._latents_fit()
         self._rope_fits()
         self._window_fits()
-        if self.position == "relative" and self.relative_distance <= self.relative_buckets // (
-            4 if self.both_ways else 2
-        ):
-            rule = "must be larger than the distances that have a bucket each"
-            raise ValueError(f"relative_distance|{self.relative_distance}|{rule}|{self.relative_buckets}")
-        if self.prefix and self.objective == "masked":
-            raise ValueError(f"prefix|{self.prefix}|all tokens of a masked model see each other|0")
-        if self.patches and self.objective == "masked":
-            raise ValueError(
-                f"patches|{self.patches}|a caption is predicted token by token, by a causal model|0"
-            )
-        if self.patches >= self.seq:
-            raise ValueError(
-                f"patches|{self.patches}|must leave room for text: fewer than seq = {self.seq}|{self.seq - 1}"
-            )
-        if self.prefix >= self.seq:
-            raise ValueError(f"prefix|{self.prefix}|must be shorter than seq = {self.seq}|{self.seq - 1}")
+        near = self.relative_buckets // (4 if self.both_ways else 2)  # distances that have a bucket each
+        if self.position == "relative" and self.relative_distance <= near:
+            rule = f"must be larger than the {near} distances that have a bucket each"
+            raise InputError("relative_distance", self.relative_distance, rule, [near + 1])
+        self._text_fits()
         self._experts_fit()
         return self
 
-    def _rope_fits(self) -> None:
-        if self.rope_scaling != "none" and self.position != "rope":
-            raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
-        for scaling, fields in ROPE_FIELDS.items():
-            for field in fields if self.rope_scaling != scaling else ():
-                value, plain = getattr(self, field), type(self).model_fields[field].default
-                if value != plain:
-                    raise ValueError(f"{field}|{value}|needs --rope-scaling {scaling}|{plain}")
-        if self.rope_scaling == "llama3" and self.rope_high_factor <= self.rope_low_factor:
-            rule = f"must be larger than rope-low-factor = {self.rope_low_factor:g}"
-            raise ValueError(
-                f"rope_high_factor|{self.rope_high_factor:g}|{rule}|{4 * self.rope_low_factor:g}"
-            )
-        if self.rope_scaling == "yarn" and self.rope_beta_fast <= self.rope_beta_slow:
-            rule = f"must be larger than rope-beta-slow = {self.rope_beta_slow:g}"
-            raise ValueError(f"rope_beta_fast|{self.rope_beta_fast:g}|{rule}|{32 * self.rope_beta_slow:g}")
+    def _text_fits(self) -> None:
+        if self.objective == "masked":
+            for field, rule in (
+                ("prefix", "all tokens of a masked model see each other"),
+                ("patches", "a caption is predicted token by token, by a causal model"),
+            ):
+                if getattr(self, field):
+                    raise InputError(field, getattr(self, field), rule, [0])
+        if self.patches >= self.seq:
+            rule = f"must leave room for text: fewer than seq = {self.seq}"
+            raise InputError("patches", self.patches, rule, [self.seq - 1])
+        if self.prefix >= self.seq:
+            raise InputError("prefix", self.prefix, f"must be shorter than seq = {self.seq}", [self.seq - 1])
 
     def _window_fits(self) -> None:
         """A window is of a causal model, and looks back from each token alone."""
         if self.window_layers != "all" and not self.window:
-            raise ValueError(f"window_layers|{self.window_layers}|needs --window|all")
+            raise InputError("window_layers", self.window_layers, "needs --window", ["all"])
         if self.window and not self.causal:
-            raise ValueError(f"window|{self.window}|a masked model looks ahead as well as back|0")
+            raise InputError("window", self.window, "a masked model looks ahead as well as back", [0])
         if self.window and self.prefix:
             rule = "tokens of a prefix all see each other, however far apart"
-            raise ValueError(f"window|{self.window}|{rule}|0")
+            raise InputError("window", self.window, rule, [0])
 
     def _experts_fit(self) -> None:
         if not self.experts:
             for field, info in type(self).model_fields.items():
                 value = getattr(self, field)
                 if field.startswith(("router", "expert_", "dense_")) and value != info.default:
-                    raise ValueError(f"{field}|{value}|needs --experts|{info.default}")
+                    raise InputError(field, value, "needs --experts", [info.default])
             return
         if self.top_k > self.experts:
-            raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
+            raise InputError("top_k", self.top_k, f"there are {self.experts} experts", [self.experts])
         if self.dense_layers >= self.layers:
             rule = f"must leave one of {self.layers} layers to the experts"
-            raise ValueError(f"dense_layers|{self.dense_layers}|{rule}|{self.layers - 1}")
+            raise InputError("dense_layers", self.dense_layers, rule, [self.layers - 1])
         groups, chosen = self.router_groups, self.router_top_groups
         each = self.experts // groups
         if self.experts % groups or (groups > 1 and self.router == "sigmoid" and each < 2):
             least = 2 if self.router == "sigmoid" else 1  # a group's score is the sum of its two largest
             fits = [1, *(g for g in range(2, self.experts // least + 1) if self.experts % g == 0)]
             rule = f"must divide experts = {self.experts}" + (", two or more each" if least == 2 else "")
-            raise ValueError(f"router_groups|{groups}|{rule}|{min(fits, key=lambda g: abs(g - groups))}")
+            raise InputError("router_groups", groups, rule, fits)
         if chosen > groups:
-            raise ValueError(f"router_top_groups|{chosen}|there are {groups} router-groups|{groups}")
+            raise InputError("router_top_groups", chosen, f"there are {groups} router-groups", [groups])
         if self.top_k > chosen * each:
             rule = f"{chosen} groups have {chosen * each} experts"
-            raise ValueError(f"top_k|{self.top_k}|{rule}|{chosen * each}")
+            raise InputError("top_k", self.top_k, rule, [chosen * each])
+
+    def _rope_fits(self) -> None:
+        if self.rope_scaling != "none" and self.position != "rope":
+            raise InputError("rope_scaling", self.rope_scaling, "needs --position rope", ["none"])
+        for scaling, fields in ROPE_FIELDS.items():
+            for field in fields if self.rope_scaling != scaling else ():
+                value, plain = getattr(self, field), type(self).model_fields[field].default
+                if value != plain:
+                    raise InputError(
+                        field,
+                        value,
+                        f"needs --rope-scaling {scaling}",
+                        [plain] if plain is not None else None,
+                    )
+        low, slow = self.rope_low_factor, self.rope_beta_slow
+        if self.rope_scaling == "llama3" and self.rope_high_factor <= low:
+            rule = f"must be larger than rope-low-factor = {low:g}"
+            raise InputError("rope_high_factor", self.rope_high_factor, rule, [4 * low])
+        if self.rope_scaling == "yarn" and self.rope_beta_fast <= slow:
+            rule = f"must be larger than rope-beta-slow = {slow:g}"
+            raise InputError("rope_beta_fast", self.rope_beta_fast, rule, [32 * slow])
 
     def _latents_fit(self) -> None:
         if not self.kv_latent:
-            for field in ("q_latent", "rope_dim"):
-                if getattr(self, field):
-                    raise ValueError(
-                        f"{field}|{getattr(self, field)}|needs "
-                        f"--kv-latent|{0 if field == 'q_latent' else None}"
-                    )
+            if self.q_latent:
+                raise InputError("q_latent", self.q_latent, "needs --kv-latent", [0])
+            if self.rope_dim:
+                raise InputError("rope_dim", self.rope_dim, "needs --kv-latent", [0])
             return
         if self.key_heads != self.heads:
-            raise ValueError(
-                f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}"
-            )
+            rule = "with kv-latent every head has keys of its own"
+            raise InputError("kv_heads", self.key_heads, rule, [self.heads])
         if self.qkv_bias is not None:
-            rule = "with kv-latent the matrices of keys and values have biases as bias says"
-            raise ValueError(f"qkv_bias|{self.qkv_bias}|{rule}|None")
+            rule = "with kv-latent the matrices of keys and values have biases as bias says: leave it out"
+            raise InputError("qkv_bias", self.qkv_bias, rule)
         for field, none in (("attention_cap", 0), ("sinks", False)):
             if getattr(self, field) and self.bias:
-                rule = "with kv-latent needs --no-bias: a cached latent has lost its key's bias, and here it counts"
-                raise ValueError(f"{field}|{getattr(self, field)}|{rule}|{none}")
+                rule = "with kv-latent needs --no-bias: a cached latent has lost its key's bias, which counts here"
+                raise InputError(field, getattr(self, field), rule, [none])
         if self.qk_norm:
-            raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
+            rule = "with kv-latent it is the latents that have norms"
+            raise InputError("qk_norm", True, rule, [False])
         if self.rotary % 2:
-            raise ValueError(f"rope_dim|{self.rotary}|turns pairs|{self.rotary + 1}")
+            raise InputError("rope_dim", self.rotary, "turns pairs", [self.rotary - 1, self.rotary + 1])
 
     @property
     def columns(self) -> int:

@@ -94,6 +94,11 @@ class Source:
                 f"{name} has no document of two tokens, so no token has one behind it to predict"
             )
 
+    @property
+    def largest(self) -> int:
+        """The largest of its tokens."""
+        return max((int(text.max()) for text in self.texts if len(text)), default=0)
+
     def row(self, number: int) -> Row:
         """A row by number."""
         if self.packed is None:
