@@ -266,7 +266,8 @@ class ModelConfig(BaseModel):
             for field, info in type(self).model_fields.items():
                 value = getattr(self, field)
                 if field.startswith(("router", "expert_", "dense_")) and value != info.default:
-                    raise InputError(field, value, "needs --experts", [info.default])
+                    plain = None if info.default is None else [info.default]
+                    raise InputError(field, value, "needs --experts", plain)
             return
         if self.top_k > self.experts:
             raise InputError("top_k", self.top_k, f"there are {self.experts} experts", [self.experts])
@@ -322,7 +323,7 @@ class ModelConfig(BaseModel):
             raise InputError("qkv_bias", self.qkv_bias, rule)
         for field, none in (("attention_cap", 0), ("sinks", False)):
             if getattr(self, field) and self.bias:
-                rule = "with kv-latent needs --no-bias: a cached latent has lost its key's bias, which counts here"
+                rule = "with kv-latent needs --no-bias: a cached latent has lost its key's bias"
                 raise InputError(field, getattr(self, field), rule, [none])
         if self.qk_norm:
             rule = "with kv-latent it is the latents that have norms"
