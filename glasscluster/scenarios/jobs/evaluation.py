@@ -16,7 +16,6 @@ from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, contamina
 from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.jobs.generation import check_model, skipped_check
 from glasscluster.scenarios.jobs.shapes import check_room, model_of
-from glasscluster.scenarios.jobs.tokenizing import opened
 from glasscluster.scenarios.requests.evaluate import EvaluateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, largest
@@ -216,8 +215,6 @@ def prepare(request: EvaluateRequest) -> tuple[EvaluationJob, Cluster]:
         if name not in TASKS:
             raise InputError("task", name, "is unknown", list(TASKS))
     check_model(model, "evaluate", request.tp, precision)
-    if request.tokenizer is not None:
-        opened(request.tokenizer)  # or an InputError that names the file
     if request.samples > 1 and not request.temperature:
         rule = f"{request.samples} samples of the likeliest token are all alike"
         raise InputError("temperature", request.temperature, rule, [0.8])
