@@ -359,10 +359,8 @@ class ModelConfig(BaseModel):
     @property
     def windows(self) -> dict[int, int]:
         """The windows of all layers: size (0: none) -> how many layers have it."""
-        found: dict[int, int] = {}
-        for layer in range(self.layers):
-            found[self.window_of(layer)] = found.get(self.window_of(layer), 0) + 1
-        return found
+        each = [self.window_of(layer) for layer in range(self.layers)]
+        return {window: each.count(window) for window in dict.fromkeys(each)}
 
     @property
     def score_dim(self) -> int:

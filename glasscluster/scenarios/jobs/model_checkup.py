@@ -46,7 +46,7 @@ def examine_model(path: str) -> dict[str, Any]:
     family = FAMILIES.get(str(content.get("model_type")))
     if family is None:
         known = f"known are {', '.join(FAMILIES)}"
-        return {**report, "refused": [told(KeyRefused("model_type", content.get("model_type"), known))]}
+        return {**report, "refused": [as_row(KeyRefused("model_type", content.get("model_type"), known))]}
     config = look(family, content, report)
     files = (file.parent / hugging_face.FILE, file.parent / hugging_face.INDEX)
     if config is not None and any(f.exists() for f in files):
@@ -55,7 +55,7 @@ def examine_model(path: str) -> dict[str, Any]:
     return report
 
 
-def told(problem: KeyRefused) -> dict[str, Any]:
+def as_row(problem: KeyRefused) -> dict[str, Any]:
     """A refused key, its value and the reason."""
     return {"key": problem.key, "value": problem.value, "why": problem.why}
 
@@ -68,8 +68,8 @@ def look(family: Family, content: dict[str, Any], report: dict[str, Any]) -> Mod
     report["recognised"] = [
         {"key": key, "value": own[key], "means": means} for key, means in reading.recognised.items()
     ]
-    report["refused"] = [told(problem) for problem in reading.refused]
-    report["refused_weights"] = [told(problem) for problem in reading.refused_weights]
+    report["refused"] = [as_row(problem) for problem in reading.refused]
+    report["refused_weights"] = [as_row(problem) for problem in reading.refused_weights]
     report["unknown"] = [{"key": key, "value": own[key]} for key in reading.unknown]
     report["harmless"] = reading.harmless
     if reading.refused:
@@ -77,7 +77,7 @@ def look(family: Family, content: dict[str, Any], report: dict[str, Any]) -> Mod
     try:
         config = family.to_config(content)
     except KeyRefused as problem:
-        report["refused"] = [told(problem)]
+        report["refused"] = [as_row(problem)]
         return None
     except InputError as problem:
         report["refused"] = [{"key": problem.field, "value": problem.value, "why": problem.rule}]

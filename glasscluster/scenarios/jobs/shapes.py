@@ -45,9 +45,9 @@ def check_room(model: ModelConfig, precision: str, cluster: Cluster) -> None:
         check_bytes("model", f"{size:,} parameters", size * WIDTH[precision])
 
 
-def check_same(asked: ModelConfig, loaded: ModelConfig, path: str) -> None:
+def check_same(requested: ModelConfig, loaded: ModelConfig, path: str) -> None:
     """Refuse a --model that is another shape than the weights have."""
-    mine, theirs = meant(asked), meant(loaded)
+    mine, theirs = meant(requested), meant(loaded)
     for name, value in mine.items():
         if not alike(theirs.get(name), value):
             rule = f"says {name} = {value}, the config.json of the weights {theirs.get(name)}"

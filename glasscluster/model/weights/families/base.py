@@ -272,8 +272,8 @@ class Family:
             KeyRefused(k, content[k], why) for k, why in FOR_WEIGHTS.items() if content.get(k) is not None
         ]
         recognised |= {name: said for name, said in self.notes.items() if name in content}
-        told = set(recognised) | {problem.key.partition("[")[0] for problem in (*refused, *stored)}
-        rest = sorted(set(content) - told)
+        listed = set(recognised) | {problem.key.partition("[")[0] for problem in (*refused, *stored)}
+        rest = sorted(set(content) - listed)
         harmless = [n for n in rest if n in self.said or any(fnmatch(n, p) for p in HARMLESS)]
         unknown = [n for n in rest if n not in harmless and content[n] is not None]
         return Reading(
@@ -347,8 +347,8 @@ class Family:
 
     def check_said(self, config: ModelConfig, content: Mapping[str, Any]) -> None:
         """WeightsError where config.json reads as another model than the one that was written."""
-        told = {*self.keys, *(f for s in self.specials for f in s.fields)}
-        if "kv_heads" not in told and config.key_heads != config.heads:
+        covered = {*self.keys, *(f for s in self.specials for f in s.fields)}
+        if "kv_heads" not in covered and config.key_heads != config.heads:
             raise WeightsError(
                 f"{self.model_type} has as many key heads as heads, this model {config.key_heads} of "
                 f"{config.heads}"

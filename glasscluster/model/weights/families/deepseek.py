@@ -106,8 +106,8 @@ def rope_and_scale(length: int) -> Special:
             said["attention_factor"] = temperature(config.rope_factor, 1.0)
         return {"rope_parameters": said}
 
-    told = {**plain.fields, "attention_scale": "rope_scaling[mscale_all_dim]"}
-    return Special(plain.keys, ours, theirs, told)
+    key_names = {**plain.fields, "attention_scale": "rope_scaling[mscale_all_dim]"}
+    return Special(plain.keys, ours, theirs, key_names)
 
 
 # ---- experts -----------------------------------------------------------------------------------------------

@@ -28,14 +28,14 @@ class Form:
 
 def _columns_to_rows(x: Any) -> Any:
     """[E, h, 2f] with gate and value in turns -> [E, 2f, h] with all rows of the gate first."""
-    return _apart(x.transpose(1, 2))
+    return _separated(x.transpose(1, 2))
 
 
 def _rows_to_columns(x: Any) -> Any:
     return _in_turns(x).transpose(1, 2)
 
 
-def _apart(x: Any) -> Any:
+def _separated(x: Any) -> Any:
     """[E, 2f, ...] with gate and value in turns -> all of the gate before the value."""
     return x.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
 
@@ -50,4 +50,4 @@ TRANSPOSED = Form(lambda x: x.transpose(-1, -2), lambda x: x.transpose(-1, -2))
 LESS_ONE = Form(lambda x: x + 1, lambda x: x - 1, _same)
 # gpt-oss: [E, h, 2f] and its bias [E, 2f], gate and value in turns
 COLUMNS_IN_TURNS = Form(_columns_to_rows, _rows_to_columns)
-IN_TURNS = Form(_apart, _in_turns)
+IN_TURNS = Form(_separated, _in_turns)

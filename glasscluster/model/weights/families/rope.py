@@ -136,11 +136,11 @@ def checked_positive(turns: Turning, name: str, value: float) -> None:
         raise KeyRefused(f"{turns.key}[{name}]", turns.said.get(name), "it must be larger than 0")
 
 
-def yarn(turns: Turning, stretch: float) -> dict[str, Any]:
-    """What yarn says; `stretch`: the factor where it says null."""
+def yarn(turns: Turning, ratio: float) -> dict[str, Any]:
+    """What yarn says; `ratio`: the factor where it says null."""
     if "factor" not in turns.said:
         turns.needed("factor", float)
-    factor = float(turns.take("factor", float, None, stretch))
+    factor = float(turns.take("factor", float, None, ratio))
     checked_positive(turns, "factor", factor)
     together = None
     if (given := turns.take("attention_factor", float, None, None)) is not None:
