@@ -227,8 +227,8 @@ class ModelConfig(BaseModel):
             rule = f"turns pairs, and the head size {said}{self.head_dim} is odd"
             raise InputError("position", "rope", rule, ["learned"])
         self._latents_fit()
-        self._rope_fits()
         self._window_fits()
+        self._rope_fits()
         near = self.relative_buckets // (4 if self.both_ways else 2)  # distances that have a bucket each
         if self.position == "relative" and self.relative_distance <= near:
             rule = f"must be larger than the {near} distances that have a bucket each"
@@ -236,6 +236,16 @@ class ModelConfig(BaseModel):
         self._text_fits()
         self._experts_fit()
         return self
+
+    def _window_fits(self) -> None:
+        """A window is of a causal model, and looks back from each token alone."""
+        if self.window_layers != "all" and not self.window:
+            raise InputError("window_layers", self.window_layers, "needs --window", ["all"])
+        if self.window and not self.causal:
+            raise InputError("window", self.window, "a masked model looks ahead as well as back", [0])
+        if self.window and self.prefix:
+            rule = "tokens of a prefix all see each other, however far apart"
+            raise InputError("window", self.window, rule, [0])
 
     def _text_fits(self) -> None:
         if self.objective == "masked":
@@ -251,23 +261,12 @@ class ModelConfig(BaseModel):
         if self.prefix >= self.seq:
             raise InputError("prefix", self.prefix, f"must be shorter than seq = {self.seq}", [self.seq - 1])
 
-    def _window_fits(self) -> None:
-        """A window is of a causal model, and looks back from each token alone."""
-        if self.window_layers != "all" and not self.window:
-            raise InputError("window_layers", self.window_layers, "needs --window", ["all"])
-        if self.window and not self.causal:
-            raise InputError("window", self.window, "a masked model looks ahead as well as back", [0])
-        if self.window and self.prefix:
-            rule = "tokens of a prefix all see each other, however far apart"
-            raise InputError("window", self.window, rule, [0])
-
     def _experts_fit(self) -> None:
         if not self.experts:
             for field, info in type(self).model_fields.items():
                 value = getattr(self, field)
                 if field.startswith(("router", "expert_", "dense_")) and value != info.default:
-                    plain = None if info.default is None else [info.default]
-                    raise InputError(field, value, "needs --experts", plain)
+                    raise InputError(field, value, "needs --experts", [info.default])
             return
         if self.top_k > self.experts:
             raise InputError("top_k", self.top_k, f"there are {self.experts} experts", [self.experts])
@@ -321,10 +320,12 @@ class ModelConfig(BaseModel):
         if self.qkv_bias is not None:
             rule = "with kv-latent the matrices of keys and values have biases as bias says: leave it out"
             raise InputError("qkv_bias", self.qkv_bias, rule)
-        for field, none in (("attention_cap", 0), ("sinks", False)):
-            if getattr(self, field) and self.bias:
-                rule = "with kv-latent needs --no-bias: a cached latent has lost its key's bias"
-                raise InputError(field, getattr(self, field), rule, [none])
+        for field in ("attention_cap", "sinks") if self.bias else ():
+            if getattr(self, field):
+                rule = (
+                    "with kv-latent needs --no-bias: a cached latent has lost its key's bias, and it counts"
+                )
+                raise InputError(field, getattr(self, field), rule, [type(self).model_fields[field].default])
         if self.qk_norm:
             rule = "with kv-latent it is the latents that have norms"
             raise InputError("qk_norm", True, rule, [False])

@@ -25,9 +25,10 @@ from glasscluster.model.kernels.scores import Scores, sink_gradient
 from glasscluster.model.layers.attention import unfused_attention
 from glasscluster.model.layers.dropout import Draw
 from glasscluster.strategies.context import context_parallel, ulysses
-from glasscluster.strategies.judge import check
+from glasscluster.strategies.judge import accounts, check
 from glasscluster.strategies.judge.activations import KEPT_OF_MLP, predict
 from glasscluster.strategies.layout import tokens
+from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.layout.tokens import KINDS, parts, tokens_of, work
 from glasscluster.strategies.plan import make_model, make_plan
 
@@ -456,3 +457,27 @@ def test_what_a_context_parallel_rank_does_wrong_is_caught(monkeypatch, switch, 
     assert worst(differences(plan, model, steps=1)) <= check.TOLERANCE
     monkeypatch.setattr(module, name, wrong)
     assert worst(differences(plan, model, steps=1)) > check.TOLERANCE
+
+
+@pytest.mark.usefixtures("fresh_reference")
+@pytest.mark.parametrize(
+    ("layout", "attention"),
+    [({"cp": 4, "context": "zigzag", "ulysses": 2}, "flash"), ({"tp": 2}, "unfused")],
+    ids=["rings of groups", "unfused"],
+)
+def test_all_switches_together_are_exact_and_keep_every_row_when_the_core_runs_again(layout, attention):
+    plan = make_plan(global_batch=2, recompute="selective", **layout)
+    switches = {
+        "window": 3,
+        "window_layers": "alternate",
+        "attention_cap": 1.5,
+        "sinks": True,
+        "head_size": 6,
+    }
+    model = make_model("tiny", **SHAPE, layers=2, attention=attention, position="rope", **switches)
+    plan.check(model)
+    assert worst(differences(plan, model, steps=1)) <= check.TOLERANCE
+    run = run_plan(plan, model)
+    rows = accounts.rows(Judged(plan, model, run.graph, run.results, run.timeline))
+    assert [row.key for row in rows if row.verdict == "failed"] == []
+    assert {"flops_recomputed", "checkpoints_held"} <= {row.key for row in rows}

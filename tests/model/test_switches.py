@@ -28,6 +28,26 @@ from glasscluster.strategies.serving.serving import ServingJob
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 16, "heads": 4, "seq": 8, "vocab": 42}
 QWEN2 = {"bias": False, "norm": "rmsnorm", "position": "rope", "kv_heads": 2}
 SWITCHES: dict[str, dict[str, Any]] = {
+    "a head size of its own": {"head_size": 6, "kv_heads": 2, "position": "rope"},
+    "a head size and a scale, latents": {
+        "head_size": 6,
+        "kv_latent": 10,
+        "q_latent": 8,
+        "position": "rope",
+        "attention_scale": 0.9,
+    },
+    "a scale of the scores": {"attention_scale": 0.9, "position": "alibi"},
+    "a soft cap": {"attention_cap": 1.5, "attention_scale": 0.9, "position": "rope", "kv_heads": 2},
+    "a soft cap and sinks, latents": {"attention_cap": 1.5, "kv_latent": 10, "bias": False, "sinks": True},
+    "sinks": {"sinks": True, "head_size": 6, "kv_heads": 2, "position": "rope"},
+    "sinks beside windows and biases by distance": {
+        "sinks": True,
+        "window": 3,
+        "window_layers": "alternate",
+        "position": "relative",
+    },
+    "a window": {"window": 3, "window_layers": "alternate", "position": "rope", "kv_heads": 2},
+    "a window of all layers, beside a bias by distance": {"window": 5, "position": "relative"},
     "biases on queries, keys and values alone": {**QWEN2, "qkv_bias": True},
     "biases on all but them": {"qkv_bias": False, "activation": "swiglu"},
     "llama3's rope": {
@@ -51,39 +71,17 @@ SWITCHES: dict[str, dict[str, Any]] = {
     },
     "scaled embeddings": {"embedding_scale": True, "norm_position": "sandwich"},
     "capped logits": {"logit_cap": 0.05, "z_loss": 0.1},
-    "a head size of its own": {"head_size": 6, "kv_heads": 2, "position": "rope"},
-    "a head size and a scale, latents": {
-        "head_size": 6,
-        "kv_latent": 10,
-        "q_latent": 8,
-        "position": "rope",
-        "attention_scale": 0.9,
-    },
-    "a scale of the scores": {"attention_scale": 0.9, "position": "alibi"},
-    "a soft cap": {"attention_cap": 1.5, "attention_scale": 0.9, "position": "rope", "kv_heads": 2},
-    "a soft cap and sinks, latents": {"attention_cap": 1.5, "kv_latent": 10, "bias": False, "sinks": True},
-    "sinks": {"sinks": True, "head_size": 6, "kv_heads": 2, "position": "rope"},
-    "sinks beside windows and biases by distance": {
-        "sinks": True,
-        "window": 3,
-        "window_layers": "alternate",
-        "position": "relative",
-    },
-    "a window": {"window": 3, "window_layers": "alternate", "position": "rope", "kv_heads": 2},
-    "a window of all layers, beside a bias by distance": {"window": 5, "position": "relative"},
 }
 LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the plan, of the model
     "flash": ({"dp": 2, "zero": 3}, {}),
     "unfused": ({}, {"attention": "unfused", "dropout": 0.1}),
     **{f"cp 2 {c}": ({"cp": 2, "context": c}, {}) for c in ("ring", "striped", "zigzag", "ulysses")},
-    "cp 4, rings of groups": ({"cp": 4, "context": "zigzag", "ulysses": 2, "recompute": "selective"}, {}),
     "tp 2": ({"tp": 2}, {"tied": False}),
     "tp 4, separate": ({"tp": 4}, {"qkv": "separate"}),
     "sequence-parallel": ({"tp": 2, "sequence_parallel": True, "tp_overlap": True}, {}),
     "pp 2": ({"pp": 2, "schedule": "zb-h1"}, {}),
     "recompute full": ({"tp": 2, "recompute": "full"}, {}),
     "recompute selective": ({"tp": 2, "recompute": "selective"}, {}),
-    "recompute selective, unfused": ({"recompute": "selective"}, {"attention": "unfused"}),
 }
 
 

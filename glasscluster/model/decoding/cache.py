@@ -287,8 +287,11 @@ def cached(
 ) -> Tensor:
     """A block's new queries [b, a, S, d] to what is cached and to the new keys and values.
 
-    past: table, tokens of each sequence there, and new ones; window: tokens that are kept, of which the layer's own
-    window may show fewer; tokens: most of a sequence; shared: with latents, the columns that are the values (kernels/cached_attention.py).
+    Args:
+        past: the cache's table, how many tokens of each sequence it holds, and how many are new.
+        window: tokens that the cache keeps; the layer's own window may show fewer.
+        tokens: most that a sequence can have.
+        shared: with latents, how many columns are the values (kernels/cached_attention.py).
     """
     how: Scores = block.scoring
     scale, bias = how.scale_of(q.shape[3]), by_distance(block, tokens)

@@ -89,7 +89,8 @@ def attend(
     """Output [b, a, S, d of v]: rows beyond counts[b] are padding and come out as zeros.
 
     bias [a, n]: what is added to scores, by how far the key is behind its query. shared: the values are the
-    first so many columns of the keys, read once (latent attention); v and its pool are not looked at. sink: [a].
+    first so many columns of the keys, read once (latent attention); v and its pool are not looked at.
+    cap, sink [a]: see scores.py.
     """
     heads, of = k.shape[1], accumulation_dtype(q.dtype)
     slots = len(table) // len(q) * k_pool.shape[2]
@@ -162,7 +163,8 @@ def write(
 _library = Library("glasscluster", "FRAGMENT")
 _library.define(
     "cached_attention(Tensor q, Tensor k, Tensor v, Tensor k_pool, Tensor v_pool, int[] table, int[] starts, "
-    "int[] counts, int window, float scale, Tensor? bias, int shared, float cap=0., Tensor? sink=None) -> Tensor"
+    "int[] counts, int window, float scale, Tensor? bias, int shared, float cap=0., Tensor? sink=None) "
+    "-> Tensor"
 )
 _library.define("cache_write(Tensor(a!) pool, Tensor new, int[] table, int[] starts, int[] counts) -> ()")
 

@@ -1,17 +1,17 @@
 """How the product of a query and a key becomes a score, for every kernel of attention.
 
     scale     x = scale · q k^T        scale is 1 / sqrt(d) unless it is given
-    cap       y = c · tanh(x / c)      a soft cap: |y| < c, and small scores stay as they are (Gemma 2, 2408.00118,
-                                       section 2); backward dx = (1 - (y / c)^2) dy
+    cap       y = c · tanh(x / c)      a soft cap: |y| < c, and small scores stay as they are (Gemma 2,
+                                       2408.00118, section 2); backward dx = (1 - (y / c)^2) dy
     bias      y + what is added by distance (flash/bias.py)
     window    query i sees the keys i - w + 1 ... i (Beltagy et al., 2004.05150)
-    sink      one learned number a head joins the softmax's denominator and has no value (gpt-oss, 2508.10925):
-              P = exp(y) / (e^sink + sum exp(y))
+    sink      a learned number of each head joins the softmax's denominator and has no value (gpt-oss,
+              2508.10925): P = exp(y) / (e^sink + sum exp(y))
 
 A sink is one key more whose value is zero. So what attention gave without it, O and its log-sum-exp L, is
 merged with a block of log-sum-exp `sink` and output 0, as a ring merges blocks (Eq 6):
 
-    L' = log(e^L + e^sink)      O' = O e^(L - L')      dsink = - sum over rows of e^(sink - L') · rowsum(dO' * O')
+    L' = log(e^L + e^sink)    O' = O e^(L - L')    dsink = - sum over rows of e^(sink - L') · rowsum(dO' * O')
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor
 class Scores(NamedTuple):
     """What a kernel makes of the products.
 
-    scale: None: 1 / sqrt(d). window: keys that a query sees, of which its own is the last; 0: all. In a part of
-    attention query i sees keys j > i - window, both counted from the part's first. cap: 0: none.
+    scale: None: 1 / sqrt(d). window: keys that a query sees, of which its own is the last; 0: all. In a part
+    of attention query i sees keys j > i - window, both counted from the part's first. cap: 0: none.
     """
 
     scale: float | None = None
@@ -53,9 +53,9 @@ def cap_slope(capped: Tensor, cap: float, out: Tensor | None = None) -> Tensor:
 
 # ---- a sink ------------------------------------------------------------------------------------------------
 def add_sink(out: Tensor, lse: Tensor, sink: Tensor) -> None:
-    """Turn attention without a sink into attention with one, in place: out [b, a, N, d], lse [b, a, N], sink [a].
+    """Turn attention without a sink into attention with one, in place.
 
-    What has no key yet (lse = -inf) becomes nothing but the sink.
+    out [b, a, N, d], lse [b, a, N], sink [a].
     """
     sink = sink.to(lse.dtype)[:, None]
     out.mul_(torch.sigmoid(lse - sink).unsqueeze(-1))

@@ -1,10 +1,10 @@
-"""Scale, cap, bias, masks and softmax of textbook attention's scores as one kernel each way, as in Megatron-LM.
+"""Scale, cap, bias, masks and softmax of textbook attention's scores: one kernel each way, as in Megatron-LM.
 
     P = softmax(scores · scale + bias, hidden where not seen)       kept for backward: P alone
     dS = scale · P · (dP - rowsum(dP · P))              dbias = the same without the scale, along diagonals
 
     with a cap c    y = c tanh(scores · scale / c)      dS times 1 - (y / c)^2; the scores are kept as well
-    with a sink     p = e^sink / (e^sink + sum e^y)     dsink = - sum over rows of p · rowsum(dP · P); p is kept
+    with a sink     p = e^sink / (e^sink + sum e^y)     dsink = - sum over rows of p · rowsum(dP · P); p stays
 
 What these are is in scores.py. Sums are in the accumulation type; registered as library operators.
 """

@@ -188,7 +188,8 @@ class RingAttention(torch.autograd.Function):
     def backward(ctx, d_out: Tensor):
         q, k, v, out, lse, bias, sink = ctx.saved_tensors
         context, wanted = ctx.context, ctx.needs_input_grad[3]
-        apart = bias is None and not ctx.how.window  # no two parts have the same keys
+        # without a bias and a window no two parts have the same keys, so there is nothing to add to
+        put = torch.Tensor.copy_ if bias is None and not ctx.how.window else torch.Tensor.add_
         dq, arriving, works = torch.zeros_like(q, dtype=lse.dtype), None, list[Work]()
         d_bias = torch.zeros_like(bias) if wanted else None
         for source, kv in context.travelling(torch.stack([k, v]), "keys and values again"):
@@ -199,7 +200,7 @@ class RingAttention(torch.autograd.Function):
                     (d_out, q, out, lse), kv[0], kv[1], part, numbers, wanted, ctx.how
                 )
                 for total, d in zip(d_kv, (d_k, d_v), strict=True):
-                    (torch.Tensor.copy_ if apart else torch.Tensor.add_)(total[:, :, part.keys], d)
+                    put(total[:, :, part.keys], d)
                 dq[:, :, part.queries] += d_q
                 if d_numbers is not None:
                     into = next(gradients)[1]

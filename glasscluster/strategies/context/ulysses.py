@@ -83,8 +83,9 @@ class UlyssesContext(WholeSequence):
         assert k.shape[1] % self.comm.size == 0, "whole key heads are exchanged"
         q, k, v = (_ToHeads.apply(x, self, name) for x, name in ((q, "queries"), (k, "keys"), (v, "values")))
         bias, sink = (_heads_of(x, self) for x in (bias, sink))
-        out = self.among.attend(attention, q, k, v, causal, prefix, bias, how, sink)
-        return _ToTokens.apply(out, self, "attention output")
+        return _ToTokens.apply(
+            self.among.attend(attention, q, k, v, causal, prefix, bias, how, sink), self, "attention output"
+        )
 
     def to_heads(self, x: Tensor, label: str) -> Tensor:
         """Exchange all heads of this rank's tokens for some heads of the group's tokens.

@@ -33,8 +33,8 @@ is not in the list gets a line of its own.
 
 But: embedding, head and the pipeline's buffers are not a layer. Not in the list: experts, separate Q, K and V
 matrices, fewer key heads than t, overlapped tensor parallelism (the same bytes under other names), rings of
-groups that exchange heads, rings with windows, exchanges of one token or one column (they copy less), norms of
-Q and K, and norms that do not stand before their branch.
+groups that exchange heads, rings with windows, exchanges of one token or one column (they copy less), norms
+of Q and K, and norms that do not stand before their branch.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ def parts(
     Args:
         tokens: of one rank.
         jumps: cut where a rank's positions jump, so that a part's distances are equally far apart.
-        window: keys that a query sees, its own the last, under a causal mask without a prefix; 0: all. It cuts
-            where positions jump, too.
+        window: keys that a query sees, its own the last, under a causal mask without a prefix; 0: all. With
+            one, parts are cut where positions jump, too.
     """
     if causal:
         known = sum(p < prefix for p in tokens_of(kind, source, ranks, ranks * tokens)) if prefix else 0

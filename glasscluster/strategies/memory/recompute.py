@@ -180,8 +180,8 @@ def predict_flops(
         layers: layers of the stage by number; or how many, then they are the first ones.
         every: layers of a segment.
         sequences: b, sequences of a micro-batch.
-        pairs: query-key pairs of a sequence, over all heads, ranks and layers of the stage; None: those of flash
-            attention's tiles without context parallelism.
+        pairs: query-key pairs of a sequence, over all heads, ranks and layers of the stage; None: those of
+            flash attention's tiles, without context parallelism.
         spares: for each segment, whether its last matrix is not repeated; None: as the model has it.
         routers: ranks that all compute the same router.
         latents: ranks that all compute the same projection to latents.
@@ -191,8 +191,7 @@ def predict_flops(
     layers = range(layers) if isinstance(layers, int) else layers
     scores = 2 * b * s * s * a * model.score_dim * len(layers)
     if pairs is None:
-        windows = (model.window_of(layer) for layer in layers)
-        masks = (parts.whole(s, model.causal, model.prefix, window) for window in windows)
+        masks = (parts.whole(s, model.causal, model.prefix, model.window_of(layer)) for layer in layers)
         pairs = a * sum(map(costs.pairs, masks))
     flash = 4 * b * pairs * model.score_dim
     core = flash if model.attention == "flash" else 2 * scores

@@ -227,8 +227,11 @@ class InParts(torch.autograd.Function):
             out = out.to(lse.dtype)
             for part, piece in zip(ctx.parts[1:], ctx.pieces[1:], strict=True):
                 rows = part.queries
-                block = forward_part(q, k, v, part, piece_of(bias, piece), how)
-                merge(out[:, :, rows], lse[:, :, rows], *block)
+                merge(
+                    out[:, :, rows],
+                    lse[:, :, rows],
+                    *forward_part(q, k, v, part, piece_of(bias, piece), how),  # let go at once
+                )
         if sink is not None:
             add_sink(out, lse, sink)
         out = out.to(q.dtype)

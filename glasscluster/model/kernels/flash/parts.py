@@ -11,9 +11,9 @@
               # │ # ◣ .              and outputs are merged by log-sum-exp (Eq 6), as a ring merges blocks:
               # │ # # ◣              s = sigmoid(L_part - L);  O += s (O_part - O);  L = log(e^L + e^L_part)
 
-A window w is a part's own: query i of the part sees keys j > i - w. In a whole sequence this is what the model
-says; in a block of a ring, whose first query stands d tokens behind its first key, it is w - d, and keys or
-queries that are left with nothing are cut off (`within`).
+A window w is a part's own: query i of the part sees keys j > i - w. In a whole sequence this is what the
+model says; in a block of a ring, whose first query stands d tokens behind its first key, it is w - d, and
+keys or queries that are left with nothing are cut off (`within`).
 
 Packed documents (packing.py) are a triangle each, and nothing else: no two share queries or keys, so there is
 nothing to merge.
@@ -74,9 +74,9 @@ def whole(tokens: int, causal: bool, prefix: int, window: int = 0) -> list[Recta
 def within(part: Rectangle, queries: Sequence[int], keys: Sequence[int], window: int) -> Rectangle | None:
     """What a window leaves of a part; None: nothing.
 
-    queries, keys: positions of all queries and keys, as in `distances`: neighbours inside the part are equally
-    far apart. Of positions that are s apart, query a and key b of the part see each other where
-    a - b < (window - distance of the two first) / s.
+    queries, keys: positions of all queries and keys, as in `distances`: neighbours inside the part are
+    equally far apart. Where they are s apart, query a of the part sees key b if
+    a - b < (window - distance of the first query from the first key) / s.
     """
     rows, cols = queries[part.queries], keys[part.keys]
     step = rows[1] - rows[0] if len(rows) > 1 else cols[1] - cols[0] if len(cols) > 1 else 1

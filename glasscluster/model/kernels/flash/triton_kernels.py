@@ -11,11 +11,11 @@ Follows FlashAttention-2 (Dao, 2307.08691, Algorithms 1 and 2). Four kernels; on
 Every output has one writer, so nothing is added atomically and equal inputs give equal bits; the price is
 that P and dS are computed twice, 7 products backward where the paper's have 5. dK and dV of a group of query
 heads (2305.13245) are one sum in one program. Exponentials are powers of two, exp(scale · x) = 2^(c x) with
-c = scale · log2(e); with a soft cap (scores.py) they are those of c' tanh(x · scale / c'), c' the cap, and c is
-log2(e). L is a natural logarithm as in algorithm.py.
+c = scale · log2(e). With a soft cap (scores.py) x becomes cap · tanh(x · scale / cap), and c is log2(e). L is
+a natural logarithm as in algorithm.py.
 
-Only tiles at an edge (the causal diagonal, where a window begins, the end of the keys) pay for a mask: a loop is
-an unmasked part between masked ones.
+Only tiles at an edge (the causal diagonal, where a window begins, the end of the keys) pay for a mask: a loop
+is an unmasked part between masked ones.
 
     keys ->    .  .  .  #  -        . the loop without a mask     # with one     - never looked at
     queries    .  .  .  .  #
@@ -123,7 +123,7 @@ def _tanh(x):
 def _spans(
     row, keys, window, ROWS: tl.constexpr, COLS: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr
 ):
-    """For a tile of queries: the first key, where keys need no mask any more, where they need one again, the end."""
+    """For a tile of queries: the first key, from which to which key no mask is needed, the end of the keys."""
     first, clear = 0, 0
     end = keys
     whole = keys // COLS * COLS
