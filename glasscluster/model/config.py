@@ -266,7 +266,8 @@ class ModelConfig(BaseModel):
             for field, info in type(self).model_fields.items():
                 value = getattr(self, field)
                 if field.startswith(("router", "expert_", "dense_")) and value != info.default:
-                    raise InputError(field, value, "needs --experts", [info.default])
+                    plain = None if info.default is None else [info.default]
+                    raise InputError(field, value, "needs --experts", plain)
             return
         if self.top_k > self.experts:
             raise InputError("top_k", self.top_k, f"there are {self.experts} experts", [self.experts])

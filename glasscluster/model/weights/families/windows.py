@@ -30,7 +30,7 @@ def length_in(content: Mapping[str, Any], absent: int | None) -> int:
 
 
 def fields_of(types: list[str], window: int, key: str, value: Any) -> dict[str, Any]:
-    """Our fields from the type of each layer; KeyRefused, of a key and its value, where they cannot say it."""
+    """Our fields from the type of each layer; KeyRefused, with key and value, where they cannot say it."""
     if window == 0 or SLIDING not in types:
         return {"window": 0}
     if FULL not in types:
