@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -265,7 +266,8 @@ class ModelConfig(BaseModel):
             for field, info in type(self).model_fields.items():
                 value = getattr(self, field)
                 if field.startswith(("router", "expert_", "dense_")) and value != info.default:
-                    raise InputError(field, value, "needs --experts", [info.default])
+                    plain = None if info.default is None else [info.default]
+                    raise InputError(field, value, "needs --experts", plain)
             return
         if self.top_k > self.experts:
             raise InputError("top_k", self.top_k, f"there are {self.experts} experts", [self.experts])
@@ -580,6 +582,28 @@ _LLAMA: dict[str, Any] = {
     "tied": False,
 }
 
+_QWEN3: dict[str, Any] = {
+    "vocab": 151936,
+    "seq": 4096,
+    "norm_eps": 1e-6,
+    "qk_norm": True,
+    "rope_theta": 1e6,
+}
+
+_DEEPSEEK: dict[str, Any] = {
+    "seq": 4096,
+    "head_size": 128,
+    "kv_latent": 512,
+    "q_latent": 1536,
+    "rope_dim": 64,
+    "norm_eps": 1e-6,
+    "rope_layout": "interleaved",
+    "rope_scaling": "yarn",
+    "rope_factor": 40.0,
+    "rope_trained": 4096,
+    "rope_attention_factor": 1.0,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"layers": 4, "hidden": 64, "heads": 4, "vocab": 256, "seq": 64},
     "small": {"layers": 8, "hidden": 128, "heads": 8, "vocab": 256, "seq": 128},
@@ -651,5 +675,141 @@ PRESETS: dict[str, dict[str, Any]] = {
         "norm_position": "post",
         "norm_eps": 1e-12,
         "dropout": 0.1,
+    },
+    # from each one's config.json, of which max_position_embeddings alone is not taken over
+    "mistral-7b": {  # 2310.06825 table 1
+        **_LLAMA,
+        "layers": 32,
+        "hidden": 4096,
+        "heads": 32,
+        "kv_heads": 8,
+        "ffn": 14336,
+        "vocab": 32000,
+        "seq": 8192,
+        "window": 4096,
+    },
+    "qwen2.5-7b": {  # 2412.15115
+        **_LLAMA,
+        "layers": 28,
+        "hidden": 3584,
+        "heads": 28,
+        "kv_heads": 4,
+        "ffn": 18944,
+        "vocab": 152064,
+        "seq": 4096,
+        "norm_eps": 1e-6,
+        "qkv_bias": True,
+        "rope_theta": 1e6,
+    },
+    "qwen3-8b": {  # 2505.09388 table 1
+        **_LLAMA,
+        **_QWEN3,
+        "layers": 36,
+        "hidden": 4096,
+        "heads": 32,
+        "kv_heads": 8,
+        "ffn": 12288,
+    },
+    "qwen3-30b-a3b": {  # 2505.09388 table 2
+        **_LLAMA,
+        **_QWEN3,
+        "layers": 48,
+        "hidden": 2048,
+        "heads": 32,
+        "kv_heads": 4,
+        "head_size": 128,
+        "ffn": 6144,
+        "experts": 128,
+        "top_k": 8,
+        "expert_ffn": 768,
+        "router_normalised": True,
+    },
+    "gemma2-9b": {  # 2408.00118 table 1
+        "layers": 42,
+        "hidden": 3584,
+        "heads": 16,
+        "kv_heads": 8,
+        "head_size": 256,
+        "ffn": 14336,
+        "vocab": 256000,
+        "seq": 8192,
+        "activation": "geglu",
+        "norm": "rmsnorm",
+        "norm_eps": 1e-6,
+        "norm_position": "sandwich",
+        "bias": False,
+        "position": "rope",
+        "window": 4096,
+        "window_layers": "alternate",
+        "attention_scale": 256**-0.5,
+        "attention_cap": 50.0,
+        "logit_cap": 30.0,
+        "embedding_scale": True,
+    },
+    "deepseek-v2": {  # 2405.04434 section 3.1.2
+        **_LLAMA,
+        **_DEEPSEEK,
+        "layers": 60,
+        "hidden": 5120,
+        "heads": 128,
+        "ffn": 12288,
+        "vocab": 102400,
+        "experts": 160,
+        "top_k": 6,
+        "expert_ffn": 1536,
+        "shared_ffn": 2 * 1536,
+        "dense_layers": 1,
+        "router_groups": 8,
+        "router_top_groups": 3,
+        "router_scale": 16.0,
+        "router_normalised": False,
+        "attention_scale": (1 + 0.1 * 0.707 * log(40)) ** 2 * 192**-0.5,
+    },
+    "deepseek-v3": {  # 2412.19437 section 4.2; without the layer that predicts one token more
+        **_LLAMA,
+        **_DEEPSEEK,
+        "layers": 61,
+        "hidden": 7168,
+        "heads": 128,
+        "ffn": 18432,
+        "vocab": 129280,
+        "experts": 256,
+        "top_k": 8,
+        "expert_ffn": 2048,
+        "shared_ffn": 2048,
+        "dense_layers": 3,
+        "router": "sigmoid",
+        "router_bias": True,
+        "router_groups": 8,
+        "router_top_groups": 4,
+        "router_scale": 2.5,
+        "router_normalised": True,
+        "attention_scale": (1 + 0.1 * log(40)) ** 2 * 192**-0.5,
+    },
+    "gpt-oss-20b": {  # 2508.10925
+        "layers": 24,
+        "hidden": 2880,
+        "heads": 64,
+        "kv_heads": 8,
+        "head_size": 64,
+        "ffn": 2880,
+        "vocab": 201088,
+        "seq": 4096,
+        "tied": False,
+        "activation": "swiglu-clamped",
+        "experts": 32,
+        "top_k": 4,
+        "expert_bias": True,
+        "router_normalised": True,
+        "window": 128,
+        "window_layers": "alternate",
+        "sinks": True,
+        "norm": "rmsnorm",
+        "position": "rope",
+        "rope_theta": 150000.0,
+        "rope_scaling": "yarn",
+        "rope_factor": 32.0,
+        "rope_trained": 4096,
+        "rope_truncate": False,
     },
 }
