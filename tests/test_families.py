@@ -497,7 +497,7 @@ def test_a_folder_a_preset_and_an_unknown_name(tmp_path: Path, monkeypatch: Any)
 
 def test_another_hidden_needs_the_widths_that_the_file_says():
     qwen, llama = (str(CONFIGS[0].parent / f"{name}.json") for name in ("qwen3-8b", "llama-2-7b"))
-    with pytest.raises(InputError, match="head_dim = 128 for hidden = 4096: give --head-size or --heads too"):
+    with pytest.raises(InputError, match="head_dim = 128 for hidden = 4096: give --head-dim or --heads too"):
         make_model(qwen, hidden=512)
     with pytest.raises(InputError, match="intermediate_size = 12288 for hidden = 4096: give --ffn too"):
         make_model(qwen, hidden=512, heads=4)

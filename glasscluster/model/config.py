@@ -26,7 +26,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     groups: ClassVar[dict[str, tuple[str, ...]]] = {  # what stands together in a list of options
-        "sizes": ("layers", "hidden", "heads", "kv_heads", "head_size", "ffn", "vocab", "seq"),
+        "sizes": ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "seq"),
         "attention": (
             *("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
             *("window", "window_layers", "attention_scale", "attention_cap", "sinks"),
@@ -56,8 +56,8 @@ class ModelConfig(BaseModel):
     kv_heads: int | None = Field(
         None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)"
     )
-    head_size: int | None = Field(
-        None, ge=1, description="elements of a query, a key and a value of each head (hidden / heads)"
+    head_dim: int = Field(
+        0, ge=0, description="elements of a query, a key and a value of each head; 0: hidden / heads"
     )
     qkv: Literal["fused", "separate"] = Field(
         "fused", description="queries, keys and values from one matrix or from three"
@@ -211,20 +211,23 @@ class ModelConfig(BaseModel):
             values = {**values, "ffn": 4 * values.get("hidden", 64)}
         if isinstance(values, dict) and values.get("kv_heads") is None:
             values = {**values, "kv_heads": values.get("heads", 4)}
+        if isinstance(values, dict) and not values.get("head_dim"):
+            h, a = values.get("hidden", 64), values.get("heads", 4)
+            divides = isinstance(h, int) and isinstance(a, int) and a > 0 and h % a == 0
+            values = {**values, "head_dim": h // a if divides else 0}
         return values
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
         h, a, k = self.hidden, self.heads, self.key_heads
-        if self.head_size is None and h % a:
-            rule = f"hidden = {h} must be a multiple of heads, or give head-size"
+        if not self.head_dim:
+            rule = f"hidden = {h} must be a multiple of heads, or give head-dim"
             raise InputError("heads", a, rule, [d for d in range(1, h + 1) if h % d == 0])
         if a % k:
             rule = f"heads = {a} must be a multiple of kv-heads"
             raise InputError("kv_heads", k, rule, [d for d in range(1, a + 1) if a % d == 0])
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
-            said = "" if self.head_size else "hidden / heads = "
-            rule = f"turns pairs, and the head size {said}{self.head_dim} is odd"
+            rule = f"turns pairs, and head-dim = {self.head_dim} is odd"
             raise InputError("position", "rope", rule, ["learned"])
         self._latents_fit()
         self._window_fits()
@@ -266,8 +269,7 @@ class ModelConfig(BaseModel):
             for field, info in type(self).model_fields.items():
                 value = getattr(self, field)
                 if field.startswith(("router", "expert_", "dense_")) and value != info.default:
-                    plain = None if info.default is None else [info.default]
-                    raise InputError(field, value, "needs --experts", plain)
+                    raise _needs("--experts", field, value, info.default)
             return
         if self.top_k > self.experts:
             raise InputError("top_k", self.top_k, f"there are {self.experts} experts", [self.experts])
@@ -294,12 +296,7 @@ class ModelConfig(BaseModel):
             for field in fields if self.rope_scaling != scaling else ():
                 value, plain = getattr(self, field), type(self).model_fields[field].default
                 if value != plain:
-                    raise InputError(
-                        field,
-                        value,
-                        f"needs --rope-scaling {scaling}",
-                        [plain] if plain is not None else None,
-                    )
+                    raise _needs(f"--rope-scaling {scaling}", field, value, plain)
         low, slow = self.rope_low_factor, self.rope_beta_slow
         if self.rope_scaling == "llama3" and self.rope_high_factor <= low:
             rule = f"must be larger than rope-low-factor = {low:g}"
@@ -397,11 +394,6 @@ class ModelConfig(BaseModel):
         if not self.kv_latent:
             return (q + 2 * self.key_width) * h + h * q
         return 2 * q * self.kv_latent + a * self.score_dim * (self.q_latent or h) + h * q
-
-    @property
-    def head_dim(self) -> int:
-        """d: h / a unless it is given."""
-        return self.head_size or self.hidden // self.heads
 
     @property
     def query_width(self) -> int:
@@ -574,6 +566,14 @@ ROPE_FIELDS = {
     "yarn": ("rope_beta_fast", "rope_beta_slow", "rope_truncate", "rope_attention_factor"),
 }
 
+
+def _needs(option: str, field: str, value: Any, default: Any) -> InputError:
+    """The error for a field that means something only beside an option; its nearest value is its default."""
+    if default is None:
+        return InputError(field, value, f"needs {option}, or leave it out")
+    return InputError(field, value, f"needs {option}", [default])
+
+
 _LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",
     "bias": False,
@@ -592,7 +592,7 @@ _QWEN3: dict[str, Any] = {
 
 _DEEPSEEK: dict[str, Any] = {
     "seq": 4096,
-    "head_size": 128,
+    "head_dim": 128,
     "kv_latent": 512,
     "q_latent": 1536,
     "rope_dim": 64,
@@ -717,7 +717,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": 2048,
         "heads": 32,
         "kv_heads": 4,
-        "head_size": 128,
+        "head_dim": 128,
         "ffn": 6144,
         "experts": 128,
         "top_k": 8,
@@ -729,7 +729,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": 3584,
         "heads": 16,
         "kv_heads": 8,
-        "head_size": 256,
+        "head_dim": 256,
         "ffn": 14336,
         "vocab": 256000,
         "seq": 8192,
@@ -791,7 +791,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "hidden": 2880,
         "heads": 64,
         "kv_heads": 8,
-        "head_size": 64,
+        "head_dim": 64,
         "ffn": 2880,
         "vocab": 201088,
         "seq": 4096,

@@ -107,8 +107,8 @@ def same_heads(family: Family, content: Mapping[str, Any], overrides: Mapping[st
     same_hidden = "hidden" not in overrides or overrides["hidden"] == family.read(content).values.get(
         "hidden"
     )
-    if "heads" in overrides and "head_size" not in overrides and same_hidden and content.get("head_dim"):
-        return {**overrides, "head_size": content["head_dim"]}
+    if "heads" in overrides and "head_dim" not in overrides and same_hidden and content.get("head_dim"):
+        return {**overrides, "head_dim": content["head_dim"]}
     return overrides
 
 
@@ -118,7 +118,7 @@ def check_widths(family: Family, content: Mapping[str, Any], overrides: Mapping[
     if overrides.get("hidden", said.get("hidden")) == said.get("hidden"):
         return
     content = family.by_own_names(content)
-    needed = {"head_dim": ("head_size", "heads"), family.key_of("ffn"): ("ffn",)}
+    needed = {"head_dim": ("head_dim", "heads"), family.key_of("ffn"): ("ffn",)}
     for key, fields in needed.items():
         if content.get(key) is not None and not any(field in overrides for field in fields):
             option = " or ".join("--" + field.replace("_", "-") for field in fields)

@@ -307,7 +307,7 @@ class Family:
             if field in overrides or field == "options":
                 raise
             if field in self.always:  # a rule of what the family fixes: broken by the size of a head
-                field = "head_size" if content.get("head_dim") is not None else "heads"
+                field = "head_dim" if content.get("head_dim") is not None else "heads"
             key = self.key_of(field)
             said = self.by_own_names(content)
             value = said.get(key, reading.values.get(field, problem.value))
@@ -375,7 +375,7 @@ def meant(config: ModelConfig) -> dict[str, Any]:
     """The fields of a model that its logits depend on, with their values where None stands for one."""
     idle = tuple(start for start, is_idle in IDLE if is_idle(config))
     fields = {k: v for k, v in config.model_dump().items() if k not in FREE and not k.startswith(idle)}
-    fields |= {"head_size": config.head_dim, "qkv_bias": config.biased_qkv, "ffn": config.width}
+    fields |= {"qkv_bias": config.biased_qkv, "ffn": config.width}
     if config.kv_latent:
         fields |= {"rope_dim": config.rotary, "qkv_bias": None}
     if config.experts:

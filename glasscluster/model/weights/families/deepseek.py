@@ -51,7 +51,7 @@ def heads_in(content: Mapping[str, Any], heads: int, key_heads: int | None) -> d
     if keys not in (None, count):
         rule = f"as many as num_attention_heads = {count} are known here"
         raise KeyRefused("num_key_value_heads", keys, rule)
-    return {"head_size": size, "rope_dim": rotary}
+    return {"head_dim": size, "rope_dim": rotary}
 
 
 def heads_of(config: ModelConfig) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def head_sizes(heads: int, key_heads: int | None) -> Special:
         ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "num_key_value_heads"),
         lambda content: heads_in(content, heads, key_heads),
         heads_of,
-        {"head_size": "qk_nope_head_dim", "rope_dim": "qk_rope_head_dim", "kv_heads": "num_key_value_heads"},
+        {"head_dim": "qk_nope_head_dim", "rope_dim": "qk_rope_head_dim", "kv_heads": "num_key_value_heads"},
     )
 
 

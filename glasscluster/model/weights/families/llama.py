@@ -34,10 +34,10 @@ def head_size(absent: int | None, null: Any = None) -> Special:
         size = taken(content, "head_dim", int, absent, null if absent is None else NOT_ALLOWED)
         hidden, heads = content.get("hidden_size"), content.get("num_attention_heads")
         plain = isinstance(heads, int) and size is not None and size * heads == hidden
-        return {"head_size": None if plain else size}
+        return {"head_dim": 0 if plain or size is None else size}
 
     return Special(
-        ("head_dim",), ours, lambda config: {"head_dim": config.head_dim}, {"head_size": "head_dim"}
+        ("head_dim",), ours, lambda config: {"head_dim": config.head_dim}, {"head_dim": "head_dim"}
     )
 
 
