@@ -1,7 +1,7 @@
 """Files that people bring, and files that must not be lost: the one reader, and the one writer.
 
 A file that somebody names can be anything: a pipe that never ends, a device, four gigabytes in four megabytes,
-a text in another encoding, JSON a million brackets deep. `read_bytes`, `read_text` and `read_json` (and `arrays.read_npz`)
+a text in another encoding, JSON a million brackets deep. `read_bytes`, `read_text` and `read_json` (and `sim.recording.arrays.read_npz`)
 take regular files up to a size, and refuse everything else by an InputError that names the field.
 
 A file that we write can be cut anywhere: the process is killed, the disk is full. `replacing` writes beside the
