@@ -27,7 +27,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.text import shown
@@ -88,11 +88,7 @@ def read_text(field: str, path: str | Path, limit: int = LARGEST_TEXT) -> str:
     Raises:
         InputError: as `read_bytes`, or the bytes are no UTF-8.
     """
-    try:
-        text = read_bytes(field, path, limit).decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        rule = f"is not UTF-8 text: byte {problem.start} is 0x{problem.object[problem.start]:02x}"
-        raise InputError(field, shown(path), rule) from None
+    text = _decoded(field, path, read_bytes(field, path, limit))
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -103,6 +99,26 @@ def read_json(field: str, path: str | Path, limit: int = LARGEST_TEXT) -> Any:
         InputError: as `read_text`, or the text is no JSON, or its brackets stand too deep.
     """
     return parse_json(field, path, read_text(field, path, limit))
+
+
+def read_json_of(field: str, name: str, stream: BinaryIO, limit: int = LARGEST_TEXT) -> Any:
+    """What a stream holds as JSON: standard input, which may never end.
+
+    Raises:
+        InputError: as `read_json`.
+    """
+    data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise InputError(field, shown(name), f"has more than {limit:,} bytes; at most so many are read")
+    return parse_json(field, name, _decoded(field, name, data))
+
+
+def _decoded(field: str, name: str | Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        rule = f"is not UTF-8 text: byte {problem.start} is 0x{problem.object[problem.start]:02x}"
+        raise InputError(field, shown(name), rule) from None
 
 
 def parse_json(field: str, name: str | Path, text: str) -> Any:

@@ -13,8 +13,8 @@ from glasscluster.base.errors import InputError
 
 MOST_THREADS = 1024  # ranks of the threads backend
 MOST_DRY = 1 << 16  # ranks that are recorded one after the other, without data
-MOST_ACTIONS = 1 << 19  # of a pipeline schedule: stages x micro-batches x forward and backward
-MOST_STAGES = 1 << 11  # of a pipeline schedule: judging it takes their square
+MOST_ACTIONS = 1 << 18  # of a pipeline schedule: stages x micro-batches x forward and backward
+MOST_STAGES = 1 << 9  # of a pipeline schedule: making one, and judging it, takes their square
 # The largest number that an option may have, many times what anybody trained: a slip of a few zeros would be
 # counted, listed or drawn for hours. What fits a machine or a plan is judged by other rules.
 LARGEST = {

@@ -8,17 +8,18 @@ values.
 from __future__ import annotations
 
 import inspect
+import io
 import sys
 from collections.abc import Callable
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, BinaryIO, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from glasscluster.base.errors import InputError
-from glasscluster.base.files import parse_json, read_json
+from glasscluster.base.files import read_json, read_json_of
 from glasscluster.base.quantities import SIZES
 from glasscluster.base.requests import Request, build
 
@@ -115,7 +116,8 @@ def take_file(context: typer.Context, path: str | None) -> str | None:
     """Read --request before anything else: what it holds need not stand on the command line."""
     if path is None:
         return None
-    values = parse_json("request", path, sys.stdin.read()) if path == "-" else read_json("request", path)
+    from_stdin = path == "-"
+    values = read_json_of("request", "-", _stdin()) if from_stdin else read_json("request", path)
     if not isinstance(values, dict):
         raise InputError("request", path, "must be a JSON object: names and values of options")
     values = {name.replace("-", "_"): value for name, value in values.items() if value is not None}
@@ -123,6 +125,11 @@ def take_file(context: typer.Context, path: str | None) -> str | None:
     needed = [p.name for p in context.command.params if p.required and p.name in values]
     context.default_map = {str(name): values[name] for name in needed}
     return path
+
+
+def _stdin() -> BinaryIO:
+    """Standard input as bytes, whose encoding no terminal has guessed."""
+    return getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
 
 
 def given_in(context: typer.Context) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.fuzz.campaign import Worker, campaign
-from tests.fuzz.case import Case
-from tests.fuzz.judge import faults
-from tests.fuzz.kinds import KINDS
+from .campaign import Worker, campaign
+from .case import Case
+from .judge import faults
+from .kinds import KINDS
 
 
 def main() -> int:

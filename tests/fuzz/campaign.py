@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -18,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz import judge
-from tests.fuzz.case import Case, Sheet
-from tests.fuzz.cases import make
-from tests.fuzz.judge import Ending, faults
+from . import judge
+from .case import Case, Sheet
+from .cases import make
+from .judge import Ending, faults
 
 ROOT = Path(__file__).parents[2]
 CASES_A_WORKER = 400  # what threads and caches leave behind does not pile up
@@ -139,11 +140,15 @@ def resident_bytes(pid: int) -> int:
 # ---- shrinking ---------------------------------------------------------------------------------------------
 def kind_of_fault(said: list[str]) -> str:
     """What a smaller case must still show: the first fault without its numbers and names."""
-    return said[0].split(":")[0].rstrip("0123456789., sGiB") if said else ""
+    return re.sub(r"[0-9][0-9.,]*", "", said[0].split(":")[0]) if said else ""
 
 
 def shrink(worker: Worker, case: Case, said: list[str]) -> Case:
-    """The same fault with fewer mutations, fewer words, shorter values and files."""
+    """The same fault with fewer mutations, fewer words, shorter values and files.
+
+    What a mutation was certain of is kept: a smaller case that takes nonsense must hold the nonsense still, so
+    of such a case the mutations alone are left out.
+    """
     fault, tries = kind_of_fault(said), 0
 
     def fails(candidate: Case) -> bool:
@@ -157,50 +162,72 @@ def shrink(worker: Worker, case: Case, said: list[str]) -> Case:
             if fails(smaller):
                 case = smaller
                 break
-    natures = list(case.mutations)  # what follows is no mutation: the case keeps what it must show
-    for step in (_fewer_words, _shorter_words, _shorter_files):
-        for sheet in step(case.sheet):
-            candidate = Case(case.kind, case.number, case.seed, sheet, natures)
-            if tries < TRIES and fails(candidate):
-                case = candidate
+    if "nonsense was taken" in said or fault == "what is right was refused":
+        return case
+    for edit in (_without_word, _shorter_word, _without_file, _without_key):
+        for at in reversed(range(_places(edit, case.sheet))):
+            for smaller_sheet in edit(case.sheet, at):
+                candidate = Case(case.kind, case.number, case.seed, smaller_sheet, case.mutations)
+                if fails(candidate):
+                    case = candidate
+                    break
     return case
 
 
-def _fewer_words(sheet: Sheet) -> Iterable[Sheet]:
-    for at in range(len(sheet.words) - 1, 0, -1):
-        for length in (2, 1):
-            if sheet.words[at].startswith("-") or length == 1:
-                smaller = sheet.copy()
-                del smaller.words[at : at + length]
-                yield smaller
+Edit = Callable[[Sheet, int], Iterable[Sheet]]
 
 
-def _shorter_words(sheet: Sheet) -> Iterable[Sheet]:
-    for at, word in enumerate(sheet.words):
-        for length in (len(word) // 2, len(word) // 8):
-            if length > 20:
-                smaller = sheet.copy()
-                smaller.words[at] = word[:length]
-                yield smaller
+def _places(edit: Edit, sheet: Sheet) -> int:
+    """How many places an edit has in a sheet."""
+    if edit in (_without_word, _shorter_word):
+        return len(sheet.words)
+    return len(sheet.files) if edit is _without_file else len(_keys(sheet))
 
 
-def _shorter_files(sheet: Sheet) -> Iterable[Sheet]:
-    for name, content in sheet.files.items():
+def _without_word(sheet: Sheet, at: int) -> Iterable[Sheet]:
+    """Without an option and its value, or without one word; never without the command."""
+    for length in (2, 1) if 0 < at < len(sheet.words) else ():
         smaller = sheet.copy()
-        del smaller.files[name]
+        del smaller.words[at : at + length]
         yield smaller
-        if isinstance(content, bytes) and content[:1] in (b"{", b"["):
-            yield from _fewer_keys(sheet, name, content)
 
 
-def _fewer_keys(sheet: Sheet, name: str, content: bytes) -> Iterable[Sheet]:
-    with suppress(ValueError, RecursionError):
-        whole = json.loads(content)
-        for key in list(whole) if isinstance(whole, dict) else range(len(whole)):
-            part = {k: v for k, v in whole.items() if k != key} if isinstance(whole, dict) else whole[:key]
+def _shorter_word(sheet: Sheet, at: int) -> Iterable[Sheet]:
+    for length in (20, len(sheet.words[at]) // 8, len(sheet.words[at]) // 2):
+        if 20 <= length < len(sheet.words[at]):
             smaller = sheet.copy()
-            smaller.files[name] = json.dumps(part).encode()
+            smaller.words[at] = sheet.words[at][:length]
             yield smaller
+
+
+def _without_file(sheet: Sheet, at: int) -> Iterable[Sheet]:
+    smaller = sheet.copy()
+    del smaller.files[list(sheet.files)[at]]
+    yield smaller
+
+
+def _keys(sheet: Sheet) -> list[tuple[str, Any]]:
+    """Files of JSON, with the names or numbers of what stands in them."""
+    found: list[tuple[str, Any]] = []
+    for name, content in sheet.files.items():
+        with suppress(ValueError, RecursionError):
+            whole = json.loads(content) if isinstance(content, bytes) else None
+            keys = list(whole) if isinstance(whole, dict) else range(len(whole)) if whole else ()
+            found += [(name, key) for key in keys]
+    return found
+
+
+def _without_key(sheet: Sheet, at: int) -> Iterable[Sheet]:
+    keys = _keys(sheet)
+    if at < len(keys):
+        name, key = keys[at]
+        content = sheet.files[name]
+        assert isinstance(content, bytes)
+        whole = json.loads(content)
+        del whole[key]
+        smaller = sheet.copy()
+        smaller.files[name] = json.dumps(whole).encode()
+        yield smaller
 
 
 # ---- many cases --------------------------------------------------------------------------------------------

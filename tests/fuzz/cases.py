@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from random import Random
 
-from tests.fuzz.case import HARMLESS, Case, Mutation, Sheet
-from tests.fuzz.kinds import KINDS, Mutator
+from .case import HARMLESS, Case, Mutation, Sheet
+from .kinds import KINDS, Mutator
 
 
 def draw_of(*names: object) -> Random:

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from tests.fuzz.case import HARMLESS, NONSENSE, Case
+from .case import HARMLESS, NONSENSE, Case
 
 LONGEST_MESSAGE = 2000  # characters
 LONGEST_OUTPUT = 20_000  # characters on standard error, progress and all
@@ -14,7 +14,7 @@ MOST_CPU_S, MOST_WALL_S = 5.0, 60.0  # of its own work; of waiting
 MOST_BYTES = 2 << 30
 CODES = (0, 1, 2, 3)
 NAMED = re.compile(r"^([A-Z]\w+): (.+)$", re.DOTALL)
-OF_A_FIELD = re.compile(r"^\S.{0,200}? = ", re.DOTALL)
+OF_A_FIELD = re.compile(r"^\S.{0,300}? = ", re.DOTALL)
 
 
 @dataclass

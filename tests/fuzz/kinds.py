@@ -8,9 +8,9 @@ from functools import cache
 from random import Random
 from typing import Any, NamedTuple
 
-from tests.fuzz import values
-from tests.fuzz.case import ENDLESS, FIFO, HARMLESS, NONSENSE, UNKNOWN, Mutation, Sheet
-from tests.fuzz.samples import PREDICTED, SHAPE, samples
+from . import values
+from .case import ENDLESS, FIFO, HARMLESS, NONSENSE, UNKNOWN, Mutation, Sheet
+from .samples import PREDICTED, SHAPE, samples
 
 Mutator = Callable[[Random, Sheet], Mutation]
 
@@ -112,7 +112,7 @@ SOUND = {  # command -> words that work, and are quick
     "train": f"train {SHAPED} --steps 1 --backend threads --no-check",
     "generate": f"generate {SHAPED} --tokens 1 --prompt-length 2 --no-check",
     "serve": f"serve {SHAPED} --count 1 --tokens 1 --no-check",
-    "evaluate": f"evaluate {SHAPED} --items 2 --no-check",
+    "evaluate": f"evaluate {SHAPED} --seq 64 --items 2 --no-check",
     "replay": "replay run",
     "schedule": "schedule 1f1b --pp 2 --micro-batches 4",
     "collective": "collective all-reduce --gpus 4 --size 1MiB",
@@ -208,11 +208,15 @@ PLAUSIBLE: dict[str, list[str]] = {
     "virtual_stages": ["1", "2", "3"],
     "micro_batch": ["1", "2", "3"],
     "global_batch": ["0", "1", "4", "6", "8"],
-    "schedule": "gpipe 1f1b eager-1f1b interleaved looped-bfs zb-h1 zb-h2 interleaved-zb zb-v dualpipe-v".split(),
+    "schedule": (
+        "gpipe 1f1b eager-1f1b interleaved looped-bfs zb-h1 zb-h2 interleaved-zb zb-v dualpipe-v"
+    ).split(),
     "layers_per_stage": ["1,1", "2,0", "1,2,1", "1"],
     "precision": ["fp64", "fp32", "bf16", "fp16", "fp8"],
     "hardware": ["classroom", "laptop", "dgx-h100", "pcie-4090", "dgx-v100"],
-    "algorithm": "ring tree recursive-doubling halving-doubling hierarchical direct nccl parameter-server".split(),
+    "algorithm": (
+        "ring tree recursive-doubling halving-doubling hierarchical direct nccl parameter-server"
+    ).split(),
     "bucket": ["1", "1KiB", "25MiB", "0"],
     "model": ["tiny", "gpt2-small", "llama3-8b", "mixtral-8x7b", "bert-base", "nosuch"],
     "rank": ["max", "last", "0", "1", "99", "-1"],
@@ -260,6 +264,9 @@ def plausible(draw: Random, sheet: Sheet) -> Mutation:
     return Mutation(" ".join(says) or "no options", UNKNOWN if says else HARMLESS)
 
 
+COMPUTED = ("train", "generate", "serve", "evaluate")  # ten million of something are computed, and take long
+
+
 def huge(draw: Random, sheet: Sheet) -> Mutation:
     """One number that is far too large, or only large. (What lies between is only slow, and allowed.)"""
     names = "dp tp pp cp layers hidden heads seq vocab experts micro_batch global_batch virtual_stages steps"
@@ -269,7 +276,8 @@ def huge(draw: Random, sheet: Sheet) -> Mutation:
     if not there:  # replay has no sizes
         return Mutation("nothing", HARMLESS)
     name = draw.choice(there)
-    return put(draw, sheet, name, str(10 ** draw.choice([2, 7, 9, 12, 15, 18, 19, 30, 300])), UNKNOWN)
+    exponents = [2, 9, 12, 15, 18, 19, 30, 300] + [7] * (sheet.words[0] not in COMPUTED)
+    return put(draw, sheet, name, str(10 ** draw.choice(exponents)), UNKNOWN)
 
 
 # ---- the rest ----------------------------------------------------------------------------------------------
@@ -351,7 +359,8 @@ def with_profile(draw: Random) -> Sheet:
 
 def run_folder(draw: Random, sheet: Sheet) -> Mutation:
     """A folder of a run that is not whole."""
-    graph = sheet.files.pop("run/graph.npz", samples()["run/graph.npz"])
+    graph = samples()["run/graph.npz"]
+    sheet.files = {name: c for name, c in sheet.files.items() if not name.startswith("run")}
     act = draw.choice(["empty", "two", "writing", "complete", "folder", "removed", "only run.json"])
     if act == "empty":
         sheet.files["run"] = "a folder"
@@ -406,7 +415,8 @@ def packed_columns(draw: Random, data: bytes) -> Any:
 def some_tokenizer(draw: Random) -> Sheet:
     words = ["tokenize encode abc", "tokenize encode abc", "tokenize decode 97 98"]
     words.append(
-        f"train {SHAPED} --vocab 260 --steps 1 --no-check --backend threads --data data.txt --tokenizer tok.json"
+        f"train {SHAPED} --vocab 260 --steps 1 --no-check --backend threads --data data.txt "
+        "--tokenizer tok.json"
     )
     chosen = draw.choices(words, [8, 8, 8, 1])[0]
     if chosen.startswith("train"):
@@ -430,15 +440,28 @@ def with_weights(draw: Random) -> Sheet:
     words = draw.choices(
         [
             "generate --tokens 1 --prompt-length 2 --no-check --weights W",
-            "evaluate --items 2 --task copy --no-check --weights W",
             "serve --count 1 --tokens 1 --prompt-length 2 --no-check --weights W",
         ],
-        [8, 1, 1],
+        [8, 1],
     )[0]
     parts = ["W/model.safetensors"]
     if draw.random() < 0.4:
         parts = ["W/model.safetensors.index.json", "W/one.safetensors", "W/two.safetensors"]
     return taken(words, "W/config.json", *parts)
+
+
+def with_config(draw: Random) -> Sheet:
+    name = draw.choice(sorted(n for n in samples() if n.startswith("configs/")))
+    return Sheet(["doctor", "--model", "config.json"], {"config.json": samples()[name]})
+
+
+def config_type(draw: Random, data: bytes) -> Any:
+    """A number of a config.json of another type, or one that cannot be."""
+    content = json.loads(data)
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "n_embd", "n_layer", "n_head")
+    key = draw.choice([k for k in sizes if k in content])
+    content[key] = wrong = draw.choice(["a", [], {}, [1], -1, float("nan"), "", values.DIGITS, 0.5, True])
+    return values.written(content), Mutation(f"{key} = {str(wrong)[:40]!r}", NONSENSE)
 
 
 def weights_file(draw: Random, sheet: Sheet) -> Mutation:
@@ -670,6 +693,7 @@ KINDS: dict[str, Kind] = {
     "run folder": Kind(3, lambda draw: taken("replay run", "run/graph.npz"), (run_folder,)),
     "tokenizer": Kind(7, some_tokenizer, (*of_file("tok.json", *JSON_FILE), tokenizer_words)),
     "weights": Kind(8, with_weights, (weights_file, weights_file, weights_file, config_key, index_entry)),
+    "config": Kind(6, with_config, of_file("config.json", *JSON_FILE, config_type)),
     "schedule": Kind(
         6,
         some_schedule,

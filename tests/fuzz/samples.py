@@ -7,6 +7,7 @@ import random
 from functools import cache
 from pathlib import Path
 
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 SHAPE = ["--layers", "2", "--hidden", "16", "--heads", "2", "--seq", "16"]
 SCHEDULE = "0F0 0F1 - - 0B0 0B1\n- 1F0 1B0 1F1 1B1 -\n"
 CSV = "layers,hidden,heads,seq,dp,tp,zero\n2,16,2,16,1,1,0\n2,16,2,16,2,1,1\n2,16,2,16,1,2,\n"
@@ -34,6 +35,7 @@ def samples() -> dict[str, bytes]:
         made = _made(Path(place))
     made["data.txt"] = " ".join(random.Random(0).choices(["ab", "cde", "f", "gh"], k=400)).encode()
     made["schedule.txt"], made["rows.csv"] = SCHEDULE.encode(), CSV.encode()
+    made |= {f"configs/{path.name}": path.read_bytes() for path in CONFIGS.glob("*.json")}
     for name, content in {
         "requests.json": REQUESTS,
         "topology.json": TOPOLOGY,

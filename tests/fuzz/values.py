@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.case import ENDLESS, FIFO, FOLDER, HARMLESS, NONSENSE, UNKNOWN, Content, Mutation
+from .case import ENDLESS, FIFO, FOLDER, HARMLESS, NONSENSE, UNKNOWN, Content, Mutation
 
 DIGITS = "@@digits@@"  # becomes 5,000 digits after JSON is written
 DEEP = "@@deep@@"  # becomes 100,000 brackets

@@ -22,7 +22,8 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # strict: a number in quotation marks, or `true`, is no number
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class LinkProfile(_Part):

@@ -1,0 +1,128 @@
+"""Wrong inputs of every kind end in a named error, soon, without a traceback; and the fuzzer can fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from . import judge
+from .campaign import Worker, campaign, shrink
+from .case import HARMLESS, NONSENSE, UNKNOWN, Case, Mutation, Sheet
+from .cases import draw_of, kind_of, make
+from .judge import Ending, faults
+from .kinds import KINDS
+
+ROOT = Path(__file__).parents[2]
+SEED, CASES, PARTS = 21, 500, 2  # two workers share them, and each pays once for the imports
+FAILURES = ROOT / "build" / "fuzz"
+
+
+@pytest.fixture(scope="module")
+def worker():
+    with Worker() as one:
+        yield one
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_traceback_no_hang_no_crash_and_no_nonsense_taken(part):
+    tally = campaign(range(part, CASES, PARTS), SEED, FAILURES)
+    print(tally.words())
+    assert sum(tally.ran.values()) == CASES // PARTS
+    assert not tally.failed, tally.words()
+    # what is refused at its first word would find nothing
+    assert tally.codes["0"] > CASES // PARTS / 10
+    assert tally.codes["2"] > CASES // PARTS / 3
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("part", range(10))
+def test_ten_thousand_cases(part):
+    tally = campaign(range(part * 1000, (part + 1) * 1000), SEED + 1, FAILURES)
+    print(tally.words())
+    assert not tally.failed, tally.words()
+
+
+def test_every_kind_has_its_share_of_the_suite():
+    drawn = [kind_of(number, SEED) for number in range(CASES)]
+    assert {kind for kind in KINDS if drawn.count(kind) >= 3} == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_sound_is_taken(kind, worker):
+    """Else every mutation would be refused, and nobody would know why."""
+    for number in range(4):
+        sheet = KINDS[kind].sound(draw_of("sheet", number, SEED, kind))
+        case = Case(kind, number, SEED, sheet, [Mutation("nothing", HARMLESS)])
+        assert faults(case, worker.run(sheet)) == []
+
+
+def test_a_number_and_a_seed_make_the_same_case():
+    for number in range(40):
+        one, other = make(number, 5), make(number, 5)
+        assert one.as_json() == other.as_json()
+    assert make(0, 5).as_json() != make(0, 6).as_json()
+
+
+def test_a_case_comes_back_from_its_file(tmp_path):
+    case = make(7, SEED, "weights")
+    (tmp_path / "case.json").write_text(json.dumps(case.as_json()))
+    assert Case.read(tmp_path / "case.json") == case
+
+
+# ---- the judge, and what it judges -------------------------------------------------------------------------
+PLANTED = {  # what a broken command would do -> what the judge must say
+    "print('Traceback (most recent call last):', file=sys.stderr)": "traceback",
+    "raise ValueError('no word of ours')": "a fault of ours",
+    "os.kill(os.getpid(), 11)": "crash",
+    "while True: pass": "hang",
+    "sys.exit(7)": "exit code",
+    "print('InputError: it is wrong', file=sys.stderr); sys.exit(2)": "names no field",
+    "print('InputError: dp = 1: ' + 'x' * 3000, file=sys.stderr); sys.exit(2)": "a message of",
+    "kept = bytearray(3 << 30)": "memory",
+    "pass": "nonsense was taken",
+}
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A worker whose `glass collective` does what the file planted.txt says."""
+    folder = tmp_path_factory.mktemp("planted")
+    (folder / "planted.py").write_text(
+        "import os, sys\nfrom pathlib import Path\n"
+        "def run(_request, _say):\n    exec(Path('planted.txt').read_text())\n"
+        "    return {'schema': 'x', 'result': 'nonsense'}\n"
+    )
+    (folder / "sitecustomize.py").write_text(
+        "import glasscluster.commands.bodies as bodies\nbodies.BODIES['collective'] = 'planted:run'\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        patch.setattr(judge, "MOST_CPU_S", 1.0)
+        with Worker() as one:
+            yield one
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=list(PLANTED.values()))
+def test_the_judge_sees_a_planted_fault(planted, broken):
+    words = "collective all-reduce --gpus 4 --size 1MiB --json".split()
+    sheet = Sheet(words, {"planted.txt": planted.encode()})
+    case = Case("command line", 0, 0, sheet, [Mutation("planted", NONSENSE)])
+    said = faults(case, broken.run(sheet))
+    assert any(PLANTED[planted] in text for text in said), said
+
+
+def test_what_fails_is_made_small():
+    class Broken:
+        """Takes everything that has --dp in it."""
+
+        def run(self, sheet: Sheet) -> Ending:
+            return Ending(code=9 if "--dp" in sheet.words else 0)
+
+    words = "predict --layers 2 --hidden 16 --dp 3 --json --tp 4".split()
+    sheet = Sheet(words, {"a.json": b"{}", "b": b"x"})
+    case = Case("plan", 0, 0, sheet, [Mutation("many words", UNKNOWN)])
+    small = shrink(Broken(), case, ["exit code 9"])  # type: ignore[arg-type]
+    assert small.sheet.words == ["predict", "--dp"]
+    assert small.sheet.files == {}
