@@ -36,7 +36,8 @@ class ModelConfig(BaseModel):
         "norms, biases and initial weights": (
             *("norm", "norm_eps", "norm_position", "bias", "tied", "dropout", "init_std", "residual_init"),
         ),
-        "what it learns from": ("objective", "prefix", "patches", "patch_size", "z_loss"),
+        "what it learns from": ("objective", "prefix", "patches", "patch_size"),
+        "loss": ("z_loss", "loss", "loss_chunks"),
     }
 
     layers: int = Field(4, ge=1, description="transformer blocks")
@@ -127,6 +128,10 @@ class ModelConfig(BaseModel):
     z_loss: float = Field(
         0.0, ge=0, description="weight of log² Z in the gradient, Z the sum of a token's exponentiated logits"
     )
+    loss: Literal["whole", "chunked"] = Field(
+        "whole", description="logits of all tokens at once, or chunk by chunk with their gradients"
+    )
+    loss_chunks: int = Field(8, ge=1, description="chunks of a micro-batch's tokens, with --loss chunked")
 
     @model_validator(mode="before")
     @classmethod

@@ -384,6 +384,9 @@ class Head(Module):
     def forward(self, x_BSH: Tensor, targets_BS: Tensor) -> Tensor:
         """The loss, a scalar: summed over tokens."""
         config, loss = self.config, self.parallel.cross_entropy
+        if config.loss == "chunked":
+            x, bias = self.hidden(x_BSH), self.get("logit_bias")
+            return self.parallel.chunked_cross_entropy(x, self.table, bias, targets_BS, config)
         # the logits get no name here: the loss can let them go as soon as it has its own copy
         return loss(self.shown(self.scores(x_BSH)), targets_BS, config.vocab, config.z_loss)
 
@@ -395,11 +398,15 @@ class Head(Module):
 
     def scores(self, x_BSH: Tensor) -> Tensor:
         """This rank's columns of the logits: [B, S, V]."""
+        return self.parallel.column(self.hidden(x_BSH), self.table, self.get("logit_bias"))
+
+    def hidden(self, x_BSH: Tensor) -> Tensor:
+        """What is multiplied by the table: [B, S, H], behind the last norm and a masked model's matrix."""
         x = x_BSH if self.config.norm_position == "post" else norms.norm(self, "norm", x_BSH)
         if self.config.objective == "masked":
             x = nn.functional.gelu(self.parallel.linear(x, self.transform_weight, self.get("transform_bias")))
             x = norms.norm(self, "transform_norm", x)
-        return self.parallel.column(x, self.table, self.get("logit_bias"))
+        return x
 
     def logits(self, x_BSH: Tensor) -> Tensor:
         """The whole logits, on every rank: [B, S, vocabulary]. They carry no gradient."""

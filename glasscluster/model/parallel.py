@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glasscluster.model.config import ModelConfig
+from glasscluster.model.kernels.chunked_loss import IGNORE, ChunkedCrossEntropy
 from glasscluster.model.kernels.precision import accumulation_dtype
-
-IGNORE = -100  # a target that carries no loss
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class Unsharded:
     # takes weight gradients that are computed after the backward (strategies/pipeline/weight_gradients.py)
     deferred: Any = None
     observe: Any = None  # called with kind, layer and tensors (strategies/observer.py); None: nobody looks
+    name_tensor: Any = None  # called with a tensor and its name in the memory ledger; None: nobody counts
 
     @property
     def pieces(self) -> int:
@@ -214,6 +215,26 @@ class Unsharded:
             return loss
         extra = z_loss * (logits.logsumexp(-1).square() * (targets != IGNORE)).sum()
         return loss + (extra - extra.detach())
+
+    def chunked_cross_entropy(
+        self, x: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor, config: ModelConfig
+    ) -> Tensor:
+        """The head's product and `cross_entropy` together, chunk by chunk: logits are never whole.
+
+        x [b, s outside the matrices, h], table [V/t, h], bias [V/t], targets [b, s]; returns a scalar.
+        """
+        how = self, config.loss_chunks, config.vocab, config.z_loss, 0.0, torch.is_grad_enabled()
+        return ChunkedCrossEntropy.apply(self.f(x), table, bias, targets, *how)
+
+    def combine(self, x: Tensor, label: str, op: str = "sum") -> Tensor:
+        """x summed over the ranks that share out the vocabulary, or with op "max" its maximum."""
+        return x
+
+    def called(self, x: Tensor, name: str) -> Tensor:
+        """x, after whoever counts memory has heard its name."""
+        if self.name_tensor is not None:
+            self.name_tensor(x, name)
+        return x
 
 
 def plus(x: Tensor, bias: Tensor | None) -> Tensor:

@@ -221,6 +221,7 @@ def assemble(gpu: GPU, job: Job, observers: Sequence[Observer]) -> Parts:
         parallel, weight_gradients = make_parallel(place, job), WeightGradients(gpu)
         for observer in observers:
             parallel = observer.parallel_made(parallel)
+        parallel.name_tensor = gpu.memory.call
         if plan.pipeline.splits:
             parallel.deferred = weight_gradients
         mine = plan.pipeline.stages_of(place.pp.rank)

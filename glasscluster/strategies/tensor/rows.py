@@ -30,7 +30,6 @@ def predict(run: Judged) -> list[Row]:
 def _activations(run: Judged, graph: ExecutionGraph) -> list[Row]:
     """Eq 18 and Eq 19: a row each for layers, the embedding, the head, and the loss."""
     plan, model = run.plan, run.model
-    theory = sequence_parallel if plan.sequence_parallel else tensor_parallel
     pairs, per_layer = _pairs(model), _per_layer(run)
     spared, each = last_spared(model, fused=plan.tp_overlap), 2 if plan.sequence_parallel else 1
     b_s, h, t, w = plan.micro_batch * model.seq, model.hidden, plan.tp, plan.width
@@ -38,7 +37,12 @@ def _activations(run: Judged, graph: ExecutionGraph) -> list[Row]:
     for stage, layers in enumerate(plan.stage_layers(model)):
         n, ends = len(layers), (stage == 0, stage == plan.stages - 1)
         again = predict_again(n, plan.recompute_every, pairs, spared, each) if plan.recompute == "full" else 0
-        part = theory.predict_traffic(n, plan.micro_batches, b_s, h, t, w, *ends, again, per_layer)
+        sizes = n, plan.micro_batches, b_s, h, t, w
+        if plan.sequence_parallel:
+            gathers = _head_input(model)
+            part = sequence_parallel.predict_traffic(*sizes, *ends, again, per_layer, gathers)
+        else:
+            part = tensor_parallel.predict_traffic(*sizes, *ends, again, per_layer)
         total = {k: sent + part[k] * plan.dp for k, sent in total.items()}
     where, (what, place, source) = _places(graph), _names(run, per_layer)
     return [
@@ -70,6 +74,11 @@ def _per_layer(run: Judged) -> int:
     return 2 * _pairs(run.model)
 
 
+def _head_input(model: ModelConfig) -> int:
+    """Gathers and scatters of the head's input: a loss in chunks does not gather it again in backward."""
+    return 2 if model.loss == "chunked" else 3
+
+
 def _places(graph: ExecutionGraph) -> dict[str, np.ndarray]:
     """Which events along tp belong to what: activations are distinguished by their layer and label."""
     tp = graph.where(axis="tp", purpose="activations")
@@ -93,6 +102,8 @@ def _names(run: Judged, per_layer: int) -> tuple[Said, dict[str, Said], str]:
         what = Said("tp gathers and scatters sent", "tp gather 与 scatter 的发送量")
         source = "Korthikanti 2205.05198 section 4.2.2 (Eq 18)"
         embedding, head = Said("embedding, 2", "嵌入 2 次"), Said("head input, 3", "输出层输入 3 次")
+        if (n := _head_input(run.model)) != 3:
+            head = Said(f"head input, {n}", f"输出层输入 {n} 次")
     else:
         again = Said(" and what runs again", "及重算的次数") if full else Said("", "")
         what = Said("tp all-reduces sent", "tp all-reduce 发送量")
