@@ -358,6 +358,27 @@ class ModelConfig(BaseModel):
         head = 2 * h * (self.vocab + (h if self.objective == "masked" else 0))
         return 3 * tokens * (self.layers * per_layer + head)
 
+    @property
+    def seen_pairs(self) -> int:
+        """Pairs of a query and a key in a sequence that the mask lets see each other, of s² pairs."""
+        s, p = self.seq, self.prefix
+        return s * (s + 1) // 2 + p * (p - 1) // 2 if self.causal else s * s
+
+    def causal_flops(self, tokens: int) -> int:
+        """Eq 30 with the pairs of tokens that the mask lets see each other in the place of all s².
+
+        Causal MFU is made of them.
+
+        Args:
+            tokens: in the step.
+
+        Returns:
+            Floating-point operations, two for each multiply-add.
+        """
+        hidden = self.seq**2 - self.seen_pairs
+        pair = 2 * self.layers * self.heads * (self.score_dim + self.head_dim)
+        return self.model_flops(tokens) - 3 * tokens * hidden * pair // self.seq
+
 
 _LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",

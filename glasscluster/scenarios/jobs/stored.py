@@ -90,7 +90,7 @@ def replay_stored(
         "hardware": timeline.hardware.name,
         "gpus": graph.ranks,
         "events": len(graph),
-        **timeline.summary(graph.info.get("model_flops", 0.0)),
+        **timeline.summary(graph.info.get("model_flops", 0.0), graph.info.get("causal_flops")),
         "report": None,
     }
     if out is not None:

@@ -70,6 +70,12 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
     by_hand = 3 * forward / (line.makespan * line.hardware.gpu.peak("fp32"))
     lab.row("mfu_of_the_log", by_hand, None, "FLOPs over time and peak", simulated=logged, unit="", **virtual)
 
+    dense = 4 * b * s * s * n * h
+    seen = dense * (s + 1) // (2 * s)  # pairs of a query and a key that is not in its future
+    causal, source = (forward - dense + seen) / forward, "Eq 30, s(s + 1)/2 pairs in the place of s²"
+    in_log = runs["none"].as_json()["mfu_causal"] / logged
+    lab.row("causal_over_mfu", causal, None, source, simulated=in_log, unit="×", **virtual)
+
     each = 3 * forward / (b * s) / model.parameters()
     lab.ask("flops_each", each, "FLOPs", psi=model.parameters())
     figures(lab, counted, mfu, hfu)
@@ -80,6 +86,7 @@ def flops_and_mfu(lab: Lab, layers: int = 4, hidden: int = 64, seq: int = 64, ba
     full: dict[str, Any] = {"times_more": times_more, "hfu_full": 100 * hfu["full"], **used}
     lab.tell("recomputation", view="tab=timeline&run=full", **full)
     lab.tell("attention", view="tab=story")
+    lab.tell("definitions", view="tab=timeline", causal=causal)
     lab.conclude(each=each, **used)
     lab.explain()
     lab.own_number(each=each)
