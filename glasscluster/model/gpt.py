@@ -140,7 +140,8 @@ class Block(Module):
             lambda y: plus(self.parallel.row(self.attend(y, draw), self.out_weight), self.get("out_bias")),
             draw,
         )
-        return self.branch(x_BSH, 2, partial(self.mlp, self), draw)
+        part, second = "moe" if self.mlp is moe.experts else "mlp", partial(self.mlp, self)
+        return self.branch(x_BSH, 2, lambda y: self.keep.branch(part, second, y), draw)
 
     def branch(self, x: Tensor, number: int, f: Callable[[Tensor], Tensor], draw: Draw | None) -> Tensor:
         """Add the branch f to x, with the norm where the model has it. number: 1 attention, 2 MLP."""

@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout
+from glasscluster.strategies.memory.dialects import parts_of
 
 
 class MemoryOptions(BaseModel):
@@ -18,7 +20,26 @@ class MemoryOptions(BaseModel):
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activations computed again in backward"
     )
+    recompute_modules: str = Field(
+        "core_attn", description="of --recompute selective, in Megatron's words: core_attn,mlp,moe"
+    )
     recompute_every: int = Field(1, ge=1, description="layers a segment of full recomputation")
 
-    def rules(self, _model: ModelConfig, _layout: Layout) -> None:
-        """Every combination runs."""
+    @property
+    def recomputed(self) -> tuple[str, ...]:
+        """Parts of a layer that are computed again in backward: core, mlp, moe; all of it for "full"."""
+        parts = {"none": (), "full": ("core", "mlp", "moe")}
+        return parts[self.recompute] if self.recompute in parts else parts_of(self.recompute_modules)
+
+    def rules(self, model: ModelConfig, _layout: Layout) -> None:
+        """Every module must be known and be in the model, and be asked for by --recompute selective."""
+        parts = parts_of(self.recompute_modules)
+        if self.recompute != "selective":
+            if parts != ("core",):
+                rule = "needs --recompute selective"
+                raise InputError("recompute_modules", self.recompute_modules, rule, ["core_attn"])
+            return
+        missing = "mlp" if model.experts else "moe"
+        if missing in parts:
+            rule = "the model has experts" if model.experts else "the model has no experts"
+            raise InputError("recompute_modules", missing, rule, ["moe" if model.experts else "mlp"])

@@ -5,7 +5,8 @@ Follows Chen et al., "Training deep nets with sublinear memory cost" (1604.06174
 everything a layer keeps.
 
     none        keep everything, n A
-    selective   drop the attention core (Q K^T, softmax, its dropout, the sum over V), keep Q, K, V
+    selective   drop the attention core (Q K^T, softmax, its dropout, the sum over V), keep Q, K, V;
+                and where it is asked for the MLP or the experts, of which the input is kept
     full        keep each segment's input; backward of a segment first runs its forward again
 
         x ──[ layer 0 · layer 1 ]── x' ──[ layer 2 · layer 3 ]── y        k = 2: x and x' stay, n/k C
@@ -31,7 +32,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from glasscluster.model.config import ModelConfig
-from glasscluster.model.kernels.flash import costs, parts
+from glasscluster.model.kernels.flash import costs
+from glasscluster.model.kernels.flash.parts import whole
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.layout.segments import last_spared, segments
@@ -56,33 +58,45 @@ class Recompute(KeepAll):
         """Compute function(*kept), and save only `kept` for backward."""
         for x in kept:
             self.gpu.memory.register(x, "activations", CHECKPOINT)
+        layer = self.gpu.recorder.layer  # what runs again belongs to the layer that ran it first
         # dropout hashes the position of an element, so there is no generator state to restore
         return checkpoint(
             function,
             *kept,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), self.again()),
+            context_fn=lambda: (nullcontext(), self.again(layer)),
         )
 
     @contextmanager
-    def again(self) -> Iterator[None]:
-        """The context in which the forward runs again: it is recorded as phase "recompute"."""
+    def again(self, layer: int) -> Iterator[None]:
+        """The context in which the forward runs again: it is recorded as phase "recompute" of a layer."""
         self.held = max(self.held, self.gpu.memory.named(CHECKPOINT))
         self.active = True
         try:
-            with self.gpu.region("recompute"):
+            with self.gpu.region("recompute", layer=layer):
                 yield
         finally:
             self.active = False
 
 
 class Selective(Recompute):
-    """Recompute only the attention core, whose memory grows with s² and whose FLOPs are a small share."""
+    """Recompute parts of each layer: by default the attention core alone.
+
+    The core's memory grows with s² and its FLOPs are a small share. `parts` (dialects.py) may have more.
+    """
+
+    def __init__(self, gpu: GPU, every: int = 1, parts: Sequence[str] = ("core",)) -> None:
+        super().__init__(gpu, every)
+        self.parts = parts
 
     def core(self, attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Run attention and save only Q, K and V for backward."""
-        return self.run(attention, q, k, v)
+        return self.run(attention, q, k, v) if "core" in self.parts else attention(q, k, v)
+
+    def branch(self, part: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run the MLP or the experts and save only their input for backward."""
+        return self.run(function, x) if part in self.parts else function(x)
 
 
 class Full(Recompute):
@@ -97,6 +111,18 @@ class Full(Recompute):
     def segment(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
         """Run the layers of one segment."""
         return KeepAll.layers(self, blocks, x, draw)
+
+
+def make_keep(gpu: GPU, kind: str, every: int, parts: Sequence[str]) -> KeepAll:
+    """The policy of a plan.
+
+    Args:
+        gpu: the rank.
+        kind: one of KINDS.
+        every: layers of a segment of full recomputation.
+        parts: of a layer, for selective recomputation.
+    """
+    return Selective(gpu, every, parts) if kind == "selective" else KINDS[kind](gpu, every)
 
 
 KINDS: dict[str, Callable[[GPU, int], KeepAll]] = {
@@ -129,6 +155,7 @@ def predict_checkpoints(
     width: int,
     pieces: int = 1,
     cp: int = 1,
+    parts: Sequence[str] = ("core",),
 ) -> int:
     """Bytes of checkpoints that a rank saves for a stage and micro-batch.
 
@@ -146,6 +173,7 @@ def predict_checkpoints(
         width: w, bytes of an element.
         pieces: ranks that a segment's input is cut over: cp, times t with sequence parallelism.
         cp: context-parallel ranks.
+        parts: what selective recomputation drops; of the MLP or the experts it keeps the input, w·sbh.
     """
     tokens = sequences * model.seq
     columns = (model.hidden + 2 * model.key_width) // tp
@@ -156,7 +184,9 @@ def predict_checkpoints(
     elif tp > model.key_heads:
         columns = (model.hidden // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
     full = width * tokens * model.hidden // pieces * len(segments(layers, every))
-    return {"none": 0, "selective": width * tokens // cp * columns * layers, "full": full}[kind]
+    core = width * tokens // cp * columns if "core" in parts else 0
+    branch = width * tokens * model.hidden // pieces if {"mlp", "moe"} & set(parts) else 0
+    return {"none": 0, "selective": (core + branch) * layers, "full": full}[kind]
 
 
 def predict_flops(
@@ -171,6 +201,7 @@ def predict_flops(
     routers: int = 1,
     latents: int = 1,
     assignments: int = 0,
+    parts: Sequence[str] = ("core",),
 ) -> int:
     """FLOPs that recomputation repeats for a stage and micro-batch, over all ranks of one replica.
 
@@ -186,21 +217,30 @@ def predict_flops(
         routers: ranks that all compute the same router.
         latents: ranks that all compute the same projection to latents.
         assignments: assignments of tokens to experts, over all layers.
+        parts: what selective recomputation drops. The last matrix of an MLP is then spared unless `spares`
+            says otherwise.
     """
     b, s, h, f, a, u = sequences, model.seq, model.hidden, model.width, model.heads, model.gates
     scores = 2 * b * s * s * a * model.score_dim
     flash = (
         4
         * b
-        * (a * costs.pairs(parts.whole(s, model.causal, model.prefix)) if pairs is None else pairs)
+        * (a * costs.pairs(whole(s, model.causal, model.prefix)) if pairs is None else pairs)
         * model.score_dim
     )
     core = flash if model.attention == "flash" else 2 * scores
-    if kind != "full":
-        # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
-        return layers * (flash if model.attention == "flash" else scores) if kind == "selective" else 0
     dense = model.shared_ffn if model.experts else f
     last = 2 * b * s * dense * h
+    if kind == "none":
+        return 0
+    if kind == "selective":
+        # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
+        total = layers * (flash if model.attention == "flash" else scores) if "core" in parts else 0
+        if {"mlp", "moe"} & set(parts):
+            total += layers * (2 * b * s * u * dense * h + (0 if spares in (None, True) else last))
+        if "moe" in parts:
+            total += 2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f
+        return total
     layer = 2 * b * s * (model.head_products + latents * model.down * h + u * dense * h) + last + core
     experts = (
         2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f

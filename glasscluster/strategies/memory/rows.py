@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 SOURCE = "Korthikanti 2205.05198 section 5; Chen 1604.06174 (Eq 29)"
 
 PLACE = 60  # in the ledger
+WAITS = Said(
+    "the input of an MLP also waits for its weights' gradients: how many of them do at once, the schedule decides",
+    "MLP 的输入还要等待权重梯度：同时等待的有多少由调度决定",
+)
 NAMES = {
     "logits": Said(
         "logits held at once by the loss in chunks, all ranks", "分块损失同时持有的 logits，全部 rank"
@@ -56,6 +60,9 @@ def _recomputed(run: Judged) -> list[Row]:
     """FLOPs that ran again, and the most bytes of checkpoints held at one time, over all ranks (Eq 29)."""
     if run.graph is None or run.results is None or run.plan.recompute == "none":
         return []
+    waits = (
+        run.plan.pipeline.splits and run.plan.recompute == "selective" and run.plan.recomputed != ("core",)
+    )
     return [
         Row(
             "flops_recomputed",
@@ -71,6 +78,7 @@ def _recomputed(run: Judged) -> list[Row]:
             _checkpoints(run),
             sum(r.checkpoint_bytes for r in run.results),
             SOURCE,
+            why=WAITS if waits else None,
         ),
     ]
 
@@ -83,13 +91,17 @@ def _flops(run: Judged) -> int:
     # a matrix whose weight gradient is deferred saves its input after its product, so the product runs again
     fused = plan.tp > 1 and plan.tp_overlap
     spared = last_spared(model, fused) and not plan.pipeline.splits
+    if plan.recompute == "selective":  # a part of a layer ends with its last matrix, whatever comes behind it
+        spared = not fused and not plan.pipeline.splits
     routers = 1 if plan.sequence_parallel else plan.tp
     flops = 0
     for layers in plan.stage_layers(model):
         stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
-        one = predict_flops(*stage, pairs=pairs, spares=spared, routers=routers, latents=plan.tp)
+        one = predict_flops(
+            *stage, pairs=pairs, spares=spared, routers=routers, latents=plan.tp, parts=plan.recomputed
+        )
         flops += one * plan.micro_batches * plan.dp
-    if model.experts and plan.recompute == "full":
+    if model.experts and "moe" in plan.recomputed:
         # the tp ranks send the same rows to the same experts, of which each has some columns
         kept = sum(sum(rows) for result in run.results or () for rows in result.routing_counts("kept"))
         flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.width
@@ -109,6 +121,7 @@ def _checkpoints(run: Judged) -> int:
             plan.width,
             plan.pieces,
             plan.cp,
+            plan.recomputed,
         )
         for layers in plan.stage_layers(model)
     ]

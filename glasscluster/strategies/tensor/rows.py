@@ -31,12 +31,16 @@ def _activations(run: Judged, graph: ExecutionGraph) -> list[Row]:
     """Eq 18 and Eq 19: a row each for layers, the embedding, the head, and the loss."""
     plan, model = run.plan, run.model
     pairs, per_layer = _pairs(model), _per_layer(run)
+    routed_last = bool(model.experts) and not model.shared_ffn
     spared, each = last_spared(model, fused=plan.tp_overlap), 2 if plan.sequence_parallel else 1
     b_s, h, t, w = plan.micro_batch * model.seq, model.hidden, plan.tp, plan.width
     total = {"layer": 0, "embedding": 0, "head": 0, "loss": 0}
     for stage, layers in enumerate(plan.stage_layers(model)):
         n, ends = len(layers), (stage == 0, stage == plan.stages - 1)
         again = predict_again(n, plan.recompute_every, pairs, spared, each) if plan.recompute == "full" else 0
+        if plan.recompute == "selective" and len(plan.recomputed) > ("core" in plan.recomputed):
+            # the second branch of each layer, with its last collective only where that is one with its matrix
+            again = predict_again(n, 1, pairs - 1, not (plan.tp_overlap and not routed_last), each)
         sizes = n, plan.micro_batches, b_s, h, t, w
         if plan.sequence_parallel:
             gathers = _head_input(model)
@@ -147,7 +151,7 @@ def _router(run: Judged, graph: ExecutionGraph) -> list[Row]:
     if not model.experts:
         return []
     weights = plan.micro_batch * model.seq * model.top_k * max(plan.width, 4)
-    runs = 3 if plan.recompute == "full" and plan.sequence_parallel else 2
+    runs = 3 if "moe" in plan.recomputed and plan.sequence_parallel else 2
     return [
         bytes_row(
             graph,

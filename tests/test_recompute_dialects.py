@@ -1,0 +1,110 @@
+"""Recomputation in Megatron's words: the same numbers, and FLOPs, bytes and memory as predicted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import differences, run_plan, worst
+
+from glasscluster.base.errors import InputError
+from glasscluster.scenarios.jobs.prediction import predict
+from glasscluster.sim.recording.events import RECOMPUTE
+from glasscluster.strategies.judge import accounts
+from glasscluster.strategies.layout.judged import Judged
+from glasscluster.strategies.memory.dialects import MEGATRON, NOT_HERE, parts_of
+from glasscluster.strategies.plan import make_model, make_plan
+
+MODEL = {"layers": 4, "hidden": 16, "heads": 4, "seq": 8, "vocab": 42}
+EXPERTS = {"experts": 4, "top_k": 2}
+SHARED = {**EXPERTS, "shared_ffn": 16}
+OVERLAP = {"tp": 2, "sequence_parallel": True, "tp_overlap": True}
+CASES = (
+    ("mlp", {}, {}),
+    ("core_attn", {"tp": 2}, {"attention": "unfused"}),
+    ("core_attn,mlp", {"tp": 2, "pp": 2, "dp": 2}, {"dropout": 0.1}),
+    ("mlp", {"tp": 2, "sequence_parallel": True, "dp": 2, "zero": 3}, {"activation": "swiglu"}),
+    ("mlp", OVERLAP, {"norm_position": "sandwich"}),
+    ("mlp,core_attn", {"pp": 2, "schedule": "zb-h1", "tp": 2}, {"norm_position": "post"}),
+    ("mlp", {"cp": 2}, {}),
+    ("moe", {"dp": 2, "ep": 2}, EXPERTS),
+    ("core_attn,moe", {"dp": 2, "ep": 2, "tp": 2, "sequence_parallel": True}, SHARED),
+    ("moe", OVERLAP, EXPERTS),
+    ("moe", OVERLAP, SHARED),
+    ("moe", {"pp": 2, "schedule": "zb-h1"}, EXPERTS),
+)
+
+
+def built(words, options, shape):
+    options = {"global_batch": 8, "recompute": "selective", "recompute_modules": words, **options}
+    return make_plan(**options), make_model("tiny", **MODEL, **shape)
+
+
+@pytest.mark.parametrize(("words", "options", "shape"), CASES)
+def test_a_plan_with_modules_equals_one_device_and_all_rows_hold(words, options, shape):
+    plan, model = built(words, options, shape)
+    plan.check(model)
+    assert worst(differences(plan, model)) <= 1e-10
+    run = run_plan(plan, model)
+    rows = {r.key: r for r in accounts.rows(Judged(plan, model, run.graph, run.results))}
+    assert {"flops_recomputed", "checkpoints_held"} <= set(rows)
+    for row in rows.values():
+        assert row.why is not None or row.predicted == row.counted, row.key
+
+
+@pytest.mark.parametrize(("words", "options", "shape"), CASES[:4])
+def test_a_dry_run_with_modules_records_the_same(words, options, shape):
+    plan, model = built(words, options, shape)
+    real, dry = (run_plan(plan, model, backend) for backend in ("threads", "dry"))
+    assert real.graph.difference(dry.graph) is None
+    assert real.peak_memory() == dry.peak_memory()
+
+
+def test_what_runs_again_belongs_to_the_layer_that_ran_it_first():
+    for words in ("core_attn", "mlp"):
+        graph = run_plan(*built(words, {}, {})).graph
+        again = graph.layer[graph.phase == RECOMPUTE]
+        assert sorted(set(again.tolist())) == [0, 1, 2, 3], words
+
+
+def test_the_mlp_s_products_run_again_but_for_the_last_and_the_core_s_do_not():
+    graph = run_plan(*built("mlp", {}, {})).graph
+    names = np.array(graph.names)[graph.op[graph.phase == RECOMPUTE]]
+    assert "glasscluster.flash_forward" not in names
+    assert (names == "addmm").sum() == 8 * 4  # one of two, micro-batches x layers
+    assert "gelu" in names
+
+
+def test_each_module_that_is_added_takes_less_memory_and_more_work():
+    model = make_model("llama3-8b", layers=8)
+    found = []
+    for words in (None, "core_attn", "core_attn,mlp"):
+        more = {"recompute": "selective", "recompute_modules": words} if words else {}
+        found.append(
+            predict(make_plan(dp=8, zero=1, global_batch=8, precision="bf16", **more), model, "dgx-h200")
+        )
+    activations = [content["memory_gib"]["activations"] for content in found]
+    assert activations == sorted(activations, reverse=True)
+    assert activations[2] < 0.7 * activations[1]
+    assert [content["hfu"] / content["mfu"] for content in found] == sorted(
+        c["hfu"] / c["mfu"] for c in found
+    )
+
+
+def test_words_are_data_and_what_is_no_word_or_has_no_part_is_refused_by_name():
+    assert parts_of("mlp, core_attn") == ("core", "mlp")
+    assert set(MEGATRON).isdisjoint(NOT_HERE)
+    with pytest.raises(InputError, match="no module of Megatron's; the nearest valid choice is core_attn"):
+        parts_of("core_atn")
+    for word, why in NOT_HERE.items():
+        with pytest.raises(InputError, match=why.split(",")[0]):
+            parts_of(f"mlp,{word}")
+    with pytest.raises(InputError, match="names nothing"):
+        parts_of(" ")
+    for words, options, shape, rule in (
+        ("moe", {}, {}, "the model has no experts"),
+        ("mlp", {}, EXPERTS, "the model has experts"),
+        ("mlp", {"recompute": "full"}, {}, "needs --recompute selective"),
+    ):
+        plan, model = built(words, options, shape)
+        with pytest.raises(InputError, match=rule):
+            plan.check(model)
