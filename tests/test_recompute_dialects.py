@@ -11,6 +11,7 @@ from glasscluster.scenarios.jobs.prediction import predict
 from glasscluster.sim.recording.events import RECOMPUTE
 from glasscluster.strategies.judge import accounts
 from glasscluster.strategies.layout.judged import Judged
+from glasscluster.strategies.memory import per_operation
 from glasscluster.strategies.memory.dialects import MEGATRON, NOT_HERE, parts_of
 from glasscluster.strategies.plan import make_model, make_plan
 
@@ -88,6 +89,78 @@ def test_each_module_that_is_added_takes_less_memory_and_more_work():
     assert [content["hfu"] / content["mfu"] for content in found] == sorted(
         c["hfu"] / c["mfu"] for c in found
     )
+
+
+# ---- torchtitan's list of operators ------------------------------------------------------------------------
+LLAMA = {"bias": False, "activation": "swiglu", "norm": "rmsnorm", "position": "rope", "kv_heads": 2}
+OPERATORS = (
+    ({}, {}),
+    ({"dp": 2, "zero": 3}, LLAMA),
+    ({"pp": 2}, {"dropout": 0.1, "attention": "unfused"}),
+    ({"pp": 2}, {"qkv": "separate", "norm_position": "sandwich"}),
+    ({"pp": 2, "schedule": "zb-h1"}, {}),
+    ({"pp": 2, "schedule": "gpipe", "precision": "bf16"}, {"norm_position": "post"}),
+    ({"dp": 2}, {"objective": "masked", "activation": "relu"}),
+)
+
+
+def listed(options, shape):
+    plan = make_plan(**{"global_batch": 8, "recompute": "op", **options})
+    return plan, make_model("tiny", **MODEL, **shape)
+
+
+@pytest.mark.parametrize(("options", "shape"), OPERATORS)
+def test_operator_by_operator_a_plan_equals_one_device_all_rows_hold_and_a_dry_run_is_the_same(
+    options, shape
+):
+    plan, model = listed(options, shape)
+    plan.check(model)
+    assert worst(differences(plan, model)) <= 1e-10
+    run, dry = (run_plan(plan, model, backend) for backend in ("threads", "dry"))
+    assert run.graph.difference(dry.graph) is None
+    assert run.peak_memory() == dry.peak_memory()
+    for row in accounts.rows(Judged(plan, model, run.graph, run.results)):
+        assert row.why is not None or row.predicted == row.counted, row.key
+
+
+def test_every_second_product_runs_again_and_flash_attention_does_not():
+    graph = run_plan(*listed({"pp": 2}, {"dropout": 0.1})).graph
+    again = np.array(graph.names)[graph.op[graph.phase == RECOMPUTE]]
+    assert (again == "addmm").sum() + (
+        again == "mm"
+    ).sum() == 8 * 4 * 2  # two of four, micro-batches x layers
+    assert "glasscluster.flash_forward" not in again
+    assert "gelu" in again
+
+
+def test_a_result_that_is_taken_for_another_is_found(monkeypatch):
+    plan, model = listed({}, {"qkv": "separate"})  # q and v have one shape
+    honest = per_operation._Saving.is_saved
+    monkeypatch.setattr(
+        per_operation._Saving, "is_saved", lambda self, f: honest(self, f) and bool(swap(self))
+    )
+
+    def swap(mode):
+        if len(mode.saved) == 2:  # once a layer
+            mode.saved.reverse()
+        return True
+
+    assert worst(differences(plan, model)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "rule"),
+    [
+        ({"tp": 2}, {}, "is no operator of torch"),
+        ({"cp": 2}, {}, "is no operator of torch"),
+        ({}, EXPERTS, "depends on the data"),
+        ({}, {"kv_latent": 8}, "knows no latents"),
+    ],
+)
+def test_what_the_list_does_not_cover_is_refused_by_name(options, shape, rule):
+    plan, model = listed(options, shape)
+    with pytest.raises(InputError, match=f"{rule}; the nearest valid choice is full"):
+        plan.check(model)
 
 
 def test_words_are_data_and_what_is_no_word_or_has_no_part_is_refused_by_name():

@@ -32,7 +32,7 @@ from glasscluster.strategies.experts.expert_parallel import ExpertParallel
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.layout.units import TIED, Unit
 from glasscluster.strategies.loader import Loader
-from glasscluster.strategies.memory.recompute import make_keep
+from glasscluster.strategies.memory.policies import make_keep
 from glasscluster.strategies.numerics.formats import DTYPES
 from glasscluster.strategies.observer import Observer
 from glasscluster.strategies.pipeline.pipeline_parallel import PipelineExecutor

@@ -15,6 +15,15 @@ from __future__ import annotations
 from glasscluster.base.errors import InputError
 
 MEGATRON = {"core_attn": "core", "mlp": "mlp", "moe": "moe"}
+# torchtitan's list of what `selective_ac_option = "op"` saves (activation_checkpoint.py), by operator: its word
+# there, and each how manieth call of the word in a layer is not saved (0: all are). A product with a bias is
+# addmm and counts as mm. Its words for collectives (reduce_scatter, all_to_all) and fp8's max have no operator
+# here.
+TORCHTITAN = {
+    "aten::mm": ("mm", 2),
+    "aten::addmm": ("mm", 2),
+    "glasscluster::flash_forward": ("attention", 0),
+}
 NOT_HERE = {
     "layernorm": "discards a norm's output alone, and a part here starts from what it keeps",
     "moe_act": "discards the output of the experts' activation alone, and a part here is all experts",

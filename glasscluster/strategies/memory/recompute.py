@@ -65,8 +65,12 @@ class Recompute(KeepAll):
             *kept,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), self.again(layer)),
+            context_fn=lambda: self.contexts(layer),
         )
+
+    def contexts(self, layer: int) -> tuple[Any, Any]:
+        """The contexts of running a function of `layer` in forward, and of running it again."""
+        return nullcontext(), self.again(layer)
 
     @contextmanager
     def again(self, layer: int) -> Iterator[None]:
@@ -111,18 +115,6 @@ class Full(Recompute):
     def segment(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
         """Run the layers of one segment."""
         return KeepAll.layers(self, blocks, x, draw)
-
-
-def make_keep(gpu: GPU, kind: str, every: int, parts: Sequence[str]) -> KeepAll:
-    """The policy of a plan.
-
-    Args:
-        gpu: the rank.
-        kind: one of KINDS.
-        every: layers of a segment of full recomputation.
-        parts: of a layer, for selective recomputation.
-    """
-    return Selective(gpu, every, parts) if kind == "selective" else KINDS[kind](gpu, every)
 
 
 KINDS: dict[str, Callable[[GPU, int], KeepAll]] = {
@@ -220,28 +212,24 @@ def predict_flops(
         parts: what selective recomputation drops. The last matrix of an MLP is then spared unless `spares`
             says otherwise.
     """
-    b, s, h, f, a, u = sequences, model.seq, model.hidden, model.width, model.heads, model.gates
-    scores = 2 * b * s * s * a * model.score_dim
-    flash = (
-        4
-        * b
-        * (a * costs.pairs(whole(s, model.causal, model.prefix)) if pairs is None else pairs)
-        * model.score_dim
-    )
-    core = flash if model.attention == "flash" else 2 * scores
+    b, s, h, f, u = sequences, model.seq, model.hidden, model.width, model.gates
     dense = model.shared_ffn if model.experts else f
     last = 2 * b * s * dense * h
     if kind == "none":
         return 0
     if kind == "selective":
         # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
-        total = layers * (flash if model.attention == "flash" else scores) if "core" in parts else 0
+        core = core_flops(model, b, pairs)
+        # of textbook attention that is one of two products
+        core = core if model.attention == "flash" else core // 2
+        total = layers * core if "core" in parts else 0
         if {"mlp", "moe"} & set(parts):
             total += layers * (2 * b * s * u * dense * h + (0 if spares in (None, True) else last))
         if "moe" in parts:
             total += 2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f
         return total
-    layer = 2 * b * s * (model.head_products + latents * model.down * h + u * dense * h) + last + core
+    layer = 2 * b * s * (model.head_products + latents * model.down * h + u * dense * h) + last
+    layer += core_flops(model, b, pairs)
     experts = (
         2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f
         if model.experts
@@ -250,3 +238,18 @@ def predict_flops(
     if spares is None:
         spares = last_spared(model)
     return layers * layer + experts - (len(segments(layers, every)) * last if spares else 0)
+
+
+def core_flops(model: ModelConfig, sequences: int, pairs: int | None = None) -> int:
+    """FLOPs of attention's two products, forward, over all ranks of one replica.
+
+    Args:
+        model: sizes of the model.
+        sequences: b, sequences of a micro-batch.
+        pairs: query-key pairs of a sequence that flash attention computes, over all heads; None: its tiles'.
+    """
+    b, s, a = sequences, model.seq, model.heads
+    if model.attention != "flash":
+        return 4 * b * s * s * a * model.score_dim
+    pairs = a * costs.pairs(whole(s, model.causal, model.prefix)) if pairs is None else pairs
+    return 4 * b * pairs * model.score_dim

@@ -23,6 +23,7 @@ from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.strategies.layout.judged import Judged
 from glasscluster.strategies.layout.segments import last_spared
 from glasscluster.strategies.layout.tokens import work
+from glasscluster.strategies.memory.per_operation import predict_again, predict_saved
 from glasscluster.strategies.memory.recompute import predict_checkpoints, predict_flops
 
 if TYPE_CHECKING:
@@ -60,9 +61,8 @@ def _recomputed(run: Judged) -> list[Row]:
     """FLOPs that ran again, and the most bytes of checkpoints held at one time, over all ranks (Eq 29)."""
     if run.graph is None or run.results is None or run.plan.recompute == "none":
         return []
-    waits = (
-        run.plan.pipeline.splits and run.plan.recompute == "selective" and run.plan.recomputed != ("core",)
-    )
+    branches = run.plan.recompute in ("selective", "op") and run.plan.recomputed != ("core",)
+    waits = run.plan.pipeline.splits and branches
     return [
         Row(
             "flops_recomputed",
@@ -95,6 +95,9 @@ def _flops(run: Judged) -> int:
         spared = not fused and not plan.pipeline.splits
     routers = 1 if plan.sequence_parallel else plan.tp
     flops = 0
+    if plan.recompute == "op":
+        layer = predict_again(model, plan.micro_batch, spared)
+        return layer * model.layers * plan.micro_batches * plan.dp
     for layers in plan.stage_layers(model):
         stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
         one = predict_flops(
@@ -110,6 +113,11 @@ def _flops(run: Judged) -> int:
 
 def _checkpoints(run: Judged) -> int:
     plan, model = run.plan, run.model
+    if plan.recompute == "op":
+        one = predict_saved(model, plan.micro_batch, plan.width)
+        saved = [one * len(layers) for layers in plan.stage_layers(model)]
+        schedule = plan.pipeline
+        return int(sum(schedule.most_held(rank, saved) for rank in range(plan.pp))) * plan.data_ranks
     stages = [
         predict_checkpoints(
             plan.recompute,

@@ -1,0 +1,125 @@
+"""Recomputation operator by operator: a whole layer runs again, but for the operators whose results were saved.
+
+Follows PyTorch's selective activation checkpointing (torch.utils.checkpoint, create_selective_checkpoint_contexts)
+as torchtitan uses it (`selective_ac_option = "op"`). Its list of operators is data: dialects.py.
+
+    forward     x ──[ mm 1 · flash · mm 2 · mm 3 · gelu · mm 4 ]── y      saved: x, mm 1, flash, mm 3
+    again            take    take    run    take   run    run             what is saved is taken, in its order
+
+Two dispatch modes do it: one saves results in forward, the other gives them back in the order in which they came.
+But: our collectives are no operators of torch, so a layer whose parts talk would talk again: one rank a layer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from glasscluster.model.config import ModelConfig
+from glasscluster.strategies.memory.dialects import TORCHTITAN
+from glasscluster.strategies.memory.recompute import CHECKPOINT, Recompute, core_flops
+
+
+class _Mode(TorchDispatchMode):
+    """What saving and taking share: which calls of a layer are saved."""
+
+    def __init__(self, saved: list[Any]) -> None:
+        super().__init__()
+        self.saved, self.calls = saved, Counter[str]()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def is_saved(self, func: Any) -> bool:
+        """Whether the result of this call is saved: of a word's calls in the layer, each `n`th is not."""
+        word, n = TORCHTITAN.get(func._schema.name, ("", 0))
+        if not word:
+            return False
+        self.calls[word] += 1
+        return n == 0 or self.calls[word] % n != 0
+
+
+class _Saving(_Mode):
+    """In forward: save results, and tell the memory ledger."""
+
+    def __init__(self, saved: list[Any], register: Callable[[Tensor], Any]) -> None:
+        super().__init__(saved)
+        self.register = register
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if self.is_saved(func):
+            results = out if isinstance(out, tuple) else (out,)
+            for x in results:
+                self.register(x)
+            kept = tuple(
+                x.detach() for x in results
+            )  # without the graph, which would hold what it was made of
+            self.saved.append(kept if isinstance(out, tuple) else kept[0])
+        return out
+
+
+class _Taking(_Mode):
+    """When the layer runs again: give back what was saved, run everything else."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return self.saved.pop(0) if self.is_saved(func) else func(*args, **(kwargs or {}))
+
+
+class PerOperation(Recompute):
+    """Recompute each layer but for the operators on torchtitan's list."""
+
+    def layers(self, blocks: Sequence[Any], x: Tensor, draw: Any) -> Tensor:
+        """Run all blocks, and save each one's input and the results on the list for backward."""
+        for block in blocks:
+            x = self.run(partial(block, draw=draw), x)
+        return x
+
+    def contexts(self, layer: int) -> tuple[Any, Any]:
+        """Of forward and of running again."""
+        saved: list[Any] = []
+        register = partial(self.gpu.memory.register, category="activations", name=CHECKPOINT)
+
+        @contextmanager
+        def again():
+            with ExitStack() as stack:
+                stack.enter_context(self.again(layer))
+                stack.enter_context(_Taking(saved))
+                yield
+
+        return _Saving(saved, register), again()
+
+
+# ---- theory ------------------------------------------------------------------------------------------------
+
+
+def products(model: ModelConfig) -> list[tuple[int, int]]:
+    """Columns in and out of a dense layer's matrices, in the order in which they run."""
+    h, k, f = model.hidden, model.key_width, model.width
+    qkv = [(h, h + 2 * k)] if model.qkv == "fused" else [(h, h), (h, k), (h, k)]
+    return [*qkv, (h, h), (h, model.gates * f), (f, h)]
+
+
+def predict_saved(model: ModelConfig, sequences: int, width: int) -> int:
+    """Bytes that a layer and micro-batch saves: its input, every other product, and flash attention's results."""
+    tokens = sequences * model.seq
+    numbers = model.hidden + sum(out for _, out in products(model)[::2])
+    flash = width * model.hidden + max(width, 4) * model.heads if model.attention == "flash" else 0
+    return tokens * (width * numbers + flash)
+
+
+def predict_again(model: ModelConfig, sequences: int, spares: bool) -> int:
+    """FLOPs that run again of a layer and micro-batch: every second product, and attention that is not flash.
+
+    `spares`: the last product is not repeated.
+    """
+    again = products(model)[1::2]
+    total = 2 * sequences * model.seq * sum(a * b for a, b in (again[:-1] if spares else again))
+    return total + (core_flops(model, sequences) if model.attention == "unfused" else 0)
