@@ -1,4 +1,4 @@
-"""A loss in chunks equals the whole one, holds a chunk of logits at a time, and its bytes are as predicted."""
+"""A loss in chunks equals the whole one, holds one chunk of logits at a time, and takes the predicted bytes."""
 
 from __future__ import annotations
 

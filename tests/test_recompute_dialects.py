@@ -32,6 +32,12 @@ CASES = (
     ("moe", OVERLAP, EXPERTS),
     ("moe", OVERLAP, SHARED),
     ("moe", {"pp": 2, "schedule": "zb-h1"}, EXPERTS),
+    ("mlp", {**OVERLAP, "pp": 2}, {**SHARED, "dense_layers": 1}),
+    (
+        "moe,mlp",
+        {"tp": 2, "pp": 2, "sequence_parallel": True},
+        {**EXPERTS, "dense_layers": 1, "expert_ffn": 12},
+    ),
 )
 
 
@@ -175,7 +181,7 @@ def test_words_are_data_and_what_is_no_word_or_has_no_part_is_refused_by_name():
         parts_of(" ")
     for words, options, shape, rule in (
         ("moe", {}, {}, "the model has no experts"),
-        ("mlp", {}, EXPERTS, "the model has experts"),
+        ("mlp", {}, EXPERTS, "every layer of the model has experts"),
         ("mlp", {"recompute": "full"}, {}, "needs --recompute selective"),
     ):
         plan, model = built(words, options, shape)

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from glasscluster.base.errors import InputError
+
 
 class ModelConfig(BaseModel):
     """The shape of a transformer: L layers, hidden h, a heads, sequence s, vocabulary V.
@@ -21,21 +23,26 @@ class ModelConfig(BaseModel):
         (64, 3072, 124439808)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     groups: ClassVar[dict[str, tuple[str, ...]]] = {  # what stands together in a list of options
         "sizes": ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq"),
         "attention": ("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
         "positions": (
             *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
-            *("rope_scaling", "rope_factor", "rope_trained"),
+            *("rope_scaling", "rope_factor", "rope_trained", "rope_low_factor", "rope_high_factor"),
+            *("rope_beta_fast", "rope_beta_slow", "rope_truncate", "rope_attention_factor"),
         ),
         "MLP and experts": (
             *("activation", "experts", "top_k", "capacity_factor"),
-            *("aux_loss", "shared_ffn", "hot_expert"),
+            *("aux_loss", "shared_ffn", "hot_expert", "expert_ffn", "dense_layers", "expert_bias"),
+            *("router", "router_bias", "router_groups", "router_top_groups", "router_scale"),
+            "router_normalised",
         ),
         "norms, biases and initial weights": (
-            *("norm", "norm_eps", "norm_position", "bias", "tied", "dropout", "init_std", "residual_init"),
+            *("norm", "norm_eps", "norm_position", "bias", "qkv_bias", "tied"),
+            *("dropout", "init_std", "residual_init"),
         ),
+        "embeddings and logits": ("embedding_scale", "logit_cap"),
         "what it learns from": ("objective", "prefix", "patches", "patch_size"),
         "loss": ("z_loss", "loss", "loss_chunks"),
     }
@@ -56,11 +63,11 @@ class ModelConfig(BaseModel):
     )
     q_latent: int = Field(0, ge=0, description="the same of queries, of a model with kv-latent; 0: none")
     rope_dim: int | None = Field(
-        None, ge=2, description="rotary elements beside a head's own, with kv-latent (half a head's)"
+        None, ge=0, description="rotary elements beside a head's own, with kv-latent; 0: half a head's"
     )
     ffn: int | None = Field(None, ge=1, description="inner width of the MLP, or of each expert (4 x hidden)")
-    activation: Literal["gelu", "gelu-tanh", "relu", "swiglu"] = Field(
-        "gelu", description="of the MLP; swiglu has a gate of the same width"
+    activation: Literal["gelu", "gelu-tanh", "relu", "swiglu", "geglu", "swiglu-clamped"] = Field(
+        "gelu", description="of the MLP; swiglu, geglu and swiglu-clamped have a gate of the same width"
     )
     experts: int = Field(0, ge=0, description="experts in the place of each MLP; 0: none")
     top_k: int = Field(2, ge=1, description="experts that a token is sent to")
@@ -70,6 +77,25 @@ class ModelConfig(BaseModel):
     aux_loss: float = Field(0.01, ge=0, description="weight of the load-balancing loss")
     shared_ffn: int = Field(0, ge=0, description="inner width of the expert that every token passes; 0: none")
     hot_expert: float = Field(0.0, description="added to the first expert's router logits")
+    expert_ffn: int | None = Field(
+        None, ge=1, description="inner width of each expert, where it is not the MLP's (ffn)"
+    )
+    dense_layers: int = Field(0, ge=0, description="first layers that have an MLP in place of experts")
+    expert_bias: bool = Field(False, description="router and experts have biases")
+    router: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="how logits become scores: shares of all experts, or each expert's own"
+    )
+    router_bias: bool = Field(
+        False, description="a number an expert is added to its score, for the choice alone; it is not trained"
+    )
+    router_groups: int = Field(1, ge=1, description="groups of experts, of which the best are chosen first")
+    router_top_groups: int = Field(1, ge=1, description="groups that a token's experts are chosen from")
+    router_scale: float = Field(
+        1.0, gt=0, description="the weights of a token's experts are multiplied by it"
+    )
+    router_normalised: bool | None = Field(
+        None, description="weights are divided by their sum over a token's experts (where top-k > 1)"
+    )
     vocab: int = Field(256, ge=2, description="tokens in the vocabulary")
     seq: int = Field(64, ge=1, description="tokens in a sequence")
     tied: bool = Field(
@@ -87,6 +113,7 @@ class ModelConfig(BaseModel):
     )
     qk_norm: bool = Field(False, description="queries and keys pass a norm head by head")
     bias: bool = Field(True, description="matrices and layer norms have biases")
+    qkv_bias: bool | None = Field(None, description="queries, keys and values have biases (as bias)")
     position: Literal["learned", "sinusoidal", "relative", "alibi", "rope", "none"] = Field(
         "learned", description="how tokens know where they stand"
     )
@@ -96,11 +123,29 @@ class ModelConfig(BaseModel):
         "half", description="which columns rope pairs: i and i + d/2, or neighbours"
     )
     rope_theta: float = Field(10000.0, gt=1, description="base of rope's frequencies")
-    rope_scaling: Literal["none", "interpolation", "ntk", "yarn"] = Field(
+    rope_scaling: Literal["none", "interpolation", "ntk", "yarn", "llama3"] = Field(
         "none", description="how rope reaches beyond the trained length"
     )
     rope_factor: float = Field(1.0, ge=1, description="how many times as long as trained")
-    rope_trained: int | None = Field(None, ge=1, description="trained length, for yarn (seq / rope-factor)")
+    rope_trained: int | None = Field(
+        None, ge=1, description="trained length, for yarn and llama3 (seq / rope-factor)"
+    )
+    rope_low_factor: float = Field(
+        1.0, gt=0, description="llama3: a pair that turns less often in the trained length is slowed down"
+    )
+    rope_high_factor: float = Field(
+        4.0, gt=0, description="llama3: a pair that turns more often in the trained length is left alone"
+    )
+    rope_beta_fast: float = Field(
+        32.0, gt=0, description="yarn: turns in the trained length from which a pair is left alone"
+    )
+    rope_beta_slow: float = Field(
+        1.0, gt=0, description="yarn: turns in the trained length up to which a pair is slowed down"
+    )
+    rope_truncate: bool = Field(True, description="yarn: the ramp begins and ends at whole pairs")
+    rope_attention_factor: float | None = Field(
+        None, gt=0, description="yarn: queries and keys are multiplied by it (0.1 ln(rope-factor) + 1)"
+    )
     objective: Literal["causal", "masked"] = Field(
         "causal", description="the next token (GPT), or hidden ones from both sides (BERT)"
     )
@@ -133,6 +178,9 @@ class ModelConfig(BaseModel):
     )
     loss_chunks: int = Field(8, ge=1, description="chunks of a micro-batch's tokens, with --loss chunked")
 
+    embedding_scale: bool = Field(False, description="embeddings of tokens are multiplied by sqrt(hidden)")
+    logit_cap: float = Field(0.0, ge=0, description="logits become cap x tanh(logit / cap); 0: as they are")
+
     @model_validator(mode="before")
     @classmethod
     def _default_ffn(cls, values: Any) -> Any:
@@ -148,62 +196,104 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
-        if self.hidden % self.heads:
-            divisors = [d for d in range(1, self.hidden + 1) if self.hidden % d == 0]
-            best = min(divisors, key=lambda d: abs(d - self.heads))
-            raise ValueError(f"heads|{self.heads}|hidden = {self.hidden} must be a multiple of heads|{best}")
-        if self.heads % self.key_heads:
-            divisors = [d for d in range(1, self.heads + 1) if self.heads % d == 0]
-            best = min(divisors, key=lambda d: abs(d - self.key_heads))
-            raise ValueError(
-                f"kv_heads|{self.key_heads}|heads = {self.heads} must be a multiple of kv-heads|{best}"
-            )
+        h, a, k = self.hidden, self.heads, self.key_heads
+        if h % a:
+            rule = f"hidden = {h} must be a multiple of heads"
+            raise InputError("heads", a, rule, [d for d in range(1, h + 1) if h % d == 0])
+        if a % k:
+            rule = f"heads = {a} must be a multiple of kv-heads"
+            raise InputError("kv_heads", k, rule, [d for d in range(1, a + 1) if a % d == 0])
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
-            raise ValueError(
-                f"position|rope|turns pairs, and the head size hidden / heads = {self.head_dim} is "
-                f"odd|learned"
-            )
+            rule = f"turns pairs, and the head size hidden / heads = {self.head_dim} is odd"
+            raise InputError("position", "rope", rule, ["learned"])
         self._latents_fit()
-        if self.rope_scaling != "none" and self.position != "rope":
-            raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
-        if self.position == "relative" and self.relative_distance <= self.relative_buckets // (
-            4 if self.both_ways else 2
-        ):
-            rule = "must be larger than the distances that have a bucket each"
-            raise ValueError(f"relative_distance|{self.relative_distance}|{rule}|{self.relative_buckets}")
-        if self.prefix and self.objective == "masked":
-            raise ValueError(f"prefix|{self.prefix}|all tokens of a masked model see each other|0")
-        if self.patches and self.objective == "masked":
-            raise ValueError(
-                f"patches|{self.patches}|a caption is predicted token by token, by a causal model|0"
-            )
-        if self.patches >= self.seq:
-            raise ValueError(
-                f"patches|{self.patches}|must leave room for text: fewer than seq = {self.seq}|{self.seq - 1}"
-            )
-        if self.prefix >= self.seq:
-            raise ValueError(f"prefix|{self.prefix}|must be shorter than seq = {self.seq}|{self.seq - 1}")
-        if self.experts and self.top_k > self.experts:
-            raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
+        self._rope_fits()
+        near = self.relative_buckets // (4 if self.both_ways else 2)  # distances that have a bucket each
+        if self.position == "relative" and self.relative_distance <= near:
+            rule = f"must be larger than the {near} distances that have a bucket each"
+            raise InputError("relative_distance", self.relative_distance, rule, [near + 1])
+        self._text_fits()
+        self._experts_fit()
         return self
+
+    def _text_fits(self) -> None:
+        if self.objective == "masked":
+            for field, rule in (
+                ("prefix", "all tokens of a masked model see each other"),
+                ("patches", "a caption is predicted token by token, by a causal model"),
+            ):
+                if getattr(self, field):
+                    raise InputError(field, getattr(self, field), rule, [0])
+        if self.patches >= self.seq:
+            rule = f"must leave room for text: fewer than seq = {self.seq}"
+            raise InputError("patches", self.patches, rule, [self.seq - 1])
+        if self.prefix >= self.seq:
+            raise InputError("prefix", self.prefix, f"must be shorter than seq = {self.seq}", [self.seq - 1])
+
+    def _experts_fit(self) -> None:
+        if not self.experts:
+            for field, info in type(self).model_fields.items():
+                value = getattr(self, field)
+                if field.startswith(("router", "expert_", "dense_")) and value != info.default:
+                    raise InputError(field, value, "needs --experts", [info.default])
+            return
+        if self.top_k > self.experts:
+            raise InputError("top_k", self.top_k, f"there are {self.experts} experts", [self.experts])
+        if self.dense_layers >= self.layers:
+            rule = f"must leave one of {self.layers} layers to the experts"
+            raise InputError("dense_layers", self.dense_layers, rule, [self.layers - 1])
+        groups, chosen = self.router_groups, self.router_top_groups
+        each = self.experts // groups
+        if self.experts % groups or (groups > 1 and self.router == "sigmoid" and each < 2):
+            least = 2 if self.router == "sigmoid" else 1  # a group's score is the sum of its two largest
+            fits = [1, *(g for g in range(2, self.experts // least + 1) if self.experts % g == 0)]
+            rule = f"must divide experts = {self.experts}" + (", two or more each" if least == 2 else "")
+            raise InputError("router_groups", groups, rule, fits)
+        if chosen > groups:
+            raise InputError("router_top_groups", chosen, f"there are {groups} router-groups", [groups])
+        if self.top_k > chosen * each:
+            rule = f"{chosen} groups have {chosen * each} experts"
+            raise InputError("top_k", self.top_k, rule, [chosen * each])
+
+    def _rope_fits(self) -> None:
+        if self.rope_scaling != "none" and self.position != "rope":
+            raise InputError("rope_scaling", self.rope_scaling, "needs --position rope", ["none"])
+        for scaling, fields in ROPE_FIELDS.items():
+            for field in fields if self.rope_scaling != scaling else ():
+                value, plain = getattr(self, field), type(self).model_fields[field].default
+                if value != plain:
+                    raise InputError(
+                        field,
+                        value,
+                        f"needs --rope-scaling {scaling}",
+                        [plain] if plain is not None else None,
+                    )
+        low, slow = self.rope_low_factor, self.rope_beta_slow
+        if self.rope_scaling == "llama3" and self.rope_high_factor <= low:
+            rule = f"must be larger than rope-low-factor = {low:g}"
+            raise InputError("rope_high_factor", self.rope_high_factor, rule, [4 * low])
+        if self.rope_scaling == "yarn" and self.rope_beta_fast <= slow:
+            rule = f"must be larger than rope-beta-slow = {slow:g}"
+            raise InputError("rope_beta_fast", self.rope_beta_fast, rule, [32 * slow])
 
     def _latents_fit(self) -> None:
         if not self.kv_latent:
-            for field in ("q_latent", "rope_dim"):
-                if getattr(self, field):
-                    raise ValueError(
-                        f"{field}|{getattr(self, field)}|needs "
-                        f"--kv-latent|{0 if field == 'q_latent' else None}"
-                    )
+            if self.q_latent:
+                raise InputError("q_latent", self.q_latent, "needs --kv-latent", [0])
+            if self.rope_dim:
+                raise InputError("rope_dim", self.rope_dim, "needs --kv-latent", [0])
             return
         if self.key_heads != self.heads:
-            raise ValueError(
-                f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}"
-            )
+            rule = "with kv-latent every head has keys of its own"
+            raise InputError("kv_heads", self.key_heads, rule, [self.heads])
+        if self.qkv_bias is not None:
+            rule = "with kv-latent the matrices of keys and values have biases as bias says: leave it out"
+            raise InputError("qkv_bias", self.qkv_bias, rule)
         if self.qk_norm:
-            raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
+            rule = "with kv-latent it is the latents that have norms"
+            raise InputError("qk_norm", True, rule, [False])
         if self.rotary % 2:
-            raise ValueError(f"rope_dim|{self.rotary}|turns pairs|{self.rotary + 1}")
+            raise InputError("rope_dim", self.rotary, "turns pairs", [self.rotary - 1, self.rotary + 1])
 
     @property
     def columns(self) -> int:
@@ -241,6 +331,11 @@ class ModelConfig(BaseModel):
         return self.kv_latent + self.rotary + self.q_latent if self.kv_latent else 0
 
     @property
+    def biased_qkv(self) -> bool:
+        """Whether the matrices of queries, keys and values have biases."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
     def head_products(self) -> int:
         """How many weights the matrices of attention have that are cut over heads."""
         h, a, d = self.hidden, self.heads, self.head_dim
@@ -259,6 +354,16 @@ class ModelConfig(BaseModel):
         return self.ffn or 4 * self.hidden
 
     @property
+    def expert_width(self) -> int:
+        """The inner width of each expert."""
+        return self.expert_ffn or self.width
+
+    @property
+    def normalises(self) -> bool:
+        """Whether the weights of a token's experts are divided by their sum."""
+        return self.top_k > 1 if self.router_normalised is None else self.router_normalised
+
+    @property
     def key_heads(self) -> int:
         """Heads of keys and values: a for multi-head, 1 for multi-query attention, between them for
         grouped-query.
@@ -272,8 +377,48 @@ class ModelConfig(BaseModel):
 
     @property
     def gates(self) -> int:
-        """Matrices into the MLP: with SwiGLU the gate and the value."""
-        return 2 if self.activation == "swiglu" else 1
+        """Matrices into the MLP: two where it has a gate beside the value."""
+        return 2 if self.activation in ("swiglu", "geglu", "swiglu-clamped") else 1
+
+    def routed(self, layer: int) -> bool:
+        """Whether a layer has a router and experts in the place of its MLP.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            True for layers behind the first dense ones, of a model with experts.
+        """
+        return self.experts > 0 and layer >= self.dense_layers
+
+    @property
+    def routed_layers(self) -> int:
+        """How many layers have a router and experts."""
+        return sum(map(self.routed, range(self.layers)))
+
+    def dense_width(self, layer: int) -> int:
+        """The inner width of the MLP that every token of a layer passes.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            Columns of the MLP, or of the shared expert; 0 where there is none.
+        """
+        return self.shared_ffn if self.routed(layer) else self.width
+
+    def matrix_pairs(self, layer: int) -> int:
+        """Pairs of matrices into and out of the tensor-parallel region that a layer has.
+
+        They are attention, the MLP or the experts, and the expert that every token passes.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            2, or 3 with a shared expert.
+        """
+        return 2 + (self.routed(layer) and self.shared_ffn > 0)
 
     @property
     def causal(self) -> bool:
@@ -312,7 +457,7 @@ class ModelConfig(BaseModel):
         positions.
         """
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
-        attention = self.head_products + self.down * (h + one) + one * (h + (h + 2 * k))
+        attention = self.head_products + self.down * (h + one) + one * h + self.biased_qkv * (h + 2 * k)
         if self.kv_latent:
             attention += self.norm_size(self.kv_latent) + (
                 self.norm_size(self.q_latent) if self.q_latent else 0
@@ -324,16 +469,19 @@ class ModelConfig(BaseModel):
         def mlp(f: int) -> int:
             return u * f * (h + one) + h * (f + one)
 
-        inside = mlp(f)
-        if self.experts:
-            inside = self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
-        layer = (4 if self.norm_position == "sandwich" else 2) * self.norm_size(h) + attention + inside
+        wide = self.expert_width
+        routed = self.experts * h * (1 + (u + 1) * wide) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
+        routed += self.experts * (1 + u * wide + h) if self.expert_bias else 0
+        inside = self.routed_layers * routed + (self.layers - self.routed_layers) * mlp(f)
+        layer = (4 if self.norm_position == "sandwich" else 2) * self.norm_size(h) + attention
         ends = self.vocab * h * (1 if self.tied else 2) + (self.seq * h if self.position == "learned" else 0)
         if self.objective == "masked":
             # token types and their norm; the head's transform, its norm and the logits' bias
             ends += 2 * h + self.norm_size(h) + h * (h + one) + self.norm_size(h) + self.vocab * one
         ends += h * (self.patch_size + one) if self.patches else 0
-        return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
+        return (
+            self.layers * layer + inside + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
+        )
 
     def model_flops(self, tokens: int) -> int:
         """Eq 30: the FLOPs that training on some tokens needs, three times those of forward.
@@ -349,14 +497,13 @@ class ModelConfig(BaseModel):
         Returns:
             Floating-point operations, two for each multiply-add.
         """
-        h, f, s, u = self.hidden, self.width, self.seq, self.gates
-        inside = 2 * (u + 1) * h * f
-        if self.experts:
-            inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts
+        h, s, u, routed = self.hidden, self.seq, self.gates, self.routed_layers
+        widths = sum(map(self.dense_width, range(self.layers))) + routed * self.top_k * self.expert_width
+        inside = 2 * (u + 1) * h * widths + routed * 2 * h * self.experts
         products = 2 * (self.head_products + self.down * h)
-        per_layer = products + inside + 2 * s * self.heads * (self.score_dim + self.head_dim)
+        per_layer = products + 2 * s * self.heads * (self.score_dim + self.head_dim)
         head = 2 * h * (self.vocab + (h if self.objective == "masked" else 0))
-        return 3 * tokens * (self.layers * per_layer + head)
+        return 3 * tokens * (self.layers * per_layer + inside + head)
 
     @property
     def seen_pairs(self) -> int:
@@ -379,6 +526,12 @@ class ModelConfig(BaseModel):
         pair = 2 * self.layers * self.heads * (self.score_dim + self.head_dim)
         return self.model_flops(tokens) - 3 * tokens * hidden * pair // self.seq
 
+
+# options of rope that only one scaling has
+ROPE_FIELDS = {
+    "llama3": ("rope_low_factor", "rope_high_factor"),
+    "yarn": ("rope_beta_fast", "rope_beta_slow", "rope_truncate", "rope_attention_factor"),
+}
 
 _LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",

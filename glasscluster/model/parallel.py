@@ -223,7 +223,7 @@ class Unsharded:
 
         x [b, s outside the matrices, h], table [V/t, h], bias [V/t], targets [b, s]; returns a scalar.
         """
-        how = self, config.loss_chunks, config.vocab, config.z_loss, 0.0, torch.is_grad_enabled()
+        how = self, config.loss_chunks, config.vocab, config.z_loss, config.logit_cap, torch.is_grad_enabled()
         return ChunkedCrossEntropy.apply(self.f(x), table, bias, targets, *how)
 
     def combine(self, x: Tensor, label: str, op: str = "sum") -> Tensor:

@@ -16,15 +16,17 @@ of that file instead, and values for the blanks of its text: `lab.tell("ring_sen
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glasscluster.base.errors import InputError
+from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.rows import NO_CHECKS, NOT_COUNTED, Match, Row, Status, judged, status, tally
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.scenarios.jobs.folders import rewriting, write_ledger, write_run_json
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.sources import check_data
@@ -172,7 +174,7 @@ class Lab:
         layout.check(shape)
         check_data(data, shape.seq, shape.vocab)
         title = said(title)
-        self.say(f"{title.en}: {layout.gpus} {self.backend} ranks")
+        self.say(f"{title.en}: {counted(layout.gpus, self.backend + ' rank')}")
         job = Job(layout, shape, steps, data, self.seed, **({"loss_scale": loss_scale} if loss_scale else {}))
         trained = train(self.cluster(layout.gpus), job, checked=checked, say=self.say)
         if self.leader:
@@ -211,7 +213,7 @@ class Lab:
             GlassError: the named error of the first rank that failed.
         """
         title = said(title)
-        self.say(f"{title.en}: {gpus} {self.backend} ranks")
+        self.say(f"{title.en}: {counted(gpus, self.backend + ' rank')}")
         run = self.cluster(gpus).run(program, *args, info=info)
         if clock is not None:
             run.hardware = clock
@@ -595,7 +597,8 @@ def perform(scenario: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
         The lab, with all that was run, checked and told.
 
     Raises:
-        InputError: for an option that the scenario has not.
+        InputError: for an option that the scenario has not; for an error that a scenario of somebody's own
+            raises, with the line.
     """
     known = scenario.options
     for name in options:
@@ -603,6 +606,17 @@ def perform(scenario: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
             raise InputError(name, options[name], f"{scenario.name} has no such option", list(known))
     try:
         scenario.function(lab, **options)
+    except GlassError:
+        raise
+    except (Exception, SystemExit) as problem:
+        file = inspect.getsourcefile(scenario.function) or ""
+        if scenario.function.__module__.startswith(f"{__name__.split('.')[0]}."):
+            raise  # a fault of ours
+        lines = [f for f in traceback.extract_tb(problem.__traceback__) if f.filename == file]
+        where = f" at {Path(file).name}:{lines[-1].lineno}, in {lines[-1].name}" if lines else ""
+        raise InputError(
+            "scenario", scenario.name, f"raised {type(problem).__name__}: {problem}{where}"
+        ) from problem
     finally:
         lab.close()
     return lab

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from glasscluster.base.rows import Row
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.scenarios.jobs.progress import Say, silent
 from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.sim.run import Cluster
@@ -98,7 +98,7 @@ def against_reference(small: Job, plan: Arrivals, results: list[ps.Exchanged]) -
             compared["max_rel_grad_diff"] = max(compared["max_rel_grad_diff"], worst)
         mine = batch_losses(results)
         pairs = zip(mine, expected, strict=True)
-        compared["max_rel_loss_diff"] = check.largest(abs(a - b) / abs(b) for a, b in pairs)
+        compared["max_rel_loss_diff"] = check.largest(abs(a - b) / (abs(b) or 1.0) for a, b in pairs)
     digest = sha256(
         b"".join(r.pulled.contiguous().numpy().tobytes() for r in results if r.pulled is not None)
     ).hexdigest()
@@ -145,7 +145,7 @@ def _difference_rows(compared: dict[str, Any]) -> list[Row]:
         Row(
             f"{what}_difference",
             Said(
-                f"largest {what} difference from {other.en}, float64, {steps} steps",
+                f"largest {what} difference from {other.en}, float64, {counted(steps, 'step')}",
                 f"与{other.zh}（float64，{steps} 步）的最大{check.WHAT[what].zh}差异",
             ),
             0.0,

@@ -11,19 +11,21 @@ import torch
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.rows import Row, judged, tally
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import cache as caches
-from glasscluster.model.decoding.generate import Generated, Generator, Sampling, listed
+from glasscluster.model.decoding.generate import Generated, Generator, Sampling, check_prefix, listed
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.uses import Use, check_use
 from glasscluster.model.weights import hugging_face
-from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.jobs.shapes import check_room, model_of
 from glasscluster.scenarios.requests.generate import CACHES, GenerateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, difference
 from glasscluster.strategies.numerics.widths import WIDTH
 from glasscluster.strategies.serving import generation
 from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
+from glasscluster.strategies.tensor.options import check_tensor_ranks
 
 Say = Callable[[str], None]
 CHECKED_TOKENS = 8  # tokens of each sequence that are generated again in float64
@@ -110,13 +112,13 @@ def generate(
         done = min(job.tokens, CHECKED_TOKENS)
         small = replace(job, tokens=done, precision="fp64", capture=True)
         say(
-            f"checking {done} tokens in float64 on {job.tp} {cluster.backend_name} ranks, and on one "
+            f"checking {counted(done, 'token')} in float64 on {counted(job.tp, cluster.backend_name + ' rank')}, and on one "
             f"device without a cache"
         )
         results = cluster.run(generate_rank, small, record=False).results
         if cluster.leader:
             rows = equality_rows(results, without_cache(small))
-    say(f"generating {job.tokens} tokens in {job.precision}, recording each step")
+    say(f"generating {counted(job.tokens, 'token')} in {job.precision}, recording each step")
     run = cluster.run(
         generate_rank, job, info={"precision": job.precision, "model": job.model.model_dump(mode="json")}
     )
@@ -151,7 +153,7 @@ def equality_rows(results: Sequence[Any], right: Generated) -> list[Row]:
             worst = max(worst, difference(mine, theirs, 0.0))
     source = "one device without a cache, same seed"
     name = Said(
-        f"largest logits difference from one device, float64, {len(right.logits)} tokens",
+        f"largest logits difference from one device, float64, {counted(len(right.logits), 'token')}",
         f"与单卡（float64，{len(right.logits)} 个 token）的最大 logits 差异",
     )
     others = Said("tokens that one device chooses otherwise", "单卡会另选的 token 数")
@@ -207,10 +209,17 @@ def make_prompts(
 
 
 def generate_command(request: GenerateRequest, say: Say) -> Generation:
-    """Run `glass generate`: validate the request, make a job of it, and run it on a cluster."""
+    """Run `glass generate`: a job, on a cluster."""
+    job, cluster = request.prepared(prepare)
+    with cluster:
+        return generate(cluster, job, checked=request.check, say=say)
+
+
+def prepare(request: GenerateRequest) -> tuple[GenerationJob, Cluster]:
+    """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
     model, window, cache = model_of(request), request.window, request.cache
     one_of("cache", cache, CACHES)
-    check_model(model, request.tp, request.precision)
+    check_model(model, "generate", request.tp, request.precision)
     if window and cache not in ("sliding", "none"):
         raise InputError("window", window, f"a {cache} cache keeps all tokens", [0])
     if cache == "sliding" and not window:
@@ -220,6 +229,7 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
     prompts = make_prompts(request.prompts, request.prompt_length, request.batch, model, request.seed)
     if not all(prompts):
         raise InputError("prompt", "", "needs at least one byte")
+    check_prefix(model, prompts, request.chunk, bool(window))
     sampling = Sampling(request.temperature, request.sample_top_k, request.sample_top_p, request.seed)
     job = GenerationJob(
         model,
@@ -237,34 +247,27 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
     )
     if job.capacity > model.seq:
         rule = f"prompt and new tokens take {job.capacity} positions, the model has seq = {model.seq}"
-        fits = max(1, request.tokens - job.capacity + model.seq)
+        fits = request.tokens - job.capacity + model.seq
+        if fits < 1:  # the prompt alone is too long
+            raise InputError("seq", model.seq, rule, [job.capacity])
         raise InputError("tokens", request.tokens, rule, [fits])
     cluster = Cluster(request.hardware, request.tp, request.backend, seed=request.seed, device=request.device)
     cluster.hardware.gpu.peak(request.precision)
-    with cluster:
-        return generate(cluster, job, checked=request.check, say=say)
+    check_room(model, request.precision, cluster)
+    return job, cluster
 
 
-def check_model(model: ModelConfig, tp: int, precision: str) -> None:
-    """Raise InputError unless the model can continue a text on tp ranks; it names the option that does not
-    fit.
+def check_model(model: ModelConfig, use: Use, tp: int, precision: str) -> None:
+    """Check a model for a use that continues a text, on tp ranks.
+
+    It is judged by the table of uses, and by the rules that a plan for training has.
+
+    Raises:
+        InputError: naming the field, its value, the rule that it breaks and the nearest valid choice.
     """
     one_of("precision", precision, tuple(WIDTH))
-    if model.heads % tp:
-        raise InputError(
-            "tp",
-            tp,
-            f"must divide heads = {model.heads}",
-            [t for t in range(1, model.heads + 1) if model.heads % t == 0],
-        )
-    if model.dropout:
-        raise InputError("dropout", model.dropout, "is for training", [0])
-    if model.patches:
-        raise InputError("patches", model.patches, "a text has no pixels; `glass run captions` has", [0])
-    if model.objective != "causal":
-        raise InputError(
-            "objective", model.objective, "a masked model fills in, it does not generate", ["causal"]
-        )
+    check_use(model, use)
+    check_tensor_ranks(model, tp)
 
 
 def one_of(field_: str, value: str, words: tuple[str, ...]) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.files import read_json
-from glasscluster.base.text import Said
+from glasscluster.base.text import Said, counted
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_run_json
 from glasscluster.scenarios.jobs.generation import check_model, one_of
 from glasscluster.scenarios.jobs.processes import is_leader
 from glasscluster.scenarios.jobs.serving import Say, Serving, serve
-from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.jobs.shapes import check_room, model_of
 from glasscluster.scenarios.requests.serve import POLICIES, ServeRequest
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.serving import batching
@@ -74,15 +74,22 @@ def read_requests(path: str, model: ModelConfig) -> tuple[Request, ...]:
 
 def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None]:
     """Run `glass serve`: the requests, a job, a cluster, and a report if one is requested."""
-    job = make_job(request)
-    cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
-    cluster.hardware.gpu.peak(job.precision)
+    job, cluster = request.prepared(prepare)
     with cluster:
         made = serve(cluster, job, checked=request.check, say=say)
     if not request.out or not is_leader():
         return made, None
     say(f"writing a report to {request.out}")
     return made, write(made, request.out)
+
+
+def prepare(request: ServeRequest) -> tuple[ServingJob, Cluster]:
+    """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
+    job = make_job(request)
+    cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
+    cluster.hardware.gpu.peak(job.precision)
+    check_room(job.model, job.precision, cluster)
+    return job, cluster
 
 
 def make_job(request: ServeRequest) -> ServingJob:
@@ -115,17 +122,7 @@ def check_job(job: ServingJob) -> ServingJob:
     """Return the job if it can run; raise InputError otherwise."""
     model = job.model
     one_of("policy", job.policy, POLICIES)
-    check_model(model, job.tp, job.precision)
-    for name, value, rule in (
-        ("prefix", model.prefix, "is seen at once, a step with tokens of many sequences is causal"),
-        (
-            "capacity_factor",
-            model.capacity_factor,
-            "drops tokens according to who else is in the step: requests would change each other",
-        ),
-    ):
-        if value:
-            raise InputError(name, value, rule, [0])
+    check_model(model, "serve", job.tp, job.precision)
     block = job.block if job.policy == "continuous" else 0
     batching.check(job.requests, job.slots, block, job.blocks, model.seq)
     return job
@@ -142,7 +139,7 @@ def _write(made: Serving, folder: Path, shown: Path) -> Path:
     run, job = made.run, made.job
     run.graph.save(folder / "graph.npz")
     name = Said(
-        f"{len(job.requests)} requests, {job.policy} batching",
+        f"{counted(len(job.requests), 'request')}, {job.policy} batching",
         f"{len(job.requests)} 个请求，{WORDS[job.policy]}批处理",
     )
     first, hw = 1e3 * sum(made.first_token_s) / len(job.requests), run.hardware.name

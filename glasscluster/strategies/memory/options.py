@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.requests import Options
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.layout.sizes import Layout
 from glasscluster.strategies.memory.dialects import parts_of
 
 
-class MemoryOptions(BaseModel):
+class MemoryOptions(Options):
     """Activations: kept, attention's let go, or whole segments of layers let go."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Recomputation")
+    model_config = ConfigDict(title="Recomputation")
 
     recompute: Literal["none", "selective", "op", "full"] = Field(
         "none",
@@ -54,7 +55,7 @@ class MemoryOptions(BaseModel):
                 rule = "needs --recompute selective"
                 raise InputError("recompute_modules", self.recompute_modules, rule, ["core_attn"])
             return
-        missing = "mlp" if model.experts else "moe"
-        if missing in parts:
-            rule = "the model has experts" if model.experts else "the model has no experts"
-            raise InputError("recompute_modules", missing, rule, ["moe" if model.experts else "mlp"])
+        if "moe" in parts and not model.experts:
+            raise InputError("recompute_modules", "moe", "the model has no experts", ["mlp"])
+        if "mlp" in parts and model.routed_layers == model.layers:
+            raise InputError("recompute_modules", "mlp", "every layer of the model has experts", ["moe"])

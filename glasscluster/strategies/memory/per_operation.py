@@ -1,13 +1,13 @@
-"""Recomputation operator by operator: a whole layer runs again, but for the operators whose results were saved.
+"""Recomputation operator by operator: a layer runs again, but for the operators whose results were saved.
 
-Follows PyTorch's selective activation checkpointing (torch.utils.checkpoint, create_selective_checkpoint_contexts)
-as torchtitan uses it (`selective_ac_option = "op"`). Its list of operators is data: dialects.py.
+Follows PyTorch's selective activation checkpointing (create_selective_checkpoint_contexts of
+torch.utils.checkpoint) as torchtitan uses it (`selective_ac_option = "op"`). Its list is data: dialects.py.
 
     forward     x ──[ mm 1 · flash · mm 2 · mm 3 · gelu · mm 4 ]── y      saved: x, mm 1, flash, mm 3
     again            take    take    run    take   run    run             what is saved is taken, in its order
 
-Two dispatch modes do it: one saves results in forward, the other gives them back in the order in which they came.
-But: our collectives are no operators of torch, so a layer whose parts talk would talk again: one rank a layer.
+Two dispatch modes do it: one saves results in forward, the other gives them back in the same order.
+But: our collectives are no operators of torch, so a layer would send everything again: it must lie on one rank.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def products(model: ModelConfig) -> list[tuple[int, int]]:
 
 
 def predict_saved(model: ModelConfig, sequences: int, width: int) -> int:
-    """Bytes that a layer and micro-batch saves: its input, every other product, and flash attention's results."""
+    """Bytes that a layer and micro-batch saves: its input, every other product, flash attention's results."""
     tokens = sequences * model.seq
     numbers = model.hidden + sum(out for _, out in products(model)[::2])
     flash = width * model.hidden + max(width, 4) * model.heads if model.attention == "flash" else 0

@@ -36,7 +36,7 @@ from glasscluster.model.kernels.flash import costs
 from glasscluster.model.kernels.flash.parts import whole
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.layout.segments import last_spared, segments
+from glasscluster.strategies.layout.segments import branch_of, ends, last_spared, segments
 
 CHECKPOINT = "checkpoint"  # what the memory ledger calls a tensor that is kept to start from
 
@@ -140,7 +140,7 @@ def best_every(layers: int, checkpoint_bytes: float, layer_bytes: float) -> floa
 def predict_checkpoints(
     kind: str,
     model: ModelConfig,
-    layers: int,
+    layers: int | Sequence[int],
     every: int,
     sequences: int,
     tp: int,
@@ -158,7 +158,7 @@ def predict_checkpoints(
     Args:
         kind: "none", "selective" or "full".
         model: sizes of the model.
-        layers: layers of the stage.
+        layers: layers of the stage by number; or how many, then they are the first ones.
         every: layers of a segment.
         sequences: b, sequences of a micro-batch.
         tp: t.
@@ -167,7 +167,7 @@ def predict_checkpoints(
         cp: context-parallel ranks.
         parts: what selective recomputation drops; of the MLP or the experts it keeps the input, w·sbh.
     """
-    tokens = sequences * model.seq
+    tokens, layers = sequences * model.seq, range(layers) if isinstance(layers, int) else layers
     columns = (model.hidden + 2 * model.key_width) // tp
     if model.kv_latent:
         columns = 3 * model.heads * model.score_dim // tp
@@ -175,21 +175,22 @@ def predict_checkpoints(
         columns = model.hidden // tp + 2 * max(model.key_width // tp, model.head_dim)
     elif tp > model.key_heads:
         columns = (model.hidden // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
-    full = width * tokens * model.hidden // pieces * len(segments(layers, every))
+    full = width * tokens * model.hidden // pieces * len(segments(len(layers), every))
     core = width * tokens // cp * columns if "core" in parts else 0
-    branch = width * tokens * model.hidden // pieces if {"mlp", "moe"} & set(parts) else 0
-    return {"none": 0, "selective": (core + branch) * layers, "full": full}[kind]
+    branches = sum(branch_of(model, layer) in parts for layer in layers)
+    selective = core * len(layers) + width * tokens * model.hidden // pieces * branches
+    return {"none": 0, "selective": selective, "full": full}[kind]
 
 
 def predict_flops(
     kind: str,
     model: ModelConfig,
-    layers: int,
+    layers: int | Sequence[int],
     every: int,
     sequences: int,
     *,
     pairs: int | None = None,
-    spares: bool | None = None,
+    spares: Sequence[bool] | None = None,
     routers: int = 1,
     latents: int = 1,
     assignments: int = 0,
@@ -200,44 +201,38 @@ def predict_flops(
     Args:
         kind: "none", "selective" or "full".
         model: sizes of the model.
-        layers: layers of the stage.
+        layers: layers of the stage by number; or how many, then they are the first ones.
         every: layers of a segment.
         sequences: b, sequences of a micro-batch.
         pairs: query-key pairs of a sequence, over all heads and ranks; None: those of flash attention's tiles
             without context parallelism.
-        spares: whether the last matrix of a segment is not repeated; None: as the model has it.
+        spares: for each segment, whether its last matrix is not repeated; None: as the model has it.
         routers: ranks that all compute the same router.
         latents: ranks that all compute the same projection to latents.
         assignments: assignments of tokens to experts, over all layers.
         parts: what selective recomputation drops. The last matrix of an MLP is then spared unless `spares`
             says otherwise.
     """
-    b, s, h, f, u = sequences, model.seq, model.hidden, model.width, model.gates
-    dense = model.shared_ffn if model.experts else f
-    last = 2 * b * s * dense * h
+    b, s, h, u = sequences, model.seq, model.hidden, model.gates
+    layers = range(layers) if isinstance(layers, int) else layers
+    core = core_flops(model, b, pairs)
     if kind == "none":
         return 0
     if kind == "selective":
         # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
-        core = core_flops(model, b, pairs)
-        # of textbook attention that is one of two products
-        core = core if model.attention == "flash" else core // 2
-        total = layers * core if "core" in parts else 0
-        if {"mlp", "moe"} & set(parts):
-            total += layers * (2 * b * s * u * dense * h + (0 if spares in (None, True) else last))
-        if "moe" in parts:
-            total += 2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f
-        return total
-    layer = 2 * b * s * (model.head_products + latents * model.down * h + u * dense * h) + last
-    layer += core_flops(model, b, pairs)
-    experts = (
-        2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f
-        if model.experts
-        else 0
-    )
+        attention = (core if model.attention == "flash" else core // 2) if "core" in parts else 0
+        attention *= len(layers)
+        branches, last = [layer for layer in layers if branch_of(model, layer) in parts], list(layers)
+    else:
+        attention = len(layers) * (2 * b * s * (model.head_products + latents * model.down * h) + core)
+        branches, last = list(layers), ends(layers, every)
+    dense = 2 * b * s * (u + 1) * h * sum(map(model.dense_width, branches))
+    experts = 2 * b * s * h * model.experts * routers * sum(map(model.routed, branches))
+    experts += 2 * assignments * (u + 1) * h * model.expert_width
     if spares is None:
-        spares = last_spared(model)
-    return layers * layer + experts - (len(segments(layers, every)) * last if spares else 0)
+        spares = [kind == "selective" or last_spared(model, layer) for layer in last]
+    spared = [layer for layer, stops in zip(last, spares, strict=True) if stops and layer in branches]
+    return attention + dense + experts - 2 * b * s * h * sum(map(model.dense_width, spared))
 
 
 def core_flops(model: ModelConfig, sequences: int, pairs: int | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from glasscluster.sim.recording.events import RECOMPUTE
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.memory_history import MemoryHistory
 from glasscluster.strategies.layout.judged import Judged
-from glasscluster.strategies.layout.segments import last_spared
+from glasscluster.strategies.layout.segments import ends, last_spared
 from glasscluster.strategies.layout.tokens import work
 from glasscluster.strategies.memory.per_operation import predict_again, predict_saved
 from glasscluster.strategies.memory.recompute import predict_checkpoints, predict_flops
@@ -33,7 +33,7 @@ SOURCE = "Korthikanti 2205.05198 section 5; Chen 1604.06174 (Eq 29)"
 
 PLACE = 60  # in the ledger
 WAITS = Said(
-    "the input of an MLP also waits for its weights' gradients: how many of them do at once, the schedule decides",
+    "the input of an MLP also waits for its weights' gradients: how many at once, the schedule decides",
     "MLP 的输入还要等待权重梯度：同时等待的有多少由调度决定",
 )
 NAMES = {
@@ -89,25 +89,27 @@ def _flops(run: Judged) -> int:
     mask = model.causal, model.prefix, model.position in ("relative", "alibi")
     pairs = sum(work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask))
     # a matrix whose weight gradient is deferred saves its input after its product, so the product runs again
-    fused = plan.tp > 1 and plan.tp_overlap
-    spared = last_spared(model, fused) and not plan.pipeline.splits
-    if plan.recompute == "selective":  # a part of a layer ends with its last matrix, whatever comes behind it
-        spared = not fused and not plan.pipeline.splits
+    fused, stops = plan.tp > 1 and plan.tp_overlap, not plan.pipeline.splits
     routers = 1 if plan.sequence_parallel else plan.tp
     flops = 0
-    if plan.recompute == "op":
-        layer = predict_again(model, plan.micro_batch, spared)
-        return layer * model.layers * plan.micro_batches * plan.dp
     for layers in plan.stage_layers(model):
-        stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
-        one = predict_flops(
-            *stage, pairs=pairs, spares=spared, routers=routers, latents=plan.tp, parts=plan.recomputed
-        )
+        stage_ends = ends(layers, plan.recompute_every if plan.recompute == "full" else 1)
+        spared = [stops and last_spared(model, layer, fused) for layer in stage_ends]
+        if (
+            plan.recompute == "selective"
+        ):  # a part of a layer ends with its last matrix, whatever is behind it
+            spared = [stops and not fused] * len(layers)
+        stage = plan.recompute, model, layers, plan.recompute_every, plan.micro_batch
+        if plan.recompute == "op":
+            one = sum(predict_again(model, plan.micro_batch, stop) for stop in spared)
+        else:
+            ranks: dict[str, Any] = {"routers": routers, "latents": plan.tp, "parts": plan.recomputed}
+            one = predict_flops(*stage, pairs=pairs, spares=spared, **ranks)
         flops += one * plan.micro_batches * plan.dp
     if model.experts and "moe" in plan.recomputed:
         # the tp ranks send the same rows to the same experts, of which each has some columns
         kept = sum(sum(rows) for result in run.results or () for rows in result.routing_counts("kept"))
-        flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.width
+        flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.expert_width
     return flops
 
 
@@ -122,7 +124,7 @@ def _checkpoints(run: Judged) -> int:
         predict_checkpoints(
             plan.recompute,
             model,
-            len(layers),
+            layers,
             plan.recompute_every,
             plan.micro_batch,
             plan.tp,
