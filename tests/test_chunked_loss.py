@@ -1,4 +1,4 @@
-"""A loss in chunks equals the whole one, holds one chunk of logits at a time, and takes the predicted bytes."""
+"""A loss in chunks equals the whole one, holds one chunk of logits at a time, and its bytes are right."""
 
 from __future__ import annotations
 
@@ -132,6 +132,7 @@ LAYOUTS = {
     "gpipe": ({"pp": 2, "schedule": "gpipe"}, {"tied": False}),
     "cp": ({"cp": 2, "micro_batch": 2}, {"loss_chunks": 5}),
     "tp overlap": ({"tp": 4, "sequence_parallel": True, "tp_overlap": True}, {"vocab": 41, "seq": 8}),
+    "capped": ({"tp": 2, "dp": 2}, {"logit_cap": 0.05, "z_loss": 0.1}),
     "masked": ({"tp": 2, "pp": 2}, {"objective": "masked"}),
     "recompute": ({"dp": 2, "recompute": "full"}, {"dropout": 0.1, "attention": "unfused"}),
 }

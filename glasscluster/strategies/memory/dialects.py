@@ -15,8 +15,8 @@ from __future__ import annotations
 from glasscluster.base.errors import InputError
 
 MEGATRON = {"core_attn": "core", "mlp": "mlp", "moe": "moe"}
-# torchtitan's list of what `selective_ac_option = "op"` saves (activation_checkpoint.py), by operator: its word,
-# and n, where each nth call of the word in a layer is not saved (0: all are). A product with a bias is addmm
+# torchtitan's list of what `selective_ac_option = "op"` saves (activation_checkpoint.py), by operator: its
+# word, and n, where each nth call of the word in a layer is not saved (0: all are). A product with a bias is addmm
 # and counts as mm. Collectives (reduce_scatter, all_to_all) and fp8's max have no operator here.
 TORCHTITAN = {
     "aten::mm": ("mm", 2),
@@ -42,7 +42,7 @@ def parts_of(words: str) -> tuple[str, ...]:
         Names of our parts, in the table's order.
 
     Raises:
-        InputError: for a word that nobody knows, with the nearest; for one without a part here, with the reason.
+        InputError: for an unknown word, with the nearest; for one without a part here, with the reason.
     """
     given = [word.strip() for word in words.split(",") if word.strip()]
     for word in given:

@@ -7,7 +7,7 @@ torch.utils.checkpoint) as torchtitan uses it (`selective_ac_option = "op"`). It
     again            take    take    run    take   run    run             what is saved is taken, in its order
 
 Two dispatch modes do it: one saves results in forward, the other gives them back in the same order.
-But: our collectives are no operators of torch, so a layer would send everything again: it must lie on one rank.
+But: our collectives are no operators of torch, so a layer would send all again: it must lie on one rank.
 """
 
 from __future__ import annotations
