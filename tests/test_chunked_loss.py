@@ -14,6 +14,7 @@ from glasscluster.model.kernels import chunked_loss
 from glasscluster.model.kernels.chunked_loss import ChunkedCrossEntropy, slices
 from glasscluster.model.layers.dropout import Draw
 from glasscluster.model.parallel import IGNORE, Unsharded
+from glasscluster.model.text.mixture import Mixture
 from glasscluster.scenarios.jobs.prediction import predict
 from glasscluster.sim.recording.events import CATEGORIES, SEND
 from glasscluster.sim.run import Cluster
@@ -147,8 +148,11 @@ def test_a_plan_with_a_loss_in_chunks_equals_one_device_with_a_whole_one(name):
 
 def test_packed_documents_equal_one_device(tmp_path):
     (tmp_path / "a.txt").write_text("the cat sat.\n\non the mat.\n\n" * 9)
-    plan, model = make_plan(dp=2, tp=2, global_batch=4), make_model("tiny", **{**MODEL, "vocab": 256})
-    found = differences(plan, model, data=str(tmp_path / "a.txt"))
+    plan, model = (
+        make_plan(dp=2, tp=2, global_batch=4),
+        make_model("tiny", **{**MODEL, "vocab": 256, "seq": 24}),
+    )
+    found = differences(plan, model, data=Mixture(((str(tmp_path / "a.txt"), 1.0),), None, packed=True))
     assert worst(found) <= TOLERANCE
 
 

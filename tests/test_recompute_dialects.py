@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from helpers import differences, run_plan, worst
 
-from glasscluster.base.errors import InputError
+from glasscluster.base.errors import GlassError, InputError
+from glasscluster.model.text.mixture import Mixture
 from glasscluster.scenarios.jobs.prediction import predict
 from glasscluster.sim.recording.events import RECOMPUTE
 from glasscluster.strategies.judge import accounts
@@ -102,6 +103,7 @@ LLAMA = {"bias": False, "activation": "swiglu", "norm": "rmsnorm", "position": "
 OPERATORS = (
     ({}, {}),
     ({"dp": 2, "zero": 3}, LLAMA),
+    ({"pp": 2}, {"head_size": 6, "window": 3, "attention_cap": 2.0}),
     ({"pp": 2}, {"dropout": 0.1, "attention": "unfused"}),
     ({"pp": 2}, {"qkv": "separate", "norm_position": "sandwich"}),
     ({"pp": 2, "schedule": "zb-h1"}, {}),
@@ -112,7 +114,7 @@ OPERATORS = (
 
 def listed(options, shape):
     plan = make_plan(**{"global_batch": 8, "recompute": "op", **options})
-    return plan, make_model("tiny", **MODEL, **shape)
+    return plan, make_model("tiny", **{**MODEL, **shape})
 
 
 @pytest.mark.parametrize(("options", "shape"), OPERATORS)
@@ -167,6 +169,31 @@ def test_what_the_list_does_not_cover_is_refused_by_name(options, shape, rule):
     plan, model = listed(options, shape)
     with pytest.raises(InputError, match=f"{rule}; the nearest valid choice is full"):
         plan.check(model)
+
+
+@pytest.mark.parametrize("shape", [{"sinks": True}, {"prefix": 3}, {"position": "alibi"}], ids=str)
+def test_attention_in_parts_is_refused_with_flash_and_exact_without(shape, monkeypatch):
+    plan, model = listed({}, shape)
+    with pytest.raises(InputError, match="needs --attention unfused"):
+        plan.check(model)
+    textbook = model.model_copy(update={"attention": "unfused"})
+    plan.check(textbook)
+    assert worst(differences(plan, textbook)) <= 1e-10
+
+
+def test_a_saved_result_that_was_changed_in_place_is_found():
+    plan, model = listed({}, {"sinks": True})  # the rule that refuses it is not asked
+    with pytest.raises(GlassError, match="changed in place after it was saved"):
+        run_plan(plan, model)
+
+
+def test_packed_documents_run_operator_by_operator(tmp_path):
+    (tmp_path / "a.txt").write_text("the cat sat.\n\non the mat.\n\n" * 9)
+    plan, model = listed({}, {"seq": 24, "vocab": 256})
+    assert (
+        worst(differences(plan, model, data=Mixture(((str(tmp_path / "a.txt"), 1.0),), None, packed=True)))
+        <= 1e-10
+    )
 
 
 def test_words_are_data_and_what_is_no_word_or_has_no_part_is_refused_by_name():

@@ -16,16 +16,27 @@ from glasscluster.strategies.plan import make_model, make_plan
 SHAPE = {"layers": 3, "hidden": 16, "heads": 4, "seq": 12, "vocab": 40}
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"prefix": 5}, {"prefix": 1}, {"objective": "masked"}, {"kv_latent": 6}], ids=str
+SHAPES = (
+    {},
+    {"prefix": 5},
+    {"prefix": 1},
+    {"objective": "masked"},
+    {"kv_latent": 6},
+    {"window": 5},
+    {"window": 5, "window_layers": "alternate"},
+    {"window": 99},
 )
+
+
+@pytest.mark.parametrize("options", SHAPES, ids=str)
 def test_causal_flops_are_the_dense_ones_without_the_pairs_that_the_mask_hides(options):
     model = ModelConfig(**SHAPE, **options)
-    hidden = sum(
-        model.causal and key > query and key >= model.prefix
-        for query, key in itertools.product(range(model.seq), repeat=2)
-    )
-    each = 2 * (model.score_dim + model.head_dim) * model.heads * model.layers
+    hidden = 0
+    for layer, query, key in itertools.product(range(model.layers), range(model.seq), range(model.seq)):
+        window = model.window_of(layer)
+        future = key > query and key >= model.prefix
+        hidden += model.causal and (future or bool(window and query - key >= window))
+    each = 2 * (model.score_dim + model.head_dim) * model.heads
     assert model.model_flops(7 * 12) - model.causal_flops(7 * 12) == 3 * 7 * hidden * each
 
 

@@ -25,8 +25,11 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     groups: ClassVar[dict[str, tuple[str, ...]]] = {  # what stands together in a list of options
-        "sizes": ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq"),
-        "attention": ("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
+        "sizes": ("layers", "hidden", "heads", "kv_heads", "head_size", "ffn", "vocab", "seq"),
+        "attention": (
+            *("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
+            *("window", "window_layers", "attention_scale", "attention_cap", "sinks"),
+        ),
         "positions": (
             *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
             *("rope_scaling", "rope_factor", "rope_trained", "rope_low_factor", "rope_high_factor"),
@@ -52,6 +55,9 @@ class ModelConfig(BaseModel):
     heads: int = Field(4, ge=1, description="attention heads")
     kv_heads: int | None = Field(
         None, ge=1, description="heads of keys and values, each shared by heads / kv-heads queries (= heads)"
+    )
+    head_size: int | None = Field(
+        None, ge=1, description="elements of a query, a key and a value of each head (hidden / heads)"
     )
     qkv: Literal["fused", "separate"] = Field(
         "fused", description="queries, keys and values from one matrix or from three"
@@ -104,6 +110,23 @@ class ModelConfig(BaseModel):
         json_schema_extra={"off": "untied"},
     )
     attention: Literal["flash", "unfused"] = Field("flash", description="attention kernel")
+    window: int = Field(
+        0, ge=0, description="tokens that attention looks back, the query's own the last; 0: all"
+    )
+    window_layers: Literal["all", "alternate"] = Field(
+        "all", description="which layers have the window: all, or the first, the third, ..."
+    )
+    attention_scale: float | None = Field(
+        None,
+        gt=0,
+        description="what a query's product with a key is multiplied by (1 / sqrt of their elements)",
+    )
+    attention_cap: float = Field(
+        0.0, ge=0, description="a soft cap of the scores: cap x tanh(score / cap); 0: none"
+    )
+    sinks: bool = Field(
+        False, description="a learned number of each head joins the softmax's denominator, with no value"
+    )
     norm: Literal["layernorm", "rmsnorm", "scalenorm"] = Field(
         "layernorm", description="layer norm, without a mean, with one weight"
     )
@@ -197,16 +220,18 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
         h, a, k = self.hidden, self.heads, self.key_heads
-        if h % a:
-            rule = f"hidden = {h} must be a multiple of heads"
+        if self.head_size is None and h % a:
+            rule = f"hidden = {h} must be a multiple of heads, or give head-size"
             raise InputError("heads", a, rule, [d for d in range(1, h + 1) if h % d == 0])
         if a % k:
             rule = f"heads = {a} must be a multiple of kv-heads"
             raise InputError("kv_heads", k, rule, [d for d in range(1, a + 1) if a % d == 0])
         if self.position == "rope" and not self.kv_latent and self.head_dim % 2:
-            rule = f"turns pairs, and the head size hidden / heads = {self.head_dim} is odd"
+            said = "" if self.head_size else "hidden / heads = "
+            rule = f"turns pairs, and the head size {said}{self.head_dim} is odd"
             raise InputError("position", "rope", rule, ["learned"])
         self._latents_fit()
+        self._window_fits()
         self._rope_fits()
         near = self.relative_buckets // (4 if self.both_ways else 2)  # distances that have a bucket each
         if self.position == "relative" and self.relative_distance <= near:
@@ -215,6 +240,16 @@ class ModelConfig(BaseModel):
         self._text_fits()
         self._experts_fit()
         return self
+
+    def _window_fits(self) -> None:
+        """A window is of a causal model, and looks back from each token alone."""
+        if self.window_layers != "all" and not self.window:
+            raise InputError("window_layers", self.window_layers, "needs --window", ["all"])
+        if self.window and not self.causal:
+            raise InputError("window", self.window, "a masked model looks ahead as well as back", [0])
+        if self.window and self.prefix:
+            rule = "tokens of a prefix all see each other, however far apart"
+            raise InputError("window", self.window, rule, [0])
 
     def _text_fits(self) -> None:
         if self.objective == "masked":
@@ -289,6 +324,12 @@ class ModelConfig(BaseModel):
         if self.qkv_bias is not None:
             rule = "with kv-latent the matrices of keys and values have biases as bias says: leave it out"
             raise InputError("qkv_bias", self.qkv_bias, rule)
+        for field in ("attention_cap", "sinks") if self.bias else ():
+            if getattr(self, field):
+                rule = (
+                    "with kv-latent needs --no-bias: a cached latent has lost its key's bias, and it counts"
+                )
+                raise InputError(field, getattr(self, field), rule, [type(self).model_fields[field].default])
         if self.qk_norm:
             rule = "with kv-latent it is the latents that have norms"
             raise InputError("qk_norm", True, rule, [False])
@@ -308,6 +349,23 @@ class ModelConfig(BaseModel):
         if not self.kv_latent or self.position != "rope":
             return 0
         return self.rope_dim or max(2, self.head_dim // 4 * 2)
+
+    def window_of(self, layer: int) -> int:
+        """How far back a layer's attention looks.
+
+        Args:
+            layer: counted from 0.
+
+        Returns:
+            Keys that a query sees, of which its own is the last; 0: all.
+        """
+        return self.window if self.window_layers == "all" or layer % 2 == 0 else 0
+
+    @property
+    def windows(self) -> dict[int, int]:
+        """The windows of all layers: size (0: none) -> how many layers have it."""
+        each = [self.window_of(layer) for layer in range(self.layers)]
+        return {window: each.count(window) for window in dict.fromkeys(each)}
 
     @property
     def score_dim(self) -> int:
@@ -338,15 +396,20 @@ class ModelConfig(BaseModel):
     @property
     def head_products(self) -> int:
         """How many weights the matrices of attention have that are cut over heads."""
-        h, a, d = self.hidden, self.heads, self.head_dim
+        h, a, q = self.hidden, self.heads, self.query_width
         if not self.kv_latent:
-            return (h + 2 * self.key_width) * h + h * h
-        return a * 2 * d * self.kv_latent + a * self.score_dim * (self.q_latent or h) + h * h
+            return (q + 2 * self.key_width) * h + h * q
+        return 2 * q * self.kv_latent + a * self.score_dim * (self.q_latent or h) + h * q
 
     @property
     def head_dim(self) -> int:
-        """d = h / a."""
-        return self.hidden // self.heads
+        """d: h / a unless it is given."""
+        return self.head_size or self.hidden // self.heads
+
+    @property
+    def query_width(self) -> int:
+        """Columns of Q, and of attention's output before its last matrix: heads x head size."""
+        return self.heads * self.head_dim
 
     @property
     def width(self) -> int:
@@ -457,14 +520,16 @@ class ModelConfig(BaseModel):
         positions.
         """
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
-        attention = self.head_products + self.down * (h + one) + one * h + self.biased_qkv * (h + 2 * k)
+        attention = self.head_products + self.down * (h + one) + one * h
+        attention += self.biased_qkv * (self.query_width + 2 * k)
         if self.kv_latent:
             attention += self.norm_size(self.kv_latent) + (
                 self.norm_size(self.q_latent) if self.q_latent else 0
             )
-            attention += one * (self.heads * (2 * self.head_dim + self.score_dim) - (h + 2 * k))
+            attention += one * (self.heads * (self.head_dim + self.score_dim) - 2 * k)
         attention += self.relative_buckets * self.heads if self.position == "relative" else 0
         attention += 2 * self.norm_size(self.head_dim) if self.qk_norm else 0
+        attention += self.heads if self.sinks else 0
 
         def mlp(f: int) -> int:
             return u * f * (h + one) + h * (f + one)
@@ -505,11 +570,19 @@ class ModelConfig(BaseModel):
         head = 2 * h * (self.vocab + (h if self.objective == "masked" else 0))
         return 3 * tokens * (self.layers * per_layer + inside + head)
 
-    @property
-    def seen_pairs(self) -> int:
-        """Pairs of a query and a key in a sequence that the mask lets see each other, of s² pairs."""
-        s, p = self.seq, self.prefix
-        return s * (s + 1) // 2 + p * (p - 1) // 2 if self.causal else s * s
+    def seen_pairs(self, layer: int) -> int:
+        """Pairs of a query and a key in a sequence that a layer's mask lets see each other.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            At most s².
+        """
+        if not self.causal:
+            return self.seq**2
+        far = min(self.window_of(layer) or self.seq, self.seq)  # keys that a query sees at most
+        return far * (far + 1) // 2 + (self.seq - far) * far + self.prefix * (self.prefix - 1) // 2
 
     def causal_flops(self, tokens: int) -> int:
         """Eq 30 with the pairs of tokens that the mask lets see each other in the place of all s².
@@ -522,8 +595,8 @@ class ModelConfig(BaseModel):
         Returns:
             Floating-point operations, two for each multiply-add.
         """
-        hidden = self.seq**2 - self.seen_pairs
-        pair = 2 * self.layers * self.heads * (self.score_dim + self.head_dim)
+        hidden = sum(self.seq**2 - self.seen_pairs(layer) for layer in range(self.layers))
+        pair = 2 * self.heads * (self.score_dim + self.head_dim)
         return self.model_flops(tokens) - 3 * tokens * hidden * pair // self.seq
 
 

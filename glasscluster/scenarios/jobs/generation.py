@@ -217,19 +217,19 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
 
 def prepare(request: GenerateRequest) -> tuple[GenerationJob, Cluster]:
     """The job and its cluster, judged by every rule that needs no run; InputError naming what cannot be."""
-    model, window, cache = model_of(request), request.window, request.cache
+    model, cache = model_of(request), request.cache
     one_of("cache", cache, CACHES)
     check_model(model, "generate", request.tp, request.precision)
-    if window and cache not in ("sliding", "none"):
-        raise InputError("window", window, f"a {cache} cache keeps all tokens", [0])
-    if cache == "sliding" and not window:
-        raise InputError(
-            "window", window, "a sliding cache needs a window of at least one token", [model.seq]
-        )
+    if cache == "sliding" and not model.window:
+        rule = "a sliding cache needs a window of at least one token"
+        raise InputError("window", model.window, rule, [model.seq])
+    if cache == "sliding" and model.window_layers != "all":
+        rule = "a sliding cache drops tokens that layers without a window see"
+        raise InputError("window_layers", model.window_layers, rule, ["all"])
     prompts = make_prompts(request.prompts, request.prompt_length, request.batch, model, request.seed)
     if not all(prompts):
         raise InputError("prompt", "", "needs at least one byte")
-    check_prefix(model, prompts, request.chunk, bool(window))
+    check_prefix(model, prompts, request.chunk, bool(model.window))
     sampling = Sampling(request.temperature, request.sample_top_k, request.sample_top_p, request.seed)
     job = GenerationJob(
         model,
@@ -238,7 +238,7 @@ def prepare(request: GenerateRequest) -> tuple[GenerationJob, Cluster]:
         cache,  # type: ignore[arg-type]
         request.tp,
         request.block,
-        window,
+        model.window if cache == "sliding" else 0,
         request.chunk,
         request.precision,
         sampling,

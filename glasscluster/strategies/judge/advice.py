@@ -292,7 +292,8 @@ def surely_fits(plan: Plan, model: ModelConfig, capacity: float) -> bool:
     every tensor of a layer several times over at 8 bytes, of all micro-batches at once. A plan that passes
     need not be recorded to know that it fits.
     """
-    a_layer = 64 * model.hidden + 16 * model.width + 8 * model.heads * model.seq
+    widest = max(model.hidden, model.heads * model.score_dim)
+    a_layer = 64 * widest + 16 * model.width + 8 * model.heads * model.seq
     if model.experts:  # a row for each of a token's experts, and what the router says of all
         each = 16 * (model.hidden + model.expert_width)
         a_layer += model.top_k * each + 16 * model.shared_ffn + 16 * model.experts

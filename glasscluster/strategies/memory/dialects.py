@@ -16,8 +16,8 @@ from glasscluster.base.errors import InputError
 
 MEGATRON = {"core_attn": "core", "mlp": "mlp", "moe": "moe"}
 # torchtitan's list of what `selective_ac_option = "op"` saves (activation_checkpoint.py), by operator: its
-# word, and n, where each nth call of the word in a layer is not saved (0: all are). A product with a bias is addmm
-# and counts as mm. Collectives (reduce_scatter, all_to_all) and fp8's max have no operator here.
+# word, and n, where each nth call of the word in a layer is not saved (0: all are). A product with a bias is
+# addmm and counts as mm. Collectives (reduce_scatter, all_to_all) and fp8's max have no operator here.
 TORCHTITAN = {
     "aten::mm": ("mm", 2),
     "aten::addmm": ("mm", 2),

@@ -45,6 +45,11 @@ class MemoryOptions(Options):
                     "needs --tp 1 and --cp 1: what ranks send is no operator of torch",
                 ),
                 (model.experts > 0, "needs --experts 0: how often an expert multiplies depends on the data"),
+                (
+                    model.attention == "flash"
+                    and (model.sinks or model.prefix > 0 or model.position in ("relative", "alibi")),
+                    "needs --attention unfused: flash attention in parts changes what was saved of it",
+                ),
                 (model.kv_latent > 0, "needs --kv-latent 0: the list knows no latents"),
             ):
                 if refused:

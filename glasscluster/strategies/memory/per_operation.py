@@ -18,9 +18,11 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.strategies.memory.dialects import TORCHTITAN
 from glasscluster.strategies.memory.recompute import CHECKPOINT, Recompute, core_flops
@@ -59,10 +61,10 @@ class _Saving(_Mode):
             results = out if isinstance(out, tuple) else (out,)
             for x in results:
                 self.register(x)
-            kept = tuple(
-                x.detach() for x in results
-            )  # without the graph, which would hold what it was made of
-            self.saved.append(kept if isinstance(out, tuple) else kept[0])
+            # without the graph, which would hold what it was made of, but with its count of changes in place
+            with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+                kept = tuple(x.detach() for x in results)
+            self.saved.append((kept if isinstance(out, tuple) else kept[0], [x._version for x in kept]))
         return out
 
 
@@ -70,7 +72,14 @@ class _Taking(_Mode):
     """When the layer runs again: give back what was saved, run everything else."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return self.saved.pop(0) if self.is_saved(func) else func(*args, **(kwargs or {}))
+        if not self.is_saved(func):
+            return func(*args, **(kwargs or {}))
+        out, versions = self.saved.pop(0)
+        now = [x._version for x in (out if isinstance(out, tuple) else (out,))]
+        if now != versions:
+            rule = f"what {func} gave was changed in place after it was saved, and would be changed again"
+            raise InputError("recompute", "op", rule, ["full"])
+        return out
 
 
 class PerOperation(Recompute):
@@ -102,16 +111,16 @@ class PerOperation(Recompute):
 
 def products(model: ModelConfig) -> list[tuple[int, int]]:
     """Columns in and out of a dense layer's matrices, in the order in which they run."""
-    h, k, f = model.hidden, model.key_width, model.width
-    qkv = [(h, h + 2 * k)] if model.qkv == "fused" else [(h, h), (h, k), (h, k)]
-    return [*qkv, (h, h), (h, model.gates * f), (f, h)]
+    h, q, k, f = model.hidden, model.query_width, model.key_width, model.width
+    qkv = [(h, q + 2 * k)] if model.qkv == "fused" else [(h, q), (h, k), (h, k)]
+    return [*qkv, (q, h), (h, model.gates * f), (f, h)]
 
 
 def predict_saved(model: ModelConfig, sequences: int, width: int) -> int:
     """Bytes that a layer and micro-batch saves: its input, every other product, flash attention's results."""
     tokens = sequences * model.seq
     numbers = model.hidden + sum(out for _, out in products(model)[::2])
-    flash = width * model.hidden + max(width, 4) * model.heads if model.attention == "flash" else 0
+    flash = width * model.query_width + max(width, 4) * model.heads if model.attention == "flash" else 0
     return tokens * (width * numbers + flash)
 
 
@@ -122,4 +131,4 @@ def predict_again(model: ModelConfig, sequences: int, spares: bool) -> int:
     """
     again = products(model)[1::2]
     total = 2 * sequences * model.seq * sum(a * b for a, b in (again[:-1] if spares else again))
-    return total + (core_flops(model, sequences) if model.attention == "unfused" else 0)
+    return total + (core_flops(model, sequences, [0]) if model.attention == "unfused" else 0)

@@ -168,13 +168,13 @@ def predict_checkpoints(
         parts: what selective recomputation drops; of the MLP or the experts it keeps the input, w·sbh.
     """
     tokens, layers = sequences * model.seq, range(layers) if isinstance(layers, int) else layers
-    columns = (model.hidden + 2 * model.key_width) // tp
+    columns = (model.query_width + 2 * model.key_width) // tp
     if model.kv_latent:
         columns = 3 * model.heads * model.score_dim // tp
     elif model.transforms_qk:
-        columns = model.hidden // tp + 2 * max(model.key_width // tp, model.head_dim)
+        columns = model.query_width // tp + 2 * max(model.key_width // tp, model.head_dim)
     elif tp > model.key_heads:
-        columns = (model.hidden // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
+        columns = (model.query_width // tp if model.qkv == "separate" else columns) + 2 * model.head_dim
     full = width * tokens * model.hidden // pieces * len(segments(len(layers), every))
     core = width * tokens // cp * columns if "core" in parts else 0
     branches = sum(branch_of(model, layer) in parts for layer in layers)
@@ -204,8 +204,8 @@ def predict_flops(
         layers: layers of the stage by number; or how many, then they are the first ones.
         every: layers of a segment.
         sequences: b, sequences of a micro-batch.
-        pairs: query-key pairs of a sequence, over all heads and ranks; None: those of flash attention's tiles
-            without context parallelism.
+        pairs: query-key pairs of a sequence, over all heads, ranks and layers of the stage; None: those of
+            flash attention's tiles, without context parallelism.
         spares: for each segment, whether its last matrix is not repeated; None: as the model has it.
         routers: ranks that all compute the same router.
         latents: ranks that all compute the same projection to latents.
@@ -215,16 +215,15 @@ def predict_flops(
     """
     b, s, h, u = sequences, model.seq, model.hidden, model.gates
     layers = range(layers) if isinstance(layers, int) else layers
-    core = core_flops(model, b, pairs)
+    core = core_flops(model, b, layers, pairs)
     if kind == "none":
         return 0
     if kind == "selective":
         # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
         attention = (core if model.attention == "flash" else core // 2) if "core" in parts else 0
-        attention *= len(layers)
         branches, last = [layer for layer in layers if branch_of(model, layer) in parts], list(layers)
     else:
-        attention = len(layers) * (2 * b * s * (model.head_products + latents * model.down * h) + core)
+        attention = len(layers) * 2 * b * s * (model.head_products + latents * model.down * h) + core
         branches, last = list(layers), ends(layers, every)
     dense = 2 * b * s * (u + 1) * h * sum(map(model.dense_width, branches))
     experts = 2 * b * s * h * model.experts * routers * sum(map(model.routed, branches))
@@ -235,16 +234,20 @@ def predict_flops(
     return attention + dense + experts - 2 * b * s * h * sum(map(model.dense_width, spared))
 
 
-def core_flops(model: ModelConfig, sequences: int, pairs: int | None = None) -> int:
-    """FLOPs of attention's two products, forward, over all ranks of one replica.
+def core_flops(model: ModelConfig, sequences: int, layers: Sequence[int], pairs: int | None = None) -> int:
+    """FLOPs of attention's two products in some layers, forward, over all ranks of one replica.
 
     Args:
         model: sizes of the model.
         sequences: b, sequences of a micro-batch.
-        pairs: query-key pairs of a sequence that flash attention computes, over all heads; None: its tiles'.
+        layers: which ones, by number.
+        pairs: query-key pairs of a sequence that flash attention computes, over all heads and these layers;
+            None: those of its tiles.
     """
     b, s, a = sequences, model.seq, model.heads
     if model.attention != "flash":
-        return 4 * b * s * s * a * model.score_dim
-    pairs = a * costs.pairs(whole(s, model.causal, model.prefix)) if pairs is None else pairs
+        return 4 * b * s * s * a * model.score_dim * len(layers)
+    if pairs is None:
+        masks = (whole(s, model.causal, model.prefix, model.window_of(layer)) for layer in layers)
+        pairs = a * sum(map(costs.pairs, masks))
     return 4 * b * pairs * model.score_dim

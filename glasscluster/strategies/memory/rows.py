@@ -87,7 +87,8 @@ def _flops(run: Judged) -> int:
     plan, model = run.plan, run.model
     kind = "ulysses" if plan.heads_cut == plan.cp else plan.context
     mask = model.causal, model.prefix, model.position in ("relative", "alibi")
-    pairs = sum(work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask))
+    shape = kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask
+    pairs = {window: sum(work(*shape, window)) for window in model.windows}
     # a matrix whose weight gradient is deferred saves its input after its product, so the product runs again
     fused, stops = plan.tp > 1 and plan.tp_overlap, not plan.pipeline.splits
     routers = 1 if plan.sequence_parallel else plan.tp
@@ -95,16 +96,16 @@ def _flops(run: Judged) -> int:
     for layers in plan.stage_layers(model):
         stage_ends = ends(layers, plan.recompute_every if plan.recompute == "full" else 1)
         spared = [stops and last_spared(model, layer, fused) for layer in stage_ends]
-        if (
-            plan.recompute == "selective"
-        ):  # a part of a layer ends with its last matrix, whatever is behind it
+        if plan.recompute == "selective":
+            # a part of a layer ends with its last matrix, whatever is behind it
             spared = [stops and not fused] * len(layers)
         stage = plan.recompute, model, layers, plan.recompute_every, plan.micro_batch
         if plan.recompute == "op":
             one = sum(predict_again(model, plan.micro_batch, stop) for stop in spared)
         else:
+            seen = sum(pairs[model.window_of(layer)] for layer in layers)
             ranks: dict[str, Any] = {"routers": routers, "latents": plan.tp, "parts": plan.recomputed}
-            one = predict_flops(*stage, pairs=pairs, spares=spared, **ranks)
+            one = predict_flops(*stage, pairs=seen, spares=spared, **ranks)
         flops += one * plan.micro_batches * plan.dp
     if model.experts and "moe" in plan.recomputed:
         # the tp ranks send the same rows to the same experts, of which each has some columns
