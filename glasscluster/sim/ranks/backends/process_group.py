@@ -130,7 +130,7 @@ class GroupWire(Wire):
     ) -> None:
         """Compare with what the first rank wrote into the store."""
         if self.calls is not None:
-            number = self.calls.compare(call)
+            number = self.calls.compare(call, ranks)
             if sends or receives:
                 self.calls.compare_splits(call, number, ranks, sends, receives)
 
