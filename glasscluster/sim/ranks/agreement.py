@@ -36,7 +36,9 @@ class Call(NamedTuple):
     where: str  # the same in words
     operation: str
     said: str  # everything that must be equal
-    group: str = ""  # the group's number and the mesh that it belongs to; every rank is in one group of a number
+    group: str = (
+        ""  # the group's number and the mesh that it belongs to; every rank is in one group of a number
+    )
 
 
 class Store(Protocol):
@@ -86,9 +88,13 @@ def memberships(call: Call, ranks: Sequence[int]) -> list[Call]:
     Groups of one number do not overlap, so ranks that disagree about who is in a group name one rank in two.
     """
     said = f"ranks {list(ranks)}"
-    return [
-        Call(f"{call.group} member {m}", call.where, call.operation, said, call.group) for m in ranks
-    ]
+    return [Call(f"{call.group} member {m}", call.where, call.operation, said, call.group) for m in ranks]
+
+
+def _place(value: str) -> tuple[int, int]:
+    """The run and the number of the call that wrote a value into the store; of an absent one: before all."""
+    run, _, number = value.partition("|")[0].partition(".")
+    return (int(run), int(number)) if value else (-1, -1)
 
 
 def mismatch(mine: Call, number: int, rank: int, first: int, said: str) -> CollectiveMismatch:
@@ -183,18 +189,22 @@ class StoreCalls:
     def _compare(self, call: Call) -> int:
         number = self._counts[call.key]
         self._counts[call.key] += 1
-        key, now = f"glass/{call.key}/{number % SLOTS}", f"{self._run}.{number}"
+        key, now = f"glass/{call.key}/{number % SLOTS}", (self._run, number)
         before = self._before.get(call.key, 0)
         self._before[call.key] = crc32(call.said.encode(), before)
         there = self._seen.get(key, "")
-        if not there.startswith(f"{now}|"):  # else: found there by an earlier call, which came late
-            mine = f"{now}|{self.rank}|{before:x}|{call.said}"
+        while (
+            _place(there) < now
+        ):  # else: an earlier call came so late that it found this one, or a later one
+            mine = f"{self._run}.{number}|{self.rank}|{before:x}|{call.said}"
             there = self.store.compare_set(key, there, mine).decode()
             self._seen[key] = there
-        when, first, digest, said = there.split("|", 3)
-        if when == now and said != call.said:
+        _, first, digest, said = there.split("|", 3)
+        if _place(there) != now:
+            return number
+        if said != call.said:
             raise mismatch(call, number, self.rank, int(first), said)
-        if when == now and digest != f"{before:x}":
+        if digest != f"{before:x}":
             text = f"rank {self.rank} and rank {first} differ in an earlier call on {call.where}, before call {number}"
             raise CollectiveMismatch(text, rank=self.rank, operation=call.operation, peer=int(first))
         return number
