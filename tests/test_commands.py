@@ -17,7 +17,7 @@ from test_cli import LESSON, glass
 
 from glasscluster.base.errors import InputError
 from glasscluster.base.requests import Request
-from glasscluster.cli import app
+from glasscluster.cli import app, main
 from glasscluster.commands.bodies import BODIES, body
 from glasscluster.model.config import ModelConfig
 from glasscluster.scenarios.requests.predict import PredictRequest
@@ -184,3 +184,29 @@ def test_nothing_is_asked_twice():
 
     for request in below(Request):
         assert len(request.names()) == len(set(request.names())), request
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("import sys\nsys.exit(0)\n", "fails on import: SystemExit"),
+        ("@scenario('../../x')\ndef f(lab):\n    pass\n", "is also the name of a folder"),
+        ("@scenario('a' * 5000)\ndef f(lab):\n    pass\n", "is also the name of a folder"),
+        (
+            "@scenario('mine')\ndef f(lab):\n    g()\ndef g():\n    return 1 / 0\n",
+            "ZeroDivisionError: division by zero",
+        ),
+        ("@scenario('mine')\ndef f(lab):\n    import sys\n    sys.exit(0)\n", "raised SystemExit"),
+    ],
+)
+def test_a_scenario_of_somebody_s_own_that_fails_is_named_with_its_line(tmp_path, capsys, body, words):
+    path = tmp_path / "mine.py"
+    path.write_text("from glasscluster.scenarios.lab import scenario\n" + body)
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(path), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert words in said
+    assert "Traceback" not in said
+    if "division" in words:
+        assert "mine.py:6, in g" in said

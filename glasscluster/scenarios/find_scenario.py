@@ -51,7 +51,7 @@ def _from_file(path: Path) -> Scenario:
         spec.loader.exec_module(module)
     except InputError:
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:  # a file that exits did not say what its scenario is
         reason = f"the file fails on import: {type(problem).__name__}: {problem}"
         raise InputError("scenario", str(path), reason) from None
     new = [name for name, scenario in REGISTRY.items() if scenario.function.__globals__ is module.__dict__]

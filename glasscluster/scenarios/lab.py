@@ -16,13 +16,15 @@ of that file instead, and values for the blanks of its text: `lab.tell("ring_sen
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glasscluster.base.errors import InputError
+from glasscluster.base.errors import GlassError, InputError
 from glasscluster.base.rows import NO_CHECKS, NOT_COUNTED, Match, Row, Status, judged, status, tally
 from glasscluster.base.text import Said
 from glasscluster.scenarios.jobs.folders import rewriting, write_ledger, write_run_json
@@ -597,7 +599,8 @@ def perform(scenario: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
         The lab, with all that was run, checked and told.
 
     Raises:
-        InputError: for an option that the scenario has not.
+        InputError: for an option that the scenario has not; for an error that a scenario of somebody's own
+            raises, with the line.
     """
     known = scenario.options
     for name in options:
@@ -605,6 +608,17 @@ def perform(scenario: Scenario, lab: Lab, options: dict[str, Any]) -> Lab:
             raise InputError(name, options[name], f"{scenario.name} has no such option", list(known))
     try:
         scenario.function(lab, **options)
+    except GlassError:
+        raise
+    except (Exception, SystemExit) as problem:
+        file = inspect.getsourcefile(scenario.function) or ""
+        if scenario.function.__module__.startswith(f"{__name__.split('.')[0]}."):
+            raise  # a fault of ours
+        lines = [f for f in traceback.extract_tb(problem.__traceback__) if f.filename == file]
+        where = f" at {Path(file).name}:{lines[-1].lineno}, in {lines[-1].name}" if lines else ""
+        raise InputError(
+            "scenario", scenario.name, f"raised {type(problem).__name__}: {problem}{where}"
+        ) from problem
     finally:
         lab.close()
     return lab

@@ -6,10 +6,12 @@ Nothing here needs torch, so scenarios and lessons are listed without it.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from glasscluster.base.errors import InputError
 from glasscluster.base.text import Said
 from glasscluster.scenarios.built_in import TITLES
 from glasscluster.scenarios.texts import Text, Texts, said
@@ -55,6 +57,7 @@ class Scenario:
 
 
 REGISTRY: dict[str, Scenario] = {}
+NAME = r"\w[\w-]{0,63}"
 
 
 def scenario(
@@ -70,7 +73,14 @@ def scenario(
 
     Returns:
         A decorator that returns the function unchanged.
+
+    Raises:
+        InputError: for a name that cannot be a folder's.
     """
+
+    if not re.fullmatch(NAME, name):
+        rule = "is also the name of a folder: letters, digits, - and _, beginning with a letter or digit"
+        raise InputError("scenario name", name[:200], rule)
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         known = TITLES.get(name, Said(name, name))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from glasscluster.base.display import renderer
 from glasscluster.base.errors import GlassError, InputError
+from glasscluster.base.limits import check_ranks
 from glasscluster.base.rows import Row
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.sim.time.hardware import Hardware, hardware
@@ -145,6 +146,7 @@ class Cluster:
         self._entered = False
         if backend not in BACKENDS:
             raise InputError("backend", backend, "unknown backend", BACKENDS)
+        check_ranks(backend, gpus)
         if "eager_bytes" in options and backend != "threads":
             raise InputError(
                 "eager_bytes",

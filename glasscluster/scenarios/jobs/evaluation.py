@@ -15,7 +15,7 @@ from glasscluster.model.decoding.generate import Sampling
 from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, Text, contaminated, make_task, plain
 from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.jobs.generation import check_model, skipped_check
-from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.jobs.shapes import check_room, model_of
 from glasscluster.scenarios.requests.evaluate import EvaluateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, largest
@@ -226,6 +226,7 @@ def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
     ranks, backend, device = job.dp * job.tp, request.backend, request.device
     with Cluster(request.hardware, ranks, backend, seed=seed, device=device) as cluster:
         cluster.hardware.gpu.peak(precision)
+        check_room(job.model, precision, cluster)
         done = evaluate(cluster, job, checked=request.check, say=say)
     if request.against:
         say("looking for items in the training text")

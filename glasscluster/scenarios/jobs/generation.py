@@ -17,7 +17,7 @@ from glasscluster.model.decoding import cache as caches
 from glasscluster.model.decoding.generate import Generated, Generator, Sampling, listed
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.weights import hugging_face
-from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.jobs.shapes import check_room, model_of
 from glasscluster.scenarios.requests.generate import CACHES, GenerateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, difference
@@ -241,6 +241,7 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
         raise InputError("tokens", request.tokens, rule, [fits])
     cluster = Cluster(request.hardware, request.tp, request.backend, seed=request.seed, device=request.device)
     cluster.hardware.gpu.peak(request.precision)
+    check_room(model, request.precision, cluster)
     with cluster:
         return generate(cluster, job, checked=request.check, say=say)
 

@@ -15,7 +15,7 @@ from glasscluster.scenarios.jobs.folders import output_folder, rewriting, write_
 from glasscluster.scenarios.jobs.generation import check_model, one_of
 from glasscluster.scenarios.jobs.processes import is_leader
 from glasscluster.scenarios.jobs.serving import Say, Serving, serve
-from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.jobs.shapes import check_room, model_of
 from glasscluster.scenarios.requests.serve import POLICIES, ServeRequest
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.serving import batching
@@ -77,6 +77,7 @@ def serve_command(request: ServeRequest, say: Say) -> tuple[Serving, Path | None
     job = make_job(request)
     cluster = Cluster(request.hardware, job.tp, request.backend, seed=job.seed, device=request.device)
     cluster.hardware.gpu.peak(job.precision)
+    check_room(job.model, job.precision, cluster)
     with cluster:
         made = serve(cluster, job, checked=request.check, say=say)
     if not request.out or not is_leader():

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from glasscluster.base.errors import InputError
+from glasscluster.base.limits import check_bytes
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.weights import hugging_face
 from glasscluster.model.weights.families import WeightsError
 from glasscluster.scenarios.requests.parts import ModelRequest
+from glasscluster.sim.run import Cluster
+from glasscluster.strategies.numerics.widths import WIDTH
 
 
 def model_of(request: ModelRequest) -> ModelConfig:
@@ -27,3 +30,10 @@ def read_model(weights: str, **given: Any) -> ModelConfig:
             return folder.config
     except WeightsError as problem:
         raise InputError("weights", weights, str(problem)) from None
+
+
+def check_room(model: ModelConfig, precision: str, cluster: Cluster) -> None:
+    """Refuse a model whose weights alone are more than this machine's memory, where they would lie there."""
+    if cluster.backend_name != "dry" and cluster.options.get("device", "cpu") == "cpu":
+        size = model.parameters()
+        check_bytes("model", f"{size:,} parameters", size * WIDTH[precision])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,8 +48,8 @@ def slow_ranks(given: list[str]) -> dict[int, float]:
     """Parse `R:FACTOR` options into rank -> factor; InputError for any other form."""
     slow = {}
     for text in given:
-        match = re.fullmatch(r"(\d+):([0-9.]+)", text)
-        if match is None or float(match[2]) <= 0:
+        match = re.fullmatch(r"(\d{1,9}):(\d+\.?\d*|\.\d+)", text, re.ASCII)
+        if match is None or not 0 < float(match[2]) < math.inf:
             raise InputError("slow_rank", text, "must be RANK:FACTOR, such as 3:1.5")
         slow[int(match[1])] = float(match[2])
     return slow
@@ -140,11 +141,11 @@ def _costs(text: str) -> dict[str, float]:
             number = float(value)
         except ValueError:
             number = -1.0
-        if key not in spent or number < 0:
+        if key not in spent or not 0 <= number < math.inf:
             raise InputError(
                 "costs",
                 part,
-                "must be f=, b=, w= or c= and a number that is not negative",
+                "must be f=, b=, w= or c= and a finite number that is not negative",
                 ["f=1", "b=2", "w=1", "c=0"],
             )
         spent[key] = number

@@ -23,7 +23,7 @@ from glasscluster.scenarios.jobs.folders import (
 from glasscluster.scenarios.jobs.layer_pictures import network_pictures
 from glasscluster.scenarios.jobs.processes import default_backend, is_leader
 from glasscluster.scenarios.jobs.progress import Say, silent
-from glasscluster.scenarios.jobs.shapes import model_of
+from glasscluster.scenarios.jobs.shapes import check_room, model_of
 from glasscluster.scenarios.jobs.sources import check_data, parse_data
 from glasscluster.scenarios.jobs.trained import Trained
 from glasscluster.scenarios.requests.train import TrainRequest
@@ -149,6 +149,7 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
         )
     cluster = make_cluster(request, plan.gpus)
     cluster.hardware.gpu.peak(plan.precision)
+    check_room(model, plan.precision, cluster)
     if save is not None:
         check_saving(save, model, plan)
     job = Job(plan, model, request.steps, data, request.seed, weights=weights, keep=save is not None)

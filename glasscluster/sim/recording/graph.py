@@ -38,6 +38,7 @@ from glasscluster.sim.recording.events import (
 )
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
 from glasscluster.sim.recording.order import csr, topological_order
+from glasscluster.sim.recording.sound import Unsound, check
 
 FORMAT = 4
 
@@ -481,9 +482,13 @@ class ExecutionGraph:
                 },
                 "memory": from_columns(data, meta["memory"]),
             }
-            return cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
+            graph = cls(columns, data["dep_ptr"], data["dep_idx"], data["match"], full)
+            check(graph)
+            return graph
         except InputError:
             raise
+        except Unsound as problem:
+            raise InputError("graph", str(path), f"is not a recorded graph: {problem}") from None
         except Exception as problem:  # a damaged or foreign file fails in many ways inside numpy
             raise InputError(
                 "graph", str(path), f"is not a recorded graph ({type(problem).__name__})"

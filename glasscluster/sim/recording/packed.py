@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from glasscluster.base.arrays import LARGEST_UNPACKED
 from glasscluster.base.errors import InputError
 from glasscluster.base.files import read_json
 from glasscluster.sim.recording.events import COLUMNS, KINDS, LANES_PER_GROUP, PHASES, PURPOSES
 from glasscluster.sim.recording.graph import ExecutionGraph, rendezvous_edges
 from glasscluster.sim.recording.memory_log import as_columns, from_columns
 from glasscluster.sim.recording.order import csr, topological_order
+from glasscluster.sim.recording.sound import Unsound, check
 
 FORMAT = "glasscluster.graph/3"
 WIDTHS = (np.int8, np.int16, np.int32, np.int64)
@@ -51,7 +53,10 @@ def pack(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def unpack(packed: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Undo `pack`: the columns by name."""
-    raw, at, columns = zlib.decompress(base64.b64decode(packed["data"])), 0, {}
+    stream = zlib.decompressobj()
+    raw, at, columns = stream.decompress(base64.b64decode(packed["data"]), LARGEST_UNPACKED), 0, {}
+    if stream.unconsumed_tail:
+        raise Unsound(f"it unpacks to more than {LARGEST_UNPACKED:,} bytes")
     for name, width, n in packed["columns"]:
         shuffled = np.frombuffer(raw, np.uint8, n * width, at).reshape(width, n)
         at += n * width
@@ -110,8 +115,12 @@ def load_packed(path: str | Path) -> ExecutionGraph:
             )
         columns = unpack(packed)
         n = len(columns["rank"])
+        if not ((columns["match"] >= -1) & (columns["match"] < n)).all():
+            raise Unsound("a receive's send is not there")
         target = np.repeat(np.arange(n), columns["dep_count"])
         source, match = target - columns["dep_back"], columns["match"]
+        if not ((source >= 0) & (source < n)).all():
+            raise Unsound("an event follows one that is not there")
         received = np.flatnonzero(match >= 0)
         order = topological_order(
             n, np.concatenate([source, match[received]]), np.concatenate([target, received]), np.arange(n)
@@ -130,9 +139,13 @@ def load_packed(path: str | Path) -> ExecutionGraph:
             "memory": from_columns(columns, packed["memory"]),
         }
         match = np.where(match[order] >= 0, place[match[order]], -1)
-        return ExecutionGraph({c: columns[c][order] for c in COLUMNS}, dep_ptr, dep_idx, match, meta)
+        graph = ExecutionGraph({c: columns[c][order] for c in COLUMNS}, dep_ptr, dep_idx, match, meta)
+        check(graph)
+        return graph
     except InputError:
         raise
+    except Unsound as problem:
+        raise InputError("graph", str(path), f"is not a recorded graph: {problem}") from None
     except Exception as problem:  # a damaged or foreign file fails in many ways
         raise InputError(
             "graph", str(path), f"is not a report's graph.json ({type(problem).__name__})"

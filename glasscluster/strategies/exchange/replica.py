@@ -85,6 +85,7 @@ class Replica:
                 self.grad.mul_(1.0 / count)
         with gpu.unrecorded():
             self.losses.append(loss / count)
+        gpu.check_finite(self.losses[-1], "loss", step)
 
     def load(self, step: int, part: int, parts: int, whole: bool) -> tuple[list[tuple[Tensor, Tensor]], int]:
         """The (tokens, targets) of each micro-batch of a part, and the number of tokens to divide by."""

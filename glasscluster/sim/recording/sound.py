@@ -1,0 +1,148 @@
+"""Whether a graph that came from a file can be one: every number in it points to something that is there.
+
+A file can say anything, and replay follows its numbers in compiled loops that do not look where they go: a row
+that follows one that stands behind it, a receive whose send is row 10^12, an operator without a name. `check`
+looks once, column by column, before anybody follows them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from glasscluster.sim.recording.events import (
+    CATEGORIES,
+    COLLECTIVE,
+    COLUMNS,
+    KINDS,
+    LANES_PER_GROUP,
+    PHASES,
+    PURPOSES,
+    RECV,
+    SEND,
+)
+from glasscluster.sim.recording.memory_log import TABLES
+
+if TYPE_CHECKING:
+    from glasscluster.sim.recording.graph import ExecutionGraph
+
+MOST_RANKS = 1 << 20
+LARGEST = 1 << 60  # FLOPs or bytes of one event
+
+
+class Unsound(ValueError):
+    """What is wrong with a graph, in words."""
+
+
+def check(graph: ExecutionGraph) -> None:
+    """Raise `Unsound` for the first column that cannot be."""
+    if not isinstance(graph.ranks, int) or not 1 <= graph.ranks <= MOST_RANKS:
+        raise Unsound(f"it has {graph.ranks!r} ranks")
+    if not all(isinstance(name, str) for name in graph.names):
+        raise Unsound("a name is no text")
+    if not isinstance(graph.info, dict):
+        raise Unsound("info is no object")
+    n = len(graph.rank)
+    for name in (*COLUMNS, "match", "dep_ptr", "dep_idx"):
+        column = getattr(graph, name)
+        if column.ndim != 1 or column.dtype.kind not in "iu":
+            raise Unsound(f"column {name} is no list of whole numbers")
+        if name in COLUMNS or name == "match":
+            _equal(f"the length of column {name}", len(column), n)
+    _columns(graph)
+    _edges(graph)
+    _groups(graph)
+    _memory(graph)
+
+
+def _equal(what: str, value: int, right: int) -> None:
+    if value != right:
+        raise Unsound(f"{what} is {value}, not {right}")
+
+
+def _within(name: str, column: np.ndarray, low: int, high: int) -> None:
+    """Every number of a column lies from `low` to below `high`."""
+    wrong = np.flatnonzero((column < low) | (column >= high))
+    if len(wrong):
+        row = int(wrong[0])
+        raise Unsound(f"{name} of event {row} is {int(column[row])}; it lies from {low} to {high - 1}")
+
+
+def _columns(graph: ExecutionGraph) -> None:
+    limits = {
+        "rank": (0, graph.ranks),
+        "lane": (0, 1 << 40),
+        "order": (0, 1 << 40),
+        "kind": (0, len(KINDS)),
+        "phase": (0, len(PHASES)),
+        "layer": (-1, 1 << 31),
+        "micro_batch": (-1, 1 << 31),
+        "op": (0, max(1, len(graph.names))),
+        "label": (-1, max(1, len(graph.names))),
+        "flops": (0, LARGEST),
+        "bytes": (0, LARGEST),
+        "peer": (-1, graph.ranks),
+        "purpose": (0, len(PURPOSES)),
+    }
+    for name, (low, high) in limits.items():
+        _within(name, getattr(graph, name), low, high)
+    messages = (graph.kind == SEND) | (graph.kind == RECV)
+    if (graph.peer[messages] < 0).any():
+        raise Unsound("a message has no peer")
+
+
+def _edges(graph: ExecutionGraph) -> None:
+    """Every event follows events that stand before it, and every receive has its own send, of its size."""
+    n = len(graph.rank)
+    _equal("the length of column dep_ptr", len(graph.dep_ptr), n + 1)
+    if graph.dep_ptr[0] != 0 or (np.diff(graph.dep_ptr) < 0).any():
+        raise Unsound("dep_ptr does not rise from 0")
+    _equal("the end of dep_ptr", int(graph.dep_ptr[-1]), len(graph.dep_idx))
+    _within("dep_idx", graph.dep_idx, 0, max(n, 1))
+    follower = np.repeat(np.arange(n), np.diff(graph.dep_ptr))
+    late = np.flatnonzero(graph.dep_idx >= follower)
+    if len(late):
+        at = int(late[0])
+        raise Unsound(
+            f"event {int(follower[at])} follows event {int(graph.dep_idx[at])}, which stands after it"
+        )
+    _within("match", graph.match, -1, max(n, 1))
+    receives = graph.kind == RECV
+    if (graph.match[~receives] != -1).any():
+        raise Unsound("an event that is no receive has a send")
+    rows, sends = np.flatnonzero(receives), graph.match[receives]
+    if (sends < 0).any() or (graph.kind[sends] != SEND).any() or len(np.unique(sends)) != len(sends):
+        raise Unsound("a receive has no send of its own")
+    ends = (graph.peer[rows] == graph.rank[sends]) & (graph.peer[sends] == graph.rank[rows])
+    if not (ends & (graph.bytes[rows] == graph.bytes[sends]) & (sends < rows)).all():
+        raise Unsound("a receive and its send differ in ranks or bytes, or stand in the wrong order")
+
+
+def _groups(graph: ExecutionGraph) -> None:
+    """The communicators of events with a lane of their own are listed, with ranks that are there."""
+    for rank, groups in graph.groups.items():
+        for axis, members in groups.values():
+            if not isinstance(axis, str) or not all(
+                isinstance(m, int) and 0 <= m < graph.ranks for m in members
+            ):
+                raise Unsound(f"a communicator of rank {rank} has ranks that are not there")
+    rows = np.flatnonzero((graph.lane > 0) & np.isin(graph.kind, (SEND, RECV, COLLECTIVE)))
+    group = (graph.lane[rows] - 1) // LANES_PER_GROUP
+    for rank, number in {*zip(graph.rank[rows].tolist(), group.tolist(), strict=True)}:
+        if number not in graph.groups.get(rank, {}):
+            raise Unsound(f"rank {rank} has no communicator number {number}")
+
+
+def _memory(graph: ExecutionGraph) -> None:
+    for rank in range(graph.ranks):
+        memory = graph.memory.get(rank)
+        if memory is None:
+            raise Unsound(f"rank {rank} has no memory")
+        if len(memory["base"]) != len(CATEGORIES):
+            raise Unsound(f"the memory of rank {rank} has {len(memory['base'])} categories")
+        for table, width in TABLES.items():
+            column = np.asarray(memory[table]).reshape(-1, width)
+            if column.dtype.kind not in "iu" and column.size:
+                raise Unsound(f"the memory of rank {rank} holds no whole numbers")
+        _within("category", np.asarray(memory["log"]).reshape(-1, 4)[:, 1], 0, len(CATEGORIES))
