@@ -55,6 +55,12 @@ def say(calls: StoreCalls, name: str) -> int:
     return calls.compare(describe(*SAID[name]), SAID[name][3][2])
 
 
+def say_in_turn(calls: StoreCalls, names: list[str]) -> None:
+    """Make several of them."""
+    for name in names:
+        say(calls, name)
+
+
 # ---- in a store --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("one", "other"), list(permutations(SAID, 2)))
 def test_any_two_calls_that_differ_are_a_mismatch_which_names_both_ranks_and_the_difference(one, other):
@@ -109,8 +115,7 @@ def test_a_rank_that_is_far_behind_is_compared_too(ahead, at):
     for _ in range(ahead + at + 1):
         say(ranks[0], "sum")
     with pytest.raises(CollectiveMismatch) as caught:
-        for number in range(ahead + at + 1):
-            say(ranks[1], "max" if number == at else "sum")
+        say_in_turn(ranks[1], ["max" if number == at else "sum" for number in range(ahead + at + 1)])
     assert {caught.value.rank, caught.value.peer} == {0, 1}
 
 

@@ -39,6 +39,10 @@ WRITING, COMPLETE = ".glass-writing-", ".glass-complete"
 REMOVED = ".removed"  # in a complete set: names of files that the new ones replace
 LONGEST_SHOWN = 200  # characters of a value in a message
 
+# What this process has done to the disk, for the last line of a command that a person ends.
+made: list[Path] = []  # folders that were not there before; they may still be empty
+written: list[Path] = []  # files, and folders of files that are true together, which are in their place
+
 
 # ---- reading -----------------------------------------------------------------------------------------------
 def read_bytes(field: str, path: str | Path, limit: int = LARGEST_DATA) -> bytes:
@@ -180,6 +184,7 @@ def replacing(path: str | Path, field: str = "out") -> Iterator[Path]:
             os.chmod(beside, _mode_of(path))
             _flush(beside)
             os.replace(beside, path)
+            written.append(path)
             _flush(path.parent)
     except BaseException:
         with suppress(OSError):
@@ -232,7 +237,7 @@ def replacing_together(folder: str | Path, field: str = "out", without: Sequence
     """
     folder = Path(folder)
     with naming(field, folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         finish(folder)
         staging = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder))
     try:
@@ -247,6 +252,7 @@ def replacing_together(folder: str | Path, field: str = "out", without: Sequence
             _flush(staging / REMOVED)
             _flush(staging)
             os.rename(staging, folder / COMPLETE)
+            written.append(folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -280,14 +286,36 @@ def new_folder(parent: str | Path, name: str, field: str = "out") -> Path:
     """Make PARENT/NAME-1, or the first number that is free, also beside runs that do the same just now."""
     number = 1
     with naming(field, parent):
-        Path(parent).mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
         while True:
             folder = Path(parent) / f"{name}-{number}"
             try:
                 folder.mkdir()
+                made.append(folder)
                 return folder
             except FileExistsError:
                 number += 1
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder and those that it lies in, as far as they are not there.
+
+    Raises:
+        OSError: it cannot be made.
+        ValueError: its name has a zero character.
+    """
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made.extend(reversed(missing))
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def take_back_empty_folders() -> None:
+    """Remove the folders that this process has made and written nothing into."""
+    for folder in reversed(made):
+        with suppress(OSError):  # not empty, or not made
+            folder.rmdir()
+    made.clear()
 
 
 def _mode_of(path: Path) -> int:

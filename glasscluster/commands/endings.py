@@ -1,0 +1,106 @@
+"""How a command ends when a person or the system ends it: one line on what was written, exit 130 or 143.
+
+ctrl-C and SIGTERM raise KeyboardInterrupt where the program is: what is half written is taken back, ranks
+unwind, actors are stopped. A program that waits inside a library hears nothing of it; so a thread that the
+signal wakes ends the process after GRACE_S.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
+
+from glasscluster.base import files
+
+GRACE_S = 5.0  # for an orderly end
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+SHOWN = 5  # paths that the last line names
+# Threads that the interpreter cannot end: ranks (torch aborts the process), and waits for a message (it would wait).
+OURS = ("rank-", "message")
+
+
+class Ending:
+    """Whether a signal ends the program, and what is said then."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._said = threading.Lock()
+
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """The handler. A person who asks again waits for nothing."""
+        if self.signal:
+            os._exit(self.said())
+        self.signal = number
+        raise KeyboardInterrupt
+
+    def said(self) -> int:
+        """Say, once, what was written; returns the exit code."""
+        number = self.signal or signal.SIGINT
+        if self._said.acquire(blocking=False):
+            with suppress(OSError, ValueError, RuntimeError):  # closed, or just in use
+                print(f"{WORDS[signal.Signals(number)]}: {what_was_written()}", file=sys.stderr, flush=True)
+        return 128 + number
+
+
+def what_was_written() -> str:
+    """The files and folders that this process has put in their place; empty folders that it made are removed."""
+    for folder in list(files.written):
+        with suppress(OSError):
+            files.finish(folder)  # a set that is complete comes to its place
+    files.take_back_empty_folders()
+    there = [path for path in dict.fromkeys(files.written) if path.exists()]
+    there = [path for path in there if not {*path.parents} & {*there}]
+    if not there:
+        return "nothing was written"
+    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+    return f"{', '.join(map(str, there[:SHOWN]))}{more} {'was' if len(there) == 1 else 'were'} written"
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[Ending]:
+    """Inside, ctrl-C and SIGTERM raise KeyboardInterrupt; whoever does not end then is ended."""
+    ending = Ending()
+    if threading.current_thread() is not threading.main_thread():  # only there signals can be handled
+        yield ending
+        return
+    before = {number: signal.getsignal(number) for number in WORDS}
+    handled = [number for number, old in before.items() if old is not signal.SIG_IGN]  # as under nohup
+    over, (read, write) = threading.Event(), os.pipe()
+    os.set_blocking(write, False)
+    threading.Thread(target=_wait_for_signal, args=(ending, read, over), daemon=True, name="signals").start()
+    wakes = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number in handled:
+        signal.signal(number, ending.receive)
+    try:
+        yield ending
+    finally:
+        over.set()
+        signal.set_wakeup_fd(wakes)
+        os.close(write)
+        for number in handled:
+            signal.signal(number, signal.SIG_IGN if ending.signal else before[number])
+
+
+def _wait_for_signal(ending: Ending, read: int, over: threading.Event) -> None:
+    """Read the numbers of signals, which come here though the main thread may be inside a library."""
+    while numbers := os.read(read, 1):
+        if numbers[0] in WORDS and not over.wait(GRACE_S):
+            ending.signal = numbers[0]
+            os._exit(ending.said())
+    os.close(read)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit, past threads that the interpreter would wait for or die of."""
+    if any(thread.name.startswith(OURS) for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
