@@ -19,4 +19,4 @@ def main(arguments: list[str] | None = None) -> None:
             code = body("glass")(sys.argv[1:] if arguments is None else arguments, ending)
         except KeyboardInterrupt:  # while commands were imported, or written what they said
             code = ending.said()
-    leave(code)
+    leave(code, by_signal=bool(ending.signal))

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 from glasscluster.base import files
+from glasscluster.scenarios.jobs.processes import is_leader
 
 GRACE_S = 5.0  # for an orderly end
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -34,6 +35,8 @@ class Ending:
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
         """The handler. A person who asks again waits for nothing."""
+        if self.signal and "TORCHELASTIC_RUN_ID" in os.environ:
+            return  # torchrun sends its own signal behind a person's
         if self.signal:
             os._exit(self.said())
         self.signal = number
@@ -42,7 +45,7 @@ class Ending:
     def said(self) -> int:
         """Say, once, what was written; returns the exit code."""
         number = self.signal or signal.SIGINT
-        if self._said.acquire(blocking=False):
+        if self._said.acquire(blocking=False) and is_leader():
             with suppress(OSError, ValueError, RuntimeError):  # closed, or just in use
                 print(f"{WORDS[signal.Signals(number)]}: {what_was_written()}", file=sys.stderr, flush=True)
         return 128 + number
@@ -96,9 +99,14 @@ def _wait_for_signal(ending: Ending, read: int, over: threading.Event) -> None:
     os.close(read)
 
 
-def leave(code: int) -> NoReturn:
-    """Exit, past threads that the interpreter would wait for or die of."""
-    if any(thread.name.startswith(OURS) for thread in threading.enumerate()):
+def leave(code: int, by_signal: bool = False) -> NoReturn:
+    """Exit: at once where the interpreter's own end could change the exit code, or takes seconds.
+
+    An interpreter that was interrupted inside an `exec` sends itself another SIGINT; one that has threads of ours
+    waits for them or dies of them; and ranks of a torchrun job that has failed wait for each other to end.
+    """
+    failed = code != 0 and "TORCHELASTIC_RUN_ID" in os.environ
+    if by_signal or failed or any(thread.name.startswith(OURS) for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
