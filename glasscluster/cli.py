@@ -7,8 +7,8 @@ person can end the program at any time.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
-from glasscluster.commands.bodies import body
 from glasscluster.commands.endings import ended_by_signals, leave
 
 
@@ -16,7 +16,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: exit code 0 done, 1 a check failed, 2 bad input, 3 the run failed, 130 ctrl-C, 143 SIGTERM."""
     with ended_by_signals() as ending:
         try:
-            code = body("glass")(sys.argv[1:] if arguments is None else arguments, ending)
+            commands = import_module("glasscluster.commands.answer")
+            code = commands.answer(sys.argv[1:] if arguments is None else arguments, ending)
         except KeyboardInterrupt:  # while commands were imported, or written what they said
             code = ending.said()
     leave(code, by_signal=bool(ending.signal))

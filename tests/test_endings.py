@@ -102,16 +102,14 @@ def test_a_signal_while_the_report_is_written_leaves_all_of_it_or_none(number, t
 STUBBORN = """
 import sys, time
 from glasscluster.cli import main
-from glasscluster.commands import bodies
+from glasscluster.commands import answer as commands
 def answer(arguments, ending):
     print("waiting", file=sys.stderr, flush=True)
     import torch.distributed as dist
     from datetime import timedelta
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.wait(["never"], timedelta(seconds=100))  # inside a library: hears of no signal
-bodies.body = lambda name: answer
-import glasscluster.cli
-glasscluster.cli.body = bodies.body
+commands.answer = answer
 main([])
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -251,3 +252,20 @@ def test_a_process_is_gone_stopped_or_running():
     assert state_of(child.pid) == "gone"
     child.wait()
     assert state_of(child.pid) == "gone"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("case", range(20))
+def test_a_signal_to_torchrun_at_a_random_time_leaves_no_rank_and_no_folder(case, tmp_path):
+    draw = random.Random(case)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += ["-m", "glasscluster", *LONG.replace("--dp 4", "--dp 2").split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    agent = subprocess.Popen(words, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE)
+    time.sleep(draw.uniform(1.0, 20.0))
+    agent.send_signal(signal.SIGTERM)
+    said = agent.communicate(timeout=60)[1]
+    assert said.count("nothing was written") <= 1
+    assert "RankDied" not in said
+    assert "terminate called" not in said
+    assert not [p for p in tmp_path.rglob("*") if p.is_dir() and not any(p.iterdir())]

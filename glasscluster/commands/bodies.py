@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Any
 
 BODIES = {  # name -> module:function
-    "glass": "glasscluster.commands.answer:answer",
     "train": "glasscluster.scenarios.jobs.training:train_command",
     "predict": "glasscluster.scenarios.jobs.prediction:predict_command",
     "predict_csv": "glasscluster.scenarios.jobs.prediction:predict_csv",
