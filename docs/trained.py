@@ -52,6 +52,9 @@ The loss falls from {first:.2f} (ln {vocab} = 6.93) to {last:.2f} nats a token.
 |---|---|---|---|
 {table}
 
+Bits a byte are the loss of the scored tokens over the bytes of these tokens: a text's first token has
+nothing before it and is not scored.
+
 Guessing is 0.25 where there are four choices. Held-out text is of packages that the training text does not \
 have; {seen} of the
 next-line items share a piece of 50 characters with it all the same. The text has no refusals to learn from.

@@ -13,7 +13,10 @@ from glasscluster.commands.endings import ended_by_signals, leave
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit code 0 done, 1 a check failed, 2 bad input, 3 the run failed, 130 ctrl-C, 143 SIGTERM."""
+    """Entry point.
+
+    Exit code 0 done, 1 a check failed, 2 bad input, 3 the run failed, 130 ctrl-C, 143 SIGTERM.
+    """
     with ended_by_signals() as ending:
         try:
             commands = import_module("glasscluster.commands.answer")

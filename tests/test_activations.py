@@ -187,6 +187,7 @@ ANYWHERE = ("ring", "striped", "zigzag", "ulysses")
         st.sampled_from(["layernorm", "rmsnorm", "scalenorm"]),
         st.booleans(),
         st.sampled_from(["learned", "rope", "none"]),
+        st.sampled_from([None, True, False]),
     ),
 )
 def test_any_layer_with_grouped_queries_gates_and_a_cut_sequence_keeps_the_list_and_the_closed_form(
@@ -196,7 +197,7 @@ def test_any_layer_with_grouped_queries_gates_and_a_cut_sequence_keeps_the_list_
     queries, f = groups
     if attention == "unfused":
         context = "ulysses"  # a ring merges by log-sum-exp
-    norm, bias, position = switches
+    norm, bias, position, qkv_bias = switches
     d = 2 * d if position == "rope" else d
     kv = key_heads * t * (cp if context == "ulysses" else 1)  # on each rank at least one key head
     a, h = kv * queries, kv * queries * d
@@ -214,6 +215,7 @@ def test_any_layer_with_grouped_queries_gates_and_a_cut_sequence_keeps_the_list_
         dropout=dropout,
         norm=norm,
         bias=bias,
+        qkv_bias=qkv_bias,
         position=position,
     )
     lines = judged_anywhere(model, b, t, cp, context, precision, recompute, cut)

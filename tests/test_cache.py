@@ -324,6 +324,15 @@ def test_sampling_keeps_the_likely_and_draws_by_probability():
     assert Sampling().choose(logits, torch.Generator()).item() == 0
 
 
+@pytest.mark.parametrize("coldest", [{"top_p": 0.0}, {"temperature": 5e-324}, {"top_p": 1e-12, "top_k": 3}])
+def test_the_least_that_sampling_may_draw_from_is_the_likeliest_token(coldest):
+    logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(0)) * 5
+    sampling = Sampling(**{"temperature": 1.0, **coldest})
+    assert torch.equal(sampling.choose(logits, torch.Generator().manual_seed(1)), logits.argmax(-1))
+    alike = sampling.probabilities(torch.zeros(1, 4))
+    assert alike.sum() == pytest.approx(1)
+
+
 def test_a_seed_gives_the_same_tokens_with_and_without_a_cache():
     stage = model()
     sampling = Sampling(1.5, top_k=8, top_p=0.9, seed=3)
@@ -339,9 +348,9 @@ def test_a_seed_gives_the_same_tokens_with_and_without_a_cache():
         ("at least one token", [[1], []], {}),
         ("tokens 0 to 22, a prompt has 23", [[23]], {}),
         ("30 positions, the model has 29", [[1] * 25], {"seq": 29}),
-        ("dropout is for training", [[1]], {"dropout": 0.1}),
-        ("it fills in, it does not generate", [[1]], {"objective": "masked"}),
-        ("the prefix of 3 tokens has to be seen at once", [[1, 2, 3], [1, 2]], {"prefix": 3}),
+        ("dropout = 0.1: is for training", [[1]], {"dropout": 0.1}),
+        ("a masked model fills in, it does not generate", [[1]], {"objective": "masked"}),
+        ("prefix = 3: has to be seen at once", [[1, 2, 3], [1, 2]], {"prefix": 3}),
     ],
 )
 def test_what_cannot_be_generated_is_refused(message: str, prompts: list, more: dict):

@@ -4,12 +4,13 @@ when and goes on how.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import combinations, pairwise
 
 import pytest
 import torch
-from helpers import differences, worst
+from helpers import differences, run_plan, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from glasscluster.model.text.packing import best_fit
 from glasscluster.model.text.sampler import Sampler, key_of, permuted, quotas
 from glasscluster.model.text.texts import bilingual, documents
 from glasscluster.model.text.tokenizer import END_OF_TEXT, Tokenizer
+from glasscluster.scenarios.jobs.sources import check_data
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.loader import Loader
 from glasscluster.strategies.plan import make_model, make_plan
@@ -140,6 +142,47 @@ def test_best_fit_by_hand():
         [(2, 3), (3, 2)],
     ]
     assert packed.waste == pytest.approx(8 / 36)
+
+
+# ---- no token with loss ------------------------------------------------------------------------------------
+NOTHING = {
+    "one device": {},
+    "tp 2": {"tp": 2},
+    "pp 2": {"pp": 2},
+    "zero 3": {"dp": 2, "zero": 3},
+    "fp16": {"tp": 2, "precision": "fp16"},
+}
+
+
+@pytest.mark.parametrize("options", NOTHING.values(), ids=NOTHING)
+def test_a_step_in_which_no_token_carries_loss_has_loss_0_and_the_gradient_of_one_device(tmp_path, options):
+    end = b"<|endoftext|>"
+    replicas = options.get("dp", 1)
+    (tmp_path / "text").write_bytes(end.join([b"abcd"] * replicas + [b"x"] * 4 * replicas))
+    data = Mixture(((str(tmp_path / "text"), 1.0),), packed=True)
+    plan = make_plan(global_batch=replicas, **options)
+    model = make_model("tiny", layers=2, hidden=16, seq=4)
+    seed = next(
+        s for s in range(99) if any(nothing(Job(plan, model, data=data, seed=s), i) for i in range(2))
+    )
+    compared = differences(plan, model, steps=2, data=data, seed=seed)
+    assert worst(compared) <= 1e-10
+    losses = run_plan(plan, model, steps=2, data=data, seed=seed).results[-1].losses
+    empty = [nothing(Job(plan, model, data=data, seed=seed), i) for i in range(2)]
+    assert any(empty)
+    assert [loss == 0 for loss in losses] == empty
+    assert all(map(math.isfinite, losses))
+
+
+def nothing(job, step: int) -> bool:
+    return bool((job.batch(step)[1] == IGNORE).all())
+
+
+def test_packed_text_without_a_token_to_predict_is_refused_by_its_source(tmp_path):
+    (tmp_path / "one.txt").write_text("a")
+    with pytest.raises(InputError, match=r"one\.txt has no document of two tokens") as said:
+        check_data(Mixture(((str(tmp_path / "one.txt"), 1.0),), packed=True), 8, 256)
+    assert said.value.field == "data"
 
 
 KINDS = {

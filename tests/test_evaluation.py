@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from glasscluster.base.errors import InputError
 from glasscluster.commands.app import app
+from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.text.tasks import (
     ANSWER,
@@ -33,6 +34,8 @@ from glasscluster.model.text.tasks import (
     practice,
 )
 from glasscluster.model.text.texts import documents
+from glasscluster.model.text.tokenizer import Tokenizer
+from glasscluster.model.weights import hugging_face
 from glasscluster.scenarios.jobs import evaluation as scenario
 from glasscluster.sim.run import Cluster
 from glasscluster.strategies.plan import make_model
@@ -154,6 +157,117 @@ def test_the_likeliest_continuation_and_the_likeliest_a_byte_may_differ():
 def test_bits_a_byte_do_not_depend_on_the_tokens():
     assert scores.bits_per_byte(-8 * math.log(2), 4) == pytest.approx(2.0)
     assert scores.perplexity(-6.0, 3) == pytest.approx(math.e**2)
+
+
+# ---- what is divided by ------------------------------------------------------------------------------------
+def zero_model(folder, **shape) -> ModelConfig:
+    """A model whose every token has probability 1/V, saved as weights."""
+    model = make_model("tiny", **{"layers": 1, "hidden": 8, "heads": 2, "activation": "gelu-tanh", **shape})
+    stage = GPTStage(model)
+    for parameter in stage.parameters():
+        torch.nn.init.zeros_(parameter)
+    hugging_face.save(stage, folder)
+    return model
+
+
+@pytest.mark.parametrize("seq", [26, 32, 64, 96])
+def test_a_model_that_knows_nothing_needs_eight_bits_a_byte_however_long_its_sequence(tmp_path, seq):
+    model = zero_model(tmp_path, seq=seq)
+    job = EvaluationJob(model, (make_task("perplexity", 10),), precision="fp64", weights=str(tmp_path))
+    (task,), result = job.tasks, run(job).results[0]
+    found = scenario.summary(task, 0, result)
+    assert found["tokens"] == 10 * min(63, seq)
+    assert found["bits_per_byte"] == pytest.approx(8, rel=1e-12)
+    assert found["perplexity"] == pytest.approx(256, rel=1e-12)
+
+
+@pytest.mark.parametrize("seq", [16, 64])
+def test_with_a_tokenizer_the_bits_are_those_of_the_scored_tokens_over_their_bytes(tmp_path, seq):
+    tokenizer = Tokenizer.train([text[:3000] for text in held_out()], 300)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    model = zero_model(tmp_path / "weights", seq=seq, vocab=300)
+    task = make_task("perplexity", 10)
+    files = {"weights": str(tmp_path / "weights"), "tokenizer": str(tmp_path / "tokenizer.json")}
+    job = EvaluationJob(model, (task,), precision="fp64", **files)
+    found = scenario.summary(task, 0, run(job).results[0])
+    texts = [tokenizer.encode(item.text) for item in task.items]
+    scored = [numbers[max(1, len(numbers) - seq) :] for numbers in texts]
+    tokens, nbytes = sum(map(len, scored)), sum(len(tokenizer.decode_bytes(t)) for t in scored)
+    assert found["tokens"] == tokens
+    assert found["bits_per_byte"] == pytest.approx(math.log2(300) * tokens / nbytes, rel=1e-12)
+    assert found["perplexity"] == pytest.approx(300, rel=1e-12)
+
+
+def test_the_likeliest_a_byte_is_of_all_bytes_of_a_continuation_or_refused(tmp_path):
+    """An all-zero model: every continuation has the same likelihood a byte, and the shortest is the likeliest."""
+    task = Task("two", (Choice(b"x" * 30, (b"abcdefgh", b"abc"), 0), Choice(b"x", (b"abc", b"abcdefgh"), 0)))
+    model = zero_model(tmp_path, seq=8)
+    result = run(EvaluationJob(model, (task,), weights=str(tmp_path))).results[0]
+    assert result.scores[0][0] == pytest.approx([-8 * math.log(256), -3 * math.log(256)], rel=1e-6)
+    assert scenario.right(task, result.scores[0]) == [0, 1]
+    assert scenario.right(task, result.scores[0], a_byte=True) == [1, 1]
+    with pytest.raises(InputError) as said:
+        evaluation.check_items(EvaluationJob(make_model("tiny", seq=7), (task,)))
+    assert (said.value.field, said.value.nearest) == ("seq", 8)
+
+
+# ---- what cannot be scored ---------------------------------------------------------------------------------
+EMPTY = {
+    "empty context": Choice(b"", (b"a", b"b"), 0),
+    "empty continuation": Choice(b"a", (b"", b"b"), 0),
+    "empty prompt": Prompt(b"", b"a"),
+    "no text has a second token": Text(b"a"),
+}
+
+
+@pytest.mark.parametrize("rule", EMPTY)
+def test_an_item_with_nothing_to_score_is_refused_by_its_task_and_number(rule):
+    job = EvaluationJob(MODEL, (*FEW, Task("mine", (EMPTY[rule],), 2)))
+    with pytest.raises(InputError, match=rule) as said:
+        scenario.evaluate(Cluster("classroom", 1, "threads", memory_bytes=None), job)
+    assert (said.value.field, said.value.value) == ("task", "mine")
+
+
+def test_a_text_of_one_token_among_others_adds_neither_loss_nor_bytes():
+    task = make_task("perplexity", 3)
+    more = replace(task, items=(Text(b"a"), *task.items, Text(b"")))
+    found, expected = (
+        scenario.summary(t, 0, run(EvaluationJob(MODEL, (t,), dp=2, precision="fp64")).results[0])
+        for t in (more, task)
+    )
+    assert found | {"items": 3} == pytest.approx(expected | {"items": 3}, rel=1e-12)
+
+
+def test_a_row_without_a_token_before_those_scored_is_an_error():
+    for row in ([5], [5, 6]):
+        with pytest.raises(ValueError, match="at least one before it"):
+            evaluation.loglikelihoods(GPTStage(MODEL), [(row, len(row))])
+
+
+@pytest.mark.parametrize("command", [["evaluate", "--task", "copying"], ["train", "--data", "english"]])
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused_alike_by_every_command(tmp_path, command):
+    Tokenizer.train([b"abcabcabd" * 20], 260, ["<|endoftext|>"]).save(tmp_path / "t.json")
+    words = [*command, "--tokenizer", str(tmp_path / "t.json"), "--vocab", "256", "--seq", "32"]
+    failed = CliRunner().invoke(app, words)
+    assert isinstance(failed.exception, InputError), failed.output
+    assert (failed.exception.field, failed.exception.nearest) == ("vocab", 260)
+    nothing = CliRunner().invoke(app, [*command, "--tokenizer", str(tmp_path / "none.json")])
+    assert isinstance(nothing.exception, InputError), nothing.output
+    assert nothing.exception.field == "tokenizer"
+
+
+@pytest.mark.parametrize("with_tokenizer", [False, True])
+def test_an_answer_of_tokens_that_no_text_has_is_wrong_and_no_crash(tmp_path, with_tokenizer):
+    """A vocabulary is often padded: the model can say numbers that the tokenizer does not know."""
+    tokenizer = Tokenizer.train([b"abcabcabd" * 20], 258)
+    tokenizer.save(tmp_path / "t.json")
+    path = str(tmp_path / "t.json") if with_tokenizer else None
+    model = make_model("tiny", layers=1, hidden=8, heads=2, seq=16, vocab=4000)
+    job = EvaluationJob(model, (make_task("copying", 4),), tokenizer=path)
+    result = run(job).results[0]
+    assert any("\ufffd".encode() in text for texts in result.answers.values() for text in texts)
+    (letter,) = tokenizer.encode(b"a") if with_tokenizer else b"a"
+    assert evaluation.text_of([letter, 3999], tokenizer if with_tokenizer else None) == b"a\xef\xbf\xbd"
 
 
 # ---- tasks -------------------------------------------------------------------------------------------------

@@ -278,6 +278,36 @@ SEEN_BY = {
 }
 
 
+def test_answers_without_a_token_add_nothing_to_any_loss_and_no_loss_of_none_is_nan():
+    empty, mask = (
+        drawn(3, 4, seed=0).requires_grad_(),
+        torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]),
+    )
+    old, reference, gains = (drawn(3, 4, seed=s) for s in (1, 2, 3))
+    advantages = drawn(3, seed=4)
+    each = grpo.loss(empty, old, reference, advantages, mask, 0.2, 0.1)
+    kept = [0, 2]
+    others = grpo.loss(*(x[kept] for x in (empty, old, reference, advantages, mask)), clip=0.2, beta=0.1)
+    assert float(each.detach()) == pytest.approx(
+        float(others.detach()) * 2 / 3, rel=1e-12
+    )  # a mean over answers, of which one is 0
+    assert torch.autograd.grad(each, empty)[0].isfinite().all()
+    rewards = ppo.token_rewards(advantages, old, reference, mask, 0.1)
+    assert torch.equal(rewards[1], torch.zeros(4, dtype=rewards.dtype))
+    assert torch.equal(
+        rewards[kept], ppo.token_rewards(advantages[kept], old[kept], reference[kept], mask[kept], 0.1)
+    )
+    none = torch.zeros_like(mask)
+    for loss in (
+        sft.loss(empty, none),
+        grpo.loss(empty, old, reference, advantages, none, 0.2, 0.1),
+        ppo.policy_loss(empty, old, ppo.whitened(gains, none), none, 0.2),
+        ppo.value_loss(empty, old, gains, none, 0.2),
+    ):
+        assert loss == 0
+        assert torch.equal(torch.autograd.grad(loss, empty)[0], torch.zeros(3, 4, dtype=empty.dtype))
+
+
 @pytest.mark.parametrize("mistake", BROKEN)
 def test_a_mistake_in_a_loss_is_seen(mistake, monkeypatch):
     module, name, wrong = BROKEN[mistake]

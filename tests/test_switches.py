@@ -25,7 +25,7 @@ from glasscluster.model.kernels.flash.operators import flash_attention
 from glasscluster.model.kernels.flash.tiles import STRIP, TILE
 from glasscluster.model.kernels.layer_norm import layer_norm
 from glasscluster.model.kernels.rms_norm import rms_norm, scale_norm
-from glasscluster.model.kernels.rope import frequencies, rope, temperature
+from glasscluster.model.kernels.rope import angles, frequencies, rope, temperature
 from glasscluster.model.layers.attention import unfused_attention
 from glasscluster.model.layers.latent import predict_cache
 from glasscluster.model.layers.position import alibi, buckets, sinusoidal, slopes
@@ -202,6 +202,129 @@ def test_frequencies_are_hugging_face_s(scaling):
     assert warm == pytest.approx(temperature(scaling, 4.0))
 
 
+def rope_of_hugging_face(
+    kind: str, d: int, theta: float, longest: int, **said: Any
+) -> tuple[list[float], float]:
+    """Their angles and what they multiply by, of one set of parameters."""
+    rotary = pytest.importorskip("transformers.modeling_rope_utils")
+    from transformers import LlamaConfig
+
+    theirs = LlamaConfig(hidden_size=d, num_attention_heads=1, max_position_embeddings=longest)
+    theirs.rope_parameters = {"rope_type": kind, "rope_theta": theta, **said}
+    found, warm = rotary.ROPE_INIT_FUNCTIONS[kind](theirs, "cpu")
+    return found.tolist(), warm
+
+
+HALVES, BASES = st.integers(2, 64), st.sampled_from([2.5, 100.0, 1e4, 5e5, 1e6])
+LENGTHS, FACTORS = st.integers(1, 300_000), st.floats(1, 64)
+
+
+def assert_same_rope(config: ModelConfig, d: int, theirs: tuple[list[float], float]) -> None:
+    theta, scale = angles(config, d)
+    # they compute in float32, in which a large power of the base is off by some units in the last place
+    assert theta == pytest.approx(theirs[0], rel=2e-5)
+    assert scale == pytest.approx(theirs[1], rel=1e-12)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(HALVES, BASES, LENGTHS, FACTORS, st.floats(0.05, 8), st.floats(1.01, 8))
+def test_llama3_s_angles_are_hugging_face_s_for_any_parameters(half, base, trained, factor, low, times):
+    said = {
+        "low_freq_factor": low,
+        "high_freq_factor": low * times,
+        "original_max_position_embeddings": trained,
+    }
+    theirs = rope_of_hugging_face("llama3", 2 * half, base, trained, factor=factor, **said)
+    bounds = {"rope_low_factor": low, "rope_high_factor": low * times}
+    config = model_of(
+        2 * half,
+        rope_scaling="llama3",
+        rope_factor=factor,
+        rope_trained=trained,
+        rope_theta=base,
+        **bounds,
+    )
+    assert_same_rope(config, 2 * half, theirs)
+
+
+WEIGHTS = st.sampled_from([None, 0.707, 1.0, 1.5])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    *(HALVES, BASES, LENGTHS, FACTORS, st.floats(0.1, 4), st.floats(1.1, 40), st.booleans()),
+    *(st.sampled_from([None, 0.5, 1.3]), WEIGHTS, WEIGHTS),
+)
+def test_yarn_s_angles_and_factor_are_hugging_face_s_for_any_parameters(
+    half, base, trained, factor, slow, times, truncate, given_factor, weight, weight_of_all
+):
+    said = {"beta_slow": slow, "beta_fast": slow * times, "truncate": truncate}
+    said |= {"attention_factor": given_factor, "mscale": weight, "mscale_all_dim": weight_of_all}
+    theirs = rope_of_hugging_face(
+        *("yarn", 2 * half, base, trained), factor=factor, original_max_position_embeddings=trained, **said
+    )
+    ours = given_factor
+    if ours is None and weight and weight_of_all:
+        ours = temperature("yarn", factor, weight) / temperature("yarn", factor, weight_of_all)
+    config = model_of(
+        2 * half,
+        rope_scaling="yarn",
+        rope_factor=factor,
+        rope_trained=trained,
+        rope_theta=base,
+        rope_beta_slow=slow,
+        rope_beta_fast=slow * times,
+        rope_truncate=truncate,
+        rope_attention_factor=ours,
+    )
+    assert_same_rope(config, 2 * half, theirs)
+
+
+PUBLISHED_ROPE: dict[str, tuple[str, int, float, dict[str, Any], dict[str, Any]]] = {
+    # kind, d, base, what config.json says, our fields
+    "Llama 3.1": (
+        *("llama3", 128, 5e5),
+        {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        {"rope_factor": 8.0, "rope_trained": 8192},
+    ),
+    "gpt-oss": (
+        *("yarn", 64, 150_000.0),
+        {
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+        {"rope_factor": 32.0, "rope_trained": 4096, "rope_truncate": False},
+    ),
+    "DeepSeek-V3": (
+        *("yarn", 64, 10_000.0),
+        {
+            "factor": 40.0,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 4096,
+        },
+        {"rope_factor": 40.0, "rope_trained": 4096, "rope_attention_factor": 1.0},
+    ),
+}
+
+
+@pytest.mark.parametrize("published", PUBLISHED_ROPE)
+def test_published_rope_parameters_can_be_said(published):
+    kind, d, base, said, ours = PUBLISHED_ROPE[published]
+    config = model_of(d, rope_scaling=kind, rope_theta=base, **ours)
+    assert_same_rope(config, d, rope_of_hugging_face(kind, d, base, 163_840, **said))
+
+
 def test_scaled_frequencies_keep_what_their_papers_say():
     plain, d, s = frequencies(64, 10000.0), 64, 8.0
     stretched = frequencies(64, 10000.0, "ntk", s)
@@ -241,6 +364,7 @@ SWITCHES: tuple[dict[str, Any], ...] = (
     {"kv_latent": 10, "q_latent": 8, "position": "rope", "norm": "rmsnorm", "bias": False},
     {"kv_latent": 10, "position": "rope", "rope_dim": 6},
     {"kv_latent": 10, "q_latent": 8, "position": "alibi"},
+    {"bias": False, "qkv_bias": True, "qkv": "separate", "kv_heads": 2},
     {"norm_position": "sandwich", "bias": False, "qkv": "separate", "experts": 4, "shared_ffn": 8},
 )
 

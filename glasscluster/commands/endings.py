@@ -21,8 +21,9 @@ from glasscluster.scenarios.jobs.processes import is_leader
 
 GRACE_S = 5.0  # for an orderly end
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+AGAIN_S = 0.05  # until a KeyboardInterrupt that was lost is sent again
 SHOWN = 5  # paths that the last line names
-# Threads that the interpreter cannot end: ranks (torch aborts the process), and waits for a message (it would wait).
+# Threads that the interpreter cannot end: ranks (torch aborts), and waits for a message (it would wait as well).
 OURS = ("rank-", "message")
 
 
@@ -42,6 +43,14 @@ class Ending:
         self.signal = number
         raise KeyboardInterrupt
 
+    def ignored(self, problem: sys.UnraisableHookArgs) -> None:
+        """The hook for errors that nobody can catch, as in a finalizer: the KeyboardInterrupt is sent again."""
+        if self.signal and issubclass(problem.exc_type, KeyboardInterrupt):
+            number, self.signal = self.signal, 0
+            threading.Timer(AGAIN_S, os.kill, (os.getpid(), number)).start()
+        else:
+            sys.__unraisablehook__(problem)
+
     def said(self) -> int:
         """Say, once, what was written; returns the exit code."""
         number = self.signal or signal.SIGINT
@@ -52,7 +61,7 @@ class Ending:
 
 
 def what_was_written() -> str:
-    """The files and folders that this process has put in their place; empty folders that it made are removed."""
+    """The files and folders that this process has put in their place; removes empty folders that it made."""
     for folder in list(files.written):
         with suppress(OSError):
             files.finish(folder)  # a set that is complete comes to its place
@@ -80,10 +89,12 @@ def ended_by_signals() -> Iterator[Ending]:
     wakes = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     for number in handled:
         signal.signal(number, ending.receive)
+    hook, sys.unraisablehook = sys.unraisablehook, ending.ignored
     try:
         yield ending
     finally:
         over.set()
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(wakes)
         os.close(write)
         for number in handled:
@@ -102,8 +113,8 @@ def _wait_for_signal(ending: Ending, read: int, over: threading.Event) -> None:
 def leave(code: int, by_signal: bool = False) -> NoReturn:
     """Exit: at once where the interpreter's own end could change the exit code, or takes seconds.
 
-    An interpreter that was interrupted inside an `exec` sends itself another SIGINT; one that has threads of ours
-    waits for them or dies of them; and ranks of a torchrun job that has failed wait for each other to end.
+    An interpreter that was interrupted inside an `exec` sends itself another SIGINT; one that has threads of
+    ours waits for them or dies of them; and ranks of a torchrun job that has failed end one after the other.
     """
     failed = code != 0 and "TORCHELASTIC_RUN_ID" in os.environ
     if by_signal or failed or any(thread.name.startswith(OURS) for thread in threading.enumerate()):

@@ -27,15 +27,20 @@ class ModelConfig(BaseModel):
         "attention": ("attention", "qkv", "kv_latent", "q_latent", "rope_dim", "qk_norm"),
         "positions": (
             *("position", "relative_buckets", "relative_distance", "rope_layout", "rope_theta"),
-            *("rope_scaling", "rope_factor", "rope_trained"),
+            *("rope_scaling", "rope_factor", "rope_trained", "rope_low_factor", "rope_high_factor"),
+            *("rope_beta_fast", "rope_beta_slow", "rope_truncate", "rope_attention_factor"),
         ),
         "MLP and experts": (
             *("activation", "experts", "top_k", "capacity_factor"),
-            *("aux_loss", "shared_ffn", "hot_expert"),
+            *("aux_loss", "shared_ffn", "hot_expert", "expert_ffn", "dense_layers", "expert_bias"),
+            *("router", "router_bias", "router_groups", "router_top_groups", "router_scale"),
+            "router_normalised",
         ),
         "norms, biases and initial weights": (
-            *("norm", "norm_eps", "norm_position", "bias", "tied", "dropout", "init_std", "residual_init"),
+            *("norm", "norm_eps", "norm_position", "bias", "qkv_bias", "tied"),
+            *("dropout", "init_std", "residual_init"),
         ),
+        "embeddings and logits": ("embedding_scale", "logit_cap"),
         "what it learns from": ("objective", "prefix", "patches", "patch_size", "z_loss"),
     }
 
@@ -58,8 +63,8 @@ class ModelConfig(BaseModel):
         None, ge=2, description="rotary elements beside a head's own, with kv-latent (half a head's)"
     )
     ffn: int | None = Field(None, ge=1, description="inner width of the MLP, or of each expert (4 x hidden)")
-    activation: Literal["gelu", "gelu-tanh", "relu", "swiglu"] = Field(
-        "gelu", description="of the MLP; swiglu has a gate of the same width"
+    activation: Literal["gelu", "gelu-tanh", "relu", "swiglu", "geglu", "swiglu-clamped"] = Field(
+        "gelu", description="of the MLP; swiglu, geglu and swiglu-clamped have a gate of the same width"
     )
     experts: int = Field(0, ge=0, description="experts in the place of each MLP; 0: none")
     top_k: int = Field(2, ge=1, description="experts that a token is sent to")
@@ -69,6 +74,25 @@ class ModelConfig(BaseModel):
     aux_loss: float = Field(0.01, ge=0, description="weight of the load-balancing loss")
     shared_ffn: int = Field(0, ge=0, description="inner width of the expert that every token passes; 0: none")
     hot_expert: float = Field(0.0, description="added to the first expert's router logits")
+    expert_ffn: int | None = Field(
+        None, ge=1, description="inner width of each expert, where it is not the MLP's (ffn)"
+    )
+    dense_layers: int = Field(0, ge=0, description="first layers that have an MLP in place of experts")
+    expert_bias: bool = Field(False, description="router and experts have biases")
+    router: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="how logits become scores: shares of all experts, or each expert's own"
+    )
+    router_bias: bool = Field(
+        False, description="a number an expert is added to its score, for the choice alone; it is not trained"
+    )
+    router_groups: int = Field(1, ge=1, description="groups of experts, of which the best are chosen first")
+    router_top_groups: int = Field(1, ge=1, description="groups that a token's experts are chosen from")
+    router_scale: float = Field(
+        1.0, gt=0, description="the weights of a token's experts are multiplied by it"
+    )
+    router_normalised: bool | None = Field(
+        None, description="weights are divided by their sum over a token's experts (where top-k > 1)"
+    )
     vocab: int = Field(256, ge=2, description="tokens in the vocabulary")
     seq: int = Field(64, ge=1, description="tokens in a sequence")
     tied: bool = Field(
@@ -86,6 +110,7 @@ class ModelConfig(BaseModel):
     )
     qk_norm: bool = Field(False, description="queries and keys pass a norm head by head")
     bias: bool = Field(True, description="matrices and layer norms have biases")
+    qkv_bias: bool | None = Field(None, description="queries, keys and values have biases (as bias)")
     position: Literal["learned", "sinusoidal", "relative", "alibi", "rope", "none"] = Field(
         "learned", description="how tokens know where they stand"
     )
@@ -95,11 +120,29 @@ class ModelConfig(BaseModel):
         "half", description="which columns rope pairs: i and i + d/2, or neighbours"
     )
     rope_theta: float = Field(10000.0, gt=1, description="base of rope's frequencies")
-    rope_scaling: Literal["none", "interpolation", "ntk", "yarn"] = Field(
+    rope_scaling: Literal["none", "interpolation", "ntk", "yarn", "llama3"] = Field(
         "none", description="how rope reaches beyond the trained length"
     )
     rope_factor: float = Field(1.0, ge=1, description="how many times as long as trained")
-    rope_trained: int | None = Field(None, ge=1, description="trained length, for yarn (seq / rope-factor)")
+    rope_trained: int | None = Field(
+        None, ge=1, description="trained length, for yarn and llama3 (seq / rope-factor)"
+    )
+    rope_low_factor: float = Field(
+        1.0, gt=0, description="llama3: a pair that turns less often in the trained length is slowed down"
+    )
+    rope_high_factor: float = Field(
+        4.0, gt=0, description="llama3: a pair that turns more often in the trained length is left alone"
+    )
+    rope_beta_fast: float = Field(
+        32.0, gt=0, description="yarn: turns in the trained length from which a pair is left alone"
+    )
+    rope_beta_slow: float = Field(
+        1.0, gt=0, description="yarn: turns in the trained length up to which a pair is slowed down"
+    )
+    rope_truncate: bool = Field(True, description="yarn: the ramp begins and ends at whole pairs")
+    rope_attention_factor: float | None = Field(
+        None, gt=0, description="yarn: queries and keys are multiplied by it (0.1 ln(rope-factor) + 1)"
+    )
     objective: Literal["causal", "masked"] = Field(
         "causal", description="the next token (GPT), or hidden ones from both sides (BERT)"
     )
@@ -127,6 +170,9 @@ class ModelConfig(BaseModel):
     z_loss: float = Field(
         0.0, ge=0, description="weight of log² Z in the gradient, Z the sum of a token's exponentiated logits"
     )
+
+    embedding_scale: bool = Field(False, description="embeddings of tokens are multiplied by sqrt(hidden)")
+    logit_cap: float = Field(0.0, ge=0, description="logits become cap x tanh(logit / cap); 0: as they are")
 
     @model_validator(mode="before")
     @classmethod
@@ -159,8 +205,7 @@ class ModelConfig(BaseModel):
                 f"odd|learned"
             )
         self._latents_fit()
-        if self.rope_scaling != "none" and self.position != "rope":
-            raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
+        self._rope_fits()
         if self.position == "relative" and self.relative_distance <= self.relative_buckets // (
             4 if self.both_ways else 2
         ):
@@ -178,9 +223,50 @@ class ModelConfig(BaseModel):
             )
         if self.prefix >= self.seq:
             raise ValueError(f"prefix|{self.prefix}|must be shorter than seq = {self.seq}|{self.seq - 1}")
-        if self.experts and self.top_k > self.experts:
-            raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
+        self._experts_fit()
         return self
+
+    def _experts_fit(self) -> None:
+        if not self.experts:
+            for field, info in type(self).model_fields.items():
+                value = getattr(self, field)
+                if field.startswith(("router", "expert_", "dense_")) and value != info.default:
+                    raise ValueError(f"{field}|{value}|needs --experts|{info.default}")
+            return
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k|{self.top_k}|there are {self.experts} experts|{self.experts}")
+        if self.dense_layers >= self.layers:
+            rule = f"must leave one of {self.layers} layers to the experts"
+            raise ValueError(f"dense_layers|{self.dense_layers}|{rule}|{self.layers - 1}")
+        groups, chosen = self.router_groups, self.router_top_groups
+        each = self.experts // groups
+        if self.experts % groups or (groups > 1 and self.router == "sigmoid" and each < 2):
+            least = 2 if self.router == "sigmoid" else 1  # a group's score is the sum of its two largest
+            fits = [1, *(g for g in range(2, self.experts // least + 1) if self.experts % g == 0)]
+            rule = f"must divide experts = {self.experts}" + (", two or more each" if least == 2 else "")
+            raise ValueError(f"router_groups|{groups}|{rule}|{min(fits, key=lambda g: abs(g - groups))}")
+        if chosen > groups:
+            raise ValueError(f"router_top_groups|{chosen}|there are {groups} router-groups|{groups}")
+        if self.top_k > chosen * each:
+            rule = f"{chosen} groups have {chosen * each} experts"
+            raise ValueError(f"top_k|{self.top_k}|{rule}|{chosen * each}")
+
+    def _rope_fits(self) -> None:
+        if self.rope_scaling != "none" and self.position != "rope":
+            raise ValueError(f"rope_scaling|{self.rope_scaling}|needs --position rope|none")
+        for scaling, fields in ROPE_FIELDS.items():
+            for field in fields if self.rope_scaling != scaling else ():
+                value, plain = getattr(self, field), type(self).model_fields[field].default
+                if value != plain:
+                    raise ValueError(f"{field}|{value}|needs --rope-scaling {scaling}|{plain}")
+        if self.rope_scaling == "llama3" and self.rope_high_factor <= self.rope_low_factor:
+            rule = f"must be larger than rope-low-factor = {self.rope_low_factor:g}"
+            raise ValueError(
+                f"rope_high_factor|{self.rope_high_factor:g}|{rule}|{4 * self.rope_low_factor:g}"
+            )
+        if self.rope_scaling == "yarn" and self.rope_beta_fast <= self.rope_beta_slow:
+            rule = f"must be larger than rope-beta-slow = {self.rope_beta_slow:g}"
+            raise ValueError(f"rope_beta_fast|{self.rope_beta_fast:g}|{rule}|{32 * self.rope_beta_slow:g}")
 
     def _latents_fit(self) -> None:
         if not self.kv_latent:
@@ -195,6 +281,9 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"kv_heads|{self.key_heads}|with kv-latent every head has keys of its own|{self.heads}"
             )
+        if self.qkv_bias is not None:
+            rule = "with kv-latent the matrices of keys and values have biases as bias says"
+            raise ValueError(f"qkv_bias|{self.qkv_bias}|{rule}|None")
         if self.qk_norm:
             raise ValueError("qk_norm|True|with kv-latent it is the latents that have norms|False")
         if self.rotary % 2:
@@ -236,6 +325,11 @@ class ModelConfig(BaseModel):
         return self.kv_latent + self.rotary + self.q_latent if self.kv_latent else 0
 
     @property
+    def biased_qkv(self) -> bool:
+        """Whether the matrices of queries, keys and values have biases."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
     def head_products(self) -> int:
         """How many weights the matrices of attention have that are cut over heads."""
         h, a, d = self.hidden, self.heads, self.head_dim
@@ -254,6 +348,16 @@ class ModelConfig(BaseModel):
         return self.ffn or 4 * self.hidden
 
     @property
+    def expert_width(self) -> int:
+        """The inner width of each expert."""
+        return self.expert_ffn or self.width
+
+    @property
+    def normalises(self) -> bool:
+        """Whether the weights of a token's experts are divided by their sum."""
+        return self.top_k > 1 if self.router_normalised is None else self.router_normalised
+
+    @property
     def key_heads(self) -> int:
         """Heads of keys and values: a for multi-head, 1 for multi-query attention, between them for
         grouped-query.
@@ -267,8 +371,48 @@ class ModelConfig(BaseModel):
 
     @property
     def gates(self) -> int:
-        """Matrices into the MLP: with SwiGLU the gate and the value."""
-        return 2 if self.activation == "swiglu" else 1
+        """Matrices into the MLP: two where it has a gate beside the value."""
+        return 2 if self.activation in ("swiglu", "geglu", "swiglu-clamped") else 1
+
+    def routed(self, layer: int) -> bool:
+        """Whether a layer has a router and experts in the place of its MLP.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            True for layers behind the first dense ones, of a model with experts.
+        """
+        return self.experts > 0 and layer >= self.dense_layers
+
+    @property
+    def routed_layers(self) -> int:
+        """How many layers have a router and experts."""
+        return sum(map(self.routed, range(self.layers)))
+
+    def dense_width(self, layer: int) -> int:
+        """The inner width of the MLP that every token of a layer passes.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            Columns of the MLP, or of the shared expert; 0 where there is none.
+        """
+        return self.shared_ffn if self.routed(layer) else self.width
+
+    def matrix_pairs(self, layer: int) -> int:
+        """Pairs of matrices into and out of the tensor-parallel region that a layer has.
+
+        They are attention, the MLP or the experts, and the expert that every token passes.
+
+        Args:
+            layer: which one, from 0.
+
+        Returns:
+            2, or 3 with a shared expert.
+        """
+        return 2 + (self.routed(layer) and self.shared_ffn > 0)
 
     @property
     def causal(self) -> bool:
@@ -307,7 +451,7 @@ class ModelConfig(BaseModel):
         positions.
         """
         h, f, k, u, one = self.hidden, self.width, self.key_width, self.gates, int(self.bias)
-        attention = self.head_products + self.down * (h + one) + one * (h + (h + 2 * k))
+        attention = self.head_products + self.down * (h + one) + one * h + self.biased_qkv * (h + 2 * k)
         if self.kv_latent:
             attention += self.norm_size(self.kv_latent) + (
                 self.norm_size(self.q_latent) if self.q_latent else 0
@@ -319,16 +463,19 @@ class ModelConfig(BaseModel):
         def mlp(f: int) -> int:
             return u * f * (h + one) + h * (f + one)
 
-        inside = mlp(f)
-        if self.experts:
-            inside = self.experts * h * (1 + (u + 1) * f) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
-        layer = (4 if self.norm_position == "sandwich" else 2) * self.norm_size(h) + attention + inside
+        wide = self.expert_width
+        routed = self.experts * h * (1 + (u + 1) * wide) + (mlp(self.shared_ffn) if self.shared_ffn else 0)
+        routed += self.experts * (1 + u * wide + h) if self.expert_bias else 0
+        inside = self.routed_layers * routed + (self.layers - self.routed_layers) * mlp(f)
+        layer = (4 if self.norm_position == "sandwich" else 2) * self.norm_size(h) + attention
         ends = self.vocab * h * (1 if self.tied else 2) + (self.seq * h if self.position == "learned" else 0)
         if self.objective == "masked":
             # token types and their norm; the head's transform, its norm and the logits' bias
             ends += 2 * h + self.norm_size(h) + h * (h + one) + self.norm_size(h) + self.vocab * one
         ends += h * (self.patch_size + one) if self.patches else 0
-        return self.layers * layer + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
+        return (
+            self.layers * layer + inside + ends + (self.norm_size(h) if self.norm_position != "post" else 0)
+        )
 
     def model_flops(self, tokens: int) -> int:
         """Eq 30: the FLOPs that training on some tokens needs, three times those of forward.
@@ -344,15 +491,20 @@ class ModelConfig(BaseModel):
         Returns:
             Floating-point operations, two for each multiply-add.
         """
-        h, f, s, u = self.hidden, self.width, self.seq, self.gates
-        inside = 2 * (u + 1) * h * f
-        if self.experts:
-            inside = 2 * (u + 1) * h * (f * self.top_k + self.shared_ffn) + 2 * h * self.experts
+        h, s, u, routed = self.hidden, self.seq, self.gates, self.routed_layers
+        widths = sum(map(self.dense_width, range(self.layers))) + routed * self.top_k * self.expert_width
+        inside = 2 * (u + 1) * h * widths + routed * 2 * h * self.experts
         products = 2 * (self.head_products + self.down * h)
-        per_layer = products + inside + 2 * s * self.heads * (self.score_dim + self.head_dim)
+        per_layer = products + 2 * s * self.heads * (self.score_dim + self.head_dim)
         head = 2 * h * (self.vocab + (h if self.objective == "masked" else 0))
-        return 3 * tokens * (self.layers * per_layer + head)
+        return 3 * tokens * (self.layers * per_layer + inside + head)
 
+
+# options of rope that only one scaling has
+ROPE_FIELDS = {
+    "llama3": ("rope_low_factor", "rope_high_factor"),
+    "yarn": ("rope_beta_fast", "rope_beta_slow", "rope_truncate", "rope_attention_factor"),
+}
 
 _LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",

@@ -39,6 +39,7 @@ class Module(nn.Module):
         super().__init__()
         self.prefix, self.config, self.parallel, self.seed, self.like = prefix, config, parallel, seed, like
         self.shards: dict[str, Shard | None] = {}
+        self.constants: list[str] = []  # full names of what is saved beside the parameters
         self.partial: set[str] = (
             set()
         )  # whole on every rank, but used for its own heads: the ranks' gradients add up
@@ -68,16 +69,34 @@ class Module(nn.Module):
         if partial:
             self.partial.add(full_name)
 
-    def bias(self, name: str, size: int, shard: Shard | None = None, partial: bool = False) -> None:
-        """Create a bias, in a model that has biases.
+    def bias(
+        self,
+        name: str,
+        size: int,
+        shard: Shard | None = None,
+        partial: bool = False,
+        wanted: bool | None = None,
+    ) -> None:
+        """Create a bias if it is wanted; None: in a model that has biases.
 
         Biases start small and random instead of at zero, because a zero hides mistakes.
         """
-        if self.config.bias:
+        if self.config.bias if wanted is None else wanted:
             self.weight(name, size, std=self.config.init_std, shard=shard, partial=partial)
 
-    def get(self, name: str) -> nn.Parameter | None:
-        """A parameter, or None where the model has no such bias."""
+    def constant(self, name: str, size: int, std: float) -> None:
+        """Create numbers that belong to the weights and are not trained, in the accumulators' type.
+
+        They are no parameters, but are saved and loaded, and whole on every rank.
+        """
+        full_name = f"{self.prefix}{name}"
+        wide = self.like.to(accumulation_dtype(self.like.dtype))
+        made = local_parameter(full_name, (size,), std, 0.0, None, self.parallel, self.seed, wide)
+        self.register_buffer(name, made.detach())
+        self.constants.append(full_name)
+
+    def get(self, name: str) -> Tensor | None:
+        """A parameter or constant, or None where the model has no such thing."""
         return getattr(self, name, None)
 
 
@@ -105,7 +124,7 @@ class Block(Module):
         columns = {"qkv": (h, kv, kv)} if config.qkv == "fused" else {"q": (h,), "k": (kv,), "v": (kv,)}
         for name, blocks in columns.items() if not config.kv_latent else ():
             self.weight(f"{name}_weight", sum(blocks), h, std=std, shard=Shard(0, blocks))  # column parallel
-            self.bias(f"{name}_bias", sum(blocks), shard=Shard(0, blocks))
+            self.bias(f"{name}_bias", sum(blocks), shard=Shard(0, blocks), wanted=config.biased_qkv)
         if config.kv_latent:
             latent.declare(self)
         for name in ("q_norm", "k_norm") if config.qk_norm else ():
@@ -116,8 +135,9 @@ class Block(Module):
         norms.declare(self, "norm2", h)
         for name in ("after1", "after2") if config.norm_position == "sandwich" else ():
             norms.declare(self, name, h)
-        self.mlp = moe.experts if config.experts else mlp.mlp
-        (moe if config.experts else mlp).declare(self)
+        routed = config.routed(index)
+        self.mlp = moe.experts if routed else mlp.mlp
+        (moe if routed else mlp).declare(self)
 
     @property
     def out_std(self) -> float:
@@ -268,6 +288,8 @@ class Block(Module):
 class Embedding(Module):
     """Rows of a table for tokens, and for positions where these are learned or fixed sines.
 
+    Rows for tokens can be multiplied by √h, as in the transformer's paper (1706.03762, section 3.4) and Gemma's
+    files: a tied table then serves the head with small numbers and the layers with large ones.
     BERT (1810.04805, section 3) adds rows for token types, and a norm. Token types are those of a pair of
     sentences unless they are given: 0 in the first half of a sequence, 1 in the second.
     """
@@ -310,6 +332,8 @@ class Embedding(Module):
         if config.patches:  # the first tokens' places are the patches'
             tokens_BS = nn.functional.pad(tokens_BS[:, pixels.shape[1] :], (config.patches, 0))
         x, tokens = parallel.embed(tokens_BS, self.token), tokens_BS.shape[1] * parallel.context.size
+        if config.embedding_scale:
+            x = x * config.hidden**0.5
         if config.patches:
             x = self.seen(x, pixels, tokens)
         if config.position in ("learned", "sinusoidal"):
@@ -352,7 +376,8 @@ class Head(Module):
 
     `table` is the embedding's where it is tied and on this stage. Behind post-norm layers there is no final
     norm, as the last layer ends with one. A masked model has one more matrix, GELU and norm before the table,
-    and a bias of the logits (google-research/bert, get_masked_lm_output).
+    and a bias of the logits (google-research/bert, get_masked_lm_output). With a cap c, logits z become
+    c·tanh(z/c), which lie between -c and c (Gemma 2, 2408.00118, section 2).
     """
 
     def __init__(
@@ -394,12 +419,13 @@ class Head(Module):
         return logits
 
     def scores(self, x_BSH: Tensor) -> Tensor:
-        """This rank's columns of the logits: [B, S, V]."""
+        """This rank's columns of the logits, capped: [B, S, V]."""
         x = x_BSH if self.config.norm_position == "post" else norms.norm(self, "norm", x_BSH)
         if self.config.objective == "masked":
             x = nn.functional.gelu(self.parallel.linear(x, self.transform_weight, self.get("transform_bias")))
             x = norms.norm(self, "transform_norm", x)
-        return self.parallel.column(x, self.table, self.get("logit_bias"))
+        logits, cap = self.parallel.column(x, self.table, self.get("logit_bias")), self.config.logit_cap
+        return (logits / cap).tanh() * cap if cap else logits
 
     def logits(self, x_BSH: Tensor) -> Tensor:
         """The whole logits, on every rank: [B, S, vocabulary]. They carry no gradient."""
@@ -474,3 +500,7 @@ class GPTStage(nn.Module):
             for part in self.parts()
             for name, shard in part.shards.items()
         }
+
+    def full_constants(self) -> dict[str, Tensor]:
+        """What is saved beside the parameters, by full name: numbers that are not trained."""
+        return {n: getattr(part, n.split(".")[-1]) for part in self.parts() for n in part.constants}

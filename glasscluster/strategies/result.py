@@ -17,6 +17,7 @@ class RankResult:
     units: list[tuple[str, int, int]] = field(default_factory=list)  # name, elements, padded elements
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     weights: list[dict[str, Tensor]] = field(default_factory=list)
+    constants: dict[str, Tensor] = field(default_factory=dict)  # saved beside the weights, and not trained
     host_bytes: int = 0  # optimizer state kept in host memory
     in_flight: int = 0  # chunks' activations that waited for their B or W at once
     most_layers: int = 0  # ZeRO-3: blocks that were whole at once

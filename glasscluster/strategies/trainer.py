@@ -105,9 +105,11 @@ class Trainer:
             del loss
         if self.job.keep and not self.job.capture:
             result.weights.append(self.manager.weights())
+        result.constants = {n: x for s in self.stages.values() for n, x in s.full_constants().items()}
         result.losses = [loss.cpu() if loss.device.type != "meta" else loss for loss in result.losses]
         result.checkpoint_bytes = getattr(self.parts.keep, "held", 0)
-        result.routing = {block.index: list(block.routing) for block in self.blocks if self.job.model.experts}
+        model = self.job.model
+        result.routing = {b.index: list(b.routing) for b in self.blocks if model.routed(b.index)}
         result.in_flight = self.parts.executor.most_live
         result.units = [(u.name, u.numel, u.padded) for u in self.manager.units]
         result.host_bytes = self.gpu.memory.host_bytes
@@ -185,6 +187,8 @@ class Trainer:
         for observer in self.observers:
             observer.gradient_summed(step)
         step.totals = self.totals(step.loss, step.batch.counted)
+        with self.gpu.unrecorded():
+            step.totals[1].clamp_(min=1)  # of a step in which no token carries loss, all means are 0
         held = self.gpu.memory.snapshot()
         self.result.state_bytes = {k: held[k] for k in held if k in ("parameters", "gradients", "optimizer")}
         step.norm, step.overflow = self.norm_and_overflow()
@@ -282,5 +286,6 @@ class Trainer:
 
     def clear_routing(self) -> None:
         """Routers tell of a step what they did."""
-        for block in self.blocks if self.job.model.experts else ():
-            block.routing.clear()
+        for block in self.blocks:
+            if self.job.model.routed(block.index):
+                block.routing.clear()

@@ -21,9 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glasscluster.base.errors import InputError
+from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding.cache import Cache, Remember, Within, keeping
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import KeepAll
+from glasscluster.model.uses import check_use
+
+COLDEST = 1e-300  # the smallest temperature that a logit can be divided by; long before, sampling is greedy
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,15 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[b, V] -> [b, V], what is out has 0."""
-        logits = logits.double() / self.temperature
+        logits = logits.double() / max(self.temperature, COLDEST)
         if self.top_k:
             least = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < least, float("-inf"))
         if self.top_p < 1:
             p, order = logits.softmax(-1).sort(-1, descending=True)
-            out = (p.cumsum(-1) - p >= self.top_p).scatter(-1, order, p.cumsum(-1) - p >= self.top_p)
-            logits = logits.masked_fill(out, float("-inf"))
+            beyond = p.cumsum(-1) - p >= self.top_p
+            beyond[:, 0] = False  # the likeliest stays: a set of probability 0 has one token, too
+            logits = logits.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
         return logits.softmax(-1)
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -195,31 +201,30 @@ def check(generator: Generator) -> None:
     )
     if not prompts or not all(len(p) for p in prompts):
         raise ValueError("every prompt needs at least one token")
-    if config.dropout:
-        raise ValueError("dropout is for training: give the model that generates dropout = 0")
-    if config.patches:
-        raise ValueError("prompts have no pixels: `glass run captions` shows a model with patches at work")
-    if config.objective != "causal":
-        raise ValueError("a masked model sees what comes after a token: it fills in, it does not generate")
+    check_use(config, "generate")
     if (most := max(t for p in prompts for t in p)) >= config.vocab:
         raise ValueError(f"the vocabulary has tokens 0 to {config.vocab - 1}, a prompt has {most}")
     if (longest := max(map(len, prompts)) + tokens - 1) > config.seq:
         raise ValueError(
             f"the longest prompt and {tokens} new tokens need {longest} positions, the model has {config.seq}"
         )
-    if config.prefix and (
-        config.prefix > min(*map(len, prompts), generator.chunk or config.seq)
-        or generator.window
-        or windowed(cache)
-    ):
-        raise ValueError(
-            f"the prefix of {config.prefix} tokens has to be seen at once: in every prompt, in its first "
-            f"chunk, without a window"
-        )
+    check_prefix(config, prompts, generator.chunk, bool(generator.window) or windowed(cache))
     if cache is not None and (any(cache.lengths) or len(cache.lengths) != len(prompts)):
         raise ValueError(
             f"the cache has sequences of {cache.lengths} tokens; {len(prompts)} empty ones are needed"
         )
+
+
+def check_prefix(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], chunk: int = 0, window: bool = False
+) -> None:
+    """A prefix is seen at once: whole in every prompt and in its first chunk, without a window; else
+    InputError.
+    """
+    longest = 0 if window else min([*map(len, prompts), chunk or config.seq])
+    if config.prefix > longest:
+        rule = "has to be seen at once: in every prompt, in its first chunk, without a window"
+        raise InputError("prefix", config.prefix, rule, [longest])
 
 
 def windowed(cache: Cache | None) -> bool:

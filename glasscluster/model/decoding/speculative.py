@@ -35,6 +35,7 @@ from glasscluster.model.decoding.cache import Cache, StaticCache
 from glasscluster.model.decoding.generate import GREEDY, Sampling
 from glasscluster.model.decoding.packed import forward_packed
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.uses import check_use
 
 
 class Guess(NamedTuple):
@@ -205,8 +206,7 @@ def check(speculation: Speculation) -> None:
         )
         if most > config.seq:
             raise ValueError(f"prompt, tokens and guesses take {most} positions, the {name} has {config.seq}")
-        if config.dropout or config.prefix or config.objective != "causal":
-            raise ValueError(f"the {name} must be a causal model without a prefix and without dropout")
+        check_use(config, "speculate")
 
 
 # ---- theory ------------------------------------------------------------------------------------------------

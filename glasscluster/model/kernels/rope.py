@@ -14,17 +14,20 @@ Longer than trained, by a factor s:
     yarn            θ_i / s where a pair turns less than once in the trained length L, θ_i where it turns
                     32 times or more, between them a ramp; and q and k times 0.1 ln s + 1, which cools the
                     softmax (Peng et al., 2309.00071, sections 3.2, 3.3)
+    llama3          the same with bounds 1 and 4, a ramp in the number of turns, and no cooling (Llama 3.1; in
+                    Meta's code, not in the paper)
 
 One kernel each way, backward rotates back; nothing is saved for it. Tables are made in float64, rounded to
 the accumulators' type. But: yarn's ramp is linear in i, as in the authors' code, and not in the number of
-turns, as in their equation 18.
+turns, as in their equation 18; where the ramp would end before it begins (L below 2π) their code slows no
+pair down, and so does this one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import log, pi
+from math import ceil, floor, log, pi
 
 import torch
 from torch import Tensor
@@ -34,9 +37,6 @@ from glasscluster.base import operator_costs
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.kernels.precision import accumulation_dtype
 
-# yarn: turns within the trained length from which a pair is left alone, up to which it is interpolated
-FAST, SLOW = 32, 1
-
 
 def frequencies(
     d: int,
@@ -44,25 +44,73 @@ def frequencies(
     scaling: str = "none",
     factor: float = 1.0,
     trained: int = 2048,
+    *,
+    turns: tuple[float, float] | None = None,
+    truncate: bool = True,
 ) -> tuple[float, ...]:
-    """θ_i in radians a position, d/2 of them."""
+    """θ_i in radians a position, d/2 of them.
+
+    Args:
+        d: elements that are rotated.
+        base: of the plain frequencies, base^(-2i/d).
+        scaling: how they are changed (the header), by `factor`.
+        factor: how many times as long as trained.
+        trained: length L, of yarn and llama3.
+        turns: within L: up to the first a pair is slowed down, from the second it is left alone. None: 1 and
+            32 of yarn, 1 and 4 of llama3.
+        truncate: yarn's ramp begins and ends at whole pairs.
+    """
     if scaling == "ntk" and d > 2:
         base = base * factor ** (d / (d - 2))
     plain = [base ** (-2 * i / d) for i in range(d // 2)]
     if scaling == "interpolation":
         return tuple(t / factor for t in plain)
     if scaling == "yarn":
-        low, high = (d * log(trained / (turns * 2 * pi)) / (2 * log(base)) for turns in (FAST, SLOW))
-        first, last = max(low // 1, 0), min(-(-high // 1), d - 1)
-        width = last - first if last > first else 1e-3
-        ramp = [min(max((i - first) / width, 0.0), 1.0) for i in range(d // 2)]
-        return tuple(t / factor * r + t * (1 - r) for t, r in zip(plain, ramp, strict=True))
-    return tuple(plain)
+        kept = _yarn_kept(d, base, trained, turns or (1, 32), truncate)
+    elif scaling == "llama3":
+        low, high = turns or (1, 4)
+        kept = [_within((trained * t / (2 * pi) - low) / (high - low)) for t in plain]
+    else:
+        return tuple(plain)
+    return tuple(t / factor * (1 - k) + t * k for t, k in zip(plain, kept, strict=True))
 
 
-def temperature(scaling: str, factor: float) -> float:
-    """What yarn multiplies q and k by: sqrt(1/t) of the paper."""
-    return 0.1 * log(factor) + 1 if scaling == "yarn" and factor > 1 else 1.0
+def _within(share: float) -> float:
+    return min(max(share, 0.0), 1.0)
+
+
+def _yarn_kept(d: int, base: float, trained: int, turns: tuple[float, float], truncate: bool) -> list[float]:
+    """How much of each pair's own frequency is kept: 1 up to one pair, 0 from another, a ramp between."""
+    slow, fast = (d * log(trained / (n * 2 * pi)) / (2 * log(base)) for n in turns)
+    if truncate:
+        fast, slow = floor(fast), ceil(slow)
+    first, last = max(fast, 0), min(slow, d - 1)
+    width = last - first or 1e-3
+    return [1 - _within((i - first) / width) for i in range(d // 2)]
+
+
+def temperature(scaling: str, factor: float, weight: float = 1.0) -> float:
+    """What yarn multiplies q and k by: sqrt(1/t) of the paper.
+
+    weight: of the logarithm. DeepSeek's files have two, `mscale` and `mscale_all_dim`: q and k get the
+    quotient of both temperatures, the scores the square of the second.
+    """
+    return 0.1 * weight * log(factor) + 1 if scaling == "yarn" and factor > 1 else 1.0
+
+
+def angles(config: ModelConfig, d: int) -> tuple[tuple[float, ...], float]:
+    """A model's θ_i for d rotated elements, and what rotated elements are multiplied by."""
+    trained = config.rope_trained or max(1, round(config.seq / config.rope_factor))
+    bounds = {
+        "yarn": (config.rope_beta_slow, config.rope_beta_fast),
+        "llama3": (config.rope_low_factor, config.rope_high_factor),
+    }
+    theta = frequencies(
+        *(d, config.rope_theta, config.rope_scaling, config.rope_factor, trained),
+        turns=bounds.get(config.rope_scaling),
+        truncate=config.rope_truncate,
+    )
+    return theta, config.rope_attention_factor or temperature(config.rope_scaling, config.rope_factor)
 
 
 @lru_cache(maxsize=256)
@@ -127,7 +175,5 @@ class Rope(torch.autograd.Function):
 
 def rope(x: Tensor, spans: Sequence[int], config: ModelConfig) -> Tensor:
     """x [b, s, a, d] rotated; spans: the positions of its s tokens as runs (first, how many, ...)."""
-    trained = config.rope_trained or max(1, round(config.seq / config.rope_factor))
-    theta = frequencies(x.shape[-1], config.rope_theta, config.rope_scaling, config.rope_factor, trained)
-    scale = temperature(config.rope_scaling, config.rope_factor)
+    theta, scale = angles(config, x.shape[-1])
     return Rope.apply(x, list(spans), list(theta), scale, config.rope_layout == "interleaved")

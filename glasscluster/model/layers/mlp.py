@@ -1,10 +1,13 @@
-"""The MLP of a block: up, activation, down (1706.03762, section 3.3), or with a gate (SwiGLU, Shazeer
-2002.05202).
+"""The MLP of a block: up, activation, down (1706.03762, section 3.3), or with a gate (SwiGLU and GEGLU,
+Shazeer 2002.05202).
 
     gelu, gelu-tanh, relu  y = act(x A + a) B + b                         A [h, f] by columns, B [f, h]
                                                                           by rows over tensor ranks
     swiglu                 y = (silu(x A_g + a_g) · (x A_u + a_u)) B + b  A_g and A_u lie in one matrix:
                                                                           one product
+    geglu                  the same with gelu-tanh for silu (Gemma, 2403.08295)
+    swiglu-clamped         y = (g · sigmoid(1.702 g) · (u + 1)) B + b     g the gate, at most 7, u the value,
+                                                                          between -7 and 7 (gpt-oss)
 
 The activation sees whole columns, so cutting columns needs no communication before the second matrix
 (1909.08053, section 3).
@@ -14,10 +17,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glasscluster.model.parallel import Shard, plus
+
+LIMIT, ALPHA = 7.0, 1.702  # of swiglu-clamped: gpt-oss's swiglu_limit, and how steep its sigmoid is
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
@@ -26,6 +32,13 @@ def activate(x: Tensor, activation: str) -> Tensor:
         case "swiglu":
             gate, value = x.chunk(2, -1)
             return F.silu(gate) * value
+        case "geglu":
+            gate, value = x.chunk(2, -1)
+            return F.gelu(gate, approximate="tanh") * value
+        case "swiglu-clamped":
+            gate, value = x.chunk(2, -1)
+            gate, value = gate.clamp(max=LIMIT), value.clamp(-LIMIT, LIMIT)
+            return (value + 1) * (gate * torch.sigmoid(ALPHA * gate))
         case "relu":
             return F.relu(x)
         case "gelu-tanh":

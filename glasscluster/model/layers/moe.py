@@ -6,7 +6,13 @@ experts, k of them a token, b sequences, s tokens, h hidden, f width of an exper
 an expert (k·b·s, less what is dropped).
 
         p = softmax(W x)  y = sum over the k largest p_i of w_i · expert_i(x)
-                          w = p (k = 1), p over its sum (k > 1)
+            or sigmoid    w = scale · p, or scale · p over its sum of the k (where k > 1, unless it is said)
+
+    choice    of the k largest p_i + c_i, c a correction that is not in the weights and is not trained
+              (DeepSeek-V3, 2412.19437, section 2.1.2); with groups of experts, of those in the best groups
+              alone: a group is as good as its best expert (softmax; DeepSeek-V2, 2405.04434, section 2.2.2) or
+              its two best together (sigmoid; V3)
+    biases    of router and experts, where the model has them (gpt-oss)
 
         tokens   a b c d           expert  0 │ 1 │ 2
         choices  2 0 2 1  ─sort─►  rows    b │ d │ a c  ─dispatch, expert, combine─►  a b c d, times w, added
@@ -19,13 +25,15 @@ an expert (k·b·s, less what is dropped).
 
 The routing group is one sequence, so nothing here depends on how a batch is cut. Losses are summed over
 tokens and divided once by their number, so a token's part is α E · sum_i f_i p_i, and a rank that has some
-tokens of a sequence adds theirs: only f needs all. On shapes without data (`meta`) nobody knows the choices:
-they are taken as balanced (`balanced`). But: no noise in the router and no router z-loss; experts have no
-biases; places are counted with a [b, k·s, E] table.
+tokens of a sequence adds theirs: only f needs all. Scores of a sigmoid are shared out first, p_i over the sum
+of all (V3, eq. 18). On shapes without data (`meta`) nobody knows the choices:
+they are taken as balanced (`balanced`). But: no noise in the router and no router z-loss; nothing moves the
+correction during training; places are counted with a [b, k·s, E] table.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -42,9 +50,13 @@ from glasscluster.model.parallel import Shard
 
 def declare(block: Any) -> None:
     """The router, whole on every rank, and the experts, spread over ranks and each cut as an MLP is."""
-    config, h, f = block.config, block.config.hidden, block.config.width
+    config, h, f = block.config, block.config.hidden, block.config.expert_width
     blocks = (f,) * config.gates
     block.weight("router_weight", config.experts, h, std=config.init_std)
+    if config.expert_bias:
+        declare_biases(block, blocks)
+    if config.router_bias:
+        block.constant("router_correction", config.experts, std=config.init_std)
     block.weight(
         "expert_up_weight",
         config.experts,
@@ -59,6 +71,17 @@ def declare(block: Any) -> None:
     block.routing = []  # what the router did in each forward since somebody cleared it; see `experts`
 
 
+def declare_biases(block: Any, blocks: tuple[int, ...]) -> None:
+    """Biases of the router and of each expert.
+
+    Each tensor rank has a part of the down matrix's too, and adds it to its columns of what is summed over ranks.
+    """
+    config, cut = block.config, {"std": block.config.init_std}
+    block.weight("router_bias", config.experts, **cut)
+    block.weight("expert_up_bias", config.experts, sum(blocks), **cut, shard=Shard(1, blocks, experts=True))
+    block.weight("expert_down_bias", config.experts, config.hidden, **cut, shard=Shard(1, experts=True))
+
+
 def experts(block: Any, x: Tensor) -> Tensor:
     """[b, s, h] -> [b, s, h], in the place of an MLP. Outside the matrices a rank may have some tokens only.
 
@@ -66,7 +89,9 @@ def experts(block: Any, x: Tensor) -> Tensor:
     "kept", and the "aux" loss.
     """
     parallel, config = block.parallel, block.config
-    p, weights, choices = route(x, block.router_weight, config)
+    p, weights, choices = route(
+        x, block.router_weight, config, block.get("router_bias"), block.get("router_correction")
+    )
     choices = parallel.gather_tokens(choices)
     whole = parallel.context.whole(choices) if config.aux_loss or config.capacity_factor else choices
     aux = balance(p, whole, config) if config.aux_loss else None
@@ -91,16 +116,52 @@ def experts(block: Any, x: Tensor) -> Tensor:
 # ---- the router --------------------------------------------------------------------------------------------
 
 
-def route(x: Tensor, router: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities [b, s, E] (in fp32 for 16-bit x), and weights and numbers [b, s, k] of the experts
-    chosen, best first.
+def route(
+    x: Tensor,
+    router: Tensor,
+    config: ModelConfig,
+    bias: Tensor | None = None,
+    correction: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the router says of every token.
+
+    Args:
+        x: tokens, [b, s, h].
+        router: its matrix, [E, h].
+        config: the model's shape.
+        bias: added to the logits, [E]; None: none.
+        correction: added to the scores where experts are chosen, [E]; None: none.
+
+    Returns:
+        Scores [b, s, E] (in fp32 for 16-bit x), and weights and numbers [b, s, k] of the experts
+        chosen, best first.
     """
-    logits = F.linear(x.to(accumulation_dtype(x.dtype)), router.to(accumulation_dtype(x.dtype)))
+    wide = accumulation_dtype(x.dtype)
+    logits = F.linear(x.to(wide), router.to(wide), None if bias is None else bias.to(wide))
     if config.hot_expert:
         logits = logits + F.pad(logits.new_full((1,), config.hot_expert), (0, config.experts - 1))
-    p = logits.softmax(-1)
-    weights, choices = p.topk(config.top_k, dim=-1)
-    return p, weights / weights.sum(-1, keepdim=True) if config.top_k > 1 else weights, choices
+    p = logits.sigmoid() if config.router == "sigmoid" else logits.softmax(-1)
+    if correction is None and config.router_top_groups == config.router_groups:
+        of_chosen, choices = p.topk(config.top_k, dim=-1)
+    else:
+        choices = best(p.detach(), config, correction)
+        of_chosen = p.gather(-1, choices)
+    weights = of_chosen / of_chosen.sum(-1, keepdim=True) if config.normalises else of_chosen
+    return p, weights if config.router_scale == 1 else weights * config.router_scale, choices
+
+
+def best(scores: Tensor, config: ModelConfig, correction: Tensor | None) -> Tensor:
+    """Numbers [b, s, k] of the experts chosen: by their corrected scores [b, s, E], in the best groups."""
+    if correction is not None:
+        scores = scores + correction
+    if config.router_top_groups < config.router_groups:
+        grouped = scores.unflatten(-1, (config.router_groups, -1))
+        counted = 2 if config.router == "sigmoid" else 1
+        of_group = grouped.topk(counted, dim=-1).values.sum(-1)
+        chosen = of_group.topk(config.router_top_groups, dim=-1).indices
+        outside = torch.ones_like(of_group, dtype=torch.bool).scatter(-1, chosen, False)
+        scores = grouped.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(-2)
+    return scores.topk(config.top_k, dim=-1).indices
 
 
 def balance(p: Tensor, whole: Tensor, config: ModelConfig) -> Tensor:
@@ -108,6 +169,7 @@ def balance(p: Tensor, whole: Tensor, config: ModelConfig) -> Tensor:
     all tokens.
     """
     b, s, k = whole.shape
+    p = p / p.sum(-1, keepdim=True) if config.router == "sigmoid" else p
     chosen = p.new_zeros(b, config.experts).scatter_add_(1, whole.flatten(1), p.new_ones(b, s * k))
     return (chosen * p.sum(1)).sum() * (config.aux_loss * config.experts / (s * k))
 
@@ -192,17 +254,33 @@ def apply_experts(block: Any, rows: Tensor, sources: list[list[int]]) -> Tensor:
     pieces = rows.split([n for counts in sources for n in counts])
     results: list[Tensor] = [rows] * len(pieces)
     up_all, down_all, linear = block.expert_up_weight, block.expert_down_weight, block.parallel.linear
+    up_bias, down_bias = biases(block, here)
     for e, (up, down) in enumerate(zip(up_all.unbind(), down_all.unbind(), strict=True)):
         mine = pieces[e::here]
         x = torch.cat(mine) if len(mine) > 1 else mine[0]
         y = linear(
-            mlp.activate(linear(x, up, whole=up_all, index=e), block.config.activation),
+            mlp.activate(linear(x, up, up_bias[e], whole=up_all, index=e), block.config.activation),
             down,
+            down_bias[e],
             whole=down_all,
             index=e,
         )
         results[e::here] = y.split([counts[e] for counts in sources])
     return torch.cat(results)
+
+
+def biases(block: Any, here: int) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+    """Each local expert's biases, of its first matrix and of its second; None where the model has none.
+
+    Results are summed over tensor ranks, so each adds its own part of the second, and zeros beside it.
+    """
+    if not block.config.expert_bias:
+        return [None] * here, [None] * here
+    down, rank, size = block.expert_down_bias, block.parallel.rank, block.parallel.size
+    if size > 1:
+        each = down.shape[1]
+        down = F.pad(down, (rank * each, (size - 1 - rank) * each))
+    return block.expert_up_bias.unbind(), down.unbind()
 
 
 def weighted_sum(rows: Tensor, order: Tensor, weights: Tensor) -> Tensor:

@@ -74,6 +74,13 @@ def tokens_with_loss(model: ModelConfig) -> int:
     )
 
 
+def count_targets(targets: Tensor) -> int:
+    """How many targets carry loss: what a sum over them is divided by. 1 where none does, so that the loss and
+    the gradient of nothing are 0.
+    """
+    return max(1, int((targets != IGNORE).sum()))
+
+
 def masked(tokens: Tensor, vocab: int, step: int, seed: int) -> tuple[Tensor, Tensor]:
     """15 % of each sequence's tokens, at least one, are to be predicted: 80 % of these are hidden, 10 %
     become any token, 10 % stay.

@@ -89,6 +89,10 @@ class Source:
         self.rows = len(self.packed.rows) if self.packed else max(0, (len(self.stream) - 1) // seq)
         if not self.rows:
             raise ValueError(f"{name} has {self.tokens} tokens, a row needs {1 if packed else seq + 1}")
+        if packed and all(len(text) < 2 for text in texts):
+            raise ValueError(
+                f"{name} has no document of two tokens, so no token has one behind it to predict"
+            )
 
     def row(self, number: int) -> Row:
         """A row by number."""

@@ -95,6 +95,15 @@ class Tokenizer:
             learned.tokens, learned.merges, {text: len(learned.tokens) + i for i, text in enumerate(specials)}
         )
 
+    def check_vocab(self, vocab: int, name: str) -> None:
+        """Check that a model has a row for each token; `name` is the file's, for the message.
+
+        Raises:
+            InputError: naming the vocabulary, and the least that works.
+        """
+        if self.size > vocab:
+            raise InputError("vocab", vocab, f"{name} has {self.size} tokens", [self.size])
+
     # ---- text to tokens ------------------------------------------------------------------------------------
     def encode(self, text: str | bytes, allowed: Collection[str] | Literal["all"] = ()) -> list[int]:
         """Token numbers of a text, or of any bytes. `allowed`: special tokens that the text may spell; others

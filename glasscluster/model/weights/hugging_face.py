@@ -55,7 +55,7 @@ class Layout:
     def __init__(self, family: Family, config: ModelConfig) -> None:
         self.family = family
         self.shapes = {
-            name: tuple(p.shape) for name, (p, _) in GPTStage(config, device="meta").full_names().items()
+            name: tuple(x.shape) for name, x in tensors_of(GPTStage(config, device="meta")).items()
         }
         self.ours = {name: pieces(name, shape[0], config) for name, shape in self.shapes.items()}
         self.theirs: dict[str, list[Piece]] = {}
@@ -91,6 +91,11 @@ class Layout:
             made.append(ours[self.home[part]].narrow(0, mine.start, mine.rows))
         whole = torch.cat(made) if len(made) > 1 else made[0]
         return (whole.t() if self.family.is_transposed(self.theirs[tensor][0].part) else whole).contiguous()
+
+
+def tensors_of(stage: GPTStage) -> dict[str, Tensor]:
+    """Everything that is saved, by full name: parameters, and numbers that are not trained."""
+    return {name: p.detach() for name, (p, _) in stage.full_names().items()} | stage.full_constants()
 
 
 def pieces(name: str, rows: int, config: ModelConfig) -> list[Piece]:
@@ -179,6 +184,8 @@ class Weights(Mapping[str, Tensor]):
                     )
                 with torch.no_grad():
                     getattr(part, name.split(".")[-1]).copy_(full)
+            for name in part.constants:
+                getattr(part, name.split(".")[-1]).copy_(self[name])
         return stage
 
 
@@ -287,7 +294,7 @@ def save(stage: GPTStage, folder: str | Path) -> Path:
     from safetensors.torch import save_file
 
     folder, family = Path(folder), family_of(stage.config)
-    ours = {name: p.detach().cpu() for name, (p, _) in stage.full_names().items()}
+    ours = {name: x.cpu() for name, x in tensors_of(stage).items()}
     layout = Layout(family, stage.config)
     if {n: tuple(p.shape) for n, p in ours.items()} != layout.shapes:
         raise WeightsError("only a whole model can be saved; this stage has a part of it")

@@ -12,10 +12,11 @@ from glasscluster.base.errors import InputError
 from glasscluster.base.rows import Row, judged, tally
 from glasscluster.base.text import Said
 from glasscluster.model.decoding.generate import Sampling
-from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, Text, contaminated, make_task, plain
+from glasscluster.model.text.tasks import TASKS, Choice, Prompt, Task, contaminated, make_task, plain
 from glasscluster.model.text.texts import documents
 from glasscluster.scenarios.jobs.generation import check_model, skipped_check
 from glasscluster.scenarios.jobs.shapes import check_room, model_of
+from glasscluster.scenarios.jobs.tokenizing import opened
 from glasscluster.scenarios.requests.evaluate import EvaluateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, largest
@@ -24,6 +25,7 @@ from glasscluster.strategies.serving import scores
 from glasscluster.strategies.serving.evaluation import (
     EvaluationJob,
     RankEvaluation,
+    check_items,
     evaluate_rank,
     predict_traffic,
 )
@@ -75,8 +77,9 @@ def summary(task: Task, number: int, result: RankEvaluation, samples: int = 1) -
                 ]
             )
     else:
-        total, tokens = sum(values[0] for values in item_scores), sum(result.lengths[number])
-        size = sum(len(item.text) - 1 for item in task.items if isinstance(item, Text))
+        total = sum(values[0] for values in item_scores)
+        # of the tokens that were scored: neither a text's first one, nor what did not fit
+        tokens, size = sum(result.lengths[number]), sum(result.sizes[number])
         made |= {
             "tokens": tokens,
             "perplexity": scores.perplexity(total, tokens),
@@ -201,9 +204,9 @@ def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
     for name in request.task:
         if name not in TASKS:
             raise InputError("task", name, "is unknown", list(TASKS))
-    check_model(model, request.tp, precision)
-    if request.tokenizer is None and model.vocab < 256:
-        raise InputError("vocab", model.vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
+    check_model(model, "evaluate", request.tp, precision)
+    if request.tokenizer is not None:
+        opened(request.tokenizer)  # or an InputError that names the file
     if request.samples > 1 and not request.temperature:
         rule = f"{request.samples} samples of the likeliest token are all alike"
         raise InputError("temperature", request.temperature, rule, [0.8])
@@ -223,6 +226,7 @@ def evaluate_command(request: EvaluateRequest, say: Say) -> Evaluation:
         weights=request.weights,
         tokenizer=request.tokenizer,
     )
+    check_items(job)
     ranks, backend, device = job.dp * job.tp, request.backend, request.device
     with Cluster(request.hardware, ranks, backend, seed=seed, device=device) as cluster:
         cluster.hardware.gpu.peak(precision)

@@ -14,14 +14,16 @@ from glasscluster.base.rows import Row, judged, tally
 from glasscluster.base.text import Said
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding import cache as caches
-from glasscluster.model.decoding.generate import Generated, Generator, Sampling, listed
+from glasscluster.model.decoding.generate import Generated, Generator, Sampling, check_prefix, listed
 from glasscluster.model.gpt import GPTStage
+from glasscluster.model.uses import Use, check_use
 from glasscluster.model.weights import hugging_face
 from glasscluster.scenarios.jobs.shapes import check_room, model_of
 from glasscluster.scenarios.requests.generate import CACHES, GenerateRequest
 from glasscluster.sim.run import Cluster, Run
 from glasscluster.strategies.judge.check import TOLERANCE, difference
 from glasscluster.strategies.numerics.widths import WIDTH
+from glasscluster.strategies.plan import make_plan
 from glasscluster.strategies.serving import generation
 from glasscluster.strategies.serving.generation import GenerationJob, generate_rank
 
@@ -210,7 +212,7 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
     """Run `glass generate`: validate the request, make a job of it, and run it on a cluster."""
     model, window, cache = model_of(request), request.window, request.cache
     one_of("cache", cache, CACHES)
-    check_model(model, request.tp, request.precision)
+    check_model(model, "generate", request.tp, request.precision)
     if window and cache not in ("sliding", "none"):
         raise InputError("window", window, f"a {cache} cache keeps all tokens", [0])
     if cache == "sliding" and not window:
@@ -220,6 +222,7 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
     prompts = make_prompts(request.prompts, request.prompt_length, request.batch, model, request.seed)
     if not all(prompts):
         raise InputError("prompt", "", "needs at least one byte")
+    check_prefix(model, prompts, request.chunk, bool(window))
     sampling = Sampling(request.temperature, request.sample_top_k, request.sample_top_p, request.seed)
     job = GenerationJob(
         model,
@@ -246,26 +249,17 @@ def generate_command(request: GenerateRequest, say: Say) -> Generation:
         return generate(cluster, job, checked=request.check, say=say)
 
 
-def check_model(model: ModelConfig, tp: int, precision: str) -> None:
-    """Raise InputError unless the model can continue a text on tp ranks; it names the option that does not
-    fit.
+def check_model(model: ModelConfig, use: Use, tp: int, precision: str) -> None:
+    """Check a model for a use that continues a text, on tp ranks.
+
+    It is judged by the table of uses, and by the rules that a plan for training has.
+
+    Raises:
+        InputError: naming the field, its value, the rule that it breaks and the nearest valid choice.
     """
     one_of("precision", precision, tuple(WIDTH))
-    if model.heads % tp:
-        raise InputError(
-            "tp",
-            tp,
-            f"must divide heads = {model.heads}",
-            [t for t in range(1, model.heads + 1) if model.heads % t == 0],
-        )
-    if model.dropout:
-        raise InputError("dropout", model.dropout, "is for training", [0])
-    if model.patches:
-        raise InputError("patches", model.patches, "a text has no pixels; `glass run captions` has", [0])
-    if model.objective != "causal":
-        raise InputError(
-            "objective", model.objective, "a masked model fills in, it does not generate", ["causal"]
-        )
+    check_use(model, use)
+    make_plan(tp=tp).check(model)
 
 
 def one_of(field_: str, value: str, words: tuple[str, ...]) -> None:

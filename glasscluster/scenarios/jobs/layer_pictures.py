@@ -69,7 +69,7 @@ def _load(plan: Plan, model: ModelConfig, results: list[Any], lang: str) -> Any:
         [sum(c) for c in zip(*(c for r in first for c in r.routing_counts(what)), strict=True)]
         for what in ("wanted", "kept")
     )
-    sequences = plan.global_batch * model.layers
+    sequences = plan.global_batch * model.routed_layers
     places = moe.capacity(model, model.seq) * sequences if model.capacity_factor else None
     return expert_load_figure([Load("", wanted, kept, places)], lang, word("expert_load", lang))
 

@@ -116,17 +116,7 @@ def check_job(job: ServingJob) -> ServingJob:
     """Return the job if it can run; raise InputError otherwise."""
     model = job.model
     one_of("policy", job.policy, POLICIES)
-    check_model(model, job.tp, job.precision)
-    for name, value, rule in (
-        ("prefix", model.prefix, "is seen at once, a step with tokens of many sequences is causal"),
-        (
-            "capacity_factor",
-            model.capacity_factor,
-            "drops tokens according to who else is in the step: requests would change each other",
-        ),
-    ):
-        if value:
-            raise InputError(name, value, rule, [0])
+    check_model(model, "serve", job.tp, job.precision)
     block = job.block if job.policy == "continuous" else 0
     batching.check(job.requests, job.slots, block, job.blocks, model.seq)
     return job

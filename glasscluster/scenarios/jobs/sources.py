@@ -89,10 +89,8 @@ def _check_mixture(data: Mixture, seq: int, vocab: int) -> None:
     except ValueError as problem:
         where = "tokenizer" if "tokenizer" in str(problem) else "data"
         raise InputError(where, data.tokenizer if where == "tokenizer" else sources, str(problem)) from None
-    if rows.tokenizer is not None and rows.tokenizer.size > vocab:
-        raise InputError(
-            "vocab", vocab, f"{data.tokenizer} has {rows.tokenizer.size} tokens", [rows.tokenizer.size]
-        )
+    if rows.tokenizer is not None:
+        rows.tokenizer.check_vocab(vocab, str(data.tokenizer))
 
 
 def _check_file(path: str, seq: int) -> None:

@@ -169,7 +169,8 @@ def train_command(request: TrainRequest, say: Say = silent) -> Trained:
         raise
     if save is not None:  # before the report: what took longest to make is safe first
         say(f"writing the weights to {save}")
-        hugging_face.save(assemble(plan, model, [r.weights[-1] for r in trained.run.results]), save)
+        pieces = [r.weights[-1] | r.constants for r in trained.run.results]
+        hugging_face.save(assemble(plan, model, pieces), save)
     say(f"writing {folder}/report.html")
     with rewriting(folder) as beside:
         write_files(beside, trained, f"train on {plan.gpus} GPUs", folder)

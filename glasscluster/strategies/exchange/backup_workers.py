@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glasscluster.model.parallel import IGNORE
+from glasscluster.model.text.data import count_targets
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.ranks.work import Work
@@ -113,7 +113,7 @@ def tokens(gpu: GPU, job: Job, step: int, counted: tuple[int, ...], workers: int
     if gpu.device.type == "meta":
         return 1
     with gpu.unrecorded():
-        return int((job.batch(step)[1][rows(job, counted, workers)] != IGNORE).sum())
+        return count_targets(job.batch(step)[1][rows(job, counted, workers)])
 
 
 # ---- its own reference -------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.parallel import IGNORE
+from glasscluster.model.text.data import count_targets
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.exchange.replica import Replica, one_thread
 from glasscluster.strategies.job import Job
@@ -124,7 +124,7 @@ def one_after_the_other(job: Job, outer: Outer, replicas: int) -> tuple[list[Ten
                 model.zero_grad()
                 loss = model(tokens, targets)
                 loss.backward()
-                count = int((targets != IGNORE).sum())
+                count = count_targets(targets)
                 gradient = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]) / count
                 with torch.no_grad():
                     job.optimizer.update(own, gradient, state[i], step + 1)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.parallel import IGNORE
+from glasscluster.model.text.data import count_targets
 from glasscluster.sim.ranks.communicator import Communicator
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.sim.ranks.work import Work
@@ -285,7 +285,7 @@ def in_one_process(job: Job, plan: Arrivals) -> Alone:
         model.zero_grad()
         loss = model(tokens[v * each : (v + 1) * each], targets[v * each : (v + 1) * each])
         loss.backward()
-        count = int((targets != IGNORE).sum())
+        count = count_targets(targets)
         out.losses[v].append(float(loss.detach()) / count)
         out.pushes[v].append(
             torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]) * (1.0 / count)
@@ -349,7 +349,7 @@ def compare(results: list[Exchanged], alone: Alone, layout: Layout) -> dict[str,
         if mine.pushes:
             pairs = zip(mine.pushes, theirs, strict=True)
             grad += [difference(a.double().cpu(), b.double(), 1e-3 * float(b.abs().max())) for a, b in pairs]
-        loss += [abs(a - b) / abs(b) for a, b in zip(mine.losses, alone.losses[v], strict=True)]
+        loss += [abs(a - b) / (abs(b) or 1.0) for a, b in zip(mine.losses, alone.losses[v], strict=True)]
     worst = {"grad": largest(grad), "weight": largest(weight), "loss": largest(loss)}
     return {f"max_rel_{what}_diff": value for what, value in worst.items()}
 

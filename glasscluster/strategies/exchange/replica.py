@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from glasscluster.model.gpt import GPTStage
-from glasscluster.model.parallel import IGNORE
+from glasscluster.model.text.data import count_targets
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.job import Job
 from glasscluster.strategies.layout.units import make_unit
@@ -96,7 +96,7 @@ class Replica:
             return [(one, one[:, : self.job.model.seq])] * (each // plan.micro_batch), 1
         tokens, targets = self.job.batch(step)
         mine = slice(part * each, (part + 1) * each)
-        count = int(((targets if whole else targets[mine]) != IGNORE).sum())
+        count = count_targets(targets if whole else targets[mine])
         pieces = (t[mine].to(device).split(plan.micro_batch) for t in (tokens, targets))
         return list(zip(*pieces, strict=True)), count
 

@@ -19,7 +19,8 @@ inner width of the MLP, c context-parallel ranks.
 
     any k and f       inside the matrices w sb (2h + 2k + n f)/t,
                       where the paper has 12 w sbh/t: k = h, f = 4h, n = 2
-                      n = 2 GELU: in and out; 4 SwiGLU: gate, value, silu(gate), product; 1 ReLU: its output
+                      n = 2 GELU: in and out; 4 SwiGLU: gate, value, silu(gate), product (GEGLU: the same
+                      with gelu); 7 clamped SwiGLU: both clamped too, and the sigmoid; 1 ReLU: its output
     context parallel  everything by c, also a s² b; Ulysses with flash attention keeps the output before and
     behind its way back
 
@@ -61,7 +62,14 @@ PARTS = (
     "scores",
 )  # outside the matrices; inside those of the MLP, of attention; what grows with s²
 OPERATOR = {"layernorm": "layer_norm", "rmsnorm": "rms_norm", "scalenorm": "scale_norm"}
-KEPT_OF_MLP = {"gelu": 2, "gelu-tanh": 2, "relu": 1, "swiglu": 4}  # n, in inner widths f
+KEPT_OF_MLP = {
+    "gelu": 2,
+    "gelu-tanh": 2,
+    "relu": 1,
+    "swiglu": 4,
+    "geglu": 4,
+    "swiglu-clamped": 7,
+}  # n, in inner widths f
 
 
 def kept_by_a_layer(
@@ -135,7 +143,9 @@ def predict_layer(
     f, h = model.width, model.hidden
     first_drop = 1 if layer.unfused and layer.drops else 0
     residual = "add 2" if model.bias else "add 1"
-    second = "addmm 2" if model.bias else "mm 3"
+    # the output's bias is added apart, so its matrix is an mm: those of one kind are counted up to the second
+    same_before = (model.bias is model.biased_qkv) + (not model.bias)
+    second = f"{'addmm' if model.bias else 'mm'} {same_before + 1}"
     return [
         *layer.norm(1, "input"),
         *layer.inside_attention(),
@@ -276,7 +286,7 @@ class _Layer:
         as_they_are = self.recompute == "selective" or not (self.unfused or self.exchange)
         if as_they_are and not self.rotates:
             together = "3·sbh" if k == h else "sb(h+2k)"
-            first, columns = "addmm 1" if model.bias else "mm 1", h + 2 * k
+            first, columns = "addmm 1" if model.biased_qkv else "mm 1", h + 2 * k
             terms = [
                 self.cut("attention", "Q, K and V (one tensor)", first, columns=columns, symbols=together)
             ]
@@ -340,12 +350,20 @@ def _over(**ranks: int) -> str:
 
 def _mlp(activation: str, cut: Callable[..., Term], f: int, symbols: str, second: str) -> list[Term]:
     """What the activation keeps, and the input of the second matrix."""
-    if activation == "swiglu":
-        return [
-            cut("gate and value (one tensor)", second, columns=2 * f, symbols="2·sbf"),
-            cut("silu of the gate", "silu 1", columns=f, symbols="sbf"),
-            cut("gated value, input of the second matrix", "mul 1", columns=f, symbols="sbf"),
-        ]
+    gated = {
+        "swiglu": (("silu of the gate", "silu 1"), ("gated value, input of the second matrix", "mul 1")),
+        "geglu": (("gelu of the gate", "gelu 1"), ("gated value, input of the second matrix", "mul 1")),
+        "swiglu-clamped": (
+            ("clamped gate", "clamp 1"),
+            ("value and one", "add 3" if second.startswith("addmm") else "add 2"),
+            ("sigmoid of the gate", "sigmoid 1"),
+            ("gate times sigmoid", "mul 2"),
+            ("gated value, input of the second matrix", "mul 3"),
+        ),
+    }
+    if activation in gated:
+        terms = [cut("gate and value (one tensor)", second, columns=2 * f, symbols="2·sbf")]
+        return terms + [cut(name, maker, columns=f, symbols="sbf") for name, maker in gated[activation]]
     if activation == "relu":  # its derivative needs the output alone
         return [cut("output of ReLU", "relu 1", columns=f, symbols=symbols)]
     return [

@@ -291,6 +291,9 @@ def surely_fits(plan: Plan, model: ModelConfig, capacity: float) -> bool:
     need not be recorded to know that it fits.
     """
     a_layer = 64 * model.hidden + 16 * model.width + 8 * model.heads * model.seq
+    if model.experts:  # a row for each of a token's experts, and what the router says of all
+        each = 16 * (model.hidden + model.expert_width)
+        a_layer += model.top_k * each + 16 * model.shared_ffn + 16 * model.experts
     tokens = plan.micro_batch * plan.micro_batches * model.seq
     activations = 8 * tokens * (model.layers * a_layer + 8 * model.hidden + 8 * model.vocab)
     return 128 * model.parameters() + activations <= capacity

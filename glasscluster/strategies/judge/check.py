@@ -147,7 +147,8 @@ def compare(results: Sequence[RankResult], reference: Reference, plan: Plan) -> 
                         worst[kind], where[kind] = d, f"{name}, rank {rank}, step {step}"
                 stages.setdefault(stage, set()).update(tensors)
         for loss, expected_loss in zip(result.losses, reference.losses, strict=True):
-            worst["loss"] = largest([worst["loss"], abs(float(loss) - expected_loss) / abs(expected_loss)])
+            scale = abs(expected_loss) or 1.0  # 0 where no token carries loss
+            worst["loss"] = largest([worst["loss"], abs(float(loss) - expected_loss) / scale])
     missing = set(reference.shards) - set().union(*stages.values())
     if missing:
         raise AssertionError(f"no rank holds {sorted(missing)}")

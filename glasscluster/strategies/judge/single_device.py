@@ -17,7 +17,7 @@ from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.layers.dropout import Draw
-from glasscluster.model.parallel import IGNORE
+from glasscluster.model.text.data import count_targets
 from glasscluster.model.weights import hugging_face
 from glasscluster.strategies.numerics.bad_batch import Guard, SkipRule
 
@@ -62,7 +62,7 @@ def train_one_device(
         packed = documents[step] if documents is not None else None
         loss = model(tokens, targets, Draw(seed, step, tuple(range(len(tokens))), packed))
         loss.backward()
-        count = int((targets != IGNORE).sum())
+        count = count_targets(targets)
         gradients = {n: p.grad / count for n, (p, _) in named.items() if p.grad is not None}
         norm = torch.sqrt(sum(((g * g).sum() for g in gradients.values()), torch.zeros((), dtype=dtype)))
         factor = min(1.0, clip / (float(norm) + 1e-6)) if clip else 1.0

@@ -29,7 +29,8 @@ def assemble(
     what nobody has.
     """
     stage = GPTStage(model, dtype=dtype)
-    for name, (parameter, shard) in stage.full_names().items():
+    constants = {name: (tensor, None) for name, tensor in stage.full_constants().items()}
+    for name, (parameter, shard) in (stage.full_names() | constants).items():
         numbers = torch.arange(1, parameter.numel() + 1).view(parameter.shape)
         missing = torch.ones(parameter.numel(), dtype=torch.bool)
         for rank, tensors in enumerate(pieces):
@@ -41,7 +42,7 @@ def assemble(
                 )
                 here = mine > 0
                 with torch.no_grad():
-                    parameter.view(-1)[mine[here] - 1] = tensors[name].to(dtype)[here]
+                    parameter.view(-1)[mine[here] - 1] = tensors[name].to(parameter.dtype)[here]
                 missing[mine[here] - 1] = False
         if bool(missing.any()):
             raise ValueError(

@@ -34,7 +34,7 @@ from glasscluster.model.config import ModelConfig
 from glasscluster.model.kernels.flash import costs, parts
 from glasscluster.model.parallel import KeepAll
 from glasscluster.sim.ranks.gpu import GPU
-from glasscluster.strategies.layout.segments import last_spared, segments
+from glasscluster.strategies.layout.segments import ends, last_spared, segments
 
 CHECKPOINT = "checkpoint"  # what the memory ledger calls a tensor that is kept to start from
 
@@ -162,12 +162,12 @@ def predict_checkpoints(
 def predict_flops(
     kind: str,
     model: ModelConfig,
-    layers: int,
+    layers: int | Sequence[int],
     every: int,
     sequences: int,
     *,
     pairs: int | None = None,
-    spares: bool | None = None,
+    spares: Sequence[bool] | None = None,
     routers: int = 1,
     latents: int = 1,
     assignments: int = 0,
@@ -177,17 +177,18 @@ def predict_flops(
     Args:
         kind: "none", "selective" or "full".
         model: sizes of the model.
-        layers: layers of the stage.
+        layers: layers of the stage by number; or how many, then they are the first ones.
         every: layers of a segment.
         sequences: b, sequences of a micro-batch.
         pairs: query-key pairs of a sequence, over all heads and ranks; None: those of flash attention's tiles
             without context parallelism.
-        spares: whether the last matrix of a segment is not repeated; None: as the model has it.
+        spares: for each segment, whether its last matrix is not repeated; None: as the model has it.
         routers: ranks that all compute the same router.
         latents: ranks that all compute the same projection to latents.
         assignments: assignments of tokens to experts, over all layers.
     """
-    b, s, h, f, a, u = sequences, model.seq, model.hidden, model.width, model.heads, model.gates
+    b, s, h, a, u = sequences, model.seq, model.hidden, model.heads, model.gates
+    layers = range(layers) if isinstance(layers, int) else layers
     scores = 2 * b * s * s * a * model.score_dim
     flash = (
         4
@@ -198,15 +199,13 @@ def predict_flops(
     core = flash if model.attention == "flash" else 2 * scores
     if kind != "full":
         # the product with V is not repeated: backward needs only its inputs, and recomputation ends with them
-        return layers * (flash if model.attention == "flash" else scores) if kind == "selective" else 0
-    dense = model.shared_ffn if model.experts else f
-    last = 2 * b * s * dense * h
-    layer = 2 * b * s * (model.head_products + latents * model.down * h + u * dense * h) + last + core
-    experts = (
-        2 * b * s * h * model.experts * routers * layers + 2 * assignments * (u + 1) * h * f
-        if model.experts
-        else 0
-    )
+        return len(layers) * (flash if model.attention == "flash" else scores) if kind == "selective" else 0
+    attention = len(layers) * (2 * b * s * (model.head_products + latents * model.down * h) + core)
+    dense = 2 * b * s * (u + 1) * h * sum(map(model.dense_width, layers))
+    experts = 2 * b * s * h * model.experts * routers * sum(map(model.routed, layers))
+    experts += 2 * assignments * (u + 1) * h * model.expert_width
+    last = ends(layers, every)
     if spares is None:
-        spares = last_spared(model)
-    return layers * layer + experts - (len(segments(layers, every)) * last if spares else 0)
+        spares = [last_spared(model, layer) for layer in last]
+    stopped = [model.dense_width(layer) for layer, spared in zip(last, spares, strict=True) if spared]
+    return attention + dense + experts - 2 * b * s * h * sum(stopped)

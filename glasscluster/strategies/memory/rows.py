@@ -7,7 +7,7 @@ from glasscluster.base.text import Said
 from glasscluster.model.kernels.flash.tiles import TILE
 from glasscluster.sim.recording.events import RECOMPUTE
 from glasscluster.strategies.layout.judged import Judged
-from glasscluster.strategies.layout.segments import last_spared
+from glasscluster.strategies.layout.segments import ends, last_spared
 from glasscluster.strategies.layout.tokens import work
 from glasscluster.strategies.memory.recompute import predict_checkpoints, predict_flops
 
@@ -45,18 +45,18 @@ def _flops(run: Judged) -> int:
     mask = model.causal, model.prefix, model.position in ("relative", "alibi")
     pairs = sum(work(kind, plan.cp, model.seq, model.heads, plan.heads_cut, TILE, *mask))
     # a matrix whose weight gradient is deferred saves its input after its product, so the product runs again
-    fused = plan.tp > 1 and plan.tp_overlap
-    spared = last_spared(model, fused) and not plan.pipeline.splits
+    fused, stops = plan.tp > 1 and plan.tp_overlap, not plan.pipeline.splits
     routers = 1 if plan.sequence_parallel else plan.tp
     flops = 0
     for layers in plan.stage_layers(model):
-        stage = plan.recompute, model, len(layers), plan.recompute_every, plan.micro_batch
+        spared = [stops and last_spared(model, layer, fused) for layer in ends(layers, plan.recompute_every)]
+        stage = plan.recompute, model, layers, plan.recompute_every, plan.micro_batch
         one = predict_flops(*stage, pairs=pairs, spares=spared, routers=routers, latents=plan.tp)
         flops += one * plan.micro_batches * plan.dp
     if model.experts and plan.recompute == "full":
         # the tp ranks send the same rows to the same experts, of which each has some columns
         kept = sum(sum(rows) for result in run.results or () for rows in result.routing_counts("kept"))
-        flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.width
+        flops += 2 * (kept // plan.tp) * (model.gates + 1) * model.hidden * model.expert_width
     return flops
 
 

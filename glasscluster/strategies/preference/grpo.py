@@ -58,4 +58,4 @@ def loss(
     """
     ratio, a = ratios(new_BT, old_BT), advantages_B[:, None]
     gained = torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a) - beta * kl(new_BT, reference_BT)
-    return -((gained * mask_BT).sum(1) / mask_BT.sum(1)).mean()
+    return -((gained * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).mean()  # an empty answer's mean is 0

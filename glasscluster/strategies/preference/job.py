@@ -23,6 +23,7 @@ from torch import Tensor
 from glasscluster.base.errors import InputError
 from glasscluster.model.adamw import Optimizer
 from glasscluster.model.config import ModelConfig
+from glasscluster.model.uses import check_use
 from glasscluster.strategies.preference.rewards import SortTask
 
 Method = Literal["sft", "reward-model", "dpo", "ppo", "grpo"]
@@ -109,6 +110,7 @@ class Tuning:
     capture: bool = False
 
     def __post_init__(self) -> None:
+        check_use(self.model, "tune")
         for name in ("prompts", "group", "epochs"):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "must be at least 1")

@@ -26,8 +26,8 @@ from torch import Tensor
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean of x over the elements where the mask is 1: a scalar."""
-    return (x * mask).sum() / mask.sum()
+    """The mean of x over the elements where the mask is 1, or 0 if there are none: a scalar."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
 def token_rewards(
@@ -35,11 +35,12 @@ def token_rewards(
 ) -> Tensor:
     """r_t: the KL penalty on every token, and the answer's score added on its last one: [B, T].
 
-    `scores_B` [B] are of whole answers; `old_BT` and `reference_BT` are log-probabilities [B, T].
+    `scores_B` [B] are of whole answers; `old_BT` and `reference_BT` are log-probabilities [B, T]. An empty
+    answer has no token that could be rewarded.
     """
     rewards = -beta * (old_BT - reference_BT) * mask_BT
-    last = mask_BT.sum(1, keepdim=True).long() - 1
-    return rewards.scatter_add(1, last, scores_B[:, None].to(rewards.dtype))
+    last = (mask_BT.sum(1, keepdim=True).long() - 1).clamp(min=0)
+    return rewards.scatter_add(1, last, scores_B[:, None].to(rewards.dtype)) * mask_BT
 
 
 def advantages(

@@ -16,8 +16,8 @@ from torch import Tensor
 
 
 def loss(log_probs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """The mean negative log-probability over all answer tokens of the batch, a scalar.
+    """The mean negative log-probability over all answer tokens of the batch, a scalar; 0 if there are none.
 
     Both arguments are [B, T]; the mask is 1 for tokens of an answer and 0 for padding.
     """
-    return -(log_probs_BT * mask_BT).sum() / mask_BT.sum()
+    return -(log_probs_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1)

@@ -17,21 +17,25 @@ in lm-evaluation-harness).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from glasscluster.base.errors import InputError
 from glasscluster.model.config import ModelConfig
 from glasscluster.model.decoding.cache import StaticCache
 from glasscluster.model.decoding.generate import GREEDY, Generator, Sampling, listed, pad
 from glasscluster.model.gpt import GPTStage
 from glasscluster.model.parallel import IGNORE
-from glasscluster.model.text.tasks import Choice, Item, Prompt, Task
+from glasscluster.model.text.tasks import Choice, Item, Prompt, Task, Text
 from glasscluster.model.text.tokenizer import Tokenizer
+from glasscluster.model.uses import check_use
 from glasscluster.sim.ranks.gpu import GPU
 from glasscluster.strategies.serving.generation import make_stage
+
+UNKNOWN = "\ufffd".encode()  # in the place of a token that no text has
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,14 @@ class RankEvaluation:
             a text, or how many samples of a prompt were right.
         scored: for every task and item, how many ranks of dp scored it; 1 where all is well.
         lengths: for every task and item, how many tokens of a text were scored; 0 for other items.
+        sizes: for every task and item, how many bytes those tokens stand for.
         answers: (task, item) -> the answers that this rank sampled.
     """
 
     scores: list[list[list[float]]] = field(default_factory=list)
     scored: list[list[int]] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
+    sizes: list[list[int]] = field(default_factory=list)
     answers: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
 
 
@@ -90,16 +96,22 @@ def numbers(item: Item) -> int:
 
 
 def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
-    """Evaluate on this rank (an SPMD program: every rank runs it, on every backend)."""
+    """Evaluate on this rank (an SPMD program: every rank runs it, on every backend).
+
+    Raises:
+        InputError: for items that cannot be scored (`check_items`).
+    """
     mesh = gpu.make_mesh({"dp": job.dp, "tp": job.tp})
-    tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer is not None else None
+    tokenizer = check_items(job)
     with gpu.unrecorded():
         stage = make_stage(gpu, job.model, job.tp, job.precision, job.seed, job.weights, job.algorithm, mesh)
         for parameter in stage.parameters():
             gpu.memory.register(parameter, "parameters")
         all_scores = torch.zeros(job.scores, dtype=torch.float64, device=gpu.device)
+    counted = [[scored_of(i, tokenizer, job.model.seq) for i in t.items] for t in job.tasks]
     result = RankEvaluation(
-        lengths=[[predicted(i, tokenizer, job.model.seq) for i in t.items] for t in job.tasks]
+        lengths=[[tokens for tokens, _ in task] for task in counted],
+        sizes=[[nbytes for _, nbytes in task] for task in counted],
     )
     gpu.start_step()
     rank, at, step = mesh.index("dp"), 0, 0
@@ -118,7 +130,10 @@ def evaluate_rank(gpu: GPU, job: EvaluationJob) -> RankEvaluation:
                     step += 1
                 else:
                     new = [row_of(item, c, tokenizer, job.model.seq) for c in range(numbers(item))]
-                    places, rows = places + list(range(at, at + len(new))), rows + new
+                    # a text of one token has nothing to score
+                    scorable = [(at + c, row) for c, row in enumerate(new) if row[1]]
+                    places += [place for place, _ in scorable]
+                    rows += [row for _, row in scorable]
             at += numbers(item) + 1
         for a in range(0, len(rows), job.batch):
             with gpu.region("forward", micro_batch=step):
@@ -154,16 +169,76 @@ def row_of(item: Item, choice: int, tokenizer: Tokenizer | None, seq: int) -> tu
     return [*before, *after][-(seq + 1) :], min(len(after), seq)
 
 
-def predicted(item: Item, tokenizer: Tokenizer | None, seq: int) -> int:
-    """How many tokens of a text are scored: all but the first. 0 for choices and prompts."""
-    return 0 if isinstance(item, (Choice, Prompt)) else row_of(item, 0, tokenizer, seq)[1]
+def text_of(tokens: Iterable[int], tokenizer: Tokenizer | None) -> bytes:
+    """The bytes that tokens stand for; U+FFFD for numbers that only the model's table has."""
+    if tokenizer is None:
+        return b"".join(bytes([t]) if t < 256 else UNKNOWN for t in tokens)
+    specials = set(tokenizer.specials.values())
+    known = ((t, t in tokenizer.tokens or t in specials) for t in tokens)
+    return b"".join(tokenizer.decode_bytes([t]) if there else UNKNOWN for t, there in known)
+
+
+def scored_of(item: Item, tokenizer: Tokenizer | None, seq: int) -> tuple[int, int]:
+    """How many tokens of a Text are scored, all but the first at most, and how many bytes they are. 0 for
+    other items.
+    """
+    if not isinstance(item, Text):
+        return 0, 0
+    row, scored = row_of(item, 0, tokenizer, seq)
+    return scored, len(text_of(row[len(row) - scored :], tokenizer))
+
+
+def check_items(job: EvaluationJob) -> Tokenizer | None:
+    """Check that every item can be scored: nothing is divided by zero, and no score is of a part of an answer.
+
+    Returns:
+        The tokenizer; None where tokens are bytes.
+
+    Raises:
+        InputError: naming the vocabulary, the sequence's length or the task.
+    """
+    seq, vocab = job.model.seq, job.model.vocab
+    tokenizer = Tokenizer.load(job.tokenizer) if job.tokenizer is not None else None
+    if tokenizer is None and vocab < 256:
+        raise InputError("vocab", vocab, "texts are bytes: give a tokenizer or a vocabulary of", [256])
+    if tokenizer is not None:
+        tokenizer.check_vocab(vocab, str(job.tokenizer))
+    for task in job.tasks:
+        for number, item in enumerate(task.items):
+            empty = ""
+            if isinstance(item, Prompt):
+                empty = "" if item.text else "has an empty prompt, after which nothing is likely"
+            elif isinstance(item, Choice) and not item.context:
+                empty = "has an empty context: nothing stands before the first token of its continuations"
+            elif isinstance(item, Choice) and not all(item.choices):
+                empty = "has an empty continuation, which is always certain"
+            if empty:
+                raise InputError("task", task.name, f"item {number} {empty}")
+            texts = item.choices if isinstance(item, Choice) else ()
+            longest = max((len(encode(text, tokenizer)) for text in texts), default=0)
+            if longest > seq:
+                rule = (
+                    f"item {number} of {task.name} has a continuation of {longest} tokens, and all are scored"
+                )
+                raise InputError("seq", seq, rule, [longest])
+        texts_alone = all(isinstance(item, Text) for item in task.items)
+        if texts_alone and not any(scored_of(item, tokenizer, seq)[0] for item in task.items):
+            raise InputError("task", task.name, "no text has a second token, and the first is not scored")
+    return tokenizer
 
 
 @torch.no_grad()
 def loglikelihoods(stage: GPTStage, rows: Sequence[tuple[list[int], int]]) -> Tensor:
-    """The log-likelihood, in nats, of the scored tokens of each row, given the tokens before them: [rows]."""
+    """The log-likelihood, in nats, of the scored tokens of each row, given the tokens before them: [rows].
+
+    Raises:
+        ValueError: a row scores no token, or has none before those that it scores.
+    """
+    if any(not 0 < scored < len(row) for row, scored in rows):
+        raise ValueError("every row scores at least one token, and has at least one before it")
     assert stage.embedding is not None
     assert stage.head is not None
+    check_use(stage.config, "evaluate")
     device = next(stage.parameters()).device
     tokens = pad([row[:-1] for row, _ in rows], device)
     targets = torch.full_like(tokens, IGNORE)
@@ -195,7 +270,7 @@ def answers(
     sampling = dataclasses.replace(job.sampling, seed=hash(seed) & 0x7FFFFFFF)
     chosen = [listed(c) for _, c in Generator(stage, [prompt] * job.samples, tokens, cache, sampling)]
     texts = zip(*chosen, strict=True)
-    return [bytes(text) if tokenizer is None else tokenizer.decode_bytes(text) for text in texts]
+    return [text_of(text, tokenizer) for text in texts]
 
 
 # ---- theory ------------------------------------------------------------------------------------------------

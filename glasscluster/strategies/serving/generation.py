@@ -11,7 +11,7 @@ bytes an element.
 Step i is recorded as micro-batch i: 0 is the prefill, the others are decode steps.
 
     sent by all ranks, a forward  2 (t-1) B S h w for each of 2 all-reduces a layer and one of the embedding
-                                  (Eq 18, forward)
+                                  (Eq 18, forward), one more where every token passes a shared expert
                                   (t-1) B V w for the logits of one token a sequence
     cached on a rank              Eq 3 / t where t divides the key heads; one key head where t is larger
     decode, at least              (bytes of the parameters + bytes of the cache) / memory bandwidth
@@ -262,8 +262,9 @@ def predict_traffic(model: ModelConfig, tp: int, batch: int, columns: int, width
     logits = (tp - 1) * batch * -(-model.vocab // tp) * tp * width
     shared = tp // model.key_heads  # ranks that gather one key-value head
     heads = model.layers * (shared - 1) * 2 * batch * columns * model.key_width * width if shared > 1 else 0
+    pairs = sum(map(model.matrix_pairs, range(model.layers)))  # each is left with one all-reduce
     return {
-        "layers": 2 * model.layers * one,
+        "layers": pairs * one,
         "embedding": one,
         "logits": logits if tp > 1 else 0,
         "key-value heads": heads,

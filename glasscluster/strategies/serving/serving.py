@@ -230,7 +230,7 @@ def predict_paged(schedule: Schedule, block: int) -> list[int]:
 def predict_sent(job: ServingJob, schedule: Schedule, width: int) -> int:
     """Bytes that all ranks send over a whole plan: for each step what generation.predict_traffic says.
 
-    The two all-reduces a layer and the one of the embedding carry all columns, padding included; the logits
+    The all-reduces of the layers and the one of the embedding carry all columns, padding included; the logits
     are gathered for one token of each sequence.
     """
     sent = 0

@@ -130,7 +130,8 @@ def judge_alone(gpu: GPU, model: ModelConfig, context: int, tokens: int, precisi
 def fill(stage: GPTStage, state: State) -> None:
     """Copy whole parameters, by full name, into a stage; each rank takes its shard of them."""
     parallel = stage.parts()[0].parallel
-    for name, (parameter, shard) in stage.full_names().items():
+    constants = {name: (tensor, None) for name, tensor in stage.full_constants().items()}
+    for name, (parameter, shard) in (stage.full_names() | constants).items():
         if name in state:
             whole = state[name].to(parameter)
             parameter.copy_(whole if shard is None else shard.take(whole, parallel.rank, parallel.size))

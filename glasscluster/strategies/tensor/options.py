@@ -25,19 +25,30 @@ class TensorOptions(BaseModel):
 
     def rules(self, model: ModelConfig, _layout: Layout) -> None:
         """tp divides what it cuts. A key-value head is whole on a rank, or shared evenly by several ranks."""
-        if self.sequence_parallel and model.seq % self.tp:
-            rule = f"must divide seq = {model.seq} when the sequence is cut"
-            raise InputError("tp", self.tp, rule, divisors(model.seq))
-        shared = {"shared-ffn": model.shared_ffn} if model.shared_ffn else {}
-        sizes = {"heads": model.heads, "ffn": model.width, **shared}
-        for field, size in sizes.items():
-            if size % self.tp:
-                fits = [t for t in divisors(size) if all(n % t == 0 for n in sizes.values())]
-                raise InputError("tp", self.tp, f"must divide {field} = {size}", fits)
-        heads = model.key_heads
-        if heads % self.tp and (self.tp % heads or model.key_width % self.tp):
-            fits = [t for t in divisors(model.heads) if heads % t == 0 or t % heads == 0]
-            raise InputError("tp", self.tp, f"must divide kv-heads = {heads}, or be a multiple of them", fits)
+        if rule := self.broken(model, self.tp):
+            fits = [t for t in divisors(model.heads) if self.broken(model, t) is None]
+            raise InputError("tp", self.tp, rule, fits)
         if self.tp_overlap and not self.sequence_parallel:
             rule = "cuts the gathers and scatters of --sequence-parallel in pieces"
             raise InputError("tp_overlap", True, rule, ["--sequence-parallel"])
+
+    def broken(self, model: ModelConfig, tp: int) -> str | None:
+        """The first rule that so many tensor ranks break with a model; None: they fit."""
+        if self.sequence_parallel and model.seq % tp:
+            return f"must divide seq = {model.seq} when the sequence is cut"
+        sizes = {"heads": model.heads}
+        if not model.experts or model.dense_layers or not model.expert_ffn:
+            sizes["ffn"] = model.width
+        if model.experts:
+            sizes |= {"expert-ffn": model.expert_width, "shared-ffn": model.shared_ffn}
+        if model.expert_bias:  # each rank adds a part of a bias that is not cut with its matrix
+            sizes["hidden"] = model.hidden
+        for field, size in sizes.items():
+            if size % tp:
+                return f"must divide {field} = {size}"
+        heads, width = model.key_heads, model.key_width
+        if heads % tp and tp % heads:
+            return f"must divide kv-heads = {heads}, or be a multiple of them"
+        if heads % tp and width % tp:
+            return f"must divide the {width} columns of keys where ranks share one of {heads} kv-heads"
+        return None

@@ -7,11 +7,10 @@ import torch
 
 from glasscluster.base.rows import Row
 from glasscluster.base.text import Said
-from glasscluster.model.config import ModelConfig
 from glasscluster.model.gpt import GPTStage
 from glasscluster.sim.recording.graph import ExecutionGraph
 from glasscluster.strategies.layout.judged import Judged, bytes_row
-from glasscluster.strategies.layout.segments import last_spared
+from glasscluster.strategies.layout.segments import ends, last_spared
 from glasscluster.strategies.tensor import sequence_parallel, tensor_parallel
 from glasscluster.strategies.tensor.tensor_parallel import predict_again, predict_shared_heads
 
@@ -31,16 +30,18 @@ def _activations(run: Judged, graph: ExecutionGraph) -> list[Row]:
     """Eq 18 and Eq 19: a row each for layers, the embedding, the head, and the loss."""
     plan, model = run.plan, run.model
     theory = sequence_parallel if plan.sequence_parallel else tensor_parallel
-    pairs, per_layer = _pairs(model), _per_layer(run)
-    spared, each = last_spared(model, fused=plan.tp_overlap), 2 if plan.sequence_parallel else 1
+    each = 2 if plan.sequence_parallel else 1
     b_s, h, t, w = plan.micro_batch * model.seq, model.hidden, plan.tp, plan.width
     total = {"layer": 0, "embedding": 0, "head": 0, "loss": 0}
     for stage, layers in enumerate(plan.stage_layers(model)):
-        n, ends = len(layers), (stage == 0, stage == plan.stages - 1)
-        again = predict_again(n, plan.recompute_every, pairs, spared, each) if plan.recompute == "full" else 0
-        part = theory.predict_traffic(n, plan.micro_batches, b_s, h, t, w, *ends, again, per_layer)
+        first_and_last, again = (stage == 0, stage == plan.stages - 1), 0
+        if plan.recompute == "full":
+            stop = [last_spared(model, i, plan.tp_overlap) for i in ends(layers, plan.recompute_every)]
+            again = predict_again(sum(map(model.matrix_pairs, layers)), sum(stop), each)
+        inside = sum(_of_layer(run, layer) for layer in layers)  # layers differ: they are taken as one
+        part = theory.predict_traffic(1, plan.micro_batches, b_s, h, t, w, *first_and_last, again, inside)
         total = {k: sent + part[k] * plan.dp for k, sent in total.items()}
-    where, (what, place, source) = _places(graph), _names(run, per_layer)
+    where, (what, place, source) = _places(graph), _names(run)
     return [
         bytes_row(
             graph,
@@ -54,20 +55,15 @@ def _activations(run: Judged, graph: ExecutionGraph) -> list[Row]:
     ]
 
 
-def _pairs(model: ModelConfig) -> int:
-    """Pairs of matrices in a layer: attention, MLP or experts, and the expert that every token passes."""
-    return 3 if model.experts and model.shared_ffn else 2
-
-
-def _per_layer(run: Judged) -> int:
+def _of_layer(run: Judged, layer: int) -> int:
     """How many collectives a layer and micro-batch has, without recomputation.
 
     A pair of matrices that saves its whole input instead of gathering it again in backward (a gated MLP of
     three matrices; a router with its experts) has one all-gather less.
     """
     if run.plan.sequence_parallel:
-        return 5 * _pairs(run.model) - (not run.model.one_gather) - (run.model.experts > 0)
-    return 2 * _pairs(run.model)
+        return 5 * run.model.matrix_pairs(layer) - (not run.model.one_gather) - run.model.routed(layer)
+    return 2 * run.model.matrix_pairs(layer)
 
 
 def _places(graph: ExecutionGraph) -> dict[str, np.ndarray]:
@@ -85,7 +81,7 @@ def _places(graph: ExecutionGraph) -> dict[str, np.ndarray]:
     }
 
 
-def _names(run: Judged, per_layer: int) -> tuple[Said, dict[str, Said], str]:
+def _names(run: Judged) -> tuple[Said, dict[str, Said], str]:
     """The names of the rows: what is sent, for which part of the model, and the source of the formula."""
     full = run.plan.recompute == "full"
     if run.plan.sequence_parallel:
@@ -99,8 +95,9 @@ def _names(run: Judged, per_layer: int) -> tuple[Said, dict[str, Said], str]:
         source = "Megatron-LM 1909.08053 section 3 (Eq 18, Eq 19)"
         embedding = Said("embedding, once", "词嵌入（一次）")
         head = Said("head input, once", "输出头的输入（一次）")
+    each = [str(n) for n in sorted({_of_layer(run, layer) for layer in range(run.model.layers)})]
     place = {
-        "layer": Said(f"{per_layer} per layer{again.en}", f"每层 {per_layer} 次{again.zh}"),
+        "layer": Said(f"{' or '.join(each)} per layer{again.en}", f"每层 {'或'.join(each)} 次{again.zh}"),
         "embedding": embedding,
         "head": head,
         "loss": Said("loss, 3 scalars a token", "损失（每 token 3 个标量）"),
@@ -142,7 +139,7 @@ def _router(run: Judged, graph: ExecutionGraph) -> list[Row]:
             graph,
             "tp_router_sent",
             Said("tp weights of the router sent", "tp 路由权重的发送量"),
-            runs * (plan.tp - 1) * weights * plan.micro_batches * model.layers * plan.dp,
+            runs * (plan.tp - 1) * weights * plan.micro_batches * model.routed_layers * plan.dp,
             _places(graph)["router"],
             "Eq 9, Eq 10: k numbers a token",
         )

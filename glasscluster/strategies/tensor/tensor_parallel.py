@@ -32,7 +32,6 @@ from torch import Tensor
 from glasscluster.model.kernels.precision import accumulation_dtype
 from glasscluster.model.parallel import IGNORE, Unsharded
 from glasscluster.sim.ranks.communicator import Communicator
-from glasscluster.strategies.layout.segments import segments
 from glasscluster.strategies.layout.units import Unit, owned_members
 
 
@@ -271,10 +270,10 @@ def predict_shared_heads(
     return runs * (sharing - 1) * 2 * tokens * key_width * width if sharing > 1 else 0
 
 
-def predict_again(layers: int, every: int, regions: int, spared: bool, each: int = 1) -> int:
+def predict_again(regions: int, spared: int, each: int = 1) -> int:
     """Eq 18: how many collectives full recomputation repeats for a stage and micro-batch.
 
-    A layer has `regions` pairs of matrices (attention, MLP), and each pair has `each` collectives in forward.
-    `every`: layers of a segment. `spared`: recomputation ends before the last collective of each segment.
+    The stage's layers have `regions` pairs of matrices (attention, MLP), and each pair has `each` collectives
+    in forward. `spared`: segments whose last collective is not repeated.
     """
-    return each * regions * layers - (len(segments(layers, every)) if spared else 0)
+    return each * regions - spared

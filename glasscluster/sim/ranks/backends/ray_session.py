@@ -23,9 +23,15 @@ from typing import Any
 
 from glasscluster.base.errors import BackendUnavailable
 
+try:
+    import fcntl
+except ImportError:  # Windows: folders of killed drivers stay
+    fcntl = None  # type: ignore[assignment]
+
 FOLDERS = "glass-ray-"  # how the folders of sessions begin
 LOCK = "lock"
 ANSWER_S = 5.0  # for a Ray that somebody else has started to take a connection, and to answer
+PUT_BACK_S = 0.02  # how often the handler of SIGTERM is put back while Ray starts
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # a client's first bytes
 
 
@@ -132,12 +138,11 @@ def remove_left_folders() -> None:
 def _lock(file: Any) -> bool:
     """Lock a file; False where somebody has it, or where this system cannot."""
     try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         return False
-    return True
+    return fcntl is not None
 
 
 def _close_token() -> None:
@@ -150,16 +155,32 @@ def _close_token() -> None:
 
 @contextlib.contextmanager
 def _handler_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself when it starts."""
-    if threading.current_thread() is not threading.main_thread():
+    """Keep whoever handles SIGTERM: Ray takes it twice when it starts, first in Python, then in C++, where it
+    aborts the process.
+
+    The second time no hook of ours runs, so a timer puts the handler back as soon as Python runs again.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or before in (None, signal.SIG_DFL) or not hasattr(signal, "setitimer"):
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+
+    def put_back(*_: object) -> None:
+        signal.signal(signal.SIGTERM, before)
+
+    from ray._private import utils
+
+    taking, utils.set_sigterm_handler = utils.set_sigterm_handler, put_back
+    alarm = signal.signal(signal.SIGALRM, put_back)
+    signal.setitimer(signal.ITIMER_REAL, PUT_BACK_S, PUT_BACK_S)
     try:
         yield
     finally:
-        if before not in (None, signal.SIG_DFL):
-            signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        utils.set_sigterm_handler = taking
+        put_back()
 
 
 @contextlib.contextmanager

@@ -80,14 +80,14 @@ class Siblings:
 
     # ---- looking -------------------------------------------------------------------------------------------
     def _stopped(self, error: GlassError) -> GlassError | None:
-        found = [(rank, pid) for rank, pid in self._here() if state_of(pid) == STOPPED]
-        for _, pid in found:
+        stopped = [(rank, pid) for rank, pid in self._here() if state_of(pid) == STOPPED]
+        for _, pid in stopped:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGTERM)  # is taken when it goes on
                 os.kill(pid, signal.SIGCONT)
-        if not found:
+        if not stopped:
             return None
-        rank, pid = found[0]
+        rank, pid = stopped[0]
         text = f"rank {rank} is stopped: its process {pid} does not run (SIGSTOP); {error.message}"
         return RankStalled(text, rank=rank, operation=error.operation, peer=self.rank)
 
@@ -106,13 +106,14 @@ class Siblings:
 
     def _here(self) -> list[tuple[int, int]]:
         """Rank and process id of the other ranks on this machine."""
-        found = []
+        processes = []
         for rank in range(self.size):
             if rank != self.rank and self._has(key := f"glass/process/{rank}"):
                 with contextlib.suppress(Exception):
                     host, pid = self.store.get(key).decode().split()
-                    found += [(rank, int(pid))] if host == socket.gethostname() else []
-        return found
+                    if host == socket.gethostname():
+                        processes.append((rank, int(pid)))
+        return processes
 
     def _has(self, key: str) -> bool:
         try:
