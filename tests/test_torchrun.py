@@ -103,6 +103,29 @@ def test_outstanding_works_do_not_deadlock_or_swap_under_torchrun(tmp_path):
     assert json.loads(done.stdout) == [[expected(p, r, 4) for r in range(4)] for p in OUTSTANDING]
 
 
+TWO = """
+import torch
+from glasscluster import Cluster
+def program(gpu, op):
+    x = torch.ones(4) * (gpu.rank + 1)
+    gpu.comm.all_reduce(x, op=op)
+    return float(x[0])
+for op in ("sum", "max", "min"):
+    with Cluster("classroom", 2, "torchrun") as cluster:
+        said = cluster.run(program, op).results
+        if cluster.leader:
+            print(op, said)
+"""
+
+
+def test_clusters_one_after_the_other_in_one_job_are_not_compared_with_each_other(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    done = torchrun(2, str(script), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split("\n")[:3] == ["sum [3.0, 3.0]", "max [2.0, 2.0]", "min [1.0, 1.0]"]
+
+
 def test_native_collectives_train_the_same_model_and_count_nothing(tmp_path):
     done = torchrun(
         2,

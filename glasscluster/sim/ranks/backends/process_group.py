@@ -243,10 +243,12 @@ class NcclWire(GroupWire):
             torch.cuda.current_stream().wait_stream(self._streams[group])
 
 
-def make_wire(rank: int, size: int, device: torch.device, timeout_s: float, compare: bool) -> GroupWire:
-    """The wire for a device, in the default process group. compare: collectives are compared before they run."""
-    store: Any = dist.distributed_c10d._get_default_store() if compare else None
-    calls = StoreCalls(store, rank) if compare else None
+def make_wire(rank: int, size: int, device: torch.device, timeout_s: float, store: Any) -> GroupWire:
+    """The wire for a device, in the default process group.
+
+    store: in which collectives are compared before they run, used by nobody before; None: they are not.
+    """
+    calls = None if store is None else StoreCalls(store, rank)
     return (NcclWire if device.type == "cuda" else GroupWire)(rank, size, device, timeout_s, calls)
 
 

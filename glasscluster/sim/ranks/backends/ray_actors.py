@@ -71,7 +71,8 @@ class _Rank:
             timeout=timedelta(seconds=meeting_s),
         )
         gpu = torch.device(device, 0) if device == "cuda" else torch.device("cpu")
-        self.wire = make_wire(rank, size, gpu, timeout_s, compare)
+        store = dist.distributed_c10d._get_default_store() if compare else None
+        self.wire = make_wire(rank, size, gpu, timeout_s, store)
         return os.getpid()
 
     def run(self, blob: bytes, record: bool, capacity: float | None) -> Outcome:

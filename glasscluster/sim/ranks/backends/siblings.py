@@ -43,7 +43,12 @@ class Siblings:
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
+        self._run = 0
         self.store.set(f"glass/process/{rank}", f"{socket.gethostname()} {os.getpid()}")
+
+    def start_run(self) -> None:
+        """Begin a run, of which no rank has failed."""
+        self._run += 1
 
     def find_cause(self, error: GlassError) -> GlassError:
         """The error that all ranks should report, where this one has failed.
@@ -62,7 +67,7 @@ class Siblings:
             )
         with contextlib.suppress(Exception):  # the store goes with the agent
             text = json.dumps([type(error).__name__, error.message, error.rank, error.operation, error.peer])
-            self.store.compare_set("glass/failure", "", text)
+            self.store.compare_set(f"glass/failure/{self._run}", "", text)
         return error
 
     def find_killed(self) -> GlassError | None:
@@ -94,12 +99,12 @@ class Siblings:
     def _first_word(self, patience_s: float) -> GlassError | None:
         """What the first rank that failed has left in the store."""
         end = time.monotonic() + patience_s
-        while not self._has("glass/failure"):
+        while not self._has(f"glass/failure/{self._run}"):
             if time.monotonic() > end:
                 return None
             time.sleep(0.05)
         with contextlib.suppress(Exception):
-            name, message, rank, operation, peer = json.loads(self.store.get("glass/failure"))
+            name, message, rank, operation, peer = json.loads(self.store.get(f"glass/failure/{self._run}"))
             kind = RankDied if name == "InputError" else getattr(errors, name)
             return kind(message, rank=rank, operation=operation, peer=peer)
         return None

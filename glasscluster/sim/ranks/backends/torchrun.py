@@ -7,6 +7,7 @@ Rank 0 gathers every rank's outcome and continues with checks and reports; every
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,6 +20,8 @@ from glasscluster.base.errors import BackendUnavailable, GlassError, InputError,
 from glasscluster.sim.ranks.backends.process_group import GroupWire, lost_message, make_wire, one_thread
 from glasscluster.sim.ranks.backends.siblings import Siblings, end_with_the_agent
 from glasscluster.sim.ranks.gpu import Outcome, run_rank
+
+_clusters = itertools.count()  # of this process; the same on every rank
 
 
 class TorchrunBackend:
@@ -57,9 +60,11 @@ class TorchrunBackend:
             )
             if "TORCHELASTIC_RUN_ID" in os.environ:  # else nobody knows who started this process
                 end_with_the_agent()
-        self.siblings = Siblings(dist.distributed_c10d._get_default_store(), self.rank, self.gpus)
+        # the store outlives a cluster: each one has keys of its own
+        store = dist.PrefixStore(f"cluster {next(_clusters)}", dist.distributed_c10d._get_default_store())
+        self.siblings = Siblings(store, self.rank, self.gpus)
         device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-        return make_wire(self.rank, self.gpus, device, self.timeout_s, self.compare)
+        return make_wire(self.rank, self.gpus, device, self.timeout_s, store if self.compare else None)
 
     def run(
         self, program: Callable[..., Any], args: tuple, record: bool, capacity: float | None
@@ -69,6 +74,7 @@ class TorchrunBackend:
         assert self.siblings is not None
         outcome = None
         try:
+            self.siblings.start_run()
             outcome = run_rank(self.wire, program, args, record, capacity)
             if outcome.error is not None:
                 raise outcome.error
